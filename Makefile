@@ -1,0 +1,126 @@
+# Shardwright's commands. `make` lists them. Each sets up what it needs, once, and says so:
+#   system packages (apt-get when root)  ->  .venv  ->  build/  ->  the command itself
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+PYTHON ?= python3
+JOBS ?= $(shell nproc)
+VENV := .venv
+IN_VENV := $(VENV)/bin/python
+say = @printf '\n== %s\n' "$(1)"
+
+.PHONY: help demo test lint format bench clean build
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: build ## generate a small checkpoint, load it on two ranks, check it and print the figures
+	$(call say,demo)
+	@$(IN_VENV) -m shardwright demo
+
+test: build ## run every C++ and Python test
+	$(call say,C++ tests)
+	@ctest --test-dir build --parallel $(JOBS) --timeout 300 --output-on-failure
+	$(call say,Python tests)
+	@$(IN_VENV) -m pytest
+
+# --- system packages ---------------------------------------------------------------------------------------------------
+# Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
+
+PACKAGES := g++ cmake ninja-build ccache libprotobuf-dev protobuf-compiler nlohmann-json3-dev libgtest-dev libhwy-dev \
+  libbenchmark-dev
+LINT_PACKAGES := clang-format-14 clang-tidy-14
+has = $(shell $(PYTHON) -c 'import ensurepip, os, sysconfig; $(1)' 2>/dev/null && echo yes)
+PYTHON_PACKAGES = $(if $(call has,),,python3-venv) \
+  $(if $(call has,os.stat(sysconfig.get_path("include") + "/Python.h")),,python3-dev)
+
+.PHONY: system lint-system
+system:
+	@.ci/system_packages $(PACKAGES) $(PYTHON_PACKAGES)
+lint-system: system
+	@.ci/system_packages $(LINT_PACKAGES)
+
+# --- .venv -------------------------------------------------------------------------------------------------------------
+# The stamp vouches for this folder, an interpreter that runs and the pinned torch. When one of them has changed, it is
+# thrown away and the environment is set up anew.
+
+STAMP := $(VENV)/stamp
+PRINT_STATE := $(IN_VENV) -c 'import sys; from importlib.metadata import version; \
+  print("$(CURDIR)", "python", sys.version.split()[0], "torch", version("torch"))'
+ifneq ($(shell $(PRINT_STATE) 2>/dev/null),$(shell cat $(STAMP) 2>/dev/null))
+$(shell rm -f $(STAMP))
+endif
+
+$(STAMP): .ci/requirements.txt | system
+	$(call say,.venv: Python environment with $(shell grep '^torch' $<))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=...")'
+	@$(IN_VENV) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(IN_VENV) -m pip install --quiet --quiet --requirement $<
+	@$(IN_VENV) -c 'import sysconfig; print("$(CURDIR)/python_shim", \
+	  file=open(sysconfig.get_path("purelib") + "/shardwright.pth", "w"))'
+	@printf '#!/bin/sh\nexec "$(CURDIR)/$(IN_VENV)" -m shardwright "$$@"\n' >$(VENV)/bin/shardwright
+	@chmod +x $(VENV)/bin/shardwright
+	@$(PRINT_STATE) >$@
+
+# --- build/ ------------------------------------------------------------------------------------------------------------
+# The Python module is built beside the package, which .venv finds where it lies: edits of Python need no build.
+
+export CCACHE_BASEDIR := $(CURDIR)
+CCACHE = $(if $(shell command -v ccache),-D CMAKE_CXX_COMPILER_LAUNCHER=ccache)
+
+build/build.ninja: $(STAMP)
+	$(call say,build: configure)
+	@cmake --fresh -G Ninja -S . -B build -D Python3_EXECUTABLE="$(CURDIR)/$(IN_VENV)" \
+	  -D SHARDWRIGHT_MODULE_DIR="$(CURDIR)/python_shim/shardwright" $(CCACHE)
+	@touch $@
+
+build: system build/build.ninja ## compile
+	@ninja -C build
+
+# --- lint --------------------------------------------------------------------------------------------------------------
+
+CXX_FILES := $(shell find kernels planner storage python_shim tests bench -name '*.h' -o -name '*.cpp')
+# torch's headers take a minute a file and are not ours.
+TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec grep -LE '<(torch|ATen|c10)/|torch_' {} +)
+
+.PHONY: lint-python lint-cpp
+lint: lint-python lint-cpp ## check format, types and common mistakes
+lint-python: $(STAMP)
+	$(call say,ruff and mypy)
+	@$(IN_VENV) -m ruff check
+	@$(IN_VENV) -m ruff format --check
+	@$(IN_VENV) -m mypy
+lint-cpp: lint-system build
+	$(call say,clang-format)
+	@clang-format-14 --dry-run -Werror $(CXX_FILES)
+	$(call say,clang-tidy)
+	@$(MAKE) -j$(JOBS) tidy
+
+.PHONY: tidy
+tidy: $(TIDY_FILES:%=build/tidy/%.ok)
+	@:
+
+# One file is looked at again when it, a header or the rules have changed.
+build/tidy/%.ok: % .clang-tidy $(filter %.h,$(CXX_FILES))
+	@echo $<
+	@mkdir -p $(@D)
+	@clang-tidy-14 -p build --quiet --extra-arg=-Wno-unknown-warning-option $< >$@.log 2>&1 || { cat $@.log; exit 1; }
+	@touch $@
+
+format: lint-system $(STAMP) ## format all C++ and Python
+	@clang-format-14 -i $(CXX_FILES)
+	@$(IN_VENV) -m ruff format
+	@$(IN_VENV) -m ruff check --fix
+
+bench: build ## measure
+	$(call say,kernels)
+	@build/bench/kernels
+	$(call say,load)
+	@$(IN_VENV) bench/load.py
+
+clean: ## remove all that the other commands made here
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f python_shim/shardwright/_core*.so
+	find python_shim tests bench -name __pycache__ -prune -exec rm -rf {} +

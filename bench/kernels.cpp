@@ -1,0 +1,166 @@
+// The kernels by themselves, in bytes of FP8 per second for each instruction set, beside memcpy of the same output.
+//
+//   bench/kernels --benchmark_filter='transposed.*bf16'
+//
+// Each thread decodes tiles that lie in its second-level cache, as the engine's staging does, into its own share of
+// a destination far larger than any cache: the cost of memory on the way out is in the figure. Bytes per second are
+// those of the FP8 input, or of the output where the name says so.
+
+#include <benchmark/benchmark.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/decode.h"
+
+namespace {
+
+using shardwright::BlockScales;
+using shardwright::DestinationTile;
+using shardwright::DType;
+using shardwright::SourceTile;
+
+constexpr std::int64_t tile_rows = 256;
+constexpr std::int64_t tile_columns = 2048;
+constexpr std::int64_t destination_bytes = std::int64_t{1} << 30;
+constexpr int most_threads = 2;
+
+/// Touched memory that all benchmarks write to, in turn, so that no page fault is measured. With huge pages, as
+/// numpy's and torch's large allocations have them where the system allows it.
+std::byte* destination() {
+  static std::byte* const memory = [] {
+    const auto size = static_cast<std::size_t>(destination_bytes);
+    void* address = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    madvise(address, size, MADV_HUGEPAGE);
+    std::memset(address, 1, size);
+    return static_cast<std::byte*>(address);
+  }();
+  return memory;
+}
+
+struct Tile {
+  std::vector<std::uint8_t> elements;
+  std::vector<std::uint8_t> scales;
+};
+
+Tile random_tile() {
+  Tile tile{std::vector<std::uint8_t>(tile_rows * tile_columns), std::vector<std::uint8_t>(tile_rows * tile_columns / 32)};
+  std::uint64_t state = 1;
+  const auto next = [&state] { return (state = state * 6364136223846793005U + 1442695040888963407U) >> 40; };
+  for (std::uint8_t& element : tile.elements) element = static_cast<std::uint8_t>(next());
+  for (std::uint8_t& scale : tile.scales) scale = static_cast<std::uint8_t>(100 + next() % 40);
+  return tile;
+}
+
+/// Where the tiles of one thread go, one after the other.
+struct Places {
+  std::byte* begin;
+  std::int64_t bytes_each;
+  std::int64_t count;
+  std::int64_t at = 0;
+
+  Places(const benchmark::State& state, std::int64_t bytes)
+      : begin(destination() + destination_bytes / state.threads() * state.thread_index()),
+        bytes_each(bytes),
+        count(destination_bytes / state.threads() / bytes) {}
+
+  std::byte* next() {
+    at = (at + 1) % count;
+    return begin + at * bytes_each;
+  }
+};
+
+enum class Layout { straight, transposed };
+
+/// Transposed tiles go where the engine puts w1 of an expert: side by side into [tile_columns, width] with a width of
+/// several tiles, so that the rows of the destination lie several pages apart.
+void decode_tiles(benchmark::State& state, const std::string& instruction_set, Layout layout, DType dtype,
+                  std::int64_t width_in_tiles) {
+  if (state.thread_index() == 0) shardwright::use_instruction_set(instruction_set);
+  const Tile tile = random_tile();
+  const SourceTile source{tile.elements.data(), DType::F8_E4M3, tile_rows, tile_columns, tile_columns};
+  const BlockScales scales{tile.scales.data(), tile_columns / 32};
+  const std::int64_t size = shardwright::bytes_of(dtype);
+  const std::int64_t tile_bytes = tile_rows * tile_columns * size;
+  Places places(state, tile_bytes * width_in_tiles);
+  for (std::int64_t in_row = 0; auto _ : state) {
+    static_cast<void>(_);
+    std::byte* place = places.begin + places.at * places.bytes_each;
+    if (layout == Layout::straight) {
+      place += in_row * tile_bytes;
+      shardwright::decode(source, scales, {place, dtype, tile_columns, 1});
+    } else {
+      place += in_row * tile_rows * size;
+      shardwright::decode(source, scales, {place, dtype, 1, tile_rows * width_in_tiles});
+    }
+    if (++in_row == width_in_tiles) {
+      in_row = 0;
+      places.next();
+    }
+  }
+  state.SetBytesProcessed(state.iterations() * tile_rows * tile_columns);
+}
+
+/// What the output of one tile costs if it is only copied. Bytes per second of the output.
+void memcpy_output(benchmark::State& state) {
+  const std::int64_t bytes = tile_rows * tile_columns * 2;
+  const std::vector<std::byte> source(static_cast<std::size_t>(bytes), std::byte{1});
+  Places places(state, bytes);
+  for (auto _ : state) {
+    static_cast<void>(_);
+    std::memcpy(places.next(), source.data(), source.size());
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(state.iterations() * bytes);
+}
+BENCHMARK(memcpy_output)->Name("memcpy/output_bytes")->ThreadRange(1, most_threads)->UseRealTime();
+
+/// BF16 to BF16 or F32, bytes per second of the source.
+void place_tiles(benchmark::State& state, const std::string& instruction_set, Layout layout, DType dtype) {
+  if (state.thread_index() == 0) shardwright::use_instruction_set(instruction_set);
+  const std::vector<std::uint16_t> elements(tile_rows * tile_columns / 2, 0x3F80);
+  const SourceTile source{elements.data(), DType::BF16, tile_rows / 2, tile_columns, tile_columns};
+  Places places(state, tile_rows / 2 * tile_columns * shardwright::bytes_of(dtype));
+  for (auto _ : state) {
+    static_cast<void>(_);
+    if (layout == Layout::straight) {
+      shardwright::place(source, {places.next(), dtype, tile_columns, 1});
+    } else {
+      shardwright::place(source, {places.next(), dtype, 1, tile_rows / 2});
+    }
+  }
+  state.SetBytesProcessed(state.iterations() * tile_rows / 2 * tile_columns * 2);
+}
+
+const char* name_of(Layout layout) { return layout == Layout::straight ? "straight" : "transposed"; }
+
+const bool registered = [] {
+  for (const std::string& set : shardwright::instruction_sets()) {
+    for (const Layout layout : {Layout::transposed, Layout::straight}) {
+      for (const DType dtype : {DType::BF16, DType::F16, DType::F32}) {
+        const std::int64_t width_in_tiles = layout == Layout::transposed ? 8 : 1;
+        const std::string name = "decode/" + std::string(name_of(layout)) + "/" +
+                                 std::string(shardwright::name_of(dtype)) + "/" + set;
+        benchmark::RegisterBenchmark(name.c_str(), decode_tiles, set, layout, dtype, width_in_tiles)
+            ->ThreadRange(1, most_threads)
+            ->UseRealTime();
+      }
+      for (const DType dtype : {DType::BF16, DType::F32}) {
+        const std::string name = "place_bf16/" + std::string(name_of(layout)) + "/" +
+                                 std::string(shardwright::name_of(dtype)) + "/" + set;
+        benchmark::RegisterBenchmark(name.c_str(), place_tiles, set, layout, dtype)
+            ->ThreadRange(1, most_threads)
+            ->UseRealTime();
+      }
+    }
+  }
+  return true;
+}();
+
+}  // namespace

@@ -1,0 +1,276 @@
+#include "kernels/decode.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/instruction_sets.h"
+#include "kernels/strided.h"
+
+namespace shardwright {
+namespace {
+
+// A panel is what is transposed at once: one cache line of each of these many rows. It stays in the first-level
+// cache, and each destination row gets its elements of a panel as one run of whole cache lines.
+constexpr std::int64_t panel_rows = 256;
+constexpr std::int64_t panel_row_bytes = 64;
+
+// Between rows of a transposed panel, so that they do not all fall into the same few sets of the cache.
+constexpr std::int64_t panel_padding_bytes = 64;
+
+// Scales of a straight run are spread, one for each element, over so many elements at a time.
+constexpr std::int64_t spread_columns = 2048;
+
+// Past the caches only what would push more useful things out of them.
+constexpr std::int64_t least_streamed_bytes = 64 * 1024;
+
+const std::byte* element(const SourceTile& tile, std::int64_t row, std::int64_t column) {
+  return static_cast<const std::byte*>(tile.data) + (row * tile.row_stride + column) * bytes_of(tile.dtype);
+}
+
+std::byte* element(const DestinationTile& tile, std::int64_t row, std::int64_t column) {
+  return static_cast<std::byte*>(tile.data) +
+         (row * tile.row_stride + column * tile.column_stride) * bytes_of(tile.dtype);
+}
+
+bool is_straight(const DestinationTile& tile) { return tile.column_stride == 1; }
+bool is_transposed(const DestinationTile& tile) { return tile.row_stride == 1; }
+
+/// Ordinary or streaming stores for a tile; ends the streaming when it goes.
+struct Stores {
+  const InstructionSet& set;
+  Store kind;
+
+  Stores(const InstructionSet& instruction_set, const SourceTile& source, const DestinationTile& destination)
+      : set(instruction_set),
+        kind(source.rows * source.columns * bytes_of(destination.dtype) >= least_streamed_bytes ? Store::streaming
+                                                                                                : Store::cached) {}
+  Stores(const Stores&) = delete;
+  Stores& operator=(const Stores&) = delete;
+  ~Stores() {
+    if (kind == Store::streaming) set.finish_streaming();
+  }
+};
+
+/// How many rows the panel at `row` takes: up to the limit, ending with a cache line of the destination if its rows
+/// are aligned alike, and leaving no rest that would be too short for a run.
+std::int64_t rows_of_panel(const SourceTile& source, const DestinationTile& destination, std::int64_t row,
+                           std::int64_t shortest_run) {
+  const std::int64_t size = bytes_of(destination.dtype);
+  const std::int64_t rest = source.rows - row;
+  if (rest <= panel_rows) return rest;
+  if (rest < panel_rows + shortest_run) return panel_rows / 2;
+  const auto address = reinterpret_cast<std::uintptr_t>(element(destination, row, 0));
+  return panel_rows - static_cast<std::int64_t>(address % 64) / size;
+}
+
+TransposePanel transpose_kernel(const InstructionSet& set, std::int64_t element_bytes) {
+  switch (element_bytes) {
+    case 1:
+      return set.transpose_1_byte;
+    case 2:
+      return set.transpose_2_bytes;
+    case 4:
+      return set.transpose_4_bytes;
+    default:
+      return set.transpose_8_bytes;
+  }
+}
+
+/// Calls use(panel, pitch in elements, row, rows, column, columns) for each transposed panel of the tile. Goes down
+/// all rows before it goes right, so that few rows (pages) of the destination are written at a time.
+template <class Use>
+void for_each_panel(const InstructionSet& set, const SourceTile& source, const DestinationTile& destination, Use use) {
+  alignas(64) std::byte panel[static_cast<std::size_t>(panel_row_bytes * (panel_rows + panel_padding_bytes))];
+  const std::int64_t size = bytes_of(source.dtype);
+  const std::int64_t pitch = panel_rows + panel_padding_bytes / size;
+  const std::int64_t panel_columns = panel_row_bytes / size;
+  const TransposePanel transpose = transpose_kernel(set, size);
+  for (std::int64_t column = 0; column < source.columns; column += panel_columns) {
+    const std::int64_t columns = std::min(panel_columns, source.columns - column);
+    for (std::int64_t row = 0, rows = 0; row < source.rows; row += rows) {
+      rows = rows_of_panel(source, destination, row, set.shortest_run);
+      transpose(element(source, row, column), source.row_stride, rows, columns, panel, pitch);
+      use(panel, pitch, row, rows, column, columns);
+    }
+  }
+}
+
+ConvertRun convert_kernel(const InstructionSet& set, DType source, DType destination) {
+  if (source == destination) {
+    switch (bytes_of(source)) {
+      case 1:
+        return set.copy_1_byte;
+      case 2:
+        return set.copy_2_bytes;
+      case 4:
+        return set.copy_4_bytes;
+      default:
+        return set.copy_8_bytes;
+    }
+  }
+  if (source == DType::BF16 && destination == DType::F32) return set.bf16_to_f32;
+  if (source == DType::BF16 && destination == DType::F16) return set.bf16_to_f16;
+  if (source == DType::F16 && destination == DType::F32) return set.f16_to_f32;
+  if (source == DType::F16 && destination == DType::BF16) return set.f16_to_bf16;
+  if (source == DType::F32 && destination == DType::BF16) return set.f32_to_bf16;
+  if (source == DType::F32 && destination == DType::F16) return set.f32_to_f16;
+  return nullptr;
+}
+
+DecodeRun decode_kernel(const InstructionSet& set, DType destination) {
+  if (destination == DType::BF16) return set.decode_to_bf16;
+  if (destination == DType::F16) return set.decode_to_f16;
+  if (destination == DType::F32) return set.decode_to_f32;
+  return nullptr;
+}
+
+/// Copies rows of a format that packs several elements into a byte, which have to begin and end with a byte.
+void place_packed(const SourceTile& source, const DestinationTile& destination) {
+  const int bits = bits_of(source.dtype);
+  if (!is_straight(destination) || source.columns * bits % 8 != 0 || source.row_stride * bits % 8 != 0 ||
+      destination.row_stride * bits % 8 != 0) {
+    throw std::invalid_argument("cannot place " + std::string(name_of(source.dtype)) +
+                                " elements that share a byte with elements outside the tile, or transpose them");
+  }
+  for (std::int64_t row = 0; row < source.rows; ++row) {
+    std::memcpy(static_cast<std::byte*>(destination.data) + row * destination.row_stride * bits / 8,
+                static_cast<const std::byte*>(source.data) + row * source.row_stride * bits / 8,
+                static_cast<std::size_t>(source.columns * bits / 8));
+  }
+}
+
+/// One row in place of many, where the rows follow each other without gaps on both sides.
+void join_rows(SourceTile& source, DestinationTile& destination) {
+  if (is_straight(destination) && source.row_stride == source.columns && destination.row_stride == source.columns) {
+    source.columns *= source.rows;
+    source.rows = 1;
+  }
+}
+
+/// Whether all scales are in the range where decoding is an addition, and their values, one for each element.
+struct SpreadScales {
+  bool in_range = true;
+
+  void see(std::uint8_t scale) {
+    in_range &= scale >= lowest_scale_in_range && scale <= highest_scale_in_range;
+  }
+};
+
+const std::uint8_t* scale_row(const BlockScales& scales, std::int64_t row) {
+  return scales.data + (scales.first_row + row) / scales.block_rows * scales.row_stride;
+}
+
+void decode_straight(const InstructionSet& set, DecodeRun kernel, const SourceTile& source,
+                     const BlockScales& scales, const DestinationTile& destination) {
+  const Stores stores(set, source, destination);
+  const DecodeRun kernel_in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : kernel;
+  constexpr std::int64_t usual_block = 32;
+  alignas(64) std::uint8_t spread[spread_columns + usual_block];
+  for (std::int64_t row = 0; row < source.rows; ++row) {
+    const std::uint8_t* scale_of_block = scale_row(scales, row);
+    for (std::int64_t column = 0, columns = 0; column < source.columns; column += columns) {
+      const std::int64_t rest = source.columns - column;
+      columns = rest <= spread_columns                        ? rest
+                : rest < spread_columns + set.shortest_run ? spread_columns / 2
+                                                           : spread_columns;
+      SpreadScales seen;
+      std::int64_t block = (scales.first_column + column) / scales.block_columns;
+      std::int64_t block_end = (block + 1) * scales.block_columns - scales.first_column - column;
+      for (std::int64_t begin = 0; begin < columns; ++block, block_end += scales.block_columns) {
+        const std::uint8_t scale = scale_of_block[block];
+        seen.see(scale);
+        if (scales.block_columns == usual_block) {
+          std::memset(spread + begin, scale, usual_block);  // a few too many, which the next block overwrites
+        } else {
+          std::memset(spread + begin, scale, static_cast<std::size_t>(std::min(block_end, columns) - begin));
+        }
+        begin = block_end;
+      }
+      (seen.in_range ? kernel_in_range : kernel)(
+          reinterpret_cast<const std::uint8_t*>(element(source, row, column)), spread, columns,
+          element(destination, row, column), stores.kind);
+    }
+  }
+}
+
+void decode_transposed(const InstructionSet& set, DecodeRun kernel, const SourceTile& source,
+                       const BlockScales& scales, const DestinationTile& destination) {
+  const Stores stores(set, source, destination);
+  const DecodeRun kernel_in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : kernel;
+  for_each_panel(set, source, destination,
+                 [&](const std::byte* panel, std::int64_t pitch, std::int64_t row, std::int64_t rows,
+                     std::int64_t column, std::int64_t columns) {
+                   const auto* elements = reinterpret_cast<const std::uint8_t*>(panel);
+                   alignas(64) std::uint8_t scale_of_row[panel_rows];
+                   // The columns of one block have the same scales.
+                   for (std::int64_t begin = 0, end = 0; begin < columns; begin = end) {
+                     const std::int64_t block = (scales.first_column + column + begin) / scales.block_columns;
+                     end = std::min(columns, (block + 1) * scales.block_columns - scales.first_column - column);
+                     SpreadScales seen;
+                     for (std::int64_t below = 0; below < rows; ++below) {
+                       scale_of_row[below] = scale_row(scales, row + below)[block];
+                       seen.see(scale_of_row[below]);
+                     }
+                     const DecodeRun run = seen.in_range ? kernel_in_range : kernel;
+                     for (std::int64_t right = begin; right < end; ++right) {
+                       run(elements + right * pitch, scale_of_row, rows,
+                           element(destination, row, column + right), stores.kind);
+                     }
+                   }
+                 });
+}
+
+}  // namespace
+
+bool can_convert(DType source, DType destination) {
+  if (source == destination) return true;
+  return (is_wide_float(source) || source == DType::F8_E4M3 || source == DType::F8_E5M2) &&
+         is_wide_float(destination);
+}
+
+void place(const SourceTile& given_source, const DestinationTile& given_destination) {
+  if (given_source.rows <= 0 || given_source.columns <= 0) return;
+  if (bytes_of(given_source.dtype) == 0) return place_packed(given_source, given_destination);
+  SourceTile source = given_source;
+  DestinationTile destination = given_destination;
+  join_rows(source, destination);
+
+  const InstructionSet& set = instruction_set_in_use();
+  const ConvertRun kernel = convert_kernel(set, source.dtype, destination.dtype);
+  if (kernel != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
+    const Stores stores(set, source, destination);
+    for (std::int64_t row = 0; row < source.rows; ++row) {
+      kernel(element(source, row, 0), source.columns, element(destination, row, 0), stores.kind);
+    }
+  } else if (kernel != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
+    const Stores stores(set, source, destination);
+    for_each_panel(set, source, destination,
+                   [&](const std::byte* panel, std::int64_t pitch, std::int64_t row, std::int64_t rows,
+                       std::int64_t column, std::int64_t columns) {
+                     for (std::int64_t right = 0; right < columns; ++right) {
+                       kernel(panel + right * pitch * bytes_of(source.dtype), rows,
+                              element(destination, row, column + right), stores.kind);
+                     }
+                   });
+  } else {
+    place_strided(source, destination);
+  }
+}
+
+void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
+  if (source.rows <= 0 || source.columns <= 0) return;
+  const InstructionSet& set = instruction_set_in_use();
+  const DecodeRun kernel = decode_kernel(set, destination.dtype);
+  if (kernel != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
+    decode_straight(set, kernel, source, scales, destination);
+  } else if (kernel != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
+    decode_transposed(set, kernel, source, scales, destination);
+  } else {
+    decode_strided(source, scales, destination);
+  }
+}
+
+}  // namespace shardwright

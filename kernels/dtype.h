@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace shardwright {
+
+/// Element types of tensors on disk and in memory, spelled as the safetensors format spells them.
+/// F8_E4M3 is the "fn" variant (no infinity, NaN is 0x7F and 0xFF), F8_E8M0 the OCP MX v1.0 scale byte.
+enum class DType : std::uint8_t {
+  BOOL,
+  U8,
+  I8,
+  U16,
+  I16,
+  U32,
+  I32,
+  U64,
+  I64,
+  F4,
+  F6_E2M3,
+  F6_E3M2,
+  F8_E4M3,
+  F8_E5M2,
+  F8_E8M0,
+  F16,
+  BF16,
+  F32,
+  F64,
+  C64,
+};
+
+/// Bits that one element takes. Less than 8 for the packed formats F4 and F6.
+int bits_of(DType dtype);
+
+/// Bytes that one element takes; 0 for a packed format, which has no byte of its own.
+int bytes_of(DType dtype);
+
+/// The safetensors spelling, such as "BF16".
+std::string_view name_of(DType dtype);
+
+/// The inverse of name_of; nothing for a spelling that safetensors does not have.
+std::optional<DType> dtype_named(std::string_view name);
+
+/// True for real floating-point formats of 16 bits or more, the ones that weights are trained in.
+bool is_wide_float(DType dtype);
+
+}  // namespace shardwright

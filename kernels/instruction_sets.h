@@ -1,0 +1,71 @@
+#pragma once
+
+// Internal: what each instruction set brings, beside the scalar definition that serves for everything else.
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/dtype.h"
+
+namespace shardwright {
+
+/// How a run is written. `streaming` goes past the caches, for destinations that nobody reads soon; whoever asked
+/// for it calls `finish_streaming` before the results are handed to another thread.
+enum class Store : std::uint8_t { cached, streaming };
+
+/// Converts `count` neighbouring elements. Neither pointer has to be aligned.
+using ConvertRun = void (*)(const void* source, std::int64_t count, void* destination, Store store);
+
+/// Decodes `count` neighbouring MXFP8 elements, each with its own scale byte.
+using DecodeRun = void (*)(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
+                           void* destination, Store store);
+
+/// Writes the transpose of rows x columns elements to `panel`: element (r, c) to panel[c * pitch + r].
+/// Writes up to whole vectors, so the panel has room for both sizes rounded up to 64 bytes of elements.
+using TransposePanel = void (*)(const void* source, std::int64_t row_stride, std::int64_t rows,
+                                std::int64_t columns, void* panel, std::int64_t pitch);
+
+/// Kernels over runs: contiguous in the source and in the destination. All tiles are made of these.
+/// A null entry means that the scalar definition is used. The results are the same either way.
+struct InstructionSet {
+  const char* name = "scalar";
+
+  std::int64_t shortest_run = 0;  ///< the run kernels need at least so many elements
+
+  DecodeRun decode_to_bf16 = nullptr;
+  DecodeRun decode_to_bf16_in_range = nullptr;  ///< faster, for scales in `in_range`
+  DecodeRun decode_to_f16 = nullptr;
+  DecodeRun decode_to_f32 = nullptr;
+
+  ConvertRun bf16_to_f32 = nullptr;
+  ConvertRun bf16_to_f16 = nullptr;
+  ConvertRun f16_to_f32 = nullptr;
+  ConvertRun f16_to_bf16 = nullptr;
+  ConvertRun f32_to_bf16 = nullptr;
+  ConvertRun f32_to_f16 = nullptr;
+  ConvertRun copy_1_byte = nullptr;
+  ConvertRun copy_2_bytes = nullptr;
+  ConvertRun copy_4_bytes = nullptr;
+  ConvertRun copy_8_bytes = nullptr;
+
+  TransposePanel transpose_1_byte = nullptr;
+  TransposePanel transpose_2_bytes = nullptr;
+  TransposePanel transpose_4_bytes = nullptr;
+  TransposePanel transpose_8_bytes = nullptr;
+
+  void (*finish_streaming)() = nullptr;
+};
+
+/// The scales with which every MXFP8 number, subnormals included, is a normal BF16 (and F32) number, so that scaling
+/// is an addition to the exponent: 2^-9 is the least e4m3 number above zero, 448 < 2^9 the greatest.
+inline constexpr int lowest_scale_in_range = 10;
+inline constexpr int highest_scale_in_range = 246;
+
+/// Those that are compiled in and that this machine can run, best first; "scalar" is not among them.
+std::vector<const InstructionSet*> simd_instruction_sets();
+
+/// The one in use, see instruction_set().
+const InstructionSet& instruction_set_in_use();
+
+}  // namespace shardwright

@@ -1,0 +1,122 @@
+#pragma once
+
+// What the bits of a number mean, and how a number is rounded to bits: the definition that every faster kernel, on
+// the CPU or on a GPU, must equal bit for bit. Integers only, so that no rounding mode, FTZ or DAZ setting, compiler
+// flag or device can change a result.
+
+#include <cstdint>
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define SHARDWRIGHT_HOST_DEVICE __host__ __device__
+#else
+#define SHARDWRIGHT_HOST_DEVICE
+#endif
+
+namespace shardwright {
+
+/// A binary floating-point format of one sign bit, then the exponent with the usual bias of
+/// 2^(exponent_bits - 1) - 1, then the mantissa.
+struct FloatFormat {
+  int exponent_bits = 0;
+  int mantissa_bits = 0;
+  bool has_infinity = true;  ///< false: all ones is the only NaN, and the highest exponent holds numbers ("fn")
+};
+
+inline constexpr FloatFormat e4m3fn{4, 3, false};
+inline constexpr FloatFormat e5m2{5, 2};
+inline constexpr FloatFormat float16{5, 10};
+inline constexpr FloatFormat bfloat16{8, 7};
+inline constexpr FloatFormat float32{8, 23};
+inline constexpr FloatFormat float64{11, 52};
+
+/// The exact value of any number of any of these formats, and of any product of two of them with a power of two:
+/// significand * 2^exponent, with the sign kept beside it (zeros and NaNs have one, too).
+struct ExactNumber {
+  enum class Kind : std::uint8_t { finite, infinite, not_a_number };
+  std::uint64_t significand = 0;
+  std::int32_t exponent = 0;
+  bool is_negative = false;
+  Kind kind = Kind::finite;
+};
+
+/// Position of the highest bit that is set. Needs bits != 0.
+SHARDWRIGHT_HOST_DEVICE constexpr int highest_bit(std::uint64_t bits) {
+  int position = 0;
+  for (int step = 32; step > 0; step /= 2) {
+    if ((bits >> step) != 0) {
+      bits >>= step;
+      position += step;
+    }
+  }
+  return position;
+}
+
+template <FloatFormat format>
+SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber exact_value(std::uint64_t bits) {
+  constexpr int mantissa_bits = format.mantissa_bits;
+  constexpr std::uint64_t implicit_bit = std::uint64_t{1} << mantissa_bits;
+  constexpr int exponent_mask = (1 << format.exponent_bits) - 1;
+  constexpr int bias = exponent_mask / 2;
+
+  const std::uint64_t mantissa = bits & (implicit_bit - 1);
+  const int exponent = static_cast<int>(bits >> mantissa_bits) & exponent_mask;
+  ExactNumber number;
+  number.is_negative = ((bits >> (mantissa_bits + format.exponent_bits)) & 1) != 0;
+  if (exponent == exponent_mask && (format.has_infinity || mantissa == implicit_bit - 1)) {
+    number.kind = format.has_infinity && mantissa == 0 ? ExactNumber::Kind::infinite
+                                                       : ExactNumber::Kind::not_a_number;
+  } else if (exponent == 0) {
+    number.significand = mantissa;
+    number.exponent = 1 - bias - mantissa_bits;
+  } else {
+    number.significand = mantissa | implicit_bit;
+    number.exponent = exponent - bias - mantissa_bits;
+  }
+  return number;
+}
+
+/// `number` times the scale that an e8m0 byte stands for: 2^(scale - 127), or NaN for 255. The sign stays.
+SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber scaled(ExactNumber number, std::uint8_t scale) {
+  number.exponent += static_cast<std::int32_t>(scale) - 127;
+  if (scale == 255) number.kind = ExactNumber::Kind::not_a_number;
+  return number;
+}
+
+/// The nearest number of the format, ties to even: too large becomes infinity, too small a subnormal or zero.
+/// Every NaN becomes the quiet NaN with an otherwise empty payload (0x7FC0 in BF16) and the sign that it had.
+template <FloatFormat format>
+SHARDWRIGHT_HOST_DEVICE constexpr std::uint64_t nearest(const ExactNumber& number) {
+  static_assert(format.has_infinity, "an overflow would have nowhere to go");
+  constexpr int mantissa_bits = format.mantissa_bits;
+  constexpr int bias = ((1 << format.exponent_bits) - 1) / 2;
+  constexpr std::uint64_t infinity = ((std::uint64_t{1} << format.exponent_bits) - 1) << mantissa_bits;
+
+  const std::uint64_t sign = std::uint64_t{number.is_negative} << (mantissa_bits + format.exponent_bits);
+  if (number.kind == ExactNumber::Kind::not_a_number) {
+    return sign | infinity | (std::uint64_t{1} << (mantissa_bits - 1));
+  }
+  if (number.kind == ExactNumber::Kind::infinite) return sign | infinity;
+  if (number.significand == 0) return sign;
+
+  // The weight of the last bit that is kept; below the normal range it stops falling.
+  const int leading = number.exponent + highest_bit(number.significand);
+  const int last = (leading > 1 - bias ? leading : 1 - bias) - mantissa_bits;
+  const int dropped_bits = last - number.exponent;
+  std::uint64_t kept = 0;
+  if (dropped_bits <= 0) {
+    kept = number.significand << -dropped_bits;
+  } else if (dropped_bits < 64) {  // no significand has more than 53 bits, so beyond that less than half is left
+    const std::uint64_t half = std::uint64_t{1} << (dropped_bits - 1);
+    const std::uint64_t rest = number.significand & (2 * half - 1);
+    kept = number.significand >> dropped_bits;
+    if (rest > half || (rest == half && (kept & 1) != 0)) ++kept;
+  }
+  // `kept` holds the implicit bit of a normal number, which counts as 1 in the exponent's field. A carry out of the
+  // mantissa moves on into the exponent, which is where it belongs.
+  const auto exponent_field = static_cast<std::int64_t>(last) + mantissa_bits + bias - 1;
+  if (exponent_field >= (std::int64_t{1} << format.exponent_bits)) return sign | infinity;
+  const std::uint64_t magnitude = kept + (static_cast<std::uint64_t>(exponent_field) << mantissa_bits);
+  return sign | (magnitude < infinity ? magnitude : infinity);
+}
+
+}  // namespace shardwright

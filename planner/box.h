@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace shardwright {
+
+/// Sizes, offsets or strides, one for each dimension, outermost first.
+using Shape = std::vector<std::int64_t>;
+
+/// A rectangle of a tensor: along dimension d it covers offset[d] .. offset[d] + size[d] - 1.
+/// A box of rank 0 is the one element of a scalar. A box with a size of 0 is empty.
+struct Box {
+  Shape offset;
+  Shape size;
+
+  bool operator==(const Box&) const = default;
+};
+
+/// Product of the sizes; 1 for rank 0.
+std::int64_t volume(const Shape& size);
+
+/// The box of a whole tensor.
+Box whole(const Shape& shape);
+
+/// The part that two boxes of equal rank have in common; a box with sizes of 0 where there is none.
+Box intersection(const Box& a, const Box& b);
+
+bool is_empty(const Box& box);
+
+/// Row-major strides, in elements, of a contiguous tensor.
+Shape contiguous_strides(const Shape& shape);
+
+/// "[3, 5]", and "[0:3, 2:5]" for a box.
+std::string to_string(const Shape& shape);
+std::string to_string(const Box& box);
+
+/// How a set of boxes fails to tile a region exactly once, for messages; empty if it does tile it.
+/// All boxes must lie inside `region`. Takes n log n time for the boxes of a grid.
+std::string tiling_fault(const Box& region, std::vector<Box> boxes);
+
+}  // namespace shardwright

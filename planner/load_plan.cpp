@@ -1,0 +1,280 @@
+#include "planner/load_plan.h"
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <unordered_set>
+#include <utility>
+
+#include "kernels/decode.h"
+#include "planner/problems.h"
+
+namespace shardwright {
+namespace {
+
+std::uint32_t index_of(const Catalog& catalog, const SourceTensor& tensor) {
+  return static_cast<std::uint32_t>(&tensor - catalog.tensors.data());
+}
+
+/// A box moved so that it counts from `origin`.
+Box relative_to(Box box, const Shape& origin) {
+  for (std::size_t d = 0; d < origin.size(); ++d) box.offset[d] -= origin[d];
+  return box;
+}
+
+class LoadPlanner {
+ public:
+  LoadPlanner(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
+              const LoadPlanOptions& options)
+      : specs_(specs), catalog_(catalog), map_(map), options_(options), used_(catalog.tensors.size(), false) {}
+
+  LoadPlan plan() {
+    for (std::size_t i = 0; i < specs_.size(); ++i) add_destination(static_cast<std::uint32_t>(i));
+    for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
+    account_for_the_rest();
+    problems_.throw_if_any(ErrorKind::mismatch,
+                           "cannot load " + catalog_.directory.string() + " into these tensors (layout " +
+                               map_.layout + "); nothing has been written:");
+    order_and_count();
+    return std::move(plan_);
+  }
+
+ private:
+  void add_destination(std::uint32_t index) {
+    const TensorSpec& spec = specs_[index];
+    if (std::string fault = fault_of(spec); !fault.empty()) {
+      problems_.add(spec.fqn + ": " + fault);
+      return;
+    }
+    std::vector<Piece> pieces;
+    try {
+      pieces = pieces_of(map_, spec.fqn, spec.global_shape);
+    } catch (const Error& error) {
+      problems_.add(error.what());
+      return;
+    }
+    if (pieces.empty() && !(volume(spec.global_shape) == 0 && names_a_stack(spec))) {
+      if (!options_.allow_missing) problems_.add(spec.fqn + ": no rule of " + map_.family + " has a source for it");
+      return;
+    }
+    const std::size_t first_transfer = plan_.transfers.size();
+    if (add_pieces(index, pieces)) prove_coverage(spec, first_transfer);
+  }
+
+  /// A stacked tensor of no experts has no pieces and needs none.
+  bool names_a_stack(const TensorSpec& spec) const {
+    return std::any_of(map_.rules.begin(), map_.rules.end(),
+                       [&](const Rule& rule) { return rule.stacked() && rule.native.match(spec.fqn); });
+  }
+
+  /// False if a piece is missing or does not fit, which has then been noted.
+  bool add_pieces(std::uint32_t index, const std::vector<Piece>& pieces) {
+    const TensorSpec& spec = specs_[index];
+    bool complete = true;
+    std::map<const Rule*, std::vector<std::int64_t>> missing_experts;
+    std::size_t missing = 0;
+    for (const Piece& piece : pieces) {
+      const std::span<const SourceTensor> chunks = catalog_.find(piece.hf_name);
+      if (chunks.empty()) {
+        missing_experts[piece.rule].push_back(piece.expert);
+        ++missing;
+        continue;
+      }
+      mark_used(piece.hf_name);
+      complete &= add_piece(index, piece, chunks);
+    }
+    if (missing == 0 || (missing == pieces.size() && options_.allow_missing)) return complete && missing == 0;
+    for (const auto& [rule, experts] : missing_experts) note_missing(spec, *rule, experts);
+    return false;
+  }
+
+  void note_missing(const TensorSpec& spec, const Rule& rule, const std::vector<std::int64_t>& experts) {
+    Captures captures = *rule.native.match(spec.fqn);
+    if (!rule.stacked()) {
+      problems_.add(spec.fqn + ": the checkpoint lacks " + to_checkpoint_spelling(map_.dialect, rule.hf.fill(captures)));
+      return;
+    }
+    captures.expert = experts.front();
+    std::string name = to_checkpoint_spelling(map_.dialect, rule.hf.fill(captures));
+    const std::string number = "." + std::to_string(experts.front()) + ".";
+    name.replace(name.rfind(number), number.size(), ".{" + ranges_of(experts) + "}.");
+    problems_.add(spec.fqn + ": experts " + ranges_of(experts) + " of " + std::to_string(spec.global_shape[0]) +
+                  " are missing; the checkpoint lacks " + name);
+  }
+
+  bool add_piece(std::uint32_t index, const Piece& piece, std::span<const SourceTensor> chunks) {
+    const TensorSpec& spec = specs_[index];
+    const SourceTensor& first = chunks.front();
+    const std::string where = spec.fqn + ": " + piece.hf_name + " in " + catalog_.files[first.file].name;
+    const Shape found = Catalog::global_shape(chunks);
+    if (found != piece.hf_shape) {
+      problems_.add(where + ": expected shape " + to_string(piece.hf_shape) + " for the trainer's " +
+                    to_string(spec.global_shape) + ", found " + to_string(found));
+      return false;
+    }
+    Encoding encoding;
+    try {
+      encoding = encoding_of(catalog_, chunks);
+    } catch (const Error& error) {
+      if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
+      return false;
+    }
+    if (encoding.scaled ? !is_wide_float(spec.dtype) : !can_convert(encoding.element, spec.dtype)) {
+      problems_.add(where + ": cannot turn " + std::string(name_of(encoding.element)) + " into the trainer's " +
+                    std::string(name_of(spec.dtype)) + "; expected BF16, F16, F32, F64 or the same dtype");
+      return false;
+    }
+    std::span<const SourceTensor> scales;
+    if (encoding.scaled) scales = catalog_.find(scale_name_of(piece.hf_name));
+    for (const LocalBox& local : spec.boxes) {
+      const Box common = intersection(piece.box, local.global);
+      if (is_empty(common)) continue;
+      for (const SourceTensor& chunk : chunks) add_chunk(index, piece, local, common, encoding, chunk, scales);
+    }
+    return true;
+  }
+
+  /// The part of `common` (a box of the native tensor) that this chunk of the source stores.
+  void add_chunk(std::uint32_t index, const Piece& piece, const LocalBox& local, const Box& common,
+                 const Encoding& encoding, const SourceTensor& chunk, std::span<const SourceTensor> scales) {
+    Box wanted{Shape(piece.axes.size()), Shape(piece.axes.size())};  // in the whole HF tensor
+    for (std::size_t i = 0; i < piece.axes.size(); ++i) {
+      const auto axis = static_cast<std::size_t>(piece.axes[i]);
+      wanted.offset[i] = common.offset[axis] - piece.box.offset[axis];
+      wanted.size[i] = common.size[axis];
+    }
+    const Box stored = intersection(wanted, {chunk.offset, chunk.shape});
+    if (is_empty(stored)) return;
+
+    const auto add = [&](const Box& box, const SourceTensor* scale_chunk) {
+      Transfer transfer;
+      transfer.source = index_of(catalog_, chunk);
+      transfer.encoding = encoding;
+      transfer.source_box = relative_to(box, chunk.offset);
+      transfer.destination = index;
+      transfer.axes = piece.axes;
+      transfer.destination_offset = local.local_offset;
+      for (std::size_t d = 0; d < common.offset.size(); ++d) {
+        transfer.destination_offset[d] += common.offset[d] - local.global.offset[d];
+      }
+      for (std::size_t i = 0; i < piece.axes.size(); ++i) {
+        transfer.destination_offset[static_cast<std::size_t>(piece.axes[i])] += box.offset[i] - wanted.offset[i];
+      }
+      if (scale_chunk != nullptr) {
+        transfer.scales = index_of(catalog_, *scale_chunk);
+        transfer.scale_box = relative_to(scale_box_of(encoding, box), scale_chunk->offset);
+        transfer.first_row_in_block = box.offset[0] % encoding.block_rows;
+        transfer.first_column_in_block = box.offset[1] % encoding.block_columns;
+      }
+      plan_.transfers.push_back(std::move(transfer));
+    };
+    if (!encoding.scaled) add(stored, nullptr);
+    for (const SourceTensor& scale_chunk : scales) {
+      const Box served = weight_box_of(encoding, {scale_chunk.offset, scale_chunk.shape}, piece.hf_shape);
+      const Box part = intersection(stored, served);
+      if (!is_empty(part)) add(part, &scale_chunk);
+    }
+  }
+
+  /// Every element of the local tensor is written exactly once by the transfers from `first` on.
+  void prove_coverage(const TensorSpec& spec, std::size_t first) {
+    std::vector<Box> written;
+    for (std::size_t t = first; t < plan_.transfers.size(); ++t) {
+      const Transfer& transfer = plan_.transfers[t];
+      Box box{transfer.destination_offset, Shape(spec.local_shape.size(), 1)};
+      for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
+        box.size[static_cast<std::size_t>(transfer.axes[i])] = transfer.source_box.size[i];
+      }
+      written.push_back(std::move(box));
+    }
+    const std::string fault = tiling_fault(whole(spec.local_shape), std::move(written));
+    if (!fault.empty()) problems_.add(spec.fqn + ": " + fault);
+  }
+
+  void mark_used(const std::string& weight_name) {
+    for (const std::string& name : {weight_name, scale_name_of(weight_name)}) {
+      for (const SourceTensor& tensor : catalog_.find(name)) used_[index_of(catalog_, tensor)] = true;
+    }
+  }
+
+  /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or too much.
+  void account_for_the_rest() {
+    std::unordered_set<std::string_view> destinations;
+    for (const TensorSpec& spec : specs_) destinations.insert(spec.fqn);
+    std::vector<std::string> unknown;
+    std::map<std::string, std::vector<std::int64_t>> surplus;  // experts by trainer's tensor
+    std::string_view previous;
+    for (std::size_t i = 0; i < catalog_.tensors.size(); ++i) {
+      const SourceTensor& tensor = catalog_.tensors[i];
+      if (used_[i] || tensor.name == previous || is_ignored(map_, tensor.name)) continue;
+      previous = tensor.name;
+      if (is_scale_name(tensor.name) && !catalog_.find(weight_name_of(tensor.name)).empty()) continue;
+      const std::optional<NativePlace> place = native_place_of(map_, tensor.name);
+      if (!place || !place->rule->known || is_scale_name(tensor.name)) {
+        unknown.push_back(tensor.name);
+      } else if (place->rule->stacked() && destinations.contains(place->fqn)) {
+        surplus[place->fqn].push_back(place->captures.expert);
+      } else {
+        plan_.unused.push_back(tensor.name);
+      }
+    }
+    note_surplus(surplus);
+    if (!options_.strict) return;
+    for (const std::string& name : grouped_names(unknown)) {
+      problems_.add(name + ": no rule of " + map_.family +
+                    " knows this tensor of the checkpoint; strict=False leaves such tensors out");
+    }
+  }
+
+  void note_surplus(std::map<std::string, std::vector<std::int64_t>>& surplus) {
+    for (auto& [fqn, experts] : surplus) {
+      std::sort(experts.begin(), experts.end());
+      experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
+      const auto spec = std::find_if(specs_.begin(), specs_.end(), [&](const TensorSpec& s) { return s.fqn == fqn; });
+      problems_.add(fqn + ": expected as many experts as the trainer's shape " + to_string(spec->global_shape) +
+                    " has, but the checkpoint has experts " + ranges_of(experts) + " as well");
+    }
+  }
+
+  void order_and_count() {
+    std::stable_sort(plan_.transfers.begin(), plan_.transfers.end(), [&](const Transfer& a, const Transfer& b) {
+      const SourceTensor& left = catalog_.tensors[a.source];
+      const SourceTensor& right = catalog_.tensors[b.source];
+      return std::pair{left.file, left.begin} < std::pair{right.file, right.begin};
+    });
+    std::vector<bool> counted(catalog_.tensors.size(), false);
+    for (const Transfer& transfer : plan_.transfers) {
+      const DType element = catalog_.tensors[transfer.source].dtype;
+      const auto elements = static_cast<std::uint64_t>(volume(transfer.source_box.size));
+      plan_.bytes_needed += elements * static_cast<std::uint64_t>(bits_of(element)) / 8;
+      plan_.bytes_written += elements * static_cast<std::uint64_t>(bits_of(specs_[transfer.destination].dtype)) / 8;
+      counted[transfer.source] = true;
+      if (transfer.scales >= 0) {
+        plan_.bytes_needed += static_cast<std::uint64_t>(volume(transfer.scale_box.size));
+        counted[static_cast<std::size_t>(transfer.scales)] = true;
+      }
+    }
+    plan_.tensors = std::count(counted.begin(), counted.end(), true);
+  }
+
+  bool is_news(const std::string& name) { return noted_.insert(name).second; }
+
+  const std::vector<TensorSpec>& specs_;
+  const Catalog& catalog_;
+  const WeightMap& map_;
+  const LoadPlanOptions& options_;
+  std::vector<bool> used_;  // by index into Catalog::tensors
+  std::unordered_set<std::string> noted_;
+  Problems problems_;
+  LoadPlan plan_;
+};
+
+}  // namespace
+
+LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
+                   const LoadPlanOptions& options) {
+  return LoadPlanner(specs, catalog, map, options).plan();
+}
+
+}  // namespace shardwright

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "planner/block_scales.h"
+#include "planner/catalog.h"
+#include "planner/tensor_spec.h"
+#include "planner/weight_map.h"
+
+namespace shardwright {
+
+/// This box of this source tensor, with the scales it needs, is that box of that destination shard.
+struct Transfer {
+  std::uint32_t source = 0;  ///< index into Catalog::tensors
+  std::int64_t scales = -1;  ///< index into Catalog::tensors of the tensor (or chunk) with the scales; -1: none needed
+  Encoding encoding;
+  Box source_box;  ///< inside the source tensor (or chunk)
+  Box scale_box;   ///< inside the tensor (or chunk) of scales; rank 0 where there are none
+
+  /// Where the first row and column of source_box lie inside the first block of scale_box.
+  std::int64_t first_row_in_block = 0;
+  std::int64_t first_column_in_block = 0;
+
+  std::uint32_t destination = 0;  ///< index into the specs
+  Shape destination_offset;       ///< where source_box's first element goes in the local tensor
+  std::vector<int> axes;          ///< source dimension i runs along dimension axes[i] of the local tensor
+};
+
+/// What one rank does to load: a list of Transfers that together write every element of every destination once.
+struct LoadPlan {
+  std::vector<Transfer> transfers;  ///< in the order of the files, so that reading goes forward
+
+  std::int64_t tensors = 0;          ///< HF tensors, scales included, of which this rank needs at least a part
+  std::uint64_t bytes_needed = 0;    ///< that those parts take in the files
+  std::uint64_t bytes_written = 0;   ///< that the destinations take
+  std::vector<std::string> unused;   ///< known HF weights that the trainer has no tensor for, sorted
+};
+
+struct LoadPlanOptions {
+  bool strict = true;          ///< an HF tensor that no rule knows is an error
+  bool allow_missing = false;  ///< a trainer's tensor that the checkpoint lacks altogether is left as it is
+};
+
+/// Plans a load, and proves it: every element of every destination is written exactly once, from a source that is there
+/// with the shape and a dtype that fit. Throws one Error(mismatch) that lists all that is wrong, by name, with what was
+/// expected and found. Reads no tensor data and writes nothing.
+LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
+                   const LoadPlanOptions& options = {});
+
+}  // namespace shardwright

@@ -1,0 +1,44 @@
+#include "planner/request_list.h"
+
+#include <algorithm>
+
+#include "planner/block_scales.h"
+
+namespace shardwright {
+namespace {
+
+bool touches(const TensorSpec& spec, const Box& box) {
+  return std::any_of(spec.boxes.begin(), spec.boxes.end(),
+                     [&](const LocalBox& local) { return !is_empty(intersection(local.global, box)); });
+}
+
+/// How the HF tensor is stored, or would be by the rule of names.
+Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) {
+  if (catalog != nullptr) {
+    const std::span<const SourceTensor> chunks = catalog->find(piece.hf_name);
+    if (!chunks.empty()) return encoding_of(*catalog, chunks);
+  } else if (piece.rule->quantised && piece.hf_shape.size() == 2) {
+    return mxfp8();
+  }
+  return {native, false, DType::U8, 1, 1};
+}
+
+}  // namespace
+
+std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map, const Catalog* catalog) {
+  std::vector<Request> requests;
+  for (const TensorSpec& spec : specs) {
+    for (const Piece& piece : pieces_of(map, spec.fqn, spec.global_shape)) {
+      if (!touches(spec, piece.box)) continue;
+      const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
+      requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn});
+      if (encoding.scaled) {
+        requests.push_back({scale_name_of(piece.hf_name), encoding.scale, scale_shape_of(encoding, piece.hf_shape),
+                            true, spec.fqn});
+      }
+    }
+  }
+  return requests;
+}
+
+}  // namespace shardwright

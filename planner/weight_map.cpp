@@ -1,0 +1,125 @@
+#include "planner/weight_map.h"
+
+#include <algorithm>
+
+#include "planner/block_scales.h"
+#include "planner/error.h"
+
+namespace shardwright {
+namespace {
+
+std::string replace_prefix(std::string_view name, std::string_view from, std::string_view to) {
+  return std::string(to) + std::string(name.substr(from.size()));
+}
+
+/// HF dimension i runs along native dimension result[i].
+std::vector<int> axes_of(const Rule& rule, std::size_t native_rank) {
+  const int first = rule.stacked() ? 1 : 0;
+  std::vector<int> axes;
+  for (int d = first; d < static_cast<int>(native_rank); ++d) axes.push_back(d);
+  if (rule.transposed) std::reverse(axes.begin(), axes.end());
+  return axes;
+}
+
+void check_shape(const Rule& rule, const std::string& fqn, const Shape& shape) {
+  const std::size_t matrix = 2U + (rule.stacked() ? 1U : 0U);
+  const bool is_matrix = rule.transposed || rule.parts > 1;
+  const auto fail = [&](const std::string& expected) {
+    throw Error(ErrorKind::mismatch, fqn + ": expected " + expected + ", found shape " + to_string(shape));
+  };
+  if (is_matrix && shape.size() != matrix) fail("a tensor of " + std::to_string(matrix) + " dimensions");
+  if (rule.stacked() && shape.empty()) fail("experts along dimension 0");
+  if (rule.parts > 1) {
+    const std::size_t joined = static_cast<std::size_t>(rule.part_dimension) + (rule.stacked() ? 1U : 0U);
+    if (shape[joined] % rule.parts != 0) {
+      fail("a multiple of " + std::to_string(rule.parts) + " along dimension " + std::to_string(joined));
+    }
+  }
+}
+
+Piece piece_of(const Dialect& dialect, const Rule& rule, const Captures& captures, const Shape& native_shape) {
+  Piece piece;
+  piece.hf_name = to_checkpoint_spelling(dialect, rule.hf.fill(captures));
+  piece.rule = &rule;
+  piece.expert = rule.stacked() ? captures.expert : -1;
+  piece.axes = axes_of(rule, native_shape.size());
+  piece.box = whole(native_shape);
+  if (rule.stacked()) {
+    piece.box.offset[0] = captures.expert;
+    piece.box.size[0] = 1;
+  }
+  if (rule.parts > 1) {
+    const std::size_t joined = static_cast<std::size_t>(rule.part_dimension) + (rule.stacked() ? 1U : 0U);
+    piece.box.size[joined] /= rule.parts;
+    piece.box.offset[joined] = rule.part * piece.box.size[joined];
+  }
+  for (int axis : piece.axes) piece.hf_shape.push_back(piece.box.size[static_cast<std::size_t>(axis)]);
+  return piece;
+}
+
+}  // namespace
+
+std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape) {
+  // The rows that share the first fitting row's native pattern: w1 and w3 both go into gate_and_up_projs.
+  std::vector<const Rule*> rules;
+  Captures captures;
+  for (const Rule& rule : map.rules) {
+    if (rules.empty()) {
+      if (std::optional<Captures> found = rule.native.match(fqn)) {
+        captures = *found;
+        rules.push_back(&rule);
+      }
+    } else if (rule.native.text() == rules.front()->native.text()) {
+      rules.push_back(&rule);
+    }
+  }
+  std::vector<Piece> pieces;
+  if (rules.empty()) return pieces;
+  for (const Rule* rule : rules) check_shape(*rule, fqn, native_shape);
+  const std::int64_t experts = rules.front()->stacked() ? native_shape[0] : 1;
+  for (std::int64_t expert = 0; expert < experts; ++expert) {
+    captures.expert = expert;
+    for (const Rule* rule : rules) pieces.push_back(piece_of(map.dialect, *rule, captures, native_shape));
+  }
+  return pieces;
+}
+
+std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name) {
+  const std::string name = to_rules_spelling(map.dialect, weight_name_of(hf_name));
+  for (const Rule& rule : map.rules) {
+    if (std::optional<Captures> captures = rule.hf.match(name)) {
+      return NativePlace{rule.native.fill(*captures), &rule, *captures};
+    }
+  }
+  return std::nullopt;
+}
+
+bool is_ignored(const WeightMap& map, std::string_view hf_name) {
+  const std::string name = to_rules_spelling(map.dialect, hf_name);
+  return std::any_of(map.ignored.begin(), map.ignored.end(),
+                     [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
+}
+
+std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name) {
+  for (const auto& [in_rules, in_files] : dialect) {
+    if (hf_name.starts_with(in_files)) return replace_prefix(hf_name, in_files, in_rules);
+  }
+  return std::string(hf_name);
+}
+
+std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rules_name) {
+  for (const auto& [in_rules, in_files] : dialect) {
+    if (rules_name.starts_with(in_rules)) return replace_prefix(rules_name, in_rules, in_files);
+  }
+  return std::string(rules_name);
+}
+
+Shape native_shape_of(const Rule& rule, const Shape& hf_shape, std::int64_t experts) {
+  Shape shape = hf_shape;
+  if (rule.transposed) std::reverse(shape.begin(), shape.end());
+  if (rule.parts > 1) shape[static_cast<std::size_t>(rule.part_dimension)] *= rule.parts;
+  if (rule.stacked()) shape.insert(shape.begin(), experts);
+  return shape;
+}
+
+}  // namespace shardwright

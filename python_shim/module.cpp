@@ -1,0 +1,278 @@
+/// The Python module shardwright._core: the planner and the storage layer as they are, plain data in and out. It knows no
+/// torch: tensors arrive as TensorSpecs that the package describes.
+
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <cerrno>
+#include <memory>
+#include <string>
+
+#include "kernels/decode.h"
+#include "planner/error.h"
+#include "planner/load_plan.h"
+#include "planner/models/models.h"
+#include "planner/native_tensors.h"
+#include "planner/problems.h"
+#include "planner/request_list.h"
+#include "planner/weight_map.h"
+#include "storage/generate.h"
+#include "storage/load.h"
+#include "storage/read_catalog.h"
+
+namespace py = pybind11;
+
+namespace shardwright {
+namespace {
+
+DType dtype_from(const std::string& name) {
+  const std::optional<DType> dtype = dtype_named(name);
+  if (!dtype) throw Error(ErrorKind::argument, "dtype '" + name + "' is not one that safetensors has");
+  return *dtype;
+}
+
+void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_error) {
+  const auto raise_system_error = [&](PyObject* type, int number) {
+    py::object exception = py::reinterpret_borrow<py::object>(type)(number, error.what());
+    PyErr_SetObject(type, exception.ptr());
+  };
+  switch (error.kind) {
+    case ErrorKind::not_found: raise_system_error(PyExc_FileNotFoundError, ENOENT); break;
+    case ErrorKind::io: raise_system_error(PyExc_OSError, error.system_error); break;
+    case ErrorKind::malformed: PyErr_SetString(format_error, error.what()); break;
+    case ErrorKind::mismatch: PyErr_SetString(plan_error, error.what()); break;
+    case ErrorKind::argument: PyErr_SetString(PyExc_ValueError, error.what()); break;
+  }
+}
+
+void bind_errors(py::module_& m) {
+  static py::exception<Error> format_error(m, "CheckpointFormatError", PyExc_ValueError);
+  static py::exception<Error> plan_error(m, "PlanError", PyExc_ValueError);
+  format_error.attr("__doc__") = "What is on disk breaks its format; names the file and the tensor.";
+  plan_error.attr("__doc__") =
+      "Checkpoint and trainer do not fit together; lists every tensor concerned, with what was expected and found.";
+  py::register_exception_translator([](std::exception_ptr failure) {
+    try {
+      if (failure) std::rethrow_exception(failure);
+    } catch (const Error& error) {
+      raise_in_python(error, format_error.ptr(), plan_error.ptr());
+    }
+  });
+}
+
+void bind_catalog(py::module_& m) {
+  py::class_<SourceTensor>(m, "SourceTensor", "One tensor of a checkpoint, or one chunk of a larger one.")
+      .def_readonly("name", &SourceTensor::name)
+      .def_property_readonly("dtype", [](const SourceTensor& t) { return std::string(name_of(t.dtype)); })
+      .def_readonly("shape", &SourceTensor::shape)
+      .def_readonly("offset", &SourceTensor::offset)
+      .def_readonly("file", &SourceTensor::file)
+      .def_readonly("begin", &SourceTensor::begin)
+      .def_readonly("end", &SourceTensor::end);
+  py::class_<SourceFile>(m, "SourceFile")
+      .def_readonly("name", &SourceFile::name)
+      .def_readonly("size", &SourceFile::size);
+  py::class_<Catalog, std::shared_ptr<Catalog>>(m, "Catalog", "What a checkpoint directory holds.")
+      .def_readonly("directory", &Catalog::directory)
+      .def_readonly("files", &Catalog::files)
+      .def_readonly("tensors", &Catalog::tensors)
+      .def_readonly("config", &Catalog::config, "Text of config.json; empty where there is none.");
+  m.def(
+      "read_catalog",
+      [](const std::filesystem::path& directory, int threads) {
+        return std::make_shared<Catalog>(read_catalog(directory, threads));
+      },
+      py::arg("directory"), py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_specs(py::module_& m) {
+  py::class_<Placement>(m, "Placement")
+      .def_static("replicate", [] { return Placement{}; })
+      .def_static("shard", [](int dimension) { return Placement{Placement::Kind::shard, dimension, 1}; })
+      .def_static("strided_shard",
+                  [](int dimension, std::int64_t split_factor) {
+                    return Placement{Placement::Kind::strided_shard, dimension, split_factor};
+                  })
+      .def_property_readonly("is_shard", [](const Placement& p) { return p.kind == Placement::Kind::shard; })
+      .def_readonly("dimension", &Placement::dimension)
+      .def("__repr__", [](const Placement& p) {
+        switch (p.kind) {
+          case Placement::Kind::replicate: return std::string("Replicate()");
+          case Placement::Kind::shard: return "Shard(" + std::to_string(p.dimension) + ")";
+          default:
+            return "StridedShard(" + std::to_string(p.dimension) + ", " + std::to_string(p.split_factor) + ")";
+        }
+      });
+  py::class_<LocalBox>(m, "LocalBox")
+      .def(py::init([](Shape offset, Shape size, Shape local_offset) {
+             return LocalBox{{std::move(offset), std::move(size)}, std::move(local_offset)};
+           }),
+           py::arg("offset"), py::arg("size"), py::arg("local_offset"))
+      .def_property_readonly("offset", [](const LocalBox& box) { return box.global.offset; })
+      .def_property_readonly("size", [](const LocalBox& box) { return box.global.size; })
+      .def_readonly("local_offset", &LocalBox::local_offset);
+  py::class_<TensorSpec>(m, "TensorSpec", "A tensor of the trainer as one rank sees it.")
+      .def(py::init([](std::string fqn, const std::string& dtype, Shape global_shape, Shape local_shape,
+                       Shape local_strides, std::uintptr_t data, const std::string& device,
+                       std::vector<LocalBox> boxes) {
+             TensorSpec spec;
+             spec.fqn = std::move(fqn);
+             spec.dtype = dtype_from(dtype);
+             spec.global_shape = std::move(global_shape);
+             spec.local_shape = std::move(local_shape);
+             spec.local_strides = std::move(local_strides);
+             spec.data = reinterpret_cast<void*>(data);  // NOLINT(performance-no-int-to-ptr): an address from torch
+             spec.device = device == "cpu"    ? DeviceKind::cpu
+                           : device == "meta" ? DeviceKind::meta
+                                              : DeviceKind::other;
+             spec.device_name = device;
+             spec.boxes = std::move(boxes);
+             return spec;
+           }),
+           py::arg("fqn"), py::arg("dtype"), py::arg("global_shape"), py::arg("local_shape"), py::arg("local_strides"),
+           py::arg("data"), py::arg("device"), py::arg("boxes"))
+      .def_readonly("fqn", &TensorSpec::fqn)
+      .def_property_readonly("dtype", [](const TensorSpec& spec) { return std::string(name_of(spec.dtype)); })
+      .def_readonly("global_shape", &TensorSpec::global_shape)
+      .def_readonly("local_shape", &TensorSpec::local_shape)
+      .def_readonly("boxes", &TensorSpec::boxes);
+  m.def("local_boxes", &local_boxes, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
+        py::arg("placements"));
+  m.def("local_shape", &local_shape, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
+        py::arg("placements"));
+  m.def("fault_of", &fault_of, py::arg("spec"), "What makes a spec impossible to write to; empty if nothing does.");
+}
+
+void bind_weight_map(py::module_& m) {
+  py::class_<WeightMap, std::shared_ptr<WeightMap>>(m, "WeightMap")
+      .def_readonly("family", &WeightMap::family)
+      .def_readonly("layout", &WeightMap::layout);
+  m.def(
+      "weight_map",
+      [](const Catalog& catalog, const std::string& model, const std::string& layout) {
+        return std::make_shared<WeightMap>(weight_map_for(catalog, model, layout));
+      },
+      py::arg("catalog"), py::arg("model") = "auto", py::arg("layout") = "automodel");
+  py::class_<NativeTensor>(m, "NativeTensor")
+      .def_readonly("fqn", &NativeTensor::fqn)
+      .def_property_readonly("dtype", [](const NativeTensor& t) { return std::string(name_of(t.dtype)); })
+      .def_readonly("shape", &NativeTensor::shape)
+      .def_readonly("stacked", &NativeTensor::stacked);
+  m.def(
+      "native_tensors",
+      [](const Catalog& catalog, const WeightMap& map, const std::string& dtype) {
+        return native_tensors(catalog, map, dtype_from(dtype));
+      },
+      py::arg("catalog"), py::arg("map"), py::arg("dtype") = "BF16");
+  py::class_<MeshDimension>(m, "MeshDimension")
+      .def_readonly("name", &MeshDimension::name)
+      .def_readonly("size", &MeshDimension::size);
+  m.def("parse_mesh", &parse_mesh, py::arg("text"));
+  m.def("specs_on_mesh", &specs_on_mesh, py::arg("tensors"), py::arg("mesh"), py::arg("rank"));
+  m.def("placements_on_mesh", &placements_on_mesh, py::arg("tensor"), py::arg("mesh"));
+  m.def(
+      "request_list",
+      [](const std::vector<TensorSpec>& specs, const WeightMap& map, const Catalog* catalog) {
+        std::vector<std::tuple<std::string, std::string, Shape>> requests;
+        for (const Request& request : request_list(specs, map, catalog)) {
+          requests.emplace_back(request.name, name_of(request.dtype), request.shape);
+        }
+        return requests;
+      },
+      py::arg("specs"), py::arg("map"), py::arg("catalog") = nullptr,
+      "[(name, dtype, global shape)] of the HF tensors that a load of these specs asks for, scales included.");
+}
+
+void bind_load(py::module_& m) {
+  py::class_<Transfer>(m, "Transfer")
+      .def_readonly("source", &Transfer::source, "Index into Catalog.tensors.")
+      .def_readonly("scales", &Transfer::scales, "Index into Catalog.tensors; -1 where there are none.")
+      .def_readonly("destination", &Transfer::destination, "Index into the specs.")
+      .def_readonly("destination_offset", &Transfer::destination_offset)
+      .def_readonly("axes", &Transfer::axes)
+      .def_property_readonly("source_offset", [](const Transfer& t) { return t.source_box.offset; })
+      .def_property_readonly("source_size", [](const Transfer& t) { return t.source_box.size; })
+      .def_property_readonly("scale_offset", [](const Transfer& t) { return t.scale_box.offset; })
+      .def_property_readonly("scale_size", [](const Transfer& t) { return t.scale_box.size; });
+  py::class_<LoadPlan, std::shared_ptr<LoadPlan>>(m, "LoadPlan")
+      .def_readonly("transfers", &LoadPlan::transfers)
+      .def_readonly("tensors", &LoadPlan::tensors)
+      .def_readonly("bytes_needed", &LoadPlan::bytes_needed)
+      .def_readonly("bytes_written", &LoadPlan::bytes_written)
+      .def_readonly("unused", &LoadPlan::unused);
+  m.def(
+      "plan_load",
+      [](const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map, bool strict,
+         bool allow_missing) {
+        const py::gil_scoped_release release;
+        return std::make_shared<LoadPlan>(plan_load(specs, catalog, map, {strict, allow_missing}));
+      },
+      py::arg("specs"), py::arg("catalog"), py::arg("map"), py::arg("strict") = true, py::arg("allow_missing") = false);
+  py::class_<LoadReport>(m, "LoadReport")
+      .def_readonly("tensors", &LoadReport::tensors)
+      .def_readonly("bytes_needed", &LoadReport::bytes_needed)
+      .def_readonly("bytes_read", &LoadReport::bytes_read)
+      .def_readonly("bytes_written", &LoadReport::bytes_written)
+      .def_readonly("read_requests", &LoadReport::read_requests)
+      .def_readonly("peak_staging_bytes", &LoadReport::peak_staging_bytes)
+      .def_readonly("files", &LoadReport::files)
+      .def_readonly("threads", &LoadReport::threads)
+      .def_readonly("instruction_set", &LoadReport::instruction_set)
+      .def_readonly("read_seconds", &LoadReport::read_seconds)
+      .def_readonly("decode_seconds", &LoadReport::decode_seconds)
+      .def_readonly("total_seconds", &LoadReport::total_seconds)
+      .def_readonly("unused", &LoadReport::unused);
+  m.def(
+      "run_load",
+      [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs, int threads,
+         std::size_t staging_bytes, const std::optional<py::function>& progress) {
+        LoadOptions options;
+        options.threads = threads;
+        options.staging_bytes = staging_bytes;
+        // Called even where nobody asked for progress, so that Ctrl-C stops a load.
+        options.progress = [&progress](std::uint64_t done, std::uint64_t total) {
+          const py::gil_scoped_acquire acquire;
+          if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+          if (progress) (*progress)(done, total);
+        };
+        const py::gil_scoped_release release;
+        return load(plan, catalog, specs, options);
+      },
+      py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("threads") = 0, py::arg("staging_bytes") = 0,
+      py::arg("progress") = py::none());
+}
+
+void bind_generate(py::module_& m) {
+  py::class_<GenerateReport>(m, "GenerateReport")
+      .def_readonly("tensors", &GenerateReport::tensors)
+      .def_readonly("files", &GenerateReport::files)
+      .def_readonly("bytes", &GenerateReport::bytes);
+  m.def(
+      "generate",
+      [](const std::filesystem::path& directory, const std::string& preset, bool layout_only, std::uint64_t seed,
+         int threads) {
+        return generate(directory, {preset, layout_only, seed, threads});
+      },
+      py::arg("directory"), py::arg("preset") = "tiny", py::arg("layout_only") = false, py::arg("seed") = 0,
+      py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+}  // namespace shardwright
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Shardwright's planner and storage layer. Use the package `shardwright`, which describes tensors to it.";
+  shardwright::bind_errors(m);
+  shardwright::bind_catalog(m);
+  shardwright::bind_specs(m);
+  shardwright::bind_weight_map(m);
+  shardwright::bind_load(m);
+  shardwright::bind_generate(m);
+  m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
+        "One line for each group of names that differ in one number, the numbers as ranges.");
+  m.def("instruction_sets", &shardwright::instruction_sets);
+  m.def("instruction_set", &shardwright::instruction_set);
+  m.def("use_instruction_set", &shardwright::use_instruction_set, py::arg("name"));
+}

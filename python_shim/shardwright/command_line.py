@@ -1,0 +1,205 @@
+"""The command ``shardwright``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+
+from shardwright import _core
+from shardwright.checkpoint import empty_state_dict, generate, read_catalog
+from shardwright.load_planner import LoadPlanner
+from shardwright.peak_memory import measure_peak_memory
+from shardwright.ranks import run_on_ranks
+from shardwright.storage_reader import HuggingFaceStorageReader
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status. Errors of the checkpoint or the arguments are one message on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (OSError, ValueError) as error:
+        message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"shardwright: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shardwright", description="Loads MXFP8 checkpoints into sharded tensors.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    generating = commands.add_parser("generate", help="write a checkpoint of MiniMax M3's shape with random values")
+    generating.add_argument("directory")
+    generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
+    generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
+    generating.add_argument("--seed", type=int, default=0)
+    generating.set_defaults(command=_generate)
+
+    inspecting = commands.add_parser("inspect", help="say what a checkpoint holds, from headers and index")
+    inspecting.add_argument("path")
+    inspecting.add_argument("--json", action="store_true")
+    inspecting.set_defaults(command=_inspect)
+
+    planning = commands.add_parser("plan", help="say what one rank of a mesh would read, without reading it")
+    planning.add_argument("path")
+    planning.add_argument(
+        "--mesh",
+        default="",
+        metavar="NAME=SIZE,…",
+        help="ep, ep_shard: dimensions 0 and 1 of experts; fsdp: dimension 0 of all others; shard: of both",
+    )
+    planning.add_argument("--rank", type=int, default=0)
+    planning.add_argument("--json", action="store_true", help="every transfer, as JSON")
+    _add_map_options(planning)
+    planning.set_defaults(command=_plan)
+
+    loading = commands.add_parser("load", help="load a checkpoint into new tensors and report")
+    loading.add_argument("path")
+    loading.add_argument("--ranks", type=int, default=1, help="Gloo ranks on this machine, sharding dimension 0")
+    loading.add_argument("--threads", type=int, default=None, help="per rank")
+    loading.add_argument("--staging-bytes", type=int, default=None, help="per rank")
+    loading.add_argument("--progress", action="store_true")
+    _add_map_options(loading)
+    loading.set_defaults(command=_load)
+    return parser
+
+
+def _add_map_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="auto")
+    parser.add_argument("--layout", default="automodel")
+    parser.add_argument("--not-strict", action="store_true", help="leave out tensors that no rule knows")
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(what) for what, _ in rows)
+    for what, figure in rows:
+        print(f"{what:<{width}}  {figure}")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    report = generate(options.directory, options.preset, seed=options.seed, layout_only=options.layout_only)
+    print(f"{options.directory}: {report.tensors:,} tensors in {report.files} files, {report.bytes:,} bytes")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    catalog = read_catalog(options.path)
+    tensors = catalog.tensors
+    dtypes = Counter(tensor.dtype for tensor in tensors)
+    scales = sum(tensor.name.endswith("_scale_inv") for tensor in tensors)
+    facts: dict[str, Any] = {
+        "directory": str(catalog.directory),
+        "tensors": len(tensors),
+        "block_scaled_weights": scales,
+        "bytes": sum(tensor.end - tensor.begin for tensor in tensors),
+        "files": len(catalog.files),
+        "dtypes": dict(dtypes.most_common()),
+    }
+    try:
+        weight_map = _core.weight_map(catalog)
+        native = _core.native_tensors(catalog, weight_map)
+        facts["model"] = weight_map.family
+        facts["native_tensors"] = len(native)
+    except ValueError as error:
+        facts["model"] = f"not recognised ({error})"
+    if options.json:
+        facts["names"] = {t.name: [t.dtype, t.shape, catalog.files[t.file].name] for t in tensors}
+        print(json.dumps(facts, indent=1))
+        return
+    facts["dtypes"] = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
+    _print_table(
+        [(what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact) for what, fact in facts.items()]
+    )
+
+
+def _plan(options: argparse.Namespace) -> None:
+    catalog = read_catalog(options.path)
+    weight_map = _core.weight_map(catalog, options.model, options.layout)
+    mesh = _core.parse_mesh(options.mesh)
+    native = _core.native_tensors(catalog, weight_map)
+    specs = _core.specs_on_mesh(native, mesh, options.rank)
+    plan = _core.plan_load(specs, catalog, weight_map, strict=not options.not_strict)
+    tensors = catalog.tensors
+    transfers = plan.transfers
+    mesh_text = " x ".join(f"{dimension.name} {dimension.size}" for dimension in mesh) or "one rank"
+    if options.json:
+        document = {
+            "mesh": {dimension.name: dimension.size for dimension in mesh},
+            "rank": options.rank,
+            "catalog_tensors": len(tensors),
+            "tensors": plan.tensors,
+            "bytes_needed": plan.bytes_needed,
+            "bytes_written": plan.bytes_written,
+            "transfers": [_transfer_facts(transfer, tensors, catalog.files, specs) for transfer in transfers],
+        }
+        print(json.dumps(document, indent=1))
+        return
+    files = {tensors[transfer.source].file for transfer in transfers}
+    _print_table(
+        [
+            ("mesh", f"{mesh_text}, rank {options.rank}"),
+            ("tensors in the checkpoint", f"{len(tensors):,}"),
+            ("tensors this rank needs", f"{plan.tensors:,} in {len(files)} files"),
+            ("native tensors", f"{len(native):,}"),
+            ("transfers", f"{len(transfers):,}"),
+            ("bytes needed", f"{plan.bytes_needed:,}"),
+            ("bytes written", f"{plan.bytes_written:,}"),
+        ]
+    )
+
+
+def _transfer_facts(transfer: Any, tensors: list[Any], files: list[Any], specs: list[Any]) -> dict[str, Any]:
+    source = tensors[transfer.source]
+    facts: dict[str, Any] = {
+        "source": source.name,
+        "file": files[source.file].name,
+        "source_offset": transfer.source_offset,
+        "size": transfer.source_size,
+        "destination": specs[transfer.destination].fqn,
+        "destination_offset": transfer.destination_offset,
+        "axes": transfer.axes,
+    }
+    if transfer.scales >= 0:
+        facts["scales"] = tensors[transfer.scales].name
+        facts["scale_offset"] = transfer.scale_offset
+        facts["scale_size"] = transfer.scale_size
+    return facts
+
+
+def _load(options: argparse.Namespace) -> None:
+    if options.ranks < 1:
+        raise ValueError(f"--ranks is {options.ranks}; expected 1 or more")
+    read_catalog(options.path)  # so that a bad checkpoint is one message, before processes are started
+    if options.ranks == 1:
+        _load_and_report(0, options)
+    else:
+        run_on_ranks(options.ranks, _load_and_report, options)
+
+
+def _load_and_report(rank: int, options: argparse.Namespace) -> None:
+    mesh = init_device_mesh("cpu", (options.ranks,), mesh_dim_names=("shard",)) if options.ranks > 1 else None
+    state_dict = empty_state_dict(options.path, mesh, model=options.model, layout=options.layout)
+    reader = HuggingFaceStorageReader(
+        options.path, options.threads, staging_bytes=options.staging_bytes, progress=options.progress and rank == 0
+    )
+    planner = LoadPlanner(options.model, options.layout, not options.not_strict)
+    with measure_peak_memory() as peak:
+        dcp.load(state_dict, storage_reader=reader, planner=planner, no_dist=options.ranks == 1)
+    assert reader.report is not None
+    rows = [*reader.report.rows(), ("bytes above destination", f"{peak.bytes:,}")]
+    for turn in range(options.ranks):
+        if turn == rank:
+            print(f"rank {rank} of {options.ranks}")
+            _print_table(rows)
+            sys.stdout.flush()
+        if options.ranks > 1:
+            dist.barrier()
+
+

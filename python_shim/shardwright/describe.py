@@ -1,0 +1,128 @@
+"""Describes the tensors of a state dict to the planner, as TensorSpecs: names, shapes, boxes and addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
+from shardwright import _core
+
+#: torch dtypes by the names that safetensors gives them.
+DTYPE_NAMES: dict[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+}
+
+DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+def describe(state_dict: dict[str, Any], *, tensors_only: bool = True) -> tuple[list[Any], list[torch.Tensor]]:
+    """The TensorSpecs of a flat state dict, and the local tensors whose memory they point to.
+
+    Raises PlanError, listing the names, for values that are not tensors (unless ``tensors_only`` is False: then they
+    are passed over) and for tensors that cannot be written in place (partial sums, sparse tensors, unknown dtypes).
+    """
+    specs: list[Any] = []
+    local_tensors: list[torch.Tensor] = []
+    problems: list[str] = []
+    for fqn, value in state_dict.items():
+        if not isinstance(value, (torch.Tensor, ShardedTensor)):
+            if tensors_only:
+                kind = type(value).__name__
+                problems.append(f"{fqn}: expected a tensor, found {kind}; an HF checkpoint holds tensors only")
+            continue
+        try:
+            for spec, local in _specs_of(fqn, value):
+                specs.append(spec)
+                local_tensors.append(local)
+        except ValueError as problem:
+            problems.append(f"{fqn}: {problem}")
+    if problems:
+        raise _core.PlanError("cannot load into this state dict; nothing has been written:\n  " + "\n  ".join(problems))
+    return specs, local_tensors
+
+
+def _specs_of(fqn: str, value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
+    """One spec, or one for each local chunk of a tensor that has several."""
+    if isinstance(value, DTensor) and not hasattr(value._local_tensor, "__create_chunk_list__"):
+        with torch.no_grad():
+            local = value.to_local()
+        yield _spec(fqn, local, value.shape, _boxes_of_dtensor(value)), local
+    elif isinstance(value, ShardedTensor):
+        for shard in value.local_shards():
+            offset, size = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+            yield _spec(fqn, shard.tensor, value.size(), [_whole_box(offset, size)]), shard.tensor
+    elif hasattr(value, "__create_chunk_list__"):
+        for chunk in value.__create_chunk_list__():
+            local = value.__get_tensor_shard__(MetadataIndex(fqn, chunk.offsets))
+            yield _spec(fqn, local, value.size(), [_whole_box(chunk.offsets, chunk.sizes)]), local
+    else:
+        shape = list(value.shape)
+        boxes = [_whole_box([0] * len(shape), shape)] if 0 not in shape else []
+        yield _spec(fqn, value, value.shape, boxes), value
+
+
+def _whole_box(offset: Sequence[int], size: Sequence[int]) -> Any:
+    return _core.LocalBox(list(offset), list(size), [0] * len(size))
+
+
+def _spec(fqn: str, local: torch.Tensor, global_shape: Sequence[int], boxes: list[Any]) -> Any:
+    if local.dtype not in DTYPE_NAMES:
+        raise ValueError(f"{local.dtype} is a dtype that safetensors does not have")
+    if local.layout != torch.strided:
+        raise ValueError(f"expected a strided tensor, found {local.layout}")
+    address = 0 if local.is_meta else local.data_ptr()
+    if address == 0 and local.numel() > 0 and not local.is_meta:
+        raise ValueError(f"{type(local).__name__} has no memory of its own that could be written")
+    return _core.TensorSpec(
+        fqn,
+        DTYPE_NAMES[local.dtype],
+        list(global_shape),
+        list(local.shape),
+        list(local.stride()),
+        address,
+        "meta" if local.is_meta else str(local.device),
+        boxes,
+    )
+
+
+def _boxes_of_dtensor(tensor: DTensor) -> list[Any]:
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:  # this rank is not on the mesh and holds nothing
+        return []
+    placements = [_placement(placement) for placement in tensor.placements]
+    boxes: list[Any] = _core.local_boxes(list(tensor.shape), list(mesh.shape), list(coordinate), placements)
+    return boxes
+
+
+def _placement(placement: Placement) -> Any:
+    # _StridedShard first: in some releases of torch it is a Shard as well.
+    if isinstance(placement, _StridedShard):
+        return _core.Placement.strided_shard(placement.dim, placement.split_factor)
+    if isinstance(placement, Shard):
+        return _core.Placement.shard(placement.dim)
+    if isinstance(placement, Replicate):
+        return _core.Placement.replicate()
+    raise ValueError(f"placement {placement} cannot be loaded into; expected Shard or Replicate on each mesh dimension")

@@ -1,0 +1,79 @@
+"""What a load did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardwright import _core
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did on this rank.
+
+    ``seconds`` has a value for each phase: ``catalog`` (headers and index), ``plan``, ``read`` and ``decode`` (thread
+    seconds divided by the number of threads, so that with all threads busy the phases add up to the wall time), and
+    ``total``, the wall time from the catalog on.
+    """
+
+    tensors: int  #: HF tensors, scales included, of which this rank needed at least a part
+    bytes_needed: int  #: that those parts take in the files
+    bytes_read: int
+    bytes_written: int  #: to the destination tensors
+    read_requests: int  #: to the operating system
+    peak_staging_bytes: int  #: memory between files and shards, all threads together
+    files: int  #: that something was read from
+    threads: int
+    instruction_set: str  #: of the decoding kernels
+    seconds: dict[str, float] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)  #: known HF weights that no tensor of the state dict takes
+
+    @classmethod
+    def of(cls, core: Any, catalog_seconds: float, plan_seconds: float) -> LoadReport:
+        seconds = {
+            "catalog": catalog_seconds,
+            "plan": plan_seconds,
+            "read": core.read_seconds,
+            "decode": core.decode_seconds,
+            "total": catalog_seconds + plan_seconds + core.total_seconds,
+        }
+        return cls(
+            core.tensors,
+            core.bytes_needed,
+            core.bytes_read,
+            core.bytes_written,
+            core.read_requests,
+            core.peak_staging_bytes,
+            core.files,
+            core.threads,
+            core.instruction_set,
+            seconds,
+            list(core.unused),
+        )
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Bytes read over total wall time, in 10^9 bytes a second."""
+        return self.bytes_read / self.seconds["total"] / 1e9 if self.seconds["total"] > 0 else 0.0
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The report as (what, figure) rows for a table."""
+        rows = [
+            ("tensors", f"{self.tensors:,}"),
+            ("files", f"{self.files:,}"),
+            ("bytes needed", f"{self.bytes_needed:,}"),
+            ("bytes read", f"{self.bytes_read:,}"),
+            ("bytes written", f"{self.bytes_written:,}"),
+            ("read requests", f"{self.read_requests:,}"),
+            ("threads, kernels", f"{self.threads}, {self.instruction_set}"),
+            ("peak staging bytes", f"{self.peak_staging_bytes:,}"),
+        ]
+        rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
+        rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
+        if self.unused:
+            rows.append(("unused", f"{len(self.unused):,}: {'; '.join(_core.grouped_names(self.unused)[:3])} …"))
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())

@@ -1,0 +1,89 @@
+"""The storage half of a load through torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
+from torch.futures import Future
+
+from shardwright import _core
+from shardwright.load_planner import LoadPlanner
+from shardwright.progress import progress_callback
+from shardwright.report import LoadReport
+
+
+@dataclass
+class CatalogMetadata(Metadata):
+    """DCP metadata of an HF checkpoint, with the catalog that Shardwright's planner plans from."""
+
+    catalog: Any = None
+
+
+def default_threads() -> int:
+    """This process's share of the processors: those it may use, divided among the ranks that torchrun started here."""
+    ranks_here = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, len(os.sched_getaffinity(0)) // ranks_here)
+
+
+class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
+    """Reads a Hugging Face safetensors checkpoint into preallocated shards, decoding and regrouping on the way.
+
+    Args:
+        path: the checkpoint directory.
+        thread_count: threads that read and decode; None: this process's share of the processors.
+        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread.
+        progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
+
+    After a load, ``report`` is its :class:`LoadReport`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        thread_count: int | None = None,
+        *,
+        staging_bytes: int | None = None,
+        progress: bool | Callable[[int, int], None] = False,
+    ) -> None:
+        threads = default_threads() if thread_count is None else thread_count
+        if threads < 1:
+            raise ValueError(f"thread_count is {thread_count}; expected 1 or more")
+        super().__init__(os.fspath(path), threads)
+        self.staging_bytes = staging_bytes
+        self.progress = progress
+        self.report: LoadReport | None = None
+        self._catalog_seconds = 0.0
+
+    def read_metadata(self) -> Metadata:
+        start = time.perf_counter()
+        catalog = _core.read_catalog(os.fspath(self.path), self.thread_count)
+        self._catalog_seconds = time.perf_counter() - start
+        return CatalogMetadata(state_dict_metadata={}, catalog=catalog)
+
+    def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
+        if not isinstance(planner, LoadPlanner):
+            raise ValueError("shardwright.HuggingFaceStorageReader needs planner=shardwright.LoadPlanner()")
+        with progress_callback(self.progress) as callback:
+            core = _core.run_load(
+                planner.core_plan,
+                planner._catalog,
+                planner.specs,
+                self.thread_count,
+                self.staging_bytes or 0,
+                callback,
+            )
+        # Autograd must know that the tensors changed behind its back.
+        torch.autograd.graph.increment_version(planner.local_tensors)
+        self.report = LoadReport.of(core, self._catalog_seconds, planner.plan_seconds)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/dtype.h"
+
+namespace shardwright {
+
+/// Fills `into` with the bytes of a random tensor from `offset` on, which must be a multiple of 8. The same
+/// key gives the same tensor, however it is cut.
+///
+/// F8_E4M3: every code but NaN. U8, taken for e8m0 scales: 15 of 16 are 100 to 140, that is 2^-27 to 2^13,
+/// the rest anywhere in 0 to 254, so that products overflow BF16, become subnormal and vanish; never 255,
+/// which is NaN. BF16 and F32: any finite number, subnormals included. Other dtypes: Error (argument).
+void fill_random(DType dtype, std::uint64_t key, std::uint64_t offset, std::span<char> into);
+
+}  // namespace shardwright

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+namespace shardwright {
+
+/// A regular file open for reading; closes itself. Any number of threads may call `read` at once.
+class InputFile {
+ public:
+  /// Throws Error: not_found if there is no such file, io (with errno) if it cannot be opened or is no
+  /// regular file.
+  explicit InputFile(const std::filesystem::path& path);
+  ~InputFile();
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+
+  /// Bytes in the file when it was opened.
+  std::uint64_t size() const { return size_; }
+
+  /// Fills `into` with the `count` bytes from `offset` on. Throws Error (io) if the file ends before.
+  void read(std::uint64_t offset, char* into, std::size_t count) const;
+
+ private:
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+  std::uint64_t size_ = 0;
+};
+
+/// All of a text file. Throws Error: malformed if it is larger than `max_bytes`, otherwise as InputFile does.
+std::string read_text(const std::filesystem::path& path, std::uint64_t max_bytes);
+
+}  // namespace shardwright

@@ -1,0 +1,45 @@
+import os
+from pathlib import Path
+
+import pytest
+import reference
+import shardwright as sw
+import torch
+from checkpoints import write_m3
+from hypothesis import HealthCheck, Phase, settings
+
+# `make test` runs the same examples each time. SHARDWRIGHT_PROPERTY_EXAMPLES=2000 looks at new ones.
+examples = os.environ.get("SHARDWRIGHT_PROPERTY_EXAMPLES")
+settings.register_profile(
+    "shardwright",
+    max_examples=int(examples or 60),
+    derandomize=examples is None,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+)
+settings.load_profile("shardwright")
+
+
+def generated(tmp_path_factory: pytest.TempPathFactory, preset: str) -> Path:
+    path = tmp_path_factory.mktemp("generated") / preset
+    sw.generate(path, preset=preset, seed=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    return generated(tmp_path_factory, "tiny")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    return generated(tmp_path_factory, "small")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The native tensors of the made-up model as it is by default."""
+    return reference.native(write_m3(tmp_path_factory.mktemp("made_up")))

@@ -1,0 +1,59 @@
+"""Which elements of a tensor a rank holds, by index arithmetic, and how many bytes that takes."""
+
+import math
+
+import numpy as np
+import torch
+from reference import Stored
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
+
+
+def chunk(indices: np.ndarray, count: int, which: int) -> np.ndarray:
+    """What `torch.chunk` cuts, with empty chunks for the ranks that it leaves without one."""
+    size = math.ceil(len(indices) / count)
+    return indices[size * which : size * (which + 1)]
+
+
+def held_indices(
+    shape: tuple[int, ...], mesh: tuple[int, ...], coordinate: tuple[int, ...], placements: list[Placement]
+) -> list[np.ndarray]:
+    """For each tensor dimension, the global indices that the local shard holds, in its order."""
+    held = [np.arange(size) for size in shape]
+    for ranks, rank, placement in zip(mesh, coordinate, placements, strict=True):
+        if isinstance(placement, _StridedShard):
+            pieces = [
+                chunk(held[placement.dim], placement.split_factor, i) for i in range(placement.split_factor)
+            ]
+            held[placement.dim] = np.concatenate([chunk(piece, ranks, rank) for piece in pieces])
+        elif isinstance(placement, Shard):
+            held[placement.dim] = chunk(held[placement.dim], ranks, rank)
+    return held
+
+
+def take(tensor: torch.Tensor, held: list[np.ndarray]) -> torch.Tensor:
+    for dim, indices in enumerate(held):
+        tensor = tensor.index_select(dim, torch.from_numpy(indices))
+    return tensor
+
+
+def bytes_held(
+    parts: list[tuple[str, str | None, int | None]], checkpoint: dict[str, Stored], held: list[np.ndarray]
+) -> int:
+    """Bytes that a rank needs of a native tensor made of `parts`: its elements and their scales."""
+    total = 0
+    for hf, which, expert in parts:
+        weight, scales = checkpoint[hf], checkpoint.get(hf + "_scale_inv")
+        if which is None:
+            in_weight = held
+        elif expert not in held[0]:
+            continue
+        else:  # native [expert, in, out] of a weight [out, in]; w3 lies behind w1
+            first = weight.shape[0] if which == "w3" else 0
+            rows = held[2] - first
+            in_weight = [rows[(rows >= 0) & (rows < weight.shape[0])], held[1]]
+        counts = [len(np.unique(indices)) for indices in in_weight]
+        total += math.prod(counts) * weight.nbytes // max(1, math.prod(weight.shape))
+        if scales and math.prod(counts):
+            total += counts[0] * len(np.unique(in_weight[1] // 32))
+    return total

@@ -1,0 +1,133 @@
+"""The command line prints for people and for programs; a failure is a message and an exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reference
+from checkpoints import config_of, made_up_m3, without, write_checkpoint
+
+TENSORS_OF_M3 = 46_521
+
+
+def shardwright(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "shardwright", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def output_of(*arguments: str | Path) -> str:
+    run = shardwright(*arguments)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def numbers_in(text: str) -> str:
+    """Without thousands separators."""
+    return text.replace(",", "").replace("_", "").replace("\u202f", "")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("full") / "m3"
+    output_of("generate", path, "--preset", "full", "--layout-only")
+    return path
+
+
+def test_generate_writes_a_checkpoint_and_takes_a_seed(tiny: Path, tmp_path: Path):
+    output_of("generate", tmp_path / "a", "--preset", "tiny")
+    output_of("generate", tmp_path / "b", "--preset", "tiny", "--seed", "5")
+    contents = [
+        {file.name: file.read_bytes() for file in path.iterdir()}
+        for path in (tiny, tmp_path / "a", tmp_path / "b")
+    ]
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_the_full_layout_has_all_tensors_and_takes_little_room(full: Path):
+    assert len(reference.read_checkpoint(full)) == TENSORS_OF_M3
+    size = sum(file.stat().st_size for file in full.iterdir())
+    room = sum(file.stat().st_blocks * 512 for file in full.iterdir())
+    assert size > 440e9 and room < 40e6
+
+
+def test_inspect_counts_the_tensors(full: Path, tiny: Path):
+    assert str(TENSORS_OF_M3) in numbers_in(output_of("inspect", full))
+    assert str(len(reference.read_checkpoint(tiny))) in output_of("inspect", tiny)
+
+
+def test_plan_says_what_a_rank_would_read(full: Path):
+    text = output_of("plan", full, "--mesh", "ep=64", "--rank", "7")
+    assert "bytes" in text.lower() or "GB" in text
+
+
+def test_plan_prints_json_on_request(full: Path):
+    plan = json.loads(output_of("plan", full, "--mesh", "ep=64", "--rank", "7", "--json"))
+    assert plan["rank"] == 7
+    # Two of 128 experts of each of 58 layers: w1, w2, w3 and their scales. All else is replicated.
+    others = sum(
+        stored.nbytes for name, stored in reference.read_checkpoint(full).items() if ".experts." not in name
+    )
+    experts = 58 * 2 * 3 * (3072 * 6144 + 3072 * 6144 // 32)
+    assert plan["bytes_needed"] == others + experts
+
+
+def test_load_loads_on_one_rank_and_on_two(tiny: Path):
+    for ranks in ([], ["--ranks", "2"]):
+        text = output_of("load", tiny, *ranks)
+        assert "tensors" in text.lower() and "read" in text.lower()
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "load", "generate"])
+def test_every_command_explains_itself(command: str):
+    assert "usage" in output_of(command, "--help").lower()
+    assert command in output_of("--help")
+
+
+def assert_fails(*arguments: str | Path, words: list[str]) -> None:
+    run = shardwright(*arguments)
+    assert run.returncode not in (0, None) and run.returncode > 0
+    assert "Traceback" not in run.stderr
+    missing = [word for word in words if word not in run.stderr]
+    assert not missing, run.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "load"])
+def test_a_missing_directory_is_named(command: str, tmp_path: Path):
+    mesh = ["--mesh", "ep=2", "--rank", "0"] if command == "plan" else []
+    assert_fails(command, tmp_path / "nowhere", *mesh, words=[str(tmp_path / "nowhere")])
+
+
+def test_a_malformed_file_is_named(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    assert_fails("inspect", tmp_path, words=["model.safetensors"])
+
+
+def test_a_missing_scale_is_named(tmp_path: Path):
+    scale = "language_model.model.layers.0.self_attn.q_proj.weight_scale_inv"
+    path = write_checkpoint(tmp_path, without(made_up_m3(), scale), config=config_of())
+    assert_fails("load", path, words=[scale])
+
+
+@pytest.mark.parametrize(
+    "mesh, rank, words",
+    [
+        ("ep=4", "4", ["4"]),
+        ("ep=4", "-1", ["-1"]),
+        ("ep=0", "0", ["ep"]),
+        ("ep", "0", ["ep"]),
+        ("sideways=2", "0", ["sideways"]),
+    ],
+)
+def test_a_mesh_or_rank_that_makes_no_sense_is_refused(mesh: str, rank: str, words: list[str], tiny: Path):
+    assert_fails("plan", tiny, "--mesh", mesh, f"--rank={rank}", words=words)
+
+
+def test_a_used_directory_is_not_overwritten(tiny: Path):
+    assert_fails("generate", tiny, "--preset", "tiny", words=[str(tiny)])
+
+
+def test_an_unknown_command_or_preset_is_refused(tmp_path: Path):
+    assert_fails("dance", words=["dance"])
+    assert_fails("generate", tmp_path / "new", "--preset", "huge", words=["huge"])

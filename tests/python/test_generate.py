@@ -1,0 +1,86 @@
+"""What the generator writes is M3's, exercises the formats, and is the same each time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import shardwright as sw
+from checkpoints import INDEX
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_equal_seeds_give_equal_bytes(tiny: Path, tmp_path: Path):
+    sw.generate(tmp_path / "again", preset="tiny", seed=0)
+    sw.generate(tmp_path / "other", preset="tiny", seed=1)
+    assert contents(tmp_path / "again") == contents(tiny)
+    assert contents(tmp_path / "other") != contents(tiny)
+
+
+def test_the_index_names_each_tensor_and_its_file(tiny: Path):
+    index = json.loads((tiny / INDEX).read_text())
+    stored = reference.read_checkpoint(tiny)
+    assert index["weight_map"] == {name: tensor.file.name for name, tensor in stored.items()}
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in stored.values())
+    assert len(set(index["weight_map"].values())) > 1
+
+
+def test_the_config_is_m3s(tiny: Path):
+    config = json.loads((tiny / "config.json").read_text())
+    assert config["model_type"] == "minimax_m3_vl"
+    assert config["text_config"]["hidden_size"] == 64
+    assert config["quantization_config"]["weight_block_size"] == [1, 32]
+
+
+def test_every_fp8_code_but_nan_comes_up_and_scales_range_widely(small: Path):
+    stored = reference.read_checkpoint(small)
+    codes, scales = np.zeros(256, dtype=int), set()
+    for name, tensor in stored.items():
+        if tensor.dtype == "F8_E4M3":
+            codes += np.bincount(tensor.raw().ravel(), minlength=256)
+            scales |= set(stored[name + "_scale_inv"].raw().ravel().tolist())
+    assert np.flatnonzero(codes == 0).tolist() == [0x7F, 0xFF]
+    assert max(scales) - min(scales) > 16
+
+
+def test_names_shapes_and_dtypes_are_those_of_the_released_model(tiny: Path):
+    stored = reference.read_checkpoint(tiny)
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in stored.items()}
+    layer = "language_model.model.layers.1"
+    for name, dtype, shape in (
+        (f"{layer}.self_attn.q_proj.weight", "F8_E4M3", (64, 64)),
+        (f"{layer}.self_attn.k_proj.weight_scale_inv", "U8", (32, 2)),
+        (f"{layer}.self_attn.q_norm.weight", "BF16", (16,)),
+        (f"{layer}.block_sparse_moe.experts.3.w1.weight", "F8_E4M3", (32, 64)),
+        (f"{layer}.block_sparse_moe.experts.3.w2.weight", "F8_E4M3", (64, 32)),
+        (f"{layer}.block_sparse_moe.e_score_correction_bias", "F32", (4,)),
+        ("language_model.model.layers.0.mlp.up_proj.weight", "F8_E4M3", (96, 64)),
+        ("language_model.model.mtp.layers.0.eh_proj.weight", "F8_E4M3", (64, 128)),
+        ("language_model.model.mtp.layers.0.eh_proj.weight_scale_inv", "U8", (64, 4)),
+        ("language_model.lm_head.weight", "BF16", (128, 64)),
+        ("vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight", "BF16", (128, 32)),
+    ):
+        assert found[name] == (dtype, shape), name
+    assert "BF16" in {dtype for dtype, _ in found.values()}
+
+
+def test_a_directory_that_holds_a_checkpoint_is_refused(tiny: Path):
+    before = contents(tiny)
+    with pytest.raises((FileExistsError, ValueError), match=str(tiny)):
+        sw.generate(tiny, preset="tiny")
+    assert contents(tiny) == before
+
+
+def test_an_unknown_preset_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="(?s)huge.*tiny"):
+        sw.generate(tmp_path / "new", preset="huge")
+
+
+def test_layout_only_takes_no_room(tmp_path: Path):
+    sw.generate(tmp_path, preset="small", layout_only=True)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) > 10_000_000
+    assert sum(file.stat().st_blocks * 512 for file in tmp_path.iterdir()) < 2_000_000

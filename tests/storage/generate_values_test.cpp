@@ -1,0 +1,84 @@
+#include "storage/generate_values.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "storage/random.h"
+
+namespace shardwright {
+namespace {
+
+std::string values(DType dtype, std::size_t bytes, std::uint64_t key = 7) {
+  std::string text(bytes, '\0');
+  fill_random(dtype, key, 0, text);
+  return text;
+}
+
+std::array<int, 256> count_bytes(const std::string& text) {
+  std::array<int, 256> counts{};
+  for (const char byte : text) ++counts[static_cast<std::uint8_t>(byte)];
+  return counts;
+}
+
+TEST(generate_values, random_words_are_those_of_splitmix64) {
+  // The first outputs of the generator with a seed of 1234567, as its authors' reference program prints them.
+  EXPECT_EQ(random_word(1234567, 0), 6457827717110365317u);
+  EXPECT_EQ(random_word(1234567, 1), 3203168211198807973u);
+  EXPECT_EQ(random_word(1234567, 2), 9817491932198370423u);
+}
+
+TEST(generate_values, keys_differ_by_seed_and_by_name) {
+  EXPECT_NE(random_key(0, "a"), random_key(1, "a"));
+  EXPECT_NE(random_key(0, "a"), random_key(0, "b"));
+}
+
+TEST(generate_values, fp8_takes_every_code_but_nan) {
+  const std::array<int, 256> counts = count_bytes(values(DType::F8_E4M3, 1 << 16));
+  for (int code = 0; code < 256; ++code) {
+    EXPECT_EQ(counts[code] == 0, code == 0x7F || code == 0xFF) << code;
+  }
+}
+
+TEST(generate_values, scales_are_mostly_near_one_take_every_byte_but_nan) {
+  const std::array<int, 256> counts = count_bytes(values(DType::U8, 1 << 17));
+  int near_one = 0;
+  for (int byte = 0; byte < 256; ++byte) {
+    EXPECT_EQ(counts[byte] == 0, byte == 255) << byte;
+    if (byte >= 100 && byte <= 140) near_one += counts[byte];
+  }
+  EXPECT_GT(near_one, (1 << 17) * 9 / 10);
+}
+
+TEST(generate_values, wide_floats_are_finite_of_both_signs_and_of_every_exponent) {
+  const std::string bf16 = values(DType::BF16, 1 << 17);
+  std::vector<std::uint16_t> halves(bf16.size() / 2);
+  std::memcpy(halves.data(), bf16.data(), bf16.size());
+  std::array<int, 512> exponents{};
+  for (const std::uint16_t half : halves) ++exponents[half >> 7];
+  for (int i = 0; i < 512; ++i) EXPECT_EQ(exponents[i] == 0, (i & 255) == 255) << i;
+
+  const std::string f32 = values(DType::F32, 1 << 17);
+  std::vector<float> floats(f32.size() / 4);
+  std::memcpy(floats.data(), f32.data(), f32.size());
+  for (const float number : floats) ASSERT_TRUE(std::isfinite(number));
+}
+
+TEST(generate_values, a_tensor_is_the_same_however_it_is_cut) {
+  for (const DType dtype : {DType::F8_E4M3, DType::U8, DType::BF16, DType::F32}) {
+    const std::string whole = values(dtype, 100);
+    std::string pieces(100, '\0');
+    fill_random(dtype, 7, 0, std::span(pieces).first(8));
+    fill_random(dtype, 7, 8, std::span(pieces).subspan(8, 56));
+    fill_random(dtype, 7, 64, std::span(pieces).subspan(64));
+    EXPECT_EQ(pieces, whole);
+    EXPECT_NE(values(dtype, 100, 8), whole);
+  }
+}
+
+}  // namespace
+}  // namespace shardwright
