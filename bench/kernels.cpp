@@ -1,10 +1,11 @@
-// The kernels by themselves, in bytes of FP8 per second for each instruction set, beside memcpy of the same output.
+// The kernels by themselves, in bytes of FP8 per second for each instruction set, beside memcpy of the same
+// output.
 //
 //   bench/kernels --benchmark_filter='transposed.*bf16'
 //
-// Each thread decodes tiles that lie in its second-level cache, as the engine's staging does, into its own share of
-// a destination far larger than any cache: the cost of memory on the way out is in the figure. Bytes per second are
-// those of the FP8 input, or of the output where the name says so.
+// Each thread decodes tiles that lie in its second-level cache, as the engine's staging does, into its own
+// share of a destination far larger than any cache: the cost of memory on the way out is in the figure. Bytes
+// per second are those of the FP8 input, or of the output where the name says so.
 
 #include <benchmark/benchmark.h>
 #include <sys/mman.h>
@@ -31,8 +32,8 @@ constexpr std::int64_t tile_columns = 2048;
 constexpr std::int64_t destination_bytes = std::int64_t{1} << 30;
 constexpr int most_threads = 2;
 
-/// Touched memory that all benchmarks write to, in turn, so that no page fault is measured. With huge pages, as
-/// numpy's and torch's large allocations have them where the system allows it.
+/// Touched memory that all benchmarks write to, in turn, so that no page fault is measured. With huge pages,
+/// as numpy's and torch's large allocations have them where the system allows it.
 std::byte* destination() {
   static std::byte* const memory = [] {
     const auto size = static_cast<std::size_t>(destination_bytes);
@@ -50,7 +51,8 @@ struct Tile {
 };
 
 Tile random_tile() {
-  Tile tile{std::vector<std::uint8_t>(tile_rows * tile_columns), std::vector<std::uint8_t>(tile_rows * tile_columns / 32)};
+  Tile tile{std::vector<std::uint8_t>(tile_rows * tile_columns),
+            std::vector<std::uint8_t>(tile_rows * tile_columns / 32)};
   std::uint64_t state = 1;
   const auto next = [&state] { return (state = state * 6364136223846793005U + 1442695040888963407U) >> 40; };
   for (std::uint8_t& element : tile.elements) element = static_cast<std::uint8_t>(next());
@@ -78,8 +80,8 @@ struct Places {
 
 enum class Layout { straight, transposed };
 
-/// Transposed tiles go where the engine puts w1 of an expert: side by side into [tile_columns, width] with a width of
-/// several tiles, so that the rows of the destination lie several pages apart.
+/// Transposed tiles go where the engine puts w1 of an expert: side by side into [tile_columns, width] with a
+/// width of several tiles, so that the rows of the destination lie several pages apart.
 void decode_tiles(benchmark::State& state, const std::string& instruction_set, Layout layout, DType dtype,
                   std::int64_t width_in_tiles) {
   if (state.thread_index() == 0) shardwright::use_instruction_set(instruction_set);

@@ -12,8 +12,8 @@
 namespace shardwright {
 namespace {
 
-// A panel is what is transposed at once: one cache line of each of these many rows. It stays in the first-level
-// cache, and each destination row gets its elements of a panel as one run of whole cache lines.
+// A panel is what is transposed at once: one cache line of each of these many rows. It stays in the
+// first-level cache, and each destination row gets its elements of a panel as one run of whole cache lines.
 constexpr std::int64_t panel_rows = 256;
 constexpr std::int64_t panel_row_bytes = 64;
 
@@ -22,6 +22,7 @@ constexpr std::int64_t panel_padding_bytes = 64;
 
 // Scales of a straight run are spread, one for each element, over so many elements at a time.
 constexpr std::int64_t spread_columns = 2048;
+constexpr std::int64_t usual_block = 32;
 
 // Past the caches only what would push more useful things out of them.
 constexpr std::int64_t least_streamed_bytes = 64 * 1024;
@@ -45,8 +46,9 @@ struct Stores {
 
   Stores(const InstructionSet& instruction_set, const SourceTile& source, const DestinationTile& destination)
       : set(instruction_set),
-        kind(source.rows * source.columns * bytes_of(destination.dtype) >= least_streamed_bytes ? Store::streaming
-                                                                                                : Store::cached) {}
+        kind(source.rows * source.columns * bytes_of(destination.dtype) >= least_streamed_bytes
+                 ? Store::streaming
+                 : Store::cached) {}
   Stores(const Stores&) = delete;
   Stores& operator=(const Stores&) = delete;
   ~Stores() {
@@ -54,8 +56,8 @@ struct Stores {
   }
 };
 
-/// How many rows the panel at `row` takes: up to the limit, ending with a cache line of the destination if its rows
-/// are aligned alike, and leaving no rest that would be too short for a run.
+/// How many rows the panel at `row` takes: up to the limit, ending with a cache line of the destination if
+/// its rows are aligned alike, and leaving no rest that would be too short for a run.
 std::int64_t rows_of_panel(const SourceTile& source, const DestinationTile& destination, std::int64_t row,
                            std::int64_t shortest_run) {
   const std::int64_t size = bytes_of(destination.dtype);
@@ -79,10 +81,12 @@ TransposePanel transpose_kernel(const InstructionSet& set, std::int64_t element_
   }
 }
 
-/// Calls use(panel, pitch in elements, row, rows, column, columns) for each transposed panel of the tile. Goes down
-/// all rows before it goes right, so that few rows (pages) of the destination are written at a time.
+/// Calls use(panel, pitch in elements, row, rows, column, columns) for each transposed panel of the tile.
+/// Goes down all rows before it goes right, so that few rows (pages) of the destination are written at a
+/// time.
 template <class Use>
-void for_each_panel(const InstructionSet& set, const SourceTile& source, const DestinationTile& destination, Use use) {
+void for_each_panel(const InstructionSet& set, const SourceTile& source, const DestinationTile& destination,
+                    Use use) {
   alignas(64) std::byte panel[static_cast<std::size_t>(panel_row_bytes * (panel_rows + panel_padding_bytes))];
   const std::int64_t size = bytes_of(source.dtype);
   const std::int64_t pitch = panel_rows + panel_padding_bytes / size;
@@ -132,8 +136,9 @@ void place_packed(const SourceTile& source, const DestinationTile& destination) 
   const int bits = bits_of(source.dtype);
   if (!is_straight(destination) || source.columns * bits % 8 != 0 || source.row_stride * bits % 8 != 0 ||
       destination.row_stride * bits % 8 != 0) {
-    throw std::invalid_argument("cannot place " + std::string(name_of(source.dtype)) +
-                                " elements that share a byte with elements outside the tile, or transpose them");
+    throw std::invalid_argument(
+        "cannot place " + std::string(name_of(source.dtype)) +
+        " elements that share a byte with elements outside the tile, or transpose them");
   }
   for (std::int64_t row = 0; row < source.rows; ++row) {
     std::memcpy(static_cast<std::byte*>(destination.data) + row * destination.row_stride * bits / 8,
@@ -144,52 +149,67 @@ void place_packed(const SourceTile& source, const DestinationTile& destination) 
 
 /// One row in place of many, where the rows follow each other without gaps on both sides.
 void join_rows(SourceTile& source, DestinationTile& destination) {
-  if (is_straight(destination) && source.row_stride == source.columns && destination.row_stride == source.columns) {
+  if (is_straight(destination) && source.row_stride == source.columns &&
+      destination.row_stride == source.columns) {
     source.columns *= source.rows;
     source.rows = 1;
   }
 }
 
-/// Whether all scales are in the range where decoding is an addition, and their values, one for each element.
-struct SpreadScales {
+bool is_in_range(std::uint8_t scale) {
+  return scale >= lowest_scale_in_range && scale <= highest_scale_in_range;
+}
+
+/// Fills `spread` with the scales of so many columns of a row, one for each column, from the row's scales.
+/// Has room for usual_block more. Returns whether all of them are in range.
+bool spread_over_columns(const BlockScales& scales, const std::uint8_t* scale_of_block, std::int64_t column,
+                         std::int64_t columns, std::uint8_t* spread) {
   bool in_range = true;
-
-  void see(std::uint8_t scale) {
-    in_range &= scale >= lowest_scale_in_range && scale <= highest_scale_in_range;
+  std::int64_t block = (scales.first_column + column) / scales.block_columns;
+  std::int64_t end = (block + 1) * scales.block_columns - scales.first_column - column;
+  for (std::int64_t begin = 0; begin < columns; begin = end, end += scales.block_columns, ++block) {
+    const std::uint8_t scale = scale_of_block[block];
+    in_range &= is_in_range(scale);
+    if (scales.block_columns == usual_block) {
+      std::memset(spread + begin, scale, usual_block);  // a few too many, which the next block overwrites
+    } else {
+      std::memset(spread + begin, scale, static_cast<std::size_t>(std::min(end, columns) - begin));
+    }
   }
-};
+  return in_range;
+}
 
-const std::uint8_t* scale_row(const BlockScales& scales, std::int64_t row) {
-  return scales.data + (scales.first_row + row) / scales.block_rows * scales.row_stride;
+/// Fills `gathered` with the scales of so many rows in one column of blocks. Returns whether all are in
+/// range.
+bool gather_over_rows(const BlockScales& scales, std::int64_t row, std::int64_t rows, std::int64_t block,
+                      std::uint8_t* gathered) {
+  bool in_range = true;
+  const std::int64_t from_first = scales.first_row + row;
+  const std::uint8_t* scale = scales.data + from_first / scales.block_rows * scales.row_stride + block;
+  std::int64_t end = scales.block_rows - from_first % scales.block_rows;
+  for (std::int64_t begin = 0; begin < rows; end += scales.block_rows, scale += scales.row_stride) {
+    in_range &= is_in_range(*scale);
+    for (const std::int64_t block_end = std::min(end, rows); begin < block_end; ++begin)
+      gathered[begin] = *scale;
+  }
+  return in_range;
 }
 
 void decode_straight(const InstructionSet& set, DecodeRun kernel, const SourceTile& source,
                      const BlockScales& scales, const DestinationTile& destination) {
   const Stores stores(set, source, destination);
   const DecodeRun kernel_in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : kernel;
-  constexpr std::int64_t usual_block = 32;
   alignas(64) std::uint8_t spread[spread_columns + usual_block];
   for (std::int64_t row = 0; row < source.rows; ++row) {
-    const std::uint8_t* scale_of_block = scale_row(scales, row);
+    const std::uint8_t* scale_of_block =
+        scales.data + (scales.first_row + row) / scales.block_rows * scales.row_stride;
     for (std::int64_t column = 0, columns = 0; column < source.columns; column += columns) {
       const std::int64_t rest = source.columns - column;
-      columns = rest <= spread_columns                        ? rest
-                : rest < spread_columns + set.shortest_run ? spread_columns / 2
-                                                           : spread_columns;
-      SpreadScales seen;
-      std::int64_t block = (scales.first_column + column) / scales.block_columns;
-      std::int64_t block_end = (block + 1) * scales.block_columns - scales.first_column - column;
-      for (std::int64_t begin = 0; begin < columns; ++block, block_end += scales.block_columns) {
-        const std::uint8_t scale = scale_of_block[block];
-        seen.see(scale);
-        if (scales.block_columns == usual_block) {
-          std::memset(spread + begin, scale, usual_block);  // a few too many, which the next block overwrites
-        } else {
-          std::memset(spread + begin, scale, static_cast<std::size_t>(std::min(block_end, columns) - begin));
-        }
-        begin = block_end;
-      }
-      (seen.in_range ? kernel_in_range : kernel)(
+      columns = spread_columns;
+      if (rest < spread_columns + set.shortest_run)
+        columns = rest <= spread_columns ? rest : spread_columns / 2;
+      const bool in_range = spread_over_columns(scales, scale_of_block, column, columns, spread);
+      (in_range ? kernel_in_range : kernel)(
           reinterpret_cast<const std::uint8_t*>(element(source, row, column)), spread, columns,
           element(destination, row, column), stores.kind);
     }
@@ -200,27 +220,22 @@ void decode_transposed(const InstructionSet& set, DecodeRun kernel, const Source
                        const BlockScales& scales, const DestinationTile& destination) {
   const Stores stores(set, source, destination);
   const DecodeRun kernel_in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : kernel;
-  for_each_panel(set, source, destination,
-                 [&](const std::byte* panel, std::int64_t pitch, std::int64_t row, std::int64_t rows,
-                     std::int64_t column, std::int64_t columns) {
-                   const auto* elements = reinterpret_cast<const std::uint8_t*>(panel);
-                   alignas(64) std::uint8_t scale_of_row[panel_rows];
-                   // The columns of one block have the same scales.
-                   for (std::int64_t begin = 0, end = 0; begin < columns; begin = end) {
-                     const std::int64_t block = (scales.first_column + column + begin) / scales.block_columns;
-                     end = std::min(columns, (block + 1) * scales.block_columns - scales.first_column - column);
-                     SpreadScales seen;
-                     for (std::int64_t below = 0; below < rows; ++below) {
-                       scale_of_row[below] = scale_row(scales, row + below)[block];
-                       seen.see(scale_of_row[below]);
-                     }
-                     const DecodeRun run = seen.in_range ? kernel_in_range : kernel;
-                     for (std::int64_t right = begin; right < end; ++right) {
-                       run(elements + right * pitch, scale_of_row, rows,
-                           element(destination, row, column + right), stores.kind);
-                     }
-                   }
-                 });
+  const auto decode_panel = [&](const std::byte* panel, std::int64_t pitch, std::int64_t row,
+                                std::int64_t rows, std::int64_t column, std::int64_t columns) {
+    alignas(64) std::uint8_t scale_of_row[panel_rows];
+    // The columns of one block share their scales.
+    for (std::int64_t begin = 0, end = 0; begin < columns; begin = end) {
+      const std::int64_t block = (scales.first_column + column + begin) / scales.block_columns;
+      end = std::min(columns, (block + 1) * scales.block_columns - scales.first_column - column);
+      const bool in_range = gather_over_rows(scales, row, rows, block, scale_of_row);
+      const DecodeRun run = in_range ? kernel_in_range : kernel;
+      for (std::int64_t right = begin; right < end; ++right) {
+        run(reinterpret_cast<const std::uint8_t*>(panel) + right * pitch, scale_of_row, rows,
+            element(destination, row, column + right), stores.kind);
+      }
+    }
+  };
+  for_each_panel(set, source, destination, decode_panel);
 }
 
 }  // namespace
@@ -261,6 +276,10 @@ void place(const SourceTile& given_source, const DestinationTile& given_destinat
 }
 
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
+  if (source.dtype != DType::F8_E4M3) {
+    throw std::invalid_argument("cannot decode " + std::string(name_of(source.dtype)) +
+                                " elements: block scales belong to F8_E4M3");
+  }
   if (source.rows <= 0 || source.columns <= 0) return;
   const InstructionSet& set = instruction_set_in_use();
   const DecodeRun kernel = decode_kernel(set, destination.dtype);

@@ -42,26 +42,26 @@ struct DestinationTile {
 /// and any of F16, BF16, F32, F64, F8_E4M3, F8_E5M2 into any of BF16, F16, F32, F64.
 bool can_convert(DType source, DType destination);
 
-/// Writes each element of `source` to its place in `destination`. Unequal dtypes are converted by rounding the
-/// exact value once, to nearest even: too large becomes infinity, too small a subnormal or zero, NaN stays NaN.
-/// Equal dtypes are copied bit for bit. Needs can_convert(source.dtype, destination.dtype).
+/// Writes each element of `source` to its place in `destination`. Unequal dtypes are converted by rounding
+/// the exact value once, to nearest even: too large becomes infinity, too small a subnormal or zero, NaN
+/// stays NaN. Equal dtypes are copied bit for bit. Needs can_convert(source.dtype, destination.dtype).
 /// Thread-safe as long as no two calls write the same element. Does not depend on the caller's FTZ/DAZ mode.
 void place(const SourceTile& source, const DestinationTile& destination);
 
-/// The same for block-scaled F8_E4M3 elements: writes round(element * scale), the product being exact and rounded
-/// once to the destination's dtype (BF16, F16, F32 or F64). A NaN element or a NaN scale gives NaN.
+/// The same for block-scaled F8_E4M3 elements: writes round(element * scale), the product being exact and
+/// rounded once to the destination's dtype (BF16, F16, F32 or F64). A NaN element or a NaN scale gives NaN.
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination);
 
-/// The instruction sets that this build holds and this machine can run, best first; the last is "scalar", the plain
-/// definition that all others must equal.
+/// The instruction sets that this build holds and this machine can run, best first; the last is "scalar", the
+/// plain definition that all others must equal.
 std::vector<std::string> instruction_sets();
 
-/// The instruction set in use: the best one, unless the environment variable SHARDWRIGHT_SIMD named another when it
-/// was first asked for ("scalar", "avx2", ...).
+/// The instruction set in use: the best one, unless the environment variable SHARDWRIGHT_SIMD named another
+/// when it was first asked for ("scalar", "avx2", ...).
 std::string instruction_set();
 
-/// Uses another of instruction_sets() from now on, in all threads; "" means the best. For tests and benchmarks.
-/// Throws std::invalid_argument, with the names there are, for a name that is not among them.
+/// Uses another of instruction_sets() from now on, in all threads; "" means the best. For tests and
+/// benchmarks. Throws std::invalid_argument, with the names there are, for a name that is not among them.
 void use_instruction_set(const std::string& name);
 
 }  // namespace shardwright

@@ -1,5 +1,6 @@
-// The run kernels, written once with Highway and compiled for each instruction set. Integer arithmetic throughout,
-// apart from two exact subtractions of normal numbers: no rounding mode and no FTZ or DAZ setting can reach a result.
+// The run kernels, written once with Highway and compiled for each instruction set. Integer arithmetic
+// throughout, apart from two exact subtractions of normal numbers: no rounding mode and no FTZ or DAZ setting
+// can reach a result.
 
 #include <algorithm>
 #include <cstddef>
@@ -7,8 +8,8 @@
 #include <cstring>
 #include <vector>
 
-// SSSE3 without SSE4 is older than any machine worth training on; lengthless vectors (SVE, RVV) do not fit the
-// 16-byte blocks of the transposition. All of these use the definition.
+// SSSE3 without SSE4 is older than any machine worth training on; lengthless vectors (SVE, RVV) do not fit
+// the 16-byte blocks of the transposition. All of these use the definition.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 
 #undef HWY_TARGET_INCLUDE
@@ -52,10 +53,12 @@ HWY_INLINE Integers shift_right_unsigned(Integers value) {
 }
 
 HWY_INLINE Integers shift_right_unsigned(Integers value, Integers bits) {
-  return hn::BitCast(integers, hn::Shr(hn::BitCast(unsigned_integers, value), hn::BitCast(unsigned_integers, bits)));
+  return hn::BitCast(integers,
+                     hn::Shr(hn::BitCast(unsigned_integers, value), hn::BitCast(unsigned_integers, bits)));
 }
 
-/// An exact difference of two normal F32 numbers that is zero or normal itself. Rounding down would make -0 of zero.
+/// An exact difference of two normal F32 numbers that is zero or normal itself. Rounding down would make -0
+/// of zero.
 HWY_INLINE Integers difference_of_floats(Integers larger, float smaller) {
   const auto difference = hn::Sub(hn::BitCast(floats, larger), hn::Set(floats, smaller));
   return hn::And(hn::BitCast(integers, difference), all(0x7FFFFFFF));
@@ -84,7 +87,8 @@ struct FromF16 {
     const Integers shifted = hn::ShiftLeft<13>(magnitude);
     // A subnormal m stands for m * 2^-24, which is (1 + m / 1024) * 2^-14 - 2^-14.
     const Integers subnormal = difference_of_floats(hn::Add(shifted, all(113 << 23)), 0x1p-14F);
-    Integers wide = hn::IfThenElse(hn::Lt(magnitude, all(0x400)), subnormal, hn::Add(shifted, all(112 << 23)));
+    Integers wide =
+        hn::IfThenElse(hn::Lt(magnitude, all(0x400)), subnormal, hn::Add(shifted, all(112 << 23)));
     wide = hn::IfThenElse(hn::Eq(magnitude, all(0x7C00)), all(0x7F800000), wide);
     wide = hn::IfThenElse(hn::Gt(magnitude, all(0x7C00)), all(0x7FC00000), wide);
     return hn::Or(sign, wide);
@@ -119,8 +123,9 @@ struct FromScaled {
     const Integers exponent = hn::Add(hn::ShiftRight<23>(number), power);
     const Integers significand = hn::Or(hn::And(number, all(0x7FFFFF)), all(0x800000));
     const Integers below_normal = hn::Min(hn::Max(hn::Sub(all(1), exponent), all(0)), all(31));
-    Integers product = hn::IfThenElse(hn::Lt(exponent, all(1)), shift_right_unsigned(significand, below_normal),
-                                      hn::Add(number, hn::ShiftLeft<23>(power)));
+    Integers product =
+        hn::IfThenElse(hn::Lt(exponent, all(1)), shift_right_unsigned(significand, below_normal),
+                       hn::Add(number, hn::ShiftLeft<23>(power)));
     product = hn::IfThenElse(hn::Gt(exponent, all(254)), all(0x7F800000), product);
     product = hn::IfThenZeroElse(hn::Eq(magnitude, all(0)), product);
     const auto is_nan = hn::Or(hn::Eq(magnitude, all(0x7F)), hn::Eq(scale, all(255)));
@@ -155,8 +160,7 @@ struct ToF16 {
     const Integers significand = hn::Or(hn::And(magnitude, all(0x7FFFFF)), all(0x800000));
     const Integers below_half = shift_right_unsigned(all(-1), hn::Min(hn::Sub(all(33), dropped), all(31)));
     const Integers last = hn::And(shift_right_unsigned(significand, dropped), all(1));
-    const Integers subnormal =
-        shift_right_unsigned(hn::Add(hn::Add(significand, below_half), last), dropped);
+    const Integers subnormal = shift_right_unsigned(hn::Add(hn::Add(significand, below_half), last), dropped);
 
     Integers half = hn::IfThenElse(hn::Lt(magnitude, all(113 << 23)), subnormal, normal);
     half = hn::IfThenElse(hn::Gt(magnitude, all(0x7F800000)), all(0x7E00), half);
@@ -188,7 +192,7 @@ struct Widened {
 template <class T>
 struct Copied {
   const T* source;
-  HWY_INLINE hn::Vec<hn::ScalableTag<T>> operator()(std::size_t index) const {
+  HWY_INLINE hn::Vec<hn::ScalableTag<T> > operator()(std::size_t index) const {
     return hn::LoadU(hn::ScalableTag<T>(), source + index);
   }
 };
@@ -206,8 +210,8 @@ struct ScaledInRange {
     // Exponent + 2 and mantissa, with the subnormals 1 to 7 written as the normal numbers that they are.
     alignas(16) static constexpr std::uint8_t table[16] = {0, 0, 8, 12, 16, 18, 20, 22};
     const Words index_in_table = magnitude;  // the upper byte of each lane looks up entry 0, which is 0
-    const Words subnormal =
-        hn::BitCast(words, hn::TableLookupBytes(hn::LoadDup128(bytes, table), hn::BitCast(bytes, index_in_table)));
+    const Words subnormal = hn::BitCast(
+        words, hn::TableLookupBytes(hn::LoadDup128(bytes, table), hn::BitCast(bytes, index_in_table)));
     const auto is_subnormal = hn::Lt(hn::BitCast(hn::RebindToSigned<decltype(words)>(), magnitude),
                                      hn::Set(hn::RebindToSigned<decltype(words)>(), 8));
     const Words number = hn::IfThenElse(hn::RebindMask(words, is_subnormal), subnormal,
@@ -223,7 +227,8 @@ struct ScaledInRange {
 
 /// Writes count >= Lanes elements. The last vector may overlap the one before it.
 template <class T, class Values>
-HWY_INLINE void write_run(const Values values, std::int64_t signed_count, T* HWY_RESTRICT destination, Store store) {
+HWY_INLINE void write_run(const Values values, std::int64_t signed_count, T* HWY_RESTRICT destination,
+                          Store store) {
   const hn::ScalableTag<T> tag;
   constexpr std::size_t lanes = hn::MaxLanes(tag);
   constexpr std::size_t lanes_in_line = cache_line / sizeof(T);
@@ -276,20 +281,21 @@ void decode_to_bf16_in_range(const std::uint8_t* elements, const std::uint8_t* s
 template <class To>
 void decode_and_round(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
                       void* destination, Store store) {
-  write_run(Rounded<FromScaled, To>{{elements, scales}}, count, static_cast<std::uint16_t*>(destination), store);
+  write_run(Rounded<FromScaled, To>{{elements, scales}}, count, static_cast<std::uint16_t*>(destination),
+            store);
 }
 
-void decode_to_f32(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count, void* destination,
-                   Store store) {
+void decode_to_f32(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
+                   void* destination, Store store) {
   write_run(Widened<FromScaled>{{elements, scales}}, count, static_cast<std::uint32_t*>(destination), store);
 }
 
 /// Writes block k of 16 bytes to destination + k * distance.
 template <class T>
-HWY_INLINE void store_blocks(hn::Vec<hn::ScalableTag<T>> value, T* destination, std::int64_t distance) {
+HWY_INLINE void store_blocks(hn::Vec<hn::ScalableTag<T> > value, T* destination, std::int64_t distance) {
   const hn::Full128<T> block;
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-  const hn::Half<hn::ScalableTag<T>> half;
+  const hn::Half<hn::ScalableTag<T> > half;
   const auto lower = hn::LowerHalf(half, value);
   const auto upper = hn::UpperHalf(half, value);
   hn::StoreU(hn::LowerHalf(block, lower), block, destination);
@@ -305,9 +311,10 @@ HWY_INLINE void store_blocks(hn::Vec<hn::ScalableTag<T>> value, T* destination, 
 #endif
 }
 
-/// Transposes squares of 16 bytes by as many rows as fit in 16 bytes, as many squares side by side as a vector has
-/// blocks, from lines[i] to to[i]. With 2^n rows, each round of interleaving rows i and i + 2^(n-1) turns the bits of
-/// the address (row, column) by one place; after n rounds row and column have changed places.
+/// Transposes squares of 16 bytes by as many rows as fit in 16 bytes, as many squares side by side as a
+/// vector has blocks, from lines[i] to to[i]. With 2^n rows, each round of interleaving rows i and i +
+/// 2^(n-1) turns the bits of the address (row, column) by one place; after n rounds row and column have
+/// changed places.
 template <class T>
 HWY_INLINE void transpose_squares(const T* const* lines, T* to, std::int64_t pitch) {
   const hn::ScalableTag<T> tag;
@@ -330,8 +337,8 @@ HWY_INLINE void transpose_squares(const T* const* lines, T* to, std::int64_t pit
 }
 
 template <class T>
-void transpose_panel(const void* source, std::int64_t row_stride, std::int64_t rows, std::int64_t columns, void* panel,
-                     std::int64_t pitch) {
+void transpose_panel(const void* source, std::int64_t row_stride, std::int64_t rows, std::int64_t columns,
+                     void* panel, std::int64_t pitch) {
   constexpr std::int64_t lanes = hn::MaxLanes(hn::ScalableTag<T>());
   constexpr std::int64_t square = 16 / sizeof(T);
   const T* from = static_cast<const T*>(source);
@@ -413,12 +420,12 @@ std::vector<const InstructionSet*> simd_instruction_sets() {
   };
   const Target targets[] = {
 #if HWY_ARCH_X86
-      {HWY_AVX3_DL, HWY_CHOOSE_AVX3_DL(kernels)},
-      {HWY_AVX3, HWY_CHOOSE_AVX3(kernels)},
-      {HWY_AVX2, HWY_CHOOSE_AVX2(kernels)},
-      {HWY_SSE4, HWY_CHOOSE_SSE4(kernels)},
+    {HWY_AVX3_DL, HWY_CHOOSE_AVX3_DL(kernels)},
+    {HWY_AVX3, HWY_CHOOSE_AVX3(kernels)},
+    {HWY_AVX2, HWY_CHOOSE_AVX2(kernels)},
+    {HWY_SSE4, HWY_CHOOSE_SSE4(kernels)},
 #else
-      {HWY_STATIC_TARGET, &HWY_STATIC_DISPATCH(kernels)},
+    {HWY_STATIC_TARGET, &HWY_STATIC_DISPATCH(kernels)},
 #endif
   };
   std::vector<const InstructionSet*> sets;

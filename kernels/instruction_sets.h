@@ -10,8 +10,8 @@
 
 namespace shardwright {
 
-/// How a run is written. `streaming` goes past the caches, for destinations that nobody reads soon; whoever asked
-/// for it calls `finish_streaming` before the results are handed to another thread.
+/// How a run is written. `streaming` goes past the caches, for destinations that nobody reads soon; whoever
+/// asked for it calls `finish_streaming` before the results are handed to another thread.
 enum class Store : std::uint8_t { cached, streaming };
 
 /// Converts `count` neighbouring elements. Neither pointer has to be aligned.
@@ -57,8 +57,8 @@ struct InstructionSet {
   void (*finish_streaming)() = nullptr;
 };
 
-/// The scales with which every MXFP8 number, subnormals included, is a normal BF16 (and F32) number, so that scaling
-/// is an addition to the exponent: 2^-9 is the least e4m3 number above zero, 448 < 2^9 the greatest.
+/// The scales with which every MXFP8 number, subnormals included, is a normal BF16 (and F32) number, so that
+/// scaling is an addition to the exponent: 2^-9 is the least e4m3 number above zero, 448 < 2^9 the greatest.
 inline constexpr int lowest_scale_in_range = 10;
 inline constexpr int highest_scale_in_range = 246;
 

@@ -1,8 +1,8 @@
 #pragma once
 
-// What the bits of a number mean, and how a number is rounded to bits: the definition that every faster kernel, on
-// the CPU or on a GPU, must equal bit for bit. Integers only, so that no rounding mode, FTZ or DAZ setting, compiler
-// flag or device can change a result.
+// What the bits of a number mean, and how a number is rounded to bits: the definition that every faster
+// kernel, on the CPU or on a GPU, must equal bit for bit. Integers only, so that no rounding mode, FTZ or DAZ
+// setting, compiler flag or device can change a result.
 
 #include <cstdint>
 
@@ -19,7 +19,8 @@ namespace shardwright {
 struct FloatFormat {
   int exponent_bits = 0;
   int mantissa_bits = 0;
-  bool has_infinity = true;  ///< false: all ones is the only NaN, and the highest exponent holds numbers ("fn")
+  bool has_infinity =
+      true;  ///< false: all ones is the only NaN, and the highest exponent holds numbers ("fn")
 };
 
 inline constexpr FloatFormat e4m3fn{4, 3, false};
@@ -29,8 +30,8 @@ inline constexpr FloatFormat bfloat16{8, 7};
 inline constexpr FloatFormat float32{8, 23};
 inline constexpr FloatFormat float64{11, 52};
 
-/// The exact value of any number of any of these formats, and of any product of two of them with a power of two:
-/// significand * 2^exponent, with the sign kept beside it (zeros and NaNs have one, too).
+/// The exact value of any number of any of these formats, and of any product of two of them with a power of
+/// two: significand * 2^exponent, with the sign kept beside it (zeros and NaNs have one, too).
 struct ExactNumber {
   enum class Kind : std::uint8_t { finite, infinite, not_a_number };
   std::uint64_t significand = 0;
@@ -63,8 +64,8 @@ SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber exact_value(std::uint64_t bits) {
   ExactNumber number;
   number.is_negative = ((bits >> (mantissa_bits + format.exponent_bits)) & 1) != 0;
   if (exponent == exponent_mask && (format.has_infinity || mantissa == implicit_bit - 1)) {
-    number.kind = format.has_infinity && mantissa == 0 ? ExactNumber::Kind::infinite
-                                                       : ExactNumber::Kind::not_a_number;
+    number.kind =
+        format.has_infinity && mantissa == 0 ? ExactNumber::Kind::infinite : ExactNumber::Kind::not_a_number;
   } else if (exponent == 0) {
     number.significand = mantissa;
     number.exponent = 1 - bias - mantissa_bits;
@@ -105,14 +106,15 @@ SHARDWRIGHT_HOST_DEVICE constexpr std::uint64_t nearest(const ExactNumber& numbe
   std::uint64_t kept = 0;
   if (dropped_bits <= 0) {
     kept = number.significand << -dropped_bits;
-  } else if (dropped_bits < 64) {  // no significand has more than 53 bits, so beyond that less than half is left
+  } else if (dropped_bits <
+             64) {  // no significand has more than 53 bits, so beyond that less than half is left
     const std::uint64_t half = std::uint64_t{1} << (dropped_bits - 1);
     const std::uint64_t rest = number.significand & (2 * half - 1);
     kept = number.significand >> dropped_bits;
     if (rest > half || (rest == half && (kept & 1) != 0)) ++kept;
   }
-  // `kept` holds the implicit bit of a normal number, which counts as 1 in the exponent's field. A carry out of the
-  // mantissa moves on into the exponent, which is where it belongs.
+  // `kept` holds the implicit bit of a normal number, which counts as 1 in the exponent's field. A carry out
+  // of the mantissa moves on into the exponent, which is where it belongs.
   const auto exponent_field = static_cast<std::int64_t>(last) + mantissa_bits + bias - 1;
   if (exponent_field >= (std::int64_t{1} << format.exponent_bits)) return sign | infinity;
   const std::uint64_t magnitude = kept + (static_cast<std::uint64_t>(exponent_field) << mantissa_bits);

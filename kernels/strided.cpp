@@ -41,11 +41,12 @@ void for_each_element(const SourceTile& source, const DestinationTile& destinati
   for (std::int64_t row = 0; row < source.rows; ++row) {
     for (std::int64_t column = 0; column < source.columns; ++column) {
       From value;
-      std::memcpy(&value, from + (row * source.row_stride + column) * std::int64_t{sizeof(From)}, sizeof(From));
+      std::memcpy(&value, from + (row * source.row_stride + column) * std::int64_t{sizeof(From)},
+                  sizeof(From));
       const To changed = change(value, row, column);
-      std::memcpy(to + (row * destination.row_stride + column * destination.column_stride) *
-                           std::int64_t{sizeof(To)},
-                  &changed, sizeof(To));
+      std::memcpy(
+          to + (row * destination.row_stride + column * destination.column_stride) * std::int64_t{sizeof(To)},
+          &changed, sizeof(To));
     }
   }
 }

@@ -30,6 +30,40 @@ bool is_empty(const Box& box) {
   return std::any_of(box.size.begin(), box.size.end(), [](std::int64_t extent) { return extent == 0; });
 }
 
+namespace {
+
+using ConstBoxIterator = std::vector<Box>::const_iterator;
+
+/// How many elements of `box` are in none of the boxes [first, last).
+std::int64_t volume_outside(Box box, ConstBoxIterator first, ConstBoxIterator last) {
+  for (; first != last; ++first) {
+    const Box common = intersection(box, *first);
+    if (is_empty(common)) continue;
+    // Slabs of `box` before and after the common part, dimension by dimension, until only that is left.
+    std::int64_t outside = 0;
+    for (std::size_t d = 0; d < box.size.size(); ++d) {
+      Box slab = box;
+      slab.size[d] = common.offset[d] - box.offset[d];
+      if (slab.size[d] > 0) outside += volume_outside(slab, first + 1, last);
+      slab.offset[d] = common.offset[d] + common.size[d];
+      slab.size[d] = box.offset[d] + box.size[d] - slab.offset[d];
+      if (slab.size[d] > 0) outside += volume_outside(slab, first + 1, last);
+      box.offset[d] = common.offset[d];
+      box.size[d] = common.size[d];
+    }
+    return outside;
+  }
+  return volume(box.size);
+}
+
+}  // namespace
+
+std::int64_t union_volume(const std::vector<Box>& boxes) {
+  std::int64_t sum = 0;
+  for (auto box = boxes.begin(); box != boxes.end(); ++box) sum += volume_outside(*box, boxes.begin(), box);
+  return sum;
+}
+
 Shape contiguous_strides(const Shape& shape) {
   Shape strides(shape.size());
   std::int64_t stride = 1;

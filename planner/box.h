@@ -29,6 +29,9 @@ Box intersection(const Box& a, const Box& b);
 
 bool is_empty(const Box& box);
 
+/// How many elements are in one or more of these boxes. Takes time in the square of their number.
+std::int64_t union_volume(const std::vector<Box>& boxes);
+
 /// Row-major strides, in elements, of a contiguous tensor.
 Shape contiguous_strides(const Shape& shape);
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <numeric>
 #include <optional>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
@@ -97,10 +98,12 @@ class LoadPlanner {
     }
     captures.expert = experts.front();
     std::string name = to_checkpoint_spelling(map_.dialect, rule.hf.fill(captures));
-    const std::string number = "." + std::to_string(experts.front()) + ".";
-    name.replace(name.rfind(number), number.size(), ".{" + ranges_of(experts) + "}.");
-    problems_.add(spec.fqn + ": experts " + ranges_of(experts) + " of " + std::to_string(spec.global_shape[0]) +
-                  " are missing; the checkpoint lacks " + name);
+    if (experts.size() > 1) {
+      const std::string number = "." + std::to_string(experts.front()) + ".";
+      name.replace(name.rfind(number), number.size(), ".{" + ranges_of(experts) + "}.");
+    }
+    problems_.add(spec.fqn + ": expected " + std::to_string(spec.global_shape[0]) +
+                  " experts, but the checkpoint lacks " + name);
   }
 
   bool add_piece(std::uint32_t index, const Piece& piece, std::span<const SourceTensor> chunks) {
@@ -120,9 +123,16 @@ class LoadPlanner {
       if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
       return false;
     }
+    if (bytes_of(encoding.element) == 0) {
+      problems_.add(where + ": cannot load the packed format " + std::string(name_of(encoding.element)) +
+                    "; expected a dtype of whole bytes");
+      return false;
+    }
     if (encoding.scaled ? !is_wide_float(spec.dtype) : !can_convert(encoding.element, spec.dtype)) {
-      problems_.add(where + ": cannot turn " + std::string(name_of(encoding.element)) + " into the trainer's " +
-                    std::string(name_of(spec.dtype)) + "; expected BF16, F16, F32, F64 or the same dtype");
+      problems_.add(where + ": cannot turn " + std::string(name_of(encoding.element)) +
+                    (encoding.scaled ? " with scales" : "") + " into the trainer's " +
+                    std::string(name_of(spec.dtype)) + "; expected BF16, F16, F32" +
+                    (encoding.scaled ? " or F64" : ", F64 or the same dtype"));
       return false;
     }
     std::span<const SourceTensor> scales;
@@ -200,9 +210,10 @@ class LoadPlanner {
 
   /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or too much.
   void account_for_the_rest() {
-    std::unordered_set<std::string_view> destinations;
-    for (const TensorSpec& spec : specs_) destinations.insert(spec.fqn);
+    std::unordered_map<std::string_view, const TensorSpec*> destinations;
+    for (const TensorSpec& spec : specs_) destinations.emplace(spec.fqn, &spec);
     std::vector<std::string> unknown;
+    std::vector<std::string> lone_scales;
     std::map<std::string, std::vector<std::int64_t>> surplus;  // experts by trainer's tensor
     std::string_view previous;
     for (std::size_t i = 0; i < catalog_.tensors.size(); ++i) {
@@ -211,16 +222,30 @@ class LoadPlanner {
       previous = tensor.name;
       if (is_scale_name(tensor.name) && !catalog_.find(weight_name_of(tensor.name)).empty()) continue;
       const std::optional<NativePlace> place = native_place_of(map_, tensor.name);
-      if (!place || !place->rule->known || is_scale_name(tensor.name)) {
+      if (is_scale_name(tensor.name)) {
+        lone_scales.push_back(tensor.name);
+        continue;
+      }
+      if (!place || !place->rule->known) {
         unknown.push_back(tensor.name);
-      } else if (place->rule->stacked() && destinations.contains(place->fqn)) {
-        surplus[place->fqn].push_back(place->captures.expert);
-      } else {
+        continue;
+      }
+      const auto destination = destinations.find(place->fqn);
+      if (destination == destinations.end()) {
         plan_.unused.push_back(tensor.name);
+        continue;
+      }
+      // All else that has a destination was not used because of a problem that has been noted.
+      const Shape& shape = destination->second->global_shape;
+      if (place->rule->stacked() && !shape.empty() && place->captures.expert >= shape[0]) {
+        surplus[place->fqn].push_back(place->captures.expert);
       }
     }
     note_surplus(surplus);
     if (!options_.strict) return;
+    for (const std::string& name : grouped_names(lone_scales)) {
+      problems_.add(name + ": a scale without its weight, which the checkpoint lacks; strict=False leaves it out");
+    }
     for (const std::string& name : grouped_names(unknown)) {
       problems_.add(name + ": no rule of " + map_.family +
                     " knows this tensor of the checkpoint; strict=False leaves such tensors out");
@@ -243,19 +268,21 @@ class LoadPlanner {
       const SourceTensor& right = catalog_.tensors[b.source];
       return std::pair{left.file, left.begin} < std::pair{right.file, right.begin};
     });
-    std::vector<bool> counted(catalog_.tensors.size(), false);
+    std::vector<std::vector<Box>> needed(catalog_.tensors.size());
     for (const Transfer& transfer : plan_.transfers) {
-      const DType element = catalog_.tensors[transfer.source].dtype;
-      const auto elements = static_cast<std::uint64_t>(volume(transfer.source_box.size));
-      plan_.bytes_needed += elements * static_cast<std::uint64_t>(bits_of(element)) / 8;
-      plan_.bytes_written += elements * static_cast<std::uint64_t>(bits_of(specs_[transfer.destination].dtype)) / 8;
-      counted[transfer.source] = true;
-      if (transfer.scales >= 0) {
-        plan_.bytes_needed += static_cast<std::uint64_t>(volume(transfer.scale_box.size));
-        counted[static_cast<std::size_t>(transfer.scales)] = true;
-      }
+      needed[transfer.source].push_back(transfer.source_box);
+      if (transfer.scales >= 0) needed[static_cast<std::size_t>(transfer.scales)].push_back(transfer.scale_box);
+      plan_.bytes_written += static_cast<std::uint64_t>(volume(transfer.source_box.size) *
+                                                        bytes_of(specs_[transfer.destination].dtype));
     }
-    plan_.tensors = std::count(counted.begin(), counted.end(), true);
+    std::string_view previous;
+    for (std::size_t t = 0; t < needed.size(); ++t) {
+      if (needed[t].empty()) continue;
+      const SourceTensor& tensor = catalog_.tensors[t];
+      plan_.bytes_needed += static_cast<std::uint64_t>(union_volume(needed[t]) * bytes_of(tensor.dtype));
+      if (tensor.name != previous) ++plan_.tensors;
+      previous = tensor.name;
+    }
   }
 
   bool is_news(const std::string& name) { return noted_.insert(name).second; }

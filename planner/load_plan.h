@@ -33,7 +33,7 @@ struct LoadPlan {
   std::vector<Transfer> transfers;  ///< in the order of the files, so that reading goes forward
 
   std::int64_t tensors = 0;          ///< HF tensors, scales included, of which this rank needs at least a part
-  std::uint64_t bytes_needed = 0;    ///< that those parts take in the files
+  std::uint64_t bytes_needed = 0;    ///< that those parts take in the files, each byte counted once
   std::uint64_t bytes_written = 0;   ///< that the destinations take
   std::vector<std::string> unused;   ///< known HF weights that the trainer has no tensor for, sorted
 };

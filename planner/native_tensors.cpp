@@ -42,7 +42,8 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
 std::vector<MeshDimension> parse_mesh(const std::string& text) {
   static const std::vector<std::string> names{"ep", "ep_shard", "ep_replicate", "fsdp", "shard", "replicate"};
   std::vector<MeshDimension> mesh;
-  for (std::size_t begin = 0; begin < text.size();) {
+  std::int64_t ranks = 1;
+  for (std::size_t begin = 0; !text.empty() && begin <= text.size();) {
     const std::size_t end = std::min(text.find(',', begin), text.size());
     const std::string part = text.substr(begin, end - begin);
     const std::size_t equals = std::min(part.find('='), part.size());
@@ -51,6 +52,7 @@ std::vector<MeshDimension> parse_mesh(const std::string& text) {
     const char* first = std::min(part.data() + equals + 1, last);
     const auto [stop, error] = std::from_chars(first, last, dimension.size);
     if (error != std::errc{} || stop != last || dimension.size < 1 ||
+        __builtin_mul_overflow(ranks, dimension.size, &ranks) ||
         std::find(names.begin(), names.end(), dimension.name) == names.end()) {
       throw Error(ErrorKind::argument, "mesh '" + text + "': expected NAME=SIZE,... with the names ep, ep_shard, " +
                                            "ep_replicate, fsdp, shard, replicate and sizes of 1 or more, found '" + part +

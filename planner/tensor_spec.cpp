@@ -7,12 +7,13 @@
 namespace shardwright {
 namespace {
 
-/// The bytes of memory between a local tensor's first and last element.
+/// Consecutive bytes of memory.
 struct MemoryRange {
   std::intptr_t begin;
   std::intptr_t end;
 };
 
+/// The bytes between a local tensor's first and last element.
 MemoryRange memory_range(const TensorSpec& spec) {
   const std::int64_t element = std::max(1, bytes_of(spec.dtype));
   MemoryRange range{reinterpret_cast<std::intptr_t>(spec.data), reinterpret_cast<std::intptr_t>(spec.data) + element};
@@ -23,36 +24,51 @@ MemoryRange memory_range(const TensorSpec& spec) {
   return range;
 }
 
-/// Calls `visit` with the address of every element.
-template <typename Visit>
-void for_each_element(const TensorSpec& spec, const Visit& visit) {
+/// The memory that a local tensor takes, as ranges in the order of addresses, and whether two of its elements share some.
+struct MemoryUse {
+  std::vector<MemoryRange> ranges;
+  bool shared = false;
+};
+
+MemoryUse memory_use(const TensorSpec& spec) {
+  struct Dimension {
+    std::int64_t stride;
+    std::int64_t size;
+    auto operator<=>(const Dimension&) const = default;
+  };
+  std::vector<Dimension> dimensions;
+  for (std::size_t d = 0; d < spec.local_shape.size(); ++d) {
+    if (spec.local_shape[d] > 1) dimensions.push_back({std::abs(spec.local_strides[d]), spec.local_shape[d]});
+  }
+  std::sort(dimensions.begin(), dimensions.end());
+
+  // Dimensions without a gap make one range longer; each of the others repeats the ranges so far.
+  MemoryUse use;
   const std::int64_t element = std::max(1, bytes_of(spec.dtype));
-  Shape index(spec.local_shape.size(), 0);
-  std::intptr_t address = reinterpret_cast<std::intptr_t>(spec.data);
-  for (std::int64_t remaining = volume(spec.local_shape); remaining > 0; --remaining) {
-    visit(address, element);
-    for (std::size_t d = index.size(); d-- > 0;) {
-      address += spec.local_strides[d] * element;
-      if (++index[d] < spec.local_shape[d]) break;
-      address -= spec.local_shape[d] * spec.local_strides[d] * element;
-      index[d] = 0;
+  std::int64_t length = 1;
+  auto dimension = dimensions.begin();
+  for (; dimension != dimensions.end() && dimension->stride <= length; ++dimension) {
+    use.shared |= dimension->stride < length;
+    length += dimension->stride * (dimension->size - 1);
+  }
+  const std::intptr_t begin = memory_range(spec).begin;
+  use.ranges = {{begin, begin + length * element}};
+  for (; dimension != dimensions.end(); ++dimension) {
+    const std::size_t count = use.ranges.size();
+    use.ranges.reserve(count * static_cast<std::size_t>(dimension->size));
+    for (std::int64_t i = 1; i < dimension->size; ++i) {
+      const std::int64_t distance = i * dimension->stride * element;
+      for (std::size_t r = 0; r < count; ++r) {
+        use.ranges.push_back({use.ranges[r].begin + distance, use.ranges[r].end + distance});
+      }
     }
   }
-}
-
-/// Marks the bytes of the elements in `written`, whose bit 0 stands for address `origin`; false if one was marked
-/// already. Addresses outside the map are passed over.
-bool mark(const TensorSpec& spec, std::intptr_t origin, std::vector<bool>& written) {
-  bool fresh = true;
-  for_each_element(spec, [&](std::intptr_t address, std::int64_t element) {
-    for (std::int64_t byte = 0; byte < element; ++byte) {
-      const std::intptr_t bit = address + byte - origin;
-      if (bit < 0 || bit >= static_cast<std::intptr_t>(written.size())) continue;
-      if (written[static_cast<std::size_t>(bit)]) fresh = false;
-      written[static_cast<std::size_t>(bit)] = true;
-    }
-  });
-  return fresh;
+  const auto by_begin = [](const MemoryRange& a, const MemoryRange& b) { return a.begin < b.begin; };
+  if (!std::is_sorted(use.ranges.begin(), use.ranges.end(), by_begin)) {
+    std::sort(use.ranges.begin(), use.ranges.end(), by_begin);
+  }
+  for (std::size_t r = 1; r < use.ranges.size(); ++r) use.shared |= use.ranges[r].begin < use.ranges[r - 1].end;
+  return use;
 }
 
 /// True if the strides alone show that no two elements share memory: each stride is longer than everything that the
@@ -72,26 +88,21 @@ bool strides_are_nested(const TensorSpec& spec) {
 }
 
 bool shares_memory_with_itself(const TensorSpec& spec) {
-  if (volume(spec.local_shape) == 0 || strides_are_nested(spec)) return false;
-  for (std::size_t d = 0; d < spec.local_shape.size(); ++d) {
-    if (spec.local_shape[d] > 1 && spec.local_strides[d] == 0) return true;
-  }
-  const MemoryRange range = memory_range(spec);
-  std::vector<bool> written(static_cast<std::size_t>(range.end - range.begin), false);
-  return !mark(spec, range.begin, written);
+  return volume(spec.local_shape) > 0 && !strides_are_nested(spec) && memory_use(spec).shared;
 }
 
 /// Exact: interleaved views of one buffer, such as its left and its right columns, have ranges that overlap but no
 /// element in common.
 bool share_memory(const TensorSpec& a, const TensorSpec& b) {
-  const MemoryRange range_a = memory_range(a);
-  const MemoryRange range_b = memory_range(b);
-  const std::intptr_t begin = std::max(range_a.begin, range_b.begin);
-  const std::intptr_t end = std::min(range_a.end, range_b.end);
-  if (begin >= end) return false;
-  std::vector<bool> written(static_cast<std::size_t>(end - begin), false);
-  mark(a, begin, written);
-  return !mark(b, begin, written);
+  const std::vector<MemoryRange> of_a = memory_use(a).ranges;
+  const std::vector<MemoryRange> of_b = memory_use(b).ranges;
+  std::intptr_t reached = of_a.front().begin;  // by the ranges of `a` that begin before the one of `b` ends
+  std::size_t next = 0;
+  for (const MemoryRange& range : of_b) {
+    for (; next < of_a.size() && of_a[next].begin < range.end; ++next) reached = std::max(reached, of_a[next].end);
+    if (next > 0 && reached > range.begin) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -127,7 +138,10 @@ std::string fault_of(const TensorSpec& spec) {
   }
   std::vector<Box> locals;
   for (const LocalBox& box : spec.boxes) {
-    if (box.global.size.size() != rank || intersection(box.global, whole(spec.global_shape)) != box.global) {
+    if (box.global.offset.size() != rank || box.global.size.size() != rank || box.local_offset.size() != rank) {
+      return "one of its parts does not have the rank of its global shape " + to_string(spec.global_shape);
+    }
+    if (intersection(box.global, whole(spec.global_shape)) != box.global) {
       return "its part " + to_string(box.global) + " leaves the global shape " + to_string(spec.global_shape);
     }
     locals.push_back({box.local_offset, box.global.size});
@@ -148,6 +162,7 @@ std::string fault_of(const TensorSpec& spec) {
 std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs) {
   std::vector<std::pair<MemoryRange, const TensorSpec*>> ranges;
   for (const TensorSpec& spec : specs) {
+    if (spec.local_strides.size() != spec.local_shape.size()) continue;  // a fault of its own
     if (spec.data != nullptr && volume(spec.local_shape) > 0) ranges.emplace_back(memory_range(spec), &spec);
   }
   std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });

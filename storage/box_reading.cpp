@@ -34,10 +34,12 @@ class TaskCutter {
     // Cut the outermost dimension that has more than one index into strips that should fit.
     std::size_t d = 0;
     while (d + 1 < box.size.size() && box.size[d] == 1) ++d;
-    const auto per_index = staged / unsigned_of(box.size[d]) + 1;
-    std::int64_t strip = std::max<std::int64_t>(1, static_cast<std::int64_t>(buffer_bytes_ / per_index));
+    // A strip is shorter than the box, whose bytes are more than the buffer's.
+    const std::uint64_t indices = unsigned_of(box.size[d]);
+    const std::uint64_t bytes_per_index = (staged + indices - 1) / indices;
+    const std::uint64_t room = buffer_bytes_ - (task.scales.staged_bytes > 0 ? staging_alignment : 0);
+    auto strip = static_cast<std::int64_t>(std::max<std::uint64_t>(1, room / bytes_per_index));
     if (strip > rows_in_a_cache_line) strip -= strip % rows_in_a_cache_line;
-    strip = std::min(strip, std::max<std::int64_t>(1, box.size[d] / 2));
     for (std::int64_t begin = 0; begin < box.size[d]; begin += strip) {
       Box part = box;
       part.offset[d] += begin;

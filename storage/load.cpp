@@ -62,7 +62,8 @@ class OpenFiles {
     int& descriptor = descriptors_[file];
     if (descriptor < 0) {
       const std::string path = (catalog_.directory / catalog_.files[file].name).string();
-      descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+      // O_NONBLOCK: opening a named pipe that has taken the file's place would otherwise wait for ever.
+      descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
       if (descriptor < 0) {
         const int error = errno;
         throw Error(ErrorKind::io, path + ": cannot be opened: " + std::strerror(error), error);
@@ -345,13 +346,15 @@ class Engine {
     std::uint64_t total = 0;
     for (const ReadTask& task : tasks_) total += task.weights.staged_bytes + task.scales.staged_bytes;
     std::unique_lock lock(mutex_);
-    while (running_ > 0) {
-      changed_.wait_for(lock, std::chrono::milliseconds(100));
+    for (;;) {
+      const bool done = running_ == 0;
       if (progress) {
         lock.unlock();
         progress(bytes_read_, total);
         lock.lock();
       }
+      if (done) return;
+      if (running_ > 0) changed_.wait_for(lock, std::chrono::milliseconds(100));
     }
   }
 
@@ -385,7 +388,12 @@ class Engine {
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options) {
   const Clock::time_point begin = Clock::now();
-  int threads = options.threads > 0 ? options.threads : processors();
+  for (const Transfer& transfer : plan.transfers) {
+    if (const TensorSpec& spec = specs.at(transfer.destination); spec.data == nullptr) {
+      throw Error(ErrorKind::argument, spec.fqn + ": has no memory to load into; it was described for a plan only");
+    }
+  }
+  int threads = options.threads > 0 ? options.threads : std::max(1, processors());
   std::size_t buffer_bytes = default_buffer_bytes;
   if (options.staging_bytes > 0) {
     if (options.staging_bytes < smallest_buffer_bytes) {

@@ -14,9 +14,10 @@ namespace shardwright {
 
 struct LoadOptions {
   int threads = 0;                ///< 0: as many as this process may use processors
-  std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 4 MiB a thread
+  std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a thread
 
-  /// Called now and then from the calling thread with the bytes read so far and in all; may throw to stop the load.
+  /// Called now and then, and at the end, from the calling thread with the bytes read so far and in all; may throw to
+  /// stop the load.
   std::function<void(std::uint64_t, std::uint64_t)> progress;
 };
 

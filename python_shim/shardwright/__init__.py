@@ -10,12 +10,20 @@ tensors of a trainer::
     report = sw.load(state_dict, path)  # the same without dcp's own collectives
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from shardwright._core import CheckpointFormatError, PlanError
-from shardwright.checkpoint import empty_state_dict, generate, read_catalog, request_list
-from shardwright.load_planner import LoadPlanner
-from shardwright.loading import load
-from shardwright.report import LoadReport
-from shardwright.storage_reader import HuggingFaceStorageReader
+
+if TYPE_CHECKING:
+    from shardwright.catalog import generate, read_catalog, request_list
+    from shardwright.load_planner import LoadPlanner
+    from shardwright.loading import load
+    from shardwright.native import empty_state_dict
+    from shardwright.report import LoadReport
+    from shardwright.storage_reader import HuggingFaceStorageReader
 
 __all__ = [
     "CheckpointFormatError",
@@ -29,3 +37,27 @@ __all__ = [
     "read_catalog",
     "request_list",
 ]
+
+# Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
+_MODULE_OF = {
+    "HuggingFaceStorageReader": "storage_reader",
+    "LoadPlanner": "load_planner",
+    "LoadReport": "report",
+    "empty_state_dict": "native",
+    "generate": "catalog",
+    "load": "loading",
+    "read_catalog": "catalog",
+    "request_list": "catalog",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'shardwright' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"shardwright.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,16 +8,10 @@ import sys
 from collections import Counter
 from typing import Any
 
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.device_mesh import init_device_mesh
 
 from shardwright import _core
-from shardwright.checkpoint import empty_state_dict, generate, read_catalog
-from shardwright.load_planner import LoadPlanner
-from shardwright.peak_memory import measure_peak_memory
-from shardwright.ranks import run_on_ranks
-from shardwright.storage_reader import HuggingFaceStorageReader
+from shardwright.catalog import generate, read_catalog
+from shardwright.table import print_table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,12 +72,6 @@ def _add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--not-strict", action="store_true", help="leave out tensors that no rule knows")
 
 
-def _print_table(rows: list[tuple[str, str]]) -> None:
-    width = max(len(what) for what, _ in rows)
-    for what, figure in rows:
-        print(f"{what:<{width}}  {figure}")
-
-
 def _generate(options: argparse.Namespace) -> None:
     report = generate(options.directory, options.preset, seed=options.seed, layout_only=options.layout_only)
     print(f"{options.directory}: {report.tensors:,} tensors in {report.files} files, {report.bytes:,} bytes")
@@ -114,7 +102,7 @@ def _inspect(options: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=1))
         return
     facts["dtypes"] = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
-    _print_table(
+    print_table(
         [(what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact) for what, fact in facts.items()]
     )
 
@@ -142,7 +130,7 @@ def _plan(options: argparse.Namespace) -> None:
         print(json.dumps(document, indent=1))
         return
     files = {tensors[transfer.source].file for transfer in transfers}
-    _print_table(
+    print_table(
         [
             ("mesh", f"{mesh_text}, rank {options.rank}"),
             ("tensors in the checkpoint", f"{len(tensors):,}"),
@@ -176,30 +164,7 @@ def _transfer_facts(transfer: Any, tensors: list[Any], files: list[Any], specs: 
 def _load(options: argparse.Namespace) -> None:
     if options.ranks < 1:
         raise ValueError(f"--ranks is {options.ranks}; expected 1 or more")
-    read_catalog(options.path)  # so that a bad checkpoint is one message, before processes are started
-    if options.ranks == 1:
-        _load_and_report(0, options)
-    else:
-        run_on_ranks(options.ranks, _load_and_report, options)
+    read_catalog(options.path)  # so that a bad checkpoint is refused before torch is imported and ranks are started
+    from shardwright.trial_load import trial_load
 
-
-def _load_and_report(rank: int, options: argparse.Namespace) -> None:
-    mesh = init_device_mesh("cpu", (options.ranks,), mesh_dim_names=("shard",)) if options.ranks > 1 else None
-    state_dict = empty_state_dict(options.path, mesh, model=options.model, layout=options.layout)
-    reader = HuggingFaceStorageReader(
-        options.path, options.threads, staging_bytes=options.staging_bytes, progress=options.progress and rank == 0
-    )
-    planner = LoadPlanner(options.model, options.layout, not options.not_strict)
-    with measure_peak_memory() as peak:
-        dcp.load(state_dict, storage_reader=reader, planner=planner, no_dist=options.ranks == 1)
-    assert reader.report is not None
-    rows = [*reader.report.rows(), ("bytes above destination", f"{peak.bytes:,}")]
-    for turn in range(options.ranks):
-        if turn == rank:
-            print(f"rank {rank} of {options.ranks}")
-            _print_table(rows)
-            sys.stdout.flush()
-        if options.ranks > 1:
-            dist.barrier()
-
-
+    trial_load(options)

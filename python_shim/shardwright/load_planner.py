@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
 
 from shardwright import _core
+from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.describe import describe
 
 
@@ -55,11 +56,11 @@ class LoadPlanner(DefaultLoadPlanner):
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        self._catalog = getattr(metadata, "catalog", None)
-        if self._catalog is None:
+        if not isinstance(metadata, CatalogMetadata):
             raise ValueError(
                 "shardwright.LoadPlanner plans from a catalog; use it with shardwright.HuggingFaceStorageReader"
             )
+        self._catalog = metadata.catalog
         # Not super(): it would replace meta tensors by new ones that the caller's model knows nothing of.
         self.original_state_dict = state_dict
         if self.flatten_state_dict:

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch.distributed.checkpoint.api import CheckpointException
 
 
-def _run_rank(rank: int, world_size: int, rendezvous: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run_rank(rank: int, world_size: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
-    store = dist.FileStore(rendezvous, world_size)
+    store = dist.FileStore(os.path.join(folder, "store"), world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=10))
     try:
         work(rank, *arguments)
+    except CheckpointException as wrapped:  # dcp's account of what happened on each rank, the same on all of them
+        first = min(wrapped.failures)
+        _failure_file(folder, rank).write_bytes(pickle.dumps((first, str(wrapped.failures[first][0]))))
+        raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()
 
 
+def _failure_file(folder: str, rank: int) -> Path:
+    return Path(folder, f"failure_of_rank_{rank}")
+
+
 def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> None:
-    """Calls ``work(rank, *arguments)`` in ``world_size`` new processes that form a Gloo process group."""
+    """Calls ``work(rank, *arguments)`` in ``world_size`` new processes that form a Gloo process group.
+
+    Raises ValueError with the message of the first failing rank if dcp reported a failure.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        rendezvous = os.path.join(folder, "store")
-        multiprocessing.spawn(_run_rank, (world_size, rendezvous, work, arguments), nprocs=world_size, join=True)
+        try:
+            multiprocessing.spawn(_run_rank, (world_size, folder, work, arguments), nprocs=world_size)
+        except multiprocessing.ProcessExitedException:
+            for rank in range(world_size):
+                if _failure_file(folder, rank).exists():
+                    first, message = pickle.loads(_failure_file(folder, rank).read_bytes())
+                    raise ValueError(f"rank {first} of {world_size}: {message}") from None
+            raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,16 +15,10 @@ from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.futures import Future
 
 from shardwright import _core
+from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
-
-
-@dataclass
-class CatalogMetadata(Metadata):
-    """DCP metadata of an HF checkpoint, with the catalog that Shardwright's planner plans from."""
-
-    catalog: Any = None
 
 
 def default_threads() -> int:
@@ -58,16 +51,21 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         if threads < 1:
             raise ValueError(f"thread_count is {thread_count}; expected 1 or more")
         super().__init__(os.fspath(path), threads)
+        if staging_bytes is not None and staging_bytes < 1:
+            raise ValueError(f"staging_bytes is {staging_bytes}; expected a number of bytes, or None")
         self.staging_bytes = staging_bytes
         self.progress = progress
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
 
     def read_metadata(self) -> Metadata:
+        return CatalogMetadata(state_dict_metadata={}, storage_data={}, read=self._read_catalog)
+
+    def _read_catalog(self) -> Any:
         start = time.perf_counter()
         catalog = _core.read_catalog(os.fspath(self.path), self.thread_count)
         self._catalog_seconds = time.perf_counter() - start
-        return CatalogMetadata(state_dict_metadata={}, catalog=catalog)
+        return catalog
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         if not isinstance(planner, LoadPlanner):

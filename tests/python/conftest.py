@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 examples = os.environ.get("SHARDWRIGHT_PROPERTY_EXAMPLES")
 settings.register_profile(
     "shardwright",
-    max_examples=int(examples or 60),
+    max_examples=int(examples or 100),
     derandomize=examples is None,
     database=None,
     deadline=None,

@@ -1,0 +1,144 @@
+"""Loads a generated checkpoint with Shardwright, beside what the machine can do at best, all in one run.
+
+    python bench/load.py [--preset bench] [--threads 2] [--runs 5] [--checkpoint DIR] [--json]
+
+Warm files, one process, the destination allocated and touched beforehand. Measured in turns, medians are quoted:
+  shardwright   sw.load into native BF16 tensors: reads, decodes, regroups
+  safetensors   load_file of every file and one copy of each tensor, raw: neither decodes nor regroups
+  read limit    every file read into a small buffer
+  fill limit    the destination tensors filled with a constant
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import shardwright as sw
+from shardwright.peak_memory import measure_peak_memory
+from shardwright.table import print_table
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def copy_raw(files: list[Path]) -> None:
+    """What safetensors itself does with the same files: map them, and copy each tensor as it is."""
+    for file in files:
+        for tensor in load_file(file).values():
+            tensor.clone()
+
+
+def read_files(files: list[Path], threads: int) -> None:
+    """Reads every file in pieces of 1 MiB, `threads` at a time."""
+
+    def read(job: tuple[Path, int, int]) -> None:
+        path, begin, end = job
+        buffer = bytearray(1 << 20)
+        descriptor = os.open(path, os.O_RDONLY)
+        for offset in range(begin, end, len(buffer)):
+            os.preadv(descriptor, [buffer], offset)
+        os.close(descriptor)
+
+    piece = 64 << 20
+    jobs = [
+        (file, begin, min(begin + piece, file.stat().st_size))
+        for file in files
+        for begin in range(0, file.stat().st_size, piece)
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, jobs))
+
+
+def fill(state_dict: dict[str, torch.Tensor]) -> None:
+    for tensor in state_dict.values():
+        tensor.fill_(1)
+
+
+def measure(path: Path, threads: int, runs: int) -> dict[str, object]:
+    torch.set_num_threads(threads)
+    files = sorted(path.glob("*.safetensors"))
+    state_dict = sw.empty_state_dict(path)
+    fill(state_dict)
+    # The first load of the process, so that what the allocator keeps from earlier ones does not hide what this takes.
+    with measure_peak_memory() as peak:
+        report = sw.load(state_dict, path, threads=threads)
+    works: dict[str, Callable[[], object]] = {
+        "shardwright": lambda: sw.load(state_dict, path, threads=threads),
+        "safetensors raw copy": lambda: copy_raw(files),
+        "read limit": lambda: read_files(files, threads),
+        "fill limit": lambda: fill(state_dict),
+    }
+    for work in works.values():  # warms the files, and the code
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            seconds[name].append(timed(work))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    limit = medians["read limit"] + medians["fill limit"]
+    return {
+        "checkpoint_bytes": sum(file.stat().st_size for file in files),
+        "destination_bytes": sum(tensor.nbytes for tensor in state_dict.values()),
+        "threads": threads,
+        "runs": runs,
+        "instruction_set": report.instruction_set,
+        "seconds": {name: sorted(values) for name, values in seconds.items()},
+        "medians": medians,
+        "times_safetensors": medians["shardwright"] / medians["safetensors raw copy"],
+        "times_read_plus_fill": medians["shardwright"] / limit,
+        "memory_above_destination": peak.bytes,
+        "peak_staging_bytes": report.peak_staging_bytes,
+        "bytes_needed": report.bytes_needed,
+        "bytes_read": report.bytes_read,
+        "phases": report.seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="bench")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint that is there already")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.checkpoint or Path(folder, options.preset)
+        if options.checkpoint is None:
+            sw.generate(path, options.preset)
+        result = measure(path, options.threads, options.runs)
+    if options.json:
+        print(json.dumps(result, indent=1))
+        return
+    medians = result["medians"]
+    assert isinstance(medians, dict)
+    rows = [
+        ("checkpoint, destination bytes", f"{result['checkpoint_bytes']:,}, {result['destination_bytes']:,}"),
+        ("threads, kernels, runs", f"{options.threads}, {result['instruction_set']}, {options.runs}"),
+    ]
+    rows += [(f"{name}, median seconds", f"{value:.3f}") for name, value in medians.items()]
+    rows += [
+        ("shardwright / safetensors raw", f"{result['times_safetensors']:.2f}"),
+        ("shardwright / (read + fill limit)", f"{result['times_read_plus_fill']:.2f}"),
+        ("memory above destination, bytes", f"{result['memory_above_destination']:,}"),
+        ("bytes needed, read", f"{result['bytes_needed']:,}, {result['bytes_read']:,}"),
+    ]
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Looking at checkpoints, and making them. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from shardwright import _core
+
+
+def read_catalog(path: str | os.PathLike[str], threads: int = 0) -> Any:
+    """What a checkpoint directory holds: ``.tensors`` (name, dtype, shape, file, begin, end), ``.files``, ``.config``.
+
+    Reads and checks the headers and the index, no tensor data. Raises FileNotFoundError or CheckpointFormatError.
+    """
+    return _core.read_catalog(os.fspath(path), threads)
+
+
+def catalog_of(source: Any) -> Any:
+    """The catalog of a directory, or the catalog that is given."""
+    return source if isinstance(source, _core.Catalog) else read_catalog(source)
+
+
+def generate(
+    path: str | os.PathLike[str], preset: str = "tiny", *, seed: int = 0, layout_only: bool = False, threads: int = 0
+) -> Any:
+    """Writes an MXFP8 checkpoint with MiniMax M3's names and shapes and random values; see ``shardwright generate``.
+
+    Equal seeds give equal bytes. Returns a report with ``tensors``, ``files`` and ``bytes``.
+    """
+    return _core.generate(os.fspath(path), preset, layout_only, seed, threads)
+
+
+def request_list(
+    source: Any,
+    state_dict: Mapping[str, Any] | None = None,
+    *,
+    model: str = "auto",
+    layout: str = "automodel",
+    dtype: str = "BF16",
+) -> list[tuple[str, str, list[int]]]:
+    """The HF tensors that a load asks for, as (name, dtype, global shape), scales included.
+
+    This is what ``to_hf(quantization=True)`` stands for, as data: nothing is allocated. ``source`` is a checkpoint
+    directory or a catalog, whose scales decide what is block-scaled. Without a state dict: all that the checkpoint
+    fills, block-scaled weights becoming ``dtype``; with one: what this rank's parts touch.
+    """
+    catalog = catalog_of(source)
+    weight_map = _core.weight_map(catalog, model, layout)
+    if state_dict is None:
+        tensors = _core.native_tensors(catalog, weight_map, dtype)
+        specs = _core.specs_on_mesh(tensors, [], 0)
+    else:
+        from shardwright.describe import describe
+
+        specs, _ = describe(dict(state_dict))
+    requests: list[tuple[str, str, list[int]]] = _core.request_list(specs, weight_map, catalog)
+    return requests

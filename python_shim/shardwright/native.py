@@ -1,0 +1,51 @@
+"""Native tensors for a checkpoint, for tools and tests that have no trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from shardwright import _core
+from shardwright.catalog import catalog_of
+from shardwright.describe import DTYPE_NAMES, DTYPES
+
+
+def empty_state_dict(
+    source: Any,
+    mesh: DeviceMesh | None = None,
+    *,
+    model: str = "auto",
+    layout: str = "automodel",
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, torch.Tensor]:
+    """The native tensors that a checkpoint fills, allocated (and zeroed) but not loaded.
+
+    For tools and tests that have no trainer. Block-scaled weights get ``dtype``, the others keep theirs. On a mesh, its
+    dimensions named "ep" and "ep_shard" shard dimensions 0 and 1 of the expert tensors, "fsdp" dimension 0 of all
+    others, "shard" dimension 0 of both; the result then holds DTensors.
+    """
+    catalog = catalog_of(source)
+    weight_map = _core.weight_map(catalog, model, layout)
+    tensors = _core.native_tensors(catalog, weight_map, DTYPE_NAMES[dtype])
+    if mesh is None:
+        return {tensor.fqn: torch.zeros(tensor.shape, dtype=DTYPES[tensor.dtype]) for tensor in tensors}
+    return {tensor.fqn: _empty_dtensor(tensor, mesh) for tensor in tensors}
+
+
+def _empty_dtensor(tensor: Any, mesh: DeviceMesh) -> DTensor:
+    dimensions = _core.parse_mesh(
+        ",".join(f"{name}={size}" for name, size in zip(mesh.mesh_dim_names or (), mesh.shape, strict=True))
+    )
+    placements: list[Placement] = [
+        Shard(placement.dimension) if placement.is_shard else Replicate()
+        for placement in _core.placements_on_mesh(tensor, dimensions)
+    ]
+    core_placements = _core.placements_on_mesh(tensor, dimensions)
+    local_shape = _core.local_shape(tensor.shape, list(mesh.shape), list(mesh.get_coordinate() or []), core_placements)
+    local = torch.zeros(local_shape, dtype=DTYPES[tensor.dtype])
+    shape = torch.Size(tensor.shape)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -1,0 +1,52 @@
+"""``shardwright load``: loads a checkpoint into new tensors, on one or several ranks, and reports."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import init_device_mesh
+
+from shardwright.load_planner import LoadPlanner
+from shardwright.native import empty_state_dict
+from shardwright.peak_memory import measure_peak_memory
+from shardwright.ranks import run_on_ranks
+from shardwright.storage_reader import HuggingFaceStorageReader
+from shardwright.table import print_table
+
+
+def trial_load(options: argparse.Namespace) -> None:
+    """Runs the command. Raises what the load raised, in one process or on the rank that failed first."""
+    if options.ranks > 1:
+        run_on_ranks(options.ranks, _load_and_report, options)
+        return
+    try:
+        _load_and_report(0, options)
+    except CheckpointException as wrapped:  # dcp's account of what happened on each rank
+        raise wrapped.failures[0][0] from None
+
+
+def _load_and_report(rank: int, options: argparse.Namespace) -> None:
+    alone = options.ranks == 1
+    mesh = init_device_mesh("cpu", (options.ranks,), mesh_dim_names=("shard",)) if options.ranks > 1 else None
+    state_dict = empty_state_dict(options.path, mesh, model=options.model, layout=options.layout)
+    reader = HuggingFaceStorageReader(
+        options.path, options.threads, staging_bytes=options.staging_bytes, progress=options.progress and rank == 0
+    )
+    planner = LoadPlanner(options.model, options.layout, not options.not_strict)
+    with measure_peak_memory() as peak:
+        dcp.load(state_dict, storage_reader=reader, planner=planner, no_dist=alone)
+    assert reader.report is not None
+    rows = [*reader.report.rows(), ("bytes above destination", f"{peak.bytes:,}")]
+    for turn in range(options.ranks):
+        if turn == rank:
+            print(f"rank {rank} of {options.ranks}")
+            print_table(rows)
+            sys.stdout.flush()
+        if options.ranks > 1:
+            dist.barrier()
+
+

@@ -1,0 +1,127 @@
+#pragma once
+
+// Random tiles, and destinations with something around them that has to stay as it is.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/decode.h"
+
+namespace shardwright {
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : engine_(seed) {}
+
+  /// Uniform in [first, last].
+  std::int64_t number(std::int64_t first, std::int64_t last) {
+    return std::uniform_int_distribution<std::int64_t>(first, last)(engine_);
+  }
+  bool chance(int one_in) { return number(1, one_in) == 1; }
+
+  template <class T>
+  T one_of(const std::vector<T>& choices) {
+    return choices[static_cast<std::size_t>(number(0, static_cast<std::int64_t>(choices.size()) - 1))];
+  }
+
+  std::vector<std::uint8_t> bytes(std::int64_t count) {
+    std::vector<std::uint8_t> result(static_cast<std::size_t>(count));
+    for (std::uint8_t& byte : result) byte = static_cast<std::uint8_t>(engine_());
+    return result;
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+/// A source tile of random bytes at a random, unaligned place with a random distance between rows.
+struct RandomSource {
+  std::vector<std::uint8_t> memory;
+  SourceTile tile;
+
+  RandomSource(Random& random, DType dtype, std::int64_t rows, std::int64_t columns) {
+    const std::int64_t row_stride = columns + (random.chance(2) ? 0 : random.number(1, 70));
+    const std::int64_t offset = random.number(0, 70);
+    memory = random.bytes(offset + rows * row_stride * bytes_of(dtype));
+    tile = {memory.data() + offset, dtype, rows, columns, row_stride};
+  }
+};
+
+enum class Strides { straight, transposed, any };
+
+/// A destination of rows x columns with random strides and a random alignment, in memory full of a pattern.
+struct RandomDestination {
+  std::vector<std::uint8_t> memory;
+  std::int64_t origin = 0;  ///< bytes
+  DestinationTile tile;
+
+  RandomDestination(Random& random, DType dtype, std::int64_t rows, std::int64_t columns, Strides strides) {
+    std::int64_t row_stride = 0;
+    std::int64_t column_stride = 0;
+    const auto gap = [&random] { return random.chance(2) ? 0 : random.number(1, 70); };
+    if (strides == Strides::straight) {
+      column_stride = 1;
+      row_stride = columns + gap();
+      if (random.chance(4)) row_stride = -row_stride;
+    } else if (strides == Strides::transposed) {
+      row_stride = 1;
+      column_stride = rows + gap();
+      if (random.chance(2)) column_stride = (column_stride + 63) / 64 * 64;
+      if (random.chance(4)) column_stride = -column_stride;
+    } else if (random.chance(2)) {
+      column_stride = random.number(1, 3);
+      row_stride = column_stride * std::max<std::int64_t>(columns, 1) + gap();
+    } else {
+      row_stride = random.number(1, 3);
+      column_stride = row_stride * std::max<std::int64_t>(rows, 1) + gap();
+    }
+    if (strides == Strides::any) {
+      if (random.chance(3)) row_stride = -row_stride;
+      if (random.chance(3)) column_stride = -column_stride;
+    }
+    const std::int64_t size = bytes_of(dtype);
+    const std::int64_t row_reach = std::max<std::int64_t>(rows - 1, 0) * row_stride;
+    const std::int64_t column_reach = std::max<std::int64_t>(columns - 1, 0) * column_stride;
+    const std::int64_t before =
+        std::max<std::int64_t>(-row_reach, 0) + std::max<std::int64_t>(-column_reach, 0);
+    const std::int64_t after = std::max<std::int64_t>(row_reach, 0) + std::max<std::int64_t>(column_reach, 0);
+    constexpr std::int64_t guard = 256;
+    origin = guard + before * size +
+             (random.chance(4) ? random.number(0, 63) : random.number(0, 63) / size * size);
+    memory.resize(static_cast<std::size_t>(origin + (after + 1) * size + guard));
+    for (std::size_t index = 0; index < memory.size(); ++index) {
+      memory[index] = static_cast<std::uint8_t>(index * 37 + 11);
+    }
+    tile = {memory.data() + origin, dtype, row_stride, column_stride};
+  }
+
+  RandomDestination(const RandomDestination& other)
+      : memory(other.memory), origin(other.origin), tile(other.tile) {
+    tile.data = memory.data() + origin;
+  }
+  RandomDestination& operator=(const RandomDestination&) = delete;
+};
+
+inline std::string description(const SourceTile& source, const DestinationTile& destination) {
+  return std::to_string(source.rows) + " x " + std::to_string(source.columns) + " " +
+         std::string(name_of(source.dtype)) + " (row stride " + std::to_string(source.row_stride) + ") to " +
+         std::string(name_of(destination.dtype)) + " (strides " + std::to_string(destination.row_stride) +
+         ", " + std::to_string(destination.column_stride) + ")";
+}
+
+/// Each test of a suite derived from this runs with every instruction set of this machine, "scalar" included.
+class EveryInstructionSet : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { use_instruction_set(GetParam()); }
+  void TearDown() override { use_instruction_set(""); }
+};
+
+inline std::string name_of_parameter(const testing::TestParamInfo<std::string>& info) { return info.param; }
+
+}  // namespace shardwright
