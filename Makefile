@@ -67,7 +67,6 @@ $(STAMP): .ci/requirements.txt | system
 # --- build/ ------------------------------------------------------------------------------------------------------------
 # The Python module is built beside the package, which .venv finds where it lies: edits of Python need no build.
 
-export CCACHE_BASEDIR := $(CURDIR)
 CCACHE = $(if $(shell command -v ccache),-D CMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 build/build.ninja: $(STAMP)
@@ -123,4 +122,4 @@ bench: build ## measure
 clean: ## remove all that the other commands made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f python_shim/shardwright/_core*.so
-	find python_shim tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find python_shim tests bench examples -name __pycache__ -prune -exec rm -rf {} +

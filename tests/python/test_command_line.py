@@ -58,19 +58,15 @@ def test_inspect_counts_the_tensors(full: Path, tiny: Path):
 
 
 def test_plan_says_what_a_rank_would_read(full: Path):
-    text = output_of("plan", full, "--mesh", "ep=64", "--rank", "7")
-    assert "bytes" in text.lower() or "GB" in text
-
-
-def test_plan_prints_json_on_request(full: Path):
-    plan = json.loads(output_of("plan", full, "--mesh", "ep=64", "--rank", "7", "--json"))
-    assert plan["rank"] == 7
     # Two of 128 experts of each of 58 layers: w1, w2, w3 and their scales. All else is replicated.
     others = sum(
         stored.nbytes for name, stored in reference.read_checkpoint(full).items() if ".experts." not in name
     )
-    experts = 58 * 2 * 3 * (3072 * 6144 + 3072 * 6144 // 32)
-    assert plan["bytes_needed"] == others + experts
+    needed = others + 58 * 2 * 3 * (3072 * 6144 + 3072 * 6144 // 32)
+    arguments = ["plan", full, "--mesh", "ep=64", "--rank", "7"]
+    plan = json.loads(output_of(*arguments, "--json"))
+    assert plan["rank"] == 7 and plan["bytes_needed"] == needed
+    assert str(needed) in numbers_in(output_of(*arguments))
 
 
 def test_load_loads_on_one_rank_and_on_two(tiny: Path):
@@ -87,7 +83,7 @@ def test_every_command_explains_itself(command: str):
 
 def assert_fails(*arguments: str | Path, words: list[str]) -> None:
     run = shardwright(*arguments)
-    assert run.returncode not in (0, None) and run.returncode > 0
+    assert run.returncode > 0
     assert "Traceback" not in run.stderr
     missing = [word for word in words if word not in run.stderr]
     assert not missing, run.stderr

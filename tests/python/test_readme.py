@@ -1,6 +1,7 @@
 """The README's Python examples run. Marked are those whose first line is `# runs in tests`."""
 
 import re
+import textwrap
 from pathlib import Path
 
 README = Path(__file__).parents[2] / "README.md"
@@ -16,3 +17,11 @@ def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch):
     names: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(blocks, 1):
         exec(compile(block, f"README.md, marked example {number}", "exec"), names)
+
+
+def test_the_cpp_of_the_readme_is_compiled_and_run():
+    """It stands in a program that the C++ tests build and run, letter for letter."""
+    (block,) = re.findall(r"^```cpp\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    program = (README.parent / "tests" / "cpp" / "load_without_python.cpp").read_text()
+    (tested,) = re.findall(r"// README: C\+\+\n(.*?) *// README: end\n", program, re.DOTALL)
+    assert block == textwrap.dedent(tested)
