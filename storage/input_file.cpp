@@ -47,9 +47,12 @@ void InputFile::read(std::uint64_t offset, char* into, std::size_t count) const 
                   code);
     }
     if (got == 0) {
-      throw Error(ErrorKind::io, printable(path_.native()) + ": expected " + std::to_string(count) +
-                                     " more bytes at offset " + std::to_string(offset) +
-                                     ", but the file ends there: it was cut short while it was being read");
+      throw Error(
+          ErrorKind::io,
+          printable(path_.native()) + ": expected " + std::to_string(count) + " more bytes at offset " +
+              std::to_string(offset) +
+              ", but the file ends there: it has been cut short or replaced since it was opened or planned",
+          EIO);
     }
     into += got;
     offset += static_cast<std::uint64_t>(got);

@@ -1,26 +1,22 @@
 #include "storage/load.h"
 
-#include <fcntl.h>
 #include <sched.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <utility>
 
 #include "kernels/decode.h"
 #include "planner/error.h"
 #include "storage/box_reading.h"
+#include "storage/input_file.h"
+#include "storage/placing.h"
 
 namespace shardwright {
 namespace {
@@ -44,81 +40,51 @@ int processors() {
   return CPU_COUNT(&set);
 }
 
-/// Files of a checkpoint, opened for reading when first needed and closed at the end. Safe to share between
-/// threads.
+/// Files of a checkpoint, opened when first needed and closed at the end. Safe to share between threads.
 class OpenFiles {
  public:
-  explicit OpenFiles(const Catalog& catalog) : catalog_(catalog), descriptors_(catalog.files.size(), -1) {}
-  OpenFiles(const OpenFiles&) = delete;
-  OpenFiles& operator=(const OpenFiles&) = delete;
-  ~OpenFiles() {
-    for (int descriptor : descriptors_) {
-      if (descriptor >= 0) close(descriptor);
-    }
-  }
+  explicit OpenFiles(const Catalog& catalog) : catalog_(catalog), files_(catalog.files.size()) {}
 
-  int descriptor(std::uint32_t file) {
-    const std::lock_guard lock(mutex_);
-    int& descriptor = descriptors_[file];
-    if (descriptor < 0) {
-      const std::string path = (catalog_.directory / catalog_.files[file].name).string();
-      // O_NONBLOCK: opening a named pipe that has taken the file's place would otherwise wait for ever.
-      descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-      if (descriptor < 0) {
-        const int error = errno;
-        throw Error(ErrorKind::io, path + ": cannot be opened: " + std::strerror(error), error);
-      }
+  /// Reads `length` bytes at `offset` of the file that holds `tensor`.
+  void read(const SourceTensor& tensor, std::uint64_t offset, std::byte* to, std::uint64_t length) {
+    try {
+      file(tensor).read(offset, reinterpret_cast<char*>(to), length);
+    } catch (const Error& error) {
+      throw Error(error.kind,
+                  std::string(error.what()) + "; this was tensor " + tensor.name + ", bytes " +
+                      std::to_string(tensor.begin) + " to " + std::to_string(tensor.end) +
+                      ". The destinations are partly written",
+                  error.system_error);
     }
-    return descriptor;
   }
 
   std::int64_t count() const {
-    return std::count_if(descriptors_.begin(), descriptors_.end(), [](int d) { return d >= 0; });
+    return std::count_if(files_.begin(), files_.end(), [](const auto& file) { return file != nullptr; });
   }
 
  private:
+  const InputFile& file(const SourceTensor& tensor) {
+    const std::lock_guard lock(mutex_);
+    std::unique_ptr<const InputFile>& file = files_[tensor.file];
+    if (!file) file = std::make_unique<const InputFile>(catalog_.path_of(tensor));
+    return *file;
+  }
+
   const Catalog& catalog_;
   std::mutex mutex_;
-  std::vector<int> descriptors_;
+  std::vector<std::unique_ptr<const InputFile>> files_;  // by index into Catalog::files
 };
 
-/// Reads exactly `length` bytes.
-void read_exactly(int descriptor, std::byte* to, std::uint64_t length, std::uint64_t offset,
-                  const Catalog& catalog, const SourceTensor& tensor) {
-  while (length > 0) {
-    const ssize_t got = pread(descriptor, to, length, static_cast<off_t>(offset));
-    if (got > 0) {
-      to += got;
-      offset += static_cast<std::uint64_t>(got);
-      length -= static_cast<std::uint64_t>(got);
-      continue;
-    }
-    if (got < 0 && errno == EINTR) continue;
-    const int error = got < 0 ? errno : EIO;
-    const std::string what =
-        got < 0 ? "cannot be read: " + std::string(std::strerror(error))
-                : "ends there, although it had " + std::to_string(catalog.files[tensor.file].size) +
-                      " bytes when the load was planned; it has been cut short or replaced";
-    throw Error(ErrorKind::io,
-                catalog.path_of(tensor).string() + ": at offset " + std::to_string(offset) +
-                    ", reading tensor " + tensor.name + " (bytes " + std::to_string(tensor.begin) + " to " +
-                    std::to_string(tensor.end) + "), the file " + what +
-                    ". The destinations are partly written",
-                error);
-  }
-}
-
 /// Reads a box into staging.
-void read_box(const BoxReading& reading, int descriptor, std::byte* staging, const Catalog& catalog,
-              const SourceTensor& tensor) {
+void read_box(const BoxReading& reading, const SourceTensor& tensor, std::byte* staging, OpenFiles& files) {
   if (reading.in_one_request) {
-    read_exactly(descriptor, staging, reading.staged_bytes, reading.begin, catalog, tensor);
+    files.read(tensor, reading.begin, staging, reading.staged_bytes);
     return;
   }
   std::vector<std::uint64_t> index(reading.run_counts.size(), 0);
   std::uint64_t offset = reading.begin;
   for (std::uint64_t run = 0; run < reading.requests; ++run) {
-    read_exactly(descriptor, staging, reading.run_bytes, offset, catalog, tensor);
+    files.read(tensor, offset, staging, reading.run_bytes);
     staging += reading.run_bytes;
     for (std::size_t d = index.size(); d-- > 0;) {
       offset += reading.run_strides[d];
@@ -129,8 +95,8 @@ void read_box(const BoxReading& reading, int descriptor, std::byte* staging, con
   }
 }
 
-/// A staging buffer. It grows to the largest task that its thread meets, so that small loads take little memory, and never
-/// holds an old and a new block at once.
+/// A staging buffer. It grows to the largest task that its thread meets, so that small loads take little
+/// memory, and never holds an old and a new block at once.
 struct Staging {
   std::unique_ptr<std::byte[]> data;
   std::size_t size = 0;
@@ -144,103 +110,6 @@ struct Staging {
     return data.get();
   }
 };
-
-/// One dimension of a box that is copied: how many indices, and elements between them on either side.
-struct Dimension {
-  std::int64_t size;
-  std::int64_t source_stride;
-  std::int64_t destination_stride;
-};
-
-/// Leaves out dimensions of one index and joins neighbours that run on without a gap on both sides.
-std::vector<Dimension> simplified(const std::vector<Dimension>& dimensions) {
-  std::vector<Dimension> simple;
-  for (const Dimension& inner : dimensions) {
-    if (inner.size == 1) continue;
-    if (!simple.empty() && simple.back().source_stride == inner.size * inner.source_stride &&
-        simple.back().destination_stride == inner.size * inner.destination_stride) {
-      simple.back() = {simple.back().size * inner.size, inner.source_stride, inner.destination_stride};
-    } else {
-      simple.push_back(inner);
-    }
-  }
-  return simple;
-}
-
-/// Where a task's box goes: the address of its first element, and the stride of each of its dimensions.
-struct Target {
-  std::byte* data;
-  Shape strides;
-};
-
-Target target_of(const ReadTask& task, const Transfer& transfer, const TensorSpec& spec) {
-  Target target{static_cast<std::byte*>(spec.data), {}};
-  std::int64_t offset = 0;
-  for (std::size_t d = 0; d < transfer.destination_offset.size(); ++d) {
-    offset += transfer.destination_offset[d] * spec.local_strides[d];
-  }
-  for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
-    target.strides.push_back(spec.local_strides[static_cast<std::size_t>(transfer.axes[i])]);
-    offset += (task.box.offset[i] - transfer.source_box.offset[i]) * target.strides[i];
-  }
-  target.data += offset * bytes_of(spec.dtype);
-  return target;
-}
-
-std::vector<Dimension> dimensions_of(const ReadTask& task, const Target& target) {
-  std::vector<Dimension> dimensions;
-  for (std::size_t i = 0; i < task.box.size.size(); ++i) {
-    dimensions.push_back({task.box.size[i], task.weights.staged_strides[i], target.strides[i]});
-  }
-  return simplified(dimensions);
-}
-
-void decode_scaled(const ReadTask& task, const Transfer& transfer, const std::byte* staging,
-                   const Target& target, DType destination) {
-  const SourceTile source{staging, transfer.encoding.element, task.box.size[0], task.box.size[1],
-                          task.weights.staged_strides[0]};
-  const std::int64_t row = transfer.first_row_in_block + task.box.offset[0] - transfer.source_box.offset[0];
-  const std::int64_t column =
-      transfer.first_column_in_block + task.box.offset[1] - transfer.source_box.offset[1];
-  const BlockScales scales{reinterpret_cast<const std::uint8_t*>(staging + scales_offset_in_staging(task)),
-                           task.scales.staged_strides[0],
-                           transfer.encoding.block_rows,
-                           transfer.encoding.block_columns,
-                           row % transfer.encoding.block_rows,
-                           column % transfer.encoding.block_columns};
-  decode(source, scales, {target.data, destination, target.strides[0], target.strides[1]});
-}
-
-/// Places a plain box of any rank: the two innermost dimensions as one tile, for each index of the outer
-/// ones.
-void place_plain(const std::vector<Dimension>& dimensions, DType source, DType destination,
-                 const std::byte* from, std::byte* to) {
-  const std::size_t rank = dimensions.size();
-  if (rank > 2) {
-    const std::vector<Dimension> inner(dimensions.begin() + 1, dimensions.end());
-    for (std::int64_t i = 0; i < dimensions[0].size; ++i) {
-      place_plain(inner, source, destination, from + i * dimensions[0].source_stride * bytes_of(source),
-                  to + i * dimensions[0].destination_stride * bytes_of(destination));
-    }
-    return;
-  }
-  const Dimension one{1, 0, 0};
-  const Dimension columns = rank >= 1 ? dimensions[rank - 1] : one;
-  const Dimension rows = rank >= 2 ? dimensions[rank - 2] : one;
-  // A tile's columns are contiguous in the source; a box with single columns further apart is one of many
-  // rows.
-  const bool contiguous = columns.size == 1 || columns.source_stride == 1;
-  if (contiguous) {
-    place({from, source, rows.size, columns.size, rows.source_stride},
-          {to, destination, rows.destination_stride, columns.destination_stride});
-    return;
-  }
-  for (std::int64_t r = 0; r < rows.size; ++r) {
-    place({from + r * rows.source_stride * bytes_of(source), source, columns.size, 1, columns.source_stride},
-          {to + r * rows.destination_stride * bytes_of(destination), destination, columns.destination_stride,
-           1});
-  }
-}
 
 /// The threads of one load and what they share.
 class Engine {
@@ -300,37 +169,33 @@ class Engine {
     changed_.notify_all();
   }
 
-  void run_task(const ReadTask& task, Staging& staging, std::uint64_t& requests,
-                double& reading, double& decoding) {
+  void run_task(const ReadTask& task, Staging& staging, std::uint64_t& requests, double& reading,
+                double& decoding) {
     const Transfer& transfer = plan_.transfers[task.transfer];
     const SourceTensor& source = catalog_.tensors[transfer.source];
     const TensorSpec& spec = specs_[transfer.destination];
-    const Target target = target_of(task, transfer, spec);
-    const int descriptor = files_.descriptor(source.file);
     const Clock::time_point begin = Clock::now();
 
-    if (transfer.scales < 0) {
-      const std::vector<Dimension> dimensions = dimensions_of(task, target);
-      const bool as_it_is =
-          source.dtype == spec.dtype && task.weights.in_one_request &&
-          (dimensions.empty() || (dimensions.size() == 1 && dimensions[0].source_stride == 1 &&
-                                  dimensions[0].destination_stride == 1));
-      // What needs neither conversion nor regrouping is read to its place without staging.
-      std::byte* to = as_it_is ? target.data : room_for(task, staging);
-      read_box(task.weights, descriptor, to, catalog_, source);
-      const Clock::time_point read = Clock::now();
-      reading += seconds_between(begin, read);
-      if (!as_it_is) place_plain(dimensions, source.dtype, spec.dtype, to, target.data);
-      decoding += seconds_between(read, Clock::now());
+    // What needs neither conversion nor regrouping is read to its place without staging.
+    if (std::byte* place = task.weights.in_one_request ? place_as_it_is(transfer, source.dtype, task.box,
+                                                                        task.weights.staged_strides, spec)
+                                                       : nullptr) {
+      read_box(task.weights, source, place, files_);
+      reading += seconds_between(begin, Clock::now());
     } else {
-      const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
       std::byte* buffer = room_for(task, staging);
-      read_box(task.weights, descriptor, buffer, catalog_, source);
-      read_box(task.scales, files_.descriptor(scales.file), buffer + scales_offset_in_staging(task), catalog_,
-               scales);
+      read_box(task.weights, source, buffer, files_);
+      BoxInMemory part{task.box, buffer, task.weights.staged_strides, nullptr, 0};
+      if (transfer.scales >= 0) {
+        const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
+        std::byte* staged_scales = buffer + scales_offset_in_staging(task);
+        read_box(task.scales, scales, staged_scales, files_);
+        part.scales = reinterpret_cast<const std::uint8_t*>(staged_scales);
+        part.scale_row_stride = task.scales.staged_strides[0];
+      }
       const Clock::time_point read = Clock::now();
       reading += seconds_between(begin, read);
-      decode_scaled(task, transfer, buffer, target, spec.dtype);
+      place_box(transfer, source.dtype, part, spec);
       decoding += seconds_between(read, Clock::now());
     }
     requests += task.weights.requests + task.scales.requests;
@@ -390,7 +255,8 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
   const Clock::time_point begin = Clock::now();
   for (const Transfer& transfer : plan.transfers) {
     if (const TensorSpec& spec = specs.at(transfer.destination); spec.data == nullptr) {
-      throw Error(ErrorKind::argument, spec.fqn + ": has no memory to load into; it was described for a plan only");
+      throw Error(ErrorKind::argument,
+                  spec.fqn + ": has no memory to load into; it was described for a plan only");
     }
   }
   int threads = options.threads > 0 ? options.threads : std::max(1, processors());

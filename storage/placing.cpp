@@ -1,0 +1,130 @@
+#include "storage/placing.h"
+
+#include <vector>
+
+#include "kernels/decode.h"
+
+namespace shardwright {
+namespace {
+
+/// One dimension of a box that is copied: how many indices, and elements between them on either side.
+struct Dimension {
+  std::int64_t size;
+  std::int64_t source_stride;
+  std::int64_t destination_stride;
+};
+
+/// Leaves out dimensions of one index and joins neighbours that run on without a gap on both sides.
+std::vector<Dimension> simplified(const std::vector<Dimension>& dimensions) {
+  std::vector<Dimension> simple;
+  for (const Dimension& inner : dimensions) {
+    if (inner.size == 1) continue;
+    if (!simple.empty() && simple.back().source_stride == inner.size * inner.source_stride &&
+        simple.back().destination_stride == inner.size * inner.destination_stride) {
+      simple.back() = {simple.back().size * inner.size, inner.source_stride, inner.destination_stride};
+    } else {
+      simple.push_back(inner);
+    }
+  }
+  return simple;
+}
+
+/// Where a box goes: the address of its first element, and the stride of each of its dimensions.
+struct Target {
+  std::byte* data;
+  Shape strides;
+};
+
+Target target_of(const Transfer& transfer, const Box& box, const TensorSpec& spec) {
+  Target target{static_cast<std::byte*>(spec.data), {}};
+  std::int64_t offset = 0;
+  for (std::size_t d = 0; d < transfer.destination_offset.size(); ++d) {
+    offset += transfer.destination_offset[d] * spec.local_strides[d];
+  }
+  for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
+    target.strides.push_back(spec.local_strides[static_cast<std::size_t>(transfer.axes[i])]);
+    offset += (box.offset[i] - transfer.source_box.offset[i]) * target.strides[i];
+  }
+  target.data += offset * bytes_of(spec.dtype);
+  return target;
+}
+
+std::vector<Dimension> dimensions_of(const Box& box, const Shape& strides, const Target& target) {
+  std::vector<Dimension> dimensions;
+  for (std::size_t i = 0; i < box.size.size(); ++i) {
+    dimensions.push_back({box.size[i], strides[i], target.strides[i]});
+  }
+  return simplified(dimensions);
+}
+
+void decode_scaled(const Transfer& transfer, const BoxInMemory& part, const Target& target,
+                   DType destination) {
+  const SourceTile source{part.elements, transfer.encoding.element, part.box.size[0], part.box.size[1],
+                          part.strides[0]};
+  const std::int64_t row = transfer.first_row_in_block + part.box.offset[0] - transfer.source_box.offset[0];
+  const std::int64_t column =
+      transfer.first_column_in_block + part.box.offset[1] - transfer.source_box.offset[1];
+  const BlockScales scales{part.scales,
+                           part.scale_row_stride,
+                           transfer.encoding.block_rows,
+                           transfer.encoding.block_columns,
+                           row % transfer.encoding.block_rows,
+                           column % transfer.encoding.block_columns};
+  decode(source, scales, {target.data, destination, target.strides[0], target.strides[1]});
+}
+
+/// Places a plain box of any rank: the two innermost dimensions as one tile, for each index of the outer
+/// ones.
+void place_plain(const std::vector<Dimension>& dimensions, DType source, DType destination,
+                 const std::byte* from, std::byte* to) {
+  const std::size_t rank = dimensions.size();
+  if (rank > 2) {
+    const std::vector<Dimension> inner(dimensions.begin() + 1, dimensions.end());
+    for (std::int64_t i = 0; i < dimensions[0].size; ++i) {
+      place_plain(inner, source, destination, from + i * dimensions[0].source_stride * bytes_of(source),
+                  to + i * dimensions[0].destination_stride * bytes_of(destination));
+    }
+    return;
+  }
+  const Dimension one{1, 0, 0};
+  const Dimension columns = rank >= 1 ? dimensions[rank - 1] : one;
+  const Dimension rows = rank >= 2 ? dimensions[rank - 2] : one;
+  // A tile's columns are contiguous in the source; a box with single columns further apart is one of many
+  // rows.
+  const bool contiguous = columns.size == 1 || columns.source_stride == 1;
+  if (contiguous) {
+    place({from, source, rows.size, columns.size, rows.source_stride},
+          {to, destination, rows.destination_stride, columns.destination_stride});
+    return;
+  }
+  for (std::int64_t r = 0; r < rows.size; ++r) {
+    place({from + r * rows.source_stride * bytes_of(source), source, columns.size, 1, columns.source_stride},
+          {to + r * rows.destination_stride * bytes_of(destination), destination, columns.destination_stride,
+           1});
+  }
+}
+
+}  // namespace
+
+void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
+               const TensorSpec& destination) {
+  const Target target = target_of(transfer, part.box, destination);
+  if (transfer.encoding.scaled) {
+    decode_scaled(transfer, part, target, destination.dtype);
+  } else {
+    place_plain(dimensions_of(part.box, part.strides, target), source, destination.dtype, part.elements,
+                target.data);
+  }
+}
+
+std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box, const Shape& strides,
+                          const TensorSpec& destination) {
+  if (transfer.encoding.scaled || source != destination.dtype) return nullptr;
+  const Target target = target_of(transfer, box, destination);
+  const std::vector<Dimension> dimensions = dimensions_of(box, strides, target);
+  const bool alike = dimensions.empty() || (dimensions.size() == 1 && dimensions[0].source_stride == 1 &&
+                                            dimensions[0].destination_stride == 1);
+  return alike ? target.data : nullptr;
+}
+
+}  // namespace shardwright

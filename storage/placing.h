@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "planner/box.h"
+#include "planner/load_plan.h"
+#include "planner/tensor_spec.h"
+
+namespace shardwright {
+
+/// A part of a transfer's source box as it lies in memory (in staging, or in a tensor), with the scales it
+/// needs.
+struct BoxInMemory {
+  Box box;                              ///< of the source tensor, inside the transfer's source_box
+  const std::byte* elements = nullptr;  ///< the box's first element
+  Shape strides;  ///< elements, for each dimension of the box; 1 for the last, if it has several
+  const std::uint8_t* scales =
+      nullptr;  ///< of the block that the first element is in; null where there are none
+  std::int64_t scale_row_stride = 0;  ///< bytes from one row of scales to the next
+};
+
+/// Decodes (or copies, or casts) the elements to their place in the destination of the transfer.
+void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
+               const TensorSpec& destination);
+
+/// Where the box would have to be read to, if it needs neither conversion nor regrouping: its elements, laid
+/// out by `strides` in memory, are laid out alike without gaps in the destination. Null where that is not so.
+std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box, const Shape& strides,
+                          const TensorSpec& destination);
+
+}  // namespace shardwright
