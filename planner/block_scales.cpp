@@ -20,7 +20,9 @@ std::string describe(const Catalog& catalog, std::span<const SourceTensor> chunk
 
 Encoding mxfp8() { return {DType::F8_E4M3, true, DType::U8, 1, 32}; }
 
-std::string scale_name_of(std::string_view weight_name) { return std::string(weight_name) + std::string(scale_suffix); }
+std::string scale_name_of(std::string_view weight_name) {
+  return std::string(weight_name) + std::string(scale_suffix);
+}
 
 bool is_scale_name(std::string_view name) { return name.ends_with(scale_suffix); }
 
@@ -62,8 +64,9 @@ Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weigh
   const DType element = weight.front().dtype;
   if (scales.empty()) {
     if (is_float8(element)) {
-      throw Error(ErrorKind::mismatch, describe(catalog, weight) + ": an FP8 weight needs its scales; expected " +
-                                           scale_name + ", found no tensor of that name");
+      throw Error(ErrorKind::mismatch, describe(catalog, weight) +
+                                           ": an FP8 weight needs its scales; expected " + scale_name +
+                                           ", found no tensor of that name");
     }
     return {element, false, DType::U8, 1, 1};
   }
@@ -77,8 +80,9 @@ Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weigh
   const Shape expected = scale_shape_of(encoding, shape);
   if ((encoding.scale != DType::U8 && encoding.scale != DType::F8_E8M0) ||
       Catalog::global_shape(scales) != expected) {
-    throw Error(ErrorKind::mismatch, describe(catalog, scales) + ": expected U8 or F8_E8M0 " + to_string(expected) +
-                                         ", one scale for each 1 x 32 block of the weight " + to_string(shape));
+    throw Error(ErrorKind::mismatch,
+                describe(catalog, scales) + ": expected U8 or F8_E8M0 " + to_string(expected) +
+                    ", one scale for each 1 x 32 block of the weight " + to_string(shape));
   }
   return encoding;
 }

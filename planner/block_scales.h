@@ -1,8 +1,8 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "kernels/dtype.h"
@@ -15,7 +15,7 @@ namespace shardwright {
 struct Encoding {
   DType element = DType::BF16;
   bool scaled = false;
-  DType scale = DType::U8;        ///< U8 or F8_E8M0, both e8m0 bytes
+  DType scale = DType::U8;  ///< U8 or F8_E8M0, both e8m0 bytes
   std::int64_t block_rows = 1;
   std::int64_t block_columns = 32;
 
@@ -42,8 +42,9 @@ Box scale_box_of(const Encoding& encoding, const Box& weight_box);
 Box weight_box_of(const Encoding& encoding, const Box& scale_box, const Shape& weight_shape);
 
 /// How a checkpoint stores the tensor of this name, the presence of its scale tensor deciding.
-/// `weight` must be the chunks of that tensor, not empty. Throws Error(mismatch), naming the tensors and the file, for
-/// FP8 without a scale, a scale beside something that is not FP8, and a scale of the wrong shape or dtype.
+/// `weight` must be the chunks of that tensor, not empty. Throws Error(mismatch), naming the tensors and the
+/// file, for FP8 without a scale, a scale beside something that is not FP8, and a scale of the wrong shape or
+/// dtype.
 Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight);
 
 }  // namespace shardwright

@@ -105,8 +105,8 @@ Overlap overlap_by_pairs(BoxIterator first, BoxIterator last) {
   return std::nullopt;
 }
 
-/// Sorts along each dimension in turn and recurses into the clusters that the dimension separates. Only what no
-/// dimension separates is compared pair by pair, which in a grid is nothing.
+/// Sorts along each dimension in turn and recurses into the clusters that the dimension separates. Only what
+/// no dimension separates is compared pair by pair, which in a grid is nothing.
 Overlap find_overlap(BoxIterator first, BoxIterator last) {
   if (last - first < 2) return std::nullopt;
   const std::size_t rank = first->size.size();

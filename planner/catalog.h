@@ -28,8 +28,8 @@ struct SourceFile {
   std::uint64_t size = 0;  ///< bytes
 };
 
-/// What a checkpoint directory holds. Every field has been checked against the files: sizes equal shape times dtype, byte
-/// ranges lie inside the file and do not overlap.
+/// What a checkpoint directory holds. Every field has been checked against the files: sizes equal shape times
+/// dtype, byte ranges lie inside the file and do not overlap.
 struct Catalog {
   std::filesystem::path directory;
   std::vector<SourceFile> files;      ///< sorted by name

@@ -5,17 +5,18 @@
 
 namespace shardwright {
 
-/// What went wrong, in the classes that a caller treats differently. Each becomes a Python exception of its own.
+/// What went wrong, in the classes that a caller treats differently. Each becomes a Python exception of its
+/// own.
 enum class ErrorKind {
   not_found,  ///< a directory or file is not there                         (FileNotFoundError)
-  malformed,  ///< what is on disk breaks its format                        (shardwright.CheckpointFormatError)
+  malformed,  ///< what is on disk breaks its format (shardwright.CheckpointFormatError)
   mismatch,   ///< checkpoint and trainer do not fit, or a tensor cannot be written (shardwright.PlanError)
   argument,   ///< an option that makes no sense                            (ValueError)
   io,         ///< the operating system refused or a file ended too early   (OSError)
 };
 
-/// The one exception type of the library. The message names the tensor and the file, what was expected, what was
-/// found and what to do.
+/// The one exception type of the library. The message names the tensor and the file, what was expected, what
+/// was found and what to do.
 class Error : public std::runtime_error {
  public:
   Error(ErrorKind error_kind, const std::string& message, int error_number = 0)

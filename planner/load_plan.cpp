@@ -28,16 +28,20 @@ class LoadPlanner {
  public:
   LoadPlanner(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
               const LoadPlanOptions& options)
-      : specs_(specs), catalog_(catalog), map_(map), options_(options), used_(catalog.tensors.size(), false) {}
+      : specs_(specs),
+        catalog_(catalog),
+        map_(map),
+        options_(options),
+        used_(catalog.tensors.size(), false) {}
 
   LoadPlan plan() {
     for (std::size_t i = 0; i < specs_.size(); ++i) add_destination(static_cast<std::uint32_t>(i));
     for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
     account_for_the_rest();
-    problems_.throw_if_any(ErrorKind::mismatch,
-                           "cannot load " + catalog_.directory.string() + " into these tensors (layout " +
-                               map_.layout + "); nothing has been written:");
-    order_and_count();
+    problems_.throw_if_any(ErrorKind::mismatch, "cannot load " + catalog_.directory.string() +
+                                                    " into these tensors (layout " + map_.layout +
+                                                    "); nothing has been written:");
+    order_and_count(plan_, specs_, catalog_);
     return std::move(plan_);
   }
 
@@ -56,7 +60,8 @@ class LoadPlanner {
       return;
     }
     if (pieces.empty() && !(volume(spec.global_shape) == 0 && names_a_stack(spec))) {
-      if (!options_.allow_missing) problems_.add(spec.fqn + ": no rule of " + map_.family + " has a source for it");
+      if (!options_.allow_missing)
+        problems_.add(spec.fqn + ": no rule of " + map_.family + " has a source for it");
       return;
     }
     const std::size_t first_transfer = plan_.transfers.size();
@@ -93,7 +98,8 @@ class LoadPlanner {
   void note_missing(const TensorSpec& spec, const Rule& rule, const std::vector<std::int64_t>& experts) {
     Captures captures = *rule.native.match(spec.fqn);
     if (!rule.stacked()) {
-      problems_.add(spec.fqn + ": the checkpoint lacks " + to_checkpoint_spelling(map_.dialect, rule.hf.fill(captures)));
+      problems_.add(spec.fqn + ": the checkpoint lacks " +
+                    to_checkpoint_spelling(map_.dialect, rule.hf.fill(captures)));
       return;
     }
     captures.expert = experts.front();
@@ -140,7 +146,8 @@ class LoadPlanner {
     for (const LocalBox& local : spec.boxes) {
       const Box common = intersection(piece.box, local.global);
       if (is_empty(common)) continue;
-      for (const SourceTensor& chunk : chunks) add_chunk(index, piece, local, common, encoding, chunk, scales);
+      for (const SourceTensor& chunk : chunks)
+        add_chunk(index, piece, local, common, encoding, chunk, scales);
     }
     return true;
   }
@@ -169,7 +176,8 @@ class LoadPlanner {
         transfer.destination_offset[d] += common.offset[d] - local.global.offset[d];
       }
       for (std::size_t i = 0; i < piece.axes.size(); ++i) {
-        transfer.destination_offset[static_cast<std::size_t>(piece.axes[i])] += box.offset[i] - wanted.offset[i];
+        transfer.destination_offset[static_cast<std::size_t>(piece.axes[i])] +=
+            box.offset[i] - wanted.offset[i];
       }
       if (scale_chunk != nullptr) {
         transfer.scales = index_of(catalog_, *scale_chunk);
@@ -208,7 +216,8 @@ class LoadPlanner {
     }
   }
 
-  /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or too much.
+  /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or
+  /// too much.
   void account_for_the_rest() {
     std::unordered_map<std::string_view, const TensorSpec*> destinations;
     for (const TensorSpec& spec : specs_) destinations.emplace(spec.fqn, &spec);
@@ -244,7 +253,8 @@ class LoadPlanner {
     note_surplus(surplus);
     if (!options_.strict) return;
     for (const std::string& name : grouped_names(lone_scales)) {
-      problems_.add(name + ": a scale without its weight, which the checkpoint lacks; strict=False leaves it out");
+      problems_.add(name +
+                    ": a scale without its weight, which the checkpoint lacks; strict=False leaves it out");
     }
     for (const std::string& name : grouped_names(unknown)) {
       problems_.add(name + ": no rule of " + map_.family +
@@ -256,32 +266,11 @@ class LoadPlanner {
     for (auto& [fqn, experts] : surplus) {
       std::sort(experts.begin(), experts.end());
       experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
-      const auto spec = std::find_if(specs_.begin(), specs_.end(), [&](const TensorSpec& s) { return s.fqn == fqn; });
-      problems_.add(fqn + ": expected as many experts as the trainer's shape " + to_string(spec->global_shape) +
-                    " has, but the checkpoint has experts " + ranges_of(experts) + " as well");
-    }
-  }
-
-  void order_and_count() {
-    std::stable_sort(plan_.transfers.begin(), plan_.transfers.end(), [&](const Transfer& a, const Transfer& b) {
-      const SourceTensor& left = catalog_.tensors[a.source];
-      const SourceTensor& right = catalog_.tensors[b.source];
-      return std::pair{left.file, left.begin} < std::pair{right.file, right.begin};
-    });
-    std::vector<std::vector<Box>> needed(catalog_.tensors.size());
-    for (const Transfer& transfer : plan_.transfers) {
-      needed[transfer.source].push_back(transfer.source_box);
-      if (transfer.scales >= 0) needed[static_cast<std::size_t>(transfer.scales)].push_back(transfer.scale_box);
-      plan_.bytes_written += static_cast<std::uint64_t>(volume(transfer.source_box.size) *
-                                                        bytes_of(specs_[transfer.destination].dtype));
-    }
-    std::string_view previous;
-    for (std::size_t t = 0; t < needed.size(); ++t) {
-      if (needed[t].empty()) continue;
-      const SourceTensor& tensor = catalog_.tensors[t];
-      plan_.bytes_needed += static_cast<std::uint64_t>(union_volume(needed[t]) * bytes_of(tensor.dtype));
-      if (tensor.name != previous) ++plan_.tensors;
-      previous = tensor.name;
+      const auto spec =
+          std::find_if(specs_.begin(), specs_.end(), [&](const TensorSpec& s) { return s.fqn == fqn; });
+      problems_.add(fqn + ": expected as many experts as the trainer's shape " +
+                    to_string(spec->global_shape) + " has, but the checkpoint has experts " +
+                    ranges_of(experts) + " as well");
     }
   }
 
@@ -298,6 +287,38 @@ class LoadPlanner {
 };
 
 }  // namespace
+
+void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const Catalog& catalog) {
+  std::stable_sort(plan.transfers.begin(), plan.transfers.end(), [&](const Transfer& a, const Transfer& b) {
+    const SourceTensor& left = catalog.tensors[a.source];
+    const SourceTensor& right = catalog.tensors[b.source];
+    return std::pair{left.file, left.begin} < std::pair{right.file, right.begin};
+  });
+  std::vector<std::vector<Box>> needed(catalog.tensors.size());
+  for (const Transfer& transfer : plan.transfers) {
+    needed[transfer.source].push_back(transfer.source_box);
+    if (transfer.scales >= 0) needed[static_cast<std::size_t>(transfer.scales)].push_back(transfer.scale_box);
+    plan.bytes_written += static_cast<std::uint64_t>(volume(transfer.source_box.size) *
+                                                     bytes_of(specs[transfer.destination].dtype));
+  }
+  std::string_view previous;
+  for (std::size_t t = 0; t < needed.size(); ++t) {
+    if (needed[t].empty()) continue;
+    const SourceTensor& tensor = catalog.tensors[t];
+    plan.bytes_needed += static_cast<std::uint64_t>(union_volume(needed[t]) * bytes_of(tensor.dtype));
+    if (tensor.name != previous) ++plan.tensors;
+    previous = tensor.name;
+  }
+}
+
+Box scale_box_of_part(const Transfer& transfer, const Box& box) {
+  Box in_blocks = box;  // counted from the first block of the transfer's scale box
+  in_blocks.offset[0] += transfer.first_row_in_block - transfer.source_box.offset[0];
+  in_blocks.offset[1] += transfer.first_column_in_block - transfer.source_box.offset[1];
+  Box scales = scale_box_of(transfer.encoding, in_blocks);
+  for (std::size_t d = 0; d < 2; ++d) scales.offset[d] += transfer.scale_box.offset[d];
+  return scales;
+}
 
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
                    const LoadPlanOptions& options) {

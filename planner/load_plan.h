@@ -14,7 +14,8 @@ namespace shardwright {
 /// This box of this source tensor, with the scales it needs, is that box of that destination shard.
 struct Transfer {
   std::uint32_t source = 0;  ///< index into Catalog::tensors
-  std::int64_t scales = -1;  ///< index into Catalog::tensors of the tensor (or chunk) with the scales; -1: none needed
+  std::int64_t scales =
+      -1;  ///< index into Catalog::tensors of the tensor (or chunk) with the scales; -1: none needed
   Encoding encoding;
   Box source_box;  ///< inside the source tensor (or chunk)
   Box scale_box;   ///< inside the tensor (or chunk) of scales; rank 0 where there are none
@@ -28,14 +29,15 @@ struct Transfer {
   std::vector<int> axes;          ///< source dimension i runs along dimension axes[i] of the local tensor
 };
 
-/// What one rank does to load: a list of Transfers that together write every element of every destination once.
+/// What one rank does to load: a list of Transfers that together write every element of every destination
+/// once.
 struct LoadPlan {
   std::vector<Transfer> transfers;  ///< in the order of the files, so that reading goes forward
 
-  std::int64_t tensors = 0;          ///< HF tensors, scales included, of which this rank needs at least a part
-  std::uint64_t bytes_needed = 0;    ///< that those parts take in the files, each byte counted once
-  std::uint64_t bytes_written = 0;   ///< that the destinations take
-  std::vector<std::string> unused;   ///< known HF weights that the trainer has no tensor for, sorted
+  std::int64_t tensors = 0;         ///< HF tensors, scales included, of which this rank needs at least a part
+  std::uint64_t bytes_needed = 0;   ///< that those parts take in the files, each byte counted once
+  std::uint64_t bytes_written = 0;  ///< that the destinations take
+  std::vector<std::string> unused;  ///< known HF weights that the trainer has no tensor for, sorted
 };
 
 struct LoadPlanOptions {
@@ -43,10 +45,17 @@ struct LoadPlanOptions {
   bool allow_missing = false;  ///< a trainer's tensor that the checkpoint lacks altogether is left as it is
 };
 
-/// Plans a load, and proves it: every element of every destination is written exactly once, from a source that is there
-/// with the shape and a dtype that fit. Throws one Error(mismatch) that lists all that is wrong, by name, with what was
-/// expected and found. Reads no tensor data and writes nothing.
+/// Plans a load, and proves it: every element of every destination is written exactly once, from a source
+/// that is there with the shape and a dtype that fit. Throws one Error(mismatch) that lists all that is
+/// wrong, by name, with what was expected and found. Reads no tensor data and writes nothing.
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
                    const LoadPlanOptions& options = {});
+
+/// The scales that a part of a transfer's source box needs, in the coordinates of its scale_box. The transfer
+/// must be block-scaled.
+Box scale_box_of_part(const Transfer& transfer, const Box& part);
+
+/// Puts the transfers of a plan in the order of the files and fills in its figures.
+void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const Catalog& catalog);
 
 }  // namespace shardwright

@@ -35,7 +35,8 @@ NamePattern::NamePattern(std::string_view text) : text_(text) {
     } else if (variable == "{*}" && text.empty()) {
       parts_.push_back({Kind::rest, ""});
     } else {
-      throw std::invalid_argument("name pattern " + text_ + ": " + std::string(variable) + " is not allowed here");
+      throw std::invalid_argument("name pattern " + text_ + ": " + std::string(variable) +
+                                  " is not allowed here");
     }
   }
 }
@@ -64,17 +65,26 @@ std::string NamePattern::fill(const Captures& captures) const {
   std::string name;
   for (const Part& part : parts_) {
     switch (part.kind) {
-      case Kind::literal: name += part.literal; break;
-      case Kind::layer: name += std::to_string(captures.layer); break;
-      case Kind::expert: name += std::to_string(captures.expert); break;
-      case Kind::rest: name += captures.rest; break;
+      case Kind::literal:
+        name += part.literal;
+        break;
+      case Kind::layer:
+        name += std::to_string(captures.layer);
+        break;
+      case Kind::expert:
+        name += std::to_string(captures.expert);
+        break;
+      case Kind::rest:
+        name += captures.rest;
+        break;
     }
   }
   return name;
 }
 
 bool NamePattern::has_expert() const {
-  return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.kind == Kind::expert; });
+  return std::any_of(parts_.begin(), parts_.end(),
+                     [](const Part& part) { return part.kind == Kind::expert; });
 }
 
 }  // namespace shardwright

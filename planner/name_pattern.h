@@ -15,9 +15,9 @@ struct Captures {
   std::string rest;          ///< {*}
 };
 
-/// A tensor name with variables: {layer} and {expert} stand for a decimal number without leading zeros, {*} for one or
-/// more characters of any kind and is allowed at the end only. Each may occur once.
-/// Example: "model.layers.{layer}.self_attn.index_{*}" matches "model.layers.7.self_attn.index_q_proj.weight".
+/// A tensor name with variables: {layer} and {expert} stand for a decimal number without leading zeros, {*}
+/// for one or more characters of any kind and is allowed at the end only. Each may occur once. Example:
+/// "model.layers.{layer}.self_attn.index_{*}" matches "model.layers.7.self_attn.index_q_proj.weight".
 class NamePattern {
  public:
   /// Throws std::invalid_argument for an unknown variable or for {*} before the end.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <map>
 #include <optional>
 
@@ -24,17 +25,23 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
     previous = tensor.name;
     const std::optional<NativePlace> place = native_place_of(map, tensor.name);
     if (!place || !place->rule->known) continue;
+    if (place->captures.expert >= std::ssize(catalog.tensors)) {
+      throw Error(ErrorKind::malformed, catalog.files[tensor.file].name + ": tensor " + tensor.name +
+                                            " is of expert " + std::to_string(place->captures.expert) +
+                                            ", but the checkpoint holds only " +
+                                            std::to_string(catalog.tensors.size()) + " tensors in all");
+    }
     const std::span<const SourceTensor> chunks = catalog.find(tensor.name);
     const bool scaled = !catalog.find(scale_name_of(tensor.name)).empty();
-    const auto [entry, is_new] = found.try_emplace(
-        place->fqn,
-        Found{place->rule, Catalog::global_shape(chunks), scaled ? dtype : tensor.dtype, place->captures.expert + 1});
+    const auto [entry, is_new] =
+        found.try_emplace(place->fqn, Found{place->rule, Catalog::global_shape(chunks),
+                                            scaled ? dtype : tensor.dtype, place->captures.expert + 1});
     entry->second.experts = std::max(entry->second.experts, place->captures.expert + 1);
   }
   std::vector<NativeTensor> tensors;
   for (const auto& [fqn, entry] : found) {
-    tensors.push_back(
-        {fqn, entry.dtype, native_shape_of(*entry.rule, entry.hf_shape, entry.experts), entry.rule->stacked()});
+    tensors.push_back({fqn, entry.dtype, native_shape_of(*entry.rule, entry.hf_shape, entry.experts),
+                       entry.rule->stacked()});
   }
   return tensors;
 }
@@ -54,9 +61,9 @@ std::vector<MeshDimension> parse_mesh(const std::string& text) {
     if (error != std::errc{} || stop != last || dimension.size < 1 ||
         __builtin_mul_overflow(ranks, dimension.size, &ranks) ||
         std::find(names.begin(), names.end(), dimension.name) == names.end()) {
-      throw Error(ErrorKind::argument, "mesh '" + text + "': expected NAME=SIZE,... with the names ep, ep_shard, " +
-                                           "ep_replicate, fsdp, shard, replicate and sizes of 1 or more, found '" + part +
-                                           "'");
+      throw Error(ErrorKind::argument,
+                  "mesh '" + text + "': expected NAME=SIZE,... with the names ep, ep_shard, " +
+                      "ep_replicate, fsdp, shard, replicate and sizes of 1 or more, found '" + part + "'");
     }
     mesh.push_back(std::move(dimension));
     begin = end + 1;
@@ -64,14 +71,15 @@ std::vector<MeshDimension> parse_mesh(const std::string& text) {
   return mesh;
 }
 
-std::vector<Placement> placements_on_mesh(const NativeTensor& tensor, const std::vector<MeshDimension>& mesh) {
+std::vector<Placement> placements_on_mesh(const NativeTensor& tensor,
+                                          const std::vector<MeshDimension>& mesh) {
   std::vector<Placement> placements;
   for (const MeshDimension& dimension : mesh) {
     Placement placement;
     const int sharded = dimension.name == "ep_shard" ? 1 : 0;
-    const bool speaks_of_it = dimension.name == "shard" ||
-                              (tensor.stacked ? dimension.name == "ep" || dimension.name == "ep_shard"
-                                              : dimension.name == "fsdp");
+    const bool speaks_of_it =
+        dimension.name == "shard" ||
+        (tensor.stacked ? dimension.name == "ep" || dimension.name == "ep_shard" : dimension.name == "fsdp");
     if (speaks_of_it && static_cast<std::size_t>(sharded) < tensor.shape.size()) {
       placement.kind = Placement::Kind::shard;
       placement.dimension = sharded;
@@ -81,8 +89,8 @@ std::vector<Placement> placements_on_mesh(const NativeTensor& tensor, const std:
   return placements;
 }
 
-std::vector<TensorSpec> specs_on_mesh(const std::vector<NativeTensor>& tensors, const std::vector<MeshDimension>& mesh,
-                                      std::int64_t rank) {
+std::vector<TensorSpec> specs_on_mesh(const std::vector<NativeTensor>& tensors,
+                                      const std::vector<MeshDimension>& mesh, std::int64_t rank) {
   Shape sizes;
   for (const MeshDimension& dimension : mesh) sizes.push_back(dimension.size);
   if (rank < 0 || rank >= volume(sizes)) {

@@ -49,7 +49,8 @@ struct Interval {
 /// Part `index` of `parts` of [begin, end), cut as torch.chunk cuts.
 Interval chunk(Interval whole, std::int64_t parts, std::int64_t index) {
   const std::int64_t step = (whole.end - whole.begin + parts - 1) / parts;
-  return {std::min(whole.end, whole.begin + step * index), std::min(whole.end, whole.begin + step * (index + 1))};
+  return {std::min(whole.end, whole.begin + step * index),
+          std::min(whole.end, whole.begin + step * (index + 1))};
 }
 
 Runs split(const Runs& runs, const Placement& placement, std::int64_t parts, std::int64_t index) {
@@ -63,12 +64,13 @@ Runs split(const Runs& runs, const Placement& placement, std::int64_t parts, std
   return mine;
 }
 
-std::vector<Runs> runs_by_dimension(const Shape& global_shape, const Shape& mesh_shape, const Shape& coordinate,
-                                    const std::vector<Placement>& placements) {
+std::vector<Runs> runs_by_dimension(const Shape& global_shape, const Shape& mesh_shape,
+                                    const Shape& coordinate, const std::vector<Placement>& placements) {
   if (placements.size() != mesh_shape.size() || coordinate.size() != mesh_shape.size()) {
-    throw Error(ErrorKind::argument, "a mesh of " + std::to_string(mesh_shape.size()) + " dimensions needs as many " +
-                                         "placements and coordinates, but " + std::to_string(placements.size()) +
-                                         " and " + std::to_string(coordinate.size()) + " were given");
+    throw Error(ErrorKind::argument, "a mesh of " + std::to_string(mesh_shape.size()) +
+                                         " dimensions needs as many " + "placements and coordinates, but " +
+                                         std::to_string(placements.size()) + " and " +
+                                         std::to_string(coordinate.size()) + " were given");
   }
   std::vector<Runs> runs(global_shape.size());
   for (std::size_t d = 0; d < runs.size(); ++d) {
@@ -77,9 +79,11 @@ std::vector<Runs> runs_by_dimension(const Shape& global_shape, const Shape& mesh
   for (std::size_t m = 0; m < placements.size(); ++m) {
     if (placements[m].kind == Placement::Kind::replicate) continue;
     const int dimension = placements[m].dimension;
-    if (dimension < 0 || static_cast<std::size_t>(dimension) >= runs.size() || placements[m].split_factor < 1) {
+    if (dimension < 0 || static_cast<std::size_t>(dimension) >= runs.size() ||
+        placements[m].split_factor < 1) {
       throw Error(ErrorKind::argument, "cannot shard dimension " + std::to_string(dimension) +
-                                           " of a tensor of shape " + to_string(global_shape) + " with split factor " +
+                                           " of a tensor of shape " + to_string(global_shape) +
+                                           " with split factor " +
                                            std::to_string(placements[m].split_factor));
     }
     Runs& along = runs[static_cast<std::size_t>(dimension)];

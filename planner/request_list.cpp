@@ -25,7 +25,8 @@ Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) 
 
 }  // namespace
 
-std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map, const Catalog* catalog) {
+std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
+                                  const Catalog* catalog) {
   std::vector<Request> requests;
   for (const TensorSpec& spec : specs) {
     for (const Piece& piece : pieces_of(map, spec.fqn, spec.global_shape)) {
@@ -33,8 +34,8 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
       const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
       requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn});
       if (encoding.scaled) {
-        requests.push_back({scale_name_of(piece.hf_name), encoding.scale, scale_shape_of(encoding, piece.hf_shape),
-                            true, spec.fqn});
+        requests.push_back({scale_name_of(piece.hf_name), encoding.scale,
+                            scale_shape_of(encoding, piece.hf_shape), true, spec.fqn});
       }
     }
   }

@@ -16,7 +16,8 @@ struct MemoryRange {
 /// The bytes between a local tensor's first and last element.
 MemoryRange memory_range(const TensorSpec& spec) {
   const std::int64_t element = std::max(1, bytes_of(spec.dtype));
-  MemoryRange range{reinterpret_cast<std::intptr_t>(spec.data), reinterpret_cast<std::intptr_t>(spec.data) + element};
+  MemoryRange range{reinterpret_cast<std::intptr_t>(spec.data),
+                    reinterpret_cast<std::intptr_t>(spec.data) + element};
   for (std::size_t d = 0; d < spec.local_shape.size(); ++d) {
     const std::int64_t reach = (spec.local_shape[d] - 1) * spec.local_strides[d] * element;
     (reach < 0 ? range.begin : range.end) += reach;
@@ -24,7 +25,8 @@ MemoryRange memory_range(const TensorSpec& spec) {
   return range;
 }
 
-/// The memory that a local tensor takes, as ranges in the order of addresses, and whether two of its elements share some.
+/// The memory that a local tensor takes, as ranges in the order of addresses, and whether two of its elements
+/// share some.
 struct MemoryUse {
   std::vector<MemoryRange> ranges;
   bool shared = false;
@@ -67,16 +69,19 @@ MemoryUse memory_use(const TensorSpec& spec) {
   if (!std::is_sorted(use.ranges.begin(), use.ranges.end(), by_begin)) {
     std::sort(use.ranges.begin(), use.ranges.end(), by_begin);
   }
-  for (std::size_t r = 1; r < use.ranges.size(); ++r) use.shared |= use.ranges[r].begin < use.ranges[r - 1].end;
+  for (std::size_t r = 1; r < use.ranges.size(); ++r)
+    use.shared |= use.ranges[r].begin < use.ranges[r - 1].end;
   return use;
 }
 
-/// True if the strides alone show that no two elements share memory: each stride is longer than everything that the
-/// smaller ones can reach. Holds for every view that slicing and transposing make of a contiguous tensor.
+/// True if the strides alone show that no two elements share memory: each stride is longer than everything
+/// that the smaller ones can reach. Holds for every view that slicing and transposing make of a contiguous
+/// tensor.
 bool strides_are_nested(const TensorSpec& spec) {
   std::vector<std::pair<std::int64_t, std::int64_t>> dimensions;
   for (std::size_t d = 0; d < spec.local_shape.size(); ++d) {
-    if (spec.local_shape[d] > 1) dimensions.emplace_back(std::abs(spec.local_strides[d]), spec.local_shape[d]);
+    if (spec.local_shape[d] > 1)
+      dimensions.emplace_back(std::abs(spec.local_strides[d]), spec.local_shape[d]);
   }
   std::sort(dimensions.begin(), dimensions.end());
   std::int64_t reach = 1;
@@ -91,15 +96,16 @@ bool shares_memory_with_itself(const TensorSpec& spec) {
   return volume(spec.local_shape) > 0 && !strides_are_nested(spec) && memory_use(spec).shared;
 }
 
-/// Exact: interleaved views of one buffer, such as its left and its right columns, have ranges that overlap but no
-/// element in common.
+/// Exact: interleaved views of one buffer, such as its left and its right columns, have ranges that overlap
+/// but no element in common.
 bool share_memory(const TensorSpec& a, const TensorSpec& b) {
   const std::vector<MemoryRange> of_a = memory_use(a).ranges;
   const std::vector<MemoryRange> of_b = memory_use(b).ranges;
   std::intptr_t reached = of_a.front().begin;  // by the ranges of `a` that begin before the one of `b` ends
   std::size_t next = 0;
   for (const MemoryRange& range : of_b) {
-    for (; next < of_a.size() && of_a[next].begin < range.end; ++next) reached = std::max(reached, of_a[next].end);
+    for (; next < of_a.size() && of_a[next].begin < range.end; ++next)
+      reached = std::max(reached, of_a[next].end);
     if (next > 0 && reached > range.begin) return true;
   }
   return false;
@@ -138,7 +144,8 @@ std::string fault_of(const TensorSpec& spec) {
   }
   std::vector<Box> locals;
   for (const LocalBox& box : spec.boxes) {
-    if (box.global.offset.size() != rank || box.global.size.size() != rank || box.local_offset.size() != rank) {
+    if (box.global.offset.size() != rank || box.global.size.size() != rank ||
+        box.local_offset.size() != rank) {
       return "one of its parts does not have the rank of its global shape " + to_string(spec.global_shape);
     }
     if (intersection(box.global, whole(spec.global_shape)) != box.global) {
@@ -146,11 +153,13 @@ std::string fault_of(const TensorSpec& spec) {
     }
     locals.push_back({box.local_offset, box.global.size});
     if (intersection(locals.back(), whole(spec.local_shape)) != locals.back()) {
-      return "its part " + to_string(box.global) + " does not fit into the local shape " + to_string(spec.local_shape);
+      return "its part " + to_string(box.global) + " does not fit into the local shape " +
+             to_string(spec.local_shape);
     }
   }
   if (std::string fault = tiling_fault(whole(spec.local_shape), std::move(locals)); !fault.empty()) {
-    return "its placement does not account for the local tensor of shape " + to_string(spec.local_shape) + ": " + fault;
+    return "its placement does not account for the local tensor of shape " + to_string(spec.local_shape) +
+           ": " + fault;
   }
   if (shares_memory_with_itself(spec)) {
     return "several of its elements share memory (shape " + to_string(spec.local_shape) + ", strides " +
@@ -165,7 +174,8 @@ std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs) {
     if (spec.local_strides.size() != spec.local_shape.size()) continue;  // a fault of its own
     if (spec.data != nullptr && volume(spec.local_shape) > 0) ranges.emplace_back(memory_range(spec), &spec);
   }
-  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });
+  std::sort(ranges.begin(), ranges.end(),
+            [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });
   std::vector<std::string> faults;
   std::vector<std::pair<MemoryRange, const TensorSpec*>> open;  // those that reach the one in hand
   for (const auto& [range, spec] : ranges) {

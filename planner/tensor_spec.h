@@ -15,12 +15,12 @@ enum class DeviceKind : std::uint8_t { cpu, meta, other };
 /// A tensor of the trainer as one rank sees it. Owns nothing: the caller keeps the memory alive.
 /// Invariant (see check): the boxes, placed at their local offsets, tile a tensor of `local_shape` exactly.
 struct TensorSpec {
-  std::string fqn;             ///< fully qualified name
+  std::string fqn;  ///< fully qualified name
   DType dtype = DType::BF16;
-  Shape global_shape;          ///< of the whole tensor over all ranks
-  Shape local_shape;           ///< of this rank's part
-  Shape local_strides;         ///< elements; any strides that give each element memory of its own
-  void* data = nullptr;        ///< element (0, …, 0) of the local tensor; may be null if the part is empty
+  Shape global_shape;    ///< of the whole tensor over all ranks
+  Shape local_shape;     ///< of this rank's part
+  Shape local_strides;   ///< elements; any strides that give each element memory of its own
+  void* data = nullptr;  ///< element (0, …, 0) of the local tensor; may be null if the part is empty
   DeviceKind device = DeviceKind::cpu;
   std::string device_name = "cpu";
   std::vector<LocalBox> boxes;  ///< which parts of the global tensor the local tensor holds
@@ -31,10 +31,12 @@ TensorSpec whole_tensor(std::string fqn, DType dtype, const Shape& shape, void* 
 
 /// A spec of a DTensor's local part with contiguous memory at `data`.
 TensorSpec sharded_tensor(std::string fqn, DType dtype, const Shape& global_shape, const Shape& mesh_shape,
-                          const Shape& coordinate, const std::vector<Placement>& placements, void* data = nullptr);
+                          const Shape& coordinate, const std::vector<Placement>& placements,
+                          void* data = nullptr);
 
-/// What makes a spec impossible to write to, for messages; empty if nothing does: boxes that do not tile the local
-/// tensor or leave the global one, memory on a device without data (meta), elements that share memory (expanded).
+/// What makes a spec impossible to write to, for messages; empty if nothing does: boxes that do not tile the
+/// local tensor or leave the global one, memory on a device without data (meta), elements that share memory
+/// (expanded).
 std::string fault_of(const TensorSpec& spec);
 
 /// Pairs of specs whose memory overlaps, one message for each; empty if none does.

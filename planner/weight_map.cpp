@@ -37,7 +37,8 @@ void check_shape(const Rule& rule, const std::string& fqn, const Shape& shape) {
   }
 }
 
-Piece piece_of(const Dialect& dialect, const Rule& rule, const Captures& captures, const Shape& native_shape) {
+Piece piece_of(const Dialect& dialect, const Rule& rule, const Captures& captures,
+               const Shape& native_shape) {
   Piece piece;
   piece.hf_name = to_checkpoint_spelling(dialect, rule.hf.fill(captures));
   piece.rule = &rule;

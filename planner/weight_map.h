@@ -21,35 +21,36 @@ struct Rule {
   /// The native tensor holds the HF matrix transposed.
   bool transposed = false;
 
-  /// The native matrix joins `parts` HF matrices of equal size along `part_dimension` (of the native matrix, the
-  /// expert dimension not counted), and this is number `part` of them.
+  /// The native matrix joins `parts` HF matrices of equal size along `part_dimension` (of the native matrix,
+  /// the expert dimension not counted), and this is number `part` of them.
   int part = 0;
   int parts = 1;
   int part_dimension = 0;
 
-  /// The documented rule of names counts these weights as block-scaled. Serves only where there is no checkpoint:
-  /// with one, a weight is block-scaled if its scale tensor is there.
+  /// The documented rule of names counts these weights as block-scaled. Serves only where there is no
+  /// checkpoint: with one, a weight is block-scaled if its scale tensor is there.
   bool quantised = false;
 
-  /// False for the catch-all rows ("all else keeps its name"): such a row finds the source of a trainer's tensor, but
-  /// does not make a checkpoint's tensor a known one.
+  /// False for the catch-all rows ("all else keeps its name"): such a row finds the source of a trainer's
+  /// tensor, but does not make a checkpoint's tensor a known one.
   bool known = true;
 
-  /// If the HF name has {expert}, dimension 0 of the native tensor counts experts and each HF matrix is one of them.
+  /// If the HF name has {expert}, dimension 0 of the native tensor counts experts and each HF matrix is one
+  /// of them.
   bool stacked() const { return hf.has_expert(); }
 };
 
-/// How the names of a checkpoint differ from those the rules use, prefix by prefix: {in the rules, in the files}.
-/// The first prefix that fits counts.
+/// How the names of a checkpoint differ from those the rules use, prefix by prefix: {in the rules, in the
+/// files}. The first prefix that fits counts.
 using Dialect = std::vector<std::pair<std::string, std::string>>;
 
 /// The rules that relate native tensors to HF tensors for one model family and one native layout.
 struct WeightMap {
   std::string family;
   std::string layout;
-  std::vector<Rule> rules;            ///< the first row that fits a name counts
-  std::vector<NamePattern> ignored;   ///< HF names that no layout uses
-  Dialect dialect;                    ///< of the checkpoint at hand; empty where names are those of the rules
+  std::vector<Rule> rules;           ///< the first row that fits a name counts
+  std::vector<NamePattern> ignored;  ///< HF names that no layout uses
+  Dialect dialect;                   ///< of the checkpoint at hand; empty where names are those of the rules
 };
 
 /// One HF tensor's place inside a native tensor.
@@ -62,9 +63,9 @@ struct Piece {
   std::int64_t expert;    ///< -1 where the native tensor is not stacked
 };
 
-/// All HF tensors that make up a native tensor of that name and (global) shape, in the order of experts, then rules.
-/// Empty if no rule knows the name. Throws Error(mismatch) if the shape cannot be what the rule says (wrong rank, a
-/// dimension that does not divide into its parts).
+/// All HF tensors that make up a native tensor of that name and (global) shape, in the order of experts, then
+/// rules. Empty if no rule knows the name. Throws Error(mismatch) if the shape cannot be what the rule says
+/// (wrong rank, a dimension that does not divide into its parts).
 std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape);
 
 /// Where an HF tensor belongs.
@@ -74,7 +75,8 @@ struct NativePlace {
   Captures captures;
 };
 
-/// The native tensor that an HF tensor is part of; nothing if no rule has it. Scales go where their weights go.
+/// The native tensor that an HF tensor is part of; nothing if no rule has it. Scales go where their weights
+/// go.
 std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name);
 
 /// True if no layout of the family uses this HF tensor, so that it is passed over.
@@ -84,8 +86,8 @@ bool is_ignored(const WeightMap& map, std::string_view hf_name);
 std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name);
 std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rules_name);
 
-/// The native shape that one HF tensor of this shape implies, `experts` being the size of the expert dimension of a
-/// stacked tensor.
+/// The native shape that one HF tensor of this shape implies, `experts` being the size of the expert
+/// dimension of a stacked tensor.
 Shape native_shape_of(const Rule& rule, const Shape& hf_shape, std::int64_t experts);
 
 }  // namespace shardwright

@@ -1,14 +1,16 @@
-/// The Python module shardwright._core: the planner and the storage layer as they are, plain data in and out. It knows no
-/// torch: tensors arrive as TensorSpecs that the package describes.
+/// The Python module shardwright._core: the planner and the storage layer as they are, plain data in and out.
+/// It knows no torch: tensors arrive as TensorSpecs that the package describes.
 
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
 #include <string>
+#include <tuple>
 
 #include "kernels/decode.h"
 #include "planner/error.h"
@@ -16,10 +18,13 @@
 #include "planner/models/models.h"
 #include "planner/native_tensors.h"
 #include "planner/problems.h"
+#include "planner/read_plan.h"
 #include "planner/request_list.h"
 #include "planner/weight_map.h"
 #include "storage/generate.h"
 #include "storage/load.h"
+#include "storage/place_from_memory.h"
+#include "storage/placing.h"
 #include "storage/read_catalog.h"
 
 namespace py = pybind11;
@@ -39,11 +44,21 @@ void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_
     PyErr_SetObject(type, exception.ptr());
   };
   switch (error.kind) {
-    case ErrorKind::not_found: raise_system_error(PyExc_FileNotFoundError, ENOENT); break;
-    case ErrorKind::io: raise_system_error(PyExc_OSError, error.system_error); break;
-    case ErrorKind::malformed: PyErr_SetString(format_error, error.what()); break;
-    case ErrorKind::mismatch: PyErr_SetString(plan_error, error.what()); break;
-    case ErrorKind::argument: PyErr_SetString(PyExc_ValueError, error.what()); break;
+    case ErrorKind::not_found:
+      raise_system_error(PyExc_FileNotFoundError, ENOENT);
+      break;
+    case ErrorKind::io:
+      raise_system_error(PyExc_OSError, error.system_error);
+      break;
+    case ErrorKind::malformed:
+      PyErr_SetString(format_error, error.what());
+      break;
+    case ErrorKind::mismatch:
+      PyErr_SetString(plan_error, error.what());
+      break;
+    case ErrorKind::argument:
+      PyErr_SetString(PyExc_ValueError, error.what());
+      break;
   }
 }
 
@@ -52,7 +67,8 @@ void bind_errors(py::module_& m) {
   static py::exception<Error> plan_error(m, "PlanError", PyExc_ValueError);
   format_error.attr("__doc__") = "What is on disk breaks its format; names the file and the tensor.";
   plan_error.attr("__doc__") =
-      "Checkpoint and trainer do not fit together; lists every tensor concerned, with what was expected and found.";
+      "Checkpoint and trainer do not fit together; lists every tensor concerned, with what was expected and "
+      "found.";
   py::register_exception_translator([](std::exception_ptr failure) {
     try {
       if (failure) std::rethrow_exception(failure);
@@ -60,6 +76,10 @@ void bind_errors(py::module_& m) {
       raise_in_python(error, format_error.ptr(), plan_error.ptr());
     }
   });
+}
+
+bool by_name_and_offset(const SourceTensor& a, const SourceTensor& b) {
+  return std::tie(a.name, a.offset) < std::tie(b.name, b.offset);
 }
 
 void bind_catalog(py::module_& m) {
@@ -80,6 +100,22 @@ void bind_catalog(py::module_& m) {
       .def_readonly("tensors", &Catalog::tensors)
       .def_readonly("config", &Catalog::config, "Text of config.json; empty where there is none.");
   m.def(
+      "catalog_of_tensors",
+      [](const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& tensors) {
+        auto catalog = std::make_shared<Catalog>();
+        catalog->directory = "(tensors in memory)";
+        catalog->files = {{"memory", 0}};
+        for (const auto& [name, dtype, shape, offset] : tensors) {
+          catalog->tensors.push_back({name, dtype_from(dtype), shape, offset, 0, 0, 0});
+        }
+        if (!std::is_sorted(catalog->tensors.begin(), catalog->tensors.end(), by_name_and_offset)) {
+          throw Error(ErrorKind::argument,
+                      "catalog_of_tensors: expected the tensors sorted by name, then by offset");
+        }
+        return catalog;
+      },
+      py::arg("tensors"), "A catalog of tensors in memory, from (name, dtype, shape, offset), sorted.");
+  m.def(
       "read_catalog",
       [](const std::filesystem::path& directory, int threads) {
         return std::make_shared<Catalog>(read_catalog(directory, threads));
@@ -90,7 +126,10 @@ void bind_catalog(py::module_& m) {
 void bind_specs(py::module_& m) {
   py::class_<Placement>(m, "Placement")
       .def_static("replicate", [] { return Placement{}; })
-      .def_static("shard", [](int dimension) { return Placement{Placement::Kind::shard, dimension, 1}; })
+      .def_static("shard",
+                  [](int dimension) {
+                    return Placement{Placement::Kind::shard, dimension, 1};
+                  })
       .def_static("strided_shard",
                   [](int dimension, std::int64_t split_factor) {
                     return Placement{Placement::Kind::strided_shard, dimension, split_factor};
@@ -99,10 +138,13 @@ void bind_specs(py::module_& m) {
       .def_readonly("dimension", &Placement::dimension)
       .def("__repr__", [](const Placement& p) {
         switch (p.kind) {
-          case Placement::Kind::replicate: return std::string("Replicate()");
-          case Placement::Kind::shard: return "Shard(" + std::to_string(p.dimension) + ")";
+          case Placement::Kind::replicate:
+            return std::string("Replicate()");
+          case Placement::Kind::shard:
+            return "Shard(" + std::to_string(p.dimension) + ")";
           default:
-            return "StridedShard(" + std::to_string(p.dimension) + ", " + std::to_string(p.split_factor) + ")";
+            return "StridedShard(" + std::to_string(p.dimension) + ", " + std::to_string(p.split_factor) +
+                   ")";
         }
       });
   py::class_<LocalBox>(m, "LocalBox")
@@ -123,7 +165,8 @@ void bind_specs(py::module_& m) {
              spec.global_shape = std::move(global_shape);
              spec.local_shape = std::move(local_shape);
              spec.local_strides = std::move(local_strides);
-             spec.data = reinterpret_cast<void*>(data);  // NOLINT(performance-no-int-to-ptr): an address from torch
+             spec.data =
+                 reinterpret_cast<void*>(data);  // NOLINT(performance-no-int-to-ptr): an address from torch
              spec.device = device == "cpu"    ? DeviceKind::cpu
                            : device == "meta" ? DeviceKind::meta
                                               : DeviceKind::other;
@@ -131,8 +174,8 @@ void bind_specs(py::module_& m) {
              spec.boxes = std::move(boxes);
              return spec;
            }),
-           py::arg("fqn"), py::arg("dtype"), py::arg("global_shape"), py::arg("local_shape"), py::arg("local_strides"),
-           py::arg("data"), py::arg("device"), py::arg("boxes"))
+           py::arg("fqn"), py::arg("dtype"), py::arg("global_shape"), py::arg("local_shape"),
+           py::arg("local_strides"), py::arg("data"), py::arg("device"), py::arg("boxes"))
       .def_readonly("fqn", &TensorSpec::fqn)
       .def_property_readonly("dtype", [](const TensorSpec& spec) { return std::string(name_of(spec.dtype)); })
       .def_readonly("global_shape", &TensorSpec::global_shape)
@@ -142,7 +185,8 @@ void bind_specs(py::module_& m) {
         py::arg("placements"));
   m.def("local_shape", &local_shape, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
         py::arg("placements"));
-  m.def("fault_of", &fault_of, py::arg("spec"), "What makes a spec impossible to write to; empty if nothing does.");
+  m.def("fault_of", &fault_of, py::arg("spec"),
+        "What makes a spec impossible to write to; empty if nothing does.");
 }
 
 void bind_weight_map(py::module_& m) {
@@ -182,7 +226,13 @@ void bind_weight_map(py::module_& m) {
         return requests;
       },
       py::arg("specs"), py::arg("map"), py::arg("catalog") = nullptr,
-      "[(name, dtype, global shape)] of the HF tensors that a load of these specs asks for, scales included.");
+      "[(name, dtype, global shape)] of the HF tensors that a load of these specs asks for, scales "
+      "included.");
+}
+
+/// An address that torch gave.
+const std::byte* bytes_at(std::uintptr_t address) {
+  return reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
 }
 
 void bind_load(py::module_& m) {
@@ -209,7 +259,50 @@ void bind_load(py::module_& m) {
         const py::gil_scoped_release release;
         return std::make_shared<LoadPlan>(plan_load(specs, catalog, map, {strict, allow_missing}));
       },
-      py::arg("specs"), py::arg("catalog"), py::arg("map"), py::arg("strict") = true, py::arg("allow_missing") = false);
+      py::arg("specs"), py::arg("catalog"), py::arg("map"), py::arg("strict") = true,
+      py::arg("allow_missing") = false);
+  m.def(
+      "plan_reads",
+      [](const std::vector<std::tuple<std::string, Shape, Shape, Shape>>& requests,
+         const std::vector<TensorSpec>& specs, const Catalog& catalog) {
+        std::vector<ReadRequest> reads;
+        for (const auto& [name, chunk_offset, offset, size] : requests) {
+          reads.push_back({name, chunk_offset, {offset, size}});
+        }
+        return std::make_shared<LoadPlan>(plan_reads(reads, specs, catalog));
+      },
+      py::arg("requests"), py::arg("specs"), py::arg("catalog"),
+      "Plans reading (name, chunk offset, offset in the chunk, size) as stored, each into the spec of its "
+      "index.");
+  m.def(
+      "place_from_memory",
+      [](const LoadPlan& plan, const Catalog& catalog,
+         const std::vector<std::pair<std::uintptr_t, Shape>>& sources, const std::vector<TensorSpec>& specs,
+         int threads) {
+        std::vector<SourceMemory> memory;
+        for (const auto& [data, strides] : sources) memory.push_back({bytes_at(data), strides});
+        const py::gil_scoped_release release;
+        place_from_memory(plan, catalog, memory, specs, threads);
+      },
+      py::arg("plan"), py::arg("catalog"), py::arg("sources"), py::arg("specs"), py::arg("threads") = 0,
+      "Runs a plan whose source tensors lie in memory at (address, strides), in the order of the catalog.");
+  m.def(
+      "place_transfer",
+      [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,
+         std::uintptr_t scales, const std::vector<TensorSpec>& specs) {
+        const Transfer& transfer = plan.transfers.at(index);
+        BoxInMemory part{transfer.source_box, bytes_at(elements),
+                         contiguous_strides(transfer.source_box.size), nullptr, 0};
+        if (transfer.scales >= 0) {
+          part.scales = reinterpret_cast<const std::uint8_t*>(bytes_at(scales));
+          part.scale_row_stride = transfer.scale_box.size[1];
+        }
+        const py::gil_scoped_release release;
+        place_box(transfer, catalog.tensors[transfer.source].dtype, part, specs.at(transfer.destination));
+      },
+      py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("elements"), py::arg("scales"),
+      py::arg("specs"),
+      "Decodes one transfer whose source box and scale box lie contiguous in memory at these addresses.");
   py::class_<LoadReport>(m, "LoadReport")
       .def_readonly("tensors", &LoadReport::tensors)
       .def_readonly("bytes_needed", &LoadReport::bytes_needed)
@@ -240,8 +333,8 @@ void bind_load(py::module_& m) {
         const py::gil_scoped_release release;
         return load(plan, catalog, specs, options);
       },
-      py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("threads") = 0, py::arg("staging_bytes") = 0,
-      py::arg("progress") = py::none());
+      py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("threads") = 0,
+      py::arg("staging_bytes") = 0, py::arg("progress") = py::none());
 }
 
 void bind_generate(py::module_& m) {
@@ -251,8 +344,8 @@ void bind_generate(py::module_& m) {
       .def_readonly("bytes", &GenerateReport::bytes);
   m.def(
       "generate",
-      [](const std::filesystem::path& directory, const std::string& preset, bool layout_only, std::uint64_t seed,
-         int threads) {
+      [](const std::filesystem::path& directory, const std::string& preset, bool layout_only,
+         std::uint64_t seed, int threads) {
         return generate(directory, {preset, layout_only, seed, threads});
       },
       py::arg("directory"), py::arg("preset") = "tiny", py::arg("layout_only") = false, py::arg("seed") = 0,
@@ -263,7 +356,9 @@ void bind_generate(py::module_& m) {
 }  // namespace shardwright
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "Shardwright's planner and storage layer. Use the package `shardwright`, which describes tensors to it.";
+  m.doc() =
+      "Shardwright's planner and storage layer. Use the package `shardwright`, which describes tensors to "
+      "it.";
   shardwright::bind_errors(m);
   shardwright::bind_catalog(m);
   shardwright::bind_specs(m);

@@ -64,16 +64,6 @@ class TaskCutter {
     return task;
   }
 
-  /// The scales of a part of the transfer's source box.
-  static Box scale_box_of_part(const Transfer& transfer, const Box& box) {
-    Box in_blocks = box;  // counted from the first block of the transfer's scale box
-    in_blocks.offset[0] += transfer.first_row_in_block - transfer.source_box.offset[0];
-    in_blocks.offset[1] += transfer.first_column_in_block - transfer.source_box.offset[1];
-    Box scales = scale_box_of(transfer.encoding, in_blocks);
-    for (std::size_t d = 0; d < 2; ++d) scales.offset[d] += transfer.scale_box.offset[d];
-    return scales;
-  }
-
   const LoadPlan& plan_;
   const Catalog& catalog_;
   const std::uint64_t buffer_bytes_;

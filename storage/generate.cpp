@@ -1,13 +1,10 @@
 #include "storage/generate.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstdio>
-#include <exception>
 #include <optional>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -20,6 +17,7 @@
 #include "storage/printable.h"
 #include "storage/random.h"
 #include "storage/safetensors.h"
+#include "storage/threads.h"
 
 namespace shardwright {
 
@@ -146,30 +144,12 @@ PendingFile write_file(const fs::path& directory, const Layout& layout, const Ge
 
 /// All files under their temporary names. Each thread takes a whole file at a time.
 std::vector<PendingFile> write_files(const fs::path& directory, const std::vector<Layout>& layouts,
-                                     const GenerateOptions& options, std::size_t threads) {
+                                     const GenerateOptions& options) {
   std::vector<std::optional<PendingFile>> files(layouts.size());
-  std::vector<std::exception_ptr> faults(layouts.size());
-  std::atomic<std::size_t> next = 0;
-  std::atomic<bool> failed = false;
-  const auto work = [&] {
+  for_each_index(layouts.size(), options.threads, [&](std::size_t i) {
     std::vector<char> buffer(options.layout_only ? 0 : buffer_bytes);
-    for (std::size_t i = next++; i < layouts.size() && !failed; i = next++) {
-      try {
-        files[i].emplace(write_file(directory, layouts[i], options, buffer));
-      } catch (...) {
-        faults[i] = std::current_exception();
-        failed = true;
-      }
-    }
-  };
-  {
-    std::vector<std::jthread> workers;
-    for (std::size_t i = 1; i < std::min(threads, layouts.size()); ++i) workers.emplace_back(work);
-    work();
-  }
-  for (const std::exception_ptr& fault : faults) {
-    if (fault) std::rethrow_exception(fault);
-  }
+    files[i].emplace(write_file(directory, layouts[i], options, buffer));
+  });
   std::vector<PendingFile> written;
   for (std::optional<PendingFile>& file : files) written.push_back(std::move(*file));
   return written;
@@ -189,8 +169,6 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
   if (options.threads < 0) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(options.threads));
   }
-  const unsigned threads = options.threads > 0 ? static_cast<unsigned>(options.threads)
-                                               : std::max(1u, std::thread::hardware_concurrency());
   const std::vector<Layout> layouts = lay_out(preset);
   GenerateReport report;
   std::vector<std::string> names;
@@ -210,7 +188,7 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
 
   // Nothing takes its final name before all is written, and the index takes it last: a checkpoint that has
   // its index is whole, and after a failure the directory is as it was.
-  std::vector<PendingFile> files = write_files(directory, layouts, options, threads);
+  std::vector<PendingFile> files = write_files(directory, layouts, options);
   files.push_back(write_text(directory / "config.json", minimax_m3_config(preset)));
   files.push_back(write_text(directory / hf_index_name, make_hf_index(names, entries, report.bytes)));
   for (PendingFile& file : files) file.publish();

@@ -1,7 +1,5 @@
 #include "storage/load.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -17,6 +15,7 @@
 #include "storage/box_reading.h"
 #include "storage/input_file.h"
 #include "storage/placing.h"
+#include "storage/threads.h"
 
 namespace shardwright {
 namespace {
@@ -31,14 +30,6 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 /// enough for a system call to cost nothing beside it.
 constexpr std::size_t default_buffer_bytes = std::size_t{1} << 20;
 constexpr std::size_t smallest_buffer_bytes = 4096;
-
-int processors() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0)
-    return static_cast<int>(std::thread::hardware_concurrency());
-  return CPU_COUNT(&set);
-}
 
 /// Files of a checkpoint, opened when first needed and closed at the end. Safe to share between threads.
 class OpenFiles {
@@ -259,7 +250,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
                   spec.fqn + ": has no memory to load into; it was described for a plan only");
     }
   }
-  int threads = options.threads > 0 ? options.threads : std::max(1, processors());
+  int threads = options.threads > 0 ? options.threads : processors();
   std::size_t buffer_bytes = default_buffer_bytes;
   if (options.staging_bytes > 0) {
     if (options.staging_bytes < smallest_buffer_bytes) {

@@ -13,26 +13,27 @@
 namespace shardwright {
 
 struct LoadOptions {
-  int threads = 0;                ///< 0: as many as this process may use processors
-  std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a thread
+  int threads = 0;  ///< 0: as many as this process may use processors
+  std::size_t staging_bytes =
+      0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a thread
 
-  /// Called now and then, and at the end, from the calling thread with the bytes read so far and in all; may throw to
-  /// stop the load.
+  /// Called now and then, and at the end, from the calling thread with the bytes read so far and in all; may
+  /// throw to stop the load.
   std::function<void(std::uint64_t, std::uint64_t)> progress;
 };
 
-/// What a load did. Seconds of `read` and `decode` are thread seconds divided by the number of threads, so that the
-/// phases add up to the wall time when all threads are busy.
+/// What a load did. Seconds of `read` and `decode` are thread seconds divided by the number of threads, so
+/// that the phases add up to the wall time when all threads are busy.
 struct LoadReport {
   std::int64_t tensors = 0;
-  std::uint64_t bytes_needed = 0;   ///< that this rank's parts take in the files, scales included
+  std::uint64_t bytes_needed = 0;  ///< that this rank's parts take in the files, scales included
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;  ///< to the destinations
   std::uint64_t read_requests = 0;  ///< to the operating system
   std::size_t peak_staging_bytes = 0;
-  std::int64_t files = 0;           ///< that something was read from
+  std::int64_t files = 0;  ///< that something was read from
   int threads = 0;
-  std::string instruction_set;      ///< of the kernels
+  std::string instruction_set;  ///< of the kernels
   double catalog_seconds = 0;
   double plan_seconds = 0;
   double read_seconds = 0;
@@ -41,9 +42,9 @@ struct LoadReport {
   std::vector<std::string> unused;  ///< known HF weights that the trainer has no tensor for
 };
 
-/// Runs a plan: reads extents into bounded staging and decodes them into the shards in place. The memory of the specs must
-/// stay valid and unused by others until this returns. Throws Error(io) naming file, offset and tensor if a file cannot
-/// be read or ends too early; destinations are then partly written.
+/// Runs a plan: reads extents into bounded staging and decodes them into the shards in place. The memory of
+/// the specs must stay valid and unused by others until this returns. Throws Error(io) naming file, offset
+/// and tensor if a file cannot be read or ends too early; destinations are then partly written.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 

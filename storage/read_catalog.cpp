@@ -1,12 +1,9 @@
 #include "storage/read_catalog.h"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
 #include <iterator>
 #include <optional>
 #include <system_error>
-#include <thread>
 #include <utility>
 
 #include "planner/error.h"
@@ -15,6 +12,7 @@
 #include "storage/json_events.h"
 #include "storage/printable.h"
 #include "storage/safetensors.h"
+#include "storage/threads.h"
 
 namespace shardwright {
 
@@ -95,30 +93,12 @@ void check_presence(const Catalog& catalog, const fs::path& index) {
 
 /// Headers of all files, read side by side. If several are faulty, the error is that of the first.
 void read_headers(Catalog& catalog, int threads) {
-  const std::size_t count = catalog.files.size();
-  std::vector<std::vector<SourceTensor>> tensors(count);
-  std::vector<std::exception_ptr> faults(count);
-  std::atomic<std::size_t> next = 0;
-  const auto work = [&] {
-    for (std::size_t i = next++; i < count; i = next++) {
-      try {
-        SourceFile& file = catalog.files[i];
-        tensors[i] = read_safetensors_header(catalog.directory / file.name, file.size).tensors;
-        for (SourceTensor& tensor : tensors[i]) tensor.file = static_cast<std::uint32_t>(i);
-      } catch (...) {
-        faults[i] = std::current_exception();
-      }
-    }
-  };
-  {
-    std::vector<std::jthread> workers;
-    for (std::size_t i = 1; i < std::min(static_cast<std::size_t>(threads), count); ++i)
-      workers.emplace_back(work);
-    work();
-  }
-  for (const std::exception_ptr& fault : faults) {
-    if (fault) std::rethrow_exception(fault);
-  }
+  std::vector<std::vector<SourceTensor>> tensors(catalog.files.size());
+  for_each_index(tensors.size(), threads, [&](std::size_t i) {
+    SourceFile& file = catalog.files[i];
+    tensors[i] = read_safetensors_header(catalog.directory / file.name, file.size).tensors;
+    for (SourceTensor& tensor : tensors[i]) tensor.file = static_cast<std::uint32_t>(i);
+  });
   std::size_t total = 0;
   for (const auto& some : tensors) total += some.size();
   catalog.tensors.reserve(total);
@@ -249,7 +229,6 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   if (threads < 0) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(threads));
   }
-  if (threads == 0) threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 
   Catalog catalog;
   catalog.directory = directory;

@@ -38,6 +38,15 @@ TEST(native_tensors, block_scaled_weights_get_the_dtype_asked_for_and_others_kee
   EXPECT_EQ(dtypes.at("model.layers.1.mlp.gate.e_score_correction_bias"), DType::F32);
 }
 
+TEST(native_tensors, an_absurd_expert_number_is_refused_before_anything_is_counted_by_it) {
+  for (const std::string number : {"2", "9223372036854775807"}) {
+    const std::string name = "language_model.model.layers.1.block_sparse_moe.experts." + number + ".w2.weight";
+    const Catalog catalog = catalog_of({{"language_model.lm_head.weight", DType::BF16, {4, 4}}, {name, DType::BF16, {4, 4}}});
+    expect_error(ErrorKind::malformed, {name, "model.safetensors", "2 tensors"},
+                 [&] { native_tensors(catalog, weight_map_for(catalog)); });
+  }
+}
+
 TEST(native_tensors, a_mesh_is_read_from_names_and_sizes_and_nothing_else) {
   const std::vector<MeshDimension> mesh = parse_mesh("ep=8,ep_shard=2");
   ASSERT_EQ(mesh.size(), 2U);

@@ -1,0 +1,50 @@
+#include "storage/threads.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace shardwright {
+
+int processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+  return std::max(1, known ? CPU_COUNT(&set) : static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+void for_each_index(std::size_t count, int threads, const std::function<void(std::size_t)>& work) {
+  std::atomic<std::size_t> next = 0;
+  std::atomic<bool> failed = false;
+  std::mutex mutex;
+  std::exception_ptr fault;
+  std::size_t faulty = count;
+  const auto run = [&] {
+    for (std::size_t i = next++; i < count && !failed; i = next++) {
+      try {
+        work(i);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        failed = true;
+        if (i < faulty) {
+          faulty = i;
+          fault = std::current_exception();
+        }
+      }
+    }
+  };
+  {
+    const auto wanted = static_cast<std::size_t>(threads > 0 ? threads : processors());
+    std::vector<std::jthread> others;  // joined at the end of the block
+    for (std::size_t t = 1; t < std::min(wanted, count); ++t) others.emplace_back(run);
+    run();
+  }
+  if (fault) std::rethrow_exception(fault);
+}
+
+}  // namespace shardwright

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+
+namespace shardwright {
+
+/// Processors that this process may use, at least 1.
+int processors();
+
+/// Calls work(0) … work(count - 1), each once, on up to `threads` threads (0: all processors), in about that
+/// order. If some throw, what has not begun is left out, and the exception of the lowest index is rethrown
+/// once all threads have stopped.
+void for_each_index(std::size_t count, int threads, const std::function<void(std::size_t)>& work);
+
+}  // namespace shardwright
