@@ -41,7 +41,10 @@ def load_and_check(rank: int, path: str) -> None:
         first, second = (table or [] for table in both)
         print_table([("", f"{'rank 0':>14}{'rank 1':>26}")])
         print_table(
-            [(what, f"{figure:>14}{other:>26}") for (what, figure), (_, other) in zip(first, second, strict=True)]
+            [
+                (what, f"{figure:>14}{other:>26}")
+                for (what, figure), (_, other) in zip(first, second, strict=True)
+            ]
         )
     if wrong:
         raise SystemExit(f"rank {rank}: these tensors differ from the reference: {', '.join(wrong)}")
@@ -55,7 +58,9 @@ def differences(rank: int, state_dict: dict[str, torch.Tensor], path: str) -> li
     for fqn, expected in reference.native(path).items():
         local = state_dict[fqn].to_local()
         part = expected.chunk(RANKS)[rank] if rank < len(expected.chunk(RANKS)) else expected[:0]
-        same_bits = torch.equal(local.contiguous().view(torch.uint8), part.to(local.dtype).contiguous().view(torch.uint8))
+        same_bits = torch.equal(
+            local.contiguous().view(torch.uint8), part.to(local.dtype).contiguous().view(torch.uint8)
+        )
         if not same_bits:
             wrong.append(fqn)
     return wrong
@@ -65,8 +70,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "small")
         made = sw.generate(path, "small")
-        print(f"generated: {made.tensors} tensors in {made.files} files, {made.bytes:,} bytes of MXFP8 and BF16")
-        print(f"loading with dcp.load on {RANKS} Gloo ranks, experts and matrices sharded on dimension 0\n", flush=True)
+        print(
+            f"generated: {made.tensors} tensors in {made.files} files, {made.bytes:,} bytes of MXFP8 and BF16"
+        )
+        print(
+            f"loading with dcp.load on {RANKS} Gloo ranks, experts and matrices sharded on dimension 0\n",
+            flush=True,
+        )
         run_on_ranks(RANKS, load_and_check, path)
 
 

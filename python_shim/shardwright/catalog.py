@@ -23,7 +23,12 @@ def catalog_of(source: Any) -> Any:
 
 
 def generate(
-    path: str | os.PathLike[str], preset: str = "tiny", *, seed: int = 0, layout_only: bool = False, threads: int = 0
+    path: str | os.PathLike[str],
+    preset: str = "tiny",
+    *,
+    seed: int = 0,
+    layout_only: bool = False,
+    threads: int = 0,
 ) -> Any:
     """Writes an MXFP8 checkpoint with MiniMax M3's names and shapes and random values; see ``shardwright generate``.
 

@@ -1,25 +1,70 @@
-"""What the storage half tells the planner half about a Hugging Face checkpoint."""
+"""What the storage half tells a planner about a Hugging Face checkpoint: DCP's metadata, made from a catalog."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
-from torch.distributed.checkpoint.metadata import Metadata
+import torch
+from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from shardwright.describe import DTYPES
 
 
-@dataclass
 class CatalogMetadata(Metadata):
-    """DCP metadata of an HF checkpoint, with the catalog that Shardwright's planner plans from.
+    """DCP metadata under HF names, with the catalog that Shardwright's planner plans from.
 
-    A checkpoint that cannot be read raises when ``catalog`` is asked for, which is in the planner: what
+    Everything is read and built when first asked for: Shardwright's planner needs the catalog alone. A checkpoint that
+    cannot be read raises at that moment, which is in the planner or in ``set_up_storage_reader``: what
     ``read_metadata`` itself raises, ``dcp.load`` turns into an AssertionError.
     """
 
-    read: Callable[[], Any] | None = None
+    def __init__(self, read_catalog: Callable[[], Any], load_id: str | None = None) -> None:
+        self._read_catalog = read_catalog
+        self.planner_data = None
+        self.storage_meta = StorageMeta(load_id=load_id)
 
-    @property
+    @cached_property
     def catalog(self) -> Any:
-        assert self.read is not None
-        return self.read()
+        return self._read_catalog()
+
+    @cached_property
+    def state_dict_metadata(self) -> dict[str, TensorStorageMetadata]:  # type: ignore[override]
+        metadata = {}
+        for name, group in groupby(self.catalog.tensors, key=lambda tensor: tensor.name):
+            chunks = list(group)
+            size = [
+                max(chunk.offset[d] + chunk.shape[d] for chunk in chunks) for d in range(len(chunks[0].shape))
+            ]
+            metadata[name] = TensorStorageMetadata(
+                TensorProperties(dtype=_torch_dtype(chunks[0])),
+                torch.Size(size),
+                [ChunkStorageMetadata(torch.Size(chunk.offset), torch.Size(chunk.shape)) for chunk in chunks],
+            )
+        return metadata
+
+    @cached_property
+    def storage_data(self) -> dict[MetadataIndex, _HFStorageInfo]:  # type: ignore[override]
+        files = [str(self.catalog.directory / file.name) for file in self.catalog.files]
+        return {
+            MetadataIndex(tensor.name, torch.Size(tensor.offset)): _HFStorageInfo(
+                files[tensor.file], torch.Size(tensor.shape), _torch_dtype(tensor)
+            )
+            for tensor in self.catalog.tensors
+        }
+
+
+def _torch_dtype(tensor: Any) -> torch.dtype:
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"{tensor.name}: torch has no dtype for {tensor.dtype}")
+    return DTYPES[tensor.dtype]

@@ -27,10 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="shardwright", description="Loads MXFP8 checkpoints into sharded tensors.")
+    parser = argparse.ArgumentParser(
+        prog="shardwright", description="Loads MXFP8 checkpoints into sharded tensors."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    generating = commands.add_parser("generate", help="write a checkpoint of MiniMax M3's shape with random values")
+    generating = commands.add_parser(
+        "generate", help="write a checkpoint of MiniMax M3's shape with random values"
+    )
     generating.add_argument("directory")
     generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
@@ -57,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 
     loading = commands.add_parser("load", help="load a checkpoint into new tensors and report")
     loading.add_argument("path")
-    loading.add_argument("--ranks", type=int, default=1, help="Gloo ranks on this machine, sharding dimension 0")
+    loading.add_argument(
+        "--ranks", type=int, default=1, help="Gloo ranks on this machine, sharding dimension 0"
+    )
     loading.add_argument("--threads", type=int, default=None, help="per rank")
     loading.add_argument("--staging-bytes", type=int, default=None, help="per rank")
     loading.add_argument("--progress", action="store_true")
@@ -103,7 +109,10 @@ def _inspect(options: argparse.Namespace) -> None:
         return
     facts["dtypes"] = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
     print_table(
-        [(what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact) for what, fact in facts.items()]
+        [
+            (what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact)
+            for what, fact in facts.items()
+        ]
     )
 
 
@@ -164,7 +173,9 @@ def _transfer_facts(transfer: Any, tensors: list[Any], files: list[Any], specs: 
 def _load(options: argparse.Namespace) -> None:
     if options.ranks < 1:
         raise ValueError(f"--ranks is {options.ranks}; expected 1 or more")
-    read_catalog(options.path)  # so that a bad checkpoint is refused before torch is imported and ranks are started
+    read_catalog(
+        options.path
+    )  # so that a bad checkpoint is refused before torch is imported and ranks are started
     from shardwright.trial_load import trial_load
 
     trial_load(options)

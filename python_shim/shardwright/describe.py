@@ -37,7 +37,9 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
-def describe(state_dict: dict[str, Any], *, tensors_only: bool = True) -> tuple[list[Any], list[torch.Tensor]]:
+def describe(
+    state_dict: dict[str, Any], *, tensors_only: bool = True
+) -> tuple[list[Any], list[torch.Tensor]]:
     """The TensorSpecs of a flat state dict, and the local tensors whose memory they point to.
 
     Raises PlanError, listing the names, for values that are not tensors (unless ``tensors_only`` is False: then they
@@ -50,7 +52,9 @@ def describe(state_dict: dict[str, Any], *, tensors_only: bool = True) -> tuple[
         if not isinstance(value, (torch.Tensor, ShardedTensor)):
             if tensors_only:
                 kind = type(value).__name__
-                problems.append(f"{fqn}: expected a tensor, found {kind}; an HF checkpoint holds tensors only")
+                problems.append(
+                    f"{fqn}: expected a tensor, found {kind}; an HF checkpoint holds tensors only"
+                )
             continue
         try:
             for spec, local in _specs_of(fqn, value):
@@ -59,7 +63,9 @@ def describe(state_dict: dict[str, Any], *, tensors_only: bool = True) -> tuple[
         except ValueError as problem:
             problems.append(f"{fqn}: {problem}")
     if problems:
-        raise _core.PlanError("cannot load into this state dict; nothing has been written:\n  " + "\n  ".join(problems))
+        raise _core.PlanError(
+            "cannot load into this state dict; nothing has been written:\n  " + "\n  ".join(problems)
+        )
     return specs, local_tensors
 
 
@@ -125,4 +131,6 @@ def _placement(placement: Placement) -> Any:
         return _core.Placement.shard(placement.dim)
     if isinstance(placement, Replicate):
         return _core.Placement.replicate()
-    raise ValueError(f"placement {placement} cannot be loaded into; expected Shard or Replicate on each mesh dimension")
+    raise ValueError(
+        f"placement {placement} cannot be loaded into; expected Shard or Replicate on each mesh dimension"
+    )

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
+from threading import Lock
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
-from shardwright.describe import describe
+from shardwright.describe import DTYPE_NAMES, DTYPES, describe
 
 
 class LoadPlanner(DefaultLoadPlanner):
     """Plans the load of a Hugging Face checkpoint into native tensors, on each rank for itself.
 
-    Used with :class:`shardwright.HuggingFaceStorageReader`: the plans stay on their ranks, and what ``dcp.load``
-    gathers is empty.
+    With :class:`shardwright.HuggingFaceStorageReader` the plans stay on their ranks, and what ``dcp.load`` gathers is
+    empty. With another reader of HF checkpoints, torch's own say, the plans are ordinary ReadItems, and what is read is
+    decoded when it is committed.
 
     Args:
         model: the model family ("minimax_m3"), or "auto": by config.json, or by the names where that is missing.
@@ -48,19 +50,25 @@ class LoadPlanner(DefaultLoadPlanner):
         self.layout = layout
         self.strict = strict
         self.plan_seconds = 0.0
-        self.core_plan: Any = None
+        self.catalog: Any = None
+        self.core_plan: Any = None  #: the rank's transfers, once planned
         self.specs: list[Any] = []
         self.local_tensors: list[torch.Tensor] = []
-        self._catalog: Any = None
+        #: True if the storage reader is not Shardwright's: it is given ordinary ReadItems, and what they bring is
+        #: decoded when it is committed.
+        self.by_items = False
+        self._transfers: list[Any] = []
+        self._arrived: dict[int, torch.Tensor] = {}  # by number of the ReadItem
+        self._awaited: dict[int, torch.Tensor] = {}
+        self._lock = Lock()  # torch's reader may commit from several threads
 
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        if not isinstance(metadata, CatalogMetadata):
-            raise ValueError(
-                "shardwright.LoadPlanner plans from a catalog; use it with shardwright.HuggingFaceStorageReader"
-            )
-        self._catalog = metadata.catalog
+        if metadata is None:
+            raise ValueError("LoadPlanner needs the metadata of a storage reader, found none")
+        self.by_items = not isinstance(metadata, CatalogMetadata)
+        self.catalog = _catalog_of_metadata(metadata) if self.by_items else metadata.catalog
         # Not super(): it would replace meta tensors by new ones that the caller's model knows nothing of.
         self.original_state_dict = state_dict
         if self.flatten_state_dict:
@@ -72,13 +80,82 @@ class LoadPlanner(DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         start = time.perf_counter()
         self.specs, self.local_tensors = describe(self.state_dict, tensors_only=not self.allow_partial_load)
-        weight_map = _core.weight_map(self._catalog, self.model, self.layout)
-        self.core_plan = _core.plan_load(self.specs, self._catalog, weight_map, self.strict, self.allow_partial_load)
+        weight_map = _core.weight_map(self.catalog, self.model, self.layout)
+        self.core_plan = _core.plan_load(
+            self.specs, self.catalog, weight_map, self.strict, self.allow_partial_load
+        )
+        items = self._read_items() if self.by_items else []
         self.plan_seconds = time.perf_counter() - start
-        return LoadPlan([])
+        return LoadPlan(items)
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
         return global_plan
 
     def finish_plan(self, new_plan: LoadPlan) -> LoadPlan:
         return new_plan
+
+    # --- with another storage reader ---------------------------------------------------------------------------
+    # Transfer t is read by items 2t (its elements) and 2t + 1 (its scales); the number travels as the index hint of
+    # the item's destination.
+
+    def _read_items(self) -> list[ReadItem]:
+        tensors = self.catalog.tensors
+        self._transfers = self.core_plan.transfers
+        items = []
+        for number, transfer in enumerate(self._transfers):
+            fqn = self.specs[transfer.destination].fqn
+            boxes = [(transfer.source, transfer.source_offset, transfer.source_size)]
+            if transfer.scales >= 0:
+                boxes.append((transfer.scales, transfer.scale_offset, transfer.scale_size))
+            for part, (source, offset, size) in enumerate(boxes):
+                tensor = tensors[source]
+                items.append(
+                    ReadItem(
+                        LoadItemType.TENSOR,
+                        MetadataIndex(fqn, index=2 * number + part),
+                        torch.Size([0] * len(size)),
+                        MetadataIndex(tensor.name, tensor.offset),
+                        torch.Size(offset),
+                        torch.Size(size),
+                    )
+                )
+        self._dtypes = [DTYPES[tensor.dtype] for tensor in tensors]
+        return items
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        """A buffer for what is stored; it is decoded into the destination by ``commit_tensor``."""
+        number = read_item.dest_index.index
+        transfer = self._transfers[number // 2]
+        source = transfer.source if number % 2 == 0 else transfer.scales
+        buffer = torch.empty(read_item.lengths, dtype=self._dtypes[source])
+        with self._lock:
+            self._awaited[number] = buffer
+        return buffer
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        """Decodes a transfer once its elements and its scales are there."""
+        number = read_item.dest_index.index
+        which = number // 2
+        transfer = self._transfers[which]
+        with self._lock:
+            self._arrived[number] = self._awaited.pop(number)
+            numbers = [2 * which, 2 * which + 1] if transfer.scales >= 0 else [2 * which]
+            if not all(part in self._arrived for part in numbers):
+                return
+            parts = [self._arrived.pop(part) for part in numbers]
+        addresses = [part.data_ptr() for part in parts]
+        scales = addresses[1] if len(addresses) > 1 else 0
+        _core.place_transfer(self.core_plan, which, self.catalog, addresses[0], scales, self.specs)
+        torch.autograd.graph.increment_version(self.local_tensors[transfer.destination])
+
+
+def _catalog_of_metadata(metadata: Metadata) -> Any:
+    """The catalog that another storage reader's metadata amounts to."""
+    tensors = [
+        (name, DTYPE_NAMES[stored.properties.dtype], list(chunk.sizes), list(chunk.offsets))
+        for name, stored in metadata.state_dict_metadata.items()
+        if isinstance(stored, TensorStorageMetadata)
+        for chunk in stored.chunks
+    ]
+    # By the bytes of the names, as the catalog orders them.
+    return _core.catalog_of_tensors(sorted(tensors, key=lambda tensor: (tensor[0].encode(), tensor[3])))

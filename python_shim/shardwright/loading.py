@@ -44,8 +44,12 @@ def load(
     """
     reader = HuggingFaceStorageReader(path, threads, staging_bytes=staging_bytes, progress=progress)
     planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load)
-    states = {key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()}
-    planner.set_up_planner(states, reader.read_metadata(), is_coordinator=True)
+    states = {
+        key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()
+    }
+    metadata = reader.read_metadata()
+    planner.set_up_planner(states, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
     reader.read_data(planner.create_local_plan(), planner).wait()
     for key, value in state_dict.items():
         if isinstance(value, Stateful):

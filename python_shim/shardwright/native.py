@@ -44,7 +44,9 @@ def _empty_dtensor(tensor: Any, mesh: DeviceMesh) -> DTensor:
         for placement in _core.placements_on_mesh(tensor, dimensions)
     ]
     core_placements = _core.placements_on_mesh(tensor, dimensions)
-    local_shape = _core.local_shape(tensor.shape, list(mesh.shape), list(mesh.get_coordinate() or []), core_placements)
+    local_shape = _core.local_shape(
+        tensor.shape, list(mesh.shape), list(mesh.get_coordinate() or []), core_placements
+    )
     local = torch.zeros(local_shape, dtype=DTYPES[tensor.dtype])
     shape = torch.Size(tensor.shape)
     stride = torch.empty(shape, device="meta").stride()

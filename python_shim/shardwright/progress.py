@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_callback(wanted: bool | Callable[[int, int], None]) -> Iterator[Callable[[int, int], None] | None]:
+def progress_callback(
+    wanted: bool | Callable[[int, int], None],
+) -> Iterator[Callable[[int, int], None] | None]:
     """What the engine calls with (bytes done, bytes in all): nothing, the caller's own, or one that moves a bar."""
     if callable(wanted) or not wanted:
         yield wanted or None

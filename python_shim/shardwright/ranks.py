@@ -15,13 +15,19 @@ import torch.multiprocessing as multiprocessing
 from torch.distributed.checkpoint.api import CheckpointException
 
 
-def _run_rank(rank: int, world_size: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run_rank(
+    rank: int, world_size: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
     store = dist.FileStore(os.path.join(folder, "store"), world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=10))
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=10)
+    )
     try:
         work(rank, *arguments)
-    except CheckpointException as wrapped:  # dcp's account of what happened on each rank, the same on all of them
+    except (
+        CheckpointException
+    ) as wrapped:  # dcp's account of what happened on each rank, the same on all of them
         first = min(wrapped.failures)
         _failure_file(folder, rank).write_bytes(pickle.dumps((first, str(wrapped.failures[first][0]))))
         raise SystemExit(1) from None

@@ -27,7 +27,9 @@ class LoadReport:
     threads: int
     instruction_set: str  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)  #: known HF weights that no tensor of the state dict takes
+    unused: list[str] = field(
+        default_factory=list
+    )  #: known HF weights that no tensor of the state dict takes
 
     @classmethod
     def of(cls, core: Any, catalog_seconds: float, plan_seconds: float) -> LoadReport:
@@ -72,7 +74,9 @@ class LoadReport:
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
         if self.unused:
-            rows.append(("unused", f"{len(self.unused):,}: {'; '.join(_core.grouped_names(self.unused)[:3])} …"))
+            rows.append(
+                ("unused", f"{len(self.unused):,}: {'; '.join(_core.grouped_names(self.unused)[:3])} …")
+            )
         return rows
 
     def __str__(self) -> str:

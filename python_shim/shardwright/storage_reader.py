@@ -16,6 +16,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
+from shardwright.describe import describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
@@ -59,7 +60,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self._catalog_seconds = 0.0
 
     def read_metadata(self) -> Metadata:
-        return CatalogMetadata(state_dict_metadata={}, storage_data={}, read=self._read_catalog)
+        return CatalogMetadata(self._read_catalog, self.load_id)
 
     def _read_catalog(self) -> Any:
         start = time.perf_counter()
@@ -67,21 +68,51 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self._catalog_seconds = time.perf_counter() - start
         return catalog
 
-    def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
-        if not isinstance(planner, LoadPlanner):
-            raise ValueError("shardwright.HuggingFaceStorageReader needs planner=shardwright.LoadPlanner()")
-        with progress_callback(self.progress) as callback:
-            core = _core.run_load(
-                planner.core_plan,
-                planner._catalog,
-                planner.specs,
-                self.thread_count,
-                self.staging_bytes or 0,
-                callback,
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        # Not super(): it would build the storage data of every tensor, which nobody here asks for.
+        if not isinstance(metadata, CatalogMetadata):
+            raise ValueError(
+                "shardwright.HuggingFaceStorageReader needs the metadata of its own read_metadata()"
             )
-        # Autograd must know that the tensors changed behind its back.
-        torch.autograd.graph.increment_version(planner.local_tensors)
-        self.report = LoadReport.of(core, self._catalog_seconds, planner.plan_seconds)
+        self._metadata = metadata
+
+    def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
+        """Runs the planner's transfers if it is Shardwright's, else reads the plan's items as they are stored."""
+        if isinstance(planner, LoadPlanner) and not planner.by_items:
+            self._run(
+                planner.core_plan, planner.catalog, planner.specs, planner.local_tensors, planner.plan_seconds
+            )
+        else:
+            self._read_items(plan, planner)
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _read_items(self, plan: LoadPlan, planner: TorchLoadPlanner) -> None:
+        start = time.perf_counter()
+        catalog = self._metadata.catalog
+        targets = [planner.resolve_tensor(item).detach() for item in plan.items]
+        requests = []
+        specs = []
+        for item, target in zip(plan.items, targets, strict=True):
+            index = item.storage_index
+            offset = [0] * len(item.lengths) if index.offset is None else list(index.offset)
+            requests.append((index.fqn, offset, list(item.storage_offsets), list(item.lengths)))
+            specs += describe({index.fqn: target})[0]
+        core_plan = _core.plan_reads(requests, specs, catalog)
+        self._run(core_plan, catalog, specs, targets, time.perf_counter() - start)
+        for item, target in zip(plan.items, targets, strict=True):
+            planner.commit_tensor(item, target)
+
+    def _run(
+        self, core_plan: Any, catalog: Any, specs: list[Any], tensors: list[torch.Tensor], plan_seconds: float
+    ) -> None:
+        with progress_callback(self.progress) as callback:
+            core = _core.run_load(
+                core_plan, catalog, specs, self.thread_count, self.staging_bytes or 0, callback
+            )
+        # Autograd must know that the tensors changed behind its back.
+        torch.autograd.graph.increment_version(tensors)
+        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)

@@ -34,7 +34,10 @@ def _load_and_report(rank: int, options: argparse.Namespace) -> None:
     mesh = init_device_mesh("cpu", (options.ranks,), mesh_dim_names=("shard",)) if options.ranks > 1 else None
     state_dict = empty_state_dict(options.path, mesh, model=options.model, layout=options.layout)
     reader = HuggingFaceStorageReader(
-        options.path, options.threads, staging_bytes=options.staging_bytes, progress=options.progress and rank == 0
+        options.path,
+        options.threads,
+        staging_bytes=options.staging_bytes,
+        progress=options.progress and rank == 0,
     )
     planner = LoadPlanner(options.model, options.layout, not options.not_strict)
     with measure_peak_memory() as peak:
@@ -48,5 +51,3 @@ def _load_and_report(rank: int, options: argparse.Namespace) -> None:
             sys.stdout.flush()
         if options.ranks > 1:
             dist.barrier()
-
-
