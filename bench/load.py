@@ -21,10 +21,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import shardwright as sw
 import torch
 from safetensors.torch import load_file
-
-import shardwright as sw
 from shardwright.peak_memory import measure_peak_memory
 from shardwright.table import print_table
 

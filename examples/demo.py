@@ -10,15 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import shardwright as sw
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.device_mesh import init_device_mesh
-
-import shardwright as sw
 from shardwright.peak_memory import measure_peak_memory
 from shardwright.ranks import run_on_ranks
 from shardwright.table import print_table
+from torch.distributed.device_mesh import init_device_mesh
 
 RANKS = 2
 

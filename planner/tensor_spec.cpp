@@ -179,7 +179,7 @@ std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs) {
   std::vector<std::string> faults;
   std::vector<std::pair<MemoryRange, const TensorSpec*>> open;  // those that reach the one in hand
   for (const auto& [range, spec] : ranges) {
-    std::erase_if(open, [&](const auto& earlier) { return earlier.first.end <= range.begin; });
+    std::erase_if(open, [&begin = range.begin](const auto& earlier) { return earlier.first.end <= begin; });
     for (const auto& [earlier_range, earlier] : open) {
       if (share_memory(*earlier, *spec)) {
         faults.push_back(earlier->fqn + " and " + spec->fqn +

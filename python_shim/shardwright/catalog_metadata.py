@@ -39,7 +39,7 @@ class CatalogMetadata(Metadata):
         return self._read_catalog()
 
     @cached_property
-    def state_dict_metadata(self) -> dict[str, TensorStorageMetadata]:  # type: ignore[override]
+    def state_dict_metadata(self) -> dict[str, TensorStorageMetadata]:
         metadata = {}
         for name, group in groupby(self.catalog.tensors, key=lambda tensor: tensor.name):
             chunks = list(group)
@@ -54,7 +54,7 @@ class CatalogMetadata(Metadata):
         return metadata
 
     @cached_property
-    def storage_data(self) -> dict[MetadataIndex, _HFStorageInfo]:  # type: ignore[override]
+    def storage_data(self) -> dict[MetadataIndex, _HFStorageInfo]:
         files = [str(self.catalog.directory / file.name) for file in self.catalog.files]
         return {
             MetadataIndex(tensor.name, torch.Size(tensor.offset)): _HFStorageInfo(

@@ -8,14 +8,13 @@ import sys
 from collections import Counter
 from typing import Any
 
-
 from shardwright import _core
 from shardwright.catalog import generate, read_catalog
 from shardwright.table import print_table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status. Errors of the checkpoint or the arguments are one message on stderr."""
+    """Runs one command; returns the exit status. What is wrong with checkpoint or arguments is one message on stderr."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)

@@ -1,5 +1,5 @@
-"""Folds a manifest (gzip'd JSON: name -> [dtype, shape]) into a short text: a line for each group of tensors that differ
-in numbers only. `layers.{3-59}.experts.{0-127}.w1.weight F8_E4M3 3072,6144` stands for 57 x 128 tensors.
+"""Folds a manifest (gzip'd JSON: name -> [dtype, shape]) into a short text: a line for each group of tensors that
+differ in numbers only. `layers.{3-59}.experts.{0-127}.w1.weight F8_E4M3 3072,6144` stands for 57 x 128 tensors.
 
     python fold_manifest.py minimax_m3_vl.hf.json.gz > minimax_m3_vl.hf.txt
 """
@@ -24,7 +24,7 @@ def main():
         groups.setdefault((pattern, dtype, tuple(shape)), set()).add(numbers)
     total = 0
     for (pattern, dtype, shape), numbers in groups.items():
-        ranges = [(min(column), max(column)) for column in zip(*numbers)]
+        ranges = [(min(column), max(column)) for column in zip(*numbers, strict=True)]
         whole = set(itertools.product(*(range(first, last + 1) for first, last in ranges)))
         if numbers != whole:
             raise SystemExit(f"{pattern}: not a product of ranges: {len(numbers)} tensors in {ranges}")

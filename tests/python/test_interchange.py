@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import reference
+import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
-
-import shardwright as sw
 
 
 def loaded(path: Path, reader, planner) -> dict[str, torch.Tensor]:
