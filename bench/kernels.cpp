@@ -23,7 +23,6 @@
 namespace {
 
 using shardwright::BlockScales;
-using shardwright::DestinationTile;
 using shardwright::DType;
 using shardwright::SourceTile;
 

@@ -266,8 +266,8 @@ class LoadPlanner {
     for (auto& [fqn, experts] : surplus) {
       std::sort(experts.begin(), experts.end());
       experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
-      const auto spec =
-          std::find_if(specs_.begin(), specs_.end(), [&name = fqn](const TensorSpec& s) { return s.fqn == name; });
+      const auto spec = std::find_if(specs_.begin(), specs_.end(),
+                                     [&name = fqn](const TensorSpec& s) { return s.fqn == name; });
       problems_.add(fqn + ": expected as many experts as the trainer's shape " +
                     to_string(spec->global_shape) + " has, but the checkpoint has experts " +
                     ranges_of(experts) + " as well");

@@ -25,7 +25,8 @@ struct Row {
 constexpr bool quantised = true;
 constexpr bool transposed = true;
 
-/// What a decoder layer holds, in the layout "automodel". Experts [experts, in, out], gate columns before up columns.
+/// What a decoder layer holds, in the layout "automodel". Experts [experts, in, out], gate columns before up
+/// columns.
 constexpr std::array layer_rows_automodel = {
     Row{"input_layernorm.weight", "input_layernorm.weight"},
     Row{"post_attention_layernorm.weight", "post_attention_layernorm.weight"},
@@ -41,8 +42,10 @@ constexpr std::array layer_rows_automodel = {
     Row{"mlp.down_proj.weight", "mlp.down_proj.weight", quantised},
     Row{"block_sparse_moe.gate.weight", "mlp.gate.weight"},
     Row{"block_sparse_moe.e_score_correction_bias", "mlp.gate.e_score_correction_bias"},
-    Row{"block_sparse_moe.experts.{expert}.w1.weight", "mlp.experts.gate_and_up_projs", quantised, transposed, 0, 2, 1},
-    Row{"block_sparse_moe.experts.{expert}.w3.weight", "mlp.experts.gate_and_up_projs", quantised, transposed, 1, 2, 1},
+    Row{"block_sparse_moe.experts.{expert}.w1.weight", "mlp.experts.gate_and_up_projs", quantised, transposed,
+        0, 2, 1},
+    Row{"block_sparse_moe.experts.{expert}.w3.weight", "mlp.experts.gate_and_up_projs", quantised, transposed,
+        1, 2, 1},
     Row{"block_sparse_moe.experts.{expert}.w2.weight", "mlp.experts.down_projs", quantised, transposed},
     Row{"block_sparse_moe.shared_experts.gate_proj.weight", "shared_experts.gate_proj.weight", quantised},
     Row{"block_sparse_moe.shared_experts.up_proj.weight", "shared_experts.up_proj.weight", quantised},
@@ -65,8 +68,8 @@ constexpr std::array model_rows_automodel = {
     Row{"patch_merge_mlp.{*}", "vision_tower.patch_merge_mlp.{*}"},
 };
 
-/// All else in the text part keeps its name: finds the source of a tensor that the trainer has, but does not make
-/// an unexpected tensor of a checkpoint a known one.
+/// All else in the text part keeps its name: finds the source of a tensor that the trainer has, but does not
+/// make an unexpected tensor of a checkpoint a known one.
 constexpr std::array catch_all_rows = {
     Row{"language_model.model.{*}", "model.{*}", false, false, 0, 1, 0, false},
     Row{"language_model.lm_head.{*}", "lm_head.{*}", false, false, 0, 1, 0, false},
@@ -75,7 +78,8 @@ constexpr std::array catch_all_rows = {
 /// Where the rows of a decoder layer apply: {HF prefix, native prefix}. An MTP module holds a whole layer.
 constexpr std::array<std::pair<std::string_view, std::string_view>, 2> layer_prefixes = {{
     {"language_model.model.layers.{layer}.", "model.layers.{layer}."},
-    {"language_model.model.mtp.layers.{layer}.transformer_layer.", "model.mtp.layers.{layer}.transformer_layer."},
+    {"language_model.model.mtp.layers.{layer}.transformer_layer.",
+     "model.mtp.layers.{layer}.transformer_layer."},
 }};
 
 /// MTP keys outside the text part belong to no layout.
@@ -126,8 +130,8 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
 }
 
 bool has_names_of(const Catalog& catalog) {
-  constexpr std::array<std::string_view, 4> marks = {".block_sparse_moe.", "patch_merge_mlp.", ".self_attn.index_",
-                                                     "language_model.model.mtp.layers."};
+  constexpr std::array<std::string_view, 4> marks = {".block_sparse_moe.", "patch_merge_mlp.",
+                                                     ".self_attn.index_", "language_model.model.mtp.layers."};
   return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [&](const SourceTensor& tensor) {
     return std::any_of(marks.begin(), marks.end(),
                        [&](std::string_view mark) { return tensor.name.find(mark) != std::string::npos; });

@@ -17,7 +17,8 @@ std::string joined(const std::vector<std::string_view>& words) {
 std::string known_families() {
   std::string text;
   for (const Model& model : models()) {
-    text += (text.empty() ? "" : "; ") + std::string(model.family) + " (model_type " + joined(model.model_types) + ")";
+    text += (text.empty() ? "" : "; ") + std::string(model.family) + " (model_type " +
+            joined(model.model_types) + ")";
   }
   return text;
 }
@@ -37,20 +38,23 @@ std::string model_type_of(const Catalog& catalog) {
 const Model& recognise(const Catalog& catalog) {
   const std::string model_type = model_type_of(catalog);
   for (const Model& model : models()) {
-    if (model_type.empty() ? model.has_names_of(catalog) : contains(model.model_types, model_type)) return model;
+    if (model_type.empty() ? model.has_names_of(catalog) : contains(model.model_types, model_type))
+      return model;
   }
-  throw Error(ErrorKind::mismatch,
-              catalog.directory.string() + ": cannot tell which model this is: " +
-                  (model_type.empty() ? "config.json names no model_type and the tensor names fit no known model"
-                                      : "config.json says model_type " + model_type + ", which is not known") +
-                  ". Known: " + known_families() + ". Name the family with model=...");
+  throw Error(
+      ErrorKind::mismatch,
+      catalog.directory.string() + ": cannot tell which model this is: " +
+          (model_type.empty() ? "config.json names no model_type and the tensor names fit no known model"
+                              : "config.json says model_type " + model_type + ", which is not known") +
+          ". Known: " + known_families() + ". Name the family with model=...");
 }
 
 const Model& named(std::string_view family) {
   for (const Model& model : models()) {
     if (model.family == family || contains(model.model_types, family)) return model;
   }
-  throw Error(ErrorKind::argument, "model '" + std::string(family) + "' is not known. Known: auto; " + known_families());
+  throw Error(ErrorKind::argument,
+              "model '" + std::string(family) + "' is not known. Known: auto; " + known_families());
 }
 
 }  // namespace

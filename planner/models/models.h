@@ -9,7 +9,8 @@
 
 namespace shardwright {
 
-/// A model family that Shardwright knows. Adding one is a file of rules in this folder, a line in models.cpp and a test.
+/// A model family that Shardwright knows. Adding one is a file of rules in this folder, a line in models.cpp
+/// and a test.
 struct Model {
   std::string_view family;                    ///< as users spell it in model="..."
   std::vector<std::string_view> model_types;  ///< values of config.json's "model_type" that mean this family
@@ -24,9 +25,9 @@ struct Model {
 
 const std::vector<Model>& models();
 
-/// The table for a checkpoint. `family` "auto" means: by config.json's model_type, or by the names where there is no
-/// config.json. Throws Error(argument) for an unknown family or layout and Error(mismatch) for a model that no family
-/// recognises, naming what there is.
+/// The table for a checkpoint. `family` "auto" means: by config.json's model_type, or by the names where
+/// there is no config.json. Throws Error(argument) for an unknown family or layout and Error(mismatch) for a
+/// model that no family recognises, naming what there is.
 WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto",
                          std::string_view layout = "automodel");
 

@@ -14,7 +14,7 @@ from shardwright.table import print_table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status. What is wrong with checkpoint or arguments is one message on stderr."""
+    """Runs one command; returns the exit status. What is wrong with either is one message on stderr."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)

@@ -38,7 +38,8 @@ int main() {
   const at::Tensor norm = at::empty({64}, at::kFloat);
   const shardwright::Placement shard_0{shardwright::Placement::Kind::shard, 0};
   const std::vector<shardwright::TensorSpec> specs{
-      shardwright::describe("model.layers.1.mlp.experts.down_projs", experts, {4, 32, 64}, {2}, {1}, {shard_0}),
+      shardwright::describe("model.layers.1.mlp.experts.down_projs", experts, {4, 32, 64}, {2}, {1},
+                            {shard_0}),
       shardwright::describe("model.norm.weight", norm),
   };
 

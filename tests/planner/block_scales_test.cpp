@@ -28,7 +28,8 @@ TEST(block_scales, a_box_of_weights_needs_the_scales_of_its_elements_and_no_othe
     const Shape shape = {random.between(0, 9), random.between(0, 80)};
     const Shape scale_shape = scale_shape_of(encoding, shape);
     std::vector<bool> in_shape(static_cast<std::size_t>(volume(scale_shape)), false);
-    for_each_index(shape, [&](const Shape& at) { in_shape[flat(block_of(encoding, at), scale_shape)] = true; });
+    for_each_index(shape,
+                   [&](const Shape& at) { in_shape[flat(block_of(encoding, at), scale_shape)] = true; });
     ASSERT_EQ(std::count(in_shape.begin(), in_shape.end(), false), 0) << to_string(shape);
 
     const Box box = random_box(random, shape, 0);
@@ -51,9 +52,8 @@ TEST(block_scales, a_box_of_scales_serves_the_elements_of_its_blocks) {
     const Shape shape = {random.between(1, 9), random.between(1, 80)};
     const Box scales = random_box(random, scale_shape_of(encoding, shape), 1);
     const Box served = weight_box_of(encoding, scales, shape);
-    for_each_index(shape, [&](const Shape& at) {
-      ASSERT_EQ(holds(served, at), holds(scales, block_of(encoding, at)));
-    });
+    for_each_index(
+        shape, [&](const Shape& at) { ASSERT_EQ(holds(served, at), holds(scales, block_of(encoding, at))); });
     ASSERT_EQ(intersection(served, whole(shape)), served);
   }
 }
@@ -89,7 +89,8 @@ TEST(block_scales, the_presence_of_the_scales_decides) {
        tensor("typed_scale_inv", DType::F8_E8M0, {4, 1}, 0, {0, 1})});
   EXPECT_EQ(encoding_of(catalog, catalog.find("plain")), (Encoding{DType::BF16, false, DType::U8, 1, 1}));
   EXPECT_EQ(encoding_of(catalog, catalog.find("scaled")), (Encoding{DType::F8_E4M3, true, DType::U8, 1, 32}));
-  EXPECT_EQ(encoding_of(catalog, catalog.find("typed")), (Encoding{DType::F8_E4M3, true, DType::F8_E8M0, 1, 32}));
+  EXPECT_EQ(encoding_of(catalog, catalog.find("typed")),
+            (Encoding{DType::F8_E4M3, true, DType::F8_E8M0, 1, 32}));
 }
 
 TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_file) {
@@ -100,7 +101,8 @@ TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_fi
   const SourceTensor weight = tensor("w", DType::F8_E4M3, {4, 40}, 0);
   for (const Case& bad : std::vector<Case>{
            {{weight}, {"w in first.safetensors (F8_E4M3 [4, 40])", "expected w_scale_inv"}},
-           {{tensor("w", DType::F8_E5M2, {4, 40})}, {"w in first.safetensors (F8_E5M2 [4, 40])", "w_scale_inv"}},
+           {{tensor("w", DType::F8_E5M2, {4, 40})},
+            {"w in first.safetensors (F8_E5M2 [4, 40])", "w_scale_inv"}},
            {{weight, tensor("w_scale_inv", DType::U8, {4, 1}, 1)},
             {"w_scale_inv in second.safetensors (U8 [4, 1])", "[4, 2]", "[4, 40]"}},
            {{weight, tensor("w_scale_inv", DType::U8, {2, 4}, 1)}, {"(U8 [2, 4])", "[4, 2]"}},
@@ -109,7 +111,8 @@ TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_fi
             {"w_scale_inv in second.safetensors (F32 [4, 2])", "expected U8 or F8_E8M0 [4, 2]"}},
            {{tensor("w", DType::BF16, {4, 40}), tensor("w_scale_inv", DType::U8, {4, 2})},
             {"w in first.safetensors (BF16 [4, 40])", "F8_E4M3", "w_scale_inv"}},
-           {{tensor("w", DType::F8_E5M2, {4, 40}), tensor("w_scale_inv", DType::U8, {4, 2})}, {"F8_E5M2", "F8_E4M3"}},
+           {{tensor("w", DType::F8_E5M2, {4, 40}), tensor("w_scale_inv", DType::U8, {4, 2})},
+            {"F8_E5M2", "F8_E4M3"}},
            {{tensor("w", DType::F8_E4M3, {2, 2, 40}), tensor("w_scale_inv", DType::U8, {4, 2})},
             {"(F8_E4M3 [2, 2, 40])", "a matrix"}},
        }) {

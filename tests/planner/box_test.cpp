@@ -70,11 +70,20 @@ TEST(box, tiling_fault_says_what_marking_every_element_says) {
     std::vector<Box> boxes = random_tiling(random, region, random.between(0, 12));
     const auto any = [&] { return static_cast<std::size_t>(random.between(0, std::ssize(boxes) - 1)); };
     switch (random.between(0, 5)) {
-      case 0: boxes.erase(boxes.begin() + static_cast<std::ptrdiff_t>(any())); break;
-      case 1: boxes.push_back(boxes[any()]); break;
-      case 2: boxes.push_back(random_part(random, region, 1)); break;
-      case 3: boxes[any()] = random_part(random, region, 0); break;
-      default: break;
+      case 0:
+        boxes.erase(boxes.begin() + static_cast<std::ptrdiff_t>(any()));
+        break;
+      case 1:
+        boxes.push_back(boxes[any()]);
+        break;
+      case 2:
+        boxes.push_back(random_part(random, region, 1));
+        break;
+      case 3:
+        boxes[any()] = random_part(random, region, 0);
+        break;
+      default:
+        break;
     }
     for (int n = static_cast<int>(random.between(0, 2)); n > 0 && !region.size.empty(); --n) {
       Box empty = random_part(random, region, 0);
@@ -156,7 +165,8 @@ TEST(box, union_volume_counts_the_elements_that_any_box_holds) {
     std::vector<Box> boxes;
     for (std::int64_t n = random.between(0, 6); n > 0; --n) boxes.push_back(random_part(random, region, 0));
     const std::vector<int> count = marks(region, boxes);
-    ASSERT_EQ(union_volume(boxes), std::ssize(count) - std::count(count.begin(), count.end(), 0)) << "round " << round;
+    ASSERT_EQ(union_volume(boxes), std::ssize(count) - std::count(count.begin(), count.end(), 0))
+        << "round " << round;
   }
 }
 

@@ -13,8 +13,8 @@
 namespace shardwright {
 namespace {
 
-/// Where a destination element comes from: which element of which tensor of the catalog, the scale that it is multiplied
-/// with, and where it lies in that scale's block.
+/// Where a destination element comes from: which element of which tensor of the catalog, the scale that it is
+/// multiplied with, and where it lies in that scale's block.
 struct Origin {
   std::int64_t tensor = -1;
   std::size_t element = 0;
@@ -26,7 +26,8 @@ struct Origin {
 };
 
 /// The chunk of a tensor that holds an index, and the position of the index in it.
-std::pair<std::int64_t, std::size_t> find_element(const Catalog& catalog, const std::string& name, const Shape& index) {
+std::pair<std::int64_t, std::size_t> find_element(const Catalog& catalog, const std::string& name,
+                                                  const Shape& index) {
   for (std::size_t t = 0; t < catalog.tensors.size(); ++t) {
     const SourceTensor& tensor = catalog.tensors[t];
     if (tensor.name != name || !holds({tensor.offset, tensor.shape}, index)) continue;
@@ -67,7 +68,8 @@ std::vector<std::vector<Origin>> run(const LoadPlan& plan, const Catalog& catalo
       EXPECT_TRUE(holds(whole(source.shape), from)) << source.name;
       if (transfer.scales >= 0) {
         const SourceTensor& scales = catalog.tensors.at(static_cast<std::size_t>(transfer.scales));
-        const Shape in_blocks = {step[0] + transfer.first_row_in_block, step[1] + transfer.first_column_in_block};
+        const Shape in_blocks = {step[0] + transfer.first_row_in_block,
+                                 step[1] + transfer.first_column_in_block};
         const Shape block = {transfer.encoding.block_rows, transfer.encoding.block_columns};
         const Shape scale = {transfer.scale_box.offset[0] + in_blocks[0] / block[0],
                              transfer.scale_box.offset[1] + in_blocks[1] / block[1]};
@@ -103,7 +105,8 @@ TEST(load_plan, every_destination_element_comes_from_where_the_definition_says) 
       Shape coordinate;
       for (const std::int64_t size : mesh.shape) coordinate.push_back(random.between(0, size - 1));
       natives.push_back(native);
-      specs.push_back(sharded_tensor(native.fqn, native.dtype, native.shape, mesh.shape, coordinate, mesh.placements));
+      specs.push_back(
+          sharded_tensor(native.fqn, native.dtype, native.shape, mesh.shape, coordinate, mesh.placements));
       lists.push_back(index_lists(native.shape, mesh, coordinate));
     }
     const LoadPlan plan = plan_load(specs, catalog, map);
@@ -126,7 +129,8 @@ TEST(load_plan, every_destination_element_comes_from_where_the_definition_says) 
     }
     std::uint64_t bytes_needed = 0;
     for (const auto& [tensor, element] : needed) {
-      bytes_needed += static_cast<std::uint64_t>(bytes_of(catalog.tensors[static_cast<std::size_t>(tensor)].dtype));
+      bytes_needed +=
+          static_cast<std::uint64_t>(bytes_of(catalog.tensors[static_cast<std::size_t>(tensor)].dtype));
       tensors.insert(catalog.tensors[static_cast<std::size_t>(tensor)].name);
     }
     ASSERT_EQ(plan.bytes_needed, bytes_needed) << "round " << round;
@@ -164,7 +168,8 @@ TEST(load_plan, the_whole_released_model_is_planned_once_over_all_ranks) {
   EXPECT_TRUE(plan.unused.empty());
   std::uint64_t needed = 0;
   for (std::int64_t rank = 0; rank < 64; rank += 21) {
-    const LoadPlan part = plan_load(specs_on_mesh(natives, parse_mesh("ep=32,ep_shard=2"), rank), catalog, map);
+    const LoadPlan part =
+        plan_load(specs_on_mesh(natives, parse_mesh("ep=32,ep_shard=2"), rank), catalog, map);
     if (rank == 0) needed = part.bytes_needed;
     EXPECT_EQ(part.bytes_needed, needed);
   }
@@ -188,7 +193,8 @@ struct Job {
     return *std::find_if(tensors.begin(), tensors.end(), [&](const NamedShape& t) { return t.name == name; });
   }
   std::size_t remove(const std::string& text) {
-    return std::erase_if(tensors, [&](const NamedShape& t) { return t.name.find(text) != std::string::npos; });
+    return std::erase_if(tensors,
+                         [&](const NamedShape& t) { return t.name.find(text) != std::string::npos; });
   }
   LoadPlan plan() const {
     const Catalog catalog = catalog_of(tensors);
@@ -226,7 +232,9 @@ const std::string gate_and_up = "model.layers.1.mlp.experts.gate_and_up_projs";
 const std::string down = "model.layers.1.mlp.experts.down_projs";
 const std::string q_proj = "model.layers.1.self_attn.q_proj.weight";
 
-TEST(load_plan_problems, a_job_without_faults_has_none) { EXPECT_EQ(Job().problems(), std::vector<std::string>{}); }
+TEST(load_plan_problems, a_job_without_faults_has_none) {
+  EXPECT_EQ(Job().problems(), std::vector<std::string>{});
+}
 
 TEST(load_plan_problems, an_fp8_weight_without_its_scale) {
   Job job;
@@ -238,9 +246,10 @@ TEST(load_plan_problems, an_fp8_weight_without_its_scale) {
 TEST(load_plan_problems, a_scale_of_the_wrong_shape_or_dtype) {
   Job job;
   job.tensor(layer + "self_attn.q_proj.weight_scale_inv").shape = {64, 3};
-  job.expect_problem({q_proj, layer + "self_attn.q_proj.weight_scale_inv in model.safetensors", "[64, 3]", "[64, 2]"});
-  job.tensor(layer + "self_attn.q_proj.weight_scale_inv") = {layer + "self_attn.q_proj.weight_scale_inv", DType::BF16,
-                                                             {64, 2}};
+  job.expect_problem(
+      {q_proj, layer + "self_attn.q_proj.weight_scale_inv in model.safetensors", "[64, 3]", "[64, 2]"});
+  job.tensor(layer + "self_attn.q_proj.weight_scale_inv") = {
+      layer + "self_attn.q_proj.weight_scale_inv", DType::BF16, {64, 2}};
   job.expect_problem({q_proj, "self_attn.q_proj.weight_scale_inv", "BF16", "U8 or F8_E8M0"});
 }
 
@@ -255,7 +264,8 @@ TEST(load_plan_problems, missing_experts_are_listed_in_ranges) {
   for (const char* name : {"0.w1", "1.w1", "3.w1", "2.w2"}) EXPECT_EQ(job.remove(experts_hf + name), 2U);
   const std::vector<std::string> lines = job.problems();
   ASSERT_EQ(lines.size(), 2U) << ::testing::PrintToString(lines);
-  EXPECT_EQ(lines[0], "  " + down + ": expected 4 experts, but the checkpoint lacks " + experts_hf + "2.w2.weight");
+  EXPECT_EQ(lines[0],
+            "  " + down + ": expected 4 experts, but the checkpoint lacks " + experts_hf + "2.w2.weight");
   EXPECT_EQ(lines[1], "  " + gate_and_up + ": expected 4 experts, but the checkpoint lacks " + experts_hf +
                           "{0-1, 3}.w1.weight");
 }
@@ -263,7 +273,8 @@ TEST(load_plan_problems, missing_experts_are_listed_in_ranges) {
 TEST(load_plan_problems, missing_experts_are_told_to_ranks_that_do_not_hold_them_too) {
   Job job;
   job.remove(experts_hf + "3.w2");
-  job.spec(down) = sharded_tensor(down, DType::BF16, job.spec(down).global_shape, {4}, {0}, {{Placement::Kind::shard, 0}});
+  job.spec(down) =
+      sharded_tensor(down, DType::BF16, job.spec(down).global_shape, {4}, {0}, {{Placement::Kind::shard, 0}});
   job.expect_problem({down, "experts.3.w2.weight"});
 }
 
@@ -286,14 +297,15 @@ TEST(load_plan_problems, more_experts_than_the_trainer_has) {
 TEST(load_plan_problems, a_shape_that_is_not_the_trainers) {
   Job job;
   job.spec(q_proj) = whole_tensor(q_proj, DType::BF16, {64, 32});
-  job.expect_problem({q_proj, layer + "self_attn.q_proj.weight in model.safetensors", "expected shape [64, 32]",
-                      "found [64, 64]"});
+  job.expect_problem({q_proj, layer + "self_attn.q_proj.weight in model.safetensors",
+                      "expected shape [64, 32]", "found [64, 64]"});
 }
 
 TEST(load_plan_problems, an_expert_shape_that_is_not_the_trainers) {
   Job job;
   job.tensor(experts_hf + "2.w3.weight").shape = {32, 32};
-  job.expect_problem({gate_and_up, experts_hf + "2.w3.weight", "expected shape [32, 64]", "[4, 64, 64]", "found [32, 32]"});
+  job.expect_problem(
+      {gate_and_up, experts_hf + "2.w3.weight", "expected shape [32, 64]", "[4, 64, 64]", "found [32, 32]"});
 }
 
 TEST(load_plan_problems, a_trainers_tensor_of_a_shape_that_no_rule_allows) {
@@ -309,13 +321,15 @@ TEST(load_plan_problems, a_trainers_tensor_without_a_source) {
   job.specs.push_back(whole_tensor("optimizer.step", DType::F32, {}));
   job.expect_problem({"optimizer.step", "no rule of minimax_m3"});
   job.specs.back() = whole_tensor("model.layers.7.input_layernorm.weight", DType::F32, {64});
-  job.expect_problem({"model.layers.7.input_layernorm.weight", "lacks language_model.model.layers.7.input_layernorm.weight"});
+  job.expect_problem({"model.layers.7.input_layernorm.weight",
+                      "lacks language_model.model.layers.7.input_layernorm.weight"});
 }
 
 TEST(load_plan_problems, tensors_of_the_checkpoint_that_no_rule_knows_unless_not_strict) {
   Job job;
   for (int i = 0; i < 3; ++i)
-    job.tensors.push_back({"language_model.model.layers." + std::to_string(i) + ".extra.weight", DType::BF16, {4}});
+    job.tensors.push_back(
+        {"language_model.model.layers." + std::to_string(i) + ".extra.weight", DType::BF16, {4}});
   job.tensors.push_back({"rotary.table", DType::F32, {4}});
   const std::vector<std::string> lines = job.problems();
   ASSERT_EQ(lines.size(), 2U) << ::testing::PrintToString(lines);
@@ -415,7 +429,8 @@ TEST(load_plan_problems, chunks_that_leave_a_hole_or_overlap) {
   };
   EXPECT_EQ(problem({0, 64}, {0, 2}), "");
   EXPECT_NE(problem({0, 96}, {0, 3}).find("lm_head.weight: "), std::string::npos);
-  EXPECT_NE(problem({0, 96}, {0, 3}).find("128 of 640 elements"), std::string::npos) << problem({0, 96}, {0, 3});
+  EXPECT_NE(problem({0, 96}, {0, 3}).find("128 of 640 elements"), std::string::npos)
+      << problem({0, 96}, {0, 3});
   EXPECT_NE(problem({0, 32}, {0, 1}).find("written twice"), std::string::npos) << problem({0, 32}, {0, 1});
 }
 
@@ -428,7 +443,8 @@ TEST(load_plan_problems, a_tensor_that_the_checkpoint_lacks_altogether_may_be_le
   const LoadPlan plan = job.plan();
   for (const Transfer& transfer : plan.transfers) {
     const std::string& fqn = job.specs[transfer.destination].fqn;
-    EXPECT_TRUE(fqn != "optimizer.step" && fqn != down && fqn != "model.layers.1.input_layernorm.weight") << fqn;
+    EXPECT_TRUE(fqn != "optimizer.step" && fqn != down && fqn != "model.layers.1.input_layernorm.weight")
+        << fqn;
   }
 }
 
@@ -441,7 +457,8 @@ TEST(load_plan_problems, a_tensor_that_the_checkpoint_lacks_in_part_may_not) {
 
 TEST(load_plan, what_the_trainer_does_not_hold_is_reported_as_unused) {
   Job job;
-  std::erase_if(job.specs, [](const TensorSpec& spec) { return spec.fqn.find(".mtp.") != std::string::npos; });
+  std::erase_if(job.specs,
+                [](const TensorSpec& spec) { return spec.fqn.find(".mtp.") != std::string::npos; });
   std::vector<std::string> expected;
   for (const NamedShape& tensor : job.tensors) {
     if (tensor.name.find(".mtp.") != std::string::npos && !tensor.name.ends_with("_scale_inv"))
@@ -460,9 +477,11 @@ TEST(load_plan, mtp_keys_outside_the_text_part_are_passed_over) {
 TEST(load_plan, tensors_without_elements_need_nothing) {
   const Catalog catalog = catalog_of({{"language_model.lm_head.weight", DType::BF16, {0, 8}}});
   const WeightMap map = weight_map_for(catalog, "minimax_m3");
-  EXPECT_TRUE(plan_load({whole_tensor("lm_head.weight", DType::BF16, {0, 8})}, catalog, map).transfers.empty());
+  EXPECT_TRUE(
+      plan_load({whole_tensor("lm_head.weight", DType::BF16, {0, 8})}, catalog, map).transfers.empty());
   const TensorSpec no_experts = whole_tensor(down, DType::BF16, {0, 8, 8});
-  EXPECT_TRUE(plan_load({whole_tensor("lm_head.weight", DType::BF16, {0, 8}), no_experts}, catalog, map).transfers.empty());
+  EXPECT_TRUE(plan_load({whole_tensor("lm_head.weight", DType::BF16, {0, 8}), no_experts}, catalog, map)
+                  .transfers.empty());
 }
 
 }  // namespace

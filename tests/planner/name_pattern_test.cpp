@@ -33,8 +33,8 @@ TEST(name_pattern, a_number_is_decimal_without_leading_zeros_or_sign) {
     ASSERT_TRUE(captures) << name;
     EXPECT_EQ(pattern.fill(*captures), name);
   }
-  for (const char* name : {"a..b", "a.00.b", "a.07.b", "a.-1.b", "a.+1.b", "a. 1.b", "a.1x.b", "a.0x1.b", "a.",
-                           "a.9223372036854775808.b", "a.1", "a.1.", "a.-0.b"})
+  for (const char* name : {"a..b", "a.00.b", "a.07.b", "a.-1.b", "a.+1.b", "a. 1.b", "a.1x.b", "a.0x1.b",
+                           "a.", "a.9223372036854775808.b", "a.1", "a.1.", "a.-0.b"})
     EXPECT_FALSE(pattern.match(name)) << name;
 }
 

@@ -40,8 +40,10 @@ TEST(native_tensors, block_scaled_weights_get_the_dtype_asked_for_and_others_kee
 
 TEST(native_tensors, an_absurd_expert_number_is_refused_before_anything_is_counted_by_it) {
   for (const std::string number : {"2", "9223372036854775807"}) {
-    const std::string name = "language_model.model.layers.1.block_sparse_moe.experts." + number + ".w2.weight";
-    const Catalog catalog = catalog_of({{"language_model.lm_head.weight", DType::BF16, {4, 4}}, {name, DType::BF16, {4, 4}}});
+    const std::string name =
+        "language_model.model.layers.1.block_sparse_moe.experts." + number + ".w2.weight";
+    const Catalog catalog =
+        catalog_of({{"language_model.lm_head.weight", DType::BF16, {4, 4}}, {name, DType::BF16, {4, 4}}});
     expect_error(ErrorKind::malformed, {name, "model.safetensors", "2 tensors"},
                  [&] { native_tensors(catalog, weight_map_for(catalog)); });
   }
@@ -55,9 +57,9 @@ TEST(native_tensors, a_mesh_is_read_from_names_and_sizes_and_nothing_else) {
   EXPECT_EQ(mesh[1].name, "ep_shard");
   EXPECT_EQ(mesh[1].size, 2);
   EXPECT_TRUE(parse_mesh("").empty());
-  for (const char* text : {"ep", "ep=", "ep=0", "ep=-2", "ep=x", "ep=8x", "tp=2", "=2", ",", "ep=2,", ",ep=2", "ep=2,,shard=2",
-                           "ep = 2", "ep=99999999999999999999", "ep=2=3",
-                           "ep=4611686018427387904,shard=4611686018427387904"})
+  for (const char* text :
+       {"ep", "ep=", "ep=0", "ep=-2", "ep=x", "ep=8x", "tp=2", "=2", ",", "ep=2,", ",ep=2", "ep=2,,shard=2",
+        "ep = 2", "ep=99999999999999999999", "ep=2=3", "ep=4611686018427387904,shard=4611686018427387904"})
     expect_error(ErrorKind::argument, {"mesh", text}, [&] { parse_mesh(text); });
 }
 
@@ -92,7 +94,8 @@ TEST(native_tensors, ranks_are_numbered_row_major_over_the_mesh) {
     EXPECT_EQ(spec.boxes.at(0).global.offset, global_index(lists, {0, 0, 0}));
   });
   for (const std::int64_t bad : {-1, 6})
-    expect_error(ErrorKind::argument, {std::to_string(bad), "6 ranks"}, [&] { specs_on_mesh({experts}, mesh, bad); });
+    expect_error(ErrorKind::argument, {std::to_string(bad), "6 ranks"},
+                 [&] { specs_on_mesh({experts}, mesh, bad); });
   EXPECT_EQ(specs_on_mesh({experts}, {}, 0).at(0).local_shape, experts.shape);
 }
 

@@ -66,13 +66,15 @@ TEST(placement, a_rank_holds_as_many_boxes_as_its_indices_have_runs) {
         for (std::size_t i = 0; i < list.size(); ++i) runs += i == 0 || list[i] != list[i - 1] + 1;
         boxes *= runs;
       }
-      ASSERT_EQ(local_boxes(shape, mesh.shape, coordinate, mesh.placements).size(), boxes) << "round " << round;
+      ASSERT_EQ(local_boxes(shape, mesh.shape, coordinate, mesh.placements).size(), boxes)
+          << "round " << round;
     });
   }
 }
 
 TEST(placement, fsdp_over_tp_gives_each_rank_one_run_of_rows) {
-  // [_StridedShard(0, split_factor=2), Shard(0)] on a (dp, tp) mesh, as torch documents it: rank (1, 0) has rows 2 and 3.
+  // [_StridedShard(0, split_factor=2), Shard(0)] on a (dp, tp) mesh, as torch documents it: rank (1, 0) has
+  // rows 2 and 3.
   const std::vector<Placement> placements = {{Kind::strided_shard, 0, 2}, {Kind::shard, 0, 1}};
   const std::vector<LocalBox> expected = {{{{2, 0}, {2, 8}}, {0, 0}}};
   EXPECT_EQ(local_boxes({8, 8}, {2, 2}, {1, 0}, placements), expected);

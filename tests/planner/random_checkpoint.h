@@ -30,8 +30,8 @@ struct RandomModel {
   std::vector<Stored> stored;  // weights and scales
 };
 
-/// The plain reference for names: which element of which HF tensor a native element is. Written by hand from the table of
-/// the reference (minimax_m3_vl.md), not from the rules of the library.
+/// The plain reference for names: which element of which HF tensor a native element is. Written by hand from
+/// the table of the reference (minimax_m3_vl.md), not from the rules of the library.
 struct HfElement {
   std::string name;
   Shape index;
@@ -48,7 +48,8 @@ inline HfElement hf_element(const Native& native, const Shape& at) {
       {"vision_tower.patch_merge_mlp.linear_1.weight", "patch_merge_mlp.linear_1.weight"},
       {"vision_tower.vision_model.embeddings.patch_embedding.weight",
        "vision_tower.vision_model.embeddings.patch_embedding.weight"},
-      {"vision_tower.vision_model.embeddings.position_ids", "vision_tower.vision_model.embeddings.position_ids"},
+      {"vision_tower.vision_model.embeddings.position_ids",
+       "vision_tower.vision_model.embeddings.position_ids"},
       {"vision_tower.vision_model.temperature", "vision_tower.vision_model.temperature"},
   };
   const std::size_t experts = native.fqn.find("mlp.experts.");
@@ -82,7 +83,9 @@ inline RandomModel random_model(Random& random, std::int64_t largest = 70) {
       {"lm_head.weight", wide(), {random.between(1, 30), hidden}},
       {"model.norm.weight", wide(), {hidden}},
       {"model.layers.3.mlp.gate.e_score_correction_bias", DType::F32, {experts}},
-      {"vision_tower.patch_merge_mlp.linear_1.weight", wide(), {random.between(1, 30), random.between(1, 99)}},
+      {"vision_tower.patch_merge_mlp.linear_1.weight",
+       wide(),
+       {random.between(1, 30), random.between(1, 99)}},
       {"vision_tower.vision_model.embeddings.patch_embedding.weight", wide(), random_shape(random, 5, 1, 4)},
       {"vision_tower.vision_model.embeddings.position_ids", DType::I64, {random.between(1, 9)}},
       {"vision_tower.vision_model.temperature", wide(), {}},
@@ -111,7 +114,8 @@ inline RandomModel random_model(Random& random, std::int64_t largest = 70) {
 inline Catalog catalog_of(Random& random, const std::vector<Stored>& tensors) {
   Catalog catalog;
   catalog.directory = "/checkpoint";
-  for (int file = 1; file <= 5; ++file) catalog.files.push_back({"model-" + std::to_string(file) + ".safetensors", 0});
+  for (int file = 1; file <= 5; ++file)
+    catalog.files.push_back({"model-" + std::to_string(file) + ".safetensors", 0});
   for (const Stored& tensor : tensors) {
     auto file = static_cast<std::uint32_t>(random.between(0, 4));
     for (const Box& chunk : tensor.chunks) {

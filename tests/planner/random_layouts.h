@@ -84,8 +84,8 @@ inline Box random_box(Random& random, const Shape& shape, std::int64_t least) {
   return box;
 }
 
-/// Boxes that cover `region` once: cut in two at random, each part again, up to `cuts` times. Makes grids, bricks and all
-/// between, but nothing that a straight cut through all of it could not separate.
+/// Boxes that cover `region` once: cut in two at random, each part again, up to `cuts` times. Makes grids,
+/// bricks and all between, but nothing that a straight cut through all of it could not separate.
 inline std::vector<Box> random_tiling(Random& random, const Box& region, std::int64_t cuts) {
   std::vector<std::size_t> divisible;
   for (std::size_t d = 0; d < region.size.size(); ++d) {
@@ -131,13 +131,14 @@ inline Mesh random_mesh(Random& random, std::int64_t tensor_rank) {
   return mesh;
 }
 
-/// The plain reference for placements: for each dimension of a tensor, the list of the global indices that a rank holds, in
-/// local order.
+/// The plain reference for placements: for each dimension of a tensor, the list of the global indices that a
+/// rank holds, in local order.
 using IndexLists = std::vector<std::vector<std::int64_t>>;
 
 /// As torch.chunk: all parts but the last ones have the same length, rounded up. Padded with empty parts.
 inline IndexLists torch_chunk(const std::vector<std::int64_t>& list, std::int64_t parts) {
-  const std::size_t length = (list.size() + static_cast<std::size_t>(parts) - 1) / static_cast<std::size_t>(parts);
+  const std::size_t length =
+      (list.size() + static_cast<std::size_t>(parts) - 1) / static_cast<std::size_t>(parts);
   IndexLists chunks(static_cast<std::size_t>(parts));
   for (std::size_t i = 0; i < list.size(); ++i) chunks[i / length].push_back(list[i]);
   return chunks;
@@ -172,7 +173,8 @@ inline Shape shape_of(const IndexLists& lists) {
 /// The global index of a local one.
 inline Shape global_index(const IndexLists& lists, const Shape& local) {
   Shape global;
-  for (std::size_t d = 0; d < local.size(); ++d) global.push_back(lists[d][static_cast<std::size_t>(local[d])]);
+  for (std::size_t d = 0; d < local.size(); ++d)
+    global.push_back(lists[d][static_cast<std::size_t>(local[d])]);
   return global;
 }
 

@@ -59,7 +59,8 @@ TEST(request_list, a_rank_asks_for_whole_scales_of_the_experts_that_it_holds_a_p
   std::set<std::string> asked;
   for (std::int64_t rank = 0; rank < 4; ++rank) {
     const std::vector<MeshDimension> mesh = {{"ep", 2}, {"ep_shard", 2}};
-    for (const auto& [name, form] : forms_of(request_list(specs_on_mesh(natives, mesh, rank), map, &catalog))) {
+    for (const auto& [name, form] :
+         forms_of(request_list(specs_on_mesh(natives, mesh, rank), map, &catalog))) {
       EXPECT_EQ(form, whole_list.at(name)) << name;
       const std::size_t at = name.find(".experts.");
       EXPECT_TRUE(at == std::string::npos || std::stoi(name.substr(at + 9)) / 2 == rank / 2) << name;
@@ -72,7 +73,8 @@ TEST(request_list, a_rank_asks_for_whole_scales_of_the_experts_that_it_holds_a_p
 TEST(request_list, scales_follow_their_weight_and_go_into_the_same_tensor) {
   const Catalog catalog = preset_catalog("tiny");
   const WeightMap map = weight_map_for(catalog);
-  const std::vector<Request> requests = request_list(specs_on_mesh(native_tensors(catalog, map), {}, 0), map, &catalog);
+  const std::vector<Request> requests =
+      request_list(specs_on_mesh(native_tensors(catalog, map), {}, 0), map, &catalog);
   for (std::size_t i = 0; i < requests.size(); ++i) {
     if (!requests[i].placeholder) continue;
     ASSERT_GT(i, 0U);
@@ -84,7 +86,8 @@ TEST(request_list, scales_follow_their_weight_and_go_into_the_same_tensor) {
 TEST(request_list, weights_that_the_checkpoint_lacks_are_asked_for_all_the_same) {
   const Catalog empty = catalog_of({});
   const WeightMap map = weight_map_for(empty, "minimax_m3");
-  const auto requests = request_list({whole_tensor("model.layers.0.self_attn.q_proj.weight", DType::BF16, {4, 40})}, map, &empty);
+  const auto requests = request_list(
+      {whole_tensor("model.layers.0.self_attn.q_proj.weight", DType::BF16, {4, 40})}, map, &empty);
   ASSERT_EQ(requests.size(), 1U);
   EXPECT_EQ(requests[0].name, "language_model.model.layers.0.self_attn.q_proj.weight");
   EXPECT_EQ(requests[0].dtype, DType::BF16);

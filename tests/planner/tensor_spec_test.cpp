@@ -47,7 +47,8 @@ TEST(tensor_spec, elements_that_share_memory_are_found_for_any_strides) {
     const Shape shape = random_shape(random, random.between(0, 3), 0, 5);
     Shape strides;
     for (std::size_t d = 0; d < shape.size(); ++d) strides.push_back(random.between(-12, 12));
-    const TensorSpec spec = view(random.one_of<DType>({DType::BF16, DType::F32, DType::U8}), shape, strides, 0);
+    const TensorSpec spec =
+        view(random.one_of<DType>({DType::BF16, DType::F32, DType::U8}), shape, strides, 0);
     const bool expected = has_repeats(bytes_of_elements(spec));
     const std::string fault = fault_of(spec);
     ASSERT_EQ(fault.find("share memory") != std::string::npos, expected)
@@ -75,7 +76,8 @@ TEST(tensor_spec, slices_and_transposes_of_a_contiguous_tensor_share_nothing) {
 
 TEST(tensor_spec, an_expanded_view_is_refused_with_its_shape_and_strides) {
   const std::string fault = fault_of(view(DType::BF16, {3, 4}, {0, 1}, 0));
-  for (const char* text : {"[3, 4]", "[0, 1]", "expanded"}) EXPECT_NE(fault.find(text), std::string::npos) << fault;
+  for (const char* text : {"[3, 4]", "[0, 1]", "expanded"})
+    EXPECT_NE(fault.find(text), std::string::npos) << fault;
   EXPECT_EQ(fault_of(view(DType::BF16, {1, 4}, {0, 1}, 0)), "");
 }
 
@@ -85,7 +87,8 @@ TEST(tensor_spec, two_tensors_that_share_a_byte_are_named_and_no_others) {
   for (int round = 0; round < 1500; ++round) {
     std::vector<TensorSpec> specs;
     for (std::int64_t n = random.between(2, 5); n > 0; --n) {
-      // Slices of one 12 x 16 buffer, mostly: interleaved columns, rows, overlaps; some mirrored or of another dtype.
+      // Slices of one 12 x 16 buffer, mostly: interleaved columns, rows, overlaps; some mirrored or of
+      // another dtype.
       const Box slice = random_box(random, {12, 16}, 0);
       const std::int64_t step = random.between(1, 2);
       TensorSpec spec = view(random.one_of<DType>({DType::BF16, DType::BF16, DType::F32, DType::U8}),
@@ -116,7 +119,8 @@ TEST(tensor_spec, two_tensors_that_share_a_byte_are_named_and_no_others) {
 }
 
 TEST(tensor_spec, left_and_right_columns_of_one_buffer_share_nothing) {
-  std::vector<TensorSpec> halves = {view(DType::BF16, {100, 8}, {16, 1}, 0), view(DType::BF16, {100, 8}, {16, 1}, 16)};
+  std::vector<TensorSpec> halves = {view(DType::BF16, {100, 8}, {16, 1}, 0),
+                                    view(DType::BF16, {100, 8}, {16, 1}, 16)};
   EXPECT_TRUE(shared_memory(halves).empty());
   halves[1].data = static_cast<std::uint8_t*>(halves[1].data) - 1;
   EXPECT_EQ(shared_memory(halves).size(), 1U);
@@ -153,7 +157,8 @@ TEST(tensor_spec, what_cannot_be_written_to_is_told) {
   });
   expect_fault("rank", [](TensorSpec& spec) { spec.local_shape = {24}; });
   expect_fault("rank", [](TensorSpec& spec) { spec.local_strides = {1}; });
-  expect_fault("leaves the global shape [4, 6]", [](TensorSpec& spec) { spec.boxes[0].global.offset[1] = 1; });
+  expect_fault("leaves the global shape [4, 6]",
+               [](TensorSpec& spec) { spec.boxes[0].global.offset[1] = 1; });
   expect_fault("leaves the global shape", [](TensorSpec& spec) { spec.boxes[0].global.offset[0] = -1; });
   expect_fault("local shape [3, 6]", [](TensorSpec& spec) { spec.local_shape[0] = 3; });
   expect_fault("[4, 6]", [](TensorSpec& spec) { spec.boxes[0].local_offset = {0}; });

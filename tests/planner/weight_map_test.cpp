@@ -24,7 +24,7 @@ const std::map<std::string, Shape>& released_native() {
 TEST(weight_map, every_tensor_of_the_released_model_goes_into_one_native_tensor_and_comes_back) {
   ASSERT_EQ(released_native().size(), 1665U);
   const WeightMap map = m3();
-  std::map<std::string, Shape> expected;  // HF weights
+  std::map<std::string, Shape> expected;                 // HF weights
   std::map<std::string, std::set<std::string>> sources;  // by native tensor
   for (const NamedShape& tensor : preset_tensors("full")) {
     const auto place = native_place_of(map, tensor.name);
@@ -53,10 +53,12 @@ TEST(weight_map, every_tensor_of_the_released_model_goes_into_one_native_tensor_
 TEST(weight_map, each_native_element_is_in_one_piece) {
   const WeightMap map = m3();
   for (auto [fqn, shape] : released_native()) {
-    for (std::int64_t& size : shape) size = 2 * ((size + 1023) / 1024);  // as many pieces meet as in the real one
+    for (std::int64_t& size : shape)
+      size = 2 * ((size + 1023) / 1024);  // as many pieces meet as in the real one
     std::vector<int> count(static_cast<std::size_t>(volume(shape)), 0);
     for (const Piece& piece : pieces_of(map, fqn, shape)) {
-      for_each_index(piece.box.size, [&](const Shape& step) { ++count[flat(plus(step, piece.box.offset), shape)]; });
+      for_each_index(piece.box.size,
+                     [&](const Shape& step) { ++count[flat(plus(step, piece.box.offset), shape)]; });
     }
     ASSERT_EQ(count, std::vector<int>(count.size(), 1)) << fqn;
   }
@@ -65,7 +67,8 @@ TEST(weight_map, each_native_element_is_in_one_piece) {
 TEST(weight_map, grouped_experts_hold_the_transposed_matrices_gate_columns_before_up_columns) {
   const WeightMap map = m3();
   const std::string hf = "language_model.model.layers.3.block_sparse_moe.experts.";
-  const std::vector<Piece> joined = pieces_of(map, "model.layers.3.mlp.experts.gate_and_up_projs", {2, 6, 10});
+  const std::vector<Piece> joined =
+      pieces_of(map, "model.layers.3.mlp.experts.gate_and_up_projs", {2, 6, 10});
   ASSERT_EQ(joined.size(), 4U);
   for (std::int64_t e = 0; e < 2; ++e) {
     for (int part = 0; part < 2; ++part) {
@@ -94,8 +97,10 @@ TEST(weight_map, native_names_are_those_of_the_table_in_the_reference) {
        "model.layers.3.shared_experts.up_proj.weight"},
       {"language_model.model.layers.3.block_sparse_moe.experts.7.w3.weight_scale_inv",
        "model.layers.3.mlp.experts.gate_and_up_projs"},
-      {"language_model.model.layers.3.block_sparse_moe.experts.7.w2.weight", "model.layers.3.mlp.experts.down_projs"},
-      {"language_model.model.layers.3.self_attn.index_q_proj.weight", "model.layers.3.self_attn.indexer.index_q_proj.weight"},
+      {"language_model.model.layers.3.block_sparse_moe.experts.7.w2.weight",
+       "model.layers.3.mlp.experts.down_projs"},
+      {"language_model.model.layers.3.self_attn.index_q_proj.weight",
+       "model.layers.3.self_attn.indexer.index_q_proj.weight"},
       {"language_model.model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.gate_proj.weight"},
       {"language_model.lm_head.weight", "lm_head.weight"},
       {"multi_modal_projector.linear_1.bias", "vision_tower.multi_modal_projector.linear_1.bias"},
@@ -148,10 +153,12 @@ TEST(weight_map, a_text_checkpoint_may_lack_the_prefixes) {
 TEST(weight_map, names_that_no_row_lists_are_not_known) {
   const WeightMap map = m3();
   for (const char* name :
-       {"language_model.model.layers.3.block_sparse_moe.experts.0.w4.weight", "language_model.model.extra.weight",
-        "language_model.model.layers.03.self_attn.q_proj.weight", "language_model.model.layers.3.self_attn.q_proj.bias",
-        "language_model.lm_head.bias", "model.layers.0.self_attn.q_proj.weight", "optimizer.step", "vision_tower.x",
-        "language_model.model.mtp.layers.0.other.weight", "language_model.model.layers.x.input_layernorm.weight"}) {
+       {"language_model.model.layers.3.block_sparse_moe.experts.0.w4.weight",
+        "language_model.model.extra.weight", "language_model.model.layers.03.self_attn.q_proj.weight",
+        "language_model.model.layers.3.self_attn.q_proj.bias", "language_model.lm_head.bias",
+        "model.layers.0.self_attn.q_proj.weight", "optimizer.step", "vision_tower.x",
+        "language_model.model.mtp.layers.0.other.weight",
+        "language_model.model.layers.x.input_layernorm.weight"}) {
     const auto place = native_place_of(map, name);
     EXPECT_FALSE(place && place->rule->known) << name;
     EXPECT_FALSE(is_ignored(map, name)) << name;
@@ -173,13 +180,13 @@ TEST(weight_map, the_rule_of_names_counts_what_the_reference_says_as_quantised) 
     if (tensors[i].name.ends_with("_scale_inv")) continue;
     const bool has_scale = i + 1 < tensors.size() && tensors[i + 1].name.ends_with("_scale_inv");
     const bool is_eh_proj = tensors[i].name == "language_model.model.mtp.layers.0.eh_proj.weight";
-    ASSERT_EQ(native_place_of(map, tensors[i].name)->rule->quantised, has_scale && !is_eh_proj) << tensors[i].name;
+    ASSERT_EQ(native_place_of(map, tensors[i].name)->rule->quantised, has_scale && !is_eh_proj)
+        << tensors[i].name;
     scaled += has_scale;
   }
   const std::map<std::string, Shape> released = released_shapes("minimax_m3_vl.hf.txt");
-  EXPECT_EQ(scaled, std::count_if(released.begin(), released.end(), [](const auto& tensor) {
-              return tensor.first.ends_with("_scale_inv");
-            }));
+  EXPECT_EQ(scaled, std::count_if(released.begin(), released.end(),
+                                  [](const auto& tensor) { return tensor.first.ends_with("_scale_inv"); }));
   const auto quantised = [&](const char* name) { return native_place_of(map, name)->rule->quantised; };
   EXPECT_TRUE(quantised("language_model.model.mtp.layers.0.transformer_layer.self_attn.q_proj.weight"));
   EXPECT_FALSE(quantised("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"));
@@ -189,7 +196,9 @@ TEST(weight_map, the_rule_of_names_counts_what_the_reference_says_as_quantised) 
 
 TEST(weight_map, shapes_that_cannot_be_what_the_rule_says_are_refused) {
   const WeightMap map = m3();
-  const auto pieces = [&](const char* fqn, Shape shape) { return [&map, fqn, shape] { pieces_of(map, fqn, shape); }; };
+  const auto pieces = [&](const char* fqn, Shape shape) {
+    return [&map, fqn, shape] { pieces_of(map, fqn, shape); };
+  };
   const char* joined = "model.layers.3.mlp.experts.gate_and_up_projs";
   expect_error(ErrorKind::mismatch, {joined, "3 dimensions", "[4, 6]"}, pieces(joined, {4, 6}));
   expect_error(ErrorKind::mismatch, {joined, "multiple of 2", "[4, 6, 9]"}, pieces(joined, {4, 6, 9}));
@@ -211,14 +220,16 @@ TEST(weight_map, the_family_is_told_by_config_json_or_else_by_the_names) {
     EXPECT_EQ(weight_map_for(catalog).family, "minimax_m3") << config;
   }
   catalog.config = "{\"model_type\": \"llama\"}";
-  expect_error(ErrorKind::mismatch, {"/checkpoint", "llama", "minimax_m3_vl"}, [&] { weight_map_for(catalog); });
+  expect_error(ErrorKind::mismatch, {"/checkpoint", "llama", "minimax_m3_vl"},
+               [&] { weight_map_for(catalog); });
   EXPECT_EQ(weight_map_for(catalog, "minimax_m3").family, "minimax_m3");
   EXPECT_EQ(weight_map_for(catalog, "minimax_m3_vl").family, "minimax_m3");
 
   Catalog other = catalog_of({{"model.layers.0.self_attn.q_proj.weight", DType::BF16, {4, 4}}});
   expect_error(ErrorKind::mismatch, {"/checkpoint", "minimax_m3"}, [&] { weight_map_for(other); });
   expect_error(ErrorKind::argument, {"'gpt'", "auto", "minimax_m3"}, [&] { weight_map_for(other, "gpt"); });
-  expect_error(ErrorKind::argument, {"'other'", "automodel"}, [&] { weight_map_for(catalog, "minimax_m3", "other"); });
+  expect_error(ErrorKind::argument, {"'other'", "automodel"},
+               [&] { weight_map_for(catalog, "minimax_m3", "other"); });
 }
 
 }  // namespace

@@ -79,8 +79,8 @@ TEST(box_reading, tasks_tile_the_transfers_in_their_order_with_their_scales_and_
     std::vector<TensorSpec> specs;
     for (const Native& native : model.natives) {
       const Mesh mesh = random_mesh(random, std::ssize(native.shape));
-      specs.push_back(sharded_tensor(native.fqn, native.dtype, native.shape, mesh.shape, Shape(mesh.shape.size(), 0),
-                                     mesh.placements));
+      specs.push_back(sharded_tensor(native.fqn, native.dtype, native.shape, mesh.shape,
+                                     Shape(mesh.shape.size(), 0), mesh.placements));
     }
     const LoadPlan plan = plan_load(specs, catalog, weight_map_for(catalog, "minimax_m3"));
     const auto buffer = static_cast<std::uint64_t>(random.between(4096, 12000));
@@ -100,8 +100,9 @@ TEST(box_reading, tasks_tile_the_transfers_in_their_order_with_their_scales_and_
           for (std::size_t d = 0; d < step.size(); ++d) in_transfer[d] -= transfer.source_box.offset[d];
           ++count.at(flat(in_transfer, transfer.source_box.size));
           if (transfer.scales < 0) return;
-          const Shape scale = {transfer.scale_box.offset[0] + in_transfer[0] + transfer.first_row_in_block,
-                               transfer.scale_box.offset[1] + (in_transfer[1] + transfer.first_column_in_block) / 32};
+          const Shape scale = {
+              transfer.scale_box.offset[0] + in_transfer[0] + transfer.first_row_in_block,
+              transfer.scale_box.offset[1] + (in_transfer[1] + transfer.first_column_in_block) / 32};
           for (std::size_t d = 0; d < 2; ++d) {
             needed_scales.offset[d] = std::min(needed_scales.offset[d], scale[d]);
             needed_scales.size[d] = std::max(needed_scales.size[d], scale[d] + 1);  // the end, for now

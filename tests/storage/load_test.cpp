@@ -40,7 +40,8 @@ struct Checkpoint {
   }
 
  private:
-  /// A safetensors file, its chunks marked as torch's HuggingFaceStorageWriter(save_distributed=True) marks them.
+  /// A safetensors file, its chunks marked as torch's HuggingFaceStorageWriter(save_distributed=True) marks
+  /// them.
   void write(const Catalog& layout, std::uint32_t file) {
     std::string header, offsets, data(layout.files[file].size, '\0');
     const auto list = [](const Shape& shape) {
@@ -50,11 +51,11 @@ struct Checkpoint {
     };
     for (const SourceTensor& tensor : layout.tensors) {
       if (tensor.file != file) continue;
-      header += ",\"" + tensor.name + "\":{\"dtype\":\"" + std::string(name_of(tensor.dtype)) + "\",\"shape\":" +
-                list(tensor.shape) + ",\"data_offsets\":[" + std::to_string(tensor.begin) + "," +
-                std::to_string(tensor.end) + "]}";
-      offsets += (offsets.empty() ? "" : ",") + std::string("\\\"") + tensor.name + "\\\":{\\\"saved_offsets\\\":" +
-                 list(tensor.offset) + "}";
+      header += ",\"" + tensor.name + "\":{\"dtype\":\"" + std::string(name_of(tensor.dtype)) +
+                "\",\"shape\":" + list(tensor.shape) + ",\"data_offsets\":[" + std::to_string(tensor.begin) +
+                "," + std::to_string(tensor.end) + "]}";
+      offsets += (offsets.empty() ? "" : ",") + std::string("\\\"") + tensor.name +
+                 "\\\":{\\\"saved_offsets\\\":" + list(tensor.offset) + "}";
       const auto element = static_cast<std::size_t>(bytes_of(tensor.dtype));
       char* to = data.data() + tensor.begin;
       for_each_index(tensor.shape, [&](const Shape& index) {
@@ -70,7 +71,8 @@ struct Checkpoint {
   }
 };
 
-// The plain reference for numbers: doubles, which hold every value of the formats here and every product exactly.
+// The plain reference for numbers: doubles, which hold every value of the formats here and every product
+// exactly.
 
 struct Format {
   int exponent_bits;
@@ -79,10 +81,14 @@ struct Format {
 
 Format format_of(DType dtype) {
   switch (dtype) {
-    case DType::F8_E4M3: return {4, 3};
-    case DType::F16: return {5, 10};
-    case DType::BF16: return {8, 7};
-    default: return {8, 23};  // F32
+    case DType::F8_E4M3:
+      return {4, 3};
+    case DType::F16:
+      return {5, 10};
+    case DType::BF16:
+      return {8, 7};
+    default:
+      return {8, 23};  // F32
   }
 }
 
@@ -119,8 +125,10 @@ bool is_decoded(const Checkpoint& checkpoint, const HfElement& hf, const std::ui
   const std::uint8_t* source = checkpoint.bytes.at(hf.name).data() + flat(hf.index, tensor.shape) * element;
   if (tensor.dtype == dtype) return std::memcmp(source, found, element) == 0;
   double value = value_of(source, tensor.dtype);
-  if (const auto scales = checkpoint.tensors.find(hf.name + "_scale_inv"); scales != checkpoint.tensors.end()) {
-    const std::uint8_t scale = checkpoint.bytes.at(scales->first)[flat({hf.index[0], hf.index[1] / 32}, scales->second.shape)];
+  if (const auto scales = checkpoint.tensors.find(hf.name + "_scale_inv");
+      scales != checkpoint.tensors.end()) {
+    const std::uint8_t scale =
+        checkpoint.bytes.at(scales->first)[flat({hf.index[0], hf.index[1] / 32}, scales->second.shape)];
     value = scale == 255 ? std::numeric_limits<double>::quiet_NaN() : std::ldexp(value, scale - 127);
   }
   const double expected = rounded(value, dtype);
@@ -174,11 +182,13 @@ TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touche
       const Mesh mesh = random_mesh(random, std::ssize(native.shape));
       Shape coordinate;
       for (const std::int64_t size : mesh.shape) coordinate.push_back(random.between(0, size - 1));
-      specs.push_back(sharded_tensor(native.fqn, native.dtype, native.shape, mesh.shape, coordinate, mesh.placements));
+      specs.push_back(
+          sharded_tensor(native.fqn, native.dtype, native.shape, mesh.shape, coordinate, mesh.placements));
       lists.push_back(index_lists(native.shape, mesh, coordinate));
       memory[n].give(random, specs.back());
     }
-    const LoadPlan plan = plan_load(specs, checkpoint.catalog, weight_map_for(checkpoint.catalog, "minimax_m3"));
+    const LoadPlan plan =
+        plan_load(specs, checkpoint.catalog, weight_map_for(checkpoint.catalog, "minimax_m3"));
     LoadOptions options;
     options.threads = static_cast<int>(random.between(1, 4));
     options.staging_bytes = static_cast<std::size_t>(random.one_of<int>({0, 4096, 9000, 20000, 100000}));
@@ -190,7 +200,8 @@ TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touche
         const HfElement hf = hf_element(model.natives[n], global_index(lists[n], at));
         const std::uint8_t* found = address(specs[n], at);
         ASSERT_TRUE(is_decoded(checkpoint, hf, found, specs[n].dtype))
-            << "round " << round << ": " << specs[n].fqn << to_string(at) << " from " << hf.name << to_string(hf.index);
+            << "round " << round << ": " << specs[n].fqn << to_string(at) << " from " << hf.name
+            << to_string(hf.index);
         for (int byte = 0; byte < bytes_of(specs[n].dtype); ++byte) written.insert(found + byte);
       });
       for (const std::uint8_t& byte : memory[n].bytes)
@@ -199,7 +210,8 @@ TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touche
     std::set<std::uint32_t> files;
     for (const Transfer& transfer : plan.transfers) {
       files.insert(checkpoint.catalog.tensors[transfer.source].file);
-      if (transfer.scales >= 0) files.insert(checkpoint.catalog.tensors[static_cast<std::size_t>(transfer.scales)].file);
+      if (transfer.scales >= 0)
+        files.insert(checkpoint.catalog.tensors[static_cast<std::size_t>(transfer.scales)].file);
     }
     EXPECT_EQ(report.files, std::ssize(files));
     EXPECT_GE(report.bytes_read, report.bytes_needed);
@@ -223,17 +235,23 @@ struct OneMatrix {
   explicit OneMatrix(const Shape& shape, const Mesh& mesh = {}, DType dtype = DType::BF16)
       : native{"lm_head.weight", dtype, shape},
         checkpoint(random, {{"language_model.lm_head.weight", DType::F8_E4M3, shape, {whole(shape)}},
-                            {"language_model.lm_head.weight_scale_inv", DType::U8, {shape[0], (shape[1] + 31) / 32},
+                            {"language_model.lm_head.weight_scale_inv",
+                             DType::U8,
+                             {shape[0], (shape[1] + 31) / 32},
                              {whole({shape[0], (shape[1] + 31) / 32})}}}) {
-    specs.push_back(sharded_tensor(native.fqn, dtype, shape, mesh.shape, Shape(mesh.shape.size(), 0), mesh.placements));
-    memory.bytes.assign(static_cast<std::size_t>(volume(specs[0].local_shape) * bytes_of(dtype)), Memory::untouched);
+    specs.push_back(
+        sharded_tensor(native.fqn, dtype, shape, mesh.shape, Shape(mesh.shape.size(), 0), mesh.placements));
+    memory.bytes.assign(static_cast<std::size_t>(volume(specs[0].local_shape) * bytes_of(dtype)),
+                        Memory::untouched);
     specs[0].data = memory.bytes.data();
     plan = plan_load(specs, checkpoint.catalog, weight_map_for(checkpoint.catalog, "minimax_m3"));
   }
   std::filesystem::path weights() const {
     return checkpoint.catalog.path_of(checkpoint.catalog.find("language_model.lm_head.weight")[0]);
   }
-  LoadReport run(const LoadOptions& options = {}) const { return load(plan, checkpoint.catalog, specs, options); }
+  LoadReport run(const LoadOptions& options = {}) const {
+    return load(plan, checkpoint.catalog, specs, options);
+  }
 };
 
 TEST(load, rows_longer_than_the_staging_are_read_in_parts) {
@@ -246,7 +264,8 @@ TEST(load, rows_longer_than_the_staging_are_read_in_parts) {
     options.staging_bytes = staging;
     EXPECT_LE(job.run(options).peak_staging_bytes, staging);
     for_each_index(job.native.shape, [&](const Shape& at) {
-      ASSERT_TRUE(is_decoded(job.checkpoint, hf_element(job.native, at), address(job.specs[0], at), DType::BF16))
+      ASSERT_TRUE(
+          is_decoded(job.checkpoint, hf_element(job.native, at), address(job.specs[0], at), DType::BF16))
           << to_string(at);
     });
   }
@@ -291,8 +310,8 @@ TEST(load, a_file_cut_short_after_planning_is_an_error_with_file_and_offset) {
     options.threads = threads;
     options.staging_bytes = 40000;
     expect_error(ErrorKind::io,
-                 {job.weights().string(), "language_model.lm_head.weight", threads == 1 ? std::to_string(size) : "offset",
-                  std::to_string(size + 12345), "cut short"},
+                 {job.weights().string(), "language_model.lm_head.weight",
+                  threads == 1 ? std::to_string(size) : "offset", std::to_string(size + 12345), "cut short"},
                  [&] { job.run(options); });
   }
 }
