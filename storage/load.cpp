@@ -41,7 +41,7 @@ class OpenFiles {
     try {
       file(tensor).read(offset, reinterpret_cast<char*>(to), length);
     } catch (const Error& error) {
-      throw Error(error.kind,
+      throw Error(ErrorKind::io,
                   std::string(error.what()) + "; this was tensor " + tensor.name + ", bytes " +
                       std::to_string(tensor.begin) + " to " + std::to_string(tensor.end) +
                       ". The destinations are partly written",
