@@ -200,11 +200,7 @@ class LoadPlanner {
     std::vector<Box> written;
     for (std::size_t t = first; t < plan_.transfers.size(); ++t) {
       const Transfer& transfer = plan_.transfers[t];
-      Box box{transfer.destination_offset, Shape(spec.local_shape.size(), 1)};
-      for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
-        box.size[static_cast<std::size_t>(transfer.axes[i])] = transfer.source_box.size[i];
-      }
-      written.push_back(std::move(box));
+      written.push_back(written_box(transfer));
     }
     const std::string fault = tiling_fault(whole(spec.local_shape), std::move(written));
     if (!fault.empty()) problems_.add(spec.fqn + ": " + fault);
@@ -309,6 +305,14 @@ void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const
     if (tensor.name != previous) ++plan.tensors;
     previous = tensor.name;
   }
+}
+
+Box written_box(const Transfer& transfer) {
+  Box box{transfer.destination_offset, Shape(transfer.destination_offset.size(), 1)};
+  for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
+    box.size[static_cast<std::size_t>(transfer.axes[i])] = transfer.source_box.size[i];
+  }
+  return box;
 }
 
 Box scale_box_of_part(const Transfer& transfer, const Box& box) {

@@ -27,6 +27,8 @@ struct Transfer {
   std::uint32_t destination = 0;  ///< index into the specs
   Shape destination_offset;       ///< where source_box's first element goes in the local tensor
   std::vector<int> axes;          ///< source dimension i runs along dimension axes[i] of the local tensor
+
+  bool operator==(const Transfer&) const = default;
 };
 
 /// What one rank does to load: a list of Transfers that together write every element of every destination
@@ -38,6 +40,8 @@ struct LoadPlan {
   std::uint64_t bytes_needed = 0;   ///< that those parts take in the files, each byte counted once
   std::uint64_t bytes_written = 0;  ///< that the destinations take
   std::vector<std::string> unused;  ///< known HF weights that the trainer has no tensor for, sorted
+
+  bool operator==(const LoadPlan&) const = default;
 };
 
 struct LoadPlanOptions {
@@ -50,6 +54,9 @@ struct LoadPlanOptions {
 /// wrong, by name, with what was expected and found. Reads no tensor data and writes nothing.
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
                    const LoadPlanOptions& options = {});
+
+/// The box of the destination's local tensor that a transfer writes.
+Box written_box(const Transfer& transfer);
 
 /// The scales that a part of a transfer's source box needs, in the coordinates of its scale_box. The transfer
 /// must be block-scaled.

@@ -17,6 +17,7 @@
 #include "planner/load_plan.h"
 #include "planner/models/models.h"
 #include "planner/native_tensors.h"
+#include "planner/plan_wire.h"
 #include "planner/problems.h"
 #include "planner/read_plan.h"
 #include "planner/request_list.h"
@@ -261,6 +262,19 @@ void bind_load(py::module_& m) {
       },
       py::arg("specs"), py::arg("catalog"), py::arg("map"), py::arg("strict") = true,
       py::arg("allow_missing") = false);
+  m.def(
+      "encode_plan",
+      [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs) {
+        return py::bytes(encode_plan(plan, catalog, specs));
+      },
+      py::arg("plan"), py::arg("catalog"), py::arg("specs"),
+      "A plan as bytes; equal plans give equal bytes.");
+  m.def(
+      "decode_plan",
+      [](const std::string& bytes, const Catalog& catalog, const std::vector<TensorSpec>& specs) {
+        return std::make_shared<LoadPlan>(decode_plan(bytes, catalog, specs));
+      },
+      py::arg("bytes"), py::arg("catalog"), py::arg("specs"));
   m.def(
       "plan_reads",
       [](const std::vector<std::tuple<std::string, Shape, Shape, Shape>>& requests,

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from shardwright import _core
@@ -55,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     planning.add_argument("--rank", type=int, default=0)
     planning.add_argument("--json", action="store_true", help="every transfer, as JSON")
+    planning.add_argument(
+        "--save", metavar="FILE", help="keep the plan, as protobuf bytes (planner/plan.proto)"
+    )
+    planning.add_argument(
+        "--compare", metavar="FILE", help="fail if the plan is not the one kept in this file"
+    )
     _add_map_options(planning)
     planning.set_defaults(command=_plan)
 
@@ -122,6 +129,16 @@ def _plan(options: argparse.Namespace) -> None:
     native = _core.native_tensors(catalog, weight_map)
     specs = _core.specs_on_mesh(native, mesh, options.rank)
     plan = _core.plan_load(specs, catalog, weight_map, strict=not options.not_strict)
+    encoded = _core.encode_plan(plan, catalog, specs)
+    if options.compare and Path(options.compare).read_bytes() != encoded:
+        _core.decode_plan(
+            Path(options.compare).read_bytes(), catalog, specs
+        )  # says what differs, if it is the tensors
+        raise ValueError(
+            f"{options.compare}: expected the plan made here, found another one for the same tensors"
+        )
+    if options.save:
+        Path(options.save).write_bytes(encoded)
     tensors = catalog.tensors
     transfers = plan.transfers
     mesh_text = " x ".join(f"{dimension.name} {dimension.size}" for dimension in mesh) or "one rank"

@@ -161,7 +161,8 @@ TEST(tensor_spec, what_cannot_be_written_to_is_told) {
                [](TensorSpec& spec) { spec.boxes[0].global.offset[1] = 1; });
   expect_fault("leaves the global shape", [](TensorSpec& spec) { spec.boxes[0].global.offset[0] = -1; });
   expect_fault("local shape [3, 6]", [](TensorSpec& spec) { spec.local_shape[0] = 3; });
-  expect_fault("[4, 6]", [](TensorSpec& spec) { spec.boxes[0].local_offset = {0}; });
+  expect_fault("rank of its global", [](TensorSpec& spec) { spec.boxes[0].local_offset = {0}; });
+  expect_fault("rank of its global", [](TensorSpec& spec) { spec.boxes[0].global.offset = {0, 0, 0}; });
   expect_fault("6 of 30 elements", [](TensorSpec& spec) { spec.local_shape[0] = 5; });
   expect_fault("written twice", [](TensorSpec& spec) { spec.boxes.push_back(spec.boxes[0]); });
   expect_fault("have no source", [](TensorSpec& spec) { spec.boxes.clear(); });

@@ -127,3 +127,13 @@ def test_a_used_directory_is_not_overwritten(tiny: Path):
 def test_an_unknown_command_or_preset_is_refused(tmp_path: Path):
     assert_fails("dance", words=["dance"])
     assert_fails("generate", tmp_path / "new", "--preset", "huge", words=["huge"])
+
+
+def test_a_kept_plan_is_the_same_again_and_not_that_of_another_rank(tiny: Path, tmp_path: Path):
+    kept = tmp_path / "plan"
+    arguments = ["plan", tiny, "--mesh", "ep=2", "--rank"]
+    assert shardwright(*arguments, "1", "--save", kept).returncode == 0
+    assert shardwright(*arguments, "1", "--compare", kept).returncode == 0
+    assert_fails(*arguments, "0", "--compare", kept, words=[str(kept)])
+    kept.write_bytes(kept.read_bytes()[:-3])
+    assert_fails(*arguments, "1", "--compare", kept, words=["cut short"])

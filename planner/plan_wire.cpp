@@ -1,0 +1,232 @@
+#include "planner/plan_wire.h"
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <google/protobuf/stubs/logging.h>
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "planner/plan.pb.h"
+#include "planner/problems.h"
+
+namespace shardwright {
+namespace {
+
+template <typename Repeated>
+void set(Repeated* field, const auto& values) {
+  field->Assign(values.begin(), values.end());
+}
+
+Shape shape_from(const auto& field) { return Shape(field.begin(), field.end()); }
+
+void set(wire::Box* to, const Box& box) {
+  set(to->mutable_offset(), box.offset);
+  set(to->mutable_size(), box.size);
+}
+
+Box box_from(const wire::Box& box) { return {shape_from(box.offset()), shape_from(box.size())}; }
+
+bool lies_inside(const Box& box, const Shape& shape) {
+  return box.offset.size() == shape.size() && box.size.size() == shape.size() &&
+         std::all_of(box.offset.begin(), box.offset.end(), [](std::int64_t o) { return o >= 0; }) &&
+         std::all_of(box.size.begin(), box.size.end(), [](std::int64_t s) { return s > 0; }) &&
+         intersection(box, whole(shape)) == box;
+}
+
+wire::LoadPlan parse(std::string_view bytes) {
+  const google::protobuf::LogSilencer silence;  // what is wrong goes into the error, not to stderr
+  wire::LoadPlan message;
+  if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    throw Error(ErrorKind::malformed, "this is not a load plan, or one that has been cut short: " +
+                                          std::to_string(bytes.size()) + " bytes that do not parse");
+  }
+  if (message.version() != plan_wire_version) {
+    throw Error(ErrorKind::malformed, "expected a load plan of version " + std::to_string(plan_wire_version) +
+                                          ", found version " + std::to_string(message.version()) +
+                                          "; plan again with this release");
+  }
+  return message;
+}
+
+/// Indices into Catalog::tensors of the plan's sources.
+std::vector<std::uint32_t> find_sources(const wire::LoadPlan& message, const Catalog& catalog,
+                                        Problems& problems) {
+  std::vector<std::uint32_t> indices;
+  for (const wire::Source& source : message.sources()) {
+    const auto chunks = catalog.find(source.name());
+    const auto chunk = std::find_if(chunks.begin(), chunks.end(), [&](const SourceTensor& tensor) {
+      return tensor.offset == shape_from(source.chunk_offset()) &&
+             tensor.shape == shape_from(source.shape()) && name_of(tensor.dtype) == source.dtype();
+    });
+    if (chunk == chunks.end()) {
+      problems.add(source.name() + ": expected " + source.dtype() + " " +
+                   to_string(shape_from(source.shape())) + " as when the plan was made, found " +
+                   (chunks.empty() ? "no such tensor in the checkpoint"
+                                   : std::string(name_of(chunks.front().dtype)) + " " +
+                                         to_string(chunks.front().shape)));
+      indices.push_back(0);
+    } else {
+      indices.push_back(static_cast<std::uint32_t>(&*chunk - catalog.tensors.data()));
+    }
+  }
+  return indices;
+}
+
+/// Indices into the specs of the plan's destinations.
+std::vector<std::uint32_t> find_destinations(const wire::LoadPlan& message,
+                                             const std::vector<TensorSpec>& specs, Problems& problems) {
+  std::map<std::string_view, std::uint32_t> by_name;
+  for (std::size_t i = 0; i < specs.size(); ++i) by_name.emplace(specs[i].fqn, static_cast<std::uint32_t>(i));
+  std::vector<std::uint32_t> indices;
+  for (const wire::Destination& destination : message.destinations()) {
+    const auto found = by_name.find(destination.fqn());
+    const TensorSpec* spec = found == by_name.end() ? nullptr : &specs[found->second];
+    if (spec == nullptr || name_of(spec->dtype) != destination.dtype() ||
+        spec->global_shape != shape_from(destination.global_shape()) ||
+        spec->local_shape != shape_from(destination.local_shape())) {
+      problems.add(destination.fqn() + ": expected " + destination.dtype() + " " +
+                   to_string(shape_from(destination.local_shape())) + " of " +
+                   to_string(shape_from(destination.global_shape())) + " as when the plan was made, found " +
+                   (spec == nullptr ? "no such tensor of the trainer"
+                                    : std::string(name_of(spec->dtype)) + " " + to_string(spec->local_shape) +
+                                          " of " + to_string(spec->global_shape)));
+    }
+    indices.push_back(spec == nullptr ? 0 : found->second);
+  }
+  if (indices.size() != specs.size()) {
+    problems.add("the plan writes " + std::to_string(indices.size()) + " tensors, the trainer has " +
+                 std::to_string(specs.size()));
+  }
+  return indices;
+}
+
+/// Checks one transfer against its tensors and returns it; what does not fit is noted.
+Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uint32_t>& sources,
+                       const std::vector<std::uint32_t>& destinations, const Catalog& catalog,
+                       const std::vector<TensorSpec>& specs) {
+  const auto refuse = [] {
+    throw Error(ErrorKind::malformed, "this load plan is damaged: a transfer refers to what is not there");
+  };
+  if (message.source() >= sources.size() || message.destination() >= destinations.size() ||
+      (message.has_scales() && message.scales() >= sources.size())) {
+    refuse();
+  }
+  Transfer transfer;
+  transfer.source = sources[message.source()];
+  transfer.destination = destinations[message.destination()];
+  transfer.source_box = box_from(message.source_box());
+  transfer.destination_offset = shape_from(message.destination_offset());
+  transfer.axes.assign(message.axes().begin(), message.axes().end());
+  const SourceTensor& source = catalog.tensors[transfer.source];
+  const TensorSpec& spec = specs[transfer.destination];
+  transfer.encoding = {source.dtype, false, DType::U8, 1, 1};
+  if (!lies_inside(transfer.source_box, source.shape) || transfer.axes.size() != source.shape.size())
+    refuse();
+  const auto rank = static_cast<int>(transfer.destination_offset.size());
+  std::vector<int> distinct = transfer.axes;
+  std::sort(distinct.begin(), distinct.end());
+  if (std::adjacent_find(distinct.begin(), distinct.end()) != distinct.end()) refuse();
+  if (std::any_of(transfer.axes.begin(), transfer.axes.end(),
+                  [&](int axis) { return axis < 0 || axis >= rank; })) {
+    refuse();
+  }
+  if (!lies_inside(written_box(transfer), spec.local_shape)) refuse();
+  if (message.has_scales()) {
+    transfer.scales = sources[message.scales()];
+    transfer.scale_box = box_from(message.scale_box());
+    transfer.first_row_in_block = message.first_row_in_block();
+    transfer.first_column_in_block = message.first_column_in_block();
+    const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
+    transfer.encoding = {source.dtype, true, scales.dtype, message.block_rows(), message.block_columns()};
+    const bool is_block =
+        message.block_rows() >= 1 && message.block_columns() >= 1 && message.first_row_in_block() >= 0 &&
+        message.first_row_in_block() < message.block_rows() && message.first_column_in_block() >= 0 &&
+        message.first_column_in_block() < message.block_columns();
+    if (!is_block || source.shape.size() != 2 || bytes_of(scales.dtype) != 1 ||
+        !lies_inside(transfer.scale_box, scales.shape)) {
+      refuse();
+    }
+    Box in_blocks = transfer.source_box;
+    in_blocks.offset = {transfer.first_row_in_block, transfer.first_column_in_block};
+    if (scale_box_of(transfer.encoding, in_blocks).size != transfer.scale_box.size) refuse();
+  }
+  return transfer;
+}
+
+}  // namespace
+
+std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs) {
+  wire::LoadPlan message;
+  message.set_version(plan_wire_version);
+  std::map<std::uint32_t, std::uint32_t> numbers;  // of the sources, by index into Catalog::tensors
+  const auto number_of = [&](std::uint32_t index) {
+    const auto [entry, is_new] = numbers.emplace(index, static_cast<std::uint32_t>(numbers.size()));
+    if (is_new) {
+      const SourceTensor& tensor = catalog.tensors[index];
+      wire::Source* source = message.add_sources();
+      source->set_name(tensor.name);
+      source->set_dtype(std::string(name_of(tensor.dtype)));
+      set(source->mutable_shape(), tensor.shape);
+      set(source->mutable_chunk_offset(), tensor.offset);
+    }
+    return entry->second;
+  };
+  for (const TensorSpec& spec : specs) {
+    wire::Destination* destination = message.add_destinations();
+    destination->set_fqn(spec.fqn);
+    destination->set_dtype(std::string(name_of(spec.dtype)));
+    set(destination->mutable_global_shape(), spec.global_shape);
+    set(destination->mutable_local_shape(), spec.local_shape);
+  }
+  for (const Transfer& transfer : plan.transfers) {
+    wire::Transfer* to = message.add_transfers();
+    to->set_source(number_of(transfer.source));
+    set(to->mutable_source_box(), transfer.source_box);
+    if (transfer.scales >= 0) {
+      to->set_scales(number_of(static_cast<std::uint32_t>(transfer.scales)));
+      set(to->mutable_scale_box(), transfer.scale_box);
+      to->set_block_rows(transfer.encoding.block_rows);
+      to->set_block_columns(transfer.encoding.block_columns);
+      to->set_first_row_in_block(transfer.first_row_in_block);
+      to->set_first_column_in_block(transfer.first_column_in_block);
+    }
+    to->set_destination(transfer.destination);
+    set(to->mutable_destination_offset(), transfer.destination_offset);
+    set(to->mutable_axes(), transfer.axes);
+  }
+  for (const std::string& name : plan.unused) message.add_unused(name);
+  std::string bytes;
+  google::protobuf::io::StringOutputStream stream(&bytes);
+  google::protobuf::io::CodedOutputStream coded(&stream);
+  coded.SetSerializationDeterministic(true);
+  message.SerializeToCodedStream(&coded);
+  coded.Trim();
+  return bytes;
+}
+
+LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::vector<TensorSpec>& specs) {
+  const wire::LoadPlan message = parse(bytes);
+  Problems problems;
+  const std::vector<std::uint32_t> sources = find_sources(message, catalog, problems);
+  const std::vector<std::uint32_t> destinations = find_destinations(message, specs, problems);
+  problems.throw_if_any(ErrorKind::mismatch, "this load plan was made for other tensors:");
+  LoadPlan plan;
+  std::vector<std::vector<Box>> written(specs.size());
+  for (const wire::Transfer& transfer : message.transfers()) {
+    plan.transfers.push_back(transfer_from(transfer, sources, destinations, catalog, specs));
+    const Transfer& last = plan.transfers.back();
+    written[last.destination].push_back(written_box(last));
+  }
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    const std::string fault = tiling_fault(whole(specs[i].local_shape), std::move(written[i]));
+    if (!fault.empty()) problems.add(specs[i].fqn + ": " + fault);
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "this load plan does not fill the trainer's tensors:");
+  plan.unused.assign(message.unused().begin(), message.unused().end());
+  order_and_count(plan, specs, catalog);
+  return plan;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "planner/catalog.h"
+#include "planner/load_plan.h"
+#include "planner/tensor_spec.h"
+
+namespace shardwright {
+
+/// Version of the wire form (planner/plan.proto) that this build writes and reads.
+inline constexpr unsigned plan_wire_version = 1;
+
+/// A plan as bytes (protobuf, planner/plan.proto). Equal plans over equal tensors give equal bytes. Holds
+/// names, shapes and boxes, but no addresses and no file offsets.
+std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs);
+
+/// The plan that those bytes describe, for this catalog and these specs. Throws Error: malformed for bytes
+/// that are cut short, damaged or of another version; mismatch, listing the names, if the checkpoint or the
+/// trainer lacks a tensor that the plan speaks of or has it with another dtype or shape, or if the plan does
+/// not write every element exactly once.
+LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::vector<TensorSpec>& specs);
+
+}  // namespace shardwright

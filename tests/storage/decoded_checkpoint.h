@@ -1,0 +1,214 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "planner/load_plan.h"
+#include "planner/models/models.h"
+#include "storage/read_catalog.h"
+#include "tests/planner/random_checkpoint.h"
+#include "tests/storage/checkpoint_files.h"
+
+namespace shardwright {
+
+using Bytes = std::vector<std::uint8_t>;
+
+/// A checkpoint on disk and, for the reference, in memory: the bytes of each whole tensor by name.
+struct Checkpoint {
+  TemporaryDirectory directory;
+  std::map<std::string, Stored> tensors;
+  std::map<std::string, Bytes> bytes;
+  Catalog catalog;
+
+  Checkpoint(Random& random, const std::vector<Stored>& stored) {
+    for (const Stored& tensor : stored) {
+      tensors.emplace(tensor.name, tensor);
+      Bytes& data = bytes[tensor.name];
+      data.resize(static_cast<std::size_t>(volume(tensor.shape) * bytes_of(tensor.dtype)));
+      for (std::uint8_t& byte : data) byte = static_cast<std::uint8_t>(random.between(0, 255));
+    }
+    const Catalog layout = catalog_of(random, stored);
+    for (std::uint32_t file = 0; file < layout.files.size(); ++file) write(layout, file);
+    catalog = read_catalog(directory.path);
+  }
+
+ private:
+  /// A safetensors file, its chunks marked as torch's HuggingFaceStorageWriter(save_distributed=True) marks
+  /// them.
+  void write(const Catalog& layout, std::uint32_t file) {
+    std::string header, offsets, data(layout.files[file].size, '\0');
+    const auto list = [](const Shape& shape) {
+      std::string text = to_string(shape);
+      std::erase(text, ' ');
+      return text;
+    };
+    for (const SourceTensor& tensor : layout.tensors) {
+      if (tensor.file != file) continue;
+      header += ",\"" + tensor.name + "\":{\"dtype\":\"" + std::string(name_of(tensor.dtype)) +
+                "\",\"shape\":" + list(tensor.shape) + ",\"data_offsets\":[" + std::to_string(tensor.begin) +
+                "," + std::to_string(tensor.end) + "]}";
+      offsets += (offsets.empty() ? "" : ",") + std::string("\\\"") + tensor.name +
+                 "\\\":{\\\"saved_offsets\\\":" + list(tensor.offset) + "}";
+      const auto element = static_cast<std::size_t>(bytes_of(tensor.dtype));
+      char* to = data.data() + tensor.begin;
+      for_each_index(tensor.shape, [&](const Shape& index) {
+        const std::size_t from = flat(plus(index, tensor.offset), tensors.at(tensor.name).shape);
+        std::memcpy(to, bytes[tensor.name].data() + from * element, element);
+        to += element;
+      });
+    }
+    if (header.empty()) return;
+    header = "{\"__metadata__\":{\"DCP_SHARDING_INFO\":\"{" + offsets + "}\"}" + header + "}";
+    header.resize((header.size() + 7) / 8 * 8, ' ');
+    write_file(directory / layout.files[file].name, little_endian(header.size()) + header + data);
+  }
+};
+
+// The plain reference for numbers: doubles, which hold every value of the formats here and every product
+// exactly.
+
+struct Format {
+  int exponent_bits;
+  int mantissa_bits;
+};
+
+inline Format format_of(DType dtype) {
+  switch (dtype) {
+    case DType::F8_E4M3:
+      return {4, 3};
+    case DType::F16:
+      return {5, 10};
+    case DType::BF16:
+      return {8, 7};
+    default:
+      return {8, 23};  // F32
+  }
+}
+
+inline double value_of(const std::uint8_t* bytes, DType dtype) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, bytes, static_cast<std::size_t>(bytes_of(dtype)));
+  const Format format = format_of(dtype);
+  const int bias = (1 << (format.exponent_bits - 1)) - 1;
+  const int top = (1 << format.exponent_bits) - 1;
+  const std::uint32_t mantissa = bits & ((1U << format.mantissa_bits) - 1);
+  const int exponent = static_cast<int>(bits >> format.mantissa_bits) & top;
+  const double sign = (bits >> (format.mantissa_bits + format.exponent_bits)) != 0 ? -1.0 : 1.0;
+  if (dtype == DType::F8_E4M3 ? (bits & 0x7F) == 0x7F : exponent == top && mantissa != 0)
+    return std::numeric_limits<double>::quiet_NaN();
+  if (dtype != DType::F8_E4M3 && exponent == top) return sign * std::numeric_limits<double>::infinity();
+  const double fraction = std::ldexp(mantissa, -format.mantissa_bits) + (exponent > 0 ? 1 : 0);
+  return sign * std::ldexp(fraction, std::max(exponent, 1) - bias);
+}
+
+inline double rounded(double value, DType dtype) {
+  if (value == 0 || !std::isfinite(value)) return value;
+  const Format format = format_of(dtype);
+  const int bias = (1 << (format.exponent_bits - 1)) - 1;
+  const double last = std::ldexp(1.0, std::max(std::ilogb(value), 1 - bias) - format.mantissa_bits);
+  const double nearest = std::nearbyint(value / last) * last;  // to even, the default
+  if (std::abs(nearest) >= std::ldexp(1.0, bias + 1)) return std::copysign(HUGE_VAL, value);
+  return nearest;
+}
+
+/// True if the destination's bytes are what the definition gives for that HF element.
+inline bool is_decoded(const Checkpoint& checkpoint, const HfElement& hf, const std::uint8_t* found,
+                       DType dtype) {
+  const Stored& tensor = checkpoint.tensors.at(hf.name);
+  const auto element = static_cast<std::size_t>(bytes_of(tensor.dtype));
+  const std::uint8_t* source = checkpoint.bytes.at(hf.name).data() + flat(hf.index, tensor.shape) * element;
+  if (tensor.dtype == dtype) return std::memcmp(source, found, element) == 0;
+  double value = value_of(source, tensor.dtype);
+  if (const auto scales = checkpoint.tensors.find(hf.name + "_scale_inv");
+      scales != checkpoint.tensors.end()) {
+    const std::uint8_t scale =
+        checkpoint.bytes.at(scales->first)[flat({hf.index[0], hf.index[1] / 32}, scales->second.shape)];
+    value = scale == 255 ? std::numeric_limits<double>::quiet_NaN() : std::ldexp(value, scale - 127);
+  }
+  const double expected = rounded(value, dtype);
+  const double actual = value_of(found, dtype);
+  if (std::isnan(expected) || std::isnan(actual)) return std::isnan(expected) && std::isnan(actual);
+  return expected == actual && std::signbit(expected) == std::signbit(actual);
+}
+
+/// Memory for a local tensor, its dimensions in any order, mirrored, with gaps.
+struct Memory {
+  Bytes bytes;
+
+  static constexpr std::uint8_t untouched = 0xA5;
+
+  void give(Random& random, TensorSpec& spec) {
+    std::vector<std::size_t> order(spec.local_shape.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    const bool plain = random.once_in(3);
+    if (!plain) random.shuffle(order);
+    if (plain) std::reverse(order.begin(), order.end());
+    std::int64_t stride = plain || random.once_in(2) ? 1 : 2;
+    std::int64_t first = 0;
+    for (const std::size_t d : order) {  // innermost first
+      const bool mirrored = !plain && random.once_in(4);
+      const std::int64_t size = std::max<std::int64_t>(1, spec.local_shape[d]);
+      spec.local_strides[d] = mirrored ? -stride : stride;
+      if (mirrored) first += (size - 1) * stride;
+      stride *= size + (plain ? 0 : random.between(0, 2));
+    }
+    bytes.assign(static_cast<std::size_t>((stride + 4) * bytes_of(spec.dtype)), untouched);
+    spec.data = bytes.data() + first * bytes_of(spec.dtype);
+  }
+};
+
+inline std::uint8_t* address(const TensorSpec& spec, const Shape& at) {
+  std::int64_t offset = 0;
+  for (std::size_t d = 0; d < at.size(); ++d) offset += at[d] * spec.local_strides[d];
+  return static_cast<std::uint8_t*>(spec.data) + offset * bytes_of(spec.dtype);
+}
+
+/// What one rank of a random mesh holds of each tensor of a model, in memory of its own.
+struct Destinations {
+  std::vector<Native> natives;
+  std::vector<TensorSpec> specs;
+  std::vector<IndexLists> lists;
+  std::vector<Memory> memory;
+
+  Destinations(Random& random, const RandomModel& model) : natives(model.natives), memory(natives.size()) {
+    for (std::size_t n = 0; n < natives.size(); ++n) {
+      const auto& [fqn, dtype, shape] = natives[n];
+      const Mesh mesh = random_mesh(random, std::ssize(shape));
+      Shape coordinate;
+      for (const std::int64_t size : mesh.shape) coordinate.push_back(random.between(0, size - 1));
+      specs.push_back(sharded_tensor(fqn, dtype, shape, mesh.shape, coordinate, mesh.placements));
+      lists.push_back(index_lists(shape, mesh, coordinate));
+      memory[n].give(random, specs.back());
+    }
+  }
+
+  LoadPlan plan(const Checkpoint& checkpoint) const {
+    return plan_load(specs, checkpoint.catalog, weight_map_for(checkpoint.catalog, "minimax_m3"));
+  }
+
+  /// Every element is what plain decoding gives, and the memory between them is as it was.
+  void expect_decoded(const Checkpoint& checkpoint) const {
+    for (std::size_t n = 0; n < specs.size(); ++n) {
+      std::set<const std::uint8_t*> written;
+      for_each_index(specs[n].local_shape, [&](const Shape& at) {
+        const HfElement hf = hf_element(natives[n], global_index(lists[n], at));
+        const std::uint8_t* found = address(specs[n], at);
+        ASSERT_TRUE(is_decoded(checkpoint, hf, found, specs[n].dtype))
+            << specs[n].fqn << to_string(at) << " from " << hf.name << to_string(hf.index);
+        for (int byte = 0; byte < bytes_of(specs[n].dtype); ++byte) written.insert(found + byte);
+      });
+      for (const std::uint8_t& byte : memory[n].bytes)
+        ASSERT_TRUE(byte == Memory::untouched || written.contains(&byte)) << specs[n].fqn;
+    }
+  }
+};
+
+}  // namespace shardwright
