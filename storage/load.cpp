@@ -244,12 +244,7 @@ class Engine {
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options) {
   const Clock::time_point begin = Clock::now();
-  for (const Transfer& transfer : plan.transfers) {
-    if (const TensorSpec& spec = specs.at(transfer.destination); spec.data == nullptr) {
-      throw Error(ErrorKind::argument,
-                  spec.fqn + ": has no memory to load into; it was described for a plan only");
-    }
-  }
+  expect_memory(plan, specs);
   int threads = options.threads > 0 ? options.threads : processors();
   std::size_t buffer_bytes = default_buffer_bytes;
   if (options.staging_bytes > 0) {

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/decode.h"
+#include "planner/error.h"
 
 namespace shardwright {
 namespace {
@@ -125,6 +126,15 @@ std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box
   const bool alike = dimensions.empty() || (dimensions.size() == 1 && dimensions[0].source_stride == 1 &&
                                             dimensions[0].destination_stride == 1);
   return alike ? target.data : nullptr;
+}
+
+void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs) {
+  for (const Transfer& transfer : plan.transfers) {
+    if (const TensorSpec& spec = specs.at(transfer.destination); spec.data == nullptr) {
+      throw Error(ErrorKind::argument,
+                  spec.fqn + ": has no memory to load into; it was described for a plan only");
+    }
+  }
 }
 
 }  // namespace shardwright

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "planner/box.h"
 #include "planner/load_plan.h"
@@ -28,5 +29,8 @@ void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
 /// out by `strides` in memory, are laid out alike without gaps in the destination. Null where that is not so.
 std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box, const Shape& strides,
                           const TensorSpec& destination);
+
+/// Throws Error(argument), naming the tensor, if a destination of the plan has no memory.
+void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs);
 
 }  // namespace shardwright
