@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import shardwright as sw
 import torch
@@ -67,7 +68,7 @@ def fill(state_dict: dict[str, torch.Tensor]) -> None:
         tensor.fill_(1)
 
 
-def measure(path: Path, threads: int, runs: int) -> dict[str, object]:
+def measure(path: Path, threads: int, runs: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     files = sorted(path.glob("*.safetensors"))
     state_dict = sw.empty_state_dict(path)
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint that is there already")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true", help="fail above 4 x safetensors or 256 MB of memory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = options.checkpoint or Path(folder, options.preset)
@@ -124,12 +126,17 @@ def main() -> None:
         result = measure(path, options.threads, options.runs)
     if options.json:
         print(json.dumps(result, indent=1))
-        return
+    else:
+        print_result(result)
+    if options.check and (result["times_safetensors"] > 4 or result["memory_above_destination"] > 256e6):
+        raise SystemExit("slower than 4 x safetensors, or more than 256 MB above the destination")
+
+
+def print_result(result: dict[str, Any]) -> None:
     medians = result["medians"]
-    assert isinstance(medians, dict)
     rows = [
         ("checkpoint, destination bytes", f"{result['checkpoint_bytes']:,}, {result['destination_bytes']:,}"),
-        ("threads, kernels, runs", f"{options.threads}, {result['instruction_set']}, {options.runs}"),
+        ("threads, kernels, runs", f"{result['threads']}, {result['instruction_set']}, {result['runs']}"),
     ]
     rows += [(f"{name}, median seconds", f"{value:.3f}") for name, value in medians.items()]
     rows += [

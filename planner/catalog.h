@@ -35,6 +35,7 @@ struct Catalog {
   std::vector<SourceFile> files;      ///< sorted by name
   std::vector<SourceTensor> tensors;  ///< sorted by name, then by offset
   std::string config;                 ///< text of config.json; empty where there is none
+  double seconds = 0;                 ///< that reading it took
 
   /// All chunks of a tensor; an empty span if there is no such tensor. The span lives as long as `tensors`.
   std::span<const SourceTensor> find(std::string_view name) const;

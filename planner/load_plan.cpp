@@ -1,9 +1,12 @@
 #include "planner/load_plan.h"
 
 #include <algorithm>
+#include <chrono>
+#include <iterator>
 #include <map>
 #include <numeric>
 #include <optional>
+#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -35,13 +38,22 @@ class LoadPlanner {
         used_(catalog.tensors.size(), false) {}
 
   LoadPlan plan() {
+    const auto begin = std::chrono::steady_clock::now();
+    problems_.lines = options_.problems;
     for (std::size_t i = 0; i < specs_.size(); ++i) add_destination(static_cast<std::uint32_t>(i));
     for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
     account_for_the_rest();
+    if (!prefix_.empty()) {
+      problems_.add(
+          "the checkpoint has such tensors without the first part of their names: load into the inner "
+          "dict, " +
+          ("state_dict['" + prefix_) + "']");
+    }
     problems_.throw_if_any(ErrorKind::mismatch, "cannot load " + catalog_.directory.string() +
                                                     " into these tensors (layout " + map_.layout +
                                                     "); nothing has been written:");
     order_and_count(plan_, specs_, catalog_);
+    plan_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return std::move(plan_);
   }
 
@@ -60,8 +72,12 @@ class LoadPlanner {
       return;
     }
     if (pieces.empty() && !(volume(spec.global_shape) == 0 && names_a_stack(spec))) {
-      if (!options_.allow_missing)
+      if (options_.allow_missing) {
+        plan_.not_loaded.push_back(spec.fqn);
+      } else {
         problems_.add(spec.fqn + ": no rule of " + map_.family + " has a source for it");
+        look_for_prefix(spec);
+      }
       return;
     }
     const std::size_t first_transfer = plan_.transfers.size();
@@ -90,8 +106,13 @@ class LoadPlanner {
       mark_used(piece.hf_name);
       complete &= add_piece(index, piece, chunks);
     }
-    if (missing == 0 || (missing == pieces.size() && options_.allow_missing)) return complete && missing == 0;
+    if (missing == 0) return complete;
+    if (missing == pieces.size() && options_.allow_missing) {
+      plan_.not_loaded.push_back(spec.fqn);
+      return false;
+    }
     for (const auto& [rule, experts] : missing_experts) note_missing(spec, *rule, experts);
+    if (missing == pieces.size()) look_for_prefix(spec);
     return false;
   }
 
@@ -110,6 +131,19 @@ class LoadPlanner {
     }
     problems_.add(spec.fqn + ": expected " + std::to_string(spec.global_shape[0]) +
                   " experts, but the checkpoint lacks " + name);
+  }
+
+  /// Remembers the first part of a name if the checkpoint has the tensor without it: the state dict is
+  /// nested.
+  void look_for_prefix(const TensorSpec& spec) {
+    const std::size_t dot = spec.fqn.find('.');
+    if (!prefix_.empty() || dot == std::string::npos) return;
+    try {
+      const std::vector<Piece> pieces = pieces_of(map_, spec.fqn.substr(dot + 1), spec.global_shape);
+      if (!pieces.empty() && !catalog_.find(pieces.front().hf_name).empty())
+        prefix_ = spec.fqn.substr(0, dot);
+    } catch (const Error&) {  // it is not the tensor of that name
+    }
   }
 
   bool add_piece(std::uint32_t index, const Piece& piece, std::span<const SourceTensor> chunks) {
@@ -247,7 +281,11 @@ class LoadPlanner {
       }
     }
     note_surplus(surplus);
-    if (!options_.strict) return;
+    if (!options_.strict) {
+      std::merge(unknown.begin(), unknown.end(), lone_scales.begin(), lone_scales.end(),
+                 std::back_inserter(plan_.unknown));
+      return;
+    }
     for (const std::string& name : grouped_names(lone_scales)) {
       problems_.add(name +
                     ": a scale without its weight, which the checkpoint lacks; strict=False leaves it out");
@@ -278,11 +316,20 @@ class LoadPlanner {
   const LoadPlanOptions& options_;
   std::vector<bool> used_;  // by index into Catalog::tensors
   std::unordered_set<std::string> noted_;
+  std::string prefix_;  // of names that the checkpoint has without it
   Problems problems_;
   LoadPlan plan_;
 };
 
 }  // namespace
+
+bool LoadPlan::operator==(const LoadPlan& other) const {
+  const auto fields = [](const LoadPlan& plan) {
+    return std::tie(plan.transfers, plan.tensors, plan.bytes_needed, plan.bytes_written, plan.unused,
+                    plan.unknown, plan.not_loaded);
+  };
+  return fields(*this) == fields(other);
+}
 
 void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const Catalog& catalog) {
   std::stable_sort(plan.transfers.begin(), plan.transfers.end(), [&](const Transfer& a, const Transfer& b) {

@@ -39,14 +39,23 @@ struct LoadPlan {
   std::int64_t tensors = 0;         ///< HF tensors, scales included, of which this rank needs at least a part
   std::uint64_t bytes_needed = 0;   ///< that those parts take in the files, each byte counted once
   std::uint64_t bytes_written = 0;  ///< that the destinations take
-  std::vector<std::string> unused;  ///< known HF weights that the trainer has no tensor for, sorted
+  double seconds = 0;               ///< that planning took
 
-  bool operator==(const LoadPlan&) const = default;
+  // What is left out, so that nothing is silent. Sorted.
+  std::vector<std::string> unused;      ///< known HF weights that the trainer has no tensor for
+  std::vector<std::string> unknown;     ///< HF tensors that no rule knows (strict = false)
+  std::vector<std::string> not_loaded;  ///< the trainer's tensors that the checkpoint lacks (allow_missing)
+
+  /// Equal in all but the time it took.
+  bool operator==(const LoadPlan& other) const;
 };
 
 struct LoadPlanOptions {
   bool strict = true;          ///< an HF tensor that no rule knows is an error
   bool allow_missing = false;  ///< a trainer's tensor that the checkpoint lacks altogether is left as it is
+
+  /// What the caller has found wrong with its tensors already; told together with what the planner finds.
+  std::vector<std::string> problems;
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source

@@ -32,6 +32,10 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
                                             std::to_string(catalog.tensors.size()) + " tensors in all");
     }
     const std::span<const SourceTensor> chunks = catalog.find(tensor.name);
+    if (place->rule->is_matrix() && tensor.shape.size() != 2) {
+      throw Error(ErrorKind::malformed, catalog.files[tensor.file].name + ": tensor " + tensor.name +
+                                            " has shape " + to_string(tensor.shape) + ", expected a matrix");
+    }
     const bool scaled = !catalog.find(scale_name_of(tensor.name)).empty();
     const auto [entry, is_new] =
         found.try_emplace(place->fqn, Found{place->rule, Catalog::global_shape(chunks),

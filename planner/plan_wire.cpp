@@ -8,6 +8,7 @@
 #include <map>
 #include <utility>
 
+#include "kernels/decode.h"
 #include "planner/plan.pb.h"
 #include "planner/problems.h"
 
@@ -38,7 +39,8 @@ bool lies_inside(const Box& box, const Shape& shape) {
 wire::LoadPlan parse(std::string_view bytes) {
   const google::protobuf::LogSilencer silence;  // what is wrong goes into the error, not to stderr
   wire::LoadPlan message;
-  if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+  constexpr std::size_t most_bytes = std::size_t{1} << 31;  // protobuf's own limit
+  if (bytes.size() >= most_bytes || !message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
     throw Error(ErrorKind::malformed, "this is not a load plan, or one that has been cut short: " +
                                           std::to_string(bytes.size()) + " bytes that do not parse");
   }
@@ -122,6 +124,10 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
   const SourceTensor& source = catalog.tensors[transfer.source];
   const TensorSpec& spec = specs[transfer.destination];
   transfer.encoding = {source.dtype, false, DType::U8, 1, 1};
+  if (!message.has_scales() &&
+      (!can_convert(source.dtype, spec.dtype) || !catalog.find(scale_name_of(source.name)).empty())) {
+    refuse();
+  }
   if (!lies_inside(transfer.source_box, source.shape) || transfer.axes.size() != source.shape.size())
     refuse();
   const auto rank = static_cast<int>(transfer.destination_offset.size());
@@ -148,6 +154,9 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
         !lies_inside(transfer.scale_box, scales.shape)) {
       refuse();
     }
+    const std::span<const SourceTensor> whole_weight = catalog.find(source.name);
+    if (scales.name != scale_name_of(source.name) || encoding_of(catalog, whole_weight) != transfer.encoding)
+      refuse();
     Box in_blocks = transfer.source_box;
     in_blocks.offset = {transfer.first_row_in_block, transfer.first_column_in_block};
     if (scale_box_of(transfer.encoding, in_blocks).size != transfer.scale_box.size) refuse();
@@ -197,6 +206,8 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
     set(to->mutable_axes(), transfer.axes);
   }
   for (const std::string& name : plan.unused) message.add_unused(name);
+  for (const std::string& name : plan.unknown) message.add_unknown(name);
+  for (const std::string& name : plan.not_loaded) message.add_not_loaded(name);
   std::string bytes;
   google::protobuf::io::StringOutputStream stream(&bytes);
   google::protobuf::io::CodedOutputStream coded(&stream);
@@ -213,6 +224,9 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
   const std::vector<std::uint32_t> destinations = find_destinations(message, specs, problems);
   problems.throw_if_any(ErrorKind::mismatch, "this load plan was made for other tensors:");
   LoadPlan plan;
+  plan.unused.assign(message.unused().begin(), message.unused().end());
+  plan.unknown.assign(message.unknown().begin(), message.unknown().end());
+  plan.not_loaded.assign(message.not_loaded().begin(), message.not_loaded().end());
   std::vector<std::vector<Box>> written(specs.size());
   for (const wire::Transfer& transfer : message.transfers()) {
     plan.transfers.push_back(transfer_from(transfer, sources, destinations, catalog, specs));
@@ -220,11 +234,15 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
     written[last.destination].push_back(written_box(last));
   }
   for (std::size_t i = 0; i < specs.size(); ++i) {
-    const std::string fault = tiling_fault(whole(specs[i].local_shape), std::move(written[i]));
+    const bool left_alone =
+        std::find(plan.not_loaded.begin(), plan.not_loaded.end(), specs[i].fqn) != plan.not_loaded.end();
+    std::string fault = fault_of(specs[i]);
+    if (fault.empty() && !left_alone)
+      fault = tiling_fault(whole(specs[i].local_shape), std::move(written[i]));
     if (!fault.empty()) problems.add(specs[i].fqn + ": " + fault);
   }
+  for (std::string& fault : shared_memory(specs)) problems.add(std::move(fault));
   problems.throw_if_any(ErrorKind::mismatch, "this load plan does not fill the trainer's tensors:");
-  plan.unused.assign(message.unused().begin(), message.unused().end());
   order_and_count(plan, specs, catalog);
   return plan;
 }

@@ -13,7 +13,8 @@ namespace shardwright {
 enum class DeviceKind : std::uint8_t { cpu, meta, other };
 
 /// A tensor of the trainer as one rank sees it. Owns nothing: the caller keeps the memory alive.
-/// Invariant (see check): the boxes, placed at their local offsets, tile a tensor of `local_shape` exactly.
+/// Invariant (see fault_of): the boxes, placed at their local offsets, tile a tensor of `local_shape`
+/// exactly.
 struct TensorSpec {
   std::string fqn;  ///< fully qualified name
   DType dtype = DType::BF16;

@@ -23,11 +23,11 @@ std::vector<int> axes_of(const Rule& rule, std::size_t native_rank) {
 
 void check_shape(const Rule& rule, const std::string& fqn, const Shape& shape) {
   const std::size_t matrix = 2U + (rule.stacked() ? 1U : 0U);
-  const bool is_matrix = rule.transposed || rule.parts > 1;
   const auto fail = [&](const std::string& expected) {
     throw Error(ErrorKind::mismatch, fqn + ": expected " + expected + ", found shape " + to_string(shape));
   };
-  if (is_matrix && shape.size() != matrix) fail("a tensor of " + std::to_string(matrix) + " dimensions");
+  if (rule.is_matrix() && shape.size() != matrix)
+    fail("a tensor of " + std::to_string(matrix) + " dimensions");
   if (rule.stacked() && shape.empty()) fail("experts along dimension 0");
   if (rule.parts > 1) {
     const std::size_t joined = static_cast<std::size_t>(rule.part_dimension) + (rule.stacked() ? 1U : 0U);
@@ -58,6 +58,13 @@ Piece piece_of(const Dialect& dialect, const Rule& rule, const Captures& capture
   return piece;
 }
 
+/// The first row that has an HF tensor of this name, in the rules' spelling; null if there is none.
+const Rule* rule_of_hf(const WeightMap& map, std::string_view name) {
+  const auto rule = std::find_if(map.rules.begin(), map.rules.end(),
+                                 [&](const Rule& candidate) { return candidate.hf.match(name).has_value(); });
+  return rule == map.rules.end() ? nullptr : &*rule;
+}
+
 }  // namespace
 
 std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape) {
@@ -76,6 +83,9 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
   }
   std::vector<Piece> pieces;
   if (rules.empty()) return pieces;
+  // "All else keeps its name" is no second way to a tensor that a row above gives another name.
+  if (!rules.front()->known && rule_of_hf(map, rules.front()->hf.fill(captures)) != rules.front())
+    return pieces;
   for (const Rule* rule : rules) check_shape(*rule, fqn, native_shape);
   const std::int64_t experts = rules.front()->stacked() ? native_shape[0] : 1;
   for (std::int64_t expert = 0; expert < experts; ++expert) {
@@ -87,12 +97,10 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
 
 std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name) {
   const std::string name = to_rules_spelling(map.dialect, weight_name_of(hf_name));
-  for (const Rule& rule : map.rules) {
-    if (std::optional<Captures> captures = rule.hf.match(name)) {
-      return NativePlace{rule.native.fill(*captures), &rule, *captures};
-    }
-  }
-  return std::nullopt;
+  const Rule* rule = rule_of_hf(map, name);
+  if (rule == nullptr) return std::nullopt;
+  const Captures captures = *rule->hf.match(name);
+  return NativePlace{rule->native.fill(captures), rule, captures};
 }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {

@@ -38,6 +38,9 @@ struct Rule {
   /// If the HF name has {expert}, dimension 0 of the native tensor counts experts and each HF matrix is one
   /// of them.
   bool stacked() const { return hf.has_expert(); }
+
+  /// True if the row speaks of rows and columns, so that the HF tensor must have both.
+  bool is_matrix() const { return transposed || parts > 1; }
 };
 
 /// How the names of a checkpoint differ from those the rules use, prefix by prefix: {in the rules, in the

@@ -39,9 +39,17 @@ DType dtype_from(const std::string& name) {
   return *dtype;
 }
 
+/// Text from the library, which may hold bytes from disk that are no UTF-8.
+py::str text_of(const std::string& bytes) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "backslashreplace"));
+}
+
 void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_error) {
+  const py::str message = text_of(error.what());
+  const auto raise = [&](PyObject* type) { PyErr_SetObject(type, message.ptr()); };
   const auto raise_system_error = [&](PyObject* type, int number) {
-    py::object exception = py::reinterpret_borrow<py::object>(type)(number, error.what());
+    const py::object exception = py::reinterpret_borrow<py::object>(type)(number, message);
     PyErr_SetObject(type, exception.ptr());
   };
   switch (error.kind) {
@@ -52,13 +60,13 @@ void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_
       raise_system_error(PyExc_OSError, error.system_error);
       break;
     case ErrorKind::malformed:
-      PyErr_SetString(format_error, error.what());
+      raise(format_error);
       break;
     case ErrorKind::mismatch:
-      PyErr_SetString(plan_error, error.what());
+      raise(plan_error);
       break;
     case ErrorKind::argument:
-      PyErr_SetString(PyExc_ValueError, error.what());
+      raise(PyExc_ValueError);
       break;
   }
 }
@@ -93,7 +101,11 @@ void bind_catalog(py::module_& m) {
       .def_readonly("begin", &SourceTensor::begin)
       .def_readonly("end", &SourceTensor::end);
   py::class_<SourceFile>(m, "SourceFile")
-      .def_readonly("name", &SourceFile::name)
+      .def_property_readonly("name",
+                             [](const SourceFile& file) {  // as Python spells file names that are no UTF-8
+                               return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefaultAndSize(
+                                   file.name.data(), static_cast<Py_ssize_t>(file.name.size())));
+                             })
       .def_readonly("size", &SourceFile::size);
   py::class_<Catalog, std::shared_ptr<Catalog>>(m, "Catalog", "What a checkpoint directory holds.")
       .def_readonly("directory", &Catalog::directory)
@@ -252,16 +264,20 @@ void bind_load(py::module_& m) {
       .def_readonly("tensors", &LoadPlan::tensors)
       .def_readonly("bytes_needed", &LoadPlan::bytes_needed)
       .def_readonly("bytes_written", &LoadPlan::bytes_written)
-      .def_readonly("unused", &LoadPlan::unused);
+      .def_readonly("seconds", &LoadPlan::seconds)
+      .def_readonly("unused", &LoadPlan::unused)
+      .def_readonly("unknown", &LoadPlan::unknown)
+      .def_readonly("not_loaded", &LoadPlan::not_loaded);
   m.def(
       "plan_load",
       [](const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map, bool strict,
-         bool allow_missing) {
+         bool allow_missing, std::vector<std::string> problems) {
         const py::gil_scoped_release release;
-        return std::make_shared<LoadPlan>(plan_load(specs, catalog, map, {strict, allow_missing}));
+        return std::make_shared<LoadPlan>(
+            plan_load(specs, catalog, map, {strict, allow_missing, std::move(problems)}));
       },
       py::arg("specs"), py::arg("catalog"), py::arg("map"), py::arg("strict") = true,
-      py::arg("allow_missing") = false);
+      py::arg("allow_missing") = false, py::arg("problems") = std::vector<std::string>());
   m.def(
       "encode_plan",
       [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs) {
@@ -330,7 +346,9 @@ void bind_load(py::module_& m) {
       .def_readonly("read_seconds", &LoadReport::read_seconds)
       .def_readonly("decode_seconds", &LoadReport::decode_seconds)
       .def_readonly("total_seconds", &LoadReport::total_seconds)
-      .def_readonly("unused", &LoadReport::unused);
+      .def_readonly("unused", &LoadReport::unused)
+      .def_readonly("unknown", &LoadReport::unknown)
+      .def_readonly("not_loaded", &LoadReport::not_loaded);
   m.def(
       "run_load",
       [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs, int threads,

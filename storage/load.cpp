@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
@@ -30,6 +31,7 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 /// enough for a system call to cost nothing beside it.
 constexpr std::size_t default_buffer_bytes = std::size_t{1} << 20;
 constexpr std::size_t smallest_buffer_bytes = 4096;
+constexpr int most_threads = 1024;
 
 /// Files of a checkpoint, opened when first needed and closed at the end. Safe to share between threads.
 class OpenFiles {
@@ -42,9 +44,9 @@ class OpenFiles {
       file(tensor).read(offset, reinterpret_cast<char*>(to), length);
     } catch (const Error& error) {
       throw Error(ErrorKind::io,
-                  std::string(error.what()) + "; this was tensor " + tensor.name + ", bytes " +
-                      std::to_string(tensor.begin) + " to " + std::to_string(tensor.end) +
-                      ". The destinations are partly written",
+                  std::string(error.what()) + "; reading from byte " + std::to_string(offset) +
+                      " for tensor " + tensor.name + ", bytes " + std::to_string(tensor.begin) + " to " +
+                      std::to_string(tensor.end) + ". The destinations are partly written",
                   error.system_error);
     }
   }
@@ -57,7 +59,18 @@ class OpenFiles {
   const InputFile& file(const SourceTensor& tensor) {
     const std::lock_guard lock(mutex_);
     std::unique_ptr<const InputFile>& file = files_[tensor.file];
-    if (!file) file = std::make_unique<const InputFile>(catalog_.path_of(tensor));
+    if (!file) {
+      auto opened = std::make_unique<const InputFile>(catalog_.path_of(tensor));
+      const std::uint64_t expected = catalog_.files[tensor.file].size;
+      if (opened->size() != expected) {
+        throw Error(ErrorKind::io,
+                    opened->path().string() + ": the file ends at offset " + std::to_string(opened->size()) +
+                        ", expected " + std::to_string(expected) +
+                        " bytes as when the load was planned: it has been cut short or replaced",
+                    EIO);
+      }
+      file = std::move(opened);
+    }
     return *file;
   }
 
@@ -245,7 +258,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
                 const LoadOptions& options) {
   const Clock::time_point begin = Clock::now();
   expect_memory(plan, specs);
-  int threads = options.threads > 0 ? options.threads : processors();
+  int threads = std::min(most_threads, options.threads > 0 ? options.threads : processors());
   std::size_t buffer_bytes = default_buffer_bytes;
   if (options.staging_bytes > 0) {
     if (options.staging_bytes < smallest_buffer_bytes) {
@@ -260,7 +273,11 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
   report.tensors = plan.tensors;
   report.bytes_needed = plan.bytes_needed;
   report.bytes_written = plan.bytes_written;
+  report.catalog_seconds = catalog.seconds;
+  report.plan_seconds = plan.seconds;
   report.unused = plan.unused;
+  report.unknown = plan.unknown;
+  report.not_loaded = plan.not_loaded;
   report.instruction_set = instruction_set();
   Engine(plan, catalog, specs, buffer_bytes).run(threads, options.progress, report);
   report.total_seconds = seconds_between(begin, Clock::now());

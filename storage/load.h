@@ -34,12 +34,14 @@ struct LoadReport {
   std::int64_t files = 0;  ///< that something was read from
   int threads = 0;
   std::string instruction_set;  ///< of the kernels
-  double catalog_seconds = 0;
-  double plan_seconds = 0;
+  double catalog_seconds = 0;   ///< Catalog::seconds
+  double plan_seconds = 0;      ///< LoadPlan::seconds
   double read_seconds = 0;
   double decode_seconds = 0;
-  double total_seconds = 0;         ///< wall time of running the plan
-  std::vector<std::string> unused;  ///< known HF weights that the trainer has no tensor for
+  double total_seconds = 0;             ///< wall time of running the plan
+  std::vector<std::string> unused;      ///< known HF weights that the trainer has no tensor for
+  std::vector<std::string> unknown;     ///< HF tensors that no rule knows, left out because not strict
+  std::vector<std::string> not_loaded;  ///< the trainer's tensors that the checkpoint lacks
 };
 
 /// Runs a plan: reads extents into bounded staging and decodes them into the shards in place. The memory of

@@ -1,12 +1,14 @@
 #include "storage/read_catalog.h"
 
 #include <algorithm>
+#include <chrono>
 #include <iterator>
 #include <optional>
 #include <system_error>
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/problems.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/json_events.h"
@@ -91,14 +93,24 @@ void check_presence(const Catalog& catalog, const fs::path& index) {
                                         " of them are absent: " + listed(absent) + "; download them");
 }
 
-/// Headers of all files, read side by side. If several are faulty, the error is that of the first.
+/// Headers of all files, read side by side. If several are faulty, the error tells of all.
 void read_headers(Catalog& catalog, int threads) {
   std::vector<std::vector<SourceTensor>> tensors(catalog.files.size());
+  std::vector<std::string> faults(tensors.size());
   for_each_index(tensors.size(), threads, [&](std::size_t i) {
     SourceFile& file = catalog.files[i];
-    tensors[i] = read_safetensors_header(catalog.directory / file.name, file.size).tensors;
+    try {
+      tensors[i] = read_safetensors_header(catalog.directory / file.name, file.size).tensors;
+    } catch (const Error& error) {
+      if (error.kind != ErrorKind::malformed) throw;
+      faults[i] = error.what();
+    }
     for (SourceTensor& tensor : tensors[i]) tensor.file = static_cast<std::uint32_t>(i);
   });
+  std::erase(faults, "");
+  if (faults.size() == 1) throw Error(ErrorKind::malformed, faults.front());
+  Problems{faults}.throw_if_any(ErrorKind::malformed,
+                                printable(catalog.directory.native()) + ": several files are faulty:");
   std::size_t total = 0;
   for (const auto& some : tensors) total += some.size();
   catalog.tensors.reserve(total);
@@ -230,6 +242,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(threads));
   }
 
+  const auto begin = std::chrono::steady_clock::now();
   Catalog catalog;
   catalog.directory = directory;
   std::vector<std::string> names = list_safetensors(directory);
@@ -251,6 +264,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   read_headers(catalog, threads);
   if (index) check_index(catalog, *index, index_path);
   check_all_chunks(catalog);
+  catalog.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return catalog;
 }
 

@@ -59,6 +59,6 @@ def request_list(
     else:
         from shardwright.describe import describe
 
-        specs, _ = describe(dict(state_dict))
+        specs = describe(state_dict).specs
     requests: list[tuple[str, str, list[int]]] = _core.request_list(specs, weight_map, catalog)
     return requests

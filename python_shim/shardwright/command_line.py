@@ -23,7 +23,18 @@ def main(arguments: list[str] | None = None) -> int:
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         print(f"shardwright: {message}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("shardwright: stopped", file=sys.stderr)
+        return 130
     return 0
+
+
+def _whole_number(text: str) -> int:
+    """An argument that counts something; kept to 63 bits, which the library can take."""
+    number = int(text)
+    if not 0 <= number < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^63 - 1")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     generating.add_argument("directory")
     generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
-    generating.add_argument("--seed", type=int, default=0)
+    generating.add_argument("--seed", type=_whole_number, default=0)
     generating.set_defaults(command=_generate)
 
     inspecting = commands.add_parser("inspect", help="say what a checkpoint holds, from headers and index")
@@ -54,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=SIZE,…",
         help="ep, ep_shard: dimensions 0 and 1 of experts; fsdp: dimension 0 of all others; shard: of both",
     )
-    planning.add_argument("--rank", type=int, default=0)
+    planning.add_argument("--rank", type=_whole_number, default=0)
     planning.add_argument("--json", action="store_true", help="every transfer, as JSON")
     planning.add_argument(
         "--save", metavar="FILE", help="keep the plan, as protobuf bytes (planner/plan.proto)"
@@ -68,10 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     loading = commands.add_parser("load", help="load a checkpoint into new tensors and report")
     loading.add_argument("path")
     loading.add_argument(
-        "--ranks", type=int, default=1, help="Gloo ranks on this machine, sharding dimension 0"
+        "--ranks", type=_whole_number, default=1, help="Gloo ranks on this machine, sharding dimension 0"
     )
-    loading.add_argument("--threads", type=int, default=None, help="per rank")
-    loading.add_argument("--staging-bytes", type=int, default=None, help="per rank")
+    loading.add_argument("--threads", type=_whole_number, default=None, help="per rank")
+    loading.add_argument("--staging-bytes", type=_whole_number, default=None, help="per rank")
     loading.add_argument("--progress", action="store_true")
     _add_map_options(loading)
     loading.set_defaults(command=_load)

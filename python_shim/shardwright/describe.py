@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,40 +38,53 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
-def describe(
-    state_dict: dict[str, Any], *, tensors_only: bool = True
-) -> tuple[list[Any], list[torch.Tensor]]:
-    """The TensorSpecs of a flat state dict, and the local tensors whose memory they point to.
+@dataclass
+class Description:
+    """A state dict as the planner sees it."""
 
-    Raises PlanError, listing the names, for values that are not tensors (unless ``tensors_only`` is False: then they
-    are passed over) and for tensors that cannot be written in place (partial sums, sparse tensors, unknown dtypes).
+    specs: list[Any] = field(
+        default_factory=list
+    )  #: a TensorSpec for each tensor (or chunk) that this rank holds
+    local_tensors: list[torch.Tensor] = field(
+        default_factory=list
+    )  #: whose memory the specs point to, one for one
+    tensors: list[torch.Tensor] = field(
+        default_factory=list
+    )  #: the values of the state dict that will be written
+    passed_over: list[str] = field(default_factory=list)  #: names of values that are no tensors
+    problems: list[str] = field(default_factory=list)  #: what cannot be loaded into, and why
+
+    def mark_written(self) -> None:
+        """Tells autograd that the tensors have changed behind its back."""
+        torch.autograd.graph.increment_version([*self.local_tensors, *self.tensors])
+
+
+def describe(state_dict: Mapping[str, Any]) -> Description:
+    """The TensorSpecs of a flat state dict.
+
+    Raises nothing: what cannot be written in place (partial sums, sparse tensors, unknown dtypes) is among the
+    problems, which the planner tells together with its own.
     """
-    specs: list[Any] = []
-    local_tensors: list[torch.Tensor] = []
-    problems: list[str] = []
+    description = Description()
     for fqn, value in state_dict.items():
         if not isinstance(value, (torch.Tensor, ShardedTensor)):
-            if tensors_only:
-                kind = type(value).__name__
-                problems.append(
-                    f"{fqn}: expected a tensor, found {kind}; an HF checkpoint holds tensors only"
-                )
+            description.passed_over.append(fqn)
             continue
         try:
             for spec, local in _specs_of(fqn, value):
-                specs.append(spec)
-                local_tensors.append(local)
+                description.specs.append(spec)
+                description.local_tensors.append(local)
         except ValueError as problem:
-            problems.append(f"{fqn}: {problem}")
-    if problems:
-        raise _core.PlanError(
-            "cannot load into this state dict; nothing has been written:\n  " + "\n  ".join(problems)
-        )
-    return specs, local_tensors
+            description.problems.append(f"{fqn}: {problem}")
+        if isinstance(value, torch.Tensor):
+            description.tensors.append(value)
+    return description
 
 
 def _specs_of(fqn: str, value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
     """One spec, or one for each local chunk of a tensor that has several."""
+    if isinstance(value, DTensor) and value.device_mesh.get_coordinate() is None:
+        return  # this rank is not on the tensor's mesh and holds nothing of it
     if isinstance(value, DTensor) and not hasattr(value._local_tensor, "__create_chunk_list__"):
         with torch.no_grad():
             local = value.to_local()
@@ -98,6 +112,10 @@ def _spec(fqn: str, local: torch.Tensor, global_shape: Sequence[int], boxes: lis
         raise ValueError(f"{local.dtype} is a dtype that safetensors does not have")
     if local.layout != torch.strided:
         raise ValueError(f"expected a strided tensor, found {local.layout}")
+    if local.is_neg() or local.is_conj():
+        raise ValueError(
+            "expected a tensor that shows its memory as it is, found a negated or conjugated view"
+        )
     address = 0 if local.is_meta else local.data_ptr()
     if address == 0 and local.numel() > 0 and not local.is_meta:
         raise ValueError(f"{type(local).__name__} has no memory of its own that could be written")
@@ -116,10 +134,10 @@ def _spec(fqn: str, local: torch.Tensor, global_shape: Sequence[int], boxes: lis
 def _boxes_of_dtensor(tensor: DTensor) -> list[Any]:
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
-    if coordinate is None:  # this rank is not on the mesh and holds nothing
-        return []
     placements = [_placement(placement) for placement in tensor.placements]
-    boxes: list[Any] = _core.local_boxes(list(tensor.shape), list(mesh.shape), list(coordinate), placements)
+    boxes: list[Any] = _core.local_boxes(
+        list(tensor.shape), list(mesh.shape), list(coordinate or []), placements
+    )
     return boxes
 
 

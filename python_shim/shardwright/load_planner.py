@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
-from shardwright.describe import DTYPE_NAMES, DTYPES, describe
+from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
 
 
 class LoadPlanner(DefaultLoadPlanner):
@@ -52,8 +52,7 @@ class LoadPlanner(DefaultLoadPlanner):
         self.plan_seconds = 0.0
         self.catalog: Any = None
         self.core_plan: Any = None  #: the rank's transfers, once planned
-        self.specs: list[Any] = []
-        self.local_tensors: list[torch.Tensor] = []
+        self.description = Description()
         #: True if the storage reader is not Shardwright's: it is given ordinary ReadItems, and what they bring is
         #: decoded when it is committed.
         self.by_items = False
@@ -79,14 +78,28 @@ class LoadPlanner(DefaultLoadPlanner):
 
     def create_local_plan(self) -> LoadPlan:
         start = time.perf_counter()
-        self.specs, self.local_tensors = describe(self.state_dict, tensors_only=not self.allow_partial_load)
+        self.description = describe(self.state_dict)
         weight_map = _core.weight_map(self.catalog, self.model, self.layout)
         self.core_plan = _core.plan_load(
-            self.specs, self.catalog, weight_map, self.strict, self.allow_partial_load
+            self.description.specs,
+            self.catalog,
+            weight_map,
+            self.strict,
+            self.allow_partial_load,
+            self._problems(),
         )
         items = self._read_items() if self.by_items else []
         self.plan_seconds = time.perf_counter() - start
         return LoadPlan(items)
+
+    def _problems(self) -> list[str]:
+        values = [] if self.allow_partial_load else self.description.passed_over
+        no_tensors = [
+            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found "
+            + type(self.state_dict[fqn]).__name__
+            for fqn in values
+        ]
+        return no_tensors + self.description.problems
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
         return global_plan
@@ -103,7 +116,7 @@ class LoadPlanner(DefaultLoadPlanner):
         self._transfers = self.core_plan.transfers
         items = []
         for number, transfer in enumerate(self._transfers):
-            fqn = self.specs[transfer.destination].fqn
+            fqn = self.description.specs[transfer.destination].fqn
             boxes = [(transfer.source, transfer.source_offset, transfer.source_size)]
             if transfer.scales >= 0:
                 boxes.append((transfer.scales, transfer.scale_offset, transfer.scale_size))
@@ -145,8 +158,10 @@ class LoadPlanner(DefaultLoadPlanner):
             parts = [self._arrived.pop(part) for part in numbers]
         addresses = [part.data_ptr() for part in parts]
         scales = addresses[1] if len(addresses) > 1 else 0
-        _core.place_transfer(self.core_plan, which, self.catalog, addresses[0], scales, self.specs)
-        torch.autograd.graph.increment_version(self.local_tensors[transfer.destination])
+        _core.place_transfer(
+            self.core_plan, which, self.catalog, addresses[0], scales, self.description.specs
+        )
+        torch.autograd.graph.increment_version(self.description.local_tensors[transfer.destination])
 
 
 def _catalog_of_metadata(metadata: Metadata) -> Any:

@@ -42,6 +42,8 @@ def load(
         PlanError: checkpoint and state dict do not fit; lists all that is wrong. Nothing has been written.
         OSError: a file cannot be read or has been cut short; the tensors are then partly written.
     """
+    if not isinstance(state_dict, dict):
+        raise TypeError(f"expected a state dict, found {type(state_dict).__name__}; pass module.state_dict()")
     reader = HuggingFaceStorageReader(path, threads, staging_bytes=staging_bytes, progress=progress)
     planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load)
     states = {

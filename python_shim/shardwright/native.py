@@ -43,11 +43,19 @@ def _empty_dtensor(tensor: Any, mesh: DeviceMesh) -> DTensor:
         Shard(placement.dimension) if placement.is_shard else Replicate()
         for placement in _core.placements_on_mesh(tensor, dimensions)
     ]
-    core_placements = _core.placements_on_mesh(tensor, dimensions)
-    local_shape = _core.local_shape(
-        tensor.shape, list(mesh.shape), list(mesh.get_coordinate() or []), core_placements
-    )
-    local = torch.zeros(local_shape, dtype=DTYPES[tensor.dtype])
     shape = torch.Size(tensor.shape)
     stride = torch.empty(shape, device="meta").stride()
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:  # this rank is not on the mesh; torch gives it an empty local tensor
+        return DTensor.from_local(
+            torch.zeros(0, dtype=DTYPES[tensor.dtype]),
+            mesh,
+            placements,
+            run_check=False,
+            shape=shape,
+            stride=stride,
+        )
+    core_placements = _core.placements_on_mesh(tensor, dimensions)
+    local_shape = _core.local_shape(tensor.shape, list(mesh.shape), list(coordinate), core_placements)
+    local = torch.zeros(local_shape, dtype=DTYPES[tensor.dtype])
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -27,9 +27,10 @@ class LoadReport:
     threads: int
     instruction_set: str  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
-    unused: list[str] = field(
-        default_factory=list
-    )  #: known HF weights that no tensor of the state dict takes
+    # What was left out, so that nothing is silent:
+    unused: list[str] = field(default_factory=list)  #: known HF weights that no tensor takes
+    unknown: list[str] = field(default_factory=list)  #: HF tensors that no rule knows (strict=False)
+    not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
 
     @classmethod
     def of(cls, core: Any, catalog_seconds: float, plan_seconds: float) -> LoadReport:
@@ -52,6 +53,8 @@ class LoadReport:
             core.instruction_set,
             seconds,
             list(core.unused),
+            list(core.unknown),
+            list(core.not_loaded),
         )
 
     @property
@@ -73,10 +76,12 @@ class LoadReport:
         ]
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
-        if self.unused:
-            rows.append(
-                ("unused", f"{len(self.unused):,}: {'; '.join(_core.grouped_names(self.unused)[:3])} …")
-            )
+        for what in ("unused", "unknown", "not_loaded"):
+            names = getattr(self, what)
+            if names:
+                groups = _core.grouped_names(names)
+                more = " …" if len(groups) > 3 else ""
+                rows.append((what.replace("_", " "), f"{len(names):,}: {'; '.join(groups[:3])}{more}"))
         return rows
 
     def __str__(self) -> str:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
@@ -16,7 +15,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
-from shardwright.describe import describe
+from shardwright.describe import Description, describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
@@ -26,6 +25,12 @@ def default_threads() -> int:
     """This process's share of the processors: those it may use, divided among the ranks that torchrun started here."""
     ranks_here = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(1, len(os.sched_getaffinity(0)) // ranks_here)
+
+
+def _whole_number(name: str, value: int, largest: int) -> int:
+    if not isinstance(value, int) or not 1 <= value <= largest:
+        raise ValueError(f"{name} is {value!r}; expected a whole number from 1 to {largest}, or None")
+    return value
 
 
 class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
@@ -48,12 +53,12 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         staging_bytes: int | None = None,
         progress: bool | Callable[[int, int], None] = False,
     ) -> None:
-        threads = default_threads() if thread_count is None else thread_count
-        if threads < 1:
-            raise ValueError(f"thread_count is {thread_count}; expected 1 or more")
+        threads = (
+            default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
+        )
         super().__init__(os.fspath(path), threads)
-        if staging_bytes is not None and staging_bytes < 1:
-            raise ValueError(f"staging_bytes is {staging_bytes}; expected a number of bytes, or None")
+        if staging_bytes is not None:
+            staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
         self.staging_bytes = staging_bytes
         self.progress = progress
         self.report: LoadReport | None = None
@@ -81,9 +86,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else reads the plan's items as they are stored."""
         if isinstance(planner, LoadPlanner) and not planner.by_items:
-            self._run(
-                planner.core_plan, planner.catalog, planner.specs, planner.local_tensors, planner.plan_seconds
-            )
+            self._run(planner.core_plan, planner.catalog, planner.description, planner.plan_seconds)
         else:
             self._read_items(plan, planner)
         done: Future[None] = Future()
@@ -95,24 +98,25 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         catalog = self._metadata.catalog
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
         requests = []
-        specs = []
+        description = Description()
         for item, target in zip(plan.items, targets, strict=True):
             index = item.storage_index
             offset = [0] * len(item.lengths) if index.offset is None else list(index.offset)
             requests.append((index.fqn, offset, list(item.storage_offsets), list(item.lengths)))
-            specs += describe({index.fqn: target})[0]
-        core_plan = _core.plan_reads(requests, specs, catalog)
-        self._run(core_plan, catalog, specs, targets, time.perf_counter() - start)
+            one = describe({index.fqn: target})
+            if one.problems:
+                raise _core.PlanError(one.problems[0])
+            description.specs += one.specs
+            description.local_tensors += one.local_tensors
+        core_plan = _core.plan_reads(requests, description.specs, catalog)
+        self._run(core_plan, catalog, description, time.perf_counter() - start)
         for item, target in zip(plan.items, targets, strict=True):
             planner.commit_tensor(item, target)
 
-    def _run(
-        self, core_plan: Any, catalog: Any, specs: list[Any], tensors: list[torch.Tensor], plan_seconds: float
-    ) -> None:
+    def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
         with progress_callback(self.progress) as callback:
             core = _core.run_load(
-                core_plan, catalog, specs, self.thread_count, self.staging_bytes or 0, callback
+                core_plan, catalog, description.specs, self.thread_count, self.staging_bytes or 0, callback
             )
-        # Autograd must know that the tensors changed behind its back.
-        torch.autograd.graph.increment_version(tensors)
+        description.mark_written()
         self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -40,7 +41,8 @@ def _load_and_report(rank: int, options: argparse.Namespace) -> None:
         progress=options.progress and rank == 0,
     )
     planner = LoadPlanner(options.model, options.layout, not options.not_strict)
-    with measure_peak_memory() as peak:
+    with measure_peak_memory() as peak, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that a load without a process group is one
         dcp.load(state_dict, storage_reader=reader, planner=planner, no_dist=alone)
     assert reader.report is not None
     rows = [*reader.report.rows(), ("bytes above destination", f"{peak.bytes:,}")]
