@@ -58,6 +58,11 @@ Piece piece_of(const Dialect& dialect, const Rule& rule, const Captures& capture
   return piece;
 }
 
+bool fits_any(const std::vector<NamePattern>& patterns, std::string_view name) {
+  return std::any_of(patterns.begin(), patterns.end(),
+                     [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
+}
+
 }  // namespace
 
 std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape) {
@@ -77,9 +82,10 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
   std::vector<Piece> pieces;
   if (rules.empty()) return pieces;
   for (const Rule* rule : rules) check_shape(*rule, fqn, native_shape);
-  const std::int64_t experts = rules.front()->stacked() ? native_shape[0] : 1;
+  const bool stacked = rules.front()->stacked();
+  const std::int64_t experts = stacked ? native_shape[0] : 1;
   for (std::int64_t expert = 0; expert < experts; ++expert) {
-    captures.expert = expert;
+    if (stacked) captures.expert = expert;
     for (const Rule* rule : rules) pieces.push_back(piece_of(map.dialect, *rule, captures, native_shape));
   }
   return pieces;
@@ -87,6 +93,7 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
 
 std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name) {
   const std::string name = to_rules_spelling(map.dialect, weight_name_of(hf_name));
+  if (fits_any(map.without_place, name)) return std::nullopt;
   for (const Rule& rule : map.rules) {
     if (std::optional<Captures> captures = rule.hf.match(name)) {
       return NativePlace{rule.native.fill(*captures), &rule, *captures};
@@ -96,9 +103,11 @@ std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_vie
 }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {
-  const std::string name = to_rules_spelling(map.dialect, hf_name);
-  return std::any_of(map.ignored.begin(), map.ignored.end(),
-                     [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
+  return fits_any(map.ignored, to_rules_spelling(map.dialect, hf_name));
+}
+
+bool is_without_place(const WeightMap& map, std::string_view hf_name) {
+  return fits_any(map.without_place, to_rules_spelling(map.dialect, weight_name_of(hf_name)));
 }
 
 std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name) {

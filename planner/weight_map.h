@@ -35,9 +35,9 @@ struct Rule {
   /// tensor, but does not make a checkpoint's tensor a known one.
   bool known = true;
 
-  /// If the HF name has {expert}, dimension 0 of the native tensor counts experts and each HF matrix is one
-  /// of them.
-  bool stacked() const { return hf.has_expert(); }
+  /// If only the HF name has {expert}, dimension 0 of the native tensor counts experts and each HF matrix is
+  /// one of them.
+  bool stacked() const { return hf.has_expert() && !native.has_expert(); }
 };
 
 /// How the names of a checkpoint differ from those the rules use, prefix by prefix: {in the rules, in the
@@ -50,7 +50,9 @@ struct WeightMap {
   std::string layout;
   std::vector<Rule> rules;           ///< the first row that fits a name counts
   std::vector<NamePattern> ignored;  ///< HF names that no layout uses
-  Dialect dialect;                   ///< of the checkpoint at hand; empty where names are those of the rules
+  std::vector<NamePattern>
+      without_place;  ///< HF names that are the model's, but have no place in this layout
+  Dialect dialect;    ///< of the checkpoint at hand; empty where names are those of the rules
 };
 
 /// One HF tensor's place inside a native tensor.
@@ -75,12 +77,15 @@ struct NativePlace {
   Captures captures;
 };
 
-/// The native tensor that an HF tensor is part of; nothing if no rule has it. Scales go where their weights
-/// go.
+/// The native tensor that an HF tensor is part of; nothing if no rule has it or it has no place in this
+/// layout. Scales go where their weights go.
 std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name);
 
 /// True if no layout of the family uses this HF tensor, so that it is passed over.
 bool is_ignored(const WeightMap& map, std::string_view hf_name);
+
+/// True if the HF tensor is the model's, but has no place in this layout. Scales go with their weights.
+bool is_without_place(const WeightMap& map, std::string_view hf_name);
 
 /// The HF name in the rules' spelling, and back in the checkpoint's.
 std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name);
