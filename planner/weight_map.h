@@ -48,11 +48,10 @@ using Dialect = std::vector<std::pair<std::string, std::string>>;
 struct WeightMap {
   std::string family;
   std::string layout;
-  std::vector<Rule> rules;           ///< the first row that fits a name counts
-  std::vector<NamePattern> ignored;  ///< HF names that no layout uses
-  std::vector<NamePattern>
-      without_place;  ///< HF names that are the model's, but have no place in this layout
-  Dialect dialect;    ///< of the checkpoint at hand; empty where names are those of the rules
+  std::vector<Rule> rules;                 ///< the first row that fits a name counts
+  std::vector<NamePattern> ignored;        ///< HF names that no layout uses
+  std::vector<NamePattern> without_place;  ///< HF names of the model that this layout has no tensor for
+  Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules
 };
 
 /// One HF tensor's place inside a native tensor.

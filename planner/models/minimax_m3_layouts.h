@@ -20,7 +20,7 @@ struct Part {
 struct Row {
   std::string_view hf;
   std::string_view native;
-  Part part;
+  Part part = {};
   bool transposed = false;
 };
 
