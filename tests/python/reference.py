@@ -264,7 +264,9 @@ def transformers_name(hf: str, prefix: str) -> tuple[str, str | None, int | None
             return f"model.multi_modal_projector.merge_{match[1]}", None, None
         if match := re.fullmatch(r"vision_tower\.vision_model\.embeddings\.patch_embedding\.(.*)", hf):
             return f"model.vision_tower.embeddings.proj.{match[1]}", None, None
-        if match := re.fullmatch(r"vision_tower\.vision_model\.(?:encoder\.(?=layers\.)|(?=pre_layrnorm\.))(.*)", hf):
+        if match := re.fullmatch(
+            r"vision_tower\.vision_model\.(?:encoder\.(?=layers\.)|(?=pre_layrnorm\.))(.*)", hf
+        ):
             return f"model.vision_tower.{match[1]}", None, None
         return None
     name = hf.removeprefix("language_model.").removeprefix("model.")

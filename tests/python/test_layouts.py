@@ -139,7 +139,9 @@ def cases(draw: st.DrawFn) -> Case:
     for fqn in draw(st.lists(st.sampled_from(list(TENSORS[layout])), min_size=1, max_size=3, unique=True)):
         dims = st.integers(0, TENSORS[layout][fqn] - 1)
         placement = st.one_of(
-            dims.map(Shard), st.just(Replicate()), st.builds(_StridedShard, dims, split_factor=st.integers(1, 4))
+            dims.map(Shard),
+            st.just(Replicate()),
+            st.builds(_StridedShard, dims, split_factor=st.integers(1, 4)),
         )
         placements[fqn] = draw(st.lists(placement, min_size=len(mesh), max_size=len(mesh)))
     sizes = Sizes(
