@@ -12,6 +12,11 @@ std::string replace_prefix(std::string_view name, std::string_view from, std::st
   return std::string(to) + std::string(name.substr(from.size()));
 }
 
+bool fits_any(const std::vector<NamePattern>& patterns, std::string_view name) {
+  return std::any_of(patterns.begin(), patterns.end(),
+                     [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
+}
+
 /// HF dimension i runs along native dimension result[i].
 std::vector<int> axes_of(const Rule& rule, std::size_t native_rank) {
   const int first = rule.stacked() ? 1 : 0;
@@ -56,11 +61,6 @@ Piece piece_of(const Dialect& dialect, const Rule& rule, const Captures& capture
   }
   for (int axis : piece.axes) piece.hf_shape.push_back(piece.box.size[static_cast<std::size_t>(axis)]);
   return piece;
-}
-
-bool fits_any(const std::vector<NamePattern>& patterns, std::string_view name) {
-  return std::any_of(patterns.begin(), patterns.end(),
-                     [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
 }
 
 }  // namespace
