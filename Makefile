@@ -12,7 +12,7 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help demo test lint format bench clean build
+.PHONY: help demo test lint format bench peers compare clean build
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
@@ -119,7 +119,37 @@ bench: build ## measure
 	$(call say,load)
 	@$(IN_VENV) bench/load.py
 
+# --- .venv-peers -------------------------------------------------------------------------------------------------------
+# The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.
+# nemo-automodel comes without its dependencies, as it asks for CUDA and far more than its M3 model uses.
+
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/stamp
+IN_PEERS := $(PEERS)/bin/python
+NEMO_AUTOMODEL := nemo-automodel==0.7.0
+
+# The stamp holds what the environment is for; one for another folder or interpreter is set up anew.
+PEERS_STATE = $(CURDIR) $(shell $(PYTHON) --version) $(NEMO_AUTOMODEL)
+ifneq ($(PEERS_STATE),$(shell $(IN_PEERS) --version >/dev/null 2>&1 && cat $(PEERS_STAMP) 2>/dev/null))
+$(shell rm -f $(PEERS_STAMP))
+endif
+
+$(PEERS_STAMP): .ci/requirements-peers.txt | system
+	$(call say,$(PEERS): Python environment with $(shell grep '^transformers' $<) and $(NEMO_AUTOMODEL))
+	@$(IN_PEERS) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(PEERS)
+	@$(IN_PEERS) -m pip install --quiet --quiet --requirement $<
+	@$(IN_PEERS) -m pip install --quiet --quiet --no-deps $(NEMO_AUTOMODEL)
+	@$(IN_PEERS) -c 'import sysconfig; print("$(CURDIR)/python_shim", \
+	  file=open(sysconfig.get_path("purelib") + "/shardwright.pth", "w"))'
+	@echo '$(PEERS_STATE)' >$@
+
+peers: $(PEERS_STAMP) ## set up the libraries that ours is compared with
+
+compare: build peers ## check that results equal those of transformers and nemo-automodel
+	$(call say,comparison with peers)
+	@$(IN_PEERS) -m pytest tests/peers
+
 clean: ## remove all that the other commands made here
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f python_shim/shardwright/_core*.so
 	find python_shim tests bench examples -name __pycache__ -prune -exec rm -rf {} +

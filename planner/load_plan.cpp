@@ -265,6 +265,10 @@ class LoadPlanner {
         lone_scales.push_back(tensor.name);
         continue;
       }
+      if (is_without_place(map_, tensor.name)) {
+        plan_.unused.push_back(tensor.name);
+        continue;
+      }
       if (!place || !place->rule->known) {
         unknown.push_back(tensor.name);
         continue;

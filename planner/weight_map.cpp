@@ -12,6 +12,11 @@ std::string replace_prefix(std::string_view name, std::string_view from, std::st
   return std::string(to) + std::string(name.substr(from.size()));
 }
 
+bool fits_any(const std::vector<NamePattern>& patterns, std::string_view name) {
+  return std::any_of(patterns.begin(), patterns.end(),
+                     [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
+}
+
 /// HF dimension i runs along native dimension result[i].
 std::vector<int> axes_of(const Rule& rule, std::size_t native_rank) {
   const int first = rule.stacked() ? 1 : 0;
@@ -84,12 +89,15 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
   std::vector<Piece> pieces;
   if (rules.empty()) return pieces;
   // "All else keeps its name" is no second way to a tensor that a row above gives another name.
-  if (!rules.front()->known && rule_of_hf(map, rules.front()->hf.fill(captures)) != rules.front())
-    return pieces;
+  if (!rules.front()->known) {
+    const Rule& first = *rule_of_hf(map, rules.front()->hf.fill(captures));
+    if (first.hf.text() != rules.front()->hf.text()) return pieces;
+  }
   for (const Rule* rule : rules) check_shape(*rule, fqn, native_shape);
-  const std::int64_t experts = rules.front()->stacked() ? native_shape[0] : 1;
+  const bool stacked = rules.front()->stacked();
+  const std::int64_t experts = stacked ? native_shape[0] : 1;
   for (std::int64_t expert = 0; expert < experts; ++expert) {
-    captures.expert = expert;
+    if (stacked) captures.expert = expert;
     for (const Rule* rule : rules) pieces.push_back(piece_of(map.dialect, *rule, captures, native_shape));
   }
   return pieces;
@@ -97,6 +105,7 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
 
 std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name) {
   const std::string name = to_rules_spelling(map.dialect, weight_name_of(hf_name));
+  if (fits_any(map.without_place, name)) return std::nullopt;
   const Rule* rule = rule_of_hf(map, name);
   if (rule == nullptr) return std::nullopt;
   const Captures captures = *rule->hf.match(name);
@@ -104,9 +113,11 @@ std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_vie
 }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {
-  const std::string name = to_rules_spelling(map.dialect, hf_name);
-  return std::any_of(map.ignored.begin(), map.ignored.end(),
-                     [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
+  return fits_any(map.ignored, to_rules_spelling(map.dialect, hf_name));
+}
+
+bool is_without_place(const WeightMap& map, std::string_view hf_name) {
+  return fits_any(map.without_place, to_rules_spelling(map.dialect, weight_name_of(hf_name)));
 }
 
 std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name) {

@@ -35,9 +35,9 @@ struct Rule {
   /// tensor, but does not make a checkpoint's tensor a known one.
   bool known = true;
 
-  /// If the HF name has {expert}, dimension 0 of the native tensor counts experts and each HF matrix is one
-  /// of them.
-  bool stacked() const { return hf.has_expert(); }
+  /// If only the HF name has {expert}, dimension 0 of the native tensor counts experts and each HF matrix is
+  /// one of them.
+  bool stacked() const { return hf.has_expert() && !native.has_expert(); }
 
   /// True if the row speaks of rows and columns, so that the HF tensor must have both.
   bool is_matrix() const { return transposed || parts > 1; }
@@ -51,9 +51,10 @@ using Dialect = std::vector<std::pair<std::string, std::string>>;
 struct WeightMap {
   std::string family;
   std::string layout;
-  std::vector<Rule> rules;           ///< the first row that fits a name counts
-  std::vector<NamePattern> ignored;  ///< HF names that no layout uses
-  Dialect dialect;                   ///< of the checkpoint at hand; empty where names are those of the rules
+  std::vector<Rule> rules;                 ///< the first row that fits a name counts
+  std::vector<NamePattern> ignored;        ///< HF names that no layout uses
+  std::vector<NamePattern> without_place;  ///< HF names of the model that this layout has no tensor for
+  Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules
 };
 
 /// One HF tensor's place inside a native tensor.
@@ -78,12 +79,15 @@ struct NativePlace {
   Captures captures;
 };
 
-/// The native tensor that an HF tensor is part of; nothing if no rule has it. Scales go where their weights
-/// go.
+/// The native tensor that an HF tensor is part of; nothing if no rule has it or it has no place in this
+/// layout. Scales go where their weights go.
 std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name);
 
 /// True if no layout of the family uses this HF tensor, so that it is passed over.
 bool is_ignored(const WeightMap& map, std::string_view hf_name);
+
+/// True if the HF tensor is the model's, but has no place in this layout. Scales go with their weights.
+bool is_without_place(const WeightMap& map, std::string_view hf_name);
 
 /// The HF name in the rules' spelling, and back in the checkpoint's.
 std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name);

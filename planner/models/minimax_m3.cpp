@@ -1,99 +1,50 @@
-/// The tables of MiniMax M3, text and VL. Source of names and shapes: the seed documentation of
-/// nemo_automodel.components.models.minimax_m3_vl and the released model's key lists (tests/data).
+/// The family of MiniMax M3, text and VL: what holds for every layout. Source of names and shapes: the seed
+/// documentation of nemo_automodel.components.models.minimax_m3_vl and the released model's key lists
+/// (tests/data).
 
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 
+#include "planner/models/minimax_m3_layouts.h"
 #include "planner/models/models.h"
 
 namespace shardwright {
 namespace {
 
-/// A row of the table, its names without the prefix of the section it stands in.
-struct Row {
-  std::string_view hf;
-  std::string_view native;
-  bool quantised = false;
-  bool transposed = false;
-  int part = 0;
-  int parts = 1;
-  int part_dimension = 0;
-  bool known = true;
-};
+using AddRules = void (*)(WeightMap& map);
 
-constexpr bool quantised = true;
-constexpr bool transposed = true;
-
-/// What a decoder layer holds, in the layout "automodel". Experts [experts, in, out], gate columns before up
-/// columns.
-constexpr std::array layer_rows_automodel = {
-    Row{"input_layernorm.weight", "input_layernorm.weight"},
-    Row{"post_attention_layernorm.weight", "post_attention_layernorm.weight"},
-    Row{"self_attn.q_proj.weight", "self_attn.q_proj.weight", quantised},
-    Row{"self_attn.k_proj.weight", "self_attn.k_proj.weight", quantised},
-    Row{"self_attn.v_proj.weight", "self_attn.v_proj.weight", quantised},
-    Row{"self_attn.o_proj.weight", "self_attn.o_proj.weight", quantised},
-    Row{"self_attn.q_norm.weight", "self_attn.q_norm.weight"},
-    Row{"self_attn.k_norm.weight", "self_attn.k_norm.weight"},
-    Row{"self_attn.index_{*}", "self_attn.indexer.index_{*}"},
-    Row{"mlp.gate_proj.weight", "mlp.gate_proj.weight", quantised},
-    Row{"mlp.up_proj.weight", "mlp.up_proj.weight", quantised},
-    Row{"mlp.down_proj.weight", "mlp.down_proj.weight", quantised},
-    Row{"block_sparse_moe.gate.weight", "mlp.gate.weight"},
-    Row{"block_sparse_moe.e_score_correction_bias", "mlp.gate.e_score_correction_bias"},
-    Row{"block_sparse_moe.experts.{expert}.w1.weight", "mlp.experts.gate_and_up_projs", quantised, transposed,
-        0, 2, 1},
-    Row{"block_sparse_moe.experts.{expert}.w3.weight", "mlp.experts.gate_and_up_projs", quantised, transposed,
-        1, 2, 1},
-    Row{"block_sparse_moe.experts.{expert}.w2.weight", "mlp.experts.down_projs", quantised, transposed},
-    Row{"block_sparse_moe.shared_experts.gate_proj.weight", "shared_experts.gate_proj.weight", quantised},
-    Row{"block_sparse_moe.shared_experts.up_proj.weight", "shared_experts.up_proj.weight", quantised},
-    Row{"block_sparse_moe.shared_experts.down_proj.weight", "shared_experts.down_proj.weight", quantised},
-};
-
-/// What lies outside the layers, in the layout "automodel".
-constexpr std::array model_rows_automodel = {
-    Row{"language_model.model.embed_tokens.weight", "model.embed_tokens.weight"},
-    Row{"language_model.model.norm.weight", "model.norm.weight"},
-    Row{"language_model.lm_head.weight", "lm_head.weight"},
-    Row{"language_model.model.mtp.layers.{layer}.enorm.weight", "model.mtp.layers.{layer}.enorm.weight"},
-    Row{"language_model.model.mtp.layers.{layer}.hnorm.weight", "model.mtp.layers.{layer}.hnorm.weight"},
-    // FP8 in the released files, although the documented rule of names does not list it.
-    Row{"language_model.model.mtp.layers.{layer}.eh_proj.weight", "model.mtp.layers.{layer}.eh_proj.weight"},
-    Row{"language_model.model.mtp.layers.{layer}.final_layernorm.weight",
-        "model.mtp.layers.{layer}.final_layernorm.weight"},
-    Row{"vision_tower.vision_model.{*}", "vision_tower.vision_model.{*}"},
-    Row{"multi_modal_projector.{*}", "vision_tower.multi_modal_projector.{*}"},
-    Row{"patch_merge_mlp.{*}", "vision_tower.patch_merge_mlp.{*}"},
-};
-
-/// All else in the text part keeps its name: finds the source of a tensor that the trainer has, but does not
-/// make an unexpected tensor of a checkpoint a known one.
-constexpr std::array catch_all_rows = {
-    Row{"language_model.model.{*}", "model.{*}", false, false, 0, 1, 0, false},
-    Row{"language_model.lm_head.{*}", "lm_head.{*}", false, false, 0, 1, 0, false},
-};
-
-/// Where the rows of a decoder layer apply: {HF prefix, native prefix}. An MTP module holds a whole layer.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 2> layer_prefixes = {{
-    {"language_model.model.layers.{layer}.", "model.layers.{layer}."},
-    {"language_model.model.mtp.layers.{layer}.transformer_layer.",
-     "model.mtp.layers.{layer}.transformer_layer."},
+constexpr std::array<std::pair<std::string_view, AddRules>, 3> layouts = {{
+    {"automodel", add_automodel_rules},
+    {"transformers", add_transformers_rules},
+    {"huggingface", add_huggingface_rules},
 }};
+
+/// The documented rule of names: the weights of a decoder layer that are block-scaled where no checkpoint
+/// says so. MTP's eh_proj is not among them, although the released files store it as FP8.
+constexpr std::array<std::string_view, 13> quantised = {
+    ".self_attn.q_proj.weight",
+    ".self_attn.k_proj.weight",
+    ".self_attn.v_proj.weight",
+    ".self_attn.o_proj.weight",
+    ".mlp.gate_proj.weight",
+    ".mlp.up_proj.weight",
+    ".mlp.down_proj.weight",
+    ".block_sparse_moe.experts.{expert}.w1.weight",
+    ".block_sparse_moe.experts.{expert}.w2.weight",
+    ".block_sparse_moe.experts.{expert}.w3.weight",
+    ".block_sparse_moe.shared_experts.gate_proj.weight",
+    ".block_sparse_moe.shared_experts.up_proj.weight",
+    ".block_sparse_moe.shared_experts.down_proj.weight",
+};
 
 /// MTP keys outside the text part belong to no layout.
 constexpr std::array<std::string_view, 3> ignored = {"mtp.{*}", "model.mtp.{*}", "vision_tower.mtp.{*}"};
 
-Rule rule_of(const Row& row, std::string_view hf_prefix, std::string_view native_prefix) {
-  return {NamePattern(std::string(hf_prefix) + std::string(row.hf)),
-          NamePattern(std::string(native_prefix) + std::string(row.native)),
-          row.transposed,
-          row.part,
-          row.parts,
-          row.part_dimension,
-          row.quantised,
-          row.known};
+bool is_quantised(const NamePattern& hf) {
+  return std::any_of(quantised.begin(), quantised.end(),
+                     [&](std::string_view ending) { return hf.text().ends_with(ending); });
 }
 
 /// A text-only checkpoint has no "language_model." and may lack "model." too.
@@ -120,11 +71,10 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   map.family = "minimax_m3";
   map.layout = layout;
   map.dialect = dialect_of(catalog);
-  for (const auto& [hf_prefix, native_prefix] : layer_prefixes) {
-    for (const Row& row : layer_rows_automodel) map.rules.push_back(rule_of(row, hf_prefix, native_prefix));
+  for (const auto& [name, add_rules_of_layout] : layouts) {
+    if (name == layout) add_rules_of_layout(map);
   }
-  for (const Row& row : model_rows_automodel) map.rules.push_back(rule_of(row, "", ""));
-  for (const Row& row : catch_all_rows) map.rules.push_back(rule_of(row, "", ""));
+  for (Rule& rule : map.rules) rule.quantised = is_quantised(rule.hf);
   for (std::string_view pattern : ignored) map.ignored.emplace_back(pattern);
   return map;
 }
@@ -140,10 +90,21 @@ bool has_names_of(const Catalog& catalog) {
 
 }  // namespace
 
+void add_rules(std::vector<Rule>& rules, std::span<const Row> rows, std::string_view hf_prefix,
+               std::string_view native_prefix, bool known) {
+  for (const Row& row : rows) {
+    rules.push_back({NamePattern(std::string(hf_prefix) + std::string(row.hf)),
+                     NamePattern(std::string(native_prefix) + std::string(row.native)), row.transposed,
+                     row.part.index, row.part.count, row.part.dimension, /*quantised=*/false, known});
+  }
+}
+
 Model minimax_m3() {
+  std::vector<std::string_view> layout_names;
+  for (const auto& layout : layouts) layout_names.push_back(layout.first);
   return {"minimax_m3",
           {"minimax_m3_vl", "minimax_m3_vl_text", "minimax_m3", "minimax_m3_text"},
-          {"automodel"},
+          layout_names,
           has_names_of,
           weight_map};
 }

@@ -91,7 +91,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="auto")
-    parser.add_argument("--layout", default="automodel")
+    parser.add_argument(
+        "--layout",
+        default="automodel",
+        help="native names and shapes: automodel, transformers or huggingface; default: automodel",
+    )
     parser.add_argument("--not-strict", action="store_true", help="leave out tensors that no rule knows")
 
 

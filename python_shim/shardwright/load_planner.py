@@ -26,7 +26,8 @@ class LoadPlanner(DefaultLoadPlanner):
 
     Args:
         model: the model family ("minimax_m3"), or "auto": by config.json, or by the names where that is missing.
-        layout: the trainer's names and shapes: "automodel".
+        layout: the trainer's names and shapes: "automodel", "transformers" (5.23) or "huggingface", which is the
+            checkpoint's own names and shapes. What has no place in a layout (MTP in "transformers") is unused.
         strict: whether a tensor of the checkpoint that no rule knows is an error.
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
         allow_partial_load: whether tensors that the checkpoint lacks altogether are left as they are.

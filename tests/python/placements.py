@@ -38,20 +38,26 @@ def take(tensor: torch.Tensor, held: list[np.ndarray]) -> torch.Tensor:
 
 
 def bytes_held(
-    parts: list[tuple[str, str | None, int | None]], checkpoint: dict[str, Stored], held: list[np.ndarray]
+    parts: list[tuple[str, str | None, int | None]],
+    checkpoint: dict[str, Stored],
+    held: list[np.ndarray],
+    transposed: bool = True,
 ) -> int:
-    """Bytes that a rank needs of a native tensor made of `parts`: its elements and their scales."""
+    """Bytes that a rank needs of a native tensor made of `parts`: its elements and their scales.
+
+    `transposed` says how stacked experts lie: [expert, in, out], or else [expert, out, in].
+    """
     total = 0
     for hf, which, expert in parts:
         weight, scales = checkpoint[hf], checkpoint.get(hf + "_scale_inv")
         if which is None:
             in_weight = held
-        elif expert not in held[0]:
+        elif expert is not None and expert not in held[0]:
             continue
-        else:  # native [expert, in, out] of a weight [out, in]; w3 lies behind w1
-            first = weight.shape[0] if which == "w3" else 0
-            rows = held[2] - first
-            in_weight = [rows[(rows >= 0) & (rows < weight.shape[0])], held[1]]
+        else:
+            rows, columns = held if expert is None else held[:0:-1] if transposed else held[1:]
+            rows = rows - (weight.shape[0] if which in ("w3", "up") else 0)  # it lies behind w1, or the gate
+            in_weight = [rows[(rows >= 0) & (rows < weight.shape[0])], columns]
         counts = [len(np.unique(indices)) for indices in in_weight]
         total += math.prod(counts) * weight.nbytes // max(1, math.prod(weight.shape))
         if scales and math.prod(counts):

@@ -253,6 +253,45 @@ def hf_names(fqn: str, prefix: str, experts: int) -> list[str]:
     return [name.replace(".self_attn.indexer.index_", ".self_attn.index_")]
 
 
+def transformers_name(hf: str, prefix: str) -> tuple[str, str | None, int | None] | None:
+    """The same as `native_name`, in layout "transformers". Gate and up projections, "gate" and "up", are joined."""
+    if ".mtp." in hf or hf.startswith("mtp."):
+        return None
+    if prefix == "language_model." and not hf.startswith("language_model."):
+        if match := re.fullmatch(r"multi_modal_projector\.(linear_[12]\..*)", hf):
+            return f"model.multi_modal_projector.{match[1]}", None, None
+        if match := re.fullmatch(r"patch_merge_mlp\.(linear_[12]\..*)", hf):
+            return f"model.multi_modal_projector.merge_{match[1]}", None, None
+        if match := re.fullmatch(r"vision_tower\.vision_model\.embeddings\.patch_embedding\.(.*)", hf):
+            return f"model.vision_tower.embeddings.proj.{match[1]}", None, None
+        if match := re.fullmatch(
+            r"vision_tower\.vision_model\.(?:encoder\.(?=layers\.)|(?=pre_layrnorm\.))(.*)", hf
+        ):
+            return f"model.vision_tower.{match[1]}", None, None
+        return None
+    name = hf.removeprefix("language_model.").removeprefix("model.")
+    if not name.startswith("lm_head."):
+        # The text model on its own, as its checkpoint, is not inside of a VL model.
+        name = ("model.language_model." if prefix == "language_model." else "model.") + name
+    name = name.replace(".self_attn.index_", ".self_attn.indexer.")
+    name = name.replace(".block_sparse_moe.e_score_correction_bias", ".mlp.gate.e_score_correction_bias")
+    name = name.replace(".block_sparse_moe.", ".mlp.")
+    if match := re.fullmatch(r"(.*\.mlp\.experts)\.(\d+)\.(w[123])\.weight", name):
+        experts, expert, which = match.groups()
+        return f"{experts}.{'down_proj' if which == 'w2' else 'gate_up_proj'}", which, int(expert)
+    if match := re.fullmatch(r"(.*\.mlp(?:\.shared_experts)?)\.(gate|up)_proj\.weight", name):
+        return f"{match[1]}.gate_up_proj.weight", match[2], None
+    return name, None, None
+
+
+def huggingface_name(hf: str, prefix: str) -> tuple[str, str | None, int | None] | None:
+    """The same as `native_name`, in layout "huggingface": only what has no place in any trainer has none there."""
+    return None if native_name(hf, prefix) is None else (hf, None, None)
+
+
+NAMES = {"automodel": native_name, "transformers": transformers_name, "huggingface": huggingface_name}
+
+
 # --- the model ----------------------------------------------------------------------------------------------
 
 Dtypes = torch.dtype | Callable[[str], torch.dtype | None] | None
@@ -260,6 +299,7 @@ Dtypes = torch.dtype | Callable[[str], torch.dtype | None] | None
 
 def native_parts(
     checkpoint: dict[str, Stored],
+    layout: str = "automodel",
 ) -> dict[str, list[tuple[str, str | None, int | None]]]:
     """Native name → the (HF name, w1/w2/w3, expert) that it is made of."""
     prefix = text_prefix(checkpoint)
@@ -267,7 +307,7 @@ def native_parts(
     for hf in checkpoint:
         if hf.endswith("_scale_inv"):
             continue
-        if found := native_name(hf, prefix):
+        if found := NAMES[layout](hf, prefix):
             fqn, which, expert = found
             parts.setdefault(fqn, []).append((hf, which, expert))
     return parts
@@ -280,14 +320,16 @@ def decode(checkpoint: dict[str, Stored], hf: str, dtype: torch.dtype) -> torch.
     return cast(weight.raw(), weight.dtype, dtype)
 
 
-def iterate_native(directory: str | Path, dtypes: Dtypes = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Native name and global tensor, one after another, in layout "automodel".
+def iterate_native(
+    directory: str | Path, dtypes: Dtypes = None, layout: str = "automodel"
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Native name and global tensor, one after another.
 
     `dtypes` is one dtype for all, or a function of the native name. None, or a None from the function, means
     BF16 for what is block-scaled, and otherwise the dtype that is stored.
     """
     checkpoint = read_checkpoint(directory)
-    for fqn, parts in native_parts(checkpoint).items():
+    for fqn, parts in native_parts(checkpoint, layout).items():
         first = checkpoint[parts[0][0]]
         dtype = dtypes(fqn) if callable(dtypes) else dtypes
         if dtype is None or not TORCH_DTYPES.get(first.dtype, torch.bfloat16).is_floating_point:
@@ -296,16 +338,19 @@ def iterate_native(directory: str | Path, dtypes: Dtypes = None) -> Iterator[tup
             assert len(parts) == 1, fqn
             yield fqn, decode(checkpoint, parts[0][0], dtype)
             continue
-        of_expert: dict[int, dict[str, torch.Tensor]] = {}
+        of_expert: dict[int | None, dict[str | None, torch.Tensor]] = {}
         for hf, which, expert in parts:
-            of_expert.setdefault(expert, {})[which] = decode(checkpoint, hf, dtype).T
+            of_expert.setdefault(expert, {})[which] = decode(checkpoint, hf, dtype)
+        if of_expert.keys() == {None}:  # a dense or shared MLP of transformers
+            yield fqn, torch.cat([of_expert[None]["gate"], of_expert[None]["up"]])
+            continue
         assert sorted(of_expert) == list(range(len(of_expert))), fqn
-        order = ["w2"] if fqn.endswith("down_projs") else ["w1", "w3"]
-        yield (
-            fqn,
-            torch.stack([torch.cat([of_expert[e][w] for w in order], dim=1) for e in range(len(of_expert))]),
-        )
+        order = ["w2"] if "down" in fqn.rpartition(".")[2] else ["w1", "w3"]
+        stack = torch.stack([torch.cat([of_expert[e][w] for w in order]) for e in range(len(of_expert))])
+        yield fqn, stack.mT.contiguous() if layout == "automodel" else stack
 
 
-def native(directory: str | Path, dtypes: Dtypes = None) -> dict[str, torch.Tensor]:
-    return dict(iterate_native(directory, dtypes))
+def native(
+    directory: str | Path, dtypes: Dtypes = None, layout: str = "automodel"
+) -> dict[str, torch.Tensor]:
+    return dict(iterate_native(directory, dtypes, layout))
