@@ -58,7 +58,7 @@ Box weight_box_of(const Encoding& encoding, const Box& scale_box, const Shape& w
   return box;
 }
 
-Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight) {
+Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight, const Encoding& scaled) {
   const std::string scale_name = scale_name_of(weight.front().name);
   const std::span<const SourceTensor> scales = catalog.find(scale_name);
   const DType element = weight.front().dtype;
@@ -75,14 +75,15 @@ Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weigh
     throw Error(ErrorKind::mismatch, describe(catalog, weight) + ": expected a matrix of F8_E4M3, since " +
                                          scale_name + " says that it is block-scaled");
   }
-  Encoding encoding = mxfp8();
+  Encoding encoding = scaled;
   encoding.scale = scales.front().dtype;
   const Shape expected = scale_shape_of(encoding, shape);
   if ((encoding.scale != DType::U8 && encoding.scale != DType::F8_E8M0) ||
       Catalog::global_shape(scales) != expected) {
     throw Error(ErrorKind::mismatch,
                 describe(catalog, scales) + ": expected U8 or F8_E8M0 " + to_string(expected) +
-                    ", one scale for each 1 x 32 block of the weight " + to_string(shape));
+                    ", one scale for each " + std::to_string(scaled.block_rows) + " x " +
+                    std::to_string(scaled.block_columns) + " block of the weight " + to_string(shape));
   }
   return encoding;
 }

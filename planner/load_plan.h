@@ -51,8 +51,10 @@ struct LoadPlan {
 };
 
 struct LoadPlanOptions {
-  bool strict = true;          ///< an HF tensor that no rule knows is an error
-  bool allow_missing = false;  ///< a trainer's tensor that the checkpoint lacks altogether is left as it is
+  bool strict = true;            ///< an HF tensor that no rule knows is an error
+  bool allow_missing = false;    ///< a trainer's tensor that the checkpoint lacks altogether is left as it is
+  bool parts_elsewhere = false;  ///< experts that this rank holds nothing of need not be in the catalog
+  Encoding scaled = mxfp8();     ///< what a weight with a scale tensor is stored as
 
   /// What the caller has found wrong with its tensors already; told together with what the planner finds.
   std::vector<std::string> problems;
