@@ -9,14 +9,14 @@ namespace {
 
 constexpr std::string_view scale_suffix = "_scale_inv";
 
-bool is_float8(DType dtype) { return dtype == DType::F8_E4M3 || dtype == DType::F8_E5M2; }
-
 std::string describe(const Catalog& catalog, std::span<const SourceTensor> chunks) {
   return chunks.front().name + " in " + catalog.files[chunks.front().file].name + " (" +
          std::string(name_of(chunks.front().dtype)) + " " + to_string(Catalog::global_shape(chunks)) + ")";
 }
 
 }  // namespace
+
+bool is_float8(DType dtype) { return dtype == DType::F8_E4M3 || dtype == DType::F8_E5M2; }
 
 Encoding mxfp8() { return {DType::F8_E4M3, true, DType::U8, 1, 32}; }
 

@@ -22,6 +22,9 @@ struct Encoding {
   bool operator==(const Encoding&) const = default;
 };
 
+/// True for the formats that mean nothing without scales.
+bool is_float8(DType dtype);
+
 /// MXFP8 as MiniMax M3 stores it: F8_E4M3 elements, an e8m0 byte for each 1 × 32 block (OCP MX v1.0).
 Encoding mxfp8();
 

@@ -86,8 +86,10 @@ HeldTensor describe(const Catalog& catalog, std::string fqn, Found found, std::i
   for (std::size_t d = 0; d < hf_shape.size(); ++d) held.axes.push_back(static_cast<int>(d) + first);
   if (rule.transposed) std::reverse(held.axes.begin(), held.axes.end());
   if (rule.parts > 1) held.joined = rule.part_dimension + first;
-  held.as_it_is = !rule.stacked() && !rule.transposed && rule.parts == 1 &&
-                  catalog.find(scale_name_of(held.sources.front())).empty();
+  // FP8 without scales is left to the plan, which refuses it.
+  const bool decoded = is_float8(catalog.find(held.sources.front()).front().dtype) ||
+                       !catalog.find(scale_name_of(held.sources.front())).empty();
+  held.as_it_is = !rule.stacked() && !rule.transposed && rule.parts == 1 && !decoded;
   return held;
 }
 

@@ -150,11 +150,12 @@ def _target(
 ) -> Target:
     """Where it goes: into the tensor that all its HF tensors came from, if that has the dtype, or a new one."""
     device = parts[held.sources[0]].local.device
-    native = origins[0].native.tensor if origins[0] is not None else None
-    if native is None or not all(o is not None and o.native.tensor is native for o in origins):
+    natives = {id(o.native): o.native for o in origins if o is not None}
+    native = next(iter(natives.values()), None)
+    if native is None or len(natives) != 1 or None in origins:
         return Target(held, sharding, dtype, device)
-    in_place = native.dtype == dtype and local_part(native).device == device
-    return Target(held, sharding, dtype, device, native if in_place else None)
+    in_place = native.tensor.dtype == dtype and local_part(native.tensor).device == device
+    return Target(held, sharding, dtype, device, native.tensor if in_place else None)
 
 
 def _settle_views(
@@ -187,7 +188,7 @@ def _sharding_of(
 ) -> Sharding:
     """As the tensor lies that the HF tensors came from; else as the mesh of experts says; else as the HF tensors."""
     for origin in origins:
-        if origin is not None and origin.native.fqn == held.fqn:
+        if origin is not None and origin.native is not None and origin.native.fqn == held.fqn:
             return origin.native.sharding
     source = parts[held.sources[0]].sharding if held.sources else None
     if held.stacked and device_mesh is not None:

@@ -52,7 +52,7 @@ class Origin:
     """Where an HF tensor comes from: ``from_hf`` finds its way back by it, and fills the memory that it came from."""
 
     conversion: Conversion
-    native: Native
+    native: Native | None  #: None: the HF tensor is the native one
     is_view: bool
 
 
@@ -104,9 +104,10 @@ def hf_tensors(
                 tensor = lies.empty(DTYPES[request.dtype], local.device)
             else:
                 tensor = _view(native, local, request, index_of)
-            if origins is not None and tensor is not native.tensor:
+            if origins is not None:
+                is_itself = tensor is native.tensor
                 is_view = not (quantization and request.scaled)
-                origins[tensor] = Origin(conversion, native, is_view)
+                origins[tensor] = Origin(conversion, None if is_itself else native, is_view)
             yield fqn, request.name, tensor
 
 

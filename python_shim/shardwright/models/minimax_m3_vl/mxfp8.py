@@ -23,7 +23,8 @@ def _quantised_names() -> re.Pattern[str]:
     patterns = _core.quantised_patterns(_core.weight_map_for_names(["language_model."], FAMILY))
     endings = dict.fromkeys(pattern.partition("layers.{layer}.")[2] for pattern in patterns)
     choices = "|".join(re.escape(ending).replace(re.escape("{expert}"), r"\d+") for ending in endings)
-    return re.compile(rf"(?:^|\.)layers\.\d+\.(?:{choices})$")
+    # The vision tower has layers with projections of the same names, none of which is quantised.
+    return re.compile(rf"^(?!(?:.*\.)?vision_tower\.)(?:.*\.)?layers\.\d+\.(?:{choices})$")
 
 
 _MXFP8_QUANT_KEY_RE = _quantised_names()

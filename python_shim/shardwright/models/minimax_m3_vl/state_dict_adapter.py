@@ -281,7 +281,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         if place is None:
             return key
         fqn, expert, part = place
-        native = fqn.removeprefix(_NATIVE_TEXT)
+        native: str = fqn.removeprefix(_NATIVE_TEXT)
         if expert >= 0:
             stack, _, projections = native.rpartition(".")
             native = f"{stack}.{expert}.{_projections(projections)[part]}.weight"
