@@ -15,6 +15,9 @@ from shardwright.storage_reader import default_threads
 
 SCALE_SUFFIX = "_scale_inv"
 
+#: The device whose memory the kernels read and write. Tests name another to send everything through buffers.
+KERNEL_DEVICE = "cpu"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -33,7 +36,7 @@ class Part:
     def on_cpu(self, name: str) -> Part:
         """The same in CPU memory, the scaled formats with the elements of a row side by side, as the kernels want."""
         local = self.local
-        if local.device.type not in ("cpu", "meta"):
+        if local.device.type != KERNEL_DEVICE:
             local = local.cpu()
         scaled = name.endswith(SCALE_SUFFIX) or local.dtype == torch.float8_e4m3fn
         if scaled and local.dim() > 0 and local.stride(-1) != 1:
@@ -73,7 +76,9 @@ def fill(
         return
     staged = {name: part.on_cpu(name) for name, part in sources.items()}
     targets = {
-        name: part if part.local.device.type == "cpu" else Part(part.sharding, _buffer_for(part.local))
+        name: part
+        if part.local.device.type == KERNEL_DEVICE
+        else Part(part.sharding, _buffer_for(part.local))
         for name, part in destinations.items()
     }
     memory = _core.StateDictMemory([part.spec(name) for name, part in staged.items()])

@@ -87,7 +87,8 @@ def hf_tensors(
         if not requests[fqn]:
             conversion.empty[fqn] = native
         local = local_part(native.tensor)
-        index_of = dict(native.sharding.held(0)) if native.sharding.shape else {}
+        is_stack = any(0 not in request.axes for request in requests[fqn] if request.native_size)
+        index_of = dict(native.sharding.held(0)) if is_stack else {}
         weight_excluded = False
         for request in requests[fqn]:
             if request.placeholder:

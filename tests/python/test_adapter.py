@@ -158,6 +158,16 @@ def test_scales_may_be_e8m0_or_not_be_there_at_all(tmp_path: Path, quantized: bo
     assert differing(vl(experts=3).from_hf(hf), expected) == []
 
 
+def test_tensors_of_another_device_pass_through_buffers(tiny: Path, natives: Sd, monkeypatch):
+    monkeypatch.setattr("shardwright.decoding.KERNEL_DEVICE", "elsewhere")
+    state = {fqn: torch.zeros_like(tensor) for fqn, tensor in natives.items()}
+    adapter = vl()
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tiny)
+    dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(tiny), no_dist=True)
+    assert differing(adapter.from_hf(hf), natives) == []
+    assert differing(state, natives) == []
+
+
 def test_what_no_rule_knows_passes_and_what_no_layout_uses_does_not(tiny: Path):
     hf = hf_state_dict(tiny) | {"extra.weight": torch.ones(3), "language_model.model.extra": torch.ones(2)}
     hf["vision_tower.mtp.layers.0.eh_proj.weight"] = torch.ones(2, 2)

@@ -150,13 +150,15 @@ def experts_over_a_mesh_that_replicates(path: str, uneven: str) -> None:
 def plain_tensors_and_a_mesh(path: str, uneven: str) -> None:
     """From a whole HF state dict a rank takes its experts: the first `E mod n` ranks hold one more."""
     world, rank = dist.get_world_size(), dist.get_rank()
+    # Made before anything can fail: a rank that has failed would leave the others waiting for it.
+    mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("ep",))
+    half = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("ep", "ep_shard"))
     for checkpoint in (path, uneven):
         natives = reference.native(checkpoint)
         count = experts_of(natives)
         each, more = divmod(count, world)
         start = sum(each + (1 if r < more else 0) for r in range(rank))
         mine = list(range(start, start + each + (1 if rank < more else 0)))
-        mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("ep",))
         adapter = adapter_for(natives)
         for hf in (hf_state_dict(checkpoint), only_experts(hf_state_dict(checkpoint), mine)):
             loaded = adapter.from_hf(hf, device_mesh=mesh)
@@ -171,7 +173,6 @@ def plain_tensors_and_a_mesh(path: str, uneven: str) -> None:
             asked = adapter.to_hf(loaded)
             assert {e for e in map(expert_of, asked) if e is not None} == set(mine)
             assert same_parts(adapter.from_hf(asked, device_mesh=mesh), loaded) == []
-        half = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("ep", "ep_shard"))
         if count % (world // 2) == 0:
             loaded = adapter.from_hf(hf_state_dict(checkpoint), device_mesh=half)
             for fqn, whole in natives.items():

@@ -232,6 +232,10 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         first ``experts mod ranks`` ranks holding one more; all of them without a mesh. HF tensors are removed from
         ``hf_state_dict`` once they have been decoded.
 
+        Memory beyond ``hf_state_dict``: none where ``to_hf`` was given tensors of ``dtype``, which are filled in place;
+        otherwise the decoded tensors, 256 MiB of them at a time while their HF tensors go. CUDA tensors pass through
+        buffers in CPU memory of at most that size or one tensor's.
+
         Raises:
             RuntimeError: weights of experts that this rank holds are missing.
             PlanError: the tensors do not fit together.
