@@ -51,13 +51,14 @@ struct LoadPlan {
 };
 
 struct LoadPlanOptions {
-  bool strict = true;            ///< an HF tensor that no rule knows is an error
-  bool allow_missing = false;    ///< a trainer's tensor that the checkpoint lacks altogether is left as it is
-  bool parts_elsewhere = false;  ///< experts that this rank holds nothing of need not be in the catalog
-  Encoding scaled = mxfp8();     ///< what a weight with a scale tensor is stored as
+  bool strict = true;          ///< an HF tensor that no rule knows is an error
+  bool allow_missing = false;  ///< a trainer's tensor that the checkpoint lacks altogether is left as it is
 
   /// What the caller has found wrong with its tensors already; told together with what the planner finds.
   std::vector<std::string> problems;
+
+  bool parts_elsewhere = false;  ///< experts that this rank holds nothing of need not be in the catalog
+  Encoding scaled = mxfp8();     ///< what a weight with a scale tensor is stored as
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source

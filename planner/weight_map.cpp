@@ -112,7 +112,7 @@ std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fq
   Captures captures;
   std::vector<std::string> names;
   for (const Rule* rule : rules_of(map, fqn, captures)) {
-    captures.expert = expert;
+    if (rule->stacked()) captures.expert = expert;
     names.push_back(to_checkpoint_spelling(map.dialect, rule->hf.fill(captures)));
   }
   return names;

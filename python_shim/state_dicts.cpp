@@ -97,7 +97,9 @@ void bind_memory(py::module_& m) {
           "plan",
           [](const StateDictMemory& held, const std::vector<TensorSpec>& specs, const WeightMap& map,
              std::int64_t block_columns) {
-            LoadPlanOptions options{.strict = false, .parts_elsewhere = true};
+            LoadPlanOptions options;
+            options.strict = false;
+            options.parts_elsewhere = true;
             options.scaled.block_columns = block_columns;
             const py::gil_scoped_release release;
             return std::make_shared<LoadPlan>(plan_load(specs, held.catalog, map, options));
