@@ -9,14 +9,14 @@ namespace {
 
 constexpr std::string_view scale_suffix = "_scale_inv";
 
-bool is_float8(DType dtype) { return dtype == DType::F8_E4M3 || dtype == DType::F8_E5M2; }
-
 std::string describe(const Catalog& catalog, std::span<const SourceTensor> chunks) {
   return chunks.front().name + " in " + catalog.files[chunks.front().file].name + " (" +
          std::string(name_of(chunks.front().dtype)) + " " + to_string(Catalog::global_shape(chunks)) + ")";
 }
 
 }  // namespace
+
+bool is_float8(DType dtype) { return dtype == DType::F8_E4M3 || dtype == DType::F8_E5M2; }
 
 Encoding mxfp8() { return {DType::F8_E4M3, true, DType::U8, 1, 32}; }
 
@@ -58,7 +58,7 @@ Box weight_box_of(const Encoding& encoding, const Box& scale_box, const Shape& w
   return box;
 }
 
-Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight) {
+Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight, const Encoding& scaled) {
   const std::string scale_name = scale_name_of(weight.front().name);
   const std::span<const SourceTensor> scales = catalog.find(scale_name);
   const DType element = weight.front().dtype;
@@ -75,14 +75,15 @@ Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weigh
     throw Error(ErrorKind::mismatch, describe(catalog, weight) + ": expected a matrix of F8_E4M3, since " +
                                          scale_name + " says that it is block-scaled");
   }
-  Encoding encoding = mxfp8();
+  Encoding encoding = scaled;
   encoding.scale = scales.front().dtype;
   const Shape expected = scale_shape_of(encoding, shape);
   if ((encoding.scale != DType::U8 && encoding.scale != DType::F8_E8M0) ||
       Catalog::global_shape(scales) != expected) {
     throw Error(ErrorKind::mismatch,
                 describe(catalog, scales) + ": expected U8 or F8_E8M0 " + to_string(expected) +
-                    ", one scale for each 1 x 32 block of the weight " + to_string(shape));
+                    ", one scale for each " + std::to_string(scaled.block_rows) + " x " +
+                    std::to_string(scaled.block_columns) + " block of the weight " + to_string(shape));
   }
   return encoding;
 }

@@ -22,6 +22,9 @@ struct Encoding {
   bool operator==(const Encoding&) const = default;
 };
 
+/// True for the formats that mean nothing without scales.
+bool is_float8(DType dtype);
+
 /// MXFP8 as MiniMax M3 stores it: F8_E4M3 elements, an e8m0 byte for each 1 × 32 block (OCP MX v1.0).
 Encoding mxfp8();
 
@@ -41,10 +44,12 @@ Box scale_box_of(const Encoding& encoding, const Box& weight_box);
 /// The box of weights that a box of scales serves, cut off at the weight's edge.
 Box weight_box_of(const Encoding& encoding, const Box& scale_box, const Shape& weight_shape);
 
-/// How a checkpoint stores the tensor of this name, the presence of its scale tensor deciding.
+/// How a checkpoint stores the tensor of this name, the presence of its scale tensor deciding: plainly, or as
+/// `scaled` says.
 /// `weight` must be the chunks of that tensor, not empty. Throws Error(mismatch), naming the tensors and the
 /// file, for FP8 without a scale, a scale beside something that is not FP8, and a scale of the wrong shape or
 /// dtype.
-Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight);
+Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight,
+                     const Encoding& scaled = mxfp8());
 
 }  // namespace shardwright

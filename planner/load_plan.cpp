@@ -99,6 +99,7 @@ class LoadPlanner {
     for (const Piece& piece : pieces) {
       const std::span<const SourceTensor> chunks = catalog_.find(piece.hf_name);
       if (chunks.empty()) {
+        if (options_.parts_elsewhere && !touches(spec, piece.box)) continue;
         missing_experts[piece.rule].push_back(piece.expert);
         ++missing;
         continue;
@@ -158,7 +159,7 @@ class LoadPlanner {
     }
     Encoding encoding;
     try {
-      encoding = encoding_of(catalog_, chunks);
+      encoding = encoding_of(catalog_, chunks, options_.scaled);
     } catch (const Error& error) {
       if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
       return false;

@@ -56,6 +56,9 @@ struct LoadPlanOptions {
 
   /// What the caller has found wrong with its tensors already; told together with what the planner finds.
   std::vector<std::string> problems;
+
+  bool parts_elsewhere = false;  ///< experts that this rank holds nothing of need not be in the catalog
+  Encoding scaled = mxfp8();     ///< what a weight with a scale tensor is stored as
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source

@@ -1,16 +1,9 @@
 #include "planner/request_list.h"
 
-#include <algorithm>
-
 #include "planner/block_scales.h"
 
 namespace shardwright {
 namespace {
-
-bool touches(const TensorSpec& spec, const Box& box) {
-  return std::any_of(spec.boxes.begin(), spec.boxes.end(),
-                     [&](const LocalBox& local) { return !is_empty(intersection(local.global, box)); });
-}
 
 /// How the HF tensor is stored, or would be by the rule of names.
 Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) {
@@ -32,10 +25,12 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
     for (const Piece& piece : pieces_of(map, spec.fqn, spec.global_shape)) {
       if (!touches(spec, piece.box)) continue;
       const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
-      requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn});
+      requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn, encoding.scaled,
+                          piece.box, piece.axes});
       if (encoding.scaled) {
         requests.push_back({scale_name_of(piece.hf_name), encoding.scale,
-                            scale_shape_of(encoding, piece.hf_shape), true, spec.fqn});
+                            scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, piece.box,
+                            piece.axes});
       }
     }
   }

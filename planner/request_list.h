@@ -16,6 +16,9 @@ struct Request {
   Shape shape;               ///< GLOBAL shape, of weights and scales alike
   bool placeholder = false;  ///< scales: asked for whole, so that any shard of the weight finds its own
   std::string fqn;           ///< the native tensor that it goes into
+  bool scaled = false;       ///< a weight whose scales are the next entry
+  Box box;                   ///< of the native tensor that the weight fills
+  std::vector<int> axes;     ///< HF dimension i runs along native dimension axes[i]
 
   bool operator==(const Request&) const = default;
 };

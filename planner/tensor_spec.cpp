@@ -168,6 +168,11 @@ std::string fault_of(const TensorSpec& spec) {
   return "";
 }
 
+bool touches(const TensorSpec& spec, const Box& box) {
+  return std::any_of(spec.boxes.begin(), spec.boxes.end(),
+                     [&](const LocalBox& local) { return !is_empty(intersection(local.global, box)); });
+}
+
 std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs) {
   std::vector<std::pair<MemoryRange, const TensorSpec*>> ranges;
   for (const TensorSpec& spec : specs) {

@@ -40,6 +40,9 @@ TensorSpec sharded_tensor(std::string fqn, DType dtype, const Shape& global_shap
 /// (expanded).
 std::string fault_of(const TensorSpec& spec);
 
+/// True if the rank holds something of this box of the global tensor.
+bool touches(const TensorSpec& spec, const Box& box);
+
 /// Pairs of specs whose memory overlaps, one message for each; empty if none does.
 std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs);
 

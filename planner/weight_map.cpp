@@ -70,12 +70,9 @@ const Rule* rule_of_hf(const WeightMap& map, std::string_view name) {
   return rule == map.rules.end() ? nullptr : &*rule;
 }
 
-}  // namespace
-
-std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape) {
-  // The rows that share the first fitting row's native pattern: w1 and w3 both go into gate_and_up_projs.
+/// The rows that share the first fitting row's native pattern: w1 and w3 both go into gate_and_up_projs.
+std::vector<const Rule*> rules_of(const WeightMap& map, const std::string& fqn, Captures& captures) {
   std::vector<const Rule*> rules;
-  Captures captures;
   for (const Rule& rule : map.rules) {
     if (rules.empty()) {
       if (std::optional<Captures> found = rule.native.match(fqn)) {
@@ -86,6 +83,14 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
       rules.push_back(&rule);
     }
   }
+  return rules;
+}
+
+}  // namespace
+
+std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape) {
+  Captures captures;
+  const std::vector<const Rule*> rules = rules_of(map, fqn, captures);
   std::vector<Piece> pieces;
   if (rules.empty()) return pieces;
   // "All else keeps its name" is no second way to a tensor that a row above gives another name.
@@ -101,6 +106,24 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
     for (const Rule* rule : rules) pieces.push_back(piece_of(map.dialect, *rule, captures, native_shape));
   }
   return pieces;
+}
+
+std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fqn, std::int64_t expert) {
+  Captures captures;
+  std::vector<std::string> names;
+  for (const Rule* rule : rules_of(map, fqn, captures)) {
+    if (rule->stacked()) captures.expert = expert;
+    names.push_back(to_checkpoint_spelling(map.dialect, rule->hf.fill(captures)));
+  }
+  return names;
+}
+
+std::vector<std::string> quantised_patterns(const WeightMap& map) {
+  std::vector<std::string> patterns;
+  for (const Rule& rule : map.rules) {
+    if (rule.quantised) patterns.push_back(rule.hf.text());
+  }
+  return patterns;
 }
 
 std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name) {

@@ -72,6 +72,13 @@ struct Piece {
 /// (wrong rank, a dimension that does not divide into its parts).
 std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape);
 
+/// The HF names of one expert's share of a native tensor (of all of it, if it is not stacked), in the order
+/// of the rules. Empty if no rule knows the name.
+std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fqn, std::int64_t expert);
+
+/// The patterns of the HF names that the documented rule counts as block-scaled, in the rules' spelling.
+std::vector<std::string> quantised_patterns(const WeightMap& map);
+
 /// Where an HF tensor belongs.
 struct NativePlace {
   std::string fqn;

@@ -22,6 +22,7 @@
 #include "planner/read_plan.h"
 #include "planner/request_list.h"
 #include "planner/weight_map.h"
+#include "python_shim/bindings.h"
 #include "storage/generate.h"
 #include "storage/load.h"
 #include "storage/place_from_memory.h"
@@ -396,6 +397,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_specs(m);
   shardwright::bind_weight_map(m);
   shardwright::bind_load(m);
+  shardwright::bind_state_dicts(m);
   shardwright::bind_generate(m);
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");

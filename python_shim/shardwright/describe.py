@@ -88,26 +88,27 @@ def _specs_of(fqn: str, value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
     if isinstance(value, DTensor) and not hasattr(value._local_tensor, "__create_chunk_list__"):
         with torch.no_grad():
             local = value.to_local()
-        yield _spec(fqn, local, value.shape, _boxes_of_dtensor(value)), local
+        yield spec_of_part(fqn, local, value.shape, _boxes_of_dtensor(value)), local
     elif isinstance(value, ShardedTensor):
         for shard in value.local_shards():
             offset, size = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-            yield _spec(fqn, shard.tensor, value.size(), [_whole_box(offset, size)]), shard.tensor
+            yield spec_of_part(fqn, shard.tensor, value.size(), [_whole_box(offset, size)]), shard.tensor
     elif hasattr(value, "__create_chunk_list__"):
         for chunk in value.__create_chunk_list__():
             local = value.__get_tensor_shard__(MetadataIndex(fqn, chunk.offsets))
-            yield _spec(fqn, local, value.size(), [_whole_box(chunk.offsets, chunk.sizes)]), local
+            yield spec_of_part(fqn, local, value.size(), [_whole_box(chunk.offsets, chunk.sizes)]), local
     else:
         shape = list(value.shape)
         boxes = [_whole_box([0] * len(shape), shape)] if 0 not in shape else []
-        yield _spec(fqn, value, value.shape, boxes), value
+        yield spec_of_part(fqn, value, value.shape, boxes), value
 
 
 def _whole_box(offset: Sequence[int], size: Sequence[int]) -> Any:
     return _core.LocalBox(list(offset), list(size), [0] * len(size))
 
 
-def _spec(fqn: str, local: torch.Tensor, global_shape: Sequence[int], boxes: list[Any]) -> Any:
+def spec_of_part(fqn: str, local: torch.Tensor, global_shape: Sequence[int], boxes: list[Any]) -> Any:
+    """The TensorSpec of a local tensor that holds these boxes of a tensor of that global shape."""
     if local.dtype not in DTYPE_NAMES:
         raise ValueError(f"{local.dtype} is a dtype that safetensors does not have")
     if local.layout != torch.strided:
@@ -134,14 +135,15 @@ def _spec(fqn: str, local: torch.Tensor, global_shape: Sequence[int], boxes: lis
 def _boxes_of_dtensor(tensor: DTensor) -> list[Any]:
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
-    placements = [_placement(placement) for placement in tensor.placements]
+    placements = [core_placement(placement) for placement in tensor.placements]
     boxes: list[Any] = _core.local_boxes(
         list(tensor.shape), list(mesh.shape), list(coordinate or []), placements
     )
     return boxes
 
 
-def _placement(placement: Placement) -> Any:
+def core_placement(placement: Placement) -> Any:
+    """The planner's word for a DTensor's placement on one mesh dimension."""
     # _StridedShard first: in some releases of torch it is a Shard as well.
     if isinstance(placement, _StridedShard):
         return _core.Placement.strided_shard(placement.dim, placement.split_factor)

@@ -68,7 +68,7 @@ class LoadPlanner(DefaultLoadPlanner):
         if metadata is None:
             raise ValueError("LoadPlanner needs the metadata of a storage reader, found none")
         self.by_items = not isinstance(metadata, CatalogMetadata)
-        self.catalog = _catalog_of_metadata(metadata) if self.by_items else metadata.catalog
+        self.catalog = catalog_of_metadata(metadata) if self.by_items else metadata.catalog
         # Not super(): it would replace meta tensors by new ones that the caller's model knows nothing of.
         self.original_state_dict = state_dict
         if self.flatten_state_dict:
@@ -165,7 +165,7 @@ class LoadPlanner(DefaultLoadPlanner):
         torch.autograd.graph.increment_version(self.description.local_tensors[transfer.destination])
 
 
-def _catalog_of_metadata(metadata: Metadata) -> Any:
+def catalog_of_metadata(metadata: Metadata) -> Any:
     """The catalog that another storage reader's metadata amounts to."""
     tensors = [
         (name, DTYPE_NAMES[stored.properties.dtype], list(chunk.sizes), list(chunk.offsets))

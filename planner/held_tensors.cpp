@@ -1,0 +1,140 @@
+#include "planner/held_tensors.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "planner/block_scales.h"
+#include "planner/error.h"
+#include "planner/problems.h"
+
+namespace shardwright {
+namespace {
+
+/// What the rule's HF pattern says before it names the expert: alike for all weights of a layer's experts.
+std::string_view stem_of(const Rule& rule) {
+  const std::string_view text = rule.hf.text();
+  return text.substr(0, text.find("{expert}"));
+}
+
+struct Found {
+  const Rule* rule = nullptr;  // null: no rule knows the name
+  Captures captures;
+  std::vector<std::string> sources;
+  std::set<std::int64_t> experts;
+};
+
+using FoundByName = std::map<std::string, Found>;
+
+void refuse_lone_scales(const Catalog& catalog) {
+  std::vector<std::string> lone;
+  for (const SourceTensor& tensor : catalog.tensors) {
+    if (is_scale_name(tensor.name) && catalog.find(weight_name_of(tensor.name)).empty() &&
+        (lone.empty() || lone.back() != tensor.name)) {
+      lone.push_back(tensor.name);
+    }
+  }
+  Problems problems;
+  for (const std::string& name : grouped_names(lone)) problems.add(name + ": expected its weight beside it");
+  problems.throw_if_any(ErrorKind::mismatch,
+                        catalog.directory.string() + " has scales without their weights:");
+}
+
+/// The other stacks of each layer that has one, with the experts that the layer has something of.
+void add_sibling_stacks(const WeightMap& map, FoundByName& found) {
+  FoundByName siblings;
+  for (const auto& [fqn, stack] : found) {
+    if (stack.rule == nullptr || !stack.rule->stacked()) continue;
+    for (const Rule& rule : map.rules) {
+      if (!rule.stacked() || stem_of(rule) != stem_of(*stack.rule)) continue;
+      Found& sibling = siblings[rule.native.fill(stack.captures)];
+      sibling.rule = &rule;
+      sibling.captures = stack.captures;
+      sibling.experts.insert(stack.experts.begin(), stack.experts.end());
+    }
+  }
+  for (auto& [fqn, sibling] : siblings) {
+    const auto [entry, is_new] = found.try_emplace(fqn, sibling);
+    if (!is_new) entry->second.experts = std::move(sibling.experts);
+  }
+}
+
+HeldTensor describe(const Catalog& catalog, std::string fqn, Found found, std::int64_t experts) {
+  HeldTensor held;
+  held.fqn = std::move(fqn);
+  held.sources = std::move(found.sources);
+  held.experts.assign(found.experts.begin(), found.experts.end());
+  if (found.rule == nullptr) {
+    held.as_it_is = catalog.find(scale_name_of(held.sources.front())).empty();
+    held.shape = Catalog::global_shape(catalog.find(held.sources.front()));
+    for (std::size_t d = 0; d < held.shape.size(); ++d) held.axes.push_back(static_cast<int>(d));
+    return held;
+  }
+  const Rule& rule = *found.rule;
+  held.stacked = rule.stacked();
+  if (held.sources.empty()) return held;
+  const Shape hf_shape = Catalog::global_shape(catalog.find(held.sources.front()));
+  if (hf_shape.size() < 2 && (rule.transposed || rule.parts > 1)) {
+    throw Error(ErrorKind::mismatch, held.sources.front() + ": expected a matrix for " + held.fqn +
+                                         ", found shape " + to_string(hf_shape));
+  }
+  if (experts < 0) experts = held.experts.empty() ? 0 : held.experts.back() + 1;
+  held.shape = native_shape_of(rule, hf_shape, experts);
+  const int first = rule.stacked() ? 1 : 0;
+  for (std::size_t d = 0; d < hf_shape.size(); ++d) held.axes.push_back(static_cast<int>(d) + first);
+  if (rule.transposed) std::reverse(held.axes.begin(), held.axes.end());
+  if (rule.parts > 1) held.joined = rule.part_dimension + first;
+  // FP8 without scales is left to the plan, which refuses it.
+  const bool decoded = is_float8(catalog.find(held.sources.front()).front().dtype) ||
+                       !catalog.find(scale_name_of(held.sources.front())).empty();
+  held.as_it_is = !rule.stacked() && !rule.transposed && rule.parts == 1 && !decoded;
+  return held;
+}
+
+}  // namespace
+
+std::vector<HeldTensor> held_tensors(const Catalog& catalog, const WeightMap& map, std::int64_t experts) {
+  refuse_lone_scales(catalog);
+  FoundByName found;
+  std::string_view previous;
+  for (const SourceTensor& tensor : catalog.tensors) {
+    if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name)) continue;
+    previous = tensor.name;
+    const std::optional<NativePlace> place = native_place_of(map, tensor.name);
+    Found& entry = found[place ? place->fqn : tensor.name];
+    if (entry.rule == nullptr && place) {
+      entry.rule = place->rule;
+      entry.captures = place->captures;
+    }
+    entry.sources.push_back(tensor.name);
+    if (place && place->rule->stacked()) entry.experts.insert(place->captures.expert);
+  }
+  add_sibling_stacks(map, found);
+  std::vector<HeldTensor> held;
+  held.reserve(found.size());
+  for (auto& [fqn, entry] : found) held.push_back(describe(catalog, fqn, std::move(entry), experts));
+  return held;
+}
+
+std::vector<std::string> missing_weights(const Catalog& catalog, const WeightMap& map, const std::string& fqn,
+                                         std::int64_t first, std::int64_t last) {
+  std::vector<std::string> missing;
+  for (std::int64_t expert = first; expert < last; ++expert) {
+    for (std::string& name : hf_names_of(map, fqn, expert)) {
+      if (catalog.find(name).empty()) missing.push_back(std::move(name));
+    }
+  }
+  return missing;
+}
+
+WeightMap unchanged_names() {
+  WeightMap map;
+  map.family = "no model";
+  map.layout = "as stored";
+  map.rules.push_back({NamePattern("{*}"), NamePattern("{*}")});
+  return map;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace shardwright {
+
+/// What the state-dict adapters need: HF state dicts in memory, both ways between HF and native names.
+/// Defined in state_dicts.cpp; the classes of module.cpp must be bound before.
+void bind_state_dicts(pybind11::module_& m);
+
+}  // namespace shardwright

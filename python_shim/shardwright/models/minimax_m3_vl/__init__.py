@@ -1,0 +1,1 @@
+"""MiniMax M3, text and VL."""

@@ -1,0 +1,135 @@
+"""Native tensors in HF's names and shapes: views of them, or empty tensors that ask a checkpoint for what it stores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from shardwright import _core
+from shardwright.catalog import catalog_of
+from shardwright.catalog_metadata import CatalogMetadata
+from shardwright.describe import DTYPES
+from shardwright.load_planner import catalog_of_metadata
+from shardwright.sharding import Sharding, contiguous_stride, local_part, sharding_of_part
+
+#: The e8m0 byte of the scale 1.
+IDENTITY_SCALE = 127
+
+
+def catalog_of_checkpoint(checkpoint: Any) -> Any:
+    """The catalog of a checkpoint: of a directory, of a storage reader (ours or torch's), or the catalog given."""
+    if not hasattr(checkpoint, "read_metadata"):
+        return catalog_of(checkpoint)
+    metadata = checkpoint.read_metadata()
+    return metadata.catalog if isinstance(metadata, CatalogMetadata) else catalog_of_metadata(metadata)
+
+
+@dataclass(frozen=True)
+class Native:
+    """A native tensor under the name that the rules have for it."""
+
+    fqn: str
+    tensor: torch.Tensor
+    sharding: Sharding
+
+
+@dataclass
+class Conversion:
+    """One call of ``to_hf``."""
+
+    for_checkpoint_load: bool = False
+    #: Native tensors of which this rank holds nothing, so that no HF tensor speaks of them.
+    empty: dict[str, Native] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an HF tensor comes from: ``from_hf`` finds its way back by it, and fills the memory that it came from."""
+
+    conversion: Conversion
+    native: Native | None  #: None: the HF tensor is the native one
+    is_view: bool
+
+
+#: The origins of HF tensors, for as long as these live.
+Origins = WeakTensorKeyDictionary
+
+
+def hf_tensors(
+    natives: list[Native],
+    weight_map: Any,
+    *,
+    catalog: Any = None,
+    quantization: bool = False,
+    exclude_key_regex: str | None = None,
+    for_checkpoint_load: bool = False,
+    origins: Any = None,
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """(FQN, HF name, HF tensor), for what this rank holds of each native tensor that the rules know.
+
+    With ``quantization``, weights that are block-scaled (by the catalog, or without one by the rule of names) are
+    empty FP8 tensors that lie as the native tensor does, and each is followed by its scales: a plain tensor of global
+    shape, since a shard of the weight may need any of them. All others share the native tensor's memory.
+    """
+    excluded = re.compile(exclude_key_regex) if exclude_key_regex else None
+    conversion = Conversion(for_checkpoint_load)
+    by_fqn = {native.fqn: native for native in natives}
+    specs = [native.sharding.spec(native.fqn, local_part(native.tensor)) for native in natives]
+    requests: dict[str, list[Any]] = {native.fqn: [] for native in natives}
+    for request in _core.requests(specs, weight_map, catalog):
+        requests[request.fqn].append(request)
+    for fqn, native in by_fqn.items():
+        if not requests[fqn]:
+            conversion.empty[fqn] = native
+        local = local_part(native.tensor)
+        is_stack = any(0 not in request.axes for request in requests[fqn] if request.native_size)
+        index_of = dict(native.sharding.held(0)) if is_stack else {}
+        weight_excluded = False
+        for request in requests[fqn]:
+            if request.placeholder:
+                if quantization and not weight_excluded:
+                    yield fqn, request.name, _placeholder(request, local.device)
+                continue
+            weight_excluded = excluded is not None and excluded.match(request.name) is not None
+            if weight_excluded:
+                continue
+            if quantization and request.scaled:
+                lies = sharding_of_part(
+                    fqn, native.sharding, request.native_size, request.axes, request.shape
+                )
+                tensor = lies.empty(DTYPES[request.dtype], local.device)
+            else:
+                tensor = _view(native, local, request, index_of)
+            if origins is not None:
+                is_itself = tensor is native.tensor
+                is_view = not (quantization and request.scaled)
+                origins[tensor] = Origin(conversion, None if is_itself else native, is_view)
+            yield fqn, request.name, tensor
+
+
+def _placeholder(request: Any, device: torch.device) -> torch.Tensor:
+    scales = torch.full(request.shape, IDENTITY_SCALE, dtype=torch.uint8, device=device)
+    return scales.view(DTYPES[request.dtype])
+
+
+def _view(native: Native, local: torch.Tensor, request: Any, index_of: dict[int, int]) -> torch.Tensor:
+    """The HF tensor as a view of the native one; the native tensor itself, if that is all of it."""
+    rank = len(native.sharding.shape)
+    if list(request.axes) == list(range(rank)) and list(request.native_size) == list(native.sharding.shape):
+        return native.tensor
+    lies = sharding_of_part(native.fqn, native.sharding, request.native_size, request.axes, request.shape)
+    for dimension in range(rank - 1, -1, -1):
+        offset, size = request.native_offset[dimension], request.native_size[dimension]
+        if dimension not in request.axes:
+            local = local.select(dimension, index_of[offset])
+        elif size != native.sharding.shape[dimension]:
+            local = local.narrow(dimension, offset, size)
+    dropped = rank - len(request.axes)
+    local = local.permute([axis - dropped for axis in request.axes])
+    strides = contiguous_stride(native.sharding.shape)
+    return lies.wrap(local, [strides[axis] for axis in request.axes])

@@ -1,0 +1,514 @@
+"""The adapter API that the seed documentation describes, held against the reference."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import reference
+import shardwright as sw
+import torch
+import torch.distributed.checkpoint as dcp
+from checkpoints import Sizes, made_up_m3, write_checkpoint, write_m3
+from hf_state import as_stored, configs, hf_state_dict, text_part
+from shardwright.describe import DTYPES
+from shardwright.models.minimax_m3_vl.state_dict_adapter import (
+    MXFP8_BLOCK_SIZE,
+    MiniMaxM3StateDictAdapter,
+    MiniMaxM3VLStateDictAdapter,
+    _dequantize_mxfp8_local,
+    _should_quantize_mxfp8_key,
+    create_mxfp8_scale_inv,
+    dequantize_mxfp8,
+)
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
+
+MODULE = "shardwright.models.minimax_m3_vl.state_dict_adapter"
+Sd = dict[str, torch.Tensor]
+
+
+def vl(experts: int = 4, mtp: int = 1, **options) -> MiniMaxM3VLStateDictAdapter:
+    return MiniMaxM3VLStateDictAdapter(*configs(experts, mtp), None, **options)
+
+
+def text(experts: int = 4, mtp: int = 1, **options) -> MiniMaxM3StateDictAdapter:
+    config, moe_config = configs(experts, mtp)
+    return MiniMaxM3StateDictAdapter(config.text_config, moe_config, None, **options)
+
+
+def differing(found: Sd, expected: Sd) -> list[str]:
+    """Names of tensors that are missing, too many or not the same."""
+    names = found.keys() | expected.keys()
+    return [
+        name
+        for name in sorted(names)
+        if name not in found or name not in expected or not reference.same(found[name], expected[name])
+    ]
+
+
+def without_mtp(tensors: Sd) -> Sd:
+    return {name: tensor for name, tensor in tensors.items() if ".mtp." not in name}
+
+
+def text_only(natives: Sd) -> Sd:
+    return {name: tensor for name, tensor in natives.items() if not name.startswith("vision_tower.")}
+
+
+@pytest.fixture(scope="module")
+def natives(tiny: Path) -> Sd:
+    return reference.native(tiny)
+
+
+# --- the module -------------------------------------------------------------------------------------------------
+
+
+def test_every_documented_name_is_there():
+    module = importlib.import_module(MODULE)
+    for name in (
+        "MiniMaxM3StateDictAdapter", "MiniMaxM3VLStateDictAdapter", "_dequantize_mxfp8_local",
+        "_should_quantize_mxfp8_key", "_slice_mxfp8_scale_for_dtensor", "create_mxfp8_scale_inv",
+        "dequantize_mxfp8", "MXFP8_BLOCK_SIZE", "_MXFP8_QUANT_KEY_RE", "_MXFP8_SCALE_INV_IDENTITY",
+    ):  # fmt: skip
+        assert hasattr(module, name), name
+    for name in (
+        "_expert_path_segment", "_mtp_enabled", "_dequantize", "_hf_key_to_native", "_mtp_from_hf",
+        "_mtp_tensor_to_hf", "_native_key_to_hf", "convert_single_tensor_to_hf", "from_hf", "to_hf",
+        "view_loaded_native_keys",
+    ):  # fmt: skip
+        assert hasattr(module.MiniMaxM3StateDictAdapter, name), name
+    for name in (
+        "_map_non_text_from_hf", "_map_non_text_to_hf", "convert_single_tensor_to_hf", "from_hf", "to_hf",
+        "view_loaded_native_keys",
+    ):  # fmt: skip
+        assert hasattr(module.MiniMaxM3VLStateDictAdapter, name), name
+    assert isinstance(vl().text_adapter, MiniMaxM3StateDictAdapter)
+    assert (module.MXFP8_BLOCK_SIZE, module._MXFP8_SCALE_INV_IDENTITY) == (32, 127)
+    assert isinstance(module._MXFP8_QUANT_KEY_RE, re.Pattern)
+    for adapter in (module.MiniMaxM3StateDictAdapter, module.MiniMaxM3VLStateDictAdapter):
+        assert list(inspect.signature(adapter).parameters) == ["config", "moe_config", "backend", "dtype"]
+
+
+def test_configs_are_asked_for_attributes_or_keys_and_nothing_else(tiny: Path, natives: Sd):
+    whole, moe_config = configs(4, 1)
+    as_dict = {"text_config": {"num_mtp_modules": 1, "num_local_experts": 4}}
+    for config, moe in ((whole, moe_config), (as_dict, None), (whole, None), (as_dict, moe_config)):
+        adapter = MiniMaxM3VLStateDictAdapter(config, moe, object())
+        assert differing(adapter.from_hf(hf_state_dict(tiny)), natives) == []
+    assert not MiniMaxM3StateDictAdapter(SimpleNamespace(num_mtp_modules=None), None, None)._mtp_enabled
+
+
+# --- from_hf ----------------------------------------------------------------------------------------------------
+
+
+def test_from_hf_decodes_all_that_comes_with_scales(tiny: Path, natives: Sd):
+    hf = hf_state_dict(tiny)
+    before = dict(hf)
+    assert differing(vl().from_hf(hf), natives) == []
+    assert hf.keys() == before.keys() and all(hf[name] is before[name] for name in before)
+
+
+def test_from_hf_leaves_mtp_out_of_a_model_without_it(tiny: Path, natives: Sd):
+    for none in (0, None):
+        assert differing(vl(mtp=none).from_hf(hf_state_dict(tiny)), without_mtp(natives)) == []
+
+
+@pytest.mark.parametrize("mtp", [0, 1])
+def test_the_text_adapter_takes_names_with_and_without_model_before_them(tiny: Path, natives: Sd, mtp: int):
+    expected = text_only(natives) if mtp else without_mtp(text_only(natives))
+    with_model = text_part(hf_state_dict(tiny))
+    assert differing(text(mtp=mtp).from_hf(dict(with_model)), expected) == []
+    bare = {name.removeprefix("model."): tensor for name, tensor in with_model.items()}
+    bare_expected = {name.removeprefix("model."): tensor for name, tensor in expected.items()}
+    assert differing(text(mtp=mtp).from_hf(bare), bare_expected) == []
+
+
+def test_the_text_adapter_lets_go_of_what_it_has_decoded(tiny: Path):
+    hf = text_part(hf_state_dict(tiny))
+    text().from_hf(hf)
+    assert not [name for name in hf if "experts" in name or name.endswith("_scale_inv")]
+
+
+def test_from_hf_gives_the_dtype_asked_for_rounded_once(tmp_path: Path):
+    directory = write_m3(tmp_path / "m3", Sizes(hidden=37, inter=21))
+    scaled = {name.removesuffix("_scale_inv") for name in reference.read_checkpoint(directory)}
+    for dtype in (torch.float32, torch.float16):
+        expected = reference.native(directory, lambda fqn, dtype=dtype: dtype)
+        found = vl(experts=3, dtype=dtype).from_hf(hf_state_dict(directory))
+        parts = reference.native_parts(reference.read_checkpoint(directory))
+        stored = reference.native(directory)
+        for fqn, pieces in parts.items():
+            is_scaled = pieces[0][0] in scaled and pieces[0][0] + "_scale_inv" in hf_state_dict(directory)
+            assert reference.same(found[fqn], expected[fqn] if is_scaled else stored[fqn]), fqn
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_scales_may_be_e8m0_or_not_be_there_at_all(tmp_path: Path, quantized: bool):
+    directory = write_m3(tmp_path / "m3", quantized=quantized, scale_dtype="F8_E8M0")
+    expected = reference.native(directory)
+    assert differing(vl(experts=3).from_hf(hf_state_dict(directory)), expected) == []
+    state = sw.empty_state_dict(directory)
+    hf = vl(experts=3).to_hf(state, quantization=True, checkpoint=directory)
+    stored = reference.read_checkpoint(directory)
+    assert hf.keys() == stored.keys()
+    assert all(hf[name].dtype == as_stored(stored[name]).dtype for name in hf)
+    dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(directory), no_dist=True)
+    assert differing(vl(experts=3).from_hf(hf), expected) == []
+
+
+def test_tensors_of_another_device_pass_through_buffers(tiny: Path, natives: Sd, monkeypatch):
+    monkeypatch.setattr("shardwright.decoding.KERNEL_DEVICE", "elsewhere")
+    state = {fqn: torch.zeros_like(tensor) for fqn, tensor in natives.items()}
+    adapter = vl()
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tiny)
+    dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(tiny), no_dist=True)
+    assert differing(adapter.from_hf(hf), natives) == []
+    assert differing(state, natives) == []
+
+
+def test_what_no_rule_knows_passes_and_what_no_layout_uses_does_not(tiny: Path):
+    hf = hf_state_dict(tiny) | {"extra.weight": torch.ones(3), "language_model.model.extra": torch.ones(2)}
+    hf["vision_tower.mtp.layers.0.eh_proj.weight"] = torch.ones(2, 2)
+    hf["language_model.model.layers.0._extra_state"] = "not a tensor"
+    found = vl().from_hf(hf)
+    assert found["extra.weight"] is hf["extra.weight"]
+    assert found["model.extra"] is hf["language_model.model.extra"]
+    assert found["model.layers.0._extra_state"] == "not a tensor"
+    assert not [name for name in found if name.startswith("vision_tower.mtp")]
+
+
+# --- to_hf ------------------------------------------------------------------------------------------------------
+
+
+def expected_names(natives: Sd, experts: int = 4) -> list[str]:
+    return [name for fqn in natives for name in reference.hf_names(fqn, "language_model.", experts)]
+
+
+def test_to_hf_gives_hfs_names_and_views_of_the_same_memory(tiny: Path, natives: Sd):
+    hf = vl().to_hf(natives)
+    assert sorted(hf) == sorted(expected_names(natives))
+    storages = {tensor.untyped_storage().data_ptr() for tensor in natives.values()}
+    assert all(tensor.untyped_storage().data_ptr() in storages for tensor in hf.values())
+    checkpoint = reference.read_checkpoint(tiny)
+    for name, tensor in hf.items():
+        assert reference.same(tensor, reference.decode(checkpoint, name, tensor.dtype)), name
+
+
+def test_from_hf_undoes_to_hf(natives: Sd):
+    hf = vl().to_hf(natives)
+    assert differing(vl().from_hf({name: tensor.clone() for name, tensor in hf.items()}), natives) == []
+    adapter = vl()
+    back = adapter.from_hf(adapter.to_hf(natives))
+    assert all(back[fqn] is natives[fqn] for fqn in natives) and back.keys() == natives.keys()
+    bare = {name.removeprefix("model."): tensor for name, tensor in text_only(natives).items()}
+    adapter = text()
+    hf = adapter.to_hf(bare)
+    assert not [name for name in hf if name.startswith(("model.", "language_model."))]
+    assert differing(adapter.from_hf(hf), bare) == []
+
+
+def test_single_tensors_convert_as_the_whole_does(natives: Sd):
+    for adapter, state in ((vl(), natives), (text(), text_only(natives))):
+        for quantization in (False, True):
+            one_by_one = [
+                pair
+                for fqn, tensor in state.items()
+                for pair in adapter.convert_single_tensor_to_hf(fqn, tensor, quantization=quantization)
+            ]
+            at_once = adapter.to_hf(state, quantization=quantization)
+            assert {name: (t.dtype, t.shape) for name, t in one_by_one} == {
+                name: (t.dtype, t.shape) for name, t in at_once.items()
+            }
+    mtp = {fqn: tensor for fqn, tensor in natives.items() if ".mtp." in fqn}
+    pairs = [pair for fqn, tensor in mtp.items() for pair in text()._mtp_tensor_to_hf(fqn, tensor)]
+    assert differing(text(mtp=0)._mtp_from_hf(dict(pairs)), mtp) == []
+
+
+def test_exclude_key_regex_matches_hf_names_from_their_start(natives: Sd):
+    everything = vl().to_hf(natives, quantization=True)
+    kept = vl().to_hf(natives, exclude_key_regex=r"language_model\.model\.layers\.1\.", quantization=True)
+    assert everything.keys() - kept.keys() == {
+        name for name in everything if name.startswith("language_model.model.layers.1.")
+    }
+    assert everything.keys() == vl().to_hf(natives, r"layers\.1\.", True).keys()
+    q_proj = r".*q_proj\.weight$"
+    left = vl().to_hf(natives, exclude_key_regex=q_proj, quantization=True)
+    assert not [name for name in left if "q_proj.weight" in name and "index" not in name], "scales go as well"
+
+
+def test_extra_state_is_passed_and_can_be_excluded(natives: Sd):
+    state = natives | {"model.layers.0._extra_state": b"x"}
+    assert vl().to_hf(state)["language_model.model.layers.0._extra_state"] == b"x"
+    assert not [n for n in vl().to_hf(state, exclude_key_regex=r".*_extra_state.*") if "_extra" in n]
+    assert vl().get_hf_state_dict_keys(state) == list(vl().to_hf(natives))
+
+
+def test_a_request_is_empty_fp8_with_placeholders_of_ones(tiny: Path, natives: Sd):
+    stored = reference.read_checkpoint(tiny)
+    hf = vl().to_hf(natives, quantization=True, checkpoint=tiny)
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in hf.items()} == {
+        name: (as_stored(one).dtype, one.shape) for name, one in stored.items()
+    }
+    for name, tensor in hf.items():
+        if name.endswith("_scale_inv"):
+            assert (tensor == 127).all()
+    names = list(hf)
+    assert all(names[names.index(n) - 1] + "_scale_inv" == n for n in names if n.endswith("_scale_inv"))
+
+
+def test_without_a_checkpoint_the_rule_of_names_decides(tiny: Path, natives: Sd):
+    eh_proj = "language_model.model.mtp.layers.0.eh_proj.weight"
+    by_rule = vl().to_hf(natives, quantization=True)
+    for checkpoint in (tiny, str(tiny), sw.HuggingFaceStorageReader(tiny), TorchReader(str(tiny)),
+                       sw.read_catalog(tiny)):  # fmt: skip
+        by_checkpoint = vl().to_hf(natives, quantization=True, checkpoint=checkpoint)
+        assert by_checkpoint.keys() - by_rule.keys() == {eh_proj + "_scale_inv"}
+        assert by_checkpoint[eh_proj].dtype == torch.float8_e4m3fn
+    assert by_rule[eh_proj] is natives["model.mtp.layers.0.eh_proj.weight"]
+
+
+def test_the_names_counted_as_quantised_are_those_with_scales(tiny: Path):
+    stored = reference.read_checkpoint(tiny)
+    for name in stored:
+        if not name.endswith("_scale_inv") and not name.endswith("eh_proj.weight"):
+            assert _should_quantize_mxfp8_key(name) == (name + "_scale_inv" in stored), name
+
+
+# --- the three-step way -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", [sw.HuggingFaceStorageReader, TorchReader])
+@pytest.mark.parametrize("mtp", [0, 1])
+def test_the_three_step_way_fills_the_trainers_own_tensors(tiny: Path, natives: Sd, reader, mtp: int):
+    expected = natives if mtp else without_mtp(natives)
+    state = {fqn: torch.full_like(tensor, 7) for fqn, tensor in expected.items()}
+    adapter = vl(mtp=mtp)
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tiny)
+    dcp.load(hf, storage_reader=reader(str(tiny)), no_dist=True)
+    loaded = adapter.from_hf(hf)
+    assert differing(loaded, expected) == []
+    assert all(loaded[fqn] is state[fqn] for fqn in state)
+
+
+def test_the_three_step_way_loads_what_load_loads(tiny: Path):
+    by_load = sw.empty_state_dict(tiny)
+    sw.load(by_load, tiny)
+    state = sw.empty_state_dict(tiny)
+    hf = vl().to_hf(state, quantization=True, checkpoint=tiny)
+    dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(tiny), no_dist=True)
+    assert differing(vl().from_hf(hf), by_load) == []
+
+
+def test_a_dtype_that_is_not_the_trainers_gets_tensors_of_its_own(tiny: Path):
+    state = sw.empty_state_dict(tiny)
+    before = {fqn: tensor.clone() for fqn, tensor in state.items()}
+    adapter = vl(dtype=torch.float32)
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tiny)
+    hf |= {name: tensor for name, tensor in hf_state_dict(tiny).items() if hf[name] is not None}
+    loaded = adapter.from_hf(hf)
+    assert loaded["model.layers.1.mlp.experts.down_projs"].dtype == torch.float32
+    assert differing(state, before) == []
+
+
+def test_tensors_written_through_views_are_the_trainers_own(natives: Sd):
+    adapter = vl()
+    state = {fqn: torch.zeros_like(tensor) for fqn, tensor in natives.items()}
+    hf = adapter.to_hf(state, for_checkpoint_load=True)
+    for name, tensor in vl().to_hf(natives).items():
+        hf[name].copy_(tensor)
+    loaded = adapter.from_hf(hf)
+    assert differing(loaded, natives) == [] and all(loaded[fqn] is state[fqn] for fqn in state)
+    assert adapter.view_loaded_native_keys == set()
+
+
+def test_the_full_model_asks_for_46521_tensors_with_its_checkpoint_and_46520_without(tmp_path: Path):
+    sw.generate(tmp_path / "full", preset="full", layout_only=True)
+    stored = reference.read_checkpoint(tmp_path / "full")
+    parts = reference.native_parts(stored)
+    state = {}
+    for fqn, pieces in parts.items():
+        rows = stored[pieces[0][0]].shape
+        scaled = pieces[0][0] + "_scale_inv" in stored
+        dtype = torch.bfloat16 if scaled else reference.TORCH_DTYPES[stored[pieces[0][0]].dtype]
+        if pieces[0][1] == "w2":
+            rows = (128, rows[1], rows[0])
+        elif pieces[0][1] is not None:
+            rows = (128, rows[1], 2 * rows[0])
+        state[fqn] = torch.empty(rows, dtype=dtype, device="meta")
+    assert len(state) == 1665
+    expected = {name: (DTYPES[one.dtype], one.shape) for name, one in stored.items()}
+    assert len(expected) == 46521
+    adapter = vl(experts=128)
+
+    def forms(hf: Sd) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        assert all(tensor.is_meta for tensor in hf.values())
+        return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in hf.items()}
+
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tmp_path / "full")
+    assert forms(hf) == expected
+    back = adapter.from_hf(hf)
+    assert {f: (t.shape, t.dtype) for f, t in back.items()} == {
+        f: (t.shape, t.dtype) for f, t in state.items()
+    }
+    eh_proj = "language_model.model.mtp.layers.0.eh_proj.weight"
+    del expected[eh_proj + "_scale_inv"]
+    expected[eh_proj] = (torch.bfloat16, expected[eh_proj][1])
+    assert len(expected) == 46520
+    assert forms(adapter.to_hf(state, quantization=True)) == expected
+
+
+# --- single tensors ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(5, 64), (3, 33), (7, 1), (1, 95), (0, 32), (4, 0)])
+def test_dequantize_mxfp8_is_exact(shape: tuple[int, int], dtype: torch.dtype):
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, 256, shape, dtype=np.uint8)
+    scales = rng.integers(0, 256, (shape[0], -(-shape[1] // 32)), dtype=np.uint8)
+    expected = reference.decode_mxfp8(codes, scales, dtype)
+    weight = torch.from_numpy(codes).view(torch.float8_e4m3fn)
+    scale_inv = torch.from_numpy(scales)
+    assert reference.same(dequantize_mxfp8(weight, scale_inv, dtype=dtype), expected)
+    assert reference.same(
+        dequantize_mxfp8(weight, scale_inv.view(torch.float8_e8m0fnu), MXFP8_BLOCK_SIZE, dtype), expected
+    )
+    transposed = weight.view(torch.uint8).T.contiguous().T.view(torch.float8_e4m3fn)
+    assert reference.same(_dequantize_mxfp8_local(transposed, scale_inv, 32, dtype), expected)
+
+
+@pytest.mark.parametrize("block", [1, 16, 128])
+def test_dequantize_mxfp8_takes_other_block_sizes(block: int):
+    rng = np.random.default_rng(2)
+    codes = rng.integers(0, 256, (3, 150), dtype=np.uint8)
+    scales = rng.integers(100, 150, (3, -(-150 // block)), dtype=np.uint8)
+    expected = reference.tensor_of(
+        reference.mxfp8_table(torch.bfloat16)[scales[:, np.arange(150) // block], codes], torch.bfloat16
+    )
+    weight = torch.from_numpy(codes).view(torch.float8_e4m3fn)
+    assert reference.same(dequantize_mxfp8(weight, torch.from_numpy(scales), block_size=block), expected)
+
+
+def test_create_mxfp8_scale_inv_rounds_up_and_is_all_ones():
+    scales = create_mxfp8_scale_inv(torch.empty(5, 65))
+    assert (scales.shape, scales.dtype, scales.unique().tolist()) == ((5, 3), torch.uint8, [127])
+    assert create_mxfp8_scale_inv(torch.empty(5, 65, device="meta"), 16).shape == (5, 5)
+
+
+def test_dequantize_replaces_what_has_scales_in_the_dict_itself(tiny: Path):
+    hf = hf_state_dict(tiny)
+    checkpoint = reference.read_checkpoint(tiny)
+    norm = hf["language_model.model.norm.weight"]
+    assert text()._dequantize(hf) is hf
+    assert hf["language_model.model.norm.weight"] is norm
+    assert hf.keys() == {name for name in checkpoint if not name.endswith("_scale_inv")}
+    for name, tensor in hf.items():
+        assert reference.same(tensor, reference.decode(checkpoint, name, tensor.dtype)), name
+
+
+# --- names ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["model.", "", "language_model.model.", "any.other."])
+def test_text_names_keep_their_prefix_both_ways(tiny: Path, prefix: str):
+    adapter = text()
+    projections = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    for hf in reference.read_checkpoint(tiny):
+        if hf.endswith("_scale_inv") or not hf.startswith("language_model.model."):
+            continue
+        rest = hf.removeprefix("language_model.model.")
+        native, which, expert = reference.native_name("model." + rest, "")
+        native = native.removeprefix("model.")
+        if which:
+            native = f"{native.rpartition('.')[0]}.{expert}.{projections[which]}.weight"
+        assert adapter._hf_key_to_native(prefix + rest) == prefix + native
+        assert adapter._native_key_to_hf(prefix + native) == prefix + rest
+
+
+def test_non_text_names_map_both_ways(tiny: Path):
+    for hf in reference.read_checkpoint(tiny):
+        if not hf.startswith("language_model."):
+            native, _, _ = reference.native_name(hf, "language_model.")
+            assert MiniMaxM3VLStateDictAdapter._map_non_text_from_hf(hf) == native
+            assert MiniMaxM3VLStateDictAdapter._map_non_text_to_hf(native) == hf
+    assert MiniMaxM3VLStateDictAdapter._map_non_text_from_hf("model.mtp.layers.0.enorm.weight") is None
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------
+
+
+def test_missing_experts_are_named_in_ranges(tiny: Path):
+    gone = [f".layers.1.block_sparse_moe.experts.{e}.w{w}.weight" for e in (1, 2) for w in (1, 2, 3)]
+    hf = {
+        n: t for n, t in hf_state_dict(tiny).items() if not n.removesuffix("_scale_inv").endswith(tuple(gone))
+    }
+    with pytest.raises(RuntimeError, match=r"layers\.1\.block_sparse_moe\.experts\.\{1-2\}\.w1\.weight"):
+        vl().from_hf(hf)
+
+
+@pytest.mark.parametrize("which", ["w1", "w2", "w3"])
+def test_half_an_expert_is_missing_weights(tiny: Path, which: str):
+    name = f"language_model.model.layers.2.block_sparse_moe.experts.3.{which}.weight"
+    hf = hf_state_dict(tiny)
+    del hf[name], hf[name + "_scale_inv"]
+    with pytest.raises(RuntimeError, match=re.escape(name)):
+        vl().from_hf(hf)
+
+
+def test_a_layer_without_any_down_projection_is_missing_weights(tiny: Path):
+    hf = {n: t for n, t in hf_state_dict(tiny).items() if not re.search(r"layers\.1\..*\.w2\.", n)}
+    with pytest.raises(RuntimeError, match=r"layers\.1\.block_sparse_moe\.experts\.\{0-3\}\.w2\.weight"):
+        vl().from_hf(hf)
+
+
+Q = "language_model.model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({Q + "_scale_inv": torch.zeros(64, 3, dtype=torch.uint8)}, [Q + "_scale_inv", "[64, 3]"]),
+        ({Q + "_scale_inv": None}, [Q, "needs its scales"]),
+        ({Q: None}, [Q + "_scale_inv", "its weight"]),
+        (
+            {"language_model.model.layers.1.block_sparse_moe.experts.9.w1.weight": torch.zeros(32, 64)},
+            ["gate_and_up_projs", "experts 9"],
+        ),
+        (
+            {"language_model.model.layers.1.block_sparse_moe.experts.2.w1.weight": torch.zeros(8, 8)},
+            ["experts.2.w1.weight", "found"],
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_named(tiny: Path, change: dict, words: list[str]):
+    hf = {name: tensor for name, tensor in (hf_state_dict(tiny) | change).items() if tensor is not None}
+    with pytest.raises(sw.PlanError) as refused:
+        vl().from_hf(hf)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_a_stack_of_another_number_of_experts_is_refused(natives: Sd):
+    with pytest.raises(ValueError, match="5 experts"):
+        vl(experts=5).to_hf(natives)
+
+
+def test_weights_and_scales_of_different_sizes_are_refused():
+    weight = torch.zeros(4, 64, dtype=torch.float8_e4m3fn)
+    with pytest.raises(sw.PlanError, match=r"\[4, 2\]"):
+        dequantize_mxfp8(weight, torch.zeros(4, 1, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="block_size is 0"):
+        dequantize_mxfp8(weight, torch.zeros(4, 2, dtype=torch.uint8), block_size=0)
+
+
+def test_a_text_only_checkpoints_own_spelling_is_asked_for(tmp_path: Path):
+    for prefix in ("", "bare"):
+        directory = tmp_path / (prefix or "model")
+        write_checkpoint(directory, made_up_m3(Sizes(vision_layers=0), prefix=prefix), config={
+            "model_type": "minimax_m3_vl_text"
+        })  # fmt: skip
+        expected = reference.native(directory)
+        state = {fqn: torch.zeros_like(tensor) for fqn, tensor in expected.items()}
+        hf = text(experts=3).to_hf(state, quantization=True, checkpoint=directory)
+        assert hf.keys() == reference.read_checkpoint(directory).keys()
