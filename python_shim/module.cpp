@@ -12,7 +12,6 @@
 #include <string>
 #include <tuple>
 
-#include "kernels/decode.h"
 #include "planner/error.h"
 #include "planner/load_plan.h"
 #include "planner/models/models.h"
@@ -25,7 +24,6 @@
 #include "python_shim/bindings.h"
 #include "storage/generate.h"
 #include "storage/load.h"
-#include "storage/place_from_memory.h"
 #include "storage/placing.h"
 #include "storage/read_catalog.h"
 
@@ -199,8 +197,6 @@ void bind_specs(py::module_& m) {
         py::arg("placements"));
   m.def("local_shape", &local_shape, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
         py::arg("placements"));
-  m.def("fault_of", &fault_of, py::arg("spec"),
-        "What makes a spec impossible to write to; empty if nothing does.");
 }
 
 void bind_weight_map(py::module_& m) {
@@ -306,18 +302,6 @@ void bind_load(py::module_& m) {
       "Plans reading (name, chunk offset, offset in the chunk, size) as stored, each into the spec of its "
       "index.");
   m.def(
-      "place_from_memory",
-      [](const LoadPlan& plan, const Catalog& catalog,
-         const std::vector<std::pair<std::uintptr_t, Shape>>& sources, const std::vector<TensorSpec>& specs,
-         int threads) {
-        std::vector<SourceMemory> memory;
-        for (const auto& [data, strides] : sources) memory.push_back({bytes_at(data), strides});
-        const py::gil_scoped_release release;
-        place_from_memory(plan, catalog, memory, specs, threads);
-      },
-      py::arg("plan"), py::arg("catalog"), py::arg("sources"), py::arg("specs"), py::arg("threads") = 0,
-      "Runs a plan whose source tensors lie in memory at (address, strides), in the order of the catalog.");
-  m.def(
       "place_transfer",
       [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,
          std::uintptr_t scales, const std::vector<TensorSpec>& specs) {
@@ -401,7 +385,4 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_generate(m);
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");
-  m.def("instruction_sets", &shardwright::instruction_sets);
-  m.def("instruction_set", &shardwright::instruction_set);
-  m.def("use_instruction_set", &shardwright::use_instruction_set, py::arg("name"));
 }

@@ -5,15 +5,12 @@
 RESULT.json gets, for each check below, what went wrong on which rank; an empty text if nothing did.
 """
 
-import json
-import sys
-import traceback
-
 import reference
 import shardwright as sw
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from checks import run_checks
 from destinations import Destination
 from placements import bytes_held, held_indices, take
 from torch import nn
@@ -164,24 +161,5 @@ CHECKS = [
 ]
 
 
-def main() -> None:
-    path, uneven, result = sys.argv[1:]
-    dist.init_process_group("gloo")
-    outcome = {}
-    for check in CHECKS:
-        try:
-            check(path, uneven)
-            failure = ""
-        except BaseException:  # a CheckpointException is no Exception
-            failure = f"rank {dist.get_rank()}: {traceback.format_exc()}"
-        failures: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(failures, failure)
-        outcome[check.__name__] = "\n".join(filter(None, failures))
-    if dist.get_rank() == 0:
-        with open(result, "w") as file:
-            json.dump(outcome, file)
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(CHECKS)
