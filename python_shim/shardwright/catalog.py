@@ -29,12 +29,13 @@ def generate(
     seed: int = 0,
     layout_only: bool = False,
     threads: int = 0,
+    layers: int = 0,
 ) -> Any:
     """Writes an MXFP8 checkpoint with MiniMax M3's names and shapes and random values; see ``shardwright generate``.
 
-    Equal seeds give equal bytes. Returns a report with ``tensors``, ``files`` and ``bytes``.
+    Equal seeds give equal bytes. ``layers`` replaces the preset's number of layers. Returns a report with ``tensors``, ``files`` and ``bytes``.
     """
-    return _core.generate(os.fspath(path), preset, layout_only, seed, threads)
+    return _core.generate(os.fspath(path), preset, layout_only, seed, threads, layers)
 
 
 def request_list(
