@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     loading.add_argument("--threads", type=_whole_number, default=None, help="per rank")
     loading.add_argument("--staging-bytes", type=_whole_number, default=None, help="per rank")
     loading.add_argument("--progress", action="store_true")
+    loading.add_argument("--reads", choices=["auto", "io_uring", "pread"], default="auto")
+    loading.add_argument("--direct-io", choices=["auto", "yes", "no"], default="auto", help="past the page cache")
+    loading.add_argument("--huge-pages", action="store_true", help="for staging")
+    loading.add_argument(
+        "--trace", metavar="FILE", help="write what each thread did when, for chrome://tracing or Perfetto"
+    )
     _add_map_options(loading)
     loading.set_defaults(command=_load)
     return parser
