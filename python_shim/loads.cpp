@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "python_shim/bindings.h"
+#include "storage/box_reading.h"
 #include "storage/load.h"
 
 namespace py = pybind11;
@@ -70,6 +71,15 @@ void bind_loads(py::module_& m) {
       .def_readonly("unused", &LoadReport::unused)
       .def_readonly("unknown", &LoadReport::unknown)
       .def_readonly("not_loaded", &LoadReport::not_loaded);
+  py::class_<ReadingFigures>(m, "ReadingFigures")
+      .def_readonly("bytes", &ReadingFigures::bytes)
+      .def_readonly("requests", &ReadingFigures::requests)
+      .def_readonly("boxes_with_gaps", &ReadingFigures::boxes_with_gaps)
+      .def_readonly("boxes_in_pieces", &ReadingFigures::boxes_in_pieces);
+  m.def(
+      "reading_figures",
+      [](const LoadPlan& plan, const Catalog& catalog) { return reading_figures(plan, catalog); },
+      py::arg("plan"), py::arg("catalog"), "What reading the plan from files in the page cache comes to.");
   m.def(
       "run_load",
       [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,

@@ -34,13 +34,15 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 constexpr std::size_t default_buffer_bytes = std::size_t{1} << 20;
 constexpr std::size_t largest_buffer_bytes = std::size_t{4} << 20;
 constexpr std::size_t smallest_buffer_bytes = 4096;
-constexpr int most_threads = 1024;
+constexpr std::size_t most_threads = 1024;
 
-/// Reads under way for each thread where they run in the background. A disk wants some ten of them.
-constexpr int reads_ahead = 8;
-
-/// Threads for each processor where reads make their thread wait for a disk.
-constexpr int threads_that_wait = 4;
+/// For files on a disk: it wants some sixteen reads of 4 MiB at a time, into huge pages, as a request is cut
+/// up where memory is not contiguous. On two threads of an EPYC and a virtual disk, 2.3 GB take 0.73 s
+/// so, 1.1 s in reads of 1 MiB into pages of 4 KiB, and 0.62 s with the best of dd's settings.
+constexpr std::size_t reads_from_disk = 16;
+constexpr std::size_t most_reads = 8;  // of one thread
+constexpr std::size_t staging_for_disks = std::size_t{64} << 20;
+constexpr std::size_t threads_that_wait = 4;  // for each processor, where a read makes its thread wait
 
 /// What a load takes, settled before it begins.
 struct Resources {
@@ -156,41 +158,38 @@ class Engine {
   }
 
   Resources settle() const {
-    const bool background = std::count(in_background_.begin(), in_background_.end(), true) > 0;
-    Resources resources;
-    resources.threads = std::min(most_threads, options_.threads > 0 ? options_.threads : processors());
-    if (background) {
-      resources.buffers_per_thread = reads_ahead;
-    } else if (some_file_is_on_disk_) {
-      resources.threads = std::min(most_threads, resources.threads * threads_that_wait);
+    if (options_.staging_bytes > 0 && options_.staging_bytes < smallest_buffer_bytes) {
+      throw Error(ErrorKind::argument, "staging_bytes is " + std::to_string(options_.staging_bytes) +
+                                           "; expected at least " + std::to_string(smallest_buffer_bytes));
     }
-    // No more threads than there are tasks, or nearly: the last buffers would never be filled.
-    const std::uint64_t needed = std::max<std::uint64_t>(1, plan_.bytes_needed);
-    const std::uint64_t useful =
-        std::max<std::uint64_t>(plan_.transfers.size(), needed / smallest_buffer_bytes);
-    resources.threads =
-        static_cast<int>(std::min<std::uint64_t>(useful, static_cast<unsigned>(resources.threads)));
+    const bool background = std::count(in_background_.begin(), in_background_.end(), true) > 0;
+    const bool from_disk = some_file_is_on_disk_ || files_.count_direct() > 0;
+    // No more threads than there can be tasks.
+    const std::size_t most_tasks =
+        std::max<std::size_t>({1, plan_.transfers.size(), plan_.bytes_needed / smallest_buffer_bytes});
+    std::size_t threads = static_cast<std::size_t>(options_.threads > 0 ? options_.threads : processors());
+    if (from_disk && !background) threads *= threads_that_wait;
+    threads = std::min({threads, most_threads, most_tasks});
+    std::size_t reads = background ? std::clamp(reads_from_disk / threads, std::size_t{2}, most_reads) : 1;
+    std::size_t buffer_bytes = default_buffer_bytes;
+    if (from_disk) {
+      buffer_bytes =
+          std::clamp(staging_for_disks / (threads * reads), default_buffer_bytes, largest_buffer_bytes);
+    } else if (options_.huge_pages) {
+      buffer_bytes = huge_page_bytes;
+    }
+
     if (options_.staging_bytes > 0) {
-      if (options_.staging_bytes < smallest_buffer_bytes) {
-        throw Error(ErrorKind::argument, "staging_bytes is " + std::to_string(options_.staging_bytes) +
-                                             "; expected at least " + std::to_string(smallest_buffer_bytes));
-      }
       const std::size_t smallest =
           files_.count_direct() > 0 ? TaskReader::smallest_buffer_for_pages : smallest_buffer_bytes;
-      const auto buffers = static_cast<int>(
-          std::min<std::size_t>(options_.staging_bytes / smallest, most_threads * std::size_t{reads_ahead}));
-      resources.threads = std::min(resources.threads, buffers);
-      resources.buffers_per_thread = std::min(resources.buffers_per_thread, buffers / resources.threads);
-      resources.buffer_bytes = std::min(largest_buffer_bytes,
-                                        options_.staging_bytes / static_cast<std::size_t>(resources.threads) /
-                                            static_cast<std::size_t>(resources.buffers_per_thread));
+      const std::size_t buffers = options_.staging_bytes / smallest;
+      threads = std::min(threads, buffers);
+      reads = std::min(reads, buffers / threads);
+      buffer_bytes = std::min(largest_buffer_bytes, options_.staging_bytes / (threads * reads));
     }
-    if (options_.huge_pages) {
-      if (options_.staging_bytes == 0) resources.buffer_bytes = huge_page_bytes;
-      resources.huge_pages = resources.buffer_bytes >= huge_page_bytes;
-      if (resources.huge_pages) resources.buffer_bytes -= resources.buffer_bytes % huge_page_bytes;
-    }
-    return resources;
+    const bool huge_pages = (options_.huge_pages || from_disk) && buffer_bytes >= huge_page_bytes;
+    if (huge_pages) buffer_bytes -= buffer_bytes % huge_page_bytes;
+    return {static_cast<int>(threads), static_cast<int>(reads), buffer_bytes, huge_pages};
   }
 
   std::uint64_t bytes_to_read(std::size_t task_bytes) const {
@@ -215,13 +214,12 @@ class Engine {
       for (;;) {
         Clock::time_point begin = Clock::now();
         StagedTask* staged = nullptr;
-        const char* what = "wait";
         // Fills the buffers before it waits; a read that needs no waiting is decoded while it is in cache.
         while (staged == nullptr && reader.has_room() && next_task(task)) {
           staged = reader.begin(task);
-          what = "read";
         }
         if (staged == nullptr && (stopped_ || !reader.is_busy())) break;
+        const char* const what = staged == nullptr ? "wait" : "read";
         if (staged == nullptr) staged = reader.wait();
         const Clock::time_point read = Clock::now();
         place(*staged);

@@ -22,9 +22,11 @@ enum class Reads : std::uint8_t {
 };
 
 struct LoadOptions {
-  int threads = 0;  ///< 0: as many as this process may use processors
-  std::size_t staging_bytes =
-      0;  ///< memory between files and shards, for all threads together; 0: 1 MiB for each read at a time
+  /// 0: as many as this process may use processors. Four times as many run where files on a disk are read by
+  /// pread, whose threads wait more than they work.
+  int threads = 0;
+  std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a
+                                  ///< thread, and up to 64 MiB in all where files are not in the page cache
   Reads reads = Reads::automatic;
   DirectIo direct_io = DirectIo::automatic;
   bool huge_pages = false;  ///< ask for staging in huge pages

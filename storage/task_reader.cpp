@@ -13,8 +13,8 @@ namespace {
 constexpr std::uint64_t page = direct_alignment;
 constexpr std::uint64_t cache_line = 64;
 
-/// Weights and scales may each begin and end inside a page, and lie up to a page apart.
-constexpr std::size_t room_for_pages = 5 * page;
+/// Weights and scales may each begin and end inside a page.
+constexpr std::size_t room_for_pages = 4 * page;
 
 std::uint64_t rounded_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -105,8 +105,7 @@ void TaskReader::lay_out(StagedTask& staged) {
   Extent& weights = extents_.front();
   const std::uint64_t end = weights.begin + weights.length;
   const bool follow = may_read_pages_ && task.weights.in_one_request && task.scales.in_one_request &&
-                      scales.file == source.file && task.scales.begin >= end &&
-                      task.scales.begin - end <= page;
+                      scales.file == source.file && task.scales.begin == end;
   if (follow) {  // one read brings both
     staged.scales = reinterpret_cast<const std::uint8_t*>(elements + (task.scales.begin - weights.begin));
     weights.length = task.scales.begin + task.scales.staged_bytes - weights.begin;

@@ -49,14 +49,16 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     Args:
         path: the checkpoint directory.
         thread_count: threads that read and decode; None: this process's share of the processors.
-        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread.
+        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, and up to 64 MiB in
+            all where files are not in the page cache.
         progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
-        reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page cache.
-        direct_io: read past the page cache (O_DIRECT): True, False, or "auto", which does it for files that are not in it,
-            so that a large load does not evict everything else.
-        huge_pages: ask for staging in huge pages, 2 MiB for each read at a time.
-        trace: a file to write what each thread did when, in Chrome's trace format; on several ranks ".rank<N>" goes before
-            its suffix.
+        reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page
+            cache and the kernel allows it.
+        direct_io: read past the page cache (O_DIRECT): True, False, or "auto", which does so for files that are not in
+            it, so that a large load does not evict everything else.
+        huge_pages: ask for staging in huge pages, 2 MiB a thread.
+        trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
+            ".rank<N>" goes before its suffix.
 
     After a load, ``report`` is its :class:`LoadReport`.
     """

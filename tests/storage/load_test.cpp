@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <chrono>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 
@@ -55,7 +56,8 @@ TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touche
                                              (options.reads == Reads::automatic && report.files_direct > 0)
                                          ? report.files
                                          : 0);
-    EXPECT_LE(report.threads, options.threads);
+    const bool waits = options.reads == Reads::pread && report.files_direct > 0;
+    EXPECT_LE(report.threads, options.threads * (waits ? 4 : 1));
     EXPECT_TRUE(options.staging_bytes == 0 || report.peak_staging_bytes <= options.staging_bytes);
   }
 }
@@ -90,6 +92,39 @@ struct OneMatrix {
     return load(plan, checkpoint.catalog, specs, options);
   }
 };
+
+TEST(load, a_trace_tells_when_each_tensor_was_read_and_decoded) {
+  const OneMatrix job({500, 400});
+  const TemporaryDirectory directory;
+  LoadOptions options;
+  options.trace = directory / "trace.json";
+  options.trace_process = 3;
+  options.staging_bytes = 50000;
+  const LoadReport report = job.run(options);
+  const auto events = nlohmann::json::parse(read_file(options.trace)).at("traceEvents");
+  std::uint64_t read = 0;
+  std::uint64_t decoded = 0;
+  for (const auto& event : events) {
+    EXPECT_EQ(event.at("pid"), 3);
+    if (event.at("ph") == "M") continue;
+    EXPECT_EQ(event.at("ph"), "X");
+    EXPECT_EQ(event.at("args").at("tensor"), "language_model.lm_head.weight");
+    EXPECT_GE(event.at("ts").get<double>(), 0);
+    EXPECT_GE(event.at("dur").get<double>(), 0);
+    EXPECT_LE(event.at("ts").get<double>() + event.at("dur").get<double>(), report.total_seconds * 1e6);
+    (event.at("name") == "decode" ? decoded : read) += event.at("args").at("bytes").get<std::uint64_t>();
+  }
+  EXPECT_EQ(read, report.bytes_read);
+  EXPECT_EQ(decoded, report.bytes_read);
+}
+
+TEST(load, io_uring_where_there_is_none_is_refused) {
+  if (has_io_uring()) return;
+  const OneMatrix job({5, 40});
+  LoadOptions options;
+  options.reads = Reads::io_uring;
+  expect_error(ErrorKind::argument, {"io_uring", "pread"}, [&] { job.run(options); });
+}
 
 TEST(load, rows_longer_than_the_staging_are_read_in_parts) {
   OneMatrix job({3, 9001});
