@@ -133,8 +133,7 @@ DecodeRun decode_kernel(const InstructionSet& set, DType destination) {
   return nullptr;
 }
 
-ScaleRun scale_kernel(const InstructionSet& set, DType source, DType destination) {
-  const ScaleRuns& runs = source == DType::F8_E4M3 ? set.scale_e4m3 : set.scale_e5m2;
+ScaleRun scale_kernel(const ScaleRuns& runs, DType destination) {
   if (destination == DType::BF16) return runs.to_bf16;
   if (destination == DType::F16) return runs.to_f16;
   if (destination == DType::F32) return runs.to_f32;
@@ -189,7 +188,7 @@ struct FloatScales {
   using Spread = float;
   const BlockScales& scales;
   ScaleRun any;
-  ScaleRun in_range;
+  ScaleRun in_range;  ///< for scales other than zero, infinity and NaN
 
   Spread operator[](std::int64_t number) const {
     const auto* first = static_cast<const std::byte*>(scales.data);
@@ -206,7 +205,10 @@ struct FloatScales {
     }
     return std::bit_cast<float>(bits);
   }
-  static bool is_in_range(Spread) { return true; }
+  static bool is_in_range(Spread scale) {
+    const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(scale) & 0x7FFFFFFF;
+    return magnitude != 0 && magnitude < 0x7F800000;
+  }
 };
 
 /// Fills `spread` with the scales of so many columns of a row, one for each column; `first_block` is the
@@ -378,8 +380,11 @@ void decode(const SourceTile& source, const BlockScales& scales, const Destinati
     decode_runs(set, source, ByteScales{scales, any, in_range}, destination);
   } else {
     const DefaultFloatingPointMode mode;
-    const ScaleRun kernel = scale_kernel(set, source.dtype, destination.dtype);
-    decode_runs(set, source, FloatScales{scales, kernel, kernel}, destination);
+    const bool is_e4m3 = source.dtype == DType::F8_E4M3;
+    const ScaleRun any = scale_kernel(is_e4m3 ? set.scale_e4m3 : set.scale_e5m2, destination.dtype);
+    const ScaleRun in_range =
+        scale_kernel(is_e4m3 ? set.scale_e4m3_in_range : set.scale_e5m2_in_range, destination.dtype);
+    decode_runs(set, source, FloatScales{scales, any, in_range}, destination);
   }
 }
 

@@ -165,7 +165,9 @@ struct E5M2 {
   }
 };
 
-template <class Format>
+/// A NaN element keeps its sign in any product of floats; `any_scale` sees to those that the scale brings
+/// forth.
+template <class Format, bool any_scale>
 struct FromTimesFloat {
   const std::uint8_t* elements;
   const float* scales;
@@ -181,19 +183,23 @@ struct FromTimesFloat {
 #endif
     const auto number = hn::Mul(wide, hn::Set(floats, Format::factor));
     const auto product = hn::Mul(number, hn::LoadU(floats, scales + index));
+    if constexpr (!any_scale) return hn::BitCast(integers, product);
     const Integers nan = hn::Or(hn::AndNot(all(0x7FFFFFFF), hn::BitCast(integers, number)), all(0x7FC00000));
     return hn::IfThenElse(hn::RebindMask(integers, hn::IsNaN(product)), nan, hn::BitCast(integers, product));
   }
 };
 
-// Rounding, to nearest even, of the bits of an F32 number to a 16-bit format in the lower half of each lane.
-// A NaN must have an otherwise empty payload, which rounding cannot carry out of.
+// Rounding, to nearest even, of the bits of an F32 number to a 16-bit format in each lane, and packing two
+// vectors of them into one. A NaN must have an otherwise empty payload, which rounding cannot carry out of.
 
 struct ToBF16 {
   static HWY_INLINE Integers round(Integers wide) {
     const Integers upper = shift_right_unsigned<16>(wide);
     const Integers odd = hn::And(upper, all(1));
-    return shift_right_unsigned<16>(hn::Add(hn::Add(wide, all(0x7FFF)), odd));
+    return hn::Add(hn::Add(wide, all(0x7FFF)), odd);
+  }
+  static HWY_INLINE Words pack(Integers lower, Integers upper) {
+    return hn::ConcatOdd(words, hn::BitCast(words, upper), hn::BitCast(words, lower));
   }
 };
 
@@ -218,6 +224,10 @@ struct ToF16 {
     half = hn::IfThenElse(hn::Gt(magnitude, all(0x7F800000)), all(0x7E00), half);
     return hn::Or(sign, half);
   }
+  static HWY_INLINE Words pack(Integers lower, Integers upper) {
+    const hn::Half<decltype(words)> half_words;
+    return hn::Combine(words, hn::DemoteTo(half_words, upper), hn::DemoteTo(half_words, lower));
+  }
 };
 
 // Sources of whole vectors of destination elements.
@@ -226,10 +236,7 @@ template <class From, class To>
 struct Rounded {
   From from;
   HWY_INLINE Words operator()(std::size_t index) const {
-    const hn::Half<decltype(words)> half_words;
-    const Integers lower = To::round(from(index));
-    const Integers upper = To::round(from(index + integer_count));
-    return hn::Combine(words, hn::DemoteTo(half_words, upper), hn::DemoteTo(half_words, lower));
+    return To::pack(To::round(from(index)), To::round(from(index + integer_count)));
   }
 };
 
@@ -342,23 +349,22 @@ void decode_to_f32(const std::uint8_t* elements, const std::uint8_t* scales, std
   write_run(Widened<FromScaled>{{elements, scales}}, count, static_cast<std::uint32_t*>(destination), store);
 }
 
-template <class Format, class To>
+template <class From, class To>
 void scale_and_round(const std::uint8_t* elements, const float* scales, std::int64_t count, void* destination,
                      Store store) {
-  write_run(Rounded<FromTimesFloat<Format>, To>{{elements, scales}}, count,
-            static_cast<std::uint16_t*>(destination), store);
+  write_run(Rounded<From, To>{{elements, scales}}, count, static_cast<std::uint16_t*>(destination), store);
 }
 
-template <class Format>
+template <class From>
 void scale_to_f32(const std::uint8_t* elements, const float* scales, std::int64_t count, void* destination,
                   Store store) {
-  write_run(Widened<FromTimesFloat<Format> >{{elements, scales}}, count,
-            static_cast<std::uint32_t*>(destination), store);
+  write_run(Widened<From>{{elements, scales}}, count, static_cast<std::uint32_t*>(destination), store);
 }
 
-template <class Format>
+template <class Format, bool any_scale>
 constexpr ScaleRuns scale_runs() {
-  return {scale_and_round<Format, ToBF16>, scale_and_round<Format, ToF16>, scale_to_f32<Format>};
+  using From = FromTimesFloat<Format, any_scale>;
+  return {scale_and_round<From, ToBF16>, scale_and_round<From, ToF16>, scale_to_f32<From>};
 }
 
 /// Writes block k of 16 bytes to destination + k * distance.
@@ -453,8 +459,10 @@ const InstructionSet* kernels() {
     result.decode_to_bf16_in_range = decode_to_bf16_in_range;
     result.decode_to_f16 = decode_and_round<ToF16>;
     result.decode_to_f32 = decode_to_f32;
-    result.scale_e4m3 = scale_runs<E4M3>();
-    result.scale_e5m2 = scale_runs<E5M2>();
+    result.scale_e4m3 = scale_runs<E4M3, true>();
+    result.scale_e5m2 = scale_runs<E5M2, true>();
+    result.scale_e4m3_in_range = scale_runs<E4M3, false>();
+    result.scale_e5m2_in_range = scale_runs<E5M2, false>();
     result.bf16_to_f32 = widen_run<FromBF16>;
     result.bf16_to_f16 = round_run<FromBF16, ToF16>;
     result.f16_to_f32 = widen_run<FromF16>;

@@ -52,6 +52,8 @@ struct InstructionSet {
 
   ScaleRuns scale_e4m3;
   ScaleRuns scale_e5m2;
+  ScaleRuns scale_e4m3_in_range;  ///< faster, for scales other than zero, infinity and NaN
+  ScaleRuns scale_e5m2_in_range;
 
   ConvertRun bf16_to_f32 = nullptr;
   ConvertRun bf16_to_f16 = nullptr;
