@@ -159,7 +159,7 @@ class LoadPlanner {
     }
     Encoding encoding;
     try {
-      encoding = encoding_of(catalog_, chunks, options_.scaled);
+      encoding = encoding_of(catalog_, chunks, options_.scale_blocks);
     } catch (const Error& error) {
       if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
       return false;
@@ -177,7 +177,7 @@ class LoadPlanner {
       return false;
     }
     std::span<const SourceTensor> scales;
-    if (encoding.scaled) scales = catalog_.find(scale_name_of(piece.hf_name));
+    if (encoding.scaled) scales = scales_of(catalog_, piece.hf_name);
     for (const LocalBox& local : spec.boxes) {
       const Box common = intersection(piece.box, local.global);
       if (is_empty(common)) continue;
@@ -242,9 +242,11 @@ class LoadPlanner {
   }
 
   void mark_used(const std::string& weight_name) {
-    for (const std::string& name : {weight_name, scale_name_of(weight_name)}) {
-      for (const SourceTensor& tensor : catalog_.find(name)) used_[index_of(catalog_, tensor)] = true;
-    }
+    const auto mark = [this](std::span<const SourceTensor> chunks) {
+      for (const SourceTensor& tensor : chunks) used_[index_of(catalog_, tensor)] = true;
+    };
+    mark(catalog_.find(weight_name));
+    mark(scales_of(catalog_, weight_name));
   }
 
   /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or
@@ -372,7 +374,7 @@ Box scale_box_of_part(const Transfer& transfer, const Box& box) {
   in_blocks.offset[0] += transfer.first_row_in_block - transfer.source_box.offset[0];
   in_blocks.offset[1] += transfer.first_column_in_block - transfer.source_box.offset[1];
   Box scales = scale_box_of(transfer.encoding, in_blocks);
-  for (std::size_t d = 0; d < 2; ++d) scales.offset[d] += transfer.scale_box.offset[d];
+  for (std::size_t d = 0; d < scales.offset.size(); ++d) scales.offset[d] += transfer.scale_box.offset[d];
   return scales;
 }
 

@@ -59,7 +59,8 @@ class TaskCutter {
     if (transfer.scales >= 0) {
       const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
       task.scale_box = scale_box_of_part(transfer, box);
-      task.scales = reading_of(scales.begin, scales.shape, 1, task.scale_box);
+      task.scales = reading_of(scales.begin, scales.shape, static_cast<std::uint64_t>(bytes_of(scales.dtype)),
+                               task.scale_box);
     }
     return task;
   }

@@ -189,13 +189,13 @@ class Engine {
     } else {
       std::byte* buffer = room_for(task, staging);
       read_box(task.weights, source, buffer, files_);
-      BoxInMemory part{task.box, buffer, task.weights.staged_strides, nullptr, 0};
+      BoxInMemory part{task.box, buffer, task.weights.staged_strides, nullptr, {}};
       if (transfer.scales >= 0) {
         const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
         std::byte* staged_scales = buffer + scales_offset_in_staging(task);
         read_box(task.scales, scales, staged_scales, files_);
-        part.scales = reinterpret_cast<const std::uint8_t*>(staged_scales);
-        part.scale_row_stride = task.scales.staged_strides[0];
+        part.scales = staged_scales;
+        part.scale_strides = task.scales.staged_strides;
       }
       const Clock::time_point read = Clock::now();
       reading += seconds_between(begin, read);

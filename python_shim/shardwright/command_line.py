@@ -108,11 +108,12 @@ def _inspect(options: argparse.Namespace) -> None:
     catalog = read_catalog(options.path)
     tensors = catalog.tensors
     dtypes = Counter(tensor.dtype for tensor in tensors)
-    scales = sum(tensor.name.endswith("_scale_inv") for tensor in tensors)
+    encodings = _core.scaled_weights(catalog)
     facts: dict[str, Any] = {
         "directory": str(catalog.directory),
         "tensors": len(tensors),
-        "block_scaled_weights": scales,
+        "block_scaled_weights": sum(encodings.values()),
+        "encodings": encodings,
         "bytes": sum(tensor.end - tensor.begin for tensor in tensors),
         "files": len(catalog.files),
         "dtypes": dict(dtypes.most_common()),
@@ -128,7 +129,8 @@ def _inspect(options: argparse.Namespace) -> None:
         facts["names"] = {t.name: [t.dtype, t.shape, catalog.files[t.file].name] for t in tensors}
         print(json.dumps(facts, indent=1))
         return
-    facts["dtypes"] = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
+    for what in ("encodings", "dtypes"):
+        facts[what] = ", ".join(f"{count:,} {name}" for name, count in facts[what].items())
     print_table(
         [
             (what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact)

@@ -113,8 +113,10 @@ def hf_tensors(
 
 
 def _placeholder(request: Any, device: torch.device) -> torch.Tensor:
-    scales = torch.full(request.shape, IDENTITY_SCALE, dtype=torch.uint8, device=device)
-    return scales.view(DTYPES[request.dtype])
+    dtype = DTYPES[request.dtype]
+    if dtype.itemsize > 1:
+        return torch.ones(request.shape, dtype=dtype, device=device)
+    return torch.full(request.shape, IDENTITY_SCALE, dtype=torch.uint8, device=device).view(dtype)
 
 
 def _view(native: Native, local: torch.Tensor, request: Any, index_of: dict[int, int]) -> torch.Tensor:
