@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generating.add_argument("directory")
     generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
+    generating.add_argument("--encoding", choices=["mxfp8", "block_fp8", "tensor_fp8"], default="mxfp8")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     generating.add_argument("--seed", type=_whole_number, default=0)
     generating.set_defaults(command=_generate)
@@ -100,7 +101,13 @@ def _add_map_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    report = generate(options.directory, options.preset, seed=options.seed, layout_only=options.layout_only)
+    report = generate(
+        options.directory,
+        options.preset,
+        encoding=options.encoding,
+        seed=options.seed,
+        layout_only=options.layout_only,
+    )
     print(f"{options.directory}: {report.tensors:,} tensors in {report.files} files, {report.bytes:,} bytes")
 
 
