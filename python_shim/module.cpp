@@ -133,6 +133,14 @@ void bind_catalog(py::module_& m) {
         return std::make_shared<Catalog>(read_catalog(directory, threads));
       },
       py::arg("directory"), py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "encodings",
+      [] {
+        std::vector<std::string_view> names;
+        for (const ScaleBlocks& blocks : known_scale_blocks()) names.push_back(blocks.name);
+        return names;
+      },
+      "The names of the encodings that are known.");
   m.def("scaled_weights", &scaled_weights, py::arg("catalog"),
         "How many weights have scales, by encoding; those whose scales fit none that is known under "
         "\"unknown\".");

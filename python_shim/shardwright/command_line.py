@@ -39,7 +39,7 @@ def _whole_number(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="shardwright", description="Loads MXFP8 checkpoints into sharded tensors."
+        prog="shardwright", description="Loads FP8 checkpoints into sharded tensors."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generating.add_argument("directory")
     generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
-    generating.add_argument("--encoding", choices=["mxfp8", "block_fp8", "tensor_fp8"], default="mxfp8")
+    generating.add_argument("--encoding", choices=_core.encodings(), default="mxfp8")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     generating.add_argument("--seed", type=_whole_number, default=0)
     generating.set_defaults(command=_generate)
@@ -137,7 +137,7 @@ def _inspect(options: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=1))
         return
     for what in ("encodings", "dtypes"):
-        facts[what] = ", ".join(f"{count:,} {name}" for name, count in facts[what].items())
+        facts[what] = ", ".join(f"{count:,} {name}" for name, count in facts[what].items()) or "none"
     print_table(
         [
             (what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact)

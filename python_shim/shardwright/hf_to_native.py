@@ -162,7 +162,11 @@ def _settle_views(
     """Takes out the targets whose HF tensors are views of the target itself: whoever wrote those has filled it."""
     for target in list(targets):
         origins = [origin_of[name] for name in target.held.sources]
-        if target.tensor is None or target.held.scales or not all(o is not None and o.is_view for o in origins):
+        if (
+            target.tensor is None
+            or target.held.scales
+            or not all(o is not None and o.is_view for o in origins)
+        ):
             continue
         targets.remove(target)
         conversion = origins[0].conversion  # type: ignore[union-attr]
