@@ -104,7 +104,7 @@ class LoadPlanner {
         ++missing;
         continue;
       }
-      mark_used(piece.hf_name);
+      for (const SourceTensor& chunk : chunks) used_[index_of(catalog_, chunk)] = true;
       complete &= add_piece(index, piece, chunks);
     }
     if (missing == 0) return complete;
@@ -241,14 +241,6 @@ class LoadPlanner {
     if (!fault.empty()) problems_.add(spec.fqn + ": " + fault);
   }
 
-  void mark_used(const std::string& weight_name) {
-    const auto mark = [this](std::span<const SourceTensor> chunks) {
-      for (const SourceTensor& tensor : chunks) used_[index_of(catalog_, tensor)] = true;
-    };
-    mark(catalog_.find(weight_name));
-    mark(scales_of(catalog_, weight_name));
-  }
-
   /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or
   /// too much.
   void account_for_the_rest() {
@@ -321,7 +313,7 @@ class LoadPlanner {
   const Catalog& catalog_;
   const WeightMap& map_;
   const LoadPlanOptions& options_;
-  std::vector<bool> used_;  // by index into Catalog::tensors
+  std::vector<bool> used_;  // by index into Catalog::tensors; of weights, with which their scales go
   std::unordered_set<std::string> noted_;
   std::string prefix_;  // of names that the checkpoint has without it
   Problems problems_;
