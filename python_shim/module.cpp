@@ -376,11 +376,11 @@ void bind_generate(py::module_& m) {
   m.def(
       "generate",
       [](const std::filesystem::path& directory, const std::string& preset, const std::string& encoding,
-         bool layout_only, std::uint64_t seed, int threads) {
-        return generate(directory, {preset, encoding, layout_only, seed, threads});
+         bool layout_only, std::uint64_t seed, int threads, int layers) {
+        return generate(directory, {preset, encoding, layout_only, seed, threads, layers});
       },
       py::arg("directory"), py::arg("preset") = "tiny", py::arg("encoding") = "mxfp8",
-      py::arg("layout_only") = false, py::arg("seed") = 0, py::arg("threads") = 0,
+      py::arg("layout_only") = false, py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0,
       py::call_guard<py::gil_scoped_release>());
 }
 

@@ -38,13 +38,23 @@ struct Layout {
   std::uint64_t bytes() const { return tensors.back().end; }
 };
 
-const MiniMaxM3Preset& chosen_preset(const std::string& name) {
-  if (const MiniMaxM3Preset* preset = find_minimax_m3_preset(name)) return *preset;
+MiniMaxM3Preset chosen_preset(const GenerateOptions& options) {
+  if (const MiniMaxM3Preset* found = find_minimax_m3_preset(options.preset)) {
+    MiniMaxM3Preset preset = *found;
+    if (options.layers == 0) return preset;
+    if (options.layers <= preset.dense_layers) {
+      throw Error(ErrorKind::argument, "layers: expected more than the preset's " +
+                                           std::to_string(preset.dense_layers) + " dense ones, found " +
+                                           std::to_string(options.layers));
+    }
+    preset.layers = options.layers;
+    return preset;
+  }
   std::string known;
   for (const MiniMaxM3Preset& preset : minimax_m3_presets()) {
     known += (known.empty() ? "" : ", ") + std::string(preset.name);
   }
-  throw Error(ErrorKind::argument, "preset " + in_quotes(name) + ": expected one of " + known);
+  throw Error(ErrorKind::argument, "preset " + in_quotes(options.preset) + ": expected one of " + known);
 }
 
 const ScaleBlocks& chosen_blocks(const std::string& name) {
@@ -175,7 +185,7 @@ PendingFile write_text(const fs::path& path, const std::string& text) {
 }  // namespace
 
 GenerateReport generate(const fs::path& directory, const GenerateOptions& options) {
-  const MiniMaxM3Preset& preset = chosen_preset(options.preset);
+  const MiniMaxM3Preset preset = chosen_preset(options);
   const ScaleBlocks& blocks = chosen_blocks(options.encoding);
   if (options.threads < 0) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(options.threads));

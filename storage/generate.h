@@ -12,6 +12,7 @@ struct GenerateOptions {
   bool layout_only = false;        ///< true headers, index and config.json, but sparse files behind them
   std::uint64_t seed = 0;  ///< equal seeds give equal bytes, on any machine and with any number of threads
   int threads = 0;         ///< 0: as many as there are processors
+  int layers = 0;          ///< 0: as many as the preset has; more than its dense ones otherwise
 };
 
 struct GenerateReport {

@@ -30,14 +30,16 @@ def generate(
     seed: int = 0,
     layout_only: bool = False,
     threads: int = 0,
+    layers: int = 0,
 ) -> Any:
     """Writes an FP8 checkpoint with MiniMax M3's names and shapes and random values; see ``shardwright generate``.
 
     ``encoding`` is how its block-scaled weights are stored: "mxfp8" as the released model's, "block_fp8" with an F32
     scale for each 128 × 128 block, "tensor_fp8" with one for the tensor.
-    Equal seeds give equal bytes. Returns a report with ``tensors``, ``files`` and ``bytes``.
+    Equal seeds give equal bytes. ``layers`` replaces the preset's number of layers. Returns a report with ``tensors``,
+    ``files`` and ``bytes``.
     """
-    return _core.generate(os.fspath(path), preset, encoding, layout_only, seed, threads)
+    return _core.generate(os.fspath(path), preset, encoding, layout_only, seed, threads, layers)
 
 
 def request_list(

@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     generating.add_argument("--encoding", choices=_core.encodings(), default="mxfp8")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     generating.add_argument("--seed", type=_whole_number, default=0)
+    generating.add_argument(
+        "--layers", type=_whole_number, default=0, help="instead of the preset's number of them"
+    )
     generating.set_defaults(command=_generate)
 
     inspecting = commands.add_parser("inspect", help="say what a checkpoint holds, from headers and index")
@@ -107,6 +110,7 @@ def _generate(options: argparse.Namespace) -> None:
         encoding=options.encoding,
         seed=options.seed,
         layout_only=options.layout_only,
+        layers=options.layers,
     )
     print(f"{options.directory}: {report.tensors:,} tensors in {report.files} files, {report.bytes:,} bytes")
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -371,15 +371,21 @@ def decode(checkpoint: dict[str, Stored], hf: str, dtype: torch.dtype) -> torch.
 
 
 def iterate_native(
-    directory: str | Path, dtypes: Dtypes = None, layout: str = "automodel"
+    directory: str | Path,
+    dtypes: Dtypes = None,
+    layout: str = "automodel",
+    only: Container[str] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Native name and global tensor, one after another.
 
     `dtypes` is one dtype for all, or a function of the native name. None, or a None from the function, means
-    BF16 for what is block-scaled, and otherwise the dtype that is stored.
+    BF16 for what is block-scaled, and otherwise the dtype that is stored. `only` names the tensors that are
+    wanted; None: all.
     """
     checkpoint = read_checkpoint(directory)
     for fqn, parts in native_parts(checkpoint, layout).items():
+        if only is not None and fqn not in only:
+            continue
         first = checkpoint[parts[0][0]]
         dtype = dtypes(fqn) if callable(dtypes) else dtypes
         if dtype is None or not TORCH_DTYPES.get(first.dtype, torch.bfloat16).is_floating_point:
@@ -401,6 +407,9 @@ def iterate_native(
 
 
 def native(
-    directory: str | Path, dtypes: Dtypes = None, layout: str = "automodel"
+    directory: str | Path,
+    dtypes: Dtypes = None,
+    layout: str = "automodel",
+    only: Container[str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    return dict(iterate_native(directory, dtypes, layout))
+    return dict(iterate_native(directory, dtypes, layout, only))

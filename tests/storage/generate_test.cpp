@@ -61,6 +61,20 @@ TEST(generate, writes_each_encoding_and_refuses_others) {
                [&] { generate(directory / "other", options); });
 }
 
+TEST(generate, layers_replaces_the_presets_number_of_layers) {
+  const TemporaryDirectory directory;
+  GenerateOptions options;
+  const std::int64_t tensors = generate(directory / "usual", options).tensors;
+  options.layers = 5;
+  const GenerateReport report = generate(directory / "deep", options);
+  // tiny: 3 layers; each further one is a sparse layer of 10 plain tensors and 4 + 3 * (4 + 1) scaled weights
+  EXPECT_EQ(report.tensors - tensors, 2 * (10 + 2 * (4 + 3 * (4 + 1))));
+  const auto config = nlohmann::json::parse(read_file(directory / "deep" / "config.json"));
+  EXPECT_EQ(config["text_config"]["num_hidden_layers"], 5);
+  options.layers = 1;
+  EXPECT_THROW(generate(directory / "dense", options), Error);
+}
+
 TEST(generate, a_checkpoint_has_several_files_named_as_usual_an_index_and_a_config) {
   const TemporaryDirectory directory;
   const GenerateReport report = make(directory / "new/sub", "tiny");

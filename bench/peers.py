@@ -1,0 +1,358 @@
+"""Loads one generated checkpoint in every way there is, in one run: a table, a JSON file and a picture.
+
+    .venv-peers/bin/python bench/peers.py [--preset bench] [--runs 5] [--threads 2] [--out build/bench]
+
+Each measurement has a process of its own, so that no way profits or suffers from the memory that another left behind.
+In each round every way is taken once; medians over the rounds are quoted. A process loads the preset `tiny` first, to
+warm the code; what it loads into is allocated and touched beforehand; and the files are in the page cache, but for the
+rows called cold, before which they are dropped from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ways import WAYS, safetensors_files
+
+# --- one measurement, in a process of its own ------------------------------------------------------------------------
+
+
+def drop_from_page_cache(path: Path) -> None:
+    for file in safetensors_files(path):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> dict[str, Any]:
+    import torch
+    from shardwright.peak_memory import measure_peak_memory
+    from shardwright.report import LoadReport
+
+    torch.set_num_threads(threads)
+    WAYS[way](warm_up, threads)()
+    load = WAYS[way](path, threads)
+    if cold:
+        drop_from_page_cache(path)
+    with measure_peak_memory() as peak:
+        start = time.perf_counter()
+        result = load()
+        seconds = time.perf_counter() - start
+    measured: dict[str, Any] = {"seconds": seconds, "memory_above_destination": peak.bytes}
+    if isinstance(result, LoadReport):
+        measured |= {"bytes_read": result.bytes_read, "phases": result.seconds}
+    return measured
+
+
+def measure_apart(way: str, warm_up: Path, path: Path, threads: int, cold: bool = False) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        way,
+        str(warm_up),
+        str(path),
+        str(threads),
+        str(int(cold)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{way}: exit status {done.returncode}\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def load_as_rank(rank: int, ranks: int, path: str, options: dict[str, Any], runs: int, out: str) -> None:
+    """Loads this rank's shards on one thread, `runs` times; rank 0 writes seconds, and bytes of all ranks, to `out`."""
+    import shardwright as sw
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.set_num_threads(1)
+    mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("shard",)) if ranks > 1 else None
+    state_dict = sw.empty_state_dict(path, mesh)
+    for tensor in state_dict.values():
+        (tensor.to_local() if mesh else tensor).fill_(1)
+    seconds = []
+    for _ in range(runs + 1):  # the first warms the code
+        dist.barrier()
+        start = time.perf_counter()
+        report = sw.load(state_dict, path, threads=1, **options)
+        dist.barrier()
+        seconds.append(time.perf_counter() - start)
+    figures: list[Any] = [None] * ranks
+    dist.all_gather_object(figures, (report.bytes_needed, report.bytes_read))
+    if rank == 0:
+        needed, read = zip(*figures, strict=True)
+        Path(out).write_text(json.dumps({"seconds": seconds[1:], "bytes_needed": needed, "bytes_read": read}))
+
+
+def measure_ranks(path: Path, ranks: int, runs: int, **options: Any) -> dict[str, Any]:
+    from shardwright.ranks import run_on_ranks
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "figures.json")
+        run_on_ranks(ranks, load_as_rank, ranks, str(path), options, runs, str(out))
+        figures = json.loads(out.read_text())
+    return figures | {"median": statistics.median(figures["seconds"])}
+
+
+# --- reading cold files, with nothing of ours ------------------------------------------------------------------------
+
+
+def dd(path: Path, threads: int, flags: list[str], block: str) -> float:
+    def read(file: Path) -> None:
+        subprocess.run(
+            ["dd", f"if={file}", "of=/dev/null", f"bs={block}", *flags], check=True, capture_output=True
+        )
+
+    drop_from_page_cache(path)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, safetensors_files(path)))
+    return time.perf_counter() - start
+
+
+def fio(path: Path, engine: str, direct: int, jobs: int, depth: int) -> float | None:
+    """Seconds to read every file once; None without fio. (It cannot cut files among jobs: each job has files.)"""
+    files = safetensors_files(path)
+    arguments = ["fio", "--readonly", "--output-format=json", "--rw=read", "--bs=1M", "--invalidate=1"]
+    arguments += [f"--ioengine={engine}", f"--direct={direct}", f"--iodepth={depth}", "--thread"]
+    for job in range(jobs):
+        arguments += [f"--name=job{job}", "--filename=" + ":".join(str(file) for file in files[job::jobs])]
+    try:
+        drop_from_page_cache(path)
+        done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return max(job["read"]["runtime"] for job in json.loads(done.stdout)["jobs"]) / 1000
+
+
+def read_cold(path: Path) -> dict[str, float]:
+    """Each setting's seconds; the best of them is what a cold load is held against."""
+    seconds: dict[str, float] = {}
+    for threads in (1, 2, 4):
+        for flags in ([], ["iflag=direct"]):
+            for block in ("1M", "8M"):
+                name = " ".join(["dd", f"x{threads}", f"bs={block}", *flags])
+                seconds[name] = dd(path, threads, flags, block)
+    for engine, direct, jobs, depth in (
+        ("psync", 0, 2, 1),
+        ("psync", 1, 4, 1),
+        ("io_uring", 1, 1, 16),
+        ("io_uring", 1, 2, 16),
+        ("io_uring", 1, 4, 8),
+        ("libaio", 1, 2, 16),
+    ):
+        measured = fio(path, engine, direct, jobs, depth)
+        if measured is not None:
+            seconds[f"fio {engine} direct={direct} jobs={jobs} depth={depth}"] = measured
+    return seconds
+
+
+# --- all together ----------------------------------------------------------------------------------------------------
+
+MEGABYTE = 1e6
+
+
+def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    import shardwright as sw
+
+    def made(name: str, preset: str, layers: int = 0) -> Path:
+        path = folder / name
+        sw.generate(path, preset, layers=layers)
+        return path
+
+    warm_up, path = made("tiny", "tiny"), made(options.preset, options.preset)
+    sizes = {"small": made("of_small", "small"), options.preset: path}
+    if options.preset == "bench":
+        sizes["twice bench"] = made("twice", "bench", layers=18)
+    os.sync()  # nothing is to be written back while we measure
+
+    def told(what: str) -> None:
+        print(f"# {what}", file=sys.stderr, flush=True)
+
+    rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS if way not in options.without}
+    for turn in range(options.runs):
+        for way, found in rounds.items():
+            told(f"round {turn + 1} of {options.runs}: {way}")
+            found.append(measure_apart(way, warm_up, path, options.threads))
+
+    told("sizes")
+    scaling: dict[str, Any] = {}
+    for name, place in sizes.items():
+        found = [measure_apart("shardwright", warm_up, place, options.threads) for _ in range(options.runs)]
+        scaling[name] = {
+            "checkpoint_bytes": bytes_of(place),
+            "median": statistics.median(one["seconds"] for one in found),
+            "memory_above_destination": max(one["memory_above_destination"] for one in found),
+        }
+
+    told("ranks")
+    ranks = {str(n): measure_ranks(path, n, options.runs) for n in (1, 2)}
+
+    told("cold")
+    cold_ours, cold_read = [], []
+    for _ in range(options.runs):
+        cold_ours.append(measure_apart("shardwright", warm_up, path, options.threads, cold=True)["seconds"])
+        cold_read.append(read_cold(path))
+    settings = {name: statistics.median(one[name] for one in cold_read) for name in cold_read[0]}
+    best = min(settings, key=lambda name: settings[name])
+
+    ways = {
+        way: {
+            "seconds": sorted(one["seconds"] for one in found),
+            "median": statistics.median(one["seconds"] for one in found),
+            "memory_above_destination": max(one["memory_above_destination"] for one in found),
+        }
+        for way, found in rounds.items()
+    }
+    return {
+        "machine": machine(),
+        "preset": options.preset,
+        "threads": options.threads,
+        "runs": options.runs,
+        "checkpoint_bytes": bytes_of(path),
+        "ways": ways,
+        "scaling": scaling,
+        "ranks_with_one_thread_each": ranks,
+        "cold": {
+            "shardwright": {"seconds": sorted(cold_ours), "median": statistics.median(cold_ours)},
+            "reading": settings,
+            "best_reading": best,
+        },
+    }
+
+
+def bytes_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in safetensors_files(path))
+
+
+def machine() -> str:
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def table(result: dict[str, Any]) -> str:
+    ways, ours = result["ways"], result["ways"]["shardwright"]["median"]
+    lines = [
+        f"{result['machine']}; {result['threads']} threads; medians of {result['runs']}; "
+        f"{result['checkpoint_bytes']:,} bytes of files, warm",
+        "",
+        "| way to load | seconds | times ours | MB above the destination |",
+        "| --- | --- | --- | --- |",
+    ]
+    for way, found in ways.items():
+        memory = found["memory_above_destination"] / MEGABYTE
+        lines.append(f"| {way} | {found['median']:.3f} | {found['median'] / ours:.2f} | {memory:,.0f} |")
+    if "read limit" in ways and "fill limit" in ways:
+        limit = ways["read limit"]["median"] + ways["fill limit"]["median"]
+        lines.append(f"| read + fill limit | {limit:.3f} | {limit / ours:.2f} | |")
+    lines += [
+        "",
+        "| checkpoint | bytes | seconds | GB/s | MB above the destination |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, found in result["scaling"].items():
+        size, seconds = found["checkpoint_bytes"], found["median"]
+        memory = found["memory_above_destination"] / MEGABYTE
+        lines.append(f"| {name} | {size:,} | {seconds:.3f} | {size / seconds / 1e9:.2f} | {memory:,.0f} |")
+    ranks = result["ranks_with_one_thread_each"]
+    lines += [
+        "",
+        "| ranks, one thread each | seconds | bytes needed | bytes read |",
+        "| --- | --- | --- | --- |",
+    ]
+    for number, found in ranks.items():
+        needed, read = (" + ".join(f"{n:,}" for n in found[key]) for key in ("bytes_needed", "bytes_read"))
+        lines.append(f"| {number} | {found['median']:.3f} | {needed} | {read} |")
+    cold, best = result["cold"], result["cold"]["best_reading"]
+    lines += [
+        "",
+        "| cold | seconds |",
+        "| --- | --- |",
+        f"| shardwright | {cold['shardwright']['median']:.3f} |",
+        f"| reading the files at best: {best} | {cold['reading'][best]:.3f} |",
+    ]
+    return "\n".join(lines)
+
+
+def picture(result: dict[str, Any], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ways = dict(sorted(result["ways"].items(), key=lambda item: item[1]["median"], reverse=True))
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(12, 4.5), width_ratios=(3, 2), layout="constrained"
+    )
+    seconds = [found["median"] for found in ways.values()]
+    colours = ["#c2410c" if way == "shardwright" else "#94a3b8" for way in ways]
+    bars = left.barh(list(ways), seconds, color=colours)
+    left.bar_label(bars, [f" {value:.2f} s" for value in seconds])
+    left.set(xscale="log", xlim=(min(seconds) / 2, max(seconds) * 3), xlabel="seconds (logarithmic)")
+    left.set_title(
+        f"Loading {result['checkpoint_bytes'] / 1e9:.2f} GB of MXFP8, warm, {result['threads']} threads"
+    )
+    scaling = result["scaling"].values()
+    gigabytes = [found["checkpoint_bytes"] / 1e9 for found in scaling]
+    right.plot(gigabytes, [found["median"] for found in scaling], "o-", color="#c2410c", label="seconds")
+    memory = [found["memory_above_destination"] / 1e9 for found in scaling]
+    right.plot(gigabytes, memory, "s--", color="#64748b", label="GB above the destination")
+    right.set(xlabel="checkpoint, GB", xlim=(0, None), ylim=(0, None), title="shardwright by checkpoint size")
+    right.legend(loc="upper left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--measure"]:
+        way, warm_up, path, threads, cold = sys.argv[2:]
+        print(json.dumps(measure(way, Path(warm_up), Path(path), int(threads), cold == "1")))
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="bench")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--without", nargs="*", default=[], metavar="WAY", help="ways to leave out")
+    parser.add_argument("--folder", type=Path, help="where the checkpoints go; default: a temporary folder")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="for peers.json, .md and .png")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        result = measure_all(Path(folder), options)
+    (options.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
+    (options.out / "peers.md").write_text(table(result) + "\n")
+    picture(result, options.out / "peers.png")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
