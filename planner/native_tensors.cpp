@@ -36,7 +36,7 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
       throw Error(ErrorKind::malformed, catalog.files[tensor.file].name + ": tensor " + tensor.name +
                                             " has shape " + to_string(tensor.shape) + ", expected a matrix");
     }
-    const bool scaled = !catalog.find(scale_name_of(tensor.name)).empty();
+    const bool scaled = !scales_of(catalog, tensor.name).empty();
     const auto [entry, is_new] =
         found.try_emplace(place->fqn, Found{place->rule, Catalog::global_shape(chunks),
                                             scaled ? dtype : tensor.dtype, place->captures.expert + 1});

@@ -132,6 +132,17 @@ void bind_catalog(py::module_& m) {
         return std::make_shared<Catalog>(read_catalog(directory, threads));
       },
       py::arg("directory"), py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "encodings",
+      [] {
+        std::vector<std::string_view> names;
+        for (const ScaleBlocks& blocks : known_scale_blocks()) names.push_back(blocks.name);
+        return names;
+      },
+      "The names of the encodings that are known.");
+  m.def("scaled_weights", &scaled_weights, py::arg("catalog"),
+        "How many weights have scales, by encoding; those whose scales fit none that is known under "
+        "\"unknown\".");
 }
 
 void bind_specs(py::module_& m) {
@@ -305,11 +316,14 @@ void bind_load(py::module_& m) {
       [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,
          std::uintptr_t scales, const std::vector<TensorSpec>& specs) {
         const Transfer& transfer = plan.transfers.at(index);
-        BoxInMemory part{transfer.source_box, bytes_at(elements),
-                         contiguous_strides(transfer.source_box.size), nullptr, 0};
+        BoxInMemory part{transfer.source_box,
+                         bytes_at(elements),
+                         contiguous_strides(transfer.source_box.size),
+                         nullptr,
+                         {}};
         if (transfer.scales >= 0) {
-          part.scales = reinterpret_cast<const std::uint8_t*>(bytes_at(scales));
-          part.scale_row_stride = transfer.scale_box.size[1];
+          part.scales = bytes_at(scales);
+          part.scale_strides = contiguous_strides(transfer.scale_box.size);
         }
         const py::gil_scoped_release release;
         place_box(transfer, catalog.tensors[transfer.source].dtype, part, specs.at(transfer.destination));
@@ -326,12 +340,13 @@ void bind_generate(py::module_& m) {
       .def_readonly("bytes", &GenerateReport::bytes);
   m.def(
       "generate",
-      [](const std::filesystem::path& directory, const std::string& preset, bool layout_only,
-         std::uint64_t seed, int threads, int layers) {
-        return generate(directory, {preset, layout_only, seed, threads, layers});
+      [](const std::filesystem::path& directory, const std::string& preset, const std::string& encoding,
+         bool layout_only, std::uint64_t seed, int threads, int layers) {
+        return generate(directory, {preset, encoding, layout_only, seed, threads, layers});
       },
-      py::arg("directory"), py::arg("preset") = "tiny", py::arg("layout_only") = false, py::arg("seed") = 0,
-      py::arg("threads") = 0, py::arg("layers") = 0, py::call_guard<py::gil_scoped_release>());
+      py::arg("directory"), py::arg("preset") = "tiny", py::arg("encoding") = "mxfp8",
+      py::arg("layout_only") = false, py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0,
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

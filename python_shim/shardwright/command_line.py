@@ -39,7 +39,7 @@ def _whole_number(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="shardwright", description="Loads MXFP8 checkpoints into sharded tensors."
+        prog="shardwright", description="Loads FP8 checkpoints into sharded tensors."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generating.add_argument("directory")
     generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
+    generating.add_argument("--encoding", choices=_core.encodings(), default="mxfp8")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     generating.add_argument("--seed", type=_whole_number, default=0)
     generating.add_argument(
@@ -114,6 +115,7 @@ def _generate(options: argparse.Namespace) -> None:
     report = generate(
         options.directory,
         options.preset,
+        encoding=options.encoding,
         seed=options.seed,
         layout_only=options.layout_only,
         layers=options.layers,
@@ -125,11 +127,12 @@ def _inspect(options: argparse.Namespace) -> None:
     catalog = read_catalog(options.path)
     tensors = catalog.tensors
     dtypes = Counter(tensor.dtype for tensor in tensors)
-    scales = sum(tensor.name.endswith("_scale_inv") for tensor in tensors)
+    encodings = _core.scaled_weights(catalog)
     facts: dict[str, Any] = {
         "directory": str(catalog.directory),
         "tensors": len(tensors),
-        "block_scaled_weights": scales,
+        "block_scaled_weights": sum(encodings.values()),
+        "encodings": encodings,
         "bytes": sum(tensor.end - tensor.begin for tensor in tensors),
         "files": len(catalog.files),
         "dtypes": dict(dtypes.most_common()),
@@ -145,7 +148,8 @@ def _inspect(options: argparse.Namespace) -> None:
         facts["names"] = {t.name: [t.dtype, t.shape, catalog.files[t.file].name] for t in tensors}
         print(json.dumps(facts, indent=1))
         return
-    facts["dtypes"] = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
+    for what in ("encodings", "dtypes"):
+        facts[what] = ", ".join(f"{count:,} {name}" for name, count in facts[what].items()) or "none"
     print_table(
         [
             (what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact)

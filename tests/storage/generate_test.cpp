@@ -46,6 +46,21 @@ TEST(generate, equal_seeds_give_equal_bytes_with_any_number_of_threads) {
   }
 }
 
+TEST(generate, writes_each_encoding_and_refuses_others) {
+  const TemporaryDirectory directory;
+  GenerateOptions options;
+  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+    options.encoding = blocks.name;
+    generate(directory / blocks.name, options);
+    const auto counts = scaled_weights(read_catalog(directory / blocks.name));
+    EXPECT_EQ(counts.size(), 1U);
+    EXPECT_GT(counts.begin()->second, 50);
+  }
+  options.encoding = "fp3";
+  expect_error(ErrorKind::argument, {"fp3", "mxfp8, block_fp8, tensor_fp8"},
+               [&] { generate(directory / "other", options); });
+}
+
 TEST(generate, layers_replaces_the_presets_number_of_layers) {
   const TemporaryDirectory directory;
   GenerateOptions options;

@@ -144,7 +144,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         transposed views of the groups.
 
         With ``quantization`` it asks for what a checkpoint stores: block-scaled weights are FP8 tensors, not
-        initialised, that lie as the native tensor does; each is followed by its ``_scale_inv``, a plain tensor of
+        initialised, that lie as the native tensor does; each is followed by its scales, a plain tensor of
         global shape. ``checkpoint`` (a directory, or a DCP storage reader of it) says which weights those are; without
         it, the documented rule of names does. ``from_hf`` then decodes into the native tensors given here.
 
