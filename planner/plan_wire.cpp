@@ -244,4 +244,28 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
   return plan;
 }
 
+std::vector<Transfer> decode_transfers(std::string_view bytes, const Catalog& catalog) {
+  const wire::LoadPlan message = parse(bytes);
+  Problems problems;
+  const std::vector<std::uint32_t> sources = find_sources(message, catalog, problems);
+  problems.throw_if_any(ErrorKind::mismatch, "this load plan was made for another checkpoint:");
+  std::vector<TensorSpec> specs;  // as far as a transfer is checked against them
+  std::vector<std::uint32_t> destinations;
+  for (const wire::Destination& destination : message.destinations()) {
+    destinations.push_back(static_cast<std::uint32_t>(specs.size()));
+    TensorSpec& spec = specs.emplace_back();
+    const std::optional<DType> dtype = dtype_named(destination.dtype());
+    if (!dtype)
+      throw Error(ErrorKind::malformed,
+                  "this load plan is damaged: there is no dtype " + destination.dtype());
+    spec.dtype = *dtype;
+    spec.local_shape = shape_from(destination.local_shape());
+  }
+  std::vector<Transfer> transfers;
+  for (const wire::Transfer& transfer : message.transfers()) {
+    transfers.push_back(transfer_from(transfer, sources, destinations, catalog, specs));
+  }
+  return transfers;
+}
+
 }  // namespace shardwright

@@ -17,6 +17,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
+from shardwright.cooperation import read_together, reading_group
 from shardwright.describe import Description, describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
@@ -59,6 +60,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         huge_pages: ask for staging in huge pages, 2 MiB a thread.
         trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
             ".rank<N>" goes before its suffix.
+        cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
+            another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
+            them must load at the same time.
 
     After a load, ``report`` is its :class:`LoadReport`.
     """
@@ -74,6 +78,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         direct_io: bool | str = "auto",
         huge_pages: bool = False,
         trace: str | os.PathLike[str] | None = None,
+        cooperative: bool | dist.ProcessGroup = False,
     ) -> None:
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
@@ -82,6 +87,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         if staging_bytes is not None:
             staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
         self.progress = progress
+        self.cooperative = cooperative
         self.core_options = _core.LoadOptions(
             threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace)
         )
@@ -138,7 +144,14 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             planner.commit_tensor(item, target)
 
     def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
+        start = time.perf_counter()
+        together = None
+        with reading_group(self.cooperative) as group:
+            if group is not None:
+                together = read_together(core_plan, catalog, description.specs, self.thread_count, group)
+                core_plan = together.rest
+        seconds_together = time.perf_counter() - start
         with progress_callback(self.progress) as callback:
             core = _core.run_load(core_plan, catalog, description.specs, self.core_options, callback)
         description.mark_written()
-        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)
+        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds, together, seconds_together)
