@@ -53,6 +53,8 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     measured: dict[str, Any] = {"seconds": seconds, "memory_above_destination": peak.bytes}
     if isinstance(result, LoadReport):
         measured |= {"bytes_read": result.bytes_read, "phases": result.seconds}
+    elif isinstance(result, dict):
+        measured["steps"] = result
     return measured
 
 
