@@ -79,7 +79,7 @@ def table(result: dict[str, Any]) -> str:
             *lines,
             "",
             f"{result['times_faster']:.1f} times faster (steps of ours: {steps} s); allowed "
-            f"{memory_limit(result) / 1e6:,.0f} MB, of which {result['requested_fp8_bytes'] / 1e6:,.0f} MB were asked for",
+            f"{memory_limit(result) / 1e6:,.0f} MB, {result['requested_fp8_bytes'] / 1e6:,.0f} of them for FP8 tensors",
         ]
     )
 
@@ -108,7 +108,9 @@ def main() -> None:
     if options.check and (
         result["times_faster"] < 8 or result["memory_above_destination"][OURS] > memory_limit(result)
     ):
-        raise SystemExit("less than 8 times faster, or more memory than half the checkpoint and the FP8 tensors")
+        raise SystemExit(
+            "less than 8 times faster, or more memory than half the checkpoint and the FP8 tensors"
+        )
 
 
 if __name__ == "__main__":

@@ -111,9 +111,7 @@ def shardwright_adapter(path: Path, threads: int) -> Load:
         times = [time.perf_counter()]
         hf_state_dict = adapter.to_hf(model, quantization=True, checkpoint=path)
         times.append(time.perf_counter())
-        dcp.load(
-            hf_state_dict, storage_reader=HuggingFaceStorageReader(str(path), thread_count=threads)
-        )
+        dcp.load(hf_state_dict, storage_reader=HuggingFaceStorageReader(str(path), thread_count=threads))
         times.append(time.perf_counter())
         native = adapter.from_hf(hf_state_dict)
         times.append(time.perf_counter())
