@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from peers import bytes_of, machine, measure_apart
+from ways import ADAPTERS
 
-OURS, THEIRS = "shardwright adapter, torch's reader", "nemo-automodel adapter, torch's reader"
+OURS, THEIRS = ADAPTERS
 
 
 def scaled_bytes(path: Path) -> int:

@@ -224,8 +224,6 @@ def fill_limit(path: Path, threads: int) -> Load:
 WAYS: dict[str, Callable[[Path, int], Load]] = {
     "shardwright": shardwright,
     "nemo-automodel": nemo_automodel,
-    "shardwright adapter, torch's reader": shardwright_adapter,
-    "nemo-automodel adapter, torch's reader": nemo_automodel_adapter,
     "transformers": transformers,
     "torch DCP, raw": torch_dcp,
     "fastsafetensors, raw": fastsafetensors,
@@ -233,4 +231,10 @@ WAYS: dict[str, Callable[[Path, int], Load]] = {
     "safetensors copy, raw": safetensors_copy,
     "read limit": read_limit,
     "fill limit": fill_limit,
+}
+
+#: Adapters in the same place: see adapter.py.
+ADAPTERS: dict[str, Callable[[Path, int], Load]] = {
+    "shardwright adapter, torch's reader": shardwright_adapter,
+    "nemo-automodel adapter, torch's reader": nemo_automodel_adapter,
 }

@@ -100,6 +100,9 @@ def test_configs_are_asked_for_attributes_or_keys_and_nothing_else(tiny: Path, n
         adapter = MiniMaxM3VLStateDictAdapter(config, moe, object())
         assert differing(adapter.from_hf(hf_state_dict(tiny)), natives) == []
     assert not MiniMaxM3StateDictAdapter(SimpleNamespace(num_mtp_modules=None), None, None)._mtp_enabled
+    assert not MiniMaxM3StateDictAdapter(SimpleNamespace(), None, None)._mtp_enabled
+    assert text(mtp=2)._mtp_enabled and not text(mtp=0)._mtp_enabled
+    assert text()._expert_path_segment == "mlp.experts"
 
 
 # --- from_hf ----------------------------------------------------------------------------------------------------
