@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
@@ -106,12 +108,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        # Not super(): it would build the storage data of every tensor, which nobody here asks for.
-        if not isinstance(metadata, CatalogMetadata):
-            raise ValueError(
-                "shardwright.HuggingFaceStorageReader needs the metadata of its own read_metadata()"
-            )
-        self._metadata = metadata
+        # Not super(): it would build the storage data of every tensor, which nobody here asks for. The metadata may
+        # have come from another reader; where things lie in the files, this one looks up by itself.
+        self._metadata = metadata if isinstance(metadata, CatalogMetadata) else self.read_metadata()
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else reads the plan's items as they are stored."""
@@ -127,6 +126,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         start = time.perf_counter()
         catalog = self._metadata.catalog
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
+        self._warn_of_bare_elements(plan, targets)
         requests = []
         description = Description()
         for item, target in zip(plan.items, targets, strict=True):
@@ -142,6 +142,22 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self._run(core_plan, catalog, description, time.perf_counter() - start)
         for item, target in zip(plan.items, targets, strict=True):
             planner.commit_tensor(item, target)
+
+    def _warn_of_bare_elements(self, plan: LoadPlan, targets: list[torch.Tensor]) -> None:
+        """Block-scaled weights are given as they are stored; nobody wants them so in a wider dtype."""
+        stored = self._metadata.state_dict_metadata
+        names = {
+            item.storage_index.fqn
+            for item, target in zip(plan.items, targets, strict=True)
+            if item.storage_index.fqn + "_scale_inv" in stored
+            and target.dtype != stored[item.storage_index.fqn].properties.dtype
+        }
+        if names:
+            warnings.warn(
+                f"{', '.join(sorted(names))}: asked for as numbers, but stored in FP8 with scales, which are not "
+                "applied; pass checkpoint=... to to_hf(), or load with shardwright.LoadPlanner()",
+                stacklevel=2,
+            )
 
     def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
         start = time.perf_counter()

@@ -32,6 +32,7 @@ def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
         "matrices_on_dimension_1",
         "experts_over_a_mesh_that_replicates",
         "plain_tensors_and_a_mesh",
+        "every_layout_comes_back",
         "a_rank_misses_only_its_own_experts",
         "views_for_a_load_are_not_given_back",
         "single_weights",
