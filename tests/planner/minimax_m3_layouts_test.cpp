@@ -9,6 +9,7 @@
 
 #include "planner/load_plan.h"
 #include "planner/models/models.h"
+#include "planner/mesh.h"
 #include "planner/native_tensors.h"
 #include "planner/request_list.h"
 #include "tests/planner/random_layouts.h"

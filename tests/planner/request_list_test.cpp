@@ -5,6 +5,7 @@
 #include <set>
 
 #include "planner/models/models.h"
+#include "planner/mesh.h"
 #include "planner/native_tensors.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/planner/released_model.h"
