@@ -1,5 +1,7 @@
 #include "storage/simulate.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iterator>
@@ -20,6 +22,13 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// Of this thread: what a rank with a processor of its own would take, whatever else runs here.
+double processor_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
 std::uint64_t bytes_in(const SourceTensor& tensor, const Shape& size) {
@@ -48,9 +57,11 @@ std::uint64_t bytes_in(const Catalog& catalog, const Needed& needed) {
   return bytes;
 }
 
-Needed needed_by(const LoadPlan& plan) {
+/// What the transfers to these destinations (by index) need.
+Needed needed_by(const LoadPlan& plan, const std::vector<bool>& destinations) {
   Needed needed;
   for (const Transfer& transfer : plan.transfers) {
+    if (!destinations[transfer.destination]) continue;
     needed[transfer.source].push_back(transfer.source_box);
     if (transfer.scales >= 0)
       needed[static_cast<std::uint32_t>(transfer.scales)].push_back(transfer.scale_box);
@@ -113,8 +124,9 @@ std::vector<std::int64_t> writing_copies(const TensorsOnMesh& mesh) {
   std::vector<std::int64_t> writers(mesh.tensors().size());
   for (const std::size_t t : order) {
     std::vector<std::uint64_t>& loads = written[{mesh.stage_of_tensor(t), mesh.tensors()[t].stacked}];
-    loads.resize(std::max(loads.size(), static_cast<std::size_t>(mesh.copies(t))));
-    const auto least = std::min_element(loads.begin(), loads.begin() + mesh.copies(t));
+    const std::size_t copies = std::min(static_cast<std::size_t>(mesh.copies(t)), order.size());
+    loads.resize(std::max(loads.size(), copies));  // more copies than tensors: the others write nothing
+    const auto least = std::min_element(loads.begin(), loads.begin() + static_cast<std::ptrdiff_t>(copies));
     *least += bytes(t);
     writers[t] = least - loads.begin();
   }
@@ -208,20 +220,20 @@ class Simulator {
   }
 
   SimulatedRank simulated(std::int64_t rank, Needed& needed_on_node) const {
-    const auto begin = Clock::now();
+    const double begin = processor_seconds();
     const std::vector<TensorSpec> specs = mesh_.specs_of_rank(rank);
     const LoadPlan plan = plan_load(specs, catalog_, map_, options_.plan);
     const std::vector<ReadTask> tasks = cut_into_tasks(plan, catalog_, options_.buffer_bytes);
 
     SimulatedRank result;
-    result.planning_seconds = seconds_since(begin);
+    result.planning_seconds = processor_seconds() - begin;
     result.rank = rank;
     result.stage = mesh_.stage_of_rank(rank);
     result.tensors = plan.tensors;
     result.bytes_needed = plan.bytes_needed;
     count_reads(plan, tasks, result);
     count_writes(specs, plan, result);
-    const Needed needed = needed_by(plan);
+    const Needed needed = needed_by(plan, std::vector<bool>(specs.size(), true));
     result.extents = extents_of(catalog_, needed);
     add_all(needed_on_node, needed);
     return result;
@@ -253,14 +265,7 @@ class Simulator {
       result.bytes_held += bytes;
       if (writes[s]) result.bytes_saved += bytes;
     }
-    for (const Transfer& transfer : plan.transfers) {
-      if (!writes[transfer.destination]) continue;
-      result.bytes_exported += bytes_in(catalog_.tensors[transfer.source], transfer.source_box.size);
-      if (transfer.scales >= 0) {
-        result.bytes_exported +=
-            bytes_in(catalog_.tensors[static_cast<std::size_t>(transfer.scales)], transfer.scale_box.size);
-      }
-    }
+    result.bytes_exported = bytes_in(catalog_, needed_by(plan, writes));
   }
 
   const TensorsOnMesh& mesh_;

@@ -30,7 +30,7 @@ struct FileShare {
 struct SimulatedRank {
   std::int64_t rank = 0;
   std::int64_t stage = 0;
-  double planning_seconds = 0;  ///< measured here: specs, plan with its proof, and tasks
+  double planning_seconds = 0;  ///< processor time measured here: specs, plan with its proof, and tasks
   std::int64_t tensors = 0;     ///< HF tensors, scales included, that it needs a part of
   std::uint64_t bytes_needed = 0;
   std::uint64_t bytes_read = 0;  ///< gaps that are read along with what is needed included

@@ -13,7 +13,7 @@ GIGA = 1e9
 
 #: What is counted for each rank, and how it is called.
 RANK_FIGURES = {
-    "planning_seconds": "planning",
+    "planning_seconds": "planning (processor time)",
     "tensors": "HF tensors needed",
     "files": "files read",
     "bytes_needed": "bytes needed",

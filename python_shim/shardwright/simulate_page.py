@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -16,10 +17,10 @@ PHASES = ("planning", "requests", "reading", "handing around", "decoding")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5d6b7a; --line: #d9dfe6; --paper: #f6f8fa; --card: #fff;
-  --a: #2f6fb3; --b: #86b1dc; --mark: #d0552b; --heat: 47, 111, 179;
+  --a: #2f6fb3; --b: #86b1dc; --mark: #d0552b;
   --p0: #8a63b8; --p1: #d8a02a; --p2: #2f6fb3; --p3: #3b9b8f; --p4: #c2603f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #9aa7b5; --line: #35404c; --paper: #12171d;
-  --card: #1b222a; --a: #69a7e6; --b: #37618c; --mark: #f08a5d; --heat: 105, 167, 230; --p2: #69a7e6; } }
+  --card: #1b222a; --a: #69a7e6; --b: #37618c; --mark: #f08a5d; --p2: #69a7e6; } }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
 main { max-width: 1140px; margin: 0 auto; padding: 28px 20px 60px }
@@ -27,16 +28,17 @@ h1 { font-size: 25px; margin: 0 } h2 { font-size: 18px; margin: 0 0 2px }
 p { margin: 0 0 10px; color: var(--soft); max-width: 90ch }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px 20px; margin-top: 18px }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin-top: 18px }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin-top: 18px }
 .cards div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px }
-.cards b { display: block; font-size: 22px; line-height: 1.3; white-space: nowrap }
+.cards b { display: block; font-size: 19px; line-height: 1.3; white-space: nowrap }
 .cards span { color: var(--soft); font-size: 13px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px }
 th { text-align: right; color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); padding: 4px 8px }
 td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left } tr:last-child td { border-bottom: 0 }
-svg { display: block; width: 100%; height: auto; font-size: 12px }
+td { white-space: nowrap }
+svg { display: block; width: 100%; min-width: 760px; height: auto; font-size: 12px }
 svg text { fill: var(--soft) } svg .strong { fill: var(--ink); font-weight: 600 }
 svg .grid { stroke: var(--line) } svg .mean { stroke: var(--mark); stroke-width: 2 }
 svg .edge { stroke: var(--line); stroke-dasharray: 3 3 }
@@ -50,7 +52,8 @@ def page(facts: dict[str, Any]) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(facts['source'])}; planned by <code>shardwright simulate</code> with the code that a load runs."
-        " Bytes, requests, extents and files are counted from the plans; planning is measured.</p>",
+        " Bytes, requests, extents and files are counted from the plans; planning is the processor"
+        " time measured on this machine.</p>",
         _cards(facts),
         _section(
             "What each rank reads",
@@ -135,6 +138,12 @@ def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") 
     return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}"{how}>{escape(text)}</text>'
 
 
+def _short(count: float) -> str:
+    """Bytes at a tick: without the zeros that a table would have."""
+    figure, unit = amount("bytes", count).split(" ")
+    return f"{float(figure.replace(',', '')):g} {unit}"
+
+
 def _groups(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """Neighbours together, so that there are at most so many groups."""
     size = -(-len(items) // most)
@@ -147,16 +156,10 @@ def _name_of(ranks: Sequence[dict[str, Any]]) -> str:
 
 
 def _ticks(largest: float) -> list[float]:
-    """Round numbers from 0 to just above the largest."""
-    step = 1.0
-    while step * 10 <= largest:
-        step *= 10
-    for finer in (5, 2, 1):
-        if largest / step < finer:
-            step /= 5 if finer == 2 else 2 if finer == 5 else 10
-            break
-    count = int(-(-largest // step))
-    return [step * i for i in range(max(count, 1) + 1)]
+    """0 and round numbers up to one that is no less than the largest, at most six in all."""
+    power = 10.0 ** math.floor(math.log10(largest))
+    step = next(step for step in (power / 5, power / 2, power, power * 2) if largest <= 5 * step)
+    return [step * i for i in range(math.ceil(largest / step) + 1)]
 
 
 def _stage_runs(ranks: Sequence[dict[str, Any]]) -> list[tuple[int, int, int]]:
@@ -180,14 +183,14 @@ def _balance(facts: dict[str, Any]) -> str:
     shapes = []
     for tick in ticks:
         shapes.append(_line(LEFT, top + height - tick * up, WIDTH - 10, top + height - tick * up, "grid"))
-        shapes.append(_text(LEFT - 8, top + height - tick * up + 4, amount("bytes", tick), "end"))
+        shapes.append(_text(LEFT - 8, top + height - tick * up + 4, _short(tick), "end"))
     position = 0
     for group in _groups(ranks, MOST_BARS):
         read = [rank["bytes_read"] for rank in group]
-        x, width = (
-            LEFT + position * across,
-            max(len(group) * across - (0.4 if across * len(group) > 1.5 else 0), 0.5),
-        )
+        x, width = LEFT + position * across, len(group) * across
+        width += (
+            -1.5 if width > 6 else 0.3
+        )  # a gap where there is room for one, no hairline where there is none
         title = f"{_name_of(group)}, stage {group[0]['stage']}: {amount('bytes', max(read))}"
         shapes.append(_rect(x, top + height - max(read) * up, width, max(read) * up, "b"))
         shapes.append(_rect(x, top + height - min(read) * up, width, min(read) * up, "a", title))
@@ -209,6 +212,11 @@ def _balance(facts: dict[str, Any]) -> str:
             _text(LEFT + (i + 0.5) * across, top + height + 18, f"rank {ranks[i]['rank']:,}", anchor)
         )
     return _svg(top + height + 26, "bytes read by each rank", shapes)
+
+
+def _heat(depth: float) -> str:
+    """An opaque colour, so that cells may overlap by a hair and show no seams."""
+    return f"fill: color-mix(in srgb, var(--a) {depth * 100:.0f}%, var(--card))"
 
 
 def _heat_map(facts: dict[str, Any]) -> str:
@@ -243,11 +251,11 @@ def _heat_map(facts: dict[str, Any]) -> str:
                 _rect(
                     LEFT + column * across,
                     top + row * down,
-                    across,
-                    down,
+                    across + 0.4,
+                    down + 0.4,
                     "",
                     title,
-                    f"fill: rgba(var(--heat), {depth:.2f})",
+                    _heat(depth),
                 )
             )
     bottom = top + down * len(groups)
@@ -262,9 +270,7 @@ def _heat_map(facts: dict[str, Any]) -> str:
         shapes.append(_text(WIDTH - 10, bottom + 16, files[-1]["name"], "end"))
     for i in range(40):
         depth = 0.12 + 0.88 * i / 39
-        shapes.append(
-            _rect(LEFT + 330 + i * 5, bottom + 24, 5, 10, "", style=f"fill: rgba(var(--heat), {depth:.2f})")
-        )
+        shapes.append(_rect(LEFT + 330 + i * 5, bottom + 24, 5, 10, "", style=_heat(depth)))
     shapes.append(_text(LEFT + 322, bottom + 33, "little", "end"))
     shapes.append(_text(LEFT + 538, bottom + 33, f"{amount('bytes', largest)} a rank"))
     return _svg(bottom + below, "which ranks read which file", shapes)
@@ -279,7 +285,7 @@ def _node_bars(facts: dict[str, Any]) -> str:
         ("read together", node["bytes_read_together"]["mean"], "a", node["requests_together"]["mean"]),
     ]
     left, row = 210.0, 34.0
-    scale = (WIDTH - left - 260) / max(*(value for _, value, _, _ in bars), 1)
+    scale = (WIDTH - left - 300) / max(*(value for _, value, _, _ in bars), 1)
     distinct = max(node["bytes_distinct"]["mean"], 1)
     shapes = []
     for i, (label, value, kind, requests) in enumerate(bars):
@@ -302,8 +308,7 @@ def _speeds_text(facts: dict[str, Any]) -> str:
         + f", a request waits {speeds['request_milliseconds']:g} ms with {speeds['requests_in_flight']:g} in flight"
         f" on a node, the ranks of a node hand each other {speeds['node_bandwidth']:g} GB/s and each decodes"
         f" {speeds['decode_bandwidth']:g} GB/s. Each phase on the rank or node that takes longest, one after the"
-        " other, although a load overlaps reading and decoding. Planning is the slowest rank, measured on this"
-        " machine with all its processors busy."
+        " other, although a load overlaps reading and decoding. Planning is the slowest rank's, as measured here."
     )
 
 

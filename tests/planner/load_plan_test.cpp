@@ -4,8 +4,8 @@
 
 #include <set>
 
-#include "planner/models/models.h"
 #include "planner/mesh.h"
+#include "planner/models/models.h"
 #include "planner/native_tensors.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"

@@ -8,8 +8,8 @@
 #include <set>
 
 #include "planner/load_plan.h"
-#include "planner/models/models.h"
 #include "planner/mesh.h"
+#include "planner/models/models.h"
 #include "planner/native_tensors.h"
 #include "planner/request_list.h"
 #include "tests/planner/random_layouts.h"
