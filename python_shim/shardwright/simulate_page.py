@@ -57,8 +57,9 @@ def page(facts: dict[str, Any]) -> str:
         _cards(facts),
         _section(
             "What each rank reads",
-            "Bytes read by each rank, gaps that are read along included. The line is the mean of the pipeline"
-            " stage: where all bars of a stage end at its line, the stage is balanced.",
+            "Bytes read by each rank, gaps that are read along included; where neighbours share a bar, its light"
+            " part is what they differ by. The line is the mean of the pipeline stage: where all bars of a stage"
+            " end at its line, the stage is balanced.",
             _balance(facts),
         ),
         _section(
@@ -144,15 +145,28 @@ def _short(count: float) -> str:
     return f"{float(figure.replace(',', '')):g} {unit}"
 
 
-def _groups(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """Neighbours together, so that there are at most so many groups."""
-    size = -(-len(items) // most)
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def _by_stage(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ranks, those of a stage together, wherever pp stands in the mesh."""
+    return sorted(facts["rank_list"], key=lambda rank: (rank["stage"], rank["rank"]))
+
+
+def _groups(ranks: Sequence[dict[str, Any]], most: int) -> list[Sequence[dict[str, Any]]]:
+    """Neighbours of one stage together, so that there are about `most` groups or fewer."""
+    size = -(-len(ranks) // most)
+    return [
+        ranks[i : min(i + size, end)] for _, first, end in _stage_runs(ranks) for i in range(first, end, size)
+    ]
 
 
 def _name_of(ranks: Sequence[dict[str, Any]]) -> str:
     first, last = ranks[0]["rank"], ranks[-1]["rank"]
-    return f"rank {first}" if first == last else f"ranks {first} to {last}"
+    if first == last:
+        return f"rank {first}"
+    return (
+        f"ranks {first} to {last}"
+        if last - first < len(ranks)
+        else f"{len(ranks)} ranks from {first} to {last}"
+    )
 
 
 def _ticks(largest: float) -> list[float]:
@@ -174,7 +188,7 @@ def _stage_runs(ranks: Sequence[dict[str, Any]]) -> list[tuple[int, int, int]]:
 
 
 def _balance(facts: dict[str, Any]) -> str:
-    ranks = facts["rank_list"]
+    ranks = _by_stage(facts)
     means = {stage["stage"]: stage["per_rank"]["bytes_read"]["mean"] for stage in facts["stages"]}
     height, top = 230.0, 26.0
     ticks = _ticks(max(max(rank["bytes_read"] for rank in ranks), 1))
@@ -192,7 +206,8 @@ def _balance(facts: dict[str, Any]) -> str:
             -1.5 if width > 6 else 0.3
         )  # a gap where there is room for one, no hairline where there is none
         title = f"{_name_of(group)}, stage {group[0]['stage']}: {amount('bytes', max(read))}"
-        shapes.append(_rect(x, top + height - max(read) * up, width, max(read) * up, "b"))
+        if max(read) > min(read):
+            shapes.append(_rect(x, top + height - max(read) * up, width, max(read) * up, "b", title))
         shapes.append(_rect(x, top + height - min(read) * up, width, min(read) * up, "a", title))
         position += len(group)
     runs = _stage_runs(ranks)
@@ -220,7 +235,7 @@ def _heat(depth: float) -> str:
 
 
 def _heat_map(facts: dict[str, Any]) -> str:
-    ranks, files = facts["rank_list"], facts["files"]
+    ranks, files = _by_stage(facts), facts["files"]
     groups = _groups(ranks, MOST_ROWS)
     cells = []
     for group in groups:
@@ -270,7 +285,7 @@ def _heat_map(facts: dict[str, Any]) -> str:
         shapes.append(_text(WIDTH - 10, bottom + 16, files[-1]["name"], "end"))
     for i in range(40):
         depth = 0.12 + 0.88 * i / 39
-        shapes.append(_rect(LEFT + 330 + i * 5, bottom + 24, 5, 10, "", style=_heat(depth)))
+        shapes.append(_rect(LEFT + 330 + i * 5, bottom + 24, 5.4, 10, "", style=_heat(depth)))
     shapes.append(_text(LEFT + 322, bottom + 33, "little", "end"))
     shapes.append(_text(LEFT + 538, bottom + 33, f"{amount('bytes', largest)} a rank"))
     return _svg(bottom + below, "which ranks read which file", shapes)
@@ -285,7 +300,7 @@ def _node_bars(facts: dict[str, Any]) -> str:
         ("read together", node["bytes_read_together"]["mean"], "a", node["requests_together"]["mean"]),
     ]
     left, row = 210.0, 34.0
-    scale = (WIDTH - left - 300) / max(*(value for _, value, _, _ in bars), 1)
+    scale = (WIDTH - left - 340) / max(*(value for _, value, _, _ in bars), 1)
     distinct = max(node["bytes_distinct"]["mean"], 1)
     shapes = []
     for i, (label, value, kind, requests) in enumerate(bars):
