@@ -190,7 +190,7 @@ Simulation of_preset(const std::string& preset, const std::string& mesh, Simulat
 
 TEST(simulate, the_full_model_on_1024_ranks_is_read_evenly_within_each_stage) {
   SimulateOptions options;
-  options.sample = 256;
+  options.sample = 128;
   const Simulation found = of_preset("full", "pp=8,ep=64,ep_shard=2", options);
   EXPECT_EQ(found.world, 1024);
   std::map<std::int64_t, std::vector<double>> read;
