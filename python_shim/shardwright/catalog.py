@@ -33,7 +33,8 @@ def generate(
 ) -> Any:
     """Writes an MXFP8 checkpoint with MiniMax M3's names and shapes and random values; see ``shardwright generate``.
 
-    Equal seeds give equal bytes. ``layers`` replaces the preset's number of layers. Returns a report with ``tensors``, ``files`` and ``bytes``.
+    Equal seeds give equal bytes. ``layers`` replaces the preset's number of layers. Returns a report with
+    ``tensors``, ``files`` and ``bytes``.
     """
     return _core.generate(os.fspath(path), preset, layout_only, seed, threads, layers)
 
