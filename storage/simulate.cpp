@@ -12,7 +12,6 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "storage/box_reading.h"
 #include "storage/threads.h"
 
 namespace shardwright {
@@ -137,7 +136,12 @@ class Simulator {
  public:
   Simulator(const TensorsOnMesh& mesh, const Catalog& catalog, const WeightMap& map,
             const SimulateOptions& options)
-      : mesh_(mesh), catalog_(catalog), map_(map), options_(options), writers_(writing_copies(mesh)) {}
+      : mesh_(mesh),
+        catalog_(catalog),
+        map_(map),
+        options_(options),
+        costs_(catalog.files.size(), options.costs),
+        writers_(writing_copies(mesh)) {}
 
   Simulation run() {
     const auto begin = Clock::now();
@@ -213,25 +217,29 @@ class Simulator {
     plan.transfers[0].source = index;
     plan.transfers[0].source_box = box;
     plan.transfers[0].encoding.element = tensor.dtype;
-    for (const ReadTask& task : cut_into_tasks(plan, catalog_, options_.buffer_bytes)) {
+    for_each_task(plan, [&](const ReadTask& task) {
       node.bytes_read_together += task.weights.staged_bytes;
       node.requests_together += task.weights.requests;
-    }
+    });
+  }
+
+  template <typename Visit>
+  void for_each_task(const LoadPlan& plan, const Visit& visit) const {
+    TaskCutter cutter(plan, catalog_, options_.buffer_bytes, costs_);
+    for (ReadTask task; cutter.next(task);) visit(static_cast<const ReadTask&>(task));
   }
 
   SimulatedRank simulated(std::int64_t rank, Needed& needed_on_node) const {
     const double begin = processor_seconds();
     const std::vector<TensorSpec> specs = mesh_.specs_of_rank(rank);
     const LoadPlan plan = plan_load(specs, catalog_, map_, options_.plan);
-    const std::vector<ReadTask> tasks = cut_into_tasks(plan, catalog_, options_.buffer_bytes);
-
     SimulatedRank result;
+    count_reads(plan, result);
     result.planning_seconds = processor_seconds() - begin;
     result.rank = rank;
     result.stage = mesh_.stage_of_rank(rank);
     result.tensors = plan.tensors;
     result.bytes_needed = plan.bytes_needed;
-    count_reads(plan, tasks, result);
     count_writes(specs, plan, result);
     const Needed needed = needed_by(plan, std::vector<bool>(specs.size(), true));
     result.extents = extents_of(catalog_, needed);
@@ -239,17 +247,17 @@ class Simulator {
     return result;
   }
 
-  void count_reads(const LoadPlan& plan, const std::vector<ReadTask>& tasks, SimulatedRank& result) const {
+  void count_reads(const LoadPlan& plan, SimulatedRank& result) const {
     std::map<std::uint32_t, std::uint64_t> bytes_by_file;
-    for (const ReadTask& task : tasks) {
+    for_each_task(plan, [&](const ReadTask& task) {
       const Transfer& transfer = plan.transfers[task.transfer];
       bytes_by_file[catalog_.tensors[transfer.source].file] += task.weights.staged_bytes;
       result.requests += task.weights.requests;
-      if (transfer.scales < 0) continue;
+      if (transfer.scales < 0) return;
       const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
       bytes_by_file[scales.file] += task.scales.staged_bytes;
       result.requests += task.scales.requests;
-    }
+    });
     for (const auto& [file, bytes] : bytes_by_file) {
       result.files.push_back({file, bytes});
       result.bytes_read += bytes;
@@ -272,6 +280,7 @@ class Simulator {
   const Catalog& catalog_;
   const WeightMap& map_;
   const SimulateOptions& options_;
+  const std::vector<ReadCosts> costs_;       // by file
   const std::vector<std::int64_t> writers_;  // by tensor
   std::mutex mutex_;                         // of needed_
   Needed needed_;                            // by any rank so far

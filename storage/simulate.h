@@ -7,15 +7,16 @@
 #include "planner/load_plan.h"
 #include "planner/mesh.h"
 #include "planner/weight_map.h"
+#include "storage/box_reading.h"
 
 namespace shardwright {
 
 struct SimulateOptions {
   std::int64_t ranks_per_node = 8;  ///< ranks n · ranks_per_node and up share node n; the last may have fewer
   std::int64_t sample = 0;  ///< so many ranks at least, as whole nodes spread over the mesh; 0: all ranks
-  std::uint64_t buffer_bytes = std::uint64_t{1}
-                               << 20;  ///< of staging for each task, as load() has by default
-  int threads = 0;                     ///< 0: as many as there are processors
+  std::uint64_t buffer_bytes = std::uint64_t{4} << 20;  ///< of staging for each task, as load() has for disks
+  ReadCosts costs = costs_of_files_on_disk;  ///< of all files: they decide whether gaps are read along
+  int threads = 0;                           ///< 0: as many as there are processors
   LoadPlanOptions plan;
 };
 
