@@ -180,7 +180,8 @@ TEST(simulate, counts_what_counting_every_byte_counts) {
   }
 }
 
-Simulation of_preset(const std::string& preset, const std::string& mesh, SimulateOptions options = {}) {
+Simulation of_preset(const std::string& preset, const std::string& mesh,
+                     const SimulateOptions& options = {}) {
   GenerateOptions generated;
   generated.preset = preset;
   const Catalog catalog = generated_catalog(generated);
