@@ -14,6 +14,7 @@
 
 #include "planner/error.h"
 #include "planner/load_plan.h"
+#include "planner/mesh.h"
 #include "planner/models/models.h"
 #include "planner/native_tensors.h"
 #include "planner/plan_wire.h"
@@ -234,8 +235,19 @@ void bind_weight_map(py::module_& m) {
       .def_readonly("name", &MeshDimension::name)
       .def_readonly("size", &MeshDimension::size);
   m.def("parse_mesh", &parse_mesh, py::arg("text"));
-  m.def("specs_on_mesh", &specs_on_mesh, py::arg("tensors"), py::arg("mesh"), py::arg("rank"));
-  m.def("placements_on_mesh", &placements_on_mesh, py::arg("tensor"), py::arg("mesh"));
+  m.def(
+      "specs_on_mesh",
+      [](const std::vector<NativeTensor>& tensors, const std::vector<MeshDimension>& mesh, std::int64_t rank,
+         const std::string& dense) {
+        return specs_on_mesh(tensors, mesh, rank, dense_sharding_named(dense));
+      },
+      py::arg("tensors"), py::arg("mesh"), py::arg("rank"), py::arg("dense") = "auto");
+  m.def(
+      "placements_on_mesh",
+      [](const NativeTensor& tensor, const std::vector<MeshDimension>& mesh) {
+        return placements_on_mesh(tensor, mesh);
+      },
+      py::arg("tensor"), py::arg("mesh"));
   m.def(
       "request_list",
       [](const std::vector<TensorSpec>& specs, const WeightMap& map, const Catalog* catalog) {
@@ -347,6 +359,16 @@ void bind_generate(py::module_& m) {
       py::arg("directory"), py::arg("preset") = "tiny", py::arg("encoding") = "mxfp8",
       py::arg("layout_only") = false, py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0,
       py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "generated_catalog",
+      [](const std::string& preset, int layers) {
+        GenerateOptions options;
+        options.preset = preset;
+        options.layers = layers;
+        return std::make_shared<Catalog>(generated_catalog(options));
+      },
+      py::arg("preset"), py::arg("layers") = 0,
+      "The catalog of what `generate` would write, without writing it.");
 }
 
 }  // namespace
@@ -364,6 +386,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
   shardwright::bind_generate(m);
+  shardwright::bind_simulate(m);
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");
 }

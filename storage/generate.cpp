@@ -216,4 +216,24 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
   return report;
 }
 
+Catalog generated_catalog(const GenerateOptions& options) {
+  const MiniMaxM3Preset preset = chosen_preset(options);
+  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
+  Catalog catalog;
+  catalog.directory = "(preset " + options.preset + ")";
+  catalog.config = minimax_m3_config(preset, blocks);
+  for (Layout& layout : lay_out(preset, blocks)) {
+    const auto file = static_cast<std::uint32_t>(catalog.files.size());
+    catalog.files.push_back({layout.name, layout.bytes()});
+    for (SourceTensor& tensor : layout.tensors) {
+      tensor.file = file;
+      tensor.offset.assign(tensor.shape.size(), 0);
+      catalog.tensors.push_back(std::move(tensor));
+    }
+  }
+  std::sort(catalog.tensors.begin(), catalog.tensors.end(),
+            [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
+  return catalog;
+}
+
 }  // namespace shardwright

@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <string>
 
+#include "planner/catalog.h"
+
 namespace shardwright {
 
 struct GenerateOptions {
@@ -26,5 +28,9 @@ struct GenerateReport {
 /// random and exercise the formats: every FP8 code but NaN, scales over a wide range. Throws Error; refuses a
 /// directory that already holds safetensors.
 GenerateReport generate(const std::filesystem::path& directory, const GenerateOptions& options);
+
+/// What read_catalog would find in a directory that `generate` wrote with these options, without writing
+/// anything: for planning and simulation. Its directory is "(preset NAME)".
+Catalog generated_catalog(const GenerateOptions& options);
 
 }  // namespace shardwright
