@@ -23,7 +23,6 @@
 #include "planner/weight_map.h"
 #include "python_shim/bindings.h"
 #include "storage/generate.h"
-#include "storage/load.h"
 #include "storage/placing.h"
 #include "storage/read_catalog.h"
 
@@ -332,40 +331,6 @@ void bind_load(py::module_& m) {
       py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("elements"), py::arg("scales"),
       py::arg("specs"),
       "Decodes one transfer whose source box and scale box lie contiguous in memory at these addresses.");
-  py::class_<LoadReport>(m, "LoadReport")
-      .def_readonly("tensors", &LoadReport::tensors)
-      .def_readonly("bytes_needed", &LoadReport::bytes_needed)
-      .def_readonly("bytes_read", &LoadReport::bytes_read)
-      .def_readonly("bytes_written", &LoadReport::bytes_written)
-      .def_readonly("read_requests", &LoadReport::read_requests)
-      .def_readonly("peak_staging_bytes", &LoadReport::peak_staging_bytes)
-      .def_readonly("files", &LoadReport::files)
-      .def_readonly("threads", &LoadReport::threads)
-      .def_readonly("instruction_set", &LoadReport::instruction_set)
-      .def_readonly("read_seconds", &LoadReport::read_seconds)
-      .def_readonly("decode_seconds", &LoadReport::decode_seconds)
-      .def_readonly("total_seconds", &LoadReport::total_seconds)
-      .def_readonly("unused", &LoadReport::unused)
-      .def_readonly("unknown", &LoadReport::unknown)
-      .def_readonly("not_loaded", &LoadReport::not_loaded);
-  m.def(
-      "run_load",
-      [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs, int threads,
-         std::size_t staging_bytes, const std::optional<py::function>& progress) {
-        LoadOptions options;
-        options.threads = threads;
-        options.staging_bytes = staging_bytes;
-        // Called even where nobody asked for progress, so that Ctrl-C stops a load.
-        options.progress = [&progress](std::uint64_t done, std::uint64_t total) {
-          const py::gil_scoped_acquire acquire;
-          if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-          if (progress) (*progress)(done, total);
-        };
-        const py::gil_scoped_release release;
-        return load(plan, catalog, specs, options);
-      },
-      py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("threads") = 0,
-      py::arg("staging_bytes") = 0, py::arg("progress") = py::none());
 }
 
 void bind_generate(py::module_& m) {
@@ -396,6 +361,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_specs(m);
   shardwright::bind_weight_map(m);
   shardwright::bind_load(m);
+  shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
   shardwright::bind_generate(m);
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),

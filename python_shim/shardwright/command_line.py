@@ -88,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     loading.add_argument("--threads", type=_whole_number, default=None, help="per rank")
     loading.add_argument("--staging-bytes", type=_whole_number, default=None, help="per rank")
     loading.add_argument("--progress", action="store_true")
+    loading.add_argument("--reads", choices=["auto", "io_uring", "pread"], default="auto")
+    loading.add_argument(
+        "--direct-io", choices=["auto", "yes", "no"], default="auto", help="past the page cache"
+    )
+    loading.add_argument("--huge-pages", action="store_true", help="for staging")
+    loading.add_argument(
+        "--trace", metavar="FILE", help="write what each thread did when, for chrome://tracing or Perfetto"
+    )
     _add_map_options(loading)
     loading.set_defaults(command=_load)
     return parser
@@ -169,6 +177,7 @@ def _plan(options: argparse.Namespace) -> None:
         Path(options.save).write_bytes(encoded)
     tensors = catalog.tensors
     transfers = plan.transfers
+    reading = _core.reading_figures(plan, catalog)
     mesh_text = " x ".join(f"{dimension.name} {dimension.size}" for dimension in mesh) or "one rank"
     if options.json:
         document = {
@@ -178,6 +187,9 @@ def _plan(options: argparse.Namespace) -> None:
             "tensors": plan.tensors,
             "bytes_needed": plan.bytes_needed,
             "bytes_written": plan.bytes_written,
+            "bytes_read": reading.bytes,
+            "boxes_with_gaps": reading.boxes_with_gaps,
+            "boxes_in_pieces": reading.boxes_in_pieces,
             "transfers": [_transfer_facts(transfer, tensors, catalog.files, specs) for transfer in transfers],
         }
         print(json.dumps(document, indent=1))
@@ -192,6 +204,9 @@ def _plan(options: argparse.Namespace) -> None:
             ("transfers", f"{len(transfers):,}"),
             ("bytes needed", f"{plan.bytes_needed:,}"),
             ("bytes written", f"{plan.bytes_written:,}"),
+            ("bytes read from cached files", f"{reading.bytes:,}"),
+            ("boxes read with their gaps", f"{reading.boxes_with_gaps:,}"),
+            ("boxes read in pieces", f"{reading.boxes_in_pieces:,}"),
         ]
     )
 

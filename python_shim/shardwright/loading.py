@@ -24,6 +24,10 @@ def load(
     threads: int | None = None,
     staging_bytes: int | None = None,
     progress: bool | Callable[[int, int], None] = False,
+    reads: str = "auto",
+    direct_io: bool | str = "auto",
+    huge_pages: bool = False,
+    trace: str | os.PathLike[str] | None = None,
 ) -> LoadReport:
     """Loads a Hugging Face checkpoint into the tensors of a native state dict, in place.
 
@@ -34,7 +38,7 @@ def load(
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory; nested dicts are flattened.
         path: the checkpoint directory.
         model, layout, strict, allow_partial_load: see :class:`LoadPlanner`.
-        threads, staging_bytes, progress: see :class:`HuggingFaceStorageReader`.
+        threads, staging_bytes, progress, reads, direct_io, huge_pages, trace: see :class:`HuggingFaceStorageReader`.
 
     Raises:
         FileNotFoundError: the directory is missing or holds no safetensors.
@@ -44,7 +48,16 @@ def load(
     """
     if not isinstance(state_dict, dict):
         raise TypeError(f"expected a state dict, found {type(state_dict).__name__}; pass module.state_dict()")
-    reader = HuggingFaceStorageReader(path, threads, staging_bytes=staging_bytes, progress=progress)
+    reader = HuggingFaceStorageReader(
+        path,
+        threads,
+        staging_bytes=staging_bytes,
+        progress=progress,
+        reads=reads,
+        direct_io=direct_io,
+        huge_pages=huge_pages,
+        trace=trace,
+    )
     planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load)
     states = {
         key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()

@@ -22,8 +22,12 @@ class LoadReport:
     bytes_read: int
     bytes_written: int  #: to the destination tensors
     read_requests: int  #: to the operating system
+    boxes_with_gaps: int  #: boxes, a staging buffer at most, that were read with the gaps between their rows
+    boxes_in_pieces: int  #: and those that were read row by row, as that cost less
     peak_staging_bytes: int  #: memory between files and shards, all threads together
     files: int  #: that something was read from
+    files_direct: int  #: of them, past the page cache (O_DIRECT)
+    files_io_uring: int  #: of them, by io_uring; the others by pread
     threads: int
     instruction_set: str  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
@@ -47,8 +51,12 @@ class LoadReport:
             core.bytes_read,
             core.bytes_written,
             core.read_requests,
+            core.boxes_with_gaps,
+            core.boxes_in_pieces,
             core.peak_staging_bytes,
             core.files,
+            core.files_direct,
+            core.files_io_uring,
             core.threads,
             core.instruction_set,
             seconds,
@@ -66,11 +74,12 @@ class LoadReport:
         """The report as (what, figure) rows for a table."""
         rows = [
             ("tensors", f"{self.tensors:,}"),
-            ("files", f"{self.files:,}"),
+            ("files, direct, io_uring", f"{self.files:,}, {self.files_direct:,}, {self.files_io_uring:,}"),
             ("bytes needed", f"{self.bytes_needed:,}"),
             ("bytes read", f"{self.bytes_read:,}"),
             ("bytes written", f"{self.bytes_written:,}"),
             ("read requests", f"{self.read_requests:,}"),
+            ("boxes with gaps, in pieces", f"{self.boxes_with_gaps:,}, {self.boxes_in_pieces:,}"),
             ("threads, kernels", f"{self.threads}, {self.instruction_set}"),
             ("peak staging bytes", f"{self.peak_staging_bytes:,}"),
         ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
@@ -33,14 +35,30 @@ def _whole_number(name: str, value: int, largest: int) -> int:
     return value
 
 
+def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
+    """Where this rank's trace goes, and its rank."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
+        return (None if path is None else Path(path)), rank
+    return Path(path).with_suffix(f".rank{rank}{Path(path).suffix}"), rank
+
+
 class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     """Reads a Hugging Face safetensors checkpoint into preallocated shards, decoding and regrouping on the way.
 
     Args:
         path: the checkpoint directory.
         thread_count: threads that read and decode; None: this process's share of the processors.
-        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread.
+        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, and up to 64 MiB in
+            all where files are not in the page cache.
         progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
+        reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page
+            cache and the kernel allows it.
+        direct_io: read past the page cache (O_DIRECT): True, False, or "auto", which does so for files that are not in
+            it, so that a large load does not evict everything else.
+        huge_pages: ask for staging in huge pages, 2 MiB a thread.
+        trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
+            ".rank<N>" goes before its suffix.
 
     After a load, ``report`` is its :class:`LoadReport`.
     """
@@ -52,6 +70,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         *,
         staging_bytes: int | None = None,
         progress: bool | Callable[[int, int], None] = False,
+        reads: str = "auto",
+        direct_io: bool | str = "auto",
+        huge_pages: bool = False,
+        trace: str | os.PathLike[str] | None = None,
     ) -> None:
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
@@ -59,8 +81,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         super().__init__(os.fspath(path), threads)
         if staging_bytes is not None:
             staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
-        self.staging_bytes = staging_bytes
         self.progress = progress
+        self.core_options = _core.LoadOptions(
+            threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace)
+        )
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
 
@@ -115,8 +139,6 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
 
     def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
         with progress_callback(self.progress) as callback:
-            core = _core.run_load(
-                core_plan, catalog, description.specs, self.thread_count, self.staging_bytes or 0, callback
-            )
+            core = _core.run_load(core_plan, catalog, description.specs, self.core_options, callback)
         description.mark_written()
         self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)
