@@ -151,5 +151,5 @@ compare: build peers ## check that results equal those of transformers and nemo-
 
 clean: ## remove all that the other commands made here
 	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f python_shim/shardwright/_core*.so
+	rm -f python_shim/shardwright/_*.so
 	find python_shim tests bench examples -name __pycache__ -prune -exec rm -rf {} +

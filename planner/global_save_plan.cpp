@@ -15,11 +15,11 @@
 namespace shardwright {
 namespace {
 
-/// A description and the ranks that have sent it, each with the number of the part that refers to it.
+/// A description, and the states that refer to it: their position, ascending, and the number of the part.
 struct Group {
   const SavedValues* values = nullptr;
-  std::vector<std::pair<std::int64_t, std::size_t>> users;  ///< ascending
-  std::vector<std::uint32_t> global;                        ///< for each value its number in the whole job
+  std::vector<std::pair<std::size_t, std::size_t>> users;
+  std::vector<std::uint32_t> global;  ///< for each value its number in the whole job
 };
 
 /// Where a value of the job is described.
@@ -30,7 +30,7 @@ struct Source {
 
 /// One rank's hold on a box.
 struct Occurrence {
-  std::int64_t rank;
+  std::uint32_t state;
   std::uint32_t part;
   std::uint32_t item;
   std::uint64_t corner;  ///< index into the corners of all occurrences
@@ -80,28 +80,17 @@ class Planning {
 
   void group_parts(const ValuesByHash& known) {
     std::map<Hash, std::uint32_t> number;
-    std::vector<std::int64_t> lost;
-    for (std::size_t r = 0; r < states_.size(); ++r) {
-      for (std::size_t p = 0; p < states_[r].parts.size(); ++p) {
-        const Hash& hash = states_[r].parts[p].values;
+    for (std::size_t s = 0; s < states_.size(); ++s) {
+      if (!position_of_rank_.emplace(states_[s].rank, s).second)
+        problems_.add("rank " + std::to_string(states_[s].rank) + " has sent its state twice");
+      for (std::size_t p = 0; p < states_[s].parts.size(); ++p) {
+        const Hash& hash = states_[s].parts[p].values;
         const auto [entry, is_new] = number.emplace(hash, static_cast<std::uint32_t>(groups_.size()));
-        if (is_new) {
-          const auto found = known.find(hash);
-          if (found == known.end()) {
-            number.erase(entry);
-            lost.push_back(static_cast<std::int64_t>(r));
-            continue;
-          }
-          groups_.push_back({found->second.get(), {}, {}});
-        }
-        groups_[entry->second].users.emplace_back(static_cast<std::int64_t>(r), p);
+        if (is_new) groups_.push_back({known.at(hash).get(), {}, {}});
+        groups_[entry->second].users.emplace_back(s, p);
       }
     }
-    if (!lost.empty()) {
-      throw Error(ErrorKind::mismatch,
-                  ranks_text(lost) + " of " + std::to_string(states_.size()) +
-                      ": expected the state that the first rank of the mesh has described, found another");
-    }
+    problems_.throw_if_any(ErrorKind::mismatch, "the ranks do not hold one state between them:");
   }
 
   void number_values() {
@@ -138,7 +127,8 @@ class Planning {
 
   std::vector<std::int64_t> users_of(std::uint32_t g) const {
     std::vector<std::int64_t> ranks;
-    for (const auto& [rank, part] : groups_[g].users) ranks.push_back(rank);
+    for (const auto& [state, part] : groups_[g].users) ranks.push_back(states_[state].rank);
+    std::sort(ranks.begin(), ranks.end());
     return ranks;
   }
 
@@ -283,8 +273,11 @@ class Planning {
     std::map<std::pair<Shape, std::vector<std::int64_t>>, std::uint32_t> number;
     std::vector<Lie> lies;
     std::vector<std::uint32_t> lie_of_value(values.values.size());
-    std::vector<std::size_t> part_of_rank(states_.size());
-    for (const auto& [rank, part] : group.users) part_of_rank[static_cast<std::size_t>(rank)] = part;
+    std::vector<std::uint32_t> part_of_state(states_.size());
+    for (const auto& [state, part] : group.users) part_of_state[state] = static_cast<std::uint32_t>(part);
+    std::vector<std::uint32_t> state_of_place;
+    for (const std::int64_t rank : values.mesh_ranks)
+      state_of_place.push_back(static_cast<std::uint32_t>(position_of_rank_.at(rank)));
     bool is_alone = true;
     for (std::uint32_t v = 0; v < values.values.size(); ++v) {
       const SavedValue& value = values.values[v];
@@ -331,10 +324,8 @@ class Planning {
           plan_.bytes_held += bytes * lie.places[c].size();
           add_owners(bytes, lie.places[c].size(), [&](std::size_t i) {
             const std::uint32_t place = lie.places[c][i];
-            const std::int64_t rank = values.mesh_ranks[place];
-            return Owner{static_cast<std::uint32_t>(rank),
-                         static_cast<std::uint32_t>(part_of_rank[static_cast<std::size_t>(rank)]),
-                         next_item[place], lie.boxes[c]};
+            const std::uint32_t state = state_of_place[place];
+            return Owner{state, part_of_state[state], next_item[place], lie.boxes[c]};
           });
         }
         for (const std::uint32_t place : lie.places[c]) next_item[place] += lie.boxes[c];
@@ -345,14 +336,14 @@ class Planning {
   /// Of the group's values that others describe as well: they are looked at box by box.
   void add_mesh_occurrences(std::uint32_t g) {
     const Group& group = groups_[g];
-    for (const auto& [rank, part] : group.users)
-      add_occurrences(g, rank, part, items_on_mesh(*group.values, rank));
+    for (const auto& [state, part] : group.users)
+      add_occurrences(g, state, part, items_on_mesh(*group.values, states_[state].rank));
   }
 
   // --- values in items
   // -----------------------------------------------------------------------------------------
 
-  void add_occurrences(std::uint32_t g, std::int64_t rank, std::size_t part, const SavedItems& items) {
+  void add_occurrences(std::uint32_t g, std::size_t state, std::size_t part, const SavedItems& items) {
     const Group& group = groups_[g];
     const bool on_mesh = group.values->has_mesh();
     std::size_t corner = 0;
@@ -362,7 +353,8 @@ class Planning {
       const bool elsewhere = (on_mesh && sources_[global].size() == 1) || differs(global);
       if (!elsewhere) {
         of_occurrence_.push_back(global);
-        occurrences_.push_back({rank, static_cast<std::uint32_t>(part), i, corners_.size()});
+        occurrences_.push_back(
+            {static_cast<std::uint32_t>(state), static_cast<std::uint32_t>(part), i, corners_.size()});
         corners_.insert(corners_.end(), items.corners.begin() + static_cast<std::ptrdiff_t>(corner),
                         items.corners.begin() + static_cast<std::ptrdiff_t>(corner + numbers));
       }
@@ -371,24 +363,12 @@ class Planning {
   }
 
   void plan_items() {
-    std::vector<std::vector<std::uint32_t>> group_of(states_.size());
     for (std::uint32_t g = 0; g < groups_.size(); ++g) {
       if (groups_[g].values->has_mesh()) continue;
-      for (const auto& [rank, part] : groups_[g].users) {
-        auto& of_rank = group_of[static_cast<std::size_t>(rank)];
-        of_rank.resize(states_[static_cast<std::size_t>(rank)].parts.size());
-        of_rank[part] = g + 1;
-      }
+      for (const auto& [state, part] : groups_[g].users)
+        add_occurrences(g, state, part, unpack(states_[state].parts[part].packed, *groups_[g].values));
     }
-    for (std::size_t r = 0; r < states_.size(); ++r) {
-      for (std::size_t p = 0; p < group_of[r].size(); ++p) {
-        if (group_of[r][p] == 0) continue;
-        const std::uint32_t g = group_of[r][p] - 1;
-        add_occurrences(g, static_cast<std::int64_t>(r), p,
-                        unpack(states_[r].parts[p].packed, *groups_[g].values));
-      }
-    }
-    // Occurrences by value, those of one value in the order of the ranks.
+    // Occurrences by value, those of one description in the order of the states.
     std::vector<std::size_t> begin(sources_.size() + 1, 0);
     for (const std::uint32_t global : of_occurrence_) ++begin[global + 1];
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
@@ -417,12 +397,13 @@ class Planning {
       const std::uint32_t* end = at + 1;
       while (end != last && std::equal(corners(*at), corners(*at) + 2 * rank, corners(*end))) ++end;
       const std::uint64_t bytes = bytes_of_box(value, corners(*at) + rank);
-      const bool is_empty = value.kind != SavedValue::Kind::object && bytes == 0;
-      if (!is_empty) layout.corners.insert(layout.corners.end(), corners(*at), corners(*at) + 2 * rank);
+      // An empty box is only told of a tensor that has no other.
+      const bool is_chunk = bytes != 0 || volume(value.shape) == 0;
+      if (is_chunk) layout.corners.insert(layout.corners.end(), corners(*at), corners(*at) + 2 * rank);
       plan_.bytes_held += bytes * static_cast<std::uint64_t>(end - at);
       add_owners(bytes, static_cast<std::size_t>(end - at), [&](std::size_t i) {
         const Occurrence& o = occurrences_[at[i]];
-        return Owner{static_cast<std::uint32_t>(o.rank), o.part, o.item, 1};
+        return Owner{o.state, o.part, o.item, 1};
       });
       at = end;
     }
@@ -435,7 +416,7 @@ class Planning {
     set_layout(global, number, [&](const Box& box) {
       std::vector<std::int64_t> owners;
       for (const std::uint32_t* at = first; at != last; ++at) {
-        if (box_at(corners(*at), rank) == box) owners.push_back(occurrences_[*at].rank);
+        if (box_at(corners(*at), rank) == box) owners.push_back(states_[occurrences_[*at].state].rank);
       }
       return owners;
     });
@@ -446,7 +427,7 @@ class Planning {
 
   /// A rank that could write something: some consecutive items of one of its parts.
   struct Owner {
-    std::uint32_t rank;
+    std::uint32_t state;
     std::uint32_t part;
     std::uint32_t item;
     std::uint32_t items;
@@ -455,7 +436,7 @@ class Planning {
   template <typename OwnerAt>
   void add_owners(std::uint64_t bytes, std::size_t count, const OwnerAt& owner_at) {
     if (count == 1) {
-      plan_.bytes_of_rank[owner_at(0).rank] += bytes;
+      plan_.bytes_of_rank[owner_at(0).state] += bytes;
       return;
     }
     shared_.push_back({bytes, owners_.size(), count});
@@ -471,14 +452,14 @@ class Planning {
       const auto first = owners_.begin() + static_cast<std::ptrdiff_t>(shared.owners);
       const auto last = first + static_cast<std::ptrdiff_t>(shared.count);
       const auto writer = std::min_element(first, last, [&](const Owner& a, const Owner& b) {
-        return std::tuple(plan_.bytes_of_rank[a.rank], written[a.rank], a.rank) <
-               std::tuple(plan_.bytes_of_rank[b.rank], written[b.rank], b.rank);
+        return std::tuple(plan_.bytes_of_rank[a.state], written[a.state], a.state) <
+               std::tuple(plan_.bytes_of_rank[b.state], written[b.state], b.state);
       });
-      plan_.bytes_of_rank[writer->rank] += shared.bytes;
-      ++written[writer->rank];
+      plan_.bytes_of_rank[writer->state] += shared.bytes;
+      ++written[writer->state];
       for (auto owner = first; owner != last; ++owner) {
         if (owner == writer) continue;
-        auto& left = plan_.left_to_others[owner->rank][owner->part];
+        auto& left = plan_.left_to_others[owner->state][owner->part];
         for (std::uint32_t i = 0; i < owner->items; ++i) left.push_back(owner->item + i);
       }
     }
@@ -495,6 +476,7 @@ class Planning {
   };
 
   const std::vector<RankState>& states_;
+  std::unordered_map<std::int64_t, std::size_t> position_of_rank_;
   std::vector<Group> groups_;
   std::vector<std::vector<Source>> sources_;  ///< of each value of the job
   std::vector<std::uint32_t> differs_;        ///< values on which ranks do not agree; sorted
@@ -519,7 +501,53 @@ void learn_values(const RankState& state, ValuesByHash& known) {
   }
 }
 
+std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, const ValuesByHash& known) {
+  std::vector<std::size_t> lost;
+  for (std::size_t s = 0; s < states.size(); ++s) {
+    if (!std::all_of(states[s].parts.begin(), states[s].parts.end(),
+                     [&](const RankState::Part& part) { return known.contains(part.values); })) {
+      lost.push_back(s);
+    }
+  }
+  return lost;
+}
+
+std::vector<std::string> differences(const SavedValues& expected, const std::string& expected_by,
+                                     const SavedValues& found, const std::string& found_by) {
+  std::map<std::string_view, const SavedValue*> by_name;
+  for (const SavedValue& value : expected.values) by_name.emplace(value.fqn, &value);
+  std::vector<std::string> lines;
+  const auto tell = [&](const std::string& fqn, const std::string& there, const std::string& here) {
+    lines.push_back(fqn + ": expected " + there + " as on " + expected_by + ", found " + here + " on " +
+                    found_by);
+  };
+  for (const SavedValue& value : found.values) {
+    const auto other = by_name.extract(value.fqn);
+    if (other.empty()) {
+      tell(value.fqn, "no such tensor", facts_of(value));
+    } else if (!agree(*other.mapped(), value)) {
+      tell(value.fqn, facts_of(*other.mapped()), facts_of(value));
+    } else if (other.mapped()->placements != value.placements) {
+      tell(value.fqn, "other placements on the mesh", "these");
+    }
+  }
+  for (const auto& [fqn, value] : by_name) tell(std::string(fqn), facts_of(*value), "no such tensor");
+  if (lines.empty() && expected != found) {
+    lines.push_back(found_by + ": expected the tensors in the order and with the properties of " +
+                    expected_by + ", found others");
+  }
+  return lines;
+}
+
 GlobalSavePlan plan_save(const std::vector<RankState>& states, const ValuesByHash& known) {
+  const std::vector<std::size_t> lost = with_lost_values(states, known);
+  if (!lost.empty()) {
+    std::vector<std::int64_t> ranks;
+    for (const std::size_t s : lost) ranks.push_back(states[s].rank);
+    throw Error(ErrorKind::mismatch,
+                ranks_text(ranks) + " of " + std::to_string(states.size()) +
+                    ": expected a state that has been described, found one that no rank has described");
+  }
   return Planning(states, known).run();
 }
 

@@ -15,16 +15,23 @@ using ValuesByHash = std::map<Hash, std::shared_ptr<const SavedValues>>;
 /// Decodes what the state brings and is not known yet.
 void learn_values(const RankState& state, ValuesByHash& known);
 
+/// Positions of the states that refer to a description that is not known.
+std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, const ValuesByHash& known);
+
+/// How two ranks' descriptions of the same tensors differ, a line for each tensor.
+std::vector<std::string> differences(const SavedValues& expected, const std::string& expected_by,
+                                     const SavedValues& found, const std::string& found_by);
+
 /// What a whole job saves, and who writes what.
 struct GlobalSavePlan {
   GlobalMetadata metadata;                   ///< values in the order in which ranks 0, 1, … name them
-  std::vector<LeftToOthers> left_to_others;  ///< for each rank
-  std::vector<std::uint64_t> bytes_of_rank;  ///< that each rank writes, objects not counted
+  std::vector<LeftToOthers> left_to_others;  ///< for each state
+  std::vector<std::uint64_t> bytes_of_rank;  ///< that the rank of each state writes, objects not counted
   std::uint64_t bytes_held = 0;              ///< over all ranks, replicas included
   std::size_t chunks = 0;                    ///< in the checkpoint
 };
 
-/// Plans a save from the states of all ranks, in rank order. Each box that several ranks hold is written by
+/// Plans a save from the states of all ranks that take part. Each box that several ranks hold is written by
 /// the one of its owners that has least to write so far, largest boxes first; the lower rank where several
 /// have as little. Which chunks there are does not depend on who writes them.
 ///

@@ -94,46 +94,45 @@ std::vector<std::string> plan_for_all(const std::vector<std::string>& states, Sa
   }
   std::erase_if(cache.known, [&](const auto& entry) { return !used.contains(entry.first); });
   std::vector<std::string> answers;
-  for (std::size_t r = 0; r < states.size(); ++r) answers.push_back(answer_with(*cache.plan, cache.planned_job, r));
+  for (std::size_t r = 0; r < states.size(); ++r)
+    answers.push_back(answer_with(*cache.plan, cache.planned_job, r));
   return answers;
 }
 
-std::vector<SavedItems> items_of(const RankState& state, std::int64_t rank) {
+std::vector<SavedItems> items_of(const RankState& state) {
   ValuesByHash known;
   learn_values(state, known);
   std::vector<SavedItems> items;
   for (const RankState::Part& part : state.parts) {
     const SavedValues& values = *known.at(part.values);
-    items.push_back(values.has_mesh() ? items_on_mesh(values, rank) : unpack(part.packed, values));
+    items.push_back(values.has_mesh() ? items_on_mesh(values, state.rank) : unpack(part.packed, values));
   }
   return items;
 }
 
-LeftToOthers read_writes(std::string_view bytes, const RankState& mine, std::int64_t rank) {
+LeftToOthers read_writes(std::string_view bytes, const RankState& mine) {
   std::vector<std::size_t> counts;
-  for (const SavedItems& items : items_of(mine, rank)) counts.push_back(items.value.size());
+  for (const SavedItems& items : items_of(mine)) counts.push_back(items.value.size());
   return decode_writes(bytes, counts);
 }
 
-SavePlanOfRank understand(const std::string& answer, const RankState& mine, std::int64_t rank,
-                          SavePlanCache& cache) {
+SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache) {
   if (answer.at(0) == as_before) return {cache.left_to_others, true};
   const std::string_view rest = std::string_view(answer).substr(1);
   const Hash job = hash_at(rest, 0);
-  cache.left_to_others = read_writes(rest.substr(hash_bytes), mine, rank);
+  cache.left_to_others = read_writes(rest.substr(hash_bytes), mine);
   cache.job = job;
   return {cache.left_to_others, false};
 }
 
-SavePlanOfRank plan_save_together(const RankState& mine, std::int64_t rank, SavePlanCache& cache,
-                                  const Round& round) {
+SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Round& round) {
   std::string answer =
       round(introduce(mine, cache), [&](const std::vector<std::string>& all) { return ask(all, cache); });
   if (!is_plan(answer)) {
     answer = round(state_for(answer, mine),
                    [&](const std::vector<std::string>& all) { return plan_for_all(all, cache); });
   }
-  return understand(answer, mine, rank, cache);
+  return understand(answer, mine, cache);
 }
 
 }  // namespace shardwright

@@ -36,8 +36,7 @@ using Round = std::function<std::string(const std::string& mine, const Answers& 
 /// of the last plan, and of each description. If nothing has changed since that plan, it is used again. Else
 /// a second round moves the states, and each description from the first rank that has it. On rank 0 the plan
 /// is then in the cache. Throws what plan_save throws, on all ranks.
-SavePlanOfRank plan_save_together(const RankState& mine, std::int64_t rank, SavePlanCache& cache,
-                                  const Round& round);
+SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Round& round);
 
 // The steps of it, for those who move the bytes themselves.
 
@@ -50,13 +49,12 @@ bool is_plan(const std::string& answer);
 std::string state_for(const std::string& answer, const RankState& mine);
 /// On rank 0: plans, and answers each rank.
 std::vector<std::string> plan_for_all(const std::vector<std::string>& states, SavePlanCache& cache);
-SavePlanOfRank understand(const std::string& answer, const RankState& mine, std::int64_t rank,
-                          SavePlanCache& cache);
+SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache);
 
 /// What each part of a rank's state holds. The state must bring all its descriptions.
-std::vector<SavedItems> items_of(const RankState& state, std::int64_t rank);
+std::vector<SavedItems> items_of(const RankState& state);
 
 /// What a rank writes, from rank 0's bytes about it.
-LeftToOthers read_writes(std::string_view bytes, const RankState& mine, std::int64_t rank);
+LeftToOthers read_writes(std::string_view bytes, const RankState& mine);
 
 }  // namespace shardwright

@@ -16,6 +16,7 @@ namespace {
 constexpr std::size_t most_name_bytes =
     4096;  // so that names that share all but a byte cannot fill the memory
 constexpr std::uint64_t most_dimensions = 64;
+constexpr std::int64_t most_ranks = std::int64_t{1} << 31;
 constexpr std::uint64_t most_split_factor = std::uint64_t{1} << 20;
 
 [[noreturn]] void refuse(const std::string& why) {
@@ -163,7 +164,6 @@ void decode_mesh(const wire::SavedValues& message, SavedValues& values) {
   if (message.mesh_rank_size() == 0 && values.mesh_shape.empty()) return;
   check(places == message.mesh_rank_size() && values.mesh_shape.size() < most_dimensions,
         "a mesh that is not as large as its shape");
-  constexpr std::int64_t most_ranks = std::int64_t{1} << 31;
   std::int64_t expected = 0;
   std::set<std::int64_t> seen;
   for (const std::int64_t distance : message.mesh_rank()) {
@@ -196,7 +196,8 @@ SavedValues values_from(const wire::SavedValues& message) {
   const int count = message.name_rest_size();
   const std::size_t mesh_rank = values.mesh_shape.size();
   check(message.kind_size() == count && message.properties_number_size() == count &&
-            message.shape_number_size() == count && message.placement_number_size() == (values.has_mesh() ? count : 0),
+            message.shape_number_size() == count &&
+            message.placement_number_size() == (values.has_mesh() ? count : 0),
         "values without their facts");
   check(message.dtype_size() == message.layout_size() && message.dtype_size() == message.flags_size() &&
             message.dtype_size() == message.element_bytes_size(),
@@ -206,7 +207,8 @@ SavedValues values_from(const wire::SavedValues& message) {
     check(message.kind(i) <= static_cast<std::uint32_t>(SavedValue::Kind::object),
           "a kind that there is not");
     value.kind = static_cast<SavedValue::Kind>(message.kind(i));
-    check(message.properties_number(i) < static_cast<std::uint32_t>(message.dtype_size()), "no such properties");
+    check(message.properties_number(i) < static_cast<std::uint32_t>(message.dtype_size()),
+          "no such properties");
     const auto p = static_cast<int>(message.properties_number(i));
     value.properties = {message.dtype(p), message.layout(p), message.element_bytes(p), message.flags(p)};
     check(message.shape_number(i) < shapes.size(), "no such shape");
@@ -262,7 +264,7 @@ std::string encode(const RankState& state) {
     to->mutable_items()->Add(part.packed.begin(), part.packed.end());
   }
   for (const std::string& values : state.values) message.add_values(values);
-  message.set_opaque(state.opaque);
+  message.set_rank(state.rank);
   restore_unknown_fields(message, state.unknown_fields);
   return bytes_of_message(message);
 }
@@ -277,7 +279,8 @@ RankState decode_state(std::string_view bytes) {
     part.packed.assign(from.items().begin(), from.items().end());
   }
   for (std::string& values : *message.mutable_values()) state.values.push_back(std::move(values));
-  state.opaque = std::move(*message.mutable_opaque());
+  check(message.rank() >= 0 && message.rank() < most_ranks, "a rank that there is not");
+  state.rank = message.rank();
   state.unknown_fields = unknown_fields_of(message);
   return state;
 }

@@ -20,9 +20,9 @@ struct RankState {
 
     bool operator==(const Part&) const = default;
   };
+  std::int64_t rank = 0;  ///< the job's number for it, which meshes speak of
   std::vector<Part> parts;
   std::vector<std::string> values;  ///< encoded SavedValues that parts of this or other ranks refer to
-  std::string opaque;               ///< carried for the caller
   std::string unknown_fields;
 
   bool operator==(const RankState&) const = default;

@@ -8,4 +8,7 @@ namespace shardwright {
 /// Defined in state_dicts.cpp; the classes of module.cpp must be bound before.
 void bind_state_dicts(pybind11::module_& m);
 
+/// Planning a save over all ranks. Defined in save_plans.cpp; the classes of module.cpp must be bound before.
+void bind_save_plans(pybind11::module_& m);
+
 }  // namespace shardwright
