@@ -161,27 +161,24 @@ void bind_descriptions(py::module_& m) {
       },
       py::arg("bytes"), "For each part, its items: [(index of the value, offset, size)].");
   m.def(
-      "enumerate_state",
-      [](const std::string& bytes, bool brings) {
-        RankState state = decode_state(bytes);
-        const std::vector<SavedItems> items = items_of(state);
-        ValuesByHash known;
-        learn_values(state, known);
-        RankState enumerated;
-        enumerated.rank = state.rank;
-        for (std::size_t p = 0; p < items.size(); ++p) {
-          SavedValues values = *known.at(state.parts[p].values);
-          values.mesh_shape.clear();
-          values.mesh_ranks.clear();
-          for (SavedValue& value : values.values) value.placements.clear();
-          const std::string encoded = encode(values);
-          enumerated.parts.push_back({hash_of(encoded), pack(items[p], values)});
-          if (brings) enumerated.values.push_back(encoded);
+      "enumerate_states",
+      [](const std::string& bytes) {
+        const SavedValues on_mesh = decode_values(bytes);
+        SavedValues values = on_mesh;
+        values.mesh_shape.clear();
+        values.mesh_ranks.clear();
+        for (SavedValue& value : values.values) value.placements.clear();
+        const std::string encoded = encode(values);
+        std::vector<py::bytes> states;
+        for (const std::int64_t rank : on_mesh.mesh_ranks) {
+          const RankState state{
+              rank, {{hash_of(encoded), pack(items_on_mesh(on_mesh, rank), values)}}, {encoded}, {}};
+          states.emplace_back(encode(state));
         }
-        return py::bytes(encode(enumerated));
+        return states;
       },
-      py::arg("bytes"), py::arg("brings"),
-      "The same state, every box named instead of derived from the mesh.");
+      py::arg("values"),
+      "The states of all ranks of a mesh, every box named instead of derived from the mesh.");
   m.def(
       "decode_writes",
       [](const std::string& bytes, const std::vector<std::size_t>& items) {

@@ -94,6 +94,7 @@ class SavePlanner(DefaultSavePlanner):
         self._state_hash = b""
         #: Of the last plan: the hash of this rank's state, of all ranks' states, and what it leaves to others.
         self._last: tuple[bytes, bytes, bytes] | None = None
+        self._items_to_write: list[WriteItem] = []
         # On the coordinator, of the last plan: the states by their hashes, which they were, and what came of them.
         self._states: dict[bytes, bytes] = {}
         self._job: list[bytes] = []
@@ -130,9 +131,8 @@ class SavePlanner(DefaultSavePlanner):
                 self._refuse(*packed.data)
             if packed.what == WRITES:
                 self._last = (self._state_hash, *packed.data)
-            assert self._last is not None
-            items = items_to_write(self.description, self._last[2])
-            new_plan = dataclasses.replace(new_plan, items=items)
+                self._items_to_write = items_to_write(self.description, self._last[2])
+            new_plan = dataclasses.replace(new_plan, items=list(self._items_to_write))
         self.plan = new_plan
         return self.plan
 
