@@ -42,6 +42,21 @@ class Numbering {
   std::map<Thing, std::uint32_t> numbers_;
 };
 
+/// The bytes of a message that is complete.
+template <typename Message>
+std::string finish(Message& message) {
+  message.set_version(save_wire_version);
+  message.set_end(true);
+  return bytes_of_message(message);
+}
+
+template <typename Message>
+Message read(std::string_view bytes, const std::string& what) {
+  auto message = parse_message<Message>(bytes, save_wire_version, what);
+  if (!message.end()) throw Error(ErrorKind::malformed, "this is " + what + " that has been cut short");
+  return message;
+}
+
 std::uint64_t code_of(const Placement& placement) {
   return static_cast<std::uint64_t>(placement.split_factor) << 8 |
          static_cast<std::uint64_t>(placement.dimension) << 2 | static_cast<std::uint64_t>(placement.kind);
@@ -117,7 +132,6 @@ void decode_names(const wire::SavedValues& message, SavedValues& values) {
 
 wire::SavedValues message_of(const SavedValues& values) {
   wire::SavedValues message;
-  message.set_version(save_wire_version);
   encode_names(values, message);
   using Facts = std::tuple<std::string, std::string, std::uint32_t, std::uint32_t>;
   Numbering<Facts> properties;
@@ -248,16 +262,17 @@ std::string_view view(const Hash& hash) { return {hash.data(), hash.size()}; }
 
 }  // namespace
 
-std::string encode(const SavedValues& values) { return bytes_of_message(message_of(values)); }
+std::string encode(const SavedValues& values) {
+  wire::SavedValues message = message_of(values);
+  return finish(message);
+}
 
 SavedValues decode_values(std::string_view bytes) {
-  return values_from(
-      parse_message<wire::SavedValues>(bytes, save_wire_version, "a description of what is saved"));
+  return values_from(read<wire::SavedValues>(bytes, "a description of what is saved"));
 }
 
 std::string encode(const RankState& state) {
   wire::RankState message;
-  message.set_version(save_wire_version);
   for (const RankState::Part& part : state.parts) {
     wire::SavedPart* to = message.add_parts();
     to->set_values(std::string(view(part.values)));
@@ -266,11 +281,11 @@ std::string encode(const RankState& state) {
   for (const std::string& values : state.values) message.add_values(values);
   message.set_rank(state.rank);
   restore_unknown_fields(message, state.unknown_fields);
-  return bytes_of_message(message);
+  return finish(message);
 }
 
 RankState decode_state(std::string_view bytes) {
-  auto message = parse_message<wire::RankState>(bytes, save_wire_version, "what a rank has to save");
+  auto message = read<wire::RankState>(bytes, "what a rank has to save");
   RankState state;
   for (const wire::SavedPart& from : message.parts()) {
     RankState::Part& part = state.parts.emplace_back();
@@ -344,7 +359,6 @@ SavedItems unpack(const std::vector<std::uint64_t>& packed, const SavedValues& v
 
 std::string encode_writes(const LeftToOthers& left_to_others) {
   wire::RankWrites message;
-  message.set_version(save_wire_version);
   for (const std::vector<std::uint32_t>& items : left_to_others) {
     wire::ItemRuns* runs = message.add_left_to_others();
     std::uint32_t end = 0;
@@ -357,11 +371,11 @@ std::string encode_writes(const LeftToOthers& left_to_others) {
       i = next;
     }
   }
-  return bytes_of_message(message);
+  return finish(message);
 }
 
 LeftToOthers decode_writes(std::string_view bytes, const std::vector<std::size_t>& items) {
-  const auto message = parse_message<wire::RankWrites>(bytes, save_wire_version, "what a rank is to write");
+  const auto message = read<wire::RankWrites>(bytes, "what a rank is to write");
   check(message.left_to_others_size() == static_cast<int>(items.size()), "it is for other parts");
   LeftToOthers left_to_others(items.size());
   for (std::size_t part = 0; part < items.size(); ++part) {
@@ -381,7 +395,6 @@ LeftToOthers decode_writes(std::string_view bytes, const std::vector<std::size_t
 
 std::string encode(const GlobalMetadata& metadata) {
   wire::GlobalMetadata message;
-  message.set_version(save_wire_version);
   message.set_values(encode(metadata.values));
   message.mutable_layout()->Add(metadata.layout.begin(), metadata.layout.end());
   for (const ChunkLayout& layout : metadata.layouts) {
@@ -392,12 +405,11 @@ std::string encode(const GlobalMetadata& metadata) {
       message.add_corner(layout.corners[i] - (i < step ? 0 : layout.corners[i - step]));
     }
   }
-  return bytes_of_message(message);
+  return finish(message);
 }
 
 GlobalMetadata decode_metadata(std::string_view bytes) {
-  const auto message =
-      parse_message<wire::GlobalMetadata>(bytes, save_wire_version, "a checkpoint's metadata");
+  const auto message = read<wire::GlobalMetadata>(bytes, "a checkpoint's metadata");
   GlobalMetadata metadata;
   metadata.values = decode_values(message.values());
   check(!metadata.values.has_mesh(), "metadata with a mesh");
