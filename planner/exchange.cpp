@@ -33,17 +33,21 @@ class Exchange {
   explicit Exchange(const Peers& peers) : peers_(peers) {}
 
   std::string follow(const std::function<std::string()>& mine) const {
-    give("from", peers_.rank, 0, outcome_of(mine));
-    const std::string key = key_of("to", peers_.rank);
-    try {
-      peers_.store->wait({key}, 2 * peers_.timeout);
-    } catch (const std::exception&) {
-      throw Error(
-          ErrorKind::io,
-          peers_.name + ": rank 0 has not answered within " + seconds(2) + "; look for why it stopped",
-          ETIMEDOUT);
+    const std::string message = outcome_of(mine);
+    announce("from", peers_.rank, message);
+    if (goes_over_group(message)) {
+      // Only once all ranks have come does rank 0 receive; what is sent in vain breaks the group for good.
+      const std::string word = await("go");
+      if (word[0] == is_error) throw error_from(word);
+      try {
+        send(0, message);
+      } catch (const Error&) {
+        const std::string why = await("to");  // rank 0 may know more
+        if (why[0] == is_error) throw error_from(why);
+        throw;
+      }
     }
-    std::string answer = take("to", peers_.rank, 0);
+    const std::string answer = receive(0, await("to"));
     if (answer[0] == is_error) throw error_from(answer);
     return answer.substr(1);
   }
@@ -63,8 +67,17 @@ class Exchange {
     } catch (const std::exception& error) {
       failure = message_of(Error(ErrorKind::mismatch, peers_.name + ": rank 0: " + error.what()));
     }
-    for (int r = 1; r < peers_.ranks; ++r)
-      give("to", r, r, failure.empty() ? is_bytes + replies[static_cast<std::size_t>(r)] : failure);
+    for (int r = 1; r < peers_.ranks; ++r) {
+      const std::string answer = failure.empty() ? is_bytes + replies[static_cast<std::size_t>(r)] : failure;
+      if (answer[0] == is_error && peers_.group) announce("go", r, answer);  // for those still waiting for it
+      announce("to", r, answer);
+      if (!goes_over_group(answer)) continue;
+      try {
+        send(r, answer);
+      } catch (const Error& error) {
+        failure = message_of(error);  // what the ranks after it are told
+      }
+    }
     if (!failure.empty()) throw error_from(failure);
     return std::move(replies.front());
   }
@@ -86,9 +99,17 @@ class Exchange {
     }
   }
 
+  /// The bytes of all ranks, which have come; or what those with a problem say.
   std::vector<std::string> gather(std::string own) const {
     std::vector<std::string> messages{std::move(own)};
-    for (int r = 1; r < peers_.ranks; ++r) messages.push_back(take("from", r, r));
+    for (int r = 1; r < peers_.ranks; ++r) messages.push_back(take("from", r));
+    for (int r = 1; r < peers_.ranks; ++r) {
+      if (messages[static_cast<std::size_t>(r)][0] == is_size) announce("go", r, std::string{is_bytes});
+    }
+    for (int r = 1; r < peers_.ranks; ++r) {
+      std::string& message = messages[static_cast<std::size_t>(r)];
+      message = receive(r, std::move(message));
+    }
     Problems problems;
     std::optional<ErrorKind> kind;
     for (std::size_t r = 0; r < messages.size(); ++r) {
@@ -124,37 +145,53 @@ class Exchange {
     }
   }
 
-  /// Leaves a message for another rank: in the store, or its size there and the bytes over the group.
-  void give(const char* direction, int rank, int to, const std::string& message) const {
-    const std::string key = key_of(direction, rank);
-    const bool over_group = peers_.group && message[0] == is_bytes;
-    const std::string text = over_group ? is_size + std::to_string(message.size() - 1) : message;
-    peers_.store->set(key, std::vector<std::uint8_t>(text.begin(), text.end()));
-    if (!over_group || message.size() == 1) return;
-    at::Tensor tensor = at::empty({static_cast<std::int64_t>(message.size()) - 1}, at::kByte);
-    std::copy(message.begin() + 1, message.end(), tensor.mutable_data_ptr<std::uint8_t>());
-    move("send to", to, [&] {
-      std::vector<at::Tensor> tensors{tensor};
-      return peers_.group->send(tensors, to, tag);
-    });
+  bool goes_over_group(const std::string& message) const {
+    return peers_.group && message[0] == is_bytes && message.size() > 1;
   }
 
-  /// The message of a rank that has given one.
-  std::string take(const char* direction, int rank, int from) const {
+  /// Puts a message into the store, or how large it is if it goes over the group.
+  void announce(const char* direction, int rank, const std::string& message) const {
+    const std::string text =
+        goes_over_group(message) ? is_size + std::to_string(message.size() - 1) : message;
+    peers_.store->set(key_of(direction, rank), std::vector<std::uint8_t>(text.begin(), text.end()));
+  }
+
+  /// What has been put into the store.
+  std::string take(const char* direction, int rank) const {
     const std::string key = key_of(direction, rank);
     const std::vector<std::uint8_t> bytes = peers_.store->get(key);
     peers_.store->deleteKey(key);
-    std::string message(bytes.begin(), bytes.end());
-    if (message.empty() || message[0] != is_size) return message;
+    if (bytes.empty()) throw Error(ErrorKind::malformed, peers_.name + ": an empty message at " + key);
+    return {bytes.begin(), bytes.end()};
+  }
+
+  /// What rank 0 puts into the store for this rank.
+  std::string await(const char* direction) const {
+    try {
+      peers_.store->wait({key_of(direction, peers_.rank)}, 2 * peers_.timeout);
+    } catch (const std::exception&) {
+      throw Error(
+          ErrorKind::io,
+          peers_.name + ": rank 0 has not answered within " + seconds(2) + "; look for why it stopped",
+          ETIMEDOUT);
+    }
+    return take(direction, peers_.rank);
+  }
+
+  void send(int rank, const std::string& message) const {
+    std::vector<at::Tensor> tensors{at::empty({static_cast<std::int64_t>(message.size()) - 1}, at::kByte)};
+    std::copy(message.begin() + 1, message.end(), tensors[0].mutable_data_ptr<std::uint8_t>());
+    move("send to", rank, [&] { return peers_.group->send(tensors, rank, tag); });
+  }
+
+  /// The message that a rank has announced.
+  std::string receive(int rank, std::string announced) const {
+    if (announced[0] != is_size) return announced;
     std::int64_t size = 0;
-    std::from_chars(message.data() + 1, message.data() + message.size(), size);
-    if (size == 0) return std::string{is_bytes};
-    const at::Tensor tensor = at::empty({size}, at::kByte);
-    move("receive from", from, [&] {
-      std::vector<at::Tensor> tensors{tensor};
-      return peers_.group->recv(tensors, from, tag);
-    });
-    const auto* data = tensor.const_data_ptr<std::uint8_t>();
+    std::from_chars(announced.data() + 1, announced.data() + announced.size(), size);
+    std::vector<at::Tensor> tensors{at::empty({size}, at::kByte)};
+    move("receive from", rank, [&] { return peers_.group->recv(tensors, rank, tag); });
+    const auto* data = tensors[0].const_data_ptr<std::uint8_t>();
     return is_bytes + std::string(data, data + size);
   }
 

@@ -180,11 +180,12 @@ void bind_descriptions(py::module_& m) {
       py::arg("values"),
       "The states of all ranks of a mesh, every box named instead of derived from the mesh.");
   m.def(
-      "decode_writes",
-      [](const std::string& bytes, const std::vector<std::size_t>& items) {
-        return decode_writes(bytes, items);
+      "read_writes",
+      [](const std::string& bytes, const std::string& state) {
+        return read_writes(bytes, decode_state(state));
       },
-      py::arg("bytes"), py::arg("items"));
+      py::arg("bytes"), py::arg("state"),
+      "For each part of a rank's state, which must bring its descriptions, the items that others write.");
 }
 
 /// A plan, and what is needed to say what it means.
@@ -304,6 +305,25 @@ void bind_planning_together(py::module_& m) {
       .def_property_readonly("plan", [](const SavePlanCache& cache) {
         return std::const_pointer_cast<GlobalSavePlan>(cache.plan);
       });
+  m.def(
+      "plan_save_together",
+      [](const std::string& state, SavePlanCache& cache, const py::function& round) {
+        SavePlanOfRank plan = plan_save_together(
+            decode_state(state), cache, [&](const std::string& mine, const Answers& answers) -> std::string {
+              const py::cpp_function give([&](const std::vector<std::string>& all) {
+                const std::vector<std::string> given = answers(all);
+                return std::vector<py::bytes>(given.begin(), given.end());
+              });
+              return round(py::bytes(mine), give).cast<std::string>();
+            });
+        return std::pair(std::move(plan.left_to_others), plan.unchanged);
+      },
+      py::arg("state"), py::arg("cache"), py::arg("round"),
+      "Plans a save with all ranks: (for each part of the state, the items that others write; whether "
+      "nothing "
+      "had changed). `round(mine, answers)` gives rank 0 bytes and returns its answer; on rank 0 `answers` "
+      "turns "
+      "the bytes of all ranks into the answers.");
   m.def(
       "introduce",
       [](const std::string& state, const SavePlanCache& cache) {

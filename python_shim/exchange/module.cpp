@@ -1,15 +1,15 @@
 /// The Python module shardwright._exchange: what ranks of a job send each other, over torch's stores and
-/// process groups. A module of its own, as it needs torch to be loaded.
+/// process groups. A module of its own, as it needs torch to be loaded. Links no wire form: protobuf would
+/// find the one of shardwright._core registered twice.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
-#include <utility>
+#include <vector>
 
 #include "planner/error.h"
 #include "planner/exchange.h"
-#include "planner/plan_together.h"
 
 PYBIND11_DECLARE_HOLDER_TYPE(T, c10::intrusive_ptr<T>, true)
 
@@ -27,51 +27,51 @@ Peers peers_from(const py::object& over, int rank, int ranks, const std::string&
   return {rank, ranks, over.cast<Store>(), nullptr, name, milliseconds};
 }
 
-/// Errors become the exceptions of shardwright._core, which translates them.
+/// What a Python exception is to other ranks. The reverse is in shardwright._core, for all modules.
+Error error_from(const py::error_already_set& raised) {
+  const py::module_ core = py::module_::import("shardwright._core");
+  const std::string text = py::str(raised.value());
+  if (raised.matches(core.attr("PlanError"))) return {ErrorKind::mismatch, text};
+  if (raised.matches(core.attr("CheckpointFormatError"))) return {ErrorKind::malformed, text};
+  if (raised.matches(PyExc_ValueError)) return {ErrorKind::argument, text};
+  return {ErrorKind::mismatch, std::string(py::str(raised.type().attr("__name__"))) + ": " + text};
+}
+
 void bind(py::module_& m) {
   m.def(
-      "plan_save_together",
+      "exchange",
       [](const py::object& over, int rank, int ranks, const std::string& name, double timeout,
-         const std::string& state, SavePlanCache& cache) {
-        Peers peers = peers_from(over, rank, ranks, name, timeout);
-        const py::gil_scoped_release release;
-        int number = 0;
-        const RankState mine = decode_state(state);
-        SavePlanOfRank plan =
-            plan_save_together(mine, cache, [&](const std::string& bytes, const Answers& answers) {
-              peers.name = name + "/" + std::to_string(++number);
-              return exchange(
-                  peers, [&] { return bytes; }, answers);
-            });
-        return std::pair(std::move(plan.left_to_others), plan.unchanged);
-      },
-      py::arg("over"), py::arg("rank"), py::arg("ranks"), py::arg("name"), py::arg("timeout"),
-      py::arg("state"), py::arg("cache"),
-      "Plans a save with all ranks that share a process group or a store: (for each part of the state, the "
-      "items that others write; whether nothing had changed).");
-  m.def(
-      "agree",
-      [](const py::object& over, int rank, int ranks, const std::string& name, double timeout,
-         const std::string& problem) {
+         const std::string& mine, const std::string& problem, const py::function& answers) {
         const Peers peers = peers_from(over, rank, ranks, name, timeout);
-        const py::gil_scoped_release release;
-        exchange(
-            peers,
-            [&]() -> std::string {
-              if (!problem.empty()) throw Error(ErrorKind::mismatch, problem);
-              return {};
-            },
-            [](const std::vector<std::string>& all) { return std::vector<std::string>(all.size()); });
+        const auto give = [&]() -> std::string {
+          if (!problem.empty()) throw Error(ErrorKind::mismatch, problem);
+          return mine;
+        };
+        const auto answer = [&](const std::vector<std::string>& all) {
+          const py::gil_scoped_acquire acquire;
+          try {
+            return answers(std::vector<py::bytes>(all.begin(), all.end())).cast<std::vector<std::string>>();
+          } catch (const py::error_already_set& raised) {
+            throw error_from(raised);
+          }
+        };
+        std::string own;
+        {
+          const py::gil_scoped_release release;
+          own = exchange(peers, give, answer);
+        }
+        return py::bytes(own);
       },
       py::arg("over"), py::arg("rank"), py::arg("ranks"), py::arg("name"), py::arg("timeout"),
-      py::arg("problem"), "Raises PlanError on all ranks if any has a problem.");
+      py::arg("mine"), py::arg("problem"), py::arg("answers"),
+      "Gives rank 0 bytes, or a problem, and returns its answer. On rank 0 `answers` turns the bytes of all "
+      "ranks into the answers. Problems of any rank are raised on all.");
 }
 
 }  // namespace
 }  // namespace shardwright
 
 PYBIND11_MODULE(_exchange, m) {
-  m.doc() = "What ranks send each other. Use shardwright.save_planning, which calls it.";
-  py::module_::import("shardwright._core");
+  m.doc() = "What ranks send each other. Use shardwright.save_together, which calls it.";
   shardwright::bind(m);
 }

@@ -131,7 +131,8 @@ class SavePlanner(DefaultSavePlanner):
                 self._refuse(*packed.data)
             if packed.what == WRITES:
                 self._last = (self._state_hash, *packed.data)
-                self._items_to_write = items_to_write(self.description, self._last[2])
+                left = _core.read_writes(self._last[2], self.description.encode(whole=True))
+                self._items_to_write = items_to_write(self.description, left)
             new_plan = dataclasses.replace(new_plan, items=list(self._items_to_write))
         self.plan = new_plan
         return self.plan
@@ -230,12 +231,10 @@ def _signature_of(fqn: str, value: Any) -> Any:
     return None if isinstance(value, torch.Tensor) or hasattr(value, "local_shards") else (fqn,)
 
 
-def items_to_write(description: SaveDescription, writes: bytes) -> list[WriteItem]:
-    """What is left of a rank's items if others write some."""
-    parts = description.items()
-    left_to_others = _core.decode_writes(writes, [len(part) for part in parts])
-    kept = []
-    for part, left in zip(parts, left_to_others, strict=True):
+def items_to_write(description: SaveDescription, left_to_others: Sequence[Sequence[int]]) -> list[WriteItem]:
+    """What is left of a rank's items, part by part, if others write some."""
+    kept: list[WriteItem] = []
+    for part, left in zip(description.items(), left_to_others, strict=True):
         others = set(left)
         kept += [item for number, item in enumerate(part) if number not in others]
     return kept
