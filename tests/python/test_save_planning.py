@@ -1,6 +1,7 @@
 """Planning a save over many ranks, in one process, against torch's own planner."""
 
 import io
+import itertools
 import pickle
 
 import pytest
@@ -30,7 +31,7 @@ from torch.distributed.tensor._utils import _compute_local_shape_and_global_offs
 
 
 def coordinates(mesh: list[int]) -> list[list[int]]:
-    return [list(index) for index in torch.cartesian_prod(*map(torch.arange, mesh)).reshape(-1, len(mesh))]
+    return [list(index) for index in itertools.product(*map(range, mesh))]
 
 
 def item(fqn: str, kind: WriteItemType, dtype: torch.dtype, shape, offset, size) -> WriteItem:
@@ -139,7 +140,10 @@ def test_every_fault_that_torch_finds_is_found(data):
     job = Job(data.draw)
     items = [job.items(rank) for rank in range(job.ranks)]
     candidates = [
-        item for of_rank in items for item in of_rank if item.tensor_data and item.tensor_data.chunk.sizes
+        item
+        for of_rank in items
+        for item in of_rank
+        if item.tensor_data and item.tensor_data.size and 0 not in item.tensor_data.chunk.sizes
     ]
     if not candidates:
         return
@@ -153,6 +157,8 @@ def test_every_fault_that_torch_finds_is_found(data):
     size[dimension] += {"longer": 1, "shorter": -1}.get(what, 0)
     if offset[dimension] < 0 or size[dimension] < 0 or offset[dimension] + size[dimension] > shape[dimension]:
         return
+    if 0 in size and not everywhere:
+        return  # one replica less, which torch takes for a hole if it has chosen that replica
     kind, properties = victim.type, victim.tensor_data.properties
     changed = item(victim.index.fqn, kind, properties.dtype, shape, offset, size)
     for of_rank in items:
@@ -263,7 +269,7 @@ def test_a_plan_that_a_storage_writer_made_anew_is_planned_as_it_is():
 @pytest.mark.parametrize("cut", [0, 1, 10, -1])
 def test_a_message_cut_short_is_refused(cut: int):
     state = enumerated(0, [item("a", WriteItemType.TENSOR, torch.float32, [3], [0], [3])])
-    with pytest.raises(sw.CheckpointFormatError, match="cut short"):
+    with pytest.raises(sw.CheckpointFormatError, match="cut short|found version 0"):
         _core.plan_save([state[:cut]])
 
 
