@@ -57,6 +57,20 @@ std::vector<std::uint32_t> find_sources(const wire::LoadPlan& message, const Cat
   return indices;
 }
 
+/// The parts of the whole tensor that the plan fills.
+std::vector<LocalBox> boxes_of(const wire::Destination& destination) {
+  std::vector<LocalBox> boxes;
+  auto offset = destination.local_offset().begin();
+  for (const wire::Box& box : destination.box()) {
+    LocalBox& to = boxes.emplace_back(LocalBox{box_from(box), {}});
+    const auto left = static_cast<std::size_t>(destination.local_offset().end() - offset);
+    const std::size_t rank = std::min(to.global.offset.size(), left);
+    to.local_offset.assign(offset, offset + static_cast<std::ptrdiff_t>(rank));
+    offset += static_cast<std::ptrdiff_t>(rank);
+  }
+  return boxes;
+}
+
 /// Indices into the specs of the plan's destinations.
 std::vector<std::uint32_t> find_destinations(const wire::LoadPlan& message,
                                              const std::vector<TensorSpec>& specs, Problems& problems) {
@@ -75,6 +89,13 @@ std::vector<std::uint32_t> find_destinations(const wire::LoadPlan& message,
                    (spec == nullptr ? "no such tensor of the trainer"
                                     : std::string(name_of(spec->dtype)) + " " + to_string(spec->local_shape) +
                                           " of " + to_string(spec->global_shape)));
+    } else if (const std::vector<LocalBox> boxes = boxes_of(destination); boxes != spec->boxes) {
+      const auto first = [](const std::vector<LocalBox>& of) {
+        return of.empty() ? std::string("nothing") : to_string(of.front().global);
+      };
+      problems.add(destination.fqn() + ": expected a rank that holds " + first(boxes) + " of " +
+                   to_string(spec->global_shape) + ", found one that holds " + first(spec->boxes) +
+                   "; a plan is for one rank");
     }
     indices.push_back(spec == nullptr ? 0 : found->second);
   }
@@ -106,7 +127,7 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
   const TensorSpec& spec = specs[transfer.destination];
   transfer.encoding = {source.dtype, false, DType::U8, 1, 1};
   if (!message.has_scales() &&
-      (!can_convert(source.dtype, spec.dtype) || !catalog.find(scale_name_of(source.name)).empty())) {
+      (!can_convert(source.dtype, spec.dtype) || !scales_of(catalog, source.name).empty())) {
     refuse();
   }
   if (!lies_inside(transfer.source_box, source.shape) || transfer.axes.size() != source.shape.size())
@@ -126,18 +147,15 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
     transfer.first_row_in_block = message.first_row_in_block();
     transfer.first_column_in_block = message.first_column_in_block();
     const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
-    transfer.encoding = {source.dtype, true, scales.dtype, message.block_rows(), message.block_columns()};
-    const bool is_block =
-        message.block_rows() >= 1 && message.block_columns() >= 1 && message.first_row_in_block() >= 0 &&
-        message.first_row_in_block() < message.block_rows() && message.first_column_in_block() >= 0 &&
-        message.first_column_in_block() < message.block_columns();
-    if (!is_block || source.shape.size() != 2 || bytes_of(scales.dtype) != 1 ||
+    if (weight_name_of(scales.name) != source.name || scales.name == source.name) refuse();
+    transfer.encoding = encoding_of(catalog, catalog.find(source.name));
+    const Encoding& encoding = transfer.encoding;
+    if (message.block_rows() != encoding.block_rows || message.block_columns() != encoding.block_columns ||
+        message.first_row_in_block() < 0 || message.first_row_in_block() >= encoding.block_rows ||
+        message.first_column_in_block() < 0 || message.first_column_in_block() >= encoding.block_columns ||
         !lies_inside(transfer.scale_box, scales.shape)) {
       refuse();
     }
-    const std::span<const SourceTensor> whole_weight = catalog.find(source.name);
-    if (scales.name != scale_name_of(source.name) || encoding_of(catalog, whole_weight) != transfer.encoding)
-      refuse();
     Box in_blocks = transfer.source_box;
     in_blocks.offset = {transfer.first_row_in_block, transfer.first_column_in_block};
     if (scale_box_of(transfer.encoding, in_blocks).size != transfer.scale_box.size) refuse();
@@ -169,6 +187,10 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
     destination->set_dtype(std::string(name_of(spec.dtype)));
     set(destination->mutable_global_shape(), spec.global_shape);
     set(destination->mutable_local_shape(), spec.local_shape);
+    for (const LocalBox& box : spec.boxes) {
+      set(destination->add_box(), box.global);
+      destination->mutable_local_offset()->Add(box.local_offset.begin(), box.local_offset.end());
+    }
   }
   for (const Transfer& transfer : plan.transfers) {
     wire::Transfer* to = message.add_transfers();
@@ -222,6 +244,30 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
   problems.throw_if_any(ErrorKind::mismatch, "this load plan does not fill the trainer's tensors:");
   order_and_count(plan, specs, catalog);
   return plan;
+}
+
+std::vector<Transfer> decode_transfers(std::string_view bytes, const Catalog& catalog) {
+  const wire::LoadPlan message = parse(bytes);
+  Problems problems;
+  const std::vector<std::uint32_t> sources = find_sources(message, catalog, problems);
+  problems.throw_if_any(ErrorKind::mismatch, "this load plan was made for another checkpoint:");
+  std::vector<TensorSpec> specs;  // as far as a transfer is checked against them
+  std::vector<std::uint32_t> destinations;
+  for (const wire::Destination& destination : message.destinations()) {
+    destinations.push_back(static_cast<std::uint32_t>(specs.size()));
+    TensorSpec& spec = specs.emplace_back();
+    const std::optional<DType> dtype = dtype_named(destination.dtype());
+    if (!dtype)
+      throw Error(ErrorKind::malformed,
+                  "this load plan is damaged: there is no dtype " + destination.dtype());
+    spec.dtype = *dtype;
+    spec.local_shape = shape_from(destination.local_shape());
+  }
+  std::vector<Transfer> transfers;
+  for (const wire::Transfer& transfer : message.transfers()) {
+    transfers.push_back(transfer_from(transfer, sources, destinations, catalog, specs));
+  }
+  return transfers;
 }
 
 }  // namespace shardwright

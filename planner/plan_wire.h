@@ -11,7 +11,7 @@
 namespace shardwright {
 
 /// Version of the wire form (planner/plan.proto) that this build writes and reads.
-inline constexpr unsigned plan_wire_version = 1;
+inline constexpr unsigned plan_wire_version = 2;
 
 /// A plan as bytes (protobuf, planner/plan.proto). Equal plans over equal tensors give equal bytes. Holds
 /// names, shapes and boxes, but no addresses and no file offsets.
@@ -22,5 +22,10 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
 /// trainer lacks a tensor that the plan speaks of or has it with another dtype or shape, or if the plan does
 /// not write every element exactly once.
 LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::vector<TensorSpec>& specs);
+
+/// The transfers of another rank's plan, for what they read: their destinations are not ours and stay unknown.
+/// Throws Error: malformed as decode_plan does; mismatch, naming the tensors, if that rank's checkpoint is not
+/// this one.
+std::vector<Transfer> decode_transfers(std::string_view bytes, const Catalog& catalog);
 
 }  // namespace shardwright

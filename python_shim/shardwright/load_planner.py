@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint._sharded_tensor_utils import _flatten_sharded_tensors
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
@@ -30,7 +31,10 @@ class LoadPlanner(DefaultLoadPlanner):
             checkpoint's own names and shapes. What has no place in a layout (MTP in "transformers") is unused.
         strict: whether a tensor of the checkpoint that no rule knows is an error.
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
+        flatten_sharded_tensors: whether a ShardedTensor inside of another becomes one, as DCP does.
         allow_partial_load: whether tensors that the checkpoint lacks altogether are left as they are.
+        plan: a plan of this rank that was kept (``shardwright plan --save``), to be replayed instead of planning anew. It
+            is checked against tensors and checkpoint, and has to fill every tensor once.
 
     Raises:
         PlanError: lists everything that does not fit, before anything is written.
@@ -45,11 +49,13 @@ class LoadPlanner(DefaultLoadPlanner):
         flatten_state_dict: bool = True,
         flatten_sharded_tensors: bool = True,
         allow_partial_load: bool = False,
+        plan: bytes | None = None,
     ) -> None:
         super().__init__(flatten_state_dict, flatten_sharded_tensors, allow_partial_load)
         self.model = model
         self.layout = layout
         self.strict = strict
+        self.plan = plan
         self.plan_seconds = 0.0
         self.catalog: Any = None
         self.core_plan: Any = None  #: the rank's transfers, once planned
@@ -71,6 +77,8 @@ class LoadPlanner(DefaultLoadPlanner):
         self.catalog = catalog_of_metadata(metadata) if self.by_items else metadata.catalog
         # Not super(): it would replace meta tensors by new ones that the caller's model knows nothing of.
         self.original_state_dict = state_dict
+        if self.flatten_sharded_tensors:
+            state_dict = _flatten_sharded_tensors(state_dict)
         if self.flatten_state_dict:
             state_dict, self.mappings = flatten_state_dict(state_dict)
         self.state_dict = state_dict
@@ -80,15 +88,21 @@ class LoadPlanner(DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         start = time.perf_counter()
         self.description = describe(self.state_dict)
-        weight_map = _core.weight_map(self.catalog, self.model, self.layout)
-        self.core_plan = _core.plan_load(
-            self.description.specs,
-            self.catalog,
-            weight_map,
-            self.strict,
-            self.allow_partial_load,
-            self._problems(),
-        )
+        problems = self._problems()
+        if self.plan is None:
+            weight_map = _core.weight_map(self.catalog, self.model, self.layout)
+            self.core_plan = _core.plan_load(
+                self.description.specs,
+                self.catalog,
+                weight_map,
+                self.strict,
+                self.allow_partial_load,
+                problems,
+            )
+        elif problems:
+            raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
+        else:
+            self.core_plan = _core.decode_plan(self.plan, self.catalog, self.description.specs)
         items = self._read_items() if self.by_items else []
         self.plan_seconds = time.perf_counter() - start
         return LoadPlan(items)

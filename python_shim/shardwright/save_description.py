@@ -151,7 +151,9 @@ def _facts_of_dtensor(fqn: str, tensor: DTensor, path: Path | None) -> tuple[Any
     mesh = tensor.device_mesh
     for placement in tensor.placements:
         if placement.is_partial():
-            raise ValueError(f"placement {placement} is that of a sum still to be made; expected Shard or Replicate")
+            raise ValueError(
+                f"placement {placement} is that of a sum still to be made; expected Shard or Replicate"
+            )
     placements = [core_placement(placement) for placement in tensor.placements]
     expected = _core.local_shape(list(tensor.shape), list(mesh.shape), mesh.get_coordinate(), placements)
     if list(local.shape) != expected:

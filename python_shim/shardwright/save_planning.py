@@ -168,7 +168,9 @@ class SavePlanner(DefaultSavePlanner):
             differing = _core.lost_descriptions(states)
             if differing:
                 ranks = ", ".join(str(rank) for _, rank, _ in differing)
-                notice = f"the ranks do not hold one state: ranks {ranks} differ from the first of their mesh:"
+                notice = (
+                    f"the ranks do not hold one state: ranks {ranks} differ from the first of their mesh:"
+                )
                 self._states = {}
                 return self._give_up(all_plans, {at: expected for at, _, expected in differing}, notice)
             core_plan = _core.plan_save(states)
