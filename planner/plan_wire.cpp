@@ -247,7 +247,7 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
 }
 
 std::vector<Transfer> decode_transfers(std::string_view bytes, const Catalog& catalog) {
-  const wire::LoadPlan message = parse(bytes);
+  const auto message = parse_message<wire::LoadPlan>(bytes, plan_wire_version, "a load plan");
   Problems problems;
   const std::vector<std::uint32_t> sources = find_sources(message, catalog, problems);
   problems.throw_if_any(ErrorKind::mismatch, "this load plan was made for another checkpoint:");

@@ -33,8 +33,8 @@ class LoadPlanner(DefaultLoadPlanner):
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
         flatten_sharded_tensors: whether a ShardedTensor inside of another becomes one, as DCP does.
         allow_partial_load: whether tensors that the checkpoint lacks altogether are left as they are.
-        plan: a plan of this rank that was kept (``shardwright plan --save``), to be replayed instead of planning anew. It
-            is checked against tensors and checkpoint, and has to fill every tensor once.
+        plan: a plan of this rank that was kept (``shardwright plan --save``), to be replayed instead of planning anew.
+            It is checked against tensors and checkpoint, and has to fill every tensor once.
 
     Raises:
         PlanError: lists everything that does not fit, before anything is written.
