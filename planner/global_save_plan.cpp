@@ -11,6 +11,7 @@
 #include "planner/chunks.h"
 #include "planner/error.h"
 #include "planner/problems.h"
+#include "planner/rank_states.h"
 
 namespace shardwright {
 namespace {
@@ -35,24 +36,6 @@ struct Occurrence {
   std::uint32_t item;
   std::uint64_t corner;  ///< index into the corners of all occurrences
 };
-
-std::string ranks_text(std::vector<std::int64_t> ranks) {
-  std::sort(ranks.begin(), ranks.end());
-  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
-  return (ranks.size() == 1 ? "rank " : "ranks ") + ranges_of(ranks);
-}
-
-std::string facts_of(const SavedValue& value) {
-  if (value.kind == SavedValue::Kind::object) return "an object";
-  return value.properties.dtype + " " + to_string(value.shape);
-}
-
-bool agree(const SavedValue& a, const SavedValue& b) {
-  const bool a_is_object = a.kind == SavedValue::Kind::object;
-  return a_is_object == (b.kind == SavedValue::Kind::object) &&
-         (a_is_object || (a.shape == b.shape && a.properties.dtype == b.properties.dtype &&
-                          a.properties.element_bytes == b.properties.element_bytes));
-}
 
 class Planning {
  public:
@@ -107,9 +90,9 @@ class Planning {
           to.placements.clear();
           sources_.emplace_back();
         } else if (!agree(value_of(global), value)) {
-          problems_.add(value.fqn + ": expected " + facts_of(value_of(global)) + " as on " +
-                        ranks_text(users_of(sources_[global].front().group)) + ", found " + facts_of(value) +
-                        " on " + ranks_text(users_of(g)));
+          problems_.add(value.fqn + ": expected " + dtype_and_shape_of(value_of(global)) + " as on " +
+                        ranks_text(users_of(sources_[global].front().group)) + ", found " +
+                        dtype_and_shape_of(value) + " on " + ranks_text(users_of(g)));
           differs_.push_back(global);
         }
         sources_[global].push_back({g, v});
@@ -493,51 +476,6 @@ class Planning {
 };
 
 }  // namespace
-
-void learn_values(const RankState& state, ValuesByHash& known) {
-  for (const std::string& bytes : state.values) {
-    const Hash hash = hash_of(bytes);
-    if (!known.contains(hash)) known.emplace(hash, std::make_shared<SavedValues>(decode_values(bytes)));
-  }
-}
-
-std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, const ValuesByHash& known) {
-  std::vector<std::size_t> lost;
-  for (std::size_t s = 0; s < states.size(); ++s) {
-    if (!std::all_of(states[s].parts.begin(), states[s].parts.end(),
-                     [&](const RankState::Part& part) { return known.contains(part.values); })) {
-      lost.push_back(s);
-    }
-  }
-  return lost;
-}
-
-std::vector<std::string> differences(const SavedValues& expected, const std::string& expected_by,
-                                     const SavedValues& found, const std::string& found_by) {
-  std::map<std::string_view, const SavedValue*> by_name;
-  for (const SavedValue& value : expected.values) by_name.emplace(value.fqn, &value);
-  std::vector<std::string> lines;
-  const auto tell = [&](const std::string& fqn, const std::string& there, const std::string& here) {
-    lines.push_back(fqn + ": expected " + there + " as on " + expected_by + ", found " + here + " on " +
-                    found_by);
-  };
-  for (const SavedValue& value : found.values) {
-    const auto other = by_name.extract(value.fqn);
-    if (other.empty()) {
-      tell(value.fqn, "no such tensor", facts_of(value));
-    } else if (!agree(*other.mapped(), value)) {
-      tell(value.fqn, facts_of(*other.mapped()), facts_of(value));
-    } else if (other.mapped()->placements != value.placements) {
-      tell(value.fqn, "other placements on the mesh", "these");
-    }
-  }
-  for (const auto& [fqn, value] : by_name) tell(std::string(fqn), facts_of(*value), "no such tensor");
-  if (lines.empty() && expected != found) {
-    lines.push_back(found_by + ": expected the tensors in the order and with the properties of " +
-                    expected_by + ", found others");
-  }
-  return lines;
-}
 
 GlobalSavePlan plan_save(const std::vector<RankState>& states, const ValuesByHash& known) {
   const std::vector<std::size_t> lost = with_lost_values(states, known);

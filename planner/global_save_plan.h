@@ -1,26 +1,12 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <memory>
 #include <vector>
 
+#include "planner/rank_states.h"
 #include "planner/save_wire.h"
 
 namespace shardwright {
-
-/// Descriptions by the hash of their bytes. They may be kept from save to save.
-using ValuesByHash = std::map<Hash, std::shared_ptr<const SavedValues>>;
-
-/// Decodes what the state brings and is not known yet.
-void learn_values(const RankState& state, ValuesByHash& known);
-
-/// Positions of the states that refer to a description that is not known.
-std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, const ValuesByHash& known);
-
-/// How two ranks' descriptions of the same tensors differ, a line for each tensor.
-std::vector<std::string> differences(const SavedValues& expected, const std::string& expected_by,
-                                     const SavedValues& found, const std::string& found_by);
 
 /// What a whole job saves, and who writes what.
 struct GlobalSavePlan {

@@ -266,6 +266,9 @@ def _plan(options: argparse.Namespace) -> None:
         Path(options.save).write_bytes(encoded)
     tensors = catalog.tensors
     transfers = plan.transfers
+    if options.explain:
+        _explain(options.explain, plan, catalog, specs)
+        return
     reading = _core.reading_figures(plan, catalog)
     mesh_text = " x ".join(f"{dimension.name} {dimension.size}" for dimension in mesh) or "one rank"
     if options.json:
