@@ -82,7 +82,7 @@ build: system build/build.ninja ## compile
 
 CXX_FILES := $(shell find kernels planner storage python_shim tests bench -name '*.h' -o -name '*.cpp')
 # torch's headers take a minute a file and are not ours.
-TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec grep -LE '^.include.*(<(torch|ATen|c10)/|torch_tensor|agreement\.h)' {} +)
+TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec grep -LE '^.include.*(<(torch|ATen|c10)/|torch_tensor|exchange\.h)' {} +)
 
 .PHONY: lint-python lint-cpp
 lint: lint-python lint-cpp ## check format, types and common mistakes
@@ -153,5 +153,5 @@ compare: build peers ## check that results equal those of transformers and nemo-
 
 clean: ## remove all that the other commands made here
 	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f python_shim/shardwright/_core*.so
+	rm -f python_shim/shardwright/_*.so
 	find python_shim tests bench examples -name __pycache__ -prune -exec rm -rf {} +

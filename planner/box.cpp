@@ -1,9 +1,10 @@
 #include "planner/box.h"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 #include <numeric>
-#include <optional>
-#include <utility>
+#include <queue>
 
 namespace shardwright {
 
@@ -139,19 +140,68 @@ namespace {
 using Overlap = std::optional<std::pair<Box, Box>>;
 using BoxIterator = std::vector<Box>::iterator;
 
-Overlap overlap_by_pairs(BoxIterator first, BoxIterator last) {
-  for (auto a = first; a != last; ++a) {
-    for (auto b = a + 1; b != last; ++b) {
-      if (!is_empty(intersection(*a, *b))) return std::pair{*a, *b};
+std::int64_t end_of(const Box& box, std::size_t d) { return box.offset[d] + box.size[d]; }
+
+/// Dimensions along which the boxes are not all alike.
+std::vector<std::size_t> cut_dimensions(BoxIterator first, BoxIterator last) {
+  std::vector<std::size_t> cut;
+  for (std::size_t d = 0; d < first->size.size(); ++d) {
+    if (std::any_of(first, last, [&](const Box& box) {
+          return box.offset[d] != first->offset[d] || box.size[d] != first->size[d];
+        })) {
+      cut.push_back(d);
     }
+  }
+  return cut;
+}
+
+/// Moves a line along dimension `along`. The boxes under it are apart along dimension `across`, as no other
+/// one cuts them, so that a new box can only overlap its neighbours there.
+Overlap overlap_by_sweep(BoxIterator first, BoxIterator last, std::size_t along, std::size_t across) {
+  std::sort(first, last, [&](const Box& a, const Box& b) { return a.offset[along] < b.offset[along]; });
+  std::map<std::int64_t, BoxIterator> under_the_line;  // by where they begin across
+  const auto ends_later = [&](BoxIterator a, BoxIterator b) { return end_of(*a, along) > end_of(*b, along); };
+  std::priority_queue<BoxIterator, std::vector<BoxIterator>, decltype(ends_later)> next_to_end(ends_later);
+  for (auto box = first; box != last; ++box) {
+    while (!next_to_end.empty() && end_of(*next_to_end.top(), along) <= box->offset[along]) {
+      under_the_line.erase(next_to_end.top()->offset[across]);
+      next_to_end.pop();
+    }
+    const auto after = under_the_line.lower_bound(box->offset[across]);
+    if (after != under_the_line.end() && after->first < end_of(*box, across))
+      return std::pair{*after->second, *box};
+    if (after != under_the_line.begin()) {
+      const BoxIterator before = std::prev(after)->second;
+      if (end_of(*before, across) > box->offset[across]) return std::pair{*before, *box};
+    }
+    under_the_line.emplace_hint(after, box->offset[across], box);
+    next_to_end.push(box);
   }
   return std::nullopt;
 }
 
-/// Sorts along each dimension in turn and recurses into the clusters that the dimension separates. Only what
-/// no dimension separates is compared pair by pair, which in a grid is nothing.
+/// Compares each box with those that reach it along dimension 0.
+Overlap overlap_by_pairs(BoxIterator first, BoxIterator last) {
+  std::sort(first, last, [](const Box& a, const Box& b) { return a.offset[0] < b.offset[0]; });
+  std::vector<BoxIterator> open;
+  for (auto box = first; box != last; ++box) {
+    std::erase_if(open, [&](BoxIterator other) { return end_of(*other, 0) <= box->offset[0]; });
+    for (const BoxIterator other : open) {
+      if (!is_empty(intersection(*box, *other))) return std::pair{*other, *box};
+    }
+    open.push_back(box);
+  }
+  return std::nullopt;
+}
+
+/// Sweeps where at most two dimensions are cut. Else sorts along each dimension in turn and recurses into the
+/// clusters that the dimension separates; only what no dimension separates is compared pair by pair, which in
+/// a grid is nothing.
 Overlap find_overlap(BoxIterator first, BoxIterator last) {
   if (last - first < 2) return std::nullopt;
+  const std::vector<std::size_t> cut = cut_dimensions(first, last);
+  if (cut.empty()) return std::pair{first[0], first[1]};
+  if (cut.size() <= 2) return overlap_by_sweep(first, last, cut.front(), cut.back());
   const std::size_t rank = first->size.size();
   for (std::size_t d = 0; d < rank; ++d) {
     std::sort(first, last, [d](const Box& a, const Box& b) { return a.offset[d] < b.offset[d]; });
@@ -173,11 +223,16 @@ Overlap find_overlap(BoxIterator first, BoxIterator last) {
 
 }  // namespace
 
+Overlap overlap(std::vector<Box> boxes) {
+  std::erase_if(boxes, [](const Box& box) { return is_empty(box); });
+  return find_overlap(boxes.begin(), boxes.end());
+}
+
 std::string tiling_fault(const Box& region, std::vector<Box> boxes) {
   std::erase_if(boxes, [](const Box& box) { return is_empty(box); });
   if (is_empty(region)) return boxes.empty() ? "" : "something is written to an empty region";
-  if (Overlap overlap = find_overlap(boxes.begin(), boxes.end())) {
-    return "elements " + to_string(intersection(overlap->first, overlap->second)) + " are written twice";
+  if (const Overlap twice = find_overlap(boxes.begin(), boxes.end())) {
+    return "elements " + to_string(intersection(twice->first, twice->second)) + " are written twice";
   }
   const std::int64_t covered =
       std::accumulate(boxes.begin(), boxes.end(), std::int64_t{0},

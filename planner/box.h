@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace shardwright {
@@ -43,8 +45,12 @@ Shape contiguous_strides(const Shape& shape);
 std::string to_string(const Shape& shape);
 std::string to_string(const Box& box);
 
+/// Two of these boxes, all of equal rank, that have elements in common; nothing if none have. Takes n log n
+/// time where at most two dimensions are cut and for the boxes of a grid; empty boxes overlap nothing.
+std::optional<std::pair<Box, Box>> overlap(std::vector<Box> boxes);
+
 /// How a set of boxes fails to tile a region exactly once, for messages; empty if it does tile it.
-/// All boxes must lie inside `region`. Takes n log n time for the boxes of a grid.
+/// All boxes must lie inside `region`. Takes the time of overlap().
 std::string tiling_fault(const Box& region, std::vector<Box> boxes);
 
 }  // namespace shardwright

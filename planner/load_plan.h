@@ -46,6 +46,8 @@ struct LoadPlan {
   std::vector<std::string> unknown;     ///< HF tensors that no rule knows (strict = false)
   std::vector<std::string> not_loaded;  ///< the trainer's tensors that the checkpoint lacks (allow_missing)
 
+  std::string unknown_fields;  ///< of a plan that a later release has encoded; kept when encoded again
+
   /// Equal in all but the time it took.
   bool operator==(const LoadPlan& other) const;
 };

@@ -16,6 +16,8 @@ struct Placement {
   int dimension = 0;  ///< tensor dimension that is split (shard, strided_shard)
   std::int64_t split_factor =
       1;  ///< strided_shard: into how many parts the dimension is cut before it is dealt out
+
+  bool operator==(const Placement&) const = default;
 };
 
 /// A part of a local tensor that is one rectangle of the global tensor.

@@ -1,9 +1,5 @@
 #include "planner/plan_wire.h"
 
-#include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
-#include <google/protobuf/stubs/logging.h>
-
 #include <algorithm>
 #include <map>
 #include <utility>
@@ -11,6 +7,7 @@
 #include "kernels/decode.h"
 #include "planner/plan.pb.h"
 #include "planner/problems.h"
+#include "planner/protobuf_message.h"
 
 namespace shardwright {
 namespace {
@@ -34,22 +31,6 @@ bool lies_inside(const Box& box, const Shape& shape) {
          std::all_of(box.offset.begin(), box.offset.end(), [](std::int64_t o) { return o >= 0; }) &&
          std::all_of(box.size.begin(), box.size.end(), [](std::int64_t s) { return s > 0; }) &&
          intersection(box, whole(shape)) == box;
-}
-
-wire::LoadPlan parse(std::string_view bytes) {
-  const google::protobuf::LogSilencer silence;  // what is wrong goes into the error, not to stderr
-  wire::LoadPlan message;
-  constexpr std::size_t most_bytes = std::size_t{1} << 31;  // protobuf's own limit
-  if (bytes.size() >= most_bytes || !message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    throw Error(ErrorKind::malformed, "this is not a load plan, or one that has been cut short: " +
-                                          std::to_string(bytes.size()) + " bytes that do not parse");
-  }
-  if (message.version() != plan_wire_version) {
-    throw Error(ErrorKind::malformed, "expected a load plan of version " + std::to_string(plan_wire_version) +
-                                          ", found version " + std::to_string(message.version()) +
-                                          "; plan again with this release");
-  }
-  return message;
 }
 
 /// Indices into Catalog::tensors of the plan's sources.
@@ -76,6 +57,20 @@ std::vector<std::uint32_t> find_sources(const wire::LoadPlan& message, const Cat
   return indices;
 }
 
+/// The parts of the whole tensor that the plan fills.
+std::vector<LocalBox> boxes_of(const wire::Destination& destination) {
+  std::vector<LocalBox> boxes;
+  auto offset = destination.local_offset().begin();
+  for (const wire::Box& box : destination.box()) {
+    LocalBox& to = boxes.emplace_back(LocalBox{box_from(box), {}});
+    const auto left = static_cast<std::size_t>(destination.local_offset().end() - offset);
+    const std::size_t rank = std::min(to.global.offset.size(), left);
+    to.local_offset.assign(offset, offset + static_cast<std::ptrdiff_t>(rank));
+    offset += static_cast<std::ptrdiff_t>(rank);
+  }
+  return boxes;
+}
+
 /// Indices into the specs of the plan's destinations.
 std::vector<std::uint32_t> find_destinations(const wire::LoadPlan& message,
                                              const std::vector<TensorSpec>& specs, Problems& problems) {
@@ -94,6 +89,13 @@ std::vector<std::uint32_t> find_destinations(const wire::LoadPlan& message,
                    (spec == nullptr ? "no such tensor of the trainer"
                                     : std::string(name_of(spec->dtype)) + " " + to_string(spec->local_shape) +
                                           " of " + to_string(spec->global_shape)));
+    } else if (const std::vector<LocalBox> boxes = boxes_of(destination); boxes != spec->boxes) {
+      const auto first = [](const std::vector<LocalBox>& of) {
+        return of.empty() ? std::string("nothing") : to_string(of.front().global);
+      };
+      problems.add(destination.fqn() + ": expected a rank that holds " + first(boxes) + " of " +
+                   to_string(spec->global_shape) + ", found one that holds " + first(spec->boxes) +
+                   "; a plan is for one rank");
     }
     indices.push_back(spec == nullptr ? 0 : found->second);
   }
@@ -185,6 +187,10 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
     destination->set_dtype(std::string(name_of(spec.dtype)));
     set(destination->mutable_global_shape(), spec.global_shape);
     set(destination->mutable_local_shape(), spec.local_shape);
+    for (const LocalBox& box : spec.boxes) {
+      set(destination->add_box(), box.global);
+      destination->mutable_local_offset()->Add(box.local_offset.begin(), box.local_offset.end());
+    }
   }
   for (const Transfer& transfer : plan.transfers) {
     wire::Transfer* to = message.add_transfers();
@@ -205,22 +211,18 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
   for (const std::string& name : plan.unused) message.add_unused(name);
   for (const std::string& name : plan.unknown) message.add_unknown(name);
   for (const std::string& name : plan.not_loaded) message.add_not_loaded(name);
-  std::string bytes;
-  google::protobuf::io::StringOutputStream stream(&bytes);
-  google::protobuf::io::CodedOutputStream coded(&stream);
-  coded.SetSerializationDeterministic(true);
-  message.SerializeToCodedStream(&coded);
-  coded.Trim();
-  return bytes;
+  restore_unknown_fields(message, plan.unknown_fields);
+  return bytes_of_message(message);
 }
 
 LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::vector<TensorSpec>& specs) {
-  const wire::LoadPlan message = parse(bytes);
+  const auto message = parse_message<wire::LoadPlan>(bytes, plan_wire_version, "a load plan");
   Problems problems;
   const std::vector<std::uint32_t> sources = find_sources(message, catalog, problems);
   const std::vector<std::uint32_t> destinations = find_destinations(message, specs, problems);
   problems.throw_if_any(ErrorKind::mismatch, "this load plan was made for other tensors:");
   LoadPlan plan;
+  plan.unknown_fields = unknown_fields_of(message);
   plan.unused.assign(message.unused().begin(), message.unused().end());
   plan.unknown.assign(message.unknown().begin(), message.unknown().end());
   plan.not_loaded.assign(message.not_loaded().begin(), message.not_loaded().end());
@@ -245,7 +247,7 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
 }
 
 std::vector<Transfer> decode_transfers(std::string_view bytes, const Catalog& catalog) {
-  const wire::LoadPlan message = parse(bytes);
+  const auto message = parse_message<wire::LoadPlan>(bytes, plan_wire_version, "a load plan");
   Problems problems;
   const std::vector<std::uint32_t> sources = find_sources(message, catalog, problems);
   problems.throw_if_any(ErrorKind::mismatch, "this load plan was made for another checkpoint:");

@@ -49,7 +49,8 @@ void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_
   const auto raise = [&](PyObject* type) { PyErr_SetObject(type, message.ptr()); };
   const auto raise_system_error = [&](PyObject* type, int number) {
     const py::object exception = py::reinterpret_borrow<py::object>(type)(number, message);
-    PyErr_SetObject(type, exception.ptr());
+    PyErr_SetObject(py::type::handle_of(exception).ptr(),
+                    exception.ptr());  // which errno may make a subclass
   };
   switch (error.kind) {
     case ErrorKind::not_found:
@@ -385,6 +386,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_load(m);
   shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
+  shardwright::bind_save_plans(m);
   shardwright::bind_generate(m);
   shardwright::bind_simulate(m);
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),

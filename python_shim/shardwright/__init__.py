@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shardwright.loading import load
     from shardwright.native import empty_state_dict
     from shardwright.report import LoadReport
+    from shardwright.save_planning import SavePlanner
     from shardwright.storage_reader import HuggingFaceStorageReader
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LoadPlanner",
     "LoadReport",
     "PlanError",
+    "SavePlanner",
     "empty_state_dict",
     "generate",
     "load",
@@ -43,6 +45,7 @@ _MODULE_OF = {
     "HuggingFaceStorageReader": "storage_reader",
     "LoadPlanner": "load_planner",
     "LoadReport": "report",
+    "SavePlanner": "save_planning",
     "empty_state_dict": "native",
     "generate": "catalog",
     "load": "loading",

@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument(
         "--compare", metavar="FILE", help="fail if the plan is not the one kept in this file"
     )
+    planning.add_argument(
+        "--explain",
+        metavar="TENSOR",
+        help="say what becomes of one tensor, by its native name or the checkpoint's",
+    )
     _add_map_options(planning)
     planning.set_defaults(command=_plan)
 
@@ -104,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     loading.add_argument("--huge-pages", action="store_true", help="for staging")
     loading.add_argument(
         "--trace", metavar="FILE", help="write what each thread did when, for chrome://tracing or Perfetto"
+    )
+    loading.add_argument(
+        "--plan", metavar="FILE", help="replay a plan that was kept; for several ranks, FILE holds {rank}"
     )
     _add_map_options(loading)
     loading.set_defaults(command=_load)
@@ -258,6 +266,9 @@ def _plan(options: argparse.Namespace) -> None:
         Path(options.save).write_bytes(encoded)
     tensors = catalog.tensors
     transfers = plan.transfers
+    if options.explain:
+        _explain(options.explain, plan, catalog, specs)
+        return
     reading = _core.reading_figures(plan, catalog)
     mesh_text = " x ".join(f"{dimension.name} {dimension.size}" for dimension in mesh) or "one rank"
     if options.json:
@@ -290,6 +301,53 @@ def _plan(options: argparse.Namespace) -> None:
             ("boxes read in pieces", f"{reading.boxes_in_pieces:,}"),
         ]
     )
+
+
+def _explain(name: str, plan: Any, catalog: Any, specs: list[Any]) -> None:
+    """What a rank reads of a tensor, from where, and where it goes."""
+    tensors = catalog.tensors
+    sources = {tensor.name for tensor in tensors}
+    spec = next((spec for spec in specs if spec.fqn == name), None)
+    if spec is None and name not in sources:
+        raise ValueError(
+            f"--explain {name}: expected a tensor of the trainer or of the checkpoint, found neither"
+        )
+    if spec is not None:
+        print(f"{name}: {spec.dtype} {spec.local_shape} of {spec.global_shape}")
+        for box in spec.boxes:
+            print(f"  this rank holds {_box(box.offset, box.size)}, at {box.local_offset} of its own")
+    elif name in plan.unused or name in plan.unknown:
+        print(
+            f"{name}: not loaded; " + ("no rule knows it" if name in plan.unknown else "the trainer lacks it")
+        )
+    concerned = [
+        transfer
+        for transfer in plan.transfers
+        if name in (specs[transfer.destination].fqn, tensors[transfer.source].name)
+        or (transfer.scales >= 0 and name == tensors[transfer.scales].name)
+    ]
+    for transfer in concerned:
+        source = tensors[transfer.source]
+        size = [1] * len(transfer.destination_offset)
+        for axis, length in zip(transfer.axes, transfer.source_size, strict=True):
+            size[axis] = length
+        turned = "" if transfer.axes == sorted(transfer.axes) else ", transposed"
+        print(
+            f"{source.dtype} {source.name} {_box(transfer.source_offset, transfer.source_size)} "
+            f"in {catalog.files[source.file].name}"
+        )
+        if transfer.scales >= 0:
+            print(
+                f"  scaled by {tensors[transfer.scales].name} {_box(transfer.scale_offset, transfer.scale_size)}"
+            )
+        print(f"  to {specs[transfer.destination].fqn} {_box(transfer.destination_offset, size)}{turned}")
+    if not concerned:
+        print("this rank reads nothing of it")
+
+
+def _box(offset: list[int], size: list[int]) -> str:
+    bounds = (f"{begin}:{begin + length}" for begin, length in zip(offset, size, strict=True))
+    return f"[{', '.join(bounds)}]"
 
 
 def _transfer_facts(transfer: Any, tensors: list[Any], files: list[Any], specs: list[Any]) -> dict[str, Any]:
@@ -342,6 +400,10 @@ def _simulate(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace) -> None:
     if options.ranks < 1:
         raise ValueError(f"--ranks is {options.ranks}; expected 1 or more")
+    if options.plan and options.ranks > 1 and "{rank}" not in options.plan:
+        raise ValueError(
+            f"--plan {options.plan}: a plan is for one rank; expected {{rank}} in the name of the file"
+        )
     read_catalog(
         options.path
     )  # so that a bad checkpoint is refused before torch is imported and ranks are started

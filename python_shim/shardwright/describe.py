@@ -88,7 +88,7 @@ def _specs_of(fqn: str, value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
     if isinstance(value, DTensor) and not hasattr(value._local_tensor, "__create_chunk_list__"):
         with torch.no_grad():
             local = value.to_local()
-        yield spec_of_part(fqn, local, value.shape, _boxes_of_dtensor(value)), local
+        yield spec_of_part(fqn, local, value.shape, boxes_of_dtensor(value)), local
     elif isinstance(value, ShardedTensor):
         for shard in value.local_shards():
             offset, size = shard.metadata.shard_offsets, shard.metadata.shard_sizes
@@ -132,7 +132,8 @@ def spec_of_part(fqn: str, local: torch.Tensor, global_shape: Sequence[int], box
     )
 
 
-def _boxes_of_dtensor(tensor: DTensor) -> list[Any]:
+def boxes_of_dtensor(tensor: DTensor) -> list[Any]:
+    """The parts of the global tensor that this rank holds."""
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
     placements = [core_placement(placement) for placement in tensor.placements]

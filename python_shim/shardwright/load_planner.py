@@ -33,6 +33,8 @@ class LoadPlanner(DefaultLoadPlanner):
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
         flatten_sharded_tensors: whether a ShardedTensor inside of another becomes one, as DCP does.
         allow_partial_load: whether tensors that the checkpoint lacks altogether are left as they are.
+        plan: a plan of this rank that was kept (``shardwright plan --save``), to be replayed instead of planning anew.
+            It is checked against tensors and checkpoint, and has to fill every tensor once.
 
     Raises:
         PlanError: lists everything that does not fit, before anything is written.
@@ -47,11 +49,13 @@ class LoadPlanner(DefaultLoadPlanner):
         flatten_state_dict: bool = True,
         flatten_sharded_tensors: bool = True,
         allow_partial_load: bool = False,
+        plan: bytes | None = None,
     ) -> None:
         super().__init__(flatten_state_dict, flatten_sharded_tensors, allow_partial_load)
         self.model = model
         self.layout = layout
         self.strict = strict
+        self.plan = plan
         self.plan_seconds = 0.0
         self.catalog: Any = None
         self.core_plan: Any = None  #: the rank's transfers, once planned
@@ -84,15 +88,21 @@ class LoadPlanner(DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         start = time.perf_counter()
         self.description = describe(self.state_dict)
-        weight_map = _core.weight_map(self.catalog, self.model, self.layout)
-        self.core_plan = _core.plan_load(
-            self.description.specs,
-            self.catalog,
-            weight_map,
-            self.strict,
-            self.allow_partial_load,
-            self._problems(),
-        )
+        problems = self._problems()
+        if self.plan is None:
+            weight_map = _core.weight_map(self.catalog, self.model, self.layout)
+            self.core_plan = _core.plan_load(
+                self.description.specs,
+                self.catalog,
+                weight_map,
+                self.strict,
+                self.allow_partial_load,
+                problems,
+            )
+        elif problems:
+            raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
+        else:
+            self.core_plan = _core.decode_plan(self.plan, self.catalog, self.description.specs)
         items = self._read_items() if self.by_items else []
         self.plan_seconds = time.perf_counter() - start
         return LoadPlan(items)

@@ -31,6 +31,7 @@ def load(
     huge_pages: bool = False,
     trace: str | os.PathLike[str] | None = None,
     cooperative: bool | dist.ProcessGroup = False,
+    plan: bytes | None = None,
 ) -> LoadReport:
     """Loads a Hugging Face checkpoint into the tensors of a native state dict, in place.
 
@@ -40,7 +41,7 @@ def load(
     Args:
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory; nested dicts are flattened.
         path: the checkpoint directory.
-        model, layout, strict, allow_partial_load: see :class:`LoadPlanner`.
+        model, layout, strict, allow_partial_load, plan: see :class:`LoadPlanner`.
         threads, staging_bytes, progress, reads, direct_io, huge_pages, trace, cooperative: see
             :class:`HuggingFaceStorageReader`.
 
@@ -62,7 +63,7 @@ def load(
         huge_pages=huge_pages,
         trace=trace,
     )
-    planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load)
+    planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load, plan=plan)
     states = {
         key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()
     }

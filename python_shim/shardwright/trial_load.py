@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from pathlib import Path
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -44,7 +45,8 @@ def _load_and_report(rank: int, options: argparse.Namespace) -> None:
         huge_pages=options.huge_pages,
         trace=options.trace,
     )
-    planner = LoadPlanner(options.model, options.layout, not options.not_strict)
+    plan = Path(options.plan.replace("{rank}", str(rank))).read_bytes() if options.plan else None
+    planner = LoadPlanner(options.model, options.layout, not options.not_strict, plan=plan)
     with measure_peak_memory() as peak, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that a load without a process group is one
         dcp.load(state_dict, storage_reader=reader, planner=planner, no_dist=alone)

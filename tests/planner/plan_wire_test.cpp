@@ -63,9 +63,9 @@ TEST(plan_wire, another_version_is_refused) {
   Random random(5);
   const Job job(random);
   std::string bytes = job.bytes();
-  ASSERT_EQ(bytes.substr(0, 2), "\x08\x01");  // field 1, the version
-  bytes[1] = 2;
-  expect_refusal(ErrorKind::malformed, "version 2", bytes, job);
+  ASSERT_EQ(bytes.substr(0, 2), "\x08\x02");  // field 1, the version
+  bytes[1] = 3;
+  expect_refusal(ErrorKind::malformed, "version 3", bytes, job);
 }
 
 TEST(plan_wire, a_plan_cut_short_anywhere_is_refused) {
@@ -104,6 +104,28 @@ TEST(plan_wire, a_plan_for_another_checkpoint_names_the_tensors) {
   const std::string name = job.catalog.tensors.at(plan.transfers.front().source).name;
   std::erase_if(job.catalog.tensors, [&](const SourceTensor& tensor) { return tensor.name == name; });
   expect_refusal(ErrorKind::mismatch, name, bytes, job);
+}
+
+TEST(plan_wire, a_plan_for_another_rank_with_tensors_of_the_same_shapes_is_refused) {
+  Random random(10);
+  for (int round = 0; round < 100; ++round) {
+    Job other(random);
+    for (TensorSpec& spec : other.specs) {
+      if (spec.boxes.empty() || spec.boxes[0].global.size.empty()) continue;
+      const std::string bytes = other.bytes();
+      std::int64_t& offset = spec.boxes[0].global.offset[0];
+      offset += offset > 0 ? -1 : 1;
+      expect_refusal(ErrorKind::mismatch, spec.fqn + ": expected a rank that holds", bytes, other);
+      break;
+    }
+  }
+}
+
+TEST(plan_wire, fields_of_a_later_release_survive) {
+  Random random(12);
+  const Job job(random);
+  const std::string later = job.bytes() + "\x82\xfa\x01\x03xyz";  // field 4000, three bytes
+  EXPECT_EQ(encode_plan(decode_plan(later, job.catalog, job.specs), job.catalog, job.specs), later);
 }
 
 TEST(plan_wire, a_plan_for_another_trainer_names_the_tensors) {

@@ -159,3 +159,29 @@ def test_a_kept_plan_is_the_same_again_and_not_that_of_another_rank(tiny: Path, 
     assert_fails(*arguments, "0", "--compare", kept, words=[str(kept)])
     kept.write_bytes(kept.read_bytes()[:-3])
     assert_fails(*arguments, "1", "--compare", kept, words=["cut short"])
+
+
+def test_a_kept_plan_is_replayed_by_its_own_rank_only(tiny: Path, tmp_path: Path):
+    for rank in ("0", "1"):
+        output_of("plan", tiny, "--mesh", "shard=2", "--rank", rank, "--save", tmp_path / rank)
+    output_of("load", tiny, "--ranks", "2", "--plan", tmp_path / "{rank}")
+    assert_fails("load", tiny, "--ranks", "2", "--plan", tmp_path / "0", words=["{rank}"])
+    (tmp_path / "0").write_bytes((tmp_path / "1").read_bytes())
+    words = ["lm_head.weight", "[64:128, 0:64]", "[0:64, 0:64]", "a plan is for one rank"]
+    assert_fails("load", tiny, "--ranks", "2", "--plan", tmp_path / "{rank}", words=words)
+    (tmp_path / "0").write_bytes((tmp_path / "1").read_bytes()[:-3])
+    assert_fails("load", tiny, "--ranks", "2", "--plan", tmp_path / "{rank}", words=["cut short"])
+
+
+def test_a_plan_explains_a_tensor_by_either_of_its_names(tiny: Path):
+    mesh = ["--mesh", "ep=2,ep_shard=2", "--rank", "3"]
+    native = output_of("plan", tiny, *mesh, "--explain", "model.layers.1.mlp.experts.down_projs")
+    assert "BF16 [2, 16, 64] of [4, 32, 64]" in native and "holds [2:4, 16:32, 0:64]" in native
+    expert = "language_model.model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    stored = f"F8_E4M3 {expert} [0:64, 16:32] in model-00001-of-00004.safetensors"
+    assert stored in native and f"scaled by {expert}_scale_inv [0:64, 0:1]" in native
+    by_weight = output_of("plan", tiny, *mesh, "--explain", expert)
+    assert stored in by_weight and "down_projs [1:2, 0:16, 0:64], transposed" in by_weight
+    assert by_weight == output_of("plan", tiny, *mesh, "--explain", expert + "_scale_inv")
+    assert "nothing" in output_of("plan", tiny, "--mesh", "ep=4", "--explain", expert)
+    assert_fails("plan", tiny, "--explain", "no.such", words=["no.such", "neither"])

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+#include <vector>
+
+namespace shardwright {
+
+/// The ranks of a job, and what they reach each other by: any c10d store that they share (TCPStore,
+/// FileStore, HashStore), and a process group that moves CPU tensors, if there is one.
+struct Peers {
+  int rank = 0;
+  int ranks = 1;
+  c10::intrusive_ptr<c10d::Store> store;  ///< over which ranks meet, and bytes go where there is no group
+  c10::intrusive_ptr<c10d::ProcessGroup> group;  ///< over which bytes go; may be null
+  std::string name;  ///< of what is exchanged: the same on all ranks, and new each time over the same store
+  std::chrono::milliseconds timeout = std::chrono::minutes(5);
+};
+
+/// The peers of a process group, which must have a store and a backend for CPU tensors (Gloo).
+Peers peers_of(const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::string name,
+               std::chrono::milliseconds timeout = std::chrono::minutes(5));
+
+/// Every rank gives bytes; rank 0 turns those of all ranks, in their order, into an answer for each; every
+/// rank gets its own. `mine` and `answers` may throw: then all ranks throw the same Error, which names the
+/// ranks concerned and what each has said. If ranks have not come within the timeout, those that have throw
+/// Error(io) that names the missing ones; ranks that wait for a rank 0 that is gone throw it after twice the
+/// timeout. Nothing hangs.
+std::string exchange(const Peers& peers, const std::function<std::string()>& mine,
+                     const std::function<std::vector<std::string>(std::vector<std::string>)>& answers);
+
+/// Lets the ranks of a job tell each other whether they can go on, before any of them writes: every rank
+/// calls this with what is wrong on it (empty: nothing). Returns on all ranks if nothing is wrong on any;
+/// otherwise throws the same Error(mismatch) on all of them, which names each rank concerned with its
+/// problem. Errors of the exchange as above.
+///
+/// Needs no process group. `name` must be the same on all ranks and new for each agreement made over that
+/// store, which the caller keeps alive.
+void agree(c10d::Store& store, int rank, int ranks, const std::string& name, const std::string& problem,
+           std::chrono::milliseconds timeout = std::chrono::minutes(5));
+
+}  // namespace shardwright

@@ -1,0 +1,187 @@
+"""Describes what a rank has to save, as bytes for the planner.
+
+DTensors are described once for all ranks of their mesh: shape, mesh and placements say what each of them holds. What
+cannot be derived (plain tensors, ShardedTensors, other objects) is enumerated, box by box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import _create_write_items
+from torch.distributed.tensor import DTensor
+
+from shardwright import _core
+from shardwright.describe import core_placement
+
+KINDS = [WriteItemType.SHARD, WriteItemType.TENSOR, WriteItemType.BYTE_IO]
+_MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last, torch.preserve_format]
+
+#: Where a value stood in a nested state dict: (key, whether it is a number), …
+Path = Sequence[Any]
+
+
+def properties_from(dtype: str, layout: str, flags: int) -> TensorProperties:
+    return TensorProperties(
+        dtype=getattr(torch, dtype),
+        layout=getattr(torch, layout),
+        requires_grad=bool(flags & 1),
+        memory_format=_MEMORY_FORMATS[flags >> 2],
+        pin_memory=bool(flags & 2),
+    )
+
+
+def _facts(
+    fqn: str,
+    kind: WriteItemType,
+    properties: TensorProperties | None,
+    shape: Sequence[int],
+    placements: list[Any],
+    path: Path | None,
+) -> tuple[Any, ...]:
+    """A value as the planner takes it."""
+    keys = [] if path is None or tuple(path) == (fqn,) else [(str(key), type(key) is int) for key in path]
+    if properties is None:
+        return fqn, KINDS.index(kind), "", "", 0, 0, [], placements, keys
+    flags = (
+        int(properties.requires_grad)
+        | int(properties.pin_memory) << 1
+        | _MEMORY_FORMATS.index(properties.memory_format) << 2
+    )
+    dtype = str(properties.dtype).removeprefix("torch.")
+    layout = str(properties.layout).removeprefix("torch.")
+    element_bytes = properties.dtype.itemsize
+    return fqn, KINDS.index(kind), dtype, layout, element_bytes, flags, list(shape), placements, keys
+
+
+@dataclass
+class Part:
+    """Values with one description."""
+
+    values: bytes  #: the description
+    boxes: list[Any] | None  #: (index of the value, offset, size); None: the mesh says it
+    brings: bool  #: whether this rank sends the description along; else the first rank of the mesh does
+
+
+@dataclass
+class SaveDescription:
+    """What one rank has to save."""
+
+    rank: int
+    parts: list[Part] = field(default_factory=list)
+
+    def encode(self, whole: bool = False) -> bytes:
+        """``whole``: with all descriptions, whoever sends them."""
+        parts = [(part.values, part.boxes) for part in self.parts]
+        encoded: bytes = _core.encode_state(self.rank, parts, [whole or part.brings for part in self.parts])
+        return encoded
+
+    def items(self) -> list[list[WriteItem]]:
+        """Everything that this rank holds, for each part."""
+        items = []
+        for part, boxes in zip(self.parts, _core.boxes_of_state(self.encode(whole=True)), strict=True):
+            facts = _core.decode_values(part.values)
+            items.append([write_item(facts[index], offset, size) for index, offset, size in boxes])
+        return items
+
+
+def write_item(facts: tuple[Any, ...], offset: tuple[int, ...], size: tuple[int, ...]) -> WriteItem:
+    """From the facts of a value as ``_core.decode_values`` gives them."""
+    fqn, kind, dtype, layout, flags, shape = facts[:6]
+    if KINDS[kind] == WriteItemType.BYTE_IO:
+        return WriteItem(MetadataIndex(fqn), WriteItemType.BYTE_IO)
+    chunk = ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
+    data = TensorWriteData(chunk, properties_from(dtype, layout, flags), torch.Size(shape))
+    return WriteItem(MetadataIndex(fqn, offset), KINDS[kind], tensor_data=data)
+
+
+def global_rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_derived(value: Any) -> bool:
+    """Whether mesh and placements say what each rank holds of a value, which must be something."""
+    return (
+        isinstance(value, DTensor)
+        and not hasattr(value._local_tensor, "__create_write_items__")
+        and value.numel() > 0
+    )
+
+
+def describe_save(state_dict: Mapping[str, Any], paths: Mapping[str, Path]) -> SaveDescription:
+    """What this rank has to save of a flat state dict. ``paths``: of the names that nested keys make up.
+
+    Raises:
+        PlanError: lists the DTensors that cannot be saved as they are (partial sums).
+    """
+    description = SaveDescription(global_rank())
+    by_mesh: dict[Any, tuple[Any, list[tuple[Any, ...]]]] = {}
+    enumerated: list[WriteItem] = []
+    problems = []
+    for fqn, value in state_dict.items():
+        if not is_derived(value):
+            enumerated += _create_write_items(fqn, value)
+        elif value.device_mesh.get_coordinate() is not None:
+            mesh = value.device_mesh
+            try:
+                facts = _facts_of_dtensor(fqn, value, paths.get(fqn))
+            except ValueError as problem:
+                problems.append(f"{fqn}: {problem}")
+            else:
+                by_mesh.setdefault(mesh, (mesh, []))[1].append(facts)
+    if problems:
+        raise _core.PlanError("\n  ".join(["this state cannot be saved:", *problems]))
+    for mesh, values in by_mesh.values():
+        ranks = mesh.mesh.flatten().tolist()
+        encoded = _core.encode_values(values, list(mesh.shape), ranks)
+        description.parts.append(Part(encoded, None, description.rank == ranks[0]))
+    if enumerated:
+        description.parts.append(part_of_items(enumerated, paths))
+    return description
+
+
+def _facts_of_dtensor(fqn: str, tensor: DTensor, path: Path | None) -> tuple[Any, ...]:
+    local = tensor._local_tensor
+    mesh = tensor.device_mesh
+    for placement in tensor.placements:
+        if placement.is_partial():
+            raise ValueError(
+                f"placement {placement} is that of a sum still to be made; expected Shard or Replicate"
+            )
+    placements = [core_placement(placement) for placement in tensor.placements]
+    expected = _core.local_shape(list(tensor.shape), list(mesh.shape), mesh.get_coordinate(), placements)
+    if list(local.shape) != expected:
+        raise ValueError(
+            f"expected a local tensor of shape {expected}, as {tensor.placements} of {list(tensor.shape)} on a mesh of "
+            f"{list(mesh.shape)} has it, found {list(local.shape)}"
+        )
+    properties = TensorProperties(
+        local.dtype, local.layout, tensor.requires_grad, torch.contiguous_format, local.is_pinned()
+    )
+    return _facts(fqn, WriteItemType.SHARD, properties, tensor.shape, placements, path)
+
+
+def part_of_items(items: Iterable[WriteItem], paths: Mapping[str, Path]) -> Part:
+    """Values of which each box is named. Empty shards are left out, unless the tensor is empty."""
+    number: dict[str, int] = {}
+    facts: list[tuple[Any, ...]] = []
+    boxes: list[tuple[int, list[int], list[int]]] = []
+    for item in items:
+        fqn, data = item.index.fqn, item.tensor_data
+        if fqn not in number:
+            number[fqn] = len(facts)
+            shape = data.size if data else ()
+            properties = data.properties if data else None
+            facts.append(_facts(fqn, item.type, properties, shape, [], paths.get(fqn)))
+        if data is None:
+            boxes.append((number[fqn], [], []))
+        elif 0 not in data.chunk.sizes or 0 in data.size:
+            boxes.append((number[fqn], list(data.chunk.offsets), list(data.chunk.sizes)))
+    boxes.sort(key=lambda box: box[0])
+    return Part(_core.encode_values(facts), boxes, True)

@@ -1,0 +1,273 @@
+"""The planner half of a save: DefaultSavePlanner in behaviour, planned in C++ over bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.tensor import DTensor
+
+from shardwright import _core
+from shardwright.describe import boxes_of_dtensor
+from shardwright.save_description import (
+    KINDS,
+    SaveDescription,
+    describe_save,
+    is_derived,
+    part_of_items,
+    properties_from,
+    write_item,
+)
+
+STATE, AS_BEFORE, WRITES, LOST = range(4)
+
+
+class PackedItems(Sequence[WriteItem]):
+    """The items of a plan. Travels as a few bytes, and becomes WriteItems only where someone looks at them.
+
+    What travels is one of: STATE, a rank's state; AS_BEFORE, the hashes of a state sent before and of the job whose
+    plan the rank has; WRITES, the hash of the job and the items that a rank leaves to others; LOST, why no rank goes
+    on, and descriptions to compare one's own with.
+    """
+
+    def __init__(self, what: int, data: Any, unpack: Callable[[], list[WriteItem]] | None = None) -> None:
+        self.what = what
+        self.data = data
+        self.unpack = unpack  #: makes the items; where it is None they are not known
+        self._items: list[WriteItem] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedItems, (self.what, self.data)
+
+    @property
+    def items(self) -> list[WriteItem]:
+        if self._items is None:
+            if self.unpack is None:
+                raise RuntimeError("these items are those of another rank; only the planner knows them")
+            self._items = self.unpack()
+        return self._items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[WriteItem]:
+        return iter(self.items)
+
+
+class SavePlanner(DefaultSavePlanner):
+    """Plans a save over all ranks: for any storage writer, in place of torch's DefaultSavePlanner.
+
+    What ``dcp.save`` gathers and scatters are a few bytes: DTensors are described once, by the first rank of their
+    mesh; a planner that is used again sends one hash as long as the state is the same. Replicas are written by the rank
+    that has least to write, counted in bytes. A strided shard with gaps is saved as the boxes that it consists of.
+
+    Keep one planner for each process group that saves.
+
+    Args:
+        flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
+        flatten_sharded_tensors: as DefaultSavePlanner has it.
+
+    Raises:
+        PlanError: ranks that do not hold one state between them; names tensors and ranks. Nothing has been written.
+    """
+
+    def __init__(self, flatten_state_dict: bool = True, flatten_sharded_tensors: bool = True) -> None:
+        super().__init__(flatten_state_dict, flatten_sharded_tensors)
+        self.description = SaveDescription(0)
+        self._state = b""  #: this rank's state, encoded
+        self._signature: Any = None
+        self._state_hash = b""
+        #: Of the last plan: the hash of this rank's state, of all ranks' states, and what it leaves to others.
+        self._last: tuple[bytes, bytes, bytes] | None = None
+        self._items_to_write: list[WriteItem] = []
+        # On the coordinator, of the last plan: the states by their hashes, which they were, and what came of them.
+        self._states: dict[bytes, bytes] = {}
+        self._job: list[bytes] = []
+        self._global: tuple[Any, Metadata] | None = None
+
+    # --- each rank ------------------------------------------------------------------------------------------------
+
+    def create_local_plan(self) -> SavePlan:
+        self._describe()
+        self._state_hash = _core.hash_of(self._state)
+        what, data = STATE, cast(Any, self._state)
+        if self._last is not None and self._last[0] == self._state_hash:
+            what, data = AS_BEFORE, self._last[:2]
+        self.plan = SavePlan(PackedItems(what, data, self._held_items))
+        return self.plan
+
+    def _describe(self) -> None:
+        """Describes the state, unless every value is described as it was before."""
+        signature = [_signature_of(fqn, value) for fqn, value in self.state_dict.items()], self.mappings
+        if self._state and None not in signature[0] and signature == self._signature:
+            return
+        self._signature = signature
+        self.description = describe_save(self.state_dict, self.mappings)
+        self._state = self.description.encode()
+
+    def _held_items(self) -> list[WriteItem]:
+        return [item for part in self.description.items() for item in part]
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        packed = new_plan.items
+        if isinstance(packed, PackedItems):
+            if packed.what == LOST:
+                self._last = None
+                self._refuse(*packed.data)
+            if packed.what == WRITES:
+                self._last = (self._state_hash, *packed.data)
+                left = _core.read_writes(self._last[2], self.description.encode(whole=True))
+                self._items_to_write = items_to_write(self.description, left)
+            new_plan = dataclasses.replace(new_plan, items=list(self._items_to_write))
+        self.plan = new_plan
+        return self.plan
+
+    def _refuse(self, notice: str, expected: list[bytes]) -> None:
+        lines = [
+            line
+            for values in expected
+            for part in self.description.parts
+            for line in _core.description_differences(values, part.values, self.description.rank)
+        ]
+        raise _core.PlanError("\n  ".join([notice, *lines]))
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        value = self.state_dict[index.fqn]
+        if not is_derived(value):
+            return super().lookup_object(index)
+        return part_of_dtensor(value, tuple(index.offset or ()))
+
+    # --- the coordinator ------------------------------------------------------------------------------------------
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        states, lost = self._states_of(all_plans)
+        if lost:
+            notice = (
+                f"the coordinator of this save has made no plan with ranks {lost} yet, which have sent the hash of an "
+                "earlier one; keep a SavePlanner for each process group, and save again"
+            )
+            return self._give_up(all_plans, {}, notice)
+        job = [_core.hash_of(state) for state in states]
+        if self._global is None or job != self._job:
+            self._global = None
+            differing = _core.lost_descriptions(states)
+            if differing:
+                ranks = ", ".join(str(rank) for _, rank, _ in differing)
+                notice = (
+                    f"the ranks do not hold one state: ranks {ranks} differ from the first of their mesh:"
+                )
+                self._states = {}
+                return self._give_up(all_plans, {at: expected for at, _, expected in differing}, notice)
+            core_plan = _core.plan_save(states)
+            self._states = dict(zip(job, states, strict=True))
+            self._job = job
+            self._global = core_plan, torch_metadata(core_plan.metadata, self.flatten_state_dict)
+        assert self._global is not None
+        core_plan, metadata = self._global
+        self.metadata = dataclasses.replace(metadata, state_dict_metadata=dict(metadata.state_dict_metadata))
+        token = _core.hash_of(b"".join(job))
+        self.global_plan = []
+        for at, plan in enumerate(all_plans):
+            packed = PackedItems(WRITES, (token, core_plan.writes(at)))
+            if isinstance(plan.items, PackedItems) and plan.items.data == (job[at], token):
+                packed = PackedItems(AS_BEFORE, None)
+            packed.unpack = partial(self._items_of, at)
+            self.global_plan.append(dataclasses.replace(plan, items=packed, planner_data=None))
+        return self.global_plan, self.metadata
+
+    def _states_of(self, all_plans: list[SavePlan]) -> tuple[list[bytes], list[int]]:
+        """The states of all ranks, and the positions of those that are not known."""
+        states, lost = [], []
+        for at, plan in enumerate(all_plans):
+            items = plan.items
+            if not isinstance(items, PackedItems):  # a storage writer has made the plan anew
+                part = part_of_items(items, self.mappings)
+                states.append(SaveDescription(at, [part]).encode())
+            elif items.what == STATE:
+                states.append(items.data)
+            elif items.data[0] in self._states:
+                states.append(self._states[items.data[0]])
+            else:
+                lost.append(at)
+        return states, lost
+
+    def _give_up(
+        self, all_plans: list[SavePlan], expected: dict[int, list[bytes]], notice: str
+    ) -> tuple[list[SavePlan], Metadata]:
+        """Plans that every rank refuses to finish, so that each can say what it knows."""
+        plans = [
+            dataclasses.replace(plan, items=PackedItems(LOST, (notice, expected.get(at, [])), list))
+            for at, plan in enumerate(all_plans)
+        ]
+        return plans, Metadata({})
+
+    def _items_of(self, position: int) -> list[WriteItem]:
+        """What a rank writes, for a storage writer that looks at it on the coordinator."""
+        assert self._global is not None
+        core_plan, _ = self._global
+        state = self._states[self._job[position]]
+        return [write_item(facts, offset, size) for facts, offset, size in core_plan.items(position, state)]
+
+
+def _signature_of(fqn: str, value: Any) -> Any:
+    """Equal for values that are described alike; None where only describing can tell."""
+    if isinstance(value, DTensor):
+        return fqn, value._spec, value.dtype, value.requires_grad
+    if type(value) in (torch.Tensor, torch.nn.Parameter):
+        return fqn, value.shape, value.dtype, value.requires_grad, value.layout, value.is_pinned()
+    return None if isinstance(value, torch.Tensor) or hasattr(value, "local_shards") else (fqn,)
+
+
+def items_to_write(description: SaveDescription, left_to_others: Sequence[Sequence[int]]) -> list[WriteItem]:
+    """What is left of a rank's items, part by part, if others write some."""
+    kept: list[WriteItem] = []
+    for part, left in zip(description.items(), left_to_others, strict=True):
+        others = set(left)
+        kept += [item for number, item in enumerate(part) if number not in others]
+    return kept
+
+
+def part_of_dtensor(tensor: DTensor, offset: Sequence[int]) -> torch.Tensor:
+    """The box of this rank's part that begins at ``offset`` of the whole tensor."""
+    with torch.no_grad():
+        local = tensor.to_local()
+    boxes = boxes_of_dtensor(tensor)
+    if len(boxes) == 1:
+        return local
+    box = next(box for box in boxes if box.offset == list(offset))
+    for dimension, (begin, length) in enumerate(zip(box.local_offset, box.size, strict=True)):
+        local = local.narrow(dimension, begin, length)
+    return local
+
+
+def torch_metadata(metadata: Any, flattened: bool) -> Metadata:
+    """What DCP writes beside the data. Tensors that are cut alike share their chunks' descriptions."""
+    layouts = [
+        [ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size in chunks]
+        for chunks in metadata.layouts
+    ]
+    stored: dict[str, Any] = {}
+    paths = {}
+    for (fqn, kind, dtype, layout, flags, shape, path), number in metadata.values:
+        paths[fqn] = path
+        if KINDS[kind] == WriteItemType.BYTE_IO:
+            stored[fqn] = BytesStorageMetadata()
+        else:
+            properties = properties_from(dtype, layout, flags)
+            stored[fqn] = TensorStorageMetadata(properties, torch.Size(shape), list(layouts[number]))
+    return Metadata(stored, planner_data=paths if flattened else None)

@@ -1,0 +1,224 @@
+/// Ranks, each a process of its own, plan a save together or not at all: 2, 4 and 8 of them, with nothing
+/// between them but a FileStore or a TCPStore.
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <string>
+#include <thread>
+#include <torch/csrc/distributed/c10d/FileStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <vector>
+
+#include "planner/error.h"
+#include "planner/exchange.h"
+#include "planner/plan_together.h"
+
+namespace {
+
+using namespace shardwright;  // NOLINT(google-build-using-namespace): a program of its own
+
+using Clock = std::chrono::steady_clock;
+using Outcome = std::function<std::string(const Peers&)>;  // of a rank: "" or what is not as it should be
+
+struct Job {
+  std::filesystem::path folder;
+  bool over_tcp;
+  int ranks;
+};
+
+c10::intrusive_ptr<c10d::Store> store_of(const Job& job, int rank) {
+  if (!job.over_tcp) return c10::make_intrusive<c10d::FileStore>((job.folder / "store").string(), job.ranks);
+  const std::filesystem::path port_file = job.folder / "port";
+  c10d::TCPStoreOptions options;
+  options.isServer = rank == 0;
+  options.waitWorkers = false;
+  options.port = 0;
+  if (rank != 0) {
+    while (!std::filesystem::exists(port_file)) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::ifstream(port_file) >> options.port;
+  }
+  auto store = c10::make_intrusive<c10d::TCPStore>("localhost", options);
+  if (rank == 0) {
+    std::ofstream(job.folder / "port.new") << store->getPort();
+    std::filesystem::rename(job.folder / "port.new", port_file);
+  }
+  return store;
+}
+
+/// Runs each rank in a process; rank `missing` ends before it has said anything. The last rank to be done
+/// with a TCPStore is the one that keeps it.
+bool all_hold(const Job& job, const Outcome& outcome, int missing = -1) {
+  std::filesystem::create_directories(job.folder);
+  std::vector<pid_t> children;
+  for (int rank = 0; rank < job.ranks; ++rank) {
+    const pid_t child = fork();
+    if (child != 0) {
+      children.push_back(child);
+      continue;
+    }
+    std::string fault;
+    try {
+      if (rank == missing) std::_Exit(0);
+      Peers peers{rank, job.ranks, store_of(job, rank), nullptr, "test", std::chrono::seconds(60)};
+      if (missing >= 0) peers.timeout = std::chrono::milliseconds(700);
+      fault = outcome(peers);
+      std::ofstream(job.folder / ("done" + std::to_string(rank))) << fault;
+      for (int other = 0; rank == 0 && other < job.ranks; ++other) {
+        while (other != missing && !std::filesystem::exists(job.folder / ("done" + std::to_string(other))))
+          std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+    } catch (const std::exception& error) {
+      fault = error.what();
+    }
+    if (!fault.empty()) std::cerr << "rank " << rank << " of " << job.ranks << ": " << fault << "\n";
+    std::_Exit(fault.empty() ? 0 : 1);
+  }
+  bool hold = true;
+  for (const pid_t child : children) {
+    int status = 0;
+    waitpid(child, &status, 0);
+    hold = hold && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  }
+  std::filesystem::remove_all(job.folder);
+  return hold;
+}
+
+/// What a rank holds of a matrix in rows and of a vector that all have.
+RankState state_of(int rank, int ranks, std::int64_t columns = 3) {
+  SavedValues values;
+  values.mesh_shape = {ranks};
+  for (std::int64_t r = 0; r < ranks; ++r) values.mesh_ranks.push_back(r);
+  values.values = {{"matrix",
+                    SavedValue::Kind::shards,
+                    {"float32", "strided", 4, 0},
+                    {17, columns},
+                    {{Placement::Kind::shard, 0, 1}},
+                    {}},
+                   {"vector", SavedValue::Kind::shards, {"float32", "strided", 4, 0}, {5}, {{}}, {}}};
+  RankState state;
+  state.rank = rank;
+  state.values = {encode(values)};
+  state.parts = {{hash_of(state.values[0]), {}}};
+  return state;
+}
+
+SavePlanOfRank plan(Peers peers, const RankState& state, SavePlanCache& cache, const std::string& name) {
+  int number = 0;
+  return plan_save_together(state, cache, [&](const std::string& bytes, const Answers& answers) {
+    peers.name = name + std::to_string(++number);
+    return exchange(
+        peers, [&] { return bytes; }, answers);
+  });
+}
+
+std::string plans_twice(const Peers& peers) {
+  std::vector<RankState> states;
+  ValuesByHash known;
+  for (int r = 0; r < peers.ranks; ++r) states.push_back(state_of(r, peers.ranks));
+  learn_values(states[0], known);
+  const GlobalSavePlan expected = plan_save(states, known);
+  const RankState& mine = states[static_cast<std::size_t>(peers.rank)];
+  SavePlanCache cache;
+  for (const char* name : {"first", "second"}) {
+    const SavePlanOfRank found = plan(peers, mine, cache, name);
+    if (found.left_to_others != expected.left_to_others[static_cast<std::size_t>(peers.rank)])
+      return "expected the plan that one process makes";
+    if (found.unchanged != (name[0] == 's')) return "expected the second save, and only it, to be unchanged";
+  }
+  return "";
+}
+
+/// Runs what should fail and says what is missing in its message.
+std::string expect_failure(const std::function<void()>& work, ErrorKind kind,
+                           const std::vector<std::string>& words) {
+  try {
+    work();
+  } catch (const Error& error) {
+    if (error.kind != kind) return std::string("another kind of error: ") + error.what();
+    for (const std::string& word : words) {
+      if (std::string(error.what()).find(word) == std::string::npos)
+        return "expected '" + word + "' in: " + error.what();
+    }
+    return "";
+  }
+  return "expected an error";
+}
+
+std::string last_rank_differs(const Peers& peers) {
+  const int last = peers.ranks - 1;
+  return expect_failure(
+      [&] {
+        SavePlanCache cache;
+        plan(peers, state_of(peers.rank, peers.ranks, peers.rank == last ? 4 : 3), cache, "differs");
+      },
+      ErrorKind::mismatch,
+      {"matrix: expected float32 [17, 3] as on rank",
+       "found float32 [17, 4] on rank " + std::to_string(last)});
+}
+
+std::string one_rank_has_a_problem(const Peers& peers) {
+  return expect_failure(
+      [&] {
+        agree(*peers.store, peers.rank, peers.ranks, "agreement",
+              peers.rank == 1 ? "model.norm.weight is missing" : "", peers.timeout);
+      },
+      ErrorKind::mismatch, {"rank 1: model.norm.weight is missing"});
+}
+
+std::string nobody_has_a_problem(const Peers& peers) {
+  agree(*peers.store, peers.rank, peers.ranks, "agreement", "", peers.timeout);
+  return "";
+}
+
+std::string last_rank_is_missing(const Peers& peers) {
+  const auto start = Clock::now();
+  const std::string fault = expect_failure(
+      [&] {
+        SavePlanCache cache;
+        plan(peers, state_of(peers.rank, peers.ranks), cache, "missing");
+      },
+      ErrorKind::io,
+      {"ranks " + std::to_string(peers.ranks - 1) + " of " + std::to_string(peers.ranks), "700 ms"});
+  return Clock::now() - start > std::chrono::seconds(20) ? "it took too long" : fault;
+}
+
+std::string rank_0_is_missing(const Peers& peers) {
+  return expect_failure(
+      [&] {
+        SavePlanCache cache;
+        plan(peers, state_of(peers.rank, peers.ranks), cache, "missing");
+      },
+      ErrorKind::io, {"rank 0 has not answered within 1400 ms"});
+}
+
+}  // namespace
+
+int main() {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("shardwright_exchange_" + std::to_string(getpid()));
+  bool hold = true;
+  const auto check = [&](const char* claim, const Job& job, const Outcome& outcome, int missing = -1) {
+    if (all_hold(job, outcome, missing)) return;
+    hold = false;
+    std::cerr << "not so over a " << (job.over_tcp ? "TCPStore" : "FileStore") << ": " << claim << "\n";
+  };
+  for (const bool over_tcp : {false, true}) {
+    for (const int ranks : {2, 4, 8}) {
+      const Job job{folder, over_tcp, ranks};
+      check("ranks plan together what one process plans, and again with hashes alone", job, plans_twice);
+      check("ranks without a problem go on", job, nobody_has_a_problem);
+      check("all ranks hear of one rank's problem", job, one_rank_has_a_problem);
+      check("all ranks hear which ranks differ in which tensor", job, last_rank_differs);
+      check("a rank that does not come is named by all others", job, last_rank_is_missing, ranks - 1);
+    }
+  }
+  check("ranks do not wait for ever for rank 0", {folder, false, 4}, rank_0_is_missing, 0);
+  return hold ? 0 : 1;
+}

@@ -1,0 +1,153 @@
+/// libFuzzer target: every decoder of planner/save_wire.h and planner/plan_wire.h takes any bytes, and what
+/// it has taken is encoded and decoded again to the same. The first byte says which decoder.
+///
+///     shardwright_wire_fuzz --seeds=DIR      writes a corpus to begin with
+///     shardwright_wire_fuzz DIR              runs
+
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "planner/error.h"
+#include "planner/global_save_plan.h"
+#include "planner/models/models.h"
+#include "planner/plan_together.h"
+#include "planner/plan_wire.h"
+#include "planner/save_wire.h"
+#include "tests/planner/random_checkpoint.h"
+#include "tests/planner/random_layouts.h"
+#include "tests/planner/random_saves.h"
+
+namespace shardwright {
+namespace {
+
+enum Decoder : char { values, state, writes, metadata, load_plan, whole_save, decoders };
+
+void require(bool holds) {
+  if (!holds) std::abort();
+}
+
+/// A checkpoint and a trainer that load plans are for.
+struct LoadJob {
+  Catalog catalog;
+  std::vector<TensorSpec> specs;
+
+  LoadJob() {
+    Random random(11);
+    const RandomModel model = random_model(random);
+    catalog = catalog_of(random, model.stored);
+    for (const Native& native : model.natives) {
+      const Mesh mesh = random_mesh(random, std::ssize(native.shape));
+      const Shape origin(mesh.shape.size(), 0);
+      specs.push_back(
+          sharded_tensor(native.fqn, native.dtype, native.shape, mesh.shape, origin, mesh.placements));
+    }
+  }
+};
+
+const LoadJob& load_job() {
+  static const LoadJob job;
+  return job;
+}
+
+/// A state that describes all it speaks of, without meshes: those come from the job's own ranks, and a tensor
+/// may lie on one in more pieces than there is memory.
+void plan_alone(std::string_view bytes) {
+  const RankState alone = decode_state(bytes);
+  ValuesByHash known;
+  learn_values(alone, known);
+  for (const auto& [hash, described] : known) {
+    if (described->has_mesh()) return;
+  }
+  const GlobalSavePlan plan = plan_save({alone}, known);
+  require(decode_metadata(encode(plan.metadata)) == plan.metadata);
+  std::vector<std::size_t> counts;
+  for (const SavedItems& items : items_of(alone)) counts.push_back(items.value.size());
+  const LeftToOthers& left = plan.left_to_others.front();
+  require(decode_writes(encode_writes(left), counts) == left);
+}
+
+void decode(char decoder, std::string_view bytes) {
+  switch (decoder) {
+    case values: {
+      const SavedValues decoded = decode_values(bytes);
+      require(decode_values(encode(decoded)) == decoded);
+      break;
+    }
+    case state: {
+      const RankState decoded = decode_state(bytes);
+      require(decode_state(encode(decoded)) == decoded);
+      break;
+    }
+    case writes: {
+      const LeftToOthers decoded = decode_writes(bytes, {5, 0, 1000});
+      require(decode_writes(encode_writes(decoded), {5, 0, 1000}) == decoded);
+      break;
+    }
+    case metadata: {
+      const GlobalMetadata decoded = decode_metadata(bytes);
+      require(decode_metadata(encode(decoded)) == decoded);
+      break;
+    }
+    case load_plan: {
+      const auto& [catalog, specs] = load_job();
+      const LoadPlan decoded = decode_plan(bytes, catalog, specs);
+      require(decode_plan(encode_plan(decoded, catalog, specs), catalog, specs) == decoded);
+      break;
+    }
+    default:
+      plan_alone(bytes);
+  }
+}
+
+void write_seeds(const std::filesystem::path& folder) {
+  std::filesystem::create_directories(folder);
+  int number = 0;
+  const auto write = [&](Decoder decoder, const std::string& bytes) {
+    std::ofstream(folder / std::to_string(number++), std::ios::binary) << static_cast<char>(decoder) << bytes;
+  };
+  Random random(1);
+  for (int round = 0; round < 20; ++round) {
+    const RandomSave save = random_save(random, round % 2 == 0);
+    const RankState& first = save.states.front();
+    for (const std::string& described : first.values) write(values, described);
+    write(state, encode(first));
+    ValuesByHash known;
+    for (const RankState& of_rank : save.states) learn_values(of_rank, known);
+    const GlobalSavePlan plan = plan_save(save.states, known);
+    write(metadata, encode(plan.metadata));
+    write(whole_save, encode(random_save(random, false, 1).states.front()));
+  }
+  write(writes, encode_writes({{0, 1, 4}, {}, {7, 8, 9, 600}}));
+  const auto& [catalog, specs] = load_job();
+  write(load_plan,
+        encode_plan(plan_load(specs, catalog, weight_map_for(catalog, "minimax_m3")), catalog, specs));
+}
+
+}  // namespace
+}  // namespace shardwright
+
+extern "C" int LLVMFuzzerInitialize(int* count, char*** arguments) {
+  constexpr std::string_view seeds = "--seeds=";
+  for (int i = 1; i < *count; ++i) {
+    const std::string_view argument = (*arguments)[i];
+    if (!argument.starts_with(seeds)) continue;
+    shardwright::write_seeds(argument.substr(seeds.size()));
+    std::exit(0);
+  }
+  return 0;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  if (size == 0) return 0;
+  const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
+  try {
+    shardwright::decode(static_cast<char>(data[0] % shardwright::decoders), bytes);
+  } catch (const shardwright::Error&) {  // a refusal, which is as good as a plan
+  }
+  return 0;
+}

@@ -1,0 +1,28 @@
+"""Saves planned by 2, 4 and 8 real processes. The checks themselves are in workers/save_planning.py."""
+
+from pathlib import Path
+
+import pytest
+from torchrun import outcome_of
+
+CHECKS = [
+    "torch_loads_what_was_planned",
+    "metadata_equals_torchs",
+    "what_is_gathered_is_bytes",
+    "a_rank_that_differs_is_named_on_all",
+    "a_hole_is_refused_on_all",
+    "planned_over_groups_and_stores",
+    "all_ranks_hear_of_problems_over_groups_and_stores",
+    "a_rank_that_does_not_come_is_a_timeout",
+]
+
+
+@pytest.fixture(scope="module", params=[2, 4, 8], ids=["2_ranks", "4_ranks", "8_ranks"])
+def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
+    """What each check of the worker found wrong, from one run for all tests."""
+    return outcome_of("save_planning.py", request.param, tiny, tmp_path_factory.mktemp("save_planning"))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_on_real_processes(outcome: dict[str, str], check: str):
+    assert not outcome[check], outcome[check]
