@@ -11,6 +11,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.catalog import generate, read_catalog
+from shardwright.checkpoints import verify
 from shardwright.table import print_table
 
 
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status. What is wrong with either is one message on stderr."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        status = options.command(options)
     except (OSError, ValueError) as error:
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         print(f"shardwright: {message}", file=sys.stderr)
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("shardwright: stopped", file=sys.stderr)
         return 130
-    return 0
+    return int(status or 0)
 
 
 def _whole_number(text: str) -> int:
@@ -97,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_map_options(loading)
     loading.set_defaults(command=_load)
+
+    verifying = commands.add_parser(
+        "verify", help="check headers, index, coverage and checksums; exit status 1 if something is wrong"
+    )
+    verifying.add_argument("path")
+    verifying.add_argument("--threads", type=_whole_number, default=None)
+    verifying.add_argument("--json", action="store_true")
+    verifying.set_defaults(command=_verify)
     return parser
 
 
@@ -223,6 +232,37 @@ def _transfer_facts(transfer: Any, tensors: list[Any], files: list[Any], specs: 
         facts["scale_offset"] = transfer.scale_offset
         facts["scale_size"] = transfer.scale_size
     return facts
+
+
+def _verify(options: argparse.Namespace) -> int:
+    report = verify(options.path, options.threads)
+    facts = {
+        "kind": report.kind,
+        "files": report.files,
+        "tensors": report.tensors,
+        "objects": report.objects,
+        "bytes_hashed": report.bytes_hashed,
+    }
+    if options.json:
+        print(json.dumps(facts | {"damaged": report.damaged, "problems": report.problems}, indent=1))
+        return 1 if report.problems else 0
+    print_table(
+        [
+            (what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact)
+            for what, fact in facts.items()
+        ]
+    )
+    for problem in report.problems:
+        print(problem)
+    for name in report.damaged:
+        print(f"damaged: {name}")
+    if not report.problems:
+        print(
+            "nothing wrong was found"
+            if report.bytes_hashed
+            else "nothing wrong was found; no checksums to check"
+        )
+    return 1 if report.problems else 0
 
 
 def _load(options: argparse.Namespace) -> None:
