@@ -60,9 +60,7 @@ def two_ranks_go_on_as_if_nothing_had_been(directory: str, _: str) -> None:
     want = trained(mesh_of_all(), path, of_torch=os.path.join(directory, "torchs"))
     assert_same(resumed(mesh_of_all(), lambda state: sw.load(state, path, verify=True)), want)
     assert_same(
-        resumed(
-            mesh_of_all(), lambda state: dcp.load(state, storage_reader=sw.ShardedStorageReader(path))
-        ),
+        resumed(mesh_of_all(), lambda state: dcp.load(state, storage_reader=sw.ShardedStorageReader(path))),
         want,
     )
 
