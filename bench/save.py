@@ -2,7 +2,7 @@
 
     python bench/save.py [--preset bench] [--threads 2] [--runs 3] [--folder DIR] [--json] [--check]
 
-Both save the same state by dcp.save, over the checkpoint of the run before, flushed to the device, with as many threads.
+Both save the same state by dcp.save, over the checkpoint of the run before, flushed, with as many threads.
 Measured in turns, medians are quoted. Bytes are those that the process gave the operating system to write (wchar of
 /proc/self/io); memory is above the state, measured from outside (VmHWM). "device limit" is the same number of bytes
 written from one buffer, and flushed.

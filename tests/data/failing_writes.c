@@ -13,15 +13,16 @@ static int fails(const char* call, int descriptor) {
   const char* fault = getenv("SHARDWRIGHT_TEST_FAULT");
   const size_t length = strlen(call);
   if (fault == NULL || strncmp(fault, call, length) != 0 || fault[length] != ':') return 0;
+  errno = atoi(fault + length + 1);
+  if (descriptor < 0) return 1; /* no matter which file */
   char link[64];
   char path[4096];
   snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
   const ssize_t got = readlink(link, path, sizeof path - 1);
   if (got < 0) return 0;
   path[got] = '\0';
-  if (strstr(path, ".safetensors") == NULL) return 0;
   errno = atoi(fault + length + 1);
-  return 1;
+  return strstr(path, ".safetensors") != NULL;
 }
 
 ssize_t pwrite64(int descriptor, const void* bytes, size_t count, off_t offset) {
@@ -48,4 +49,10 @@ int fallocate64(int descriptor, int mode, off_t offset, off_t length) {
 
 int fallocate(int descriptor, int mode, off_t offset, off_t length) {
   return fallocate64(descriptor, mode, offset, length);
+}
+
+int renameat2(int from, const char* old, int to, const char* new, unsigned flags) {
+  static int (*original)(int, const char*, int, const char*, unsigned);
+  if (original == NULL) original = dlsym(RTLD_NEXT, "renameat2");
+  return fails("renameat2", -1) ? -1 : original(from, old, to, new, flags);
 }

@@ -106,6 +106,19 @@ def on_rank_0(*command: str | Path) -> None:
     dist.barrier()
 
 
+def a_file_system_that_cannot_exchange(directory: str, _: str) -> None:
+    """There the old checkpoint is moved aside first."""
+    path = Path(directory, "no_exchange", "checkpoint")
+    sw.save(state(1), path)
+    os.environ["SHARDWRIGHT_TEST_FAULT"] = f"renameat2:{errno.EINVAL}"
+    sw.save(state(2), path)
+    os.environ["SHARDWRIGHT_TEST_FAULT"] = f"renameat2:{errno.EACCES}"
+    assert_same_failure(path, errno.EACCES, "rank 0: ", str(path))
+    del os.environ["SHARDWRIGHT_TEST_FAULT"]
+    assert_holds(path, 2)
+    assert [entry.name for entry in path.parent.iterdir()] == ["checkpoint"]
+
+
 def a_disk_that_fills_up(directory: str, _: str) -> None:
     """Truly, where this user may mount one; the injected error says the same elsewhere."""
     disk = Path(directory, "small_disk")
@@ -199,6 +212,7 @@ if __name__ == "__main__":
             input_output_error_in_the_middle,
             input_output_error_at_the_end,
             no_space_left,
+            a_file_system_that_cannot_exchange,
             a_disk_that_fills_up,
             a_directory_that_cannot_be_written,
             a_directory_that_is_a_file,
