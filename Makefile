@@ -30,7 +30,7 @@ test: build ## run every C++ and Python test
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
 
 PACKAGES := g++ cmake ninja-build ccache libprotobuf-dev protobuf-compiler nlohmann-json3-dev libgtest-dev libhwy-dev \
-  libbenchmark-dev liburing-dev
+  libbenchmark-dev liburing-dev libxxhash-dev
 LINT_PACKAGES := clang-format-14 clang-tidy-14
 has = $(shell $(PYTHON) -c 'import ensurepip, os, sysconfig; $(1)' 2>/dev/null && echo yes)
 PYTHON_PACKAGES = $(if $(call has,),,python3-venv) \

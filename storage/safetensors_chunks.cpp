@@ -6,6 +6,7 @@
 
 #include "planner/error.h"
 #include "storage/json_events.h"
+#include "storage/json_text.h"
 #include "storage/printable.h"
 
 namespace shardwright {
@@ -140,6 +141,20 @@ void read_chunk_offsets(SafetensorsHeader& header, const std::string& file) {
     malformed(file,
               "names tensor " + in_quotes(reader.offsets.begin()->first) + ", which the file does not hold");
   }
+}
+
+std::string chunk_offsets_text(std::span<const SourceTensor> chunks) {
+  std::string json = "{";
+  for (const SourceTensor& chunk : chunks) {
+    if (json.size() > 1) json += ',';
+    json += json_text(chunk.name) + ":{\"" + offsets_key + "\":[";
+    for (std::size_t d = 0; d < chunk.offset.size(); ++d) {
+      if (d > 0) json += ',';
+      json += std::to_string(chunk.offset[d]);
+    }
+    json += "]}";
+  }
+  return json + '}';
 }
 
 }  // namespace shardwright

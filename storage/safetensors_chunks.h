@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "storage/safetensors.h"
@@ -12,5 +13,8 @@ namespace shardwright {
 /// from it, if it is there. Throws Error (malformed) if it is not in that form, or does not fit the tensors
 /// of the file.
 void read_chunk_offsets(SafetensorsHeader& header, const std::string& file);
+
+/// That JSON text for these chunks.
+std::string chunk_offsets_text(std::span<const SourceTensor> chunks);
 
 }  // namespace shardwright

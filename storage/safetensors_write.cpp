@@ -1,25 +1,10 @@
-#include <algorithm>
-
 #include "planner/error.h"
-#include "storage/json_events.h"
-#include "storage/printable.h"
+#include "storage/json_text.h"
 #include "storage/safetensors.h"
 
 namespace shardwright {
 
 namespace {
-
-std::string json_text(const std::string& text) {
-  const bool plain = std::all_of(text.begin(), text.end(), [](char character) {
-    return character >= 0x20 && character < 0x7F && character != '"' && character != '\\';
-  });
-  if (plain) return '"' + text + '"';
-  try {
-    return nlohmann::json(text).dump();
-  } catch (const nlohmann::json::exception&) {
-    throw Error(ErrorKind::argument, "expected UTF-8, as safetensors needs, found " + in_quotes(text));
-  }
-}
 
 void append_tensor(std::string& json, const SourceTensor& tensor, std::uint64_t begin, std::uint64_t end) {
   json += json_text(tensor.name);

@@ -8,6 +8,8 @@ tensors of a trainer::
 
     dcp.load(state_dict, storage_reader=sw.HuggingFaceStorageReader(path), planner=sw.LoadPlanner())
     report = sw.load(state_dict, path)  # the same without dcp's own collectives
+
+Training is saved and resumed, on any number of ranks, with ``sw.save(state, path)`` and ``sw.load(state, path)``.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from shardwright._core import CheckpointFormatError, PlanError
 
 if TYPE_CHECKING:
     from shardwright.catalog import generate, read_catalog, request_list
+    from shardwright.checkpoints import latest, verify
     from shardwright.load_planner import LoadPlanner
     from shardwright.loading import load
     from shardwright.native import empty_state_dict
     from shardwright.report import LoadReport
     from shardwright.save_planning import SavePlanner
+    from shardwright.saving import PendingSave, save
+    from shardwright.sharded_reader import ShardedStorageReader
+    from shardwright.sharded_writer import SaveReport, ShardedStorageWriter
     from shardwright.storage_reader import HuggingFaceStorageReader
 
 __all__ = [
@@ -31,13 +37,20 @@ __all__ = [
     "HuggingFaceStorageReader",
     "LoadPlanner",
     "LoadReport",
+    "PendingSave",
     "PlanError",
     "SavePlanner",
+    "SaveReport",
+    "ShardedStorageReader",
+    "ShardedStorageWriter",
     "empty_state_dict",
     "generate",
+    "latest",
     "load",
     "read_catalog",
     "request_list",
+    "save",
+    "verify",
 ]
 
 # Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
@@ -46,11 +59,18 @@ _MODULE_OF = {
     "LoadPlanner": "load_planner",
     "LoadReport": "report",
     "SavePlanner": "save_planning",
+    "PendingSave": "saving",
+    "SaveReport": "sharded_writer",
+    "ShardedStorageReader": "sharded_reader",
+    "ShardedStorageWriter": "sharded_writer",
     "empty_state_dict": "native",
     "generate": "catalog",
+    "latest": "checkpoints",
     "load": "loading",
     "read_catalog": "catalog",
     "request_list": "catalog",
+    "save": "saving",
+    "verify": "checkpoints",
 }
 
 

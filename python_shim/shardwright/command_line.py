@@ -15,6 +15,7 @@ from shardwright import _core
 from shardwright.catalog import generate, read_catalog
 from shardwright.simulate import Speeds, print_simulation, simulate
 from shardwright.simulate_page import page
+from shardwright.checkpoints import verify
 from shardwright.table import print_table
 
 
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status. What is wrong with either is one message on stderr."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        status = options.command(options)
     except (OSError, ValueError) as error:
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         print(f"shardwright: {message}", file=sys.stderr)
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("shardwright: stopped", file=sys.stderr)
         return 130
-    return 0
+    return int(status or 0)
 
 
 def _whole_number(text: str) -> int:
@@ -115,6 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_map_options(loading)
     loading.set_defaults(command=_load)
+
+    verifying = commands.add_parser(
+        "verify", help="check headers, index, coverage and checksums; exit status 1 if something is wrong"
+    )
+    verifying.add_argument("path")
+    verifying.add_argument("--threads", type=_whole_number, default=None)
+    verifying.add_argument("--json", action="store_true")
+    verifying.set_defaults(command=_verify)
     return parser
 
 
@@ -395,6 +404,37 @@ def _simulate(options: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=1))
     else:
         print_simulation(facts)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    report = verify(options.path, options.threads)
+    facts = {
+        "kind": report.kind,
+        "files": report.files,
+        "tensors": report.tensors,
+        "objects": report.objects,
+        "bytes_hashed": report.bytes_hashed,
+    }
+    if options.json:
+        print(json.dumps(facts | {"damaged": report.damaged, "problems": report.problems}, indent=1))
+        return 1 if report.problems else 0
+    print_table(
+        [
+            (what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact)
+            for what, fact in facts.items()
+        ]
+    )
+    for problem in report.problems:
+        print(problem)
+    for name in report.damaged:
+        print(f"damaged: {name}")
+    if not report.problems:
+        print(
+            "nothing wrong was found"
+            if report.bytes_hashed
+            else "nothing wrong was found; no checksums to check"
+        )
+    return 1 if report.problems else 0
 
 
 def _load(options: argparse.Namespace) -> None:

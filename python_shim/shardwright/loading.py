@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.checkpoint.storage import StorageReader
 
+from shardwright import _core
+from shardwright.checkpoints import latest
 from shardwright.cooperation import raise_if_any_failed, reading_group
 from shardwright.load_planner import LoadPlanner
 from shardwright.report import LoadReport
+from shardwright.sharded_reader import ShardedStorageReader
 from shardwright.storage_reader import HuggingFaceStorageReader
 
 
@@ -32,8 +40,14 @@ def load(
     trace: str | os.PathLike[str] | None = None,
     cooperative: bool | dist.ProcessGroup = False,
     plan: bytes | None = None,
-) -> LoadReport:
-    """Loads a Hugging Face checkpoint into the tensors of a native state dict, in place.
+    verify: bool = False,
+    weights_only: bool = True,
+) -> LoadReport | None:
+    """Loads a checkpoint into the tensors of a state dict, in place.
+
+    What is at ``path`` is recognised: a Hugging Face checkpoint, which is loaded into native tensors; a sharded one, of
+    ``shardwright.save`` or of torch's ``HuggingFaceStorageWriter(save_distributed=True)``; or one of torch's
+    FileSystemWriter, which torch's own reader reads. The latter two hold the trainer's own names, and any objects.
 
     Each rank calls this for itself; ranks do not talk to each other, unless ``cooperative``. Values with ``state_dict``
     and ``load_state_dict`` (modules, say) are asked for their state and given it back, as ``dcp.load`` does.
@@ -41,9 +55,15 @@ def load(
     Args:
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory; nested dicts are flattened.
         path: the checkpoint directory.
-        model, layout, strict, allow_partial_load, plan: see :class:`LoadPlanner`.
+        model, layout, strict, plan: see :class:`LoadPlanner`; for a Hugging Face checkpoint.
+        allow_partial_load: whether what the checkpoint lacks is left as it is.
         threads, staging_bytes, progress, reads, direct_io, huge_pages, trace, cooperative: see
             :class:`HuggingFaceStorageReader`.
+        verify: check the checksums of what is read first; for a checkpoint that has some.
+        weights_only: see :class:`ShardedStorageReader`.
+
+    Returns:
+        What the load did; None where torch's reader did it, which keeps no figures.
 
     Raises:
         FileNotFoundError: the directory is missing or holds no safetensors.
@@ -53,38 +73,70 @@ def load(
     """
     if not isinstance(state_dict, dict):
         raise TypeError(f"expected a state dict, found {type(state_dict).__name__}; pass module.state_dict()")
-    reader = HuggingFaceStorageReader(
-        path,
-        threads,
-        staging_bytes=staging_bytes,
-        progress=progress,
-        reads=reads,
-        direct_io=direct_io,
-        huge_pages=huge_pages,
-        trace=trace,
-    )
-    planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load, plan=plan)
+    options: dict[str, Any] = {
+        "thread_count": threads,
+        "staging_bytes": staging_bytes,
+        "progress": progress,
+        "reads": reads,
+        "direct_io": direct_io,
+        "huge_pages": huge_pages,
+        "trace": trace,
+    }
+    reader: StorageReader
+    planner: TorchLoadPlanner = DefaultLoadPlanner(allow_partial_load=allow_partial_load)
+    if _is_sharded(path):
+        reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
+    elif verify:
+        raise ValueError(
+            f"{os.fspath(path)}: verify=True, but only a sharded checkpoint of Shardwright's has checksums"
+        )
+    elif Path(path, ".metadata").exists():
+        reader = FileSystemReader(path)
+    else:
+        _expect_no_steps(path)
+        reader = HuggingFaceStorageReader(path, **options)
+        planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load, plan=plan)
     states = {
         key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()
     }
     with reading_group(cooperative) as group:
-        plan, failure = None, None
+        own_plan, failure = None, None
         try:
             metadata = reader.read_metadata()
             planner.set_up_planner(states, metadata, is_coordinator=True)
             reader.set_up_storage_reader(metadata, is_coordinator=True)
-            plan = planner.create_local_plan()
+            local_plan = reader.prepare_local_plan(planner.create_local_plan())
+            own_plan = planner.finish_plan(planner.create_global_plan([local_plan])[0])
         except Exception as error:
             if group is None:
                 raise
             failure = error
         if group is not None:  # or the others would wait for this rank
             raise_if_any_failed(group, failure)
-            reader.cooperative = group
-        assert plan is not None
-        reader.read_data(plan, planner).wait()
+            if isinstance(reader, HuggingFaceStorageReader):
+                reader.cooperative = group
+        assert own_plan is not None
+        reader.read_data(own_plan, planner).wait()
     for key, value in state_dict.items():
         if isinstance(value, Stateful):
             value.load_state_dict(states[key])
-    assert reader.report is not None
-    return reader.report
+        else:
+            state_dict[key] = states[key]  # an object that is no tensor has been replaced
+    return reader.report if isinstance(reader, HuggingFaceStorageReader) else None
+
+
+def _is_sharded(path: str | os.PathLike[str]) -> bool:
+    """True for a checkpoint of tensors under the trainer's names, in shards."""
+    if _core.has_manifest(os.fspath(path)):
+        return True
+    of_torch = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+    return Path(path).is_dir() and any(of_torch.fullmatch(file.name) for file in Path(path).iterdir())
+
+
+def _expect_no_steps(path: str | os.PathLike[str]) -> None:
+    newest = latest(path)
+    if newest is not None:
+        raise ValueError(
+            f"{os.fspath(path)} holds the checkpoints of several steps; expected one of them, such as the latest, "
+            f"shardwright.latest(...): {newest}"
+        )

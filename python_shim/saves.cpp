@@ -1,0 +1,223 @@
+// Sharded checkpoints: the pending directory, the files of a rank, the manifest, verifying.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+
+#include "planner/error.h"
+#include "python_shim/bindings.h"
+#include "storage/manifest.h"
+#include "storage/pending_directory.h"
+#include "storage/shard_file.h"
+#include "storage/verify.h"
+
+namespace py = pybind11;
+
+namespace shardwright {
+namespace {
+
+/// Checksums as they travel between ranks: 8 bytes each, in this machine's order, as the shards are.
+py::bytes packed(const std::vector<std::uint64_t>& checksums) {
+  return {reinterpret_cast<const char*>(checksums.data()), checksums.size() * sizeof(std::uint64_t)};
+}
+
+std::vector<std::uint64_t> unpacked(const std::string& bytes) {
+  std::vector<std::uint64_t> checksums(bytes.size() / sizeof(std::uint64_t));
+  std::memcpy(checksums.data(), bytes.data(), checksums.size() * sizeof(std::uint64_t));
+  return checksums;
+}
+
+/// file, begin, end, checksums
+using PlaceTuple = std::tuple<std::uint32_t, std::uint64_t, std::uint64_t, std::string>;
+
+Place place_from(const PlaceTuple& place) {
+  const auto& [file, begin, end, checksums] = place;
+  return {file, {begin, end, unpacked(checksums)}};
+}
+
+/// item, address, shape, strides, bytes of an element
+using PartTuple = std::tuple<std::size_t, std::uintptr_t, Shape, Shape, std::uint64_t>;
+
+void write_parts(ShardFile& file, const std::vector<PartTuple>& parts, int threads) {
+  std::vector<std::size_t> items;
+  std::vector<TensorInMemory> tensors;
+  for (const auto& [item, address, shape, strides, element_bytes] : parts) {
+    items.push_back(item);
+    tensors.push_back({reinterpret_cast<const std::byte*>(address),  // NOLINT(performance-no-int-to-ptr)
+                       shape, strides, element_bytes});
+  }
+  file.write(items, tensors, threads);
+}
+
+DType dtype_from(const std::string& name) {
+  const std::optional<DType> dtype = dtype_named(name);
+  if (!dtype) throw Error(ErrorKind::argument, "dtype '" + name + "' is not one that safetensors has");
+  return *dtype;
+}
+
+void bind_writing(py::module_& m) {
+  py::class_<PendingDirectory>(m, "PendingDirectory", "See storage/pending_directory.h.")
+      .def(py::init<const std::filesystem::path&>(), py::arg("final_path"))
+      .def_property_readonly("path", &PendingDirectory::path)
+      .def_property_readonly("final_path", &PendingDirectory::final_path)
+      .def_property_readonly("replaces", &PendingDirectory::replaces)
+      .def("publish", &PendingDirectory::publish, py::call_guard<py::gil_scoped_release>())
+      .def("abandon", &PendingDirectory::abandon, py::call_guard<py::gil_scoped_release>());
+  m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+  py::class_<ShardFile>(m, "ShardFile", "See storage/shard_file.h.")
+      .def(py::init([](const std::filesystem::path& path,
+                       const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& chunks) {
+             std::vector<SourceTensor> tensors;
+             for (const auto& [name, dtype, shape, offset] : chunks)
+               tensors.push_back({name, dtype_from(dtype), shape, offset, 0, 0, 0});
+             return std::make_unique<ShardFile>(path, std::move(tensors));
+           }),
+           py::arg("path"), py::arg("chunks"), "Of (name, dtype, shape, offset).")
+      .def_static(
+          "of_bytes",
+          [](const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
+             std::vector<std::string> names) {
+            return std::make_unique<ShardFile>(path, sizes, std::move(names));
+          },
+          py::arg("path"), py::arg("sizes"), py::arg("names"))
+      .def("write", &write_parts, py::arg("parts"), py::arg("threads"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Of (item, address, shape, strides, bytes of an element).")
+      .def("finish", &ShardFile::finish, py::arg("sync"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("items",
+                             [](const ShardFile& file) {
+                               py::list items;
+                               for (const StoredBytes& item : file.items())
+                                 items.append(py::make_tuple(item.begin, item.end, packed(item.checksums)));
+                               return items;
+                             })
+      .def_property_readonly("size", &ShardFile::size)
+      .def_property_readonly("header_bytes", &ShardFile::header_bytes)
+      .def_property_readonly("header_checksum", &ShardFile::header_checksum);
+  m.def(
+      "write_manifest",
+      [](const std::filesystem::path& directory,
+         const std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t>>& files,
+         const std::vector<std::tuple<std::string, std::string, std::string, std::uint32_t, Shape, bool, bool,
+                                      std::vector<std::tuple<Shape, Shape, PlaceTuple>>>>& tensors,
+         const std::vector<std::tuple<std::string, PlaceTuple>>& objects, const std::string& planner_data,
+         bool sync) {
+        Manifest manifest;
+        for (const auto& [name, size, header_bytes, checksum] : files)
+          manifest.files.push_back({name, size, header_bytes, checksum});
+        for (const auto& [name, dtype, stored, element_bytes, shape, grad, pinned, chunks] : tensors) {
+          StoredTensor tensor{name, dtype, stored, element_bytes, shape, grad, pinned, {}};
+          for (const auto& [offset, size, place] : chunks)
+            tensor.chunks.push_back({{offset, size}, place_from(place)});
+          manifest.tensors.push_back(std::move(tensor));
+        }
+        for (const auto& [name, place] : objects) manifest.objects.push_back({name, place_from(place)});
+        manifest.planner_data = planner_data;
+        write_manifest(directory, manifest, sync);
+      },
+      py::arg("directory"), py::arg("files"), py::arg("tensors"), py::arg("objects"), py::arg("planner_data"),
+      py::arg("sync"));
+}
+
+/// The places of these chunks (name, offset) and objects, and whose they are.
+std::pair<std::vector<const Place*>, std::vector<std::string>> find_places(
+    const Manifest& manifest, const std::vector<std::pair<std::string, Shape>>& chunks,
+    const std::vector<std::string>& objects) {
+  std::unordered_map<std::string, const StoredTensor*> tensors;
+  for (const StoredTensor& tensor : manifest.tensors) tensors.emplace(tensor.name, &tensor);
+  std::pair<std::vector<const Place*>, std::vector<std::string>> found;
+  for (const auto& [name, offset] : chunks) {
+    for (const StoredChunk& chunk : tensors.at(name)->chunks) {
+      if (chunk.box.offset != offset) continue;
+      found.first.push_back(&chunk.place);
+      found.second.push_back(name);
+    }
+  }
+  for (const StoredObject& object : manifest.objects) {
+    if (std::find(objects.begin(), objects.end(), object.name) == objects.end()) continue;
+    found.first.push_back(&object.place);
+    found.second.push_back(object.name);
+  }
+  return found;
+}
+
+py::list tensors_of(const Manifest& manifest) {
+  py::list tensors;
+  for (const StoredTensor& tensor : manifest.tensors) {
+    py::list chunks;
+    for (const StoredChunk& chunk : tensor.chunks) {
+      const Place& place = chunk.place;
+      chunks.append(py::make_tuple(chunk.box.offset, chunk.box.size, manifest.files[place.file].name,
+                                   place.bytes.begin, place.bytes.end));
+    }
+    tensors.append(py::make_tuple(tensor.name, tensor.dtype, tensor.safetensors_dtype, tensor.shape,
+                                  tensor.requires_grad, tensor.pin_memory, chunks));
+  }
+  return tensors;
+}
+
+void bind_reading(py::module_& m) {
+  m.attr("manifest_name") = manifest_name;
+  py::class_<Manifest>(m, "Manifest", "See storage/manifest.h.")
+      .def_property_readonly(
+          "tensors", &tensors_of,
+          "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory, chunks), the "
+          "chunks as (offset, shape, file, begin, end).")
+      .def_property_readonly("objects",
+                             [](const Manifest& manifest) {
+                               py::list objects;
+                               for (const StoredObject& object : manifest.objects) {
+                                 const Place& place = object.place;
+                                 objects.append(py::make_tuple(object.name, manifest.files[place.file].name,
+                                                               place.bytes.begin, place.bytes.end));
+                               }
+                               return objects;
+                             })
+      .def_property_readonly("planner_data",
+                             [](const Manifest& manifest) { return py::bytes(manifest.planner_data); })
+      .def(
+          "catalog",
+          [](const Manifest& manifest, const std::filesystem::path& directory) {
+            return std::make_shared<Catalog>(catalog_of(manifest, directory));
+          },
+          py::arg("directory"))
+      .def(
+          "expect_undamaged",
+          [](const Manifest& manifest, const std::filesystem::path& directory,
+             const std::vector<std::pair<std::string, Shape>>& chunks,
+             const std::vector<std::string>& objects, int threads) {
+            const py::gil_scoped_release release;
+            const auto [places, names] = find_places(manifest, chunks, objects);
+            expect_undamaged(manifest, directory, places, names, threads);
+          },
+          py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
+  m.def("has_manifest", &has_manifest, py::arg("directory"));
+  m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
+  py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
+      .def_readonly("kind", &VerifyReport::kind)
+      .def_readonly("files", &VerifyReport::files)
+      .def_readonly("tensors", &VerifyReport::tensors)
+      .def_readonly("objects", &VerifyReport::objects)
+      .def_readonly("bytes_hashed", &VerifyReport::bytes_hashed)
+      .def_readonly("problems", &VerifyReport::problems)
+      .def_readonly("damaged", &VerifyReport::damaged);
+  m.def("verify_checkpoint", &verify_checkpoint, py::arg("directory"), py::arg("threads") = 0,
+        py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
+void bind_saves(py::module_& m) {
+  bind_writing(m);
+  bind_reading(m);
+}
+
+}  // namespace shardwright

@@ -1,0 +1,135 @@
+"""Saving the state of a training run, on all ranks together."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.futures import Future
+
+from shardwright.checkpoints import step_path
+from shardwright.sharded_writer import SaveReport, ShardedStorageWriter
+
+
+@dataclass
+class PendingSave:
+    """A save in the background."""
+
+    path: Path
+    _future: Future[Any]
+    _writer: ShardedStorageWriter
+    _seen: bool = False
+
+    def done(self) -> bool:
+        return bool(self._future.done())
+
+    def wait(self) -> SaveReport:
+        """Waits until it has been published. Raises what went wrong, the same on all ranks."""
+        self._seen = True
+        try:
+            self._future.result()
+        except CheckpointException as failure:
+            raise _told(failure) from failure
+        finally:
+            self._writer.abandon()
+        assert self._writer.report is not None
+        return self._writer.report
+
+
+_running: PendingSave | None = None
+
+
+def save(
+    state_dict: dict[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    keep_last: int | None = None,
+    asynchronous: bool = False,
+    planner: Any = None,
+    process_group: Any = None,
+    threads: int | None = None,
+    async_staging_bytes: int | None = None,
+    overwrite: bool = True,
+) -> SaveReport | PendingSave:
+    """Saves a state dict (tensors, DTensors, objects with state_dict(), anything that pickles) as a sharded checkpoint.
+
+    All ranks of the process group call this. The checkpoint is there when it returns, or an earlier one of that name
+    still is; see :class:`ShardedStorageWriter`.
+
+    Args:
+        path: the directory that the checkpoint becomes; with ``step``, the directory that holds the checkpoints of all
+            steps, where :func:`latest` finds the newest.
+        step: which training step this is; the checkpoint becomes ``path/step-<step>``.
+        keep_last: delete all but the newest so many steps once this one is there.
+        asynchronous: return a :class:`PendingSave` as soon as this rank's state has been copied; training may go on and
+            change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
+        planner: a DCP save planner; None: DCP's own.
+        process_group: of the ranks that save; in the background, one that nobody else uses meanwhile. None: all ranks.
+        threads, async_staging_bytes, overwrite: see :class:`ShardedStorageWriter`.
+
+    Raises:
+        OSError, ValueError: what went wrong, the same on all ranks, naming rank, file and cause. Nothing has then been
+            published.
+    """
+    global _running
+    earlier, _running = _running, None
+    if earlier is not None and not earlier._seen:
+        earlier.wait()
+    if keep_last is not None and step is None:
+        raise ValueError("keep_last says how many steps to keep: expected step as well, found None")
+    target = Path(path) if step is None else step_path(path, step)
+    writer = ShardedStorageWriter(
+        target,
+        thread_count=threads,
+        overwrite=overwrite,
+        async_staging_bytes=async_staging_bytes,
+        keep_last=keep_last,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
+        if asynchronous:
+            group = process_group or _background_group()
+            future = dcp.async_save(state_dict, storage_writer=writer, planner=planner, process_group=group)
+            assert isinstance(future, Future) or hasattr(future, "result")
+            _running = PendingSave(target, future, writer)
+            return _running
+        try:
+            dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
+        except CheckpointException as failure:
+            raise _told(failure) from failure
+        finally:
+            writer.abandon()
+    assert writer.report is not None
+    return writer.report
+
+
+@cache
+def _group_of(world: Any) -> Any:
+    return dist.new_group(backend="gloo")
+
+
+def _background_group() -> Any:
+    """A group of all ranks whose collectives do not mix with training's; None without a process group."""
+    return _group_of(dist.group.WORLD) if dist.is_initialized() else None
+
+
+def _told(failure: CheckpointException) -> Exception:
+    """dcp's account of what happened on each rank as one ordinary exception, the same on all of them."""
+    causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
+    first = next(iter(causes.values()))
+    lines = []
+    for rank, cause in causes.items():
+        text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+        lines.append(text if text.startswith("rank ") else f"rank {rank}: {text}")
+    message = "; ".join(lines)
+    if isinstance(first, OSError) and first.errno:
+        return OSError(first.errno, message)
+    return ValueError(message)

@@ -1,0 +1,282 @@
+"""The storage half of loading a sharded checkpoint through torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
+from torch.futures import Future
+
+from shardwright import _core
+from shardwright.catalog_metadata import CatalogMetadata
+from shardwright.describe import DTYPES, Description, describe
+from shardwright.sharded_writer import StoredPart
+from shardwright.storage_reader import HuggingFaceStorageReader
+
+#: The most memory, beside the destinations, for tensors that cannot be read straight into them.
+_BUFFER_BYTES = 64 << 20
+
+
+class ShardedMetadata(Metadata):
+    """DCP's metadata from a manifest. Read when first asked for, and so in the planner: what ``read_metadata`` itself
+    raises, ``dcp.load`` turns into an AssertionError."""
+
+    def __init__(self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None) -> None:
+        self._read = read
+        self.storage_meta = StorageMeta(load_id=load_id)
+
+    @cached_property
+    def _manifest_and_catalog(self) -> tuple[Any, Any]:
+        return self._read()
+
+    @property
+    def manifest(self) -> Any:
+        return self._manifest_and_catalog[0]
+
+    @property
+    def catalog(self) -> Any:
+        return self._manifest_and_catalog[1]
+
+    @cached_property
+    def planner_data(self) -> Any:
+        data = self.manifest.planner_data
+        return torch.load(io.BytesIO(data), weights_only=True) if data else None
+
+    @cached_property
+    def state_dict_metadata(self) -> dict[str, Any]:
+        stored: dict[str, Any] = {}
+        for name, dtype, _, shape, requires_grad, pin_memory, chunks in self.manifest.tensors:
+            properties = TensorProperties(
+                dtype=_dtype_named(name, dtype), requires_grad=requires_grad, pin_memory=pin_memory
+            )
+            boxes = [
+                ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size, *_ in chunks
+            ]
+            stored[name] = TensorStorageMetadata(properties, torch.Size(shape), boxes)
+        stored.update({name: BytesStorageMetadata() for name, *_ in self.manifest.objects})
+        return stored
+
+    @cached_property
+    def storage_data(self) -> dict[MetadataIndex, StoredPart]:
+        data = {
+            MetadataIndex(name, torch.Size(offset)): StoredPart(file, begin, end - begin, b"")
+            for name, *_, chunks in self.manifest.tensors
+            for offset, _, file, begin, end in chunks
+        }
+        for name, file, begin, end in self.manifest.objects:
+            data[MetadataIndex(name)] = StoredPart(file, begin, end - begin, b"")
+        return data
+
+
+def _dtype_named(tensor: str, name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise _core.CheckpointFormatError(f"{tensor}: this torch has no dtype {name!r}")
+    return dtype
+
+
+class ShardedStorageReader(HuggingFaceStorageReader):
+    """Reads what :class:`ShardedStorageWriter` wrote, or torch's ``HuggingFaceStorageWriter(save_distributed=True)``,
+    straight into the shards: any number of ranks and any placement, whatever they were when it was saved.
+
+    It stands where torch's FileSystemReader does, with any DCP load planner.
+
+    Args:
+        path: the checkpoint directory.
+        verify: check the checksums of what this rank reads before anything is written to a tensor.
+        weights_only: False lets pickled objects run whatever code they name. True takes tensors, numbers, text and
+            containers of them, and classes allowed by torch.serialization.add_safe_globals.
+        thread_count, staging_bytes, progress, reads, direct_io, huge_pages, trace: see
+            :class:`HuggingFaceStorageReader`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        _extension_registry: Any = None,
+        *,
+        verify: bool = False,
+        weights_only: bool = True,
+        thread_count: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(path, thread_count, **options)
+        self.verify = verify
+        self.weights_only = weights_only
+
+    def read_metadata(self) -> Metadata:
+        if not _core.has_manifest(os.fspath(self.path)):
+            return CatalogMetadata(self._read_catalog, self.load_id)
+        return ShardedMetadata(self._read_manifest, self.load_id)
+
+    def _read_manifest(self) -> tuple[Any, Any]:
+        start = time.perf_counter()
+        manifest = _core.read_manifest(os.fspath(self.path))
+        catalog = manifest.catalog(os.fspath(self.path))
+        self._catalog_seconds = time.perf_counter() - start
+        return manifest, catalog
+
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        if not isinstance(metadata, (CatalogMetadata, ShardedMetadata)):
+            raise ValueError("ShardedStorageReader needs the metadata of its own read_metadata()")
+        self._metadata: Any = metadata
+        if self.verify and not isinstance(metadata, ShardedMetadata):
+            raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
+
+    def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
+        tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
+        objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        if self.verify:
+            chunks = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
+            self._metadata.manifest.expect_undamaged(
+                os.fspath(self.path),
+                sorted(chunks),
+                [item.storage_index.fqn for item in objects],
+                self.thread_count,
+            )
+        self._read_tensors(tensors, planner)
+        for item in objects:
+            planner.load_bytes(item, self._object(item.storage_index.fqn))
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    # --- objects -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _objects(self) -> dict[str, tuple[str, int, int]]:
+        return {name: (file, begin, end) for name, file, begin, end in self._metadata.manifest.objects}
+
+    def _object(self, fqn: str) -> io.BytesIO:
+        """A pickle that the planner may load: it loads without restraint."""
+        file, begin, end = self._objects[fqn]
+        with open(Path(self.path, file), "rb") as stream:
+            stream.seek(begin)
+            data = io.BytesIO(stream.read(end - begin))
+        if not self.weights_only:
+            return data
+        try:
+            value = torch.load(data, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{fqn} in {Path(self.path, file)}: this object cannot be loaded safely ({error}); if you trust the "
+                "checkpoint, pass weights_only=False, or name its classes to torch.serialization.add_safe_globals"
+            ) from error
+        # Pickled anew, so that the planner meets nothing but what has been found safe.
+        safe = io.BytesIO()
+        torch.save(value, safe)
+        safe.seek(0)
+        return safe
+
+    # --- tensors -----------------------------------------------------------------------------------------------
+
+    def _read_tensors(self, items: list[ReadItem], planner: TorchLoadPlanner) -> None:
+        """Reads straight into the destinations where they are of the stored dtype and in CPU memory, and by way of
+        bounded buffers elsewhere."""
+        start = time.perf_counter()
+        stored = self._stored_dtypes
+        requests = []
+        description = Description()
+        straight = []
+        others = []
+        for item in items:
+            target = planner.resolve_tensor(item).detach()
+            if tuple(target.shape) != tuple(item.lengths):
+                raise _core.PlanError(
+                    f"{item.storage_index.fqn}: expected a destination of {list(item.lengths)}, found "
+                    f"{list(target.shape)}"
+                )
+            name = item.storage_index.fqn
+            one = describe({name: target}) if target.is_cpu and stored[name] == (target.dtype, True) else None
+            if one is None or one.problems:
+                others.append((item, target))
+                continue
+            requests.append(_request(item, None))
+            description.specs += one.specs
+            description.local_tensors += one.local_tensors
+            straight.append((item, target))
+        catalog = self._metadata.catalog
+        plan = _core.plan_reads(requests, description.specs, catalog)
+        self._run(plan, catalog, description, time.perf_counter() - start)
+        for item, target in straight:
+            planner.commit_tensor(item, target)
+        for batch in _batches(others, stored):
+            self._read_by_buffers(batch, planner)
+
+    @cached_property
+    def _stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
+        """The dtype of each tensor, and whether safetensors has it."""
+        if isinstance(self._metadata, CatalogMetadata):
+            return {tensor.name: (DTYPES[tensor.dtype], True) for tensor in self._metadata.catalog.tensors}
+        return {
+            name: (_dtype_named(name, dtype), bool(known))
+            for name, dtype, known, *_ in self._metadata.manifest.tensors
+        }
+
+    def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
+        requests = []
+        description = Description()
+        buffers = []
+        for item, _ in batch:
+            dtype, known = self._stored_dtypes[item.storage_index.fqn]
+            if known:
+                buffer = torch.empty(item.lengths, dtype=dtype)
+            else:
+                buffer = torch.empty([*item.lengths, dtype.itemsize], dtype=torch.uint8)
+            one = describe({item.storage_index.fqn: buffer})
+            requests.append(_request(item, None if known else dtype.itemsize))
+            description.specs += one.specs
+            description.local_tensors += one.local_tensors
+            buffers.append(buffer if known else buffer.view(dtype).squeeze(-1))
+        catalog = self._metadata.catalog
+        report = self.report
+        self._run(_core.plan_reads(requests, description.specs, catalog), catalog, description, 0.0)
+        self.report = report  # of what was read straight, which is all but a few
+        for (item, target), buffer in zip(batch, buffers, strict=True):
+            target.copy_(buffer)
+            planner.commit_tensor(item, target)
+
+
+def _request(item: ReadItem, element_bytes: int | None) -> tuple[str, list[int], list[int], list[int]]:
+    """(name, chunk, offset in it, size); with a last dimension of bytes where the dtype is not safetensors'."""
+    index = item.storage_index
+    offset = [0] * len(item.lengths) if index.offset is None else list(index.offset)
+    if element_bytes is None:
+        return index.fqn, offset, list(item.storage_offsets), list(item.lengths)
+    return index.fqn, [*offset, 0], [*item.storage_offsets, 0], [*item.lengths, element_bytes]
+
+
+def _batches(
+    items: list[tuple[ReadItem, torch.Tensor]], stored: dict[str, tuple[torch.dtype, bool]]
+) -> Iterator[list[tuple[ReadItem, torch.Tensor]]]:
+    """So many that their buffers stay within bounds, or are one."""
+    batch: list[tuple[ReadItem, torch.Tensor]] = []
+    filled = 0
+    for item, target in items:
+        size = item.lengths.numel() * stored[item.storage_index.fqn][0].itemsize
+        if batch and filled + size > _BUFFER_BYTES:
+            yield batch
+            batch, filled = [], 0
+        batch.append((item, target))
+        filled += size
+    if batch:
+        yield batch

@@ -1,0 +1,454 @@
+"""The storage half of a save through torch.distributed.checkpoint: each rank its shards, published in one step."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import SerializationFormat
+from torch.distributed.checkpoint.metadata import (
+    STATE_DICT_TYPE,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
+from torch.futures import Future
+from torch.utils._pytree import tree_leaves
+
+from shardwright import _core
+from shardwright.checkpoints import remove_all_but
+from shardwright.describe import DTYPE_NAMES
+from shardwright.storage_reader import default_threads
+
+#: What gathering a strided shard takes, for each thread (storage/checksum.h).
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass
+class SaveReport:
+    """What a save did on this rank."""
+
+    tensors: int = 0  #: tensors, or chunks of them, that this rank wrote
+    objects: int = 0  #: and pickled objects
+    files: int = 0
+    bytes_written: int = 0  #: headers included
+    peak_staging_bytes: int = (
+        0  #: memory beside the state: copies for asynchronous saving, from devices, of strides
+    )
+    threads: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  #: "write", "flush" and "total", wall time
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """Where a chunk or an object lies, as DCP's metadata has it, and the checksums of its blocks."""
+
+    relative_path: str
+    offset: int
+    length: int
+    checksums: bytes
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What the coordinator tells a rank."""
+
+    directory: Path
+    rank: int
+
+
+@dataclass
+class _RankOutcome:
+    """What a rank tells the coordinator beside its WriteResults: a failure travels there and is not raised at once, so
+    that the coordinator removes what has been written."""
+
+    rank: int
+    files: list[tuple[str, int, int, int]] = field(
+        default_factory=list
+    )  # name, size, header bytes, its checksum
+    failure: str = ""
+    errno: int = 0
+
+
+class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
+    """Writes each rank's shards as safetensors files, with a manifest of sizes and checksums beside them.
+
+    It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: it is
+    written to a hidden directory beside ``path``, flushed to the device, and takes the name ``path`` in one step when
+    every rank has written its part. A checkpoint that has the name already is replaced as a whole, and stays whole
+    until then. torch's HuggingFaceStorageReader reads the tensors; :class:`ShardedStorageReader` reads all.
+
+    Args:
+        path: the directory that the checkpoint becomes.
+        single_file_per_rank: False gives every tensor a file of its own.
+        sync_files: whether to flush to the device. Without, a crash of the machine can cost the checkpoint.
+        thread_count: threads that write; None: this process's share of the processors.
+        per_thread_copy_ahead: bytes that are copied from a device at a time.
+        cache_staged_state_dict: keep the memory of an asynchronous save for the next one.
+        overwrite: False refuses to replace a checkpoint.
+        async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
+            save that needs more fails and names the figure. None: what it takes.
+        keep_last: after publishing, delete all but the newest so many checkpoints ``step-…`` beside ``path``.
+
+    After a save, ``report`` is this rank's :class:`SaveReport`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        single_file_per_rank: bool = True,
+        sync_files: bool = True,
+        thread_count: int | None = None,
+        per_thread_copy_ahead: int = 64 << 20,
+        cache_staged_state_dict: bool = False,
+        overwrite: bool = True,
+        _extensions: Sequence[Any] | None = None,
+        serialization_format: SerializationFormat = SerializationFormat.SAFETENSORS,
+        *,
+        async_staging_bytes: int | None = None,
+        keep_last: int | None = None,
+    ) -> None:
+        BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
+        if _extensions:
+            raise ValueError(
+                "ShardedStorageWriter writes tensors as they lie in memory; expected no _extensions"
+            )
+        if keep_last is not None and keep_last < 1:
+            raise ValueError(f"keep_last is {keep_last}; expected 1 or more, or None")
+        self.path = Path(path)
+        self.single_file_per_rank = single_file_per_rank
+        self.sync_files = sync_files
+        self.thread_count = default_threads() if thread_count is None else thread_count
+        self.per_thread_copy_ahead = per_thread_copy_ahead
+        self.overwrite = overwrite
+        self.async_staging_bytes = async_staging_bytes
+        self.keep_last = keep_last
+        self.save_id = str(uuid.uuid4())
+        self.report: SaveReport | None = None
+        self._pending: Any = None  # on the coordinator, from planning to publishing
+        self._staged_bytes = 0
+        self._staging_fault = ""
+
+    # --- asynchronous ------------------------------------------------------------------------------------------
+
+    def stage(self, state_dict: STATE_DICT_TYPE) -> STATE_DICT_TYPE:
+        """A copy of the state in CPU memory, which training no longer touches."""
+        needed = sum(
+            leaf.to_local().nbytes if isinstance(leaf, DTensor) else leaf.nbytes
+            for leaf in tree_leaves(state_dict)
+            if isinstance(leaf, torch.Tensor)
+        )
+        if self.async_staging_bytes is not None and needed > self.async_staging_bytes:
+            # Told where dcp listens to all ranks: raised here, this rank's error would leave the others waiting.
+            self._staging_fault = (
+                f"an asynchronous save needs a copy of this rank's state, {needed:,} bytes, and async_staging_bytes "
+                f"allows {self.async_staging_bytes:,}; raise it, or save with dcp.save"
+            )
+            return {}
+        self._staged_bytes = needed
+        staged: STATE_DICT_TYPE = super().stage(state_dict)
+        return staged
+
+    # --- planning ----------------------------------------------------------------------------------------------
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        self.abandon()
+        if checkpoint_id:
+            self.path = Path(checkpoint_id)
+        self.save_id = str(uuid.uuid4())
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        self.abandon()
+        fault, self._staging_fault = self._staging_fault, ""
+        if fault:
+            raise ValueError(fault)
+        alone = not dist.is_initialized() or dist.get_world_size() == 1
+        if not kwargs.get("use_collectives", True) and not alone:
+            raise ValueError(
+                "use_collectives=False: a sharded checkpoint is published when all ranks have written their part, "
+                "which they have to tell each other; expected use_collectives=True"
+            )
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        self._pending = _core.PendingDirectory(self.path)
+        if self._pending.replaces and not self.overwrite and any(self._pending.final_path.iterdir()):
+            self.abandon()
+            raise RuntimeError(
+                f"{self.path}: there is a checkpoint already, and overwrite=False; nothing was saved"
+            )
+        directory = self._pending.path
+        return [
+            dataclasses.replace(plan, storage_data=_Share(directory, rank)) for rank, plan in enumerate(plans)
+        ]
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        share: _Share = plan.storage_data
+        outcome = _RankOutcome(share.rank)
+        results: list[WriteResult] = []
+        try:
+            directory = self._directory(share)
+            results = self._write(plan.items, planner, directory, outcome)
+        except Exception as error:
+            results = []
+            outcome.failure = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            outcome.failure = outcome.failure or type(error).__name__
+            outcome.errno = error.errno or 0 if isinstance(error, OSError) else 0
+        results.append(WriteResult(MetadataIndex(""), 0, outcome))
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def _directory(self, share: _Share) -> Path:
+        """Where to write. A planner that caches its plans hands back that of an earlier save: then it is the one that
+        is being written now, of which there is one."""
+        if share.directory.is_dir():
+            return share.directory
+        final = Path(os.path.realpath(self.path))
+        pending = list(final.parent.glob(f".{final.name}.saving-*"))
+        if len(pending) != 1:
+            raise FileNotFoundError(2, f"{share.directory}: the directory of this save is not there")
+        return pending[0]
+
+    def _write(
+        self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: _RankOutcome
+    ) -> list[WriteResult]:
+        start = time.perf_counter()
+        report = SaveReport(threads=self.thread_count, peak_staging_bytes=self._staged_bytes)
+        tensors = [item for item in items if item.type != WriteItemType.BYTE_IO]
+        objects = [item for item in items if item.type == WriteItemType.BYTE_IO]
+        results: list[WriteResult] = []
+        files = []
+        for number, chunks in enumerate(self._files_of(tensors)):
+            name = f"rank-{outcome.rank:05d}-{number:05d}.safetensors"
+            file = _core.ShardFile(
+                directory / name,
+                [
+                    (item.index.fqn, DTYPE_NAMES[dtype], list(chunk.sizes), list(chunk.offsets))
+                    for item, dtype, chunk in map(_tensor_facts, chunks)
+                ],
+            )
+            self._fill(file, chunks, planner, report)
+            files.append((name, file, chunks))
+        raw = [item for item in tensors if _tensor_facts(item)[1] not in DTYPE_NAMES]
+        if raw or objects:
+            name = f"rank-{outcome.rank:05d}.bin"
+            files.append(
+                (name, self._write_others(directory / name, raw, objects, planner, report), [*raw, *objects])
+            )
+        report.seconds["write"] = time.perf_counter() - start
+        for name, file, written in files:
+            file.finish(self.sync_files)
+            outcome.files.append((name, file.size, file.header_bytes, file.header_checksum))
+            report.bytes_written += file.size
+            results += [
+                WriteResult(item.index, end - begin, StoredPart(name, begin, end - begin, checksums))
+                for item, (begin, end, checksums) in zip(written, file.items, strict=True)
+            ]
+        report.tensors, report.objects, report.files = len(tensors), len(objects), len(files)
+        report.seconds["total"] = time.perf_counter() - start
+        report.seconds["flush"] = report.seconds["total"] - report.seconds["write"]
+        self.report = report
+        return results
+
+    def _files_of(self, items: list[WriteItem]) -> list[list[WriteItem]]:
+        """The tensors of each safetensors file: one file, and more for further chunks of one tensor, whose name a file
+        can have only once."""
+        files: list[list[WriteItem]] = []
+        seen: dict[str, int] = {}
+        for item in items:
+            if _tensor_facts(item)[1] not in DTYPE_NAMES:
+                continue
+            number = seen.get(item.index.fqn, 0) if self.single_file_per_rank else len(files)
+            seen[item.index.fqn] = number + 1
+            if number == len(files):
+                files.append([])
+            files[number].append(item)
+        return files
+
+    def _fill(self, file: Any, items: list[WriteItem], planner: SavePlanner, report: SaveReport) -> None:
+        """Writes the tensors from where they are; those of a device by way of bounded copies."""
+        for first, tensors, copies in self._batches(items, planner):
+            strided = any(not tensor.is_contiguous() for tensor in tensors)
+            staging = copies + (self.thread_count * _BLOCK_BYTES if strided else 0)
+            report.peak_staging_bytes = max(report.peak_staging_bytes, self._staged_bytes + staging)
+            file.write(
+                [(first + i, *_memory_of(tensor)) for i, tensor in enumerate(tensors)], self.thread_count
+            )
+
+    def _batches(
+        self, items: list[WriteItem], planner: SavePlanner
+    ) -> Iterator[tuple[int, list[torch.Tensor], int]]:
+        """(number of the first item, tensors in CPU memory, bytes of the copies among them), so many that the copies
+        stay within per_thread_copy_ahead, or are one."""
+        first, copied = 0, 0
+        tensors: list[torch.Tensor] = []
+        for number, item in enumerate(items):
+            tensor, is_copy = _in_cpu_memory(item.index.fqn, _resolved(planner, item))
+            if is_copy and tensors and copied + tensor.nbytes > self.per_thread_copy_ahead:
+                yield first, tensors, copied
+                first, tensors, copied = number, [], 0
+            tensors.append(tensor)
+            copied += tensor.nbytes if is_copy else 0
+        if tensors:
+            yield first, tensors, copied
+
+    def _write_others(
+        self,
+        path: Path,
+        raw: list[WriteItem],
+        objects: list[WriteItem],
+        planner: SavePlanner,
+        report: SaveReport,
+    ) -> Any:
+        """The file of what safetensors cannot hold: tensors of other dtypes as they lie in memory, and pickles."""
+        tensors = [_in_cpu_memory(item.index.fqn, _resolved(planner, item))[0] for item in raw]
+        pickles = []
+        for item in objects:
+            data = planner.resolve_data(item)
+            assert isinstance(data, io.BytesIO)
+            pickles.append(data.getbuffer())
+        sizes = [tensor.nbytes for tensor in tensors] + [len(pickle) for pickle in pickles]
+        file = _core.ShardFile.of_bytes(path, sizes, [item.index.fqn for item in [*raw, *objects]])
+        parts = [_memory_of(tensor) for tensor in tensors]
+        parts += [_memory_of(torch.frombuffer(pickle, dtype=torch.uint8)) for pickle in pickles]
+        file.write([(i, *part) for i, part in enumerate(parts)], self.thread_count)
+        return file
+
+    # --- publishing --------------------------------------------------------------------------------------------
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the coordinator, when every rank has told its outcome: publishes, or removes everything and raises."""
+        try:
+            outcomes: list[_RankOutcome] = [of_rank[-1].storage_data for of_rank in results]
+            _expect_success(outcomes)
+            metadata.version = "1.0.0"
+            metadata.storage_data = {
+                result.index: result.storage_data for of_rank in results for result in of_rank[:-1]
+            }
+            metadata.storage_meta = self.storage_meta()
+            files = [file for outcome in outcomes for file in outcome.files]
+            _write_manifest(self._pending.path, metadata, files, self.sync_files)
+            self._pending.publish()
+        finally:
+            self.abandon()
+        if self.keep_last is not None:
+            remove_all_but(self.path.parent, self.keep_last)
+
+    def abandon(self) -> None:
+        """Removes what an unfinished save has written, if this rank is its coordinator. Safe to call at any time."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.abandon()
+
+    def storage_meta(self) -> StorageMeta | None:
+        return StorageMeta(checkpoint_id=self.path, save_id=self.save_id)
+
+    @property
+    def checkpoint_id(self) -> str | os.PathLike[str]:
+        return self.path
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return "://" not in os.fspath(checkpoint_id)
+
+
+def _tensor_facts(item: WriteItem) -> tuple[WriteItem, torch.dtype, Any]:
+    assert item.tensor_data is not None
+    return item, item.tensor_data.properties.dtype, item.tensor_data.chunk
+
+
+def _resolved(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
+    tensor = planner.resolve_data(item)
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(
+            f"{item.index.fqn}: expected a tensor from the planner, found {type(tensor).__name__}"
+        )
+    return tensor
+
+
+def _in_cpu_memory(fqn: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """A tensor whose memory shows its values, and whether that is a copy."""
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise ValueError(
+            f"{fqn}: expected a strided tensor with memory, found {tensor.layout} on {tensor.device}"
+        )
+    shown = tensor.resolve_conj().resolve_neg().cpu()
+    return shown, shown.data_ptr() != tensor.data_ptr()
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[int, list[int], list[int], int]:
+    return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), tensor.element_size()
+
+
+def _expect_success(outcomes: list[_RankOutcome]) -> None:
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    if not failed:
+        return
+    text = "; ".join(f"rank {outcome.rank}: {outcome.failure}" for outcome in failed)
+    text += ". Nothing was published, and what had been written is removed"
+    if failed[0].errno:
+        raise OSError(failed[0].errno, text)
+    raise ValueError(text)
+
+
+def _write_manifest(
+    directory: Path, metadata: Metadata, files: list[tuple[str, int, int, int]], sync: bool
+) -> None:
+    number_of = {name: number for number, (name, *_) in enumerate(files)}
+
+    def place(part: StoredPart) -> tuple[int, int, int, bytes]:
+        return number_of[part.relative_path], part.offset, part.offset + part.length, part.checksums
+
+    parts: dict[str, list[tuple[MetadataIndex, StoredPart]]] = {}
+    assert metadata.storage_data is not None
+    for index, part in metadata.storage_data.items():
+        parts.setdefault(index.fqn, []).append((index, part))
+    tensors = []
+    objects = []
+    for name, stored in metadata.state_dict_metadata.items():
+        if not isinstance(stored, TensorStorageMetadata):
+            objects.append((name, place(parts[name][0][1])))
+            continue
+        sizes = {tuple(chunk.offsets): list(chunk.sizes) for chunk in stored.chunks}
+        chunks = []
+        for index, part in parts[name]:
+            offset = tuple(index.offset) if index.offset is not None else (0,) * len(stored.size)
+            chunks.append((list(offset), sizes[offset], place(part)))
+        properties = stored.properties
+        dtype = str(properties.dtype).removeprefix("torch.")
+        tensors.append(
+            (
+                name,
+                dtype,
+                DTYPE_NAMES.get(properties.dtype, ""),
+                properties.dtype.itemsize,
+                list(stored.size),
+                properties.requires_grad,
+                properties.pin_memory,
+                chunks,
+            )
+        )
+    planner_data = io.BytesIO()
+    if metadata.planner_data is not None:
+        torch.save(metadata.planner_data, planner_data)
+    _core.write_manifest(directory, files, tensors, objects, planner_data.getvalue(), sync)

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "planner/box.h"
+#include "planner/catalog.h"
+#include "storage/shard_file.h"
+
+namespace shardwright {
+
+inline constexpr char manifest_name[] = "shardwright.manifest";
+
+/// Version of the manifest (storage/manifest.proto) that this build writes and reads.
+inline constexpr unsigned manifest_version = 1;
+
+struct ManifestFile {
+  std::string name;  ///< in the directory of the manifest
+  std::uint64_t size = 0;
+  std::uint64_t header_bytes = 0;  ///< 0 for a file that is no safetensors file
+  std::uint64_t header_checksum = 0;
+};
+
+struct Place {
+  std::uint32_t file = 0;  ///< index into Manifest::files
+  StoredBytes bytes;
+};
+
+struct StoredChunk {
+  Box box;  ///< of the whole tensor
+  Place place;
+};
+
+struct StoredTensor {
+  std::string name;
+  std::string dtype;              ///< torch's name, such as "bfloat16"
+  std::string safetensors_dtype;  ///< empty where safetensors has no such dtype
+  std::uint32_t element_bytes = 0;
+  Shape shape;
+  bool requires_grad = false;
+  bool pin_memory = false;
+  std::vector<StoredChunk> chunks;
+};
+
+struct StoredObject {
+  std::string name;
+  Place place;
+};
+
+/// What a sharded checkpoint holds.
+struct Manifest {
+  std::vector<ManifestFile> files;
+  std::vector<StoredTensor> tensors;
+  std::vector<StoredObject> objects;
+  std::string planner_data;
+};
+
+/// As bytes of the file.
+std::string encode_manifest(const Manifest& manifest);
+
+/// Reads and checks the bytes: `file` is what messages call them. Throws Error (malformed), naming the
+/// tensor, for bytes that are damaged or of another version, for places outside their files, and for chunks
+/// that do not tile their tensor exactly once.
+Manifest decode_manifest(std::string_view bytes, const std::string& file);
+
+bool has_manifest(const std::filesystem::path& directory);
+
+/// Reads the manifest of a directory. Throws Error: not_found if it has none; as decode_manifest; io.
+Manifest read_manifest(const std::filesystem::path& directory);
+
+/// Writes it, and flushes it to the device if `sync`.
+void write_manifest(const std::filesystem::path& directory, const Manifest& manifest, bool sync = true);
+
+/// The tensors for the engine. One of a dtype that safetensors lacks is there as bytes, U8 with a last
+/// dimension of element_bytes. Looks at the files' sizes: throws Error (malformed) if a file is not as long
+/// as it was.
+Catalog catalog_of(const Manifest& manifest, const std::filesystem::path& directory);
+
+}  // namespace shardwright

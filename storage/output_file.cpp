@@ -1,0 +1,58 @@
+#include "storage/output_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "planner/error.h"
+#include "storage/printable.h"
+
+namespace shardwright {
+
+OutputFile::OutputFile(const std::filesystem::path& path, std::uint64_t bytes) : path_(path) {
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor_ < 0) fail("cannot create this file");
+  if (bytes == 0) return;
+  int outcome = 0;
+  do {
+    outcome = ::fallocate(descriptor_, 0, 0, static_cast<off_t>(bytes));
+  } while (outcome != 0 && errno == EINTR);
+  if (outcome != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
+    const int code = errno;
+    ::close(std::exchange(descriptor_, -1));
+    errno = code;
+    fail("cannot set aside " + std::to_string(bytes) + " bytes");
+  }
+}
+
+OutputFile::~OutputFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void OutputFile::write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
+                       const std::string& what) {
+  while (count > 0) {
+    const ssize_t written = ::pwrite(descriptor_, bytes, count, static_cast<off_t>(offset));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail("cannot write " + what + " at byte " + std::to_string(offset));
+    bytes += written;
+    offset += static_cast<std::uint64_t>(written);
+    count -= static_cast<std::uint64_t>(written);
+  }
+}
+
+void OutputFile::finish(bool sync) {
+  if (sync && ::fsync(descriptor_) != 0) fail("cannot flush to the device");
+  // Some file systems report a full disk only here.
+  if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot close");
+}
+
+void OutputFile::fail(const std::string& what) const {
+  const int code = errno;
+  throw Error(ErrorKind::io, printable(path_.native()) + ": " + what + ": " + std::strerror(code), code);
+}
+
+}  // namespace shardwright

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "planner/catalog.h"
+#include "storage/gather.h"
+#include "storage/output_file.h"
+
+namespace shardwright {
+
+/// Where something lies in a file of a sharded checkpoint, and the checksum of each block
+/// (checksum_block_bytes, the last one what is left) of it.
+struct StoredBytes {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  std::vector<std::uint64_t> checksums;
+
+  bool operator==(const StoredBytes&) const = default;
+};
+
+/// One of the files that a rank of a sharded save writes: laid out and given its length before any data is
+/// there.
+class ShardFile {
+ public:
+  /// A safetensors file of chunks, each under the name of its whole tensor, with the DCP sharding metadata
+  /// that torch's HuggingFaceStorageReader looks for. Of each chunk name, dtype, shape and offset count; a
+  /// name may be there once. Throws Error: argument for what safetensors cannot hold; io.
+  ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks);
+
+  /// A file of things of these sizes, one after the other and nothing else.
+  ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
+            std::vector<std::string> names);
+
+  /// Writes items[i] of the file from tensors[i], on up to `threads` threads (0: all processors), with at
+  /// most 4 MiB of memory for each, which only what is not contiguous needs. May be called several times.
+  void write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors, int threads);
+
+  /// Flushes to the device if `sync`, and closes.
+  void finish(bool sync) { file_.finish(sync); }
+
+  const std::vector<StoredBytes>& items() const { return items_; }
+  std::uint64_t size() const { return size_; }
+  std::uint64_t header_bytes() const { return header_.size(); }
+
+  /// Of the header, length field included; that of no bytes where there is none.
+  std::uint64_t header_checksum() const;
+
+ private:
+  std::string header_;
+  std::vector<std::string> names_;
+  std::vector<StoredBytes> items_;
+  std::uint64_t size_;
+  OutputFile file_;
+};
+
+}  // namespace shardwright

@@ -1,0 +1,248 @@
+#include "storage/verify.h"
+
+#include <algorithm>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "planner/error.h"
+#include "planner/problems.h"
+#include "storage/checksum.h"
+#include "storage/input_file.h"
+#include "storage/printable.h"
+#include "storage/read_catalog.h"
+#include "storage/safetensors.h"
+#include "storage/staging.h"
+#include "storage/threads.h"
+
+namespace shardwright {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Collects problems from several threads; each comes with the order that it is told in.
+class Findings {
+ public:
+  void add(std::size_t order, const std::string& name, std::string line) {
+    const std::lock_guard lock(mutex_);
+    lines_.emplace(order, std::move(line));
+    if (!name.empty()) damaged_.insert(name);
+  }
+
+  void move_to(VerifyReport& report) {
+    for (auto& [order, line] : lines_) report.problems.push_back(std::move(line));
+    report.damaged.assign(damaged_.begin(), damaged_.end());
+  }
+
+ private:
+  std::mutex mutex_;
+  std::multimap<std::size_t, std::string> lines_;
+  std::set<std::string> damaged_;
+};
+
+/// Files by index, opened when first asked for. Null, and told once, for one that cannot be opened.
+class Files {
+ public:
+  Files(const Manifest& manifest, const fs::path& directory, Findings& findings)
+      : manifest_(manifest), directory_(directory), findings_(findings), files_(manifest.files.size()) {}
+
+  std::shared_ptr<InputFile> open(std::size_t index) {
+    const std::lock_guard lock(mutex_);
+    Slot& slot = files_[index];
+    if (!slot.tried) {
+      slot.tried = true;
+      try {
+        slot.file = std::make_shared<InputFile>(directory_ / manifest_.files[index].name);
+      } catch (const Error& error) {
+        findings_.add(index, "", error.what());
+      }
+    }
+    return slot.file;
+  }
+
+ private:
+  struct Slot {
+    bool tried = false;
+    std::shared_ptr<InputFile> file;
+  };
+  const Manifest& manifest_;
+  const fs::path& directory_;
+  Findings& findings_;
+  std::mutex mutex_;
+  std::vector<Slot> files_;
+};
+
+struct Block {
+  std::size_t place;
+  std::uint64_t number;
+};
+
+std::vector<Block> blocks_of(const std::vector<const Place*>& places) {
+  std::vector<Block> blocks;
+  for (std::size_t p = 0; p < places.size(); ++p) {
+    for (std::uint64_t number = 0; number < places[p]->bytes.checksums.size(); ++number)
+      blocks.push_back({p, number});
+  }
+  return blocks;
+}
+
+/// Hashes what lies at the places. Returns the bytes that were hashed.
+std::uint64_t check_places(const Manifest& manifest, const std::vector<const Place*>& places,
+                           const std::vector<std::string>& names, Files& files, Findings& findings,
+                           int threads) {
+  const std::vector<Block> blocks = blocks_of(places);
+  std::atomic<std::uint64_t> hashed = 0;
+  for_each_index(blocks.size(), threads, [&](std::size_t index) {
+    const Block& block = blocks[index];
+    const Place& place = *places[block.place];
+    const std::size_t order = manifest.files.size() + index;
+    const std::uint64_t begin = place.bytes.begin + block.number * checksum_block_bytes;
+    const std::uint64_t count = std::min(checksum_block_bytes, place.bytes.end - begin);
+    const std::string& name = names[block.place];
+    const std::shared_ptr<InputFile> file = files.open(place.file);
+    if (!file) return findings.add(order, name, in_quotes(name) + ": its file cannot be opened");
+    thread_local Staging staging;
+    std::byte* bytes = staging.room_for(count);
+    try {
+      file->read(begin, reinterpret_cast<char*>(bytes), count);
+    } catch (const Error& error) {
+      return findings.add(order, name, in_quotes(name) + ": " + error.what());
+    }
+    hashed += count;
+    if (checksum_of(bytes, count) != place.bytes.checksums[block.number]) {
+      findings.add(order, name,
+                   printable(file->path().native()) + ": " + in_quotes(name) + " is damaged: bytes " +
+                       std::to_string(begin) + " to " + std::to_string(begin + count) +
+                       " do not have the checksum that they were saved with");
+    }
+  });
+  return hashed;
+}
+
+void check_header(const Manifest& manifest, std::size_t index, Files& files, Findings& findings) {
+  const ManifestFile& expected = manifest.files[index];
+  const std::shared_ptr<InputFile> file = files.open(index);
+  if (!file) return;
+  const std::string path = printable(file->path().native());
+  if (file->size() != expected.size) {
+    findings.add(index, "",
+                 path + ": expected " + std::to_string(expected.size) + " bytes, found " +
+                     std::to_string(file->size()));
+  }
+  if (expected.header_bytes == 0 || file->size() < expected.header_bytes) return;
+  std::string header(expected.header_bytes, '\0');
+  try {
+    file->read(0, header.data(), header.size());
+  } catch (const Error& error) {
+    return findings.add(index, "", error.what());
+  }
+  if (checksum_of(header.data(), header.size()) == expected.header_checksum) return;
+  findings.add(index, "",
+               path + ": the header is damaged: it does not have the checksum that it was saved with");
+  for (const StoredTensor& tensor : manifest.tensors) {  // other readers find these by the header
+    for (const StoredChunk& chunk : tensor.chunks) {
+      if (chunk.place.file == index) {
+        findings.add(index, tensor.name, path + ": holds a chunk of " + in_quotes(tensor.name));
+        break;
+      }
+    }
+  }
+}
+
+void check_unlisted(const Manifest& manifest, const fs::path& directory, Findings& findings) {
+  std::set<std::string> listed;
+  for (const ManifestFile& file : manifest.files) listed.insert(file.name);
+  std::error_code code;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory, code)) {
+    if (entry.path().extension() == ".safetensors" && listed.count(entry.path().filename().native()) == 0) {
+      findings.add(manifest.files.size(), "",
+                   printable(entry.path().native()) + ": a safetensors file that the manifest does not list");
+    }
+  }
+}
+
+void verify_sharded(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
+  const Manifest manifest = read_manifest(directory);
+  report.files = static_cast<std::int64_t>(manifest.files.size());
+  report.tensors = static_cast<std::int64_t>(manifest.tensors.size());
+  report.objects = static_cast<std::int64_t>(manifest.objects.size());
+  Files files(manifest, directory, findings);
+  for_each_index(manifest.files.size(), threads,
+                 [&](std::size_t index) { check_header(manifest, index, files, findings); });
+  check_unlisted(manifest, directory, findings);
+  std::vector<const Place*> places;
+  std::vector<std::string> names;
+  for (const StoredTensor& tensor : manifest.tensors) {
+    for (const StoredChunk& chunk : tensor.chunks) {
+      places.push_back(&chunk.place);
+      names.push_back(tensor.name);
+    }
+  }
+  for (const StoredObject& object : manifest.objects) {
+    places.push_back(&object.place);
+    names.push_back(object.name);
+  }
+  report.bytes_hashed = check_places(manifest, places, names, files, findings, threads);
+}
+
+void verify_hugging_face(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
+  const Catalog catalog = read_catalog(directory, threads);
+  report.files = static_cast<std::int64_t>(catalog.files.size());
+  for (auto first = catalog.tensors.begin(); first != catalog.tensors.end();) {
+    auto last = std::find_if(first, catalog.tensors.end(),
+                             [&](const SourceTensor& tensor) { return tensor.name != first->name; });
+    ++report.tensors;
+    std::vector<Box> boxes;
+    for (auto chunk = first; chunk != last; ++chunk) {
+      if (volume(chunk->shape) > 0) boxes.push_back({chunk->offset, chunk->shape});
+    }
+    const Shape shape = Catalog::global_shape({&*first, static_cast<std::size_t>(last - first)});
+    if (const std::string fault = tiling_fault(whole(shape), boxes); !fault.empty()) {
+      findings.add(0, first->name,
+                   printable(catalog.path_of(*first).native()) + ": " + in_quotes(first->name) +
+                       ": its chunks do not make up the whole: " + fault);
+    }
+    first = last;
+  }
+}
+
+}  // namespace
+
+VerifyReport verify_checkpoint(const fs::path& directory, int threads) {
+  VerifyReport report;
+  Findings findings;
+  const bool sharded = has_manifest(directory);
+  report.kind = sharded ? "sharded" : "Hugging Face";
+  try {
+    if (sharded) {
+      verify_sharded(directory, threads, report, findings);
+    } else {
+      verify_hugging_face(directory, threads, report, findings);
+    }
+  } catch (const Error& error) {
+    if (error.kind != ErrorKind::malformed) throw;
+    findings.add(0, "", error.what());
+  }
+  findings.move_to(report);
+  return report;
+}
+
+void expect_undamaged(const Manifest& manifest, const fs::path& directory,
+                      const std::vector<const Place*>& places, const std::vector<std::string>& names,
+                      int threads) {
+  Findings findings;
+  Files files(manifest, directory, findings);
+  check_places(manifest, places, names, files, findings, threads);
+  VerifyReport report;
+  findings.move_to(report);
+  Problems problems;
+  problems.lines = std::move(report.problems);
+  problems.throw_if_any(ErrorKind::malformed, "the checkpoint is damaged");
+}
+
+}  // namespace shardwright

@@ -1,0 +1,107 @@
+#include "storage/shard_file.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "storage/checksum.h"
+#include "storage/safetensors.h"
+#include "tests/storage/checkpoint_files.h"
+
+namespace shardwright {
+namespace {
+
+/// The row-major bytes of a tensor, one element after the other.
+std::string plain_bytes(const TensorInMemory& tensor) {
+  std::string bytes;
+  for (std::int64_t i = 0; i < volume(tensor.shape); ++i) {
+    std::int64_t rest = i;
+    std::int64_t element = 0;
+    for (std::size_t d = tensor.shape.size(); d-- > 0;) {
+      element += rest % tensor.shape[d] * tensor.strides[d];
+      rest /= tensor.shape[d];
+    }
+    const auto size = static_cast<std::int64_t>(tensor.element_bytes);
+    bytes.append(reinterpret_cast<const char*>(tensor.data + element * size), tensor.element_bytes);
+  }
+  return bytes;
+}
+
+TEST(Gather, EqualsTheElementsOneByOneForAnyStridesAndPart) {
+  std::mt19937 random(1);
+  std::vector<std::byte> memory(1 << 16);
+  for (std::byte& byte : memory) byte = static_cast<std::byte>(random());
+  for (int round = 0; round < 500; ++round) {
+    TensorInMemory tensor{memory.data(), {}, {}, std::uint64_t{1} << random() % 4};
+    for (std::size_t rank = random() % 5; rank > 0; --rank)
+      tensor.shape.push_back(static_cast<std::int64_t>(random() % 5));
+    tensor.strides = contiguous_strides(tensor.shape);
+    if (random() % 2 == 0) {
+      for (std::int64_t& stride : tensor.strides) stride = static_cast<std::int64_t>(random() % 100);
+    }
+    const std::string expected = plain_bytes(tensor);
+    const std::uint64_t elements = expected.size() / tensor.element_bytes;
+    const std::uint64_t begin = elements == 0 ? 0 : random() % elements;
+    const std::uint64_t count = elements == 0 ? 0 : random() % (elements - begin + 1);
+    std::string found(count * tensor.element_bytes, '\0');
+    gather(tensor, begin * tensor.element_bytes, found.size(), reinterpret_cast<std::byte*>(found.data()));
+    ASSERT_EQ(found, expected.substr(begin * tensor.element_bytes, found.size())) << "round " << round;
+    if (is_contiguous(tensor) && !expected.empty()) {
+      ASSERT_EQ(expected, std::string(reinterpret_cast<const char*>(memory.data()), expected.size()));
+    }
+  }
+}
+
+TEST(ShardFile, IsASafetensorsFileOfChunksWithTheirOffsetsAndChecksums) {
+  const TemporaryDirectory folder;
+  const std::int64_t rows = 3 * static_cast<std::int64_t>(checksum_block_bytes) / 8 + 5;
+  std::vector<std::uint32_t> memory(static_cast<std::size_t>(2 * rows));
+  for (std::size_t i = 0; i < memory.size(); ++i) memory[i] = static_cast<std::uint32_t>(i * 2654435761U);
+  const auto* data = reinterpret_cast<const std::byte*>(memory.data());
+  const std::vector<TensorInMemory> tensors{
+      {data, {rows, 2}, {2, 1}, 4}, {data, {2, rows}, {1, 2}, 4}, {data, {}, {}, 4}};
+  ShardFile file(folder / "x.safetensors", {{"as it is", DType::F32, {rows, 2}, {7, 0}, 0, 0, 0},
+                                            {"turned", DType::I32, {2, rows}, {0, 9}, 0, 0, 0},
+                                            {"scalar \"", DType::F32, {}, {}, 0, 0, 0}});
+  file.write(std::vector<std::size_t>{2, 0}, std::vector<TensorInMemory>{tensors[2], tensors[0]}, 2);
+  file.write(std::vector<std::size_t>{1}, std::vector<TensorInMemory>{tensors[1]}, 3);
+  file.finish(true);
+
+  const std::string bytes = read_file(folder / "x.safetensors");
+  EXPECT_EQ(bytes.size(), file.size());
+  EXPECT_EQ(checksum_of(bytes.data(), file.header_bytes()), file.header_checksum());
+  std::uint64_t size = 0;
+  const SafetensorsHeader header = read_safetensors_header(folder / "x.safetensors", size);
+  ASSERT_EQ(header.tensors.size(), 3);
+  EXPECT_EQ(header.tensors[0].offset, (Shape{7, 0}));
+  EXPECT_EQ(header.tensors[1].offset, (Shape{0, 9}));
+  for (std::size_t i = 0; i < 3; ++i) {
+    const SourceTensor& stored = header.tensors[i];
+    const std::string expected = plain_bytes(tensors[i]);
+    ASSERT_EQ(bytes.substr(stored.begin, stored.end - stored.begin), expected) << i;
+    const StoredBytes& item = file.items()[i];
+    EXPECT_EQ(item.begin, stored.begin);
+    ASSERT_EQ(item.checksums.size(), (expected.size() + checksum_block_bytes - 1) / checksum_block_bytes);
+    for (std::size_t block = 0; block < item.checksums.size(); ++block) {
+      const std::string part = expected.substr(block * checksum_block_bytes, checksum_block_bytes);
+      EXPECT_EQ(item.checksums[block], checksum_of(part.data(), part.size()));
+    }
+  }
+}
+
+TEST(ShardFile, ATensorThatIsNotAsPlannedIsRefused) {
+  const TemporaryDirectory folder;
+  ShardFile file(folder / "x.safetensors", {{"w", DType::F32, {2}, {0}, 0, 0, 0}});
+  const std::vector<std::byte> memory(16);
+  EXPECT_THROW(
+      file.write(std::vector<std::size_t>{0}, std::vector<TensorInMemory>{{memory.data(), {3}, {1}, 4}}, 1),
+      Error);
+}
+
+TEST(ShardFile, AFileThatCannotBeMadeIsRefused) {
+  const TemporaryDirectory folder;
+  EXPECT_THROW(ShardFile(folder / "nowhere/x.safetensors", {{"w", DType::F32, {2}, {0}, 0, 0, 0}}), Error);
+}
+
+}  // namespace
+}  // namespace shardwright
