@@ -13,9 +13,9 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.catalog import generate, read_catalog
+from shardwright.checkpoints import verify
 from shardwright.simulate import Speeds, print_simulation, simulate
 from shardwright.simulate_page import page
-from shardwright.checkpoints import verify
 from shardwright.table import print_table
 
 
