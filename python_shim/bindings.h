@@ -11,4 +11,7 @@ void bind_loads(pybind11::module_& m);
 /// Defined in state_dicts.cpp; the classes of module.cpp must be bound before.
 void bind_state_dicts(pybind11::module_& m);
 
+/// What LoRA adapter files need of the storage layer. Defined in adapters.cpp; Catalog must be bound before.
+void bind_adapters(pybind11::module_& m);
+
 }  // namespace shardwright

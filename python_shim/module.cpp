@@ -348,6 +348,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_load(m);
   shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
+  shardwright::bind_adapters(m);
   shardwright::bind_generate(m);
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");

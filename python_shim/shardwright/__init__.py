@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from shardwright.catalog import generate, read_catalog, request_list
     from shardwright.load_planner import LoadPlanner
     from shardwright.loading import load
+    from shardwright.lora import LoraReport, load_lora
+    from shardwright.lora_save import save_lora
     from shardwright.native import empty_state_dict
     from shardwright.report import LoadReport
     from shardwright.storage_reader import HuggingFaceStorageReader
@@ -30,12 +32,15 @@ __all__ = [
     "HuggingFaceStorageReader",
     "LoadPlanner",
     "LoadReport",
+    "LoraReport",
     "PlanError",
     "empty_state_dict",
     "generate",
     "load",
+    "load_lora",
     "read_catalog",
     "request_list",
+    "save_lora",
 ]
 
 # Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
@@ -43,11 +48,14 @@ _MODULE_OF = {
     "HuggingFaceStorageReader": "storage_reader",
     "LoadPlanner": "load_planner",
     "LoadReport": "report",
+    "LoraReport": "lora",
     "empty_state_dict": "native",
     "generate": "catalog",
     "load": "loading",
+    "load_lora": "lora",
     "read_catalog": "catalog",
     "request_list": "catalog",
+    "save_lora": "lora_save",
 }
 
 
