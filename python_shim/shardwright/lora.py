@@ -347,38 +347,37 @@ class Reading:
         return ranks == {place.file_rank(spread=True)} and place.file_rank(spread=True) != place.pair.rank
 
     def _check_shapes(self, place: Place, windows: list[Window], spread: bool) -> None:
-        pair, missing, wrong = place.pair, [], []
+        pair, missing = place.pair, []
+        both = " and ".join(pair.keys.values())
+        wrong: list[tuple[Window, list[int]]] = []
+        ranks = set()
         for window in windows:
             found = self.file.shape(window.name)
             if found is None:
                 missing.append(window.name)
-            elif found != list(window.shape):
+                continue
+            if found != list(window.shape):
                 wrong.append((window, found))
+            if len(found) == 2:
+                ranks.add(found[0 if window.name.endswith(".lora_A.weight") else 1])
         for name in _core.grouped_names(sorted(set(missing))):
             self.problems.append(
-                f"{' and '.join(pair.keys.values())}: {name} is missing from {self.file.path}"
+                f"{both}: expected {name} in {self.file.path}, found none; an adapter has to have all projections of "
+                "the experts that it has, or of none"
+                if pair.stacked
+                else f"{both}: expected {name} in {self.file.path}, found none"
             )
-        ranks = (
-            {
-                (window.shape if window not in dict(wrong) else dict(wrong)[window])[
-                    0 if "lora_A" in window.name else -1
-                ]
-                for window in windows
-                if window.name not in missing
-            }
-            if not place.parameter
-            else set()
-        )
-        if wrong and len(ranks) > 1:
+        if wrong and len(ranks) > 1 and not place.parameter:
             self.problems.append(
-                f"{' and '.join(pair.keys.values())}: expected one rank for all, {place.file_rank(spread)}, found "
-                f"modules of ranks {', '.join(map(str, sorted(ranks)))} in {self.file.path}; a grouped tensor has one "
-                "rank: pad the smaller with zeros, or train with one rank"
+                f"{both}: expected one rank for all modules, {place.file_rank(spread)}, found ranks "
+                f"{', '.join(map(str, sorted(ranks)))} in {self.file.path}; the trainer's tensor has one rank: pad "
+                "the smaller with zeros, or train with one rank"
             )
         for window, found in wrong:
+            letter = "A" if window.key == pair.keys["A"] else "B"
             self.problems.append(
                 f"{window.key}: {window.name} in {self.file.path}: expected shape {list(window.shape)} for the "
-                f"trainer's {list(pair.shapes['A' if window.key == pair.keys['A'] else 'B'])}, found {found}"
+                f"trainer's {list(pair.shapes[letter])}, found {found}"
             )
 
     def _check_repeats(self, place: Place, windows: list[Window]) -> None:
@@ -433,4 +432,5 @@ def _ends_with(name: str, ending: str) -> bool:
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    same_kind = a.dtype == b.dtype and a.shape == b.shape
+    return same_kind and bool(torch.equal(a.view(torch.uint8), b.view(torch.uint8)))

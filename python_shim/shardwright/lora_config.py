@@ -14,8 +14,8 @@ from shardwright._core import CheckpointFormatError, PlanError
 
 CONFIG = "adapter_config.json"
 
-#: Settings of peft that make an adapter more, or something other, than scaling · B A beside each weight; with the values
-#: that leave it one.
+#: Settings of peft that make an adapter more, or something other, than scaling · B A beside each weight; with the
+#: values that leave it one.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (False, None),
@@ -136,8 +136,8 @@ def config_text(
     use_rslora: bool,
     peft_version: str,
 ) -> str:
-    """adapter_config.json for these modules and ``parameters`` (a part of them), named as in the model. Those whose rank
-    or alpha is not ``r`` or ``alpha`` get a pattern of their own."""
+    """adapter_config.json for these modules and ``parameters`` (a part of them), named as in the model. Those whose
+    rank or alpha is not ``r`` or ``alpha`` get a pattern of their own."""
     config = {
         "peft_type": "LORA",
         "peft_version": peft_version,

@@ -1,9 +1,9 @@
 """Which part of a trainer's LoRA tensor is which part of an adapter file's.
 
 A LoRA pair A, B adds ``scaling · B A`` to a weight, and its place follows from the weight's own in the table of
-planner/models. The trainer (nemo-automodel) holds ``<module>.lora_A.weight`` [r, in] and ``lora_B.weight`` [out, r], and
-for stacked experts ``lora_gate_and_up_A`` [experts, in, r], ``lora_gate_and_up_B`` [experts, r, out], ``lora_down_A`` and
-``lora_down_B``. An adapter file (peft) is for a model in some layout: what is a module there has a pair [r, in] and
+planner/models. The trainer (nemo-automodel) holds ``<module>.lora_A.weight`` [r, in] and ``lora_B.weight`` [out, r],
+and for stacked experts ``lora_gate_and_up_A`` [experts, in, r], ``lora_gate_and_up_B`` [experts, r, out],
+``lora_down_A`` and ``lora_down_B``. An adapter file (peft) is for a model in some layout: what is a module there has a pair [r, in] and
 [out, r]; a stack of experts that is one parameter there has a "ParamWrapper", see :func:`_wrapper_windows`.
 
 Where one side joins several matrices (gate and up) and the other does not, either all pairs have one A, which the
@@ -145,9 +145,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Spelling:
-    """How an adapter file names modules: ``layout`` of the model that it is for, and how HF's names of its text part begin.
+    """How an adapter file names modules: for a model in ``layout``, HF's names of whose text part begin with ``text``.
 
-    Layout "automodel" is what nemo-automodel writes: HF's names, but for experts, which are ``mlp.experts.E.gate_proj``.
+    Layout "automodel" is what nemo-automodel writes: HF's names, but experts are ``mlp.experts.E.gate_proj``.
     """
 
     layout: str
