@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from shardwright import _core
+from shardwright.adapter_file import WEIGHTS
 from shardwright.describe import DTYPE_NAMES
-from shardwright.lora import WEIGHTS
 from shardwright.lora_config import CONFIG
 from shardwright.lora_windows import Window
 

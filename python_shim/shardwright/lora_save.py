@@ -15,9 +15,9 @@ import torch.distributed as dist
 from shardwright import _core
 from shardwright.adapter_writing import AdapterBeingWritten, Part
 from shardwright.gathering import Known, Ranks
-from shardwright.lora import LAYOUTS, pairs_of
+from shardwright.lora import pairs_of
 from shardwright.lora_config import config_text
-from shardwright.lora_windows import TEXTS, Pair, Place, Spelling, Window
+from shardwright.lora_windows import LAYOUTS, TEXTS, Pair, Place, Spelling, Window
 from shardwright.sharding import Sharding, local_part
 
 #: A version of peft that has ParamWrappers in that sense.

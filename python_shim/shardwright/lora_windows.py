@@ -3,8 +3,9 @@
 A LoRA pair A, B adds ``scaling · B A`` to a weight, and its place follows from the weight's own in the table of
 planner/models. The trainer (nemo-automodel) holds ``<module>.lora_A.weight`` [r, in] and ``lora_B.weight`` [out, r],
 and for stacked experts ``lora_gate_and_up_A`` [experts, in, r], ``lora_gate_and_up_B`` [experts, r, out],
-``lora_down_A`` and ``lora_down_B``. An adapter file (peft) is for a model in some layout: what is a module there has a pair [r, in] and
-[out, r]; a stack of experts that is one parameter there has a "ParamWrapper", see :func:`_wrapper_windows`.
+``lora_down_A`` and ``lora_down_B``. An adapter file (peft) is for a model in some layout: what is a module there has a
+pair [r, in] and [out, r]; a stack of experts that is one parameter there has a "ParamWrapper", see
+:func:`_wrapper_windows`.
 
 Where one side joins several matrices (gate and up) and the other does not, either all pairs have one A, which the
 joined pair has once ("shared"), or the joined pair has the sum of the ranks: A one below the other, B block-diagonal
@@ -32,6 +33,9 @@ PEFT_PREFIX = "base_model.model."
 #: How HF's names of the text part begin: in a VL checkpoint, in a text-only one, and in one that lacks "model." too.
 _VL_TEXT = "language_model.model."
 TEXTS = (_VL_TEXT, "model.", "")
+
+#: Of the models that adapters are for.
+LAYOUTS = ("transformers", "huggingface", "automodel")
 
 _STACKED = re.compile(r"(.*\.)lora_([a-z_]+)_([AB])")
 _SINGLE = re.compile(r"(.*)\.lora_([AB])\.weight")
@@ -62,6 +66,17 @@ class Pair:
     weight: str
     keys: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of_one(cls, weight: str, letter: str, key: str, shape: tuple[int, ...]) -> Pair:
+        """For looking at one of the two: the other is as small as can be, and has no key."""
+        other: tuple[int, ...]
+        if weight.endswith(".weight"):
+            other = (shape[-1], 1) if letter == "B" else (1, shape[0])
+        else:
+            other = (shape[0], 1, shape[1]) if letter == "B" else (shape[0], shape[-1], 2)
+        letters = {letter: shape, "AB".replace(letter, ""): other}
+        return cls(weight, {"A": "", "B": "", letter: key}, letters)
 
     @property
     def stacked(self) -> bool:
@@ -141,6 +156,19 @@ class Window:
                 for _ in range(view.dim() - len(self.axes)):
                     view = view.select(0, 0)
                 yield [at + shift[d] for at, d in zip(self.offset, self.axes, strict=True)], view
+
+    def view(self, sharding: Sharding, local: torch.Tensor, index_of: Mapping[int, int]) -> torch.Tensor:
+        """What this rank holds of it, in the file's order, in one piece: of experts whole or sharded inside.
+
+        ``index_of`` has the local index of each expert that the rank holds.
+        """
+        for d in range(local.dim() - 1, -1, -1):
+            if d not in self.axes:
+                local = local.select(d, index_of[self.native_offset[d]])
+            elif self.native_size[d] != sharding.shape[d]:
+                local = local.narrow(d, self.native_offset[d], self.native_size[d])
+        dropped = len(self.native_size) - len(self.axes)
+        return local.permute([d - dropped for d in self.axes])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """LoRA adapters go both ways between ours and peft. Run by `make compare`, which sets up what this needs.
 
-What peft makes of an adapter is seen by what it merges into a tiny model of transformers' M3; what ours makes of it by the
-trainer's tensors. Expected values come from A and B of the trainer, multiplied here.
+What peft makes of an adapter is seen by what it merges into a tiny model of transformers' M3; what ours makes of it, by
+the trainer's tensors. Expected values come from A and B of the trainer, multiplied here.
 """
 
 import json
@@ -37,7 +37,7 @@ def model(checkpoint: Path) -> torch.nn.Module:
 
 
 def trainers_tensors(model: torch.nn.Module, fill: bool = True) -> dict[str, torch.Tensor]:
-    """LoRA tensors as nemo-automodel names and shapes them, for everything in the text part that has a weight matrix."""
+    """LoRA tensors as nemo-automodel names and shapes them, for every projection of the text part."""
     shapes = {
         name.removeprefix(TEXT): tuple(t.shape) for name, t in model.state_dict().items() if TEXT in name
     }
@@ -85,7 +85,9 @@ def added_by(lora: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             path = name.removesuffix("lora_down_A")
             for projection, kind in (("gate_up_proj", "gate_and_up"), ("down_proj", "down")):
                 a, b = (lora[f"model.{path}lora_{kind}_{letter}"] for letter in "AB")
-                added[TEXT + path + projection] = SCALING * torch.stack([(x @ y).T for x, y in zip(a, b)])
+                added[TEXT + path + projection] = SCALING * torch.stack(
+                    [(x @ y).T for x, y in zip(a, b, strict=True)]
+                )
         elif name.endswith(".gate_proj.lora_A.weight"):
             path = name.removesuffix("gate_proj.lora_A.weight")
             both = torch.cat([of_module(path + "gate_proj"), of_module(path + "up_proj")])
