@@ -297,5 +297,8 @@ def _ends_with(name: str, ending: str) -> bool:
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
-    same_kind = a.dtype == b.dtype and a.shape == b.shape
-    return same_kind and bool(torch.equal(a.view(torch.uint8), b.view(torch.uint8)))
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    row_major = torch.contiguous_format
+    left, right = (tensor.clone(memory_format=row_major).view(torch.uint8) for tensor in (a, b))
+    return torch.equal(left, right)
