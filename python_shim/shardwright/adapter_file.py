@@ -40,6 +40,10 @@ class AdapterFile:
         catalog = _core.read_file_catalog(os.fspath(path))
         return cls(path, config, catalog, {tensor.name: tensor for tensor in catalog.tensors})
 
+    @property
+    def where(self) -> str:
+        return self.path.name
+
     def shape(self, name: str) -> list[int] | None:
         return list(self.tensors[name].shape) if name in self.tensors else None
 

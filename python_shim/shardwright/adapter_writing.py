@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import Counter
@@ -42,8 +43,9 @@ class AdapterBeingWritten:
         except (OSError, ValueError) as failure:
             self.failure = failure
             self._tensors.clear()
-            self._weights.unlink(missing_ok=True)
-            self._config.unlink(missing_ok=True)
+            for pending in (self._weights, self._config):
+                with contextlib.suppress(OSError):  # whatever failed first is what counts
+                    pending.unlink()
 
     def begin(self, windows: list[Window], dtypes: Mapping[str, torch.dtype]) -> None:
         shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}

@@ -19,7 +19,11 @@ class Adapter(Protocol):
     """A file, or tensors in memory."""
 
     @property
-    def path(self) -> Path | str: ...
+    def path(self) -> Path | str:
+        """As the head of a message calls it; its lines call it ``where``."""
+
+    @property
+    def where(self) -> str: ...
     @property
     def config(self) -> LoraConfig: ...
     @property
@@ -62,11 +66,11 @@ class Reading:
             if place is None:
                 keys = " and ".join(pair.keys.values())
                 self.problems.append(
-                    f"{keys}: {self.file.path} holds nothing for them; found {self._some_names()}"
+                    f"{keys}: {self.file.where} holds nothing for them; found {self._some_names()}"
                 )
             elif place.parameter and not wrappers[pair.weight]:
                 self.problems.append(
-                    f"{pair.keys['A']}: expected a ParamWrapper of {place.parameter} in {self.file.path}, found "
+                    f"{pair.keys['A']}: expected a ParamWrapper of {place.parameter} in {self.file.where}, found "
                     f"{self._some_names(place.stack)}"
                 )
             elif not place.parameter or legacy is not None:
@@ -85,7 +89,7 @@ class Reading:
     def refuse_if(self, problems: list[str]) -> None:
         if problems:
             raise _core.PlanError(
-                f"the adapter in {self.file.path} and the trainer's tensors do not fit; nothing has been written:\n  "
+                f"the adapter {self.file.path} and the trainer's tensors do not fit; nothing has been written:\n  "
                 + "\n  ".join(problems)
             )
 
@@ -156,21 +160,21 @@ class Reading:
                 f"{wrapper} only {next(iter(found))}" for wrapper, found in fits.items() if len(found) == 1
             ]
             self.problems.append(
-                f"the ParamWrappers of {self.file.path} are not of one sense: " + ", ".join(lines)
+                f"the ParamWrappers of {self.file.where} are not of one sense: " + ", ".join(lines)
             )
             return None
         if sense == "auto" and len(common) == 2:
             sense = self.file.config.param_wrapper
             if not sense:
                 self.problems.append(
-                    f"{', '.join(sorted(fits))} in {self.file.path}: the shapes fit both senses of a ParamWrapper, and "
-                    'the adapter does not say for which version of peft it is; pass param_wrapper="modern" if peft '
+                    f"{', '.join(sorted(fits))} in {self.file.where}: the shapes fit both senses of a ParamWrapper, "
+                    'and the adapter does not say for which version of peft it is; pass param_wrapper="modern" if peft '
                     '0.19.1 or later wrote it, param_wrapper="legacy" if an earlier one did'
                 )
                 return None
         if sense != "auto" and sense not in common:
             self.problems.append(
-                f"{', '.join(sorted(fits))} in {self.file.path}: expected the sense param_wrapper={sense!r}, found "
+                f"{', '.join(sorted(fits))} in {self.file.where}: expected the sense param_wrapper={sense!r}, found "
                 f'shapes that fit {next(iter(common))!r} only; pass that, or leave it to "auto"'
             )
             return None
@@ -227,21 +231,21 @@ class Reading:
                 ranks.add(found[0 if window.name.endswith(".lora_A.weight") else 1])
         for name in _core.grouped_names(sorted(set(missing))):
             self.problems.append(
-                f"{both}: expected {name} in {self.file.path}, found none; an adapter has to have all projections of "
+                f"{both}: expected {name} in {self.file.where}, found none; an adapter has to have all projections of "
                 "the experts that it has, or of none"
                 if pair.stacked
-                else f"{both}: expected {name} in {self.file.path}, found none"
+                else f"{both}: expected {name} in {self.file.where}, found none"
             )
         if wrong and len(ranks) > 1 and not place.parameter:
             self.problems.append(
                 f"{both}: expected one rank for all modules, {place.file_rank(spread)}, found ranks "
-                f"{', '.join(map(str, sorted(ranks)))} in {self.file.path}; the trainer's tensor has one rank: pad "
+                f"{', '.join(map(str, sorted(ranks)))} in {self.file.where}; the trainer's tensor has one rank: pad "
                 "the smaller with zeros, or train with one rank"
             )
         for window, found in wrong:
             letter = "A" if window.key == pair.keys["A"] else "B"
             self.problems.append(
-                f"{window.key}: {window.name} in {self.file.path}: expected shape {list(window.shape)} for the "
+                f"{window.key}: {window.name} in {self.file.where}: expected shape {list(window.shape)} for the "
                 f"trainer's {list(pair.shapes[letter])}, found {found}"
             )
 
@@ -254,8 +258,8 @@ class Reading:
             first = of_box[window.key, window.native_offset]
             if not _same_bytes(self.file.raw(first.name), self.file.raw(window.name)):
                 self.problems.append(
-                    f"{window.key}: {first.name} and {window.name} in {self.file.path} differ; expected the same A, as "
-                    f"the trainer's {list(place.pair.shapes['A'])} has one for both: train them with one, or give "
+                    f"{window.key}: {first.name} and {window.name} in {self.file.where} differ; expected the same A, "
+                    f"as the trainer's {list(place.pair.shapes['A'])} has one for both: train them with one, or give "
                     f"tensors of rank {place.pair.rank * place.parts}, which have room for both"
                 )
 
@@ -267,8 +271,8 @@ class Reading:
         others = torch.cat([mine[:, : place.part * rank], mine[:, (place.part + 1) * rank :]], 1)
         if others.count_nonzero():
             self.problems.append(
-                f"{place.pair.keys['B']}: {name} in {self.file.path} has rank {place.file_rank(True)} and is not block-"
-                f"diagonal; expected zeros outside of the blocks, as the trainer's rank {rank} has no room for more: "
+                f"{place.pair.keys['B']}: {name} in {self.file.where} has rank {place.file_rank(True)} and is not "
+                f"block-diagonal; expected zeros outside of the blocks, as the trainer's rank {rank} has no room for more: "
                 f"give tensors of rank {place.file_rank(True)}"
             )
 
@@ -280,7 +284,7 @@ class Reading:
         rest = [name for name in self.file.tensors if name not in known]
         for name in _core.grouped_names(rest):
             self.problems.append(
-                f"{name} in {self.file.path}: the state dict has no LoRA tensors for it; strict=False leaves it out"
+                f"{name} in {self.file.where}: the state dict has no LoRA tensors for it; strict=False leaves it out"
             )
 
     def _some_names(self, start: str = "") -> str:
@@ -301,4 +305,4 @@ def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     row_major = torch.contiguous_format
     left, right = (tensor.clone(memory_format=row_major).view(torch.uint8) for tensor in (a, b))
-    return torch.equal(left, right)
+    return bool(torch.equal(left, right))

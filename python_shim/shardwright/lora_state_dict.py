@@ -73,7 +73,8 @@ class _Source:
     """An HF state dict, as :class:`shardwright.lora.Reading` sees an adapter file."""
 
     tensors: Mapping[str, torch.Tensor]
-    path: str = "the state dict"
+    path: str = "in HF's names"
+    where: str = "the state dict"
     config: LoraConfig = field(default_factory=lambda: LoraConfig(r=1, lora_alpha=1))
 
     def shape(self, name: str) -> list[int] | None:

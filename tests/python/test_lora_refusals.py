@@ -1,4 +1,4 @@
-"""LoRA adapters that do not fit: one error that names tensors, file, expected, found and what to do; nothing written."""
+"""LoRA adapters that do not fit: one error that names tensors, file, expected and found; nothing is written."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,12 @@ def test_more_in_the_file_than_the_trainer_has(tmp_path: Path, per_expert: dict[
 
 
 def test_experts_beyond_the_trainers(tmp_path: Path, per_expert: dict[str, torch.Tensor]):
-    refused(write_adapter(tmp_path, per_expert), trainers(Sizes(experts=2)), f"{EXPERTS}.2.w1.lora_A.weight")
+    refused(
+        write_adapter(tmp_path, per_expert),
+        trainers(Sizes(experts=2)),
+        ".experts.2.w1.lora_A.weight",
+        "strict=False",
+    )
 
 
 def test_gate_and_up_with_an_a_each_where_the_trainer_has_one(
@@ -262,8 +267,8 @@ def test_mtp_has_no_place_in_transformers(tmp_path: Path):
 
 def test_unknown_modules_and_options(tmp_path: Path):
     lora = {
-        "model.layers.0.nonsense.lora_A.weight": torch.zeros(2, 3),
-        "model.layers.0.nonsense.lora_B.weight": torch.zeros(4, 2),
+        "decoder.nonsense.lora_A.weight": torch.zeros(2, 3),
+        "decoder.nonsense.lora_B.weight": torch.zeros(4, 2),
     }
     with pytest.raises(sw.PlanError, match="nonsense"):
         sw.save_lora(lora, tmp_path, alpha=1)
