@@ -272,8 +272,8 @@ class Reading:
         if others.count_nonzero():
             self.problems.append(
                 f"{place.pair.keys['B']}: {name} in {self.file.where} has rank {place.file_rank(True)} and is not "
-                f"block-diagonal; expected zeros outside of the blocks, as the trainer's rank {rank} has no room for more: "
-                f"give tensors of rank {place.file_rank(True)}"
+                f"block-diagonal; expected zeros outside of the blocks, as the trainer's rank {rank} has no room for "
+                f"more: give tensors of rank {place.file_rank(True)}"
             )
 
     def _note_the_rest(self, places: list[Place]) -> None:
