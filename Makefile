@@ -147,7 +147,7 @@ $(PEERS_STAMP): .ci/requirements-peers.txt | system
 
 peers: $(PEERS_STAMP) ## set up the libraries that ours is compared with
 
-compare: build peers ## check that results equal those of transformers and nemo-automodel
+compare: build peers ## check that results equal those of transformers, peft and nemo-automodel
 	$(call say,comparison with peers)
 	@$(IN_PEERS) -m pytest tests/peers
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from shardwright.checkpoints import latest, verify
     from shardwright.load_planner import LoadPlanner
     from shardwright.loading import load
+    from shardwright.lora import LoraReport, load_lora
+    from shardwright.lora_save import save_lora
     from shardwright.native import empty_state_dict
     from shardwright.report import LoadReport
     from shardwright.save_planning import SavePlanner
@@ -38,6 +40,7 @@ __all__ = [
     "LoadPlanner",
     "LoadReport",
     "PendingSave",
+    "LoraReport",
     "PlanError",
     "SavePlanner",
     "SaveReport",
@@ -47,10 +50,12 @@ __all__ = [
     "generate",
     "latest",
     "load",
+    "load_lora",
     "read_catalog",
     "request_list",
     "save",
     "verify",
+    "save_lora",
 ]
 
 # Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
@@ -63,14 +68,17 @@ _MODULE_OF = {
     "SaveReport": "sharded_writer",
     "ShardedStorageReader": "sharded_reader",
     "ShardedStorageWriter": "sharded_writer",
+    "LoraReport": "lora",
     "empty_state_dict": "native",
     "generate": "catalog",
     "latest": "checkpoints",
     "load": "loading",
+    "load_lora": "lora",
     "read_catalog": "catalog",
     "request_list": "catalog",
     "save": "saving",
     "verify": "checkpoints",
+    "save_lora": "lora_save",
 }
 
 

@@ -193,13 +193,13 @@ def _sharding_of(
             return origin.native.sharding
     source = parts[held.sources[0]].sharding if held.sources else None
     if held.stacked and device_mesh is not None:
-        return _on_expert_mesh(held, source, device_mesh, experts)
+        return on_expert_mesh(held, source, device_mesh, experts)
     if source is None:  # a stack without a single weight: all of it is missing
         return Sharding((experts if experts >= 0 else held.experts[-1] + 1,))
     return sharding_of_whole(held.fqn, held.shape, source, held.axes, held.joined)
 
 
-def _on_expert_mesh(held: Any, source: Sharding | None, device_mesh: DeviceMesh, experts: int) -> Sharding:
+def on_expert_mesh(held: Any, source: Sharding | None, device_mesh: DeviceMesh, experts: int) -> Sharding:
     names = check_expert_mesh(device_mesh)
     count = held.shape[0] if held.shape else max(experts, held.experts[-1] + 1)
     in_parts = (

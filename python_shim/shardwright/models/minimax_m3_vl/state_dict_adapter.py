@@ -20,6 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from shardwright import _core
 from shardwright.hf_to_native import native_tensors
+from shardwright.lora_state_dict import lora_from_hf, lora_to_hf
+from shardwright.lora_windows import weight_of
 from shardwright.models.minimax_m3_vl.mxfp8 import (
     _MXFP8_QUANT_KEY_RE,
     _MXFP8_SCALE_INV_IDENTITY,
@@ -137,6 +139,15 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
                 return int(count)
         return -1
 
+    #: What a trainer that knows it from elsewhere says about the sense of ParamWrappers: "peft-0.19.1" or "peft-0.18".
+    _paramwrapper_layout_hint: str | None = None
+
+    @property
+    def _expert_width(self) -> int | None:
+        """How wide an expert is inside; None: the configs do not say."""
+        width = _setting(self.moe_config, "moe_inter_dim")
+        return int(width) if width is not None else None
+
     # --- to HF -----------------------------------------------------------------------------------------------
 
     def to_hf(
@@ -184,6 +195,13 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         **kwargs: Any,
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
+        lora = {key: value for key, value in state_dict.items() if ".lora_" in key and weight_of(key)}
+        for key, value in lora.items():
+            text = "" if self._is_bare(key) else hf_prefix + "model."
+            for name, tensor in lora_to_hf(key, value, text):
+                if not (exclude_key_regex and re.match(exclude_key_regex, name)):
+                    yield name, tensor
+        state_dict = {key: value for key, value in state_dict.items() if key not in lora}
         maps = {False: self._map_for(catalog, [hf_prefix + "model."])}
         if any(self._is_bare(key) for key in state_dict):
             maps[True] = self._map_for(catalog, ["layers."])
@@ -256,20 +274,32 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
             PlanError: the tensors do not fit together.
         """
         self._uses_model_prefix = any(key.startswith("model.") for key in hf_state_dict)
-        return self._from_hf(hf_state_dict, device_mesh, consume=True, mtp=self._mtp_enabled)
+        return self._from_hf(hf_state_dict, device_mesh, consume=True, mtp=self._mtp_enabled, **kwargs)
 
     def _mtp_from_hf(self, mtp_keys: dict[str, Any], device_mesh: DeviceMesh | None = None) -> dict[str, Any]:
         """The native MTP tensors of HF's, whether or not the model has MTP."""
         return self._from_hf(mtp_keys, device_mesh, consume=False, mtp=True)
 
     def _from_hf(
-        self, hf_state_dict: dict[str, Any], device_mesh: DeviceMesh | None, *, consume: bool, mtp: bool
+        self,
+        hf_state_dict: dict[str, Any],
+        device_mesh: DeviceMesh | None,
+        *,
+        consume: bool,
+        mtp: bool,
+        param_wrapper: str = "auto",
+        **kwargs: Any,
     ) -> dict[str, Any]:
         has_prefix = self.layout != "automodel" or any(
             key.startswith(("model.", "language_model.")) for key in hf_state_dict
         )
+        lora = {name: value for name, value in hf_state_dict.items() if ".lora_" in name and weight_of(name)}
+        weights = hf_state_dict
+        if lora:
+            weights = {name: value for name, value in hf_state_dict.items() if name not in lora}
+            lora = {name: value for name, value in lora.items() if mtp or ".mtp." not in name}
         natives = native_tensors(
-            hf_state_dict,
+            weights,
             dtype=self.dtype,
             weight_map_of=lambda memory: memory.weight_map(FAMILY, self.layout),
             experts=self._experts,
@@ -282,7 +312,14 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
             if fqn in natives.tensors:
                 self._uneven[natives.tensors[fqn]] = experts
         self._view_loaded_native_keys = {_spelled(fqn, has_prefix) for fqn in natives.loaded_through_views}
-        return {_spelled(fqn, has_prefix): tensor for fqn, tensor in natives.tensors.items()}
+        tensors = natives.tensors | lora_from_hf(
+            lora,
+            experts=self._experts,
+            intermediate=self._expert_width,
+            sense=_SENSES.get(self._paramwrapper_layout_hint or "", param_wrapper),
+            device_mesh=device_mesh,
+        )
+        return {_spelled(fqn, has_prefix): tensor for fqn, tensor in tensors.items()}
 
     def _dequantize(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Decodes, in the dict given, all that has scales; the scales go."""
@@ -395,8 +432,11 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
     ) -> dict[str, Any]:
         """See :meth:`MiniMaxM3StateDictAdapter.from_hf`; ``hf_state_dict`` is left as it is."""
         text = self.text_adapter
-        return text._from_hf(hf_state_dict, device_mesh, consume=False, mtp=text._mtp_enabled)
+        return text._from_hf(hf_state_dict, device_mesh, consume=False, mtp=text._mtp_enabled, **kwargs)
 
+
+#: nemo-automodel's words for the senses of ParamWrappers.
+_SENSES = {"peft-0.19.1": "modern", "peft-0.18": "legacy"}
 
 #: How the text part's names begin in the table, on either side.
 _HF_TEXT = "language_model.model."

@@ -1,0 +1,60 @@
+"""The directories that peft saves adapters in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shardwright import _core
+from shardwright.describe import DTYPES
+from shardwright.lora_config import LoraConfig, read_config
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass
+class AdapterFile:
+    """A directory that peft saved an adapter in."""
+
+    path: Path
+    config: LoraConfig
+    catalog: Any
+    tensors: dict[str, Any]  #: name → SourceTensor
+
+    @classmethod
+    def open(cls, directory: Path) -> AdapterFile:
+        config = read_config(directory)
+        path = directory / WEIGHTS
+        if not path.is_file():
+            others = [name for name in ("adapter_model.bin",) if (directory / name).is_file()]
+            hint = (
+                f"; {others[0]} is a pickle, which is not read: save with safe_serialization=True"
+                if others
+                else ""
+            )
+            raise FileNotFoundError(f"{path}: no such file{hint}")
+        catalog = _core.read_file_catalog(os.fspath(path))
+        return cls(path, config, catalog, {tensor.name: tensor for tensor in catalog.tensors})
+
+    @property
+    def where(self) -> str:
+        return self.path.name
+
+    def shape(self, name: str) -> list[int] | None:
+        return list(self.tensors[name].shape) if name in self.tensors else None
+
+    def raw(self, name: str) -> torch.Tensor:
+        """A tensor as it is stored, of which only what is looked at is read."""
+        tensor = self.tensors[name]
+        size = tensor.end - tensor.begin
+        if size == 0:
+            return torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
+        mapped = torch.from_file(os.fspath(self.path), shared=False, size=tensor.end, dtype=torch.uint8)
+        stored = mapped[tensor.begin : tensor.end]
+        if tensor.begin % DTYPES[tensor.dtype].itemsize:
+            stored = stored.clone()
+        return stored.view(DTYPES[tensor.dtype]).view(tensor.shape)

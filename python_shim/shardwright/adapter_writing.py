@@ -1,0 +1,93 @@
+"""adapter_model.safetensors and adapter_config.json, written so that they are there or are not."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shardwright import _core
+from shardwright.adapter_file import WEIGHTS
+from shardwright.describe import DTYPE_NAMES
+from shardwright.lora_config import CONFIG
+from shardwright.lora_windows import Window
+
+#: (name in the file, shape that the tensor is seen in, offset there, values)
+Part = tuple[str, tuple[int, ...], list[int], torch.Tensor]
+
+
+class AdapterBeingWritten:
+    """An adapter's files under other names, until all is there. Where nothing is written its tensors are zero."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.failure: Exception | None = None
+        self._weights = directory / (WEIGHTS + ".partial")
+        self._config = directory / (CONFIG + ".partial")
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._written: set[tuple[str, tuple[int, ...]]] = set()
+        self._due: Counter[str] = Counter()
+
+    def attempt(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Takes a step, unless one before has failed: the ranks go through all of them together."""
+        if self.failure is not None:
+            return
+        try:
+            step(*arguments)
+        except (OSError, ValueError) as failure:
+            self.failure = failure
+            self._tensors.clear()
+            for pending in (self._weights, self._config):
+                with contextlib.suppress(OSError):  # whatever failed first is what counts
+                    pending.unlink()
+
+    def begin(self, windows: list[Window], dtypes: Mapping[str, torch.dtype]) -> None:
+        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        for window in windows:
+            shapes[window.name] = dtypes[window.key], window.shape
+            self._due[window.name] += math.prod(window.native_size)
+        # The widest first, so that each lies at a multiple of its size; then by name.
+        names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
+        header, ranges = _core.safetensors_header(
+            [(name, DTYPE_NAMES[shapes[name][0]], list(shapes[name][1])) for name in names], {"format": "pt"}
+        )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        size = ranges[-1][1]
+        with open(self._weights, "wb") as file:
+            file.write(header)
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal later
+        mapped = torch.from_file(os.fspath(self._weights), shared=True, size=size, dtype=torch.uint8)
+        self._tensors = {
+            name: mapped[begin:end].view(shapes[name][0])
+            for name, (begin, end) in zip(names, ranges, strict=True)
+        }
+
+    def write(self, parts: list[Part]) -> None:
+        for name, seen, offset, values in parts:
+            if (name, tuple(offset)) in self._written:
+                continue
+            self._written.add((name, tuple(offset)))
+            box = tuple(slice(at, at + count) for at, count in zip(offset, values.shape, strict=True))
+            self._tensors[name].view(seen)[box] = values
+            self._due[name] -= values.numel()
+
+    def publish(self, config: str) -> None:
+        lacking = sorted(name for name, count in self._due.items() if count)
+        if lacking:
+            raise _core.PlanError(
+                "no rank holds all of these LoRA tensors; nothing has been published:\n  "
+                + "\n  ".join(_core.grouped_names(lacking))
+            )
+        self._tensors.clear()
+        self._config.write_text(config)
+        for pending in (self._weights, self._config):
+            with open(pending, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(self._weights, self.directory / WEIGHTS)
+        os.replace(self._config, self.directory / CONFIG)
