@@ -14,4 +14,7 @@ void bind_state_dicts(pybind11::module_& m);
 /// Sharded checkpoints: writing, reading, verifying. Defined in saves.cpp; Catalog must be bound before.
 void bind_saves(pybind11::module_& m);
 
+/// Loads planned for a whole cluster; simulation.cpp.
+void bind_simulate(pybind11::module_& m);
+
 }  // namespace shardwright

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.distributed.checkpoint.stateful import Stateful
@@ -15,6 +16,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 
 from shardwright import _core
 from shardwright.checkpoints import latest
+from shardwright.cooperation import raise_if_any_failed, reading_group
 from shardwright.load_planner import LoadPlanner
 from shardwright.report import LoadReport
 from shardwright.sharded_reader import ShardedStorageReader
@@ -38,6 +40,7 @@ def load(
     trace: str | os.PathLike[str] | None = None,
     verify: bool = False,
     weights_only: bool = True,
+    cooperative: bool | dist.ProcessGroup = False,
 ) -> LoadReport | None:
     """Loads a checkpoint into the tensors of a state dict, in place.
 
@@ -45,15 +48,16 @@ def load(
     ``shardwright.save`` or of torch's ``HuggingFaceStorageWriter(save_distributed=True)``; or one of torch's
     FileSystemWriter, which torch's own reader reads. The latter two hold the trainer's own names, and any objects.
 
-    Each rank calls this for itself; ranks do not talk to each other. Values with ``state_dict`` and
-    ``load_state_dict`` (modules, say) are asked for their state and given it back, as ``dcp.load`` does.
+    Each rank calls this for itself; ranks do not talk to each other, unless ``cooperative``. Values with ``state_dict``
+    and ``load_state_dict`` (modules, say) are asked for their state and given it back, as ``dcp.load`` does.
 
     Args:
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory; nested dicts are flattened.
         path: the checkpoint directory.
         model, layout, strict: see :class:`LoadPlanner`; for a Hugging Face checkpoint.
         allow_partial_load: whether what the checkpoint lacks is left as it is.
-        threads, staging_bytes, progress, reads, direct_io, huge_pages, trace: see :class:`HuggingFaceStorageReader`.
+        threads, staging_bytes, progress, reads, direct_io, huge_pages, trace, cooperative: see
+            :class:`HuggingFaceStorageReader`.
         verify: check the checksums of what is read first; for a checkpoint that has some.
         weights_only: see :class:`ShardedStorageReader`.
 
@@ -94,11 +98,24 @@ def load(
     states = {
         key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()
     }
-    metadata = reader.read_metadata()
-    planner.set_up_planner(states, metadata, is_coordinator=True)
-    reader.set_up_storage_reader(metadata, is_coordinator=True)
-    plan = planner.create_global_plan([reader.prepare_local_plan(planner.create_local_plan())])[0]
-    reader.read_data(planner.finish_plan(plan), planner).wait()
+    with reading_group(cooperative) as group:
+        plan, failure = None, None
+        try:
+            metadata = reader.read_metadata()
+            planner.set_up_planner(states, metadata, is_coordinator=True)
+            reader.set_up_storage_reader(metadata, is_coordinator=True)
+            local_plan = reader.prepare_local_plan(planner.create_local_plan())
+            plan = planner.finish_plan(planner.create_global_plan([local_plan])[0])
+        except Exception as error:
+            if group is None:
+                raise
+            failure = error
+        if group is not None:  # or the others would wait for this rank
+            raise_if_any_failed(group, failure)
+            if isinstance(reader, HuggingFaceStorageReader):  # torch's reads alone
+                reader.cooperative = group
+        assert plan is not None
+        reader.read_data(plan, planner).wait()
     for key, value in state_dict.items():
         if isinstance(value, Stateful):
             value.load_state_dict(states[key])
