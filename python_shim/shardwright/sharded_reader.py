@@ -103,7 +103,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         verify: check the checksums of what this rank reads before anything is written to a tensor.
         weights_only: False lets pickled objects run whatever code they name. True takes tensors, numbers, text and
             containers of them, and classes allowed by torch.serialization.add_safe_globals.
-        thread_count, staging_bytes, progress, reads, direct_io, huge_pages, trace: see
+        thread_count, staging_bytes, progress, reads, direct_io, huge_pages, trace, cooperative: see
             :class:`HuggingFaceStorageReader`.
     """
 
@@ -248,9 +248,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             description.local_tensors += one.local_tensors
             buffers.append(buffer if known else buffer.view(dtype).squeeze(-1))
         catalog = self._metadata.catalog
-        report = self.report
+        # The figures stay those of what was read straight, which is all but a few; and each rank reads for itself, as
+        # others may have no such tensors.
+        report, cooperative = self.report, self.cooperative
+        self.cooperative = False
         self._run(_core.plan_reads(requests, description.specs, catalog), catalog, description, 0.0)
-        self.report = report  # of what was read straight, which is all but a few
+        self.report, self.cooperative = report, cooperative
         for (item, target), buffer in zip(batch, buffers, strict=True):
             target.copy_(buffer)
             planner.commit_tensor(item, target)
