@@ -118,6 +118,8 @@ bench: build peers ## measure kernels, and loading beside the peers: a table, JS
 	@build/bench/kernels
 	$(call say,load)
 	@$(IN_PEERS) bench/peers.py
+	$(call say,adapter)
+	@$(IN_PEERS) bench/adapter.py
 
 # --- .venv-peers -------------------------------------------------------------------------------------------------------
 # The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.

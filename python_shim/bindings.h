@@ -14,4 +14,7 @@ void bind_state_dicts(pybind11::module_& m);
 /// What LoRA adapter files need of the storage layer. Defined in adapters.cpp; Catalog must be bound before.
 void bind_adapters(pybind11::module_& m);
 
+/// Loads planned for a whole cluster; simulation.cpp.
+void bind_simulate(pybind11::module_& m);
+
 }  // namespace shardwright

@@ -6,8 +6,10 @@
 #include <pybind11/stl/filesystem.h>
 
 #include "planner/error.h"
+#include "planner/plan_wire.h"
 #include "python_shim/bindings.h"
 #include "storage/box_reading.h"
+#include "storage/cooperative_load.h"
 #include "storage/load.h"
 
 namespace py = pybind11;
@@ -71,6 +73,40 @@ void bind_loads(py::module_& m) {
       .def_readonly("unused", &LoadReport::unused)
       .def_readonly("unknown", &LoadReport::unknown)
       .def_readonly("not_loaded", &LoadReport::not_loaded);
+  py::class_<CooperativeLoad>(m, "CooperativeLoad")
+      .def(py::init([](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+                       const std::vector<std::string>& plans_of_ranks, int rank, int threads,
+                       std::uint64_t round_bytes) {
+             std::vector<std::vector<Transfer>> transfers;
+             for (const std::string& bytes : plans_of_ranks) {
+               transfers.push_back(decode_transfers(bytes, catalog));
+             }
+             return std::make_unique<CooperativeLoad>(plan, catalog, specs, transfers, rank, threads,
+                                                      round_bytes);
+           }),
+           py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("plans_of_ranks"), py::arg("rank"),
+           py::arg("threads"), py::arg("round_bytes"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+           "`plans_of_ranks` are the ranks' plans as encode_plan gives them.")
+      .def_property_readonly("rounds", &CooperativeLoad::rounds)
+      .def_property_readonly("bytes_read", &CooperativeLoad::bytes_read)
+      .def_property_readonly("requests", &CooperativeLoad::requests)
+      .def_property_readonly("bytes_received", &CooperativeLoad::bytes_received)
+      .def("bytes_to", &CooperativeLoad::bytes_to, py::arg("round"))
+      .def("bytes_from", &CooperativeLoad::bytes_from, py::arg("round"))
+      .def("rest", &CooperativeLoad::rest)
+      .def(
+          "read",
+          [](CooperativeLoad& load, std::size_t round, std::uintptr_t outgoing) {
+            load.read(round, reinterpret_cast<std::byte*>(outgoing));  // NOLINT(performance-no-int-to-ptr)
+          },
+          py::arg("round"), py::arg("outgoing"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "place",
+          [](CooperativeLoad& load, std::size_t round, std::uintptr_t incoming) {
+            load.place(round,
+                       reinterpret_cast<const std::byte*>(incoming));  // NOLINT(performance-no-int-to-ptr)
+          },
+          py::arg("round"), py::arg("incoming"), py::call_guard<py::gil_scoped_release>());
   py::class_<ReadingFigures>(m, "ReadingFigures")
       .def_readonly("bytes", &ReadingFigures::bytes)
       .def_readonly("requests", &ReadingFigures::requests)

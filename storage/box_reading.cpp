@@ -143,7 +143,8 @@ ReadTask TaskCutter::task_for(std::uint32_t index, const Box& box) const {
   if (transfer.scales >= 0) {
     const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
     task.scale_box = scale_box_of_part(transfer, box);
-    task.scales = reading_of(scales.begin, scales.shape, 1, task.scale_box, costs_of(scales));
+    task.scales = reading_of(scales.begin, scales.shape, static_cast<std::uint64_t>(bytes_of(scales.dtype)),
+                             task.scale_box, costs_of(scales));
   }
   return task;
 }

@@ -39,7 +39,7 @@ bool read_pages(int descriptor, std::uint64_t begin, std::uint64_t length, std::
 
 BoxInMemory StagedTask::part() const {
   return {task.box, elements, task.weights.staged_strides, scales,
-          scales == nullptr ? 0 : task.scales.staged_strides[0]};
+          scales == nullptr ? Shape{} : task.scales.staged_strides};
 }
 
 TaskReader::TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
@@ -107,10 +107,10 @@ void TaskReader::lay_out(StagedTask& staged) {
   const bool follow = may_read_pages_ && task.weights.in_one_request && task.scales.in_one_request &&
                       scales.file == source.file && task.scales.begin == end;
   if (follow) {  // one read brings both
-    staged.scales = reinterpret_cast<const std::uint8_t*>(elements + (task.scales.begin - weights.begin));
+    staged.scales = elements + (task.scales.begin - weights.begin);
     weights.length = task.scales.begin + task.scales.staged_bytes - weights.begin;
   } else {
-    staged.scales = reinterpret_cast<const std::uint8_t*>(add_extents(scales, task.scales, memory));
+    staged.scales = add_extents(scales, task.scales, memory);
   }
 }
 

@@ -20,9 +20,9 @@ namespace shardwright {
 /// A task whose bytes have arrived.
 struct StagedTask {
   ReadTask task;
-  const std::byte* elements = nullptr;   ///< where the weights' first element lies
-  const std::uint8_t* scales = nullptr;  ///< null where there are none
-  bool is_in_place = false;              ///< read to its destination: nothing is left to do
+  const std::byte* elements = nullptr;  ///< where the weights' first element lies
+  const std::byte* scales = nullptr;    ///< null where there are none
+  bool is_in_place = false;             ///< read to its destination: nothing is left to do
   Staging staging;
   int reads_under_way = 0;
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
@@ -17,6 +19,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
+from shardwright.cooperation import read_together, reading_group
 from shardwright.describe import Description, describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
@@ -59,6 +62,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         huge_pages: ask for staging in huge pages, 2 MiB a thread.
         trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
             ".rank<N>" goes before its suffix.
+        cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
+            another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
+            them must load at the same time.
 
     After a load, ``report`` is its :class:`LoadReport`.
     """
@@ -74,6 +80,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         direct_io: bool | str = "auto",
         huge_pages: bool = False,
         trace: str | os.PathLike[str] | None = None,
+        cooperative: bool | dist.ProcessGroup = False,
     ) -> None:
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
@@ -82,6 +89,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         if staging_bytes is not None:
             staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
         self.progress = progress
+        self.cooperative = cooperative
         self.core_options = _core.LoadOptions(
             threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace)
         )
@@ -100,12 +108,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        # Not super(): it would build the storage data of every tensor, which nobody here asks for.
-        if not isinstance(metadata, CatalogMetadata):
-            raise ValueError(
-                "shardwright.HuggingFaceStorageReader needs the metadata of its own read_metadata()"
-            )
-        self._metadata = metadata
+        # Not super(): it would build the storage data of every tensor, which nobody here asks for. The metadata may
+        # have come from another reader; where things lie in the files, this one looks up by itself.
+        self._metadata = metadata if isinstance(metadata, CatalogMetadata) else self.read_metadata()
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else reads the plan's items as they are stored."""
@@ -121,6 +126,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         start = time.perf_counter()
         catalog = self._metadata.catalog
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
+        self._warn_of_bare_elements(plan, targets)
         requests = []
         description = Description()
         for item, target in zip(plan.items, targets, strict=True):
@@ -137,8 +143,31 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         for item, target in zip(plan.items, targets, strict=True):
             planner.commit_tensor(item, target)
 
+    def _warn_of_bare_elements(self, plan: LoadPlan, targets: list[torch.Tensor]) -> None:
+        """Block-scaled weights are given as they are stored; nobody wants them so in a wider dtype."""
+        stored = self._metadata.state_dict_metadata
+        names = {
+            item.storage_index.fqn
+            for item, target in zip(plan.items, targets, strict=True)
+            if item.storage_index.fqn + "_scale_inv" in stored
+            and target.dtype != stored[item.storage_index.fqn].properties.dtype
+        }
+        if names:
+            warnings.warn(
+                f"{', '.join(sorted(names))}: asked for as numbers, but stored in FP8 with scales, which are not "
+                "applied; pass checkpoint=... to to_hf(), or load with shardwright.LoadPlanner()",
+                stacklevel=2,
+            )
+
     def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
+        start = time.perf_counter()
+        together = None
+        with reading_group(self.cooperative) as group:
+            if group is not None:
+                together = read_together(core_plan, catalog, description.specs, self.thread_count, group)
+                core_plan = together.rest
+        seconds_together = time.perf_counter() - start
         with progress_callback(self.progress) as callback:
             core = _core.run_load(core_plan, catalog, description.specs, self.core_options, callback)
         description.mark_written()
-        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)
+        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds, together, seconds_together)

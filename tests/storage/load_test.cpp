@@ -26,7 +26,7 @@ void choose_reads(Random& random, LoadOptions& options) {
 TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touched) {
   Random random(1);
   for (int round = 0; round < 60; ++round) {
-    const RandomModel model = random_model(random);
+    const RandomModel model = random_model(random, random.once_in(8) ? 300 : 70);
     const Checkpoint checkpoint(random, model.stored);
     const Destinations destinations(random, model);
     const LoadPlan plan = destinations.plan(checkpoint);
