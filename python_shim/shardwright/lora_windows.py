@@ -78,7 +78,7 @@ class Pair:
         letters = {letter: shape, "AB".replace(letter, ""): other}
         return cls(weight, {"A": "", "B": "", letter: key}, letters)
 
-    @property
+    @cached_property
     def stacked(self) -> bool:
         return not self.weight.endswith(".weight")
 
@@ -119,7 +119,7 @@ class Pair:
         first, number = zip(*stack, *order, strict=True)
         return first, number
 
-    @property
+    @cached_property
     def matrix_axes(self) -> tuple[int, int]:
         """Dimension i of one matrix in a file, [r, in] or [out, r], runs along dimension axes[i] here."""
         return (2, 1) if self.stacked else (0, 1)
