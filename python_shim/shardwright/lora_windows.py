@@ -104,7 +104,7 @@ class Pair:
         a, b = self.shapes["A"], self.shapes["B"]
         if len(a) == len(b) == dimensions:
             expected = (a[0], a[2], b[2]) if self.stacked else (b[0], a[0])
-            if b == expected:
+            if b == expected and self.rank > 0:
                 return ""
         what = "A [experts, in, r] and B [experts, r, out]" if self.stacked else "A [r, in] and B [out, r]"
         return f"{self.keys['A']} and {self.keys['B']}: expected {what}, found {list(a)} and {list(b)}"
