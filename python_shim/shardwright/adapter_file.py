@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,18 @@ class AdapterFile:
     def shape(self, name: str) -> list[int] | None:
         return list(self.tensors[name].shape) if name in self.tensors else None
 
+    @cached_property
+    def _mapped(self) -> torch.Tensor:
+        size = self.catalog.files[0].size
+        return torch.from_file(os.fspath(self.path), shared=False, size=size, dtype=torch.uint8)
+
     def raw(self, name: str) -> torch.Tensor:
         """A tensor as it is stored, of which only what is looked at is read."""
         tensor = self.tensors[name]
         size = tensor.end - tensor.begin
         if size == 0:
             return torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
-        mapped = torch.from_file(os.fspath(self.path), shared=False, size=tensor.end, dtype=torch.uint8)
-        stored = mapped[tensor.begin : tensor.end]
+        stored = self._mapped[tensor.begin : tensor.end]
         if tensor.begin % DTYPES[tensor.dtype].itemsize:
             stored = stored.clone()
         return stored.view(DTYPES[tensor.dtype]).view(tensor.shape)

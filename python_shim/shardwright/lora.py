@@ -112,6 +112,7 @@ def load_lora(
     reading.refuse_if(problems)
     catalog = _core.with_shapes(file.catalog, seen)
     plan = _core.plan_load(specs, catalog, _core.unchanged_names(), False, False, [])
+    scaling = reading.scaling()
     plan_seconds = time.perf_counter() - start
     for pair in reading.spread:
         local_part(state_dict[pair.keys["B"]]).zero_()  # off the diagonal
@@ -121,7 +122,7 @@ def load_lora(
     torch.autograd.graph.increment_version([*locals_, *written])
     return LoraReport(
         file.config,
-        reading.scaling(),
+        scaling,
         reading.layout,
         reading.sense,
         LoadReport.of(report, catalog_seconds, plan_seconds),

@@ -46,7 +46,6 @@ class LoraConfig:
     r: int
     lora_alpha: float
     use_rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     target_parameters: tuple[str, ...] = ()
     param_wrapper: str = (
@@ -75,16 +74,18 @@ def read_config(directory: Path) -> LoraConfig:
             r=int(config["r"]),
             lora_alpha=float(config["lora_alpha"]),
             use_rslora=bool(config.get("use_rslora")),
-            rank_pattern=dict(config.get("rank_pattern") or {}),
-            alpha_pattern=dict(config.get("alpha_pattern") or {}),
-            target_parameters=tuple(config.get("target_parameters") or ()),
+            alpha_pattern={
+                re.compile(key).pattern: float(alpha)
+                for key, alpha in (config.get("alpha_pattern") or {}).items()
+            },
+            target_parameters=tuple(map(str, config.get("target_parameters") or ())),
             param_wrapper=_sense_written(directory, str(config.get("peft_version") or "")),
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError, re.error) as problem:
         if isinstance(config := _json_or_none(path), dict) and config.get("peft_type", "LORA") != "LORA":
             raise _refusal(path, "peft_type", config["peft_type"], ("LORA",)) from None
         raise CheckpointFormatError(
-            f"{path}: expected a JSON object with numbers r and lora_alpha, found {problem!r}"
+            f"{path}: expected a JSON object with numbers r and lora_alpha as peft writes it, found {problem!r}"
         ) from None
     for name, plain in _PLAIN.items():
         if config.get(name, plain[0]) not in plain:

@@ -118,14 +118,11 @@ class Reading:
         has_inner = any(
             f"{place.stack}.base_layer.lora_{letter}.weight" in self.file.tensors for letter in "AB"
         )
-        if place.parts > 1 and has_inner:
-            return place.stack + ".base_layer"
-        if place.parts > 1 or not has_inner:
-            targets = self.file.config.target_parameters
-            mine = [name for name in targets if _ends_with(place.parameter, name)]
-            if not has_inner and targets and not mine:
-                return ""
-        return place.stack
+        if has_inner:
+            return place.stack + (".base_layer" if place.parts > 1 else "")
+        targets = self.file.config.target_parameters
+        is_target = any(_ends_with(place.parameter, name) for name in targets)
+        return place.stack if is_target or not targets else ""
 
     def _is_legacy(self, places: list[Place], wrappers: dict[str, str], sense: str) -> bool | None:
         """The sense of the file's ParamWrappers; None if there is none or it cannot be told."""

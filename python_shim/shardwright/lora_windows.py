@@ -78,7 +78,7 @@ class Pair:
         letters = {letter: shape, "AB".replace(letter, ""): other}
         return cls(weight, {"A": "", "B": "", letter: key}, letters)
 
-    @property
+    @cached_property
     def stacked(self) -> bool:
         return not self.weight.endswith(".weight")
 
@@ -104,7 +104,7 @@ class Pair:
         a, b = self.shapes["A"], self.shapes["B"]
         if len(a) == len(b) == dimensions:
             expected = (a[0], a[2], b[2]) if self.stacked else (b[0], a[0])
-            if b == expected:
+            if b == expected and self.rank > 0:
                 return ""
         what = "A [experts, in, r] and B [experts, r, out]" if self.stacked else "A [r, in] and B [out, r]"
         return f"{self.keys['A']} and {self.keys['B']}: expected {what}, found {list(a)} and {list(b)}"
@@ -119,7 +119,7 @@ class Pair:
         first, number = zip(*stack, *order, strict=True)
         return first, number
 
-    @property
+    @cached_property
     def matrix_axes(self) -> tuple[int, int]:
         """Dimension i of one matrix in a file, [r, in] or [out, r], runs along dimension axes[i] here."""
         return (2, 1) if self.stacked else (0, 1)

@@ -219,7 +219,17 @@ def test_no_adapter_there(tmp_path: Path):
     refused(tmp_path, trainers(), FILE, "adapter_model.bin", "safe_serialization", error=FileNotFoundError)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"r": "many", "lora_alpha": 1}', '{"lora_alpha": 1}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"r": "many", "lora_alpha": 1}',
+        '{"r": 2, "lora_alpha": 1, "alpha_pattern": {"(": 1}}',
+        '{"lora_alpha": 1}',
+        "\xff",
+    ],
+)
 def test_a_config_that_is_none(tmp_path: Path, text: str):
     path = write_adapter(tmp_path, file_tensors(trainers(), "transformers"))
     (path / "adapter_config.json").write_bytes(text.encode("latin-1"))
@@ -247,6 +257,11 @@ def test_shapes_of_a_pair_that_do_not_fit_each_other(tmp_path: Path):
     lora["model.layers.1.mlp.experts.lora_down_B"] = torch.zeros(3, 5, 10)
     with pytest.raises(sw.PlanError, match=r"lora_down_A and .*lora_down_B: .*\[3, 6, 2\] and \[3, 5, 10\]"):
         sw.save_lora(lora, tmp_path, alpha=1)
+
+
+def test_a_rank_of_zero(tmp_path: Path):
+    with pytest.raises(sw.PlanError, match=r"lora_down_A and .*lora_down_B: expected A"):
+        sw.save_lora(trainers(Sizes(rank=0)), tmp_path, alpha=1)
 
 
 def test_nothing_to_save_or_load(tmp_path: Path):

@@ -195,7 +195,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         **kwargs: Any,
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
-        lora = {key: value for key, value in state_dict.items() if ".lora_" in key and weight_of(key)}
+        lora = self._lora_in(state_dict)
         for key, value in lora.items():
             text = "" if self._is_bare(key) else hf_prefix + "model."
             for name, tensor in lora_to_hf(key, value, text):
@@ -241,6 +241,17 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
     def _hf_prefix(self, hf_prefix: str) -> str:
         """What stands before a native name that no rule knows, to make an HF name of it."""
         return hf_prefix if self.layout == "automodel" else ""
+
+    def _lora_in(self, state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The LoRA tensors among these, HF's or the trainer's. In other layouts they are peft's own, and stay as they
+        are."""
+        if self.layout != "automodel":
+            return {}
+        return {
+            key: value
+            for key, value in state_dict.items()
+            if ".lora_" in key and isinstance(value, torch.Tensor) and weight_of(key)
+        }
 
     def _sharding_of(self, fqn: str, tensor: torch.Tensor) -> Sharding:
         """How a native tensor lies, its experts as its local part says."""
@@ -293,8 +304,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         has_prefix = self.layout != "automodel" or any(
             key.startswith(("model.", "language_model.")) for key in hf_state_dict
         )
-        lora = {name: value for name, value in hf_state_dict.items() if ".lora_" in name and weight_of(name)}
-        weights = hf_state_dict
+        weights, lora = hf_state_dict, self._lora_in(hf_state_dict)
         if lora:
             weights = {name: value for name, value in hf_state_dict.items() if name not in lora}
             lora = {name: value for name, value in lora.items() if mtp or ".mtp." not in name}
