@@ -265,9 +265,10 @@ def _plan(options: argparse.Namespace) -> None:
     plan = _core.plan_load(specs, catalog, weight_map, strict=not options.not_strict)
     encoded = _core.encode_plan(plan, catalog, specs)
     if options.compare and Path(options.compare).read_bytes() != encoded:
-        _core.decode_plan(
-            Path(options.compare).read_bytes(), catalog, specs
-        )  # says what differs, if it is the tensors
+        try:  # says what differs, if it is the tensors
+            _core.decode_plan(Path(options.compare).read_bytes(), catalog, specs)
+        except ValueError as error:
+            raise type(error)(f"{options.compare}: {error}") from None
         raise ValueError(
             f"{options.compare}: expected the plan made here, found another one for the same tensors"
         )
