@@ -26,6 +26,13 @@ using DecodeRun = void (*)(const std::uint8_t* elements, const std::uint8_t* sca
 using TransposePanel = void (*)(const void* source, std::int64_t row_stride, std::int64_t rows,
                                 std::int64_t columns, void* panel, std::int64_t pitch);
 
+/// Finds the scales of `blocks` neighbouring MXFP8 blocks of 32 elements.
+using FindScales = void (*)(const void* source, std::int64_t blocks, std::uint8_t* scales);
+
+/// Encodes `blocks` neighbouring MXFP8 blocks of 32 elements, each with its scale.
+using EncodeBlocks = void (*)(const void* source, const std::uint8_t* scales, std::int64_t blocks,
+                              std::uint8_t* elements);
+
 /// Kernels over runs: contiguous in the source and in the destination. All tiles are made of these.
 /// A null entry means that the scalar definition is used. The results are the same either way.
 struct InstructionSet {
@@ -37,6 +44,13 @@ struct InstructionSet {
   DecodeRun decode_to_bf16_in_range = nullptr;  ///< faster, for scales in `in_range`
   DecodeRun decode_to_f16 = nullptr;
   DecodeRun decode_to_f32 = nullptr;
+
+  FindScales find_scales_bf16 = nullptr;
+  FindScales find_scales_f16 = nullptr;
+  FindScales find_scales_f32 = nullptr;
+  EncodeBlocks encode_bf16 = nullptr;
+  EncodeBlocks encode_f16 = nullptr;
+  EncodeBlocks encode_f32 = nullptr;
 
   ConvertRun bf16_to_f32 = nullptr;
   ConvertRun bf16_to_f16 = nullptr;
