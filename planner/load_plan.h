@@ -58,6 +58,7 @@ struct LoadPlanOptions {
   std::vector<std::string> problems;
 
   bool parts_elsewhere = false;  ///< experts that this rank holds nothing of need not be in the catalog
+  bool exporting = false;        ///< read from right to left: destinations are read, and may share memory
   Encoding scaled = mxfp8();     ///< what a weight with a scale tensor is stored as
 };
 

@@ -8,4 +8,7 @@ namespace shardwright {
 /// Defined in state_dicts.cpp; the classes of module.cpp must be bound before.
 void bind_state_dicts(pybind11::module_& m);
 
+/// Exports. Defined in exports.cpp; the classes of module.cpp must be bound before.
+void bind_exports(pybind11::module_& m);
+
 }  // namespace shardwright

@@ -382,6 +382,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_weight_map(m);
   shardwright::bind_load(m);
   shardwright::bind_state_dicts(m);
+  shardwright::bind_exports(m);
   shardwright::bind_generate(m);
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");

@@ -1,4 +1,4 @@
-"""Shardwright: plans and runs distributed-checkpoint loads for PyTorch.
+"""Shardwright: plans and runs distributed-checkpoint loads and exports for PyTorch.
 
 A released Hugging Face checkpoint (MiniMax M3: MXFP8, one tensor per expert) goes straight into the sharded BF16
 tensors of a trainer::
@@ -8,6 +8,10 @@ tensors of a trainer::
 
     dcp.load(state_dict, storage_reader=sw.HuggingFaceStorageReader(path), planner=sw.LoadPlanner())
     report = sw.load(state_dict, path)  # the same without dcp's own collectives
+
+and back, from any placement to the files of a released checkpoint::
+
+    report = sw.export(state_dict, destination, quantization="mxfp8", template=path)
 """
 
 from __future__ import annotations
@@ -19,19 +23,26 @@ from shardwright._core import CheckpointFormatError, PlanError
 
 if TYPE_CHECKING:
     from shardwright.catalog import generate, read_catalog, request_list
+    from shardwright.exporting import export
     from shardwright.load_planner import LoadPlanner
     from shardwright.loading import load
     from shardwright.native import empty_state_dict
-    from shardwright.report import LoadReport
+    from shardwright.report import LoadReport, SaveReport
+    from shardwright.save_planner import SavePlanner
     from shardwright.storage_reader import HuggingFaceStorageReader
+    from shardwright.storage_writer import HuggingFaceStorageWriter
 
 __all__ = [
     "CheckpointFormatError",
     "HuggingFaceStorageReader",
+    "HuggingFaceStorageWriter",
     "LoadPlanner",
     "LoadReport",
     "PlanError",
+    "SavePlanner",
+    "SaveReport",
     "empty_state_dict",
+    "export",
     "generate",
     "load",
     "read_catalog",
@@ -41,9 +52,13 @@ __all__ = [
 # Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
 _MODULE_OF = {
     "HuggingFaceStorageReader": "storage_reader",
+    "HuggingFaceStorageWriter": "storage_writer",
     "LoadPlanner": "load_planner",
     "LoadReport": "report",
+    "SavePlanner": "save_planner",
+    "SaveReport": "report",
     "empty_state_dict": "native",
+    "export": "exporting",
     "generate": "catalog",
     "load": "loading",
     "read_catalog": "catalog",

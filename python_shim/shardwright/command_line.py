@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     generating.add_argument("--seed", type=_whole_number, default=0)
-    generating.add_argument("--layers", type=_whole_number, default=0, help="instead of the preset's number of them")
+    generating.add_argument(
+        "--layers", type=_whole_number, default=0, help="instead of the preset's number of them"
+    )
     generating.set_defaults(command=_generate)
 
     inspecting = commands.add_parser("inspect", help="say what a checkpoint holds, from headers and index")

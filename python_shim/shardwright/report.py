@@ -1,4 +1,4 @@
-"""What a load did."""
+"""What a load or a save did."""
 
 from __future__ import annotations
 
@@ -82,6 +82,68 @@ class LoadReport:
                 groups = _core.grouped_names(names)
                 more = " …" if len(groups) > 3 else ""
                 rows.append((what.replace("_", " "), f"{len(names):,}: {'; '.join(groups[:3])}{more}"))
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """What a save did on this rank.
+
+    ``seconds`` has a value for each phase: ``plan``, ``encode`` (encoding, converting and regrouping) and ``write``
+    (thread seconds divided by the number of threads), ``sync`` (flushing to the device), and ``total``, the wall time
+    until this rank had written its share.
+    """
+
+    tensors: int  #: stored tensors, scales included, of which this rank wrote at least a part
+    bytes_needed: int  #: that its parts and headers take in the files
+    bytes_written: int
+    write_requests: int  #: to the operating system
+    peak_staging_bytes: int  #: memory between shards and files, all threads together
+    files: int  #: that this rank wrote to
+    threads: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  #: the template's tensors that were not written
+
+    @classmethod
+    def of(cls, core: Any, total_seconds: float, left_out: list[str]) -> SaveReport:
+        seconds = {
+            "plan": core.plan_seconds,
+            "encode": core.encode_seconds,
+            "write": core.write_seconds,
+            "sync": core.sync_seconds,
+            "total": total_seconds,
+        }
+        return cls(
+            core.tensors,
+            core.bytes_needed,
+            core.bytes_written,
+            core.write_requests,
+            core.peak_staging_bytes,
+            core.files,
+            core.threads,
+            seconds,
+            left_out,
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The report as (what, figure) rows for a table."""
+        rows = [
+            ("tensors", f"{self.tensors:,}"),
+            ("files", f"{self.files:,}"),
+            ("bytes needed", f"{self.bytes_needed:,}"),
+            ("bytes written", f"{self.bytes_written:,}"),
+            ("write requests", f"{self.write_requests:,}"),
+            ("threads", f"{self.threads}"),
+            ("peak staging bytes", f"{self.peak_staging_bytes:,}"),
+        ]
+        rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
+        if self.left_out:
+            groups = _core.grouped_names(self.left_out)
+            more = " …" if len(groups) > 3 else ""
+            rows.append(("left out", f"{len(self.left_out):,}: {'; '.join(groups[:3])}{more}"))
         return rows
 
     def __str__(self) -> str:
