@@ -23,12 +23,17 @@ def wrong_tensors(
             is_scaled = hf + "_scale_inv" in before
             if is_scaled and quantized:
                 weight, scales = reference.encode_mxfp8(native)
-                stored = {hf: ("F8_E4M3", weight), hf + "_scale_inv": (before[hf + "_scale_inv"].dtype, scales)}
+                stored = {
+                    hf: ("F8_E4M3", weight),
+                    hf + "_scale_inv": (before[hf + "_scale_inv"].dtype, scales),
+                }
             else:
                 dtype = "BF16" if is_scaled else before[hf].dtype
                 stored = {hf: (dtype, bits_of(native, dtype))}
             expected |= stored.keys()
-            problems += [name for name, (dtype, bits) in stored.items() if not is_stored(after, name, dtype, bits)]
+            problems += [
+                name for name, (dtype, bits) in stored.items() if not is_stored(after, name, dtype, bits)
+            ]
     return problems + sorted(expected ^ after.keys())
 
 
@@ -42,8 +47,14 @@ def held_as(checkpoint: dict[str, reference.Stored], hf: str, dtype: torch.dtype
 def bits_of(native: torch.Tensor, dtype: str) -> np.ndarray:
     """The tensor's bits in the dtype that it is stored in."""
     names = {of: name for name, of in reference.TORCH_DTYPES.items()}
-    bits = native.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[native.element_size()]).numpy()
-    stored = reference.cast(bits.view(f"u{bits.itemsize}"), names[native.dtype], reference.TORCH_DTYPES[dtype])
+    bits = (
+        native.contiguous()
+        .view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[native.element_size()])
+        .numpy()
+    )
+    stored = reference.cast(
+        bits.view(f"u{bits.itemsize}"), names[native.dtype], reference.TORCH_DTYPES[dtype]
+    )
     signed = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[stored.element_size()]
     return stored.view(signed).numpy().view(f"u{stored.element_size()}")
 

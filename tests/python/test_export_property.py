@@ -34,7 +34,9 @@ def state_of_rank(case: Case, expected: dict[str, torch.Tensor], mesh) -> dict[s
     return state
 
 
-def export_on_all_ranks(case: Case, expected: dict[str, torch.Tensor], path: Path, **options) -> list["sw.SaveReport"]:
+def export_on_all_ranks(
+    case: Case, expected: dict[str, torch.Tensor], path: Path, **options
+) -> list["sw.SaveReport"]:
     """What dcp.save makes the ranks do, one after the other."""
     ranks = []
     for rank in range(math.prod(case.mesh)):
@@ -55,7 +57,9 @@ def export_on_all_ranks(case: Case, expected: dict[str, torch.Tensor], path: Pat
 
 @pytest.mark.parametrize("quantization", ["mxfp8", None])
 @given(case=cases(whole_rows=False), max_shard_size=st.sampled_from([1, 5000, "5GB"]))
-def test_the_files_are_those_of_the_reference(quantization: str | None, case: Case, max_shard_size: int | str):
+def test_the_files_are_those_of_the_reference(
+    quantization: str | None, case: Case, max_shard_size: int | str
+):
     with tempfile.TemporaryDirectory() as folder:
         source = write_m3(Path(folder, "m3"), case.sizes, case.seed, files=case.files)
         dtypes = {fqn: wanted.dtype for fqn, wanted in case.wanted.items()}

@@ -49,7 +49,12 @@ def sharded_state(path: str | Path, placements_of) -> State:
             continue
         held = held_indices(whole.shape, mesh.shape, mesh.get_coordinate(), [placement])
         state[fqn] = DTensor.from_local(
-            take(whole, held).contiguous(), mesh, [placement], run_check=False, shape=whole.shape, stride=whole.stride()
+            take(whole, held).contiguous(),
+            mesh,
+            [placement],
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
         )
     return state
 
@@ -152,7 +157,9 @@ def asynchronous(path: str, uneven: str) -> None:
         expect_files(folder / "to", path, quantized=True)
 
 
-def expect_refused_everywhere(folder: Path, exception: type[Exception], words: list[str], state: State, **options):
+def expect_refused_everywhere(
+    folder: Path, exception: type[Exception], words: list[str], state: State, **options
+):
     """All ranks get the same error, and nothing is there, not even for a moment's sake."""
     message = ""
     try:
@@ -171,7 +178,9 @@ def one_rank_fails_while_it_writes(path: str, uneven: str) -> None:
     with shared_folder() as folder:
         options = {"staging_bytes": 1} if dist.get_rank() == last else {}
         state = sharded_state(path, rows)
-        expect_refused_everywhere(folder, ValueError, [f"rank {last}", "staging_bytes"], state, template=path, **options)
+        expect_refused_everywhere(
+            folder, ValueError, [f"rank {last}", "staging_bytes"], state, template=path, **options
+        )
 
 
 def one_rank_has_another_shape(path: str, uneven: str) -> None:
