@@ -30,7 +30,7 @@ test: build ## run every C++ and Python test
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
 
 PACKAGES := g++ cmake ninja-build ccache libprotobuf-dev protobuf-compiler nlohmann-json3-dev libgtest-dev libhwy-dev \
-  libbenchmark-dev
+  libbenchmark-dev liburing-dev
 LINT_PACKAGES := clang-format-14 clang-tidy-14
 has = $(shell $(PYTHON) -c 'import ensurepip, os, sysconfig; $(1)' 2>/dev/null && echo yes)
 PYTHON_PACKAGES = $(if $(call has,),,python3-venv) \
@@ -113,11 +113,13 @@ format: lint-system $(STAMP) ## format all C++ and Python
 	@$(IN_VENV) -m ruff format
 	@$(IN_VENV) -m ruff check --fix
 
-bench: build ## measure
+bench: build peers ## measure kernels, and loading beside the peers: a table, JSON and a picture in build/bench
 	$(call say,kernels)
 	@build/bench/kernels
 	$(call say,load)
-	@$(IN_VENV) bench/load.py
+	@$(IN_PEERS) bench/peers.py
+	$(call say,adapter)
+	@$(IN_PEERS) bench/adapter.py
 
 # --- .venv-peers -------------------------------------------------------------------------------------------------------
 # The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.

@@ -1,7 +1,7 @@
 // The kernels by themselves, in bytes of FP8 per second for each instruction set, beside memcpy of the same
 // output.
 //
-//   bench/kernels --benchmark_filter='transposed.*bf16'
+//   bench/kernels --benchmark_filter='mxfp8/transposed/BF16'
 //
 // Each thread decodes tiles that lie in its second-level cache, as the engine's staging does, into its own
 // share of a destination far larger than any cache: the cost of memory on the way out is in the figure. Bytes
@@ -46,16 +46,19 @@ std::byte* destination() {
 
 struct Tile {
   std::vector<std::uint8_t> elements;
-  std::vector<std::uint8_t> scales;
+  std::vector<std::uint8_t> e8m0_scales;
+  std::vector<float> f32_scales;
 };
 
 Tile random_tile() {
   Tile tile{std::vector<std::uint8_t>(tile_rows * tile_columns),
-            std::vector<std::uint8_t>(tile_rows * tile_columns / 32)};
+            std::vector<std::uint8_t>(tile_rows * tile_columns / 32),
+            std::vector<float>(tile_rows * tile_columns / 128 / 128)};
   std::uint64_t state = 1;
   const auto next = [&state] { return (state = state * 6364136223846793005U + 1442695040888963407U) >> 40; };
   for (std::uint8_t& element : tile.elements) element = static_cast<std::uint8_t>(next());
-  for (std::uint8_t& scale : tile.scales) scale = static_cast<std::uint8_t>(100 + next() % 40);
+  for (std::uint8_t& scale : tile.e8m0_scales) scale = static_cast<std::uint8_t>(100 + next() % 40);
+  for (float& scale : tile.f32_scales) scale = static_cast<float>(next()) * 0x1p-30F;
   return tile;
 }
 
@@ -79,14 +82,37 @@ struct Places {
 
 enum class Layout { straight, transposed };
 
+struct Encoding {
+  const char* name;
+  DType element;
+  DType scale;
+  std::int64_t block_rows;
+  std::int64_t block_columns;
+};
+
+constexpr Encoding encodings[] = {
+    {"mxfp8", DType::F8_E4M3, DType::F8_E8M0, 1, 32},
+    {"block_fp8", DType::F8_E4M3, DType::F32, 128, 128},
+    {"block_fp8_e5m2", DType::F8_E5M2, DType::F32, 128, 128},
+    {"tensor_fp8", DType::F8_E4M3, DType::F32, tile_rows, tile_columns},
+};
+
 /// Transposed tiles go where the engine puts w1 of an expert: side by side into [tile_columns, width] with a
 /// width of several tiles, so that the rows of the destination lie several pages apart.
-void decode_tiles(benchmark::State& state, const std::string& instruction_set, Layout layout, DType dtype,
-                  std::int64_t width_in_tiles) {
+void decode_tiles(benchmark::State& state, const std::string& instruction_set, const Encoding& encoding,
+                  Layout layout, DType dtype, std::int64_t width_in_tiles) {
   if (state.thread_index() == 0) shardwright::use_instruction_set(instruction_set);
   const Tile tile = random_tile();
-  const SourceTile source{tile.elements.data(), DType::F8_E4M3, tile_rows, tile_columns, tile_columns};
-  const BlockScales scales{tile.scales.data(), tile_columns / 32};
+  const SourceTile source{tile.elements.data(), encoding.element, tile_rows, tile_columns, tile_columns};
+  const bool is_f32 = encoding.scale == DType::F32;
+  const BlockScales scales{
+      is_f32 ? static_cast<const void*>(tile.f32_scales.data()) : tile.e8m0_scales.data(),
+      tile_columns / encoding.block_columns,
+      encoding.block_rows,
+      encoding.block_columns,
+      0,
+      0,
+      encoding.scale};
   const std::int64_t size = shardwright::bytes_of(dtype);
   const std::int64_t tile_bytes = tile_rows * tile_columns * size;
   Places places(state, tile_bytes * width_in_tiles);
@@ -144,13 +170,17 @@ const char* name_of(Layout layout) { return layout == Layout::straight ? "straig
 const bool registered = [] {
   for (const std::string& set : shardwright::instruction_sets()) {
     for (const Layout layout : {Layout::transposed, Layout::straight}) {
-      for (const DType dtype : {DType::BF16, DType::F16, DType::F32}) {
-        const std::int64_t width_in_tiles = layout == Layout::transposed ? 8 : 1;
-        const std::string name = "decode/" + std::string(name_of(layout)) + "/" +
-                                 std::string(shardwright::name_of(dtype)) + "/" + set;
-        benchmark::RegisterBenchmark(name.c_str(), decode_tiles, set, layout, dtype, width_in_tiles)
-            ->ThreadRange(1, most_threads)
-            ->UseRealTime();
+      for (const Encoding& encoding : encodings) {
+        for (const DType dtype : {DType::BF16, DType::F16, DType::F32}) {
+          const std::int64_t width_in_tiles = layout == Layout::transposed ? 8 : 1;
+          const std::string name = "decode/" + std::string(encoding.name) + "/" +
+                                   std::string(name_of(layout)) + "/" +
+                                   std::string(shardwright::name_of(dtype)) + "/" + set;
+          benchmark::RegisterBenchmark(name.c_str(), decode_tiles, set, encoding, layout, dtype,
+                                       width_in_tiles)
+              ->ThreadRange(1, most_threads)
+              ->UseRealTime();
+        }
       }
       for (const DType dtype : {DType::BF16, DType::F32}) {
         const std::string name = "place_bf16/" + std::string(name_of(layout)) + "/" +

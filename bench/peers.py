@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ways import WAYS, safetensors_files
+from ways import ADAPTERS, WAYS, safetensors_files
 
 # --- one measurement, in a process of its own ------------------------------------------------------------------------
 
@@ -42,8 +42,9 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     from shardwright.report import LoadReport
 
     torch.set_num_threads(threads)
-    WAYS[way](warm_up, threads)()
-    load = WAYS[way](path, threads)
+    prepare = (WAYS | ADAPTERS)[way]
+    prepare(warm_up, threads)()
+    load = prepare(path, threads)
     if cold:
         drop_from_page_cache(path)
     with measure_peak_memory() as peak:
@@ -53,6 +54,8 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     measured: dict[str, Any] = {"seconds": seconds, "memory_above_destination": peak.bytes}
     if isinstance(result, LoadReport):
         measured |= {"bytes_read": result.bytes_read, "phases": result.seconds}
+    elif isinstance(result, dict):
+        measured["steps"] = result
     return measured
 
 

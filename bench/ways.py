@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,12 +55,8 @@ def shardwright(path: Path, threads: int) -> Load:
     return lambda: sw.load(state_dict, path, threads=threads)
 
 
-def nemo_automodel(path: Path, threads: int) -> Load:
-    """nemo-automodel's way to the same tensors: ask for HF tensors, dcp.load, convert, copy into the model."""
-    from nemo_automodel.components.checkpoint._backports.hf_storage import _HuggingFaceStorageReader
-    from nemo_automodel.components.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3VLStateDictAdapter
-
-    model = touched_native(path)
+def adapter_configs(path: Path) -> tuple[SimpleNamespace, SimpleNamespace]:
+    """(config of the model, config of its experts), with what the adapters look at."""
     text = json.loads((path / "config.json").read_text())["text_config"]
     config = SimpleNamespace(text_config=SimpleNamespace(**text))
     moe_config = SimpleNamespace(
@@ -69,14 +66,58 @@ def nemo_automodel(path: Path, threads: int) -> Load:
         expert_bias=False,
         expert_activation="swiglu",
     )
-    adapter = MiniMaxM3VLStateDictAdapter(config, moe_config, SimpleNamespace(dispatcher="torch"))
+    return config, moe_config
+
+
+def through_theirs(path: Path, reader: Callable[[], Any]) -> Load:
+    from nemo_automodel.components.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3VLStateDictAdapter
+
+    model = touched_native(path)
+    adapter = MiniMaxM3VLStateDictAdapter(*adapter_configs(path), SimpleNamespace(dispatcher="torch"))
 
     def load() -> None:
         hf_state_dict = adapter.to_hf(model, quantization=True)
-        dcp.load(hf_state_dict, storage_reader=_HuggingFaceStorageReader(str(path)))
+        dcp.load(hf_state_dict, storage_reader=reader())
         native = adapter.from_hf(hf_state_dict)
         for name in list(native):
             model[name].copy_(native.pop(name))
+
+    return load
+
+
+def nemo_automodel(path: Path, threads: int) -> Load:
+    """nemo-automodel's way to the same tensors: ask for HF tensors, dcp.load, convert, copy into the model."""
+    from nemo_automodel.components.checkpoint._backports.hf_storage import _HuggingFaceStorageReader
+
+    return through_theirs(path, lambda: _HuggingFaceStorageReader(str(path)))
+
+
+def nemo_automodel_adapter(path: Path, threads: int) -> Load:
+    """The same with torch's reader."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    return through_theirs(path, lambda: HuggingFaceStorageReader(str(path), thread_count=threads))
+
+
+def shardwright_adapter(path: Path, threads: int) -> Load:
+    """Our adapter in place of nemo-automodel's, with torch's reader. Gives the seconds of each step."""
+    from shardwright.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3VLStateDictAdapter
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    model = touched_native(path)
+    adapter = MiniMaxM3VLStateDictAdapter(*adapter_configs(path), None)
+
+    def load() -> dict[str, float]:
+        times = [time.perf_counter()]
+        hf_state_dict = adapter.to_hf(model, quantization=True, checkpoint=path)
+        times.append(time.perf_counter())
+        dcp.load(hf_state_dict, storage_reader=HuggingFaceStorageReader(str(path), thread_count=threads))
+        times.append(time.perf_counter())
+        native = adapter.from_hf(hf_state_dict)
+        times.append(time.perf_counter())
+        assert all(native[name] is model[name] for name in model)
+        steps = ("to_hf", "dcp.load", "from_hf")
+        return {step: times[i + 1] - times[i] for i, step in enumerate(steps)}
 
     return load
 
@@ -190,4 +231,10 @@ WAYS: dict[str, Callable[[Path, int], Load]] = {
     "safetensors copy, raw": safetensors_copy,
     "read limit": read_limit,
     "fill limit": fill_limit,
+}
+
+#: Adapters in the same place: see adapter.py.
+ADAPTERS: dict[str, Callable[[Path, int], Load]] = {
+    "shardwright adapter, torch's reader": shardwright_adapter,
+    "nemo-automodel adapter, torch's reader": nemo_automodel_adapter,
 }

@@ -1,6 +1,8 @@
 #include "kernels/decode.h"
 
 #include <algorithm>
+#include <bit>
+#include <cfenv>
 #include <cstddef>
 #include <cstring>
 #include <stdexcept>
@@ -131,6 +133,13 @@ DecodeRun decode_kernel(const InstructionSet& set, DType destination) {
   return nullptr;
 }
 
+ScaleRun scale_kernel(const ScaleRuns& runs, DType destination) {
+  if (destination == DType::BF16) return runs.to_bf16;
+  if (destination == DType::F16) return runs.to_f16;
+  if (destination == DType::F32) return runs.to_f32;
+  return nullptr;
+}
+
 /// Copies rows of a format that packs several elements into a byte, which have to begin and end with a byte.
 void place_packed(const SourceTile& source, const DestinationTile& destination) {
   const int bits = bits_of(source.dtype);
@@ -156,24 +165,68 @@ void join_rows(SourceTile& source, DestinationTile& destination) {
   }
 }
 
-bool is_in_range(std::uint8_t scale) {
-  return scale >= lowest_scale_in_range && scale <= highest_scale_in_range;
-}
+// The two kinds of scales that the kernels take, one for each element of a run, from the scales of a tile.
 
-/// Fills `spread` with the scales of so many columns of a row, one for each column, from the row's scales.
-/// Has room for usual_block more. Returns whether all of them are in range.
-bool spread_over_columns(const BlockScales& scales, const std::uint8_t* scale_of_block, std::int64_t column,
-                         std::int64_t columns, std::uint8_t* spread) {
-  bool in_range = true;
-  std::int64_t block = (scales.first_column + column) / scales.block_columns;
-  std::int64_t end = (block + 1) * scales.block_columns - scales.first_column - column;
-  for (std::int64_t begin = 0; begin < columns; begin = end, end += scales.block_columns, ++block) {
-    const std::uint8_t scale = scale_of_block[block];
-    in_range &= is_in_range(scale);
-    if (scales.block_columns == usual_block) {
-      std::memset(spread + begin, scale, usual_block);  // a few too many, which the next block overwrites
+/// MXFP8's: as they are stored.
+struct ByteScales {
+  using Spread = std::uint8_t;
+  const BlockScales& scales;
+  DecodeRun any;
+  DecodeRun in_range;  ///< for scales from lowest_scale_in_range to highest_scale_in_range
+
+  Spread operator[](std::int64_t number) const {
+    return static_cast<const std::uint8_t*>(scales.data)[number];
+  }
+  static bool is_in_range(Spread scale) {
+    return scale >= lowest_scale_in_range && scale <= highest_scale_in_range;
+  }
+};
+
+/// Those of all other formats, as F32 numbers. An e8m0 scale is one, and so are its products, or too large
+/// for any destination that has a kernel: rounding them twice is rounding them once.
+struct FloatScales {
+  using Spread = float;
+  const BlockScales& scales;
+  ScaleRun any;
+  ScaleRun in_range;  ///< for scales other than zero, infinity and NaN
+
+  Spread operator[](std::int64_t number) const {
+    const auto* first = static_cast<const std::byte*>(scales.data);
+    std::uint32_t bits = 0;
+    if (scales.dtype == DType::F32) {
+      std::memcpy(&bits, first + number * 4, 4);
+    } else if (scales.dtype == DType::BF16) {
+      std::uint16_t upper = 0;
+      std::memcpy(&upper, first + number * 2, 2);
+      bits = std::uint32_t{upper} << 16;
     } else {
-      std::memset(spread + begin, scale, static_cast<std::size_t>(std::min(end, columns) - begin));
+      const auto exponent = std::to_integer<std::uint32_t>(first[number]);
+      bits = exponent == 255 ? 0x7FC00000 : exponent == 0 ? 0x00400000 : exponent << 23;  // 0: 2^-127
+    }
+    return std::bit_cast<float>(bits);
+  }
+  static bool is_in_range(Spread scale) {
+    const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(scale) & 0x7FFFFFFF;
+    return magnitude != 0 && magnitude < 0x7F800000;
+  }
+};
+
+/// Fills `spread` with the scales of so many columns of a row, one for each column; `first_block` is the
+/// number of the row's first scale. Has room for usual_block more. Returns whether all of them are in range.
+template <class Scales>
+bool spread_over_columns(const Scales& scales, std::int64_t first_block, std::int64_t column,
+                         std::int64_t columns, typename Scales::Spread* spread) {
+  bool in_range = true;
+  const std::int64_t block_columns = scales.scales.block_columns;
+  std::int64_t block = (scales.scales.first_column + column) / block_columns;
+  std::int64_t end = (block + 1) * block_columns - scales.scales.first_column - column;
+  for (std::int64_t begin = 0; begin < columns; begin = end, end += block_columns, ++block) {
+    const auto scale = scales[first_block + block];
+    in_range &= Scales::is_in_range(scale);
+    if (block_columns == usual_block) {
+      std::fill_n(spread + begin, usual_block, scale);  // a few too many, which the next block overwrites
+    } else {
+      std::fill(spread + begin, spread + std::min(end, columns), scale);
     }
   }
   return in_range;
@@ -181,54 +234,58 @@ bool spread_over_columns(const BlockScales& scales, const std::uint8_t* scale_of
 
 /// Fills `gathered` with the scales of so many rows in one column of blocks. Returns whether all are in
 /// range.
-bool gather_over_rows(const BlockScales& scales, std::int64_t row, std::int64_t rows, std::int64_t block,
-                      std::uint8_t* gathered) {
+template <class Scales>
+bool gather_over_rows(const Scales& scales, std::int64_t row, std::int64_t rows, std::int64_t block,
+                      typename Scales::Spread* gathered) {
   bool in_range = true;
-  const std::int64_t from_first = scales.first_row + row;
-  const std::uint8_t* scale = scales.data + from_first / scales.block_rows * scales.row_stride + block;
-  std::int64_t end = scales.block_rows - from_first % scales.block_rows;
-  for (std::int64_t begin = 0; begin < rows; end += scales.block_rows, scale += scales.row_stride) {
-    in_range &= is_in_range(*scale);
+  const std::int64_t block_rows = scales.scales.block_rows;
+  const std::int64_t from_first = scales.scales.first_row + row;
+  std::int64_t number = from_first / block_rows * scales.scales.row_stride + block;
+  std::int64_t end = block_rows - from_first % block_rows;
+  for (std::int64_t begin = 0; begin < rows; end += block_rows, number += scales.scales.row_stride) {
+    const auto scale = scales[number];
+    in_range &= Scales::is_in_range(scale);
     for (const std::int64_t block_end = std::min(end, rows); begin < block_end; ++begin)
-      gathered[begin] = *scale;
+      gathered[begin] = scale;
   }
   return in_range;
 }
 
-void decode_straight(const InstructionSet& set, DecodeRun kernel, const SourceTile& source,
-                     const BlockScales& scales, const DestinationTile& destination) {
+template <class Scales>
+void decode_straight(const InstructionSet& set, const SourceTile& source, const Scales& scales,
+                     const DestinationTile& destination) {
   const Stores stores(set, source, destination);
-  const DecodeRun kernel_in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : kernel;
-  alignas(64) std::uint8_t spread[spread_columns + usual_block];
+  alignas(64) typename Scales::Spread spread[spread_columns + usual_block];
   for (std::int64_t row = 0; row < source.rows; ++row) {
-    const std::uint8_t* scale_of_block =
-        scales.data + (scales.first_row + row) / scales.block_rows * scales.row_stride;
+    const std::int64_t first_block =
+        (scales.scales.first_row + row) / scales.scales.block_rows * scales.scales.row_stride;
     for (std::int64_t column = 0, columns = 0; column < source.columns; column += columns) {
       const std::int64_t rest = source.columns - column;
       columns = spread_columns;
       if (rest < spread_columns + set.shortest_run)
         columns = rest <= spread_columns ? rest : spread_columns / 2;
-      const bool in_range = spread_over_columns(scales, scale_of_block, column, columns, spread);
-      (in_range ? kernel_in_range : kernel)(
+      const bool in_range = spread_over_columns(scales, first_block, column, columns, spread);
+      (in_range ? scales.in_range : scales.any)(
           reinterpret_cast<const std::uint8_t*>(element(source, row, column)), spread, columns,
           element(destination, row, column), stores.kind);
     }
   }
 }
 
-void decode_transposed(const InstructionSet& set, DecodeRun kernel, const SourceTile& source,
-                       const BlockScales& scales, const DestinationTile& destination) {
+template <class Scales>
+void decode_transposed(const InstructionSet& set, const SourceTile& source, const Scales& scales,
+                       const DestinationTile& destination) {
   const Stores stores(set, source, destination);
-  const DecodeRun kernel_in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : kernel;
   const auto decode_panel = [&](const std::byte* panel, std::int64_t pitch, std::int64_t row,
                                 std::int64_t rows, std::int64_t column, std::int64_t columns) {
-    alignas(64) std::uint8_t scale_of_row[panel_rows];
+    alignas(64) typename Scales::Spread scale_of_row[panel_rows];
+    const std::int64_t block_columns = scales.scales.block_columns;
     // The columns of one block share their scales.
     for (std::int64_t begin = 0, end = 0; begin < columns; begin = end) {
-      const std::int64_t block = (scales.first_column + column + begin) / scales.block_columns;
-      end = std::min(columns, (block + 1) * scales.block_columns - scales.first_column - column);
+      const std::int64_t block = (scales.scales.first_column + column + begin) / block_columns;
+      end = std::min(columns, (block + 1) * block_columns - scales.scales.first_column - column);
       const bool in_range = gather_over_rows(scales, row, rows, block, scale_of_row);
-      const DecodeRun run = in_range ? kernel_in_range : kernel;
+      const auto run = in_range ? scales.in_range : scales.any;
       for (std::int64_t right = begin; right < end; ++right) {
         run(reinterpret_cast<const std::uint8_t*>(panel) + right * pitch, scale_of_row, rows,
             element(destination, row, column + right), stores.kind);
@@ -237,6 +294,36 @@ void decode_transposed(const InstructionSet& set, DecodeRun kernel, const Source
   };
   for_each_panel(set, source, destination, decode_panel);
 }
+
+template <class Scales>
+void decode_runs(const InstructionSet& set, const SourceTile& source, const Scales& scales,
+                 const DestinationTile& destination) {
+  if (scales.any != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
+    decode_straight(set, source, scales, destination);
+  } else if (scales.any != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
+    decode_transposed(set, source, scales, destination);
+  } else {
+    decode_strided(source, scales.scales, destination);
+  }
+}
+
+/// The default floating-point mode (to nearest even, subnormals as they are, no traps) as long as it lives,
+/// and then the caller's again.
+class DefaultFloatingPointMode {
+ public:
+  DefaultFloatingPointMode() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  DefaultFloatingPointMode(const DefaultFloatingPointMode&) = delete;
+  DefaultFloatingPointMode& operator=(const DefaultFloatingPointMode&) = delete;
+  ~DefaultFloatingPointMode() { std::fesetenv(&before_); }
+
+ private:
+  std::fenv_t before_{};
+};
+
+bool is_e8m0(DType scale) { return scale == DType::U8 || scale == DType::F8_E8M0; }
 
 }  // namespace
 
@@ -275,20 +362,29 @@ void place(const SourceTile& given_source, const DestinationTile& given_destinat
   }
 }
 
+bool can_decode(DType element, DType scale) {
+  return (element == DType::F8_E4M3 || element == DType::F8_E5M2) &&
+         (is_e8m0(scale) || scale == DType::F32 || scale == DType::BF16);
+}
+
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
-  if (source.dtype != DType::F8_E4M3) {
+  if (!can_decode(source.dtype, scales.dtype)) {
     throw std::invalid_argument("cannot decode " + std::string(name_of(source.dtype)) +
-                                " elements: block scales belong to F8_E4M3");
+                                " elements with scales of " + std::string(name_of(scales.dtype)));
   }
   if (source.rows <= 0 || source.columns <= 0) return;
   const InstructionSet& set = instruction_set_in_use();
-  const DecodeRun kernel = decode_kernel(set, destination.dtype);
-  if (kernel != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
-    decode_straight(set, kernel, source, scales, destination);
-  } else if (kernel != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
-    decode_transposed(set, kernel, source, scales, destination);
+  if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype)) {
+    const DecodeRun any = decode_kernel(set, destination.dtype);
+    const DecodeRun in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : any;
+    decode_runs(set, source, ByteScales{scales, any, in_range}, destination);
   } else {
-    decode_strided(source, scales, destination);
+    const DefaultFloatingPointMode mode;
+    const bool is_e4m3 = source.dtype == DType::F8_E4M3;
+    const ScaleRun any = scale_kernel(is_e4m3 ? set.scale_e4m3 : set.scale_e5m2, destination.dtype);
+    const ScaleRun in_range =
+        scale_kernel(is_e4m3 ? set.scale_e4m3_in_range : set.scale_e5m2_in_range, destination.dtype);
+    decode_runs(set, source, FloatScales{scales, any, in_range}, destination);
   }
 }
 

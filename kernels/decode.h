@@ -17,16 +17,20 @@ struct SourceTile {
   std::int64_t row_stride = 0;  ///< elements from one row to the next
 };
 
-/// The power-of-two scales of a block-scaled tile (OCP MX v1.0: one e8m0 byte for each block).
-/// Element (r, c) of the tile belongs to the scale at
-///   data[((first_row + r) / block_rows) * row_stride + (first_column + c) / block_columns].
+/// The scales of a block-scaled tile, one for each block. Element (r, c) of the tile belongs to scale number
+///   ((first_row + r) / block_rows) * row_stride + (first_column + c) / block_columns.
+/// One scale for a whole tensor is a block as large as the tensor.
 struct BlockScales {
-  const std::uint8_t* data = nullptr;  ///< e8m0 bytes; the factor is 2^(byte - 127), 255 is NaN
-  std::int64_t row_stride = 0;         ///< bytes from one row of scales to the next
+  const void* data = nullptr;   ///< no alignment is required
+  std::int64_t row_stride = 0;  ///< scales from one row of them to the next
   std::int64_t block_rows = 1;
   std::int64_t block_columns = 32;
   std::int64_t first_row = 0;     ///< where the tile's row 0 lies inside its block, 0 .. block_rows - 1
   std::int64_t first_column = 0;  ///< where the tile's column 0 lies inside its block
+
+  /// U8 or F8_E8M0: e8m0 bytes (OCP MX v1.0), the factor is 2^(byte - 127), 255 is NaN. F32 or BF16: the
+  /// factor.
+  DType dtype = DType::F8_E8M0;
 };
 
 /// Where a tile goes: element (r, c) is written to data[r * row_stride + c * column_stride].
@@ -48,8 +52,18 @@ bool can_convert(DType source, DType destination);
 /// Thread-safe as long as no two calls write the same element. Does not depend on the caller's FTZ/DAZ mode.
 void place(const SourceTile& source, const DestinationTile& destination);
 
-/// The same for block-scaled F8_E4M3 elements: writes round(element * scale), the product being exact and
-/// rounded once to the destination's dtype (BF16, F16, F32 or F64). A NaN element or a NaN scale gives NaN.
+/// True if `decode` can take these elements with these scales: F8_E4M3 or F8_E5M2 with U8, F8_E8M0, F32,
+/// BF16.
+bool can_decode(DType element, DType scale);
+
+/// The same for block-scaled elements: writes round(element * scale) in BF16, F16, F32 or F64.
+///
+/// With e8m0 scales the product is exact and rounded once, to the destination's dtype. With F32 or BF16
+/// scales it is rounded to F32 first, whatever the destination, as FP8 checkpoints with such scales are
+/// meant: so do the dequantisations of DeepSeek V3 (inference/kernel.py, weight_dequant) and of transformers
+/// (Fp8Dequantize). A NaN element, a NaN scale and infinity times zero give NaN with the sign of the element.
+///
+/// Needs can_decode(source.dtype, scales.dtype).
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination);
 
 /// The instruction sets that this build holds and this machine can run, best first; the last is "scalar", the

@@ -1,6 +1,6 @@
 // The run kernels, written once with Highway and compiled for each instruction set. Integer arithmetic
 // throughout, apart from two exact subtractions of normal numbers: no rounding mode and no FTZ or DAZ setting
-// can reach a result.
+// can reach a result. Only FromTimesFloat multiplies floats, and has the mode set for it.
 
 #include <algorithm>
 #include <cstddef>
@@ -77,28 +77,33 @@ struct FromBF16 {
   }
 };
 
+/// The bits of the F32 number with the value of an F16 number that is given by its bits.
+HWY_INLINE Integers f32_of_f16(Integers half) {
+  const Integers magnitude = hn::And(half, all(0x7FFF));
+  const Integers sign = hn::ShiftLeft<16>(hn::And(half, all(0x8000)));
+  const Integers shifted = hn::ShiftLeft<13>(magnitude);
+  // A subnormal m stands for m * 2^-24, which is (1 + m / 1024) * 2^-14 - 2^-14.
+  const Integers subnormal = difference_of_floats(hn::Add(shifted, all(113 << 23)), 0x1p-14F);
+  Integers wide = hn::IfThenElse(hn::Lt(magnitude, all(0x400)), subnormal, hn::Add(shifted, all(112 << 23)));
+  wide = hn::IfThenElse(hn::Eq(magnitude, all(0x7C00)), all(0x7F800000), wide);
+  wide = hn::IfThenElse(hn::Gt(magnitude, all(0x7C00)), all(0x7FC00000), wide);
+  return hn::Or(sign, wide);
+}
+
 struct FromF16 {
   const std::uint16_t* source;
   HWY_INLINE Integers operator()(std::size_t index) const {
     const hn::Rebind<std::uint16_t, decltype(integers)> narrow;
-    const Integers half = hn::PromoteTo(integers, hn::LoadU(narrow, source + index));
-    const Integers magnitude = hn::And(half, all(0x7FFF));
-    const Integers sign = hn::ShiftLeft<16>(hn::And(half, all(0x8000)));
-    const Integers shifted = hn::ShiftLeft<13>(magnitude);
-    // A subnormal m stands for m * 2^-24, which is (1 + m / 1024) * 2^-14 - 2^-14.
-    const Integers subnormal = difference_of_floats(hn::Add(shifted, all(113 << 23)), 0x1p-14F);
-    Integers wide =
-        hn::IfThenElse(hn::Lt(magnitude, all(0x400)), subnormal, hn::Add(shifted, all(112 << 23)));
-    wide = hn::IfThenElse(hn::Eq(magnitude, all(0x7C00)), all(0x7F800000), wide);
-    wide = hn::IfThenElse(hn::Gt(magnitude, all(0x7C00)), all(0x7FC00000), wide);
-    return hn::Or(sign, wide);
+    return f32_of_f16(hn::PromoteTo(integers, hn::LoadU(narrow, source + index)));
   }
 };
 
 struct FromF32 {
   const std::uint32_t* source;
   HWY_INLINE Integers operator()(std::size_t index) const {
-    return hn::BitCast(integers, hn::LoadU(unsigned_integers, source + index));
+    const Integers wide = hn::BitCast(integers, hn::LoadU(unsigned_integers, source + index));
+    const auto is_nan = hn::Gt(hn::And(wide, all(0x7FFFFFFF)), all(0x7F800000));
+    return hn::IfThenElse(is_nan, hn::Or(hn::AndNot(all(0x7FFFFFFF), wide), all(0x7FC00000)), wide);
   }
 };
 
@@ -133,15 +138,68 @@ struct FromScaled {
   }
 };
 
-// Rounding, to nearest even, of the bits of an F32 number to a 16-bit format in the lower half of each lane.
+// FP8 codes, in lanes of 16 bits, to F16 numbers that times `factor` are their values. Each NaN becomes the
+// one with an otherwise empty payload.
+
+struct E4M3 {
+  static constexpr float factor = 256.0F;  // e4m3's exponent is biased by 7, F16's by 15
+  template <class Lanes, class Codes = hn::Vec<Lanes> >
+  static HWY_INLINE Codes to_f16(Lanes lanes, Codes codes) {
+    const Codes magnitude = hn::And(codes, hn::Set(lanes, 0x7F));
+    const Codes sign = hn::ShiftLeft<8>(hn::And(codes, hn::Set(lanes, 0x80)));
+    const auto is_nan = hn::Eq(magnitude, hn::Set(lanes, 0x7F));
+    return hn::Or(sign, hn::IfThenElse(is_nan, hn::Set(lanes, 0x7E00), hn::ShiftLeft<7>(magnitude)));
+  }
+};
+
+struct E5M2 {
+  static constexpr float factor = 1.0F;
+  template <class Lanes, class Codes = hn::Vec<Lanes> >
+  static HWY_INLINE Codes to_f16(Lanes lanes, Codes codes) {
+    const Codes magnitude = hn::And(codes, hn::Set(lanes, 0x7F));
+    const Codes sign = hn::ShiftLeft<8>(hn::And(codes, hn::Set(lanes, 0x80)));
+    const hn::RebindToSigned<Lanes> signed_lanes;
+    const auto is_nan =
+        hn::RebindMask(lanes, hn::Gt(hn::BitCast(signed_lanes, magnitude), hn::Set(signed_lanes, 0x7C)));
+    return hn::Or(sign, hn::IfThenElse(is_nan, hn::Set(lanes, 0x7E00), hn::ShiftLeft<8>(magnitude)));
+  }
+};
+
+/// A NaN element keeps its sign in any product of floats; `any_scale` sees to those that the scale brings
+/// forth.
+template <class Format, bool any_scale>
+struct FromTimesFloat {
+  const std::uint8_t* elements;
+  const float* scales;
+  HWY_INLINE Integers operator()(std::size_t index) const {
+    const hn::Rebind<std::uint8_t, decltype(integers)> narrow;
+    const hn::Rebind<std::uint16_t, decltype(integers)> lanes;
+    const auto half = Format::to_f16(lanes, hn::PromoteTo(lanes, hn::LoadU(narrow, elements + index)));
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+    const auto wide =
+        hn::PromoteTo(floats, hn::BitCast(hn::Rebind<hwy::float16_t, decltype(floats)>(), half));
+#else  // elsewhere Highway may do it in software that knows neither infinities nor NaN
+    const auto wide = hn::BitCast(floats, f32_of_f16(hn::PromoteTo(integers, half)));
+#endif
+    const auto number = hn::Mul(wide, hn::Set(floats, Format::factor));
+    const auto product = hn::Mul(number, hn::LoadU(floats, scales + index));
+    if constexpr (!any_scale) return hn::BitCast(integers, product);
+    const Integers nan = hn::Or(hn::AndNot(all(0x7FFFFFFF), hn::BitCast(integers, number)), all(0x7FC00000));
+    return hn::IfThenElse(hn::RebindMask(integers, hn::IsNaN(product)), nan, hn::BitCast(integers, product));
+  }
+};
+
+// Rounding, to nearest even, of the bits of an F32 number to a 16-bit format in each lane, and packing two
+// vectors of them into one. A NaN must have an otherwise empty payload, which rounding cannot carry out of.
 
 struct ToBF16 {
   static HWY_INLINE Integers round(Integers wide) {
     const Integers upper = shift_right_unsigned<16>(wide);
     const Integers odd = hn::And(upper, all(1));
-    const Integers rounded = shift_right_unsigned<16>(hn::Add(hn::Add(wide, all(0x7FFF)), odd));
-    const auto is_nan = hn::Gt(hn::And(wide, all(0x7FFFFFFF)), all(0x7F800000));
-    return hn::IfThenElse(is_nan, hn::Or(hn::And(upper, all(0x8000)), all(0x7FC0)), rounded);
+    return hn::Add(hn::Add(wide, all(0x7FFF)), odd);
+  }
+  static HWY_INLINE Words pack(Integers lower, Integers upper) {
+    return hn::ConcatOdd(words, hn::BitCast(words, upper), hn::BitCast(words, lower));
   }
 };
 
@@ -166,6 +224,10 @@ struct ToF16 {
     half = hn::IfThenElse(hn::Gt(magnitude, all(0x7F800000)), all(0x7E00), half);
     return hn::Or(sign, half);
   }
+  static HWY_INLINE Words pack(Integers lower, Integers upper) {
+    const hn::Half<decltype(words)> half_words;
+    return hn::Combine(words, hn::DemoteTo(half_words, upper), hn::DemoteTo(half_words, lower));
+  }
 };
 
 // Sources of whole vectors of destination elements.
@@ -174,10 +236,7 @@ template <class From, class To>
 struct Rounded {
   From from;
   HWY_INLINE Words operator()(std::size_t index) const {
-    const hn::Half<decltype(words)> half_words;
-    const Integers lower = To::round(from(index));
-    const Integers upper = To::round(from(index + integer_count));
-    return hn::Combine(words, hn::DemoteTo(half_words, upper), hn::DemoteTo(half_words, lower));
+    return To::pack(To::round(from(index)), To::round(from(index + integer_count)));
   }
 };
 
@@ -290,6 +349,24 @@ void decode_to_f32(const std::uint8_t* elements, const std::uint8_t* scales, std
   write_run(Widened<FromScaled>{{elements, scales}}, count, static_cast<std::uint32_t*>(destination), store);
 }
 
+template <class From, class To>
+void scale_and_round(const std::uint8_t* elements, const float* scales, std::int64_t count, void* destination,
+                     Store store) {
+  write_run(Rounded<From, To>{{elements, scales}}, count, static_cast<std::uint16_t*>(destination), store);
+}
+
+template <class From>
+void scale_to_f32(const std::uint8_t* elements, const float* scales, std::int64_t count, void* destination,
+                  Store store) {
+  write_run(Widened<From>{{elements, scales}}, count, static_cast<std::uint32_t*>(destination), store);
+}
+
+template <class Format, bool any_scale>
+constexpr ScaleRuns scale_runs() {
+  using From = FromTimesFloat<Format, any_scale>;
+  return {scale_and_round<From, ToBF16>, scale_and_round<From, ToF16>, scale_to_f32<From>};
+}
+
 /// Writes block k of 16 bytes to destination + k * distance.
 template <class T>
 HWY_INLINE void store_blocks(hn::Vec<hn::ScalableTag<T> > value, T* destination, std::int64_t distance) {
@@ -390,6 +467,10 @@ const InstructionSet* kernels() {
     result.encode_bf16 = encode_blocks<FromBF16>;
     result.encode_f16 = encode_blocks<FromF16>;
     result.encode_f32 = encode_blocks<FromF32>;
+    result.scale_e4m3 = scale_runs<E4M3, true>();
+    result.scale_e5m2 = scale_runs<E5M2, true>();
+    result.scale_e4m3_in_range = scale_runs<E4M3, false>();
+    result.scale_e5m2_in_range = scale_runs<E5M2, false>();
     result.bf16_to_f32 = widen_run<FromBF16>;
     result.bf16_to_f16 = round_run<FromBF16, ToF16>;
     result.f16_to_f32 = widen_run<FromF16>;

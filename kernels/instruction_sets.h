@@ -21,6 +21,18 @@ using ConvertRun = void (*)(const void* source, std::int64_t count, void* destin
 using DecodeRun = void (*)(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
                            void* destination, Store store);
 
+/// Multiplies `count` neighbouring FP8 elements, each with its own scale. The products are rounded to F32,
+/// then to the destination: the caller sees to it that the floating-point mode is the default one.
+using ScaleRun = void (*)(const std::uint8_t* elements, const float* scales, std::int64_t count,
+                          void* destination, Store store);
+
+/// Those for each dtype of the destination.
+struct ScaleRuns {
+  ScaleRun to_bf16 = nullptr;
+  ScaleRun to_f16 = nullptr;
+  ScaleRun to_f32 = nullptr;
+};
+
 /// Writes the transpose of rows x columns elements to `panel`: element (r, c) to panel[c * pitch + r].
 /// Writes up to whole vectors, so the panel has room for both sizes rounded up to 64 bytes of elements.
 using TransposePanel = void (*)(const void* source, std::int64_t row_stride, std::int64_t rows,
@@ -51,6 +63,10 @@ struct InstructionSet {
   EncodeBlocks encode_bf16 = nullptr;
   EncodeBlocks encode_f16 = nullptr;
   EncodeBlocks encode_f32 = nullptr;
+  ScaleRuns scale_e4m3;
+  ScaleRuns scale_e5m2;
+  ScaleRuns scale_e4m3_in_range;  ///< faster, for scales other than zero, infinity and NaN
+  ScaleRuns scale_e5m2_in_range;
 
   ConvertRun bf16_to_f32 = nullptr;
   ConvertRun bf16_to_f16 = nullptr;

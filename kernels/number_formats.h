@@ -30,8 +30,9 @@ inline constexpr FloatFormat bfloat16{8, 7};
 inline constexpr FloatFormat float32{8, 23};
 inline constexpr FloatFormat float64{11, 52};
 
-/// The exact value of any number of any of these formats, and of any product of two of them with a power of
-/// two: significand * 2^exponent, with the sign kept beside it (zeros and NaNs have one, too).
+/// The exact value of any number of any of these formats, of its product with a power of two, and of the
+/// product of two of them whose significands have no more than 63 bits together: significand * 2^exponent,
+/// with the sign kept beside it (zeros and NaNs have one, too).
 struct ExactNumber {
   enum class Kind : std::uint8_t { finite, infinite, not_a_number };
   std::uint64_t significand = 0;
@@ -80,6 +81,24 @@ SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber exact_value(std::uint64_t bits) {
 SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber scaled(ExactNumber number, std::uint8_t scale) {
   number.exponent += static_cast<std::int32_t>(scale) - 127;
   if (scale == 255) number.kind = ExactNumber::Kind::not_a_number;
+  return number;
+}
+
+/// `number` times a scale that has a sign and a significand of its own; see above for how many bits these may
+/// have. A NaN on either side, or infinity times zero, gives NaN with the sign of `number`.
+SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber scaled(ExactNumber number, const ExactNumber& scale) {
+  using Kind = ExactNumber::Kind;
+  const bool has_infinity = number.kind == Kind::infinite || scale.kind == Kind::infinite;
+  const bool has_zero = (number.kind == Kind::finite && number.significand == 0) ||
+                        (scale.kind == Kind::finite && scale.significand == 0);
+  if (number.kind == Kind::not_a_number || scale.kind == Kind::not_a_number || (has_infinity && has_zero)) {
+    number.kind = Kind::not_a_number;
+    return number;
+  }
+  number.is_negative = number.is_negative != scale.is_negative;
+  number.kind = has_infinity ? Kind::infinite : Kind::finite;
+  number.significand *= scale.significand;
+  number.exponent += scale.exponent;
   return number;
 }
 

@@ -84,15 +84,45 @@ void convert_from_any(const SourceTile& source, const DestinationTile& destinati
   }
 }
 
+/// Calls multiply(element, scale) for each element with the bits of its scale and writes what it returns.
+template <class Scale, class To, class Multiply>
+void decode_each(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination,
+                 Multiply multiply) {
+  const auto* first = static_cast<const std::byte*>(scales.data);
+  const bool is_e4m3 = source.dtype == DType::F8_E4M3;
+  for_each_element<std::uint8_t, To>(
+      source, destination, [&](std::uint8_t bits, std::int64_t row, std::int64_t column) {
+        const std::int64_t number = (scales.first_row + row) / scales.block_rows * scales.row_stride +
+                                    (scales.first_column + column) / scales.block_columns;
+        Scale scale;
+        std::memcpy(&scale, first + number * std::int64_t{sizeof(Scale)}, sizeof(Scale));
+        return static_cast<To>(
+            multiply(is_e4m3 ? exact_value<e4m3fn>(bits) : exact_value<e5m2>(bits), scale));
+      });
+}
+
+template <FloatFormat of_scales, FloatFormat to>
+void decode_by_floats(const SourceTile& source, const BlockScales& scales,
+                      const DestinationTile& destination) {
+  decode_each<BitsOf<of_scales>, BitsOf<to>>(
+      source, scales, destination, [](const ExactNumber& element, BitsOf<of_scales> scale) {
+        const std::uint64_t product = nearest<float32>(scaled(element, exact_value<of_scales>(scale)));
+        return nearest<to>(exact_value<float32>(product));
+      });
+}
+
 template <FloatFormat to>
 void decode_to(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
-  for_each_element<std::uint8_t, BitsOf<to>>(
-      source, destination, [&](std::uint8_t bits, std::int64_t row, std::int64_t column) {
-        const std::uint8_t scale =
-            scales.data[(scales.first_row + row) / scales.block_rows * scales.row_stride +
-                        (scales.first_column + column) / scales.block_columns];
-        return static_cast<BitsOf<to>>(nearest<to>(scaled(exact_value<e4m3fn>(bits), scale)));
-      });
+  switch (scales.dtype) {
+    case DType::F32:
+      return decode_by_floats<float32, to>(source, scales, destination);
+    case DType::BF16:
+      return decode_by_floats<bfloat16, to>(source, scales, destination);
+    default:
+      return decode_each<std::uint8_t, BitsOf<to>>(
+          source, scales, destination,
+          [](const ExactNumber& element, std::uint8_t scale) { return nearest<to>(scaled(element, scale)); });
+  }
 }
 
 }  // namespace

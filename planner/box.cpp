@@ -32,35 +32,78 @@ bool is_empty(const Box& box) {
 
 namespace {
 
-using ConstBoxIterator = std::vector<Box>::const_iterator;
+bool equal_but_along(const Box& a, const Box& b, std::size_t along) {
+  for (std::size_t d = 0; d < a.size.size(); ++d) {
+    if (d != along && (a.offset[d] != b.offset[d] || a.size[d] != b.size[d])) return false;
+  }
+  return true;
+}
 
-/// How many elements of `box` are in none of the boxes [first, last).
-std::int64_t volume_outside(Box box, ConstBoxIterator first, ConstBoxIterator last) {
+/// Joins boxes that differ along one dimension only and touch or overlap there.
+void join_along(std::vector<Box>& boxes, std::size_t along) {
+  std::sort(boxes.begin(), boxes.end(), [along](const Box& a, const Box& b) {
+    for (std::size_t d = 0; d < a.size.size(); ++d) {
+      if (d == along) continue;
+      if (a.offset[d] != b.offset[d]) return a.offset[d] < b.offset[d];
+      if (a.size[d] != b.size[d]) return a.size[d] < b.size[d];
+    }
+    return a.offset[along] < b.offset[along];
+  });
+  std::size_t last = 0;
+  for (std::size_t i = 1; i < boxes.size(); ++i) {
+    const std::int64_t end = boxes[last].offset[along] + boxes[last].size[along];
+    if (equal_but_along(boxes[last], boxes[i], along) && boxes[i].offset[along] <= end) {
+      const std::int64_t new_end = std::max(end, boxes[i].offset[along] + boxes[i].size[along]);
+      boxes[last].size[along] = new_end - boxes[last].offset[along];
+    } else if (++last != i) {
+      boxes[last] = std::move(boxes[i]);
+    }
+  }
+  boxes.resize(last + 1);
+}
+
+/// Appends what `box` holds beyond the boxes [first, last) of `others`, slab by slab.
+void append_outside(Box box, const std::vector<Box>& others, std::size_t first, std::size_t last,
+                    std::vector<Box>& result) {
   for (; first != last; ++first) {
-    const Box common = intersection(box, *first);
+    const Box common = intersection(box, others[first]);
     if (is_empty(common)) continue;
-    // Slabs of `box` before and after the common part, dimension by dimension, until only that is left.
-    std::int64_t outside = 0;
     for (std::size_t d = 0; d < box.size.size(); ++d) {
       Box slab = box;
       slab.size[d] = common.offset[d] - box.offset[d];
-      if (slab.size[d] > 0) outside += volume_outside(slab, first + 1, last);
+      if (slab.size[d] > 0) append_outside(slab, others, first + 1, last, result);
       slab.offset[d] = common.offset[d] + common.size[d];
       slab.size[d] = box.offset[d] + box.size[d] - slab.offset[d];
-      if (slab.size[d] > 0) outside += volume_outside(slab, first + 1, last);
+      if (slab.size[d] > 0) append_outside(slab, others, first + 1, last, result);
       box.offset[d] = common.offset[d];
       box.size[d] = common.size[d];
     }
-    return outside;
+    return;
   }
-  return volume(box.size);
+  result.push_back(std::move(box));
 }
 
 }  // namespace
 
+std::vector<Box> union_of(std::vector<Box> boxes) {
+  boxes.erase(std::remove_if(boxes.begin(), boxes.end(), is_empty), boxes.end());
+  if (boxes.size() <= 1) return boxes;
+  const std::size_t rank = boxes.front().size.size();
+  if (rank == 0) boxes.resize(1);
+  for (std::size_t before = 0; boxes.size() > 1 && boxes.size() != before;) {
+    before = boxes.size();
+    for (std::size_t d = rank; d-- > 0;) join_along(boxes, d);
+  }
+  if (boxes.size() <= 1) return boxes;
+  std::vector<Box> disjoint;
+  for (std::size_t i = 0; i < boxes.size(); ++i) append_outside(boxes[i], boxes, 0, i, disjoint);
+  return disjoint;
+}
+
 std::int64_t union_volume(const std::vector<Box>& boxes) {
+  if (boxes.size() == 1) return volume(boxes.front().size);
   std::int64_t sum = 0;
-  for (auto box = boxes.begin(); box != boxes.end(); ++box) sum += volume_outside(*box, boxes.begin(), box);
+  for (const Box& box : union_of(boxes)) sum += volume(box.size);
   return sum;
 }
 

@@ -29,7 +29,11 @@ Box intersection(const Box& a, const Box& b);
 
 bool is_empty(const Box& box);
 
-/// How many elements are in one or more of these boxes. Takes time in the square of their number.
+/// Boxes that hold each element of the given ones once, neighbours joined: the boxes of a grid become one.
+/// All must be of equal rank. Takes n log n time for the boxes of a grid, up to n^2 for others.
+std::vector<Box> union_of(std::vector<Box> boxes);
+
+/// How many elements are in one or more of these boxes.
 std::int64_t union_volume(const std::vector<Box>& boxes);
 
 /// Row-major strides, in elements, of a contiguous tensor.

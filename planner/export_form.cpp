@@ -16,6 +16,14 @@
 namespace shardwright {
 namespace {
 
+/// MXFP8, as an export stores a weight of this shape.
+Encoding mxfp8(const Shape& weight_shape) {
+  const auto& known = known_scale_blocks();
+  const auto blocks =
+      std::find_if(known.begin(), known.end(), [](const ScaleBlocks& one) { return one.name == "mxfp8"; });
+  return encoding_with(*blocks, weight_shape);
+}
+
 bool is_of_a_model(const WeightMap& map) { return map.family != unchanged_names().family; }
 
 /// The HF names that these tensors have with this map; empty if one of them is not known.
@@ -83,13 +91,14 @@ bool has_scales(const Catalog& pattern) {
 Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
   Encoding plain{native, false, DType::U8, 1, 1};
   if (form.quantise && form.by_rule_of_names && piece.rule->quantised && piece.hf_shape.size() == 2)
-    return mxfp8();
+    return mxfp8(piece.hf_shape);
   if (form.pattern != nullptr) {
     const std::span<const SourceTensor> stored = form.pattern->find(piece.hf_name);
-    const std::span<const SourceTensor> scales = form.pattern->find(scale_name_of(piece.hf_name));
+    const std::span<const SourceTensor> scales = scales_of(*form.pattern, piece.hf_name);
     if (form.quantise && !scales.empty()) {
-      Encoding encoding = mxfp8();
-      encoding.scale = scales.front().dtype;
+      Encoding encoding = mxfp8(piece.hf_shape);
+      const DType dtype = scales.front().dtype;
+      if (dtype == DType::U8 || dtype == DType::F8_E8M0) encoding.scale = dtype;
       return encoding;
     }
     if (!stored.empty()) plain.element = scales.empty() ? stored.front().dtype : DType::BF16;
@@ -135,7 +144,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       weight.offset.assign(weight.shape.size(), 0);
       result.tensors.push_back(weight);
       if (!encoding.scaled) continue;
-      weight.name = scale_name_of(piece.hf_name);
+      weight.name = piece.hf_name + std::string(encoding.scale_suffix);
       weight.dtype = encoding.scale;
       weight.shape = scale_shape_of(encoding, piece.hf_shape);
       result.tensors.push_back(std::move(weight));

@@ -65,9 +65,14 @@ HeldTensor describe(const Catalog& catalog, std::string fqn, Found found, std::i
   HeldTensor held;
   held.fqn = std::move(fqn);
   held.sources = std::move(found.sources);
+  for (const std::string& name : held.sources) {
+    if (const auto scales = scales_of(catalog, name); !scales.empty()) {
+      held.scales.push_back(scales.front().name);
+    }
+  }
   held.experts.assign(found.experts.begin(), found.experts.end());
   if (found.rule == nullptr) {
-    held.as_it_is = catalog.find(scale_name_of(held.sources.front())).empty();
+    held.as_it_is = scales_of(catalog, held.sources.front()).empty();
     held.shape = Catalog::global_shape(catalog.find(held.sources.front()));
     for (std::size_t d = 0; d < held.shape.size(); ++d) held.axes.push_back(static_cast<int>(d));
     return held;
@@ -88,7 +93,7 @@ HeldTensor describe(const Catalog& catalog, std::string fqn, Found found, std::i
   if (rule.parts > 1) held.joined = rule.part_dimension + first;
   // FP8 without scales is left to the plan, which refuses it.
   const bool decoded = is_float8(catalog.find(held.sources.front()).front().dtype) ||
-                       !catalog.find(scale_name_of(held.sources.front())).empty();
+                       !scales_of(catalog, held.sources.front()).empty();
   held.as_it_is = !rule.stacked() && !rule.transposed && rule.parts == 1 && !decoded;
   return held;
 }

@@ -109,7 +109,7 @@ class LoadPlanner {
         ++missing;
         continue;
       }
-      mark_used(piece.hf_name);
+      for (const SourceTensor& chunk : chunks) used_[index_of(catalog_, chunk)] = true;
       complete &= add_piece(index, piece, chunks);
     }
     if (missing == 0) return complete;
@@ -164,7 +164,7 @@ class LoadPlanner {
     }
     Encoding encoding;
     try {
-      encoding = encoding_of(catalog_, chunks, options_.scaled);
+      encoding = encoding_of(catalog_, chunks, options_.scale_blocks);
     } catch (const Error& error) {
       if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
       return false;
@@ -182,7 +182,7 @@ class LoadPlanner {
       return false;
     }
     std::span<const SourceTensor> scales;
-    if (encoding.scaled) scales = catalog_.find(scale_name_of(piece.hf_name));
+    if (encoding.scaled) scales = scales_of(catalog_, piece.hf_name);
     for (const LocalBox& local : spec.boxes) {
       const Box common = intersection(piece.box, local.global);
       if (is_empty(common)) continue;
@@ -239,12 +239,6 @@ class LoadPlanner {
     }
     const std::string fault = tiling_fault(whole(spec.local_shape), std::move(written));
     if (!fault.empty()) problems_.add(spec.fqn + ": " + fault);
-  }
-
-  void mark_used(const std::string& weight_name) {
-    for (const std::string& name : {weight_name, scale_name_of(weight_name)}) {
-      for (const SourceTensor& tensor : catalog_.find(name)) used_[index_of(catalog_, tensor)] = true;
-    }
   }
 
   /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or
@@ -319,7 +313,7 @@ class LoadPlanner {
   const Catalog& catalog_;
   const WeightMap& map_;
   const LoadPlanOptions& options_;
-  std::vector<bool> used_;  // by index into Catalog::tensors
+  std::vector<bool> used_;  // by index into Catalog::tensors; of weights, with which their scales go
   std::unordered_set<std::string> noted_;
   std::string prefix_;  // of names that the checkpoint has without it
   Problems problems_;
@@ -372,7 +366,7 @@ Box scale_box_of_part(const Transfer& transfer, const Box& box) {
   in_blocks.offset[0] += transfer.first_row_in_block - transfer.source_box.offset[0];
   in_blocks.offset[1] += transfer.first_column_in_block - transfer.source_box.offset[1];
   Box scales = scale_box_of(transfer.encoding, in_blocks);
-  for (std::size_t d = 0; d < 2; ++d) scales.offset[d] += transfer.scale_box.offset[d];
+  for (std::size_t d = 0; d < scales.offset.size(); ++d) scales.offset[d] += transfer.scale_box.offset[d];
   return scales;
 }
 

@@ -18,7 +18,7 @@ struct Transfer {
       -1;  ///< index into Catalog::tensors of the tensor (or chunk) with the scales; -1: none needed
   Encoding encoding;
   Box source_box;  ///< inside the source tensor (or chunk)
-  Box scale_box;   ///< inside the tensor (or chunk) of scales; rank 0 where there are none
+  Box scale_box;   ///< inside the tensor (or chunk) of scales, if there is one; of the rank that it has
 
   /// Where the first row and column of source_box lie inside the first block of scale_box.
   std::int64_t first_row_in_block = 0;
@@ -59,7 +59,9 @@ struct LoadPlanOptions {
 
   bool parts_elsewhere = false;  ///< experts that this rank holds nothing of need not be in the catalog
   bool exporting = false;        ///< read from right to left: destinations are read, and may share memory
-  Encoding scaled = mxfp8();     ///< what a weight with a scale tensor is stored as
+
+  /// What the scales of the catalog may be.
+  std::vector<ScaleBlocks> scale_blocks = known_scale_blocks();
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source

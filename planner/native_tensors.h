@@ -1,20 +1,27 @@
 #pragma once
 
+#include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
 #include "planner/catalog.h"
-#include "planner/tensor_spec.h"
 #include "planner/weight_map.h"
 
 namespace shardwright {
+
+/// Where a pipeline has what belongs to no layer: embeddings and the vision tower before the first, the last
+/// norm, the head and MTP after the last.
+inline constexpr std::int64_t before_layers = -1;
+inline constexpr std::int64_t after_layers = std::numeric_limits<std::int64_t>::max();
 
 /// A tensor of the trainer, over all ranks.
 struct NativeTensor {
   std::string fqn;
   DType dtype;
   Shape shape;
-  bool stacked;  ///< dimension 0 counts experts
+  bool stacked;                        ///< dimension 0 counts experts
+  std::int64_t layer = before_layers;  ///< from 0; or before_layers, after_layers
 };
 
 /// The native tensors that a checkpoint fills: what a trainer of this layout would hold, in the order of the
@@ -23,25 +30,5 @@ struct NativeTensor {
 /// Error(malformed) for an expert that is numbered higher than the checkpoint has tensors.
 std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap& map,
                                          DType dtype = DType::BF16);
-
-/// A device mesh with named dimensions, and what each means for a state dict when no trainer is at hand to
-/// say so.
-struct MeshDimension {
-  std::string name;  ///< ep, ep_shard, ep_replicate (experts), fsdp (all others), shard (both), replicate
-  std::int64_t size;
-};
-
-/// Reads "ep=8,ep_shard=2". Throws Error(argument) for anything else, naming the dimensions there are.
-std::vector<MeshDimension> parse_mesh(const std::string& text);
-
-/// The specs that a rank of such a mesh would hold, without memory: "ep" shards dimension 0 of the expert
-/// tensors, "ep_shard" their dimension 1, "fsdp" dimension 0 of all other tensors, "shard" dimension 0 of
-/// every tensor; a dimension that does not speak of a tensor replicates it. Ranks are numbered row-major over
-/// the mesh.
-std::vector<TensorSpec> specs_on_mesh(const std::vector<NativeTensor>& tensors,
-                                      const std::vector<MeshDimension>& mesh, std::int64_t rank);
-
-/// How the tensor lies on that mesh.
-std::vector<Placement> placements_on_mesh(const NativeTensor& tensor, const std::vector<MeshDimension>& mesh);
 
 }  // namespace shardwright

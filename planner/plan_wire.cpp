@@ -125,7 +125,7 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
   const TensorSpec& spec = specs[transfer.destination];
   transfer.encoding = {source.dtype, false, DType::U8, 1, 1};
   if (!message.has_scales() &&
-      (!can_convert(source.dtype, spec.dtype) || !catalog.find(scale_name_of(source.name)).empty())) {
+      (!can_convert(source.dtype, spec.dtype) || !scales_of(catalog, source.name).empty())) {
     refuse();
   }
   if (!lies_inside(transfer.source_box, source.shape) || transfer.axes.size() != source.shape.size())
@@ -145,18 +145,15 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
     transfer.first_row_in_block = message.first_row_in_block();
     transfer.first_column_in_block = message.first_column_in_block();
     const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
-    transfer.encoding = {source.dtype, true, scales.dtype, message.block_rows(), message.block_columns()};
-    const bool is_block =
-        message.block_rows() >= 1 && message.block_columns() >= 1 && message.first_row_in_block() >= 0 &&
-        message.first_row_in_block() < message.block_rows() && message.first_column_in_block() >= 0 &&
-        message.first_column_in_block() < message.block_columns();
-    if (!is_block || source.shape.size() != 2 || bytes_of(scales.dtype) != 1 ||
+    if (weight_name_of(scales.name) != source.name || scales.name == source.name) refuse();
+    transfer.encoding = encoding_of(catalog, catalog.find(source.name));
+    const Encoding& encoding = transfer.encoding;
+    if (message.block_rows() != encoding.block_rows || message.block_columns() != encoding.block_columns ||
+        message.first_row_in_block() < 0 || message.first_row_in_block() >= encoding.block_rows ||
+        message.first_column_in_block() < 0 || message.first_column_in_block() >= encoding.block_columns ||
         !lies_inside(transfer.scale_box, scales.shape)) {
       refuse();
     }
-    const std::span<const SourceTensor> whole_weight = catalog.find(source.name);
-    if (scales.name != scale_name_of(source.name) || encoding_of(catalog, whole_weight) != transfer.encoding)
-      refuse();
     Box in_blocks = transfer.source_box;
     in_blocks.offset = {transfer.first_row_in_block, transfer.first_column_in_block};
     if (scale_box_of(transfer.encoding, in_blocks).size != transfer.scale_box.size) refuse();
@@ -245,6 +242,30 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
   problems.throw_if_any(ErrorKind::mismatch, "this load plan does not fill the trainer's tensors:");
   order_and_count(plan, specs, catalog);
   return plan;
+}
+
+std::vector<Transfer> decode_transfers(std::string_view bytes, const Catalog& catalog) {
+  const wire::LoadPlan message = parse(bytes);
+  Problems problems;
+  const std::vector<std::uint32_t> sources = find_sources(message, catalog, problems);
+  problems.throw_if_any(ErrorKind::mismatch, "this load plan was made for another checkpoint:");
+  std::vector<TensorSpec> specs;  // as far as a transfer is checked against them
+  std::vector<std::uint32_t> destinations;
+  for (const wire::Destination& destination : message.destinations()) {
+    destinations.push_back(static_cast<std::uint32_t>(specs.size()));
+    TensorSpec& spec = specs.emplace_back();
+    const std::optional<DType> dtype = dtype_named(destination.dtype());
+    if (!dtype)
+      throw Error(ErrorKind::malformed,
+                  "this load plan is damaged: there is no dtype " + destination.dtype());
+    spec.dtype = *dtype;
+    spec.local_shape = shape_from(destination.local_shape());
+  }
+  std::vector<Transfer> transfers;
+  for (const wire::Transfer& transfer : message.transfers()) {
+    transfers.push_back(transfer_from(transfer, sources, destinations, catalog, specs));
+  }
+  return transfers;
 }
 
 }  // namespace shardwright

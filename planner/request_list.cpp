@@ -11,7 +11,7 @@ Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) 
     const std::span<const SourceTensor> chunks = catalog->find(piece.hf_name);
     if (!chunks.empty()) return encoding_of(*catalog, chunks);
   } else if (piece.rule->quantised && piece.hf_shape.size() == 2) {
-    return mxfp8();
+    return encoding_with(known_scale_blocks().front(), piece.hf_shape);
   }
   return {native, false, DType::U8, 1, 1};
 }
@@ -28,7 +28,7 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
       requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn, encoding.scaled,
                           piece.box, piece.axes});
       if (encoding.scaled) {
-        requests.push_back({scale_name_of(piece.hf_name), encoding.scale,
+        requests.push_back({piece.hf_name + std::string(encoding.scale_suffix), encoding.scale,
                             scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, piece.box,
                             piece.axes});
       }

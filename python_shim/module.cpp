@@ -14,6 +14,7 @@
 
 #include "planner/error.h"
 #include "planner/load_plan.h"
+#include "planner/mesh.h"
 #include "planner/models/models.h"
 #include "planner/native_tensors.h"
 #include "planner/plan_wire.h"
@@ -23,7 +24,6 @@
 #include "planner/weight_map.h"
 #include "python_shim/bindings.h"
 #include "storage/generate.h"
-#include "storage/load.h"
 #include "storage/placing.h"
 #include "storage/read_catalog.h"
 
@@ -133,6 +133,17 @@ void bind_catalog(py::module_& m) {
         return std::make_shared<Catalog>(read_catalog(directory, threads));
       },
       py::arg("directory"), py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "encodings",
+      [] {
+        std::vector<std::string_view> names;
+        for (const ScaleBlocks& blocks : known_scale_blocks()) names.push_back(blocks.name);
+        return names;
+      },
+      "The names of the encodings that are known.");
+  m.def("scaled_weights", &scaled_weights, py::arg("catalog"),
+        "How many weights have scales, by encoding; those whose scales fit none that is known under "
+        "\"unknown\".");
 }
 
 void bind_specs(py::module_& m) {
@@ -224,8 +235,19 @@ void bind_weight_map(py::module_& m) {
       .def_readonly("name", &MeshDimension::name)
       .def_readonly("size", &MeshDimension::size);
   m.def("parse_mesh", &parse_mesh, py::arg("text"));
-  m.def("specs_on_mesh", &specs_on_mesh, py::arg("tensors"), py::arg("mesh"), py::arg("rank"));
-  m.def("placements_on_mesh", &placements_on_mesh, py::arg("tensor"), py::arg("mesh"));
+  m.def(
+      "specs_on_mesh",
+      [](const std::vector<NativeTensor>& tensors, const std::vector<MeshDimension>& mesh, std::int64_t rank,
+         const std::string& dense) {
+        return specs_on_mesh(tensors, mesh, rank, dense_sharding_named(dense));
+      },
+      py::arg("tensors"), py::arg("mesh"), py::arg("rank"), py::arg("dense") = "auto");
+  m.def(
+      "placements_on_mesh",
+      [](const NativeTensor& tensor, const std::vector<MeshDimension>& mesh) {
+        return placements_on_mesh(tensor, mesh);
+      },
+      py::arg("tensor"), py::arg("mesh"));
   m.def(
       "request_list",
       [](const std::vector<TensorSpec>& specs, const WeightMap& map, const Catalog* catalog) {
@@ -306,11 +328,14 @@ void bind_load(py::module_& m) {
       [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,
          std::uintptr_t scales, const std::vector<TensorSpec>& specs) {
         const Transfer& transfer = plan.transfers.at(index);
-        BoxInMemory part{transfer.source_box, bytes_at(elements),
-                         contiguous_strides(transfer.source_box.size), nullptr, 0};
+        BoxInMemory part{transfer.source_box,
+                         bytes_at(elements),
+                         contiguous_strides(transfer.source_box.size),
+                         nullptr,
+                         {}};
         if (transfer.scales >= 0) {
-          part.scales = reinterpret_cast<const std::uint8_t*>(bytes_at(scales));
-          part.scale_row_stride = transfer.scale_box.size[1];
+          part.scales = bytes_at(scales);
+          part.scale_strides = contiguous_strides(transfer.scale_box.size);
         }
         const py::gil_scoped_release release;
         place_box(transfer, catalog.tensors[transfer.source].dtype, part, specs.at(transfer.destination));
@@ -318,40 +343,6 @@ void bind_load(py::module_& m) {
       py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("elements"), py::arg("scales"),
       py::arg("specs"),
       "Decodes one transfer whose source box and scale box lie contiguous in memory at these addresses.");
-  py::class_<LoadReport>(m, "LoadReport")
-      .def_readonly("tensors", &LoadReport::tensors)
-      .def_readonly("bytes_needed", &LoadReport::bytes_needed)
-      .def_readonly("bytes_read", &LoadReport::bytes_read)
-      .def_readonly("bytes_written", &LoadReport::bytes_written)
-      .def_readonly("read_requests", &LoadReport::read_requests)
-      .def_readonly("peak_staging_bytes", &LoadReport::peak_staging_bytes)
-      .def_readonly("files", &LoadReport::files)
-      .def_readonly("threads", &LoadReport::threads)
-      .def_readonly("instruction_set", &LoadReport::instruction_set)
-      .def_readonly("read_seconds", &LoadReport::read_seconds)
-      .def_readonly("decode_seconds", &LoadReport::decode_seconds)
-      .def_readonly("total_seconds", &LoadReport::total_seconds)
-      .def_readonly("unused", &LoadReport::unused)
-      .def_readonly("unknown", &LoadReport::unknown)
-      .def_readonly("not_loaded", &LoadReport::not_loaded);
-  m.def(
-      "run_load",
-      [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs, int threads,
-         std::size_t staging_bytes, const std::optional<py::function>& progress) {
-        LoadOptions options;
-        options.threads = threads;
-        options.staging_bytes = staging_bytes;
-        // Called even where nobody asked for progress, so that Ctrl-C stops a load.
-        options.progress = [&progress](std::uint64_t done, std::uint64_t total) {
-          const py::gil_scoped_acquire acquire;
-          if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-          if (progress) (*progress)(done, total);
-        };
-        const py::gil_scoped_release release;
-        return load(plan, catalog, specs, options);
-      },
-      py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("threads") = 0,
-      py::arg("staging_bytes") = 0, py::arg("progress") = py::none());
 }
 
 void bind_generate(py::module_& m) {
@@ -361,12 +352,23 @@ void bind_generate(py::module_& m) {
       .def_readonly("bytes", &GenerateReport::bytes);
   m.def(
       "generate",
-      [](const std::filesystem::path& directory, const std::string& preset, bool layout_only,
-         std::uint64_t seed, int threads, int layers) {
-        return generate(directory, {preset, layout_only, seed, threads, layers});
+      [](const std::filesystem::path& directory, const std::string& preset, const std::string& encoding,
+         bool layout_only, std::uint64_t seed, int threads, int layers) {
+        return generate(directory, {preset, encoding, layout_only, seed, threads, layers});
       },
-      py::arg("directory"), py::arg("preset") = "tiny", py::arg("layout_only") = false, py::arg("seed") = 0,
-      py::arg("threads") = 0, py::arg("layers") = 0, py::call_guard<py::gil_scoped_release>());
+      py::arg("directory"), py::arg("preset") = "tiny", py::arg("encoding") = "mxfp8",
+      py::arg("layout_only") = false, py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0,
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "generated_catalog",
+      [](const std::string& preset, int layers) {
+        GenerateOptions options;
+        options.preset = preset;
+        options.layers = layers;
+        return std::make_shared<Catalog>(generated_catalog(options));
+      },
+      py::arg("preset"), py::arg("layers") = 0,
+      "The catalog of what `generate` would write, without writing it.");
 }
 
 }  // namespace
@@ -381,9 +383,11 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_specs(m);
   shardwright::bind_weight_map(m);
   shardwright::bind_load(m);
+  shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
   shardwright::bind_exports(m);
   shardwright::bind_generate(m);
+  shardwright::bind_simulate(m);
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");
 }

@@ -39,6 +39,7 @@ void bind_names(py::module_& m) {
       },
       py::arg("map"), py::arg("hf_name"),
       "(FQN, expert or -1, which of the HF tensors joined there) of an HF tensor; None if no rule has it.");
+  m.def("is_scale_name", &is_scale_name, py::arg("name"));
   m.def("is_ignored", &is_ignored, py::arg("map"), py::arg("hf_name"));
   m.def("hf_names_of", &hf_names_of, py::arg("map"), py::arg("fqn"), py::arg("expert") = 0);
   m.def("quantised_patterns", &quantised_patterns, py::arg("map"));
@@ -71,6 +72,7 @@ void bind_memory(py::module_& m) {
       .def_readonly("stacked", &HeldTensor::stacked)
       .def_readonly("as_it_is", &HeldTensor::as_it_is)
       .def_readonly("sources", &HeldTensor::sources)
+      .def_readonly("scales", &HeldTensor::scales)
       .def_readonly("experts", &HeldTensor::experts)
       .def_readonly("axes", &HeldTensor::axes)
       .def_readonly("joined", &HeldTensor::joined);
@@ -96,16 +98,21 @@ void bind_memory(py::module_& m) {
       .def(
           "plan",
           [](const StateDictMemory& held, const std::vector<TensorSpec>& specs, const WeightMap& map,
-             std::int64_t block_columns) {
+             std::optional<std::int64_t> mxfp8_block) {
             LoadPlanOptions options;
             options.strict = false;
             options.parts_elsewhere = true;
-            options.scaled.block_columns = block_columns;
+            if (mxfp8_block) {
+              options.scale_blocks.resize(1);
+              options.scale_blocks[0].columns = *mxfp8_block;
+            }
             const py::gil_scoped_release release;
             return std::make_shared<LoadPlan>(plan_load(specs, held.catalog, map, options));
           },
-          py::arg("specs"), py::arg("map"), py::arg("block_columns") = 32,
-          "Plans filling these native tensors; raises PlanError with all that does not fit.")
+          py::arg("specs"), py::arg("map"), py::arg("mxfp8_block") = py::none(),
+          "Plans filling these native tensors; raises PlanError with all that does not fit. With "
+          "mxfp8_block, "
+          "all scales are e8m0, one for so many elements of a row.")
       .def(
           "place",
           [](const StateDictMemory& held, const LoadPlan& plan, const std::vector<TensorSpec>& specs,

@@ -1,6 +1,7 @@
 #include "storage/box_reading.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace shardwright {
 namespace {
@@ -10,69 +11,10 @@ constexpr std::int64_t rows_in_a_cache_line = 64;
 
 std::uint64_t unsigned_of(std::int64_t value) { return static_cast<std::uint64_t>(value); }
 
-class TaskCutter {
- public:
-  TaskCutter(const LoadPlan& plan, const Catalog& catalog, std::uint64_t buffer_bytes)
-      : plan_(plan), catalog_(catalog), buffer_bytes_(buffer_bytes) {}
-
-  std::vector<ReadTask> cut() {
-    for (std::size_t t = 0; t < plan_.transfers.size(); ++t) {
-      add(static_cast<std::uint32_t>(t), plan_.transfers[t].source_box);
-    }
-    return std::move(tasks_);
-  }
-
- private:
-  void add(std::uint32_t transfer, const Box& box) {
-    if (is_empty(box)) return;
-    ReadTask task = task_for(transfer, box);
-    const std::uint64_t staged = scales_offset_in_staging(task) + task.scales.staged_bytes;
-    if (staged <= buffer_bytes_) {
-      tasks_.push_back(std::move(task));
-      return;
-    }
-    // Cut the outermost dimension that has more than one index into strips that should fit.
-    std::size_t d = 0;
-    while (d + 1 < box.size.size() && box.size[d] == 1) ++d;
-    // A strip is shorter than the box, whose bytes are more than the buffer's.
-    const std::uint64_t indices = unsigned_of(box.size[d]);
-    const std::uint64_t bytes_per_index = (staged + indices - 1) / indices;
-    const std::uint64_t room = buffer_bytes_ - (task.scales.staged_bytes > 0 ? staging_alignment : 0);
-    auto strip = static_cast<std::int64_t>(std::max<std::uint64_t>(1, room / bytes_per_index));
-    if (strip > rows_in_a_cache_line) strip -= strip % rows_in_a_cache_line;
-    for (std::int64_t begin = 0; begin < box.size[d]; begin += strip) {
-      Box part = box;
-      part.offset[d] += begin;
-      part.size[d] = std::min(strip, box.size[d] - begin);
-      add(transfer, part);
-    }
-  }
-
-  ReadTask task_for(std::uint32_t index, const Box& box) const {
-    const Transfer& transfer = plan_.transfers[index];
-    const SourceTensor& source = catalog_.tensors[transfer.source];
-    ReadTask task;
-    task.transfer = index;
-    task.box = box;
-    task.weights =
-        reading_of(source.begin, source.shape, static_cast<std::uint64_t>(bytes_of(source.dtype)), box);
-    if (transfer.scales >= 0) {
-      const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
-      task.scale_box = scale_box_of_part(transfer, box);
-      task.scales = reading_of(scales.begin, scales.shape, 1, task.scale_box);
-    }
-    return task;
-  }
-
-  const LoadPlan& plan_;
-  const Catalog& catalog_;
-  const std::uint64_t buffer_bytes_;
-  std::vector<ReadTask> tasks_;
-};
-
 }  // namespace
 
-BoxReading reading_of(std::uint64_t begin, const Shape& shape, std::uint64_t element_bytes, const Box& box) {
+BoxReading reading_of(std::uint64_t begin, const Shape& shape, std::uint64_t element_bytes, const Box& box,
+                      const ReadCosts& costs) {
   const Shape file_strides = contiguous_strides(shape);
   BoxReading reading;
   reading.begin = begin;
@@ -97,20 +39,114 @@ BoxReading reading_of(std::uint64_t begin, const Shape& shape, std::uint64_t ele
     runs *= unsigned_of(box.size[d]);
   }
   const std::uint64_t needed = runs * reading.run_bytes;
-  reading.in_one_request = span - needed <= (runs - 1) * longest_gap_read;
+  reading.runs = runs;
+  reading.in_one_request = static_cast<double>(span - needed) * costs.seconds_per_byte <=
+                           static_cast<double>(runs - 1) * costs.seconds_per_request;
   reading.staged_bytes = reading.in_one_request ? span : needed;
   reading.requests = reading.in_one_request ? 1 : runs;
   reading.staged_strides = reading.in_one_request ? file_strides : contiguous_strides(box.size);
   return reading;
 }
 
+void for_each_run(const BoxReading& reading, const std::function<void(std::uint64_t)>& visit) {
+  std::vector<std::uint64_t> index(reading.run_counts.size(), 0);
+  std::uint64_t offset = reading.begin;
+  for (std::uint64_t run = 0; run < reading.runs; ++run) {
+    visit(offset);
+    for (std::size_t d = index.size(); d-- > 0;) {
+      offset += reading.run_strides[d];
+      if (++index[d] < reading.run_counts[d]) break;
+      offset -= reading.run_counts[d] * reading.run_strides[d];
+      index[d] = 0;
+    }
+  }
+}
+
 std::uint64_t scales_offset_in_staging(const ReadTask& task) {
   return (task.weights.staged_bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
 }
 
-std::vector<ReadTask> cut_into_tasks(const LoadPlan& plan, const Catalog& catalog,
-                                     std::uint64_t buffer_bytes) {
-  return TaskCutter(plan, catalog, buffer_bytes).cut();
+void ReadingFigures::count(const BoxReading& reading) {
+  bytes += reading.staged_bytes;
+  requests += reading.requests;
+  if (reading.runs > 1) (reading.in_one_request ? boxes_with_gaps : boxes_in_pieces) += 1;
+}
+
+ReadingFigures reading_figures(const LoadPlan& plan, const Catalog& catalog, const ReadCosts& costs) {
+  ReadingFigures figures;
+  const auto count = [&](const SourceTensor& tensor, const Box& box) {
+    const auto element_bytes = static_cast<std::uint64_t>(bytes_of(tensor.dtype));
+    figures.count(reading_of(tensor.begin, tensor.shape, element_bytes, box, costs));
+  };
+  for (const Transfer& transfer : plan.transfers) {
+    if (is_empty(transfer.source_box)) continue;
+    count(catalog.tensors[transfer.source], transfer.source_box);
+    if (transfer.scales >= 0) {
+      count(catalog.tensors[static_cast<std::size_t>(transfer.scales)], transfer.scale_box);
+    }
+  }
+  return figures;
+}
+
+TaskCutter::TaskCutter(const LoadPlan& plan, const Catalog& catalog, std::uint64_t buffer_bytes,
+                       std::vector<ReadCosts> costs)
+    : plan_(plan), catalog_(catalog), buffer_bytes_(buffer_bytes), costs_(std::move(costs)) {}
+
+bool TaskCutter::next(ReadTask& task) {
+  for (;;) {
+    Box box;
+    if (open_.empty()) {
+      if (next_transfer_ == plan_.transfers.size()) return false;
+      box = plan_.transfers[next_transfer_++].source_box;
+      if (is_empty(box)) continue;
+    } else {
+      Strips& strips = open_.back();
+      box = strips.box;
+      box.offset[strips.dimension] += strips.begin;
+      box.size[strips.dimension] = std::min(strips.width, box.size[strips.dimension] - strips.begin);
+      strips.begin += strips.width;
+      if (strips.begin >= strips.box.size[strips.dimension]) open_.pop_back();
+    }
+    task = task_for(next_transfer_ - 1, box);
+    const std::uint64_t staged = scales_offset_in_staging(task) + task.scales.staged_bytes;
+    if (staged <= buffer_bytes_) return true;
+    cut(task, staged);
+  }
+}
+
+/// Opens a box that is too large for a buffer as strips along its outermost dimension of more than one index.
+void TaskCutter::cut(const ReadTask& task, std::uint64_t staged_bytes) {
+  const Box& box = task.box;
+  std::size_t d = 0;
+  while (d + 1 < box.size.size() && box.size[d] == 1) ++d;
+  // A strip is shorter than the box, whose bytes are more than the buffer's.
+  const std::uint64_t indices = unsigned_of(box.size[d]);
+  const std::uint64_t bytes_per_index = (staged_bytes + indices - 1) / indices;
+  const std::uint64_t room = buffer_bytes_ - (task.scales.staged_bytes > 0 ? staging_alignment : 0);
+  auto width = static_cast<std::int64_t>(std::max<std::uint64_t>(1, room / bytes_per_index));
+  if (width > rows_in_a_cache_line) width -= width % rows_in_a_cache_line;
+  open_.push_back({box, d, width, 0});
+}
+
+const ReadCosts& TaskCutter::costs_of(const SourceTensor& tensor) const {
+  return costs_.empty() ? costs_of_cached_files : costs_[tensor.file];
+}
+
+ReadTask TaskCutter::task_for(std::uint32_t index, const Box& box) const {
+  const Transfer& transfer = plan_.transfers[index];
+  const SourceTensor& source = catalog_.tensors[transfer.source];
+  ReadTask task;
+  task.transfer = index;
+  task.box = box;
+  task.weights = reading_of(source.begin, source.shape, static_cast<std::uint64_t>(bytes_of(source.dtype)),
+                            box, costs_of(source));
+  if (transfer.scales >= 0) {
+    const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
+    task.scale_box = scale_box_of_part(transfer, box);
+    task.scales = reading_of(scales.begin, scales.shape, static_cast<std::uint64_t>(bytes_of(scales.dtype)),
+                             task.scale_box, costs_of(scales));
+  }
+  return task;
 }
 
 }  // namespace shardwright

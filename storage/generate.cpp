@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "planner/block_scales.h"
 #include "planner/catalog.h"
 #include "planner/error.h"
 #include "planner/models/minimax_m3_presets.h"
@@ -56,11 +57,20 @@ MiniMaxM3Preset chosen_preset(const GenerateOptions& options) {
   throw Error(ErrorKind::argument, "preset " + in_quotes(options.preset) + ": expected one of " + known);
 }
 
+const ScaleBlocks& chosen_blocks(const std::string& name) {
+  std::string known;
+  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+    if (blocks.name == name) return blocks;
+    known += (known.empty() ? "" : ", ") + std::string(blocks.name);
+  }
+  throw Error(ErrorKind::argument, "encoding " + in_quotes(name) + ": expected one of " + known);
+}
+
 /// The tensors in their order, a new file whenever the next would make the last too large.
-std::vector<Layout> lay_out(const MiniMaxM3Preset& preset) {
+std::vector<Layout> lay_out(const MiniMaxM3Preset& preset, const ScaleBlocks& blocks) {
   std::vector<Layout> files;
   std::uint64_t filled = 0;
-  for (NamedShape& tensor : minimax_m3_checkpoint(preset)) {
+  for (NamedShape& tensor : minimax_m3_checkpoint(preset, blocks)) {
     const std::uint64_t bytes = stored_bytes(tensor.dtype, tensor.shape);
     if (files.empty() || filled + bytes > static_cast<std::uint64_t>(preset.max_file_bytes)) {
       files.emplace_back();
@@ -176,10 +186,11 @@ PendingFile write_text(const fs::path& path, const std::string& text) {
 
 GenerateReport generate(const fs::path& directory, const GenerateOptions& options) {
   const MiniMaxM3Preset preset = chosen_preset(options);
+  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
   if (options.threads < 0) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(options.threads));
   }
-  const std::vector<Layout> layouts = lay_out(preset);
+  const std::vector<Layout> layouts = lay_out(preset, blocks);
   GenerateReport report;
   std::vector<std::string> names;
   std::vector<HfIndex::Entry> entries;
@@ -199,10 +210,30 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
   // Nothing takes its final name before all is written, and the index takes it last: a checkpoint that has
   // its index is whole, and after a failure the directory is as it was.
   std::vector<PendingFile> files = write_files(directory, layouts, options);
-  files.push_back(write_text(directory / "config.json", minimax_m3_config(preset)));
+  files.push_back(write_text(directory / "config.json", minimax_m3_config(preset, blocks)));
   files.push_back(write_text(directory / hf_index_name, make_hf_index(names, entries, report.bytes)));
   for (PendingFile& file : files) file.publish();
   return report;
+}
+
+Catalog generated_catalog(const GenerateOptions& options) {
+  const MiniMaxM3Preset preset = chosen_preset(options);
+  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
+  Catalog catalog;
+  catalog.directory = "(preset " + options.preset + ")";
+  catalog.config = minimax_m3_config(preset, blocks);
+  for (Layout& layout : lay_out(preset, blocks)) {
+    const auto file = static_cast<std::uint32_t>(catalog.files.size());
+    catalog.files.push_back({layout.name, layout.bytes()});
+    for (SourceTensor& tensor : layout.tensors) {
+      tensor.file = file;
+      tensor.offset.assign(tensor.shape.size(), 0);
+      catalog.tensors.push_back(std::move(tensor));
+    }
+  }
+  std::sort(catalog.tensors.begin(), catalog.tensors.end(),
+            [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
+  return catalog;
 }
 
 }  // namespace shardwright

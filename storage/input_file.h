@@ -21,6 +21,9 @@ class InputFile {
   /// Bytes in the file when it was opened.
   std::uint64_t size() const { return size_; }
 
+  /// For system calls that read; stays this object's.
+  int descriptor() const { return descriptor_; }
+
   /// Fills `into` with the `count` bytes from `offset` on. Throws Error (io) if the file ends before.
   void read(std::uint64_t offset, char* into, std::size_t count) const;
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <vector>
@@ -9,17 +10,36 @@
 #include "planner/catalog.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
+#include "storage/open_files.h"
 
 namespace shardwright {
 
+/// How files are read.
+enum class Reads : std::uint8_t {
+  automatic,  ///< io_uring for files that are not in the page cache, where the kernel allows it; else pread
+  pread,      ///< each thread waits for its reads
+  io_uring,   ///< reads ahead, several at a time for each thread
+};
+
 struct LoadOptions {
-  int threads = 0;  ///< 0: as many as this process may use processors
-  std::size_t staging_bytes =
-      0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a thread
+  /// 0: as many as this process may use processors. Four times as many run where files on a disk are read by
+  /// pread, whose threads wait more than they work.
+  int threads = 0;
+  std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a
+                                  ///< thread, and up to 64 MiB in all where files are not in the page cache
+  Reads reads = Reads::automatic;
+  DirectIo direct_io = DirectIo::automatic;
+  bool huge_pages = false;  ///< ask for staging in huge pages
+  std::filesystem::path
+      trace;              ///< where to write what each thread did when (Chrome trace format); empty: nowhere
+  int trace_process = 0;  ///< the number of this process in the trace: its rank
 
   /// Called now and then, and at the end, from the calling thread with the bytes read so far and in all; may
   /// throw to stop the load.
   std::function<void(std::uint64_t, std::uint64_t)> progress;
+
+  /// Called as often; may throw to stop the load.
+  std::function<void()> check_for_interrupt;
 };
 
 /// What a load did. Seconds of `read` and `decode` are thread seconds divided by the number of threads, so
@@ -28,10 +48,14 @@ struct LoadReport {
   std::int64_t tensors = 0;
   std::uint64_t bytes_needed = 0;  ///< that this rank's parts take in the files, scales included
   std::uint64_t bytes_read = 0;
-  std::uint64_t bytes_written = 0;  ///< to the destinations
-  std::uint64_t read_requests = 0;  ///< to the operating system
+  std::uint64_t bytes_written = 0;   ///< to the destinations
+  std::uint64_t read_requests = 0;   ///< to the operating system
+  std::int64_t boxes_with_gaps = 0;  ///< boxes (staged at a time) that were read with the gaps in them,
+  std::int64_t boxes_in_pieces = 0;  ///< and those whose runs were read one by one, as that costs less
   std::size_t peak_staging_bytes = 0;
-  std::int64_t files = 0;  ///< that something was read from
+  std::int64_t files = 0;           ///< that something was read from
+  std::int64_t files_direct = 0;    ///< of them, past the page cache (O_DIRECT)
+  std::int64_t files_io_uring = 0;  ///< of them, by io_uring; the others by pread
   int threads = 0;
   std::string instruction_set;  ///< of the kernels
   double catalog_seconds = 0;   ///< Catalog::seconds
@@ -46,7 +70,8 @@ struct LoadReport {
 
 /// Runs a plan: reads extents into bounded staging and decodes them into the shards in place. The memory of
 /// the specs must stay valid and unused by others until this returns. Throws Error(io) naming file, offset
-/// and tensor if a file cannot be read or ends too early; destinations are then partly written.
+/// and tensor if a file cannot be read or ends too early; destinations are then partly written. Throws
+/// Error(argument) for Reads::io_uring where there is none.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 

@@ -49,7 +49,10 @@ const std::byte* address(const SourceMemory& memory, DType dtype, const Shape& o
 
 void check(const SourceTensor& tensor, const SourceMemory& memory, bool rows_must_be_contiguous) {
   const bool fits = memory.data != nullptr && memory.strides.size() == tensor.shape.size();
-  if (fits && (!rows_must_be_contiguous || memory.strides.back() == 1 || tensor.shape.back() <= 1)) return;
+  if (fits && (!rows_must_be_contiguous || memory.strides.empty() || memory.strides.back() == 1 ||
+               tensor.shape.back() <= 1)) {
+    return;
+  }
   throw Error(ErrorKind::argument,
               tensor.name + ": expected its memory" +
                   (rows_must_be_contiguous ? ", the elements of a row side by side" : "") + ", found " +
@@ -74,12 +77,12 @@ void place_from_memory(const LoadPlan& plan, const Catalog& catalog, const std::
     const Transfer& transfer = plan.transfers[strip.transfer];
     const DType dtype = catalog.tensors[transfer.source].dtype;
     const SourceMemory& source = sources[transfer.source];
-    BoxInMemory part{strip.box, address(source, dtype, strip.box.offset), source.strides, nullptr, 0};
+    BoxInMemory part{strip.box, address(source, dtype, strip.box.offset), source.strides, nullptr, {}};
     if (transfer.scales >= 0) {
       const SourceMemory& scales = sources[static_cast<std::size_t>(transfer.scales)];
       const Box box = scale_box_of_part(transfer, strip.box);
-      part.scales = reinterpret_cast<const std::uint8_t*>(address(scales, DType::U8, box.offset));
-      part.scale_row_stride = scales.strides[0];
+      part.scales = address(scales, transfer.encoding.scale, box.offset);
+      part.scale_strides = scales.strides;
     }
     place_box(transfer, dtype, part, specs[transfer.destination]);
   });

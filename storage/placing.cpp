@@ -46,11 +46,12 @@ void decode_scaled(const Transfer& transfer, const BoxInMemory& part, const Targ
   const std::int64_t column =
       transfer.first_column_in_block + part.box.offset[1] - transfer.source_box.offset[1];
   const BlockScales scales{part.scales,
-                           part.scale_row_stride,
+                           part.scale_strides.size() == 2 ? part.scale_strides[0] : 0,
                            transfer.encoding.block_rows,
                            transfer.encoding.block_columns,
                            row % transfer.encoding.block_rows,
-                           column % transfer.encoding.block_columns};
+                           column % transfer.encoding.block_columns,
+                           transfer.encoding.scale};
   decode(source, scales, {target.data, destination, target.strides[0], target.strides[1]});
 }
 

@@ -16,9 +16,9 @@ struct BoxInMemory {
   Box box;                              ///< of the source tensor, inside the transfer's source_box
   const std::byte* elements = nullptr;  ///< the box's first element
   Shape strides;  ///< elements, for each dimension of the box; 1 for the last, if it has several
-  const std::uint8_t* scales =
-      nullptr;  ///< of the block that the first element is in; null where there are none
-  std::int64_t scale_row_stride = 0;  ///< bytes from one row of scales to the next
+  const std::byte* scales =
+      nullptr;          ///< of the block that the first element is in; null where there are none
+  Shape scale_strides;  ///< scales, for each dimension of the scale box; 1 for the last, if it has several
 };
 
 /// One dimension of a box that is copied: how many indices, and elements between them on either side.

@@ -42,6 +42,11 @@ constexpr std::array<std::string_view, 13> quantised = {
 /// MTP keys outside the text part belong to no layout.
 constexpr std::array<std::string_view, 3> ignored = {"mtp.{*}", "model.mtp.{*}", "vision_tower.mtp.{*}"};
 
+/// Where the tensors stand in a pipeline; all others come before the layers.
+constexpr std::string_view layers = "language_model.model.layers.{layer}.{*}";
+constexpr std::array<std::string_view, 3> after_layers = {
+    "language_model.model.norm.{*}", "language_model.model.mtp.{*}", "language_model.lm_head.{*}"};
+
 bool is_quantised(const NamePattern& hf) {
   return std::any_of(quantised.begin(), quantised.end(),
                      [&](std::string_view ending) { return hf.text().ends_with(ending); });
@@ -76,6 +81,8 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   }
   for (Rule& rule : map.rules) rule.quantised = is_quantised(rule.hf);
   for (std::string_view pattern : ignored) map.ignored.emplace_back(pattern);
+  map.layers.emplace_back(layers);
+  for (std::string_view pattern : after_layers) map.after_layers.emplace_back(pattern);
   return map;
 }
 

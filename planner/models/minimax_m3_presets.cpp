@@ -21,7 +21,6 @@ constexpr MiniMaxM3Preset presets[] = {
     {"full", 6144, 3072, 12288, 128, 60, 3, 64, 4, 128, 200064, 1, 32, 1280, 5 * GB},
 };
 
-constexpr std::int64_t scale_block = 32;     // elements of a row that share a scale
 constexpr std::int64_t vision_widening = 4;  // of the vision tower's MLP
 constexpr std::int64_t merged_patches = 4;   // 2 x 2
 constexpr std::int64_t image_channels = 3;
@@ -29,14 +28,17 @@ constexpr std::int64_t frames_per_patch = 2;
 constexpr std::int64_t patch_size = 14;
 
 struct Checkpoint {
+  const ScaleBlocks& blocks;
   std::vector<NamedShape> tensors;
 
   void plain(const std::string& name, Shape shape, DType dtype = DType::BF16) {
     tensors.push_back({name, dtype, std::move(shape)});
   }
   void block_scaled(const std::string& name, std::int64_t out, std::int64_t in) {
-    tensors.push_back({name + ".weight", DType::F8_E4M3, {out, in}});
-    tensors.push_back({name + ".weight_scale_inv", DType::U8, {out, (in + scale_block - 1) / scale_block}});
+    const Encoding encoding = encoding_with(blocks, {out, in});
+    tensors.push_back({name + ".weight", encoding.element, {out, in}});
+    tensors.push_back({name + ".weight" + std::string(encoding.scale_suffix), encoding.scale,
+                       scale_shape_of(encoding, {out, in})});
   }
   void with_bias(const std::string& name, Shape shape) {
     const std::int64_t out = shape.front();
@@ -140,14 +142,14 @@ const MiniMaxM3Preset* find_minimax_m3_preset(std::string_view name) {
   return found == std::end(presets) ? nullptr : found;
 }
 
-std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset) {
-  Checkpoint checkpoint;
+std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset, const ScaleBlocks& blocks) {
+  Checkpoint checkpoint{blocks, {}};
   add_text(checkpoint, preset);
   add_vision(checkpoint, preset);
   return std::move(checkpoint.tensors);
 }
 
-std::string minimax_m3_config(const MiniMaxM3Preset& preset) {
+std::string minimax_m3_config(const MiniMaxM3Preset& preset, const ScaleBlocks& blocks) {
   using Json = nlohmann::ordered_json;
   Json mlp_kinds = Json::array();
   Json attention_kinds = Json::array();
@@ -194,6 +196,11 @@ std::string minimax_m3_config(const MiniMaxM3Preset& preset) {
       {"temporal_patch_size", frames_per_patch},
       {"spatial_merge_size", 2},
   };
+  Json quantization = {{"quant_method", "fp8"}, {"fmt", "e4m3"}};
+  if (blocks.name == "mxfp8")
+    quantization = {{"quant_method", "mxfp8"}, {"fmt", "e4m3"}, {"scale_fmt", "ue8m0"}};
+  if (!blocks.is_whole_tensor()) quantization["weight_block_size"] = {blocks.rows, blocks.columns};
+  quantization["activation_scheme"] = "dynamic";
   const Json config = {
       {"architectures", {"MiniMaxM3SparseForConditionalGeneration"}},
       {"model_type", "minimax_m3_vl"},
@@ -204,12 +211,7 @@ std::string minimax_m3_config(const MiniMaxM3Preset& preset) {
       {"tie_word_embeddings", false},
       {"text_config", text},
       {"vision_config", vision},
-      {"quantization_config",
-       {{"quant_method", "mxfp8"},
-        {"fmt", "e4m3"},
-        {"scale_fmt", "ue8m0"},
-        {"weight_block_size", {1, scale_block}},
-        {"activation_scheme", "dynamic"}}},
+      {"quantization_config", quantization},
   };
   return config.dump(2) + "\n";
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/dtype.h"
+#include "planner/block_scales.h"
 #include "planner/box.h"
 
 namespace shardwright {
@@ -46,12 +47,13 @@ struct NamedShape {
   Shape shape;
 };
 
-/// All tensors of the MXFP8 checkpoint of such a model, under their Hugging Face names, in the order of the
-/// model's layers: a block-scaled weight (F8_E4M3) is followed by its scales (U8, one for 32 elements of a
-/// row).
-std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset);
+/// All tensors of a checkpoint of such a model, under their Hugging Face names, in the order of the model's
+/// layers: a block-scaled weight (F8_E4M3) is followed by its scales. The released model's are MXFP8.
+std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset,
+                                              const ScaleBlocks& blocks = known_scale_blocks().front());
 
 /// The config.json of such a checkpoint.
-std::string minimax_m3_config(const MiniMaxM3Preset& preset);
+std::string minimax_m3_config(const MiniMaxM3Preset& preset,
+                              const ScaleBlocks& blocks = known_scale_blocks().front());
 
 }  // namespace shardwright

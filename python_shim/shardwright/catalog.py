@@ -26,16 +26,20 @@ def generate(
     path: str | os.PathLike[str],
     preset: str = "tiny",
     *,
+    encoding: str = "mxfp8",
     seed: int = 0,
     layout_only: bool = False,
     threads: int = 0,
     layers: int = 0,
 ) -> Any:
-    """Writes an MXFP8 checkpoint with MiniMax M3's names and shapes and random values; see ``shardwright generate``.
+    """Writes an FP8 checkpoint with MiniMax M3's names and shapes and random values; see ``shardwright generate``.
 
-    Equal seeds give equal bytes. ``layers`` replaces the preset's number of layers. Returns a report with ``tensors``, ``files`` and ``bytes``.
+    ``encoding`` is how its block-scaled weights are stored: "mxfp8" as the released model's, "block_fp8" with an F32
+    scale for each 128 × 128 block, "tensor_fp8" with one for the tensor.
+    ``layers`` replaces the preset's number of layers. Equal seeds give equal bytes. Returns a report with ``tensors``,
+    ``files`` and ``bytes``.
     """
-    return _core.generate(os.fspath(path), preset, layout_only, seed, threads, layers)
+    return _core.generate(os.fspath(path), preset, encoding, layout_only, seed, threads, layers)
 
 
 def request_list(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.catalog import generate, read_catalog
+from shardwright.simulate import Speeds, print_simulation, simulate
+from shardwright.simulate_page import page
 from shardwright.table import print_table
 
 
@@ -37,9 +41,17 @@ def _whole_number(text: str) -> int:
     return number
 
 
+def _positive_number(text: str) -> float:
+    """A finite argument above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="shardwright", description="Loads MXFP8 checkpoints into sharded tensors, and writes them."
+        prog="shardwright", description="Loads FP8 checkpoints into sharded tensors, and writes MXFP8."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -48,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generating.add_argument("directory")
     generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
+    generating.add_argument("--encoding", choices=_core.encodings(), default="mxfp8")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     generating.add_argument("--seed", type=_whole_number, default=0)
     generating.add_argument(
@@ -62,12 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     planning = commands.add_parser("plan", help="say what one rank of a mesh would read, without reading it")
     planning.add_argument("path")
-    planning.add_argument(
-        "--mesh",
-        default="",
-        metavar="NAME=SIZE,…",
-        help="ep, ep_shard: dimensions 0 and 1 of experts; fsdp: dimension 0 of all others; shard: of both",
-    )
+    _add_mesh_options(planning)
     planning.add_argument("--rank", type=_whole_number, default=0)
     planning.add_argument("--json", action="store_true", help="every transfer, as JSON")
     planning.add_argument(
@@ -79,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_map_options(planning)
     planning.set_defaults(command=_plan)
 
+    _add_simulate_parser(commands)
+
     loading = commands.add_parser("load", help="load a checkpoint into new tensors and report")
     loading.add_argument("path")
     loading.add_argument(
@@ -87,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     loading.add_argument("--threads", type=_whole_number, default=None, help="per rank")
     loading.add_argument("--staging-bytes", type=_whole_number, default=None, help="per rank")
     loading.add_argument("--progress", action="store_true")
+    loading.add_argument("--reads", choices=["auto", "io_uring", "pread"], default="auto")
+    loading.add_argument(
+        "--direct-io", choices=["auto", "yes", "no"], default="auto", help="past the page cache"
+    )
+    loading.add_argument("--huge-pages", action="store_true", help="for staging")
+    loading.add_argument(
+        "--trace", metavar="FILE", help="write what each thread did when, for chrome://tracing or Perfetto"
+    )
     _add_map_options(loading)
     loading.set_defaults(command=_load)
 
@@ -106,6 +124,78 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_simulate_parser(commands: Any) -> None:
+    simulating = commands.add_parser(
+        "simulate", help="plan a load on every rank of a cluster without one, and say what each would do"
+    )
+    simulating.add_argument("path", nargs="?", help="a checkpoint; or give --preset")
+    simulating.add_argument(
+        "--preset", choices=["tiny", "small", "bench", "full"], help="as generate would write it"
+    )
+    simulating.add_argument(
+        "--layers", type=_whole_number, default=0, help="instead of the preset's number of them"
+    )
+    _add_mesh_options(simulating)
+    simulating.add_argument("--ranks-per-node", type=_whole_number, default=8, metavar="N")
+    simulating.add_argument(
+        "--sample",
+        type=_whole_number,
+        default=0,
+        metavar="N",
+        help="about N ranks, on whole nodes spread over the mesh",
+    )
+    simulating.add_argument(
+        "--threads", type=_whole_number, default=0, help="default: one for each processor"
+    )
+    speeds = Speeds()
+    for name, unit, what in (
+        ("read_bandwidth", "GB/s", "that a node reads"),
+        ("storage_bandwidth", "GB/s", "that all nodes read together; default: no limit"),
+        ("node_bandwidth", "GB/s", "that the ranks of a node hand to each other"),
+        ("decode_bandwidth", "GB/s", "that a rank decodes"),
+        ("request_milliseconds", "MS", "that a request waits"),
+    ):
+        default = getattr(speeds, name)
+        simulating.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_positive_number,
+            default=default,
+            metavar=unit,
+            help=what if default is None else f"{what}; default: {default:g}",
+        )
+    simulating.add_argument(
+        "--requests-in-flight",
+        type=_positive_number,
+        default=speeds.requests_in_flight,
+        metavar="N",
+        help=f"of a node; default: {speeds.requests_in_flight}",
+    )
+    simulating.add_argument("--json", action="store_true", help="every rank, as JSON")
+    simulating.add_argument(
+        "--html", metavar="FILE", help="write a page with pictures, which needs no network"
+    )
+    _add_map_options(simulating)
+    simulating.set_defaults(command=_simulate)
+
+
+def _add_mesh_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="NAME=SIZE,…",
+        help="in any order; sizes multiply to the ranks. pp: pipeline stages; dp: data parallel, sharding "
+        "dimension 0, and dimension 1 of experts; ep, ep_shard: dimensions 0 and 1 of experts; fsdp: "
+        "dimension 0 of all others; shard: of both; ep_replicate, replicate: copies of experts, of everything",
+    )
+    parser.add_argument(
+        "--dense",
+        choices=["auto", "named", "stage"],
+        default="auto",
+        help="which ranks share what is no expert: those along dp, fsdp and shard (named), or all of a stage "
+        "but the copies of replicate (stage); default: stage on a mesh with pp or dp, otherwise named",
+    )
+
+
 def _add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="auto")
     parser.add_argument(
@@ -120,6 +210,7 @@ def _generate(options: argparse.Namespace) -> None:
     report = generate(
         options.directory,
         options.preset,
+        encoding=options.encoding,
         seed=options.seed,
         layout_only=options.layout_only,
         layers=options.layers,
@@ -131,11 +222,12 @@ def _inspect(options: argparse.Namespace) -> None:
     catalog = read_catalog(options.path)
     tensors = catalog.tensors
     dtypes = Counter(tensor.dtype for tensor in tensors)
-    scales = sum(tensor.name.endswith("_scale_inv") for tensor in tensors)
+    encodings = _core.scaled_weights(catalog)
     facts: dict[str, Any] = {
         "directory": str(catalog.directory),
         "tensors": len(tensors),
-        "block_scaled_weights": scales,
+        "block_scaled_weights": sum(encodings.values()),
+        "encodings": encodings,
         "bytes": sum(tensor.end - tensor.begin for tensor in tensors),
         "files": len(catalog.files),
         "dtypes": dict(dtypes.most_common()),
@@ -151,7 +243,8 @@ def _inspect(options: argparse.Namespace) -> None:
         facts["names"] = {t.name: [t.dtype, t.shape, catalog.files[t.file].name] for t in tensors}
         print(json.dumps(facts, indent=1))
         return
-    facts["dtypes"] = ", ".join(f"{count:,} {dtype}" for dtype, count in dtypes.most_common())
+    for what in ("encodings", "dtypes"):
+        facts[what] = ", ".join(f"{count:,} {name}" for name, count in facts[what].items()) or "none"
     print_table(
         [
             (what.replace("_", " "), f"{fact:,}" if isinstance(fact, int) else fact)
@@ -165,7 +258,7 @@ def _plan(options: argparse.Namespace) -> None:
     weight_map = _core.weight_map(catalog, options.model, options.layout)
     mesh = _core.parse_mesh(options.mesh)
     native = _core.native_tensors(catalog, weight_map)
-    specs = _core.specs_on_mesh(native, mesh, options.rank)
+    specs = _core.specs_on_mesh(native, mesh, options.rank, options.dense)
     plan = _core.plan_load(specs, catalog, weight_map, strict=not options.not_strict)
     encoded = _core.encode_plan(plan, catalog, specs)
     if options.compare and Path(options.compare).read_bytes() != encoded:
@@ -179,6 +272,7 @@ def _plan(options: argparse.Namespace) -> None:
         Path(options.save).write_bytes(encoded)
     tensors = catalog.tensors
     transfers = plan.transfers
+    reading = _core.reading_figures(plan, catalog)
     mesh_text = " x ".join(f"{dimension.name} {dimension.size}" for dimension in mesh) or "one rank"
     if options.json:
         document = {
@@ -188,6 +282,9 @@ def _plan(options: argparse.Namespace) -> None:
             "tensors": plan.tensors,
             "bytes_needed": plan.bytes_needed,
             "bytes_written": plan.bytes_written,
+            "bytes_read": reading.bytes,
+            "boxes_with_gaps": reading.boxes_with_gaps,
+            "boxes_in_pieces": reading.boxes_in_pieces,
             "transfers": [_transfer_facts(transfer, tensors, catalog.files, specs) for transfer in transfers],
         }
         print(json.dumps(document, indent=1))
@@ -202,6 +299,9 @@ def _plan(options: argparse.Namespace) -> None:
             ("transfers", f"{len(transfers):,}"),
             ("bytes needed", f"{plan.bytes_needed:,}"),
             ("bytes written", f"{plan.bytes_written:,}"),
+            ("bytes read from cached files", f"{reading.bytes:,}"),
+            ("boxes read with their gaps", f"{reading.boxes_with_gaps:,}"),
+            ("boxes read in pieces", f"{reading.boxes_in_pieces:,}"),
         ]
     )
 
@@ -222,6 +322,35 @@ def _transfer_facts(transfer: Any, tensors: list[Any], files: list[Any], specs: 
         facts["scale_offset"] = transfer.scale_offset
         facts["scale_size"] = transfer.scale_size
     return facts
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    if (options.path is None) == (options.preset is None):
+        raise ValueError("simulate: expected a checkpoint's path or --preset, and not both")
+    if options.layers and options.preset is None:
+        raise ValueError("simulate: --layers goes with --preset")
+    if options.preset is None:
+        catalog = read_catalog(options.path)
+    else:
+        catalog = _core.generated_catalog(options.preset, options.layers)
+    facts = simulate(
+        catalog,
+        options.mesh,
+        model=options.model,
+        layout=options.layout,
+        dense=options.dense,
+        ranks_per_node=options.ranks_per_node,
+        sample=options.sample,
+        threads=options.threads,
+        strict=not options.not_strict,
+        speeds=Speeds(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Speeds)}),
+    )
+    if options.html:
+        Path(options.html).write_text(page(facts), encoding="utf-8")
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        print_simulation(facts)
 
 
 def _load(options: argparse.Namespace) -> None:

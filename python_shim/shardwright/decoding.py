@@ -13,7 +13,8 @@ from shardwright.describe import DTYPE_NAMES
 from shardwright.sharding import Sharding, contiguous_stride, local_part
 from shardwright.storage_reader import default_threads
 
-SCALE_SUFFIX = "_scale_inv"
+#: The formats that come with scales.
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 #: The device whose memory the kernels read and write. Tests name another to send everything through buffers.
 KERNEL_DEVICE = "cpu"
@@ -38,7 +39,7 @@ class Part:
         local = self.local
         if local.device.type != KERNEL_DEVICE:
             local = local.cpu()
-        scaled = name.endswith(SCALE_SUFFIX) or local.dtype == torch.float8_e4m3fn
+        scaled = _core.is_scale_name(name) or local.dtype in FLOAT8
         if scaled and local.dim() > 0 and local.stride(-1) != 1:
             local = local.contiguous()
         return Part(self.sharding, local)
@@ -63,13 +64,14 @@ def fill(
     sources: Mapping[str, Part],
     weight_map: Any,
     *,
-    block_size: int = 32,
+    mxfp8_block: int | None = None,
     threads: int | None = None,
 ) -> None:
     """Decodes and places ``sources`` (HF tensors, scales included) in ``destinations`` (native tensors), in place.
 
     Straight from memory to memory where both are the CPU's; for tensors of another device through buffers of the size
-    of these sources and destinations. Meta tensors are left as they are.
+    of these sources and destinations. Meta tensors are left as they are. ``mxfp8_block`` says that all scales are e8m0,
+    one for so many elements of a row.
     """
     parts = list(destinations.values()) + list(sources.values())
     if any(part.local.is_meta for part in parts):
@@ -83,7 +85,7 @@ def fill(
     }
     memory = _core.StateDictMemory([part.spec(name) for name, part in staged.items()])
     specs = [part.spec(name) for name, part in targets.items()]
-    plan = memory.plan(specs, weight_map, block_size)
+    plan = memory.plan(specs, weight_map, mxfp8_block)
     memory.place(plan, specs, default_threads() if threads is None else threads)
     for name, part in destinations.items():
         if targets[name] is not part:

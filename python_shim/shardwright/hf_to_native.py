@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from shardwright import _core
-from shardwright.decoding import SCALE_SUFFIX, Part, fill, planning_spec
+from shardwright.decoding import Part, fill, planning_spec
 from shardwright.native_to_hf import Origin
 from shardwright.sharding import Sharding, local_part, on_dimension, sharding_of_whole, submesh
 
@@ -110,11 +110,10 @@ def native_tensors(
         _fill_batch(batch, parts, weight_map)
         for target in batch:
             tensors[target.held.fqn] = target.tensor
-            for name in target.held.sources:
-                for gone in (name, name + SCALE_SUFFIX):
-                    parts.pop(gone, None)
-                    if consume:
-                        hf_state_dict.pop(gone, None)
+            for gone in target.held.sources + target.held.scales:
+                parts.pop(gone, None)
+                if consume:
+                    hf_state_dict.pop(gone, None)
     for conversion in {id(o.conversion): o.conversion for o in origin_of.values() if o}.values():
         for fqn, native in conversion.empty.items():
             if wanted(fqn):
@@ -123,11 +122,10 @@ def native_tensors(
 
 
 def _fill_batch(batch: list[Target], parts: dict[str, Part], weight_map: Any) -> None:
-    names = {name for target in batch for name in target.held.sources}
-    names |= {name + SCALE_SUFFIX for name in names}
+    names = {name for target in batch for name in target.held.sources + target.held.scales}
     fill(
         {target.held.fqn: Part(target.sharding, local_part(target.allocate())) for target in batch},
-        {name: parts[name] for name in sorted(names) if name in parts},
+        {name: parts[name] for name in sorted(names)},
         weight_map,
     )
 
@@ -164,8 +162,11 @@ def _settle_views(
     """Takes out the targets whose HF tensors are views of the target itself: whoever wrote those has filled it."""
     for target in list(targets):
         origins = [origin_of[name] for name in target.held.sources]
-        scaled = any(name + SCALE_SUFFIX in parts for name in target.held.sources)
-        if target.tensor is None or scaled or not all(o is not None and o.is_view for o in origins):
+        if (
+            target.tensor is None
+            or target.held.scales
+            or not all(o is not None and o.is_view for o in origins)
+        ):
             continue
         targets.remove(target)
         conversion = origins[0].conversion  # type: ignore[union-attr]

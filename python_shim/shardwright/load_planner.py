@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint._sharded_tensor_utils import _flatten_sharded_tensors
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
@@ -30,6 +31,7 @@ class LoadPlanner(DefaultLoadPlanner):
             checkpoint's own names and shapes. What has no place in a layout (MTP in "transformers") is unused.
         strict: whether a tensor of the checkpoint that no rule knows is an error.
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
+        flatten_sharded_tensors: whether a ShardedTensor inside of another becomes one, as DCP does.
         allow_partial_load: whether tensors that the checkpoint lacks altogether are left as they are.
 
     Raises:
@@ -71,6 +73,8 @@ class LoadPlanner(DefaultLoadPlanner):
         self.catalog = catalog_of_metadata(metadata) if self.by_items else metadata.catalog
         # Not super(): it would replace meta tensors by new ones that the caller's model knows nothing of.
         self.original_state_dict = state_dict
+        if self.flatten_sharded_tensors:
+            state_dict = _flatten_sharded_tensors(state_dict)
         if self.flatten_state_dict:
             state_dict, self.mappings = flatten_state_dict(state_dict)
         self.state_dict = state_dict

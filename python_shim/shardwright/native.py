@@ -25,11 +25,15 @@ def empty_state_dict(
 
     For tools and tests that have no trainer. Block-scaled weights get ``dtype``, the others keep theirs. On a mesh, its
     dimensions named "ep" and "ep_shard" shard dimensions 0 and 1 of the expert tensors, "fsdp" dimension 0 of all
-    others, "shard" dimension 0 of both; the result then holds DTensors.
+    others, "shard" dimension 0 of both, "dp" dimension 0 and of experts dimension 1; the result then holds DTensors.
     """
     catalog = catalog_of(source)
     weight_map = _core.weight_map(catalog, model, layout)
     tensors = _core.native_tensors(catalog, weight_map, DTYPE_NAMES[dtype])
+    if mesh is not None and "pp" in (mesh.mesh_dim_names or ()):
+        raise ValueError(
+            "mesh: expected the mesh of one pipeline stage, found a dimension pp; give the submesh of the others"
+        )
     if mesh is None:
         return {tensor.fqn: torch.zeros(tensor.shape, dtype=DTYPES[tensor.dtype]) for tensor in tensors}
     return {tensor.fqn: _empty_dtensor(tensor, mesh) for tensor in tensors}

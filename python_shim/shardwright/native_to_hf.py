@@ -73,8 +73,9 @@ def hf_tensors(
     """(FQN, HF name, HF tensor), for what this rank holds of each native tensor that the rules know.
 
     With ``quantization``, weights that are block-scaled (by the catalog, or without one by the rule of names) are
-    empty FP8 tensors that lie as the native tensor does, and each is followed by its scales: a plain tensor of global
-    shape, since a shard of the weight may need any of them. All others share the native tensor's memory.
+    empty FP8 tensors that lie as the native tensor does, and each is followed by its scales, all of them 1: a plain
+    tensor of global shape, since a shard of the weight may need any of them. All others share the native tensor's
+    memory.
     """
     excluded = re.compile(exclude_key_regex) if exclude_key_regex else None
     conversion = Conversion(for_checkpoint_load)
@@ -113,8 +114,10 @@ def hf_tensors(
 
 
 def _placeholder(request: Any, device: torch.device) -> torch.Tensor:
-    scales = torch.full(request.shape, IDENTITY_SCALE, dtype=torch.uint8, device=device)
-    return scales.view(DTYPES[request.dtype])
+    dtype = DTYPES[request.dtype]
+    if dtype.itemsize > 1:
+        return torch.ones(request.shape, dtype=dtype, device=device)
+    return torch.full(request.shape, IDENTITY_SCALE, dtype=torch.uint8, device=device).view(dtype)
 
 
 def _view(native: Native, local: torch.Tensor, request: Any, index_of: dict[int, int]) -> torch.Tensor:

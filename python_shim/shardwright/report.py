@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardwright import _core
+from shardwright.cooperation import ReadTogether
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,16 @@ class LoadReport:
 
     tensors: int  #: HF tensors, scales included, of which this rank needed at least a part
     bytes_needed: int  #: that those parts take in the files
-    bytes_read: int
+    bytes_read: int  #: by this rank, from files
+    bytes_received: int  #: from ranks that read together with this one (``cooperative``)
     bytes_written: int  #: to the destination tensors
     read_requests: int  #: to the operating system
+    boxes_with_gaps: int  #: boxes, a staging buffer at most, that were read with the gaps between their rows
+    boxes_in_pieces: int  #: and those that were read row by row, as that cost less
     peak_staging_bytes: int  #: memory between files and shards, all threads together
     files: int  #: that something was read from
+    files_direct: int  #: of them, past the page cache (O_DIRECT)
+    files_io_uring: int  #: of them, by io_uring; the others by pread
     threads: int
     instruction_set: str  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
@@ -33,22 +39,37 @@ class LoadReport:
     not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
 
     @classmethod
-    def of(cls, core: Any, catalog_seconds: float, plan_seconds: float) -> LoadReport:
+    def of(
+        cls,
+        core: Any,
+        catalog_seconds: float,
+        plan_seconds: float,
+        together: ReadTogether | None = None,
+        seconds_together: float = 0.0,
+    ) -> LoadReport:
         seconds = {
             "catalog": catalog_seconds,
             "plan": plan_seconds,
             "read": core.read_seconds,
             "decode": core.decode_seconds,
-            "total": catalog_seconds + plan_seconds + core.total_seconds,
+            "together": seconds_together,
+            "total": catalog_seconds + plan_seconds + seconds_together + core.total_seconds,
         }
+        if together is None:
+            del seconds["together"]
         return cls(
             core.tensors,
             core.bytes_needed,
-            core.bytes_read,
+            core.bytes_read + (together.bytes_read if together else 0),
+            together.bytes_received if together else 0,
             core.bytes_written,
-            core.read_requests,
+            core.read_requests + (together.requests if together else 0),
+            core.boxes_with_gaps,
+            core.boxes_in_pieces,
             core.peak_staging_bytes,
             core.files,
+            core.files_direct,
+            core.files_io_uring,
             core.threads,
             core.instruction_set,
             seconds,
@@ -66,11 +87,12 @@ class LoadReport:
         """The report as (what, figure) rows for a table."""
         rows = [
             ("tensors", f"{self.tensors:,}"),
-            ("files", f"{self.files:,}"),
+            ("files, direct, io_uring", f"{self.files:,}, {self.files_direct:,}, {self.files_io_uring:,}"),
             ("bytes needed", f"{self.bytes_needed:,}"),
-            ("bytes read", f"{self.bytes_read:,}"),
+            ("bytes read, received", f"{self.bytes_read:,}, {self.bytes_received:,}"),
             ("bytes written", f"{self.bytes_written:,}"),
             ("read requests", f"{self.read_requests:,}"),
+            ("boxes with gaps, in pieces", f"{self.boxes_with_gaps:,}, {self.boxes_in_pieces:,}"),
             ("threads, kernels", f"{self.threads}, {self.instruction_set}"),
             ("peak staging bytes", f"{self.peak_staging_bytes:,}"),
         ]

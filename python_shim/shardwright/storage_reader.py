@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
@@ -15,6 +19,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
+from shardwright.cooperation import read_together, reading_group
 from shardwright.describe import Description, describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
@@ -33,14 +38,33 @@ def _whole_number(name: str, value: int, largest: int) -> int:
     return value
 
 
+def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
+    """Where this rank's trace goes, and its rank."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
+        return (None if path is None else Path(path)), rank
+    return Path(path).with_suffix(f".rank{rank}{Path(path).suffix}"), rank
+
+
 class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     """Reads a Hugging Face safetensors checkpoint into preallocated shards, decoding and regrouping on the way.
 
     Args:
         path: the checkpoint directory.
         thread_count: threads that read and decode; None: this process's share of the processors.
-        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread.
+        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, and up to 64 MiB in
+            all where files are not in the page cache.
         progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
+        reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page
+            cache and the kernel allows it.
+        direct_io: read past the page cache (O_DIRECT): True, False, or "auto", which does so for files that are not in
+            it, so that a large load does not evict everything else.
+        huge_pages: ask for staging in huge pages, 2 MiB a thread.
+        trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
+            ".rank<N>" goes before its suffix.
+        cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
+            another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
+            them must load at the same time.
 
     After a load, ``report`` is its :class:`LoadReport`.
     """
@@ -52,6 +76,11 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         *,
         staging_bytes: int | None = None,
         progress: bool | Callable[[int, int], None] = False,
+        reads: str = "auto",
+        direct_io: bool | str = "auto",
+        huge_pages: bool = False,
+        trace: str | os.PathLike[str] | None = None,
+        cooperative: bool | dist.ProcessGroup = False,
     ) -> None:
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
@@ -59,8 +88,11 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         super().__init__(os.fspath(path), threads)
         if staging_bytes is not None:
             staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
-        self.staging_bytes = staging_bytes
         self.progress = progress
+        self.cooperative = cooperative
+        self.core_options = _core.LoadOptions(
+            threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace)
+        )
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
 
@@ -76,12 +108,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        # Not super(): it would build the storage data of every tensor, which nobody here asks for.
-        if not isinstance(metadata, CatalogMetadata):
-            raise ValueError(
-                "shardwright.HuggingFaceStorageReader needs the metadata of its own read_metadata()"
-            )
-        self._metadata = metadata
+        # Not super(): it would build the storage data of every tensor, which nobody here asks for. The metadata may
+        # have come from another reader; where things lie in the files, this one looks up by itself.
+        self._metadata = metadata if isinstance(metadata, CatalogMetadata) else self.read_metadata()
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else reads the plan's items as they are stored."""
@@ -97,6 +126,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         start = time.perf_counter()
         catalog = self._metadata.catalog
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
+        self._warn_of_bare_elements(plan, targets)
         requests = []
         description = Description()
         for item, target in zip(plan.items, targets, strict=True):
@@ -113,10 +143,31 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         for item, target in zip(plan.items, targets, strict=True):
             planner.commit_tensor(item, target)
 
-    def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
-        with progress_callback(self.progress) as callback:
-            core = _core.run_load(
-                core_plan, catalog, description.specs, self.thread_count, self.staging_bytes or 0, callback
+    def _warn_of_bare_elements(self, plan: LoadPlan, targets: list[torch.Tensor]) -> None:
+        """Block-scaled weights are given as they are stored; nobody wants them so in a wider dtype."""
+        stored = self._metadata.state_dict_metadata
+        names = {
+            item.storage_index.fqn
+            for item, target in zip(plan.items, targets, strict=True)
+            if item.storage_index.fqn + "_scale_inv" in stored
+            and target.dtype != stored[item.storage_index.fqn].properties.dtype
+        }
+        if names:
+            warnings.warn(
+                f"{', '.join(sorted(names))}: asked for as numbers, but stored in FP8 with scales, which are not "
+                "applied; pass checkpoint=... to to_hf(), or load with shardwright.LoadPlanner()",
+                stacklevel=2,
             )
+
+    def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
+        start = time.perf_counter()
+        together = None
+        with reading_group(self.cooperative) as group:
+            if group is not None:
+                together = read_together(core_plan, catalog, description.specs, self.thread_count, group)
+                core_plan = together.rest
+        seconds_together = time.perf_counter() - start
+        with progress_callback(self.progress) as callback:
+            core = _core.run_load(core_plan, catalog, description.specs, self.core_options, callback)
         description.mark_written()
-        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)
+        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds, together, seconds_together)

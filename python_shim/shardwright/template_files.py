@@ -46,7 +46,8 @@ def config_of(template: bytes, quantised: bool) -> bytes:
     config: dict[str, Any] = json.loads(template)
     holders = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     having = [part for part in holders if "quantization_config" in part]
-    if bool(having) == quantised:
+    tells_mxfp8 = bool(having) and having[0]["quantization_config"].get("weight_block_size") == [1, 32]
+    if quantised == tells_mxfp8 and quantised == bool(having):
         return template
     for part in having:
         del part["quantization_config"]

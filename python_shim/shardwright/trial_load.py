@@ -39,6 +39,10 @@ def _load_and_report(rank: int, options: argparse.Namespace) -> None:
         options.threads,
         staging_bytes=options.staging_bytes,
         progress=options.progress and rank == 0,
+        reads=options.reads,
+        direct_io={"yes": True, "no": False}.get(options.direct_io, "auto"),
+        huge_pages=options.huge_pages,
+        trace=options.trace,
     )
     planner = LoadPlanner(options.model, options.layout, not options.not_strict)
     with measure_peak_memory() as peak, warnings.catch_warnings():

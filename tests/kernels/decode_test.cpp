@@ -6,7 +6,9 @@
 
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include "slow_definition.h"
 #include "tiles.h"
@@ -22,72 +24,124 @@ const std::vector<DType> destinations = {DType::BF16, DType::F16, DType::F32, DT
 class Decode : public EveryInstructionSet {};
 INSTANTIATE_TEST_SUITE_P(Each, Decode, testing::ValuesIn(instruction_sets()), name_of_parameter);
 
-/// All results, by scale and element.
-const std::vector<std::uint64_t>& slow_table(DType dtype) {
-  static std::map<DType, std::vector<std::uint64_t>> tables;
-  std::vector<std::uint64_t>& table = tables[dtype];
+struct Format {
+  DType element;
+  DType scale;
+
+  auto operator<=>(const Format&) const = default;
+};
+
+const std::vector<Format> formats = {
+    {DType::F8_E4M3, DType::F8_E8M0}, {DType::F8_E5M2, DType::F8_E8M0}, {DType::F8_E4M3, DType::F32},
+    {DType::F8_E5M2, DType::F32},     {DType::F8_E4M3, DType::BF16},    {DType::F8_E5M2, DType::BF16},
+};
+
+/// Every e8m0 byte. Of the others both signs and every exponent (zeros, subnormals, infinities and NaN among
+/// them), with mantissas all zeros and all ones, next to these, ones that make products fall halfway between
+/// two F32 or two BF16 numbers, and random ones.
+const std::vector<std::uint64_t>& scales_of(DType dtype) {
+  static std::map<DType, std::vector<std::uint64_t>> all;
+  std::vector<std::uint64_t>& scales = all[dtype];
+  if (!scales.empty()) return scales;
+  if (slow::is_e8m0(dtype)) {
+    for (std::uint64_t scale = 0; scale < 256; ++scale) scales.push_back(scale);
+    return scales;
+  }
+  Random random(4);
+  const int mantissa_bits = slow::fields_of(dtype).mantissa_bits;
+  for (std::uint64_t sign_and_exponent = 0; sign_and_exponent < 512; ++sign_and_exponent) {
+    std::vector<std::uint64_t> mantissas = {0, 1, 0x7FFFFF, 0x008000, 0x018000};
+    for (int i = 0; i < 2; ++i) mantissas.push_back(static_cast<std::uint64_t>(random.number(0, 0x7FFFFF)));
+    for (const std::uint64_t mantissa : mantissas) {
+      scales.push_back(sign_and_exponent << mantissa_bits |
+                       (dtype == DType::F32 ? mantissa : mantissa >> 16));
+    }
+  }
+  return scales;
+}
+
+/// All results, by number of the scale and element.
+const std::vector<std::uint64_t>& slow_table(DType dtype, const Format& format) {
+  static std::map<std::pair<DType, Format>, std::vector<std::uint64_t>> tables;
+  std::vector<std::uint64_t>& table = tables[{dtype, format}];
   if (table.empty()) {
-    for (int scale = 0; scale < 256; ++scale) {
-      for (int element = 0; element < 256; ++element) {
-        table.push_back(
-            slow::decoded(dtype, static_cast<std::uint8_t>(element), static_cast<std::uint8_t>(scale)));
+    for (const std::uint64_t scale : scales_of(format.scale)) {
+      for (std::uint64_t element = 0; element < 256; ++element) {
+        table.push_back(slow::decoded(dtype, format.element, element, format.scale, scale));
       }
     }
   }
   return table;
 }
 
-/// Decodes all 256 elements, 64 times, with one scale for each row, and expects what the table says.
-void expect_table(DType dtype, const std::vector<std::uint8_t>& scale_of_row, bool transposed) {
+/// Decodes all 256 elements with one scale for each row, given by number, and expects what the table says.
+void expect_table(DType dtype, const Format& format, const std::vector<std::size_t>& scale_of_row,
+                  bool transposed) {
   const auto rows = static_cast<std::int64_t>(scale_of_row.size());
   constexpr std::int64_t columns = 256;
+  constexpr std::int64_t blocks = columns / 32;
   std::vector<std::uint8_t> elements;
-  std::vector<std::uint8_t> scales;
+  std::vector<std::uint8_t> scales(static_cast<std::size_t>(rows * blocks * bytes_of(format.scale)));
   for (std::int64_t row = 0; row < rows; ++row) {
     for (int element = 0; element < columns; ++element)
       elements.push_back(static_cast<std::uint8_t>(element));
-    scales.insert(scales.end(), columns / 32, scale_of_row[static_cast<std::size_t>(row)]);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      slow::store(scales.data(), row * blocks + block, format.scale,
+                  scales_of(format.scale)[scale_of_row[static_cast<std::size_t>(row)]]);
+    }
   }
   std::vector<std::uint64_t> memory(elements.size());
   const std::int64_t row_stride = transposed ? 1 : columns;
   const std::int64_t column_stride = transposed ? rows : 1;
-  decode({elements.data(), DType::F8_E4M3, rows, columns, columns}, {scales.data(), columns / 32},
+  BlockScales block_scales{scales.data(), blocks};
+  block_scales.dtype = format.scale;
+  decode({elements.data(), format.element, rows, columns, columns}, block_scales,
          {memory.data(), dtype, row_stride, column_stride});
+  const std::vector<std::uint64_t>& table = slow_table(dtype, format);
   for (std::int64_t row = 0; row < rows; ++row) {
-    const std::uint8_t scale = scale_of_row[static_cast<std::size_t>(row)];
+    const std::size_t scale = scale_of_row[static_cast<std::size_t>(row)];
     for (std::int64_t element = 0; element < columns; ++element) {
       ASSERT_EQ(slow::load(memory.data(), row * row_stride + element * column_stride, dtype),
-                slow_table(dtype)[static_cast<std::size_t>(scale * columns + element)])
-          << "element " << element << ", scale " << int{scale} << ", to " << name_of(dtype)
+                table[scale * columns + static_cast<std::size_t>(element)])
+          << name_of(format.element) << " element " << element << ", " << name_of(format.scale) << " scale "
+          << std::hex << scales_of(format.scale)[scale] << ", to " << name_of(dtype)
           << (transposed ? ", transposed" : ", straight");
     }
   }
 }
 
 void expect_table_for_all_scales() {
-  std::vector<std::uint8_t> every_scale;
-  for (int scale = 0; scale < 256; ++scale) every_scale.push_back(static_cast<std::uint8_t>(scale));
-  for (const DType dtype : destinations) {
-    for (const bool transposed : {false, true}) {
-      for (const std::uint8_t scale : every_scale) {
-        expect_table(dtype, std::vector<std::uint8_t>(65, scale), transposed);
+  for (const Format& format : formats) {
+    std::vector<std::size_t> every_scale(scales_of(format.scale).size());
+    std::iota(every_scale.begin(), every_scale.end(), std::size_t{0});
+    for (const DType dtype : destinations) {
+      for (const bool transposed : {false, true}) {
+        expect_table(dtype, format, every_scale, transposed);
+        if (format.element != DType::F8_E4M3 || !slow::is_e8m0(format.scale)) continue;
+        // Which kernel serves depends on the scales of a run: alone, each has its own.
+        for (const std::size_t scale : every_scale) {
+          expect_table(dtype, format, std::vector<std::size_t>(65, scale), transposed);
+        }
       }
-      expect_table(dtype, every_scale, transposed);
     }
   }
 }
 
-TEST_P(Decode, EqualsTheDefinitionForEveryPairOfElementAndScale) { expect_table_for_all_scales(); }
+TEST_P(Decode, EqualsTheDefinitionForEveryElementAndScale) { expect_table_for_all_scales(); }
 
 #if defined(__x86_64__)
 TEST_P(Decode, DoesNotDependOnTheCallersFloatingPointMode) {
-  for (const DType dtype : destinations) slow_table(dtype);  // not under the mode in question
+  for (const DType dtype : destinations) {
+    for (const Format& format : formats) slow_table(dtype, format);  // not under the mode in question
+  }
   const unsigned before = _mm_getcsr();
   constexpr unsigned flush_to_zero = 0x8000;
   constexpr unsigned denormals_are_zero = 0x0040;
   for (const unsigned rounding : {0x0000U, 0x2000U, 0x4000U, 0x6000U}) {
     _mm_setcsr((before & ~0x6000U) | flush_to_zero | denormals_are_zero | rounding);
+    const unsigned during = _mm_getcsr();
     expect_table_for_all_scales();
+    EXPECT_EQ(_mm_getcsr(), during);
     _mm_setcsr(before);
   }
 }
@@ -97,18 +151,21 @@ struct RandomScales {
   std::vector<std::uint8_t> memory;
   BlockScales scales;
 
-  RandomScales(Random& random, std::int64_t rows, std::int64_t columns) {
+  RandomScales(Random& random, DType dtype, std::int64_t rows, std::int64_t columns) {
+    scales.dtype = dtype;
     if (random.chance(3)) {
       scales.block_rows = random.one_of<std::int64_t>({1, 2, 3, 16, 33, 128});
       scales.block_columns = random.one_of<std::int64_t>({1, 7, 16, 32, 64, 128, 1000});
+    } else if (dtype == DType::F32) {
+      scales.block_rows = scales.block_columns = 128;
     }
     scales.first_row = random.number(0, scales.block_rows - 1);
     scales.first_column = random.number(0, scales.block_columns - 1);
     const std::int64_t block_rows = (scales.first_row + rows) / scales.block_rows + 1;
     const std::int64_t block_columns = (scales.first_column + columns) / scales.block_columns + 1;
     scales.row_stride = block_columns + (random.chance(2) ? 0 : random.number(1, 40));
-    memory = random.bytes(block_rows * scales.row_stride);
-    if (!random.chance(3)) {
+    memory = random.bytes(block_rows * scales.row_stride * bytes_of(dtype));
+    if (slow::is_e8m0(dtype) && !random.chance(3)) {
       for (std::uint8_t& scale : memory) scale = static_cast<std::uint8_t>(100 + scale % 32);
     }
     scales.data = memory.data();
@@ -116,17 +173,18 @@ struct RandomScales {
 };
 
 void expect_same_as_slow(Random& random, std::int64_t rows, std::int64_t columns, Strides strides) {
-  const RandomSource source(random, DType::F8_E4M3, rows, columns);
-  const RandomScales scales(random, rows, columns);
+  const Format format = random.one_of(formats);
+  const RandomSource source(random, format.element, rows, columns);
+  const RandomScales scales(random, format.scale, rows, columns);
   RandomDestination destination(random, random.one_of(destinations), rows, columns, strides);
   RandomDestination expected = destination;
   slow::decode(source.tile, scales.scales, expected.tile);
   decode(source.tile, scales.scales, destination.tile);
   // The whole memory: what lies around the tile and between its elements has not changed.
   ASSERT_TRUE(destination.memory == expected.memory)
-      << description(source.tile, destination.tile) << ", blocks of " << scales.scales.block_rows << " x "
-      << scales.scales.block_columns << " from " << scales.scales.first_row << ", "
-      << scales.scales.first_column;
+      << description(source.tile, destination.tile) << ", " << name_of(format.scale) << " for blocks of "
+      << scales.scales.block_rows << " x " << scales.scales.block_columns << " from "
+      << scales.scales.first_row << ", " << scales.scales.first_column;
 }
 
 TEST_P(Decode, WritesEachElementOfAnyTileToItsPlaceAndNothingElse) {
@@ -190,13 +248,16 @@ TEST_P(Decode, ReadsNothingOutsideTheTileAndItsScales) {
                                       {3, 2049}}) {
     for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
       for (const bool at_end : {false, true}) {
+        const Format format = random.one_of(formats);
         const std::int64_t blocks = (columns + 31) / 32;
+        const std::int64_t scale_bytes = rows * blocks * bytes_of(format.scale);
         BetweenGuards elements(static_cast<std::size_t>(rows * columns));
-        BetweenGuards scales(static_cast<std::size_t>(rows * blocks));
-        const SourceTile source{at_end ? elements.end() - rows * columns : elements.begin(), DType::F8_E4M3,
+        BetweenGuards scales(static_cast<std::size_t>(scale_bytes));
+        const SourceTile source{at_end ? elements.end() - rows * columns : elements.begin(), format.element,
                                 rows, columns, columns};
         std::memset(scales.begin(), 120, static_cast<std::size_t>(scales.end() - scales.begin()));
-        const BlockScales block_scales{at_end ? scales.end() - rows * blocks : scales.begin(), blocks};
+        BlockScales block_scales{at_end ? scales.end() - scale_bytes : scales.begin(), blocks};
+        block_scales.dtype = format.scale;
         const RandomDestination destination(random, DType::BF16, rows, columns, strides);
         decode(source, block_scales, destination.tile);  // or the process dies
       }
@@ -204,12 +265,16 @@ TEST_P(Decode, ReadsNothingOutsideTheTileAndItsScales) {
   }
 }
 
-TEST_P(Decode, RefusesElementsThatHaveNoBlockScalesAndDestinationsThatAreNoWideFloats) {
-  std::uint8_t memory[8] = {};
-  EXPECT_THROW(decode({memory, DType::BF16, 1, 1, 1}, {memory, 1}, {memory + 4, DType::BF16, 1, 1}),
-               std::invalid_argument);
-  EXPECT_THROW(decode({memory, DType::F8_E4M3, 1, 1, 1}, {memory, 1}, {memory + 4, DType::I32, 1, 1}),
-               std::invalid_argument);
+TEST_P(Decode, RefusesFormatsThatHaveNoBlockScalesAndDestinationsThatAreNoWideFloats) {
+  std::uint8_t memory[16] = {};
+  const auto try_to_decode = [&](DType element, DType scale, DType destination) {
+    decode({memory, element, 1, 1, 1}, {memory, 1, 1, 32, 0, 0, scale}, {memory + 8, destination, 1, 1});
+  };
+  EXPECT_NO_THROW(try_to_decode(DType::F8_E4M3, DType::U8, DType::BF16));
+  EXPECT_THROW(try_to_decode(DType::BF16, DType::U8, DType::BF16), std::invalid_argument);
+  EXPECT_THROW(try_to_decode(DType::F8_E4M3, DType::F16, DType::BF16), std::invalid_argument);
+  EXPECT_THROW(try_to_decode(DType::F8_E4M3, DType::U8, DType::I32), std::invalid_argument);
+  EXPECT_THROW(try_to_decode(DType::F8_E4M3, DType::F32, DType::I32), std::invalid_argument);
 }
 
 }  // namespace

@@ -82,11 +82,20 @@ inline std::uint64_t rounded(DType dtype, long double value) {
   return sign | static_cast<std::uint64_t>(exponent + bias) << mantissa_bits | mantissa;
 }
 
-inline std::uint64_t decoded(DType dtype, std::uint8_t element, std::uint8_t scale) {
-  const long double value = value_of(DType::F8_E4M3, element);
-  if (scale == 255)
-    return rounded(dtype, std::copysign(std::numeric_limits<long double>::quiet_NaN(), value));
-  return rounded(dtype, std::ldexp(value, scale - 127));
+inline bool is_e8m0(DType dtype) { return dtype == DType::U8 || dtype == DType::F8_E8M0; }
+
+/// An FP8 element times a scale, given by their bits: with e8m0 rounded once, else to F32 and then again.
+inline std::uint64_t decoded(DType to, DType element_dtype, std::uint64_t element, DType scale_dtype,
+                             std::uint64_t scale) {
+  const long double value = value_of(element_dtype, element);
+  const bool is_power = is_e8m0(scale_dtype);
+  const long double product = !is_power      ? value * value_of(scale_dtype, scale)
+                              : scale == 255 ? std::numeric_limits<long double>::quiet_NaN()
+                                             : std::ldexp(value, static_cast<int>(scale) - 127);
+  if (std::isnan(product)) {
+    return rounded(to, std::copysign(std::numeric_limits<long double>::quiet_NaN(), value));
+  }
+  return rounded(to, is_power ? product : value_of(DType::F32, rounded(DType::F32, product)));
 }
 
 inline std::uint64_t converted(DType from, DType to, std::uint64_t bits) {
@@ -118,13 +127,13 @@ inline void place(const SourceTile& source, const DestinationTile& destination) 
 inline void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
   for (std::int64_t row = 0; row < source.rows; ++row) {
     for (std::int64_t column = 0; column < source.columns; ++column) {
-      const auto element =
-          static_cast<std::uint8_t>(load(source.data, row * source.row_stride + column, source.dtype));
+      const std::uint64_t element = load(source.data, row * source.row_stride + column, source.dtype);
       const std::int64_t block_row = (scales.first_row + row) / scales.block_rows;
       const std::int64_t block_column = (scales.first_column + column) / scales.block_columns;
       store(destination.data, row * destination.row_stride + column * destination.column_stride,
             destination.dtype,
-            decoded(destination.dtype, element, scales.data[block_row * scales.row_stride + block_column]));
+            decoded(destination.dtype, source.dtype, element, scales.dtype,
+                    load(scales.data, block_row * scales.row_stride + block_column, scales.dtype)));
     }
   }
 }

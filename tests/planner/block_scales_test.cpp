@@ -2,15 +2,20 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {
 namespace {
 
-Encoding random_encoding(Random& random) {
-  Encoding encoding = mxfp8();
-  if (!random.once_in(3)) {
+/// Blocks of any size, or one scale for the whole of a weight of this shape.
+Encoding random_encoding(Random& random, const Shape& weight_shape) {
+  Encoding encoding = encoding_with(random.one_of(known_scale_blocks()), weight_shape);
+  if (encoding.scale_rank < 2) {
+    encoding.scale_rank = static_cast<int>(random.between(0, 2));
+  } else if (!random.once_in(3)) {
     encoding.block_rows = random.between(1, 4);
     encoding.block_columns = random.between(1, 9);
   }
@@ -18,21 +23,22 @@ Encoding random_encoding(Random& random) {
 }
 
 Shape block_of(const Encoding& encoding, const Shape& element) {
+  if (encoding.scale_rank < 2) return Shape(static_cast<std::size_t>(encoding.scale_rank), 0);
   return {element[0] / encoding.block_rows, element[1] / encoding.block_columns};
 }
 
 TEST(block_scales, a_box_of_weights_needs_the_scales_of_its_elements_and_no_others) {
   Random random(1);
   for (int round = 0; round < 1000; ++round) {
-    const Encoding encoding = random_encoding(random);
-    const Shape shape = {random.between(0, 9), random.between(0, 80)};
+    const Shape shape = {random.between(1, 9), random.between(1, 80)};
+    const Encoding encoding = random_encoding(random, shape);
     const Shape scale_shape = scale_shape_of(encoding, shape);
     std::vector<bool> in_shape(static_cast<std::size_t>(volume(scale_shape)), false);
     for_each_index(shape,
                    [&](const Shape& at) { in_shape[flat(block_of(encoding, at), scale_shape)] = true; });
     ASSERT_EQ(std::count(in_shape.begin(), in_shape.end(), false), 0) << to_string(shape);
 
-    const Box box = random_box(random, shape, 0);
+    const Box box = random_box(random, shape, encoding.scale_rank == 0 ? 1 : 0);  // a scalar is never empty
     const Box scales = scale_box_of(encoding, box);
     std::vector<bool> needed(in_shape.size(), false);
     for_each_index(box.size, [&](const Shape& step) {
@@ -48,8 +54,8 @@ TEST(block_scales, a_box_of_weights_needs_the_scales_of_its_elements_and_no_othe
 TEST(block_scales, a_box_of_scales_serves_the_elements_of_its_blocks) {
   Random random(2);
   for (int round = 0; round < 1000; ++round) {
-    const Encoding encoding = random_encoding(random);
     const Shape shape = {random.between(1, 9), random.between(1, 80)};
+    const Encoding encoding = random_encoding(random, shape);
     const Box scales = random_box(random, scale_shape_of(encoding, shape), 1);
     const Box served = weight_box_of(encoding, scales, shape);
     for_each_index(
@@ -59,12 +65,38 @@ TEST(block_scales, a_box_of_scales_serves_the_elements_of_its_blocks) {
 }
 
 TEST(block_scales, the_name_of_the_scale_is_the_weights_with_a_suffix) {
-  EXPECT_EQ(scale_name_of("a.weight"), "a.weight_scale_inv");
-  EXPECT_EQ(weight_name_of("a.weight_scale_inv"), "a.weight");
-  EXPECT_EQ(weight_name_of("a.weight"), "a.weight");
-  EXPECT_TRUE(is_scale_name("a.weight_scale_inv"));
-  EXPECT_FALSE(is_scale_name("a.weight"));
-  EXPECT_FALSE(is_scale_name("a.weight_scale_inv.x"));
+  EXPECT_EQ(scale_names_of("a.weight"), (std::vector<std::string>{"a.weight_scale_inv", "a.weight_scale"}));
+  EXPECT_EQ(scale_names_of("a.experts"), std::vector<std::string>{"a.experts_scale_inv"});
+  for (const char* name : {"a.weight_scale_inv", "a.weight_scale"}) {
+    EXPECT_TRUE(is_scale_name(name));
+    EXPECT_EQ(weight_name_of(name), "a.weight");
+  }
+  for (const char* name :
+       {"a.weight", "a.weight_scale_inv.x", "a.layer_scale", "weight_scale", "a.input_scale"}) {
+    EXPECT_FALSE(is_scale_name(name)) << name;
+    EXPECT_EQ(weight_name_of(name), name);
+  }
+}
+
+TEST(block_scales, where_several_blocks_fit_they_say_the_same_of_every_element) {
+  std::size_t both = 0;
+  for (const ScaleBlocks& one : known_scale_blocks()) {
+    for (const ScaleBlocks& other : known_scale_blocks()) {
+      if (&one == &other) continue;
+      for (std::int64_t rows = 1; rows < 300; ++rows) {
+        for (std::int64_t columns = 1; columns < 300; ++columns) {
+          const Shape shape = {rows, columns};
+          Encoding first = encoding_with(one, shape);
+          Encoding second = encoding_with(other, shape);
+          first.scale_rank = second.scale_rank = 2;  // which a scale for the whole tensor may have
+          if (scale_shape_of(first, shape) != scale_shape_of(second, shape)) continue;
+          ++both;
+          ASSERT_EQ(volume(scale_shape_of(first, shape)), 1) << to_string(shape);
+        }
+      }
+    }
+  }
+  EXPECT_GT(both, 128U * 128);
 }
 
 Catalog catalog_of(std::vector<SourceTensor> tensors) {
@@ -93,6 +125,49 @@ TEST(block_scales, the_presence_of_the_scales_decides) {
             (Encoding{DType::F8_E4M3, true, DType::F8_E8M0, 1, 32}));
 }
 
+TEST(block_scales, dtype_and_shape_of_the_scales_say_which_encoding_it_is) {
+  struct Case {
+    DType scale;
+    Shape shape;
+    std::int64_t block_rows;
+    std::int64_t block_columns;
+  };
+  const Shape weight = {300, 200};
+  for (const Case& known : std::vector<Case>{{DType::U8, {300, 7}, 1, 32},
+                                             {DType::F8_E8M0, {300, 7}, 1, 32},
+                                             {DType::F32, {3, 2}, 128, 128},
+                                             {DType::BF16, {3, 2}, 128, 128},
+                                             {DType::F32, {}, 300, 200},
+                                             {DType::F32, {1}, 300, 200},
+                                             {DType::F32, {1, 1}, 300, 200},
+                                             {DType::BF16, {}, 300, 200}}) {
+    for (const DType element : {DType::F8_E4M3, DType::F8_E5M2}) {
+      for (const std::string_view suffix : {"_scale_inv", "_scale"}) {
+        const Catalog catalog =
+            catalog_of({tensor("a.weight", element, weight),
+                        tensor("a.weight" + std::string(suffix), known.scale, known.shape)});
+        const Encoding found = encoding_of(catalog, catalog.find("a.weight"));
+        EXPECT_EQ(found, (Encoding{element, true, known.scale, known.block_rows, known.block_columns,
+                                   static_cast<int>(known.shape.size()), suffix}));
+        EXPECT_EQ(scale_shape_of(found, weight), known.shape);
+      }
+    }
+  }
+}
+
+TEST(block_scales, weights_are_counted_by_encoding) {
+  const Catalog catalog =
+      catalog_of({tensor("a", DType::F8_E4M3, {300, 200}), tensor("a_scale_inv", DType::F32, {3, 2}),
+                  tensor("b.weight", DType::F8_E4M3, {2, 1}, 0, {0, 0}),
+                  tensor("b.weight", DType::F8_E4M3, {2, 1}, 0, {0, 1}),
+                  tensor("b.weight_scale", DType::BF16, {}), tensor("c", DType::F8_E5M2, {2, 2}),
+                  tensor("c_scale_inv", DType::F32, {2, 2}), tensor("d", DType::BF16, {2, 2}),
+                  tensor("e", DType::F8_E4M3, {2, 2}), tensor("e_scale_inv", DType::U8, {2, 1}),
+                  tensor("f", DType::F8_E4M3, {2, 2}), tensor("f_scale_inv", DType::F8_E8M0, {2, 1})});
+  EXPECT_EQ(scaled_weights(catalog), (std::map<std::string, std::int64_t>{
+                                         {"block_fp8", 1}, {"mxfp8", 2}, {"tensor_fp8", 1}, {"unknown", 1}}));
+}
+
 TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_file) {
   struct Case {
     std::vector<SourceTensor> tensors;
@@ -111,14 +186,35 @@ TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_fi
             {"w_scale_inv in second.safetensors (F32 [4, 2])", "expected U8 or F8_E8M0 [4, 2]"}},
            {{tensor("w", DType::BF16, {4, 40}), tensor("w_scale_inv", DType::U8, {4, 2})},
             {"w in first.safetensors (BF16 [4, 40])", "F8_E4M3", "w_scale_inv"}},
-           {{tensor("w", DType::F8_E5M2, {4, 40}), tensor("w_scale_inv", DType::U8, {4, 2})},
-            {"F8_E5M2", "F8_E4M3"}},
+           {{tensor("w", DType::F8_E4M3, {300, 200}), tensor("w_scale_inv", DType::F32, {3, 3}, 1)},
+            {"w_scale_inv in second.safetensors (F32 [3, 3])", "w in first.safetensors (F8_E4M3 [300, 200])",
+             "expected U8 or F8_E8M0 [300, 7] (one for each 1 x 32 block) or F32 or BF16 [3, 2] (one for "
+             "each 128 "
+             "x 128 block) or F32 or BF16 [] (one for the whole tensor)",
+             "convert the checkpoint"}},
+           {{weight, tensor("w_scale_inv", DType::F32, {2}, 1)},
+            {"(F32 [2])", "F32 or BF16 [] (one for the whole"}},
+           {{weight, tensor("w_scale_inv", DType::F16, {}, 1)}, {"(F16 [])", "F32 or BF16 []"}},
+           {{weight, tensor("w_scale_inv", DType::U8, {}, 1)}, {"(U8 [])", "U8 or F8_E8M0 [4, 2]"}},
+           {{weight, tensor("w_scale_inv", DType::F32, {1, 1, 1}, 1)}, {"(F32 [1, 1, 1])"}},
            {{tensor("w", DType::F8_E4M3, {2, 2, 40}), tensor("w_scale_inv", DType::U8, {4, 2})},
             {"(F8_E4M3 [2, 2, 40])", "a matrix"}},
+           {{tensor("w", DType::F8_E4M3, {40}), tensor("w_scale_inv", DType::F32, {})},
+            {"(F8_E4M3 [40])", "a matrix"}},
        }) {
     const Catalog catalog = catalog_of(bad.tensors);
     expect_error(ErrorKind::mismatch, bad.texts, [&] { encoding_of(catalog, catalog.find("w")); });
   }
+}
+
+TEST(block_scales, scales_under_two_names_are_refused_since_one_of_them_would_be_passed_over) {
+  const Catalog catalog =
+      catalog_of({tensor("a.weight", DType::F8_E4M3, {4, 40}), tensor("a.weight_scale", DType::F32, {}, 1),
+                  tensor("a.weight_scale_inv", DType::U8, {4, 2})});
+  expect_error(ErrorKind::mismatch,
+               {"a.weight in first.safetensors", "a.weight_scale in second.safetensors (F32 [])",
+                "a.weight_scale_inv in first.safetensors (U8 [4, 2])"},
+               [&] { encoding_of(catalog, catalog.find("a.weight")); });
 }
 
 }  // namespace

@@ -170,6 +170,36 @@ TEST(box, union_volume_counts_the_elements_that_any_box_holds) {
   }
 }
 
+TEST(box, union_of_holds_each_element_of_the_boxes_once_and_nothing_else) {
+  Random random(6);
+  for (int round = 0; round < 1000; ++round) {
+    const Box region = random_region(random, random.between(0, 4), 1);
+    std::vector<Box> boxes;
+    for (std::int64_t n = random.between(0, 6); n > 0; --n) boxes.push_back(random_part(random, region, 0));
+    std::vector<int> expected = marks(region, boxes);
+    for (int& count : expected) count = std::min(count, 1);
+    ASSERT_EQ(marks(region, union_of(boxes)), expected) << "round " << round;
+  }
+}
+
+TEST(box, union_of_a_grid_is_one_box_in_any_order_and_however_often_each_comes) {
+  Random random(7);
+  for (int round = 0; round < 100; ++round) {
+    const Shape cells = random_shape(random, random.between(1, 4), 1, 4);
+    const Shape cell = random_shape(random, std::ssize(cells), 1, 3);
+    Shape size = cells;
+    for (std::size_t d = 0; d < size.size(); ++d) size[d] *= cell[d];
+    std::vector<Box> boxes;
+    for_each_index(cells, [&](const Shape& at) {
+      Shape offset = at;
+      for (std::size_t d = 0; d < offset.size(); ++d) offset[d] *= cell[d];
+      for (std::int64_t times = random.between(1, 3); times > 0; --times) boxes.push_back({offset, cell});
+    });
+    random.shuffle(boxes);
+    ASSERT_EQ(union_of(boxes), std::vector<Box>{whole(size)}) << "round " << round;
+  }
+}
+
 TEST(box, contiguous_strides_count_the_elements_between_neighbours) {
   Random random(4);
   for (int round = 0; round < 200; ++round) {

@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "planner/mesh.h"
 #include "planner/models/models.h"
 #include "planner/native_tensors.h"
 #include "tests/planner/random_checkpoint.h"
@@ -44,9 +45,13 @@ Origin defined_origin(const Catalog& catalog, const Native& native, const Shape&
   Origin origin;
   std::tie(origin.tensor, origin.element) = find_element(catalog, hf.name, hf.index);
   if (hf.index.size() != 2) return origin;
-  const Shape scale = {hf.index[0], hf.index[1] / 32};
-  std::tie(origin.scale_tensor, origin.scale) = find_element(catalog, hf.name + "_scale_inv", scale);
-  if (origin.scale_tensor >= 0) origin.in_block = {0, hf.index[1] % 32};
+  for (const char* suffix : {"_scale_inv", "_scale"}) {
+    const std::span<const SourceTensor> scales = catalog.find(hf.name + suffix);
+    if (scales.empty()) continue;
+    const ScaleElement scale = scale_element(scales.front().dtype, Catalog::global_shape(scales), hf.index);
+    std::tie(origin.scale_tensor, origin.scale) = find_element(catalog, hf.name + suffix, scale.index);
+    origin.in_block = scale.in_block;
+  }
   return origin;
 }
 
@@ -71,8 +76,8 @@ std::vector<std::vector<Origin>> run(const LoadPlan& plan, const Catalog& catalo
         const Shape in_blocks = {step[0] + transfer.first_row_in_block,
                                  step[1] + transfer.first_column_in_block};
         const Shape block = {transfer.encoding.block_rows, transfer.encoding.block_columns};
-        const Shape scale = {transfer.scale_box.offset[0] + in_blocks[0] / block[0],
-                             transfer.scale_box.offset[1] + in_blocks[1] / block[1]};
+        Shape scale = transfer.scale_box.offset;
+        if (scale.size() == 2) scale = plus(scale, {in_blocks[0] / block[0], in_blocks[1] / block[1]});
         EXPECT_TRUE(holds(transfer.scale_box, scale)) << scales.name;
         EXPECT_TRUE(holds(whole(scales.shape), scale)) << scales.name;
         origin.scale_tensor = transfer.scales;
@@ -89,7 +94,7 @@ std::vector<std::vector<Origin>> run(const LoadPlan& plan, const Catalog& catalo
 TEST(load_plan, every_destination_element_comes_from_where_the_definition_says) {
   Random random(1);
   for (int round = 0; round < 150; ++round) {
-    const RandomModel model = random_model(random);
+    const RandomModel model = random_model(random, random.once_in(10) ? 300 : 70);
     const Catalog catalog = catalog_of(random, model.stored);
     const WeightMap map = weight_map_for(catalog, "minimax_m3");
     std::vector<Native> natives;
@@ -251,6 +256,14 @@ TEST(load_plan_problems, a_scale_of_the_wrong_shape_or_dtype) {
   job.tensor(layer + "self_attn.q_proj.weight_scale_inv") = {
       layer + "self_attn.q_proj.weight_scale_inv", DType::BF16, {64, 2}};
   job.expect_problem({q_proj, "self_attn.q_proj.weight_scale_inv", "BF16", "U8 or F8_E8M0"});
+}
+
+TEST(load_plan_problems, a_scale_for_the_whole_tensor_with_two_elements) {
+  Job job;
+  job.tensor(layer + "self_attn.q_proj.weight_scale_inv") = {
+      layer + "self_attn.q_proj.weight_scale_inv", DType::F32, {2}};
+  job.expect_problem({q_proj, "self_attn.q_proj.weight_scale_inv in model.safetensors (F32 [2])",
+                      "F32 or BF16 [] (one for the whole tensor)"});
 }
 
 TEST(load_plan_problems, a_scale_beside_a_plain_weight) {

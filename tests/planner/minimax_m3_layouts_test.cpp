@@ -8,6 +8,7 @@
 #include <set>
 
 #include "planner/load_plan.h"
+#include "planner/mesh.h"
 #include "planner/models/models.h"
 #include "planner/native_tensors.h"
 #include "planner/request_list.h"

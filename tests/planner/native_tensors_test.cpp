@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include "planner/models/models.h"
-#include "tests/planner/random_layouts.h"
 #include "tests/planner/released_model.h"
 #include "tests/storage/checkpoint_files.h"
 
@@ -49,54 +48,27 @@ TEST(native_tensors, an_absurd_expert_number_is_refused_before_anything_is_count
   }
 }
 
-TEST(native_tensors, a_mesh_is_read_from_names_and_sizes_and_nothing_else) {
-  const std::vector<MeshDimension> mesh = parse_mesh("ep=8,ep_shard=2");
-  ASSERT_EQ(mesh.size(), 2U);
-  EXPECT_EQ(mesh[0].name, "ep");
-  EXPECT_EQ(mesh[0].size, 8);
-  EXPECT_EQ(mesh[1].name, "ep_shard");
-  EXPECT_EQ(mesh[1].size, 2);
-  EXPECT_TRUE(parse_mesh("").empty());
-  for (const char* text :
-       {"ep", "ep=", "ep=0", "ep=-2", "ep=x", "ep=8x", "tp=2", "=2", ",", "ep=2,", ",ep=2", "ep=2,,shard=2",
-        "ep = 2", "ep=99999999999999999999", "ep=2=3", "ep=4611686018427387904,shard=4611686018427387904"})
-    expect_error(ErrorKind::argument, {"mesh", text}, [&] { parse_mesh(text); });
-}
-
-TEST(native_tensors, a_mesh_dimension_shards_the_tensors_that_it_speaks_of) {
-  const NativeTensor experts{"e", DType::BF16, {8, 6, 4}, true};
-  const NativeTensor matrix{"m", DType::BF16, {8, 6}, false};
-  const NativeTensor scalar{"s", DType::BF16, {}, false};
-  const auto sharded = [](const NativeTensor& tensor, const char* name) {
-    const Placement placement = placements_on_mesh(tensor, {{name, 2}})[0];
-    return placement.kind == Placement::Kind::shard ? placement.dimension : -1;
-  };
-  const std::map<std::string, std::array<int, 3>> expected = {
-      {"ep", {0, -1, -1}},   {"ep_shard", {1, -1, -1}}, {"ep_replicate", {-1, -1, -1}},
-      {"fsdp", {-1, 0, -1}}, {"shard", {0, 0, -1}},     {"replicate", {-1, -1, -1}},
-  };
-  for (const auto& [name, dimensions] : expected) {
-    EXPECT_EQ(sharded(experts, name.c_str()), dimensions[0]) << name;
-    EXPECT_EQ(sharded(matrix, name.c_str()), dimensions[1]) << name;
-    EXPECT_EQ(sharded(scalar, name.c_str()), dimensions[2]) << name;
+TEST(native_tensors, each_knows_its_layer_in_every_layout) {
+  const Catalog catalog = preset_catalog("tiny");
+  for (const char* layout : {"automodel", "transformers", "huggingface"}) {
+    std::map<std::int64_t, int> count;
+    for (const NativeTensor& tensor : native_tensors(catalog, weight_map_for(catalog, "auto", layout))) {
+      const bool is_vision = tensor.fqn.find("vision") != std::string::npos ||
+                             tensor.fqn.find("multi_modal_projector") != std::string::npos ||
+                             tensor.fqn.find("patch_merge") != std::string::npos;
+      const bool is_mtp = tensor.fqn.find("mtp.") != std::string::npos;
+      const std::size_t layers = tensor.fqn.find("layers.");
+      std::int64_t layer = after_layers;  // by the name: what is left is the norm and the head
+      if (is_vision || tensor.fqn.find("embed_tokens") != std::string::npos) {
+        layer = before_layers;
+      } else if (!is_mtp && layers != std::string::npos) {
+        layer = std::stoi(tensor.fqn.substr(layers + 7));
+      }
+      EXPECT_EQ(tensor.layer, layer) << layout << " " << tensor.fqn;
+      ++count[tensor.layer];
+    }
+    EXPECT_EQ(count.size(), 5U) << layout;  // three layers, and what comes before and after them
   }
-}
-
-TEST(native_tensors, ranks_are_numbered_row_major_over_the_mesh) {
-  const NativeTensor experts{"e", DType::BF16, {5, 6, 4}, true};
-  const std::vector<MeshDimension> mesh = parse_mesh("ep=2,ep_shard=3");
-  const Mesh reference{{2, 3}, {{Placement::Kind::shard, 0, 1}, {Placement::Kind::shard, 1, 1}}};
-  std::int64_t rank = 0;
-  for_each_index({2, 3}, [&](const Shape& coordinate) {
-    const TensorSpec spec = specs_on_mesh({experts}, mesh, rank++).at(0);
-    const IndexLists lists = index_lists(experts.shape, reference, coordinate);
-    EXPECT_EQ(spec.local_shape, shape_of(lists));
-    EXPECT_EQ(spec.boxes.at(0).global.offset, global_index(lists, {0, 0, 0}));
-  });
-  for (const std::int64_t bad : {-1, 6})
-    expect_error(ErrorKind::argument, {std::to_string(bad), "6 ranks"},
-                 [&] { specs_on_mesh({experts}, mesh, bad); });
-  EXPECT_EQ(specs_on_mesh({experts}, {}, 0).at(0).local_shape, experts.shape);
 }
 
 }  // namespace

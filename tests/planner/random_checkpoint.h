@@ -62,9 +62,38 @@ inline HfElement hf_element(const Native& native, const Shape& at) {
   return {expert + "w3.weight", {at[2] - half, at[1]}};
 }
 
+/// The plain reference for scales: where that of an element lies in a tensor of scales of this dtype and
+/// shape, and where the element lies in its block.
+struct ScaleElement {
+  Shape index;
+  Shape in_block;
+};
+
+inline ScaleElement scale_element(DType dtype, const Shape& scale_shape, const Shape& at) {
+  if (dtype == DType::U8 || dtype == DType::F8_E8M0) return {{at[0], at[1] / 32}, {0, at[1] % 32}};
+  if (volume(scale_shape) == 1) return {Shape(scale_shape.size(), 0), at};
+  return {{at[0] / 128, at[1] / 128}, {at[0] % 128, at[1] % 128}};
+}
+
 /// Chunks that cover the tensor, at most four. Random cuts fall anywhere inside a block of scales.
 inline std::vector<Box> random_chunks(Random& random, const Shape& shape) {
   return random_tiling(random, whole(shape), random.once_in(2) ? random.between(1, 3) : 0);
+}
+
+/// Scales of a weight, in one of the encodings there are and under one of the names.
+inline Stored random_scales(Random& random, const std::string& weight, const Shape& shape) {
+  Stored scales;
+  scales.name = weight + (weight.ends_with(".weight") && random.once_in(3) ? "_scale" : "_scale_inv");
+  scales.dtype = random.one_of<DType>({DType::U8, DType::F8_E8M0, DType::F32, DType::BF16});
+  if (scales.dtype == DType::U8 || scales.dtype == DType::F8_E8M0) {
+    scales.shape = {shape[0], (shape[1] + 31) / 32};
+  } else if (random.once_in(3)) {
+    scales.shape = random.one_of<Shape>({{}, {1}, {1, 1}});
+  } else {
+    scales.shape = {(shape[0] + 127) / 128, (shape[1] + 127) / 128};
+  }
+  scales.chunks = random_chunks(random, scales.shape);
+  return scales;
 }
 
 /// A small model with M3's names and odd sizes; any matrix may be block-scaled or plain, whole or in chunks.
@@ -100,11 +129,9 @@ inline RandomModel random_model(Random& random, std::int64_t largest = 70) {
     for (const auto& [name, shape] : shapes) {
       const bool scaled = shape.size() == 2 && !random.once_in(3);
       const DType plain = native.dtype == DType::I64 ? DType::I64 : wide();
-      model.stored.push_back({name, scaled ? DType::F8_E4M3 : plain, shape, random_chunks(random, shape)});
-      if (!scaled) continue;
-      const Shape scales = {shape[0], (shape[1] + 31) / 32};
-      model.stored.push_back({name + "_scale_inv", random.once_in(3) ? DType::F8_E8M0 : DType::U8, scales,
-                              random_chunks(random, scales)});
+      const DType dtype = scaled ? random.one_of<DType>({DType::F8_E4M3, DType::F8_E5M2}) : plain;
+      model.stored.push_back({name, dtype, shape, random_chunks(random, shape)});
+      if (scaled) model.stored.push_back(random_scales(random, name, shape));
     }
   }
   return model;

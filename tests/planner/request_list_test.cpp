@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "planner/mesh.h"
 #include "planner/models/models.h"
 #include "planner/native_tensors.h"
 #include "tests/planner/random_layouts.h"

@@ -95,13 +95,26 @@ class Sizes:
     vision_hidden: int = 12
 
 
+SCALE_DTYPES = {"mxfp8": "U8", "block_fp8": "F32", "tensor_fp8": "F32"}
+
+
+def scale_shape(encoding: str, rows: int, columns: int) -> tuple[int, ...]:
+    if encoding == "tensor_fp8":
+        return ()
+    down, across = (1, 32) if encoding == "mxfp8" else (128, 128)
+    return math.ceil(rows / down), math.ceil(columns / across)
+
+
 def made_up_m3(
     sizes: Sizes = Sizes(),
     seed: int = 0,
     *,
     prefix: str = "language_model.",
     quantized: bool = True,
-    scale_dtype: str = "U8",
+    encoding: str = "mxfp8",
+    element_dtype: str = "F8_E4M3",
+    scale_dtype: str | None = None,
+    scale_suffix: str = "_scale_inv",
     plain_dtype: str = "BF16",
 ) -> Tensors:
     """All tensors of a model with M3's names. `prefix` "language_model." is VL's, "" and "bare" text-only."""
@@ -114,8 +127,9 @@ def made_up_m3(
 
     def scaled(name: str, rows: int, columns: int) -> None:
         if quantized:
-            tensors[name] = random_tensor(rng, "F8_E4M3", (rows, columns))
-            tensors[name + "_scale_inv"] = random_tensor(rng, scale_dtype, (rows, math.ceil(columns / 32)))
+            shape = scale_shape(encoding, rows, columns)
+            tensors[name] = random_tensor(rng, element_dtype, (rows, columns))
+            tensors[name + scale_suffix] = random_tensor(rng, scale_dtype or SCALE_DTYPES[encoding], shape)
         else:
             plain(name, rows, columns)
 

@@ -9,14 +9,13 @@ from reference import Stored
 
 RAW_DTYPES = reference.TORCH_DTYPES | {
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.float8_e8m0fnu,
 }
 
 
 def as_stored(stored: Stored) -> torch.Tensor:
-    raw = reference.tensor_of(stored.raw(), torch.uint8) if stored.dtype in ("F8_E4M3", "F8_E8M0") else None
-    dtype = RAW_DTYPES[stored.dtype]
-    return reference.tensor_of(stored.raw(), dtype) if raw is None else raw.view(dtype)
+    return reference.tensor_of(stored.raw(), RAW_DTYPES[stored.dtype])
 
 
 def hf_state_dict(directory: str | Path) -> dict[str, torch.Tensor]:

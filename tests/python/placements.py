@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from reference import Stored
+from reference import ITEM_BYTES, Stored, scale_index, scales_of
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
@@ -49,7 +49,7 @@ def bytes_held(
     """
     total = 0
     for hf, which, expert in parts:
-        weight, scales = checkpoint[hf], checkpoint.get(hf + "_scale_inv")
+        weight, scales = checkpoint[hf], scales_of(checkpoint, hf)
         if which is None:
             in_weight = held
         elif expert is not None and expert not in held[0]:
@@ -61,5 +61,7 @@ def bytes_held(
         counts = [len(np.unique(indices)) for indices in in_weight]
         total += math.prod(counts) * weight.nbytes // max(1, math.prod(weight.shape))
         if scales and math.prod(counts):
-            total += counts[0] * len(np.unique(in_weight[1] // 32))
+            grid = np.zeros(scales.shape, dtype=bool)
+            grid[scale_index(scales, *in_weight)] = True
+            total += int(grid.sum()) * ITEM_BYTES[scales.dtype]
     return total

@@ -1,7 +1,8 @@
 """What a load must give, computed the plain way.
 
-Nothing here is shared with the code under test: files are read with `open`, `struct` and `json`; an MXFP8
-number is a `Fraction` that is rounded once; the names are an `if` after another. Slow, and meant to be read.
+Nothing here is shared with the code under test: files are read with `open`, `struct` and `json`; an FP8
+number is a `Fraction`, and what it becomes is rounded by hand; the names are an `if` after another. Slow,
+and meant to be read.
 """
 
 import functools
@@ -9,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -127,37 +128,79 @@ def round_fraction(value: Fraction, to: Float) -> int:
     return min(((exponent - to.smallest_exponent) << to.mantissa_bits) + count, to.infinity)
 
 
-def e4m3(code: int) -> Fraction | None:
-    """Magnitude of a float8 e4m3 ("fn") code; None for NaN."""
+def e4m3(code: int) -> Fraction | float:
+    """Magnitude of a float8 e4m3 ("fn") code; the one float is NaN."""
     exponent, mantissa = code >> 3 & 15, code & 7
     if exponent == 15 and mantissa == 7:
-        return None
+        return math.nan
     if exponent == 0:
         return mantissa * Fraction(2) ** -9
     return (8 + mantissa) * Fraction(2) ** (exponent - 10)
 
 
+def e5m2(code: int) -> Fraction | float:
+    """Magnitude of a float8 e5m2 code; floats are infinity and NaN."""
+    exponent, mantissa = code >> 2 & 31, code & 3
+    if exponent == 31:
+        return math.nan if mantissa else math.inf
+    if exponent == 0:
+        return mantissa * Fraction(2) ** -16
+    return (4 + mantissa) * Fraction(2) ** (exponent - 17)
+
+
+MAGNITUDES = {"F8_E4M3": e4m3, "F8_E5M2": e5m2}
+
+
 @functools.cache
-def mxfp8_table(dtype: torch.dtype) -> np.ndarray:
-    """table[scale byte, element byte] is the bits of element × 2^(scale − 127) in `dtype`."""
+def mx_table(element: str, dtype: torch.dtype) -> np.ndarray:
+    """table[scale byte, element byte] is the bits of element × 2^(scale − 127) in `dtype`, rounded once."""
     to = FLOATS[dtype]
     table = np.empty((256, 256), dtype=f"u{to.bits // 8}")
     for code in range(256):
-        magnitude, sign = e4m3(code), code >> 7 << (to.bits - 1)
+        magnitude, sign = MAGNITUDES[element](code), code >> 7 << (to.bits - 1)
         for scale in range(256):
-            if magnitude is None or scale == 255:
+            if scale == 255 or magnitude != magnitude:
                 table[scale, code] = to.nan
+            elif magnitude == math.inf:
+                table[scale, code] = sign | to.infinity
             else:
                 table[scale, code] = sign | round_fraction(magnitude * Fraction(2) ** (scale - 127), to)
     return table
 
 
-def decode_mxfp8(weight: np.ndarray, scales: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    """`weight` [out, in] of e4m3 bytes, `scales` [out, ceil(in/32)] of e8m0 bytes."""
+def decode_mxfp8(
+    weight: np.ndarray, scales: np.ndarray, dtype: torch.dtype, block: int = 32, element: str = "F8_E4M3"
+) -> torch.Tensor:
+    """`weight` [out, in] of FP8 bytes, `scales` [out, ceil(in / block)] of e8m0 bytes."""
     rows, columns = weight.shape
-    assert scales.shape == (rows, math.ceil(columns / 32))
-    scale_of_column = np.arange(columns) // 32
-    return tensor_of(mxfp8_table(dtype)[scales[:, scale_of_column], weight], dtype)
+    assert scales.shape == (rows, math.ceil(columns / block))
+    scale_of_column = np.arange(columns) // block
+    return tensor_of(mx_table(element, dtype)[scales[:, scale_of_column], weight], dtype)
+
+
+def scale_index(scale: "Stored", rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Where the scales of these rows and columns of a weight lie, as a grid of indices."""
+    if scale.dtype in ("U8", "F8_E8M0"):
+        return np.ix_(rows, columns // 32)
+    if math.prod(scale.shape) == 1:
+        return tuple(np.zeros((len(rows), len(columns)), dtype=int) for _ in scale.shape)
+    return np.ix_(rows // 128, columns // 128)
+
+
+def decode_scaled(weight: "Stored", scale: "Stored", dtype: torch.dtype) -> torch.Tensor:
+    """A matrix of FP8 elements times its scales: rounded once for e8m0, else to float32 first."""
+    if scale.dtype in ("U8", "F8_E8M0"):
+        return decode_mxfp8(weight.raw(), scale.raw(), dtype, element=weight.dtype)
+    rows, columns = (np.arange(size) for size in weight.shape)
+    scales = scale.raw()[scale_index(scale, rows, columns)]
+    signs = np.where(np.arange(256) < 128, 1.0, -1.0)
+    values = signs * [float(MAGNITUDES[weight.dtype](code)) for code in range(256)]
+    if scale.dtype == "BF16":
+        scales = scales.astype(np.uint32) << 16
+    with np.errstate(invalid="ignore"):  # infinity times zero
+        products = values[weight.raw()] * scales.view(np.float32).astype(float)  # exact: 4 bits times 24
+    in_f32 = cast(products.view(np.uint64), "F64", torch.float32)
+    return cast(in_f32.view(torch.int32).numpy().view(np.uint32), "F32", dtype)
 
 
 def encode_mxfp8(values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -328,7 +371,7 @@ def native_parts(
     prefix = text_prefix(checkpoint)
     parts: dict[str, list[tuple[str, str | None, int | None]]] = {}
     for hf in checkpoint:
-        if hf.endswith("_scale_inv"):
+        if hf.endswith(SCALE_ENDINGS):
             continue
         if found := NAMES[layout](hf, prefix):
             fqn, which, expert = found
@@ -336,23 +379,36 @@ def native_parts(
     return parts
 
 
+SCALE_ENDINGS = (".weight_scale_inv", ".weight_scale")
+
+
+def scales_of(checkpoint: dict[str, Stored], hf: str) -> Stored | None:
+    return checkpoint.get(hf + "_scale_inv") or checkpoint.get(hf + "_scale")
+
+
 def decode(checkpoint: dict[str, Stored], hf: str, dtype: torch.dtype) -> torch.Tensor:
     weight = checkpoint[hf]
-    if scales := checkpoint.get(hf + "_scale_inv"):
-        return decode_mxfp8(weight.raw(), scales.raw(), dtype)
+    if scales := scales_of(checkpoint, hf):
+        return decode_scaled(weight, scales, dtype)
     return cast(weight.raw(), weight.dtype, dtype)
 
 
 def iterate_native(
-    directory: str | Path, dtypes: Dtypes = None, layout: str = "automodel"
+    directory: str | Path,
+    dtypes: Dtypes = None,
+    layout: str = "automodel",
+    only: Container[str] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Native name and global tensor, one after another.
 
     `dtypes` is one dtype for all, or a function of the native name. None, or a None from the function, means
-    BF16 for what is block-scaled, and otherwise the dtype that is stored.
+    BF16 for what is block-scaled, and otherwise the dtype that is stored. `only` names the tensors that are
+    wanted; None: all.
     """
     checkpoint = read_checkpoint(directory)
     for fqn, parts in native_parts(checkpoint, layout).items():
+        if only is not None and fqn not in only:
+            continue
         first = checkpoint[parts[0][0]]
         dtype = dtypes(fqn) if callable(dtypes) else dtypes
         if dtype is None or not TORCH_DTYPES.get(first.dtype, torch.bfloat16).is_floating_point:
@@ -374,6 +430,9 @@ def iterate_native(
 
 
 def native(
-    directory: str | Path, dtypes: Dtypes = None, layout: str = "automodel"
+    directory: str | Path,
+    dtypes: Dtypes = None,
+    layout: str = "automodel",
+    only: Container[str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    return dict(iterate_native(directory, dtypes, layout))
+    return dict(iterate_native(directory, dtypes, layout, only))

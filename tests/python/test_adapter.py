@@ -88,7 +88,9 @@ def test_every_documented_name_is_there():
     assert (module.MXFP8_BLOCK_SIZE, module._MXFP8_SCALE_INV_IDENTITY) == (32, 127)
     assert isinstance(module._MXFP8_QUANT_KEY_RE, re.Pattern)
     for adapter in (module.MiniMaxM3StateDictAdapter, module.MiniMaxM3VLStateDictAdapter):
-        assert list(inspect.signature(adapter).parameters) == ["config", "moe_config", "backend", "dtype"]
+        parameters = inspect.signature(adapter).parameters.values()
+        documented = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        assert documented == ["config", "moe_config", "backend", "dtype"]
 
 
 def test_configs_are_asked_for_attributes_or_keys_and_nothing_else(tiny: Path, natives: Sd):
@@ -98,6 +100,9 @@ def test_configs_are_asked_for_attributes_or_keys_and_nothing_else(tiny: Path, n
         adapter = MiniMaxM3VLStateDictAdapter(config, moe, object())
         assert differing(adapter.from_hf(hf_state_dict(tiny)), natives) == []
     assert not MiniMaxM3StateDictAdapter(SimpleNamespace(num_mtp_modules=None), None, None)._mtp_enabled
+    assert not MiniMaxM3StateDictAdapter(SimpleNamespace(), None, None)._mtp_enabled
+    assert text(mtp=2)._mtp_enabled and not text(mtp=0)._mtp_enabled
+    assert text()._expert_path_segment == "mlp.experts"
 
 
 # --- from_hf ----------------------------------------------------------------------------------------------------
@@ -207,6 +212,40 @@ def test_from_hf_undoes_to_hf(natives: Sd):
     hf = adapter.to_hf(bare)
     assert not [name for name in hf if name.startswith(("model.", "language_model."))]
     assert differing(adapter.from_hf(hf), bare) == []
+
+
+@pytest.mark.parametrize("kind", ["vl", "text"])
+@pytest.mark.parametrize("layout", ["automodel", "transformers", "huggingface"])
+def test_every_layout_comes_back_from_hf(tiny: Path, tmp_path: Path, layout: str, kind: str):
+    path = tiny
+    if kind == "text":
+        config = {"model_type": "minimax_m3_vl_text"}
+        path = write_checkpoint(tmp_path, made_up_m3(Sizes(vision_layers=0), prefix=""), config=config)
+    make, experts = (vl, 4) if kind == "vl" else (text, 3)
+    natives = reference.native(path, layout=layout)
+    stored = reference.read_checkpoint(path)
+    sources = {hf for parts in reference.native_parts(stored, layout).values() for hf, *_ in parts}
+    hf = make(experts, layout=layout).to_hf(natives)
+    assert hf.keys() == sources
+    for name, tensor in hf.items():
+        assert reference.same(tensor, reference.decode(stored, name, tensor.dtype)), name
+    copies = {name: tensor.clone() for name, tensor in hf.items()}
+    assert differing(make(experts, layout=layout).from_hf(copies), natives) == []
+    adapter = make(experts, layout=layout)
+    back = adapter.from_hf(adapter.to_hf(natives))
+    assert back.keys() == natives.keys() and all(back[fqn] is natives[fqn] for fqn in natives)
+
+
+@pytest.mark.parametrize("reader", [sw.HuggingFaceStorageReader, TorchReader])
+@pytest.mark.parametrize("layout", ["transformers", "huggingface"])
+def test_the_three_step_way_fills_every_layout(tiny: Path, layout: str, reader):
+    expected = reference.native(tiny, layout=layout)
+    state = {fqn: torch.full_like(tensor, 7) for fqn, tensor in expected.items()}
+    adapter = vl(layout=layout)
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tiny)
+    dcp.load(hf, storage_reader=reader(str(tiny)), no_dist=True)
+    loaded = adapter.from_hf(hf)
+    assert differing(loaded, expected) == [] and all(loaded[fqn] is state[fqn] for fqn in state)
 
 
 def test_single_tensors_convert_as_the_whole_does(natives: Sd):
@@ -384,9 +423,7 @@ def test_dequantize_mxfp8_takes_other_block_sizes(block: int):
     rng = np.random.default_rng(2)
     codes = rng.integers(0, 256, (3, 150), dtype=np.uint8)
     scales = rng.integers(100, 150, (3, -(-150 // block)), dtype=np.uint8)
-    expected = reference.tensor_of(
-        reference.mxfp8_table(torch.bfloat16)[scales[:, np.arange(150) // block], codes], torch.bfloat16
-    )
+    expected = reference.decode_mxfp8(codes, scales, torch.bfloat16, block)
     weight = torch.from_numpy(codes).view(torch.float8_e4m3fn)
     assert reference.same(dequantize_mxfp8(weight, torch.from_numpy(scales), block_size=block), expected)
 

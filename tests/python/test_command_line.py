@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import reference
-from checkpoints import config_of, made_up_m3, without, write_checkpoint
+from checkpoints import Tensor, config_of, made_up_m3, without, write_checkpoint
 
 TENSORS_OF_M3 = 46_521
 
@@ -55,6 +55,28 @@ def test_the_full_layout_has_all_tensors_and_takes_little_room(full: Path):
 def test_inspect_counts_the_tensors(full: Path, tiny: Path):
     assert str(TENSORS_OF_M3) in numbers_in(output_of("inspect", full))
     assert str(len(reference.read_checkpoint(tiny))) in output_of("inspect", tiny)
+
+
+def test_inspect_names_the_encodings(tiny: Path, tmp_path: Path):
+    weights = sum(tensor.dtype == "F8_E4M3" for tensor in reference.read_checkpoint(tiny).values())
+    for encoding in ("block_fp8", "tensor_fp8"):
+        output_of("generate", tmp_path / encoding, "--encoding", encoding)
+    mixed = made_up_m3(scale_suffix="_scale") | {
+        "language_model.model.layers.0.self_attn.q_proj.weight_scale": Tensor("F32", (5,), bytes(20))
+    }
+    write_checkpoint(tmp_path / "mixed", mixed, config=config_of())
+    write_checkpoint(tmp_path / "plain", made_up_m3(quantized=False), config=config_of(quantized=False))
+    for path, expected in (
+        (tiny, {"mxfp8": weights}),
+        (tmp_path / "block_fp8", {"block_fp8": weights}),
+        (tmp_path / "tensor_fp8", {"tensor_fp8": weights}),
+        (tmp_path / "mixed", {"mxfp8": sum(t.dtype == "F8_E4M3" for t in mixed.values()) - 1, "unknown": 1}),
+        (tmp_path / "plain", {}),
+    ):
+        facts = json.loads(output_of("inspect", path, "--json"))
+        assert facts["encodings"] == expected and facts["block_scaled_weights"] == sum(expected.values())
+        text = ", ".join(f"{count} {name}" for name, count in expected.items()) or "none"
+        assert text in output_of("inspect", path)
 
 
 def test_plan_says_what_a_rank_would_read(full: Path):

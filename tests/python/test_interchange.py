@@ -1,5 +1,8 @@
 """Either half of DCP may be torch's own: all ways of loading give the same bits."""
 
+import inspect
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict, _load_state_dict_from_keys
 
 
 def loaded(path: Path, reader, planner) -> dict[str, torch.Tensor]:
@@ -50,6 +54,126 @@ def test_torchs_planner_hears_of_a_key_that_the_checkpoint_lacks(tiny: Path):
         dcp.load(
             {"no.such.tensor": torch.zeros(3)}, storage_reader=sw.HuggingFaceStorageReader(tiny), no_dist=True
         )
+
+
+def test_our_reader_is_made_as_torchs_is():
+    theirs = inspect.signature(TorchReader).parameters
+    ours = inspect.signature(sw.HuggingFaceStorageReader).parameters
+    assert list(ours)[: len(theirs)] == list(theirs)
+    assert all(ours[name].kind == theirs[name].kind for name in theirs)
+    added = [parameter for name, parameter in ours.items() if name not in theirs]
+    assert all(p.kind == p.KEYWORD_ONLY and p.default is not p.empty for p in added)
+
+
+def test_our_planner_has_torchs_options():
+    theirs = inspect.signature(dcp.DefaultLoadPlanner).parameters
+    ours = inspect.signature(sw.LoadPlanner).parameters
+    assert {name: parameter.default for name, parameter in theirs.items()} == {
+        name: ours[name].default for name in theirs
+    }
+
+
+def test_torch_rebuilds_a_state_dict_from_nothing_with_our_reader(tiny: Path):
+    """`_load_state_dict_from_keys` makes the tensors by the metadata, under HF names, as they are stored."""
+    theirs = _load_state_dict_from_keys(storage_reader=TorchReader(str(tiny)))
+    for reader in (sw.HuggingFaceStorageReader(tiny), reset_to(tiny)):
+        ours = _load_state_dict_from_keys(storage_reader=reader)
+        assert ours.keys() == theirs.keys() == reference.read_checkpoint(tiny).keys()
+        for name, tensor in theirs.items():
+            assert torch.equal(ours[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def reset_to(path: Path) -> sw.HuggingFaceStorageReader:
+    """A reader of another directory, pointed to this one as `dcp.load(checkpoint_id=...)` does."""
+    reader = sw.HuggingFaceStorageReader(path.parent)
+    assert reader.validate_checkpoint_id(path) and TorchReader.validate_checkpoint_id(path)
+    reader.reset(path)
+    assert Path(reader.checkpoint_id) == path
+    return reader
+
+
+@pytest.mark.parametrize("planner", [dcp.DefaultLoadPlanner, sw.LoadPlanner])
+def test_checkpoint_id_points_our_reader_elsewhere(tiny: Path, planner):
+    native = reference.native(tiny)
+    by_hf_names = planner is dcp.DefaultLoadPlanner
+    name = ("language_model." if by_hf_names else "") + "model.norm.weight"
+    state = {name: torch.zeros_like(native["model.norm.weight"])}
+    reader = sw.HuggingFaceStorageReader(tiny.parent)
+    dcp.load(state, checkpoint_id=str(tiny), storage_reader=reader, planner=planner(), no_dist=True)
+    assert reference.same(state[name], native["model.norm.weight"])
+
+
+def test_our_reader_takes_metadata_that_torchs_has_read(tiny: Path):
+    reader = sw.HuggingFaceStorageReader(tiny)
+    name = "language_model.lm_head.weight"
+    expected = reference.native(tiny)["lm_head.weight"]
+    state = {name: torch.zeros_like(expected)}
+    metadata = TorchReader(str(tiny)).read_metadata()
+    planner = dcp.DefaultLoadPlanner()
+    planner.set_up_planner(state, metadata, True)
+    reader.set_up_storage_reader(metadata, True)
+    reader.read_data(planner.create_local_plan(), planner).wait()
+    assert reference.same(state[name], expected)
+
+
+def test_elements_without_their_scales_are_not_given_silently(tiny: Path):
+    name = "language_model.model.mtp.layers.0.eh_proj.weight"
+    shape = reference.read_checkpoint(tiny)[name].shape
+    with pytest.warns(UserWarning, match=re.escape(name) + r".*scales, which are not applied"):
+        dcp.load(
+            {name: torch.zeros(shape, dtype=torch.bfloat16)},
+            storage_reader=sw.HuggingFaceStorageReader(tiny),
+            no_dist=True,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="torch.distributed is")
+        dcp.load(
+            {name: torch.zeros(shape, dtype=torch.float8_e4m3fn)},
+            storage_reader=sw.HuggingFaceStorageReader(tiny),
+            no_dist=True,
+        )
+
+
+READERS = [sw.HuggingFaceStorageReader, TorchReader]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_empty_state_dict_loads_nothing_as_with_torchs_planner(tiny: Path, reader):
+    for planner in (sw.LoadPlanner(), dcp.DefaultLoadPlanner()):
+        state_dict: dict = {}
+        _load_state_dict(state_dict, reader(str(tiny)), no_dist=True, planner=planner)
+        dcp.load(state_dict, storage_reader=reader(str(tiny)), planner=planner, no_dist=True)
+        assert state_dict == {}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_nested_state_dicts_are_flattened_unless_told_not_to(tiny: Path, reader):
+    expected = reference.native(tiny)["model.layers.0.self_attn.q_proj.weight"]
+    leaf = torch.zeros_like(expected)
+    nested = {"model": {"layers": [{"self_attn": {"q_proj.weight": leaf}}]}}
+    dcp.load(nested, storage_reader=reader(str(tiny)), planner=sw.LoadPlanner(), no_dist=True)
+    assert reference.same(leaf, expected)
+    with pytest.raises(dcp.api.CheckpointException, match="model: expected a tensor"):
+        dcp.load(
+            nested,
+            storage_reader=reader(str(tiny)),
+            planner=sw.LoadPlanner(flatten_state_dict=False),
+            no_dist=True,
+        )
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_partial_load_leaves_what_the_checkpoint_lacks(tiny: Path, reader):
+    expected = reference.native(tiny)["model.norm.weight"]
+    lacking = torch.full((3,), 7.0)
+    state = {"model.norm.weight": torch.zeros_like(expected), "value.head": lacking, "step": 5}
+    with pytest.raises(dcp.api.CheckpointException, match=r"step: expected a tensor[\s\S]*value\.head"):
+        dcp.load(state, storage_reader=reader(str(tiny)), planner=sw.LoadPlanner(), no_dist=True)
+    planner = sw.LoadPlanner(allow_partial_load=True)
+    dcp.load(state, storage_reader=reader(str(tiny)), planner=planner, no_dist=True)
+    assert reference.same(state["model.norm.weight"], expected)
+    assert state["step"] == 5 and state["value.head"] is lacking and lacking.tolist() == [7.0] * 3
 
 
 def test_our_reader_can_stand_where_torchs_stands(tiny: Path):

@@ -6,6 +6,7 @@ import placements
 import pytest
 import reference
 import torch
+from hf_state import as_stored
 from safetensors.torch import save_file
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
@@ -22,11 +23,31 @@ def test_mxfp8_table_equals_torchs_elements_times_powers_of_two_in_float64(dtype
     scales[255] = torch.nan
     products = scales[:, None] * elements  # exact
     expected = reference.cast(products.view(torch.int64).numpy(), "F64", dtype)
-    assert reference.same(reference.tensor_of(reference.mxfp8_table(dtype), dtype), expected)
+    assert reference.same(reference.tensor_of(reference.mx_table("F8_E4M3", dtype), dtype), expected)
+
+
+@pytest.mark.parametrize("element", ["F8_E4M3", "F8_E5M2"])
+@pytest.mark.parametrize("scale_dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 2)])
+def test_scaling_by_floats_equals_deepseeks_formula_in_torch(
+    element: str, scale_dtype: str, shape: tuple[int, ...], tmp_path
+):
+    """weight_dequant of DeepSeek V3, and transformers: x.to(float32) * s, and then to the model's dtype."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "w": checkpoints.random_tensor(rng, element, (300, 200)),
+        "w_scale_inv": checkpoints.random_tensor(rng, scale_dtype, shape),
+    }
+    stored = reference.read_checkpoint(checkpoints.write_checkpoint(tmp_path, tensors))
+    x, s = (as_stored(stored[name]).to(torch.float32) for name in ("w", "w_scale_inv"))
+    if len(shape) == 2:
+        s = s.repeat_interleave(128, 0).repeat_interleave(128, 1)[:300, :200]
+    for dtype in WIDE:
+        assert reference.same(reference.decode(stored, "w", dtype), (x * s).to(dtype))
 
 
 def test_mxfp8_rounds_halves_to_even_at_the_edges_of_bf16():
-    table = reference.tensor_of(reference.mxfp8_table(torch.bfloat16), torch.bfloat16)
+    table = reference.tensor_of(reference.mx_table("F8_E4M3", torch.bfloat16), torch.bfloat16)
     assert table[127, 0x38] == 1.0
     assert table[0, 0x38].item() == 2.0**-127  # subnormal
     assert table[0, 0x01].item() == 0.0  # 2^-136

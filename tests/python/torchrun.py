@@ -11,17 +11,17 @@ from checkpoints import Sizes, write_m3
 HERE = Path(__file__).parent
 
 
-def outcome_of(worker: str, ranks: int, tiny: Path, directory: Path) -> dict[str, str]:
+def outcome_of(worker: str, ranks: int, checkpoint: Path, directory: Path) -> dict[str, str]:
     """What each check of the worker found wrong on any rank; empty where nothing was.
 
-    The worker gets the paths of the tiny checkpoint, of one with odd sizes, and of the file for its result.
+    The worker gets the paths of `checkpoint`, of one with odd sizes, and of the file for its result.
     """
     uneven = write_m3(directory / "uneven", Sizes(hidden=35, inter=21, experts=5, vocab=13, vision_hidden=7))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(ranks), str(HERE / "workers" / worker)]
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     run = subprocess.run(
-        [*command, tiny, uneven, directory / "result.json"],
+        [*command, checkpoint, uneven, directory / "result.json"],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

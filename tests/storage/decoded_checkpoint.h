@@ -84,6 +84,8 @@ inline Format format_of(DType dtype) {
   switch (dtype) {
     case DType::F8_E4M3:
       return {4, 3};
+    case DType::F8_E5M2:
+      return {5, 2};
     case DType::F16:
       return {5, 10};
     case DType::BF16:
@@ -127,11 +129,18 @@ inline bool is_decoded(const Checkpoint& checkpoint, const HfElement& hf, const 
   const std::uint8_t* source = checkpoint.bytes.at(hf.name).data() + flat(hf.index, tensor.shape) * element;
   if (tensor.dtype == dtype) return std::memcmp(source, found, element) == 0;
   double value = value_of(source, tensor.dtype);
-  if (const auto scales = checkpoint.tensors.find(hf.name + "_scale_inv");
-      scales != checkpoint.tensors.end()) {
-    const std::uint8_t scale =
-        checkpoint.bytes.at(scales->first)[flat({hf.index[0], hf.index[1] / 32}, scales->second.shape)];
-    value = scale == 255 ? std::numeric_limits<double>::quiet_NaN() : std::ldexp(value, scale - 127);
+  for (const char* suffix : {"_scale_inv", "_scale"}) {
+    const auto found_scales = checkpoint.tensors.find(hf.name + suffix);
+    if (found_scales == checkpoint.tensors.end()) continue;
+    const Stored& scales = found_scales->second;
+    const std::size_t number = flat(scale_element(scales.dtype, scales.shape, hf.index).index, scales.shape);
+    const std::uint8_t* scale =
+        checkpoint.bytes.at(scales.name).data() + number * static_cast<std::size_t>(bytes_of(scales.dtype));
+    if (scales.dtype == DType::F32 || scales.dtype == DType::BF16) {
+      value = rounded(value * value_of(scale, scales.dtype), DType::F32);
+    } else {
+      value = *scale == 255 ? std::numeric_limits<double>::quiet_NaN() : std::ldexp(value, *scale - 127);
+    }
   }
   const double expected = rounded(value, dtype);
   const double actual = value_of(found, dtype);

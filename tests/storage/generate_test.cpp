@@ -5,6 +5,7 @@
 
 #include <map>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "planner/models/minimax_m3_presets.h"
 #include "storage/read_catalog.h"
@@ -31,6 +32,29 @@ std::map<std::string, std::string> contents(const std::filesystem::path& directo
   return files;
 }
 
+TEST(generate, the_catalog_made_without_writing_is_that_of_the_files) {
+  const TemporaryDirectory directory;
+  for (const std::string preset : {"tiny", "small"}) {
+    make(directory / preset, preset, 0, 0, /*layout_only=*/true);
+    GenerateOptions options;
+    options.preset = preset;
+    const Catalog made = generated_catalog(options);
+    const Catalog read = read_catalog(directory / preset);
+    EXPECT_EQ(made.config, read.config);
+    ASSERT_EQ(made.files.size(), read.files.size());
+    for (std::size_t f = 0; f < read.files.size(); ++f) {
+      EXPECT_EQ(made.files[f].name, read.files[f].name);
+      EXPECT_EQ(made.files[f].size, read.files[f].size);
+    }
+    ASSERT_EQ(made.tensors.size(), read.tensors.size());
+    const auto fields = [](const SourceTensor& t) {
+      return std::tie(t.name, t.dtype, t.shape, t.offset, t.file, t.begin, t.end);
+    };
+    for (std::size_t t = 0; t < read.tensors.size(); ++t)
+      ASSERT_TRUE(fields(made.tensors[t]) == fields(read.tensors[t])) << read.tensors[t].name;
+  }
+}
+
 TEST(generate, equal_seeds_give_equal_bytes_with_any_number_of_threads) {
   const TemporaryDirectory directory;
   make(directory / "one", "tiny", 3, 1);
@@ -44,6 +68,21 @@ TEST(generate, equal_seeds_give_equal_bytes_with_any_number_of_threads) {
   for (const auto& [name, bytes] : one) {
     EXPECT_EQ(other.at(name) == bytes, name.ends_with(".json")) << name;
   }
+}
+
+TEST(generate, writes_each_encoding_and_refuses_others) {
+  const TemporaryDirectory directory;
+  GenerateOptions options;
+  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+    options.encoding = blocks.name;
+    generate(directory / blocks.name, options);
+    const auto counts = scaled_weights(read_catalog(directory / blocks.name));
+    EXPECT_EQ(counts.size(), 1U);
+    EXPECT_GT(counts.begin()->second, 50);
+  }
+  options.encoding = "fp3";
+  expect_error(ErrorKind::argument, {"fp3", "mxfp8, block_fp8, tensor_fp8"},
+               [&] { generate(directory / "other", options); });
 }
 
 TEST(generate, layers_replaces_the_presets_number_of_layers) {

@@ -4,24 +4,37 @@
 #include <sys/stat.h>
 
 #include <chrono>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 
+#include "storage/uring.h"
 #include "tests/storage/decoded_checkpoint.h"
 
 namespace shardwright {
 namespace {
 
+/// Any way to read that this machine has.
+void choose_reads(Random& random, LoadOptions& options) {
+  std::vector<Reads> ways = {Reads::automatic, Reads::pread};
+  if (has_io_uring()) ways.push_back(Reads::io_uring);
+  options.reads = random.one_of(ways);
+  options.direct_io = random.one_of<DirectIo>({DirectIo::automatic, DirectIo::always, DirectIo::never});
+  options.huge_pages = random.between(0, 3) == 0;
+}
+
 TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touched) {
   Random random(1);
   for (int round = 0; round < 60; ++round) {
-    const RandomModel model = random_model(random);
+    const RandomModel model = random_model(random, random.once_in(8) ? 300 : 70);
     const Checkpoint checkpoint(random, model.stored);
     const Destinations destinations(random, model);
     const LoadPlan plan = destinations.plan(checkpoint);
     LoadOptions options;
     options.threads = static_cast<int>(random.between(1, 4));
-    options.staging_bytes = static_cast<std::size_t>(random.one_of<int>({0, 4096, 9000, 20000, 100000}));
+    options.staging_bytes =
+        static_cast<std::size_t>(random.one_of<int>({0, 4096, 9000, 20000, 100000, 1 << 20, 5 << 20}));
+    choose_reads(random, options);
     const LoadReport report = load(plan, checkpoint.catalog, destinations.specs, options);
     ASSERT_NO_FATAL_FAILURE(destinations.expect_decoded(checkpoint)) << "round " << round;
 
@@ -36,7 +49,15 @@ TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touche
     EXPECT_EQ(report.bytes_needed, plan.bytes_needed);
     EXPECT_EQ(report.bytes_written, plan.bytes_written);
     EXPECT_EQ(report.tensors, plan.tensors);
-    EXPECT_LE(report.threads, options.threads);
+    const bool room_for_pages = options.staging_bytes == 0 || options.staging_bytes >= (64 << 10);
+    EXPECT_EQ(report.files_direct,
+              options.direct_io == DirectIo::always && room_for_pages ? report.files : 0);
+    EXPECT_EQ(report.files_io_uring, options.reads == Reads::io_uring ||
+                                             (options.reads == Reads::automatic && report.files_direct > 0)
+                                         ? report.files
+                                         : 0);
+    const bool waits = options.reads == Reads::pread && report.files_direct > 0;
+    EXPECT_LE(report.threads, options.threads * (waits ? 4 : 1));
     EXPECT_TRUE(options.staging_bytes == 0 || report.peak_staging_bytes <= options.staging_bytes);
   }
 }
@@ -72,6 +93,39 @@ struct OneMatrix {
   }
 };
 
+TEST(load, a_trace_tells_when_each_tensor_was_read_and_decoded) {
+  const OneMatrix job({500, 400});
+  const TemporaryDirectory directory;
+  LoadOptions options;
+  options.trace = directory / "trace.json";
+  options.trace_process = 3;
+  options.staging_bytes = 50000;
+  const LoadReport report = job.run(options);
+  const auto events = nlohmann::json::parse(read_file(options.trace)).at("traceEvents");
+  std::uint64_t read = 0;
+  std::uint64_t decoded = 0;
+  for (const auto& event : events) {
+    EXPECT_EQ(event.at("pid"), 3);
+    if (event.at("ph") == "M") continue;
+    EXPECT_EQ(event.at("ph"), "X");
+    EXPECT_EQ(event.at("args").at("tensor"), "language_model.lm_head.weight");
+    EXPECT_GE(event.at("ts").get<double>(), 0);
+    EXPECT_GE(event.at("dur").get<double>(), 0);
+    EXPECT_LE(event.at("ts").get<double>() + event.at("dur").get<double>(), report.total_seconds * 1e6);
+    (event.at("name") == "decode" ? decoded : read) += event.at("args").at("bytes").get<std::uint64_t>();
+  }
+  EXPECT_EQ(read, report.bytes_read);
+  EXPECT_EQ(decoded, report.bytes_read);
+}
+
+TEST(load, io_uring_where_there_is_none_is_refused) {
+  if (has_io_uring()) return;
+  const OneMatrix job({5, 40});
+  LoadOptions options;
+  options.reads = Reads::io_uring;
+  expect_error(ErrorKind::argument, {"io_uring", "pread"}, [&] { job.run(options); });
+}
+
 TEST(load, rows_longer_than_the_staging_are_read_in_parts) {
   OneMatrix job({3, 9001});
   std::swap(job.specs[0].local_strides[0], job.specs[0].local_strides[1]);
@@ -91,7 +145,7 @@ TEST(load, rows_longer_than_the_staging_are_read_in_parts) {
 
 TEST(load, runs_far_apart_are_read_one_by_one) {
   Random random(3);
-  const Shape shape = {3, 4, 3, 3000};
+  const Shape shape = {3, 4, 3, 6000};
   RandomModel model;
   for (const DType dtype : {DType::F32, DType::BF16}) {
     const std::string fqn = dtype == DType::F32
@@ -111,12 +165,12 @@ TEST(load, runs_far_apart_are_read_one_by_one) {
     destinations.lists[n] = index_lists(shape, mesh, {1, 0, 1});
     destinations.memory[n].give(random, destinations.specs[n]);
   }
-  for (const std::size_t staging : {0, 10000, 50000}) {
+  for (const std::size_t staging : {0, 20000, 50000}) {
     LoadOptions options;
     options.staging_bytes = staging;
     const LoadReport report =
         load(destinations.plan(checkpoint), checkpoint.catalog, destinations.specs, options);
-    EXPECT_EQ(report.bytes_read, 2U * 3 * 2 * 2 * 1500 * 4);
+    EXPECT_EQ(report.bytes_read, 2U * 3 * 2 * 2 * 3000 * 4);
     EXPECT_TRUE(staging != 0 || report.read_requests == 2U * 3 * 2 * 2) << report.read_requests;
     ASSERT_NO_FATAL_FAILURE(destinations.expect_decoded(checkpoint));
   }

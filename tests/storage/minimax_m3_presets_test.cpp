@@ -4,6 +4,7 @@
 
 #include <fstream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
@@ -107,6 +108,30 @@ TEST(minimax_m3_presets, every_scaled_weight_is_followed_by_its_scales) {
       EXPECT_EQ(tensors[i + 1].name, tensors[i].name + "_scale_inv");
       EXPECT_EQ(tensors[i + 1].shape, (Shape{tensors[i].shape[0], (tensors[i].shape[1] + 31) / 32}));
     }
+  }
+}
+
+TEST(minimax_m3_presets, scales_and_config_are_of_the_encoding_asked_for) {
+  const auto form_in = [](const ScaleBlocks& blocks, const std::string& name) {
+    for (const NamedShape& tensor : minimax_m3_checkpoint(*find_minimax_m3_preset("small"), blocks)) {
+      if (tensor.name == name) return form_of(tensor);
+    }
+    return std::string("no such tensor");
+  };
+  const std::string scales =
+      "language_model.model.layers.2.block_sparse_moe.experts.15.w1.weight_scale_inv";  // of [256, 512]
+  const std::map<std::string_view, std::pair<std::string, std::string>> expected = {
+      {"mxfp8", {"U8 256,16", R"(["mxfp8",[1,32]])"}},
+      {"block_fp8", {"F32 2,4", R"(["fp8",[128,128]])"}},
+      {"tensor_fp8", {"F32", R"(["fp8",null])"}},
+  };
+  ASSERT_EQ(known_scale_blocks().size(), expected.size());
+  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+    const auto& [form, quantization] = expected.at(blocks.name);
+    EXPECT_EQ(form_in(blocks, scales), form);
+    auto config = nlohmann::json::parse(minimax_m3_config(*find_minimax_m3_preset("small"), blocks));
+    auto& found = config["quantization_config"];
+    EXPECT_EQ(nlohmann::json({found["quant_method"], found["weight_block_size"]}).dump(), quantization);
   }
 }
 

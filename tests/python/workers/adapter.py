@@ -101,7 +101,8 @@ def check_request(hf: Sd, path: str) -> None:
     for name, tensor in hf.items():
         assert tuple(tensor.shape) == stored[name].shape, name
         if name.endswith("_scale_inv"):
-            assert not isinstance(tensor, DTensor) and (tensor == 127).all()
+            one = 127 if tensor.dtype == torch.uint8 else 1
+            assert not isinstance(tensor, DTensor) and (tensor == one).all()
 
 
 def expert_parallel(path: str, uneven: str) -> None:
@@ -185,6 +186,61 @@ def expert_of(name: str) -> int | None:
 
 def only_experts(hf: Sd, experts: list[int]) -> Sd:
     return {name: t for name, t in hf.items() if expert_of(name) is None or expert_of(name) in experts}
+
+
+def every_layout_comes_back(path: str, uneven: str) -> None:
+    """`from_hf(to_hf(x))` is x, over one mesh dimension and over two, these on different and on the same dimension."""
+    world = dist.get_world_size()
+    flat = init_device_mesh("cpu", (world,), mesh_dim_names=("ep",))
+    square = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("ep", "ep_shard"))
+
+    def over_one(fqn: str, tensor: torch.Tensor):
+        return flat, [Shard(1 if is_joined(fqn) else 0)]
+
+    def over_two(fqn: str, tensor: torch.Tensor):
+        if tensor.dim() == 1 or is_joined(fqn):
+            return square, [Replicate(), Shard(tensor.dim() - 1)]
+        return square, [Shard(0), Shard(2 if "gate_up_proj" in fqn else 1)]
+
+    def twice(fqn: str, tensor: torch.Tensor):
+        if is_grouped(fqn) or is_joined(fqn):
+            return over_two(fqn, tensor)
+        return square, [_StridedShard(0, split_factor=2), Shard(0)] if tensor.dim() == 2 else [Shard(0)] * 2
+
+    for layout in ("automodel", "transformers", "huggingface"):
+        for checkpoint in (path, uneven):
+            count = experts_of(reference.native(checkpoint))
+            natives = reference.native(checkpoint, layout=layout)
+            for sharding in (over_one, over_two, twice):
+                state = {fqn: sharded(whole, *sharding(fqn, whole)) for fqn, whole in natives.items()}
+                adapter = MiniMaxM3VLStateDictAdapter(*configs(count), None, layout=layout)
+                back = adapter.from_hf(adapter.to_hf(state))
+                assert same_parts(back, state) == [], (layout, sharding.__name__)
+                # Without the memory that they came from: the values went by way of HF's names and shapes.
+                copies = {name: tensor.clone() for name, tensor in adapter.to_hf(state).items()}
+                if sharding is over_two and layout != "huggingface":
+                    other = MiniMaxM3VLStateDictAdapter(*configs(count), None, layout=layout)
+                    found = other.from_hf(copies, device_mesh=square)
+                    assert same_local_parts(found, state) == [], layout
+
+
+def is_joined(fqn: str) -> bool:
+    """Gate and up projections of one MLP, row below row."""
+    return fqn.endswith("gate_up_proj.weight")
+
+
+def same_local_parts(found: Sd, expected: Sd) -> list[str]:
+    """Of the tensors of which this rank holds something."""
+    held_here = {fqn: tensor.to_local() for fqn, tensor in expected.items() if tensor.to_local().numel()}
+    return [
+        fqn
+        for fqn, local in held_here.items()
+        if not (fqn in found and reference.same(local_of(found[fqn]), local))
+    ]
+
+
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def a_rank_misses_only_its_own_experts(path: str, uneven: str) -> None:
@@ -296,6 +352,7 @@ CHECKS = [
     matrices_on_dimension_1,
     experts_over_a_mesh_that_replicates,
     plain_tensors_and_a_mesh,
+    every_layout_comes_back,
     a_rank_misses_only_its_own_experts,
     views_for_a_load_are_not_given_back,
     single_weights,

@@ -21,13 +21,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 
-def dcp_load(state: dict[str, torch.Tensor], path: str) -> "sw.LoadReport":
-    reader = sw.HuggingFaceStorageReader(path)
+def dcp_load(state: dict[str, torch.Tensor], path: str, **options) -> "sw.LoadReport":
+    reader = sw.HuggingFaceStorageReader(path, **options)
     dcp.load(state, storage_reader=reader, planner=sw.LoadPlanner())
     return reader.report
 
 
-def check_sharded(path: str, sharding_of) -> None:
+def check_sharded(path: str, sharding_of, **options) -> "sw.LoadReport":
     """`sharding_of(fqn, tensor)` is the mesh and the placements of a tensor, or None for a plain one."""
     expected = reference.native(path)
     checkpoint = reference.read_checkpoint(path)
@@ -46,9 +46,10 @@ def check_sharded(path: str, sharding_of) -> None:
                 state[fqn], mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
             )
         needed += bytes_held(parts[fqn], checkpoint, held)
-    report = dcp_load(state, path)
+    report = dcp_load(state, path, **options)
     assert [fqn for fqn in slices if not destinations[fqn].holds(slices[fqn])] == []
     assert report.bytes_needed == needed
+    return report
 
 
 def is_grouped(fqn: str) -> bool:

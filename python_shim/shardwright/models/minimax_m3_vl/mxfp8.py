@@ -8,7 +8,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
-from shardwright.decoding import SCALE_SUFFIX, Part, fill
+from shardwright.decoding import Part, fill
 from shardwright.native_to_hf import IDENTITY_SCALE
 from shardwright.sharding import Sharding, local_part
 
@@ -70,8 +70,8 @@ def dequantize_mxfp8(
         return part.sharding.wrap(_dequantize_mxfp8_local(part.local, scales.local, block_size, dtype))
     result = part.sharding.empty(dtype, part.local.device)
     decoded = Part(part.sharding, local_part(result))
-    sources = {"weight": part, "weight" + SCALE_SUFFIX: scales}
-    fill({"weight": decoded}, sources, _core.unchanged_names(), block_size=block_size)
+    sources = {"weight": part, "weight_scale_inv": scales}
+    fill({"weight": decoded}, sources, _core.unchanged_names(), mxfp8_block=block_size)
     return result
 
 

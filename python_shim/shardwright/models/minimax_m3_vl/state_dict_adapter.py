@@ -88,15 +88,23 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         moe_config: with ``n_routed_experts``.
         backend: not used; kept as an attribute.
         dtype: of decoded weights and of grouped experts.
+        layout: the trainer's names and shapes, as for :class:`shardwright.LoadPlanner`.
     """
 
     def __init__(
-        self, config: Any, moe_config: Any, backend: Any = None, dtype: torch.dtype = torch.bfloat16
+        self,
+        config: Any,
+        moe_config: Any,
+        backend: Any = None,
+        dtype: torch.dtype = torch.bfloat16,
+        *,
+        layout: str = "automodel",
     ) -> None:
         self.config = config
         self.moe_config = moe_config
         self.backend = backend
         self.dtype = dtype
+        self.layout = layout
         self._uses_model_prefix = True
         self._view_loaded_native_keys: set[str] = set()
         self._origins = Origins()
@@ -144,7 +152,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         transposed views of the groups.
 
         With ``quantization`` it asks for what a checkpoint stores: block-scaled weights are FP8 tensors, not
-        initialised, that lie as the native tensor does; each is followed by its ``_scale_inv``, a plain tensor of
+        initialised, that lie as the native tensor does; each is followed by its scales, a plain tensor of
         global shape. ``checkpoint`` (a directory, or a DCP storage reader of it) says which weights those are; without
         it, the documented rule of names does. ``from_hf`` then decodes into the native tensors given here.
 
@@ -176,21 +184,20 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         **kwargs: Any,
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
-        bare = [key for key in state_dict if _is_bare(key)]
         maps = {False: self._map_for(catalog, [hf_prefix + "model."])}
-        if bare:
+        if any(self._is_bare(key) for key in state_dict):
             maps[True] = self._map_for(catalog, ["layers."])
         for is_bare, weight_map in maps.items():
             natives = []
             for key, value in state_dict.items():
-                if _is_bare(key) != is_bare:
+                if self._is_bare(key) != is_bare:
                     continue
                 fqn = "model." + key if is_bare else key
                 names = _core.hf_names_of(weight_map, fqn)
                 if names and isinstance(value, torch.Tensor):
                     natives.append(Native(fqn, value, self._sharding_of(fqn, value)))
                 else:
-                    name = names[0] if names else hf_prefix + key
+                    name = names[0] if names else self._hf_prefix(hf_prefix) + key
                     if not (exclude_key_regex and re.match(exclude_key_regex, name)):
                         yield name, value
             for _, name, tensor in hf_tensors(
@@ -206,8 +213,16 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
 
     def _map_for(self, catalog: Any, hf_names: list[str]) -> Any:
         if catalog is not None:
-            return _core.weight_map(catalog, FAMILY)
-        return _core.weight_map_for_names(hf_names, FAMILY)
+            return _core.weight_map(catalog, FAMILY, self.layout)
+        return _core.weight_map_for_names(hf_names, FAMILY, self.layout)
+
+    def _is_bare(self, key: str) -> bool:
+        """True for a native name of the text part without ``model.`` before it."""
+        return self.layout == "automodel" and key.startswith(("layers.", "mtp.", "embed_tokens.", "norm."))
+
+    def _hf_prefix(self, hf_prefix: str) -> str:
+        """What stands before a native name that no rule knows, to make an HF name of it."""
+        return hf_prefix if self.layout == "automodel" else ""
 
     def _sharding_of(self, fqn: str, tensor: torch.Tensor) -> Sharding:
         """How a native tensor lies, its experts as its local part says."""
@@ -250,11 +265,13 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
     def _from_hf(
         self, hf_state_dict: dict[str, Any], device_mesh: DeviceMesh | None, *, consume: bool, mtp: bool
     ) -> dict[str, Any]:
-        has_prefix = any(key.startswith(("model.", "language_model.")) for key in hf_state_dict)
+        has_prefix = self.layout != "automodel" or any(
+            key.startswith(("model.", "language_model.")) for key in hf_state_dict
+        )
         natives = native_tensors(
             hf_state_dict,
             dtype=self.dtype,
-            weight_map_of=lambda memory: memory.weight_map(FAMILY),
+            weight_map_of=lambda memory: memory.weight_map(FAMILY, self.layout),
             experts=self._experts,
             device_mesh=device_mesh,
             origins=self._origins,
@@ -317,12 +334,18 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
     """
 
     def __init__(
-        self, config: Any, moe_config: Any, backend: Any = None, dtype: torch.dtype = torch.bfloat16
+        self,
+        config: Any,
+        moe_config: Any,
+        backend: Any = None,
+        dtype: torch.dtype = torch.bfloat16,
+        *,
+        layout: str = "automodel",
     ) -> None:
         self.config = config
         text_config = _setting(config, "text_config")
         self.text_adapter = MiniMaxM3StateDictAdapter(
-            config if text_config is None else text_config, moe_config, backend, dtype
+            config if text_config is None else text_config, moe_config, backend, dtype, layout=layout
         )
 
     @property
@@ -388,11 +411,6 @@ def _plain_names() -> Any:
 def _setting(config: Any, name: str) -> Any:
     """A value of a config, be it an object or a dict; None if it is not there."""
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-
-
-def _is_bare(key: str) -> bool:
-    """True for a native name of the text part without ``model.`` before it."""
-    return key.startswith(("layers.", "mtp.", "embed_tokens.", "norm."))
 
 
 def _spelled(fqn: str, has_prefix: bool) -> str:

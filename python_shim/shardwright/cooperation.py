@@ -1,0 +1,117 @@
+"""Ranks of one node that read together: each needed byte once from the files, the rest from each other."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shardwright import _core
+
+#: Bytes that a rank reads, sends or receives at a time; a rank holds four buffers of that size at most.
+ROUND_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class ReadTogether:
+    """What a rank did of a load that ranks share, and the plan of what is left to itself."""
+
+    rest: Any
+    bytes_read: int
+    bytes_received: int
+    requests: int
+
+
+def _this_node() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
+
+
+@contextmanager
+def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.ProcessGroup | None]:
+    """The ranks to read with: those of this node, or of the group that is given; None if there are no others.
+
+    Collective over the default process group if ``cooperative`` is True: the ranks of a node form a new Gloo group, as
+    the pieces travel in CPU memory. It is destroyed afterwards.
+    """
+    if cooperative is not True:
+        alone = cooperative is False or dist.get_world_size(cooperative) == 1
+        yield None if alone else cooperative
+        return
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        yield None
+        return
+    nodes: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(nodes, _this_node())
+    ranks_of = {node: [r for r, at in enumerate(nodes) if at == node] for node in dict.fromkeys(nodes)}
+    groups = {node: dist.new_group(ranks, backend="gloo") for node, ranks in ranks_of.items()}
+    group = groups[_this_node()]
+    try:
+        yield group if dist.get_world_size(group) > 1 else None
+    finally:
+        dist.destroy_process_group(group)
+
+
+def raise_if_any_failed(group: dist.ProcessGroup, failure: BaseException | None) -> None:
+    """Raises on all ranks if one brings a failure: its own where there is one, else one that names the others'."""
+    failed = torch.tensor([failure is not None], dtype=torch.int32)
+    dist.all_reduce(failed, dist.ReduceOp.MAX, group)
+    if not failed.item():
+        return
+    messages: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(messages, None if failure is None else str(failure), group)
+    if failure is not None:
+        raise failure
+    lines = [
+        f"rank {dist.get_global_rank(group, rank)}: {text}"
+        for rank, text in enumerate(messages)
+        if text is not None
+    ]
+    raise OSError("a rank that this one reads together with has failed:\n" + "\n".join(lines))
+
+
+def read_together(
+    plan: Any, catalog: Any, specs: list[Any], threads: int, group: dist.ProcessGroup
+) -> ReadTogether:
+    """Reads what the group's ranks need in common, each byte on one rank, and hands it over by all-to-all.
+
+    While the bytes of one round are under way, those of the next are read.
+    """
+    load, failure = None, None
+    plans: list[bytes] = [b""] * dist.get_world_size(group)
+    dist.all_gather_object(plans, _core.encode_plan(plan, catalog, specs), group)
+    try:
+        load = _core.CooperativeLoad(plan, catalog, specs, plans, dist.get_rank(group), threads, ROUND_BYTES)
+    except Exception as error:
+        failure = error
+    raise_if_any_failed(group, failure)
+    assert load is not None
+
+    under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]] = []
+    for turn in range(load.rounds):
+        to, come_from = load.bytes_to(turn), load.bytes_from(turn)
+        outgoing = torch.empty(sum(to), dtype=torch.uint8)
+        incoming = torch.empty(sum(come_from), dtype=torch.uint8)
+        try:
+            load.read(turn, outgoing.data_ptr())
+        except Exception as error:
+            failure = error
+        _place(load, under_way)
+        raise_if_any_failed(group, failure)
+        work = dist.all_to_all_single(incoming, outgoing, come_from, to, group=group, async_op=True)
+        under_way.append((turn, work, outgoing, incoming))
+    _place(load, under_way)
+    return ReadTogether(load.rest(), load.bytes_read, load.bytes_received, load.requests)
+
+
+def _place(load: Any, under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]]) -> None:
+    while under_way:
+        turn, work, _, incoming = under_way.pop(0)
+        work.wait()
+        load.place(turn, incoming.data_ptr())

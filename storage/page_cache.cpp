@@ -1,0 +1,53 @@
+#include "storage/page_cache.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace shardwright {
+namespace {
+
+// cachestat(2), Linux 6.5: newer than the headers of the systems that we build on.
+constexpr long cachestat_call = 451;
+
+struct CachestatRange {
+  std::uint64_t offset = 0;
+  std::uint64_t length = 0;  // 0: to the end of the file
+};
+
+struct Cachestat {
+  std::uint64_t cached = 0;  // pages, like all others
+  std::uint64_t dirty = 0;
+  std::uint64_t writeback = 0;
+  std::uint64_t evicted = 0;
+  std::uint64_t recently_evicted = 0;
+};
+
+}  // namespace
+
+std::optional<double> share_in_page_cache(int descriptor, std::uint64_t file_bytes) {
+  CachestatRange range;
+  Cachestat found;
+  if (file_bytes == 0 || ::syscall(cachestat_call, descriptor, &range, &found, 0) != 0) return std::nullopt;
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::uint64_t pages = (file_bytes + page - 1) / page;
+  return static_cast<double>(found.cached) / static_cast<double>(pages);
+}
+
+int open_direct(const char* path) {
+  const int descriptor = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
+#ifdef STATX_DIOALIGN
+  struct statx status {};
+  if (descriptor >= 0 && ::statx(descriptor, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
+      (status.stx_mask & STATX_DIOALIGN) != 0 &&
+      (status.stx_dio_offset_align == 0 || direct_alignment % status.stx_dio_offset_align != 0 ||
+       direct_alignment % status.stx_dio_mem_align != 0)) {
+    ::close(descriptor);
+    return -1;
+  }
+#endif
+  return descriptor;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+namespace shardwright {
+
+/// The share of a file's pages that are in the page cache, 0 to 1, without reading any of them. Nothing where
+/// the kernel does not tell: before Linux 6.5, or for a file that this process could not write.
+std::optional<double> share_in_page_cache(int descriptor, std::uint64_t file_bytes);
+
+/// A descriptor for reading the file past the page cache (O_DIRECT), at offsets, lengths and addresses that
+/// are multiples of direct_alignment; -1 where the file system or its alignment does not allow it. The caller
+/// closes it.
+int open_direct(const char* path);
+
+inline constexpr std::uint64_t direct_alignment = 4096;
+
+}  // namespace shardwright

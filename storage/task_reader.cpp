@@ -1,0 +1,218 @@
+#include "storage/task_reader.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "storage/page_cache.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::uint64_t page = direct_alignment;
+constexpr std::uint64_t cache_line = 64;
+
+/// Weights and scales may each begin and end inside a page.
+constexpr std::size_t room_for_pages = 4 * page;
+
+std::uint64_t rounded_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
+
+/// Reads the pages that hold [begin, begin + length) past the page cache. `to` stands for `begin`. False if
+/// the kernel refuses or the file has ended: the caller reads again, through the page cache, and learns why.
+bool read_pages(int descriptor, std::uint64_t begin, std::uint64_t length, std::byte* to) {
+  const std::uint64_t before = begin % page;
+  const std::uint64_t wanted = before + length;
+  std::uint64_t got = 0;
+  while (got < wanted) {
+    const ssize_t more = ::pread(descriptor, to - before + got, rounded_up(wanted, page) - got,
+                                 static_cast<off_t>(begin - before + got));
+    if (more < 0 && errno == EINTR) continue;
+    if (more <= 0) return false;
+    got += static_cast<std::uint64_t>(more);
+    if (got < wanted && got % page != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+BoxInMemory StagedTask::part() const {
+  return {task.box, elements, task.weights.staged_strides, scales,
+          scales == nullptr ? Shape{} : task.scales.staged_strides};
+}
+
+TaskReader::TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+                       OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers)
+    : plan_(plan),
+      catalog_(catalog),
+      specs_(specs),
+      files_(files),
+      in_background_(in_background),
+      may_read_pages_(buffers.bytes >= smallest_buffer_for_pages) {
+  for (int i = 0; i < buffers.count; ++i) {
+    StagedTask& task = tasks_.emplace_back();
+    task.staging = Staging(buffers.huge_pages);
+    free_.push_back(&task);
+  }
+  if (std::count(in_background.begin(), in_background.end(), true) > 0) {
+    const auto depth = static_cast<unsigned>(std::max(8, 2 * buffers.count));  // weights and scales
+    ring_ = Uring::create(depth);
+    reads_.resize(depth);
+    for (std::uint64_t tag = 0; tag < depth; ++tag) unused_tags_.push_back(tag);
+  }
+}
+
+std::size_t TaskReader::task_bytes_of(std::size_t buffer_bytes) {
+  return buffer_bytes >= smallest_buffer_for_pages ? buffer_bytes - room_for_pages : buffer_bytes;
+}
+
+std::size_t TaskReader::staging_bytes() const {
+  std::size_t bytes = 0;
+  for (const StagedTask& task : tasks_) bytes += task.staging.size();
+  return bytes;
+}
+
+bool TaskReader::reads_pages(const SourceTensor& tensor) const {
+  return may_read_pages_ && files_.of(tensor).direct_descriptor >= 0;
+}
+
+/// Settles where the task's bytes go, and lists the reads that bring them there.
+void TaskReader::lay_out(StagedTask& staged) {
+  const ReadTask& task = staged.task;
+  const Transfer& transfer = plan_.transfers[task.transfer];
+  const SourceTensor& source = catalog_.tensors[transfer.source];
+  extents_.clear();
+  staged.scales = nullptr;
+  staged.is_in_place = false;
+
+  if (task.weights.in_one_request && !reads_pages(source)) {
+    if (std::byte* place = place_as_it_is(transfer, source.dtype, task.box, task.weights.staged_strides,
+                                          specs_[transfer.destination])) {
+      extents_.push_back({&source, task.weights.begin, task.weights.staged_bytes, place, false});
+      staged.is_in_place = true;
+      return;
+    }
+  }
+
+  std::byte* memory = staged.staging.room_for(scales_offset_in_staging(task) + task.scales.staged_bytes +
+                                              (may_read_pages_ ? room_for_pages : 0));
+  std::byte* const elements = add_extents(source, task.weights, memory);
+  staged.elements = elements;
+  if (transfer.scales < 0) return;
+
+  const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
+  Extent& weights = extents_.front();
+  const std::uint64_t end = weights.begin + weights.length;
+  const bool follow = may_read_pages_ && task.weights.in_one_request && task.scales.in_one_request &&
+                      scales.file == source.file && task.scales.begin == end;
+  if (follow) {  // one read brings both
+    staged.scales = elements + (task.scales.begin - weights.begin);
+    weights.length = task.scales.begin + task.scales.staged_bytes - weights.begin;
+  } else {
+    staged.scales = add_extents(scales, task.scales, memory);
+  }
+}
+
+/// Adds the reads for a box, into `memory`, which it moves on. Returns where the box's first byte will be: at
+/// the same offset in a page as in the file, where whole pages are read.
+std::byte* TaskReader::add_extents(const SourceTensor& tensor, const BoxReading& reading,
+                                   std::byte*& memory) {
+  const bool whole_pages = reading.in_one_request && reads_pages(tensor);
+  const std::uint64_t before = whole_pages ? reading.begin % page : 0;
+  const std::uint64_t unit = whole_pages ? page : cache_line;
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  std::byte* const place = memory + (rounded_up(address, unit) - address) + before;
+  memory = place - before + rounded_up(before + reading.staged_bytes, unit);
+  if (reading.in_one_request) {
+    extents_.push_back({&tensor, reading.begin, reading.staged_bytes, place, whole_pages});
+  } else {
+    std::byte* to = place;
+    for_each_run(reading, [&](std::uint64_t begin) {
+      extents_.push_back({&tensor, begin, reading.run_bytes, to, false});
+      to += reading.run_bytes;
+    });
+  }
+  return place;
+}
+
+StagedTask* TaskReader::begin(const ReadTask& task) {
+  StagedTask& staged = *free_.back();
+  free_.pop_back();
+  staged.task = task;
+  lay_out(staged);
+  const bool in_background =
+      ring_ && std::any_of(extents_.begin(), extents_.end(),
+                           [&](const Extent& extent) { return in_background_[extent.tensor->file]; });
+  if (!in_background) {
+    for (const Extent& extent : extents_) read_now(extent);
+    return &staged;
+  }
+  ++tasks_under_way_;
+  staged.reads_under_way = 1;  // stands for this call: the task has not arrived before all reads are begun
+  for (const Extent& extent : extents_) {
+    while (unused_tags_.empty()) finish(ring_->wait());
+    begin_read(staged, extent);
+  }
+  arrived(staged);
+  return nullptr;
+}
+
+StagedTask* TaskReader::wait() {
+  while (ready_.empty()) finish(ring_->wait());
+  StagedTask* const task = ready_.front();
+  ready_.pop_front();
+  return task;
+}
+
+void TaskReader::arrived(StagedTask& task) {
+  if (--task.reads_under_way > 0) return;
+  --tasks_under_way_;
+  ready_.push_back(&task);
+}
+
+void TaskReader::count(std::uint64_t bytes) {
+  ++requests_;
+  bytes_read_ += bytes;
+}
+
+void TaskReader::read_now(const Extent& extent) {
+  if (extent.whole_pages) {
+    count(rounded_up(extent.begin % page + extent.length, page));
+    const int descriptor = files_.of(*extent.tensor).direct_descriptor;
+    if (read_pages(descriptor, extent.begin, extent.length, extent.to)) return;
+  }
+  read_through_cache(extent);
+}
+
+void TaskReader::read_through_cache(const Extent& extent) {
+  count(extent.length);
+  files_.read(*extent.tensor, extent.begin, extent.to, extent.length);
+}
+
+void TaskReader::begin_read(StagedTask& task, const Extent& extent) {
+  const OpenFile& file = files_.of(*extent.tensor);
+  const std::uint64_t before = extent.whole_pages ? extent.begin % page : 0;
+  const std::uint64_t length = extent.whole_pages ? rounded_up(before + extent.length, page) : extent.length;
+  const std::uint64_t tag = unused_tags_.back();
+  ring_->read(extent.whole_pages ? file.direct_descriptor : file.file->descriptor(), extent.begin - before,
+              extent.to - before, static_cast<std::uint32_t>(length), tag);
+  unused_tags_.pop_back();
+  reads_[tag] = {&task, extent};
+  ++task.reads_under_way;
+  count(length);
+}
+
+/// Takes note of a read that has ended. One that failed or fell short is made again through the page cache,
+/// by the call that names what is wrong if it fails again.
+void TaskReader::finish(const Uring::Completion& completion) {
+  const ReadUnderWay read = reads_[completion.tag];
+  unused_tags_.push_back(completion.tag);
+  const std::uint64_t before = read.extent.whole_pages ? read.extent.begin % page : 0;
+  if (completion.result < 0 || static_cast<std::uint64_t>(completion.result) < before + read.extent.length) {
+    read_through_cache(read.extent);
+  }
+  arrived(*read.task);
+}
+
+}  // namespace shardwright

@@ -1,0 +1,117 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "planner/catalog.h"
+#include "planner/load_plan.h"
+#include "planner/tensor_spec.h"
+#include "storage/box_reading.h"
+#include "storage/open_files.h"
+#include "storage/placing.h"
+#include "storage/staging.h"
+#include "storage/uring.h"
+
+namespace shardwright {
+
+/// A task whose bytes have arrived.
+struct StagedTask {
+  ReadTask task;
+  const std::byte* elements = nullptr;  ///< where the weights' first element lies
+  const std::byte* scales = nullptr;    ///< null where there are none
+  bool is_in_place = false;             ///< read to its destination: nothing is left to do
+  Staging staging;
+  int reads_under_way = 0;
+
+  BoxInMemory part() const;
+};
+
+/// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files,
+/// plan, catalog and specs must outlive it.
+class TaskReader {
+ public:
+  struct Buffers {
+    int count = 1;          ///< tasks under way at a time
+    std::size_t bytes = 0;  ///< of staging for each
+    bool huge_pages = false;
+  };
+
+  /// `in_background` says for each of the catalog's files whether it is read by io_uring. Where this thread
+  /// gets no ring, everything is read at once.
+  TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+             OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers);
+
+  /// A buffer must have so many bytes for reads past the page cache.
+  static constexpr std::size_t smallest_buffer_for_pages = std::size_t{64} << 10;
+
+  /// What a task may take of a buffer of that size, so that reads can be rounded out to whole pages.
+  static std::size_t task_bytes_of(std::size_t buffer_bytes);
+
+  bool has_room() const { return !free_.empty() && ready_.empty(); }
+
+  /// Begins to read. Returns the task if it has arrived already, null if it is under way. Needs has_room().
+  /// Throws Error(io) naming file, offset and tensor.
+  StagedTask* begin(const ReadTask& task);
+
+  /// True while a task is under way, or has arrived and was not returned yet.
+  bool is_busy() const { return !ready_.empty() || tasks_under_way_ > 0; }
+
+  /// Waits for a task to arrive. Needs is_busy().
+  StagedTask* wait();
+
+  /// Gives the buffer of a task that was returned back for another.
+  void release(StagedTask& task) { free_.push_back(&task); }
+
+  std::uint64_t bytes_read() const { return bytes_read_; }
+  std::uint64_t requests() const { return requests_; }
+  std::size_t staging_bytes() const;
+  bool has_ring() const { return ring_ != nullptr; }
+
+ private:
+  /// Bytes of a file that are wanted at a place in memory.
+  struct Extent {
+    const SourceTensor* tensor;  ///< for messages, and for the file
+    std::uint64_t begin;
+    std::uint64_t length;
+    std::byte* to;
+    bool whole_pages;  ///< read past the page cache, with the rest of the first and the last page around it
+  };
+  struct ReadUnderWay {
+    StagedTask* task = nullptr;
+    Extent extent{};
+  };
+
+  bool reads_pages(const SourceTensor& tensor) const;
+  void lay_out(StagedTask& staged);
+  std::byte* add_extents(const SourceTensor& tensor, const BoxReading& reading, std::byte*& memory);
+  void read_now(const Extent& extent);
+  void read_through_cache(const Extent& extent);
+  void begin_read(StagedTask& task, const Extent& extent);
+  void finish(const Uring::Completion& completion);
+  void arrived(StagedTask& task);
+  void count(std::uint64_t bytes);
+
+  const LoadPlan& plan_;
+  const Catalog& catalog_;
+  const std::vector<TensorSpec>& specs_;
+  OpenFiles& files_;
+  const std::vector<bool>& in_background_;
+  const bool may_read_pages_;  // buffers are large enough for it
+
+  std::deque<StagedTask> tasks_;  // never moved: others point to them
+  std::vector<StagedTask*> free_;
+  std::deque<StagedTask*> ready_;
+  int tasks_under_way_ = 0;
+  std::vector<Extent> extents_;  // of the task that begins; kept for its memory
+
+  std::vector<ReadUnderWay> reads_;         // by tag
+  std::vector<std::uint64_t> unused_tags_;  // indices of reads_
+  std::uint64_t bytes_read_ = 0;
+  std::uint64_t requests_ = 0;
+  std::unique_ptr<Uring> ring_;  // last: it waits for the kernel before the memory above goes
+};
+
+}  // namespace shardwright

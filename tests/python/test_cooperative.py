@@ -1,0 +1,32 @@
+"""Ranks that read together, under torchrun with 2 and 4 Gloo ranks. The checks are in workers/cooperative.py."""
+
+from pathlib import Path
+
+import pytest
+from torchrun import outcome_of
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["2_ranks", "4_ranks"])
+def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
+    """What each check of the worker found wrong, from one run for all tests."""
+    return outcome_of("cooperative.py", request.param, tiny, tmp_path_factory.mktemp("cooperative"))
+
+
+def test_replicas_are_read_once_on_a_node_and_the_work_is_shared(outcome: dict[str, str]):
+    assert not outcome["replicas"], outcome["replicas"]
+
+
+def test_rows_whose_columns_lie_on_several_ranks_are_read_once(outcome: dict[str, str]):
+    assert not outcome["columns"], outcome["columns"]
+
+
+def test_rows_of_one_rank_stay_with_it(outcome: dict[str, str]):
+    assert not outcome["disjoint_rows"], outcome["disjoint_rows"]
+
+
+def test_a_rank_that_cannot_read_is_named_on_all(outcome: dict[str, str]):
+    assert not outcome["a_rank_that_cannot_read"], outcome["a_rank_that_cannot_read"]
+
+
+def test_a_rank_that_cannot_plan_is_named_on_all(outcome: dict[str, str]):
+    assert not outcome["a_rank_that_cannot_plan"], outcome["a_rank_that_cannot_plan"]

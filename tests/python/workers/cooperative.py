@@ -1,0 +1,116 @@
+"""Runs under torchrun: loads with `cooperative=True`, each compared with the reference on every rank."""
+
+import reference
+import shardwright as sw
+import torch
+import torch.distributed as dist
+from checks import run_checks
+from dcp_load import check_sharded, is_grouped
+from destinations import Destination
+from shardwright import _core
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard
+
+
+def of_all_ranks(value: int) -> list[int]:
+    """So that a check fails on all ranks or on none: they go on to the next together."""
+    values = [0] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def file_bytes(path: str) -> int:
+    return sum(stored.end - stored.begin for stored in sw.read_catalog(path).tensors)
+
+
+def replicas(path: str, uneven: str) -> None:
+    """All ranks hold all: each byte is read once on the node, by ranks that share the work."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for checkpoint in (path, uneven):
+        everything = file_bytes(checkpoint)
+        report = check_sharded(checkpoint, lambda fqn, tensor: (mesh, [Replicate()]), cooperative=True)
+        read, received = of_all_ranks(report.bytes_read), of_all_ranks(report.bytes_received)
+        assert sum(read) == everything, (read, everything)
+        assert [r + c for r, c in zip(read, received, strict=True)] == [everything] * len(read)
+        largest = max(stored.end - stored.begin for stored in sw.read_catalog(checkpoint).tensors)
+        assert max(read) - min(read) <= 2 * largest, read
+
+
+def columns(path: str, uneven: str) -> None:
+    """Shards on the input dimension: rows are read whole, once, and their parts handed out."""
+    world = dist.get_world_size()
+    everyone = init_device_mesh("cpu", (world,))
+    experts = init_device_mesh("cpu", (1, world), mesh_dim_names=("ep", "ep_shard"))
+    for checkpoint in (path, uneven):
+
+        def sharding(fqn, tensor):
+            return (
+                (experts, [Shard(0), Shard(1)]) if is_grouped(fqn) else (everyone, [Shard(tensor.dim() - 1)])
+            )
+
+        alone = sum(of_all_ranks(check_sharded(checkpoint, sharding).bytes_read))
+        report = check_sharded(checkpoint, sharding, cooperative=True)
+        together = sum(of_all_ranks(report.bytes_read))
+        assert together <= 1.01 * file_bytes(checkpoint) < alone, (together, file_bytes(checkpoint), alone)
+
+
+def disjoint_rows(path: str, uneven: str) -> None:
+    """Where ranks need different rows, there is nothing to hand over."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def sharding(fqn, tensor):
+        return (mesh, [Shard(0)]) if tensor.dim() >= 2 else None
+
+    alone = of_all_ranks(check_sharded(path, sharding).bytes_read)
+    report = check_sharded(path, sharding, cooperative=dist.group.WORLD)
+    assert sum(of_all_ranks(report.bytes_read)) == file_bytes(path) < sum(alone)  # vectors are read once
+    assert sum(of_all_ranks(report.bytes_received)) == sum(alone) - file_bytes(path)
+
+
+def a_rank_that_cannot_read(path: str, uneven: str) -> None:
+    """All ranks hear of it, by rank, and none waits for ever."""
+    last = dist.get_world_size() - 1
+
+    class Broken(_core.CooperativeLoad):
+        def read(self, turn, outgoing):
+            raise OSError(5, "the disk is gone")
+
+    expected = reference.native(path)
+    state = {fqn: torch.zeros_like(whole) for fqn, whole in expected.items()}
+    usual = _core.CooperativeLoad
+    if dist.get_rank() == last:
+        _core.CooperativeLoad = Broken
+    try:
+        sw.load(state, path, cooperative=True)
+    except OSError as error:
+        assert "the disk is gone" in str(error), error
+        assert dist.get_rank() == last or f"rank {last}" in str(error), error
+    else:
+        raise AssertionError("not refused")
+    finally:
+        _core.CooperativeLoad = usual
+
+
+def a_rank_that_cannot_plan(path: str, uneven: str) -> None:
+    expected = reference.native(path)
+    destinations = {fqn: Destination(whole.shape, whole.dtype) for fqn, whole in expected.items()}
+    last = dist.get_world_size() - 1
+    if dist.get_rank() == last:
+        destinations["model.norm.weight"] = Destination((3,), torch.float32)
+    try:
+        sw.load(
+            {fqn: destination.tensor for fqn, destination in destinations.items()}, path, cooperative=True
+        )
+    except (sw.PlanError, OSError) as error:
+        assert "model.norm.weight" in str(error), error
+        assert dist.get_rank() == last or f"rank {last}" in str(error), error
+    else:
+        raise AssertionError("not refused")
+    assert [fqn for fqn in destinations if not destinations[fqn].untouched()] == []
+
+
+CHECKS = [replicas, columns, disjoint_rows, a_rank_that_cannot_read, a_rank_that_cannot_plan]
+
+
+if __name__ == "__main__":
+    run_checks(CHECKS)
