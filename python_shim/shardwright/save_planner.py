@@ -44,7 +44,8 @@ class SavePlanner(DefaultSavePlanner):
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         if self._export is None:
-            return super().create_global_plan(all_plans)
+            planned: tuple[list[SavePlan], Metadata] = super().create_global_plan(all_plans)
+            return planned
         self.global_plan, self.metadata = all_plans, Metadata({})
         return self.global_plan, self.metadata
 

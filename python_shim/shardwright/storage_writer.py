@@ -206,7 +206,8 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         if not self._is_export:
-            return super().prepare_global_plan(plans)
+            planned: list[SavePlan] = super().prepare_global_plan(plans)
+            return planned
         destination = Path(self.path)
         self._planned = _core.plan_export([plan.storage_data for plan in plans], self._request, destination)
         temporary = publishing.prepare(destination)
