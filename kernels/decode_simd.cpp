@@ -443,6 +443,8 @@ void transpose_panel(const void* source, std::int64_t row_stride, std::int64_t r
   }
 }
 
+#include "kernels/encode_simd-inl.h"
+
 void finish_streaming() { hwy::FlushStream(); }
 
 const InstructionSet* kernels() {
@@ -459,6 +461,12 @@ const InstructionSet* kernels() {
     result.decode_to_bf16_in_range = decode_to_bf16_in_range;
     result.decode_to_f16 = decode_and_round<ToF16>;
     result.decode_to_f32 = decode_to_f32;
+    result.find_scales_bf16 = find_scales_of_blocks<FromBF16>;
+    result.find_scales_f16 = find_scales_of_blocks<FromF16>;
+    result.find_scales_f32 = find_scales_of_blocks<FromF32>;
+    result.encode_bf16 = encode_blocks<FromBF16>;
+    result.encode_f16 = encode_blocks<FromF16>;
+    result.encode_f32 = encode_blocks<FromF32>;
     result.scale_e4m3 = scale_runs<E4M3, true>();
     result.scale_e5m2 = scale_runs<E5M2, true>();
     result.scale_e4m3_in_range = scale_runs<E4M3, false>();

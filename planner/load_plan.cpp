@@ -41,7 +41,9 @@ class LoadPlanner {
     const auto begin = std::chrono::steady_clock::now();
     problems_.lines = options_.problems;
     for (std::size_t i = 0; i < specs_.size(); ++i) add_destination(static_cast<std::uint32_t>(i));
-    for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
+    if (!options_.exporting) {
+      for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
+    }
     account_for_the_rest();
     if (!prefix_.empty()) {
       problems_.add(
@@ -49,9 +51,12 @@ class LoadPlanner {
           "dict, " +
           ("state_dict['" + prefix_) + "']");
     }
-    problems_.throw_if_any(ErrorKind::mismatch, "cannot load " + catalog_.directory.string() +
-                                                    " into these tensors (layout " + map_.layout +
-                                                    "); nothing has been written:");
+    const std::string directory = catalog_.directory.string();
+    problems_.throw_if_any(
+        ErrorKind::mismatch,
+        (options_.exporting ? "cannot export these tensors with the names and shapes of " + directory
+                            : "cannot load " + directory + " into these tensors") +
+            " (layout " + map_.layout + "); nothing has been written:");
     order_and_count(plan_, specs_, catalog_);
     plan_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return std::move(plan_);
@@ -190,12 +195,7 @@ class LoadPlanner {
   /// The part of `common` (a box of the native tensor) that this chunk of the source stores.
   void add_chunk(std::uint32_t index, const Piece& piece, const LocalBox& local, const Box& common,
                  const Encoding& encoding, const SourceTensor& chunk, std::span<const SourceTensor> scales) {
-    Box wanted{Shape(piece.axes.size()), Shape(piece.axes.size())};  // in the whole HF tensor
-    for (std::size_t i = 0; i < piece.axes.size(); ++i) {
-      const auto axis = static_cast<std::size_t>(piece.axes[i]);
-      wanted.offset[i] = common.offset[axis] - piece.box.offset[axis];
-      wanted.size[i] = common.size[axis];
-    }
+    const Box wanted = hf_box_of(piece, common);
     const Box stored = intersection(wanted, {chunk.offset, chunk.shape});
     if (is_empty(stored)) return;
 

@@ -60,6 +60,7 @@ struct LoadPlanOptions {
   std::vector<std::string> problems;
 
   bool parts_elsewhere = false;  ///< experts that this rank holds nothing of need not be in the catalog
+  bool exporting = false;        ///< read from right to left: destinations are read, and may share memory
 
   /// What the scales of the catalog may be.
   std::vector<ScaleBlocks> scale_blocks = known_scale_blocks();

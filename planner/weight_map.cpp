@@ -88,6 +88,16 @@ std::vector<const Rule*> rules_of(const WeightMap& map, const std::string& fqn, 
 
 }  // namespace
 
+Box hf_box_of(const Piece& piece, const Box& native) {
+  Box box{Shape(piece.axes.size()), Shape(piece.axes.size())};
+  for (std::size_t i = 0; i < piece.axes.size(); ++i) {
+    const auto axis = static_cast<std::size_t>(piece.axes[i]);
+    box.offset[i] = native.offset[axis] - piece.box.offset[axis];
+    box.size[i] = native.size[axis];
+  }
+  return box;
+}
+
 std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape) {
   Captures captures;
   const std::vector<const Rule*> rules = rules_of(map, fqn, captures);

@@ -69,6 +69,9 @@ struct Piece {
   std::int64_t expert;    ///< -1 where the native tensor is not stacked
 };
 
+/// Where a part of the piece's box (a box of the native tensor) lies in the HF tensor.
+Box hf_box_of(const Piece& piece, const Box& native);
+
 /// All HF tensors that make up a native tensor of that name and (global) shape, in the order of experts, then
 /// rules. Empty if no rule knows the name. Throws Error(mismatch) if the shape cannot be what the rule says
 /// (wrong rank, a dimension that does not divide into its parts).

@@ -14,6 +14,8 @@ void bind_state_dicts(pybind11::module_& m);
 /// Planning a save over all ranks. Defined in save_plans.cpp; the classes of module.cpp must be bound before.
 void bind_save_plans(pybind11::module_& m);
 
+/// Exports. Defined in exports.cpp; the classes of module.cpp must be bound before.
+void bind_exports(pybind11::module_& m);
 /// Loads planned for a whole cluster; simulation.cpp.
 void bind_simulate(pybind11::module_& m);
 

@@ -1,5 +1,7 @@
 #include "storage/placing.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/decode.h"
@@ -7,28 +9,6 @@
 
 namespace shardwright {
 namespace {
-
-/// One dimension of a box that is copied: how many indices, and elements between them on either side.
-struct Dimension {
-  std::int64_t size;
-  std::int64_t source_stride;
-  std::int64_t destination_stride;
-};
-
-/// Leaves out dimensions of one index and joins neighbours that run on without a gap on both sides.
-std::vector<Dimension> simplified(const std::vector<Dimension>& dimensions) {
-  std::vector<Dimension> simple;
-  for (const Dimension& inner : dimensions) {
-    if (inner.size == 1) continue;
-    if (!simple.empty() && simple.back().source_stride == inner.size * inner.source_stride &&
-        simple.back().destination_stride == inner.size * inner.destination_stride) {
-      simple.back() = {simple.back().size * inner.size, inner.source_stride, inner.destination_stride};
-    } else {
-      simple.push_back(inner);
-    }
-  }
-  return simple;
-}
 
 /// Where a box goes: the address of its first element, and the stride of each of its dimensions.
 struct Target {
@@ -50,8 +30,8 @@ Target target_of(const Transfer& transfer, const Box& box, const TensorSpec& spe
   return target;
 }
 
-std::vector<Dimension> dimensions_of(const Box& box, const Shape& strides, const Target& target) {
-  std::vector<Dimension> dimensions;
+std::vector<CopiedDimension> dimensions_of(const Box& box, const Shape& strides, const Target& target) {
+  std::vector<CopiedDimension> dimensions;
   for (std::size_t i = 0; i < box.size.size(); ++i) {
     dimensions.push_back({box.size[i], strides[i], target.strides[i]});
   }
@@ -77,20 +57,20 @@ void decode_scaled(const Transfer& transfer, const BoxInMemory& part, const Targ
 
 /// Places a plain box of any rank: the two innermost dimensions as one tile, for each index of the outer
 /// ones.
-void place_plain(const std::vector<Dimension>& dimensions, DType source, DType destination,
+void place_plain(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
                  const std::byte* from, std::byte* to) {
   const std::size_t rank = dimensions.size();
   if (rank > 2) {
-    const std::vector<Dimension> inner(dimensions.begin() + 1, dimensions.end());
+    const std::vector<CopiedDimension> inner(dimensions.begin() + 1, dimensions.end());
     for (std::int64_t i = 0; i < dimensions[0].size; ++i) {
       place_plain(inner, source, destination, from + i * dimensions[0].source_stride * bytes_of(source),
                   to + i * dimensions[0].destination_stride * bytes_of(destination));
     }
     return;
   }
-  const Dimension one{1, 0, 0};
-  const Dimension columns = rank >= 1 ? dimensions[rank - 1] : one;
-  const Dimension rows = rank >= 2 ? dimensions[rank - 2] : one;
+  const CopiedDimension one{1, 0, 0};
+  const CopiedDimension columns = rank >= 1 ? dimensions[rank - 1] : one;
+  const CopiedDimension rows = rank >= 2 ? dimensions[rank - 2] : one;
   // A tile's columns are contiguous in the source; a box with single columns further apart is one of many
   // rows.
   const bool contiguous = columns.size == 1 || columns.source_stride == 1;
@@ -108,6 +88,30 @@ void place_plain(const std::vector<Dimension>& dimensions, DType source, DType d
 
 }  // namespace
 
+std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dimensions) {
+  std::vector<CopiedDimension> simple;
+  for (const CopiedDimension& inner : dimensions) {
+    if (inner.size == 1) continue;
+    if (!simple.empty() && simple.back().source_stride == inner.size * inner.source_stride &&
+        simple.back().destination_stride == inner.size * inner.destination_stride) {
+      simple.back() = {simple.back().size * inner.size, inner.source_stride, inner.destination_stride};
+    } else {
+      simple.push_back(inner);
+    }
+  }
+  return simple;
+}
+
+void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+              const std::byte* from, std::byte* to) {
+  // What is contiguous in the source has to come last.
+  std::vector<CopiedDimension> ordered = dimensions;
+  std::stable_sort(ordered.begin(), ordered.end(), [](const CopiedDimension& a, const CopiedDimension& b) {
+    return std::abs(a.source_stride) > std::abs(b.source_stride);
+  });
+  place_plain(simplified(ordered), source, destination, from, to);
+}
+
 void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
                const TensorSpec& destination) {
   const Target target = target_of(transfer, part.box, destination);
@@ -123,7 +127,7 @@ std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box
                           const TensorSpec& destination) {
   if (transfer.encoding.scaled || source != destination.dtype) return nullptr;
   const Target target = target_of(transfer, box, destination);
-  const std::vector<Dimension> dimensions = dimensions_of(box, strides, target);
+  const std::vector<CopiedDimension> dimensions = dimensions_of(box, strides, target);
   const bool alike = dimensions.empty() || (dimensions.size() == 1 && dimensions[0].source_stride == 1 &&
                                             dimensions[0].destination_stride == 1);
   return alike ? target.data : nullptr;

@@ -21,6 +21,20 @@ struct BoxInMemory {
   Shape scale_strides;  ///< scales, for each dimension of the scale box; 1 for the last, if it has several
 };
 
+/// One dimension of a box that is copied: how many indices, and elements between them on either side.
+struct CopiedDimension {
+  std::int64_t size;
+  std::int64_t source_stride;
+  std::int64_t destination_stride;
+};
+
+/// Leaves out dimensions of one index and joins neighbours that run on without a gap on both sides.
+std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dimensions);
+
+/// Copies a box of any rank, converting as `place` does. The dimensions may come in any order.
+void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+              const std::byte* from, std::byte* to);
+
 /// Decodes (or copies, or casts) the elements to their place in the destination of the transfer.
 void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
                const TensorSpec& destination);

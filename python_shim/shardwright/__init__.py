@@ -1,4 +1,4 @@
-"""Shardwright: plans and runs distributed-checkpoint loads for PyTorch.
+"""Shardwright: plans and runs distributed-checkpoint loads and exports for PyTorch.
 
 A released Hugging Face checkpoint (MiniMax M3: MXFP8, one tensor per expert) goes straight into the sharded BF16
 tensors of a trainer::
@@ -10,6 +10,9 @@ tensors of a trainer::
     report = sw.load(state_dict, path)  # the same without dcp's own collectives
 
 Training is saved and resumed, on any number of ranks, with ``sw.save(state, path)`` and ``sw.load(state, path)``.
+and back, from any placement to the files of a released checkpoint::
+
+    report = sw.export(state_dict, destination, quantization="mxfp8", template=path)
 """
 
 from __future__ import annotations
@@ -22,21 +25,24 @@ from shardwright._core import CheckpointFormatError, PlanError
 if TYPE_CHECKING:
     from shardwright.catalog import generate, read_catalog, request_list
     from shardwright.checkpoints import latest, verify
+    from shardwright.exporting import export
     from shardwright.load_planner import LoadPlanner
     from shardwright.loading import load
     from shardwright.lora import LoraReport, load_lora
     from shardwright.lora_save import save_lora
     from shardwright.native import empty_state_dict
-    from shardwright.report import LoadReport
-    from shardwright.save_planning import SavePlanner
+    from shardwright.report import LoadReport, SaveReport
+    from shardwright.save_planner import SavePlanner
     from shardwright.saving import PendingSave, save
     from shardwright.sharded_reader import ShardedStorageReader
-    from shardwright.sharded_writer import SaveReport, ShardedStorageWriter
+    from shardwright.sharded_writer import ShardedStorageWriter
     from shardwright.storage_reader import HuggingFaceStorageReader
+    from shardwright.storage_writer import HuggingFaceStorageWriter
 
 __all__ = [
     "CheckpointFormatError",
     "HuggingFaceStorageReader",
+    "HuggingFaceStorageWriter",
     "LoadPlanner",
     "LoadReport",
     "PendingSave",
@@ -47,6 +53,7 @@ __all__ = [
     "ShardedStorageReader",
     "ShardedStorageWriter",
     "empty_state_dict",
+    "export",
     "generate",
     "latest",
     "load",
@@ -61,15 +68,17 @@ __all__ = [
 # Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
 _MODULE_OF = {
     "HuggingFaceStorageReader": "storage_reader",
+    "HuggingFaceStorageWriter": "storage_writer",
     "LoadPlanner": "load_planner",
     "LoadReport": "report",
-    "SavePlanner": "save_planning",
     "PendingSave": "saving",
-    "SaveReport": "sharded_writer",
     "ShardedStorageReader": "sharded_reader",
     "ShardedStorageWriter": "sharded_writer",
     "LoraReport": "lora",
+    "SavePlanner": "save_planner",
+    "SaveReport": "report",
     "empty_state_dict": "native",
+    "export": "exporting",
     "generate": "catalog",
     "latest": "checkpoints",
     "load": "loading",

@@ -52,7 +52,7 @@ def _positive_number(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="shardwright", description="Loads FP8 checkpoints into sharded tensors."
+        prog="shardwright", description="Loads FP8 checkpoints into sharded tensors, and writes MXFP8."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -124,6 +124,20 @@ def _parser() -> argparse.ArgumentParser:
     verifying.add_argument("--threads", type=_whole_number, default=None)
     verifying.add_argument("--json", action="store_true")
     verifying.set_defaults(command=_verify)
+
+    exporting = commands.add_parser("export", help="load a checkpoint and write it as another")
+    exporting.add_argument("source", help="a checkpoint: also whose names and other files the result gets")
+    exporting.add_argument("destination", help="the directory to be")
+    exporting.add_argument(
+        "--quantization", choices=["mxfp8", "none"], default="none", help="mxfp8, or BF16 (default)"
+    )
+    exporting.add_argument("--max-shard-size", default="5GB", help="of tensors in a file; default: 5GB")
+    exporting.add_argument(
+        "--ranks", type=_whole_number, default=1, help="Gloo ranks on this machine, sharding dimension 0"
+    )
+    exporting.add_argument("--threads", type=_whole_number, default=None, help="per rank")
+    _add_map_options(exporting)
+    exporting.set_defaults(command=_export)
     return parser
 
 
@@ -451,3 +465,12 @@ def _load(options: argparse.Namespace) -> None:
     from shardwright.trial_load import trial_load
 
     trial_load(options)
+
+
+def _export(options: argparse.Namespace) -> None:
+    if options.ranks < 1:
+        raise ValueError(f"--ranks is {options.ranks}; expected 1 or more")
+    read_catalog(options.source)  # see _load
+    from shardwright.trial_export import trial_export
+
+    trial_export(options)

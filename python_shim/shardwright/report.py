@@ -1,4 +1,4 @@
-"""What a load did."""
+"""What a load or a save did."""
 
 from __future__ import annotations
 
@@ -104,6 +104,69 @@ class LoadReport:
                 groups = _core.grouped_names(names)
                 more = " …" if len(groups) > 3 else ""
                 rows.append((what.replace("_", " "), f"{len(names):,}: {'; '.join(groups[:3])}{more}"))
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())
+
+
+@dataclass
+class SaveReport:
+    """What a save did on this rank.
+
+    ``seconds`` has a value for each phase. Of an export: ``plan``, ``encode`` (encoding, converting and regrouping) and
+    ``write`` (thread seconds divided by the number of threads), ``sync`` (flushing to the device); of a sharded
+    checkpoint ``write`` and ``flush``. And ``total``, the wall time until this rank had written its share.
+    """
+
+    tensors: int = 0  #: stored tensors (or chunks), scales included, of which this rank wrote at least a part
+    objects: int = 0  #: and pickled objects, in a sharded checkpoint
+    files: int = 0  #: that this rank wrote to
+    bytes_needed: int = 0  #: that its parts and headers take in the files
+    bytes_written: int = 0  #: headers included
+    write_requests: int = 0  #: to the operating system; of an export
+    peak_staging_bytes: int = 0  #: memory beside the state: to the files, and copies for asynchronous saving
+    threads: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  #: the template's tensors that were not written
+
+    @classmethod
+    def of(cls, core: Any, total_seconds: float, left_out: list[str]) -> SaveReport:
+        seconds = {
+            "plan": core.plan_seconds,
+            "encode": core.encode_seconds,
+            "write": core.write_seconds,
+            "sync": core.sync_seconds,
+            "total": total_seconds,
+        }
+        return cls(
+            tensors=core.tensors,
+            files=core.files,
+            bytes_needed=core.bytes_needed,
+            bytes_written=core.bytes_written,
+            write_requests=core.write_requests,
+            peak_staging_bytes=core.peak_staging_bytes,
+            threads=core.threads,
+            seconds=seconds,
+            left_out=left_out,
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The report as (what, figure) rows for a table."""
+        rows = [
+            ("tensors", f"{self.tensors:,}"),
+            ("files", f"{self.files:,}"),
+            ("bytes needed", f"{self.bytes_needed:,}"),
+            ("bytes written", f"{self.bytes_written:,}"),
+            ("write requests", f"{self.write_requests:,}"),
+            ("threads", f"{self.threads}"),
+            ("peak staging bytes", f"{self.peak_staging_bytes:,}"),
+        ]
+        rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
+        if self.left_out:
+            groups = _core.grouped_names(self.left_out)
+            more = " …" if len(groups) > 3 else ""
+            rows.append(("left out", f"{len(self.left_out):,}: {'; '.join(groups[:3])}{more}"))
         return rows
 
     def __str__(self) -> str:

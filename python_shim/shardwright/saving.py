@@ -15,7 +15,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
 from shardwright.checkpoints import step_path
-from shardwright.sharded_writer import SaveReport, ShardedStorageWriter
+from shardwright.report import SaveReport
+from shardwright.sharded_writer import ShardedStorageWriter
 
 
 @dataclass

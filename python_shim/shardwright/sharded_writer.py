@@ -32,25 +32,11 @@ from torch.utils._pytree import tree_leaves
 from shardwright import _core
 from shardwright.checkpoints import remove_all_but
 from shardwright.describe import DTYPE_NAMES
+from shardwright.report import SaveReport
 from shardwright.storage_reader import default_threads
 
 #: What gathering a strided shard takes, for each thread (storage/checksum.h).
 _BLOCK_BYTES = 4 << 20
-
-
-@dataclass
-class SaveReport:
-    """What a save did on this rank."""
-
-    tensors: int = 0  #: tensors, or chunks of them, that this rank wrote
-    objects: int = 0  #: and pickled objects
-    files: int = 0
-    bytes_written: int = 0  #: headers included
-    peak_staging_bytes: int = (
-        0  #: memory beside the state: copies for asynchronous saving, from devices, of strides
-    )
-    threads: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  #: "write", "flush" and "total", wall time
 
 
 @dataclass(frozen=True)

@@ -109,3 +109,25 @@ def test_the_list_of_the_released_models_tensors_is_transformers_own(tmp_path: P
         name, _, shape = line.split()
         listed |= dict.fromkeys(unfold(name), tuple(map(int, shape.split(","))))
     assert listed == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("quantization", [None, "mxfp8"])
+def test_transformers_reads_what_is_exported(quantization: str | None, path: Path, tmp_path: Path):
+    """The same numbers as from the checkpoint that the export's tensors were loaded from."""
+    state_dict = sw.empty_state_dict(path)
+    sw.load(state_dict, path)
+    sw.export(state_dict, tmp_path / "to", quantization=quantization, template=path, max_shard_size="10MB")
+    if quantization is None:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            tmp_path / "to", dtype="auto", output_loading_info=True
+        )
+        assert not any(info.values()), info
+        found = model.state_dict()
+    else:
+        found = loaded_by_transformers(tmp_path / "to")
+    expected = loaded_by_transformers(path)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(
+            found[name].contiguous().view(torch.uint8), tensor.contiguous().view(torch.uint8)
+        ), name

@@ -203,6 +203,29 @@ def decode_scaled(weight: "Stored", scale: "Stored", dtype: torch.dtype) -> torc
     return cast(in_f32.view(torch.int32).numpy().view(np.uint32), "F32", dtype)
 
 
+def encode_mxfp8(values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The e4m3 bytes and e8m0 bytes of a matrix: the inverse of `decode_mxfp8`, by looking for the nearest.
+
+    Of each 32 columns the scale is the first power of two, from 2^-127 on, of which 448 times it is no less than the
+    largest magnitude; an infinity counts as 2^128, a NaN as nothing.
+    """
+    rows, columns = values.shape
+    numbers = values.double().numpy()
+    magnitudes = np.zeros((rows, math.ceil(columns / 32) * 32))
+    magnitudes[:, :columns] = np.where(np.isnan(numbers), 0, np.minimum(np.abs(numbers), 2.0**128))
+    largest = magnitudes.reshape(rows, -1, 32).max(axis=2)
+    scales = np.searchsorted(448 * 2.0 ** np.arange(-127, 128), largest, side="left")
+
+    elements = np.array([float(e4m3(code)) for code in range(0x7F)])
+    wanted = np.abs(numbers) / 2.0 ** (scales[:, np.arange(columns) // 32] - 127.0)
+    wanted = np.where(np.isnan(wanted), 0, np.minimum(wanted, 448))
+    above = np.searchsorted(elements, wanted).clip(1)
+    down, up = wanted - elements[above - 1], elements[above] - wanted
+    codes = np.where((down < up) | ((down == up) & (above % 2 == 1)), above - 1, above)
+    codes = np.where(np.isinf(numbers), 0x7E, np.where(np.isnan(numbers), 0x7F, codes))
+    return (codes | np.where(np.signbit(numbers), 0x80, 0)).astype(np.uint8), scales.astype(np.uint8)
+
+
 def cast(bits: np.ndarray, source: str, dtype: torch.dtype) -> torch.Tensor:
     """In its own dtype the same bits, in another each value rounded once, to nearest even."""
     if TORCH_DTYPES[source] == dtype:

@@ -1,0 +1,167 @@
+#include "planner/export_form.h"
+
+#include <algorithm>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+
+#include "kernels/decode.h"
+#include "kernels/encode.h"
+#include "planner/error.h"
+#include "planner/held_tensors.h"
+#include "planner/load_plan.h"
+#include "planner/models/models.h"
+#include "planner/problems.h"
+
+namespace shardwright {
+namespace {
+
+/// MXFP8, as an export stores a weight of this shape.
+Encoding mxfp8(const Shape& weight_shape) {
+  const auto& known = known_scale_blocks();
+  const auto blocks =
+      std::find_if(known.begin(), known.end(), [](const ScaleBlocks& one) { return one.name == "mxfp8"; });
+  return encoding_with(*blocks, weight_shape);
+}
+
+bool is_of_a_model(const WeightMap& map) { return map.family != unchanged_names().family; }
+
+/// The HF names that these tensors have with this map; empty if one of them is not known.
+Catalog hf_names(const std::vector<SavedTensor>& tensors, const WeightMap& map) {
+  Catalog catalog;
+  for (const SavedTensor& tensor : tensors) {
+    std::vector<Piece> pieces;
+    try {
+      pieces = pieces_of(map, tensor.fqn, tensor.shape);
+    } catch (const Error&) {
+      return {};
+    }
+    if (pieces.empty() || !pieces.front().rule->known) return {};
+    for (Piece& piece : pieces) {
+      SourceTensor& source = catalog.tensors.emplace_back();
+      source.name = std::move(piece.hf_name);
+    }
+  }
+  return catalog;
+}
+
+/// Proves that the template has these tensors and no others, and returns what it has beyond them with cause.
+std::vector<std::string> fit_to_template(const std::vector<SavedTensor>& tensors, const ExportForm& form) {
+  std::vector<TensorSpec> specs;
+  specs.reserve(tensors.size());
+  for (const SavedTensor& tensor : tensors)
+    specs.push_back(whole_tensor(tensor.fqn, tensor.dtype, tensor.shape));
+  LoadPlanOptions options;
+  options.exporting = true;
+  options.strict = form.strict;
+  LoadPlan plan = plan_load(specs, *form.pattern, form.map, options);
+  std::vector<std::string> lacking;
+  for (const std::string& name : plan.unused) {
+    if (!is_without_place(form.map, name)) lacking.push_back(name);
+  }
+  if (form.strict) {
+    Problems problems;
+    for (const std::string& name : grouped_names(lacking)) {
+      problems.add(name +
+                   ": the template has it, but no tensor of the state dict; strict=False leaves it out");
+    }
+    problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors with the names of " +
+                                                   form.pattern->directory.string() + " (layout " +
+                                                   form.map.layout + "); nothing has been written:");
+  }
+  plan.unused.insert(plan.unused.end(), plan.unknown.begin(), plan.unknown.end());
+  return plan.unused;
+}
+
+std::string fault_of_encoding(const Encoding& encoding, const SavedTensor& tensor) {
+  if (encoding.scaled ? can_encode(tensor.dtype) : can_convert(tensor.dtype, encoding.element)) return "";
+  return tensor.fqn + ": cannot store " + std::string(name_of(tensor.dtype)) + " as " +
+         (encoding.scaled ? "MXFP8; expected BF16, F16 or F32"
+                          : std::string(name_of(encoding.element)) +
+                                ", the template's dtype; expected that or another wide float");
+}
+
+}  // namespace
+
+bool has_scales(const Catalog& pattern) {
+  return std::any_of(pattern.tensors.begin(), pattern.tensors.end(),
+                     [](const SourceTensor& tensor) { return is_scale_name(tensor.name); });
+}
+
+Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
+  Encoding plain{native, false, DType::U8, 1, 1};
+  if (form.quantise && form.by_rule_of_names && piece.rule->quantised && piece.hf_shape.size() == 2)
+    return mxfp8(piece.hf_shape);
+  if (form.pattern != nullptr) {
+    const std::span<const SourceTensor> stored = form.pattern->find(piece.hf_name);
+    const std::span<const SourceTensor> scales = scales_of(*form.pattern, piece.hf_name);
+    if (form.quantise && !scales.empty()) {
+      Encoding encoding = mxfp8(piece.hf_shape);
+      const DType dtype = scales.front().dtype;
+      if (dtype == DType::U8 || dtype == DType::F8_E8M0) encoding.scale = dtype;
+      return encoding;
+    }
+    if (!stored.empty()) plain.element = scales.empty() ? stored.front().dtype : DType::BF16;
+    return plain;
+  }
+  if (is_of_a_model(form.map) && is_wide_float(native)) plain.element = DType::BF16;
+  return plain;
+}
+
+WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
+                                      std::string_view layout, bool quantise) {
+  if (family != "auto") return weight_map_for({}, family, layout);
+  for (const Model& model : models()) {
+    if (std::find(model.layouts.begin(), model.layouts.end(), layout) == model.layouts.end()) continue;
+    WeightMap map = model.weight_map(layout, {});
+    if (model.has_names_of(hf_names(tensors, map))) return map;
+  }
+  if (quantise) {
+    throw Error(ErrorKind::mismatch,
+                "cannot say which weights MXFP8 is for: no family knows all of these tensors in layout " +
+                    std::string(layout) + "; give a template that has scales, or model= and layout=");
+  }
+  return unchanged_names();
+}
+
+ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const ExportForm& form) {
+  ExportedTensors result;
+  if (form.pattern != nullptr) result.left_out = fit_to_template(tensors, form);
+  Problems problems;
+  for (const SavedTensor& tensor : tensors) {
+    const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape);
+    if (pieces.empty() && volume(tensor.shape) > 0) {
+      problems.add(tensor.fqn + ": no rule of " + form.map.family + " has a name for it");
+    }
+    std::string fault;
+    for (const Piece& piece : pieces) {
+      const Encoding encoding = stored_as(form, piece, tensor.dtype);
+      if (fault.empty()) fault = fault_of_encoding(encoding, tensor);
+      SourceTensor weight;
+      weight.name = piece.hf_name;
+      weight.dtype = encoding.element;
+      weight.shape = piece.hf_shape;
+      weight.offset.assign(weight.shape.size(), 0);
+      result.tensors.push_back(weight);
+      if (!encoding.scaled) continue;
+      weight.name = piece.hf_name + std::string(encoding.scale_suffix);
+      weight.dtype = encoding.scale;
+      weight.shape = scale_shape_of(encoding, piece.hf_shape);
+      result.tensors.push_back(std::move(weight));
+    }
+    if (!fault.empty()) problems.add(fault);
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors (layout " + form.map.layout +
+                                                 "); nothing has been written:");
+  if (form.pattern != nullptr) {
+    const auto place = [&](const SourceTensor& tensor) {
+      const SourceTensor& weight = form.pattern->find(weight_name_of(tensor.name)).front();
+      return std::tuple{weight.file, weight.begin};
+    };
+    std::stable_sort(result.tensors.begin(), result.tensors.end(),
+                     [&](const SourceTensor& a, const SourceTensor& b) { return place(a) < place(b); });
+  }
+  return result;
+}
+
+}  // namespace shardwright

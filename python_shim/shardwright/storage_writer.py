@@ -1,0 +1,295 @@
+"""The storage half of an export through torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchHuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlanner as TorchSavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from shardwright import _core
+from shardwright.catalog import catalog_of
+from shardwright.describe import DTYPE_NAMES, Description, describe, spec_of_part
+from shardwright.report import SaveReport
+from shardwright.save_planner import ExportMeta
+from shardwright.storage_reader import _whole_number, default_threads
+from shardwright.template_files import copy_template_files, write_flushed
+
+INDEX_NAME = "model.safetensors.index.json"
+
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+}
+
+
+def bytes_of_size(size: int | str) -> int:
+    """A number of bytes, or text such as "5GB" or "512MiB", as transformers reads it."""
+    if isinstance(size, int) and size > 0:
+        return size
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]I?B)?", str(size).upper())
+    if (
+        match is None
+        or (match[2] or "") not in _UNITS
+        or (found := int(float(match[1]) * _UNITS[match[2] or ""])) < 1
+    ):
+        raise ValueError(f'max_shard_size is {size!r}; expected bytes, or text such as "5GB" or "512MiB"')
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """From the coordinator to a rank: what it writes, and where."""
+
+    share: bytes
+    directory: str
+    left_out: list[str]
+
+
+class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
+    """Writes a sharded native state dict as a Hugging Face checkpoint.
+
+    Each rank writes its bytes to their final place in the final files: no tensor is gathered, and nothing is written
+    twice. The directory appears under its name, whole, once all ranks have succeeded; what had that name before stays
+    until then.
+
+    Args:
+        path: the directory to be.
+        fqn_to_index_mapping: HF name → number of the file (from 1); by default files are filled up to max_shard_size.
+        thread_count: threads of each rank that encode and write; None: this process's share of the processors.
+        save_distributed, enable_consolidation, thread_count_consolidation: as torch's class of this name has them.
+            ``save_distributed`` without consolidation writes a file of shards for each rank, as torch does; with it the
+            same full tensors are written as without either, only at once, with no folder of shards beside them.
+        quantization: "mxfp8": FP8 and scales for the weights that the template (where it has no scales, or there is
+            none: the model's rule of names) has quantised; None: BF16 for these. Other tensors get the template's
+            dtypes. Without a template, a known model's floats become BF16 and all else stays as it is.
+        max_shard_size: bytes of tensors in a file, or text such as "5GB".
+        template: a checkpoint directory, or its catalog: its names, dtypes, order and non-weight files are taken over.
+        model, layout: whose tables relate native to HF names; see LoadPlanner. "auto": by the template, else by the
+            names; names that no family knows stay as they are.
+        strict: a tensor that the template has and the state dict lacks is an error.
+        staging_bytes: memory between shards and files, all threads together; None: 4 MiB a thread.
+
+    After a save, ``report`` is this rank's :class:`SaveReport`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fqn_to_index_mapping: dict[str, int] | None = None,
+        thread_count: int | None = None,
+        save_distributed: bool = False,
+        enable_consolidation: bool = False,
+        thread_count_consolidation: int = 1,
+        *,
+        quantization: str | None = None,
+        max_shard_size: int | str = "5GB",
+        template: Any = None,
+        model: str = "auto",
+        layout: str = "automodel",
+        strict: bool = True,
+        staging_bytes: int | None = None,
+    ) -> None:
+        if quantization not in (None, "none", "mxfp8"):
+            raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
+        threads = (
+            default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
+        )
+        self._is_export = save_distributed == enable_consolidation
+        if not self._is_export and (quantization == "mxfp8" or template is not None):
+            raise ValueError(
+                "shards of each rank, as save_distributed writes them, take no quantization or template"
+            )
+        consolidation = enable_consolidation and not self._is_export
+        super().__init__(
+            os.fspath(path),
+            fqn_to_index_mapping,
+            threads,
+            save_distributed,
+            consolidation,
+            thread_count_consolidation,
+        )
+        self.quantised = quantization == "mxfp8"
+        self.max_file_bytes = bytes_of_size(max_shard_size)
+        self.template = template
+        self.model, self.layout, self.strict = model, layout, strict
+        self.staging_bytes = (
+            None if staging_bytes is None else _whole_number("staging_bytes", staging_bytes, 1 << 48)
+        )
+        self.report: SaveReport | None = None
+        self._request: Any = None
+        self._description: Description | None = None
+        self._items: list[WriteItem] = []
+        self._planned: Any = None
+        self._pending: Any = None  # on the coordinator, from planning to publishing
+        self._start = 0.0
+
+    # --- what each rank holds ------------------------------------------------------------------------------------
+
+    def storage_meta(self) -> StorageMeta | None:
+        if not self._is_export:
+            return super().storage_meta()
+        return ExportMeta(checkpoint_id=self.checkpoint_id, save_id=self.save_id, writer=self)
+
+    def describe_state_dict(self, state_dict: Mapping[str, Any]) -> bytes:
+        """For ``SavePlanner``: what this rank holds, as bytes for the coordinator."""
+        description = describe(state_dict)
+        problems = description.problems + [
+            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(state_dict[fqn]).__name__}"
+            for fqn in description.passed_over
+        ]
+        if problems:
+            raise _core.PlanError(
+                "cannot export these values; nothing has been written:\n  " + "\n  ".join(problems)
+            )
+        self._description = description
+        holdings: bytes = _core.describe_export(description.specs, self._request)
+        return holdings
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        if not self._is_export:
+            return super().prepare_local_plan(plan)
+        if isinstance(plan.storage_data, bytes):
+            return plan  # SavePlanner's: it has described the tensors
+        # Another planner's items: what they say of shapes is enough to plan by. The values come with write_data.
+        self._items = plan.items
+        specs = []
+        for item in plan.items:
+            data = item.tensor_data
+            if item.type == WriteItemType.BYTE_IO or data is None:
+                raise _core.PlanError(
+                    f"{item.index.fqn}: expected a tensor, since an HF checkpoint holds no others"
+                )
+            specs.append(_spec_without_memory(item))
+        request = _core.ExportRequest(None, "auto", "automodel", False, True, 1, {})
+        return dataclasses.replace(plan, storage_data=_core.describe_export(specs, request))
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
+        if not self._is_export:
+            return
+        self._start = time.perf_counter()
+        self._description, self._items, self._planned, self.report = None, [], None, None
+        self._request = self._make_request()
+
+    def _make_request(self) -> Any:
+        catalog = None if self.template is None else catalog_of(self.template)
+        return _core.ExportRequest(
+            catalog,
+            self.model,
+            self.layout,
+            self.quantised,
+            self.strict,
+            self.max_file_bytes,
+            self.fqn_to_index_mapping or {},
+        )
+
+    # --- the coordinator -----------------------------------------------------------------------------------------
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        if not self._is_export:
+            planned: list[SavePlan] = super().prepare_global_plan(plans)
+            return planned
+        destination = Path(self.path)
+        self._planned = _core.plan_export([plan.storage_data for plan in plans], self._request, destination)
+        self.abandon()
+        self._pending = _core.PendingDirectory(destination)
+        temporary = self._pending.path
+        free = shutil.disk_usage(temporary).free
+        if free < self._planned.total_size:
+            self.abandon()
+            raise OSError(
+                errno.ENOSPC,
+                f"{destination}: expected {self._planned.total_size} bytes of free space, found {free}; "
+                "nothing has been written",
+            )
+        left_out = list(self._planned.left_out)
+        return [
+            dataclasses.replace(plan, storage_data=_Share(share, str(temporary), left_out))
+            for plan, share in zip(plans, self._planned.shares, strict=True)
+        ]
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        if not self._is_export:
+            super().finish(metadata, results)
+            return
+        try:
+            write_flushed(self._pending.path / INDEX_NAME, self._planned.index)
+            if self.template is not None:
+                directory = Path(catalog_of(self.template).directory)
+                copy_template_files(directory, self._pending.path, self._planned.quantised)
+            self._pending.publish()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Removes what an unfinished export has written, if this rank is its coordinator. Safe to call at any time."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.abandon()
+
+    # --- each rank's writing -------------------------------------------------------------------------------------
+
+    def write_data(self, plan: SavePlan, planner: TorchSavePlanner) -> Future[list[WriteResult]]:
+        if not self._is_export:
+            return super().write_data(plan, planner)
+        share = plan.storage_data
+        description = self._description or self._resolved(planner)
+        core = _core.run_export(
+            share.share,
+            description.specs,
+            self._request,
+            share.directory,
+            self.thread_count,
+            self.staging_bytes or 0,
+        )
+        self.report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([])
+        return done
+
+    def _resolved(self, planner: TorchSavePlanner) -> Description:
+        """The tensors of another planner's items."""
+        description = Description()
+        for item in self._items:
+            data = item.tensor_data
+            local = planner.resolve_data(item)
+            assert data is not None and isinstance(local, torch.Tensor)
+            local = local.detach()
+            box = _core.LocalBox(list(data.chunk.offsets), list(data.chunk.sizes), [0] * local.dim())
+            description.specs.append(spec_of_part(item.index.fqn, local, data.size, [box]))
+            description.local_tensors.append(local)
+        return description
+
+
+def _spec_without_memory(item: WriteItem) -> Any:
+    data = item.tensor_data
+    assert data is not None
+    size = list(data.chunk.sizes)
+    strides = list(torch.empty(size, device="meta").stride())
+    box = _core.LocalBox(list(data.chunk.offsets), size, [0] * len(size))
+    name = DTYPE_NAMES.get(data.properties.dtype)
+    if name is None:
+        raise _core.PlanError(
+            f"{item.index.fqn}: {data.properties.dtype} is a dtype that safetensors does not have"
+        )
+    return _core.TensorSpec(item.index.fqn, name, list(data.size), size, strides, 0, "cpu", [box])

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "planner/tensor_spec.h"
+#include "storage/export_layout.h"
+
+namespace shardwright {
+
+/// What is asked for, the same on every rank.
+struct ExportRequest {
+  const Catalog* pattern = nullptr;  ///< the template: whose names, dtypes and order; null: none
+  std::string model = "auto";
+  std::string layout = "automodel";
+  bool quantise = false;  ///< MXFP8, see ExportForm
+  bool strict = true;
+  std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
+  std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says
+};
+
+/// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other
+/// ranks hold the rest of. Throws Error(mismatch) for tensors that cannot be read.
+std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request);
+
+struct PlannedExport {
+  ExportLayout layout;
+  std::vector<std::string> shares;    ///< for each rank, as bytes
+  std::vector<std::string> left_out;  ///< see ExportedTensors
+};
+
+/// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does
+/// not fit, by name. `holdings` are what the ranks said in step 1.
+PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,
+                          const std::filesystem::path& directory);
+
+struct ExportWriting {
+  int threads = 0;  ///< 0: as many as this process may use processors
+  std::size_t staging_bytes =
+      0;  ///< memory between shards and files, all threads together; 0: 4 MiB a thread
+};
+
+/// What a rank did. Seconds of `encode` and `write` are thread seconds divided by the number of threads.
+struct ExportReport {
+  std::int64_t tensors = 0;         ///< HF tensors, scales included, that this rank wrote at least a part of
+  std::uint64_t bytes_needed = 0;   ///< that its parts and headers take in the files
+  std::uint64_t bytes_written = 0;  ///< that the operating system was given
+  std::uint64_t write_requests = 0;
+  std::size_t peak_staging_bytes = 0;
+  std::int64_t files = 0;
+  int threads = 0;
+  double plan_seconds = 0;
+  double encode_seconds = 0;  ///< encoding, converting and regrouping
+  double write_seconds = 0;
+  double sync_seconds = 0;
+  double total_seconds = 0;
+};
+
+/// Step 3, on every rank: writes its share to its final place in the files of `directory`, which is there by
+/// then, and flushes them to the device. The specs are those of step 1; their memory must not have changed
+/// since. Other ranks write to the same files at the same time. Throws Error(io), naming file and tensor, if
+/// the operating system refuses.
+ExportReport run_export(const std::string& share, const std::vector<TensorSpec>& specs,
+                        const ExportRequest& request, const std::filesystem::path& directory,
+                        const ExportWriting& options = {});
+
+}  // namespace shardwright

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "planner/load_plan.h"
+#include "planner/shared_blocks.h"
+#include "planner/tensor_spec.h"
+#include "storage/export.h"
+
+namespace shardwright {
+
+/// The scales of the blocks that these tensors hold only a part of, as that part alone would have them.
+std::vector<BlockColumn> scales_of_cut_blocks(const std::vector<TensorSpec>& specs, const ExportForm& form);
+
+/// What one rank writes: some headers, and boxes of tensors.
+struct PartsToWrite {
+  std::vector<TensorSpec> specs;           ///< each a single box
+  std::vector<BlockColumn> shared_scales;  ///< of all blocks that these boxes cut
+  std::vector<std::uint32_t> headers;      ///< indices into Catalog::files
+};
+
+/// Runs a plan, whose sources are the tensors of the layout and whose destinations are the parts, from right
+/// to left, and fills in what the report says of writing. Errors as run_export().
+void write_parts(const PartsToWrite& parts, const ExportLayout& layout, const LoadPlan& plan,
+                 const std::filesystem::path& directory, const ExportWriting& options, ExportReport& report);
+
+}  // namespace shardwright

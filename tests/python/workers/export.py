@@ -1,0 +1,218 @@
+"""Runs under torchrun: exports of every kind of sharding, each compared with the reference.
+
+    torchrun --nproc-per-node N export.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
+
+RESULT.json gets, for each check below, what went wrong on which rank; an empty text if nothing did.
+"""
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import reference
+import shardwright as sw
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from checks import run_checks
+from exported import bytes_of_files, problems_of_files, wrong_tensors
+from placements import held_indices, take
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
+
+State = dict[str, torch.Tensor]
+
+
+@contextlib.contextmanager
+def shared_folder() -> Iterator[Path]:
+    """A new folder that all ranks see."""
+    with contextlib.ExitStack() as stack:
+        name: list[str] = [""]
+        if dist.get_rank() == 0:
+            name = [stack.enter_context(tempfile.TemporaryDirectory())]
+        dist.broadcast_object_list(name)
+        yield Path(name[0])
+        dist.barrier()
+
+
+def sharded_state(path: str | Path, placements_of) -> State:
+    """The native tensors of a checkpoint, on a mesh of all ranks; `placements_of(fqn, tensor)` None: plain."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("x",))
+    state: State = {}
+    for fqn, whole in reference.native(path).items():
+        placement = placements_of(fqn, whole)
+        if placement is None:
+            state[fqn] = whole
+            continue
+        held = held_indices(whole.shape, mesh.shape, mesh.get_coordinate(), [placement])
+        state[fqn] = DTensor.from_local(
+            take(whole, held).contiguous(),
+            mesh,
+            [placement],
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
+    return state
+
+
+def rows(fqn: str, tensor: torch.Tensor) -> Placement | None:
+    return Shard(0) if tensor.dim() > 0 else None
+
+
+def inside_blocks(fqn: str, tensor: torch.Tensor) -> Placement | None:
+    """Cuts along the blocks, in five parts of which each rank gets a share: ranks' boundaries lie inside blocks."""
+    if tensor.dim() < 2:
+        return Replicate()
+    return _StridedShard(1, split_factor=5)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def empty_like(state: State) -> State:
+    return {fqn: torch.zeros_like(tensor) for fqn, tensor in state.items()}
+
+
+def expect_files(directory: Path, source: str, quantized: bool) -> None:
+    if dist.get_rank() == 0:
+        assert problems_of_files(directory) == []
+        assert wrong_tensors(directory, Path(source), None, quantized=quantized) == []
+
+
+def expect_loads_back(state: State, directory: Path) -> None:
+    back = empty_like(state)
+    dcp.load(back, storage_reader=sw.HuggingFaceStorageReader(directory), planner=sw.LoadPlanner())
+    assert [fqn for fqn in state if not reference.same(local(back[fqn]), local(state[fqn]))] == []
+
+
+def save(state: State, directory: Path, planner=None, **options) -> "sw.SaveReport":
+    writer = sw.HuggingFaceStorageWriter(directory, **options)
+    dcp.save(state, storage_writer=writer, planner=planner or sw.SavePlanner())
+    return writer.report
+
+
+def mxfp8_with_rows_over_ranks(path: str, uneven: str) -> None:
+    for source in (path, uneven):
+        with shared_folder() as folder:
+            state = sharded_state(source, rows)
+            save(state, folder / "to", quantization="mxfp8", template=source, max_shard_size="1MB")
+            expect_files(folder / "to", source, quantized=True)
+            expect_loads_back(state, folder / "to")
+
+
+def mxfp8_with_boundaries_inside_blocks(path: str, uneven: str) -> None:
+    for source in (path, uneven):
+        with shared_folder() as folder:
+            state = sharded_state(source, inside_blocks)
+            save(state, folder / "to", quantization="mxfp8", template=source)
+            expect_files(folder / "to", source, quantized=True)
+            expect_loads_back(state, folder / "to")
+
+
+def bf16(path: str, uneven: str) -> None:
+    for source in (path, uneven):
+        with shared_folder() as folder:
+            state = sharded_state(source, inside_blocks)
+            save(state, folder / "to", template=source)
+            expect_files(folder / "to", source, quantized=False)
+            expect_loads_back(state, folder / "to")
+
+
+def torchs_planner(path: str, uneven: str) -> None:
+    """Another planner's write items will do, too."""
+    with shared_folder() as folder:
+        state = sharded_state(path, rows)
+        planner = dcp.DefaultSavePlanner()
+        save(state, folder / "to", planner, quantization="mxfp8", template=path)
+        expect_files(folder / "to", path, quantized=True)
+
+
+def replicas(path: str, uneven: str) -> None:
+    """What every rank holds whole is written once, by all of them alike."""
+    with shared_folder() as folder:
+        state = sharded_state(path, lambda fqn, tensor: Replicate() if tensor.dim() == 2 else None)
+        report = sw.export(state, folder / "to", quantization="mxfp8", template=path)
+        expect_files(folder / "to", path, quantized=True)
+        written: list[int] = [0] * dist.get_world_size()
+        dist.all_gather_object(written, report.bytes_written)
+        assert sum(written) == bytes_of_files(folder / "to")
+        assert max(written) <= 1.1 * sum(written) / len(written), written
+
+
+def asynchronous(path: str, uneven: str) -> None:
+    """The parameters may change right after async_save has returned."""
+    with shared_folder() as folder:
+        state = sharded_state(path, inside_blocks)
+        writer = sw.HuggingFaceStorageWriter(folder / "to", quantization="mxfp8", template=path)
+        future = dcp.async_save(state, storage_writer=writer, planner=sw.SavePlanner())
+        for tensor in state.values():
+            local(tensor).zero_()
+        future.result()
+        dist.barrier()
+        expect_files(folder / "to", path, quantized=True)
+
+
+def expect_refused_everywhere(
+    folder: Path, exception: type[Exception], words: list[str], state: State, **options
+):
+    """All ranks get the same error, and nothing is there, not even for a moment's sake."""
+    message = ""
+    try:
+        sw.export(state, folder / "to", **options)
+    except exception as refused:
+        message = str(refused)
+    messages: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(messages, message)
+    assert len(set(messages)) == 1, messages
+    assert [word for word in words if word not in message] == [], message
+    assert list(folder.iterdir()) == []
+
+
+def one_rank_fails_while_it_writes(path: str, uneven: str) -> None:
+    last = dist.get_world_size() - 1
+    with shared_folder() as folder:
+        options = {"staging_bytes": 1} if dist.get_rank() == last else {}
+        state = sharded_state(path, rows)
+        expect_refused_everywhere(
+            folder, ValueError, [f"rank {last}", "staging_bytes"], state, template=path, **options
+        )
+
+
+def one_rank_has_another_shape(path: str, uneven: str) -> None:
+    with shared_folder() as folder:
+        state = sharded_state(path, lambda fqn, tensor: None)
+        if dist.get_rank() == 1:
+            state["model.norm.weight"] = torch.zeros(3)
+        words = ["model.norm.weight", "[3] on rank 1"]
+        expect_refused_everywhere(folder, sw.PlanError, words, state, template=path)
+
+
+def a_part_that_no_rank_has(path: str, uneven: str) -> None:
+    with shared_folder() as folder:
+        state = sharded_state(path, rows)
+        if dist.get_rank() == 1:
+            del state["model.embed_tokens.weight"]
+        expect_refused_everywhere(folder, sw.PlanError, ["model.embed_tokens.weight"], state, template=path)
+
+
+CHECKS = [
+    mxfp8_with_rows_over_ranks,
+    mxfp8_with_boundaries_inside_blocks,
+    bf16,
+    torchs_planner,
+    replicas,
+    asynchronous,
+    one_rank_fails_while_it_writes,
+    one_rank_has_another_shape,
+    a_part_that_no_rank_has,
+]
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    run_checks(CHECKS)
