@@ -1,0 +1,104 @@
+#pragma once
+
+// The placing kernels: what one thread of one block does, as functions of the numbers of block and thread.
+// For the device, and for tests, which call them on the CPU for all threads one after the other, one phase
+// (what lies between two barriers) after the other.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cuda/place_chunk.h"
+#include "kernels/cuda/placed_tile.h"
+
+namespace shardwright::cuda {
+
+/// The tile that a block works on: the last one whose first block is not beyond it.
+SHARDWRIGHT_HOST_DEVICE inline const PlacedTile& tile_of_block(const TileBatch& batch, std::uint32_t block) {
+  std::uint32_t low = 0;
+  std::uint32_t high = batch.count;  // the tile is in [low, high)
+  while (high - low > 1) {
+    const std::uint32_t middle = (low + high) / 2;
+    if (batch.tiles[middle].first_block <= block) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return batch.tiles[low];
+}
+
+/// Straight: a block takes chunks_across chunks of each of as many rows as its threads make up, and that
+/// rows_of_thread times, downwards.
+template <class Unit>
+SHARDWRIGHT_HOST_DEVICE inline void place_straight(std::uint32_t block, std::uint32_t thread,
+                                                   const PlacedTile& tile) {
+  const std::uint32_t place = block - tile.first_block;
+  const std::uint32_t down = place / tile.blocks_across;
+  const std::uint32_t across = place - down * tile.blocks_across;
+  const std::uint32_t rows = threads_in_block / tile.chunks_across;
+  const std::uint32_t column =
+      (across * tile.chunks_across + (thread & (tile.chunks_across - 1))) * chunk_elements;
+  if (column >= tile.columns) return;
+  const std::uint32_t rest = tile.columns - column;
+  const std::uint32_t count = rest < chunk_elements ? rest : chunk_elements;
+  std::uint32_t row = down * rows * rows_of_thread + thread / tile.chunks_across;
+  for (std::uint32_t i = 0; i < rows_of_thread && row < tile.rows; ++i, row += rows) {
+    store_chunk(placed_chunk<Unit>(tile, row, column, count),
+                tile.destination + row * tile.row_stride + column * tile.column_stride, tile.column_stride,
+                count);
+  }
+}
+
+/// Transposed, up to the barrier: the square goes into shared memory, each of its columns a row there. The
+/// threads of a warp take 8 rows of 4 chunks: whole sectors of 32 bytes of FP8, and 32 different banks.
+template <class Unit>
+SHARDWRIGHT_HOST_DEVICE inline void transpose_in(std::uint32_t block, std::uint32_t thread,
+                                                 const PlacedTile& tile, std::byte* shared) {
+  const std::uint32_t place = block - tile.first_block;
+  const std::uint32_t first_row = place / tile.blocks_across * square;
+  const std::uint32_t first_column = place % tile.blocks_across * square;
+  const std::uint32_t lane = thread % 32;
+  const std::uint32_t warp = thread / 32;
+  const std::uint32_t right = (warp % 2 * 4 + lane / 8) * chunk_elements;
+  const std::uint32_t column = first_column + right;
+  if (column >= tile.columns) return;
+  const std::uint32_t rest = tile.columns - column;
+  const std::uint32_t count = rest < chunk_elements ? rest : chunk_elements;
+  for (std::uint32_t down = warp / 2 * 8 + lane % 8; down < square; down += 32) {
+    if (first_row + down >= tile.rows) return;
+    const Chunk<Unit> chunk = placed_chunk<Unit>(tile, first_row + down, column, count);
+    SHARDWRIGHT_UNROLL
+    for (std::uint32_t i = 0; i < chunk_elements; ++i) {
+      std::byte* to = shared + (right + i) * square_pitch(sizeof(Unit)) + down * sizeof(Unit);
+      std::memcpy(__builtin_assume_aligned(to, sizeof(Unit)), &chunk.elements[i], sizeof(Unit));
+    }
+  }
+}
+
+/// Transposed, after the barrier: each thread writes chunks of 8 elements that lie below each other in the
+/// source.
+template <class Unit>
+SHARDWRIGHT_HOST_DEVICE inline void transpose_out(std::uint32_t block, std::uint32_t thread,
+                                                  const PlacedTile& tile, const std::byte* shared) {
+  const std::uint32_t place = block - tile.first_block;
+  const std::uint32_t first_row = place / tile.blocks_across * square;
+  const std::uint32_t first_column = place % tile.blocks_across * square;
+  const std::uint32_t down = thread % (square / chunk_elements) * chunk_elements;
+  const std::uint32_t row = first_row + down;
+  if (row >= tile.rows) return;
+  const std::uint32_t rest = tile.rows - row;
+  const std::uint32_t count = rest < chunk_elements ? rest : chunk_elements;
+  constexpr std::uint32_t columns_at_once = threads_in_block / (square / chunk_elements);
+  for (std::uint32_t right = thread / (square / chunk_elements); right < square; right += columns_at_once) {
+    const std::uint32_t column = first_column + right;
+    if (column >= tile.columns) return;
+    Chunk<Unit> chunk;
+    const std::byte* from = shared + right * square_pitch(sizeof(Unit)) + down * sizeof(Unit);
+    std::memcpy(&chunk, __builtin_assume_aligned(from, sizeof(Unit) < 4 ? 4 : sizeof(Unit)), sizeof chunk);
+    store_chunk(chunk, tile.destination + row * tile.row_stride + column * tile.column_stride,
+                tile.row_stride, count);
+  }
+}
+
+}  // namespace shardwright::cuda
