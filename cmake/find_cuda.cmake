@@ -23,6 +23,7 @@ if(SHARDWRIGHT_NVCC)
     if(NOT CMAKE_CUDA_HOST_COMPILER)
       set(CMAKE_CUDA_HOST_COMPILER "${CMAKE_CXX_COMPILER}")
     endif()
+    set(CMAKE_CUDA_RUNTIME_LIBRARY None)  # our targets name it, so that it comes with them
     # A toolkit that does not get on with this compiler must not end the configuration: it is tried out first.
     include(CheckLanguage)
     check_language(CUDA)

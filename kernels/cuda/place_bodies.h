@@ -44,9 +44,14 @@ SHARDWRIGHT_HOST_DEVICE inline void place_straight(std::uint32_t block, std::uin
   const std::uint32_t count = rest < chunk_elements ? rest : chunk_elements;
   std::uint32_t row = down * rows * rows_of_thread + thread / tile.chunks_across;
   for (std::uint32_t i = 0; i < rows_of_thread && row < tile.rows; ++i, row += rows) {
-    store_chunk(placed_chunk<Unit>(tile, row, column, count),
-                tile.destination + row * tile.row_stride + column * tile.column_stride, tile.column_stride,
-                count);
+    std::byte* to = tile.destination + row * tile.row_stride + column * tile.column_stride;
+    if (!tile.by_definition) {
+      store_chunk(placed_chunk<Unit>(tile, row, column, count), to, tile.column_stride, count);
+      continue;
+    }
+    for (std::uint32_t right = 0; right < count; ++right, to += tile.column_stride) {
+      store(to, static_cast<Unit>(defined_element(tile, row, column + right)));
+    }
   }
 }
 
@@ -67,12 +72,20 @@ SHARDWRIGHT_HOST_DEVICE inline void transpose_in(std::uint32_t block, std::uint3
   const std::uint32_t count = rest < chunk_elements ? rest : chunk_elements;
   for (std::uint32_t down = warp / 2 * 8 + lane % 8; down < square; down += 32) {
     if (first_row + down >= tile.rows) return;
+    std::byte* to = shared + right * square_pitch(sizeof(Unit)) + down * sizeof(Unit);
+    const auto store_next = [&to](Unit element) {
+      std::memcpy(__builtin_assume_aligned(to, sizeof(Unit)), &element, sizeof(Unit));
+      to += square_pitch(sizeof(Unit));
+    };
+    if (tile.by_definition) {
+      for (std::uint32_t i = 0; i < count; ++i) {
+        store_next(static_cast<Unit>(defined_element(tile, first_row + down, column + i)));
+      }
+      continue;
+    }
     const Chunk<Unit> chunk = placed_chunk<Unit>(tile, first_row + down, column, count);
     SHARDWRIGHT_UNROLL
-    for (std::uint32_t i = 0; i < chunk_elements; ++i) {
-      std::byte* to = shared + (right + i) * square_pitch(sizeof(Unit)) + down * sizeof(Unit);
-      std::memcpy(__builtin_assume_aligned(to, sizeof(Unit)), &chunk.elements[i], sizeof(Unit));
-    }
+    for (std::uint32_t i = 0; i < chunk_elements; ++i) store_next(chunk.elements[i]);
   }
 }
 

@@ -81,6 +81,11 @@ SHARDWRIGHT_HOST_DEVICE inline void store_chunk(const Chunk<Unit>& chunk, std::b
   }
 }
 
+SHARDWRIGHT_HOST_DEVICE inline const std::byte* address(const PlacedTile& tile, std::uint32_t row,
+                                                        std::uint32_t column) {
+  return tile.source + row * tile.source_row_stride + std::size_t{column} * tile.source_bytes;
+}
+
 /// The number of the block that an index of the tile is in.
 SHARDWRIGHT_HOST_DEVICE inline std::uint32_t block_of(const ScaleSteps& steps, std::uint32_t index) {
   const std::uint32_t place = steps.first + index;
@@ -178,8 +183,24 @@ SHARDWRIGHT_HOST_DEVICE inline Chunk<Unit> round_chunk(const Floats& floats) {
   return chunk;
 }
 
-// --- by the definition: from and to F64, where integers are the only exact way
-// ----------------------------------
+/// The elements at (row, column) and its neighbours to the right, as the destination wants them.
+template <class Unit>
+SHARDWRIGHT_HOST_DEVICE inline Chunk<Unit> placed_chunk(const PlacedTile& tile, std::uint32_t row,
+                                                        std::uint32_t column, unsigned count) {
+  const std::byte* first = address(tile, row, column);
+  if constexpr (sizeof(Unit) == 2 || sizeof(Unit) == 4) {
+    if (tile.source_dtype != tile.destination_dtype) {
+      const Floats floats = floats_of_chunk(tile, first, row, column, count);
+      if constexpr (sizeof(Unit) == 4) return round_chunk<float32, Unit>(floats);
+      if (tile.destination_dtype == DType::F16) return round_chunk<float16, Unit>(floats);
+      return round_chunk<bfloat16, Unit>(floats);
+    }
+  }
+  return load_chunk<Unit>(first, count);
+}
+
+// --- by the definition: from or to F64, where integers are the only exact way
+// ---------------------------------
 
 SHARDWRIGHT_HOST_DEVICE inline ExactNumber exact_element(DType dtype, const std::byte* from) {
   switch (dtype) {
@@ -198,56 +219,29 @@ SHARDWRIGHT_HOST_DEVICE inline ExactNumber exact_element(DType dtype, const std:
   }
 }
 
-SHARDWRIGHT_HOST_DEVICE inline std::uint64_t f64_of_element(const PlacedTile& tile, const std::byte* from,
-                                                            std::uint32_t row, std::uint32_t column) {
-  const ExactNumber element = exact_element(tile.source_dtype, from);
-  if (tile.scales == nullptr) return nearest<float64>(element);
-  const std::uint32_t stored = stored_scale(tile, row, block_of(tile.scale_columns, column));
-  if (tile.scale_dtype != DType::F32 && tile.scale_dtype != DType::BF16) {
-    return nearest<float64>(scaled(element, static_cast<std::uint8_t>(stored)));
-  }
-  const ExactNumber scale = exact_value<float32>(float_bits_of_scale(tile.scale_dtype, stored));
-  return nearest<float64>(exact_value<float32>(nearest<float32>(scaled(element, scale))));
-}
-
-SHARDWRIGHT_HOST_DEVICE inline std::uint64_t narrowed_f64(DType destination, const std::byte* from) {
-  const ExactNumber number = exact_value<float64>(load<std::uint64_t>(from));
-  return destination == DType::BF16  ? nearest<bfloat16>(number)
-         : destination == DType::F16 ? nearest<float16>(number)
-                                     : nearest<float32>(number);
-}
-
-// ----------------------------------------------------------------------------------------------------------------
-
-/// The elements at (row, column) and its neighbours to the right, as the destination wants them.
-template <class Unit>
-SHARDWRIGHT_HOST_DEVICE inline Chunk<Unit> placed_chunk(const PlacedTile& tile, std::uint32_t row,
-                                                        std::uint32_t column, unsigned count) {
-  const std::byte* first =
-      tile.source + row * tile.source_row_stride + std::size_t{column} * tile.source_bytes;
-  if (tile.source_dtype == tile.destination_dtype) return load_chunk<Unit>(first, count);
-  Chunk<Unit> chunk{};
-  if constexpr (sizeof(Unit) == 8) {
-    SHARDWRIGHT_UNROLL
-    for (unsigned i = 0; i < chunk_elements; ++i) {
-      if (i < count) chunk.elements[i] = f64_of_element(tile, first + i * tile.source_bytes, row, column + i);
+/// One element for a destination of F64, or from a source of F64.
+SHARDWRIGHT_HOST_DEVICE inline std::uint64_t defined_element(const PlacedTile& tile, std::uint32_t row,
+                                                             std::uint32_t column) {
+  ExactNumber number = exact_element(tile.source_dtype, address(tile, row, column));
+  if (tile.scales != nullptr) {
+    const std::uint32_t stored = stored_scale(tile, row, block_of(tile.scale_columns, column));
+    if (tile.scale_dtype == DType::F32 || tile.scale_dtype == DType::BF16) {
+      const ExactNumber scale = exact_value<float32>(float_bits_of_scale(tile.scale_dtype, stored));
+      number = exact_value<float32>(nearest<float32>(scaled(number, scale)));
+    } else {
+      number = scaled(number, static_cast<std::uint8_t>(stored));
     }
-  } else if constexpr (sizeof(Unit) >= 2) {
-    if (tile.source_dtype == DType::F64) {
-      SHARDWRIGHT_UNROLL
-      for (unsigned i = 0; i < chunk_elements; ++i) {
-        if (i < count) {
-          chunk.elements[i] = static_cast<Unit>(narrowed_f64(tile.destination_dtype, first + i * 8));
-        }
-      }
-      return chunk;
-    }
-    const Floats floats = floats_of_chunk(tile, first, row, column, count);
-    if constexpr (sizeof(Unit) == 4) return round_chunk<float32, Unit>(floats);
-    if (tile.destination_dtype == DType::F16) return round_chunk<float16, Unit>(floats);
-    return round_chunk<bfloat16, Unit>(floats);
   }
-  return chunk;
+  switch (tile.destination_dtype) {
+    case DType::BF16:
+      return nearest<bfloat16>(number);
+    case DType::F16:
+      return nearest<float16>(number);
+    case DType::F32:
+      return nearest<float32>(number);
+    default:
+      return nearest<float64>(number);
+  }
 }
 
 }  // namespace shardwright::cuda

@@ -69,6 +69,8 @@ PlacedTile part_of(const Placing& placing, std::int64_t row, std::int64_t rows, 
   tile.source_bytes = static_cast<std::uint32_t>(source_bytes);
   tile.source_dtype = source.dtype;
   tile.destination_dtype = destination.dtype;
+  tile.by_definition =
+      source.dtype != destination.dtype && (source.dtype == DType::F64 || destination.dtype == DType::F64);
   if (scales.data == nullptr) return tile;
 
   const std::int64_t from_first_row = scales.first_row + row;

@@ -51,6 +51,7 @@ struct PlacedTile {
   DType source_dtype = DType::BF16;
   DType destination_dtype = DType::BF16;
   DType scale_dtype = DType::F8_E8M0;
+  bool by_definition = false;  ///< from F64 or to it: slowly, but exactly
 };
 
 /// Tiles of one launch: as many as fit into the 4 KiB that kernel parameters may take on any driver.
