@@ -110,4 +110,27 @@ SHARDWRIGHT_HOST_DEVICE inline std::uint32_t nearest_of_float(std::uint32_t bits
   }
 }
 
+/// The e4m3 code of an F32 number divided by the scale that an e8m0 byte (not 255) stands for: encoded() of
+/// number_formats.h.
+SHARDWRIGHT_HOST_DEVICE inline std::uint8_t encoded_float(std::uint32_t bits, std::uint8_t scale) {
+  // The quotient may lose bits only where it is subnormal, and then it becomes zero; or overflow, and then it
+  // would not have fitted.
+  const float quotient =
+      float_of_bits(bits) * float_of_bits(float_bits_of_e8m0(static_cast<std::uint8_t>(254 - scale)));
+  const std::uint32_t magnitude = bits_of_float(quotient) & 0x7FFFFFFFU;
+  const std::uint32_t sign = (bits >> 31) << 7;
+  std::uint32_t code = 0;
+  if (magnitude > 0x7F800000U) {
+    code = 0x7F;
+  } else if (magnitude >= 0x43E00000U) {  // from 448 on
+    code = 0x7E;
+  } else if (magnitude < 0x3C800000U) {  // below 2^-6: subnormal
+    // The last bit of a number from 2^14 to 2^15 weighs 2^-9, as that of a subnormal e4m3 number does.
+    code = bits_of_float(float_of_bits(magnitude) + 16384.0F) - 0x46800000U;
+  } else {
+    code = (magnitude - ((127U - 7U) << 23) + 0x7FFFFU + ((magnitude >> 20) & 1)) >> 20;
+  }
+  return static_cast<std::uint8_t>(sign | code);
+}
+
 }  // namespace shardwright

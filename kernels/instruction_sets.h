@@ -38,6 +38,13 @@ struct ScaleRuns {
 using TransposePanel = void (*)(const void* source, std::int64_t row_stride, std::int64_t rows,
                                 std::int64_t columns, void* panel, std::int64_t pitch);
 
+/// Finds the scales of `blocks` neighbouring MXFP8 blocks of 32 elements.
+using FindScales = void (*)(const void* source, std::int64_t blocks, std::uint8_t* scales);
+
+/// Encodes `blocks` neighbouring MXFP8 blocks of 32 elements, each with its scale.
+using EncodeBlocks = void (*)(const void* source, const std::uint8_t* scales, std::int64_t blocks,
+                              std::uint8_t* elements);
+
 /// Kernels over runs: contiguous in the source and in the destination. All tiles are made of these.
 /// A null entry means that the scalar definition is used. The results are the same either way.
 struct InstructionSet {
@@ -54,6 +61,12 @@ struct InstructionSet {
   ScaleRuns scale_e5m2;
   ScaleRuns scale_e4m3_in_range;  ///< faster, for scales other than zero, infinity and NaN
   ScaleRuns scale_e5m2_in_range;
+  FindScales find_scales_bf16 = nullptr;
+  FindScales find_scales_f16 = nullptr;
+  FindScales find_scales_f32 = nullptr;
+  EncodeBlocks encode_bf16 = nullptr;
+  EncodeBlocks encode_f16 = nullptr;
+  EncodeBlocks encode_f32 = nullptr;
 
   ConvertRun bf16_to_f32 = nullptr;
   ConvertRun bf16_to_f16 = nullptr;

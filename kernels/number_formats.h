@@ -102,20 +102,23 @@ SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber scaled(ExactNumber number, const E
   return number;
 }
 
-/// The nearest number of the format, ties to even: too large becomes infinity, too small a subnormal or zero.
-/// Every NaN becomes the quiet NaN with an otherwise empty payload (0x7FC0 in BF16) and the sign that it had.
+/// The nearest number of the format, ties to even: too large becomes infinity (in a format without infinities
+/// the largest number, as does an infinity), too small a subnormal or zero. Every NaN becomes the quiet NaN
+/// with an otherwise empty payload (0x7FC0 in BF16; all ones where that is the only one) and the sign that it
+/// had.
 template <FloatFormat format>
 SHARDWRIGHT_HOST_DEVICE constexpr std::uint64_t nearest(const ExactNumber& number) {
-  static_assert(format.has_infinity, "an overflow would have nowhere to go");
   constexpr int mantissa_bits = format.mantissa_bits;
   constexpr int bias = ((1 << format.exponent_bits) - 1) / 2;
-  constexpr std::uint64_t infinity = ((std::uint64_t{1} << format.exponent_bits) - 1) << mantissa_bits;
+  constexpr std::uint64_t highest_exponent = ((std::uint64_t{1} << format.exponent_bits) - 1)
+                                             << mantissa_bits;
+  constexpr std::uint64_t quiet = std::uint64_t{1} << (mantissa_bits - 1);
+  constexpr std::uint64_t not_a_number = highest_exponent | (format.has_infinity ? quiet : 2 * quiet - 1);
+  constexpr std::uint64_t overflow = format.has_infinity ? highest_exponent : not_a_number - 1;
 
   const std::uint64_t sign = std::uint64_t{number.is_negative} << (mantissa_bits + format.exponent_bits);
-  if (number.kind == ExactNumber::Kind::not_a_number) {
-    return sign | infinity | (std::uint64_t{1} << (mantissa_bits - 1));
-  }
-  if (number.kind == ExactNumber::Kind::infinite) return sign | infinity;
+  if (number.kind == ExactNumber::Kind::not_a_number) return sign | not_a_number;
+  if (number.kind == ExactNumber::Kind::infinite) return sign | overflow;
   if (number.significand == 0) return sign;
 
   // The weight of the last bit that is kept; below the normal range it stops falling.
@@ -135,9 +138,29 @@ SHARDWRIGHT_HOST_DEVICE constexpr std::uint64_t nearest(const ExactNumber& numbe
   // `kept` holds the implicit bit of a normal number, which counts as 1 in the exponent's field. A carry out
   // of the mantissa moves on into the exponent, which is where it belongs.
   const auto exponent_field = static_cast<std::int64_t>(last) + mantissa_bits + bias - 1;
-  if (exponent_field >= (std::int64_t{1} << format.exponent_bits)) return sign | infinity;
+  if (exponent_field >= (std::int64_t{1} << format.exponent_bits)) return sign | overflow;
   const std::uint64_t magnitude = kept + (static_cast<std::uint64_t>(exponent_field) << mantissa_bits);
-  return sign | (magnitude < infinity ? magnitude : infinity);
+  return sign | (magnitude < overflow ? magnitude : overflow);
+}
+
+/// The e8m0 byte of the smallest power of two at which |number| <= 448 * scale, 448 being the largest e4m3
+/// number; 0, that of 2^-127, where all would do: for a zero, and for a NaN, which no scale makes fit. An
+/// infinity counts as 2^128, and so gets 2^120: the scale at which 448 is decoded to an infinity in BF16 and
+/// F32. Numbers of BF16, F16 and F32 never need a scale beyond that one.
+SHARDWRIGHT_HOST_DEVICE constexpr std::uint8_t smallest_scale(const ExactNumber& number) {
+  if (number.kind == ExactNumber::Kind::infinite) return 127 + 120;
+  if (number.kind == ExactNumber::Kind::not_a_number || number.significand == 0) return 0;
+  // 448 is 1.75 * 2^8. The significand's part behind 1.11 decides whether the next power is needed.
+  const int top = highest_bit(number.significand);
+  const bool is_above = 4 * number.significand > std::uint64_t{7} << top;
+  const int scale = number.exponent + top - 8 + (is_above ? 1 : 0) + 127;
+  return static_cast<std::uint8_t>(scale < 0 ? 0 : scale > 254 ? 254 : scale);
+}
+
+/// The e4m3 code of number / scale, rounded once, to nearest even. `scale` is an e8m0 byte. What does not
+/// fit becomes 448 with the number's sign.
+SHARDWRIGHT_HOST_DEVICE constexpr std::uint8_t encoded(const ExactNumber& number, std::uint8_t scale) {
+  return static_cast<std::uint8_t>(nearest<e4m3fn>(scaled(number, static_cast<std::uint8_t>(254 - scale))));
 }
 
 }  // namespace shardwright

@@ -14,7 +14,8 @@
 namespace shardwright::cuda {
 
 /// The tile that a block works on: the last one whose first block is not beyond it.
-SHARDWRIGHT_HOST_DEVICE inline const PlacedTile& tile_of_block(const TileBatch& batch, std::uint32_t block) {
+template <class Batch>
+SHARDWRIGHT_HOST_DEVICE inline const auto& tile_of_block(const Batch& batch, std::uint32_t block) {
   std::uint32_t low = 0;
   std::uint32_t high = batch.count;  // the tile is in [low, high)
   while (high - low > 1) {

@@ -121,5 +121,28 @@ TEST(FloatArithmetic, RoundsFloatsAroundTiesToEven) {
   }
 }
 
+TEST(FloatArithmetic, EncodesEveryBF16NumberWithEveryScale) {
+  for (std::uint32_t upper = 0; upper < 0x10000; ++upper) {
+    const ExactNumber number = exact_value<bfloat16>(upper);
+    for (unsigned scale = 0; scale < 255; ++scale) {
+      const auto byte = static_cast<std::uint8_t>(scale);
+      ASSERT_EQ(encoded_float(upper << 16, byte), encoded(number, byte))
+          << std::hex << upper << " / " << scale;
+    }
+  }
+}
+
+TEST(FloatArithmetic, EncodesFloatsAroundTiesToEven) {
+  for (std::uint32_t upper = 0; upper < 0x10000; upper += 2) {
+    for (const std::uint32_t lower : {0x0001U, 0x7FFFU, 0x8000U, 0xFFFFU}) {
+      const std::uint32_t bits = upper << 16 | lower;
+      for (const std::uint8_t scale : {0, 1, 64, 120, 126, 127, 128, 140, 200, 253, 254}) {
+        ASSERT_EQ(encoded_float(bits, scale), encoded(exact_value<float32>(bits), scale))
+            << std::hex << bits << " / " << int{scale};
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace shardwright

@@ -1,0 +1,31 @@
+#include "kernels/cuda/encode.h"
+#include "kernels/cuda/encode_bodies.h"
+#include "kernels/cuda/place_bodies.h"
+
+namespace shardwright::cuda {
+namespace {
+
+template <class Unit>
+__global__ void __launch_bounds__(threads_in_block)
+    encode_kernel(const __grid_constant__ EncodedBatch batch) {
+  extern __shared__ __align__(16) std::byte shared[];
+  const EncodedPart& tile = tile_of_block(batch, blockIdx.x);
+  read_square<Unit>(blockIdx.x, threadIdx.x, tile, shared);
+  __syncthreads();
+  find_magnitudes<Unit>(threadIdx.x, tile, shared);
+  __syncthreads();
+  write_encoded<Unit>(blockIdx.x, threadIdx.x, tile, shared);
+}
+
+}  // namespace
+
+cudaError_t encode(std::span<const Encoding> encodings, cudaStream_t stream) {
+  for (const EncodingLaunch& launch : encoding_launches_for(encodings)) {
+    const auto kernel = launch.value_bytes == 2 ? encode_kernel<std::uint16_t> : encode_kernel<std::uint32_t>;
+    kernel<<<launch.blocks, threads_in_block, launch.shared_bytes, stream>>>(launch.batch);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace shardwright::cuda
