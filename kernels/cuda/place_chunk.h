@@ -111,7 +111,9 @@ SHARDWRIGHT_HOST_DEVICE inline std::uint32_t float_bits_of_scale(DType dtype, st
 // --- by way of F32: all but F64
 // -------------------------------------------------------------------------------
 
-using Floats = Chunk<std::uint32_t>;
+struct Floats : Chunk<std::uint32_t> {
+  bool are_upper_halves = false;  ///< all are numbers whose lower 16 bits are zero: BF16 numbers already
+};
 
 template <FloatFormat format, class Unit>
 SHARDWRIGHT_HOST_DEVICE inline Floats convert_chunk(const std::byte* from, unsigned count) {
@@ -141,6 +143,8 @@ SHARDWRIGHT_HOST_DEVICE inline Floats scale_chunk(const PlacedTile& tile, const 
       const std::uint32_t element = (words[i / 4] >> (i % 4 * 8)) & 0xFF;
       floats.elements[i] = bits_of_float(finite_value<format>(element) * float_of_bits(scale));
     }
+    // Powers of two that take no element out of the normal range, e5m2 (2^-16 .. 1.75 * 2^15) included.
+    floats.are_upper_halves = (scale & 0x807FFFFFU) == 0 && scale >= (17U << 23) && scale <= (239U << 23);
     return floats;
   }
   SHARDWRIGHT_UNROLL
@@ -169,13 +173,19 @@ SHARDWRIGHT_HOST_DEVICE inline Floats floats_of_chunk(const PlacedTile& tile, co
     case DType::BF16:
       return convert_chunk<bfloat16, std::uint16_t>(from, count);
     default:
-      return load_chunk<std::uint32_t>(from, count);
+      return {load_chunk<std::uint32_t>(from, count)};
   }
 }
 
 template <FloatFormat format, class Unit>
 SHARDWRIGHT_HOST_DEVICE inline Chunk<Unit> round_chunk(const Floats& floats) {
   Chunk<Unit> chunk;
+  if (format.mantissa_bits == bfloat16.mantissa_bits && floats.are_upper_halves) {
+    SHARDWRIGHT_UNROLL
+    for (unsigned i = 0; i < chunk_elements; ++i)
+      chunk.elements[i] = static_cast<Unit>(floats.elements[i] >> 16);
+    return chunk;
+  }
   SHARDWRIGHT_UNROLL
   for (unsigned i = 0; i < chunk_elements; ++i) {
     chunk.elements[i] = static_cast<Unit>(nearest_of_float<format>(floats.elements[i]));
