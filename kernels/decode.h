@@ -63,7 +63,7 @@ bool can_decode(DType element, DType scale);
 /// meant: so do the dequantisations of DeepSeek V3 (inference/kernel.py, weight_dequant) and of transformers
 /// (Fp8Dequantize). A NaN element, a NaN scale and infinity times zero give NaN with the sign of the element.
 ///
-/// Needs can_decode(source.dtype, scales.dtype).
+/// Needs can_decode(source.dtype, scales.dtype). Does not depend on the caller's floating-point mode either.
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination);
 
 /// The instruction sets that this build holds and this machine can run, best first; the last is "scalar", the

@@ -20,8 +20,7 @@ struct Encoding {
   DType scale = DType::U8;  ///< see BlockScales::dtype
   std::int64_t block_rows = 1;
   std::int64_t block_columns = 32;
-  int scale_rank =
-      2;  ///< dimensions of the scale tensor; less than 2 where it is one scale for the whole tensor
+  int scale_rank = 2;  ///< dimensions of the scale tensor; fewer than 2: one scale for the whole tensor
   std::string_view scale_suffix = "_scale_inv";  ///< the scale tensor is named as the weight, and then this
 
   bool operator==(const Encoding&) const = default;
@@ -37,9 +36,9 @@ struct ScaleBlocks {
   bool is_whole_tensor() const { return rows == 0 && columns == 0; }
 };
 
-/// mxfp8: an e8m0 byte for each 1 × 32 block (OCP MX v1.0), as MiniMax M3 stores it. block_fp8: an F32 or
-/// BF16 number for each 128 × 128 block, as MiniMax M2 and DeepSeek V3 do. tensor_fp8: one number for the
-/// tensor, as a scalar or with dimensions of 1. The elements are F8_E4M3 or F8_E5M2, and the scale
+/// mxfp8, the first: an e8m0 byte for each 1 × 32 block (OCP MX v1.0), as MiniMax M3 stores it. block_fp8: an
+/// F32 or BF16 number for each 128 × 128 block, as MiniMax M2 and DeepSeek V3 do. tensor_fp8: one number for
+/// the tensor, as a scalar or with dimensions of 1. The elements are F8_E4M3 or F8_E5M2, and the scale
 /// multiplies. Where several fit the scales of a weight, they say the same of every element.
 const std::vector<ScaleBlocks>& known_scale_blocks();
 

@@ -23,9 +23,9 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
 /// not write every element exactly once.
 LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::vector<TensorSpec>& specs);
 
-/// The transfers of another rank's plan, for what they read: their destinations are not ours and stay unknown.
-/// Throws Error: malformed as decode_plan does; mismatch, naming the tensors, if that rank's checkpoint is not
-/// this one.
+/// The transfers of another rank's plan, for what they read: their destinations are not ours and stay
+/// unknown. Throws Error: malformed as decode_plan does; mismatch, naming the tensors, if that rank's
+/// checkpoint is not this one.
 std::vector<Transfer> decode_transfers(std::string_view bytes, const Catalog& catalog);
 
 }  // namespace shardwright

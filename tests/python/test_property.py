@@ -70,7 +70,7 @@ def cases(draw: st.DrawFn, whole_rows: bool) -> Case:
     encoding = draw(st.sampled_from(["mxfp8", "block_fp8", "tensor_fp8"]))
     size = st.integers(1, 70)
     if encoding == "block_fp8":  # so that there are several blocks, and shards begin and end inside them
-        size |= st.integers(100, 300)
+        size |= st.integers(129, 160)
     case = Case(
         sizes=Sizes(
             hidden=draw(size),

@@ -109,9 +109,13 @@ Expected expected_of(const RandomModel& model, const Catalog& catalog, const Nam
     for_each_index(shape_of(lists), [&](const Shape& local) {
       const HfElement element = hf_element(native, global_index(lists, local));
       add_element(catalog, element.name, element.index, expected.needed);
-      if (element.index.size() == 2)
-        add_element(catalog, element.name + "_scale_inv", {element.index[0], element.index[1] / 32},
-                    expected.needed);
+      for (const char* suffix : {"_scale_inv", "_scale"}) {
+        const auto chunks = catalog.find(element.name + suffix);
+        if (chunks.empty()) continue;
+        const Shape whole_shape = Catalog::global_shape(chunks);
+        add_element(catalog, element.name + suffix,
+                    scale_element(chunks.front().dtype, whole_shape, element.index).index, expected.needed);
+      }
     });
   }
   return expected;
