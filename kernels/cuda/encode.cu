@@ -22,8 +22,10 @@ __global__ void __launch_bounds__(threads_in_block)
 cudaError_t encode(std::span<const Encoding> encodings, cudaStream_t stream) {
   for (const EncodingLaunch& launch : encoding_launches_for(encodings)) {
     const auto kernel = launch.value_bytes == 2 ? encode_kernel<std::uint16_t> : encode_kernel<std::uint32_t>;
-    kernel<<<launch.blocks, threads_in_block, launch.shared_bytes, stream>>>(launch.batch);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    void* arguments[] = {const_cast<EncodedBatch*>(&launch.batch)};  // copied by the launch
+    const cudaError_t error =
+        cudaLaunchKernel(kernel, launch.blocks, threads_in_block, arguments, launch.shared_bytes, stream);
+    if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }

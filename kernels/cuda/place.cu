@@ -44,8 +44,10 @@ Kernel kernel_of(const Launch& launch) {
 
 cudaError_t place(std::span<const Placing> placings, cudaStream_t stream) {
   for (const Launch& launch : launches_for(placings)) {
-    kernel_of(launch)<<<launch.blocks, threads_in_block, launch.shared_bytes, stream>>>(launch.batch);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    void* arguments[] = {const_cast<TileBatch*>(&launch.batch)};  // copied by the launch
+    const cudaError_t error = cudaLaunchKernel(kernel_of(launch), launch.blocks, threads_in_block, arguments,
+                                               launch.shared_bytes, stream);
+    if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
