@@ -16,10 +16,10 @@ inline constexpr std::uint32_t chunks_in_row = square / chunk_elements;
 inline constexpr std::uint32_t rows_at_once = threads_in_block / chunks_in_row;
 inline constexpr std::uint32_t chunks_in_scale_block = mxfp8_block_columns / chunk_elements;
 
-/// Shared memory: the square's values as they are stored, a row every square_pitch bytes, and then for each
+/// Shared memory: the square's values as they are stored, see place_in_square, and then for each
 /// chunk the largest magnitude in it, as F32 bits.
 SHARDWRIGHT_HOST_DEVICE constexpr std::size_t offset_of_magnitudes(std::size_t value_bytes) {
-  return square * square_pitch(value_bytes);
+  return square_bytes(static_cast<std::uint32_t>(value_bytes));
 }
 SHARDWRIGHT_HOST_DEVICE constexpr std::size_t encoding_shared_bytes(std::size_t value_bytes) {
   return offset_of_magnitudes(value_bytes) + std::size_t{square} * chunks_in_row * sizeof(std::uint32_t);
@@ -66,7 +66,7 @@ SHARDWRIGHT_HOST_DEVICE inline void read_square(std::uint32_t block, std::uint32
     const std::uint32_t row = at.first_row + down;
     const std::int64_t column = at.first_column + right;
     const std::byte* from = tile.values + row * tile.row_stride + column * tile.column_stride;
-    std::byte* to = shared + down * square_pitch(sizeof(Unit)) + right * sizeof(Unit);
+    std::byte* to = shared + place_in_square(down, right, sizeof(Unit));
     Chunk<Unit> chunk{};
     if (tile.rows_are_closer) {
       const bool is_there = column >= 0 && column < tile.columns;
@@ -87,8 +87,7 @@ template <class Unit>
 SHARDWRIGHT_HOST_DEVICE inline Floats floats_in_square(DType dtype, const std::byte* shared,
                                                        std::uint32_t row, std::uint32_t chunk_number) {
   Chunk<Unit> chunk;
-  const std::byte* from =
-      shared + row * square_pitch(sizeof(Unit)) + std::size_t{chunk_number} * sizeof(Chunk<Unit>);
+  const std::byte* from = shared + place_in_square(row, chunk_number * chunk_elements, sizeof(Unit));
   std::memcpy(&chunk, __builtin_assume_aligned(from, 4), sizeof chunk);
   Floats floats;
   SHARDWRIGHT_UNROLL

@@ -57,62 +57,53 @@ SHARDWRIGHT_HOST_DEVICE inline void place_straight(std::uint32_t block, std::uin
 }
 
 /// Transposed, up to the barrier: the square goes into shared memory, each of its columns a row there. The
-/// threads of a warp take 8 rows of 4 chunks: whole sectors of 32 bytes of FP8, and 32 different banks.
+/// threads of a warp take 8 rows of 4 chunks: 64 bytes of FP8 from each, and different banks.
 template <class Unit>
 SHARDWRIGHT_HOST_DEVICE inline void transpose_in(std::uint32_t block, std::uint32_t thread,
                                                  const PlacedTile& tile, std::byte* shared) {
+  static_assert(square == 4 * chunk_elements && square * 4 == threads_in_block);
   const std::uint32_t place = block - tile.first_block;
-  const std::uint32_t first_row = place / tile.blocks_across * square;
-  const std::uint32_t first_column = place % tile.blocks_across * square;
-  const std::uint32_t lane = thread % 32;
-  const std::uint32_t warp = thread / 32;
-  const std::uint32_t right = (warp % 2 * 4 + lane / 8) * chunk_elements;
-  const std::uint32_t column = first_column + right;
-  if (column >= tile.columns) return;
+  const std::uint32_t down = thread / 32 * 8 + thread % 8;
+  const std::uint32_t right = thread % 32 / 8 * chunk_elements;
+  const std::uint32_t row = place / tile.blocks_across * square + down;
+  const std::uint32_t column = place % tile.blocks_across * square + right;
+  if (row >= tile.rows || column >= tile.columns) return;
   const std::uint32_t rest = tile.columns - column;
   const std::uint32_t count = rest < chunk_elements ? rest : chunk_elements;
-  for (std::uint32_t down = warp / 2 * 8 + lane % 8; down < square; down += 32) {
-    if (first_row + down >= tile.rows) return;
-    std::byte* to = shared + right * square_pitch(sizeof(Unit)) + down * sizeof(Unit);
-    const auto store_next = [&to](Unit element) {
-      std::memcpy(__builtin_assume_aligned(to, sizeof(Unit)), &element, sizeof(Unit));
-      to += square_pitch(sizeof(Unit));
-    };
-    if (tile.by_definition) {
-      for (std::uint32_t i = 0; i < count; ++i) {
-        store_next(static_cast<Unit>(defined_element(tile, first_row + down, column + i)));
-      }
-      continue;
+  std::byte* to = shared + place_in_square(right, down, sizeof(Unit));
+  const auto store_next = [&to](Unit element) {
+    std::memcpy(__builtin_assume_aligned(to, sizeof(Unit)), &element, sizeof(Unit));
+    to += square_pitch(sizeof(Unit));
+  };
+  if (tile.by_definition) {
+    for (std::uint32_t i = 0; i < count; ++i) {
+      store_next(static_cast<Unit>(defined_element(tile, row, column + i)));
     }
-    const Chunk<Unit> chunk = placed_chunk<Unit>(tile, first_row + down, column, count);
-    SHARDWRIGHT_UNROLL
-    for (std::uint32_t i = 0; i < chunk_elements; ++i) store_next(chunk.elements[i]);
+    return;
   }
+  const Chunk<Unit> chunk = placed_chunk<Unit>(tile, row, column, count);
+  SHARDWRIGHT_UNROLL
+  for (std::uint32_t i = 0; i < chunk_elements; ++i) store_next(chunk.elements[i]);
 }
 
-/// Transposed, after the barrier: each thread writes chunks of 8 elements that lie below each other in the
+/// Transposed, after the barrier: each thread writes a chunk of elements that lie below each other in the
 /// source.
 template <class Unit>
 SHARDWRIGHT_HOST_DEVICE inline void transpose_out(std::uint32_t block, std::uint32_t thread,
                                                   const PlacedTile& tile, const std::byte* shared) {
   const std::uint32_t place = block - tile.first_block;
-  const std::uint32_t first_row = place / tile.blocks_across * square;
-  const std::uint32_t first_column = place % tile.blocks_across * square;
-  const std::uint32_t down = thread % (square / chunk_elements) * chunk_elements;
-  const std::uint32_t row = first_row + down;
-  if (row >= tile.rows) return;
+  const std::uint32_t down = thread % 4 * chunk_elements;
+  const std::uint32_t right = thread / 4;
+  const std::uint32_t row = place / tile.blocks_across * square + down;
+  const std::uint32_t column = place % tile.blocks_across * square + right;
+  if (row >= tile.rows || column >= tile.columns) return;
   const std::uint32_t rest = tile.rows - row;
   const std::uint32_t count = rest < chunk_elements ? rest : chunk_elements;
-  constexpr std::uint32_t columns_at_once = threads_in_block / (square / chunk_elements);
-  for (std::uint32_t right = thread / (square / chunk_elements); right < square; right += columns_at_once) {
-    const std::uint32_t column = first_column + right;
-    if (column >= tile.columns) return;
-    Chunk<Unit> chunk;
-    const std::byte* from = shared + right * square_pitch(sizeof(Unit)) + down * sizeof(Unit);
-    std::memcpy(&chunk, __builtin_assume_aligned(from, sizeof(Unit) < 4 ? 4 : sizeof(Unit)), sizeof chunk);
-    store_chunk(chunk, tile.destination + row * tile.row_stride + column * tile.column_stride,
-                tile.row_stride, count);
-  }
+  Chunk<Unit> chunk;
+  const std::byte* from = shared + place_in_square(right, down, sizeof(Unit));
+  std::memcpy(&chunk, __builtin_assume_aligned(from, sizeof(Unit) < 4 ? 4 : sizeof(Unit)), sizeof chunk);
+  store_chunk(chunk, tile.destination + row * tile.row_stride + column * tile.column_stride, tile.row_stride,
+              count);
 }
 
 }  // namespace shardwright::cuda

@@ -112,7 +112,8 @@ SHARDWRIGHT_HOST_DEVICE inline std::uint32_t float_bits_of_scale(DType dtype, st
 // -------------------------------------------------------------------------------
 
 struct Floats : Chunk<std::uint32_t> {
-  bool are_upper_halves = false;  ///< all are numbers whose lower 16 bits are zero: BF16 numbers already
+  bool are_upper_halves =
+      false;  ///< the lower 16 bits of all are zero, and none is NaN: BF16 numbers already
 };
 
 template <FloatFormat format, class Unit>
@@ -124,27 +125,49 @@ SHARDWRIGHT_HOST_DEVICE inline Floats convert_chunk(const std::byte* from, unsig
   return floats;
 }
 
+/// FP8 elements, four to a word, the first in the lowest byte.
+struct Fp8Chunk {
+  std::uint32_t words[chunk_elements / 4];
+};
+
+/// As load_chunk, but never apart into bytes where one access brings all of them.
+SHARDWRIGHT_HOST_DEVICE inline Fp8Chunk load_fp8(const std::byte* from, unsigned count) {
+  Fp8Chunk chunk{};
+  if (count == chunk_elements && is_aligned<sizeof(Fp8Chunk)>(from)) {
+    std::memcpy(&chunk, __builtin_assume_aligned(from, sizeof chunk), sizeof chunk);
+    return chunk;
+  }
+  SHARDWRIGHT_UNROLL
+  for (unsigned i = 0; i < chunk_elements; ++i) {
+    if (i < count) chunk.words[i / 4] |= std::uint32_t{load<std::uint8_t>(from + i)} << (i % 4 * 8);
+  }
+  return chunk;
+}
+
+SHARDWRIGHT_HOST_DEVICE inline std::uint32_t element_of(const Fp8Chunk& chunk, unsigned i) {
+  return (chunk.words[i / 4] >> (i % 4 * 8)) & 0xFF;
+}
+
 /// FP8 elements times their scales.
 template <FloatFormat format>
 SHARDWRIGHT_HOST_DEVICE inline Floats scale_chunk(const PlacedTile& tile, const std::byte* from,
                                                   std::uint32_t row, std::uint32_t column, unsigned count) {
-  const auto chunk = load_chunk<std::uint8_t>(from, count);
-  std::uint32_t words[2];
-  std::memcpy(words, &chunk, sizeof words);
+  const Fp8Chunk chunk = load_fp8(from, count);
   const std::uint32_t block = block_of(tile.scale_columns, column);
   const bool has_one_scale = block == block_of(tile.scale_columns, column + count - 1);
   std::uint32_t scale = float_bits_of_scale(tile.scale_dtype, stored_scale(tile, row, block));
   Floats floats;
   // Nearly all chunks have one scale and no NaN: that takes few instructions.
-  if (has_one_scale && (scale & 0x7F800000U) != 0x7F800000U && !has_special<format>(words[0]) &&
-      !has_special<format>(words[1])) {
+  bool is_plain = has_one_scale && (scale & 0x7F800000U) != 0x7F800000U;
+  for (const std::uint32_t word : chunk.words) is_plain = is_plain && !has_special<format>(word);
+  if (is_plain) {
     SHARDWRIGHT_UNROLL
     for (unsigned i = 0; i < chunk_elements; ++i) {
-      const std::uint32_t element = (words[i / 4] >> (i % 4 * 8)) & 0xFF;
-      floats.elements[i] = bits_of_float(finite_value<format>(element) * float_of_bits(scale));
+      floats.elements[i] = bits_of_float(finite_value<format>(element_of(chunk, i)) * float_of_bits(scale));
     }
-    // Powers of two that take no element out of the normal range, e5m2 (2^-16 .. 1.75 * 2^15) included.
-    floats.are_upper_halves = (scale & 0x807FFFFFU) == 0 && scale >= (17U << 23) && scale <= (239U << 23);
+    // A power of two that takes no element, down to the 2^-16 of e5m2, below the normal range. What it takes
+    // beyond the range is infinite in BF16 as well.
+    floats.are_upper_halves = (scale & 0x807FFFFFU) == 0 && scale >= 17U << 23;
     return floats;
   }
   SHARDWRIGHT_UNROLL
@@ -153,7 +176,7 @@ SHARDWRIGHT_HOST_DEVICE inline Floats scale_chunk(const PlacedTile& tile, const 
       const std::uint32_t own = block_of(tile.scale_columns, column + i);
       scale = float_bits_of_scale(tile.scale_dtype, stored_scale(tile, row, own));
     }
-    floats.elements[i] = scaled_float_bits<format>(chunk.elements[i], scale);
+    floats.elements[i] = scaled_float_bits<format>(element_of(chunk, i), scale);
   }
   return floats;
 }

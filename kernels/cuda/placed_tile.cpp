@@ -152,7 +152,7 @@ class Launches {
     launch.layout = layout;
     launch.element_bytes = element_bytes;
     if (layout == Layout::transposed) {
-      launch.shared_bytes = square * square_pitch(static_cast<std::size_t>(element_bytes));
+      launch.shared_bytes = square_bytes(static_cast<std::uint32_t>(element_bytes));
     }
     return launch;
   }

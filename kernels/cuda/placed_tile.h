@@ -15,8 +15,8 @@ namespace shardwright::cuda {
 
 inline constexpr unsigned threads_in_block = 256;
 
-/// Elements of a row that a thread takes at a time: 8 bytes of FP8 become 16 of BF16.
-inline constexpr unsigned chunk_elements = 8;
+/// Elements of a row that a thread takes at a time: 16 bytes of FP8, half an MXFP8 block.
+inline constexpr unsigned chunk_elements = 16;
 
 /// Rows that a thread of the straight kernel takes, one after the other.
 inline constexpr unsigned rows_of_thread = 4;
@@ -76,10 +76,22 @@ struct Launch {
   TileBatch batch;
 };
 
-/// Bytes from one column to the next of a square in shared memory: an odd number of 4-byte banks for elements
-/// of up to 4 bytes, so that neither its rows nor its columns meet in one bank.
-SHARDWRIGHT_HOST_DEVICE constexpr std::size_t square_pitch(std::size_t element_bytes) {
+/// Bytes from one row to the next of a square in shared memory: an odd number of 4-byte banks for elements of
+/// up to 4 bytes, so that neither rows nor columns meet in one bank.
+SHARDWRIGHT_HOST_DEVICE constexpr std::uint32_t square_pitch(std::uint32_t element_bytes) {
   return square * element_bytes + (element_bytes < 4 ? 4 : element_bytes);
+}
+
+/// Where an element of a square is in shared memory. Each chunk's worth of rows begins 16 bytes later: rows
+/// that are a chunk apart, which a warp writes at once, would meet in one bank otherwise.
+SHARDWRIGHT_HOST_DEVICE constexpr std::uint32_t place_in_square(std::uint32_t row, std::uint32_t column,
+                                                                std::uint32_t element_bytes) {
+  return row * square_pitch(element_bytes) + row / chunk_elements * 16 + column * element_bytes;
+}
+
+/// Bytes that a square takes there.
+SHARDWRIGHT_HOST_DEVICE constexpr std::uint32_t square_bytes(std::uint32_t element_bytes) {
+  return place_in_square(square - 1, square, element_bytes);
 }
 
 /// A tile of memory that the device can read, and where it goes. Without scales (data is null) as place()

@@ -17,13 +17,15 @@ REGISTERS = 65536
 ARCHITECTURES = {80: (164 << 10, 2048), 90: (228 << 10, 2048), 100: (228 << 10, 2048)}
 UNITS = {"unsigned char": 1, "unsigned short": 2, "unsigned int": 4, "unsigned long": 8}
 SQUARE = 64
+CHUNK = 16
 
 
 def shared_bytes(kernel: str, size: int) -> int:
-    pitch = SQUARE * size + max(4, size)
+    """place_in_square() and encoding_shared_bytes(), written again."""
     if kernel == "place_straight":
         return 0
-    return SQUARE * pitch + (SQUARE * 8 * 4 if kernel == "encode" else 0)
+    square = (SQUARE - 1) * (SQUARE * size + max(4, size)) + (SQUARE // CHUNK - 1) * 16 + SQUARE * size
+    return square + (SQUARE * SQUARE // CHUNK * 4 if kernel == "encode" else 0)
 
 
 def registers_of(source: Path, architecture: int) -> dict[tuple[str, int], tuple[int, int]]:

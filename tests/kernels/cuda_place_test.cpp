@@ -35,18 +35,18 @@ TEST(CudaPlace, TakesEveryShapeOfBlockAndTilesOfManyBlocks) {
   Random random(2);
   std::set<std::uint32_t> shapes;
   for (const auto& [rows, columns] : std::vector<std::pair<std::int64_t, std::int64_t>>{{3000, 3},
-                                                                                        {1500, 9},
-                                                                                        {700, 32},
-                                                                                        {300, 64},
-                                                                                        {150, 128},
-                                                                                        {90, 256},
-                                                                                        {70, 768},
-                                                                                        {17, 1024},
-                                                                                        {9, 2048},
-                                                                                        {5, 2049},
-                                                                                        {5, 4096},
-                                                                                        {4, 6144},
-                                                                                        {3, 8000},
+                                                                                        {1500, 17},
+                                                                                        {700, 64},
+                                                                                        {300, 128},
+                                                                                        {150, 256},
+                                                                                        {90, 512},
+                                                                                        {40, 768},
+                                                                                        {35, 1536},
+                                                                                        {17, 2048},
+                                                                                        {9, 4096},
+                                                                                        {5, 4099},
+                                                                                        {4, 12288},
+                                                                                        {3, 9000},
                                                                                         {1, 20000},
                                                                                         {1, 1},
                                                                                         {64, 64},
@@ -95,8 +95,18 @@ TEST(CudaPlace, CutsTilesThatAreLongerThanALaunchCanTake) {
 
 TEST(CudaPlace, ReadsNothingOutsideTheTileAndItsScales) {
   Random random(5);
-  for (const auto& [rows, columns] : std::vector<std::pair<std::int64_t, std::int64_t>>{
-           {1, 1}, {1, 33}, {33, 1}, {70, 70}, {64, 64}, {15, 129}, {129, 15}, {300, 100}, {3, 2049}}) {
+  for (const auto& [rows, columns] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 1},
+                                                                                        {1, 33},
+                                                                                        {33, 1},
+                                                                                        {70, 70},
+                                                                                        {64, 64},
+                                                                                        {15, 129},
+                                                                                        {129, 15},
+                                                                                        {300, 100},
+                                                                                        {3, 96},
+                                                                                        {40, 160},
+                                                                                        {3, 352},
+                                                                                        {3, 2049}}) {
     for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
       for (const Format& format : formats) {
         for (const bool at_end : {false, true}) {

@@ -17,7 +17,7 @@ namespace shardwright::cuda {
 template <class Unit>
 void run_blocks(const Launch& launch) {
   constexpr std::size_t guard = 64;
-  alignas(16) static thread_local std::byte memory[square * square_pitch(8) + guard];
+  alignas(16) static thread_local std::byte memory[square_bytes(8) + guard];
   for (std::uint32_t block = 0; block < launch.blocks; ++block) {
     const PlacedTile& tile = tile_of_block(launch.batch, block);
     if (launch.layout == Layout::straight) {
