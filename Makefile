@@ -67,7 +67,7 @@ $(STAMP): .ci/requirements.txt | system
 # --- build/ ------------------------------------------------------------------------------------------------------------
 # The Python module is built beside the package, which .venv finds where it lies: edits of Python need no build.
 
-CCACHE = $(if $(shell command -v ccache),-D CMAKE_CXX_COMPILER_LAUNCHER=ccache)
+CCACHE = $(if $(shell command -v ccache),-D CMAKE_CXX_COMPILER_LAUNCHER=ccache -D CMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 
 build/build.ninja: $(STAMP)
 	$(call say,build: configure)
@@ -80,9 +80,9 @@ build: system build/build.ninja ## compile
 
 # --- lint --------------------------------------------------------------------------------------------------------------
 
-CXX_FILES := $(shell find kernels planner storage python_shim tests bench -name '*.h' -o -name '*.cpp')
-# torch's headers take a minute a file and are not ours.
-TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec grep -LE '^.include.*(<(torch|ATen|c10)/|torch_tensor|exchange\.h)' {} +)
+CXX_FILES := $(shell find kernels planner storage python_shim tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+# torch's headers take a minute a file and are not ours; CUDA's are not on every machine.
+TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec grep -LE '^.include.*(<(torch|ATen|c10)/|<cuda_|torch_tensor|exchange\.h)' {} +)
 
 .PHONY: lint-python lint-cpp
 lint: lint-python lint-cpp ## check format, types and common mistakes

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/float_arithmetic.h"
 #include "kernels/instruction_sets.h"
 #include "kernels/strided.h"
 
@@ -200,8 +201,7 @@ struct FloatScales {
       std::memcpy(&upper, first + number * 2, 2);
       bits = std::uint32_t{upper} << 16;
     } else {
-      const auto exponent = std::to_integer<std::uint32_t>(first[number]);
-      bits = exponent == 255 ? 0x7FC00000 : exponent == 0 ? 0x00400000 : exponent << 23;  // 0: 2^-127
+      bits = float_bits_of_e8m0(std::to_integer<std::uint8_t>(first[number]));
     }
     return std::bit_cast<float>(bits);
   }

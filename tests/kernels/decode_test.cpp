@@ -1,8 +1,6 @@
 #include "kernels/decode.h"
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <map>
@@ -23,18 +21,6 @@ const std::vector<DType> destinations = {DType::BF16, DType::F16, DType::F32, DT
 
 class Decode : public EveryInstructionSet {};
 INSTANTIATE_TEST_SUITE_P(Each, Decode, testing::ValuesIn(instruction_sets()), name_of_parameter);
-
-struct Format {
-  DType element;
-  DType scale;
-
-  auto operator<=>(const Format&) const = default;
-};
-
-const std::vector<Format> formats = {
-    {DType::F8_E4M3, DType::F8_E8M0}, {DType::F8_E5M2, DType::F8_E8M0}, {DType::F8_E4M3, DType::F32},
-    {DType::F8_E5M2, DType::F32},     {DType::F8_E4M3, DType::BF16},    {DType::F8_E5M2, DType::BF16},
-};
 
 /// Every e8m0 byte. Of the others both signs and every exponent (zeros, subnormals, infinities and NaN among
 /// them), with mantissas all zeros and all ones, next to these, ones that make products fall halfway between
@@ -148,31 +134,6 @@ TEST_P(Decode, DoesNotDependOnTheCallersFloatingPointMode) {
 }
 #endif
 
-struct RandomScales {
-  std::vector<std::uint8_t> memory;
-  BlockScales scales;
-
-  RandomScales(Random& random, DType dtype, std::int64_t rows, std::int64_t columns) {
-    scales.dtype = dtype;
-    if (random.chance(3)) {
-      scales.block_rows = random.one_of<std::int64_t>({1, 2, 3, 16, 33, 128});
-      scales.block_columns = random.one_of<std::int64_t>({1, 7, 16, 32, 64, 128, 1000});
-    } else if (dtype == DType::F32) {
-      scales.block_rows = scales.block_columns = 128;
-    }
-    scales.first_row = random.number(0, scales.block_rows - 1);
-    scales.first_column = random.number(0, scales.block_columns - 1);
-    const std::int64_t block_rows = (scales.first_row + rows) / scales.block_rows + 1;
-    const std::int64_t block_columns = (scales.first_column + columns) / scales.block_columns + 1;
-    scales.row_stride = block_columns + (random.chance(2) ? 0 : random.number(1, 40));
-    memory = random.bytes(block_rows * scales.row_stride * bytes_of(dtype));
-    if (slow::is_e8m0(dtype) && !random.chance(3)) {
-      for (std::uint8_t& scale : memory) scale = static_cast<std::uint8_t>(100 + scale % 32);
-    }
-    scales.data = memory.data();
-  }
-};
-
 void expect_same_as_slow(Random& random, std::int64_t rows, std::int64_t columns, Strides strides) {
   const Format format = random.one_of(formats);
   const RandomSource source(random, format.element, rows, columns);
@@ -210,31 +171,6 @@ TEST_P(Decode, WritesTilesLargeEnoughToBeStreamedToTheirPlaceAndNothingElse) {
   expect_same_as_slow(random, 256 + 3, 130, Strides::transposed);
   expect_same_as_slow(random, 2 * 256 + 31, 130, Strides::transposed);
 }
-
-/// Memory between two pages that cannot be touched.
-class BetweenGuards {
- public:
-  explicit BetweenGuards(std::size_t size) : page_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))) {
-    inner_ = (size + page_ - 1) / page_ * page_;
-    void* address =
-        mmap(nullptr, inner_ + 2 * page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (address == MAP_FAILED) throw std::bad_alloc();
-    outer_ = static_cast<std::uint8_t*>(address);
-    mprotect(outer_, page_, PROT_NONE);
-    mprotect(outer_ + page_ + inner_, page_, PROT_NONE);
-  }
-  BetweenGuards(const BetweenGuards&) = delete;
-  BetweenGuards& operator=(const BetweenGuards&) = delete;
-  ~BetweenGuards() { munmap(outer_, inner_ + 2 * page_); }
-
-  std::uint8_t* begin() { return outer_ + page_; }
-  std::uint8_t* end() { return begin() + inner_; }
-
- private:
-  std::size_t page_;
-  std::size_t inner_;
-  std::uint8_t* outer_;
-};
 
 TEST_P(Decode, ReadsNothingOutsideTheTileAndItsScales) {
   Random random(3);

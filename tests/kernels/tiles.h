@@ -3,15 +3,19 @@
 // Random tiles, and destinations with something around them that has to stay as it is.
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "kernels/decode.h"
+#include "slow_definition.h"
 
 namespace shardwright {
 
@@ -106,6 +110,70 @@ struct RandomDestination {
     tile.data = memory.data() + origin;
   }
   RandomDestination& operator=(const RandomDestination&) = delete;
+};
+
+/// Block-scaled formats that can be decoded.
+struct Format {
+  DType element;
+  DType scale;
+
+  auto operator<=>(const Format&) const = default;
+};
+
+inline const std::vector<Format> formats = {
+    {DType::F8_E4M3, DType::F8_E8M0}, {DType::F8_E5M2, DType::F8_E8M0}, {DType::F8_E4M3, DType::F32},
+    {DType::F8_E5M2, DType::F32},     {DType::F8_E4M3, DType::BF16},    {DType::F8_E5M2, DType::BF16},
+};
+
+/// Random scales for a tile, with blocks that it cuts anywhere.
+struct RandomScales {
+  std::vector<std::uint8_t> memory;
+  BlockScales scales;
+
+  RandomScales(Random& random, DType dtype, std::int64_t rows, std::int64_t columns) {
+    scales.dtype = dtype;
+    if (random.chance(3)) {
+      scales.block_rows = random.one_of<std::int64_t>({1, 2, 3, 16, 33, 128});
+      scales.block_columns = random.one_of<std::int64_t>({1, 7, 16, 32, 64, 128, 1000});
+    } else if (dtype == DType::F32) {
+      scales.block_rows = scales.block_columns = 128;
+    }
+    scales.first_row = random.number(0, scales.block_rows - 1);
+    scales.first_column = random.number(0, scales.block_columns - 1);
+    const std::int64_t block_rows = (scales.first_row + rows) / scales.block_rows + 1;
+    const std::int64_t block_columns = (scales.first_column + columns) / scales.block_columns + 1;
+    scales.row_stride = block_columns + (random.chance(2) ? 0 : random.number(1, 40));
+    memory = random.bytes(block_rows * scales.row_stride * bytes_of(dtype));
+    if (slow::is_e8m0(dtype) && !random.chance(3)) {
+      for (std::uint8_t& scale : memory) scale = static_cast<std::uint8_t>(100 + scale % 32);
+    }
+    scales.data = memory.data();
+  }
+};
+
+/// Memory between two pages that cannot be touched.
+class BetweenGuards {
+ public:
+  explicit BetweenGuards(std::size_t size) : page_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))) {
+    inner_ = (size + page_ - 1) / page_ * page_;
+    void* address =
+        mmap(nullptr, inner_ + 2 * page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED) throw std::bad_alloc();
+    outer_ = static_cast<std::uint8_t*>(address);
+    mprotect(outer_, page_, PROT_NONE);
+    mprotect(outer_ + page_ + inner_, page_, PROT_NONE);
+  }
+  BetweenGuards(const BetweenGuards&) = delete;
+  BetweenGuards& operator=(const BetweenGuards&) = delete;
+  ~BetweenGuards() { munmap(outer_, inner_ + 2 * page_); }
+
+  std::uint8_t* begin() { return outer_ + page_; }
+  std::uint8_t* end() { return begin() + inner_; }
+
+ private:
+  std::size_t page_;
+  std::size_t inner_;
+  std::uint8_t* outer_;
 };
 
 inline std::string description(const SourceTile& source, const DestinationTile& destination) {

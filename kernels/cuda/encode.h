@@ -1,0 +1,16 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <span>
+
+#include "kernels/cuda/encoded_tile.h"
+
+namespace shardwright::cuda {
+
+/// Begins to encode tiles as MXFP8 on the current device, in the order of `stream`: what encode() of
+/// kernels/encode.h does, bit for bit; or find_scales(), for a tile without elements. On memory, errors and
+/// exceptions see place.h. No two tiles may write the same byte.
+cudaError_t encode(std::span<const Encoding> encodings, cudaStream_t stream);
+
+}  // namespace shardwright::cuda

@@ -1,0 +1,188 @@
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <deque>
+#include <set>
+#include <stdexcept>
+#include <utility>
+
+#include "random_placing.h"
+#include "run_launch.h"
+
+namespace shardwright::cuda {
+namespace {
+
+std::vector<Launch> run_all(const std::vector<Placing>& placings, std::int64_t longest = longest_side) {
+  std::vector<Launch> launches = launches_for(placings, longest);
+  for (const Launch& launch : launches) run(launch);
+  return launches;
+}
+
+TEST(CudaPlace, EqualsTheDefinitionForEveryChangeAndWritesNothingElse) {
+  Random random(1);
+  for (const Change& change : every_change()) {
+    for (int round = 0; round < 40; ++round) {
+      const Strides strides = random.one_of<Strides>({Strides::straight, Strides::transposed, Strides::any});
+      const std::int64_t longest = random.one_of<std::int64_t>({8, 70, 200});
+      const RandomPlacing one(random, change, random.number(0, longest), random.number(0, longest), strides);
+      run_all({one.placing()});
+      ASSERT_TRUE(one.is_as_expected()) << one.describe();
+    }
+  }
+}
+
+TEST(CudaPlace, TakesEveryShapeOfBlockAndTilesOfManyBlocks) {
+  Random random(2);
+  std::set<std::uint32_t> shapes;
+  for (const auto& [rows, columns] : std::vector<std::pair<std::int64_t, std::int64_t>>{{3000, 3},
+                                                                                        {1500, 17},
+                                                                                        {700, 64},
+                                                                                        {300, 128},
+                                                                                        {150, 256},
+                                                                                        {90, 512},
+                                                                                        {40, 768},
+                                                                                        {35, 1536},
+                                                                                        {17, 2048},
+                                                                                        {9, 4096},
+                                                                                        {5, 4099},
+                                                                                        {4, 12288},
+                                                                                        {3, 9000},
+                                                                                        {1, 20000},
+                                                                                        {1, 1},
+                                                                                        {64, 64},
+                                                                                        {65, 63},
+                                                                                        {129, 257},
+                                                                                        {63, 640}}) {
+    for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
+      const Format& format = random.one_of(formats);
+      const Change change{format.element, DType::BF16, format.scale};
+      const RandomPlacing one(random, change, rows, columns, strides);
+      for (const Launch& launch : run_all({one.placing()}))
+        shapes.insert(launch.batch.tiles[0].chunks_across);
+      ASSERT_TRUE(one.is_as_expected()) << one.describe();
+    }
+  }
+  EXPECT_EQ(shapes, (std::set<std::uint32_t>{1, 2, 4, 8, 16, 32, 64, 128, 256}));
+}
+
+TEST(CudaPlace, PlacesManyTilesOfAnyKindsInFewLaunches) {
+  Random random(3);
+  const std::vector<Change> changes = every_change();
+  for (int round = 0; round < 30; ++round) {
+    std::deque<RandomPlacing> tiles;
+    std::vector<Placing> placings;
+    for (std::int64_t count = random.number(0, 120); count > 0; --count) {
+      const Strides strides = random.one_of<Strides>({Strides::straight, Strides::transposed, Strides::any});
+      tiles.emplace_back(random, random.one_of(changes), random.number(0, 80), random.number(0, 80), strides);
+      placings.push_back(tiles.back().placing());
+    }
+    const std::vector<Launch> launches = run_all(placings);
+    for (const RandomPlacing& tile : tiles) ASSERT_TRUE(tile.is_as_expected()) << tile.describe();
+    // One more than the full ones for each layout and size.
+    EXPECT_LE(launches.size(), placings.size() / most_tiles + 2 * 4);
+  }
+}
+
+TEST(CudaPlace, CutsTilesThatAreLongerThanALaunchCanTake) {
+  Random random(4);
+  for (int round = 0; round < 200; ++round) {
+    const RandomPlacing one(random, random.one_of(every_change()), random.number(0, 60), random.number(0, 60),
+                            random.one_of<Strides>({Strides::straight, Strides::transposed, Strides::any}));
+    run_all({one.placing()}, random.number(1, 40));
+    ASSERT_TRUE(one.is_as_expected()) << one.describe();
+  }
+}
+
+TEST(CudaPlace, ReadsNothingOutsideTheTileAndItsScales) {
+  Random random(5);
+  for (const auto& [rows, columns] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 1},
+                                                                                        {1, 33},
+                                                                                        {33, 1},
+                                                                                        {70, 70},
+                                                                                        {64, 64},
+                                                                                        {15, 129},
+                                                                                        {129, 15},
+                                                                                        {300, 100},
+                                                                                        {3, 96},
+                                                                                        {40, 160},
+                                                                                        {3, 352},
+                                                                                        {3, 2049}}) {
+    for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
+      for (const Format& format : formats) {
+        for (const bool at_end : {false, true}) {
+          const std::int64_t blocks = (columns + 31) / 32;
+          const std::int64_t scale_bytes = rows * blocks * bytes_of(format.scale);
+          BetweenGuards elements(static_cast<std::size_t>(rows * columns));
+          BetweenGuards scales(static_cast<std::size_t>(scale_bytes));
+          std::memset(scales.begin(), 120, static_cast<std::size_t>(scales.end() - scales.begin()));
+          BlockScales block_scales{at_end ? scales.end() - scale_bytes : scales.begin(), blocks};
+          block_scales.dtype = format.scale;
+          const RandomDestination destination(random, DType::BF16, rows, columns, strides);
+          run_all({{{at_end ? elements.end() - rows * columns : elements.begin(), format.element, rows,
+                     columns, columns},
+                    block_scales,
+                    destination.tile}});  // or the process dies
+        }
+      }
+    }
+  }
+}
+
+/// All codes with all scale bytes, each scale for whole blocks, for blocks that are cut between two scales,
+/// and among chunks with and without NaN.
+TEST(CudaPlace, DecodesEveryMxfp8ElementWithEveryScale) {
+  for (const DType element : {DType::F8_E4M3, DType::F8_E5M2}) {
+    for (const DType to : wide_floats) {
+      for (const bool transposed : {false, true}) {
+        for (const std::int64_t first_column : {0, 5}) {
+          std::vector<std::uint8_t> elements(256 * 256);
+          std::vector<std::uint8_t> scales(256 * 9);
+          for (std::size_t i = 0; i < elements.size(); ++i) elements[i] = static_cast<std::uint8_t>(i);
+          for (std::size_t i = 0; i < scales.size(); ++i)
+            scales[i] = static_cast<std::uint8_t>(i / 9 + i % 9 % 2);
+          std::vector<std::uint64_t> found(elements.size());
+          std::vector<std::uint64_t> expected(elements.size());
+          const SourceTile source{elements.data(), element, 256, 256, 256};
+          const BlockScales block_scales{scales.data(), 9, 1, 32, 0, first_column};
+          const std::int64_t row_stride = transposed ? 1 : 256;
+          const std::int64_t column_stride = transposed ? 256 : 1;
+          slow::decode(source, block_scales, {expected.data(), to, row_stride, column_stride});
+          run_all({{source, block_scales, {found.data(), to, row_stride, column_stride}}});
+          ASSERT_TRUE(found == expected) << name_of(element) << " to " << name_of(to);
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaPlace, CopiesPackedFormatsByWholeBytesAndRefusesToSplitOne) {
+  const std::vector<std::uint8_t> source = {1, 2, 3, 4, 5, 6};
+  std::vector<std::uint8_t> destination(6);
+  run_all({{{source.data(), DType::F4, 2, 4, 6}, {}, {destination.data(), DType::F4, 4, 1}}});
+  EXPECT_EQ(destination, (std::vector<std::uint8_t>{1, 2, 4, 5, 0, 0}));
+  run_all({{{source.data(), DType::F6_E2M3, 1, 8, 8}, {}, {destination.data(), DType::F6_E2M3, 8, 1}}});
+  EXPECT_EQ(destination, source);
+  EXPECT_THROW(run_all({{{source.data(), DType::F4, 2, 3, 6}, {}, {destination.data(), DType::F4, 4, 1}}}),
+               std::invalid_argument);
+  EXPECT_THROW(run_all({{{source.data(), DType::F4, 2, 4, 6}, {}, {destination.data(), DType::F4, 4, 2}}}),
+               std::invalid_argument);
+}
+
+TEST(CudaPlace, RefusesWhatPlaceAndDecodeRefuse) {
+  std::uint64_t memory[4] = {};
+  const auto attempt = [&](DType from, DType to, std::optional<DType> scale) {
+    BlockScales scales;
+    if (scale) scales = {memory, 1, 1, 32, 0, 0, *scale};
+    run_all({{{memory, from, 1, 1, 1}, scales, {memory + 2, to, 1, 1}}});
+  };
+  EXPECT_NO_THROW(attempt(DType::F8_E4M3, DType::BF16, DType::U8));
+  EXPECT_THROW(attempt(DType::I32, DType::BF16, {}), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::BF16, DType::F8_E4M3, {}), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::BF16, DType::BF16, DType::U8), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::BF16, DType::F16), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::I32, DType::U8), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::F8_E4M3, DType::U8), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace shardwright::cuda
