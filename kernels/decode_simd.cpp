@@ -471,12 +471,6 @@ const InstructionSet* kernels() {
     result.scale_e5m2 = scale_runs<E5M2, true>();
     result.scale_e4m3_in_range = scale_runs<E4M3, false>();
     result.scale_e5m2_in_range = scale_runs<E5M2, false>();
-    result.find_scales_bf16 = find_scales_of_blocks<FromBF16>;
-    result.find_scales_f16 = find_scales_of_blocks<FromF16>;
-    result.find_scales_f32 = find_scales_of_blocks<FromF32>;
-    result.encode_bf16 = encode_blocks<FromBF16>;
-    result.encode_f16 = encode_blocks<FromF16>;
-    result.encode_f32 = encode_blocks<FromF32>;
     result.bf16_to_f32 = widen_run<FromBF16>;
     result.bf16_to_f16 = round_run<FromBF16, ToF16>;
     result.f16_to_f32 = widen_run<FromF16>;

@@ -67,12 +67,6 @@ struct InstructionSet {
   ScaleRuns scale_e5m2;
   ScaleRuns scale_e4m3_in_range;  ///< faster, for scales other than zero, infinity and NaN
   ScaleRuns scale_e5m2_in_range;
-  FindScales find_scales_bf16 = nullptr;
-  FindScales find_scales_f16 = nullptr;
-  FindScales find_scales_f32 = nullptr;
-  EncodeBlocks encode_bf16 = nullptr;
-  EncodeBlocks encode_f16 = nullptr;
-  EncodeBlocks encode_f32 = nullptr;
 
   ConvertRun bf16_to_f32 = nullptr;
   ConvertRun bf16_to_f16 = nullptr;
