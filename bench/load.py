@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import shardwright as sw
 import torch
-from safetensors.torch import load_file
 from shardwright.peak_memory import measure_peak_memory
 from shardwright.table import print_table
+from ways import fill, read_limit, safetensors_copy, safetensors_files, touched_native
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -35,51 +33,16 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def copy_raw(files: list[Path]) -> None:
-    """What safetensors itself does with the same files: map them, and copy each tensor as it is."""
-    for file in files:
-        for tensor in load_file(file).values():
-            tensor.clone()
-
-
-def read_files(files: list[Path], threads: int) -> None:
-    """Reads every file in pieces of 1 MiB, `threads` at a time."""
-
-    def read(job: tuple[Path, int, int]) -> None:
-        path, begin, end = job
-        buffer = bytearray(1 << 20)
-        descriptor = os.open(path, os.O_RDONLY)
-        for offset in range(begin, end, len(buffer)):
-            os.preadv(descriptor, [buffer], offset)
-        os.close(descriptor)
-
-    piece = 64 << 20
-    jobs = [
-        (file, begin, min(begin + piece, file.stat().st_size))
-        for file in files
-        for begin in range(0, file.stat().st_size, piece)
-    ]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(read, jobs))
-
-
-def fill(state_dict: dict[str, torch.Tensor]) -> None:
-    for tensor in state_dict.values():
-        tensor.fill_(1)
-
-
 def measure(path: Path, threads: int, runs: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    files = sorted(path.glob("*.safetensors"))
-    state_dict = sw.empty_state_dict(path)
-    fill(state_dict)
+    state_dict = touched_native(path)
     # The first load of the process, so that what the allocator keeps from earlier ones does not hide what this takes.
     with measure_peak_memory() as peak:
         report = sw.load(state_dict, path, threads=threads)
     works: dict[str, Callable[[], object]] = {
         "shardwright": lambda: sw.load(state_dict, path, threads=threads),
-        "safetensors raw copy": lambda: copy_raw(files),
-        "read limit": lambda: read_files(files, threads),
+        "safetensors raw copy": safetensors_copy(path, threads),
+        "read limit": read_limit(path, threads),
         "fill limit": lambda: fill(state_dict),
     }
     for work in works.values():  # warms the files, and the code
@@ -91,7 +54,7 @@ def measure(path: Path, threads: int, runs: int) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     limit = medians["read limit"] + medians["fill limit"]
     return {
-        "checkpoint_bytes": sum(file.stat().st_size for file in files),
+        "checkpoint_bytes": sum(file.stat().st_size for file in safetensors_files(path)),
         "destination_bytes": sum(tensor.nbytes for tensor in state_dict.values()),
         "threads": threads,
         "runs": runs,

@@ -25,12 +25,16 @@ def safetensors_files(path: Path) -> list[Path]:
     return sorted(path.glob("*.safetensors"))
 
 
+def fill(state_dict: dict[str, torch.Tensor]) -> None:
+    for tensor in state_dict.values():
+        tensor.fill_(1)
+
+
 def touched_native(path: Path) -> dict[str, torch.Tensor]:
     import shardwright as sw
 
     state_dict = sw.empty_state_dict(path)
-    for tensor in state_dict.values():
-        tensor.fill_(1)
+    fill(state_dict)
     return state_dict
 
 
@@ -213,12 +217,7 @@ def read_limit(path: Path, threads: int) -> Load:
 def fill_limit(path: Path, threads: int) -> Load:
     """The native tensors filled with a constant."""
     state_dict = touched_native(path)
-
-    def load() -> None:
-        for tensor in state_dict.values():
-            tensor.fill_(2)
-
-    return load
+    return lambda: fill(state_dict)
 
 
 WAYS: dict[str, Callable[[Path, int], Load]] = {
