@@ -2,8 +2,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
+#include "kernels/cuda/placed_tile.h"
 #include "planner/box.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
@@ -34,6 +36,11 @@ std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dime
 /// Copies a box of any rank, converting as `place` does. The dimensions may come in any order.
 void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
               const std::byte* from, std::byte* to);
+
+/// Cuts the part into tiles and calls visit for each, with its place in the destination of the transfer. Only
+/// addresses are computed: the memory of either side may be on a device.
+void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& part,
+                   const TensorSpec& destination, const std::function<void(const cuda::Placing&)>& visit);
 
 /// Decodes (or copies, or casts) the elements to their place in the destination of the transfer.
 void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
