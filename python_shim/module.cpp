@@ -68,6 +68,9 @@ void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_
     case ErrorKind::argument:
       raise(PyExc_ValueError);
       break;
+    case ErrorKind::device:
+      raise(PyExc_RuntimeError);
+      break;
   }
 }
 

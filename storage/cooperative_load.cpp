@@ -58,7 +58,7 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
       ranks_(transfers_of_ranks.size()),
       cooperation_(cooperate(transfers_of_ranks, catalog, round_bytes)),
       files_(catalog, DirectIo::never) {
-  expect_memory(plan, specs_);
+  expect_cpu_memory(plan, specs_, "a cooperative load (load without it)");
 }
 
 /// Calls visit(piece, index of the share, bytes) for each share of the round that travels.

@@ -12,13 +12,17 @@
 
 #include "kernels/decode.h"
 #include "planner/error.h"
+#include "planner/problems.h"
 #include "storage/box_reading.h"
+#include "storage/copies_under_way.h"
+#include "storage/load_devices.h"
 #include "storage/open_files.h"
 #include "storage/placing.h"
 #include "storage/staging.h"
 #include "storage/task_reader.h"
 #include "storage/threads.h"
 #include "storage/trace.h"
+#include "storage/written_parts.h"
 
 namespace shardwright {
 namespace {
@@ -43,6 +47,9 @@ constexpr std::size_t reads_from_disk = 16;
 constexpr std::size_t most_reads = 8;  // of one thread
 constexpr std::size_t staging_for_disks = std::size_t{64} << 20;
 constexpr std::size_t threads_that_wait = 4;  // for each processor, where a read makes its thread wait
+
+/// Buffers of a thread that are being copied to a device while it fills others.
+constexpr std::size_t copies_of_thread = 2;
 
 /// What a load takes, settled before it begins.
 struct Resources {
@@ -83,15 +90,33 @@ class Engine {
         catalog_(catalog),
         specs_(specs),
         options_(options),
-        files_(catalog, direct_io_of(options)) {}
+        files_(catalog, direct_io_of(options)),
+        written_(plan, specs.size()),
+        devices_(plan, catalog, specs, options, written_) {}
 
   void run(LoadReport& report) {
+    try {
+      run_plan(report);
+      devices_.finish();
+    } catch (const Error& error) {
+      devices_.abandon();
+      throw with_names(error);
+    } catch (...) {
+      devices_.abandon();
+      throw;
+    }
+    devices_.report(report);
+  }
+
+ private:
+  void run_plan(LoadReport& report) {
     open_files();
     const Resources resources = settle();
     const std::size_t task_bytes = TaskReader::task_bytes_of(resources.buffer_bytes);
     TaskCutter cutter(plan_, catalog_, task_bytes, costs_);
     cutter_ = &cutter;
     const std::uint64_t bytes_in_all = options_.progress ? bytes_to_read(task_bytes) : 0;
+    devices_.open();
 
     const Clock::time_point begin = Clock::now();
     std::vector<std::thread> workers;
@@ -121,7 +146,19 @@ class Engine {
     report.decode_seconds = std::chrono::duration<double>(figures_.decoding).count() / resources.threads;
   }
 
- private:
+  /// The error with the names of the tensors that it leaves partly written.
+  Error with_names(const Error& error) const {
+    std::vector<std::string> names = written_.partly_written(specs_);
+    std::string message = error.what();
+    if (!names.empty()) {
+      message += "\npartly written:";
+      for (const std::string& line : grouped_names(names)) message += "\n  " + line;
+    }
+    Error named(error.kind, message, error.system_error);
+    named.partly_written = std::move(names);
+    return named;
+  }
+
   /// Too little staging for whole pages means reading through the page cache.
   static DirectIo direct_io_of(const LoadOptions& options) {
     const bool room =
@@ -171,8 +208,9 @@ class Engine {
     if (from_disk && !background) threads *= threads_that_wait;
     threads = std::min({threads, most_threads, most_tasks});
     std::size_t reads = background ? std::clamp(reads_from_disk / threads, std::size_t{2}, most_reads) : 1;
+    if (devices_.any()) reads += copies_of_thread;
     std::size_t buffer_bytes = default_buffer_bytes;
-    if (from_disk) {
+    if (from_disk || devices_.any()) {
       buffer_bytes =
           std::clamp(staging_for_disks / (threads * reads), default_buffer_bytes, largest_buffer_bytes);
     } else if (options_.huge_pages) {
@@ -187,7 +225,9 @@ class Engine {
       reads = std::min(reads, buffers / threads);
       buffer_bytes = std::min(largest_buffer_bytes, options_.staging_bytes / (threads * reads));
     }
-    const bool huge_pages = (options_.huge_pages || from_disk) && buffer_bytes >= huge_page_bytes;
+    if (devices_.any()) buffer_bytes = std::min(buffer_bytes, devices_.block_bytes());
+    const bool huge_pages =
+        (options_.huge_pages || from_disk) && buffer_bytes >= huge_page_bytes && !devices_.any();
     if (huge_pages) buffer_bytes -= buffer_bytes % huge_page_bytes;
     return {static_cast<int>(threads), static_cast<int>(reads), buffer_bytes, huge_pages};
   }
@@ -208,38 +248,55 @@ class Engine {
     Figures figures;
     std::vector<Trace::Event> events;
     try {
-      TaskReader reader(plan_, catalog_, specs_, files_, in_background_,
-                        {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages});
+      devices_.use_one();
+      TaskReader reader(
+          plan_, catalog_, specs_, files_, in_background_,
+          {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages, devices_.calls()},
+          written_);
+      CopiesUnderWay copies(reader);
       ReadTask task;
       for (;;) {
-        Clock::time_point begin = Clock::now();
+        const Clock::time_point begin = Clock::now();
         StagedTask* staged = nullptr;
+        copies.release_done();
         // Fills the buffers before it waits; a read that needs no waiting is decoded while it is in cache.
         while (staged == nullptr && reader.has_room() && next_task(task)) {
           staged = reader.begin(task);
+        }
+        if (staged == nullptr && !stopped_ && !reader.is_busy() && copies.any()) {
+          copies.wait_for_one();
+          figures.reading += Clock::now() - begin;
+          continue;
         }
         if (staged == nullptr && (stopped_ || !reader.is_busy())) break;
         const char* const what = staged == nullptr ? "wait" : "read";
         if (staged == nullptr) staged = reader.wait();
         const Clock::time_point read = Clock::now();
-        place(*staged);
-        const Clock::time_point placed = Clock::now();
-        figures.reading += read - begin;
-        figures.decoding += placed - read;
+        DevicePlacer* const device = device_of(*staged);
         figures.boxes.count(staged->task.weights);
         figures.boxes.count(staged->task.scales);
         bytes_read_ += staged->task.bytes();
-        if (!options_.trace.empty()) {
-          const std::uint32_t tensor = plan_.transfers[staged->task.transfer].source;
-          events.push_back({what, tensor, staged->task.bytes(), begin, read});
-          events.push_back({"decode", tensor, staged->task.bytes(), read, placed});
+        const std::uint32_t tensor = plan_.transfers[staged->task.transfer].source;
+        const std::uint64_t bytes = staged->task.bytes();
+        if (device != nullptr) {
+          copies.begin(*staged, *device);
+        } else {
+          place(*staged);
+          reader.release(*staged);
         }
-        reader.release(*staged);
+        const Clock::time_point placed = Clock::now();
+        figures.reading += read - begin;
+        figures.decoding += placed - read;
+        if (!options_.trace.empty()) {
+          events.push_back({what, tensor, bytes, begin, read});
+          events.push_back({device == nullptr ? "decode" : "copy", tensor, bytes, read, placed});
+        }
       }
       figures.bytes_read = reader.bytes_read();
       figures.requests = reader.requests();
       figures.staging_bytes = reader.staging_bytes();
       figures.had_ring = reader.has_ring();
+      if (!stopped_) reader.close();
     } catch (...) {
       stop(std::current_exception());
     }
@@ -250,10 +307,20 @@ class Engine {
     changed_.notify_all();
   }
 
-  void place(const StagedTask& staged) const {
-    if (staged.is_in_place) return;
+  /// Null for a task of a tensor in CPU memory.
+  DevicePlacer* device_of(const StagedTask& staged) const {
+    return devices_.of(specs_[plan_.transfers[staged.task.transfer].destination]);
+  }
+
+  void place(const StagedTask& staged) {
     const Transfer& transfer = plan_.transfers[staged.task.transfer];
-    place_box(transfer, catalog_.tensors[transfer.source].dtype, staged.part(), specs_[transfer.destination]);
+    const std::int64_t elements = volume(staged.task.box.size);
+    if (!staged.is_in_place) {
+      written_.begin(transfer.destination, elements);
+      place_box(transfer, catalog_.tensors[transfer.source].dtype, staged.part(),
+                specs_[transfer.destination]);
+    }
+    written_.end(transfer.destination, elements);
   }
 
   /// Reports progress until the threads are done. Whatever `progress` throws stops them.
@@ -281,6 +348,8 @@ class Engine {
   const std::vector<TensorSpec>& specs_;
   const LoadOptions& options_;
   OpenFiles files_;
+  WrittenParts written_;
+  LoadDevices devices_;
   std::vector<ReadCosts> costs_;     // by index into Catalog::files, like the next
   std::vector<bool> in_background_;  // read by io_uring
   bool some_file_is_on_disk_ = false;

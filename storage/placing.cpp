@@ -159,4 +159,14 @@ void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs) {
   }
 }
 
+void expect_cpu_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs, const std::string& what) {
+  expect_memory(plan, specs);
+  for (const Transfer& transfer : plan.transfers) {
+    if (const TensorSpec& spec = specs[transfer.destination]; spec.device != DeviceKind::cpu) {
+      throw Error(ErrorKind::argument,
+                  spec.fqn + ": expected CPU memory for " + what + ", found it on " + spec.device_name);
+    }
+  }
+}
+
 }  // namespace shardwright

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/placed_tile.h"
@@ -53,5 +54,8 @@ std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box
 
 /// Throws Error(argument), naming the tensor, if a destination of the plan has no memory.
 void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs);
+
+/// The same, and throws if the memory is not the CPU's. `what` is what needs it there, for the message.
+void expect_cpu_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs, const std::string& what);
 
 }  // namespace shardwright

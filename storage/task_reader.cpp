@@ -13,8 +13,8 @@ namespace {
 constexpr std::uint64_t page = direct_alignment;
 constexpr std::uint64_t cache_line = 64;
 
-/// Weights and scales may each begin and end inside a page.
-constexpr std::size_t room_for_pages = 4 * page;
+/// Weights and scales may each begin and end inside a page, and so may pinned memory.
+constexpr std::size_t room_for_pages = 5 * page;
 
 std::uint64_t rounded_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -43,17 +43,17 @@ BoxInMemory StagedTask::part() const {
 }
 
 TaskReader::TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                       OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers)
+                       OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers,
+                       WrittenParts& written)
     : plan_(plan),
       catalog_(catalog),
       specs_(specs),
       files_(files),
       in_background_(in_background),
+      written_(written),
       may_read_pages_(buffers.bytes >= smallest_buffer_for_pages) {
   for (int i = 0; i < buffers.count; ++i) {
-    StagedTask& task = tasks_.emplace_back();
-    task.staging = Staging(buffers.huge_pages);
-    free_.push_back(&task);
+    free_.push_back(&tasks_.emplace_back(buffers.huge_pages, buffers.pinned_by));
   }
   if (std::count(in_background.begin(), in_background.end(), true) > 0) {
     const auto depth = static_cast<unsigned>(std::max(8, 2 * buffers.count));  // weights and scales
@@ -73,6 +73,13 @@ std::size_t TaskReader::staging_bytes() const {
   return bytes;
 }
 
+void TaskReader::close() {
+  for (StagedTask& task : tasks_) {
+    if (task.staging.size() == 0) continue;
+    task.staging.close(specs_[plan_.transfers[task.task.transfer].destination].fqn);
+  }
+}
+
 bool TaskReader::reads_pages(const SourceTensor& tensor) const {
   return may_read_pages_ && files_.of(tensor).direct_descriptor >= 0;
 }
@@ -86,17 +93,20 @@ void TaskReader::lay_out(StagedTask& staged) {
   staged.scales = nullptr;
   staged.is_in_place = false;
 
-  if (task.weights.in_one_request && !reads_pages(source)) {
-    if (std::byte* place = place_as_it_is(transfer, source.dtype, task.box, task.weights.staged_strides,
-                                          specs_[transfer.destination])) {
+  const TensorSpec& destination = specs_[transfer.destination];
+  if (task.weights.in_one_request && !reads_pages(source) && destination.device == DeviceKind::cpu) {
+    if (std::byte* place =
+            place_as_it_is(transfer, source.dtype, task.box, task.weights.staged_strides, destination)) {
+      written_.begin(transfer.destination, volume(task.box.size));
       extents_.push_back({&source, task.weights.begin, task.weights.staged_bytes, place, false});
       staged.is_in_place = true;
       return;
     }
   }
 
-  std::byte* memory = staged.staging.room_for(scales_offset_in_staging(task) + task.scales.staged_bytes +
-                                              (may_read_pages_ ? room_for_pages : 0));
+  const std::size_t bytes = scales_offset_in_staging(task) + task.scales.staged_bytes;
+  std::byte* memory =
+      staged.staging.room_for(bytes + (may_read_pages_ ? room_for_pages : 0), destination.fqn);
   std::byte* const elements = add_extents(source, task.weights, memory);
   staged.elements = elements;
   if (transfer.scales < 0) return;

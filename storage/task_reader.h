@@ -14,6 +14,7 @@
 #include "storage/placing.h"
 #include "storage/staging.h"
 #include "storage/uring.h"
+#include "storage/written_parts.h"
 
 namespace shardwright {
 
@@ -26,23 +27,27 @@ struct StagedTask {
   Staging staging;
   int reads_under_way = 0;
 
+  StagedTask(bool huge_pages, const DeviceCalls* pinned_by) : staging(huge_pages, pinned_by) {}
+
   BoxInMemory part() const;
 };
 
-/// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files,
-/// plan, catalog and specs must outlive it.
+/// Reads the tasks of one thread into staging, one at a time or several at once in the background. All that
+/// it is given must outlive it.
 class TaskReader {
  public:
   struct Buffers {
     int count = 1;          ///< tasks under way at a time
     std::size_t bytes = 0;  ///< of staging for each
     bool huge_pages = false;
+    const DeviceCalls* pinned_by = nullptr;  ///< to allocate them with; see Staging
   };
 
   /// `in_background` says for each of the catalog's files whether it is read by io_uring. Where this thread
   /// gets no ring, everything is read at once.
   TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-             OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers);
+             OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers,
+             WrittenParts& written);
 
   /// A buffer must have so many bytes for reads past the page cache.
   static constexpr std::size_t smallest_buffer_for_pages = std::size_t{64} << 10;
@@ -64,6 +69,9 @@ class TaskReader {
 
   /// Gives the buffer of a task that was returned back for another.
   void release(StagedTask& task) { free_.push_back(&task); }
+
+  /// Gives the staging back. No task may be under way or in use. Throws Error(device) for pinned memory.
+  void close();
 
   std::uint64_t bytes_read() const { return bytes_read_; }
   std::uint64_t requests() const { return requests_; }
@@ -99,6 +107,7 @@ class TaskReader {
   const std::vector<TensorSpec>& specs_;
   OpenFiles& files_;
   const std::vector<bool>& in_background_;
+  WrittenParts& written_;
   const bool may_read_pages_;  // buffers are large enough for it
 
   std::deque<StagedTask> tasks_;  // never moved: others point to them

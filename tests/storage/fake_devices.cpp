@@ -62,7 +62,7 @@ DeviceStatus FakeDevices::call(const char* name, Action action) {
   const bool fails = failing_call_ == name && failing_number_ == number;
   const bool releases = std::strstr(name, "free") != nullptr || std::strstr(name, "destroy") != nullptr;
   DeviceStatus status = 0;
-  if (!fails || releases) status = action();  // what was to be released is gone, whatever the call says
+  if (releases || (!fails && !is_dead_)) status = action();  // what was to be released is gone in any case
   if (fails) {
     has_failed_ = true;
     status = failing_status_;
@@ -436,7 +436,7 @@ void FakeDevices::do_next(Stream& stream) {
   if (!operation.accesses.empty() && !stream.is_trainers) {
     if (++operations_done_ == failing_operation_) has_failed_ = is_dead_ = true;
   }
-  if (is_dead_) return;
+  if (is_dead_ && !stream.is_trainers) return;
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   const auto protect = [&](int protection) {
     for (const Access& access : operation.accesses) {
