@@ -140,7 +140,9 @@ std::string fault_of(const TensorSpec& spec) {
     return "it is on the meta device and has no memory; materialise it first, as with to_empty(device=...)";
   }
   if (spec.device == DeviceKind::other) {
-    return "it is on device " + spec.device_name + ", which this build cannot write to";
+    return "it is on device " + spec.device_name +
+           ", which this build cannot write to; load into CPU memory, or, for a CUDA device, build "
+           "Shardwright where there is nvcc";
   }
   std::vector<Box> locals;
   for (const LocalBox& box : spec.boxes) {

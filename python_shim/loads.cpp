@@ -34,7 +34,8 @@ DirectIo direct_io_from(const py::object& value) {
 
 LoadOptions options_from(int threads, std::size_t staging_bytes, const std::string& reads,
                          const py::object& direct_io, bool huge_pages,
-                         const std::optional<std::filesystem::path>& trace, int trace_process) {
+                         const std::optional<std::filesystem::path>& trace, int trace_process,
+                         std::optional<std::size_t> device_memory) {
   LoadOptions options;
   options.threads = threads;
   options.staging_bytes = staging_bytes;
@@ -43,6 +44,7 @@ LoadOptions options_from(int threads, std::size_t staging_bytes, const std::stri
   options.huge_pages = huge_pages;
   options.trace = trace.value_or("");
   options.trace_process = trace_process;
+  if (device_memory) options.device_memory = *device_memory;
   return options;
 }
 
@@ -52,7 +54,8 @@ void bind_loads(py::module_& m) {
   py::class_<LoadOptions>(m, "LoadOptions")
       .def(py::init(&options_from), py::arg("threads") = 0, py::arg("staging_bytes") = 0,
            py::arg("reads") = "auto", py::arg("direct_io") = "auto", py::arg("huge_pages") = false,
-           py::arg("trace") = py::none(), py::arg("trace_process") = 0);
+           py::arg("trace") = py::none(), py::arg("trace_process") = 0,
+           py::arg("device_memory") = py::none());
   py::class_<LoadReport>(m, "LoadReport")
       .def_readonly("tensors", &LoadReport::tensors)
       .def_readonly("bytes_needed", &LoadReport::bytes_needed)
@@ -62,6 +65,10 @@ void bind_loads(py::module_& m) {
       .def_readonly("boxes_with_gaps", &LoadReport::boxes_with_gaps)
       .def_readonly("boxes_in_pieces", &LoadReport::boxes_in_pieces)
       .def_readonly("peak_staging_bytes", &LoadReport::peak_staging_bytes)
+      .def_readonly("devices", &LoadReport::devices)
+      .def_readonly("peak_device_bytes", &LoadReport::peak_device_bytes)
+      .def_readonly("bytes_to_devices", &LoadReport::bytes_to_devices)
+      .def_readonly("device_batches", &LoadReport::device_batches)
       .def_readonly("files", &LoadReport::files)
       .def_readonly("files_direct", &LoadReport::files_direct)
       .def_readonly("files_io_uring", &LoadReport::files_io_uring)
@@ -119,7 +126,12 @@ void bind_loads(py::module_& m) {
   m.def(
       "run_load",
       [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-         LoadOptions options, const std::optional<py::function>& progress) {
+         LoadOptions options, const std::optional<py::function>& progress,
+         const std::map<int, std::uintptr_t>& device_streams) {
+        for (const auto& [device, stream] : device_streams) {
+          options.device_streams[device] =
+              reinterpret_cast<DeviceStream>(stream);  // NOLINT(performance-no-int-to-ptr): from torch
+        }
         options.check_for_interrupt = [] {  // Ctrl-C
           const py::gil_scoped_acquire acquire;
           if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -134,7 +146,8 @@ void bind_loads(py::module_& m) {
         return load(plan, catalog, specs, options);
       },
       py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options") = LoadOptions(),
-      py::arg("progress") = py::none());
+      py::arg("progress") = py::none(), py::arg("device_streams") = std::map<int, std::uintptr_t>(),
+      "`device_streams`: for each CUDA device, the cudaStream_t whose work comes before the load's.");
 }
 
 }  // namespace shardwright

@@ -88,7 +88,6 @@ constexpr DeviceCalls real_calls{
     .place = [](std::span<const cuda::Placing> placings, DeviceStream stream) -> DeviceStatus {
       return cuda::place(placings, stream_of(stream));
     },
-    .last_error = []() -> DeviceStatus { return cudaGetLastError(); },
     .error_text = [](DeviceStatus status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); },
 };
 

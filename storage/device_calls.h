@@ -55,7 +55,6 @@ struct DeviceCalls {
   /// cuda::place.
   DeviceStatus (*place)(std::span<const cuda::Placing> placings, DeviceStream stream);
 
-  DeviceStatus (*last_error)();                    ///< cudaGetLastError, which also forgets it
   const char* (*error_text)(DeviceStatus status);  ///< cudaGetErrorString
 };
 

@@ -40,10 +40,9 @@ std::string advice_for(const DeviceCalls& calls, DeviceStatus status, int device
 
 Error device_error(const DeviceCalls& calls, DeviceStatus status, const char* call, int device,
                    const std::string& tensor) {
-  std::string message =
+  const std::string message =
       tensor + ": " + call + " failed" + (device < 0 ? "" : " on cuda:" + std::to_string(device)) + ": " +
       calls.error_text(status) + " (" + std::to_string(status) + ")" + advice_for(calls, status, device);
-  calls.last_error();
   return {ErrorKind::device, message};
 }
 

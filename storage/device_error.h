@@ -8,8 +8,7 @@
 namespace shardwright {
 
 /// What a call of the run-time that failed comes to: Error(device) that names the tensor it was made for, the
-/// call, the device and what to do. Takes the error from the run-time, so that nobody else finds it there.
-/// `device` may be -1: none in particular.
+/// call, the device and what to do. `device` may be -1: none in particular.
 Error device_error(const DeviceCalls& calls, DeviceStatus status, const char* call, int device,
                    const std::string& tensor);
 

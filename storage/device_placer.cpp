@@ -208,7 +208,6 @@ void DevicePlacer::abandon() {
   if (status == device_status::success) end_writing();
   const char* call = "";
   close(status, call);
-  calls_.last_error();
 }
 
 /// Gives everything back, whatever fails on the way; the first status that tells of a failure, and its call.

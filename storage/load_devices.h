@@ -15,7 +15,8 @@
 namespace shardwright {
 
 /// The devices that a load writes to; none for a load into CPU memory, which then makes no call of the
-/// run-time. What changes the current device runs on threads that end with it: the caller's stays as it is.
+/// run-time. All calls are on threads that end with the load: the caller's keeps its current device, and
+/// finds none of our errors as its last one.
 class LoadDevices {
  public:
   /// Throws Error(argument) for a device_memory that is too small, Error(mismatch) naming all tensors

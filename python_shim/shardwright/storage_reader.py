@@ -20,7 +20,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import read_together, reading_group
-from shardwright.describe import Description, describe
+from shardwright.describe import Description, current_streams, describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
@@ -49,11 +49,15 @@ def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, in
 class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     """Reads a Hugging Face safetensors checkpoint into preallocated shards, decoding and regrouping on the way.
 
+    Shards on CUDA devices are decoded there: the bytes of the files cross the bus as they are. The load comes after
+    what torch's current stream of each device has been given, and is done when it returns.
+
     Args:
         path: the checkpoint directory.
         thread_count: threads that read and decode; None: this process's share of the processors.
         staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, and up to 64 MiB in
-            all where files are not in the page cache.
+            all where files are not in the page cache or tensors are on CUDA devices, for which it is pinned.
+        device_memory: bytes of each CUDA device that the load may take beside the tensors; None: 256 MiB.
         progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
         reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page
             cache and the kernel allows it.
@@ -75,6 +79,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         thread_count: int | None = None,
         *,
         staging_bytes: int | None = None,
+        device_memory: int | None = None,
         progress: bool | Callable[[int, int], None] = False,
         reads: str = "auto",
         direct_io: bool | str = "auto",
@@ -88,10 +93,12 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         super().__init__(os.fspath(path), threads)
         if staging_bytes is not None:
             staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
+        if device_memory is not None:
+            device_memory = _whole_number("device_memory", device_memory, 1 << 48)
         self.progress = progress
         self.cooperative = cooperative
         self.core_options = _core.LoadOptions(
-            threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace)
+            threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace), device_memory
         )
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
@@ -168,6 +175,13 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
                 core_plan = together.rest
         seconds_together = time.perf_counter() - start
         with progress_callback(self.progress) as callback:
-            core = _core.run_load(core_plan, catalog, description.specs, self.core_options, callback)
+            core = _core.run_load(
+                core_plan,
+                catalog,
+                description.specs,
+                self.core_options,
+                callback,
+                current_streams(description.local_tensors),
+            )
         description.mark_written()
         self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds, together, seconds_together)

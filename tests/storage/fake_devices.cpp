@@ -69,7 +69,6 @@ DeviceStatus FakeDevices::call(const char* name, Action action) {
   } else if (is_dead_) {
     status = illegal_address;
   }
-  if (status != 0 && status != device_status::not_ready) error_to_forget_ = status;
   return status;
 }
 
@@ -269,11 +268,6 @@ const DeviceCalls* FakeDevices::calls() const {
           [](std::span<const cuda::Placing> placings, DeviceStream stream) {
             return current->call("place", [&] { return current->place(placings, stream); });
           },
-      .last_error =
-          [] {
-            const std::lock_guard lock(current->mutex_);
-            return std::exchange(current->error_to_forget_, 0);
-          },
       .error_text = [](DeviceStatus) { return "as the fake was told"; },
   };
   return &table;
@@ -307,7 +301,9 @@ void FakeDevices::unmap(std::byte* memory, const char* call) {
     return fault(std::string(call) + " of what is no memory of its kind");
   }
   const Region& region = found->second;
-  expect_unused(region, memory, call);
+  if (!is_unused(region, memory)) {
+    return fault(std::string(call) + " of memory that an operation may still use");  // and stays, as it does
+  }
   (region.kind == Memory::pinned ? pinned_bytes_ : device_bytes_[region.device]) -= region.bytes;
   std::erase_if(past_, [&](const Past& past) {
     return overlap(past.access.begin, past.access.bytes, memory, region.bytes);
@@ -317,15 +313,12 @@ void FakeDevices::unmap(std::byte* memory, const char* call) {
 }
 
 /// Everything in the memory must be over, and the host must know it.
-void FakeDevices::expect_unused(const Region& region, const std::byte* memory, const char* call) {
-  if (is_dead_) return;
-  for (const Past& past : past_) {
-    if (!overlap(past.access.begin, past.access.bytes, memory, region.bytes)) continue;
-    const auto known = host_knows_.find(past.stream);
-    if (known == host_knows_.end() || known->second < past.number) {
-      return fault(std::string(call) + " of memory that an operation may still use");
-    }
-  }
+bool FakeDevices::is_unused(const Region& region, const std::byte* memory) const {
+  return is_dead_ || std::all_of(past_.begin(), past_.end(), [&](const Past& past) {
+           if (!overlap(past.access.begin, past.access.bytes, memory, region.bytes)) return true;
+           const auto known = host_knows_.find(past.stream);
+           return known != host_knows_.end() && known->second >= past.number;
+         });
 }
 
 const FakeDevices::Region* FakeDevices::region_of(const std::byte* address) const {
@@ -552,7 +545,6 @@ std::vector<std::string> FakeDevices::faults() const {
     if (region.kind == Memory::pinned) all.emplace_back("pinned memory is left behind");
     if (region.kind == Memory::device) all.emplace_back("device memory is left behind");
   }
-  if (error_to_forget_ != 0) all.emplace_back("the last error is left for somebody else to find");
   return all;
 }
 

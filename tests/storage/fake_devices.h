@@ -126,7 +126,7 @@ class FakeDevices {
   const Region* region_of(const std::byte* address) const;
   std::byte* map(Memory kind, int device, std::size_t bytes);
   void unmap(std::byte* memory, const char* call);
-  void expect_unused(const Region& region, const std::byte* memory, const char* call);
+  bool is_unused(const Region& region, const std::byte* memory) const;
   DeviceStatus copy(void* to, const void* from, std::size_t bytes, DeviceStream stream);
   DeviceStatus place(std::span<const cuda::Placing> placings, DeviceStream stream);
   static void merge(Clock& into, const Clock& from);
@@ -150,7 +150,6 @@ class FakeDevices {
   int failing_operation_ = 0;
   bool has_failed_ = false;
   bool is_dead_ = false;  // an operation has failed: the context is lost
-  DeviceStatus error_to_forget_ = 0;
   int operations_done_ = 0;
   std::size_t pinned_bytes_ = 0;
   std::size_t peak_pinned_bytes_ = 0;
