@@ -137,6 +137,8 @@ ReadTask TaskCutter::task_for(std::uint32_t index, const Box& box) const {
   const SourceTensor& source = catalog_.tensors[transfer.source];
   ReadTask task;
   task.transfer = index;
+  task.source = transfer.source;
+  task.scale_source = transfer.scales;
   task.box = box;
   task.weights = reading_of(source.begin, source.shape, static_cast<std::uint64_t>(bytes_of(source.dtype)),
                             box, costs_of(source));

@@ -52,7 +52,9 @@ void for_each_run(const BoxReading& reading, const std::function<void(std::uint6
 /// A part of a transfer that fits into one staging buffer.
 struct ReadTask {
   std::uint32_t transfer = 0;  ///< index into LoadPlan::transfers
-  Box box;                     ///< of the source tensor, inside the transfer's source_box
+  std::uint32_t source = 0;    ///< the transfer's source and scales: indices into Catalog::tensors; -1: none
+  std::int64_t scale_source = -1;
+  Box box;  ///< of the source tensor, inside the transfer's source_box
   BoxReading weights;
   BoxReading scales;  ///< staged_bytes 0 where the transfer has none
   Box scale_box;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "storage/page_cache.h"
 
@@ -42,14 +43,13 @@ BoxInMemory StagedTask::part() const {
           scales == nullptr ? Shape{} : task.scales.staged_strides};
 }
 
-TaskReader::TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                       OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers)
-    : plan_(plan),
-      catalog_(catalog),
-      specs_(specs),
+TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vector<bool>& in_background,
+                       const Buffers& buffers, InPlace in_place)
+    : catalog_(catalog),
       files_(files),
       in_background_(in_background),
-      may_read_pages_(buffers.bytes >= smallest_buffer_for_pages) {
+      may_read_pages_(buffers.bytes >= smallest_buffer_for_pages),
+      in_place_(std::move(in_place)) {
   for (int i = 0; i < buffers.count; ++i) {
     StagedTask& task = tasks_.emplace_back();
     task.staging = Staging(buffers.huge_pages);
@@ -80,15 +80,13 @@ bool TaskReader::reads_pages(const SourceTensor& tensor) const {
 /// Settles where the task's bytes go, and lists the reads that bring them there.
 void TaskReader::lay_out(StagedTask& staged) {
   const ReadTask& task = staged.task;
-  const Transfer& transfer = plan_.transfers[task.transfer];
-  const SourceTensor& source = catalog_.tensors[transfer.source];
+  const SourceTensor& source = catalog_.tensors[task.source];
   extents_.clear();
   staged.scales = nullptr;
   staged.is_in_place = false;
 
-  if (task.weights.in_one_request && !reads_pages(source)) {
-    if (std::byte* place = place_as_it_is(transfer, source.dtype, task.box, task.weights.staged_strides,
-                                          specs_[transfer.destination])) {
+  if (in_place_ && task.weights.in_one_request && !reads_pages(source)) {
+    if (std::byte* place = in_place_(task)) {
       extents_.push_back({&source, task.weights.begin, task.weights.staged_bytes, place, false});
       staged.is_in_place = true;
       return;
@@ -99,9 +97,9 @@ void TaskReader::lay_out(StagedTask& staged) {
                                               (may_read_pages_ ? room_for_pages : 0));
   std::byte* const elements = add_extents(source, task.weights, memory);
   staged.elements = elements;
-  if (transfer.scales < 0) return;
+  if (task.scale_source < 0) return;
 
-  const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
+  const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(task.scale_source)];
   Extent& weights = extents_.front();
   const std::uint64_t end = weights.begin + weights.length;
   const bool follow = may_read_pages_ && task.weights.in_one_request && task.scales.in_one_request &&

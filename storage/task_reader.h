@@ -3,12 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "planner/catalog.h"
-#include "planner/load_plan.h"
-#include "planner/tensor_spec.h"
 #include "storage/box_reading.h"
 #include "storage/open_files.h"
 #include "storage/placing.h"
@@ -29,8 +28,8 @@ struct StagedTask {
   BoxInMemory part() const;
 };
 
-/// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files,
-/// plan, catalog and specs must outlive it.
+/// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files and
+/// catalog must outlive it.
 class TaskReader {
  public:
   struct Buffers {
@@ -39,10 +38,13 @@ class TaskReader {
     bool huge_pages = false;
   };
 
+  /// Where the weights of a task belong if they need no decoding and lie there as in the file; else null.
+  using InPlace = std::function<std::byte*(const ReadTask&)>;
+
   /// `in_background` says for each of the catalog's files whether it is read by io_uring. Where this thread
-  /// gets no ring, everything is read at once.
-  TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-             OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers);
+  /// gets no ring, everything is read at once. Without `in_place` all is read into staging.
+  TaskReader(const Catalog& catalog, OpenFiles& files, const std::vector<bool>& in_background,
+             const Buffers& buffers, InPlace in_place = nullptr);
 
   /// A buffer must have so many bytes for reads past the page cache.
   static constexpr std::size_t smallest_buffer_for_pages = std::size_t{64} << 10;
@@ -94,12 +96,11 @@ class TaskReader {
   void arrived(StagedTask& task);
   void count(std::uint64_t bytes);
 
-  const LoadPlan& plan_;
   const Catalog& catalog_;
-  const std::vector<TensorSpec>& specs_;
   OpenFiles& files_;
   const std::vector<bool>& in_background_;
   const bool may_read_pages_;  // buffers are large enough for it
+  const InPlace in_place_;
 
   std::deque<StagedTask> tasks_;  // never moved: others point to them
   std::vector<StagedTask*> free_;
