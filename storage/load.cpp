@@ -31,11 +31,12 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 class Engine {
  public:
   Engine(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-         const LoadOptions& options, LoadReport& report)
+         const LoadOptions& options, Trace& trace, LoadReport& report)
       : plan_(plan),
         catalog_(catalog),
         specs_(specs),
         options_(options),
+        trace_(trace),
         report_(report),
         files_(catalog, direct_io_of(options)),
         reading_(open_files_of(plan.transfers, catalog, files_, options.reads)) {}
@@ -48,17 +49,15 @@ class Engine {
     cutter_ = &cutter;
     const std::uint64_t bytes_in_all = options_.progress ? bytes_to_read(task_bytes) : 0;
 
-    const Clock::time_point begin = Clock::now();
     std::vector<std::thread> workers;
     running_ = resources.threads;
     try {
-      for (int t = 0; t < resources.threads; ++t) workers.emplace_back([&] { work(resources); });
+      for (int t = 0; t < resources.threads; ++t) workers.emplace_back([&, t] { work(resources, t); });
       wait(bytes_in_all);
     } catch (...) {
       stop(std::current_exception());
     }
     for (std::thread& worker : workers) worker.join();
-    if (!options_.trace.empty()) trace_.write(options_.trace, begin, options_.trace_process, catalog_);
     if (failure_) std::rethrow_exception(failure_);
 
     report_.threads = resources.threads;
@@ -85,7 +84,7 @@ class Engine {
     return !stopped_ && cutter_->next(task);
   }
 
-  void work(const Resources& resources) {
+  void work(const Resources& resources, int number) {
     TaskFigures figures;
     std::vector<Trace::Event> events;
     try {
@@ -94,7 +93,7 @@ class Engine {
                         [&](const ReadTask& task) { return place_of(task); });
       const TaskLoop loop{[&](ReadTask& task) { return next_task(task); },
                           [&](const StagedTask& staged) { place(staged); }, [&] { return stopped_.load(); }};
-      run_tasks(reader, loop, figures, options_.trace.empty() ? nullptr : &events);
+      run_tasks(reader, loop, figures, trace_.is_wanted() ? &events : nullptr);
       const std::lock_guard lock(mutex_);
       report_.bytes_read += reader.bytes_read();
       report_.read_requests += reader.requests();
@@ -103,7 +102,7 @@ class Engine {
     } catch (...) {
       stop(std::current_exception());
     }
-    if (!options_.trace.empty()) trace_.add(std::move(events));
+    if (trace_.is_wanted()) trace_.add("load " + std::to_string(number), std::move(events));
     const std::lock_guard lock(mutex_);
     figures_.add(figures);
     --running_;
@@ -147,10 +146,10 @@ class Engine {
   const Catalog& catalog_;
   const std::vector<TensorSpec>& specs_;
   const LoadOptions& options_;
+  Trace& trace_;
   LoadReport& report_;  // under mutex_, while threads run
   OpenFiles files_;
   const FileReading reading_;
-  Trace trace_;
 
   std::mutex tasks_mutex_;  // guards the next
   TaskCutter* cutter_ = nullptr;
@@ -168,7 +167,7 @@ class Engine {
 }  // namespace
 
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options) {
+                const LoadOptions& options, Trace& trace) {
   const Clock::time_point begin = Clock::now();
   expect_memory(plan, specs);
   LoadReport report;
@@ -181,9 +180,22 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
   report.unknown = plan.unknown;
   report.not_loaded = plan.not_loaded;
   report.instruction_set = instruction_set();
-  Engine(plan, catalog, specs, options, report).run();
+  Engine(plan, catalog, specs, options, trace, report).run();
   report.total_seconds = seconds_between(begin, Clock::now());
   return report;
+}
+
+LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+                const LoadOptions& options) {
+  Trace trace(options.trace, options.trace_process);
+  try {
+    const LoadReport report = load(plan, catalog, specs, options, trace);
+    trace.write(catalog);
+    return report;
+  } catch (...) {
+    trace.write(catalog);  // of what was done until then
+    throw;
+  }
 }
 
 }  // namespace shardwright

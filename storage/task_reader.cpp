@@ -93,8 +93,7 @@ void TaskReader::lay_out(StagedTask& staged) {
     }
   }
 
-  std::byte* memory = staged.staging.room_for(scales_offset_in_staging(task) + task.scales.staged_bytes +
-                                              (may_read_pages_ ? room_for_pages : 0));
+  std::byte* memory = staged.staging.room_for(staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0));
   std::byte* const elements = add_extents(source, task.weights, memory);
   staged.elements = elements;
   if (task.scale_source < 0) return;

@@ -10,18 +10,10 @@
 
 #include "storage/uring.h"
 #include "tests/storage/decoded_checkpoint.h"
+#include "tests/storage/ways_to_read.h"
 
 namespace shardwright {
 namespace {
-
-/// Any way to read that this machine has.
-void choose_reads(Random& random, LoadOptions& options) {
-  std::vector<Reads> ways = {Reads::automatic, Reads::pread};
-  if (has_io_uring()) ways.push_back(Reads::io_uring);
-  options.reads = random.one_of(ways);
-  options.direct_io = random.one_of<DirectIo>({DirectIo::automatic, DirectIo::always, DirectIo::never});
-  options.huge_pages = random.between(0, 3) == 0;
-}
 
 TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touched) {
   Random random(1);
