@@ -97,15 +97,11 @@ void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_
   for (const SharedPiece& piece : cooperation_.pieces) {
     if (piece.reader == rank_) bytes_in_all_ += task_of(piece, catalog_, limits_.costs).bytes();
   }
-  if (bytes_in_all_ > 0) {
-    for (int t = 0; t < resources_.threads; ++t) {
-      readers_.push_back(
-          {std::make_unique<TaskReader>(catalog_, files_, reading_.in_background,
-                                        TaskReader::Buffers{resources_.buffers_per_thread,
-                                                            resources_.buffer_bytes, resources_.huge_pages}),
-           {},
-           {}});
-    }
+  const TaskReader::Buffers buffers{resources_.buffers_per_thread, resources_.buffer_bytes,
+                                    resources_.huge_pages};
+  for (int t = 0; bytes_in_all_ > 0 && t < resources_.threads; ++t) {
+    readers_.emplace_back().tasks =
+        std::make_unique<TaskReader>(catalog_, files_, reading_.in_background, buffers);
   }
   std::size_t before = 0;
   for (std::size_t round = 0; round < rounds(); ++round) {
@@ -289,7 +285,6 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
   readers_.clear();  // their memory is for the rest now
 
   LoadReport report = load(rest, catalog_, specs_, own, trace_);
-  trace_.write(catalog_);
   report.bytes_read += together.bytes_read;
   report.bytes_received = bytes_received_;
   report.read_requests += together.read_requests;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "kernels/decode.h"
+#include "planner/error.h"
 #include "storage/box_reading.h"
 #include "storage/open_files.h"
 #include "storage/placing.h"
@@ -180,7 +181,16 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
   report.unknown = plan.unknown;
   report.not_loaded = plan.not_loaded;
   report.instruction_set = instruction_set();
-  Engine(plan, catalog, specs, options, trace, report).run();
+  try {
+    Engine(plan, catalog, specs, options, trace, report).run();
+  } catch (...) {
+    try {
+      trace.write(catalog);   // of what was done until then
+    } catch (const Error&) {  // the first failure says more
+    }
+    throw;
+  }
+  trace.write(catalog);
   report.total_seconds = seconds_between(begin, Clock::now());
   return report;
 }
@@ -188,14 +198,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options) {
   Trace trace(options.trace, options.trace_process);
-  try {
-    const LoadReport report = load(plan, catalog, specs, options, trace);
-    trace.write(catalog);
-    return report;
-  } catch (...) {
-    trace.write(catalog);  // of what was done until then
-    throw;
-  }
+  return load(plan, catalog, specs, options, trace);
 }
 
 }  // namespace shardwright

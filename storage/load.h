@@ -78,7 +78,7 @@ struct LoadReport {
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 
-/// A load that is part of a greater one, whose trace it adds to; options.trace is for the caller to write.
+/// The same with a trace that has begun before, to which it adds, and which it writes; not options.trace.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options, Trace& trace);
 
