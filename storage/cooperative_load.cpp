@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <map>
 #include <numeric>
 #include <set>
 #include <string>
@@ -322,7 +321,7 @@ LoadReport CooperativeLoad::figures_of_rounds(const LoadPlan& rest) {
   report.decode_seconds = seconds_of(figures.decoding) / resources_.threads;
 
   std::set<std::uint32_t> of_the_rest;
-  std::map<std::uint32_t, const SourceTensor*> of_the_pieces;
+  std::set<std::uint32_t> of_the_pieces;
   for (const Transfer& transfer : rest.transfers) {
     if (is_empty(transfer.source_box)) continue;
     of_the_rest.insert(catalog_.tensors[transfer.source].file);
@@ -333,14 +332,13 @@ LoadReport CooperativeLoad::figures_of_rounds(const LoadPlan& rest) {
     if (piece.reader != rank_) continue;
     for (const std::int64_t t : {std::int64_t{piece.source}, piece.scales}) {
       if (t < 0) continue;
-      const SourceTensor& tensor = catalog_.tensors[static_cast<std::size_t>(t)];
-      of_the_pieces.emplace(tensor.file, &tensor);
+      of_the_pieces.insert(catalog_.tensors[static_cast<std::size_t>(t)].file);
     }
   }
-  for (const auto& [file, tensor] : of_the_pieces) {
+  for (const std::uint32_t file : of_the_pieces) {
     if (of_the_rest.contains(file)) continue;
     ++report.files;
-    report.files_direct += files_.of(*tensor).direct_descriptor >= 0;
+    report.files_direct += files_.is_direct(file);
     report.files_io_uring += had_ring && reading_.in_background[file];
   }
   return report;

@@ -1,6 +1,7 @@
 #include "storage/reading_resources.h"
 
 #include <algorithm>
+#include <memory>
 #include <set>
 #include <string>
 
@@ -59,13 +60,13 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
   const bool may_use_uring = reads != Reads::pread && has_io_uring();
   for (const std::uint32_t t : tensors) {
     const SourceTensor& tensor = catalog.tensors[t];
-    const OpenFile& file = files.of(tensor);
-    if (!file.is_cached) {
+    const std::shared_ptr<const OpenFile> file = files.of(tensor);
+    if (!file->is_cached) {
       reading.costs[tensor.file] = costs_of_files_on_disk;
       reading.some_on_disk = true;
     }
     reading.in_background[tensor.file] =
-        may_use_uring && (reads == Reads::io_uring || !file.is_cached || file.direct_descriptor >= 0);
+        may_use_uring && (reads == Reads::io_uring || !file->is_cached || file->direct_descriptor >= 0);
   }
   return reading;
 }

@@ -23,6 +23,7 @@ struct StagedTask {
   const std::byte* scales = nullptr;    ///< null where there are none
   bool is_in_place = false;             ///< read to its destination: nothing is left to do
   Staging staging;
+  std::shared_ptr<const OpenFile> file, scale_file;  ///< kept open while they are read
   int reads_under_way = 0;
 
   BoxInMemory part() const;
@@ -65,7 +66,7 @@ class TaskReader {
   StagedTask* wait();
 
   /// Gives the buffer of a task that was returned back for another.
-  void release(StagedTask& task) { free_.push_back(&task); }
+  void release(StagedTask& task);
 
   std::uint64_t bytes_read() const { return bytes_read_; }
   std::uint64_t requests() const { return requests_; }
@@ -75,7 +76,8 @@ class TaskReader {
  private:
   /// Bytes of a file that are wanted at a place in memory.
   struct Extent {
-    const SourceTensor* tensor;  ///< for messages, and for the file
+    const SourceTensor* tensor;  ///< for messages
+    const OpenFile* file;        ///< that the task keeps open
     std::uint64_t begin;
     std::uint64_t length;
     std::byte* to;
@@ -86,15 +88,15 @@ class TaskReader {
     Extent extent{};
   };
 
-  bool reads_pages(const SourceTensor& tensor) const;
+  bool reads_pages(const OpenFile& file) const;
   void lay_out(StagedTask& staged);
-  std::byte* add_extents(const SourceTensor& tensor, const BoxReading& reading, std::byte*& memory);
+  std::byte* add_extents(const SourceTensor& tensor, const OpenFile& file, const BoxReading& reading,
+                         std::byte*& memory);
   void read_now(const Extent& extent);
   void read_through_cache(const Extent& extent);
   void begin_read(StagedTask& task, const Extent& extent);
   void finish(const Uring::Completion& completion);
   void arrived(StagedTask& task);
-  void count(std::uint64_t bytes);
 
   const Catalog& catalog_;
   OpenFiles& files_;
