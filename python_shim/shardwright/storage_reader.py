@@ -160,14 +160,11 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             )
 
     def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
-        start = time.perf_counter()
-        together = None
-        with reading_group(self.cooperative) as group:
-            if group is not None:
-                together = read_together(core_plan, catalog, description.specs, self.thread_count, group)
-                core_plan = together.rest
-        seconds_together = time.perf_counter() - start
-        with progress_callback(self.progress) as callback:
-            core = _core.run_load(core_plan, catalog, description.specs, self.core_options, callback)
+        arguments = core_plan, catalog, description.specs, self.core_options
+        with reading_group(self.cooperative) as group, progress_callback(self.progress) as callback:
+            if group is None:
+                core = _core.run_load(*arguments, callback)
+            else:
+                core = read_together(*arguments, group, callback).finish(callback)
         description.mark_written()
-        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds, together, seconds_together)
+        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)
