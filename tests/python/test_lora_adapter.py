@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import shardwright as sw
 import torch
-from lora_reference import Sizes, differing, file_tensors, trainers
+from lora_reference import Sizes, file_tensors, trainers
+from reference import differing
 from shardwright.models.minimax_m3_vl.state_dict_adapter import (
     MiniMaxM3StateDictAdapter,
     MiniMaxM3VLStateDictAdapter,
