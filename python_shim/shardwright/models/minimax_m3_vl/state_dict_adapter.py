@@ -343,8 +343,9 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
 
     def _hf_key_to_native(self, key: str) -> str:
         """The native name of an HF key, any prefix kept. Single experts are named as if they were modules of their own:
-        ``mlp.experts.E.gate_proj.weight``."""
-        prefix, rest = _split_at_layers(key)
+        ``mlp.experts.E.gate_proj.weight``; scales after their weights."""
+        weight = _core.weight_name_of(key)
+        prefix, rest = _split_at_layers(weight)
         place = _core.native_place(_plain_names(), _HF_TEXT + rest) if rest else None
         if place is None:
             return key
@@ -353,11 +354,12 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         if expert >= 0:
             stack, _, projections = native.rpartition(".")
             native = f"{stack}.{expert}.{_projections(projections)[part]}.weight"
-        return prefix + native
+        return prefix + native + key.removeprefix(weight)
 
     def _native_key_to_hf(self, key: str) -> str:
-        """The inverse of ``_hf_key_to_native``."""
-        prefix, rest = _split_at_layers(key)
+        """The inverse of ``_hf_key_to_native``; a stack of experts, which has no HF name, keeps its own."""
+        weight = _core.weight_name_of(key)
+        prefix, rest = _split_at_layers(weight)
         names: list[str] = []
         single = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", rest)
         if single:
@@ -368,9 +370,9 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
                         _plain_names(), f"{_NATIVE_TEXT}{stack}.{projections}", int(expert)
                     )
                     names = [all_names[_projections(projections).index(projection)]]
-        elif rest:
+        elif rest and not rest.endswith("_projs"):
             names = _core.hf_names_of(_plain_names(), _NATIVE_TEXT + rest)
-        return prefix + names[0].removeprefix(_HF_TEXT) if names else key
+        return prefix + names[0].removeprefix(_HF_TEXT) + key.removeprefix(weight) if names else key
 
 
 class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
