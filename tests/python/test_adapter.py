@@ -14,12 +14,14 @@ import torch.distributed.checkpoint as dcp
 from checkpoints import Sizes, made_up_m3, write_checkpoint, write_m3
 from hf_state import as_stored, configs, hf_state_dict, text, text_part, vl
 from reference import differing
+from safetensors.torch import save_file
 from shardwright.describe import DTYPES
 from shardwright.models.minimax_m3_vl.state_dict_adapter import (
     MiniMaxM3StateDictAdapter,
     MiniMaxM3VLStateDictAdapter,
 )
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 MODULE = "shardwright.models.minimax_m3_vl.state_dict_adapter"
 Sd = dict[str, torch.Tensor]
@@ -178,22 +180,52 @@ def expected_names(natives: Sd, experts: int = 4) -> list[str]:
     return [name for fqn in natives for name in reference.hf_names(fqn, "language_model.", experts)]
 
 
-def test_to_hf_gives_hfs_names_and_views_of_the_same_memory(tiny: Path, natives: Sd):
+def test_to_hf_gives_hfs_names_and_the_native_values(tiny: Path, natives: Sd):
     hf = vl().to_hf(natives)
     assert sorted(hf) == sorted(expected_names(natives))
-    storages = {tensor.untyped_storage().data_ptr() for tensor in natives.values()}
-    assert all(tensor.untyped_storage().data_ptr() in storages for tensor in hf.values())
     checkpoint = reference.read_checkpoint(tiny)
     for name, tensor in hf.items():
         assert reference.same(tensor, reference.decode(checkpoint, name, tensor.dtype)), name
+
+
+@pytest.mark.parametrize("layout", ["automodel", "transformers", "huggingface"])
+def test_what_to_hf_gives_can_be_saved_by_others(tiny: Path, tmp_path: Path, layout: str):
+    """safetensors and torch's writer take contiguous tensors only; whole native tensors are passed on as they are."""
+    native = reference.native(tiny, layout=layout)
+    hf = vl(layout=layout).to_hf(native)
+    whole = {id(tensor) for tensor in native.values()}
+    storages = {tensor.untyped_storage().data_ptr() for tensor in native.values()}
+    for name, tensor in hf.items():
+        assert tensor.is_contiguous(), name
+        assert (id(tensor) in whole) == (tensor.untyped_storage().data_ptr() in storages), name
+    save_file(hf, tmp_path / "model.safetensors")
+    writer = HuggingFaceStorageWriter(str(tmp_path / "by_torch"))
+    dcp.save(hf, storage_writer=writer, no_dist=True)
+    for directory in (tmp_path, tmp_path / "by_torch"):
+        assert differing(hf_state_dict(directory), hf) == []
+
+
+def test_what_is_loaded_into_is_a_view_of_the_native_memory(natives: Sd):
+    storages = {tensor.untyped_storage().data_ptr() for tensor in natives.values()}
+    for hf in (vl().to_hf(natives, for_checkpoint_load=True), vl().to_hf(natives, quantization=True)):
+        for name, tensor in hf.items():
+            if name + "_scale_inv" not in hf and not name.endswith("_scale_inv"):
+                assert tensor.untyped_storage().data_ptr() in storages, name
 
 
 def test_from_hf_undoes_to_hf(natives: Sd):
     hf = vl().to_hf(natives)
     assert differing(vl().from_hf({name: tensor.clone() for name, tensor in hf.items()}), natives) == []
     adapter = vl()
-    back = adapter.from_hf(adapter.to_hf(natives))
-    assert all(back[fqn] is natives[fqn] for fqn in natives) and back.keys() == natives.keys()
+    before = {fqn: tensor.clone() for fqn, tensor in natives.items()}
+    trained = {fqn: tensor.clone() for fqn, tensor in natives.items()}
+    hf = adapter.to_hf(trained)
+    stacks = [fqn for fqn in trained if ".mlp.experts." in fqn]
+    for fqn in stacks:
+        trained[fqn].zero_()
+    back = adapter.from_hf(hf)
+    assert differing(back, before) == []
+    assert not any(trained[fqn].count_nonzero() for fqn in stacks), "what was copied is not written back"
     bare = {name.removeprefix("model."): tensor for name, tensor in text_only(natives).items()}
     adapter = text()
     hf = adapter.to_hf(bare)
@@ -219,8 +251,9 @@ def test_every_layout_comes_back_from_hf(tiny: Path, tmp_path: Path, layout: str
     copies = {name: tensor.clone() for name, tensor in hf.items()}
     assert differing(make(experts, layout=layout).from_hf(copies), natives) == []
     adapter = make(experts, layout=layout)
-    back = adapter.from_hf(adapter.to_hf(natives))
+    back = adapter.from_hf(adapter.to_hf(natives, for_checkpoint_load=True))
     assert back.keys() == natives.keys() and all(back[fqn] is natives[fqn] for fqn in natives)
+    assert differing(adapter.from_hf(adapter.to_hf(natives)), natives) == []
 
 
 @pytest.mark.parametrize("reader", [sw.HuggingFaceStorageReader, TorchReader])

@@ -69,7 +69,7 @@ class StateDictAdapter:
 
     def get_hf_state_dict_keys(self, state_dict: dict[str, Any]) -> list[str]:
         """The keys that ``to_hf`` gives, in its order; no memory is allocated."""
-        return list(self.to_hf(state_dict, exclude_key_regex=r".*_extra_state.*"))
+        return list(self.to_hf(state_dict, exclude_key_regex=r".*_extra_state.*", for_checkpoint_load=True))
 
     def to_hf(
         self,
@@ -159,17 +159,20 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
     ) -> dict[str, Any]:
         """The state dict in HF's names and shapes, as far as this rank holds it.
 
-        Without ``quantization`` the tensors share the memory of the native ones and have their dtype; experts are
-        transposed views of the groups.
+        Without ``quantization``, to be saved or looked at: native tensors that are HF tensors already, themselves; of
+        all others, such as experts, contiguous copies of this rank's part in the same dtype. For a model that is large,
+        ``convert_single_tensor_to_hf`` holds the copies of one tensor at a time; ``shardwright.export`` none.
 
         With ``quantization`` it asks for what a checkpoint stores: block-scaled weights are FP8 tensors, not
         initialised, that lie as the native tensor does; each is followed by its scales, a plain tensor of
-        global shape. ``checkpoint`` (a directory, or a DCP storage reader of it) says which weights those are; without
-        it, the documented rule of names does. ``from_hf`` then decodes into the native tensors given here.
+        global shape. All others are native tensors or views of them. ``checkpoint`` (a directory, or a DCP storage
+        reader of it) says which weights are block-scaled; without it, the documented rule of names does. ``from_hf``
+        then decodes into the native tensors given here.
 
         Args:
             exclude_key_regex: HF keys that match it from their start are left out, with their scales.
-            for_checkpoint_load: the result is only written into; see ``view_loaded_native_keys``.
+            for_checkpoint_load: the result is only written into: views in place of copies, and see
+                ``view_loaded_native_keys``.
         """
         pairs = self._to_hf(
             state_dict, exclude_key_regex=exclude_key_regex, quantization=quantization, **kwargs
@@ -276,9 +279,10 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         first ``experts mod ranks`` ranks holding one more; all of them without a mesh. HF tensors are removed from
         ``hf_state_dict`` once they have been decoded.
 
-        Memory beyond ``hf_state_dict``: none where ``to_hf`` was given tensors of ``dtype``, which are filled in place;
-        otherwise the decoded tensors, 256 MiB of them at a time while their HF tensors go. CUDA tensors pass through
-        buffers in CPU memory of at most that size or one tensor's.
+        Memory beyond ``hf_state_dict``: none where it is a request of ``to_hf`` (``quantization`` or
+        ``for_checkpoint_load``) for tensors of ``dtype``, which are filled in place; otherwise the decoded tensors, 256
+        MiB of them at a time while their HF tensors go. CUDA tensors pass through buffers in CPU memory of at most that
+        size or one tensor's.
 
         Raises:
             RuntimeError: weights of experts that this rank holds are missing.
