@@ -58,8 +58,15 @@ class Origin:
     is_view: bool
 
 
-#: The origins of HF tensors, for as long as these live.
-Origins = WeakTensorKeyDictionary
+class Origins(WeakTensorKeyDictionary):
+    """The origins of HF tensors, for as long as these live. A copy of an adapter starts without any: they speak of
+    tensors that it has not made."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Origins, ()
+
+    def __deepcopy__(self, memo: Any) -> Origins:
+        return Origins()
 
 
 def hf_tensors(

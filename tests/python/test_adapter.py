@@ -1,7 +1,9 @@
 """The adapter API that the seed documentation describes, held against the reference."""
 
+import copy
 import importlib
 import inspect
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +83,15 @@ def test_configs_are_asked_for_attributes_or_keys_and_nothing_else(tiny: Path, n
     assert not MiniMaxM3StateDictAdapter(SimpleNamespace(), None, None)._mtp_enabled
     assert text(mtp=2)._mtp_enabled and not text(mtp=0)._mtp_enabled
     assert text()._expert_path_segment == "mlp.experts"
+
+
+def test_a_copy_of_a_model_takes_its_adapter_along(tiny: Path, natives: Sd):
+    """Trainers deepcopy and pickle models whose attribute the adapter is, also after it has been used."""
+    adapter = vl()
+    asked = adapter.to_hf(natives, quantization=True)
+    for copied in (copy.deepcopy(adapter), pickle.loads(pickle.dumps(adapter))):
+        assert differing(copied.from_hf(hf_state_dict(tiny)), natives) == []
+    assert asked.keys() == adapter.to_hf(natives, quantization=True).keys()
 
 
 # --- from_hf ----------------------------------------------------------------------------------------------------
