@@ -72,7 +72,7 @@ def native_tensors(
     tensors: dict[str, Any] = {}
     for name, value in hf_state_dict.items():
         if isinstance(value, torch.Tensor):
-            parts[name] = Part.of(value)
+            parts[name] = Part.of(name, value)
     memory = _core.StateDictMemory([part.spec(name) for name, part in parts.items()])
     weight_map = weight_map_of(memory)
     for name, value in hf_state_dict.items():

@@ -95,7 +95,7 @@ def load_lora(
     if not pairs and not problems:
         problems.append("the state dict has no LoRA tensors: expected names such as *.lora_A.weight")
     reading = Reading(
-        file, {key: Sharding.of(state_dict[key]) for p in pairs.values() for key in p.keys.values()}
+        file, {key: Sharding.of(key, state_dict[key]) for p in pairs.values() for key in p.keys.values()}
     )
     reading.plan(list(pairs.values()), param_wrapper, strict)
     problems += reading.problems

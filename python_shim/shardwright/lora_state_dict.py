@@ -50,7 +50,7 @@ def lora_to_hf(key: str, tensor: torch.Tensor, text: str) -> Iterator[tuple[str,
     place = Spelling("automodel", text, prefix).place_of(pair)
     if place is None:
         return
-    sharding, local = Sharding.of(tensor), local_part(tensor)
+    sharding, local = Sharding.of(key, tensor), local_part(tensor)
     if not pair.stacked:
         yield f"{place.modules(0)[0]}.lora_{letter}.weight", tensor
         return
@@ -314,7 +314,7 @@ def _pair_of(weight: str, one: _Brought, tensors: Mapping[str, Any], experts: in
 def _sharding_of(
     pair: Pair, letter: str, one: _Brought, tensors: Mapping[str, Any], device_mesh: DeviceMesh | None
 ) -> Sharding:
-    shape, source = pair.shapes[letter], Sharding.of(tensors[one.names[letter]])
+    shape, source = pair.shapes[letter], Sharding.of(one.names[letter], tensors[one.names[letter]])
     if not one.experts:
         return Sharding(shape)
     everything = len(one.experts) == pair.experts and source.mesh is None

@@ -475,6 +475,18 @@ def test_what_does_not_fit_together_is_named(tiny: Path, change: dict, words: li
     assert all(word in str(refused.value) for word in words), refused.value
 
 
+def test_tensors_without_plain_memory_are_named(natives: Sd):
+    fqn = "model.layers.0.self_attn.q_proj.weight"
+    for tensor, words in (
+        (natives[fqn].to_sparse(), "strided"),
+        (torch.quantize_per_tensor(torch.ones(64, 64), 1.0, 0, torch.qint8), "dtype"),
+    ):
+        with pytest.raises(ValueError, match=f"{re.escape(fqn)}: .*{words}"):
+            vl().to_hf(natives | {fqn: tensor}, quantization=True)
+        with pytest.raises(ValueError, match=f"{re.escape('language_model.' + fqn)}: .*{words}"):
+            vl().from_hf({"language_model." + fqn: tensor})
+
+
 def test_a_stack_of_another_number_of_experts_is_refused(natives: Sd):
     with pytest.raises(ValueError, match="5 experts"):
         vl(experts=5).to_hf(natives)

@@ -22,7 +22,7 @@ from shardwright.models.minimax_m3_vl.state_dict_adapter import (
 )
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 Sd = dict[str, torch.Tensor]
@@ -337,11 +337,19 @@ def meshes_that_do_not_fit_are_named(path: str, uneven: str) -> None:
     joined = {
         fqn: sharded(whole, other, [Shard(2)]) for fqn, whole in natives.items() if "gate_and_up" in fqn
     }
-    for state, words in ((grouped, "has no names"), (joined, "joins several HF tensors")):
+    sums = {
+        fqn: DTensor.from_local(whole, other, [Partial()], run_check=False)
+        for fqn, whole in natives.items()
+        if "gate_and_up" in fqn or "q_proj" in fqn
+    }
+    one_sum = {fqn: tensor for fqn, tensor in sums.items() if "q_proj" in fqn}
+    for state, words in (
+        (grouped, "has no names"), (joined, "joins several HF tensors"), (sums, "P(sum)"), (one_sum, "P(sum)")
+    ):  # fmt: skip
         try:
             adapter_for(natives).to_hf(state)
         except ValueError as refused:
-            assert words in str(refused), refused
+            assert words in str(refused) and str(refused).startswith("model."), refused
         else:
             raise AssertionError("not refused")
 

@@ -258,7 +258,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
 
     def _sharding_of(self, fqn: str, tensor: torch.Tensor) -> Sharding:
         """How a native tensor lies, its experts as its local part says."""
-        sharding = Sharding.of(tensor)
+        sharding = Sharding.of(fqn, tensor)
         if "." + self._expert_path_segment + "." not in fqn or not sharding.shape or "lora_" in fqn:
             return sharding
         if self._experts >= 0 and sharding.shape[0] != self._experts:
