@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from shardwright import _core
 from shardwright.hf_to_native import on_expert_mesh
 from shardwright.lora_config import LoraConfig
-from shardwright.lora_reading import Reading
+from shardwright.lora_reading import Reading, check_sense
 from shardwright.lora_windows import (
     PEFT_PREFIX,
     TEXTS,
@@ -118,6 +118,7 @@ def lora_from_hf(
     Raises:
         PlanError: ranks or shapes do not fit together, or tensors of experts that this rank holds are missing.
     """
+    check_sense(sense)
     brought: dict[str, _Brought] = {}
     native: dict[str, torch.Tensor] = {}
     for name, tensor in hf_state_dict.items():

@@ -330,10 +330,19 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
             lora,
             experts=self._experts,
             intermediate=self._expert_width,
-            sense=_SENSES.get(self._paramwrapper_layout_hint or "", param_wrapper),
+            sense=self._sense(param_wrapper),
             device_mesh=device_mesh,
         )
         return {_spelled(fqn, has_prefix): tensor for fqn, tensor in tensors.items()}
+
+    def _sense(self, param_wrapper: str) -> str:
+        """The sense of ParamWrappers: as the caller says, else by the hint."""
+        hint = self._paramwrapper_layout_hint
+        if hint is None or param_wrapper != "auto":
+            return param_wrapper
+        if hint not in _SENSES:
+            raise ValueError(f"_paramwrapper_layout_hint: expected {' or '.join(_SENSES)}, found {hint!r}")
+        return _SENSES[hint]
 
     def _dequantize(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Decodes, in the dict given, all that has scales; the scales go."""
@@ -405,6 +414,14 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
     def view_loaded_native_keys(self) -> set[str]:
         """See :attr:`MiniMaxM3StateDictAdapter.view_loaded_native_keys`."""
         return set(self.text_adapter.view_loaded_native_keys)
+
+    @property
+    def _paramwrapper_layout_hint(self) -> str | None:
+        return self.text_adapter._paramwrapper_layout_hint
+
+    @_paramwrapper_layout_hint.setter
+    def _paramwrapper_layout_hint(self, hint: str | None) -> None:
+        self.text_adapter._paramwrapper_layout_hint = hint
 
     @staticmethod
     def _map_non_text_from_hf(key: str) -> str | None:
