@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from shardwright import _core
 from shardwright.hf_to_native import native_tensors
 from shardwright.lora_state_dict import lora_from_hf, lora_to_hf
-from shardwright.lora_windows import weight_of
+from shardwright.lora_windows import projection_names, weight_of
 from shardwright.models.minimax_m3_vl.mxfp8 import (
     _MXFP8_QUANT_KEY_RE,
     _MXFP8_SCALE_INV_IDENTITY,
@@ -33,6 +33,7 @@ from shardwright.models.minimax_m3_vl.mxfp8 import (
     create_mxfp8_scale_inv,
     dequantize_mxfp8,
 )
+from shardwright.models.state_dict_adapter import StateDictAdapter
 from shardwright.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
 from shardwright.sharding import Sharding, local_part
 
@@ -48,37 +49,6 @@ __all__ = [
     "create_mxfp8_scale_inv",
     "dequantize_mxfp8",
 ]
-
-
-class StateDictAdapter:
-    """What trainers that know such adapters ask of each."""
-
-    supports_low_memory_dcp_load = False
-
-    @property
-    def checkpoint_key_aliases(self) -> dict[str, str]:
-        return {}
-
-    def iter_checkpoint_load_parts(
-        self, model_state_dict: dict[str, Any], device_mesh: DeviceMesh | None = None
-    ) -> None:
-        """None: the state dict is loaded in one go."""
-
-    def map_peft_target_module_to_hf(self, name: str, *, v4_compatible: bool = False) -> str:
-        return name
-
-    def get_hf_state_dict_keys(self, state_dict: dict[str, Any]) -> list[str]:
-        """The keys that ``to_hf`` gives, in its order; no memory is allocated."""
-        return list(self.to_hf(state_dict, exclude_key_regex=r".*_extra_state.*", for_checkpoint_load=True))
-
-    def to_hf(
-        self,
-        state_dict: dict[str, Any],
-        exclude_key_regex: str | None = None,
-        quantization: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        raise NotImplementedError
 
 
 class MiniMaxM3StateDictAdapter(StateDictAdapter):
@@ -149,39 +119,6 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         return int(width) if width is not None else None
 
     # --- to HF -----------------------------------------------------------------------------------------------
-
-    def to_hf(
-        self,
-        state_dict: dict[str, Any],
-        exclude_key_regex: str | None = None,
-        quantization: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The state dict in HF's names and shapes, as far as this rank holds it.
-
-        Without ``quantization``, to be saved or looked at: native tensors that are HF tensors already, themselves; of
-        all others, such as experts, contiguous copies of this rank's part in the same dtype. For a model that is large,
-        ``convert_single_tensor_to_hf`` holds the copies of one tensor at a time; ``shardwright.export`` none.
-
-        With ``quantization`` it asks for what a checkpoint stores: block-scaled weights are FP8 tensors, not
-        initialised, that lie as the native tensor does; each is followed by its scales, a plain tensor of
-        global shape. All others are native tensors or views of them. ``checkpoint`` (a directory, or a DCP storage
-        reader of it) says which weights are block-scaled; without it, the documented rule of names does. ``from_hf``
-        then decodes into the native tensors given here.
-
-        Args:
-            exclude_key_regex: HF keys that match it from their start are left out, with their scales.
-            for_checkpoint_load: the result is only written into: views in place of copies, and see
-                ``view_loaded_native_keys``.
-        """
-        pairs = self._to_hf(
-            state_dict, exclude_key_regex=exclude_key_regex, quantization=quantization, **kwargs
-        )
-        return dict(pairs)
-
-    def convert_single_tensor_to_hf(self, fqn: str, tensor: Any, **kwargs: Any) -> list[tuple[str, Any]]:
-        """``to_hf`` of one tensor, as (HF key, tensor) pairs."""
-        return list(self._to_hf({fqn: tensor}, **kwargs))
 
     def _mtp_tensor_to_hf(self, fqn: str, tensor: Any, **kwargs: Any) -> list[tuple[str, Any]]:
         return self.convert_single_tensor_to_hf(fqn, tensor, **kwargs)
@@ -366,7 +303,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         native: str = fqn.removeprefix(_NATIVE_TEXT)
         if expert >= 0:
             stack, _, projections = native.rpartition(".")
-            native = f"{stack}.{expert}.{_projections(projections)[part]}.weight"
+            native = f"{stack}.{expert}.{projection_names(projections)[part]}.weight"
         return prefix + native + key.removeprefix(weight)
 
     def _native_key_to_hf(self, key: str) -> str:
@@ -378,11 +315,11 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         if single:
             stack, expert, projection = single.groups()
             for projections in ("gate_and_up_projs", "down_projs"):
-                if projection in _projections(projections):
+                if projection in projection_names(projections):
                     all_names = _core.hf_names_of(
                         _plain_names(), f"{_NATIVE_TEXT}{stack}.{projections}", int(expert)
                     )
-                    names = [all_names[_projections(projections).index(projection)]]
+                    names = [all_names[projection_names(projections).index(projection)]]
         elif rest and not rest.endswith("_projs"):
             names = _core.hf_names_of(_plain_names(), _NATIVE_TEXT + rest)
         return prefix + names[0].removeprefix(_HF_TEXT) + key.removeprefix(weight) if names else key
@@ -429,8 +366,7 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
         if ".mtp." in "." + key or _core.is_ignored(_plain_names(), key):
             return None
         place = _core.native_place(_plain_names(), key)
-        native: str = place[0] if place else key
-        return native
+        return place[0] + key.removeprefix(_core.weight_name_of(key)) if place else key
 
     @staticmethod
     def _map_non_text_to_hf(key: str) -> str:
@@ -438,27 +374,8 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
         names = _core.hf_names_of(_plain_names(), key) if key.startswith("vision_tower.") else []
         return names[0] if names else key
 
-    def to_hf(
-        self,
-        state_dict: dict[str, Any],
-        exclude_key_regex: str | None = None,
-        quantization: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """See :meth:`MiniMaxM3StateDictAdapter.to_hf`."""
-        return dict(
-            self.text_adapter._to_hf(
-                state_dict,
-                exclude_key_regex=exclude_key_regex,
-                quantization=quantization,
-                hf_prefix="language_model.",
-                **kwargs,
-            )
-        )
-
-    def convert_single_tensor_to_hf(self, fqn: str, tensor: Any, **kwargs: Any) -> list[tuple[str, Any]]:
-        """``to_hf`` of one tensor, as (HF key, tensor) pairs."""
-        return list(self.text_adapter._to_hf({fqn: tensor}, hf_prefix="language_model.", **kwargs))
+    def _to_hf(self, state_dict: Mapping[str, Any], **options: Any) -> Iterator[tuple[str, Any]]:
+        return self.text_adapter._to_hf(state_dict, hf_prefix="language_model.", **options)
 
     def from_hf(
         self, hf_state_dict: dict[str, Any], device_mesh: DeviceMesh | None = None, **kwargs: Any
@@ -494,11 +411,6 @@ def _split_at_layers(key: str) -> tuple[str, str]:
     """The prefix, and the rest from ``layers.`` or ``mtp.layers.`` on; an empty rest if there is none."""
     found = re.search(r"(?:^|(?<=\.))(?:mtp\.)?layers\.\d+\.", key)
     return (key[: found.start()], key[found.start() :]) if found else (key, "")
-
-
-def _projections(stack: str) -> list[str]:
-    """["gate_proj", "up_proj"] for "gate_and_up_projs": what the parts of a stack are called one by one."""
-    return [name + "_proj" for name in stack.removesuffix("_projs").split("_and_")]
 
 
 def _with_experts(fqn: str, sharding: Sharding, tensor: torch.Tensor, experts: range | None) -> Sharding:
