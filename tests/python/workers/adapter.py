@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from hf_state import configs, hf_state_dict
-from placements import held_indices, take
+from placements import experts_and_fsdp, held_indices, is_grouped, take
 from shardwright.models.minimax_m3_vl.state_dict_adapter import (
     MiniMaxM3VLStateDictAdapter,
     _dequantize_mxfp8_local,
@@ -26,10 +26,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 Sd = dict[str, torch.Tensor]
-
-
-def is_grouped(fqn: str) -> bool:
-    return ".mlp.experts." in fqn
 
 
 def experts_of(natives: Sd) -> int:
@@ -112,17 +108,9 @@ def expert_parallel(path: str, uneven: str) -> None:
 
 
 def expert_parallel_with_fsdp(path: str, uneven: str) -> None:
-    world = dist.get_world_size()
-    everyone = init_device_mesh("cpu", (world,), mesh_dim_names=("fsdp",))
-    for ep in (1, 2, world):
-        experts = init_device_mesh("cpu", (ep, world // ep), mesh_dim_names=("ep", "ep_shard"))
+    for ep in (1, 2, dist.get_world_size()):
         for checkpoint in (path, uneven):
-            three_steps(
-                checkpoint,
-                lambda fqn, tensor, experts=experts: (
-                    (experts, [Shard(0), Shard(1)]) if is_grouped(fqn) else (everyone, [Shard(0)])
-                ),
-            )
+            three_steps(checkpoint, experts_and_fsdp(ep))
 
 
 def matrices_on_dimension_1(path: str, uneven: str) -> None:
