@@ -9,8 +9,9 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 from checks import run_checks
-from dcp_load import check_sharded, is_grouped
+from dcp_load import check_sharded
 from destinations import Destination
+from placements import is_grouped
 from shardwright import _core
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
