@@ -16,6 +16,7 @@ from torch.futures import Future
 
 from shardwright.checkpoints import step_path
 from shardwright.report import SaveReport
+from shardwright.save_planner import SavePlanner
 from shardwright.sharded_writer import ShardedStorageWriter
 
 
@@ -72,7 +73,7 @@ def save(
         keep_last: delete all but the newest so many steps once this one is there.
         asynchronous: return a :class:`PendingSave` as soon as this rank's state has been copied; training may go on and
             change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
-        planner: a DCP save planner; None: DCP's own.
+        planner: a DCP save planner; None: a new :class:`SavePlanner`.
         process_group: of the ranks that save; in the background, one that nobody else uses meanwhile. None: all ranks.
         threads, async_staging_bytes, overwrite: see :class:`ShardedStorageWriter`.
 
@@ -87,6 +88,7 @@ def save(
     if keep_last is not None and step is None:
         raise ValueError("keep_last says how many steps to keep: expected step as well, found None")
     target = Path(path) if step is None else step_path(path, step)
+    planner = planner or SavePlanner()
     writer = ShardedStorageWriter(
         target,
         thread_count=threads,
