@@ -205,8 +205,9 @@ void bind_reading(py::module_& m) {
       .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,
                        std::uint64_t bytes_hashed, std::vector<std::string> problems,
                        std::vector<std::string> damaged) {
-             return VerifyReport{std::move(kind), files,           tensors, objects, bytes_hashed,
-                                 std::move(problems), std::move(damaged)};
+             return VerifyReport{std::move(kind),   files,        tensors,
+                                 objects,           bytes_hashed, std::move(problems),
+                                 std::move(damaged)};
            }),
            py::arg("kind"), py::arg("files"), py::arg("tensors"), py::arg("objects"), py::arg("bytes_hashed"),
            py::arg("problems"), py::arg("damaged"))

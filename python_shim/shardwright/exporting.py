@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, NoReturn
+from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from shardwright.rank_outcome import told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
 from shardwright.storage_writer import HuggingFaceStorageWriter
@@ -67,19 +68,6 @@ def export(
             )
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
-        _raise_first(wrapped, alone)
+        raise told(wrapped) from wrapped
     assert writer.report is not None
     return writer.report
-
-
-def _raise_first(wrapped: CheckpointException, alone: bool) -> NoReturn:
-    """The error of the first rank that failed, with the rank in its message."""
-    rank = min(wrapped.failures)
-    error = wrapped.failures[rank][0]
-    if alone:
-        raise error from None
-    if isinstance(error, OSError) and error.errno is not None:
-        raise type(error)(error.errno, f"rank {rank}: {error.strerror}") from None
-    if isinstance(error, ValueError):
-        raise type(error)(f"rank {rank}: {error}") from None
-    raise wrapped

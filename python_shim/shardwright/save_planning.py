@@ -224,6 +224,11 @@ class SavePlanner(DefaultSavePlanner):
         return [write_item(facts, offset, size) for facts, offset, size in core_plan.items(position, state)]
 
 
+def is_given_up(plans: Sequence[SavePlan]) -> bool:
+    """True where the planner has made no plan, so that every rank will refuse to go on."""
+    return any(isinstance(plan.items, PackedItems) and plan.items.what == LOST for plan in plans)
+
+
 def _signature_of(fqn: str, value: Any) -> Any:
     """Equal for values that are described alike; None where only describing can tell."""
     if isinstance(value, DTensor):

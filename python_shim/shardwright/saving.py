@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
 from shardwright.checkpoints import step_path
+from shardwright.rank_outcome import told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
 from shardwright.sharded_writer import ShardedStorageWriter
@@ -38,7 +39,7 @@ class PendingSave:
         try:
             self._future.result()
         except CheckpointException as failure:
-            raise _told(failure) from failure
+            raise told(failure) from failure
         finally:
             self._writer.abandon()
         assert self._writer.report is not None
@@ -107,7 +108,7 @@ def save(
         try:
             dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
         except CheckpointException as failure:
-            raise _told(failure) from failure
+            raise told(failure) from failure
         finally:
             writer.abandon()
     assert writer.report is not None
@@ -122,17 +123,3 @@ def _group_of(world: Any) -> Any:
 def _background_group() -> Any:
     """A group of all ranks whose collectives do not mix with training's; None without a process group."""
     return _group_of(dist.group.WORLD) if dist.is_initialized() else None
-
-
-def _told(failure: CheckpointException) -> Exception:
-    """dcp's account of what happened on each rank as one ordinary exception, the same on all of them."""
-    causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
-    first = next(iter(causes.values()))
-    lines = []
-    for rank, cause in causes.items():
-        text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-        lines.append(text if text.startswith("rank ") else f"rank {rank}: {text}")
-    message = "; ".join(lines)
-    if isinstance(first, OSError) and first.errno:
-        return OSError(first.errno, message)
-    return ValueError(message)

@@ -119,12 +119,18 @@ def test_files_beside_the_weights_come_from_the_template(tmp_path: Path):
     source = write_m3(tmp_path / "from")
     (source / "tokenizer.json").write_text("{}")
     (source / "preprocessor_config.json").write_text("[]")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
     (source / "pytorch_model.bin").write_text("weights")
+    (source / "original").mkdir()
+    (source / "original" / "consolidated.00.pth").write_text("weights")
     for quantization in ("mxfp8", None):
         to = tmp_path / str(quantization)
         sw.export(loaded(source), to, quantization=quantization, template=source)
         others = {file.name for file in to.iterdir() if file.suffix != ".safetensors"}
-        assert others == {INDEX, "config.json", "tokenizer.json", "preprocessor_config.json"}
+        folder = "additional_chat_templates"
+        assert others == {INDEX, "config.json", "tokenizer.json", "preprocessor_config.json", folder}
+        assert (to / folder / "tools.jinja").read_text() == "{{ tools }}"
         config = json.loads((to / "config.json").read_text())
         expected = json.loads((source / "config.json").read_text())
         if quantization is None:
