@@ -21,7 +21,7 @@ from shardwright.report import LoadReport
 from shardwright.resume_planner import ResumePlanner
 from shardwright.sharded_reader import ShardedStorageReader
 from shardwright.storage_reader import HuggingFaceStorageReader
-from shardwright.torch_checkpoint import TorchStorageReader
+from shardwright.torch_checkpoint import METADATA_NAME, TorchStorageReader
 
 
 def load(
@@ -91,7 +91,7 @@ def load(
         raise ValueError(
             f"{os.fspath(path)}: verify=True, but only a sharded checkpoint of Shardwright's has checksums"
         )
-    elif Path(path, ".metadata").exists():
+    elif Path(path, METADATA_NAME).exists():
         reader = TorchStorageReader(path, weights_only)
     else:
         _expect_no_steps(path)
@@ -124,6 +124,11 @@ def load(
         else:
             state_dict[key] = states[key]  # an object that is no tensor has been replaced
     return reader.report if isinstance(reader, HuggingFaceStorageReader) else None
+
+
+def is_of_trainer(path: str | os.PathLike[str]) -> bool:
+    """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter."""
+    return _is_sharded(path) or Path(path, METADATA_NAME).exists()
 
 
 def _is_sharded(path: str | os.PathLike[str]) -> bool:

@@ -31,7 +31,7 @@ class RankOutcome:
     misfit: bool = False  #: the failure is a PlanError
 
     def fail(self, error: Exception) -> None:
-        self.failure = _text_of(error) or type(error).__name__
+        self.failure = text_of(error) or type(error).__name__
         self.errno = error.errno or 0 if isinstance(error, OSError) else 0
         self.misfit = isinstance(error, PlanError)
 
@@ -60,11 +60,12 @@ def told(failure: CheckpointException) -> Exception:
     """dcp's account of what happened on each rank as one ordinary exception, the same on all of them."""
     causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
     first = next(iter(causes.values()))
-    text = _lines({rank: _text_of(cause) for rank, cause in causes.items()})
+    text = _lines({rank: text_of(cause) for rank, cause in causes.items()})
     return _error(first.errno or 0 if isinstance(first, OSError) else 0, isinstance(first, PlanError), text)
 
 
-def _text_of(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """What an error says, without its number, with the file that it concerns."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
