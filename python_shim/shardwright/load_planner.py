@@ -168,7 +168,9 @@ class LoadPlanner(ResumePlanner):
         buffer = torch.empty(read_item.lengths, dtype=self._dtypes[source])
         with self._lock:
             self._awaited[number] = buffer
-        return buffer
+        stored = buffer.as_subclass(_Stored)
+        stored.fqn = read_item.storage_index.fqn
+        return stored
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         """Decodes a transfer once its elements and its scales are there."""
@@ -189,6 +191,25 @@ class LoadPlanner(ResumePlanner):
             self.core_plan, which, self.catalog, addresses[0], scales, self.description.specs
         )
         torch.autograd.graph.increment_version(self.description.local_tensors[transfer.destination])
+
+
+class _Stored(torch.Tensor):
+    """Where a reader puts elements as they are stored, and nothing else."""
+
+    fqn: str
+
+    def detach(self) -> _Stored:
+        return self
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> _Stored:
+        if source.dtype != self.dtype:
+            raise _core.PlanError(
+                f"{self.fqn}: expected elements as they are stored, {self.dtype}, found {source.dtype} from the "
+                "storage reader: one that decodes by itself, as torch's QuantizedHuggingFaceStorageReader does, would "
+                "have them decoded twice; use shardwright.HuggingFaceStorageReader, or torch's of that name"
+            )
+        super().copy_(source, non_blocking)
+        return self
 
 
 def catalog_of_metadata(metadata: Metadata) -> Any:

@@ -10,7 +10,9 @@ import reference
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
+from torch.distributed.checkpoint.quantized_hf_storage import QuantizedHuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict, _load_state_dict_from_keys
 
 
@@ -25,6 +27,18 @@ def test_our_planner_decodes_what_torchs_reader_reads(tiny: Path, threads: int):
     state_dict = loaded(tiny, TorchReader(str(tiny), thread_count=threads), sw.LoadPlanner())
     for fqn, expected in reference.native(tiny).items():
         assert reference.same(state_dict[fqn], expected.to(state_dict[fqn].dtype)), fqn
+
+
+def test_a_reader_that_decodes_by_itself_is_found_out(tiny: Path):
+    """Its values would be multiplied by the scales twice."""
+    name = "language_model.model.layers.0.mlp.down_proj.weight"
+    reader = QuantizedHuggingFaceStorageReader(str(tiny), block_size=32)
+    state = {"model.layers.0.mlp.down_proj.weight": torch.full((64, 96), 7, dtype=torch.bfloat16)}
+    with pytest.raises(
+        dcp.api.CheckpointException, match=re.escape(f"{name}: expected elements as they are stored")
+    ):
+        dcp.load(state, storage_reader=reader, planner=sw.LoadPlanner(), no_dist=True)
+    assert (state["model.layers.0.mlp.down_proj.weight"] == 7).all()
 
 
 def test_our_reader_reads_what_torchs_planner_asks_for_as_it_is_stored(tiny: Path):
@@ -133,6 +147,21 @@ def test_elements_without_their_scales_are_not_given_silently(tiny: Path):
             storage_reader=sw.HuggingFaceStorageReader(tiny),
             no_dist=True,
         )
+
+
+CASTS = [torch.float32, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("stored", CASTS)
+def test_torchs_planner_may_ask_for_any_dtype_with_either_reader(tmp_path: Path, stored: torch.dtype):
+    """What is asked for in another dtype is cast as `Tensor.copy_` casts."""
+    values = {"a": torch.arange(12).reshape(3, 4).to(stored), "b": torch.tensor(1).to(stored)}
+    save_file(values, tmp_path / "model.safetensors")
+    for dtype in CASTS:
+        state = {name: torch.zeros(value.shape, dtype=dtype) for name, value in values.items()}
+        dcp.load(state, storage_reader=sw.HuggingFaceStorageReader(tmp_path), no_dist=True)
+        for name, value in values.items():
+            assert reference.same(state[name].view(-1), value.to(dtype).view(-1)), (name, dtype)
 
 
 READERS = [sw.HuggingFaceStorageReader, TorchReader]
