@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shardwright as sw
 import torch.distributed.checkpoint as dcp
+from options import options
 from torch.distributed.checkpoint import FileSystemWriter
-from writes import LIMIT, State, Way, bytes_of, loaded, measure, options_of, tell, write_limit
+from writes import LIMIT, State, Way, bytes_of, loaded, measure, tell, write_limit
 
 OURS = "sw.ShardedStorageWriter"
 TORCHS = "torch's FileSystemWriter"
@@ -32,9 +33,13 @@ def ways(state: State, threads: int) -> dict[str, Way]:
 
 
 def main() -> None:
-    options = options_of(__doc__)
-    with loaded(options, "automodel") as (folder, _, state):
-        taken = measure(ways(state, options.threads), folder, options.runs)
+    chosen = options(
+        __doc__,
+        "fail if slower than torch's, more than 256 MB of memory, or more bytes than the state and 1 %",
+        writes=True,
+    )
+    with loaded(chosen, "automodel") as (folder, _, state):
+        taken = measure(ways(state, chosen.threads), folder, chosen.runs)
     ours, torchs, limit = taken[OURS], taken[TORCHS], taken[LIMIT]
     ratios = {
         "ours / torch's": ours["median"] / torchs["median"],
@@ -45,7 +50,7 @@ def main() -> None:
         "at most 1 % more bytes than the state": ours["bytes_written"] <= 1.01 * bytes_of(state),
         "at most 256 MB above the state": ours["memory"] <= 256e6,
     }
-    tell(options, state, taken, ratios, bounds)
+    tell(chosen, state, taken, ratios, bounds)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import shardwright as sw
 import torch
+from options import checkpoint
 from shardwright.peak_memory import measure_peak_memory
 from shardwright.table import print_table
 
@@ -89,50 +90,33 @@ def measure(ways: dict[str, Way], folder: Path, runs: int) -> dict[str, dict[str
     return taken
 
 
-def options_of(description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", default="bench")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--checkpoint", type=Path, help="one that is there already, instead of a preset")
-    parser.add_argument("--folder", type=Path, help="where to write: the device that is measured")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--check", action="store_true", help="exit status 1 if a bound is not met")
-    return parser.parse_args()
-
-
 @contextmanager
-def loaded(options: argparse.Namespace, layout: str) -> Iterator[tuple[Path, Path, State]]:
+def loaded(chosen: argparse.Namespace, layout: str) -> Iterator[tuple[Path, Path, State]]:
     """(folder to write in, checkpoint, its tensors in memory)."""
     warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        source = options.checkpoint or Path(name, options.preset)
-        if options.checkpoint is None:
-            sw.generate(source, options.preset)
+    torch.set_num_threads(chosen.threads)
+    with checkpoint(chosen) as source, tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         state = sw.empty_state_dict(source, layout=layout)
         sw.load(state, source, layout=layout)
-        yield Path(name), source, state
+        yield Path(folder), source, state
 
 
 def tell(
-    options: argparse.Namespace,
+    chosen: argparse.Namespace,
     state: State,
     taken: dict[str, dict[str, Any]],
     ratios: dict[str, float],
     bounds: dict[str, bool],
 ) -> None:
     """Prints it all; ``bounds`` says of each whether it is met."""
-    if options.json:
-        facts = {"state_bytes": bytes_of(state), "threads": options.threads, "runs": options.runs}
+    if chosen.json:
+        facts = {"state_bytes": bytes_of(state), "threads": chosen.threads, "runs": chosen.runs}
         print(json.dumps(facts | {"ways": taken, "ratios": ratios, "bounds": bounds}, indent=1))
     else:
         print_table(
             [
                 ("state bytes", f"{bytes_of(state):,}"),
-                ("threads, runs", f"{options.threads}, {options.runs}"),
+                ("threads, runs", f"{chosen.threads}, {chosen.runs}"),
                 ("way", "seconds, bytes written, bytes kept, bytes of memory above the state"),
                 *(
                     (
@@ -148,5 +132,5 @@ def tell(
                 *((what, "yes" if met else "NO") for what, met in bounds.items()),
             ]
         )
-    if options.check and not all(bounds.values()):
+    if chosen.check and not all(bounds.values()):
         raise SystemExit(1)
