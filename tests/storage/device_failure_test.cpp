@@ -15,6 +15,7 @@ struct Job {
   Destinations host;
   LoadPlan plan;
   std::vector<Bytes> expected;
+  int last_operations = 0;  // done on the devices by the last load
 
   explicit Job(std::uint64_t seed)
       : random(seed),
@@ -36,7 +37,7 @@ struct Job {
     const std::vector<Bytes> untouched = host_bytes(host);
     DeviceDestinations destinations(seed, random, host, 4);
     destinations.options.threads = static_cast<int>(random.between(1, 3));
-    destinations.options.staging_bytes = 4096 * static_cast<std::size_t>(random.between(1, 12));
+    destinations.options.staging_bytes = 4096 * static_cast<std::size_t>(random.one_of<int>({1, 3, 12, 300}));
     destinations.options.device_memory = 64 << 10;
     break_it(destinations);
     std::vector<std::string> named;
@@ -49,15 +50,17 @@ struct Job {
       EXPECT_EQ(static_cast<int>(error.kind), static_cast<int>(kind)) << message;
       for (const std::string& text : texts)
         EXPECT_NE(message.find(text), std::string::npos) << text << " in " << message;
-      const bool names_tensor =
-          std::any_of(host.specs.begin(), host.specs.end(),
-                      [&](const TensorSpec& spec) { return message.starts_with(spec.fqn); });
+      bool names_tensor = false;
+      for (const TensorSpec& spec : host.specs) names_tensor |= message.starts_with(spec.fqn);
+      for (const SourceTensor& source : checkpoint.catalog.tensors)
+        names_tensor |= message.starts_with(source.name);
       EXPECT_TRUE(names_tensor || kind != ErrorKind::device) << message;
       named = error.partly_written;
       for (const std::string& name : named)
         EXPECT_NE(message.find("partly written"), std::string::npos) << name;
     }
     EXPECT_EQ(destinations.devices.faults(), std::vector<std::string>());
+    last_operations = destinations.devices.operations_done();
     destinations.collect();
     for (std::size_t n = 0; n < expected.size(); ++n) {
       const Bytes& bytes = host.memory[n].bytes;
@@ -111,17 +114,19 @@ TEST(device_failure, of_any_call_names_tensor_and_call_and_leaves_nothing_behind
 
 TEST(device_failure, of_an_operation_comes_out_whenever_it_happens) {
   int failures = 0;
-  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
     Job job(seed);
-    bool failed = true;
-    for (int number = 1; failed && number < 200; number += number < 12 ? 1 : 17) {
-      failed =
-          job.fails(seed + static_cast<std::uint64_t>(number), ErrorKind::device, {"failed"},
-                    [&](DeviceDestinations& destinations) { destinations.devices.fail_operation(number); });
-      failures += static_cast<int>(failed);
+    EXPECT_FALSE(job.fails(seed, ErrorKind::device, {}, [](DeviceDestinations&) {}));
+    const int operations = job.last_operations;
+    for (const int number :
+         {1, 2, operations / 2, operations - 7, operations - 3, operations - 1, operations}) {
+      failures += static_cast<int>(
+          job.fails(seed, ErrorKind::device, {"failed"}, [&](DeviceDestinations& destinations) {
+            destinations.devices.fail_operation(std::max(1, number));
+          }));
     }
   }
-  EXPECT_GT(failures, 40);
+  EXPECT_GT(failures, 200);
 }
 
 TEST(device_failure, of_a_file_leaves_nothing_behind_on_the_devices) {

@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
-#include "storage/uring.h"
 #include "tests/storage/device_destinations.h"
+#include "tests/storage/ways_to_read.h"
 
 namespace shardwright {
 namespace {
@@ -10,11 +10,7 @@ void choose_options(Random& random, LoadOptions& options) {
   options.threads = static_cast<int>(random.between(1, 4));
   options.staging_bytes = static_cast<std::size_t>(random.one_of<int>({0, 4096, 20000, 100000, 1 << 20}));
   options.device_memory = static_cast<std::size_t>(random.one_of<int>({64 << 10, 70001, 200000, 256 << 20}));
-  std::vector<Reads> ways = {Reads::automatic, Reads::pread};
-  if (has_io_uring()) ways.push_back(Reads::io_uring);
-  options.reads = random.one_of(ways);
-  options.direct_io = random.one_of<DirectIo>({DirectIo::automatic, DirectIo::always, DirectIo::never});
-  options.huge_pages = random.once_in(4);
+  choose_reads(random, options);
 }
 
 TEST(device_load, tensors_on_any_devices_are_bit_for_bit_what_they_are_on_the_cpu) {

@@ -10,18 +10,10 @@
 
 #include "storage/uring.h"
 #include "tests/storage/decoded_checkpoint.h"
+#include "tests/storage/ways_to_read.h"
 
 namespace shardwright {
 namespace {
-
-/// Any way to read that this machine has.
-void choose_reads(Random& random, LoadOptions& options) {
-  std::vector<Reads> ways = {Reads::automatic, Reads::pread};
-  if (has_io_uring()) ways.push_back(Reads::io_uring);
-  options.reads = random.one_of(ways);
-  options.direct_io = random.one_of<DirectIo>({DirectIo::automatic, DirectIo::always, DirectIo::never});
-  options.huge_pages = random.between(0, 3) == 0;
-}
 
 TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touched) {
   Random random(1);
@@ -116,6 +108,34 @@ TEST(load, a_trace_tells_when_each_tensor_was_read_and_decoded) {
   }
   EXPECT_EQ(read, report.bytes_read);
   EXPECT_EQ(decoded, report.bytes_read);
+}
+
+TEST(load, a_trace_that_cannot_be_made_is_refused_before_anything_is_written) {
+  const OneMatrix job({60, 100});
+  LoadOptions options;
+  options.trace = job.checkpoint.directory / "no_such_directory" / "trace.json";
+  expect_error(ErrorKind::io, {options.trace.string()}, [&] { job.run(options); });
+  EXPECT_EQ(std::count(job.memory.bytes.begin(), job.memory.bytes.end(), Memory::untouched),
+            std::ssize(job.memory.bytes));
+}
+
+TEST(load, a_load_that_fails_leaves_a_trace_of_what_it_did) {
+  const OneMatrix job({600, 1000});
+  std::filesystem::resize_file(job.weights(), 300000);
+  const std::uint64_t size = std::filesystem::file_size(job.weights());
+  Catalog catalog = job.checkpoint.catalog;
+  for (auto& file : catalog.files) {
+    if (job.weights().filename() == file.name) file.size = size;  // as if it were cut while it is read
+  }
+  const TemporaryDirectory directory;
+  LoadOptions options;
+  options.trace = directory / "trace.json";
+  options.threads = 1;
+  options.staging_bytes = 40000;
+  expect_error(ErrorKind::io, {job.weights().string(), "cut short"},
+               [&] { load(job.plan, catalog, job.specs, options); });
+  const auto events = nlohmann::json::parse(read_file(options.trace)).at("traceEvents");
+  EXPECT_GT(events.size(), 6U);
 }
 
 TEST(load, io_uring_where_there_is_none_is_refused) {
