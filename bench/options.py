@@ -1,4 +1,4 @@
-"""The command line that the measurements of loads have in common."""
+"""The command line that the measurements of loads, saves and exports have in common."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def options(description: str | None, check: str) -> argparse.Namespace:
-    """``check`` says what ``--check`` fails on."""
+def options(description: str | None, check: str, writes: bool = False) -> argparse.Namespace:
+    """``check`` says what ``--check`` fails on; ``writes``: what is measured writes, which can be told where to."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -18,6 +18,8 @@ def options(description: str | None, check: str) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint that is there already")
+    if writes:
+        parser.add_argument("--folder", type=Path, help="where to write: the device that is measured")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help=check)
     return parser.parse_args()

@@ -8,15 +8,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.metadata import (
-    STATE_DICT_TYPE,
     Metadata,
     MetadataIndex,
     StorageMeta,
@@ -25,14 +23,15 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
-from torch.distributed.tensor import DTensor
 from torch.futures import Future
-from torch.utils._pytree import tree_leaves
 
 from shardwright import _core
+from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import remove_all_but
 from shardwright.describe import DTYPE_NAMES
+from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
+from shardwright.save_planning import is_given_up
 from shardwright.storage_reader import default_threads
 
 #: What gathering a strided shard takes, for each thread (storage/checksum.h).
@@ -57,20 +56,7 @@ class _Share:
     rank: int
 
 
-@dataclass
-class _RankOutcome:
-    """What a rank tells the coordinator beside its WriteResults: a failure travels there and is not raised at once, so
-    that the coordinator removes what has been written."""
-
-    rank: int
-    files: list[tuple[str, int, int, int]] = field(
-        default_factory=list
-    )  # name, size, header bytes, its checksum
-    failure: str = ""
-    errno: int = 0
-
-
-class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
+class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     """Writes each rank's shards as safetensors files, with a manifest of sizes and checksums beside them.
 
     It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: it is
@@ -126,28 +112,6 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
         self.save_id = str(uuid.uuid4())
         self.report: SaveReport | None = None
         self._pending: Any = None  # on the coordinator, from planning to publishing
-        self._staged_bytes = 0
-        self._staging_fault = ""
-
-    # --- asynchronous ------------------------------------------------------------------------------------------
-
-    def stage(self, state_dict: STATE_DICT_TYPE) -> STATE_DICT_TYPE:
-        """A copy of the state in CPU memory, which training no longer touches."""
-        needed = sum(
-            leaf.to_local().nbytes if isinstance(leaf, DTensor) else leaf.nbytes
-            for leaf in tree_leaves(state_dict)
-            if isinstance(leaf, torch.Tensor)
-        )
-        if self.async_staging_bytes is not None and needed > self.async_staging_bytes:
-            # Told where dcp listens to all ranks: raised here, this rank's error would leave the others waiting.
-            self._staging_fault = (
-                f"an asynchronous save needs a copy of this rank's state, {needed:,} bytes, and async_staging_bytes "
-                f"allows {self.async_staging_bytes:,}; raise it, or save with dcp.save"
-            )
-            return {}
-        self._staged_bytes = needed
-        staged: STATE_DICT_TYPE = super().stage(state_dict)
-        return staged
 
     # --- planning ----------------------------------------------------------------------------------------------
 
@@ -159,20 +123,15 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.abandon()
-        fault, self._staging_fault = self._staging_fault, ""
-        if fault:
-            raise ValueError(fault)
-        alone = not dist.is_initialized() or dist.get_world_size() == 1
-        if not kwargs.get("use_collectives", True) and not alone:
-            raise ValueError(
-                "use_collectives=False: a sharded checkpoint is published when all ranks have written their part, "
-                "which they have to tell each other; expected use_collectives=True"
-            )
+        self.expect_staged()
+        expect_collectives(kwargs)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        if is_given_up(plans):
+            return plans  # the planner of every rank will say why; nothing is to be written
         self._pending = _core.PendingDirectory(self.path)
         if self._pending.replaces and not self.overwrite and any(self._pending.final_path.iterdir()):
             self.abandon()
@@ -188,16 +147,14 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         share: _Share = plan.storage_data
-        outcome = _RankOutcome(share.rank)
+        outcome = RankOutcome(share.rank)
         results: list[WriteResult] = []
         try:
             directory = self._directory(share)
             results = self._write(plan.items, planner, directory, outcome)
         except Exception as error:
             results = []
-            outcome.failure = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            outcome.failure = outcome.failure or type(error).__name__
-            outcome.errno = error.errno or 0 if isinstance(error, OSError) else 0
+            outcome.fail(error)
         results.append(WriteResult(MetadataIndex(""), 0, outcome))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
@@ -215,10 +172,10 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
         return pending[0]
 
     def _write(
-        self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: _RankOutcome
+        self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: RankOutcome
     ) -> list[WriteResult]:
         start = time.perf_counter()
-        report = SaveReport(threads=self.thread_count, peak_staging_bytes=self._staged_bytes)
+        report = SaveReport(threads=self.thread_count, peak_staging_bytes=self.staged_bytes)
         tensors = [item for item in items if item.type != WriteItemType.BYTE_IO]
         objects = [item for item in items if item.type == WriteItemType.BYTE_IO]
         results: list[WriteResult] = []
@@ -275,7 +232,7 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
         for first, tensors, copies in self._batches(items, planner):
             strided = any(not tensor.is_contiguous() for tensor in tensors)
             staging = copies + (self.thread_count * _BLOCK_BYTES if strided else 0)
-            report.peak_staging_bytes = max(report.peak_staging_bytes, self._staged_bytes + staging)
+            report.peak_staging_bytes = max(report.peak_staging_bytes, self.staged_bytes + staging)
             file.write(
                 [(first + i, *_memory_of(tensor)) for i, tensor in enumerate(tensors)], self.thread_count
             )
@@ -324,8 +281,8 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator, when every rank has told its outcome: publishes, or removes everything and raises."""
         try:
-            outcomes: list[_RankOutcome] = [of_rank[-1].storage_data for of_rank in results]
-            _expect_success(outcomes)
+            outcomes: list[RankOutcome] = [of_rank[-1].storage_data for of_rank in results]
+            expect_success(outcomes)
             metadata.version = "1.0.0"
             metadata.storage_data = {
                 result.index: result.storage_data for of_rank in results for result in of_rank[:-1]
@@ -384,17 +341,6 @@ def _in_cpu_memory(fqn: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
 
 def _memory_of(tensor: torch.Tensor) -> tuple[int, list[int], list[int], int]:
     return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), tensor.element_size()
-
-
-def _expect_success(outcomes: list[_RankOutcome]) -> None:
-    failed = [outcome for outcome in outcomes if outcome.failure]
-    if not failed:
-        return
-    text = "; ".join(f"rank {outcome.rank}: {outcome.failure}" for outcome in failed)
-    text += ". Nothing was published, and what had been written is removed"
-    if failed[0].errno:
-        raise OSError(failed[0].errno, text)
-    raise ValueError(text)
 
 
 def _write_manifest(

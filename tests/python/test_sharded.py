@@ -266,12 +266,17 @@ def test_a_flipped_bit_in_any_tensor_is_named_by_verify_and_refused_by_a_load(pa
             assert not loaded[name].contiguous().reshape(-1).view(torch.uint8).any()
 
 
-def test_a_flipped_bit_in_the_header_is_found(path: Path, tmp_path: Path):
+def test_a_flipped_bit_in_the_header_is_found_by_verify_and_refused_by_a_load(path: Path, state, tmp_path):
     (file,) = path.glob("*.safetensors")
     length = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     for offset in [*range(0, length, 37), length - 1]:
-        report = sw.verify(damaged_copy(path, tmp_path, file.name, offset))
+        copy = damaged_copy(path, tmp_path, file.name, offset)
+        report = sw.verify(copy)
         assert "the header is damaged" in report.problems[0] and "large" in report.damaged
+        loaded = {"small": torch.zeros_like(state["small"])}
+        with pytest.raises(sw.CheckpointFormatError, match=f"{file.name}: the header is damaged"):
+            sw.load(loaded, copy, verify=True)
+        assert not loaded["small"].any()
 
 
 def test_a_flipped_bit_in_an_object_or_an_odd_dtype_is_found(path: Path, tmp_path: Path):
