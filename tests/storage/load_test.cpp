@@ -96,7 +96,9 @@ TEST(load, a_trace_tells_when_each_tensor_was_read_decoded_and_waited_for) {
     options.trace = directory / "trace.json";
     options.trace_process = 3;
     options.staging_bytes = 50000;
+    const auto start = std::chrono::steady_clock::now();
     const LoadReport report = job.run(options);
+    const std::chrono::duration<double, std::micro> taken = std::chrono::steady_clock::now() - start;
     const auto events = nlohmann::json::parse(read_file(options.trace)).at("traceEvents");
     std::map<std::string, std::uint64_t> bytes;  // by what was done
     std::map<std::uint64_t, double> begun;       // in the background, by id
@@ -123,7 +125,7 @@ TEST(load, a_trace_tells_when_each_tensor_was_read_decoded_and_waited_for) {
           end += event.at("dur").get<double>();
         }
       }
-      EXPECT_LE(end, report.total_seconds * 1e6);
+      EXPECT_LE(end, taken.count());
     }
     EXPECT_TRUE(std::includes(named.begin(), named.end(), seen.begin(), seen.end()));
     EXPECT_EQ(bytes["read"], report.bytes_read);
