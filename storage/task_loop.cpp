@@ -30,8 +30,8 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
       continue;
     }
     if (staged == nullptr && (loop.stopped() || !reader.is_busy())) break;
-    const char* const what = staged == nullptr ? "wait" : "read";
-    if (staged == nullptr) staged = reader.wait();
+    const bool in_background = staged == nullptr;
+    if (in_background) staged = reader.wait();
     const Clock::time_point read = Clock::now();
     DevicePlacer* const device = loop.place(*staged);
     if (device != nullptr) copies.begin(*staged, *device);
@@ -42,8 +42,10 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
     boxes.count(staged->task.scales);
     if (events != nullptr) {
       const std::uint32_t tensor = staged->task.source;
-      events->push_back({what, tensor, staged->task.bytes(), begin, read});
-      events->push_back({device == nullptr ? "decode" : "copy", tensor, staged->task.bytes(), read, placed});
+      const std::uint64_t bytes = staged->task.bytes();
+      if (in_background) events->push_back({"read", tensor, bytes, staged->begun, staged->arrived, true});
+      events->push_back({in_background ? "wait" : "read", tensor, bytes, begin, read});
+      events->push_back({device == nullptr ? "decode" : "copy", tensor, bytes, read, placed});
     }
     if (device == nullptr) reader.release(*staged);
   }

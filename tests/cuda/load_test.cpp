@@ -13,8 +13,7 @@ void fill_later(const DeviceMemory& memory, const std::vector<std::uint8_t>& byt
   for (int i = 0; i < 50; ++i) {
     expect_success(cudaMemsetAsync(memory.address(bytes.data()), i, bytes.size(), stream));
   }
-  expect_success(
-      cudaMemsetAsync(memory.address(bytes.data()), Memory::untouched, bytes.size(), stream));
+  expect_success(cudaMemsetAsync(memory.address(bytes.data()), Memory::untouched, bytes.size(), stream));
 }
 
 TEST(CudaDeviceLoad, TensorsOnTheDeviceAreBitForBitWhatTheyAreOnTheCpuAndNothingElseIsTouched) {
