@@ -113,7 +113,8 @@ class FakeDevices {
   template <class Action>
   DeviceStatus call(const char* name, Action action);
   void fault(std::string what) { faults_.push_back(std::move(what)); }
-  int device_here() const;
+  int device_here() const;  // current on this thread
+  void set_device_here(int device);
   void expect_used(const char* call, int device);
   Stream* find(DeviceStream stream);
   Event* find(DeviceEvent event, const char* call);
