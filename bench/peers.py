@@ -54,7 +54,9 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     if cold:
         drop_from_page_cache(path)
     else:
-        read_limit(path, threads)()  # the system may have taken them out of the page cache since they were written
+        read_limit(
+            path, threads
+        )()  # the system may have taken them out of the page cache since they were written
     read_before = bytes_read_by_this_process()
     with measure_peak_memory() as peak:
         start = time.perf_counter()
