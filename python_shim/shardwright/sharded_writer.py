@@ -188,6 +188,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                     (item.index.fqn, DTYPE_NAMES[dtype], list(chunk.sizes), list(chunk.offsets))
                     for item, dtype, chunk in map(_tensor_facts, chunks)
                 ],
+                self.sync_files,
             )
             self._fill(file, chunks, planner, report)
             files.append((name, file, chunks))
@@ -199,7 +200,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             )
         report.seconds["write"] = time.perf_counter() - start
         for name, file, written in files:
-            file.finish(self.sync_files)
+            file.finish()
             outcome.files.append((name, file.size, file.header_bytes, file.header_checksum))
             report.bytes_written += file.size
             results += [
@@ -269,8 +270,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             data = planner.resolve_data(item)
             assert isinstance(data, io.BytesIO)
             pickles.append(data.getbuffer())
+        names = [item.index.fqn for item in [*raw, *objects]]
         sizes = [tensor.nbytes for tensor in tensors] + [len(pickle) for pickle in pickles]
-        file = _core.ShardFile.of_bytes(path, sizes, [item.index.fqn for item in [*raw, *objects]])
+        file = _core.ShardFile.of_bytes(path, sizes, names, self.sync_files)
         parts = [_memory_of(tensor) for tensor in tensors]
         parts += [_memory_of(torch.frombuffer(pickle, dtype=torch.uint8)) for pickle in pickles]
         file.write([(i, *part) for i, part in enumerate(parts)], self.thread_count)
