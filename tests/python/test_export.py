@@ -1,7 +1,6 @@
 """Exports of one rank: what is written, what stands in for torch's writer, and what bad input gets."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,17 +55,6 @@ def test_what_was_loaded_is_exported_and_loads_alike(
     assert report.tensors == len(reference.read_checkpoint(tmp_path / "to"))
     assert report.left_out == []
     assert {"plan", "encode", "write", "sync", "total"} <= set(report.seconds)
-
-
-@pytest.mark.skipif("SHARDWRIGHT_TEST_BENCH" not in os.environ, reason="takes minutes and 12 GB of memory")
-def test_the_bench_preset_exports_and_loads_alike(tmp_path: Path):
-    sw.generate(tmp_path / "bench", preset="bench")
-    state = loaded(tmp_path / "bench")
-    sw.export(
-        state, tmp_path / "to", quantization="mxfp8", template=tmp_path / "bench", max_shard_size="500MB"
-    )
-    assert problems_of_files(tmp_path / "to") == []
-    assert_loads_alike(tmp_path / "to", state)
 
 
 def test_what_a_layout_has_no_place_for_is_left_out_and_said(tiny: Path, tmp_path: Path):
