@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import io
 import os
 import time
@@ -166,7 +167,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         if share.directory.is_dir():
             return share.directory
         final = Path(os.path.realpath(self.path))
-        pending = list(final.parent.glob(f".{final.name}.saving-*"))
+        pending = list(final.parent.glob(f".{glob.escape(final.name)}.saving-*"))
         if len(pending) != 1:
             raise FileNotFoundError(2, f"{share.directory}: the directory of this save is not there")
         return pending[0]
