@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ways import ADAPTERS, WAYS, safetensors_files
+from ways import ADAPTERS, WAYS, read_limit, safetensors_files
 
 # --- one measurement, in a process of its own ------------------------------------------------------------------------
 
@@ -53,6 +53,8 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     load = prepare(path, threads)
     if cold:
         drop_from_page_cache(path)
+    else:
+        read_limit(path, threads)()  # the system may have taken them out of the page cache since they were written
     read_before = bytes_read_by_this_process()
     with measure_peak_memory() as peak:
         start = time.perf_counter()

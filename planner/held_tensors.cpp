@@ -114,7 +114,10 @@ std::vector<HeldTensor> held_tensors(const Catalog& catalog, const WeightMap& ma
   FoundByName found;
   std::string_view previous;
   for (const SourceTensor& tensor : catalog.tensors) {
-    if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name)) continue;
+    if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name) ||
+        is_without_place(map, tensor.name)) {
+      continue;
+    }
     previous = tensor.name;
     const std::optional<NativePlace> place = native_place_of(map, tensor.name);
     Found& entry = found[place ? place->fqn : tensor.name];

@@ -17,12 +17,13 @@ namespace py = pybind11;
 namespace shardwright {
 namespace {
 
-Reads reads_from(const std::string& name) {
+Reads reads_from(const py::object& value) {
+  const auto name = py::isinstance<py::str>(value) ? value.cast<std::string>() : "";
   if (name == "auto") return Reads::automatic;
   if (name == "pread") return Reads::pread;
   if (name == "io_uring") return Reads::io_uring;
-  throw Error(ErrorKind::argument,
-              "reads: expected \"auto\", \"pread\" or \"io_uring\", found \"" + name + '"');
+  throw Error(ErrorKind::argument, "reads: expected \"auto\", \"pread\" or \"io_uring\", found " +
+                                       py::repr(value).cast<std::string>());
 }
 
 DirectIo direct_io_from(const py::object& value) {
@@ -32,15 +33,21 @@ DirectIo direct_io_from(const py::object& value) {
               "direct_io: expected \"auto\", True or False, found " + py::repr(value).cast<std::string>());
 }
 
-LoadOptions options_from(int threads, std::size_t staging_bytes, const std::string& reads,
-                         const py::object& direct_io, bool huge_pages,
+bool huge_pages_from(const py::object& value) {
+  if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
+  throw Error(ErrorKind::argument,
+              "huge_pages: expected True or False, found " + py::repr(value).cast<std::string>());
+}
+
+LoadOptions options_from(int threads, std::size_t staging_bytes, const py::object& reads,
+                         const py::object& direct_io, const py::object& huge_pages,
                          const std::optional<std::filesystem::path>& trace, int trace_process) {
   LoadOptions options;
   options.threads = threads;
   options.staging_bytes = staging_bytes;
   options.reads = reads_from(reads);
   options.direct_io = direct_io_from(direct_io);
-  options.huge_pages = huge_pages;
+  options.huge_pages = huge_pages_from(huge_pages);
   options.trace = trace.value_or("");
   options.trace_process = trace_process;
   return options;
@@ -67,7 +74,11 @@ void bind_loads(py::module_& m) {
   py::class_<LoadOptions>(m, "LoadOptions")
       .def(py::init(&options_from), py::arg("threads") = 0, py::arg("staging_bytes") = 0,
            py::arg("reads") = "auto", py::arg("direct_io") = "auto", py::arg("huge_pages") = false,
-           py::arg("trace") = py::none(), py::arg("trace_process") = 0);
+           py::arg("trace") = py::none(), py::arg("trace_process") = 0)
+      .def("without_trace", [](LoadOptions options) {
+        options.trace.clear();
+        return options;
+      });
   py::class_<LoadReport>(m, "LoadReport")
       .def_readonly("tensors", &LoadReport::tensors)
       .def_readonly("bytes_needed", &LoadReport::bytes_needed)

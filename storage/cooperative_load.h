@@ -77,8 +77,8 @@ class CooperativeLoad {
   const Catalog& catalog_;
   const std::vector<TensorSpec> specs_;
   const LoadOptions options_;
-  Trace trace_;
   const Trace::Clock::time_point begin_ = Trace::Clock::now();
+  Trace trace_;
   OpenFiles files_;
   const FileReading reading_;
   const Resources resources_;

@@ -27,7 +27,8 @@ struct LoadOptions {
   /// pread, whose threads wait more than they work.
   int threads = 0;
   std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a
-                                  ///< thread, and up to 64 MiB in all where files are not in the page cache
+                                  ///< thread, up to 64 MiB in all where files are not in the page cache, and
+                                  ///< never more than 128 MiB
   Reads reads = Reads::automatic;
   DirectIo direct_io = DirectIo::automatic;
   bool huge_pages = false;  ///< ask for staging in huge pages

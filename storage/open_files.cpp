@@ -55,6 +55,12 @@ std::shared_ptr<const OpenFile> OpenFiles::open(const SourceTensor& tensor, cons
       direct_io_ == DirectIo::always || (direct_io_ == DirectIo::automatic && !opened->is_cached);
   if (again ? slot.is_direct : direct) {
     opened->direct_descriptor = open_direct(opened->file->path().c_str());
+    if (opened->direct_descriptor < 0 && errno == EMFILE) {
+      throw Error(ErrorKind::io,
+                  opened->file->path().string() +
+                      ": cannot open this file for reading past the page cache: too many open files",
+                  EMFILE);
+    }
   }
   return opened;
 }
@@ -62,11 +68,16 @@ std::shared_ptr<const OpenFile> OpenFiles::open(const SourceTensor& tensor, cons
 std::shared_ptr<const OpenFile> OpenFiles::of(const SourceTensor& tensor) {
   const std::lock_guard lock(mutex_);
   Slot& slot = slots_[tensor.file];
-  if (!slot.file) {
+  while (!slot.file) {
     if (open_ == most_open_) close_the_oldest();
     try {
       slot.file = open(tensor, slot);
     } catch (const Error& error) {
+      if (error.system_error == EMFILE &&
+          open_ > 0) {  // the rest of the process has more open than we allow for
+        close_the_oldest();
+        continue;
+      }
       throw Error(ErrorKind::io, std::string(error.what()) + "; opened" + bytes_of_tensor(tensor),
                   error.system_error);
     }

@@ -19,6 +19,7 @@ namespace {
 constexpr std::size_t default_buffer_bytes = std::size_t{1} << 20;
 constexpr std::size_t largest_buffer_bytes = std::size_t{4} << 20;
 constexpr std::size_t smallest_buffer_bytes = 4096;
+constexpr std::size_t most_staging = std::size_t{128} << 20;  // whatever the number of threads
 constexpr std::size_t most_threads = 1024;
 
 /// For files on a disk: it wants some sixteen reads of 4 MiB at a time, into huge pages, as a request is cut
@@ -90,6 +91,8 @@ Resources resources_for(const LoadOptions& options, const FileReading& reading, 
   } else if (options.huge_pages) {
     buffer_bytes = huge_page_bytes;
   }
+
+  buffer_bytes = std::min(buffer_bytes, most_staging / (threads * reads));
 
   if (options.staging_bytes > 0) {
     const std::size_t smallest =

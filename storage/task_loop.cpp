@@ -22,8 +22,8 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
     // Fills the buffers before it waits; a read that needs no waiting is decoded while it is in cache.
     while (staged == nullptr && reader.has_room() && loop.next(task)) staged = reader.begin(task);
     if (staged == nullptr && (loop.stopped() || !reader.is_busy())) break;
-    const char* const what = staged == nullptr ? "wait" : "read";
-    if (staged == nullptr) staged = reader.wait();
+    const bool in_background = staged == nullptr;
+    if (in_background) staged = reader.wait();
     const Clock::time_point read = Clock::now();
     loop.place(*staged);
     const Clock::time_point placed = Clock::now();
@@ -33,8 +33,10 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
     boxes.count(staged->task.scales);
     if (events != nullptr) {
       const std::uint32_t tensor = staged->task.source;
-      events->push_back({what, tensor, staged->task.bytes(), begin, read});
-      events->push_back({"decode", tensor, staged->task.bytes(), read, placed});
+      const std::uint64_t bytes = staged->task.bytes();
+      if (in_background) events->push_back({"read", tensor, bytes, staged->begun, staged->arrived, true});
+      events->push_back({in_background ? "wait" : "read", tensor, bytes, begin, read});
+      events->push_back({"decode", tensor, bytes, read, placed});
     }
     reader.release(*staged);
   }

@@ -156,6 +156,7 @@ StagedTask* TaskReader::begin(const ReadTask& task) {
     return &staged;
   }
   ++tasks_under_way_;
+  staged.begun = std::chrono::steady_clock::now();
   staged.reads_under_way = 1;  // stands for this call: the task has not arrived before all reads are begun
   for (const Extent& extent : extents_) {
     while (unused_tags_.empty()) finish(ring_->wait());
@@ -175,6 +176,7 @@ StagedTask* TaskReader::wait() {
 void TaskReader::arrived(StagedTask& task) {
   if (--task.reads_under_way > 0) return;
   --tasks_under_way_;
+  task.arrived = std::chrono::steady_clock::now();
   ready_.push_back(&task);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -25,6 +26,7 @@ struct StagedTask {
   Staging staging;
   std::shared_ptr<const OpenFile> file, scale_file;  ///< kept open while they are read
   int reads_under_way = 0;
+  std::chrono::steady_clock::time_point begun, arrived;  ///< of reads in the background
 
   BoxInMemory part() const;
 };

@@ -25,6 +25,7 @@ void Trace::write(const Catalog& catalog) {
     lines +=
         json{{"name", of}, {"ph", "M"}, {"pid", process_}, {"tid", thread}, {"args", {{"name", is}}}}.dump();
   };
+  std::uint64_t id = 0;
   for (std::size_t thread = 0; thread < threads_.size(); ++thread) {
     name("thread_name", thread, threads_[thread].name);
     lines += ",\n";
@@ -33,15 +34,24 @@ void Trace::write(const Catalog& catalog) {
       if (event.tensor >= 0) {
         arguments["tensor"] = catalog.tensors[static_cast<std::size_t>(event.tensor)].name;
       }
-      lines += json{{"name", event.what},
-                    {"ph", "X"},
-                    {"pid", process_},
-                    {"tid", thread},
-                    {"ts", microseconds(event.begin - begin_)},
-                    {"dur", microseconds(event.end - event.begin)},
-                    {"args", std::move(arguments)}}
-                   .dump() +
-               ",\n";
+      json line = {{"name", event.what},
+                   {"ph", "X"},
+                   {"pid", process_},
+                   {"tid", thread},
+                   {"ts", microseconds(event.begin - begin_)},
+                   {"dur", microseconds(event.end - event.begin)},
+                   {"args", std::move(arguments)}};
+      if (event.in_background) {  // one line for its beginning, one for its end
+        line["ph"] = "b";
+        line["cat"] = "io_uring";
+        line["id"] = ++id;
+        line.erase("dur");
+        lines += line.dump() + ",\n";
+        line["ph"] = "e";
+        line["ts"] = microseconds(event.end - begin_);
+        line.erase("args");
+      }
+      lines += line.dump() + ",\n";
       if (lines.size() > (std::size_t{1} << 16)) file_->append(std::exchange(lines, {}));
     }
   }

@@ -24,6 +24,7 @@ class Trace {
     std::uint64_t bytes = 0;   ///< read, taken in by the decoder, or exchanged
     Clock::time_point begin;
     Clock::time_point end;
+    bool in_background = false;  ///< of io_uring: overlaps other events of the thread
   };
 
   /// A trace to be written to `path`; of nothing if that is empty. `process` is the number to show for this
@@ -37,8 +38,8 @@ class Trace {
   /// Adds what one more thread did. Any thread may call it.
   void add(std::string thread, std::vector<Event> events);
 
-  /// Writes the file, once, in Chrome's trace event format (JSON; complete events, in microseconds since this
-  /// object was made). Throws Error(io).
+  /// Writes the file, once, in Chrome's trace event format (JSON; complete events, and asynchronous ones for
+  /// what goes on in the background; in microseconds since this object was made). Throws Error(io).
   void write(const Catalog& catalog);
 
  private:

@@ -26,6 +26,8 @@ def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.Proces
     Collective over the default process group if ``cooperative`` is True: the ranks of a node form a new Gloo group, as
     the pieces travel in CPU memory. It is destroyed afterwards.
     """
+    if not isinstance(cooperative, (bool, dist.ProcessGroup)):
+        raise ValueError(f"cooperative: expected True, False or a process group, found {cooperative!r}")
     if cooperative is not True:
         alone = cooperative is False or dist.get_world_size(cooperative) == 1
         yield None if alone else cooperative

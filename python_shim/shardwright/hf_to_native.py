@@ -60,8 +60,8 @@ def native_tensors(
 ) -> Natives:
     """The native tensors that an HF state dict amounts to on this rank.
 
-    Tensors that need no conversion are passed on as they are. The others get ``dtype``; they are the tensors that
-    ``to_hf`` made these HF tensors from, filled in place, or new ones. With ``consume``, HF tensors that have been
+    Tensors that need no conversion are passed on as they are. The others get ``dtype``; they are the tensors that a
+    request of ``to_hf`` was made from, filled in place, or new ones. With ``consume``, HF tensors that have been
     decoded are removed from the state dict as it goes.
 
     Raises:

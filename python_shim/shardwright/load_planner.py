@@ -132,7 +132,7 @@ class LoadPlanner(ResumePlanner):
 
     # --- with another storage reader ---------------------------------------------------------------------------
     # Transfer t is read by items 2t (its elements) and 2t + 1 (its scales); the number travels as the index hint of
-    # the item's destination.
+    # the item's destination. Scales are asked for first: whatever has to wait for its other half is then small.
 
     def _read_items(self) -> list[ReadItem]:
         tensors = self.catalog.tensors
@@ -156,7 +156,7 @@ class LoadPlanner(ResumePlanner):
                     )
                 )
         self._dtypes = [DTYPES[tensor.dtype] for tensor in tensors]
-        return items
+        return sorted(items, key=lambda item: item.dest_index.index % 2 == 0)
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         """A buffer for what is stored; it is decoded into the destination by ``commit_tensor``."""

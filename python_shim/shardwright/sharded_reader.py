@@ -241,12 +241,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             description.local_tensors += one.local_tensors
             buffers.append(buffer if known else buffer.view(dtype).squeeze(-1))
         catalog = self._metadata.catalog
-        # The figures stay those of what was read straight, which is all but a few; and each rank reads for itself, as
-        # others may have no such tensors.
-        report, cooperative = self.report, self.cooperative
-        self.cooperative = False
+        # Figures and trace stay those of what was read straight, which is all but a few; and each rank reads for
+        # itself, as others may have no such tensors.
+        report, cooperative, core_options = self.report, self.cooperative, self.core_options
+        self.cooperative, self.core_options = False, core_options.without_trace()
         self._run(_core.plan_reads(requests, description.specs, catalog), catalog, description, 0.0)
-        self.report, self.cooperative = report, cooperative
+        self.report, self.cooperative, self.core_options = report, cooperative, core_options
         for (item, target), buffer in zip(batch, buffers, strict=True):
             target.copy_(buffer)
             planner.commit_tensor(item, target)

@@ -41,6 +41,8 @@ def _whole_number(name: str, value: int, largest: int) -> int:
 def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
     """Where this rank's trace goes, and its rank."""
     rank = dist.get_rank() if dist.is_initialized() else 0
+    if path is not None and not Path(path).name:
+        raise ValueError(f"trace: expected a file to write to, found {path!r}")
     if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
         return (None if path is None else Path(path)), rank
     return Path(path).with_suffix(f".rank{rank}{Path(path).suffix}"), rank
@@ -52,8 +54,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     Args:
         path: the checkpoint directory.
         thread_count: threads that read and decode; None: this process's share of the processors.
-        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, and up to 64 MiB in
-            all where files are not in the page cache.
+        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, up to 64 MiB in all
+            where files are not in the page cache, and never more than 128 MiB. Ranks that read together hand each other
+            up to 16 MiB at a time, which takes 64 MiB more; of staging_bytes it takes half.
         progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
         reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page
             cache and the kernel allows it.

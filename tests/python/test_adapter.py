@@ -104,6 +104,13 @@ def test_from_hf_decodes_all_that_comes_with_scales(tiny: Path, natives: Sd):
     assert hf.keys() == before.keys() and all(hf[name] is before[name] for name in before)
 
 
+@pytest.mark.parametrize("layout", ["transformers", "huggingface"])
+def test_from_hf_takes_a_whole_checkpoint_in_every_layout(tiny: Path, layout: str):
+    """Also where the layout has no place for some of it, as transformers has none for MTP."""
+    expected = reference.native(tiny, layout=layout)
+    assert differing(vl(layout=layout).from_hf(hf_state_dict(tiny)), expected) == []
+
+
 def test_from_hf_leaves_mtp_out_of_a_model_without_it(tiny: Path, natives: Sd):
     for none in (0, None):
         assert differing(vl(mtp=none).from_hf(hf_state_dict(tiny)), without_mtp(natives)) == []

@@ -1,6 +1,7 @@
 """Either half of DCP may be torch's own: all ways of loading give the same bits."""
 
 import inspect
+import json
 import re
 import warnings
 from pathlib import Path
@@ -10,6 +11,8 @@ import reference
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
+from checkpoints import INDEX, Sizes, made_up_m3, write_safetensors
+from reference import differing
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
 from torch.distributed.checkpoint.quantized_hf_storage import QuantizedHuggingFaceStorageReader
@@ -39,6 +42,30 @@ def test_a_reader_that_decodes_by_itself_is_found_out(tiny: Path):
     ):
         dcp.load(state, storage_reader=reader, planner=sw.LoadPlanner(), no_dist=True)
     assert (state["model.layers.0.mlp.down_proj.weight"] == 7).all()
+
+
+def test_what_waits_for_its_other_half_is_scales_and_not_elements(tmp_path: Path):
+    """A checkpoint may keep all its scales in a file of their own, behind the others."""
+    tensors = made_up_m3(Sizes())
+    names = sorted(tensors, key=lambda name: name.endswith("_scale_inv"))
+    weights = next(i for i, name in enumerate(names) if name.endswith("_scale_inv"))
+    files = {"model-1-of-2.safetensors": names[:weights], "model-2-of-2.safetensors": names[weights:]}
+    for file, part in files.items():
+        write_safetensors(tmp_path / file, {name: tensors[name] for name in part})
+    weight_map = {name: file for file, part in files.items() for name in part}
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    waiting = []
+
+    class Watched(sw.LoadPlanner):
+        def commit_tensor(self, read_item, tensor):
+            super().commit_tensor(read_item, tensor)
+            waiting.extend(number for number in self._arrived if number % 2 == 0)
+
+    planner = Watched(model="minimax_m3")
+    state = {name: torch.zeros_like(t) for name, t in reference.native(tmp_path).items()}
+    dcp.load(state, storage_reader=TorchReader(str(tmp_path)), planner=planner, no_dist=True)
+    assert differing(state, reference.native(tmp_path)) == []
+    assert waiting == []
 
 
 def test_our_reader_reads_what_torchs_planner_asks_for_as_it_is_stored(tiny: Path):

@@ -1,6 +1,7 @@
 """Sharded checkpoints in one process: what goes in comes out, and what is damaged is named."""
 
 import dataclasses
+import json
 import random
 import shutil
 from pathlib import Path
@@ -127,6 +128,16 @@ def test_large_and_turned_tensors_come_back(path: Path, state):
     report = sw.load(loaded, path)
     assert_same(loaded, state)
     assert report.bytes_needed == report.bytes_read
+
+
+def test_a_trace_tells_of_what_is_read_straight_beside_what_needs_a_buffer(tmp_path: Path):
+    state = {"straight": torch.arange(999.0), "of_another_dtype": torch.arange(7.0)}
+    sw.save(state, tmp_path / "saved")
+    loaded = {"straight": torch.zeros(999), "of_another_dtype": torch.zeros(7, dtype=torch.int64)}
+    sw.load(loaded, tmp_path / "saved", trace=tmp_path / "trace.json")
+    assert all(torch.equal(loaded[name].float(), state[name]) for name in state)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {event["args"].get("tensor") for event in events if event["ph"] == "X"} == {"straight"}
 
 
 def test_safetensors_itself_reads_the_files(path: Path, state):

@@ -5,11 +5,13 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <exception>
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "storage/box_reading.h"
+#include "storage/page_cache.h"
 #include "storage/uring.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/ways_to_read.h"
@@ -141,9 +144,39 @@ TEST(refusing_kernel, an_error_of_the_disk_is_named) {
   });
 }
 
+constexpr long cachestat = 451;
+
+/// The share of a file's pages that are in memory, as a mapping of it tells.
+double resident_share(int descriptor, std::size_t bytes) {
+  void* const mapped = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0);
+  std::vector<unsigned char> pages(bytes / 4096);
+  EXPECT_EQ(::mincore(mapped, bytes, pages.data()), 0);
+  ::munmap(mapped, bytes);
+  return static_cast<double>(std::count(pages.begin(), pages.end(), 1)) / static_cast<double>(pages.size());
+}
+
+TEST(refusing_kernel, what_is_in_the_page_cache_is_sampled_where_it_is_not_counted) {
+  const TemporaryDirectory directory;
+  write_file(directory / "file", std::string(8 << 20, 'x'));
+  const int descriptor = ::open((directory / "file").c_str(), O_RDONLY);
+  ASSERT_GE(descriptor, 0);
+  ::fsync(descriptor);
+  for (const int error : {ENOSYS, EPERM}) {
+    where({{cachestat, error}}, [&] {
+      for (const int kept : {8, 5, 0}) {  // MiB; a file system in memory keeps all
+        ASSERT_EQ(::posix_fadvise(descriptor, kept << 20, 0, POSIX_FADV_DONTNEED), 0);
+        EXPECT_NEAR(share_in_page_cache(descriptor, 8 << 20).value_or(-1),
+                    resident_share(descriptor, 8 << 20), 0.1);
+      }
+      std::string all(8 << 20, ' ');
+      EXPECT_EQ(::pread(descriptor, all.data(), all.size(), 0), std::ssize(all));
+    });
+  }
+  ::close(descriptor);
+}
+
 TEST(refusing_kernel, a_page_cache_that_cannot_be_asked_counts_as_full) {
-  constexpr long cachestat = 451;
-  where({{cachestat, ENOSYS}}, [] {
+  where({{cachestat, ENOSYS}, {SYS_preadv2, EOPNOTSUPP}}, [] {
     const Job job;
     const LoadReport report = job.run({});
     EXPECT_EQ(report.files_direct, 0);
