@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace shardwright {
 
@@ -13,6 +14,7 @@ enum class ErrorKind {
   mismatch,   ///< checkpoint and trainer do not fit, or a tensor cannot be written (shardwright.PlanError)
   argument,   ///< an option that makes no sense                            (ValueError)
   io,         ///< the operating system refused or a file ended too early   (OSError)
+  device,     ///< the run-time of a device refused                         (RuntimeError)
 };
 
 /// The one exception type of the library. The message names the tensor and the file, what was expected, what
@@ -24,6 +26,10 @@ class Error : public std::runtime_error {
 
   ErrorKind kind;
   int system_error;  ///< errno of an io error, otherwise 0
+
+  /// Of a load that failed on its way: the tensors that may have been written to and are not known to be
+  /// whole. Those that are not named are whole, or as they were.
+  std::vector<std::string> partly_written;
 };
 
 }  // namespace shardwright

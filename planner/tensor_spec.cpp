@@ -139,8 +139,10 @@ std::string fault_of(const TensorSpec& spec) {
   if (spec.device == DeviceKind::meta) {
     return "it is on the meta device and has no memory; materialise it first, as with to_empty(device=...)";
   }
-  if (spec.device != DeviceKind::cpu) {
-    return "it is on device " + spec.device_name + ", which this build cannot write to; only cpu";
+  if (spec.device == DeviceKind::other) {
+    return "it is on device " + spec.device_name +
+           ", which this build cannot write to; load into CPU memory, or, for a CUDA device, build "
+           "Shardwright where there is nvcc";
   }
   std::vector<Box> locals;
   for (const LocalBox& box : spec.boxes) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -10,7 +11,12 @@
 namespace shardwright {
 
 /// Where a tensor's memory is.
-enum class DeviceKind : std::uint8_t { cpu, meta, other };
+enum class DeviceKind : std::uint8_t {
+  cpu,
+  cuda,   ///< for a load that has kernels for it; see load()
+  meta,   ///< nowhere
+  other,  ///< where nothing here can write
+};
 
 /// A tensor of the trainer as one rank sees it. Owns nothing: the caller keeps the memory alive.
 /// Invariant (see fault_of): the boxes, placed at their local offsets, tile a tensor of `local_shape`
@@ -23,6 +29,7 @@ struct TensorSpec {
   Shape local_strides;   ///< elements; any strides that give each element memory of its own
   void* data = nullptr;  ///< element (0, …, 0) of the local tensor; may be null if the part is empty
   DeviceKind device = DeviceKind::cpu;
+  int device_index = 0;  ///< of a CUDA device
   std::string device_name = "cpu";
   std::vector<LocalBox> boxes;  ///< which parts of the global tensor the local tensor holds
 };

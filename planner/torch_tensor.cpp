@@ -9,6 +9,7 @@ namespace {
 
 DeviceKind kind_of(const at::Device& device) {
   if (device.is_cpu()) return DeviceKind::cpu;
+  if (device.is_cuda()) return DeviceKind::cuda;
   return device.is_meta() ? DeviceKind::meta : DeviceKind::other;
 }
 
@@ -70,6 +71,7 @@ TensorSpec describe(std::string fqn, const at::Tensor& local, const Shape& globa
   spec.local_shape = local.sizes().vec();
   spec.local_strides = local.strides().vec();
   spec.device = kind_of(local.device());
+  spec.device_index = local.device().is_cuda() ? local.device().index() : 0;
   spec.device_name = local.device().str();
   spec.data = local.is_meta() || local.numel() == 0 ? nullptr : local.mutable_data_ptr();
   spec.boxes = local_boxes(global_shape, mesh_shape, coordinate, placements);

@@ -41,7 +41,8 @@ bool huge_pages_from(const py::object& value) {
 
 LoadOptions options_from(int threads, std::size_t staging_bytes, const py::object& reads,
                          const py::object& direct_io, const py::object& huge_pages,
-                         const std::optional<std::filesystem::path>& trace, int trace_process) {
+                         const std::optional<std::filesystem::path>& trace, int trace_process,
+                         std::optional<std::size_t> device_memory) {
   LoadOptions options;
   options.threads = threads;
   options.staging_bytes = staging_bytes;
@@ -50,6 +51,7 @@ LoadOptions options_from(int threads, std::size_t staging_bytes, const py::objec
   options.huge_pages = huge_pages_from(huge_pages);
   options.trace = trace.value_or("");
   options.trace_process = trace_process;
+  if (device_memory) options.device_memory = *device_memory;
   return options;
 }
 
@@ -74,11 +76,22 @@ void bind_loads(py::module_& m) {
   py::class_<LoadOptions>(m, "LoadOptions")
       .def(py::init(&options_from), py::arg("threads") = 0, py::arg("staging_bytes") = 0,
            py::arg("reads") = "auto", py::arg("direct_io") = "auto", py::arg("huge_pages") = false,
-           py::arg("trace") = py::none(), py::arg("trace_process") = 0)
-      .def("without_trace", [](LoadOptions options) {
-        options.trace.clear();
-        return options;
-      });
+           py::arg("trace") = py::none(), py::arg("trace_process") = 0, py::arg("device_memory") = py::none())
+      .def("without_trace",
+           [](LoadOptions options) {
+             options.trace.clear();
+             return options;
+           })
+      .def(
+          "after",
+          [](LoadOptions options, const std::map<int, std::uintptr_t>& streams) {
+            for (const auto& [device, stream] : streams) {
+              options.device_streams[device] =
+                  reinterpret_cast<DeviceStream>(stream);  // NOLINT(performance-no-int-to-ptr): from torch
+            }
+            return options;
+          },
+          py::arg("streams"), "The same, after the work of these: for each CUDA device a cudaStream_t.");
   py::class_<LoadReport>(m, "LoadReport")
       .def_readonly("tensors", &LoadReport::tensors)
       .def_readonly("bytes_needed", &LoadReport::bytes_needed)
@@ -89,6 +102,10 @@ void bind_loads(py::module_& m) {
       .def_readonly("boxes_with_gaps", &LoadReport::boxes_with_gaps)
       .def_readonly("boxes_in_pieces", &LoadReport::boxes_in_pieces)
       .def_readonly("peak_staging_bytes", &LoadReport::peak_staging_bytes)
+      .def_readonly("devices", &LoadReport::devices)
+      .def_readonly("peak_device_bytes", &LoadReport::peak_device_bytes)
+      .def_readonly("bytes_to_devices", &LoadReport::bytes_to_devices)
+      .def_readonly("device_batches", &LoadReport::device_batches)
       .def_readonly("files", &LoadReport::files)
       .def_readonly("files_direct", &LoadReport::files_direct)
       .def_readonly("files_io_uring", &LoadReport::files_io_uring)

@@ -24,6 +24,7 @@
 #include "planner/request_list.h"
 #include "planner/weight_map.h"
 #include "python_shim/bindings.h"
+#include "storage/device_calls.h"
 #include "storage/generate.h"
 #include "storage/placing.h"
 #include "storage/read_catalog.h"
@@ -47,11 +48,17 @@ py::str text_of(const std::string& bytes) {
 
 void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_error) {
   const py::str message = text_of(error.what());
-  const auto raise = [&](PyObject* type) { PyErr_SetObject(type, message.ptr()); };
-  const auto raise_system_error = [&](PyObject* type, int number) {
-    const py::object exception = py::reinterpret_borrow<py::object>(type)(number, message);
-    PyErr_SetObject(py::type::handle_of(exception).ptr(),
-                    exception.ptr());  // which errno may make a subclass
+  const auto raise_exception = [&](const py::object& exception) {
+    py::list partly_written;
+    for (const std::string& name : error.partly_written) partly_written.append(text_of(name));
+    exception.attr("partly_written") = partly_written;
+    PyErr_SetObject(py::type::handle_of(exception).ptr(), exception.ptr());
+  };
+  const auto raise = [&](PyObject* type) {
+    raise_exception(py::reinterpret_borrow<py::object>(type)(message));
+  };
+  const auto raise_system_error = [&](PyObject* type, int number) {  // of which errno may make a subclass
+    raise_exception(py::reinterpret_borrow<py::object>(type)(number, message));
   };
   switch (error.kind) {
     case ErrorKind::not_found:
@@ -68,6 +75,9 @@ void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_
       break;
     case ErrorKind::argument:
       raise(PyExc_ValueError);
+      break;
+    case ErrorKind::device:
+      raise(PyExc_RuntimeError);
       break;
   }
 }
@@ -155,6 +165,19 @@ void bind_catalog(py::module_& m) {
         "\"unknown\".");
 }
 
+/// A device as torch names it: "cpu", "meta", "cuda:1". Without kernels for GPUs these are as any other
+/// device.
+void set_device(TensorSpec& spec, const std::string& name) {
+  spec.device_name = name;
+  spec.device = DeviceKind::other;
+  if (name == "cpu") spec.device = DeviceKind::cpu;
+  if (name == "meta") spec.device = DeviceKind::meta;
+  if (name.starts_with("cuda:") && cuda_calls() != nullptr) {
+    spec.device = DeviceKind::cuda;
+    spec.device_index = std::stoi(name.substr(5));
+  }
+}
+
 void bind_specs(py::module_& m) {
   py::class_<Placement>(m, "Placement")
       .def_static("replicate", [] { return Placement{}; })
@@ -199,10 +222,7 @@ void bind_specs(py::module_& m) {
              spec.local_strides = std::move(local_strides);
              spec.data =
                  reinterpret_cast<void*>(data);  // NOLINT(performance-no-int-to-ptr): an address from torch
-             spec.device = device == "cpu"    ? DeviceKind::cpu
-                           : device == "meta" ? DeviceKind::meta
-                                              : DeviceKind::other;
-             spec.device_name = device;
+             set_device(spec, device);
              spec.boxes = std::move(boxes);
              return spec;
            }),
@@ -213,6 +233,8 @@ void bind_specs(py::module_& m) {
       .def_readonly("global_shape", &TensorSpec::global_shape)
       .def_readonly("local_shape", &TensorSpec::local_shape)
       .def_readonly("boxes", &TensorSpec::boxes);
+  m.def(
+      "has_cuda", [] { return cuda_calls() != nullptr; }, "Whether this build has kernels for GPUs.");
   m.def("local_boxes", &local_boxes, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
         py::arg("placements"));
   m.def("local_shape", &local_shape, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
@@ -347,7 +369,13 @@ void bind_load(py::module_& m) {
           part.scale_strides = contiguous_strides(transfer.scale_box.size);
         }
         const py::gil_scoped_release release;
-        place_box(transfer, catalog.tensors[transfer.source].dtype, part, specs.at(transfer.destination));
+        const TensorSpec& destination = specs.at(transfer.destination);
+        if (destination.device != DeviceKind::cpu) {
+          throw Error(ErrorKind::argument,
+                      destination.fqn + ": is on " + destination.device_name +
+                          ", where only shardwright's own storage readers write; load with one of them");
+        }
+        place_box(transfer, catalog.tensors[transfer.source].dtype, part, destination);
       },
       py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("elements"), py::arg("scales"),
       py::arg("specs"),

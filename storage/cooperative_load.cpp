@@ -75,7 +75,7 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
       files_(catalog, direct_io_of(options_)),
       reading_(open_files_of(plan.transfers, catalog, files_, options.reads)),
       resources_(resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan))) {
-  expect_memory(plan, specs_);
+  expect_cpu_memory(plan, specs_, "a cooperative load (load without it)");
   terms_.piece_bytes = TaskReader::task_bytes_of(resources_.buffer_bytes);
   terms_.round_bytes =
       options.staging_bytes == 0
@@ -174,6 +174,7 @@ void CooperativeLoad::read(std::size_t round, std::byte* outgoing) {
                       [&](const StagedTask& staged) {
                         bytes_done += staged.task.bytes();
                         place_piece(*pieces[staged.task.transfer], staged, places[staged.task.transfer]);
+                        return nullptr;
                       },
                       [] { return false; }};
   for_each_index(std::min(readers_.size(), pieces.size()), resources_.threads, [&](std::size_t i) {

@@ -88,7 +88,11 @@ ExportLayout layout_of(const ExportRequest& request, std::vector<SourceTensor> t
 std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request) {
   Problems problems;
   for (const TensorSpec& spec : specs) {
-    if (std::string fault = fault_of(spec); !fault.empty()) problems.add(spec.fqn + ": " + fault);
+    std::string fault = fault_of(spec);
+    if (fault.empty() && spec.device != DeviceKind::cpu) {
+      fault = "expected CPU memory, found it on " + spec.device_name;
+    }
+    if (!fault.empty()) problems.add(spec.fqn + ": " + fault);
   }
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors; nothing has been written:");
   ExportHoldings holdings{holdings_of(specs), {}};
@@ -149,7 +153,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   reversed.exporting = true;
   reversed.strict = false;
   const LoadPlan plan = plan_load(parts.specs, layout.catalog, form.map, reversed);
-  expect_memory(plan, parts.specs);
+  expect_cpu_memory(plan, parts.specs, "an export");
 
   ExportReport report;
   report.tensors = plan.tensors;

@@ -11,13 +11,16 @@
 
 #include "kernels/decode.h"
 #include "planner/error.h"
+#include "planner/problems.h"
 #include "storage/box_reading.h"
+#include "storage/load_devices.h"
 #include "storage/open_files.h"
 #include "storage/placing.h"
 #include "storage/reading_resources.h"
 #include "storage/task_loop.h"
 #include "storage/task_reader.h"
 #include "storage/trace.h"
+#include "storage/written_parts.h"
 
 namespace shardwright {
 namespace {
@@ -39,16 +42,34 @@ class Engine {
         options_(options),
         trace_(trace),
         report_(report),
+        written_(plan, specs.size()),
+        devices_(plan, catalog, specs, options, written_),
         files_(catalog, direct_io_of(options)),
         reading_(open_files_of(plan.transfers, catalog, files_, options.reads)) {}
 
   void run() {
-    const Resources resources =
-        resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan_));
+    try {
+      run_plan();
+      devices_.finish();
+    } catch (const Error& error) {
+      devices_.abandon();
+      throw with_names(error);
+    } catch (...) {
+      devices_.abandon();
+      throw;
+    }
+    devices_.report(report_);
+  }
+
+ private:
+  void run_plan() {
+    const Resources resources = resources_for(options_, reading_, files_.count_direct() > 0,
+                                              most_tasks_of(plan_), devices_.block_bytes());
     const std::size_t task_bytes = TaskReader::task_bytes_of(resources.buffer_bytes);
     TaskCutter cutter(plan_, catalog_, task_bytes, reading_.costs);
     cutter_ = &cutter;
     const std::uint64_t bytes_in_all = options_.progress ? bytes_to_read(task_bytes) : 0;
+    devices_.open();
 
     std::vector<std::thread> workers;
     running_ = resources.threads;
@@ -71,7 +92,19 @@ class Engine {
     report_.decode_seconds = std::chrono::duration<double>(figures_.decoding).count() / resources.threads;
   }
 
- private:
+  /// The error with the names of the tensors that it leaves partly written.
+  Error with_names(const Error& error) const {
+    std::vector<std::string> names = written_.partly_written(specs_);
+    std::string message = error.what();
+    if (!names.empty()) {
+      message += "\npartly written:";
+      for (const std::string& line : grouped_names(names)) message += "\n  " + line;
+    }
+    Error named(error.kind, message, error.system_error);
+    named.partly_written = std::move(names);
+    return named;
+  }
+
   std::uint64_t bytes_to_read(std::size_t task_bytes) const {
     std::uint64_t bytes = 0;
     ReadTask task;
@@ -89,17 +122,21 @@ class Engine {
     TaskFigures figures;
     std::vector<Trace::Event> events;
     try {
-      TaskReader reader(catalog_, files_, reading_.in_background,
-                        {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages},
-                        [&](const ReadTask& task) { return place_of(task); });
+      devices_.use_one();
+      TaskReader reader(
+          catalog_, files_, reading_.in_background,
+          {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages, devices_.calls()},
+          [&](const ReadTask& task) { return place_of(task); });
       const TaskLoop loop{[&](ReadTask& task) { return next_task(task); },
-                          [&](const StagedTask& staged) { place(staged); }, [&] { return stopped_.load(); }};
+                          [&](const StagedTask& staged) { return place(staged); },
+                          [&] { return stopped_.load(); }};
       run_tasks(reader, loop, figures, trace_.is_wanted() ? &events : nullptr);
       const std::lock_guard lock(mutex_);
       report_.bytes_read += reader.bytes_read();
       report_.read_requests += reader.requests();
       report_.peak_staging_bytes += reader.staging_bytes();
       had_ring_ = had_ring_ || reader.has_ring();
+      if (!stopped_) reader.close();
     } catch (...) {
       stop(std::current_exception());
     }
@@ -110,17 +147,28 @@ class Engine {
     changed_.notify_all();
   }
 
-  std::byte* place_of(const ReadTask& task) const {
+  std::byte* place_of(const ReadTask& task) {
     const Transfer& transfer = plan_.transfers[task.transfer];
-    return place_as_it_is(transfer, catalog_.tensors[task.source].dtype, task.box,
-                          task.weights.staged_strides, specs_[transfer.destination]);
+    const TensorSpec& spec = specs_[transfer.destination];
+    if (spec.device != DeviceKind::cpu) return nullptr;
+    std::byte* const place = place_as_it_is(transfer, catalog_.tensors[task.source].dtype, task.box,
+                                            task.weights.staged_strides, spec);
+    if (place != nullptr) written_.begin(transfer.destination, volume(task.box.size));
+    return place;
   }
 
-  void place(const StagedTask& staged) {
+  DevicePlacer* place(const StagedTask& staged) {
     bytes_read_ += staged.task.bytes();
-    if (staged.is_in_place) return;
     const Transfer& transfer = plan_.transfers[staged.task.transfer];
-    place_box(transfer, catalog_.tensors[transfer.source].dtype, staged.part(), specs_[transfer.destination]);
+    const TensorSpec& spec = specs_[transfer.destination];
+    if (DevicePlacer* const device = devices_.of(spec)) return device;
+    const std::int64_t elements = volume(staged.task.box.size);
+    if (!staged.is_in_place) {
+      written_.begin(transfer.destination, elements);
+      place_box(transfer, catalog_.tensors[transfer.source].dtype, staged.part(), spec);
+    }
+    written_.end(transfer.destination, elements);
+    return nullptr;
   }
 
   /// Reports progress until the threads are done. Whatever `progress` throws stops them.
@@ -149,6 +197,8 @@ class Engine {
   const LoadOptions& options_;
   Trace& trace_;
   LoadReport& report_;  // under mutex_, while threads run
+  WrittenParts written_;
+  LoadDevices devices_;
   OpenFiles files_;
   const FileReading reading_;
 

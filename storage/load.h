@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "planner/catalog.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
+#include "storage/device_calls.h"
 #include "storage/open_files.h"
 #include "storage/trace.h"
 
@@ -27,11 +29,22 @@ struct LoadOptions {
   /// pread, whose threads wait more than they work.
   int threads = 0;
   std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a
-                                  ///< thread, up to 64 MiB in all where files are not in the page cache, and
-                                  ///< never more than 128 MiB
+                                  ///< thread, up to 64 MiB in all where files are not in the page cache or
+                                  ///< tensors on a device, and never more than 128 MiB
   Reads reads = Reads::automatic;
   DirectIo direct_io = DirectIo::automatic;
-  bool huge_pages = false;  ///< ask for staging in huge pages
+  bool huge_pages = false;  ///< ask for staging in huge pages; not where tensors are on a device
+
+  /// At most so many bytes of each CUDA device that is written to, beside the tensors; at least 64 KiB.
+  /// Staging in CPU memory is pinned then, all of it.
+  std::size_t device_memory = std::size_t{256} << 20;
+
+  /// For each CUDA device, the stream whose work so far comes before what the load does; its default stream
+  /// where none is named. When load() returns, all that it did on the devices is done.
+  std::map<int, DeviceStream> device_streams;
+
+  const DeviceCalls* device_calls = nullptr;  ///< for tests; null: cuda_calls()
+
   std::filesystem::path
       trace;              ///< where to write what each thread did when (Chrome trace format); empty: nowhere
   int trace_process = 0;  ///< the number of this process in the trace: its rank
@@ -50,15 +63,19 @@ struct LoadReport {
   std::int64_t tensors = 0;
   std::uint64_t bytes_needed = 0;  ///< that this rank's parts take in the files, scales included
   std::uint64_t bytes_read = 0;
-  std::uint64_t bytes_received = 0;  ///< from ranks that read together with this one
-  std::uint64_t bytes_written = 0;   ///< to the destinations
-  std::uint64_t read_requests = 0;   ///< to the operating system
-  std::int64_t boxes_with_gaps = 0;  ///< boxes (staged at a time) that were read with the gaps in them,
-  std::int64_t boxes_in_pieces = 0;  ///< and those whose runs were read one by one, as that costs less
-  std::size_t peak_staging_bytes = 0;
-  std::int64_t files = 0;           ///< that something was read from
-  std::int64_t files_direct = 0;    ///< of them, past the page cache (O_DIRECT)
-  std::int64_t files_io_uring = 0;  ///< of them, by io_uring; the others by pread
+  std::uint64_t bytes_received = 0;    ///< from ranks that read together with this one
+  std::uint64_t bytes_written = 0;     ///< to the destinations
+  std::uint64_t read_requests = 0;     ///< to the operating system
+  std::int64_t boxes_with_gaps = 0;    ///< boxes (staged at a time) that were read with the gaps in them,
+  std::int64_t boxes_in_pieces = 0;    ///< and those whose runs were read one by one, as that costs less
+  std::size_t peak_staging_bytes = 0;  ///< of CPU memory, pinned where devices is not 0
+  int devices = 0;                     ///< CUDA devices that were written to
+  std::size_t peak_device_bytes = 0;   ///< of staging on a device, where it was most
+  std::uint64_t bytes_to_devices = 0;  ///< copied there, as they are in the files
+  std::int64_t device_batches = 0;     ///< of tiles that kernels decoded and placed there
+  std::int64_t files = 0;              ///< that something was read from
+  std::int64_t files_direct = 0;       ///< of them, past the page cache (O_DIRECT)
+  std::int64_t files_io_uring = 0;     ///< of them, by io_uring; the others by pread
   int threads = 0;
   std::string instruction_set;  ///< of the kernels
   double catalog_seconds = 0;   ///< Catalog::seconds
@@ -72,10 +89,12 @@ struct LoadReport {
   std::vector<std::string> not_loaded;  ///< the trainer's tensors that the checkpoint lacks
 };
 
-/// Runs a plan: reads extents into bounded staging and decodes them into the shards in place. The memory of
-/// the specs must stay valid and unused by others until this returns. Throws Error(io) naming file, offset
-/// and tensor if a file cannot be read or ends too early; destinations are then partly written. Throws
-/// Error(argument) for Reads::io_uring where there is none.
+/// Runs a plan: reads extents into bounded staging and decodes them into the shards in place, on the device
+/// that each of them is on. The memory of the specs must stay valid and unused by others until this returns.
+/// Throws Error(io) naming file, offset and tensor if a file cannot be read or ends too early, Error(device)
+/// naming tensor and call if a device refuses; destinations are then partly written, see
+/// Error::partly_written. Throws Error(argument) for Reads::io_uring where there is none, Error(mismatch) for
+/// tensors on CUDA devices where this build has no kernels for them.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 

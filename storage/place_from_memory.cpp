@@ -63,7 +63,7 @@ void check(const SourceTensor& tensor, const SourceMemory& memory, bool rows_mus
 
 void place_from_memory(const LoadPlan& plan, const Catalog& catalog, const std::vector<SourceMemory>& sources,
                        const std::vector<TensorSpec>& specs, int threads) {
-  expect_memory(plan, specs);
+  expect_cpu_memory(plan, specs, "placing from memory");
   for (const Transfer& transfer : plan.transfers) {
     check(catalog.tensors[transfer.source], sources.at(transfer.source), transfer.encoding.scaled);
     if (transfer.scales >= 0) {

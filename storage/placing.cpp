@@ -38,8 +38,8 @@ std::vector<CopiedDimension> dimensions_of(const Box& box, const Shape& strides,
   return simplified(dimensions);
 }
 
-void decode_scaled(const Transfer& transfer, const BoxInMemory& part, const Target& target,
-                   DType destination) {
+cuda::Placing scaled_tile(const Transfer& transfer, const BoxInMemory& part, const Target& target,
+                          DType destination) {
   const SourceTile source{part.elements, transfer.encoding.element, part.box.size[0], part.box.size[1],
                           part.strides[0]};
   const std::int64_t row = transfer.first_row_in_block + part.box.offset[0] - transfer.source_box.offset[0];
@@ -52,19 +52,21 @@ void decode_scaled(const Transfer& transfer, const BoxInMemory& part, const Targ
                            row % transfer.encoding.block_rows,
                            column % transfer.encoding.block_columns,
                            transfer.encoding.scale};
-  decode(source, scales, {target.data, destination, target.strides[0], target.strides[1]});
+  return {source, scales, {target.data, destination, target.strides[0], target.strides[1]}};
 }
 
-/// Places a plain box of any rank: the two innermost dimensions as one tile, for each index of the outer
+/// Visits a plain box of any rank: the two innermost dimensions as one tile, for each index of the outer
 /// ones.
-void place_plain(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
-                 const std::byte* from, std::byte* to) {
+template <class Visit>
+void for_each_plain_tile(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+                         const std::byte* from, std::byte* to, const Visit& visit) {
   const std::size_t rank = dimensions.size();
   if (rank > 2) {
     const std::vector<CopiedDimension> inner(dimensions.begin() + 1, dimensions.end());
     for (std::int64_t i = 0; i < dimensions[0].size; ++i) {
-      place_plain(inner, source, destination, from + i * dimensions[0].source_stride * bytes_of(source),
-                  to + i * dimensions[0].destination_stride * bytes_of(destination));
+      for_each_plain_tile(inner, source, destination,
+                          from + i * dimensions[0].source_stride * bytes_of(source),
+                          to + i * dimensions[0].destination_stride * bytes_of(destination), visit);
     }
     return;
   }
@@ -75,14 +77,24 @@ void place_plain(const std::vector<CopiedDimension>& dimensions, DType source, D
   // rows.
   const bool contiguous = columns.size == 1 || columns.source_stride == 1;
   if (contiguous) {
-    place({from, source, rows.size, columns.size, rows.source_stride},
-          {to, destination, rows.destination_stride, columns.destination_stride});
+    visit({{from, source, rows.size, columns.size, rows.source_stride},
+           {},
+           {to, destination, rows.destination_stride, columns.destination_stride}});
     return;
   }
   for (std::int64_t r = 0; r < rows.size; ++r) {
-    place({from + r * rows.source_stride * bytes_of(source), source, columns.size, 1, columns.source_stride},
-          {to + r * rows.destination_stride * bytes_of(destination), destination, columns.destination_stride,
-           1});
+    visit({{from + r * rows.source_stride * bytes_of(source), source, columns.size, 1, columns.source_stride},
+           {},
+           {to + r * rows.destination_stride * bytes_of(destination), destination, columns.destination_stride,
+            1}});
+  }
+}
+
+void place_tile(const cuda::Placing& tile) {
+  if (tile.scales.data == nullptr) {
+    place(tile.source, tile.destination);
+  } else {
+    decode(tile.source, tile.scales, tile.destination);
   }
 }
 
@@ -109,18 +121,23 @@ void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DTyp
   std::stable_sort(ordered.begin(), ordered.end(), [](const CopiedDimension& a, const CopiedDimension& b) {
     return std::abs(a.source_stride) > std::abs(b.source_stride);
   });
-  place_plain(simplified(ordered), source, destination, from, to);
+  for_each_plain_tile(simplified(ordered), source, destination, from, to, place_tile);
+}
+
+void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& part,
+                   const TensorSpec& destination, const std::function<void(const cuda::Placing&)>& visit) {
+  const Target target = target_of(transfer, part.box, destination);
+  if (transfer.encoding.scaled) {
+    visit(scaled_tile(transfer, part, target, destination.dtype));
+  } else {
+    for_each_plain_tile(dimensions_of(part.box, part.strides, target), source, destination.dtype,
+                        part.elements, target.data, visit);
+  }
 }
 
 void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
                const TensorSpec& destination) {
-  const Target target = target_of(transfer, part.box, destination);
-  if (transfer.encoding.scaled) {
-    decode_scaled(transfer, part, target, destination.dtype);
-  } else {
-    place_plain(dimensions_of(part.box, part.strides, target), source, destination.dtype, part.elements,
-                target.data);
-  }
+  for_each_tile(transfer, source, part, destination, place_tile);
 }
 
 std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box, const Shape& strides,
@@ -138,6 +155,16 @@ void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs) {
     if (const TensorSpec& spec = specs.at(transfer.destination); spec.data == nullptr) {
       throw Error(ErrorKind::argument,
                   spec.fqn + ": has no memory to load into; it was described for a plan only");
+    }
+  }
+}
+
+void expect_cpu_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs, const std::string& what) {
+  expect_memory(plan, specs);
+  for (const Transfer& transfer : plan.transfers) {
+    if (const TensorSpec& spec = specs[transfer.destination]; spec.device != DeviceKind::cpu) {
+      throw Error(ErrorKind::argument,
+                  spec.fqn + ": expected CPU memory for " + what + ", found it on " + spec.device_name);
     }
   }
 }

@@ -2,8 +2,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <vector>
 
+#include "kernels/cuda/placed_tile.h"
 #include "planner/box.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
@@ -35,6 +38,11 @@ std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dime
 void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
               const std::byte* from, std::byte* to);
 
+/// Cuts the part into tiles and calls visit for each, with its place in the destination of the transfer. Only
+/// addresses are computed: the memory of either side may be on a device.
+void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& part,
+                   const TensorSpec& destination, const std::function<void(const cuda::Placing&)>& visit);
+
 /// Decodes (or copies, or casts) the elements to their place in the destination of the transfer.
 void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
                const TensorSpec& destination);
@@ -46,5 +54,8 @@ std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box
 
 /// Throws Error(argument), naming the tensor, if a destination of the plan has no memory.
 void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs);
+
+/// The same, and throws if the memory is not the CPU's. `what` is what needs it there, for the message.
+void expect_cpu_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs, const std::string& what);
 
 }  // namespace shardwright

@@ -30,6 +30,9 @@ constexpr std::size_t most_reads = 8;  // of one thread
 constexpr std::size_t staging_for_disks = std::size_t{64} << 20;
 constexpr std::size_t threads_that_wait = 4;  // for each processor, where a read makes its thread wait
 
+/// Buffers of a thread that are being copied to a device while it fills others.
+constexpr std::size_t copies_of_thread = 2;
+
 }  // namespace
 
 std::int64_t FileReading::files_in_background() const {
@@ -73,7 +76,7 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
 }
 
 Resources resources_for(const LoadOptions& options, const FileReading& reading, bool some_file_is_direct,
-                        std::size_t most_tasks) {
+                        std::size_t most_tasks, std::size_t device_block_bytes) {
   if (options.staging_bytes > 0 && options.staging_bytes < smallest_buffer_bytes) {
     throw Error(ErrorKind::argument, "staging_bytes is " + std::to_string(options.staging_bytes) +
                                          "; expected at least " + std::to_string(smallest_buffer_bytes));
@@ -84,8 +87,10 @@ Resources resources_for(const LoadOptions& options, const FileReading& reading, 
   if (from_disk && !background) threads *= threads_that_wait;
   threads = std::min({threads, most_threads, most_tasks});
   std::size_t reads = background ? std::clamp(reads_from_disk / threads, std::size_t{2}, most_reads) : 1;
+  const bool to_devices = device_block_bytes > 0;
+  if (to_devices) reads += copies_of_thread;
   std::size_t buffer_bytes = default_buffer_bytes;
-  if (from_disk) {
+  if (from_disk || to_devices) {
     buffer_bytes =
         std::clamp(staging_for_disks / (threads * reads), default_buffer_bytes, largest_buffer_bytes);
   } else if (options.huge_pages) {
@@ -102,7 +107,8 @@ Resources resources_for(const LoadOptions& options, const FileReading& reading, 
     reads = std::min(reads, buffers / threads);
     buffer_bytes = std::min(largest_buffer_bytes, options.staging_bytes / (threads * reads));
   }
-  const bool huge_pages = (options.huge_pages || from_disk) && buffer_bytes >= huge_page_bytes;
+  if (to_devices) buffer_bytes = std::min(buffer_bytes, device_block_bytes);
+  const bool huge_pages = (options.huge_pages || from_disk) && buffer_bytes >= huge_page_bytes && !to_devices;
   if (huge_pages) buffer_bytes -= buffer_bytes % huge_page_bytes;
   return {static_cast<int>(threads), static_cast<int>(reads), buffer_bytes, huge_pages};
 }

@@ -38,10 +38,10 @@ struct Resources {
   bool huge_pages = false;
 };
 
-/// `most_tasks`: more threads than this would have nothing to do. Throws Error(argument) if there is too
-/// little staging.
+/// `most_tasks`: more threads than this would have nothing to do. `device_block_bytes`: the most that a task
+/// may take where some are copied to devices; else 0. Throws Error(argument) if there is too little staging.
 Resources resources_for(const LoadOptions& options, const FileReading& reading, bool some_file_is_direct,
-                        std::size_t most_tasks);
+                        std::size_t most_tasks, std::size_t device_block_bytes = 0);
 
 /// So many tasks can be made of the plan at most.
 std::size_t most_tasks_of(const LoadPlan& plan);

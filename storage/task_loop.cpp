@@ -1,6 +1,7 @@
 #include "storage/task_loop.h"
 
 #include "storage/box_reading.h"
+#include "storage/copies_under_way.h"
 
 namespace shardwright {
 
@@ -15,17 +16,25 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
                std::vector<Trace::Event>* events) {
   using Clock = Trace::Clock;
   ReadingFigures boxes;
+  CopiesUnderWay copies(reader);
   ReadTask task;
   for (;;) {
     const Clock::time_point begin = Clock::now();
     StagedTask* staged = nullptr;
+    copies.release_done();
     // Fills the buffers before it waits; a read that needs no waiting is decoded while it is in cache.
     while (staged == nullptr && reader.has_room() && loop.next(task)) staged = reader.begin(task);
+    if (staged == nullptr && !reader.is_busy() && copies.any() && !loop.stopped()) {
+      copies.wait_for_one();
+      figures.reading += Clock::now() - begin;
+      continue;
+    }
     if (staged == nullptr && (loop.stopped() || !reader.is_busy())) break;
     const bool in_background = staged == nullptr;
     if (in_background) staged = reader.wait();
     const Clock::time_point read = Clock::now();
-    loop.place(*staged);
+    DevicePlacer* const device = loop.place(*staged);
+    if (device != nullptr) copies.begin(*staged, *device);
     const Clock::time_point placed = Clock::now();
     figures.reading += read - begin;
     figures.decoding += placed - read;
@@ -36,9 +45,9 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
       const std::uint64_t bytes = staged->task.bytes();
       if (in_background) events->push_back({"read", tensor, bytes, staged->begun, staged->arrived, true});
       events->push_back({in_background ? "wait" : "read", tensor, bytes, begin, read});
-      events->push_back({"decode", tensor, bytes, read, placed});
+      events->push_back({device == nullptr ? "decode" : "copy", tensor, bytes, read, placed});
     }
-    reader.release(*staged);
+    if (device == nullptr) reader.release(*staged);
   }
   figures.boxes_with_gaps += boxes.boxes_with_gaps;
   figures.boxes_in_pieces += boxes.boxes_in_pieces;

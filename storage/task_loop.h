@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "storage/device_placer.h"
 #include "storage/task_reader.h"
 #include "storage/trace.h"
 
@@ -23,13 +24,17 @@ struct TaskFigures {
 
 /// What the threads that run tasks share. The functions may be called by several threads at once.
 struct TaskLoop {
-  std::function<bool(ReadTask&)> next;           ///< gives the next task; false when there is none left
-  std::function<void(const StagedTask&)> place;  ///< puts what has arrived where it belongs
-  std::function<bool()> stopped;                 ///< true when nothing more is to be done
+  std::function<bool(ReadTask&)> next;  ///< gives the next task; false when there is none left
+
+  /// Puts what has arrived where it belongs, and returns null; or returns the device that it is to be copied
+  /// to.
+  std::function<DevicePlacer*(const StagedTask&)> place;
+
+  std::function<bool()> stopped;  ///< true when nothing more is to be done
 };
 
-/// Runs tasks on this thread until there are none. Throws what reading and placing throw. Appends to `events`
-/// unless null.
+/// Runs tasks on this thread until there are none, and all copies to devices are done. Throws what reading
+/// and placing throw. Appends to `events` unless null.
 void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
                std::vector<Trace::Event>* events);
 

@@ -14,8 +14,8 @@ namespace {
 constexpr std::uint64_t page = direct_alignment;
 constexpr std::uint64_t cache_line = 64;
 
-/// Weights and scales may each begin and end inside a page.
-constexpr std::size_t room_for_pages = 4 * page;
+/// Weights and scales may each begin and end inside a page, and so may pinned memory.
+constexpr std::size_t room_for_pages = 5 * page;
 
 std::uint64_t rounded_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -52,9 +52,7 @@ TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vect
       may_read_pages_(buffers.bytes >= smallest_buffer_for_pages),
       in_place_(std::move(in_place)) {
   for (int i = 0; i < buffers.count; ++i) {
-    StagedTask& task = tasks_.emplace_back();
-    task.staging = Staging(buffers.huge_pages);
-    free_.push_back(&task);
+    free_.push_back(&tasks_.emplace_back(buffers.huge_pages, buffers.pinned_by));
   }
   if (std::count(in_background.begin(), in_background.end(), true) > 0) {
     const auto depth = static_cast<unsigned>(std::max(8, 2 * buffers.count));  // weights and scales
@@ -80,6 +78,12 @@ void TaskReader::release(StagedTask& task) {
   free_.push_back(&task);
 }
 
+void TaskReader::close() {
+  for (StagedTask& task : tasks_) {
+    if (task.staging.size() > 0) task.staging.close(catalog_.tensors[task.task.source].name);
+  }
+}
+
 bool TaskReader::reads_pages(const OpenFile& file) const {
   return may_read_pages_ && file.direct_descriptor >= 0;
 }
@@ -102,7 +106,8 @@ void TaskReader::lay_out(StagedTask& staged) {
     }
   }
 
-  std::byte* memory = staged.staging.room_for(staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0));
+  std::byte* memory =
+      staged.staging.room_for(staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0), source.name);
   std::byte* const elements = add_extents(source, *staged.file, task.weights, memory);
   staged.elements = elements;
   if (task.scale_source < 0) return;

@@ -28,6 +28,8 @@ struct StagedTask {
   int reads_under_way = 0;
   std::chrono::steady_clock::time_point begun, arrived;  ///< of reads in the background
 
+  StagedTask(bool huge_pages, const DeviceCalls* pinned_by) : staging(huge_pages, pinned_by) {}
+
   BoxInMemory part() const;
 };
 
@@ -39,6 +41,7 @@ class TaskReader {
     int count = 1;          ///< tasks under way at a time
     std::size_t bytes = 0;  ///< of staging for each
     bool huge_pages = false;
+    const DeviceCalls* pinned_by = nullptr;  ///< to allocate them with; see Staging
   };
 
   /// Where the weights of a task belong if they need no decoding and lie there as in the file; else null.
@@ -69,6 +72,9 @@ class TaskReader {
 
   /// Gives the buffer of a task that was returned back for another.
   void release(StagedTask& task);
+
+  /// Gives the staging back. No task may be under way or in use. Throws Error(device) for pinned memory.
+  void close();
 
   std::uint64_t bytes_read() const { return bytes_read_; }
   std::uint64_t requests() const { return requests_; }

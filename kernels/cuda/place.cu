@@ -27,16 +27,16 @@ Kernel kernel_for(Layout layout) {
   return layout == Layout::straight ? place_straight_kernel<Unit> : place_transposed_kernel<Unit>;
 }
 
-Kernel kernel_of(const Launch& launch) {
-  switch (launch.element_bytes) {
+Kernel kernel_of(Layout layout, int element_bytes) {
+  switch (element_bytes) {
     case 1:
-      return kernel_for<std::uint8_t>(launch.layout);
+      return kernel_for<std::uint8_t>(layout);
     case 2:
-      return kernel_for<std::uint16_t>(launch.layout);
+      return kernel_for<std::uint16_t>(layout);
     case 4:
-      return kernel_for<std::uint32_t>(launch.layout);
+      return kernel_for<std::uint32_t>(layout);
     default:
-      return kernel_for<std::uint64_t>(launch.layout);
+      return kernel_for<std::uint64_t>(layout);
   }
 }
 
@@ -45,9 +45,21 @@ Kernel kernel_of(const Launch& launch) {
 cudaError_t place(std::span<const Placing> placings, cudaStream_t stream) {
   for (const Launch& launch : launches_for(placings)) {
     void* arguments[] = {const_cast<TileBatch*>(&launch.batch)};  // copied by the launch
-    const cudaError_t error = cudaLaunchKernel(kernel_of(launch), launch.blocks, threads_in_block, arguments,
-                                               launch.shared_bytes, stream);
+    const cudaError_t error = cudaLaunchKernel(kernel_of(launch.layout, launch.element_bytes), launch.blocks,
+                                               threads_in_block, arguments, launch.shared_bytes, stream);
     if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t load_kernels() {
+  for (const Layout layout : {Layout::straight, Layout::transposed}) {
+    for (const int element_bytes : {1, 2, 4, 8}) {
+      cudaFuncAttributes attributes;
+      const void* const kernel = reinterpret_cast<const void*>(kernel_of(layout, element_bytes));
+      if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess)
+        return error;
+    }
   }
   return cudaSuccess;
 }

@@ -18,4 +18,8 @@ namespace shardwright::cuda {
 /// decode() refuse.
 cudaError_t place(std::span<const Placing> placings, cudaStream_t stream);
 
+/// Makes sure that the kernels of `place` are on the current device, where they would come with their first
+/// launch. cudaErrorNoKernelImageForDevice: none of the architectures they were built for fits the card.
+cudaError_t load_kernels();
+
 }  // namespace shardwright::cuda

@@ -38,8 +38,9 @@ def export(
     All ranks of the process group call this together, each with its shards; without a process group, one does.
 
     Args:
-        state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory; nested dicts are flattened. Or the
-            path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
+        state_dict: FQN → tensor (plain, DTensor or ShardedTensor); nested dicts are flattened. What is on CUDA devices
+            is copied to CPU memory first, all that this rank holds of it. Or the path of a checkpoint, Hugging Face or
+            of training, which is then loaded, each rank a part.
         path: the directory to be; an existing checkpoint of that name is replaced once the new one is whole.
         quantization, max_shard_size, template, model, layout, strict, staging_bytes: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.

@@ -34,6 +34,7 @@ def load(
     allow_partial_load: bool = False,
     threads: int | None = None,
     staging_bytes: int | None = None,
+    device_memory: int | None = None,
     progress: bool | Callable[[int, int], None] = False,
     reads: str = "auto",
     direct_io: bool | str = "auto",
@@ -54,11 +55,12 @@ def load(
     and ``load_state_dict`` (modules, say) are asked for their state and given it back, as ``dcp.load`` does.
 
     Args:
-        state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory; nested dicts are flattened.
+        state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
+            flattened.
         path: the checkpoint directory.
         model, layout, strict, plan: see :class:`LoadPlanner`; for a Hugging Face checkpoint.
         allow_partial_load: whether what the checkpoint lacks is left as it is.
-        threads, staging_bytes, progress, reads, direct_io, huge_pages, trace, cooperative: see
+        threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
             :class:`HuggingFaceStorageReader`.
         verify: check the checksums of what is read first; for a checkpoint that has some.
         weights_only: see :class:`ShardedStorageReader`.
@@ -70,13 +72,18 @@ def load(
         FileNotFoundError: the directory is missing or holds no safetensors.
         CheckpointFormatError: a header or the index breaks its format.
         PlanError: checkpoint and state dict do not fit; lists all that is wrong. Nothing has been written.
-        OSError: a file cannot be read or has been cut short; the tensors are then partly written.
+        OSError: a file cannot be read or has been cut short.
+        RuntimeError: a CUDA device refuses: out of memory, a driver that is too old, no kernels for the card, ...
+
+    Where the load had begun to write, the latter two have ``partly_written``, the names of the tensors that may be
+    neither whole nor as they were.
     """
     if not isinstance(state_dict, dict):
         raise TypeError(f"expected a state dict, found {type(state_dict).__name__}; pass module.state_dict()")
     options: dict[str, Any] = {
         "thread_count": threads,
         "staging_bytes": staging_bytes,
+        "device_memory": device_memory,
         "progress": progress,
         "reads": reads,
         "direct_io": direct_io,

@@ -13,7 +13,7 @@ import torch
 
 from shardwright import _core
 from shardwright.adapter_file import AdapterFile
-from shardwright.describe import spec_of_part
+from shardwright.describe import current_streams, spec_of_part
 from shardwright.lora_config import LoraConfig
 from shardwright.lora_reading import Reading, check_sense
 from shardwright.lora_windows import Pair, weight_of
@@ -113,7 +113,7 @@ def load_lora(
     plan_seconds = time.perf_counter() - start
     for pair in reading.spread:
         local_part(state_dict[pair.keys["B"]]).zero_()  # off the diagonal
-    options = _core.LoadOptions(threads or default_threads())
+    options = _core.LoadOptions(threads or default_threads()).after(current_streams(locals_))
     report = _core.run_load(plan, catalog, specs, options, None)
     written = [state_dict[key] for pair in pairs.values() for key in pair.keys.values()]
     torch.autograd.graph.increment_version([*locals_, *written])

@@ -25,7 +25,11 @@ class LoadReport:
     read_requests: int  #: to the operating system
     boxes_with_gaps: int  #: boxes, a staging buffer at most, that were read with the gaps between their rows
     boxes_in_pieces: int  #: and those that were read row by row, as that cost less
-    peak_staging_bytes: int  #: memory between files and shards, all threads together
+    peak_staging_bytes: int  #: CPU memory between files and shards, all threads; pinned for CUDA tensors
+    devices: int  #: CUDA devices that were written to
+    peak_device_bytes: int  #: memory of a device beside the tensors, where it was most
+    bytes_to_devices: int  #: copied there, as they are in the files
+    device_batches: int  #: of tiles that kernels decoded and placed there
     files: int  #: that something was read from
     files_direct: int  #: of them, past the page cache (O_DIRECT)
     files_io_uring: int  #: of them, by io_uring; the others by pread
@@ -59,6 +63,10 @@ class LoadReport:
             core.boxes_with_gaps,
             core.boxes_in_pieces,
             core.peak_staging_bytes,
+            core.devices,
+            core.peak_device_bytes,
+            core.bytes_to_devices,
+            core.device_batches,
             core.files,
             core.files_direct,
             core.files_io_uring,
@@ -88,6 +96,12 @@ class LoadReport:
             ("threads, kernels", f"{self.threads}, {self.instruction_set}"),
             ("peak staging bytes", f"{self.peak_staging_bytes:,}"),
         ]
+        if self.devices > 0:
+            rows += [
+                ("CUDA devices, batches", f"{self.devices}, {self.device_batches:,}"),
+                ("bytes to devices", f"{self.bytes_to_devices:,}"),
+                ("peak device bytes", f"{self.peak_device_bytes:,}"),
+            ]
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
         for what in ("unused", "unknown", "not_loaded"):

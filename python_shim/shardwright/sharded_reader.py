@@ -108,7 +108,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         verify: check the checksums of what this rank reads before anything is written to a tensor.
         weights_only: False lets pickled objects run whatever code they name. True takes tensors, numbers, text and
             containers of them, and classes allowed by torch.serialization.add_safe_globals.
-        thread_count, staging_bytes, progress, reads, direct_io, huge_pages, trace, cooperative: see
+        thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
             :class:`HuggingFaceStorageReader`.
     """
 
@@ -183,8 +183,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     # --- tensors -----------------------------------------------------------------------------------------------
 
     def _read_tensors(self, items: list[ReadItem], planner: TorchLoadPlanner) -> None:
-        """Reads straight into the destinations where they are of the stored dtype and in CPU memory, and by way of
-        bounded buffers elsewhere."""
+        """Reads straight into the destinations where they are of the stored dtype, in CPU memory or on a CUDA device,
+        and by way of bounded buffers elsewhere."""
         start = time.perf_counter()
         stored = self._stored_dtypes
         requests = []
@@ -199,7 +199,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                     f"{list(target.shape)}"
                 )
             name = item.storage_index.fqn
-            one = describe({name: target}) if target.is_cpu and stored[name] == (target.dtype, True) else None
+            reachable = target.is_cpu or (target.is_cuda and _core.has_cuda())
+            one = describe({name: target}) if reachable and stored[name] == (target.dtype, True) else None
             if one is None or one.problems:
                 others.append((item, target))
                 continue

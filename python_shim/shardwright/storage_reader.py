@@ -20,7 +20,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import read_together, reading_group
-from shardwright.describe import DTYPE_NAMES, Description, describe
+from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
@@ -51,12 +51,17 @@ def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, in
 class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     """Reads a Hugging Face safetensors checkpoint into preallocated shards, decoding and regrouping on the way.
 
+    Shards on CUDA devices are decoded there: the bytes of the files cross the bus as they are. The load comes after
+    what torch's current stream of each device has been given, and is done when it returns.
+
     Args:
         path: the checkpoint directory.
         thread_count: threads that read and decode; None: this process's share of the processors.
         staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, up to 64 MiB in all
-            where files are not in the page cache, and never more than 128 MiB. Ranks that read together hand each other
+            where files are not in the page cache or tensors on CUDA devices, for which all of it is pinned, and never
+            more than 128 MiB. Ranks that read together hand each other
             up to 16 MiB at a time, which takes 64 MiB more; of staging_bytes it takes half.
+        device_memory: bytes of each CUDA device that the load may take beside the tensors; None: 256 MiB.
         progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
         reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page
             cache and the kernel allows it.
@@ -78,6 +83,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         thread_count: int | None = None,
         *,
         staging_bytes: int | None = None,
+        device_memory: int | None = None,
         progress: bool | Callable[[int, int], None] = False,
         reads: str = "auto",
         direct_io: bool | str = "auto",
@@ -91,10 +97,12 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         super().__init__(os.fspath(path), threads)
         if staging_bytes is not None:
             staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
+        if device_memory is not None:
+            device_memory = _whole_number("device_memory", device_memory, 1 << 48)
         self.progress = progress
         self.cooperative = cooperative
         self.core_options = _core.LoadOptions(
-            threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace)
+            threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace), device_memory
         )
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
@@ -176,7 +184,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             )
 
     def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
-        arguments = core_plan, catalog, description.specs, self.core_options
+        options = self.core_options.after(current_streams(description.local_tensors))
+        arguments = core_plan, catalog, description.specs, options
         with reading_group(self.cooperative) as group, progress_callback(self.progress) as callback:
             if group is None:
                 core = _core.run_load(*arguments, callback)

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "planner/catalog.h"
+#include "planner/load_plan.h"
+#include "planner/tensor_spec.h"
+#include "storage/device_calls.h"
+#include "storage/task_reader.h"
+#include "storage/written_parts.h"
+
+namespace shardwright {
+
+/// Brings what has been staged to the tensors of one device, and decodes it there.
+///
+/// Staging on the device is a few blocks, each with a stream of its own, which take turns. A task's bytes are
+/// copied into the block whose turn it is, behind those of the tasks before; when the block is full, kernels
+/// decode and place all of it, as few launches as its tiles allow, and the turn passes on. What happens to a
+/// block happens in the order of its stream, so it can be filled again without waiting for anything, while
+/// the kernels of one run beside the copies into the next. What needs no kernel is copied to its place at
+/// once.
+///
+/// Between open() and finish() or abandon(), which a thread of the engine's calls, any thread may call the
+/// rest. Plan, catalog, specs and calls must outlive it.
+class DevicePlacer {
+ public:
+  static constexpr std::size_t block_count = 4;
+
+  /// `after`: the stream whose work so far comes before all that is done here.
+  DevicePlacer(const DeviceCalls& calls, int device, DeviceStream after, std::size_t block_bytes,
+               const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+               WrittenParts& written);
+  DevicePlacer(const DevicePlacer&) = delete;
+  DevicePlacer& operator=(const DevicePlacer&) = delete;
+
+  /// Must come first. Throws Error(device), like all that follows, naming tensor and call.
+  void open();
+
+  /// Makes the device current on the calling thread.
+  void use() const;
+
+  /// Begins to copy a task from pinned memory, which must stay as it is until the event that is returned has
+  /// happened. If this throws, nothing is under way from there.
+  DeviceEvent submit(const StagedTask& staged);
+
+  /// Whether the event has happened, and waiting for it.
+  bool has_happened(DeviceEvent event, const StagedTask& staged) const;
+  void wait_for(DeviceEvent event, const StagedTask& staged) const;
+
+  /// For another submit().
+  void give_back(DeviceEvent event);
+
+  /// Places what is left, waits until everything is done, and gives everything back.
+  void finish();
+
+  /// Begins nothing more, waits for what has begun, and gives everything back. For a load that has failed.
+  void abandon();
+
+  std::size_t staging_bytes() const { return staging_bytes_; }
+  std::uint64_t bytes_copied() const { return bytes_copied_; }
+  std::int64_t batches() const { return batches_; }
+
+ private:
+  struct Block {
+    DeviceStream stream = nullptr;
+    std::byte* memory = nullptr;
+    std::size_t used = 0;
+    std::vector<cuda::Placing> placings;                        // of what it holds
+    std::vector<std::pair<std::uint32_t, std::int64_t>> tasks;  // their transfers, and elements to write
+    std::uint32_t last_transfer = 0;                            // that its stream got something of
+  };
+
+  void expect(DeviceStatus status, const char* call, std::uint32_t transfer) const;
+  std::string name_of_transfer(std::uint32_t transfer) const;
+  DeviceEvent unused_event(std::uint32_t transfer);
+  Block& block_with_room(std::size_t bytes, std::uint32_t transfer);
+  void open_stream(Block& block, std::uint32_t transfer);
+  void launch(Block& block);
+  void end_writing();
+  void close(DeviceStatus& status, const char*& call);
+
+  const DeviceCalls& calls_;
+  const int device_;
+  const DeviceStream after_;
+  const std::size_t block_bytes_;
+  const LoadPlan& plan_;
+  const Catalog& catalog_;
+  const std::vector<TensorSpec>& specs_;
+  WrittenParts& written_;
+  std::uint32_t first_transfer_ = 0;  // to this device: for messages that concern none in particular
+
+  std::mutex mutex_;  // guards what follows
+  std::array<Block, block_count> blocks_;
+  std::size_t turn_ = 0;
+  DeviceEvent beginning_ = nullptr;  // when the work of `after` is done
+  std::vector<DeviceEvent> events_;  // all of them
+  std::vector<DeviceEvent> unused_events_;
+  std::vector<std::int64_t>
+      in_streams_;  // elements that are written once the streams are done, by destination
+  std::size_t staging_bytes_ = 0;
+  std::uint64_t bytes_copied_ = 0;
+  std::int64_t batches_ = 0;
+};
+
+}  // namespace shardwright

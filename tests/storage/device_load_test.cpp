@@ -1,0 +1,61 @@
+#include <gtest/gtest.h>
+
+#include "tests/storage/device_destinations.h"
+#include "tests/storage/ways_to_read.h"
+
+namespace shardwright {
+namespace {
+
+void choose_options(Random& random, LoadOptions& options) {
+  options.threads = static_cast<int>(random.between(1, 4));
+  options.staging_bytes = static_cast<std::size_t>(random.one_of<int>({0, 4096, 20000, 100000, 1 << 20}));
+  options.device_memory = static_cast<std::size_t>(random.one_of<int>({64 << 10, 70001, 200000, 256 << 20}));
+  choose_reads(random, options);
+}
+
+TEST(device_load, tensors_on_any_devices_are_bit_for_bit_what_they_are_on_the_cpu) {
+  Random random(1);
+  for (std::uint64_t round = 0; round < 80; ++round) {
+    const RandomModel model = random_model(random, random.once_in(8) ? 300 : 70);
+    const Checkpoint checkpoint(random, model.stored);
+    Destinations host(random, model);
+    const LoadPlan plan = host.plan(checkpoint);
+    load(plan, checkpoint.catalog, host.specs);
+    const std::vector<Bytes> expected = host_bytes(host);
+    clear(host);
+
+    DeviceDestinations destinations(round, random, host, 3);
+    choose_options(random, destinations.options);
+    const LoadReport report = load(plan, checkpoint.catalog, destinations.specs, destinations.options);
+    ASSERT_EQ(destinations.devices.faults(), std::vector<std::string>()) << "round " << round;
+    destinations.collect();
+    ASSERT_EQ(host_bytes(host), expected) << "round " << round;
+
+    const LoadOptions& options = destinations.options;
+    EXPECT_EQ(report.bytes_written, plan.bytes_written);
+    EXPECT_TRUE(options.staging_bytes == 0 || report.peak_staging_bytes <= options.staging_bytes);
+    EXPECT_LE(destinations.devices.peak_pinned_bytes(), report.peak_staging_bytes);
+    std::size_t most = 0;
+    for (int device = 0; device < 3; ++device)
+      most = std::max(most, destinations.devices.peak_device_bytes(device));
+    EXPECT_EQ(report.peak_device_bytes, most);
+    EXPECT_LE(most, options.device_memory);
+  }
+}
+
+TEST(device_load, a_load_into_cpu_memory_makes_no_call) {
+  Random random(2);
+  const RandomModel model = random_model(random, 70);
+  const Checkpoint checkpoint(random, model.stored);
+  const Destinations host(random, model);
+  const FakeDevices devices(1);
+  LoadOptions options;
+  options.device_calls = devices.calls();
+  const LoadReport report = load(host.plan(checkpoint), checkpoint.catalog, host.specs, options);
+  EXPECT_EQ(devices.count("device_count"), 0);
+  EXPECT_EQ(devices.count("pinned_allocate"), 0);
+  EXPECT_EQ(report.devices, 0);
+}
+
+}  // namespace
+}  // namespace shardwright

@@ -1,0 +1,551 @@
+#include "tests/storage/fake_devices.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "tests/kernels/run_launch.h"
+
+namespace shardwright {
+namespace {
+
+constexpr DeviceStatus illegal_address = 700;
+
+bool overlap(const std::byte* a, std::size_t a_bytes, const std::byte* b, std::size_t b_bytes) {
+  return a < b + b_bytes && b < a + a_bytes;
+}
+
+/// Of this thread, as the FakeDevices of that number know it.
+struct CurrentDevice {
+  std::uint64_t serial = 0;
+  int device = 0;
+};
+thread_local CurrentDevice current_device;
+
+std::uint64_t next_serial = 1;
+
+}  // namespace
+
+FakeDevices* FakeDevices::current = nullptr;
+
+FakeDevices::FakeDevices(std::uint64_t seed, int devices)
+    : random_(seed), serial_(next_serial++), devices_(devices), eagerness_(random_.between(0, 4)) {
+  if (current != nullptr) throw std::logic_error("one FakeDevices at a time");
+  current = this;
+  for (int device = 0; device < devices; ++device) {
+    streams_.push_back(std::make_unique<Stream>());
+    streams_.back()->device = device;
+    streams_.back()->is_trainers = true;
+    peak_device_bytes_[device] = 0;
+  }
+}
+
+FakeDevices::~FakeDevices() {
+  current = nullptr;
+  for (const auto& [_, region] : regions_) munmap(region.mapped, region.mapped_bytes);
+}
+
+// --- the table
+
+template <class Action>
+DeviceStatus FakeDevices::call(const char* name, Action action) {
+  const std::lock_guard lock(mutex_);
+  const int number = ++counts_[name];
+  if (eagerness_ == 1) {
+    for (const auto& stream : streams_) finish(*stream, stream->issued);
+  } else if (eagerness_ > 1) {
+    for (std::int64_t i = random_.between(0, eagerness_ - 1); i > 0; --i) do_something();
+  }
+  const bool fails = failing_call_ == name && failing_number_ == number;
+  const bool releases = std::strstr(name, "free") != nullptr || std::strstr(name, "destroy") != nullptr;
+  DeviceStatus status = 0;
+  if (releases || (!fails && !is_dead_)) status = action();  // what was to be released is gone in any case
+  if (fails) {
+    has_failed_ = true;
+    status = failing_status_;
+  } else if (is_dead_) {
+    status = illegal_address;
+  }
+  return status;
+}
+
+const DeviceCalls* FakeDevices::calls() const {
+  static constexpr DeviceCalls table{
+      .device_count =
+          [](int* count) {
+            return current->call("device_count", [&] {
+              *count = current->devices_;
+              return 0;
+            });
+          },
+      .driver_version =
+          [](int* version) {
+            return current->call("driver_version", [&] {
+              *version = current->driver;
+              return 0;
+            });
+          },
+      .runtime_version =
+          [](int* version) {
+            return current->call("runtime_version", [&] {
+              *version = 13000;
+              return 0;
+            });
+          },
+      .compute_capability =
+          [](int* value, int) {
+            return current->call("compute_capability", [&] {
+              *value = 75;
+              return 0;
+            });
+          },
+      .set_device =
+          [](int device) {
+            return current->call("set_device", [&] {
+              if (device < 0 || device >= current->devices_) return 101;
+              current_device = {current->serial_, device};
+              current->expect_used("set_device", device);
+              return 0;
+            });
+          },
+      .load_kernels =
+          [] {
+            return current->call("load_kernels", [&] {
+              current->expect_used("load_kernels", current->device_here());
+              return 0;
+            });
+          },
+      .pinned_allocate =
+          [](void** memory, std::size_t bytes) {
+            return current->call("pinned_allocate", [&] {
+              current->expect_used("pinned_allocate", current->device_here());
+              *memory = current->map(Memory::pinned, -1, bytes);
+              return 0;
+            });
+          },
+      .pinned_free =
+          [](void* memory) {
+            return current->call("pinned_free", [&] {
+              current->unmap(static_cast<std::byte*>(memory), "pinned_free");
+              return 0;
+            });
+          },
+      .device_allocate =
+          [](void** memory, std::size_t bytes) {
+            return current->call("device_allocate", [&] {
+              const int device = current->device_here();
+              current->expect_used("device_allocate", device);
+              if (current->device_bytes_[device] + bytes > current->memory_of_device) {
+                return device_status::out_of_memory;
+              }
+              *memory = current->map(Memory::device, device, bytes);
+              return 0;
+            });
+          },
+      .device_free =
+          [](void* memory) {
+            return current->call("device_free", [&] {
+              current->unmap(static_cast<std::byte*>(memory), "device_free");
+              return 0;
+            });
+          },
+      .stream_create =
+          [](DeviceStream* stream) {
+            return current->call("stream_create", [&] {
+              const int device = current->device_here();
+              current->expect_used("stream_create", device);
+              current->streams_.push_back(std::make_unique<Stream>());
+              current->streams_.back()->device = device;
+              *stream = current->streams_.back().get();
+              return 0;
+            });
+          },
+      .stream_destroy =
+          [](DeviceStream handle) {
+            return current->call("stream_destroy", [&] {
+              const Stream* stream = current->find(handle);
+              if (stream == nullptr || stream->is_trainers) return 400;
+              if (!current->is_dead_ && current->host_knows_[stream] < stream->issued) {
+                current->fault("a stream is destroyed that may have work left in it");
+              }
+              for (const auto& event : current->events_) {
+                if (event->stream == stream) event->stream = nullptr;
+              }
+              current->host_knows_.erase(stream);
+              std::erase_if(current->past_, [&](const Past& past) { return past.stream == stream; });
+              std::erase_if(current->streams_, [&](const auto& one) { return one.get() == stream; });
+              return 0;
+            });
+          },
+      .stream_synchronize =
+          [](DeviceStream handle) {
+            return current->call("stream_synchronize", [&] {
+              const Stream* stream = current->find(handle);
+              if (stream == nullptr) return 400;
+              current->finish(*stream, stream->issued);
+              merge(current->host_knows_, stream->knows);
+              return 0;
+            });
+          },
+      .stream_wait_event =
+          [](DeviceStream handle, DeviceEvent of) {
+            return current->call("stream_wait_event", [&] {
+              Stream* stream = current->find(handle);
+              const Event* event = current->find(of, "stream_wait_event");
+              if (stream == nullptr || event == nullptr) return 400;
+              Operation wait;
+              wait.after = event->stream;
+              wait.after_number = event->number;
+              wait.run = [] {};
+              merge(stream->knows, event->clock);
+              current->add(*stream, std::move(wait));
+              return 0;
+            });
+          },
+      .event_create =
+          [](DeviceEvent* event) {
+            return current->call("event_create", [&] {
+              current->expect_used("event_create", current->device_here());
+              auto created = std::make_unique<Event>();
+              created->device = current->device_here();
+              *event = created.get();
+              current->events_.insert(std::move(created));
+              return 0;
+            });
+          },
+      .event_destroy =
+          [](DeviceEvent handle) {
+            return current->call("event_destroy", [&] {
+              const Event* event = current->find(handle, "event_destroy");
+              if (event == nullptr) return 400;
+              std::erase_if(current->events_, [&](const auto& one) { return one.get() == event; });
+              return 0;
+            });
+          },
+      .event_record =
+          [](DeviceEvent handle, DeviceStream of) {
+            return current->call("event_record", [&] {
+              const Stream* stream = current->find(of);
+              Event* event = current->find(handle, "event_record");
+              if (stream == nullptr || event == nullptr) return 400;
+              if (stream->device != event->device)
+                current->fault("an event is recorded on another device's stream");
+              event->stream = stream;
+              event->number = stream->issued;
+              event->clock = stream->knows;
+              return 0;
+            });
+          },
+      .event_query =
+          [](DeviceEvent handle) {
+            return current->call("event_query", [&] {
+              const Event* event = current->find(handle, "event_query");
+              if (event == nullptr) return 400;
+              if (event->stream != nullptr && event->stream->done < event->number)
+                return device_status::not_ready;
+              merge(current->host_knows_, event->clock);
+              return 0;
+            });
+          },
+      .event_synchronize =
+          [](DeviceEvent handle) {
+            return current->call("event_synchronize", [&] {
+              const Event* event = current->find(handle, "event_synchronize");
+              if (event == nullptr) return 400;
+              if (event->stream != nullptr) current->finish(*event->stream, event->number);
+              merge(current->host_knows_, event->clock);
+              return 0;
+            });
+          },
+      .copy_to_device =
+          [](void* to, const void* from, std::size_t bytes, DeviceStream stream) {
+            return current->call("copy_to_device", [&] { return current->copy(to, from, bytes, stream); });
+          },
+      .place =
+          [](std::span<const cuda::Placing> placings, DeviceStream stream) {
+            return current->call("place", [&] { return current->place(placings, stream); });
+          },
+      .error_text = [](DeviceStatus) { return "as the fake was told"; },
+  };
+  return &table;
+}
+
+// --- memory
+
+std::byte* FakeDevices::map(Memory kind, int device, std::size_t bytes) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  // The run-time aligns pinned memory less than pages: so does this.
+  const std::size_t offset = kind == Memory::pinned ? 512 : 0;
+  const std::size_t whole = (bytes + offset + page - 1) / page * page;
+  void* const mapped = mmap(nullptr, whole + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  std::byte* const memory = static_cast<std::byte*>(mapped) + page + offset;
+  if (kind == Memory::pinned) mprotect(static_cast<std::byte*>(mapped) + page, whole, PROT_READ | PROT_WRITE);
+  regions_[memory] = {kind, device, bytes, static_cast<std::byte*>(mapped), whole + 2 * page};
+  if (kind == Memory::pinned) {
+    pinned_bytes_ += bytes;
+    peak_pinned_bytes_ = std::max(peak_pinned_bytes_, pinned_bytes_);
+  } else if (kind == Memory::device) {
+    device_bytes_[device] += bytes;
+    peak_device_bytes_[device] = std::max(peak_device_bytes_[device], device_bytes_[device]);
+  }
+  return memory;
+}
+
+void FakeDevices::unmap(std::byte* memory, const char* call) {
+  const auto found = regions_.find(memory);
+  if (found == regions_.end() || found->second.kind == Memory::tensor) {
+    return fault(std::string(call) + " of what is no memory of its kind");
+  }
+  const Region& region = found->second;
+  if (!is_unused(region, memory)) {
+    return fault(std::string(call) + " of memory that an operation may still use");  // and stays, as it does
+  }
+  (region.kind == Memory::pinned ? pinned_bytes_ : device_bytes_[region.device]) -= region.bytes;
+  std::erase_if(past_, [&](const Past& past) {
+    return overlap(past.access.begin, past.access.bytes, memory, region.bytes);
+  });
+  munmap(region.mapped, region.mapped_bytes);
+  regions_.erase(found);
+}
+
+/// Everything in the memory must be over, and the host must know it.
+bool FakeDevices::is_unused(const Region& region, const std::byte* memory) const {
+  return is_dead_ || std::all_of(past_.begin(), past_.end(), [&](const Past& past) {
+           if (!overlap(past.access.begin, past.access.bytes, memory, region.bytes)) return true;
+           const auto known = host_knows_.find(past.stream);
+           return known != host_knows_.end() && known->second >= past.number;
+         });
+}
+
+const FakeDevices::Region* FakeDevices::region_of(const std::byte* address) const {
+  auto after = regions_.upper_bound(address);
+  if (after == regions_.begin()) return nullptr;
+  const auto& [begin, region] = *--after;
+  return address < begin + region.bytes ? &region : nullptr;
+}
+
+std::byte* FakeDevices::tensor_memory(int device, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  used_devices_.insert(device);
+  return map(Memory::tensor, device, std::max<std::size_t>(1, bytes));
+}
+
+void FakeDevices::open_memory() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& stream : streams_) finish(*stream, stream->issued);
+  for (const auto& [_, region] : regions_) {
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    mprotect(region.mapped + page, region.mapped_bytes - 2 * page, PROT_READ | PROT_WRITE);
+  }
+}
+
+// --- streams
+
+int FakeDevices::device_here() const { return current_device.serial == serial_ ? current_device.device : 0; }
+
+/// A call that brings a context into being must not do so where no tensor is, nor change the caller's thread.
+void FakeDevices::expect_used(const char* call, int device) {
+  if (std::this_thread::get_id() == callers_thread_) fault(std::string(call) + " on the caller's thread");
+  if (!used_devices_.contains(device)) fault(std::string(call) + " on a device that holds no tensor");
+}
+
+FakeDevices::Stream* FakeDevices::find(DeviceStream stream) {
+  if (stream == nullptr) return streams_[static_cast<std::size_t>(device_here())].get();
+  for (const auto& one : streams_) {
+    if (one.get() == stream) return one.get();
+  }
+  fault("a call with a stream that is not there");
+  return nullptr;
+}
+
+FakeDevices::Event* FakeDevices::find(DeviceEvent event, const char* call) {
+  for (const auto& one : events_) {
+    if (one.get() == event) return one.get();
+  }
+  fault(std::string(call) + " of an event that is not there");
+  return nullptr;
+}
+
+void FakeDevices::merge(Clock& into, const Clock& from) {
+  for (const auto& [stream, number] : from) into[stream] = std::max(into[stream], number);
+}
+
+DeviceStream FakeDevices::stream_that_fills(int device, std::byte* memory, std::size_t bytes,
+                                            std::uint8_t value) {
+  const std::lock_guard lock(mutex_);
+  Stream* stream = streams_[static_cast<std::size_t>(device)].get();
+  Operation fill;
+  fill.run = [=] { std::memset(memory, value, bytes); };
+  fill.accesses = {{memory, bytes, true}};
+  add(*stream, std::move(fill));
+  return stream;
+}
+
+/// Every operation on staging, and every one of the trainer's, must come after those before it that it would
+/// disturb. Among themselves kernels may write to one tensor in any order: no two write the same element.
+void FakeDevices::expect_order(Stream& stream, const Access& access) {
+  const Region* region = region_of(access.begin);
+  if (region == nullptr) return fault("an operation on memory that is not there");
+  for (const Past& past : past_) {
+    if (past.stream == &stream || (!past.access.writes && !access.writes)) continue;
+    if (!overlap(past.access.begin, past.access.bytes, access.begin, access.bytes)) continue;
+    if (region->kind == Memory::tensor && !past.stream->is_trainers) continue;
+    const auto known = stream.knows.find(past.stream);
+    if (known == stream.knows.end() || known->second < past.number) {
+      return fault(region->kind == Memory::tensor
+                       ? "a tensor is written before the trainer's stream is done with it"
+                       : "staging is used again before what uses it is done");
+    }
+  }
+}
+
+void FakeDevices::add(Stream& stream, Operation operation) {
+  merge(stream.knows, host_knows_);
+  const std::uint64_t number = ++stream.issued;
+  stream.knows[&stream] = number;
+  for (const Access& access : operation.accesses) {
+    expect_order(stream, access);
+    past_.push_back({access, &stream, number});
+  }
+  stream.pending.push_back(std::move(operation));
+}
+
+bool FakeDevices::is_blocked(const Stream& stream) const {
+  const Operation& next = stream.pending.front();
+  if (next.after == nullptr) return false;
+  const bool is_there =
+      std::any_of(streams_.begin(), streams_.end(), [&](const auto& one) { return one.get() == next.after; });
+  return is_there && next.after->done < next.after_number;
+}
+
+void FakeDevices::do_next(Stream& stream) {
+  const Operation operation = std::move(stream.pending.front());
+  stream.pending.pop_front();
+  ++stream.done;
+  if (!operation.accesses.empty() && !stream.is_trainers) {
+    if (++operations_done_ == failing_operation_) has_failed_ = is_dead_ = true;
+  }
+  if (is_dead_ && !stream.is_trainers) return;
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const auto protect = [&](int protection) {
+    for (const Access& access : operation.accesses) {
+      const Region* region = region_of(access.begin);
+      if (region == nullptr || region->kind == Memory::pinned) continue;
+      mprotect(region->mapped + page, region->mapped_bytes - 2 * page, protection);
+    }
+  };
+  protect(PROT_READ | PROT_WRITE);
+  operation.run();
+  protect(PROT_NONE);
+}
+
+void FakeDevices::do_something() {
+  std::vector<Stream*> able;
+  for (const auto& stream : streams_) {
+    if (!stream->pending.empty() && !is_blocked(*stream)) able.push_back(stream.get());
+  }
+  if (!able.empty()) do_next(*random_.one_of(able));
+}
+
+/// Does what has to be done for so many of the stream's operations to be over, and nothing else.
+void FakeDevices::finish(const Stream& stream, std::uint64_t number) {
+  Stream& own = const_cast<Stream&>(stream);
+  while (own.done < number) {
+    if (is_blocked(own)) finish(*own.pending.front().after, own.pending.front().after_number);
+    do_next(own);
+  }
+}
+
+DeviceStatus FakeDevices::copy(void* to, const void* from, std::size_t bytes, DeviceStream handle) {
+  Stream* stream = find(handle);
+  if (stream == nullptr) return 400;
+  auto* const target = static_cast<std::byte*>(to);
+  const auto* const source = static_cast<const std::byte*>(from);
+  const Region* source_region = region_of(source);
+  const Region* target_region = region_of(target);
+  if (source_region == nullptr || source_region->kind != Memory::pinned)
+    fault("a copy from memory that is not pinned");
+  if (target_region == nullptr || target_region->kind == Memory::pinned)
+    fault("a copy to memory of no device");
+  if (target_region != nullptr && target_region->device != stream->device)
+    fault("a copy to another device's memory");
+  const std::vector<std::byte> seen(source, source + bytes);
+  Operation copy;
+  copy.accesses = {{source, bytes, false}, {target, bytes, true}};
+  copy.run = [=, this] {
+    if (std::memcmp(source, seen.data(), bytes) != 0)
+      fault("pinned memory was changed before its copy was done");
+    std::memcpy(target, source, bytes);
+  };
+  add(*stream, std::move(copy));
+  return 0;
+}
+
+DeviceStatus FakeDevices::place(std::span<const cuda::Placing> placings, DeviceStream handle) {
+  Stream* stream = find(handle);
+  if (stream == nullptr) return 400;
+  if (stream->device != device_here()) fault("a launch while another device is current");
+  for (const cuda::Launch& launch : cuda::launches_for(placings)) {
+    Operation kernels;
+    for (std::uint32_t i = 0; i < launch.batch.count; ++i) {
+      const cuda::PlacedTile& tile = launch.batch.tiles[i];
+      const auto row_bytes = static_cast<std::size_t>(tile.columns * tile.source_bytes);
+      kernels.accesses.push_back(
+          {tile.source, static_cast<std::size_t>((tile.rows - 1) * tile.source_row_stride) + row_bytes,
+           false});
+      if (tile.scales != nullptr) kernels.accesses.push_back({tile.scales, 1, false});
+      const std::int64_t down = (tile.rows - 1) * tile.row_stride;
+      const std::int64_t across = (tile.columns - 1) * tile.column_stride;
+      const std::byte* const first =
+          tile.destination + std::min<std::int64_t>(0, down) + std::min<std::int64_t>(0, across);
+      kernels.accesses.push_back(
+          {first, static_cast<std::size_t>(std::abs(down) + std::abs(across) + launch.element_bytes), true});
+    }
+    for (const cuda::Placing& placing : placings) {
+      for (const void* address : {placing.source.data, static_cast<const void*>(placing.destination.data)}) {
+        const Region* region = region_of(static_cast<const std::byte*>(address));
+        if (region == nullptr || region->device != stream->device)
+          fault("a kernel on another device's memory");
+      }
+    }
+    kernels.run = [launch] { cuda::run(launch); };
+    add(*stream, std::move(kernels));
+  }
+  return 0;
+}
+
+// --- failures and faults
+
+void FakeDevices::fail(const std::string& call, int which, DeviceStatus status) {
+  failing_call_ = call;
+  failing_number_ = which;
+  failing_status_ = status;
+}
+
+int FakeDevices::count(const std::string& call) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = counts_.find(call);
+  return found == counts_.end() ? 0 : found->second;
+}
+
+std::vector<std::string> FakeDevices::faults() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> all = faults_;
+  for (const auto& stream : streams_) {
+    if (stream->is_trainers) continue;
+    all.emplace_back("a stream is left behind");
+    if (!stream->pending.empty()) all.emplace_back("work is left pending");
+  }
+  if (!events_.empty()) all.emplace_back("events are left behind");
+  for (const auto& [_, region] : regions_) {
+    if (region.kind == Memory::pinned) all.emplace_back("pinned memory is left behind");
+    if (region.kind == Memory::device) all.emplace_back("device memory is left behind");
+  }
+  return all;
+}
+
+}  // namespace shardwright
