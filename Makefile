@@ -113,13 +113,17 @@ format: lint-system $(STAMP) ## format all C++ and Python
 	@$(IN_VENV) -m ruff format
 	@$(IN_VENV) -m ruff check --fix
 
-bench: build peers ## measure kernels, and loading beside the peers: a table, JSON and a picture in build/bench
+bench: build peers ## measure kernels, loading beside the peers (a table, JSON and a picture in build/bench), saves, exports
 	$(call say,kernels)
 	@build/bench/kernels
 	$(call say,load)
 	@$(IN_PEERS) bench/peers.py
 	$(call say,adapter)
 	@$(IN_PEERS) bench/adapter.py
+	$(call say,save)
+	@$(IN_VENV) bench/save.py
+	$(call say,export)
+	@$(IN_VENV) bench/export.py
 
 # --- .venv-peers -------------------------------------------------------------------------------------------------------
 # The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.

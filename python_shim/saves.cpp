@@ -74,24 +74,24 @@ void bind_writing(py::module_& m) {
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   py::class_<ShardFile>(m, "ShardFile", "See storage/shard_file.h.")
       .def(py::init([](const std::filesystem::path& path,
-                       const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& chunks) {
+                       const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& chunks,
+                       bool flush) {
              std::vector<SourceTensor> tensors;
              for (const auto& [name, dtype, shape, offset] : chunks)
                tensors.push_back({name, dtype_from(dtype), shape, offset, 0, 0, 0});
-             return std::make_unique<ShardFile>(path, std::move(tensors));
+             return std::make_unique<ShardFile>(path, std::move(tensors), flush);
            }),
-           py::arg("path"), py::arg("chunks"), "Of (name, dtype, shape, offset).")
+           py::arg("path"), py::arg("chunks"), py::arg("flush"), "Of (name, dtype, shape, offset).")
       .def_static(
           "of_bytes",
           [](const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
-             std::vector<std::string> names) {
-            return std::make_unique<ShardFile>(path, sizes, std::move(names));
-          },
-          py::arg("path"), py::arg("sizes"), py::arg("names"))
+             std::vector<std::string> names,
+             bool flush) { return std::make_unique<ShardFile>(path, sizes, std::move(names), flush); },
+          py::arg("path"), py::arg("sizes"), py::arg("names"), py::arg("flush"))
       .def("write", &write_parts, py::arg("parts"), py::arg("threads"),
            py::call_guard<py::gil_scoped_release>(),
            "Of (item, address, shape, strides, bytes of an element).")
-      .def("finish", &ShardFile::finish, py::arg("sync"), py::call_guard<py::gil_scoped_release>())
+      .def("finish", &ShardFile::finish, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("items",
                              [](const ShardFile& file) {
                                py::list items;

@@ -118,6 +118,7 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
     columns.push_back(std::move(of_rank.columns));
   }
   const std::vector<SavedTensor> tensors = all_tensors(held);
+  if (tensors.empty()) throw Error(ErrorKind::mismatch, "cannot export a state dict without tensors");
   const ExportForm form = form_of(request, tensors);
   ExportedTensors exported = exported_tensors(tensors, form);
   PlannedExport planned{

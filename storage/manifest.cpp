@@ -33,9 +33,9 @@ Manifest read_manifest(const fs::path& directory) {
 
 void write_manifest(const fs::path& directory, const Manifest& manifest, bool sync) {
   const std::string bytes = encode_manifest(manifest);
-  OutputFile file(directory / manifest_name, bytes.size());
+  OutputFile file(directory / manifest_name, bytes.size(), sync);
   file.write(0, reinterpret_cast<const std::byte*>(bytes.data()), bytes.size(), "the manifest");
-  file.finish(sync);
+  file.finish();
 }
 
 Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {

@@ -11,8 +11,15 @@
 #include "storage/printable.h"
 
 namespace shardwright {
+namespace {
 
-OutputFile::OutputFile(const std::filesystem::path& path, std::uint64_t bytes) : path_(path) {
+/// Smaller writes are left to the kernel to gather.
+constexpr std::uint64_t smallest_write_back = std::uint64_t{1} << 20;
+
+}  // namespace
+
+OutputFile::OutputFile(const std::filesystem::path& path, std::uint64_t bytes, bool flush)
+    : path_(path), flush_(flush) {
   open(O_TRUNC);
   if (bytes == 0) return;
   int outcome = 0;
@@ -41,6 +48,7 @@ void OutputFile::open(int flags) {
 std::uint64_t OutputFile::write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
                                 const std::string& what) {
   std::uint64_t requests = 0;
+  const std::uint64_t begin = offset;
   while (count > 0) {
     ++requests;
     const ssize_t written = ::pwrite(descriptor_, bytes, count, static_cast<off_t>(offset));
@@ -50,11 +58,17 @@ std::uint64_t OutputFile::write(std::uint64_t offset, const std::byte* bytes, st
     offset += static_cast<std::uint64_t>(written);
     count -= static_cast<std::uint64_t>(written);
   }
+  // The device works while the next bytes are prepared, and little is left when finish() waits for it. Only a
+  // hint: what goes wrong is what fsync() will say.
+  if (flush_ && offset - begin >= smallest_write_back) {
+    ::sync_file_range(descriptor_, static_cast<off_t>(begin), static_cast<off_t>(offset - begin),
+                      SYNC_FILE_RANGE_WRITE);
+  }
   return requests;
 }
 
-void OutputFile::finish(bool sync) {
-  if (sync && ::fsync(descriptor_) != 0) fail("cannot flush to the device");
+void OutputFile::finish() {
+  if (flush_ && ::fsync(descriptor_) != 0) fail("cannot flush to the device");
   // Some file systems report a full disk only here.
   if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot close");
 }

@@ -13,9 +13,11 @@ class OutputFile {
  public:
   /// Creates the file, or empties it, and sets disk space aside for `bytes`, so that a full disk is found
   /// before anything is written (where the file system can; elsewhere writing finds it).
-  OutputFile(const std::filesystem::path& path, std::uint64_t bytes);
+  /// `flush`: what is written is to be on the device when finish() returns, and so begins its way there at
+  /// once.
+  OutputFile(const std::filesystem::path& path, std::uint64_t bytes, bool flush);
 
-  /// Opens a file that other processes write to as well, whoever of them comes first creating it.
+  /// Opens a file that other processes write to as well, whoever of them comes first creating it. Flushes.
   explicit OutputFile(const std::filesystem::path& path);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
@@ -28,14 +30,15 @@ class OutputFile {
   std::uint64_t write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
                       const std::string& what);
 
-  /// Flushes the file to the device if `sync`, and closes it.
-  void finish(bool sync);
+  /// Flushes the file to the device, unless that was not wanted, and closes it.
+  void finish();
 
  private:
   void open(int flags);
   [[noreturn]] void fail(const std::string& what) const;
 
   std::filesystem::path path_;
+  bool flush_ = true;
   int descriptor_ = -1;
 };
 

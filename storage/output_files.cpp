@@ -16,7 +16,7 @@ void OutputFiles::write(std::size_t file, std::uint64_t offset, const std::byte*
 
 void OutputFiles::finish() {
   for (const std::unique_ptr<OutputFile>& file : files_) {
-    if (file != nullptr) file->finish(/*sync=*/true);
+    if (file != nullptr) file->finish();
   }
 }
 

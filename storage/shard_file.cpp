@@ -42,20 +42,20 @@ struct Block {
 
 }  // namespace
 
-ShardFile::ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks)
+ShardFile::ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush)
     : header_(header_of(chunks)),
       names_(names_of(chunks)),
       items_(places_of(chunks)),
       size_(items_.empty() ? header_.size() : items_.back().end),
-      file_(path, size_) {
+      file_(path, size_, flush) {
   file_.write(0, reinterpret_cast<const std::byte*>(header_.data()), header_.size(), "the header");
 }
 
 ShardFile::ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
-                     std::vector<std::string> names)
+                     std::vector<std::string> names, bool flush)
     : names_(std::move(names)),
       size_(std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0})),
-      file_(path, size_) {
+      file_(path, size_, flush) {
   std::uint64_t filled = 0;
   for (const std::uint64_t size : sizes) {
     items_.push_back({filled, filled + size, {}});

@@ -31,18 +31,19 @@ class ShardFile {
   /// A safetensors file of chunks, each under the name of its whole tensor, with the DCP sharding metadata
   /// that torch's HuggingFaceStorageReader looks for. Of each chunk name, dtype, shape and offset count; a
   /// name may be there once. Throws Error: argument for what safetensors cannot hold; io.
-  ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks);
+  /// `flush`: see OutputFile.
+  ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush);
 
   /// A file of things of these sizes, one after the other and nothing else.
   ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
-            std::vector<std::string> names);
+            std::vector<std::string> names, bool flush);
 
   /// Writes items[i] of the file from tensors[i], on up to `threads` threads (0: all processors), with at
   /// most 4 MiB of memory for each, which only what is not contiguous needs. May be called several times.
   void write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors, int threads);
 
-  /// Flushes to the device if `sync`, and closes.
-  void finish(bool sync) { file_.finish(sync); }
+  /// Flushes to the device, unless that was not wanted, and closes.
+  void finish() { file_.finish(); }
 
   const std::vector<StoredBytes>& items() const { return items_; }
   std::uint64_t size() const { return size_; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import io
 import os
 import time
@@ -166,7 +167,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         if share.directory.is_dir():
             return share.directory
         final = Path(os.path.realpath(self.path))
-        pending = list(final.parent.glob(f".{final.name}.saving-*"))
+        pending = list(final.parent.glob(f".{glob.escape(final.name)}.saving-*"))
         if len(pending) != 1:
             raise FileNotFoundError(2, f"{share.directory}: the directory of this save is not there")
         return pending[0]
@@ -188,6 +189,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                     (item.index.fqn, DTYPE_NAMES[dtype], list(chunk.sizes), list(chunk.offsets))
                     for item, dtype, chunk in map(_tensor_facts, chunks)
                 ],
+                self.sync_files,
             )
             self._fill(file, chunks, planner, report)
             files.append((name, file, chunks))
@@ -199,7 +201,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             )
         report.seconds["write"] = time.perf_counter() - start
         for name, file, written in files:
-            file.finish(self.sync_files)
+            file.finish()
             outcome.files.append((name, file.size, file.header_bytes, file.header_checksum))
             report.bytes_written += file.size
             results += [
@@ -269,8 +271,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             data = planner.resolve_data(item)
             assert isinstance(data, io.BytesIO)
             pickles.append(data.getbuffer())
+        names = [item.index.fqn for item in [*raw, *objects]]
         sizes = [tensor.nbytes for tensor in tensors] + [len(pickle) for pickle in pickles]
-        file = _core.ShardFile.of_bytes(path, sizes, [item.index.fqn for item in [*raw, *objects]])
+        file = _core.ShardFile.of_bytes(path, sizes, names, self.sync_files)
         parts = [_memory_of(tensor) for tensor in tensors]
         parts += [_memory_of(torch.frombuffer(pickle, dtype=torch.uint8)) for pickle in pickles]
         file.write([(i, *part) for i, part in enumerate(parts)], self.thread_count)

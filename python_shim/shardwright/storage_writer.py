@@ -73,7 +73,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     Each rank writes its bytes to their final place in the final files: no tensor is gathered, and nothing is written
     twice. The directory appears under its name, whole, once all ranks have succeeded; what had that name before stays
-    until then.
+    until then. Tensors on a device are first copied to CPU memory, all that this rank holds, which ``report`` counts.
 
     Tensors on CUDA devices are copied to CPU memory first, all that this rank holds of them.
 
@@ -149,6 +149,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._description: Description | None = None
         self._items: list[WriteItem] = []
         self._planned: Any = None
+        self._copied_bytes = 0
         self._pending: Any = None  # on the coordinator, from planning to publishing
         self._start = 0.0
 
@@ -170,6 +171,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             raise _core.PlanError(
                 "cannot export these values; nothing has been written:\n  " + "\n  ".join(problems)
             )
+        self._copied_bytes = copy_to_cpu(description)
         self._description = description
         holdings: bytes = _core.describe_export(description.specs, self._request)
         return holdings
@@ -270,6 +272,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.report = self._write_share(plan.storage_data, planner)
         except Exception as error:
             outcome.fail(error)
+        self._description, self._items = None, []  # which hold on to the state, and to copies of it
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
         return done
@@ -285,7 +288,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.staging_bytes or 0,
         )
         report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
-        report.peak_staging_bytes += self.staged_bytes
+        report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
         return report
 
     def _resolved(self, planner: TorchSavePlanner) -> Description:
@@ -299,7 +302,25 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             box = _core.LocalBox(list(data.chunk.offsets), list(data.chunk.sizes), [0] * local.dim())
             description.specs.append(spec_of_part(item.index.fqn, local, data.size, [box]))
             description.local_tensors.append(local)
+        self._copied_bytes = copy_to_cpu(description)
         return description
+
+
+def copy_to_cpu(description: Description) -> int:
+    """Replaces what cannot be read where it is, on a device or in an expanded view, by copies. Returns their bytes."""
+    copied = 0
+    for number, local in enumerate(description.local_tensors):
+        expanded = any(
+            stride == 0 and size > 1 for stride, size in zip(local.stride(), local.shape, strict=True)
+        )
+        if local.is_meta or (local.is_cpu and not expanded):
+            continue
+        spec = description.specs[number]
+        copy = local.detach().cpu().contiguous()
+        description.local_tensors[number] = copy
+        description.specs[number] = spec_of_part(spec.fqn, copy, spec.global_shape, spec.boxes)
+        copied += copy.nbytes
+    return copied
 
 
 def _spec_without_memory(item: WriteItem) -> Any:

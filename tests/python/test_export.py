@@ -1,7 +1,6 @@
 """Exports of one rank: what is written, what stands in for torch's writer, and what bad input gets."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,17 +55,6 @@ def test_what_was_loaded_is_exported_and_loads_alike(
     assert report.tensors == len(reference.read_checkpoint(tmp_path / "to"))
     assert report.left_out == []
     assert {"plan", "encode", "write", "sync", "total"} <= set(report.seconds)
-
-
-@pytest.mark.skipif("SHARDWRIGHT_TEST_BENCH" not in os.environ, reason="takes minutes and 12 GB of memory")
-def test_the_bench_preset_exports_and_loads_alike(tmp_path: Path):
-    sw.generate(tmp_path / "bench", preset="bench")
-    state = loaded(tmp_path / "bench")
-    sw.export(
-        state, tmp_path / "to", quantization="mxfp8", template=tmp_path / "bench", max_shard_size="500MB"
-    )
-    assert problems_of_files(tmp_path / "to") == []
-    assert_loads_alike(tmp_path / "to", state)
 
 
 def test_what_a_layout_has_no_place_for_is_left_out_and_said(tiny: Path, tmp_path: Path):
@@ -136,6 +124,30 @@ def test_files_beside_the_weights_come_from_the_template(tmp_path: Path):
         if quantization is None:
             del expected["quantization_config"]
         assert config == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tensors_on_a_device_are_exported(tiny: Path, tmp_path: Path):
+    state = {fqn: tensor.cuda() for fqn, tensor in loaded(tiny).items()}
+    report = sw.export(state, tmp_path / "to", quantization="mxfp8", template=tiny)
+    assert wrong_tensors(tmp_path / "to", tiny, None, quantized=True) == []
+    assert report.peak_staging_bytes >= sum(tensor.nbytes for tensor in state.values())
+
+
+def test_expanded_empty_and_scalar_tensors_are_exported(tmp_path: Path):
+    state = {
+        "expanded": torch.arange(3.0)[:, None].expand(3, 5),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(2.5),
+        "turned": torch.arange(12.0).reshape(3, 4).t(),
+    }
+    report = sw.export(state, tmp_path / "to")
+    assert problems_of_files(tmp_path / "to") == []
+    (file,) = (tmp_path / "to").glob("*.safetensors")
+    found = load_file(file)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    assert report.peak_staging_bytes >= 3 * 5 * 4
 
 
 # --- in the place of torch's writer ---------------------------------------------------------------------------------
@@ -250,6 +262,10 @@ def test_a_dtype_that_cannot_be_quantised(dtype: torch.dtype, word: str, tiny: P
 def test_values_that_are_no_tensors(tiny: Path, tmp_path: Path):
     state = loaded(tiny) | {"step": 3}
     assert_refused(sw.PlanError, ["step", "int"], tmp_path, state, tmp_path / "to", template=tiny)
+
+
+def test_a_state_dict_without_tensors(tmp_path: Path):
+    assert_refused(sw.PlanError, ["without tensors"], tmp_path, {}, tmp_path / "to")
 
 
 def test_a_destination_that_is_a_file(tiny: Path, tmp_path: Path):

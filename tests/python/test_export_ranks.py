@@ -1,8 +1,10 @@
-"""`dcp.save` to Hugging Face files with 2 and 4 Gloo ranks. The checks themselves are in workers/export.py."""
+"""`dcp.save` to Hugging Face files with Gloo ranks. The checks are in workers/export.py and round_trip.py."""
 
+import os
 from pathlib import Path
 
 import pytest
+import shardwright as sw
 from torchrun import outcome_of
 
 
@@ -32,3 +34,22 @@ def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:
 )
 def test_export(outcome: dict[str, str], check: str):
     assert not outcome[check], outcome[check]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "small",
+        pytest.param(
+            "bench",
+            marks=pytest.mark.skipif(
+                "SHARDWRIGHT_TEST_BENCH" not in os.environ, reason="takes minutes and 12 GB of memory"
+            ),
+        ),
+    ],
+)
+def test_loaded_exported_and_loaded_again(preset: str, ranks: int, tmp_path: Path):
+    sw.generate(tmp_path / preset, preset)
+    outcome = outcome_of("round_trip.py", ranks, tmp_path / preset, tmp_path)
+    assert outcome == {"every_bit_comes_back": ""}, outcome["every_bit_comes_back"]

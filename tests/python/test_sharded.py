@@ -213,9 +213,9 @@ def test_the_writer_stands_where_file_system_writer_does(tmp_path: Path):
 def test_plans_that_the_planner_has_cached(tmp_path: Path):
     planner = dcp.DefaultSavePlanner(enable_plan_caching=True)
     for value in range(3):
-        sw.save({"t": torch.full((5,), float(value))}, tmp_path / f"c{value}", planner=planner)
+        sw.save({"t": torch.full((5,), float(value))}, tmp_path / f"c[{value}]", planner=planner)
         loaded = {"t": torch.zeros(5)}
-        sw.load(loaded, tmp_path / f"c{value}", verify=True)
+        sw.load(loaded, tmp_path / f"c[{value}]", verify=True)
         assert (loaded["t"] == value).all()
 
 

@@ -60,12 +60,14 @@ TEST(ShardFile, IsASafetensorsFileOfChunksWithTheirOffsetsAndChecksums) {
   const auto* data = reinterpret_cast<const std::byte*>(memory.data());
   const std::vector<TensorInMemory> tensors{
       {data, {rows, 2}, {2, 1}, 4}, {data, {2, rows}, {1, 2}, 4}, {data, {}, {}, 4}};
-  ShardFile file(folder / "x.safetensors", {{"as it is", DType::F32, {rows, 2}, {7, 0}, 0, 0, 0},
-                                            {"turned", DType::I32, {2, rows}, {0, 9}, 0, 0, 0},
-                                            {"scalar \"", DType::F32, {}, {}, 0, 0, 0}});
+  ShardFile file(folder / "x.safetensors",
+                 {{"as it is", DType::F32, {rows, 2}, {7, 0}, 0, 0, 0},
+                  {"turned", DType::I32, {2, rows}, {0, 9}, 0, 0, 0},
+                  {"scalar \"", DType::F32, {}, {}, 0, 0, 0}},
+                 true);
   file.write(std::vector<std::size_t>{2, 0}, std::vector<TensorInMemory>{tensors[2], tensors[0]}, 2);
   file.write(std::vector<std::size_t>{1}, std::vector<TensorInMemory>{tensors[1]}, 3);
-  file.finish(true);
+  file.finish();
 
   const std::string bytes = read_file(folder / "x.safetensors");
   EXPECT_EQ(bytes.size(), file.size());
@@ -91,7 +93,7 @@ TEST(ShardFile, IsASafetensorsFileOfChunksWithTheirOffsetsAndChecksums) {
 
 TEST(ShardFile, ATensorThatIsNotAsPlannedIsRefused) {
   const TemporaryDirectory folder;
-  ShardFile file(folder / "x.safetensors", {{"w", DType::F32, {2}, {0}, 0, 0, 0}});
+  ShardFile file(folder / "x.safetensors", {{"w", DType::F32, {2}, {0}, 0, 0, 0}}, true);
   const std::vector<std::byte> memory(16);
   EXPECT_THROW(
       file.write(std::vector<std::size_t>{0}, std::vector<TensorInMemory>{{memory.data(), {3}, {1}, 4}}, 1),
@@ -100,7 +102,8 @@ TEST(ShardFile, ATensorThatIsNotAsPlannedIsRefused) {
 
 TEST(ShardFile, AFileThatCannotBeMadeIsRefused) {
   const TemporaryDirectory folder;
-  EXPECT_THROW(ShardFile(folder / "nowhere/x.safetensors", {{"w", DType::F32, {2}, {0}, 0, 0, 0}}), Error);
+  EXPECT_THROW(ShardFile(folder / "nowhere/x.safetensors", {{"w", DType::F32, {2}, {0}, 0, 0, 0}}, true),
+               Error);
 }
 
 }  // namespace
