@@ -65,10 +65,8 @@ def current_streams(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return {device.index: torch.cuda.current_stream(device).cuda_stream for device in devices}
 
 
-def describe(state_dict: Mapping[str, Any], *, in_cpu_memory: bool = False) -> Description:
+def describe(state_dict: Mapping[str, Any]) -> Description:
     """The TensorSpecs of a flat state dict.
-
-    ``in_cpu_memory``: of copies in CPU memory of what is on CUDA devices, for those who only read.
 
     Raises nothing: what cannot be written in place (partial sums, sparse tensors, unknown dtypes) is among the
     problems, which the planner tells together with its own.
@@ -79,7 +77,7 @@ def describe(state_dict: Mapping[str, Any], *, in_cpu_memory: bool = False) -> D
             description.passed_over.append(fqn)
             continue
         try:
-            for spec, local in _specs_of(fqn, value, in_cpu_memory):
+            for spec, local in _specs_of(fqn, value):
                 description.specs.append(spec)
                 description.local_tensors.append(local)
         except ValueError as problem:
@@ -89,33 +87,26 @@ def describe(state_dict: Mapping[str, Any], *, in_cpu_memory: bool = False) -> D
     return description
 
 
-def _specs_of(fqn: str, value: Any, in_cpu_memory: bool) -> Iterator[tuple[Any, torch.Tensor]]:
+def _specs_of(fqn: str, value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
     """One spec, or one for each local chunk of a tensor that has several."""
-    for local, global_shape, boxes in _parts_of(fqn, value):
-        part = local.cpu() if in_cpu_memory and local.is_cuda else local
-        yield spec_of_part(fqn, part, global_shape, boxes), part
-
-
-def _parts_of(fqn: str, value: Any) -> Iterator[tuple[torch.Tensor, Sequence[int], list[Any]]]:
-    """The local tensors, each with the global shape and its boxes there."""
     if isinstance(value, DTensor) and value.device_mesh.get_coordinate() is None:
         return  # this rank is not on the tensor's mesh and holds nothing of it
     if isinstance(value, DTensor) and not hasattr(value._local_tensor, "__create_chunk_list__"):
         with torch.no_grad():
             local = value.to_local()
-        yield local, value.shape, boxes_of_dtensor(value)
+        yield spec_of_part(fqn, local, value.shape, boxes_of_dtensor(value)), local
     elif isinstance(value, ShardedTensor):
         for shard in value.local_shards():
             offset, size = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-            yield shard.tensor, value.size(), [_whole_box(offset, size)]
+            yield spec_of_part(fqn, shard.tensor, value.size(), [_whole_box(offset, size)]), shard.tensor
     elif hasattr(value, "__create_chunk_list__"):
         for chunk in value.__create_chunk_list__():
             local = value.__get_tensor_shard__(MetadataIndex(fqn, chunk.offsets))
-            yield local, value.size(), [_whole_box(chunk.offsets, chunk.sizes)]
+            yield spec_of_part(fqn, local, value.size(), [_whole_box(chunk.offsets, chunk.sizes)]), local
     else:
         shape = list(value.shape)
         boxes = [_whole_box([0] * len(shape), shape)] if 0 not in shape else []
-        yield value, value.shape, boxes
+        yield spec_of_part(fqn, value, value.shape, boxes), value
 
 
 def _whole_box(offset: Sequence[int], size: Sequence[int]) -> Any:

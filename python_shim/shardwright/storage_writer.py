@@ -75,8 +75,6 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     twice. The directory appears under its name, whole, once all ranks have succeeded; what had that name before stays
     until then. Tensors on a device are first copied to CPU memory, all that this rank holds, which ``report`` counts.
 
-    Tensors on CUDA devices are copied to CPU memory first, all that this rank holds of them.
-
     Args:
         path: the directory to be.
         fqn_to_index_mapping: HF name → number of the file (from 1); by default files are filled up to max_shard_size.
@@ -162,7 +160,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     def describe_state_dict(self, state_dict: Mapping[str, Any]) -> bytes:
         """For ``SavePlanner``: what this rank holds, as bytes for the coordinator."""
-        description = describe(state_dict, in_cpu_memory=True)
+        description = describe(state_dict)
         problems = description.problems + [
             f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(state_dict[fqn]).__name__}"
             for fqn in description.passed_over
@@ -298,7 +296,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             data = item.tensor_data
             local = planner.resolve_data(item)
             assert data is not None and isinstance(local, torch.Tensor)
-            local = local.detach().cpu()
+            local = local.detach()
             box = _core.LocalBox(list(data.chunk.offsets), list(data.chunk.sizes), [0] * local.dim())
             description.specs.append(spec_of_part(item.index.fqn, local, data.size, [box]))
             description.local_tensors.append(local)
