@@ -124,13 +124,7 @@ class Reader {
     StoredChunk chunk;
     chunk.box.offset.assign(from.offset().begin(), from.offset().end());
     chunk.box.size.assign(from.shape().begin(), from.shape().end());
-    bool inside =
-        chunk.box.offset.size() == tensor.shape.size() && chunk.box.size.size() == tensor.shape.size();
-    for (std::size_t d = 0; inside && d < tensor.shape.size(); ++d) {
-      inside = chunk.box.offset[d] >= 0 && chunk.box.size[d] >= 0 && chunk.box.size[d] <= tensor.shape[d] &&
-               chunk.box.offset[d] <= tensor.shape[d] - chunk.box.size[d];
-    }
-    if (!inside) {
+    if (!lies_inside(chunk.box, tensor.shape)) {
       malformed(in_quotes(tensor.name) + ": chunk at " + to_string(chunk.box.offset) + " of " +
                 to_string(chunk.box.size) + " leaves the tensor of " + to_string(tensor.shape));
     }

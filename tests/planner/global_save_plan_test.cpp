@@ -240,6 +240,22 @@ TEST(global_save_plan, a_hole_is_refused_with_its_place_and_the_ranks_around_it)
                [&] { plan_of(rows.states()); });
 }
 
+TEST(global_save_plan, a_hole_in_a_grid_is_refused_with_its_place) {
+  const std::vector<Box> grid{{{0, 0}, {5, 1}}, {{0, 1}, {5, 2}}, {{5, 0}, {3, 1}}, {{5, 1}, {3, 1}}};
+  Rows rows;
+  for (std::size_t r = 0; r < 4; ++r) {
+    rows.items[r] = {};
+    rows.items[r].add(0, grid[r].offset, grid[r].size);
+    rows.items[r].add(1, {}, {});
+  }
+  expect_error(ErrorKind::mismatch, {"w: no rank holds [5:8, 2:3]; ranks 0-3"},
+               [&] { plan_of(rows.states()); });
+  rows.items[1] = {};
+  rows.items[1].add(1, {}, {});
+  expect_error(ErrorKind::mismatch, {"w: no rank holds [0:5, 1:3], nor 3 other elements"},
+               [&] { plan_of(rows.states()); });
+}
+
 TEST(global_save_plan, a_tensor_that_one_rank_holds_whole_and_another_in_part_is_refused) {
   Rows rows;
   rows.items[0] = {};
