@@ -29,7 +29,7 @@ Hash hash_at(std::string_view bytes, std::size_t number) {
 }
 
 std::string answer_with(const GlobalSavePlan& global, const Hash& job, std::size_t rank) {
-  return plan + std::string(text_of(job)) + encode_writes(global.left_to_others[rank]);
+  return plan + std::string(text_of(job)) + encode(RankWrites{global.left_to_others[rank], {}});
 }
 
 }  // namespace
@@ -113,7 +113,7 @@ std::vector<SavedItems> items_of(const RankState& state) {
 LeftToOthers read_writes(std::string_view bytes, const RankState& mine) {
   std::vector<std::size_t> counts;
   for (const SavedItems& items : items_of(mine)) counts.push_back(items.value.size());
-  return decode_writes(bytes, counts);
+  return decode_writes(bytes, counts).left_to_others;
 }
 
 SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache) {

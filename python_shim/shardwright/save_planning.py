@@ -9,25 +9,18 @@ from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
 from shardwright.describe import boxes_of_dtensor
+from shardwright.planned_metadata import PlannedMetadata
 from shardwright.save_description import (
-    KINDS,
     SaveDescription,
     describe_save,
     is_derived,
     part_of_items,
-    properties_from,
     write_item,
 )
 
@@ -98,7 +91,7 @@ class SavePlanner(DefaultSavePlanner):
         # On the coordinator, of the last plan: the states by their hashes, which they were, and what came of them.
         self._states: dict[bytes, bytes] = {}
         self._job: list[bytes] = []
-        self._global: tuple[Any, Metadata] | None = None
+        self._global: Any = None
 
     # --- each rank ------------------------------------------------------------------------------------------------
 
@@ -173,17 +166,14 @@ class SavePlanner(DefaultSavePlanner):
                 )
                 self._states = {}
                 return self._give_up(all_plans, {at: expected for at, _, expected in differing}, notice)
-            core_plan = _core.plan_save(states)
+            self._global = _core.plan_save(states)
             self._states = dict(zip(job, states, strict=True))
             self._job = job
-            self._global = core_plan, torch_metadata(core_plan.metadata, self.flatten_state_dict)
-        assert self._global is not None
-        core_plan, metadata = self._global
-        self.metadata = dataclasses.replace(metadata, state_dict_metadata=dict(metadata.state_dict_metadata))
+        self.metadata = PlannedMetadata.of(self._global.metadata, self.flatten_state_dict)
         token = _core.hash_of(b"".join(job))
         self.global_plan = []
         for at, plan in enumerate(all_plans):
-            packed = PackedItems(WRITES, (token, core_plan.writes(at)))
+            packed = PackedItems(WRITES, (token, self._global.writes(at)))
             if isinstance(plan.items, PackedItems) and plan.items.data == (job[at], token):
                 packed = PackedItems(AS_BEFORE, None)
             packed.unpack = partial(self._items_of, at)
@@ -218,10 +208,8 @@ class SavePlanner(DefaultSavePlanner):
 
     def _items_of(self, position: int) -> list[WriteItem]:
         """What a rank writes, for a storage writer that looks at it on the coordinator."""
-        assert self._global is not None
-        core_plan, _ = self._global
         state = self._states[self._job[position]]
-        return [write_item(facts, offset, size) for facts, offset, size in core_plan.items(position, state)]
+        return [write_item(*item) for item in self._global.items(position, state)]
 
 
 def _signature_of(fqn: str, value: Any) -> Any:
@@ -253,21 +241,3 @@ def part_of_dtensor(tensor: DTensor, offset: Sequence[int]) -> torch.Tensor:
     for dimension, (begin, length) in enumerate(zip(box.local_offset, box.size, strict=True)):
         local = local.narrow(dimension, begin, length)
     return local
-
-
-def torch_metadata(metadata: Any, flattened: bool) -> Metadata:
-    """What DCP writes beside the data. Tensors that are cut alike share their chunks' descriptions."""
-    layouts = [
-        [ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size in chunks]
-        for chunks in metadata.layouts
-    ]
-    stored: dict[str, Any] = {}
-    paths = {}
-    for (fqn, kind, dtype, layout, flags, shape, path), number in metadata.values:
-        paths[fqn] = path
-        if KINDS[kind] == WriteItemType.BYTE_IO:
-            stored[fqn] = BytesStorageMetadata()
-        else:
-            properties = properties_from(dtype, layout, flags)
-            stored[fqn] = TensorStorageMetadata(properties, torch.Size(shape), list(layouts[number]))
-    return Metadata(stored, planner_data=paths if flattened else None)

@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.metadata import (
     Metadata,
     MetadataIndex,
     StorageMeta,
-    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
@@ -32,8 +31,12 @@ from torch.utils._pytree import tree_leaves
 from shardwright import _core
 from shardwright.checkpoints import remove_all_but
 from shardwright.describe import DTYPE_NAMES
+from shardwright.planned_metadata import PlannedMetadata
 from shardwright.report import SaveReport
+from shardwright.save_description import number_values
 from shardwright.storage_reader import default_threads
+
+_SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
 #: What gathering a strided shard takes, for each thread (storage/checksum.h).
 _BLOCK_BYTES = 4 << 20
@@ -59,15 +62,27 @@ class _Share:
 
 @dataclass
 class _RankOutcome:
-    """What a rank tells the coordinator beside its WriteResults: a failure travels there and is not raised at once, so
-    that the coordinator removes what has been written."""
+    """What a rank has written, which it tells the coordinator as bytes. A failure travels there, too, and is not raised
+    at once, so that the coordinator removes what has been written."""
 
     rank: int
     files: list[tuple[str, int, int, int]] = field(
         default_factory=list
     )  # name, size, header bytes, its checksum
+    items: list[tuple[WriteItem, tuple[int, int, int, bytes]]] = field(
+        default_factory=list
+    )  # and where each lies: file, begin, end, checksums
     failure: str = ""
     errno: int = 0
+
+    def encode(self) -> bytes:
+        facts, boxes = number_values((item for item, _ in self.items), {})
+        placed = [(box, place) for box, (_, place) in zip(boxes, self.items, strict=True)]
+        placed.sort(key=lambda item: item[0][0])
+        encoded: bytes = _core.encode_results(
+            self.rank, _core.encode_values(facts), placed, self.files, self.failure, self.errno
+        )
+        return encoded
 
 
 class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
@@ -189,18 +204,15 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         share: _Share = plan.storage_data
         outcome = _RankOutcome(share.rank)
-        results: list[WriteResult] = []
         try:
             directory = self._directory(share)
-            results = self._write(plan.items, planner, directory, outcome)
+            self._write(plan.items, planner, directory, outcome)
         except Exception as error:
-            results = []
-            outcome.failure = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            outcome.failure = outcome.failure or type(error).__name__
-            outcome.errno = error.errno or 0 if isinstance(error, OSError) else 0
-        results.append(WriteResult(MetadataIndex(""), 0, outcome))
+            failure = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            errno = error.errno or 0 if isinstance(error, OSError) else 0
+            outcome = _RankOutcome(share.rank, failure=failure or type(error).__name__, errno=errno)
         done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
+        done.set_result([WriteResult(MetadataIndex(""), 0, outcome.encode())])
         return done
 
     def _directory(self, share: _Share) -> Path:
@@ -216,12 +228,11 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
 
     def _write(
         self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: _RankOutcome
-    ) -> list[WriteResult]:
+    ) -> None:
         start = time.perf_counter()
         report = SaveReport(threads=self.thread_count, peak_staging_bytes=self._staged_bytes)
         tensors = [item for item in items if item.type != WriteItemType.BYTE_IO]
         objects = [item for item in items if item.type == WriteItemType.BYTE_IO]
-        results: list[WriteResult] = []
         files = []
         for number, chunks in enumerate(self._files_of(tensors)):
             name = f"rank-{outcome.rank:05d}-{number:05d}.safetensors"
@@ -241,19 +252,17 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
                 (name, self._write_others(directory / name, raw, objects, planner, report), [*raw, *objects])
             )
         report.seconds["write"] = time.perf_counter() - start
-        for name, file, written in files:
+        for number, (name, file, written) in enumerate(files):
             file.finish(self.sync_files)
             outcome.files.append((name, file.size, file.header_bytes, file.header_checksum))
             report.bytes_written += file.size
-            results += [
-                WriteResult(item.index, end - begin, StoredPart(name, begin, end - begin, checksums))
-                for item, (begin, end, checksums) in zip(written, file.items, strict=True)
+            outcome.items += [
+                (item, (number, *place)) for item, place in zip(written, file.items, strict=True)
             ]
         report.tensors, report.objects, report.files = len(tensors), len(objects), len(files)
         report.seconds["total"] = time.perf_counter() - start
         report.seconds["flush"] = report.seconds["total"] - report.seconds["write"]
         self.report = report
-        return results
 
     def _files_of(self, items: list[WriteItem]) -> list[list[WriteItem]]:
         """The tensors of each safetensors file: one file, and more for further chunks of one tensor, whose name a file
@@ -324,15 +333,20 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator, when every rank has told its outcome: publishes, or removes everything and raises."""
         try:
-            outcomes: list[_RankOutcome] = [of_rank[-1].storage_data for of_rank in results]
-            _expect_success(outcomes)
-            metadata.version = "1.0.0"
-            metadata.storage_data = {
-                result.index: result.storage_data for of_rank in results for result in of_rank[:-1]
-            }
-            metadata.storage_meta = self.storage_meta()
-            files = [file for outcome in outcomes for file in outcome.files]
-            _write_manifest(self._pending.path, metadata, files, self.sync_files)
+            told: list[bytes] = [of_rank[-1].storage_data for of_rank in results]
+            _expect_success(_core.failures_of_results(told))
+            names = metadata.names if isinstance(metadata, PlannedMetadata) else metadata.state_dict_metadata
+            planner_data = io.BytesIO()
+            if metadata.planner_data is not None:
+                torch.save(metadata.planner_data, planner_data)
+            _core.write_manifest(
+                self._pending.path,
+                told,
+                _SAFETENSORS_DTYPES,
+                list(names),
+                planner_data.getvalue(),
+                self.sync_files,
+            )
             self._pending.publish()
         finally:
             self.abandon()
@@ -386,55 +400,12 @@ def _memory_of(tensor: torch.Tensor) -> tuple[int, list[int], list[int], int]:
     return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), tensor.element_size()
 
 
-def _expect_success(outcomes: list[_RankOutcome]) -> None:
-    failed = [outcome for outcome in outcomes if outcome.failure]
+def _expect_success(failed: list[tuple[int, str, int]]) -> None:
+    """Of (rank, what went wrong, errno or 0)."""
     if not failed:
         return
-    text = "; ".join(f"rank {outcome.rank}: {outcome.failure}" for outcome in failed)
+    text = "; ".join(f"rank {rank}: {failure}" for rank, failure, _ in failed)
     text += ". Nothing was published, and what had been written is removed"
-    if failed[0].errno:
-        raise OSError(failed[0].errno, text)
+    if errno := failed[0][2]:
+        raise OSError(errno, text)
     raise ValueError(text)
-
-
-def _write_manifest(
-    directory: Path, metadata: Metadata, files: list[tuple[str, int, int, int]], sync: bool
-) -> None:
-    number_of = {name: number for number, (name, *_) in enumerate(files)}
-
-    def place(part: StoredPart) -> tuple[int, int, int, bytes]:
-        return number_of[part.relative_path], part.offset, part.offset + part.length, part.checksums
-
-    parts: dict[str, list[tuple[MetadataIndex, StoredPart]]] = {}
-    assert metadata.storage_data is not None
-    for index, part in metadata.storage_data.items():
-        parts.setdefault(index.fqn, []).append((index, part))
-    tensors = []
-    objects = []
-    for name, stored in metadata.state_dict_metadata.items():
-        if not isinstance(stored, TensorStorageMetadata):
-            objects.append((name, place(parts[name][0][1])))
-            continue
-        sizes = {tuple(chunk.offsets): list(chunk.sizes) for chunk in stored.chunks}
-        chunks = []
-        for index, part in parts[name]:
-            offset = tuple(index.offset) if index.offset is not None else (0,) * len(stored.size)
-            chunks.append((list(offset), sizes[offset], place(part)))
-        properties = stored.properties
-        dtype = str(properties.dtype).removeprefix("torch.")
-        tensors.append(
-            (
-                name,
-                dtype,
-                DTYPE_NAMES.get(properties.dtype, ""),
-                properties.dtype.itemsize,
-                list(stored.size),
-                properties.requires_grad,
-                properties.pin_memory,
-                chunks,
-            )
-        )
-    planner_data = io.BytesIO()
-    if metadata.planner_data is not None:
-        torch.save(metadata.planner_data, planner_data)
-    _core.write_manifest(directory, files, tensors, objects, planner_data.getvalue(), sync)

@@ -11,8 +11,8 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from shardwright import _core
+from shardwright.planned_metadata import PlannedMetadata
 from shardwright.save_description import part_of_items
-from shardwright.save_planning import torch_metadata
 from torch.distributed.checkpoint._dedup_save_plans import dedup_save_plans
 from torch.distributed.checkpoint.default_planner import (
     _validate_global_plan,
@@ -122,7 +122,7 @@ def test_the_metadata_equals_that_of_torchs_planner(data):
     assert _validate_global_plan(plans, expected) == []
     for states in (job.described(), job.enumerated()):
         plan = _core.plan_save(states)
-        assert facts(torch_metadata(plan.metadata, True)) == facts(expected)
+        assert facts(PlannedMetadata.of(plan.metadata, True)) == facts(expected)
         written = [plan.items(rank, state) for rank, state in enumerate(states)]
         names = sorted((value[0], offset) for of_rank in written for value, offset, _ in of_rank)
         expected_names = sorted(
