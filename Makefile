@@ -120,6 +120,8 @@ bench: build peers ## measure kernels, and loading beside the peers: a table, JS
 	@$(IN_PEERS) bench/peers.py
 	$(call say,adapter)
 	@$(IN_PEERS) bench/adapter.py
+	$(call say,planning)
+	@$(IN_PEERS) bench/planning.py --ranks 1024 --no-torch
 
 # --- .venv-peers -------------------------------------------------------------------------------------------------------
 # The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.

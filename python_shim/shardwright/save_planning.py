@@ -9,12 +9,13 @@ from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
 from shardwright.describe import boxes_of_dtensor
+from shardwright.flat_state import flatten, flatten_sharded_tensors
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.save_description import (
     SaveDescription,
@@ -95,6 +96,17 @@ class SavePlanner(DefaultSavePlanner):
 
     # --- each rank ------------------------------------------------------------------------------------------------
 
+    def set_up_planner(
+        self,
+        state_dict: STATE_DICT_TYPE,
+        storage_meta: StorageMeta | None = None,
+        is_coordinator: bool = False,
+    ) -> None:
+        if self.flatten_state_dict:
+            state_dict, self.mappings = flatten(state_dict)
+        self.state_dict = flatten_sharded_tensors(state_dict) if self.flatten_sharded_tensors else state_dict
+        self.is_coordinator = is_coordinator
+
     def create_local_plan(self) -> SavePlan:
         self._describe()
         self._state_hash = _core.hash_of(self._state)
@@ -173,11 +185,12 @@ class SavePlanner(DefaultSavePlanner):
         token = _core.hash_of(b"".join(job))
         self.global_plan = []
         for at, plan in enumerate(all_plans):
-            packed = PackedItems(WRITES, (token, self._global.writes(at)))
+            items = partial(self._items_of, at)
             if isinstance(plan.items, PackedItems) and plan.items.data == (job[at], token):
-                packed = PackedItems(AS_BEFORE, None)
-            packed.unpack = partial(self._items_of, at)
-            self.global_plan.append(dataclasses.replace(plan, items=packed, planner_data=None))
+                packed = PackedItems(AS_BEFORE, None, items)
+            else:
+                packed = PackedItems(WRITES, (token, self._global.writes(at)), items)
+            self.global_plan.append(SavePlan(packed, plan.storage_data))
         return self.global_plan, self.metadata
 
     def _states_of(self, all_plans: list[SavePlan]) -> tuple[list[bytes], list[int]]:
@@ -215,7 +228,16 @@ class SavePlanner(DefaultSavePlanner):
 def _signature_of(fqn: str, value: Any) -> Any:
     """Equal for values that are described alike; None where only describing can tell."""
     if isinstance(value, DTensor):
-        return fqn, value._spec, value.dtype, value.requires_grad
+        spec = value._spec
+        return (
+            fqn,
+            spec.mesh,
+            spec.placements,
+            spec.tensor_meta and spec.tensor_meta.shape,
+            value.dtype,
+            value._local_tensor.shape,
+            value.requires_grad,
+        )
     if type(value) in (torch.Tensor, torch.nn.Parameter):
         return fqn, value.shape, value.dtype, value.requires_grad, value.layout, value.is_pinned()
     return None if isinstance(value, torch.Tensor) or hasattr(value, "local_shards") else (fqn,)

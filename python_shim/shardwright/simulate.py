@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardwright import _core
-from shardwright.table import print_table
+from shardwright.table import print_columns, print_table
 
 GIGA = 1e9
 
@@ -232,14 +232,14 @@ def whole_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def print_simulation(facts: dict[str, Any]) -> None:
     """Prints the figures for people."""
     print_table(whole_rows(facts))
-    _print_columns(
+    print_columns(
         ["per rank", "minimum", "mean", "maximum"],
         [
             [label, *(amount(name, facts["per_rank"][name][which]) for which in ("min", "mean", "max"))]
             for name, label in RANK_FIGURES.items()
         ],
     )
-    _print_columns(
+    print_columns(
         ["stage", "ranks", "read min", "read mean", "read max", "max / mean", "files", "requests", "held"],
         [
             [
@@ -258,7 +258,7 @@ def print_simulation(facts: dict[str, Any]) -> None:
         ],
     )
     phases = list(facts["seconds"]["alone"])
-    _print_columns(
+    print_columns(
         ["time at the given speeds", *phases, "sum"],
         [
             [label, *(amount("seconds", facts["seconds"][way][phase]) for phase in phases),
@@ -266,13 +266,3 @@ def print_simulation(facts: dict[str, Any]) -> None:
             for way, label in (("alone", "each rank for itself"), ("together", "a node's ranks together"))
         ],
     )  # fmt: skip
-
-
-def _print_columns(heads: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    print()
-    for row in [heads, *rows]:
-        first = f"{row[0]:<{widths[0]}}"
-        print(
-            "  ".join([first, *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))])
-        )
