@@ -96,16 +96,6 @@ std::string encode_values(std::vector<ValueFacts> facts, Shape mesh_shape, Shape
   return bytes;
 }
 
-std::vector<RankState> decode_states(const std::vector<std::string>& encoded, ValuesByHash& known) {
-  std::vector<RankState> states;
-  states.reserve(encoded.size());
-  for (const std::string& bytes : encoded) {
-    states.push_back(decode_state(bytes));
-    learn_values(states.back(), known);
-  }
-  return states;
-}
-
 void bind_descriptions(py::module_& m) {
   m.def(
       "encode_values",
