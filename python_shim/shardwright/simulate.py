@@ -32,6 +32,15 @@ NODE_FIGURES = (
     "bytes_read_together",
     "requests_together",
 )
+SAVE_FIGURES = (
+    "bytes_exchanged",
+    "bytes_unchanged",
+    "most_bytes_of_rank",
+    "seconds",
+    "seconds_unchanged",
+    "chunks",
+    "bytes_metadata",
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ def simulate(
         "native_bytes": run.bytes_native,
         "distinct_bytes": run.bytes_distinct,
         "bytes_exchanged_by_load": 0,  # every rank plans for itself from the headers
+        "save": _save_facts(run.save),
         "simulation_seconds": run.seconds,
         "per_rank": _spreads(ranks, RANK_FIGURES),
         "per_node": _spreads(nodes, NODE_FIGURES),
@@ -107,6 +117,11 @@ def simulate(
     facts["rank_list"] = ranks
     facts["node_list"] = nodes
     return facts
+
+
+def _save_facts(save: Any) -> dict[str, Any] | None:
+    """What planning a save takes, over all ranks of the mesh, sampled or not; None on a mesh too large for that."""
+    return None if save is None else {name: getattr(save, name) for name in SAVE_FIGURES}
 
 
 def _rank_facts(rank: Any) -> dict[str, Any]:
@@ -223,9 +238,31 @@ def whole_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("of these needed by some rank", amount("bytes", facts["distinct_bytes"])),
         ("native tensors", f"{facts['native_tensors']:,}, {amount('bytes', facts['native_bytes'])}"),
         ("exchanged between ranks to plan a load", "0 B"),
+        *save_rows(facts["save"]),
         ("a node's reads / distinct bytes, each rank for itself", f"{amplification['alone']:.3f}"),
         ("a node's reads / distinct bytes, read together", f"{amplification['together']:.3f}"),
         ("the simulation took", amount("seconds", facts["simulation_seconds"])),
+    ]
+
+
+def save_rows(save: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """(what, figure) of planning a save."""
+    if save is None:
+        return [("exchanged to plan a save", "not simulated: more ranks than 65,536")]
+    first = (
+        f"{amount('bytes', save['bytes_exchanged'])} in all, {amount('bytes', save['most_bytes_of_rank'])} by a rank;"
+        f" {amount('seconds', save['seconds'])} on the coordinator"
+    )
+    again = (
+        f"{amount('bytes', save['bytes_unchanged'])} in all; {amount('seconds', save['seconds_unchanged'])}"
+    )
+    return [
+        ("exchanged to plan a save", first),
+        ("exchanged to plan the next one, unchanged", again),
+        (
+            "chunks of a saved checkpoint",
+            f"{save['chunks']:,}, described in {amount('bytes', save['bytes_metadata'])}",
+        ),
     ]
 
 

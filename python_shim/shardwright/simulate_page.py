@@ -107,6 +107,14 @@ def _cards(facts: dict[str, Any]) -> str:
             "read / distinct bytes: alone → together",
         ),
         ("0 B", "exchanged to plan a load"),
+        *(
+            [
+                (amount("bytes", save["bytes_exchanged"]), "exchanged to plan a save, by all ranks"),
+                (amount("bytes", save["bytes_unchanged"]), "exchanged to plan the next one"),
+            ]
+            if (save := facts["save"])
+            else []
+        ),
     ]
     return '<div class="cards">' + "".join(
         f"<div><b>{escape(figure)}</b><span>{escape(what)}</span></div>" for figure, what in cards
