@@ -4,6 +4,7 @@
 
 #include "planner/error.h"
 #include "planner/plan.pb.h"
+#include "planner/protobuf_message.h"
 
 namespace shardwright {
 namespace {
@@ -64,12 +65,7 @@ BlockColumn read(const wire::BlockColumn& message) {
 
 template <class Message>
 Message parsed(const std::string& bytes) {
-  Message message;
-  if (!message.ParseFromString(bytes)) malformed("expected a message, found other bytes");
-  if (message.version() != version) {
-    malformed("expected version " + std::to_string(version) + ", found " + std::to_string(message.version()));
-  }
-  return message;
+  return parse_message<Message>(bytes, version, "what a rank told of its part of an export");
 }
 
 }  // namespace
@@ -79,7 +75,7 @@ std::string encode_holdings(const ExportHoldings& holdings) {
   message.set_version(version);
   for (const HeldBoxes& held : holdings.held) write(held, *message.add_held());
   for (const BlockColumn& column : holdings.columns) write(column, *message.add_columns());
-  return message.SerializeAsString();
+  return bytes_of_message(message);
 }
 
 ExportHoldings decode_holdings(const std::string& bytes) {
@@ -97,7 +93,7 @@ std::string encode_share(const ExportShare& share) {
   for (const HeldBoxes& held : share.owned) write(held, *message.add_owned());
   for (const BlockColumn& column : share.columns) write(column, *message.add_columns());
   message.mutable_headers()->Add(share.headers.begin(), share.headers.end());
-  return message.SerializeAsString();
+  return bytes_of_message(message);
 }
 
 ExportShare decode_share(const std::string& bytes) {
