@@ -10,7 +10,6 @@ What the memory is held against: half of the checkpoint's bytes, plus the FP8 te
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -18,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from options import checkpoint, options
 from peers import bytes_of, machine, measure_apart
 from ways import ADAPTERS
 
@@ -86,27 +86,15 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", default="bench")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint that is there already")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--check", action="store_true", help="fail below 8 times faster or above the memory")
-    options = parser.parse_args()
+    chosen = options(__doc__, "fail below 8 times faster or above the memory")
     import shardwright as sw
 
-    with tempfile.TemporaryDirectory() as folder:
+    with checkpoint(chosen) as path, tempfile.TemporaryDirectory() as folder:
         warm_up = Path(folder, "tiny")
         sw.generate(warm_up, "tiny")
-        path = options.checkpoint or Path(folder, options.preset)
-        if options.checkpoint is None:
-            sw.generate(path, options.preset)
-        result = measure_both(path, warm_up, options.threads, options.runs)
-    print(json.dumps(result, indent=1) if options.json else table(result))
-    if options.check and (
+        result = measure_both(path, warm_up, chosen.threads, chosen.runs)
+    print(json.dumps(result, indent=1) if chosen.json else table(result))
+    if chosen.check and (
         result["times_faster"] < 8 or result["memory_above_destination"][OURS] > memory_limit(result)
     ):
         raise SystemExit(

@@ -3,6 +3,9 @@
 //
 //   bench/kernels --benchmark_filter='mxfp8/transposed/BF16'
 //
+// Encoding goes the other way, from values that lie in memory into the cache: bytes per second are those of
+// the values, beside memcpy of the same.
+//
 // Each thread decodes tiles that lie in its second-level cache, as the engine's staging does, into its own
 // share of a destination far larger than any cache: the cost of memory on the way out is in the figure. Bytes
 // per second are those of the FP8 input, or of the output where the name says so.
@@ -19,6 +22,7 @@
 #include <vector>
 
 #include "kernels/decode.h"
+#include "kernels/encode.h"
 
 namespace {
 
@@ -165,6 +169,57 @@ void place_tiles(benchmark::State& state, const std::string& instruction_set, La
   state.SetBytesProcessed(state.iterations() * tile_rows / 2 * tile_columns * 2);
 }
 
+/// Memory full of random BF16 values of weights' magnitudes, the bits of each at least half used.
+const std::byte* values_in_memory() {
+  static const std::byte* const memory = [] {
+    auto* values = reinterpret_cast<std::uint16_t*>(destination());
+    std::uint64_t state = 1;
+    for (std::int64_t i = 0; i < destination_bytes / 2; ++i) {
+      state = state * 6364136223846793005U + 1442695040888963407U;
+      values[i] = static_cast<std::uint16_t>((state >> 33 & 0x807F) + 0x3900 + (state >> 48 & 0x0480));
+    }
+    return destination();
+  }();
+  return memory;
+}
+
+/// BF16 values to MXFP8; transposed ones as w1 of an expert lies in its native tensor. Bytes per second of
+/// the values.
+void encode_tiles(benchmark::State& state, const std::string& instruction_set, Layout layout) {
+  if (state.thread_index() == 0) {
+    shardwright::use_instruction_set(instruction_set);
+    values_in_memory();
+  }
+  std::vector<std::uint8_t> elements(tile_rows * tile_columns);
+  std::vector<std::uint8_t> scales(tile_rows * tile_columns / 32);
+  const std::int64_t bytes = tile_rows * tile_columns * 2;
+  Places places(state, bytes);
+  for (auto _ : state) {
+    static_cast<void>(_);
+    const bool straight = layout == Layout::straight;
+    shardwright::encode({places.next(), DType::BF16, tile_rows, tile_columns, straight ? tile_columns : 1,
+                         straight ? 1 : tile_rows},
+                        0, {}, {elements.data(), tile_columns, scales.data(), tile_columns / 32});
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(state.iterations() * bytes);
+}
+
+/// What reading the values of one tile costs if they are only copied.
+void memcpy_input(benchmark::State& state) {
+  if (state.thread_index() == 0) values_in_memory();
+  const std::int64_t bytes = tile_rows * tile_columns * 2;
+  std::vector<std::byte> copy(static_cast<std::size_t>(bytes));
+  Places places(state, bytes);
+  for (auto _ : state) {
+    static_cast<void>(_);
+    std::memcpy(copy.data(), places.next(), copy.size());
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(state.iterations() * bytes);
+}
+BENCHMARK(memcpy_input)->Name("memcpy/input_bytes")->ThreadRange(1, most_threads)->UseRealTime();
+
 const char* name_of(Layout layout) { return layout == Layout::straight ? "straight" : "transposed"; }
 
 const bool registered = [] {
@@ -182,6 +237,10 @@ const bool registered = [] {
               ->UseRealTime();
         }
       }
+      const std::string encoding = "encode/mxfp8/" + std::string(name_of(layout)) + "/BF16/" + set;
+      benchmark::RegisterBenchmark(encoding.c_str(), encode_tiles, set, layout)
+          ->ThreadRange(1, most_threads)
+          ->UseRealTime();
       for (const DType dtype : {DType::BF16, DType::F32}) {
         const std::string name = "place_bf16/" + std::string(name_of(layout)) + "/" +
                                  std::string(shardwright::name_of(dtype)) + "/" + set;

@@ -11,10 +11,8 @@ Warm files, one process, the destination allocated and touched beforehand. Measu
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import shardwright as sw
 import torch
+from options import checkpoint, options
 from shardwright.peak_memory import measure_peak_memory
 from shardwright.table import print_table
 from ways import fill, read_limit, safetensors_copy, safetensors_files, touched_native
@@ -72,26 +71,14 @@ def measure(path: Path, threads: int, runs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", default="bench")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint that is there already")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--check", action="store_true", help="fail above 4 x safetensors or 256 MB of memory")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = options.checkpoint or Path(folder, options.preset)
-        if options.checkpoint is None:
-            sw.generate(path, options.preset)
-        result = measure(path, options.threads, options.runs)
-    if options.json:
+    chosen = options(__doc__, "fail above 4 x safetensors or 256 MB of memory")
+    with checkpoint(chosen) as path:
+        result = measure(path, chosen.threads, chosen.runs)
+    if chosen.json:
         print(json.dumps(result, indent=1))
     else:
         print_result(result)
-    if options.check and (result["times_safetensors"] > 4 or result["memory_above_destination"] > 256e6):
+    if chosen.check and (result["times_safetensors"] > 4 or result["memory_above_destination"] > 256e6):
         raise SystemExit("slower than 4 x safetensors, or more than 256 MB above the destination")
 
 

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ways import ADAPTERS, WAYS, safetensors_files
+from ways import ADAPTERS, WAYS, read_limit, safetensors_files
 
 # --- one measurement, in a process of its own ------------------------------------------------------------------------
 
@@ -53,6 +53,10 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     load = prepare(path, threads)
     if cold:
         drop_from_page_cache(path)
+    else:
+        read_limit(
+            path, threads
+        )()  # the system may have taken them out of the page cache since they were written
     read_before = bytes_read_by_this_process()
     with measure_peak_memory() as peak:
         start = time.perf_counter()
@@ -90,15 +94,26 @@ def measure_apart(way: str, warm_up: Path, path: Path, threads: int, cold: bool 
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def load_as_rank(rank: int, ranks: int, path: str, options: dict[str, Any], runs: int, out: str) -> None:
-    """Loads this rank's shards on one thread, `runs` times; rank 0 writes seconds, and bytes of all ranks, to `out`."""
+#: What ranks hold: the name of the mesh's dimension for sw.empty_state_dict; None: each of them everything.
+HELD = {
+    "its shard of dimension 0": "shard",
+    "all": None,
+    "of experts its shard of the input dimension": "dp",
+}
+
+
+def load_as_rank(
+    rank: int, ranks: int, path: str, held: str, options: dict[str, Any], runs: int, out: str
+) -> None:
+    """Loads what this rank holds on one thread, `runs` times; rank 0 writes seconds, and bytes of all, to `out`."""
     import shardwright as sw
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
     torch.set_num_threads(1)
-    mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("shard",)) if ranks > 1 else None
+    dimension = HELD[held] if ranks > 1 else None
+    mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=(dimension,)) if dimension else None
     state_dict = sw.empty_state_dict(path, mesh)
     for tensor in state_dict.values():
         (tensor.to_local() if mesh else tensor).fill_(1)
@@ -110,20 +125,21 @@ def load_as_rank(rank: int, ranks: int, path: str, options: dict[str, Any], runs
         dist.barrier()
         seconds.append(time.perf_counter() - start)
     figures: list[Any] = [None] * ranks
-    dist.all_gather_object(figures, (report.bytes_needed, report.bytes_read))
+    dist.all_gather_object(figures, (report.bytes_needed, report.bytes_read, report.bytes_received))
     if rank == 0:
-        needed, read = zip(*figures, strict=True)
-        Path(out).write_text(json.dumps({"seconds": seconds[1:], "bytes_needed": needed, "bytes_read": read}))
+        needed, read, received = zip(*figures, strict=True)
+        found = {"bytes_needed": needed, "bytes_read": read, "bytes_received": received}
+        Path(out).write_text(json.dumps({"seconds": seconds[1:]} | found))
 
 
-def measure_ranks(path: Path, ranks: int, runs: int, **options: Any) -> dict[str, Any]:
+def measure_ranks(path: Path, ranks: int, runs: int, held: str, **options: Any) -> dict[str, Any]:
     from shardwright.ranks import run_on_ranks
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "figures.json")
-        run_on_ranks(ranks, load_as_rank, ranks, str(path), options, runs, str(out))
+        run_on_ranks(ranks, load_as_rank, ranks, str(path), held, options, runs, str(out))
         figures = json.loads(out.read_text())
-    return figures | {"median": statistics.median(figures["seconds"])}
+    return {"ranks": ranks, "held": held} | figures | {"median": statistics.median(figures["seconds"])}
 
 
 # --- reading cold files, with nothing of ours ------------------------------------------------------------------------
@@ -215,7 +231,13 @@ def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         }
 
     told("ranks")
-    ranks = {str(n): measure_ranks(path, n, options.runs) for n in (1, 2)}
+    alone, *others = HELD
+    ranks = [measure_ranks(path, n, options.runs, alone) for n in (1, 2)]
+    ranks += [
+        measure_ranks(path, 2, options.runs, held, cooperative=cooperative) | {"cooperative": cooperative}
+        for held in others
+        for cooperative in (False, True)
+    ]
 
     told("cold")
     cold_ours, cold_read = [], []
@@ -298,12 +320,18 @@ def table(result: dict[str, Any]) -> str:
     ranks = result["ranks_with_one_thread_each"]
     lines += [
         "",
-        "| ranks, one thread each | seconds | bytes needed | bytes read |",
-        "| --- | --- | --- | --- |",
+        "| ranks, one thread each | each holds | cooperative | seconds | bytes needed by a rank | read by a rank | "
+        "received from others | read by the node |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for number, found in ranks.items():
-        needed, read = (" + ".join(f"{n:,}" for n in found[key]) for key in ("bytes_needed", "bytes_read"))
-        lines.append(f"| {number} | {found['median']:.3f} | {needed} | {read} |")
+    for found in ranks:
+        needed, read, received = (
+            f"{max(found[key]):,}" for key in ("bytes_needed", "bytes_read", "bytes_received")
+        )
+        lines.append(
+            f"| {found['ranks']} | {found['held']} | {'yes' if found.get('cooperative') else ''} | "
+            f"{found['median']:.3f} | {needed} | {read} | {received} | {sum(found['bytes_read']):,} |"
+        )
     cold, best = result["cold"], result["cold"]["best_reading"]
     lines += [
         "",

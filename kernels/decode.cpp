@@ -239,14 +239,22 @@ bool gather_over_rows(const Scales& scales, std::int64_t row, std::int64_t rows,
                       typename Scales::Spread* gathered) {
   bool in_range = true;
   const std::int64_t block_rows = scales.scales.block_rows;
+  const std::int64_t row_stride = scales.scales.row_stride;
   const std::int64_t from_first = scales.scales.first_row + row;
-  std::int64_t number = from_first / block_rows * scales.scales.row_stride + block;
+  std::int64_t number = from_first / block_rows * row_stride + block;
+  if (block_rows == 1) {
+    for (std::int64_t at = 0; at < rows; ++at, number += row_stride) {
+      const auto scale = scales[number];
+      in_range &= Scales::is_in_range(scale);
+      gathered[at] = scale;
+    }
+    return in_range;
+  }
   std::int64_t end = block_rows - from_first % block_rows;
-  for (std::int64_t begin = 0; begin < rows; end += block_rows, number += scales.scales.row_stride) {
+  for (std::int64_t begin = 0; begin < rows; begin = end, end += block_rows, number += row_stride) {
     const auto scale = scales[number];
     in_range &= Scales::is_in_range(scale);
-    for (const std::int64_t block_end = std::min(end, rows); begin < block_end; ++begin)
-      gathered[begin] = scale;
+    std::fill(gathered + begin, gathered + std::min(end, rows), scale);
   }
   return in_range;
 }

@@ -284,6 +284,20 @@ struct ScaledInRange {
   }
 };
 
+/// MXFP8 to BF16 with any scales. Those of most vectors are in range, even where those of a run are not.
+struct ScaledByVector {
+  ScaledInRange in_range;
+  HWY_INLINE Words operator()(std::size_t index) const {
+    const hn::Rebind<std::uint8_t, decltype(words)> narrow;
+    const auto above_lowest =
+        hn::Sub(hn::LoadU(narrow, in_range.scales + index), hn::Set(narrow, lowest_scale_in_range));
+    const auto most = hn::Set(narrow, highest_scale_in_range - lowest_scale_in_range);
+    const auto is_in_range = hn::Eq(hn::Min(above_lowest, most), above_lowest);
+    if (HWY_LIKELY(hn::AllTrue(narrow, is_in_range))) return in_range(index);
+    return Rounded<FromScaled, ToBF16>{{in_range.elements, in_range.scales}}(index);
+  }
+};
+
 /// Writes count >= Lanes elements. The last vector may overlap the one before it.
 template <class T, class Values>
 HWY_INLINE void write_run(const Values values, std::int64_t signed_count, T* HWY_RESTRICT destination,
@@ -337,6 +351,11 @@ void decode_to_bf16_in_range(const std::uint8_t* elements, const std::uint8_t* s
   write_run(ScaledInRange{elements, scales}, count, static_cast<std::uint16_t*>(destination), store);
 }
 
+void decode_to_bf16(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
+                    void* destination, Store store) {
+  write_run(ScaledByVector{{elements, scales}}, count, static_cast<std::uint16_t*>(destination), store);
+}
+
 template <class To>
 void decode_and_round(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
                       void* destination, Store store) {
@@ -367,83 +386,8 @@ constexpr ScaleRuns scale_runs() {
   return {scale_and_round<From, ToBF16>, scale_and_round<From, ToF16>, scale_to_f32<From>};
 }
 
-/// Writes block k of 16 bytes to destination + k * distance.
-template <class T>
-HWY_INLINE void store_blocks(hn::Vec<hn::ScalableTag<T> > value, T* destination, std::int64_t distance) {
-  const hn::Full128<T> block;
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-  const hn::Half<hn::ScalableTag<T> > half;
-  const auto lower = hn::LowerHalf(half, value);
-  const auto upper = hn::UpperHalf(half, value);
-  hn::StoreU(hn::LowerHalf(block, lower), block, destination);
-  hn::StoreU(hn::UpperHalf(block, lower), block, destination + distance);
-  hn::StoreU(hn::LowerHalf(block, upper), block, destination + 2 * distance);
-  hn::StoreU(hn::UpperHalf(block, upper), block, destination + 3 * distance);
-#elif HWY_TARGET == HWY_AVX2
-  hn::StoreU(hn::LowerHalf(block, value), block, destination);
-  hn::StoreU(hn::UpperHalf(block, value), block, destination + distance);
-#else
-  (void)distance;
-  hn::StoreU(value, block, destination);
-#endif
-}
-
-/// Transposes squares of 16 bytes by as many rows as fit in 16 bytes, as many squares side by side as a
-/// vector has blocks, from lines[i] to to[i]. With 2^n rows, each round of interleaving rows i and i +
-/// 2^(n-1) turns the bits of the address (row, column) by one place; after n rounds row and column have
-/// changed places.
-template <class T>
-HWY_INLINE void transpose_squares(const T* const* lines, T* to, std::int64_t pitch) {
-  const hn::ScalableTag<T> tag;
-  constexpr int square = 16 / sizeof(T);
-  hn::Vec<decltype(tag)> even[square];
-  hn::Vec<decltype(tag)> odd[square];
-  for (int line = 0; line < square; ++line) even[line] = hn::LoadU(tag, lines[line]);
-  const auto turn = [&tag](const auto* from, auto* turned) HWY_ATTR {
-    for (int pair = 0; pair < square / 2; ++pair) {
-      turned[2 * pair] = hn::InterleaveLower(tag, from[pair], from[pair + square / 2]);
-      turned[2 * pair + 1] = hn::InterleaveUpper(tag, from[pair], from[pair + square / 2]);
-    }
-  };
-  turn(even, odd);
-  if constexpr (square == 4) turn(odd, even);
-  if constexpr (square == 8) turn(odd, even), turn(even, odd);
-  if constexpr (square == 16) turn(odd, even), turn(even, odd), turn(odd, even);
-  const auto* const turned = square == 2 || square == 8 ? odd : even;
-  for (int line = 0; line < square; ++line) store_blocks<T>(turned[line], to + line * pitch, square * pitch);
-}
-
-template <class T>
-void transpose_panel(const void* source, std::int64_t row_stride, std::int64_t rows, std::int64_t columns,
-                     void* panel, std::int64_t pitch) {
-  constexpr std::int64_t lanes = hn::MaxLanes(hn::ScalableTag<T>());
-  constexpr std::int64_t square = 16 / sizeof(T);
-  const T* from = static_cast<const T*>(source);
-  T* to = static_cast<T*>(panel);
-  for (std::int64_t row = 0; row < rows; row += square) {
-    const T* lines[square];
-    for (std::int64_t line = 0; line < square; ++line) {
-      // Below the last row its values are repeated; nobody uses them.
-      lines[line] = from + std::min(row + line, rows - 1) * row_stride;
-    }
-    std::int64_t column = 0;
-    for (; column + lanes <= columns; column += lanes) {
-      transpose_squares<T>(lines, to + column * pitch + row, pitch);
-      for (const T*& line : lines) line += lanes;
-    }
-    if (column < columns) {
-      // Right of the last column there may be nothing to read.
-      T padded[square][lanes] = {};
-      for (std::int64_t line = 0; line < square; ++line) {
-        std::memcpy(padded[line], lines[line], static_cast<std::size_t>(columns - column) * sizeof(T));
-        lines[line] = padded[line];
-      }
-      transpose_squares<T>(lines, to + column * pitch + row, pitch);
-    }
-  }
-}
-
 #include "kernels/encode_simd-inl.h"
+#include "kernels/transpose_simd-inl.h"
 
 void finish_streaming() { hwy::FlushStream(); }
 
@@ -457,7 +401,7 @@ const InstructionSet* kernels() {
                   : HWY_TARGET == HWY_NEON  ? "neon"
                                             : "simd";
     result.shortest_run = word_count;
-    result.decode_to_bf16 = decode_and_round<ToBF16>;
+    result.decode_to_bf16 = decode_to_bf16;
     result.decode_to_bf16_in_range = decode_to_bf16_in_range;
     result.decode_to_f16 = decode_and_round<ToF16>;
     result.decode_to_f32 = decode_to_f32;

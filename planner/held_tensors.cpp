@@ -61,7 +61,16 @@ void add_sibling_stacks(const WeightMap& map, FoundByName& found) {
   }
 }
 
+/// A tensor that is one HF tensor cannot be two.
+void refuse_rivals(const std::string& fqn, const Found& found) {
+  if (found.sources.size() < 2 || (found.rule != nullptr && (found.rule->stacked() || found.rule->parts > 1)))
+    return;
+  throw Error(ErrorKind::mismatch, fqn + ": expected one HF tensor for it, found " + found.sources[0] +
+                                       " and " + found.sources[1] + "; remove what is not meant");
+}
+
 HeldTensor describe(const Catalog& catalog, std::string fqn, Found found, std::int64_t experts) {
+  refuse_rivals(fqn, found);
   HeldTensor held;
   held.fqn = std::move(fqn);
   held.sources = std::move(found.sources);
@@ -105,7 +114,10 @@ std::vector<HeldTensor> held_tensors(const Catalog& catalog, const WeightMap& ma
   FoundByName found;
   std::string_view previous;
   for (const SourceTensor& tensor : catalog.tensors) {
-    if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name)) continue;
+    if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name) ||
+        is_without_place(map, tensor.name)) {
+      continue;
+    }
     previous = tensor.name;
     const std::optional<NativePlace> place = native_place_of(map, tensor.name);
     Found& entry = found[place ? place->fqn : tensor.name];

@@ -26,10 +26,10 @@ struct HeldTensor {
 };
 
 /// The native tensors that a rank's HF state dict brings something for, in the order of the names. HF tensors
-/// that no rule knows keep their names; those that no layout uses are left out. If a layer holds one stack of
-/// experts, it holds all its stacks: those that the state dict brings nothing for are listed without sources.
-/// `experts` is how many there are over all ranks; -1: as many as the catalog tells. Throws Error(mismatch)
-/// for scales without their weight.
+/// that no rule knows keep their names; those that this layout does not use are left out. If a layer holds
+/// one stack of experts, it holds all its stacks: those that the state dict brings nothing for are listed
+/// without sources. `experts` is how many there are over all ranks; -1: as many as the catalog tells. Throws
+/// Error(mismatch) for scales without their weight and for two HF tensors that are one native tensor.
 std::vector<HeldTensor> held_tensors(const Catalog& catalog, const WeightMap& map, std::int64_t experts = -1);
 
 /// The HF weights that a stack lacks of the experts first … last - 1.

@@ -12,6 +12,7 @@
 #include <string>
 #include <tuple>
 
+#include "kernels/decode.h"
 #include "planner/error.h"
 #include "planner/load_plan.h"
 #include "planner/mesh.h"
@@ -142,6 +143,13 @@ void bind_catalog(py::module_& m) {
         return names;
       },
       "The names of the encodings that are known.");
+  m.def(
+      "can_convert",
+      [](const std::string& source, const std::string& destination) {
+        return can_convert(dtype_from(source), dtype_from(destination));
+      },
+      py::arg("source"), py::arg("destination"),
+      "Whether the kernels turn elements of one dtype into another.");
   m.def("scaled_weights", &scaled_weights, py::arg("catalog"),
         "How many weights have scales, by encoding; those whose scales fit none that is known under "
         "\"unknown\".");

@@ -165,6 +165,15 @@ void bind_reading(py::module_& m) {
   m.def("has_manifest", &has_manifest, py::arg("directory"));
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
   py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
+      .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,
+                       std::uint64_t bytes_hashed, std::vector<std::string> problems,
+                       std::vector<std::string> damaged) {
+             return VerifyReport{std::move(kind),   files,        tensors,
+                                 objects,           bytes_hashed, std::move(problems),
+                                 std::move(damaged)};
+           }),
+           py::arg("kind"), py::arg("files"), py::arg("tensors"), py::arg("objects"), py::arg("bytes_hashed"),
+           py::arg("problems"), py::arg("damaged"))
       .def_readonly("kind", &VerifyReport::kind)
       .def_readonly("files", &VerifyReport::files)
       .def_readonly("tensors", &VerifyReport::tensors)
@@ -172,6 +181,16 @@ void bind_reading(py::module_& m) {
       .def_readonly("bytes_hashed", &VerifyReport::bytes_hashed)
       .def_readonly("problems", &VerifyReport::problems)
       .def_readonly("damaged", &VerifyReport::damaged);
+  m.def(
+      "tiling_fault",
+      [](const Shape& shape, const std::vector<std::pair<Shape, Shape>>& chunks) {
+        std::vector<Box> boxes;
+        for (const auto& [offset, size] : chunks) {
+          if (volume(size) > 0) boxes.push_back({offset, size});
+        }
+        return tiling_fault(whole(shape), std::move(boxes));
+      },
+      py::arg("shape"), py::arg("chunks"), "Of (offset, size): what keeps them from making up the whole.");
   m.def("verify_checkpoint", &verify_checkpoint, py::arg("directory"), py::arg("threads") = 0,
         py::call_guard<py::gil_scoped_release>());
 }

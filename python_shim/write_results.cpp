@@ -30,7 +30,8 @@ using FileFacts = std::tuple<std::string, std::uint64_t, std::uint64_t,
 
 py::bytes encode_results(std::int64_t rank, const std::string& values,
                          const std::vector<std::pair<BoxFacts, PlaceFacts>>& items,
-                         const std::vector<FileFacts>& files, const std::string& failure, int error_number) {
+                         const std::vector<FileFacts>& files, const std::string& failure, int error_number,
+                         bool misfit) {
   WriteResults results;
   results.rank = rank;
   results.values = decode_values(values);
@@ -45,6 +46,7 @@ py::bytes encode_results(std::int64_t rank, const std::string& values,
     results.files.push_back({name, size, header_bytes, checksum});
   results.failure = failure;
   results.error_number = error_number;
+  results.misfit = misfit;
   return py::bytes(encode(results));
 }
 
@@ -65,21 +67,23 @@ void expect_all(const Manifest& manifest, const std::vector<std::string>& names)
 void bind_write_results(py::module_& m) {
   m.def(
       "encode_results", &encode_results, py::arg("rank"), py::arg("values"), py::arg("items"),
-      py::arg("files"), py::arg("failure"), py::arg("error_number"),
+      py::arg("files"), py::arg("failure"), py::arg("error_number"), py::arg("misfit"),
       "What a rank has written: of values that are described, [((index of the value, offset, size), (file, "
       "begin, end, checksums))] in the order of the values, and [(name, size, header bytes, its checksum)].");
   m.def(
       "failures_of_results",
       [](const std::vector<std::string>& ranks) {
-        std::vector<std::tuple<std::int64_t, std::string, int>> failures;
+        std::vector<std::tuple<std::int64_t, std::string, int, bool>> failures;
         for (const std::string& bytes : ranks) {
           WriteResults results = decode_results(bytes);
           if (!results.failure.empty())
-            failures.emplace_back(results.rank, std::move(results.failure), results.error_number);
+            failures.emplace_back(results.rank, std::move(results.failure), results.error_number,
+                                  results.misfit);
         }
         return failures;
       },
-      py::arg("ranks"), "[(rank, what went wrong, errno or 0)] of those that have failed.");
+      py::arg("ranks"),
+      "[(rank, what went wrong, errno or 0, whether it is a PlanError)] of those that have failed.");
   m.def(
       "write_manifest",
       [](const std::filesystem::path& directory, const std::vector<std::string>& ranks,

@@ -66,6 +66,10 @@ std::uint64_t scales_offset_in_staging(const ReadTask& task) {
   return (task.weights.staged_bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
 }
 
+std::uint64_t staged_bytes(const ReadTask& task) {
+  return scales_offset_in_staging(task) + task.scales.staged_bytes;
+}
+
 void ReadingFigures::count(const BoxReading& reading) {
   bytes += reading.staged_bytes;
   requests += reading.requests;
@@ -92,6 +96,17 @@ TaskCutter::TaskCutter(const LoadPlan& plan, const Catalog& catalog, std::uint64
                        std::vector<ReadCosts> costs)
     : plan_(plan), catalog_(catalog), buffer_bytes_(buffer_bytes), costs_(std::move(costs)) {}
 
+Strips strips_of(const Box& box, std::uint64_t staged_bytes, std::uint64_t room) {
+  Strips strips;
+  while (strips.dimension + 1 < box.size.size() && box.size[strips.dimension] == 1) ++strips.dimension;
+  // A strip is shorter than the box, whose bytes are more than there is room for.
+  const std::uint64_t indices = unsigned_of(box.size[strips.dimension]);
+  const std::uint64_t bytes_per_index = (staged_bytes + indices - 1) / indices;
+  strips.width = static_cast<std::int64_t>(std::max<std::uint64_t>(1, room / bytes_per_index));
+  if (strips.width > rows_in_a_cache_line) strips.width -= strips.width % rows_in_a_cache_line;
+  return strips;
+}
+
 bool TaskCutter::next(ReadTask& task) {
   for (;;) {
     Box box;
@@ -100,32 +115,20 @@ bool TaskCutter::next(ReadTask& task) {
       box = plan_.transfers[next_transfer_++].source_box;
       if (is_empty(box)) continue;
     } else {
-      Strips& strips = open_.back();
-      box = strips.box;
-      box.offset[strips.dimension] += strips.begin;
-      box.size[strips.dimension] = std::min(strips.width, box.size[strips.dimension] - strips.begin);
-      strips.begin += strips.width;
-      if (strips.begin >= strips.box.size[strips.dimension]) open_.pop_back();
+      auto& [whole, strips, begin] = open_.back();
+      box = whole;
+      const std::int64_t size = box.size[strips.dimension];
+      box.offset[strips.dimension] += begin;
+      box.size[strips.dimension] = std::min(strips.width, size - begin);
+      begin += strips.width;
+      if (begin >= size) open_.pop_back();
     }
     task = task_for(next_transfer_ - 1, box);
-    const std::uint64_t staged = scales_offset_in_staging(task) + task.scales.staged_bytes;
+    const std::uint64_t staged = staged_bytes(task);
     if (staged <= buffer_bytes_) return true;
-    cut(task, staged);
+    const std::uint64_t room = buffer_bytes_ - (task.scales.staged_bytes > 0 ? staging_alignment : 0);
+    open_.push_back({box, strips_of(box, staged, room), 0});
   }
-}
-
-/// Opens a box that is too large for a buffer as strips along its outermost dimension of more than one index.
-void TaskCutter::cut(const ReadTask& task, std::uint64_t staged_bytes) {
-  const Box& box = task.box;
-  std::size_t d = 0;
-  while (d + 1 < box.size.size() && box.size[d] == 1) ++d;
-  // A strip is shorter than the box, whose bytes are more than the buffer's.
-  const std::uint64_t indices = unsigned_of(box.size[d]);
-  const std::uint64_t bytes_per_index = (staged_bytes + indices - 1) / indices;
-  const std::uint64_t room = buffer_bytes_ - (task.scales.staged_bytes > 0 ? staging_alignment : 0);
-  auto width = static_cast<std::int64_t>(std::max<std::uint64_t>(1, room / bytes_per_index));
-  if (width > rows_in_a_cache_line) width -= width % rows_in_a_cache_line;
-  open_.push_back({box, d, width, 0});
 }
 
 const ReadCosts& TaskCutter::costs_of(const SourceTensor& tensor) const {
@@ -137,6 +140,8 @@ ReadTask TaskCutter::task_for(std::uint32_t index, const Box& box) const {
   const SourceTensor& source = catalog_.tensors[transfer.source];
   ReadTask task;
   task.transfer = index;
+  task.source = transfer.source;
+  task.scale_source = transfer.scales;
   task.box = box;
   task.weights = reading_of(source.begin, source.shape, static_cast<std::uint64_t>(bytes_of(source.dtype)),
                             box, costs_of(source));

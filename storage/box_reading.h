@@ -14,6 +14,8 @@ namespace shardwright {
 struct ReadCosts {
   double seconds_per_request = 0;
   double seconds_per_byte = 0;
+
+  bool operator==(const ReadCosts&) const = default;
 };
 
 /// Measured on two cores of an EPYC (Zen 5), Linux 6.18, ext4: a file in the page cache is copied at 26 GB/s
@@ -52,10 +54,12 @@ void for_each_run(const BoxReading& reading, const std::function<void(std::uint6
 /// A part of a transfer that fits into one staging buffer.
 struct ReadTask {
   std::uint32_t transfer = 0;  ///< index into LoadPlan::transfers
-  Box box;                     ///< of the source tensor, inside the transfer's source_box
+  std::uint32_t source = 0;    ///< the transfer's source and scales: indices into Catalog::tensors; -1: none
+  std::int64_t scale_source = -1;
+  Box box;  ///< of the source tensor, inside the transfer's source_box
   BoxReading weights;
   BoxReading scales;  ///< staged_bytes 0 where the transfer has none
-  Box scale_box;
+  Box scale_box;      ///< of the tensor of scales, likewise
 
   std::uint64_t bytes() const { return weights.staged_bytes + scales.staged_bytes; }
 };
@@ -76,6 +80,18 @@ ReadingFigures reading_figures(const LoadPlan& plan, const Catalog& catalog,
 /// Where the scales begin in a staging buffer that holds this task's weights.
 std::uint64_t scales_offset_in_staging(const ReadTask& task);
 
+/// What the task takes of a staging buffer.
+std::uint64_t staged_bytes(const ReadTask& task);
+
+/// How a box whose reading stages more bytes than there is room for is cut: into strips of so many indices
+/// along its outermost dimension of more than one, multiples of 64 where they can be.
+struct Strips {
+  std::size_t dimension = 0;
+  std::int64_t width = 1;
+};
+
+Strips strips_of(const Box& box, std::uint64_t staged_bytes, std::uint64_t room);
+
 /// Cuts a plan's transfers into tasks that take at most `buffer_bytes` of staging each, in the plan's order,
 /// one at a time: all of them at once could take more memory than the staging. Along rows the cuts fall on
 /// multiples of 64 where they can, so that transposed destinations are written in whole cache lines. Plan and
@@ -91,24 +107,22 @@ class TaskCutter {
   bool next(ReadTask& task);
 
  private:
-  /// A box that is handed out in strips along one of its dimensions.
-  struct Strips {
+  /// A box that is handed out in strips.
+  struct OpenBox {
     Box box;
-    std::size_t dimension;
-    std::int64_t width;
+    Strips strips;
     std::int64_t begin;
   };
 
   ReadTask task_for(std::uint32_t transfer, const Box& box) const;
   const ReadCosts& costs_of(const SourceTensor& tensor) const;
-  void cut(const ReadTask& task, std::uint64_t staged_bytes);
 
   const LoadPlan& plan_;
   const Catalog& catalog_;
   const std::uint64_t buffer_bytes_;
   const std::vector<ReadCosts> costs_;
   std::uint32_t next_transfer_ = 0;
-  std::vector<Strips> open_;  // of transfer next_transfer_ - 1, innermost last
+  std::vector<OpenBox> open_;  // of transfer next_transfer_ - 1, innermost last
 };
 
 }  // namespace shardwright

@@ -1,19 +1,18 @@
 #include "storage/cooperation.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
+#include <numeric>
 #include <set>
 #include <tuple>
 #include <utility>
 
-#include "storage/box_reading.h"
-
 namespace shardwright {
 namespace {
 
-/// A piece is at most this large where its rows allow it, so that staging stays in the cache of a core.
-constexpr std::uint64_t piece_bytes = std::uint64_t{1} << 20;
-constexpr std::int64_t rows_in_a_cache_line = 64;
+/// Smaller pieces would cost more in the asking than in the reading.
+constexpr std::uint64_t smallest_piece_bytes = 512;
 
 std::uint64_t bytes_of_elements(DType dtype) { return static_cast<std::uint64_t>(bytes_of(dtype)); }
 
@@ -21,8 +20,10 @@ const SourceTensor& scales_in(const Catalog& catalog, std::int64_t scales) {
   return catalog.tensors[static_cast<std::size_t>(scales)];
 }
 
-std::uint64_t bytes_to_read(const SourceTensor& tensor, const Box& box) {
-  return reading_of(tensor.begin, tensor.shape, bytes_of_elements(tensor.dtype), box).staged_bytes;
+BoxReading reading_of_box(std::uint32_t tensor, const Box& box, const Catalog& catalog,
+                          const std::vector<ReadCosts>& costs) {
+  const SourceTensor& source = catalog.tensors[tensor];
+  return reading_of(source.begin, source.shape, bytes_of_elements(source.dtype), box, costs[source.file]);
 }
 
 Box hull(const Box& a, const Box& b) {
@@ -42,19 +43,14 @@ struct Taker {
   const Transfer* transfer;
 };
 
-/// The rows begin .. end - 1 of a source and all who take something of them.
-SharedPiece piece_of(const std::vector<Taker>& takers, std::int64_t begin, std::int64_t end) {
+/// What the takers take of a box of their source.
+SharedPiece piece_of(const std::vector<Taker>& takers, const Box& within) {
   SharedPiece piece;
   piece.source = takers.front().transfer->source;
   piece.scales = takers.front().transfer->scales;
   for (const Taker& taker : takers) {
-    SharedPiece::Share share{taker.rank, taker.index, taker.transfer->source_box, {}};
-    if (!share.box.size.empty()) {
-      const std::int64_t first = std::max(begin, share.box.offset[0]);
-      share.box.size[0] = std::min(end, share.box.offset[0] + share.box.size[0]) - first;
-      share.box.offset[0] = first;
-      if (share.box.size[0] <= 0) continue;
-    }
+    SharedPiece::Share share{taker.rank, taker.index, intersection(taker.transfer->source_box, within), {}};
+    if (is_empty(share.box)) continue;
     if (piece.scales >= 0) share.scale_box = scale_box_of_part(*taker.transfer, share.box);
     piece.box = piece.shares.empty() ? share.box : hull(piece.box, share.box);
     piece.scale_box = piece.shares.empty() ? share.scale_box : hull(piece.scale_box, share.scale_box);
@@ -63,35 +59,47 @@ SharedPiece piece_of(const std::vector<Taker>& takers, std::int64_t begin, std::
   return piece;
 }
 
+/// Cuts what the takers want of a box into pieces that can be staged.
+void cut(const std::vector<Taker>& takers, const Box& within, const Catalog& catalog,
+         const CooperationLimits& limits, std::vector<SharedPiece>& pieces) {
+  SharedPiece piece = piece_of(takers, within);
+  if (piece.shares.empty()) return;
+  const std::uint64_t staged = staged_bytes(task_of(piece, catalog, limits.costs));
+  if (staged <= limits.piece_bytes || volume(piece.box.size) == 1) {
+    pieces.push_back(std::move(piece));
+    return;
+  }
+  const Strips strips = strips_of(piece.box, staged, limits.piece_bytes);
+  Box strip = piece.box;
+  const std::int64_t end = piece.box.offset[strips.dimension] + piece.box.size[strips.dimension];
+  for (std::int64_t& begin = strip.offset[strips.dimension]; begin < end; begin += strips.width) {
+    strip.size[strips.dimension] = std::min(strips.width, end - begin);
+    cut(takers, strip, catalog, limits, pieces);
+  }
+}
+
 /// Cuts what the takers want along the rows where the set of takers changes, and where a piece is full.
-std::vector<SharedPiece> pieces_of(const std::vector<Taker>& takers, const Catalog& catalog) {
-  const SourceTensor& source = catalog.tensors[takers.front().transfer->source];
-  if (source.shape.empty()) return {piece_of(takers, 0, 1)};
+std::vector<SharedPiece> pieces_of(const std::vector<Taker>& takers, const Catalog& catalog,
+                                   const CooperationLimits& limits) {
+  std::vector<SharedPiece> pieces;
+  const Shape& shape = catalog.tensors[takers.front().transfer->source].shape;
+  Box band{Shape(shape.size(), 0), shape};
+  if (shape.empty()) {
+    cut(takers, band, catalog, limits, pieces);
+    return pieces;
+  }
   std::set<std::int64_t> edges;
   for (const Taker& taker : takers) {
     const Box& box = taker.transfer->source_box;
     edges.insert(box.offset[0]);
     edges.insert(box.offset[0] + box.size[0]);
   }
-  std::vector<SharedPiece> pieces;
   for (auto edge = edges.begin(); std::next(edge) != edges.end(); ++edge) {
-    const std::int64_t end = *std::next(edge);
-    const SharedPiece band = piece_of(takers, *edge, end);
-    if (band.shares.empty()) continue;
-    const std::uint64_t row_bytes = std::max<std::uint64_t>(
-        1, bytes_to_read(source, band.box) / static_cast<std::uint64_t>(band.box.size[0]));
-    std::int64_t rows = std::max<std::int64_t>(1, static_cast<std::int64_t>(piece_bytes / row_bytes));
-    if (rows > rows_in_a_cache_line) rows -= rows % rows_in_a_cache_line;
-    for (std::int64_t begin = *edge; begin < end; begin += rows) {
-      pieces.push_back(piece_of(takers, begin, std::min(end, begin + rows)));
-    }
+    band.offset[0] = *edge;
+    band.size[0] = *std::next(edge) - *edge;
+    cut(takers, band, catalog, limits, pieces);
   }
   return pieces;
-}
-
-std::uint64_t bytes_to_read(const SharedPiece& piece, const Catalog& catalog) {
-  return bytes_to_read(catalog.tensors[piece.source], piece.box) +
-         (piece.scales < 0 ? 0 : bytes_to_read(scales_in(catalog, piece.scales), piece.scale_box));
 }
 
 /// Bytes that each rank handles in the round that is being filled.
@@ -99,9 +107,9 @@ struct Round {
   std::vector<std::uint64_t> read, sent, received;
 
   explicit Round(std::size_t ranks) : read(ranks), sent(ranks), received(ranks) {}
-  void add(const SharedPiece& piece, const Catalog& catalog) {
+  void add(const SharedPiece& piece, std::uint64_t bytes_to_read, const Catalog& catalog) {
     const auto reader = static_cast<std::size_t>(piece.reader);
-    read[reader] += bytes_to_read(piece, catalog);
+    read[reader] += bytes_to_read;
     for (const SharedPiece::Share& share : piece.shares) {
       if (share.rank == piece.reader) continue;
       const std::uint64_t bytes = bytes_of_share(piece, share, catalog);
@@ -126,8 +134,40 @@ std::uint64_t bytes_of_share(const SharedPiece& piece, const SharedPiece::Share&
          (piece.scales < 0 ? 0 : bytes(share.scale_box, scales_in(catalog, piece.scales).dtype));
 }
 
+ReadTask task_of(const SharedPiece& piece, const Catalog& catalog, const std::vector<ReadCosts>& costs) {
+  ReadTask task;
+  task.source = piece.source;
+  task.scale_source = piece.scales;
+  task.box = piece.box;
+  task.weights = reading_of_box(piece.source, piece.box, catalog, costs);
+  if (piece.scales >= 0) {
+    task.scale_box = piece.scale_box;
+    task.scales = reading_of_box(static_cast<std::uint32_t>(piece.scales), piece.scale_box, catalog, costs);
+  }
+  return task;
+}
+
+CooperationLimits agree(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog) {
+  CooperationLimits limits{std::vector<ReadCosts>(catalog.files.size(), costs_of_cached_files),
+                           std::numeric_limits<std::uint64_t>::max(),
+                           std::numeric_limits<std::uint64_t>::max()};
+  for (const CooperationTerms& terms : terms_of_ranks) {
+    limits.piece_bytes = std::min(limits.piece_bytes, terms.piece_bytes);
+    limits.round_bytes = std::min(limits.round_bytes, terms.round_bytes);
+    for (std::size_t file = 0; file < catalog.files.size(); ++file) {
+      const auto& names = terms.files_on_disk;
+      if (std::find(names.begin(), names.end(), catalog.files[file].name) != names.end()) {
+        limits.costs[file] = costs_of_files_on_disk;
+      }
+    }
+  }
+  const std::uint64_t to_all = limits.round_bytes / std::max<std::size_t>(1, terms_of_ranks.size());
+  limits.piece_bytes = std::max(smallest_piece_bytes, std::min(limits.piece_bytes, to_all));
+  return limits;
+}
+
 Cooperation cooperate(const std::vector<std::vector<Transfer>>& transfers_of_ranks, const Catalog& catalog,
-                      std::uint64_t round_bytes) {
+                      const CooperationLimits& limits) {
   const std::size_t ranks = transfers_of_ranks.size();
   Cooperation cooperation;
   std::map<std::tuple<std::uint32_t, std::uint64_t, std::uint32_t, std::int64_t>, std::vector<Taker>> sources;
@@ -148,31 +188,34 @@ Cooperation cooperate(const std::vector<std::vector<Transfer>>& transfers_of_ran
   for (const auto& [place, takers] : sources) {
     std::uint64_t apart = 0;
     for (const Taker& taker : takers) {
-      apart += bytes_to_read(catalog.tensors[taker.transfer->source], taker.transfer->source_box);
-      if (taker.transfer->scales >= 0) {
-        apart += bytes_to_read(scales_in(catalog, taker.transfer->scales), taker.transfer->scale_box);
+      const Transfer& transfer = *taker.transfer;
+      apart += reading_of_box(transfer.source, transfer.source_box, catalog, limits.costs).staged_bytes;
+      if (transfer.scales >= 0) {
+        const auto scales = static_cast<std::uint32_t>(transfer.scales);
+        apart += reading_of_box(scales, transfer.scale_box, catalog, limits.costs).staged_bytes;
       }
     }
-    std::vector<SharedPiece> pieces = pieces_of(takers, catalog);
-    std::uint64_t together = 0;
-    for (const SharedPiece& piece : pieces) together += bytes_to_read(piece, catalog);
-    if (together >= apart) continue;
+    std::vector<SharedPiece> pieces = pieces_of(takers, catalog, limits);
+    std::vector<std::uint64_t> bytes;  // of each piece
+    for (const SharedPiece& piece : pieces) bytes.push_back(task_of(piece, catalog, limits.costs).bytes());
+    if (std::accumulate(bytes.begin(), bytes.end(), std::uint64_t{0}) >= apart) continue;
 
     for (const Taker& taker : takers) {
       cooperation.shared[static_cast<std::size_t>(taker.rank)][taker.index] = true;
     }
-    for (SharedPiece& piece : pieces) {
+    for (std::size_t p = 0; p < pieces.size(); ++p) {
+      SharedPiece& piece = pieces[p];
       piece.reader =
           std::min_element(piece.shares.begin(), piece.shares.end(), [&](const auto& a, const auto& b) {
             return read_by[static_cast<std::size_t>(a.rank)] < read_by[static_cast<std::size_t>(b.rank)];
           })->rank;
-      read_by[static_cast<std::size_t>(piece.reader)] += bytes_to_read(piece, catalog);
+      read_by[static_cast<std::size_t>(piece.reader)] += bytes[p];
       Round with = round;
-      with.add(piece, catalog);
-      if (with.most() > round_bytes && cooperation.round_begins.back() < cooperation.pieces.size()) {
+      with.add(piece, bytes[p], catalog);
+      if (with.most() > limits.round_bytes && cooperation.round_begins.back() < cooperation.pieces.size()) {
         cooperation.round_begins.push_back(cooperation.pieces.size());
         with = Round(ranks);
-        with.add(piece, catalog);
+        with.add(piece, bytes[p], catalog);
       }
       round = std::move(with);
       cooperation.pieces.push_back(std::move(piece));

@@ -1,22 +1,40 @@
 #include "storage/cooperative_load.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <numeric>
+#include <set>
+#include <string>
 #include <utility>
 
-#include "storage/box_reading.h"
+#include "planner/error.h"
 #include "storage/placing.h"
 #include "storage/threads.h"
 
 namespace shardwright {
 namespace {
 
-std::uint64_t element_bytes_of(const SourceTensor& tensor) {
-  return static_cast<std::uint64_t>(bytes_of(tensor.dtype));
+/// Bytes that a rank reads, sends or receives at a time, if the caller does not say.
+constexpr std::uint64_t default_round_bytes = std::uint64_t{16} << 20;
+constexpr std::size_t smallest_staging = 8192;
+constexpr std::size_t buffers_of_rounds = 4;
+
+/// What is left of the caller's staging for reading.
+LoadOptions for_reading(LoadOptions options) {
+  if (options.staging_bytes > 0 && options.staging_bytes < smallest_staging) {
+    throw Error(ErrorKind::argument, "staging_bytes is " + std::to_string(options.staging_bytes) +
+                                         "; expected at least " + std::to_string(smallest_staging) +
+                                         " where ranks read together");
+  }
+  options.staging_bytes /= 2;
+  return options;
 }
 
-BoxReading reading_of_box(const SourceTensor& tensor, const Box& box) {
-  return reading_of(tensor.begin, tensor.shape, element_bytes_of(tensor), box);
+double seconds_of(Trace::Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+std::uint64_t element_bytes_of(const SourceTensor& tensor) {
+  return static_cast<std::uint64_t>(bytes_of(tensor.dtype));
 }
 
 /// Where a box inside another lies in memory that holds the other with these strides (elements).
@@ -48,17 +66,51 @@ std::byte* pack(const std::byte* from, const Shape& size, const Shape& strides, 
 }  // namespace
 
 CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, std::vector<TensorSpec> specs,
-                                 const std::vector<std::vector<Transfer>>& transfers_of_ranks, int rank,
-                                 int threads, std::uint64_t round_bytes)
+                                 const LoadOptions& options)
     : plan_(plan),
       catalog_(catalog),
       specs_(std::move(specs)),
-      rank_(rank),
-      threads_(threads),
-      ranks_(transfers_of_ranks.size()),
-      cooperation_(cooperate(transfers_of_ranks, catalog, round_bytes)),
-      files_(catalog, DirectIo::never) {
+      options_(for_reading(options)),
+      trace_(options.trace, options.trace_process),
+      files_(catalog, direct_io_of(options_)),
+      reading_(open_files_of(plan.transfers, catalog, files_, options.reads)),
+      resources_(resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan))) {
   expect_memory(plan, specs_);
+  terms_.piece_bytes = TaskReader::task_bytes_of(resources_.buffer_bytes);
+  terms_.round_bytes =
+      options.staging_bytes == 0
+          ? default_round_bytes
+          : std::min<std::uint64_t>(default_round_bytes, options_.staging_bytes / buffers_of_rounds);
+  for (std::size_t file = 0; file < catalog.files.size(); ++file) {
+    if (reading_.costs[file] == costs_of_files_on_disk)
+      terms_.files_on_disk.push_back(catalog.files[file].name);
+  }
+}
+
+void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_of_ranks,
+                            const std::vector<CooperationTerms>& terms_of_ranks, int rank) {
+  rank_ = rank;
+  ranks_ = transfers_of_ranks.size();
+  limits_ = agree(terms_of_ranks, catalog_);
+  cooperation_ = cooperate(transfers_of_ranks, catalog_, limits_);
+  for (const SharedPiece& piece : cooperation_.pieces) {
+    if (piece.reader == rank_) bytes_in_all_ += task_of(piece, catalog_, limits_.costs).bytes();
+  }
+  const TaskReader::Buffers buffers{resources_.buffers_per_thread, resources_.buffer_bytes,
+                                    resources_.huge_pages};
+  for (int t = 0; bytes_in_all_ > 0 && t < resources_.threads; ++t) {
+    readers_.emplace_back().tasks =
+        std::make_unique<TaskReader>(catalog_, files_, reading_.in_background, buffers);
+  }
+  std::size_t before = 0;
+  for (std::size_t round = 0; round < rounds(); ++round) {
+    std::size_t now = 0;
+    for (const auto& bytes : {bytes_to(round), bytes_from(round)})
+      now = std::accumulate(bytes.begin(), bytes.end(), now);
+    most_on_their_way_ = std::max(most_on_their_way_, before + now);
+    before = now;
+  }
+  left_ = Trace::Clock::now();
 }
 
 /// Calls visit(piece, index of the share, bytes) for each share of the round that travels.
@@ -90,6 +142,7 @@ std::vector<std::uint64_t> CooperativeLoad::bytes_from(std::size_t round) const 
 }
 
 void CooperativeLoad::read(std::size_t round, std::byte* outgoing) {
+  note_exchange(0);
   std::vector<std::byte*> next(ranks_);  // of each rank's bytes
   const std::vector<std::uint64_t> bytes = bytes_to(round);
   for (std::size_t r = 0; r < ranks_; ++r) {
@@ -109,70 +162,58 @@ void CooperativeLoad::read(std::size_t round, std::byte* outgoing) {
       if (share.rank != rank_) place += bytes_of_share(piece, share, catalog_);
     }
   }
-  for_each_index(pieces.size(), threads_, [&](std::size_t i) { read_piece(*pieces[i], places[i]); });
+  std::atomic<std::uint32_t> next_piece = 0;
+  std::atomic<std::uint64_t> bytes_done = 0;
+  const TaskLoop loop{[&](ReadTask& task) {
+                        const std::uint32_t p = next_piece++;
+                        if (p >= pieces.size()) return false;
+                        task = task_of(*pieces[p], catalog_, limits_.costs);
+                        task.transfer = p;
+                        return true;
+                      },
+                      [&](const StagedTask& staged) {
+                        bytes_done += staged.task.bytes();
+                        place_piece(*pieces[staged.task.transfer], staged, places[staged.task.transfer]);
+                      },
+                      [] { return false; }};
+  for_each_index(std::min(readers_.size(), pieces.size()), resources_.threads, [&](std::size_t i) {
+    Reader& reader = readers_[i];
+    run_tasks(*reader.tasks, loop, reader.figures, trace_.is_wanted() ? &reader.events : nullptr);
+  });
+  bytes_done_ += bytes_done;
+  left_ = Trace::Clock::now();
 }
 
-void CooperativeLoad::read_box(const SourceTensor& tensor, const BoxReading& reading, std::byte* to) {
-  if (reading.in_one_request) {
-    files_.read(tensor, reading.begin, to, reading.staged_bytes);
-  } else {
-    for_each_run(reading, [&](std::uint64_t begin) {
-      files_.read(tensor, begin, to, reading.run_bytes);
-      to += reading.run_bytes;
-    });
-  }
-  const std::lock_guard lock(mutex_);
-  bytes_read_ += reading.staged_bytes;
-  requests_ += reading.requests;
-}
-
-void CooperativeLoad::read_piece(const SharedPiece& piece, const std::vector<std::byte*>& places) {
-  std::unique_ptr<Staging> staging;
-  {
-    const std::lock_guard lock(mutex_);
-    if (!unused_staging_.empty()) {
-      staging = std::move(unused_staging_.back());
-      unused_staging_.pop_back();
-    }
-  }
-  if (!staging) staging = std::make_unique<Staging>();
-
+void CooperativeLoad::place_piece(const SharedPiece& piece, const StagedTask& staged,
+                                  const std::vector<std::byte*>& places) const {
   const SourceTensor& source = catalog_.tensors[piece.source];
-  const BoxReading weights = reading_of_box(source, piece.box);
-  const SourceTensor* scale_tensor = nullptr;
-  BoxReading scales;
-  if (piece.scales >= 0) {
-    scale_tensor = &catalog_.tensors[static_cast<std::size_t>(piece.scales)];
-    scales = reading_of_box(*scale_tensor, piece.scale_box);
-  }
-  std::byte* const elements = staging->room_for(weights.staged_bytes + scales.staged_bytes);
-  std::byte* const staged_scales = elements + weights.staged_bytes;
-  read_box(source, weights, elements);
-  if (scale_tensor != nullptr) read_box(*scale_tensor, scales, staged_scales);
-
+  const SourceTensor* const scale_tensor =
+      piece.scales < 0 ? nullptr : &catalog_.tensors[static_cast<std::size_t>(piece.scales)];
+  const auto& [box, elements, strides, staged_scales, scale_strides] = staged.part();
   for (std::size_t s = 0; s < piece.shares.size(); ++s) {
     const SharedPiece::Share& share = piece.shares[s];
-    const std::byte* first =
-        address_in(elements, piece.box, weights.staged_strides, share.box, element_bytes_of(source));
+    const std::byte* first = address_in(elements, box, strides, share.box, element_bytes_of(source));
     const std::byte* first_scale = nullptr;
     if (scale_tensor != nullptr) {
-      first_scale = address_in(staged_scales, piece.scale_box, scales.staged_strides, share.scale_box,
+      first_scale = address_in(staged_scales, piece.scale_box, scale_strides, share.scale_box,
                                element_bytes_of(*scale_tensor));
     }
     if (places[s] == nullptr) {
       const Transfer& transfer = plan_.transfers[share.transfer];
-      const BoxInMemory part{share.box, first, weights.staged_strides, first_scale, scales.staged_strides};
+      const BoxInMemory part{share.box, first, strides, first_scale, scale_strides};
       place_box(transfer, source.dtype, part, specs_[transfer.destination]);
       continue;
     }
-    std::byte* const end =
-        pack(first, share.box.size, weights.staged_strides, 0, element_bytes_of(source), places[s]);
+    std::byte* const end = pack(first, share.box.size, strides, 0, element_bytes_of(source), places[s]);
     if (scale_tensor != nullptr) {
-      pack(first_scale, share.scale_box.size, scales.staged_strides, 0, element_bytes_of(*scale_tensor), end);
+      pack(first_scale, share.scale_box.size, scale_strides, 0, element_bytes_of(*scale_tensor), end);
     }
   }
-  const std::lock_guard lock(mutex_);
-  unused_staging_.push_back(std::move(staging));
+}
+
+/// What happened between two calls was the exchange.
+void CooperativeLoad::note_exchange(std::uint64_t bytes) {
+  if (trace_.is_wanted()) events_.push_back({"exchange", -1, bytes, left_, Trace::Clock::now()});
 }
 
 void CooperativeLoad::place(std::size_t round, const std::byte* incoming) {
@@ -183,11 +224,14 @@ void CooperativeLoad::place(std::size_t round, const std::byte* incoming) {
   };
   std::vector<const std::byte*> next(ranks_);
   const std::vector<std::uint64_t> bytes = bytes_from(round);
+  const std::uint64_t bytes_in_all = std::accumulate(bytes.begin(), bytes.end(), std::uint64_t{0});
+  note_exchange(bytes_in_all);
+  const Trace::Clock::time_point begin = Trace::Clock::now();
   for (std::size_t r = 0; r < ranks_; ++r) {
     next[r] = incoming;
     incoming += bytes[r];
-    bytes_received_ += bytes[r];
   }
+  bytes_received_ += bytes_in_all;
   std::vector<Arrived> arrived;
   for_each_share(round, [&](const SharedPiece& piece, std::size_t index, std::uint64_t size) {
     const SharedPiece::Share& share = piece.shares[index];
@@ -196,7 +240,7 @@ void CooperativeLoad::place(std::size_t round, const std::byte* incoming) {
     arrived.push_back({&piece, &share, place});
     place += size;
   });
-  for_each_index(arrived.size(), threads_, [&](std::size_t i) {
+  for_each_index(arrived.size(), resources_.threads, [&](std::size_t i) {
     const auto& [piece, share, from] = arrived[i];
     const Transfer& transfer = plan_.transfers[share->transfer];
     const SourceTensor& source = catalog_.tensors[piece->source];
@@ -207,6 +251,8 @@ void CooperativeLoad::place(std::size_t round, const std::byte* incoming) {
     }
     place_box(transfer, source.dtype, part, specs_[transfer.destination]);
   });
+  left_ = Trace::Clock::now();
+  if (trace_.is_wanted()) events_.push_back({"decode", -1, bytes_in_all, begin, left_});
 }
 
 LoadPlan CooperativeLoad::rest() const {
@@ -217,6 +263,85 @@ LoadPlan CooperativeLoad::rest() const {
     if (!shared[t]) rest.transfers.push_back(plan_.transfers[t]);
   }
   return rest;
+}
+
+LoadReport CooperativeLoad::finish(const LoadOptions& options) {
+  LoadOptions own = options_;
+  own.staging_bytes *= 2;  // the rounds are over
+  own.check_for_interrupt = options.check_for_interrupt;
+  if (options.progress) {
+    own.progress = [&](std::uint64_t done, std::uint64_t in_all) {
+      options.progress(bytes_done_ + done, bytes_in_all_ + in_all);
+    };
+  }
+  const double together_seconds = seconds_of(Trace::Clock::now() - begin_);
+  const LoadPlan rest = this->rest();
+  const LoadReport together = figures_of_rounds(rest);
+  for (std::size_t i = 0; i < readers_.size() && trace_.is_wanted(); ++i) {
+    trace_.add("together " + std::to_string(i), std::move(readers_[i].events));
+  }
+  if (trace_.is_wanted()) trace_.add("exchange", std::move(events_));
+  readers_.clear();  // their memory is for the rest now
+
+  LoadReport report = load(rest, catalog_, specs_, own, trace_);
+  report.bytes_read += together.bytes_read;
+  report.bytes_received = bytes_received_;
+  report.read_requests += together.read_requests;
+  report.boxes_with_gaps += together.boxes_with_gaps;
+  report.boxes_in_pieces += together.boxes_in_pieces;
+  report.peak_staging_bytes = std::max(report.peak_staging_bytes, together.peak_staging_bytes);
+  report.files += together.files;
+  report.files_direct += together.files_direct;
+  report.files_io_uring += together.files_io_uring;
+  report.threads = std::max(report.threads, together.threads);
+  report.read_seconds += together.read_seconds;
+  report.decode_seconds += together.decode_seconds;
+  report.together_seconds = together_seconds;
+  report.total_seconds += together_seconds;
+  return report;
+}
+
+/// The figures of what was read together; files that the rest needs too are left for it to count.
+LoadReport CooperativeLoad::figures_of_rounds(const LoadPlan& rest) {
+  LoadReport report;
+  TaskFigures figures;
+  bool had_ring = false;
+  report.peak_staging_bytes = most_on_their_way_;
+  for (const Reader& reader : readers_) {
+    report.bytes_read += reader.tasks->bytes_read();
+    report.read_requests += reader.tasks->requests();
+    report.peak_staging_bytes += reader.tasks->staging_bytes();
+    had_ring = had_ring || reader.tasks->has_ring();
+    figures.add(reader.figures);
+  }
+  report.boxes_with_gaps = figures.boxes_with_gaps;
+  report.boxes_in_pieces = figures.boxes_in_pieces;
+  report.threads = static_cast<int>(readers_.size());
+  report.read_seconds = seconds_of(figures.reading) / resources_.threads;
+  report.decode_seconds = seconds_of(figures.decoding) / resources_.threads;
+
+  std::set<std::uint32_t> of_the_rest;
+  std::set<std::uint32_t> of_the_pieces;
+  for (const Transfer& transfer : rest.transfers) {
+    if (is_empty(transfer.source_box)) continue;
+    of_the_rest.insert(catalog_.tensors[transfer.source].file);
+    if (transfer.scales >= 0)
+      of_the_rest.insert(catalog_.tensors[static_cast<std::size_t>(transfer.scales)].file);
+  }
+  for (const SharedPiece& piece : cooperation_.pieces) {
+    if (piece.reader != rank_) continue;
+    for (const std::int64_t t : {std::int64_t{piece.source}, piece.scales}) {
+      if (t < 0) continue;
+      of_the_pieces.insert(catalog_.tensors[static_cast<std::size_t>(t)].file);
+    }
+  }
+  for (const std::uint32_t file : of_the_pieces) {
+    if (of_the_rest.contains(file)) continue;
+    ++report.files;
+    report.files_direct += files_.is_direct(file);
+    report.files_io_uring += had_ring && reading_.in_background[file];
+  }
+  return report;
 }
 
 }  // namespace shardwright

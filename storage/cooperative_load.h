@@ -3,29 +3,37 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "planner/catalog.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
-#include "storage/box_reading.h"
 #include "storage/cooperation.h"
+#include "storage/load.h"
 #include "storage/open_files.h"
-#include "storage/staging.h"
+#include "storage/reading_resources.h"
+#include "storage/task_loop.h"
+#include "storage/task_reader.h"
+#include "storage/trace.h"
 
 namespace shardwright {
 
-/// One rank's part of a load in which ranks read together. In each round it reads its pieces, places what it
-/// needs of them itself, and lays out the rest for the others; the caller exchanges the bytes (all-to-all)
-/// and gives those that came back. Plan, catalog and the specs' memory must outlive it. Not for
-/// several threads at once, but for `read` of the next round while bytes of this one are under way.
+/// One rank's part of a load in which ranks read together: files are read as by load(). In each round it
+/// reads its pieces, places what it needs of them itself, and lays out the rest for the others; the caller
+/// exchanges the bytes (all-to-all) and gives those that came back. Plan, catalog and the specs' memory must
+/// outlive it. Not for several threads at once.
 class CooperativeLoad {
  public:
-  /// `transfers_of_ranks` holds the transfers of every rank, this one's included.
+  /// Opens the files that the plan needs. Of options.staging_bytes half is for reading, half for four buffers
+  /// of a round, two outgoing and two incoming, of 16 MiB each if it is 0. Throws as load() does.
   CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, std::vector<TensorSpec> specs,
-                  const std::vector<std::vector<Transfer>>& transfers_of_ranks, int rank, int threads,
-                  std::uint64_t round_bytes);
+                  const LoadOptions& options);
+
+  const CooperationTerms& terms() const { return terms_; }
+
+  /// Settles who reads what, before all else. The vectors hold an entry for every rank, this one included.
+  void begin(const std::vector<std::vector<Transfer>>& transfers_of_ranks,
+             const std::vector<CooperationTerms>& terms_of_ranks, int rank);
 
   std::size_t rounds() const { return cooperation_.rounds(); }
 
@@ -34,39 +42,60 @@ class CooperativeLoad {
   std::vector<std::uint64_t> bytes_from(std::size_t round) const;
 
   /// Reads the round's pieces. `outgoing` has room for the sum of bytes_to(round): each rank's bytes after
-  /// those of the rank before. Throws Error(io) naming file, offset and tensor.
+  /// those of the rank before. Throws Error(io) naming file, offset and tensor; nothing more may be read
+  /// then.
   void read(std::size_t round, std::byte* outgoing);
 
   /// Places what came from the others: the sum of bytes_from(round), in the order of the ranks.
   void place(std::size_t round, const std::byte* incoming);
 
-  /// The plan without what is read together: for load().
-  LoadPlan rest() const;
+  /// Of the pieces that this rank reads: so far, and in all.
+  std::uint64_t bytes_done() const { return bytes_done_; }
+  std::uint64_t bytes_in_all() const { return bytes_in_all_; }
 
-  std::uint64_t bytes_read() const { return bytes_read_; }
-  std::uint64_t requests() const { return requests_; }
-  std::uint64_t bytes_received() const { return bytes_received_; }
+  /// Loads what this rank alone needs, and writes the trace of all. After the last round, once. `options`
+  /// adds its progress and check_for_interrupt to those of the constructor. Throws as load() does.
+  LoadReport finish(const LoadOptions& options);
 
  private:
   template <typename Visit>
   void for_each_share(std::size_t round, const Visit& visit) const;
-  void read_piece(const SharedPiece& piece, const std::vector<std::byte*>& places);
-  void read_box(const SourceTensor& tensor, const BoxReading& reading, std::byte* to);
+  void place_piece(const SharedPiece& piece, const StagedTask& staged,
+                   const std::vector<std::byte*>& places) const;
+  LoadPlan rest() const;
+  LoadReport figures_of_rounds(const LoadPlan& rest);
+  void note_exchange(std::uint64_t bytes);
+
+  /// What a thread keeps from one round to the next.
+  struct Reader {
+    std::unique_ptr<TaskReader> tasks;
+    TaskFigures figures;
+    std::vector<Trace::Event> events;
+  };
 
   const LoadPlan& plan_;
   const Catalog& catalog_;
   const std::vector<TensorSpec> specs_;
-  const int rank_;
-  const int threads_;
-  const std::size_t ranks_;
-  Cooperation cooperation_;
+  const LoadOptions options_;
+  const Trace::Clock::time_point begin_ = Trace::Clock::now();
+  Trace trace_;
   OpenFiles files_;
-  std::uint64_t bytes_received_ = 0;
+  const FileReading reading_;
+  const Resources resources_;
+  CooperationTerms terms_;
 
-  std::mutex mutex_;  // guards what follows
-  std::vector<std::unique_ptr<Staging>> unused_staging_;
-  std::uint64_t bytes_read_ = 0;
-  std::uint64_t requests_ = 0;
+  int rank_ = 0;
+  std::size_t ranks_ = 0;
+  CooperationLimits limits_;
+  Cooperation cooperation_;
+  std::vector<Reader> readers_;
+  std::vector<Trace::Event> events_;  // of the thread that exchanges
+  Trace::Clock::time_point left_;     // when the last call came to its end
+
+  std::size_t most_on_their_way_ = 0;  // bytes in buffers of two rounds
+  std::uint64_t bytes_done_ = 0;
+  std::uint64_t bytes_in_all_ = 0;
+  std::uint64_t bytes_received_ = 0;
 };
 
 }  // namespace shardwright

@@ -11,6 +11,7 @@
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
 #include "storage/open_files.h"
+#include "storage/trace.h"
 
 namespace shardwright {
 
@@ -26,7 +27,8 @@ struct LoadOptions {
   /// pread, whose threads wait more than they work.
   int threads = 0;
   std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a
-                                  ///< thread, and up to 64 MiB in all where files are not in the page cache
+                                  ///< thread, up to 64 MiB in all where files are not in the page cache, and
+                                  ///< never more than 128 MiB
   Reads reads = Reads::automatic;
   DirectIo direct_io = DirectIo::automatic;
   bool huge_pages = false;  ///< ask for staging in huge pages
@@ -48,6 +50,7 @@ struct LoadReport {
   std::int64_t tensors = 0;
   std::uint64_t bytes_needed = 0;  ///< that this rank's parts take in the files, scales included
   std::uint64_t bytes_read = 0;
+  std::uint64_t bytes_received = 0;  ///< from ranks that read together with this one
   std::uint64_t bytes_written = 0;   ///< to the destinations
   std::uint64_t read_requests = 0;   ///< to the operating system
   std::int64_t boxes_with_gaps = 0;  ///< boxes (staged at a time) that were read with the gaps in them,
@@ -62,7 +65,8 @@ struct LoadReport {
   double plan_seconds = 0;      ///< LoadPlan::seconds
   double read_seconds = 0;
   double decode_seconds = 0;
-  double total_seconds = 0;             ///< wall time of running the plan
+  double together_seconds = 0;          ///< wall time of what was read together with other ranks
+  double total_seconds = 0;             ///< wall time of running the plan, that included
   std::vector<std::string> unused;      ///< known HF weights that the trainer has no tensor for
   std::vector<std::string> unknown;     ///< HF tensors that no rule knows, left out because not strict
   std::vector<std::string> not_loaded;  ///< the trainer's tensors that the checkpoint lacks
@@ -74,5 +78,9 @@ struct LoadReport {
 /// Error(argument) for Reads::io_uring where there is none.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
+
+/// The same with a trace that has begun before, to which it adds, and which it writes; not options.trace.
+LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+                const LoadOptions& options, Trace& trace);
 
 }  // namespace shardwright

@@ -1,5 +1,6 @@
 #include "storage/open_files.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,10 +23,20 @@ std::string bytes_of_tensor(const SourceTensor& tensor) {
          std::to_string(tensor.end);
 }
 
+/// A quarter of the descriptors that a process may have: a file takes two, and others need some.
+std::size_t most_open_files() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 256;
+  return std::clamp<std::size_t>(limit.rlim_cur / 4, 1, 1024);
+}
+
 }  // namespace
 
-std::unique_ptr<OpenFile> OpenFiles::open(const SourceTensor& tensor) const {
-  auto opened = std::make_unique<OpenFile>();
+OpenFiles::OpenFiles(const Catalog& catalog, DirectIo direct_io)
+    : catalog_(catalog), direct_io_(direct_io), most_open_(most_open_files()), slots_(catalog.files.size()) {}
+
+std::shared_ptr<const OpenFile> OpenFiles::open(const SourceTensor& tensor, const Slot& slot) const {
+  auto opened = std::make_shared<OpenFile>();
   opened->file = std::make_unique<const InputFile>(catalog_.path_of(tensor));
   const std::uint64_t expected = catalog_.files[tensor.file].size;
   const std::uint64_t found = opened->file->size();
@@ -36,31 +47,73 @@ std::unique_ptr<OpenFile> OpenFiles::open(const SourceTensor& tensor) const {
                     " bytes as when the load was planned: it has been cut short or replaced",
                 EIO);
   }
+  const bool again = slot.last_use > 0;
   // Where the kernel does not tell, the file counts as cached: that is right more often, and never bad.
-  opened->is_cached = share_in_page_cache(opened->file->descriptor(), found).value_or(1) >= 0.5;
-  if (direct_io_ == DirectIo::always || (direct_io_ == DirectIo::automatic && !opened->is_cached)) {
+  opened->is_cached =
+      again ? slot.is_cached : share_in_page_cache(opened->file->descriptor(), found).value_or(1) >= 0.5;
+  const bool direct =
+      direct_io_ == DirectIo::always || (direct_io_ == DirectIo::automatic && !opened->is_cached);
+  if (again ? slot.is_direct : direct) {
     opened->direct_descriptor = open_direct(opened->file->path().c_str());
+    if (opened->direct_descriptor < 0 && errno == EMFILE) {
+      throw Error(ErrorKind::io,
+                  opened->file->path().string() +
+                      ": cannot open this file for reading past the page cache: too many open files",
+                  EMFILE);
+    }
   }
   return opened;
 }
 
-const OpenFile& OpenFiles::of(const SourceTensor& tensor) {
+std::shared_ptr<const OpenFile> OpenFiles::of(const SourceTensor& tensor) {
   const std::lock_guard lock(mutex_);
-  std::unique_ptr<OpenFile>& slot = files_[tensor.file];
-  if (slot) return *slot;
-  try {
-    slot = open(tensor);
-  } catch (const Error& error) {
-    throw Error(ErrorKind::io, std::string(error.what()) + "; opened" + bytes_of_tensor(tensor),
-                error.system_error);
+  Slot& slot = slots_[tensor.file];
+  while (!slot.file) {
+    if (open_ == most_open_) close_the_oldest();
+    try {
+      slot.file = open(tensor, slot);
+    } catch (const Error& error) {
+      if (error.system_error == EMFILE &&
+          open_ > 0) {  // the rest of the process has more open than we allow for
+        close_the_oldest();
+        continue;
+      }
+      throw Error(ErrorKind::io, std::string(error.what()) + "; opened" + bytes_of_tensor(tensor),
+                  error.system_error);
+    }
+    ++open_;
+    if (slot.last_use == 0) {
+      slot.is_cached = slot.file->is_cached;
+      slot.is_direct = slot.file->direct_descriptor >= 0;
+    }
   }
-  return *slot;
+  slot.last_use = ++uses_;
+  return slot.file;
 }
 
-void OpenFiles::read(const SourceTensor& tensor, std::uint64_t offset, std::byte* to, std::uint64_t length) {
-  const OpenFile& open = of(tensor);
+void OpenFiles::give_up_direct(const SourceTensor& tensor) {
+  const std::lock_guard lock(mutex_);
+  Slot& slot = slots_[tensor.file];
+  if (!slot.is_direct) return;
+  slot.is_direct = false;
+  if (!slot.file) return;
+  slot.file.reset();  // whoever still reads from it keeps it open
+  --open_;
+}
+
+void OpenFiles::close_the_oldest() {
+  Slot* oldest = nullptr;
+  for (Slot& slot : slots_) {
+    if (slot.file && (oldest == nullptr || slot.last_use < oldest->last_use)) oldest = &slot;
+  }
+  oldest->file.reset();
+  --open_;
+}
+
+void read_of(const OpenFile& file, const SourceTensor& tensor, std::uint64_t offset, std::byte* to,
+             std::uint64_t length) {
   try {
-    open.file->read(offset, reinterpret_cast<char*>(to), length);
+    file.file->read(offset, reinterpret_cast<char*>(to), length);
   } catch (const Error& error) {
     throw Error(ErrorKind::io,
                 std::string(error.what()) + "; reading from byte " + std::to_string(offset) +
@@ -71,13 +124,17 @@ void OpenFiles::read(const SourceTensor& tensor, std::uint64_t offset, std::byte
 
 std::int64_t OpenFiles::count() const {
   const std::lock_guard lock(mutex_);
-  return std::count_if(files_.begin(), files_.end(), [](const auto& file) { return file != nullptr; });
+  return std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.last_use > 0; });
 }
 
 std::int64_t OpenFiles::count_direct() const {
   const std::lock_guard lock(mutex_);
-  return std::count_if(files_.begin(), files_.end(),
-                       [](const auto& file) { return file != nullptr && file->direct_descriptor >= 0; });
+  return std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.is_direct; });
+}
+
+bool OpenFiles::is_direct(std::uint32_t file) const {
+  const std::lock_guard lock(mutex_);
+  return slots_[file].is_direct;
 }
 
 }  // namespace shardwright

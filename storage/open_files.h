@@ -29,30 +29,46 @@ struct OpenFile {
   OpenFile& operator=(const OpenFile&) = delete;
 };
 
-/// Files of a checkpoint, opened when first needed and closed at the end. Any thread may call it.
+/// Fills `to` with `length` bytes from `offset` on of the file, which holds `tensor`, through the page cache.
+/// Throws Error(io) naming file, offset and tensor.
+void read_of(const OpenFile& file, const SourceTensor& tensor, std::uint64_t offset, std::byte* to,
+             std::uint64_t length);
+
+/// Files of a checkpoint, opened when needed. As a process may have only so many files open, those not used
+/// for the longest time are closed, and opened again when they are needed again. Any thread may call it.
 class OpenFiles {
  public:
-  OpenFiles(const Catalog& catalog, DirectIo direct_io)
-      : catalog_(catalog), direct_io_(direct_io), files_(catalog.files.size()) {}
+  OpenFiles(const Catalog& catalog, DirectIo direct_io);
 
-  /// The file that holds `tensor`. Throws Error(io) naming file and tensor if it cannot be opened, or if its
-  /// size is not what it was when the catalog was read.
-  const OpenFile& of(const SourceTensor& tensor);
+  /// The file that holds `tensor`, open as long as the caller keeps it. Throws Error(io) naming file and
+  /// tensor if it cannot be opened, or if its size is not what it was when the catalog was read.
+  std::shared_ptr<const OpenFile> of(const SourceTensor& tensor);
 
-  /// Fills `to` with `length` bytes from `offset` on of the file that holds `tensor`, through the page cache.
-  /// Throws Error(io) naming file, offset and tensor.
-  void read(const SourceTensor& tensor, std::uint64_t offset, std::byte* to, std::uint64_t length);
+  /// A read of that file past the page cache was refused: from now on it is read through it.
+  void give_up_direct(const SourceTensor& tensor);
 
-  std::int64_t count() const;         ///< files opened
-  std::int64_t count_direct() const;  ///< of them, those that are read past the page cache
+  std::int64_t count() const;                ///< files opened so far
+  std::int64_t count_direct() const;         ///< of them, those that are read past the page cache
+  bool is_direct(std::uint32_t file) const;  ///< that file, an index into Catalog::files, is one of them
 
  private:
-  std::unique_ptr<OpenFile> open(const SourceTensor& tensor) const;
+  struct Slot {
+    std::shared_ptr<const OpenFile> file;  // null: closed
+    std::uint64_t last_use = 0;            // 0: never opened
+    bool is_cached = true;                 // as found when it was opened first, like the next
+    bool is_direct = false;
+  };
+
+  std::shared_ptr<const OpenFile> open(const SourceTensor& tensor, const Slot& slot) const;
+  void close_the_oldest();
 
   const Catalog& catalog_;
   const DirectIo direct_io_;
-  mutable std::mutex mutex_;
-  std::vector<std::unique_ptr<OpenFile>> files_;  // by index into Catalog::files
+  const std::size_t most_open_;
+  mutable std::mutex mutex_;  // guards what follows
+  std::vector<Slot> slots_;   // by index into Catalog::files
+  std::size_t open_ = 0;
+  std::uint64_t uses_ = 0;
 };
 
 }  // namespace shardwright

@@ -13,8 +13,7 @@
 namespace shardwright {
 
 OutputFile::OutputFile(const std::filesystem::path& path, std::uint64_t bytes) : path_(path) {
-  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (descriptor_ < 0) fail("cannot create this file");
+  open(O_TRUNC);
   if (bytes == 0) return;
   int outcome = 0;
   do {
@@ -28,13 +27,22 @@ OutputFile::OutputFile(const std::filesystem::path& path, std::uint64_t bytes) :
   }
 }
 
+OutputFile::OutputFile(const std::filesystem::path& path) : path_(path) { open(0); }
+
 OutputFile::~OutputFile() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
-void OutputFile::write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
-                       const std::string& what) {
+void OutputFile::open(int flags) {
+  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666);
+  if (descriptor_ < 0) fail("cannot create this file");
+}
+
+std::uint64_t OutputFile::write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
+                                const std::string& what) {
+  std::uint64_t requests = 0;
   while (count > 0) {
+    ++requests;
     const ssize_t written = ::pwrite(descriptor_, bytes, count, static_cast<off_t>(offset));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) fail("cannot write " + what + " at byte " + std::to_string(offset));
@@ -42,6 +50,7 @@ void OutputFile::write(std::uint64_t offset, const std::byte* bytes, std::uint64
     offset += static_cast<std::uint64_t>(written);
     count -= static_cast<std::uint64_t>(written);
   }
+  return requests;
 }
 
 void OutputFile::finish(bool sync) {

@@ -4,9 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
+
+#include "storage/output_file.h"
 
 namespace shardwright {
 
@@ -16,9 +19,6 @@ namespace shardwright {
 class OutputFiles {
  public:
   OutputFiles(std::filesystem::path directory, std::vector<std::string> names);
-  ~OutputFiles();
-  OutputFiles(const OutputFiles&) = delete;
-  OutputFiles& operator=(const OutputFiles&) = delete;
 
   /// Writes to bytes `offset` and on of a file; `what` is what a message says that they are.
   void write(std::size_t file, std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
@@ -32,14 +32,12 @@ class OutputFiles {
   std::uint64_t requests() const { return requests_; }
 
  private:
-  int descriptor_of(std::size_t file);
-  [[noreturn]] void fail(std::size_t file, const std::string& what) const;
+  OutputFile& opened(std::size_t file);
 
   std::filesystem::path directory_;
   std::vector<std::string> names_;
-  std::mutex mutex_;
-  std::vector<int> descriptors_;  // -1: not opened
-  std::int64_t opened_ = 0;
+  std::mutex mutex_;                                // of opening
+  std::vector<std::unique_ptr<OutputFile>> files_;  // null: nobody has written to it
   std::atomic<std::uint64_t> bytes_{0};
   std::atomic<std::uint64_t> requests_{0};
 };

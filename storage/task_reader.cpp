@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "storage/page_cache.h"
 
@@ -18,9 +19,10 @@ constexpr std::size_t room_for_pages = 4 * page;
 
 std::uint64_t rounded_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
-/// Reads the pages that hold [begin, begin + length) past the page cache. `to` stands for `begin`. False if
-/// the kernel refuses or the file has ended: the caller reads again, through the page cache, and learns why.
-bool read_pages(int descriptor, std::uint64_t begin, std::uint64_t length, std::byte* to) {
+/// Reads the pages that hold [begin, begin + length) past the page cache. `to` stands for `begin`. Returns
+/// the bytes read; 0 if the kernel refuses or the file has ended: the caller reads again, through the page
+/// cache, and learns why.
+std::uint64_t read_pages(int descriptor, std::uint64_t begin, std::uint64_t length, std::byte* to) {
   const std::uint64_t before = begin % page;
   const std::uint64_t wanted = before + length;
   std::uint64_t got = 0;
@@ -28,11 +30,11 @@ bool read_pages(int descriptor, std::uint64_t begin, std::uint64_t length, std::
     const ssize_t more = ::pread(descriptor, to - before + got, rounded_up(wanted, page) - got,
                                  static_cast<off_t>(begin - before + got));
     if (more < 0 && errno == EINTR) continue;
-    if (more <= 0) return false;
+    if (more <= 0) return 0;
     got += static_cast<std::uint64_t>(more);
-    if (got < wanted && got % page != 0) return false;
+    if (got < wanted && got % page != 0) return 0;
   }
-  return true;
+  return got;
 }
 
 }  // namespace
@@ -42,14 +44,13 @@ BoxInMemory StagedTask::part() const {
           scales == nullptr ? Shape{} : task.scales.staged_strides};
 }
 
-TaskReader::TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                       OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers)
-    : plan_(plan),
-      catalog_(catalog),
-      specs_(specs),
+TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vector<bool>& in_background,
+                       const Buffers& buffers, InPlace in_place)
+    : catalog_(catalog),
       files_(files),
       in_background_(in_background),
-      may_read_pages_(buffers.bytes >= smallest_buffer_for_pages) {
+      may_read_pages_(buffers.bytes >= smallest_buffer_for_pages),
+      in_place_(std::move(in_place)) {
   for (int i = 0; i < buffers.count; ++i) {
     StagedTask& task = tasks_.emplace_back();
     task.staging = Staging(buffers.huge_pages);
@@ -73,35 +74,40 @@ std::size_t TaskReader::staging_bytes() const {
   return bytes;
 }
 
-bool TaskReader::reads_pages(const SourceTensor& tensor) const {
-  return may_read_pages_ && files_.of(tensor).direct_descriptor >= 0;
+void TaskReader::release(StagedTask& task) {
+  task.file.reset();
+  task.scale_file.reset();
+  free_.push_back(&task);
+}
+
+bool TaskReader::reads_pages(const OpenFile& file) const {
+  return may_read_pages_ && file.direct_descriptor >= 0;
 }
 
 /// Settles where the task's bytes go, and lists the reads that bring them there.
 void TaskReader::lay_out(StagedTask& staged) {
   const ReadTask& task = staged.task;
-  const Transfer& transfer = plan_.transfers[task.transfer];
-  const SourceTensor& source = catalog_.tensors[transfer.source];
+  const SourceTensor& source = catalog_.tensors[task.source];
+  staged.file = files_.of(source);
   extents_.clear();
   staged.scales = nullptr;
   staged.is_in_place = false;
 
-  if (task.weights.in_one_request && !reads_pages(source)) {
-    if (std::byte* place = place_as_it_is(transfer, source.dtype, task.box, task.weights.staged_strides,
-                                          specs_[transfer.destination])) {
-      extents_.push_back({&source, task.weights.begin, task.weights.staged_bytes, place, false});
+  if (in_place_ && task.weights.in_one_request && !reads_pages(*staged.file)) {
+    if (std::byte* place = in_place_(task)) {
+      extents_.push_back(
+          {&source, staged.file.get(), task.weights.begin, task.weights.staged_bytes, place, false});
       staged.is_in_place = true;
       return;
     }
   }
 
-  std::byte* memory = staged.staging.room_for(scales_offset_in_staging(task) + task.scales.staged_bytes +
-                                              (may_read_pages_ ? room_for_pages : 0));
-  std::byte* const elements = add_extents(source, task.weights, memory);
+  std::byte* memory = staged.staging.room_for(staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0));
+  std::byte* const elements = add_extents(source, *staged.file, task.weights, memory);
   staged.elements = elements;
-  if (transfer.scales < 0) return;
+  if (task.scale_source < 0) return;
 
-  const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
+  const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(task.scale_source)];
   Extent& weights = extents_.front();
   const std::uint64_t end = weights.begin + weights.length;
   const bool follow = may_read_pages_ && task.weights.in_one_request && task.scales.in_one_request &&
@@ -110,26 +116,27 @@ void TaskReader::lay_out(StagedTask& staged) {
     staged.scales = elements + (task.scales.begin - weights.begin);
     weights.length = task.scales.begin + task.scales.staged_bytes - weights.begin;
   } else {
-    staged.scales = add_extents(scales, task.scales, memory);
+    staged.scale_file = files_.of(scales);
+    staged.scales = add_extents(scales, *staged.scale_file, task.scales, memory);
   }
 }
 
 /// Adds the reads for a box, into `memory`, which it moves on. Returns where the box's first byte will be: at
 /// the same offset in a page as in the file, where whole pages are read.
-std::byte* TaskReader::add_extents(const SourceTensor& tensor, const BoxReading& reading,
-                                   std::byte*& memory) {
-  const bool whole_pages = reading.in_one_request && reads_pages(tensor);
+std::byte* TaskReader::add_extents(const SourceTensor& tensor, const OpenFile& file,
+                                   const BoxReading& reading, std::byte*& memory) {
+  const bool whole_pages = reading.in_one_request && reads_pages(file);
   const std::uint64_t before = whole_pages ? reading.begin % page : 0;
   const std::uint64_t unit = whole_pages ? page : cache_line;
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
   std::byte* const place = memory + (rounded_up(address, unit) - address) + before;
   memory = place - before + rounded_up(before + reading.staged_bytes, unit);
   if (reading.in_one_request) {
-    extents_.push_back({&tensor, reading.begin, reading.staged_bytes, place, whole_pages});
+    extents_.push_back({&tensor, &file, reading.begin, reading.staged_bytes, place, whole_pages});
   } else {
     std::byte* to = place;
     for_each_run(reading, [&](std::uint64_t begin) {
-      extents_.push_back({&tensor, begin, reading.run_bytes, to, false});
+      extents_.push_back({&tensor, &file, begin, reading.run_bytes, to, false});
       to += reading.run_bytes;
     });
   }
@@ -149,6 +156,7 @@ StagedTask* TaskReader::begin(const ReadTask& task) {
     return &staged;
   }
   ++tasks_under_way_;
+  staged.begun = std::chrono::steady_clock::now();
   staged.reads_under_way = 1;  // stands for this call: the task has not arrived before all reads are begun
   for (const Extent& extent : extents_) {
     while (unused_tags_.empty()) finish(ring_->wait());
@@ -168,39 +176,38 @@ StagedTask* TaskReader::wait() {
 void TaskReader::arrived(StagedTask& task) {
   if (--task.reads_under_way > 0) return;
   --tasks_under_way_;
+  task.arrived = std::chrono::steady_clock::now();
   ready_.push_back(&task);
-}
-
-void TaskReader::count(std::uint64_t bytes) {
-  ++requests_;
-  bytes_read_ += bytes;
 }
 
 void TaskReader::read_now(const Extent& extent) {
   if (extent.whole_pages) {
-    count(rounded_up(extent.begin % page + extent.length, page));
-    const int descriptor = files_.of(*extent.tensor).direct_descriptor;
-    if (read_pages(descriptor, extent.begin, extent.length, extent.to)) return;
+    ++requests_;
+    const std::uint64_t got =
+        read_pages(extent.file->direct_descriptor, extent.begin, extent.length, extent.to);
+    bytes_read_ += got;
+    if (got > 0) return;
+    files_.give_up_direct(*extent.tensor);
   }
   read_through_cache(extent);
 }
 
 void TaskReader::read_through_cache(const Extent& extent) {
-  count(extent.length);
-  files_.read(*extent.tensor, extent.begin, extent.to, extent.length);
+  ++requests_;
+  read_of(*extent.file, *extent.tensor, extent.begin, extent.to, extent.length);
+  bytes_read_ += extent.length;
 }
 
 void TaskReader::begin_read(StagedTask& task, const Extent& extent) {
-  const OpenFile& file = files_.of(*extent.tensor);
   const std::uint64_t before = extent.whole_pages ? extent.begin % page : 0;
   const std::uint64_t length = extent.whole_pages ? rounded_up(before + extent.length, page) : extent.length;
   const std::uint64_t tag = unused_tags_.back();
-  ring_->read(extent.whole_pages ? file.direct_descriptor : file.file->descriptor(), extent.begin - before,
-              extent.to - before, static_cast<std::uint32_t>(length), tag);
+  ring_->read(extent.whole_pages ? extent.file->direct_descriptor : extent.file->file->descriptor(),
+              extent.begin - before, extent.to - before, static_cast<std::uint32_t>(length), tag);
   unused_tags_.pop_back();
   reads_[tag] = {&task, extent};
   ++task.reads_under_way;
-  count(length);
+  ++requests_;
 }
 
 /// Takes note of a read that has ended. One that failed or fell short is made again through the page cache,
@@ -209,7 +216,11 @@ void TaskReader::finish(const Uring::Completion& completion) {
   const ReadUnderWay read = reads_[completion.tag];
   unused_tags_.push_back(completion.tag);
   const std::uint64_t before = read.extent.whole_pages ? read.extent.begin % page : 0;
-  if (completion.result < 0 || static_cast<std::uint64_t>(completion.result) < before + read.extent.length) {
+  if (completion.result >= 0 &&
+      static_cast<std::uint64_t>(completion.result) >= before + read.extent.length) {
+    bytes_read_ += static_cast<std::uint64_t>(completion.result);
+  } else {
+    if (completion.result < 0 && read.extent.whole_pages) files_.give_up_direct(*read.extent.tensor);
     read_through_cache(read.extent);
   }
   arrived(*read.task);

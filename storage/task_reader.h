@@ -1,14 +1,14 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "planner/catalog.h"
-#include "planner/load_plan.h"
-#include "planner/tensor_spec.h"
 #include "storage/box_reading.h"
 #include "storage/open_files.h"
 #include "storage/placing.h"
@@ -24,13 +24,15 @@ struct StagedTask {
   const std::byte* scales = nullptr;    ///< null where there are none
   bool is_in_place = false;             ///< read to its destination: nothing is left to do
   Staging staging;
+  std::shared_ptr<const OpenFile> file, scale_file;  ///< kept open while they are read
   int reads_under_way = 0;
+  std::chrono::steady_clock::time_point begun, arrived;  ///< of reads in the background
 
   BoxInMemory part() const;
 };
 
-/// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files,
-/// plan, catalog and specs must outlive it.
+/// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files and
+/// catalog must outlive it.
 class TaskReader {
  public:
   struct Buffers {
@@ -39,10 +41,13 @@ class TaskReader {
     bool huge_pages = false;
   };
 
+  /// Where the weights of a task belong if they need no decoding and lie there as in the file; else null.
+  using InPlace = std::function<std::byte*(const ReadTask&)>;
+
   /// `in_background` says for each of the catalog's files whether it is read by io_uring. Where this thread
-  /// gets no ring, everything is read at once.
-  TaskReader(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-             OpenFiles& files, const std::vector<bool>& in_background, const Buffers& buffers);
+  /// gets no ring, everything is read at once. Without `in_place` all is read into staging.
+  TaskReader(const Catalog& catalog, OpenFiles& files, const std::vector<bool>& in_background,
+             const Buffers& buffers, InPlace in_place = nullptr);
 
   /// A buffer must have so many bytes for reads past the page cache.
   static constexpr std::size_t smallest_buffer_for_pages = std::size_t{64} << 10;
@@ -63,7 +68,7 @@ class TaskReader {
   StagedTask* wait();
 
   /// Gives the buffer of a task that was returned back for another.
-  void release(StagedTask& task) { free_.push_back(&task); }
+  void release(StagedTask& task);
 
   std::uint64_t bytes_read() const { return bytes_read_; }
   std::uint64_t requests() const { return requests_; }
@@ -73,7 +78,8 @@ class TaskReader {
  private:
   /// Bytes of a file that are wanted at a place in memory.
   struct Extent {
-    const SourceTensor* tensor;  ///< for messages, and for the file
+    const SourceTensor* tensor;  ///< for messages
+    const OpenFile* file;        ///< that the task keeps open
     std::uint64_t begin;
     std::uint64_t length;
     std::byte* to;
@@ -84,22 +90,21 @@ class TaskReader {
     Extent extent{};
   };
 
-  bool reads_pages(const SourceTensor& tensor) const;
+  bool reads_pages(const OpenFile& file) const;
   void lay_out(StagedTask& staged);
-  std::byte* add_extents(const SourceTensor& tensor, const BoxReading& reading, std::byte*& memory);
+  std::byte* add_extents(const SourceTensor& tensor, const OpenFile& file, const BoxReading& reading,
+                         std::byte*& memory);
   void read_now(const Extent& extent);
   void read_through_cache(const Extent& extent);
   void begin_read(StagedTask& task, const Extent& extent);
   void finish(const Uring::Completion& completion);
   void arrived(StagedTask& task);
-  void count(std::uint64_t bytes);
 
-  const LoadPlan& plan_;
   const Catalog& catalog_;
-  const std::vector<TensorSpec>& specs_;
   OpenFiles& files_;
   const std::vector<bool>& in_background_;
   const bool may_read_pages_;  // buffers are large enough for it
+  const InPlace in_place_;
 
   std::deque<StagedTask> tasks_;  // never moved: others point to them
   std::vector<StagedTask*> free_;

@@ -11,7 +11,7 @@ namespace shardwright {
 
 /// What a checkpoint was found to be.
 struct VerifyReport {
-  std::string kind;  ///< "sharded" or "Hugging Face"
+  std::string kind;  ///< "sharded" or "Hugging Face"; of Python's verify() also "torch"
   std::int64_t files = 0;
   std::int64_t tensors = 0;
   std::int64_t objects = 0;
@@ -25,8 +25,8 @@ struct VerifyReport {
 /// there is nothing to look at.
 VerifyReport verify_checkpoint(const std::filesystem::path& directory, int threads = 0);
 
-/// Checks the bytes of these places against their checksums; `names[i]` is whose bytes places[i] are. Throws
-/// one Error (malformed) that names all that is damaged.
+/// Checks the bytes of these places, and the headers of the files that they are in, against their checksums;
+/// `names[i]` is whose bytes places[i] are. Throws one Error (malformed) that names all that is damaged.
 void expect_undamaged(const Manifest& manifest, const std::filesystem::path& directory,
                       const std::vector<const Place*>& places, const std::vector<std::string>& names,
                       int threads);

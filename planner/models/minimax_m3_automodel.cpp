@@ -2,6 +2,7 @@
 /// [experts, in, out], the columns of the gate before those of the up projection.
 
 #include <array>
+#include <string>
 
 #include "planner/models/minimax_m3_layouts.h"
 
@@ -55,6 +56,11 @@ constexpr std::array outside_layers = {
     Row{"patch_merge_mlp.{*}", "vision_tower.patch_merge_mlp.{*}"},
 };
 
+/// What else a layer may have that is not named alike on both sides.
+constexpr std::array else_in_layer = {
+    Row{"block_sparse_moe.shared_experts.{*}", "shared_experts.{*}"},
+};
+
 /// All else in the text part keeps its name: finds the source of a tensor that the trainer has, but does not
 /// make an unexpected tensor of a checkpoint a known one.
 constexpr std::array catch_all = {
@@ -65,9 +71,10 @@ constexpr std::array catch_all = {
 }  // namespace
 
 void add_automodel_rules(WeightMap& map) {
-  add_rules(map.rules, layer, "language_model.model.layers.{layer}.", "model.layers.{layer}.");
-  add_rules(map.rules, layer, "language_model.model.mtp.layers.{layer}.transformer_layer.",
-            "model.mtp.layers.{layer}.transformer_layer.");
+  for (const std::string module : {"layers.{layer}.", "mtp.layers.{layer}.transformer_layer."}) {
+    add_rules(map.rules, layer, "language_model.model." + module, "model." + module);
+    add_rules(map.rules, else_in_layer, "language_model.model." + module, "model." + module, /*known=*/false);
+  }
   add_rules(map.rules, mtp_module, "language_model.model.mtp.layers.{layer}.", "model.mtp.layers.{layer}.");
   add_rules(map.rules, outside_layers, "", "");
   add_rules(map.rules, catch_all, "", "", /*known=*/false);

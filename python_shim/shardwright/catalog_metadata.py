@@ -22,15 +22,18 @@ from shardwright.describe import DTYPES
 
 
 class CatalogMetadata(Metadata):
-    """DCP metadata under HF names, with the catalog that Shardwright's planner plans from.
+    """DCP metadata of safetensors files, with the catalog that Shardwright's planner plans from.
 
     Everything is read and built when first asked for: Shardwright's planner needs the catalog alone. A checkpoint that
     cannot be read raises at that moment, which is in the planner or in ``set_up_storage_reader``: what
     ``read_metadata`` itself raises, ``dcp.load`` turns into an AssertionError.
     """
 
-    def __init__(self, read_catalog: Callable[[], Any], load_id: str | None = None) -> None:
+    def __init__(
+        self, read_catalog: Callable[[], Any], load_id: str | None = None, trainers_names: bool = False
+    ) -> None:
         self._read_catalog = read_catalog
+        self.trainers_names = trainers_names  #: rather than HF names
         self.planner_data = None
         self.storage_meta = StorageMeta(load_id=load_id)
 

@@ -51,6 +51,11 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
 
     Returns a report: ``problems`` has a line for each thing that is wrong (none: nothing was found), ``damaged`` the
     names of the tensors and objects concerned; ``kind``, ``files``, ``tensors``, ``objects`` and ``bytes_hashed`` say
-    what was looked at. A Hugging Face checkpoint has no checksums: ``bytes_hashed`` is 0.
+    what was looked at. A Hugging Face checkpoint has no checksums: ``bytes_hashed`` is 0. Checkpoints of torch's
+    FileSystemWriter are checked by the sums of the archives that they consist of.
     """
+    if Path(path, ".metadata").is_file() and not _core.has_manifest(os.fspath(path)):
+        from shardwright.torch_checkpoint import verify_torch_checkpoint
+
+        return verify_torch_checkpoint(Path(path))
     return _core.verify_checkpoint(os.fspath(path), threads or 0)

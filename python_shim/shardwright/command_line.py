@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = options.command(options)
     except (OSError, ValueError) as error:
-        message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
         print(f"shardwright: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -126,10 +128,19 @@ def _parser() -> argparse.ArgumentParser:
     verifying.set_defaults(command=_verify)
 
     exporting = commands.add_parser("export", help="load a checkpoint and write it as another")
-    exporting.add_argument("source", help="a checkpoint: also whose names and other files the result gets")
+    exporting.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
     exporting.add_argument("destination", help="the directory to be")
     exporting.add_argument(
         "--quantization", choices=["mxfp8", "none"], default="none", help="mxfp8, or BF16 (default)"
+    )
+    exporting.add_argument(
+        "--template",
+        metavar="DIR",
+        help="a checkpoint whose names, dtypes and other files the result gets; default: source, if it is Hugging Face",
+    )
+    exporting.add_argument(
+        "--key",
+        help='of training: where the saved state dict has the weights, such as app.model; default: "model"',
     )
     exporting.add_argument("--max-shard-size", default="5GB", help="of tensors in a file; default: 5GB")
     exporting.add_argument(
@@ -470,7 +481,8 @@ def _load(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     if options.ranks < 1:
         raise ValueError(f"--ranks is {options.ranks}; expected 1 or more")
-    read_catalog(options.source)  # see _load
+    if not _core.has_manifest(options.source) and not Path(options.source, ".metadata").exists():
+        read_catalog(options.source)  # see _load
     from shardwright.trial_export import trial_export
 
     trial_export(options)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,6 @@ import torch
 import torch.distributed as dist
 
 from shardwright import _core
-
-#: Bytes that a rank reads, sends or receives at a time; a rank holds four buffers of that size at most.
-ROUND_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class ReadTogether:
-    """What a rank did of a load that ranks share, and the plan of what is left to itself."""
-
-    rest: Any
-    bytes_read: int
-    bytes_received: int
-    requests: int
 
 
 def _this_node() -> str:
@@ -40,6 +26,8 @@ def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.Proces
     Collective over the default process group if ``cooperative`` is True: the ranks of a node form a new Gloo group, as
     the pieces travel in CPU memory. It is destroyed afterwards.
     """
+    if not isinstance(cooperative, (bool, dist.ProcessGroup)):
+        raise ValueError(f"cooperative: expected True, False or a process group, found {cooperative!r}")
     if cooperative is not True:
         alone = cooperative is False or dist.get_world_size(cooperative) == 1
         yield None if alone else cooperative
@@ -77,37 +65,53 @@ def raise_if_any_failed(group: dist.ProcessGroup, failure: BaseException | None)
 
 
 def read_together(
-    plan: Any, catalog: Any, specs: list[Any], threads: int, group: dist.ProcessGroup
-) -> ReadTogether:
+    plan: Any,
+    catalog: Any,
+    specs: list[Any],
+    options: Any,
+    group: dist.ProcessGroup,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
     """Reads what the group's ranks need in common, each byte on one rank, and hands it over by all-to-all.
 
-    While the bytes of one round are under way, those of the next are read.
+    While the bytes of one round are under way, those of the next are read. Returns the `_core.CooperativeLoad`, whose
+    `finish` loads what is left to this rank. A failure is raised on all ranks.
     """
-    load, failure = None, None
-    plans: list[bytes] = [b""] * dist.get_world_size(group)
-    dist.all_gather_object(plans, _core.encode_plan(plan, catalog, specs), group)
-    try:
-        load = _core.CooperativeLoad(plan, catalog, specs, plans, dist.get_rank(group), threads, ROUND_BYTES)
-    except Exception as error:
-        failure = error
-    raise_if_any_failed(group, failure)
-    assert load is not None
+    with _failing_together(group):
+        load = _core.CooperativeLoad(plan, catalog, specs, options)
+        mine = _core.encode_plan(plan, catalog, specs), load.terms
+    ranks: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(ranks, mine, group)
+    with _failing_together(group):
+        plans, terms = zip(*ranks, strict=True)
+        load.begin(catalog, plans, terms, dist.get_rank(group))
 
     under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]] = []
     for turn in range(load.rounds):
-        to, come_from = load.bytes_to(turn), load.bytes_from(turn)
-        outgoing = torch.empty(sum(to), dtype=torch.uint8)
-        incoming = torch.empty(sum(come_from), dtype=torch.uint8)
-        try:
+        with _failing_together(group):
+            to, come_from = load.bytes_to(turn), load.bytes_from(turn)
+            outgoing = torch.empty(sum(to), dtype=torch.uint8)
+            incoming = torch.empty(sum(come_from), dtype=torch.uint8)
             load.read(turn, outgoing.data_ptr())
-        except Exception as error:
-            failure = error
-        _place(load, under_way)
-        raise_if_any_failed(group, failure)
+            _place(load, under_way)
+            if progress is not None:
+                progress(load.bytes_done, load.bytes_in_all)
         work = dist.all_to_all_single(incoming, outgoing, come_from, to, group=group, async_op=True)
         under_way.append((turn, work, outgoing, incoming))
-    _place(load, under_way)
-    return ReadTogether(load.rest(), load.bytes_read, load.bytes_received, load.requests)
+    with _failing_together(group):
+        _place(load, under_way)
+    return load
+
+
+@contextmanager
+def _failing_together(group: dist.ProcessGroup) -> Iterator[None]:
+    """Ends on all ranks together: well, or with the failure of each that has one, which the others name."""
+    failure = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+    raise_if_any_failed(group, failure)
 
 
 def _place(load: Any, under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]]) -> None:

@@ -28,8 +28,8 @@ class Part:
     local: torch.Tensor
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Part:
-        return cls(Sharding.of(tensor), local_part(tensor))
+    def of(cls, name: str, tensor: torch.Tensor) -> Part:
+        return cls(Sharding.of(name, tensor), local_part(tensor))
 
     def spec(self, name: str) -> Any:
         return self.sharding.spec(name, self.local)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, NoReturn
+from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from shardwright.rank_outcome import RankOutcome, expect_success, told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
+from shardwright.saved_weights import load_weights
 from shardwright.storage_writer import HuggingFaceStorageWriter
 
 
 def export(
-    state_dict: dict[str, Any],
+    state_dict: dict[str, Any] | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     quantization: str | None = None,
@@ -28,16 +31,19 @@ def export(
     threads: int | None = None,
     staging_bytes: int | None = None,
     process_group: dist.ProcessGroup | None = None,
+    key: str | None = None,
 ) -> SaveReport:
     """Writes a native state dict as a Hugging Face checkpoint: ``dcp.save`` with our writer and planner.
 
     All ranks of the process group call this together, each with its shards; without a process group, one does.
 
     Args:
-        state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory; nested dicts are flattened.
+        state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory; nested dicts are flattened. Or the
+            path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
         path: the directory to be; an existing checkpoint of that name is replaced once the new one is whole.
         quantization, max_shard_size, template, model, layout, strict, staging_bytes: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
+        key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
 
     Raises, the same on every rank, naming the rank concerned:
         PlanError: state dict and template do not fit, or ranks disagree; lists all that is wrong.
@@ -55,6 +61,9 @@ def export(
         staging_bytes=staging_bytes,
     )
     alone = not (dist.is_available() and dist.is_initialized())
+    if not isinstance(state_dict, dict):
+        options = {"key": key, "model": model, "layout": layout, "strict": strict, "threads": threads}
+        state_dict = _loaded(state_dict, alone, process_group, options)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
@@ -67,19 +76,32 @@ def export(
             )
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
-        _raise_first(wrapped, alone)
+        raise told(wrapped) from wrapped
     assert writer.report is not None
     return writer.report
 
 
-def _raise_first(wrapped: CheckpointException, alone: bool) -> NoReturn:
-    """The error of the first rank that failed, with the rank in its message."""
-    rank = min(wrapped.failures)
-    error = wrapped.failures[rank][0]
+def _loaded(
+    source: str | os.PathLike[str],
+    alone: bool,
+    process_group: dist.ProcessGroup | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The weights of a checkpoint, of which each rank has a part. Raises the same on every rank."""
     if alone:
-        raise error from None
-    if isinstance(error, OSError) and error.errno is not None:
-        raise type(error)(error.errno, f"rank {rank}: {error.strerror}") from None
-    if isinstance(error, ValueError):
-        raise type(error)(f"rank {rank}: {error}") from None
-    raise wrapped
+        return load_weights(source, **options)
+    mesh = (
+        DeviceMesh.from_group(process_group, "cpu", mesh_dim_names=("shard",))
+        if process_group is not None
+        else init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
+    )
+    weights: dict[str, Any] = {}
+    outcome = RankOutcome(dist.get_rank(process_group))
+    try:
+        weights = load_weights(source, mesh, **options)
+    except Exception as error:
+        outcome.fail(error)
+    outcomes = [outcome] * mesh.size()
+    dist.all_gather_object(outcomes, outcome, process_group)
+    expect_success(outcomes)
+    return weights

@@ -60,8 +60,8 @@ def native_tensors(
 ) -> Natives:
     """The native tensors that an HF state dict amounts to on this rank.
 
-    Tensors that need no conversion are passed on as they are. The others get ``dtype``; they are the tensors that
-    ``to_hf`` made these HF tensors from, filled in place, or new ones. With ``consume``, HF tensors that have been
+    Tensors that need no conversion are passed on as they are. The others get ``dtype``; they are the tensors that a
+    request of ``to_hf`` was made from, filled in place, or new ones. With ``consume``, HF tensors that have been
     decoded are removed from the state dict as it goes.
 
     Raises:
@@ -72,7 +72,7 @@ def native_tensors(
     tensors: dict[str, Any] = {}
     for name, value in hf_state_dict.items():
         if isinstance(value, torch.Tensor):
-            parts[name] = Part.of(value)
+            parts[name] = Part.of(name, value)
     memory = _core.StateDictMemory([part.spec(name) for name, part in parts.items()])
     weight_map = weight_map_of(memory)
     for name, value in hf_state_dict.items():
@@ -146,9 +146,9 @@ def _batches(targets: list[Target]) -> list[list[Target]]:
 def _target(
     held: Any, sharding: Sharding, parts: dict[str, Part], origins: list[Origin | None], dtype: torch.dtype
 ) -> Target:
-    """Where it goes: into the tensor that all its HF tensors came from, if that has the dtype, or a new one."""
+    """Where it goes: into the tensor that all its HF tensors were asked for, if that has the dtype, or a new one."""
     device = parts[held.sources[0]].local.device
-    natives = {id(o.native): o.native for o in origins if o is not None}
+    natives = {id(o.native): o.native for o in origins if o is not None and o.conversion.is_request}
     native = next(iter(natives.values()), None)
     if native is None or len(natives) != 1 or None in origins:
         return Target(held, sharding, dtype, device)

@@ -7,7 +7,6 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint._sharded_tensor_utils import _flatten_sharded_tensors
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
@@ -16,14 +15,16 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
+from shardwright.resume_planner import ResumePlanner
 
 
-class LoadPlanner(DefaultLoadPlanner):
+class LoadPlanner(ResumePlanner):
     """Plans the load of a Hugging Face checkpoint into native tensors, on each rank for itself.
 
     With :class:`shardwright.HuggingFaceStorageReader` the plans stay on their ranks, and what ``dcp.load`` gathers is
     empty. With another reader of HF checkpoints, torch's own say, the plans are ordinary ReadItems, and what is read is
-    decoded when it is committed.
+    decoded when it is committed. With :class:`shardwright.ShardedStorageReader` it does what torch's DefaultLoadPlanner
+    does, and takes strided shards, too.
 
     Args:
         model: the model family ("minimax_m3"), or "auto": by config.json, or by the names where that is missing.
@@ -63,6 +64,7 @@ class LoadPlanner(DefaultLoadPlanner):
         #: True if the storage reader is not Shardwright's: it is given ordinary ReadItems, and what they bring is
         #: decoded when it is committed.
         self.by_items = False
+        self.resumes = False  #: True for a checkpoint of the trainer's own tensors
         self._transfers: list[Any] = []
         self._arrived: dict[int, torch.Tensor] = {}  # by number of the ReadItem
         self._awaited: dict[int, torch.Tensor] = {}
@@ -73,6 +75,10 @@ class LoadPlanner(DefaultLoadPlanner):
     ) -> None:
         if metadata is None:
             raise ValueError("LoadPlanner needs the metadata of a storage reader, found none")
+        self.resumes = getattr(metadata, "trainers_names", False)
+        if self.resumes:
+            super().set_up_planner(state_dict, metadata, is_coordinator)
+            return
         self.by_items = not isinstance(metadata, CatalogMetadata)
         self.catalog = catalog_of_metadata(metadata) if self.by_items else metadata.catalog
         # Not super(): it would replace meta tensors by new ones that the caller's model knows nothing of.
@@ -86,6 +92,8 @@ class LoadPlanner(DefaultLoadPlanner):
         self.is_coordinator = is_coordinator
 
     def create_local_plan(self) -> LoadPlan:
+        if self.resumes:
+            return super().create_local_plan()
         start = time.perf_counter()
         self.description = describe(self.state_dict)
         problems = self._problems()
@@ -124,7 +132,7 @@ class LoadPlanner(DefaultLoadPlanner):
 
     # --- with another storage reader ---------------------------------------------------------------------------
     # Transfer t is read by items 2t (its elements) and 2t + 1 (its scales); the number travels as the index hint of
-    # the item's destination.
+    # the item's destination. Scales are asked for first: whatever has to wait for its other half is then small.
 
     def _read_items(self) -> list[ReadItem]:
         tensors = self.catalog.tensors
@@ -148,20 +156,26 @@ class LoadPlanner(DefaultLoadPlanner):
                     )
                 )
         self._dtypes = [DTYPES[tensor.dtype] for tensor in tensors]
-        return items
+        return sorted(items, key=lambda item: item.dest_index.index % 2 == 0)
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         """A buffer for what is stored; it is decoded into the destination by ``commit_tensor``."""
+        if self.resumes:
+            return super().resolve_tensor(read_item)
         number = read_item.dest_index.index
         transfer = self._transfers[number // 2]
         source = transfer.source if number % 2 == 0 else transfer.scales
         buffer = torch.empty(read_item.lengths, dtype=self._dtypes[source])
         with self._lock:
             self._awaited[number] = buffer
-        return buffer
+        stored = buffer.as_subclass(_Stored)
+        stored.fqn = read_item.storage_index.fqn
+        return stored
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         """Decodes a transfer once its elements and its scales are there."""
+        if self.resumes:
+            return
         number = read_item.dest_index.index
         which = number // 2
         transfer = self._transfers[which]
@@ -177,6 +191,25 @@ class LoadPlanner(DefaultLoadPlanner):
             self.core_plan, which, self.catalog, addresses[0], scales, self.description.specs
         )
         torch.autograd.graph.increment_version(self.description.local_tensors[transfer.destination])
+
+
+class _Stored(torch.Tensor):
+    """Where a reader puts elements as they are stored, and nothing else."""
+
+    fqn: str
+
+    def detach(self) -> _Stored:
+        return self
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> _Stored:
+        if source.dtype != self.dtype:
+            raise _core.PlanError(
+                f"{self.fqn}: expected elements as they are stored, {self.dtype}, found {source.dtype} from the "
+                "storage reader: one that decodes by itself, as torch's QuantizedHuggingFaceStorageReader does, would "
+                "have them decoded twice; use shardwright.HuggingFaceStorageReader, or torch's of that name"
+            )
+        super().copy_(source, non_blocking)
+        return self
 
 
 def catalog_of_metadata(metadata: Metadata) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.storage import StorageReader
@@ -19,8 +18,10 @@ from shardwright.checkpoints import latest
 from shardwright.cooperation import raise_if_any_failed, reading_group
 from shardwright.load_planner import LoadPlanner
 from shardwright.report import LoadReport
+from shardwright.resume_planner import ResumePlanner
 from shardwright.sharded_reader import ShardedStorageReader
 from shardwright.storage_reader import HuggingFaceStorageReader
+from shardwright.torch_checkpoint import METADATA_NAME, TorchStorageReader
 
 
 def load(
@@ -83,15 +84,15 @@ def load(
         "trace": trace,
     }
     reader: StorageReader
-    planner: TorchLoadPlanner = DefaultLoadPlanner(allow_partial_load=allow_partial_load)
+    planner: TorchLoadPlanner = ResumePlanner(allow_partial_load=allow_partial_load)
     if _is_sharded(path):
         reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
     elif verify:
         raise ValueError(
             f"{os.fspath(path)}: verify=True, but only a sharded checkpoint of Shardwright's has checksums"
         )
-    elif Path(path, ".metadata").exists():
-        reader = FileSystemReader(path)
+    elif Path(path, METADATA_NAME).exists():
+        reader = TorchStorageReader(path, weights_only)
     else:
         _expect_no_steps(path)
         reader = HuggingFaceStorageReader(path, **options)
@@ -123,6 +124,11 @@ def load(
         else:
             state_dict[key] = states[key]  # an object that is no tensor has been replaced
     return reader.report if isinstance(reader, HuggingFaceStorageReader) else None
+
+
+def is_of_trainer(path: str | os.PathLike[str]) -> bool:
+    """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter."""
+    return _is_sharded(path) or Path(path, METADATA_NAME).exists()
 
 
 def _is_sharded(path: str | os.PathLike[str]) -> bool:

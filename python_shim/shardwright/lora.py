@@ -15,13 +15,11 @@ from shardwright import _core
 from shardwright.adapter_file import AdapterFile
 from shardwright.describe import spec_of_part
 from shardwright.lora_config import LoraConfig
-from shardwright.lora_reading import Reading
+from shardwright.lora_reading import Reading, check_sense
 from shardwright.lora_windows import Pair, weight_of
 from shardwright.report import LoadReport
 from shardwright.sharding import Sharding, local_part
 from shardwright.storage_reader import default_threads
-
-SENSES = ("auto", "modern", "legacy")
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,7 @@ def load_lora(
         FileNotFoundError, CheckpointFormatError: there is no adapter, or it breaks its format.
         PlanError: adapter and state dict do not fit; lists all that is wrong. Nothing has been written.
     """
-    if param_wrapper not in SENSES:
-        raise ValueError(f"param_wrapper: expected one of {', '.join(SENSES)}, found {param_wrapper!r}")
+    check_sense(param_wrapper)
     start = time.perf_counter()
     file = AdapterFile.open(Path(path))
     catalog_seconds = time.perf_counter() - start
@@ -95,7 +92,7 @@ def load_lora(
     if not pairs and not problems:
         problems.append("the state dict has no LoRA tensors: expected names such as *.lora_A.weight")
     reading = Reading(
-        file, {key: Sharding.of(state_dict[key]) for p in pairs.values() for key in p.keys.values()}
+        file, {key: Sharding.of(key, state_dict[key]) for p in pairs.values() for key in p.keys.values()}
     )
     reading.plan(list(pairs.values()), param_wrapper, strict)
     problems += reading.problems

@@ -14,6 +14,14 @@ from shardwright.lora_config import LoraConfig
 from shardwright.lora_windows import LAYOUTS, PEFT_PREFIX, TEXTS, Pair, Place, Spelling, Window
 from shardwright.sharding import Sharding
 
+#: What may be said of the sense of ParamWrappers.
+SENSES = ("auto", "modern", "legacy")
+
+
+def check_sense(param_wrapper: str) -> None:
+    if param_wrapper not in SENSES:
+        raise ValueError(f"param_wrapper: expected one of {', '.join(SENSES)}, found {param_wrapper!r}")
+
 
 class Adapter(Protocol):
     """A file, or tensors in memory."""

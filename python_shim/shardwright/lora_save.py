@@ -129,7 +129,7 @@ def _windows(place: Place, experts: Any, places: list[Place], legacy: bool) -> I
 
 def _parts(place: Place, key: str, tensor: torch.Tensor, places: list[Place], legacy: bool) -> Iterator[Part]:
     """What this rank holds of a tensor, as parts of the file's."""
-    sharding, local = Sharding.of(tensor), local_part(tensor)
+    sharding, local = Sharding.of(key, tensor), local_part(tensor)
     experts = [index for index, _ in sharding.held(0)] if place.pair.stacked else [0]
     for window in _windows(place, experts, places, legacy):
         if window.key == key:

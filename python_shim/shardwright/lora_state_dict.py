@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from shardwright import _core
 from shardwright.hf_to_native import on_expert_mesh
 from shardwright.lora_config import LoraConfig
-from shardwright.lora_reading import Reading
+from shardwright.lora_reading import Reading, check_sense
 from shardwright.lora_windows import (
     PEFT_PREFIX,
     TEXTS,
@@ -50,7 +50,7 @@ def lora_to_hf(key: str, tensor: torch.Tensor, text: str) -> Iterator[tuple[str,
     place = Spelling("automodel", text, prefix).place_of(pair)
     if place is None:
         return
-    sharding, local = Sharding.of(tensor), local_part(tensor)
+    sharding, local = Sharding.of(key, tensor), local_part(tensor)
     if not pair.stacked:
         yield f"{place.modules(0)[0]}.lora_{letter}.weight", tensor
         return
@@ -118,6 +118,7 @@ def lora_from_hf(
     Raises:
         PlanError: ranks or shapes do not fit together, or tensors of experts that this rank holds are missing.
     """
+    check_sense(sense)
     brought: dict[str, _Brought] = {}
     native: dict[str, torch.Tensor] = {}
     for name, tensor in hf_state_dict.items():
@@ -314,7 +315,7 @@ def _pair_of(weight: str, one: _Brought, tensors: Mapping[str, Any], experts: in
 def _sharding_of(
     pair: Pair, letter: str, one: _Brought, tensors: Mapping[str, Any], device_mesh: DeviceMesh | None
 ) -> Sharding:
-    shape, source = pair.shapes[letter], Sharding.of(tensors[one.names[letter]])
+    shape, source = pair.shapes[letter], Sharding.of(one.names[letter], tensors[one.names[letter]])
     if not one.experts:
         return Sharding(shape)
     everything = len(one.experts) == pair.experts and source.mesh is None

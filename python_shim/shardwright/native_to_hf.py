@@ -42,6 +42,8 @@ class Native:
 class Conversion:
     """One call of ``to_hf``."""
 
+    #: The HF tensors are there to be loaded into, and what is loaded is meant for the native tensors.
+    is_request: bool = False
     for_checkpoint_load: bool = False
     #: Native tensors of which this rank holds nothing, so that no HF tensor speaks of them.
     empty: dict[str, Native] = field(default_factory=dict)
@@ -56,8 +58,15 @@ class Origin:
     is_view: bool
 
 
-#: The origins of HF tensors, for as long as these live.
-Origins = WeakTensorKeyDictionary
+class Origins(WeakTensorKeyDictionary):
+    """The origins of HF tensors, for as long as these live. A copy of an adapter starts without any: they speak of
+    tensors that it has not made."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Origins, ()
+
+    def __deepcopy__(self, memo: Any) -> Origins:
+        return Origins()
 
 
 def hf_tensors(
@@ -78,7 +87,7 @@ def hf_tensors(
     memory.
     """
     excluded = re.compile(exclude_key_regex) if exclude_key_regex else None
-    conversion = Conversion(for_checkpoint_load)
+    conversion = Conversion(quantization or for_checkpoint_load, for_checkpoint_load)
     by_fqn = {native.fqn: native for native in natives}
     specs = [native.sharding.spec(native.fqn, local_part(native.tensor)) for native in natives]
     requests: dict[str, list[Any]] = {native.fqn: [] for native in natives}
@@ -99,16 +108,17 @@ def hf_tensors(
             weight_excluded = excluded is not None and excluded.match(request.name) is not None
             if weight_excluded:
                 continue
-            if quantization and request.scaled:
+            is_scaled = quantization and request.scaled
+            if is_scaled:
                 lies = sharding_of_part(
                     fqn, native.sharding, request.native_size, request.axes, request.shape
                 )
                 tensor = lies.empty(DTYPES[request.dtype], local.device)
             else:
-                tensor = _view(native, local, request, index_of)
+                tensor = _part(native, local, request, index_of, copied=not conversion.is_request)
             if origins is not None:
                 is_itself = tensor is native.tensor
-                is_view = not (quantization and request.scaled)
+                is_view = is_itself or (conversion.is_request and not is_scaled)
                 origins[tensor] = Origin(conversion, None if is_itself else native, is_view)
             yield fqn, request.name, tensor
 
@@ -120,8 +130,10 @@ def _placeholder(request: Any, device: torch.device) -> torch.Tensor:
     return torch.full(request.shape, IDENTITY_SCALE, dtype=torch.uint8, device=device).view(dtype)
 
 
-def _view(native: Native, local: torch.Tensor, request: Any, index_of: dict[int, int]) -> torch.Tensor:
-    """The HF tensor as a view of the native one; the native tensor itself, if that is all of it."""
+def _part(
+    native: Native, local: torch.Tensor, request: Any, index_of: dict[int, int], *, copied: bool
+) -> torch.Tensor:
+    """The HF tensor as a view of the native one, or a copy of that; the native tensor itself, if that is all of it."""
     rank = len(native.sharding.shape)
     if list(request.axes) == list(range(rank)) and list(request.native_size) == list(native.sharding.shape):
         return native.tensor
@@ -134,5 +146,7 @@ def _view(native: Native, local: torch.Tensor, request: Any, index_of: dict[int,
             local = local.narrow(dimension, offset, size)
     dropped = rank - len(request.axes)
     local = local.permute([axis - dropped for axis in request.axes])
+    if copied:
+        return lies.wrap(local.clone(memory_format=torch.contiguous_format))
     strides = contiguous_stride(native.sharding.shape)
     return lies.wrap(local, [strides[axis] for axis in request.axes])

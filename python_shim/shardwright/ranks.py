@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.distributed.checkpoint.api import CheckpointException
+
+from shardwright.rank_outcome import text_of, told
 
 
 def _run_rank(
@@ -28,11 +29,16 @@ def _run_rank(
     except (
         CheckpointException
     ) as wrapped:  # dcp's account of what happened on each rank, the same on all of them
-        first = min(wrapped.failures)
-        _failure_file(folder, rank).write_bytes(pickle.dumps((first, str(wrapped.failures[first][0]))))
-        raise SystemExit(1) from None
+        _tell_failure(folder, rank, told(wrapped))
+    except (OSError, ValueError) as error:
+        _tell_failure(folder, rank, error)
     finally:
         dist.destroy_process_group()
+
+
+def _tell_failure(folder: str, rank: int, error: Exception) -> NoReturn:
+    _failure_file(folder, rank).write_text(text_of(error))
+    raise SystemExit(1) from None
 
 
 def _failure_file(folder: str, rank: int) -> Path:
@@ -42,7 +48,7 @@ def _failure_file(folder: str, rank: int) -> Path:
 def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> None:
     """Calls ``work(rank, *arguments)`` in ``world_size`` new processes that form a Gloo process group.
 
-    Raises ValueError with the message of the first failing rank if dcp reported a failure.
+    Raises ValueError with the message of the first rank that says what went wrong.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -50,6 +56,8 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> 
         except multiprocessing.ProcessExitedException:
             for rank in range(world_size):
                 if _failure_file(folder, rank).exists():
-                    first, message = pickle.loads(_failure_file(folder, rank).read_bytes())
-                    raise ValueError(f"rank {first} of {world_size}: {message}") from None
+                    message = _failure_file(folder, rank).read_text()
+                    if not message.startswith("rank "):
+                        message = f"rank {rank}: {message}"
+                    raise ValueError(message) from None
             raise

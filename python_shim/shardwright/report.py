@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardwright import _core
-from shardwright.cooperation import ReadTogether
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class LoadReport:
 
     ``seconds`` has a value for each phase: ``catalog`` (headers and index), ``plan``, ``read`` and ``decode`` (thread
     seconds divided by the number of threads, so that with all threads busy the phases add up to the wall time), and
-    ``total``, the wall time from the catalog on.
+    ``total``, the wall time from the catalog on; and ``together``, that of what was read with other ranks, if any was.
     """
 
     tensors: int  #: HF tensors, scales included, of which this rank needed at least a part
@@ -39,31 +38,24 @@ class LoadReport:
     not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
 
     @classmethod
-    def of(
-        cls,
-        core: Any,
-        catalog_seconds: float,
-        plan_seconds: float,
-        together: ReadTogether | None = None,
-        seconds_together: float = 0.0,
-    ) -> LoadReport:
+    def of(cls, core: Any, catalog_seconds: float, plan_seconds: float) -> LoadReport:
         seconds = {
             "catalog": catalog_seconds,
             "plan": plan_seconds,
             "read": core.read_seconds,
             "decode": core.decode_seconds,
-            "together": seconds_together,
-            "total": catalog_seconds + plan_seconds + seconds_together + core.total_seconds,
+            "together": core.together_seconds,
+            "total": catalog_seconds + plan_seconds + core.total_seconds,
         }
-        if together is None:
+        if core.together_seconds == 0:
             del seconds["together"]
         return cls(
             core.tensors,
             core.bytes_needed,
-            core.bytes_read + (together.bytes_read if together else 0),
-            together.bytes_received if together else 0,
+            core.bytes_read,
+            core.bytes_received,
             core.bytes_written,
-            core.read_requests + (together.requests if together else 0),
+            core.read_requests,
             core.boxes_with_gaps,
             core.boxes_in_pieces,
             core.peak_staging_bytes,

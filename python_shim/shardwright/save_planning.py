@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
-from shardwright.describe import boxes_of_dtensor
 from shardwright.flat_state import flatten, flatten_sharded_tensors
 from shardwright.planned_metadata import PlannedMetadata
+from shardwright.resume_planner import part_of_dtensor
 from shardwright.save_description import (
     SaveDescription,
     describe_save,
@@ -225,6 +225,11 @@ class SavePlanner(DefaultSavePlanner):
         return [write_item(*item) for item in self._global.items(position, state)]
 
 
+def is_given_up(plans: Sequence[SavePlan]) -> bool:
+    """True where the planner has made no plan, so that every rank will refuse to go on."""
+    return any(isinstance(plan.items, PackedItems) and plan.items.what == LOST for plan in plans)
+
+
 def _signature_of(fqn: str, value: Any) -> Any:
     """Equal for values that are described alike; None where only describing can tell."""
     if isinstance(value, DTensor):
@@ -250,16 +255,3 @@ def items_to_write(description: SaveDescription, left_to_others: Sequence[Sequen
         others = set(left)
         kept += [item for number, item in enumerate(part) if number not in others]
     return kept
-
-
-def part_of_dtensor(tensor: DTensor, offset: Sequence[int]) -> torch.Tensor:
-    """The box of this rank's part that begins at ``offset`` of the whole tensor."""
-    with torch.no_grad():
-        local = tensor.to_local()
-    boxes = boxes_of_dtensor(tensor)
-    if len(boxes) == 1:
-        return local
-    box = next(box for box in boxes if box.offset == list(offset))
-    for dimension, (begin, length) in enumerate(zip(box.local_offset, box.size, strict=True)):
-        local = local.narrow(dimension, begin, length)
-    return local

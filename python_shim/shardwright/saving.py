@@ -15,7 +15,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
 from shardwright.checkpoints import step_path
+from shardwright.rank_outcome import told
 from shardwright.report import SaveReport
+from shardwright.save_planner import SavePlanner
 from shardwright.sharded_writer import ShardedStorageWriter
 
 
@@ -37,7 +39,7 @@ class PendingSave:
         try:
             self._future.result()
         except CheckpointException as failure:
-            raise _told(failure) from failure
+            raise told(failure) from failure
         finally:
             self._writer.abandon()
         assert self._writer.report is not None
@@ -72,7 +74,7 @@ def save(
         keep_last: delete all but the newest so many steps once this one is there.
         asynchronous: return a :class:`PendingSave` as soon as this rank's state has been copied; training may go on and
             change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
-        planner: a DCP save planner; None: DCP's own.
+        planner: a DCP save planner; None: a new :class:`SavePlanner`.
         process_group: of the ranks that save; in the background, one that nobody else uses meanwhile. None: all ranks.
         threads, async_staging_bytes, overwrite: see :class:`ShardedStorageWriter`.
 
@@ -87,6 +89,7 @@ def save(
     if keep_last is not None and step is None:
         raise ValueError("keep_last says how many steps to keep: expected step as well, found None")
     target = Path(path) if step is None else step_path(path, step)
+    planner = planner or SavePlanner()
     writer = ShardedStorageWriter(
         target,
         thread_count=threads,
@@ -105,7 +108,7 @@ def save(
         try:
             dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
         except CheckpointException as failure:
-            raise _told(failure) from failure
+            raise told(failure) from failure
         finally:
             writer.abandon()
     assert writer.report is not None
@@ -120,17 +123,3 @@ def _group_of(world: Any) -> Any:
 def _background_group() -> Any:
     """A group of all ranks whose collectives do not mix with training's; None without a process group."""
     return _group_of(dist.group.WORLD) if dist.is_initialized() else None
-
-
-def _told(failure: CheckpointException) -> Exception:
-    """dcp's account of what happened on each rank as one ordinary exception, the same on all of them."""
-    causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
-    first = next(iter(causes.values()))
-    lines = []
-    for rank, cause in causes.items():
-        text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-        lines.append(text if text.startswith("rank ") else f"rank {rank}: {text}")
-    message = "; ".join(lines)
-    if isinstance(first, OSError) and first.errno:
-        return OSError(first.errno, message)
-    return ValueError(message)

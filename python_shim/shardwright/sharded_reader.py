@@ -27,6 +27,8 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.describe import DTYPES, Description, describe
+from shardwright.resume_planner import ResumePlanner, has_gaps
+from shardwright.safe_objects import safe_pickle
 from shardwright.sharded_writer import StoredPart
 from shardwright.storage_reader import HuggingFaceStorageReader
 
@@ -37,6 +39,8 @@ _BUFFER_BYTES = 64 << 20
 class ShardedMetadata(Metadata):
     """DCP's metadata from a manifest. Read when first asked for, and so in the planner: what ``read_metadata`` itself
     raises, ``dcp.load`` turns into an AssertionError."""
+
+    trainers_names = True
 
     def __init__(self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None) -> None:
         self._read = read
@@ -96,7 +100,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     """Reads what :class:`ShardedStorageWriter` wrote, or torch's ``HuggingFaceStorageWriter(save_distributed=True)``,
     straight into the shards: any number of ranks and any placement, whatever they were when it was saved.
 
-    It stands where torch's FileSystemReader does, with any DCP load planner.
+    It stands where torch's FileSystemReader does, with any DCP load planner. Strided shards with gaps need
+    :class:`LoadPlanner`, as torch's would read them wrongly.
 
     Args:
         path: the checkpoint directory.
@@ -123,7 +128,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     def read_metadata(self) -> Metadata:
         if not _core.has_manifest(os.fspath(self.path)):
-            return CatalogMetadata(self._read_catalog, self.load_id)
+            return CatalogMetadata(self._read_catalog, self.load_id, trainers_names=True)
         return ShardedMetadata(self._read_manifest, self.load_id)
 
     def _read_manifest(self) -> tuple[Any, Any]:
@@ -143,6 +148,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
+        _expect_that_it_knows_gaps(planner)
         tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
         objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
         if self.verify:
@@ -172,20 +178,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         with open(Path(self.path, file), "rb") as stream:
             stream.seek(begin)
             data = io.BytesIO(stream.read(end - begin))
-        if not self.weights_only:
-            return data
-        try:
-            value = torch.load(data, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{fqn} in {Path(self.path, file)}: this object cannot be loaded safely ({error}); if you trust the "
-                "checkpoint, pass weights_only=False, or name its classes to torch.serialization.add_safe_globals"
-            ) from error
-        # Pickled anew, so that the planner meets nothing but what has been found safe.
-        safe = io.BytesIO()
-        torch.save(value, safe)
-        safe.seek(0)
-        return safe
+        return safe_pickle(fqn, Path(self.path, file), data) if self.weights_only else data
 
     # --- tensors -----------------------------------------------------------------------------------------------
 
@@ -248,15 +241,26 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             description.local_tensors += one.local_tensors
             buffers.append(buffer if known else buffer.view(dtype).squeeze(-1))
         catalog = self._metadata.catalog
-        # The figures stay those of what was read straight, which is all but a few; and each rank reads for itself, as
-        # others may have no such tensors.
-        report, cooperative = self.report, self.cooperative
-        self.cooperative = False
+        # Figures and trace stay those of what was read straight, which is all but a few; and each rank reads for
+        # itself, as others may have no such tensors.
+        report, cooperative, core_options = self.report, self.cooperative, self.core_options
+        self.cooperative, self.core_options = False, core_options.without_trace()
         self._run(_core.plan_reads(requests, description.specs, catalog), catalog, description, 0.0)
-        self.report, self.cooperative = report, cooperative
+        self.report, self.cooperative, self.core_options = report, cooperative, core_options
         for (item, target), buffer in zip(batch, buffers, strict=True):
             target.copy_(buffer)
             planner.commit_tensor(item, target)
+
+
+def _expect_that_it_knows_gaps(planner: TorchLoadPlanner) -> None:
+    if isinstance(planner, ResumePlanner):
+        return
+    beyond_it = [fqn for fqn, value in getattr(planner, "state_dict", {}).items() if has_gaps(value)]
+    if beyond_it:
+        raise _core.PlanError(
+            f"{', '.join(_core.grouped_names(beyond_it))}: of these strided shards a rank holds several parts with "
+            f"gaps between them, which {type(planner).__name__} cannot plan; pass planner=shardwright.LoadPlanner()"
+        )
 
 
 def _request(item: ReadItem, element_bytes: int | None) -> tuple[str, list[int], list[int], list[int]]:

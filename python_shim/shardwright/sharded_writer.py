@@ -8,15 +8,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.metadata import (
-    STATE_DICT_TYPE,
     Metadata,
     MetadataIndex,
     StorageMeta,
@@ -24,16 +22,16 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
-from torch.distributed.tensor import DTensor
 from torch.futures import Future
-from torch.utils._pytree import tree_leaves
 
 from shardwright import _core
+from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import remove_all_but
 from shardwright.describe import DTYPE_NAMES
 from shardwright.planned_metadata import PlannedMetadata
+from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
-from shardwright.save_description import number_values
+from shardwright.save_planning import is_given_up
 from shardwright.storage_reader import default_threads
 
 _SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
@@ -60,32 +58,7 @@ class _Share:
     rank: int
 
 
-@dataclass
-class _RankOutcome:
-    """What a rank has written, which it tells the coordinator as bytes. A failure travels there, too, and is not raised
-    at once, so that the coordinator removes what has been written."""
-
-    rank: int
-    files: list[tuple[str, int, int, int]] = field(
-        default_factory=list
-    )  # name, size, header bytes, its checksum
-    items: list[tuple[WriteItem, tuple[int, int, int, bytes]]] = field(
-        default_factory=list
-    )  # and where each lies: file, begin, end, checksums
-    failure: str = ""
-    errno: int = 0
-
-    def encode(self) -> bytes:
-        facts, boxes = number_values((item for item, _ in self.items), {})
-        placed = [(box, place) for box, (_, place) in zip(boxes, self.items, strict=True)]
-        placed.sort(key=lambda item: item[0][0])
-        encoded: bytes = _core.encode_results(
-            self.rank, _core.encode_values(facts), placed, self.files, self.failure, self.errno
-        )
-        return encoded
-
-
-class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
+class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     """Writes each rank's shards as safetensors files, with a manifest of sizes and checksums beside them.
 
     It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: it is
@@ -141,28 +114,6 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
         self.save_id = str(uuid.uuid4())
         self.report: SaveReport | None = None
         self._pending: Any = None  # on the coordinator, from planning to publishing
-        self._staged_bytes = 0
-        self._staging_fault = ""
-
-    # --- asynchronous ------------------------------------------------------------------------------------------
-
-    def stage(self, state_dict: STATE_DICT_TYPE) -> STATE_DICT_TYPE:
-        """A copy of the state in CPU memory, which training no longer touches."""
-        needed = sum(
-            leaf.to_local().nbytes if isinstance(leaf, DTensor) else leaf.nbytes
-            for leaf in tree_leaves(state_dict)
-            if isinstance(leaf, torch.Tensor)
-        )
-        if self.async_staging_bytes is not None and needed > self.async_staging_bytes:
-            # Told where dcp listens to all ranks: raised here, this rank's error would leave the others waiting.
-            self._staging_fault = (
-                f"an asynchronous save needs a copy of this rank's state, {needed:,} bytes, and async_staging_bytes "
-                f"allows {self.async_staging_bytes:,}; raise it, or save with dcp.save"
-            )
-            return {}
-        self._staged_bytes = needed
-        staged: STATE_DICT_TYPE = super().stage(state_dict)
-        return staged
 
     # --- planning ----------------------------------------------------------------------------------------------
 
@@ -174,20 +125,15 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.abandon()
-        fault, self._staging_fault = self._staging_fault, ""
-        if fault:
-            raise ValueError(fault)
-        alone = not dist.is_initialized() or dist.get_world_size() == 1
-        if not kwargs.get("use_collectives", True) and not alone:
-            raise ValueError(
-                "use_collectives=False: a sharded checkpoint is published when all ranks have written their part, "
-                "which they have to tell each other; expected use_collectives=True"
-            )
+        self.expect_staged()
+        expect_collectives(kwargs)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        if is_given_up(plans):
+            return plans  # the planner of every rank will say why; nothing is to be written
         self._pending = _core.PendingDirectory(self.path)
         if self._pending.replaces and not self.overwrite and any(self._pending.final_path.iterdir()):
             self.abandon()
@@ -203,14 +149,13 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         share: _Share = plan.storage_data
-        outcome = _RankOutcome(share.rank)
+        outcome = RankOutcome(share.rank)
         try:
             directory = self._directory(share)
             self._write(plan.items, planner, directory, outcome)
         except Exception as error:
-            failure = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            errno = error.errno or 0 if isinstance(error, OSError) else 0
-            outcome = _RankOutcome(share.rank, failure=failure or type(error).__name__, errno=errno)
+            outcome = RankOutcome(share.rank)
+            outcome.fail(error)
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(MetadataIndex(""), 0, outcome.encode())])
         return done
@@ -227,10 +172,10 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
         return pending[0]
 
     def _write(
-        self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: _RankOutcome
+        self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: RankOutcome
     ) -> None:
         start = time.perf_counter()
-        report = SaveReport(threads=self.thread_count, peak_staging_bytes=self._staged_bytes)
+        report = SaveReport(threads=self.thread_count, peak_staging_bytes=self.staged_bytes)
         tensors = [item for item in items if item.type != WriteItemType.BYTE_IO]
         objects = [item for item in items if item.type == WriteItemType.BYTE_IO]
         files = []
@@ -284,7 +229,7 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
         for first, tensors, copies in self._batches(items, planner):
             strided = any(not tensor.is_contiguous() for tensor in tensors)
             staging = copies + (self.thread_count * _BLOCK_BYTES if strided else 0)
-            report.peak_staging_bytes = max(report.peak_staging_bytes, self._staged_bytes + staging)
+            report.peak_staging_bytes = max(report.peak_staging_bytes, self.staged_bytes + staging)
             file.write(
                 [(first + i, *_memory_of(tensor)) for i, tensor in enumerate(tensors)], self.thread_count
             )
@@ -334,7 +279,7 @@ class ShardedStorageWriter(StorageWriter, BlockingAsyncStager):
         """On the coordinator, when every rank has told its outcome: publishes, or removes everything and raises."""
         try:
             told: list[bytes] = [of_rank[-1].storage_data for of_rank in results]
-            _expect_success(_core.failures_of_results(told))
+            expect_success(failed_outcomes(told))
             names = metadata.names if isinstance(metadata, PlannedMetadata) else metadata.state_dict_metadata
             planner_data = io.BytesIO()
             if metadata.planner_data is not None:
@@ -398,14 +343,3 @@ def _in_cpu_memory(fqn: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
 
 def _memory_of(tensor: torch.Tensor) -> tuple[int, list[int], list[int], int]:
     return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), tensor.element_size()
-
-
-def _expect_success(failed: list[tuple[int, str, int]]) -> None:
-    """Of (rank, what went wrong, errno or 0)."""
-    if not failed:
-        return
-    text = "; ".join(f"rank {rank}: {failure}" for rank, failure, _ in failed)
-    text += ". Nothing was published, and what had been written is removed"
-    if errno := failed[0][2]:
-        raise OSError(errno, text)
-    raise ValueError(text)

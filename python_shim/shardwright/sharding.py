@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,10 +37,14 @@ class Sharding:
     experts: range | None = None
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Sharding:
-        if isinstance(tensor, DTensor):
-            return cls(tuple(tensor.shape), tensor.device_mesh, tuple(tensor.placements))
-        return cls(tuple(tensor.shape))
+    def of(cls, name: str, tensor: torch.Tensor) -> Sharding:
+        """Raises ValueError, which names the tensor, for placements other than Shard and Replicate."""
+        if not isinstance(tensor, DTensor):
+            return cls(tuple(tensor.shape))
+        with _naming(name):
+            for placement in tensor.placements:
+                core_placement(placement)
+        return cls(tuple(tensor.shape), tensor.device_mesh, tuple(tensor.placements))
 
     @cached_property
     def boxes(self) -> list[Any]:
@@ -92,7 +97,9 @@ class Sharding:
         return iter(sorted(seen.items()))
 
     def spec(self, fqn: str, local: torch.Tensor) -> Any:
-        return spec_of_part(fqn, local, self.shape, self.boxes)
+        """Raises ValueError, which names the tensor, for one whose memory is not plain."""
+        with _naming(fqn):
+            return spec_of_part(fqn, local, self.shape, self.boxes)
 
     def empty(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A tensor that lies so, its memory not initialised."""
@@ -107,6 +114,14 @@ class Sharding:
         return DTensor.from_local(
             local, self.mesh, self.placements, run_check=False, shape=shape, stride=tuple(stride)
         )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as problem:
+        raise ValueError(f"{name}: {problem}") from None
 
 
 def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:

@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.futures import Future
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import read_together, reading_group
-from shardwright.describe import Description, describe
+from shardwright.describe import DTYPE_NAMES, Description, describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
@@ -41,6 +41,8 @@ def _whole_number(name: str, value: int, largest: int) -> int:
 def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
     """Where this rank's trace goes, and its rank."""
     rank = dist.get_rank() if dist.is_initialized() else 0
+    if path is not None and not Path(path).name:
+        raise ValueError(f"trace: expected a file to write to, found {path!r}")
     if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
         return (None if path is None else Path(path)), rank
     return Path(path).with_suffix(f".rank{rank}{Path(path).suffix}"), rank
@@ -52,8 +54,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     Args:
         path: the checkpoint directory.
         thread_count: threads that read and decode; None: this process's share of the processors.
-        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, and up to 64 MiB in
-            all where files are not in the page cache.
+        staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, up to 64 MiB in all
+            where files are not in the page cache, and never more than 128 MiB. Ranks that read together hand each other
+            up to 16 MiB at a time, which takes 64 MiB more; of staging_bytes it takes half.
         progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
         reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page
             cache and the kernel allows it.
@@ -127,21 +130,34 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         catalog = self._metadata.catalog
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
         self._warn_of_bare_elements(plan, targets)
+        buffers = [self._buffer_for(item, target) for item, target in zip(plan.items, targets, strict=True)]
         requests = []
         description = Description()
-        for item, target in zip(plan.items, targets, strict=True):
+        for item, buffer in zip(plan.items, buffers, strict=True):
             index = item.storage_index
             offset = [0] * len(item.lengths) if index.offset is None else list(index.offset)
             requests.append((index.fqn, offset, list(item.storage_offsets), list(item.lengths)))
-            one = describe({index.fqn: target})
+            one = describe({index.fqn: buffer})
             if one.problems:
                 raise _core.PlanError(one.problems[0])
             description.specs += one.specs
             description.local_tensors += one.local_tensors
         core_plan = _core.plan_reads(requests, description.specs, catalog)
         self._run(core_plan, catalog, description, time.perf_counter() - start)
-        for item, target in zip(plan.items, targets, strict=True):
+        for item, target, buffer in zip(plan.items, targets, buffers, strict=True):
+            if buffer is not target:
+                target.copy_(buffer)
             planner.commit_tensor(item, target)
+
+    def _buffer_for(self, item: ReadItem, target: torch.Tensor) -> torch.Tensor:
+        """What to read into: the target, unless its dtype takes a cast that only torch has, such as to integers."""
+        stored = self._metadata.state_dict_metadata.get(item.storage_index.fqn)
+        if stored is None or target.is_meta:
+            return target  # which is refused, with its name
+        dtype = stored.properties.dtype
+        name = DTYPE_NAMES.get(target.dtype)
+        is_ours = name is not None and _core.can_convert(DTYPE_NAMES[dtype], name)
+        return target if is_ours else torch.empty_like(target, dtype=dtype)
 
     def _warn_of_bare_elements(self, plan: LoadPlan, targets: list[torch.Tensor]) -> None:
         """Block-scaled weights are given as they are stored; nobody wants them so in a wider dtype."""
@@ -160,14 +176,11 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             )
 
     def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
-        start = time.perf_counter()
-        together = None
-        with reading_group(self.cooperative) as group:
-            if group is not None:
-                together = read_together(core_plan, catalog, description.specs, self.thread_count, group)
-                core_plan = together.rest
-        seconds_together = time.perf_counter() - start
-        with progress_callback(self.progress) as callback:
-            core = _core.run_load(core_plan, catalog, description.specs, self.core_options, callback)
+        arguments = core_plan, catalog, description.specs, self.core_options
+        with reading_group(self.cooperative) as group, progress_callback(self.progress) as callback:
+            if group is None:
+                core = _core.run_load(*arguments, callback)
+            else:
+                core = read_together(*arguments, group, callback).finish(callback)
         description.mark_written()
-        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds, together, seconds_together)
+        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)

@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchHuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner import SavePlanner as TorchSavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from shardwright import _core
+from shardwright.bounded_staging import BoundedStaging
 from shardwright.catalog import catalog_of
 from shardwright.describe import DTYPE_NAMES, Description, describe, spec_of_part
+from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
 from shardwright.storage_reader import _whole_number, default_threads
@@ -60,12 +62,13 @@ def bytes_of_size(size: int | str) -> int:
 class _Share:
     """From the coordinator to a rank: what it writes, and where."""
 
+    rank: int
     share: bytes
     directory: str
     left_out: list[str]
 
 
-class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
+class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     """Writes a sharded native state dict as a Hugging Face checkpoint.
 
     Each rank writes its bytes to their final place in the final files: no tensor is gathered, and nothing is written
@@ -88,6 +91,8 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
             names; names that no family knows stay as they are.
         strict: a tensor that the template has and the state dict lacks is an error.
         staging_bytes: memory between shards and files, all threads together; None: 4 MiB a thread.
+        async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
+            save that needs more fails and names the figure. None: what it takes.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
@@ -108,6 +113,7 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
         layout: str = "automodel",
         strict: bool = True,
         staging_bytes: int | None = None,
+        async_staging_bytes: int | None = None,
     ) -> None:
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
@@ -135,6 +141,7 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
         self.staging_bytes = (
             None if staging_bytes is None else _whole_number("staging_bytes", staging_bytes, 1 << 48)
         )
+        self.async_staging_bytes = async_staging_bytes
         self.report: SaveReport | None = None
         self._request: Any = None
         self._description: Description | None = None
@@ -185,8 +192,11 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         super().set_up_storage_writer(is_coordinator, *args, **kwargs)
+        self.expect_staged()
         if not self._is_export:
             return
+        expect_collectives(kwargs)
+        self.abandon()
         self._start = time.perf_counter()
         self._description, self._items, self._planned, self.report = None, [], None, None
         self._request = self._make_request()
@@ -224,8 +234,8 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
             )
         left_out = list(self._planned.left_out)
         return [
-            dataclasses.replace(plan, storage_data=_Share(share, str(temporary), left_out))
-            for plan, share in zip(plans, self._planned.shares, strict=True)
+            dataclasses.replace(plan, storage_data=_Share(rank, share, str(temporary), left_out))
+            for rank, (plan, share) in enumerate(zip(plans, self._planned.shares, strict=True))
         ]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -233,6 +243,7 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
             super().finish(metadata, results)
             return
         try:
+            expect_success([of_rank[-1].storage_data for of_rank in results])
             write_flushed(self._pending.path / INDEX_NAME, self._planned.index)
             if self.template is not None:
                 directory = Path(catalog_of(self.template).directory)
@@ -252,7 +263,16 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
     def write_data(self, plan: SavePlan, planner: TorchSavePlanner) -> Future[list[WriteResult]]:
         if not self._is_export:
             return super().write_data(plan, planner)
-        share = plan.storage_data
+        outcome = RankOutcome(plan.storage_data.rank)
+        try:
+            self.report = self._write_share(plan.storage_data, planner)
+        except Exception as error:
+            outcome.fail(error)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
+        return done
+
+    def _write_share(self, share: _Share, planner: TorchSavePlanner) -> SaveReport:
         description = self._description or self._resolved(planner)
         core = _core.run_export(
             share.share,
@@ -262,10 +282,9 @@ class HuggingFaceStorageWriter(TorchHuggingFaceStorageWriter):
             self.thread_count,
             self.staging_bytes or 0,
         )
-        self.report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
-        done: Future[list[WriteResult]] = Future()
-        done.set_result([])
-        return done
+        report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
+        report.peak_staging_bytes += self.staged_bytes
+        return report
 
     def _resolved(self, planner: TorchSavePlanner) -> Description:
         """The tensors of another planner's items."""

@@ -19,6 +19,9 @@ _WEIGHTS = (
     ".distcp",
 )
 
+#: Folders that hold no weights: what transformers puts beside a tokenizer with several chat templates.
+_FOLDERS = ("additional_chat_templates",)
+
 #: What config.json says of MXFP8 weights where the template does not.
 _MXFP8 = {
     "quant_method": "mxfp8",
@@ -31,16 +34,25 @@ _MXFP8 = {
 
 def write_flushed(path: Path, content: bytes) -> None:
     """Writes a small file that is on the device when this returns."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)  # which writing and flushing do not say
+        raise
 
 
 def copy_template_files(template: Path, directory: Path, quantised: bool) -> None:
     """Copies every file that holds no weights, config.json with the ``quantization_config`` of what was written."""
     for source in sorted(template.iterdir()):
-        if not source.is_file() or source.name.startswith(".") or source.name.endswith(_WEIGHTS):
+        if source.name.startswith(".") or source.name.endswith(_WEIGHTS):
+            continue
+        if source.is_dir() and source.name in _FOLDERS:
+            (directory / source.name).mkdir()
+            copy_template_files(source, directory / source.name, quantised)
+        if not source.is_file():
             continue
         content = source.read_bytes()
         if source.name == "config.json":

@@ -6,11 +6,9 @@ import argparse
 import sys
 
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from shardwright.exporting import export
-from shardwright.loading import load
-from shardwright.native import empty_state_dict
+from shardwright.loading import is_of_trainer
 from shardwright.ranks import run_on_ranks
 from shardwright.table import print_table
 
@@ -24,26 +22,18 @@ def trial_export(options: argparse.Namespace) -> None:
 
 
 def _export_and_report(rank: int, options: argparse.Namespace) -> None:
-    mesh = init_device_mesh("cpu", (options.ranks,), mesh_dim_names=("shard",)) if options.ranks > 1 else None
-    state_dict = empty_state_dict(options.source, mesh, model=options.model, layout=options.layout)
-    load(
-        state_dict,
-        options.source,
-        model=options.model,
-        layout=options.layout,
-        strict=not options.not_strict,
-        threads=options.threads,
-    )
+    template = options.template or (None if is_of_trainer(options.source) else options.source)
     report = export(
-        state_dict,
+        options.source,
         options.destination,
         quantization=options.quantization,
         max_shard_size=options.max_shard_size,
-        template=options.source,
+        template=template,
         model=options.model,
         layout=options.layout,
         strict=not options.not_strict,
         threads=options.threads,
+        key=options.key,
     )
     for turn in range(options.ranks):
         if turn == rank:

@@ -181,7 +181,7 @@ def test_the_model_holds_what_load_puts_into_it(model: torch.nn.Module, path: Pa
     assert [name for name in state if not same(by_adapter[name], state[name])] == []
 
 
-def test_without_quantization_both_give_the_same_views(model: torch.nn.Module, by_theirs: Sd):
+def test_without_quantization_both_give_the_same_tensors(model: torch.nn.Module, by_theirs: Sd):
     theirs = model.state_dict_adapter.to_hf(dict(by_theirs))
     found = replacement(model).to_hf(dict(by_theirs))
     assert found.keys() == theirs.keys()

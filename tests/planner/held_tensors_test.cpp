@@ -55,6 +55,21 @@ TEST(held_tensors, refuse_scales_without_their_weights) {
   EXPECT_THROW(held_tensors(catalog, weight_map_for(catalog, "minimax_m3")), Error);
 }
 
+TEST(held_tensors, refuse_two_hf_tensors_for_one_place) {
+  Catalog catalog = preset_catalog("tiny");
+  catalog.tensors.push_back(
+      {"model.norm.weight", DType::BF16, {64}, {0}});  // beside language_model.model.norm
+  try {
+    held_tensors(catalog, weight_map_for(catalog));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "model.norm.weight: expected one HF tensor for it, found language_model.model.norm.weight and "
+        "model.norm.weight; remove what is not meant");
+  }
+}
+
 TEST(held_tensors, that_no_rule_knows_keep_their_names) {
   Catalog catalog;
   catalog.files = {{"memory", 0}};

@@ -63,6 +63,7 @@ TEST(save_wire, what_a_rank_has_written_is_decoded_as_it_was_encoded) {
   failed.rank = 3;
   failed.failure = "No space left on device";
   failed.error_number = 28;
+  failed.misfit = true;
   EXPECT_TRUE(decode_results(encode(failed)) == failed);
 }
 

@@ -1,4 +1,4 @@
-"""HF state dicts for the adapter's tests, read with the reference's own reader."""
+"""Adapters, and HF state dicts for their tests, read with the reference's own reader."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,6 +6,10 @@ from types import SimpleNamespace
 import reference
 import torch
 from reference import Stored
+from shardwright.models.minimax_m3_vl.state_dict_adapter import (
+    MiniMaxM3StateDictAdapter,
+    MiniMaxM3VLStateDictAdapter,
+)
 
 RAW_DTYPES = reference.TORCH_DTYPES | {
     "F8_E4M3": torch.float8_e4m3fn,
@@ -35,3 +39,12 @@ def configs(experts: int = 4, mtp: int = 1) -> tuple[SimpleNamespace, SimpleName
     """(config of the whole model, MoE config), with what the adapters look at and nothing else."""
     text = SimpleNamespace(num_mtp_modules=mtp, num_local_experts=experts)
     return SimpleNamespace(text_config=text), SimpleNamespace(n_routed_experts=experts)
+
+
+def vl(experts: int = 4, mtp: int = 1, **options) -> MiniMaxM3VLStateDictAdapter:
+    return MiniMaxM3VLStateDictAdapter(*configs(experts, mtp), None, **options)
+
+
+def text(experts: int = 4, mtp: int = 1, **options) -> MiniMaxM3StateDictAdapter:
+    config, moe_config = configs(experts, mtp)
+    return MiniMaxM3StateDictAdapter(config.text_config, moe_config, None, **options)

@@ -149,11 +149,3 @@ def read_adapter(directory: Path) -> Sd:
 
 def nan_like(tensors: Sd) -> Sd:
     return {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}
-
-
-def differing(found: Sd, expected: Sd) -> list[str]:
-    """Names of tensors that are not in both, or not the same bits."""
-    wrong = sorted(found.keys() ^ expected.keys())
-    return wrong + [
-        name for name in found.keys() & expected.keys() if not reference.same(found[name], expected[name])
-    ]

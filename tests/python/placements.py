@@ -1,12 +1,30 @@
-"""Which elements of a tensor a rank holds, by index arithmetic, and how many bytes that takes."""
+"""How trainers shard, and by index arithmetic, which elements a rank holds and how many bytes that takes."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from reference import ITEM_BYTES, Stored, scale_index, scales_of
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
+
+
+def is_grouped(fqn: str) -> bool:
+    return ".mlp.experts." in fqn
+
+
+def experts_and_fsdp(ep: int) -> Callable[[str, torch.Tensor], tuple[DeviceMesh, list[Placement]]]:
+    """Experts on dimension 0 over `ep` ranks and on dimension 1 over the rest, all else over all ranks.
+
+    All ranks call this together.
+    """
+    world = dist.get_world_size()
+    everyone = init_device_mesh("cpu", (world,), mesh_dim_names=("fsdp",))
+    experts = init_device_mesh("cpu", (ep, world // ep), mesh_dim_names=("ep", "ep_shard"))
+    return lambda fqn, tensor: (experts, [Shard(0), Shard(1)]) if is_grouped(fqn) else (everyone, [Shard(0)])
 
 
 def chunk(indices: np.ndarray, count: int, which: int) -> np.ndarray:

@@ -265,6 +265,13 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((equal | (a.isnan() & b.isnan())).all())
 
 
+def differing(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are not in both, or not the same."""
+    return sorted(found.keys() ^ expected.keys()) + [
+        name for name in expected if name in found and not same(found[name], expected[name])
+    ]
+
+
 # --- names --------------------------------------------------------------------------------------------------
 
 

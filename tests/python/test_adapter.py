@@ -1,52 +1,32 @@
 """The adapter API that the seed documentation describes, held against the reference."""
 
+import copy
 import importlib
 import inspect
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import reference
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
 from checkpoints import Sizes, made_up_m3, write_checkpoint, write_m3
-from hf_state import as_stored, configs, hf_state_dict, text_part
+from hf_state import as_stored, configs, hf_state_dict, text, text_part, vl
+from reference import differing
+from safetensors.torch import save_file
 from shardwright.describe import DTYPES
 from shardwright.models.minimax_m3_vl.state_dict_adapter import (
-    MXFP8_BLOCK_SIZE,
     MiniMaxM3StateDictAdapter,
     MiniMaxM3VLStateDictAdapter,
-    _dequantize_mxfp8_local,
-    _should_quantize_mxfp8_key,
-    create_mxfp8_scale_inv,
-    dequantize_mxfp8,
 )
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 MODULE = "shardwright.models.minimax_m3_vl.state_dict_adapter"
 Sd = dict[str, torch.Tensor]
-
-
-def vl(experts: int = 4, mtp: int = 1, **options) -> MiniMaxM3VLStateDictAdapter:
-    return MiniMaxM3VLStateDictAdapter(*configs(experts, mtp), None, **options)
-
-
-def text(experts: int = 4, mtp: int = 1, **options) -> MiniMaxM3StateDictAdapter:
-    config, moe_config = configs(experts, mtp)
-    return MiniMaxM3StateDictAdapter(config.text_config, moe_config, None, **options)
-
-
-def differing(found: Sd, expected: Sd) -> list[str]:
-    """Names of tensors that are missing, too many or not the same."""
-    names = found.keys() | expected.keys()
-    return [
-        name
-        for name in sorted(names)
-        if name not in found or name not in expected or not reference.same(found[name], expected[name])
-    ]
 
 
 def without_mtp(tensors: Sd) -> Sd:
@@ -105,6 +85,15 @@ def test_configs_are_asked_for_attributes_or_keys_and_nothing_else(tiny: Path, n
     assert text()._expert_path_segment == "mlp.experts"
 
 
+def test_a_copy_of_a_model_takes_its_adapter_along(tiny: Path, natives: Sd):
+    """Trainers deepcopy and pickle models whose attribute the adapter is, also after it has been used."""
+    adapter = vl()
+    asked = adapter.to_hf(natives, quantization=True)
+    for copied in (copy.deepcopy(adapter), pickle.loads(pickle.dumps(adapter))):
+        assert differing(copied.from_hf(hf_state_dict(tiny)), natives) == []
+    assert asked.keys() == adapter.to_hf(natives, quantization=True).keys()
+
+
 # --- from_hf ----------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +102,13 @@ def test_from_hf_decodes_all_that_comes_with_scales(tiny: Path, natives: Sd):
     before = dict(hf)
     assert differing(vl().from_hf(hf), natives) == []
     assert hf.keys() == before.keys() and all(hf[name] is before[name] for name in before)
+
+
+@pytest.mark.parametrize("layout", ["transformers", "huggingface"])
+def test_from_hf_takes_a_whole_checkpoint_in_every_layout(tiny: Path, layout: str):
+    """Also where the layout has no place for some of it, as transformers has none for MTP."""
+    expected = reference.native(tiny, layout=layout)
+    assert differing(vl(layout=layout).from_hf(hf_state_dict(tiny)), expected) == []
 
 
 def test_from_hf_leaves_mtp_out_of_a_model_without_it(tiny: Path, natives: Sd):
@@ -147,6 +143,17 @@ def test_from_hf_gives_the_dtype_asked_for_rounded_once(tmp_path: Path):
         for fqn, pieces in parts.items():
             is_scaled = pieces[0][0] in scaled and pieces[0][0] + "_scale_inv" in hf_state_dict(directory)
             assert reference.same(found[fqn], expected[fqn] if is_scaled else stored[fqn]), fqn
+
+
+def test_dequantize_replaces_what_has_scales_in_the_dict_itself(tiny: Path):
+    hf = hf_state_dict(tiny)
+    checkpoint = reference.read_checkpoint(tiny)
+    norm = hf["language_model.model.norm.weight"]
+    assert text()._dequantize(hf) is hf
+    assert hf["language_model.model.norm.weight"] is norm
+    assert hf.keys() == {name for name in checkpoint if not name.endswith("_scale_inv")}
+    for name, tensor in hf.items():
+        assert reference.same(tensor, reference.decode(checkpoint, name, tensor.dtype)), name
 
 
 @pytest.mark.parametrize("quantized", [True, False])
@@ -191,22 +198,52 @@ def expected_names(natives: Sd, experts: int = 4) -> list[str]:
     return [name for fqn in natives for name in reference.hf_names(fqn, "language_model.", experts)]
 
 
-def test_to_hf_gives_hfs_names_and_views_of_the_same_memory(tiny: Path, natives: Sd):
+def test_to_hf_gives_hfs_names_and_the_native_values(tiny: Path, natives: Sd):
     hf = vl().to_hf(natives)
     assert sorted(hf) == sorted(expected_names(natives))
-    storages = {tensor.untyped_storage().data_ptr() for tensor in natives.values()}
-    assert all(tensor.untyped_storage().data_ptr() in storages for tensor in hf.values())
     checkpoint = reference.read_checkpoint(tiny)
     for name, tensor in hf.items():
         assert reference.same(tensor, reference.decode(checkpoint, name, tensor.dtype)), name
+
+
+@pytest.mark.parametrize("layout", ["automodel", "transformers", "huggingface"])
+def test_what_to_hf_gives_can_be_saved_by_others(tiny: Path, tmp_path: Path, layout: str):
+    """safetensors and torch's writer take contiguous tensors only; whole native tensors are passed on as they are."""
+    native = reference.native(tiny, layout=layout)
+    hf = vl(layout=layout).to_hf(native)
+    whole = {id(tensor) for tensor in native.values()}
+    storages = {tensor.untyped_storage().data_ptr() for tensor in native.values()}
+    for name, tensor in hf.items():
+        assert tensor.is_contiguous(), name
+        assert (id(tensor) in whole) == (tensor.untyped_storage().data_ptr() in storages), name
+    save_file(hf, tmp_path / "model.safetensors")
+    writer = HuggingFaceStorageWriter(str(tmp_path / "by_torch"))
+    dcp.save(hf, storage_writer=writer, no_dist=True)
+    for directory in (tmp_path, tmp_path / "by_torch"):
+        assert differing(hf_state_dict(directory), hf) == []
+
+
+def test_what_is_loaded_into_is_a_view_of_the_native_memory(natives: Sd):
+    storages = {tensor.untyped_storage().data_ptr() for tensor in natives.values()}
+    for hf in (vl().to_hf(natives, for_checkpoint_load=True), vl().to_hf(natives, quantization=True)):
+        for name, tensor in hf.items():
+            if name + "_scale_inv" not in hf and not name.endswith("_scale_inv"):
+                assert tensor.untyped_storage().data_ptr() in storages, name
 
 
 def test_from_hf_undoes_to_hf(natives: Sd):
     hf = vl().to_hf(natives)
     assert differing(vl().from_hf({name: tensor.clone() for name, tensor in hf.items()}), natives) == []
     adapter = vl()
-    back = adapter.from_hf(adapter.to_hf(natives))
-    assert all(back[fqn] is natives[fqn] for fqn in natives) and back.keys() == natives.keys()
+    before = {fqn: tensor.clone() for fqn, tensor in natives.items()}
+    trained = {fqn: tensor.clone() for fqn, tensor in natives.items()}
+    hf = adapter.to_hf(trained)
+    stacks = [fqn for fqn in trained if ".mlp.experts." in fqn]
+    for fqn in stacks:
+        trained[fqn].zero_()
+    back = adapter.from_hf(hf)
+    assert differing(back, before) == []
+    assert not any(trained[fqn].count_nonzero() for fqn in stacks), "what was copied is not written back"
     bare = {name.removeprefix("model."): tensor for name, tensor in text_only(natives).items()}
     adapter = text()
     hf = adapter.to_hf(bare)
@@ -232,8 +269,9 @@ def test_every_layout_comes_back_from_hf(tiny: Path, tmp_path: Path, layout: str
     copies = {name: tensor.clone() for name, tensor in hf.items()}
     assert differing(make(experts, layout=layout).from_hf(copies), natives) == []
     adapter = make(experts, layout=layout)
-    back = adapter.from_hf(adapter.to_hf(natives))
+    back = adapter.from_hf(adapter.to_hf(natives, for_checkpoint_load=True))
     assert back.keys() == natives.keys() and all(back[fqn] is natives[fqn] for fqn in natives)
+    assert differing(adapter.from_hf(adapter.to_hf(natives)), natives) == []
 
 
 @pytest.mark.parametrize("reader", [sw.HuggingFaceStorageReader, TorchReader])
@@ -306,13 +344,6 @@ def test_without_a_checkpoint_the_rule_of_names_decides(tiny: Path, natives: Sd)
         assert by_checkpoint.keys() - by_rule.keys() == {eh_proj + "_scale_inv"}
         assert by_checkpoint[eh_proj].dtype == torch.float8_e4m3fn
     assert by_rule[eh_proj] is natives["model.mtp.layers.0.eh_proj.weight"]
-
-
-def test_the_names_counted_as_quantised_are_those_with_scales(tiny: Path):
-    stored = reference.read_checkpoint(tiny)
-    for name in stored:
-        if not name.endswith("_scale_inv") and not name.endswith("eh_proj.weight"):
-            assert _should_quantize_mxfp8_key(name) == (name + "_scale_inv" in stored), name
 
 
 # --- the three-step way -----------------------------------------------------------------------------------------
@@ -398,81 +429,6 @@ def test_the_full_model_asks_for_46521_tensors_with_its_checkpoint_and_46520_wit
     assert forms(adapter.to_hf(state, quantization=True)) == expected
 
 
-# --- single tensors ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("shape", [(5, 64), (3, 33), (7, 1), (1, 95), (0, 32), (4, 0)])
-def test_dequantize_mxfp8_is_exact(shape: tuple[int, int], dtype: torch.dtype):
-    rng = np.random.default_rng(1)
-    codes = rng.integers(0, 256, shape, dtype=np.uint8)
-    scales = rng.integers(0, 256, (shape[0], -(-shape[1] // 32)), dtype=np.uint8)
-    expected = reference.decode_mxfp8(codes, scales, dtype)
-    weight = torch.from_numpy(codes).view(torch.float8_e4m3fn)
-    scale_inv = torch.from_numpy(scales)
-    assert reference.same(dequantize_mxfp8(weight, scale_inv, dtype=dtype), expected)
-    assert reference.same(
-        dequantize_mxfp8(weight, scale_inv.view(torch.float8_e8m0fnu), MXFP8_BLOCK_SIZE, dtype), expected
-    )
-    transposed = weight.view(torch.uint8).T.contiguous().T.view(torch.float8_e4m3fn)
-    assert reference.same(_dequantize_mxfp8_local(transposed, scale_inv, 32, dtype), expected)
-
-
-@pytest.mark.parametrize("block", [1, 16, 128])
-def test_dequantize_mxfp8_takes_other_block_sizes(block: int):
-    rng = np.random.default_rng(2)
-    codes = rng.integers(0, 256, (3, 150), dtype=np.uint8)
-    scales = rng.integers(100, 150, (3, -(-150 // block)), dtype=np.uint8)
-    expected = reference.decode_mxfp8(codes, scales, torch.bfloat16, block)
-    weight = torch.from_numpy(codes).view(torch.float8_e4m3fn)
-    assert reference.same(dequantize_mxfp8(weight, torch.from_numpy(scales), block_size=block), expected)
-
-
-def test_create_mxfp8_scale_inv_rounds_up_and_is_all_ones():
-    scales = create_mxfp8_scale_inv(torch.empty(5, 65))
-    assert (scales.shape, scales.dtype, scales.unique().tolist()) == ((5, 3), torch.uint8, [127])
-    assert create_mxfp8_scale_inv(torch.empty(5, 65, device="meta"), 16).shape == (5, 5)
-
-
-def test_dequantize_replaces_what_has_scales_in_the_dict_itself(tiny: Path):
-    hf = hf_state_dict(tiny)
-    checkpoint = reference.read_checkpoint(tiny)
-    norm = hf["language_model.model.norm.weight"]
-    assert text()._dequantize(hf) is hf
-    assert hf["language_model.model.norm.weight"] is norm
-    assert hf.keys() == {name for name in checkpoint if not name.endswith("_scale_inv")}
-    for name, tensor in hf.items():
-        assert reference.same(tensor, reference.decode(checkpoint, name, tensor.dtype)), name
-
-
-# --- names ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prefix", ["model.", "", "language_model.model.", "any.other."])
-def test_text_names_keep_their_prefix_both_ways(tiny: Path, prefix: str):
-    adapter = text()
-    projections = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-    for hf in reference.read_checkpoint(tiny):
-        if hf.endswith("_scale_inv") or not hf.startswith("language_model.model."):
-            continue
-        rest = hf.removeprefix("language_model.model.")
-        native, which, expert = reference.native_name("model." + rest, "")
-        native = native.removeprefix("model.")
-        if which:
-            native = f"{native.rpartition('.')[0]}.{expert}.{projections[which]}.weight"
-        assert adapter._hf_key_to_native(prefix + rest) == prefix + native
-        assert adapter._native_key_to_hf(prefix + native) == prefix + rest
-
-
-def test_non_text_names_map_both_ways(tiny: Path):
-    for hf in reference.read_checkpoint(tiny):
-        if not hf.startswith("language_model."):
-            native, _, _ = reference.native_name(hf, "language_model.")
-            assert MiniMaxM3VLStateDictAdapter._map_non_text_from_hf(hf) == native
-            assert MiniMaxM3VLStateDictAdapter._map_non_text_to_hf(native) == hf
-    assert MiniMaxM3VLStateDictAdapter._map_non_text_from_hf("model.mtp.layers.0.enorm.weight") is None
-
-
 # --- wrong input ------------------------------------------------------------------------------------------------
 
 
@@ -526,17 +482,21 @@ def test_what_does_not_fit_together_is_named(tiny: Path, change: dict, words: li
     assert all(word in str(refused.value) for word in words), refused.value
 
 
+def test_tensors_without_plain_memory_are_named(natives: Sd):
+    fqn = "model.layers.0.self_attn.q_proj.weight"
+    for tensor, words in (
+        (natives[fqn].to_sparse(), "strided"),
+        (torch.quantize_per_tensor(torch.ones(64, 64), 1.0, 0, torch.qint8), "dtype"),
+    ):
+        with pytest.raises(ValueError, match=f"{re.escape(fqn)}: .*{words}"):
+            vl().to_hf(natives | {fqn: tensor}, quantization=True)
+        with pytest.raises(ValueError, match=f"{re.escape('language_model.' + fqn)}: .*{words}"):
+            vl().from_hf({"language_model." + fqn: tensor})
+
+
 def test_a_stack_of_another_number_of_experts_is_refused(natives: Sd):
     with pytest.raises(ValueError, match="5 experts"):
         vl(experts=5).to_hf(natives)
-
-
-def test_weights_and_scales_of_different_sizes_are_refused():
-    weight = torch.zeros(4, 64, dtype=torch.float8_e4m3fn)
-    with pytest.raises(sw.PlanError, match=r"\[4, 2\]"):
-        dequantize_mxfp8(weight, torch.zeros(4, 1, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="block_size is 0"):
-        dequantize_mxfp8(weight, torch.zeros(4, 2, dtype=torch.uint8), block_size=0)
 
 
 def test_a_text_only_checkpoints_own_spelling_is_asked_for(tmp_path: Path):

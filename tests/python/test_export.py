@@ -119,12 +119,18 @@ def test_files_beside_the_weights_come_from_the_template(tmp_path: Path):
     source = write_m3(tmp_path / "from")
     (source / "tokenizer.json").write_text("{}")
     (source / "preprocessor_config.json").write_text("[]")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
     (source / "pytorch_model.bin").write_text("weights")
+    (source / "original").mkdir()
+    (source / "original" / "consolidated.00.pth").write_text("weights")
     for quantization in ("mxfp8", None):
         to = tmp_path / str(quantization)
         sw.export(loaded(source), to, quantization=quantization, template=source)
         others = {file.name for file in to.iterdir() if file.suffix != ".safetensors"}
-        assert others == {INDEX, "config.json", "tokenizer.json", "preprocessor_config.json"}
+        folder = "additional_chat_templates"
+        assert others == {INDEX, "config.json", "tokenizer.json", "preprocessor_config.json", folder}
+        assert (to / folder / "tools.jinja").read_text() == "{{ tools }}"
         config = json.loads((to / "config.json").read_text())
         expected = json.loads((source / "config.json").read_text())
         if quantization is None:
@@ -194,7 +200,7 @@ def test_torchs_reader_and_safetensors_read_what_is_written(small: Path, tmp_pat
 
 
 def assert_refused(
-    exception: type[Exception], words: list, folder: Path, state: dict, to: Path, **options
+    exception: type[Exception], words: list, folder: Path, state: dict | Path, to: Path, **options
 ) -> None:
     """The message has all of the words, and nothing in the folder has changed."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()}
@@ -335,11 +341,51 @@ def test_the_command_exports(ranks: str, tiny: Path, tmp_path: Path, capfd):
     assert wrong_tensors(tmp_path / "bf16", tiny, None, quantized=False) == []
 
 
-def test_the_command_says_what_is_wrong_on_one_line(tiny: Path, tmp_path: Path, capsys):
+SAVES = {
+    "ours": lambda state, path: sw.save(state, path),
+    "torchs": lambda state, path: dcp.save(state, checkpoint_id=path, no_dist=True),
+    "torchs_shards": lambda state, path: dcp.save(
+        state["model"], storage_writer=TorchWriter(str(path), save_distributed=True), no_dist=True
+    ),
+}
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("save", SAVES)
+def test_the_command_exports_a_saved_training(save: str, ranks: str, tiny: Path, tmp_path: Path, capsys):
+    state = loaded(tiny)
+    moments = {"step": 7, "exp_avg": torch.ones(3)}
+    SAVES[save]({"model": state, "optimizer": {"model.norm.weight": moments}}, tmp_path / "training")
+    command = ["export", str(tmp_path / "training"), str(tmp_path / "to"), "--quantization", "mxfp8"]
+    assert main([*command, "--template", str(tiny), "--ranks", ranks]) == 0
+    assert wrong_tensors(tmp_path / "to", tiny, None, quantized=True) == []
+    assert json.loads((tmp_path / "to" / "config.json").read_text())["quantization_config"]
+
+
+def test_a_saved_training_is_exported_from_the_key_that_holds_the_weights(tiny: Path, tmp_path: Path):
+    state = loaded(tiny)
+    for name, training, key in (
+        ("whole", state, None),
+        ("deep", {"app": {"model": state, "optimizer": {"lr": 0.1}}}, None),
+        ("named", {"net": state, "ema": {"model": {"w": torch.ones(3)}}}, "net"),
+    ):
+        sw.save(training, tmp_path / name)
+        sw.export(tmp_path / name, tmp_path / "to", quantization="mxfp8", template=tiny, key=key)
+        assert wrong_tensors(tmp_path / "to", tiny, None, quantized=True) == []
+    sw.save({"net": state, "optimizer": {"lr": 0.1}}, tmp_path / "without")
+    words = ["expected the key 'model'", "'net', 'optimizer'", "--key"]
+    assert_refused(sw.PlanError, words, tmp_path, tmp_path / "without", tmp_path / "refused", template=tiny)
+    words = ["expected weights under the key 'optimizer'", "'net', 'optimizer'"]
+    options = {"template": tiny, "key": "optimizer"}
+    assert_refused(sw.PlanError, words, tmp_path, tmp_path / "without", tmp_path / "refused", **options)
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_the_command_says_what_is_wrong_on_one_line(ranks: str, tiny: Path, tmp_path: Path, capsys):
     (tmp_path / "to").write_text("a file")
-    assert main(["export", str(tiny), str(tmp_path / "to")]) == 1
+    assert main(["export", str(tiny), str(tmp_path / "to"), "--ranks", ranks]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("shardwright: ") and str(tmp_path / "to") in error
+    assert error.startswith(f"shardwright: rank 0: {tmp_path / 'to'}: ") and error.count("\n") == 1
 
 
 def test_sizes_that_are_multiples_of_nothing(tmp_path: Path):

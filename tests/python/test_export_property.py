@@ -49,9 +49,11 @@ def export_on_all_ranks(
     coordinator, planner, _ = ranks[0]
     plans, metadata = planner.create_global_plan([plan for _, _, plan in ranks])
     plans = coordinator.prepare_global_plan(plans)
-    for (writer, planner, _), plan in zip(ranks, plans, strict=True):
-        writer.write_data(planner.finish_plan(plan), planner)
-    coordinator.finish(metadata, [])
+    results = [
+        writer.write_data(planner.finish_plan(plan), planner).wait()
+        for (writer, planner, _), plan in zip(ranks, plans, strict=True)
+    ]
+    coordinator.finish(metadata, results)
     return [writer.report for writer, _, _ in ranks]
 
 

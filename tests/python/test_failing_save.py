@@ -1,4 +1,4 @@
-"""Saves that fail, under torchrun. The checks are in workers/failing_save.py."""
+"""Saves and exports that fail, under torchrun. The checks are in workers/failing_save.py and failing_export.py."""
 
 import subprocess
 from pathlib import Path
@@ -20,15 +20,44 @@ CHECKS = (
 )
 
 
+EXPORT_CHECKS = (
+    "input_output_error_in_the_middle",
+    "input_output_error_at_the_end",
+    "no_space_left_while_writing",
+    "a_disk_that_fills_up",
+    "a_directory_that_cannot_be_written",
+    "a_directory_that_is_a_file",
+    "a_directory_of_other_things",
+    "a_template_whose_names_do_not_match",
+    "a_template_that_one_rank_cannot_see",
+    "a_value_that_is_no_tensor",
+    "two_exports_at_once",
+    "staging_beyond_its_bound",
+)
+
+
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory) -> dict[str, str]:
-    directory: Path = tmp_path_factory.mktemp("failing_save")
-    shim = directory / "failing_writes.so"
+def failing_writes(tmp_path_factory) -> Path:
+    """A library that makes system calls fail when it is told to."""
+    library: Path = tmp_path_factory.mktemp("failing_writes") / "failing_writes.so"
     source = HERE.parent / "data" / "failing_writes.c"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def outcome(failing_writes: Path, tmp_path_factory) -> dict[str, str]:
+    directory = tmp_path_factory.mktemp("failing_save")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LD_PRELOAD", str(shim))
+        patch.setenv("LD_PRELOAD", str(failing_writes))
         return outcome_of("failing_save.py", 2, directory, tmp_path_factory.mktemp("failing_save_result"))
+
+
+@pytest.fixture(scope="module")
+def outcome_of_exports(failing_writes: Path, tiny: Path, tmp_path_factory) -> dict[str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LD_PRELOAD", str(failing_writes))
+        return outcome_of("failing_export.py", 2, tiny, tmp_path_factory.mktemp("failing_export"))
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -36,5 +65,11 @@ def test_a_save_that_fails(outcome: dict[str, str], check: str):
     assert not outcome[check], outcome[check]
 
 
-def test_every_check_of_the_worker_is_looked_at(outcome: dict[str, str]):
+@pytest.mark.parametrize("check", EXPORT_CHECKS)
+def test_an_export_that_fails(outcome_of_exports: dict[str, str], check: str):
+    assert not outcome_of_exports[check], outcome_of_exports[check]
+
+
+def test_every_check_of_the_workers_is_looked_at(outcome: dict[str, str], outcome_of_exports: dict[str, str]):
     assert set(outcome) == set(CHECKS)
+    assert set(outcome_of_exports) == set(EXPORT_CHECKS)

@@ -1,6 +1,7 @@
 """Either half of DCP may be torch's own: all ways of loading give the same bits."""
 
 import inspect
+import json
 import re
 import warnings
 from pathlib import Path
@@ -10,7 +11,11 @@ import reference
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
+from checkpoints import INDEX, Sizes, made_up_m3, write_safetensors
+from reference import differing
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
+from torch.distributed.checkpoint.quantized_hf_storage import QuantizedHuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict, _load_state_dict_from_keys
 
 
@@ -25,6 +30,42 @@ def test_our_planner_decodes_what_torchs_reader_reads(tiny: Path, threads: int):
     state_dict = loaded(tiny, TorchReader(str(tiny), thread_count=threads), sw.LoadPlanner())
     for fqn, expected in reference.native(tiny).items():
         assert reference.same(state_dict[fqn], expected.to(state_dict[fqn].dtype)), fqn
+
+
+def test_a_reader_that_decodes_by_itself_is_found_out(tiny: Path):
+    """Its values would be multiplied by the scales twice."""
+    name = "language_model.model.layers.0.mlp.down_proj.weight"
+    reader = QuantizedHuggingFaceStorageReader(str(tiny), block_size=32)
+    state = {"model.layers.0.mlp.down_proj.weight": torch.full((64, 96), 7, dtype=torch.bfloat16)}
+    with pytest.raises(
+        dcp.api.CheckpointException, match=re.escape(f"{name}: expected elements as they are stored")
+    ):
+        dcp.load(state, storage_reader=reader, planner=sw.LoadPlanner(), no_dist=True)
+    assert (state["model.layers.0.mlp.down_proj.weight"] == 7).all()
+
+
+def test_what_waits_for_its_other_half_is_scales_and_not_elements(tmp_path: Path):
+    """A checkpoint may keep all its scales in a file of their own, behind the others."""
+    tensors = made_up_m3(Sizes())
+    names = sorted(tensors, key=lambda name: name.endswith("_scale_inv"))
+    weights = next(i for i, name in enumerate(names) if name.endswith("_scale_inv"))
+    files = {"model-1-of-2.safetensors": names[:weights], "model-2-of-2.safetensors": names[weights:]}
+    for file, part in files.items():
+        write_safetensors(tmp_path / file, {name: tensors[name] for name in part})
+    weight_map = {name: file for file, part in files.items() for name in part}
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    waiting = []
+
+    class Watched(sw.LoadPlanner):
+        def commit_tensor(self, read_item, tensor):
+            super().commit_tensor(read_item, tensor)
+            waiting.extend(number for number in self._arrived if number % 2 == 0)
+
+    planner = Watched(model="minimax_m3")
+    state = {name: torch.zeros_like(t) for name, t in reference.native(tmp_path).items()}
+    dcp.load(state, storage_reader=TorchReader(str(tmp_path)), planner=planner, no_dist=True)
+    assert differing(state, reference.native(tmp_path)) == []
+    assert waiting == []
 
 
 def test_our_reader_reads_what_torchs_planner_asks_for_as_it_is_stored(tiny: Path):
@@ -133,6 +174,21 @@ def test_elements_without_their_scales_are_not_given_silently(tiny: Path):
             storage_reader=sw.HuggingFaceStorageReader(tiny),
             no_dist=True,
         )
+
+
+CASTS = [torch.float32, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("stored", CASTS)
+def test_torchs_planner_may_ask_for_any_dtype_with_either_reader(tmp_path: Path, stored: torch.dtype):
+    """What is asked for in another dtype is cast as `Tensor.copy_` casts."""
+    values = {"a": torch.arange(12).reshape(3, 4).to(stored), "b": torch.tensor(1).to(stored)}
+    save_file(values, tmp_path / "model.safetensors")
+    for dtype in CASTS:
+        state = {name: torch.zeros(value.shape, dtype=dtype) for name, value in values.items()}
+        dcp.load(state, storage_reader=sw.HuggingFaceStorageReader(tmp_path), no_dist=True)
+        for name, value in values.items():
+            assert reference.same(state[name].view(-1), value.to(dtype).view(-1)), (name, dtype)
 
 
 READERS = [sw.HuggingFaceStorageReader, TorchReader]

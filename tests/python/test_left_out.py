@@ -143,6 +143,23 @@ def test_options_out_of_range_are_refused_by_name(tiny: Path, options: dict):
         sw.load({}, tiny, **options)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("reads", "mmap"),
+        ("reads", 3),
+        ("direct_io", "yes"),
+        ("huge_pages", "no"),
+        ("cooperative", "yes"),
+        ("cooperative", 1),
+        ("trace", ""),
+    ],
+)
+def test_options_of_reading_are_refused_by_name_with_what_was_expected(tiny: Path, option: str, value):
+    with pytest.raises(ValueError, match=rf"{option}: expected .*, found {value!r}"):
+        sw.load(sw.empty_state_dict(tiny), tiny, **{option: value})
+
+
 def test_a_file_name_that_is_no_utf8_does_not_hide_the_message(tmp_path: Path):
     path = write_m3(tmp_path)
     for index in path.glob("*.index.json"):

@@ -1,6 +1,7 @@
 """Whole checkpoints load, whatever their form, into whatever the trainer holds."""
 
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,24 @@ def test_threads_and_staging_do_not_change_the_result(
 ):
     report = load_and_compare(small, small_native, threads=threads, staging_bytes=staging_bytes)
     assert 0 < report.peak_staging_bytes <= staging_bytes
+
+
+@pytest.mark.parametrize("direct_io", [False, True])
+def test_more_files_than_a_process_may_have_open_load(direct_io: bool, tmp_path: Path):
+    path = write_m3(tmp_path / "m3", files=120)
+    expected = reference.native(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]  # a quarter of all is too much to take
+    few = len(os.listdir("/proc/self/fd")) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    try:
+        report = load_and_compare(path, expected, direct_io=direct_io, threads=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in others:
+            os.close(descriptor)
+    assert report.files > 20
+    assert report.files_direct == (report.files if direct_io else 0)
 
 
 def test_a_row_longer_than_staging_loads(tmp_path: Path):

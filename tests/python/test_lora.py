@@ -9,7 +9,8 @@ import shardwright as sw
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_reference import Sizes, differing, file_tensors, nan_like, read_adapter, trainers, write_adapter
+from lora_reference import Sizes, file_tensors, nan_like, read_adapter, trainers, write_adapter
+from reference import differing
 
 LAYOUTS = ("transformers", "huggingface", "automodel")
 SENSES = ("modern", "legacy")

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import shardwright as sw
 import torch
-from lora_reference import Sizes, differing, file_tensors, trainers
+from lora_reference import Sizes, file_tensors, trainers
+from reference import differing
 from shardwright.models.minimax_m3_vl.state_dict_adapter import (
     MiniMaxM3StateDictAdapter,
     MiniMaxM3VLStateDictAdapter,
@@ -110,8 +111,20 @@ def test_wrappers_of_which_shapes_do_not_tell_the_sense_need_to_be_told():
             vl(sizes).from_hf(hf)
         assert differing(vl(sizes).from_hf(hf, param_wrapper=sense), prefixed(mine)) == []
         adapter = vl(sizes)
-        adapter.text_adapter._paramwrapper_layout_hint = hint
+        adapter._paramwrapper_layout_hint = (
+            hint  # as nemo-automodel's checkpointer does, on the model's own adapter
+        )
         assert differing(adapter.from_hf(hf), prefixed(mine)) == []
+
+
+def test_senses_that_nobody_knows_are_refused():
+    hf = file_tensors(trainers(), "transformers")
+    with pytest.raises(ValueError, match=r"param_wrapper: expected one of auto, modern, legacy, found 'new'"):
+        vl().from_hf(dict(hf), param_wrapper="new")
+    adapter = vl()
+    adapter._paramwrapper_layout_hint = "peft-7"
+    with pytest.raises(ValueError, match=r"expected peft-0\.19\.1 or peft-0\.18, found 'peft-7'"):
+        adapter.from_hf(dict(hf))
 
 
 def test_both_wrappers_tell_the_sense_without_a_config():

@@ -1,6 +1,7 @@
 """Sharded checkpoints in one process: what goes in comes out, and what is damaged is named."""
 
 import dataclasses
+import json
 import random
 import shutil
 from pathlib import Path
@@ -129,6 +130,16 @@ def test_large_and_turned_tensors_come_back(path: Path, state):
     assert report.bytes_needed == report.bytes_read
 
 
+def test_a_trace_tells_of_what_is_read_straight_beside_what_needs_a_buffer(tmp_path: Path):
+    state = {"straight": torch.arange(999.0), "of_another_dtype": torch.arange(7.0)}
+    sw.save(state, tmp_path / "saved")
+    loaded = {"straight": torch.zeros(999), "of_another_dtype": torch.zeros(7, dtype=torch.int64)}
+    sw.load(loaded, tmp_path / "saved", trace=tmp_path / "trace.json")
+    assert all(torch.equal(loaded[name].float(), state[name]) for name in state)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {event["args"].get("tensor") for event in events if event["ph"] == "X"} == {"straight"}
+
+
 def test_safetensors_itself_reads_the_files(path: Path, state):
     (file,) = path.glob("*.safetensors")
     with safe_open(file, "pt") as opened:
@@ -255,12 +266,17 @@ def test_a_flipped_bit_in_any_tensor_is_named_by_verify_and_refused_by_a_load(pa
             assert not loaded[name].contiguous().reshape(-1).view(torch.uint8).any()
 
 
-def test_a_flipped_bit_in_the_header_is_found(path: Path, tmp_path: Path):
+def test_a_flipped_bit_in_the_header_is_found_by_verify_and_refused_by_a_load(path: Path, state, tmp_path):
     (file,) = path.glob("*.safetensors")
     length = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     for offset in [*range(0, length, 37), length - 1]:
-        report = sw.verify(damaged_copy(path, tmp_path, file.name, offset))
+        copy = damaged_copy(path, tmp_path, file.name, offset)
+        report = sw.verify(copy)
         assert "the header is damaged" in report.problems[0] and "large" in report.damaged
+        loaded = {"small": torch.zeros_like(state["small"])}
+        with pytest.raises(sw.CheckpointFormatError, match=f"{file.name}: the header is damaged"):
+            sw.load(loaded, copy, verify=True)
+        assert not loaded["small"].any()
 
 
 def test_a_flipped_bit_in_an_object_or_an_odd_dtype_is_found(path: Path, tmp_path: Path):

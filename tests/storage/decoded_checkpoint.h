@@ -14,6 +14,7 @@
 #include "planner/load_plan.h"
 #include "planner/models/models.h"
 #include "storage/read_catalog.h"
+#include "tests/kernels/slow_definition.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/storage/checkpoint_files.h"
 
@@ -72,80 +73,26 @@ struct Checkpoint {
   }
 };
 
-// The plain reference for numbers: doubles, which hold every value of the formats here and every product
-// exactly.
-
-struct Format {
-  int exponent_bits;
-  int mantissa_bits;
-};
-
-inline Format format_of(DType dtype) {
-  switch (dtype) {
-    case DType::F8_E4M3:
-      return {4, 3};
-    case DType::F8_E5M2:
-      return {5, 2};
-    case DType::F16:
-      return {5, 10};
-    case DType::BF16:
-      return {8, 7};
-    default:
-      return {8, 23};  // F32
-  }
-}
-
-inline double value_of(const std::uint8_t* bytes, DType dtype) {
-  std::uint32_t bits = 0;
-  std::memcpy(&bits, bytes, static_cast<std::size_t>(bytes_of(dtype)));
-  const Format format = format_of(dtype);
-  const int bias = (1 << (format.exponent_bits - 1)) - 1;
-  const int top = (1 << format.exponent_bits) - 1;
-  const std::uint32_t mantissa = bits & ((1U << format.mantissa_bits) - 1);
-  const int exponent = static_cast<int>(bits >> format.mantissa_bits) & top;
-  const double sign = (bits >> (format.mantissa_bits + format.exponent_bits)) != 0 ? -1.0 : 1.0;
-  if (dtype == DType::F8_E4M3 ? (bits & 0x7F) == 0x7F : exponent == top && mantissa != 0)
-    return std::numeric_limits<double>::quiet_NaN();
-  if (dtype != DType::F8_E4M3 && exponent == top) return sign * std::numeric_limits<double>::infinity();
-  const double fraction = std::ldexp(mantissa, -format.mantissa_bits) + (exponent > 0 ? 1 : 0);
-  return sign * std::ldexp(fraction, std::max(exponent, 1) - bias);
-}
-
-inline double rounded(double value, DType dtype) {
-  if (value == 0 || !std::isfinite(value)) return value;
-  const Format format = format_of(dtype);
-  const int bias = (1 << (format.exponent_bits - 1)) - 1;
-  const double last = std::ldexp(1.0, std::max(std::ilogb(value), 1 - bias) - format.mantissa_bits);
-  const double nearest = std::nearbyint(value / last) * last;  // to even, the default
-  if (std::abs(nearest) >= std::ldexp(1.0, bias + 1)) return std::copysign(HUGE_VAL, value);
-  return nearest;
-}
-
 /// True if the destination's bytes are what the definition gives for that HF element.
 inline bool is_decoded(const Checkpoint& checkpoint, const HfElement& hf, const std::uint8_t* found,
                        DType dtype) {
   const Stored& tensor = checkpoint.tensors.at(hf.name);
-  const auto element = static_cast<std::size_t>(bytes_of(tensor.dtype));
-  const std::uint8_t* source = checkpoint.bytes.at(hf.name).data() + flat(hf.index, tensor.shape) * element;
-  if (tensor.dtype == dtype) return std::memcmp(source, found, element) == 0;
-  double value = value_of(source, tensor.dtype);
+  const std::uint64_t element =
+      slow::load(checkpoint.bytes.at(hf.name).data(), static_cast<std::int64_t>(flat(hf.index, tensor.shape)),
+                 tensor.dtype);
+  std::uint64_t expected = slow::converted(tensor.dtype, dtype, element);
   for (const char* suffix : {"_scale_inv", "_scale"}) {
     const auto found_scales = checkpoint.tensors.find(hf.name + suffix);
     if (found_scales == checkpoint.tensors.end()) continue;
     const Stored& scales = found_scales->second;
-    const std::size_t number = flat(scale_element(scales.dtype, scales.shape, hf.index).index, scales.shape);
-    const std::uint8_t* scale =
-        checkpoint.bytes.at(scales.name).data() + number * static_cast<std::size_t>(bytes_of(scales.dtype));
-    if (scales.dtype == DType::F32 || scales.dtype == DType::BF16) {
-      value = rounded(value * value_of(scale, scales.dtype), DType::F32);
-    } else {
-      value = *scale == 255 ? std::numeric_limits<double>::quiet_NaN() : std::ldexp(value, *scale - 127);
-    }
+    const auto number = static_cast<std::int64_t>(
+        flat(scale_element(scales.dtype, scales.shape, hf.index).index, scales.shape));
+    const std::uint64_t scale = slow::load(checkpoint.bytes.at(scales.name).data(), number, scales.dtype);
+    expected = slow::decoded(dtype, tensor.dtype, element, scales.dtype, scale);
   }
-  const double expected = rounded(value, dtype);
-  const double actual = value_of(found, dtype);
-  if (std::isnan(expected) || std::isnan(actual)) return std::isnan(expected) && std::isnan(actual);
-  return expected == actual && std::signbit(expected) == std::signbit(actual);
+  const std::uint64_t actual = slow::load(found, 0, dtype);
+  if (actual == expected || tensor.dtype == dtype) return actual == expected;
+  return std::isnan(slow::value_of(dtype, actual)) && std::isnan(slow::value_of(dtype, expected));
 }
 
 /// Memory for a local tensor, its dimensions in any order, mirrored, with gaps.

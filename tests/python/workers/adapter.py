@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from hf_state import configs, hf_state_dict
-from placements import held_indices, take
+from placements import experts_and_fsdp, held_indices, is_grouped, take
 from shardwright.models.minimax_m3_vl.state_dict_adapter import (
     MiniMaxM3VLStateDictAdapter,
     _dequantize_mxfp8_local,
@@ -22,14 +22,10 @@ from shardwright.models.minimax_m3_vl.state_dict_adapter import (
 )
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 Sd = dict[str, torch.Tensor]
-
-
-def is_grouped(fqn: str) -> bool:
-    return ".mlp.experts." in fqn
 
 
 def experts_of(natives: Sd) -> int:
@@ -112,17 +108,9 @@ def expert_parallel(path: str, uneven: str) -> None:
 
 
 def expert_parallel_with_fsdp(path: str, uneven: str) -> None:
-    world = dist.get_world_size()
-    everyone = init_device_mesh("cpu", (world,), mesh_dim_names=("fsdp",))
-    for ep in (1, 2, world):
-        experts = init_device_mesh("cpu", (ep, world // ep), mesh_dim_names=("ep", "ep_shard"))
+    for ep in (1, 2, dist.get_world_size()):
         for checkpoint in (path, uneven):
-            three_steps(
-                checkpoint,
-                lambda fqn, tensor, experts=experts: (
-                    (experts, [Shard(0), Shard(1)]) if is_grouped(fqn) else (everyone, [Shard(0)])
-                ),
-            )
+            three_steps(checkpoint, experts_and_fsdp(ep))
 
 
 def matrices_on_dimension_1(path: str, uneven: str) -> None:
@@ -337,11 +325,19 @@ def meshes_that_do_not_fit_are_named(path: str, uneven: str) -> None:
     joined = {
         fqn: sharded(whole, other, [Shard(2)]) for fqn, whole in natives.items() if "gate_and_up" in fqn
     }
-    for state, words in ((grouped, "has no names"), (joined, "joins several HF tensors")):
+    sums = {
+        fqn: DTensor.from_local(whole, other, [Partial()], run_check=False)
+        for fqn, whole in natives.items()
+        if "gate_and_up" in fqn or "q_proj" in fqn
+    }
+    one_sum = {fqn: tensor for fqn, tensor in sums.items() if "q_proj" in fqn}
+    for state, words in (
+        (grouped, "has no names"), (joined, "joins several HF tensors"), (sums, "P(sum)"), (one_sum, "P(sum)")
+    ):  # fmt: skip
         try:
             adapter_for(natives).to_hf(state)
         except ValueError as refused:
-            assert words in str(refused), refused
+            assert words in str(refused) and str(refused).startswith(tuple(state)), refused
         else:
             raise AssertionError("not refused")
 

@@ -1,12 +1,17 @@
 """Runs under torchrun: loads with `cooperative=True`, each compared with the reference on every rank."""
 
+import json
+import tempfile
+from pathlib import Path
+
 import reference
 import shardwright as sw
 import torch
 import torch.distributed as dist
 from checks import run_checks
-from dcp_load import check_sharded, is_grouped
+from dcp_load import check_sharded
 from destinations import Destination
+from placements import is_grouped
 from shardwright import _core
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -67,6 +72,34 @@ def disjoint_rows(path: str, uneven: str) -> None:
     assert sum(of_all_ranks(report.bytes_received)) == sum(alone) - file_bytes(path)
 
 
+def past_the_page_cache(path: str, uneven: str) -> None:
+    """Files are read as without cooperation, within the staging given, and the trace tells of both phases."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    rank = dist.get_rank()
+    with tempfile.TemporaryDirectory() as folder:
+        for staging in (None, 1 << 20):
+            report = check_sharded(
+                path,
+                lambda fqn, tensor: (mesh, [Replicate() if tensor.dim() % 2 else Shard(0)]),
+                cooperative=True,
+                direct_io=True,
+                staging_bytes=staging,
+                trace=f"{folder}/trace.json",
+            )
+            assert report.files_direct == report.files > 0, report
+            assert staging is None or report.peak_staging_bytes <= staging, report
+            events = json.loads(Path(folder, f"trace.rank{rank}.json").read_text())["traceEvents"]
+            threads = {
+                event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"
+            }
+            done = [event for event in events if event["ph"] == "X"]
+            assert {event["pid"] for event in events} == {rank}
+            assert {threads[event["tid"]].split()[0] for event in done} == {"together", "exchange", "load"}
+            received = sum(event["args"]["bytes"] for event in done if event["name"] == "exchange")
+            assert received == report.bytes_received, (received, report)
+            assert max(event["ts"] + event["dur"] for event in done) <= report.seconds["total"] * 1e6
+
+
 def a_rank_that_cannot_read(path: str, uneven: str) -> None:
     """All ranks hear of it, by rank, and none waits for ever."""
     last = dist.get_world_size() - 1
@@ -109,7 +142,14 @@ def a_rank_that_cannot_plan(path: str, uneven: str) -> None:
     assert [fqn for fqn in destinations if not destinations[fqn].untouched()] == []
 
 
-CHECKS = [replicas, columns, disjoint_rows, a_rank_that_cannot_read, a_rank_that_cannot_plan]
+CHECKS = [
+    replicas,
+    columns,
+    disjoint_rows,
+    past_the_page_cache,
+    a_rank_that_cannot_read,
+    a_rank_that_cannot_plan,
+]
 
 
 if __name__ == "__main__":

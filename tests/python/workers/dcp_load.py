@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from destinations import Destination
-from placements import bytes_held, held_indices, take
+from placements import bytes_held, experts_and_fsdp, held_indices, take
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -52,10 +52,6 @@ def check_sharded(path: str, sharding_of, **options) -> "sw.LoadReport":
     return report
 
 
-def is_grouped(fqn: str) -> bool:
-    return ".mlp.experts." in fqn
-
-
 def expert_parallel(path: str, uneven: str) -> None:
     """Experts and matrices on dimension 0, vectors replicated, what has no dimension and the biases plain."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("ep",))
@@ -71,17 +67,9 @@ def expert_parallel(path: str, uneven: str) -> None:
 
 def expert_parallel_with_fsdp(path: str, uneven: str) -> None:
     """Experts on dimension 0 over `ep` and on dimension 1 over `ep_shard`, all else over all ranks."""
-    world = dist.get_world_size()
-    everyone = init_device_mesh("cpu", (world,), mesh_dim_names=("fsdp",))
-    for ep in (1, 2, world):
-        experts = init_device_mesh("cpu", (ep, world // ep), mesh_dim_names=("ep", "ep_shard"))
+    for ep in (1, 2, dist.get_world_size()):
         for checkpoint in (path, uneven):
-            check_sharded(
-                checkpoint,
-                lambda fqn, tensor, experts=experts: (
-                    (experts, [Shard(0), Shard(1)]) if is_grouped(fqn) else (everyone, [Shard(0)])
-                ),
-            )
+            check_sharded(checkpoint, experts_and_fsdp(ep))
 
 
 class Part(nn.Module):

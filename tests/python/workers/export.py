@@ -19,7 +19,10 @@ import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from exported import bytes_of_files, problems_of_files, wrong_tensors
 from placements import held_indices, take
+from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
@@ -157,6 +160,86 @@ def asynchronous(path: str, uneven: str) -> None:
         expect_files(folder / "to", path, quantized=True)
 
 
+class Holder(nn.Module):
+    """A module of these tensors, named as they are: floats of a dtype as parameters, others as buffers."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        for fqn, tensor in state.items():
+            *path, name = fqn.split(".")
+            module: nn.Module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module._modules[part]
+            if tensor.dtype == torch.bfloat16:
+                module.register_parameter(name, nn.Parameter(tensor.clone()))
+            else:
+                module.register_buffer(name, tensor.clone())
+
+
+def fsdp2_state(path: str) -> State:
+    """What `fully_shard` makes of the model, a group for each layer, as trainers do."""
+    model = Holder(reference.native(path))
+    for layer in model.get_submodule("model.layers").children():
+        fully_shard(layer)
+    fully_shard(model)
+    return model.state_dict()
+
+
+def fsdp2(path: str, uneven: str) -> None:
+    for source in (path, uneven):
+        for quantization in ("mxfp8", None):
+            with shared_folder() as folder:
+                state = fsdp2_state(source)
+                assert any(isinstance(tensor, DTensor) for tensor in state.values())
+                save(state, folder / "to", quantization=quantization, template=source)
+                expect_files(folder / "to", source, quantized=quantization == "mxfp8")
+
+
+def from_a_sharded_save(path: str, uneven: str) -> None:
+    """Training's checkpoint of these ranks becomes a released one, in one process or on all of these."""
+    with shared_folder() as folder:
+        sw.save({"model": sharded_state(path, inside_blocks), "step": 7}, folder / "training")
+        state = {"model": empty_like(sharded_state(path, rows))}
+        sw.load(state, folder / "training", verify=True)
+        save(state["model"], folder / "to", quantization="mxfp8", template=path)
+        expect_files(folder / "to", path, quantized=True)
+
+
+def under_another_name(path: str, uneven: str) -> None:
+    """checkpoint_id= overrules the writer's path, which may be used again."""
+    with shared_folder() as folder:
+        state = sharded_state(uneven, rows)
+        writer = sw.HuggingFaceStorageWriter(folder / "unused", quantization="mxfp8", template=uneven)
+        for name in ("first", "second"):
+            dcp.save(state, checkpoint_id=folder / name, storage_writer=writer, planner=sw.SavePlanner())
+            expect_files(folder / name, uneven, quantized=True)
+        dist.barrier()
+        assert sorted(entry.name for entry in folder.iterdir()) == ["first", "second"]
+        dist.barrier()
+
+
+def a_failure_in_the_background(path: str, uneven: str) -> None:
+    """On the last rank alone: all hear of it when they wait, nothing is there, and the next export works."""
+    last = dist.get_world_size() - 1
+    with shared_folder() as folder:
+        state = sharded_state(uneven, rows)
+        bound = {"staging_bytes": 1} if dist.get_rank() == last else {}
+        writer = sw.HuggingFaceStorageWriter(folder / "to", template=uneven, **bound)
+        future = dcp.async_save(state, storage_writer=writer, planner=sw.SavePlanner())
+        try:
+            future.result()
+            raise AssertionError("expected an error")
+        except CheckpointException as failure:
+            assert f"rank {last}: staging_bytes" in str(failure), failure
+        dist.barrier()
+        assert list(folder.iterdir()) == []
+        dist.barrier()
+        save(state, folder / "to", template=uneven)
+        expect_files(folder / "to", uneven, quantized=False)
+
+
 def expect_refused_everywhere(
     folder: Path, exception: type[Exception], words: list[str], state: State, **options
 ):
@@ -207,6 +290,10 @@ CHECKS = [
     torchs_planner,
     replicas,
     asynchronous,
+    fsdp2,
+    from_a_sharded_save,
+    under_another_name,
+    a_failure_in_the_background,
     one_rank_fails_while_it_writes,
     one_rank_has_another_shape,
     a_part_that_no_rank_has,

@@ -11,8 +11,9 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 from checks import run_checks
-from lora_reference import Sd, Sizes, differing, file_tensors, nan_like, read_adapter, trainers, write_adapter
+from lora_reference import Sd, Sizes, file_tensors, nan_like, read_adapter, trainers, write_adapter
 from placements import held_indices, take
+from reference import differing
 from shardwright.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3VLStateDictAdapter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard

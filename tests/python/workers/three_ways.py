@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from destinations import Destination
 from hf_state import configs
-from placements import held_indices, take
+from placements import experts_and_fsdp, held_indices, is_grouped, take
 from shardwright.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3VLStateDictAdapter
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -28,10 +28,6 @@ Sd = dict[str, torch.Tensor]
 ShardingOf = Callable[[str, torch.Tensor], tuple[DeviceMesh, list[Placement]]]
 
 whole_natives = functools.cache(reference.native)
-
-
-def is_grouped(fqn: str) -> bool:
-    return ".mlp.experts." in fqn
 
 
 def by_planner(reader) -> Callable[[Sd, str], None]:
@@ -95,16 +91,8 @@ def expert_parallel(path: str, uneven: str) -> None:
 
 def expert_parallel_with_fsdp_on_dimension_1(path: str, uneven: str) -> None:
     world = dist.get_world_size()
-    everyone = init_device_mesh("cpu", (world,), mesh_dim_names=("fsdp",))
-    inside = min(world, 2)
-    experts = init_device_mesh("cpu", (world // inside, inside), mesh_dim_names=("ep", "ep_shard"))
     for checkpoint in (path, uneven):
-        check_every_way(
-            checkpoint,
-            lambda fqn, tensor: (
-                (experts, [Shard(0), Shard(1)]) if is_grouped(fqn) else (everyone, [Shard(0)])
-            ),
-        )
+        check_every_way(checkpoint, experts_and_fsdp(world // min(world, 2)))
 
 
 def uneven_shards(path: str, uneven: str) -> None:

@@ -65,7 +65,7 @@ def dequantize_mxfp8(
         PlanError: weight and scales do not fit together.
     """
     _check_block_size(block_size)
-    part, scales = Part.of(weight), Part.of(scale_inv)
+    part, scales = Part.of("weight", weight), Part.of("scale_inv", scale_inv)
     if part.sharding.mesh is not None and _are_local(part, scales, block_size):
         return part.sharding.wrap(_dequantize_mxfp8_local(part.local, scales.local, block_size, dtype))
     result = part.sharding.empty(dtype, part.local.device)
@@ -91,7 +91,7 @@ def _slice_mxfp8_scale_for_dtensor(
     Along the input dimension a part may begin and end inside a block: the scales are those of all blocks that it
     touches.
     """
-    sharding = Sharding.of(weight_dtensor)
+    sharding = Sharding.of("weight_dtensor", weight_dtensor)
     rows = [index for index, _ in sharding.held(0)]
     blocks = sorted({index // block_size for index, _ in sharding.held(1)})
     if not sharding.boxes:

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from shardwright import _core
 from shardwright.hf_to_native import native_tensors
 from shardwright.lora_state_dict import lora_from_hf, lora_to_hf
-from shardwright.lora_windows import weight_of
+from shardwright.lora_windows import projection_names, weight_of
 from shardwright.models.minimax_m3_vl.mxfp8 import (
     _MXFP8_QUANT_KEY_RE,
     _MXFP8_SCALE_INV_IDENTITY,
@@ -33,6 +33,7 @@ from shardwright.models.minimax_m3_vl.mxfp8 import (
     create_mxfp8_scale_inv,
     dequantize_mxfp8,
 )
+from shardwright.models.state_dict_adapter import StateDictAdapter
 from shardwright.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
 from shardwright.sharding import Sharding, local_part
 
@@ -48,37 +49,6 @@ __all__ = [
     "create_mxfp8_scale_inv",
     "dequantize_mxfp8",
 ]
-
-
-class StateDictAdapter:
-    """What trainers that know such adapters ask of each."""
-
-    supports_low_memory_dcp_load = False
-
-    @property
-    def checkpoint_key_aliases(self) -> dict[str, str]:
-        return {}
-
-    def iter_checkpoint_load_parts(
-        self, model_state_dict: dict[str, Any], device_mesh: DeviceMesh | None = None
-    ) -> None:
-        """None: the state dict is loaded in one go."""
-
-    def map_peft_target_module_to_hf(self, name: str, *, v4_compatible: bool = False) -> str:
-        return name
-
-    def get_hf_state_dict_keys(self, state_dict: dict[str, Any]) -> list[str]:
-        """The keys that ``to_hf`` gives, in its order; no memory is allocated."""
-        return list(self.to_hf(state_dict, exclude_key_regex=r".*_extra_state.*"))
-
-    def to_hf(
-        self,
-        state_dict: dict[str, Any],
-        exclude_key_regex: str | None = None,
-        quantization: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        raise NotImplementedError
 
 
 class MiniMaxM3StateDictAdapter(StateDictAdapter):
@@ -149,36 +119,6 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         return int(width) if width is not None else None
 
     # --- to HF -----------------------------------------------------------------------------------------------
-
-    def to_hf(
-        self,
-        state_dict: dict[str, Any],
-        exclude_key_regex: str | None = None,
-        quantization: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The state dict in HF's names and shapes, as far as this rank holds it.
-
-        Without ``quantization`` the tensors share the memory of the native ones and have their dtype; experts are
-        transposed views of the groups.
-
-        With ``quantization`` it asks for what a checkpoint stores: block-scaled weights are FP8 tensors, not
-        initialised, that lie as the native tensor does; each is followed by its scales, a plain tensor of
-        global shape. ``checkpoint`` (a directory, or a DCP storage reader of it) says which weights those are; without
-        it, the documented rule of names does. ``from_hf`` then decodes into the native tensors given here.
-
-        Args:
-            exclude_key_regex: HF keys that match it from their start are left out, with their scales.
-            for_checkpoint_load: the result is only written into; see ``view_loaded_native_keys``.
-        """
-        pairs = self._to_hf(
-            state_dict, exclude_key_regex=exclude_key_regex, quantization=quantization, **kwargs
-        )
-        return dict(pairs)
-
-    def convert_single_tensor_to_hf(self, fqn: str, tensor: Any, **kwargs: Any) -> list[tuple[str, Any]]:
-        """``to_hf`` of one tensor, as (HF key, tensor) pairs."""
-        return list(self._to_hf({fqn: tensor}, **kwargs))
 
     def _mtp_tensor_to_hf(self, fqn: str, tensor: Any, **kwargs: Any) -> list[tuple[str, Any]]:
         return self.convert_single_tensor_to_hf(fqn, tensor, **kwargs)
@@ -255,7 +195,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
 
     def _sharding_of(self, fqn: str, tensor: torch.Tensor) -> Sharding:
         """How a native tensor lies, its experts as its local part says."""
-        sharding = Sharding.of(tensor)
+        sharding = Sharding.of(fqn, tensor)
         if "." + self._expert_path_segment + "." not in fqn or not sharding.shape or "lora_" in fqn:
             return sharding
         if self._experts >= 0 and sharding.shape[0] != self._experts:
@@ -276,9 +216,10 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         first ``experts mod ranks`` ranks holding one more; all of them without a mesh. HF tensors are removed from
         ``hf_state_dict`` once they have been decoded.
 
-        Memory beyond ``hf_state_dict``: none where ``to_hf`` was given tensors of ``dtype``, which are filled in place;
-        otherwise the decoded tensors, 256 MiB of them at a time while their HF tensors go. CUDA tensors pass through
-        buffers in CPU memory of at most that size or one tensor's.
+        Memory beyond ``hf_state_dict``: none where it is a request of ``to_hf`` (``quantization`` or
+        ``for_checkpoint_load``) for tensors of ``dtype``, which are filled in place; otherwise the decoded tensors, 256
+        MiB of them at a time while their HF tensors go. CUDA tensors pass through buffers in CPU memory of at most that
+        size or one tensor's.
 
         Raises:
             RuntimeError: weights of experts that this rank holds are missing.
@@ -326,10 +267,19 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
             lora,
             experts=self._experts,
             intermediate=self._expert_width,
-            sense=_SENSES.get(self._paramwrapper_layout_hint or "", param_wrapper),
+            sense=self._sense(param_wrapper),
             device_mesh=device_mesh,
         )
         return {_spelled(fqn, has_prefix): tensor for fqn, tensor in tensors.items()}
+
+    def _sense(self, param_wrapper: str) -> str:
+        """The sense of ParamWrappers: as the caller says, else by the hint."""
+        hint = self._paramwrapper_layout_hint
+        if hint is None or param_wrapper != "auto":
+            return param_wrapper
+        if hint not in _SENSES:
+            raise ValueError(f"_paramwrapper_layout_hint: expected {' or '.join(_SENSES)}, found {hint!r}")
+        return _SENSES[hint]
 
     def _dequantize(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Decodes, in the dict given, all that has scales; the scales go."""
@@ -343,8 +293,9 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
 
     def _hf_key_to_native(self, key: str) -> str:
         """The native name of an HF key, any prefix kept. Single experts are named as if they were modules of their own:
-        ``mlp.experts.E.gate_proj.weight``."""
-        prefix, rest = _split_at_layers(key)
+        ``mlp.experts.E.gate_proj.weight``; scales after their weights."""
+        weight = _core.weight_name_of(key)
+        prefix, rest = _split_at_layers(weight)
         place = _core.native_place(_plain_names(), _HF_TEXT + rest) if rest else None
         if place is None:
             return key
@@ -352,25 +303,26 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         native: str = fqn.removeprefix(_NATIVE_TEXT)
         if expert >= 0:
             stack, _, projections = native.rpartition(".")
-            native = f"{stack}.{expert}.{_projections(projections)[part]}.weight"
-        return prefix + native
+            native = f"{stack}.{expert}.{projection_names(projections)[part]}.weight"
+        return prefix + native + key.removeprefix(weight)
 
     def _native_key_to_hf(self, key: str) -> str:
-        """The inverse of ``_hf_key_to_native``."""
-        prefix, rest = _split_at_layers(key)
+        """The inverse of ``_hf_key_to_native``; a stack of experts, which has no HF name, keeps its own."""
+        weight = _core.weight_name_of(key)
+        prefix, rest = _split_at_layers(weight)
         names: list[str] = []
         single = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", rest)
         if single:
             stack, expert, projection = single.groups()
             for projections in ("gate_and_up_projs", "down_projs"):
-                if projection in _projections(projections):
+                if projection in projection_names(projections):
                     all_names = _core.hf_names_of(
                         _plain_names(), f"{_NATIVE_TEXT}{stack}.{projections}", int(expert)
                     )
-                    names = [all_names[_projections(projections).index(projection)]]
-        elif rest:
+                    names = [all_names[projection_names(projections).index(projection)]]
+        elif rest and not rest.endswith("_projs"):
             names = _core.hf_names_of(_plain_names(), _NATIVE_TEXT + rest)
-        return prefix + names[0].removeprefix(_HF_TEXT) if names else key
+        return prefix + names[0].removeprefix(_HF_TEXT) + key.removeprefix(weight) if names else key
 
 
 class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
@@ -400,14 +352,21 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
         """See :attr:`MiniMaxM3StateDictAdapter.view_loaded_native_keys`."""
         return set(self.text_adapter.view_loaded_native_keys)
 
+    @property
+    def _paramwrapper_layout_hint(self) -> str | None:
+        return self.text_adapter._paramwrapper_layout_hint
+
+    @_paramwrapper_layout_hint.setter
+    def _paramwrapper_layout_hint(self, hint: str | None) -> None:
+        self.text_adapter._paramwrapper_layout_hint = hint
+
     @staticmethod
     def _map_non_text_from_hf(key: str) -> str | None:
         """The native name of an HF key outside the text part; None for one that the model does not use."""
         if ".mtp." in "." + key or _core.is_ignored(_plain_names(), key):
             return None
         place = _core.native_place(_plain_names(), key)
-        native: str = place[0] if place else key
-        return native
+        return place[0] + key.removeprefix(_core.weight_name_of(key)) if place else key
 
     @staticmethod
     def _map_non_text_to_hf(key: str) -> str:
@@ -415,27 +374,8 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
         names = _core.hf_names_of(_plain_names(), key) if key.startswith("vision_tower.") else []
         return names[0] if names else key
 
-    def to_hf(
-        self,
-        state_dict: dict[str, Any],
-        exclude_key_regex: str | None = None,
-        quantization: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """See :meth:`MiniMaxM3StateDictAdapter.to_hf`."""
-        return dict(
-            self.text_adapter._to_hf(
-                state_dict,
-                exclude_key_regex=exclude_key_regex,
-                quantization=quantization,
-                hf_prefix="language_model.",
-                **kwargs,
-            )
-        )
-
-    def convert_single_tensor_to_hf(self, fqn: str, tensor: Any, **kwargs: Any) -> list[tuple[str, Any]]:
-        """``to_hf`` of one tensor, as (HF key, tensor) pairs."""
-        return list(self.text_adapter._to_hf({fqn: tensor}, hf_prefix="language_model.", **kwargs))
+    def _to_hf(self, state_dict: Mapping[str, Any], **options: Any) -> Iterator[tuple[str, Any]]:
+        return self.text_adapter._to_hf(state_dict, hf_prefix="language_model.", **options)
 
     def from_hf(
         self, hf_state_dict: dict[str, Any], device_mesh: DeviceMesh | None = None, **kwargs: Any
@@ -471,11 +411,6 @@ def _split_at_layers(key: str) -> tuple[str, str]:
     """The prefix, and the rest from ``layers.`` or ``mtp.layers.`` on; an empty rest if there is none."""
     found = re.search(r"(?:^|(?<=\.))(?:mtp\.)?layers\.\d+\.", key)
     return (key[: found.start()], key[found.start() :]) if found else (key, "")
-
-
-def _projections(stack: str) -> list[str]:
-    """["gate_proj", "up_proj"] for "gate_and_up_projs": what the parts of a stack are called one by one."""
-    return [name + "_proj" for name in stack.removesuffix("_projs").split("_and_")]
 
 
 def _with_experts(fqn: str, sharding: Sharding, tensor: torch.Tensor, experts: range | None) -> Sharding:

@@ -1,0 +1,47 @@
+#include "storage/task_loop.h"
+
+#include "storage/box_reading.h"
+
+namespace shardwright {
+
+void TaskFigures::add(const TaskFigures& other) {
+  boxes_with_gaps += other.boxes_with_gaps;
+  boxes_in_pieces += other.boxes_in_pieces;
+  reading += other.reading;
+  decoding += other.decoding;
+}
+
+void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
+               std::vector<Trace::Event>* events) {
+  using Clock = Trace::Clock;
+  ReadingFigures boxes;
+  ReadTask task;
+  for (;;) {
+    const Clock::time_point begin = Clock::now();
+    StagedTask* staged = nullptr;
+    // Fills the buffers before it waits; a read that needs no waiting is decoded while it is in cache.
+    while (staged == nullptr && reader.has_room() && loop.next(task)) staged = reader.begin(task);
+    if (staged == nullptr && (loop.stopped() || !reader.is_busy())) break;
+    const bool in_background = staged == nullptr;
+    if (in_background) staged = reader.wait();
+    const Clock::time_point read = Clock::now();
+    loop.place(*staged);
+    const Clock::time_point placed = Clock::now();
+    figures.reading += read - begin;
+    figures.decoding += placed - read;
+    boxes.count(staged->task.weights);
+    boxes.count(staged->task.scales);
+    if (events != nullptr) {
+      const std::uint32_t tensor = staged->task.source;
+      const std::uint64_t bytes = staged->task.bytes();
+      if (in_background) events->push_back({"read", tensor, bytes, staged->begun, staged->arrived, true});
+      events->push_back({in_background ? "wait" : "read", tensor, bytes, begin, read});
+      events->push_back({"decode", tensor, bytes, read, placed});
+    }
+    reader.release(*staged);
+  }
+  figures.boxes_with_gaps += boxes.boxes_with_gaps;
+  figures.boxes_in_pieces += boxes.boxes_in_pieces;
+}
+
+}  // namespace shardwright
