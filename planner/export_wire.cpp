@@ -65,7 +65,11 @@ BlockColumn read(const wire::BlockColumn& message) {
 
 template <class Message>
 Message parsed(const std::string& bytes) {
-  return parse_message<Message>(bytes, version, "what a rank told of its part of an export");
+  try {
+    return parse_message<Message>(bytes, version, "a message");
+  } catch (const Error& error) {
+    malformed(error.what());
+  }
 }
 
 }  // namespace
