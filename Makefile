@@ -12,7 +12,7 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help demo test lint format bench peers compare clean build
+.PHONY: help demo test lint format bench fuzz peers compare clean build
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
@@ -124,6 +124,8 @@ bench: build peers ## measure kernels, loading beside the peers (a table, JSON a
 	@$(IN_VENV) bench/save.py
 	$(call say,export)
 	@$(IN_VENV) bench/export.py
+	$(call say,planning)
+	@$(IN_PEERS) bench/planning.py --ranks 1024 --no-torch
 
 # --- .venv-peers -------------------------------------------------------------------------------------------------------
 # The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.
@@ -154,6 +156,23 @@ peers: $(PEERS_STAMP) ## set up the libraries that ours is compared with
 compare: build peers ## check that results equal those of transformers, peft and nemo-automodel
 	$(call say,comparison with peers)
 	@$(IN_PEERS) -m pytest tests/peers
+
+# --- fuzzing -----------------------------------------------------------------------------------------------------------
+
+FUZZ_SECONDS ?= 600
+FUZZ_PACKAGES := clang-14 libclang-rt-14-dev
+
+fuzz: system ## fuzz the decoders of what comes from disk and from other ranks, FUZZ_SECONDS (600) each
+	@.ci/system_packages $(FUZZ_PACKAGES)
+	$(call say,build/fuzz)
+	@cmake -G Ninja -S . -B build/fuzz -D SHARDWRIGHT_FUZZ=ON -D CMAKE_CXX_COMPILER=clang++-14 \
+	  -D SHARDWRIGHT_BUILD_PYTHON=OFF -D SHARDWRIGHT_BUILD_BENCHMARKS=OFF $(CCACHE)
+	@ninja -C build/fuzz shardwright_wire_fuzz shardwright_files_fuzz
+	$(call say,fuzzing)
+	@cd build/fuzz && for target in wire files; do \
+	  tests/shardwright_$${target}_fuzz --seeds=corpus_$$target; \
+	  tests/shardwright_$${target}_fuzz -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$$target- corpus_$$target; \
+	done
 
 clean: ## remove all that the other commands made here
 	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,13 +1,16 @@
 """Plans a save of the native MiniMax M3, all tensors sharded on dimension 0, for many ranks in one process.
 
-    python bench/planning.py --ranks 1024 [--json] [--no-torch] [--growth] [--out build/bench]
+    python bench/planning.py [--ranks 1024] [--json] [--no-torch] [--no-growth] [--out build/bench]
 
-What is measured on the coordinator, one thread; each in a process of its own, so that its peak memory is seen:
+What is measured is processor time of the coordinator, one thread; each in a process of its own, so that its peak
+memory is seen:
   enumerated    every rank names each of its shards: decode, dedup, create and validate
   described     ranks refer to one description of the mesh, which one of them sends
+  planner       sw.SavePlanner as dcp.save calls it, with the pickles that dcp.save makes of what it gives
   unchanged     a second save of the same state: what a rank does, and what is exchanged
   torch         the same shards through torch's planner: unpickle, dedup, create, validate (at most 1,024 ranks)
-Bytes exchanged are all that ranks send and get. --growth repeats the first two up to 16,384 ranks and draws a picture.
+Bytes exchanged are all that ranks send and get. The first two are repeated up to 16,384 ranks, with a picture of how
+they grow (planning.png, where matplotlib is there: .venv-peers has it).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import math
 import pickle
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,9 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
-from shardwright.table import print_table
+from shardwright.table import print_columns
 
 GROWTH = [64, 256, 1024, 4096, 16384]
+SAVES = 21  #: of which the first plans and the others repeat it
+
+#: One thread: what it takes with a core of its own, whatever else the machine does.
+clock = time.process_time
 
 
 def native_tensors() -> list[tuple[str, list[int]]]:
@@ -56,21 +64,21 @@ def exchange(states: list[bytes], caches: list[Any]) -> tuple[int, float, float]
 
     def on_each(work: Any, *arguments: list[Any]) -> list[Any]:
         nonlocal on_rank
-        start = time.perf_counter()
+        start = clock()
         results = [work(*of_rank) for of_rank in zip(*arguments, strict=True)]
-        on_rank += time.perf_counter() - start
+        on_rank += clock() - start
         return results
 
     introductions = on_each(_core.introduce, states, caches)
-    start = time.perf_counter()
+    start = clock()
     answers = _core.ask(introductions, caches[0])
-    on_coordinator = time.perf_counter() - start
+    on_coordinator = clock() - start
     moved += sum(map(len, introductions)) + sum(map(len, answers))
     if not _core.is_plan(answers[0]):
         sent = on_each(_core.state_for, answers, states)
-        start = time.perf_counter()
+        start = clock()
         answers = _core.plan_for_all(sent, caches[0])
-        on_coordinator += time.perf_counter() - start
+        on_coordinator += clock() - start
         moved += sum(map(len, sent)) + sum(map(len, answers))
     on_each(_core.understand, answers, states, caches)
     return moved, on_coordinator, on_rank / len(states)
@@ -127,34 +135,39 @@ def measure_planner(ranks: int) -> dict[str, Any]:
         )
     planner = SavePlanner()
     others = [SavePlanner() for _ in range(ranks - 1)]
-    seconds, on_coordinator, moved = [], [], []
-    for _ in range(5):
-        start = time.perf_counter()
+    seconds, processor, on_coordinator, moved = [], [], [], []
+    for _ in range(SAVES):
+        start, begin = time.perf_counter(), time.thread_time()
         planner.set_up_planner(state, is_coordinator=True)
         plans = [planner.create_local_plan()]
-        on_rank = time.perf_counter() - start
+        on_rank, work = time.perf_counter() - start, time.thread_time() - begin
         for rank, other in enumerate(others, start=1):  # their tensors' description is that of rank 0
             other.state_dict = {}
             other._signature = ([], {})
             other._state = _core.encode_state(rank, [(planner.description.parts[0].values, None)], [False])
             plans.append(other.create_local_plan())
         gathered = [pickle.dumps(plan) for plan in plans]
-        start = time.perf_counter()
+        start = clock()
         plans, _ = planner.create_global_plan([pickle.loads(plan) for plan in gathered])
-        on_coordinator.append(time.perf_counter() - start)
+        on_coordinator.append(clock() - start)
         scattered = [pickle.dumps(plan) for plan in plans]
-        start = time.perf_counter()
-        planner.finish_plan(pickle.loads(scattered[0]))
+        mine = pickle.loads(scattered[0])
+        start, begin = time.perf_counter(), time.thread_time()
+        planner.finish_plan(mine)
         seconds.append(on_rank + time.perf_counter() - start)
+        processor.append(work + time.thread_time() - begin)
         for other, plan in zip(others, scattered[1:], strict=True):
             what, data = (items := pickle.loads(plan).items).what, items.data
             other._last = (other._state_hash, *data) if what == WRITES else other._last
         moved.append(sum(map(len, gathered)) + sum(map(len, scattered)))
     return {
+        "ranks": ranks,
         "first": seconds[0],
-        "unchanged": min(seconds[1:]),
+        "unchanged": statistics.median(seconds[1:]),
+        "unchanged_most": max(seconds[1:]),
+        "unchanged_processor": statistics.median(processor[1:]),
         "coordinator_first": on_coordinator[0],
-        "coordinator_unchanged": min(on_coordinator[1:]),
+        "coordinator_unchanged": statistics.median(on_coordinator[1:]),
         "bytes_first": moved[0],
         "bytes_unchanged": moved[1],
     }
@@ -186,12 +199,12 @@ def measure_torch(ranks: int) -> dict[str, Any]:
             items.append(WriteItem(MetadataIndex(fqn, offset), WriteItemType.SHARD, tensor_data=data))
         pickles.append(pickle.dumps(SavePlan(items)))
     seconds = {}
-    start = time.perf_counter()
+    start = clock()
 
     def lap(name: str) -> None:
         nonlocal start
-        seconds[name] = time.perf_counter() - start
-        start = time.perf_counter()
+        seconds[name] = clock() - start
+        start = clock()
 
     plans = [pickle.loads(plan) for plan in pickles]
     lap("unpickle")
@@ -206,7 +219,9 @@ def measure_torch(ranks: int) -> dict[str, Any]:
         "shards": sum(len(plan.items) for plan in plans),
         "seconds": sum(seconds.values()),
         "seconds_by_step": seconds,
-        "bytes_gathered": sum(map(len, pickles)),
+        "bytes_exchanged": sum(
+            map(len, pickles)
+        ),  # the plans back are as much again, less what was dealt out
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -225,96 +240,127 @@ def measure(what: str, ranks: int) -> dict[str, Any]:
     return found
 
 
-def picture(growth: dict[str, list[dict[str, Any]]]) -> str:
-    """Seconds over ranks as an SVG, both logarithmic; a straight line of slope 1 is linear growth."""
-    width, height, left, bottom = 640, 420, 70, 50
-    rows = [row for found in growth.values() for row in found]
-    ranks = sorted({row["ranks"] for row in rows})
-    low = math.floor(math.log10(min(row["seconds"] for row in rows)))
-    high = math.ceil(math.log10(max(row["seconds"] for row in rows)))
+def picture(result: dict[str, Any], file: Path) -> str:
+    """Draws how planning grows. Returns where, or why not."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "no picture: matplotlib is not here (.venv-peers has it)"
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
 
-    def x(value: float) -> float:
-        span = math.log(ranks[-1] / ranks[0]) or 1
-        return left + 20 + (width - left - 150) * math.log(value / ranks[0]) / span
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for name, colour in (("enumerated", "#c2410c"), ("described", "#0369a1")):
+        rows = result["growth"][name]
+        millions = [row["shards"] / 1e6 for row in rows]
+        seconds = [row["seconds"] for row in rows]
+        left.plot(millions, seconds, "o", color=colour, label=f"{name}, at {ranks_of(rows)} ranks")
+        slope = seconds[-1] / millions[-1]
+        left.plot([0, millions[-1]], [0, seconds[-1]], "--", color=colour, alpha=0.4, linewidth=1)
+        left.annotate(
+            f"{slope:.2f} s a million shards", (millions[-1], seconds[-1]), (-6, -14), textcoords="offset points",
+            ha="right", color=colour,
+        )  # fmt: skip
+    left.set(xlim=(0, None), ylim=(0, None), xlabel="million shards", ylabel="seconds on the coordinator")
+    left.set_title("Planning a save of M3: straight lines are linear growth")
+    left.legend(loc="upper left")
+    for name, colour in (("enumerated", "#c2410c"), ("described", "#0369a1"), ("torch", "#64748b")):
+        rows = result["growth"][name] if name != "torch" else [result[name]] if name in result else []
+        if rows:
+            ranks = [row["ranks"] for row in rows]
+            right.plot(ranks, [row["bytes_exchanged"] / 1e6 for row in rows], "o-", color=colour, label=name)
+    right.set(
+        xscale="log", yscale="log", xlabel="ranks", ylabel="MB exchanged", title="What ranks send and get"
+    )
+    right.set_xticks(GROWTH, [f"{ranks:,}" for ranks in GROWTH])
+    right.legend(loc="upper left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    return f"picture: {file}"
 
-    def y(value: float) -> float:
-        return height - bottom - (height - bottom - 30) * (math.log10(value) - low) / (high - low)
 
-    shapes = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        'font-size="12"><rect width="100%" height="100%" fill="white"/>'
-    ]
-    for power in range(low, high + 1):
-        at = y(10.0**power)
-        shapes.append(f'<path d="M{left} {at:.1f}H{width - 120}" stroke="#e2e8f0"/>')
-        shapes.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{10.0**power:g} s</text>')
-    for value in ranks:
-        shapes.append(
-            f'<text x="{x(value):.1f}" y="{height - bottom + 18}" text-anchor="middle">{value:,}</text>'
+def ranks_of(rows: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['ranks']:,}" for row in rows)
+
+
+def figures(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What issue 7 asks for: (what, how much it may be, ours, torch's)."""
+    torch = result.get("torch", {})
+    at = result["enumerated"]["ranks"]
+    planner = result["planner"]
+    rows = []
+
+    def add(what: str, unit: str, most: float | None, ours: float, theirs: float | None = None) -> None:
+        rows.append({"what": what, "unit": unit, "at_most": most, "ours": ours, "torch": theirs})
+
+    for name, seconds, megabytes in (("enumerated", 1.5, 12), ("described", 0.3, 2)):
+        found = result[name]
+        bound = at <= 1024
+        add(f"{name}, {at:,} ranks", "s", seconds if bound else None, found["seconds"], torch.get("seconds"))
+        add(
+            f"{name}, {at:,} ranks", "MB", megabytes if bound else None, found["bytes_exchanged"] / 1e6,
+            torch["bytes_exchanged"] / 1e6 if torch else None,
+        )  # fmt: skip
+        add(
+            f"{name}, {at:,} ranks",
+            "GB",
+            None,
+            found["peak_memory"] / 1e9,
+            torch and torch["peak_memory"] / 1e9,
         )
-    shapes.append(f'<text x="{(width - 50) / 2}" y="{height - 10}" text-anchor="middle">ranks</text>')
-    for (name, found), colour in zip(growth.items(), ["#c2410c", "#0369a1", "#64748b"], strict=False):
-        points = [(x(row["ranks"]), y(row["seconds"])) for row in found]
-        shapes.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="'
-            + " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-            + '"/>'
-        )
-        shapes += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{colour}"/>' for a, b in points]
-        a, b = points[-1]
-        shapes.append(f'<text x="{a + 8:.1f}" y="{b + 4:.1f}" fill="{colour}">{name}</text>')
-    first = growth["enumerated"][0]
-    linear = [(value, first["seconds"] * value / first["ranks"]) for value in ranks]
-    path = " ".join(f"{x(value):.1f},{y(min(seconds, 10.0**high)):.1f}" for value, seconds in linear)
-    shapes.append(f'<polyline fill="none" stroke="#94a3b8" stroke-dasharray="4 4" points="{path}"/>')
-    shapes.append("</svg>\n")
-    return "\n".join(shapes)
-
-
-def report(result: dict[str, Any]) -> None:
-    for name in ("enumerated", "described", "torch"):
-        found = result.get(name)
-        if not found:
-            continue
-        moved = found.get("bytes_exchanged", found.get("bytes_gathered", 0))
-        print(f"{name}, {found['ranks']:,} ranks, {found['shards']:,} shards")
-        rows = [
-            ("seconds on the coordinator", f"{found['seconds']:.3f}"),
-            ("bytes exchanged", f"{moved:,}"),
-            ("peak memory", f"{found['peak_memory'] / 1e9:.2f} GB"),
-        ]
-        rows += [
-            (f"  {step}", f"{seconds:.3f}") for step, seconds in found.get("seconds_by_step", {}).items()
-        ]
-        if "unchanged" in found:
-            again = found["unchanged"]
-            rows += [
-                ("seconds on a rank", f"{found['seconds_on_a_rank']:.4f}"),
-                ("busiest rank over mean, bytes", f"{found['busiest_over_mean']:.4f}"),
-                ("unchanged save: on a rank", f"{again['seconds_on_a_rank']:.5f} s"),
-                ("unchanged save: on the coordinator", f"{again['seconds']:.4f} s"),
-                ("unchanged save: bytes exchanged", f"{again['bytes_exchanged']:,}"),
-            ]
-        print_table(rows)
-    if "planner" in result:
-        found = result["planner"]
-        print("sw.SavePlanner under dcp.save, as pickled: on a rank, on the coordinator, in all")
-        print_table(
-            [
-                (
-                    f"{which} save",
-                    f"{found[which] * 1000:.2f} ms, {found['coordinator_' + which] * 1000:.1f} ms, "
-                    f"{found['bytes_' + which]:,} bytes",
-                )
-                for which in ("first", "unchanged")
-            ]
-        )
-    for name, rows in result.get("growth", {}).items():
-        for row in rows:
-            print(
-                f"{name:>10} {row['ranks']:>7,} ranks {row['shards']:>10,} shards {row['seconds']:8.3f} s "
-                f"{row['bytes_exchanged'] / 1e6:8.2f} MB {row['peak_memory'] / 1e9:6.2f} GB"
+        for row in result.get("growth", {}).get(name, [])[-1:]:
+            add(
+                f"{name}, {row['ranks']:,} ranks",
+                "s",
+                {"enumerated": 30, "described": 3}[name],
+                row["seconds"],
             )
+            add(f"{name}, {row['ranks']:,} ranks", "MB", None, row["bytes_exchanged"] / 1e6)
+            add(f"{name}, {row['ranks']:,} ranks", "GB", 4, row["peak_memory"] / 1e9)
+    add(f"SavePlanner, first save, {at:,} ranks: coordinator", "ms", None, planner["coordinator_first"] * 1e3)
+    add(f"SavePlanner, first save, {at:,} ranks: a rank", "ms", None, planner["first"] * 1e3)
+    add(f"SavePlanner, unchanged, {at:,} ranks: a rank", "ms", 5, planner["unchanged"] * 1e3)
+    add(f"SavePlanner, unchanged, {at:,} ranks: its processor", "ms", 5, planner["unchanged_processor"] * 1e3)
+    add(
+        f"SavePlanner, unchanged, {at:,} ranks: coordinator",
+        "ms",
+        None,
+        planner["coordinator_unchanged"] * 1e3,
+    )
+    add(f"SavePlanner, unchanged, {at:,} ranks: bytes a rank", "B", None, planner["bytes_unchanged"] / at)
+    return rows
+
+
+def print_report(result: dict[str, Any]) -> None:
+    print(f"native M3, sharded on dimension 0: {result['enumerated']['shards']:,} shards")
+    heads = ["", "unit", "ours", "at most", "torch"]
+
+    def text(value: float | None) -> str:
+        return "" if not value else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    rows = [
+        [row["what"], row["unit"], text(row["ours"]), text(row["at_most"]), text(row["torch"])]
+        for row in result["figures"]
+    ]
+    print_columns(heads, rows)
+    for step, seconds in result.get("torch", {}).get("seconds_by_step", {}).items():
+        print(f"torch: {step:<9} {seconds:8.2f} s")
+    if "growth" not in result:
+        return
+    print_columns(
+        ["growth", "ranks", "shards", "seconds", "seconds a million shards", "MB", "GB"],
+        [
+            [
+                name, f"{row['ranks']:,}", f"{row['shards']:,}", f"{row['seconds']:.3f}",
+                f"{row['seconds'] / row['shards'] * 1e6:.3f}", f"{row['bytes_exchanged'] / 1e6:.2f}",
+                f"{row['peak_memory'] / 1e9:.2f}",
+            ]
+            for name, of_name in result["growth"].items()
+            for row in of_name
+        ],
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -324,8 +370,8 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1024)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-torch", action="store_true", help="leave torch's planner out; it takes minutes")
-    parser.add_argument("--growth", action="store_true", help="up to 16,384 ranks, with a picture")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where planning.svg goes")
+    parser.add_argument("--no-growth", action="store_true", help="only --ranks, and no picture")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="for planning.json and .png")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -335,20 +381,21 @@ def main() -> None:
     if not options.no_torch and options.ranks <= 1024:
         names.append("torch")
     result: dict[str, Any] = {name: measure(name, options.ranks) for name in names}
-    if options.growth:
+    told = ""
+    if not options.no_growth:
         result["growth"] = {
             name: [measure(name, ranks) for ranks in GROWTH] for name in ("enumerated", "described")
         }
-        if "torch" in names:
-            result["growth"]["torch"] = [
-                result["torch"] | {"bytes_exchanged": result["torch"]["bytes_gathered"]}
-            ]
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "planning.svg").write_text(picture(result["growth"]))
+        told = picture(result, options.out / "planning.png")
+    result["figures"] = figures(result)
+    text = json.dumps(result, indent=1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "planning.json").write_text(text)
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(text)
     else:
-        report(result)
+        print_report(result)
+        print(told)
 
 
 if __name__ == "__main__":

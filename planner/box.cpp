@@ -31,6 +31,15 @@ bool is_empty(const Box& box) {
   return std::any_of(box.size.begin(), box.size.end(), [](std::int64_t extent) { return extent == 0; });
 }
 
+bool lies_inside(const Box& box, const Shape& shape) {
+  if (box.offset.size() != shape.size() || box.size.size() != shape.size()) return false;
+  for (std::size_t d = 0; d < shape.size(); ++d) {
+    if (box.offset[d] < 0 || box.size[d] < 0 || box.size[d] > shape[d]) return false;
+    if (box.offset[d] > shape[d] - box.size[d]) return false;
+  }
+  return true;
+}
+
 namespace {
 
 bool equal_but_along(const Box& a, const Box& b, std::size_t along) {
@@ -226,6 +235,72 @@ Overlap find_overlap(BoxIterator first, BoxIterator last) {
 Overlap overlap(std::vector<Box> boxes) {
   std::erase_if(boxes, [](const Box& box) { return is_empty(box); });
   return find_overlap(boxes.begin(), boxes.end());
+}
+
+namespace {
+
+std::int64_t held_of(const Box& region, const std::vector<Box>& boxes) {
+  std::int64_t held = 0;
+  for (const Box& box : boxes) held += volume(intersection(box, region).size);
+  return held;
+}
+
+/// Cuts the region in two where most boxes begin or end, at the middle one of these places.
+std::pair<Box, Box> halves(const Box& region, const std::vector<Box>& boxes) {
+  std::size_t along = 0;
+  std::vector<std::int64_t> places;
+  for (std::size_t d = 0; d < region.size.size(); ++d) {
+    std::vector<std::int64_t> found;
+    for (const Box& box : boxes) {
+      for (const std::int64_t place : {box.offset[d], end_of(box, d)}) {
+        if (place > region.offset[d] && place < end_of(region, d)) found.push_back(place);
+      }
+    }
+    std::sort(found.begin(), found.end());
+    found.erase(std::unique(found.begin(), found.end()), found.end());
+    if (found.size() <= places.size()) continue;
+    along = d;
+    places = std::move(found);
+  }
+  std::pair two{region, region};
+  const std::int64_t middle = places[places.size() / 2];
+  two.first.size[along] = middle - region.offset[along];
+  two.second.offset[along] = middle;
+  two.second.size[along] = end_of(region, along) - middle;
+  return two;
+}
+
+}  // namespace
+
+std::optional<Box> hole(Box region, std::vector<Box> boxes) {
+  const Box all = region;
+  const std::vector<Box> all_boxes = boxes;
+  const auto is_elsewhere = [&](const Box& box) { return is_empty(intersection(box, region)); };
+  std::erase_if(boxes, is_elsewhere);
+  if (held_of(region, boxes) == volume(region.size)) return std::nullopt;
+  while (!boxes.empty()) {  // some box ends inside the region, or it would be full
+    const auto [first, second] = halves(region, boxes);
+    region = held_of(first, boxes) < volume(first.size) ? first : second;
+    std::erase_if(boxes, is_elsewhere);
+  }
+  for (std::size_t d = 0; d < all.size.size(); ++d) {  // as far as no box is in the way
+    const std::int64_t at = region.offset[d];
+    std::int64_t begin = all.offset[d];
+    std::int64_t end = end_of(all, d);
+    region.offset[d] = begin;
+    region.size[d] = end - begin;
+    for (const Box& box : all_boxes) {
+      if (is_elsewhere(box)) continue;
+      if (box.offset[d] > at) {
+        end = std::min(end, box.offset[d]);
+      } else {
+        begin = std::max(begin, end_of(box, d));
+      }
+    }
+    region.offset[d] = begin;
+    region.size[d] = end - begin;
+  }
+  return region;
 }
 
 std::string tiling_fault(const Box& region, std::vector<Box> boxes) {

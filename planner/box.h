@@ -31,6 +31,9 @@ Box intersection(const Box& a, const Box& b);
 
 bool is_empty(const Box& box);
 
+/// Whether these numbers, whatever they are, make a box of a tensor of this shape.
+bool lies_inside(const Box& box, const Shape& shape);
+
 /// Boxes that hold each element of the given ones once, neighbours joined: the boxes of a grid become one.
 /// All must be of equal rank. Takes n log n time for the boxes of a grid, up to n^2 for others.
 std::vector<Box> union_of(std::vector<Box> boxes);
@@ -48,6 +51,10 @@ std::string to_string(const Box& box);
 /// Two of these boxes, all of equal rank, that have elements in common; nothing if none have. Takes n log n
 /// time where at most two dimensions are cut and for the boxes of a grid; empty boxes overlap nothing.
 std::optional<std::pair<Box, Box>> overlap(std::vector<Box> boxes);
+
+/// A part of the region that is in none of the boxes, of which no two overlap; nothing if they fill it. It
+/// reaches as far as no box is in the way. Takes n log n time.
+std::optional<Box> hole(Box region, std::vector<Box> boxes);
 
 /// How a set of boxes fails to tile a region exactly once, for messages; empty if it does tile it.
 /// All boxes must lie inside `region`. Takes the time of overlap().

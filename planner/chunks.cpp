@@ -69,9 +69,11 @@ std::optional<ChunkFault> fault_of(const ChunkLayout& layout, const Shape& shape
   }
   if (const auto twice = overlap(boxes)) return overlapping(twice->first, twice->second);
   if (held == wanted) return std::nullopt;
-  return ChunkFault{
-      "no rank holds " + std::to_string(wanted - held) + " of its " + std::to_string(wanted) + " elements",
-      std::nullopt};
+  const Box gap = *hole(whole(shape), boxes);
+  ChunkFault fault = unheld(gap);
+  if (const std::int64_t more = wanted - held - volume(gap.size); more > 0)
+    fault.text += ", nor " + std::to_string(more) + " other elements";
+  return fault;
 }
 
 }  // namespace shardwright

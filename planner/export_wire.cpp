@@ -4,6 +4,7 @@
 
 #include "planner/error.h"
 #include "planner/plan.pb.h"
+#include "planner/protobuf_message.h"
 
 namespace shardwright {
 namespace {
@@ -42,11 +43,7 @@ HeldBoxes read(const wire::HeldBoxes& message) {
     held.boxes.push_back(
         {{box.offset().begin(), box.offset().end()}, {box.size().begin(), box.size().end()}});
     const Box& read_box = held.boxes.back();
-    if (read_box.offset.size() != held.tensor.shape.size() ||
-        read_box.size.size() != held.tensor.shape.size() ||
-        intersection(read_box, whole(held.tensor.shape)) != read_box) {
-      malformed(held.tensor.fqn + " has a part " + to_string(read_box) + " outside of it");
-    }
+    if (!lies_inside(read_box, held.tensor.shape)) malformed(held.tensor.fqn + " has a part outside of it");
   }
   return held;
 }
@@ -68,12 +65,11 @@ BlockColumn read(const wire::BlockColumn& message) {
 
 template <class Message>
 Message parsed(const std::string& bytes) {
-  Message message;
-  if (!message.ParseFromString(bytes)) malformed("expected a message, found other bytes");
-  if (message.version() != version) {
-    malformed("expected version " + std::to_string(version) + ", found " + std::to_string(message.version()));
+  try {
+    return parse_message<Message>(bytes, version, "a message");
+  } catch (const Error& error) {
+    malformed(error.what());
   }
-  return message;
 }
 
 }  // namespace
@@ -83,7 +79,7 @@ std::string encode_holdings(const ExportHoldings& holdings) {
   message.set_version(version);
   for (const HeldBoxes& held : holdings.held) write(held, *message.add_held());
   for (const BlockColumn& column : holdings.columns) write(column, *message.add_columns());
-  return message.SerializeAsString();
+  return bytes_of_message(message);
 }
 
 ExportHoldings decode_holdings(const std::string& bytes) {
@@ -101,7 +97,7 @@ std::string encode_share(const ExportShare& share) {
   for (const HeldBoxes& held : share.owned) write(held, *message.add_owned());
   for (const BlockColumn& column : share.columns) write(column, *message.add_columns());
   message.mutable_headers()->Add(share.headers.begin(), share.headers.end());
-  return message.SerializeAsString();
+  return bytes_of_message(message);
 }
 
 ExportShare decode_share(const std::string& bytes) {

@@ -10,6 +10,7 @@
 
 #include "planner/chunks.h"
 #include "planner/error.h"
+#include "planner/mesh_layout.h"
 #include "planner/problems.h"
 #include "planner/rank_states.h"
 
@@ -39,11 +40,11 @@ struct Occurrence {
 
 class Planning {
  public:
-  Planning(const std::vector<RankState>& states, const ValuesByHash& known) : states_(states) {
+  Planning(const std::vector<RankState>& states, const ValuesByHash& known) : states_(states), known_(known) {
     plan_.bytes_of_rank.resize(states.size());
     plan_.left_to_others.resize(states.size());
     for (std::size_t r = 0; r < states.size(); ++r) plan_.left_to_others[r].resize(states[r].parts.size());
-    group_parts(known);
+    group_parts();
     number_values();
   }
 
@@ -59,9 +60,8 @@ class Planning {
 
  private:
   // --- who holds what
-  // ------------------------------------------------------------------------------------------
 
-  void group_parts(const ValuesByHash& known) {
+  void group_parts() {
     std::map<Hash, std::uint32_t> number;
     for (std::size_t s = 0; s < states_.size(); ++s) {
       if (!position_of_rank_.emplace(states_[s].rank, s).second)
@@ -69,7 +69,7 @@ class Planning {
       for (std::size_t p = 0; p < states_[s].parts.size(); ++p) {
         const Hash& hash = states_[s].parts[p].values;
         const auto [entry, is_new] = number.emplace(hash, static_cast<std::uint32_t>(groups_.size()));
-        if (is_new) groups_.push_back({known.at(hash).get(), {}, {}});
+        if (is_new) groups_.push_back({known_.at(hash).get(), {}, {}});
         groups_[entry->second].users.emplace_back(s, p);
       }
     }
@@ -125,7 +125,6 @@ class Planning {
   }
 
   // --- chunks
-  // --------------------------------------------------------------------------------------------------
 
   /// The number of a layout that these chunks are; the same one for equal chunks of equal shapes.
   std::uint32_t layout_number(ChunkLayout layout, const Shape& shape) {
@@ -158,66 +157,6 @@ class Planning {
   }
 
   // --- values on a mesh
-  // ----------------------------------------------------------------------------------------
-
-  /// How tensors of one shape and placement lie on a mesh. A class is the places that hold the same boxes.
-  struct Lie {
-    std::uint32_t layout = 0;
-    std::vector<std::uint32_t> class_of_place;
-    std::vector<std::vector<std::uint32_t>> places;  ///< of each class, ascending
-    std::vector<std::uint32_t> boxes;                ///< of each class, how many
-    std::vector<std::int64_t> elements;              ///< of each class
-  };
-
-  Lie lie_of(const SavedValues& values, const SavedValue& value) {
-    Lie lie;
-    std::vector<std::int64_t> corners;  // of all chunks, not in order
-    std::map<std::size_t, std::uint32_t> class_of_first;
-    Shape coordinate(values.mesh_shape.size(), 0);
-    for (std::uint32_t place = 0; place < values.mesh_ranks.size(); ++place) {
-      std::size_t first = 0;  // the place of the class that has no replica before it
-      for (std::size_t m = 0; m < coordinate.size(); ++m) {
-        const bool replicated = value.placements[m].kind == Placement::Kind::replicate;
-        first = first * static_cast<std::size_t>(values.mesh_shape[m]) +
-                (replicated ? 0 : static_cast<std::size_t>(coordinate[m]));
-      }
-      const auto [entry, is_new] =
-          class_of_first.emplace(first, static_cast<std::uint32_t>(lie.places.size()));
-      if (is_new) {
-        lie.places.emplace_back();
-        std::int64_t elements = 0;
-        const auto boxes = local_boxes(value.shape, values.mesh_shape, coordinate, value.placements);
-        for (const LocalBox& box : boxes) {
-          corners.insert(corners.end(), box.global.offset.begin(), box.global.offset.end());
-          corners.insert(corners.end(), box.global.size.begin(), box.global.size.end());
-          elements += volume(box.global.size);
-        }
-        lie.boxes.push_back(static_cast<std::uint32_t>(boxes.size()));
-        lie.elements.push_back(elements);
-      }
-      lie.places[entry->second].push_back(place);
-      lie.class_of_place.push_back(entry->second);
-      for (std::size_t m = coordinate.size(); m-- > 0;) {
-        if (++coordinate[m] < values.mesh_shape[m]) break;
-        coordinate[m] = 0;
-      }
-    }
-    lie.layout = layout_number(sorted(corners, value.shape.size()), value.shape);
-    return lie;
-  }
-
-  static ChunkLayout sorted(const std::vector<std::int64_t>& corners, std::size_t rank) {
-    ChunkLayout layout{static_cast<std::uint32_t>(rank), {}};
-    if (rank == 0) return layout;
-    const std::size_t step = 2 * rank;
-    std::vector<const std::int64_t*> order;
-    for (std::size_t i = 0; i < corners.size(); i += step) order.push_back(&corners[i]);
-    std::sort(order.begin(), order.end(),
-              [&](const auto* a, const auto* b) { return comes_before(a, b, rank); });
-    layout.corners.reserve(corners.size());
-    for (const std::int64_t* at : order) layout.corners.insert(layout.corners.end(), at, at + step);
-    return layout;
-  }
 
   /// True if every rank of the mesh has described its values so; else notes which have not.
   bool is_complete(std::uint32_t g) {
@@ -254,7 +193,8 @@ class Planning {
     const Group& group = groups_[g];
     const SavedValues& values = *group.values;
     std::map<std::pair<Shape, std::vector<std::int64_t>>, std::uint32_t> number;
-    std::vector<Lie> lies;
+    std::vector<MeshLayout> lies;
+    std::vector<std::uint32_t> layouts;  // the number of each one's chunks
     std::vector<std::uint32_t> lie_of_value(values.values.size());
     std::vector<std::uint32_t> part_of_state(states_.size());
     for (const auto& [state, part] : group.users) part_of_state[state] = static_cast<std::uint32_t>(part);
@@ -272,7 +212,10 @@ class Planning {
       }
       const auto [entry, is_new] =
           number.emplace(std::pair{value.shape, key}, static_cast<std::uint32_t>(lies.size()));
-      if (is_new) lies.push_back(lie_of(values, value));
+      if (is_new) {
+        lies.push_back(layout_on_mesh(values, value));
+        layouts.push_back(layout_number(std::move(lies.back().chunks), value.shape));
+      }
       lie_of_value[v] = entry->second;
       is_alone = is_alone && sources_[group.global[v]].size() == 1;
     }
@@ -284,10 +227,10 @@ class Planning {
     for (std::uint32_t v = 0; v < values.values.size(); ++v) {
       const std::uint32_t global = group.global[v];
       const SavedValue& value = values.values[v];
-      const Lie& lie = lies[lie_of_value[v]];
+      const MeshLayout& lie = lies[lie_of_value[v]];
       const bool is_mine = sources_[global].size() == 1;
       if (is_mine) {
-        set_layout(global, lie.layout, [&](const Box& box) {
+        set_layout(global, layouts[lie_of_value[v]], [&](const Box& box) {
           std::vector<std::int64_t> owners;
           for (std::uint32_t place = 0; place < values.mesh_ranks.size(); ++place) {
             const std::int64_t rank = values.mesh_ranks[place];
@@ -324,7 +267,6 @@ class Planning {
   }
 
   // --- values in items
-  // -----------------------------------------------------------------------------------------
 
   void add_occurrences(std::uint32_t g, std::size_t state, std::size_t part, const SavedItems& items) {
     const Group& group = groups_[g];
@@ -349,7 +291,7 @@ class Planning {
     for (std::uint32_t g = 0; g < groups_.size(); ++g) {
       if (groups_[g].values->has_mesh()) continue;
       for (const auto& [state, part] : groups_[g].users)
-        add_occurrences(g, state, part, unpack(states_[state].parts[part].packed, *groups_[g].values));
+        add_occurrences(g, state, part, items_of(state, part));
     }
     // Occurrences by value, those of one description in the order of the states.
     std::vector<std::size_t> begin(sources_.size() + 1, 0);
@@ -363,6 +305,16 @@ class Planning {
           sources_[global].size() == 1 && groups_[sources_[global][0].group].values->has_mesh();
       if (planned || differs(global)) continue;
       plan_value(global, order.data() + begin[global], order.data() + begin[global + 1]);
+    }
+  }
+
+  /// What a rank has named, box by box.
+  SavedItems items_of(std::size_t state, std::size_t part) {
+    const RankState::Part& named = states_[state].parts[part];
+    try {
+      return unpack(named.packed, *known_.at(named.values));
+    } catch (const Error& error) {
+      throw Error(error.kind, ranks_text({states_[state].rank}) + ": " + error.what());
     }
   }
 
@@ -406,7 +358,6 @@ class Planning {
   }
 
   // --- who writes what
-  // -----------------------------------------------------------------------------------------
 
   /// A rank that could write something: some consecutive items of one of its parts.
   struct Owner {
@@ -459,6 +410,7 @@ class Planning {
   };
 
   const std::vector<RankState>& states_;
+  const ValuesByHash& known_;
   std::unordered_map<std::int64_t, std::size_t> position_of_rank_;
   std::vector<Group> groups_;
   std::vector<std::vector<Source>> sources_;  ///< of each value of the job

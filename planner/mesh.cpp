@@ -219,6 +219,22 @@ std::int64_t TensorsOnMesh::stage_of_rank(std::int64_t rank) const {
   return 0;
 }
 
+Shape TensorsOnMesh::shape_of_stage() const {
+  Shape shape;
+  for (const MeshDimension& dimension : mesh_) {
+    if (dimension.name != "pp") shape.push_back(dimension.size);
+  }
+  return shape;
+}
+
+std::vector<Placement> TensorsOnMesh::placements_in_stage(std::size_t tensor) const {
+  std::vector<Placement> placements;
+  for (std::size_t d = 0; d < mesh_.size(); ++d) {
+    if (mesh_[d].name != "pp") placements.push_back(placements_[tensor][d]);
+  }
+  return placements;
+}
+
 std::int64_t TensorsOnMesh::copies(std::size_t tensor) const {
   std::int64_t copies = 1;
   for (std::size_t d = 0; d < mesh_.size(); ++d) {

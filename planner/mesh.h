@@ -73,6 +73,10 @@ class TensorsOnMesh {
   std::int64_t stage_of_rank(std::int64_t rank) const;
   std::int64_t stage_of_tensor(std::size_t tensor) const { return stage_of_tensor_[tensor]; }
 
+  /// The mesh of one stage, that is without pp, and how the tensor lies on that of its stage.
+  Shape shape_of_stage() const;
+  std::vector<Placement> placements_in_stage(std::size_t tensor) const;
+
   /// How many ranks hold the same part of the tensor, and which of them this one is, from 0.
   std::int64_t copies(std::size_t tensor) const;
   std::int64_t copy_of_rank(std::size_t tensor, std::int64_t rank) const;

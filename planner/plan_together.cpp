@@ -20,16 +20,21 @@ constexpr std::size_t hash_bytes = sizeof(Hash);
 
 std::string_view text_of(const Hash& hash) { return {hash.data(), hash.size()}; }
 
+[[noreturn]] void refuse() {
+  throw Error(
+      ErrorKind::malformed,
+      "a message about a save plan has been cut short or is damaged; do all ranks run the same version?");
+}
+
 Hash hash_at(std::string_view bytes, std::size_t number) {
-  if (bytes.size() < (number + 1) * hash_bytes)
-    throw Error(ErrorKind::malformed, "a message about a save plan has been cut short");
+  if (bytes.size() < (number + 1) * hash_bytes) refuse();
   Hash hash;
   std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(number * hash_bytes), hash_bytes, hash.begin());
   return hash;
 }
 
 std::string answer_with(const GlobalSavePlan& global, const Hash& job, std::size_t rank) {
-  return plan + std::string(text_of(job)) + encode_writes(global.left_to_others[rank]);
+  return plan + std::string(text_of(job)) + encode(RankWrites{global.left_to_others[rank], {}});
 }
 
 }  // namespace
@@ -66,7 +71,10 @@ std::vector<std::string> ask(const std::vector<std::string>& introductions, Save
   return answers;
 }
 
-bool is_plan(const std::string& answer) { return answer.at(0) != send; }
+bool is_plan(const std::string& answer) {
+  if (answer.empty()) refuse();
+  return answer[0] != send;
+}
 
 std::string state_for(const std::string& answer, const RankState& mine) {
   RankState state = mine;
@@ -75,18 +83,14 @@ std::string state_for(const std::string& answer, const RankState& mine) {
     std::uint32_t i = 0;
     for (std::size_t byte = 0; byte < 4; ++byte)
       i |= std::uint32_t{static_cast<unsigned char>(answer[at + byte])} << 8 * byte;
-    state.values.push_back(mine.values.at(i));
+    if (i >= mine.values.size()) refuse();
+    state.values.push_back(mine.values[i]);
   }
   return encode(state);
 }
 
 std::vector<std::string> plan_for_all(const std::vector<std::string>& states, SavePlanCache& cache) {
-  std::vector<RankState> decoded;
-  decoded.reserve(states.size());
-  for (const std::string& bytes : states) {
-    decoded.push_back(decode_state(bytes));
-    learn_values(decoded.back(), cache.known);
-  }
+  const std::vector<RankState> decoded = decode_states(states, cache.known);
   cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(decoded, cache.known));
   std::set<Hash> used;
   for (const RankState& state : decoded) {
@@ -113,11 +117,12 @@ std::vector<SavedItems> items_of(const RankState& state) {
 LeftToOthers read_writes(std::string_view bytes, const RankState& mine) {
   std::vector<std::size_t> counts;
   for (const SavedItems& items : items_of(mine)) counts.push_back(items.value.size());
-  return decode_writes(bytes, counts);
+  return decode_writes(bytes, counts).left_to_others;
 }
 
 SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache) {
-  if (answer.at(0) == as_before) return {cache.left_to_others, true};
+  if (answer.empty() || (answer[0] != as_before && answer[0] != plan)) refuse();
+  if (answer[0] == as_before) return {cache.left_to_others, true};
   const std::string_view rest = std::string_view(answer).substr(1);
   const Hash job = hash_at(rest, 0);
   cache.left_to_others = read_writes(rest.substr(hash_bytes), mine);

@@ -26,13 +26,6 @@ void set(wire::Box* to, const Box& box) {
 
 Box box_from(const wire::Box& box) { return {shape_from(box.offset()), shape_from(box.size())}; }
 
-bool lies_inside(const Box& box, const Shape& shape) {
-  return box.offset.size() == shape.size() && box.size.size() == shape.size() &&
-         std::all_of(box.offset.begin(), box.offset.end(), [](std::int64_t o) { return o >= 0; }) &&
-         std::all_of(box.size.begin(), box.size.end(), [](std::int64_t s) { return s > 0; }) &&
-         intersection(box, whole(shape)) == box;
-}
-
 /// Indices into Catalog::tensors of the plan's sources.
 std::vector<std::uint32_t> find_sources(const wire::LoadPlan& message, const Catalog& catalog,
                                         Problems& problems) {
@@ -63,10 +56,14 @@ std::vector<LocalBox> boxes_of(const wire::Destination& destination) {
   auto offset = destination.local_offset().begin();
   for (const wire::Box& box : destination.box()) {
     LocalBox& to = boxes.emplace_back(LocalBox{box_from(box), {}});
-    const auto left = static_cast<std::size_t>(destination.local_offset().end() - offset);
-    const std::size_t rank = std::min(to.global.offset.size(), left);
-    to.local_offset.assign(offset, offset + static_cast<std::ptrdiff_t>(rank));
-    offset += static_cast<std::ptrdiff_t>(rank);
+    const auto rank = std::ssize(to.global.offset);
+    if (!lies_inside(to.global, shape_from(destination.global_shape())) ||
+        destination.local_offset().end() - offset < rank) {
+      throw Error(ErrorKind::malformed,
+                  "this load plan is damaged: a part of " + destination.fqn() + " is no box of it");
+    }
+    to.local_offset.assign(offset, offset + rank);
+    offset += rank;
   }
   return boxes;
 }
@@ -130,7 +127,8 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
       (!can_convert(source.dtype, spec.dtype) || !scales_of(catalog, source.name).empty())) {
     refuse();
   }
-  if (!lies_inside(transfer.source_box, source.shape) || transfer.axes.size() != source.shape.size())
+  if (!lies_inside(transfer.source_box, source.shape) || is_empty(transfer.source_box) ||
+      transfer.axes.size() != source.shape.size())
     refuse();
   const auto rank = static_cast<int>(transfer.destination_offset.size());
   std::vector<int> distinct = transfer.axes;
@@ -153,7 +151,7 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
     if (message.block_rows() != encoding.block_rows || message.block_columns() != encoding.block_columns ||
         message.first_row_in_block() < 0 || message.first_row_in_block() >= encoding.block_rows ||
         message.first_column_in_block() < 0 || message.first_column_in_block() >= encoding.block_columns ||
-        !lies_inside(transfer.scale_box, scales.shape)) {
+        !lies_inside(transfer.scale_box, scales.shape) || is_empty(transfer.scale_box)) {
       refuse();
     }
     Box in_blocks = transfer.source_box;

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <utility>
 
+#include "planner/error.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -31,6 +32,22 @@ void learn_values(const RankState& state, ValuesByHash& known) {
     const Hash hash = hash_of(bytes);
     if (!known.contains(hash)) known.emplace(hash, std::make_shared<SavedValues>(decode_values(bytes)));
   }
+}
+
+std::vector<RankState> decode_states(const std::vector<std::string>& encoded, ValuesByHash& known) {
+  std::vector<RankState> states;
+  states.reserve(encoded.size());
+  Problems problems;
+  for (std::size_t r = 0; r < encoded.size(); ++r) {
+    try {
+      states.push_back(decode_state(encoded[r]));
+      learn_values(states.back(), known);
+    } catch (const Error& error) {
+      problems.add("rank " + std::to_string(r) + ": " + error.what());
+    }
+  }
+  problems.throw_if_any(ErrorKind::malformed, "the states of some ranks cannot be read:");
+  return states;
 }
 
 std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, const ValuesByHash& known) {

@@ -16,6 +16,10 @@ using ValuesByHash = std::map<Hash, std::shared_ptr<const SavedValues>>;
 /// Decodes what the state brings and is not known yet.
 void learn_values(const RankState& state, ValuesByHash& known);
 
+/// The states of all ranks, in their order, and what they bring. Throws one Error(malformed) that names each
+/// rank (by its place) whose bytes are damaged, cut short or of another version.
+std::vector<RankState> decode_states(const std::vector<std::string>& encoded, ValuesByHash& known);
+
 /// Positions of the states that refer to a description that is not known.
 std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, const ValuesByHash& known);
 

@@ -8,7 +8,8 @@
 
 namespace shardwright {
 
-/// Version of the wire form (planner/save_plan.proto) that this build writes and reads.
+/// Version of the wire form (planner/save_plan.proto) that this build writes and reads. A later release may
+/// add fields to a message and keep the version: `unknown_fields` holds them, and they are encoded again.
 inline constexpr unsigned save_wire_version = 1;
 
 /// What one rank has to save, as it goes to the coordinator. Boxes can only be read beside the values that
@@ -43,6 +44,7 @@ struct GlobalMetadata {
   SavedValues values;                 ///< without mesh
   std::vector<std::uint32_t> layout;  ///< for each value, index into `layouts`; of no meaning for an object
   std::vector<ChunkLayout> layouts;
+  std::string unknown_fields;
 
   bool operator==(const GlobalMetadata&) const = default;
 };
@@ -63,9 +65,17 @@ SavedItems unpack(const std::vector<std::uint64_t>& packed, const SavedValues& v
 /// Which items of each part of a rank's state others write: sorted numbers.
 using LeftToOthers = std::vector<std::vector<std::uint32_t>>;
 
-std::string encode_writes(const LeftToOthers& left_to_others);
+/// What a rank is to write: all that it holds but these.
+struct RankWrites {
+  LeftToOthers left_to_others;
+  std::string unknown_fields;
+
+  bool operator==(const RankWrites&) const = default;
+};
+
+std::string encode(const RankWrites& writes);
 /// `items`: how many each part of the rank's state has.
-LeftToOthers decode_writes(std::string_view bytes, const std::vector<std::size_t>& items);
+RankWrites decode_writes(std::string_view bytes, const std::vector<std::size_t>& items);
 
 std::string encode(const GlobalMetadata& metadata);
 GlobalMetadata decode_metadata(std::string_view bytes);

@@ -25,7 +25,10 @@ struct TensorProperties {
   std::string dtype;                ///< "bfloat16"
   std::string layout = "strided";   ///< torch.layout
   std::uint32_t element_bytes = 0;  ///< bytes of an element
-  std::uint32_t flags = 0;          ///< the caller's: requires_grad and the like
+  std::uint32_t flags = 0;          ///< these, and above them the caller's
+
+  static constexpr std::uint32_t requires_grad = 1;
+  static constexpr std::uint32_t pin_memory = 2;
 
   bool operator==(const TensorProperties&) const = default;
 };

@@ -14,6 +14,9 @@ void bind_state_dicts(pybind11::module_& m);
 /// Planning a save over all ranks. Defined in save_plans.cpp; the classes of module.cpp must be bound before.
 void bind_save_plans(pybind11::module_& m);
 
+/// What ranks of a save have written. Defined in write_results.cpp.
+void bind_write_results(pybind11::module_& m);
+
 /// Exports. Defined in exports.cpp; the classes of module.cpp must be bound before.
 void bind_exports(pybind11::module_& m);
 /// Loads planned for a whole cluster; simulation.cpp.

@@ -423,6 +423,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
   shardwright::bind_save_plans(m);
+  shardwright::bind_write_results(m);
   shardwright::bind_saves(m);
   shardwright::bind_adapters(m);
   shardwright::bind_exports(m);

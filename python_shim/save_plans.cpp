@@ -96,16 +96,6 @@ std::string encode_values(std::vector<ValueFacts> facts, Shape mesh_shape, Shape
   return bytes;
 }
 
-std::vector<RankState> decode_states(const std::vector<std::string>& encoded, ValuesByHash& known) {
-  std::vector<RankState> states;
-  states.reserve(encoded.size());
-  for (const std::string& bytes : encoded) {
-    states.push_back(decode_state(bytes));
-    learn_values(states.back(), known);
-  }
-  return states;
-}
-
 void bind_descriptions(py::module_& m) {
   m.def(
       "encode_values",
@@ -237,6 +227,13 @@ void bind_global_plan(py::module_& m) {
             return layouts;
           },
           "For each layout its chunks: [(offset, size)]")
+      .def_property_readonly("names",
+                             [](const GlobalMetadata& metadata) {
+                               py::list names;
+                               for (const SavedValue& value : metadata.values.values)
+                                 names.append(text_of(value.fqn));
+                               return names;
+                             })
       .def("encode", [](const GlobalMetadata& metadata) { return py::bytes(encode(metadata)); });
   m.def(
       "decode_metadata", [](const std::string& bytes) { return decode_metadata(bytes); }, py::arg("bytes"));
@@ -246,7 +243,7 @@ void bind_global_plan(py::module_& m) {
       .def_readonly("chunks", &GlobalSavePlan::chunks)
       .def_readonly("metadata", &GlobalSavePlan::metadata, py::return_value_policy::reference_internal)
       .def("writes", [](const GlobalSavePlan& plan, std::size_t position) {
-        return py::bytes(encode_writes(plan.left_to_others.at(position)));
+        return py::bytes(encode(RankWrites{plan.left_to_others.at(position), {}}));
       });
   py::class_<PlannedSave, GlobalSavePlan, std::shared_ptr<PlannedSave>>(m, "PlannedSave")
       .def(

@@ -29,20 +29,6 @@ py::bytes packed(const std::vector<std::uint64_t>& checksums) {
   return {reinterpret_cast<const char*>(checksums.data()), checksums.size() * sizeof(std::uint64_t)};
 }
 
-std::vector<std::uint64_t> unpacked(const std::string& bytes) {
-  std::vector<std::uint64_t> checksums(bytes.size() / sizeof(std::uint64_t));
-  std::memcpy(checksums.data(), bytes.data(), checksums.size() * sizeof(std::uint64_t));
-  return checksums;
-}
-
-/// file, begin, end, checksums
-using PlaceTuple = std::tuple<std::uint32_t, std::uint64_t, std::uint64_t, std::string>;
-
-Place place_from(const PlaceTuple& place) {
-  const auto& [file, begin, end, checksums] = place;
-  return {file, {begin, end, unpacked(checksums)}};
-}
-
 /// item, address, shape, strides, bytes of an element
 using PartTuple = std::tuple<std::size_t, std::uintptr_t, Shape, Shape, std::uint64_t>;
 
@@ -102,29 +88,6 @@ void bind_writing(py::module_& m) {
       .def_property_readonly("size", &ShardFile::size)
       .def_property_readonly("header_bytes", &ShardFile::header_bytes)
       .def_property_readonly("header_checksum", &ShardFile::header_checksum);
-  m.def(
-      "write_manifest",
-      [](const std::filesystem::path& directory,
-         const std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t, std::uint64_t>>& files,
-         const std::vector<std::tuple<std::string, std::string, std::string, std::uint32_t, Shape, bool, bool,
-                                      std::vector<std::tuple<Shape, Shape, PlaceTuple>>>>& tensors,
-         const std::vector<std::tuple<std::string, PlaceTuple>>& objects, const std::string& planner_data,
-         bool sync) {
-        Manifest manifest;
-        for (const auto& [name, size, header_bytes, checksum] : files)
-          manifest.files.push_back({name, size, header_bytes, checksum});
-        for (const auto& [name, dtype, stored, element_bytes, shape, grad, pinned, chunks] : tensors) {
-          StoredTensor tensor{name, dtype, stored, element_bytes, shape, grad, pinned, {}};
-          for (const auto& [offset, size, place] : chunks)
-            tensor.chunks.push_back({{offset, size}, place_from(place)});
-          manifest.tensors.push_back(std::move(tensor));
-        }
-        for (const auto& [name, place] : objects) manifest.objects.push_back({name, place_from(place)});
-        manifest.planner_data = planner_data;
-        write_manifest(directory, manifest, sync);
-      },
-      py::arg("directory"), py::arg("files"), py::arg("tensors"), py::arg("objects"), py::arg("planner_data"),
-      py::arg("sync"));
 }
 
 /// The places of these chunks (name, offset) and objects, and whose they are.

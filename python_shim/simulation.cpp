@@ -39,6 +39,14 @@ void bind_simulate(py::module_& m) {
       .def_readonly("bytes_distinct", &SimulatedNode::bytes_distinct)
       .def_readonly("bytes_read_together", &SimulatedNode::bytes_read_together)
       .def_readonly("requests_together", &SimulatedNode::requests_together);
+  py::class_<SimulatedSave>(m, "SimulatedSave")
+      .def_readonly("bytes_exchanged", &SimulatedSave::bytes_exchanged)
+      .def_readonly("bytes_unchanged", &SimulatedSave::bytes_unchanged)
+      .def_readonly("most_bytes_of_rank", &SimulatedSave::most_bytes_of_rank)
+      .def_readonly("seconds", &SimulatedSave::seconds)
+      .def_readonly("seconds_unchanged", &SimulatedSave::seconds_unchanged)
+      .def_readonly("chunks", &SimulatedSave::chunks)
+      .def_readonly("bytes_metadata", &SimulatedSave::bytes_metadata);
   py::class_<Simulation>(m, "Simulation")
       .def_readonly("world", &Simulation::world)
       .def_readonly("stages", &Simulation::stages)
@@ -48,6 +56,7 @@ void bind_simulate(py::module_& m) {
       .def_readonly("bytes_native", &Simulation::bytes_native)
       .def_readonly("bytes_checkpoint", &Simulation::bytes_checkpoint)
       .def_readonly("bytes_distinct", &Simulation::bytes_distinct)
+      .def_readonly("save", &Simulation::save, "None on a mesh too large to plan a save of all its ranks.")
       .def_readonly("seconds", &Simulation::seconds);
   m.def(
       "simulate",

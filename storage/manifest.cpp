@@ -1,12 +1,16 @@
 #include "storage/manifest.h"
 
 #include <algorithm>
+#include <set>
 #include <system_error>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 
+#include "planner/chunks.h"
 #include "planner/error.h"
 #include "planner/problems.h"
+#include "planner/rank_states.h"
 #include "storage/input_file.h"
 #include "storage/output_file.h"
 #include "storage/printable.h"
@@ -18,6 +22,29 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::uint64_t max_manifest_bytes = std::uint64_t{1} << 31;  // protobuf's own limit
+
+StoredTensor stored_tensor(const SavedValue& value, const std::map<std::string, std::string>& dtypes) {
+  const TensorProperties& properties = value.properties;
+  const auto dtype = dtypes.find(properties.dtype);
+  return {value.fqn,
+          properties.dtype,
+          dtype == dtypes.end() ? "" : dtype->second,
+          properties.element_bytes,
+          value.shape,
+          (properties.flags & TensorProperties::requires_grad) != 0,
+          (properties.flags & TensorProperties::pin_memory) != 0,
+          {}};
+}
+
+/// Replicas that a planner has let several ranks write: one is as good as the other.
+void keep_each_box_once(std::vector<StoredChunk>& chunks) {
+  const auto box = [](const StoredChunk& chunk) { return std::tie(chunk.box.offset, chunk.box.size); };
+  std::stable_sort(chunks.begin(), chunks.end(),
+                   [&](const StoredChunk& a, const StoredChunk& b) { return box(a) < box(b); });
+  const auto end = std::unique(chunks.begin(), chunks.end(),
+                               [&](const StoredChunk& a, const StoredChunk& b) { return box(a) == box(b); });
+  chunks.erase(end, chunks.end());
+}
 
 }  // namespace
 
@@ -38,11 +65,57 @@ void write_manifest(const fs::path& directory, const Manifest& manifest, bool sy
   file.finish();
 }
 
+Manifest manifest_of(const std::vector<WriteResults>& ranks,
+                     const std::map<std::string, std::string>& safetensors_dtypes) {
+  Manifest manifest;
+  Problems problems;
+  struct Known {
+    const SavedValue* value;
+    std::int64_t rank;
+    std::size_t tensor;  // its place in the manifest
+  };
+  std::unordered_map<std::string_view, Known> known;
+  std::set<std::string_view> files;
+  for (const WriteResults& of_rank : ranks) {
+    const auto first_file = static_cast<std::uint32_t>(manifest.files.size());
+    for (const StoredFile& file : of_rank.files) {
+      if (!files.insert(file.name).second)
+        throw Error(ErrorKind::argument, "two ranks have written a file " + in_quotes(file.name));
+      manifest.files.push_back(file);
+    }
+    const std::int64_t* corner = of_rank.items.corners.data();
+    for (std::size_t i = 0; i < of_rank.places.size(); ++i) {
+      const SavedValue& value = of_rank.values.values[of_rank.items.value[i]];
+      const std::size_t rank = value.shape.size();
+      const Box box = box_at(corner, rank);
+      corner += 2 * rank;
+      Place place = of_rank.places[i];
+      place.file += first_file;
+      const bool is_object = value.kind == SavedValue::Kind::object;
+      const auto [entry, is_new] =
+          known.emplace(value.fqn, Known{&value, of_rank.rank, is_object ? 0 : manifest.tensors.size()});
+      if (!agree(*entry->second.value, value)) {
+        problems.add(value.fqn + ": expected " + dtype_and_shape_of(*entry->second.value) + " as on rank " +
+                     std::to_string(entry->second.rank) + ", found " + dtype_and_shape_of(value) +
+                     " on rank " + std::to_string(of_rank.rank));
+      } else if (is_object) {
+        if (is_new) manifest.objects.push_back({value.fqn, std::move(place)});
+      } else {
+        if (is_new) manifest.tensors.push_back(stored_tensor(value, safetensors_dtypes));
+        manifest.tensors[entry->second.tensor].chunks.push_back({box, std::move(place)});
+      }
+    }
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "the ranks have not written one state between them:");
+  for (StoredTensor& tensor : manifest.tensors) keep_each_box_once(tensor.chunks);
+  return manifest;
+}
+
 Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
   Catalog catalog;
   catalog.directory = directory;
   Problems problems;
-  for (const ManifestFile& file : manifest.files) {
+  for (const StoredFile& file : manifest.files) {
     catalog.files.push_back({file.name, file.size});
     std::error_code code;
     const std::uint64_t size = fs::file_size(directory / file.name, code);

@@ -2,13 +2,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "planner/box.h"
 #include "planner/catalog.h"
-#include "storage/shard_file.h"
+#include "planner/write_results.h"
 
 namespace shardwright {
 
@@ -16,18 +17,6 @@ inline constexpr char manifest_name[] = "shardwright.manifest";
 
 /// Version of the manifest (storage/manifest.proto) that this build writes and reads.
 inline constexpr unsigned manifest_version = 1;
-
-struct ManifestFile {
-  std::string name;  ///< in the directory of the manifest
-  std::uint64_t size = 0;
-  std::uint64_t header_bytes = 0;  ///< 0 for a file that is no safetensors file
-  std::uint64_t header_checksum = 0;
-};
-
-struct Place {
-  std::uint32_t file = 0;  ///< index into Manifest::files
-  StoredBytes bytes;
-};
 
 struct StoredChunk {
   Box box;  ///< of the whole tensor
@@ -52,11 +41,17 @@ struct StoredObject {
 
 /// What a sharded checkpoint holds.
 struct Manifest {
-  std::vector<ManifestFile> files;
+  std::vector<StoredFile> files;
   std::vector<StoredTensor> tensors;
   std::vector<StoredObject> objects;
   std::string planner_data;
 };
+
+/// What all ranks have written between them. `safetensors_dtypes`: by torch's names of them. Throws Error:
+/// mismatch, naming tensor and ranks, if two ranks have written one with another dtype or shape; argument for
+/// files of two ranks that have one name.
+Manifest manifest_of(const std::vector<WriteResults>& ranks,
+                     const std::map<std::string, std::string>& safetensors_dtypes);
 
 /// As bytes of the file.
 std::string encode_manifest(const Manifest& manifest);

@@ -47,10 +47,9 @@ class Reader {
   }
 
  private:
-  ManifestFile file_from(const wire::ShardFile& file) {
+  StoredFile file_from(const wire::ShardFile& file) {
     const std::string& name = file.name();
-    if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
-        name.find('\0') != std::string::npos || !files_.insert(name).second) {
+    if (!is_file_name(name) || !files_.insert(name).second) {
       malformed("expected a name of its own for each file of the directory, found " + in_quotes(name));
     }
     if (file.header_bytes() > file.size())
@@ -65,7 +64,7 @@ class Reader {
   Place place_from(const wire::Place& place, const std::string& name) const {
     if (place.file() >= manifest_.files.size())
       malformed(in_quotes(name) + " lies in a file that is not listed");
-    const ManifestFile& file = manifest_.files[place.file()];
+    const StoredFile& file = manifest_.files[place.file()];
     if (place.begin() > place.end() || place.end() > file.size || place.begin() < file.header_bytes) {
       malformed(in_quotes(name) + ": bytes " + std::to_string(place.begin()) + " to " +
                 std::to_string(place.end()) + " lie outside the data of " + in_quotes(file.name));
@@ -124,13 +123,7 @@ class Reader {
     StoredChunk chunk;
     chunk.box.offset.assign(from.offset().begin(), from.offset().end());
     chunk.box.size.assign(from.shape().begin(), from.shape().end());
-    bool inside =
-        chunk.box.offset.size() == tensor.shape.size() && chunk.box.size.size() == tensor.shape.size();
-    for (std::size_t d = 0; inside && d < tensor.shape.size(); ++d) {
-      inside = chunk.box.offset[d] >= 0 && chunk.box.size[d] >= 0 && chunk.box.size[d] <= tensor.shape[d] &&
-               chunk.box.offset[d] <= tensor.shape[d] - chunk.box.size[d];
-    }
-    if (!inside) {
+    if (!lies_inside(chunk.box, tensor.shape)) {
       malformed(in_quotes(tensor.name) + ": chunk at " + to_string(chunk.box.offset) + " of " +
                 to_string(chunk.box.size) + " leaves the tensor of " + to_string(tensor.shape));
     }
@@ -156,7 +149,7 @@ std::string encode_manifest(const Manifest& manifest) {
   wire::Manifest message;
   message.set_version(manifest_version);
   message.set_checksum_block_bytes(checksum_block_bytes);
-  for (const ManifestFile& file : manifest.files) {
+  for (const StoredFile& file : manifest.files) {
     wire::ShardFile* to = message.add_files();
     to->set_name(file.name);
     to->set_size(file.size);

@@ -9,20 +9,11 @@
 #include <vector>
 
 #include "planner/catalog.h"
+#include "planner/write_results.h"
 #include "storage/gather.h"
 #include "storage/output_file.h"
 
 namespace shardwright {
-
-/// Where something lies in a file of a sharded checkpoint, and the checksum of each block
-/// (checksum_block_bytes, the last one what is left) of it.
-struct StoredBytes {
-  std::uint64_t begin = 0;
-  std::uint64_t end = 0;
-  std::vector<std::uint64_t> checksums;
-
-  bool operator==(const StoredBytes&) const = default;
-};
 
 /// One of the files that a rank of a sharded save writes: laid out and given its length before any data is
 /// there.

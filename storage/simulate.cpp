@@ -1,7 +1,5 @@
 #include "storage/simulate.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <chrono>
 #include <iterator>
@@ -21,13 +19,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-/// Of this thread: what a rank with a processor of its own would take, whatever else runs here.
-double processor_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
 std::uint64_t bytes_in(const SourceTensor& tensor, const Shape& size) {
@@ -160,6 +151,11 @@ class Simulator {
     for (const SourceTensor& tensor : catalog_.tensors)
       simulation_.bytes_checkpoint += bytes_in(tensor, tensor.shape);
     simulation_.bytes_distinct = bytes_in(catalog_, needed_);
+    if (mesh_.ranks() <= most_ranks_of_save) {
+      simulation_.save = simulate_save(mesh_, options_.threads);
+      for (SimulatedRank& rank : simulation_.ranks)
+        rank.bytes_saved = simulation_.save->bytes_of_rank[static_cast<std::size_t>(rank.rank)];
+    }
     simulation_.seconds = seconds_since(begin);
     return std::move(simulation_);
   }

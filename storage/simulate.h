@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "planner/catalog.h"
@@ -8,6 +9,7 @@
 #include "planner/mesh.h"
 #include "planner/weight_map.h"
 #include "storage/box_reading.h"
+#include "storage/simulate_save.h"
 
 namespace shardwright {
 
@@ -40,7 +42,8 @@ struct SimulatedRank {
   std::uint64_t bytes_held = 0;  ///< of its parts of the native tensors, which a load writes
 
   /// A save in the trainer's form, and an export in the checkpoint's, of the same tensors. Where several
-  /// ranks hold a part, one writes it, such that the copies write about equally much. The export counts
+  /// ranks hold a part, one writes it: of a save the one that its plan says, of an export (and of a save on a
+  /// mesh too large to plan) such that the copies write about equally much. The export counts
   /// weights and scales as the checkpoint encodes them; a scale whose block is cut between ranks counts on
   /// each.
   std::uint64_t bytes_saved = 0;
@@ -60,6 +63,8 @@ struct SimulatedNode {
   std::uint64_t requests_together = 0;
 };
 
+inline constexpr std::int64_t most_ranks_of_save = std::int64_t{1} << 16;
+
 struct Simulation {
   std::int64_t world = 0;  ///< ranks of the mesh; `ranks` has fewer where a sample was asked for
   std::int64_t stages = 1;
@@ -69,6 +74,7 @@ struct Simulation {
   std::uint64_t bytes_native = 0;      ///< of the native tensors over all ranks, copies not counted
   std::uint64_t bytes_checkpoint = 0;  ///< of all tensors in the catalog
   std::uint64_t bytes_distinct = 0;    ///< of the checkpoint that one or more of `ranks` need
+  std::optional<SimulatedSave> save;   ///< nothing on a mesh of more than most_ranks_of_save
   double seconds = 0;                  ///< that the simulation took, all threads together
 };
 

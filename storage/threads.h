@@ -8,6 +8,10 @@ namespace shardwright {
 /// Processors that this process may use, at least 1.
 int processors();
 
+/// Seconds that this thread has had a processor: what work would take with one of its own, whatever else
+/// runs.
+double processor_seconds();
+
 /// Calls work(0) … work(count - 1), each once, on up to `threads` threads (0: all processors), in about that
 /// order. If some throw, what has not begun is left out, and the exception of the lowest index is rethrown
 /// once all threads have stopped.

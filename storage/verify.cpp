@@ -125,7 +125,7 @@ std::uint64_t check_places(const Manifest& manifest, const std::vector<const Pla
 }
 
 void check_header(const Manifest& manifest, std::size_t index, Files& files, Findings& findings) {
-  const ManifestFile& expected = manifest.files[index];
+  const StoredFile& expected = manifest.files[index];
   const std::shared_ptr<InputFile> file = files.open(index);
   if (!file) return;
   const std::string path = printable(file->path().native());
@@ -156,7 +156,7 @@ void check_header(const Manifest& manifest, std::size_t index, Files& files, Fin
 
 void check_unlisted(const Manifest& manifest, const fs::path& directory, Findings& findings) {
   std::set<std::string> listed;
-  for (const ManifestFile& file : manifest.files) listed.insert(file.name);
+  for (const StoredFile& file : manifest.files) listed.insert(file.name);
   std::error_code code;
   for (const fs::directory_entry& entry : fs::directory_iterator(directory, code)) {
     if (entry.path().extension() == ".safetensors" && listed.count(entry.path().filename().native()) == 0) {

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import WriteItem
 
+from shardwright import _core
 from shardwright._core import PlanError
+from shardwright.save_description import number_values
 
 #: Ranks whose failures a message tells; more would hide the cause.
 _TOLD = 8
@@ -26,6 +29,9 @@ class RankOutcome:
     files: list[tuple[str, int, int, int]] = field(
         default_factory=list
     )  #: name, size, header bytes, checksum
+    items: list[tuple[WriteItem, tuple[int, int, int, bytes]]] = field(
+        default_factory=list
+    )  #: and where each lies: number of the file, begin, end, checksums
     failure: str = ""
     errno: int = 0
     misfit: bool = False  #: the failure is a PlanError
@@ -34,6 +40,30 @@ class RankOutcome:
         self.failure = text_of(error) or type(error).__name__
         self.errno = error.errno or 0 if isinstance(error, OSError) else 0
         self.misfit = isinstance(error, PlanError)
+
+    def encode(self) -> bytes:
+        """As bytes for the coordinator (planner/write_results.h)."""
+        facts, boxes = number_values((item for item, _ in self.items), {})
+        placed = [(box, place) for box, (_, place) in zip(boxes, self.items, strict=True)]
+        placed.sort(key=lambda item: item[0][0])
+        encoded: bytes = _core.encode_results(
+            self.rank,
+            _core.encode_values(facts),
+            placed,
+            self.files,
+            self.failure,
+            self.errno,
+            self.misfit,
+        )
+        return encoded
+
+
+def failed_outcomes(told: list[bytes]) -> list[RankOutcome]:
+    """Of the ranks that have not written their part."""
+    return [
+        RankOutcome(rank, failure=failure, errno=errno, misfit=misfit)
+        for rank, failure, errno, misfit in _core.failures_of_results(told)
+    ]
 
 
 def expect_collectives(options: Mapping[str, Any]) -> None:

@@ -23,6 +23,8 @@ from shardwright.describe import core_placement
 KINDS = [WriteItemType.SHARD, WriteItemType.TENSOR, WriteItemType.BYTE_IO]
 _MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last, torch.preserve_format]
 
+_SHAPE = 6  #: where `_facts` has the shape
+
 #: Where a value stood in a nested state dict: (key, whether it is a number), …
 Path = Sequence[Any]
 
@@ -167,8 +169,10 @@ def _facts_of_dtensor(fqn: str, tensor: DTensor, path: Path | None) -> tuple[Any
     return _facts(fqn, WriteItemType.SHARD, properties, tensor.shape, placements, path)
 
 
-def part_of_items(items: Iterable[WriteItem], paths: Mapping[str, Path]) -> Part:
-    """Values of which each box is named. Empty shards are left out, unless the tensor is empty."""
+def number_values(
+    items: Iterable[WriteItem], paths: Mapping[str, Path]
+) -> tuple[list[tuple[Any, ...]], list[tuple[int, list[int], list[int]]]]:
+    """The values that the items are of, each once, and each item as (index of its value, offset, size)."""
     number: dict[str, int] = {}
     facts: list[tuple[Any, ...]] = []
     boxes: list[tuple[int, list[int], list[int]]] = []
@@ -179,9 +183,14 @@ def part_of_items(items: Iterable[WriteItem], paths: Mapping[str, Path]) -> Part
             shape = data.size if data else ()
             properties = data.properties if data else None
             facts.append(_facts(fqn, item.type, properties, shape, [], paths.get(fqn)))
-        if data is None:
-            boxes.append((number[fqn], [], []))
-        elif 0 not in data.chunk.sizes or 0 in data.size:
-            boxes.append((number[fqn], list(data.chunk.offsets), list(data.chunk.sizes)))
-    boxes.sort(key=lambda box: box[0])
-    return Part(_core.encode_values(facts), boxes, True)
+        chunk = data.chunk if data else None
+        boxes.append((number[fqn], list(chunk.offsets) if chunk else [], list(chunk.sizes) if chunk else []))
+    return facts, boxes
+
+
+def part_of_items(items: Iterable[WriteItem], paths: Mapping[str, Path]) -> Part:
+    """Values of which each box is named. Empty shards are left out, unless the tensor is empty."""
+    facts, boxes = number_values(items, paths)
+    held = [box for box in boxes if 0 not in box[2] or 0 in facts[box[0]][_SHAPE]]
+    held.sort(key=lambda box: box[0])
+    return Part(_core.encode_values(facts), held, True)

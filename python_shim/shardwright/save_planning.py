@@ -9,25 +9,19 @@ from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
+from shardwright.flat_state import flatten, flatten_sharded_tensors
+from shardwright.planned_metadata import PlannedMetadata
 from shardwright.resume_planner import part_of_dtensor
 from shardwright.save_description import (
-    KINDS,
     SaveDescription,
     describe_save,
     is_derived,
     part_of_items,
-    properties_from,
     write_item,
 )
 
@@ -98,9 +92,20 @@ class SavePlanner(DefaultSavePlanner):
         # On the coordinator, of the last plan: the states by their hashes, which they were, and what came of them.
         self._states: dict[bytes, bytes] = {}
         self._job: list[bytes] = []
-        self._global: tuple[Any, Metadata] | None = None
+        self._global: Any = None
 
     # --- each rank ------------------------------------------------------------------------------------------------
+
+    def set_up_planner(
+        self,
+        state_dict: STATE_DICT_TYPE,
+        storage_meta: StorageMeta | None = None,
+        is_coordinator: bool = False,
+    ) -> None:
+        if self.flatten_state_dict:
+            state_dict, self.mappings = flatten(state_dict)
+        self.state_dict = flatten_sharded_tensors(state_dict) if self.flatten_sharded_tensors else state_dict
+        self.is_coordinator = is_coordinator
 
     def create_local_plan(self) -> SavePlan:
         self._describe()
@@ -173,21 +178,19 @@ class SavePlanner(DefaultSavePlanner):
                 )
                 self._states = {}
                 return self._give_up(all_plans, {at: expected for at, _, expected in differing}, notice)
-            core_plan = _core.plan_save(states)
+            self._global = _core.plan_save(states)
             self._states = dict(zip(job, states, strict=True))
             self._job = job
-            self._global = core_plan, torch_metadata(core_plan.metadata, self.flatten_state_dict)
-        assert self._global is not None
-        core_plan, metadata = self._global
-        self.metadata = dataclasses.replace(metadata, state_dict_metadata=dict(metadata.state_dict_metadata))
+        self.metadata = PlannedMetadata.of(self._global.metadata, self.flatten_state_dict)
         token = _core.hash_of(b"".join(job))
         self.global_plan = []
         for at, plan in enumerate(all_plans):
-            packed = PackedItems(WRITES, (token, core_plan.writes(at)))
+            items = partial(self._items_of, at)
             if isinstance(plan.items, PackedItems) and plan.items.data == (job[at], token):
-                packed = PackedItems(AS_BEFORE, None)
-            packed.unpack = partial(self._items_of, at)
-            self.global_plan.append(dataclasses.replace(plan, items=packed, planner_data=None))
+                packed = PackedItems(AS_BEFORE, None, items)
+            else:
+                packed = PackedItems(WRITES, (token, self._global.writes(at)), items)
+            self.global_plan.append(SavePlan(packed, plan.storage_data))
         return self.global_plan, self.metadata
 
     def _states_of(self, all_plans: list[SavePlan]) -> tuple[list[bytes], list[int]]:
@@ -218,10 +221,8 @@ class SavePlanner(DefaultSavePlanner):
 
     def _items_of(self, position: int) -> list[WriteItem]:
         """What a rank writes, for a storage writer that looks at it on the coordinator."""
-        assert self._global is not None
-        core_plan, _ = self._global
         state = self._states[self._job[position]]
-        return [write_item(facts, offset, size) for facts, offset, size in core_plan.items(position, state)]
+        return [write_item(*item) for item in self._global.items(position, state)]
 
 
 def is_given_up(plans: Sequence[SavePlan]) -> bool:
@@ -232,7 +233,16 @@ def is_given_up(plans: Sequence[SavePlan]) -> bool:
 def _signature_of(fqn: str, value: Any) -> Any:
     """Equal for values that are described alike; None where only describing can tell."""
     if isinstance(value, DTensor):
-        return fqn, value._spec, value.dtype, value.requires_grad
+        spec = value._spec
+        return (
+            fqn,
+            spec.mesh,
+            spec.placements,
+            spec.tensor_meta and spec.tensor_meta.shape,
+            value.dtype,
+            value._local_tensor.shape,
+            value.requires_grad,
+        )
     if type(value) in (torch.Tensor, torch.nn.Parameter):
         return fqn, value.shape, value.dtype, value.requires_grad, value.layout, value.is_pinned()
     return None if isinstance(value, torch.Tensor) or hasattr(value, "local_shards") else (fqn,)
@@ -245,21 +255,3 @@ def items_to_write(description: SaveDescription, left_to_others: Sequence[Sequen
         others = set(left)
         kept += [item for number, item in enumerate(part) if number not in others]
     return kept
-
-
-def torch_metadata(metadata: Any, flattened: bool) -> Metadata:
-    """What DCP writes beside the data. Tensors that are cut alike share their chunks' descriptions."""
-    layouts = [
-        [ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size in chunks]
-        for chunks in metadata.layouts
-    ]
-    stored: dict[str, Any] = {}
-    paths = {}
-    for (fqn, kind, dtype, layout, flags, shape, path), number in metadata.values:
-        paths[fqn] = path
-        if KINDS[kind] == WriteItemType.BYTE_IO:
-            stored[fqn] = BytesStorageMetadata()
-        else:
-            properties = properties_from(dtype, layout, flags)
-            stored[fqn] = TensorStorageMetadata(properties, torch.Size(shape), list(layouts[number]))
-    return Metadata(stored, planner_data=paths if flattened else None)

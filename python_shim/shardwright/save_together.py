@@ -12,8 +12,9 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import WriteItem
 
 from shardwright import _core
+from shardwright.planned_metadata import PlannedMetadata
 from shardwright.save_description import Path, SaveDescription, describe_save
-from shardwright.save_planning import items_to_write, torch_metadata
+from shardwright.save_planning import items_to_write
 
 _cpu_groups: dict[Any, Any] = {}
 
@@ -89,5 +90,5 @@ class SharedSavePlanner:
         left_to_others, unchanged = _core.plan_save_together(
             description.encode(whole=True), self._cache, round_of_all
         )
-        metadata = torch_metadata(self._cache.plan.metadata, True) if self.rank == 0 else None
+        metadata = PlannedMetadata.of(self._cache.plan.metadata, True) if self.rank == 0 else None
         return PlannedSave(items_to_write(description, left_to_others), metadata, unchanged)

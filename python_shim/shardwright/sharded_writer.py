@@ -19,7 +19,6 @@ from torch.distributed.checkpoint.metadata import (
     Metadata,
     MetadataIndex,
     StorageMeta,
-    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
@@ -30,10 +29,13 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import remove_all_but
 from shardwright.describe import DTYPE_NAMES
-from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
+from shardwright.planned_metadata import PlannedMetadata
+from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
 from shardwright.save_planning import is_given_up
 from shardwright.storage_reader import default_threads
+
+_SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
 #: What gathering a strided shard takes, for each thread (storage/checksum.h).
 _BLOCK_BYTES = 4 << 20
@@ -149,16 +151,14 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         share: _Share = plan.storage_data
         outcome = RankOutcome(share.rank)
-        results: list[WriteResult] = []
         try:
             directory = self._directory(share)
-            results = self._write(plan.items, planner, directory, outcome)
+            self._write(plan.items, planner, directory, outcome)
         except Exception as error:
-            results = []
+            outcome = RankOutcome(share.rank)
             outcome.fail(error)
-        results.append(WriteResult(MetadataIndex(""), 0, outcome))
         done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
+        done.set_result([WriteResult(MetadataIndex(""), 0, outcome.encode())])
         return done
 
     def _directory(self, share: _Share) -> Path:
@@ -174,12 +174,11 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
 
     def _write(
         self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: RankOutcome
-    ) -> list[WriteResult]:
+    ) -> None:
         start = time.perf_counter()
         report = SaveReport(threads=self.thread_count, peak_staging_bytes=self.staged_bytes)
         tensors = [item for item in items if item.type != WriteItemType.BYTE_IO]
         objects = [item for item in items if item.type == WriteItemType.BYTE_IO]
-        results: list[WriteResult] = []
         files = []
         for number, chunks in enumerate(self._files_of(tensors)):
             name = f"rank-{outcome.rank:05d}-{number:05d}.safetensors"
@@ -200,19 +199,17 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 (name, self._write_others(directory / name, raw, objects, planner, report), [*raw, *objects])
             )
         report.seconds["write"] = time.perf_counter() - start
-        for name, file, written in files:
+        for number, (name, file, written) in enumerate(files):
             file.finish()
             outcome.files.append((name, file.size, file.header_bytes, file.header_checksum))
             report.bytes_written += file.size
-            results += [
-                WriteResult(item.index, end - begin, StoredPart(name, begin, end - begin, checksums))
-                for item, (begin, end, checksums) in zip(written, file.items, strict=True)
+            outcome.items += [
+                (item, (number, *place)) for item, place in zip(written, file.items, strict=True)
             ]
         report.tensors, report.objects, report.files = len(tensors), len(objects), len(files)
         report.seconds["total"] = time.perf_counter() - start
         report.seconds["flush"] = report.seconds["total"] - report.seconds["write"]
         self.report = report
-        return results
 
     def _files_of(self, items: list[WriteItem]) -> list[list[WriteItem]]:
         """The tensors of each safetensors file: one file, and more for further chunks of one tensor, whose name a file
@@ -284,15 +281,20 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator, when every rank has told its outcome: publishes, or removes everything and raises."""
         try:
-            outcomes: list[RankOutcome] = [of_rank[-1].storage_data for of_rank in results]
-            expect_success(outcomes)
-            metadata.version = "1.0.0"
-            metadata.storage_data = {
-                result.index: result.storage_data for of_rank in results for result in of_rank[:-1]
-            }
-            metadata.storage_meta = self.storage_meta()
-            files = [file for outcome in outcomes for file in outcome.files]
-            _write_manifest(self._pending.path, metadata, files, self.sync_files)
+            told: list[bytes] = [of_rank[-1].storage_data for of_rank in results]
+            expect_success(failed_outcomes(told))
+            names = metadata.names if isinstance(metadata, PlannedMetadata) else metadata.state_dict_metadata
+            planner_data = io.BytesIO()
+            if metadata.planner_data is not None:
+                torch.save(metadata.planner_data, planner_data)
+            _core.write_manifest(
+                self._pending.path,
+                told,
+                _SAFETENSORS_DTYPES,
+                list(names),
+                planner_data.getvalue(),
+                self.sync_files,
+            )
             self._pending.publish()
         finally:
             self.abandon()
@@ -344,46 +346,3 @@ def _in_cpu_memory(fqn: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
 
 def _memory_of(tensor: torch.Tensor) -> tuple[int, list[int], list[int], int]:
     return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), tensor.element_size()
-
-
-def _write_manifest(
-    directory: Path, metadata: Metadata, files: list[tuple[str, int, int, int]], sync: bool
-) -> None:
-    number_of = {name: number for number, (name, *_) in enumerate(files)}
-
-    def place(part: StoredPart) -> tuple[int, int, int, bytes]:
-        return number_of[part.relative_path], part.offset, part.offset + part.length, part.checksums
-
-    parts: dict[str, list[tuple[MetadataIndex, StoredPart]]] = {}
-    assert metadata.storage_data is not None
-    for index, part in metadata.storage_data.items():
-        parts.setdefault(index.fqn, []).append((index, part))
-    tensors = []
-    objects = []
-    for name, stored in metadata.state_dict_metadata.items():
-        if not isinstance(stored, TensorStorageMetadata):
-            objects.append((name, place(parts[name][0][1])))
-            continue
-        sizes = {tuple(chunk.offsets): list(chunk.sizes) for chunk in stored.chunks}
-        chunks = []
-        for index, part in parts[name]:
-            offset = tuple(index.offset) if index.offset is not None else (0,) * len(stored.size)
-            chunks.append((list(offset), sizes[offset], place(part)))
-        properties = stored.properties
-        dtype = str(properties.dtype).removeprefix("torch.")
-        tensors.append(
-            (
-                name,
-                dtype,
-                DTYPE_NAMES.get(properties.dtype, ""),
-                properties.dtype.itemsize,
-                list(stored.size),
-                properties.requires_grad,
-                properties.pin_memory,
-                chunks,
-            )
-        )
-    planner_data = io.BytesIO()
-    if metadata.planner_data is not None:
-        torch.save(metadata.planner_data, planner_data)
-    _core.write_manifest(directory, files, tensors, objects, planner_data.getvalue(), sync)

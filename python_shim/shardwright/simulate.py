@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardwright import _core
-from shardwright.table import print_table
+from shardwright.table import print_columns, print_table
 
 GIGA = 1e9
 
@@ -31,6 +31,15 @@ NODE_FIGURES = (
     "bytes_distinct",
     "bytes_read_together",
     "requests_together",
+)
+SAVE_FIGURES = (
+    "bytes_exchanged",
+    "bytes_unchanged",
+    "most_bytes_of_rank",
+    "seconds",
+    "seconds_unchanged",
+    "chunks",
+    "bytes_metadata",
 )
 
 
@@ -92,6 +101,7 @@ def simulate(
         "native_bytes": run.bytes_native,
         "distinct_bytes": run.bytes_distinct,
         "bytes_exchanged_by_load": 0,  # every rank plans for itself from the headers
+        "save": _save_facts(run.save),
         "simulation_seconds": run.seconds,
         "per_rank": _spreads(ranks, RANK_FIGURES),
         "per_node": _spreads(nodes, NODE_FIGURES),
@@ -107,6 +117,11 @@ def simulate(
     facts["rank_list"] = ranks
     facts["node_list"] = nodes
     return facts
+
+
+def _save_facts(save: Any) -> dict[str, Any] | None:
+    """What planning a save takes, over all ranks of the mesh, sampled or not; None on a mesh too large for that."""
+    return None if save is None else {name: getattr(save, name) for name in SAVE_FIGURES}
 
 
 def _rank_facts(rank: Any) -> dict[str, Any]:
@@ -223,23 +238,45 @@ def whole_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("of these needed by some rank", amount("bytes", facts["distinct_bytes"])),
         ("native tensors", f"{facts['native_tensors']:,}, {amount('bytes', facts['native_bytes'])}"),
         ("exchanged between ranks to plan a load", "0 B"),
+        *save_rows(facts["save"]),
         ("a node's reads / distinct bytes, each rank for itself", f"{amplification['alone']:.3f}"),
         ("a node's reads / distinct bytes, read together", f"{amplification['together']:.3f}"),
         ("the simulation took", amount("seconds", facts["simulation_seconds"])),
     ]
 
 
+def save_rows(save: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """(what, figure) of planning a save."""
+    if save is None:
+        return [("exchanged to plan a save", "not simulated: more ranks than 65,536")]
+    first = (
+        f"{amount('bytes', save['bytes_exchanged'])} in all, {amount('bytes', save['most_bytes_of_rank'])} by a rank;"
+        f" {amount('seconds', save['seconds'])} on the coordinator"
+    )
+    again = (
+        f"{amount('bytes', save['bytes_unchanged'])} in all; {amount('seconds', save['seconds_unchanged'])}"
+    )
+    return [
+        ("exchanged to plan a save", first),
+        ("exchanged to plan the next one, unchanged", again),
+        (
+            "chunks of a saved checkpoint",
+            f"{save['chunks']:,}, described in {amount('bytes', save['bytes_metadata'])}",
+        ),
+    ]
+
+
 def print_simulation(facts: dict[str, Any]) -> None:
     """Prints the figures for people."""
     print_table(whole_rows(facts))
-    _print_columns(
+    print_columns(
         ["per rank", "minimum", "mean", "maximum"],
         [
             [label, *(amount(name, facts["per_rank"][name][which]) for which in ("min", "mean", "max"))]
             for name, label in RANK_FIGURES.items()
         ],
     )
-    _print_columns(
+    print_columns(
         ["stage", "ranks", "read min", "read mean", "read max", "max / mean", "files", "requests", "held"],
         [
             [
@@ -258,7 +295,7 @@ def print_simulation(facts: dict[str, Any]) -> None:
         ],
     )
     phases = list(facts["seconds"]["alone"])
-    _print_columns(
+    print_columns(
         ["time at the given speeds", *phases, "sum"],
         [
             [label, *(amount("seconds", facts["seconds"][way][phase]) for phase in phases),
@@ -266,13 +303,3 @@ def print_simulation(facts: dict[str, Any]) -> None:
             for way, label in (("alone", "each rank for itself"), ("together", "a node's ranks together"))
         ],
     )  # fmt: skip
-
-
-def _print_columns(heads: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    print()
-    for row in [heads, *rows]:
-        first = f"{row[0]:<{widths[0]}}"
-        print(
-            "  ".join([first, *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))])
-        )

@@ -28,7 +28,7 @@ h1 { font-size: 25px; margin: 0 } h2 { font-size: 18px; margin: 0 0 2px }
 p { margin: 0 0 10px; color: var(--soft); max-width: 90ch }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px 20px; margin-top: 18px }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin-top: 18px }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 12px; margin-top: 18px }
 .cards div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px }
 .cards b { display: block; font-size: 19px; line-height: 1.3; white-space: nowrap }
 .cards span { color: var(--soft); font-size: 13px }
@@ -42,6 +42,7 @@ svg { display: block; width: 100%; min-width: 760px; height: auto; font-size: 12
 svg text { fill: var(--soft) } svg .strong { fill: var(--ink); font-weight: 600 }
 svg .grid { stroke: var(--line) } svg .mean { stroke: var(--mark); stroke-width: 2 }
 svg .edge { stroke: var(--line); stroke-dasharray: 3 3 }
+svg .a, svg .b { shape-rendering: crispEdges }
 svg .a { fill: var(--a) } svg .b { fill: var(--b) } svg .on { fill: #fff; font-weight: 600 }
 """ + "".join(f"svg .p{i} {{ fill: var(--p{i}) }}\n" for i in range(len(PHASES)))
 
@@ -107,6 +108,14 @@ def _cards(facts: dict[str, Any]) -> str:
             "read / distinct bytes: alone → together",
         ),
         ("0 B", "exchanged to plan a load"),
+        *(
+            [
+                (amount("bytes", save["bytes_exchanged"]), "exchanged to plan a save, by all ranks"),
+                (amount("bytes", save["bytes_unchanged"]), "exchanged to plan the next one"),
+            ]
+            if (save := facts["save"])
+            else []
+        ),
     ]
     return '<div class="cards">' + "".join(
         f"<div><b>{escape(figure)}</b><span>{escape(what)}</span></div>" for figure, what in cards

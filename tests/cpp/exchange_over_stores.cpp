@@ -52,9 +52,12 @@ c10::intrusive_ptr<c10d::Store> store_of(const Job& job, int rank) {
   return store;
 }
 
-/// Runs each rank in a process; rank `missing` ends before it has said anything. The last rank to be done
-/// with a TCPStore is the one that keeps it.
-bool all_hold(const Job& job, const Outcome& outcome, int missing = -1) {
+/// When the rank that is missing ends: before it has said anything, or by its outcome in the midst of it.
+enum class Ends { at_once, later };
+
+/// Runs each rank in a process, of which `missing` ends. The last rank to be done with a TCPStore is the one
+/// that keeps it.
+bool all_hold(const Job& job, const Outcome& outcome, int missing = -1, Ends ends = Ends::at_once) {
   std::filesystem::create_directories(job.folder);
   std::vector<pid_t> children;
   for (int rank = 0; rank < job.ranks; ++rank) {
@@ -65,7 +68,7 @@ bool all_hold(const Job& job, const Outcome& outcome, int missing = -1) {
     }
     std::string fault;
     try {
-      if (rank == missing) std::_Exit(0);
+      if (rank == missing && ends == Ends::at_once) std::_Exit(0);
       Peers peers{rank, job.ranks, store_of(job, rank), nullptr, "test", std::chrono::seconds(60)};
       if (missing >= 0) peers.timeout = std::chrono::milliseconds(700);
       fault = outcome(peers);
@@ -189,6 +192,26 @@ std::string last_rank_is_missing(const Peers& peers) {
   return Clock::now() - start > std::chrono::seconds(20) ? "it took too long" : fault;
 }
 
+/// The first round, in which all have said what they have, goes well.
+std::string last_rank_dies_between_rounds(const Peers& peers) {
+  const int last = peers.ranks - 1;
+  int number = 0;
+  return expect_failure(
+      [&] {
+        SavePlanCache cache;
+        plan_save_together(state_of(peers.rank, peers.ranks), cache,
+                           [&](const std::string& bytes, const Answers& answers) {
+                             Peers over = peers;
+                             over.name = "dies" + std::to_string(++number);
+                             if (number == 2 && peers.rank == last) std::_Exit(0);
+                             return exchange(
+                                 over, [&] { return bytes; }, answers);
+                           });
+      },
+      ErrorKind::io,
+      {"dies2: ranks " + std::to_string(last) + " of " + std::to_string(peers.ranks), "700 ms"});
+}
+
 std::string rank_0_is_missing(const Peers& peers) {
   return expect_failure(
       [&] {
@@ -204,8 +227,9 @@ int main() {
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / ("shardwright_exchange_" + std::to_string(getpid()));
   bool hold = true;
-  const auto check = [&](const char* claim, const Job& job, const Outcome& outcome, int missing = -1) {
-    if (all_hold(job, outcome, missing)) return;
+  const auto check = [&](const char* claim, const Job& job, const Outcome& outcome, int missing = -1,
+                         Ends ends = Ends::at_once) {
+    if (all_hold(job, outcome, missing, ends)) return;
     hold = false;
     std::cerr << "not so over a " << (job.over_tcp ? "TCPStore" : "FileStore") << ": " << claim << "\n";
   };
@@ -217,6 +241,8 @@ int main() {
       check("all ranks hear of one rank's problem", job, one_rank_has_a_problem);
       check("all ranks hear which ranks differ in which tensor", job, last_rank_differs);
       check("a rank that does not come is named by all others", job, last_rank_is_missing, ranks - 1);
+      check("a rank that dies between rounds is named by all others", job, last_rank_dies_between_rounds,
+            ranks - 1, Ends::later);
     }
   }
   check("ranks do not wait for ever for rank 0", {folder, false, 4}, rank_0_is_missing, 0);

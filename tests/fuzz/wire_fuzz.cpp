@@ -1,5 +1,5 @@
-/// libFuzzer target: every decoder of planner/save_wire.h and planner/plan_wire.h takes any bytes, and what
-/// it has taken is encoded and decoded again to the same. The first byte says which decoder.
+/// libFuzzer target: every decoder of what ranks send each other, and of plans that were kept, takes any
+/// bytes, and what it has taken is encoded and decoded again to the same. The first byte says which decoder.
 ///
 ///     shardwright_wire_fuzz --seeds=DIR      writes a corpus to begin with
 ///     shardwright_wire_fuzz DIR              runs
@@ -13,11 +13,13 @@
 #include <vector>
 
 #include "planner/error.h"
+#include "planner/export_wire.h"
 #include "planner/global_save_plan.h"
 #include "planner/models/models.h"
 #include "planner/plan_together.h"
 #include "planner/plan_wire.h"
 #include "planner/save_wire.h"
+#include "planner/write_results.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/planner/random_saves.h"
@@ -25,7 +27,21 @@
 namespace shardwright {
 namespace {
 
-enum Decoder : char { values, state, writes, metadata, load_plan, whole_save, decoders };
+enum Decoder : char {
+  values,
+  state,
+  writes,
+  metadata,
+  load_plan,
+  whole_save,
+  results,
+  transfers,
+  introduction,
+  answer,
+  holdings,
+  share,
+  decoders
+};
 
 void require(bool holds) {
   if (!holds) std::abort();
@@ -54,6 +70,15 @@ const LoadJob& load_job() {
   return job;
 }
 
+/// A rank's own state, which answers of rank 0 are about.
+const RankState& mine() {
+  static const RankState state = [] {
+    Random random(12);
+    return random_save(random, true, 4).states.front();
+  }();
+  return state;
+}
+
 /// A state that describes all it speaks of, without meshes: those come from the job's own ranks, and a tensor
 /// may lie on one in more pieces than there is memory.
 void plan_alone(std::string_view bytes) {
@@ -67,8 +92,8 @@ void plan_alone(std::string_view bytes) {
   require(decode_metadata(encode(plan.metadata)) == plan.metadata);
   std::vector<std::size_t> counts;
   for (const SavedItems& items : items_of(alone)) counts.push_back(items.value.size());
-  const LeftToOthers& left = plan.left_to_others.front();
-  require(decode_writes(encode_writes(left), counts) == left);
+  const RankWrites writes{plan.left_to_others.front(), {}};
+  require(decode_writes(encode(writes), counts) == writes);
 }
 
 void decode(char decoder, std::string_view bytes) {
@@ -84,8 +109,8 @@ void decode(char decoder, std::string_view bytes) {
       break;
     }
     case writes: {
-      const LeftToOthers decoded = decode_writes(bytes, {5, 0, 1000});
-      require(decode_writes(encode_writes(decoded), {5, 0, 1000}) == decoded);
+      const RankWrites decoded = decode_writes(bytes, {5, 0, 1000});
+      require(decode_writes(encode(decoded), {5, 0, 1000}) == decoded);
       break;
     }
     case metadata: {
@@ -97,6 +122,41 @@ void decode(char decoder, std::string_view bytes) {
       const auto& [catalog, specs] = load_job();
       const LoadPlan decoded = decode_plan(bytes, catalog, specs);
       require(decode_plan(encode_plan(decoded, catalog, specs), catalog, specs) == decoded);
+      break;
+    }
+    case results: {
+      const WriteResults decoded = decode_results(bytes);
+      require(decode_results(encode(decoded)) == decoded);
+      break;
+    }
+    case transfers: {
+      for (const Transfer& transfer : decode_transfers(bytes, load_job().catalog))
+        require(transfer.source < load_job().catalog.tensors.size());
+      break;
+    }
+    case introduction: {
+      SavePlanCache cache;
+      require(ask({std::string(bytes)}, cache).size() == 1);
+      break;
+    }
+    case answer: {
+      SavePlanCache cache;
+      const std::string told(bytes);
+      if (told.empty() || is_plan(told)) {
+        understand(told, mine(), cache);
+      } else {
+        decode_state(state_for(told, mine()));
+      }
+      break;
+    }
+    case holdings: {
+      const ExportHoldings decoded = decode_holdings(std::string(bytes));
+      require(decode_holdings(encode_holdings(decoded)) == decoded);
+      break;
+    }
+    case share: {
+      const ExportShare decoded = decode_share(std::string(bytes));
+      require(decode_share(encode_share(decoded)) == decoded);
       break;
     }
     default:
@@ -121,11 +181,23 @@ void write_seeds(const std::filesystem::path& folder) {
     const GlobalSavePlan plan = plan_save(save.states, known);
     write(metadata, encode(plan.metadata));
     write(whole_save, encode(random_save(random, false, 1).states.front()));
+    write(results, encode(random_results(random)));
   }
-  write(writes, encode_writes({{0, 1, 4}, {}, {7, 8, 9, 600}}));
+  std::vector<SavePlanCache> caches(1);
+  write(introduction, introduce(mine(), caches[0]));
+  write(answer, std::string("s\0\0\0\0\1\0\0\0", 9));
+  write(answer, "b");
+  write(answer, "p" + std::string(16, 'h') + encode(RankWrites{LeftToOthers(mine().parts.size()), {}}));
+  const SavedTensor tensor{"w", DType::BF16, {4, 6}};
+  const BlockColumn column{"w", 1, 2, {120, 130}};
+  write(holdings, encode_holdings({{{tensor, {{{1, 2}, {3, 4}}, {{0, 0}, {1, 6}}}}}, {column}}));
+  write(share, encode_share({{tensor}, {{tensor, {{{1, 2}, {3, 4}}}}}, {column}, {0, 3}}));
+  write(writes, encode(RankWrites{{{0, 1, 4}, {}, {7, 8, 9, 600}}, {}}));
   const auto& [catalog, specs] = load_job();
-  write(load_plan,
-        encode_plan(plan_load(specs, catalog, weight_map_for(catalog, "minimax_m3")), catalog, specs));
+  const std::string plan =
+      encode_plan(plan_load(specs, catalog, weight_map_for(catalog, "minimax_m3")), catalog, specs);
+  write(load_plan, plan);
+  write(transfers, plan);
 }
 
 }  // namespace

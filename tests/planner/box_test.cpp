@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <sstream>
 
 #include "tests/planner/random_layouts.h"
@@ -139,6 +140,66 @@ TEST(box, the_grid_of_a_large_tensor_is_judged_in_no_time) {
   EXPECT_EQ(tiling_fault(whole({2400, 2400}), boxes), "");
   boxes[77777].offset[1] -= 1;
   EXPECT_NE(tiling_fault(whole({2400, 2400}), boxes), "");
+}
+
+TEST(box, a_hole_is_what_no_box_holds) {
+  Random random(5);
+  int holes = 0;
+  for (int round = 0; round < 500; ++round) {
+    const Box region{{random.between(-3, 3), random.between(0, 9), 2},
+                     {random.between(1, 7), random.between(1, 7), random.between(1, 7)}};
+    std::vector<Box> boxes = random_tiling(random, region, random.between(0, 12));
+    random.shuffle(boxes);
+    const std::size_t dropped = std::min<std::size_t>(boxes.size(), random.between(0, 3));
+    const std::vector<Box> missing(boxes.end() - static_cast<std::ptrdiff_t>(dropped), boxes.end());
+    boxes.resize(boxes.size() - dropped);
+    const auto found = hole(region, boxes);
+    ASSERT_EQ(found.has_value(), dropped > 0);
+    if (!found) continue;
+    ++holes;
+    ASSERT_FALSE(is_empty(*found));
+    ASSERT_EQ(union_volume(missing), union_volume([&] {
+                std::vector<Box> with_it = missing;
+                with_it.push_back(*found);
+                return with_it;
+              }()));
+  }
+  EXPECT_GT(holes, 100);
+}
+
+TEST(box, a_missing_cell_of_a_grid_is_the_hole) {
+  Random random(6);
+  for (int round = 0; round < 100; ++round) {
+    std::vector<Box> cells;
+    const std::int64_t across = random.between(1, 6);
+    for (std::int64_t i = 0; i < random.between(1, 6); ++i) {
+      for (std::int64_t k = 0; k < across; ++k) cells.push_back({{5 * i, 0, 7 * k}, {5, 3, 7}});
+    }
+    const Box region{{0, 0, 0}, {cells.back().offset[0] + 5, 3, cells.back().offset[2] + 7}};
+    std::erase_if(cells, [&](const Box& cell) { return !lies_inside(cell, region.size); });
+    if (static_cast<std::int64_t>(cells.size()) * 105 != volume(region.size)) continue;
+    random.shuffle(cells);
+    const Box missing = cells.back();
+    cells.pop_back();
+    ASSERT_EQ(hole(region, cells), missing);
+  }
+}
+
+TEST(box, numbers_that_make_no_box_of_a_tensor_lie_outside_of_it) {
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  const Shape shape{4, 5};
+  for (const Box& box : std::vector<Box>{{{0, 0}, {4, 5}}, {{4, 5}, {0, 0}}, {{1, 2}, {3, 3}}})
+    EXPECT_TRUE(lies_inside(box, shape)) << to_string(box);
+  for (const Box& box : std::vector<Box>{{{0, 0}, {5, 5}},
+                                         {{-1, 0}, {4, 5}},
+                                         {{0, 0}, {4, -1}},
+                                         {{1, 0}, {most, 5}},
+                                         {{most, 0}, {1, 5}},
+                                         {{0}, {4}},
+                                         {{}, {4, 5}},
+                                         {{0, 0, 0}, {4, 5, 1}}}) {
+    EXPECT_FALSE(lies_inside(box, shape));
+  }
 }
 
 TEST(box, intersection_holds_the_elements_that_both_hold) {

@@ -83,7 +83,7 @@ TEST(export_wire, what_no_rank_of_this_version_says_is_an_error) {
     return encode_holdings({{{{"w", DType::BF16, {4}}, {box}}}, {}});
   };
   EXPECT_EQ(decode_holdings(with_part({{3}, {1}})).held.size(), 1u);
-  refused(with_part({{3}, {2}}), {"w has a part [3:5] outside of it"});
+  refused(with_part({{3}, {2}}), {"w has a part outside of it"});
   refused(with_part({{-1}, {2}}), {"outside of it"});
   refused(with_part({{0}, {-1}}), {"outside of it"});
   refused(with_part({{0, 0}, {1, 1}}), {"outside of it"});
@@ -96,7 +96,7 @@ TEST(export_wire, what_no_rank_of_this_version_says_is_an_error) {
   bytes = with_part({{3}, {1}});
   ASSERT_EQ(bytes[1], 1);  // the version, the first field
   bytes[1] = 2;
-  refused(bytes, {"expected version 1, found 2"});
+  refused(bytes, {"of version 1, found version 2"});
   refused("no message", {});
 }
 

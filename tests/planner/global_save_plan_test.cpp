@@ -240,6 +240,22 @@ TEST(global_save_plan, a_hole_is_refused_with_its_place_and_the_ranks_around_it)
                [&] { plan_of(rows.states()); });
 }
 
+TEST(global_save_plan, a_hole_in_a_grid_is_refused_with_its_place) {
+  const std::vector<Box> grid{{{0, 0}, {5, 1}}, {{0, 1}, {5, 2}}, {{5, 0}, {3, 1}}, {{5, 1}, {3, 1}}};
+  Rows rows;
+  for (std::size_t r = 0; r < 4; ++r) {
+    rows.items[r] = {};
+    rows.items[r].add(0, grid[r].offset, grid[r].size);
+    rows.items[r].add(1, {}, {});
+  }
+  expect_error(ErrorKind::mismatch, {"w: no rank holds [5:8, 2:3]; ranks 0-3"},
+               [&] { plan_of(rows.states()); });
+  rows.items[1] = {};
+  rows.items[1].add(1, {}, {});
+  expect_error(ErrorKind::mismatch, {"w: no rank holds [0:5, 1:3], nor 3 other elements"},
+               [&] { plan_of(rows.states()); });
+}
+
 TEST(global_save_plan, a_tensor_that_one_rank_holds_whole_and_another_in_part_is_refused) {
   Rows rows;
   rows.items[0] = {};
@@ -340,6 +356,34 @@ TEST(plan_together, all_ranks_learn_the_plan_and_an_unchanged_save_moves_hashes)
     ASSERT_LE(moved,
               save.states.size() * (4 * sizeof(Hash) + 1));  // state, job, two descriptions; one letter
   }
+}
+
+TEST(plan_together, a_rank_of_another_version_is_named) {
+  const Rows rows;
+  std::vector<SavePlanCache> caches(1);
+  std::vector<std::string> states;
+  for (const RankState& state : rows.states()) states.push_back(encode(state));
+  states[2][1] = 2;  // the version is the first field
+  states[3].pop_back();
+  expect_error(ErrorKind::malformed,
+               {"rank 2: expected what a rank has to save of version 1, found version 2", "rank 3: this is"},
+               [&] { plan_for_all(states, caches[0]); });
+}
+
+TEST(plan_together, a_rank_whose_boxes_are_none_is_named) {
+  std::vector<RankState> states = Rows().states();
+  states[1].parts[0].packed = {0, 1, 7, 2};
+  expect_error(ErrorKind::malformed, {"rank 1: ", "a box outside its tensor"}, [&] { plan_of(states); });
+}
+
+TEST(plan_together, a_message_that_is_none_is_refused) {
+  const RankState mine = Rows().states().front();
+  SavePlanCache cache;
+  for (const std::string& answer : {std::string(), std::string("x"), std::string("p"), std::string("phash")})
+    expect_error(ErrorKind::malformed, {"same version"}, [&] { understand(answer, mine, cache); });
+  expect_error(ErrorKind::malformed, {"same version"}, [&] { is_plan(""); });
+  expect_error(ErrorKind::malformed, {"same version"}, [&] { state_for(std::string("s\1\0\0\7", 5), mine); });
+  expect_error(ErrorKind::malformed, {"same version"}, [&] { ask({"short"}, cache); });
 }
 
 TEST(plan_together, a_change_on_one_rank_plans_anew_and_a_rank_that_forgot_is_told_again) {

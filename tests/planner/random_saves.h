@@ -6,6 +6,7 @@
 
 #include "planner/plan_together.h"
 #include "planner/save_wire.h"
+#include "planner/write_results.h"
 #include "tests/planner/random_layouts.h"
 
 namespace shardwright {
@@ -79,6 +80,35 @@ inline RandomSave random_save(Random& random, bool with_mesh, std::int64_t ranks
     add_part(save.states[r], named, items[r]);
   }
   return save;
+}
+
+/// What a rank has written of a random state: each file of it full of items, one behind the other.
+inline WriteResults random_results(Random& random) {
+  WriteResults results;
+  results.rank = random.between(0, 1000);
+  const RankState state = random_save(random, false, 1).states.front();
+  results.values = decode_values(state.values.front());
+  results.items = items_of(state).front();
+  for (const char* name : {"rank-00007-00000.safetensors", "rank-00007.bin"}) {
+    const auto header = static_cast<std::uint64_t>(random.between(0, 300));
+    results.files.push_back({name, header, header, static_cast<std::uint64_t>(random.between(0, 1L << 60))});
+  }
+  const std::int64_t* corner = results.items.corners.data();
+  for (const std::uint32_t index : results.items.value) {
+    const SavedValue& value = results.values.values[index];
+    const std::size_t rank = value.shape.size();
+    const auto file = static_cast<std::uint32_t>(random.between(0, 1));
+    std::uint64_t& end = results.files[file].size;
+    const std::uint64_t begin = end;
+    end += value.kind == SavedValue::Kind::object ? static_cast<std::uint64_t>(random.between(0, 90))
+                                                  : bytes_of_box(value, corner + rank);
+    corner += 2 * rank;
+    std::vector<std::uint64_t> checksums;
+    for (std::int64_t i = random.between(0, 2); i > 0; --i)
+      checksums.push_back(static_cast<std::uint64_t>(random.between(0, 1L << 62)));
+    results.places.push_back({file, {begin, end, std::move(checksums)}});
+  }
+  return results;
 }
 
 }  // namespace shardwright

@@ -1,8 +1,11 @@
 """Planning a save over many ranks, in one process, against torch's own planner."""
 
+import dataclasses
 import io
 import itertools
 import pickle
+import re
+from types import SimpleNamespace
 
 import pytest
 import shardwright as sw
@@ -10,10 +13,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
-from shardwright import _core
+from shardwright import _core, save_planning
+from shardwright.flat_state import flatten
+from shardwright.planned_metadata import PlannedMetadata
 from shardwright.save_description import part_of_items
-from shardwright.save_planning import torch_metadata
 from torch.distributed.checkpoint._dedup_save_plans import dedup_save_plans
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.default_planner import (
     _validate_global_plan,
     create_default_global_save_plan,
@@ -122,7 +127,7 @@ def test_the_metadata_equals_that_of_torchs_planner(data):
     assert _validate_global_plan(plans, expected) == []
     for states in (job.described(), job.enumerated()):
         plan = _core.plan_save(states)
-        assert facts(torch_metadata(plan.metadata, True)) == facts(expected)
+        assert facts(PlannedMetadata.of(plan.metadata, True)) == facts(expected)
         written = [plan.items(rank, state) for rank, state in enumerate(states)]
         names = sorted((value[0], offset) for of_rank in written for value, offset, _ in of_rank)
         expected_names = sorted(
@@ -202,6 +207,78 @@ def test_one_process_saves_and_torch_loads(tmp_path):
     assert found["optimizer"]["state"][1] == 7
 
 
+KEYS = st.text("ab.1", min_size=1, max_size=3) | st.integers(0, 3)
+LEAVES = st.sampled_from(
+    [torch.zeros(2), 3, "text", None, (1, torch.ones(1)), torch.nn.Parameter(torch.ones(1))]
+)
+NESTED = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(KEYS, NESTED, max_size=4))
+def test_nested_state_dicts_are_flattened_as_torch_flattens_them(state):
+    try:
+        expected = flatten_state_dict(state)
+    except ValueError as refused:
+        with pytest.raises(ValueError, match=re.escape(str(refused))):
+            flatten(state)
+        return
+    values, paths = flatten(state)
+    assert list(values) == list(expected[0]) and all(values[name] is expected[0][name] for name in values)
+    assert paths == expected[1]
+
+
+def test_planned_metadata_travels_as_bytes_until_a_storage_writer_adds_to_it():
+    planner = sw.SavePlanner()
+    planner.set_up_planner(nested_state(), is_coordinator=True)
+    _, metadata = planner.create_global_plan([planner.create_local_plan()])
+    travelled = pickle.loads(pickle.dumps(metadata))
+    assert isinstance(travelled, PlannedMetadata) and travelled.names == metadata.names
+    assert facts(travelled) == facts(metadata) and travelled.planner_data == metadata.planner_data
+    metadata.storage_data = {"where": "it lies"}
+    stored = pickle.loads(pickle.dumps(metadata))
+    assert type(stored) is Metadata and stored.storage_data == metadata.storage_data
+    assert facts(stored) == facts(travelled) and stored.planner_data == travelled.planner_data
+    assert dataclasses.replace(metadata, version="7").state_dict_metadata == metadata.state_dict_metadata
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "placement", "requires_grad", "local"])
+def test_a_state_that_has_changed_is_described_anew(change: str, monkeypatch):
+    """Facts of a DTensor, each of which makes another state of it."""
+    spec = SimpleNamespace(
+        mesh="mesh", placements=(Shard(0),), tensor_meta=SimpleNamespace(shape=torch.Size([4]))
+    )
+
+    class Stand(SimpleNamespace):
+        pass
+
+    monkeypatch.setattr(save_planning, "DTensor", Stand)
+    local = torch.zeros(2)
+    before = save_planning._signature_of(
+        "w", Stand(_spec=spec, dtype=torch.float32, _local_tensor=local, requires_grad=False)
+    )
+    assert before == save_planning._signature_of(
+        "w", Stand(_spec=spec, dtype=torch.float32, _local_tensor=torch.ones(2), requires_grad=False)
+    )
+    other = Stand(
+        _spec=SimpleNamespace(**vars(spec)), dtype=torch.float32, _local_tensor=local, requires_grad=False
+    )
+    if change == "dtype":
+        other.dtype = torch.bfloat16
+    elif change == "shape":
+        other._spec.tensor_meta = SimpleNamespace(shape=torch.Size([5]))
+    elif change == "placement":
+        other._spec.placements = (Replicate(),)
+    elif change == "requires_grad":
+        other.requires_grad = True
+    else:
+        other._local_tensor = torch.zeros(3)
+    assert save_planning._signature_of("w", other) != before
+
+
 def plan_once(planner: sw.SavePlanner, state: dict[str, object]) -> tuple[SavePlan, int]:
     """The finished plan of a job of one rank, and the bytes that dcp.save would gather."""
     planner.set_up_planner(state, is_coordinator=True)
@@ -264,6 +341,15 @@ def test_a_plan_that_a_storage_writer_made_anew_is_planned_as_it_is():
     plans, metadata = planner.create_global_plan([SavePlan([local.items[0]])])
     assert list(metadata.state_dict_metadata) == ["a"]
     assert [item.index.fqn for item in plans[0].items] == ["a"]
+
+
+def test_a_state_of_another_version_is_refused_with_its_rank():
+    states = [
+        enumerated(rank, [item("a", WriteItemType.TENSOR, torch.float32, [3], [0], [3])]) for rank in range(3)
+    ]
+    states[2] = states[2][:1] + bytes([states[2][1] + 1]) + states[2][2:]
+    with pytest.raises(sw.CheckpointFormatError, match=r"rank 2: .*found version 2"):
+        _core.plan_save(states)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 10, -1])

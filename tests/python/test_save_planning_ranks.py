@@ -14,6 +14,8 @@ CHECKS = [
     "planned_over_groups_and_stores",
     "all_ranks_hear_of_problems_over_groups_and_stores",
     "a_rank_that_does_not_come_is_a_timeout",
+    "a_rank_that_dies_in_the_midst_is_a_timeout",
+    "a_rank_of_another_version_is_named_on_all",
 ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import reference
 import shardwright as sw
 from shardwright import _core
+from shardwright.simulate import amount
 from test_command_line import output_of, shardwright
 
 MESH = "ep=2,pp=2,dp=3"
@@ -49,6 +50,18 @@ def test_all_ranks_together_need_the_checkpoint_and_save_the_model_once(tiny: Pa
     native_bytes = sum(tensor.numel() * tensor.element_size() for tensor in native.values())
     assert facts["native_bytes"] == native_bytes
     assert sum(rank["bytes_saved"] for rank in facts["rank_list"]) == native_bytes
+
+
+def test_planning_a_save_is_counted_in_json_table_and_page(facts: dict, tmp_path: Path):
+    save = facts["save"]
+    assert save["bytes_unchanged"] == RANKS * (3 * 16 + 1)  # three hashes, and one letter back
+    assert save["bytes_unchanged"] < save["bytes_exchanged"] < 60_000
+    assert facts["bytes_exchanged_by_load"] == 0
+    page = tmp_path / "page.html"
+    table = output_of("simulate", "--preset", "tiny", "--mesh", MESH, "--html", page)
+    for text in (table, page.read_text()):
+        for figure in ("bytes_exchanged", "bytes_unchanged"):
+            assert amount("bytes", save[figure]) in text
 
 
 def test_minimum_mean_and_maximum_are_those_of_the_ranks_and_of_each_stage(facts: dict):
@@ -94,7 +107,11 @@ def test_a_preset_is_what_generate_writes(facts: dict):
 
     def counted(tree: dict) -> dict:
         return {
-            name: [counted(item) for item in value] if name.endswith("_list") else value
+            name: [counted(item) for item in value]
+            if name.endswith("_list")
+            else counted(value)
+            if name == "save"
+            else value
             for name, value in tree.items()
             if not measured_or_named(name) and name not in ("stages", "per_rank")
         }

@@ -141,5 +141,61 @@ TEST(Checksum, IsXxh3AsItsSpecificationHasIt) {
   EXPECT_EQ(checksum_of("", 0), 0x2D06800538D394C2U);  // XXH3_64bits of no bytes
 }
 
+/// What two ranks have written of one tensor, and one of them of an object.
+std::vector<WriteResults> two_ranks() {
+  std::vector<WriteResults> ranks(2);
+  for (std::size_t r = 0; r < 2; ++r) {
+    WriteResults& rank = ranks[r];
+    rank.rank = static_cast<std::int64_t>(4 + r);
+    rank.values.values = {{"t", SavedValue::Kind::shards, {"bfloat16", "strided", 2, 3}, {2, 3}, {}, {}}};
+    rank.items.add(0, {static_cast<std::int64_t>(1 - r), 0}, {1, 3});
+    rank.files = {{r == 0 ? "a" : "b", 26, 20, 7 + r}};
+    rank.places = {{0, {20, 26, {11 + r}}}};
+  }
+  ranks[1].values.values.push_back({"o", SavedValue::Kind::object, {}, {}, {}, {}});
+  ranks[1].items.add(1, {}, {});
+  ranks[1].files.push_back({"c", 9, 0, 1});
+  ranks[1].places.push_back({1, {0, 9, {13}}});
+  return ranks;
+}
+
+TEST(manifest, of_what_ranks_have_written) {
+  Manifest found = manifest_of(two_ranks(), {{"bfloat16", "BF16"}});
+  ASSERT_EQ(found.files.size(), 3U);
+  EXPECT_EQ(found.files[2].name, "c");
+  ASSERT_EQ(found.tensors.size(), 1U);
+  const StoredTensor& tensor = found.tensors[0];
+  EXPECT_EQ(tensor.name + " " + tensor.dtype + " " + tensor.safetensors_dtype, "t bfloat16 BF16");
+  EXPECT_EQ(tensor.element_bytes, 2U);
+  EXPECT_EQ(tensor.shape, (Shape{2, 3}));
+  EXPECT_TRUE(tensor.requires_grad && tensor.pin_memory);
+  ASSERT_EQ(tensor.chunks.size(), 2U);
+  EXPECT_EQ(tensor.chunks[0].box, (Box{{0, 0}, {1, 3}}));
+  EXPECT_EQ(tensor.chunks[0].place, (Place{1, {20, 26, {12}}}));
+  EXPECT_EQ(tensor.chunks[1].place, (Place{0, {20, 26, {11}}}));
+  ASSERT_EQ(found.objects.size(), 1U);
+  EXPECT_EQ(found.objects[0].place, (Place{2, {0, 9, {13}}}));
+  EXPECT_NO_THROW(decode_manifest(encode_manifest(found), "the file"));
+}
+
+TEST(manifest, a_box_that_two_ranks_have_written_is_there_once) {
+  std::vector<WriteResults> ranks = two_ranks();
+  ranks[1].items.corners[0] = 1;
+  const Manifest found = manifest_of(ranks, {});
+  ASSERT_EQ(found.tensors.at(0).chunks.size(), 1U);
+  EXPECT_EQ(found.tensors[0].chunks[0].place.file, 0U);
+}
+
+TEST(manifest, ranks_that_have_written_different_tensors_of_one_name_are_named) {
+  std::vector<WriteResults> ranks = two_ranks();
+  ranks[1].values.values[0].properties.dtype = "float16";
+  expect_error(ErrorKind::mismatch,
+               {"t: expected bfloat16 [2, 3] as on rank 4, found float16 [2, 3] on rank 5"},
+               [&] { manifest_of(ranks, {}); });
+  ranks = two_ranks();
+  ranks[1].files[1].name = "a";
+  expect_error(ErrorKind::argument, {"two ranks have written a file \"a\""}, [&] { manifest_of(ranks, {}); });
+}
+
 }  // namespace
 }  // namespace shardwright

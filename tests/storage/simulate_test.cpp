@@ -6,9 +6,11 @@
 #include <map>
 #include <numeric>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "planner/models/models.h"
+#include "planner/saved_values.h"
 #include "storage/generate.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/storage/checkpoint_files.h"
@@ -223,6 +225,39 @@ TEST(simulate, copies_share_what_a_save_and_an_export_write) {
   ASSERT_EQ(found.nodes.size(), 1U);
   EXPECT_EQ(found.nodes[0].bytes_read, 4 * found.bytes_checkpoint);
   EXPECT_EQ(found.nodes[0].bytes_read_together, found.bytes_checkpoint);
+}
+
+TEST(simulate, planning_a_save_finds_the_chunks_that_ranks_hold_and_moves_each_description_once) {
+  for (const char* mesh : {"ep=2,dp=3,pp=3,replicate=2", "shard=5", "replicate=3", "pp=2,ep=2,ep_shard=2"}) {
+    GenerateOptions generated;
+    generated.preset = "tiny";
+    const Catalog catalog = generated_catalog(generated);
+    const TensorsOnMesh tensors(native_tensors(catalog, weight_map_for(catalog)), parse_mesh(mesh));
+    std::set<std::tuple<std::string, Shape, Shape>> chunks;
+    std::uint64_t largest = 0;
+    for (std::int64_t rank = 0; rank < tensors.ranks(); ++rank) {
+      for (const TensorSpec& spec : tensors.specs_of_rank(rank)) {
+        for (const LocalBox& box : spec.boxes) {
+          chunks.emplace(spec.fqn, box.global.offset, box.global.size);
+          largest =
+              std::max(largest, static_cast<std::uint64_t>(volume(box.global.size) * bytes_of(spec.dtype)));
+        }
+      }
+    }
+    const SimulatedSave save = simulate_save(tensors);
+    EXPECT_EQ(save.chunks, chunks.size()) << mesh;
+    std::uint64_t native = 0, names = 0;
+    for (const NativeTensor& tensor : tensors.tensors()) {
+      native += static_cast<std::uint64_t>(volume(tensor.shape) * bytes_of(tensor.dtype));
+      names += tensor.fqn.size();
+    }
+    EXPECT_EQ(std::accumulate(save.bytes_of_rank.begin(), save.bytes_of_rank.end(), std::uint64_t{0}),
+              native);
+    const auto ranks = static_cast<std::uint64_t>(tensors.ranks());
+    EXPECT_EQ(save.bytes_unchanged, ranks * (3 * sizeof(Hash) + 1)) << mesh;
+    EXPECT_LT(save.bytes_exchanged, names + 20 * tensors.tensors().size() + 200 * ranks) << mesh;
+    EXPECT_LE(save.bytes_metadata, names + 200 * chunks.size()) << mesh;
+  }
 }
 
 TEST(simulate, a_sample_takes_whole_nodes_from_all_over_the_mesh_and_counts_them_as_they_are_in_the_whole) {

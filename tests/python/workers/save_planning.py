@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from placements import held_indices, take
+from shardwright import _exchange
 from shardwright.save_together import SharedSavePlanner
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
@@ -281,6 +282,71 @@ def a_rank_that_does_not_come_is_a_timeout(path: str, uneven: str) -> None:
     over_everything(work)
 
 
+def a_rank_that_dies_in_the_midst_is_a_timeout(path: str, uneven: str) -> None:
+    """The last rank says what it has, and is gone when the states are asked for."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+
+    class Gone(Exception):
+        pass
+
+    def work(planner_of) -> None:
+        planner = planner_of("dies", timeout=0.5)
+        if rank == last:
+            exchange, rounds = _exchange.exchange, []
+
+            def once(*arguments):
+                rounds.append(None)
+                if len(rounds) == 2:
+                    raise Gone
+                return exchange(*arguments)
+
+            _exchange.exchange = once
+            try:
+                planner.plan({"w": torch.zeros(3)})
+            except Gone:
+                return
+            finally:
+                _exchange.exchange = exchange
+            raise AssertionError("it did not die")
+        start = time.monotonic()
+        try:
+            planner.plan({"w": torch.zeros(3)})
+        except TimeoutError as late:
+            assert f"ranks {last} of {last + 1}" in str(late), late
+        else:
+            raise AssertionError("not refused")
+        assert time.monotonic() - start < 20
+
+    over_everything(work)
+
+
+def a_rank_of_another_version_is_named_on_all(path: str, uneven: str) -> None:
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+
+    def work(planner_of) -> None:
+        planner = planner_of("version")
+        if rank == last:
+            exchange = _exchange.exchange
+
+            def later(over, own, ranks, name, timeout, mine, *rest):
+                if name.endswith(".2"):  # the round of the states, which begin with their version
+                    mine = mine[:1] + bytes([mine[1] + 1]) + mine[2:]
+                return exchange(over, own, ranks, name, timeout, mine, *rest)
+
+            _exchange.exchange = later
+        try:
+            planner.plan({"w": torch.zeros(3)})
+        except sw.CheckpointFormatError as refused:
+            assert f"rank {last}: " in str(refused) and "found version 2" in str(refused), refused
+        else:
+            raise AssertionError("not refused")
+        finally:
+            if rank == last:
+                _exchange.exchange = exchange
+
+    over_everything(work)
+
+
 CHECKS = [
     torch_loads_what_was_planned,
     metadata_equals_torchs,
@@ -290,6 +356,8 @@ CHECKS = [
     planned_over_groups_and_stores,
     all_ranks_hear_of_problems_over_groups_and_stores,
     a_rank_that_does_not_come_is_a_timeout,
+    a_rank_that_dies_in_the_midst_is_a_timeout,
+    a_rank_of_another_version_is_named_on_all,
 ]
 
 

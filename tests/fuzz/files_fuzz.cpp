@@ -1,0 +1,108 @@
+/// libFuzzer target: the readers of a checkpoint's files take any bytes. The first byte says which reader.
+///
+///     shardwright_files_fuzz --seeds=DIR      writes a corpus to begin with
+///     shardwright_files_fuzz DIR              runs
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+
+#include "planner/error.h"
+#include "storage/checksum.h"
+#include "storage/hf_index.h"
+#include "storage/manifest.h"
+#include "storage/safetensors.h"
+
+namespace shardwright {
+namespace {
+
+enum Reader : char { header, index, manifest, readers };
+
+void require(bool holds) {
+  if (!holds) std::abort();
+}
+
+std::string varint(std::uint64_t number) {
+  std::string bytes;
+  for (; number >= 0x80; number >>= 7) bytes += static_cast<char>(number | 0x80);
+  return bytes + static_cast<char>(number);
+}
+
+/// The file of a manifest, whose checksum is right: else no fuzzer gets past it (wire::ManifestFile).
+std::string manifest_file(std::string_view bytes) {
+  std::uint64_t checksum = checksum_of(bytes.data(), bytes.size());
+  std::string file = "\x0a" + varint(bytes.size()) + std::string(bytes) + "\x11";
+  for (int byte = 0; byte < 8; ++byte, checksum >>= 8) file += static_cast<char>(checksum);
+  return file;
+}
+
+void read(char reader, std::string_view bytes) {
+  switch (reader) {
+    case header:
+      for (const SourceTensor& tensor : parse_safetensors_header(bytes, bytes.size() + 50, "file").tensors)
+        require(tensor.begin <= tensor.end && tensor.end <= bytes.size() + 50);
+      break;
+    case index:
+      for (const HfIndex index = parse_hf_index(bytes, "file"); const HfIndex::Entry& entry : index.entries)
+        require(entry.file < index.files.size());
+      break;
+    default: {
+      const Manifest decoded = decode_manifest(manifest_file(bytes), "file");
+      decode_manifest(encode_manifest(decoded), "file");
+    }
+  }
+}
+
+void write_seeds(const std::filesystem::path& folder) {
+  std::filesystem::create_directories(folder);
+  int number = 0;
+  const auto write = [&](Reader reader, std::string_view bytes) {
+    std::ofstream(folder / std::to_string(number++), std::ios::binary) << static_cast<char>(reader) << bytes;
+  };
+  write(header, R"({"__metadata__":{"DCP_SHARDING_INFO":"{\"a\":{\"saved_offsets\":[0,4]}}","format":"pt"},)"
+                R"("a":{"dtype":"BF16","shape":[3,5],"data_offsets":[0,30]},)"
+                R"("b":{"dtype":"F4","shape":[24],"data_offsets":[30,42]}})");
+  write(index, R"({"metadata":{"total_size":42},"weight_map":{"a":"x/1.safetensors","b":"2.safetensors"}})");
+  Manifest whole;
+  whole.files = {{"a.safetensors", 110, 100, 1}, {"b.bin", 20, 0, 2}};
+  whole.tensors = {{"t",
+                    "bfloat16",
+                    "BF16",
+                    2,
+                    {2, 3},
+                    true,
+                    false,
+                    {{{{0, 0}, {1, 3}}, {0, {100, 106, {7}}}}, {{{1, 0}, {1, 3}}, {1, {0, 6, {8}}}}}}};
+  whole.objects = {{"object", {1, {8, 20, {13}}}}};
+  const std::string file = encode_manifest(whole);
+  write(manifest,
+        std::string_view(file).substr(2, file.size() - 11));  // a tag and a byte of length; a checksum
+}
+
+}  // namespace
+}  // namespace shardwright
+
+extern "C" int LLVMFuzzerInitialize(int* count, char*** arguments) {
+  constexpr std::string_view seeds = "--seeds=";
+  for (int i = 1; i < *count; ++i) {
+    const std::string_view argument = (*arguments)[i];
+    if (!argument.starts_with(seeds)) continue;
+    shardwright::write_seeds(argument.substr(seeds.size()));
+    std::exit(0);
+  }
+  return 0;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  if (size == 0) return 0;
+  const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
+  try {
+    shardwright::read(static_cast<char>(data[0] % shardwright::readers), bytes);
+  } catch (const shardwright::Error&) {  // a refusal, which is as good as a checkpoint
+  }
+  return 0;
+}
