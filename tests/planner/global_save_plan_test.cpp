@@ -382,7 +382,7 @@ TEST(plan_together, a_message_that_is_none_is_refused) {
   for (const std::string& answer : {std::string(), std::string("x"), std::string("p"), std::string("phash")})
     expect_error(ErrorKind::malformed, {"same version"}, [&] { understand(answer, mine, cache); });
   expect_error(ErrorKind::malformed, {"same version"}, [&] { is_plan(""); });
-  expect_error(ErrorKind::malformed, {"same version"}, [&] { state_for(std::string("s\1\0\0\7", 5), mine); });
+  expect_error(ErrorKind::malformed, {"same version"}, [&] { state_for(std::string("s\1\0\0\0", 5), mine); });
   expect_error(ErrorKind::malformed, {"same version"}, [&] { ask({"short"}, cache); });
 }
 
