@@ -254,15 +254,11 @@ def picture(result: dict[str, Any], file: Path) -> str:
         rows = result["growth"][name]
         millions = [row["shards"] / 1e6 for row in rows]
         seconds = [row["seconds"] for row in rows]
-        left.plot(millions, seconds, "o", color=colour, label=f"{name}, at {ranks_of(rows)} ranks")
         slope = seconds[-1] / millions[-1]
+        left.plot(millions, seconds, "o", color=colour, label=f"{name}: {slope:.2f} s a million shards")
         left.plot([0, millions[-1]], [0, seconds[-1]], "--", color=colour, alpha=0.4, linewidth=1)
-        left.annotate(
-            f"{slope:.2f} s a million shards", (millions[-1], seconds[-1]), (-6, -14), textcoords="offset points",
-            ha="right", color=colour,
-        )  # fmt: skip
     left.set(xlim=(0, None), ylim=(0, None), xlabel="million shards", ylabel="seconds on the coordinator")
-    left.set_title("Planning a save of M3: straight lines are linear growth")
+    left.set_title(f"Planning a save of M3 on {ranks_of(rows)} ranks")
     left.legend(loc="upper left")
     for name, colour in (("enumerated", "#c2410c"), ("described", "#0369a1"), ("torch", "#64748b")):
         rows = result["growth"][name] if name != "torch" else [result[name]] if name in result else []
