@@ -16,6 +16,7 @@
 #include "storage/hf_index.h"
 #include "storage/manifest.h"
 #include "storage/safetensors.h"
+#include "tests/fuzz/entry.h"
 
 namespace shardwright {
 namespace {
@@ -84,25 +85,7 @@ void write_seeds(const std::filesystem::path& folder) {
 }
 
 }  // namespace
+
+const FuzzTarget fuzz_target{readers, read, write_seeds};
+
 }  // namespace shardwright
-
-extern "C" int LLVMFuzzerInitialize(int* count, char*** arguments) {
-  constexpr std::string_view seeds = "--seeds=";
-  for (int i = 1; i < *count; ++i) {
-    const std::string_view argument = (*arguments)[i];
-    if (!argument.starts_with(seeds)) continue;
-    shardwright::write_seeds(argument.substr(seeds.size()));
-    std::exit(0);
-  }
-  return 0;
-}
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  if (size == 0) return 0;
-  const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
-  try {
-    shardwright::read(static_cast<char>(data[0] % shardwright::readers), bytes);
-  } catch (const shardwright::Error&) {  // a refusal, which is as good as a checkpoint
-  }
-  return 0;
-}

@@ -20,6 +20,7 @@
 #include "planner/plan_wire.h"
 #include "planner/save_wire.h"
 #include "planner/write_results.h"
+#include "tests/fuzz/entry.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/planner/random_saves.h"
@@ -201,25 +202,7 @@ void write_seeds(const std::filesystem::path& folder) {
 }
 
 }  // namespace
+
+const FuzzTarget fuzz_target{decoders, decode, write_seeds};
+
 }  // namespace shardwright
-
-extern "C" int LLVMFuzzerInitialize(int* count, char*** arguments) {
-  constexpr std::string_view seeds = "--seeds=";
-  for (int i = 1; i < *count; ++i) {
-    const std::string_view argument = (*arguments)[i];
-    if (!argument.starts_with(seeds)) continue;
-    shardwright::write_seeds(argument.substr(seeds.size()));
-    std::exit(0);
-  }
-  return 0;
-}
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  if (size == 0) return 0;
-  const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
-  try {
-    shardwright::decode(static_cast<char>(data[0] % shardwright::decoders), bytes);
-  } catch (const shardwright::Error&) {  // a refusal, which is as good as a plan
-  }
-  return 0;
-}
