@@ -18,9 +18,9 @@ from typing import Any
 
 import shardwright as sw
 import torch
-from load import timed
 from options import checkpoint, options
 from shardwright.table import print_table
+from turns import seconds_in_turns
 from ways import read_limit, safetensors_files, touched_native
 
 BUFFER_BYTES = 64 << 20
@@ -45,12 +45,7 @@ def measure(path: Path, threads: int, runs: int) -> dict[str, Any]:
         "bus limit": lambda: bus_limit(device, size),
         "read limit": read_limit(path, threads),
     }
-    for work in works.values():  # warms the files, and the code
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(runs):
-        for name, work in works.items():
-            seconds[name].append(timed(work))
+    seconds = seconds_in_turns(works, runs)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     report = reports[-1]
     assert report is not None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,8 @@ import torch
 from options import checkpoint, options
 from shardwright.peak_memory import measure_peak_memory
 from shardwright.table import print_table
+from turns import seconds_in_turns
 from ways import fill, read_limit, safetensors_copy, safetensors_files, touched_native
-
-
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure(path: Path, threads: int, runs: int) -> dict[str, Any]:
@@ -44,12 +38,7 @@ def measure(path: Path, threads: int, runs: int) -> dict[str, Any]:
         "read limit": read_limit(path, threads),
         "fill limit": lambda: fill(state_dict),
     }
-    for work in works.values():  # warms the files, and the code
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(runs):
-        for name, work in works.items():
-            seconds[name].append(timed(work))
+    seconds = seconds_in_turns(works, runs)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     limit = medians["read limit"] + medians["fill limit"]
     return {
@@ -58,7 +47,7 @@ def measure(path: Path, threads: int, runs: int) -> dict[str, Any]:
         "threads": threads,
         "runs": runs,
         "instruction_set": report.instruction_set,
-        "seconds": {name: sorted(values) for name, values in seconds.items()},
+        "seconds": seconds,
         "medians": medians,
         "times_safetensors": medians["shardwright"] / medians["safetensors raw copy"],
         "times_read_plus_fill": medians["shardwright"] / limit,
