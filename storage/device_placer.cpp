@@ -84,8 +84,10 @@ void DevicePlacer::open_stream(Block& block, std::uint32_t transfer) {
   if (block.stream != nullptr) return;
   DeviceStream stream = nullptr;
   expect(calls_.stream_create(&stream), "cudaStreamCreate", transfer);
+  const DeviceStatus waits = calls_.stream_wait_event(stream, beginning_);
+  if (waits != device_status::success) calls_.stream_destroy(stream);  // other threads must not find it
+  expect(waits, "cudaStreamWaitEvent", transfer);
   block.stream = stream;
-  expect(calls_.stream_wait_event(block.stream, beginning_), "cudaStreamWaitEvent", transfer);
 }
 
 DevicePlacer::Block& DevicePlacer::block_with_room(std::size_t bytes, std::uint32_t transfer) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <string>
+#include <utility>
 
 #include "planner/error.h"
 #include "storage/page_cache.h"
@@ -65,18 +66,17 @@ std::shared_ptr<const OpenFile> OpenFiles::open(const SourceTensor& tensor, cons
   return opened;
 }
 
-std::shared_ptr<const OpenFile> OpenFiles::of(const SourceTensor& tensor) {
-  const std::lock_guard lock(mutex_);
+/// Null if the process may not have another file open until one that is in use is given back.
+std::shared_ptr<const OpenFile> OpenFiles::opened(const SourceTensor& tensor) {
   Slot& slot = slots_[tensor.file];
   while (!slot.file) {
-    if (open_ == most_open_) close_the_oldest();
+    if (open_ >= most_open_) close_the_oldest();
     try {
       slot.file = open(tensor, slot);
     } catch (const Error& error) {
-      if (error.system_error == EMFILE &&
-          open_ > 0) {  // the rest of the process has more open than we allow for
-        close_the_oldest();
-        continue;
+      if (error.system_error == EMFILE) {  // the rest of the process has more open than we allow for
+        if (close_the_oldest()) continue;
+        if (in_use_ > 0) return nullptr;
       }
       throw Error(ErrorKind::io, std::string(error.what()) + "; opened" + bytes_of_tensor(tensor),
                   error.system_error);
@@ -87,8 +87,45 @@ std::shared_ptr<const OpenFile> OpenFiles::of(const SourceTensor& tensor) {
       slot.is_direct = slot.file->direct_descriptor >= 0;
     }
   }
-  slot.last_use = ++uses_;
+  slot.last_use = ++last_use_;
   return slot.file;
+}
+
+OpenFiles::Use OpenFiles::handed_out(std::shared_ptr<const OpenFile> file) {
+  ++in_use_;
+  const OpenFile* const address = file.get();
+  return {address, GivesFileBack{this, std::move(file)}};
+}
+
+void GivesFileBack::operator()(const OpenFile*) {
+  {
+    const std::lock_guard lock(from->mutex_);
+    file.reset();
+    --from->in_use_;
+  }
+  from->given_back_.notify_all();
+}
+
+OpenFiles::Uses OpenFiles::uses_of(const SourceTensor& weights, const SourceTensor* scales) {
+  std::shared_ptr<const OpenFile> first = opened(weights);
+  if (!first) return {};
+  if (scales == nullptr || scales->file == weights.file) return {handed_out(std::move(first)), nullptr};
+  std::shared_ptr<const OpenFile> second = opened(*scales);
+  if (!second) return {};
+  return {handed_out(std::move(first)), handed_out(std::move(second))};
+}
+
+OpenFiles::Uses OpenFiles::try_to_use(const SourceTensor& weights, const SourceTensor* scales) {
+  const std::lock_guard lock(mutex_);
+  return uses_of(weights, scales);
+}
+
+OpenFiles::Uses OpenFiles::use(const SourceTensor& weights, const SourceTensor* scales) {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    if (Uses uses = uses_of(weights, scales); uses.weights) return uses;
+    given_back_.wait(lock);
+  }
 }
 
 void OpenFiles::give_up_direct(const SourceTensor& tensor) {
@@ -101,13 +138,17 @@ void OpenFiles::give_up_direct(const SourceTensor& tensor) {
   --open_;
 }
 
-void OpenFiles::close_the_oldest() {
+/// Of the files that nobody uses: the others would keep their descriptors. False if there is none.
+bool OpenFiles::close_the_oldest() {
   Slot* oldest = nullptr;
   for (Slot& slot : slots_) {
-    if (slot.file && (oldest == nullptr || slot.last_use < oldest->last_use)) oldest = &slot;
+    if (slot.file.use_count() != 1) continue;  // closed, or in use
+    if (oldest == nullptr || slot.last_use < oldest->last_use) oldest = &slot;
   }
+  if (oldest == nullptr) return false;
   oldest->file.reset();
   --open_;
+  return true;
 }
 
 void read_of(const OpenFile& file, const SourceTensor& tensor, std::uint64_t offset, std::byte* to,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -34,15 +35,37 @@ struct OpenFile {
 void read_of(const OpenFile& file, const SourceTensor& tensor, std::uint64_t offset, std::byte* to,
              std::uint64_t length);
 
+class OpenFiles;
+
+/// The end of an OpenFiles::Use.
+struct GivesFileBack {
+  OpenFiles* from = nullptr;
+  std::shared_ptr<const OpenFile> file;
+  void operator()(const OpenFile*);
+};
+
 /// Files of a checkpoint, opened when needed. As a process may have only so many files open, those not used
 /// for the longest time are closed, and opened again when they are needed again. Any thread may call it.
 class OpenFiles {
  public:
+  /// A file that stays open while this lives, which must go before the OpenFiles that it comes from.
+  using Use = std::unique_ptr<const OpenFile, GivesFileBack>;
+
+  struct Uses {
+    Use weights, scales;  ///< null scales: of the same file, or none were asked for
+  };
+
   OpenFiles(const Catalog& catalog, DirectIo direct_io);
 
-  /// The file that holds `tensor`, open as long as the caller keeps it. Throws Error(io) naming file and
-  /// tensor if it cannot be opened, or if its size is not what it was when the catalog was read.
-  std::shared_ptr<const OpenFile> of(const SourceTensor& tensor);
+  /// The file that holds `weights`, and the one that holds `scales` (may be null) if that is another. Both
+  /// are null if the process may not have them open until some that are in use are given back. Throws
+  /// Error(io) naming file and tensor if one cannot be opened, or if its size is not what it was when the
+  /// catalog was read.
+  Uses try_to_use(const SourceTensor& weights, const SourceTensor* scales);
+
+  /// The same, but waits until others give files back. The caller must not use any itself: two such could
+  /// wait for each other.
+  Uses use(const SourceTensor& weights, const SourceTensor* scales);
 
   /// A read of that file past the page cache was refused: from now on it is read through it.
   void give_up_direct(const SourceTensor& tensor);
@@ -52,6 +75,7 @@ class OpenFiles {
   bool is_direct(std::uint32_t file) const;  ///< that file, an index into Catalog::files, is one of them
 
  private:
+  friend GivesFileBack;
   struct Slot {
     std::shared_ptr<const OpenFile> file;  // null: closed
     std::uint64_t last_use = 0;            // 0: never opened
@@ -59,8 +83,12 @@ class OpenFiles {
     bool is_direct = false;
   };
 
+  // These need the mutex.
   std::shared_ptr<const OpenFile> open(const SourceTensor& tensor, const Slot& slot) const;
-  void close_the_oldest();
+  std::shared_ptr<const OpenFile> opened(const SourceTensor& tensor);
+  bool close_the_oldest();
+  Use handed_out(std::shared_ptr<const OpenFile> file);
+  Uses uses_of(const SourceTensor& weights, const SourceTensor* scales);
 
   const Catalog& catalog_;
   const DirectIo direct_io_;
@@ -68,7 +96,9 @@ class OpenFiles {
   mutable std::mutex mutex_;  // guards what follows
   std::vector<Slot> slots_;   // by index into Catalog::files
   std::size_t open_ = 0;
-  std::uint64_t uses_ = 0;
+  std::uint64_t last_use_ = 0;
+  std::size_t in_use_ = 0;  // uses that were given out and not given back
+  std::condition_variable given_back_;
 };
 
 }  // namespace shardwright

@@ -64,7 +64,7 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
   const bool may_use_uring = reads != Reads::pread && has_io_uring();
   for (const std::uint32_t t : tensors) {
     const SourceTensor& tensor = catalog.tensors[t];
-    const std::shared_ptr<const OpenFile> file = files.of(tensor);
+    const OpenFiles::Use file = files.use(tensor, nullptr).weights;
     if (!file->is_cached) {
       reading.costs[tensor.file] = costs_of_files_on_disk;
       reading.some_on_disk = true;

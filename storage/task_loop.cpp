@@ -4,6 +4,14 @@
 #include "storage/copies_under_way.h"
 
 namespace shardwright {
+namespace {
+
+struct GivesUp {
+  TaskReader& reader;
+  ~GivesUp() { reader.give_up(); }
+};
+
+}  // namespace
 
 void TaskFigures::add(const TaskFigures& other) {
   boxes_with_gaps += other.boxes_with_gaps;
@@ -16,6 +24,7 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
                std::vector<Trace::Event>* events) {
   using Clock = Trace::Clock;
   ReadingFigures boxes;
+  const GivesUp gives_up{reader};
   CopiesUnderWay copies(reader);
   ReadTask task;
   for (;;) {

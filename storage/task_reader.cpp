@@ -72,10 +72,9 @@ std::size_t TaskReader::staging_bytes() const {
   return bytes;
 }
 
-void TaskReader::release(StagedTask& task) {
-  task.file.reset();
-  task.scale_file.reset();
-  free_.push_back(&task);
+void TaskReader::give_up() {
+  if (tasks_under_way_ > 0) ring_.reset();  // waits for the kernel
+  for (StagedTask& task : tasks_) task.files = {};
 }
 
 void TaskReader::close() {
@@ -88,19 +87,33 @@ bool TaskReader::reads_pages(const OpenFile& file) const {
   return may_read_pages_ && file.direct_descriptor >= 0;
 }
 
+/// Waits, where the process may not have more files open, for reads that are under way: first for those of
+/// this thread, as it could not wait for others while it keeps files from them.
+OpenFiles::Uses TaskReader::files_for(const ReadTask& task) {
+  const SourceTensor& weights = catalog_.tensors[task.source];
+  const SourceTensor* const scales =
+      task.scale_source < 0 ? nullptr : &catalog_.tensors[static_cast<std::size_t>(task.scale_source)];
+  while (tasks_under_way_ > 0) {
+    OpenFiles::Uses uses = files_.try_to_use(weights, scales);
+    if (uses.weights) return uses;
+    finish(ring_->wait());
+  }
+  return files_.use(weights, scales);
+}
+
 /// Settles where the task's bytes go, and lists the reads that bring them there.
 void TaskReader::lay_out(StagedTask& staged) {
   const ReadTask& task = staged.task;
   const SourceTensor& source = catalog_.tensors[task.source];
-  staged.file = files_.of(source);
+  staged.files = files_for(task);
+  const OpenFile& file = *staged.files.weights;
   extents_.clear();
   staged.scales = nullptr;
   staged.is_in_place = false;
 
-  if (in_place_ && task.weights.in_one_request && !reads_pages(*staged.file)) {
+  if (in_place_ && task.weights.in_one_request && !reads_pages(file)) {
     if (std::byte* place = in_place_(task)) {
-      extents_.push_back(
-          {&source, staged.file.get(), task.weights.begin, task.weights.staged_bytes, place, false});
+      extents_.push_back({&source, &file, task.weights.begin, task.weights.staged_bytes, place, false});
       staged.is_in_place = true;
       return;
     }
@@ -108,7 +121,7 @@ void TaskReader::lay_out(StagedTask& staged) {
 
   std::byte* memory =
       staged.staging.room_for(staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0), source.name);
-  std::byte* const elements = add_extents(source, *staged.file, task.weights, memory);
+  std::byte* const elements = add_extents(source, file, task.weights, memory);
   staged.elements = elements;
   if (task.scale_source < 0) return;
 
@@ -121,8 +134,8 @@ void TaskReader::lay_out(StagedTask& staged) {
     staged.scales = elements + (task.scales.begin - weights.begin);
     weights.length = task.scales.begin + task.scales.staged_bytes - weights.begin;
   } else {
-    staged.scale_file = files_.of(scales);
-    staged.scales = add_extents(scales, *staged.scale_file, task.scales, memory);
+    const OpenFile& scale_file = staged.files.scales ? *staged.files.scales : file;
+    staged.scales = add_extents(scales, scale_file, task.scales, memory);
   }
 }
 
@@ -158,6 +171,7 @@ StagedTask* TaskReader::begin(const ReadTask& task) {
                            [&](const Extent& extent) { return in_background_[extent.tensor->file]; });
   if (!in_background) {
     for (const Extent& extent : extents_) read_now(extent);
+    staged.files = {};
     return &staged;
   }
   ++tasks_under_way_;
@@ -181,6 +195,7 @@ StagedTask* TaskReader::wait() {
 void TaskReader::arrived(StagedTask& task) {
   if (--task.reads_under_way > 0) return;
   --tasks_under_way_;
+  task.files = {};
   task.arrived = std::chrono::steady_clock::now();
   ready_.push_back(&task);
 }

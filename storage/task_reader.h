@@ -24,7 +24,7 @@ struct StagedTask {
   const std::byte* scales = nullptr;    ///< null where there are none
   bool is_in_place = false;             ///< read to its destination: nothing is left to do
   Staging staging;
-  std::shared_ptr<const OpenFile> file, scale_file;  ///< kept open while they are read
+  OpenFiles::Uses files;  ///< while they are read
   int reads_under_way = 0;
   std::chrono::steady_clock::time_point begun, arrived;  ///< of reads in the background
 
@@ -71,7 +71,11 @@ class TaskReader {
   StagedTask* wait();
 
   /// Gives the buffer of a task that was returned back for another.
-  void release(StagedTask& task);
+  void release(StagedTask& task) { free_.push_back(&task); }
+
+  /// Ends the reads that are under way, whose tasks are given up, and gives their files back: others may wait
+  /// for them.
+  void give_up();
 
   /// Gives the staging back. No task may be under way or in use. Throws Error(device) for pinned memory.
   void close();
@@ -97,6 +101,7 @@ class TaskReader {
   };
 
   bool reads_pages(const OpenFile& file) const;
+  OpenFiles::Uses files_for(const ReadTask& task);
   void lay_out(StagedTask& staged);
   std::byte* add_extents(const SourceTensor& tensor, const OpenFile& file, const BoxReading& reading,
                          std::byte*& memory);

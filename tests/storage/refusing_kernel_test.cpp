@@ -7,6 +7,7 @@
 #include <linux/seccomp.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -142,6 +143,39 @@ TEST(refusing_kernel, an_error_of_the_disk_is_named) {
       EXPECT_NE(std::string(error.what()).find("for tensor"), std::string::npos);
     }
   });
+}
+
+/// So many more files may be opened from now on.
+void allow_only(rlim_t more) {
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const int next = ::dup(STDERR_FILENO);
+  ASSERT_GE(next, 0);
+  ::close(next);
+  limit.rlim_cur = static_cast<rlim_t>(next) + more;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+TEST(refusing_kernel, threads_wait_for_each_others_files_where_few_may_be_open) {
+  Random random(22);
+  for (int round = 0; round < 40; ++round) {
+    RandomModel model = random_model(random, 150);
+    const Checkpoint checkpoint(random, model.stored);
+    const Destinations destinations(random, model);
+    const LoadPlan plan = destinations.plan(checkpoint);
+    LoadOptions options;
+    choose_reads(random, options);
+    options.threads = static_cast<int>(random.between(1, 8));
+    const bool in_short_reads = random.once_in(2);
+    if (in_short_reads) options.staging_bytes = std::size_t{1} << 20;
+    where({}, [&] {
+      // The files of one task: weights and scales, each open for both ways to read. And for each thread a ring,
+      // and what the C library opens for a moment when a thread first allocates.
+      allow_only(4 + 2 * static_cast<rlim_t>(options.threads));
+      load(plan, checkpoint.catalog, destinations.specs, options);
+      destinations.expect_decoded(checkpoint);
+    });
+  }
 }
 
 constexpr long cachestat = 451;
