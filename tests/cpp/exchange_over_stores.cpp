@@ -66,19 +66,21 @@ bool all_hold(const Job& job, const Outcome& outcome, int missing = -1, Ends end
       children.push_back(child);
       continue;
     }
+    if (rank == missing && ends == Ends::at_once) std::_Exit(0);
     std::string fault;
+    c10::intrusive_ptr<c10d::Store> store;
     try {
-      if (rank == missing && ends == Ends::at_once) std::_Exit(0);
-      fault = outcome({rank, job.ranks, store_of(job, rank), nullptr, "test", std::chrono::seconds(60)});
-      std::ofstream(job.folder / ("done" + std::to_string(rank))) << fault;
-      for (int other = 0; rank == 0 && other < job.ranks; ++other) {
-        while (other != missing && !std::filesystem::exists(job.folder / ("done" + std::to_string(other))))
-          std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      }
+      store = store_of(job, rank);
+      fault = outcome({rank, job.ranks, store, nullptr, "test", std::chrono::seconds(60)});
     } catch (const std::exception& error) {
       fault = error.what();
     }
     if (!fault.empty()) std::cerr << "rank " << rank << " of " << job.ranks << ": " << fault << "\n";
+    std::ofstream(job.folder / ("done" + std::to_string(rank))) << fault;
+    for (int other = 0; rank == 0 && other < job.ranks; ++other) {  // a TCPStore is rank 0's
+      while (other != missing && !std::filesystem::exists(job.folder / ("done" + std::to_string(other))))
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
     std::_Exit(fault.empty() ? 0 : 1);
   }
   bool hold = true;
