@@ -24,14 +24,13 @@ std::string bytes_of_tensor(const SourceTensor& tensor) {
          std::to_string(tensor.end);
 }
 
-/// A quarter of the descriptors that a process may have: a file takes two, and others need some.
+}  // namespace
+
 std::size_t most_open_files() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 256;
   return std::clamp<std::size_t>(limit.rlim_cur / 4, 1, 1024);
 }
-
-}  // namespace
 
 OpenFiles::OpenFiles(const Catalog& catalog, DirectIo direct_io)
     : catalog_(catalog), direct_io_(direct_io), most_open_(most_open_files()), slots_(catalog.files.size()) {}

@@ -18,6 +18,10 @@ enum class DirectIo : std::uint8_t {
   never,
 };
 
+/// A quarter of the descriptors that this process may have, at least 1: so many files may be kept open, each
+/// of which may take two, while the rest of the process needs some.
+std::size_t most_open_files();
+
 /// A file that a load reads from.
 struct OpenFile {
   std::unique_ptr<const InputFile> file;

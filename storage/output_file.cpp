@@ -68,6 +68,7 @@ std::uint64_t OutputFile::write(std::uint64_t offset, const std::byte* bytes, st
 }
 
 void OutputFile::finish() {
+  if (descriptor_ < 0) return;
   if (flush_ && ::fsync(descriptor_) != 0) fail("cannot flush to the device");
   // Some file systems report a full disk only here.
   if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot close");

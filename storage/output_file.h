@@ -30,7 +30,7 @@ class OutputFile {
   std::uint64_t write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
                       const std::string& what);
 
-  /// Flushes the file to the device, unless that was not wanted, and closes it.
+  /// Flushes the file to the device, unless that was not wanted, and closes it; does nothing the second time.
   void finish();
 
  private:

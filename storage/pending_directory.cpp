@@ -74,6 +74,7 @@ bool expect_replaceable(const fs::path& path) {
   }
   bool empty = true;
   fs::directory_iterator entries(path, code);
+  if (code == std::errc::no_such_file_or_directory) return false;  // another save has just moved it aside
   if (code) fail(path, "cannot list this directory", code.value());
   for (const fs::directory_entry& entry : entries) {
     if (is_part_of_a_checkpoint(entry.path())) return true;

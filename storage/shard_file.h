@@ -33,7 +33,7 @@ class ShardFile {
   /// most 4 MiB of memory for each, which only what is not contiguous needs. May be called several times.
   void write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors, int threads);
 
-  /// Flushes to the device, unless that was not wanted, and closes.
+  /// Flushes to the device, unless that was not wanted, and closes; does nothing the second time.
   void finish() { file_.finish(); }
 
   const std::vector<StoredBytes>& items() const { return items_; }

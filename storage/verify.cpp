@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -45,7 +46,8 @@ class Findings {
   std::set<std::string> damaged_;
 };
 
-/// Files by index, opened when first asked for. Null, and told once, for one that cannot be opened.
+/// Files by index, opened when asked for and closed when nobody uses them, but for the last one: a checkpoint
+/// may have more than a process may have open. Null, and told once, for one that cannot be opened.
 class Files {
  public:
   Files(const Manifest& manifest, const fs::path& directory, Findings& findings)
@@ -54,40 +56,53 @@ class Files {
   std::shared_ptr<InputFile> open(std::size_t index) {
     const std::lock_guard lock(mutex_);
     Slot& slot = files_[index];
-    if (!slot.tried) {
-      slot.tried = true;
-      try {
-        slot.file = std::make_shared<InputFile>(directory_ / manifest_.files[index].name);
-      } catch (const Error& error) {
-        findings_.add(index, "", error.what());
-      }
+    std::shared_ptr<InputFile> file = slot.file.lock();
+    if (file || slot.is_lost) return file;
+    try {
+      file = std::make_shared<InputFile>(directory_ / manifest_.files[index].name);
+    } catch (const Error& error) {
+      if (error.system_error == EMFILE || error.system_error == ENFILE) throw;  // no fault of the checkpoint
+      slot.is_lost = true;
+      findings_.add(index, "", error.what());
+      return nullptr;
     }
-    return slot.file;
+    slot.file = file;
+    last_ = file;
+    return file;
   }
 
  private:
   struct Slot {
-    bool tried = false;
-    std::shared_ptr<InputFile> file;
+    std::weak_ptr<InputFile> file;
+    bool is_lost = false;
   };
   const Manifest& manifest_;
   const fs::path& directory_;
   Findings& findings_;
   std::mutex mutex_;
   std::vector<Slot> files_;
+  std::shared_ptr<InputFile> last_;
 };
 
 struct Block {
   std::size_t place;
   std::uint64_t number;
+  std::size_t order;  // that it is told in
 };
 
+/// In the order of the files.
 std::vector<Block> blocks_of(const std::vector<const Place*>& places) {
   std::vector<Block> blocks;
   for (std::size_t p = 0; p < places.size(); ++p) {
     for (std::uint64_t number = 0; number < places[p]->bytes.checksums.size(); ++number)
-      blocks.push_back({p, number});
+      blocks.push_back({p, number, blocks.size()});
   }
+  std::stable_sort(blocks.begin(), blocks.end(), [&](const Block& a, const Block& b) {
+    const auto place_of = [&](const Block& block) {
+      return std::pair(places[block.place]->file, places[block.place]->bytes.begin);
+    };
+    return place_of(a) < place_of(b);
+  });
   return blocks;
 }
 
@@ -100,7 +115,7 @@ std::uint64_t check_places(const Manifest& manifest, const std::vector<const Pla
   for_each_index(blocks.size(), threads, [&](std::size_t index) {
     const Block& block = blocks[index];
     const Place& place = *places[block.place];
-    const std::size_t order = manifest.files.size() + index;
+    const std::size_t order = manifest.files.size() + block.order;
     const std::uint64_t begin = place.bytes.begin + block.number * checksum_block_bytes;
     const std::uint64_t count = std::min(checksum_block_bytes, place.bytes.end - begin);
     const std::string& name = names[block.place];

@@ -37,6 +37,9 @@ from shardwright.storage_reader import default_threads
 
 _SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
+#: Files that are open at a time, written and on their way to the device.
+_OPEN_FILES = 32
+
 #: What gathering a strided shard takes, for each thread (storage/checksum.h).
 _BLOCK_BYTES = 4 << 20
 
@@ -192,6 +195,8 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             )
             self._fill(file, chunks, planner, report)
             files.append((name, file, chunks))
+            if len(files) > _OPEN_FILES:
+                files[-1 - _OPEN_FILES][1].finish()
         raw = [item for item in tensors if _tensor_facts(item)[1] not in DTYPE_NAMES]
         if raw or objects:
             name = f"rank-{outcome.rank:05d}.bin"
