@@ -60,7 +60,7 @@ class AdapterBeingWritten:
         )
         self.directory.mkdir(parents=True, exist_ok=True)
         size = ranges[-1][1]
-        with open(self._weights, "wb") as file:
+        with open(self._weights, "wb+") as file:  # where there is no fallocate, the C library reads as well
             file.write(header)
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal later
         mapped = torch.from_file(os.fspath(self._weights), shared=True, size=size, dtype=torch.uint8)

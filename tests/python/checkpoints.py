@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +231,15 @@ def config_of(sizes: Sizes = Sizes(), *, quantized: bool = True) -> dict:
             "weight_block_size": [1, 32],
         }
     return config
+
+
+def allows_direct_reads(checkpoint: Path) -> bool:
+    """Whether its file system knows reads past the page cache: some in memory do not."""
+    try:
+        os.close(os.open(next(checkpoint.glob("*.safetensors")), os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
 
 
 def write_m3(directory: Path, sizes: Sizes = Sizes(), seed: int = 0, *, files: int = 2, **how) -> Path:

@@ -40,7 +40,7 @@ def save_for_ever(rank: int, ranks: int, folder: Path, path: Path, begin: int) -
     """One rank: saves ever newer values, and says when the first one is there."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=20))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     for value in range(begin, begin + 1000):
         sw.save(state(float(value)), path)
         (folder / f"ready_{rank}").touch()  # the first save takes longer
@@ -92,6 +92,9 @@ def one_moment(path: Path, ranks: int, all_of_them: bool, wait: float, choice: r
         ]
         try:
             while not all((folder / f"ready_{rank}").exists() for rank in range(ranks)):
+                for child in children:
+                    ended_now = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                    assert ended_now is None, "a rank ended before it had saved"
                 time.sleep(0.002)
             time.sleep(wait)
             victims = children if all_of_them else [choice.choice(children)]
@@ -100,7 +103,7 @@ def one_moment(path: Path, ranks: int, all_of_them: bool, wait: float, choice: r
             for child in victims:
                 os.waitpid(child, 0)
             for child in list(set(children) - set(victims)):
-                assert ended(child, 60), "a rank waits for ever for one that has been killed"
+                assert ended(child, 120), "a rank waits for ever for one that has been killed"
             children = []
         finally:
             for child in children:

@@ -20,12 +20,17 @@ def outcome_of(worker: str, ranks: int, checkpoint: Path, directory: Path) -> di
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(ranks), str(HERE / "workers" / worker)]
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    run = subprocess.run(
+    with subprocess.Popen(
         [*command, checkpoint, uneven, directory / "result.json"],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    ) as run:
+        try:
+            output, _ = run.communicate(timeout=600)
+        except BaseException:
+            run.terminate()  # torchrun ends its workers; killed, it would leave them behind
+            raise
+    assert run.returncode == 0, output
     return json.loads((directory / "result.json").read_text())

@@ -73,9 +73,11 @@ TEST(cooperative_load, ranks_of_any_shards_get_what_plain_decoding_gives_and_nev
   int saved = 0;
   int direct = 0;
   int in_background = 0;
+  bool may_be_direct = true;
   for (int round = 0; round < 60; ++round) {
     const RandomModel model = random_model(random);
     const Checkpoint checkpoint(random, model.stored);
+    may_be_direct = may_be_direct && allows_direct_reads(checkpoint);
     std::vector<std::unique_ptr<Destinations>> ranks;
     std::vector<LoadPlan> plans;
     std::vector<LoadOptions> options;
@@ -111,7 +113,7 @@ TEST(cooperative_load, ranks_of_any_shards_get_what_plain_decoding_gives_and_nev
     saved += together < alone;
   }
   EXPECT_GT(saved, 10);
-  EXPECT_GT(direct, 5);
+  EXPECT_TRUE(direct > 5 || !may_be_direct);
   EXPECT_TRUE(in_background > 5 || !has_io_uring());
 }
 

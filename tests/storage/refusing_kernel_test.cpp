@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -96,7 +97,7 @@ TEST(refusing_kernel, without_io_uring_files_are_read_by_pread) {
       options.direct_io = DirectIo::always;
       const LoadReport report = job.run(options);
       EXPECT_EQ(report.files_io_uring, 0);
-      EXPECT_EQ(report.files_direct, report.files);
+      EXPECT_EQ(report.files_direct, allows_direct_reads(job.checkpoint) ? report.files : 0);
       job.destinations.expect_decoded(job.checkpoint);
       options.reads = Reads::io_uring;
       expect_error(ErrorKind::argument, {"io_uring", "pread"}, [&] { job.run(options); });
@@ -169,8 +170,8 @@ TEST(refusing_kernel, threads_wait_for_each_others_files_where_few_may_be_open) 
     const bool in_short_reads = random.once_in(2);
     if (in_short_reads) options.staging_bytes = std::size_t{1} << 20;
     where({}, [&] {
-      // The files of one task: weights and scales, each open for both ways to read. And for each thread a ring,
-      // and what the C library opens for a moment when a thread first allocates.
+      // The files of one task: weights and scales, each open for both ways to read. And for each thread a
+      // ring, and what the C library opens for a moment when a thread first allocates.
       allow_only(4 + 2 * static_cast<rlim_t>(options.threads));
       load(plan, checkpoint.catalog, destinations.specs, options);
       destinations.expect_decoded(checkpoint);
@@ -189,6 +190,13 @@ double resident_share(int descriptor, std::size_t bytes) {
   return static_cast<double>(std::count(pages.begin(), pages.end(), 1)) / static_cast<double>(pages.size());
 }
 
+/// False for a file system in memory, say.
+bool tells_what_is_cached(int descriptor) {
+  char byte = 0;
+  iovec place{&byte, 1};
+  return ::preadv2(descriptor, &place, 1, 0, RWF_NOWAIT) >= 0 || errno == EAGAIN;
+}
+
 TEST(refusing_kernel, what_is_in_the_page_cache_is_sampled_where_it_is_not_counted) {
   const TemporaryDirectory directory;
   write_file(directory / "file", std::string(8 << 20, 'x'));
@@ -197,10 +205,12 @@ TEST(refusing_kernel, what_is_in_the_page_cache_is_sampled_where_it_is_not_count
   ::fsync(descriptor);
   for (const int error : {ENOSYS, EPERM}) {
     where({{cachestat, error}}, [&] {
-      for (const int kept : {8, 5, 0}) {  // MiB; a file system in memory keeps all
+      for (const int kept : {8, 5, 0}) {  // MiB
         ASSERT_EQ(::posix_fadvise(descriptor, kept << 20, 0, POSIX_FADV_DONTNEED), 0);
+        const double resident =
+            resident_share(descriptor, 8 << 20);  // first: newer kernels read what is asked for
         EXPECT_NEAR(share_in_page_cache(descriptor, 8 << 20).value_or(-1),
-                    resident_share(descriptor, 8 << 20), 0.1);
+                    tells_what_is_cached(descriptor) ? resident : -1, 0.1);
       }
       std::string all(8 << 20, ' ');
       EXPECT_EQ(::pread(descriptor, all.data(), all.size(), 0), std::ssize(all));

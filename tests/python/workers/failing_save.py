@@ -151,6 +151,8 @@ def a_directory_that_cannot_be_written(directory: str, _: str) -> None:
     else:
         sw.save(state(1), folder / "checkpoint")
         on_rank_0("chmod", "555", folder)
+        if os.access(folder, os.W_OK):  # root, who may not mount: nothing keeps it from writing
+            return
         number = errno.EACCES
     try:
         assert_same_failure(folder / "checkpoint", number, "rank 0: ", str(folder), os.strerror(number))
