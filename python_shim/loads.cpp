@@ -105,6 +105,7 @@ void bind_loads(py::module_& m) {
       .def_readonly("devices", &LoadReport::devices)
       .def_readonly("peak_device_bytes", &LoadReport::peak_device_bytes)
       .def_readonly("bytes_to_devices", &LoadReport::bytes_to_devices)
+      .def_readonly("bytes_gpu_direct", &LoadReport::bytes_gpu_direct)
       .def_readonly("device_batches", &LoadReport::device_batches)
       .def_readonly("files", &LoadReport::files)
       .def_readonly("files_direct", &LoadReport::files_direct)

@@ -105,6 +105,14 @@ DevicePlacer::Block& DevicePlacer::block_with_room(std::size_t bytes, std::uint3
   return block;
 }
 
+/// Adds what is to be placed of a transfer to what the block holds.
+void DevicePlacer::add(Block& block, std::uint32_t index, const BoxInMemory& part) {
+  const Transfer& transfer = plan_.transfers[index];
+  for_each_tile(transfer, catalog_.tensors[transfer.source].dtype, part, specs_[transfer.destination],
+                [&](const cuda::Placing& placing) { block.placings.push_back(placing); });
+  block.tasks.emplace_back(index, volume(part.box.size));
+}
+
 DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
   const std::uint32_t index = staged.task.transfer;
   const Transfer& transfer = plan_.transfers[index];
@@ -116,14 +124,19 @@ DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
   const std::lock_guard lock(mutex_);
   use();
   const DeviceEvent copied = unused_event(index);
-  Block* block = &blocks_[turn_];
+  Block* block = &blocks_[staged.is_on_device ? block_count : turn_];
   try {
     BoxInMemory part = staged.part();
-    if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.strides, spec)) {
+    if (staged.is_on_device) {
+      open_stream(*block, index);
+      add(*block, index, part);
+      place(*block);
+    } else if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.strides, spec)) {
       open_stream(*block, index);
       written_.begin(transfer.destination, elements);
       expect(calls_.copy_to_device(place, part.elements, bytes, block->stream), "cudaMemcpyAsync", index);
       in_streams_[transfer.destination] += elements;
+      bytes_copied_ += bytes;
     } else {
       block = &block_with_room(bytes, index);
       std::byte* const in_block = block->memory + block->used;
@@ -131,14 +144,16 @@ DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
       block->used += aligned(bytes);
       if (part.scales != nullptr) part.scales = in_block + (part.scales - part.elements);
       part.elements = in_block;
-      for_each_tile(transfer, dtype, part, spec,
-                    [&](const cuda::Placing& placing) { block->placings.push_back(placing); });
-      block->tasks.emplace_back(index, elements);
+      add(*block, index, part);
+      bytes_copied_ += bytes;
     }
-    bytes_copied_ += bytes;
     expect(calls_.event_record(copied, block->stream), "cudaEventRecord", index);
   } catch (...) {
     if (block->stream != nullptr) calls_.stream_synchronize(block->stream);
+    if (staged.is_on_device) {  // what it holds is not for others to place
+      block->placings.clear();
+      block->tasks.clear();
+    }
     unused_events_.push_back(copied);
     throw;
   }
@@ -161,9 +176,7 @@ void DevicePlacer::give_back(DeviceEvent event) {
   unused_events_.push_back(event);
 }
 
-/// Places what the block holds, and passes the turn on.
-void DevicePlacer::launch(Block& block) {
-  if (block.placings.empty()) return;
+void DevicePlacer::place(Block& block) {
   for (const auto& [transfer, elements] : block.tasks) {
     written_.begin(plan_.transfers[transfer].destination, elements);
   }
@@ -173,8 +186,14 @@ void DevicePlacer::launch(Block& block) {
   }
   block.placings.clear();
   block.tasks.clear();
-  block.used = 0;
   ++batches_;
+}
+
+/// Places what the block holds, and passes the turn on.
+void DevicePlacer::launch(Block& block) {
+  if (block.placings.empty()) return;
+  place(block);
+  block.used = 0;
   turn_ = (turn_ + 1) % block_count;
 }
 

@@ -45,8 +45,8 @@ class DevicePlacer {
   /// Makes the device current on the calling thread.
   void use() const;
 
-  /// Begins to copy a task from pinned memory, which must stay as it is until the event that is returned has
-  /// happened. If this throws, nothing is under way from there.
+  /// Begins to copy a task from pinned memory, or to place one that is on the device already. Its memory must
+  /// stay as it is until the event that is returned has happened. If this throws, nothing is under way there.
   DeviceEvent submit(const StagedTask& staged);
 
   /// Whether the event has happened, and waiting for it.
@@ -81,6 +81,8 @@ class DevicePlacer {
   DeviceEvent unused_event(std::uint32_t transfer);
   Block& block_with_room(std::size_t bytes, std::uint32_t transfer);
   void open_stream(Block& block, std::uint32_t transfer);
+  void add(Block& block, std::uint32_t transfer, const BoxInMemory& part);
+  void place(Block& block);
   void launch(Block& block);
   void end_writing();
   void close(DeviceStatus& status, const char*& call);
@@ -95,8 +97,8 @@ class DevicePlacer {
   WrittenParts& written_;
   std::uint32_t first_transfer_ = 0;  // to this device: for messages that concern none in particular
 
-  std::mutex mutex_;  // guards what follows
-  std::array<Block, block_count> blocks_;
+  std::mutex mutex_;                           // guards what follows
+  std::array<Block, block_count + 1> blocks_;  // the last without memory: for what is on the device already
   std::size_t turn_ = 0;
   DeviceEvent beginning_ = nullptr;  // when the work of `after` is done
   std::vector<DeviceEvent> events_;  // all of them

@@ -63,13 +63,15 @@ class Engine {
 
  private:
   void run_plan() {
-    const Resources resources = resources_for(options_, reading_, files_.count_direct() > 0,
-                                              most_tasks_of(plan_), devices_.block_bytes());
+    devices_.open();
+    const bool some_direct = files_.count_direct() > 0;
+    if (some_direct) files_.use_gpu_direct(devices_.open_gpu_direct());
+    const Resources resources = resources_for(options_, reading_, some_direct, most_tasks_of(plan_),
+                                              {devices_.block_bytes(), devices_.gpu_direct_bytes()});
     const std::size_t task_bytes = TaskReader::task_bytes_of(resources.buffer_bytes);
     TaskCutter cutter(plan_, catalog_, task_bytes, reading_.costs);
     cutter_ = &cutter;
     const std::uint64_t bytes_in_all = options_.progress ? bytes_to_read(task_bytes) : 0;
-    devices_.open();
 
     std::vector<std::thread> workers;
     running_ = resources.threads;
@@ -125,14 +127,18 @@ class Engine {
       devices_.use_one();
       TaskReader reader(
           catalog_, files_, reading_.in_background,
-          {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages, devices_.calls()},
-          [&](const ReadTask& task) { return place_of(task); });
+          {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages, devices_.calls(),
+           resources.gpu_direct ? devices_.gpu_direct() : nullptr},
+          [&](const ReadTask& task) { return place_of(task); },
+          [&](const ReadTask& task) { return device_of(task); });
       const TaskLoop loop{[&](ReadTask& task) { return next_task(task); },
                           [&](const StagedTask& staged) { return place(staged); },
                           [&] { return stopped_.load(); }};
       run_tasks(reader, loop, figures, trace_.is_wanted() ? &events : nullptr);
       const std::lock_guard lock(mutex_);
       report_.bytes_read += reader.bytes_read();
+      report_.bytes_gpu_direct += reader.bytes_gpu_direct();
+      devices_.count(reader);
       report_.read_requests += reader.requests();
       report_.peak_staging_bytes += reader.staging_bytes();
       had_ring_ = had_ring_ || reader.has_ring();
@@ -155,6 +161,11 @@ class Engine {
                                             task.weights.staged_strides, spec);
     if (place != nullptr) written_.begin(transfer.destination, volume(task.box.size));
     return place;
+  }
+
+  int device_of(const ReadTask& task) const {
+    const TensorSpec& spec = specs_[plan_.transfers[task.transfer].destination];
+    return spec.device == DeviceKind::cuda ? spec.device_index : -1;
   }
 
   DevicePlacer* place(const StagedTask& staged) {

@@ -12,6 +12,7 @@
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
 #include "storage/device_calls.h"
+#include "storage/gpu_direct.h"
 #include "storage/open_files.h"
 #include "storage/trace.h"
 
@@ -43,7 +44,8 @@ struct LoadOptions {
   /// where none is named. When load() returns, all that it did on the devices is done.
   std::map<int, DeviceStream> device_streams;
 
-  const DeviceCalls* device_calls = nullptr;  ///< for tests; null: cuda_calls()
+  const DeviceCalls* device_calls = nullptr;         ///< for tests; null: cuda_calls()
+  const GpuDirectCalls* gpu_direct_calls = nullptr;  ///< with those; else those of the installed library
 
   std::filesystem::path
       trace;              ///< where to write what each thread did when (Chrome trace format); empty: nowhere
@@ -72,6 +74,7 @@ struct LoadReport {
   int devices = 0;                     ///< CUDA devices that were written to
   std::size_t peak_device_bytes = 0;   ///< of staging on a device, where it was most
   std::uint64_t bytes_to_devices = 0;  ///< copied there, as they are in the files
+  std::uint64_t bytes_gpu_direct = 0;  ///< read straight into devices by GPUDirect Storage, of bytes_read
   std::int64_t device_batches = 0;     ///< of tiles that kernels decoded and placed there
   std::int64_t files = 0;              ///< that something was read from
   std::int64_t files_direct = 0;       ///< of them, past the page cache (O_DIRECT)

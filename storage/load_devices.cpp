@@ -45,7 +45,9 @@ std::vector<std::string> tensors_on_devices(const LoadPlan& plan, const std::vec
 
 LoadDevices::LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                          const LoadOptions& options, WrittenParts& written)
-    : calls_(options.device_calls != nullptr ? options.device_calls : cuda_calls()) {
+    : calls_(options.device_calls != nullptr ? options.device_calls : cuda_calls()),
+      is_real_(options.device_calls == nullptr),
+      gpu_direct_calls_(options.gpu_direct_calls) {
   const std::vector<std::string> names = tensors_on_devices(plan, specs);
   if (names.empty()) return;
   first_tensor_ = names.front();
@@ -61,7 +63,9 @@ LoadDevices::LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std
     throw Error(ErrorKind::argument, "device_memory is " + std::to_string(options.device_memory) +
                                          "; expected at least " + std::to_string(smallest_device_memory));
   }
-  block_bytes_ = std::min(largest_block_bytes, options.device_memory / DevicePlacer::block_count);
+  gpu_direct_bytes_ = options.device_memory / 2;
+  block_bytes_ =
+      std::min(largest_block_bytes, (options.device_memory - gpu_direct_bytes_) / DevicePlacer::block_count);
   for (const Transfer& transfer : plan.transfers) {
     const TensorSpec& spec = specs[transfer.destination];
     if (spec.device != DeviceKind::cuda) continue;
@@ -92,6 +96,25 @@ void LoadDevices::open() {
   });
 }
 
+const GpuDirectCalls* LoadDevices::open_gpu_direct() {
+  if (!any()) return nullptr;
+  const GpuDirectCalls* const calls = is_real_ ? gpu_direct_calls() : gpu_direct_calls_;
+  if (calls == nullptr) return nullptr;
+  on_its_own_thread([&] {
+    use_one();
+    if (calls->open()) gpu_direct_ = calls;
+  });
+  return gpu_direct_;
+}
+
+LoadDevices::~LoadDevices() {
+  if (gpu_direct_ != nullptr) gpu_direct_->close();
+}
+
+void LoadDevices::count(const TaskReader& reader) {
+  for (const auto& [device, _] : placers_) gpu_direct_staging_[device] += reader.staging_bytes_on(device);
+}
+
 void LoadDevices::use_one() const {
   if (any()) placers_.begin()->second->use();
 }
@@ -119,8 +142,11 @@ void LoadDevices::abandon() noexcept {
 
 void LoadDevices::report(LoadReport& report) const {
   report.devices = static_cast<int>(placers_.size());
-  for (const auto& [_, placer] : placers_) {
-    report.peak_device_bytes = std::max(report.peak_device_bytes, placer->staging_bytes());
+  for (const auto& [device, placer] : placers_) {
+    const auto direct = gpu_direct_staging_.find(device);
+    const std::size_t staging =
+        placer->staging_bytes() + (direct == gpu_direct_staging_.end() ? 0 : direct->second);
+    report.peak_device_bytes = std::max(report.peak_device_bytes, staging);
     report.bytes_to_devices += placer->bytes_copied();
     report.device_batches += placer->batches();
   }

@@ -24,6 +24,10 @@ class LoadDevices {
   LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
               const LoadOptions& options, WrittenParts& written);
 
+  ~LoadDevices();
+  LoadDevices(const LoadDevices&) = delete;
+  LoadDevices& operator=(const LoadDevices&) = delete;
+
   bool any() const { return !placers_.empty(); }
 
   /// The calls to allocate pinned memory with; null where no device is written to.
@@ -35,6 +39,18 @@ class LoadDevices {
   /// Makes sure of driver, devices and kernels before anything is written, and has what is done wait for the
   /// caller's streams. Throws Error(device).
   void open();
+
+  /// Whether files that are read past the page cache can be read straight into the devices, from open() on;
+  /// null if not. What is opened for it is closed at the very end, after all files.
+  const GpuDirectCalls* open_gpu_direct();
+
+  const GpuDirectCalls* gpu_direct() const { return gpu_direct_; }
+
+  /// Device memory that is left for such reads, of each device.
+  std::size_t gpu_direct_bytes() const { return gpu_direct_ == nullptr ? 0 : gpu_direct_bytes_; }
+
+  /// What a thread took of it.
+  void count(const TaskReader& reader);
 
   /// Makes one of the devices current on the calling thread: what it allocates must not bring a context onto
   /// a device that nobody uses.
@@ -55,8 +71,13 @@ class LoadDevices {
   void expect(DeviceStatus status, const char* call) const;
 
   const DeviceCalls* calls_;
+  const bool is_real_;                          // no test's devices
+  const GpuDirectCalls* gpu_direct_calls_;      // of a test
+  const GpuDirectCalls* gpu_direct_ = nullptr;  // once it is open
   std::size_t block_bytes_ = 0;
-  std::string first_tensor_;  // on a device, for messages
+  std::size_t gpu_direct_bytes_ = 0;
+  std::map<int, std::size_t> gpu_direct_staging_;  // by device
+  std::string first_tensor_;                       // on a device, for messages
   std::map<int, std::unique_ptr<DevicePlacer>> placers_;
 };
 
