@@ -7,8 +7,8 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <functional>
 #include <mutex>
-#include <type_traits>
 
 namespace shardwright {
 namespace {
@@ -36,25 +36,28 @@ constexpr int use_peer_to_peer = 7;     // CUFILE_PARAM_USE_PCIP2PDMA
 constexpr const char* kernel_module = "/proc/driver/nvidia-fs/version";
 
 struct Library {
-  Status (*open_driver)() = nullptr;
-  Status (*close_driver)() = nullptr;
-  long (*count_users)() = nullptr;
-  Status (*get_switch)(int parameter, bool* value) = nullptr;  // like the next, since 1.14: may be missing
-  Status (*set_switch)(int parameter, bool value) = nullptr;
-  Status (*register_file)(void** handle, FileDescription* description) = nullptr;
-  void (*release_file)(void* handle) = nullptr;
-  Status (*register_memory)(const void* memory, std::size_t bytes, int flags) = nullptr;
-  Status (*release_memory)(const void* memory) = nullptr;
-  ssize_t (*read)(void* handle, void* memory, std::size_t bytes, off_t offset_in_file,
-                  off_t offset_in_memory) = nullptr;
+  std::function<Status()> open_driver, close_driver;
+  std::function<long()> count_users;
+  std::function<Status(int parameter, bool* value)> get_switch;  // like the next, since 1.14: may be missing
+  std::function<Status(int parameter, bool value)> set_switch;
+  std::function<Status(void** handle, FileDescription* description)> register_file;
+  std::function<void(void* handle)> release_file;
+  std::function<Status(const void* memory, std::size_t bytes, int flags)> register_memory;
+  std::function<Status(const void* memory)> release_memory;
+  std::function<ssize_t(void* handle, void* memory, std::size_t bytes, off_t offset_in_file,
+                        off_t offset_in_memory)>
+      read;
   bool is_complete = false;
 
   Library() {
     // Never unloaded: it has threads of its own.
     void* const library = ::dlopen("libcufile.so.0", RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) return;
-    const auto find = [library](const char* name, auto& function) {
-      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(library, name));
+    const auto find = [library]<class Result, class... Arguments>(
+                          const char* name, std::function<Result(Arguments...)>& function) {
+      if (void* const found = ::dlsym(library, name)) {
+        function = reinterpret_cast<Result (*)(Arguments...)>(found);
+      }
       return function != nullptr;
     };
     find("cuFileGetParameterBool", get_switch);
@@ -68,7 +71,7 @@ struct Library {
 
   bool is_on(int parameter) const {
     bool value = false;
-    return get_switch != nullptr && get_switch(parameter, &value).error == 0 && value;
+    return get_switch && get_switch(parameter, &value).error == 0 && value;
   }
 };
 
@@ -93,7 +96,7 @@ bool open_driver() {
   if (!has_way || cufile.is_on(force_compatibility)) return false;
   const std::lock_guard lock(mutex);
   // The switch is for the whole process: left alone where somebody else uses the library already.
-  if (cufile.count_users() == 0 && cufile.is_on(allow_compatibility) && cufile.set_switch != nullptr) {
+  if (cufile.count_users() == 0 && cufile.is_on(allow_compatibility) && cufile.set_switch) {
     refuses_staging = cufile.set_switch(allow_compatibility, false).error == 0;
   }
   if (cufile.open_driver().error == 0) return true;
