@@ -51,7 +51,7 @@ LoadOptions options_from(int threads, std::size_t staging_bytes, const py::objec
   options.huge_pages = huge_pages_from(huge_pages);
   options.trace = trace.value_or("");
   options.trace_process = trace_process;
-  if (device_memory) options.device_memory = *device_memory;
+  if (device_memory) options.devices.memory = *device_memory;
   return options;
 }
 
@@ -86,7 +86,7 @@ void bind_loads(py::module_& m) {
           "after",
           [](LoadOptions options, const std::map<int, std::uintptr_t>& streams) {
             for (const auto& [device, stream] : streams) {
-              options.device_streams[device] =
+              options.devices.streams[device] =
                   reinterpret_cast<DeviceStream>(stream);  // NOLINT(performance-no-int-to-ptr): from torch
             }
             return options;

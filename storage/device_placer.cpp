@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "storage/device_error.h"
 #include "storage/placing.h"
 
 namespace shardwright {
@@ -26,25 +25,17 @@ std::size_t staged_span(const StagedTask& staged) {
 
 }  // namespace
 
-DevicePlacer::DevicePlacer(const DeviceCalls& calls, int device, DeviceStream after, std::size_t block_bytes,
-                           const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+DevicePlacer::DevicePlacer(DeviceResources& device, std::size_t block_bytes, const LoadPlan& plan,
+                           const Catalog& catalog, const std::vector<TensorSpec>& specs,
                            WrittenParts& written)
-    : calls_(calls),
-      device_(device),
-      after_(after),
+    : device_(device),
+      calls_(device.calls()),
       block_bytes_(block_bytes),
       plan_(plan),
       catalog_(catalog),
       specs_(specs),
       written_(written),
-      in_streams_(specs.size()) {
-  const auto first =
-      std::find_if(plan.transfers.begin(), plan.transfers.end(), [&](const Transfer& transfer) {
-        const TensorSpec& spec = specs[transfer.destination];
-        return spec.device == DeviceKind::cuda && spec.device_index == device;
-      });
-  first_transfer_ = static_cast<std::uint32_t>(first - plan.transfers.begin());
-}
+      in_streams_(specs.size()) {}
 
 std::string DevicePlacer::name_of_transfer(std::uint32_t index) const {
   const Transfer& transfer = plan_.transfers[index];
@@ -52,42 +43,19 @@ std::string DevicePlacer::name_of_transfer(std::uint32_t index) const {
 }
 
 void DevicePlacer::expect(DeviceStatus status, const char* call, std::uint32_t transfer) const {
-  if (status == device_status::success) return;
-  throw device_error(calls_, status, call, device_, name_of_transfer(transfer));
+  if (status != device_status::success) device_.expect(status, call, name_of_transfer(transfer));
 }
-
-void DevicePlacer::open() {
-  const std::lock_guard lock(mutex_);
-  use();
-  expect(calls_.load_kernels(), "loading the kernels", first_transfer_);
-  beginning_ = unused_event(first_transfer_);
-  expect(calls_.event_record(beginning_, after_), "cudaEventRecord", first_transfer_);
-}
-
-void DevicePlacer::use() const { expect(calls_.set_device(device_), "cudaSetDevice", first_transfer_); }
 
 DeviceEvent DevicePlacer::unused_event(std::uint32_t transfer) {
-  DeviceEvent event = nullptr;
-  if (unused_events_.empty()) {
-    events_.reserve(events_.size() + 1);  // or a created one could be lost
-    expect(calls_.event_create(&event), "cudaEventCreate", transfer);
-    events_.push_back(event);
-  } else {
-    event = unused_events_.back();
-    unused_events_.pop_back();
-  }
+  if (unused_events_.empty()) return device_.event(name_of_transfer(transfer));
+  const DeviceEvent event = unused_events_.back();
+  unused_events_.pop_back();
   return event;
 }
 
 void DevicePlacer::open_stream(Block& block, std::uint32_t transfer) {
   block.last_transfer = transfer;
-  if (block.stream != nullptr) return;
-  DeviceStream stream = nullptr;
-  expect(calls_.stream_create(&stream), "cudaStreamCreate", transfer);
-  const DeviceStatus waits = calls_.stream_wait_event(stream, beginning_);
-  if (waits != device_status::success) calls_.stream_destroy(stream);  // other threads must not find it
-  expect(waits, "cudaStreamWaitEvent", transfer);
-  block.stream = stream;
+  if (block.stream == nullptr) block.stream = device_.stream(name_of_transfer(transfer));
 }
 
 DevicePlacer::Block& DevicePlacer::block_with_room(std::size_t bytes, std::uint32_t transfer) {
@@ -96,12 +64,7 @@ DevicePlacer::Block& DevicePlacer::block_with_room(std::size_t bytes, std::uint3
   }
   Block& block = blocks_[turn_];
   open_stream(block, transfer);
-  if (block.memory == nullptr) {
-    void* memory = nullptr;
-    expect(calls_.device_allocate(&memory, block_bytes_), "cudaMalloc", transfer);
-    block.memory = static_cast<std::byte*>(memory);
-    staging_bytes_ += block_bytes_;
-  }
+  if (block.memory == nullptr) block.memory = device_.memory(block_bytes_, name_of_transfer(transfer));
   return block;
 }
 
@@ -122,7 +85,7 @@ DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
   const std::size_t bytes = staged_span(staged);
 
   const std::lock_guard lock(mutex_);
-  use();
+  device_.use();
   const DeviceEvent copied = unused_event(index);
   Block* block = &blocks_[staged.is_on_device ? block_count : turn_];
   try {
@@ -204,49 +167,26 @@ void DevicePlacer::end_writing() {
 
 void DevicePlacer::finish() {
   const std::lock_guard lock(mutex_);
-  use();
+  device_.use();
   for (Block& block : blocks_) launch(block);
   for (const Block& block : blocks_) {
     if (block.stream == nullptr) continue;
     // An error of anything that was done in this stream shows here at the latest.
     expect(calls_.stream_synchronize(block.stream), "cudaStreamSynchronize", block.last_transfer);
   }
+  blocks_ = {};  // the device gives back what they had, and nobody must look there then
   end_writing();
-  DeviceStatus status = device_status::success;
-  const char* call = "";
-  close(status, call);
-  expect(status, call, first_transfer_);
 }
 
-void DevicePlacer::abandon() {
+void DevicePlacer::abandon() noexcept {
   const std::lock_guard lock(mutex_);
-  DeviceStatus status = calls_.set_device(device_);
+  DeviceStatus status = device_status::success;
   for (const Block& block : blocks_) {
     if (block.stream == nullptr) continue;
     const DeviceStatus of_stream = calls_.stream_synchronize(block.stream);
     if (status == device_status::success) status = of_stream;
   }
   if (status == device_status::success) end_writing();
-  const char* call = "";
-  close(status, call);
-}
-
-/// Gives everything back, whatever fails on the way; the first status that tells of a failure, and its call.
-void DevicePlacer::close(DeviceStatus& status, const char*& call) {
-  const auto note = [&](DeviceStatus found, const char* by) {
-    if (found == device_status::success || status != device_status::success) return;
-    status = found;
-    call = by;
-  };
-  for (Block& block : blocks_) {
-    if (block.memory != nullptr) note(calls_.device_free(block.memory), "cudaFree");
-    if (block.stream != nullptr) note(calls_.stream_destroy(block.stream), "cudaStreamDestroy");
-    block = {};
-  }
-  for (const DeviceEvent event : events_) note(calls_.event_destroy(event), "cudaEventDestroy");
-  events_.clear();
-  unused_events_.clear();
-  beginning_ = nullptr;
 }
 
 }  // namespace shardwright

@@ -4,15 +4,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "planner/catalog.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
-#include "storage/device_calls.h"
-#include "storage/gpu_direct.h"
+#include "storage/device_options.h"
 #include "storage/open_files.h"
 #include "storage/trace.h"
 
@@ -36,16 +34,9 @@ struct LoadOptions {
   DirectIo direct_io = DirectIo::automatic;
   bool huge_pages = false;  ///< ask for staging in huge pages; not where tensors are on a device
 
-  /// At most so many bytes of each CUDA device that is written to, beside the tensors; at least 64 KiB.
-  /// Staging in CPU memory is pinned then, all of it.
-  std::size_t device_memory = std::size_t{256} << 20;
-
-  /// For each CUDA device, the stream whose work so far comes before what the load does; its default stream
-  /// where none is named. When load() returns, all that it did on the devices is done.
-  std::map<int, DeviceStream> device_streams;
-
-  const DeviceCalls* device_calls = nullptr;         ///< for tests; null: cuda_calls()
-  const GpuDirectCalls* gpu_direct_calls = nullptr;  ///< with those; else those of the installed library
+  /// Where tensors are on CUDA devices, all staging in CPU memory is pinned. When load() returns, all that it
+  /// did on the devices is done.
+  DeviceOptions devices;
 
   std::filesystem::path
       trace;              ///< where to write what each thread did when (Chrome trace format); empty: nowhere

@@ -90,6 +90,15 @@ void for_each_plain_tile(const std::vector<CopiedDimension>& dimensions, DType s
   }
 }
 
+/// What is contiguous in the source has to come last.
+std::vector<CopiedDimension> in_order_of_source(std::vector<CopiedDimension> dimensions) {
+  std::stable_sort(dimensions.begin(), dimensions.end(),
+                   [](const CopiedDimension& a, const CopiedDimension& b) {
+                     return std::abs(a.source_stride) > std::abs(b.source_stride);
+                   });
+  return simplified(dimensions);
+}
+
 void place_tile(const cuda::Placing& tile) {
   if (tile.scales.data == nullptr) {
     place(tile.source, tile.destination);
@@ -116,12 +125,13 @@ std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dime
 
 void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
               const std::byte* from, std::byte* to) {
-  // What is contiguous in the source has to come last.
-  std::vector<CopiedDimension> ordered = dimensions;
-  std::stable_sort(ordered.begin(), ordered.end(), [](const CopiedDimension& a, const CopiedDimension& b) {
-    return std::abs(a.source_stride) > std::abs(b.source_stride);
-  });
-  for_each_plain_tile(simplified(ordered), source, destination, from, to, place_tile);
+  for_each_plain_tile(in_order_of_source(dimensions), source, destination, from, to, place_tile);
+}
+
+void for_each_tile(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+                   const std::byte* from, std::byte* to,
+                   const std::function<void(const cuda::Placing&)>& visit) {
+  for_each_plain_tile(in_order_of_source(dimensions), source, destination, from, to, visit);
 }
 
 void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& part,

@@ -40,12 +40,12 @@ struct Job {
     DeviceDestinations destinations(seed, random, host, 4);
     destinations.options.threads = static_cast<int>(random.between(1, 3));
     destinations.options.staging_bytes = 4096 * static_cast<std::size_t>(random.one_of<int>({1, 3, 12, 300}));
-    destinations.options.device_memory = 64 << 10;
+    destinations.options.devices.memory = 64 << 10;
     if (gpu_direct) {
-      destinations.options.device_memory = 2 << 20;
+      destinations.options.devices.memory = 2 << 20;
       destinations.options.staging_bytes = 1 << 20;
       destinations.options.direct_io = DirectIo::always;
-      destinations.options.gpu_direct_calls = destinations.devices.gpu_direct_calls();
+      destinations.options.devices.gpu_direct_calls = destinations.devices.gpu_direct_calls();
     }
     break_it(destinations);
     std::vector<std::string> named;
@@ -182,7 +182,7 @@ TEST(device_failure, tells_what_to_do) {
     destinations.devices.fail("pinned_allocate", 1, device_status::out_of_memory);
   });
   fails(ErrorKind::argument, {"device_memory", "65535", "65536"},
-        [](auto& destinations) { destinations.options.device_memory = 65535; });
+        [](auto& destinations) { destinations.options.devices.memory = 65535; });
   fails(ErrorKind::device, {"cuda:0 to cuda:2", "cuda:3"}, [](auto& destinations) {
     for (TensorSpec& spec : destinations.specs) {
       if (spec.device == DeviceKind::cuda) spec.device_index = 3;

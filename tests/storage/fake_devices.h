@@ -38,7 +38,9 @@ class FakeDevices {
   /// Memory on a device that stays. Nobody but operations of streams may touch it until `open_memory`.
   std::byte* tensor_memory(int device, std::size_t bytes);
 
-  /// The trainer's stream on a device, with something in it: writes `value` all over the memory.
+  /// The trainer's stream on a device, with something in it: writes these bytes to the memory, or `value` all
+  /// over it.
+  DeviceStream stream_that_writes(int device, std::byte* memory, std::vector<std::uint8_t> bytes);
   DeviceStream stream_that_fills(int device, std::byte* memory, std::size_t bytes, std::uint8_t value);
 
   /// Does what is left to be done in the trainer's streams, and lets the test look at the memory.
@@ -138,8 +140,12 @@ class FakeDevices {
   std::byte* map(Memory kind, int device, std::size_t bytes);
   void unmap(std::byte* memory, const char* call);
   bool is_unused(const Region& region, const std::byte* memory) const;
-  DeviceStatus copy(void* to, const void* from, std::size_t bytes, DeviceStream stream);
+  DeviceStatus copy(void* to, const void* from, std::size_t bytes, DeviceStream stream, bool to_device);
   DeviceStatus place(std::span<const cuda::Placing> placings, DeviceStream stream);
+  DeviceStatus encode(std::span<const cuda::Encoding> encodings, DeviceStream stream);
+  Access reach(const void* first, std::int64_t rows, std::int64_t row_stride, std::int64_t columns,
+               std::int64_t column_stride, std::int64_t element_bytes, bool writes) const;
+  void expect_on_device(const Stream& stream, const void* address);
   static void merge(Clock& into, const Clock& from);
 
   mutable std::mutex mutex_;
