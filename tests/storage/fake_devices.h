@@ -55,6 +55,9 @@ class FakeDevices {
   /// on.
   void fail_operation(int which) { failing_operation_ = which; }
 
+  /// Nothing is done from now on before somebody waits for it.
+  void be_lazy() { eagerness_ = 0; }
+
   /// About one in so many calls of GPUDirect Storage that can be refused is; 0: none.
   std::int64_t gpu_direct_refuses_one_in = 0;
 
@@ -152,7 +155,7 @@ class FakeDevices {
   Random random_;
   const std::uint64_t serial_;  // no two have the same
   const int devices_;
-  const std::int64_t eagerness_;  // 0: nothing is done before it has to be; 1: at once; else now and then
+  std::int64_t eagerness_;  // 0: nothing is done before it has to be; 1: at once; else now and then
   const std::thread::id callers_thread_ = std::this_thread::get_id();
   std::map<const std::byte*, Region> regions_;
   std::set<int> used_devices_;
