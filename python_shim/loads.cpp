@@ -123,6 +123,7 @@ void bind_loads(py::module_& m) {
       .def(py::init<const LoadPlan&, const Catalog&, std::vector<TensorSpec>, const LoadOptions&>(),
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),
            py::keep_alive<1, 3>())
+      .def_property_readonly("to_devices", &CooperativeLoad::to_devices)
       .def_property_readonly(
           "terms",
           [](const CooperativeLoad& load) {

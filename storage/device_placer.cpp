@@ -17,12 +17,6 @@ std::size_t aligned(std::size_t bytes) {
   return (bytes + task_alignment - 1) / task_alignment * task_alignment;
 }
 
-/// Bytes from the task's first element to the end of its scales, or of its elements where it has none.
-std::size_t staged_span(const StagedTask& staged) {
-  if (staged.scales == nullptr) return staged.task.weights.staged_bytes;
-  return static_cast<std::size_t>(staged.scales - staged.elements) + staged.task.scales.staged_bytes;
-}
-
 }  // namespace
 
 DevicePlacer::DevicePlacer(DeviceResources& device, std::size_t block_bytes, const LoadPlan& plan,
@@ -76,21 +70,20 @@ void DevicePlacer::add(Block& block, std::uint32_t index, const BoxInMemory& par
   block.tasks.emplace_back(index, volume(part.box.size));
 }
 
-DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
-  const std::uint32_t index = staged.task.transfer;
+DeviceEvent DevicePlacer::submit(std::uint32_t index, const BoxInMemory& staged, std::size_t bytes,
+                                 bool is_on_device) {
   const Transfer& transfer = plan_.transfers[index];
   const TensorSpec& spec = specs_[transfer.destination];
   const DType dtype = catalog_.tensors[transfer.source].dtype;
-  const std::int64_t elements = volume(staged.task.box.size);
-  const std::size_t bytes = staged_span(staged);
+  const std::int64_t elements = volume(staged.box.size);
 
   const std::lock_guard lock(mutex_);
   device_.use();
   const DeviceEvent copied = unused_event(index);
-  Block* block = &blocks_[staged.is_on_device ? block_count : turn_];
+  Block* block = &blocks_[is_on_device ? block_count : turn_];
   try {
-    BoxInMemory part = staged.part();
-    if (staged.is_on_device) {
+    BoxInMemory part = staged;
+    if (is_on_device) {
       open_stream(*block, index);
       add(*block, index, part);
       place(*block);
@@ -113,7 +106,7 @@ DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
     expect(calls_.event_record(copied, block->stream), "cudaEventRecord", index);
   } catch (...) {
     if (block->stream != nullptr) calls_.stream_synchronize(block->stream);
-    if (staged.is_on_device) {  // what it holds is not for others to place
+    if (is_on_device) {  // what it holds is not for others to place
       block->placings.clear();
       block->tasks.clear();
     }
@@ -123,15 +116,21 @@ DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
   return copied;
 }
 
-bool DevicePlacer::has_happened(DeviceEvent event, const StagedTask& staged) const {
+bool DevicePlacer::has_happened(DeviceEvent event, std::uint32_t transfer) const {
   const DeviceStatus status = calls_.event_query(event);
   if (status == device_status::not_ready) return false;
-  expect(status, "cudaEventQuery", staged.task.transfer);
+  expect(status, "cudaEventQuery", transfer);
   return true;
 }
 
-void DevicePlacer::wait_for(DeviceEvent event, const StagedTask& staged) const {
-  expect(calls_.event_synchronize(event), "cudaEventSynchronize", staged.task.transfer);
+void DevicePlacer::wait_for(DeviceEvent event, std::uint32_t transfer) {
+  const DeviceStatus status = calls_.event_synchronize(event);
+  if (status == device_status::success) return;
+  const std::lock_guard lock(mutex_);
+  for (const Block& block : blocks_) {
+    if (block.stream != nullptr) calls_.stream_synchronize(block.stream);
+  }
+  expect(status, "cudaEventSynchronize", transfer);
 }
 
 void DevicePlacer::give_back(DeviceEvent event) {

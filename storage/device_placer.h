@@ -38,13 +38,17 @@ class DevicePlacer {
   DevicePlacer(const DevicePlacer&) = delete;
   DevicePlacer& operator=(const DevicePlacer&) = delete;
 
-  /// Begins to copy a task from pinned memory, or to place one that is on the device already. Its memory must
-  /// stay as it is until the event that is returned has happened. If this throws, nothing is under way there.
-  DeviceEvent submit(const StagedTask& staged);
+  /// Begins to copy a part of a transfer from pinned memory, or to place one that is on the device already.
+  /// The memory, `bytes` from the first element to the end of its scales, or of its elements if it has none,
+  /// must stay as it is until the event that is returned has happened. If this throws, nothing is under way
+  /// there.
+  DeviceEvent submit(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes, bool is_on_device);
 
-  /// Whether the event has happened, and waiting for it.
-  bool has_happened(DeviceEvent event, const StagedTask& staged) const;
-  void wait_for(DeviceEvent event, const StagedTask& staged) const;
+  /// Whether the event has happened.
+  bool has_happened(DeviceEvent event, std::uint32_t transfer) const;
+
+  /// Waits until it has. If this throws, nothing is under way any more.
+  void wait_for(DeviceEvent event, std::uint32_t transfer);
 
   /// For another submit().
   void give_back(DeviceEvent event);

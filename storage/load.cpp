@@ -11,7 +11,6 @@
 
 #include "kernels/decode.h"
 #include "planner/error.h"
-#include "planner/problems.h"
 #include "storage/box_reading.h"
 #include "storage/load_devices.h"
 #include "storage/open_files.h"
@@ -35,14 +34,14 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 class Engine {
  public:
   Engine(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-         const LoadOptions& options, Trace& trace, LoadReport& report)
+         const LoadOptions& options, Trace& trace, WrittenParts& written, LoadReport& report)
       : plan_(plan),
         catalog_(catalog),
         specs_(specs),
         options_(options),
         trace_(trace),
         report_(report),
-        written_(plan, specs.size()),
+        written_(written),
         devices_(plan, catalog, specs, options, written_),
         files_(catalog, direct_io_of(options)),
         reading_(open_files_of(plan.transfers, catalog, files_, options.reads)) {}
@@ -53,7 +52,7 @@ class Engine {
       devices_.finish();
     } catch (const Error& error) {
       devices_.abandon();
-      throw with_names(error);
+      throw written_.with_names(error, specs_);
     } catch (...) {
       devices_.abandon();
       throw;
@@ -92,19 +91,6 @@ class Engine {
     report_.boxes_in_pieces = figures_.boxes_in_pieces;
     report_.read_seconds = std::chrono::duration<double>(figures_.reading).count() / resources.threads;
     report_.decode_seconds = std::chrono::duration<double>(figures_.decoding).count() / resources.threads;
-  }
-
-  /// The error with the names of the tensors that it leaves partly written.
-  Error with_names(const Error& error) const {
-    std::vector<std::string> names = written_.partly_written(specs_);
-    std::string message = error.what();
-    if (!names.empty()) {
-      message += "\npartly written:";
-      for (const std::string& line : grouped_names(names)) message += "\n  " + line;
-    }
-    Error named(error.kind, message, error.system_error);
-    named.partly_written = std::move(names);
-    return named;
   }
 
   std::uint64_t bytes_to_read(std::size_t task_bytes) const {
@@ -208,7 +194,7 @@ class Engine {
   const LoadOptions& options_;
   Trace& trace_;
   LoadReport& report_;  // under mutex_, while threads run
-  WrittenParts written_;
+  WrittenParts& written_;
   LoadDevices devices_;
   OpenFiles files_;
   const FileReading reading_;
@@ -229,7 +215,7 @@ class Engine {
 }  // namespace
 
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options, Trace& trace) {
+                const LoadOptions& options, Trace& trace, WrittenParts& written) {
   const Clock::time_point begin = Clock::now();
   expect_memory(plan, specs);
   LoadReport report;
@@ -243,7 +229,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
   report.not_loaded = plan.not_loaded;
   report.instruction_set = instruction_set();
   try {
-    Engine(plan, catalog, specs, options, trace, report).run();
+    Engine(plan, catalog, specs, options, trace, written, report).run();
   } catch (...) {
     try {
       trace.write(catalog);   // of what was done until then
@@ -259,7 +245,8 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options) {
   Trace trace(options.trace, options.trace_process);
-  return load(plan, catalog, specs, options, trace);
+  WrittenParts written(plan, specs.size());
+  return load(plan, catalog, specs, options, trace, written);
 }
 
 }  // namespace shardwright

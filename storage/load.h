@@ -13,6 +13,7 @@
 #include "storage/device_options.h"
 #include "storage/open_files.h"
 #include "storage/trace.h"
+#include "storage/written_parts.h"
 
 namespace shardwright {
 
@@ -92,8 +93,9 @@ struct LoadReport {
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 
-/// The same with a trace that has begun before, to which it adds, and which it writes; not options.trace.
+/// The same for what is left of a load: with a trace that has begun before, to which it adds, and which it
+/// writes, not options.trace; and with an account of what was written before.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options, Trace& trace);
+                const LoadOptions& options, Trace& trace, WrittenParts& written);
 
 }  // namespace shardwright

@@ -44,6 +44,11 @@ BoxInMemory StagedTask::part() const {
           scales == nullptr ? Shape{} : task.scales.staged_strides};
 }
 
+std::size_t StagedTask::span() const {
+  if (scales == nullptr) return task.weights.staged_bytes;
+  return static_cast<std::size_t>(scales - elements) + task.scales.staged_bytes;
+}
+
 TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vector<bool>& in_background,
                        const Buffers& buffers, InPlace in_place, DeviceOf device_of)
     : catalog_(catalog),

@@ -37,6 +37,9 @@ struct StagedTask {
       : staging(huge_pages, devices), device_staging(devices, gpu_direct, device_bytes) {}
 
   BoxInMemory part() const;
+
+  /// Bytes from the first element to the end of the scales, or of the elements where there are none.
+  std::size_t span() const;
 };
 
 /// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files and

@@ -108,6 +108,16 @@ std::byte* FakeDevices::tensor_memory(int device, std::size_t bytes) {
   return map(Memory::tensor, device, std::max<std::size_t>(1, bytes));
 }
 
+std::byte* FakeDevices::pinned_memory(std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  return map(Memory::pinned, -1, std::max<std::size_t>(1, bytes));
+}
+
+void FakeDevices::give_back(std::byte* pinned) {
+  const std::lock_guard lock(mutex_);
+  unmap(pinned, "give_back");
+}
+
 void FakeDevices::open_memory() {
   const std::lock_guard lock(mutex_);
   for (const auto& stream : streams_) finish(*stream, stream->issued);

@@ -38,6 +38,10 @@ class FakeDevices {
   /// Memory on a device that stays. Nobody but operations of streams may touch it until `open_memory`.
   std::byte* tensor_memory(int device, std::size_t bytes);
 
+  /// Pinned memory of the trainer's, which no operation may use any more when it is given back.
+  std::byte* pinned_memory(std::size_t bytes);
+  void give_back(std::byte* pinned);
+
   /// The trainer's stream on a device, with something in it: writes these bytes to the memory, or `value` all
   /// over it.
   DeviceStream stream_that_writes(int device, std::byte* memory, std::vector<std::uint8_t> bytes);
