@@ -369,7 +369,7 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
   report.read_seconds += together.read_seconds;
   report.decode_seconds += together.decode_seconds;
   report.together_seconds = together_seconds;
-  report.total_seconds += together_seconds;
+  report.total_seconds = seconds_of(Trace::Clock::now() - begin_);
   return report;
 }
 

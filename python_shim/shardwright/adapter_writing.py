@@ -17,6 +17,7 @@ from shardwright.adapter_file import WEIGHTS
 from shardwright.describe import DTYPE_NAMES
 from shardwright.lora_config import CONFIG
 from shardwright.lora_windows import Window
+from shardwright.rank_outcome import RankOutcome, expect_success
 
 #: (name in the file, shape that the tensor is seen in, offset there, values)
 Part = tuple[str, tuple[int, ...], list[int], torch.Tensor]
@@ -40,7 +41,7 @@ class AdapterBeingWritten:
             return
         try:
             step(*arguments)
-        except (OSError, ValueError) as failure:
+        except Exception as failure:
             self.failure = failure
             self._tensors.clear()
             for pending in (self._weights, self._config):
@@ -68,7 +69,11 @@ class AdapterBeingWritten:
             for name, (begin, end) in zip(names, ranges, strict=True)
         }
 
-    def write(self, parts: list[Part]) -> None:
+    def write(self, parts: list[Part] | RankOutcome) -> None:
+        """Writes what a rank has sent; raises what it has failed of."""
+        if isinstance(parts, RankOutcome):
+            expect_success([parts])
+            return
         for name, seen, offset, values in parts:
             if (name, tuple(offset)) in self._written:
                 continue

@@ -77,18 +77,18 @@ def read_together(
     While the bytes of one round are under way, those of the next are read. Returns the `_core.CooperativeLoad`, whose
     `finish` loads what is left to this rank. A failure is raised on all ranks.
     """
-    with _failing_together(group):
+    with failing_together(group):
         load = _core.CooperativeLoad(plan, catalog, specs, options)
         mine = _core.encode_plan(plan, catalog, specs), load.terms
     ranks: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(ranks, mine, group)
-    with _failing_together(group):
+    with failing_together(group):
         plans, terms = zip(*ranks, strict=True)
         load.begin(catalog, plans, terms, dist.get_rank(group))
 
     under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]] = []
     for turn in range(load.rounds):
-        with _failing_together(group):
+        with failing_together(group):
             to, come_from = load.bytes_to(turn), load.bytes_from(turn)
             outgoing = torch.empty(sum(to), dtype=torch.uint8)
             incoming = torch.empty(sum(come_from), dtype=torch.uint8, pin_memory=load.to_devices)
@@ -98,20 +98,23 @@ def read_together(
                 progress(load.bytes_done, load.bytes_in_all)
         work = dist.all_to_all_single(incoming, outgoing, come_from, to, group=group, async_op=True)
         under_way.append((turn, work, outgoing, incoming))
-    with _failing_together(group):
+    with failing_together(group):
         _place(load, under_way)
     return load
 
 
 @contextmanager
-def _failing_together(group: dist.ProcessGroup) -> Iterator[None]:
+def failing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
     """Ends on all ranks together: well, or with the failure of each that has one, which the others name."""
     failure = None
     try:
         yield
     except BaseException as error:
+        if group is None:
+            raise
         failure = error
-    raise_if_any_failed(group, failure)
+    if group is not None:
+        raise_if_any_failed(group, failure)
 
 
 def _place(load: Any, under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]]) -> None:

@@ -70,8 +70,8 @@ class Ranks:
             for placement, at in zip(tensor.placements, coordinate, strict=True)
         )
 
-    def gather(self, parts: list[Any]) -> list[list[Any]]:
-        """The parts of all ranks, on rank 0; nothing on the others."""
+    def gather(self, parts: Any) -> list[Any]:
+        """What all ranks give, on rank 0; nothing on the others."""
         if self.count == 1:
             return [parts]
         sent: list[Any] | None = [None] * self.count if self.rank == 0 else None

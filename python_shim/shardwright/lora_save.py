@@ -18,6 +18,7 @@ from shardwright.gathering import Known, Ranks
 from shardwright.lora import pairs_of
 from shardwright.lora_config import config_text
 from shardwright.lora_windows import LAYOUTS, TEXTS, Pair, Place, Spelling, Window
+from shardwright.rank_outcome import RankOutcome
 from shardwright.sharding import Sharding, local_part
 
 #: A version of peft that has ParamWrappers in that sense.
@@ -92,9 +93,13 @@ def save_lora(
         file.attempt(file.begin, windows, {key: known.dtype for key, known in everywhere.items()})
     for place in places:
         for key in place.pair.keys.values():
-            parts = []
-            if key in tensors and ranks.sends(tensors[key], everywhere[key]):
-                parts = list(_parts(place, key, tensors[key], places, legacy))
+            parts: list[Part] | RankOutcome = []
+            try:
+                if key in tensors and ranks.sends(tensors[key], everywhere[key]):
+                    parts = list(_parts(place, key, tensors[key], places, legacy))
+            except Exception as error:  # rank 0 hears of it: all ranks take all steps together
+                parts = RankOutcome(ranks.rank)
+                parts.fail(error)
             for sent in ranks.gather(parts):
                 file.attempt(file.write, sent)
     if ranks.rank == 0:

@@ -37,7 +37,9 @@ def _run_rank(
 
 
 def _tell_failure(folder: str, rank: int, error: Exception) -> NoReturn:
-    _failure_file(folder, rank).write_text(text_of(error))
+    pending = Path(folder, f"failure_of_rank_{rank}.partial")
+    pending.write_text(text_of(error))
+    pending.replace(_failure_file(folder, rank))  # at once: this rank is ended when another one has
     raise SystemExit(1) from None
 
 
@@ -53,7 +55,8 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> 
     with tempfile.TemporaryDirectory() as folder:
         try:
             multiprocessing.spawn(_run_rank, (world_size, folder, work, arguments), nprocs=world_size)
-        except multiprocessing.ProcessExitedException:
+        except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException):
+            # Of the latter, too: a rank that is left by another one may be the first to end.
             for rank in range(world_size):
                 if _failure_file(folder, rank).exists():
                     message = _failure_file(folder, rank).read_text()

@@ -26,11 +26,12 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
+from shardwright.cooperation import failing_together, reading_group
 from shardwright.describe import DTYPES, Description, describe
 from shardwright.resume_planner import ResumePlanner, has_gaps
 from shardwright.safe_objects import safe_pickle
 from shardwright.sharded_writer import StoredPart
-from shardwright.storage_reader import HuggingFaceStorageReader
+from shardwright.storage_reader import HuggingFaceStorageReader, Reading
 
 #: The most memory, beside the destinations, for tensors that cannot be read straight into them.
 _BUFFER_BYTES = 64 << 20
@@ -148,23 +149,32 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
-        _expect_that_it_knows_gaps(planner)
         tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
         objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
-        if self.verify:
-            chunks = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
-            self._metadata.manifest.expect_undamaged(
-                os.fspath(self.path),
-                sorted(chunks),
-                [item.storage_index.fqn for item in objects],
-                self.thread_count,
-            )
-        self._read_tensors(tensors, planner)
+        with reading_group(self.cooperative) as group:
+            with failing_together(group):
+                _expect_that_it_knows_gaps(planner)
+                if self.verify:
+                    self._expect_undamaged(tensors, objects)
+                reading, others = self._straight_reading_of(tensors, planner)
+            self.report = self._run(reading, group, self.core_options)
+        reading.hand_over(planner)
+        for batch in _batches(others, self._stored_dtypes):
+            self._read_by_buffers(batch, planner)
         for item in objects:
             planner.load_bytes(item, self._object(item.storage_index.fqn))
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _expect_undamaged(self, tensors: list[ReadItem], objects: list[ReadItem]) -> None:
+        chunks = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
+        self._metadata.manifest.expect_undamaged(
+            os.fspath(self.path),
+            sorted(chunks),
+            [item.storage_index.fqn for item in objects],
+            self.thread_count,
+        )
 
     # --- objects -----------------------------------------------------------------------------------------------
 
@@ -182,9 +192,11 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     # --- tensors -----------------------------------------------------------------------------------------------
 
-    def _read_tensors(self, items: list[ReadItem], planner: TorchLoadPlanner) -> None:
-        """Reads straight into the destinations where they are of the stored dtype, in CPU memory or on a CUDA device,
-        and by way of bounded buffers elsewhere."""
+    def _straight_reading_of(
+        self, items: list[ReadItem], planner: TorchLoadPlanner
+    ) -> tuple[Reading, list[tuple[ReadItem, torch.Tensor]]]:
+        """What is read straight into its destination, as that is of the stored dtype, in CPU memory or on a CUDA
+        device; and the others, which take the way of bounded buffers."""
         start = time.perf_counter()
         stored = self._stored_dtypes
         requests = []
@@ -207,14 +219,10 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             requests.append(_request(item, None))
             description.specs += one.specs
             description.local_tensors += one.local_tensors
-            straight.append((item, target))
+            straight.append((item, target, target))
         catalog = self._metadata.catalog
         plan = _core.plan_reads(requests, description.specs, catalog)
-        self._run(plan, catalog, description, time.perf_counter() - start)
-        for item, target in straight:
-            planner.commit_tensor(item, target)
-        for batch in _batches(others, stored):
-            self._read_by_buffers(batch, planner)
+        return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
 
     @cached_property
     def _stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
@@ -229,8 +237,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
         requests = []
         description = Description()
-        buffers = []
-        for item, _ in batch:
+        filled = []
+        for item, target in batch:
             dtype, known = self._stored_dtypes[item.storage_index.fqn]
             if known:
                 buffer = torch.empty(item.lengths, dtype=dtype)
@@ -240,17 +248,15 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             requests.append(_request(item, None if known else dtype.itemsize))
             description.specs += one.specs
             description.local_tensors += one.local_tensors
-            buffers.append(buffer if known else buffer.view(dtype).squeeze(-1))
+            filled.append((item, target, buffer if known else buffer.view(dtype).squeeze(-1)))
         catalog = self._metadata.catalog
+        reading = Reading(
+            _core.plan_reads(requests, description.specs, catalog), catalog, description, items=filled
+        )
         # Figures and trace stay those of what was read straight, which is all but a few; and each rank reads for
         # itself, as others may have no such tensors.
-        report, cooperative, core_options = self.report, self.cooperative, self.core_options
-        self.cooperative, self.core_options = False, core_options.without_trace()
-        self._run(_core.plan_reads(requests, description.specs, catalog), catalog, description, 0.0)
-        self.report, self.cooperative, self.core_options = report, cooperative, core_options
-        for (item, target), buffer in zip(batch, buffers, strict=True):
-            target.copy_(buffer)
-            planner.commit_tensor(item, target)
+        self._run(reading, None, self.core_options.without_trace())
+        reading.hand_over(planner)
 
 
 def _expect_that_it_knows_gaps(planner: TorchLoadPlanner) -> None:

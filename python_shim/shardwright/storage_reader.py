@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
-from shardwright.cooperation import read_together, reading_group
+from shardwright.cooperation import failing_together, read_together, reading_group
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
@@ -46,6 +47,26 @@ def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, in
     if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
         return (None if path is None else Path(path)), rank
     return Path(path).with_suffix(f".rank{rank}{Path(path).suffix}"), rank
+
+
+@dataclass
+class Reading:
+    """What is to be read, and for which of a plan's items."""
+
+    core_plan: Any
+    catalog: Any
+    description: Description  #: of the buffers that are read into
+    plan_seconds: float = 0.0
+    items: list[tuple[ReadItem, torch.Tensor, torch.Tensor]] = field(
+        default_factory=list
+    )  #: the tensor that each is for, and its buffer, which may be the tensor itself
+
+    def hand_over(self, planner: TorchLoadPlanner) -> None:
+        """Gives the planner what has been read."""
+        for item, target, buffer in self.items:
+            if buffer is not target:
+                target.copy_(buffer)
+            planner.commit_tensor(item, target)
 
 
 class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
@@ -126,15 +147,18 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else reads the plan's items as they are stored."""
-        if isinstance(planner, LoadPlanner) and not planner.by_items:
-            self._run(planner.core_plan, planner.catalog, planner.description, planner.plan_seconds)
-        else:
-            self._read_items(plan, planner)
+        with reading_group(self.cooperative) as group:
+            with failing_together(group):
+                reading = self._reading_for(plan, planner)
+            self.report = self._run(reading, group, self.core_options)
+        reading.hand_over(planner)
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _read_items(self, plan: LoadPlan, planner: TorchLoadPlanner) -> None:
+    def _reading_for(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Reading:
+        if isinstance(planner, LoadPlanner) and not planner.by_items:
+            return Reading(planner.core_plan, planner.catalog, planner.description, planner.plan_seconds)
         start = time.perf_counter()
         catalog = self._metadata.catalog
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
@@ -152,11 +176,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             description.specs += one.specs
             description.local_tensors += one.local_tensors
         core_plan = _core.plan_reads(requests, description.specs, catalog)
-        self._run(core_plan, catalog, description, time.perf_counter() - start)
-        for item, target, buffer in zip(plan.items, targets, buffers, strict=True):
-            if buffer is not target:
-                target.copy_(buffer)
-            planner.commit_tensor(item, target)
+        items = list(zip(plan.items, targets, buffers, strict=True))
+        return Reading(core_plan, catalog, description, time.perf_counter() - start, items)
 
     def _buffer_for(self, item: ReadItem, target: torch.Tensor) -> torch.Tensor:
         """What to read into: the target, unless its dtype takes a cast that only torch has, such as to integers."""
@@ -184,13 +205,14 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
                 stacklevel=2,
             )
 
-    def _run(self, core_plan: Any, catalog: Any, description: Description, plan_seconds: float) -> None:
-        options = self.core_options.after(current_streams(description.local_tensors))
-        arguments = core_plan, catalog, description.specs, options
-        with reading_group(self.cooperative) as group, progress_callback(self.progress) as callback:
+    def _run(self, reading: Reading, group: dist.ProcessGroup | None, core_options: Any) -> LoadReport:
+        description = reading.description
+        options = core_options.after(current_streams(description.local_tensors))
+        arguments = reading.core_plan, reading.catalog, description.specs, options
+        with progress_callback(self.progress) as callback:
             if group is None:
                 core = _core.run_load(*arguments, callback)
             else:
                 core = read_together(*arguments, group, callback).finish(callback)
         description.mark_written()
-        self.report = LoadReport.of(core, self._catalog_seconds, plan_seconds)
+        return LoadReport.of(core, self._catalog_seconds, reading.plan_seconds)

@@ -66,21 +66,21 @@ bool all_hold(const Job& job, const Outcome& outcome, int missing = -1, Ends end
       children.push_back(child);
       continue;
     }
+    if (rank == missing && ends == Ends::at_once) std::_Exit(0);
     std::string fault;
+    c10::intrusive_ptr<c10d::Store> store;
     try {
-      if (rank == missing && ends == Ends::at_once) std::_Exit(0);
-      Peers peers{rank, job.ranks, store_of(job, rank), nullptr, "test", std::chrono::seconds(60)};
-      if (missing >= 0) peers.timeout = std::chrono::milliseconds(700);
-      fault = outcome(peers);
-      std::ofstream(job.folder / ("done" + std::to_string(rank))) << fault;
-      for (int other = 0; rank == 0 && other < job.ranks; ++other) {
-        while (other != missing && !std::filesystem::exists(job.folder / ("done" + std::to_string(other))))
-          std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      }
+      store = store_of(job, rank);
+      fault = outcome({rank, job.ranks, store, nullptr, "test", std::chrono::seconds(60)});
     } catch (const std::exception& error) {
       fault = error.what();
     }
     if (!fault.empty()) std::cerr << "rank " << rank << " of " << job.ranks << ": " << fault << "\n";
+    std::ofstream(job.folder / ("done" + std::to_string(rank))) << fault;
+    for (int other = 0; rank == 0 && other < job.ranks; ++other) {  // a TCPStore is rank 0's
+      while (other != missing && !std::filesystem::exists(job.folder / ("done" + std::to_string(other))))
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
     std::_Exit(fault.empty() ? 0 : 1);
   }
   bool hold = true;
@@ -180,16 +180,23 @@ std::string nobody_has_a_problem(const Peers& peers) {
   return "";
 }
 
+/// Rank 0 gives up soon; all others wait for it. On a busy machine more may be late than the one that is
+/// missing, and are then named before it.
+Peers with_an_impatient_rank_0(Peers peers) {
+  if (peers.rank == 0) peers.timeout = std::chrono::milliseconds(700);
+  return peers;
+}
+
 std::string last_rank_is_missing(const Peers& peers) {
   const auto start = Clock::now();
   const std::string fault = expect_failure(
       [&] {
         SavePlanCache cache;
-        plan(peers, state_of(peers.rank, peers.ranks), cache, "missing");
+        plan(with_an_impatient_rank_0(peers), state_of(peers.rank, peers.ranks), cache, "missing");
       },
       ErrorKind::io,
-      {"ranks " + std::to_string(peers.ranks - 1) + " of " + std::to_string(peers.ranks), "700 ms"});
-  return Clock::now() - start > std::chrono::seconds(20) ? "it took too long" : fault;
+      {std::to_string(peers.ranks - 1) + " of " + std::to_string(peers.ranks) + " have not come", "700 ms"});
+  return Clock::now() - start > std::chrono::seconds(50) ? "it took too long" : fault;
 }
 
 /// The first round, in which all have said what they have, goes well.
@@ -201,22 +208,25 @@ std::string last_rank_dies_between_rounds(const Peers& peers) {
         SavePlanCache cache;
         plan_save_together(state_of(peers.rank, peers.ranks), cache,
                            [&](const std::string& bytes, const Answers& answers) {
-                             Peers over = peers;
-                             over.name = "dies" + std::to_string(++number);
+                             Peers over = ++number == 1 ? peers : with_an_impatient_rank_0(peers);
+                             over.name = "dies" + std::to_string(number);
                              if (number == 2 && peers.rank == last) std::_Exit(0);
                              return exchange(
                                  over, [&] { return bytes; }, answers);
                            });
       },
       ErrorKind::io,
-      {"dies2: ranks " + std::to_string(last) + " of " + std::to_string(peers.ranks), "700 ms"});
+      {"dies2: ranks ", std::to_string(last) + " of " + std::to_string(peers.ranks) + " have not come",
+       "700 ms"});
 }
 
 std::string rank_0_is_missing(const Peers& peers) {
   return expect_failure(
       [&] {
         SavePlanCache cache;
-        plan(peers, state_of(peers.rank, peers.ranks), cache, "missing");
+        Peers impatient = peers;
+        impatient.timeout = std::chrono::milliseconds(700);
+        plan(impatient, state_of(peers.rank, peers.ranks), cache, "missing");
       },
       ErrorKind::io, {"rank 0 has not answered within 1400 ms"});
 }

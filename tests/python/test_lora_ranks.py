@@ -21,6 +21,7 @@ def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
         "needs_its_experts_only",
         "pipeline_stages_have_different_tensors",
         "failures_of_rank_0_are_everyones",
+        "failures_of_another_rank_are_everyones",
         "a_part_that_no_rank_has_is_named",
         "the_adapter_goes_both_ways",
     ],

@@ -1,20 +1,24 @@
 """Runs under torchrun: loads with `cooperative=True`, each compared with the reference on every rank."""
 
 import json
+import shutil
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import reference
 import shardwright as sw
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from dcp_load import check_sharded
 from destinations import Destination
 from placements import is_grouped
 from shardwright import _core
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 
 def of_all_ranks(value: int) -> list[int]:
@@ -157,6 +161,39 @@ def a_rank_that_cannot_plan(path: str, uneven: str) -> None:
     assert [fqn for fqn in destinations if not destinations[fqn].untouched()] == []
 
 
+def a_rank_whose_bytes_are_damaged(path: str, uneven: str) -> None:
+    """Found before ranks read together, by one of them alone."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    mesh = init_device_mesh("cpu", (last + 1,))
+    local = torch.full((100,), float(rank))
+    state = {"w": DTensor.from_local(local, mesh, [Shard(0)], run_check=False)}
+    folder = [tempfile.mkdtemp() if rank == 0 else None]
+    dist.broadcast_object_list(folder)
+    where = Path(folder[0], "saved")
+    sw.save(state, where)
+    if rank == last:
+        file = where / f"rank-{last:05d}-00000.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    dist.barrier()
+    for together, through_dcp in product((True, dist.group.WORLD), (False, True)):
+        local.fill_(-1)
+        try:
+            if through_dcp:
+                reader = sw.ShardedStorageReader(where, verify=True, cooperative=together)
+                dcp.load(state, storage_reader=reader)
+            else:
+                sw.load(state, where, verify=True, cooperative=together)
+        except (sw.CheckpointFormatError, OSError, CheckpointException) as error:
+            assert f'rank-{last:05d}-00000.safetensors: "w" is damaged' in str(error), error
+            assert through_dcp or rank == last or f"rank {last}: " in str(error), error
+        else:
+            raise AssertionError("not refused")
+        assert (local == -1).all()
+    dist.barrier()
+    if rank == 0:
+        shutil.rmtree(folder[0])
+
+
 CHECKS = [
     replicas,
     columns,
@@ -165,6 +202,7 @@ CHECKS = [
     past_the_page_cache,
     a_rank_that_cannot_read,
     a_rank_that_cannot_plan,
+    a_rank_whose_bytes_are_damaged,
 ]
 
 

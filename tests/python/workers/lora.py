@@ -14,6 +14,7 @@ from checks import run_checks
 from lora_reference import Sd, Sizes, file_tensors, nan_like, read_adapter, trainers, write_adapter
 from placements import held_indices, take
 from reference import differing
+from shardwright import lora_save
 from shardwright.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3VLStateDictAdapter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -163,6 +164,29 @@ def failures_of_rank_0_are_everyones(*_) -> None:
     raise AssertionError("no OSError")
 
 
+def failures_of_another_rank_are_everyones(*_) -> None:
+    """Of a part that it has to give: no rank waits for it for ever."""
+    path, last = shared_directory(), dist.get_world_size() - 1
+    whole = trainers(EVEN)
+    mine = {name: t for at, (name, t) in enumerate(whole.items()) if at < 4 or dist.get_rank() == last}
+
+    def out_of_memory(*_) -> None:
+        raise RuntimeError("no memory is left")
+
+    usual = lora_save._parts
+    if dist.get_rank() == last:
+        lora_save._parts = out_of_memory
+    try:
+        sw.save_lora(mine, path, alpha=8)
+    except ValueError as error:
+        assert f"rank {last}: no memory is left" in str(error), error
+        assert list(path.iterdir()) == []
+    else:
+        raise AssertionError("no ValueError")
+    finally:
+        lora_save._parts = usual
+
+
 def a_part_that_no_rank_has_is_named(*_) -> None:
     whole = trainers(EVEN)
     mesh = meshes()[0][0]
@@ -229,6 +253,7 @@ if __name__ == "__main__":
             needs_its_experts_only,
             pipeline_stages_have_different_tensors,
             failures_of_rank_0_are_everyones,
+            failures_of_another_rank_are_everyones,
             a_part_that_no_rank_has_is_named,
             the_adapter_goes_both_ways,
         ]

@@ -270,17 +270,23 @@ def assert_last_is_missed(planner) -> None:
     try:
         planner.plan({"w": torch.zeros(3)})
     except TimeoutError as late:
-        assert f"ranks {last} of {last + 1}" in str(late), late
+        assert f"{last} of {last + 1} have not come within 500 ms" in str(late), late
     else:
         raise AssertionError("not refused")
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 50
+
+
+def patience() -> float:
+    """Rank 0 gives up soon; all others wait for it. On a busy machine more may be late than the one that is missing,
+    and are then named before it."""
+    return 0.5 if dist.get_rank() == 0 else 60
 
 
 def a_rank_that_does_not_come_is_a_timeout(path: str, uneven: str) -> None:
     rank, last = dist.get_rank(), dist.get_world_size() - 1
 
     def work(planner_of) -> None:
-        planner = planner_of("missing", timeout=0.5)
+        planner = planner_of("missing", timeout=patience())
         if rank == last:
             return
         assert_last_is_missed(planner)
@@ -296,25 +302,23 @@ def a_rank_that_dies_in_the_midst_is_a_timeout(path: str, uneven: str) -> None:
         pass
 
     def work(planner_of) -> None:
-        planner = planner_of("dies", timeout=0.5)
-        if rank == last:
-            exchange, rounds = _exchange.exchange, []
+        planner = planner_of("dies")
+        exchange = _exchange.exchange
 
-            def once(*arguments):
-                rounds.append(None)
-                if len(rounds) == 2:
-                    raise Gone
-                return exchange(*arguments)
+        def going_at_last(over, own, ranks, name, timeout, *rest):
+            if not name.endswith(".2"):
+                return exchange(over, own, ranks, name, timeout, *rest)
+            if rank == last:
+                raise Gone
+            return exchange(over, own, ranks, name, patience(), *rest)
 
-            _exchange.exchange = once
-            try:
-                planner.plan({"w": torch.zeros(3)})
-            except Gone:
-                return
-            finally:
-                _exchange.exchange = exchange
-            raise AssertionError("it did not die")
-        assert_last_is_missed(planner)
+        _exchange.exchange = going_at_last
+        try:
+            assert_last_is_missed(planner)
+        except Gone:
+            assert rank == last
+        finally:
+            _exchange.exchange = exchange
 
     over_everything(work)
 
