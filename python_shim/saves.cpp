@@ -29,18 +29,19 @@ py::bytes packed(const std::vector<std::uint64_t>& checksums) {
   return {reinterpret_cast<const char*>(checksums.data()), checksums.size() * sizeof(std::uint64_t)};
 }
 
-/// item, address, shape, strides, bytes of an element
-using PartTuple = std::tuple<std::size_t, std::uintptr_t, Shape, Shape, std::uint64_t>;
+/// item, address, shape, strides, bytes of an element, CUDA device or -1
+using PartTuple = std::tuple<std::size_t, std::uintptr_t, Shape, Shape, std::uint64_t, int>;
 
-void write_parts(ShardFile& file, const std::vector<PartTuple>& parts, int threads) {
+ShardWritingReport write_parts(ShardFile& file, const std::vector<PartTuple>& parts, int threads,
+                               const DeviceOptions& devices) {
   std::vector<std::size_t> items;
   std::vector<TensorInMemory> tensors;
-  for (const auto& [item, address, shape, strides, element_bytes] : parts) {
+  for (const auto& [item, address, shape, strides, element_bytes, device] : parts) {
     items.push_back(item);
     tensors.push_back({reinterpret_cast<const std::byte*>(address),  // NOLINT(performance-no-int-to-ptr)
-                       shape, strides, element_bytes});
+                       shape, strides, element_bytes, device});
   }
-  file.write(items, tensors, threads);
+  return file.write(items, tensors, {threads, devices});
 }
 
 DType dtype_from(const std::string& name) {
@@ -58,6 +59,13 @@ void bind_writing(py::module_& m) {
       .def("publish", &PendingDirectory::publish, py::call_guard<py::gil_scoped_release>())
       .def("abandon", &PendingDirectory::abandon, py::call_guard<py::gil_scoped_release>());
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+  py::class_<ShardWritingReport>(m, "ShardWritingReport", "Of tensors on CUDA devices.")
+      .def_property_readonly("pinned_bytes",
+                             [](const ShardWritingReport& r) { return r.gathered.pinned_bytes; })
+      .def_property_readonly("bytes_from_devices",
+                             [](const ShardWritingReport& r) { return r.gathered.bytes_copied; })
+      .def_property_readonly("device_batches", [](const ShardWritingReport& r) { return r.gathered.batches; })
+      .def_readonly("peak_device_bytes", &ShardWritingReport::peak_device_bytes);
   py::class_<ShardFile>(m, "ShardFile", "See storage/shard_file.h.")
       .def(py::init([](const std::filesystem::path& path,
                        const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& chunks,
@@ -74,9 +82,9 @@ void bind_writing(py::module_& m) {
              std::vector<std::string> names,
              bool flush) { return std::make_unique<ShardFile>(path, sizes, std::move(names), flush); },
           py::arg("path"), py::arg("sizes"), py::arg("names"), py::arg("flush"))
-      .def("write", &write_parts, py::arg("parts"), py::arg("threads"),
+      .def("write", &write_parts, py::arg("parts"), py::arg("threads"), py::arg("devices"),
            py::call_guard<py::gil_scoped_release>(),
-           "Of (item, address, shape, strides, bytes of an element).")
+           "Of (item, address, shape, strides, bytes of an element, CUDA device or -1).")
       .def("finish", &ShardFile::finish, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("items",
                              [](const ShardFile& file) {

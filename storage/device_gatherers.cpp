@@ -8,6 +8,9 @@ namespace {
 /// A smaller batch costs more to begin and wait for than to copy.
 constexpr std::size_t smallest_batch = std::size_t{16} << 10;
 
+/// A larger one gains nothing.
+constexpr std::size_t largest_batch = std::size_t{16} << 20;
+
 }  // namespace
 
 GatherBounds gather_bounds(int threads, std::size_t pinned_bytes, std::size_t devices,
@@ -17,7 +20,7 @@ GatherBounds gather_bounds(int threads, std::size_t pinned_bytes, std::size_t de
   const std::size_t used =
       std::clamp<std::size_t>(most / smallest_batch, 1, static_cast<std::size_t>(std::max(1, threads)));
   const auto of_64 = [](std::size_t bytes) { return bytes / 64 * 64; };
-  const std::size_t batch_bytes = of_64(pinned_bytes / batches / used);
+  const std::size_t batch_bytes = of_64(std::min(largest_batch, pinned_bytes / batches / used));
   return {static_cast<int>(used), batch_bytes,
           std::min(batch_bytes, of_64(device_memory / DeviceGatherer::batch_count / used))};
 }
