@@ -36,7 +36,10 @@ void DeviceGatherer::begin(std::size_t bytes, std::size_t uploads, const std::st
     receive(filling());
   }
   Batch& batch = filling();
-  if (batch.stream == nullptr) batch.stream = device_.stream(name);
+  if (batch.stream == nullptr) {
+    batch.stream = device_.stream(name);
+    batch.is_pending = true;  // it waits for the trainer's
+  }
   if (batch.arrived == nullptr) batch.arrived = device_.event(name);
   device_.use();
   std::byte* const pinned = batch.pinned.room_for(std::max(batch_bytes_, needed), name);

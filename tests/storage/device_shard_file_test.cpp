@@ -1,0 +1,152 @@
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "storage/checksum.h"
+#include "storage/shard_file.h"
+#include "tests/storage/checkpoint_files.h"
+#include "tests/storage/fake_devices.h"
+#include "tests/storage/plain_bytes.h"
+
+namespace shardwright {
+namespace {
+
+/// Tensors of any strides and elements, some of them larger than what has a checksum of its own, in CPU
+/// memory and, some of them, on devices.
+struct Tensors {
+  std::vector<std::vector<std::uint8_t>> memory;
+  std::vector<TensorInMemory> host;
+  std::vector<TensorInMemory> tensors;  // as the file is given them
+  std::vector<std::uint64_t> sizes;
+  std::vector<std::string> names;
+
+  void add(Random& random, FakeDevices& devices, Shape shape, std::uint64_t element_bytes, bool contiguous) {
+    TensorInMemory tensor{nullptr, std::move(shape), {}, element_bytes};
+    tensor.strides = contiguous_strides(tensor.shape);
+    std::int64_t first = 0;
+    std::int64_t reach = volume(tensor.shape);
+    if (!contiguous) {
+      std::vector<std::size_t> order(tensor.shape.size());
+      for (std::size_t d = 0; d < order.size(); ++d) order[d] = d;
+      random.shuffle(order);
+      std::int64_t stride = random.between(1, 2);
+      for (const std::size_t d : order) {  // innermost first
+        const bool mirrored = random.once_in(4);
+        const bool expanded = random.once_in(8);
+        tensor.strides[d] = expanded ? 0 : mirrored ? -stride : stride;
+        if (mirrored && !expanded) first += (tensor.shape[d] - 1) * stride;
+        stride *= expanded ? 1 : tensor.shape[d] + random.between(0, 2);
+      }
+      reach = stride;
+    }
+    std::vector<std::uint8_t>& bytes = memory.emplace_back(static_cast<std::size_t>(reach) * element_bytes);
+    for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random.between(0, 255));
+    const auto offset = first * static_cast<std::int64_t>(element_bytes);
+    tensor.data = reinterpret_cast<const std::byte*>(bytes.data()) + offset;
+    host.push_back(tensor);
+    if (!random.once_in(4)) {
+      tensor.cuda_device = static_cast<int>(random.between(0, 2));
+      std::byte* const there = devices.tensor_memory(tensor.cuda_device, bytes.size());
+      devices.stream_that_writes(tensor.cuda_device, there, bytes);
+      tensor.data = there + offset;
+    }
+    tensors.push_back(tensor);
+    sizes.push_back(static_cast<std::uint64_t>(volume(tensor.shape)) * element_bytes);
+    names.push_back("tensor " + std::to_string(names.size()));
+  }
+
+  Tensors(Random& random, FakeDevices& devices, bool large) {
+    for (std::int64_t i = random.between(1, 12); i > 0; --i) {
+      const std::int64_t rank = random.between(0, 4);
+      add(random, devices, random_shape(random, rank, 0, rank == 1 ? 3000 : 12),
+          std::uint64_t{1} << random.between(0, 4), random.once_in(3));
+    }
+    if (!large) return;
+    add(random, devices, {random.between(1100, 1200), random.between(1000, 1100)}, 4, false);
+    add(random, devices, {random.between(1200000, 1300000)}, 4, true);
+  }
+};
+
+void expect_file(const ShardFile& file, const std::filesystem::path& path, const Tensors& all) {
+  const std::string bytes = read_file(path);
+  for (std::size_t i = 0; i < all.host.size(); ++i) {
+    const StoredBytes& item = file.items()[i];
+    const std::string expected = plain_bytes(all.host[i]);
+    ASSERT_TRUE(bytes.substr(item.begin, item.end - item.begin) == expected) << "tensor " << i;
+    for (std::size_t block = 0; block < item.checksums.size(); ++block) {
+      const std::string part = expected.substr(block * checksum_block_bytes, checksum_block_bytes);
+      ASSERT_EQ(item.checksums[block], checksum_of(part.data(), part.size()));
+    }
+  }
+}
+
+std::vector<std::size_t> all_items(const Tensors& all) {
+  std::vector<std::size_t> items(all.tensors.size());
+  for (std::size_t i = 0; i < items.size(); ++i) items[i] = i;
+  return items;
+}
+
+TEST(device_shard_file, holds_the_bytes_of_tensors_of_any_strides_on_any_devices) {
+  Random random(1);
+  for (std::uint64_t round = 0; round < 40; ++round) {
+    FakeDevices devices(round);
+    const Tensors all(random, devices, round % 10 == 0);
+    const TemporaryDirectory folder;
+    ShardFile file(folder / "x.bin", all.sizes, all.names, false);
+    ShardWriting options{static_cast<int>(random.between(1, 3)), {}};
+    options.devices.calls = devices.calls();
+    options.devices.memory =
+        static_cast<std::size_t>(random.one_of<int>({64 << 10, 70001, 1 << 20, 256 << 20}));
+    const ShardWritingReport report = file.write(all_items(all), all.tensors, options);
+    file.finish();
+    ASSERT_EQ(devices.faults(), std::vector<std::string>()) << "round " << round;
+    expect_file(file, folder / "x.bin", all);
+    EXPECT_EQ(devices.peak_pinned_bytes() > 0, report.gathered.pinned_bytes > 0);
+    EXPECT_LE(devices.peak_pinned_bytes(), report.gathered.pinned_bytes);
+    EXPECT_LE(report.gathered.pinned_bytes, static_cast<std::size_t>(options.threads) * 3 * (8U << 20));
+    for (int device = 0; device < 3; ++device) {
+      EXPECT_LE(devices.peak_device_bytes(device), report.peak_device_bytes);
+      EXPECT_LE(devices.peak_device_bytes(device), options.devices.memory);
+    }
+    if (testing::Test::HasFailure()) FAIL() << "round " << round;
+  }
+}
+
+TEST(device_shard_file, a_failure_of_any_call_names_tensor_and_call_and_leaves_nothing_behind) {
+  const std::vector<std::pair<std::string, std::string>> calls = {
+      {"set_device", "cudaSetDevice"},         {"pinned_allocate", "cudaHostAlloc"},
+      {"device_allocate", "cudaMalloc"},       {"stream_create", "cudaStreamCreate"},
+      {"event_record", "cudaEventRecord"},     {"event_synchronize", "cudaEventSynchronize"},
+      {"copy_from_device", "cudaMemcpyAsync"}, {"place", "launching a kernel"},
+  };
+  for (const auto& [call, text] : calls) {
+    int failures = 0;
+    for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+      Random random(seed);
+      FakeDevices devices(seed);
+      const Tensors all(random, devices, false);
+      devices.fail(call, static_cast<int>(random.between(1, 4)), 999);
+      const TemporaryDirectory folder;
+      ShardFile file(folder / "x.bin", all.sizes, all.names, false);
+      ShardWriting options{2, {}};
+      options.devices.calls = devices.calls();
+      options.devices.memory = 64 << 10;
+      bool failed = false;
+      try {
+        file.write(all_items(all), all.tensors, options);
+      } catch (const Error& error) {
+        failed = true;
+        EXPECT_EQ(static_cast<int>(error.kind), static_cast<int>(ErrorKind::device)) << error.what();
+        EXPECT_TRUE(std::string(error.what()).starts_with("tensor ")) << error.what();
+        EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+      }
+      EXPECT_EQ(devices.faults(), std::vector<std::string>());
+      EXPECT_EQ(devices.has_failed(), failed);
+      failures += static_cast<int>(failed);
+    }
+    EXPECT_GT(failures, 3) << call;
+  }
+}
+
+}  // namespace
+}  // namespace shardwright
