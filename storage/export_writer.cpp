@@ -1,7 +1,6 @@
 #include "storage/export_writer.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <memory>
 #include <utility>
@@ -53,7 +52,6 @@ bool is_stored_alike(const std::vector<CopiedDimension>& dimensions, DType nativ
 /// Threads, and what each of them takes: for tensors in CPU memory, and for those on devices. `bytes` is what
 /// they have to write.
 struct WritingResources {
-  int threads = 1;
   std::size_t buffer_bytes = 0;
   GatherBounds gathering;
 };
@@ -72,7 +70,7 @@ WritingResources resources_for(const ExportWriting& options, const std::vector<T
     buffer_bytes =
         std::min(4 * default_buffer_bytes, options.staging_bytes / static_cast<std::size_t>(threads));
   }
-  if (!devices.any()) return {threads, buffer_bytes, {}};
+  if (!devices.any()) return {buffer_bytes, {threads, 0, 0}};
 
   // A thread may meet tensors in CPU memory and on every device.
   const std::size_t batches = DeviceGatherer::batch_count * devices.count();
@@ -86,9 +84,7 @@ WritingResources resources_for(const ExportWriting& options, const std::vector<T
   std::size_t pinned_bytes = static_cast<std::size_t>(threads) * batches * buffer_bytes;
   if (options.staging_bytes == 0) pinned_bytes = std::min(pinned_bytes, default_pinned_bytes);
   pinned_bytes = std::min(pinned_bytes, std::max(bytes, smallest_buffer_bytes));
-  const GatherBounds gathering =
-      gather_bounds(threads, pinned_bytes, devices.count(), options.devices.memory);
-  return {gathering.threads, buffer_bytes, gathering};
+  return {buffer_bytes, gather_bounds(threads, pinned_bytes, devices.count(), options.devices.memory)};
 }
 
 /// The threads of one export and what they share.
@@ -109,40 +105,45 @@ class Writer {
         })) {}
 
   void run(ExportReport& report) {
-    const int threads = std::max(1, std::min(resources_.threads, static_cast<int>(work_.tasks.size())));
     for (const std::uint32_t file : parts_.headers) write_header(file);
-    std::vector<Thread> done(static_cast<std::size_t>(threads));
-    for_each_index(done.size(), threads, [&](std::size_t number) {
-      try {
-        work(done[number]);
-      } catch (...) {
-        failed_ = true;
-        throw;
-      }
-    });
+    std::vector<Thread> threads(static_cast<std::size_t>(resources_.gathering.threads));
+    const GatherFigures done =
+        gather_on_threads(work_.tasks.size(), devices_, resources_.gathering,
+                          [&](std::size_t index, std::size_t thread, DeviceGatherers& gatherers) {
+                            const ExportTask& task = work_.tasks[index];
+                            const TensorSpec& spec = parts_.specs[transfer_of(task).destination];
+                            if (spec.device == DeviceKind::cuda) {
+                              gather(task, spec, gatherers.of(spec.device_index), threads[thread]);
+                            } else {
+                              encode(task, spec, threads[thread]);
+                            }
+                          });
     const Clock::time_point written = Clock::now();
     files_.finish();
     report.sync_seconds = seconds_since(written);
-    for (const Thread& thread : done) {
-      report.peak_staging_bytes += thread.size + thread.gathered.pinned_bytes;
-      report.bytes_from_devices += thread.gathered.bytes_copied;
-      report.device_batches += thread.gathered.batches;
-      report.encode_seconds += thread.encoding / threads;
-      report.write_seconds += thread.writing / threads;
+    report.threads =
+        std::max(1, std::min(resources_.gathering.threads, static_cast<int>(work_.tasks.size())));
+    report.peak_staging_bytes = done.pinned_bytes;
+    report.bytes_from_devices = done.bytes_copied;
+    report.device_batches = done.batches;
+    report.devices = static_cast<int>(devices_.count());
+    report.peak_device_bytes = done.peak_device_bytes;
+    for (const Thread& thread : threads) {
+      report.peak_staging_bytes += thread.size;
+      report.write_seconds += thread.writing / report.threads;
     }
-    report.threads = threads;
+    report.encode_seconds = done.seconds / report.threads - report.write_seconds;
     report.files = files_.count();
     report.bytes_written = files_.bytes();
     report.write_requests = files_.requests();
   }
 
  private:
-  /// A thread's staging for what is in CPU memory, which grows to the largest task, and what it has done.
+  /// A thread's staging for what is in CPU memory, which grows to the largest task, and the time it has spent
+  /// with writing.
   struct Thread {
     std::unique_ptr<std::byte[]> data;
     std::size_t size = 0;
-    GatherFigures gathered;
-    double encoding = 0;
     double writing = 0;
 
     std::byte* room_for(std::size_t bytes) {
@@ -164,24 +165,6 @@ class Writer {
   void write_header(std::size_t file) {
     const std::string& header = layout_.headers[file];
     files_.write(file, 0, reinterpret_cast<const std::byte*>(header.data()), header.size(), "the header");
-  }
-
-  /// What a thread does. Its time is that of encoding, or of waiting for devices that do, where it does not
-  /// write.
-  void work(Thread& thread) {
-    const Clock::time_point begin = Clock::now();
-    DeviceGatherers gatherers(devices_, resources_.gathering);
-    for (std::size_t n = next_++; n < work_.tasks.size() && !failed_; n = next_++) {
-      const ExportTask& task = work_.tasks[n];
-      const TensorSpec& spec = parts_.specs[transfer_of(task).destination];
-      if (spec.device == DeviceKind::cuda) {
-        gather(task, spec, gatherers.of(spec.device_index), thread);
-      } else {
-        encode(task, spec, thread);
-      }
-    }
-    if (!failed_) thread.gathered = gatherers.finish();
-    thread.encoding = seconds_since(begin) - thread.writing;
   }
 
   const Transfer& transfer_of(const ExportTask& task) const { return *work_.jobs[task.job].transfer; }
@@ -280,8 +263,6 @@ class Writer {
   const WritingResources resources_;
   OutputFiles files_;
   const ExportTasks work_;
-  std::atomic<std::size_t> next_{0};
-  std::atomic<bool> failed_{false};
 };
 
 }  // namespace
@@ -291,11 +272,7 @@ void write_parts(const PartsToWrite& parts, const ExportLayout& layout, const Lo
   DevicesInUse devices(tensors_on_devices(parts.specs), options.devices);
   Writer writer(parts, layout, plan, directory, devices,
                 resources_for(options, parts.specs, devices, plan.bytes_needed));
-  devices.run([&] {
-    writer.run(report);
-    report.devices = static_cast<int>(devices.count());
-    report.peak_device_bytes = devices.peak_bytes();
-  });
+  devices.run([&] { writer.run(report); });
 }
 
 }  // namespace shardwright

@@ -1,7 +1,6 @@
 #include "storage/shard_file.h"
 
 #include <algorithm>
-#include <atomic>
 #include <map>
 #include <numeric>
 #include <utility>
@@ -13,7 +12,6 @@
 #include "storage/safetensors.h"
 #include "storage/safetensors_chunks.h"
 #include "storage/staging.h"
-#include "storage/threads.h"
 
 namespace shardwright {
 
@@ -36,9 +34,6 @@ std::vector<StoredBytes> places_of(const std::vector<SourceTensor>& chunks) {
   for (const SourceTensor& chunk : chunks) places.push_back({chunk.begin, chunk.end, {}});
   return places;
 }
-
-/// Pinned memory for each thread and device: two blocks.
-constexpr std::uint64_t pinned_bytes_of_thread = DeviceGatherer::batch_count * checksum_block_bytes;
 
 }  // namespace
 
@@ -101,64 +96,40 @@ void ShardFile::write_block(const Block& block, const std::byte* bytes) {
   file_.write(item.begin + block.begin, bytes, block.bytes, in_quotes(names_[block.item]));
 }
 
-ShardWritingReport ShardFile::write(std::span<const std::size_t> items,
-                                    std::span<const TensorInMemory> tensors, const ShardWriting& options) {
+GatherFigures ShardFile::write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
+                               int threads, const DeviceOptions& options) {
   const std::vector<Block> blocks = blocks_of(items, tensors);
   std::vector<TensorOnDevice> on_devices;
   for (const Block& block : blocks) {
     const int device = block.tensor->cuda_device;
     if (device >= 0 && block.number == 0) on_devices.push_back({names_[block.item], device});
   }
-  DevicesInUse devices(on_devices, options.devices);
-  ShardWritingReport report;
+  DevicesInUse devices(on_devices, options);
+  const GatherBounds bounds =
+      bounds_for_blocks(threads, blocks.size(), checksum_block_bytes, devices, options);
+  std::vector<Staging> staging(static_cast<std::size_t>(bounds.threads));
+  GatherFigures figures;
   devices.run([&] {
-    write_blocks(blocks, options, devices, report);
-    report.peak_device_bytes = devices.peak_bytes();
+    figures = gather_on_threads(
+        blocks.size(), devices, bounds,
+        [&](std::size_t index, std::size_t thread, DeviceGatherers& gatherers) {
+          const Block& block = blocks[index];
+          const TensorInMemory& tensor = *block.tensor;
+          if (tensor.cuda_device >= 0) {
+            DeviceGatherer& gatherer = gatherers.of(tensor.cuda_device);
+            gatherer.begin(block.bytes, names_[block.item],
+                           [this, &block](const std::byte* bytes) { write_block(block, bytes); });
+            gather(tensor, block.begin, block.bytes, gatherer);
+          } else if (is_contiguous(tensor)) {
+            write_block(block, tensor.data + block.begin);
+          } else {
+            std::byte* gathered = staging[thread].room_for(block.bytes);
+            gather(tensor, block.begin, block.bytes, gathered);
+            write_block(block, gathered);
+          }
+        });
   });
-  return report;
-}
-
-void ShardFile::write_blocks(const std::vector<Block>& blocks, const ShardWriting& options,
-                             const DevicesInUse& devices, ShardWritingReport& report) {
-  int threads = options.threads > 0 ? options.threads : processors();
-  threads = std::max(1, std::min(threads, static_cast<int>(blocks.size())));
-  GatherBounds bounds;
-  if (devices.any()) {
-    const std::uint64_t pinned =
-        static_cast<std::uint64_t>(threads) * devices.count() * pinned_bytes_of_thread;
-    bounds = gather_bounds(threads, pinned, devices.count(), options.devices.memory);
-    threads = bounds.threads;
-  }
-  std::atomic<std::size_t> next = 0;
-  std::atomic<bool> failed = false;
-  std::vector<GatherFigures> gathered(static_cast<std::size_t>(threads));
-  for_each_index(gathered.size(), threads, [&](std::size_t thread) {
-    try {
-      DeviceGatherers gatherers(devices, bounds);
-      Staging staging;
-      for (std::size_t n = next++; n < blocks.size() && !failed; n = next++) {
-        const Block& block = blocks[n];
-        const TensorInMemory& tensor = *block.tensor;
-        if (tensor.cuda_device >= 0) {
-          DeviceGatherer& gatherer = gatherers.of(tensor.cuda_device);
-          gatherer.begin(block.bytes, names_[block.item],
-                         [this, &block](const std::byte* bytes) { write_block(block, bytes); });
-          gather(tensor, block.begin, block.bytes, gatherer);
-        } else if (is_contiguous(tensor)) {
-          write_block(block, tensor.data + block.begin);
-        } else {
-          std::byte* gathered_here = staging.room_for(block.bytes);
-          gather(tensor, block.begin, block.bytes, gathered_here);
-          write_block(block, gathered_here);
-        }
-      }
-      if (!failed) gathered[thread] = gatherers.finish();
-    } catch (...) {
-      failed = true;
-      throw;
-    }
-  });
-  for (const GatherFigures& figures : gathered) report.gathered.add(figures);
+  return figures;
 }
 
 std::uint64_t ShardFile::header_checksum() const { return checksum_of(header_.data(), header_.size()); }

@@ -16,18 +16,6 @@
 
 namespace shardwright {
 
-/// How the tensors of a file are written.
-struct ShardWriting {
-  int threads = 0;  ///< 0: all processors
-  DeviceOptions devices;
-};
-
-/// What that took.
-struct ShardWritingReport {
-  GatherFigures gathered;             ///< of tensors on CUDA devices
-  std::size_t peak_device_bytes = 0;  ///< of staging on a device, where it was most
-};
-
 /// One of the files that a rank of a sharded save writes: laid out and given its length before any data is
 /// there.
 class ShardFile {
@@ -42,12 +30,13 @@ class ShardFile {
   ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
             std::vector<std::string> names, bool flush);
 
-  /// Writes items[i] of the file from tensors[i]. Takes at most 4 MiB of memory for each thread, which only
-  /// what is not contiguous needs, and twice that, pinned, for each CUDA device that a tensor is on. May be
-  /// called several times. When it returns, all that it did on devices is done. Throws Error: argument for a
-  /// tensor that is not as was planned; io; device, naming tensor and call.
-  ShardWritingReport write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
-                           const ShardWriting& options);
+  /// Writes items[i] of the file from tensors[i], on up to `threads` threads (0: all processors). Takes at
+  /// most 4 MiB of memory for each, which only what is not contiguous needs, and twice that, pinned, for each
+  /// CUDA device that a tensor is on. May be called several times. When it returns, all that it did on
+  /// devices is done. Throws Error: argument for a tensor that is not as was planned; io; device, naming
+  /// tensor and call.
+  GatherFigures write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
+                      int threads, const DeviceOptions& options = {});
 
   /// Flushes to the device, unless that was not wanted, and closes.
   void finish() { file_.finish(); }
@@ -63,8 +52,6 @@ class ShardFile {
   struct Block;
   std::vector<Block> blocks_of(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors);
   void write_block(const Block& block, const std::byte* bytes);
-  void write_blocks(const std::vector<Block>& blocks, const ShardWriting& options,
-                    const DevicesInUse& devices, ShardWritingReport& report);
 
   std::string header_;
   std::vector<std::string> names_;

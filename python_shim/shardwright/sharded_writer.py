@@ -252,8 +252,8 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         report.peak_staging_bytes = max(report.peak_staging_bytes, self.staged_bytes + staging)
         report.devices = max(report.devices, len({tensor.device for tensor in tensors if tensor.is_cuda}))
         report.peak_device_bytes = max(report.peak_device_bytes, done.peak_device_bytes)
-        report.bytes_from_devices += done.bytes_from_devices
-        report.device_batches += done.device_batches
+        report.bytes_from_devices += done.bytes_copied
+        report.device_batches += done.batches
 
     def _batches(
         self, items: list[WriteItem], planner: SavePlanner

@@ -93,20 +93,20 @@ TEST(device_shard_file, holds_the_bytes_of_tensors_of_any_strides_on_any_devices
     const Tensors all(random, devices, round % 10 == 0);
     const TemporaryDirectory folder;
     ShardFile file(folder / "x.bin", all.sizes, all.names, false);
-    ShardWriting options{static_cast<int>(random.between(1, 3)), {}};
-    options.devices.calls = devices.calls();
-    options.devices.memory =
-        static_cast<std::size_t>(random.one_of<int>({64 << 10, 70001, 1 << 20, 256 << 20}));
-    const ShardWritingReport report = file.write(all_items(all), all.tensors, options);
+    DeviceOptions options;
+    const auto threads = static_cast<int>(random.between(1, 3));
+    options.calls = devices.calls();
+    options.memory = static_cast<std::size_t>(random.one_of<int>({64 << 10, 70001, 1 << 20, 256 << 20}));
+    const GatherFigures report = file.write(all_items(all), all.tensors, threads, options);
     file.finish();
     ASSERT_EQ(devices.faults(), std::vector<std::string>()) << "round " << round;
     expect_file(file, folder / "x.bin", all);
-    EXPECT_EQ(devices.peak_pinned_bytes() > 0, report.gathered.pinned_bytes > 0);
-    EXPECT_LE(devices.peak_pinned_bytes(), report.gathered.pinned_bytes);
-    EXPECT_LE(report.gathered.pinned_bytes, static_cast<std::size_t>(options.threads) * 3 * (8U << 20));
+    EXPECT_EQ(devices.peak_pinned_bytes() > 0, report.pinned_bytes > 0);
+    EXPECT_LE(devices.peak_pinned_bytes(), report.pinned_bytes);
+    EXPECT_LE(report.pinned_bytes, static_cast<std::size_t>(threads) * 3 * (8U << 20));
     for (int device = 0; device < 3; ++device) {
       EXPECT_LE(devices.peak_device_bytes(device), report.peak_device_bytes);
-      EXPECT_LE(devices.peak_device_bytes(device), options.devices.memory);
+      EXPECT_LE(devices.peak_device_bytes(device), options.memory);
     }
     if (testing::Test::HasFailure()) FAIL() << "round " << round;
   }
@@ -128,12 +128,12 @@ TEST(device_shard_file, a_failure_of_any_call_names_tensor_and_call_and_leaves_n
       devices.fail(call, static_cast<int>(random.between(1, 4)), 999);
       const TemporaryDirectory folder;
       ShardFile file(folder / "x.bin", all.sizes, all.names, false);
-      ShardWriting options{2, {}};
-      options.devices.calls = devices.calls();
-      options.devices.memory = 64 << 10;
+      DeviceOptions options;
+      options.calls = devices.calls();
+      options.memory = 64 << 10;
       bool failed = false;
       try {
-        file.write(all_items(all), all.tensors, options);
+        file.write(all_items(all), all.tensors, 2, options);
       } catch (const Error& error) {
         failed = true;
         EXPECT_EQ(static_cast<int>(error.kind), static_cast<int>(ErrorKind::device)) << error.what();

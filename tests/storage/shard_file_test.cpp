@@ -68,8 +68,8 @@ TEST(ShardFile, IsASafetensorsFileOfChunksWithTheirOffsetsAndChecksums) {
                   {"turned", DType::I32, {2, rows}, {0, 9}, 0, 0, 0},
                   {"scalar \"", DType::F32, {}, {}, 0, 0, 0}},
                  true);
-  file.write(std::vector<std::size_t>{2, 0}, std::vector<TensorInMemory>{tensors[2], tensors[0]}, {2, {}});
-  file.write(std::vector<std::size_t>{1}, std::vector<TensorInMemory>{tensors[1]}, {3, {}});
+  file.write(std::vector<std::size_t>{2, 0}, std::vector<TensorInMemory>{tensors[2], tensors[0]}, 2);
+  file.write(std::vector<std::size_t>{1}, std::vector<TensorInMemory>{tensors[1]}, 3);
   file.finish();
 
   const std::string bytes = read_file(folder / "x.safetensors");
@@ -98,9 +98,9 @@ TEST(ShardFile, ATensorThatIsNotAsPlannedIsRefused) {
   const TemporaryDirectory folder;
   ShardFile file(folder / "x.safetensors", {{"w", DType::F32, {2}, {0}, 0, 0, 0}}, true);
   const std::vector<std::byte> memory(16);
-  EXPECT_THROW(file.write(std::vector<std::size_t>{0},
-                          std::vector<TensorInMemory>{{memory.data(), {3}, {1}, 4}}, {1, {}}),
-               Error);
+  EXPECT_THROW(
+      file.write(std::vector<std::size_t>{0}, std::vector<TensorInMemory>{{memory.data(), {3}, {1}, 4}}, 1),
+      Error);
 }
 
 TEST(ShardFile, AFileThatCannotBeMadeIsRefused) {
