@@ -29,6 +29,7 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import remove_all_but
 from shardwright.describe import DTYPE_NAMES, current_streams, is_reached
+from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
@@ -243,7 +244,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     ) -> None:
         """Writes the file's tensors from number ``first`` on; ``copies``: bytes of those that are."""
         done = file.write(
-            [(first + i, *_memory_of(tensor)) for i, tensor in enumerate(tensors)],
+            [(first + i, *memory_of(tensor)) for i, tensor in enumerate(tensors)],
             self.thread_count,
             _core.DeviceOptions(self.device_memory, current_streams(tensors)),
         )
@@ -360,11 +361,6 @@ def _in_reach(fqn: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
         raise ValueError(
             f"{fqn}: expected a strided tensor with memory, found {tensor.layout} on {tensor.device}"
         )
-    if is_reached(tensor) and not tensor.is_conj() and not tensor.is_neg():
+    if is_reached(tensor) and shows_its_memory(tensor):
         return tensor, False
     return tensor.cpu().resolve_conj().resolve_neg(), True
-
-
-def _memory_of(tensor: torch.Tensor) -> tuple[int, list[int], list[int], int, int]:
-    device = tensor.device.index if tensor.is_cuda else -1
-    return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), tensor.element_size(), device

@@ -1,73 +1,15 @@
 #include <gtest/gtest.h>
 
-#include <cstring>
-
 #include "storage/checksum.h"
 #include "storage/shard_file.h"
 #include "tests/storage/checkpoint_files.h"
-#include "tests/storage/fake_devices.h"
 #include "tests/storage/plain_bytes.h"
+#include "tests/storage/random_tensors.h"
 
 namespace shardwright {
 namespace {
 
-/// Tensors of any strides and elements, some of them larger than what has a checksum of its own, in CPU
-/// memory and, some of them, on devices.
-struct Tensors {
-  std::vector<std::vector<std::uint8_t>> memory;
-  std::vector<TensorInMemory> host;
-  std::vector<TensorInMemory> tensors;  // as the file is given them
-  std::vector<std::uint64_t> sizes;
-  std::vector<std::string> names;
-
-  void add(Random& random, FakeDevices& devices, Shape shape, std::uint64_t element_bytes, bool contiguous) {
-    TensorInMemory tensor{nullptr, std::move(shape), {}, element_bytes};
-    tensor.strides = contiguous_strides(tensor.shape);
-    std::int64_t first = 0;
-    std::int64_t reach = volume(tensor.shape);
-    if (!contiguous) {
-      std::vector<std::size_t> order(tensor.shape.size());
-      for (std::size_t d = 0; d < order.size(); ++d) order[d] = d;
-      random.shuffle(order);
-      std::int64_t stride = random.between(1, 2);
-      for (const std::size_t d : order) {  // innermost first
-        const bool mirrored = random.once_in(4);
-        const bool expanded = random.once_in(8);
-        tensor.strides[d] = expanded ? 0 : mirrored ? -stride : stride;
-        if (mirrored && !expanded) first += (tensor.shape[d] - 1) * stride;
-        stride *= expanded ? 1 : tensor.shape[d] + random.between(0, 2);
-      }
-      reach = stride;
-    }
-    std::vector<std::uint8_t>& bytes = memory.emplace_back(static_cast<std::size_t>(reach) * element_bytes);
-    for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random.between(0, 255));
-    const auto offset = first * static_cast<std::int64_t>(element_bytes);
-    tensor.data = reinterpret_cast<const std::byte*>(bytes.data()) + offset;
-    host.push_back(tensor);
-    if (!random.once_in(4)) {
-      tensor.cuda_device = static_cast<int>(random.between(0, 2));
-      std::byte* const there = devices.tensor_memory(tensor.cuda_device, bytes.size());
-      devices.stream_that_writes(tensor.cuda_device, there, bytes);
-      tensor.data = there + offset;
-    }
-    tensors.push_back(tensor);
-    sizes.push_back(static_cast<std::uint64_t>(volume(tensor.shape)) * element_bytes);
-    names.push_back("tensor " + std::to_string(names.size()));
-  }
-
-  Tensors(Random& random, FakeDevices& devices, bool large) {
-    for (std::int64_t i = random.between(1, 12); i > 0; --i) {
-      const std::int64_t rank = random.between(0, 4);
-      add(random, devices, random_shape(random, rank, 0, rank == 1 ? 3000 : 12),
-          std::uint64_t{1} << random.between(0, 4), random.once_in(3));
-    }
-    if (!large) return;
-    add(random, devices, {random.between(1100, 1200), random.between(1000, 1100)}, 4, false);
-    add(random, devices, {random.between(1200000, 1300000)}, 4, true);
-  }
-};
-
-void expect_file(const ShardFile& file, const std::filesystem::path& path, const Tensors& all) {
+void expect_file(const ShardFile& file, const std::filesystem::path& path, const RandomTensors& all) {
   const std::string bytes = read_file(path);
   for (std::size_t i = 0; i < all.host.size(); ++i) {
     const StoredBytes& item = file.items()[i];
@@ -80,7 +22,7 @@ void expect_file(const ShardFile& file, const std::filesystem::path& path, const
   }
 }
 
-std::vector<std::size_t> all_items(const Tensors& all) {
+std::vector<std::size_t> all_items(const RandomTensors& all) {
   std::vector<std::size_t> items(all.tensors.size());
   for (std::size_t i = 0; i < items.size(); ++i) items[i] = i;
   return items;
@@ -90,7 +32,7 @@ TEST(device_shard_file, holds_the_bytes_of_tensors_of_any_strides_on_any_devices
   Random random(1);
   for (std::uint64_t round = 0; round < 40; ++round) {
     FakeDevices devices(round);
-    const Tensors all(random, devices, round % 10 == 0);
+    const RandomTensors all(random, devices, round % 10 == 0);
     const TemporaryDirectory folder;
     ShardFile file(folder / "x.bin", all.sizes, all.names, false);
     DeviceOptions options;
@@ -124,7 +66,7 @@ TEST(device_shard_file, a_failure_of_any_call_names_tensor_and_call_and_leaves_n
     for (std::uint64_t seed = 1; seed <= 20; ++seed) {
       Random random(seed);
       FakeDevices devices(seed);
-      const Tensors all(random, devices, false);
+      const RandomTensors all(random, devices, false);
       devices.fail(call, static_cast<int>(random.between(1, 4)), 999);
       const TemporaryDirectory folder;
       ShardFile file(folder / "x.bin", all.sizes, all.names, false);
