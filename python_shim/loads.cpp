@@ -102,6 +102,7 @@ void bind_loads(py::module_& m) {
       .def_readonly("devices", &LoadReport::devices)
       .def_readonly("peak_device_bytes", &LoadReport::peak_device_bytes)
       .def_readonly("bytes_to_devices", &LoadReport::bytes_to_devices)
+      .def_readonly("bytes_gpu_direct", &LoadReport::bytes_gpu_direct)
       .def_readonly("device_batches", &LoadReport::device_batches)
       .def_readonly("files", &LoadReport::files)
       .def_readonly("files_direct", &LoadReport::files_direct)
@@ -119,6 +120,7 @@ void bind_loads(py::module_& m) {
       .def(py::init<const LoadPlan&, const Catalog&, std::vector<TensorSpec>, const LoadOptions&>(),
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),
            py::keep_alive<1, 3>())
+      .def_property_readonly("to_devices", &CooperativeLoad::to_devices)
       .def_property_readonly(
           "terms",
           [](const CooperativeLoad& load) {

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "storage/device_calls.h"
+#include "storage/gpu_direct.h"
 
 namespace shardwright {
 
@@ -16,7 +17,8 @@ struct DeviceOptions {
   /// none is named.
   std::map<int, DeviceStream> streams;
 
-  const DeviceCalls* calls = nullptr;  ///< for tests; null: cuda_calls()
+  const DeviceCalls* calls = nullptr;                ///< for tests; null: cuda_calls()
+  const GpuDirectCalls* gpu_direct_calls = nullptr;  ///< with those; else those of the installed library
 };
 
 /// The calls to reach devices with; null where this build has no kernels for them.

@@ -17,12 +17,6 @@ std::size_t aligned(std::size_t bytes) {
   return (bytes + task_alignment - 1) / task_alignment * task_alignment;
 }
 
-/// Bytes from the task's first element to the end of its scales, or of its elements where it has none.
-std::size_t staged_span(const StagedTask& staged) {
-  if (staged.scales == nullptr) return staged.task.weights.staged_bytes;
-  return static_cast<std::size_t>(staged.scales - staged.elements) + staged.task.scales.staged_bytes;
-}
-
 }  // namespace
 
 DevicePlacer::DevicePlacer(DeviceResources& device, std::size_t block_bytes, const LoadPlan& plan,
@@ -68,25 +62,37 @@ DevicePlacer::Block& DevicePlacer::block_with_room(std::size_t bytes, std::uint3
   return block;
 }
 
-DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
-  const std::uint32_t index = staged.task.transfer;
+/// Adds what is to be placed of a transfer to what the block holds.
+void DevicePlacer::add(Block& block, std::uint32_t index, const BoxInMemory& part) {
+  const Transfer& transfer = plan_.transfers[index];
+  for_each_tile(transfer, catalog_.tensors[transfer.source].dtype, part, specs_[transfer.destination],
+                [&](const cuda::Placing& placing) { block.placings.push_back(placing); });
+  block.tasks.emplace_back(index, volume(part.box.size));
+}
+
+DeviceEvent DevicePlacer::submit(std::uint32_t index, const BoxInMemory& staged, std::size_t bytes,
+                                 bool is_on_device) {
   const Transfer& transfer = plan_.transfers[index];
   const TensorSpec& spec = specs_[transfer.destination];
   const DType dtype = catalog_.tensors[transfer.source].dtype;
-  const std::int64_t elements = volume(staged.task.box.size);
-  const std::size_t bytes = staged_span(staged);
+  const std::int64_t elements = volume(staged.box.size);
 
   const std::lock_guard lock(mutex_);
   device_.use();
   const DeviceEvent copied = unused_event(index);
-  Block* block = &blocks_[turn_];
+  Block* block = &blocks_[is_on_device ? block_count : turn_];
   try {
-    BoxInMemory part = staged.part();
-    if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.strides, spec)) {
+    BoxInMemory part = staged;
+    if (is_on_device) {
+      open_stream(*block, index);
+      add(*block, index, part);
+      place(*block);
+    } else if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.strides, spec)) {
       open_stream(*block, index);
       written_.begin(transfer.destination, elements);
       expect(calls_.copy_to_device(place, part.elements, bytes, block->stream), "cudaMemcpyAsync", index);
       in_streams_[transfer.destination] += elements;
+      bytes_copied_ += bytes;
     } else {
       block = &block_with_room(bytes, index);
       std::byte* const in_block = block->memory + block->used;
@@ -94,29 +100,37 @@ DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
       block->used += aligned(bytes);
       if (part.scales != nullptr) part.scales = in_block + (part.scales - part.elements);
       part.elements = in_block;
-      for_each_tile(transfer, dtype, part, spec,
-                    [&](const cuda::Placing& placing) { block->placings.push_back(placing); });
-      block->tasks.emplace_back(index, elements);
+      add(*block, index, part);
+      bytes_copied_ += bytes;
     }
-    bytes_copied_ += bytes;
     expect(calls_.event_record(copied, block->stream), "cudaEventRecord", index);
   } catch (...) {
     if (block->stream != nullptr) calls_.stream_synchronize(block->stream);
+    if (is_on_device) {  // what it holds is not for others to place
+      block->placings.clear();
+      block->tasks.clear();
+    }
     unused_events_.push_back(copied);
     throw;
   }
   return copied;
 }
 
-bool DevicePlacer::has_happened(DeviceEvent event, const StagedTask& staged) const {
+bool DevicePlacer::has_happened(DeviceEvent event, std::uint32_t transfer) const {
   const DeviceStatus status = calls_.event_query(event);
   if (status == device_status::not_ready) return false;
-  expect(status, "cudaEventQuery", staged.task.transfer);
+  expect(status, "cudaEventQuery", transfer);
   return true;
 }
 
-void DevicePlacer::wait_for(DeviceEvent event, const StagedTask& staged) const {
-  expect(calls_.event_synchronize(event), "cudaEventSynchronize", staged.task.transfer);
+void DevicePlacer::wait_for(DeviceEvent event, std::uint32_t transfer) {
+  const DeviceStatus status = calls_.event_synchronize(event);
+  if (status == device_status::success) return;
+  const std::lock_guard lock(mutex_);
+  for (const Block& block : blocks_) {
+    if (block.stream != nullptr) calls_.stream_synchronize(block.stream);
+  }
+  expect(status, "cudaEventSynchronize", transfer);
 }
 
 void DevicePlacer::give_back(DeviceEvent event) {
@@ -124,9 +138,7 @@ void DevicePlacer::give_back(DeviceEvent event) {
   unused_events_.push_back(event);
 }
 
-/// Places what the block holds, and passes the turn on.
-void DevicePlacer::launch(Block& block) {
-  if (block.placings.empty()) return;
+void DevicePlacer::place(Block& block) {
   for (const auto& [transfer, elements] : block.tasks) {
     written_.begin(plan_.transfers[transfer].destination, elements);
   }
@@ -136,8 +148,14 @@ void DevicePlacer::launch(Block& block) {
   }
   block.placings.clear();
   block.tasks.clear();
-  block.used = 0;
   ++batches_;
+}
+
+/// Places what the block holds, and passes the turn on.
+void DevicePlacer::launch(Block& block) {
+  if (block.placings.empty()) return;
+  place(block);
+  block.used = 0;
   turn_ = (turn_ + 1) % block_count;
 }
 

@@ -38,13 +38,17 @@ class DevicePlacer {
   DevicePlacer(const DevicePlacer&) = delete;
   DevicePlacer& operator=(const DevicePlacer&) = delete;
 
-  /// Begins to copy a task from pinned memory, which must stay as it is until the event that is returned has
-  /// happened. If this throws, nothing is under way from there.
-  DeviceEvent submit(const StagedTask& staged);
+  /// Begins to copy a part of a transfer from pinned memory, or to place one that is on the device already.
+  /// The memory, `bytes` from the first element to the end of its scales, or of its elements if it has none,
+  /// must stay as it is until the event that is returned has happened. If this throws, nothing is under way
+  /// there.
+  DeviceEvent submit(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes, bool is_on_device);
 
-  /// Whether the event has happened, and waiting for it.
-  bool has_happened(DeviceEvent event, const StagedTask& staged) const;
-  void wait_for(DeviceEvent event, const StagedTask& staged) const;
+  /// Whether the event has happened.
+  bool has_happened(DeviceEvent event, std::uint32_t transfer) const;
+
+  /// Waits until it has. If this throws, nothing is under way any more.
+  void wait_for(DeviceEvent event, std::uint32_t transfer);
 
   /// For another submit().
   void give_back(DeviceEvent event);
@@ -73,6 +77,8 @@ class DevicePlacer {
   DeviceEvent unused_event(std::uint32_t transfer);
   Block& block_with_room(std::size_t bytes, std::uint32_t transfer);
   void open_stream(Block& block, std::uint32_t transfer);
+  void add(Block& block, std::uint32_t transfer, const BoxInMemory& part);
+  void place(Block& block);
   void launch(Block& block);
   void end_writing();
 
@@ -84,8 +90,8 @@ class DevicePlacer {
   const std::vector<TensorSpec>& specs_;
   WrittenParts& written_;
 
-  std::mutex mutex_;  // guards what follows
-  std::array<Block, block_count> blocks_;
+  std::mutex mutex_;                           // guards what follows
+  std::array<Block, block_count + 1> blocks_;  // the last without memory: for what is on the device already
   std::size_t turn_ = 0;
   std::vector<DeviceEvent> unused_events_;
   std::vector<std::int64_t>

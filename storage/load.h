@@ -13,6 +13,7 @@
 #include "storage/device_options.h"
 #include "storage/open_files.h"
 #include "storage/trace.h"
+#include "storage/written_parts.h"
 
 namespace shardwright {
 
@@ -65,6 +66,7 @@ struct LoadReport {
   int devices = 0;                     ///< CUDA devices that were written to
   std::size_t peak_device_bytes = 0;   ///< of staging on a device, where it was most
   std::uint64_t bytes_to_devices = 0;  ///< copied there, as they are in the files
+  std::uint64_t bytes_gpu_direct = 0;  ///< read straight into devices by GPUDirect Storage, of bytes_read
   std::int64_t device_batches = 0;     ///< of tiles that kernels decoded and placed there
   std::int64_t files = 0;              ///< that something was read from
   std::int64_t files_direct = 0;       ///< of them, past the page cache (O_DIRECT)
@@ -91,8 +93,9 @@ struct LoadReport {
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 
-/// The same with a trace that has begun before, to which it adds, and which it writes; not options.trace.
+/// The same for what is left of a load: with a trace that has begun before, to which it adds, and which it
+/// writes, not options.trace; and with an account of what was written before.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options, Trace& trace);
+                const LoadOptions& options, Trace& trace, WrittenParts& written);
 
 }  // namespace shardwright

@@ -27,9 +27,11 @@ std::vector<TensorOnDevice> destinations_on_devices(const LoadPlan& plan,
 
 LoadDevices::LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                          const LoadOptions& options, WrittenParts& written)
-    : devices_(destinations_on_devices(plan, specs), options.devices) {
+    : devices_(destinations_on_devices(plan, specs), options.devices), options_(options.devices) {
   if (!devices_.any()) return;
-  block_bytes_ = std::min(largest_block_bytes, options.devices.memory / DevicePlacer::block_count);
+  gpu_direct_bytes_ = options_.memory / 2;
+  block_bytes_ =
+      std::min(largest_block_bytes, (options_.memory - gpu_direct_bytes_) / DevicePlacer::block_count);
   for (const Transfer& transfer : plan.transfers) {
     const TensorSpec& spec = specs[transfer.destination];
     if (spec.device != DeviceKind::cuda) continue;
@@ -38,6 +40,26 @@ LoadDevices::LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std
     placer = std::make_unique<DevicePlacer>(devices_.at(spec.device_index), block_bytes_, plan, catalog,
                                             specs, written);
   }
+}
+
+const GpuDirectCalls* LoadDevices::open_gpu_direct() {
+  if (!any()) return nullptr;
+  const GpuDirectCalls* const calls =
+      options_.calls == nullptr ? gpu_direct_calls() : options_.gpu_direct_calls;
+  if (calls == nullptr) return nullptr;
+  on_its_own_thread([&] {
+    use_one();
+    if (calls->open()) gpu_direct_ = calls;
+  });
+  return gpu_direct_;
+}
+
+LoadDevices::~LoadDevices() {
+  if (gpu_direct_ != nullptr) gpu_direct_->close();
+}
+
+void LoadDevices::count(const TaskReader& reader) {
+  for (const auto& [device, _] : placers_) gpu_direct_staging_[device] += reader.staging_bytes_on(device);
 }
 
 DevicePlacer* LoadDevices::of(const TensorSpec& spec) const {
@@ -65,8 +87,11 @@ void LoadDevices::abandon() noexcept {
 
 void LoadDevices::report(LoadReport& report) const {
   report.devices = static_cast<int>(devices_.count());
-  report.peak_device_bytes = devices_.peak_bytes();
-  for (const auto& [_, placer] : placers_) {
+  for (const auto& [device, placer] : placers_) {
+    const auto direct = gpu_direct_staging_.find(device);
+    report.peak_device_bytes =
+        std::max(report.peak_device_bytes,
+                 devices_.at(device).bytes() + (direct == gpu_direct_staging_.end() ? 0 : direct->second));
     report.bytes_to_devices += placer->bytes_copied();
     report.device_batches += placer->batches();
   }

@@ -22,6 +22,10 @@ class LoadDevices {
   LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
               const LoadOptions& options, WrittenParts& written);
 
+  ~LoadDevices();
+  LoadDevices(const LoadDevices&) = delete;
+  LoadDevices& operator=(const LoadDevices&) = delete;
+
   bool any() const { return !placers_.empty(); }
 
   /// The calls to allocate pinned memory with; null where no device is written to.
@@ -33,6 +37,18 @@ class LoadDevices {
   /// Makes sure of driver, devices and kernels before anything is written, and has what is done wait for the
   /// caller's streams. Throws Error(device).
   void open() { devices_.open(); }
+
+  /// Whether files that are read past the page cache can be read straight into the devices, from open() on;
+  /// null if not. What is opened for it is closed at the very end, after all files.
+  const GpuDirectCalls* open_gpu_direct();
+
+  const GpuDirectCalls* gpu_direct() const { return gpu_direct_; }
+
+  /// Device memory that is left for such reads, of each device.
+  std::size_t gpu_direct_bytes() const { return gpu_direct_ == nullptr ? 0 : gpu_direct_bytes_; }
+
+  /// What a thread took of it.
+  void count(const TaskReader& reader);
 
   /// Makes one of the devices current on the calling thread.
   void use_one() const { devices_.use_one(); }
@@ -50,7 +66,11 @@ class LoadDevices {
 
  private:
   DevicesInUse devices_;
+  const DeviceOptions options_;
+  const GpuDirectCalls* gpu_direct_ = nullptr;  // once it is open
   std::size_t block_bytes_ = 0;
+  std::size_t gpu_direct_bytes_ = 0;
+  std::map<int, std::size_t> gpu_direct_staging_;  // by device
   std::map<int, std::unique_ptr<DevicePlacer>> placers_;
 };
 

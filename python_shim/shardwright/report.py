@@ -29,6 +29,7 @@ class LoadReport:
     devices: int  #: CUDA devices that were written to
     peak_device_bytes: int  #: memory of a device beside the tensors, where it was most
     bytes_to_devices: int  #: copied there, as they are in the files
+    bytes_gpu_direct: int  #: of those read, straight into devices, by GPUDirect Storage
     device_batches: int  #: of tiles that kernels decoded and placed there
     files: int  #: that something was read from
     files_direct: int  #: of them, past the page cache (O_DIRECT)
@@ -66,6 +67,7 @@ class LoadReport:
             core.devices,
             core.peak_device_bytes,
             core.bytes_to_devices,
+            core.bytes_gpu_direct,
             core.device_batches,
             core.files,
             core.files_direct,
@@ -102,6 +104,8 @@ class LoadReport:
                 ("bytes to devices", f"{self.bytes_to_devices:,}"),
                 ("peak device bytes", f"{self.peak_device_bytes:,}"),
             ]
+        if self.bytes_gpu_direct > 0:
+            rows.append(("bytes by GPUDirect", f"{self.bytes_gpu_direct:,}"))
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
         for what in ("unused", "unknown", "not_loaded"):

@@ -74,6 +74,7 @@ void FakeDevices::unmap(std::byte* memory, const char* call) {
     return fault(std::string(call) + " of what is no memory of its kind");
   }
   const Region& region = found->second;
+  if (gpu_direct_memory_.contains(memory)) fault(std::string(call) + " of memory that is still registered");
   if (!is_unused(region, memory)) {
     return fault(std::string(call) + " of memory that an operation may still use");  // and stays, as it does
   }
@@ -105,6 +106,16 @@ std::byte* FakeDevices::tensor_memory(int device, std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   used_devices_.insert(device);
   return map(Memory::tensor, device, std::max<std::size_t>(1, bytes));
+}
+
+std::byte* FakeDevices::pinned_memory(std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  return map(Memory::pinned, -1, std::max<std::size_t>(1, bytes));
+}
+
+void FakeDevices::give_back(std::byte* pinned) {
+  const std::lock_guard lock(mutex_);
+  unmap(pinned, "give_back");
 }
 
 void FakeDevices::open_memory() {
@@ -367,6 +378,9 @@ std::vector<std::string> FakeDevices::faults() const {
     all.emplace_back("a stream is left behind");
     if (!stream->pending.empty()) all.emplace_back("work is left pending");
   }
+  if (gpu_direct_drivers_ != 0) all.emplace_back("the driver of GPUDirect Storage is left open");
+  if (!gpu_direct_files_.empty()) all.emplace_back("files are left registered");
+  if (!gpu_direct_memory_.empty()) all.emplace_back("memory is left registered");
   if (!events_.empty()) all.emplace_back("events are left behind");
   for (const auto& [_, region] : regions_) {
     if (region.kind == Memory::pinned) all.emplace_back("pinned memory is left behind");

@@ -169,8 +169,8 @@ TEST(refusing_kernel, threads_wait_for_each_others_files_where_few_may_be_open) 
     const bool in_short_reads = random.once_in(2);
     if (in_short_reads) options.staging_bytes = std::size_t{1} << 20;
     where({}, [&] {
-      // The files of one task: weights and scales, each open for both ways to read. And for each thread a ring,
-      // and what the C library opens for a moment when a thread first allocates.
+      // The files of one task: weights and scales, each open for both ways to read. And for each thread a
+      // ring, and what the C library opens for a moment when a thread first allocates.
       allow_only(4 + 2 * static_cast<rlim_t>(options.threads));
       load(plan, checkpoint.catalog, destinations.specs, options);
       destinations.expect_decoded(checkpoint);
