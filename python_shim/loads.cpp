@@ -85,10 +85,7 @@ void bind_loads(py::module_& m) {
       .def(
           "after",
           [](LoadOptions options, const std::map<int, std::uintptr_t>& streams) {
-            for (const auto& [device, stream] : streams) {
-              options.devices.streams[device] =
-                  reinterpret_cast<DeviceStream>(stream);  // NOLINT(performance-no-int-to-ptr): from torch
-            }
+            options.devices.streams = streams_from(streams);
             return options;
           },
           py::arg("streams"), "The same, after the work of these: for each CUDA device a cudaStream_t.");

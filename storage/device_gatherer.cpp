@@ -9,6 +9,7 @@ namespace {
 
 /// Where parts begin: kernels write chunks of 16 bytes at once where they are aligned.
 constexpr std::size_t alignment = 64;
+static_assert(DeviceGatherer::slack >= 3 * alignment);
 
 /// Tiles that wait to be launched.
 constexpr std::size_t most_tiles = 1024;
@@ -35,7 +36,10 @@ void DeviceGatherer::begin(std::size_t bytes, std::size_t uploads, const std::st
     receive(filling());
   }
   Batch& batch = filling();
-  if (batch.stream == nullptr) batch.stream = device_.stream(name);
+  if (batch.stream == nullptr) {
+    batch.stream = device_.stream(name);
+    batch.is_pending = true;  // it waits for the trainer's
+  }
   if (batch.arrived == nullptr) batch.arrived = device_.event(name);
   device_.use();
   std::byte* const pinned = batch.pinned.room_for(std::max(batch_bytes_, needed), name);
@@ -71,10 +75,6 @@ void DeviceGatherer::place(const cuda::Placing& placing) {
   Batch& batch = filling();
   batch.placings.push_back(placing);
   if (batch.placings.size() >= most_tiles) launch_kernels(batch);
-}
-
-std::size_t DeviceGatherer::bytes_of_encoding(std::size_t elements, std::size_t scales, std::size_t rows) {
-  return elements + scales + 2 * rows + 3 * alignment;
 }
 
 void DeviceGatherer::encode(const ValueTile& values, std::int64_t first_column, const SharedScales& shared,

@@ -58,7 +58,7 @@ class DeviceGatherer {
 
   /// A whole part: the tile's elements as encode() of kernels/encode.h writes them, row behind row, and
   /// behind them the scales of each row. The shared scales are in CPU memory, and needed until this returns.
-  /// It takes bytes_of_encoding() of batch and block.
+  /// Beside elements and scales it takes 2 bytes a row of batch and block, and up to `slack`.
   void encode(const ValueTile& values, std::int64_t first_column, const SharedScales& shared,
               const std::string& name, const Receive& receive);
 
@@ -66,8 +66,7 @@ class DeviceGatherer {
   void find_scales(const ValueTile& values, std::int64_t first_column, const std::string& name,
                    const Receive& receive);
 
-  /// At most, for so many elements and scales in so many rows.
-  static std::size_t bytes_of_encoding(std::size_t elements, std::size_t scales, std::size_t rows);
+  static constexpr std::size_t slack = 256;
 
   /// Hands out what is left, and gives the pinned memory back: returns how much that was.
   std::size_t finish();

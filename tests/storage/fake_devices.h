@@ -139,6 +139,7 @@ class FakeDevices {
   Event* find(DeviceEvent event, const char* call);
   void add(Stream& stream, Operation operation);
   void expect_order(Stream& stream, const Access& access);
+  void forget_what_is_known();
   bool is_blocked(const Stream& stream) const;
   void do_next(Stream& stream);
   void do_something();
