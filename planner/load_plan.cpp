@@ -65,7 +65,7 @@ class LoadPlanner {
  private:
   void add_destination(std::uint32_t index) {
     const TensorSpec& spec = specs_[index];
-    if (std::string fault = fault_of(spec); !fault.empty()) {
+    if (std::string fault = fault_of(spec, options_.exporting); !fault.empty()) {
       problems_.add(spec.fqn + ": " + fault);
       return;
     }

@@ -130,7 +130,7 @@ TensorSpec sharded_tensor(std::string fqn, DType dtype, const Shape& global_shap
   return spec;
 }
 
-std::string fault_of(const TensorSpec& spec) {
+std::string fault_of(const TensorSpec& spec, bool only_read) {
   const std::size_t rank = spec.global_shape.size();
   if (spec.local_shape.size() != rank || spec.local_strides.size() != rank) {
     return "its local shape " + to_string(spec.local_shape) + " does not have the rank of its global shape " +
@@ -163,7 +163,7 @@ std::string fault_of(const TensorSpec& spec) {
     return "its placement does not account for the local tensor of shape " + to_string(spec.local_shape) +
            ": " + fault;
   }
-  if (shares_memory_with_itself(spec)) {
+  if (!only_read && shares_memory_with_itself(spec)) {
     return "several of its elements share memory (shape " + to_string(spec.local_shape) + ", strides " +
            to_string(spec.local_strides) + "), as in an expanded view; load into a tensor of its own";
   }

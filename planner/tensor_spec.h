@@ -26,7 +26,7 @@ struct TensorSpec {
   DType dtype = DType::BF16;
   Shape global_shape;    ///< of the whole tensor over all ranks
   Shape local_shape;     ///< of this rank's part
-  Shape local_strides;   ///< elements; any strides that give each element memory of its own
+  Shape local_strides;   ///< elements; any strides that give each element memory of its own, if it is written
   void* data = nullptr;  ///< element (0, …, 0) of the local tensor; may be null if the part is empty
   DeviceKind device = DeviceKind::cpu;
   int device_index = 0;  ///< of a CUDA device
@@ -44,8 +44,8 @@ TensorSpec sharded_tensor(std::string fqn, DType dtype, const Shape& global_shap
 
 /// What makes a spec impossible to write to, for messages; empty if nothing does: boxes that do not tile the
 /// local tensor or leave the global one, memory on a device without data (meta), elements that share memory
-/// (expanded).
-std::string fault_of(const TensorSpec& spec);
+/// (expanded), unless it is `only_read`.
+std::string fault_of(const TensorSpec& spec, bool only_read = false);
 
 /// True if the rank holds something of this box of the global tensor.
 bool touches(const TensorSpec& spec, const Box& box);

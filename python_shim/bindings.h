@@ -2,7 +2,16 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+#include <map>
+
 namespace shardwright {
+
+/// CUDA devices, and how they are reached. Defined in devices.cpp.
+void bind_devices(pybind11::module_& m);
+
+/// Streams of devices as torch gives them, which are addresses, as DeviceOptions takes them.
+std::map<int, void*> streams_from(const std::map<int, std::uintptr_t>& addresses);
 
 /// LoadOptions, LoadReport and running a plan. Defined in loads.cpp.
 void bind_loads(pybind11::module_& m);

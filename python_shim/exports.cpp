@@ -26,15 +26,15 @@ void bind_exports(py::module_& m) {
            py::arg("max_file_bytes"), py::arg("file_numbers"), py::keep_alive<1, 2>());
   m.def(
       "describe_export",
-      [](const std::vector<TensorSpec>& specs, const ExportRequest& request) {
+      [](const std::vector<TensorSpec>& specs, const ExportRequest& request, const DeviceOptions& devices) {
         std::string bytes;
         {
           const py::gil_scoped_release release;
-          bytes = describe_export(specs, request);
+          bytes = describe_export(specs, request, devices);
         }
         return py::bytes(bytes);
       },
-      py::arg("specs"), py::arg("request"));
+      py::arg("specs"), py::arg("request"), py::arg("devices") = DeviceOptions{});
   py::class_<PlannedExport>(m, "PlannedExport")
       .def_property_readonly("catalog", [](const PlannedExport& p) { return p.layout.catalog; })
       .def_property_readonly("total_size", [](const PlannedExport& p) { return p.layout.total_size; })
@@ -63,6 +63,10 @@ void bind_exports(py::module_& m) {
       .def_readonly("bytes_written", &ExportReport::bytes_written)
       .def_readonly("write_requests", &ExportReport::write_requests)
       .def_readonly("peak_staging_bytes", &ExportReport::peak_staging_bytes)
+      .def_readonly("devices", &ExportReport::devices)
+      .def_readonly("peak_device_bytes", &ExportReport::peak_device_bytes)
+      .def_readonly("bytes_from_devices", &ExportReport::bytes_from_devices)
+      .def_readonly("device_batches", &ExportReport::device_batches)
       .def_readonly("files", &ExportReport::files)
       .def_readonly("threads", &ExportReport::threads)
       .def_readonly("plan_seconds", &ExportReport::plan_seconds)
@@ -73,13 +77,14 @@ void bind_exports(py::module_& m) {
   m.def(
       "run_export",
       [](const py::bytes& share, const std::vector<TensorSpec>& specs, const ExportRequest& request,
-         const std::filesystem::path& directory, int threads, std::size_t staging_bytes) {
+         const std::filesystem::path& directory, int threads, std::size_t staging_bytes,
+         const DeviceOptions& devices) {
         const std::string bytes = share;
         const py::gil_scoped_release release;
-        return run_export(bytes, specs, request, directory, {threads, staging_bytes});
+        return run_export(bytes, specs, request, directory, {threads, staging_bytes, devices});
       },
       py::arg("share"), py::arg("specs"), py::arg("request"), py::arg("directory"), py::arg("threads") = 0,
-      py::arg("staging_bytes") = 0);
+      py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{});
 }
 
 }  // namespace shardwright

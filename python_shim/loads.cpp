@@ -51,7 +51,7 @@ LoadOptions options_from(int threads, std::size_t staging_bytes, const py::objec
   options.huge_pages = huge_pages_from(huge_pages);
   options.trace = trace.value_or("");
   options.trace_process = trace_process;
-  if (device_memory) options.device_memory = *device_memory;
+  if (device_memory) options.devices.memory = *device_memory;
   return options;
 }
 
@@ -85,10 +85,7 @@ void bind_loads(py::module_& m) {
       .def(
           "after",
           [](LoadOptions options, const std::map<int, std::uintptr_t>& streams) {
-            for (const auto& [device, stream] : streams) {
-              options.device_streams[device] =
-                  reinterpret_cast<DeviceStream>(stream);  // NOLINT(performance-no-int-to-ptr): from torch
-            }
+            options.devices.streams = streams_from(streams);
             return options;
           },
           py::arg("streams"), "The same, after the work of these: for each CUDA device a cudaStream_t.");
@@ -105,6 +102,7 @@ void bind_loads(py::module_& m) {
       .def_readonly("devices", &LoadReport::devices)
       .def_readonly("peak_device_bytes", &LoadReport::peak_device_bytes)
       .def_readonly("bytes_to_devices", &LoadReport::bytes_to_devices)
+      .def_readonly("bytes_gpu_direct", &LoadReport::bytes_gpu_direct)
       .def_readonly("device_batches", &LoadReport::device_batches)
       .def_readonly("files", &LoadReport::files)
       .def_readonly("files_direct", &LoadReport::files_direct)
@@ -122,6 +120,7 @@ void bind_loads(py::module_& m) {
       .def(py::init<const LoadPlan&, const Catalog&, std::vector<TensorSpec>, const LoadOptions&>(),
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),
            py::keep_alive<1, 3>())
+      .def_property_readonly("to_devices", &CooperativeLoad::to_devices)
       .def_property_readonly(
           "terms",
           [](const CooperativeLoad& load) {

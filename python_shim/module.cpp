@@ -233,8 +233,6 @@ void bind_specs(py::module_& m) {
       .def_readonly("global_shape", &TensorSpec::global_shape)
       .def_readonly("local_shape", &TensorSpec::local_shape)
       .def_readonly("boxes", &TensorSpec::boxes);
-  m.def(
-      "has_cuda", [] { return cuda_calls() != nullptr; }, "Whether this build has kernels for GPUs.");
   m.def("local_boxes", &local_boxes, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
         py::arg("placements"));
   m.def("local_shape", &local_shape, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
@@ -420,6 +418,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_specs(m);
   shardwright::bind_weight_map(m);
   shardwright::bind_load(m);
+  shardwright::bind_devices(m);
   shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
   shardwright::bind_save_plans(m);

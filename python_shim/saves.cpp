@@ -14,6 +14,7 @@
 
 #include "planner/error.h"
 #include "python_shim/bindings.h"
+#include "storage/copy_out.h"
 #include "storage/manifest.h"
 #include "storage/pending_directory.h"
 #include "storage/shard_file.h"
@@ -29,18 +30,36 @@ py::bytes packed(const std::vector<std::uint64_t>& checksums) {
   return {reinterpret_cast<const char*>(checksums.data()), checksums.size() * sizeof(std::uint64_t)};
 }
 
-/// item, address, shape, strides, bytes of an element
-using PartTuple = std::tuple<std::size_t, std::uintptr_t, Shape, Shape, std::uint64_t>;
+/// item, address, shape, strides, bytes of an element, CUDA device or -1
+using PartTuple = std::tuple<std::size_t, std::uintptr_t, Shape, Shape, std::uint64_t, int>;
 
-void write_parts(ShardFile& file, const std::vector<PartTuple>& parts, int threads) {
+TensorInMemory tensor_of(const PartTuple& part) {
+  const auto& [item, address, shape, strides, element_bytes, device] = part;
+  return {reinterpret_cast<const std::byte*>(address),  // NOLINT(performance-no-int-to-ptr)
+          shape, strides, element_bytes, device};
+}
+
+GatherFigures write_parts(ShardFile& file, const std::vector<PartTuple>& parts, int threads,
+                          const DeviceOptions& devices) {
   std::vector<std::size_t> items;
   std::vector<TensorInMemory> tensors;
-  for (const auto& [item, address, shape, strides, element_bytes] : parts) {
-    items.push_back(item);
-    tensors.push_back({reinterpret_cast<const std::byte*>(address),  // NOLINT(performance-no-int-to-ptr)
-                       shape, strides, element_bytes});
+  for (const PartTuple& part : parts) {
+    items.push_back(std::get<0>(part));
+    tensors.push_back(tensor_of(part));
   }
-  file.write(items, tensors, threads);
+  return file.write(items, tensors, threads, devices);
+}
+
+/// Parts as above, their items the addresses that they are copied to.
+GatherFigures copy_parts_out(const std::vector<PartTuple>& parts, const std::vector<std::string>& names,
+                             int threads, const DeviceOptions& devices) {
+  std::vector<CopyOut> copies;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    copies.push_back(
+        {names.at(i), tensor_of(parts[i]),
+         reinterpret_cast<std::byte*>(std::get<0>(parts[i]))});  // NOLINT(performance-no-int-to-ptr)
+  }
+  return copy_out(copies, threads, devices);
 }
 
 DType dtype_from(const std::string& name) {
@@ -58,6 +77,14 @@ void bind_writing(py::module_& m) {
       .def("publish", &PendingDirectory::publish, py::call_guard<py::gil_scoped_release>())
       .def("abandon", &PendingDirectory::abandon, py::call_guard<py::gil_scoped_release>());
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+  py::class_<GatherFigures>(m, "GatherFigures", "Of tensors on CUDA devices.")
+      .def_readonly("pinned_bytes", &GatherFigures::pinned_bytes)
+      .def_readonly("bytes_copied", &GatherFigures::bytes_copied)
+      .def_readonly("batches", &GatherFigures::batches)
+      .def_readonly("peak_device_bytes", &GatherFigures::peak_device_bytes);
+  m.def("copy_out", &copy_parts_out, py::arg("parts"), py::arg("names"), py::arg("threads"),
+        py::arg("devices"), py::call_guard<py::gil_scoped_release>(),
+        "Of (address to copy to, address, shape, strides, bytes of an element, CUDA device).");
   py::class_<ShardFile>(m, "ShardFile", "See storage/shard_file.h.")
       .def(py::init([](const std::filesystem::path& path,
                        const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& chunks,
@@ -74,9 +101,9 @@ void bind_writing(py::module_& m) {
              std::vector<std::string> names,
              bool flush) { return std::make_unique<ShardFile>(path, sizes, std::move(names), flush); },
           py::arg("path"), py::arg("sizes"), py::arg("names"), py::arg("flush"))
-      .def("write", &write_parts, py::arg("parts"), py::arg("threads"),
+      .def("write", &write_parts, py::arg("parts"), py::arg("threads"), py::arg("devices"),
            py::call_guard<py::gil_scoped_release>(),
-           "Of (item, address, shape, strides, bytes of an element).")
+           "Of (item, address, shape, strides, bytes of an element, CUDA device or -1).")
       .def("finish", &ShardFile::finish, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("items",
                              [](const ShardFile& file) {

@@ -47,6 +47,14 @@ const std::byte* address_in(const std::byte* memory, const Box& outer, const Sha
   return memory + elements * static_cast<std::int64_t>(element_bytes);
 }
 
+/// The end of a box in memory whose first element is at `first`.
+const std::byte* end_of(const std::byte* first, const Box& box, const Shape& strides,
+                        std::uint64_t element_bytes) {
+  Box last = box;
+  for (std::size_t d = 0; d < box.size.size(); ++d) last.offset[d] += box.size[d] - 1;
+  return address_in(first, box, strides, last, element_bytes) + element_bytes;
+}
+
 /// Copies a box with those strides (elements, 1 for the last dimension) to contiguous memory; returns its
 /// end.
 std::byte* pack(const std::byte* from, const Shape& size, const Shape& strides, std::size_t dimension,
@@ -72,10 +80,13 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
       specs_(std::move(specs)),
       options_(for_reading(options)),
       trace_(options.trace, options.trace_process),
+      written_(plan, specs_.size()),
+      devices_(plan, catalog, specs_, options_, written_),
       files_(catalog, direct_io_of(options_)),
       reading_(open_files_of(plan.transfers, catalog, files_, options.reads)),
-      resources_(resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan))) {
-  expect_cpu_memory(plan, specs_, "a cooperative load (load without it)");
+      resources_(resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan),
+                               {devices_.block_bytes(), 0})) {
+  expect_memory(plan, specs_);
   terms_.piece_bytes = TaskReader::task_bytes_of(resources_.buffer_bytes);
   terms_.round_bytes =
       options.staging_bytes == 0
@@ -84,6 +95,31 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
   for (std::size_t file = 0; file < catalog.files.size(); ++file) {
     if (reading_.costs[file] == costs_of_files_on_disk)
       terms_.files_on_disk.push_back(catalog.files[file].name);
+  }
+}
+
+CooperativeLoad::~CooperativeLoad() {
+  if (!devices_are_open_) return;
+  try {
+    on_its_own_thread([&] {
+      devices_.use_one();
+      readers_.clear();
+    });
+  } catch (const Error&) {  // the device is lost; what the load failed of has been told
+  }
+  devices_.abandon();
+}
+
+/// Works on a thread that may call the devices' run-time, and names what is left partly written.
+void CooperativeLoad::run(const std::function<void()>& work) {
+  try {
+    if (devices_.any()) {
+      on_its_own_thread(work);
+    } else {
+      work();
+    }
+  } catch (const Error& error) {
+    throw written_.with_names(error, specs_);
   }
 }
 
@@ -97,11 +133,13 @@ void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_
     if (piece.reader == rank_) bytes_in_all_ += task_of(piece, catalog_, limits_.costs).bytes();
   }
   const TaskReader::Buffers buffers{resources_.buffers_per_thread, resources_.buffer_bytes,
-                                    resources_.huge_pages};
+                                    resources_.huge_pages, devices_.calls()};
   for (int t = 0; bytes_in_all_ > 0 && t < resources_.threads; ++t) {
     readers_.emplace_back().tasks =
         std::make_unique<TaskReader>(catalog_, files_, reading_.in_background, buffers);
   }
+  devices_are_open_ = devices_.any();
+  devices_.open();
   std::size_t before = 0;
   for (std::size_t round = 0; round < rounds(); ++round) {
     std::size_t now = 0;
@@ -177,16 +215,19 @@ void CooperativeLoad::read(std::size_t round, std::byte* outgoing) {
                         return nullptr;
                       },
                       [] { return false; }};
-  for_each_index(std::min(readers_.size(), pieces.size()), resources_.threads, [&](std::size_t i) {
-    Reader& reader = readers_[i];
-    run_tasks(*reader.tasks, loop, reader.figures, trace_.is_wanted() ? &reader.events : nullptr);
+  run([&] {
+    for_each_index(std::min(readers_.size(), pieces.size()), resources_.threads, [&](std::size_t i) {
+      devices_.use_one();
+      Reader& reader = readers_[i];
+      run_tasks(*reader.tasks, loop, reader.figures, trace_.is_wanted() ? &reader.events : nullptr);
+    });
   });
   bytes_done_ += bytes_done;
   left_ = Trace::Clock::now();
 }
 
 void CooperativeLoad::place_piece(const SharedPiece& piece, const StagedTask& staged,
-                                  const std::vector<std::byte*>& places) const {
+                                  const std::vector<std::byte*>& places) {
   const SourceTensor& source = catalog_.tensors[piece.source];
   const SourceTensor* const scale_tensor =
       piece.scales < 0 ? nullptr : &catalog_.tensors[static_cast<std::size_t>(piece.scales)];
@@ -200,9 +241,12 @@ void CooperativeLoad::place_piece(const SharedPiece& piece, const StagedTask& st
                                element_bytes_of(*scale_tensor));
     }
     if (places[s] == nullptr) {
-      const Transfer& transfer = plan_.transfers[share.transfer];
-      const BoxInMemory part{share.box, first, strides, first_scale, scale_strides};
-      place_box(transfer, source.dtype, part, specs_[transfer.destination]);
+      const std::byte* const end =
+          scale_tensor == nullptr
+              ? end_of(first, share.box, strides, element_bytes_of(source))
+              : end_of(first_scale, share.scale_box, scale_strides, element_bytes_of(*scale_tensor));
+      place_part(share.transfer, {share.box, first, strides, first_scale, scale_strides},
+                 static_cast<std::size_t>(end - first));
       continue;
     }
     std::byte* const end = pack(first, share.box.size, strides, 0, element_bytes_of(source), places[s]);
@@ -210,6 +254,22 @@ void CooperativeLoad::place_piece(const SharedPiece& piece, const StagedTask& st
       pack(first_scale, share.scale_box.size, scale_strides, 0, element_bytes_of(*scale_tensor), end);
     }
   }
+}
+
+/// Places a part of a transfer. When it returns, the memory of the part is free.
+void CooperativeLoad::place_part(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes) {
+  const Transfer& whole = plan_.transfers[transfer];
+  const TensorSpec& spec = specs_[whole.destination];
+  if (DevicePlacer* const device = devices_.of(spec)) {
+    const DeviceEvent copied = device->submit(transfer, part, bytes, false);
+    device->wait_for(copied, transfer);
+    device->give_back(copied);
+    return;
+  }
+  const std::int64_t elements = volume(part.box.size);
+  written_.begin(whole.destination, elements);
+  place_box(whole, catalog_.tensors[whole.source].dtype, part, spec);
+  written_.end(whole.destination, elements);
 }
 
 /// What happened between two calls was the exchange.
@@ -222,6 +282,7 @@ void CooperativeLoad::place(std::size_t round, const std::byte* incoming) {
     const SharedPiece* piece;
     const SharedPiece::Share* share;
     const std::byte* bytes;
+    std::uint64_t size;
   };
   std::vector<const std::byte*> next(ranks_);
   const std::vector<std::uint64_t> bytes = bytes_from(round);
@@ -238,19 +299,20 @@ void CooperativeLoad::place(std::size_t round, const std::byte* incoming) {
     const SharedPiece::Share& share = piece.shares[index];
     if (share.rank != rank_) return;
     const std::byte*& place = next[static_cast<std::size_t>(piece.reader)];
-    arrived.push_back({&piece, &share, place});
+    arrived.push_back({&piece, &share, place, size});
     place += size;
   });
-  for_each_index(arrived.size(), resources_.threads, [&](std::size_t i) {
-    const auto& [piece, share, from] = arrived[i];
-    const Transfer& transfer = plan_.transfers[share->transfer];
-    const SourceTensor& source = catalog_.tensors[piece->source];
-    BoxInMemory part{share->box, from, contiguous_strides(share->box.size), nullptr, {}};
-    if (piece->scales >= 0) {
-      part.scales = from + volume(share->box.size) * bytes_of(source.dtype);
-      part.scale_strides = contiguous_strides(share->scale_box.size);
-    }
-    place_box(transfer, source.dtype, part, specs_[transfer.destination]);
+  run([&] {
+    for_each_index(arrived.size(), resources_.threads, [&](std::size_t i) {
+      const auto& [piece, share, from, size] = arrived[i];
+      const SourceTensor& source = catalog_.tensors[piece->source];
+      BoxInMemory part{share->box, from, contiguous_strides(share->box.size), nullptr, {}};
+      if (piece->scales >= 0) {
+        part.scales = from + volume(share->box.size) * bytes_of(source.dtype);
+        part.scale_strides = contiguous_strides(share->scale_box.size);
+      }
+      place_part(share->transfer, part, size);
+    });
   });
   left_ = Trace::Clock::now();
   if (trace_.is_wanted()) events_.push_back({"decode", -1, bytes_in_all, begin, left_});
@@ -282,9 +344,18 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
     trace_.add("together " + std::to_string(i), std::move(readers_[i].events));
   }
   if (trace_.is_wanted()) trace_.add("exchange", std::move(events_));
-  readers_.clear();  // their memory is for the rest now
+  run([&] {
+    for (Reader& reader : readers_) reader.tasks->close();
+    readers_.clear();  // their memory, and what is taken of devices, is for the rest now
+    devices_.finish();
+    devices_are_open_ = false;
+  });
 
-  LoadReport report = load(rest, catalog_, specs_, own, trace_);
+  LoadReport report = load(rest, catalog_, specs_, own, trace_, written_);
+  report.devices = std::max(report.devices, together.devices);
+  report.peak_device_bytes = std::max(report.peak_device_bytes, together.peak_device_bytes);
+  report.bytes_to_devices += together.bytes_to_devices;
+  report.device_batches += together.device_batches;
   report.bytes_read += together.bytes_read;
   report.bytes_received = bytes_received_;
   report.read_requests += together.read_requests;
@@ -315,6 +386,7 @@ LoadReport CooperativeLoad::figures_of_rounds(const LoadPlan& rest) {
     had_ring = had_ring || reader.tasks->has_ring();
     figures.add(reader.figures);
   }
+  devices_.report(report);
   report.boxes_with_gaps = figures.boxes_with_gaps;
   report.boxes_in_pieces = figures.boxes_in_pieces;
   report.threads = static_cast<int>(readers_.size());

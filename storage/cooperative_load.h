@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -10,18 +11,20 @@
 #include "planner/tensor_spec.h"
 #include "storage/cooperation.h"
 #include "storage/load.h"
+#include "storage/load_devices.h"
 #include "storage/open_files.h"
 #include "storage/reading_resources.h"
 #include "storage/task_loop.h"
 #include "storage/task_reader.h"
 #include "storage/trace.h"
+#include "storage/written_parts.h"
 
 namespace shardwright {
 
 /// One rank's part of a load in which ranks read together: files are read as by load(). In each round it
 /// reads its pieces, places what it needs of them itself, and lays out the rest for the others; the caller
 /// exchanges the bytes (all-to-all) and gives those that came back. Plan, catalog and the specs' memory must
-/// outlive it. Not for several threads at once.
+/// outlive it. Not for several threads at once. Errors name what they leave partly written.
 class CooperativeLoad {
  public:
   /// Opens the files that the plan needs. Of options.staging_bytes half is for reading, half for four buffers
@@ -29,9 +32,18 @@ class CooperativeLoad {
   CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, std::vector<TensorSpec> specs,
                   const LoadOptions& options);
 
+  /// Ends what is under way on devices, if the load has failed.
+  ~CooperativeLoad();
+  CooperativeLoad(const CooperativeLoad&) = delete;
+  CooperativeLoad& operator=(const CooperativeLoad&) = delete;
+
   const CooperationTerms& terms() const { return terms_; }
 
+  /// True if some of the specs are on CUDA devices: what place() is given must be in pinned memory then.
+  bool to_devices() const { return devices_.any(); }
+
   /// Settles who reads what, before all else. The vectors hold an entry for every rank, this one included.
+  /// Throws Error(device).
   void begin(const std::vector<std::vector<Transfer>>& transfers_of_ranks,
              const std::vector<CooperationTerms>& terms_of_ranks, int rank);
 
@@ -60,8 +72,9 @@ class CooperativeLoad {
  private:
   template <typename Visit>
   void for_each_share(std::size_t round, const Visit& visit) const;
-  void place_piece(const SharedPiece& piece, const StagedTask& staged,
-                   const std::vector<std::byte*>& places) const;
+  void run(const std::function<void()>& work);
+  void place_piece(const SharedPiece& piece, const StagedTask& staged, const std::vector<std::byte*>& places);
+  void place_part(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes);
   LoadPlan rest() const;
   LoadReport figures_of_rounds(const LoadPlan& rest);
   void note_exchange(std::uint64_t bytes);
@@ -79,6 +92,9 @@ class CooperativeLoad {
   const LoadOptions options_;
   const Trace::Clock::time_point begin_ = Trace::Clock::now();
   Trace trace_;
+  WrittenParts written_;
+  LoadDevices devices_;
+  bool devices_are_open_ = false;
   OpenFiles files_;
   const FileReading reading_;
   const Resources resources_;

@@ -17,7 +17,7 @@ CopiesUnderWay::~CopiesUnderWay() {
 void CopiesUnderWay::begin(StagedTask& task, DevicePlacer& placer) {
   copies_.push_back({&task, &placer, nullptr});
   try {
-    copies_.back().done = placer.submit(task);
+    copies_.back().done = placer.submit(task.task.transfer, task.part(), task.span(), task.is_on_device);
   } catch (...) {
     copies_.pop_back();
     throw;
@@ -25,13 +25,14 @@ void CopiesUnderWay::begin(StagedTask& task, DevicePlacer& placer) {
 }
 
 void CopiesUnderWay::release_done() {
-  while (any() && copies_.front().placer->has_happened(copies_.front().done, *copies_.front().task)) {
+  while (any() &&
+         copies_.front().placer->has_happened(copies_.front().done, copies_.front().task->task.transfer)) {
     release_first();
   }
 }
 
 void CopiesUnderWay::wait_for_one() {
-  copies_.front().placer->wait_for(copies_.front().done, *copies_.front().task);
+  copies_.front().placer->wait_for(copies_.front().done, copies_.front().task->task.transfer);
   release_first();
 }
 

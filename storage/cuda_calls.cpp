@@ -3,6 +3,7 @@
 #ifdef SHARDWRIGHT_HAS_CUDA
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/encode.h"
 #include "kernels/cuda/place.h"
 #endif
 
@@ -54,7 +55,10 @@ constexpr DeviceCalls real_calls{
     .runtime_version = [](int* version) -> DeviceStatus { return cudaRuntimeGetVersion(version); },
     .compute_capability = compute_capability,
     .set_device = [](int device) -> DeviceStatus { return cudaSetDevice(device); },
-    .load_kernels = []() -> DeviceStatus { return cuda::load_kernels(); },
+    .load_kernels = []() -> DeviceStatus {
+      const cudaError_t error = cuda::load_kernels();
+      return error != cudaSuccess ? error : cuda::load_encoding_kernels();
+    },
     .pinned_allocate = [](void** memory, std::size_t bytes) -> DeviceStatus {
       return cudaHostAlloc(memory, bytes, cudaHostAllocPortable);
     },
@@ -85,8 +89,15 @@ constexpr DeviceCalls real_calls{
     .copy_to_device = [](void* to, const void* from, std::size_t bytes, DeviceStream stream) -> DeviceStatus {
       return cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_of(stream));
     },
+    .copy_from_device = [](void* to, const void* from, std::size_t bytes,
+                           DeviceStream stream) -> DeviceStatus {
+      return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_of(stream));
+    },
     .place = [](std::span<const cuda::Placing> placings, DeviceStream stream) -> DeviceStatus {
       return cuda::place(placings, stream_of(stream));
+    },
+    .encode = [](std::span<const cuda::Encoding> encodings, DeviceStream stream) -> DeviceStatus {
+      return cuda::encode(encodings, stream_of(stream));
     },
     .error_text = [](DeviceStatus status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); },
 };

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <span>
 
+#include "kernels/cuda/encoded_tile.h"
 #include "kernels/cuda/placed_tile.h"
 
 namespace shardwright {
@@ -31,7 +32,7 @@ struct DeviceCalls {
   DeviceStatus (*runtime_version)(int* version);               ///< cudaRuntimeGetVersion
   DeviceStatus (*compute_capability)(int* value, int device);  ///< cudaDeviceGetAttribute, twice: 90 for 9.0
   DeviceStatus (*set_device)(int device);                      ///< cudaSetDevice
-  DeviceStatus (*load_kernels)();                              ///< cuda::load_kernels
+  DeviceStatus (*load_kernels)();  ///< cuda::load_kernels and load_encoding_kernels
 
   DeviceStatus (*pinned_allocate)(void** memory, std::size_t bytes);  ///< cudaHostAlloc, for all devices
   DeviceStatus (*pinned_free)(void* memory);                          ///< cudaFreeHost
@@ -49,11 +50,13 @@ struct DeviceCalls {
   DeviceStatus (*event_query)(DeviceEvent event);                        ///< cudaEventQuery
   DeviceStatus (*event_synchronize)(DeviceEvent event);                  ///< cudaEventSynchronize
 
-  /// cudaMemcpyAsync from the host to the device.
+  /// cudaMemcpyAsync from the host to the device, and from the device to the host.
   DeviceStatus (*copy_to_device)(void* to, const void* from, std::size_t bytes, DeviceStream stream);
+  DeviceStatus (*copy_from_device)(void* to, const void* from, std::size_t bytes, DeviceStream stream);
 
-  /// cuda::place.
+  /// cuda::place and cuda::encode.
   DeviceStatus (*place)(std::span<const cuda::Placing> placings, DeviceStream stream);
+  DeviceStatus (*encode)(std::span<const cuda::Encoding> encodings, DeviceStream stream);
 
   const char* (*error_text)(DeviceStatus status);  ///< cudaGetErrorString
 };

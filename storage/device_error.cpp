@@ -29,7 +29,7 @@ std::string advice_for(const DeviceCalls& calls, DeviceStatus status, int device
       return "; this build has no kernels for the card's compute capability " +
              std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
              ": build it with -D CMAKE_CUDA_ARCHITECTURES=" + std::to_string(capability) +
-             ", or load into CPU memory";
+             ", or have the tensors in CPU memory";
     }
     default:
       return "";

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "storage/device_error.h"
 #include "storage/placing.h"
 
 namespace shardwright {
@@ -18,33 +17,19 @@ std::size_t aligned(std::size_t bytes) {
   return (bytes + task_alignment - 1) / task_alignment * task_alignment;
 }
 
-/// Bytes from the task's first element to the end of its scales, or of its elements where it has none.
-std::size_t staged_span(const StagedTask& staged) {
-  if (staged.scales == nullptr) return staged.task.weights.staged_bytes;
-  return static_cast<std::size_t>(staged.scales - staged.elements) + staged.task.scales.staged_bytes;
-}
-
 }  // namespace
 
-DevicePlacer::DevicePlacer(const DeviceCalls& calls, int device, DeviceStream after, std::size_t block_bytes,
-                           const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+DevicePlacer::DevicePlacer(DeviceResources& device, std::size_t block_bytes, const LoadPlan& plan,
+                           const Catalog& catalog, const std::vector<TensorSpec>& specs,
                            WrittenParts& written)
-    : calls_(calls),
-      device_(device),
-      after_(after),
+    : device_(device),
+      calls_(device.calls()),
       block_bytes_(block_bytes),
       plan_(plan),
       catalog_(catalog),
       specs_(specs),
       written_(written),
-      in_streams_(specs.size()) {
-  const auto first =
-      std::find_if(plan.transfers.begin(), plan.transfers.end(), [&](const Transfer& transfer) {
-        const TensorSpec& spec = specs[transfer.destination];
-        return spec.device == DeviceKind::cuda && spec.device_index == device;
-      });
-  first_transfer_ = static_cast<std::uint32_t>(first - plan.transfers.begin());
-}
+      in_streams_(specs.size()) {}
 
 std::string DevicePlacer::name_of_transfer(std::uint32_t index) const {
   const Transfer& transfer = plan_.transfers[index];
@@ -52,42 +37,19 @@ std::string DevicePlacer::name_of_transfer(std::uint32_t index) const {
 }
 
 void DevicePlacer::expect(DeviceStatus status, const char* call, std::uint32_t transfer) const {
-  if (status == device_status::success) return;
-  throw device_error(calls_, status, call, device_, name_of_transfer(transfer));
+  if (status != device_status::success) device_.expect(status, call, name_of_transfer(transfer));
 }
-
-void DevicePlacer::open() {
-  const std::lock_guard lock(mutex_);
-  use();
-  expect(calls_.load_kernels(), "loading the kernels", first_transfer_);
-  beginning_ = unused_event(first_transfer_);
-  expect(calls_.event_record(beginning_, after_), "cudaEventRecord", first_transfer_);
-}
-
-void DevicePlacer::use() const { expect(calls_.set_device(device_), "cudaSetDevice", first_transfer_); }
 
 DeviceEvent DevicePlacer::unused_event(std::uint32_t transfer) {
-  DeviceEvent event = nullptr;
-  if (unused_events_.empty()) {
-    events_.reserve(events_.size() + 1);  // or a created one could be lost
-    expect(calls_.event_create(&event), "cudaEventCreate", transfer);
-    events_.push_back(event);
-  } else {
-    event = unused_events_.back();
-    unused_events_.pop_back();
-  }
+  if (unused_events_.empty()) return device_.event(name_of_transfer(transfer));
+  const DeviceEvent event = unused_events_.back();
+  unused_events_.pop_back();
   return event;
 }
 
 void DevicePlacer::open_stream(Block& block, std::uint32_t transfer) {
   block.last_transfer = transfer;
-  if (block.stream != nullptr) return;
-  DeviceStream stream = nullptr;
-  expect(calls_.stream_create(&stream), "cudaStreamCreate", transfer);
-  const DeviceStatus waits = calls_.stream_wait_event(stream, beginning_);
-  if (waits != device_status::success) calls_.stream_destroy(stream);  // other threads must not find it
-  expect(waits, "cudaStreamWaitEvent", transfer);
-  block.stream = stream;
+  if (block.stream == nullptr) block.stream = device_.stream(name_of_transfer(transfer));
 }
 
 DevicePlacer::Block& DevicePlacer::block_with_room(std::size_t bytes, std::uint32_t transfer) {
@@ -96,34 +58,41 @@ DevicePlacer::Block& DevicePlacer::block_with_room(std::size_t bytes, std::uint3
   }
   Block& block = blocks_[turn_];
   open_stream(block, transfer);
-  if (block.memory == nullptr) {
-    void* memory = nullptr;
-    expect(calls_.device_allocate(&memory, block_bytes_), "cudaMalloc", transfer);
-    block.memory = static_cast<std::byte*>(memory);
-    staging_bytes_ += block_bytes_;
-  }
+  if (block.memory == nullptr) block.memory = device_.memory(block_bytes_, name_of_transfer(transfer));
   return block;
 }
 
-DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
-  const std::uint32_t index = staged.task.transfer;
+/// Adds what is to be placed of a transfer to what the block holds.
+void DevicePlacer::add(Block& block, std::uint32_t index, const BoxInMemory& part) {
+  const Transfer& transfer = plan_.transfers[index];
+  for_each_tile(transfer, catalog_.tensors[transfer.source].dtype, part, specs_[transfer.destination],
+                [&](const cuda::Placing& placing) { block.placings.push_back(placing); });
+  block.tasks.emplace_back(index, volume(part.box.size));
+}
+
+DeviceEvent DevicePlacer::submit(std::uint32_t index, const BoxInMemory& staged, std::size_t bytes,
+                                 bool is_on_device) {
   const Transfer& transfer = plan_.transfers[index];
   const TensorSpec& spec = specs_[transfer.destination];
   const DType dtype = catalog_.tensors[transfer.source].dtype;
-  const std::int64_t elements = volume(staged.task.box.size);
-  const std::size_t bytes = staged_span(staged);
+  const std::int64_t elements = volume(staged.box.size);
 
   const std::lock_guard lock(mutex_);
-  use();
+  device_.use();
   const DeviceEvent copied = unused_event(index);
-  Block* block = &blocks_[turn_];
+  Block* block = &blocks_[is_on_device ? block_count : turn_];
   try {
-    BoxInMemory part = staged.part();
-    if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.strides, spec)) {
+    BoxInMemory part = staged;
+    if (is_on_device) {
+      open_stream(*block, index);
+      add(*block, index, part);
+      place(*block);
+    } else if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.strides, spec)) {
       open_stream(*block, index);
       written_.begin(transfer.destination, elements);
       expect(calls_.copy_to_device(place, part.elements, bytes, block->stream), "cudaMemcpyAsync", index);
       in_streams_[transfer.destination] += elements;
+      bytes_copied_ += bytes;
     } else {
       block = &block_with_room(bytes, index);
       std::byte* const in_block = block->memory + block->used;
@@ -131,29 +100,37 @@ DeviceEvent DevicePlacer::submit(const StagedTask& staged) {
       block->used += aligned(bytes);
       if (part.scales != nullptr) part.scales = in_block + (part.scales - part.elements);
       part.elements = in_block;
-      for_each_tile(transfer, dtype, part, spec,
-                    [&](const cuda::Placing& placing) { block->placings.push_back(placing); });
-      block->tasks.emplace_back(index, elements);
+      add(*block, index, part);
+      bytes_copied_ += bytes;
     }
-    bytes_copied_ += bytes;
     expect(calls_.event_record(copied, block->stream), "cudaEventRecord", index);
   } catch (...) {
     if (block->stream != nullptr) calls_.stream_synchronize(block->stream);
+    if (is_on_device) {  // what it holds is not for others to place
+      block->placings.clear();
+      block->tasks.clear();
+    }
     unused_events_.push_back(copied);
     throw;
   }
   return copied;
 }
 
-bool DevicePlacer::has_happened(DeviceEvent event, const StagedTask& staged) const {
+bool DevicePlacer::has_happened(DeviceEvent event, std::uint32_t transfer) const {
   const DeviceStatus status = calls_.event_query(event);
   if (status == device_status::not_ready) return false;
-  expect(status, "cudaEventQuery", staged.task.transfer);
+  expect(status, "cudaEventQuery", transfer);
   return true;
 }
 
-void DevicePlacer::wait_for(DeviceEvent event, const StagedTask& staged) const {
-  expect(calls_.event_synchronize(event), "cudaEventSynchronize", staged.task.transfer);
+void DevicePlacer::wait_for(DeviceEvent event, std::uint32_t transfer) {
+  const DeviceStatus status = calls_.event_synchronize(event);
+  if (status == device_status::success) return;
+  const std::lock_guard lock(mutex_);
+  for (const Block& block : blocks_) {
+    if (block.stream != nullptr) calls_.stream_synchronize(block.stream);
+  }
+  expect(status, "cudaEventSynchronize", transfer);
 }
 
 void DevicePlacer::give_back(DeviceEvent event) {
@@ -161,9 +138,7 @@ void DevicePlacer::give_back(DeviceEvent event) {
   unused_events_.push_back(event);
 }
 
-/// Places what the block holds, and passes the turn on.
-void DevicePlacer::launch(Block& block) {
-  if (block.placings.empty()) return;
+void DevicePlacer::place(Block& block) {
   for (const auto& [transfer, elements] : block.tasks) {
     written_.begin(plan_.transfers[transfer].destination, elements);
   }
@@ -173,8 +148,14 @@ void DevicePlacer::launch(Block& block) {
   }
   block.placings.clear();
   block.tasks.clear();
-  block.used = 0;
   ++batches_;
+}
+
+/// Places what the block holds, and passes the turn on.
+void DevicePlacer::launch(Block& block) {
+  if (block.placings.empty()) return;
+  place(block);
+  block.used = 0;
   turn_ = (turn_ + 1) % block_count;
 }
 
@@ -185,49 +166,26 @@ void DevicePlacer::end_writing() {
 
 void DevicePlacer::finish() {
   const std::lock_guard lock(mutex_);
-  use();
+  device_.use();
   for (Block& block : blocks_) launch(block);
   for (const Block& block : blocks_) {
     if (block.stream == nullptr) continue;
     // An error of anything that was done in this stream shows here at the latest.
     expect(calls_.stream_synchronize(block.stream), "cudaStreamSynchronize", block.last_transfer);
   }
+  blocks_ = {};  // the device gives back what they had, and nobody must look there then
   end_writing();
-  DeviceStatus status = device_status::success;
-  const char* call = "";
-  close(status, call);
-  expect(status, call, first_transfer_);
 }
 
-void DevicePlacer::abandon() {
+void DevicePlacer::abandon() noexcept {
   const std::lock_guard lock(mutex_);
-  DeviceStatus status = calls_.set_device(device_);
+  DeviceStatus status = device_status::success;
   for (const Block& block : blocks_) {
     if (block.stream == nullptr) continue;
     const DeviceStatus of_stream = calls_.stream_synchronize(block.stream);
     if (status == device_status::success) status = of_stream;
   }
   if (status == device_status::success) end_writing();
-  const char* call = "";
-  close(status, call);
-}
-
-/// Gives everything back, whatever fails on the way; the first status that tells of a failure, and its call.
-void DevicePlacer::close(DeviceStatus& status, const char*& call) {
-  const auto note = [&](DeviceStatus found, const char* by) {
-    if (found == device_status::success || status != device_status::success) return;
-    status = found;
-    call = by;
-  };
-  for (Block& block : blocks_) {
-    if (block.memory != nullptr) note(calls_.device_free(block.memory), "cudaFree");
-    if (block.stream != nullptr) note(calls_.stream_destroy(block.stream), "cudaStreamDestroy");
-    block = {};
-  }
-  for (const DeviceEvent event : events_) note(calls_.event_destroy(event), "cudaEventDestroy");
-  events_.clear();
-  unused_events_.clear();
-  beginning_ = nullptr;
 }
 
 }  // namespace shardwright

@@ -11,7 +11,7 @@
 #include "planner/catalog.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
-#include "storage/device_calls.h"
+#include "storage/device_resources.h"
 #include "storage/task_reader.h"
 #include "storage/written_parts.h"
 
@@ -26,43 +26,39 @@ namespace shardwright {
 /// the kernels of one run beside the copies into the next. What needs no kernel is copied to its place at
 /// once.
 ///
-/// Between open() and finish() or abandon(), which a thread of the engine's calls, any thread may call the
-/// rest. Plan, catalog, specs and calls must outlive it.
+/// Any thread may call, until one of the engine's calls finish() or abandon(). All functions throw
+/// Error(device), naming tensor and call. Device, plan, catalog and specs must outlive it.
 class DevicePlacer {
  public:
   static constexpr std::size_t block_count = 4;
 
-  /// `after`: the stream whose work so far comes before all that is done here.
-  DevicePlacer(const DeviceCalls& calls, int device, DeviceStream after, std::size_t block_bytes,
-               const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-               WrittenParts& written);
+  /// The device must be open by the first submit().
+  DevicePlacer(DeviceResources& device, std::size_t block_bytes, const LoadPlan& plan, const Catalog& catalog,
+               const std::vector<TensorSpec>& specs, WrittenParts& written);
   DevicePlacer(const DevicePlacer&) = delete;
   DevicePlacer& operator=(const DevicePlacer&) = delete;
 
-  /// Must come first. Throws Error(device), like all that follows, naming tensor and call.
-  void open();
+  /// Begins to copy a part of a transfer from pinned memory, or to place one that is on the device already.
+  /// The memory, `bytes` from the first element to the end of its scales, or of its elements if it has none,
+  /// must stay as it is until the event that is returned has happened. If this throws, nothing is under way
+  /// there.
+  DeviceEvent submit(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes, bool is_on_device);
 
-  /// Makes the device current on the calling thread.
-  void use() const;
+  /// Whether the event has happened.
+  bool has_happened(DeviceEvent event, std::uint32_t transfer) const;
 
-  /// Begins to copy a task from pinned memory, which must stay as it is until the event that is returned has
-  /// happened. If this throws, nothing is under way from there.
-  DeviceEvent submit(const StagedTask& staged);
-
-  /// Whether the event has happened, and waiting for it.
-  bool has_happened(DeviceEvent event, const StagedTask& staged) const;
-  void wait_for(DeviceEvent event, const StagedTask& staged) const;
+  /// Waits until it has. If this throws, nothing is under way any more.
+  void wait_for(DeviceEvent event, std::uint32_t transfer);
 
   /// For another submit().
   void give_back(DeviceEvent event);
 
-  /// Places what is left, waits until everything is done, and gives everything back.
+  /// Places what is left, and waits until everything is done.
   void finish();
 
-  /// Begins nothing more, waits for what has begun, and gives everything back. For a load that has failed.
-  void abandon();
+  /// Begins nothing more, and waits for what has begun. For a load that has failed. Throws nothing.
+  void abandon() noexcept;
 
-  std::size_t staging_bytes() const { return staging_bytes_; }
   std::uint64_t bytes_copied() const { return bytes_copied_; }
   std::int64_t batches() const { return batches_; }
 
@@ -81,29 +77,25 @@ class DevicePlacer {
   DeviceEvent unused_event(std::uint32_t transfer);
   Block& block_with_room(std::size_t bytes, std::uint32_t transfer);
   void open_stream(Block& block, std::uint32_t transfer);
+  void add(Block& block, std::uint32_t transfer, const BoxInMemory& part);
+  void place(Block& block);
   void launch(Block& block);
   void end_writing();
-  void close(DeviceStatus& status, const char*& call);
 
+  DeviceResources& device_;
   const DeviceCalls& calls_;
-  const int device_;
-  const DeviceStream after_;
   const std::size_t block_bytes_;
   const LoadPlan& plan_;
   const Catalog& catalog_;
   const std::vector<TensorSpec>& specs_;
   WrittenParts& written_;
-  std::uint32_t first_transfer_ = 0;  // to this device: for messages that concern none in particular
 
-  std::mutex mutex_;  // guards what follows
-  std::array<Block, block_count> blocks_;
+  std::mutex mutex_;                           // guards what follows
+  std::array<Block, block_count + 1> blocks_;  // the last without memory: for what is on the device already
   std::size_t turn_ = 0;
-  DeviceEvent beginning_ = nullptr;  // when the work of `after` is done
-  std::vector<DeviceEvent> events_;  // all of them
   std::vector<DeviceEvent> unused_events_;
   std::vector<std::int64_t>
       in_streams_;  // elements that are written once the streams are done, by destination
-  std::size_t staging_bytes_ = 0;
   std::uint64_t bytes_copied_ = 0;
   std::int64_t batches_ = 0;
 };

@@ -11,6 +11,7 @@
 #include "planner/models/models.h"
 #include "planner/ownership.h"
 #include "planner/problems.h"
+#include "storage/cut_block_scales.h"
 #include "storage/export_writer.h"
 #include "storage/placing.h"
 
@@ -85,11 +86,13 @@ ExportLayout layout_of(const ExportRequest& request, std::vector<SourceTensor> t
 
 }  // namespace
 
-std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request) {
+std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request,
+                            const DeviceOptions& devices) {
   Problems problems;
+  const bool reaches_devices = calls_of(devices) != nullptr;
   for (const TensorSpec& spec : specs) {
-    std::string fault = fault_of(spec);
-    if (fault.empty() && spec.device != DeviceKind::cpu) {
+    std::string fault = fault_of(spec, true);
+    if (fault.empty() && spec.device != DeviceKind::cpu && !reaches_devices) {
       fault = "expected CPU memory, found it on " + spec.device_name;
     }
     if (!fault.empty()) problems.add(spec.fqn + ": " + fault);
@@ -99,7 +102,7 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRe
   if (request.quantise) {
     try {
       const ExportForm form = form_of(request, tensors_of(holdings.held));
-      holdings.columns = scales_of_cut_blocks(specs, form);
+      holdings.columns = scales_of_cut_blocks(specs, form, devices);
     } catch (const Error& error) {
       // Without a template it may take all ranks' tensors to tell the family; plan_export() has them.
       if (error.kind != ErrorKind::mismatch || request.pattern != nullptr) throw;
@@ -153,7 +156,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   reversed.exporting = true;
   reversed.strict = false;
   const LoadPlan plan = plan_load(parts.specs, layout.catalog, form.map, reversed);
-  expect_cpu_memory(plan, parts.specs, "an export");
+  expect_memory(plan, parts.specs);
 
   ExportReport report;
   report.tensors = plan.tensors;

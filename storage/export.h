@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "planner/tensor_spec.h"
+#include "storage/device_options.h"
 #include "storage/export_layout.h"
 
 namespace shardwright {
@@ -24,8 +25,10 @@ struct ExportRequest {
 };
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other
-/// ranks hold the rest of. Throws Error(mismatch) for tensors that cannot be read.
-std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request);
+/// ranks hold the rest of, where they are. Throws Error(mismatch) for tensors that cannot be read (on a CUDA
+/// device, where this build has no kernels for it), Error(device) as run_export().
+std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request,
+                            const DeviceOptions& devices = {});
 
 struct PlannedExport {
   ExportLayout layout;
@@ -40,8 +43,13 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
 
 struct ExportWriting {
   int threads = 0;  ///< 0: as many as this process may use processors
-  std::size_t staging_bytes =
-      0;  ///< memory between shards and files, all threads together; 0: 4 MiB a thread
+
+  /// Memory between shards and files, all threads together. 0: 4 MiB a thread, and where tensors are on CUDA
+  /// devices 8 MiB more for each of these, which is pinned, up to 128 MiB in all.
+  std::size_t staging_bytes = 0;
+
+  /// When run_export() returns, all that it did on the devices is done.
+  DeviceOptions devices;
 };
 
 /// What a rank did. Seconds of `encode` and `write` are thread seconds divided by the number of threads.
@@ -50,11 +58,15 @@ struct ExportReport {
   std::uint64_t bytes_needed = 0;   ///< that its parts and headers take in the files
   std::uint64_t bytes_written = 0;  ///< that the operating system was given
   std::uint64_t write_requests = 0;
-  std::size_t peak_staging_bytes = 0;
+  std::size_t peak_staging_bytes = 0;    ///< of CPU memory, pinned for tensors on devices
+  int devices = 0;                       ///< CUDA devices that were read from
+  std::size_t peak_device_bytes = 0;     ///< of staging on a device, where it was most
+  std::uint64_t bytes_from_devices = 0;  ///< copied from there, as the files have them
+  std::int64_t device_batches = 0;       ///< in which that was done
   std::int64_t files = 0;
   int threads = 0;
   double plan_seconds = 0;
-  double encode_seconds = 0;  ///< encoding, converting and regrouping
+  double encode_seconds = 0;  ///< encoding, converting and regrouping, or waiting for devices that do
   double write_seconds = 0;
   double sync_seconds = 0;
   double total_seconds = 0;
@@ -63,7 +75,7 @@ struct ExportReport {
 /// Step 3, on every rank: writes its share to its final place in the files of `directory`, which is there by
 /// then, and flushes them to the device. The specs are those of step 1; their memory must not have changed
 /// since. Other ranks write to the same files at the same time. Throws Error(io), naming file and tensor, if
-/// the operating system refuses.
+/// the operating system refuses, Error(device), naming tensor and call, if a CUDA device does.
 ExportReport run_export(const std::string& share, const std::vector<TensorSpec>& specs,
                         const ExportRequest& request, const std::filesystem::path& directory,
                         const ExportWriting& options = {});

@@ -11,9 +11,6 @@
 
 namespace shardwright {
 
-/// The scales of the blocks that these tensors hold only a part of, as that part alone would have them.
-std::vector<BlockColumn> scales_of_cut_blocks(const std::vector<TensorSpec>& specs, const ExportForm& form);
-
 /// What one rank writes: some headers, and boxes of tensors.
 struct PartsToWrite {
   std::vector<TensorSpec> specs;           ///< each a single box

@@ -11,7 +11,6 @@
 
 #include "kernels/decode.h"
 #include "planner/error.h"
-#include "planner/problems.h"
 #include "storage/box_reading.h"
 #include "storage/load_devices.h"
 #include "storage/open_files.h"
@@ -35,14 +34,14 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 class Engine {
  public:
   Engine(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-         const LoadOptions& options, Trace& trace, LoadReport& report)
+         const LoadOptions& options, Trace& trace, WrittenParts& written, LoadReport& report)
       : plan_(plan),
         catalog_(catalog),
         specs_(specs),
         options_(options),
         trace_(trace),
         report_(report),
-        written_(plan, specs.size()),
+        written_(written),
         devices_(plan, catalog, specs, options, written_),
         files_(catalog, direct_io_of(options)),
         reading_(open_files_of(plan.transfers, catalog, files_, options.reads)) {}
@@ -53,7 +52,7 @@ class Engine {
       devices_.finish();
     } catch (const Error& error) {
       devices_.abandon();
-      throw with_names(error);
+      throw written_.with_names(error, specs_);
     } catch (...) {
       devices_.abandon();
       throw;
@@ -63,13 +62,15 @@ class Engine {
 
  private:
   void run_plan() {
-    const Resources resources = resources_for(options_, reading_, files_.count_direct() > 0,
-                                              most_tasks_of(plan_), devices_.block_bytes());
+    devices_.open();
+    const bool some_direct = files_.count_direct() > 0;
+    if (some_direct) files_.use_gpu_direct(devices_.open_gpu_direct());
+    const Resources resources = resources_for(options_, reading_, some_direct, most_tasks_of(plan_),
+                                              {devices_.block_bytes(), devices_.gpu_direct_bytes()});
     const std::size_t task_bytes = TaskReader::task_bytes_of(resources.buffer_bytes);
     TaskCutter cutter(plan_, catalog_, task_bytes, reading_.costs);
     cutter_ = &cutter;
     const std::uint64_t bytes_in_all = options_.progress ? bytes_to_read(task_bytes) : 0;
-    devices_.open();
 
     std::vector<std::thread> workers;
     running_ = resources.threads;
@@ -92,19 +93,6 @@ class Engine {
     report_.decode_seconds = std::chrono::duration<double>(figures_.decoding).count() / resources.threads;
   }
 
-  /// The error with the names of the tensors that it leaves partly written.
-  Error with_names(const Error& error) const {
-    std::vector<std::string> names = written_.partly_written(specs_);
-    std::string message = error.what();
-    if (!names.empty()) {
-      message += "\npartly written:";
-      for (const std::string& line : grouped_names(names)) message += "\n  " + line;
-    }
-    Error named(error.kind, message, error.system_error);
-    named.partly_written = std::move(names);
-    return named;
-  }
-
   std::uint64_t bytes_to_read(std::size_t task_bytes) const {
     std::uint64_t bytes = 0;
     ReadTask task;
@@ -125,14 +113,18 @@ class Engine {
       devices_.use_one();
       TaskReader reader(
           catalog_, files_, reading_.in_background,
-          {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages, devices_.calls()},
-          [&](const ReadTask& task) { return place_of(task); });
+          {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages, devices_.calls(),
+           resources.gpu_direct ? devices_.gpu_direct() : nullptr},
+          [&](const ReadTask& task) { return place_of(task); },
+          [&](const ReadTask& task) { return device_of(task); });
       const TaskLoop loop{[&](ReadTask& task) { return next_task(task); },
                           [&](const StagedTask& staged) { return place(staged); },
                           [&] { return stopped_.load(); }};
       run_tasks(reader, loop, figures, trace_.is_wanted() ? &events : nullptr);
       const std::lock_guard lock(mutex_);
       report_.bytes_read += reader.bytes_read();
+      report_.bytes_gpu_direct += reader.bytes_gpu_direct();
+      devices_.count(reader);
       report_.read_requests += reader.requests();
       report_.peak_staging_bytes += reader.staging_bytes();
       had_ring_ = had_ring_ || reader.has_ring();
@@ -155,6 +147,11 @@ class Engine {
                                             task.weights.staged_strides, spec);
     if (place != nullptr) written_.begin(transfer.destination, volume(task.box.size));
     return place;
+  }
+
+  int device_of(const ReadTask& task) const {
+    const TensorSpec& spec = specs_[plan_.transfers[task.transfer].destination];
+    return spec.device == DeviceKind::cuda ? spec.device_index : -1;
   }
 
   DevicePlacer* place(const StagedTask& staged) {
@@ -197,7 +194,7 @@ class Engine {
   const LoadOptions& options_;
   Trace& trace_;
   LoadReport& report_;  // under mutex_, while threads run
-  WrittenParts written_;
+  WrittenParts& written_;
   LoadDevices devices_;
   OpenFiles files_;
   const FileReading reading_;
@@ -218,7 +215,7 @@ class Engine {
 }  // namespace
 
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options, Trace& trace) {
+                const LoadOptions& options, Trace& trace, WrittenParts& written) {
   const Clock::time_point begin = Clock::now();
   expect_memory(plan, specs);
   LoadReport report;
@@ -232,7 +229,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
   report.not_loaded = plan.not_loaded;
   report.instruction_set = instruction_set();
   try {
-    Engine(plan, catalog, specs, options, trace, report).run();
+    Engine(plan, catalog, specs, options, trace, written, report).run();
   } catch (...) {
     try {
       trace.write(catalog);   // of what was done until then
@@ -248,7 +245,8 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options) {
   Trace trace(options.trace, options.trace_process);
-  return load(plan, catalog, specs, options, trace);
+  WrittenParts written(plan, specs.size());
+  return load(plan, catalog, specs, options, trace, written);
 }
 
 }  // namespace shardwright

@@ -4,16 +4,16 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "planner/catalog.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
-#include "storage/device_calls.h"
+#include "storage/device_options.h"
 #include "storage/open_files.h"
 #include "storage/trace.h"
+#include "storage/written_parts.h"
 
 namespace shardwright {
 
@@ -35,15 +35,9 @@ struct LoadOptions {
   DirectIo direct_io = DirectIo::automatic;
   bool huge_pages = false;  ///< ask for staging in huge pages; not where tensors are on a device
 
-  /// At most so many bytes of each CUDA device that is written to, beside the tensors; at least 64 KiB.
-  /// Staging in CPU memory is pinned then, all of it.
-  std::size_t device_memory = std::size_t{256} << 20;
-
-  /// For each CUDA device, the stream whose work so far comes before what the load does; its default stream
-  /// where none is named. When load() returns, all that it did on the devices is done.
-  std::map<int, DeviceStream> device_streams;
-
-  const DeviceCalls* device_calls = nullptr;  ///< for tests; null: cuda_calls()
+  /// Where tensors are on CUDA devices, all staging in CPU memory is pinned. When load() returns, all that it
+  /// did on the devices is done.
+  DeviceOptions devices;
 
   std::filesystem::path
       trace;              ///< where to write what each thread did when (Chrome trace format); empty: nowhere
@@ -72,6 +66,7 @@ struct LoadReport {
   int devices = 0;                     ///< CUDA devices that were written to
   std::size_t peak_device_bytes = 0;   ///< of staging on a device, where it was most
   std::uint64_t bytes_to_devices = 0;  ///< copied there, as they are in the files
+  std::uint64_t bytes_gpu_direct = 0;  ///< read straight into devices by GPUDirect Storage, of bytes_read
   std::int64_t device_batches = 0;     ///< of tiles that kernels decoded and placed there
   std::int64_t files = 0;              ///< that something was read from
   std::int64_t files_direct = 0;       ///< of them, past the page cache (O_DIRECT)
@@ -98,8 +93,9 @@ struct LoadReport {
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 
-/// The same with a trace that has begun before, to which it adds, and which it writes; not options.trace.
+/// The same for what is left of a load: with a trace that has begun before, to which it adds, and which it
+/// writes, not options.trace; and with an account of what was written before.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options, Trace& trace);
+                const LoadOptions& options, Trace& trace, WrittenParts& written);
 
 }  // namespace shardwright

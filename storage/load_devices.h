@@ -9,36 +9,49 @@
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
 #include "storage/device_placer.h"
+#include "storage/devices_in_use.h"
 #include "storage/load.h"
 #include "storage/written_parts.h"
 
 namespace shardwright {
 
-/// The devices that a load writes to; none for a load into CPU memory, which then makes no call of the
-/// run-time. All calls are on threads that end with the load: the caller's keeps its current device, and
-/// finds none of our errors as its last one.
+/// The devices that a load writes to, see DevicesInUse, and how it does; none for a load into CPU memory.
 class LoadDevices {
  public:
-  /// Throws Error(argument) for a device_memory that is too small, Error(mismatch) naming all tensors
-  /// concerned where this build has no kernels for GPUs.
+  /// Throws as DevicesInUse does.
   LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
               const LoadOptions& options, WrittenParts& written);
+
+  ~LoadDevices();
+  LoadDevices(const LoadDevices&) = delete;
+  LoadDevices& operator=(const LoadDevices&) = delete;
 
   bool any() const { return !placers_.empty(); }
 
   /// The calls to allocate pinned memory with; null where no device is written to.
-  const DeviceCalls* calls() const { return any() ? calls_ : nullptr; }
+  const DeviceCalls* calls() const { return devices_.calls(); }
 
   /// What a task may take of the staging of a device.
   std::size_t block_bytes() const { return block_bytes_; }
 
   /// Makes sure of driver, devices and kernels before anything is written, and has what is done wait for the
   /// caller's streams. Throws Error(device).
-  void open();
+  void open() { devices_.open(); }
 
-  /// Makes one of the devices current on the calling thread: what it allocates must not bring a context onto
-  /// a device that nobody uses.
-  void use_one() const;
+  /// Whether files that are read past the page cache can be read straight into the devices, from open() on;
+  /// null if not. What is opened for it is closed at the very end, after all files.
+  const GpuDirectCalls* open_gpu_direct();
+
+  const GpuDirectCalls* gpu_direct() const { return gpu_direct_; }
+
+  /// Device memory that is left for such reads, of each device.
+  std::size_t gpu_direct_bytes() const { return gpu_direct_ == nullptr ? 0 : gpu_direct_bytes_; }
+
+  /// What a thread took of it.
+  void count(const TaskReader& reader);
+
+  /// Makes one of the devices current on the calling thread.
+  void use_one() const { devices_.use_one(); }
 
   /// The one that holds the tensor; null for one in CPU memory.
   DevicePlacer* of(const TensorSpec& spec) const;
@@ -52,11 +65,12 @@ class LoadDevices {
   void report(LoadReport& report) const;
 
  private:
-  void expect(DeviceStatus status, const char* call) const;
-
-  const DeviceCalls* calls_;
+  DevicesInUse devices_;
+  const DeviceOptions options_;
+  const GpuDirectCalls* gpu_direct_ = nullptr;  // once it is open
   std::size_t block_bytes_ = 0;
-  std::string first_tensor_;  // on a device, for messages
+  std::size_t gpu_direct_bytes_ = 0;
+  std::map<int, std::size_t> gpu_direct_staging_;  // by device
   std::map<int, std::unique_ptr<DevicePlacer>> placers_;
 };
 

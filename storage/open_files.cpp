@@ -14,6 +14,7 @@
 namespace shardwright {
 
 OpenFile::~OpenFile() {
+  if (gpu_direct != nullptr) gpu_direct_calls->release_file(gpu_direct);
   if (direct_descriptor >= 0) ::close(direct_descriptor);
 }
 
@@ -35,7 +36,7 @@ std::size_t most_open_files() {
 OpenFiles::OpenFiles(const Catalog& catalog, DirectIo direct_io)
     : catalog_(catalog), direct_io_(direct_io), most_open_(most_open_files()), slots_(catalog.files.size()) {}
 
-std::shared_ptr<const OpenFile> OpenFiles::open(const SourceTensor& tensor, const Slot& slot) const {
+std::shared_ptr<OpenFile> OpenFiles::open(const SourceTensor& tensor, const Slot& slot) const {
   auto opened = std::make_shared<OpenFile>();
   opened->file = std::make_unique<const InputFile>(catalog_.path_of(tensor));
   const std::uint64_t expected = catalog_.files[tensor.file].size;
@@ -87,7 +88,18 @@ std::shared_ptr<const OpenFile> OpenFiles::opened(const SourceTensor& tensor) {
     }
   }
   slot.last_use = ++last_use_;
+  register_gpu_direct(slot);
   return slot.file;
+}
+
+/// Asks once for each file. Nobody uses one that was not asked for yet, so it may be changed.
+void OpenFiles::register_gpu_direct(Slot& slot) const {
+  OpenFile& file = *slot.file;
+  if (gpu_direct_calls_ == nullptr || !slot.may_be_gpu_direct || file.direct_descriptor < 0) return;
+  if (file.gpu_direct != nullptr) return;
+  file.gpu_direct_calls = gpu_direct_calls_;
+  file.gpu_direct = gpu_direct_calls_->register_file(file.direct_descriptor);
+  slot.may_be_gpu_direct = file.gpu_direct != nullptr;
 }
 
 OpenFiles::Use OpenFiles::handed_out(std::shared_ptr<const OpenFile> file) {
@@ -132,8 +144,21 @@ void OpenFiles::give_up_direct(const SourceTensor& tensor) {
   Slot& slot = slots_[tensor.file];
   if (!slot.is_direct) return;
   slot.is_direct = false;
+  forget(slot);
+}
+
+void OpenFiles::give_up_gpu_direct(const SourceTensor& tensor) {
+  const std::lock_guard lock(mutex_);
+  Slot& slot = slots_[tensor.file];
+  if (!slot.may_be_gpu_direct) return;
+  slot.may_be_gpu_direct = false;
+  forget(slot);
+}
+
+/// To be opened anew; whoever still reads from it keeps it open.
+void OpenFiles::forget(Slot& slot) {
   if (!slot.file) return;
-  slot.file.reset();  // whoever still reads from it keeps it open
+  slot.file.reset();
   --open_;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "planner/catalog.h"
+#include "storage/gpu_direct.h"
 #include "storage/input_file.h"
 
 namespace shardwright {
@@ -27,6 +28,8 @@ struct OpenFile {
   std::unique_ptr<const InputFile> file;
   bool is_cached = true;       ///< at least half of it was in the page cache when it was opened
   int direct_descriptor = -1;  ///< for reading past the page cache; -1: read through it
+  void* gpu_direct = nullptr;  ///< for reading straight into devices, see GpuDirectCalls; null: not to be
+  const GpuDirectCalls* gpu_direct_calls = nullptr;  ///< that it came from
 
   OpenFile() = default;
   ~OpenFile();
@@ -71,6 +74,13 @@ class OpenFiles {
   /// wait for each other.
   Uses use(const SourceTensor& weights, const SourceTensor* scales);
 
+  /// From now on files that are read past the page cache can be read straight into devices too, where that is
+  /// not refused. The calls must outlive this. No file may be in use.
+  void use_gpu_direct(const GpuDirectCalls* calls) { gpu_direct_calls_ = calls; }
+
+  /// A read of that file straight into a device was refused: from now on none is made.
+  void give_up_gpu_direct(const SourceTensor& tensor);
+
   /// A read of that file past the page cache was refused: from now on it is read through it.
   void give_up_direct(const SourceTensor& tensor);
 
@@ -81,14 +91,17 @@ class OpenFiles {
  private:
   friend GivesFileBack;
   struct Slot {
-    std::shared_ptr<const OpenFile> file;  // null: closed
-    std::uint64_t last_use = 0;            // 0: never opened
-    bool is_cached = true;                 // as found when it was opened first, like the next
+    std::shared_ptr<OpenFile> file;  // null: closed
+    std::uint64_t last_use = 0;      // 0: never opened
+    bool is_cached = true;           // as found when it was opened first, like the next
     bool is_direct = false;
+    bool may_be_gpu_direct = true;
   };
 
   // These need the mutex.
-  std::shared_ptr<const OpenFile> open(const SourceTensor& tensor, const Slot& slot) const;
+  std::shared_ptr<OpenFile> open(const SourceTensor& tensor, const Slot& slot) const;
+  void register_gpu_direct(Slot& slot) const;
+  void forget(Slot& slot);
   std::shared_ptr<const OpenFile> opened(const SourceTensor& tensor);
   bool close_the_oldest();
   Use handed_out(std::shared_ptr<const OpenFile> file);
@@ -97,6 +110,7 @@ class OpenFiles {
   const Catalog& catalog_;
   const DirectIo direct_io_;
   const std::size_t most_open_;
+  const GpuDirectCalls* gpu_direct_calls_ = nullptr;
   mutable std::mutex mutex_;  // guards what follows
   std::vector<Slot> slots_;   // by index into Catalog::files
   std::size_t open_ = 0;

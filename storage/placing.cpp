@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <vector>
 
 #include "kernels/decode.h"
@@ -55,6 +56,9 @@ cuda::Placing scaled_tile(const Transfer& transfer, const BoxInMemory& part, con
   return {source, scales, {target.data, destination, target.strides[0], target.strides[1]}};
 }
 
+/// Elements, apart from each other in the source, that are worth a tile of their own.
+constexpr std::int64_t shortest_line = 16;
+
 /// Visits a plain box of any rank: the two innermost dimensions as one tile, for each index of the outer
 /// ones.
 template <class Visit>
@@ -82,12 +86,27 @@ void for_each_plain_tile(const std::vector<CopiedDimension>& dimensions, DType s
            {to, destination, rows.destination_stride, columns.destination_stride}});
     return;
   }
-  for (std::int64_t r = 0; r < rows.size; ++r) {
-    visit({{from + r * rows.source_stride * bytes_of(source), source, columns.size, 1, columns.source_stride},
+  const bool by_columns = columns.size < shortest_line && columns.size < rows.size;
+  const CopiedDimension& line = by_columns ? rows : columns;
+  const CopiedDimension& lines = by_columns ? columns : rows;
+  for (std::int64_t i = 0; i < lines.size; ++i) {
+    visit({{from + i * lines.source_stride * bytes_of(source), source, line.size, 1, line.source_stride},
            {},
-           {to + r * rows.destination_stride * bytes_of(destination), destination, columns.destination_stride,
+           {to + i * lines.destination_stride * bytes_of(destination), destination, line.destination_stride,
             1}});
   }
+}
+
+/// What is contiguous in the source has to come last, and what is the same element over and over first.
+std::vector<CopiedDimension> in_order_of_source(std::vector<CopiedDimension> dimensions) {
+  const auto distance = [](const CopiedDimension& dimension) {
+    const std::int64_t stride = std::abs(dimension.source_stride);
+    return stride == 0 ? std::numeric_limits<std::int64_t>::max() : stride;
+  };
+  std::stable_sort(
+      dimensions.begin(), dimensions.end(),
+      [&](const CopiedDimension& a, const CopiedDimension& b) { return distance(a) > distance(b); });
+  return simplified(dimensions);
 }
 
 void place_tile(const cuda::Placing& tile) {
@@ -116,12 +135,13 @@ std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dime
 
 void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
               const std::byte* from, std::byte* to) {
-  // What is contiguous in the source has to come last.
-  std::vector<CopiedDimension> ordered = dimensions;
-  std::stable_sort(ordered.begin(), ordered.end(), [](const CopiedDimension& a, const CopiedDimension& b) {
-    return std::abs(a.source_stride) > std::abs(b.source_stride);
-  });
-  for_each_plain_tile(simplified(ordered), source, destination, from, to, place_tile);
+  for_each_plain_tile(in_order_of_source(dimensions), source, destination, from, to, place_tile);
+}
+
+void for_each_tile(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+                   const std::byte* from, std::byte* to,
+                   const std::function<void(const cuda::Placing&)>& visit) {
+  for_each_plain_tile(in_order_of_source(dimensions), source, destination, from, to, visit);
 }
 
 void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& part,

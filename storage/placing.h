@@ -38,6 +38,11 @@ std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dime
 void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
               const std::byte* from, std::byte* to);
 
+/// Cuts such a box into tiles and calls visit for each. Only addresses are computed, as in the next.
+void for_each_tile(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+                   const std::byte* from, std::byte* to,
+                   const std::function<void(const cuda::Placing&)>& visit);
+
 /// Cuts the part into tiles and calls visit for each, with its place in the destination of the transfer. Only
 /// addresses are computed: the memory of either side may be on a device.
 void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& part,

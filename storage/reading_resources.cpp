@@ -76,7 +76,7 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
 }
 
 Resources resources_for(const LoadOptions& options, const FileReading& reading, bool some_file_is_direct,
-                        std::size_t most_tasks, std::size_t device_block_bytes) {
+                        std::size_t most_tasks, const DeviceRoom& device) {
   if (options.staging_bytes > 0 && options.staging_bytes < smallest_buffer_bytes) {
     throw Error(ErrorKind::argument, "staging_bytes is " + std::to_string(options.staging_bytes) +
                                          "; expected at least " + std::to_string(smallest_buffer_bytes));
@@ -84,10 +84,11 @@ Resources resources_for(const LoadOptions& options, const FileReading& reading, 
   const bool background = reading.files_in_background() > 0;
   const bool from_disk = reading.some_on_disk || some_file_is_direct;
   std::size_t threads = static_cast<std::size_t>(options.threads > 0 ? options.threads : processors());
-  if (from_disk && !background) threads *= threads_that_wait;
+  const bool to_devices = device.block_bytes > 0;
+  const bool gpu_direct = device.gpu_direct_bytes > 0;
+  if (from_disk && (!background || gpu_direct)) threads *= threads_that_wait;
   threads = std::min({threads, most_threads, most_tasks});
   std::size_t reads = background ? std::clamp(reads_from_disk / threads, std::size_t{2}, most_reads) : 1;
-  const bool to_devices = device_block_bytes > 0;
   if (to_devices) reads += copies_of_thread;
   std::size_t buffer_bytes = default_buffer_bytes;
   if (from_disk || to_devices) {
@@ -107,10 +108,12 @@ Resources resources_for(const LoadOptions& options, const FileReading& reading, 
     reads = std::min(reads, buffers / threads);
     buffer_bytes = std::min(largest_buffer_bytes, options.staging_bytes / (threads * reads));
   }
-  if (to_devices) buffer_bytes = std::min(buffer_bytes, device_block_bytes);
+  if (to_devices) buffer_bytes = std::min(buffer_bytes, device.block_bytes);
+  const bool direct_has_room = threads * reads * buffer_bytes <= device.gpu_direct_bytes;
   const bool huge_pages = (options.huge_pages || from_disk) && buffer_bytes >= huge_page_bytes && !to_devices;
   if (huge_pages) buffer_bytes -= buffer_bytes % huge_page_bytes;
-  return {static_cast<int>(threads), static_cast<int>(reads), buffer_bytes, huge_pages};
+  return {static_cast<int>(threads), static_cast<int>(reads), buffer_bytes, huge_pages,
+          gpu_direct && direct_has_room};
 }
 
 std::size_t most_tasks_of(const LoadPlan& plan) {

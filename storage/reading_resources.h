@@ -36,12 +36,19 @@ struct Resources {
   int buffers_per_thread = 1;
   std::size_t buffer_bytes = 0;
   bool huge_pages = false;
+  bool gpu_direct = false;  ///< read what is for devices straight into them
 };
 
-/// `most_tasks`: more threads than this would have nothing to do. `device_block_bytes`: the most that a task
-/// may take where some are copied to devices; else 0. Throws Error(argument) if there is too little staging.
+/// What there is of each device for tasks to be staged in.
+struct DeviceRoom {
+  std::size_t block_bytes = 0;       ///< the most that a task may take; 0: no device is written to
+  std::size_t gpu_direct_bytes = 0;  ///< for all tasks that are read straight into it; 0: none are
+};
+
+/// `most_tasks`: more threads than this would have nothing to do. Throws Error(argument) if there is too
+/// little staging.
 Resources resources_for(const LoadOptions& options, const FileReading& reading, bool some_file_is_direct,
-                        std::size_t most_tasks, std::size_t device_block_bytes = 0);
+                        std::size_t most_tasks, const DeviceRoom& device = {});
 
 /// So many tasks can be made of the plan at most.
 std::size_t most_tasks_of(const LoadPlan& plan);

@@ -7,11 +7,11 @@
 
 #include "planner/error.h"
 #include "storage/checksum.h"
+#include "storage/gather_on_device.h"
 #include "storage/printable.h"
 #include "storage/safetensors.h"
 #include "storage/safetensors_chunks.h"
 #include "storage/staging.h"
-#include "storage/threads.h"
 
 namespace shardwright {
 
@@ -35,12 +35,16 @@ std::vector<StoredBytes> places_of(const std::vector<SourceTensor>& chunks) {
   return places;
 }
 
-struct Block {
-  std::size_t tensor;  // index into the tensors of the call
-  std::uint64_t number;
-};
-
 }  // namespace
+
+/// What has a checksum of its own.
+struct ShardFile::Block {
+  std::size_t item;
+  const TensorInMemory* tensor;
+  std::uint64_t number;  // in the item
+  std::uint64_t begin;   // byte of the item
+  std::uint64_t bytes;
+};
 
 ShardFile::ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush)
     : header_(header_of(chunks)),
@@ -63,8 +67,8 @@ ShardFile::ShardFile(const std::filesystem::path& path, const std::vector<std::u
   }
 }
 
-void ShardFile::write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
-                      int threads) {
+std::vector<ShardFile::Block> ShardFile::blocks_of(std::span<const std::size_t> items,
+                                                   std::span<const TensorInMemory> tensors) {
   std::vector<Block> blocks;
   for (std::size_t t = 0; t < items.size(); ++t) {
     StoredBytes& item = items_.at(items[t]);
@@ -77,25 +81,55 @@ void ShardFile::write(std::span<const std::size_t> items, std::span<const Tensor
                                            std::to_string(tensor.element_bytes) + " bytes");
     }
     item.checksums.assign(checksum_blocks(bytes), 0);
-    for (std::uint64_t number = 0; number < item.checksums.size(); ++number) blocks.push_back({t, number});
-  }
-  for_each_index(blocks.size(), threads, [&](std::size_t index) {
-    const Block& block = blocks[index];
-    StoredBytes& item = items_[items[block.tensor]];
-    const TensorInMemory& tensor = tensors[block.tensor];
-    const std::uint64_t begin = block.number * checksum_block_bytes;
-    const std::uint64_t count = std::min(checksum_block_bytes, item.end - item.begin - begin);
-    const std::byte* bytes = tensor.data + begin;
-    Staging staging;
-    if (!is_contiguous(tensor)) {
-      std::byte* gathered = staging.room_for(count);
-      gather(tensor, begin, count, gathered);
-      bytes = gathered;
+    for (std::uint64_t number = 0; number < item.checksums.size(); ++number) {
+      const std::uint64_t begin = number * checksum_block_bytes;
+      blocks.push_back({items[t], &tensor, number, begin, std::min(checksum_block_bytes, bytes - begin)});
     }
-    // Hashed first: what is then written comes from the processor's cache.
-    item.checksums[block.number] = checksum_of(bytes, count);
-    file_.write(item.begin + begin, bytes, count, in_quotes(names_[items[block.tensor]]));
+  }
+  return blocks;
+}
+
+void ShardFile::write_block(const Block& block, const std::byte* bytes) {
+  StoredBytes& item = items_[block.item];
+  // Hashed first: what is then written comes from the processor's cache.
+  item.checksums[block.number] = checksum_of(bytes, block.bytes);
+  file_.write(item.begin + block.begin, bytes, block.bytes, in_quotes(names_[block.item]));
+}
+
+GatherFigures ShardFile::write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
+                               int threads, const DeviceOptions& options) {
+  const std::vector<Block> blocks = blocks_of(items, tensors);
+  std::vector<TensorOnDevice> on_devices;
+  for (const Block& block : blocks) {
+    const int device = block.tensor->cuda_device;
+    if (device >= 0 && block.number == 0) on_devices.push_back({names_[block.item], device});
+  }
+  DevicesInUse devices(on_devices, options);
+  const GatherBounds bounds =
+      bounds_for_blocks(threads, blocks.size(), checksum_block_bytes, devices, options);
+  std::vector<Staging> staging(static_cast<std::size_t>(bounds.threads));
+  GatherFigures figures;
+  devices.run([&] {
+    figures = gather_on_threads(
+        blocks.size(), devices, bounds,
+        [&](std::size_t index, std::size_t thread, DeviceGatherers& gatherers) {
+          const Block& block = blocks[index];
+          const TensorInMemory& tensor = *block.tensor;
+          if (tensor.cuda_device >= 0) {
+            DeviceGatherer& gatherer = gatherers.of(tensor.cuda_device);
+            gatherer.begin(block.bytes, names_[block.item],
+                           [this, &block](const std::byte* bytes) { write_block(block, bytes); });
+            gather(tensor, block.begin, block.bytes, gatherer);
+          } else if (is_contiguous(tensor)) {
+            write_block(block, tensor.data + block.begin);
+          } else {
+            std::byte* gathered = staging[thread].room_for(block.bytes);
+            gather(tensor, block.begin, block.bytes, gathered);
+            write_block(block, gathered);
+          }
+        });
   });
+  return figures;
 }
 
 std::uint64_t ShardFile::header_checksum() const { return checksum_of(header_.data(), header_.size()); }

@@ -10,6 +10,7 @@
 
 #include "planner/catalog.h"
 #include "planner/write_results.h"
+#include "storage/device_gatherers.h"
 #include "storage/gather.h"
 #include "storage/output_file.h"
 
@@ -29,9 +30,13 @@ class ShardFile {
   ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
             std::vector<std::string> names, bool flush);
 
-  /// Writes items[i] of the file from tensors[i], on up to `threads` threads (0: all processors), with at
-  /// most 4 MiB of memory for each, which only what is not contiguous needs. May be called several times.
-  void write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors, int threads);
+  /// Writes items[i] of the file from tensors[i], on up to `threads` threads (0: all processors). Takes at
+  /// most 4 MiB of memory for each, which only what is not contiguous needs, and twice that, pinned, for each
+  /// CUDA device that a tensor is on. May be called several times. When it returns, all that it did on
+  /// devices is done. Throws Error: argument for a tensor that is not as was planned; io; device, naming
+  /// tensor and call.
+  GatherFigures write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
+                      int threads, const DeviceOptions& options = {});
 
   /// Flushes to the device, unless that was not wanted, and closes; does nothing the second time.
   void finish() { file_.finish(); }
@@ -44,6 +49,10 @@ class ShardFile {
   std::uint64_t header_checksum() const;
 
  private:
+  struct Block;
+  std::vector<Block> blocks_of(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors);
+  void write_block(const Block& block, const std::byte* bytes);
+
   std::string header_;
   std::vector<std::string> names_;
   std::vector<StoredBytes> items_;

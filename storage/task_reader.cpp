@@ -44,15 +44,22 @@ BoxInMemory StagedTask::part() const {
           scales == nullptr ? Shape{} : task.scales.staged_strides};
 }
 
+std::size_t StagedTask::span() const {
+  if (scales == nullptr) return task.weights.staged_bytes;
+  return static_cast<std::size_t>(scales - elements) + task.scales.staged_bytes;
+}
+
 TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vector<bool>& in_background,
-                       const Buffers& buffers, InPlace in_place)
+                       const Buffers& buffers, InPlace in_place, DeviceOf device_of)
     : catalog_(catalog),
       files_(files),
       in_background_(in_background),
       may_read_pages_(buffers.bytes >= smallest_buffer_for_pages),
-      in_place_(std::move(in_place)) {
+      in_place_(std::move(in_place)),
+      device_of_(std::move(device_of)),
+      gpu_direct_(may_read_pages_ && device_of_ ? buffers.gpu_direct : nullptr) {
   for (int i = 0; i < buffers.count; ++i) {
-    free_.push_back(&tasks_.emplace_back(buffers.huge_pages, buffers.pinned_by));
+    free_.push_back(&tasks_.emplace_back(buffers.huge_pages, buffers.devices, gpu_direct_, buffers.bytes));
   }
   if (std::count(in_background.begin(), in_background.end(), true) > 0) {
     const auto depth = static_cast<unsigned>(std::max(8, 2 * buffers.count));  // weights and scales
@@ -72,6 +79,12 @@ std::size_t TaskReader::staging_bytes() const {
   return bytes;
 }
 
+std::size_t TaskReader::staging_bytes_on(int device) const {
+  std::size_t bytes = 0;
+  for (const StagedTask& task : tasks_) bytes += task.device_staging.size_on(device);
+  return bytes;
+}
+
 void TaskReader::give_up() {
   if (tasks_under_way_ > 0) ring_.reset();  // waits for the kernel
   for (StagedTask& task : tasks_) task.files = {};
@@ -79,6 +92,7 @@ void TaskReader::give_up() {
 
 void TaskReader::close() {
   for (StagedTask& task : tasks_) {
+    task.device_staging.close(catalog_.tensors[task.task.source].name);
     if (task.staging.size() > 0) task.staging.close(catalog_.tensors[task.task.source].name);
   }
 }
@@ -101,15 +115,44 @@ OpenFiles::Uses TaskReader::files_for(const ReadTask& task) {
   return files_.use(weights, scales);
 }
 
-/// Settles where the task's bytes go, and lists the reads that bring them there.
+/// Reads the task straight into the device it is for. False if it is for none, or that is refused.
+bool TaskReader::read_into_device(StagedTask& staged) {
+  const ReadTask& task = staged.task;
+  const bool has_scales = task.scale_source >= 0;
+  if (gpu_direct_ == nullptr || !task.weights.in_one_request) return false;
+  if (has_scales && !task.scales.in_one_request) return false;
+  if (staged.files.weights->gpu_direct == nullptr) return false;
+  if (staged.files.scales && staged.files.scales->gpu_direct == nullptr) return false;
+  const int device = device_of_(task);
+  if (device < 0) return false;
+  std::byte* const memory = staged.device_staging.room_on(device, staged_bytes(task) + room_for_pages);
+  if (memory == nullptr) return false;
+  lay_out_in(memory, staged);
+  for (const Extent& extent : extents_) {
+    const std::uint64_t before = extent.begin % page;
+    const std::uint64_t wanted = before + extent.length;
+    ++requests_;
+    const std::int64_t got = gpu_direct_->read(extent.file->gpu_direct, memory,
+                                               static_cast<std::size_t>(extent.to - before - memory),
+                                               rounded_up(wanted, page), extent.begin - before);
+    if (got < 0 || static_cast<std::uint64_t>(got) < wanted) {
+      files_.give_up_gpu_direct(*extent.tensor);
+      return false;
+    }
+    bytes_read_ += static_cast<std::uint64_t>(got);
+    bytes_gpu_direct_ += static_cast<std::uint64_t>(got);
+  }
+  staged.is_on_device = true;
+  return true;
+}
+
+/// Settles where the task's bytes go in CPU memory, and lists the reads that bring them there.
 void TaskReader::lay_out(StagedTask& staged) {
   const ReadTask& task = staged.task;
   const SourceTensor& source = catalog_.tensors[task.source];
-  staged.files = files_for(task);
   const OpenFile& file = *staged.files.weights;
   extents_.clear();
   staged.scales = nullptr;
-  staged.is_in_place = false;
 
   if (in_place_ && task.weights.in_one_request && !reads_pages(file)) {
     if (std::byte* place = in_place_(task)) {
@@ -119,8 +162,18 @@ void TaskReader::lay_out(StagedTask& staged) {
     }
   }
 
-  std::byte* memory =
-      staged.staging.room_for(staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0), source.name);
+  lay_out_in(
+      staged.staging.room_for(staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0), source.name),
+      staged);
+}
+
+/// The same for staging that begins at `memory` and has room enough.
+void TaskReader::lay_out_in(std::byte* memory, StagedTask& staged) {
+  const ReadTask& task = staged.task;
+  const SourceTensor& source = catalog_.tensors[task.source];
+  const OpenFile& file = *staged.files.weights;
+  extents_.clear();
+  staged.scales = nullptr;
   std::byte* const elements = add_extents(source, file, task.weights, memory);
   staged.elements = elements;
   if (task.scale_source < 0) return;
@@ -165,6 +218,13 @@ StagedTask* TaskReader::begin(const ReadTask& task) {
   StagedTask& staged = *free_.back();
   free_.pop_back();
   staged.task = task;
+  staged.is_in_place = false;
+  staged.is_on_device = false;
+  staged.files = files_for(task);
+  if (read_into_device(staged)) {
+    staged.files = {};
+    return &staged;
+  }
   lay_out(staged);
   const bool in_background =
       ring_ && std::any_of(extents_.begin(), extents_.end(),

@@ -54,4 +54,16 @@ void for_each_index(std::size_t count, int threads, const std::function<void(std
   if (fault) std::rethrow_exception(fault);
 }
 
+void on_its_own_thread(const std::function<void()>& work) {
+  std::exception_ptr failure;
+  std::thread([&] {
+    try {
+      work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }).join();
+  if (failure) std::rethrow_exception(failure);
+}
+
 }  // namespace shardwright

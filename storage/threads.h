@@ -17,4 +17,7 @@ double processor_seconds();
 /// once all threads have stopped.
 void for_each_index(std::size_t count, int threads, const std::function<void(std::size_t)>& work);
 
+/// Runs work on a thread of its own, and throws here what it throws.
+void on_its_own_thread(const std::function<void()>& work);
+
 }  // namespace shardwright

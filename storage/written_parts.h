@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "planner/error.h"
 #include "planner/load_plan.h"
 #include "planner/tensor_spec.h"
 
@@ -21,6 +22,9 @@ class WrittenParts {
 
   /// Names of the tensors that may have been written to, and are not known to be whole.
   std::vector<std::string> partly_written(const std::vector<TensorSpec>& specs) const;
+
+  /// The error with those names.
+  Error with_names(const Error& error, const std::vector<TensorSpec>& specs) const;
 
  private:
   std::vector<std::int64_t> wanted_;  // elements, by index of the destination, like the others

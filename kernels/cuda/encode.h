@@ -13,4 +13,7 @@ namespace shardwright::cuda {
 /// exceptions see place.h. No two tiles may write the same byte.
 cudaError_t encode(std::span<const Encoding> encodings, cudaStream_t stream);
 
+/// What load_kernels() of place.h does, for the kernels of `encode`.
+cudaError_t load_encoding_kernels();
+
 }  // namespace shardwright::cuda

@@ -91,7 +91,7 @@ def read_together(
         with failing_together(group):
             to, come_from = load.bytes_to(turn), load.bytes_from(turn)
             outgoing = torch.empty(sum(to), dtype=torch.uint8)
-            incoming = torch.empty(sum(come_from), dtype=torch.uint8)
+            incoming = torch.empty(sum(come_from), dtype=torch.uint8, pin_memory=load.to_devices)
             load.read(turn, outgoing.data_ptr())
             _place(load, under_way)
             if progress is not None:

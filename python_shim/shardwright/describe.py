@@ -59,6 +59,12 @@ class Description:
         torch.autograd.graph.increment_version([*self.local_tensors, *self.tensors])
 
 
+def is_reached(tensor: torch.Tensor) -> bool:
+    """Whether the engine reads and writes the tensor where it is: in CPU memory, or on a CUDA device that it has
+    kernels for."""
+    return tensor.is_cpu or (tensor.is_cuda and bool(_core.has_cuda()))
+
+
 def current_streams(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Of each CUDA device that holds one of the tensors: torch's current stream, as a cudaStream_t."""
     devices = {tensor.device for tensor in tensors if tensor.is_cuda}

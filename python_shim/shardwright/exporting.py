@@ -30,6 +30,7 @@ def export(
     strict: bool = True,
     threads: int | None = None,
     staging_bytes: int | None = None,
+    device_memory: int | None = None,
     process_group: dist.ProcessGroup | None = None,
     key: str | None = None,
 ) -> SaveReport:
@@ -38,17 +39,19 @@ def export(
     All ranks of the process group call this together, each with its shards; without a process group, one does.
 
     Args:
-        state_dict: FQN → tensor (plain, DTensor or ShardedTensor); nested dicts are flattened. What is on CUDA devices
-            is copied to CPU memory first, all that this rank holds of it. Or the path of a checkpoint, Hugging Face or
-            of training, which is then loaded, each rank a part.
+        state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
+            flattened. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
         path: the directory to be; an existing checkpoint of that name is replaced once the new one is whole.
-        quantization, max_shard_size, template, model, layout, strict, staging_bytes: see
+        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
         key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
 
     Raises, the same on every rank, naming the rank concerned:
         PlanError: state dict and template do not fit, or ranks disagree; lists all that is wrong.
-        OSError: the destination is a file, the disk is full, permission is denied, ... Nothing has been published.
+        OSError: the destination is a file, the disk is full, permission is denied, ...
+        ValueError: an argument, or a CUDA device that refuses: out of memory, a driver that is too old, ...
+
+    Nothing has been published then.
     """
     writer = HuggingFaceStorageWriter(
         path,
@@ -60,6 +63,7 @@ def export(
         layout=layout,
         strict=strict,
         staging_bytes=staging_bytes,
+        device_memory=device_memory,
     )
     alone = not (dist.is_available() and dist.is_initialized())
     if not isinstance(state_dict, dict):

@@ -29,6 +29,7 @@ class LoadReport:
     devices: int  #: CUDA devices that were written to
     peak_device_bytes: int  #: memory of a device beside the tensors, where it was most
     bytes_to_devices: int  #: copied there, as they are in the files
+    bytes_gpu_direct: int  #: of those read, straight into devices, by GPUDirect Storage
     device_batches: int  #: of tiles that kernels decoded and placed there
     files: int  #: that something was read from
     files_direct: int  #: of them, past the page cache (O_DIRECT)
@@ -66,6 +67,7 @@ class LoadReport:
             core.devices,
             core.peak_device_bytes,
             core.bytes_to_devices,
+            core.bytes_gpu_direct,
             core.device_batches,
             core.files,
             core.files_direct,
@@ -102,6 +104,8 @@ class LoadReport:
                 ("bytes to devices", f"{self.bytes_to_devices:,}"),
                 ("peak device bytes", f"{self.peak_device_bytes:,}"),
             ]
+        if self.bytes_gpu_direct > 0:
+            rows.append(("bytes by GPUDirect", f"{self.bytes_gpu_direct:,}"))
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
         for what in ("unused", "unknown", "not_loaded"):
@@ -120,9 +124,10 @@ class LoadReport:
 class SaveReport:
     """What a save did on this rank.
 
-    ``seconds`` has a value for each phase. Of an export: ``plan``, ``encode`` (encoding, converting and regrouping) and
-    ``write`` (thread seconds divided by the number of threads), ``sync`` (flushing to the device); of a sharded
-    checkpoint ``write`` and ``flush``. And ``total``, the wall time until this rank had written its share.
+    ``seconds`` has a value for each phase. Of an export: ``plan``, ``encode`` (encoding, converting and regrouping, or
+    waiting for devices that do) and ``write`` (thread seconds divided by the number of threads), ``sync`` (flushing to
+    the device); of a sharded checkpoint ``write`` and ``flush``. And ``total``, the wall time until this rank had
+    written its share.
     """
 
     tensors: int = 0  #: stored tensors (or chunks), scales included, of which this rank wrote at least a part
@@ -131,7 +136,13 @@ class SaveReport:
     bytes_needed: int = 0  #: that its parts and headers take in the files
     bytes_written: int = 0  #: headers included
     write_requests: int = 0  #: to the operating system; of an export
-    peak_staging_bytes: int = 0  #: memory beside the state: to the files, and copies for asynchronous saving
+    peak_staging_bytes: int = (
+        0  #: CPU memory: to the files (pinned for devices), copies for asynchronous saving
+    )
+    devices: int = 0  #: CUDA devices that were read from
+    peak_device_bytes: int = 0  #: memory of a device beside the tensors, where it was most
+    bytes_from_devices: int = 0  #: copied from there, encoded as the files have them
+    device_batches: int = 0  #: in which that was done
     threads: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  #: the template's tensors that were not written
@@ -152,6 +163,10 @@ class SaveReport:
             bytes_written=core.bytes_written,
             write_requests=core.write_requests,
             peak_staging_bytes=core.peak_staging_bytes,
+            devices=core.devices,
+            peak_device_bytes=core.peak_device_bytes,
+            bytes_from_devices=core.bytes_from_devices,
+            device_batches=core.device_batches,
             threads=core.threads,
             seconds=seconds,
             left_out=left_out,
@@ -168,6 +183,12 @@ class SaveReport:
             ("threads", f"{self.threads}"),
             ("peak staging bytes", f"{self.peak_staging_bytes:,}"),
         ]
+        if self.devices > 0:
+            rows += [
+                ("CUDA devices, batches", f"{self.devices}, {self.device_batches:,}"),
+                ("bytes from devices", f"{self.bytes_from_devices:,}"),
+                ("peak device bytes", f"{self.peak_device_bytes:,}"),
+            ]
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         if self.left_out:
             groups = _core.grouped_names(self.left_out)

@@ -60,6 +60,7 @@ def save(
     process_group: Any = None,
     threads: int | None = None,
     async_staging_bytes: int | None = None,
+    device_memory: int | None = None,
     overwrite: bool = True,
 ) -> SaveReport | PendingSave:
     """Saves a state dict (tensors, DTensors, objects with state_dict(), anything that pickles) as a sharded checkpoint.
@@ -76,11 +77,11 @@ def save(
             change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
         planner: a DCP save planner; None: a new :class:`SavePlanner`.
         process_group: of the ranks that save; in the background, one that nobody else uses meanwhile. None: all ranks.
-        threads, async_staging_bytes, overwrite: see :class:`ShardedStorageWriter`.
+        threads, async_staging_bytes, device_memory, overwrite: see :class:`ShardedStorageWriter`.
 
     Raises:
-        OSError, ValueError: what went wrong, the same on all ranks, naming rank, file and cause. Nothing has then been
-            published.
+        OSError, ValueError: what went wrong, the same on all ranks, naming rank, file (or tensor and CUDA call) and
+            cause. Nothing has then been published.
     """
     global _running
     earlier, _running = _running, None
@@ -95,6 +96,7 @@ def save(
         thread_count=threads,
         overwrite=overwrite,
         async_staging_bytes=async_staging_bytes,
+        device_memory=device_memory,
         keep_last=keep_last,
     )
     with warnings.catch_warnings():

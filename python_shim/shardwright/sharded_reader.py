@@ -27,7 +27,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, reading_group
-from shardwright.describe import DTYPES, Description, describe
+from shardwright.describe import DTYPES, Description, describe, is_reached
 from shardwright.resume_planner import ResumePlanner, has_gaps
 from shardwright.safe_objects import safe_pickle
 from shardwright.sharded_writer import StoredPart
@@ -211,7 +211,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                     f"{list(target.shape)}"
                 )
             name = item.storage_index.fqn
-            reachable = target.is_cpu or (target.is_cuda and _core.has_cuda())
+            reachable = is_reached(target)
             one = describe({name: target}) if reachable and stored[name] == (target.dtype, True) else None
             if one is None or one.problems:
                 others.append((item, target))

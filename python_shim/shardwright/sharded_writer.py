@@ -28,12 +28,13 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import remove_all_but
-from shardwright.describe import DTYPE_NAMES
+from shardwright.describe import DTYPE_NAMES, current_streams, is_reached
+from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
 from shardwright.save_planning import is_given_up
-from shardwright.storage_reader import default_threads
+from shardwright.storage_reader import _whole_number, default_threads
 
 _SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
@@ -75,11 +76,14 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         single_file_per_rank: False gives every tensor a file of its own.
         sync_files: whether to flush to the device. Without, a crash of the machine can cost the checkpoint.
         thread_count: threads that write; None: this process's share of the processors.
-        per_thread_copy_ahead: bytes that are copied from a device at a time.
+        per_thread_copy_ahead: bytes that are copied at a time from devices that the engine does not reach, and of
+            conjugated or negated views. What is on CUDA devices takes 8 MiB of pinned memory for each thread.
         cache_staged_state_dict: keep the memory of an asynchronous save for the next one.
         overwrite: False refuses to replace a checkpoint.
         async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
             save that needs more fails and names the figure. None: what it takes.
+        device_memory: bytes of each CUDA device that the save may take beside the tensors, which only what is not
+            contiguous there needs; None: 256 MiB.
         keep_last: after publishing, delete all but the newest so many checkpoints ``step-…`` beside ``path``.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
@@ -98,6 +102,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         serialization_format: SerializationFormat = SerializationFormat.SAFETENSORS,
         *,
         async_staging_bytes: int | None = None,
+        device_memory: int | None = None,
         keep_last: int | None = None,
     ) -> None:
         BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
@@ -114,6 +119,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         self.per_thread_copy_ahead = per_thread_copy_ahead
         self.overwrite = overwrite
         self.async_staging_bytes = async_staging_bytes
+        self.device_memory = (
+            None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
+        )
         self.keep_last = keep_last
         self.save_id = str(uuid.uuid4())
         self.report: SaveReport | None = None
@@ -232,24 +240,36 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         return files
 
     def _fill(self, file: Any, items: list[WriteItem], planner: SavePlanner, report: SaveReport) -> None:
-        """Writes the tensors from where they are; those of a device by way of bounded copies."""
+        """Writes the tensors from where they are; those that the engine does not reach by way of bounded copies."""
         for first, tensors, copies in self._batches(items, planner):
-            strided = any(not tensor.is_contiguous() for tensor in tensors)
-            staging = copies + (self.thread_count * _BLOCK_BYTES if strided else 0)
-            report.peak_staging_bytes = max(report.peak_staging_bytes, self.staged_bytes + staging)
-            file.write(
-                [(first + i, *_memory_of(tensor)) for i, tensor in enumerate(tensors)], self.thread_count
-            )
+            self._write_tensors(file, first, tensors, copies, report)
+
+    def _write_tensors(
+        self, file: Any, first: int, tensors: list[torch.Tensor], copies: int, report: SaveReport
+    ) -> None:
+        """Writes the file's tensors from number ``first`` on; ``copies``: bytes of those that are."""
+        done = file.write(
+            [(first + i, *memory_of(tensor)) for i, tensor in enumerate(tensors)],
+            self.thread_count,
+            _core.DeviceOptions(self.device_memory, current_streams(tensors)),
+        )
+        strided = any(tensor.is_cpu and not tensor.is_contiguous() for tensor in tensors)
+        staging = copies + done.pinned_bytes + (self.thread_count * _BLOCK_BYTES if strided else 0)
+        report.peak_staging_bytes = max(report.peak_staging_bytes, self.staged_bytes + staging)
+        report.devices = max(report.devices, len({tensor.device for tensor in tensors if tensor.is_cuda}))
+        report.peak_device_bytes = max(report.peak_device_bytes, done.peak_device_bytes)
+        report.bytes_from_devices += done.bytes_copied
+        report.device_batches += done.batches
 
     def _batches(
         self, items: list[WriteItem], planner: SavePlanner
     ) -> Iterator[tuple[int, list[torch.Tensor], int]]:
-        """(number of the first item, tensors in CPU memory, bytes of the copies among them), so many that the copies
-        stay within per_thread_copy_ahead, or are one."""
+        """(number of the first item, tensors to read where they are, bytes of the copies among them), so many that the
+        copies stay within per_thread_copy_ahead, or are one."""
         first, copied = 0, 0
         tensors: list[torch.Tensor] = []
         for number, item in enumerate(items):
-            tensor, is_copy = _in_cpu_memory(item.index.fqn, _resolved(planner, item))
+            tensor, is_copy = _in_reach(item.index.fqn, _resolved(planner, item))
             if is_copy and tensors and copied + tensor.nbytes > self.per_thread_copy_ahead:
                 yield first, tensors, copied
                 first, tensors, copied = number, [], 0
@@ -267,18 +287,19 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         report: SaveReport,
     ) -> Any:
         """The file of what safetensors cannot hold: tensors of other dtypes as they lie in memory, and pickles."""
-        tensors = [_in_cpu_memory(item.index.fqn, _resolved(planner, item))[0] for item in raw]
+        in_reach = [_in_reach(item.index.fqn, _resolved(planner, item)) for item in raw]
+        tensors = [tensor for tensor, _ in in_reach]
         pickles = []
         for item in objects:
             data = planner.resolve_data(item)
             assert isinstance(data, io.BytesIO)
             pickles.append(data.getbuffer())
         names = [item.index.fqn for item in [*raw, *objects]]
-        sizes = [tensor.nbytes for tensor in tensors] + [len(pickle) for pickle in pickles]
+        tensors += [torch.frombuffer(pickle, dtype=torch.uint8) for pickle in pickles]
+        sizes = [tensor.nbytes for tensor in tensors]
         file = _core.ShardFile.of_bytes(path, sizes, names, self.sync_files)
-        parts = [_memory_of(tensor) for tensor in tensors]
-        parts += [_memory_of(torch.frombuffer(pickle, dtype=torch.uint8)) for pickle in pickles]
-        file.write([(i, *part) for i, part in enumerate(parts)], self.thread_count)
+        copies = sum(tensor.nbytes for tensor, is_copy in in_reach if is_copy)
+        self._write_tensors(file, 0, tensors, copies, report)
         return file
 
     # --- publishing --------------------------------------------------------------------------------------------
@@ -338,16 +359,13 @@ def _resolved(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
     return tensor
 
 
-def _in_cpu_memory(fqn: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """A tensor whose memory shows its values, and whether that is a copy."""
+def _in_reach(fqn: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """A tensor whose memory the engine reaches and shows its values, and whether that is a copy, in CPU memory."""
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(
             f"{fqn}: expected a strided tensor with memory, found {tensor.layout} on {tensor.device}"
         )
-    shown = tensor.resolve_conj().resolve_neg().cpu()
-    return shown, shown.data_ptr() != tensor.data_ptr()
-
-
-def _memory_of(tensor: torch.Tensor) -> tuple[int, list[int], list[int], int]:
-    return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), tensor.element_size()
+    if is_reached(tensor) and shows_its_memory(tensor):
+        return tensor, False
+    return tensor.cpu().resolve_conj().resolve_neg(), True

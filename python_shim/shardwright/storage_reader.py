@@ -87,7 +87,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page
             cache and the kernel allows it.
         direct_io: read past the page cache (O_DIRECT): True, False, or "auto", which does so for files that are not in
-            it, so that a large load does not evict everything else.
+            it, so that a large load does not evict everything else. What is for CUDA tensors then goes from the disk
+            straight into their device where NVIDIA's GPUDirect Storage (libcufile) is installed and works for the file.
         huge_pages: ask for staging in huge pages, 2 MiB a thread.
         trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
             ".rank<N>" goes before its suffix.

@@ -23,7 +23,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.catalog import catalog_of
-from shardwright.describe import DTYPE_NAMES, Description, describe, spec_of_part
+from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
@@ -73,7 +73,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     Each rank writes its bytes to their final place in the final files: no tensor is gathered, and nothing is written
     twice. The directory appears under its name, whole, once all ranks have succeeded; what had that name before stays
-    until then. Tensors on a device are first copied to CPU memory, all that this rank holds, which ``report`` counts.
+    until then. CUDA tensors are encoded and regrouped on their device, after the work of its current stream, and come
+    from there in bounded pieces. In a build without kernels for GPUs, and from other devices, they are copied to CPU
+    memory first, all that this rank holds, which ``report`` counts.
 
     Args:
         path: the directory to be.
@@ -90,7 +92,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         model, layout: whose tables relate native to HF names; see LoadPlanner. "auto": by the template, else by the
             names; names that no family knows stay as they are.
         strict: a tensor that the template has and the state dict lacks is an error.
-        staging_bytes: memory between shards and files, all threads together; None: 4 MiB a thread.
+        staging_bytes: memory between shards and files, all threads together; None: 4 MiB a thread, and for the tensors
+            of a CUDA device 8 MiB more, which is pinned, up to 128 MiB in all.
+        device_memory: bytes of each CUDA device that the export may take beside the tensors; None: 256 MiB.
         async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
             save that needs more fails and names the figure. None: what it takes.
 
@@ -113,6 +117,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         layout: str = "automodel",
         strict: bool = True,
         staging_bytes: int | None = None,
+        device_memory: int | None = None,
         async_staging_bytes: int | None = None,
     ) -> None:
         if quantization not in (None, "none", "mxfp8"):
@@ -140,6 +145,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.model, self.layout, self.strict = model, layout, strict
         self.staging_bytes = (
             None if staging_bytes is None else _whole_number("staging_bytes", staging_bytes, 1 << 48)
+        )
+        self.device_memory = (
+            None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
         )
         self.async_staging_bytes = async_staging_bytes
         self.report: SaveReport | None = None
@@ -171,8 +179,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             )
         self._copied_bytes = copy_to_cpu(description)
         self._description = description
-        holdings: bytes = _core.describe_export(description.specs, self._request)
+        holdings: bytes = _core.describe_export(description.specs, self._request, self._devices(description))
         return holdings
+
+    def _devices(self, description: Description) -> Any:
+        return _core.DeviceOptions(self.device_memory, current_streams(description.local_tensors))
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         if not self._is_export:
@@ -284,6 +295,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             share.directory,
             self.thread_count,
             self.staging_bytes or 0,
+            self._devices(description),
         )
         report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
@@ -305,13 +317,10 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
 
 def copy_to_cpu(description: Description) -> int:
-    """Replaces what cannot be read where it is, on a device or in an expanded view, by copies. Returns their bytes."""
+    """Replaces what is on devices that this build does not reach by copies. Returns their bytes."""
     copied = 0
     for number, local in enumerate(description.local_tensors):
-        expanded = any(
-            stride == 0 and size > 1 for stride, size in zip(local.stride(), local.shape, strict=True)
-        )
-        if local.is_meta or (local.is_cpu and not expanded):
+        if local.is_meta or is_reached(local):
             continue
         spec = description.specs[number]
         copy = local.detach().cpu().contiguous()

@@ -29,9 +29,9 @@ TEST(CudaDeviceLoad, TensorsOnTheDeviceAreBitForBitWhatTheyAreOnTheCpuAndNothing
     LoadOptions options;
     options.threads = static_cast<int>(random.between(1, 4));
     options.staging_bytes = static_cast<std::size_t>(random.one_of<int>({0, 4096, 20000, 1 << 20}));
-    options.device_memory = static_cast<std::size_t>(random.one_of<int>({64 << 10, 200000, 256 << 20}));
+    options.devices.memory = static_cast<std::size_t>(random.one_of<int>({64 << 10, 200000, 256 << 20}));
     const cudaStream_t after = random.once_in(2) ? stream : nullptr;
-    options.device_streams[0] = after;
+    options.devices.streams[0] = after;
     std::vector<TensorSpec> specs = host.specs;
     std::deque<DeviceMemory> on_device;
     std::vector<std::size_t> moved;
@@ -44,7 +44,7 @@ TEST(CudaDeviceLoad, TensorsOnTheDeviceAreBitForBitWhatTheyAreOnTheCpuAndNothing
       specs[n].device = DeviceKind::cuda;
     }
     const LoadReport report = load(plan, checkpoint.catalog, specs, options);
-    EXPECT_LE(report.peak_device_bytes, options.device_memory);
+    EXPECT_LE(report.peak_device_bytes, options.devices.memory);
 
     std::vector<Bytes> found;
     for (const DeviceMemory& memory : on_device) found.push_back(memory.bytes());

@@ -8,7 +8,7 @@
 #include <stdexcept>
 
 #include "kernels/decode.h"
-#include "slow_definition.h"
+#include "slow_encoding.h"
 #include "tiles.h"
 
 namespace shardwright {
@@ -19,39 +19,6 @@ const std::vector<DType> sources = {DType::BF16, DType::F16, DType::F32};
 
 class Encode : public EveryInstructionSet {};
 INSTANTIATE_TEST_SUITE_P(Each, Encode, testing::ValuesIn(instruction_sets()), name_of_parameter);
-
-/// The rule of encode.h, by trying every scale.
-std::uint8_t slow_scale(const std::vector<long double>& values) {
-  long double largest = 0;
-  for (long double value : values) {
-    if (std::isinf(value)) value = 0x1p128L;
-    if (!std::isnan(value)) largest = std::max(largest, std::abs(value));
-  }
-  for (int scale = 0; scale < 254; ++scale) {
-    if (largest <= 448 * std::ldexp(1.0L, scale - 127)) return static_cast<std::uint8_t>(scale);
-  }
-  return 254;
-}
-
-/// The nearest of all e4m3 numbers, the even code of two that are equally near.
-std::uint8_t slow_element(long double value, std::uint8_t scale) {
-  const std::uint8_t sign = std::signbit(value) ? 0x80 : 0;
-  if (std::isnan(value)) return sign | 0x7F;
-  if (std::isinf(value)) return sign | 0x7E;
-  static const std::vector<long double> numbers = [] {
-    std::vector<long double> all;
-    for (std::uint8_t code = 0; code < 0x7F; ++code) all.push_back(slow::value_of(DType::F8_E4M3, code));
-    return all;
-  }();
-  const long double wanted = std::ldexp(std::abs(value), 127 - scale);
-  std::uint8_t best = 0;
-  for (std::uint8_t code = 1; code < 0x7F; ++code) {
-    const long double distance = std::abs(numbers[code] - wanted);
-    const long double least = std::abs(numbers[best] - wanted);
-    if (distance < least || (distance == least && code % 2 == 0)) best = code;
-  }
-  return sign | best;
-}
 
 struct Encoded {
   std::vector<std::uint8_t> elements;  ///< rows x columns
@@ -89,11 +56,11 @@ Encoded slow(const ValueTile& values, std::int64_t first_column = 0, const Share
           value_at(values, row, column));
     }
     for (std::size_t b = 0; b < by_block.size(); ++b) {
-      std::uint8_t scale = slow_scale(by_block[b]);
+      std::uint8_t scale = slow::scale_of(by_block[b]);
       if (b + 1 == by_block.size() && shared.last != nullptr) scale = shared.last[row];
       if (b == 0 && shared.first != nullptr) scale = shared.first[row];
       result.scales.push_back(scale);
-      for (long double value : by_block[b]) result.elements.push_back(slow_element(value, scale));
+      for (long double value : by_block[b]) result.elements.push_back(slow::encoded(value, scale));
     }
   }
   return result;

@@ -24,6 +24,10 @@ def test_rows_of_one_rank_stay_with_it(outcome: dict[str, str]):
     assert not outcome["disjoint_rows"], outcome["disjoint_rows"]
 
 
+def test_tensors_of_devices_are_loaded_together_too(outcome: dict[str, str]):
+    assert not outcome["into_devices"], outcome["into_devices"]
+
+
 def test_files_are_read_past_the_page_cache_within_the_staging_and_traced(outcome: dict[str, str]):
     assert not outcome["past_the_page_cache"], outcome["past_the_page_cache"]
 

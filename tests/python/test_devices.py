@@ -1,14 +1,16 @@
-"""What a load into CUDA tensors needs, and what it refuses, as far as it shows without a device."""
+"""What loads, exports and saves of CUDA tensors need and refuse, as far as it shows without a device."""
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import shardwright as sw
 import torch
 from checkpoints import write_m3
-from shardwright import _core
-from shardwright.describe import current_streams
+from shardwright import _core, sharded_writer, storage_writer
+from shardwright.describe import current_streams, describe
+from shardwright.report import SaveReport
 
 
 def plan_on(device: str, checkpoint: Path):
@@ -41,13 +43,71 @@ def test_devices_that_are_not_cudas_are_refused(tiny: Path):
         _core.plan_load(specs, catalog, weight_map)
 
 
-def test_exports_and_placements_in_memory_refuse_a_devices_memory(tiny: Path):
+def test_an_export_from_a_device_that_is_not_there_writes_nothing(tiny: Path, tmp_path: Path):
+    _, specs, _, _ = plan_on("cuda:999", tiny)
+    request = _core.ExportRequest(None, "auto", "huggingface", False, True, 1 << 30, {})
     if not _core.has_cuda():
-        pytest.skip("skipped: no kernels for GPUs in this build, so their tensors are refused before")
-    _, specs, _, _ = plan_on("cuda:0", tiny)
-    request = _core.ExportRequest(None, "auto", "automodel", False, True, 1, {})
-    with pytest.raises(sw.PlanError, match="model.norm.weight: expected CPU memory, found it on cuda:0"):
-        _core.describe_export(specs, request)
+        with pytest.raises(sw.PlanError, match=r"model.norm.weight.*cuda:999.*nvcc"):
+            _core.describe_export(specs, request)
+        return
+    planned = _core.plan_export([_core.describe_export(specs, request)], request, tmp_path)
+    with pytest.raises(RuntimeError, match=r"model.norm.weight.*(cudaGetDeviceCount|cuda:999)"):
+        _core.run_export(planned.shares[0], specs, request, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_a_device_that_is_not_there_is_refused(tmp_path: Path):
+    file = _core.ShardFile.of_bytes(tmp_path / "x", [12], ["w"], False)
+    expected = (RuntimeError, r"w: .*(cudaGetDeviceCount|cuda:999)")
+    if not _core.has_cuda():
+        expected = (sw.PlanError, r"(?s)no kernels for GPUs.*w")
+    with pytest.raises(expected[0], match=expected[1]):
+        file.write([(0, 4096, [3], [1], 4, 999)], 1, _core.DeviceOptions())
+
+
+@pytest.mark.parametrize("write", [sw.export, sw.save])
+def test_exports_and_saves_hand_on_device_memory_and_the_current_streams(
+    write: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    seen = []
+
+    def options(*arguments: object) -> object:
+        seen.append(arguments)
+        return core_options(*arguments)
+
+    core_options = _core.DeviceOptions
+    monkeypatch.setattr(_core, "DeviceOptions", options)
+    for module in (storage_writer, sharded_writer):
+        monkeypatch.setattr(module, "current_streams", lambda tensors: {len(list(tensors)): 7})
+    write({"a": torch.ones(3), "b": torch.ones(4)}, tmp_path / "to", device_memory=1 << 20)
+    assert seen and all(arguments == (1 << 20, {2: 7}) for arguments in seen)
+
+
+def test_what_the_engine_does_not_reach_is_copied(monkeypatch: pytest.MonkeyPatch):
+    values = torch.arange(6.0).reshape(2, 3)
+    description = describe({"here": values, "there": values})
+    there = SimpleNamespace(is_meta=False, is_cpu=False, is_cuda=True)
+    there.detach = lambda: SimpleNamespace(cpu=values.t)
+    description.local_tensors[1] = there
+    monkeypatch.setattr(_core, "has_cuda", lambda: True)
+    assert storage_writer.copy_to_cpu(description) == 0
+    monkeypatch.setattr(_core, "has_cuda", lambda: False)
+    assert storage_writer.copy_to_cpu(description) == 6 * 4
+    assert description.local_tensors[0] is values
+    copy = description.local_tensors[1]
+    assert copy.is_contiguous() and torch.equal(copy, values.t())
+    assert (description.specs[1].fqn, description.specs[1].local_shape) == ("there", [3, 2])
+
+
+def test_reports_of_saves_tell_of_devices():
+    core = SimpleNamespace(
+        tensors=1, files=1, bytes_needed=9, bytes_written=9, write_requests=1, peak_staging_bytes=5, threads=1,
+        devices=2, peak_device_bytes=1234, bytes_from_devices=5678, device_batches=3,
+        plan_seconds=0, encode_seconds=0, write_seconds=0, sync_seconds=0,
+    )  # fmt: skip
+    text = str(SaveReport.of(core, 1.0, []))
+    assert "2, 3" in text and "1,234" in text and "5,678" in text
+    assert "device" not in str(SaveReport())
 
 
 def test_current_streams_are_those_of_torch_for_each_device_once(monkeypatch: pytest.MonkeyPatch):
@@ -60,9 +120,11 @@ def test_current_streams_are_those_of_torch_for_each_device_once(monkeypatch: py
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 1 << 50])
-def test_device_memory_must_be_a_size(value: object, tiny: Path):
-    with pytest.raises(ValueError, match="device_memory"):
-        sw.load(sw.empty_state_dict(tiny), tiny, device_memory=value)
+def test_device_memory_must_be_a_size(value: object, tiny: Path, tmp_path: Path):
+    state = sw.empty_state_dict(tiny)
+    for function, path in ((sw.load, tiny), (sw.export, tmp_path / "to"), (sw.save, tmp_path / "to")):
+        with pytest.raises(ValueError, match="device_memory"):
+            function(state, path, device_memory=value)
 
 
 def test_an_error_on_the_way_names_what_is_partly_written(small: Path, tmp_path: Path):

@@ -126,14 +126,6 @@ def test_files_beside_the_weights_come_from_the_template(tmp_path: Path):
         assert config == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_tensors_on_a_device_are_exported(tiny: Path, tmp_path: Path):
-    state = {fqn: tensor.cuda() for fqn, tensor in loaded(tiny).items()}
-    report = sw.export(state, tmp_path / "to", quantization="mxfp8", template=tiny)
-    assert wrong_tensors(tmp_path / "to", tiny, None, quantized=True) == []
-    assert report.peak_staging_bytes >= sum(tensor.nbytes for tensor in state.values())
-
-
 def test_expanded_empty_and_scalar_tensors_are_exported(tmp_path: Path):
     state = {
         "expanded": torch.arange(3.0)[:, None].expand(3, 5),

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <map>
 #include <memory>
 #include <numeric>
 
@@ -9,28 +11,44 @@
 #include "storage/load.h"
 #include "storage/uring.h"
 #include "tests/storage/decoded_checkpoint.h"
+#include "tests/storage/device_destinations.h"
 #include "tests/storage/ways_to_read.h"
 
 namespace shardwright {
 namespace {
 
+/// Gives a rank what came in, in memory that devices can copy from if `devices` are there.
+void place(CooperativeLoad& load, std::size_t round, const std::string& incoming, FakeDevices* devices) {
+  EXPECT_TRUE(devices != nullptr || !load.to_devices());
+  if (devices == nullptr) return load.place(round, reinterpret_cast<const std::byte*>(incoming.data()));
+  std::byte* const pinned = devices->pinned_memory(incoming.size());
+  std::memcpy(pinned, incoming.data(), incoming.size());
+  try {
+    load.place(round, pinned);
+  } catch (...) {
+    devices->give_back(pinned);
+    throw;
+  }
+  devices->give_back(pinned);
+}
+
 /// What ranks of one process do together: each reads its pieces, the bytes are exchanged, each places them,
 /// and loads the rest for itself. Returns each rank's report.
 std::vector<LoadReport> load_together(const std::vector<LoadPlan>& plans, const Checkpoint& checkpoint,
-                                      const std::vector<std::unique_ptr<Destinations>>& ranks,
-                                      const std::vector<LoadOptions>& options) {
-  const std::size_t count = ranks.size();
+                                      const std::vector<std::vector<TensorSpec>>& specs,
+                                      const std::vector<LoadOptions>& options,
+                                      FakeDevices* devices_of_first = nullptr) {
+  const std::size_t count = specs.size();
   std::vector<std::vector<Transfer>> transfers;
   for (std::size_t r = 0; r < count; ++r) {
-    const std::string bytes = encode_plan(plans[r], checkpoint.catalog, ranks[r]->specs);
+    const std::string bytes = encode_plan(plans[r], checkpoint.catalog, specs[r]);
     transfers.push_back(decode_transfers(bytes, checkpoint.catalog));
     EXPECT_EQ(transfers[r].size(), plans[r].transfers.size());
   }
   std::vector<std::unique_ptr<CooperativeLoad>> loads;
   std::vector<CooperationTerms> terms;
   for (std::size_t r = 0; r < count; ++r) {
-    loads.push_back(
-        std::make_unique<CooperativeLoad>(plans[r], checkpoint.catalog, ranks[r]->specs, options[r]));
+    loads.push_back(std::make_unique<CooperativeLoad>(plans[r], checkpoint.catalog, specs[r], options[r]));
     terms.push_back(loads[r]->terms());
   }
   for (std::size_t r = 0; r < count; ++r) {
@@ -57,7 +75,7 @@ std::vector<LoadReport> load_together(const std::vector<LoadPlan>& plans, const 
         EXPECT_EQ(sent[other][r].size(), from[other]);
         incoming += sent[other][r];
       }
-      loads[r]->place(round, reinterpret_cast<const std::byte*>(incoming.data()));
+      place(*loads[r], round, incoming, r == 0 ? devices_of_first : nullptr);
     }
   }
   std::vector<LoadReport> reports;
@@ -95,7 +113,9 @@ TEST(cooperative_load, ranks_of_any_shards_get_what_plain_decoding_gives_and_nev
           static_cast<std::size_t>(random.one_of<int>({0, 8192, 20000, 300000, 5 << 20}));
     }
     std::uint64_t together = 0;
-    const std::vector<LoadReport> reports = load_together(plans, checkpoint, ranks, options);
+    std::vector<std::vector<TensorSpec>> specs;
+    for (const auto& rank : ranks) specs.push_back(rank->specs);
+    const std::vector<LoadReport> reports = load_together(plans, checkpoint, specs, options);
     for (std::size_t r = 0; r < ranks.size(); ++r) {
       ASSERT_NO_FATAL_FAILURE(ranks[r]->expect_decoded(checkpoint)) << "round " << round;
       together += reports[r].bytes_read;
@@ -115,6 +135,96 @@ TEST(cooperative_load, ranks_of_any_shards_get_what_plain_decoding_gives_and_nev
   EXPECT_GT(saved, 10);
   EXPECT_TRUE(direct > 5 || !may_be_direct);
   EXPECT_TRUE(in_background > 5 || !has_io_uring());
+}
+
+/// Ranks of which the first has tensors on devices.
+struct RanksWithDevices {
+  RandomModel model;
+  Checkpoint checkpoint;
+  std::vector<std::unique_ptr<Destinations>> ranks;
+  std::vector<LoadPlan> plans;
+  std::vector<std::vector<TensorSpec>> specs;
+  std::vector<LoadOptions> options;
+  std::vector<Bytes> untouched;
+  DeviceDestinations moved;
+
+  RanksWithDevices(Random& random, std::uint64_t seed)
+      : model(random_model(random)),
+        checkpoint(random, model.stored),
+        ranks(some_ranks(random, model)),
+        moved(seed, random, *ranks[0], 3) {
+    for (const auto& rank : ranks) {
+      plans.push_back(rank->plan(checkpoint));
+      specs.push_back(rank->specs);
+      options.emplace_back().threads = static_cast<int>(random.between(1, 4));
+      choose_reads(random, options.back());
+      options.back().staging_bytes = static_cast<std::size_t>(random.one_of<int>({0, 8192, 20000, 5 << 20}));
+    }
+    specs[0] = moved.specs;
+    options[0].devices = moved.options.devices;
+    options[0].devices.memory = static_cast<std::size_t>(random.one_of<int>({64 << 10, 70001, 256 << 20}));
+    untouched = host_bytes(*ranks[0]);
+  }
+
+  static std::vector<std::unique_ptr<Destinations>> some_ranks(Random& random, const RandomModel& model) {
+    std::vector<std::unique_ptr<Destinations>> ranks;
+    for (std::int64_t r = random.between(2, 4); r > 0; --r)
+      ranks.push_back(std::make_unique<Destinations>(random, model));
+    return ranks;
+  }
+};
+
+TEST(cooperative_load, tensors_on_devices_get_what_plain_decoding_gives) {
+  Random random(7);
+  std::uint64_t received = 0;
+  for (std::uint64_t round = 0; round < 60; ++round) {
+    RanksWithDevices job(random, round);
+    const std::vector<LoadReport> reports =
+        load_together(job.plans, job.checkpoint, job.specs, job.options, &job.moved.devices);
+    ASSERT_EQ(job.moved.devices.faults(), std::vector<std::string>()) << "round " << round;
+    job.moved.collect();
+    for (const auto& rank : job.ranks)
+      ASSERT_NO_FATAL_FAILURE(rank->expect_decoded(job.checkpoint)) << "round " << round;
+    std::size_t most = 0;
+    for (int device = 0; device < 3; ++device)
+      most = std::max(most, job.moved.devices.peak_device_bytes(device));
+    EXPECT_LE(most, job.options[0].devices.memory);
+    EXPECT_EQ(reports[0].peak_device_bytes, most);
+    received += reports[0].bytes_received;
+  }
+  EXPECT_GT(received, 0u);
+}
+
+TEST(cooperative_load, a_device_that_fails_is_named_and_left_with_nothing) {
+  Random random(8);
+  std::map<std::string, int> failures;
+  for (std::uint64_t round = 0; round < 120; ++round) {
+    const auto call = random.one_of<std::string>(
+        {"load_kernels", "pinned_allocate", "pinned_free", "device_allocate", "device_free", "stream_create",
+         "stream_wait_event", "stream_synchronize", "event_create", "event_record", "event_synchronize",
+         "copy_to_device", "place"});
+    RanksWithDevices job(random, round);
+    job.moved.devices.fail(call, static_cast<int>(random.between(1, random.once_in(2) ? 3 : 20)), 999);
+    std::vector<std::string> named;
+    try {
+      load_together(job.plans, job.checkpoint, job.specs, job.options, &job.moved.devices);
+    } catch (const Error& error) {
+      EXPECT_EQ(static_cast<int>(error.kind), static_cast<int>(ErrorKind::device)) << error.what();
+      named = error.partly_written;
+      ++failures[call];
+    }
+    EXPECT_EQ(job.moved.devices.faults(), std::vector<std::string>()) << call << " in round " << round;
+    job.moved.collect();
+    const Destinations& rank = *job.ranks[0];
+    for (std::size_t n = 0; n < rank.specs.size(); ++n) {
+      const std::string& fqn = rank.specs[n].fqn;
+      const bool is_named = std::find(named.begin(), named.end(), fqn) != named.end();
+      EXPECT_TRUE(is_named || rank.memory[n].bytes == job.untouched[n] ||
+                  rank.is_decoded_at(job.checkpoint, n))
+          << fqn << " after a failure of " << call << " in round " << round;
+    }
+  }
+  EXPECT_GT(failures.size(), 10u);
 }
 
 TEST(cooperative_load, a_rank_that_sees_another_checkpoint_is_an_error_that_names_the_tensor) {

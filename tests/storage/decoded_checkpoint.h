@@ -150,6 +150,16 @@ struct Destinations {
     return plan_load(specs, checkpoint.catalog, weight_map_for(checkpoint.catalog, "minimax_m3"));
   }
 
+  /// Every element of that destination is what plain decoding gives.
+  bool is_decoded_at(const Checkpoint& checkpoint, std::size_t n) const {
+    bool all = true;
+    for_each_index(specs[n].local_shape, [&](const Shape& at) {
+      const HfElement hf = hf_element(natives[n], global_index(lists[n], at));
+      all = all && is_decoded(checkpoint, hf, address(specs[n], at), specs[n].dtype);
+    });
+    return all;
+  }
+
   /// Every element is what plain decoding gives, and the memory between them is as it was.
   void expect_decoded(const Checkpoint& checkpoint) const {
     for (std::size_t n = 0; n < specs.size(); ++n) {

@@ -44,9 +44,9 @@ struct DeviceDestinations {
       spec.device_index = device;
       spec.device_name = "cuda:" + std::to_string(device);
       DeviceStream stream = devices.stream_that_fills(device, moved_[n], bytes.size(), Memory::untouched);
-      if (random.once_in(2)) options.device_streams[device] = stream;  // else the default one, which it is
+      if (random.once_in(2)) options.devices.streams[device] = stream;  // else the default one, which it is
     }
-    options.device_calls = devices.calls();
+    options.devices.calls = devices.calls();
   }
 
   /// Brings the bytes to where the tensors would be on the host.

@@ -15,6 +15,7 @@ struct Job {
   Destinations host;
   LoadPlan plan;
   std::vector<Bytes> expected;
+  const bool gpu_direct;    // read what can be so straight into the devices
   int last_operations = 0;  // done on the devices by the last load
 
   explicit Job(std::uint64_t seed)
@@ -22,7 +23,8 @@ struct Job {
         model(random_model(random, 90)),
         checkpoint(random, model.stored),
         host(random, model),
-        plan(host.plan(checkpoint)) {
+        plan(host.plan(checkpoint)),
+        gpu_direct(seed % 2 == 0) {
     load(plan, checkpoint.catalog, host.specs);
     expected = host_bytes(host);
     clear(host);
@@ -38,7 +40,13 @@ struct Job {
     DeviceDestinations destinations(seed, random, host, 4);
     destinations.options.threads = static_cast<int>(random.between(1, 3));
     destinations.options.staging_bytes = 4096 * static_cast<std::size_t>(random.one_of<int>({1, 3, 12, 300}));
-    destinations.options.device_memory = 64 << 10;
+    destinations.options.devices.memory = 64 << 10;
+    if (gpu_direct) {
+      destinations.options.devices.memory = 2 << 20;
+      destinations.options.staging_bytes = 1 << 20;
+      destinations.options.direct_io = DirectIo::always;
+      destinations.options.devices.gpu_direct_calls = destinations.devices.gpu_direct_calls();
+    }
     break_it(destinations);
     std::vector<std::string> named;
     bool failed = false;
@@ -101,6 +109,7 @@ TEST(device_failure, of_any_call_names_tensor_and_call_and_leaves_nothing_behind
       for (bool failed = true; failed && number < 200; number += number < 12 ? 1 : 17) {
         failed = job.fails(seed + static_cast<std::uint64_t>(number), ErrorKind::device, {text},
                            [&, &name = call](DeviceDestinations& destinations) {
+                             if (name == "event_synchronize") destinations.devices.be_lazy();
                              destinations.devices.fail(name, number + 1, some_failure);
                            });
         failures[call] += static_cast<int>(failed);
@@ -169,12 +178,12 @@ TEST(device_failure, tells_what_to_do) {
     destinations.devices.fail("load_kernels", 1, device_status::no_kernel_image);
   });
   fails(ErrorKind::device, {"cudaMalloc", "device_memory", "empty_cache"},
-        [](auto& destinations) { destinations.devices.memory_of_device = 10000; });
+        [](auto& destinations) { destinations.devices.memory_of_device = 5000; });
   fails(ErrorKind::device, {"cudaHostAlloc", "staging_bytes"}, [](auto& destinations) {
     destinations.devices.fail("pinned_allocate", 1, device_status::out_of_memory);
   });
   fails(ErrorKind::argument, {"device_memory", "65535", "65536"},
-        [](auto& destinations) { destinations.options.device_memory = 65535; });
+        [](auto& destinations) { destinations.options.devices.memory = 65535; });
   fails(ErrorKind::device, {"cuda:0 to cuda:2", "cuda:3"}, [](auto& destinations) {
     for (TensorSpec& spec : destinations.specs) {
       if (spec.device == DeviceKind::cuda) spec.device_index = 3;

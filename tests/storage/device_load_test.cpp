@@ -9,7 +9,7 @@ namespace {
 void choose_options(Random& random, LoadOptions& options) {
   options.threads = static_cast<int>(random.between(1, 4));
   options.staging_bytes = static_cast<std::size_t>(random.one_of<int>({0, 4096, 20000, 100000, 1 << 20}));
-  options.device_memory = static_cast<std::size_t>(random.one_of<int>({64 << 10, 70001, 200000, 256 << 20}));
+  options.devices.memory = static_cast<std::size_t>(random.one_of<int>({64 << 10, 70001, 200000, 256 << 20}));
   choose_reads(random, options);
 }
 
@@ -39,8 +39,43 @@ TEST(device_load, tensors_on_any_devices_are_bit_for_bit_what_they_are_on_the_cp
     for (int device = 0; device < 3; ++device)
       most = std::max(most, destinations.devices.peak_device_bytes(device));
     EXPECT_EQ(report.peak_device_bytes, most);
-    EXPECT_LE(most, options.device_memory);
+    EXPECT_LE(most, options.devices.memory);
   }
+}
+
+TEST(device_load, files_that_are_not_in_the_page_cache_are_read_straight_into_devices) {
+  Random random(3);
+  std::uint64_t read = 0;
+  for (std::uint64_t round = 0; round < 120; ++round) {
+    const RandomModel model = random_model(random, random.once_in(8) ? 300 : 70);
+    const Checkpoint checkpoint(random, model.stored);
+    Destinations host(random, model);
+    const LoadPlan plan = host.plan(checkpoint);
+    load(plan, checkpoint.catalog, host.specs);
+    const std::vector<Bytes> expected = host_bytes(host);
+    clear(host);
+
+    DeviceDestinations destinations(round, random, host, 3);
+    FakeDevices& devices = destinations.devices;
+    choose_options(random, destinations.options);
+    destinations.options.direct_io = DirectIo::always;
+    destinations.options.devices.gpu_direct_calls = devices.gpu_direct_calls();
+    destinations.options.devices.memory =
+        static_cast<std::size_t>(random.one_of<int>({300 << 10, 2 << 20, 256 << 20}));
+    devices.gpu_direct_refuses_one_in = random.one_of<int>({0, 0, 3, 30});
+    const LoadReport report = load(plan, checkpoint.catalog, destinations.specs, destinations.options);
+    ASSERT_EQ(devices.faults(), std::vector<std::string>()) << "round " << round;
+    EXPECT_EQ(report.bytes_gpu_direct, devices.gpu_direct_bytes());
+    destinations.collect();
+    ASSERT_EQ(host_bytes(host), expected) << "round " << round;
+    std::size_t most = 0;
+    for (int device = 0; device < 3; ++device) most = std::max(most, devices.peak_device_bytes(device));
+    // Memory that is refused is there for a moment all the same.
+    EXPECT_TRUE(most <= report.peak_device_bytes || devices.gpu_direct_refuses_one_in > 0);
+    EXPECT_LE(most, destinations.options.devices.memory);
+    read += report.bytes_gpu_direct;
+  }
+  EXPECT_GT(read, 0u);
 }
 
 TEST(device_load, a_load_into_cpu_memory_makes_no_call) {
@@ -50,7 +85,7 @@ TEST(device_load, a_load_into_cpu_memory_makes_no_call) {
   const Destinations host(random, model);
   const FakeDevices devices(1);
   LoadOptions options;
-  options.device_calls = devices.calls();
+  options.devices.calls = devices.calls();
   const LoadReport report = load(host.plan(checkpoint), checkpoint.catalog, host.specs, options);
   EXPECT_EQ(devices.count("device_count"), 0);
   EXPECT_EQ(devices.count("pinned_allocate"), 0);

@@ -224,11 +224,21 @@ const DeviceCalls* FakeDevices::calls() const {
           },
       .copy_to_device =
           [](void* to, const void* from, std::size_t bytes, DeviceStream stream) {
-            return current->call("copy_to_device", [&] { return current->copy(to, from, bytes, stream); });
+            return current->call("copy_to_device",
+                                 [&] { return current->copy(to, from, bytes, stream, true); });
+          },
+      .copy_from_device =
+          [](void* to, const void* from, std::size_t bytes, DeviceStream stream) {
+            return current->call("copy_from_device",
+                                 [&] { return current->copy(to, from, bytes, stream, false); });
           },
       .place =
           [](std::span<const cuda::Placing> placings, DeviceStream stream) {
             return current->call("place", [&] { return current->place(placings, stream); });
+          },
+      .encode =
+          [](std::span<const cuda::Encoding> encodings, DeviceStream stream) {
+            return current->call("encode", [&] { return current->encode(encodings, stream); });
           },
       .error_text = [](DeviceStatus) { return "as the fake was told"; },
   };

@@ -74,6 +74,7 @@ void FakeDevices::unmap(std::byte* memory, const char* call) {
     return fault(std::string(call) + " of what is no memory of its kind");
   }
   const Region& region = found->second;
+  if (gpu_direct_memory_.contains(memory)) fault(std::string(call) + " of memory that is still registered");
   if (!is_unused(region, memory)) {
     return fault(std::string(call) + " of memory that an operation may still use");  // and stays, as it does
   }
@@ -105,6 +106,16 @@ std::byte* FakeDevices::tensor_memory(int device, std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   used_devices_.insert(device);
   return map(Memory::tensor, device, std::max<std::size_t>(1, bytes));
+}
+
+std::byte* FakeDevices::pinned_memory(std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  return map(Memory::pinned, -1, std::max<std::size_t>(1, bytes));
+}
+
+void FakeDevices::give_back(std::byte* pinned) {
+  const std::lock_guard lock(mutex_);
+  unmap(pinned, "give_back");
 }
 
 void FakeDevices::open_memory() {
@@ -149,15 +160,19 @@ void FakeDevices::merge(Clock& into, const Clock& from) {
   for (const auto& [stream, number] : from) into[stream] = std::max(into[stream], number);
 }
 
-DeviceStream FakeDevices::stream_that_fills(int device, std::byte* memory, std::size_t bytes,
-                                            std::uint8_t value) {
+DeviceStream FakeDevices::stream_that_writes(int device, std::byte* memory, std::vector<std::uint8_t> bytes) {
   const std::lock_guard lock(mutex_);
   Stream* stream = streams_[static_cast<std::size_t>(device)].get();
-  Operation fill;
-  fill.run = [=] { std::memset(memory, value, bytes); };
-  fill.accesses = {{memory, bytes, true}};
-  add(*stream, std::move(fill));
+  Operation write;
+  write.accesses = {{memory, bytes.size(), true}};
+  write.run = [memory, bytes = std::move(bytes)] { std::memcpy(memory, bytes.data(), bytes.size()); };
+  add(*stream, std::move(write));
   return stream;
+}
+
+DeviceStream FakeDevices::stream_that_fills(int device, std::byte* memory, std::size_t bytes,
+                                            std::uint8_t value) {
+  return stream_that_writes(device, memory, std::vector<std::uint8_t>(bytes, value));
 }
 
 /// Every operation on staging, and every one of the trainer's, must come after those before it that it would
@@ -172,14 +187,23 @@ void FakeDevices::expect_order(Stream& stream, const Access& access) {
     const auto known = stream.knows.find(past.stream);
     if (known == stream.knows.end() || known->second < past.number) {
       return fault(region->kind == Memory::tensor
-                       ? "a tensor is written before the trainer's stream is done with it"
+                       ? "a tensor is used before the trainer's stream is done with it"
                        : "staging is used again before what uses it is done");
     }
   }
 }
 
+/// What the host knows to be over disturbs nobody.
+void FakeDevices::forget_what_is_known() {
+  std::erase_if(past_, [&](const Past& past) {
+    const auto known = host_knows_.find(past.stream);
+    return known != host_knows_.end() && known->second >= past.number;
+  });
+}
+
 void FakeDevices::add(Stream& stream, Operation operation) {
   merge(stream.knows, host_knows_);
+  if (past_.size() > 1000) forget_what_is_known();
   const std::uint64_t number = ++stream.issued;
   stream.knows[&stream] = number;
   for (const Access& access : operation.accesses) {
@@ -235,58 +259,97 @@ void FakeDevices::finish(const Stream& stream, std::uint64_t number) {
   }
 }
 
-DeviceStatus FakeDevices::copy(void* to, const void* from, std::size_t bytes, DeviceStream handle) {
+DeviceStatus FakeDevices::copy(void* to, const void* from, std::size_t bytes, DeviceStream handle,
+                               bool to_device) {
   Stream* stream = find(handle);
   if (stream == nullptr) return 400;
   auto* const target = static_cast<std::byte*>(to);
   const auto* const source = static_cast<const std::byte*>(from);
-  const Region* source_region = region_of(source);
-  const Region* target_region = region_of(target);
-  if (source_region == nullptr || source_region->kind != Memory::pinned)
-    fault("a copy from memory that is not pinned");
-  if (target_region == nullptr || target_region->kind == Memory::pinned)
-    fault("a copy to memory of no device");
-  if (target_region != nullptr && target_region->device != stream->device)
-    fault("a copy to another device's memory");
-  const std::vector<std::byte> seen(source, source + bytes);
+  const Region* host = region_of(to_device ? source : target);
+  const Region* there = region_of(to_device ? target : source);
+  if (host == nullptr || host->kind != Memory::pinned)
+    fault(to_device ? "a copy from memory that is not pinned" : "a copy to memory that is not pinned");
+  if (there == nullptr || there->kind == Memory::pinned)
+    fault(to_device ? "a copy to memory of no device" : "a copy from memory of no device");
+  if (there != nullptr && there->device != stream->device) fault("a copy with another device's memory");
   Operation copy;
   copy.accesses = {{source, bytes, false}, {target, bytes, true}};
-  copy.run = [=, this] {
-    if (std::memcmp(source, seen.data(), bytes) != 0)
-      fault("pinned memory was changed before its copy was done");
-    std::memcpy(target, source, bytes);
-  };
+  if (to_device) {
+    copy.run = [=, this, seen = std::vector<std::byte>(source, source + bytes)] {
+      if (std::memcmp(source, seen.data(), bytes) != 0)
+        fault("pinned memory was changed before its copy was done");
+      std::memcpy(target, source, bytes);
+    };
+  } else {
+    // Nobody may look before it is done: who does finds this.
+    if (host != nullptr && host->kind == Memory::pinned) std::memset(target, 0xDB, bytes);
+    copy.run = [=] { std::memcpy(target, source, bytes); };
+  }
   add(*stream, std::move(copy));
   return 0;
+}
+
+/// From the first byte to the last of what a kernel touches. Strides are in bytes.
+FakeDevices::Access FakeDevices::reach(const void* first, std::int64_t rows, std::int64_t row_stride,
+                                       std::int64_t columns, std::int64_t column_stride,
+                                       std::int64_t element_bytes, bool writes) const {
+  const std::int64_t down = (rows - 1) * row_stride;
+  const std::int64_t across = (columns - 1) * column_stride;
+  return {static_cast<const std::byte*>(first) + std::min<std::int64_t>(0, down) +
+              std::min<std::int64_t>(0, across),
+          static_cast<std::size_t>(std::abs(down) + std::abs(across) + element_bytes), writes};
+}
+
+void FakeDevices::expect_on_device(const Stream& stream, const void* address) {
+  const Region* region = region_of(static_cast<const std::byte*>(address));
+  if (region == nullptr || region->device != stream.device) fault("a kernel on another device's memory");
 }
 
 DeviceStatus FakeDevices::place(std::span<const cuda::Placing> placings, DeviceStream handle) {
   Stream* stream = find(handle);
   if (stream == nullptr) return 400;
   if (stream->device != device_here()) fault("a launch while another device is current");
+  for (const cuda::Placing& placing : placings) {
+    expect_on_device(*stream, placing.source.data);
+    expect_on_device(*stream, placing.destination.data);
+  }
   for (const cuda::Launch& launch : cuda::launches_for(placings)) {
     Operation kernels;
     for (std::uint32_t i = 0; i < launch.batch.count; ++i) {
       const cuda::PlacedTile& tile = launch.batch.tiles[i];
-      const auto row_bytes = static_cast<std::size_t>(tile.columns * tile.source_bytes);
-      kernels.accesses.push_back(
-          {tile.source, static_cast<std::size_t>((tile.rows - 1) * tile.source_row_stride) + row_bytes,
-           false});
+      kernels.accesses.push_back(reach(tile.source, tile.rows, tile.source_row_stride, tile.columns,
+                                       tile.source_bytes, tile.source_bytes, false));
       if (tile.scales != nullptr) kernels.accesses.push_back({tile.scales, 1, false});
-      const std::int64_t down = (tile.rows - 1) * tile.row_stride;
-      const std::int64_t across = (tile.columns - 1) * tile.column_stride;
-      const std::byte* const first =
-          tile.destination + std::min<std::int64_t>(0, down) + std::min<std::int64_t>(0, across);
-      kernels.accesses.push_back(
-          {first, static_cast<std::size_t>(std::abs(down) + std::abs(across) + launch.element_bytes), true});
+      kernels.accesses.push_back(reach(tile.destination, tile.rows, tile.row_stride, tile.columns,
+                                       tile.column_stride, launch.element_bytes, true));
     }
-    for (const cuda::Placing& placing : placings) {
-      for (const void* address : {placing.source.data, static_cast<const void*>(placing.destination.data)}) {
-        const Region* region = region_of(static_cast<const std::byte*>(address));
-        if (region == nullptr || region->device != stream->device)
-          fault("a kernel on another device's memory");
+    kernels.run = [launch] { cuda::run(launch); };
+    add(*stream, std::move(kernels));
+  }
+  return 0;
+}
+
+DeviceStatus FakeDevices::encode(std::span<const cuda::Encoding> encodings, DeviceStream handle) {
+  Stream* stream = find(handle);
+  if (stream == nullptr) return 400;
+  if (stream->device != device_here()) fault("a launch while another device is current");
+  for (const cuda::EncodingLaunch& launch : cuda::encoding_launches_for(encodings)) {
+    Operation kernels;
+    for (std::uint32_t i = 0; i < launch.batch.count; ++i) {
+      const cuda::EncodedPart& part = launch.batch.tiles[i];
+      const std::int64_t blocks = (part.first_column + part.columns + 31) / 32;
+      kernels.accesses.push_back(reach(part.values, part.rows, part.row_stride, part.columns,
+                                       part.column_stride, bytes_of(part.dtype), false));
+      kernels.accesses.push_back(reach(part.scales, part.rows, part.scale_row_stride, blocks, 1, 1, true));
+      if (part.elements != nullptr) {
+        kernels.accesses.push_back(
+            reach(part.elements, part.rows, part.element_row_stride, part.columns, 1, 1, true));
+      }
+      for (const std::uint8_t* shared : {part.first_scales, part.last_scales}) {
+        if (shared != nullptr) kernels.accesses.push_back(reach(shared, part.rows, 1, 1, 1, 1, false));
       }
     }
+    for (const Access& access : kernels.accesses) expect_on_device(*stream, access.begin);
     kernels.run = [launch] { cuda::run(launch); };
     add(*stream, std::move(kernels));
   }
@@ -315,6 +378,9 @@ std::vector<std::string> FakeDevices::faults() const {
     all.emplace_back("a stream is left behind");
     if (!stream->pending.empty()) all.emplace_back("work is left pending");
   }
+  if (gpu_direct_drivers_ != 0) all.emplace_back("the driver of GPUDirect Storage is left open");
+  if (!gpu_direct_files_.empty()) all.emplace_back("files are left registered");
+  if (!gpu_direct_memory_.empty()) all.emplace_back("memory is left registered");
   if (!events_.empty()) all.emplace_back("events are left behind");
   for (const auto& [_, region] : regions_) {
     if (region.kind == Memory::pinned) all.emplace_back("pinned memory is left behind");

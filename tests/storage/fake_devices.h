@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "storage/device_calls.h"
+#include "storage/gpu_direct.h"
 #include "tests/planner/random_layouts.h"
 
 namespace shardwright {
@@ -30,13 +31,20 @@ class FakeDevices {
 
   /// Only one of these may exist at a time: calls know no object.
   const DeviceCalls* calls() const;
+  const GpuDirectCalls* gpu_direct_calls() const;
 
   // The trainer's side.
 
   /// Memory on a device that stays. Nobody but operations of streams may touch it until `open_memory`.
   std::byte* tensor_memory(int device, std::size_t bytes);
 
-  /// The trainer's stream on a device, with something in it: writes `value` all over the memory.
+  /// Pinned memory of the trainer's, which no operation may use any more when it is given back.
+  std::byte* pinned_memory(std::size_t bytes);
+  void give_back(std::byte* pinned);
+
+  /// The trainer's stream on a device, with something in it: writes these bytes to the memory, or `value` all
+  /// over it.
+  DeviceStream stream_that_writes(int device, std::byte* memory, std::vector<std::uint8_t> bytes);
   DeviceStream stream_that_fills(int device, std::byte* memory, std::size_t bytes, std::uint8_t value);
 
   /// Does what is left to be done in the trainer's streams, and lets the test look at the memory.
@@ -51,6 +59,12 @@ class FakeDevices {
   /// on.
   void fail_operation(int which) { failing_operation_ = which; }
 
+  /// Nothing is done from now on before somebody waits for it.
+  void be_lazy() { eagerness_ = 0; }
+
+  /// About one in so many calls of GPUDirect Storage that can be refused is; 0: none.
+  std::int64_t gpu_direct_refuses_one_in = 0;
+
   std::size_t memory_of_device = std::size_t{1} << 40;
   int driver = 13000;
 
@@ -58,6 +72,7 @@ class FakeDevices {
 
   int count(const std::string& call) const;
   bool has_failed() const { return has_failed_; }  ///< as fail() or fail_operation() asked
+  std::uint64_t gpu_direct_bytes() const { return gpu_direct_bytes_; }
   int operations_done() const { return operations_done_; }
   std::size_t peak_pinned_bytes() const { return peak_pinned_bytes_; }
   std::size_t peak_device_bytes(int device) const { return peak_device_bytes_.at(device); }
@@ -115,11 +130,16 @@ class FakeDevices {
   void fault(std::string what) { faults_.push_back(std::move(what)); }
   int device_here() const;  // current on this thread
   void set_device_here(int device);
+  bool gpu_direct_refuses();
+  void expect_gpu_direct(const char* call);
+  std::int64_t read_gpu_direct(void* file, std::byte* memory, std::size_t offset, std::size_t bytes,
+                               std::uint64_t offset_in_file);
   void expect_used(const char* call, int device);
   Stream* find(DeviceStream stream);
   Event* find(DeviceEvent event, const char* call);
   void add(Stream& stream, Operation operation);
   void expect_order(Stream& stream, const Access& access);
+  void forget_what_is_known();
   bool is_blocked(const Stream& stream) const;
   void do_next(Stream& stream);
   void do_something();
@@ -128,15 +148,19 @@ class FakeDevices {
   std::byte* map(Memory kind, int device, std::size_t bytes);
   void unmap(std::byte* memory, const char* call);
   bool is_unused(const Region& region, const std::byte* memory) const;
-  DeviceStatus copy(void* to, const void* from, std::size_t bytes, DeviceStream stream);
+  DeviceStatus copy(void* to, const void* from, std::size_t bytes, DeviceStream stream, bool to_device);
   DeviceStatus place(std::span<const cuda::Placing> placings, DeviceStream stream);
+  DeviceStatus encode(std::span<const cuda::Encoding> encodings, DeviceStream stream);
+  Access reach(const void* first, std::int64_t rows, std::int64_t row_stride, std::int64_t columns,
+               std::int64_t column_stride, std::int64_t element_bytes, bool writes) const;
+  void expect_on_device(const Stream& stream, const void* address);
   static void merge(Clock& into, const Clock& from);
 
   mutable std::mutex mutex_;
   Random random_;
   const std::uint64_t serial_;  // no two have the same
   const int devices_;
-  const std::int64_t eagerness_;  // 0: nothing is done before it has to be; 1: at once; else now and then
+  std::int64_t eagerness_;  // 0: nothing is done before it has to be; 1: at once; else now and then
   const std::thread::id callers_thread_ = std::this_thread::get_id();
   std::map<const std::byte*, Region> regions_;
   std::set<int> used_devices_;
@@ -154,6 +178,10 @@ class FakeDevices {
   int operations_done_ = 0;
   std::size_t pinned_bytes_ = 0;
   std::size_t peak_pinned_bytes_ = 0;
+  int gpu_direct_drivers_ = 0;
+  std::map<void*, int> gpu_direct_files_;                      // descriptors
+  std::map<const std::byte*, std::size_t> gpu_direct_memory_;  // bytes
+  std::uint64_t gpu_direct_bytes_ = 0;
   std::map<int, std::size_t> device_bytes_;
   std::map<int, std::size_t> peak_device_bytes_;
   std::vector<std::string> faults_;

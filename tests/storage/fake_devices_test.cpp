@@ -148,8 +148,8 @@ TEST(fake_devices, what_happens_on_the_wrong_device_or_thread_is_a_fault) {
   EXPECT_EQ(devices.faults(), std::vector<std::string>{"set_device on the caller's thread"});
 }
 
-TEST(fake_devices, a_tensor_is_not_to_be_written_before_the_trainers_stream_is_done) {
-  expect_fault("a tensor is written before the trainer's stream is done with it", [](Bench& bench) {
+TEST(fake_devices, a_tensor_is_not_to_be_used_before_the_trainers_stream_is_done) {
+  expect_fault("a tensor is used before the trainer's stream is done with it", [](Bench& bench) {
     bench.devices.stream_that_fills(1, bench.tensor, 100, 1);
     bench.copy();
     bench.place(bench.stream);

@@ -2,29 +2,32 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
 #include <random>
 
 #include "storage/checksum.h"
 #include "storage/safetensors.h"
+#include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
+#include "tests/storage/plain_bytes.h"
 
 namespace shardwright {
 namespace {
 
-/// The row-major bytes of a tensor, one element after the other.
-std::string plain_bytes(const TensorInMemory& tensor) {
-  std::string bytes;
-  for (std::int64_t i = 0; i < volume(tensor.shape); ++i) {
-    std::int64_t rest = i;
-    std::int64_t element = 0;
-    for (std::size_t d = tensor.shape.size(); d-- > 0;) {
-      element += rest % tensor.shape[d] * tensor.strides[d];
-      rest /= tensor.shape[d];
+TEST(Gather, BoxesInOrderAreTheElementsOfAnyPartOfTheOrder) {
+  Random random(2);
+  for (int round = 0; round < 500; ++round) {
+    const Shape shape = random_shape(random, random.between(0, 4), 1, 5);
+    const std::int64_t begin = random.between(0, volume(shape));
+    const std::int64_t count = random.between(0, volume(shape) - begin);
+    std::vector<std::size_t> found;
+    for (const Box& box : boxes_in_order(shape, begin, count)) {
+      for_each_index(box.size, [&](const Shape& at) { found.push_back(flat(plus(at, box.offset), shape)); });
     }
-    const auto size = static_cast<std::int64_t>(tensor.element_bytes);
-    bytes.append(reinterpret_cast<const char*>(tensor.data + element * size), tensor.element_bytes);
+    std::vector<std::size_t> expected(static_cast<std::size_t>(count));
+    std::iota(expected.begin(), expected.end(), static_cast<std::size_t>(begin));
+    ASSERT_EQ(found, expected) << to_string(shape);
   }
-  return bytes;
 }
 
 TEST(Gather, EqualsTheElementsOneByOneForAnyStridesAndPart) {

@@ -77,6 +77,21 @@ def disjoint_rows(path: str, uneven: str) -> None:
     assert sum(of_all_ranks(report.bytes_received)) == sum(alone) - file_bytes(path)
 
 
+def into_devices(path: str, uneven: str) -> None:
+    """Tensors on the GPU, where there is one, beside others in CPU memory."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for checkpoint in (path, uneven):
+        expected = reference.native(checkpoint)
+        state = {
+            fqn: torch.zeros_like(tensor, device=device if n % 3 else "cpu")
+            for n, (fqn, tensor) in enumerate(expected.items())
+        }
+        report = sw.load(state, checkpoint, cooperative=True)
+        assert [fqn for fqn in expected if not reference.same(state[fqn].cpu(), expected[fqn])] == []
+        assert report.bytes_received > 0
+        assert report.devices == int(device.type == "cuda")
+
+
 def past_the_page_cache(path: str, uneven: str) -> None:
     """Files are read as without cooperation, within the staging given, and the trace tells of both phases."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -185,6 +200,7 @@ CHECKS = [
     replicas,
     columns,
     disjoint_rows,
+    into_devices,
     past_the_page_cache,
     a_rank_that_cannot_read,
     a_rank_that_cannot_plan,
