@@ -141,7 +141,7 @@ std::string fault_of(const TensorSpec& spec, bool only_read) {
   }
   if (spec.device == DeviceKind::other) {
     return "it is on device " + spec.device_name +
-           ", which this build cannot write to; load into CPU memory, or, for a CUDA device, build "
+           ", which this build does not reach; use CPU memory, or, for a CUDA device, build "
            "Shardwright where there is nvcc";
   }
   std::vector<Box> locals;

@@ -13,9 +13,9 @@ namespace shardwright {
 /// Where a tensor's memory is.
 enum class DeviceKind : std::uint8_t {
   cpu,
-  cuda,   ///< for a load that has kernels for it; see load()
+  cuda,   ///< for loads and exports that have kernels for it; see load(), run_export()
   meta,   ///< nowhere
-  other,  ///< where nothing here can write
+  other,  ///< where nothing here reads or writes
 };
 
 /// A tensor of the trainer as one rank sees it. Owns nothing: the caller keeps the memory alive.

@@ -116,7 +116,9 @@ struct RandomExport {
     for_each_index(mesh_shape, [&](const Shape& at) { coordinates.push_back(at); });
     ranks.resize(coordinates.size());
     for (std::size_t n = 0; n < natives.size(); ++n) {
-      const auto& [fqn, dtype, shape] = natives[n];
+      const std::string& fqn = natives[n].fqn;
+      const DType dtype = natives[n].dtype;
+      const Shape& shape = natives[n].shape;
       Mesh mesh = random_mesh(random, std::ssize(shape));
       mesh.shape = mesh_shape;
       mesh.placements.resize(mesh_shape.size());
