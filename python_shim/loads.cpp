@@ -121,6 +121,8 @@ void bind_loads(py::module_& m) {
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),
            py::keep_alive<1, 3>())
       .def_property_readonly("to_devices", &CooperativeLoad::to_devices)
+      .def("partly_written", &CooperativeLoad::partly_written)
+      .def("abandon", &CooperativeLoad::abandon, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly(
           "terms",
           [](const CooperativeLoad& load) {

@@ -98,14 +98,15 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
   }
 }
 
-CooperativeLoad::~CooperativeLoad() {
+void CooperativeLoad::abandon() noexcept {
   if (!devices_are_open_) return;
+  devices_are_open_ = false;
   try {
     on_its_own_thread([&] {
       devices_.use_one();
       readers_.clear();
     });
-  } catch (const Error&) {  // the device is lost; what the load failed of has been told
+  } catch (...) {  // the device is lost, or there is no thread to be had; what the load failed of is told
   }
   devices_.abandon();
 }
@@ -339,12 +340,13 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
   }
   const double together_seconds = seconds_of(Trace::Clock::now() - begin_);
   const LoadPlan rest = this->rest();
-  const LoadReport together = figures_of_rounds(rest);
+  LoadReport together = figures_of_rounds(rest);
   for (std::size_t i = 0; i < readers_.size() && trace_.is_wanted(); ++i) {
     trace_.add("together " + std::to_string(i), std::move(readers_[i].events));
   }
   if (trace_.is_wanted()) trace_.add("exchange", std::move(events_));
   run([&] {
+    devices_.use_one();
     for (Reader& reader : readers_) reader.tasks->close();
     readers_.clear();  // their memory, and what is taken of devices, is for the rest now
     devices_.finish();
@@ -352,6 +354,7 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
   });
 
   LoadReport report = load(rest, catalog_, specs_, own, trace_, written_);
+  devices_.report(together);
   report.devices = std::max(report.devices, together.devices);
   report.peak_device_bytes = std::max(report.peak_device_bytes, together.peak_device_bytes);
   report.bytes_to_devices += together.bytes_to_devices;
@@ -386,7 +389,6 @@ LoadReport CooperativeLoad::figures_of_rounds(const LoadPlan& rest) {
     had_ring = had_ring || reader.tasks->has_ring();
     figures.add(reader.figures);
   }
-  devices_.report(report);
   report.boxes_with_gaps = figures.boxes_with_gaps;
   report.boxes_in_pieces = figures.boxes_in_pieces;
   report.threads = static_cast<int>(readers_.size());

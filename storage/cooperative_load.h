@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "planner/catalog.h"
@@ -32,8 +33,7 @@ class CooperativeLoad {
   CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, std::vector<TensorSpec> specs,
                   const LoadOptions& options);
 
-  /// Ends what is under way on devices, if the load has failed.
-  ~CooperativeLoad();
+  ~CooperativeLoad() { abandon(); }
   CooperativeLoad(const CooperativeLoad&) = delete;
   CooperativeLoad& operator=(const CooperativeLoad&) = delete;
 
@@ -60,6 +60,13 @@ class CooperativeLoad {
 
   /// Places what came from the others: the sum of bytes_from(round), in the order of the ranks.
   void place(std::size_t round, const std::byte* incoming);
+
+  /// For a load that has failed, here or elsewhere: ends what is under way on devices and gives back what was
+  /// taken of them. Nothing else may be called then but the next.
+  void abandon() noexcept;
+
+  /// Names of the tensors that have been written to, and are not known to be whole.
+  std::vector<std::string> partly_written() const { return written_.partly_written(specs_); }
 
   /// Of the pieces that this rank reads: so far, and in all.
   std::uint64_t bytes_done() const { return bytes_done_; }

@@ -12,7 +12,7 @@ std::string advice_for(const DeviceCalls& calls, DeviceStatus status, int device
   switch (status) {
     case device_status::out_of_memory:
       return device < 0
-                 ? "; give staging_bytes a smaller value"
+                 ? "; give staging_bytes or the number of threads a smaller value"
                  : "; give device_memory a smaller value, or torch.cuda.empty_cache() back what torch keeps";
     case device_status::driver_too_old: {
       int driver = 0;

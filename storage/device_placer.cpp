@@ -179,7 +179,7 @@ void DevicePlacer::finish() {
 
 void DevicePlacer::abandon() noexcept {
   const std::lock_guard lock(mutex_);
-  DeviceStatus status = device_status::success;
+  DeviceStatus status = device_.try_to_use();
   for (const Block& block : blocks_) {
     if (block.stream == nullptr) continue;
     const DeviceStatus of_stream = calls_.stream_synchronize(block.stream);

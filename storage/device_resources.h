@@ -29,6 +29,9 @@ class DeviceResources {
   /// Makes the device current on the calling thread.
   void use() const;
 
+  /// The same, and returns the status instead of throwing.
+  DeviceStatus try_to_use() const noexcept { return calls_.set_device(device_); }
+
   DeviceStream stream(const std::string& tensor);
   DeviceEvent event(const std::string& tensor);
   std::byte* memory(std::size_t bytes, const std::string& tensor);

@@ -80,9 +80,11 @@ const Library& library() {
   return loaded;
 }
 
-/// Whether reads of files that the library would stage in CPU memory itself are refused, as we asked for.
-bool refuses_staging = false;  // under the mutex
+// Loads of this process that have the driver open, and whether the library was asked for them to refuse what
+// it would stage in CPU memory itself.
 std::mutex mutex;
+int loads = 0;
+bool refuses_staging = false;
 
 void restore_switch() {
   if (refuses_staging) library().set_switch(allow_compatibility, true);
@@ -91,23 +93,33 @@ void restore_switch() {
 
 bool open_driver() {
   const Library& cufile = library();
+  const std::lock_guard lock(mutex);
+  if (loads > 0) {
+    ++loads;
+    return true;
+  }
   const bool has_way = ::access(kernel_module, R_OK) == 0 || cufile.is_on(use_peer_to_peer);
   // Not even tried where it cannot work: it would leave a log file in the working directory.
   if (!has_way || cufile.is_on(force_compatibility)) return false;
-  const std::lock_guard lock(mutex);
-  // The switch is for the whole process: left alone where somebody else uses the library already.
-  if (cufile.count_users() == 0 && cufile.is_on(allow_compatibility) && cufile.set_switch) {
-    refuses_staging = cufile.set_switch(allow_compatibility, false).error == 0;
+  if (cufile.is_on(allow_compatibility)) {
+    // The switch is for the whole process: where somebody else uses the library, it stays, and we stay away.
+    if (cufile.count_users() > 0 || !cufile.set_switch) return false;
+    if (cufile.set_switch(allow_compatibility, false).error != 0) return false;
+    refuses_staging = true;
   }
-  if (cufile.open_driver().error == 0) return true;
+  if (cufile.open_driver().error == 0) {
+    loads = 1;
+    return true;
+  }
   restore_switch();
   return false;
 }
 
 void close_driver() {
   const std::lock_guard lock(mutex);
+  if (--loads > 0) return;
   library().close_driver();
-  if (library().count_users() == 0) restore_switch();
+  restore_switch();
 }
 
 void* register_file(int descriptor) {

@@ -49,11 +49,14 @@ class Engine {
   void run() {
     try {
       run_plan();
+      devices_.close_gpu_direct(files_);
       devices_.finish();
     } catch (const Error& error) {
+      devices_.close_gpu_direct(files_);
       devices_.abandon();
       throw written_.with_names(error, specs_);
     } catch (...) {
+      devices_.close_gpu_direct(files_);
       devices_.abandon();
       throw;
     }

@@ -29,8 +29,9 @@ struct LoadOptions {
   /// pread, whose threads wait more than they work.
   int threads = 0;
   std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a
-                                  ///< thread, up to 64 MiB in all where files are not in the page cache or
-                                  ///< tensors on a device, and never more than 128 MiB
+                                  ///< thread, up to 64 MiB in all where files are not in the page cache;
+                                  ///< three times 1 MiB a thread, or 64 MiB, where tensors are on a device;
+                                  ///< and never more than 128 MiB
   Reads reads = Reads::automatic;
   DirectIo direct_io = DirectIo::automatic;
   bool huge_pages = false;  ///< ask for staging in huge pages; not where tensors are on a device

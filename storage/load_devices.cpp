@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "planner/error.h"
 #include "storage/threads.h"
@@ -54,8 +55,20 @@ const GpuDirectCalls* LoadDevices::open_gpu_direct() {
   return gpu_direct_;
 }
 
-LoadDevices::~LoadDevices() {
-  if (gpu_direct_ != nullptr) gpu_direct_->close();
+void LoadDevices::close_gpu_direct(OpenFiles& files) noexcept {
+  if (gpu_direct_ == nullptr) return;
+  const auto close = [&] {
+    files.close_all();
+    std::exchange(gpu_direct_, nullptr)->close();
+  };
+  try {
+    on_its_own_thread([&] {
+      devices_.at(placers_.begin()->first).try_to_use();
+      close();
+    });
+  } catch (...) {  // no thread to be had
+    close();
+  }
 }
 
 void LoadDevices::count(const TaskReader& reader) {

@@ -11,6 +11,7 @@
 #include "storage/device_placer.h"
 #include "storage/devices_in_use.h"
 #include "storage/load.h"
+#include "storage/open_files.h"
 #include "storage/written_parts.h"
 
 namespace shardwright {
@@ -21,10 +22,6 @@ class LoadDevices {
   /// Throws as DevicesInUse does.
   LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
               const LoadOptions& options, WrittenParts& written);
-
-  ~LoadDevices();
-  LoadDevices(const LoadDevices&) = delete;
-  LoadDevices& operator=(const LoadDevices&) = delete;
 
   bool any() const { return !placers_.empty(); }
 
@@ -39,8 +36,11 @@ class LoadDevices {
   void open() { devices_.open(); }
 
   /// Whether files that are read past the page cache can be read straight into the devices, from open() on;
-  /// null if not. What is opened for it is closed at the very end, after all files.
+  /// null if not.
   const GpuDirectCalls* open_gpu_direct();
+
+  /// Must come after that, once no thread reads any more: closes the files first.
+  void close_gpu_direct(OpenFiles& files) noexcept;
 
   const GpuDirectCalls* gpu_direct() const { return gpu_direct_; }
 

@@ -155,6 +155,11 @@ void OpenFiles::give_up_gpu_direct(const SourceTensor& tensor) {
   forget(slot);
 }
 
+void OpenFiles::close_all() {
+  const std::lock_guard lock(mutex_);
+  for (Slot& slot : slots_) forget(slot);
+}
+
 /// To be opened anew; whoever still reads from it keeps it open.
 void OpenFiles::forget(Slot& slot) {
   if (!slot.file) return;

@@ -78,6 +78,9 @@ class OpenFiles {
   /// not refused. The calls must outlive this. No file may be in use.
   void use_gpu_direct(const GpuDirectCalls* calls) { gpu_direct_calls_ = calls; }
 
+  /// Closes what is open. No file may be in use.
+  void close_all();
+
   /// A read of that file straight into a device was refused: from now on none is made.
   void give_up_gpu_direct(const SourceTensor& tensor);
 

@@ -57,6 +57,7 @@ TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vect
       may_read_pages_(buffers.bytes >= smallest_buffer_for_pages),
       in_place_(std::move(in_place)),
       device_of_(std::move(device_of)),
+      smallest_staging_(buffers.devices == nullptr ? 0 : buffers.bytes),
       gpu_direct_(may_read_pages_ && device_of_ ? buffers.gpu_direct : nullptr) {
   for (int i = 0; i < buffers.count; ++i) {
     free_.push_back(&tasks_.emplace_back(buffers.huge_pages, buffers.devices, gpu_direct_, buffers.bytes));
@@ -162,9 +163,8 @@ void TaskReader::lay_out(StagedTask& staged) {
     }
   }
 
-  lay_out_in(
-      staged.staging.room_for(staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0), source.name),
-      staged);
+  const std::size_t needed = staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0);
+  lay_out_in(staged.staging.room_for(std::max(needed, smallest_staging_), source.name), staged);
 }
 
 /// The same for staging that begins at `memory` and has room enough.

@@ -134,6 +134,7 @@ class TaskReader {
   const bool may_read_pages_;  // buffers are large enough for it
   const InPlace in_place_;
   const DeviceOf device_of_;
+  const std::size_t smallest_staging_;  // pinned memory does not grow: that would wait for the device
   const GpuDirectCalls* const gpu_direct_;
 
   std::deque<StagedTask> tasks_;  // never moved: others point to them

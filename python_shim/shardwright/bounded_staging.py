@@ -23,6 +23,8 @@ class BoundedStaging:
     staged_bytes = 0  #: what it took
     _staging_fault = ""
     _device_copies: DeviceCopies | None = None
+    _taken: list[str] | None = None  # names of the tensors that torch's stager was not given last time
+    state_dict_cache: STATE_DICT_TYPE | None  # of torch's stager
 
     def stage(self, state_dict: STATE_DICT_TYPE) -> STATE_DICT_TYPE:
         """A copy of the state in CPU memory, which training no longer touches. CUDA tensors come there by way of pinned
@@ -38,15 +40,18 @@ class BoundedStaging:
         self.staged_bytes = needed
         parent: Any = super()
         copies = self._device_copies = self._device_copies or DeviceCopies()
-        staged: STATE_DICT_TYPE = parent.stage(copies.without(state_dict))
         try:
-            staged = copies.put_into(
+            left, taken = copies.without(state_dict)
+            if taken != self._taken:
+                # Where it has no memory for a tensor yet, torch's stager would hand on the tensor itself.
+                self.state_dict_cache, self._taken = None, taken
+            staged: STATE_DICT_TYPE = parent.stage(left)
+            return copies.put_into(
                 staged, state_dict, self.thread_count, self.device_memory, self.cache_staged_state_dict
             )
-        except RuntimeError as refused:  # by a device
+        except Exception as refused:  # by a device, or for an argument
             self._staging_fault = str(refused)
             return {}
-        return staged
 
     def expect_staged(self) -> None:
         """Raises what kept the state from being copied. Called where dcp listens to all ranks."""

@@ -46,8 +46,13 @@ def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.Proces
         dist.destroy_process_group(group)
 
 
-def raise_if_any_failed(group: dist.ProcessGroup, failure: BaseException | None) -> None:
-    """Raises on all ranks if one brings a failure: its own where there is one, else one that names the others'."""
+def raise_if_any_failed(
+    group: dist.ProcessGroup,
+    failure: BaseException | None,
+    partly_written: Callable[[], list[str]] = list,
+) -> None:
+    """Raises on all ranks if one brings a failure: its own where there is one, else one that names the others', and
+    what they leave partly written here."""
     failed = torch.tensor([failure is not None], dtype=torch.int32)
     dist.all_reduce(failed, dist.ReduceOp.MAX, group)
     if not failed.item():
@@ -61,7 +66,12 @@ def raise_if_any_failed(group: dist.ProcessGroup, failure: BaseException | None)
         for rank, text in enumerate(messages)
         if text is not None
     ]
-    raise OSError("a rank that this one reads together with has failed:\n" + "\n".join(lines))
+    names = partly_written()
+    if names:
+        lines += ["partly written on this rank:", *(f"  {line}" for line in _core.grouped_names(names))]
+    of_others = OSError("a rank that this one reads together with has failed:\n" + "\n".join(lines))
+    vars(of_others)["partly_written"] = names
+    raise of_others
 
 
 def read_together(
@@ -82,13 +92,23 @@ def read_together(
         mine = _core.encode_plan(plan, catalog, specs), load.terms
     ranks: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(ranks, mine, group)
-    with failing_together(group):
-        plans, terms = zip(*ranks, strict=True)
-        load.begin(catalog, plans, terms, dist.get_rank(group))
+    try:
+        with failing_together(group):
+            plans, terms = zip(*ranks, strict=True)
+            load.begin(catalog, plans, terms, dist.get_rank(group))
+        _run_rounds(load, group, progress)
+    except BaseException:
+        load.abandon()
+        raise
+    return load
 
+
+def _run_rounds(
+    load: Any, group: dist.ProcessGroup, progress: Callable[[int, int], None] | None = None
+) -> None:
     under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]] = []
     for turn in range(load.rounds):
-        with failing_together(group):
+        with failing_together(group, load.partly_written):
             to, come_from = load.bytes_to(turn), load.bytes_from(turn)
             outgoing = torch.empty(sum(to), dtype=torch.uint8)
             incoming = torch.empty(sum(come_from), dtype=torch.uint8, pin_memory=load.to_devices)
@@ -98,13 +118,14 @@ def read_together(
                 progress(load.bytes_done, load.bytes_in_all)
         work = dist.all_to_all_single(incoming, outgoing, come_from, to, group=group, async_op=True)
         under_way.append((turn, work, outgoing, incoming))
-    with failing_together(group):
+    with failing_together(group, load.partly_written):
         _place(load, under_way)
-    return load
 
 
 @contextmanager
-def failing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
+def failing_together(
+    group: dist.ProcessGroup | None, partly_written: Callable[[], list[str]] = list
+) -> Iterator[None]:
     """Ends on all ranks together: well, or with the failure of each that has one, which the others name."""
     failure = None
     try:
@@ -114,7 +135,7 @@ def failing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
             raise
         failure = error
     if group is not None:
-        raise_if_any_failed(group, failure)
+        raise_if_any_failed(group, failure, partly_written)
 
 
 def _place(load: Any, under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]]) -> None:

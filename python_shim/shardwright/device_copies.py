@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
@@ -19,8 +20,10 @@ def memory_of(tensor: torch.Tensor) -> tuple[int, list[int], list[int], int, int
 
 
 def shows_its_memory(tensor: torch.Tensor) -> bool:
-    """Whether the values of a strided tensor are what its memory holds, not conjugated or negated."""
-    return not tensor.is_conj() and not tensor.is_neg()
+    """Whether the values of a strided tensor are what its memory holds: it has memory of its own, which tensors that
+    wrap others have not, and is not conjugated or negated."""
+    has_memory = tensor.numel() == 0 or tensor.data_ptr() != 0
+    return has_memory and not tensor.is_conj() and not tensor.is_neg()
 
 
 class DeviceCopies:
@@ -35,9 +38,17 @@ class DeviceCopies:
             torch.Tensor
         ] = []  # copies of the last state, whose memory those of the next may take
 
-    def without(self, state: Any) -> Any:
-        """The state with None in the place of what is copied here."""
-        return _mapped(state, lambda _, tensor: None if _is_ours(tensor) else tensor)
+    def without(self, state: Any) -> tuple[Any, list[str]]:
+        """The state with None in the place of what is copied here, and the names of that."""
+        names: list[str] = []
+
+        def left(name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+            if not _is_ours(tensor):
+                return tensor
+            names.append(name)
+            return None
+
+        return _mapped(state, left), names
 
     def put_into(self, staged: Any, state: Any, threads: int, device_memory: int | None, keep: bool) -> Any:
         """``staged``, which torch's stager has made of without(state), with copies of the rest.
@@ -59,6 +70,8 @@ class DeviceCopies:
 
 
 def _is_ours(tensor: torch.Tensor) -> bool:
+    if isinstance(tensor, ShardedTensor):
+        return False
     local = _local(tensor)
     if local.is_cuda:
         return is_reached(local) and local.layout == torch.strided and shows_its_memory(local)

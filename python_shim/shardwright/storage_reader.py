@@ -79,9 +79,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         path: the checkpoint directory.
         thread_count: threads that read and decode; None: this process's share of the processors.
         staging_bytes: memory between files and shards, all threads together; None: 1 MiB a thread, up to 64 MiB in all
-            where files are not in the page cache or tensors on CUDA devices, for which all of it is pinned, and never
-            more than 128 MiB. Ranks that read together hand each other
-            up to 16 MiB at a time, which takes 64 MiB more; of staging_bytes it takes half.
+            where files are not in the page cache; 3 MiB a thread, or 64 MiB if that is more, where tensors are on CUDA
+            devices, for which all of it is pinned; and never more than 128 MiB. Ranks that read together hand each
+            other up to 16 MiB at a time, which takes 64 MiB more; of staging_bytes it takes half.
         device_memory: bytes of each CUDA device that the load may take beside the tensors; None: 256 MiB.
         progress: True shows a progress bar on stderr; a callable gets (bytes done, bytes in all) now and then.
         reads: "io_uring" reads ahead in the background, "pread" does not; "auto" does where files are not in the page

@@ -10,6 +10,8 @@ import shardwright as sw
 import torch
 from shardwright import _core, device_copies
 from test_property import fake_mesh
+from torch.distributed._shard.sharding_spec import ChunkShardingSpec
+from torch.distributed.checkpoint import staging
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -48,7 +50,7 @@ def test_staged_states_are_copies_whoever_copies_which(
         copies = device_copies.DeviceCopies()
         earlier: list[torch.Tensor] = []
         for _ in range(2):
-            staged = BlockingAsyncStager().stage(copies.without(state))
+            staged = BlockingAsyncStager().stage(copies.without(state)[0])
             staged = copies.put_into(staged, state, 1, None, keep)
             before, found = tensors_of(state), tensors_of(staged)
             assert [one.shape for one in found] == [one.shape for one in before]
@@ -73,6 +75,61 @@ def test_a_dtensor_without_dimensions_is_copied(tmp_path: Path):
         staged = sw.ShardedStorageWriter(tmp_path).stage(state)
         state["count"].to_local().add_(1)
         assert staged["count"].to_local().item() == 3
+
+
+def test_a_tensor_that_comes_back_from_a_device_is_copied_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """torch's stager keeps the copies of a state, and had none of a tensor that it was not given."""
+    create = staging._create_cpu_state_dict  # whose memory is pinned, which takes a device
+    monkeypatch.setattr(
+        staging,
+        "_create_cpu_state_dict",
+        lambda state, **options: create(state, **options | {"pin_memory": False}),
+    )
+    writer = sw.ShardedStorageWriter(tmp_path, cache_staged_state_dict=True)
+    state = {"w": torch.zeros(4), "x": torch.zeros(4)}
+    with monkeypatch.context() as patch:
+        patch.setattr(device_copies, "_is_ours", lambda tensor: tensor is state["w"])
+        writer.stage(state)
+    for value in (1, 2):
+        state["w"].fill_(value)
+        staged = writer.stage(state)
+        state["w"].fill_(9)
+        assert staged["w"].tolist() == [value] * 4
+        assert staged["x"].data_ptr() != state["x"].data_ptr()
+
+
+def test_sharded_tensors_are_left_to_torch(tmp_path: Path):
+    with fake_mesh((1,), 0):
+        whole = torch.distributed._shard.sharded_tensor.rand(ChunkShardingSpec(0, ["rank:0/cpu"]), 4, 3)
+        staged = sw.ShardedStorageWriter(tmp_path).stage({"w": whole})
+        before, after = whole.local_tensor(), staged["w"].local_tensor()
+        assert torch.equal(after, before)
+        assert after.data_ptr() != before.data_ptr()
+
+
+class Wrapped(torch.Tensor):
+    """A tensor that has no memory of its own, as those of Transformer Engine and torchao."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "Wrapped":
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner: torch.Tensor):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), keywords=None):
+        own = [one.inner if isinstance(one, Wrapped) else one for one in arguments]
+        found = function(*own, **(keywords or {}))
+        return Wrapped(found) if function is torch.ops.aten.detach.default else found
+
+
+def test_tensors_without_memory_of_their_own_are_not_read_from_it():
+    wrapped = Wrapped(torch.arange(3.0))
+    assert not device_copies.shows_its_memory(wrapped)
+    assert device_copies.shows_its_memory(torch.empty(0)) and device_copies.shows_its_memory(torch.ones(1))
 
 
 def test_tensors_on_devices_go_to_the_engine(monkeypatch: pytest.MonkeyPatch):

@@ -91,6 +91,7 @@ const DeviceCalls* FakeDevices::calls() const {
       .pinned_free =
           [](void* memory) {
             return current->call("pinned_free", [&] {
+              current->expect_used("pinned_free", current->device_here());
               current->unmap(static_cast<std::byte*>(memory), "pinned_free");
               return 0;
             });
@@ -145,6 +146,7 @@ const DeviceCalls* FakeDevices::calls() const {
       .stream_synchronize =
           [](DeviceStream handle) {
             return current->call("stream_synchronize", [&] {
+              current->expect_used("stream_synchronize", current->device_here());
               const Stream* stream = current->find(handle);
               if (stream == nullptr) return 400;
               current->finish(*stream, stream->issued);

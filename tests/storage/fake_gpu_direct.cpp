@@ -75,6 +75,7 @@ const GpuDirectCalls* FakeDevices::gpu_direct_calls() const {
       .close =
           [] {
             const std::lock_guard lock(current->mutex_);
+            current->expect_gpu_direct("close");
             --current->gpu_direct_drivers_;
             if (!current->gpu_direct_files_.empty() || !current->gpu_direct_memory_.empty()) {
               current->fault("the driver of GPUDirect Storage is closed while something is registered");
@@ -96,6 +97,7 @@ const GpuDirectCalls* FakeDevices::gpu_direct_calls() const {
       .release_file =
           [](void* file) {
             const std::lock_guard lock(current->mutex_);
+            current->expect_gpu_direct("release_file");
             const auto found = current->gpu_direct_files_.find(file);
             if (found == current->gpu_direct_files_.end()) return current->fault("release_file of none");
             if (::fcntl(found->second, F_GETFL) < 0) current->fault("a file is closed before it is released");

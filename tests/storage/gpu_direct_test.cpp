@@ -79,10 +79,15 @@ TEST_F(gpu_direct, is_asked_not_to_stage_in_cpu_memory_and_left_as_it_was) {
 
 TEST_F(gpu_direct, is_left_alone_where_others_use_it) {
   library->users = 1;
-  ASSERT_TRUE(calls->open());
+  EXPECT_FALSE(calls->open());  // it would stage in CPU memory, as the others may want
   EXPECT_TRUE(library->switches[allow_compatibility]);
+  library->switches[allow_compatibility] = false;
+  ASSERT_TRUE(calls->open());
+  EXPECT_EQ(library->users, 2);
   calls->close();
   EXPECT_EQ(library->users, 1);
+  EXPECT_FALSE(library->switches[allow_compatibility]);
+  library->switches[allow_compatibility] = true;
   EXPECT_TRUE(library->switches[allow_compatibility]);
 }
 
