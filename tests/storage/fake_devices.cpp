@@ -136,7 +136,8 @@ int FakeDevices::device_here() const { return current_device.serial == serial_ ?
 /// A call that brings a context into being must not do so where no tensor is, nor change the caller's thread.
 void FakeDevices::expect_used(const char* call, int device) {
   if (std::this_thread::get_id() == callers_thread_) fault(std::string(call) + " on the caller's thread");
-  if (!is_dead_ && !used_devices_.contains(device)) fault(std::string(call) + " on a device that holds no tensor");
+  if (!is_dead_ && !used_devices_.contains(device))
+    fault(std::string(call) + " on a device that holds no tensor");
 }
 
 FakeDevices::Stream* FakeDevices::find(DeviceStream stream) {
