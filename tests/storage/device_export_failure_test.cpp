@@ -88,14 +88,11 @@ TEST(device_export_failure, of_any_call_names_tensor_and_call_and_leaves_nothing
   for (std::uint64_t seed = 1; seed <= 3; ++seed) {
     Job job(seed);
     for (const auto& [call, text] : calls) {
-      int number = 0;
-      for (bool failed = true; failed && number < 200; number += number < 8 ? 1 : 23) {
-        failed = job.fails(seed + static_cast<std::uint64_t>(number), ErrorKind::device, {text},
-                           [&, &name = call](FakeDevices& devices, auto&, auto&) {
-                             devices.fail(name, number + 1, some_failure);
-                           });
-        failures[call] += static_cast<int>(failed);
-      }
+      failures[call] += fail_in_turn(8, 23, [&, &name = call, &in_message = text](int number) {
+        return job.fails(
+            seed + static_cast<std::uint64_t>(number - 1), ErrorKind::device, {in_message},
+            [&](FakeDevices& devices, auto&, auto&) { devices.fail(name, number, some_failure); });
+      });
     }
   }
   for (const auto& [call, _] : calls) EXPECT_GT(failures[call], 0) << call;

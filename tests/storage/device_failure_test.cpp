@@ -105,15 +105,13 @@ TEST(device_failure, of_any_call_names_tensor_and_call_and_leaves_nothing_behind
   for (std::uint64_t seed = 1; seed <= 4; ++seed) {
     Job job(seed);
     for (const auto& [call, text] : calls) {
-      int number = 0;
-      for (bool failed = true; failed && number < 200; number += number < 12 ? 1 : 17) {
-        failed = job.fails(seed + static_cast<std::uint64_t>(number), ErrorKind::device, {text},
-                           [&, &name = call](DeviceDestinations& destinations) {
-                             if (name == "event_synchronize") destinations.devices.be_lazy();
-                             destinations.devices.fail(name, number + 1, some_failure);
-                           });
-        failures[call] += static_cast<int>(failed);
-      }
+      failures[call] += fail_in_turn(12, 17, [&, &name = call, &in_message = text](int number) {
+        return job.fails(seed + static_cast<std::uint64_t>(number - 1), ErrorKind::device, {in_message},
+                         [&](DeviceDestinations& destinations) {
+                           if (name == "event_synchronize") destinations.devices.be_lazy();
+                           destinations.devices.fail(name, number, some_failure);
+                         });
+      });
     }
   }
   for (const auto& [call, _] : calls) EXPECT_GT(failures[call], 0) << call;

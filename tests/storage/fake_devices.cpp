@@ -365,6 +365,13 @@ void FakeDevices::fail(const std::string& call, int which, DeviceStatus status) 
   failing_status_ = status;
 }
 
+std::size_t FakeDevices::peak_device_bytes() const {
+  const std::lock_guard lock(mutex_);
+  std::size_t most = 0;
+  for (const auto& [_, bytes] : peak_device_bytes_) most = std::max(most, bytes);
+  return most;
+}
+
 int FakeDevices::count(const std::string& call) const {
   const std::lock_guard lock(mutex_);
   const auto found = counts_.find(call);

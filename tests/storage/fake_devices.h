@@ -22,6 +22,15 @@
 
 namespace shardwright {
 
+/// Calls fails(n) for each n from 1 to `dense` and for every `stride`-th behind it, below 200, until it says
+/// that the n-th never came. Returns how many came.
+template <class Fails>
+int fail_in_turn(int dense, int stride, const Fails& fails) {
+  int failures = 0;
+  for (int before = 0; before < 200 && fails(before + 1); before += before < dense ? 1 : stride) ++failures;
+  return failures;
+}
+
 class FakeDevices {
  public:
   explicit FakeDevices(std::uint64_t seed, int devices = 3);
@@ -75,7 +84,7 @@ class FakeDevices {
   std::uint64_t gpu_direct_bytes() const { return gpu_direct_bytes_; }
   int operations_done() const { return operations_done_; }
   std::size_t peak_pinned_bytes() const { return peak_pinned_bytes_; }
-  std::size_t peak_device_bytes(int device) const { return peak_device_bytes_.at(device); }
+  std::size_t peak_device_bytes() const;  ///< of the device where it was most
 
   /// What was against the rules, and what is left behind: pending work, memory, streams, events.
   std::vector<std::string> faults() const;
