@@ -19,11 +19,12 @@ void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template alive.")
       .def(py::init([](const Catalog* pattern, std::string model, std::string layout, bool quantise,
                        bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers) {
-             return ExportRequest{pattern, std::move(model), std::move(layout),      quantise,
-                                  strict,  max_file_bytes,   std::move(file_numbers)};
+             return ExportRequest{pattern, std::move(model), std::move(layout),       quantise,
+                                  strict,  max_file_bytes,   std::move(file_numbers), "model"};
            }),
            py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
-           py::arg("max_file_bytes"), py::arg("file_numbers"), py::keep_alive<1, 2>());
+           py::arg("max_file_bytes"), py::arg("file_numbers"), py::keep_alive<1, 2>())
+      .def_readwrite("start_of_names", &ExportRequest::start_of_names);
   m.def(
       "describe_export",
       [](const std::vector<TensorSpec>& specs, const ExportRequest& request, const DeviceOptions& devices) {

@@ -16,7 +16,7 @@
 #include "python_shim/bindings.h"
 #include "storage/copy_out.h"
 #include "storage/manifest.h"
-#include "storage/pending_directory.h"
+#include "storage/pending_checkpoint.h"
 #include "storage/shard_file.h"
 #include "storage/verify.h"
 
@@ -68,15 +68,35 @@ DType dtype_from(const std::string& name) {
   return *dtype;
 }
 
+CheckpointKind kind_named(const std::string& name) {
+  if (name == "sharded") return CheckpointKind::sharded;
+  if (name == "huggingface") return CheckpointKind::huggingface;
+  if (name == "adapter") return CheckpointKind::adapter;
+  throw Error(ErrorKind::argument, "kind: expected sharded, huggingface or adapter, found '" + name + "'");
+}
+
 void bind_writing(py::module_& m) {
-  py::class_<PendingDirectory>(m, "PendingDirectory", "See storage/pending_directory.h.")
-      .def(py::init<const std::filesystem::path&>(), py::arg("final_path"))
-      .def_property_readonly("path", &PendingDirectory::path)
-      .def_property_readonly("final_path", &PendingDirectory::final_path)
-      .def_property_readonly("replaces", &PendingDirectory::replaces)
-      .def("publish", &PendingDirectory::publish, py::call_guard<py::gil_scoped_release>())
-      .def("abandon", &PendingDirectory::abandon, py::call_guard<py::gil_scoped_release>());
+  py::class_<PendingCheckpoint>(m, "PendingCheckpoint", "See storage/pending_checkpoint.h.")
+      .def(py::init([](const std::filesystem::path& directory, const std::string& kind,
+                       std::optional<bool> overwrite, const std::filesystem::path& source) {
+             const py::gil_scoped_release release;
+             return std::make_unique<PendingCheckpoint>(directory, kind_named(kind), overwrite, source);
+           }),
+           py::arg("directory"), py::arg("kind"), py::arg("overwrite") = py::none(), py::arg("source") = "")
+      .def_property_readonly("path", &PendingCheckpoint::path)
+      .def_property_readonly("final_path", &PendingCheckpoint::final_path)
+      .def_property_readonly("replaces", &PendingCheckpoint::replaces)
+      .def("free_start_of_names", &PendingCheckpoint::free_start_of_names)
+      .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))
+      .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("abandon", &PendingCheckpoint::abandon, py::call_guard<py::gil_scoped_release>());
+  m.attr("saving_name") = saving_name;
+  m.attr("checksums_name") = checksums_name;
+  m.attr("writer_key") = writer_key;
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+  m.def("clean_up_after_dead_save", &clean_up_after_dead_save, py::arg("directory"),
+        py::call_guard<py::gil_scoped_release>());
   py::class_<GatherFigures>(m, "GatherFigures", "Of tensors on CUDA devices.")
       .def_readonly("pinned_bytes", &GatherFigures::pinned_bytes)
       .def_readonly("bytes_copied", &GatherFigures::bytes_copied)
@@ -190,6 +210,7 @@ void bind_reading(py::module_& m) {
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
   m.def("has_manifest", &has_manifest, py::arg("directory"));
+  m.def("read_order", &read_order, py::arg("directory"));
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
   py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
       .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,

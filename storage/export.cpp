@@ -81,7 +81,8 @@ std::vector<TensorSpec> owned_parts(const std::vector<TensorSpec>& specs, const 
 
 ExportLayout layout_of(const ExportRequest& request, std::vector<SourceTensor> tensors,
                        const std::filesystem::path& directory) {
-  return lay_out(directory, std::move(tensors), request.max_file_bytes, request.file_numbers);
+  return lay_out(directory, std::move(tensors), request.max_file_bytes, request.file_numbers,
+                 request.start_of_names);
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ struct ExportRequest {
   bool strict = true;
   std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
   std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says
+  std::string start_of_names = "model";          ///< of the files; see lay_out
 };
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other

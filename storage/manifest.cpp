@@ -1,6 +1,7 @@
 #include "storage/manifest.h"
 
 #include <algorithm>
+#include <cstring>
 #include <set>
 #include <system_error>
 #include <tuple>
@@ -56,6 +57,18 @@ bool has_manifest(const fs::path& directory) {
 Manifest read_manifest(const fs::path& directory) {
   const fs::path path = directory / manifest_name;
   return decode_manifest(read_text(path, max_manifest_bytes), printable(path.native()));
+}
+
+std::uint64_t read_order(const fs::path& directory) {
+  // Protobuf writes fields in the order of their numbers: the tag of field 3, and 8 bytes, little endian.
+  constexpr char tag = (3 << 3) | 1;
+  const InputFile file(directory / manifest_name);
+  char end[9];
+  if (file.size() < sizeof end) return 0;
+  file.read(file.size() - sizeof end, end, sizeof end);
+  std::uint64_t order = 0;
+  std::memcpy(&order, end + 1, sizeof order);
+  return end[0] == tag ? order : 0;
 }
 
 void write_manifest(const fs::path& directory, const Manifest& manifest, bool sync) {

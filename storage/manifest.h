@@ -45,6 +45,7 @@ struct Manifest {
   std::vector<StoredTensor> tensors;
   std::vector<StoredObject> objects;
   std::string planner_data;
+  std::uint64_t order = 0;  ///< the how many-eth save of its training; 0: not told
 };
 
 /// What all ranks have written between them. `safetensors_dtypes`: by torch's names of them. Throws Error:
@@ -65,6 +66,10 @@ bool has_manifest(const std::filesystem::path& directory);
 
 /// Reads the manifest of a directory. Throws Error: not_found if it has none; as decode_manifest; io.
 Manifest read_manifest(const std::filesystem::path& directory);
+
+/// The order alone, from the end of the file, unchecked; 0 where the file does not tell. Throws Error: as
+/// InputFile.
+std::uint64_t read_order(const std::filesystem::path& directory);
 
 /// Writes it, and flushes it to the device if `sync`.
 void write_manifest(const std::filesystem::path& directory, const Manifest& manifest, bool sync = true);

@@ -33,6 +33,7 @@ def export(
     device_memory: int | None = None,
     process_group: dist.ProcessGroup | None = None,
     key: str | None = None,
+    overwrite: bool | None = None,
 ) -> SaveReport:
     """Writes a native state dict as a Hugging Face checkpoint: ``dcp.save`` with our writer and planner.
 
@@ -41,13 +42,14 @@ def export(
     Args:
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
-        path: the directory to be; an existing checkpoint of that name is replaced once the new one is whole.
-        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory: see
+        path: the directory that the checkpoint goes into, beside all else that is there.
+        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
         key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
 
     Raises, the same on every rank, naming the rank concerned:
         PlanError: state dict and template do not fit, or ranks disagree; lists all that is wrong.
+        FileExistsError: a checkpoint is there that may not be replaced, or a file of a name that is needed.
         OSError: the destination is a file, the disk is full, permission is denied, ...
         ValueError: an argument, or a CUDA device that refuses: out of memory, a driver that is too old, ...
 
@@ -64,6 +66,7 @@ def export(
         strict=strict,
         staging_bytes=staging_bytes,
         device_memory=device_memory,
+        overwrite=overwrite,
     )
     alone = not (dist.is_available() and dist.is_initialized())
     if not isinstance(state_dict, dict):

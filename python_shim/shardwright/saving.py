@@ -61,18 +61,18 @@ def save(
     threads: int | None = None,
     async_staging_bytes: int | None = None,
     device_memory: int | None = None,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
 ) -> SaveReport | PendingSave:
     """Saves a state dict (tensors, DTensors, objects with state_dict(), anything that pickles) as a sharded checkpoint.
 
-    All ranks of the process group call this. The checkpoint is there when it returns, or an earlier one of that name
-    still is; see :class:`ShardedStorageWriter`.
+    All ranks of the process group call this. The checkpoint is there when it returns, or an earlier one in that place
+    still is; see :class:`ShardedStorageWriter`. Other files in ``path`` are left alone.
 
     Args:
-        path: the directory that the checkpoint becomes; with ``step``, the directory that holds the checkpoints of all
-            steps, where :func:`latest` finds the newest.
-        step: which training step this is; the checkpoint becomes ``path/step-<step>``.
-        keep_last: delete all but the newest so many steps once this one is there.
+        path: the directory that the checkpoint goes into; with ``step``, the directory that holds the checkpoints of
+            all steps, where :func:`latest` finds the one that was saved last.
+        step: which training step this is; the checkpoint goes into ``path/step-<step>``.
+        keep_last: once this one is there, delete all but so many steps, those that were saved last.
         asynchronous: return a :class:`PendingSave` as soon as this rank's state has been copied; training may go on and
             change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
         planner: a DCP save planner; None: a new :class:`SavePlanner`.
@@ -80,6 +80,7 @@ def save(
         threads, async_staging_bytes, device_memory, overwrite: see :class:`ShardedStorageWriter`.
 
     Raises:
+        FileExistsError: another kind of checkpoint is in the place; see ``overwrite``.
         OSError, ValueError: what went wrong, the same on all ranks, naming rank, file (or tensor and CUDA call) and
             cause. Nothing has then been published.
     """
