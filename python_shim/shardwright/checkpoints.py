@@ -50,9 +50,7 @@ def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, int, Path]]:
 
     The manifest tells the order. Earlier releases did not write it; theirs come first, by their steps.
     """
-    found = [
-        (_core.read_order(path), step, path) for step, path in _steps(root) if _core.has_manifest(path)
-    ]
+    found = [(_core.read_order(path), step, path) for step, path in _steps(root) if _core.has_manifest(path)]
     paths_of: dict[int, list[Path]] = {}
     for _, step, path in found:
         paths_of.setdefault(step, []).append(path)

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     exporting = commands.add_parser("export", help="load a checkpoint and write it as another")
     exporting.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
-    exporting.add_argument("destination", help="the directory to be")
+    exporting.add_argument("destination", help="the directory that it goes into, beside what is there")
     exporting.add_argument(
         "--quantization", choices=["mxfp8", "none"], default="none", help="mxfp8, or BF16 (default)"
     )
@@ -147,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         "--ranks", type=_whole_number, default=1, help="Gloo ranks on this machine, sharding dimension 0"
     )
     exporting.add_argument("--threads", type=_whole_number, default=None, help="per rank")
+    exporting.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=None,
+        help="replace whatever checkpoint is in the destination; default: only one that an export has written",
+    )
     _add_map_options(exporting)
     exporting.set_defaults(command=_export)
     return parser

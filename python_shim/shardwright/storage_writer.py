@@ -27,8 +27,8 @@ from shardwright.describe import DTYPE_NAMES, Description, current_streams, desc
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
-from shardwright.storage_reader import _whole_number, default_threads
 from shardwright.sharded_writer import ShardedStorageWriter
+from shardwright.storage_reader import _whole_number, default_threads
 from shardwright.template_files import template_files, write_flushed
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -80,7 +80,11 @@ class _TorchNamedShards(ShardedStorageWriter):
         name = f"shard-{rank + 1:05d}-model-{numbers[fqn]:05d}-of-{max(numbers.values()):05d}"
         if number:
             name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
-        return f"{name}-{tag}.safetensors" if Path(self.path, name + ".safetensors").exists() else f"{name}.safetensors"
+        return (
+            f"{name}-{tag}.safetensors"
+            if Path(self.path, name + ".safetensors").exists()
+            else f"{name}.safetensors"
+        )
 
 
 class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
@@ -152,9 +156,16 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             )
         # Not with consolidation: that would make torch's class write to a folder below the path.
         super().__init__(
-            os.fspath(path), fqn_to_index_mapping, threads, save_distributed, False, thread_count_consolidation
+            os.fspath(path),
+            fqn_to_index_mapping,
+            threads,
+            save_distributed,
+            False,
+            thread_count_consolidation,
         )
-        self._shards = None if is_export else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite)
+        self._shards = (
+            None if is_export else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite)
+        )
         self.overwrite = overwrite
         self.quantised = quantization == "mxfp8"
         self.max_file_bytes = bytes_of_size(max_shard_size)

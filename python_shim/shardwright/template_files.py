@@ -52,7 +52,11 @@ def template_files(template: Path, quantised: bool) -> dict[str, bytes]:
     config.json with the ``quantization_config`` of the weights."""
     files: dict[str, bytes] = {}
     for source in sorted(template.iterdir()):
-        if source.name.startswith(".") or source.name.endswith(_WEIGHTS) or source.name == _core.checksums_name:
+        if (
+            source.name.startswith(".")
+            or source.name.endswith(_WEIGHTS)
+            or source.name == _core.checksums_name
+        ):
             continue
         if source.is_dir() and source.name in _FOLDERS:
             inside = template_files(source, quantised)

@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
-
-import shardwright as sw
 
 STRANGERS = {
     "README.md": b"written by hand",
