@@ -116,7 +116,11 @@ static int by_path(int kind, int folder, const char* name) {
   static __typeof__(&name) original;    \
   if (original == NULL) original = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
-#define FAILS(fault) ((fault) != 0 && (errno = (fault) > 0 ? (fault) : EIO, 1))
+/* Where there is no short or ended: EIO for those. */
+static int fails(int fault) {
+  if (fault != 0) errno = fault > 0 ? fault : EIO;
+  return fault != 0;
+}
 
 /* --- opening -------------------------------------------------------------------------------------------------- */
 
@@ -133,7 +137,7 @@ static int by_path(int kind, int folder, const char* name) {
   int name(const char* path, int flags, ...) {                  \
     MODE_OF(flags)                                              \
     ORIGINAL(name);                                             \
-    return FAILS(by_path(OPEN, AT_FDCWD, path)) ? -1 : original(path, flags, mode); \
+    return fails(by_path(OPEN, AT_FDCWD, path)) ? -1 : original(path, flags, mode); \
   }
 OPEN_PATH(open)
 OPEN_PATH(open64)
@@ -142,7 +146,7 @@ OPEN_PATH(open64)
   int name(int folder, const char* path, int flags, ...) {      \
     MODE_OF(flags)                                              \
     ORIGINAL(name);                                             \
-    return FAILS(by_path(OPEN, folder, path)) ? -1 : original(folder, path, flags, mode); \
+    return fails(by_path(OPEN, folder, path)) ? -1 : original(folder, path, flags, mode); \
   }
 OPEN_AT(openat)
 OPEN_AT(openat64)
@@ -150,21 +154,21 @@ OPEN_AT(openat64)
 #define OPEN_STREAM(name)                                       \
   FILE* name(const char* path, const char* how) {               \
     ORIGINAL(name);                                             \
-    return FAILS(by_path(OPEN, AT_FDCWD, path)) ? NULL : original(path, how); \
+    return fails(by_path(OPEN, AT_FDCWD, path)) ? NULL : original(path, how); \
   }
 OPEN_STREAM(fopen)
 OPEN_STREAM(fopen64)
 
 DIR* opendir(const char* path) {
   ORIGINAL(opendir);
-  return FAILS(by_path(OPEN, AT_FDCWD, path)) ? NULL : original(path);
+  return fails(by_path(OPEN, AT_FDCWD, path)) ? NULL : original(path);
 }
 
 int close(int descriptor) {
   ORIGINAL(close);
   const int fault = by_descriptor(CLOSE, descriptor);
   const int outcome = original(descriptor); /* which it is, whatever is said of it */
-  return FAILS(fault) ? -1 : outcome;
+  return fails(fault) ? -1 : outcome;
 }
 
 /* --- reading and writing -------------------------------------------------------------------------------------- */
@@ -216,7 +220,7 @@ MOVE_PARTS(WRITE, writev, (PARTS), (descriptor, &half, 1), (descriptor, parts, c
 #define ON_DESCRIPTOR(kind, name, parameters, arguments)            \
   int name parameters {                                             \
     ORIGINAL(name);                                                 \
-    return FAILS(by_descriptor(kind, descriptor)) ? -1 : original arguments; \
+    return fails(by_descriptor(kind, descriptor)) ? -1 : original arguments; \
   }
 ON_DESCRIPTOR(SYNC, fsync, (int descriptor), (descriptor))
 ON_DESCRIPTOR(SYNC, fdatasync, (int descriptor), (descriptor))
@@ -242,7 +246,7 @@ SET_ASIDE(posix_fallocate64, off64_t)
 #define ON_PATH(kind, name, parameters, folder, path, arguments)    \
   int name parameters {                                             \
     ORIGINAL(name);                                                 \
-    return FAILS(by_path(kind, folder, path)) ? -1 : original arguments; \
+    return fails(by_path(kind, folder, path)) ? -1 : original arguments; \
   }
 #define HERE AT_FDCWD
 ON_PATH(RENAME, rename, (const char* from, const char* to), HERE, to, (from, to))
@@ -274,24 +278,24 @@ ON_PATH(STAT, statvfs64, (const char* path, struct statvfs64* into), HERE, path,
 
 ssize_t readlink(const char* path, char* into, size_t count) {
   ORIGINAL(readlink);
-  return FAILS(by_path(READLINK, AT_FDCWD, path)) ? -1 : original(path, into, count);
+  return fails(by_path(READLINK, AT_FDCWD, path)) ? -1 : original(path, into, count);
 }
 
 ssize_t readlinkat(int folder, const char* path, char* into, size_t count) {
   ORIGINAL(readlinkat);
-  return FAILS(by_path(READLINK, folder, path)) ? -1 : original(folder, path, into, count);
+  return fails(by_path(READLINK, folder, path)) ? -1 : original(folder, path, into, count);
 }
 
 char* realpath(const char* path, char* into) {
   static char* (*original)(const char*, char*); /* of two versions, the one that takes no memory to write to */
   if (original == NULL) original = (char* (*)(const char*, char*))dlvsym(RTLD_NEXT, "realpath", "GLIBC_2.3");
-  return FAILS(by_path(READLINK, AT_FDCWD, path)) ? NULL : original(path, into);
+  return fails(by_path(READLINK, AT_FDCWD, path)) ? NULL : original(path, into);
 }
 
 #define LIST(name, entry)                                           \
   struct entry* name(DIR* folder) {                                 \
     ORIGINAL(name);                                                 \
-    return FAILS(by_descriptor(READDIR, dirfd(folder))) ? NULL : original(folder); \
+    return fails(by_descriptor(READDIR, dirfd(folder))) ? NULL : original(folder); \
   }
 LIST(readdir, dirent)
 LIST(readdir64, dirent64)
@@ -299,7 +303,7 @@ LIST(readdir64, dirent64)
 #define MAPPING(name, offset)                                       \
   void* name(void* at, size_t count, int protection, int flags, int descriptor, offset from) { \
     ORIGINAL(name);                                                 \
-    if (descriptor >= 0 && FAILS(by_descriptor(MAP, descriptor))) return MAP_FAILED; \
+    if (descriptor >= 0 && fails(by_descriptor(MAP, descriptor))) return MAP_FAILED; \
     return original(at, count, protection, flags, descriptor, from); \
   }
 MAPPING(mmap, off_t)
@@ -309,7 +313,10 @@ MAPPING(mmap64, off64_t)
 /* SUBMIT: the kernel refuses. RING_READ: the read completes with an error (that of a descriptor that is none), or with
    half of what was asked for. */
 int io_uring_submit(struct io_uring* ring) {
-  ORIGINAL(io_uring_submit);
+  static int (*original)(struct io_uring*);
+  /* It came with the module, after the libraries that RTLD_NEXT looks through. */
+  if (original == NULL)
+    original = (int (*)(struct io_uring*))dlsym(dlopen("liburing.so.2", RTLD_LAZY | RTLD_NOLOAD), "io_uring_submit");
   struct io_uring_sqe* entry = &ring->sq.sqes[(ring->sq.sqe_tail - 1) & *ring->sq.kring_mask];
   if (ring->sq.sqe_tail != *ring->sq.khead && entry->opcode == IORING_OP_READ) {
     const int refusal = by_descriptor(SUBMIT, entry->fd);
