@@ -5,10 +5,13 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <memory>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "python_shim/bindings.h"
+#include "storage/checksums_file.h"
 #include "storage/export.h"
 
 namespace py = pybind11;
@@ -60,6 +63,8 @@ void bind_exports(py::module_& m) {
       py::arg("holdings"), py::arg("request"), py::arg("directory"));
   py::class_<ExportReport>(m, "ExportReport")
       .def_readonly("tensors", &ExportReport::tensors)
+      .def_property_readonly("row_sums",
+                             [](const ExportReport& report) { return py::bytes(report.row_sums); })
       .def_readonly("bytes_needed", &ExportReport::bytes_needed)
       .def_readonly("bytes_written", &ExportReport::bytes_written)
       .def_readonly("write_requests", &ExportReport::write_requests)
@@ -75,6 +80,23 @@ void bind_exports(py::module_& m) {
       .def_readonly("write_seconds", &ExportReport::write_seconds)
       .def_readonly("sync_seconds", &ExportReport::sync_seconds)
       .def_readonly("total_seconds", &ExportReport::total_seconds);
+  m.def(
+      "checksums_of",
+      [](const std::filesystem::path& directory) {
+        std::map<std::string, std::pair<std::vector<std::uint64_t>, std::vector<std::uint64_t>>> listed;
+        if (const std::optional<Checksums> checksums = read_checksums(directory)) {
+          for (const auto& [name, rows] : checksums->tensors) listed[name] = {rows.cuts, rows.sums};
+        }
+        return listed;
+      },
+      py::arg("directory"), "The cuts and sums of each tensor of an export (storage/row_checksums.h).");
+  m.def(
+      "checksums_of_export",
+      [](const PlannedExport& planned, const std::vector<std::string>& row_sums,
+         const std::filesystem::path& directory, const std::vector<std::string>& beside) {
+        return py::bytes(checksums_of_export(planned.layout, row_sums, directory, beside));
+      },
+      py::arg("planned"), py::arg("row_sums"), py::arg("directory"), py::arg("beside"));
   m.def(
       "run_export",
       [](const py::bytes& share, const std::vector<TensorSpec>& specs, const ExportRequest& request,

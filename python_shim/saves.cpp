@@ -4,16 +4,18 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
-#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "planner/error.h"
 #include "python_shim/bindings.h"
+#include "storage/checksums_file.h"
 #include "storage/copy_out.h"
 #include "storage/manifest.h"
 #include "storage/pending_checkpoint.h"
@@ -151,8 +153,9 @@ std::pair<std::vector<const Place*>, std::vector<std::string>> find_places(
       found.second.push_back(name);
     }
   }
+  const std::unordered_set<std::string> wanted(objects.begin(), objects.end());
   for (const StoredObject& object : manifest.objects) {
-    if (std::find(objects.begin(), objects.end(), object.name) == objects.end()) continue;
+    if (!wanted.contains(object.name)) continue;
     found.first.push_back(&object.place);
     found.second.push_back(object.name);
   }
@@ -199,6 +202,16 @@ void bind_reading(py::module_& m) {
             return std::make_shared<Catalog>(catalog_of(manifest, directory));
           },
           py::arg("directory"))
+      .def(
+          "expect_told_alike",
+          [](const Manifest& manifest, const std::filesystem::path& directory,
+             const std::vector<std::pair<std::string, Shape>>& chunks, int threads) {
+            const py::gil_scoped_release release;
+            std::set<std::uint32_t> files;
+            for (const Place* place : find_places(manifest, chunks, {}).first) files.insert(place->file);
+            expect_told_alike(manifest, directory, files, threads);
+          },
+          py::arg("directory"), py::arg("chunks"), py::arg("threads"))
       .def(
           "expect_undamaged",
           [](const Manifest& manifest, const std::filesystem::path& directory,

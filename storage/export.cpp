@@ -11,9 +11,12 @@
 #include "planner/models/models.h"
 #include "planner/ownership.h"
 #include "planner/problems.h"
+#include "storage/checksum.h"
+#include "storage/checksums_file.h"
 #include "storage/cut_block_scales.h"
 #include "storage/export_writer.h"
 #include "storage/placing.h"
+#include "storage/row_checksums.h"
 
 namespace shardwright {
 namespace {
@@ -140,6 +143,22 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
     planned.shares.push_back(encode_share(share));
   }
   return planned;
+}
+
+std::string checksums_of_export(const ExportLayout& layout, const std::vector<std::string>& row_sums,
+                                const std::filesystem::path& directory,
+                                const std::vector<std::string>& beside) {
+  Checksums checksums;
+  for (std::size_t f = 0; f < layout.headers.size(); ++f) {
+    const std::string& header = layout.headers[f];
+    checksums.files.push_back({layout.catalog.files[f].name, layout.catalog.files[f].size, header.size(),
+                               checksum_of(header.data(), header.size())});
+  }
+  for (const std::string& name : beside) checksums.beside.push_back(whole_file(directory, name));
+  std::vector<RowChecksums> merged = merged_row_sums(row_sums, layout.catalog.tensors);
+  for (std::size_t t = 0; t < merged.size(); ++t)
+    checksums.tensors.emplace(layout.catalog.tensors[t].name, std::move(merged[t]));
+  return encode_checksums(checksums);
 }
 
 ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>& specs,

@@ -9,6 +9,7 @@
 
 #include "planner/error.h"
 #include "planner/problems.h"
+#include "storage/checksums_file.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/json_events.h"
@@ -264,6 +265,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   read_headers(catalog, threads);
   if (index) check_index(catalog, *index, index_path);
   check_all_chunks(catalog);
+  add_checksums(catalog, threads);
   catalog.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return catalog;
 }

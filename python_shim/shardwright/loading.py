@@ -42,7 +42,7 @@ def load(
     trace: str | os.PathLike[str] | None = None,
     cooperative: bool | dist.ProcessGroup = False,
     plan: bytes | None = None,
-    verify: bool = False,
+    verify: bool | None = None,
     weights_only: bool = True,
 ) -> LoadReport | None:
     """Loads a checkpoint into the tensors of a state dict, in place.
@@ -62,7 +62,9 @@ def load(
         allow_partial_load: whether what the checkpoint lacks is left as it is.
         threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
             :class:`HuggingFaceStorageReader`.
-        verify: check the checksums of what is read first; for a checkpoint that has some.
+        verify: None checks blocks of the checkpoint that are read whole against its checksums, if it has some, where
+            that costs next to nothing; True checks all that is needed before anything is written; False nothing. See
+            :class:`HuggingFaceStorageReader`.
         weights_only: see :class:`ShardedStorageReader`.
 
     Returns:
@@ -94,15 +96,15 @@ def load(
     planner: TorchLoadPlanner = ResumePlanner(allow_partial_load=allow_partial_load)
     if _is_sharded(path):
         reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
-    elif verify:
-        raise ValueError(
-            f"{os.fspath(path)}: verify=True, but only a sharded checkpoint of Shardwright's has checksums"
-        )
     elif Path(path, METADATA_NAME).exists():
+        if verify:
+            raise ValueError(
+                f"{os.fspath(path)}: verify=True, but torch's reader checks no checksums; see sw.verify"
+            )
         reader = TorchStorageReader(path, weights_only)
     else:
         _expect_no_steps(path)
-        reader = HuggingFaceStorageReader(path, **options)
+        reader = HuggingFaceStorageReader(path, verify=verify, **options)
         planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load, plan=plan)
     states = {
         key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()

@@ -21,6 +21,7 @@ class LoadReport:
     bytes_needed: int  #: that those parts take in the files
     bytes_read: int  #: by this rank, from files
     bytes_received: int  #: from ranks that read together with this one (``cooperative``)
+    bytes_checked: int  #: that were compared with the checkpoint's checksums
     bytes_written: int  #: to the destination tensors
     read_requests: int  #: to the operating system
     boxes_with_gaps: int  #: boxes, a staging buffer at most, that were read with the gaps between their rows
@@ -59,6 +60,7 @@ class LoadReport:
             core.bytes_needed,
             core.bytes_read,
             core.bytes_received,
+            core.bytes_checked,
             core.bytes_written,
             core.read_requests,
             core.boxes_with_gaps,
@@ -92,7 +94,7 @@ class LoadReport:
             ("files, direct, io_uring", f"{self.files:,}, {self.files_direct:,}, {self.files_io_uring:,}"),
             ("bytes needed", f"{self.bytes_needed:,}"),
             ("bytes read, received", f"{self.bytes_read:,}, {self.bytes_received:,}"),
-            ("bytes written", f"{self.bytes_written:,}"),
+            ("bytes checked, written", f"{self.bytes_checked:,}, {self.bytes_written:,}"),
             ("read requests", f"{self.read_requests:,}"),
             ("boxes with gaps, in pieces", f"{self.boxes_with_gaps:,}, {self.boxes_in_pieces:,}"),
             ("threads, kernels", f"{self.threads}, {self.instruction_set}"),

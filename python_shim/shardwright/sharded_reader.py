@@ -27,7 +27,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, reading_group
-from shardwright.describe import DTYPES, Description, describe, is_reached
+from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
 from shardwright.resume_planner import ResumePlanner, has_gaps
 from shardwright.safe_objects import safe_pickle
 from shardwright.sharded_writer import StoredPart
@@ -67,9 +67,9 @@ class ShardedMetadata(Metadata):
     @cached_property
     def state_dict_metadata(self) -> dict[str, Any]:
         stored: dict[str, Any] = {}
-        for name, dtype, _, shape, requires_grad, pin_memory, chunks in self.manifest.tensors:
+        for name, dtype, stored_as, shape, requires_grad, pin_memory, chunks in self.manifest.tensors:
             properties = TensorProperties(
-                dtype=_dtype_named(name, dtype), requires_grad=requires_grad, pin_memory=pin_memory
+                dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
             )
             boxes = [
                 ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size, *_ in chunks
@@ -90,10 +90,16 @@ class ShardedMetadata(Metadata):
         return data
 
 
-def _dtype_named(tensor: str, name: str) -> torch.dtype:
+def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
+    """The dtype that the manifest names; it has to be the one that the file has, where safetensors has it."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise _core.CheckpointFormatError(f"{tensor}: this torch has no dtype {name!r}")
+    if DTYPE_NAMES.get(dtype, "") != stored_as:
+        raise _core.CheckpointFormatError(
+            f"{tensor}: the manifest says {name}, stored as {stored_as or 'bytes'}; expected "
+            f"{DTYPE_NAMES.get(dtype, 'bytes')} for that dtype: the manifest is damaged"
+        )
     return dtype
 
 
@@ -106,7 +112,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     Args:
         path: the checkpoint directory.
-        verify: check the checksums of what this rank reads before anything is written to a tensor.
+        verify: True checks the checksums of what this rank reads before anything is written to a tensor; None and False
+            as in :class:`HuggingFaceStorageReader`, but that objects are always checked.
         weights_only: False lets pickled objects run whatever code they name. True takes tensors, numbers, text and
             containers of them, and classes allowed by torch.serialization.add_safe_globals.
         thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
@@ -118,13 +125,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         path: str | os.PathLike[str],
         _extension_registry: Any = None,
         *,
-        verify: bool = False,
+        verify: bool | None = None,
         weights_only: bool = True,
         thread_count: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(path, thread_count, **options)
-        self.verify = verify
+        super().__init__(path, thread_count, verify=verify, **options)
         self.weights_only = weights_only
 
     def read_metadata(self) -> Metadata:
@@ -154,20 +160,29 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 _expect_that_it_knows_gaps(planner)
-                if self.verify:
+                if isinstance(self._metadata, ShardedMetadata):
                     self._expect_undamaged(tensors, objects)
+                # What a load refuses, it refuses before it writes to a tensor.
+                pickles = [self._object(item.storage_index.fqn) for item in objects]
                 reading, others = self._straight_reading_of(tensors, planner)
             self.report = self._run(reading, group, self.core_options)
         reading.hand_over(planner)
         for batch in _batches(others, self._stored_dtypes):
             self._read_by_buffers(batch, planner)
-        for item in objects:
-            planner.load_bytes(item, self._object(item.storage_index.fqn))
+        for item, pickle in zip(objects, pickles, strict=True):
+            planner.load_bytes(item, pickle)
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
     def _expect_undamaged(self, tensors: list[ReadItem], objects: list[ReadItem]) -> None:
+        """Checks first what the engine does not check as it reads; all of it if the caller wants that."""
+        stored = self._stored_dtypes
+        read = sorted({(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors})
+        self._metadata.manifest.expect_told_alike(os.fspath(self.path), read, self.thread_count)
+        if self.verify is False:
+            return
+        tensors = [item for item in tensors if self.verify or not stored[item.storage_index.fqn][1]]
         chunks = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
         self._metadata.manifest.expect_undamaged(
             os.fspath(self.path),
@@ -230,7 +245,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         if isinstance(self._metadata, CatalogMetadata):
             return {tensor.name: (DTYPES[tensor.dtype], True) for tensor in self._metadata.catalog.tensors}
         return {
-            name: (_dtype_named(name, dtype), bool(known))
+            name: (_dtype_named(name, dtype, known), bool(known))
             for name, dtype, known, *_ in self._metadata.manifest.tensors
         }
 

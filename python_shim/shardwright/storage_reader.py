@@ -69,6 +69,15 @@ class Reading:
             planner.commit_tensor(item, target)
 
 
+def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
+    """Raises if a Hugging Face checkpoint is not as it was exported, or has no checksums to tell."""
+    if not Path(path, _core.checksums_name).is_file():
+        raise ValueError(f"{path}: verify=True, but this checkpoint has no checksums to check")
+    report = _core.verify_checkpoint(os.fspath(path), threads)
+    if report.problems:
+        raise _core.CheckpointFormatError("\n  ".join(["the checkpoint is damaged", *report.problems]))
+
+
 class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
     """Reads a Hugging Face safetensors checkpoint into preallocated shards, decoding and regrouping on the way.
 
@@ -95,6 +104,9 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
             another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
             them must load at the same time.
+        verify: None compares blocks that are read whole with the checkpoint's checksums, if it has some, where that
+            costs next to nothing: of files that are not in the page cache, and in loads of up to 64 MiB. True compares
+            all that is read, and the whole checkpoint before anything is written. False compares nothing.
 
     After a load, ``report`` is its :class:`LoadReport`.
     """
@@ -112,6 +124,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         huge_pages: bool = False,
         trace: str | os.PathLike[str] | None = None,
         cooperative: bool | dist.ProcessGroup = False,
+        verify: bool | None = None,
     ) -> None:
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
@@ -124,8 +137,16 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self.progress = progress
         self.cooperative = cooperative
         self.core_options = _core.LoadOptions(
-            threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace), device_memory
+            threads,
+            staging_bytes or 0,
+            reads,
+            direct_io,
+            huge_pages,
+            *_trace_of_rank(trace),
+            device_memory,
+            verify,
         )
+        self.verify = verify
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
 
@@ -149,6 +170,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         """Runs the planner's transfers if it is Shardwright's, else reads the plan's items as they are stored."""
         with reading_group(self.cooperative) as group:
             with failing_together(group):
+                if self.verify:
+                    expect_whole(self.path, self.thread_count)
                 reading = self._reading_for(plan, planner)
             self.report = self._run(reading, group, self.core_options)
         reading.hand_over(planner)

@@ -273,7 +273,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             )
             self._beside = self._files_beside()
             names = [file.name for file in self._planned.catalog.files]
-            self._pending.expect_free([*names, *self._beside])
+            self._pending.expect_free([*names, *self._beside, _core.checksums_name])
             free = shutil.disk_usage(self._pending.path).free
             if free < self._planned.total_size:
                 raise OSError(
@@ -300,7 +300,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     def _files_beside(self) -> dict[str, bytes]:
         """What the export writes beside the weights. A file that has that content already is left as it is."""
-        files = {INDEX_NAME: self._planned.index, _core.checksums_name: b""}
+        files = {INDEX_NAME: self._planned.index}
         if self.template is not None:
             files |= template_files(Path(catalog_of(self.template).directory), self._planned.quantised)
         return {
@@ -314,9 +314,17 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self._shards.finish(metadata, results)
             return
         try:
-            expect_success([of_rank[-1].storage_data for of_rank in results])
+            outcomes = [of_rank[-1].storage_data for of_rank in results]
+            expect_success(outcomes)
             for name, content in self._beside.items():
                 write_flushed(self._pending.path / name, content)
+            checksums = _core.checksums_of_export(
+                self._planned,
+                [outcome.row_sums for outcome in outcomes],
+                self._pending.path,
+                [name for name in self._beside if name != INDEX_NAME],
+            )
+            write_flushed(self._pending.path / _core.checksums_name, checksums)
             self._pending.publish(INDEX_NAME)
         finally:
             self.abandon()
@@ -338,7 +346,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             return written
         outcome = RankOutcome(plan.storage_data.rank)
         try:
-            self.report = self._write_share(plan.storage_data, planner)
+            self.report, outcome.row_sums = self._write_share(plan.storage_data, planner)
         except Exception as error:
             outcome.fail(error)
         self._description, self._items = None, []  # which hold on to the state, and to copies of it
@@ -346,7 +354,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
         return done
 
-    def _write_share(self, share: _Share, planner: TorchSavePlanner) -> SaveReport:
+    def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
+        """What was done, and checksums of what was written."""
         description = self._description or self._resolved(planner)
         self._request.start_of_names = share.start_of_names
         core = _core.run_export(
@@ -360,7 +369,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         )
         report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
-        return report
+        return report, core.row_sums
 
     def _resolved(self, planner: TorchSavePlanner) -> Description:
         """The tensors of another planner's items."""
