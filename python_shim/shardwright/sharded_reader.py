@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, reading_group
 from shardwright.describe import DTYPES, Description, describe, is_reached
+from shardwright.report import with_what_was_left_out
 from shardwright.resume_planner import ResumePlanner, has_gaps
-from shardwright.safe_objects import safe_pickle
+from shardwright.safe_objects import safe_pickles
 from shardwright.sharded_writer import StoredPart
 from shardwright.storage_reader import HuggingFaceStorageReader, Reading
 
@@ -107,8 +108,9 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     Args:
         path: the checkpoint directory.
         verify: check the checksums of what this rank reads before anything is written to a tensor.
-        weights_only: False lets pickled objects run whatever code they name. True takes tensors, numbers, text and
-            containers of them, and classes allowed by torch.serialization.add_safe_globals.
+        weights_only: False lets pickled objects run whatever code they name. True takes tensors, numpy arrays, numbers,
+            text, times, paths, containers of them, and classes allowed by torch.serialization.add_safe_globals; what
+            holds anything else is refused, on all ranks, before anything is written to a tensor.
         thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
             :class:`HuggingFaceStorageReader`.
     """
@@ -126,6 +128,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         super().__init__(path, thread_count, **options)
         self.verify = verify
         self.weights_only = weights_only
+        self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
 
     def read_metadata(self) -> Metadata:
         if not _core.has_manifest(os.fspath(self.path)):
@@ -148,31 +151,43 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         if self.verify and not isinstance(metadata, ShardedMetadata):
             raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
 
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        names = [item.storage_index.fqn for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        if self.verify and names:
+            self._expect_undamaged([], names)
+        self._ready = self._read_objects(names)
+        return plan
+
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
         objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        ready, self._ready = self._ready, {}
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 _expect_that_it_knows_gaps(planner)
                 if self.verify:
-                    self._expect_undamaged(tensors, objects)
+                    self._expect_undamaged(tensors, [])
+                names = [item.storage_index.fqn for item in objects]
+                ready |= self._read_objects(name for name in names if name not in ready)
                 reading, others = self._straight_reading_of(tensors, planner)
-            self.report = self._run(reading, group, self.core_options)
+            report = self._run(reading, group, self.core_options)
+        self.report = with_what_was_left_out(report, self._metadata, plan, planner)
         reading.hand_over(planner)
         for batch in _batches(others, self._stored_dtypes):
             self._read_by_buffers(batch, planner)
         for item in objects:
-            planner.load_bytes(item, self._object(item.storage_index.fqn))
+            planner.load_bytes(item, _from_its_begin(ready[item.storage_index.fqn]))
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _expect_undamaged(self, tensors: list[ReadItem], objects: list[ReadItem]) -> None:
+    def _expect_undamaged(self, tensors: list[ReadItem], objects: list[str]) -> None:
         chunks = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
         self._metadata.manifest.expect_undamaged(
             os.fspath(self.path),
             sorted(chunks),
-            [item.storage_index.fqn for item in objects],
+            objects,
             self.thread_count,
         )
 
@@ -182,13 +197,19 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _objects(self) -> dict[str, tuple[str, int, int]]:
         return {name: (file, begin, end) for name, file, begin, end in self._metadata.manifest.objects}
 
-    def _object(self, fqn: str) -> io.BytesIO:
-        """A pickle that the planner may load: it loads without restraint."""
-        file, begin, end = self._objects[fqn]
-        with open(Path(self.path, file), "rb") as stream:
+    def _read_objects(self, names: Iterable[str]) -> dict[str, io.BytesIO]:
+        """Pickles that the planner may load: it loads without restraint."""
+        if self.weights_only:
+            return safe_pickles(names, self._object)
+        return {name: self._object(name)[1] for name in names}
+
+    def _object(self, fqn: str) -> tuple[Path, io.BytesIO]:
+        """The file that a pickle is in, and the pickle."""
+        name, begin, end = self._objects[fqn]
+        file = Path(self.path, name)
+        with open(file, "rb") as stream:
             stream.seek(begin)
-            data = io.BytesIO(stream.read(end - begin))
-        return safe_pickle(fqn, Path(self.path, file), data) if self.weights_only else data
+            return file, io.BytesIO(stream.read(end - begin))
 
     # --- tensors -----------------------------------------------------------------------------------------------
 
@@ -268,6 +289,12 @@ def _expect_that_it_knows_gaps(planner: TorchLoadPlanner) -> None:
             f"{', '.join(_core.grouped_names(beyond_it))}: of these strided shards a rank holds several parts with "
             f"gaps between them, which {type(planner).__name__} cannot plan; pass planner=shardwright.LoadPlanner()"
         )
+
+
+def _from_its_begin(data: io.BytesIO) -> io.BytesIO:
+    """Several items may be of one object."""
+    data.seek(0)
+    return data
 
 
 def _request(item: ReadItem, element_bytes: int | None) -> tuple[str, list[int], list[int], list[int]]:
