@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from shardwright import _core
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did on this rank.
+    """What a load did on this rank. Of what torch's own reader did, figures that it does not keep are 0.
 
     ``seconds`` has a value for each phase: ``catalog`` (headers and index), ``plan``, ``read`` and ``decode`` (thread
     seconds divided by the number of threads, so that with all threads busy the phases add up to the wall time), and
@@ -39,7 +40,9 @@ class LoadReport:
     instruction_set: str  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
     # What was left out, so that nothing is silent:
-    unused: list[str] = field(default_factory=list)  #: known HF weights that no tensor takes
+    unused: list[str] = field(
+        default_factory=list
+    )  #: what the checkpoint has and no tensor (or object) takes
     unknown: list[str] = field(default_factory=list)  #: HF tensors that no rule knows (strict=False)
     not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
 
@@ -82,6 +85,35 @@ class LoadReport:
             list(core.not_loaded),
         )
 
+    @classmethod
+    def of_torch(
+        cls, tensors: int, bytes_read: int, bytes_written: int, files: int, seconds: float
+    ) -> LoadReport:
+        """What is known of a load that torch's reader did; it reads each stored chunk as a whole, in one thread."""
+        return cls(
+            tensors=tensors,
+            bytes_needed=bytes_read,
+            bytes_read=bytes_read,
+            bytes_received=0,
+            bytes_checked=0,
+            bytes_written=bytes_written,
+            read_requests=0,
+            boxes_with_gaps=0,
+            boxes_in_pieces=0,
+            peak_staging_bytes=0,
+            devices=0,
+            peak_device_bytes=0,
+            bytes_to_devices=0,
+            bytes_gpu_direct=0,
+            device_batches=0,
+            files=files,
+            files_direct=0,
+            files_io_uring=0,
+            threads=1,
+            instruction_set="torch",
+            seconds={"total": seconds},
+        )
+
     @property
     def gigabytes_per_second(self) -> float:
         """Bytes read over total wall time, in 10^9 bytes a second."""
@@ -120,6 +152,19 @@ class LoadReport:
 
     def __str__(self) -> str:
         return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())
+
+
+def with_what_was_left_out(report: LoadReport, metadata: Any, plan: Any, planner: Any) -> LoadReport:
+    """The report with the names that the checkpoint has and nobody asked for, and the other way round."""
+    stored = metadata.state_dict_metadata
+    asked = getattr(planner, "state_dict", None)
+    if asked is None:
+        asked = {item.storage_index.fqn for item in plan.items}
+    return dataclasses.replace(
+        report,
+        unused=[name for name in stored if name not in asked],
+        not_loaded=[name for name in asked if name not in stored],
+    )
 
 
 @dataclass

@@ -101,7 +101,8 @@ def save(
         keep_last=keep_last,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
+        # Torch warns that a save without a process group is one. What the planner warns of is to be heard.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if asynchronous:
             group = process_group or _background_group()
             future = dcp.async_save(state_dict, storage_writer=writer, planner=planner, process_group=group)

@@ -28,8 +28,9 @@ from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, reading_group
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
+from shardwright.report import with_what_was_left_out
 from shardwright.resume_planner import ResumePlanner, has_gaps
-from shardwright.safe_objects import safe_pickle
+from shardwright.safe_objects import safe_pickles
 from shardwright.sharded_writer import StoredPart
 from shardwright.storage_reader import HuggingFaceStorageReader, Reading
 
@@ -113,9 +114,10 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     Args:
         path: the checkpoint directory.
         verify: True checks the checksums of what this rank reads before anything is written to a tensor; None and False
-            as in :class:`HuggingFaceStorageReader`, but that objects are always checked.
-        weights_only: False lets pickled objects run whatever code they name. True takes tensors, numbers, text and
-            containers of them, and classes allowed by torch.serialization.add_safe_globals.
+            as in :class:`HuggingFaceStorageReader`, but that None checks all objects.
+        weights_only: False lets pickled objects run whatever code they name. True takes tensors, numpy arrays, numbers,
+            text, times, paths, containers of them, and classes allowed by torch.serialization.add_safe_globals; what
+            holds anything else is refused, on all ranks, before anything is written to a tensor.
         thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
             :class:`HuggingFaceStorageReader`.
     """
@@ -132,6 +134,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     ) -> None:
         super().__init__(path, thread_count, verify=verify, **options)
         self.weights_only = weights_only
+        self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
 
     def read_metadata(self) -> Metadata:
         if not _core.has_manifest(os.fspath(self.path)):
@@ -154,40 +157,52 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         if self.verify and not isinstance(metadata, ShardedMetadata):
             raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
 
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        names = [item.storage_index.fqn for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        self._ready = self._read_objects(names)
+        return plan
+
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
         objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        ready, self._ready = self._ready, {}
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 _expect_that_it_knows_gaps(planner)
                 if isinstance(self._metadata, ShardedMetadata):
-                    self._expect_undamaged(tensors, objects)
-                # What a load refuses, it refuses before it writes to a tensor.
-                pickles = [self._object(item.storage_index.fqn) for item in objects]
+                    self._expect_told_alike(tensors)
+                names = [item.storage_index.fqn for item in objects]
+                ready |= self._read_objects([name for name in names if name not in ready])
                 reading, others = self._straight_reading_of(tensors, planner)
-            self.report = self._run(reading, group, self.core_options)
+            report = self._run(reading, group, self.core_options)
+        self.report = with_what_was_left_out(report, self._metadata, plan, planner)
         reading.hand_over(planner)
         for batch in _batches(others, self._stored_dtypes):
             self._read_by_buffers(batch, planner)
-        for item, pickle in zip(objects, pickles, strict=True):
-            planner.load_bytes(item, pickle)
+        for item in objects:
+            planner.load_bytes(item, _from_its_begin(ready[item.storage_index.fqn]))
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _expect_undamaged(self, tensors: list[ReadItem], objects: list[ReadItem]) -> None:
-        """Checks first what the engine does not check as it reads; all of it if the caller wants that."""
+    def _expect_told_alike(self, tensors: list[ReadItem]) -> None:
+        """Compares manifest and files, and checks first what the engine does not check as it reads; all of it if the
+        caller wants that."""
         stored = self._stored_dtypes
-        read = sorted({(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors})
-        self._metadata.manifest.expect_told_alike(os.fspath(self.path), read, self.thread_count)
-        if self.verify is False:
-            return
-        tensors = [item for item in tensors if self.verify or not stored[item.storage_index.fqn][1]]
+        read = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
+        self._metadata.manifest.expect_told_alike(os.fspath(self.path), sorted(read), self.thread_count)
+        if self.verify is not False:
+            self._expect_undamaged(
+                [item for item in tensors if self.verify or not stored[item.storage_index.fqn][1]], []
+            )
+
+    def _expect_undamaged(self, tensors: list[ReadItem], objects: list[str]) -> None:
         chunks = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
         self._metadata.manifest.expect_undamaged(
             os.fspath(self.path),
             sorted(chunks),
-            [item.storage_index.fqn for item in objects],
+            objects,
             self.thread_count,
         )
 
@@ -197,13 +212,21 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _objects(self) -> dict[str, tuple[str, int, int]]:
         return {name: (file, begin, end) for name, file, begin, end in self._metadata.manifest.objects}
 
-    def _object(self, fqn: str) -> io.BytesIO:
-        """A pickle that the planner may load: it loads without restraint."""
-        file, begin, end = self._objects[fqn]
-        with open(Path(self.path, file), "rb") as stream:
+    def _read_objects(self, names: list[str]) -> dict[str, io.BytesIO]:
+        """Pickles that the planner may load: it loads without restraint."""
+        if names and self.verify is not False:
+            self._expect_undamaged([], names)
+        if self.weights_only:
+            return safe_pickles(names, self._object)
+        return {name: self._object(name)[1] for name in names}
+
+    def _object(self, fqn: str) -> tuple[Path, io.BytesIO]:
+        """The file that a pickle is in, and the pickle."""
+        name, begin, end = self._objects[fqn]
+        file = Path(self.path, name)
+        with open(file, "rb") as stream:
             stream.seek(begin)
-            data = io.BytesIO(stream.read(end - begin))
-        return safe_pickle(fqn, Path(self.path, file), data) if self.weights_only else data
+            return file, io.BytesIO(stream.read(end - begin))
 
     # --- tensors -----------------------------------------------------------------------------------------------
 
@@ -283,6 +306,12 @@ def _expect_that_it_knows_gaps(planner: TorchLoadPlanner) -> None:
             f"{', '.join(_core.grouped_names(beyond_it))}: of these strided shards a rank holds several parts with "
             f"gaps between them, which {type(planner).__name__} cannot plan; pass planner=shardwright.LoadPlanner()"
         )
+
+
+def _from_its_begin(data: io.BytesIO) -> io.BytesIO:
+    """Several items may be of one object."""
+    data.seek(0)
+    return data
 
 
 def _request(item: ReadItem, element_bytes: int | None) -> tuple[str, list[int], list[int], list[int]]:
