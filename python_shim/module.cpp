@@ -350,8 +350,10 @@ void bind_load(py::module_& m) {
         return std::make_shared<LoadPlan>(plan_reads(reads, specs, catalog));
       },
       py::arg("requests"), py::arg("specs"), py::arg("catalog"),
-      "Plans reading (name, chunk offset, offset in the chunk, size) as stored, each into the spec of its "
-      "index.");
+      "Plans reading (name, chunk offset, offset in the chunk, size), each into the spec of its index: as it "
+      "is stored, decoded or converted.");
+  m.def("needs_scales", &needs_scales, py::arg("catalog"), py::arg("name"),
+        "True for a tensor whose elements are not its numbers: it has scales, or must have had some.");
   m.def(
       "place_transfer",
       [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,
