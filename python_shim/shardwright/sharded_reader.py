@@ -195,9 +195,10 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _straight_reading_of(
         self, items: list[ReadItem], planner: TorchLoadPlanner
     ) -> tuple[Reading, list[tuple[ReadItem, torch.Tensor]]]:
-        """What is read straight into its destination, as that is of the stored dtype, in CPU memory or on a CUDA
-        device; and the others, which take the way of bounded buffers."""
+        """What is read straight into its destination, as that is of the stored dtype or takes what is decoded, in CPU
+        memory or on a CUDA device; and the others, which take the way of bounded buffers."""
         start = time.perf_counter()
+        catalog = self._metadata.catalog
         stored = self._stored_dtypes
         requests = []
         description = Description()
@@ -211,16 +212,24 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                     f"{list(target.shape)}"
                 )
             name = item.storage_index.fqn
-            reachable = is_reached(target)
-            one = describe({name: target}) if reachable and stored[name] == (target.dtype, True) else None
-            if one is None or one.problems:
+            dtype, known = stored[name]
+            decoded = known and target.dtype != dtype and _core.needs_scales(catalog, name)
+            buffer = target
+            if decoded and not is_reached(target):
+                buffer = torch.empty(item.lengths, dtype=target.dtype)
+            elif not is_reached(target) or not (decoded or (known and target.dtype == dtype)):
+                others.append((item, target))
+                continue
+            one = describe({name: buffer})
+            if one.problems and decoded:
+                raise _core.PlanError(one.problems[0])
+            if one.problems:
                 others.append((item, target))
                 continue
             requests.append(_request(item, None))
             description.specs += one.specs
             description.local_tensors += one.local_tensors
-            straight.append((item, target, target))
-        catalog = self._metadata.catalog
+            straight.append((item, target, buffer))
         plan = _core.plan_reads(requests, description.specs, catalog)
         return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
 

@@ -149,7 +149,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self._metadata = metadata if isinstance(metadata, CatalogMetadata) else self.read_metadata()
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
-        """Runs the planner's transfers if it is Shardwright's, else reads the plan's items, decoding what has scales."""
+        """Runs the planner's transfers if it is Shardwright's, else the plan's items, decoding what has scales."""
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 reading = self._reading_for(plan, planner)

@@ -1,4 +1,4 @@
-"""What has scales is decoded whoever plans: our reader under torch's planners, and tensors of a family that nobody knows."""
+"""What has scales is decoded whoever plans: our reader under torch's planners, for a family that nobody knows."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from deepseek import made_up_deepseek, write_deepseek
 from destinations import Destination, destinations_like, state_of, wrong
 from hf_state import hf_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.quantized_hf_storage import QuantizedHuggingFaceStorageReader
 from torchrun import outcome_of
@@ -184,7 +185,13 @@ Q_A, Q_B = (f"model.layers.1.self_attn.{name}.weight" for name in ("q_a_proj", "
 )
 def test_a_destination_that_holds_no_decoded_numbers(dtype: torch.dtype, tmp_path: Path):
     path = write_deepseek(tmp_path)
-    assert_refused(path, {Q_A: dtype, Q_B: dtype}, Q_A, Q_B, str(dtype) if dtype.is_complex and dtype.itemsize == 16 else "F8_E4M3")
+    assert_refused(
+        path,
+        {Q_A: dtype, Q_B: dtype},
+        Q_A,
+        Q_B,
+        str(dtype) if dtype.is_complex and dtype.itemsize == 16 else "F8_E4M3",
+    )
 
 
 def test_scales_that_fit_no_blocks(tmp_path: Path):
@@ -199,7 +206,9 @@ def test_scales_that_are_missing(tmp_path: Path):
     assert_refused(path, {Q_A: torch.bfloat16}, Q_A, "needs its scales", Q_A + "_scale_inv")
 
 
-@pytest.mark.parametrize("name", ["proj.scale", "proj.weight_scale_2", "proj.weight.scales", "proj.scale_weight"])
+@pytest.mark.parametrize(
+    "name", ["proj.scale", "proj.weight_scale_2", "proj.weight.scales", "proj.scale_weight"]
+)
 def test_what_looks_like_scales_under_a_name_that_nobody_knows(name: str, tmp_path: Path):
     rng = np.random.default_rng(6)
     tensors = {"proj.weight": random_tensor(rng, "F8_E4M3", (4, 8)), name: random_tensor(rng, "F32", ())}
@@ -215,7 +224,10 @@ def test_scales_under_two_names(tmp_path: Path):
 
 def test_scaled_integers(tmp_path: Path):
     rng = np.random.default_rng(7)
-    tensors = {"a.weight": random_tensor(rng, "I8", (4, 8)), "a.weight_scale": random_tensor(rng, "F32", (4, 1))}
+    tensors = {
+        "a.weight": random_tensor(rng, "I8", (4, 8)),
+        "a.weight_scale": random_tensor(rng, "F32", (4, 1)),
+    }
     path = write_checkpoint(tmp_path, tensors)
     assert_refused(path, {"a.weight": torch.bfloat16}, "a.weight", "I8", "a.weight_scale")
 
@@ -228,6 +240,43 @@ def test_a_scaled_tensor_that_is_no_matrix(tmp_path: Path):
     }
     path = write_checkpoint(tmp_path, tensors)
     assert_refused(path, {"experts.weight": torch.bfloat16}, "experts.weight", "matrix", "[2, 4, 8]")
+
+
+# --- sharded checkpoints -----------------------------------------------------------------------------------------
+
+
+def saved(writer: str, path: Path, directory: Path) -> Path:
+    """What the HF checkpoint holds, saved by a trainer under the same names."""
+    state = hf_state_dict(path)
+    if writer == "shardwright":
+        sw.save(state, directory)
+    else:
+        torchs = TorchWriter(str(directory), save_distributed=True)
+        dcp.save(state, storage_writer=torchs, no_dist=True)
+    return directory
+
+
+@pytest.mark.parametrize("writer", ["shardwright", "torch"])
+def test_a_sharded_checkpoint_with_scales_is_decoded(writer: str, tmp_path: Path):
+    path = write_deepseek(tmp_path / "hf")
+    shards = saved(writer, path, tmp_path / "shards")
+    for dtype in WIDE:
+        expected = decoded(path, dtype)
+        if dtype != torch.float64:  # no narrowing that is torch's
+            expected = {name: t for name, t in expected.items() if name + "_scale_inv" in made_up_deepseek()}
+        destinations = destinations_like(expected)
+        sw.load(state_of(destinations), shards)
+        assert wrong(destinations, expected) == []
+
+
+@pytest.mark.parametrize("writer", ["shardwright", "torch"])
+def test_a_sharded_checkpoint_with_scales_that_fit_no_blocks(writer: str, tmp_path: Path):
+    tensors = made_up_deepseek() | {Q_A + "_scale_inv": Tensor("F32", (2, 3), bytes(24))}
+    shards = saved(writer, write_checkpoint(tmp_path / "hf", tensors), tmp_path / "shards")
+    state = {Q_A: torch.ones(150, 200, dtype=torch.bfloat16), Q_B: torch.ones(200, 150)}
+    with pytest.raises(sw.PlanError, match=rf"{Q_A}_scale_inv.*\[2, 3\]"):
+        sw.load(state, shards)
+    assert all(tensor.eq(1).all() for tensor in state.values())
 
 
 # --- on ranks ----------------------------------------------------------------------------------------------------
