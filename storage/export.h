@@ -22,6 +22,7 @@ struct ExportRequest {
   bool strict = true;
   std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
   std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says
+  bool strict_dtypes = false;                    ///< see ExportForm
 };
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other
@@ -70,6 +71,7 @@ struct ExportReport {
   double write_seconds = 0;
   double sync_seconds = 0;
   double total_seconds = 0;
+  Roundings rounded;  ///< of the whole export, the same on every rank
 };
 
 /// Step 3, on every rank: writes its share to its final place in the files of `directory`, which is there by

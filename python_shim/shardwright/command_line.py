@@ -147,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         "--ranks", type=_whole_number, default=1, help="Gloo ranks on this machine, sharding dimension 0"
     )
     exporting.add_argument("--threads", type=_whole_number, default=None, help="per rank")
+    exporting.add_argument(
+        "--strict-dtypes", action="store_true", help="refuse to round, such as F32 to a template's BF16"
+    )
     _add_map_options(exporting)
     exporting.set_defaults(command=_export)
     return parser

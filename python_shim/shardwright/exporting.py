@@ -33,6 +33,7 @@ def export(
     device_memory: int | None = None,
     process_group: dist.ProcessGroup | None = None,
     key: str | None = None,
+    strict_dtypes: bool = False,
 ) -> SaveReport:
     """Writes a native state dict as a Hugging Face checkpoint: ``dcp.save`` with our writer and planner.
 
@@ -42,7 +43,7 @@ def export(
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
         path: the directory to be; an existing checkpoint of that name is replaced once the new one is whole.
-        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory: see
+        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, strict_dtypes: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
         key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
 
@@ -64,6 +65,7 @@ def export(
         strict=strict,
         staging_bytes=staging_bytes,
         device_memory=device_memory,
+        strict_dtypes=strict_dtypes,
     )
     alone = not (dist.is_available() and dist.is_initialized())
     if not isinstance(state_dict, dict):

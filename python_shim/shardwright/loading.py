@@ -44,6 +44,7 @@ def load(
     plan: bytes | None = None,
     verify: bool = False,
     weights_only: bool = True,
+    strict_dtypes: bool = False,
 ) -> LoadReport | None:
     """Loads a checkpoint into the tensors of a state dict, in place.
 
@@ -60,8 +61,8 @@ def load(
         path: the checkpoint directory.
         model, layout, strict, plan: see :class:`LoadPlanner`; for a Hugging Face checkpoint.
         allow_partial_load: whether what the checkpoint lacks is left as it is.
-        threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
-            :class:`HuggingFaceStorageReader`.
+        threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,
+            strict_dtypes: see :class:`HuggingFaceStorageReader`.
         verify: check the checksums of what is read first; for a checkpoint that has some.
         weights_only: see :class:`ShardedStorageReader`.
 
@@ -91,7 +92,9 @@ def load(
         "trace": trace,
     }
     reader: StorageReader
-    planner: TorchLoadPlanner = ResumePlanner(allow_partial_load=allow_partial_load)
+    planner: TorchLoadPlanner = ResumePlanner(
+        allow_partial_load=allow_partial_load, strict_dtypes=strict_dtypes
+    )
     if _is_sharded(path):
         reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
     elif verify:
@@ -103,7 +106,14 @@ def load(
     else:
         _expect_no_steps(path)
         reader = HuggingFaceStorageReader(path, **options)
-        planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load, plan=plan)
+        planner = LoadPlanner(
+            model,
+            layout,
+            strict,
+            allow_partial_load=allow_partial_load,
+            plan=plan,
+            strict_dtypes=strict_dtypes,
+        )
     states = {
         key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()
     }

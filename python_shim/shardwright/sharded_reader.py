@@ -29,6 +29,7 @@ from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, reading_group
 from shardwright.describe import DTYPES, Description, describe, is_reached
 from shardwright.resume_planner import ResumePlanner, has_gaps
+from shardwright.rounding import refuse_roundings, roundings_of
 from shardwright.safe_objects import safe_pickle
 from shardwright.sharded_writer import StoredPart
 from shardwright.storage_reader import HuggingFaceStorageReader, Reading
@@ -109,8 +110,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         verify: check the checksums of what this rank reads before anything is written to a tensor.
         weights_only: False lets pickled objects run whatever code they name. True takes tensors, numbers, text and
             containers of them, and classes allowed by torch.serialization.add_safe_globals.
-        thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
-            :class:`HuggingFaceStorageReader`.
+        thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,
+            strict_dtypes: see :class:`HuggingFaceStorageReader`.
     """
 
     def __init__(
@@ -157,6 +158,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                 if self.verify:
                     self._expect_undamaged(tensors, objects)
                 reading, others = self._straight_reading_of(tensors, planner)
+                reading.rounded = roundings_of(
+                    (item.storage_index.fqn, self._stored_dtypes[item.storage_index.fqn][0], target.dtype)
+                    for item, target in others
+                )
+                if self.strict_dtypes:
+                    refuse_roundings(reading.all_rounded(), self.path)
             self.report = self._run(reading, group, self.core_options)
         reading.hand_over(planner)
         for batch in _batches(others, self._stored_dtypes):

@@ -24,6 +24,7 @@ from shardwright.describe import DTYPE_NAMES, Description, current_streams, desc
 from shardwright.load_planner import LoadPlanner
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
+from shardwright.rounding import refuse_roundings, roundings_of
 
 
 def default_threads() -> int:
@@ -59,6 +60,13 @@ class Reading:
     items: list[tuple[ReadItem, torch.Tensor, torch.Tensor]] = field(
         default_factory=list
     )  #: the tensor that each is for, and its buffer, which may be the tensor itself
+    rounded: dict[str, str] = field(
+        default_factory=dict
+    )  #: see LoadReport; of what copies from buffers round
+
+    def all_rounded(self) -> dict[str, str]:
+        """What reading and copying round."""
+        return dict(_core.roundings_of(self.core_plan, self.description.specs, self.catalog)) | self.rounded
 
     def hand_over(self, planner: TorchLoadPlanner) -> None:
         """Gives the planner what has been read."""
@@ -98,6 +106,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
             another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
             them must load at the same time.
+        strict_dtypes: a destination whose dtype cannot hold all numbers of the stored one, such as BF16 for F32, is an
+            error; otherwise it is rounded, which the report lists. Decoding what has scales is no such cast.
 
     After a load, ``report`` is its :class:`LoadReport`.
     """
@@ -115,6 +125,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         huge_pages: bool = False,
         trace: str | os.PathLike[str] | None = None,
         cooperative: bool | dist.ProcessGroup = False,
+        strict_dtypes: bool = False,
     ) -> None:
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
@@ -126,6 +137,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             device_memory = _whole_number("device_memory", device_memory, 1 << 48)
         self.progress = progress
         self.cooperative = cooperative
+        self.strict_dtypes = strict_dtypes
         self.core_options = _core.LoadOptions(
             threads, staging_bytes or 0, reads, direct_io, huge_pages, *_trace_of_rank(trace), device_memory
         )
@@ -153,6 +165,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 reading = self._reading_for(plan, planner)
+                if self.strict_dtypes:
+                    refuse_roundings(reading.all_rounded(), self.path)
             self.report = self._run(reading, group, self.core_options)
         reading.hand_over(planner)
         done: Future[None] = Future()
@@ -180,7 +194,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             raise _core.PlanError("\n  ".join([f"cannot read {self.path}:", *description.problems]))
         core_plan = _core.plan_reads(requests, description.specs, catalog)
         items = list(zip(plan.items, targets, buffers, strict=True))
-        return Reading(core_plan, catalog, description, time.perf_counter() - start, items)
+        rounded = roundings_of((item.storage_index.fqn, buffer.dtype, to.dtype) for item, to, buffer in items)
+        return Reading(core_plan, catalog, description, time.perf_counter() - start, items, rounded)
 
     def _buffer_for(self, item: ReadItem, target: torch.Tensor) -> torch.Tensor:
         """What to read into: the target, unless its dtype takes a cast that only torch has, such as to integers."""
@@ -205,4 +220,4 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             else:
                 core = read_together(*arguments, group, callback).finish(callback)
         description.mark_written()
-        return LoadReport.of(core, self._catalog_seconds, reading.plan_seconds)
+        return LoadReport.of(core, self._catalog_seconds, reading.plan_seconds, reading.all_rounded())

@@ -97,6 +97,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         device_memory: bytes of each CUDA device that the export may take beside the tensors; None: 256 MiB.
         async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
             save that needs more fails and names the figure. None: what it takes.
+        strict_dtypes: a tensor that would be stored in a dtype that cannot hold all of its numbers, such as F32 as BF16
+            because the template has that, is an error; otherwise it is rounded, which ``report.rounded`` lists. What
+            ``quantization`` encodes is no such cast.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
@@ -119,6 +122,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         staging_bytes: int | None = None,
         device_memory: int | None = None,
         async_staging_bytes: int | None = None,
+        strict_dtypes: bool = False,
     ) -> None:
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
@@ -150,6 +154,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
         )
         self.async_staging_bytes = async_staging_bytes
+        self.strict_dtypes = strict_dtypes
         self.report: SaveReport | None = None
         self._request: Any = None
         self._description: Description | None = None
@@ -224,6 +229,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
+            self.strict_dtypes,
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------
