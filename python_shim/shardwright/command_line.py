@@ -153,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="replace whatever checkpoint is in the destination; default: only one that an export has written",
     )
+    exporting.add_argument(
+        "--strict-dtypes", action="store_true", help="refuse to round, such as F32 to a template's BF16"
+    )
     _add_map_options(exporting)
     exporting.set_defaults(command=_export)
     return parser

@@ -34,6 +34,7 @@ def export(
     process_group: dist.ProcessGroup | None = None,
     key: str | None = None,
     overwrite: bool | None = None,
+    strict_dtypes: bool = False,
 ) -> SaveReport:
     """Writes a native state dict as a Hugging Face checkpoint: ``dcp.save`` with our writer and planner.
 
@@ -43,7 +44,8 @@ def export(
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
         path: the directory that the checkpoint goes into, beside all else that is there.
-        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite: see
+        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite,
+            strict_dtypes: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
         key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
 
@@ -67,6 +69,7 @@ def export(
         staging_bytes=staging_bytes,
         device_memory=device_memory,
         overwrite=overwrite,
+        strict_dtypes=strict_dtypes,
     )
     alone = not (dist.is_available() and dist.is_initialized())
     if not isinstance(state_dict, dict):

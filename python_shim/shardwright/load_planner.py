@@ -16,6 +16,7 @@ from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
 from shardwright.resume_planner import ResumePlanner
+from shardwright.rounding import refuse_roundings
 
 
 class LoadPlanner(ResumePlanner):
@@ -34,6 +35,7 @@ class LoadPlanner(ResumePlanner):
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
         flatten_sharded_tensors: whether a ShardedTensor inside of another becomes one, as DCP does.
         allow_partial_load: whether tensors that the checkpoint lacks altogether are left as they are.
+        strict_dtypes: see :class:`shardwright.HuggingFaceStorageReader`, of which either may say it.
         plan: a plan of this rank that was kept (``shardwright plan --save``), to be replayed instead of planning anew.
             It is checked against tensors and checkpoint, and has to fill every tensor once.
 
@@ -51,8 +53,11 @@ class LoadPlanner(ResumePlanner):
         flatten_sharded_tensors: bool = True,
         allow_partial_load: bool = False,
         plan: bytes | None = None,
+        strict_dtypes: bool = False,
     ) -> None:
-        super().__init__(flatten_state_dict, flatten_sharded_tensors, allow_partial_load)
+        super().__init__(
+            flatten_state_dict, flatten_sharded_tensors, allow_partial_load, strict_dtypes=strict_dtypes
+        )
         self.model = model
         self.layout = layout
         self.strict = strict
@@ -111,6 +116,9 @@ class LoadPlanner(ResumePlanner):
             raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
         else:
             self.core_plan = _core.decode_plan(self.plan, self.catalog, self.description.specs)
+        if self.strict_dtypes:
+            rounded = _core.roundings_of(self.core_plan, self.description.specs, self.catalog)
+            refuse_roundings(rounded, self.catalog.directory)
         items = self._read_items() if self.by_items else []
         self.plan_seconds = time.perf_counter() - start
         return LoadPlan(items)

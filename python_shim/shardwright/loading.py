@@ -44,6 +44,7 @@ def load(
     plan: bytes | None = None,
     verify: bool | None = None,
     weights_only: bool = True,
+    strict_dtypes: bool = False,
 ) -> LoadReport | None:
     """Loads a checkpoint into the tensors of a state dict, in place.
 
@@ -60,8 +61,8 @@ def load(
         path: the checkpoint directory.
         model, layout, strict, plan: see :class:`LoadPlanner`; for a Hugging Face checkpoint.
         allow_partial_load: whether what the checkpoint lacks is left as it is.
-        threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
-            :class:`HuggingFaceStorageReader`.
+        threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,
+            strict_dtypes: see :class:`HuggingFaceStorageReader`.
         verify: None checks blocks of the checkpoint that are read whole against its checksums, if it has some, where
             that costs next to nothing; True checks all that is needed before anything is written; False nothing. See
             :class:`HuggingFaceStorageReader`.
@@ -93,7 +94,9 @@ def load(
         "trace": trace,
     }
     reader: StorageReader
-    planner: TorchLoadPlanner = ResumePlanner(allow_partial_load=allow_partial_load)
+    planner: TorchLoadPlanner = ResumePlanner(
+        allow_partial_load=allow_partial_load, strict_dtypes=strict_dtypes
+    )
     if _is_sharded(path):
         reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
     elif Path(path, METADATA_NAME).exists():
@@ -105,7 +108,14 @@ def load(
     else:
         _expect_no_steps(path)
         reader = HuggingFaceStorageReader(path, verify=verify, **options)
-        planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load, plan=plan)
+        planner = LoadPlanner(
+            model,
+            layout,
+            strict,
+            allow_partial_load=allow_partial_load,
+            plan=plan,
+            strict_dtypes=strict_dtypes,
+        )
     states = {
         key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()
     }

@@ -122,5 +122,5 @@ def load_lora(
         scaling,
         reading.layout,
         reading.sense,
-        LoadReport.of(report, catalog_seconds, plan_seconds),
+        LoadReport.of(report, catalog_seconds, plan_seconds, dict(_core.roundings_of(plan, specs, catalog))),
     )

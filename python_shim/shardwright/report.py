@@ -9,6 +9,12 @@ from typing import Any
 from shardwright import _core
 
 
+def _rows_of_rounded(rounded: dict[str, str]) -> list[tuple[str, str]]:
+    groups = _core.grouped_names([f"{name}: {cast}" for name, cast in rounded.items()])
+    more = " …" if len(groups) > 3 else ""
+    return [("rounded", f"{len(rounded):,}: {'; '.join(groups[:3])}{more}")] if rounded else []
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What a load did on this rank. Of what torch's own reader did, figures that it does not keep are 0.
@@ -45,9 +51,13 @@ class LoadReport:
     )  #: what the checkpoint has and no tensor (or object) takes
     unknown: list[str] = field(default_factory=list)  #: HF tensors that no rule knows (strict=False)
     not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
+    #: tensors of a dtype that cannot hold all numbers of the stored one: name → "F32 -> BF16". Decoding is no cast.
+    rounded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, core: Any, catalog_seconds: float, plan_seconds: float) -> LoadReport:
+    def of(
+        cls, core: Any, catalog_seconds: float, plan_seconds: float, rounded: dict[str, str]
+    ) -> LoadReport:
         seconds = {
             "catalog": catalog_seconds,
             "plan": plan_seconds,
@@ -83,6 +93,7 @@ class LoadReport:
             list(core.unused),
             list(core.unknown),
             list(core.not_loaded),
+            rounded,
         )
 
     @classmethod
@@ -148,7 +159,7 @@ class LoadReport:
                 groups = _core.grouped_names(names)
                 more = " …" if len(groups) > 3 else ""
                 rows.append((what.replace("_", " "), f"{len(names):,}: {'; '.join(groups[:3])}{more}"))
-        return rows
+        return rows + _rows_of_rounded(self.rounded)
 
     def __str__(self) -> str:
         return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())
@@ -193,6 +204,9 @@ class SaveReport:
     threads: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  #: the template's tensors that were not written
+    #: of an export, over all ranks: tensors stored in a dtype that cannot hold all of their numbers, by their names in
+    #: the state dict: name → "F32 -> BF16". What ``quantization`` encodes is not among them.
+    rounded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, core: Any, total_seconds: float, left_out: list[str]) -> SaveReport:
@@ -217,6 +231,7 @@ class SaveReport:
             threads=core.threads,
             seconds=seconds,
             left_out=left_out,
+            rounded=dict(core.rounded),
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -241,7 +256,7 @@ class SaveReport:
             groups = _core.grouped_names(self.left_out)
             more = " …" if len(groups) > 3 else ""
             rows.append(("left out", f"{len(self.left_out):,}: {'; '.join(groups[:3])}{more}"))
-        return rows
+        return rows + _rows_of_rounded(self.rounded)
 
     def __str__(self) -> str:
         return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.tensor import DTensor
 
 from shardwright.describe import boxes_of_dtensor
+from shardwright.rounding import refuse_roundings, roundings_of
 
 
 def part_of_dtensor(tensor: DTensor, offset: Sequence[int]) -> torch.Tensor:
@@ -39,7 +40,22 @@ def has_gaps(value: Any) -> bool:
 
 
 class ResumePlanner(DefaultLoadPlanner):
-    """DefaultLoadPlanner, and any placement: it reads each box of a strided shard to where it belongs."""
+    """DefaultLoadPlanner, and any placement: it reads each box of a strided shard to where it belongs.
+
+    Args:
+        strict_dtypes: see :class:`shardwright.HuggingFaceStorageReader`.
+    """
+
+    def __init__(
+        self,
+        flatten_state_dict: bool = True,
+        flatten_sharded_tensors: bool = True,
+        allow_partial_load: bool = False,
+        *,
+        strict_dtypes: bool = False,
+    ) -> None:
+        super().__init__(flatten_state_dict, flatten_sharded_tensors, allow_partial_load)
+        self.strict_dtypes = strict_dtypes
 
     def create_local_plan(self) -> LoadPlan:
         plan = super().create_local_plan()
@@ -55,7 +71,20 @@ class ResumePlanner(DefaultLoadPlanner):
                 for box in boxes_of_dtensor(value)
             ]
             items += create_read_items_for_chunk_list(fqn, stored, boxes)
+        if self.strict_dtypes:
+            self._expect_no_rounding(items)
         return LoadPlan(items)
+
+    def _expect_no_rounding(self, items: list[ReadItem]) -> None:
+        assert self.metadata is not None
+        stored = self.metadata.state_dict_metadata
+        names = {item.storage_index.fqn: item.dest_index.fqn for item in items}
+        casts = [
+            (name, described.properties.dtype, self.state_dict[own].dtype)
+            for name, own in names.items()
+            if isinstance(described := stored[name], TensorStorageMetadata)
+        ]
+        refuse_roundings(roundings_of(casts), "the checkpoint")
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
         value = self.state_dict[index.fqn]

@@ -30,6 +30,7 @@ from shardwright.cooperation import failing_together, reading_group
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
 from shardwright.report import with_what_was_left_out
 from shardwright.resume_planner import ResumePlanner, has_gaps
+from shardwright.rounding import refuse_roundings, roundings_of
 from shardwright.safe_objects import safe_pickles
 from shardwright.sharded_writer import StoredPart
 from shardwright.storage_reader import HuggingFaceStorageReader, Reading
@@ -118,8 +119,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         weights_only: False lets pickled objects run whatever code they name. True takes tensors, numpy arrays, numbers,
             text, times, paths, containers of them, and classes allowed by torch.serialization.add_safe_globals; what
             holds anything else is refused, on all ranks, before anything is written to a tensor.
-        thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
-            :class:`HuggingFaceStorageReader`.
+        thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,
+            strict_dtypes: see :class:`HuggingFaceStorageReader`.
     """
 
     def __init__(
@@ -175,6 +176,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                 names = [item.storage_index.fqn for item in objects]
                 ready |= self._read_objects([name for name in names if name not in ready])
                 reading, others = self._straight_reading_of(tensors, planner)
+                reading.rounded = roundings_of(
+                    (item.storage_index.fqn, self._stored_dtypes[item.storage_index.fqn][0], target.dtype)
+                    for item, target in others
+                )
+                if self.strict_dtypes:
+                    refuse_roundings(reading.all_rounded(), self.path)
             report = self._run(reading, group, self.core_options)
         self.report = with_what_was_left_out(report, self._metadata, plan, planner)
         reading.hand_over(planner)
@@ -233,9 +240,10 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _straight_reading_of(
         self, items: list[ReadItem], planner: TorchLoadPlanner
     ) -> tuple[Reading, list[tuple[ReadItem, torch.Tensor]]]:
-        """What is read straight into its destination, as that is of the stored dtype, in CPU memory or on a CUDA
-        device; and the others, which take the way of bounded buffers."""
+        """What is read straight into its destination, as that is of the stored dtype or takes what is decoded, in CPU
+        memory or on a CUDA device; and the others, which take the way of bounded buffers."""
         start = time.perf_counter()
+        catalog = self._metadata.catalog
         stored = self._stored_dtypes
         requests = []
         description = Description()
@@ -249,16 +257,24 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                     f"{list(target.shape)}"
                 )
             name = item.storage_index.fqn
-            reachable = is_reached(target)
-            one = describe({name: target}) if reachable and stored[name] == (target.dtype, True) else None
-            if one is None or one.problems:
+            dtype, known = stored[name]
+            decoded = known and target.dtype != dtype and _core.needs_scales(catalog, name)
+            buffer = target
+            if decoded and not is_reached(target):
+                buffer = torch.empty(item.lengths, dtype=target.dtype)
+            elif not is_reached(target) or not (decoded or (known and target.dtype == dtype)):
+                others.append((item, target))
+                continue
+            one = describe({name: buffer})
+            if one.problems and decoded:
+                raise _core.PlanError(one.problems[0])
+            if one.problems:
                 others.append((item, target))
                 continue
             requests.append(_request(item, None))
             description.specs += one.specs
             description.local_tensors += one.local_tensors
-            straight.append((item, target, target))
-        catalog = self._metadata.catalog
+            straight.append((item, target, buffer))
         plan = _core.plan_reads(requests, description.specs, catalog)
         return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
 

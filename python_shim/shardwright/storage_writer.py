@@ -120,6 +120,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             save that needs more fails and names the figure. None: what it takes.
         overwrite: None replaces a checkpoint that an export has written, and refuses where another checkpoint is in
             ``path``, or the template (FileExistsError). True replaces any. False replaces none.
+        strict_dtypes: a tensor that would be stored in a dtype that cannot hold all of its numbers, such as F32 as BF16
+            because the template has that, is an error; otherwise it is rounded, which ``report.rounded`` lists. What
+            ``quantization`` encodes is no such cast.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
@@ -143,6 +146,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         device_memory: int | None = None,
         async_staging_bytes: int | None = None,
         overwrite: bool | None = None,
+        strict_dtypes: bool = False,
     ) -> None:
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
@@ -178,6 +182,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
         )
         self.async_staging_bytes = async_staging_bytes
+        self.strict_dtypes = strict_dtypes
         self.report: SaveReport | None = None
         self._request: Any = None
         self._description: Description | None = None
@@ -256,6 +261,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
+            self.strict_dtypes,
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------
