@@ -11,6 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from shardwright.flat_state import expect_state_dict
 from shardwright.rank_outcome import RankOutcome, expect_success, told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
@@ -53,6 +54,8 @@ def export(
 
     Nothing has been published then.
     """
+    if not isinstance(state_dict, (str, os.PathLike)):
+        expect_state_dict(state_dict)
     writer = HuggingFaceStorageWriter(
         path,
         thread_count=threads,

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
 from shardwright.checkpoints import step_path
+from shardwright.flat_state import expect_state_dict
 from shardwright.rank_outcome import told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
@@ -84,6 +85,7 @@ def save(
             cause. Nothing has then been published.
     """
     global _running
+    expect_state_dict(state_dict)
     earlier, _running = _running, None
     if earlier is not None and not earlier._seen:
         earlier.wait()

@@ -97,6 +97,7 @@ class TorchStorageReader(FileSystemReader):
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
+        vars(metadata)["where"] = self.path  # for messages
         return metadata
 
     def set_up_storage_reader(
