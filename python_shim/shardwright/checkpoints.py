@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
+from shardwright.local_path import local_path
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -32,7 +33,7 @@ def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, Path]]:
 def latest(root: str | os.PathLike[str]) -> Path | None:
     """The checkpoint of the highest step under ``root``, as ``save(..., step=...)`` writes them; None if there is
     none. What is found has been published: it is whole."""
-    if not Path(root).is_dir():
+    if not Path(local_path(root)).is_dir():
         return None
     found = _checkpoints(root)
     return found[-1][1] if found else None
@@ -54,6 +55,7 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     what was looked at. A Hugging Face checkpoint has no checksums: ``bytes_hashed`` is 0. Checkpoints of torch's
     FileSystemWriter are checked by the sums of the archives that they consist of.
     """
+    path = local_path(path)
     if Path(path, ".metadata").is_file() and not _core.has_manifest(os.fspath(path)):
         from shardwright.torch_checkpoint import verify_torch_checkpoint
 

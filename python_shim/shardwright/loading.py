@@ -20,6 +20,7 @@ from shardwright.cooperation import raise_if_any_failed, reading_group
 from shardwright.flat_state import expect_state_dict
 from shardwright.fresh_optimizer import make_missing_state
 from shardwright.load_planner import LoadPlanner
+from shardwright.local_path import local_path
 from shardwright.report import LoadReport
 from shardwright.resume_planner import ResumePlanner
 from shardwright.sharded_reader import ShardedStorageReader
@@ -83,6 +84,9 @@ def load(
     neither whole nor as they were.
     """
     expect_state_dict(state_dict)
+    path = local_path(path)
+    if verify and not Path(path).is_dir():
+        _core.read_catalog(path)  # which says what is there
     options: dict[str, Any] = {
         "thread_count": threads,
         "staging_bytes": staging_bytes,
