@@ -15,6 +15,7 @@
 
 #include "planner/error.h"
 #include "python_shim/bindings.h"
+#include "storage/checkpoint_place.h"
 #include "storage/checksums_file.h"
 #include "storage/copy_out.h"
 #include "storage/manifest.h"
@@ -222,6 +223,7 @@ void bind_reading(py::module_& m) {
             expect_undamaged(manifest, directory, places, names, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
+  m.def("expect_local_path", &expect_local_path, py::arg("path"));
   m.def("has_manifest", &has_manifest, py::arg("directory"));
   m.def("read_order", &read_order, py::arg("directory"));
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());

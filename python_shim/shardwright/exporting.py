@@ -11,6 +11,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from shardwright._core import PlanError
+from shardwright.catalog import catalog_of
+from shardwright.fitting import with_hints
+from shardwright.flat_state import expect_state_dict, flatten
+from shardwright.layout_hints import hints_at_layout
+from shardwright.local_path import local_path
 from shardwright.rank_outcome import RankOutcome, expect_success, told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
@@ -57,6 +63,9 @@ def export(
 
     Nothing has been published then.
     """
+    if not isinstance(state_dict, (str, os.PathLike)):
+        expect_state_dict(state_dict)
+    path = local_path(path)
     writer = HuggingFaceStorageWriter(
         path,
         thread_count=threads,
@@ -87,7 +96,11 @@ def export(
             )
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
-        raise told(wrapped) from wrapped
+        failure = told(wrapped)
+        if isinstance(failure, PlanError) and template is not None:
+            names = flatten(state_dict)[0]
+            failure = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
+        raise failure from wrapped
     assert writer.report is not None
     return writer.report
 

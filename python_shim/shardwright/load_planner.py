@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
+from shardwright.fitting import with_hints
+from shardwright.layout_hints import hints_at_layout
 from shardwright.resume_planner import ResumePlanner
 from shardwright.rounding import refuse_roundings
 
@@ -104,14 +106,19 @@ class LoadPlanner(ResumePlanner):
         problems = self._problems()
         if self.plan is None:
             weight_map = _core.weight_map(self.catalog, self.model, self.layout)
-            self.core_plan = _core.plan_load(
-                self.description.specs,
-                self.catalog,
-                weight_map,
-                self.strict,
-                self.allow_partial_load,
-                problems,
-            )
+            try:
+                self.core_plan = _core.plan_load(
+                    self.description.specs,
+                    self.catalog,
+                    weight_map,
+                    self.strict,
+                    self.allow_partial_load,
+                    problems,
+                )
+            except _core.PlanError as error:
+                raise with_hints(
+                    error, lambda: hints_at_layout(self.state_dict, self.catalog, self.model, self.layout)
+                ) from None
         elif problems:
             raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
         else:

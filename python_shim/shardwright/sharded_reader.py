@@ -45,8 +45,11 @@ class ShardedMetadata(Metadata):
 
     trainers_names = True
 
-    def __init__(self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None) -> None:
+    def __init__(
+        self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None, where: Any = None
+    ) -> None:
         self._read = read
+        self.where = where  #: the checkpoint, for messages
         self.storage_meta = StorageMeta(load_id=load_id)
 
     @cached_property
@@ -140,7 +143,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def read_metadata(self) -> Metadata:
         if not _core.has_manifest(os.fspath(self.path)):
             return CatalogMetadata(self._read_catalog, self.load_id, trainers_names=True)
-        return ShardedMetadata(self._read_manifest, self.load_id)
+        return ShardedMetadata(self._read_manifest, self.load_id, self.path)
 
     def _read_manifest(self) -> tuple[Any, Any]:
         start = time.perf_counter()

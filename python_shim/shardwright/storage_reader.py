@@ -22,6 +22,7 @@ from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, read_together, reading_group
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.load_planner import LoadPlanner
+from shardwright.local_path import local_path
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of
@@ -143,7 +144,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
         )
-        super().__init__(os.fspath(path), threads)
+        super().__init__(local_path(path), threads)
         if staging_bytes is not None:
             staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
         if device_memory is not None:

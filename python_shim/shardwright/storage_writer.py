@@ -24,6 +24,7 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.catalog import catalog_of
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
+from shardwright.local_path import local_path
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
@@ -148,6 +149,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         overwrite: bool | None = None,
         strict_dtypes: bool = False,
     ) -> None:
+        path = local_path(path)
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
         threads = (

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from shardwright import _core
+from shardwright.local_path import local_path
 from shardwright.report import LoadReport, with_what_was_left_out
 from shardwright.safe_objects import safe_pickles
 
@@ -44,6 +45,13 @@ _NAMES = {
 }
 
 
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
+_IS_POINTER = (
+    "this is a Git LFS pointer, which stands for the file; get the file itself: run git lfs pull in the repository, or "
+    "hf download"
+)
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in _NAMES.get(module, ()):
@@ -61,6 +69,8 @@ def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
     """
     file = Path(directory, METADATA_NAME)
     data = file.read_bytes()
+    if data.startswith(_GIT_LFS):
+        raise _core.CheckpointFormatError(f"{file}: {_IS_POINTER}")
     try:
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # damaged pickles raise anything
@@ -87,7 +97,7 @@ class TorchStorageReader(FileSystemReader):
     """
 
     def __init__(self, path: str | os.PathLike[str], weights_only: bool = True) -> None:
-        super().__init__(path)
+        super().__init__(local_path(path))
         self.weights_only = weights_only
         self.report: LoadReport | None = None
         self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
@@ -97,6 +107,7 @@ class TorchStorageReader(FileSystemReader):
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
+        vars(metadata)["where"] = self.path  # for messages
         return metadata
 
     def set_up_storage_reader(
@@ -107,6 +118,7 @@ class TorchStorageReader(FileSystemReader):
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        self._expect_whole_files(plan)
         self._ready = self._read_objects(plan) if self.weights_only else {}
         return super().prepare_local_plan(plan)
 
@@ -118,6 +130,28 @@ class TorchStorageReader(FileSystemReader):
         done = super().read_data(plan, _SafePlanner(planner, ready) if self.weights_only else planner)
         self.report = self._report(plan, planner, time.perf_counter() - start)
         return done
+
+    def _expect_whole_files(self, plan: LoadPlan) -> None:
+        ends: dict[str, int] = {}
+        for item in plan.items:
+            place = self.storage_data[item.storage_index]
+            ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
+        problems = []
+        for name, end in ends.items():
+            file = Path(self.path, name)
+            if not file.is_file():
+                problems.append(f"{file}: expected a file of {end} bytes or more, found none; copy it again")
+            elif (size := file.stat().st_size) < end:
+                with open(file, "rb") as stream:
+                    is_pointer = stream.read(len(_GIT_LFS)) == _GIT_LFS
+                what = (
+                    _IS_POINTER
+                    if is_pointer
+                    else f"expected {end} bytes or more, found {size}; copy it again"
+                )
+                problems.append(f"{file}: {what}")
+        if problems:
+            raise _core.CheckpointFormatError("\n  ".join(problems))
 
     def _read_objects(self, plan: LoadPlan, but: Container[str] = ()) -> dict[str, io.BytesIO]:
         """What the planner may unpickle: it does so without restraint."""
