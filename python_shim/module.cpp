@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "kernels/decode.h"
+#include "kernels/value_range.h"
 #include "planner/error.h"
 #include "planner/load_plan.h"
 #include "planner/mesh.h"
@@ -22,6 +23,7 @@
 #include "planner/problems.h"
 #include "planner/read_plan.h"
 #include "planner/request_list.h"
+#include "planner/rounding.h"
 #include "planner/weight_map.h"
 #include "python_shim/bindings.h"
 #include "storage/device_calls.h"
@@ -351,8 +353,18 @@ void bind_load(py::module_& m) {
         return std::make_shared<LoadPlan>(plan_reads(reads, specs, catalog));
       },
       py::arg("requests"), py::arg("specs"), py::arg("catalog"),
-      "Plans reading (name, chunk offset, offset in the chunk, size) as stored, each into the spec of its "
-      "index.");
+      "Plans reading (name, chunk offset, offset in the chunk, size), each into the spec of its index: as it "
+      "is stored, decoded or converted.");
+  m.def("roundings_of", &roundings_of, py::arg("plan"), py::arg("specs"), py::arg("catalog"),
+        "{name: \"F32 -> BF16\"} of the tensors that running the plan rounds.");
+  m.def(
+      "holds_all",
+      [](const std::string& to, const std::string& from) {
+        return holds_all(dtype_from(to), dtype_from(from));
+      },
+      py::arg("to"), py::arg("source"), "Whether every number of a dtype is one of the other.");
+  m.def("needs_scales", &needs_scales, py::arg("catalog"), py::arg("name"),
+        "True for a tensor whose elements are not its numbers: it has scales, or must have had some.");
   m.def(
       "place_transfer",
       [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,

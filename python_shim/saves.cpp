@@ -4,16 +4,19 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
-#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "planner/error.h"
 #include "python_shim/bindings.h"
+#include "storage/checkpoint_place.h"
+#include "storage/checksums_file.h"
 #include "storage/copy_out.h"
 #include "storage/manifest.h"
 #include "storage/pending_checkpoint.h"
@@ -151,8 +154,9 @@ std::pair<std::vector<const Place*>, std::vector<std::string>> find_places(
       found.second.push_back(name);
     }
   }
+  const std::unordered_set<std::string> wanted(objects.begin(), objects.end());
   for (const StoredObject& object : manifest.objects) {
-    if (std::find(objects.begin(), objects.end(), object.name) == objects.end()) continue;
+    if (!wanted.contains(object.name)) continue;
     found.first.push_back(&object.place);
     found.second.push_back(object.name);
   }
@@ -200,6 +204,16 @@ void bind_reading(py::module_& m) {
           },
           py::arg("directory"))
       .def(
+          "expect_told_alike",
+          [](const Manifest& manifest, const std::filesystem::path& directory,
+             const std::vector<std::pair<std::string, Shape>>& chunks, int threads) {
+            const py::gil_scoped_release release;
+            std::set<std::uint32_t> files;
+            for (const Place* place : find_places(manifest, chunks, {}).first) files.insert(place->file);
+            expect_told_alike(manifest, directory, files, threads);
+          },
+          py::arg("directory"), py::arg("chunks"), py::arg("threads"))
+      .def(
           "expect_undamaged",
           [](const Manifest& manifest, const std::filesystem::path& directory,
              const std::vector<std::pair<std::string, Shape>>& chunks,
@@ -209,6 +223,7 @@ void bind_reading(py::module_& m) {
             expect_undamaged(manifest, directory, places, names, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
+  m.def("expect_local_path", &expect_local_path, py::arg("path"));
   m.def("has_manifest", &has_manifest, py::arg("directory"));
   m.def("read_order", &read_order, py::arg("directory"));
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());

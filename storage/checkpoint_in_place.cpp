@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
 #include <set>
 #include <system_error>
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/checksums_file.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/manifest.h"
@@ -89,6 +91,14 @@ CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
   return found;
 }
 
+bool is_as_written(const fs::path& directory, const StoredFile& file) {
+  try {
+    return whole_file(directory, file.name) == file;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::set<std::string>& names) {
   CheckpointInPlace found{CheckpointKind::huggingface, false, names.contains(hf_index_name), {}, {}, {}};
   try {
@@ -103,9 +113,15 @@ CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::s
     }
     std::copy_if(std::begin(names_beside), std::end(names_beside), std::back_inserter(found.beside),
                  [&](const char* name) { return names.contains(name); });
-    if (names.contains(checksums_name)) {
+    if (const std::optional<Checksums> checksums = read_checksums(directory)) {
       found.is_ours = true;
       found.files.emplace_back(checksums_name);
+      for (const StoredFile& file : checksums->files) found.files.push_back(file.name);
+      for (const StoredFile& file : checksums->beside) {
+        // One that somebody has edited since is theirs.
+        if (names.contains(file.name) && is_as_written(directory, file)) found.files.push_back(file.name);
+      }
+      found.beside.clear();
     }
   } catch (const Error& error) {
     found.fault = error.what();

@@ -6,9 +6,6 @@
 
 namespace shardwright {
 
-/// The checksums of an exported Hugging Face checkpoint; that it is there says that this library wrote it.
-inline constexpr char checksums_name[] = "shardwright.checksums";
-
 /// The key of a safetensors file's metadata that says that this library wrote an adapter.
 inline constexpr char writer_key[] = "shardwright";
 

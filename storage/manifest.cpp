@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <set>
 #include <system_error>
 #include <tuple>
@@ -141,9 +142,11 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
     }
   }
   problems.throw_if_any(ErrorKind::malformed, "the checkpoint is not whole");
+  std::vector<const StoredChunk*> chunks;
   for (const StoredTensor& tensor : manifest.tensors) {
     const auto dtype = dtype_named(tensor.safetensors_dtype);
     for (const StoredChunk& chunk : tensor.chunks) {
+      chunks.push_back(dtype ? &chunk : nullptr);
       SourceTensor source{tensor.name,      dtype.value_or(DType::U8), chunk.box.size,       chunk.box.offset,
                           chunk.place.file, chunk.place.bytes.begin,   chunk.place.bytes.end};
       if (!dtype) {
@@ -153,9 +156,23 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
       catalog.tensors.push_back(std::move(source));
     }
   }
-  std::sort(catalog.tensors.begin(), catalog.tensors.end(), [](const SourceTensor& a, const SourceTensor& b) {
-    return std::tie(a.name, a.offset) < std::tie(b.name, b.offset);
+  std::vector<std::size_t> order(chunks.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return std::tie(catalog.tensors[a].name, catalog.tensors[a].offset) <
+           std::tie(catalog.tensors[b].name, catalog.tensors[b].offset);
   });
+  std::vector<SourceTensor> sorted;
+  std::vector<RowChecksums> checksums;
+  for (const std::size_t index : order) {
+    sorted.push_back(std::move(catalog.tensors[index]));
+    checksums.emplace_back();
+    // Tensors of other dtypes than safetensors' have one dimension more here than what was summed up.
+    if (manifest.version >= 2 && chunks[index] != nullptr)
+      checksums.back().sums = chunks[index]->place.bytes.checksums;
+  }
+  catalog.tensors = std::move(sorted);
+  catalog.checksums = std::make_shared<const std::vector<RowChecksums>>(std::move(checksums));
   return catalog;
 }
 

@@ -15,8 +15,8 @@ namespace shardwright {
 
 inline constexpr char manifest_name[] = "shardwright.manifest";
 
-/// Version of the manifest (storage/manifest.proto) that this build writes and reads.
-inline constexpr unsigned manifest_version = 1;
+/// Version of the manifest (storage/manifest.proto) that this build writes. It reads version 1, too.
+inline constexpr unsigned manifest_version = 2;
 
 struct StoredChunk {
   Box box;  ///< of the whole tensor
@@ -45,6 +45,7 @@ struct Manifest {
   std::vector<StoredTensor> tensors;
   std::vector<StoredObject> objects;
   std::string planner_data;
+  unsigned version = manifest_version;
   std::uint64_t order = 0;  ///< the how many-eth save of its training; 0: not told
 };
 

@@ -147,7 +147,7 @@ class Reader {
 
 std::string encode_manifest(const Manifest& manifest) {
   wire::Manifest message;
-  message.set_version(manifest_version);
+  message.set_version(manifest.version);
   message.set_checksum_block_bytes(checksum_block_bytes);
   for (const StoredFile& file : manifest.files) {
     wire::ShardFile* to = message.add_files();
@@ -198,12 +198,14 @@ Manifest decode_manifest(std::string_view bytes, const std::string& file) {
   }
   wire::Manifest message;
   if (!message.ParseFromString(outer.manifest())) reader.malformed("this is not a manifest");
-  if (message.version() != manifest_version || message.checksum_block_bytes() != checksum_block_bytes) {
+  if (message.version() < 1 || message.version() > manifest_version ||
+      message.checksum_block_bytes() != checksum_block_bytes) {
     reader.malformed("expected a manifest of version " + std::to_string(manifest_version) +
                      ", found version " + std::to_string(message.version()) +
                      "; read it with the release that wrote it");
   }
   Manifest manifest = reader.read(message);
+  manifest.version = message.version();
   manifest.order = outer.order();
   return manifest;
 }

@@ -9,6 +9,8 @@
 
 #include "planner/error.h"
 #include "planner/problems.h"
+#include "storage/checkpoint_place.h"
+#include "storage/checksums_file.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/json_events.h"
@@ -33,13 +35,14 @@ std::vector<std::string> list_safetensors(const fs::path& directory) {
   std::error_code code;
   fs::directory_iterator entries(directory, code);
   if (code == std::errc::no_such_file_or_directory) {
-    throw Error(ErrorKind::not_found, where + ": no such directory; give the directory of a checkpoint",
+    throw Error(ErrorKind::not_found, where + ": no such directory; " + advice_for_absent(directory),
                 code.value());
   }
   if (code == std::errc::not_a_directory) {
     throw Error(
         ErrorKind::not_found,
-        where + ": expected the directory of a checkpoint, found a file; give the directory that holds it",
+        where + ": expected the directory of a checkpoint, found a file; give the directory that holds it: " +
+            printable(fs::absolute(directory).parent_path().native()),
         code.value());
   }
   std::vector<std::string> names;
@@ -242,6 +245,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(threads));
   }
 
+  expect_local_path(directory);
   const auto begin = std::chrono::steady_clock::now();
   Catalog catalog;
   catalog.directory = directory;
@@ -253,10 +257,16 @@ Catalog read_catalog(const fs::path& directory, int threads) {
     names = index->files;
   }
   if (names.empty()) {
+    throw Error(ErrorKind::not_found, printable(directory.native()) + ": expected *.safetensors, found " +
+                                          found_in_place_of_safetensors(directory));
+  }
+  const bool are_shards = std::all_of(names.begin(), names.end(),
+                                      [](const std::string& name) { return name.starts_with("rank-"); });
+  if (!index && are_shards && is_unfinished_save(directory)) {
     throw Error(ErrorKind::not_found,
                 printable(directory.native()) +
-                    ": expected *.safetensors, found none; give the directory of a Hugging Face "
-                    "checkpoint");
+                    ": expected a checkpoint, found the files of a save that has not been published; it "
+                    "still runs or was interrupted: give a checkpoint whose save has ended");
   }
   for (std::string& name : names) catalog.files.push_back({std::move(name), 0});
   if (index) check_presence(catalog, index_path);
@@ -264,6 +274,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   read_headers(catalog, threads);
   if (index) check_index(catalog, *index, index_path);
   check_all_chunks(catalog);
+  add_checksums(catalog, threads);
   catalog.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return catalog;
 }

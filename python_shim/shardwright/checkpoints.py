@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
+from shardwright.local_path import local_path
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -79,6 +80,7 @@ def latest(root: str | os.PathLike[str]) -> Path | None:
     Raises:
         ValueError: two folders are of one step, such as ``step-7`` and ``step-00000007``.
     """
+    local_path(root)
     found = _checkpoints(root)
     return found[-1][2] if found else None
 
@@ -110,6 +112,7 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     what was looked at. A Hugging Face checkpoint has no checksums: ``bytes_hashed`` is 0. Checkpoints of torch's
     FileSystemWriter are checked by the sums of the archives that they consist of.
     """
+    path = local_path(path)
     if Path(path, ".metadata").is_file() and not _core.has_manifest(os.fspath(path)):
         from shardwright.torch_checkpoint import verify_torch_checkpoint
 

@@ -14,6 +14,7 @@ import torch
 from shardwright import _core
 from shardwright.adapter_file import AdapterFile
 from shardwright.describe import current_streams, spec_of_part
+from shardwright.local_path import local_path
 from shardwright.lora_config import LoraConfig
 from shardwright.lora_reading import Reading, check_sense
 from shardwright.lora_windows import Pair, weight_of
@@ -84,7 +85,7 @@ def load_lora(
     """
     check_sense(param_wrapper)
     start = time.perf_counter()
-    file = AdapterFile.open(Path(path))
+    file = AdapterFile.open(Path(local_path(path)))
     catalog_seconds = time.perf_counter() - start
     start = time.perf_counter()
     problems: list[str] = []
@@ -122,5 +123,5 @@ def load_lora(
         scaling,
         reading.layout,
         reading.sense,
-        LoadReport.of(report, catalog_seconds, plan_seconds),
+        LoadReport.of(report, catalog_seconds, plan_seconds, dict(_core.roundings_of(plan, specs, catalog))),
     )

@@ -29,6 +29,7 @@ from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import next_order, remove_all_but
 from shardwright.describe import DTYPE_NAMES, current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
+from shardwright.local_path import local_path
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
@@ -114,7 +115,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             )
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; expected 1 or more, or None")
-        self.path = Path(path)
+        self.path = Path(local_path(path))
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
         self.thread_count = default_threads() if thread_count is None else thread_count
@@ -134,7 +135,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         self.abandon()
         if checkpoint_id:
-            self.path = Path(checkpoint_id)
+            self.path = Path(local_path(checkpoint_id))
         self.save_id = str(uuid.uuid4())
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:

@@ -24,6 +24,7 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.catalog import catalog_of
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
+from shardwright.local_path import local_path
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
@@ -120,6 +121,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             save that needs more fails and names the figure. None: what it takes.
         overwrite: None replaces a checkpoint that an export has written, and refuses where another checkpoint is in
             ``path``, or the template (FileExistsError). True replaces any. False replaces none.
+        strict_dtypes: a tensor that would be stored in a dtype that cannot hold all of its numbers, such as F32 as BF16
+            because the template has that, is an error; otherwise it is rounded, which ``report.rounded`` lists. What
+            ``quantization`` encodes is no such cast.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
@@ -143,7 +147,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         device_memory: int | None = None,
         async_staging_bytes: int | None = None,
         overwrite: bool | None = None,
+        strict_dtypes: bool = False,
     ) -> None:
+        path = local_path(path)
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
         threads = (
@@ -178,6 +184,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
         )
         self.async_staging_bytes = async_staging_bytes
+        self.strict_dtypes = strict_dtypes
         self.report: SaveReport | None = None
         self._request: Any = None
         self._description: Description | None = None
@@ -256,6 +263,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
+            self.strict_dtypes,
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------
@@ -273,7 +281,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             )
             self._beside = self._files_beside()
             names = [file.name for file in self._planned.catalog.files]
-            self._pending.expect_free([*names, *self._beside])
+            self._pending.expect_free([*names, *self._beside, _core.checksums_name])
             free = shutil.disk_usage(self._pending.path).free
             if free < self._planned.total_size:
                 raise OSError(
@@ -300,7 +308,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     def _files_beside(self) -> dict[str, bytes]:
         """What the export writes beside the weights. A file that has that content already is left as it is."""
-        files = {INDEX_NAME: self._planned.index, _core.checksums_name: b""}
+        files = {INDEX_NAME: self._planned.index}
         if self.template is not None:
             files |= template_files(Path(catalog_of(self.template).directory), self._planned.quantised)
         return {
@@ -314,9 +322,17 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self._shards.finish(metadata, results)
             return
         try:
-            expect_success([of_rank[-1].storage_data for of_rank in results])
+            outcomes = [of_rank[-1].storage_data for of_rank in results]
+            expect_success(outcomes)
             for name, content in self._beside.items():
                 write_flushed(self._pending.path / name, content)
+            checksums = _core.checksums_of_export(
+                self._planned,
+                [outcome.row_sums for outcome in outcomes],
+                self._pending.path,
+                [name for name in self._beside if name != INDEX_NAME],
+            )
+            write_flushed(self._pending.path / _core.checksums_name, checksums)
             self._pending.publish(INDEX_NAME)
         finally:
             self.abandon()
@@ -338,7 +354,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             return written
         outcome = RankOutcome(plan.storage_data.rank)
         try:
-            self.report = self._write_share(plan.storage_data, planner)
+            self.report, outcome.row_sums = self._write_share(plan.storage_data, planner)
         except Exception as error:
             outcome.fail(error)
         self._description, self._items = None, []  # which hold on to the state, and to copies of it
@@ -346,7 +362,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
         return done
 
-    def _write_share(self, share: _Share, planner: TorchSavePlanner) -> SaveReport:
+    def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
+        """What was done, and checksums of what was written."""
         description = self._description or self._resolved(planner)
         self._request.start_of_names = share.start_of_names
         core = _core.run_export(
@@ -360,7 +377,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         )
         report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
-        return report
+        return report, core.row_sums
 
     def _resolved(self, planner: TorchSavePlanner) -> Description:
         """The tensors of another planner's items."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import time
 import zipfile
+from collections.abc import Container
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.safe_objects import safe_pickle
+from shardwright.local_path import local_path
+from shardwright.report import LoadReport, with_what_was_left_out
+from shardwright.safe_objects import safe_pickles
 
 METADATA_NAME = ".metadata"
 
@@ -41,6 +45,13 @@ _NAMES = {
 }
 
 
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
+_IS_POINTER = (
+    "this is a Git LFS pointer, which stands for the file; get the file itself: run git lfs pull in the repository, or "
+    "hf download"
+)
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in _NAMES.get(module, ()):
@@ -58,6 +69,8 @@ def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
     """
     file = Path(directory, METADATA_NAME)
     data = file.read_bytes()
+    if data.startswith(_GIT_LFS):
+        raise _core.CheckpointFormatError(f"{file}: {_IS_POINTER}")
     try:
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # damaged pickles raise anything
@@ -79,32 +92,113 @@ class TorchStorageReader(FileSystemReader):
     Args:
         path: the checkpoint directory.
         weights_only: False lets the pickled objects run whatever code they name; see ShardedStorageReader.
+
+    After a load, ``report`` is its :class:`LoadReport`, as far as torch's reader shows what it does.
     """
 
     def __init__(self, path: str | os.PathLike[str], weights_only: bool = True) -> None:
-        super().__init__(path)
+        super().__init__(local_path(path))
         self.weights_only = weights_only
+        self.report: LoadReport | None = None
+        self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         metadata = read_torch_metadata(self.path)
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
+        vars(metadata)["where"] = self.path  # for messages
         return metadata
 
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
+        self._metadata = metadata
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        self._expect_whole_files(plan)
+        self._ready = self._read_objects(plan) if self.weights_only else {}
+        return super().prepare_local_plan(plan)
+
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        safe = _SafePlanner(planner, self.path) if self.weights_only else planner
-        return super().read_data(plan, safe)
+        start = time.perf_counter()
+        ready, self._ready = self._ready, {}
+        if self.weights_only:
+            ready |= self._read_objects(plan, ready)
+        done = super().read_data(plan, _SafePlanner(planner, ready) if self.weights_only else planner)
+        self.report = self._report(plan, planner, time.perf_counter() - start)
+        return done
+
+    def _expect_whole_files(self, plan: LoadPlan) -> None:
+        ends: dict[str, int] = {}
+        for item in plan.items:
+            place = self.storage_data[item.storage_index]
+            ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
+        problems = []
+        for name, end in ends.items():
+            file = Path(self.path, name)
+            if not file.is_file():
+                problems.append(f"{file}: expected a file of {end} bytes or more, found none; copy it again")
+            elif (size := file.stat().st_size) < end:
+                with open(file, "rb") as stream:
+                    is_pointer = stream.read(len(_GIT_LFS)) == _GIT_LFS
+                what = (
+                    _IS_POINTER
+                    if is_pointer
+                    else f"expected {end} bytes or more, found {size}; copy it again"
+                )
+                problems.append(f"{file}: {what}")
+        if problems:
+            raise _core.CheckpointFormatError("\n  ".join(problems))
+
+    def _read_objects(self, plan: LoadPlan, but: Container[str] = ()) -> dict[str, io.BytesIO]:
+        """What the planner may unpickle: it does so without restraint."""
+        items = {
+            item.storage_index.fqn: item
+            for item in plan.items
+            if item.type == LoadItemType.BYTE_IO and item.storage_index.fqn not in but
+        }
+
+        def read(name: str) -> tuple[Path, io.BytesIO]:
+            place = self.storage_data[items[name].storage_index]
+            file = Path(self.path, place.relative_path)
+            with open(file, "rb") as stream:
+                part = self._slice_file(stream, place)
+                descriptors = place.transform_descriptors or ()
+                data = self.transforms.transform_load_stream(items[name], descriptors, part).read(-1)
+            return file, io.BytesIO(data)
+
+        return safe_pickles(items, read)
+
+    def _report(self, plan: LoadPlan, planner: LoadPlanner, seconds: float) -> LoadReport:
+        places = {item.storage_index: self.storage_data[item.storage_index] for item in plan.items}
+        tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
+        sizes = self._metadata.state_dict_metadata
+        report = LoadReport.of_torch(
+            tensors=len({item.storage_index.fqn for item in tensors}),
+            bytes_read=sum(place.length for place in places.values()),
+            bytes_written=sum(
+                item.lengths.numel() * sizes[item.storage_index.fqn].properties.dtype.itemsize
+                for item in tensors
+            ),
+            files=len({place.relative_path for place in places.values()}),
+            seconds=seconds,
+        )
+        return with_what_was_left_out(report, self._metadata, plan, planner)
 
 
 class _SafePlanner:
     """The planner, as a reader sees it; what it is told to unpickle has been found safe."""
 
-    def __init__(self, planner: LoadPlanner, path: Any) -> None:
-        self._planner, self._path = planner, path
+    def __init__(self, planner: LoadPlanner, objects: dict[str, io.BytesIO]) -> None:
+        self._planner, self._objects = planner, objects
 
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        self._planner.load_bytes(read_item, safe_pickle(read_item.storage_index.fqn, self._path, value))
+    def load_bytes(self, read_item: ReadItem, _: io.BytesIO) -> None:
+        data = self._objects[read_item.storage_index.fqn]
+        data.seek(0)
+        self._planner.load_bytes(read_item, data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._planner, name)
