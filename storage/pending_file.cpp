@@ -19,6 +19,7 @@
 
 #include "planner/error.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 namespace {
@@ -29,14 +30,6 @@ namespace fs = std::filesystem;
 constexpr int wait_milliseconds = 20;
 
 constexpr std::size_t longest_kept_name = 200;  ///< of 255 bytes that file systems allow
-
-template <typename Call>
-int uninterrupted(const Call& call) {
-  for (;;) {
-    const int outcome = call();
-    if (outcome >= 0 || errno != EINTR) return outcome;
-  }
-}
 
 /// ".<name>.<16 digits>.partial", beside the file.
 fs::path unlikely_name_beside(const fs::path& file) {

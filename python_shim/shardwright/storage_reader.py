@@ -26,6 +26,7 @@ from shardwright.local_path import local_path
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of
+from shardwright.system_calls import is_file
 
 
 def default_threads() -> int:
@@ -81,7 +82,7 @@ class Reading:
 
 def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
     """Raises if a Hugging Face checkpoint is not as it was exported, or has no checksums to tell."""
-    if not Path(path, _core.checksums_name).is_file():
+    if not is_file(Path(path, _core.checksums_name)):
         raise ValueError(f"{path}: verify=True, but this checkpoint has no checksums to check")
     report = _core.verify_checkpoint(os.fspath(path), threads)
     if report.problems:

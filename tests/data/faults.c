@@ -31,7 +31,7 @@ enum {
 };
 
 /* In place of an error number. */
-enum { SHORT = -1, ENDED = -2 };
+enum { SHORT = -1, ENDED = -2, KILLED = -3 };
 
 static char root[PATH_MAX];
 static size_t root_length;
@@ -42,7 +42,7 @@ static atomic_long counts[KINDS];
 static atomic_long hits;
 static char hit_path[PATH_MAX];
 
-/* `fault`: an error number, SHORT or ENDED. `on`: not that call alone, but all from it on. Call 0 only counts. */
+/* `fault`: an error number, SHORT, ENDED, or KILLED: the process ends in place of the call. `on`: not that call alone, but all from it on. Call 0 only counts. */
 void faults_arm(const char* folder, int kind, long call, int fault, int on) {
   atomic_store(&is_armed, 0);
   snprintf(root, sizeof root, "%s", folder);
@@ -73,6 +73,7 @@ static int fault_at(int kind, const char* path) {
   if (kind != armed_kind || armed_call == 0) return 0;
   if (goes_on ? call < armed_call : call != armed_call) return 0;
   if (atomic_fetch_add(&hits, 1) == 0) snprintf(hit_path, sizeof hit_path, "%s", path);
+  if (armed_fault == KILLED) _exit(9);
   return armed_fault;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import reference
 import shardwright as sw
 import torch
 import torch.distributed as dist
-from checkpoints import Sizes, write_m3
+from checkpoints import INDEX, Sizes, write_m3
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -109,7 +110,11 @@ def weights(value: float) -> dict[str, Any]:
 
 def holds_weights(path: Path, value: float) -> bool:
     found = {name: torch.zeros_like(local(tensor)) for name, tensor in weights(0).items()}
-    whole = reference.read_checkpoint(path)
+    # As the index has it: a failure that goes on may leave files that the next export removes.
+    files = set(json.loads((path / INDEX).read_text())["weight_map"].values())
+    whole = {
+        name: stored for file in files for name, stored in reference.read_safetensors(path / file).items()
+    }
     for name, tensor in weights(value).items():
         full = torch.arange(240.0).view(8, 30) + value if name == "layers.0.weight" else None
         stored = reference.tensor_of(whole[name].raw(), tensor.dtype).view(tensor.shape)
@@ -251,6 +256,20 @@ class Writing(Flow):
     def look_after_failure(self, error: BaseException) -> None:
         self.old_is_whole()
 
+    def new_is_there(self) -> bool:
+        try:
+            return self.has(self.place, 2.0)
+        except (OSError, ValueError):
+            return False
+
+    def look_after_kill(self) -> bool:
+        """Whether the new checkpoint is there; else all of before is."""
+        self.strangers_are_there()
+        if self.new_is_there():
+            return True
+        self.old_is_whole()
+        return False
+
     def left_over(self) -> list[str]:
         """What a failure has left for the next save to clean up."""
         return [name for name in tree(self.root) if name not in self.before]
@@ -378,6 +397,11 @@ class WritingAFile(Flow):
 
     def look_after_failure(self, error: BaseException) -> None:
         self.look(b"old")
+
+    def look_after_kill(self) -> bool:
+        new = (self.root / "name").read_bytes() == b"new"
+        self.look(b"new" if new else b"old")
+        return new
 
     def look_after_success(self) -> None:
         self.look(b"new")

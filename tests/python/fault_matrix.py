@@ -28,7 +28,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from faults import ENDED, HARMLESS, Fault, Faults, environment, faults_of
+from faults import ENDED, HARMLESS, KILLED, Fault, Faults, environment, faults_of, kills_of
 
 #: A call that takes longer hangs.
 SECONDS_EACH = 60
@@ -121,6 +121,35 @@ def one(flow: Any, fault: Fault, faults: Faults, armed: bool, together: bool) ->
     return outcome, "; ".join(wrong) + (f" [at {path}]" if wrong and path else "")
 
 
+def one_kill(flow: Any, fault: Fault, faults: Faults) -> tuple[str, str]:
+    """The same for a process that is killed in the middle: a child of this one."""
+    flow.prepare()
+    before = open_below(flow.root)
+    child = os.fork()
+    if child == 0:
+        try:
+            with faults.armed(fault):
+                flow.act()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    wrong, outcome = [], "not reached"
+    try:
+        if os.waitstatus_to_exitcode(status) == 9:
+            outcome = "killed, the new one is there" if flow.look_after_kill() else "killed, as before"
+        else:
+            flow.look_after_success()
+    except Exception as failure:
+        wrong.append("after it: " + told(failure))
+    try:
+        flow.repeat()
+    except Exception as failure:
+        wrong.append("the next call: " + told(failure))
+    if open_below(flow.root) != before:
+        wrong.append(f"left open: {open_below(flow.root)}, before: {before}")
+    return outcome, "; ".join(wrong)
+
+
 def told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     at = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
@@ -170,6 +199,8 @@ def work(options: argparse.Namespace) -> None:
             if options.ranks > 1:
                 dist.broadcast_object_list(mine, src=faulty)
             cases = faults_of(mine[0])
+            if options.ranks == 1 and hasattr(flow, "look_after_kill"):
+                cases += kills_of(mine[0])
             if options.faults:
                 chosen = random.Random(f"{options.seed} {flow.name} {faulty}")
                 cases = chosen.sample(cases, min(len(cases), options.faults))
@@ -178,9 +209,11 @@ def work(options: argparse.Namespace) -> None:
             for fault in cases[done[key] :]:
                 line("begin", key, str(fault), fault.kind)
                 faulthandler.dump_traceback_later(SECONDS_EACH, exit=True)
-                outcome, wrong = one(
-                    flow, fault, faults, options.ranks == 1 or options.rank == faulty, options.ranks > 1
-                )
+                if fault.answer == KILLED:
+                    outcome, wrong = one_kill(flow, fault, faults)
+                else:
+                    mine_is_faulty = options.ranks == 1 or options.rank == faulty
+                    outcome, wrong = one(flow, fault, faults, mine_is_faulty, options.ranks > 1)
                 faulthandler.cancel_dump_traceback_later()
                 line("end", key, str(fault), fault.kind, outcome, wrong)
     line("finished")

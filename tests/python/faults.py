@@ -36,7 +36,7 @@ KINDS = (
     "ring read",
 )
 
-SHORT, ENDED = -1, -2
+SHORT, ENDED, KILLED = -1, -2, -3
 
 #: What each kind of call may answer.
 ANSWERS = {
@@ -72,8 +72,24 @@ class Fault:
     goes_on: bool = False  #: all calls from that one on
 
     def __str__(self) -> str:
-        answer = {SHORT: "short", ENDED: "ended"}.get(self.answer) or errno.errorcode[self.answer]
+        answer = {SHORT: "short", ENDED: "ended", KILLED: "killed"}.get(self.answer) or errno.errorcode[
+            self.answer
+        ]
         return f"{self.kind} {self.call}{' and on' if self.goes_on else ''}: {answer}"
+
+
+#: The kinds of calls before which a kill leaves something else than before the next.
+CHANGING = ("open", "write", "sync", "rename", "link", "unlink", "rmdir", "mkdir", "lock", "space")
+
+
+def kills_of(counts: dict[str, int]) -> list[Fault]:
+    """The process is killed before each call that changes what is on disk."""
+    return [
+        Fault(kind, call, KILLED)
+        for kind, count in counts.items()
+        if kind in CHANGING
+        for call in range(1, count + 1)
+    ]
 
 
 def faults_of(counts: dict[str, int]) -> list[Fault]:
