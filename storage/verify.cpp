@@ -245,11 +245,22 @@ void check_unlisted(const Manifest& manifest, const fs::path& directory, Finding
   std::set<std::string> listed;
   for (const StoredFile& file : manifest.files) listed.insert(file.name);
   std::error_code code;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory, code)) {
-    if (entry.path().extension() == ".safetensors" && listed.count(entry.path().filename().native()) == 0) {
-      findings.add(manifest.files.size(), "",
-                   printable(entry.path().native()) + ": a safetensors file that the manifest does not list");
-    }
+  fs::directory_iterator entries(directory, code);
+  std::vector<fs::path> unlisted;
+  while (!code && entries != fs::end(entries)) {
+    const fs::path& path = entries->path();
+    if (path.extension() == ".safetensors" && !listed.contains(path.filename().native()))
+      unlisted.push_back(path);
+    entries.increment(code);
+  }
+  if (code == std::errc::interrupted) return check_unlisted(manifest, directory, findings);
+  const std::size_t order = manifest.files.size();
+  if (code) {
+    findings.add(order, "", printable(directory.native()) + ": cannot list this directory: " + code.message());
+  }
+  for (const fs::path& path : unlisted) {
+    findings.add(order, "",
+                 printable(path.native()) + ": a safetensors file that the manifest does not list");
   }
 }
 

@@ -200,9 +200,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _object(self, fqn: str) -> io.BytesIO:
         """A pickle that the planner may load: it loads without restraint."""
         file, begin, end = self._objects[fqn]
-        with open(Path(self.path, file), "rb") as stream:
-            stream.seek(begin)
-            data = io.BytesIO(stream.read(end - begin))
+        data = io.BytesIO(_core.read_bytes(os.fspath(Path(self.path, file)), begin, end))
         return safe_pickle(fqn, Path(self.path, file), data) if self.weights_only else data
 
     # --- tensors -----------------------------------------------------------------------------------------------
