@@ -244,9 +244,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         """The file that a pickle is in, and the pickle."""
         name, begin, end = self._objects[fqn]
         file = Path(self.path, name)
-        with open(file, "rb") as stream:
-            stream.seek(begin)
-            return file, io.BytesIO(stream.read(end - begin))
+        return file, io.BytesIO(_core.read_bytes(os.fspath(file), begin, end))
 
     # --- tensors -----------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
         CheckpointFormatError: it is damaged, or names code that DCP's metadata does not consist of.
     """
     file = Path(directory, METADATA_NAME)
-    data = file.read_bytes()
+    data = _core.read_bytes(os.fspath(file))
     if data.startswith(_GIT_LFS):
         raise _core.CheckpointFormatError(f"{file}: {_IS_POINTER}")
     try:
@@ -284,8 +284,8 @@ class _Part(io.RawIOBase):
 
 def _fault_of_archive(path: Path, offset: int, length: int) -> str:
     try:
-        if path.stat().st_size < offset + length:
-            return f"expected {offset + length} bytes or more, found {path.stat().st_size}"
+        if (size := _core.size_of_file(os.fspath(path))) < offset + length:
+            return f"expected {offset + length} bytes or more, found {size}"
         with open(path, "rb") as file, zipfile.ZipFile(_Part(file, offset, length)) as archive:
             record = archive.testzip()
     except OSError as error:

@@ -2,8 +2,8 @@
 
     python tests/python/kill_flows.py [--moments 20] [--ranks 1 2] [--flows save steps ...] [--signals KILL TERM INT]
 
-Each time the checkpoint of before or a newer one must be there, whole and of one save; files of strangers beside, in and
-linked from its directory must be as they were; and the next save must work and leave nothing of a dead one. Of several
+Each time the checkpoint of before or a newer one must be there, whole and of one save; files of strangers beside, in
+and linked from its directory must be as they were; and the next save must work and leave nothing of a dead one. Of several
 ranks, one is ended or all are, in turns; those that are left have to end by themselves.
 """
 
@@ -45,7 +45,8 @@ def tensors(value: float, names: list[str]) -> dict[str, Any]:
         return {name: torch.full((SIZE,), value) for name in names}
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     return {
-        name: DTensor.from_local(torch.full((SIZE,), value), mesh, [Shard(0)], run_check=False) for name in names
+        name: DTensor.from_local(torch.full((SIZE,), value), mesh, [Shard(0)], run_check=False)
+        for name in names
     }
 
 
@@ -72,7 +73,9 @@ def of_sharded(path: Path) -> float:
     elements = SIZE * len({name.name[:10] for name in path.glob("rank-*-00000-*.safetensors")})
     loaded: dict = {f"t{i}": torch.zeros(elements) for i in range(4)} | {"step": 0.0}
     sw.load(loaded, path, verify=True)
-    return one_value({loaded["step"]} | {value.item() for i in range(4) for value in loaded[f"t{i}"].unique()})
+    return one_value(
+        {loaded["step"]} | {value.item() for i in range(4) for value in loaded[f"t{i}"].unique()}
+    )
 
 
 def of_latest(path: Path) -> float:
@@ -103,7 +106,11 @@ def save_asynchronously(path: Path, value: float) -> None:
 #: Name → (folder, what is done, what is then there).
 FLOWS: dict[str, tuple[str, Callable[[Path, float], Any], Callable[[Path], float]]] = {
     "save": ("checkpoint", lambda path, value: sw.save(state(value), path), of_sharded),
-    "steps": ("runs", lambda path, value: sw.save(state(value), path, step=int(value) % 7, keep_last=2), of_latest),
+    "steps": (
+        "runs",
+        lambda path, value: sw.save(state(value), path, step=int(value) % 7, keep_last=2),
+        of_latest,
+    ),
     "async": ("checkpoint", save_asynchronously, of_sharded),
     "export": ("export", lambda path, value: sw.export(tensors(value, list("abcd")), path), of_export),
     "lora": ("adapter", lambda path, value: sw.save_lora(lora(value), path, alpha=8), of_adapter),
@@ -121,7 +128,9 @@ def for_ever(flow: str, rank: int, ranks: int, folder: Path, path: Path, begin: 
     torch.set_num_threads(1)
     if ranks > 1:
         store = dist.FileStore(str(folder / "store"), ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+        )
     for value in range(begin, begin + 100_000):
         FLOWS[flow][1](path, float(value))
         (folder / f"ready_{rank}").touch()  # the first one takes longer
@@ -161,18 +170,30 @@ def leftovers(root: Path) -> list[str]:
     named = set(STRANGERS) | {"checkpoint/elsewhere"}
     for manifest in root.rglob("shardwright.manifest"):
         folder = manifest.parent
-        named |= {str(p.relative_to(root)) for p in folder.glob("rank-*")} if not sw.verify(folder).problems else set()
+        named |= (
+            {str(p.relative_to(root)) for p in folder.glob("rank-*")}
+            if not sw.verify(folder).problems
+            else set()
+        )
         named.add(str(manifest.relative_to(root)))
     if (root / "export" / "model.safetensors.index.json").exists():
         files = [file.name for file in sw.read_catalog(root / "export").files]
-        named |= {f"export/{name}" for name in [*files, "model.safetensors.index.json", "shardwright.checksums"]}
+        named |= {
+            f"export/{name}" for name in [*files, "model.safetensors.index.json", "shardwright.checksums"]
+        }
     named |= {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
     there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() or path.is_symlink()}
     return sorted(there - named)
 
 
 def one_moment(
-    flow: str, root: Path, ranks: int, number: signal.Signals, all_of_them: bool, wait: float, choice: random.Random
+    flow: str,
+    root: Path,
+    ranks: int,
+    number: signal.Signals,
+    all_of_them: bool,
+    wait: float,
+    choice: random.Random,
 ) -> str:
     """Ends, and looks. Says whether it was in the middle of something."""
     name, act, value_at = FLOWS[flow]
@@ -181,7 +202,9 @@ def one_moment(
     untouched = strangers(root)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        children = [forked(for_ever, flow, rank, ranks, folder, path, int(before) + 1) for rank in range(ranks)]
+        children = [
+            forked(for_ever, flow, rank, ranks, folder, path, int(before) + 1) for rank in range(ranks)
+        ]
         try:
             while not all((folder / f"ready_{rank}").exists() for rank in range(ranks)):
                 for child in children:

@@ -1,4 +1,4 @@
-"""Processes that end in the middle of saves, exports and loads; `python tests/python/kill_flows.py` tries more moments."""
+"""Processes that end in the middle of saves, exports and loads; `python tests/python/kill_flows.py` tries more."""
 
 import subprocess
 import sys
