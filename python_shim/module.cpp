@@ -363,6 +363,8 @@ void bind_load(py::module_& m) {
         return holds_all(dtype_from(to), dtype_from(from));
       },
       py::arg("to"), py::arg("source"), "Whether every number of a dtype is one of the other.");
+  m.def("scale_names_of", &scale_names_of, py::arg("weight_name"),
+        "The names that the scales of a weight may have.");
   m.def("needs_scales", &needs_scales, py::arg("catalog"), py::arg("name"),
         "True for a tensor whose elements are not its numbers: it has scales, or must have had some.");
   m.def(

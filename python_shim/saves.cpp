@@ -18,6 +18,7 @@
 #include "storage/checkpoint_place.h"
 #include "storage/checksums_file.h"
 #include "storage/copy_out.h"
+#include "storage/input_file.h"
 #include "storage/manifest.h"
 #include "storage/pending_checkpoint.h"
 #include "storage/shard_file.h"
@@ -224,6 +225,27 @@ void bind_reading(py::module_& m) {
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
   m.def("expect_local_path", &expect_local_path, py::arg("path"));
+  m.def(
+      "read_bytes",
+      [](const std::filesystem::path& path, std::uint64_t begin, std::optional<std::uint64_t> end) {
+        std::optional<InputFile> file;
+        {
+          const py::gil_scoped_release release;
+          file.emplace(path);
+        }
+        const std::uint64_t stop = end.value_or(file->size());
+        if (begin > stop) throw Error(ErrorKind::argument, "expected bytes in rising order");
+        auto bytes = py::reinterpret_steal<py::bytes>(
+            PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(stop - begin)));
+        if (!bytes) throw py::error_already_set();
+        char* const into = PyBytes_AS_STRING(bytes.ptr());
+        const py::gil_scoped_release release;
+        file->read(begin, into, stop - begin);
+        return bytes;
+      },
+      py::arg("path"), py::arg("begin") = 0, py::arg("end") = py::none(),
+      "Bytes of a regular file, or of one that a link leads to; anything else is refused, by name.");
+  m.def("size_of_file", &size_of_file, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("has_manifest", &has_manifest, py::arg("directory"));
   m.def("read_order", &read_order, py::arg("directory"));
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());

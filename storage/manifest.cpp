@@ -1,10 +1,12 @@
 #include "storage/manifest.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <numeric>
 #include <set>
-#include <system_error>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -16,6 +18,7 @@
 #include "storage/input_file.h"
 #include "storage/output_file.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 
@@ -51,8 +54,13 @@ void keep_each_box_once(std::vector<StoredChunk>& chunks) {
 }  // namespace
 
 bool has_manifest(const fs::path& directory) {
-  std::error_code code;
-  return fs::exists(directory / manifest_name, code);
+  const fs::path path = directory / manifest_name;
+  struct stat status {};  // of the link, if it is one: one that leads nowhere is for reading it to tell
+  if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0) return true;
+  if (errno == ENOENT || errno == ENOTDIR) return false;
+  const int code = errno;
+  throw Error(ErrorKind::io,
+              printable(path.native()) + ": cannot look for a manifest: " + std::strerror(code), code);
 }
 
 Manifest read_manifest(const fs::path& directory) {
@@ -131,14 +139,14 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
   Problems problems;
   for (const StoredFile& file : manifest.files) {
     catalog.files.push_back({file.name, file.size});
-    std::error_code code;
-    const std::uint64_t size = fs::file_size(directory / file.name, code);
-    const std::string path = printable((directory / file.name).native());
-    if (code) {
-      problems.add(path + ": " + code.message());
-    } else if (size != file.size) {
-      problems.add(path + ": expected " + std::to_string(file.size) + " bytes, found " +
+    const fs::path path = directory / file.name;
+    try {
+      const std::uint64_t size = size_of_file(path);
+      if (size == file.size) continue;
+      problems.add(printable(path.native()) + ": expected " + std::to_string(file.size) + " bytes, found " +
                    std::to_string(size));
+    } catch (const Error& error) {
+      problems.add(error.what());
     }
   }
   problems.throw_if_any(ErrorKind::malformed, "the checkpoint is not whole");

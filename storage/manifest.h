@@ -63,6 +63,8 @@ std::string encode_manifest(const Manifest& manifest);
 /// that do not tile their tensor exactly once.
 Manifest decode_manifest(std::string_view bytes, const std::string& file);
 
+/// True for a directory with anything of the manifest's name. Throws Error (io) where the system will not
+/// tell.
 bool has_manifest(const std::filesystem::path& directory);
 
 /// Reads the manifest of a directory. Throws Error: not_found if it has none; as decode_manifest; io.

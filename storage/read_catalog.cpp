@@ -1,5 +1,7 @@
 #include "storage/read_catalog.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iterator>
@@ -17,6 +19,7 @@
 #include "storage/printable.h"
 #include "storage/safetensors.h"
 #include "storage/threads.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 
@@ -51,6 +54,7 @@ std::vector<std::string> list_safetensors(const fs::path& directory) {
     if (name.extension() == ".safetensors" && name.native().front() != '.') names.push_back(name.string());
     entries.increment(code);
   }
+  if (code == std::errc::interrupted) return list_safetensors(directory);
   if (code) {
     throw Error(ErrorKind::io, where + ": cannot read this directory: " + code.message(), code.value());
   }
@@ -63,23 +67,25 @@ std::optional<std::string> read_if_there(const fs::path& path, std::uint64_t max
   try {
     return read_text(path, max_bytes);
   } catch (const Error& error) {
-    if (error.kind == ErrorKind::not_found && !fs::is_symlink(fs::symlink_status(path))) return std::nullopt;
+    struct stat link {};  // one that leads nowhere is no absent file
+    const bool is_there = uninterrupted([&] { return ::lstat(path.c_str(), &link); }) == 0;
+    if (error.kind == ErrorKind::not_found && !is_there) return std::nullopt;
     throw;
   }
 }
 
 std::string read_config(const fs::path& directory) {
   const fs::path path = directory / "config.json";
-  std::string config = read_if_there(path, max_config_bytes).value_or("");
-  if (config.empty() && !fs::exists(path)) return config;
+  std::optional<std::string> config = read_if_there(path, max_config_bytes);
+  if (!config) return {};
   JsonEvents events;
-  if (const auto fault = parse_json_object(config, events)) {
+  if (const auto fault = parse_json_object(*config, events)) {
     throw Error(
         ErrorKind::malformed,
         printable(path.native()) + ": expected the JSON of a model's configuration, but " + *fault +
             "; download it again, or remove it: the model is then recognised by the names of its tensors");
   }
-  return config;
+  return *std::move(config);
 }
 
 void check_presence(const Catalog& catalog, const fs::path& index) {

@@ -241,18 +241,6 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
   }
 }
 
-void check_unlisted(const Manifest& manifest, const fs::path& directory, Findings& findings) {
-  std::set<std::string> listed;
-  for (const StoredFile& file : manifest.files) listed.insert(file.name);
-  std::error_code code;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory, code)) {
-    if (entry.path().extension() == ".safetensors" && listed.count(entry.path().filename().native()) == 0) {
-      findings.add(manifest.files.size(), "",
-                   printable(entry.path().native()) + ": a safetensors file that the manifest does not list");
-    }
-  }
-}
-
 void verify_sharded(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
   const Manifest manifest = read_manifest(directory);
   report.files = static_cast<std::int64_t>(manifest.files.size());
@@ -262,7 +250,6 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
   const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
   for_each_index(manifest.files.size(), threads,
                  [&](std::size_t index) { check_header(manifest, listed[index], index, files, findings); });
-  check_unlisted(manifest, directory, findings);
   std::vector<const Place*> places;
   std::vector<std::string> names;
   for (const StoredTensor& tensor : manifest.tensors) {

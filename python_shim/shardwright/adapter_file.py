@@ -32,7 +32,7 @@ class AdapterFile:
     def open(cls, directory: Path) -> AdapterFile:
         config = read_config(directory)
         path = directory / WEIGHTS
-        if not path.is_file():
+        if not os.path.lexists(path):
             others = [name for name in ("adapter_model.bin",) if (directory / name).is_file()]
             hint = (
                 f"; {others[0]} is a pickle, which is not read: save with safe_serialization=True"

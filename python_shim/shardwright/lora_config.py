@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shardwright import _core
 from shardwright._core import CheckpointFormatError, PlanError
 
 CONFIG = "adapter_config.json"
@@ -66,10 +68,11 @@ def _key_for(patterns: Mapping[str, Any], module: str) -> str:
 def read_config(directory: Path) -> LoraConfig:
     """Raises FileNotFoundError; CheckpointFormatError for no JSON of the kind; PlanError for other than plain LoRA."""
     path = directory / CONFIG
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{path}: no such file; expected the directory that peft saved an adapter in")
+    content = _core.read_bytes(os.fspath(path))
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(content)
         found = LoraConfig(
             r=int(config["r"]),
             lora_alpha=float(config["lora_alpha"]),
@@ -113,7 +116,7 @@ def _sense_written(directory: Path, peft_version: str) -> str:
 
 def _json_or_none(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(_core.read_bytes(os.fspath(path)))
     except (OSError, ValueError):
         return None
 

@@ -200,15 +200,25 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         """Compares manifest and files, and checks first what the engine does not check as it reads; all of it if the
         caller wants that."""
         stored = self._stored_dtypes
-        read = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
+        read = _chunks_of(tensors) | self._scales_of(tensors)
         self._metadata.manifest.expect_told_alike(os.fspath(self.path), sorted(read), self.thread_count)
         if self.verify is not False:
-            self._expect_undamaged(
-                [item for item in tensors if self.verify or not stored[item.storage_index.fqn][1]], []
-            )
+            unread = [item for item in tensors if not stored[item.storage_index.fqn][1]]
+            self._expect_undamaged(read if self.verify else _chunks_of(unread), [])
 
-    def _expect_undamaged(self, tensors: list[ReadItem], objects: list[str]) -> None:
-        chunks = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
+    def _scales_of(self, tensors: list[ReadItem]) -> set[tuple[str, tuple[int, ...]]]:
+        """The chunks of the scales that decoding these tensors takes."""
+        stored = self._metadata.state_dict_metadata
+        weights = {item.storage_index.fqn for item in tensors}
+        names = {name for weight in weights for name in _core.scale_names_of(weight)}
+        return {
+            (name, tuple(chunk.offsets))
+            for name in names
+            if isinstance(described := stored.get(name), TensorStorageMetadata)
+            for chunk in described.chunks
+        }
+
+    def _expect_undamaged(self, chunks: set[tuple[str, tuple[int, ...]]], objects: list[str]) -> None:
         self._metadata.manifest.expect_undamaged(
             os.fspath(self.path),
             sorted(chunks),
@@ -225,7 +235,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _read_objects(self, names: list[str]) -> dict[str, io.BytesIO]:
         """Pickles that the planner may load: it loads without restraint."""
         if names and self.verify is not False:
-            self._expect_undamaged([], names)
+            self._expect_undamaged(set(), names)
         if self.weights_only:
             return safe_pickles(names, self._object)
         return {name: self._object(name)[1] for name in names}
@@ -234,9 +244,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         """The file that a pickle is in, and the pickle."""
         name, begin, end = self._objects[fqn]
         file = Path(self.path, name)
-        with open(file, "rb") as stream:
-            stream.seek(begin)
-            return file, io.BytesIO(stream.read(end - begin))
+        return file, io.BytesIO(_core.read_bytes(os.fspath(file), begin, end))
 
     # --- tensors -----------------------------------------------------------------------------------------------
 
@@ -331,6 +339,10 @@ def _from_its_begin(data: io.BytesIO) -> io.BytesIO:
     """Several items may be of one object."""
     data.seek(0)
     return data
+
+
+def _chunks_of(items: list[ReadItem]) -> set[tuple[str, tuple[int, ...]]]:
+    return {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in items}
 
 
 def _request(item: ReadItem, element_bytes: int | None) -> tuple[str, list[int], list[int], list[int]]:

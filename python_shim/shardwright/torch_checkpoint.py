@@ -8,6 +8,7 @@ import pickle
 import time
 import zipfile
 from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.local_path import local_path
 from shardwright.report import LoadReport, with_what_was_left_out
+from shardwright.rounding import roundings_of
 from shardwright.safe_objects import safe_pickles
 
 METADATA_NAME = ".metadata"
@@ -68,7 +70,7 @@ def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
         CheckpointFormatError: it is damaged, or names code that DCP's metadata does not consist of.
     """
     file = Path(directory, METADATA_NAME)
-    data = file.read_bytes()
+    data = _core.read_bytes(os.fspath(file))
     if data.startswith(_GIT_LFS):
         raise _core.CheckpointFormatError(f"{file}: {_IS_POINTER}")
     try:
@@ -124,12 +126,34 @@ class TorchStorageReader(FileSystemReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         start = time.perf_counter()
+        rounded = roundings_of(self._casts(plan, planner))
         ready, self._ready = self._ready, {}
         if self.weights_only:
             ready |= self._read_objects(plan, ready)
         done = super().read_data(plan, _SafePlanner(planner, ready) if self.weights_only else planner)
-        self.report = self._report(plan, planner, time.perf_counter() - start)
+        self.report = replace(self._report(plan, planner, time.perf_counter() - start), rounded=rounded)
         return done
+
+    def _casts(self, plan: LoadPlan, planner: LoadPlanner) -> list[tuple[str, torch.dtype, torch.dtype]]:
+        """(name, stored dtype, destination's dtype) of the tensors. Raises a PlanError for what is stored with scales
+        and asked for without, which torch's reader would cast as if there were none."""
+        stored = self._metadata.state_dict_metadata
+        casts, problems = {}, {}
+        for item in plan.items:
+            if item.type != LoadItemType.TENSOR:
+                continue
+            name = item.storage_index.fqn
+            dtype, wanted = stored[name].properties.dtype, planner.resolve_tensor(item).dtype
+            casts[name] = (name, dtype, wanted)
+            scales = [scale for scale in _core.scale_names_of(name) if scale in stored]
+            if dtype != wanted and dtype.itemsize == 1 and dtype.is_floating_point and scales:
+                problems[name] = (
+                    f"{name}: is stored as {dtype} with scales, {scales[0]}, and asked for as {wanted}, but torch's "
+                    "checkpoints are not decoded; load both as they are stored"
+                )
+        if problems:
+            raise _core.PlanError("\n  ".join([f"cannot load {self.path}:", *problems.values()]))
+        return list(casts.values())
 
     def _expect_whole_files(self, plan: LoadPlan) -> None:
         ends: dict[str, int] = {}
@@ -260,8 +284,8 @@ class _Part(io.RawIOBase):
 
 def _fault_of_archive(path: Path, offset: int, length: int) -> str:
     try:
-        if path.stat().st_size < offset + length:
-            return f"expected {offset + length} bytes or more, found {path.stat().st_size}"
+        if (size := _core.size_of_file(os.fspath(path))) < offset + length:
+            return f"expected {offset + length} bytes or more, found {size}"
         with open(path, "rb") as file, zipfile.ZipFile(_Part(file, offset, length)) as archive:
             record = archive.testzip()
     except OSError as error:

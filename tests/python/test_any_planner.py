@@ -1,5 +1,6 @@
 """What has scales is decoded whoever plans: our reader under torch's planners, for a family that nobody knows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,42 @@ def test_a_sharded_checkpoint_with_scales_that_fit_no_blocks(writer: str, tmp_pa
     with pytest.raises(sw.PlanError, match=rf"{Q_A}_scale_inv.*\[2, 3\]"):
         sw.load(state, shards)
     assert all(tensor.eq(1).all() for tensor in state.values())
+
+
+def test_torchs_own_checkpoint_with_scales_is_refused_where_it_would_have_to_be_decoded(tmp_path: Path):
+    state = hf_state_dict(write_deepseek(tmp_path / "hf"))
+    dcp.save(state, checkpoint_id=tmp_path / "distcp", no_dist=True)
+    raw = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    sw.load(raw, tmp_path / "distcp")
+    assert raw[Q_A].view(torch.uint8).equal(state[Q_A].view(torch.uint8))
+    wide = {"lm_head.weight": torch.zeros(64, 200, dtype=torch.bfloat16), Q_A: torch.zeros(150, 200)}
+    with pytest.raises(sw.PlanError, match=f"{Q_A}.*float8_e4m3fn.*{Q_A}_scale_inv"):
+        sw.load(wide, tmp_path / "distcp")
+    assert all(tensor.eq(0).all() for tensor in wide.values())
+
+
+class FirstRows(dcp.DefaultLoadPlanner):
+    """Asks for the first rows of each tensor, and so for a part of its scales."""
+
+    def create_local_plan(self) -> LoadPlan:
+        return LoadPlan(
+            [replace(item, lengths=torch.Size([100, 200])) for item in super().create_local_plan().items]
+        )
+
+
+def test_verify_checks_the_scales_that_a_weight_takes(tmp_path: Path):
+    path = write_deepseek(tmp_path / "hf")
+    shards = saved("shardwright", path, tmp_path / "shards")
+    (file,) = shards.glob("*.safetensors")
+    damaged = reference.read_safetensors(file)[Q_A + "_scale_inv"]
+    data = bytearray(file.read_bytes())
+    data[damaged.end - 1] ^= 1
+    file.write_bytes(data)
+    state = {Q_A: torch.zeros(150, 200, dtype=torch.bfloat16)}
+    with pytest.raises(CheckpointException, match=f"{Q_A}_scale_inv"):
+        reader = sw.ShardedStorageReader(shards, verify=True)
+        dcp.load(state, storage_reader=reader, planner=FirstRows(), no_dist=True)
+    assert state[Q_A].eq(0).all()
 
 
 # --- on ranks ----------------------------------------------------------------------------------------------------
