@@ -91,6 +91,7 @@ void bind_writing(py::module_& m) {
       .def_property_readonly("final_path", &PendingCheckpoint::final_path)
       .def_property_readonly("replaces", &PendingCheckpoint::replaces)
       .def("free_start_of_names", &PendingCheckpoint::free_start_of_names)
+      .def("may_replace", &PendingCheckpoint::may_replace, py::arg("name"))
       .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))
       .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
            py::call_guard<py::gil_scoped_release>())

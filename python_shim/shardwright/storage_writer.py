@@ -308,14 +308,17 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         ]
 
     def _files_beside(self) -> dict[str, bytes]:
-        """What the export writes beside the weights. A file that has that content already is left as it is."""
+        """What the export writes beside the weights. Somebody's file that has that content already is left as it is;
+        one of the export that this one replaces would go with it."""
         files = {INDEX_NAME: self._planned.index}
         if self.template is not None:
             files |= template_files(Path(catalog_of(self.template).directory), self._planned.quantised)
         return {
             name: content
             for name, content in files.items()
-            if name == INDEX_NAME or not _has_content(self._pending.final_path / name, content)
+            if name == INDEX_NAME
+            or self._pending.may_replace(name)
+            or not _has_content(self._pending.final_path / name, content)
         }
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
