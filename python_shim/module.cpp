@@ -28,6 +28,7 @@
 #include "python_shim/bindings.h"
 #include "storage/device_calls.h"
 #include "storage/generate.h"
+#include "storage/pending_file.h"
 #include "storage/placing.h"
 #include "storage/read_catalog.h"
 
@@ -421,6 +422,12 @@ void bind_generate(py::module_& m) {
 }
 
 }  // namespace
+
+void check_for_interrupt() {
+  const py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 }  // namespace shardwright
 
 PYBIND11_MODULE(_core, m) {
@@ -442,6 +449,17 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_exports(m);
   shardwright::bind_generate(m);
   shardwright::bind_simulate(m);
+  m.def(
+      "write_named_file",
+      [](const std::filesystem::path& path, const std::string& bytes) {
+        const py::gil_scoped_release release;
+        shardwright::write_named_file(path, bytes, shardwright::check_for_interrupt);
+      },
+      py::arg("path"), py::arg("bytes"),
+      "Writes a file that somebody has named: whole or not at all; into what is there if that is no regular "
+      "file.");
+  m.def("is_written_into", &shardwright::is_written_into, py::arg("path"),
+        "Whether a file of this name would be written into, as /dev/null is, and not made or replaced.");
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");
 }

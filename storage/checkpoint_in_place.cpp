@@ -4,11 +4,11 @@
 #include <iterator>
 #include <optional>
 #include <set>
-#include <system_error>
 #include <utility>
 
 #include "planner/error.h"
 #include "storage/checksums_file.h"
+#include "storage/entries.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/manifest.h"
@@ -64,29 +64,13 @@ bool is_weights_of_huggingface(const std::string& name) {
          has_form(name, "shard-#-model-#-of-#.safetensors");
 }
 
-std::vector<std::string> names_in(const fs::path& directory) {
-  std::vector<std::string> names;
-  std::error_code code;
-  fs::directory_iterator entries(directory, code);
-  if (code == std::errc::no_such_file_or_directory || code == std::errc::not_a_directory) return names;
-  while (!code && entries != fs::end(entries)) {
-    names.push_back(entries->path().filename().native());
-    entries.increment(code);
-  }
-  if (code) {
-    throw Error(ErrorKind::io,
-                printable(directory.native()) + ": cannot list this directory: " + code.message(),
-                code.value());
-  }
-  return names;
-}
-
 CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
-  CheckpointInPlace found{CheckpointKind::sharded, true, true, {manifest_name}, {}, {}};
+  CheckpointInPlace found{CheckpointKind::sharded, true, true, {manifest_name}, {}, {}, 0};
   try {
     for (const StoredFile& file : read_manifest(directory).files) found.files.push_back(file.name);
   } catch (const Error& error) {
     found.fault = error.what();
+    found.fault_number = error.system_error;
   }
   return found;
 }
@@ -100,7 +84,7 @@ bool is_as_written(const fs::path& directory, const StoredFile& file) {
 }
 
 CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::set<std::string>& names) {
-  CheckpointInPlace found{CheckpointKind::huggingface, false, names.contains(hf_index_name), {}, {}, {}};
+  CheckpointInPlace found{CheckpointKind::huggingface, false, names.contains(hf_index_name), {}, {}, {}, 0};
   try {
     if (found.is_listed) {
       const fs::path path = directory / hf_index_name;
@@ -125,13 +109,14 @@ CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::s
     }
   } catch (const Error& error) {
     found.fault = error.what();
+    found.fault_number = error.system_error;
   }
   return found;
 }
 
 CheckpointInPlace adapter(const fs::path& directory) {
   CheckpointInPlace found{
-      CheckpointKind::adapter, false, false, {"adapter_config.json", "adapter_model.safetensors"}, {}, {}};
+      CheckpointKind::adapter, false, false, {"adapter_config.json", "adapter_model.safetensors"}, {}, {}, 0};
   try {
     std::uint64_t size = 0;
     found.is_ours =
@@ -171,7 +156,7 @@ std::vector<CheckpointInPlace> checkpoints_in(const fs::path& directory) {
   if (others.contains(hf_index_name) || std::any_of(others.begin(), others.end(), is_weights_of_huggingface))
     found.push_back(huggingface_checkpoint(directory, others));
   if (names.contains(".metadata")) {
-    CheckpointInPlace torch{CheckpointKind::torch, false, false, {".metadata"}, {}, {}};
+    CheckpointInPlace torch{CheckpointKind::torch, false, false, {".metadata"}, {}, {}, 0};
     for (const std::string& name : names) {
       if (has_form(name, "__#_#.distcp")) torch.files.push_back(name);
     }

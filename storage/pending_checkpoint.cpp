@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/entries.h"
 #include "storage/manifest.h"
 #include "storage/printable.h"
 
@@ -25,7 +26,10 @@ namespace fs = std::filesystem;
 
 fs::path resolved(const fs::path& path) {
   std::error_code code;
-  fs::path whole = fs::weakly_canonical(fs::absolute(path), code);
+  fs::path whole;
+  do {
+    whole = fs::weakly_canonical(fs::absolute(path), code);
+  } while (code == std::errc::interrupted);
   if (code) fail(path, "cannot resolve this path", code.value());
   if (!whole.has_filename() && whole.has_relative_path()) whole = whole.parent_path();  // it ended in a slash
   return whole;
@@ -64,11 +68,6 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
     }
   }
   return made;
-}
-
-bool is_there(const fs::path& path) {
-  struct stat status {};
-  return ::lstat(path.c_str(), &status) == 0;
 }
 
 /// Whether `name` begins as <start>-#-of-.
@@ -119,7 +118,7 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite, const 
       throw Error(ErrorKind::io,
                   where + ": holds " + name_of(found.kind) +
                       " that cannot be read, so that its files are not known: " + found.fault + hint,
-                  EEXIST);
+                  found.fault_number == 0 ? EEXIST : found.fault_number);
     }
     if (overwrite != true && (found.kind != kind_ || !found.is_ours)) {
       throw Error(ErrorKind::io,
@@ -142,12 +141,7 @@ bool PendingCheckpoint::may_replace(const std::string& name) const {
 }
 
 std::string PendingCheckpoint::free_start_of_names() const {
-  std::vector<std::string> names;
-  std::error_code code;
-  for (fs::directory_iterator entries(directory_, code); !code && entries != fs::end(entries);
-       entries.increment(code))
-    names.push_back(entries->path().filename().native());
-  if (code) fail(directory_, "cannot list this directory", code.value());
+  const std::vector<std::string> names = names_in(directory_);
   std::string start = "model";
   for (int number = 2; std::any_of(names.begin(), names.end(),
                                    [&](const std::string& name) { return begins_with(name, start); });
@@ -159,7 +153,7 @@ std::string PendingCheckpoint::free_start_of_names() const {
 void PendingCheckpoint::expect_free(const std::vector<std::string>& names) const {
   std::vector<std::string> taken;
   std::copy_if(names.begin(), names.end(), std::back_inserter(taken),
-               [&](const std::string& name) { return is_there(directory_ / name) && !may_replace(name); });
+               [&](const std::string& name) { return !may_replace(name) && entry_at(directory_ / name); });
   if (taken.empty()) return;
   throw Error(ErrorKind::io,
               printable(directory_.native()) + ": expected no files of names that this save needs, found " +
@@ -180,7 +174,7 @@ void PendingCheckpoint::publish(const std::string& commit_name) {
     if (name != commit_name) folder_->publish(name, may_replace(name));
   }
   sync_directory(directory_);
-  if (is_there(directory_ / commit_name) && !may_replace(commit_name)) expect_free({commit_name});
+  if (entry_at(directory_ / commit_name) && !may_replace(commit_name)) expect_free({commit_name});
   folder_->commit(commit_name);
   made_.clear();
   abandon();

@@ -9,17 +9,20 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <set>
 #include <system_error>
 #include <utility>
 
 #include "planner/error.h"
 #include "storage/checkpoint_in_place.h"
+#include "storage/entries.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/manifest.h"
 #include "storage/output_file.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 namespace {
@@ -30,32 +33,6 @@ constexpr std::uint64_t max_plan_bytes = std::uint64_t{1} << 31;
 
 [[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
   throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
-}
-
-/// As the system call, again where a signal interrupts it.
-template <typename Call>
-int uninterrupted(const Call& call) {
-  for (;;) {
-    const int outcome = call();
-    if (outcome >= 0 || errno != EINTR) return outcome;
-  }
-}
-
-bool are_one_file(const fs::path& one, const fs::path& other) {
-  struct stat a {};
-  struct stat b {};
-  return ::lstat(one.c_str(), &a) == 0 && ::lstat(other.c_str(), &b) == 0 && a.st_ino == b.st_ino &&
-         a.st_dev == b.st_dev;
-}
-
-bool is_there(const fs::path& path) {
-  struct stat status {};
-  return ::lstat(path.c_str(), &status) == 0;
-}
-
-bool is_folder(const fs::path& path) {
-  struct stat status {};
-  return ::lstat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
 }
 
 /// Whether a name's folders below the directory are folders, and not links to elsewhere.
@@ -110,7 +87,7 @@ void keep(const fs::path& file, const fs::path& kept) {
 int rename_to_new(const fs::path& from, const fs::path& to) {
   const int outcome = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE);
   if (outcome == 0 || (errno != EINVAL && errno != ENOSYS)) return outcome;
-  if (is_there(to)) {
+  if (entry_at(to)) {
     errno = EEXIST;
     return -1;
   }
@@ -136,10 +113,14 @@ int take_lock(const fs::path& folder) {
     }
     // Who had the lock before may have deleted the file between our opening and locking it.
     struct stat held {};
-    struct stat there {};
-    if (::fstat(lock, &held) == 0 && ::stat(path.c_str(), &there) == 0 && held.st_ino == there.st_ino &&
-        held.st_dev == there.st_dev) {
-      return lock;
+    try {
+      if (uninterrupted([&] { return ::fstat(lock, &held); }) != 0)
+        fail(path, "cannot look at this file", errno);
+      const std::optional<struct stat> there = entry_at(path);
+      if (there && held.st_ino == there->st_ino && held.st_dev == there->st_dev) return lock;
+    } catch (...) {
+      ::close(lock);
+      throw;
     }
     ::close(lock);
   }
@@ -147,7 +128,7 @@ int take_lock(const fs::path& folder) {
 
 SavingFolder::Plan read_plan(const fs::path& path) {
   SavingFolder::Plan plan;
-  if (!is_there(path)) return plan;
+  if (!entry_at(path)) return plan;
   const std::string text = read_text(path, max_plan_bytes);
   // A save that dies while it writes the plan leaves a part of it, which the empty text does not end.
   if (text.size() < 2 || text.compare(text.size() - 2, 2, std::string(2, '\0')) != 0) return plan;
@@ -220,7 +201,7 @@ void SavingFolder::publish(const std::string& name, bool replaces) {
   const fs::path from = files() / name;
   const fs::path to = directory_ / name;
   make_folders_of(directory_, name);
-  if (is_there(to)) {
+  if (entry_at(to)) {
     if (!replaces) fail(to, "expected no file of this name, found one that is not this save's", EEXIST);
     make_folders_of(folder_, "previous/" + name);
     keep(to, folder_ / "previous" / name);
@@ -237,7 +218,8 @@ void SavingFolder::commit(const std::string& name) {
   const fs::path from = files() / name;
   const fs::path to = directory_ / name;
   const fs::path previous = folder_ / "previous" / name;
-  if (is_there(to)) {
+  const bool replaces = entry_at(to).has_value();
+  if (replaces) {
     make_folders_of(folder_, "previous/" + name);
     keep(to, previous);
   }
@@ -247,7 +229,7 @@ void SavingFolder::commit(const std::string& name) {
   } catch (...) {
     // First back to where it says that this save is not committed; then the old one, without a moment
     // between.
-    if (is_there(previous)) {
+    if (replaces) {
       keep(to, from);
       std::rename(previous.c_str(), to.c_str());
     } else {
@@ -263,9 +245,9 @@ void SavingFolder::settle() noexcept {
     const Plan plan = read_plan(folder_ / "plan");
     bool done = true;
     if (!plan.commit_name.empty()) {
-      if (is_there(files() / plan.commit_name)) {
+      if (entry_at(files() / plan.commit_name)) {
         done = undo();
-      } else if (is_there(directory_ / plan.commit_name)) {
+      } else if (entry_at(directory_ / plan.commit_name)) {
         done = complete(plan);
       }
     }
@@ -325,20 +307,6 @@ void sync_directory(const fs::path& path) {
   ::close(descriptor);
   // Some network file systems have nothing to flush here, and say so.
   if (outcome != 0 && code != EINVAL) fail(path, "cannot flush this directory to the device", code);
-}
-
-std::vector<std::string> files_below(const fs::path& directory) {
-  std::vector<std::string> names;
-  std::error_code code;
-  fs::recursive_directory_iterator entries(directory, code);
-  while (!code && entries != fs::end(entries)) {
-    const bool descends = entries->symlink_status(code).type() == fs::file_type::directory;
-    if (!code && !descends) names.push_back(entries->path().lexically_relative(directory).native());
-    if (!code) entries.increment(code);
-  }
-  if (code) fail(directory, "cannot list this directory", code.value());
-  std::sort(names.begin(), names.end());
-  return names;
 }
 
 }  // namespace shardwright

@@ -10,6 +10,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.local_path import local_path
+from shardwright.system_calls import is_file, uninterrupted
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -40,9 +41,8 @@ def _step_twice(step: int, paths: list[Path]) -> ValueError:
 
 def _steps(root: str | os.PathLike[str]) -> list[tuple[int, Path]]:
     """(step, path) of the folders of a root that are called as those of steps are."""
-    if not Path(root).is_dir():
-        return []
-    named = [(step_of(path), path) for path in Path(root).iterdir()]
+    paths = uninterrupted(lambda: list(Path(root).iterdir()) if Path(root).is_dir() else [])
+    named = [(step_of(path), path) for path in paths]
     return [(step, path) for step, path in named if step is not None]
 
 
@@ -113,7 +113,7 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     FileSystemWriter are checked by the sums of the archives that they consist of.
     """
     path = local_path(path)
-    if Path(path, ".metadata").is_file() and not _core.has_manifest(os.fspath(path)):
+    if is_file(Path(path, ".metadata")) and not _core.has_manifest(os.fspath(path)):
         from shardwright.torch_checkpoint import verify_torch_checkpoint
 
         return verify_torch_checkpoint(Path(path))

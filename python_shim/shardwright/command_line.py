@@ -308,7 +308,7 @@ def _plan(options: argparse.Namespace) -> None:
             f"{options.compare}: expected the plan made here, found another one for the same tensors"
         )
     if options.save:
-        Path(options.save).write_bytes(encoded)
+        _core.write_named_file(options.save, encoded)
     tensors = catalog.tensors
     transfers = plan.transfers
     if options.explain:
@@ -435,7 +435,7 @@ def _simulate(options: argparse.Namespace) -> None:
         speeds=Speeds(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Speeds)}),
     )
     if options.html:
-        Path(options.html).write_text(page(facts), encoding="utf-8")
+        _core.write_named_file(options.html, page(facts).encode())
     if options.json:
         print(json.dumps(facts, indent=1))
     else:

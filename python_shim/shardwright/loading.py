@@ -25,6 +25,7 @@ from shardwright.report import LoadReport
 from shardwright.resume_planner import ResumePlanner
 from shardwright.sharded_reader import ShardedStorageReader
 from shardwright.storage_reader import HuggingFaceStorageReader
+from shardwright.system_calls import is_folder, is_there, uninterrupted
 from shardwright.torch_checkpoint import METADATA_NAME, TorchStorageReader
 
 
@@ -88,7 +89,7 @@ def load(
     """
     expect_state_dict(state_dict)
     path = local_path(path)
-    if verify and not Path(path).is_dir():
+    if verify and not is_folder(path):
         _core.read_catalog(path)  # which says what is there
     options: dict[str, Any] = {
         "thread_count": threads,
@@ -106,7 +107,7 @@ def load(
     )
     if _is_sharded(path):
         reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
-    elif Path(path, METADATA_NAME).exists():
+    elif is_there(Path(path, METADATA_NAME)):
         if verify:
             raise ValueError(
                 f"{os.fspath(path)}: verify=True, but torch's reader checks no checksums; see sw.verify"
@@ -164,7 +165,7 @@ def _state_of(key: str, value: Any, metadata: Metadata) -> Any:
 
 def is_of_trainer(path: str | os.PathLike[str]) -> bool:
     """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter."""
-    return _is_sharded(path) or Path(path, METADATA_NAME).exists()
+    return _is_sharded(path) or is_there(Path(path, METADATA_NAME))
 
 
 def _is_sharded(path: str | os.PathLike[str]) -> bool:
@@ -172,7 +173,8 @@ def _is_sharded(path: str | os.PathLike[str]) -> bool:
     if _core.has_manifest(os.fspath(path)):
         return True
     of_torch = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-    return Path(path).is_dir() and any(of_torch.fullmatch(file.name) for file in Path(path).iterdir())
+    names = uninterrupted(lambda: os.listdir(path)) if is_folder(path) else []
+    return any(of_torch.fullmatch(name) for name in names)
 
 
 def _expect_no_steps(path: str | os.PathLike[str]) -> None:

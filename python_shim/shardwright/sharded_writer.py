@@ -7,6 +7,7 @@ import io
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_suc
 from shardwright.report import SaveReport
 from shardwright.save_planning import is_given_up
 from shardwright.storage_reader import _whole_number, default_threads
+from shardwright.system_calls import is_folder
 
 _SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
@@ -178,10 +180,10 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def _directory(self, share: _Share) -> Path:
         """Where to write. A planner that caches its plans hands back that of an earlier save: then it is the one that
         is being written now, of which there is one."""
-        if share.directory.is_dir():
+        if is_folder(share.directory):
             return share.directory
         directory = Path(os.path.realpath(self.path), _core.saving_name, "files")
-        if not directory.is_dir():
+        if not is_folder(directory):
             raise FileNotFoundError(2, f"{directory}: the directory of this save is not there")
         return directory
 
@@ -331,7 +333,15 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         finally:
             self.abandon()
         if self.keep_last is not None:
-            remove_all_but(Path(os.path.abspath(self.path)).parent, self.keep_last)
+            self._keep_last(self.keep_last)
+
+    def _keep_last(self, count: int) -> None:
+        """The save has succeeded by now, whatever becomes of those before it."""
+        root = Path(os.path.abspath(self.path)).parent
+        try:
+            remove_all_but(root, count)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"keep_last={count}: not all of {root} was looked at: {error}", stacklevel=2)
 
     def abandon(self) -> None:
         """Removes what an unfinished save has written, if this rank is its coordinator. Safe to call at any time."""

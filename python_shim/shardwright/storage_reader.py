@@ -26,6 +26,7 @@ from shardwright.local_path import local_path
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of
+from shardwright.system_calls import is_file
 
 
 def default_threads() -> int:
@@ -47,6 +48,8 @@ def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, in
         raise ValueError(f"trace: expected a file to write to, found {path!r}")
     if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
         return (None if path is None else Path(path)), rank
+    if _core.is_written_into(path):  # a terminal or pipe, which takes one text
+        return (Path(path) if rank == 0 else None), rank
     return Path(path).with_suffix(f".rank{rank}{Path(path).suffix}"), rank
 
 
@@ -79,7 +82,7 @@ class Reading:
 
 def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
     """Raises if a Hugging Face checkpoint is not as it was exported, or has no checksums to tell."""
-    if not Path(path, _core.checksums_name).is_file():
+    if not is_file(Path(path, _core.checksums_name)):
         raise ValueError(f"{path}: verify=True, but this checkpoint has no checksums to check")
     report = _core.verify_checkpoint(os.fspath(path), threads)
     if report.problems:
@@ -112,7 +115,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             straight into their device where NVIDIA's GPUDirect Storage (libcufile) is installed and works for the file.
         huge_pages: ask for staging in huge pages, 2 MiB a thread.
         trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
-            ".rank<N>" goes before its suffix.
+            ".rank<N>" goes before its suffix. What is no regular file, such as a pipe, is written into, by rank 0.
         cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
             another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
             them must load at the same time.

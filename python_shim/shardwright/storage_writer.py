@@ -30,6 +30,7 @@ from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
 from shardwright.sharded_writer import ShardedStorageWriter
 from shardwright.storage_reader import _whole_number, default_threads
+from shardwright.system_calls import is_there, naming, uninterrupted
 from shardwright.template_files import template_files, write_flushed
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -83,7 +84,7 @@ class _TorchNamedShards(ShardedStorageWriter):
             name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
         return (
             f"{name}-{tag}.safetensors"
-            if Path(self.path, name + ".safetensors").exists()
+            if is_there(Path(self.path, name + ".safetensors"))
             else f"{name}.safetensors"
         )
 
@@ -395,7 +396,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
 
 def _has_content(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+    def look() -> bool:
+        return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+    with naming(path):
+        return uninterrupted(look)
 
 
 def copy_to_cpu(description: Description) -> int:
