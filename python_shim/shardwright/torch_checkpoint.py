@@ -4,76 +4,24 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import zipfile
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
-import torch
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from shardwright import _core
+from shardwright.regular_file import open_regular
 from shardwright.safe_objects import safe_pickle
+from shardwright.torch_metadata import METADATA_NAME, read_torch_metadata
+from shardwright.torch_reading import CheckedFileSystemReader
 
-METADATA_NAME = ".metadata"
-
-#: What torch's ``.metadata`` is pickled of, beside the dtypes.
-_NAMES = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed._shard.sharded_tensor.metadata": {"TensorProperties", "MEM_FORMAT_ENCODING"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "device"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PurePath"},
-}
+__all__ = ["METADATA_NAME", "TorchStorageReader", "read_torch_metadata", "verify_torch_checkpoint"]
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _NAMES.get(module, ()):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of DCP's metadata")
-
-
-def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
-    """The ``.metadata`` of a checkpoint of torch's FileSystemWriter.
-
-    Raises:
-        CheckpointFormatError: it is damaged, or names code that DCP's metadata does not consist of.
-    """
-    file = Path(directory, METADATA_NAME)
-    data = file.read_bytes()
-    try:
-        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
-    except Exception as error:  # damaged pickles raise anything
-        raise _core.CheckpointFormatError(f"{file}: cannot be read safely: {error}") from error
-    if not isinstance(metadata, Metadata):
-        raise _core.CheckpointFormatError(f"{file}: expected DCP's Metadata, found {type(metadata).__name__}")
-    for index, place in (metadata.storage_data or {}).items():
-        path = PurePath(place.relative_path)
-        if path.is_absolute() or ".." in path.parts:
-            raise _core.CheckpointFormatError(
-                f"{file}: {index.fqn}: expected a file of this directory, found {place.relative_path!r}"
-            )
-    return metadata
-
-
-class TorchStorageReader(FileSystemReader):
+class TorchStorageReader(CheckedFileSystemReader):
     """torch's FileSystemReader, held to what is safe.
 
     Args:
@@ -126,7 +74,7 @@ def verify_torch_checkpoint(directory: Path) -> Any:
             if fault := _core.tiling_fault(list(stored.size), chunks):
                 problems.append(f'{directory}: "{fqn}": its chunks do not make up the whole: {fault}')
                 damaged.add(fqn)
-    for index, place in metadata.storage_data.items():
+    for index, place in (metadata.storage_data or {}).items():
         files.add(place.relative_path)
         fault = _fault_of_archive(directory / place.relative_path, place.offset, place.length)
         hashed += place.length
@@ -140,7 +88,7 @@ def verify_torch_checkpoint(directory: Path) -> Any:
 class _Part(io.RawIOBase):
     """Some bytes of a file as a file."""
 
-    def __init__(self, file: io.BufferedReader, offset: int, length: int) -> None:
+    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
         self.file, self.offset, self.length, self.at = file, offset, length, 0
 
     def readable(self) -> bool:
@@ -168,7 +116,7 @@ def _fault_of_archive(path: Path, offset: int, length: int) -> str:
     try:
         if path.stat().st_size < offset + length:
             return f"expected {offset + length} bytes or more, found {path.stat().st_size}"
-        with open(path, "rb") as file, zipfile.ZipFile(_Part(file, offset, length)) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(_Part(file, offset, length)) as archive:
             record = archive.testzip()
     except OSError as error:
         return str(error)
