@@ -7,6 +7,8 @@ import os
 import stat
 from typing import BinaryIO
 
+from shardwright._core import CheckpointFormatError
+
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """The file, open for reading.
@@ -26,3 +28,17 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """All that is in the file.
+
+    Raises:
+        OSError: as `open_regular`.
+        CheckpointFormatError: it has more than ``most`` bytes, which is far above what any such file has.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise CheckpointFormatError(f"{os.fspath(path)}: expected at most {most} bytes, found {size}")
+        return file.read(size)

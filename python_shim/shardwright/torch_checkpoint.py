@@ -74,7 +74,7 @@ def verify_torch_checkpoint(directory: Path) -> Any:
             if fault := _core.tiling_fault(list(stored.size), chunks):
                 problems.append(f'{directory}: "{fqn}": its chunks do not make up the whole: {fault}')
                 damaged.add(fqn)
-    for index, place in (metadata.storage_data or {}).items():
+    for index, place in metadata.storage_data.items():
         files.add(place.relative_path)
         fault = _fault_of_archive(directory / place.relative_path, place.offset, place.length)
         hashed += place.length

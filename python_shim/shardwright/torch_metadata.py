@@ -28,9 +28,12 @@ from torch.distributed.checkpoint.metadata import (
 from torch.serialization import _get_layout
 
 from shardwright import _core
-from shardwright.regular_file import open_regular
+from shardwright.regular_file import read_regular
 
 METADATA_NAME = ".metadata"
+
+#: Of a .metadata: a hundred for each of 40 million chunks. More is a wrong file, and not a machine out of memory.
+_MOST_BYTES = 4 << 30
 
 _NONE = type(None)
 _PROPERTIES = (TensorProperties, ShardedProperties)
@@ -185,7 +188,7 @@ class _MetadataUnpickler(_PlainUnpickler):
         arguments = type(arguments) is not tuple or len(arguments)
         if not isinstance(made, type) or not (made in _FIELDS or made in _PROPERTIES) or arguments:
             raise pickle.UnpicklingError(f"it makes {_kind(made)}, which is no class of DCP's metadata")
-        self.stack[-1] = made.__new__(made)
+        self.stack[-1] = object.__new__(made)
 
     def load_build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
@@ -266,8 +269,7 @@ def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
         OSError: it cannot be read.
     """
     file = Path(directory, METADATA_NAME)
-    with open_regular(file) as stream:
-        data = stream.read()
+    data = read_regular(file, _MOST_BYTES)
     collects = gc.isenabled()
     gc.disable()  # which would look again and again at a million objects that are all in use
     try:
@@ -289,22 +291,44 @@ def _fault_of(metadata: Metadata) -> str:
     """What does not hold together; empty if all does."""
     if "state_dict_metadata" not in vars(metadata):
         return "expected the metadata of a state dict, found none"
+    if metadata.storage_data is None:
+        return "expected the places of tensors and objects, found none"
     for name, stored in metadata.state_dict_metadata.items():
         if type(name) is not str or type(stored) not in (TensorStorageMetadata, BytesStorageMetadata):
             return f"expected tensors and objects by their names, found {_kind(stored)}"
+        if not _is_utf_8(name):
+            return f"expected names in UTF-8, found {name[:200]!r}"
         if isinstance(stored, TensorStorageMetadata) and (fault := _fault_of_tensor(stored)):
             return f"{name}: {fault}"
-    for index, place in (metadata.storage_data or {}).items():
+    for index, place in metadata.storage_data.items():
         if type(index) is not MetadataIndex or type(place) is not _StorageInfo:
             return f"expected places of tensors and objects, found {_kind(place)}"
+        if not _is_utf_8(index.fqn):
+            return f"expected names in UTF-8, found {index.fqn[:200]!r}"
         if fault := _fault_of_place(place):
             return f"{index.fqn}: {fault}"
-    for name, path in (metadata.planner_data or {}).items():
-        parts = path if type(path) in (tuple, list) else (None,)
-        if type(name) is not str or not all(type(part) in (str, int) for part in parts):
-            return f"expected the places of values in a state dict, found {_kind(path)}"
+    if fault := fault_of_planner_data(metadata.planner_data):
+        return fault
     modules = vars(metadata.storage_meta).get("modules", []) if metadata.storage_meta else []
     return "" if all(type(name) is str for name in modules) else "expected names of modules"
+
+
+def _is_utf_8(text: str) -> bool:
+    """A pickle may hold halves of surrogate pairs, which nothing else can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def fault_of_planner_data(data: Any) -> str:
+    """DCP's planner keeps where in the nested state dict each value was; empty if this is that, or nothing."""
+    for name, path in data.items() if isinstance(data, dict) else [("", data)] if data is not None else []:
+        parts = path if type(path) in (tuple, list) else (None,)
+        if type(name) is not str or not parts or not all(type(part) in (str, int) for part in parts):
+            return f"expected the places of values in a state dict, found {_kind(path)}"
+    return ""
 
 
 def _fault_of_tensor(stored: TensorStorageMetadata) -> str:
@@ -335,9 +359,10 @@ def _fault_of_place(place: _StorageInfo) -> str:
     if not vars(place).keys() >= {"relative_path", "offset", "length"}:
         return "expected a file, an offset and a length, found less"
     if any(type(number) is not int or not 0 <= number < 2**63 for number in (place.offset, place.length)):
-        return f"expected an offset and a length, found {place.offset:.20g} and {place.length:.20g}"
+        return f"expected an offset and a length, found {str(place.offset)[:30]} and {str(place.length)[:30]}"
     path = PurePath(place.relative_path)
-    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in place.relative_path:
+    is_text = _is_utf_8(place.relative_path) and "\0" not in place.relative_path
+    if path.is_absolute() or ".." in path.parts or not path.name or not is_text:
         return f"expected a file of this directory, found {place.relative_path[:200]!r}"
     if not all(type(name) is str for name in place.transform_descriptors or ()):
         return "expected names of transforms"
