@@ -1,5 +1,5 @@
 """Published attacks on the safetensors format: those that its own tests hold, and those that its audit (Trail of Bits,
-2023) and later reports describe. What the safetensors library refuses is refused; what it takes and should, is taken."""
+2023) and later reports describe. What the safetensors library refuses is refused; what it rightly takes, is taken."""
 
 import json
 import os
