@@ -34,6 +34,7 @@ from shardwright.rounding import refuse_roundings, roundings_of
 from shardwright.safe_objects import safe_pickles
 from shardwright.sharded_writer import StoredPart
 from shardwright.storage_reader import HuggingFaceStorageReader, Reading
+from shardwright.torch_metadata import fault_of_planner_data
 
 #: The most memory, beside the destinations, for tensors that cannot be read straight into them.
 _BUFFER_BYTES = 64 << 20
@@ -67,7 +68,16 @@ class ShardedMetadata(Metadata):
     @cached_property
     def planner_data(self) -> Any:
         data = self.manifest.planner_data
-        return torch.load(io.BytesIO(data), weights_only=True) if data else None
+        try:
+            planner_data = torch.load(io.BytesIO(data), weights_only=True) if data else None
+            fault = fault_of_planner_data(planner_data)
+        except Exception as error:  # damaged pickles raise anything
+            fault = str(error) or type(error).__name__
+        if fault:
+            raise _core.CheckpointFormatError(
+                f"shardwright.manifest: the planner's data cannot be read: {fault}"
+            )
+        return planner_data
 
     @cached_property
     def state_dict_metadata(self) -> dict[str, Any]:
