@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,8 @@ class ShardedMetadata(Metadata):
             properties = TensorProperties(
                 dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
             )
+            if not stored_as:
+                _expect_size(name, properties.dtype, chunks)
             boxes = [
                 ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size, *_ in chunks
             ]
@@ -116,6 +119,16 @@ def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
             f"{DTYPE_NAMES.get(dtype, 'bytes')} for that dtype: the manifest is damaged"
         )
     return dtype
+
+
+def _expect_size(tensor: str, dtype: torch.dtype, chunks: list[tuple[Any, ...]]) -> None:
+    """What safetensors has no dtype for has no header that tells what its bytes are."""
+    for _, size, file, begin, end in chunks:
+        if math.prod(size) * dtype.itemsize != end - begin:
+            raise _core.CheckpointFormatError(
+                f"{tensor}: the manifest says {dtype} of shape {list(size)}, and {end - begin} bytes of {file}: the "
+                "manifest is damaged"
+            )
 
 
 class ShardedStorageReader(HuggingFaceStorageReader):
