@@ -99,7 +99,7 @@ def remove_all_but(root: str | os.PathLike[str], keep_last: int) -> list[Path]:
         except (OSError, _core.CheckpointFormatError) as error:  # the save itself has succeeded
             warnings.warn(f"keep_last={keep_last}: {path} was not removed: {error}", stacklevel=2)
     for _, path in _steps(root):
-        if not path.is_symlink() and not _core.has_manifest(path):
+        if not path.is_symlink():
             _core.clean_up_after_dead_save(path)
     return removed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from shardwright.rounding import refuse_roundings, roundings_of
 from shardwright.safe_objects import safe_pickles
 from shardwright.sharded_writer import StoredPart
 from shardwright.storage_reader import HuggingFaceStorageReader, Reading
+from shardwright.torch_metadata import fault_of_planner_data
 
 #: The most memory, beside the destinations, for tensors that cannot be read straight into them.
 _BUFFER_BYTES = 64 << 20
@@ -67,7 +69,16 @@ class ShardedMetadata(Metadata):
     @cached_property
     def planner_data(self) -> Any:
         data = self.manifest.planner_data
-        return torch.load(io.BytesIO(data), weights_only=True) if data else None
+        try:
+            planner_data = torch.load(io.BytesIO(data), weights_only=True) if data else None
+            fault = fault_of_planner_data(planner_data)
+        except Exception as error:  # damaged pickles raise anything
+            fault = str(error) or type(error).__name__
+        if fault:
+            raise _core.CheckpointFormatError(
+                f"shardwright.manifest: the planner's data cannot be read: {fault}"
+            )
+        return planner_data
 
     @cached_property
     def state_dict_metadata(self) -> dict[str, Any]:
@@ -76,6 +87,8 @@ class ShardedMetadata(Metadata):
             properties = TensorProperties(
                 dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
             )
+            if not stored_as:
+                _expect_size(name, properties.dtype, chunks)
             boxes = [
                 ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size, *_ in chunks
             ]
@@ -106,6 +119,16 @@ def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
             f"{DTYPE_NAMES.get(dtype, 'bytes')} for that dtype: the manifest is damaged"
         )
     return dtype
+
+
+def _expect_size(tensor: str, dtype: torch.dtype, chunks: list[tuple[Any, ...]]) -> None:
+    """What safetensors has no dtype for has no header that tells what its bytes are."""
+    for _, size, file, begin, end in chunks:
+        if math.prod(size) * dtype.itemsize != end - begin:
+            raise _core.CheckpointFormatError(
+                f"{tensor}: the manifest says {dtype} of shape {list(size)}, and {end - begin} bytes of {file}: the "
+                "manifest is damaged"
+            )
 
 
 class ShardedStorageReader(HuggingFaceStorageReader):

@@ -4,91 +4,31 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import time
 import zipfile
 from collections.abc import Container
 from dataclasses import replace
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from shardwright import _core
 from shardwright.local_path import local_path
+from shardwright.regular_file import GIT_LFS, IS_POINTER, open_regular
 from shardwright.report import LoadReport, with_what_was_left_out
 from shardwright.rounding import roundings_of
 from shardwright.safe_objects import safe_pickles
+from shardwright.torch_metadata import METADATA_NAME, read_torch_metadata
+from shardwright.torch_reading import CheckedFileSystemReader
 
-METADATA_NAME = ".metadata"
-
-#: What torch's ``.metadata`` is pickled of, beside the dtypes.
-_NAMES = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed._shard.sharded_tensor.metadata": {"TensorProperties", "MEM_FORMAT_ENCODING"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "device"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PurePath"},
-}
+__all__ = ["METADATA_NAME", "TorchStorageReader", "read_torch_metadata", "verify_torch_checkpoint"]
 
 
-_GIT_LFS = b"version https://git-lfs.github.com/spec/"
-_IS_POINTER = (
-    "this is a Git LFS pointer, which stands for the file; get the file itself: run git lfs pull in the repository, or "
-    "hf download"
-)
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _NAMES.get(module, ()):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of DCP's metadata")
-
-
-def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
-    """The ``.metadata`` of a checkpoint of torch's FileSystemWriter.
-
-    Raises:
-        CheckpointFormatError: it is damaged, or names code that DCP's metadata does not consist of.
-    """
-    file = Path(directory, METADATA_NAME)
-    data = _core.read_bytes(os.fspath(file))
-    if data.startswith(_GIT_LFS):
-        raise _core.CheckpointFormatError(f"{file}: {_IS_POINTER}")
-    try:
-        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
-    except Exception as error:  # damaged pickles raise anything
-        raise _core.CheckpointFormatError(f"{file}: cannot be read safely: {error}") from error
-    if not isinstance(metadata, Metadata):
-        raise _core.CheckpointFormatError(f"{file}: expected DCP's Metadata, found {type(metadata).__name__}")
-    for index, place in (metadata.storage_data or {}).items():
-        path = PurePath(place.relative_path)
-        if path.is_absolute() or ".." in path.parts:
-            raise _core.CheckpointFormatError(
-                f"{file}: {index.fqn}: expected a file of this directory, found {place.relative_path!r}"
-            )
-    return metadata
-
-
-class TorchStorageReader(FileSystemReader):
+class TorchStorageReader(CheckedFileSystemReader):
     """torch's FileSystemReader, held to what is safe.
 
     Args:
@@ -158,20 +98,22 @@ class TorchStorageReader(FileSystemReader):
     def _expect_whole_files(self, plan: LoadPlan) -> None:
         ends: dict[str, int] = {}
         for item in plan.items:
-            place = self.storage_data[item.storage_index]
+            place = self.storage_data.get(item.storage_index)
+            if place is None:
+                raise _core.CheckpointFormatError(
+                    f"{self.path}: {item.storage_index.fqn}: the metadata does not say where it is"
+                )
             ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
         problems = []
         for name, end in ends.items():
             file = Path(self.path, name)
-            if not file.is_file():
+            if not os.path.lexists(file):
                 problems.append(f"{file}: expected a file of {end} bytes or more, found none; copy it again")
-            elif (size := file.stat().st_size) < end:
-                with open(file, "rb") as stream:
-                    is_pointer = stream.read(len(_GIT_LFS)) == _GIT_LFS
+            elif (size := _core.size_of_file(os.fspath(file))) < end:
+                with open_regular(file) as stream:
+                    is_pointer = stream.read(len(GIT_LFS)) == GIT_LFS
                 what = (
-                    _IS_POINTER
-                    if is_pointer
-                    else f"expected {end} bytes or more, found {size}; copy it again"
+                    IS_POINTER if is_pointer else f"expected {end} bytes or more, found {size}; copy it again"
                 )
                 problems.append(f"{file}: {what}")
         if problems:
@@ -188,7 +130,7 @@ class TorchStorageReader(FileSystemReader):
         def read(name: str) -> tuple[Path, io.BytesIO]:
             place = self.storage_data[items[name].storage_index]
             file = Path(self.path, place.relative_path)
-            with open(file, "rb") as stream:
+            with open_regular(file) as stream:
                 part = self._slice_file(stream, place)
                 descriptors = place.transform_descriptors or ()
                 data = self.transforms.transform_load_stream(items[name], descriptors, part).read(-1)
@@ -258,7 +200,7 @@ def verify_torch_checkpoint(directory: Path) -> Any:
 class _Part(io.RawIOBase):
     """Some bytes of a file as a file."""
 
-    def __init__(self, file: io.BufferedReader, offset: int, length: int) -> None:
+    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
         self.file, self.offset, self.length, self.at = file, offset, length, 0
 
     def readable(self) -> bool:
@@ -286,7 +228,7 @@ def _fault_of_archive(path: Path, offset: int, length: int) -> str:
     try:
         if (size := _core.size_of_file(os.fspath(path))) < offset + length:
             return f"expected {offset + length} bytes or more, found {size}"
-        with open(path, "rb") as file, zipfile.ZipFile(_Part(file, offset, length)) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(_Part(file, offset, length)) as archive:
             record = archive.testzip()
     except OSError as error:
         return str(error)

@@ -3,8 +3,8 @@
     python tests/python/kill_flows.py [--moments 20] [--ranks 1 2] [--flows save steps ...] [--signals KILL TERM INT]
 
 Each time the checkpoint of before or a newer one must be there, whole and of one save; files of strangers beside, in
-and linked from its directory must be as they were; and the next save must work and leave nothing of a dead one. Of several
-ranks, one is ended or all are, in turns; those that are left have to end by themselves.
+and linked from its directory must be as they were; and the next save must work and leave nothing of a dead one. Of
+several ranks, one is ended or all are, in turns; those that are left have to end by themselves.
 """
 
 from __future__ import annotations
