@@ -27,7 +27,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, reading_group
-from shardwright.describe import DTYPES, Description, describe, is_reached
+from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
 from shardwright.resume_planner import ResumePlanner, has_gaps
 from shardwright.safe_objects import safe_pickle
 from shardwright.sharded_writer import StoredPart
@@ -77,9 +77,9 @@ class ShardedMetadata(Metadata):
     @cached_property
     def state_dict_metadata(self) -> dict[str, Any]:
         stored: dict[str, Any] = {}
-        for name, dtype, _, shape, requires_grad, pin_memory, chunks in self.manifest.tensors:
+        for name, dtype, known, shape, requires_grad, pin_memory, chunks in self.manifest.tensors:
             properties = TensorProperties(
-                dtype=_dtype_named(name, dtype), requires_grad=requires_grad, pin_memory=pin_memory
+                dtype=_dtype_named(name, dtype, known), requires_grad=requires_grad, pin_memory=pin_memory
             )
             boxes = [
                 ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size, *_ in chunks
@@ -100,10 +100,16 @@ class ShardedMetadata(Metadata):
         return data
 
 
-def _dtype_named(tensor: str, name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
+def _dtype_named(tensor: str, name: str, known: str) -> torch.dtype:
+    """By torch's name and safetensors', which is empty where it has none; the manifest must mean one dtype by both."""
+    dtype = vars(torch).get(name)
     if not isinstance(dtype, torch.dtype):
         raise _core.CheckpointFormatError(f"{tensor}: this torch has no dtype {name!r}")
+    if DTYPE_NAMES.get(dtype, "") != known:
+        raise _core.CheckpointFormatError(
+            f"{tensor}: expected the dtype {name!r} as {DTYPE_NAMES.get(dtype, '')!r} in the files, found {known!r}; "
+            "the manifest is damaged: save the checkpoint again"
+        )
     return dtype
 
 
@@ -239,10 +245,21 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         """The dtype of each tensor, and whether safetensors has it."""
         if isinstance(self._metadata, CatalogMetadata):
             return {tensor.name: (DTYPES[tensor.dtype], True) for tensor in self._metadata.catalog.tensors}
-        return {
-            name: (_dtype_named(name, dtype), bool(known))
+        stored = {
+            name: (_dtype_named(name, dtype, known), bool(known))
             for name, dtype, known, *_ in self._metadata.manifest.tensors
         }
+        if not all(known for _, known in stored.values()):
+            for (
+                tensor
+            ) in self._metadata.catalog.tensors:  # as bytes, with a last dimension of those of an element
+                dtype, known = stored[tensor.name]
+                if not known and tensor.shape[-1] != dtype.itemsize:
+                    raise _core.CheckpointFormatError(
+                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
+                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
+                    )
+        return stored
 
     def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
         requests = []
