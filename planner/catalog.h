@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,6 +29,14 @@ struct SourceFile {
   std::uint64_t size = 0;  ///< bytes
 };
 
+/// Checksums of a stored tensor, by rows: see storage/row_checksums.h.
+struct RowChecksums {
+  std::vector<std::uint64_t> cuts;  ///< bytes of a row at which its pieces end; rising, the last its length
+  std::vector<std::uint64_t> sums;  ///< of each block of rows; empty: the tensor has no checksums
+
+  bool operator==(const RowChecksums&) const = default;
+};
+
 /// What a checkpoint directory holds. Every field has been checked against the files: sizes equal shape times
 /// dtype, byte ranges lie inside the file and do not overlap.
 struct Catalog {
@@ -36,6 +45,9 @@ struct Catalog {
   std::vector<SourceTensor> tensors;  ///< sorted by name, then by offset
   std::string config;                 ///< text of config.json; empty where there is none
   double seconds = 0;                 ///< that reading it took
+
+  /// By index into tensors; null where the checkpoint has none.
+  std::shared_ptr<const std::vector<RowChecksums>> checksums;
 
   /// All chunks of a tensor; an empty span if there is no such tensor. The span lives as long as `tensors`.
   std::span<const SourceTensor> find(std::string_view name) const;

@@ -4,11 +4,14 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "python_shim/bindings.h"
+#include "storage/checksums_file.h"
 #include "storage/export.h"
 
 namespace py = pybind11;
@@ -18,12 +21,16 @@ namespace shardwright {
 void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template alive.")
       .def(py::init([](const Catalog* pattern, std::string model, std::string layout, bool quantise,
-                       bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers) {
-             return ExportRequest{pattern, std::move(model), std::move(layout),      quantise,
-                                  strict,  max_file_bytes,   std::move(file_numbers)};
+                       bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
+                       bool strict_dtypes) {
+             return ExportRequest{pattern,      std::move(model), std::move(layout),       quantise,
+                                  strict,       max_file_bytes,   std::move(file_numbers), "model",
+                                  strict_dtypes};
            }),
            py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
-           py::arg("max_file_bytes"), py::arg("file_numbers"), py::keep_alive<1, 2>());
+           py::arg("max_file_bytes"), py::arg("file_numbers"), py::arg("strict_dtypes") = false,
+           py::keep_alive<1, 2>())
+      .def_readwrite("start_of_names", &ExportRequest::start_of_names);
   m.def(
       "describe_export",
       [](const std::vector<TensorSpec>& specs, const ExportRequest& request, const DeviceOptions& devices) {
@@ -59,6 +66,8 @@ void bind_exports(py::module_& m) {
       py::arg("holdings"), py::arg("request"), py::arg("directory"));
   py::class_<ExportReport>(m, "ExportReport")
       .def_readonly("tensors", &ExportReport::tensors)
+      .def_property_readonly("row_sums",
+                             [](const ExportReport& report) { return py::bytes(report.row_sums); })
       .def_readonly("bytes_needed", &ExportReport::bytes_needed)
       .def_readonly("bytes_written", &ExportReport::bytes_written)
       .def_readonly("write_requests", &ExportReport::write_requests)
@@ -68,12 +77,30 @@ void bind_exports(py::module_& m) {
       .def_readonly("bytes_from_devices", &ExportReport::bytes_from_devices)
       .def_readonly("device_batches", &ExportReport::device_batches)
       .def_readonly("files", &ExportReport::files)
+      .def_readonly("rounded", &ExportReport::rounded)
       .def_readonly("threads", &ExportReport::threads)
       .def_readonly("plan_seconds", &ExportReport::plan_seconds)
       .def_readonly("encode_seconds", &ExportReport::encode_seconds)
       .def_readonly("write_seconds", &ExportReport::write_seconds)
       .def_readonly("sync_seconds", &ExportReport::sync_seconds)
       .def_readonly("total_seconds", &ExportReport::total_seconds);
+  m.def(
+      "checksums_of",
+      [](const std::filesystem::path& directory) {
+        std::map<std::string, std::pair<std::vector<std::uint64_t>, std::vector<std::uint64_t>>> listed;
+        if (const std::optional<Checksums> checksums = read_checksums(directory)) {
+          for (const auto& [name, rows] : checksums->tensors) listed[name] = {rows.cuts, rows.sums};
+        }
+        return listed;
+      },
+      py::arg("directory"), "The cuts and sums of each tensor of an export (storage/row_checksums.h).");
+  m.def(
+      "checksums_of_export",
+      [](const PlannedExport& planned, const std::vector<std::string>& row_sums,
+         const std::filesystem::path& directory, const std::vector<std::string>& beside) {
+        return py::bytes(checksums_of_export(planned.layout, row_sums, directory, beside));
+      },
+      py::arg("planned"), py::arg("row_sums"), py::arg("directory"), py::arg("beside"));
   m.def(
       "run_export",
       [](const py::bytes& share, const std::vector<TensorSpec>& specs, const ExportRequest& request,

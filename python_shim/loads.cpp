@@ -42,8 +42,9 @@ bool huge_pages_from(const py::object& value) {
 LoadOptions options_from(int threads, std::size_t staging_bytes, const py::object& reads,
                          const py::object& direct_io, const py::object& huge_pages,
                          const std::optional<std::filesystem::path>& trace, int trace_process,
-                         std::optional<std::size_t> device_memory) {
+                         std::optional<std::size_t> device_memory, std::optional<bool> checks) {
   LoadOptions options;
+  if (checks) options.checks = *checks ? Checks::all : Checks::none;
   options.threads = threads;
   options.staging_bytes = staging_bytes;
   options.reads = reads_from(reads);
@@ -52,15 +53,13 @@ LoadOptions options_from(int threads, std::size_t staging_bytes, const py::objec
   options.trace = trace.value_or("");
   options.trace_process = trace_process;
   if (device_memory) options.devices.memory = *device_memory;
+  options.check_for_interrupt = check_for_interrupt;
   return options;
 }
 
 /// Options that let Ctrl-C stop the load and call `progress`, which must outlive it.
 LoadOptions with_callbacks(LoadOptions options, const std::optional<py::function>& progress) {
-  options.check_for_interrupt = [] {
-    const py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
+  options.check_for_interrupt = check_for_interrupt;
   if (progress) {
     options.progress = [&progress](std::uint64_t done, std::uint64_t total) {
       const py::gil_scoped_acquire acquire;
@@ -76,7 +75,8 @@ void bind_loads(py::module_& m) {
   py::class_<LoadOptions>(m, "LoadOptions")
       .def(py::init(&options_from), py::arg("threads") = 0, py::arg("staging_bytes") = 0,
            py::arg("reads") = "auto", py::arg("direct_io") = "auto", py::arg("huge_pages") = false,
-           py::arg("trace") = py::none(), py::arg("trace_process") = 0, py::arg("device_memory") = py::none())
+           py::arg("trace") = py::none(), py::arg("trace_process") = 0, py::arg("device_memory") = py::none(),
+           py::arg("checks") = py::none())
       .def("without_trace",
            [](LoadOptions options) {
              options.trace.clear();
@@ -94,6 +94,7 @@ void bind_loads(py::module_& m) {
       .def_readonly("bytes_needed", &LoadReport::bytes_needed)
       .def_readonly("bytes_read", &LoadReport::bytes_read)
       .def_readonly("bytes_received", &LoadReport::bytes_received)
+      .def_readonly("bytes_checked", &LoadReport::bytes_checked)
       .def_readonly("bytes_written", &LoadReport::bytes_written)
       .def_readonly("read_requests", &LoadReport::read_requests)
       .def_readonly("boxes_with_gaps", &LoadReport::boxes_with_gaps)
@@ -119,7 +120,7 @@ void bind_loads(py::module_& m) {
   py::class_<CooperativeLoad>(m, "CooperativeLoad")
       .def(py::init<const LoadPlan&, const Catalog&, std::vector<TensorSpec>, const LoadOptions&>(),
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),
-           py::keep_alive<1, 3>())
+           py::keep_alive<1, 3>(), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("to_devices", &CooperativeLoad::to_devices)
       .def("partly_written", &CooperativeLoad::partly_written)
       .def("abandon", &CooperativeLoad::abandon, py::call_guard<py::gil_scoped_release>())

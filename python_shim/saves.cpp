@@ -4,19 +4,23 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
-#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "planner/error.h"
 #include "python_shim/bindings.h"
+#include "storage/checkpoint_place.h"
+#include "storage/checksums_file.h"
 #include "storage/copy_out.h"
+#include "storage/input_file.h"
 #include "storage/manifest.h"
-#include "storage/pending_directory.h"
+#include "storage/pending_checkpoint.h"
 #include "storage/shard_file.h"
 #include "storage/verify.h"
 
@@ -68,15 +72,35 @@ DType dtype_from(const std::string& name) {
   return *dtype;
 }
 
+CheckpointKind kind_named(const std::string& name) {
+  if (name == "sharded") return CheckpointKind::sharded;
+  if (name == "huggingface") return CheckpointKind::huggingface;
+  if (name == "adapter") return CheckpointKind::adapter;
+  throw Error(ErrorKind::argument, "kind: expected sharded, huggingface or adapter, found '" + name + "'");
+}
+
 void bind_writing(py::module_& m) {
-  py::class_<PendingDirectory>(m, "PendingDirectory", "See storage/pending_directory.h.")
-      .def(py::init<const std::filesystem::path&>(), py::arg("final_path"))
-      .def_property_readonly("path", &PendingDirectory::path)
-      .def_property_readonly("final_path", &PendingDirectory::final_path)
-      .def_property_readonly("replaces", &PendingDirectory::replaces)
-      .def("publish", &PendingDirectory::publish, py::call_guard<py::gil_scoped_release>())
-      .def("abandon", &PendingDirectory::abandon, py::call_guard<py::gil_scoped_release>());
+  py::class_<PendingCheckpoint>(m, "PendingCheckpoint", "See storage/pending_checkpoint.h.")
+      .def(py::init([](const std::filesystem::path& directory, const std::string& kind,
+                       std::optional<bool> overwrite, const std::filesystem::path& source) {
+             const py::gil_scoped_release release;
+             return std::make_unique<PendingCheckpoint>(directory, kind_named(kind), overwrite, source);
+           }),
+           py::arg("directory"), py::arg("kind"), py::arg("overwrite") = py::none(), py::arg("source") = "")
+      .def_property_readonly("path", &PendingCheckpoint::path)
+      .def_property_readonly("final_path", &PendingCheckpoint::final_path)
+      .def_property_readonly("replaces", &PendingCheckpoint::replaces)
+      .def("free_start_of_names", &PendingCheckpoint::free_start_of_names)
+      .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))
+      .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("abandon", &PendingCheckpoint::abandon, py::call_guard<py::gil_scoped_release>());
+  m.attr("saving_name") = saving_name;
+  m.attr("checksums_name") = checksums_name;
+  m.attr("writer_key") = writer_key;
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+  m.def("clean_up_after_dead_save", &clean_up_after_dead_save, py::arg("directory"),
+        py::call_guard<py::gil_scoped_release>());
   py::class_<GatherFigures>(m, "GatherFigures", "Of tensors on CUDA devices.")
       .def_readonly("pinned_bytes", &GatherFigures::pinned_bytes)
       .def_readonly("bytes_copied", &GatherFigures::bytes_copied)
@@ -131,8 +155,9 @@ std::pair<std::vector<const Place*>, std::vector<std::string>> find_places(
       found.second.push_back(name);
     }
   }
+  const std::unordered_set<std::string> wanted(objects.begin(), objects.end());
   for (const StoredObject& object : manifest.objects) {
-    if (std::find(objects.begin(), objects.end(), object.name) == objects.end()) continue;
+    if (!wanted.contains(object.name)) continue;
     found.first.push_back(&object.place);
     found.second.push_back(object.name);
   }
@@ -180,6 +205,16 @@ void bind_reading(py::module_& m) {
           },
           py::arg("directory"))
       .def(
+          "expect_told_alike",
+          [](const Manifest& manifest, const std::filesystem::path& directory,
+             const std::vector<std::pair<std::string, Shape>>& chunks, int threads) {
+            const py::gil_scoped_release release;
+            std::set<std::uint32_t> files;
+            for (const Place* place : find_places(manifest, chunks, {}).first) files.insert(place->file);
+            expect_told_alike(manifest, directory, files, threads);
+          },
+          py::arg("directory"), py::arg("chunks"), py::arg("threads"))
+      .def(
           "expect_undamaged",
           [](const Manifest& manifest, const std::filesystem::path& directory,
              const std::vector<std::pair<std::string, Shape>>& chunks,
@@ -189,7 +224,30 @@ void bind_reading(py::module_& m) {
             expect_undamaged(manifest, directory, places, names, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
+  m.def("expect_local_path", &expect_local_path, py::arg("path"));
+  m.def(
+      "read_bytes",
+      [](const std::filesystem::path& path, std::uint64_t begin, std::optional<std::uint64_t> end) {
+        std::optional<InputFile> file;
+        {
+          const py::gil_scoped_release release;
+          file.emplace(path);
+        }
+        const std::uint64_t stop = end.value_or(file->size());
+        if (begin > stop) throw Error(ErrorKind::argument, "expected bytes in rising order");
+        auto bytes = py::reinterpret_steal<py::bytes>(
+            PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(stop - begin)));
+        if (!bytes) throw py::error_already_set();
+        char* const into = PyBytes_AS_STRING(bytes.ptr());
+        const py::gil_scoped_release release;
+        file->read(begin, into, stop - begin);
+        return bytes;
+      },
+      py::arg("path"), py::arg("begin") = 0, py::arg("end") = py::none(),
+      "Bytes of a regular file, or of one that a link leads to; anything else is refused, by name.");
+  m.def("size_of_file", &size_of_file, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("has_manifest", &has_manifest, py::arg("directory"));
+  m.def("read_order", &read_order, py::arg("directory"));
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
   py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
       .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,

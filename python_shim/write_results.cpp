@@ -87,7 +87,7 @@ void bind_write_results(py::module_& m) {
       "write_manifest",
       [](const std::filesystem::path& directory, const std::vector<std::string>& ranks,
          const std::map<std::string, std::string>& safetensors_dtypes, const std::vector<std::string>& names,
-         std::string planner_data, bool sync) {
+         std::string planner_data, std::uint64_t order, bool sync) {
         const py::gil_scoped_release release;
         std::vector<WriteResults> results;
         results.reserve(ranks.size());
@@ -95,10 +95,11 @@ void bind_write_results(py::module_& m) {
         Manifest manifest = manifest_of(results, safetensors_dtypes);
         expect_all(manifest, names);
         manifest.planner_data = std::move(planner_data);
+        manifest.order = order;
         write_manifest(directory, manifest, sync);
       },
       py::arg("directory"), py::arg("results"), py::arg("safetensors_dtypes"), py::arg("names"),
-      py::arg("planner_data"), py::arg("sync"),
+      py::arg("planner_data"), py::arg("order"), py::arg("sync"),
       "Writes the manifest of what all ranks have told; `names` are all values that must be among it.");
 }
 

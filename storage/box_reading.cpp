@@ -9,6 +9,9 @@ namespace {
 constexpr std::uint64_t staging_alignment = 64;
 constexpr std::int64_t rows_in_a_cache_line = 64;
 
+/// Elements of any size that fill whole cells (storage/row_checksums.h).
+constexpr std::int64_t indices_in_cells = 65'536;
+
 std::uint64_t unsigned_of(std::int64_t value) { return static_cast<std::uint64_t>(value); }
 
 }  // namespace
@@ -104,6 +107,9 @@ Strips strips_of(const Box& box, std::uint64_t staged_bytes, std::uint64_t room)
   const std::uint64_t bytes_per_index = (staged_bytes + indices - 1) / indices;
   strips.width = static_cast<std::int64_t>(std::max<std::uint64_t>(1, room / bytes_per_index));
   if (strips.width > rows_in_a_cache_line) strips.width -= strips.width % rows_in_a_cache_line;
+  // Long rows are cut where their checksums are, if they begin there.
+  if (strips.dimension + 1 == box.size.size() && strips.width > indices_in_cells)
+    strips.width -= strips.width % indices_in_cells;
   return strips;
 }
 

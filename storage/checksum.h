@@ -9,8 +9,8 @@ namespace shardwright {
 /// place can be told. Part of the format (storage/manifest.proto).
 inline constexpr std::uint64_t checksum_block_bytes = std::uint64_t{4} << 20;
 
-/// XXH3, 64 bits (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md), seed 0.
-std::uint64_t checksum_of(const void* bytes, std::size_t count);
+/// XXH3, 64 bits (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md).
+std::uint64_t checksum_of(const void* bytes, std::size_t count, std::uint64_t seed = 0);
 
 /// How many blocks so many bytes are.
 constexpr std::uint64_t checksum_blocks(std::uint64_t bytes) {

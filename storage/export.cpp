@@ -11,9 +11,12 @@
 #include "planner/models/models.h"
 #include "planner/ownership.h"
 #include "planner/problems.h"
+#include "storage/checksum.h"
+#include "storage/checksums_file.h"
 #include "storage/cut_block_scales.h"
 #include "storage/export_writer.h"
 #include "storage/placing.h"
+#include "storage/row_checksums.h"
 
 namespace shardwright {
 namespace {
@@ -23,6 +26,7 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   form.pattern = request.pattern;
   form.quantise = request.quantise;
   form.strict = request.strict;
+  form.strict_dtypes = request.strict_dtypes;
   form.by_rule_of_names = request.pattern == nullptr || !has_scales(*request.pattern);
   form.map = request.pattern != nullptr
                  ? weight_map_for(*request.pattern, request.model, request.layout)
@@ -81,7 +85,8 @@ std::vector<TensorSpec> owned_parts(const std::vector<TensorSpec>& specs, const 
 
 ExportLayout layout_of(const ExportRequest& request, std::vector<SourceTensor> tensors,
                        const std::filesystem::path& directory) {
-  return lay_out(directory, std::move(tensors), request.max_file_bytes, request.file_numbers);
+  return lay_out(directory, std::move(tensors), request.max_file_bytes, request.file_numbers,
+                 request.start_of_names);
 }
 
 }  // namespace
@@ -141,6 +146,22 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
   return planned;
 }
 
+std::string checksums_of_export(const ExportLayout& layout, const std::vector<std::string>& row_sums,
+                                const std::filesystem::path& directory,
+                                const std::vector<std::string>& beside) {
+  Checksums checksums;
+  for (std::size_t f = 0; f < layout.headers.size(); ++f) {
+    const std::string& header = layout.headers[f];
+    checksums.files.push_back({layout.catalog.files[f].name, layout.catalog.files[f].size, header.size(),
+                               checksum_of(header.data(), header.size())});
+  }
+  for (const std::string& name : beside) checksums.beside.push_back(whole_file(directory, name));
+  std::vector<RowChecksums> merged = merged_row_sums(row_sums, layout.catalog.tensors);
+  for (std::size_t t = 0; t < merged.size(); ++t)
+    checksums.tensors.emplace(layout.catalog.tensors[t].name, std::move(merged[t]));
+  return encode_checksums(checksums);
+}
+
 ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>& specs,
                         const ExportRequest& request, const std::filesystem::path& directory,
                         const ExportWriting& options) {
@@ -150,7 +171,8 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   };
   ExportShare share = decode_share(bytes);
   const ExportForm form = form_of(request, share.tensors);
-  const ExportLayout layout = layout_of(request, exported_tensors(share.tensors, form).tensors, directory);
+  ExportedTensors exported = exported_tensors(share.tensors, form);
+  const ExportLayout layout = layout_of(request, std::move(exported.tensors), directory);
   PartsToWrite parts{owned_parts(specs, share.owned), std::move(share.columns), std::move(share.headers)};
   LoadPlanOptions reversed;
   reversed.exporting = true;
@@ -159,6 +181,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   expect_memory(plan, parts.specs);
 
   ExportReport report;
+  report.rounded = std::move(exported.rounded);
   report.tensors = plan.tensors;
   report.bytes_needed = plan.bytes_needed;
   for (std::uint32_t file : parts.headers) report.bytes_needed += layout.headers.at(file).size();

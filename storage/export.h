@@ -22,6 +22,8 @@ struct ExportRequest {
   bool strict = true;
   std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
   std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says
+  std::string start_of_names = "model";          ///< of the files; see lay_out
+  bool strict_dtypes = false;                    ///< see ExportForm
 };
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other
@@ -65,12 +67,21 @@ struct ExportReport {
   std::int64_t device_batches = 0;       ///< in which that was done
   std::int64_t files = 0;
   int threads = 0;
+  std::string row_sums;  ///< checksums of what was written, as bytes for the coordinator
   double plan_seconds = 0;
   double encode_seconds = 0;  ///< encoding, converting and regrouping, or waiting for devices that do
   double write_seconds = 0;
   double sync_seconds = 0;
   double total_seconds = 0;
+  Roundings rounded;  ///< of the whole export, the same on every rank
 };
+
+/// The list of checksums (storage/checksums_file.h) of an export, as bytes of the file: of what the ranks
+/// have told in ExportReport::row_sums, and of the files `beside` the weights, which are in `directory`.
+/// Throws Error(malformed) for bytes that no rank has told, Error as InputFile.
+std::string checksums_of_export(const ExportLayout& layout, const std::vector<std::string>& row_sums,
+                                const std::filesystem::path& directory,
+                                const std::vector<std::string>& beside);
 
 /// Step 3, on every rank: writes its share to its final place in the files of `directory`, which is there by
 /// then, and flushes them to the device. The specs are those of step 1; their memory must not have changed

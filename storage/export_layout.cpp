@@ -50,7 +50,8 @@ std::vector<std::vector<SourceTensor>> split_by_number(std::vector<SourceTensor>
 }  // namespace
 
 ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceTensor> tensors,
-                     std::uint64_t max_file_bytes, const std::map<std::string, int>& file_numbers) {
+                     std::uint64_t max_file_bytes, const std::map<std::string, int>& file_numbers,
+                     const std::string& start_of_names) {
   std::vector<std::vector<SourceTensor>> files =
       file_numbers.empty() ? split_by_size(tensors, max_file_bytes) : split_by_number(tensors, file_numbers);
   ExportLayout layout;
@@ -60,11 +61,11 @@ ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceT
   for (std::size_t f = 0; f < files.size(); ++f) {
     if (files[f].empty()) continue;
     char name[64];
-    std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", f + 1, files.size());
+    std::snprintf(name, sizeof name, "-%05zu-of-%05zu.safetensors", f + 1, files.size());
     const auto file = static_cast<std::uint32_t>(names.size());
     layout.headers.push_back(make_safetensors_header(files[f], {{"format", "pt"}}));
-    layout.catalog.files.push_back({name, files[f].back().end});
-    names.emplace_back(name);
+    names.push_back(start_of_names + name);
+    layout.catalog.files.push_back({names.back(), files[f].back().end});
     for (SourceTensor& tensor : files[f]) {
       tensor.file = file;
       layout.total_size += tensor.end - tensor.begin;

@@ -12,6 +12,7 @@
 #include "storage/export_tasks.h"
 #include "storage/output_files.h"
 #include "storage/placing.h"
+#include "storage/row_checksums.h"
 #include "storage/threads.h"
 
 namespace shardwright {
@@ -99,6 +100,7 @@ class Writer {
         devices_(devices),
         resources_(resources),
         files_(directory, names_of(layout.catalog)),
+        row_sums_(layout.catalog.tensors),
         work_(export_tasks(parts, layout.catalog, plan, [&](const TensorSpec& spec) {
           if (spec.device != DeviceKind::cuda) return TaskBounds{resources.buffer_bytes, 0};
           return TaskBounds{resources.gathering.block_bytes - DeviceGatherer::slack, 2};
@@ -136,6 +138,7 @@ class Writer {
     report.files = files_.count();
     report.bytes_written = files_.bytes();
     report.write_requests = files_.requests();
+    report.row_sums = row_sums_.encode();
   }
 
  private:
@@ -215,7 +218,7 @@ class Writer {
   void write(const ExportTask& task, const std::byte* bytes, Thread& thread) {
     const Clock::time_point begin = Clock::now();
     const Transfer& transfer = transfer_of(task);
-    write_box(catalog_.tensors[transfer.source], task.box, bytes, -1);
+    write_box(transfer.source, task.box, bytes, -1);
     if (transfer.encoding.scaled) write_scales(task, bytes + volume(task.box.size));
     thread.writing += seconds_since(begin);
   }
@@ -232,12 +235,15 @@ class Writer {
       ++scales;
     }
     if (is_empty(box)) return;
-    write_box(catalog_.tensors[static_cast<std::size_t>(transfer.scales)], box, scales,
-              begins_left ? blocks : -1);
+    write_box(static_cast<std::uint32_t>(transfer.scales), box, scales, begins_left ? blocks : -1);
   }
 
   /// Writes a box of a stored tensor. In memory its rows follow each other, or lie `row_bytes` apart.
-  void write_box(const SourceTensor& stored, const Box& box, const std::byte* bytes, std::int64_t row_bytes) {
+  void write_box(std::uint32_t tensor, const Box& box, const std::byte* bytes, std::int64_t row_bytes) {
+    const SourceTensor& stored = catalog_.tensors[tensor];
+    Shape strides = contiguous_strides(box.size);
+    if (row_bytes >= 0) strides[strides.size() - 2] = row_bytes;  // of scales, which take a byte each
+    row_sums_.add(tensor, box, {bytes, strides});
     const BoxReading place =
         reading_of(stored.begin, stored.shape, static_cast<std::uint64_t>(bytes_of(stored.dtype)), box);
     std::uint64_t runs = 1;
@@ -262,6 +268,7 @@ class Writer {
   const DevicesInUse& devices_;
   const WritingResources resources_;
   OutputFiles files_;
+  RowSums row_sums_;
   const ExportTasks work_;
 };
 

@@ -8,37 +8,63 @@
 #include <cstring>
 
 #include "planner/error.h"
+#include "storage/checkpoint_place.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 
-InputFile::InputFile(const std::filesystem::path& path) : path_(path) {
-  // O_NONBLOCK: opening a named pipe without a writer would otherwise wait for ever.
-  descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor_ < 0) {
-    const int code = errno;
-    throw Error(code == ENOENT ? ErrorKind::not_found : ErrorKind::io,
-                printable(path.native()) + ": cannot open this file for reading: " + std::strerror(code),
-                code);
-  }
+namespace {
+
+[[noreturn]] void cannot_open(const std::filesystem::path& path, int code) {
+  throw Error(code == ENOENT ? ErrorKind::not_found : ErrorKind::io,
+              printable(path.native()) + ": cannot open this file for reading: " + std::strerror(code), code);
+}
+
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a named pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+  return "something else";
+}
+
+std::uint64_t size_of_regular(const struct stat& status, const std::filesystem::path& path) {
+  if (S_ISREG(status.st_mode)) return static_cast<std::uint64_t>(status.st_size);
+  throw Error(ErrorKind::io,
+              printable(path.native()) + ": expected a regular file, found " + kind_of(status.st_mode),
+              S_ISDIR(status.st_mode) ? EISDIR : EINVAL);
+}
+
+}  // namespace
+
+std::uint64_t size_of_file(const std::filesystem::path& path) {
   struct stat status {};
-  if (::fstat(descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) {
-    const int code = S_ISDIR(status.st_mode) ? EISDIR : EINVAL;
+  if (uninterrupted([&] { return ::stat(path.c_str(), &status); }) != 0) cannot_open(path, errno);
+  return size_of_regular(status, path);
+}
+
+InputFile::InputFile(const std::filesystem::path& path) : path_(path), size_(size_of_file(path)) {
+  // It may have been replaced since it was looked at. O_NONBLOCK: opening a named pipe without a writer would
+  // otherwise wait for ever.
+  descriptor_ = uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
+  if (descriptor_ < 0) cannot_open(path, errno);
+  try {
+    struct stat status {};
+    if (uninterrupted([&] { return ::fstat(descriptor_, &status); }) != 0) cannot_open(path, errno);
+    size_ = size_of_regular(status, path);
+  } catch (...) {
     ::close(descriptor_);
-    throw Error(ErrorKind::io,
-                printable(path.native()) + ": expected a regular file, found " +
-                    (code == EISDIR ? "a directory" : "something else"),
-                code);
+    throw;
   }
-  size_ = static_cast<std::uint64_t>(status.st_size);
 }
 
 InputFile::~InputFile() { ::close(descriptor_); }
 
 void InputFile::read(std::uint64_t offset, char* into, std::size_t count) const {
   while (count > 0) {
-    const ssize_t got = ::pread(descriptor_, into, count, static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) continue;
+    const ssize_t got =
+        uninterrupted([&] { return ::pread(descriptor_, into, count, static_cast<off_t>(offset)); });
     if (got < 0) {
       const int code = errno;
       throw Error(ErrorKind::io,
@@ -69,6 +95,7 @@ std::string read_text(const std::filesystem::path& path, std::uint64_t max_bytes
   }
   std::string text(file.size(), '\0');
   file.read(0, text.data(), text.size());
+  expect_no_git_lfs_pointer(text, printable(path.native()));
   return text;
 }
 

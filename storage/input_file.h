@@ -6,11 +6,12 @@
 
 namespace shardwright {
 
-/// A regular file open for reading; closes itself. Any number of threads may call `read` at once.
+/// A regular file, or one that a link leads to, open for reading; closes itself. Anything else is refused
+/// before it is opened, as opening a pipe or a device can wait, or do something. Any number of threads may call `read` at once.
 class InputFile {
  public:
-  /// Throws Error: not_found if there is no such file, io (with errno) if it cannot be opened or is no
-  /// regular file.
+  /// Throws Error: not_found if there is no such file; io, with errno, if it cannot be opened or is no
+  /// regular file, saying what it is.
   explicit InputFile(const std::filesystem::path& path);
   ~InputFile();
   InputFile(const InputFile&) = delete;
@@ -32,6 +33,9 @@ class InputFile {
   int descriptor_ = -1;
   std::uint64_t size_ = 0;
 };
+
+/// Bytes of a regular file. Throws Error as InputFile.
+std::uint64_t size_of_file(const std::filesystem::path& path);
 
 /// All of a text file. Throws Error: malformed if it is larger than `max_bytes`, otherwise as InputFile does.
 std::string read_text(const std::filesystem::path& path, std::uint64_t max_bytes);

@@ -16,6 +16,7 @@
 #include "storage/open_files.h"
 #include "storage/placing.h"
 #include "storage/reading_resources.h"
+#include "storage/row_checksums.h"
 #include "storage/task_loop.h"
 #include "storage/task_reader.h"
 #include "storage/trace.h"
@@ -29,6 +30,9 @@ using Clock = std::chrono::steady_clock;
 double seconds_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
 }
+
+/// A load of so few bytes takes longer to plan than to check.
+constexpr std::uint64_t small_load_bytes = std::uint64_t{64} << 20;
 
 /// The threads of one load and what they share.
 class Engine {
@@ -44,7 +48,8 @@ class Engine {
         written_(written),
         devices_(plan, catalog, specs, options, written_),
         files_(catalog, direct_io_of(options)),
-        reading_(open_files_of(plan.transfers, catalog, files_, options.reads)) {}
+        reading_(open_files_of(plan.transfers, catalog, files_, options.reads)),
+        checks_(plan, catalog) {}
 
   void run() {
     try {
@@ -87,6 +92,7 @@ class Engine {
     if (failure_) std::rethrow_exception(failure_);
 
     report_.threads = resources.threads;
+    report_.bytes_checked = checks_.bytes();
     report_.files = files_.count();
     report_.files_direct = files_.count_direct();
     report_.files_io_uring = had_ring_ ? reading_.files_in_background() : 0;
@@ -142,13 +148,18 @@ class Engine {
     changed_.notify_all();
   }
 
-  std::byte* place_of(const ReadTask& task) {
+  /// Where the task is read to if it needs no staging; else null.
+  std::byte* place_in_memory(const ReadTask& task) const {
     const Transfer& transfer = plan_.transfers[task.transfer];
     const TensorSpec& spec = specs_[transfer.destination];
     if (spec.device != DeviceKind::cpu) return nullptr;
-    std::byte* const place = place_as_it_is(transfer, catalog_.tensors[task.source].dtype, task.box,
-                                            task.weights.staged_strides, spec);
-    if (place != nullptr) written_.begin(transfer.destination, volume(task.box.size));
+    return place_as_it_is(transfer, catalog_.tensors[task.source].dtype, task.box,
+                          task.weights.staged_strides, spec);
+  }
+
+  std::byte* place_of(const ReadTask& task) {
+    std::byte* const place = place_in_memory(task);
+    if (place != nullptr) written_.begin(plan_.transfers[task.transfer].destination, volume(task.box.size));
     return place;
   }
 
@@ -157,8 +168,26 @@ class Engine {
     return spec.device == DeviceKind::cuda ? spec.device_index : -1;
   }
 
+  bool is_checked(std::uint32_t tensor) const {
+    if (options_.checks != Checks::automatic) return options_.checks == Checks::all;
+    return plan_.bytes_needed <= small_load_bytes ||
+           reading_.costs[catalog_.tensors[tensor].file] == costs_of_files_on_disk;
+  }
+
+  void check(const StagedTask& staged) {
+    if (!checks_.any() || staged.is_on_device) return;
+    BoxInMemory part = staged.part();
+    if (staged.is_in_place) part.elements = place_in_memory(staged.task);
+    if (is_checked(staged.task.source))
+      checks_.add(staged.task.source, part.box, {part.elements, part.strides});
+    if (part.scales == nullptr) return;
+    const auto scales = static_cast<std::uint32_t>(staged.task.scale_source);
+    if (is_checked(scales)) checks_.add(scales, staged.task.scale_box, {part.scales, part.scale_strides});
+  }
+
   DevicePlacer* place(const StagedTask& staged) {
     bytes_read_ += staged.task.bytes();
+    check(staged);
     const Transfer& transfer = plan_.transfers[staged.task.transfer];
     const TensorSpec& spec = specs_[transfer.destination];
     if (DevicePlacer* const device = devices_.of(spec)) return device;
@@ -201,6 +230,7 @@ class Engine {
   LoadDevices devices_;
   OpenFiles files_;
   const FileReading reading_;
+  RowChecks checks_;
 
   std::mutex tasks_mutex_;  // guards the next
   TaskCutter* cutter_ = nullptr;
@@ -247,7 +277,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
 
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options) {
-  Trace trace(options.trace, options.trace_process);
+  Trace trace(options.trace, options.trace_process, options.check_for_interrupt);
   WrittenParts written(plan, specs.size());
   return load(plan, catalog, specs, options, trace, written);
 }

@@ -24,6 +24,14 @@ enum class Reads : std::uint8_t {
   io_uring,   ///< reads ahead, several at a time for each thread
 };
 
+/// Which of the catalog's checksums are compared while blocks are read. Blocks that are read in part, tensors
+/// that are read twice, and what goes straight into devices or is read together with other ranks are not.
+enum class Checks : std::uint8_t {
+  automatic,  ///< where it costs next to nothing: of files that are not in the page cache, and small loads
+  none,
+  all,
+};
+
 struct LoadOptions {
   /// 0: as many as this process may use processors. Four times as many run where files on a disk are read by
   /// pread, whose threads wait more than they work.
@@ -34,6 +42,7 @@ struct LoadOptions {
                                   ///< and never more than 128 MiB
   Reads reads = Reads::automatic;
   DirectIo direct_io = DirectIo::automatic;
+  Checks checks = Checks::automatic;
   bool huge_pages = false;  ///< ask for staging in huge pages; not where tensors are on a device
 
   /// Where tensors are on CUDA devices, all staging in CPU memory is pinned. When load() returns, all that it
@@ -59,6 +68,7 @@ struct LoadReport {
   std::uint64_t bytes_needed = 0;  ///< that this rank's parts take in the files, scales included
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_received = 0;    ///< from ranks that read together with this one
+  std::uint64_t bytes_checked = 0;     ///< that were compared with checksums
   std::uint64_t bytes_written = 0;     ///< to the destinations
   std::uint64_t read_requests = 0;     ///< to the operating system
   std::int64_t boxes_with_gaps = 0;    ///< boxes (staged at a time) that were read with the gaps in them,

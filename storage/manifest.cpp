@@ -1,8 +1,12 @@
 #include "storage/manifest.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <numeric>
 #include <set>
-#include <system_error>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -14,6 +18,7 @@
 #include "storage/input_file.h"
 #include "storage/output_file.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 
@@ -49,13 +54,30 @@ void keep_each_box_once(std::vector<StoredChunk>& chunks) {
 }  // namespace
 
 bool has_manifest(const fs::path& directory) {
-  std::error_code code;
-  return fs::exists(directory / manifest_name, code);
+  const fs::path path = directory / manifest_name;
+  struct stat status {};  // of the link, if it is one: one that leads nowhere is for reading it to tell
+  if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0) return true;
+  if (errno == ENOENT || errno == ENOTDIR) return false;
+  const int code = errno;
+  throw Error(ErrorKind::io,
+              printable(path.native()) + ": cannot look for a manifest: " + std::strerror(code), code);
 }
 
 Manifest read_manifest(const fs::path& directory) {
   const fs::path path = directory / manifest_name;
   return decode_manifest(read_text(path, max_manifest_bytes), printable(path.native()));
+}
+
+std::uint64_t read_order(const fs::path& directory) {
+  // Protobuf writes fields in the order of their numbers: the tag of field 3, and 8 bytes, little endian.
+  constexpr char tag = (3 << 3) | 1;
+  const InputFile file(directory / manifest_name);
+  char end[9];
+  if (file.size() < sizeof end) return 0;
+  file.read(file.size() - sizeof end, end, sizeof end);
+  std::uint64_t order = 0;
+  std::memcpy(&order, end + 1, sizeof order);
+  return end[0] == tag ? order : 0;
 }
 
 void write_manifest(const fs::path& directory, const Manifest& manifest, bool sync) {
@@ -117,20 +139,22 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
   Problems problems;
   for (const StoredFile& file : manifest.files) {
     catalog.files.push_back({file.name, file.size});
-    std::error_code code;
-    const std::uint64_t size = fs::file_size(directory / file.name, code);
-    const std::string path = printable((directory / file.name).native());
-    if (code) {
-      problems.add(path + ": " + code.message());
-    } else if (size != file.size) {
-      problems.add(path + ": expected " + std::to_string(file.size) + " bytes, found " +
+    const fs::path path = directory / file.name;
+    try {
+      const std::uint64_t size = size_of_file(path);
+      if (size == file.size) continue;
+      problems.add(printable(path.native()) + ": expected " + std::to_string(file.size) + " bytes, found " +
                    std::to_string(size));
+    } catch (const Error& error) {
+      problems.add(error.what());
     }
   }
   problems.throw_if_any(ErrorKind::malformed, "the checkpoint is not whole");
+  std::vector<const StoredChunk*> chunks;
   for (const StoredTensor& tensor : manifest.tensors) {
     const auto dtype = dtype_named(tensor.safetensors_dtype);
     for (const StoredChunk& chunk : tensor.chunks) {
+      chunks.push_back(dtype ? &chunk : nullptr);
       SourceTensor source{tensor.name,      dtype.value_or(DType::U8), chunk.box.size,       chunk.box.offset,
                           chunk.place.file, chunk.place.bytes.begin,   chunk.place.bytes.end};
       if (!dtype) {
@@ -140,9 +164,23 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
       catalog.tensors.push_back(std::move(source));
     }
   }
-  std::sort(catalog.tensors.begin(), catalog.tensors.end(), [](const SourceTensor& a, const SourceTensor& b) {
-    return std::tie(a.name, a.offset) < std::tie(b.name, b.offset);
+  std::vector<std::size_t> order(chunks.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return std::tie(catalog.tensors[a].name, catalog.tensors[a].offset) <
+           std::tie(catalog.tensors[b].name, catalog.tensors[b].offset);
   });
+  std::vector<SourceTensor> sorted;
+  std::vector<RowChecksums> checksums;
+  for (const std::size_t index : order) {
+    sorted.push_back(std::move(catalog.tensors[index]));
+    checksums.emplace_back();
+    // Tensors of other dtypes than safetensors' have one dimension more here than what was summed up.
+    if (manifest.version >= 2 && chunks[index] != nullptr)
+      checksums.back().sums = chunks[index]->place.bytes.checksums;
+  }
+  catalog.tensors = std::move(sorted);
+  catalog.checksums = std::make_shared<const std::vector<RowChecksums>>(std::move(checksums));
   return catalog;
 }
 

@@ -15,8 +15,8 @@ namespace shardwright {
 
 inline constexpr char manifest_name[] = "shardwright.manifest";
 
-/// Version of the manifest (storage/manifest.proto) that this build writes and reads.
-inline constexpr unsigned manifest_version = 1;
+/// Version of the manifest (storage/manifest.proto) that this build writes. It reads version 1, too.
+inline constexpr unsigned manifest_version = 2;
 
 struct StoredChunk {
   Box box;  ///< of the whole tensor
@@ -45,6 +45,8 @@ struct Manifest {
   std::vector<StoredTensor> tensors;
   std::vector<StoredObject> objects;
   std::string planner_data;
+  unsigned version = manifest_version;
+  std::uint64_t order = 0;  ///< the how many-eth save of its training; 0: not told
 };
 
 /// What all ranks have written between them. `safetensors_dtypes`: by torch's names of them. Throws Error:
@@ -61,10 +63,16 @@ std::string encode_manifest(const Manifest& manifest);
 /// that do not tile their tensor exactly once.
 Manifest decode_manifest(std::string_view bytes, const std::string& file);
 
+/// True for a directory with anything of the manifest's name. Throws Error (io) where the system will not
+/// tell.
 bool has_manifest(const std::filesystem::path& directory);
 
 /// Reads the manifest of a directory. Throws Error: not_found if it has none; as decode_manifest; io.
 Manifest read_manifest(const std::filesystem::path& directory);
+
+/// The order alone, from the end of the file, unchecked; 0 where the file does not tell. Throws Error: as
+/// InputFile.
+std::uint64_t read_order(const std::filesystem::path& directory);
 
 /// Writes it, and flushes it to the device if `sync`.
 void write_manifest(const std::filesystem::path& directory, const Manifest& manifest, bool sync = true);

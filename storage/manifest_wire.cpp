@@ -147,7 +147,7 @@ class Reader {
 
 std::string encode_manifest(const Manifest& manifest) {
   wire::Manifest message;
-  message.set_version(manifest_version);
+  message.set_version(manifest.version);
   message.set_checksum_block_bytes(checksum_block_bytes);
   for (const StoredFile& file : manifest.files) {
     wire::ShardFile* to = message.add_files();
@@ -180,7 +180,8 @@ std::string encode_manifest(const Manifest& manifest) {
   message.set_planner_data(manifest.planner_data);
   wire::ManifestFile file;
   file.set_manifest(message.SerializeAsString());
-  file.set_checksum(checksum_of(file.manifest().data(), file.manifest().size()));
+  file.set_checksum(checksum_of(file.manifest().data(), file.manifest().size(), manifest.order));
+  file.set_order(manifest.order);
   return file.SerializeAsString();
 }
 
@@ -191,18 +192,22 @@ Manifest decode_manifest(std::string_view bytes, const std::string& file) {
   wire::ManifestFile outer;
   if (bytes.size() > most || !outer.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
     reader.malformed("this is not a manifest of a sharded checkpoint, or one that is damaged");
-  if (checksum_of(outer.manifest().data(), outer.manifest().size()) != outer.checksum() ||
+  if (checksum_of(outer.manifest().data(), outer.manifest().size(), outer.order()) != outer.checksum() ||
       outer.SerializeAsString() != bytes) {
     reader.malformed("the manifest is damaged: its checksum is not that of its bytes");
   }
   wire::Manifest message;
   if (!message.ParseFromString(outer.manifest())) reader.malformed("this is not a manifest");
-  if (message.version() != manifest_version || message.checksum_block_bytes() != checksum_block_bytes) {
+  if (message.version() < 1 || message.version() > manifest_version ||
+      message.checksum_block_bytes() != checksum_block_bytes) {
     reader.malformed("expected a manifest of version " + std::to_string(manifest_version) +
                      ", found version " + std::to_string(message.version()) +
                      "; read it with the release that wrote it");
   }
-  return reader.read(message);
+  Manifest manifest = reader.read(message);
+  manifest.version = message.version();
+  manifest.order = outer.order();
+  return manifest;
 }
 
 }  // namespace shardwright

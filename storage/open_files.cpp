@@ -55,7 +55,7 @@ std::shared_ptr<OpenFile> OpenFiles::open(const SourceTensor& tensor, const Slot
   const bool direct =
       direct_io_ == DirectIo::always || (direct_io_ == DirectIo::automatic && !opened->is_cached);
   if (again ? slot.is_direct : direct) {
-    opened->direct_descriptor = open_direct(opened->file->path().c_str());
+    opened->direct_descriptor = open_direct(opened->file->path().c_str(), opened->file->descriptor());
     if (opened->direct_descriptor < 0 && errno == EMFILE) {
       throw Error(ErrorKind::io,
                   opened->file->path().string() +

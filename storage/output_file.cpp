@@ -9,6 +9,7 @@
 
 #include "planner/error.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 namespace {
@@ -22,10 +23,8 @@ OutputFile::OutputFile(const std::filesystem::path& path, std::uint64_t bytes, b
     : path_(path), flush_(flush) {
   open(O_TRUNC);
   if (bytes == 0) return;
-  int outcome = 0;
-  do {
-    outcome = ::fallocate(descriptor_, 0, 0, static_cast<off_t>(bytes));
-  } while (outcome != 0 && errno == EINTR);
+  const int outcome =
+      uninterrupted([&] { return ::fallocate(descriptor_, 0, 0, static_cast<off_t>(bytes)); });
   if (outcome != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
     const int code = errno;
     ::close(std::exchange(descriptor_, -1));
@@ -41,7 +40,8 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::open(int flags) {
-  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666);
+  descriptor_ = uninterrupted(
+      [&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666); });
   if (descriptor_ < 0) fail("cannot create this file");
 }
 
@@ -51,9 +51,10 @@ std::uint64_t OutputFile::write(std::uint64_t offset, const std::byte* bytes, st
   const std::uint64_t begin = offset;
   while (count > 0) {
     ++requests;
-    const ssize_t written = ::pwrite(descriptor_, bytes, count, static_cast<off_t>(offset));
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) fail("cannot write " + what + " at byte " + std::to_string(offset));
+    const ssize_t written =
+        uninterrupted([&] { return ::pwrite(descriptor_, bytes, count, static_cast<off_t>(offset)); });
+    if (written == 0) errno = ENOSPC;  // or it would be asked for ever
+    if (written <= 0) fail("cannot write " + what + " at byte " + std::to_string(offset));
     bytes += written;
     offset += static_cast<std::uint64_t>(written);
     count -= static_cast<std::uint64_t>(written);
@@ -69,9 +70,9 @@ std::uint64_t OutputFile::write(std::uint64_t offset, const std::byte* bytes, st
 
 void OutputFile::finish() {
   if (descriptor_ < 0) return;
-  if (flush_ && ::fsync(descriptor_) != 0) fail("cannot flush to the device");
-  // Some file systems report a full disk only here.
-  if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot close");
+  if (flush_ && uninterrupted([&] { return ::fsync(descriptor_); }) != 0) fail("cannot flush to the device");
+  // Some file systems report a full disk only here. Interrupted or not, the descriptor is gone.
+  if (::close(std::exchange(descriptor_, -1)) != 0 && errno != EINTR) fail("cannot close");
 }
 
 void OutputFile::fail(const std::string& what) const {

@@ -8,6 +8,8 @@
 
 #include <cerrno>
 
+#include "storage/uninterrupted.h"
+
 namespace shardwright {
 namespace {
 
@@ -35,11 +37,20 @@ std::optional<double> share_of_sample(int descriptor, std::uint64_t file_bytes) 
     char byte = 0;
     iovec place{&byte, 1};
     const std::uint64_t offset = (file_bytes - 1) / sample * i;
-    const ssize_t got = ::preadv2(descriptor, &place, 1, static_cast<off_t>(offset), RWF_NOWAIT);
+    const ssize_t got = uninterrupted(
+        [&] { return ::preadv2(descriptor, &place, 1, static_cast<off_t>(offset), RWF_NOWAIT); });
     if (got < 0 && errno != EAGAIN) return std::nullopt;
     cached += got == 1;
   }
   return cached / static_cast<double>(sample);
+}
+
+bool are_one_file(int one, int other) {
+  struct stat a {};
+  struct stat b {};
+  return uninterrupted([&] { return ::fstat(one, &a); }) == 0 &&
+         uninterrupted([&] { return ::fstat(other, &b); }) == 0 && a.st_dev == b.st_dev &&
+         a.st_ino == b.st_ino;
 }
 
 }  // namespace
@@ -48,7 +59,7 @@ std::optional<double> share_in_page_cache(int descriptor, std::uint64_t file_byt
   CachestatRange range;
   Cachestat found;
   if (file_bytes == 0) return std::nullopt;
-  if (::syscall(cachestat_call, descriptor, &range, &found, 0) != 0) {
+  if (uninterrupted([&] { return ::syscall(cachestat_call, descriptor, &range, &found, 0); }) != 0) {
     return share_of_sample(descriptor, file_bytes);
   }
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
@@ -56,19 +67,24 @@ std::optional<double> share_in_page_cache(int descriptor, std::uint64_t file_byt
   return static_cast<double>(found.cached) / static_cast<double>(pages);
 }
 
-int open_direct(const char* path) {
-  const int descriptor = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
+int open_direct(const char* path, int opened) {
+  const int descriptor =
+      uninterrupted([&] { return ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT); });
+  if (descriptor < 0) return -1;
+  bool is_usable = are_one_file(descriptor, opened);
 #ifdef STATX_DIOALIGN
   struct statx status {};
-  if (descriptor >= 0 && ::statx(descriptor, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
+  if (uninterrupted([&] { return ::statx(descriptor, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status); }) == 0 &&
       (status.stx_mask & STATX_DIOALIGN) != 0 &&
       (status.stx_dio_offset_align == 0 || direct_alignment % status.stx_dio_offset_align != 0 ||
        direct_alignment % status.stx_dio_mem_align != 0)) {
-    ::close(descriptor);
-    return -1;
+    is_usable = false;
   }
 #endif
-  return descriptor;
+  if (is_usable) return descriptor;
+  ::close(descriptor);
+  errno = EINVAL;
+  return -1;
 }
 
 }  // namespace shardwright

@@ -1,5 +1,7 @@
 #include "storage/read_catalog.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iterator>
@@ -9,12 +11,15 @@
 
 #include "planner/error.h"
 #include "planner/problems.h"
+#include "storage/checkpoint_place.h"
+#include "storage/checksums_file.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/json_events.h"
 #include "storage/printable.h"
 #include "storage/safetensors.h"
 #include "storage/threads.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 
@@ -33,13 +38,14 @@ std::vector<std::string> list_safetensors(const fs::path& directory) {
   std::error_code code;
   fs::directory_iterator entries(directory, code);
   if (code == std::errc::no_such_file_or_directory) {
-    throw Error(ErrorKind::not_found, where + ": no such directory; give the directory of a checkpoint",
+    throw Error(ErrorKind::not_found, where + ": no such directory; " + advice_for_absent(directory),
                 code.value());
   }
   if (code == std::errc::not_a_directory) {
     throw Error(
         ErrorKind::not_found,
-        where + ": expected the directory of a checkpoint, found a file; give the directory that holds it",
+        where + ": expected the directory of a checkpoint, found a file; give the directory that holds it: " +
+            printable(fs::absolute(directory).parent_path().native()),
         code.value());
   }
   std::vector<std::string> names;
@@ -48,6 +54,7 @@ std::vector<std::string> list_safetensors(const fs::path& directory) {
     if (name.extension() == ".safetensors" && name.native().front() != '.') names.push_back(name.string());
     entries.increment(code);
   }
+  if (code == std::errc::interrupted) return list_safetensors(directory);
   if (code) {
     throw Error(ErrorKind::io, where + ": cannot read this directory: " + code.message(), code.value());
   }
@@ -60,23 +67,25 @@ std::optional<std::string> read_if_there(const fs::path& path, std::uint64_t max
   try {
     return read_text(path, max_bytes);
   } catch (const Error& error) {
-    if (error.kind == ErrorKind::not_found && !fs::is_symlink(fs::symlink_status(path))) return std::nullopt;
+    struct stat link {};  // one that leads nowhere is no absent file
+    const bool is_there = uninterrupted([&] { return ::lstat(path.c_str(), &link); }) == 0;
+    if (error.kind == ErrorKind::not_found && !is_there) return std::nullopt;
     throw;
   }
 }
 
 std::string read_config(const fs::path& directory) {
   const fs::path path = directory / "config.json";
-  std::string config = read_if_there(path, max_config_bytes).value_or("");
-  if (config.empty() && !fs::exists(path)) return config;
+  std::optional<std::string> config = read_if_there(path, max_config_bytes);
+  if (!config) return {};
   JsonEvents events;
-  if (const auto fault = parse_json_object(config, events)) {
+  if (const auto fault = parse_json_object(*config, events)) {
     throw Error(
         ErrorKind::malformed,
         printable(path.native()) + ": expected the JSON of a model's configuration, but " + *fault +
             "; download it again, or remove it: the model is then recognised by the names of its tensors");
   }
-  return config;
+  return *std::move(config);
 }
 
 void check_presence(const Catalog& catalog, const fs::path& index) {
@@ -242,6 +251,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(threads));
   }
 
+  expect_local_path(directory);
   const auto begin = std::chrono::steady_clock::now();
   Catalog catalog;
   catalog.directory = directory;
@@ -253,10 +263,16 @@ Catalog read_catalog(const fs::path& directory, int threads) {
     names = index->files;
   }
   if (names.empty()) {
+    throw Error(ErrorKind::not_found, printable(directory.native()) + ": expected *.safetensors, found " +
+                                          found_in_place_of_safetensors(directory));
+  }
+  const bool are_shards = std::all_of(names.begin(), names.end(),
+                                      [](const std::string& name) { return name.starts_with("rank-"); });
+  if (!index && are_shards && is_unfinished_save(directory)) {
     throw Error(ErrorKind::not_found,
                 printable(directory.native()) +
-                    ": expected *.safetensors, found none; give the directory of a Hugging Face "
-                    "checkpoint");
+                    ": expected a checkpoint, found the files of a save that has not been published; it "
+                    "still runs or was interrupted: give a checkpoint whose save has ended");
   }
   for (std::string& name : names) catalog.files.push_back({std::move(name), 0});
   if (index) check_presence(catalog, index_path);
@@ -264,6 +280,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   read_headers(catalog, threads);
   if (index) check_index(catalog, *index, index_path);
   check_all_chunks(catalog);
+  add_checksums(catalog, threads);
   catalog.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return catalog;
 }

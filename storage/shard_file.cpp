@@ -35,6 +35,12 @@ std::vector<StoredBytes> places_of(const std::vector<SourceTensor>& chunks) {
   return places;
 }
 
+std::vector<RowGeometry> geometries_of(const std::vector<SourceTensor>& chunks) {
+  std::vector<RowGeometry> geometries;
+  for (const SourceTensor& chunk : chunks) geometries.push_back(rows_of(chunk));
+  return geometries;
+}
+
 }  // namespace
 
 /// What has a checksum of its own.
@@ -50,6 +56,7 @@ ShardFile::ShardFile(const std::filesystem::path& path, std::vector<SourceTensor
     : header_(header_of(chunks)),
       names_(names_of(chunks)),
       items_(places_of(chunks)),
+      geometries_(geometries_of(chunks)),
       size_(items_.empty() ? header_.size() : items_.back().end),
       file_(path, size_, flush) {
   file_.write(0, reinterpret_cast<const std::byte*>(header_.data()), header_.size(), "the header");
@@ -63,6 +70,7 @@ ShardFile::ShardFile(const std::filesystem::path& path, const std::vector<std::u
   std::uint64_t filled = 0;
   for (const std::uint64_t size : sizes) {
     items_.push_back({filled, filled + size, {}});
+    geometries_.push_back({size, size});
     filled += size;
   }
 }
@@ -92,7 +100,7 @@ std::vector<ShardFile::Block> ShardFile::blocks_of(std::span<const std::size_t> 
 void ShardFile::write_block(const Block& block, const std::byte* bytes) {
   StoredBytes& item = items_[block.item];
   // Hashed first: what is then written comes from the processor's cache.
-  item.checksums[block.number] = checksum_of(bytes, block.bytes);
+  item.checksums[block.number] = sum_of_block(geometries_[block.item], {}, bytes, block.begin, block.bytes);
   file_.write(item.begin + block.begin, bytes, block.bytes, in_quotes(names_[block.item]));
 }
 

@@ -13,6 +13,7 @@
 #include "storage/device_gatherers.h"
 #include "storage/gather.h"
 #include "storage/output_file.h"
+#include "storage/row_checksums.h"
 
 namespace shardwright {
 
@@ -26,7 +27,7 @@ class ShardFile {
   /// `flush`: see OutputFile.
   ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush);
 
-  /// A file of things of these sizes, one after the other and nothing else.
+  /// A file of things of these sizes, one after the other and nothing else. Each counts as one row of bytes.
   ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
             std::vector<std::string> names, bool flush);
 
@@ -56,6 +57,7 @@ class ShardFile {
   std::string header_;
   std::vector<std::string> names_;
   std::vector<StoredBytes> items_;
+  std::vector<RowGeometry> geometries_;  // of the items
   std::uint64_t size_;
   OutputFile file_;
 };

@@ -6,16 +6,21 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
+#include <string_view>
 #include <system_error>
+#include <unordered_map>
 #include <utility>
 
 #include "planner/error.h"
 #include "planner/problems.h"
 #include "storage/checksum.h"
+#include "storage/checksums_file.h"
 #include "storage/input_file.h"
 #include "storage/printable.h"
 #include "storage/read_catalog.h"
+#include "storage/row_checksums.h"
 #include "storage/safetensors.h"
 #include "storage/staging.h"
 #include "storage/threads.h"
@@ -106,10 +111,30 @@ std::vector<Block> blocks_of(const std::vector<const Place*>& places) {
   return blocks;
 }
 
+/// The rows of what lies at the places.
+std::vector<RowGeometry> geometries_of(const Manifest& manifest, const std::vector<const Place*>& places) {
+  std::unordered_map<const Place*, std::uint64_t> row_bytes;
+  for (const StoredTensor& tensor : manifest.tensors) {
+    if (tensor.safetensors_dtype.empty()) continue;
+    for (const StoredChunk& chunk : tensor.chunks) {
+      const std::int64_t last = chunk.box.size.empty() ? 1 : chunk.box.size.back();
+      row_bytes.emplace(&chunk.place, static_cast<std::uint64_t>(last) * tensor.element_bytes);
+    }
+  }
+  std::vector<RowGeometry> geometries;
+  for (const Place* place : places) {
+    const std::uint64_t bytes = place->bytes.end - place->bytes.begin;
+    const auto known = row_bytes.find(place);
+    geometries.push_back({bytes, known == row_bytes.end() ? bytes : known->second});
+  }
+  return geometries;
+}
+
 /// Hashes what lies at the places. Returns the bytes that were hashed.
 std::uint64_t check_places(const Manifest& manifest, const std::vector<const Place*>& places,
                            const std::vector<std::string>& names, Files& files, Findings& findings,
                            int threads) {
+  const std::vector<RowGeometry> geometries = geometries_of(manifest, places);
   const std::vector<Block> blocks = blocks_of(places);
   std::atomic<std::uint64_t> hashed = 0;
   for_each_index(blocks.size(), threads, [&](std::size_t index) {
@@ -129,7 +154,11 @@ std::uint64_t check_places(const Manifest& manifest, const std::vector<const Pla
       return findings.add(order, name, in_quotes(name) + ": " + error.what());
     }
     hashed += count;
-    if (checksum_of(bytes, count) != place.bytes.checksums[block.number]) {
+    const std::uint64_t found =
+        manifest.version == 1
+            ? checksum_of(bytes, count)
+            : sum_of_block(geometries[block.place], {}, bytes, block.number * checksum_block_bytes, count);
+    if (found != place.bytes.checksums[block.number]) {
       findings.add(order, name,
                    printable(file->path().native()) + ": " + in_quotes(name) + " is damaged: bytes " +
                        std::to_string(begin) + " to " + std::to_string(begin + count) +
@@ -139,7 +168,48 @@ std::uint64_t check_places(const Manifest& manifest, const std::vector<const Pla
   return hashed;
 }
 
-void check_header(const Manifest& manifest, std::size_t index, Files& files, Findings& findings) {
+/// A chunk that the manifest says a file holds.
+struct Listed {
+  const StoredTensor* tensor;
+  const StoredChunk* chunk;
+};
+
+/// By file.
+std::vector<std::vector<Listed>> listed_in_files(const Manifest& manifest) {
+  std::vector<std::vector<Listed>> found(manifest.files.size());
+  for (const StoredTensor& tensor : manifest.tensors) {
+    for (const StoredChunk& chunk : tensor.chunks) found[chunk.place.file].push_back({&tensor, &chunk});
+  }
+  return found;
+}
+
+/// What the manifest says of a safetensors file's chunks has to be what the header says.
+void compare(const std::vector<Listed>& listed, std::size_t index, const SafetensorsHeader& header,
+             const std::string& path, Findings& findings) {
+  std::unordered_map<std::string_view, const SourceTensor*> in_header;
+  for (const SourceTensor& tensor : header.tensors) in_header.emplace(tensor.name, &tensor);
+  const auto text = [](std::string_view dtype, const Shape& shape, std::uint64_t begin, std::uint64_t end) {
+    return std::string(dtype) + " " + to_string(shape) + " in bytes " + std::to_string(begin) + " to " +
+           std::to_string(end);
+  };
+  for (const auto& [tensor, chunk] : listed) {
+    const StoredBytes& bytes = chunk->place.bytes;
+    const std::string expected = text(tensor->safetensors_dtype, chunk->box.size, bytes.begin, bytes.end);
+    const auto found = in_header.find(tensor->name);
+    const std::string told = found == in_header.end()
+                                 ? "no such tensor"
+                                 : text(name_of(found->second->dtype), found->second->shape,
+                                        found->second->begin, found->second->end);
+    if (told == expected) continue;
+    findings.add(index, tensor->name,
+                 path + ": " + in_quotes(tensor->name) + ": the manifest says " + expected +
+                     ", the header of the file says " + told +
+                     "; they are of different saves, or one is damaged");
+  }
+}
+
+void check_header(const Manifest& manifest, const std::vector<Listed>& listed, std::size_t index,
+                  Files& files, Findings& findings) {
   const StoredFile& expected = manifest.files[index];
   const std::shared_ptr<InputFile> file = files.open(index);
   if (!file) return;
@@ -156,28 +226,18 @@ void check_header(const Manifest& manifest, std::size_t index, Files& files, Fin
   } catch (const Error& error) {
     return findings.add(index, "", error.what());
   }
-  if (checksum_of(header.data(), header.size()) == expected.header_checksum) return;
-  findings.add(index, "",
-               path + ": the header is damaged: it does not have the checksum that it was saved with");
-  for (const StoredTensor& tensor : manifest.tensors) {  // other readers find these by the header
-    for (const StoredChunk& chunk : tensor.chunks) {
-      if (chunk.place.file == index) {
-        findings.add(index, tensor.name, path + ": holds a chunk of " + in_quotes(tensor.name));
-        break;
-      }
-    }
+  if (checksum_of(header.data(), header.size()) != expected.header_checksum) {
+    findings.add(index, "",
+                 path + ": the header is damaged: it does not have the checksum that it was saved with");
+    for (const auto& [tensor, chunk] : listed)  // other readers find these by the header
+      findings.add(index, tensor->name, path + ": holds a chunk of " + in_quotes(tensor->name));
+    return;
   }
-}
-
-void check_unlisted(const Manifest& manifest, const fs::path& directory, Findings& findings) {
-  std::set<std::string> listed;
-  for (const StoredFile& file : manifest.files) listed.insert(file.name);
-  std::error_code code;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory, code)) {
-    if (entry.path().extension() == ".safetensors" && listed.count(entry.path().filename().native()) == 0) {
-      findings.add(manifest.files.size(), "",
-                   printable(entry.path().native()) + ": a safetensors file that the manifest does not list");
-    }
+  try {
+    compare(listed, index, parse_safetensors_header(std::string_view(header).substr(8), file->size(), path),
+            path, findings);
+  } catch (const Error& error) {
+    findings.add(index, "", error.what());
   }
 }
 
@@ -187,9 +247,9 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
   report.tensors = static_cast<std::int64_t>(manifest.tensors.size());
   report.objects = static_cast<std::int64_t>(manifest.objects.size());
   Files files(manifest, directory, findings);
+  const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
   for_each_index(manifest.files.size(), threads,
-                 [&](std::size_t index) { check_header(manifest, index, files, findings); });
-  check_unlisted(manifest, directory, findings);
+                 [&](std::size_t index) { check_header(manifest, listed[index], index, files, findings); });
   std::vector<const Place*> places;
   std::vector<std::string> names;
   for (const StoredTensor& tensor : manifest.tensors) {
@@ -208,6 +268,26 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
 void verify_hugging_face(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
   const Catalog catalog = read_catalog(directory, threads);
   report.files = static_cast<std::int64_t>(catalog.files.size());
+  std::atomic<std::uint64_t> hashed = 0;
+  for_each_index(catalog.tensors.size(), threads, [&](std::size_t tensor) {
+    std::uint64_t bytes = 0;
+    for (std::string& line : faults_of_rows(catalog, tensor, bytes))
+      findings.add(tensor, catalog.tensors[tensor].name, std::move(line));
+    hashed += bytes;
+  });
+  report.bytes_hashed = hashed;
+  if (const std::optional<Checksums> listed = read_checksums(directory)) {
+    for (const StoredFile& file : listed->beside) {
+      try {
+        if (whole_file(directory, file.name) == file) continue;
+        findings.add(catalog.tensors.size(), "",
+                     printable((directory / file.name).native()) +
+                         ": this is not the file that was exported beside the weights");
+      } catch (const Error& error) {
+        findings.add(catalog.tensors.size(), "", error.what());
+      }
+    }
+  }
   for (auto first = catalog.tensors.begin(); first != catalog.tensors.end();) {
     auto last = std::find_if(first, catalog.tensors.end(),
                              [&](const SourceTensor& tensor) { return tensor.name != first->name; });
@@ -224,6 +304,14 @@ void verify_hugging_face(const fs::path& directory, int threads, VerifyReport& r
     }
     first = last;
   }
+}
+
+void throw_if_any(Findings& findings) {
+  VerifyReport report;
+  findings.move_to(report);
+  Problems problems;
+  problems.lines = std::move(report.problems);
+  problems.throw_if_any(ErrorKind::malformed, "the checkpoint is damaged");
 }
 
 }  // namespace
@@ -252,16 +340,20 @@ void expect_undamaged(const Manifest& manifest, const fs::path& directory,
                       int threads) {
   Findings findings;
   Files files(manifest, directory, findings);
-  std::set<std::uint32_t> read_from;
-  for (const Place* place : places) read_from.insert(place->file);
-  // The manifest says where all is; what the headers say is for other readers, but damage is damage.
-  for (const std::uint32_t file : read_from) check_header(manifest, file, files, findings);
   check_places(manifest, places, names, files, findings, threads);
-  VerifyReport report;
-  findings.move_to(report);
-  Problems problems;
-  problems.lines = std::move(report.problems);
-  problems.throw_if_any(ErrorKind::malformed, "the checkpoint is damaged");
+  throw_if_any(findings);
+}
+
+void expect_told_alike(const Manifest& manifest, const fs::path& directory,
+                       const std::set<std::uint32_t>& read, int threads) {
+  Findings findings;
+  Files files(manifest, directory, findings);
+  const std::vector<std::uint32_t> indices(read.begin(), read.end());
+  const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
+  for_each_index(indices.size(), threads, [&](std::size_t i) {
+    check_header(manifest, listed[indices[i]], indices[i], files, findings);
+  });
+  throw_if_any(findings);
 }
 
 }  // namespace shardwright

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,19 +18,22 @@ from shardwright.describe import DTYPE_NAMES
 from shardwright.lora_config import CONFIG
 from shardwright.lora_windows import Window
 from shardwright.rank_outcome import RankOutcome, expect_success
+from shardwright.system_calls import naming
+from shardwright.template_files import write_flushed
 
 #: (name in the file, shape that the tensor is seen in, offset there, values)
 Part = tuple[str, tuple[int, ...], list[int], torch.Tensor]
 
 
 class AdapterBeingWritten:
-    """An adapter's files under other names, until all is there. Where nothing is written its tensors are zero."""
+    """An adapter's files in a folder of their own, until all is there. Where nothing is written its tensors are
+    zero."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, overwrite: bool | None) -> None:
         self.directory = directory
+        self.overwrite = overwrite
         self.failure: Exception | None = None
-        self._weights = directory / (WEIGHTS + ".partial")
-        self._config = directory / (CONFIG + ".partial")
+        self._pending: Any = None
         self._tensors: dict[str, torch.Tensor] = {}
         self._written: set[tuple[str, tuple[int, ...]]] = set()
         self._due: Counter[str] = Counter()
@@ -44,9 +47,8 @@ class AdapterBeingWritten:
         except Exception as failure:
             self.failure = failure
             self._tensors.clear()
-            for pending in (self._weights, self._config):
-                with contextlib.suppress(OSError):  # whatever failed first is what counts
-                    pending.unlink()
+            if self._pending is not None:
+                self._pending.abandon()
 
     def begin(self, windows: list[Window], dtypes: Mapping[str, torch.dtype]) -> None:
         shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
@@ -56,14 +58,18 @@ class AdapterBeingWritten:
         # The widest first, so that each lies at a multiple of its size; then by name.
         names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
         header, ranges = _core.safetensors_header(
-            [(name, DTYPE_NAMES[shapes[name][0]], list(shapes[name][1])) for name in names], {"format": "pt"}
+            [(name, DTYPE_NAMES[shapes[name][0]], list(shapes[name][1])) for name in names],
+            {"format": "pt", _core.writer_key: "save_lora"},
         )
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self._pending = _core.PendingCheckpoint(self.directory, "adapter", self.overwrite)
+        weights = self._pending.path / WEIGHTS
         size = ranges[-1][1]
-        with open(self._weights, "wb+") as file:  # where there is no fallocate, the C library reads as well
+        # "+": where there is no fallocate, the C library reads as well.
+        with naming(weights), open(weights, "wb+") as file:
             file.write(header)
+            file.flush()
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal later
-        mapped = torch.from_file(os.fspath(self._weights), shared=True, size=size, dtype=torch.uint8)
+            mapped = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
         self._tensors = {
             name: mapped[begin:end].view(shapes[name][0])
             for name, (begin, end) in zip(names, ranges, strict=True)
@@ -90,9 +96,8 @@ class AdapterBeingWritten:
                 + "\n  ".join(_core.grouped_names(lacking))
             )
         self._tensors.clear()
-        self._config.write_text(config)
-        for pending in (self._weights, self._config):
-            with open(pending, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(self._weights, self.directory / WEIGHTS)
-        os.replace(self._config, self.directory / CONFIG)
+        write_flushed(self._pending.path / CONFIG, config.encode())
+        weights = self._pending.path / WEIGHTS
+        with naming(weights), open(weights, "rb+") as file:
+            os.fsync(file.fileno())
+        self._pending.publish(WEIGHTS)

@@ -4,46 +4,104 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 from shardwright import _core
+from shardwright.local_path import local_path
+from shardwright.system_calls import is_file, uninterrupted
 
 _STEP = re.compile(r"step-(\d+)")
 
 
 def step_path(root: str | os.PathLike[str], step: int) -> Path:
-    """Where the checkpoint of a training step goes."""
+    """Where the checkpoint of a training step goes: ``step-00000007``, or as a folder of that number is called."""
     if step < 0:
         raise ValueError(f"step is {step}; expected 0 or more")
-    return Path(root) / f"step-{step:08d}"
+    usual = Path(root) / f"step-{step:08d}"
+    there = [path for number, path in _steps(root) if number == step]
+    if len(there) > 1:
+        raise _step_twice(step, there)
+    return there[0] if there else usual
 
 
-def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, Path]]:
-    """(step, path) of the published checkpoints of a root, oldest first."""
-    found = []
-    for path in Path(root).iterdir():
-        match = _STEP.fullmatch(path.name)
-        if match and _core.has_manifest(path):
-            found.append((int(match[1]), path))
+def step_of(path: str | os.PathLike[str]) -> int | None:
+    """The step of a folder that is called as those of steps are."""
+    match = _STEP.fullmatch(Path(path).name)
+    return int(match[1]) if match else None
+
+
+def _step_twice(step: int, paths: list[Path]) -> ValueError:
+    return ValueError(
+        f"step {step} is there twice: {', '.join(map(str, sorted(paths)))}; expected one folder for a step. Rename or "
+        "remove one of them"
+    )
+
+
+def _steps(root: str | os.PathLike[str]) -> list[tuple[int, Path]]:
+    """(step, path) of the folders of a root that are called as those of steps are."""
+    paths = uninterrupted(lambda: list(Path(root).iterdir()) if Path(root).is_dir() else [])
+    named = [(step_of(path), path) for path in paths]
+    return [(step, path) for step, path in named if step is not None]
+
+
+def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, int, Path]]:
+    """(order of saving, step, path) of the published checkpoints of a root, oldest first.
+
+    The manifest tells the order. Earlier releases did not write it; theirs come first, by their steps.
+    """
+    found = [(_core.read_order(path), step, path) for step, path in _steps(root) if _core.has_manifest(path)]
+    paths_of: dict[int, list[Path]] = {}
+    for _, step, path in found:
+        paths_of.setdefault(step, []).append(path)
+    for step, paths in paths_of.items():
+        if len(paths) > 1:
+            raise _step_twice(step, paths)
     return sorted(found)
 
 
+def next_order(path: str | os.PathLike[str]) -> int:
+    """The order of a save to ``path`` among those of its training: one more than any other step's; 0 for a folder that
+    is not called as those of steps are."""
+    if step_of(path) is None:
+        return 0
+    root = Path(path).parent
+    orders = [_core.read_order(other) for _, other in _steps(root) if _core.has_manifest(other)]
+    return max(orders, default=0) + 1
+
+
 def latest(root: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint of the highest step under ``root``, as ``save(..., step=...)`` writes them; None if there is
-    none. What is found has been published: it is whole."""
-    if not Path(root).is_dir():
-        return None
+    """The checkpoint under ``root`` that was saved last, as ``save(..., step=...)`` writes them; None if there is none.
+
+    After a training has been rolled back to an earlier step and saved anew, that is its newest save, though folders of
+    higher steps may still be there. What is found has been published: it is whole.
+
+    Raises:
+        ValueError: two folders are of one step, such as ``step-7`` and ``step-00000007``.
+    """
+    local_path(root)
     found = _checkpoints(root)
-    return found[-1][1] if found else None
+    return found[-1][2] if found else None
 
 
 def remove_all_but(root: str | os.PathLike[str], keep_last: int) -> list[Path]:
-    """Deletes all but the newest ``keep_last`` checkpoints of a root, and says which those were."""
-    old = [path for _, path in _checkpoints(root)[:-keep_last]]
-    for path in old:
-        _core.remove_checkpoint(path)
-    return old
+    """Deletes all but the ``keep_last`` checkpoints of a root that were saved last, and says which those were.
+
+    Other people's files in the folders of steps stay, and so do the folders then. Of a step that is a symbolic link,
+    the link is removed. What saves to these steps that died have left goes, too.
+    """
+    removed = []
+    for _, _, path in _checkpoints(root)[:-keep_last]:
+        try:
+            _core.remove_checkpoint(path)
+            removed.append(path)
+        except (OSError, _core.CheckpointFormatError) as error:  # the save itself has succeeded
+            warnings.warn(f"keep_last={keep_last}: {path} was not removed: {error}", stacklevel=2)
+    for _, path in _steps(root):
+        if not path.is_symlink():
+            _core.clean_up_after_dead_save(path)
+    return removed
 
 
 def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
@@ -54,7 +112,8 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     what was looked at. A Hugging Face checkpoint has no checksums: ``bytes_hashed`` is 0. Checkpoints of torch's
     FileSystemWriter are checked by the sums of the archives that they consist of.
     """
-    if Path(path, ".metadata").is_file() and not _core.has_manifest(os.fspath(path)):
+    path = local_path(path)
+    if is_file(Path(path, ".metadata")) and not _core.has_manifest(os.fspath(path)):
         from shardwright.torch_checkpoint import verify_torch_checkpoint
 
         return verify_torch_checkpoint(Path(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ def _key_for(patterns: Mapping[str, Any], module: str) -> str:
 def read_config(directory: Path) -> LoraConfig:
     """Raises FileNotFoundError; CheckpointFormatError for no JSON of the kind; PlanError for other than plain LoRA."""
     path = directory / CONFIG
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{path}: no such file; expected the directory that peft saved an adapter in")
     try:
         config = json.loads(_text_of(path))

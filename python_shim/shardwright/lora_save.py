@@ -15,6 +15,7 @@ import torch.distributed as dist
 from shardwright import _core
 from shardwright.adapter_writing import AdapterBeingWritten, Part
 from shardwright.gathering import Known, Ranks
+from shardwright.local_path import local_path
 from shardwright.lora import pairs_of
 from shardwright.lora_config import config_text
 from shardwright.lora_windows import LAYOUTS, TEXTS, Pair, Place, Spelling, Window
@@ -37,6 +38,7 @@ def save_lora(
     task_type: str | None = "CAUSAL_LM",
     use_rslora: bool = False,
     process_group: dist.ProcessGroup | None = None,
+    overwrite: bool | None = None,
 ) -> None:
     """Writes the LoRA tensors of a state dict as ``adapter_model.safetensors`` and ``adapter_config.json`` in ``path``.
 
@@ -55,8 +57,11 @@ def save_lora(
         text_only: the model is the text model alone.
         param_wrapper: "modern" is what peft 0.19.1 and later loads, "legacy" what earlier releases do.
         base_model, task_type: base_model_name_or_path and task_type of adapter_config.json.
+        overwrite: None replaces an adapter that this function has written, and refuses where another adapter is in
+            ``path``. True replaces any. False replaces none.
 
     Raises:
+        FileExistsError: an adapter is there that may not be replaced.
         PlanError: the tensors do not make an adapter of that layout; lists all that is wrong. Nothing has been written.
         OSError: of rank 0, on all ranks. What was there before is still there.
     """
@@ -86,8 +91,8 @@ def save_lora(
             "the state dict makes no LoRA adapter; nothing has been written:\n  " + "\n  ".join(problems)
         )
     legacy = param_wrapper == "legacy"
-    directory = Path(path)
-    file = AdapterBeingWritten(directory)
+    directory = Path(local_path(path))
+    file = AdapterBeingWritten(directory, overwrite)
     if ranks.rank == 0:
         windows = [w for place in places for w in _windows(place, range(place.pair.experts), places, legacy)]
         file.attempt(file.begin, windows, {key: known.dtype for key, known in everywhere.items()})

@@ -35,6 +35,7 @@ class RankOutcome:
     failure: str = ""
     errno: int = 0
     misfit: bool = False  #: the failure is a PlanError
+    row_sums: bytes = b""  #: of an export: checksums of what was written
 
     def fail(self, error: Exception) -> None:
         self.failure = text_of(error) or type(error).__name__

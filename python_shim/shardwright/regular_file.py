@@ -9,6 +9,13 @@ from typing import BinaryIO
 
 from shardwright._core import CheckpointFormatError
 
+#: How a pointer of Git LFS begins, which lies where a file should.
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
+IS_POINTER = (
+    "this is a Git LFS pointer, which stands for the file; get the file itself: run git lfs pull in the repository, or "
+    "hf download"
+)
+
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """The file, open for reading.

@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
 from shardwright.checkpoints import step_path
+from shardwright.flat_state import expect_state_dict
+from shardwright.local_path import local_path
 from shardwright.rank_outcome import told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
@@ -61,18 +63,18 @@ def save(
     threads: int | None = None,
     async_staging_bytes: int | None = None,
     device_memory: int | None = None,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
 ) -> SaveReport | PendingSave:
     """Saves a state dict (tensors, DTensors, objects with state_dict(), anything that pickles) as a sharded checkpoint.
 
-    All ranks of the process group call this. The checkpoint is there when it returns, or an earlier one of that name
-    still is; see :class:`ShardedStorageWriter`.
+    All ranks of the process group call this. The checkpoint is there when it returns, or an earlier one in that place
+    still is; see :class:`ShardedStorageWriter`. Other files in ``path`` are left alone.
 
     Args:
-        path: the directory that the checkpoint becomes; with ``step``, the directory that holds the checkpoints of all
-            steps, where :func:`latest` finds the newest.
-        step: which training step this is; the checkpoint becomes ``path/step-<step>``.
-        keep_last: delete all but the newest so many steps once this one is there.
+        path: the directory that the checkpoint goes into; with ``step``, the directory that holds the checkpoints of
+            all steps, where :func:`latest` finds the one that was saved last.
+        step: which training step this is; the checkpoint goes into ``path/step-<step>``.
+        keep_last: once this one is there, delete all but so many steps, those that were saved last.
         asynchronous: return a :class:`PendingSave` as soon as this rank's state has been copied; training may go on and
             change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
         planner: a DCP save planner; None: a new :class:`SavePlanner`.
@@ -80,15 +82,18 @@ def save(
         threads, async_staging_bytes, device_memory, overwrite: see :class:`ShardedStorageWriter`.
 
     Raises:
+        FileExistsError: another kind of checkpoint is in the place; see ``overwrite``.
         OSError, ValueError: what went wrong, the same on all ranks, naming rank, file (or tensor and CUDA call) and
             cause. Nothing has then been published.
     """
     global _running
+    expect_state_dict(state_dict)
     earlier, _running = _running, None
     if earlier is not None and not earlier._seen:
         earlier.wait()
     if keep_last is not None and step is None:
         raise ValueError("keep_last says how many steps to keep: expected step as well, found None")
+    path = local_path(path)
     target = Path(path) if step is None else step_path(path, step)
     planner = planner or SavePlanner()
     writer = ShardedStorageWriter(
@@ -100,7 +105,8 @@ def save(
         keep_last=keep_last,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
+        # Torch warns that a save without a process group is one. What the planner warns of is to be heard.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if asynchronous:
             group = process_group or _background_group()
             future = dcp.async_save(state_dict, storage_writer=writer, planner=planner, process_group=group)

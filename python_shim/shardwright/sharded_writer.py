@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import io
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,16 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
-from shardwright.checkpoints import remove_all_but
+from shardwright.checkpoints import next_order, remove_all_but
 from shardwright.describe import DTYPE_NAMES, current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
+from shardwright.local_path import local_path
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
 from shardwright.save_planning import is_given_up
 from shardwright.storage_reader import _whole_number, default_threads
+from shardwright.system_calls import is_folder
 
 _SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
@@ -66,25 +68,28 @@ class _Share:
 class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     """Writes each rank's shards as safetensors files, with a manifest of sizes and checksums beside them.
 
-    It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: it is
-    written to a hidden directory beside ``path``, flushed to the device, and takes the name ``path`` in one step when
-    every rank has written its part. A checkpoint that has the name already is replaced as a whole, and stays whole
-    until then. torch's HuggingFaceStorageReader reads the tensors; :class:`ShardedStorageReader` reads all.
+    It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: its files
+    are written to a hidden folder of ``path`` and flushed to the device, and are the checkpoint from the moment on that
+    the manifest gets its name, when every rank has written its part. A sharded checkpoint that is in ``path`` already
+    stays whole until then; after it, the files that its manifest names are removed. All else that is in ``path`` is
+    left alone. torch's HuggingFaceStorageReader reads the tensors; :class:`ShardedStorageReader` reads all.
 
     Args:
-        path: the directory that the checkpoint becomes.
+        path: the directory that the checkpoint goes into; made if need be.
         single_file_per_rank: False gives every tensor a file of its own.
         sync_files: whether to flush to the device. Without, a crash of the machine can cost the checkpoint.
         thread_count: threads that write; None: this process's share of the processors.
         per_thread_copy_ahead: bytes that are copied at a time from devices that the engine does not reach, and of
             conjugated or negated views. What is on CUDA devices takes 8 MiB of pinned memory for each thread.
         cache_staged_state_dict: keep the memory of an asynchronous save for the next one.
-        overwrite: False refuses to replace a checkpoint.
+        overwrite: None replaces a sharded checkpoint, and refuses where another kind of checkpoint is in ``path``
+            (FileExistsError). True replaces any. False replaces none.
         async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
             save that needs more fails and names the figure. None: what it takes.
         device_memory: bytes of each CUDA device that the save may take beside the tensors, which only what is not
             contiguous there needs; None: 256 MiB.
-        keep_last: after publishing, delete all but the newest so many checkpoints ``step-…`` beside ``path``.
+        keep_last: after publishing, delete all but so many checkpoints ``step-…`` beside ``path``, those that were
+            saved last.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
@@ -97,7 +102,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         thread_count: int | None = None,
         per_thread_copy_ahead: int = 64 << 20,
         cache_staged_state_dict: bool = False,
-        overwrite: bool = True,
+        overwrite: bool | None = None,
         _extensions: Sequence[Any] | None = None,
         serialization_format: SerializationFormat = SerializationFormat.SAFETENSORS,
         *,
@@ -112,7 +117,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             )
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; expected 1 or more, or None")
-        self.path = Path(path)
+        self.path = Path(local_path(path))
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
         self.thread_count = default_threads() if thread_count is None else thread_count
@@ -132,7 +137,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         self.abandon()
         if checkpoint_id:
-            self.path = Path(checkpoint_id)
+            self.path = Path(local_path(checkpoint_id))
         self.save_id = str(uuid.uuid4())
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -146,12 +151,12 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         if is_given_up(plans):
             return plans  # the planner of every rank will say why; nothing is to be written
-        self._pending = _core.PendingDirectory(self.path)
-        if self._pending.replaces and not self.overwrite and any(self._pending.final_path.iterdir()):
+        self._pending = _core.PendingCheckpoint(self.path, "sharded", self.overwrite)
+        try:
+            self._pending.expect_free([_core.manifest_name])
+        except OSError:
             self.abandon()
-            raise RuntimeError(
-                f"{self.path}: there is a checkpoint already, and overwrite=False; nothing was saved"
-            )
+            raise
         directory = self._pending.path
         return [
             dataclasses.replace(plan, storage_data=_Share(directory, rank)) for rank, plan in enumerate(plans)
@@ -175,13 +180,12 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def _directory(self, share: _Share) -> Path:
         """Where to write. A planner that caches its plans hands back that of an earlier save: then it is the one that
         is being written now, of which there is one."""
-        if share.directory.is_dir():
+        if is_folder(share.directory):
             return share.directory
-        final = Path(os.path.realpath(self.path))
-        pending = list(final.parent.glob(f".{glob.escape(final.name)}.saving-*"))
-        if len(pending) != 1:
-            raise FileNotFoundError(2, f"{share.directory}: the directory of this save is not there")
-        return pending[0]
+        directory = Path(os.path.realpath(self.path), _core.saving_name, "files")
+        if not is_folder(directory):
+            raise FileNotFoundError(2, f"{directory}: the directory of this save is not there")
+        return directory
 
     def _write(
         self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: RankOutcome
@@ -191,8 +195,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         tensors = [item for item in items if item.type != WriteItemType.BYTE_IO]
         objects = [item for item in items if item.type == WriteItemType.BYTE_IO]
         files = []
-        for number, chunks in enumerate(self._files_of(tensors)):
-            name = f"rank-{outcome.rank:05d}-{number:05d}.safetensors"
+        # Files keep clear of those of the checkpoint that this one replaces, which stay until it is published.
+        tag = uuid.uuid4().hex[:12]
+        for name, chunks in self._files_of(tensors, outcome.rank, tag).items():
             file = _core.ShardFile(
                 directory / name,
                 [
@@ -207,7 +212,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 files[-1 - _OPEN_FILES][1].finish()
         raw = [item for item in tensors if _tensor_facts(item)[1] not in DTYPE_NAMES]
         if raw or objects:
-            name = f"rank-{outcome.rank:05d}.bin"
+            name = f"rank-{outcome.rank:05d}-{tag}.bin"
             files.append(
                 (name, self._write_others(directory / name, raw, objects, planner, report), [*raw, *objects])
             )
@@ -224,20 +229,22 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         report.seconds["flush"] = report.seconds["total"] - report.seconds["write"]
         self.report = report
 
-    def _files_of(self, items: list[WriteItem]) -> list[list[WriteItem]]:
-        """The tensors of each safetensors file: one file, and more for further chunks of one tensor, whose name a file
-        can have only once."""
-        files: list[list[WriteItem]] = []
+    def _files_of(self, items: list[WriteItem], rank: int, tag: str) -> dict[str, list[WriteItem]]:
+        """The tensors of each safetensors file, by its name: one file, and more for further chunks of one tensor, whose
+        name a file can have only once."""
+        files: dict[str, list[WriteItem]] = {}
         seen: dict[str, int] = {}
         for item in items:
             if _tensor_facts(item)[1] not in DTYPE_NAMES:
                 continue
-            number = seen.get(item.index.fqn, 0) if self.single_file_per_rank else len(files)
-            seen[item.index.fqn] = number + 1
-            if number == len(files):
-                files.append([])
-            files[number].append(item)
+            again = seen.get(item.index.fqn, 0)
+            seen[item.index.fqn] = again + 1
+            number = again if self.single_file_per_rank else len(files)
+            files.setdefault(self._file_name(item.index.fqn, rank, number, tag), []).append(item)
         return files
+
+    def _file_name(self, fqn: str, rank: int, number: int, tag: str) -> str:
+        return f"rank-{rank:05d}-{number:05d}-{tag}.safetensors"
 
     def _fill(self, file: Any, items: list[WriteItem], planner: SavePlanner, report: SaveReport) -> None:
         """Writes the tensors from where they are; those that the engine does not reach by way of bounded copies."""
@@ -319,13 +326,22 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 _SAFETENSORS_DTYPES,
                 list(names),
                 planner_data.getvalue(),
+                next_order(os.path.abspath(self.path)),
                 self.sync_files,
             )
-            self._pending.publish()
+            self._pending.publish(_core.manifest_name)
         finally:
             self.abandon()
         if self.keep_last is not None:
-            remove_all_but(self.path.parent, self.keep_last)
+            self._keep_last(self.keep_last)
+
+    def _keep_last(self, count: int) -> None:
+        """The save has succeeded by now, whatever becomes of those before it."""
+        root = Path(os.path.abspath(self.path)).parent
+        try:
+            remove_all_but(root, count)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"keep_last={count}: not all of {root} was looked at: {error}", stacklevel=2)
 
     def abandon(self) -> None:
         """Removes what an unfinished save has written, if this rank is its coordinator. Safe to call at any time."""

@@ -24,11 +24,14 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.catalog import catalog_of
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
+from shardwright.local_path import local_path
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
+from shardwright.sharded_writer import ShardedStorageWriter
 from shardwright.storage_reader import _whole_number, default_threads
-from shardwright.template_files import copy_template_files, write_flushed
+from shardwright.system_calls import is_there, naming, uninterrupted
+from shardwright.template_files import template_files, write_flushed
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -65,25 +68,45 @@ class _Share:
     rank: int
     share: bytes
     directory: str
+    start_of_names: str
     left_out: list[str]
+
+
+class _TorchNamedShards(ShardedStorageWriter):
+    """Shards of each rank under the names that torch's HuggingFaceStorageWriter gives them."""
+
+    file_numbers: dict[str, int] | None = None
+
+    def _file_name(self, fqn: str, rank: int, number: int, tag: str) -> str:
+        numbers = self.file_numbers or {fqn: 1}
+        name = f"shard-{rank + 1:05d}-model-{numbers[fqn]:05d}-of-{max(numbers.values()):05d}"
+        if number:
+            name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
+        return (
+            f"{name}-{tag}.safetensors"
+            if is_there(Path(self.path, name + ".safetensors"))
+            else f"{name}.safetensors"
+        )
 
 
 class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     """Writes a sharded native state dict as a Hugging Face checkpoint.
 
     Each rank writes its bytes to their final place in the final files: no tensor is gathered, and nothing is written
-    twice. The directory appears under its name, whole, once all ranks have succeeded; what had that name before stays
-    until then. CUDA tensors are encoded and regrouped on their device, after the work of its current stream, and come
+    twice. The files are a checkpoint from the moment on that the index gets its name, once all ranks have succeeded. A
+    checkpoint that was there stays until then; its files are removed after it, and all else in ``path`` is left alone.
+    CUDA tensors are encoded and regrouped on their device, after the work of its current stream, and come
     from there in bounded pieces. In a build without kernels for GPUs, and from other devices, they are copied to CPU
     memory first, all that this rank holds, which ``report`` counts.
 
     Args:
-        path: the directory to be.
+        path: the directory that the checkpoint goes into; made if need be.
         fqn_to_index_mapping: HF name → number of the file (from 1); by default files are filled up to max_shard_size.
         thread_count: threads of each rank that encode and write; None: this process's share of the processors.
         save_distributed, enable_consolidation, thread_count_consolidation: as torch's class of this name has them.
-            ``save_distributed`` without consolidation writes a file of shards for each rank, as torch does; with it the
-            same full tensors are written as without either, only at once, with no folder of shards beside them.
+            ``save_distributed`` without consolidation writes a file of shards for each rank, under torch's names, and
+            the manifest of a sharded checkpoint beside them; with it the same full tensors are written as without
+            either, only at once, with no folder of shards beside them.
         quantization: "mxfp8": FP8 and scales for the weights that the template (where it has no scales, or there is
             none: the model's rule of names) has quantised; None: BF16 for these. Other tensors get the template's
             dtypes. Without a template, a known model's floats become BF16 and all else stays as it is.
@@ -97,6 +120,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         device_memory: bytes of each CUDA device that the export may take beside the tensors; None: 256 MiB.
         async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
             save that needs more fails and names the figure. None: what it takes.
+        overwrite: None replaces a checkpoint that an export has written, and refuses where another checkpoint is in
+            ``path``, or the template (FileExistsError). True replaces any. False replaces none.
+        strict_dtypes: a tensor that would be stored in a dtype that cannot hold all of its numbers, such as F32 as BF16
+            because the template has that, is an error; otherwise it is rounded, which ``report.rounded`` lists. What
+            ``quantization`` encodes is no such cast.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
@@ -119,26 +147,33 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         staging_bytes: int | None = None,
         device_memory: int | None = None,
         async_staging_bytes: int | None = None,
+        overwrite: bool | None = None,
+        strict_dtypes: bool = False,
     ) -> None:
+        path = local_path(path)
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
         )
-        self._is_export = save_distributed == enable_consolidation
-        if not self._is_export and (quantization == "mxfp8" or template is not None):
+        is_export = enable_consolidation or not save_distributed
+        if not is_export and (quantization == "mxfp8" or template is not None):
             raise ValueError(
                 "shards of each rank, as save_distributed writes them, take no quantization or template"
             )
-        consolidation = enable_consolidation and not self._is_export
+        # Not with consolidation: that would make torch's class write to a folder below the path.
         super().__init__(
             os.fspath(path),
             fqn_to_index_mapping,
             threads,
             save_distributed,
-            consolidation,
+            False,
             thread_count_consolidation,
         )
+        self._shards = (
+            None if is_export else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite)
+        )
+        self.overwrite = overwrite
         self.quantised = quantization == "mxfp8"
         self.max_file_bytes = bytes_of_size(max_shard_size)
         self.template = template
@@ -150,11 +185,13 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
         )
         self.async_staging_bytes = async_staging_bytes
+        self.strict_dtypes = strict_dtypes
         self.report: SaveReport | None = None
         self._request: Any = None
         self._description: Description | None = None
         self._items: list[WriteItem] = []
         self._planned: Any = None
+        self._beside: dict[str, bytes] = {}  # on the coordinator: what it writes beside the weights
         self._copied_bytes = 0
         self._pending: Any = None  # on the coordinator, from planning to publishing
         self._start = 0.0
@@ -162,8 +199,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     # --- what each rank holds ------------------------------------------------------------------------------------
 
     def storage_meta(self) -> StorageMeta | None:
-        if not self._is_export:
-            return super().storage_meta()
+        if self._shards is not None:
+            return self._shards.storage_meta()
         return ExportMeta(checkpoint_id=self.checkpoint_id, save_id=self.save_id, writer=self)
 
     def describe_state_dict(self, state_dict: Mapping[str, Any]) -> bytes:
@@ -186,8 +223,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         return _core.DeviceOptions(self.device_memory, current_streams(description.local_tensors))
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        if not self._is_export:
-            return super().prepare_local_plan(plan)
+        if self._shards is not None:
+            return self._shards.prepare_local_plan(plan)
         if isinstance(plan.storage_data, bytes):
             return plan  # SavePlanner's: it has described the tensors
         # Another planner's items: what they say of shapes is enough to plan by. The values come with write_data.
@@ -204,10 +241,13 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         return dataclasses.replace(plan, storage_data=_core.describe_export(specs, request))
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
         self.expect_staged()
-        if not self._is_export:
+        if self._shards is not None:
+            self._shards.path = Path(self.path)
+            self._shards.file_numbers = self.fqn_to_index_mapping
+            self._shards.set_up_storage_writer(is_coordinator, *args, **kwargs)
             return
+        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
         expect_collectives(kwargs)
         self.abandon()
         self._start = time.perf_counter()
@@ -224,49 +264,84 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
+            self.strict_dtypes,
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        if not self._is_export:
-            planned: list[SavePlan] = super().prepare_global_plan(plans)
-            return planned
-        destination = Path(self.path)
-        self._planned = _core.plan_export([plan.storage_data for plan in plans], self._request, destination)
+        if self._shards is not None:
+            return self._shards.prepare_global_plan(plans)
         self.abandon()
-        self._pending = _core.PendingDirectory(destination)
-        temporary = self._pending.path
-        free = shutil.disk_usage(temporary).free
-        if free < self._planned.total_size:
-            self.abandon()
-            raise OSError(
-                errno.ENOSPC,
-                f"{destination}: expected {self._planned.total_size} bytes of free space, found {free}; "
-                "nothing has been written",
+        template = "" if self.template is None else catalog_of(self.template).directory
+        self._pending = _core.PendingCheckpoint(self.path, "huggingface", self.overwrite, template)
+        try:
+            self._request.start_of_names = self._pending.free_start_of_names()
+            self._planned = _core.plan_export(
+                [plan.storage_data for plan in plans], self._request, self._pending.final_path
             )
-        left_out = list(self._planned.left_out)
+            self._beside = self._files_beside()
+            names = [file.name for file in self._planned.catalog.files]
+            self._pending.expect_free([*names, *self._beside, _core.checksums_name])
+            free = shutil.disk_usage(self._pending.path).free
+            if free < self._planned.total_size:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{self.path}: expected {self._planned.total_size} bytes of free space, found {free}; "
+                    "nothing has been written",
+                )
+        except BaseException:
+            self.abandon()
+            raise
         return [
-            dataclasses.replace(plan, storage_data=_Share(rank, share, str(temporary), left_out))
+            dataclasses.replace(
+                plan,
+                storage_data=_Share(
+                    rank,
+                    share,
+                    os.fspath(self._pending.path),
+                    self._request.start_of_names,
+                    list(self._planned.left_out),
+                ),
+            )
             for rank, (plan, share) in enumerate(zip(plans, self._planned.shares, strict=True))
         ]
 
+    def _files_beside(self) -> dict[str, bytes]:
+        """What the export writes beside the weights. A file that has that content already is left as it is."""
+        files = {INDEX_NAME: self._planned.index}
+        if self.template is not None:
+            files |= template_files(Path(catalog_of(self.template).directory), self._planned.quantised)
+        return {
+            name: content
+            for name, content in files.items()
+            if name == INDEX_NAME or not _has_content(self._pending.final_path / name, content)
+        }
+
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        if not self._is_export:
-            super().finish(metadata, results)
+        if self._shards is not None:
+            self._shards.finish(metadata, results)
             return
         try:
-            expect_success([of_rank[-1].storage_data for of_rank in results])
-            write_flushed(self._pending.path / INDEX_NAME, self._planned.index)
-            if self.template is not None:
-                directory = Path(catalog_of(self.template).directory)
-                copy_template_files(directory, self._pending.path, self._planned.quantised)
-            self._pending.publish()
+            outcomes = [of_rank[-1].storage_data for of_rank in results]
+            expect_success(outcomes)
+            for name, content in self._beside.items():
+                write_flushed(self._pending.path / name, content)
+            checksums = _core.checksums_of_export(
+                self._planned,
+                [outcome.row_sums for outcome in outcomes],
+                self._pending.path,
+                [name for name in self._beside if name != INDEX_NAME],
+            )
+            write_flushed(self._pending.path / _core.checksums_name, checksums)
+            self._pending.publish(INDEX_NAME)
         finally:
             self.abandon()
 
     def abandon(self) -> None:
         """Removes what an unfinished export has written, if this rank is its coordinator. Safe to call at any time."""
+        if self._shards is not None:
+            self._shards.abandon()
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.abandon()
@@ -274,11 +349,13 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     # --- each rank's writing -------------------------------------------------------------------------------------
 
     def write_data(self, plan: SavePlan, planner: TorchSavePlanner) -> Future[list[WriteResult]]:
-        if not self._is_export:
-            return super().write_data(plan, planner)
+        if self._shards is not None:
+            written = self._shards.write_data(plan, planner)
+            self.report = self._shards.report
+            return written
         outcome = RankOutcome(plan.storage_data.rank)
         try:
-            self.report = self._write_share(plan.storage_data, planner)
+            self.report, outcome.row_sums = self._write_share(plan.storage_data, planner)
         except Exception as error:
             outcome.fail(error)
         self._description, self._items = None, []  # which hold on to the state, and to copies of it
@@ -286,8 +363,10 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
         return done
 
-    def _write_share(self, share: _Share, planner: TorchSavePlanner) -> SaveReport:
+    def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
+        """What was done, and checksums of what was written."""
         description = self._description or self._resolved(planner)
+        self._request.start_of_names = share.start_of_names
         core = _core.run_export(
             share.share,
             description.specs,
@@ -299,7 +378,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         )
         report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
-        return report
+        return report, core.row_sums
 
     def _resolved(self, planner: TorchSavePlanner) -> Description:
         """The tensors of another planner's items."""
@@ -314,6 +393,14 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             description.local_tensors.append(local)
         self._copied_bytes = copy_to_cpu(description)
         return description
+
+
+def _has_content(path: Path, content: bytes) -> bool:
+    def look() -> bool:
+        return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+    with naming(path):
+        return uninterrupted(look)
 
 
 def copy_to_cpu(description: Description) -> int:

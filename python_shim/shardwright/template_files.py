@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from shardwright import _core
+from shardwright.system_calls import naming, uninterrupted
+
 #: Ends of the names of files that hold weights, or say where they are.
 _WEIGHTS = (
     ".safetensors",
@@ -34,30 +37,36 @@ _MXFP8 = {
 
 def write_flushed(path: Path, content: bytes) -> None:
     """Writes a small file that is on the device when this returns."""
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = str(path)  # which writing and flushing do not say
-        raise
+    path.parent.mkdir(exist_ok=True)
+    with naming(path), open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def copy_template_files(template: Path, directory: Path, quantised: bool) -> None:
-    """Copies every file that holds no weights, config.json with the ``quantization_config`` of what was written."""
+def template_files(template: Path, quantised: bool) -> dict[str, bytes]:
+    """Every file of a template that holds no weights, by its name relative to it, and what an export writes there:
+    config.json with the ``quantization_config`` of the weights."""
+    return uninterrupted(lambda: _files_of(template, quantised))
+
+
+def _files_of(template: Path, quantised: bool) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
     for source in sorted(template.iterdir()):
-        if source.name.startswith(".") or source.name.endswith(_WEIGHTS):
+        if (
+            source.name.startswith(".")
+            or source.name.endswith(_WEIGHTS)
+            or source.name == _core.checksums_name
+        ):
             continue
         if source.is_dir() and source.name in _FOLDERS:
-            (directory / source.name).mkdir()
-            copy_template_files(source, directory / source.name, quantised)
-        if not source.is_file():
-            continue
-        content = source.read_bytes()
-        if source.name == "config.json":
-            content = config_of(content, quantised)
-        write_flushed(directory / source.name, content)
+            inside = _files_of(source, quantised)
+            files.update({f"{source.name}/{name}": content for name, content in inside.items()})
+        if source.is_file():
+            with naming(source):
+                content = source.read_bytes()
+            files[source.name] = config_of(content, quantised) if source.name == "config.json" else content
+    return files
 
 
 def config_of(template: bytes, quantised: bool) -> bytes:

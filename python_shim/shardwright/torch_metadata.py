@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.serialization import _get_layout
 
 from shardwright import _core
-from shardwright.regular_file import read_regular
+from shardwright.regular_file import GIT_LFS, IS_POINTER, read_regular
 
 METADATA_NAME = ".metadata"
 
@@ -270,6 +270,8 @@ def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
     """
     file = Path(directory, METADATA_NAME)
     data = read_regular(file, _MOST_BYTES)
+    if data.startswith(GIT_LFS):
+        raise _core.CheckpointFormatError(f"{file}: {IS_POINTER}")
     collects = gc.isenabled()
     gc.disable()  # which would look again and again at a million objects that are all in use
     try:

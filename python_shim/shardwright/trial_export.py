@@ -34,6 +34,8 @@ def _export_and_report(rank: int, options: argparse.Namespace) -> None:
         strict=not options.not_strict,
         threads=options.threads,
         key=options.key,
+        overwrite=options.overwrite,
+        strict_dtypes=options.strict_dtypes,
     )
     for turn in range(options.ranks):
         if turn == rank:

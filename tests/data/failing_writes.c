@@ -51,6 +51,12 @@ int fallocate(int descriptor, int mode, off_t offset, off_t length) {
   return fallocate64(descriptor, mode, offset, length);
 }
 
+int link(const char* old, const char* new) {
+  static int (*original)(const char*, const char*);
+  if (original == NULL) original = dlsym(RTLD_NEXT, "link");
+  return fails("link", -1) ? -1 : original(old, new);
+}
+
 int renameat2(int from, const char* old, int to, const char* new, unsigned flags) {
   static int (*original)(int, const char*, int, const char*, unsigned);
   if (original == NULL) original = dlsym(RTLD_NEXT, "renameat2");

@@ -117,7 +117,8 @@ def test_files_beside_the_weights_come_from_the_template(tmp_path: Path):
         sw.export(loaded(source), to, quantization=quantization, template=source)
         others = {file.name for file in to.iterdir() if file.suffix != ".safetensors"}
         folder = "additional_chat_templates"
-        assert others == {INDEX, "config.json", "tokenizer.json", "preprocessor_config.json", folder}
+        named = {"config.json", "tokenizer.json", "preprocessor_config.json", folder}
+        assert others == {INDEX, "shardwright.checksums"} | named
         assert (to / folder / "tools.jinja").read_text() == "{{ tools }}"
         config = json.loads((to / "config.json").read_text())
         expected = json.loads((source / "config.json").read_text())
@@ -172,7 +173,8 @@ def test_torchs_arguments_give_torchs_tensors(planner: type, options: dict, tmp_
     ours = sw.HuggingFaceStorageWriter(tmp_path / "ours", **options)
     dcp.save(PLAIN, storage_writer=ours, planner=planner(), no_dist=True)
     files = {file.name for file in (tmp_path / "torch").iterdir() if file.is_file()}
-    assert {file.name for file in (tmp_path / "ours").iterdir() if file.is_file()} == files
+    added = "shardwright.manifest" if options == {"save_distributed": True} else "shardwright.checksums"
+    assert {file.name for file in (tmp_path / "ours").iterdir() if file.is_file()} == files | {added}
     for name in files:
         theirs, own = tmp_path / "torch" / name, tmp_path / "ours" / name
         if name == INDEX:
@@ -213,7 +215,7 @@ def assert_refused(
     message = str(refused.value)
     assert [word for word in map(str, words) if word not in message] == [], message
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()} == before
-    assert list(folder.glob(".*.saving-*")) == []
+    assert list(folder.rglob(".shardwright.saving")) == []
 
 
 def test_a_template_whose_names_do_not_match(tiny: Path, tmp_path: Path):
@@ -270,8 +272,9 @@ def test_a_destination_that_is_a_file(tiny: Path, tmp_path: Path):
 def test_a_destination_that_holds_other_things(tiny: Path, tmp_path: Path):
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "thesis.tex").write_text("years of work")
-    words = [tmp_path / "to", "expected a checkpoint or an empty directory", "a path of its own"]
-    assert_refused(ValueError, words, tmp_path, loaded(tiny), tmp_path / "to", template=tiny)
+    sw.export(loaded(tiny), tmp_path / "to", template=tiny)
+    assert (tmp_path / "to" / "thesis.tex").read_text() == "years of work"
+    assert problems_of_files(tmp_path / "to") == []
 
 
 def test_an_earlier_checkpoint_is_replaced_as_a_whole(tiny: Path, tmp_path: Path):
@@ -286,14 +289,19 @@ def test_an_earlier_checkpoint_is_replaced_as_a_whole(tiny: Path, tmp_path: Path
 def test_a_checkpoint_may_be_replaced_by_an_export_with_itself_as_the_template(tiny: Path, tmp_path: Path):
     state = loaded(tiny)
     sw.export(state, tmp_path / "to", quantization="mxfp8", template=tiny)
-    sw.export(state, tmp_path / "to", quantization="mxfp8", template=tmp_path / "to")
+    again = {"quantization": "mxfp8", "template": tmp_path / "to"}
+    assert_refused(FileExistsError, ["overwrite=True"], tmp_path, state, tmp_path / "to", **again)
+    sw.export(state, tmp_path / "to", overwrite=True, **again)
     assert wrong_tensors(tmp_path / "to", tiny, None, quantized=True) == []
 
 
 def test_leftovers_of_a_dead_save_are_cleaned_by_the_next(tiny: Path, tmp_path: Path):
-    (tmp_path / ".to.saving-12345").mkdir()
-    (tmp_path / ".to.saving-12345" / "model-00001-of-00009.safetensors").write_text("half")
+    dead = tmp_path / "to" / ".shardwright.saving"
+    (dead / "files").mkdir(parents=True)
+    (dead / "lock").touch()
+    (dead / "files" / "model-00001-of-00009.safetensors").write_text("half")
     sw.export(loaded(tiny), tmp_path / "to", template=tiny)
+    assert not dead.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["to"]
     assert problems_of_files(tmp_path / "to") == []
 

@@ -10,7 +10,7 @@ CHECKS = (
     "input_output_error_in_the_middle",
     "input_output_error_at_the_end",
     "no_space_left",
-    "a_file_system_that_cannot_exchange",
+    "a_file_system_without_links",
     "a_disk_that_fills_up",
     "a_directory_that_cannot_be_written",
     "a_directory_that_is_a_file",

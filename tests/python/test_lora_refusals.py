@@ -295,7 +295,8 @@ def test_unknown_modules_and_options(tmp_path: Path):
 def test_a_failed_save_leaves_what_was_there(tmp_path: Path):
     sw.save_lora(trainers(seed=1), tmp_path, alpha=8)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    (tmp_path / "adapter_config.json.partial").mkdir()
+    (tmp_path / ".shardwright.saving").write_text("in the way")
+    before[".shardwright.saving"] = b"in the way"
     with pytest.raises(OSError):
         sw.save_lora(trainers(seed=2), tmp_path, alpha=8)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before

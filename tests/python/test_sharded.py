@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def test_objects_that_run_code_are_refused_unless_the_caller_says_otherwise(tmp_
     loaded = {"position": Position(0), "t": torch.zeros(2)}
     with pytest.raises(ValueError, match=r"(?s)position .*weights_only=False") as refused:
         sw.load(loaded, tmp_path / "checkpoint")
-    assert "rank-00000.bin" in str(refused.value)
+    assert re.search(r"rank-00000-\w+\.bin", str(refused.value))
     assert loaded["position"] == Position(0)
     sw.load(loaded, tmp_path / "checkpoint", weights_only=False)
     assert loaded["position"] == Position(3)
@@ -183,7 +184,7 @@ def test_dcps_own_conversion_of_the_saved_names(path: Path, state):
 def test_file_system_writer_checkpoints_are_recognised(tmp_path: Path):
     dcp.save({"t": torch.arange(5.0)}, storage_writer=FileSystemWriter(tmp_path / "torchs"))
     loaded = {"t": torch.zeros(5)}
-    assert sw.load(loaded, tmp_path / "torchs") is None
+    assert sw.load(loaded, tmp_path / "torchs").bytes_written == 20
     assert torch.equal(loaded["t"], torch.arange(5.0))
 
 
@@ -224,7 +225,7 @@ def test_steps_the_latest_and_those_that_go(tmp_path: Path):
     for step in (5, 10, 100, 20):
         sw.save({"t": torch.full((5,), float(step))}, tmp_path / "runs", step=step, keep_last=2)
     (tmp_path / "runs" / "step-00000200").mkdir()  # no checkpoint
-    assert sw.latest(tmp_path / "runs") == tmp_path / "runs" / "step-00000100"
+    assert sw.latest(tmp_path / "runs") == tmp_path / "runs" / "step-00000020"  # saved last
     kept = sorted(entry.name for entry in (tmp_path / "runs").iterdir())
     assert kept == ["step-00000020", "step-00000100", "step-00000200"]
     with pytest.raises(ValueError, match="latest"):
@@ -280,10 +281,11 @@ def test_a_flipped_bit_in_the_header_is_found_by_verify_and_refused_by_a_load(pa
 
 
 def test_a_flipped_bit_in_an_object_or_an_odd_dtype_is_found(path: Path, tmp_path: Path):
-    size = (path / "rank-00000.bin").stat().st_size
+    (file,) = path.glob("rank-00000-*.bin")
+    size = file.stat().st_size
     found = set()
     for offset in range(0, size, 29):
-        copy = damaged_copy(path, tmp_path, "rank-00000.bin", offset)
+        copy = damaged_copy(path, tmp_path, file.name, offset)
         report = sw.verify(copy)
         assert len(report.damaged) == 1
         found |= set(report.damaged)
@@ -305,12 +307,11 @@ def test_a_flipped_bit_in_the_manifest_is_found(path: Path, tmp_path: Path):
             dcp.load({"number": torch.tensor(0)}, storage_reader=sw.ShardedStorageReader(copy))
 
 
-def test_missing_short_and_unlisted_files_are_found(path: Path, tmp_path: Path, state):
+def test_missing_and_short_files_are_found(path: Path, tmp_path: Path, state):
     (file,) = path.glob("*.safetensors")
     for harm, words in (
         (lambda copy: (copy / file.name).unlink(), "No such file"),
         (lambda copy: (copy / file.name).write_bytes(file.read_bytes()[:-9]), "expected"),
-        (lambda copy: shutil.copy(file, copy / "other.safetensors"), "does not list"),
     ):
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)

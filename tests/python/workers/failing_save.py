@@ -58,7 +58,7 @@ def injected(fault: str, number: int, directory: str) -> None:
         sw.save(state(1), path)
         if dist.get_rank() == rank:
             os.environ["SHARDWRIGHT_TEST_FAULT"] = f"{fault}:{number}"
-        file = f"rank-{rank:05d}-00000.safetensors"
+        file = f"rank-{rank:05d}-00000-"
         assert_same_failure(path, number, f"rank {rank}: ", file, os.strerror(number))
         os.environ.pop("SHARDWRIGHT_TEST_FAULT", None)
         assert_holds(path, 1)
@@ -106,13 +106,13 @@ def on_rank_0(*command: str | Path) -> None:
     dist.barrier()
 
 
-def a_file_system_that_cannot_exchange(directory: str, _: str) -> None:
-    """There the old checkpoint is moved aside first."""
-    path = Path(directory, "no_exchange", "checkpoint")
+def a_file_system_without_links(directory: str, _: str) -> None:
+    """There files are renamed, and what is replaced is copied."""
+    path = Path(directory, "no_links", "checkpoint")
     sw.save(state(1), path)
-    os.environ["SHARDWRIGHT_TEST_FAULT"] = f"renameat2:{errno.EINVAL}"
+    os.environ["SHARDWRIGHT_TEST_FAULT"] = f"link:{errno.EOPNOTSUPP}"
     sw.save(state(2), path)
-    os.environ["SHARDWRIGHT_TEST_FAULT"] = f"renameat2:{errno.EACCES}"
+    os.environ["SHARDWRIGHT_TEST_FAULT"] = f"link:{errno.EACCES}"
     assert_same_failure(path, errno.EACCES, "rank 0: ", str(path))
     del os.environ["SHARDWRIGHT_TEST_FAULT"]
     assert_holds(path, 2)
@@ -178,8 +178,17 @@ def a_directory_of_other_things(directory: str, _: str) -> None:
         folder.mkdir()
         (folder / "thesis.tex").write_text("years of work")
     dist.barrier()
-    assert_same_failure(folder, None, "rank 0: ", str(folder), "other files")
+    sw.save(state(1), folder)
+    sw.save(state(2), folder)
+    assert_holds(folder, 2)
     assert (folder / "thesis.tex").read_text() == "years of work"
+    # A save adds its files beside theirs; one whose name it needs stops it.
+    if dist.get_rank() == 0:
+        (folder / "other").mkdir()
+        (folder / "other" / "shardwright.manifest").write_text("somebody's notes")
+    dist.barrier()
+    assert_same_failure(folder / "other", errno.EEXIST, "rank 0: ", "shardwright.manifest", "overwrite=True")
+    assert (folder / "other" / "shardwright.manifest").read_text() == "somebody's notes"
 
 
 def a_rank_whose_state_cannot_be_saved(directory: str, _: str) -> None:
@@ -197,7 +206,7 @@ def two_saves_at_once(directory: str, _: str) -> None:
     if dist.get_rank() == 0:
         from shardwright import _core
 
-        other = _core.PendingDirectory(path)
+        other = _core.PendingCheckpoint(path, "sharded")
     dist.barrier()
     assert_same_failure(path, errno.EBUSY, "rank 0: ", str(path), "another save")
     if dist.get_rank() == 0:
@@ -214,7 +223,7 @@ if __name__ == "__main__":
             input_output_error_in_the_middle,
             input_output_error_at_the_end,
             no_space_left,
-            a_file_system_that_cannot_exchange,
+            a_file_system_without_links,
             a_disk_that_fills_up,
             a_directory_that_cannot_be_written,
             a_directory_that_is_a_file,

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace shardwright {
+
+/// The key of a safetensors file's metadata that says that this library wrote an adapter.
+inline constexpr char writer_key[] = "shardwright";
+
+/// The kinds of checkpoint that a directory can hold, each with the file that names its files.
+enum class CheckpointKind {
+  sharded,      ///< shardwright.manifest
+  huggingface,  ///< model.safetensors.index.json; without it, files named as transformers or torch name them
+  torch,        ///< .metadata, of torch's FileSystemWriter
+  adapter,      ///< none: adapter_model.safetensors and adapter_config.json, of peft
+};
+
+/// A checkpoint that is in a directory already.
+struct CheckpointInPlace {
+  CheckpointKind kind = CheckpointKind::sharded;
+  bool is_ours = false;             ///< this library has written it
+  bool is_listed = false;           ///< it has a manifest or index
+  std::vector<std::string> files;   ///< relative; sorted. What its manifest or index names, and that itself
+  std::vector<std::string> beside;  ///< relative; sorted. What belongs to it by its name, such as config.json
+  std::string fault;                ///< why the manifest or index cannot be read; empty: it can
+  int fault_number = 0;             ///< errno, if it is the operating system that refuses
+};
+
+/// A few words for messages, such as "a sharded checkpoint".
+std::string name_of(CheckpointKind kind);
+
+/// The checkpoints of a directory, one for each kind that is there. A directory that is not there has none.
+/// Throws Error (io) if the directory cannot be listed.
+std::vector<CheckpointInPlace> checkpoints_in(const std::filesystem::path& directory);
+
+}  // namespace shardwright

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace shardwright {
+
+/// What a name is, links not followed; nothing if there is no such entry. Throws Error(io), naming it, if the
+/// operating system refuses to say: that is no absence.
+std::optional<struct stat> entry_at(const std::filesystem::path& path);
+
+/// Whether a directory itself, and no link to one, has this name. Throws as entry_at().
+bool is_folder(const std::filesystem::path& path);
+
+/// Whether both names are there and of one file, links not followed. Throws as entry_at().
+bool are_one_file(const std::filesystem::path& one, const std::filesystem::path& other);
+
+/// The names in a directory, sorted; none if it is not there, or is no directory. Throws Error(io), naming
+/// it.
+std::vector<std::string> names_in(const std::filesystem::path& directory);
+
+/// The names of all files below a directory, relative to it, sorted. Links are not followed. Throws
+/// Error(io), naming it.
+std::vector<std::string> files_below(const std::filesystem::path& directory);
+
+}  // namespace shardwright

@@ -1,0 +1,312 @@
+#include "storage/saving_folder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <optional>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "planner/error.h"
+#include "storage/checkpoint_in_place.h"
+#include "storage/entries.h"
+#include "storage/hf_index.h"
+#include "storage/input_file.h"
+#include "storage/manifest.h"
+#include "storage/output_file.h"
+#include "storage/printable.h"
+#include "storage/uninterrupted.h"
+
+namespace shardwright {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::uint64_t max_plan_bytes = std::uint64_t{1} << 31;
+
+[[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
+  throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
+}
+
+/// Whether a name's folders below the directory are folders, and not links to elsewhere.
+bool stays_inside(const fs::path& directory, const std::string& name) {
+  fs::path folder = directory;
+  const fs::path relative = fs::path(name).parent_path();
+  return std::all_of(relative.begin(), relative.end(), [&](const fs::path& part) {
+    folder /= part;
+    return part != ".." && is_folder(folder);
+  });
+}
+
+void make_folders_of(const fs::path& directory, const std::string& name) {
+  fs::path folder = directory;
+  for (const fs::path& part : fs::path(name).parent_path()) {
+    folder /= part;
+    if (::mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST)
+      fail(folder, "cannot create this directory", errno);
+    if (!is_folder(folder)) fail(folder, "expected a directory, found something else", ENOTDIR);
+  }
+}
+
+/// Removes the folders of a name that nothing is in any more.
+void remove_empty_folders_of(const fs::path& directory, const std::string& name) noexcept {
+  for (fs::path folder = fs::path(name).parent_path(); !folder.empty(); folder = folder.parent_path()) {
+    if (::rmdir((directory / folder).c_str()) != 0) return;
+  }
+}
+
+/// True if there is no such file in the directory any more, or it is in none of its folders.
+bool remove_file(const fs::path& directory, const std::string& name) {
+  if (!stays_inside(directory, name)) return true;
+  if (::unlink((directory / name).c_str()) != 0 && errno != ENOENT) return false;
+  remove_empty_folders_of(directory, name);
+  return true;
+}
+
+bool has_no_links(int code) {
+  return code == EPERM || code == EOPNOTSUPP || code == ENOSYS || code == EMLINK || code == EXDEV;
+}
+
+/// A link, or a copy where the file system has none.
+void keep(const fs::path& file, const fs::path& kept) {
+  if (::link(file.c_str(), kept.c_str()) == 0) return;
+  if (!has_no_links(errno)) fail(file, "cannot link this file to " + printable(kept.native()), errno);
+  std::error_code code;
+  fs::copy_file(file, kept, code);
+  if (code) fail(file, "cannot copy this file to " + printable(kept.native()), code.value());
+}
+
+/// Renames unless a file has the name.
+int rename_to_new(const fs::path& from, const fs::path& to) {
+  const int outcome = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE);
+  if (outcome == 0 || (errno != EINVAL && errno != ENOSYS)) return outcome;
+  if (entry_at(to)) {
+    errno = EEXIST;
+    return -1;
+  }
+  return std::rename(from.c_str(), to.c_str());
+}
+
+/// Locked, or -1 if somebody else has the lock. Makes folder and file if need be.
+int take_lock(const fs::path& folder) {
+  const fs::path path = folder / "lock";
+  for (;;) {
+    if (::mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST)
+      fail(folder, "cannot create this directory", errno);
+    if (!is_folder(folder)) fail(folder, "expected the folder of a save, found something else", ENOTDIR);
+    const int lock = uninterrupted(
+        [&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666); });
+    if (lock < 0 && errno == ENOENT) continue;  // whoever had it has just removed the folder
+    if (lock < 0) fail(path, "cannot create this file", errno);
+    if (uninterrupted([&] { return ::flock(lock, LOCK_EX | LOCK_NB); }) != 0) {
+      const int code = errno;
+      ::close(lock);
+      if (code != EWOULDBLOCK) fail(path, "cannot lock this file", code);
+      return -1;
+    }
+    // Who had the lock before may have deleted the file between our opening and locking it.
+    struct stat held {};
+    try {
+      if (uninterrupted([&] { return ::fstat(lock, &held); }) != 0)
+        fail(path, "cannot look at this file", errno);
+      const std::optional<struct stat> there = entry_at(path);
+      if (there && held.st_ino == there->st_ino && held.st_dev == there->st_dev) return lock;
+    } catch (...) {
+      ::close(lock);
+      throw;
+    }
+    ::close(lock);
+  }
+}
+
+SavingFolder::Plan read_plan(const fs::path& path) {
+  SavingFolder::Plan plan;
+  if (!entry_at(path)) return plan;
+  const std::string text = read_text(path, max_plan_bytes);
+  // A save that dies while it writes the plan leaves a part of it, which the empty text does not end.
+  if (text.size() < 2 || text.compare(text.size() - 2, 2, std::string(2, '\0')) != 0) return plan;
+  for (std::size_t at = 0; at + 1 < text.size();) {
+    const std::size_t end = text.find('\0', at);
+    std::string name = text.substr(at, end - at);
+    at = end + 1;
+    if (plan.commit_name.empty()) {
+      plan.commit_name = std::move(name);
+    } else {
+      plan.removed.push_back(std::move(name));
+    }
+  }
+  return plan;
+}
+
+/// The names that a manifest or index in the directory lists now, other than those that go themselves.
+std::set<std::string> listed_names(const fs::path& directory, const std::vector<std::string>& going) {
+  std::set<std::string> names;
+  for (CheckpointInPlace& checkpoint : checkpoints_in(directory)) {
+    if (!checkpoint.is_listed) continue;
+    const char* list = checkpoint.kind == CheckpointKind::sharded ? manifest_name : hf_index_name;
+    if (std::find(going.begin(), going.end(), list) != going.end()) continue;
+    if (!checkpoint.fault.empty()) throw Error(ErrorKind::malformed, checkpoint.fault);
+    names.insert(checkpoint.files.begin(), checkpoint.files.end());
+  }
+  return names;
+}
+
+}  // namespace
+
+SavingFolder::SavingFolder(const fs::path& directory)
+    : directory_(directory), folder_(directory / saving_name), lock_(take_lock(folder_)) {
+  if (lock_ < 0) {
+    throw Error(ErrorKind::io,
+                printable(directory_.native()) + ": another save to this directory is running (it holds " +
+                    printable((folder_ / "lock").native()) + "); wait for it, or save to another one",
+                EBUSY);
+  }
+}
+
+SavingFolder::SavingFolder(fs::path directory, int lock)
+    : directory_(std::move(directory)), folder_(directory_ / saving_name), lock_(lock) {}
+
+std::unique_ptr<SavingFolder> SavingFolder::of_dead_save(const fs::path& directory) {
+  if (!is_folder(directory / saving_name)) return nullptr;
+  const int lock = take_lock(directory / saving_name);
+  if (lock < 0) return nullptr;
+  return std::unique_ptr<SavingFolder>(new SavingFolder(directory, lock));
+}
+
+SavingFolder::~SavingFolder() {
+  if (lock_ < 0) return;
+  // Unlocked and not only closed: a forked process may have the descriptor too.
+  ::flock(lock_, LOCK_UN);
+  ::close(std::exchange(lock_, -1));
+}
+
+void SavingFolder::write_plan(const std::string& commit_name, const std::vector<std::string>& removed) {
+  std::string text = commit_name + '\0';
+  for (const std::string& name : removed) text += name + '\0';
+  text += '\0';
+  OutputFile file(folder_ / "plan", text.size(), true);
+  file.write(0, reinterpret_cast<const std::byte*>(text.data()), text.size(), "the plan of a save");
+  file.finish();
+  sync_directory(folder_);
+}
+
+void SavingFolder::publish(const std::string& name, bool replaces) {
+  const fs::path from = files() / name;
+  const fs::path to = directory_ / name;
+  make_folders_of(directory_, name);
+  if (entry_at(to)) {
+    if (!replaces) fail(to, "expected no file of this name, found one that is not this save's", EEXIST);
+    make_folders_of(folder_, "previous/" + name);
+    keep(to, folder_ / "previous" / name);
+    if (std::rename(from.c_str(), to.c_str()) != 0) fail(to, "cannot give a finished file this name", errno);
+    return;
+  }
+  if (::link(from.c_str(), to.c_str()) == 0) return;
+  if (!has_no_links(errno)) fail(to, "cannot give a finished file this name", errno);
+  if (rename_to_new(from, to) != 0) fail(to, "cannot give a finished file this name", errno);
+  renamed_.push_back(name);
+}
+
+void SavingFolder::commit(const std::string& name) {
+  const fs::path from = files() / name;
+  const fs::path to = directory_ / name;
+  const fs::path previous = folder_ / "previous" / name;
+  const bool replaces = entry_at(to).has_value();
+  if (replaces) {
+    make_folders_of(folder_, "previous/" + name);
+    keep(to, previous);
+  }
+  if (std::rename(from.c_str(), to.c_str()) != 0) fail(to, "cannot give the finished file this name", errno);
+  try {
+    sync_directory(directory_);
+  } catch (...) {
+    // First back to where it says that this save is not committed; then the old one, without a moment
+    // between.
+    if (replaces) {
+      keep(to, from);
+      std::rename(previous.c_str(), to.c_str());
+    } else {
+      std::rename(to.c_str(), from.c_str());
+    }
+    throw;
+  }
+}
+
+void SavingFolder::settle() noexcept {
+  if (lock_ < 0) return;
+  try {
+    const Plan plan = read_plan(folder_ / "plan");
+    bool done = true;
+    if (!plan.commit_name.empty()) {
+      if (entry_at(files() / plan.commit_name)) {
+        done = undo();
+      } else if (entry_at(directory_ / plan.commit_name)) {
+        done = complete(plan);
+      }
+    }
+    if (done) remove();
+  } catch (...) {
+    // What is there stays, and the next save tries again.
+  }
+  ::flock(lock_, LOCK_UN);
+  ::close(std::exchange(lock_, -1));
+}
+
+bool SavingFolder::complete(const Plan& plan) {
+  // Whatever came after this save may have brought a name back.
+  const bool is_removal = plan.commit_name == ".";
+  const std::set<std::string> listed =
+      listed_names(directory_, is_removal ? std::vector<std::string>{} : plan.removed);
+  bool done = true;
+  for (const std::string& name : plan.removed) {
+    if (!listed.contains(name) && !remove_file(directory_, name)) done = false;
+  }
+  return done;
+}
+
+bool SavingFolder::undo() {
+  bool done = true;
+  for (const std::string& name : files_below(files())) {
+    if (are_one_file(files() / name, directory_ / name) && !remove_file(directory_, name)) done = false;
+  }
+  for (const std::string& name : renamed_) {
+    if (std::rename((directory_ / name).c_str(), (files() / name).c_str()) != 0) done = false;
+    remove_empty_folders_of(directory_, name);
+  }
+  if (is_folder(folder_ / "previous")) {
+    for (const std::string& name : files_below(folder_ / "previous")) {
+      if (std::rename((folder_ / "previous" / name).c_str(), (directory_ / name).c_str()) != 0) done = false;
+    }
+  }
+  return done;
+}
+
+void SavingFolder::remove() noexcept {
+  std::error_code code;
+  ::unlink(
+      (folder_ / "plan").c_str());  // first: without it nothing in the folder is taken for more than it is
+  fs::remove_all(folder_ / "files", code);
+  fs::remove_all(folder_ / "previous", code);
+  ::unlink((folder_ / "lock").c_str());
+  ::rmdir(folder_.c_str());
+}
+
+void sync_directory(const fs::path& path) {
+  const int descriptor =
+      uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  if (descriptor < 0) fail(path, "cannot open this directory", errno);
+  const int outcome = uninterrupted([&] { return ::fsync(descriptor); });
+  const int code = errno;
+  ::close(descriptor);
+  // Some network file systems have nothing to flush here, and say so.
+  if (outcome != 0 && code != EINVAL) fail(path, "cannot flush this directory to the device", code);
+}
+
+}  // namespace shardwright

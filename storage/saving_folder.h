@@ -1,0 +1,75 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace shardwright {
+
+/// The folder of a directory that a save writes in until it is published.
+///
+///     .shardwright.saving/lock       locked (flock) by the saving process as long as it lives
+///                         files/     what is written, under its names in the directory
+///                         plan       from the first name given on: a list of texts, each ended by NUL: the
+///                                    name that commits, the names to remove after it, and an empty text
+///                         previous/  links to the files that naming has replaced so far
+///
+/// A save is committed once the name that commits is in the directory and no longer in files/. Removing a
+/// checkpoint is a plan that "." commits: it is always so, and what the plan names goes once no manifest
+/// lists it.
+inline constexpr char saving_name[] = ".shardwright.saving";
+
+/// That folder, locked. REQUIRES: one thread at a time.
+class SavingFolder {
+ public:
+  struct Plan {
+    std::string commit_name;  ///< empty: no name has been given
+    std::vector<std::string> removed;
+  };
+
+  /// Makes the folder if need be and takes the lock. Throws Error(io), naming the path: EBUSY if another
+  /// process or object has the lock; the operating system's number if it refuses.
+  explicit SavingFolder(const std::filesystem::path& directory);
+
+  /// That of a save that died; null if there is none in the directory, or it is still running.
+  static std::unique_ptr<SavingFolder> of_dead_save(const std::filesystem::path& directory);
+
+  /// Gives up the lock, and leaves what is in the folder.
+  ~SavingFolder();
+  SavingFolder(const SavingFolder&) = delete;
+  SavingFolder& operator=(const SavingFolder&) = delete;
+
+  std::filesystem::path files() const { return folder_ / "files"; }
+
+  /// Writes the plan, flushed. `removed` are names of the directory.
+  void write_plan(const std::string& commit_name, const std::vector<std::string>& removed);
+
+  /// Gives the file of that name in files/ its name in the directory. `replaces`: a file may have it, which
+  /// is then kept in previous/. Throws Error(io), EEXIST if a file has it and may not be replaced.
+  void publish(const std::string& name, bool replaces);
+
+  /// Renames the file that commits, and flushes the directory. After a failure the file is in files/ again.
+  void commit(const std::string& name);
+
+  /// Completes the save in the folder if it was committed: removes what it replaced. Else undoes it: removes
+  /// the names that it gave, and brings back what it replaced. Then removes the folder and gives up the lock.
+  /// What cannot be removed stays for the next to try.
+  void settle() noexcept;
+
+ private:
+  SavingFolder(std::filesystem::path directory, int lock);
+  bool complete(const Plan& plan);
+  bool undo();
+  void remove() noexcept;
+
+  std::filesystem::path directory_;
+  std::filesystem::path folder_;
+  int lock_ = -1;
+  std::vector<std::string> renamed_;  ///< names given without a link, as the file system has none
+};
+
+/// Flushes a directory's list of entries to the device. Throws Error(io), naming it.
+void sync_directory(const std::filesystem::path& path);
+
+}  // namespace shardwright

@@ -1,0 +1,340 @@
+#include "storage/pending_checkpoint.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <optional>
+#include <set>
+
+#include "storage/hf_index.h"
+#include "storage/manifest.h"
+#include "tests/storage/checkpoint_files.h"
+
+namespace shardwright {
+namespace {
+
+namespace fs = std::filesystem;
+using Names = std::set<std::string>;
+
+/// The names of all that lies in a directory and its folders.
+Names names_in(const fs::path& directory) {
+  Names names;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(directory)) {
+    if (!entry.is_directory() || entry.is_symlink())
+      names.insert(entry.path().lexically_relative(directory).native());
+  }
+  return names;
+}
+
+template <typename Work>
+Error error_of(const Work& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error;
+  }
+  return {ErrorKind::argument, "no error"};
+}
+
+/// A sharded checkpoint of these files, and nothing in them.
+std::string manifest_naming(const std::vector<std::string>& files, std::uint64_t order = 0) {
+  Manifest manifest;
+  for (const std::string& file : files) manifest.files.push_back({file, 3, 0, 0});
+  manifest.order = order;
+  return encode_manifest(manifest);
+}
+
+void write_sharded(const fs::path& directory, const std::vector<std::string>& files) {
+  for (const std::string& file : files) write_file(directory / file, "old");
+  write_file(directory / manifest_name, manifest_naming(files));
+}
+
+void write_index(const fs::path& directory, const std::vector<std::string>& files) {
+  std::string map;
+  for (const std::string& file : files) {
+    write_file(directory / file, "old");
+    map += (map.empty() ? "\"" : ",\"") + file + "\": \"" + file + "\"";
+  }
+  write_file(directory / hf_index_name, "{\"weight_map\": {" + map + "}}");
+}
+
+void save(PendingCheckpoint& pending, const std::vector<std::string>& files) {
+  for (const std::string& file : files) write_file(pending.path() / file, "new");
+  write_file(pending.path() / manifest_name, manifest_naming(files));
+}
+
+constexpr CheckpointKind sharded = CheckpointKind::sharded;
+
+TEST(PendingCheckpoint, IsThereWhenPublishedAndLeavesNothingBeside) {
+  const TemporaryDirectory folder;
+  PendingCheckpoint pending(folder / "a/checkpoint/", sharded);
+  save(pending, {"x", "y"});
+  EXPECT_FALSE(pending.replaces());
+  EXPECT_EQ(pending.final_path(), fs::canonical(folder / "a/checkpoint"));
+  EXPECT_FALSE(fs::exists(folder / "a/checkpoint/y"));
+  pending.publish(manifest_name);
+  EXPECT_EQ(read_file(folder / "a/checkpoint/x"), "new");
+  EXPECT_EQ(names_in(folder.path),
+            (Names{"a/checkpoint/x", "a/checkpoint/y", "a/checkpoint/shardwright.manifest"}));
+}
+
+TEST(PendingCheckpoint, RemovesWhatTheManifestOfTheReplacedOneNamesAndNothingElse) {
+  const TemporaryDirectory folder;
+  write_sharded(folder.path, {"old-1", "old-2"});
+  write_file(folder / "optimizer.pt", "mine");
+  write_file(folder / ".git/HEAD", "mine");
+  write_file(folder / "old-3", "mine");
+  fs::create_symlink("old-3", folder / "link");
+  PendingCheckpoint pending(folder.path, sharded);
+  EXPECT_TRUE(pending.replaces());
+  save(pending, {"new-1"});
+  EXPECT_EQ(read_file(folder / "old-1"), "old");
+  pending.publish(manifest_name);
+  EXPECT_EQ(names_in(folder.path),
+            (Names{".git/HEAD", "link", "new-1", "old-3", "optimizer.pt", manifest_name}));
+}
+
+TEST(PendingCheckpoint, AbandonedLeavesTheOldOneAndNoNewDirectories) {
+  const TemporaryDirectory folder;
+  write_sharded(folder / "checkpoint", {"old"});
+  const Names before = names_in(folder.path);
+  {
+    PendingCheckpoint pending(folder / "checkpoint", sharded);
+    save(pending, {"x"});
+  }
+  { const PendingCheckpoint made(folder / "a/b", sharded); }
+  EXPECT_EQ(names_in(folder.path), before);
+  EXPECT_FALSE(fs::exists(folder / "a"));
+}
+
+TEST(PendingCheckpoint, ASecondSaveToTheDirectoryIsRefusedUntilTheFirstEnds) {
+  const TemporaryDirectory folder;
+  std::optional<PendingCheckpoint> first(std::in_place, folder / "checkpoint", sharded);
+  const Error error = error_of([&] { PendingCheckpoint(folder / "checkpoint", sharded); });
+  EXPECT_EQ(error.system_error, EBUSY);
+  EXPECT_NE(std::string(error.what()).find("another save"), std::string::npos) << error.what();
+  PendingCheckpoint(folder / "checkpoint.saving-b", sharded);  // begins alike, and is another one's
+  EXPECT_TRUE(fs::exists(first->path()));
+  first.reset();
+  PendingCheckpoint(folder / "checkpoint", sharded);
+}
+
+/// What a save that was killed before it committed leaves: a plan, and some names given.
+void die_before_the_commit(const fs::path& directory, const std::vector<std::string>& files,
+                           const std::vector<std::string>& removed) {
+  const fs::path saving = directory / saving_name;
+  std::string plan = std::string(manifest_name) + '\0';
+  for (const std::string& name : removed) plan += name + '\0';
+  write_file(saving / "plan", plan + '\0');
+  write_file(saving / "lock", "");
+  write_file(saving / "files" / manifest_name, manifest_naming(files));
+  for (const std::string& file : files) {
+    write_file(saving / "files" / file, "new");
+    fs::create_hard_link(saving / "files" / file, directory / file);
+  }
+}
+
+TEST(PendingCheckpoint, UndoesADeadSaveThatHadNotCommitted) {
+  const TemporaryDirectory folder;
+  write_sharded(folder.path, {"old"});
+  write_file(folder / "config.json", "mine");
+  const Names before = names_in(folder.path);
+  die_before_the_commit(folder.path, {"new-1", "new-2"}, {"old"});
+  // It had replaced a file, too.
+  write_file(folder / ".shardwright.saving/previous/config.json", "mine");
+  write_file(folder / "config.json", "half");
+  PendingCheckpoint(folder.path, sharded);
+  EXPECT_EQ(names_in(folder.path), before);
+  EXPECT_EQ(read_file(folder / "config.json"), "mine");
+  EXPECT_EQ(read_file(folder / "old"), "old");
+}
+
+TEST(PendingCheckpoint, LeavesAStrangersFileOfANameThatADeadSaveWanted) {
+  const TemporaryDirectory folder;
+  die_before_the_commit(folder.path, {"new-1", "new-2"}, {});
+  fs::remove(folder / "new-1");
+  write_file(folder / "new-1", "a stranger's");
+  PendingCheckpoint(folder.path, sharded);
+  EXPECT_EQ(names_in(folder.path), Names{"new-1"});
+  EXPECT_EQ(read_file(folder / "new-1"), "a stranger's");
+}
+
+TEST(PendingCheckpoint, CompletesADeadSaveThatHadCommitted) {
+  const TemporaryDirectory folder;
+  write_file(folder / "old", "old");
+  write_file(folder / "mine", "mine");
+  die_before_the_commit(folder.path, {"new"}, {"old"});
+  fs::rename(folder / ".shardwright.saving/files/shardwright.manifest", folder / manifest_name);
+  clean_up_after_dead_save(folder.path);
+  EXPECT_EQ(names_in(folder.path), (Names{"mine", "new", manifest_name}));
+}
+
+TEST(PendingCheckpoint, CompletingRemovesNothingThatAManifestListsByNow) {
+  const TemporaryDirectory folder;
+  die_before_the_commit(folder.path, {"new"}, {"old"});
+  fs::remove(folder / ".shardwright.saving/files/shardwright.manifest");
+  write_sharded(folder.path, {"old"});  // somebody has brought the old one back
+  clean_up_after_dead_save(folder.path);
+  EXPECT_TRUE(fs::exists(folder / "old"));
+}
+
+TEST(PendingCheckpoint, ACutPlanIsNoPlan) {
+  const TemporaryDirectory folder;
+  write_sharded(folder.path, {"old"});
+  const Names before = names_in(folder.path);
+  write_file(folder / ".shardwright.saving/plan", std::string(manifest_name) + '\0' + "old" + '\0');
+  clean_up_after_dead_save(folder.path);
+  EXPECT_EQ(names_in(folder.path), before);
+}
+
+TEST(PendingCheckpoint, AnotherKindOfCheckpointNeedsOverwrite) {
+  const TemporaryDirectory folder;
+  write_index(folder / "hf", {"model-00001-of-00001.safetensors"});
+  write_file(folder / "hf/tokenizer.json", "mine");
+  write_file(folder / "torch/.metadata", "pickle");
+  write_file(folder / "torch/__0_0.distcp", "zip");
+  write_file(folder / "torch/__notes.distcp", "mine");
+  write_file(folder / "weights/model.safetensors", "old");
+  const Names before = names_in(folder.path);
+  for (const char* name : {"hf", "torch", "weights"}) {
+    const Error error = error_of([&] { PendingCheckpoint(folder / name, sharded); });
+    EXPECT_EQ(error.system_error, EEXIST);
+    EXPECT_NE(std::string(error.what()).find("overwrite=True"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(error_of([&] { PendingCheckpoint(folder / "hf", CheckpointKind::huggingface); }).system_error,
+            EEXIST);
+  EXPECT_EQ(names_in(folder.path), before);
+  for (const char* name : {"hf", "torch", "weights"}) {
+    PendingCheckpoint pending(folder / name, sharded, true);
+    save(pending, {"x"});
+    pending.publish(manifest_name);
+  }
+  EXPECT_EQ(names_in(folder / "hf"), (Names{manifest_name, "tokenizer.json", "x"}));
+  EXPECT_EQ(names_in(folder / "torch"), (Names{"__notes.distcp", manifest_name, "x"}));
+  EXPECT_EQ(names_in(folder / "weights"), (Names{manifest_name, "x"}));
+}
+
+TEST(PendingCheckpoint, OverwriteFalseReplacesNothing) {
+  const TemporaryDirectory folder;
+  write_sharded(folder.path, {"old"});
+  EXPECT_EQ(error_of([&] { PendingCheckpoint(folder.path, sharded, false); }).system_error, EEXIST);
+}
+
+TEST(PendingCheckpoint, WhatItIsMadeFromNeedsOverwrite) {
+  const TemporaryDirectory folder;
+  fs::create_directory(folder / "template");
+  fs::create_directory_symlink("template", folder / "link");
+  const auto onto = [&](std::optional<bool> overwrite) {
+    PendingCheckpoint(folder / "link", CheckpointKind::huggingface, overwrite, folder / "template");
+  };
+  EXPECT_EQ(error_of([&] { onto(std::nullopt); }).system_error, EEXIST);
+  EXPECT_NO_THROW(onto(true));
+}
+
+TEST(PendingCheckpoint, AManifestThatCannotBeReadNeedsOverwriteAndItsFilesStay) {
+  const TemporaryDirectory folder;
+  write_sharded(folder.path, {"old"});
+  write_file(folder / manifest_name, "notes");
+  const Error error = error_of([&] { PendingCheckpoint(folder.path, sharded); });
+  EXPECT_EQ(error.system_error, EEXIST);
+  EXPECT_NE(std::string(error.what()).find("cannot be read"), std::string::npos) << error.what();
+  PendingCheckpoint pending(folder.path, sharded, true);
+  save(pending, {"x"});
+  pending.publish(manifest_name);
+  EXPECT_EQ(names_in(folder.path), (Names{"old", manifest_name, "x"}));
+}
+
+TEST(PendingCheckpoint, AStrangersFileOfANeededNameIsRefusedByName) {
+  const TemporaryDirectory folder;
+  write_file(folder / "x", "mine");
+  PendingCheckpoint pending(folder.path, sharded);
+  const Error error = error_of([&] { pending.expect_free({"w", "x"}); });
+  EXPECT_EQ(error.system_error, EEXIST);
+  EXPECT_NE(std::string(error.what()).find("\"x\""), std::string::npos) << error.what();
+  // One that comes in between is not replaced either, and nothing is published.
+  write_file(folder / "y", "mine");
+  save(pending, {"w", "y"});
+  EXPECT_EQ(error_of([&] { pending.publish(manifest_name); }).system_error, EEXIST);
+  pending.abandon();
+  EXPECT_EQ(names_in(folder.path), (Names{"x", "y"}));
+  EXPECT_EQ(read_file(folder / "y"), "mine");
+}
+
+TEST(PendingCheckpoint, FilesOfAnExportKeepClearOfThoseThatItReplaces) {
+  const TemporaryDirectory folder;
+  PendingCheckpoint first(folder.path, CheckpointKind::huggingface);
+  EXPECT_EQ(first.free_start_of_names(), "model");
+  first.abandon();
+  write_index(folder.path, {"model-00001-of-00002.safetensors", "model-3-00001-of-00002.safetensors"});
+  PendingCheckpoint second(folder.path, CheckpointKind::huggingface, true);
+  EXPECT_EQ(second.free_start_of_names(), "model-2");
+}
+
+TEST(PendingCheckpoint, RefusesAFileInPlaceOfADirectory) {
+  const TemporaryDirectory folder;
+  write_file(folder / "file", "mine");
+  EXPECT_EQ(error_of([&] { PendingCheckpoint(folder / "file", sharded); }).system_error, ENOTDIR);
+  EXPECT_EQ(error_of([&] { PendingCheckpoint(folder / "file/checkpoint", sharded); }).system_error, ENOTDIR);
+  EXPECT_EQ(read_file(folder / "file"), "mine");
+}
+
+TEST(PendingCheckpoint, NamesOfAManifestAreNotFollowedOutOfTheDirectory) {
+  const TemporaryDirectory folder;
+  write_file(folder / "elsewhere/weights", "mine");
+  fs::create_directory_symlink(folder / "elsewhere", folder / "checkpoint-link");
+  fs::create_directory(folder / "checkpoint");
+  fs::create_directory_symlink(folder / "elsewhere", folder / "checkpoint/sub");
+  write_file(folder / "checkpoint" / hf_index_name, R"({"weight_map": {"a": "sub/weights"}})");
+  PendingCheckpoint pending(folder / "checkpoint", sharded, true);
+  save(pending, {"x"});
+  pending.publish(manifest_name);
+  EXPECT_EQ(read_file(folder / "elsewhere/weights"), "mine");
+}
+
+TEST(RemoveCheckpoint, RemovesWhatItsManifestNamesAndTheDirectoryIfNothingIsLeft) {
+  const TemporaryDirectory folder;
+  write_sharded(folder / "step-1", {"a", "b"});
+  write_sharded(folder / "step-2", {"a"});
+  write_file(folder / "step-2/trainer.pt", "mine");
+  remove_checkpoint(folder / "step-1");
+  remove_checkpoint(folder / "step-2");
+  EXPECT_FALSE(fs::exists(folder / "step-1"));
+  EXPECT_EQ(names_in(folder.path), Names{"step-2/trainer.pt"});
+}
+
+TEST(RemoveCheckpoint, OfALinkRemovesTheLink) {
+  const TemporaryDirectory folder;
+  write_sharded(folder / "kept", {"a"});
+  const Names before = names_in(folder.path);
+  fs::create_directory_symlink("kept", folder / "step-1");
+  remove_checkpoint(folder / "step-1");
+  EXPECT_EQ(names_in(folder.path), before);
+}
+
+TEST(RemoveCheckpoint, RefusesOneThatIsBeingSavedToOrCannotBeRead) {
+  const TemporaryDirectory folder;
+  write_sharded(folder / "step-1", {"a"});
+  {
+    const PendingCheckpoint pending(folder / "step-1", sharded);
+    EXPECT_EQ(error_of([&] { remove_checkpoint(folder / "step-1"); }).system_error, EBUSY);
+  }
+  write_file(folder / "step-1" / manifest_name, "damaged");
+  EXPECT_EQ(error_of([&] { remove_checkpoint(folder / "step-1"); }).kind, ErrorKind::malformed);
+  EXPECT_EQ(names_in(folder / "step-1"), (Names{"a", manifest_name}));
+}
+
+TEST(ReadOrder, IsWhatTheManifestTells) {
+  const TemporaryDirectory folder;
+  write_file(folder / manifest_name, manifest_naming({"a"}, 0x1122334455667788));
+  EXPECT_EQ(read_order(folder.path), 0x1122334455667788);
+  EXPECT_EQ(read_manifest(folder.path).order, 0x1122334455667788);
+  write_file(folder / manifest_name, manifest_naming({"a"}));
+  EXPECT_EQ(read_order(folder.path), 0);
+  // The checksum covers it.
+  std::string bytes = manifest_naming({"a"}, 7);
+  bytes.back() ^= 1;
+  EXPECT_EQ(error_of([&] { decode_manifest(bytes, "m"); }).kind, ErrorKind::malformed);
+}
+
+}  // namespace
+}  // namespace shardwright
