@@ -317,10 +317,20 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         """The dtype of each tensor, and whether safetensors has it."""
         if isinstance(self._metadata, CatalogMetadata):
             return {tensor.name: (DTYPES[tensor.dtype], True) for tensor in self._metadata.catalog.tensors}
-        return {
+        stored = {
             name: (_dtype_named(name, dtype, known), bool(known))
             for name, dtype, known, *_ in self._metadata.manifest.tensors
         }
+        if not all(known for _, known in stored.values()):
+            # The others are there as bytes, with a last dimension of those of an element.
+            for tensor in self._metadata.catalog.tensors:
+                dtype, known = stored[tensor.name]
+                if not known and tensor.shape[-1] != dtype.itemsize:
+                    raise _core.CheckpointFormatError(
+                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
+                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
+                    )
+        return stored
 
     def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
         requests = []

@@ -18,6 +18,7 @@ import io
 import json
 import random
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -41,8 +42,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 #: The errors that the documentation promises.
 DOCUMENTED = (sw.PlanError, sw.CheckpointFormatError, OSError, ValueError)
 
-#: What is mended elsewhere at the moment; to be empty.
-KNOWN = [(RuntimeError, "Missing key in checkpoint state_dict")]
+TORCH_DTYPES = reference.TORCH_DTYPES | {
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
 
 PATTERN = 0x5A
 GUARD = 64
@@ -185,7 +193,12 @@ def read_files(directory: Path, into: Path) -> Path:
     index = directory / INDEX
     names = [path.name for path in directory.glob("*.safetensors") if not path.name.startswith(".")]
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(50_000)  # what else is in the index may be nested
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        finally:
+            sys.setrecursionlimit(limit)
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir()
     for number, name in enumerate(names):
@@ -269,6 +282,14 @@ def hugging_face(folder: Path) -> Kind:
     )
 
 
+def converted(stored: reference.Stored, dtype: torch.dtype) -> torch.Tensor:
+    """As torch's copy_ converts a dtype to any other."""
+    own = TORCH_DTYPES.get(stored.dtype)
+    assert own is not None, stored.dtype
+    raw = torch.from_numpy(stored.raw().copy()).reshape(-1).view(torch.uint8)
+    return raw.view(own).view(stored.shape).to(dtype)
+
+
 def with_saved_shards(folder: Path) -> Kind:
     """torch's HuggingFaceStorageWriter(save_distributed=True): the trainer's names, offsets in the header."""
     generator = torch.Generator().manual_seed(3)
@@ -289,7 +310,7 @@ def with_saved_shards(folder: Path) -> Kind:
     def definition(directory: Path) -> dict[str, torch.Tensor]:
         found = reference.read_checkpoint(directory)
         return {
-            name: reference.cast(stored.raw(), stored.dtype, expected[name].dtype)
+            name: converted(stored, expected[name].dtype)
             for name, stored in found.items()
             if name in expected
         }
@@ -450,8 +471,6 @@ def try_one(kind: Kind, arena: Arena, rng: random.Random, path: Path, say: Calla
         except Broken:
             raise
         except BaseException as error:
-            if any(isinstance(error, kind) and str(error).startswith(text) for kind, text in KNOWN):
-                return outcome
             raise Broken(f"{other.__name__}: {type(error).__name__}: {str(error)[:300]}") from error
     expect_no_harm(path)
     return outcome
@@ -483,8 +502,6 @@ def _load(kind: Kind, arena: Arena, path: Path) -> str:
             raise Broken(f"a message of {len(str(error))} characters") from error
         return f"refused: {type(error).__name__}" + (", partly written" if written else "")
     except BaseException as error:
-        if any(isinstance(error, kind) and str(error).startswith(text) for kind, text in KNOWN):
-            return f"refused: {type(error).__name__}, known"
         raise Broken(f"load: {type(error).__name__}: {str(error)[:300]}") from error
     arena.expect_guards()
     expect_no_harm(path)

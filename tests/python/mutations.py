@@ -370,7 +370,10 @@ def _changed_message(rng: random.Random, kind: str, data: bytes) -> tuple[bytes,
         if fields[other][1] == wire:
             fields[at], fields[other] = (number, wire, fields[other][2]), (fields[other][0], wire, value)
             return protobuf_bytes(fields), f"{kind}.{number} and .{fields[other][0]} exchanged"
-    if inner and isinstance(value, bytes):
+    if kind == "object" and number == 1:
+        # Never that of another value: nothing but the manifest knows the names of objects.
+        changed, what = value + b"x", "name of an object"
+    elif inner and isinstance(value, bytes):
         changed, what = _changed_message(rng, inner, value)
         what = f"{kind}.{number}: {what}"
     elif isinstance(value, int):

@@ -111,6 +111,37 @@ def test_a_pipe_in_a_files_place_is_refused(name: str, path: Path, tmp_path: Pat
     assert not loaded["model"]["w"].any()
 
 
+@pytest.mark.parametrize(
+    "change", ["no places", "half a character", "negative", "too large", "path", "shape", "too long"]
+)
+def test_metadata_that_does_not_hold_together_is_refused(change: str, path: Path, tmp_path: Path):
+    shutil.copytree(path, tmp_path / "copy")
+    file = tmp_path / "copy" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    index = next(index for index in metadata.storage_data if index.fqn == "model.w")
+    place, stored = metadata.storage_data[index], metadata.state_dict_metadata["model.w"]
+    if change == "no places":
+        metadata.storage_data = None
+    elif change == "half a character":
+        place.relative_path = "\ud800"
+    elif change == "negative":
+        place.offset = -1
+    elif change == "too large":
+        place.length = 10**400
+    elif change == "path":
+        metadata.planner_data["model.w"] = ("model", ("w",))
+    elif change == "shape":
+        stored.size = torch.Size([2**62, 4])
+    file.write_bytes(pickle.dumps(metadata))
+    if change == "too long":
+        os.truncate(file, 1 << 42)
+    loaded = state(0.0)
+    with pytest.raises(sw.CheckpointFormatError, match=r"\.metadata: .*expected"):
+        sw.load(loaded, tmp_path / "copy")
+    assert not loaded["model"]["w"].any() and not loaded["model"]["b"].any()
+    assert sw.verify(tmp_path / "copy").problems
+
+
 def test_a_damaged_archive_is_refused_and_what_is_written_is_said(path: Path, tmp_path: Path):
     shutil.copytree(path, tmp_path / "copy")
     places = dcp.FileSystemReader(path).read_metadata().storage_data
