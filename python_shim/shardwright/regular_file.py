@@ -7,6 +7,7 @@ import os
 import stat
 from typing import BinaryIO
 
+from shardwright import _core
 from shardwright._core import CheckpointFormatError
 
 #: How a pointer of Git LFS begins, which lies where a file should.
@@ -44,8 +45,8 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
         OSError: as `open_regular`.
         CheckpointFormatError: it has more than ``most`` bytes, which is far above what any such file has.
     """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise CheckpointFormatError(f"{os.fspath(path)}: expected at most {most} bytes, found {size}")
-        return file.read(size)
+    size = _core.size_of_file(os.fspath(path))
+    if size > most:
+        raise CheckpointFormatError(f"{os.fspath(path)}: expected at most {most} bytes, found {size}")
+    content: bytes = _core.read_bytes(os.fspath(path), 0, size)
+    return content
