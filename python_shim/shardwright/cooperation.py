@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from shardwright import _core
+from shardwright.gone_ranks import naming_gone_ranks
 
 
 def _this_node() -> str:
@@ -36,9 +37,10 @@ def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.Proces
         yield None
         return
     nodes: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(nodes, _this_node())
-    ranks_of = {node: [r for r, at in enumerate(nodes) if at == node] for node in dict.fromkeys(nodes)}
-    groups = {node: dist.new_group(ranks, backend="gloo") for node, ranks in ranks_of.items()}
+    with naming_gone_ranks(None, "forming groups to read"):
+        dist.all_gather_object(nodes, _this_node())
+        ranks_of = {node: [r for r, at in enumerate(nodes) if at == node] for node in dict.fromkeys(nodes)}
+        groups = {node: dist.new_group(ranks, backend="gloo") for node, ranks in ranks_of.items()}
     group = groups[_this_node()]
     try:
         yield group if dist.get_world_size(group) > 1 else None
@@ -74,6 +76,11 @@ def raise_if_any_failed(
     raise of_others
 
 
+def naming_gone_readers(group: dist.ProcessGroup | None) -> AbstractContextManager[None]:
+    """As naming_gone_ranks, where there are others to read with."""
+    return nullcontext() if group is None else naming_gone_ranks(group, "reading")
+
+
 def read_together(
     plan: Any,
     catalog: Any,
@@ -84,9 +91,24 @@ def read_together(
 ) -> Any:
     """Reads what the group's ranks need in common, each byte on one rank, and hands it over by all-to-all.
 
-    While the bytes of one round are under way, those of the next are read. Returns the `_core.CooperativeLoad`, whose
-    `finish` loads what is left to this rank. A failure is raised on all ranks.
+    While the bytes of one round are under way, those of the next are read. In the end each rank loads what is left to
+    it. Returns the core's report. A failure is raised on all ranks.
+
+    Raises:
+        ConnectionResetError: a rank has ended meanwhile, which is named.
     """
+    with naming_gone_ranks(group, "reading"):
+        return _read_together(plan, catalog, specs, options, group, progress)
+
+
+def _read_together(
+    plan: Any,
+    catalog: Any,
+    specs: list[Any],
+    options: Any,
+    group: dist.ProcessGroup,
+    progress: Callable[[int, int], None] | None,
+) -> Any:
     with failing_together(group):
         load = _core.CooperativeLoad(plan, catalog, specs, options)
         mine = _core.encode_plan(plan, catalog, specs), load.terms
@@ -96,11 +118,15 @@ def read_together(
         with failing_together(group):
             plans, terms = zip(*ranks, strict=True)
             load.begin(catalog, plans, terms, dist.get_rank(group))
-        _run_rounds(load, group, progress)
+        with naming_gone_ranks(group, "reading", load.partly_written):
+            _run_rounds(load, group, progress)
+            report = None
+            with failing_together(group, load.partly_written):
+                report = load.finish(progress)
     except BaseException:
         load.abandon()
         raise
-    return load
+    return report
 
 
 def _run_rounds(

@@ -15,6 +15,7 @@ from shardwright._core import PlanError
 from shardwright.catalog import catalog_of
 from shardwright.fitting import with_hints
 from shardwright.flat_state import expect_state_dict, flatten
+from shardwright.gone_ranks import naming_gone_ranks
 from shardwright.layout_hints import hints_at_layout
 from shardwright.local_path import local_path
 from shardwright.rank_outcome import RankOutcome, expect_success, told
@@ -87,13 +88,14 @@ def export(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
-            dcp.save(
-                state_dict,
-                storage_writer=writer,
-                planner=SavePlanner(),
-                process_group=process_group,
-                no_dist=alone,
-            )
+            with naming_gone_ranks(process_group, "exporting"):
+                dcp.save(
+                    state_dict,
+                    storage_writer=writer,
+                    planner=SavePlanner(),
+                    process_group=process_group,
+                    no_dist=alone,
+                )
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
         failure = told(wrapped)

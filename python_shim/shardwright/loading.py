@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from shardwright import _core
 from shardwright.checkpoints import latest
-from shardwright.cooperation import raise_if_any_failed, reading_group
+from shardwright.cooperation import naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.flat_state import expect_state_dict
 from shardwright.fresh_optimizer import make_missing_state
 from shardwright.load_planner import LoadPlanner
@@ -124,7 +124,7 @@ def load(
             plan=plan,
             strict_dtypes=strict_dtypes,
         )
-    with reading_group(cooperative) as group:
+    with reading_group(cooperative) as group, naming_gone_readers(group):
         own_plan, failure = None, None
         try:
             metadata = reader.read_metadata()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from shardwright import _core
 from shardwright.adapter_writing import AdapterBeingWritten, Part
 from shardwright.gathering import Known, Ranks
+from shardwright.gone_ranks import ending_together
 from shardwright.local_path import local_path
 from shardwright.lora import pairs_of
 from shardwright.lora_config import config_text
@@ -26,6 +27,7 @@ from shardwright.sharding import Sharding, local_part
 PEFT_VERSION = {"modern": "0.19.1", "legacy": "0.19.0"}
 
 
+@ending_together("saving an adapter")
 def save_lora(
     state_dict: Mapping[str, Any],
     path: str | os.PathLike[str],

@@ -16,6 +16,7 @@ from torch.futures import Future
 
 from shardwright.checkpoints import step_path
 from shardwright.flat_state import expect_state_dict
+from shardwright.gone_ranks import naming_gone_ranks
 from shardwright.local_path import local_path
 from shardwright.rank_outcome import told
 from shardwright.report import SaveReport
@@ -30,6 +31,7 @@ class PendingSave:
     path: Path
     _future: Future[Any]
     _writer: ShardedStorageWriter
+    _group: Any = None
     _seen: bool = False
 
     def done(self) -> bool:
@@ -39,7 +41,8 @@ class PendingSave:
         """Waits until it has been published. Raises what went wrong, the same on all ranks."""
         self._seen = True
         try:
-            self._future.result()
+            with naming_gone_ranks(self._group, "saving"):
+                self._future.result()
         except CheckpointException as failure:
             raise told(failure) from failure
         finally:
@@ -83,6 +86,7 @@ def save(
 
     Raises:
         FileExistsError: another kind of checkpoint is in the place; see ``overwrite``.
+        ConnectionResetError: a rank has ended meanwhile, which is named.
         OSError, ValueError: what went wrong, the same on all ranks, naming rank, file (or tensor and CUDA call) and
             cause. Nothing has then been published.
     """
@@ -109,12 +113,16 @@ def save(
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if asynchronous:
             group = process_group or _background_group()
-            future = dcp.async_save(state_dict, storage_writer=writer, planner=planner, process_group=group)
+            with naming_gone_ranks(group, "saving"):
+                future = dcp.async_save(
+                    state_dict, storage_writer=writer, planner=planner, process_group=group
+                )
             assert isinstance(future, Future) or hasattr(future, "result")
-            _running = PendingSave(target, future, writer)
+            _running = PendingSave(target, future, writer, group)
             return _running
         try:
-            dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
+            with naming_gone_ranks(process_group, "saving"):
+                dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
         except CheckpointException as failure:
             raise told(failure) from failure
         finally:

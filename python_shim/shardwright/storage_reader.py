@@ -242,9 +242,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         options = core_options.after(current_streams(description.local_tensors))
         arguments = reading.core_plan, reading.catalog, description.specs, options
         with progress_callback(self.progress) as callback:
-            if group is None:
-                core = _core.run_load(*arguments, callback)
-            else:
-                core = read_together(*arguments, group, callback).finish(callback)
+            core = (
+                _core.run_load(*arguments, callback)
+                if group is None
+                else read_together(*arguments, group, callback)
+            )
         description.mark_written()
         return LoadReport.of(core, self._catalog_seconds, reading.plan_seconds, reading.all_rounded())

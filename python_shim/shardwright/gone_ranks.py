@@ -1,0 +1,155 @@
+"""Ranks that end in the middle of what all do together: who it was, in place of a transport's words alone."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from shardwright import _core
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Seconds that a rank which ends may take to be seen ending, after its connections have closed.
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A rank's process."""
+
+    rank: int  #: of all
+    host: str
+    process: int
+    started: str  #: which tells it from a later process of that number
+
+    @classmethod
+    def own(cls, rank: int) -> Peer:
+        return cls(rank, socket.gethostname(), os.getpid(), _state_of(os.getpid())[1])
+
+    def is_gone(self) -> bool | None:
+        """None where this cannot be known: it is on another machine."""
+        if self.host != socket.gethostname():
+            return None
+        state, started = _state_of(self.process)
+        return state in ("", "Z", "X") or started != self.started
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.process} on {self.host})"
+
+
+def _state_of(process: int) -> tuple[str, str]:
+    """The state of a process and when it was started, as Linux tells; empty where it is gone."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0].decode(), fields[19].decode()
+
+
+_peers_of: dict[int, tuple[Any, list[Peer]]] = {}  # by id of the group, which is kept
+
+
+def peers_of(group: dist.ProcessGroup | None) -> list[Peer]:
+    """The processes of a group's ranks. All of them call this; they talk the first time only."""
+    world = dist.group.WORLD
+    group = group or world
+    of_all = _peers_of.get(id(world))
+    if of_all is not None and of_all[0] is world and of_all[1][dist.get_rank()].process == os.getpid():
+        return [of_all[1][rank] for rank in dist.get_process_group_ranks(group)]
+    known = _peers_of.get(id(group))
+    if known is None or known[0] is not group or known[1][dist.get_rank(group)].process != os.getpid():
+        peers: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(peers, Peer.own(dist.get_rank()), group)
+        known = _peers_of[id(group)] = group, peers
+    return known[1]
+
+
+@contextmanager
+def naming_gone_ranks(
+    group: dist.ProcessGroup | None, doing: str, partly_written: Callable[[], list[str]] = list
+) -> Iterator[None]:
+    """Turns what a transport says of a rank that is gone into an error that names the rank.
+
+    All ranks of the group enter it together. Without a process group of several ranks it does nothing.
+
+    Raises:
+        ConnectionResetError: ranks are gone, or one cannot be reached; ``partly_written`` names the tensors that may be
+            neither whole nor as they were.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
+        yield
+        return
+    peers: list[Peer] = []
+    try:
+        peers = peers_of(group)
+        yield
+    except Exception as failure:
+        words = _words_of_transport(failure)
+        if words is None or hasattr(failure, "partly_written"):
+            raise
+        names = sorted(set(partly_written()))
+        text = _text(peers, doing, words)
+        if names:
+            text += f"; partly written on this rank: {', '.join(_core.grouped_names(names))}"
+        error = ConnectionResetError(errno.ECONNRESET, text)
+        vars(error)["partly_written"] = names
+        raise error from failure
+
+
+def ending_together(doing: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """The same for a function that all ranks of its ``process_group`` call."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def decorated(*args: P.args, **kwargs: P.kwargs) -> T:
+            group: Any = kwargs.get("process_group")
+            with naming_gone_ranks(group, doing):
+                return function(*args, **kwargs)
+
+        return decorated
+
+    return decorate
+
+
+def _words_of_transport(failure: BaseException) -> str | None:
+    """What a transport said; None for a failure of another kind."""
+    if isinstance(failure, CheckpointException):
+        of_ranks = [_words_of_transport(cause) for cause, _ in failure.failures.values()]
+        return next((words for words in of_ranks if words), None)
+    if isinstance(failure, (dist.DistError, ConnectionError)):
+        return str(failure)
+    known = ("gloo", "Connection", "connection", "Timed out", "timed out", "Broken pipe", "Socket")
+    if type(failure) is RuntimeError and any(word in str(failure) for word in known):
+        return str(failure)
+    return None
+
+
+def _text(peers: list[Peer], doing: str, words: str) -> str:
+    own = socket.gethostname()
+    limit = time.monotonic() + _PATIENCE
+    gone: list[Peer] = []
+    while peers and not gone and time.monotonic() < limit:
+        gone = [peer for peer in peers if peer.is_gone()]
+        time.sleep(0.01 if not gone else 0)
+    first = " ".join(words.split("\n")[0].split())[:300]
+    if gone:
+        return f"{', '.join(map(str, gone))} ended while the ranks were {doing} together; the transport says: {first}"
+    elsewhere = [peer for peer in peers if peer.host != own]
+    who = (
+        f"one of {', '.join(map(str, elsewhere[:8]))}{' ...' if elsewhere[8:] else ''}"
+        if elsewhere
+        else "a rank"
+    )
+    return f"{who} cannot be reached while the ranks are {doing} together, or has failed; the transport says: {first}"
