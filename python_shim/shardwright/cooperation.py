@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from shardwright import _core
-from shardwright.gone_ranks import naming_gone_ranks
+from shardwright.gone_ranks import naming_gone_ranks, timeout_of
 
 
 def _this_node() -> str:
@@ -40,7 +40,8 @@ def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.Proces
     with naming_gone_ranks(None, "forming groups to read"):
         dist.all_gather_object(nodes, _this_node())
         ranks_of = {node: [r for r, at in enumerate(nodes) if at == node] for node in dict.fromkeys(nodes)}
-        groups = {node: dist.new_group(ranks, backend="gloo") for node, ranks in ranks_of.items()}
+        timeout = timeout_of(dist.group.WORLD)
+        groups = {node: dist.new_group(ranks, timeout, "gloo") for node, ranks in ranks_of.items()}
     group = groups[_this_node()]
     try:
         yield group if dist.get_world_size(group) > 1 else None

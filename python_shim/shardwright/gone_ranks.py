@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch.distributed as dist
@@ -56,6 +57,16 @@ def _state_of(process: int) -> tuple[str, str]:
     except OSError:
         return "", ""
     return fields[0].decode(), fields[19].decode()
+
+
+def timeout_of(group: dist.ProcessGroup) -> timedelta | None:
+    """How long a group's ranks wait for each other; None where its transports do not tell. A group that is made of its
+    ranks needs to be told: it waits half an hour otherwise, whatever the job's timeout is."""
+    for device in group._device_types:
+        timeout = getattr(getattr(group._get_backend(device), "options", None), "_timeout", None)
+        if isinstance(timeout, timedelta):
+            return timeout
+    return None
 
 
 _peers_of: dict[int, tuple[Any, list[Peer]]] = {}  # by id of the group, which is kept

@@ -16,7 +16,7 @@ from torch.futures import Future
 
 from shardwright.checkpoints import step_path
 from shardwright.flat_state import expect_state_dict
-from shardwright.gone_ranks import naming_gone_ranks
+from shardwright.gone_ranks import naming_gone_ranks, timeout_of
 from shardwright.local_path import local_path
 from shardwright.rank_outcome import told
 from shardwright.report import SaveReport
@@ -133,7 +133,7 @@ def save(
 
 @cache
 def _group_of(world: Any) -> Any:
-    return dist.new_group(backend="gloo")
+    return dist.new_group(timeout=timeout_of(world), backend="gloo")
 
 
 def _background_group() -> Any:
