@@ -169,6 +169,8 @@ def through_dcp(
             dcp.load(state, storage_reader=reader(path), planner=planner and planner(), no_dist=True)
         except CheckpointException as wrapped:
             (cause, _), *_ = wrapped.failures.values()
+            if type(cause) is RuntimeError and str(cause).startswith("Missing key in checkpoint state_dict"):
+                cause = sw.PlanError(str(cause))  # torch's own planner says so, in its own way
             raise cause from wrapped
 
     return load
