@@ -103,7 +103,7 @@ def test_a_pipe_in_a_files_place_is_refused(name: str, path: Path, tmp_path: Pat
     loaded = state(0.0)
     signal.alarm(60)  # or it would wait for ever
     try:
-        with pytest.raises(OSError, match="expected a regular file, found a named pipe") as raised:
+        with pytest.raises(OSError, match="expected a regular file") as raised:
             sw.load(loaded, tmp_path / "copy")
         assert name in str(raised.value)
         assert sw.verify(tmp_path / "copy").problems if name != ".metadata" else True
