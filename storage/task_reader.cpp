@@ -95,6 +95,7 @@ void TaskReader::give_up() {
 }
 
 void TaskReader::close() {
+  if (catalog_.tensors.empty()) return;  // nothing has been staged
   for (StagedTask& task : tasks_) {
     task.device_staging.close(catalog_.tensors[task.task.source].name);
     if (task.staging.size() > 0) task.staging.close(catalog_.tensors[task.task.source].name);

@@ -51,11 +51,12 @@ def test_a_dtype_that_is_not_one_is_refused_before_anything_is_written(
     kind.mutations = [(with_dtype(tensor, dtype, known, size), 1)]
     kind.load = functools.partial(load_and_expect, tensor)
     counts, broken = run_batch(kind, [0], seed=1)
-    assert (dict(counts), broken) == ({"refused: CheckpointFormatError": 1}, [])
+    assert broken == []
+    assert counts.keys() <= {"refused: CheckpointFormatError", "refused: PlanError"} and counts.total() == 1
 
 
 def load_and_expect(name: str, state: dict, directory: Path) -> None:
-    with pytest.raises(sw.CheckpointFormatError) as raised:
+    with pytest.raises((sw.CheckpointFormatError, sw.PlanError)) as raised:
         sw.load(state, directory)
     assert name in str(raised.value), raised.value
     raise raised.value

@@ -103,8 +103,9 @@ def test_a_pipe_in_a_files_place_is_refused(name: str, path: Path, tmp_path: Pat
     loaded = state(0.0)
     signal.alarm(60)  # or it would wait for ever
     try:
-        with pytest.raises(OSError, match=f"{name}: expected a regular file"):
+        with pytest.raises(OSError, match="expected a regular file") as raised:
             sw.load(loaded, tmp_path / "copy")
+        assert name in str(raised.value)
         assert sw.verify(tmp_path / "copy").problems if name != ".metadata" else True
     finally:
         signal.alarm(0)
@@ -161,7 +162,7 @@ def test_a_file_that_has_been_cut_short_is_refused_before_anything_is_written(pa
     shutil.copytree(path, tmp_path / "copy")
     os.truncate(tmp_path / "copy" / "__0_0.distcp", (path / "__0_0.distcp").stat().st_size - 1)
     loaded = state(0.0)
-    with pytest.raises(sw.CheckpointFormatError, match=r"expected \d+ bytes or more, found \d+"):
+    with pytest.raises(sw.CheckpointFormatError, match=r"__0_0\.distcp: expected \d+ bytes or more"):
         sw.load(loaded | {"position": Position(0)}, tmp_path / "copy", weights_only=False)
     assert not loaded["model"]["w"].any() and not loaded["model"]["b"].any()
 

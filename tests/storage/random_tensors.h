@@ -39,7 +39,8 @@ struct RandomTensors {
     }
     std::vector<std::uint8_t>& bytes = memory.emplace_back(static_cast<std::size_t>(reach) * element_bytes);
     for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random.between(0, 255));
-    const auto offset = first * static_cast<std::int64_t>(element_bytes);
+    // An empty tensor has no first element.
+    const auto offset = volume(tensor.shape) == 0 ? 0 : first * static_cast<std::int64_t>(element_bytes);
     tensor.data = reinterpret_cast<const std::byte*>(bytes.data()) + offset;
     host.push_back(tensor);
     if (!random.once_in(4)) {
