@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -31,6 +31,28 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 def is_there(path: str | os.PathLike[str]) -> bool:
     return uninterrupted(Path(path).exists)
+
+
+def has_entry(path: str | os.PathLike[str]) -> bool:
+    """Whether anything has that name, be it a link that leads nowhere. Raises OSError where that cannot be told."""
+    try:
+        uninterrupted(lambda: os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
+    """The file, open; all errors name it. A signal that comes while it is closed is no error: it is closed then."""
+    with naming(path):
+        file = open(path, mode)  # noqa: SIM115
+        try:
+            yield file
+            file.flush()
+        finally:
+            with suppress(InterruptedError):
+                file.close()
 
 
 @contextmanager
