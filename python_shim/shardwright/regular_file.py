@@ -8,6 +8,7 @@ import stat
 from typing import BinaryIO
 
 from shardwright._core import CheckpointFormatError
+from shardwright.system_calls import closed_at_the_end, naming, uninterrupted
 
 #: How a pointer of Git LFS begins, which lies where a file should.
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
@@ -26,7 +27,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     # O_NONBLOCK: opening a named pipe without a writer would otherwise wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        mode = os.fstat(descriptor).st_mode
+        with naming(path):
+            mode = uninterrupted(lambda: os.fstat(descriptor)).st_mode
         if not stat.S_ISREG(mode):
             what = "a directory" if stat.S_ISDIR(mode) else "something else"
             number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
@@ -44,8 +46,8 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
         OSError: as `open_regular`.
         CheckpointFormatError: it has more than ``most`` bytes, which is far above what any such file has.
     """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with naming(path), closed_at_the_end(open_regular(path)) as file:
+        size = uninterrupted(lambda: os.fstat(file.fileno())).st_size
         if size > most:
             raise CheckpointFormatError(f"{os.fspath(path)}: expected at most {most} bytes, found {size}")
         return file.read(size)

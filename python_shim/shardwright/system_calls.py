@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
+F = TypeVar("F", bound=IO[Any])
 
 
 def uninterrupted(look: Callable[[], T]) -> T:
@@ -44,15 +45,20 @@ def has_entry(path: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def opened(path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
-    """The file, open; all errors name it. A signal that comes while it is closed is no error: it is closed then."""
-    with naming(path):
-        file = open(path, mode)  # noqa: SIM115
-        try:
-            yield file
-            file.flush()
-        finally:
-            with suppress(InterruptedError):
-                file.close()
+    """The file, open; all errors name it."""
+    with naming(path), closed_at_the_end(open(path, mode)) as file:  # noqa: SIM115
+        yield file
+        file.flush()
+
+
+@contextmanager
+def closed_at_the_end(file: F) -> Iterator[F]:
+    """Closes it. A signal that comes meanwhile is no error: it is closed then."""
+    try:
+        yield file
+    finally:
+        with suppress(InterruptedError):
+            file.close()
 
 
 @contextmanager
