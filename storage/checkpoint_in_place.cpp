@@ -70,7 +70,7 @@ CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
     for (const StoredFile& file : read_manifest(directory).files) found.files.push_back(file.name);
   } catch (const Error& error) {
     found.fault = error.what();
-    found.fault_number = error.system_error;
+    found.fault_number = is_refusal(error) ? error.system_error : 0;
   }
   return found;
 }
@@ -78,7 +78,8 @@ CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
 bool is_as_written(const fs::path& directory, const StoredFile& file) {
   try {
     return whole_file(directory, file.name) == file;
-  } catch (const Error&) {
+  } catch (const Error& error) {
+    if (is_refusal(error)) throw;
     return false;
   }
 }
@@ -109,7 +110,7 @@ CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::s
     }
   } catch (const Error& error) {
     found.fault = error.what();
-    found.fault_number = error.system_error;
+    found.fault_number = is_refusal(error) ? error.system_error : 0;
   }
   return found;
 }
@@ -121,8 +122,11 @@ CheckpointInPlace adapter(const fs::path& directory) {
     std::uint64_t size = 0;
     found.is_ours =
         read_safetensors_header(directory / "adapter_model.safetensors", size).metadata.contains(writer_key);
-  } catch (const Error&) {
-    // Then it is not ours.
+  } catch (const Error& error) {  // then it is not ours, unless nobody can tell
+    if (is_refusal(error)) {
+      found.fault = error.what();
+      found.fault_number = error.system_error;
+    }
   }
   return found;
 }

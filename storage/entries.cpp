@@ -5,7 +5,6 @@
 #include <cstring>
 #include <system_error>
 
-#include "planner/error.h"
 #include "storage/printable.h"
 #include "storage/uninterrupted.h"
 
@@ -80,6 +79,10 @@ std::vector<std::string> files_below(const fs::path& directory) {
   });
   if (code) fail(directory, "cannot list this directory", code.value());
   return names;
+}
+
+bool is_refusal(const Error& error) {
+  return error.kind == ErrorKind::io && error.system_error != EINVAL && error.system_error != EISDIR;
 }
 
 }  // namespace shardwright

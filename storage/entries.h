@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "planner/error.h"
+
 namespace shardwright {
 
 /// What a name is, links not followed; nothing if there is no such entry. Throws Error(io), naming it, if the
@@ -26,5 +28,9 @@ std::vector<std::string> names_in(const std::filesystem::path& directory);
 /// The names of all files below a directory, relative to it, sorted. Links are not followed. Throws
 /// Error(io), naming it.
 std::vector<std::string> files_below(const std::filesystem::path& directory);
+
+/// Whether an error tells that the operating system refused (a bad disk, no permission, too many open files),
+/// and so nothing of what is there: no file, no regular one, or one that breaks its format.
+bool is_refusal(const Error& error);
 
 }  // namespace shardwright

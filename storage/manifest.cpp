@@ -15,6 +15,7 @@
 #include "planner/error.h"
 #include "planner/problems.h"
 #include "planner/rank_states.h"
+#include "storage/entries.h"
 #include "storage/input_file.h"
 #include "storage/output_file.h"
 #include "storage/printable.h"
@@ -146,6 +147,7 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
       problems.add(printable(path.native()) + ": expected " + std::to_string(file.size) + " bytes, found " +
                    std::to_string(size));
     } catch (const Error& error) {
+      if (is_refusal(error)) throw;
       problems.add(error.what());
     }
   }

@@ -17,6 +17,7 @@
 #include "planner/problems.h"
 #include "storage/checksum.h"
 #include "storage/checksums_file.h"
+#include "storage/entries.h"
 #include "storage/input_file.h"
 #include "storage/printable.h"
 #include "storage/read_catalog.h"
@@ -40,6 +41,15 @@ class Findings {
     if (!name.empty()) damaged_.insert(name);
   }
 
+  void add(std::size_t order, const std::string& name, const std::string& before, const Error& error) {
+    add(order, name, before + error.what());
+    const std::lock_guard lock(mutex_);
+    if (refusal_ == 0 && is_refusal(error)) refusal_ = error.system_error;
+  }
+
+  /// errno of the first that the operating system refused to read; 0: none.
+  int refusal() const { return refusal_; }
+
   void move_to(VerifyReport& report) {
     for (auto& [order, line] : lines_) report.problems.push_back(std::move(line));
     report.damaged.assign(damaged_.begin(), damaged_.end());
@@ -49,6 +59,7 @@ class Findings {
   std::mutex mutex_;
   std::multimap<std::size_t, std::string> lines_;
   std::set<std::string> damaged_;
+  int refusal_ = 0;
 };
 
 /// Files by index, opened when asked for and closed when nobody uses them, but for the last one: a checkpoint
@@ -68,7 +79,7 @@ class Files {
     } catch (const Error& error) {
       if (error.system_error == EMFILE || error.system_error == ENFILE) throw;  // no fault of the checkpoint
       slot.is_lost = true;
-      findings_.add(index, "", error.what());
+      findings_.add(index, "", "", error);
       return nullptr;
     }
     slot.file = file;
@@ -151,7 +162,7 @@ std::uint64_t check_places(const Manifest& manifest, const std::vector<const Pla
     try {
       file->read(begin, reinterpret_cast<char*>(bytes), count);
     } catch (const Error& error) {
-      return findings.add(order, name, in_quotes(name) + ": " + error.what());
+      return findings.add(order, name, in_quotes(name) + ": ", error);
     }
     hashed += count;
     const std::uint64_t found =
@@ -224,7 +235,7 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
   try {
     file->read(0, header.data(), header.size());
   } catch (const Error& error) {
-    return findings.add(index, "", error.what());
+    return findings.add(index, "", "", error);
   }
   if (checksum_of(header.data(), header.size()) != expected.header_checksum) {
     findings.add(index, "",
@@ -237,7 +248,7 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
     compare(listed, index, parse_safetensors_header(std::string_view(header).substr(8), file->size(), path),
             path, findings);
   } catch (const Error& error) {
-    findings.add(index, "", error.what());
+    findings.add(index, "", "", error);
   }
 }
 
@@ -311,7 +322,13 @@ void throw_if_any(Findings& findings) {
   findings.move_to(report);
   Problems problems;
   problems.lines = std::move(report.problems);
-  problems.throw_if_any(ErrorKind::malformed, "the checkpoint is damaged");
+  try {
+    problems.throw_if_any(ErrorKind::malformed, findings.refusal() == 0 ? "the checkpoint is damaged"
+                                                                        : "the checkpoint cannot be read");
+  } catch (const Error& error) {
+    if (findings.refusal() == 0) throw;
+    throw Error(ErrorKind::io, error.what(), findings.refusal());
+  }
 }
 
 }  // namespace

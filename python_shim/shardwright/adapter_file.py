@@ -14,7 +14,7 @@ import torch
 from shardwright import _core
 from shardwright.describe import DTYPES
 from shardwright.lora_config import LoraConfig, read_config
-from shardwright.system_calls import naming
+from shardwright.system_calls import has_entry, opened
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -32,7 +32,7 @@ class AdapterFile:
     def open(cls, directory: Path) -> AdapterFile:
         config = read_config(directory)
         path = directory / WEIGHTS
-        if not os.path.lexists(path):
+        if not has_entry(path):
             others = [name for name in ("adapter_model.bin",) if (directory / name).is_file()]
             hint = (
                 f"; {others[0]} is a pickle, which is not read: save with safe_serialization=True"
@@ -53,7 +53,7 @@ class AdapterFile:
     @cached_property
     def _mapped(self) -> torch.Tensor:
         size = self.catalog.files[0].size
-        with naming(self.path), open(self.path, "rb") as file:
+        with opened(self.path, "rb") as file:
             return torch.frombuffer(
                 mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), dtype=torch.uint8
             )

@@ -18,7 +18,7 @@ from shardwright.describe import DTYPE_NAMES
 from shardwright.lora_config import CONFIG
 from shardwright.lora_windows import Window
 from shardwright.rank_outcome import RankOutcome, expect_success
-from shardwright.system_calls import naming
+from shardwright.system_calls import opened
 from shardwright.template_files import write_flushed
 
 #: (name in the file, shape that the tensor is seen in, offset there, values)
@@ -65,7 +65,7 @@ class AdapterBeingWritten:
         weights = self._pending.path / WEIGHTS
         size = ranges[-1][1]
         # "+": where there is no fallocate, the C library reads as well.
-        with naming(weights), open(weights, "wb+") as file:
+        with opened(weights, "wb+") as file:
             file.write(header)
             file.flush()
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal later
@@ -98,6 +98,6 @@ class AdapterBeingWritten:
         self._tensors.clear()
         write_flushed(self._pending.path / CONFIG, config.encode())
         weights = self._pending.path / WEIGHTS
-        with naming(weights), open(weights, "rb+") as file:
+        with opened(weights, "rb+") as file:
             os.fsync(file.fileno())
         self._pending.publish(WEIGHTS)

@@ -89,8 +89,6 @@ def load(
     """
     expect_state_dict(state_dict)
     path = local_path(path)
-    if verify and not is_folder(path):
-        _core.read_catalog(path)  # which says what is there
     options: dict[str, Any] = {
         "thread_count": threads,
         "staging_bytes": staging_bytes,
@@ -101,32 +99,12 @@ def load(
         "huge_pages": huge_pages,
         "trace": trace,
     }
-    reader: HuggingFaceStorageReader | TorchStorageReader
-    planner: TorchLoadPlanner = ResumePlanner(
-        allow_partial_load=allow_partial_load, strict_dtypes=strict_dtypes
-    )
-    if _is_sharded(path):
-        reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
-    elif is_there(Path(path, METADATA_NAME)):
-        if verify:
-            raise ValueError(
-                f"{os.fspath(path)}: verify=True, but torch's reader checks no checksums; see sw.verify"
-            )
-        reader = TorchStorageReader(path, weights_only)
-    else:
-        _expect_no_steps(path)
-        reader = HuggingFaceStorageReader(path, verify=verify, **options)
-        planner = LoadPlanner(
-            model,
-            layout,
-            strict,
-            allow_partial_load=allow_partial_load,
-            plan=plan,
-            strict_dtypes=strict_dtypes,
-        )
+    hugging_face = {"model": model, "layout": layout, "strict": strict, "plan": plan}
+    either = {"allow_partial_load": allow_partial_load, "strict_dtypes": strict_dtypes}
     with reading_group(cooperative) as group, naming_gone_readers(group):
         own_plan, failure = None, None
         try:
+            reader, planner = _reader_and_planner(path, verify, weights_only, options, hugging_face, either)
             metadata = reader.read_metadata()
             states = {key: _state_of(key, value, metadata) for key, value in state_dict.items()}
             planner.set_up_planner(states, metadata, is_coordinator=True)
@@ -151,6 +129,31 @@ def load(
     report: LoadReport | None = reader.report
     assert report is not None
     return report
+
+
+def _reader_and_planner(
+    path: str | os.PathLike[str],
+    verify: bool | None,
+    weights_only: bool,
+    options: dict[str, Any],
+    hugging_face: dict[str, Any],
+    either: dict[str, Any],
+) -> tuple[HuggingFaceStorageReader | TorchStorageReader, TorchLoadPlanner]:
+    """For what is at ``path``. Of the options, ``options`` are the reader's, ``hugging_face`` those of the planner for
+    such a checkpoint, ``either`` those of both planners."""
+    if verify and not is_folder(path):
+        _core.read_catalog(path)  # which says what is there
+    if _is_sharded(path):
+        reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
+        return reader, ResumePlanner(**either)
+    if is_there(Path(path, METADATA_NAME)):
+        if verify:
+            raise ValueError(
+                f"{os.fspath(path)}: verify=True, but torch's reader checks no checksums; see sw.verify"
+            )
+        return TorchStorageReader(path, weights_only), ResumePlanner(**either)
+    _expect_no_steps(path)
+    return HuggingFaceStorageReader(path, verify=verify, **options), LoadPlanner(**hugging_face, **either)
 
 
 def _state_of(key: str, value: Any, metadata: Metadata) -> Any:

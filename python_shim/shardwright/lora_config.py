@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from shardwright._core import CheckpointFormatError, PlanError
 from shardwright.regular_file import read_regular
+from shardwright.system_calls import has_entry
 
 CONFIG = "adapter_config.json"
 
@@ -71,7 +71,7 @@ def _key_for(patterns: Mapping[str, Any], module: str) -> str:
 def read_config(directory: Path) -> LoraConfig:
     """Raises FileNotFoundError; CheckpointFormatError for no JSON of the kind; PlanError for other than plain LoRA."""
     path = directory / CONFIG
-    if not os.path.lexists(path):
+    if not has_entry(path):
         raise FileNotFoundError(f"{path}: no such file; expected the directory that peft saved an adapter in")
     try:
         config = json.loads(_text_of(path))
@@ -131,7 +131,7 @@ def _text_of(path: Path) -> str:
 def _json_or_none(path: Path) -> Any:
     try:
         return json.loads(_text_of(path))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):  # not every error: it says how tensors lie
         return None
 
 

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from shardwright import _core
 from shardwright._core import CheckpointFormatError
+from shardwright.system_calls import naming, uninterrupted
 
 #: How a pointer of Git LFS begins, which lies where a file should.
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
@@ -27,7 +28,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     # O_NONBLOCK: opening a named pipe without a writer would otherwise wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        mode = os.fstat(descriptor).st_mode
+        with naming(path):
+            mode = uninterrupted(lambda: os.fstat(descriptor)).st_mode
         if not stat.S_ISREG(mode):
             what = "a directory" if stat.S_ISDIR(mode) else "something else"
             number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL

@@ -283,7 +283,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self._beside = self._files_beside()
             names = [file.name for file in self._planned.catalog.files]
             self._pending.expect_free([*names, *self._beside, _core.checksums_name])
-            free = shutil.disk_usage(self._pending.path).free
+            free = uninterrupted(lambda: shutil.disk_usage(self._pending.path)).free
             if free < self._planned.total_size:
                 raise OSError(
                     errno.ENOSPC,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
+F = TypeVar("F", bound=IO[Any])
 
 
 def uninterrupted(look: Callable[[], T]) -> T:
@@ -31,6 +32,33 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 def is_there(path: str | os.PathLike[str]) -> bool:
     return uninterrupted(Path(path).exists)
+
+
+def has_entry(path: str | os.PathLike[str]) -> bool:
+    """Whether anything has that name, be it a link that leads nowhere. Raises OSError where that cannot be told."""
+    try:
+        uninterrupted(lambda: os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
+    """The file, open; all errors name it."""
+    with naming(path), closed_at_the_end(open(path, mode)) as file:  # noqa: SIM115
+        yield file
+        file.flush()
+
+
+@contextmanager
+def closed_at_the_end(file: F) -> Iterator[F]:
+    """Closes it. A signal that comes meanwhile is no error: it is closed then."""
+    try:
+        yield file
+    finally:
+        with suppress(InterruptedError):
+            file.close()
 
 
 @contextmanager

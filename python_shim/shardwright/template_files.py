@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
-from shardwright.system_calls import naming, uninterrupted
+from shardwright.system_calls import naming, opened, uninterrupted
 
 #: Ends of the names of files that hold weights, or say where they are.
 _WEIGHTS = (
@@ -37,8 +37,8 @@ _MXFP8 = {
 
 def write_flushed(path: Path, content: bytes) -> None:
     """Writes a small file that is on the device when this returns."""
-    path.parent.mkdir(exist_ok=True)
-    with naming(path), open(path, "wb") as file:
+    uninterrupted(lambda: path.parent.mkdir(exist_ok=True))
+    with opened(path, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
