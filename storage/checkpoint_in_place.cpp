@@ -4,11 +4,11 @@
 #include <iterator>
 #include <optional>
 #include <set>
-#include <system_error>
 #include <utility>
 
 #include "planner/error.h"
 #include "storage/checksums_file.h"
+#include "storage/directory.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/manifest.h"
@@ -64,21 +64,13 @@ bool is_weights_of_huggingface(const std::string& name) {
          has_form(name, "shard-#-model-#-of-#.safetensors");
 }
 
-std::vector<std::string> names_in(const fs::path& directory) {
-  std::vector<std::string> names;
-  std::error_code code;
-  fs::directory_iterator entries(directory, code);
-  if (code == std::errc::no_such_file_or_directory || code == std::errc::not_a_directory) return names;
-  while (!code && entries != fs::end(entries)) {
-    names.push_back(entries->path().filename().native());
-    entries.increment(code);
+std::vector<std::string> names_if_there(const fs::path& directory) {
+  try {
+    return names_in(directory);
+  } catch (const Error& error) {
+    if (error.kind == ErrorKind::not_found) return {};
+    throw;
   }
-  if (code) {
-    throw Error(ErrorKind::io,
-                printable(directory.native()) + ": cannot list this directory: " + code.message(),
-                code.value());
-  }
-  return names;
 }
 
 CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
@@ -160,7 +152,7 @@ std::string name_of(CheckpointKind kind) {
 
 std::vector<CheckpointInPlace> checkpoints_in(const fs::path& directory) {
   std::vector<CheckpointInPlace> found;
-  const std::vector<std::string> listed = names_in(directory);
+  const std::vector<std::string> listed = names_if_there(directory);
   const std::set<std::string> names(listed.begin(), listed.end());
   if (names.contains(manifest_name)) found.push_back(sharded_checkpoint(directory));
   // Files of a sharded checkpoint may have torch's names of shards.

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/directory.h"
 #include "storage/manifest.h"
 #include "storage/printable.h"
 
@@ -142,12 +143,7 @@ bool PendingCheckpoint::may_replace(const std::string& name) const {
 }
 
 std::string PendingCheckpoint::free_start_of_names() const {
-  std::vector<std::string> names;
-  std::error_code code;
-  for (fs::directory_iterator entries(directory_, code); !code && entries != fs::end(entries);
-       entries.increment(code))
-    names.push_back(entries->path().filename().native());
-  if (code) fail(directory_, "cannot list this directory", code.value());
+  const std::vector<std::string> names = names_in(directory_);
   std::string start = "model";
   for (int number = 2; std::any_of(names.begin(), names.end(),
                                    [&](const std::string& name) { return begins_with(name, start); });

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <iterator>
 #include <optional>
@@ -12,6 +13,7 @@
 #include "planner/error.h"
 #include "planner/problems.h"
 #include "storage/checksums_file.h"
+#include "storage/directory.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/json_events.h"
@@ -34,29 +36,25 @@ constexpr std::uint64_t max_config_bytes = 100'000'000;
 /// ._ files that macOS puts beside others.
 std::vector<std::string> list_safetensors(const fs::path& directory) {
   const std::string where = printable(directory.native());
-  std::error_code code;
-  fs::directory_iterator entries(directory, code);
-  if (code == std::errc::no_such_file_or_directory) {
-    throw Error(ErrorKind::not_found, where + ": no such directory; give the directory of a checkpoint",
-                code.value());
-  }
-  if (code == std::errc::not_a_directory) {
-    throw Error(
-        ErrorKind::not_found,
-        where + ": expected the directory of a checkpoint, found a file; give the directory that holds it",
-        code.value());
-  }
   std::vector<std::string> names;
-  while (!code && entries != fs::end(entries)) {
-    const fs::path name = entries->path().filename();
-    if (name.extension() == ".safetensors" && name.native().front() != '.') names.push_back(name.string());
-    entries.increment(code);
+  try {
+    names = names_in(directory);
+  } catch (const Error& error) {
+    if (error.system_error == ENOENT) {
+      throw Error(ErrorKind::not_found, where + ": no such directory; give the directory of a checkpoint",
+                  ENOENT);
+    }
+    if (error.system_error == ENOTDIR) {
+      throw Error(
+          ErrorKind::not_found,
+          where + ": expected the directory of a checkpoint, found a file; give the directory that holds it",
+          ENOTDIR);
+    }
+    throw;
   }
-  if (code == std::errc::interrupted) return list_safetensors(directory);
-  if (code) {
-    throw Error(ErrorKind::io, where + ": cannot read this directory: " + code.message(), code.value());
-  }
-  std::sort(names.begin(), names.end());
+  std::erase_if(names, [](const std::string& name) {
+    return name.front() == '.' || fs::path(name).extension() != ".safetensors";
+  });
   return names;
 }
 

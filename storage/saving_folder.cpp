@@ -15,11 +15,13 @@
 
 #include "planner/error.h"
 #include "storage/checkpoint_in_place.h"
+#include "storage/directory.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/manifest.h"
 #include "storage/output_file.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 namespace {
@@ -30,15 +32,6 @@ constexpr std::uint64_t max_plan_bytes = std::uint64_t{1} << 31;
 
 [[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
   throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
-}
-
-/// As the system call, again where a signal interrupts it.
-template <typename Call>
-int uninterrupted(const Call& call) {
-  for (;;) {
-    const int outcome = call();
-    if (outcome >= 0 || errno != EINTR) return outcome;
-  }
 }
 
 bool are_one_file(const fs::path& one, const fs::path& other) {
@@ -79,7 +72,7 @@ void make_folders_of(const fs::path& directory, const std::string& name) {
 }
 
 /// Removes the folders of a name that nothing is in any more.
-void remove_empty_folders_of(const fs::path& directory, const std::string& name) noexcept {
+void remove_empty_folders_of(const fs::path& directory, const std::string& name) {
   for (fs::path folder = fs::path(name).parent_path(); !folder.empty(); folder = folder.parent_path()) {
     if (::rmdir((directory / folder).c_str()) != 0) return;
   }
@@ -307,13 +300,15 @@ bool SavingFolder::undo() {
 }
 
 void SavingFolder::remove() noexcept {
-  std::error_code code;
-  ::unlink(
-      (folder_ / "plan").c_str());  // first: without it nothing in the folder is taken for more than it is
-  fs::remove_all(folder_ / "files", code);
-  fs::remove_all(folder_ / "previous", code);
-  ::unlink((folder_ / "lock").c_str());
-  ::rmdir(folder_.c_str());
+  try {
+    // First: without it nothing in the folder is taken for more than it is.
+    ::unlink((folder_ / "plan").c_str());
+    remove_with_all_in_it(folder_ / "files");
+    remove_with_all_in_it(folder_ / "previous");
+    ::unlink((folder_ / "lock").c_str());
+    ::rmdir(folder_.c_str());
+  } catch (...) {  // memory is short: what is there stays, and the next save removes it
+  }
 }
 
 void sync_directory(const fs::path& path) {
@@ -328,17 +323,16 @@ void sync_directory(const fs::path& path) {
 }
 
 std::vector<std::string> files_below(const fs::path& directory) {
-  std::vector<std::string> names;
-  std::error_code code;
-  fs::recursive_directory_iterator entries(directory, code);
-  while (!code && entries != fs::end(entries)) {
-    const bool descends = entries->symlink_status(code).type() == fs::file_type::directory;
-    if (!code && !descends) names.push_back(entries->path().lexically_relative(directory).native());
-    if (!code) entries.increment(code);
+  std::vector<std::string> files;
+  for (const std::string& name : names_in(directory)) {
+    if (!is_folder(directory / name)) {
+      files.push_back(name);
+      continue;
+    }
+    for (const std::string& below : files_below(directory / name)) files.push_back(name + "/" + below);
   }
-  if (code) fail(directory, "cannot list this directory", code.value());
-  std::sort(names.begin(), names.end());
-  return names;
+  std::sort(files.begin(), files.end());
+  return files;
 }
 
 }  // namespace shardwright

@@ -6,7 +6,10 @@
 #include <cerrno>
 #include <utility>
 
+#include "planner/error.h"
 #include "storage/page_cache.h"
+#include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 namespace {
@@ -27,9 +30,10 @@ std::uint64_t read_pages(int descriptor, std::uint64_t begin, std::uint64_t leng
   const std::uint64_t wanted = before + length;
   std::uint64_t got = 0;
   while (got < wanted) {
-    const ssize_t more = ::pread(descriptor, to - before + got, rounded_up(wanted, page) - got,
-                                 static_cast<off_t>(begin - before + got));
-    if (more < 0 && errno == EINTR) continue;
+    const ssize_t more = uninterrupted([&] {
+      return ::pread(descriptor, to - before + got, rounded_up(wanted, page) - got,
+                     static_cast<off_t>(begin - before + got));
+    });
     if (more <= 0) return 0;
     got += static_cast<std::uint64_t>(more);
     if (got < wanted && got % page != 0) return 0;
@@ -282,8 +286,17 @@ void TaskReader::begin_read(StagedTask& task, const Extent& extent) {
   const std::uint64_t before = extent.whole_pages ? extent.begin % page : 0;
   const std::uint64_t length = extent.whole_pages ? rounded_up(before + extent.length, page) : extent.length;
   const std::uint64_t tag = unused_tags_.back();
-  ring_->read(extent.whole_pages ? extent.file->direct_descriptor : extent.file->file->descriptor(),
-              extent.begin - before, extent.to - before, static_cast<std::uint32_t>(length), tag);
+  const int descriptor =
+      extent.whole_pages ? extent.file->direct_descriptor : extent.file->file->descriptor();
+  try {
+    ring_->read(descriptor, extent.begin - before, extent.to - before, static_cast<std::uint32_t>(length),
+                tag);
+  } catch (const Error& error) {
+    throw Error(error.kind,
+                printable(extent.file->file->path().native()) + ": " + error.what() + "; reading tensor " +
+                    extent.tensor->name + ". The destinations are partly written",
+                error.system_error);
+  }
   unused_tags_.pop_back();
   reads_[tag] = {&task, extent};
   ++task.reads_under_way;
@@ -300,7 +313,9 @@ void TaskReader::finish(const Uring::Completion& completion) {
       static_cast<std::uint64_t>(completion.result) >= before + read.extent.length) {
     bytes_read_ += static_cast<std::uint64_t>(completion.result);
   } else {
-    if (completion.result < 0 && read.extent.whole_pages) files_.give_up_direct(*read.extent.tensor);
+    const bool is_refused =
+        completion.result < 0 && completion.result != -EINTR && completion.result != -EAGAIN;
+    if (is_refused && read.extent.whole_pages) files_.give_up_direct(*read.extent.tensor);
     read_through_cache(read.extent);
   }
   arrived(*read.task);

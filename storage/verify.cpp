@@ -9,7 +9,6 @@
 #include <optional>
 #include <set>
 #include <string_view>
-#include <system_error>
 #include <unordered_map>
 #include <utility>
 
@@ -17,6 +16,7 @@
 #include "planner/problems.h"
 #include "storage/checksum.h"
 #include "storage/checksums_file.h"
+#include "storage/directory.h"
 #include "storage/input_file.h"
 #include "storage/printable.h"
 #include "storage/read_catalog.h"
@@ -244,23 +244,16 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
 void check_unlisted(const Manifest& manifest, const fs::path& directory, Findings& findings) {
   std::set<std::string> listed;
   for (const StoredFile& file : manifest.files) listed.insert(file.name);
-  std::error_code code;
-  fs::directory_iterator entries(directory, code);
-  std::vector<fs::path> unlisted;
-  while (!code && entries != fs::end(entries)) {
-    const fs::path& path = entries->path();
-    if (path.extension() == ".safetensors" && !listed.contains(path.filename().native()))
-      unlisted.push_back(path);
-    entries.increment(code);
-  }
-  if (code == std::errc::interrupted) return check_unlisted(manifest, directory, findings);
   const std::size_t order = manifest.files.size();
-  if (code) {
-    findings.add(order, "", printable(directory.native()) + ": cannot list this directory: " + code.message());
-  }
-  for (const fs::path& path : unlisted) {
-    findings.add(order, "",
-                 printable(path.native()) + ": a safetensors file that the manifest does not list");
+  try {
+    for (const std::string& name : names_in(directory)) {
+      if (fs::path(name).extension() != ".safetensors" || listed.contains(name)) continue;
+      findings.add(
+          order, "",
+          printable((directory / name).native()) + ": a safetensors file that the manifest does not list");
+    }
+  } catch (const Error& error) {
+    findings.add(order, "", error.what());
   }
 }
 
