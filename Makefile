@@ -12,7 +12,7 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help demo test lint format bench fuzz peers compare clean build
+.PHONY: help demo test lint format bench fuzz sanitize peers compare clean build
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
@@ -173,6 +173,35 @@ fuzz: system ## fuzz the decoders of what comes from disk and from other ranks, 
 	  tests/shardwright_$${target}_fuzz --seeds=corpus_$$target; \
 	  tests/shardwright_$${target}_fuzz -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$$target- corpus_$$target; \
 	done
+
+# --- sanitizers --------------------------------------------------------------------------------------------------------
+# g++'s, whose run-time libraries come with it. The Python module is built beside links to the package, which is put before
+# the other one; the run-time libraries are loaded before Python. LeakSanitizer is for the C++ tests alone: Python and torch
+# never free much of what they have, and each stack of ours has their frames, so that no suppression could tell them apart.
+# What is reported ends the test: nothing is only a warning. tests/sanitizers/ says what of others is passed over, and why.
+
+SANITIZED := $(addprefix tests/python/test_,$(addsuffix .py,bad_files bad_input safetensors_attacks mutated_checkpoints \
+  sharded load layouts encodings export lora lora_refusals adapter generate devices property dcp_load cooperative ranks))
+# torch's libraries are not built with ThreadSanitizer, which would take their locks for none.
+THREADED := $(foreach folder,kernels planner storage,shardwright_$(folder)_test)
+sanitized = cmake -G Ninja -S . -B build/$(1) -D SHARDWRIGHT_SANITIZE=$(2) -D CMAKE_BUILD_TYPE=RelWithDebInfo \
+  -D Python3_EXECUTABLE="$(CURDIR)/$(IN_VENV)" -D SHARDWRIGHT_BUILD_BENCHMARKS=OFF -D SHARDWRIGHT_BUILD_CUDA=OFF \
+  -D CMAKE_COMPILE_WARNING_AS_ERROR=OFF $(CCACHE) $(3)
+run_time = $(subst $(eval) ,:,$(foreach name,asan ubsan stdc++,$(realpath $(shell g++ -print-file-name=lib$(name).so))))
+in_sanitizers = TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/sanitizers/thread.txt \
+  UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=1:$(1)
+
+sanitize: system $(STAMP) ## run the C++ tests and the Python module under address, undefined and thread sanitizers
+	$(call say,build/sanitize: address and undefined)
+	@$(call sanitized,sanitize,address) && nice ninja -C build/sanitize -j$(JOBS)
+	@$(call in_sanitizers,detect_leaks=1) ctest --test-dir build/sanitize --parallel $(JOBS) --timeout 1200 --output-on-failure
+	$(call say,the Python module: address and undefined)
+	@cd build/sanitize/python/shardwright && ln -sfn ../../../../python_shim/shardwright/*.py* ../../../../python_shim/shardwright/models .
+	@$(call in_sanitizers,detect_leaks=0:allocator_may_return_null=1) LD_PRELOAD="$(run_time)" PYTHONMALLOC=malloc \
+	  PYTHONPATH=build/sanitize/python $(IN_VENV) -m pytest -q -p no:cacheprovider $(SANITIZED)
+	$(call say,build/tsan: thread)
+	@$(call sanitized,tsan,thread,-D SHARDWRIGHT_BUILD_PYTHON=OFF) && nice ninja -C build/tsan -j$(JOBS) $(THREADED) cufile
+	@$(call in_sanitizers) ctest --test-dir build/tsan --exclude-regex '^cpp\.' --parallel $(JOBS) --timeout 1200 --output-on-failure
 
 clean: ## remove all that the other commands made here
 	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

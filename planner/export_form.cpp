@@ -143,13 +143,21 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       weight.shape = piece.hf_shape;
       weight.offset.assign(weight.shape.size(), 0);
       result.tensors.push_back(weight);
-      if (!encoding.scaled) continue;
+      if (!encoding.scaled) {
+        note_cast(result.rounded, tensor.fqn, tensor.dtype, encoding.element);
+        continue;
+      }
       weight.name = piece.hf_name + std::string(encoding.scale_suffix);
       weight.dtype = encoding.scale;
       weight.shape = scale_shape_of(encoding, piece.hf_shape);
       result.tensors.push_back(std::move(weight));
     }
     if (!fault.empty()) problems.add(fault);
+  }
+  if (form.strict_dtypes) {
+    for (const std::string& line : lines_of(result.rounded)) {
+      problems.add(line + "; strict_dtypes=False rounds, a template with a wider dtype keeps all");
+    }
   }
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors (layout " + form.map.layout +
                                                  "); nothing has been written:");

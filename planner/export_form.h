@@ -5,6 +5,7 @@
 
 #include "planner/block_scales.h"
 #include "planner/catalog.h"
+#include "planner/rounding.h"
 #include "planner/weight_map.h"
 
 namespace shardwright {
@@ -26,7 +27,8 @@ struct ExportForm {
       false;  ///< MXFP8 for the weights that the template, or else the rule of names, has quantised
   bool by_rule_of_names =
       true;  ///< ... which is the rule's matter: there is no template, or none of its weights has scales
-  bool strict = true;  ///< what the template has and the state dict lacks is an error
+  bool strict = true;          ///< what the template has and the state dict lacks is an error
+  bool strict_dtypes = false;  ///< a cast that loses bits is an error
 };
 
 /// True if the template says which weights are block-scaled, by having scales.
@@ -52,9 +54,11 @@ struct ExportedTensors {
       tensors;  ///< in the order in which files hold them: the template's, else the state dict's
   std::vector<std::string> left_out;  ///< the template's tensors that this layout has no place for, or
                                       ///< (strict = false) the state dict lacks
+  Roundings rounded;  ///< by the names of the state dict; MXFP8, which was asked for, is no cast
 };
 
-/// Throws one Error(mismatch) that lists what does not fit the template or cannot be stored so.
+/// Throws one Error(mismatch) that lists what does not fit the template or cannot be stored so, and with
+/// strict_dtypes what would be rounded.
 ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const ExportForm& form);
 
 }  // namespace shardwright

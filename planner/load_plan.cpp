@@ -13,6 +13,7 @@
 
 #include "kernels/decode.h"
 #include "planner/problems.h"
+#include "planner/scaled_parts.h"
 
 namespace shardwright {
 namespace {
@@ -199,7 +200,7 @@ class LoadPlanner {
     const Box stored = intersection(wanted, {chunk.offset, chunk.shape});
     if (is_empty(stored)) return;
 
-    const auto add = [&](const Box& box, const SourceTensor* scale_chunk) {
+    const auto add = [&](const Box& box, const ScaledPart* scaled) {
       Transfer transfer;
       transfer.source = index_of(catalog_, chunk);
       transfer.encoding = encoding;
@@ -214,19 +215,17 @@ class LoadPlanner {
         transfer.destination_offset[static_cast<std::size_t>(piece.axes[i])] +=
             box.offset[i] - wanted.offset[i];
       }
-      if (scale_chunk != nullptr) {
-        transfer.scales = index_of(catalog_, *scale_chunk);
-        transfer.scale_box = relative_to(scale_box_of(encoding, box), scale_chunk->offset);
-        transfer.first_row_in_block = box.offset[0] % encoding.block_rows;
-        transfer.first_column_in_block = box.offset[1] % encoding.block_columns;
+      if (scaled != nullptr) {
+        transfer.scales = index_of(catalog_, *scaled->scales);
+        transfer.scale_box = scaled->scale_box;
+        transfer.first_row_in_block = scaled->first_row_in_block;
+        transfer.first_column_in_block = scaled->first_column_in_block;
       }
       plan_.transfers.push_back(std::move(transfer));
     };
     if (!encoding.scaled) add(stored, nullptr);
-    for (const SourceTensor& scale_chunk : scales) {
-      const Box served = weight_box_of(encoding, {scale_chunk.offset, scale_chunk.shape}, piece.hf_shape);
-      const Box part = intersection(stored, served);
-      if (!is_empty(part)) add(part, &scale_chunk);
+    for (const ScaledPart& part : scaled_parts(encoding, stored, piece.hf_shape, scales)) {
+      add(part.box, &part);
     }
   }
 

@@ -7,6 +7,10 @@
 
 namespace shardwright {
 
+/// Lets Ctrl-C stop what runs without the interpreter: throws what Python's signal handlers raise. For any
+/// thread; only Python's main thread runs handlers. Defined in module.cpp.
+void check_for_interrupt();
+
 /// CUDA devices, and how they are reached. Defined in devices.cpp.
 void bind_devices(pybind11::module_& m);
 

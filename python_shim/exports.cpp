@@ -4,8 +4,8 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
-#include <memory>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,12 +21,15 @@ namespace shardwright {
 void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template alive.")
       .def(py::init([](const Catalog* pattern, std::string model, std::string layout, bool quantise,
-                       bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers) {
-             return ExportRequest{pattern, std::move(model), std::move(layout),       quantise,
-                                  strict,  max_file_bytes,   std::move(file_numbers), "model"};
+                       bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
+                       bool strict_dtypes) {
+             return ExportRequest{pattern,      std::move(model), std::move(layout),       quantise,
+                                  strict,       max_file_bytes,   std::move(file_numbers), "model",
+                                  strict_dtypes};
            }),
            py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
-           py::arg("max_file_bytes"), py::arg("file_numbers"), py::keep_alive<1, 2>())
+           py::arg("max_file_bytes"), py::arg("file_numbers"), py::arg("strict_dtypes") = false,
+           py::keep_alive<1, 2>())
       .def_readwrite("start_of_names", &ExportRequest::start_of_names);
   m.def(
       "describe_export",
@@ -74,6 +77,7 @@ void bind_exports(py::module_& m) {
       .def_readonly("bytes_from_devices", &ExportReport::bytes_from_devices)
       .def_readonly("device_batches", &ExportReport::device_batches)
       .def_readonly("files", &ExportReport::files)
+      .def_readonly("rounded", &ExportReport::rounded)
       .def_readonly("threads", &ExportReport::threads)
       .def_readonly("plan_seconds", &ExportReport::plan_seconds)
       .def_readonly("encode_seconds", &ExportReport::encode_seconds)

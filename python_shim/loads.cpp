@@ -53,15 +53,13 @@ LoadOptions options_from(int threads, std::size_t staging_bytes, const py::objec
   options.trace = trace.value_or("");
   options.trace_process = trace_process;
   if (device_memory) options.devices.memory = *device_memory;
+  options.check_for_interrupt = check_for_interrupt;
   return options;
 }
 
 /// Options that let Ctrl-C stop the load and call `progress`, which must outlive it.
 LoadOptions with_callbacks(LoadOptions options, const std::optional<py::function>& progress) {
-  options.check_for_interrupt = [] {
-    const py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
+  options.check_for_interrupt = check_for_interrupt;
   if (progress) {
     options.progress = [&progress](std::uint64_t done, std::uint64_t total) {
       const py::gil_scoped_acquire acquire;
@@ -122,7 +120,7 @@ void bind_loads(py::module_& m) {
   py::class_<CooperativeLoad>(m, "CooperativeLoad")
       .def(py::init<const LoadPlan&, const Catalog&, std::vector<TensorSpec>, const LoadOptions&>(),
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),
-           py::keep_alive<1, 3>())
+           py::keep_alive<1, 3>(), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("to_devices", &CooperativeLoad::to_devices)
       .def("partly_written", &CooperativeLoad::partly_written)
       .def("abandon", &CooperativeLoad::abandon, py::call_guard<py::gil_scoped_release>())

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "kernels/decode.h"
+#include "kernels/value_range.h"
 #include "planner/error.h"
 #include "planner/load_plan.h"
 #include "planner/mesh.h"
@@ -23,10 +24,12 @@
 #include "planner/problems.h"
 #include "planner/read_plan.h"
 #include "planner/request_list.h"
+#include "planner/rounding.h"
 #include "planner/weight_map.h"
 #include "python_shim/bindings.h"
 #include "storage/device_calls.h"
 #include "storage/generate.h"
+#include "storage/pending_file.h"
 #include "storage/placing.h"
 #include "storage/read_catalog.h"
 
@@ -360,8 +363,20 @@ void bind_load(py::module_& m) {
         return std::make_shared<LoadPlan>(plan_reads(reads, specs, catalog));
       },
       py::arg("requests"), py::arg("specs"), py::arg("catalog"),
-      "Plans reading (name, chunk offset, offset in the chunk, size) as stored, each into the spec of its "
-      "index.");
+      "Plans reading (name, chunk offset, offset in the chunk, size), each into the spec of its index: as it "
+      "is stored, decoded or converted.");
+  m.def("roundings_of", &roundings_of, py::arg("plan"), py::arg("specs"), py::arg("catalog"),
+        "{name: \"F32 -> BF16\"} of the tensors that running the plan rounds.");
+  m.def(
+      "holds_all",
+      [](const std::string& to, const std::string& from) {
+        return holds_all(dtype_from(to), dtype_from(from));
+      },
+      py::arg("to"), py::arg("source"), "Whether every number of a dtype is one of the other.");
+  m.def("scale_names_of", &scale_names_of, py::arg("weight_name"),
+        "The names that the scales of a weight may have.");
+  m.def("needs_scales", &needs_scales, py::arg("catalog"), py::arg("name"),
+        "True for a tensor whose elements are not its numbers: it has scales, or must have had some.");
   m.def(
       "place_transfer",
       [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,
@@ -417,6 +432,12 @@ void bind_generate(py::module_& m) {
 }
 
 }  // namespace
+
+void check_for_interrupt() {
+  const py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 }  // namespace shardwright
 
 PYBIND11_MODULE(_core, m) {
@@ -438,6 +459,17 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_exports(m);
   shardwright::bind_generate(m);
   shardwright::bind_simulate(m);
+  m.def(
+      "write_named_file",
+      [](const std::filesystem::path& path, const std::string& bytes) {
+        const py::gil_scoped_release release;
+        shardwright::write_named_file(path, bytes, shardwright::check_for_interrupt);
+      },
+      py::arg("path"), py::arg("bytes"),
+      "Writes a file that somebody has named: whole or not at all; into what is there if that is no regular "
+      "file.");
+  m.def("is_written_into", &shardwright::is_written_into, py::arg("path"),
+        "Whether a file of this name would be written into, as /dev/null is, and not made or replaced.");
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");
 }

@@ -15,6 +15,7 @@
 
 #include "planner/error.h"
 #include "python_shim/bindings.h"
+#include "storage/checkpoint_place.h"
 #include "storage/checksums_file.h"
 #include "storage/copy_out.h"
 #include "storage/input_file.h"
@@ -90,6 +91,7 @@ void bind_writing(py::module_& m) {
       .def_property_readonly("final_path", &PendingCheckpoint::final_path)
       .def_property_readonly("replaces", &PendingCheckpoint::replaces)
       .def("free_start_of_names", &PendingCheckpoint::free_start_of_names)
+      .def("may_replace", &PendingCheckpoint::may_replace, py::arg("name"))
       .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))
       .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
            py::call_guard<py::gil_scoped_release>())
@@ -223,6 +225,7 @@ void bind_reading(py::module_& m) {
             expect_undamaged(manifest, directory, places, names, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
+  m.def("expect_local_path", &expect_local_path, py::arg("path"));
   m.def(
       "read_bytes",
       [](const std::filesystem::path& path, std::uint64_t begin, std::optional<std::uint64_t> end) {

@@ -5,7 +5,6 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
-#include <cstring>
 #include <map>
 #include <string>
 #include <tuple>
@@ -39,7 +38,7 @@ py::bytes encode_results(std::int64_t rank, const std::string& values,
     results.items.add(std::get<0>(box), std::get<1>(box), std::get<2>(box));
     const auto& [file, begin, end, packed] = place;
     std::vector<std::uint64_t> checksums(packed.size() / sizeof(std::uint64_t));
-    std::memcpy(checksums.data(), packed.data(), checksums.size() * sizeof(std::uint64_t));
+    packed.copy(reinterpret_cast<char*>(checksums.data()), checksums.size() * sizeof(std::uint64_t));
     results.places.push_back({file, {begin, end, std::move(checksums)}});
   }
   for (const auto& [name, size, header_bytes, checksum] : files)

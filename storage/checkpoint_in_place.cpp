@@ -8,7 +8,7 @@
 
 #include "planner/error.h"
 #include "storage/checksums_file.h"
-#include "storage/directory.h"
+#include "storage/entries.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/manifest.h"
@@ -64,21 +64,13 @@ bool is_weights_of_huggingface(const std::string& name) {
          has_form(name, "shard-#-model-#-of-#.safetensors");
 }
 
-std::vector<std::string> names_if_there(const fs::path& directory) {
-  try {
-    return names_in(directory);
-  } catch (const Error& error) {
-    if (error.kind == ErrorKind::not_found) return {};
-    throw;
-  }
-}
-
 CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
-  CheckpointInPlace found{CheckpointKind::sharded, true, true, {manifest_name}, {}, {}};
+  CheckpointInPlace found{CheckpointKind::sharded, true, true, {manifest_name}, {}, {}, 0};
   try {
     for (const StoredFile& file : read_manifest(directory).files) found.files.push_back(file.name);
   } catch (const Error& error) {
     found.fault = error.what();
+    found.fault_number = error.system_error;
   }
   return found;
 }
@@ -92,7 +84,7 @@ bool is_as_written(const fs::path& directory, const StoredFile& file) {
 }
 
 CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::set<std::string>& names) {
-  CheckpointInPlace found{CheckpointKind::huggingface, false, names.contains(hf_index_name), {}, {}, {}};
+  CheckpointInPlace found{CheckpointKind::huggingface, false, names.contains(hf_index_name), {}, {}, {}, 0};
   try {
     if (found.is_listed) {
       const fs::path path = directory / hf_index_name;
@@ -117,13 +109,14 @@ CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::s
     }
   } catch (const Error& error) {
     found.fault = error.what();
+    found.fault_number = error.system_error;
   }
   return found;
 }
 
 CheckpointInPlace adapter(const fs::path& directory) {
   CheckpointInPlace found{
-      CheckpointKind::adapter, false, false, {"adapter_config.json", "adapter_model.safetensors"}, {}, {}};
+      CheckpointKind::adapter, false, false, {"adapter_config.json", "adapter_model.safetensors"}, {}, {}, 0};
   try {
     std::uint64_t size = 0;
     found.is_ours =
@@ -152,7 +145,7 @@ std::string name_of(CheckpointKind kind) {
 
 std::vector<CheckpointInPlace> checkpoints_in(const fs::path& directory) {
   std::vector<CheckpointInPlace> found;
-  const std::vector<std::string> listed = names_if_there(directory);
+  const std::vector<std::string> listed = names_in(directory);
   const std::set<std::string> names(listed.begin(), listed.end());
   if (names.contains(manifest_name)) found.push_back(sharded_checkpoint(directory));
   // Files of a sharded checkpoint may have torch's names of shards.
@@ -163,7 +156,7 @@ std::vector<CheckpointInPlace> checkpoints_in(const fs::path& directory) {
   if (others.contains(hf_index_name) || std::any_of(others.begin(), others.end(), is_weights_of_huggingface))
     found.push_back(huggingface_checkpoint(directory, others));
   if (names.contains(".metadata")) {
-    CheckpointInPlace torch{CheckpointKind::torch, false, false, {".metadata"}, {}, {}};
+    CheckpointInPlace torch{CheckpointKind::torch, false, false, {".metadata"}, {}, {}, 0};
     for (const std::string& name : names) {
       if (has_form(name, "__#_#.distcp")) torch.files.push_back(name);
     }

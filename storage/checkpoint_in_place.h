@@ -25,6 +25,7 @@ struct CheckpointInPlace {
   std::vector<std::string> files;   ///< relative; sorted. What its manifest or index names, and that itself
   std::vector<std::string> beside;  ///< relative; sorted. What belongs to it by its name, such as config.json
   std::string fault;                ///< why the manifest or index cannot be read; empty: it can
+  int fault_number = 0;             ///< errno, if it is the operating system that refuses
 };
 
 /// A few words for messages, such as "a sharded checkpoint".

@@ -81,7 +81,7 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
       catalog_(catalog),
       specs_(std::move(specs)),
       options_(for_reading(options)),
-      trace_(options.trace, options.trace_process),
+      trace_(options.trace, options.trace_process, options.check_for_interrupt),
       written_(plan, specs_.size()),
       devices_(plan, catalog, specs_, options_, written_),
       files_(catalog, direct_io_of(options_)),

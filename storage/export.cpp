@@ -26,6 +26,7 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   form.pattern = request.pattern;
   form.quantise = request.quantise;
   form.strict = request.strict;
+  form.strict_dtypes = request.strict_dtypes;
   form.by_rule_of_names = request.pattern == nullptr || !has_scales(*request.pattern);
   form.map = request.pattern != nullptr
                  ? weight_map_for(*request.pattern, request.model, request.layout)
@@ -170,7 +171,8 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   };
   ExportShare share = decode_share(bytes);
   const ExportForm form = form_of(request, share.tensors);
-  const ExportLayout layout = layout_of(request, exported_tensors(share.tensors, form).tensors, directory);
+  ExportedTensors exported = exported_tensors(share.tensors, form);
+  const ExportLayout layout = layout_of(request, std::move(exported.tensors), directory);
   PartsToWrite parts{owned_parts(specs, share.owned), std::move(share.columns), std::move(share.headers)};
   LoadPlanOptions reversed;
   reversed.exporting = true;
@@ -179,6 +181,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   expect_memory(plan, parts.specs);
 
   ExportReport report;
+  report.rounded = std::move(exported.rounded);
   report.tensors = plan.tensors;
   report.bytes_needed = plan.bytes_needed;
   for (std::uint32_t file : parts.headers) report.bytes_needed += layout.headers.at(file).size();

@@ -23,6 +23,7 @@ struct ExportRequest {
   std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
   std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says
   std::string start_of_names = "model";          ///< of the files; see lay_out
+  bool strict_dtypes = false;                    ///< see ExportForm
 };
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other
@@ -72,6 +73,7 @@ struct ExportReport {
   double write_seconds = 0;
   double sync_seconds = 0;
   double total_seconds = 0;
+  Roundings rounded;  ///< of the whole export, the same on every rank
 };
 
 /// The list of checksums (storage/checksums_file.h) of an export, as bytes of the file: of what the ranks

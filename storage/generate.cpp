@@ -12,7 +12,7 @@
 #include "planner/catalog.h"
 #include "planner/error.h"
 #include "planner/models/minimax_m3_presets.h"
-#include "storage/directory.h"
+#include "storage/entries.h"
 #include "storage/generate_values.h"
 #include "storage/hf_index.h"
 #include "storage/pending_file.h"

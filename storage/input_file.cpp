@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "planner/error.h"
+#include "storage/checkpoint_place.h"
 #include "storage/printable.h"
 #include "storage/uninterrupted.h"
 
@@ -94,6 +95,7 @@ std::string read_text(const std::filesystem::path& path, std::uint64_t max_bytes
   }
   std::string text(file.size(), '\0');
   file.read(0, text.data(), text.size());
+  expect_no_git_lfs_pointer(text, printable(path.native()));
   return text;
 }
 

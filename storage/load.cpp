@@ -302,7 +302,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
 
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options) {
-  Trace trace(options.trace, options.trace_process);
+  Trace trace(options.trace, options.trace_process, options.check_for_interrupt);
   WrittenParts written(plan, specs.size());
   return load(plan, catalog, specs, options, trace, written);
 }

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "storage/directory.h"
+#include "storage/entries.h"
 #include "storage/manifest.h"
 #include "storage/printable.h"
 #include "storage/uninterrupted.h"
@@ -27,7 +27,10 @@ namespace fs = std::filesystem;
 
 fs::path resolved(const fs::path& path) {
   std::error_code code;
-  fs::path whole = fs::weakly_canonical(fs::absolute(path), code);
+  fs::path whole;
+  do {
+    whole = fs::weakly_canonical(fs::absolute(path), code);
+  } while (code == std::errc::interrupted);
   if (code) fail(path, "cannot resolve this path", code.value());
   if (!whole.has_filename() && whole.has_relative_path()) whole = whole.parent_path();  // it ended in a slash
   return whole;
@@ -66,11 +69,6 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
     }
   }
   return made;
-}
-
-bool is_there(const fs::path& path) {
-  struct stat status {};
-  return uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0;
 }
 
 /// Whether `name` begins as <start>-#-of-.
@@ -122,7 +120,7 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite, const 
       throw Error(ErrorKind::io,
                   where + ": holds " + name_of(found.kind) +
                       " that cannot be read, so that its files are not known: " + found.fault + hint,
-                  EEXIST);
+                  found.fault_number == 0 ? EEXIST : found.fault_number);
     }
     if (overwrite != true && (found.kind != kind_ || !found.is_ours)) {
       throw Error(ErrorKind::io,
@@ -157,7 +155,7 @@ std::string PendingCheckpoint::free_start_of_names() const {
 void PendingCheckpoint::expect_free(const std::vector<std::string>& names) const {
   std::vector<std::string> taken;
   std::copy_if(names.begin(), names.end(), std::back_inserter(taken),
-               [&](const std::string& name) { return is_there(directory_ / name) && !may_replace(name); });
+               [&](const std::string& name) { return !may_replace(name) && entry_at(directory_ / name); });
   if (taken.empty()) return;
   throw Error(ErrorKind::io,
               printable(directory_.native()) + ": expected no files of names that this save needs, found " +
@@ -178,7 +176,7 @@ void PendingCheckpoint::publish(const std::string& commit_name) {
     if (name != commit_name) folder_->publish(name, may_replace(name));
   }
   sync_directory(directory_);
-  if (is_there(directory_ / commit_name) && !may_replace(commit_name)) expect_free({commit_name});
+  if (entry_at(directory_ / commit_name) && !may_replace(commit_name)) expect_free({commit_name});
   folder_->commit(commit_name);
   made_.clear();
   abandon();

@@ -57,6 +57,10 @@ class PendingCheckpoint {
   /// the new one is committed.
   std::string free_start_of_names() const;
 
+  /// Whether the file of this name, if there is one, is of the replaced checkpoint: it goes, unless the save
+  /// writes it anew.
+  bool may_replace(const std::string& name) const;
+
   /// Throws Error(io, EEXIST) that lists those of the names (relative) that files have which the save may not
   /// replace. It may replace files of the replaced checkpoint.
   void expect_free(const std::vector<std::string>& names) const;
@@ -70,7 +74,6 @@ class PendingCheckpoint {
   void abandon() noexcept;
 
  private:
-  bool may_replace(const std::string& name) const;
   void expect_replaceable(std::optional<bool> overwrite, const std::filesystem::path& source);
 
   std::filesystem::path directory_;

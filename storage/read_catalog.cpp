@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <iterator>
 #include <optional>
 #include <system_error>
@@ -12,8 +13,9 @@
 
 #include "planner/error.h"
 #include "planner/problems.h"
+#include "storage/checkpoint_place.h"
 #include "storage/checksums_file.h"
-#include "storage/directory.h"
+#include "storage/entries.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/json_events.h"
@@ -36,22 +38,25 @@ constexpr std::uint64_t max_config_bytes = 100'000'000;
 /// ._ files that macOS puts beside others.
 std::vector<std::string> list_safetensors(const fs::path& directory) {
   const std::string where = printable(directory.native());
-  std::vector<std::string> names;
-  try {
-    names = names_in(directory);
-  } catch (const Error& error) {
-    if (error.system_error == ENOENT) {
-      throw Error(ErrorKind::not_found, where + ": no such directory; give the directory of a checkpoint",
-                  ENOENT);
+  struct stat status {};
+  if (uninterrupted([&] { return ::stat(directory.c_str(), &status); }) != 0) {
+    const int code = errno;
+    if (code == ENOENT) {
+      throw Error(ErrorKind::not_found, where + ": no such directory; " + advice_for_absent(directory), code);
     }
-    if (error.system_error == ENOTDIR) {
-      throw Error(
-          ErrorKind::not_found,
-          where + ": expected the directory of a checkpoint, found a file; give the directory that holds it",
-          ENOTDIR);
+    if (code != ENOTDIR) {
+      throw Error(ErrorKind::io, where + ": cannot read this directory: " + std::strerror(code), code);
     }
-    throw;
+    status.st_mode = S_IFREG;  // a part of the path is one
   }
+  if (!S_ISDIR(status.st_mode)) {
+    throw Error(
+        ErrorKind::not_found,
+        where + ": expected the directory of a checkpoint, found a file; give the directory that holds it: " +
+            printable(fs::absolute(directory).parent_path().native()),
+        ENOTDIR);
+  }
+  std::vector<std::string> names = names_in(directory);
   std::erase_if(names, [](const std::string& name) {
     return name.front() == '.' || fs::path(name).extension() != ".safetensors";
   });
@@ -247,6 +252,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(threads));
   }
 
+  expect_local_path(directory);
   const auto begin = std::chrono::steady_clock::now();
   Catalog catalog;
   catalog.directory = directory;
@@ -258,10 +264,16 @@ Catalog read_catalog(const fs::path& directory, int threads) {
     names = index->files;
   }
   if (names.empty()) {
+    throw Error(ErrorKind::not_found, printable(directory.native()) + ": expected *.safetensors, found " +
+                                          found_in_place_of_safetensors(directory));
+  }
+  const bool are_shards = std::all_of(names.begin(), names.end(),
+                                      [](const std::string& name) { return name.starts_with("rank-"); });
+  if (!index && are_shards && is_unfinished_save(directory)) {
     throw Error(ErrorKind::not_found,
                 printable(directory.native()) +
-                    ": expected *.safetensors, found none; give the directory of a Hugging Face "
-                    "checkpoint");
+                    ": expected a checkpoint, found the files of a save that has not been published; it "
+                    "still runs or was interrupted: give a checkpoint whose save has ended");
   }
   for (std::string& name : names) catalog.files.push_back({std::move(name), 0});
   if (index) check_presence(catalog, index_path);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/checkpoint_place.h"
 #include "storage/input_file.h"
 #include "storage/json_events.h"
 #include "storage/printable.h"
@@ -336,6 +337,9 @@ SafetensorsHeader read_safetensors_header(const std::filesystem::path& path, std
   }
   if (length == 0) malformed(file, "expected a header, found a header length of 0");
   if (length > max_safetensors_header_bytes) {
+    std::string text(std::min<std::uint64_t>(size, 64), '\0');
+    input.read(0, text.data(), text.size());
+    expect_no_git_lfs_pointer(text, file);
     malformed(file, "expected a header of at most " + std::to_string(max_safetensors_header_bytes) +
                         " bytes, found a header length of " + std::to_string(length));
   }

@@ -9,13 +9,14 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <set>
 #include <system_error>
 #include <utility>
 
 #include "planner/error.h"
 #include "storage/checkpoint_in_place.h"
-#include "storage/directory.h"
+#include "storage/entries.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/manifest.h"
@@ -32,24 +33,6 @@ constexpr std::uint64_t max_plan_bytes = std::uint64_t{1} << 31;
 
 [[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
   throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
-}
-
-bool are_one_file(const fs::path& one, const fs::path& other) {
-  struct stat a {};
-  struct stat b {};
-  return uninterrupted([&] { return ::lstat(one.c_str(), &a); }) == 0 &&
-         uninterrupted([&] { return ::lstat(other.c_str(), &b); }) == 0 && a.st_ino == b.st_ino &&
-         a.st_dev == b.st_dev;
-}
-
-bool is_there(const fs::path& path) {
-  struct stat status {};
-  return uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0;
-}
-
-bool is_folder(const fs::path& path) {
-  struct stat status {};
-  return uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0 && S_ISDIR(status.st_mode);
 }
 
 /// Whether a name's folders below the directory are folders, and not links to elsewhere.
@@ -106,7 +89,7 @@ int rename_to_new(const fs::path& from, const fs::path& to) {
   const int outcome = uninterrupted(
       [&] { return ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE); });
   if (outcome == 0 || (errno != EINVAL && errno != ENOSYS)) return outcome;
-  if (is_there(to)) {
+  if (entry_at(to)) {
     errno = EEXIST;
     return -1;
   }
@@ -132,11 +115,14 @@ int take_lock(const fs::path& folder) {
     }
     // Who had the lock before may have deleted the file between our opening and locking it.
     struct stat held {};
-    struct stat there {};
-    if (uninterrupted([&] { return ::fstat(lock, &held); }) == 0 &&
-        uninterrupted([&] { return ::stat(path.c_str(), &there); }) == 0 && held.st_ino == there.st_ino &&
-        held.st_dev == there.st_dev) {
-      return lock;
+    try {
+      if (uninterrupted([&] { return ::fstat(lock, &held); }) != 0)
+        fail(path, "cannot look at this file", errno);
+      const std::optional<struct stat> there = entry_at(path);
+      if (there && held.st_ino == there->st_ino && held.st_dev == there->st_dev) return lock;
+    } catch (...) {
+      ::close(lock);
+      throw;
     }
     ::close(lock);
   }
@@ -144,7 +130,7 @@ int take_lock(const fs::path& folder) {
 
 SavingFolder::Plan read_plan(const fs::path& path) {
   SavingFolder::Plan plan;
-  if (!is_there(path)) return plan;
+  if (!entry_at(path)) return plan;
   const std::string text = read_text(path, max_plan_bytes);
   // A save that dies while it writes the plan leaves a part of it, which the empty text does not end.
   if (text.size() < 2 || text.compare(text.size() - 2, 2, std::string(2, '\0')) != 0) return plan;
@@ -217,7 +203,7 @@ void SavingFolder::publish(const std::string& name, bool replaces) {
   const fs::path from = files() / name;
   const fs::path to = directory_ / name;
   make_folders_of(directory_, name);
-  if (is_there(to)) {
+  if (entry_at(to)) {
     if (!replaces) fail(to, "expected no file of this name, found one that is not this save's", EEXIST);
     make_folders_of(folder_, "previous/" + name);
     keep(to, folder_ / "previous" / name);
@@ -235,7 +221,8 @@ void SavingFolder::commit(const std::string& name) {
   const fs::path from = files() / name;
   const fs::path to = directory_ / name;
   const fs::path previous = folder_ / "previous" / name;
-  if (is_there(to)) {
+  const bool replaces = entry_at(to).has_value();
+  if (replaces) {
     make_folders_of(folder_, "previous/" + name);
     keep(to, previous);
   }
@@ -246,7 +233,7 @@ void SavingFolder::commit(const std::string& name) {
   } catch (...) {
     // First back to where it says that this save is not committed; then the old one, without a moment
     // between.
-    if (is_there(previous)) {
+    if (replaces) {
       keep(to, from);
       uninterrupted([&] { return std::rename(previous.c_str(), to.c_str()); });
     } else {
@@ -262,9 +249,9 @@ void SavingFolder::settle() noexcept {
     const Plan plan = read_plan(folder_ / "plan");
     bool done = true;
     if (!plan.commit_name.empty()) {
-      if (is_there(files() / plan.commit_name)) {
+      if (entry_at(files() / plan.commit_name)) {
         done = undo();
-      } else if (is_there(directory_ / plan.commit_name)) {
+      } else if (entry_at(directory_ / plan.commit_name)) {
         done = complete(plan);
       }
     }
@@ -331,19 +318,6 @@ void sync_directory(const fs::path& path) {
   ::close(descriptor);
   // Some network file systems have nothing to flush here, and say so.
   if (outcome != 0 && code != EINVAL) fail(path, "cannot flush this directory to the device", code);
-}
-
-std::vector<std::string> files_below(const fs::path& directory) {
-  std::vector<std::string> files;
-  for (const std::string& name : names_in(directory)) {
-    if (!is_folder(directory / name)) {
-      files.push_back(name);
-      continue;
-    }
-    for (const std::string& below : files_below(directory / name)) files.push_back(name + "/" + below);
-  }
-  std::sort(files.begin(), files.end());
-  return files;
 }
 
 }  // namespace shardwright

@@ -72,8 +72,4 @@ class SavingFolder {
 /// Flushes a directory's list of entries to the device. Throws Error(io), naming it.
 void sync_directory(const std::filesystem::path& path);
 
-/// The names of all files below a directory, relative to it, sorted. Links are not followed. Throws
-/// Error(io).
-std::vector<std::string> files_below(const std::filesystem::path& directory);
-
 }  // namespace shardwright

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <string>
 #include <utility>
 
 #include "planner/error.h"
@@ -286,15 +287,13 @@ void TaskReader::begin_read(StagedTask& task, const Extent& extent) {
   const std::uint64_t before = extent.whole_pages ? extent.begin % page : 0;
   const std::uint64_t length = extent.whole_pages ? rounded_up(before + extent.length, page) : extent.length;
   const std::uint64_t tag = unused_tags_.back();
-  const int descriptor =
-      extent.whole_pages ? extent.file->direct_descriptor : extent.file->file->descriptor();
   try {
-    ring_->read(descriptor, extent.begin - before, extent.to - before, static_cast<std::uint32_t>(length),
-                tag);
+    ring_->read(extent.whole_pages ? extent.file->direct_descriptor : extent.file->file->descriptor(),
+                extent.begin - before, extent.to - before, static_cast<std::uint32_t>(length), tag);
   } catch (const Error& error) {
     throw Error(error.kind,
                 printable(extent.file->file->path().native()) + ": " + error.what() + "; reading tensor " +
-                    extent.tensor->name + ". The destinations are partly written",
+                    extent.tensor->name + " from byte " + std::to_string(extent.begin),
                 error.system_error);
   }
   unused_tags_.pop_back();

@@ -5,8 +5,9 @@
 
 namespace shardwright {
 
-Trace::Trace(const std::filesystem::path& path, int process) : process_(process) {
-  if (!path.empty()) file_.emplace(path);
+Trace::Trace(const std::filesystem::path& path, int process, const std::function<void()>& check_for_interrupt)
+    : process_(process) {
+  if (!path.empty()) file_.emplace(path, check_for_interrupt);
 }
 
 void Trace::add(std::string thread, std::vector<Event> events) {

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -28,9 +29,9 @@ class Trace {
   };
 
   /// A trace to be written to `path`; of nothing if that is empty. `process` is the number to show for this
-  /// process: its rank. Creates the file now, as a load that has taken an hour must not fail for it. Throws
-  /// Error(io).
-  Trace(const std::filesystem::path& path, int process);
+  /// process: its rank. Creates the file now, as a load that has taken an hour must not fail for it, and
+  /// waits for a reader if it is a named pipe. `check_for_interrupt`: see PendingFile. Throws Error(io).
+  Trace(const std::filesystem::path& path, int process, const std::function<void()>& check_for_interrupt);
 
   /// False: events need not be gathered.
   bool is_wanted() const { return file_.has_value(); }

@@ -16,7 +16,6 @@
 #include "planner/problems.h"
 #include "storage/checksum.h"
 #include "storage/checksums_file.h"
-#include "storage/directory.h"
 #include "storage/input_file.h"
 #include "storage/printable.h"
 #include "storage/read_catalog.h"
@@ -241,22 +240,6 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
   }
 }
 
-void check_unlisted(const Manifest& manifest, const fs::path& directory, Findings& findings) {
-  std::set<std::string> listed;
-  for (const StoredFile& file : manifest.files) listed.insert(file.name);
-  const std::size_t order = manifest.files.size();
-  try {
-    for (const std::string& name : names_in(directory)) {
-      if (fs::path(name).extension() != ".safetensors" || listed.contains(name)) continue;
-      findings.add(
-          order, "",
-          printable((directory / name).native()) + ": a safetensors file that the manifest does not list");
-    }
-  } catch (const Error& error) {
-    findings.add(order, "", error.what());
-  }
-}
-
 void verify_sharded(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
   const Manifest manifest = read_manifest(directory);
   report.files = static_cast<std::int64_t>(manifest.files.size());
@@ -266,7 +249,6 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
   const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
   for_each_index(manifest.files.size(), threads,
                  [&](std::size_t index) { check_header(manifest, listed[index], index, files, findings); });
-  check_unlisted(manifest, directory, findings);
   std::vector<const Place*> places;
   std::vector<std::string> names;
   for (const StoredTensor& tensor : manifest.tensors) {

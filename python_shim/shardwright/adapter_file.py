@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from shardwright import _core
 from shardwright.describe import DTYPES
 from shardwright.lora_config import LoraConfig, read_config
+from shardwright.system_calls import naming
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -51,7 +53,10 @@ class AdapterFile:
     @cached_property
     def _mapped(self) -> torch.Tensor:
         size = self.catalog.files[0].size
-        return torch.from_file(os.fspath(self.path), shared=False, size=size, dtype=torch.uint8)
+        with naming(self.path), open(self.path, "rb") as file:
+            return torch.frombuffer(
+                mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), dtype=torch.uint8
+            )
 
     def raw(self, name: str) -> torch.Tensor:
         """A tensor as it is stored, of which only what is looked at is read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from shardwright.describe import DTYPE_NAMES
 from shardwright.lora_config import CONFIG
 from shardwright.lora_windows import Window
 from shardwright.rank_outcome import RankOutcome, expect_success
+from shardwright.system_calls import naming
 from shardwright.template_files import write_flushed
 
 #: (name in the file, shape that the tensor is seen in, offset there, values)
@@ -62,10 +64,12 @@ class AdapterBeingWritten:
         self._pending = _core.PendingCheckpoint(self.directory, "adapter", self.overwrite)
         weights = self._pending.path / WEIGHTS
         size = ranges[-1][1]
-        with open(weights, "wb+") as file:  # where there is no fallocate, the C library reads as well
+        # "+": where there is no fallocate, the C library reads as well.
+        with naming(weights), open(weights, "wb+") as file:
             file.write(header)
+            file.flush()
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal later
-        mapped = torch.from_file(os.fspath(weights), shared=True, size=size, dtype=torch.uint8)
+            mapped = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
         self._tensors = {
             name: mapped[begin:end].view(shapes[name][0])
             for name, (begin, end) in zip(names, ranges, strict=True)
@@ -93,6 +97,7 @@ class AdapterBeingWritten:
             )
         self._tensors.clear()
         write_flushed(self._pending.path / CONFIG, config.encode())
-        with open(self._pending.path / WEIGHTS, "rb+") as file:
+        weights = self._pending.path / WEIGHTS
+        with naming(weights), open(weights, "rb+") as file:
             os.fsync(file.fileno())
         self._pending.publish(WEIGHTS)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardwright import _core
+from shardwright.local_path import local_path
 
 
 def read_catalog(path: str | os.PathLike[str], threads: int = 0) -> Any:
@@ -14,7 +15,7 @@ def read_catalog(path: str | os.PathLike[str], threads: int = 0) -> Any:
 
     Reads and checks the headers and the index, no tensor data. Raises FileNotFoundError or CheckpointFormatError.
     """
-    return _core.read_catalog(os.fspath(path), threads)
+    return _core.read_catalog(local_path(path), threads)
 
 
 def catalog_of(source: Any) -> Any:
@@ -39,7 +40,7 @@ def generate(
     ``layers`` replaces the preset's number of layers. Equal seeds give equal bytes. Returns a report with ``tensors``,
     ``files`` and ``bytes``.
     """
-    return _core.generate(os.fspath(path), preset, encoding, layout_only, seed, threads, layers)
+    return _core.generate(local_path(path), preset, encoding, layout_only, seed, threads, layers)
 
 
 def request_list(

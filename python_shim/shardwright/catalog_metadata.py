@@ -41,6 +41,10 @@ class CatalogMetadata(Metadata):
     def catalog(self) -> Any:
         return self._read_catalog()
 
+    @property
+    def where(self) -> Any:
+        return self.catalog.directory
+
     @cached_property
     def state_dict_metadata(self) -> dict[str, TensorStorageMetadata]:
         metadata = {}

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
+from shardwright.local_path import local_path
+from shardwright.system_calls import is_file, uninterrupted
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -39,9 +41,8 @@ def _step_twice(step: int, paths: list[Path]) -> ValueError:
 
 def _steps(root: str | os.PathLike[str]) -> list[tuple[int, Path]]:
     """(step, path) of the folders of a root that are called as those of steps are."""
-    if not Path(root).is_dir():
-        return []
-    named = [(step_of(path), path) for path in Path(root).iterdir()]
+    paths = uninterrupted(lambda: list(Path(root).iterdir()) if Path(root).is_dir() else [])
+    named = [(step_of(path), path) for path in paths]
     return [(step, path) for step, path in named if step is not None]
 
 
@@ -79,6 +80,7 @@ def latest(root: str | os.PathLike[str]) -> Path | None:
     Raises:
         ValueError: two folders are of one step, such as ``step-7`` and ``step-00000007``.
     """
+    local_path(root)
     found = _checkpoints(root)
     return found[-1][2] if found else None
 
@@ -97,7 +99,7 @@ def remove_all_but(root: str | os.PathLike[str], keep_last: int) -> list[Path]:
         except (OSError, _core.CheckpointFormatError) as error:  # the save itself has succeeded
             warnings.warn(f"keep_last={keep_last}: {path} was not removed: {error}", stacklevel=2)
     for _, path in _steps(root):
-        if not path.is_symlink() and not _core.has_manifest(path):
+        if not path.is_symlink():
             _core.clean_up_after_dead_save(path)
     return removed
 
@@ -110,7 +112,8 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     what was looked at. A Hugging Face checkpoint has no checksums: ``bytes_hashed`` is 0. Checkpoints of torch's
     FileSystemWriter are checked by the sums of the archives that they consist of.
     """
-    if Path(path, ".metadata").is_file() and not _core.has_manifest(os.fspath(path)):
+    path = local_path(path)
+    if is_file(Path(path, ".metadata")) and not _core.has_manifest(os.fspath(path)):
         from shardwright.torch_checkpoint import verify_torch_checkpoint
 
         return verify_torch_checkpoint(Path(path))

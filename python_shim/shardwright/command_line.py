@@ -14,6 +14,7 @@ from typing import Any
 from shardwright import _core
 from shardwright.catalog import generate, read_catalog
 from shardwright.checkpoints import verify
+from shardwright.local_path import local_path
 from shardwright.simulate import Speeds, print_simulation, simulate
 from shardwright.simulate_page import page
 from shardwright.table import print_table
@@ -152,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         default=None,
         help="replace whatever checkpoint is in the destination; default: only one that an export has written",
+    )
+    exporting.add_argument(
+        "--strict-dtypes", action="store_true", help="refuse to round, such as F32 to a template's BF16"
     )
     _add_map_options(exporting)
     exporting.set_defaults(command=_export)
@@ -304,7 +308,7 @@ def _plan(options: argparse.Namespace) -> None:
             f"{options.compare}: expected the plan made here, found another one for the same tensors"
         )
     if options.save:
-        Path(options.save).write_bytes(encoded)
+        _core.write_named_file(options.save, encoded)
     tensors = catalog.tensors
     transfers = plan.transfers
     if options.explain:
@@ -431,7 +435,7 @@ def _simulate(options: argparse.Namespace) -> None:
         speeds=Speeds(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Speeds)}),
     )
     if options.html:
-        Path(options.html).write_text(page(facts), encoding="utf-8")
+        _core.write_named_file(options.html, page(facts).encode())
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -487,6 +491,7 @@ def _load(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     if options.ranks < 1:
         raise ValueError(f"--ranks is {options.ranks}; expected 1 or more")
+    local_path(options.destination)
     if not _core.has_manifest(options.source) and not Path(options.source, ".metadata").exists():
         read_catalog(options.source)  # see _load
     from shardwright.trial_export import trial_export

@@ -11,6 +11,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from shardwright._core import PlanError
+from shardwright.catalog import catalog_of
+from shardwright.fitting import with_hints
+from shardwright.flat_state import expect_state_dict, flatten
+from shardwright.layout_hints import hints_at_layout
+from shardwright.local_path import local_path
 from shardwright.rank_outcome import RankOutcome, expect_success, told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
@@ -34,6 +40,7 @@ def export(
     process_group: dist.ProcessGroup | None = None,
     key: str | None = None,
     overwrite: bool | None = None,
+    strict_dtypes: bool = False,
 ) -> SaveReport:
     """Writes a native state dict as a Hugging Face checkpoint: ``dcp.save`` with our writer and planner.
 
@@ -43,7 +50,8 @@ def export(
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
         path: the directory that the checkpoint goes into, beside all else that is there.
-        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite: see
+        quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite,
+            strict_dtypes: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
         key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
 
@@ -55,6 +63,9 @@ def export(
 
     Nothing has been published then.
     """
+    if not isinstance(state_dict, (str, os.PathLike)):
+        expect_state_dict(state_dict)
+    path = local_path(path)
     writer = HuggingFaceStorageWriter(
         path,
         thread_count=threads,
@@ -67,6 +78,7 @@ def export(
         staging_bytes=staging_bytes,
         device_memory=device_memory,
         overwrite=overwrite,
+        strict_dtypes=strict_dtypes,
     )
     alone = not (dist.is_available() and dist.is_initialized())
     if not isinstance(state_dict, dict):
@@ -84,7 +96,11 @@ def export(
             )
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
-        raise told(wrapped) from wrapped
+        failure = told(wrapped)
+        if isinstance(failure, PlanError) and template is not None:
+            names = flatten(state_dict)[0]
+            failure = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
+        raise failure from wrapped
     assert writer.report is not None
     return writer.report
 

@@ -9,6 +9,21 @@ import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint._sharded_tensor_utils import _flatten_sharded_tensors
 from torch.distributed.checkpoint._traverse import traverse_state_dict
+from torch.distributed.checkpoint.stateful import Stateful
+
+
+def expect_state_dict(value: Any) -> None:
+    """Raises TypeError with what to pass in place of a module, an optimizer or whatever else was found."""
+    if isinstance(value, dict):
+        return
+    advice = "a dict of names and tensors"
+    if isinstance(value, torch.nn.Module):
+        advice = "module.state_dict()"
+    elif isinstance(value, torch.optim.Optimizer):
+        advice = '{"optimizer": optimizer}, beside {"model": model}, under the keys that it was saved with'
+    elif isinstance(value, Stateful):
+        advice = 'its state_dict(), or {"state": it}, under the key that it was saved with'
+    raise TypeError(f"expected a state dict, found {type(value).__name__}; pass {advice}")
 
 
 def flatten(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:

@@ -15,7 +15,10 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
+from shardwright.fitting import with_hints
+from shardwright.layout_hints import hints_at_layout
 from shardwright.resume_planner import ResumePlanner
+from shardwright.rounding import refuse_roundings
 
 
 class LoadPlanner(ResumePlanner):
@@ -34,6 +37,7 @@ class LoadPlanner(ResumePlanner):
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
         flatten_sharded_tensors: whether a ShardedTensor inside of another becomes one, as DCP does.
         allow_partial_load: whether tensors that the checkpoint lacks altogether are left as they are.
+        strict_dtypes: see :class:`shardwright.HuggingFaceStorageReader`, of which either may say it.
         plan: a plan of this rank that was kept (``shardwright plan --save``), to be replayed instead of planning anew.
             It is checked against tensors and checkpoint, and has to fill every tensor once.
 
@@ -51,8 +55,11 @@ class LoadPlanner(ResumePlanner):
         flatten_sharded_tensors: bool = True,
         allow_partial_load: bool = False,
         plan: bytes | None = None,
+        strict_dtypes: bool = False,
     ) -> None:
-        super().__init__(flatten_state_dict, flatten_sharded_tensors, allow_partial_load)
+        super().__init__(
+            flatten_state_dict, flatten_sharded_tensors, allow_partial_load, strict_dtypes=strict_dtypes
+        )
         self.model = model
         self.layout = layout
         self.strict = strict
@@ -99,18 +106,26 @@ class LoadPlanner(ResumePlanner):
         problems = self._problems()
         if self.plan is None:
             weight_map = _core.weight_map(self.catalog, self.model, self.layout)
-            self.core_plan = _core.plan_load(
-                self.description.specs,
-                self.catalog,
-                weight_map,
-                self.strict,
-                self.allow_partial_load,
-                problems,
-            )
+            try:
+                self.core_plan = _core.plan_load(
+                    self.description.specs,
+                    self.catalog,
+                    weight_map,
+                    self.strict,
+                    self.allow_partial_load,
+                    problems,
+                )
+            except _core.PlanError as error:
+                raise with_hints(
+                    error, lambda: hints_at_layout(self.state_dict, self.catalog, self.model, self.layout)
+                ) from None
         elif problems:
             raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
         else:
             self.core_plan = _core.decode_plan(self.plan, self.catalog, self.description.specs)
+        if self.strict_dtypes:
+            rounded = _core.roundings_of(self.core_plan, self.description.specs, self.catalog)
+            refuse_roundings(rounded, self.catalog.directory)
         items = self._read_items() if self.by_items else []
         self.plan_seconds = time.perf_counter() - start
         return LoadPlan(items)

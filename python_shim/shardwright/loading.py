@@ -8,19 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.distributed.checkpoint.stateful import Stateful
-from torch.distributed.checkpoint.storage import StorageReader
 
 from shardwright import _core
 from shardwright.checkpoints import latest
 from shardwright.cooperation import raise_if_any_failed, reading_group
+from shardwright.flat_state import expect_state_dict
+from shardwright.fresh_optimizer import make_missing_state
 from shardwright.load_planner import LoadPlanner
+from shardwright.local_path import local_path
 from shardwright.report import LoadReport
 from shardwright.resume_planner import ResumePlanner
 from shardwright.sharded_reader import ShardedStorageReader
 from shardwright.storage_reader import HuggingFaceStorageReader
+from shardwright.system_calls import is_folder, is_there, uninterrupted
 from shardwright.torch_checkpoint import METADATA_NAME, TorchStorageReader
 
 
@@ -44,7 +49,8 @@ def load(
     plan: bytes | None = None,
     verify: bool | None = None,
     weights_only: bool = True,
-) -> LoadReport | None:
+    strict_dtypes: bool = False,
+) -> LoadReport:
     """Loads a checkpoint into the tensors of a state dict, in place.
 
     What is at ``path`` is recognised: a Hugging Face checkpoint, which is loaded into native tensors; a sharded one, of
@@ -53,6 +59,7 @@ def load(
 
     Each rank calls this for itself; ranks do not talk to each other, unless ``cooperative``. Values with ``state_dict``
     and ``load_state_dict`` (modules, say) are asked for their state and given it back, as ``dcp.load`` does.
+    An optimizer need not have taken a step: what it lacks is made as the checkpoint has it.
 
     Args:
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
@@ -60,15 +67,15 @@ def load(
         path: the checkpoint directory.
         model, layout, strict, plan: see :class:`LoadPlanner`; for a Hugging Face checkpoint.
         allow_partial_load: whether what the checkpoint lacks is left as it is.
-        threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
-            :class:`HuggingFaceStorageReader`.
+        threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,
+            strict_dtypes: see :class:`HuggingFaceStorageReader`.
         verify: None checks blocks of the checkpoint that are read whole against its checksums, if it has some, where
             that costs next to nothing; True checks all that is needed before anything is written; False nothing. See
             :class:`HuggingFaceStorageReader`.
         weights_only: see :class:`ShardedStorageReader`.
 
     Returns:
-        What the load did; None where torch's reader did it, which keeps no figures.
+        What the load did; where torch's reader did it, as far as that shows.
 
     Raises:
         FileNotFoundError: the directory is missing or holds no safetensors.
@@ -80,8 +87,10 @@ def load(
     Where the load had begun to write, the latter two have ``partly_written``, the names of the tensors that may be
     neither whole nor as they were.
     """
-    if not isinstance(state_dict, dict):
-        raise TypeError(f"expected a state dict, found {type(state_dict).__name__}; pass module.state_dict()")
+    expect_state_dict(state_dict)
+    path = local_path(path)
+    if verify and not is_folder(path):
+        _core.read_catalog(path)  # which says what is there
     options: dict[str, Any] = {
         "thread_count": threads,
         "staging_bytes": staging_bytes,
@@ -92,11 +101,13 @@ def load(
         "huge_pages": huge_pages,
         "trace": trace,
     }
-    reader: StorageReader
-    planner: TorchLoadPlanner = ResumePlanner(allow_partial_load=allow_partial_load)
+    reader: HuggingFaceStorageReader | TorchStorageReader
+    planner: TorchLoadPlanner = ResumePlanner(
+        allow_partial_load=allow_partial_load, strict_dtypes=strict_dtypes
+    )
     if _is_sharded(path):
         reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
-    elif Path(path, METADATA_NAME).exists():
+    elif is_there(Path(path, METADATA_NAME)):
         if verify:
             raise ValueError(
                 f"{os.fspath(path)}: verify=True, but torch's reader checks no checksums; see sw.verify"
@@ -105,14 +116,19 @@ def load(
     else:
         _expect_no_steps(path)
         reader = HuggingFaceStorageReader(path, verify=verify, **options)
-        planner = LoadPlanner(model, layout, strict, allow_partial_load=allow_partial_load, plan=plan)
-    states = {
-        key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()
-    }
+        planner = LoadPlanner(
+            model,
+            layout,
+            strict,
+            allow_partial_load=allow_partial_load,
+            plan=plan,
+            strict_dtypes=strict_dtypes,
+        )
     with reading_group(cooperative) as group:
         own_plan, failure = None, None
         try:
             metadata = reader.read_metadata()
+            states = {key: _state_of(key, value, metadata) for key, value in state_dict.items()}
             planner.set_up_planner(states, metadata, is_coordinator=True)
             reader.set_up_storage_reader(metadata, is_coordinator=True)
             local_plan = reader.prepare_local_plan(planner.create_local_plan())
@@ -132,12 +148,24 @@ def load(
             value.load_state_dict(states[key])
         else:
             state_dict[key] = states[key]  # an object that is no tensor has been replaced
-    return reader.report if isinstance(reader, HuggingFaceStorageReader) else None
+    report: LoadReport | None = reader.report
+    assert report is not None
+    return report
+
+
+def _state_of(key: str, value: Any, metadata: Metadata) -> Any:
+    """What a value of the state dict asks for; an optimizer that has taken no step, for what the checkpoint has."""
+    if not isinstance(value, Stateful):
+        return value
+    state = value.state_dict()
+    if isinstance(value, torch.optim.Optimizer) and getattr(metadata, "trainers_names", True):
+        make_missing_state(value, state, metadata, key)
+    return state
 
 
 def is_of_trainer(path: str | os.PathLike[str]) -> bool:
     """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter."""
-    return _is_sharded(path) or Path(path, METADATA_NAME).exists()
+    return _is_sharded(path) or is_there(Path(path, METADATA_NAME))
 
 
 def _is_sharded(path: str | os.PathLike[str]) -> bool:
@@ -145,7 +173,8 @@ def _is_sharded(path: str | os.PathLike[str]) -> bool:
     if _core.has_manifest(os.fspath(path)):
         return True
     of_torch = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-    return Path(path).is_dir() and any(of_torch.fullmatch(file.name) for file in Path(path).iterdir())
+    names = uninterrupted(lambda: os.listdir(path)) if is_folder(path) else []
+    return any(of_torch.fullmatch(name) for name in names)
 
 
 def _expect_no_steps(path: str | os.PathLike[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from shardwright import _core
 from shardwright.adapter_file import AdapterFile
 from shardwright.describe import current_streams, spec_of_part
+from shardwright.local_path import local_path
 from shardwright.lora_config import LoraConfig
 from shardwright.lora_reading import Reading, check_sense
 from shardwright.lora_windows import Pair, weight_of
@@ -84,7 +85,7 @@ def load_lora(
     """
     check_sense(param_wrapper)
     start = time.perf_counter()
-    file = AdapterFile.open(Path(path))
+    file = AdapterFile.open(Path(local_path(path)))
     catalog_seconds = time.perf_counter() - start
     start = time.perf_counter()
     problems: list[str] = []
@@ -97,10 +98,12 @@ def load_lora(
     reading.plan(list(pairs.values()), param_wrapper, strict)
     problems += reading.problems
     specs, locals_, seen = [], [], {}
+    keys_of: dict[str, set[str]] = {}  # of a tensor of the file: those of the state dict that it goes to
     for window in reading.windows:
         if window.repeats:
             continue
         seen[window.name] = list(window.seen)
+        keys_of.setdefault(window.name, set()).add(window.key)
         local = local_part(state_dict[window.key])
         for offset, view in window.parts(reading.shardings[window.key], local):
             box = _core.LocalBox(offset, list(view.shape), [0] * view.dim())
@@ -111,10 +114,17 @@ def load_lora(
     plan = _core.plan_load(specs, catalog, _core.unchanged_names(), False, False, [])
     scaling = reading.scaling()
     plan_seconds = time.perf_counter() - start
-    for pair in reading.spread:
-        local_part(state_dict[pair.keys["B"]]).zero_()  # off the diagonal
     options = _core.LoadOptions(threads or default_threads()).after(current_streams(locals_))
-    report = _core.run_load(plan, catalog, specs, options, None)
+    spread = [pair.keys["B"] for pair in reading.spread]
+    for key in spread:
+        local_part(state_dict[key]).zero_()  # off the diagonal
+    try:
+        report = _core.run_load(plan, catalog, specs, options, None)
+    except (OSError, ValueError, RuntimeError) as error:
+        names = getattr(error, "partly_written", [])
+        written_to = {key for name in names for key in keys_of.get(name, ())}
+        vars(error)["partly_written"] = sorted(written_to.union(spread))
+        raise
     written = [state_dict[key] for pair in pairs.values() for key in pair.keys.values()]
     torch.autograd.graph.increment_version([*locals_, *written])
     return LoraReport(
@@ -122,5 +132,5 @@ def load_lora(
         scaling,
         reading.layout,
         reading.sense,
-        LoadReport.of(report, catalog_seconds, plan_seconds),
+        LoadReport.of(report, catalog_seconds, plan_seconds, dict(_core.roundings_of(plan, specs, catalog))),
     )

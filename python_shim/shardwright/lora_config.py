@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardwright import _core
 from shardwright._core import CheckpointFormatError, PlanError
+from shardwright.regular_file import read_regular
 
 CONFIG = "adapter_config.json"
+
+#: Far above what any has.
+_MOST_BYTES = 100_000_000
 
 #: Settings of peft that make an adapter more, or something other, than scaling · B A beside each weight; with the
 #: values that leave it one.
@@ -70,9 +73,8 @@ def read_config(directory: Path) -> LoraConfig:
     path = directory / CONFIG
     if not os.path.lexists(path):
         raise FileNotFoundError(f"{path}: no such file; expected the directory that peft saved an adapter in")
-    content = _core.read_bytes(os.fspath(path))
     try:
-        config = json.loads(content)
+        config = json.loads(_text_of(path))
         found = LoraConfig(
             r=int(config["r"]),
             lora_alpha=float(config["lora_alpha"]),
@@ -84,7 +86,15 @@ def read_config(directory: Path) -> LoraConfig:
             target_parameters=tuple(map(str, config.get("target_parameters") or ())),
             param_wrapper=_sense_written(directory, str(config.get("peft_version") or "")),
         )
-    except (ValueError, TypeError, KeyError, AttributeError, re.error) as problem:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        re.error,
+    ) as problem:
         if isinstance(config := _json_or_none(path), dict) and config.get("peft_type", "LORA") != "LORA":
             raise _refusal(path, "peft_type", config["peft_type"], ("LORA",)) from None
         raise CheckpointFormatError(
@@ -114,10 +124,14 @@ def _sense_written(directory: Path, peft_version: str) -> str:
     return "modern" if tuple(int(n or 0) for n in numbers.groups()) >= (0, 19, 1) else "legacy"
 
 
+def _text_of(path: Path) -> str:
+    return read_regular(path, _MOST_BYTES).decode()
+
+
 def _json_or_none(path: Path) -> Any:
     try:
-        return json.loads(_core.read_bytes(os.fspath(path)))
-    except (OSError, ValueError):
+        return json.loads(_text_of(path))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from shardwright import _core
 from shardwright.adapter_writing import AdapterBeingWritten, Part
 from shardwright.gathering import Known, Ranks
+from shardwright.local_path import local_path
 from shardwright.lora import pairs_of
 from shardwright.lora_config import config_text
 from shardwright.lora_windows import LAYOUTS, TEXTS, Pair, Place, Spelling, Window
@@ -90,7 +91,7 @@ def save_lora(
             "the state dict makes no LoRA adapter; nothing has been written:\n  " + "\n  ".join(problems)
         )
     legacy = param_wrapper == "legacy"
-    directory = Path(path)
+    directory = Path(local_path(path))
     file = AdapterBeingWritten(directory, overwrite)
     if ranks.rank == 0:
         windows = [w for place in places for w in _windows(place, range(place.pair.experts), places, legacy)]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from shardwright import _core
 
 
+def _rows_of_rounded(rounded: dict[str, str]) -> list[tuple[str, str]]:
+    groups = _core.grouped_names([f"{name}: {cast}" for name, cast in rounded.items()])
+    more = " …" if len(groups) > 3 else ""
+    return [("rounded", f"{len(rounded):,}: {'; '.join(groups[:3])}{more}")] if rounded else []
+
+
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did on this rank.
+    """What a load did on this rank. Of what torch's own reader did, figures that it does not keep are 0.
 
     ``seconds`` has a value for each phase: ``catalog`` (headers and index), ``plan``, ``read`` and ``decode`` (thread
     seconds divided by the number of threads, so that with all threads busy the phases add up to the wall time), and
@@ -39,12 +46,18 @@ class LoadReport:
     instruction_set: str  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
     # What was left out, so that nothing is silent:
-    unused: list[str] = field(default_factory=list)  #: known HF weights that no tensor takes
+    unused: list[str] = field(
+        default_factory=list
+    )  #: what the checkpoint has and no tensor (or object) takes
     unknown: list[str] = field(default_factory=list)  #: HF tensors that no rule knows (strict=False)
     not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
+    #: tensors of a dtype that cannot hold all numbers of the stored one: name → "F32 -> BF16". Decoding is no cast.
+    rounded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, core: Any, catalog_seconds: float, plan_seconds: float) -> LoadReport:
+    def of(
+        cls, core: Any, catalog_seconds: float, plan_seconds: float, rounded: dict[str, str]
+    ) -> LoadReport:
         seconds = {
             "catalog": catalog_seconds,
             "plan": plan_seconds,
@@ -80,6 +93,36 @@ class LoadReport:
             list(core.unused),
             list(core.unknown),
             list(core.not_loaded),
+            rounded,
+        )
+
+    @classmethod
+    def of_torch(
+        cls, tensors: int, bytes_read: int, bytes_written: int, files: int, seconds: float
+    ) -> LoadReport:
+        """What is known of a load that torch's reader did; it reads each stored chunk as a whole, in one thread."""
+        return cls(
+            tensors=tensors,
+            bytes_needed=bytes_read,
+            bytes_read=bytes_read,
+            bytes_received=0,
+            bytes_checked=0,
+            bytes_written=bytes_written,
+            read_requests=0,
+            boxes_with_gaps=0,
+            boxes_in_pieces=0,
+            peak_staging_bytes=0,
+            devices=0,
+            peak_device_bytes=0,
+            bytes_to_devices=0,
+            bytes_gpu_direct=0,
+            device_batches=0,
+            files=files,
+            files_direct=0,
+            files_io_uring=0,
+            threads=1,
+            instruction_set="torch",
+            seconds={"total": seconds},
         )
 
     @property
@@ -116,10 +159,23 @@ class LoadReport:
                 groups = _core.grouped_names(names)
                 more = " …" if len(groups) > 3 else ""
                 rows.append((what.replace("_", " "), f"{len(names):,}: {'; '.join(groups[:3])}{more}"))
-        return rows
+        return rows + _rows_of_rounded(self.rounded)
 
     def __str__(self) -> str:
         return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())
+
+
+def with_what_was_left_out(report: LoadReport, metadata: Any, plan: Any, planner: Any) -> LoadReport:
+    """The report with the names that the checkpoint has and nobody asked for, and the other way round."""
+    stored = metadata.state_dict_metadata
+    asked = getattr(planner, "state_dict", None)
+    if asked is None:
+        asked = {item.storage_index.fqn for item in plan.items}
+    return dataclasses.replace(
+        report,
+        unused=[name for name in stored if name not in asked],
+        not_loaded=[name for name in asked if name not in stored],
+    )
 
 
 @dataclass
@@ -148,6 +204,9 @@ class SaveReport:
     threads: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  #: the template's tensors that were not written
+    #: of an export, over all ranks: tensors stored in a dtype that cannot hold all of their numbers, by their names in
+    #: the state dict: name → "F32 -> BF16". What ``quantization`` encodes is not among them.
+    rounded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, core: Any, total_seconds: float, left_out: list[str]) -> SaveReport:
@@ -172,6 +231,7 @@ class SaveReport:
             threads=core.threads,
             seconds=seconds,
             left_out=left_out,
+            rounded=dict(core.rounded),
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -196,7 +256,7 @@ class SaveReport:
             groups = _core.grouped_names(self.left_out)
             more = " …" if len(groups) > 3 else ""
             rows.append(("left out", f"{len(self.left_out):,}: {'; '.join(groups[:3])}{more}"))
-        return rows
+        return rows + _rows_of_rounded(self.rounded)
 
     def __str__(self) -> str:
         return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())

@@ -10,13 +10,14 @@ from typing import Any, cast
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, MetadataIndex, StorageMeta
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
 from shardwright.flat_state import flatten, flatten_sharded_tensors
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.resume_planner import part_of_dtensor
+from shardwright.safe_objects import warn_of_refused_objects
 from shardwright.save_description import (
     SaveDescription,
     describe_save,
@@ -139,6 +140,8 @@ class SavePlanner(DefaultSavePlanner):
                 left = _core.read_writes(self._last[2], self.description.encode(whole=True))
                 self._items_to_write = items_to_write(self.description, left)
             new_plan = dataclasses.replace(new_plan, items=list(self._items_to_write))
+            objects = [item.index.fqn for item in new_plan.items if item.type == WriteItemType.BYTE_IO]
+            warn_of_refused_objects({fqn: self.state_dict[fqn] for fqn in objects})
         self.plan = new_plan
         return self.plan
 
@@ -150,6 +153,15 @@ class SavePlanner(DefaultSavePlanner):
             for line in _core.description_differences(values, part.values, self.description.rank)
         ]
         raise _core.PlanError("\n  ".join([notice, *lines]))
+
+    def transform_object(self, write_item: WriteItem, object: Any) -> Any:  # noqa: A002 - torch's word
+        try:
+            return super().transform_object(write_item, object)
+        except Exception as error:
+            raise ValueError(
+                f"{write_item.index.fqn}: a {type(object).__name__} that cannot be saved ({error}); save plain data in "
+                "its place"
+            ) from error
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         value = self.state_dict[index.fqn]

@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
 from shardwright.checkpoints import step_path
+from shardwright.flat_state import expect_state_dict
+from shardwright.local_path import local_path
 from shardwright.rank_outcome import told
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
@@ -85,11 +87,13 @@ def save(
             cause. Nothing has then been published.
     """
     global _running
+    expect_state_dict(state_dict)
     earlier, _running = _running, None
     if earlier is not None and not earlier._seen:
         earlier.wait()
     if keep_last is not None and step is None:
         raise ValueError("keep_last says how many steps to keep: expected step as well, found None")
+    path = local_path(path)
     target = Path(path) if step is None else step_path(path, step)
     planner = planner or SavePlanner()
     writer = ShardedStorageWriter(
@@ -101,7 +105,8 @@ def save(
         keep_last=keep_last,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
+        # Torch warns that a save without a process group is one. What the planner warns of is to be heard.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if asynchronous:
             group = process_group or _background_group()
             future = dcp.async_save(state_dict, storage_writer=writer, planner=planner, process_group=group)

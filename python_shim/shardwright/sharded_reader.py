@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +29,13 @@ from shardwright import _core
 from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, reading_group
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
+from shardwright.report import with_what_was_left_out
 from shardwright.resume_planner import ResumePlanner, has_gaps
-from shardwright.safe_objects import safe_pickle
+from shardwright.rounding import refuse_roundings, roundings_of
+from shardwright.safe_objects import safe_pickles
 from shardwright.sharded_writer import StoredPart
 from shardwright.storage_reader import HuggingFaceStorageReader, Reading
+from shardwright.torch_metadata import fault_of_planner_data
 
 #: The most memory, beside the destinations, for tensors that cannot be read straight into them.
 _BUFFER_BYTES = 64 << 20
@@ -43,8 +47,11 @@ class ShardedMetadata(Metadata):
 
     trainers_names = True
 
-    def __init__(self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None) -> None:
+    def __init__(
+        self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None, where: Any = None
+    ) -> None:
         self._read = read
+        self.where = where  #: the checkpoint, for messages
         self.storage_meta = StorageMeta(load_id=load_id)
 
     @cached_property
@@ -62,7 +69,16 @@ class ShardedMetadata(Metadata):
     @cached_property
     def planner_data(self) -> Any:
         data = self.manifest.planner_data
-        return torch.load(io.BytesIO(data), weights_only=True) if data else None
+        try:
+            planner_data = torch.load(io.BytesIO(data), weights_only=True) if data else None
+            fault = fault_of_planner_data(planner_data)
+        except Exception as error:  # damaged pickles raise anything
+            fault = str(error) or type(error).__name__
+        if fault:
+            raise _core.CheckpointFormatError(
+                f"shardwright.manifest: the planner's data cannot be read: {fault}"
+            )
+        return planner_data
 
     @cached_property
     def state_dict_metadata(self) -> dict[str, Any]:
@@ -71,6 +87,8 @@ class ShardedMetadata(Metadata):
             properties = TensorProperties(
                 dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
             )
+            if not stored_as:
+                _expect_size(name, properties.dtype, chunks)
             boxes = [
                 ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size, *_ in chunks
             ]
@@ -103,6 +121,16 @@ def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
     return dtype
 
 
+def _expect_size(tensor: str, dtype: torch.dtype, chunks: list[tuple[Any, ...]]) -> None:
+    """What safetensors has no dtype for has no header that tells what its bytes are."""
+    for _, size, file, begin, end in chunks:
+        if math.prod(size) * dtype.itemsize != end - begin:
+            raise _core.CheckpointFormatError(
+                f"{tensor}: the manifest says {dtype} of shape {list(size)}, and {end - begin} bytes of {file}: the "
+                "manifest is damaged"
+            )
+
+
 class ShardedStorageReader(HuggingFaceStorageReader):
     """Reads what :class:`ShardedStorageWriter` wrote, or torch's ``HuggingFaceStorageWriter(save_distributed=True)``,
     straight into the shards: any number of ranks and any placement, whatever they were when it was saved.
@@ -113,11 +141,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     Args:
         path: the checkpoint directory.
         verify: True checks the checksums of what this rank reads before anything is written to a tensor; None and False
-            as in :class:`HuggingFaceStorageReader`, but that objects are always checked.
-        weights_only: False lets pickled objects run whatever code they name. True takes tensors, numbers, text and
-            containers of them, and classes allowed by torch.serialization.add_safe_globals.
-        thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative: see
-            :class:`HuggingFaceStorageReader`.
+            as in :class:`HuggingFaceStorageReader`, but that None checks all objects.
+        weights_only: False lets pickled objects run whatever code they name. True takes tensors, numpy arrays, numbers,
+            text, times, paths, containers of them, and classes allowed by torch.serialization.add_safe_globals; what
+            holds anything else is refused, on all ranks, before anything is written to a tensor.
+        thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,
+            strict_dtypes: see :class:`HuggingFaceStorageReader`.
     """
 
     def __init__(
@@ -132,11 +161,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     ) -> None:
         super().__init__(path, thread_count, verify=verify, **options)
         self.weights_only = weights_only
+        self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
 
     def read_metadata(self) -> Metadata:
         if not _core.has_manifest(os.fspath(self.path)):
             return CatalogMetadata(self._read_catalog, self.load_id, trainers_names=True)
-        return ShardedMetadata(self._read_manifest, self.load_id)
+        return ShardedMetadata(self._read_manifest, self.load_id, self.path)
 
     def _read_manifest(self) -> tuple[Any, Any]:
         start = time.perf_counter()
@@ -154,40 +184,68 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         if self.verify and not isinstance(metadata, ShardedMetadata):
             raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
 
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        names = [item.storage_index.fqn for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        self._ready = self._read_objects(names)
+        return plan
+
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
         objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        ready, self._ready = self._ready, {}
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 _expect_that_it_knows_gaps(planner)
                 if isinstance(self._metadata, ShardedMetadata):
-                    self._expect_undamaged(tensors, objects)
-                # What a load refuses, it refuses before it writes to a tensor.
-                pickles = [self._object(item.storage_index.fqn) for item in objects]
+                    self._expect_told_alike(tensors)
+                names = [item.storage_index.fqn for item in objects]
+                ready |= self._read_objects([name for name in names if name not in ready])
                 reading, others = self._straight_reading_of(tensors, planner)
-            self.report = self._run(reading, group, self.core_options)
+                reading.rounded = roundings_of(
+                    (item.storage_index.fqn, self._stored_dtypes[item.storage_index.fqn][0], target.dtype)
+                    for item, target in others
+                )
+                if self.strict_dtypes:
+                    refuse_roundings(reading.all_rounded(), self.path)
+            report = self._run(reading, group, self.core_options)
+        self.report = with_what_was_left_out(report, self._metadata, plan, planner)
         reading.hand_over(planner)
         for batch in _batches(others, self._stored_dtypes):
             self._read_by_buffers(batch, planner)
-        for item, pickle in zip(objects, pickles, strict=True):
-            planner.load_bytes(item, pickle)
+        for item in objects:
+            planner.load_bytes(item, _from_its_begin(ready[item.storage_index.fqn]))
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _expect_undamaged(self, tensors: list[ReadItem], objects: list[ReadItem]) -> None:
-        """Checks first what the engine does not check as it reads; all of it if the caller wants that."""
+    def _expect_told_alike(self, tensors: list[ReadItem]) -> None:
+        """Compares manifest and files, and checks first what the engine does not check as it reads; all of it if the
+        caller wants that."""
         stored = self._stored_dtypes
-        read = sorted({(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors})
-        self._metadata.manifest.expect_told_alike(os.fspath(self.path), read, self.thread_count)
-        if self.verify is False:
-            return
-        tensors = [item for item in tensors if self.verify or not stored[item.storage_index.fqn][1]]
-        chunks = {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in tensors}
+        read = _chunks_of(tensors) | self._scales_of(tensors)
+        self._metadata.manifest.expect_told_alike(os.fspath(self.path), sorted(read), self.thread_count)
+        if self.verify is not False:
+            unread = [item for item in tensors if not stored[item.storage_index.fqn][1]]
+            self._expect_undamaged(read if self.verify else _chunks_of(unread), [])
+
+    def _scales_of(self, tensors: list[ReadItem]) -> set[tuple[str, tuple[int, ...]]]:
+        """The chunks of the scales that decoding these tensors takes."""
+        stored = self._metadata.state_dict_metadata
+        weights = {item.storage_index.fqn for item in tensors}
+        names = {name for weight in weights for name in _core.scale_names_of(weight)}
+        return {
+            (name, tuple(chunk.offsets))
+            for name in names
+            if isinstance(described := stored.get(name), TensorStorageMetadata)
+            for chunk in described.chunks
+        }
+
+    def _expect_undamaged(self, chunks: set[tuple[str, tuple[int, ...]]], objects: list[str]) -> None:
         self._metadata.manifest.expect_undamaged(
             os.fspath(self.path),
             sorted(chunks),
-            [item.storage_index.fqn for item in objects],
+            objects,
             self.thread_count,
         )
 
@@ -197,20 +255,29 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _objects(self) -> dict[str, tuple[str, int, int]]:
         return {name: (file, begin, end) for name, file, begin, end in self._metadata.manifest.objects}
 
-    def _object(self, fqn: str) -> io.BytesIO:
-        """A pickle that the planner may load: it loads without restraint."""
-        file, begin, end = self._objects[fqn]
-        data = io.BytesIO(_core.read_bytes(os.fspath(Path(self.path, file)), begin, end))
-        return safe_pickle(fqn, Path(self.path, file), data) if self.weights_only else data
+    def _read_objects(self, names: list[str]) -> dict[str, io.BytesIO]:
+        """Pickles that the planner may load: it loads without restraint."""
+        if names and self.verify is not False:
+            self._expect_undamaged(set(), names)
+        if self.weights_only:
+            return safe_pickles(names, self._object)
+        return {name: self._object(name)[1] for name in names}
+
+    def _object(self, fqn: str) -> tuple[Path, io.BytesIO]:
+        """The file that a pickle is in, and the pickle."""
+        name, begin, end = self._objects[fqn]
+        file = Path(self.path, name)
+        return file, io.BytesIO(_core.read_bytes(os.fspath(file), begin, end))
 
     # --- tensors -----------------------------------------------------------------------------------------------
 
     def _straight_reading_of(
         self, items: list[ReadItem], planner: TorchLoadPlanner
     ) -> tuple[Reading, list[tuple[ReadItem, torch.Tensor]]]:
-        """What is read straight into its destination, as that is of the stored dtype, in CPU memory or on a CUDA
-        device; and the others, which take the way of bounded buffers."""
+        """What is read straight into its destination, as that is of the stored dtype or takes what is decoded, in CPU
+        memory or on a CUDA device; and the others, which take the way of bounded buffers."""
         start = time.perf_counter()
+        catalog = self._metadata.catalog
         stored = self._stored_dtypes
         requests = []
         description = Description()
@@ -224,16 +291,24 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                     f"{list(target.shape)}"
                 )
             name = item.storage_index.fqn
-            reachable = is_reached(target)
-            one = describe({name: target}) if reachable and stored[name] == (target.dtype, True) else None
-            if one is None or one.problems:
+            dtype, known = stored[name]
+            decoded = known and target.dtype != dtype and _core.needs_scales(catalog, name)
+            buffer = target
+            if decoded and not is_reached(target):
+                buffer = torch.empty(item.lengths, dtype=target.dtype)
+            elif not is_reached(target) or not (decoded or (known and target.dtype == dtype)):
+                others.append((item, target))
+                continue
+            one = describe({name: buffer})
+            if one.problems and decoded:
+                raise _core.PlanError(one.problems[0])
+            if one.problems:
                 others.append((item, target))
                 continue
             requests.append(_request(item, None))
             description.specs += one.specs
             description.local_tensors += one.local_tensors
-            straight.append((item, target, target))
-        catalog = self._metadata.catalog
+            straight.append((item, target, buffer))
         plan = _core.plan_reads(requests, description.specs, catalog)
         return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
 
@@ -242,10 +317,20 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         """The dtype of each tensor, and whether safetensors has it."""
         if isinstance(self._metadata, CatalogMetadata):
             return {tensor.name: (DTYPES[tensor.dtype], True) for tensor in self._metadata.catalog.tensors}
-        return {
+        stored = {
             name: (_dtype_named(name, dtype, known), bool(known))
             for name, dtype, known, *_ in self._metadata.manifest.tensors
         }
+        if not all(known for _, known in stored.values()):
+            # The others are there as bytes, with a last dimension of those of an element.
+            for tensor in self._metadata.catalog.tensors:
+                dtype, known = stored[tensor.name]
+                if not known and tensor.shape[-1] != dtype.itemsize:
+                    raise _core.CheckpointFormatError(
+                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
+                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
+                    )
+        return stored
 
     def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
         requests = []
@@ -281,6 +366,16 @@ def _expect_that_it_knows_gaps(planner: TorchLoadPlanner) -> None:
             f"{', '.join(_core.grouped_names(beyond_it))}: of these strided shards a rank holds several parts with "
             f"gaps between them, which {type(planner).__name__} cannot plan; pass planner=shardwright.LoadPlanner()"
         )
+
+
+def _from_its_begin(data: io.BytesIO) -> io.BytesIO:
+    """Several items may be of one object."""
+    data.seek(0)
+    return data
+
+
+def _chunks_of(items: list[ReadItem]) -> set[tuple[str, tuple[int, ...]]]:
+    return {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in items}
 
 
 def _request(item: ReadItem, element_bytes: int | None) -> tuple[str, list[int], list[int], list[int]]:

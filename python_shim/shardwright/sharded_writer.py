@@ -7,6 +7,7 @@ import io
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import next_order, remove_all_but
 from shardwright.describe import DTYPE_NAMES, current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
+from shardwright.local_path import local_path
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
 from shardwright.save_planning import is_given_up
 from shardwright.storage_reader import _whole_number, default_threads
+from shardwright.system_calls import is_folder
 
 _SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
@@ -114,7 +117,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             )
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; expected 1 or more, or None")
-        self.path = Path(path)
+        self.path = Path(local_path(path))
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
         self.thread_count = default_threads() if thread_count is None else thread_count
@@ -134,7 +137,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         self.abandon()
         if checkpoint_id:
-            self.path = Path(checkpoint_id)
+            self.path = Path(local_path(checkpoint_id))
         self.save_id = str(uuid.uuid4())
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -177,10 +180,10 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def _directory(self, share: _Share) -> Path:
         """Where to write. A planner that caches its plans hands back that of an earlier save: then it is the one that
         is being written now, of which there is one."""
-        if share.directory.is_dir():
+        if is_folder(share.directory):
             return share.directory
         directory = Path(os.path.realpath(self.path), _core.saving_name, "files")
-        if not directory.is_dir():
+        if not is_folder(directory):
             raise FileNotFoundError(2, f"{directory}: the directory of this save is not there")
         return directory
 
@@ -330,7 +333,15 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         finally:
             self.abandon()
         if self.keep_last is not None:
-            remove_all_but(Path(os.path.abspath(self.path)).parent, self.keep_last)
+            self._keep_last(self.keep_last)
+
+    def _keep_last(self, count: int) -> None:
+        """The save has succeeded by now, whatever becomes of those before it."""
+        root = Path(os.path.abspath(self.path)).parent
+        try:
+            remove_all_but(root, count)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"keep_last={count}: not all of {root} was looked at: {error}", stacklevel=2)
 
     def abandon(self) -> None:
         """Removes what an unfinished save has written, if this rank is its coordinator. Safe to call at any time."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,11 @@ from shardwright.catalog_metadata import CatalogMetadata
 from shardwright.cooperation import failing_together, read_together, reading_group
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.load_planner import LoadPlanner
+from shardwright.local_path import local_path
 from shardwright.progress import progress_callback
 from shardwright.report import LoadReport
+from shardwright.rounding import refuse_roundings, roundings_of
+from shardwright.system_calls import is_file
 
 
 def default_threads() -> int:
@@ -46,6 +48,8 @@ def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, in
         raise ValueError(f"trace: expected a file to write to, found {path!r}")
     if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
         return (None if path is None else Path(path)), rank
+    if _core.is_written_into(path):  # a terminal or pipe, which takes one text
+        return (Path(path) if rank == 0 else None), rank
     return Path(path).with_suffix(f".rank{rank}{Path(path).suffix}"), rank
 
 
@@ -60,6 +64,13 @@ class Reading:
     items: list[tuple[ReadItem, torch.Tensor, torch.Tensor]] = field(
         default_factory=list
     )  #: the tensor that each is for, and its buffer, which may be the tensor itself
+    rounded: dict[str, str] = field(
+        default_factory=dict
+    )  #: see LoadReport; of what copies from buffers round
+
+    def all_rounded(self) -> dict[str, str]:
+        """What reading and copying round."""
+        return dict(_core.roundings_of(self.core_plan, self.description.specs, self.catalog)) | self.rounded
 
     def hand_over(self, planner: TorchLoadPlanner) -> None:
         """Gives the planner what has been read."""
@@ -71,7 +82,7 @@ class Reading:
 
 def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
     """Raises if a Hugging Face checkpoint is not as it was exported, or has no checksums to tell."""
-    if not Path(path, _core.checksums_name).is_file():
+    if not is_file(Path(path, _core.checksums_name)):
         raise ValueError(f"{path}: verify=True, but this checkpoint has no checksums to check")
     report = _core.verify_checkpoint(os.fspath(path), threads)
     if report.problems:
@@ -83,6 +94,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
 
     Shards on CUDA devices are decoded there: the bytes of the files cross the bus as they are. The load comes after
     what torch's current stream of each device has been given, and is done when it returns.
+
+    With another planner than :class:`LoadPlanner`, torch's say, the tensors keep their HF names. One that has scales is
+    decoded into a destination of BF16, F16, F32 or F64, whatever the model; a destination of the stored dtype gets what
+    is stored; any other is refused.
 
     Args:
         path: the checkpoint directory.
@@ -100,13 +115,15 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             straight into their device where NVIDIA's GPUDirect Storage (libcufile) is installed and works for the file.
         huge_pages: ask for staging in huge pages, 2 MiB a thread.
         trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
-            ".rank<N>" goes before its suffix.
+            ".rank<N>" goes before its suffix. What is no regular file, such as a pipe, is written into, by rank 0.
         cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
             another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
             them must load at the same time.
         verify: None compares blocks that are read whole with the checkpoint's checksums, if it has some, where that
             costs next to nothing: of files that are not in the page cache, and in loads of up to 64 MiB. True compares
             all that is read, and the whole checkpoint before anything is written. False compares nothing.
+        strict_dtypes: a destination whose dtype cannot hold all numbers of the stored one, such as BF16 for F32, is an
+            error; otherwise it is rounded, which the report lists. Decoding what has scales is no such cast.
 
     After a load, ``report`` is its :class:`LoadReport`.
     """
@@ -125,17 +142,19 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         trace: str | os.PathLike[str] | None = None,
         cooperative: bool | dist.ProcessGroup = False,
         verify: bool | None = None,
+        strict_dtypes: bool = False,
     ) -> None:
         threads = (
             default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
         )
-        super().__init__(os.fspath(path), threads)
+        super().__init__(local_path(path), threads)
         if staging_bytes is not None:
             staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
         if device_memory is not None:
             device_memory = _whole_number("device_memory", device_memory, 1 << 48)
         self.progress = progress
         self.cooperative = cooperative
+        self.strict_dtypes = strict_dtypes
         self.core_options = _core.LoadOptions(
             threads,
             staging_bytes or 0,
@@ -167,12 +186,14 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self._metadata = metadata if isinstance(metadata, CatalogMetadata) else self.read_metadata()
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
-        """Runs the planner's transfers if it is Shardwright's, else reads the plan's items as they are stored."""
+        """Runs the planner's transfers if it is Shardwright's, else the plan's items, decoding what has scales."""
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 if self.verify:
                     expect_whole(self.path, self.thread_count)
                 reading = self._reading_for(plan, planner)
+                if self.strict_dtypes:
+                    refuse_roundings(reading.all_rounded(), self.path)
             self.report = self._run(reading, group, self.core_options)
         reading.hand_over(planner)
         done: Future[None] = Future()
@@ -185,7 +206,6 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         start = time.perf_counter()
         catalog = self._metadata.catalog
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
-        self._warn_of_bare_elements(plan, targets)
         buffers = [self._buffer_for(item, target) for item, target in zip(plan.items, targets, strict=True)]
         requests = []
         description = Description()
@@ -194,39 +214,28 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             offset = [0] * len(item.lengths) if index.offset is None else list(index.offset)
             requests.append((index.fqn, offset, list(item.storage_offsets), list(item.lengths)))
             one = describe({index.fqn: buffer})
-            if one.problems:
-                raise _core.PlanError(one.problems[0])
             description.specs += one.specs
             description.local_tensors += one.local_tensors
+            description.problems += one.problems
+        if description.problems:
+            raise _core.PlanError("\n  ".join([f"cannot read {self.path}:", *description.problems]))
         core_plan = _core.plan_reads(requests, description.specs, catalog)
         items = list(zip(plan.items, targets, buffers, strict=True))
-        return Reading(core_plan, catalog, description, time.perf_counter() - start, items)
+        rounded = roundings_of((item.storage_index.fqn, buffer.dtype, to.dtype) for item, to, buffer in items)
+        return Reading(core_plan, catalog, description, time.perf_counter() - start, items, rounded)
 
     def _buffer_for(self, item: ReadItem, target: torch.Tensor) -> torch.Tensor:
         """What to read into: the target, unless its dtype takes a cast that only torch has, such as to integers."""
-        stored = self._metadata.state_dict_metadata.get(item.storage_index.fqn)
+        name = item.storage_index.fqn
+        stored = self._metadata.state_dict_metadata.get(name)
         if stored is None or target.is_meta:
             return target  # which is refused, with its name
         dtype = stored.properties.dtype
-        name = DTYPE_NAMES.get(target.dtype)
-        is_ours = name is not None and _core.can_convert(DTYPE_NAMES[dtype], name)
-        return target if is_ours else torch.empty_like(target, dtype=dtype)
-
-    def _warn_of_bare_elements(self, plan: LoadPlan, targets: list[torch.Tensor]) -> None:
-        """Block-scaled weights are given as they are stored; nobody wants them so in a wider dtype."""
-        stored = self._metadata.state_dict_metadata
-        names = {
-            item.storage_index.fqn
-            for item, target in zip(plan.items, targets, strict=True)
-            if item.storage_index.fqn + "_scale_inv" in stored
-            and target.dtype != stored[item.storage_index.fqn].properties.dtype
-        }
-        if names:
-            warnings.warn(
-                f"{', '.join(sorted(names))}: asked for as numbers, but stored in FP8 with scales, which are not "
-                "applied; pass checkpoint=... to to_hf(), or load with shardwright.LoadPlanner()",
-                stacklevel=2,
-            )
+        wanted = DTYPE_NAMES.get(target.dtype)
+        is_ours = wanted is not None and _core.can_convert(DTYPE_NAMES[dtype], wanted)
+        if is_ours or _core.needs_scales(self._metadata.catalog, name):
+            return target  # decoded, or refused: what has scales is nothing to cast
+        return torch.empty_like(target, dtype=dtype)
 
     def _run(self, reading: Reading, group: dist.ProcessGroup | None, core_options: Any) -> LoadReport:
         description = reading.description
@@ -238,4 +247,4 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             else:
                 core = read_together(*arguments, group, callback).finish(callback)
         description.mark_written()
-        return LoadReport.of(core, self._catalog_seconds, reading.plan_seconds)
+        return LoadReport.of(core, self._catalog_seconds, reading.plan_seconds, reading.all_rounded())

@@ -24,11 +24,13 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.catalog import catalog_of
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
+from shardwright.local_path import local_path
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
 from shardwright.sharded_writer import ShardedStorageWriter
 from shardwright.storage_reader import _whole_number, default_threads
+from shardwright.system_calls import is_there, naming, uninterrupted
 from shardwright.template_files import template_files, write_flushed
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -82,7 +84,7 @@ class _TorchNamedShards(ShardedStorageWriter):
             name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
         return (
             f"{name}-{tag}.safetensors"
-            if Path(self.path, name + ".safetensors").exists()
+            if is_there(Path(self.path, name + ".safetensors"))
             else f"{name}.safetensors"
         )
 
@@ -120,6 +122,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             save that needs more fails and names the figure. None: what it takes.
         overwrite: None replaces a checkpoint that an export has written, and refuses where another checkpoint is in
             ``path``, or the template (FileExistsError). True replaces any. False replaces none.
+        strict_dtypes: a tensor that would be stored in a dtype that cannot hold all of its numbers, such as F32 as BF16
+            because the template has that, is an error; otherwise it is rounded, which ``report.rounded`` lists. What
+            ``quantization`` encodes is no such cast.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
@@ -143,7 +148,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         device_memory: int | None = None,
         async_staging_bytes: int | None = None,
         overwrite: bool | None = None,
+        strict_dtypes: bool = False,
     ) -> None:
+        path = local_path(path)
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
         threads = (
@@ -178,6 +185,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
         )
         self.async_staging_bytes = async_staging_bytes
+        self.strict_dtypes = strict_dtypes
         self.report: SaveReport | None = None
         self._request: Any = None
         self._description: Description | None = None
@@ -256,6 +264,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
+            self.strict_dtypes,
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------
@@ -299,14 +308,17 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         ]
 
     def _files_beside(self) -> dict[str, bytes]:
-        """What the export writes beside the weights. A file that has that content already is left as it is."""
+        """What the export writes beside the weights. Somebody's file that has that content already is left as it is;
+        one of the export that this one replaces would go with it."""
         files = {INDEX_NAME: self._planned.index}
         if self.template is not None:
             files |= template_files(Path(catalog_of(self.template).directory), self._planned.quantised)
         return {
             name: content
             for name, content in files.items()
-            if name == INDEX_NAME or not _has_content(self._pending.final_path / name, content)
+            if name == INDEX_NAME
+            or self._pending.may_replace(name)
+            or not _has_content(self._pending.final_path / name, content)
         }
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -387,7 +399,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
 
 def _has_content(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+    def look() -> bool:
+        return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+    with naming(path):
+        return uninterrupted(look)
 
 
 def copy_to_cpu(description: Description) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
+from shardwright.system_calls import naming, uninterrupted
 
 #: Ends of the names of files that hold weights, or say where they are.
 _WEIGHTS = (
@@ -37,19 +38,19 @@ _MXFP8 = {
 def write_flushed(path: Path, content: bytes) -> None:
     """Writes a small file that is on the device when this returns."""
     path.parent.mkdir(exist_ok=True)
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = str(path)  # which writing and flushing do not say
-        raise
+    with naming(path), open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def template_files(template: Path, quantised: bool) -> dict[str, bytes]:
     """Every file of a template that holds no weights, by its name relative to it, and what an export writes there:
     config.json with the ``quantization_config`` of the weights."""
+    return uninterrupted(lambda: _files_of(template, quantised))
+
+
+def _files_of(template: Path, quantised: bool) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for source in sorted(template.iterdir()):
         if (
@@ -59,10 +60,11 @@ def template_files(template: Path, quantised: bool) -> dict[str, bytes]:
         ):
             continue
         if source.is_dir() and source.name in _FOLDERS:
-            inside = template_files(source, quantised)
+            inside = _files_of(source, quantised)
             files.update({f"{source.name}/{name}": content for name, content in inside.items()})
         if source.is_file():
-            content = source.read_bytes()
+            with naming(source):
+                content = source.read_bytes()
             files[source.name] = config_of(content, quantised) if source.name == "config.json" else content
     return files
 

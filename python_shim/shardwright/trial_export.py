@@ -35,6 +35,7 @@ def _export_and_report(rank: int, options: argparse.Namespace) -> None:
         threads=options.threads,
         key=options.key,
         overwrite=options.overwrite,
+        strict_dtypes=options.strict_dtypes,
     )
     for turn in range(options.ranks):
         if turn == rank:

@@ -171,7 +171,7 @@ TEST(block_scales, weights_are_counted_by_encoding) {
 TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_file) {
   struct Case {
     std::vector<SourceTensor> tensors;
-    std::initializer_list<std::string_view> texts;
+    std::vector<std::string_view> texts;
   };
   const SourceTensor weight = tensor("w", DType::F8_E4M3, {4, 40}, 0);
   for (const Case& bad : std::vector<Case>{
@@ -203,7 +203,8 @@ TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_fi
             {"(F8_E4M3 [40])", "a matrix"}},
        }) {
     const Catalog catalog = catalog_of(bad.tensors);
-    expect_error(ErrorKind::mismatch, bad.texts, [&] { encoding_of(catalog, catalog.find("w")); });
+    for (const std::string_view text : bad.texts)
+      expect_error(ErrorKind::mismatch, {text}, [&] { encoding_of(catalog, catalog.find("w")); });
   }
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "planner/error.h"
 #include "planner/models/models.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"
@@ -78,6 +79,44 @@ TEST(export_form, names_dtypes_and_scales_are_those_of_the_template) {
     }
     ASSERT_EQ(found, expected);
   }
+}
+
+TEST(export_form, what_the_template_has_in_narrower_dtypes_is_rounded_and_refused_if_strict) {
+  const std::set<std::pair<DType, DType>> narrowing = {{DType::F32, DType::BF16},
+                                                       {DType::F32, DType::F16},
+                                                       {DType::BF16, DType::F16},
+                                                       {DType::F16, DType::BF16}};
+  Random random(6);
+  int rounded = 0;
+  for (int round = 0; round < 100; ++round) {
+    const RandomModel model = random_model(random);
+    const Catalog pattern = catalog_of(random, model.stored);
+    ExportForm form = form_of(pattern, has_scales(pattern) && random.once_in(2));
+    std::set<std::string> expected;
+    for (const Native& native : model.natives) {
+      for_each_index(native.shape, [&](const Shape& at) {
+        const std::string name = hf_element(native, at).name;
+        const bool scaled = !scales_of(pattern, name).empty();
+        const DType stored = scaled ? DType::BF16 : pattern.find(name).front().dtype;
+        if (!(scaled && form.quantise) && narrowing.contains({native.dtype, stored}))
+          expected.insert(native.fqn);
+      });
+    }
+    std::set<std::string> found;
+    for (const auto& [name, cast] : exported_tensors(saved(model), form).rounded) found.insert(name);
+    ASSERT_EQ(found, expected) << "round " << round;
+    rounded += static_cast<int>(found.size());
+    form.strict_dtypes = true;
+    try {
+      exported_tensors(saved(model), form);
+      ASSERT_TRUE(expected.empty());
+    } catch (const Error& error) {
+      const std::string message = error.what();
+      for (const std::string& name : expected) ASSERT_NE(message.find(name + ": "), std::string::npos);
+      ASSERT_FALSE(expected.empty()) << message;
+    }
+  }
+  EXPECT_GT(rounded, 50);
 }
 
 TEST(export_form, what_the_template_has_and_the_state_dict_lacks_is_an_error_or_left_out) {

@@ -1,6 +1,7 @@
 """LoRA adapters that do not fit: one error that names tensors, file, expected and found; nothing is written."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -299,3 +300,19 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path):
     with pytest.raises(OSError):
         sw.save_lora(trainers(seed=2), tmp_path, alpha=8)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"r": Infinity, "lora_alpha": 8}', '{"r": 2, "lora_alpha": ' + "[" * 5000 + "1" + "]" * 5000 + "}"],
+)
+def test_a_config_with_numbers_that_are_none(tmp_path: Path, per_expert: dict[str, torch.Tensor], text: str):
+    path = write_adapter(tmp_path, per_expert)
+    (path / "adapter_config.json").write_text(text)
+    refused(path, trainers(), "adapter_config.json", "r and lora_alpha", error=sw.CheckpointFormatError)
+
+
+def test_a_config_far_too_long_is_not_read(tmp_path: Path, per_expert: dict[str, torch.Tensor]):
+    path = write_adapter(tmp_path, per_expert)
+    os.truncate(path / "adapter_config.json", 1 << 42)
+    refused(path, trainers(), "adapter_config.json", "at most", str(1 << 42), error=sw.CheckpointFormatError)

@@ -184,7 +184,7 @@ def test_dcps_own_conversion_of_the_saved_names(path: Path, state):
 def test_file_system_writer_checkpoints_are_recognised(tmp_path: Path):
     dcp.save({"t": torch.arange(5.0)}, storage_writer=FileSystemWriter(tmp_path / "torchs"))
     loaded = {"t": torch.zeros(5)}
-    assert sw.load(loaded, tmp_path / "torchs") is None
+    assert sw.load(loaded, tmp_path / "torchs").bytes_written == 20
     assert torch.equal(loaded["t"], torch.arange(5.0))
 
 
@@ -307,12 +307,11 @@ def test_a_flipped_bit_in_the_manifest_is_found(path: Path, tmp_path: Path):
             dcp.load({"number": torch.tensor(0)}, storage_reader=sw.ShardedStorageReader(copy))
 
 
-def test_missing_short_and_unlisted_files_are_found(path: Path, tmp_path: Path, state):
+def test_missing_and_short_files_are_found(path: Path, tmp_path: Path, state):
     (file,) = path.glob("*.safetensors")
     for harm, words in (
         (lambda copy: (copy / file.name).unlink(), "No such file"),
         (lambda copy: (copy / file.name).write_bytes(file.read_bytes()[:-9]), "expected"),
-        (lambda copy: shutil.copy(file, copy / "other.safetensors"), "does not list"),
     ):
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)

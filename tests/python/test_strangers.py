@@ -143,6 +143,23 @@ def test_an_export_onto_its_template_needs_overwrite(tiny: Path, tmp_path: Path)
     assert all(torch.equal(again[name], loaded[name]) for name in loaded)
 
 
+def test_an_export_over_one_with_the_same_template_keeps_what_lies_beside_the_weights(
+    tiny: Path, tmp_path: Path
+):
+    template = tmp_path / "template"
+    shutil.copytree(tiny, template)
+    write(template, {"tokenizer.json": b"{}", "additional_chat_templates/tool.jinja": b"{{ x }}"})
+    loaded = sw.empty_state_dict(template)
+    sw.load(loaded, template)
+    beside = {"config.json", "tokenizer.json", "additional_chat_templates/tool.jinja"}
+    sw.export(loaded, tmp_path / "to", template=template)
+    expected = {name: (tmp_path / "to" / name).read_bytes() for name in beside}
+    for _ in range(3):
+        sw.export(loaded, tmp_path / "to", template=template)
+        found = {name: (tmp_path / "to" / name) for name in beside}
+        assert {name: path.read_bytes() for name, path in found.items() if path.exists()} == expected
+
+
 def test_a_strangers_file_of_a_needed_name_is_refused_by_name(tiny: Path, tmp_path: Path):
     loaded = sw.empty_state_dict(tiny)
     sw.load(loaded, tiny)

@@ -3,7 +3,10 @@
 import os
 import pickle
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +64,106 @@ def test_metadata_that_runs_code_is_refused(path: Path, tmp_path: Path, monkeypa
         sw.load(state(0.0), tmp_path / "copy")
     assert sw.verify(tmp_path / "copy").problems
     assert not (tmp_path / "harm done").exists()
+
+
+#: What a list of allowed names lets through: it is in the opcodes.
+HARMFUL = {
+    "a_key_of_nested_tuples": b"\x80\x04})" + b"\x85" * 2_000_000 + b"K\x01s.",
+    "a_far_place_of_the_memo": b"\x80\x04K\x01r\xff\xff\xff\x3f.",
+    "a_class_that_is_given_a_state": b"\x80\x04cpathlib\nPath\n(N}X\x06\0\0\0existsctorch\nSize\nstb.",
+    "an_index_that_is_not_whole": b"\x80\x04}ctorch.distributed.checkpoint.metadata\nMetadataIndex\n)\x81K\x01s.",
+}
+
+
+@pytest.mark.parametrize("data", HARMFUL.values(), ids=HARMFUL)
+def test_metadata_that_harms_without_running_code_is_refused(data: bytes, path: Path, tmp_path: Path):
+    """In a process of its own, with 4 GB: one ends the process, one takes 16 GB, one changes pathlib.Path."""
+    shutil.copytree(path, tmp_path / "copy")
+    (tmp_path / "copy" / ".metadata").write_bytes(data)
+    program = """if True:
+        import pathlib, resource, sys, shardwright as sw, torch
+        exists = pathlib.Path.exists
+        import shardwright.loading
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+        try:
+            sw.load({"model": {"w": torch.zeros(40, 3)}}, sys.argv[1])
+        except sw.CheckpointFormatError as error:
+            assert pathlib.Path.exists is exists
+            assert ".metadata" in str(error) and not isinstance(error.__cause__, MemoryError), error
+            sys.exit(7)"""
+    run = subprocess.run([sys.executable, "-c", program, tmp_path / "copy"], capture_output=True, text=True)
+    assert run.returncode == 7, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_pipe_in_a_files_place_is_refused(name: str, path: Path, tmp_path: Path):
+    shutil.copytree(path, tmp_path / "copy")
+    (tmp_path / "copy" / name).unlink()
+    os.mkfifo(tmp_path / "copy" / name)
+    loaded = state(0.0)
+    signal.alarm(60)  # or it would wait for ever
+    try:
+        with pytest.raises(OSError, match=f"{name}: expected a regular file"):
+            sw.load(loaded, tmp_path / "copy")
+        assert sw.verify(tmp_path / "copy").problems if name != ".metadata" else True
+    finally:
+        signal.alarm(0)
+    assert not loaded["model"]["w"].any()
+
+
+@pytest.mark.parametrize(
+    "change", ["no places", "half a character", "negative", "too large", "path", "shape", "too long"]
+)
+def test_metadata_that_does_not_hold_together_is_refused(change: str, path: Path, tmp_path: Path):
+    shutil.copytree(path, tmp_path / "copy")
+    file = tmp_path / "copy" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    index = next(index for index in metadata.storage_data if index.fqn == "model.w")
+    place, stored = metadata.storage_data[index], metadata.state_dict_metadata["model.w"]
+    if change == "no places":
+        metadata.storage_data = None
+    elif change == "half a character":
+        place.relative_path = "\ud800"
+    elif change == "negative":
+        place.offset = -1
+    elif change == "too large":
+        place.length = 10**400
+    elif change == "path":
+        metadata.planner_data["model.w"] = ("model", ("w",))
+    elif change == "shape":
+        stored.size = torch.Size([2**62, 4])
+    file.write_bytes(pickle.dumps(metadata))
+    if change == "too long":
+        os.truncate(file, 1 << 42)
+    loaded = state(0.0)
+    with pytest.raises(sw.CheckpointFormatError, match=r"\.metadata: .*expected"):
+        sw.load(loaded, tmp_path / "copy")
+    assert not loaded["model"]["w"].any() and not loaded["model"]["b"].any()
+    assert sw.verify(tmp_path / "copy").problems
+
+
+def test_a_damaged_archive_is_refused_and_what_is_written_is_said(path: Path, tmp_path: Path):
+    shutil.copytree(path, tmp_path / "copy")
+    places = dcp.FileSystemReader(path).read_metadata().storage_data
+    place = next(place for index, place in places.items() if index.fqn == "model.b")
+    file = tmp_path / "copy" / place.relative_path
+    data = bytearray(file.read_bytes())
+    data[place.offset : place.offset + place.length] = bytes(place.length)
+    file.write_bytes(data)
+    loaded = state(0.0)
+    with pytest.raises(sw.CheckpointFormatError, match=r"__0_0\.distcp: model\.b: cannot be read") as raised:
+        sw.load(loaded, tmp_path / "copy")
+    assert not loaded["model"]["b"].any()
+    assert raised.value.partly_written == (["model.w"] if loaded["model"]["w"].any() else [])
+
+
+def test_a_file_that_has_been_cut_short_is_refused_before_anything_is_written(path: Path, tmp_path: Path):
+    shutil.copytree(path, tmp_path / "copy")
+    os.truncate(tmp_path / "copy" / "__0_0.distcp", (path / "__0_0.distcp").stat().st_size - 1)
+    loaded = state(0.0)
+    with pytest.raises(sw.CheckpointFormatError, match=r"expected \d+ bytes or more, found \d+"):
+        sw.load(loaded | {"position": Position(0)}, tmp_path / "copy", weights_only=False)
+    assert not loaded["model"]["w"].any() and not loaded["model"]["b"].any()
 
 
 def test_metadata_that_names_files_elsewhere_is_refused(path: Path, tmp_path: Path):

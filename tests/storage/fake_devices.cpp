@@ -166,7 +166,9 @@ DeviceStream FakeDevices::stream_that_writes(int device, std::byte* memory, std:
   Stream* stream = streams_[static_cast<std::size_t>(device)].get();
   Operation write;
   write.accesses = {{memory, bytes.size(), true}};
-  write.run = [memory, bytes = std::move(bytes)] { std::memcpy(memory, bytes.data(), bytes.size()); };
+  write.run = [memory, bytes = std::move(bytes)] {
+    std::copy(bytes.begin(), bytes.end(), reinterpret_cast<std::uint8_t*>(memory));
+  };
   add(*stream, std::move(write));
   return stream;
 }

@@ -1,8 +1,11 @@
 #include "storage/generate.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <csignal>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <tuple>
@@ -201,12 +204,25 @@ TEST(generate, a_disk_without_space_for_all_of_it_is_an_io_error_before_any_file
 }
 
 TEST(generate, a_failed_run_leaves_the_directory_as_it_was) {
+  const TemporaryDirectory whole;
+  make(whole.path, "tiny");
   const TemporaryDirectory directory;
-  // A directory where the second file is to be written.
-  std::filesystem::create_directories(directory / "model-00002-of-00004.safetensors.partial");
-  expect_error(ErrorKind::io, {"model-00002-of-00004.safetensors", "cannot create"},
-               [&] { make(directory.path, "tiny", 0, 1); });
+  const std::filesystem::path stranger = directory / "model-00002-of-00004.safetensors.partial";
+  std::ofstream(stranger) << "of another program";
+  // The first file grows beyond what this process may write; the others do not.
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit less{std::filesystem::file_size(whole / "model-00001-of-00004.safetensors") - 1,
+                    before.rlim_max};
+  ASSERT_GE(less.rlim_cur, std::filesystem::file_size(whole / "model-00002-of-00004.safetensors"));
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &less), 0);
+  expect_error(ErrorKind::io, {"model-00001-of-00004.safetensors", "cannot write"},
+               [&] { make(directory.path, "tiny", 0, 4); });
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory.path), {}), 1);
+  EXPECT_EQ(read_file(stranger), "of another program");
 }
 
 }  // namespace

@@ -1,0 +1,23 @@
+"""Processes that end in the middle of saves, exports and loads; `python tests/python/kill_flows.py` tries more."""
+
+import subprocess
+import sys
+
+import pytest
+from torchrun import HERE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--moments", "6", "--ranks", "1"],
+        ["--moments", "4", "--ranks", "2", "--flows", "save", "steps", "--signals", "KILL", "TERM"],
+        ["--moments", "4", "--ranks", "2", "--flows", "async", "export", "--signals", "KILL"],
+    ],
+    ids=["alone", "two_ranks", "two_ranks_in_the_background"],
+)
+def test_a_process_that_ends_leaves_a_whole_checkpoint_and_the_next_one_works(options: list[str]):
+    command = [sys.executable, "-W", "ignore", HERE / "kill_flows.py", *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "in the middle" in run.stdout, run.stdout
