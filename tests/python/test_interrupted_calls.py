@@ -1,4 +1,4 @@
-"""System calls that a signal interrupts are made again, in every flow. The flows are in workers/interrupted_calls.py."""
+"""System calls that a signal interrupts are made again, in the flows of workers/interrupted_calls.py."""
 
 import os
 import subprocess

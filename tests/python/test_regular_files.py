@@ -1,4 +1,4 @@
-"""A pipe, a socket, a directory or a device among a checkpoint's files: refused by its name at once, never waited for."""
+"""A pipe, a socket, a directory or a device among a checkpoint's files is refused by its name at once."""
 
 import os
 import shutil
