@@ -1,5 +1,4 @@
-"""An allocation that the engine is refused is a MemoryError. The loads are in workers/failing_allocations.py; more of them
-are in tests/storage."""
+"""An allocation that the engine is refused is a MemoryError; tests/storage has more of them than these loads."""
 
 import os
 import subprocess
