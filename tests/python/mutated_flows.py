@@ -166,6 +166,8 @@ def through_dcp(
             dcp.load(state, storage_reader=reader(path), planner=planner and planner(), no_dist=True)
         except CheckpointException as wrapped:
             (cause, _), *_ = wrapped.failures.values()
+            if planner is None and str(cause).startswith("Missing key in checkpoint state_dict"):
+                raise sw.PlanError(str(cause)) from wrapped  # which torch's own planner calls a RuntimeError
             raise cause from wrapped
 
     return load
