@@ -61,6 +61,17 @@ def test_of_torchs_metadata(tmp_path: Path, make):
 
 
 @KINDS
+def test_of_torchs_shards(tmp_path: Path, make):
+    dcp.save({"w": torch.ones(100)}, checkpoint_id=tmp_path / "c")
+    (file,) = (tmp_path / "c").glob("*.distcp")
+    replaced(file, make)
+    loaded = {"w": torch.zeros(100)}
+    with pytest.raises((OSError, sw.CheckpointFormatError), match=file.name):
+        sw.load(loaded, tmp_path / "c")
+    assert (loaded["w"] == 0).all()
+
+
+@KINDS
 def test_verify_of_torchs_shards(tmp_path: Path, make):
     dcp.save({"w": torch.ones(100)}, checkpoint_id=tmp_path / "c")
     (file,) = (tmp_path / "c").glob("*.distcp")
