@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <tuple>
 
 #include "kernels/decode.h"
@@ -68,6 +69,10 @@ void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_
       raise_system_error(PyExc_FileNotFoundError, ENOENT);
       break;
     case ErrorKind::io:
+      if (error.system_error == ENOMEM) {
+        raise(PyExc_MemoryError);
+        break;
+      }
       raise_system_error(PyExc_OSError, error.system_error);
       break;
     case ErrorKind::malformed:
@@ -97,6 +102,11 @@ void bind_errors(py::module_& m) {
       if (failure) std::rethrow_exception(failure);
     } catch (const Error& error) {
       raise_in_python(error, format_error.ptr(), plan_error.ptr());
+    } catch (const std::system_error& error) {  // no thread to be had, or an old file system's fault
+      const bool is_of_system = error.code().category() == std::generic_category() ||
+                                error.code().category() == std::system_category();
+      raise_in_python({ErrorKind::io, error.what(), is_of_system ? error.code().value() : EIO},
+                      format_error.ptr(), plan_error.ptr());
     }
   });
 }

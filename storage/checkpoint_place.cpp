@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "planner/error.h"
+#include "storage/entries.h"
 #include "storage/manifest.h"
 #include "storage/printable.h"
 
@@ -69,12 +70,10 @@ std::optional<std::string> step_of(const std::string& name) {
 
 std::vector<fs::path> entries_of(const fs::path& directory) {
   std::vector<fs::path> found;
-  std::error_code code;
-  for (fs::directory_iterator entry(directory, code); !code && entry != fs::end(entry);
-       entry.increment(code)) {
-    found.push_back(entry->path());
+  try {
+    for (const std::string& name : names_in(directory)) found.push_back(directory / name);
+  } catch (const Error&) {  // what cannot be listed gives no advice
   }
-  std::sort(found.begin(), found.end());
   return found;
 }
 

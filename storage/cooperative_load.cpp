@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <new>
 #include <numeric>
 #include <set>
 #include <string>
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/no_memory.h"
 #include "storage/placing.h"
 #include "storage/threads.h"
 
@@ -107,20 +109,28 @@ void CooperativeLoad::abandon() noexcept {
       readers_.clear();
     });
   } catch (...) {  // the device is lost, or there is no thread to be had; what the load failed of is told
+    readers_.clear();
   }
   devices_.abandon();
 }
 
-/// Works on a thread that may call the devices' run-time, and names what is left partly written.
+/// Works on a thread that may call the devices' run-time.
 void CooperativeLoad::run(const std::function<void()>& work) {
+  if (devices_.any()) {
+    on_its_own_thread(work);
+  } else {
+    work();
+  }
+}
+
+template <typename Work>
+void CooperativeLoad::naming_what_is_written(const Work& work) {
   try {
-    if (devices_.any()) {
-      on_its_own_thread(work);
-    } else {
-      work();
-    }
+    work();
   } catch (const Error& error) {
     throw written_.with_names(error, specs_);
+  } catch (const std::bad_alloc&) {
+    throw written_.with_names(no_memory(), specs_);
   }
 }
 
@@ -181,6 +191,10 @@ std::vector<std::uint64_t> CooperativeLoad::bytes_from(std::size_t round) const 
 }
 
 void CooperativeLoad::read(std::size_t round, std::byte* outgoing) {
+  naming_what_is_written([&] { read_pieces(round, outgoing); });
+}
+
+void CooperativeLoad::read_pieces(std::size_t round, std::byte* outgoing) {
   note_exchange(0);
   std::vector<std::byte*> next(ranks_);  // of each rank's bytes
   const std::vector<std::uint64_t> bytes = bytes_to(round);
@@ -279,6 +293,10 @@ void CooperativeLoad::note_exchange(std::uint64_t bytes) {
 }
 
 void CooperativeLoad::place(std::size_t round, const std::byte* incoming) {
+  naming_what_is_written([&] { place_shares(round, incoming); });
+}
+
+void CooperativeLoad::place_shares(std::size_t round, const std::byte* incoming) {
   struct Arrived {
     const SharedPiece* piece;
     const SharedPiece::Share* share;
@@ -345,12 +363,14 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
     trace_.add("together " + std::to_string(i), std::move(readers_[i].events));
   }
   if (trace_.is_wanted()) trace_.add("exchange", std::move(events_));
-  run([&] {
-    devices_.use_one();
-    for (Reader& reader : readers_) reader.tasks->close();
-    readers_.clear();  // their memory, and what is taken of devices, is for the rest now
-    devices_.finish();
-    devices_are_open_ = false;
+  naming_what_is_written([&] {
+    run([&] {
+      devices_.use_one();
+      for (Reader& reader : readers_) reader.tasks->close();
+      readers_.clear();  // their memory, and what is taken of devices, is for the rest now
+      devices_.finish();
+      devices_are_open_ = false;
+    });
   });
 
   LoadReport report = load(rest, catalog_, specs_, own, trace_, written_);

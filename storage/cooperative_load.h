@@ -80,6 +80,10 @@ class CooperativeLoad {
   template <typename Visit>
   void for_each_share(std::size_t round, const Visit& visit) const;
   void run(const std::function<void()>& work);
+  template <typename Work>
+  void naming_what_is_written(const Work& work);
+  void read_pieces(std::size_t round, std::byte* outgoing);
+  void place_shares(std::size_t round, const std::byte* incoming);
   void place_piece(const SharedPiece& piece, const StagedTask& staged, const std::vector<std::byte*>& places);
   void place_part(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes);
   LoadPlan rest() const;

@@ -1,14 +1,12 @@
 #include "storage/copies_under_way.h"
 
-#include "planner/error.h"
-
 namespace shardwright {
 
 CopiesUnderWay::~CopiesUnderWay() {
   while (any()) {
     try {
       wait_for_one();
-    } catch (const Error&) {  // the device is lost, and with it what was under way
+    } catch (...) {  // the device is lost, and with it what was under way
       release_first();
     }
   }

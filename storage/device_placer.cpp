@@ -1,6 +1,7 @@
 #include "storage/device_placer.h"
 
 #include <algorithm>
+#include <new>
 
 #include "storage/placing.h"
 
@@ -135,7 +136,10 @@ void DevicePlacer::wait_for(DeviceEvent event, std::uint32_t transfer) {
 
 void DevicePlacer::give_back(DeviceEvent event) {
   const std::lock_guard lock(mutex_);
-  unused_events_.push_back(event);
+  try {
+    unused_events_.push_back(event);
+  } catch (const std::bad_alloc&) {  // not used again: the device's resources give it back at the end
+  }
 }
 
 void DevicePlacer::place(Block& block) {

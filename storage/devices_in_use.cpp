@@ -77,7 +77,7 @@ void DevicesInUse::close() {
   for (const auto& [_, device] : devices_) {
     try {
       device->close();
-    } catch (const Error&) {
+    } catch (...) {
       if (!failure) failure = std::current_exception();
     }
   }
@@ -93,7 +93,7 @@ void DevicesInUse::run(const std::function<void()>& work) {
     } catch (...) {
       try {
         close();
-      } catch (const Error&) {  // the first failure says more
+      } catch (...) {  // the first failure says more
       }
       throw;
     }

@@ -1,9 +1,14 @@
 #include "storage/entries.h"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <system_error>
+#include <memory>
+#include <string_view>
 
 #include "storage/printable.h"
 #include "storage/uninterrupted.h"
@@ -17,17 +22,9 @@ namespace fs = std::filesystem;
   throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
 }
 
-/// Empties `names` and lists again where a signal interrupts it.
-template <typename List>
-std::error_code listed_whole(std::vector<std::string>& names, const List& list) {
-  std::error_code code;
-  do {
-    names.clear();
-    code = list();
-  } while (code == std::errc::interrupted);
-  std::sort(names.begin(), names.end());
-  return code;
-}
+struct Closes {
+  void operator()(DIR* directory) const { ::closedir(directory); }
+};
 
 }  // namespace
 
@@ -49,36 +46,56 @@ bool are_one_file(const fs::path& one, const fs::path& other) {
   return a && b && a->st_ino == b->st_ino && a->st_dev == b->st_dev;
 }
 
-std::vector<std::string> names_in(const fs::path& directory) {
+std::vector<std::string> names_in(const fs::path& path) {
+  const auto refused = [&](int code) -> std::vector<std::string> {
+    if (code == ENOENT || code == ENOTDIR) return {};
+    fail(path, "cannot list this directory", code);
+  };
+  const int descriptor =
+      uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  if (descriptor < 0) return refused(errno);
+  const std::unique_ptr<DIR, Closes> directory(::fdopendir(descriptor));
+  if (directory == nullptr) {
+    const int code = errno;
+    ::close(descriptor);
+    return refused(code);
+  }
   std::vector<std::string> names;
-  const std::error_code code = listed_whole(names, [&] {
-    std::error_code failure;
-    fs::directory_iterator entries(directory, failure);
-    while (!failure && entries != fs::end(entries)) {
-      names.push_back(entries->path().filename().native());
-      entries.increment(failure);
-    }
-    return failure;
-  });
-  if (code == std::errc::no_such_file_or_directory || code == std::errc::not_a_directory) return {};
-  if (code) fail(directory, "cannot list this directory", code.value());
+  for (;;) {
+    errno = 0;
+    const dirent* const entry = ::readdir(directory.get());
+    if (entry == nullptr && errno == EINTR) continue;
+    if (entry == nullptr && errno != 0) return refused(errno);
+    if (entry == nullptr) break;
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") names.emplace_back(name);
+  }
+  std::sort(names.begin(), names.end());
   return names;
 }
 
 std::vector<std::string> files_below(const fs::path& directory) {
-  std::vector<std::string> names;
-  const std::error_code code = listed_whole(names, [&] {
-    std::error_code failure;
-    fs::recursive_directory_iterator entries(directory, failure);
-    while (!failure && entries != fs::end(entries)) {
-      const bool descends = entries->symlink_status(failure).type() == fs::file_type::directory;
-      if (!failure && !descends) names.push_back(entries->path().lexically_relative(directory).native());
-      if (!failure) entries.increment(failure);
+  if (!is_folder(directory)) fail(directory, "cannot list this directory", ENOENT);
+  std::vector<std::string> files;
+  for (const std::string& name : names_in(directory)) {
+    if (!is_folder(directory / name)) {
+      files.push_back(name);
+      continue;
     }
-    return failure;
-  });
-  if (code) fail(directory, "cannot list this directory", code.value());
-  return names;
+    for (const std::string& below : files_below(directory / name)) files.push_back(name + "/" + below);
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+void remove_with_all_in_it(const fs::path& path) {
+  if (uninterrupted([&] { return ::unlink(path.c_str()); }) == 0) return;
+  try {
+    if (!is_folder(path)) return;
+    for (const std::string& name : names_in(path)) remove_with_all_in_it(path / name);
+  } catch (const Error&) {  // what cannot be looked at stays
+  }
+  uninterrupted([&] { return ::rmdir(path.c_str()); });
 }
 
 bool is_refusal(const Error& error) {

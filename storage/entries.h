@@ -21,8 +21,8 @@ bool is_folder(const std::filesystem::path& path);
 /// Whether both names are there and of one file, links not followed. Throws as entry_at().
 bool are_one_file(const std::filesystem::path& one, const std::filesystem::path& other);
 
-/// The names in a directory, sorted; none if it is not there, or is no directory. Throws Error(io), naming
-/// it.
+/// The names in a directory, sorted; none if it is not there, or is no directory. In the place of
+/// std::filesystem's iterators, which end the process where memory is short. Throws Error(io), naming it.
 std::vector<std::string> names_in(const std::filesystem::path& directory);
 
 /// The names of all files below a directory, relative to it, sorted. Links are not followed. Throws
@@ -32,5 +32,9 @@ std::vector<std::string> files_below(const std::filesystem::path& directory);
 /// Whether an error tells that the operating system refused (a bad disk, no permission, too many open files),
 /// and so nothing of what is there: no file, no regular one, or one that breaks its format.
 bool is_refusal(const Error& error);
+
+/// Removes what has this name, and all in it if that is a directory, as far as the operating system allows.
+/// Links are not followed.
+void remove_with_all_in_it(const std::filesystem::path& path);
 
 }  // namespace shardwright

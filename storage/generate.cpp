@@ -12,6 +12,7 @@
 #include "planner/catalog.h"
 #include "planner/error.h"
 #include "planner/models/minimax_m3_presets.h"
+#include "storage/entries.h"
 #include "storage/generate_values.h"
 #include "storage/hf_index.h"
 #include "storage/pending_file.h"
@@ -100,16 +101,14 @@ void prepare_directory(const fs::path& directory) {
   std::error_code code;
   fs::create_directories(directory, code);
   if (code) io_error(directory, "cannot make this directory", code);
-  for (fs::directory_iterator entry(directory, code); !code && entry != fs::directory_iterator();
-       entry.increment(code)) {
-    const fs::path name = entry->path().filename();
+  for (const std::string& file : names_in(directory)) {
+    const fs::path name = file;
     if (name.extension() == ".safetensors" || name == hf_index_name || name == "config.json") {
       throw Error(ErrorKind::argument,
                   printable(directory.native()) + ": expected a directory without a checkpoint, found " +
                       in_quotes(name.native()) + "; give an empty directory, or empty this one");
     }
   }
-  if (code) io_error(directory, "cannot read this directory", code);
 }
 
 /// Better now than after the first terabyte.

@@ -7,7 +7,8 @@
 namespace shardwright {
 
 /// A regular file, or one that a link leads to, open for reading; closes itself. Anything else is refused
-/// before it is opened, as opening a pipe or a device can wait, or do something. Any number of threads may call `read` at once.
+/// before it is opened, as opening a pipe or a device can wait, or do something. Any number of threads may
+/// call `read` at once.
 class InputFile {
  public:
   /// Throws Error: not_found if there is no such file; io, with errno, if it cannot be opened or is no

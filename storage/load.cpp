@@ -6,6 +6,8 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -13,6 +15,7 @@
 #include "planner/error.h"
 #include "storage/box_reading.h"
 #include "storage/load_devices.h"
+#include "storage/no_memory.h"
 #include "storage/open_files.h"
 #include "storage/placing.h"
 #include "storage/reading_resources.h"
@@ -60,6 +63,10 @@ class Engine {
       devices_.close_gpu_direct(files_);
       devices_.abandon();
       throw written_.with_names(error, specs_);
+    } catch (const std::bad_alloc&) {
+      devices_.close_gpu_direct(files_);
+      devices_.abandon();
+      throw written_.with_names(no_memory(), specs_);
     } catch (...) {
       devices_.close_gpu_direct(files_);
       devices_.abandon();
@@ -81,9 +88,8 @@ class Engine {
     const std::uint64_t bytes_in_all = options_.progress ? bytes_to_read(task_bytes) : 0;
 
     std::vector<std::thread> workers;
-    running_ = resources.threads;
     try {
-      for (int t = 0; t < resources.threads; ++t) workers.emplace_back([&, t] { work(resources, t); });
+      start(workers, resources);
       wait(bytes_in_all);
     } catch (...) {
       stop(std::current_exception());
@@ -91,15 +97,30 @@ class Engine {
     for (std::thread& worker : workers) worker.join();
     if (failure_) std::rethrow_exception(failure_);
 
-    report_.threads = resources.threads;
+    report_.threads = static_cast<int>(workers.size());
     report_.bytes_checked = checks_.bytes();
     report_.files = files_.count();
     report_.files_direct = files_.count_direct();
     report_.files_io_uring = had_ring_ ? reading_.files_in_background() : 0;
     report_.boxes_with_gaps = figures_.boxes_with_gaps;
     report_.boxes_in_pieces = figures_.boxes_in_pieces;
-    report_.read_seconds = std::chrono::duration<double>(figures_.reading).count() / resources.threads;
-    report_.decode_seconds = std::chrono::duration<double>(figures_.decoding).count() / resources.threads;
+    report_.read_seconds = std::chrono::duration<double>(figures_.reading).count() / report_.threads;
+    report_.decode_seconds = std::chrono::duration<double>(figures_.decoding).count() / report_.threads;
+  }
+
+  void start(std::vector<std::thread>& workers, const Resources& resources) {
+    workers.reserve(static_cast<std::size_t>(resources.threads));
+    running_ = resources.threads;
+    for (int t = 0; t < resources.threads; ++t) {
+      try {
+        workers.emplace_back([&, t] { work(resources, t); });
+      } catch (const std::system_error&) {  // the process may have no more threads: fewer do the work
+        if (workers.empty()) throw;
+        const std::lock_guard lock(mutex_);
+        running_ -= resources.threads - t;
+        return;
+      }
+    }
   }
 
   std::uint64_t bytes_to_read(std::size_t task_bytes) const {
@@ -141,7 +162,11 @@ class Engine {
     } catch (...) {
       stop(std::current_exception());
     }
-    if (trace_.is_wanted()) trace_.add("load " + std::to_string(number), std::move(events));
+    try {
+      if (trace_.is_wanted()) trace_.add("load " + std::to_string(number), std::move(events));
+    } catch (...) {
+      stop(std::current_exception());
+    }
     const std::lock_guard lock(mutex_);
     figures_.add(figures);
     --running_;
@@ -265,8 +290,8 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
     Engine(plan, catalog, specs, options, trace, written, report).run();
   } catch (...) {
     try {
-      trace.write(catalog);   // of what was done until then
-    } catch (const Error&) {  // the first failure says more
+      trace.write(catalog);  // of what was done until then
+    } catch (...) {          // the first failure says more
     }
     throw;
   }

@@ -89,12 +89,20 @@ void LoadDevices::finish() {
 
 void LoadDevices::abandon() noexcept {
   if (!any()) return;
+  bool has_begun = false;
+  const auto end = [&] {
+    has_begun = true;
+    for (const auto& [_, placer] : placers_) placer->abandon();
+    devices_.close();
+  };
   try {
-    on_its_own_thread([this] {
-      for (const auto& [_, placer] : placers_) placer->abandon();
-      devices_.close();
-    });
+    on_its_own_thread(end);
   } catch (...) {  // what the load failed of is to be told, not this
+    if (has_begun) return;
+    try {  // no thread to be had
+      end();
+    } catch (...) {
+    }
   }
 }
 

@@ -40,8 +40,8 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::open(int flags) {
-  descriptor_ = uninterrupted(
-      [&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666); });
+  descriptor_ =
+      uninterrupted([&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666); });
   if (descriptor_ < 0) fail("cannot create this file");
 }
 

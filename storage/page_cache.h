@@ -10,9 +10,9 @@ namespace shardwright {
 /// system does not tell either.
 std::optional<double> share_in_page_cache(int descriptor, std::uint64_t file_bytes);
 
-/// A descriptor for reading the file of that path past the page cache (O_DIRECT), at offsets, lengths and addresses that
-/// are multiples of direct_alignment; -1 where the file system or its alignment does not allow it, and where
-/// the path no longer leads to the file of `descriptor`. The caller closes it.
+/// A descriptor for reading the file of that path past the page cache (O_DIRECT), at offsets, lengths and
+/// addresses that are multiples of direct_alignment; -1 where the file system or its alignment does not allow
+/// it, and where the path no longer leads to the file of `descriptor`. The caller closes it.
 int open_direct(const char* path, int descriptor);
 
 inline constexpr std::uint64_t direct_alignment = 4096;

@@ -14,6 +14,7 @@
 #include "storage/entries.h"
 #include "storage/manifest.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 namespace {
@@ -40,8 +41,7 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
   std::vector<fs::path> lacking;
   fs::path at = directory;
   struct stat status {};
-  while (::stat(at.c_str(), &status) != 0) {
-    if (errno == EINTR) continue;
+  while (uninterrupted([&] { return ::stat(at.c_str(), &status); }) != 0) {
     if (errno == ENOTDIR) {
       at = at.parent_path();
       continue;  // to the file that is there in place of a directory
@@ -59,11 +59,12 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
   std::vector<fs::path> made;
   std::reverse(lacking.begin(), lacking.end());
   for (const fs::path& path : lacking) {
-    if (::mkdir(path.c_str(), 0777) == 0) {
+    if (uninterrupted([&] { return ::mkdir(path.c_str(), 0777); }) == 0) {
       made.push_back(path);
     } else if (errno != EEXIST) {
       const int code = errno;
-      for (auto last = made.rbegin(); last != made.rend(); ++last) ::rmdir(last->c_str());
+      for (auto last = made.rbegin(); last != made.rend(); ++last)
+        uninterrupted([&] { return ::rmdir(last->c_str()); });
       fail(path, "cannot create this directory", code);
     }
   }
@@ -88,7 +89,8 @@ PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind k
     folder_ = std::make_unique<SavingFolder>(directory_);
     expect_replaceable(overwrite, source);
     files_ = folder_->files();
-    if (::mkdir(files_.c_str(), 0777) != 0) fail(files_, "cannot create this directory", errno);
+    if (uninterrupted([&] { return ::mkdir(files_.c_str(), 0777); }) != 0)
+      fail(files_, "cannot create this directory", errno);
   } catch (...) {
     abandon();
     throw;
@@ -183,15 +185,18 @@ void PendingCheckpoint::publish(const std::string& commit_name) {
 void PendingCheckpoint::abandon() noexcept {
   if (folder_ != nullptr) folder_->settle();
   folder_.reset();
-  for (auto last = made_.rbegin(); last != made_.rend(); ++last) ::rmdir(last->c_str());
+  for (auto last = made_.rbegin(); last != made_.rend(); ++last)
+    uninterrupted([&] { return ::rmdir(last->c_str()); });
   made_.clear();
 }
 
 void remove_checkpoint(const fs::path& path) {
   struct stat status {};
-  if (::lstat(path.c_str(), &status) != 0) fail(path, "cannot look at this checkpoint", errno);
+  if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) != 0)
+    fail(path, "cannot look at this checkpoint", errno);
   if (S_ISLNK(status.st_mode)) {
-    if (::unlink(path.c_str()) != 0) fail(path, "cannot remove this link", errno);
+    if (uninterrupted([&] { return ::unlink(path.c_str()); }) != 0)
+      fail(path, "cannot remove this link", errno);
     sync_directory(fs::absolute(path).parent_path());
     return;
   }
@@ -207,7 +212,7 @@ void remove_checkpoint(const fs::path& path) {
     }
     // A plan that counts as committed: what it names is removed once no manifest lists it.
     folder.write_plan(".", found.files);
-    if (::unlink((directory / manifest_name).c_str()) != 0) {
+    if (uninterrupted([&] { return ::unlink((directory / manifest_name).c_str()); }) != 0) {
       const int code = errno;
       folder.settle();
       fail(directory / manifest_name, "cannot remove this manifest", code);
@@ -215,14 +220,14 @@ void remove_checkpoint(const fs::path& path) {
     sync_directory(directory);
   }
   folder.settle();
-  ::rmdir(directory.c_str());
+  uninterrupted([&] { return ::rmdir(directory.c_str()); });
 }
 
 void clean_up_after_dead_save(const fs::path& directory) {
   const std::unique_ptr<SavingFolder> dead = SavingFolder::of_dead_save(directory);
   if (dead == nullptr) return;
   dead->settle();
-  ::rmdir(directory.c_str());
+  uninterrupted([&] { return ::rmdir(directory.c_str()); });
 }
 
 }  // namespace shardwright

@@ -3,7 +3,9 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <iterator>
 #include <optional>
 #include <system_error>
@@ -13,6 +15,7 @@
 #include "planner/problems.h"
 #include "storage/checkpoint_place.h"
 #include "storage/checksums_file.h"
+#include "storage/entries.h"
 #include "storage/hf_index.h"
 #include "storage/input_file.h"
 #include "storage/json_events.h"
@@ -35,30 +38,28 @@ constexpr std::uint64_t max_config_bytes = 100'000'000;
 /// ._ files that macOS puts beside others.
 std::vector<std::string> list_safetensors(const fs::path& directory) {
   const std::string where = printable(directory.native());
-  std::error_code code;
-  fs::directory_iterator entries(directory, code);
-  if (code == std::errc::no_such_file_or_directory) {
-    throw Error(ErrorKind::not_found, where + ": no such directory; " + advice_for_absent(directory),
-                code.value());
+  struct stat status {};
+  if (uninterrupted([&] { return ::stat(directory.c_str(), &status); }) != 0) {
+    const int code = errno;
+    if (code == ENOENT) {
+      throw Error(ErrorKind::not_found, where + ": no such directory; " + advice_for_absent(directory), code);
+    }
+    if (code != ENOTDIR) {
+      throw Error(ErrorKind::io, where + ": cannot read this directory: " + std::strerror(code), code);
+    }
+    status.st_mode = S_IFREG;  // a part of the path is one
   }
-  if (code == std::errc::not_a_directory) {
+  if (!S_ISDIR(status.st_mode)) {
     throw Error(
         ErrorKind::not_found,
         where + ": expected the directory of a checkpoint, found a file; give the directory that holds it: " +
             printable(fs::absolute(directory).parent_path().native()),
-        code.value());
+        ENOTDIR);
   }
-  std::vector<std::string> names;
-  while (!code && entries != fs::end(entries)) {
-    const fs::path name = entries->path().filename();
-    if (name.extension() == ".safetensors" && name.native().front() != '.') names.push_back(name.string());
-    entries.increment(code);
-  }
-  if (code == std::errc::interrupted) return list_safetensors(directory);
-  if (code) {
-    throw Error(ErrorKind::io, where + ": cannot read this directory: " + code.message(), code.value());
-  }
-  std::sort(names.begin(), names.end());
+  std::vector<std::string> names = names_in(directory);
+  std::erase_if(names, [](const std::string& name) {
+    return name.front() == '.' || fs::path(name).extension() != ".safetensors";
+  });
   return names;
 }
 

@@ -16,9 +16,10 @@ namespace shardwright {
 
 /// Checksums of a stored tensor that threads and ranks make, and check, a few rows at a time in any order.
 ///
-/// A row is a run of the last dimension; a tensor without dimensions, or of a packed dtype, is one row. A tensor's bytes are divided
-/// into cells: each row at its multiples of 64 KiB and at its cuts, and all of them at the tensor's multiples
-/// of 4 MiB, which are the ends of blocks. Cuts are where the parts of ranks that held columns ended.
+/// A row is a run of the last dimension; a tensor without dimensions, or of a packed dtype, is one row. A
+/// tensor's bytes are divided into cells: each row at its multiples of 64 KiB and at its cuts, and all of
+/// them at the tensor's multiples of 4 MiB, which are the ends of blocks. Cuts are where the parts of ranks
+/// that held columns ended.
 ///
 /// The sum of a block is the sum, modulo 2^64, over its cells, of XXH3_64(bytes of the cell, seed = offset of
 /// the cell in the tensor). The seed makes known that two cells have changed places.

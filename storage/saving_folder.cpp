@@ -49,23 +49,24 @@ void make_folders_of(const fs::path& directory, const std::string& name) {
   fs::path folder = directory;
   for (const fs::path& part : fs::path(name).parent_path()) {
     folder /= part;
-    if (::mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST)
+    if (uninterrupted([&] { return ::mkdir(folder.c_str(), 0777); }) != 0 && errno != EEXIST)
       fail(folder, "cannot create this directory", errno);
     if (!is_folder(folder)) fail(folder, "expected a directory, found something else", ENOTDIR);
   }
 }
 
 /// Removes the folders of a name that nothing is in any more.
-void remove_empty_folders_of(const fs::path& directory, const std::string& name) noexcept {
+void remove_empty_folders_of(const fs::path& directory, const std::string& name) {
   for (fs::path folder = fs::path(name).parent_path(); !folder.empty(); folder = folder.parent_path()) {
-    if (::rmdir((directory / folder).c_str()) != 0) return;
+    if (uninterrupted([&] { return ::rmdir((directory / folder).c_str()); }) != 0) return;
   }
 }
 
 /// True if there is no such file in the directory any more, or it is in none of its folders.
 bool remove_file(const fs::path& directory, const std::string& name) {
   if (!stays_inside(directory, name)) return true;
-  if (::unlink((directory / name).c_str()) != 0 && errno != ENOENT) return false;
+  if (uninterrupted([&] { return ::unlink((directory / name).c_str()); }) != 0 && errno != ENOENT)
+    return false;
   remove_empty_folders_of(directory, name);
   return true;
 }
@@ -76,7 +77,7 @@ bool has_no_links(int code) {
 
 /// A link, or a copy where the file system has none.
 void keep(const fs::path& file, const fs::path& kept) {
-  if (::link(file.c_str(), kept.c_str()) == 0) return;
+  if (uninterrupted([&] { return ::link(file.c_str(), kept.c_str()); }) == 0) return;
   if (!has_no_links(errno)) fail(file, "cannot link this file to " + printable(kept.native()), errno);
   std::error_code code;
   fs::copy_file(file, kept, code);
@@ -85,20 +86,21 @@ void keep(const fs::path& file, const fs::path& kept) {
 
 /// Renames unless a file has the name.
 int rename_to_new(const fs::path& from, const fs::path& to) {
-  const int outcome = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE);
+  const int outcome = uninterrupted(
+      [&] { return ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE); });
   if (outcome == 0 || (errno != EINVAL && errno != ENOSYS)) return outcome;
   if (entry_at(to)) {
     errno = EEXIST;
     return -1;
   }
-  return std::rename(from.c_str(), to.c_str());
+  return uninterrupted([&] { return std::rename(from.c_str(), to.c_str()); });
 }
 
 /// Locked, or -1 if somebody else has the lock. Makes folder and file if need be.
 int take_lock(const fs::path& folder) {
   const fs::path path = folder / "lock";
   for (;;) {
-    if (::mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST)
+    if (uninterrupted([&] { return ::mkdir(folder.c_str(), 0777); }) != 0 && errno != EEXIST)
       fail(folder, "cannot create this directory", errno);
     if (!is_folder(folder)) fail(folder, "expected the folder of a save, found something else", ENOTDIR);
     const int lock = uninterrupted(
@@ -183,7 +185,7 @@ std::unique_ptr<SavingFolder> SavingFolder::of_dead_save(const fs::path& directo
 SavingFolder::~SavingFolder() {
   if (lock_ < 0) return;
   // Unlocked and not only closed: a forked process may have the descriptor too.
-  ::flock(lock_, LOCK_UN);
+  uninterrupted([&] { return ::flock(lock_, LOCK_UN); });
   ::close(std::exchange(lock_, -1));
 }
 
@@ -205,10 +207,11 @@ void SavingFolder::publish(const std::string& name, bool replaces) {
     if (!replaces) fail(to, "expected no file of this name, found one that is not this save's", EEXIST);
     make_folders_of(folder_, "previous/" + name);
     keep(to, folder_ / "previous" / name);
-    if (std::rename(from.c_str(), to.c_str()) != 0) fail(to, "cannot give a finished file this name", errno);
+    if (uninterrupted([&] { return std::rename(from.c_str(), to.c_str()); }) != 0)
+      fail(to, "cannot give a finished file this name", errno);
     return;
   }
-  if (::link(from.c_str(), to.c_str()) == 0) return;
+  if (uninterrupted([&] { return ::link(from.c_str(), to.c_str()); }) == 0) return;
   if (!has_no_links(errno)) fail(to, "cannot give a finished file this name", errno);
   if (rename_to_new(from, to) != 0) fail(to, "cannot give a finished file this name", errno);
   renamed_.push_back(name);
@@ -223,7 +226,8 @@ void SavingFolder::commit(const std::string& name) {
     make_folders_of(folder_, "previous/" + name);
     keep(to, previous);
   }
-  if (std::rename(from.c_str(), to.c_str()) != 0) fail(to, "cannot give the finished file this name", errno);
+  if (uninterrupted([&] { return std::rename(from.c_str(), to.c_str()); }) != 0)
+    fail(to, "cannot give the finished file this name", errno);
   try {
     sync_directory(directory_);
   } catch (...) {
@@ -231,9 +235,9 @@ void SavingFolder::commit(const std::string& name) {
     // between.
     if (replaces) {
       keep(to, from);
-      std::rename(previous.c_str(), to.c_str());
+      uninterrupted([&] { return std::rename(previous.c_str(), to.c_str()); });
     } else {
-      std::rename(to.c_str(), from.c_str());
+      uninterrupted([&] { return std::rename(to.c_str(), from.c_str()); });
     }
     throw;
   }
@@ -255,7 +259,7 @@ void SavingFolder::settle() noexcept {
   } catch (...) {
     // What is there stays, and the next save tries again.
   }
-  ::flock(lock_, LOCK_UN);
+  uninterrupted([&] { return ::flock(lock_, LOCK_UN); });
   ::close(std::exchange(lock_, -1));
 }
 
@@ -277,25 +281,32 @@ bool SavingFolder::undo() {
     if (are_one_file(files() / name, directory_ / name) && !remove_file(directory_, name)) done = false;
   }
   for (const std::string& name : renamed_) {
-    if (std::rename((directory_ / name).c_str(), (files() / name).c_str()) != 0) done = false;
+    if (uninterrupted([&] { return std::rename((directory_ / name).c_str(), (files() / name).c_str()); }) !=
+        0)
+      done = false;
     remove_empty_folders_of(directory_, name);
   }
   if (is_folder(folder_ / "previous")) {
     for (const std::string& name : files_below(folder_ / "previous")) {
-      if (std::rename((folder_ / "previous" / name).c_str(), (directory_ / name).c_str()) != 0) done = false;
+      if (uninterrupted([&] {
+            return std::rename((folder_ / "previous" / name).c_str(), (directory_ / name).c_str());
+          }) != 0)
+        done = false;
     }
   }
   return done;
 }
 
 void SavingFolder::remove() noexcept {
-  std::error_code code;
-  ::unlink(
-      (folder_ / "plan").c_str());  // first: without it nothing in the folder is taken for more than it is
-  fs::remove_all(folder_ / "files", code);
-  fs::remove_all(folder_ / "previous", code);
-  ::unlink((folder_ / "lock").c_str());
-  ::rmdir(folder_.c_str());
+  try {
+    // First: without it nothing in the folder is taken for more than it is.
+    uninterrupted([&] { return ::unlink((folder_ / "plan").c_str()); });
+    remove_with_all_in_it(folder_ / "files");
+    remove_with_all_in_it(folder_ / "previous");
+    uninterrupted([&] { return ::unlink((folder_ / "lock").c_str()); });
+    uninterrupted([&] { return ::rmdir(folder_.c_str()); });
+  } catch (...) {  // memory is short: what is there stays, and the next save removes it
+  }
 }
 
 void sync_directory(const fs::path& path) {

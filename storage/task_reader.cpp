@@ -10,6 +10,7 @@
 #include "planner/error.h"
 #include "storage/page_cache.h"
 #include "storage/printable.h"
+#include "storage/uninterrupted.h"
 
 namespace shardwright {
 namespace {
@@ -30,9 +31,10 @@ std::uint64_t read_pages(int descriptor, std::uint64_t begin, std::uint64_t leng
   const std::uint64_t wanted = before + length;
   std::uint64_t got = 0;
   while (got < wanted) {
-    const ssize_t more = ::pread(descriptor, to - before + got, rounded_up(wanted, page) - got,
-                                 static_cast<off_t>(begin - before + got));
-    if (more < 0 && errno == EINTR) continue;
+    const ssize_t more = uninterrupted([&] {
+      return ::pread(descriptor, to - before + got, rounded_up(wanted, page) - got,
+                     static_cast<off_t>(begin - before + got));
+    });
     if (more <= 0) return 0;
     got += static_cast<std::uint64_t>(more);
     if (got < wanted && got % page != 0) return 0;
@@ -311,7 +313,9 @@ void TaskReader::finish(const Uring::Completion& completion) {
       static_cast<std::uint64_t>(completion.result) >= before + read.extent.length) {
     bytes_read_ += static_cast<std::uint64_t>(completion.result);
   } else {
-    if (completion.result < 0 && read.extent.whole_pages) files_.give_up_direct(*read.extent.tensor);
+    const bool is_refused =
+        completion.result < 0 && completion.result != -EINTR && completion.result != -EAGAIN;
+    if (is_refused && read.extent.whole_pages) files_.give_up_direct(*read.extent.tensor);
     read_through_cache(read.extent);
   }
   arrived(*read.task);

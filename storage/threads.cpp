@@ -7,6 +7,7 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -48,7 +49,13 @@ void for_each_index(std::size_t count, int threads, const std::function<void(std
   {
     const auto wanted = static_cast<std::size_t>(threads > 0 ? threads : processors());
     std::vector<std::jthread> others;  // joined at the end of the block
-    for (std::size_t t = 1; t < std::min(wanted, count); ++t) others.emplace_back(run);
+    try {
+      for (std::size_t t = 1; t < std::min(wanted, count); ++t) others.emplace_back(run);
+    } catch (const std::system_error&) {  // the process may have no more threads: fewer do the work
+    } catch (...) {
+      failed = true;
+      throw;
+    }
     run();
   }
   if (fault) std::rethrow_exception(fault);

@@ -5,8 +5,10 @@
 #endif
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <string>
+#include <thread>
 
 #include "planner/error.h"
 
@@ -16,16 +18,22 @@ namespace shardwright {
 
 namespace {
 
+constexpr int most_tries = 1000;  // a millisecond apart
+
 class LinuxUring final : public Uring {
  public:
-  explicit LinuxUring(unsigned depth) : usable_(io_uring_queue_init(depth, &ring_, 0) == 0) {}
+  explicit LinuxUring(unsigned depth) {
+    int status = 0;
+    do {
+      status = io_uring_queue_init(depth, &ring_, 0);
+    } while (status == -EINTR);
+    usable_ = status == 0;
+  }
   ~LinuxUring() override {
     if (!usable_) return;
-    try {
-      while (in_flight_ > 0) wait();
-    } catch (const Error&) {  // the ring is broken; closing it cancels what is left
-      in_flight_ = 0;
-    }
+    Completion completion;
+    // Where waiting fails the ring is broken, and closing it cancels what is left.
+    while (in_flight_ > 0 && wait_for(completion) == 0) continue;
     io_uring_queue_exit(&ring_);
   }
   LinuxUring(const LinuxUring&) = delete;
@@ -39,10 +47,12 @@ class LinuxUring final : public Uring {
     if (entry == nullptr) throw Error(ErrorKind::io, "io_uring: more reads at a time than the ring holds");
     io_uring_prep_read(entry, descriptor, to, length, offset);
     io_uring_sqe_set_data64(entry, tag);
-    int submitted = 0;
-    do {
+    int submitted = io_uring_submit(&ring_);
+    for (int tries = 1; submitted == -EINTR || (submitted == -EAGAIN && tries < most_tries); ++tries) {
+      // The kernel has no memory for the request now.
+      if (submitted == -EAGAIN) std::this_thread::sleep_for(std::chrono::milliseconds(1));
       submitted = io_uring_submit(&ring_);
-    } while (submitted == -EINTR || submitted == -EAGAIN);
+    }
     if (submitted < 0) {
       throw Error(ErrorKind::io, std::string("io_uring: cannot submit a read: ") + std::strerror(-submitted),
                   -submitted);
@@ -51,26 +61,32 @@ class LinuxUring final : public Uring {
   }
 
   Completion wait() override {
-    io_uring_cqe* entry = nullptr;
-    int status = 0;
-    do {
-      status = io_uring_wait_cqe(&ring_, &entry);
-    } while (status == -EINTR || status == -EAGAIN);
-    if (status < 0) {
-      throw Error(ErrorKind::io, std::string("io_uring: cannot wait for a read: ") + std::strerror(-status),
-                  -status);
-    }
-    const Completion completion{io_uring_cqe_get_data64(entry), entry->res};
-    io_uring_cqe_seen(&ring_, entry);
-    --in_flight_;
-    return completion;
+    Completion completion;
+    const int status = wait_for(completion);
+    if (status == 0) return completion;
+    throw Error(ErrorKind::io, std::string("io_uring: cannot wait for a read: ") + std::strerror(-status),
+                -status);
   }
 
   unsigned in_flight() const override { return in_flight_; }
 
  private:
+  /// 0 or -errno. Allocates nothing: the destructor needs it where there may be no memory.
+  int wait_for(Completion& completion) noexcept {
+    io_uring_cqe* entry = nullptr;
+    int status = 0;
+    do {
+      status = io_uring_wait_cqe(&ring_, &entry);
+    } while (status == -EINTR || status == -EAGAIN);
+    if (status < 0) return status;
+    completion = {io_uring_cqe_get_data64(entry), entry->res};
+    io_uring_cqe_seen(&ring_, entry);
+    --in_flight_;
+    return 0;
+  }
+
   io_uring ring_{};
-  bool usable_;
+  bool usable_ = false;
   unsigned in_flight_ = 0;
 };
 
