@@ -21,10 +21,15 @@ from shardwright.safe_constructors import NAMES, Maker, Refused, set_state
 _DATA = (
     "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING "
     "SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST EMPTY_DICT "
-    "EMPTY_SET EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE "
+    "EMPTY_SET EMPTY_TUPLE BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE "
     "GLOBAL STACK_GLOBAL"
 )
 
+
+#: How deep tuples may lie in each other, and how many elements that may come to in all: what is hashed, as keys are, is
+#: walked through by recursion, each time it is met.
+_DEEPEST = 100
+_MOST_ELEMENTS = 10_000_000
 
 #: Of Python's library, in Python.
 _Machine: Any = vars(pickle)["_Unpickler"]
@@ -42,6 +47,7 @@ class SafeUnpickler(_Machine):
         super().__init__(file, **options)
         self.of_user = _get_user_allowed_globals()
         self.classes_of_user = {id(value) for value in self.of_user.values()}
+        self.nested: dict[int, tuple[Any, int, int]] = {}  # by id of a tuple: itself, its depth, its elements
 
     def find_class(self, module: str, name: str) -> Any:
         if type(module) is not str or type(name) is not str:
@@ -61,7 +67,7 @@ class SafeUnpickler(_Machine):
         # Neither imported nor asked by getattr, which a module may answer with code of its own.
         found = vars(sys.modules[module]).get(name) if module in sys.modules else None
         if is_namedtuple(found):
-            return Maker(full, new=lambda *values: _namedtuple(found, values))
+            return Maker(full, new=lambda *values: self._made(_namedtuple(found, values)))
         raise Refused(f"it names {full}")
 
     def _member(self, class_: Any, name: Any) -> Any:
@@ -72,6 +78,36 @@ class SafeUnpickler(_Machine):
 
     def is_of_user(self, value: Any) -> bool:
         return id(value) in self.classes_of_user
+
+    # --- what can be hashed --------------------------------------------------------------------------------------
+
+    def _made(self, value: Any) -> Any:
+        """The tuple or frozenset, unless it lies too deep in others of these."""
+        depth, elements = 1, 0
+        for element in value:
+            _, below, within = self.nested.get(id(element), (None, 0, 1))
+            depth, elements = max(depth, below + 1), elements + within
+        if depth > _DEEPEST or elements > _MOST_ELEMENTS:
+            raise Refused(f"its tuples lie {depth} deep in each other, with {elements} elements")
+        self.nested[id(value)] = value, depth, elements
+        return value
+
+    def load_tuple(self) -> None:
+        elements = self.pop_mark()  # which changes what append() is
+        self.append(self._made(tuple(elements)))
+
+    def load_tuple1(self) -> None:
+        self.stack[-1:] = [self._made((self.stack[-1],))]
+
+    def load_tuple2(self) -> None:
+        self.stack[-2:] = [self._made((self.stack[-2], self.stack[-1]))]
+
+    def load_tuple3(self) -> None:
+        self.stack[-3:] = [self._made((self.stack[-3], self.stack[-2], self.stack[-1]))]
+
+    def load_frozenset(self) -> None:
+        elements = self.pop_mark()
+        self.append(self._made(frozenset(elements)))
 
     # --- what makes objects ------------------------------------------------------------------------------------
 
@@ -177,7 +213,10 @@ class SafeUnpickler(_Machine):
         self.append(self.persistent_load(saved))
 
 
-_DEFINED_HERE = "REDUCE NEWOBJ NEWOBJ_EX BUILD APPEND APPENDS ADDITEMS SETITEM SETITEMS BINPERSID"
+_DEFINED_HERE = (
+    "TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET REDUCE NEWOBJ NEWOBJ_EX BUILD APPEND APPENDS ADDITEMS SETITEM SETITEMS "
+    "BINPERSID"
+)
 for _name in _DEFINED_HERE.split():
     SafeUnpickler.dispatch[getattr(pickle, _name)[0]] = getattr(SafeUnpickler, f"load_{_name.lower()}")
 

@@ -457,3 +457,30 @@ def test_mutated_pickles_are_taken_or_refused():
         except ValueError:
             refused += 1
     assert refused > 50
+
+
+def pickled(code: bytes) -> io.BytesIO:
+    """An archive as torch.save makes it, with this in place of its pickle."""
+    made, archive = io.BytesIO(), io.BytesIO()
+    torch.save({"a": 1}, made)
+    with zipfile.ZipFile(made) as source, zipfile.ZipFile(archive, "w") as to:
+        for name in source.namelist():
+            to.writestr(name, code if name.endswith("data.pkl") else source.read(name))
+    archive.seek(0)
+    return archive
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\x80\x02})" + b"\x85" * 2_000_000 + b"K\x01s.",  # a key that hashing walks into, without end
+        b"\x80\x02})q\x00"
+        + b"h\x00\x86q\x00" * 60
+        + b"K\x01s.",  # and one that it walks through 2 ** 60 times
+        b"\x80\x04(" + b"(" * 300 + b"\x91" * 300 + b"\x91.",  # the same of frozen sets
+    ],
+    ids=["deep", "wide", "sets"],
+)
+def test_keys_that_take_for_ever_to_hash_are_refused(code: bytes):
+    with pytest.raises(ValueError, match="deep in each other"):
+        safe_pickle("x", "file", pickled(code))
