@@ -141,7 +141,7 @@ def _words_of_transport(failure: BaseException) -> str | None:
         return next((words for words in of_ranks if words), None)
     if isinstance(failure, (dist.DistError, ConnectionError)):
         return str(failure)
-    known = ("gloo", "Connection", "connection", "Timed out", "timed out", "Broken pipe", "Socket")
+    known = ("gloo", "onnection", "imed out", "imeout", "Broken pipe", "Socket")
     if type(failure) is RuntimeError and any(word in str(failure) for word in known):
         return str(failure)
     return None
