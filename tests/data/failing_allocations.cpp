@@ -1,6 +1,6 @@
-// Preloaded: after fail_allocation(n), the n-th allocation that the library's own code makes on its own threads fails,
-// once. Those of others, such as torch, are left alone, and those on the interpreter's thread: pybind11 ends the process
-// where it cannot register an object.
+// Preloaded: after fail_allocation(n), the n-th allocation that the library's own code makes on its own
+// threads fails, once. Those of others, such as torch, are left alone, and those on the interpreter's thread:
+// pybind11 ends the process where it cannot register an object.
 
 #include <dlfcn.h>
 #include <unistd.h>
