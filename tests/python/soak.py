@@ -1,0 +1,93 @@
+"""Saves, loads and exports in one process, again and again: memory, descriptors, threads and files stay as they are.
+
+python tests/python/soak.py [--rounds 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import shardwright as sw
+import torch
+
+
+def state() -> dict:
+    draw = torch.Generator().manual_seed(1)
+    tensors = {f"layer.{i}": torch.randn(256, 1024, generator=draw) for i in range(8)}
+    return {
+        "model": tensors,
+        "turned": torch.randn(300, 200, generator=draw).t(),
+        "step": 1,
+        "notes": {"a": [1, "b"]},
+    }
+
+
+def one_round(folder: Path, released: Path, number: int) -> None:
+    held = state()
+    sw.save(held, folder / "runs", step=number, keep_last=2)
+    pending = sw.save(held, folder / "background", asynchronous=True)
+    assert isinstance(pending, sw.PendingSave)
+    pending.wait()
+    latest = sw.latest(folder / "runs")
+    assert latest is not None
+    sw.load(
+        held, latest, reads=("auto", "io_uring", "pread")[number % 3], verify=(None, True, False)[number % 3]
+    )
+    assert not sw.verify(latest).problems
+    weights = sw.empty_state_dict(released)
+    sw.load(weights, released)
+    sw.export(weights, folder / "export", quantization="mxfp8", template=released)
+    for wrong in (folder / "nowhere", folder / "runs"):
+        try:
+            sw.load(held, wrong)
+        except (OSError, ValueError):
+            continue
+        raise AssertionError("not refused")
+
+
+def taken() -> dict[str, int]:
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "resident bytes": resident,
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+        "Python's threads": threading.active_count(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=200)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sw.generate(folder / "released", "tiny")
+        first: dict[str, int] = {}
+        names: set[str] = set()
+        for number in range(rounds):
+            one_round(folder, folder / "released", number)
+            if number == max(5, rounds // 5):  # caches have filled
+                first = taken()
+                names = {str(path.parent.relative_to(folder)) for path in folder.rglob("*")}
+        last = taken()
+        count = len(list(folder.rglob("*")))
+    print(f"{rounds} rounds of five saves, loads and exports, then {count} files in {len(names)} folders")
+    for what, value in first.items():
+        print(f"{what}: {value:,} after a fifth, {last[what]:,} at the end")
+    grown = last["resident bytes"] - first["resident bytes"]
+    return int(
+        grown > 20 << 20 or any(last[what] > first[what] for what in first if what != "resident bytes")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
