@@ -250,7 +250,9 @@ RowChecks::RowChecks(const LoadPlan& plan, const Catalog& catalog) : catalog_(ca
     if (transfer.scales >= 0 && !is_empty(transfer.scale_box))
       read[static_cast<std::uint32_t>(transfer.scales)].push_back(&transfer.scale_box);
   }
-  for (const auto& [tensor, boxes] : read) {
+  for (const auto& of_tensor : read) {
+    const std::uint32_t tensor = of_tensor.first;
+    const std::vector<const Box*>& boxes = of_tensor.second;
     const SourceTensor& source = catalog.tensors[tensor];
     if ((*catalog.checksums)[tensor].sums.empty()) continue;
     // A box that is read twice would be added twice; one that is of another rank than the tensor is a

@@ -111,7 +111,7 @@ def naming_gone_ranks(
         if words is None or hasattr(failure, "partly_written"):
             raise
         names = sorted(set(partly_written()))
-        text = _text(peers, doing, words)
+        text = _text(peers, dist.get_process_group_ranks(group or dist.group.WORLD), doing, words)
         if names:
             text += f"; partly written on this rank: {', '.join(_core.grouped_names(names))}"
         error = ConnectionResetError(errno.ECONNRESET, text)
@@ -147,7 +147,7 @@ def _words_of_transport(failure: BaseException) -> str | None:
     return None
 
 
-def _text(peers: list[Peer], doing: str, words: str) -> str:
+def _text(peers: list[Peer], ranks: list[int], doing: str, words: str) -> str:
     own = socket.gethostname()
     limit = time.monotonic() + _PATIENCE
     gone: list[Peer] = []
@@ -157,6 +157,9 @@ def _text(peers: list[Peer], doing: str, words: str) -> str:
     first = " ".join(words.split("\n")[0].split())[:300]
     if gone:
         return f"{', '.join(map(str, gone))} ended while the ranks were {doing} together; the transport says: {first}"
+    if not peers and len(ranks) == 2:  # it ended before the two had told each other their processes
+        other = next(rank for rank in ranks if rank != dist.get_rank())
+        return f"rank {other} cannot be reached while the ranks are {doing} together; the transport says: {first}"
     elsewhere = [peer for peer in peers if peer.host != own]
     who = (
         f"one of {', '.join(map(str, elsewhere[:8]))}{' ...' if elsewhere[8:] else ''}"

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import WriteItem
 
 from shardwright import _core
+from shardwright.gone_ranks import timeout_of
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.save_description import Path, SaveDescription, describe_save
 from shardwright.save_planning import items_to_write
@@ -28,7 +29,9 @@ def cpu_group(group: Any = None) -> Any:
     if "cpu" in {device.type for device in group._device_types}:
         return group
     if group not in _cpu_groups:
-        _cpu_groups[group] = dist.new_group(dist.get_process_group_ranks(group), backend="gloo")
+        _cpu_groups[group] = dist.new_group(
+            dist.get_process_group_ranks(group), timeout_of(group), backend="gloo"
+        )
     return _cpu_groups[group]
 
 
