@@ -101,6 +101,7 @@ def test_what_the_engine_does_not_reach_is_copied(monkeypatch: pytest.MonkeyPatc
 
 def test_reports_of_saves_tell_of_devices():
     core = SimpleNamespace(
+        rounded={},
         tensors=1, files=1, bytes_needed=9, bytes_written=9, write_requests=1, peak_staging_bytes=5, threads=1,
         devices=2, peak_device_bytes=1234, bytes_from_devices=5678, device_batches=3,
         plan_seconds=0, encode_seconds=0, write_seconds=0, sync_seconds=0,
