@@ -24,8 +24,9 @@ def _this_node() -> str:
 def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.ProcessGroup | None]:
     """The ranks to read with: those of this node, or of the group that is given; None if there are no others.
 
-    Collective over the default process group if ``cooperative`` is True: the ranks of a node form a new Gloo group, as
-    the pieces travel in CPU memory. It is destroyed afterwards.
+    Collective over the default process group if ``cooperative`` is True. Where all ranks are of one node and that group
+    takes CPU tensors, it is the one to read with; else the ranks of each node form a Gloo group, the first time, as the
+    pieces travel in CPU memory. Forming one while a rank ends can take several times the group's timeout.
     """
     if not isinstance(cooperative, (bool, dist.ProcessGroup)):
         raise ValueError(f"cooperative: expected True, False or a process group, found {cooperative!r}")
@@ -39,14 +40,24 @@ def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.Proces
     nodes: list[str] = [""] * dist.get_world_size()
     with naming_gone_ranks(None, "forming groups to read"):
         dist.all_gather_object(nodes, _this_node())
+        group = _group_of_node(nodes)
+    yield group if dist.get_world_size(group) > 1 else None
+
+
+_groups_of_nodes: dict[int, tuple[Any, list[str], dist.ProcessGroup]] = {}  # by id of the default group
+
+
+def _group_of_node(nodes: list[str]) -> dist.ProcessGroup:
+    world = dist.group.WORLD
+    if len(set(nodes)) == 1 and any(device.type == "cpu" for device in world._device_types):
+        return world
+    known = _groups_of_nodes.get(id(world))
+    if known is None or known[0] is not world or known[1] != nodes:
         ranks_of = {node: [r for r, at in enumerate(nodes) if at == node] for node in dict.fromkeys(nodes)}
-        timeout = timeout_of(dist.group.WORLD)
+        timeout = timeout_of(world)
         groups = {node: dist.new_group(ranks, timeout, "gloo") for node, ranks in ranks_of.items()}
-    group = groups[_this_node()]
-    try:
-        yield group if dist.get_world_size(group) > 1 else None
-    finally:
-        dist.destroy_process_group(group)
+        known = _groups_of_nodes[id(world)] = world, nodes, groups[_this_node()]
+    return known[2]
 
 
 def raise_if_any_failed(
