@@ -92,7 +92,7 @@ PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind k
     if (uninterrupted([&] { return ::mkdir(files_.c_str(), 0777); }) != 0)
       fail(files_, "cannot create this directory", errno);
   } catch (...) {
-    abandon();
+    give_up();
     throw;
   }
 }
@@ -166,6 +166,12 @@ void PendingCheckpoint::expect_free(const std::vector<std::string>& names) const
 }
 
 void PendingCheckpoint::publish(const std::string& commit_name) {
+  const std::lock_guard lock(mutex_);
+  if (folder_ == nullptr) {
+    throw Error(ErrorKind::io,
+                printable(directory_.native()) + ": this save has been given up; nothing was saved",
+                ECANCELED);
+  }
   const std::vector<std::string> names = files_below(files_);
   std::vector<std::string> removed;
   std::set_difference(replaced_.begin(), replaced_.end(), names.begin(), names.end(),
@@ -179,10 +185,15 @@ void PendingCheckpoint::publish(const std::string& commit_name) {
   if (entry_at(directory_ / commit_name) && !may_replace(commit_name)) expect_free({commit_name});
   folder_->commit(commit_name);
   made_.clear();
-  abandon();
+  give_up();
 }
 
 void PendingCheckpoint::abandon() noexcept {
+  const std::lock_guard lock(mutex_);
+  give_up();
+}
+
+void PendingCheckpoint::give_up() noexcept {
   if (folder_ != nullptr) folder_->settle();
   folder_.reset();
   for (auto last = made_.rbegin(); last != made_.rend(); ++last)

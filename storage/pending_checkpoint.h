@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -70,11 +71,13 @@ class PendingCheckpoint {
   /// been published, and what was there before is there.
   void publish(const std::string& commit_name);
 
-  /// Removes what was written, and the directory if this made it, and gives up the lock.
+  /// Removes what was written, and the directory if this made it, and gives up the lock. While another thread
+  /// publishes, waits for it, and then does nothing if that has succeeded.
   void abandon() noexcept;
 
  private:
   void expect_replaceable(std::optional<bool> overwrite, const std::filesystem::path& source);
+  void give_up() noexcept;
 
   std::filesystem::path directory_;
   CheckpointKind kind_;
@@ -84,6 +87,8 @@ class PendingCheckpoint {
   std::unique_ptr<SavingFolder> folder_;     ///< null once published or abandoned
   std::filesystem::path files_;
   bool replaces_ = false;
+  std::mutex
+      mutex_;  ///< held by publish() and abandon(): an interrupt gives up what another thread publishes
 };
 
 /// Deletes a sharded checkpoint: its manifest first, so that nobody finds half of it, then the files that it

@@ -46,7 +46,9 @@ class PendingSave:
         except CheckpointException as failure:
             raise told(failure) from failure
         finally:
-            self._writer.abandon()
+            # A wait that was interrupted leaves the save to its thread, which publishes it or removes what it wrote.
+            if self._future.done():
+                self._writer.abandon()
         assert self._writer.report is not None
         return self._writer.report
 

@@ -313,6 +313,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator, when every rank has told its outcome: publishes, or removes everything and raises."""
+        pending = self._pending
         try:
             told: list[bytes] = [of_rank[-1].storage_data for of_rank in results]
             expect_success(failed_outcomes(told))
@@ -321,7 +322,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             if metadata.planner_data is not None:
                 torch.save(metadata.planner_data, planner_data)
             _core.write_manifest(
-                self._pending.path,
+                pending.path,
                 told,
                 _SAFETENSORS_DTYPES,
                 list(names),
@@ -329,7 +330,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 next_order(os.path.abspath(self.path)),
                 self.sync_files,
             )
-            self._pending.publish(_core.manifest_name)
+            pending.publish(_core.manifest_name)
         finally:
             self.abandon()
         if self.keep_last is not None:

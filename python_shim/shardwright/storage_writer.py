@@ -325,19 +325,20 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         if self._shards is not None:
             self._shards.finish(metadata, results)
             return
+        pending = self._pending
         try:
             outcomes = [of_rank[-1].storage_data for of_rank in results]
             expect_success(outcomes)
             for name, content in self._beside.items():
-                write_flushed(self._pending.path / name, content)
+                write_flushed(pending.path / name, content)
             checksums = _core.checksums_of_export(
                 self._planned,
                 [outcome.row_sums for outcome in outcomes],
-                self._pending.path,
+                pending.path,
                 [name for name in self._beside if name != INDEX_NAME],
             )
-            write_flushed(self._pending.path / _core.checksums_name, checksums)
-            self._pending.publish(INDEX_NAME)
+            write_flushed(pending.path / _core.checksums_name, checksums)
+            pending.publish(INDEX_NAME)
         finally:
             self.abandon()
 

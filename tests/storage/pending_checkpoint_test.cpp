@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <optional>
 #include <set>
+#include <thread>
 
 #include "storage/hf_index.h"
 #include "storage/manifest.h"
@@ -105,6 +107,33 @@ TEST(PendingCheckpoint, AbandonedLeavesTheOldOneAndNoNewDirectories) {
   { const PendingCheckpoint made(folder / "a/b", sharded); }
   EXPECT_EQ(names_in(folder.path), before);
   EXPECT_FALSE(fs::exists(folder / "a"));
+}
+
+TEST(PendingCheckpoint, AbandonedWhileAnotherThreadPublishesIsOneOrTheOther) {
+  // An interrupt of the main thread gives up a save that the background publishes: which comes first is
+  // chance.
+  int published = 0;
+  for (int round = 0; round < 200; ++round) {
+    const TemporaryDirectory folder;
+    write_sharded(folder.path, {"old"});
+    PendingCheckpoint pending(folder.path, sharded);
+    save(pending, {"x", "y"});
+    bool failed = false;
+    std::thread background([&] {
+      try {
+        pending.publish(manifest_name);
+      } catch (const Error&) {
+        failed = true;
+      }
+    });
+    std::this_thread::sleep_for(std::chrono::microseconds(round * 7));
+    pending.abandon();
+    background.join();
+    EXPECT_EQ(names_in(folder.path),
+              failed ? (Names{"old", manifest_name}) : (Names{"x", "y", manifest_name}));
+    published += !failed;
+  }
+  RecordProperty("published", published);
 }
 
 TEST(PendingCheckpoint, ASecondSaveToTheDirectoryIsRefusedUntilTheFirstEnds) {
