@@ -178,6 +178,7 @@ fuzz: system ## fuzz the decoders of what comes from disk and from other ranks, 
 # g++'s, whose run-time libraries come with it. The Python module is built beside links to the package, which is put before
 # the other one; the run-time libraries are loaded before Python. LeakSanitizer is for the C++ tests alone: Python and torch
 # never free much of what they have, and each stack of ours has their frames, so that no suppression could tell them apart.
+# Stacks in place of used ones would not be aligned for 64-byte vectors (GCC bug 110027).
 # What is reported ends the test: nothing is only a warning. tests/sanitizers/ says what of others is passed over, and why.
 
 SANITIZED := $(addprefix tests/python/test_,$(addsuffix .py,bad_files bad_input safetensors_attacks mutated_checkpoints \
@@ -189,7 +190,7 @@ sanitized = cmake -G Ninja -S . -B build/$(1) -D SHARDWRIGHT_SANITIZE=$(2) -D CM
   -D CMAKE_COMPILE_WARNING_AS_ERROR=OFF $(CCACHE) $(3)
 run_time = $(subst $(eval) ,:,$(foreach name,asan ubsan stdc++,$(realpath $(shell g++ -print-file-name=lib$(name).so))))
 in_sanitizers = TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/sanitizers/thread.txt \
-  UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=1:$(1)
+  UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=0:$(1)
 
 sanitize: system $(STAMP) ## run the C++ tests and the Python module under address, undefined and thread sanitizers
 	$(call say,build/sanitize: address and undefined)

@@ -146,6 +146,7 @@ def forked(work: Callable[..., None], *arguments: Any) -> int:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 2)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         work(*arguments)
         status = 0
     finally:
@@ -216,7 +217,7 @@ def one_moment(
             for child in victims:
                 os.kill(child, number)
             for child in victims:
-                assert ended(child, 30), f"a process does not end after {number.name}"
+                assert ended(child, 30), f"{flow}, {ranks} ranks: a process does not end after {number.name}"
             for child in list(set(children) - set(victims)):
                 assert ended(child, 90), "a rank waits for ever for one that is gone"
             children = []
