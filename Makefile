@@ -190,7 +190,7 @@ sanitized = cmake -G Ninja -S . -B build/$(1) -D SHARDWRIGHT_SANITIZE=$(2) -D CM
   -D CMAKE_COMPILE_WARNING_AS_ERROR=OFF $(CCACHE) $(3)
 run_time = $(subst $(eval) ,:,$(foreach name,asan ubsan stdc++,$(realpath $(shell g++ -print-file-name=lib$(name).so))))
 in_sanitizers = TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/sanitizers/thread.txt \
-  UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=0:$(1)
+  LSAN_OPTIONS=suppressions=$(CURDIR)/tests/sanitizers/leak.txt:print_suppressions=0 UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=0:$(1)
 
 sanitize: system $(STAMP) ## run the C++ tests and the Python module under address, undefined and thread sanitizers
 	$(call say,build/sanitize: address and undefined)
