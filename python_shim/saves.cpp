@@ -82,14 +82,16 @@ CheckpointKind kind_named(const std::string& name) {
 void bind_writing(py::module_& m) {
   py::class_<PendingCheckpoint>(m, "PendingCheckpoint", "See storage/pending_checkpoint.h.")
       .def(py::init([](const std::filesystem::path& directory, const std::string& kind,
-                       std::optional<bool> overwrite, const std::filesystem::path& source) {
+                       std::optional<bool> overwrite, const std::vector<std::filesystem::path>& sources) {
              const py::gil_scoped_release release;
-             return std::make_unique<PendingCheckpoint>(directory, kind_named(kind), overwrite, source);
+             return std::make_unique<PendingCheckpoint>(directory, kind_named(kind), overwrite, sources);
            }),
-           py::arg("directory"), py::arg("kind"), py::arg("overwrite") = py::none(), py::arg("source") = "")
+           py::arg("directory"), py::arg("kind"), py::arg("overwrite") = py::none(),
+           py::arg("sources") = std::vector<std::filesystem::path>())
       .def_property_readonly("path", &PendingCheckpoint::path)
       .def_property_readonly("final_path", &PendingCheckpoint::final_path)
       .def_property_readonly("replaces", &PendingCheckpoint::replaces)
+      .def_property_readonly("own_beside", &PendingCheckpoint::own_beside)
       .def("free_start_of_names", &PendingCheckpoint::free_start_of_names)
       .def("may_replace", &PendingCheckpoint::may_replace, py::arg("name"))
       .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))

@@ -14,6 +14,7 @@
 #include "storage/manifest.h"
 #include "storage/printable.h"
 #include "storage/safetensors.h"
+#include "storage/stored_file.h"
 
 namespace shardwright {
 namespace {
@@ -64,18 +65,19 @@ bool is_weights_of_huggingface(const std::string& name) {
          has_form(name, "shard-#-model-#-of-#.safetensors");
 }
 
-CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
-  CheckpointInPlace found{CheckpointKind::sharded, true, true, {manifest_name}, {}, {}, 0};
+/// Whether it is there as it was written, as far as size and header tell. One that somebody has written since
+/// is theirs.
+bool is_still_ours(const fs::path& directory, const StoredFile& file) {
   try {
-    for (const StoredFile& file : read_manifest(directory).files) found.files.push_back(file.name);
+    return change_of(directory, file).empty();
   } catch (const Error& error) {
-    found.fault = error.what();
-    found.fault_number = is_refusal(error) ? error.system_error : 0;
+    if (is_refusal(error)) throw;
+    return false;
   }
-  return found;
 }
 
-bool is_as_written(const fs::path& directory, const StoredFile& file) {
+/// The same of a file whose checksum is of all of it.
+bool is_still_ours_whole(const fs::path& directory, const StoredFile& file) {
   try {
     return whole_file(directory, file.name) == file;
   } catch (const Error& error) {
@@ -84,8 +86,50 @@ bool is_as_written(const fs::path& directory, const StoredFile& file) {
   }
 }
 
+CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
+  CheckpointInPlace found{CheckpointKind::sharded, true, true, {manifest_name}, {}, {}, {}, 0};
+  try {
+    for (const StoredFile& file : read_manifest(directory).files) {
+      (is_still_ours(directory, file) ? found.files : found.changed).push_back(file.name);
+    }
+    std::sort(found.changed.begin(), found.changed.end());
+  } catch (const Error& error) {
+    found.fault = error.what();
+    found.fault_number = is_refusal(error) ? error.system_error : 0;
+  }
+  return found;
+}
+
+/// Adds what the checksums beside an export say of it: it is ours if all of it is as it was written.
+void add_exported(const fs::path& directory, const std::set<std::string>& names, const Checksums& checksums,
+                  CheckpointInPlace& found) {
+  std::set<std::string> ours;
+  for (const StoredFile& file : checksums.files) {
+    if (names.contains(file.name) && is_still_ours(directory, file)) ours.insert(file.name);
+  }
+  bool lists_index = false;
+  std::vector<std::string> beside;
+  for (const StoredFile& file : checksums.beside) {
+    const bool is_index = file.name == hf_index_name;
+    lists_index |= is_index;
+    if (!names.contains(fs::path(file.name).begin()->native()) || !is_still_ours_whole(directory, file))
+      continue;
+    if (is_index) {
+      ours.insert(file.name);
+    } else {
+      beside.push_back(file.name);
+    }
+  }
+  if (!lists_index && found.is_listed) ours.insert(hf_index_name);  // earlier releases did not list it
+  found.is_ours = std::all_of(found.files.begin(), found.files.end(),
+                              [&](const std::string& name) { return ours.contains(name); });
+  found.files.insert(found.files.end(), ours.begin(), ours.end());
+  if (found.is_ours) found.beside = std::move(beside);
+}
+
 CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::set<std::string>& names) {
-  CheckpointInPlace found{CheckpointKind::huggingface, false, names.contains(hf_index_name), {}, {}, {}, 0};
+  CheckpointInPlace found{
+      CheckpointKind::huggingface, false, names.contains(hf_index_name), {}, {}, {}, {}, 0};
   try {
     if (found.is_listed) {
       const fs::path path = directory / hf_index_name;
@@ -98,26 +142,25 @@ CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::s
     }
     std::copy_if(std::begin(names_beside), std::end(names_beside), std::back_inserter(found.beside),
                  [&](const char* name) { return names.contains(name); });
-    if (const std::optional<Checksums> checksums = read_checksums(directory)) {
-      found.is_ours = true;
-      found.files.emplace_back(checksums_name);
-      for (const StoredFile& file : checksums->files) found.files.push_back(file.name);
-      for (const StoredFile& file : checksums->beside) {
-        // One that somebody has edited since is theirs.
-        if (names.contains(file.name) && is_as_written(directory, file)) found.files.push_back(file.name);
-      }
-      found.beside.clear();
-    }
+    if (const std::optional<Checksums> checksums = read_checksums(directory))
+      add_exported(directory, names, *checksums, found);
   } catch (const Error& error) {
     found.fault = error.what();
     found.fault_number = is_refusal(error) ? error.system_error : 0;
   }
+  if (names.contains(checksums_name)) found.files.emplace_back(checksums_name);
   return found;
 }
 
 CheckpointInPlace adapter(const fs::path& directory) {
-  CheckpointInPlace found{
-      CheckpointKind::adapter, false, false, {"adapter_config.json", "adapter_model.safetensors"}, {}, {}, 0};
+  CheckpointInPlace found{CheckpointKind::adapter,
+                          false,
+                          false,
+                          {"adapter_config.json", "adapter_model.safetensors"},
+                          {},
+                          {},
+                          {},
+                          0};
   try {
     std::uint64_t size = 0;
     found.is_ours =
@@ -160,7 +203,7 @@ std::vector<CheckpointInPlace> checkpoints_in(const fs::path& directory) {
   if (others.contains(hf_index_name) || std::any_of(others.begin(), others.end(), is_weights_of_huggingface))
     found.push_back(huggingface_checkpoint(directory, others));
   if (names.contains(".metadata")) {
-    CheckpointInPlace torch{CheckpointKind::torch, false, false, {".metadata"}, {}, {}, 0};
+    CheckpointInPlace torch{CheckpointKind::torch, false, false, {".metadata"}, {}, {}, {}, 0};
     for (const std::string& name : names) {
       if (has_form(name, "__#_#.distcp")) torch.files.push_back(name);
     }

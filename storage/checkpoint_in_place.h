@@ -20,12 +20,17 @@ enum class CheckpointKind {
 /// A checkpoint that is in a directory already.
 struct CheckpointInPlace {
   CheckpointKind kind = CheckpointKind::sharded;
-  bool is_ours = false;             ///< this library has written it
-  bool is_listed = false;           ///< it has a manifest or index
-  std::vector<std::string> files;   ///< relative; sorted. What its manifest or index names, and that itself
-  std::vector<std::string> beside;  ///< relative; sorted. What belongs to it by its name, such as config.json
-  std::string fault;                ///< why the manifest or index cannot be read; empty: it can
-  int fault_number = 0;             ///< errno, if it is the operating system that refuses
+  bool is_ours = false;            ///< this library has written it
+  bool is_listed = false;          ///< it has a manifest or index
+  std::vector<std::string> files;  ///< relative; sorted. What its manifest or index names, and that itself;
+                                   ///< of ours, what is as it was written: what others wrote since is theirs
+  std::vector<std::string>
+      beside;  ///< relative; sorted. What belongs to it by its name, such as config.json;
+               ///< of ours, what it was written with and nobody has edited since
+  std::vector<std::string>
+      changed;           ///< relative; sorted. What its manifest names and somebody has written since
+  std::string fault;     ///< why the manifest or index cannot be read; empty: it can
+  int fault_number = 0;  ///< errno, if it is the operating system that refuses
 };
 
 /// A few words for messages, such as "a sharded checkpoint".

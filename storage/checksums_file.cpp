@@ -12,6 +12,7 @@
 #include "storage/input_file.h"
 #include "storage/printable.h"
 #include "storage/row_checksums.h"
+#include "storage/stored_file.h"
 #include "storage/threads.h"
 
 namespace shardwright {
@@ -128,22 +129,13 @@ void add_checksums(Catalog& catalog, int threads) {
     const SourceFile& file = catalog.files[f];
     const auto found = by_name.find(file.name);
     if (found == by_name.end()) return;
-    const StoredFile& expected = *found->second;
-    const fs::path path = catalog.directory / file.name;
-    const auto changed = [&](const std::string& what) {
-      return Error(
-          ErrorKind::malformed,
-          printable(path.native()) + ": expected the file that was exported, " + what +
-              "; export or download the checkpoint again. If the file was changed on purpose, delete " +
-              checksums_name + " beside it");
-    };
-    if (file.size != expected.size)
-      throw changed("of " + std::to_string(expected.size) + " bytes, found " + std::to_string(file.size));
-    if (expected.header_bytes > file.size) throw changed("found one that is shorter than its header");
-    std::string header(expected.header_bytes, '\0');
-    InputFile(path).read(0, header.data(), header.size());
-    if (checksum_of(header.data(), header.size()) != expected.header_checksum)
-      throw changed("found another header");
+    const std::string change = change_of(catalog.directory, *found->second);
+    if (change.empty()) return;
+    throw Error(ErrorKind::malformed,
+                printable((catalog.directory / file.name).native()) +
+                    ": expected the file that was exported, " + change +
+                    "; export or download the checkpoint again. If the file was changed on purpose, delete " +
+                    checksums_name + " beside it");
   });
   auto checksums = std::make_shared<std::vector<RowChecksums>>(catalog.tensors.size());
   for (std::size_t t = 0; t < catalog.tensors.size(); ++t) {

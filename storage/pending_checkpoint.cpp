@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <iterator>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "planner/error.h"
@@ -71,6 +73,25 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
   return made;
 }
 
+/// How long a save waits for others to let go of its directory, which cleaning up after dead ones does for
+/// moments.
+constexpr std::chrono::milliseconds patience{500};
+
+/// The folder of a save in that directory, which is made anew if somebody removes it, as empty, meanwhile.
+std::unique_ptr<SavingFolder> taken(const fs::path& directory) {
+  const auto limit = std::chrono::steady_clock::now() + patience;
+  for (;;) {
+    try {
+      make_directories(directory);
+      return std::make_unique<SavingFolder>(directory);
+    } catch (const Error& error) {
+      const bool may_pass = error.system_error == EBUSY || error.system_error == ENOENT;
+      if (!may_pass || std::chrono::steady_clock::now() > limit) throw;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
 /// Whether `name` begins as <start>-#-of-.
 bool begins_with(const std::string& name, const std::string& start) {
   if (name.compare(0, start.size() + 1, start + '-') != 0) return false;
@@ -81,13 +102,19 @@ bool begins_with(const std::string& name, const std::string& start) {
 }  // namespace
 
 PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind kind,
-                                     std::optional<bool> overwrite, const fs::path& source)
+                                     std::optional<bool> overwrite, const std::vector<fs::path>& sources)
     : directory_(resolved(directory)), kind_(kind), made_(make_directories(directory_)) {
   try {
-    folder_ = std::make_unique<SavingFolder>(directory_);
-    folder_->settle();
-    folder_ = std::make_unique<SavingFolder>(directory_);
-    expect_replaceable(overwrite, source);
+    folder_ = taken(directory_);
+    if (const std::string left = folder_->settle(true); !left.empty()) {
+      throw Error(ErrorKind::io,
+                  left + "; a save that was ended had replaced it, and nothing is saved to " +
+                      printable(directory_.native()) + " until it is back. Free the name or remove " +
+                      printable((directory_ / saving_name).native()),
+                  EBUSY);
+    }
+    folder_ = taken(directory_);
+    expect_replaceable(overwrite, sources);
     files_ = folder_->files();
     if (uninterrupted([&] { return ::mkdir(files_.c_str(), 0777); }) != 0)
       fail(files_, "cannot create this directory", errno);
@@ -99,13 +126,17 @@ PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind k
 
 PendingCheckpoint::~PendingCheckpoint() { abandon(); }
 
-void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite, const fs::path& source) {
+void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
+                                           const std::vector<fs::path>& sources) {
   const std::string where = printable(directory_.native());
   const std::string hint =
       "; nothing was written. Give another path, or pass overwrite=True to replace it and keep all other "
       "files";
-  std::error_code code;
-  if (overwrite != true && !source.empty() && fs::equivalent(source, directory_, code)) {
+  const bool is_source = std::any_of(sources.begin(), sources.end(), [&](const fs::path& source) {
+    std::error_code code;
+    return fs::equivalent(source, directory_, code);
+  });
+  if (overwrite != true && is_source) {
     throw Error(ErrorKind::io,
                 where + ": this is what the checkpoint is made from, and would be replaced" + hint, EEXIST);
   }
@@ -123,13 +154,15 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite, const 
                   found.fault_number == 0 ? EEXIST : found.fault_number);
     }
     if (overwrite != true && (found.kind != kind_ || !found.is_ours)) {
-      throw Error(ErrorKind::io,
-                  where + ": holds " + name_of(found.kind) +
-                      (found.kind == kind_ ? " that this library has not written" : "") + " (" +
-                      listed(found.files) + ")" + hint,
-                  EEXIST);
+      throw Error(
+          ErrorKind::io,
+          where + ": holds " + name_of(found.kind) +
+              (found.kind == kind_ ? " that this library has not written, or that was changed since" : "") +
+              " (" + listed(found.files) + ")" + hint,
+          EEXIST);
     }
     replaces_ = true;
+    if (found.is_ours) own_beside_ = found.beside;
     std::move(found.files.begin(), found.files.end(), std::back_inserter(replaced_));
     std::move(found.beside.begin(), found.beside.end(), std::back_inserter(beside_));
   }

@@ -31,13 +31,14 @@ class PendingCheckpoint {
  public:
   /// Makes the directory if need be, takes the lock, and cleans up after a dead save. `overwrite`: true
   /// replaces any checkpoint that is there; nothing replaces one of this kind that this library wrote; false
-  /// replaces none. `source` is a directory that the checkpoint is made from, such as a template; writing to
-  /// that needs `overwrite`, too.
+  /// replaces none. `sources` are directories that the checkpoint is made from, such as a template; writing
+  /// to one of them needs `overwrite`, too.
   ///
   /// Throws Error: io (EBUSY) if another save to the directory is running, io (ENOTDIR) if a file has its
   /// name, io (EEXIST) for a checkpoint that may not be replaced.
   PendingCheckpoint(const std::filesystem::path& directory, CheckpointKind kind,
-                    std::optional<bool> overwrite = std::nullopt, const std::filesystem::path& source = {});
+                    std::optional<bool> overwrite = std::nullopt,
+                    const std::vector<std::filesystem::path>& sources = {});
 
   /// As abandon().
   ~PendingCheckpoint();
@@ -53,13 +54,17 @@ class PendingCheckpoint {
   /// True if a checkpoint was there that this one replaces.
   bool replaces() const { return replaces_; }
 
+  /// What the replaced checkpoint, if this library wrote it, has beside its weights and as it was written,
+  /// such as config.json. Relative names; they may be replaced, and are not removed.
+  const std::vector<std::string>& own_beside() const { return own_beside_; }
+
   /// A start of names, "model" or else "model-2", "model-3", ..., such that no file
   /// <start>-#-of-#.safetensors is there yet: files of the checkpoint that is replaced keep their names until
   /// the new one is committed.
   std::string free_start_of_names() const;
 
-  /// Whether the file of this name, if there is one, is of the replaced checkpoint: it goes, unless the save
-  /// writes it anew.
+  /// Whether the file of this name, if there is one, is of the replaced checkpoint, so that the save may
+  /// write it anew.
   bool may_replace(const std::string& name) const;
 
   /// Throws Error(io, EEXIST) that lists those of the names (relative) that files have which the save may not
@@ -76,7 +81,7 @@ class PendingCheckpoint {
   void abandon() noexcept;
 
  private:
-  void expect_replaceable(std::optional<bool> overwrite, const std::filesystem::path& source);
+  void expect_replaceable(std::optional<bool> overwrite, const std::vector<std::filesystem::path>& sources);
   void give_up() noexcept;
 
   std::filesystem::path directory_;
@@ -84,7 +89,8 @@ class PendingCheckpoint {
   std::vector<std::filesystem::path> made_;  ///< directories, outermost first
   std::vector<std::string> replaced_;        ///< names of files of the replaced checkpoints, sorted
   std::vector<std::string> beside_;          ///< names that belong to them, sorted
-  std::unique_ptr<SavingFolder> folder_;     ///< null once published or abandoned
+  std::vector<std::string> own_beside_;
+  std::unique_ptr<SavingFolder> folder_;  ///< null once published or abandoned
   std::filesystem::path files_;
   bool replaces_ = false;
   std::mutex

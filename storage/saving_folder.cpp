@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <optional>
 #include <set>
 #include <system_error>
@@ -37,11 +38,12 @@ constexpr std::uint64_t max_plan_bytes = std::uint64_t{1} << 31;
 
 /// Whether a name's folders below the directory are folders, and not links to elsewhere.
 bool stays_inside(const fs::path& directory, const std::string& name) {
+  if (!is_name_inside(name)) return false;
   fs::path folder = directory;
   const fs::path relative = fs::path(name).parent_path();
   return std::all_of(relative.begin(), relative.end(), [&](const fs::path& part) {
     folder /= part;
-    return part != ".." && is_folder(folder);
+    return is_folder(folder);
   });
 }
 
@@ -62,13 +64,17 @@ void remove_empty_folders_of(const fs::path& directory, const std::string& name)
   }
 }
 
-/// True if there is no such file in the directory any more, or it is in none of its folders.
-bool remove_file(const fs::path& directory, const std::string& name) {
-  if (!stays_inside(directory, name)) return true;
-  if (uninterrupted([&] { return ::unlink((directory / name).c_str()); }) != 0 && errno != ENOENT)
-    return false;
+/// Why there still is such a file in the directory; empty: there is none, or it is in none of its folders. A
+/// directory of that name is somebody else's.
+std::string remove_file(const fs::path& directory, const std::string& name) {
+  if (!stays_inside(directory, name)) return "";
+  if (uninterrupted([&] { return ::unlink((directory / name).c_str()); }) != 0 && errno != ENOENT) {
+    const int code = errno;
+    if (is_folder(directory / name)) return "";
+    return printable((directory / name).native()) + ": cannot remove this file: " + std::strerror(code);
+  }
   remove_empty_folders_of(directory, name);
-  return true;
+  return "";
 }
 
 bool has_no_links(int code) {
@@ -102,6 +108,7 @@ int take_lock(const fs::path& folder) {
   for (;;) {
     if (uninterrupted([&] { return ::mkdir(folder.c_str(), 0777); }) != 0 && errno != EEXIST)
       fail(folder, "cannot create this directory", errno);
+    if (!entry_at(folder)) continue;  // whoever had the lock has just removed the folder
     if (!is_folder(folder)) fail(folder, "expected the folder of a save, found something else", ENOTDIR);
     const int lock = uninterrupted(
         [&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666); });
@@ -128,36 +135,65 @@ int take_lock(const fs::path& folder) {
   }
 }
 
-SavingFolder::Plan read_plan(const fs::path& path) {
+/// What tells this folder from a copy of it.
+std::string inode_of_lock(const fs::path& folder) {
+  const std::optional<struct stat> lock = entry_at(folder / "lock");
+  return lock ? std::to_string(lock->st_ino) : "";
+}
+
+SavingFolder::Plan read_plan(const fs::path& folder) {
+  const fs::path path = folder / "plan";
   SavingFolder::Plan plan;
   if (!entry_at(path)) return plan;
   const std::string text = read_text(path, max_plan_bytes);
   // A save that dies while it writes the plan leaves a part of it, which the empty text does not end.
   if (text.size() < 2 || text.compare(text.size() - 2, 2, std::string(2, '\0')) != 0) return plan;
-  for (std::size_t at = 0; at + 1 < text.size();) {
+  const std::string inode = inode_of_lock(folder) + '\0';
+  if (!text.starts_with(inode)) return plan;
+  for (std::size_t at = inode.size(); at + 1 < text.size();) {
     const std::size_t end = text.find('\0', at);
     std::string name = text.substr(at, end - at);
     at = end + 1;
     if (plan.commit_name.empty()) {
       plan.commit_name = std::move(name);
     } else {
-      plan.removed.push_back(std::move(name));
+      const std::size_t space = name.find(' ');
+      if (space == std::string::npos) return {};
+      plan.removed.push_back({name.substr(space + 1), name.substr(0, space)});
     }
   }
   return plan;
 }
 
-/// The names that a manifest or index in the directory lists now, other than those that go themselves.
-std::set<std::string> listed_names(const fs::path& directory, const std::vector<std::string>& going) {
+/// Whether no other kind of checkpoint gives its files such names.
+bool is_name_of_shards(const std::string& name) { return name.starts_with("rank-"); }
+
+/// What the manifests and indexes in the directory list now, other than those that go themselves.
+struct Listed {
   std::set<std::string> names;
+  std::string fault;  ///< why one of them cannot be read, so that it may list any name; empty: all can
+
+  bool may_hold(const std::string& name) const {
+    return names.contains(name) || (!fault.empty() && !is_name_of_shards(name));
+  }
+};
+
+Listed listed_in(const fs::path& directory, const std::vector<SavingFolder::Removed>& going) {
+  const auto goes = [&](const std::string& name) {
+    return std::any_of(going.begin(), going.end(),
+                       [&](const SavingFolder::Removed& removed) { return removed.name == name; });
+  };
+  Listed listed;
   for (CheckpointInPlace& checkpoint : checkpoints_in(directory)) {
     if (!checkpoint.is_listed) continue;
-    const char* list = checkpoint.kind == CheckpointKind::sharded ? manifest_name : hf_index_name;
-    if (std::find(going.begin(), going.end(), list) != going.end()) continue;
-    if (!checkpoint.fault.empty()) throw Error(ErrorKind::malformed, checkpoint.fault);
-    names.insert(checkpoint.files.begin(), checkpoint.files.end());
+    const bool is_sharded = checkpoint.kind == CheckpointKind::sharded;
+    if (goes(is_sharded ? manifest_name : hf_index_name)) continue;
+    if (!checkpoint.fault.empty() && is_sharded) throw Error(ErrorKind::malformed, checkpoint.fault);
+    if (!checkpoint.fault.empty()) listed.fault = checkpoint.fault;
+    listed.names.insert(checkpoint.files.begin(), checkpoint.files.end());
+    listed.names.insert(checkpoint.changed.begin(), checkpoint.changed.end());
   }
-  return names;
+  return listed;
 }
 
 }  // namespace
@@ -190,8 +226,11 @@ SavingFolder::~SavingFolder() {
 }
 
 void SavingFolder::write_plan(const std::string& commit_name, const std::vector<std::string>& removed) {
-  std::string text = commit_name + '\0';
-  for (const std::string& name : removed) text += name + '\0';
+  std::string text = inode_of_lock(folder_) + '\0' + commit_name + '\0';
+  for (const std::string& name : removed) {
+    if (const std::optional<struct stat> file = entry_at(directory_ / name))
+      text += std::to_string(file->st_ino) + ' ' + name + '\0';
+  }
   text += '\0';
   OutputFile file(folder_ / "plan", text.size(), true);
   file.write(0, reinterpret_cast<const std::byte*>(text.data()), text.size(), "the plan of a save");
@@ -207,7 +246,13 @@ void SavingFolder::publish(const std::string& name, bool replaces) {
     if (!replaces) fail(to, "expected no file of this name, found one that is not this save's", EEXIST);
     make_folders_of(folder_, "previous/" + name);
     keep(to, folder_ / "previous" / name);
-    if (uninterrupted([&] { return std::rename(from.c_str(), to.c_str()); }) != 0)
+    // A link is renamed, so that the name can be told from what somebody gives it later.
+    const fs::path next = folder_ / "next";
+    uninterrupted([&] { return ::unlink(next.c_str()); });
+    const bool is_linked = uninterrupted([&] { return ::link(from.c_str(), next.c_str()); }) == 0;
+    if (!is_linked && !has_no_links(errno)) fail(to, "cannot give a finished file this name", errno);
+    const fs::path& renamed = is_linked ? next : from;
+    if (uninterrupted([&] { return std::rename(renamed.c_str(), to.c_str()); }) != 0)
       fail(to, "cannot give a finished file this name", errno);
     return;
   }
@@ -243,58 +288,77 @@ void SavingFolder::commit(const std::string& name) {
   }
 }
 
-void SavingFolder::settle() noexcept {
-  if (lock_ < 0) return;
+std::string SavingFolder::settle(bool last_try) noexcept {
+  if (lock_ < 0) return "";
+  std::string left;
   try {
-    const Plan plan = read_plan(folder_ / "plan");
-    bool done = true;
+    const Plan plan = read_plan(folder_);
     if (!plan.commit_name.empty()) {
       if (entry_at(files() / plan.commit_name)) {
-        done = undo();
+        left = undo();
       } else if (entry_at(directory_ / plan.commit_name)) {
-        done = complete(plan);
+        left = complete(plan);
+        if (last_try) left.clear();
       }
     }
-    if (done) remove();
-  } catch (...) {
-    // What is there stays, and the next save tries again.
+    if (left.empty()) remove();
+  } catch (const std::exception& error) {
+    left = error.what();  // what is there stays, and the next save tries again
   }
   uninterrupted([&] { return ::flock(lock_, LOCK_UN); });
   ::close(std::exchange(lock_, -1));
+  return left;
 }
 
-bool SavingFolder::complete(const Plan& plan) {
+std::string SavingFolder::complete(const Plan& plan) {
   // Whatever came after this save may have brought a name back.
   const bool is_removal = plan.commit_name == ".";
-  const std::set<std::string> listed =
-      listed_names(directory_, is_removal ? std::vector<std::string>{} : plan.removed);
-  bool done = true;
-  for (const std::string& name : plan.removed) {
-    if (!listed.contains(name) && !remove_file(directory_, name)) done = false;
+  const Listed listed = listed_in(directory_, is_removal ? std::vector<Removed>{} : plan.removed);
+  std::string left;
+  for (const auto& [name, inode] : plan.removed) {
+    if (listed.may_hold(name) || !stays_inside(directory_, name)) continue;
+    // Somebody may have written a file of that name since.
+    const std::optional<struct stat> file = entry_at(directory_ / name);
+    if (!file || std::to_string(file->st_ino) != inode) continue;
+    if (std::string fault = remove_file(directory_, name); !fault.empty()) left = std::move(fault);
   }
-  return done;
+  return left;
 }
 
-bool SavingFolder::undo() {
-  bool done = true;
+std::string SavingFolder::bring_back(const std::string& name) {
+  const fs::path previous = folder_ / "previous" / name;
+  const fs::path written = files() / name;
+  const fs::path there = directory_ / name;
+  // Without links, nobody can tell whose file it is that has the name now.
+  const bool is_ours = !entry_at(there) || !entry_at(written) || are_one_file(written, there);
+  if (!is_ours) return "";
+  if (uninterrupted([&] { return std::rename(previous.c_str(), there.c_str()); }) == 0) return "";
+  return printable(there.native()) + ": cannot bring back this file: " + std::strerror(errno);
+}
+
+std::string SavingFolder::undo() {
+  std::string left;
+  const auto note = [&](std::string fault) {
+    if (!fault.empty()) left = std::move(fault);
+  };
+  std::set<std::string> replaced;
+  if (is_folder(folder_ / "previous")) {
+    for (const std::string& name : files_below(folder_ / "previous")) {
+      replaced.insert(name);
+      note(bring_back(name));
+    }
+  }
   for (const std::string& name : files_below(files())) {
-    if (are_one_file(files() / name, directory_ / name) && !remove_file(directory_, name)) done = false;
+    if (!replaced.contains(name) && are_one_file(files() / name, directory_ / name))
+      note(remove_file(directory_, name));
   }
   for (const std::string& name : renamed_) {
     if (uninterrupted([&] { return std::rename((directory_ / name).c_str(), (files() / name).c_str()); }) !=
         0)
-      done = false;
+      note(printable((directory_ / name).native()) + ": cannot take back this name: " + std::strerror(errno));
     remove_empty_folders_of(directory_, name);
   }
-  if (is_folder(folder_ / "previous")) {
-    for (const std::string& name : files_below(folder_ / "previous")) {
-      if (uninterrupted([&] {
-            return std::rename((folder_ / "previous" / name).c_str(), (directory_ / name).c_str());
-          }) != 0)
-        done = false;
-    }
-  }
-  return done;
+  return left;
 }
 
 void SavingFolder::remove() noexcept {
@@ -303,10 +367,17 @@ void SavingFolder::remove() noexcept {
     uninterrupted([&] { return ::unlink((folder_ / "plan").c_str()); });
     remove_with_all_in_it(folder_ / "files");
     remove_with_all_in_it(folder_ / "previous");
+    uninterrupted([&] { return ::unlink((folder_ / "next").c_str()); });
     uninterrupted([&] { return ::unlink((folder_ / "lock").c_str()); });
     uninterrupted([&] { return ::rmdir(folder_.c_str()); });
   } catch (...) {  // memory is short: what is there stays, and the next save removes it
   }
+}
+
+bool is_name_inside(const std::string& name) {
+  const fs::path path(name);
+  return !path.is_absolute() && path.has_filename() && path.filename() != "." &&
+         std::find(path.begin(), path.end(), "..") == path.end();
 }
 
 void sync_directory(const fs::path& path) {

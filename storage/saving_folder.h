@@ -12,8 +12,12 @@ namespace shardwright {
 ///     .shardwright.saving/lock       locked (flock) by the saving process as long as it lives
 ///                         files/     what is written, under its names in the directory
 ///                         plan       from the first name given on: a list of texts, each ended by NUL: the
-///                                    name that commits, the names to remove after it, and an empty text
+///                                    number of the lock's inode, the name that commits, inode and name of
+///                                    each file to remove after it, and an empty text
 ///                         previous/  links to the files that naming has replaced so far
+///                         next       a name about to replace another's file
+///
+/// A plan with the inode of another lock has come with an archive or a copy, and is no plan.
 ///
 /// A save is committed once the name that commits is in the directory and no longer in files/. Removing a
 /// checkpoint is a plan that "." commits: it is always so, and what the plan names goes once no manifest
@@ -23,9 +27,15 @@ inline constexpr char saving_name[] = ".shardwright.saving";
 /// That folder, locked. REQUIRES: one thread at a time.
 class SavingFolder {
  public:
+  /// A file that goes once the save is committed, if it still is the one that has this inode.
+  struct Removed {
+    std::string name;
+    std::string inode;
+  };
+
   struct Plan {
     std::string commit_name;  ///< empty: no name has been given
-    std::vector<std::string> removed;
+    std::vector<Removed> removed;
   };
 
   /// Makes the folder if need be and takes the lock. Throws Error(io), naming the path: EBUSY if another
@@ -53,14 +63,17 @@ class SavingFolder {
   void commit(const std::string& name);
 
   /// Completes the save in the folder if it was committed: removes what it replaced. Else undoes it: removes
-  /// the names that it gave, and brings back what it replaced. Then removes the folder and gives up the lock.
-  /// What cannot be removed stays for the next to try.
-  void settle() noexcept;
+  /// the names that it gave, and brings back what it replaced, but not over what somebody has written since.
+  /// Then removes the folder and gives up the lock. What cannot be removed stays for the next to try; if this
+  /// is the `last_try`, only what has to be brought back. Returns why something is left to do; empty: nothing
+  /// is.
+  std::string settle(bool last_try = false) noexcept;
 
  private:
   SavingFolder(std::filesystem::path directory, int lock);
-  bool complete(const Plan& plan);
-  bool undo();
+  std::string complete(const Plan& plan);
+  std::string undo();
+  std::string bring_back(const std::string& name);
   void remove() noexcept;
 
   std::filesystem::path directory_;
@@ -68,6 +81,10 @@ class SavingFolder {
   int lock_ = -1;
   std::vector<std::string> renamed_;  ///< names given without a link, as the file system has none
 };
+
+/// Whether a name of a plan, of a manifest or an index is one of the directory, whatever else it says:
+/// relative, and without "..".
+bool is_name_inside(const std::string& name);
 
 /// Flushes a directory's list of entries to the device. Throws Error(io), naming it.
 void sync_directory(const std::filesystem::path& path);

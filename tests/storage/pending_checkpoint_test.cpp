@@ -16,6 +16,7 @@ namespace shardwright {
 namespace {
 
 namespace fs = std::filesystem;
+using namespace std::string_literals;
 using Names = std::set<std::string>;
 
 /// The names of all that lies in a directory and its folders.
@@ -148,14 +149,23 @@ TEST(PendingCheckpoint, ASecondSaveToTheDirectoryIsRefusedUntilTheFirstEnds) {
   PendingCheckpoint(folder / "checkpoint", sharded);
 }
 
+std::string inode_of(const fs::path& path) {
+  struct stat status {};
+  EXPECT_EQ(::lstat(path.c_str(), &status), 0) << path;
+  return std::to_string(status.st_ino);
+}
+
 /// What a save that was killed before it committed leaves: a plan, and some names given.
 void die_before_the_commit(const fs::path& directory, const std::vector<std::string>& files,
                            const std::vector<std::string>& removed) {
   const fs::path saving = directory / saving_name;
-  std::string plan = std::string(manifest_name) + '\0';
-  for (const std::string& name : removed) plan += name + '\0';
-  write_file(saving / "plan", plan + '\0');
   write_file(saving / "lock", "");
+  std::string plan = inode_of(saving / "lock") + '\0' + std::string(manifest_name) + '\0';
+  for (const std::string& name : removed) {
+    if (!fs::exists(directory / name)) write_file(directory / name, "old");
+    plan += inode_of(directory / name) + ' ' + name + '\0';
+  }
+  write_file(saving / "plan", plan + '\0');
   write_file(saving / "files" / manifest_name, manifest_naming(files));
   for (const std::string& file : files) {
     write_file(saving / "files" / file, "new");
@@ -211,9 +221,78 @@ TEST(PendingCheckpoint, ACutPlanIsNoPlan) {
   const TemporaryDirectory folder;
   write_sharded(folder.path, {"old"});
   const Names before = names_in(folder.path);
-  write_file(folder / ".shardwright.saving/plan", std::string(manifest_name) + '\0' + "old" + '\0');
+  const fs::path saving = folder / saving_name;
+  write_file(saving / "lock", "");
+  write_file(saving / "plan", inode_of(saving / "lock") + '\0' + std::string(manifest_name) + '\0' +
+                                  inode_of(folder / "old") + " old" + '\0');
   clean_up_after_dead_save(folder.path);
   EXPECT_EQ(names_in(folder.path), before);
+}
+
+TEST(PendingCheckpoint, APlanThatCameWithAnArchiveIsNoPlan) {
+  const TemporaryDirectory folder;
+  write_file(folder / "step/optimizer.pt", "mine");
+  write_file(folder / "victim", "mine");
+  const Names before = names_in(folder.path);
+  const std::string victim = (folder / "victim").native();
+  const fs::path saving = folder / "step" / saving_name;
+  for (const bool knows_inodes : {false, true}) {
+    write_file(saving / "lock", "");
+    const auto inode = [&](const fs::path& path) { return knows_inodes ? inode_of(path) : "123"; };
+    write_file(saving / "plan", inode(saving / "lock") + '\0' + ".\0"s + inode(victim) + " " + victim + '\0' +
+                                    inode(victim) + " ../victim" + '\0' + inode(victim) + " optimizer.pt" +
+                                    '\0' + '\0');
+    clean_up_after_dead_save(folder / "step");
+    EXPECT_EQ(names_in(folder.path), before);
+  }
+}
+
+TEST(PendingCheckpoint, WhatSomebodyWroteOverAFileThatADeadSaveGaveOrWasToRemoveStays) {
+  const TemporaryDirectory folder;
+  write_file(folder / "mine", "mine");
+  die_before_the_commit(folder.path, {"new"}, {"old"});
+  const fs::path saving = folder / saving_name;
+  // It had replaced this one, and somebody has edited it since, as editors do: by a rename.
+  write_file(saving / "files/config.json", "of the save");
+  write_file(saving / "previous/config.json", "of before");
+  write_file(folder / "config.json", "edited");
+  PendingCheckpoint(folder.path, sharded);
+  EXPECT_EQ(read_file(folder / "config.json"), "edited");
+  EXPECT_FALSE(fs::exists(folder / "new"));
+
+  // Committed, and somebody has written a file of a name that goes.
+  die_before_the_commit(folder.path, {"new"}, {"old"});
+  fs::rename(saving / "files" / manifest_name, folder / manifest_name);
+  write_file(folder / "another", "mine");
+  fs::rename(folder / "another", folder / "old");
+  clean_up_after_dead_save(folder.path);
+  EXPECT_EQ(read_file(folder / "old"), "mine");
+  EXPECT_EQ(names_in(folder.path), (Names{"config.json", "mine", "new", "old", manifest_name}));
+}
+
+TEST(PendingCheckpoint, WhatSomebodyWroteOverAFileOfTheReplacedOneStays) {
+  const TemporaryDirectory folder;
+  write_sharded(folder.path, {"a", "b"});
+  write_file(folder / "b", "a stranger's");
+  fs::remove(folder / "a");
+  fs::create_directory(folder / "a");  // and even this ends no save
+  for (const char* name : {"x", "y"}) {
+    PendingCheckpoint pending(folder.path, sharded);
+    save(pending, {name});
+    pending.publish(manifest_name);
+  }
+  EXPECT_EQ(names_in(folder.path), (Names{"b", "y", manifest_name}));
+  EXPECT_EQ(read_file(folder / "b"), "a stranger's");
+  EXPECT_TRUE(fs::exists(folder / "a"));
+}
+
+TEST(PendingCheckpoint, AnIndexThatCannotBeReadKeepsNoShards) {
+  const TemporaryDirectory folder;
+  write_sharded(folder / "step", {"rank-00000-00000-tag.safetensors", "other"});
+  write_file(folder / "step" / hf_index_name, "{");
+  remove_checkpoint(folder / "step");
+  // The index may name this one.
+  EXPECT_EQ(names_in(folder / "step"), (Names{hf_index_name, "other"}));
 }
 
 TEST(PendingCheckpoint, AnotherKindOfCheckpointNeedsOverwrite) {
@@ -254,7 +333,7 @@ TEST(PendingCheckpoint, WhatItIsMadeFromNeedsOverwrite) {
   fs::create_directory(folder / "template");
   fs::create_directory_symlink("template", folder / "link");
   const auto onto = [&](std::optional<bool> overwrite) {
-    PendingCheckpoint(folder / "link", CheckpointKind::huggingface, overwrite, folder / "template");
+    PendingCheckpoint(folder / "link", CheckpointKind::huggingface, overwrite, {"/", folder / "template"});
   };
   EXPECT_EQ(error_of([&] { onto(std::nullopt); }).system_error, EEXIST);
   EXPECT_NO_THROW(onto(true));
