@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor import zeros as zeros_on_mesh
 
 from shardwright import _core
+from shardwright.state_shapes import shapes_to_have
 
 
 def has_optimizer_form(value: Any) -> bool:
@@ -56,6 +57,9 @@ def make_missing_state(optimizer: torch.optim.Optimizer, state: Any, metadata: M
     """Adds to an optimizer's state dict what the checkpoint has of its parameters and it has not: what an optimizer
     first makes when it takes a step. Neither the optimizer nor its parameters change; ``load_state_dict`` will take it.
 
+    What is made has the shape that the optimizer would give it, whatever the checkpoint has: those two are compared
+    with everything else, before anything is read.
+
     Args:
         state: what ``optimizer.state_dict()`` gave.
         key: under which the optimizer is in the state dict to load.
@@ -67,12 +71,31 @@ def make_missing_state(optimizer: torch.optim.Optimizer, state: Any, metadata: M
     stored = stored_states(metadata, f"{key}.")
     if len(numbers) != len(parameters) or not all(type(number) is int for number in numbers):
         return  # a wrapper with a form of its own, which is to make its state itself
-    for number, parameter in zip(numbers, parameters, strict=True):
-        own: Any = state["state"].get(number, {})
-        for fqn, path in stored.get(str(number), {}).items():
-            value = _empty(metadata.state_dict_metadata[fqn], parameter)
-            if _add(own, path, value):
+    described = metadata.state_dict_metadata
+    of_parameters = [stored.get(str(number), {}) for number in numbers]
+    shapes = shapes_to_have(
+        optimizer,
+        [
+            {
+                path: value.size
+                for fqn, path in paths.items()
+                if isinstance(value := described[fqn], TensorStorageMetadata)
+            }
+            for paths in of_parameters
+        ],
+    )
+    for number, parameter, paths, wanted in zip(numbers, parameters, of_parameters, shapes, strict=True):
+        own = _copied(state["state"].get(number, {}))
+        for fqn, path in paths.items():
+            if _add(own, path, _empty(described[fqn], parameter, wanted.get(path))):
                 state["state"][number] = own
+
+
+def _copied(value: Any) -> Any:
+    """Containers of their own for what a state dict shares with its optimizer."""
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _add(into: Any, path: tuple[Any, ...], value: Any) -> bool:
@@ -95,11 +118,13 @@ def _add(into: Any, path: tuple[Any, ...], value: Any) -> bool:
     return True
 
 
-def _empty(stored: Any, parameter: torch.Tensor) -> Any:
-    """What a stored value of a parameter's state is loaded into."""
+def _empty(stored: Any, parameter: torch.Tensor, shape: torch.Size | None) -> Any:
+    """What a stored value of a parameter's state is loaded into; of the given shape, where that is known."""
     if not isinstance(stored, TensorStorageMetadata):
         return None
     dtype = stored.properties.dtype
+    if shape is not None and shape != stored.size:
+        return torch.zeros((), dtype=dtype).expand(shape)  # never loaded into: it is found not to fit
     if stored.size == parameter.shape:
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
     if not isinstance(parameter, DTensor) or not stored.size:

@@ -13,6 +13,7 @@ from shardwright.resume_planner import ResumePlanner
 from shardwright.torch_checkpoint import TorchStorageReader
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda groups: torch.optim.Adam(groups, lr=0.01, foreach=False),
@@ -326,3 +327,179 @@ def test_the_report_of_torchs_reader_has_what_is_known(tmp_path: Path):
     report = sw.load(state, tmp_path)
     assert (report.tensors, report.bytes_written, report.files, report.unused) == (1, 400, 1, ["b"])
     assert report.bytes_read >= 400 and report.seconds["total"] > 0 and "b" in str(report)
+
+
+def refused(optimizer: torch.optim.Optimizer, path: Path, **others) -> str:
+    """The message of a load that changes nothing of the optimizer, which is still without state, nor of the others."""
+    before = copy.deepcopy((optimizer.state_dict(), others))
+    with pytest.raises(sw.PlanError) as error:
+        sw.load({"optim": optimizer, **others}, path)
+    assert not hasattr(error.value, "partly_written")
+    assert bits(optimizer.state_dict()) == bits(before[0]) and bits(others) == bits(before[1])
+    return str(error.value)
+
+
+def of_shapes(make: Callable[..., torch.optim.Optimizer], *shapes: tuple[int, ...]) -> torch.optim.Optimizer:
+    return make([nn.Parameter(torch.ones(shape)) for shape in shapes])
+
+
+def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for parameter in optimizer.param_groups[0]["params"]:
+        sparse = isinstance(optimizer, torch.optim.SparseAdam)
+        parameter.grad = torch.ones_like(parameter).to_sparse() if sparse else torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+#: Name → states of a parameter [5, 7] that has taken a step, and their shapes.
+STATES: dict[str, dict[str, tuple[int, ...]]] = {
+    "adam": {"exp_avg": (5, 7), "exp_avg_sq": (5, 7), "step": ()},
+    "adamw_fused": {"exp_avg": (5, 7), "exp_avg_sq": (5, 7), "step": ()},
+    "adamw_lr_tensor": {"exp_avg": (5, 7), "exp_avg_sq": (5, 7), "step": ()},
+    "adam_amsgrad": {"exp_avg": (5, 7), "exp_avg_sq": (5, 7), "max_exp_avg_sq": (5, 7), "step": ()},
+    "adamax": {"exp_avg": (5, 7), "exp_inf": (5, 7), "step": ()},
+    "sgd_momentum": {"momentum_buffer": (5, 7)},
+    "nadam": {"exp_avg": (5, 7), "exp_avg_sq": (5, 7), "mu_product": (), "step": ()},
+    "radam": {"exp_avg": (5, 7), "exp_avg_sq": (5, 7), "step": ()},
+    "asgd": {"ax": (5, 7), "eta": (), "mu": (), "step": ()},
+    "adadelta": {"acc_delta": (5, 7), "square_avg": (5, 7), "step": ()},
+    "adafactor": {"col_var": (1, 7), "row_var": (5, 1), "step": ()},
+    "rmsprop": {
+        "grad_avg": (5, 7),
+        "momentum_buffer": (5, 7),
+        "square_avg": (5, 7),
+        "step": (),
+    },
+    "rprop": {"prev": (5, 7), "step": (), "step_size": (5, 7)},
+    "sparse_adam": {"exp_avg": (5, 7), "exp_avg_sq": (5, 7)},
+    "muon": {"momentum_buffer": (5, 7)},
+}
+OTHERS = {"adamax": torch.optim.Adamax, "sparse_adam": torch.optim.SparseAdam, "muon": torch.optim.Muon}
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("name", STATES)
+def test_states_of_another_shape_are_all_refused_by_name(name: str, save, tmp_path: Path):
+    make = OPTIMIZERS.get(name) or OTHERS[name]
+    saved = stepped(of_shapes(make, (5, 7)))
+    tensors = {
+        key: tuple(value.shape)
+        for key, value in saved.state_dict()["state"][0].items()
+        if hasattr(value, "shape")
+    }
+    assert tensors == STATES[name]
+    save({"optim": saved}, tmp_path / "saved")
+
+    same = of_shapes(make, (5, 7))
+    sw.load({"optim": same}, tmp_path / "saved")
+    assert bits(same.state_dict()) == bits(saved.state_dict())
+
+    transposed = of_shapes(make, (7, 5))
+    message = refused(transposed, tmp_path / "saved")
+    turned = {(5, 7): [7, 5], (5, 1): [7, 1], (1, 7): [1, 5]}
+    lines = [
+        f"  optim.state.0.{key}: expected shape {turned[shape]}, as the trainer has it, found {list(shape)}"
+        for key, shape in STATES[name].items()
+        if shape
+    ]
+    assert sorted(message.splitlines()[1:]) == sorted(lines)
+    assert not transposed.state
+    stepped(transposed)
+
+
+@pytest.mark.parametrize("name", ["adam", "counting"])
+def test_parameters_in_another_order_are_refused(name: str, tmp_path: Path):
+    sw.save({"optim": stepped(of_shapes(OPTIMIZERS[name], (3, 4), (2,), (5, 2)))}, tmp_path / "saved")
+    reordered = of_shapes(OPTIMIZERS[name], (5, 2), (2,), (3, 4))
+    message = refused(reordered, tmp_path / "saved", model=torch.ones(2), lost=torch.ones(1))
+    key = "exp_avg" if name == "adam" else "history.0"
+    assert f"optim.state.0.{key}: expected shape [5, 2], as the trainer has it, found [3, 4]" in message
+    assert f"optim.state.2.{key}: expected shape [3, 4], as the trainer has it, found [5, 2]" in message
+    assert f"optim.state.1.{key}" not in message
+    assert "lost: expected in the checkpoint" in message  # with all else that does not fit
+    assert not reordered.state
+
+
+def test_states_are_compared_where_the_parameter_is_a_number_or_the_checkpoints_was(tmp_path: Path):
+    for saved, fresh in (((), (3,)), ((3,), ())):
+        sw.save({"optim": stepped(of_shapes(torch.optim.Adam, saved))}, tmp_path / "saved")
+        message = refused(of_shapes(torch.optim.Adam, fresh), tmp_path / "saved")
+        assert (
+            f"state.0.exp_avg: expected shape {list(fresh)}, as the trainer has it, found {list(saved)}"
+            in message
+        )
+        assert "state.0.step" not in message
+
+
+def test_states_of_a_wrapped_optimizer_are_compared(tmp_path: Path):
+    sw.save({"optim": stepped(of_shapes(torch.optim.Adam, (3, 4)))}, tmp_path / "saved")
+    message = refused(Wrapper(of_shapes(torch.optim.Adam, (4, 3))), tmp_path / "saved")
+    assert "state.0.exp_avg: expected shape [4, 3], as the trainer has it, found [3, 4]" in message
+
+
+def test_states_that_the_optimizer_is_not_set_to_have_are_compared(tmp_path: Path):
+    sw.save({"optim": stepped(of_shapes(OPTIMIZERS["sgd_momentum"], (3, 4)))}, tmp_path / "saved")
+    message = refused(of_shapes(OPTIMIZERS["sgd"], (4, 3)), tmp_path / "saved")
+    assert "state.0.momentum_buffer: expected shape [4, 3], as the trainer has it, found [3, 4]" in message
+
+
+def lbfgs(steps: int, *shapes: tuple[int, ...]) -> torch.optim.Optimizer:
+    optimizer = of_shapes(lambda parameters: torch.optim.LBFGS(parameters, max_iter=3), *shapes)
+    parameters = optimizer.param_groups[0]["params"]
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = sum((value**4).sum() for value in parameters)
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+    return optimizer
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_lbfgs_has_vectors_of_all_parameters(save, tmp_path: Path):
+    saved = lbfgs(2, (3, 4), (2,))
+    save({"optim": saved}, tmp_path / "saved")
+    fresh = lbfgs(0, (3, 4), (2,))
+    sw.load({"optim": fresh}, tmp_path / "saved")
+    assert bits(fresh.state_dict()) == bits(saved.state_dict())
+    other = lbfgs(0, (3, 4), (5,))
+    message = refused(other, tmp_path / "saved")
+    for key in ("d", "prev_flat_grad", "old_dirs.0", "old_stps.1"):
+        assert f"optim.state.0.{key}: expected shape [17], as the trainer has it, found [14]" in message
+    assert "H_diag" not in message and "state.0.ro" not in message and not other.state
+
+
+def test_states_of_other_optimizers_than_torchs_are_taken_in_the_shapes_that_they_have(tmp_path: Path):
+    class Factored(torch.optim.Optimizer):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["rows"] = parameter.grad.sum(-1)
+
+    def make(parameters):
+        return Factored(parameters, {"lr": 0.01})
+
+    saved = stepped(of_shapes(make, (3, 4), (4, 5)))
+    sw.save({"optim": saved}, tmp_path / "saved")
+    fresh = of_shapes(make, (3, 4), (4, 5))
+    sw.load({"optim": fresh}, tmp_path / "saved")
+    assert bits(fresh.state_dict()) == bits(saved.state_dict())
+
+
+def test_a_failed_load_adds_nothing_to_states_that_are_there(tmp_path: Path):
+    sw.save({"optim": stepped(of_shapes(OPTIMIZERS["adam_amsgrad"], (3, 4)))}, tmp_path / "saved")
+    partly = stepped(of_shapes(OPTIMIZERS["adam"], (3, 4)))
+    refused(partly, tmp_path / "saved", lost=torch.ones(1))
+    assert sorted(partly.state[partly.param_groups[0]["params"][0]]) == ["exp_avg", "exp_avg_sq", "step"]
+
+
+def test_asking_for_shapes_runs_no_hooks_of_all_optimizers(tmp_path: Path):
+    sw.save({"optim": stepped(of_shapes(torch.optim.Adam, (3, 4)))}, tmp_path / "saved")
+    hook = register_optimizer_step_pre_hook(lambda *_: pytest.fail("a step was taken"))
+    try:
+        sw.load({"optim": of_shapes(torch.optim.Adam, (3, 4))}, tmp_path / "saved")
+    finally:
+        hook.remove()
