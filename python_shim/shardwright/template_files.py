@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from shardwright import _core
 from shardwright.system_calls import naming, opened, uninterrupted
 
-#: Ends of the names of files that hold weights, or say where they are.
-_WEIGHTS = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".pt",
-    ".pth",
-    ".gguf",
-    ".distcp",
+#: Names of files that hold weights or a trainer's state, in whatever format, or say where they are.
+_WEIGHTS = re.compile(
+    r"\.(bin|pt|pth|pkl|pickle|h5|hdf5|msgpack|ot|tflite|mlmodel|pdparams|nemo|npz|npy|distcp)"
+    r"(\.index\.json)?([.~](bak|old|orig|tmp|\d+))*~?$"
+    r"|\.(safetensors|onnx|gguf|ckpt)",
+    re.IGNORECASE,
+)
+
+#: What tells of an adapter, a training or a checkpoint of one that is in the same folder; alone it would mislead.
+_OTHERS = re.compile(
+    r"shardwright\..*|adapter_config\.json|automodel_peft_config\.json|trainer_state\.json|latest|zero_to_fp32\.py"
+    r"|events\.out\.tfevents\..*"
 )
 
 #: Folders that hold no weights: what transformers puts beside a tokenizer with several chat templates.
@@ -45,19 +47,15 @@ def write_flushed(path: Path, content: bytes) -> None:
 
 
 def template_files(template: Path, quantised: bool) -> dict[str, bytes]:
-    """Every file of a template that holds no weights, by its name relative to it, and what an export writes there:
-    config.json with the ``quantization_config`` of the weights."""
+    """Every file of a template that is of the model but its weights, by its name relative to it, and what an export
+    writes there: config.json with the ``quantization_config`` of the weights."""
     return uninterrupted(lambda: _files_of(template, quantised))
 
 
 def _files_of(template: Path, quantised: bool) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for source in sorted(template.iterdir()):
-        if (
-            source.name.startswith(".")
-            or source.name.endswith(_WEIGHTS)
-            or source.name == _core.checksums_name
-        ):
+        if source.name.startswith(".") or _WEIGHTS.search(source.name) or _OTHERS.fullmatch(source.name):
             continue
         if source.is_dir() and source.name in _FOLDERS:
             inside = _files_of(source, quantised)
