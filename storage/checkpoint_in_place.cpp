@@ -65,10 +65,16 @@ bool is_weights_of_huggingface(const std::string& name) {
          has_form(name, "shard-#-model-#-of-#.safetensors");
 }
 
-/// Whether it is there as it was written, as far as size and header tell. One that somebody has written since
-/// is theirs.
-bool is_still_ours(const fs::path& directory, const StoredFile& file) {
+/// Machines that write together may disagree about the time by so many seconds.
+constexpr std::int64_t clock_skew = 60;
+
+/// Whether it is there as it was written, as far as time, size and header tell. `list` names the file that
+/// lists it, and was written after it. One that somebody has written since is theirs.
+bool is_still_ours(const fs::path& directory, const StoredFile& file, const char* list) {
   try {
+    const std::optional<struct stat> there = entry_at(directory / file.name);
+    const std::optional<struct stat> listed = entry_at(directory / list);
+    if (!there || (listed && there->st_mtime > listed->st_mtime + clock_skew)) return false;
     return change_of(directory, file).empty();
   } catch (const Error& error) {
     if (is_refusal(error)) throw;
@@ -90,7 +96,7 @@ CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
   CheckpointInPlace found{CheckpointKind::sharded, true, true, {manifest_name}, {}, {}, {}, 0};
   try {
     for (const StoredFile& file : read_manifest(directory).files) {
-      (is_still_ours(directory, file) ? found.files : found.changed).push_back(file.name);
+      (is_still_ours(directory, file, manifest_name) ? found.files : found.changed).push_back(file.name);
     }
     std::sort(found.changed.begin(), found.changed.end());
   } catch (const Error& error) {
@@ -105,7 +111,7 @@ void add_exported(const fs::path& directory, const std::set<std::string>& names,
                   CheckpointInPlace& found) {
   std::set<std::string> ours;
   for (const StoredFile& file : checksums.files) {
-    if (names.contains(file.name) && is_still_ours(directory, file)) ours.insert(file.name);
+    if (names.contains(file.name) && is_still_ours(directory, file, checksums_name)) ours.insert(file.name);
   }
   bool lists_index = false;
   std::vector<std::string> beside;

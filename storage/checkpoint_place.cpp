@@ -103,6 +103,13 @@ bool holds_other_weights(const fs::path& file) {
 
 void expect_local_path(const fs::path& path) {
   const std::string& text = path.native();
+  if (text.empty()) throw Error(ErrorKind::argument, "expected a path, found an empty text");
+  if (text == "~" || text.starts_with("~/")) {
+    throw Error(ErrorKind::argument,
+                printable(text) +
+                    ": expected a path, found one that a shell would have completed; pass "
+                    "os.path.expanduser(path), or ./~ if it is meant");
+  }
   const std::string scheme = scheme_of(text);
   if (scheme.empty()) return;
   const std::string shown = printable(text);

@@ -63,11 +63,15 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
   for (const fs::path& path : lacking) {
     if (uninterrupted([&] { return ::mkdir(path.c_str(), 0777); }) == 0) {
       made.push_back(path);
-    } else if (errno != EEXIST) {
+    } else if (struct stat is{}; errno != EEXIST || ::stat(path.c_str(), &is) != 0) {
+      const bool is_dangling = errno == ENOENT;
       const int code = errno;
       for (auto last = made.rbegin(); last != made.rend(); ++last)
         uninterrupted([&] { return ::rmdir(last->c_str()); });
-      fail(path, "cannot create this directory", code);
+      fail(path,
+           is_dangling ? "expected a directory, found a link to one that is not there"
+                       : "cannot create this directory",
+           code);
     }
   }
   return made;

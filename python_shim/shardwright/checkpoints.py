@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from shardwright import _core
-from shardwright.local_path import local_path
+from shardwright.local_path import local_path, whole_number
 from shardwright.system_calls import is_file, uninterrupted
 
 _STEP = re.compile(r"step-(\d+)")
@@ -17,8 +18,7 @@ _STEP = re.compile(r"step-(\d+)")
 
 def step_path(root: str | os.PathLike[str], step: int) -> Path:
     """Where the checkpoint of a training step goes: ``step-00000007``, or as a folder of that number is called."""
-    if step < 0:
-        raise ValueError(f"step is {step}; expected 0 or more")
+    whole_number("step", step)
     usual = Path(root) / f"step-{step:08d}"
     there = [path for number, path in _steps(root) if number == step]
     if len(there) > 1:
@@ -49,9 +49,16 @@ def _steps(root: str | os.PathLike[str]) -> list[tuple[int, Path]]:
 def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, int, Path]]:
     """(order of saving, step, path) of the published checkpoints of a root, oldest first.
 
-    The manifest tells the order. Earlier releases did not write it; theirs come first, by their steps.
+    The manifest tells the order. Earlier releases did not write it; theirs come first, by their steps. A link to
+    another step of the root is that step, and no further one.
     """
-    found = [(_core.read_order(path), step, path) for step, path in _steps(root) if _core.has_manifest(path)]
+    own = {os.path.realpath(path) for _, path in _steps(root) if not path.is_symlink()}
+    found = []
+    for step, path in _steps(root):
+        if not _has_manifest(path) or (path.is_symlink() and os.path.realpath(path) in own):
+            continue
+        with suppress(FileNotFoundError):  # it is being removed
+            found.append((_core.read_order(path), step, path))
     paths_of: dict[int, list[Path]] = {}
     for _, step, path in found:
         paths_of.setdefault(step, []).append(path)
@@ -61,14 +68,27 @@ def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, int, Path]]:
     return sorted(found)
 
 
+def _has_manifest(path: Path) -> bool:
+    """Whether a step has a manifest that is a file: a pipe, a directory or a link to nothing is no checkpoint."""
+    try:
+        return is_file(path / _core.manifest_name)
+    except PermissionError:
+        return bool(_core.has_manifest(path))
+
+
 def next_order(path: str | os.PathLike[str]) -> int:
     """The order of a save to ``path`` among those of its training: one more than any other step's; 0 for a folder that
     is not called as those of steps are."""
     if step_of(path) is None:
         return 0
-    root = Path(path).parent
-    orders = [_core.read_order(other) for _, other in _steps(root) if _core.has_manifest(other)]
-    return max(orders, default=0) + 1
+    orders = [0]
+    for _, other in _steps(Path(path).parent):
+        try:
+            orders.append(_core.read_order(other) if _has_manifest(other) else 0)
+        except OSError as error:  # it is being removed, or nobody may read it; that ends no save
+            if not isinstance(error, FileNotFoundError):
+                warnings.warn(f"{other}: its place in the order of steps is not known: {error}", stacklevel=2)
+    return max(orders) + 1
 
 
 def latest(root: str | os.PathLike[str]) -> Path | None:
@@ -92,10 +112,14 @@ def remove_all_but(root: str | os.PathLike[str], keep_last: int) -> list[Path]:
     the link is removed. What saves to these steps that died have left goes, too.
     """
     removed = []
+    links = [(path, os.path.realpath(path)) for _, path in _steps(root) if path.is_symlink()]
     for _, _, path in _checkpoints(root)[:-keep_last]:
         try:
             _core.remove_checkpoint(path)
             removed.append(path)
+            for link, target in links:
+                if target == os.path.realpath(path) and link != path:
+                    _core.remove_checkpoint(link)  # which removes the link
         except (OSError, _core.CheckpointFormatError) as error:  # the save itself has succeeded
             warnings.warn(f"keep_last={keep_last}: {path} was not removed: {error}", stacklevel=2)
     for _, path in _steps(root):
@@ -109,8 +133,9 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
 
     Returns a report: ``problems`` has a line for each thing that is wrong (none: nothing was found), ``damaged`` the
     names of the tensors and objects concerned; ``kind``, ``files``, ``tensors``, ``objects`` and ``bytes_hashed`` say
-    what was looked at. A Hugging Face checkpoint has no checksums: ``bytes_hashed`` is 0. Checkpoints of torch's
-    FileSystemWriter are checked by the sums of the archives that they consist of.
+    what was looked at. Of a Hugging Face checkpoint that another program wrote there are no checksums:
+    ``bytes_hashed`` is 0. Checkpoints of torch's FileSystemWriter are checked by the sums of the archives that they
+    consist of.
     """
     path = local_path(path)
     if is_file(Path(path, ".metadata")) and not _core.has_manifest(os.fspath(path)):

@@ -17,8 +17,9 @@ from shardwright.fitting import with_hints
 from shardwright.flat_state import expect_state_dict, flatten
 from shardwright.gone_ranks import naming_gone_ranks
 from shardwright.layout_hints import hints_at_layout
-from shardwright.local_path import local_path
+from shardwright.local_path import lasting_path
 from shardwright.rank_outcome import RankOutcome, expect_success, told
+from shardwright.refused_save import RefusedSave, has_others
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
 from shardwright.saved_weights import load_weights
@@ -64,33 +65,45 @@ def export(
 
     Nothing has been published then.
     """
-    if not isinstance(state_dict, (str, os.PathLike)):
-        expect_state_dict(state_dict)
-    path = local_path(path)
-    writer = HuggingFaceStorageWriter(
-        path,
-        thread_count=threads,
-        quantization=quantization,
-        max_shard_size=max_shard_size,
-        template=template,
-        model=model,
-        layout=layout,
-        strict=strict,
-        staging_bytes=staging_bytes,
-        device_memory=device_memory,
-        overwrite=overwrite,
-        strict_dtypes=strict_dtypes,
-    )
     alone = not (dist.is_available() and dist.is_initialized())
-    if not isinstance(state_dict, dict):
+    source = state_dict if isinstance(state_dict, (str, os.PathLike)) else None
+    weights: Any = state_dict
+    refusal: Exception | None = None
+    writer: HuggingFaceStorageWriter | RefusedSave
+    try:
+        if source is None:
+            expect_state_dict(state_dict)
+        writer = HuggingFaceStorageWriter(
+            lasting_path(path),
+            thread_count=threads,
+            quantization=quantization,
+            max_shard_size=max_shard_size,
+            template=template,
+            model=model,
+            layout=layout,
+            strict=strict,
+            staging_bytes=staging_bytes,
+            device_memory=device_memory,
+            overwrite=overwrite,
+            strict_dtypes=strict_dtypes,
+        )
+        if source is not None:
+            writer.sources.append(lasting_path(source))
+    except Exception as error:
+        if not has_others(process_group):
+            raise
+        writer, refusal = RefusedSave(error), error
+    if source is not None:
         options = {"key": key, "model": model, "layout": layout, "strict": strict, "threads": threads}
-        state_dict = _loaded(state_dict, alone, process_group, options)
+        weights = _loaded(source, alone, process_group, options, refusal)
+    if refusal is not None:
+        weights = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
             with naming_gone_ranks(process_group, "exporting"):
                 dcp.save(
-                    state_dict,
+                    weights,
                     storage_writer=writer,
                     planner=SavePlanner(),
                     process_group=process_group,
@@ -100,7 +113,7 @@ def export(
         writer.abandon()  # by now no rank writes any more
         failure = told(wrapped)
         if isinstance(failure, PlanError) and template is not None:
-            names = flatten(state_dict)[0]
+            names = flatten(weights)[0]
             failure = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
         raise failure from wrapped
     assert writer.report is not None
@@ -112,8 +125,10 @@ def _loaded(
     alone: bool,
     process_group: dist.ProcessGroup | None,
     options: dict[str, Any],
+    refusal: Exception | None,
 ) -> dict[str, Any]:
-    """The weights of a checkpoint, of which each rank has a part. Raises the same on every rank."""
+    """The weights of a checkpoint, of which each rank has a part. Raises the same on every rank, and that of a rank
+    that has refused its arguments."""
     if alone:
         return load_weights(source, **options)
     mesh = (
@@ -124,6 +139,8 @@ def _loaded(
     weights: dict[str, Any] = {}
     outcome = RankOutcome(dist.get_rank(process_group))
     try:
+        if refusal is not None:
+            raise refusal
         weights = load_weights(source, mesh, **options)
     except Exception as error:
         outcome.fail(error)

@@ -87,8 +87,6 @@ def load(
     Where the load had begun to write, the latter two have ``partly_written``, the names of the tensors that may be
     neither whole nor as they were.
     """
-    expect_state_dict(state_dict)
-    path = local_path(path)
     options: dict[str, Any] = {
         "thread_count": threads,
         "staging_bytes": staging_bytes,
@@ -104,6 +102,8 @@ def load(
     with reading_group(cooperative) as group, naming_gone_readers(group):
         own_plan, failure = None, None
         try:
+            expect_state_dict(state_dict)
+            path = local_path(path)
             reader, planner = _reader_and_planner(path, verify, weights_only, options, hugging_face, either)
             metadata = reader.read_metadata()
             states = {key: _state_of(key, value, metadata) for key, value in state_dict.items()}

@@ -14,6 +14,39 @@ def local_path(path: str | os.PathLike[str]) -> str:
         TypeError: it is no path.
         ValueError: it is the address of something elsewhere, such as s3://bucket/x, with what to do instead.
     """
-    text = os.fspath(path)
+    text = os.fsdecode(path)
+    if "\0" in text:
+        raise ValueError(f"{text!r}: expected a path, found a text with a NUL in it")
     _core.expect_local_path(text)
     return text
+
+
+def lasting_path(path: str | os.PathLike[str]) -> str:
+    """The path as it is meant now, whatever becomes of the working directory: absolute, and the folder that it lies in
+    with links resolved. Its last name may be of a link.
+
+    Raises:
+        TypeError, ValueError: as :func:`local_path`.
+    """
+    text = local_path(path)
+    folder, name = os.path.split(text.rstrip("/") or text)
+    if name in ("", os.curdir, os.pardir):
+        return os.path.realpath(text)
+    return os.path.join(os.path.realpath(folder or os.curdir), name)
+
+
+def whole_number(name: str, value: int, least: int = 0) -> int:
+    """``value``, which is a whole number of at least ``least``.
+
+    Raises:
+        ValueError: it is something else, such as 2.0 or True.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of {least} or more")
+    return value
+
+
+def expect_overwrite(overwrite: bool | None) -> None:
+    """Raises ValueError for anything but True, False and None."""
+    if overwrite is not None and not isinstance(overwrite, bool):
+        raise ValueError(f"overwrite is {overwrite!r}; expected True, False or None")

@@ -17,8 +17,9 @@ from torch.futures import Future
 from shardwright.checkpoints import step_path
 from shardwright.flat_state import expect_state_dict
 from shardwright.gone_ranks import naming_gone_ranks, timeout_of
-from shardwright.local_path import local_path
+from shardwright.local_path import lasting_path
 from shardwright.rank_outcome import told
+from shardwright.refused_save import RefusedSave, has_others
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
 from shardwright.sharded_writer import ShardedStorageWriter
@@ -30,7 +31,7 @@ class PendingSave:
 
     path: Path
     _future: Future[Any]
-    _writer: ShardedStorageWriter
+    _writer: ShardedStorageWriter | RefusedSave
     _group: Any = None
     _seen: bool = False
 
@@ -93,23 +94,28 @@ def save(
             cause. Nothing has then been published.
     """
     global _running
-    expect_state_dict(state_dict)
     earlier, _running = _running, None
     if earlier is not None and not earlier._seen:
         earlier.wait()
-    if keep_last is not None and step is None:
-        raise ValueError("keep_last says how many steps to keep: expected step as well, found None")
-    path = local_path(path)
-    target = Path(path) if step is None else step_path(path, step)
     planner = planner or SavePlanner()
-    writer = ShardedStorageWriter(
-        target,
-        thread_count=threads,
-        overwrite=overwrite,
-        async_staging_bytes=async_staging_bytes,
-        device_memory=device_memory,
-        keep_last=keep_last,
-    )
+    writer: ShardedStorageWriter | RefusedSave
+    try:
+        expect_state_dict(state_dict)
+        if keep_last is not None and step is None:
+            raise ValueError("keep_last says how many steps to keep: expected step as well, found None")
+        path = lasting_path(path)
+        writer = ShardedStorageWriter(
+            Path(path) if step is None else step_path(path, step),
+            thread_count=threads,
+            overwrite=overwrite,
+            async_staging_bytes=async_staging_bytes,
+            device_memory=device_memory,
+            keep_last=keep_last,
+        )
+    except Exception as refusal:
+        if not has_others(process_group):
+            raise
+        writer, state_dict, planner = RefusedSave(refusal), {}, SavePlanner()
     with warnings.catch_warnings():
         # Torch warns that a save without a process group is one. What the planner warns of is to be heard.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -120,7 +126,7 @@ def save(
                     state_dict, storage_writer=writer, planner=planner, process_group=group
                 )
             assert isinstance(future, Future) or hasattr(future, "result")
-            _running = PendingSave(target, future, writer, group)
+            _running = PendingSave(Path(getattr(writer, "path", path)), future, writer, group)
             return _running
         try:
             with naming_gone_ranks(process_group, "saving"):

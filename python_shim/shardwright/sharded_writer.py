@@ -30,7 +30,7 @@ from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import next_order, remove_all_but
 from shardwright.describe import DTYPE_NAMES, current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
-from shardwright.local_path import local_path
+from shardwright.local_path import expect_overwrite, lasting_path, whole_number
 from shardwright.planned_metadata import PlannedMetadata
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
@@ -115,9 +115,10 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             raise ValueError(
                 "ShardedStorageWriter writes tensors as they lie in memory; expected no _extensions"
             )
-        if keep_last is not None and keep_last < 1:
-            raise ValueError(f"keep_last is {keep_last}; expected 1 or more, or None")
-        self.path = Path(local_path(path))
+        if keep_last is not None:
+            whole_number("keep_last", keep_last, 1)
+        expect_overwrite(overwrite)
+        self.path = Path(lasting_path(path))
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
         self.thread_count = default_threads() if thread_count is None else thread_count
@@ -137,7 +138,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         self.abandon()
         if checkpoint_id:
-            self.path = Path(local_path(checkpoint_id))
+            self.path = Path(lasting_path(checkpoint_id))
         self.save_id = str(uuid.uuid4())
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -327,7 +328,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 _SAFETENSORS_DTYPES,
                 list(names),
                 planner_data.getvalue(),
-                next_order(os.path.abspath(self.path)),
+                next_order(self.path),
                 self.sync_files,
             )
             pending.publish(_core.manifest_name)
@@ -338,7 +339,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
 
     def _keep_last(self, count: int) -> None:
         """The save has succeeded by now, whatever becomes of those before it."""
-        root = Path(os.path.abspath(self.path)).parent
+        root = self.path.parent
         try:
             remove_all_but(root, count)
         except (OSError, ValueError) as error:

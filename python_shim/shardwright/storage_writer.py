@@ -24,14 +24,14 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.catalog import catalog_of
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
-from shardwright.local_path import local_path
+from shardwright.local_path import expect_overwrite, lasting_path
 from shardwright.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.save_planner import ExportMeta
 from shardwright.sharded_writer import ShardedStorageWriter
 from shardwright.storage_reader import _whole_number, default_threads
 from shardwright.system_calls import is_there, naming, uninterrupted
-from shardwright.template_files import template_files, write_flushed
+from shardwright.template_files import kept_files, template_files, write_flushed
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -150,7 +150,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         overwrite: bool | None = None,
         strict_dtypes: bool = False,
     ) -> None:
-        path = local_path(path)
+        path = lasting_path(path)
+        expect_overwrite(overwrite)
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
         threads = (
@@ -177,6 +178,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.quantised = quantization == "mxfp8"
         self.max_file_bytes = bytes_of_size(max_shard_size)
         self.template = template
+        self.sources: list[str] = []  #: directories that the tensors come from; the template is another
         self.model, self.layout, self.strict = model, layout, strict
         self.staging_bytes = (
             None if staging_bytes is None else _whole_number("staging_bytes", staging_bytes, 1 << 48)
@@ -243,7 +245,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.expect_staged()
         if self._shards is not None:
-            self._shards.path = Path(self.path)
+            self._shards.path = Path(lasting_path(os.fspath(self.path)))
             self._shards.file_numbers = self.fqn_to_index_mapping
             self._shards.set_up_storage_writer(is_coordinator, *args, **kwargs)
             return
@@ -273,8 +275,10 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         if self._shards is not None:
             return self._shards.prepare_global_plan(plans)
         self.abandon()
-        template = "" if self.template is None else catalog_of(self.template).directory
-        self._pending = _core.PendingCheckpoint(self.path, "huggingface", self.overwrite, template)
+        template = [] if self.template is None else [catalog_of(self.template).directory]
+        self._pending = _core.PendingCheckpoint(
+            self.path, "huggingface", self.overwrite, [*self.sources, *template]
+        )
         try:
             self._request.start_of_names = self._pending.free_start_of_names()
             self._planned = _core.plan_export(
@@ -308,11 +312,15 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         ]
 
     def _files_beside(self) -> dict[str, bytes]:
-        """What the export writes beside the weights. Somebody's file that has that content already is left as it is;
-        one of the export that this one replaces would go with it."""
+        """What the export writes beside the weights. Somebody's file that has that content already is left as it is.
+        Without a template, what an earlier export has beside its weights is kept, and says the truth about the new
+        ones."""
         files = {INDEX_NAME: self._planned.index}
         if self.template is not None:
             files |= template_files(Path(catalog_of(self.template).directory), self._planned.quantised)
+        else:
+            pending = self._pending
+            files |= kept_files(Path(pending.final_path), pending.own_beside, self._planned.quantised)
         return {
             name: content
             for name, content in files.items()
@@ -335,7 +343,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                 self._planned,
                 [outcome.row_sums for outcome in outcomes],
                 pending.path,
-                [name for name in self._beside if name != INDEX_NAME],
+                list(self._beside),
             )
             write_flushed(pending.path / _core.checksums_name, checksums)
             pending.publish(INDEX_NAME)

@@ -63,7 +63,20 @@ def _files_of(template: Path, quantised: bool) -> dict[str, bytes]:
         if source.is_file():
             with naming(source):
                 content = source.read_bytes()
-            files[source.name] = config_of(content, quantised) if source.name == "config.json" else content
+            files[source.name] = _content_of(source.name, content, quantised)
+    return files
+
+
+def _content_of(name: str, content: bytes, quantised: bool) -> bytes:
+    return config_of(content, quantised) if name == "config.json" else content
+
+
+def kept_files(directory: Path, names: list[str], quantised: bool) -> dict[str, bytes]:
+    """The files of an export that another one replaces without a template, as that writes them."""
+    files = {}
+    for name in names:
+        with naming(directory / name), opened(directory / name, "rb") as file:
+            files[name] = _content_of(name, file.read(), quantised)
     return files
 
 

@@ -267,7 +267,7 @@ class Unlucky(sw.SavePlanner):
 
 
 def test_strangers_files_are_identical_after_a_thousand_random_saves_exports_and_failures(
-    tiny: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     choose = random.Random(13)
     runs, outside = tmp_path / "runs", tmp_path / "outside"
@@ -280,18 +280,28 @@ def test_strangers_files_are_identical_after_a_thousand_random_saves_exports_and
     (runs / "link").symlink_to(outside)
     (runs / "step-00000004").symlink_to(outside / "archive")
     (runs / "step-00000006").symlink_to(outside / "nowhere")
+    (tmp_path / "elsewhere").symlink_to(runs / "exports")  # elsewhere/.. is runs
     write(runs / "exports", {"README.md": b"of the exports", "tokenizer.json": b"of another model"})
+    for step in (1, 2, 3):
+        sw.save(state(step), tmp_path / "other" / "runs", step=step)  # of another training
     links = {str(runs / "step-00000004"), str(runs / "step-00000006")}  # which keep_last may remove
     before = {path: facts for path, facts in read(tmp_path).items() if path not in links}
 
     released = sw.empty_state_dict(tiny)
     sw.load(released, tiny)
     last: dict[Path, float] = {}
+    kept = [4]  # steps, those that were saved last at the end; the link's checkpoint is of no step
 
     def save(value: float) -> None:
-        step = choose.choice([1, 2, 3, 5, 7, 8, 9])
-        sw.save(state(value), runs, step=step, keep_last=choose.choice([None, 1, 2, 3]))
+        step, keep_last = choose.choice([1, 2, 3, 5, 7, 8, 9]), choose.choice([None, 1, 2, 3])
+        monkeypatch.chdir(choose.choice([tmp_path, tmp_path / "other", outside]))
+        root = choose.choice([runs, tmp_path / "elsewhere" / "..", os.path.relpath(runs)])
+        sw.save(state(value), root, step=step, keep_last=keep_last)
         last[runs] = value
+        kept[:] = [other for other in kept if other != step] + [step]
+        kept[:] = kept[-keep_last:] if keep_last else kept
+        there = [path.name for path in runs.glob("step-*") if (path / "shardwright.manifest").exists()]
+        assert sorted(there) == sorted(f"step-{other:08d}" for other in kept)
 
     def save_without_a_step(value: float) -> None:
         to = choose.choice([runs, runs / "final", tmp_path])

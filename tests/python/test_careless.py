@@ -1,0 +1,274 @@
+"""What people do in a hurry: saves into places that are not what they take them for lose nobody's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import shardwright as sw
+import torch
+from safetensors.torch import load_file, save_file
+from test_strangers import assert_untouched, holds, read, state
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
+from torchrun import outcome_of
+
+WEIGHTS = {"a.weight": torch.ones(4, 6), "b.weight": torch.zeros(5)}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def test_keep_last_cleans_the_root_that_the_kernel_means_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/folder")
+    for step in (1, 2, 3):
+        sw.save(state(step), "run", step=step)
+    before = read(tmp_path / "run")
+    for step in (100, 200, 150):
+        sw.save(state(step), "link/../run", step=step, keep_last=2)
+    assert_untouched(before, tmp_path / "run")
+    assert names(tmp_path / "far" / "run") == ["step-00000150", "step-00000200"]
+    latest = sw.latest("link/../run")
+    assert latest is not None and latest.name == "step-00000150"
+
+
+@pytest.mark.parametrize("what", ["save", "export"])
+def test_a_relative_path_means_what_it_meant_when_the_call_was_made(what: str, tmp_path, monkeypatch):
+    for folder in ("here", "there"):
+        for step in (1, 2, 3):
+            sw.save(state(step), tmp_path / folder / "run", step=step)
+    before = read(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "here")
+    if what == "save":
+        pending = sw.save(state(4), "run", step=4, keep_last=1, asynchronous=True)
+        os.chdir(tmp_path / "there")
+        pending.wait()
+        assert names(tmp_path / "here" / "run") == ["step-00000004"]
+    else:
+        writer = sw.HuggingFaceStorageWriter("out")
+        os.chdir(tmp_path / "there")
+        torch.distributed.checkpoint.save(
+            WEIGHTS, storage_writer=writer, planner=sw.SavePlanner(), no_dist=True
+        )
+        assert (tmp_path / "here" / "out" / "model.safetensors.index.json").exists()
+    assert_untouched(before, tmp_path / "there")
+    assert names(tmp_path / "there") == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("", "empty"),
+        ("~/runs", "expanduser"),
+        ("~", "expanduser"),
+        ("a\0b", "NUL"),
+        ("dangling", "not there"),
+    ],
+)
+def test_a_path_that_cannot_be_meant_is_refused_and_makes_nothing(
+    path: str, words: str, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for call in (lambda: sw.save(state(1), path), lambda: sw.export(WEIGHTS, path)):
+        with pytest.raises((ValueError, OSError), match=words):
+            call()
+    assert names(tmp_path) == ["dangling"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step": 1, "keep_last": 1.5},
+        {"step": 1, "keep_last": 2.0},
+        {"step": 1, "keep_last": True},
+        {"step": 1, "keep_last": "3"},
+        {"step": 1, "keep_last": 0},
+        {"step": 1.5},
+        {"step": "5"},
+        {"step": -1},
+        {"overwrite": "no"},
+        {"keep_last": 1},
+    ],
+)
+def test_an_odd_option_is_refused_before_anything_is_saved(options: dict, tmp_path):
+    sw.save(state(1), tmp_path / "run", step=7)
+    before = read(tmp_path)
+    with pytest.raises(ValueError, match="expected"):
+        sw.save(state(2), tmp_path / "run", **options)
+    assert read(tmp_path) == before
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_to_a_step_is_that_step_and_no_further_one(tmp_path):
+    for step in (1, 2):
+        sw.save(state(step), tmp_path, step=step)
+    (tmp_path / "step-00000099").symlink_to("step-00000002")
+    assert sw.latest(tmp_path) == tmp_path / "step-00000002"
+    sw.save(state(3), tmp_path, step=3, keep_last=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000003", "step-00000099"]
+    assert holds(tmp_path / "step-00000002", 2)
+    sw.save(state(4), tmp_path, step=4, keep_last=2)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "half", "empty"])
+def test_a_sick_step_beside_it_ends_no_save(kind: str, tmp_path):
+    for step in (1, 2):
+        sw.save(state(step), tmp_path, step=step)
+    manifest = tmp_path / "step-00000001" / "shardwright.manifest"
+    whole = manifest.read_bytes()
+    manifest.unlink()
+    if kind == "link":
+        manifest.symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(manifest)
+    elif kind == "folder":
+        manifest.mkdir()
+    else:
+        manifest.write_bytes(whole[: len(whole) // 2] if kind == "half" else b"")
+    sw.save(state(3), tmp_path, step=3)
+    assert sw.latest(tmp_path) == tmp_path / "step-00000003"
+    assert holds(tmp_path / "step-00000003", 3)
+
+
+# --- what others have written over ours -------------------------------------------------------------------------------
+
+
+def write_model(folder: Path) -> dict:
+    """As transformers and the hub write one; what was there before is deleted first, as downloads do."""
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    save_file({"a.weight": torch.full((4, 6), 7.0)}, folder / "model-00001-of-00002.safetensors")
+    save_file({"b.weight": torch.full((5,), 7.0)}, folder / "model-00002-of-00002.safetensors")
+    weight_map = {f"{name}.weight": f"model-0000{n}-of-00002.safetensors" for n, name in ((1, "a"), (2, "b"))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return read(folder)
+
+
+def write_lone_file(folder: Path) -> dict:
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    save_file({"a.weight": torch.full((4, 6), 7.0)}, folder / "model.safetensors")
+    return read(folder)
+
+
+def write_shard(folder: Path) -> dict:
+    """Fine-tuned, and later: the same names, dtypes and shapes."""
+    (shard,) = folder.glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in WEIGHTS.items()}, shard)
+    os.utime(shard, (shard.stat().st_atime, shard.stat().st_mtime + 3600))
+    return read(folder)
+
+
+@pytest.mark.parametrize("write", [write_model, write_lone_file, write_shard])
+def test_weights_that_somebody_wrote_where_an_export_was_need_overwrite(write, tmp_path):
+    sw.export(WEIGHTS, tmp_path / "out")
+    before = write(tmp_path / "out")
+    for call in (sw.export, sw.save):
+        with pytest.raises(FileExistsError, match="overwrite=True"):
+            call(WEIGHTS, tmp_path / "out")
+    assert read(tmp_path / "out") == before
+    sw.export(WEIGHTS, tmp_path / "out", overwrite=True)
+    assert sw.verify(tmp_path / "out").problems == []
+    (file,) = {file.name for file in sw.read_catalog(tmp_path / "out").files}
+    found = load_file(tmp_path / "out" / file)
+    assert found.keys() == WEIGHTS.keys() and all(
+        torch.equal(found[name], WEIGHTS[name].bfloat16().to(found[name].dtype)) for name in found
+    )
+
+
+def test_torchs_shards_over_ours_are_theirs(tmp_path):
+    for writer in (sw.HuggingFaceStorageWriter, TorchWriter):  # which give their files the same names
+        torch.distributed.checkpoint.save(
+            WEIGHTS, storage_writer=writer(str(tmp_path / "out"), save_distributed=True), no_dist=True
+        )
+    (shard,) = (tmp_path / "out").glob("*.safetensors")
+    os.utime(shard, (shard.stat().st_atime, shard.stat().st_mtime + 3600))
+    before = read(tmp_path / "out")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        sw.save(WEIGHTS, tmp_path / "out")
+    assert read(tmp_path / "out") == before
+
+
+def test_a_checksums_file_that_is_damaged_can_be_replaced_when_that_is_said(tmp_path):
+    sw.export(WEIGHTS, tmp_path / "out")
+    (tmp_path / "out" / "shardwright.checksums").write_bytes(b"damaged")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        sw.export(WEIGHTS, tmp_path / "out")
+    sw.export(WEIGHTS, tmp_path / "out", overwrite=True)
+    assert sw.verify(tmp_path / "out").problems == []
+
+
+def test_an_export_onto_the_checkpoint_that_it_reads_needs_overwrite(tiny: Path, tmp_path):
+    released = sw.empty_state_dict(tiny)
+    sw.load(released, tiny)
+    sw.export(released, tmp_path / "out", template=tiny, quantization="mxfp8")
+    before = read(tmp_path)
+    with pytest.raises(FileExistsError, match="made from"):
+        sw.export(tmp_path / "out", tmp_path / "out")
+    assert read(tmp_path) == before
+
+
+def test_an_export_without_a_template_keeps_what_an_earlier_one_has_beside_its_weights(tiny: Path, tmp_path):
+    (template := tmp_path / "template").mkdir()
+    for path in tiny.iterdir():
+        shutil.copy(path, template)
+    (template / "tokenizer.json").write_text("{}")
+    released = sw.empty_state_dict(tiny)
+    sw.load(released, tiny)
+    sw.export(released, tmp_path / "out", template=template, quantization="mxfp8")
+    assert "quantization_config" in json.loads((tmp_path / "out" / "config.json").read_text())
+    for _ in range(2):
+        sw.export(released, tmp_path / "out")
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert config["model_type"] == "minimax_m3_vl" and "quantization_config" not in config
+        assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+        assert sw.verify(tmp_path / "out").problems == []
+        again = sw.empty_state_dict(tmp_path / "out")
+        sw.load(again, tmp_path / "out")
+
+
+def test_a_directory_in_the_place_of_an_old_shard_ends_no_save(tmp_path):
+    sw.save(state(1), tmp_path)
+    (shard,) = tmp_path.glob("*.safetensors")
+    shard.unlink()
+    shard.mkdir()
+    for value in (2, 3, 4):
+        sw.save(state(value), tmp_path)
+        assert holds(tmp_path, value)
+    assert shard.is_dir() and not (tmp_path / ".shardwright.saving").exists()
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def outcome(tiny: Path, tmp_path_factory) -> dict[str, str]:
+    return outcome_of("refused_arguments.py", 2, tiny, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "save",
+        "save_in_the_background",
+        "save_to_an_address",
+        "export",
+        "export_of_a_path",
+        "load",
+        "afterwards",
+    ],
+)
+def test_what_one_rank_refuses_all_hear_of_at_once(outcome: dict[str, str], check: str):
+    assert outcome[check] == ""
