@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -68,6 +69,28 @@ def _key_for(patterns: Mapping[str, Any], module: str) -> str:
     return next((key for key in patterns if re.fullmatch(rf"(.*\.)?({key})", module)), module)
 
 
+def finite_number(name: str, value: Any) -> float:
+    """An int or a float, as JSON has them."""
+    try:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+            return int(value) if isinstance(value, numbers.Integral) else float(value)
+    except OverflowError:  # an int beyond all floats
+        pass
+    raise ValueError(f"{name}: expected a finite number, found {value!r}")
+
+
+def _rank(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+        raise ValueError(f"r: expected a whole number above 0, found {value!r}")
+    return int(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if value not in (True, False, None):
+        raise ValueError(f"{name}: expected true or false, found {value!r}")
+    return bool(value)
+
+
 def read_config(directory: Path) -> LoraConfig:
     """Raises FileNotFoundError; CheckpointFormatError for no JSON of the kind; PlanError for other than plain LoRA."""
     path = directory / CONFIG
@@ -76,11 +99,11 @@ def read_config(directory: Path) -> LoraConfig:
     try:
         config = json.loads(_text_of(path))
         found = LoraConfig(
-            r=int(config["r"]),
-            lora_alpha=float(config["lora_alpha"]),
-            use_rslora=bool(config.get("use_rslora")),
+            r=_rank(config["r"]),
+            lora_alpha=finite_number("lora_alpha", config["lora_alpha"]),
+            use_rslora=_flag("use_rslora", config.get("use_rslora")),
             alpha_pattern={
-                re.compile(key).pattern: float(alpha)
+                re.compile(key).pattern: finite_number(f"alpha_pattern {key}", alpha)
                 for key, alpha in (config.get("alpha_pattern") or {}).items()
             },
             target_parameters=tuple(map(str, config.get("target_parameters") or ())),

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from shardwright.gathering import Known, Ranks
 from shardwright.gone_ranks import ending_together
 from shardwright.local_path import local_path
 from shardwright.lora import pairs_of
-from shardwright.lora_config import config_text
+from shardwright.lora_config import config_text, finite_number
 from shardwright.lora_windows import LAYOUTS, TEXTS, Pair, Place, Spelling, Window
 from shardwright.rank_outcome import RankOutcome
 from shardwright.sharding import Sharding, local_part
@@ -63,6 +64,7 @@ def save_lora(
             ``path``. True replaces any. False replaces none.
 
     Raises:
+        ValueError: an argument; alpha has to be a finite number.
         FileExistsError: an adapter is there that may not be replaced.
         PlanError: the tensors do not make an adapter of that layout; lists all that is wrong. Nothing has been written.
         OSError: of rank 0, on all ranks. What was there before is still there.
@@ -73,6 +75,16 @@ def save_lora(
     ):
         if value not in values:
             raise ValueError(f"{name}: expected one of {', '.join(values)}, found {value!r}")
+    options: tuple[tuple[str, Any, Any, str], ...] = (
+        ("text_only", text_only, bool, "True or False"),
+        ("use_rslora", use_rslora, bool, "True or False"),
+        ("base_model", base_model, str, "a str"),
+        ("task_type", task_type, (str, NoneType), "a str or None"),
+    )
+    for name, given, types, expected in options:
+        if not isinstance(given, types):
+            raise ValueError(f"{name}: expected {expected}, found {given!r}")
+    alpha = finite_number("alpha", alpha)
     ranks = Ranks.of(process_group)
     tensors = {key: value for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
     everywhere = ranks.union({key: Known.of(value) for key, value in tensors.items() if ".lora_" in key})

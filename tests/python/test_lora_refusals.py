@@ -2,8 +2,10 @@
 
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import shardwright as sw
 import torch
@@ -316,3 +318,61 @@ def test_a_config_far_too_long_is_not_read(tmp_path: Path, per_expert: dict[str,
     path = write_adapter(tmp_path, per_expert)
     os.truncate(path / "adapter_config.json", 1 << 42)
     refused(path, trainers(), "adapter_config.json", "at most", str(1 << 42), error=sw.CheckpointFormatError)
+
+
+@pytest.mark.parametrize(
+    "alpha", [float("nan"), float("inf"), -float("inf"), 10**400, "4", True, None, 2j, torch.tensor(4.0)]
+)
+def test_an_alpha_that_is_no_finite_number(tmp_path: Path, alpha):
+    with pytest.raises(ValueError) as raised:
+        sw.save_lora(trainers(), tmp_path / "adapter", alpha=alpha)
+    assert str(raised.value) == f"alpha: expected a finite number, found {alpha!r}"
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("alpha", [8, 0.5, np.float32(0.5), np.int64(8), Fraction(1, 2)])
+def test_any_finite_number_is_an_alpha(tmp_path: Path, alpha):
+    sw.save_lora(trainers(), tmp_path, alpha=alpha)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == alpha
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("use_rslora", "no", "True or False"),
+        ("text_only", 1, "True or False"),
+        ("base_model", Path("/models/m3"), "a str"),
+        ("task_type", 3, "a str or None"),
+    ],
+)
+def test_options_of_other_types(tmp_path: Path, option: str, value, expected: str):
+    with pytest.raises(ValueError) as raised:
+        sw.save_lora(trainers(), tmp_path / "adapter", alpha=8, **{option: value})
+    assert str(raised.value) == f"{option}: expected {expected}, found {value!r}"
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"r": 2, "lora_alpha": NaN}', "lora_alpha: expected a finite number, found nan"),
+        ('{"r": 2, "lora_alpha": -Infinity}', "lora_alpha: expected a finite number, found -inf"),
+        ('{"r": 2, "lora_alpha": 1e999}', "lora_alpha: expected a finite number, found inf"),
+        ('{"r": 2, "lora_alpha": "4"}', "lora_alpha: expected a finite number, found '4'"),
+        ('{"r": 2, "lora_alpha": true}', "lora_alpha: expected a finite number, found True"),
+        ('{"r": true, "lora_alpha": 4}', "r: expected a whole number above 0, found True"),
+        ('{"r": 2.5, "lora_alpha": 4}', "r: expected a whole number above 0, found 2.5"),
+        ('{"r": 0, "lora_alpha": 4}', "r: expected a whole number above 0, found 0"),
+        (
+            '{"r": 2, "lora_alpha": 4, "alpha_pattern": {"o_proj": NaN}}',
+            "alpha_pattern o_proj: expected a finite number, found nan",
+        ),
+        ('{"r": 2, "lora_alpha": 4, "use_rslora": "no"}', "use_rslora: expected true or false, found 'no'"),
+    ],
+)
+def test_a_config_with_numbers_that_no_alpha_or_rank_is(
+    tmp_path: Path, per_expert: dict[str, torch.Tensor], text: str, words: str
+):
+    path = write_adapter(tmp_path, per_expert)
+    (path / "adapter_config.json").write_text(text)
+    refused(path, trainers(), "adapter_config.json", words, error=sw.CheckpointFormatError)
