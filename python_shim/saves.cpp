@@ -16,6 +16,7 @@
 #include "planner/error.h"
 #include "python_shim/bindings.h"
 #include "storage/checkpoint_place.h"
+#include "storage/checksum.h"
 #include "storage/checksums_file.h"
 #include "storage/copy_out.h"
 #include "storage/input_file.h"
@@ -101,6 +102,10 @@ void bind_writing(py::module_& m) {
   m.attr("saving_name") = saving_name;
   m.attr("checksums_name") = checksums_name;
   m.attr("writer_key") = writer_key;
+  m.attr("config_key") = config_key;
+  m.def(
+      "checksum_of", [](const std::string& bytes) { return checksum_of(bytes.data(), bytes.size()); },
+      py::arg("bytes"), "See storage/checksum.h.");
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("clean_up_after_dead_save", &clean_up_after_dead_save, py::arg("directory"),
         py::call_guard<py::gil_scoped_release>());

@@ -169,8 +169,14 @@ CheckpointInPlace adapter(const fs::path& directory) {
                           0};
   try {
     std::uint64_t size = 0;
+    const auto metadata = read_safetensors_header(directory / "adapter_model.safetensors", size).metadata;
+    const auto writer = metadata.find(writer_key);
+    const auto config = metadata.find(config_key);
+    // Earlier releases did not note the configuration. One that somebody has edited since is theirs.
     found.is_ours =
-        read_safetensors_header(directory / "adapter_model.safetensors", size).metadata.contains(writer_key);
+        writer != metadata.end() &&
+        (config == metadata.end() ||
+         config->second == std::to_string(whole_file(directory, "adapter_config.json").header_checksum));
   } catch (const Error& error) {  // then it is not ours, unless nobody can tell
     if (is_refusal(error)) {
       found.fault = error.what();

@@ -9,6 +9,9 @@ namespace shardwright {
 /// The key of a safetensors file's metadata that says that this library wrote an adapter.
 inline constexpr char writer_key[] = "shardwright";
 
+/// The key for the checksum (decimal) of the adapter_config.json that it wrote beside that.
+inline constexpr char config_key[] = "shardwright.config";
+
 /// The kinds of checkpoint that a directory can hold, each with the file that names its files.
 enum class CheckpointKind {
   sharded,      ///< shardwright.manifest

@@ -144,6 +144,7 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
     try {
       const std::uint64_t size = size_of_file(path);
       if (size == file.size) continue;
+      if (size < 1000) read_text(path, size);  // throws if it stands for the file
       problems.add(printable(path.native()) + ": expected " + std::to_string(file.size) + " bytes, found " +
                    std::to_string(size));
     } catch (const Error& error) {

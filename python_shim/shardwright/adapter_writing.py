@@ -50,7 +50,7 @@ class AdapterBeingWritten:
             if self._pending is not None:
                 self._pending.abandon()
 
-    def begin(self, windows: list[Window], dtypes: Mapping[str, torch.dtype]) -> None:
+    def begin(self, windows: list[Window], dtypes: Mapping[str, torch.dtype], config: str) -> None:
         shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for window in windows:
             shapes[window.name] = dtypes[window.key], window.shape
@@ -59,7 +59,11 @@ class AdapterBeingWritten:
         names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
         header, ranges = _core.safetensors_header(
             [(name, DTYPE_NAMES[shapes[name][0]], list(shapes[name][1])) for name in names],
-            {"format": "pt", _core.writer_key: "save_lora"},
+            {
+                "format": "pt",
+                _core.writer_key: "save_lora",
+                _core.config_key: str(_core.checksum_of(config.encode())),
+            },
         )
         self._pending = _core.PendingCheckpoint(self.directory, "adapter", self.overwrite)
         weights = self._pending.path / WEIGHTS

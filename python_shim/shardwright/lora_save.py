@@ -107,9 +107,11 @@ def save_lora(
     legacy = param_wrapper == "legacy"
     directory = Path(local_path(path))
     file = AdapterBeingWritten(directory, overwrite)
+    config = _config(places, alpha, param_wrapper, base_model, task_type, use_rslora)
     if ranks.rank == 0:
         windows = [w for place in places for w in _windows(place, range(place.pair.experts), places, legacy)]
-        file.attempt(file.begin, windows, {key: known.dtype for key, known in everywhere.items()})
+        dtypes = {key: known.dtype for key, known in everywhere.items()}
+        file.attempt(file.begin, windows, dtypes, config)
     for place in places:
         for key in place.pair.keys.values():
             parts: list[Part] | RankOutcome = []
@@ -122,7 +124,7 @@ def save_lora(
             for sent in ranks.gather(parts):
                 file.attempt(file.write, sent)
     if ranks.rank == 0:
-        file.attempt(file.publish, _config(places, alpha, param_wrapper, base_model, task_type, use_rslora))
+        file.attempt(file.publish, config)
     failure = ranks.from_first(file.failure)
     if failure is not None:
         raise failure

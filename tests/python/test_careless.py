@@ -239,6 +239,30 @@ def test_an_export_without_a_template_keeps_what_an_earlier_one_has_beside_its_w
         sw.load(again, tmp_path / "out")
 
 
+def test_an_adapters_configuration_that_somebody_has_edited_needs_overwrite(tmp_path):
+    module = "model.layers.0.self_attn.o_proj"
+    lora = {f"{module}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
+    sw.save_lora(lora, tmp_path, alpha=8)
+    sw.save_lora(lora, tmp_path, alpha=8)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(
+        config.read_text().replace('"base_model_name_or_path": ""', '"base_model_name_or_path": "mine"')
+    )
+    before = read(tmp_path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        sw.save_lora(lora, tmp_path, alpha=8)
+    assert read(tmp_path) == before
+    sw.save_lora(lora, tmp_path, alpha=8, overwrite=True)
+
+
+def test_a_git_lfs_pointer_in_the_place_of_a_shard_is_told(tmp_path):
+    sw.save({"w": torch.ones(3000)}, tmp_path)
+    (shard,) = tmp_path.glob("*.safetensors")
+    shard.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
+    with pytest.raises(sw.CheckpointFormatError, match="Git LFS pointer"):
+        sw.load({"w": torch.zeros(3000)}, tmp_path)
+
+
 def test_a_directory_in_the_place_of_an_old_shard_ends_no_save(tmp_path):
     sw.save(state(1), tmp_path)
     (shard,) = tmp_path.glob("*.safetensors")
