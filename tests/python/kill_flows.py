@@ -24,10 +24,12 @@ from typing import Any
 import shardwright as sw
 import torch
 import torch.distributed as dist
+from mutations import protobuf_fields
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+MANIFEST = "shardwright.manifest"
 SIZE = 200_000
 STRANGERS = {
     "README.md": "by hand",
@@ -67,10 +69,20 @@ def one_value(values: set[float]) -> float:
     return values.pop()
 
 
+def named_in(path: Path) -> list[str]:
+    """The files that a checkpoint's manifest names, read without the code under test."""
+
+    def values(message: Any, of: int) -> list[Any]:
+        return [value for number, _, value in protobuf_fields(message) if number == of]
+
+    (manifest,) = values((path / MANIFEST).read_bytes(), 1)
+    return [name.decode() for file in values(manifest, 3) for name in values(file, 1)]
+
+
 def of_sharded(path: Path) -> float:
     report = sw.verify(path)
     assert not report.problems, report.problems
-    elements = SIZE * len({name.name[:10] for name in path.glob("rank-*-00000-*.safetensors")})
+    elements = SIZE * len({name[:10] for name in named_in(path)})
     loaded: dict = {f"t{i}": torch.zeros(elements) for i in range(4)} | {"step": 0.0}
     sw.load(loaded, path, verify=True)
     return one_value(
@@ -167,23 +179,23 @@ def strangers(root: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def leftovers(root: Path) -> list[str]:
-    """What no manifest, index or stranger accounts for."""
+    """What no manifest of a whole checkpoint, no index and no stranger names, and folders of saves."""
     named = set(STRANGERS) | {"checkpoint/elsewhere"}
-    for manifest in root.rglob("shardwright.manifest"):
+    for manifest in root.rglob(MANIFEST):
         folder = manifest.parent
-        named |= (
-            {str(p.relative_to(root)) for p in folder.glob("rank-*")}
-            if not sw.verify(folder).problems
-            else set()
-        )
-        named.add(str(manifest.relative_to(root)))
+        if not sw.verify(folder).problems:
+            named |= {str((folder / name).relative_to(root)) for name in [MANIFEST, *named_in(folder)]}
     if (root / "export" / "model.safetensors.index.json").exists():
         files = [file.name for file in sw.read_catalog(root / "export").files]
         named |= {
             f"export/{name}" for name in [*files, "model.safetensors.index.json", "shardwright.checksums"]
         }
     named |= {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
-    there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() or path.is_symlink()}
+    there = {
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if not path.is_dir() or path.is_symlink() or path.name.startswith(".")
+    }
     return sorted(there - named)
 
 

@@ -1,10 +1,26 @@
 """Processes that end in the middle of saves, exports and loads; `python tests/python/kill_flows.py` tries more."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from kill_flows import leftovers, prepared
 from torchrun import HERE
+
+
+def test_what_a_dead_save_leaves_beside_a_whole_checkpoint_is_noticed(tmp_path: Path):
+    prepared(tmp_path)
+    assert leftovers(tmp_path) == []
+    for folder in ("checkpoint", "runs/step-00000000"):
+        shard = next((tmp_path / folder).glob("rank-*"))
+        left = shard.with_name("rank-00000-00000-0123456789ab.safetensors")
+        os.link(shard, left)
+        assert leftovers(tmp_path) == [f"{folder}/{left.name}"]
+        left.unlink()
+    (tmp_path / "export" / ".shardwright.saving").mkdir()
+    assert leftovers(tmp_path) == ["export/.shardwright.saving"]
 
 
 @pytest.mark.parametrize(
