@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import sys
 import tempfile
 import threading
+from collections import Counter
 from pathlib import Path
 
 import shardwright as sw
@@ -51,6 +53,18 @@ def one_round(folder: Path, released: Path, number: int) -> None:
         raise AssertionError("not refused")
 
 
+def files_in(folder: Path, number: int) -> list[str]:
+    """All files and folders after a round, by names that are the same after each: what a save has drawn is ``…``, and
+    steps are counted from the last."""
+    steps = {f"step-{step:08d}": f"step-(last - {number - step})" for step in (number, number - 1)}
+    found = []
+    for path in folder.rglob("*"):
+        *folders, name = (steps.get(part, part) for part in path.relative_to(folder).parts)
+        name = re.sub(r"(?<=-)[0-9a-f]{12}(?=\.)", "…", name)
+        found.append("/".join([*folders, re.sub(r"^model-2-", "model-", name)]))  # every other export
+    return sorted(found)
+
+
 def taken() -> dict[str, int]:
     gc.collect()
     with open("/proc/self/statm") as file:
@@ -67,25 +81,31 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=200)
     rounds = parser.parse_args().rounds
+    if rounds < 7:
+        parser.error("expected 7 rounds or more: those of which nothing is asked come first")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sw.generate(folder / "released", "tiny")
         first: dict[str, int] = {}
-        names: set[str] = set()
+        names: list[str] = []
         for number in range(rounds):
             one_round(folder, folder / "released", number)
             if number == max(5, rounds // 5):  # caches have filled
-                first = taken()
-                names = {str(path.parent.relative_to(folder)) for path in folder.rglob("*")}
+                first, names = taken(), files_in(folder, number)
         last = taken()
-        count = len(list(folder.rglob("*")))
-    print(f"{rounds} rounds of five saves, loads and exports, then {count} files in {len(names)} folders")
+        last_names = files_in(folder, rounds - 1)
+    print(f"{rounds} rounds of five saves, loads and exports, then {len(last_names)} files and folders")
+    before, after = Counter(names), Counter(last_names)
+    for name in sorted((before - after) + (after - before)):
+        print(f"{name}: {before[name]} after a fifth, {after[name]} at the end")
     for what, value in first.items():
         print(f"{what}: {value:,} after a fifth, {last[what]:,} at the end")
     grown = last["resident bytes"] - first["resident bytes"]
     return int(
-        grown > 20 << 20 or any(last[what] > first[what] for what in first if what != "resident bytes")
+        last_names != names
+        or grown > 20 << 20
+        or any(last[what] > first[what] for what in first if what != "resident bytes")
     )
 
 
