@@ -35,9 +35,15 @@ TEST(CheckpointPlace, WhatPathlibMakesOfAnAddressIsOne) {
 
 TEST(CheckpointPlace, OtherColonsAreAllowed) {
   for (const char* path :
-       {"run:1", "run:/x", "a:b/c", "./s3:/x", "/data/s3:/x", "c:/x", ":/x", "12:/x", ""}) {
+       {"run:1", "run:/x", "a:b/c", "./s3:/x", "/data/s3:/x", "c:/x", ":/x", "12:/x", "./~", "~x"}) {
     EXPECT_EQ(refusal_of(path), "") << path;
   }
+}
+
+TEST(CheckpointPlace, WhatOnlyAShellUnderstandsIsRefused) {
+  EXPECT_NE(refusal_of("").find("empty"), std::string::npos);
+  for (const char* path : {"~", "~/x"})
+    EXPECT_NE(refusal_of(path).find("expanduser"), std::string::npos) << path;
 }
 
 TEST(CheckpointPlace, OnlyTwoPlainNamesWithoutTheirFolderLookLikeAHubId) {
