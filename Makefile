@@ -183,26 +183,29 @@ fuzz: system ## fuzz the decoders of what comes from disk and from other ranks, 
 
 SANITIZED := $(addprefix tests/python/test_,$(addsuffix .py,bad_files bad_input safetensors_attacks mutated_checkpoints \
   sharded load layouts encodings export lora lora_refusals adapter generate devices property dcp_load cooperative ranks))
-# torch's libraries are not built with ThreadSanitizer, which would take their locks for none.
+# C++ programs that use torch are left out: its libraries are not built with ThreadSanitizer.
 THREADED := $(foreach folder,kernels planner storage,shardwright_$(folder)_test)
 sanitized = cmake -G Ninja -S . -B build/$(1) -D SHARDWRIGHT_SANITIZE=$(2) -D CMAKE_BUILD_TYPE=RelWithDebInfo \
   -D Python3_EXECUTABLE="$(CURDIR)/$(IN_VENV)" -D SHARDWRIGHT_BUILD_BENCHMARKS=OFF -D SHARDWRIGHT_BUILD_CUDA=OFF \
   -D CMAKE_COMPILE_WARNING_AS_ERROR=OFF $(CCACHE) $(3)
-run_time = $(subst $(eval) ,:,$(foreach name,asan ubsan stdc++,$(realpath $(shell g++ -print-file-name=lib$(name).so))))
+run_time = $(subst $(eval) ,:,$(foreach name,$(1),$(realpath $(shell g++ -print-file-name=lib$(name).so))))
 in_sanitizers = TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/sanitizers/thread.txt \
   LSAN_OPTIONS=suppressions=$(CURDIR)/tests/sanitizers/leak.txt:print_suppressions=0 UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=0:$(1)
+python_under = (cd build/$(1)/python/shardwright && ln -sfn ../../../../python_shim/shardwright/*.py* ../../../../python_shim/shardwright/models .) && \
+  $(call in_sanitizers,$(3)) LD_PRELOAD="$(call run_time,$(2))" PYTHONMALLOC=malloc PYTHONPATH=build/$(1)/python \
+  $(IN_VENV) -m pytest -q -p no:cacheprovider $(SANITIZED)
 
 sanitize: system $(STAMP) ## run the C++ tests and the Python module under address, undefined and thread sanitizers
 	$(call say,build/sanitize: address and undefined)
 	@$(call sanitized,sanitize,address) && nice ninja -C build/sanitize -j$(JOBS)
 	@$(call in_sanitizers,detect_leaks=1) ctest --test-dir build/sanitize --parallel $(JOBS) --timeout 1200 --output-on-failure
 	$(call say,the Python module: address and undefined)
-	@cd build/sanitize/python/shardwright && ln -sfn ../../../../python_shim/shardwright/*.py* ../../../../python_shim/shardwright/models .
-	@$(call in_sanitizers,detect_leaks=0:allocator_may_return_null=1) LD_PRELOAD="$(run_time)" PYTHONMALLOC=malloc \
-	  PYTHONPATH=build/sanitize/python $(IN_VENV) -m pytest -q -p no:cacheprovider $(SANITIZED)
+	@$(call python_under,sanitize,asan ubsan stdc++,detect_leaks=0:allocator_may_return_null=1)
 	$(call say,build/tsan: thread)
-	@$(call sanitized,tsan,thread,-D SHARDWRIGHT_BUILD_PYTHON=OFF) && nice ninja -C build/tsan -j$(JOBS) $(THREADED) cufile
+	@$(call sanitized,tsan,thread,-D SHARDWRIGHT_BUILD_PYTHON=ON) && nice ninja -C build/tsan -j$(JOBS) $(THREADED) cufile shardwright_core shardwright_exchange
 	@$(call in_sanitizers) ctest --test-dir build/tsan --exclude-regex '^cpp\.' --parallel $(JOBS) --timeout 1200 --output-on-failure
+	$(call say,the Python module: thread)
+	@$(call python_under,tsan,tsan)
 
 clean: ## remove all that the other commands made here
 	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
