@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import shardwright as sw
 import torch
 from checkpoints import write_m3
 from hypothesis import HealthCheck, Phase, settings
+
+# A shell's background jobs ignore it, and so would the tests of being interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `make test` runs the same examples each time. SHARDWRIGHT_PROPERTY_EXAMPLES=2000 looks at new ones.
 examples = os.environ.get("SHARDWRIGHT_PROPERTY_EXAMPLES")
