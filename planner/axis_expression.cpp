@@ -1,0 +1,320 @@
+#include "planner/axis_expression.h"
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "planner/error.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::string_view expert_name = "{expert}";
+
+bool is_letter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
+bool is_digit(char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; }
+
+bool is_number(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), is_digit);
+}
+
+bool is_name(std::string_view text) {
+  return !text.empty() && is_letter(text.front()) && std::all_of(text.begin(), text.end(), [](char c) {
+    return is_letter(c) || is_digit(c) || c == '_';
+  });
+}
+
+[[noreturn]] void refuse(std::string_view what, std::string_view found) {
+  throw std::invalid_argument("an axis expression: expected " + std::string(what) + ", found '" +
+                              std::string(found) + "'");
+}
+
+std::int64_t number_of(std::string_view text) {
+  std::int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) refuse("a number", text);
+  return value;
+}
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(separator, begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+std::vector<std::string_view> words(std::string_view text) {
+  std::vector<std::string_view> found = split(text, ' ');
+  std::erase_if(found, [](std::string_view word) { return word.empty(); });
+  return found;
+}
+
+/// What a factor is called in the search for its partner; empty: it has none.
+std::string partner_name(bool is_number, std::int64_t size, const std::string& name) {
+  return is_number ? std::to_string(size) : name;
+}
+
+[[noreturn]] void mismatch(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
+
+}  // namespace
+
+AxisExpression::AxisExpression(std::string_view text) : text_(text) {
+  const std::size_t arrow = text.find("->");
+  if (arrow == std::string_view::npos) refuse("HF axes -> native axes", text);
+  hf_ = parse_side(text.substr(0, arrow));
+  native_ = parse_side(text.substr(arrow + 2));
+  expect_partners();
+}
+
+AxisExpression::Side AxisExpression::parse_side(std::string_view text) {
+  Side side;
+  while (true) {
+    const std::size_t begin = text.find_first_not_of(' ');
+    if (begin == std::string_view::npos) return side;
+    text.remove_prefix(begin);
+    std::vector<Factor>& dimension = side.emplace_back();
+    // Names with {expert} and parts with | are words; only a dimension of factors has parentheses.
+    const bool is_group =
+        text.front() == '(' && text.substr(0, text.find(')')).find('|') == std::string_view::npos;
+    const bool is_parts = text.front() == '(' && !is_group;
+    const std::size_t end = text.front() == '(' ? text.find(')') : std::min(text.find(' '), text.size());
+    if (end == std::string_view::npos) refuse("a closing parenthesis", text);
+    const std::string_view inside =
+        text.substr(text.front() == '(' ? 1 : 0, end - (text.front() == '(' ? 1 : 0));
+    text.remove_prefix(std::min(end + (is_group || is_parts ? 1 : 0), text.size()));
+    for (std::string_view word : words(inside)) dimension.push_back(parse_factor(word));
+    if (dimension.empty()) refuse("factors in parentheses", inside);
+  }
+}
+
+AxisExpression::Factor AxisExpression::parse_factor(std::string_view text) {
+  Factor factor;
+  if (text == expert_name) {
+    factor.kind = Factor::Kind::expert;
+  } else if (text.find('|') != std::string_view::npos) {
+    factor.kind = Factor::Kind::parts;
+    bool taken = false;
+    for (std::string_view part : split(text, '|')) {
+      if (part.size() > 2 && part.front() == '[' && part.back() == ']') {
+        if (taken) refuse("one part in brackets", text);
+        taken = true;
+        part = part.substr(1, part.size() - 2);
+        factor.taken = factor.parts.size();
+        factor.name = part;
+      }
+      if (!is_name(part) && !is_number(part)) refuse("names and numbers with | between them", text);
+      factor.parts.emplace_back(part);
+    }
+    if (!taken) refuse("one part in brackets", text);
+  } else if (const std::size_t slash = text.find('/'); slash != std::string_view::npos) {
+    factor.kind = Factor::Kind::index;
+    factor.index = number_of(text.substr(0, slash));
+    factor.size = number_of(text.substr(slash + 1));
+    if (factor.index >= factor.size) refuse("an index below the number behind it", text);
+  } else if (is_number(text)) {
+    factor.kind = Factor::Kind::number;
+    factor.size = number_of(text);
+    if (factor.size == 0) refuse("a number of 1 or more", text);
+  } else {
+    if (!is_name(text)) refuse("an axis, a number, i/n, {expert} or parts", text);
+    factor.name = text;
+  }
+  return factor;
+}
+
+void AxisExpression::expect_partners() const {
+  const auto partners = [](const Side& side) {
+    std::vector<std::string> names;
+    for (const std::vector<Factor>& dimension : side) {
+      for (const Factor& factor : dimension) {
+        const bool is_number = factor.kind == Factor::Kind::number;
+        if (factor.kind == Factor::Kind::index || factor.kind == Factor::Kind::expert) continue;
+        std::string name = partner_name(is_number, factor.size, factor.name);
+        if (name != "1") names.push_back(std::move(name));
+      }
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  };
+  const std::vector<std::string> hf = partners(hf_);
+  if (hf != partners(native_)) refuse("each axis on both sides", text_);
+  for (std::size_t i = 1; i < hf.size(); ++i) {
+    if (hf[i] == hf[i - 1] && !is_number(hf[i])) refuse("each axis once on a side", text_);
+  }
+  for (const std::vector<Factor>& dimension : hf_) {
+    for (const Factor& factor : dimension) {
+      if (factor.kind == Factor::Kind::expert) refuse("{expert} on the native side", text_);
+    }
+  }
+}
+
+bool AxisExpression::counts_experts() const {
+  return std::any_of(native_.begin(), native_.end(), [](const std::vector<Factor>& dimension) {
+    return std::any_of(dimension.begin(), dimension.end(),
+                       [](const Factor& factor) { return factor.kind == Factor::Kind::expert; });
+  });
+}
+
+AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_shape,
+                                                 const std::optional<Shape>& native_shape, const Sizes& given,
+                                                 std::int64_t expert) const {
+  Resolved resolved;
+  if (is_identity()) {
+    if (!hf_shape && !native_shape) mismatch("a shape is needed to say what the other one is");
+    resolved.hf_shape = hf_shape ? *hf_shape : *native_shape;
+    resolved.native_shape = native_shape ? *native_shape : *hf_shape;
+    if (resolved.hf_shape != resolved.native_shape)
+      mismatch("expected shape " + to_string(resolved.native_shape) + ", found " +
+               to_string(resolved.hf_shape));
+    const View view = plain_view(resolved.hf_shape);
+    resolved.correspondence = {view, whole(view.sizes), view, whole(view.sizes), view.dimensions};
+    return resolved;
+  }
+
+  Sizes sizes = given;
+  const auto size_named = [&](const std::string& name) -> std::optional<std::int64_t> {
+    if (is_number(name)) return number_of(name);
+    const auto found = sizes.find(name);
+    return found == sizes.end() ? std::nullopt : std::optional(found->second);
+  };
+  // The size of a factor, or the unknown name in it, how often it is there, and what the rest of it comes to.
+  struct Known {
+    std::int64_t size = 0;
+    std::string unknown;
+    std::int64_t times = 0;
+    bool is_more = false;  ///< more than one name is unknown
+  };
+  const auto known = [&](const Factor& factor) {
+    Known result;
+    const auto add = [&](const std::string& name) {
+      if (const std::optional<std::int64_t> size = size_named(name)) {
+        result.size += *size;
+      } else {
+        result.is_more |= result.times > 0 && result.unknown != name;
+        result.unknown = name;
+        ++result.times;
+      }
+    };
+    switch (factor.kind) {
+      case Factor::Kind::number:
+      case Factor::Kind::index:
+        result.size = factor.size;
+        break;
+      case Factor::Kind::axis:
+        add(factor.name);
+        break;
+      case Factor::Kind::expert:
+        add(std::string(expert_name));
+        break;
+      case Factor::Kind::parts:
+        for (const std::string& part : factor.parts) add(part);
+        break;
+    }
+    return result;
+  };
+  const auto expect_rank = [&](const char* whose, const std::optional<Shape>& shape, const Side& side) {
+    if (shape && shape->size() != side.size())
+      mismatch("expected " + std::string(whose) + " tensor of " + std::to_string(side.size()) +
+               " dimensions (" + text_ + "), found shape " + to_string(*shape));
+  };
+  expect_rank("an HF", hf_shape, hf_);
+  expect_rank("a native", native_shape, native_);
+
+  // True if it settled a size.
+  const auto settle = [&](const char* whose, const Shape& shape, const Side& side, std::size_t d) {
+    std::int64_t product = 1;
+    std::optional<Known> open;
+    for (const Factor& factor : side[d]) {
+      const Known one = known(factor);
+      if (one.times == 0) {
+        product *= one.size;
+      } else if (open || one.is_more) {
+        return false;
+      } else {
+        open = one;
+      }
+    }
+    const auto fail = [&](const std::string& expected) {
+      mismatch("expected " + expected + " along dimension " + std::to_string(d) + " of the " + whose +
+               " tensor (" + text_ + "), found shape " + to_string(shape));
+    };
+    if (!open) {
+      if (product != shape[d]) fail(std::to_string(product));
+      return false;
+    }
+    const bool divides = product == 0 ? shape[d] == 0 : shape[d] % product == 0;
+    if (!divides) fail("a multiple of " + std::to_string(product));
+    const std::int64_t rest = (product == 0 ? 0 : shape[d] / product) - open->size;
+    if (rest < 0) fail(std::to_string(product * open->size) + " or more");
+    if (rest % open->times != 0) fail("parts of equal size");
+    sizes.emplace(open->unknown, rest / open->times);
+    return true;
+  };
+  for (bool goes_on = true; goes_on;) {
+    goes_on = false;
+    for (std::size_t d = 0; hf_shape && d < hf_.size(); ++d) goes_on |= settle("HF", *hf_shape, hf_, d);
+    for (std::size_t d = 0; native_shape && d < native_.size(); ++d)
+      goes_on |= settle("native", *native_shape, native_, d);
+  }
+
+  const auto lay_out = [&](const Side& side, View& view, Box& box, Shape& shape) {
+    for (std::size_t d = 0; d < side.size(); ++d) {
+      std::int64_t product = 1;
+      for (const Factor& factor : side[d]) {
+        const Known one = known(factor);
+        if (one.times > 0)
+          mismatch("cannot tell the size of " + one.unknown + " (" + text_ +
+                   "): the model's config does not give it");
+        view.sizes.push_back(one.size);
+        view.dimensions.push_back(static_cast<int>(d));
+        std::int64_t begin = 0;
+        std::int64_t size = one.size;
+        if (factor.kind == Factor::Kind::index) begin = factor.index, size = 1;
+        if (factor.kind == Factor::Kind::expert) begin = expert, size = 1;
+        if (factor.kind == Factor::Kind::parts) {
+          for (std::size_t p = 0; p < factor.taken; ++p) begin += *size_named(factor.parts[p]);
+          size = *size_named(factor.name);
+        }
+        box.offset.push_back(begin);
+        box.size.push_back(size);
+        product *= one.size;
+      }
+      shape.push_back(product);
+    }
+  };
+  Correspondence& of = resolved.correspondence;
+  lay_out(hf_, of.hf_view, of.hf_box, resolved.hf_shape);
+  lay_out(native_, of.native_view, of.native_box, resolved.native_shape);
+
+  // Partners by name; of equal numbers, the first with the first.
+  const auto names_of = [](const Side& side) {
+    std::vector<std::string> names;
+    for (const std::vector<Factor>& dimension : side) {
+      for (const Factor& factor : dimension) {
+        const bool is_number = factor.kind == Factor::Kind::number;
+        const bool has_partner = factor.kind != Factor::Kind::index && factor.kind != Factor::Kind::expert;
+        names.push_back(has_partner ? partner_name(is_number, factor.size, factor.name) : "");
+      }
+    }
+    return names;
+  };
+  std::vector<std::string> native_names = names_of(native_);
+  for (const std::string& name : names_of(hf_)) {
+    const auto partner = std::find(native_names.begin(), native_names.end(), name);
+    if (name.empty() || partner == native_names.end()) {
+      of.axes.push_back(-1);
+    } else {
+      of.axes.push_back(static_cast<int>(partner - native_names.begin()));
+      *partner = "";
+    }
+  }
+  return resolved;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "planner/box.h"
+#include "planner/correspondence.h"
+
+namespace shardwright {
+
+/// Sizes by name, such as a model's config has them.
+using Sizes = std::map<std::string, std::int64_t, std::less<>>;
+
+/// How the axes of an HF tensor become those of a native one, as a table writes it:
+///
+///     "o i -> {expert} i (0/2 o)"     experts' matrices, transposed; the first of two halves of the last
+///     dimension "e o i -> e i o"                stacked already: each matrix transposed "e (i 0/2) h -> e h
+///     i"          every other row, from the first one on
+///     "(n 2 d) c -> (n d 2) c"        halves of a head become neighbours: the rope permutation
+///     "(q|[k]|v) c -> k c"            the middle one of three parts of unequal sizes
+///     "o (c t h w) -> o c t h w"      a matrix seen as a convolution's kernel
+///
+/// A dimension is a factor, or factors in parentheses, outermost first. A factor is
+///   * an axis: a letter and then letters, digits and underscores. Each is on both sides once;
+///   * a number: an axis of that size, which is on both sides as often; 1 may be on one side alone;
+///   * i/n: index i of n, on one side alone;
+///   * {expert}: the index that the name of the HF tensor has there, on the native side alone;
+///   * parts, with | between them: ranges one after the other, of which the one in brackets is taken. All are
+///   sizes;
+///     the one in brackets is an axis of the other side. A number in place of a part is its size.
+///
+/// Sizes follow from the shapes and from those given by name: of the factors of a dimension one may be
+/// unknown.
+class AxisExpression {
+ public:
+  /// All axes as they are, whatever their number.
+  AxisExpression() = default;
+
+  /// Throws std::invalid_argument, saying what is wrong, for text that is no such expression.
+  explicit AxisExpression(std::string_view text);
+
+  const std::string& text() const { return text_; }
+  bool is_identity() const { return text_.empty(); }
+
+  /// Whether the native side has {expert}: one of its dimensions counts experts.
+  bool counts_experts() const;
+
+  /// What is known of the two tensors, made into a correspondence; `expert` is the index for {expert}. Shapes
+  /// that are not given follow. Throws Error(mismatch), saying what was expected and found, if a shape has
+  /// another number of dimensions, or its size does not divide, or a size follows from nothing.
+  struct Resolved {
+    Shape hf_shape;
+    Shape native_shape;
+    Correspondence correspondence;
+  };
+  Resolved resolve(const std::optional<Shape>& hf_shape, const std::optional<Shape>& native_shape,
+                   const Sizes& sizes = {}, std::int64_t expert = 0) const;
+
+ private:
+  struct Factor {
+    enum class Kind : std::uint8_t { axis, number, index, expert, parts };
+    Kind kind = Kind::axis;
+    std::string name;       ///< of an axis, or of the part that is taken
+    std::int64_t size = 0;  ///< of a number; how many indices an index is one of
+    std::int64_t index = 0;
+    std::vector<std::string> parts;  ///< names or numbers
+    std::size_t taken = 0;           ///< which of the parts
+  };
+  using Side = std::vector<std::vector<Factor>>;  ///< factors of each dimension
+
+  static Side parse_side(std::string_view text);
+  static Factor parse_factor(std::string_view text);
+  void expect_partners() const;
+
+  std::string text_;
+  Side hf_;
+  Side native_;
+};
+
+}  // namespace shardwright
