@@ -68,13 +68,17 @@ bool is_weights_of_huggingface(const std::string& name) {
 /// Machines that write together may disagree about the time by so many seconds.
 constexpr std::int64_t clock_skew = 60;
 
-/// Whether it is there as it was written, as far as time, size and header tell. `list` names the file that
-/// lists it, and was written after it. One that somebody has written since is theirs.
+/// Whether it is there as it was written, as far as size and header tell, and the time of files whose names
+/// others use as well. `list` names the file that lists it, and was written after it. One that somebody has
+/// written since is theirs.
 bool is_still_ours(const fs::path& directory, const StoredFile& file, const char* list) {
   try {
     const std::optional<struct stat> there = entry_at(directory / file.name);
     const std::optional<struct stat> listed = entry_at(directory / list);
-    if (!there || (listed && there->st_mtime > listed->st_mtime + clock_skew)) return false;
+    if (!there) return false;
+    // A copy of a checkpoint has the times of the copying.
+    const bool is_later = listed && there->st_mtime > listed->st_mtime + clock_skew;
+    if (is_later && !is_name_of_shards(file.name)) return false;
     return change_of(directory, file).empty();
   } catch (const Error& error) {
     if (is_refusal(error)) throw;
@@ -187,6 +191,8 @@ CheckpointInPlace adapter(const fs::path& directory) {
 }
 
 }  // namespace
+
+bool is_name_of_shards(const std::string& name) { return name.starts_with("rank-"); }
 
 std::string name_of(CheckpointKind kind) {
   switch (kind) {

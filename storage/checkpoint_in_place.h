@@ -36,6 +36,9 @@ struct CheckpointInPlace {
   int fault_number = 0;  ///< errno, if it is the operating system that refuses
 };
 
+/// Whether the name is one that only files of sharded checkpoints have.
+bool is_name_of_shards(const std::string& name);
+
 /// A few words for messages, such as "a sharded checkpoint".
 std::string name_of(CheckpointKind kind);
 

@@ -165,9 +165,6 @@ SavingFolder::Plan read_plan(const fs::path& folder) {
   return plan;
 }
 
-/// Whether no other kind of checkpoint gives its files such names.
-bool is_name_of_shards(const std::string& name) { return name.starts_with("rank-"); }
-
 /// What the manifests and indexes in the directory list now, other than those that go themselves.
 struct Listed {
   std::set<std::string> names;
@@ -236,6 +233,7 @@ void SavingFolder::write_plan(const std::string& commit_name, const std::vector<
   file.write(0, reinterpret_cast<const std::byte*>(text.data()), text.size(), "the plan of a save");
   file.finish();
   sync_directory(folder_);
+  has_own_plan_ = true;
 }
 
 void SavingFolder::publish(const std::string& name, bool replaces) {
@@ -317,9 +315,9 @@ std::string SavingFolder::complete(const Plan& plan) {
   std::string left;
   for (const auto& [name, inode] : plan.removed) {
     if (listed.may_hold(name) || !stays_inside(directory_, name)) continue;
-    // Somebody may have written a file of that name since.
+    // Somebody may have written a file of that name since a save died.
     const std::optional<struct stat> file = entry_at(directory_ / name);
-    if (!file || std::to_string(file->st_ino) != inode) continue;
+    if (!file || (!has_own_plan_ && std::to_string(file->st_ino) != inode)) continue;
     if (std::string fault = remove_file(directory_, name); !fault.empty()) left = std::move(fault);
   }
   return left;

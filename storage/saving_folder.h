@@ -79,6 +79,7 @@ class SavingFolder {
   std::filesystem::path directory_;
   std::filesystem::path folder_;
   int lock_ = -1;
+  bool has_own_plan_ = false;
   std::vector<std::string> renamed_;  ///< names given without a link, as the file system has none
 };
 
