@@ -286,6 +286,26 @@ TEST(PendingCheckpoint, WhatSomebodyWroteOverAFileOfTheReplacedOneStays) {
   EXPECT_TRUE(fs::exists(folder / "a"));
 }
 
+TEST(PendingCheckpoint, TimesTellOfFilesWhoseNamesOthersUseAndOfNoOthers) {
+  const TemporaryDirectory folder;
+  const std::string shard = "rank-00000-00000-tag.safetensors";
+  const std::string with_torchs_name = "shard-00001-model-00001-of-00001.safetensors";
+  write_sharded(folder.path, {shard, with_torchs_name});
+  for (const std::string& name : {shard, with_torchs_name})
+    fs::last_write_time(folder / name, fs::file_time_type::clock::now() + std::chrono::hours(1));
+  PendingCheckpoint pending(folder.path, sharded, true);
+  save(pending, {"new"});
+  pending.publish(manifest_name);
+  EXPECT_EQ(names_in(folder.path),
+            (Names{"new", manifest_name}));  // overwrite=True replaces what others wrote
+
+  write_sharded(folder / "step", {shard, with_torchs_name});
+  for (const std::string& name : {shard, with_torchs_name})
+    fs::last_write_time(folder / "step" / name, fs::file_time_type::clock::now() + std::chrono::hours(1));
+  remove_checkpoint(folder / "step");
+  EXPECT_EQ(names_in(folder / "step"), Names{with_torchs_name});
+}
+
 TEST(PendingCheckpoint, AnIndexThatCannotBeReadKeepsNoShards) {
   const TemporaryDirectory folder;
   write_sharded(folder / "step", {"rank-00000-00000-tag.safetensors", "other"});
