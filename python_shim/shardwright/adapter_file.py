@@ -30,6 +30,8 @@ class AdapterFile:
 
     @classmethod
     def open(cls, directory: Path) -> AdapterFile:
+        if not has_entry(directory):
+            _core.read_catalog(os.fspath(directory))  # raises, and says what the path may be
         config = read_config(directory)
         path = directory / WEIGHTS
         if not has_entry(path):

@@ -239,6 +239,13 @@ def test_an_export_without_a_template_keeps_what_an_earlier_one_has_beside_its_w
         sw.load(again, tmp_path / "out")
 
 
+def test_the_id_of_a_hub_repository_is_no_adapter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lora = {f"model.layers.0.self_attn.o_proj.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
+    with pytest.raises(FileNotFoundError, match="hf download someone/an-adapter"):
+        sw.load_lora(lora, "someone/an-adapter")
+
+
 def test_an_adapters_configuration_that_somebody_has_edited_needs_overwrite(tmp_path):
     module = "model.layers.0.self_attn.o_proj"
     lora = {f"{module}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
