@@ -232,6 +232,7 @@ void bind_reading(py::module_& m) {
             expect_undamaged(manifest, directory, places, names, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
+  m.def("resolved_path", &resolved_path, py::arg("path"));
   m.def("expect_local_path", &expect_local_path, py::arg("path"));
   m.def(
       "read_bytes",

@@ -117,20 +117,13 @@ void add_exported(const fs::path& directory, const std::set<std::string>& names,
   for (const StoredFile& file : checksums.files) {
     if (names.contains(file.name) && is_still_ours(directory, file, checksums_name)) ours.insert(file.name);
   }
-  bool lists_index = false;
   std::vector<std::string> beside;
   for (const StoredFile& file : checksums.beside) {
-    const bool is_index = file.name == hf_index_name;
-    lists_index |= is_index;
     if (!names.contains(fs::path(file.name).begin()->native()) || !is_still_ours_whole(directory, file))
       continue;
-    if (is_index) {
-      ours.insert(file.name);
-    } else {
-      beside.push_back(file.name);
-    }
+    beside.push_back(file.name);
   }
-  if (!lists_index && found.is_listed) ours.insert(hf_index_name);  // earlier releases did not list it
+  if (found.is_listed) ours.insert(hf_index_name);  // it is ours if all that it names is
   found.is_ours = std::all_of(found.files.begin(), found.files.end(),
                               [&](const std::string& name) { return ours.contains(name); });
   found.files.insert(found.files.end(), ours.begin(), ours.end());

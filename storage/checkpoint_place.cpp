@@ -123,6 +123,20 @@ void expect_local_path(const fs::path& path) {
                                        "://); remote paths are not supported yet: " + advice);
 }
 
+fs::path resolved_path(const fs::path& path) {
+  std::error_code code;
+  fs::path whole;
+  do {
+    whole = fs::weakly_canonical(fs::absolute(path), code);
+  } while (code == std::errc::interrupted);
+  if (code) {
+    throw Error(ErrorKind::io, printable(path.native()) + ": cannot resolve this path: " + code.message(),
+                code.value());
+  }
+  if (!whole.has_filename() && whole.has_relative_path()) whole = whole.parent_path();  // it ended in a slash
+  return whole;
+}
+
 std::string advice_for_absent(const fs::path& directory) {
   if (!looks_like_hub_id(directory)) return "give the directory of a checkpoint";
   const std::string id = printable(directory.native());

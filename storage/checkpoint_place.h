@@ -13,6 +13,10 @@ inline constexpr char unfinished_save_name[] = ".shardwright.saving";
 /// s3:/bucket/x, which Python's pathlib makes of it.
 void expect_local_path(const std::filesystem::path& path);
 
+/// The path from the root on, links and ".." resolved as far as there is something; the rest need not be
+/// there. Throws Error (io), naming it, if the operating system refuses.
+std::filesystem::path resolved_path(const std::filesystem::path& path);
+
 /// What to do about a directory that is not there: says so where it looks like a Hugging Face hub id.
 std::string advice_for_absent(const std::filesystem::path& directory);
 

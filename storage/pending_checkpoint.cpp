@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/checkpoint_place.h"
 #include "storage/entries.h"
 #include "storage/manifest.h"
 #include "storage/printable.h"
@@ -25,17 +26,6 @@ namespace fs = std::filesystem;
 
 [[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
   throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
-}
-
-fs::path resolved(const fs::path& path) {
-  std::error_code code;
-  fs::path whole;
-  do {
-    whole = fs::weakly_canonical(fs::absolute(path), code);
-  } while (code == std::errc::interrupted);
-  if (code) fail(path, "cannot resolve this path", code.value());
-  if (!whole.has_filename() && whole.has_relative_path()) whole = whole.parent_path();  // it ended in a slash
-  return whole;
 }
 
 /// Makes the directory and those above it that are not there; returns those that it made, outermost first.
@@ -107,15 +97,15 @@ bool begins_with(const std::string& name, const std::string& start) {
 
 PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind kind,
                                      std::optional<bool> overwrite, const std::vector<fs::path>& sources)
-    : directory_(resolved(directory)), kind_(kind), made_(make_directories(directory_)) {
+    : directory_(resolved_path(directory)), kind_(kind), made_(make_directories(directory_)) {
   try {
     folder_ = taken(directory_);
-    if (const std::string left = folder_->settle(true); !left.empty()) {
+    if (const SavingFolder::Left left = folder_->settle(true); !left.why.empty()) {
       throw Error(ErrorKind::io,
-                  left + "; a save that was ended had replaced it, and nothing is saved to " +
+                  left.why + "; a save that was ended had replaced it, and nothing is saved to " +
                       printable(directory_.native()) + " until it is back. Free the name or remove " +
                       printable((directory_ / saving_name).native()),
-                  EBUSY);
+                  left.number == 0 ? EBUSY : left.number);
     }
     folder_ = taken(directory_);
     expect_replaceable(overwrite, sources);
@@ -248,7 +238,7 @@ void remove_checkpoint(const fs::path& path) {
     sync_directory(fs::absolute(path).parent_path());
     return;
   }
-  const fs::path directory = resolved(path);
+  const fs::path directory = resolved_path(path);
   SavingFolder(directory).settle();
   SavingFolder folder(directory);
   for (const CheckpointInPlace& found : checkpoints_in(directory)) {

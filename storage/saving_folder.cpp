@@ -64,17 +64,21 @@ void remove_empty_folders_of(const fs::path& directory, const std::string& name)
   }
 }
 
-/// Why there still is such a file in the directory; empty: there is none, or it is in none of its folders. A
+SavingFolder::Left left(const fs::path& path, const std::string& what, int code) {
+  return {printable(path.native()) + ": " + what + ": " + std::strerror(code), code};
+}
+
+/// Why there still is such a file in the directory, if there is, and in one of its folders. A
 /// directory of that name is somebody else's.
-std::string remove_file(const fs::path& directory, const std::string& name) {
-  if (!stays_inside(directory, name)) return "";
+SavingFolder::Left remove_file(const fs::path& directory, const std::string& name) {
+  if (!stays_inside(directory, name)) return {};
   if (uninterrupted([&] { return ::unlink((directory / name).c_str()); }) != 0 && errno != ENOENT) {
     const int code = errno;
-    if (is_folder(directory / name)) return "";
-    return printable((directory / name).native()) + ": cannot remove this file: " + std::strerror(code);
+    if (is_folder(directory / name)) return {};
+    return left(directory / name, "cannot remove this file", code);
   }
   remove_empty_folders_of(directory, name);
-  return "";
+  return {};
 }
 
 bool has_no_links(int code) {
@@ -185,6 +189,7 @@ Listed listed_in(const fs::path& directory, const std::vector<SavingFolder::Remo
     if (!checkpoint.is_listed) continue;
     const bool is_sharded = checkpoint.kind == CheckpointKind::sharded;
     if (goes(is_sharded ? manifest_name : hf_index_name)) continue;
+    if (checkpoint.fault_number != 0) throw Error(ErrorKind::io, checkpoint.fault, checkpoint.fault_number);
     if (!checkpoint.fault.empty() && is_sharded) throw Error(ErrorKind::malformed, checkpoint.fault);
     if (!checkpoint.fault.empty()) listed.fault = checkpoint.fault;
     listed.names.insert(checkpoint.files.begin(), checkpoint.files.end());
@@ -286,58 +291,60 @@ void SavingFolder::commit(const std::string& name) {
   }
 }
 
-std::string SavingFolder::settle(bool last_try) noexcept {
-  if (lock_ < 0) return "";
-  std::string left;
+SavingFolder::Left SavingFolder::settle(bool last_try) noexcept {
+  if (lock_ < 0) return {};
+  Left still;
   try {
     const Plan plan = read_plan(folder_);
     if (!plan.commit_name.empty()) {
       if (entry_at(files() / plan.commit_name)) {
-        left = undo();
+        still = undo();
       } else if (entry_at(directory_ / plan.commit_name)) {
-        left = complete(plan);
-        if (last_try) left.clear();
+        still = complete(plan);
+        if (last_try) still = {};
       }
     }
-    if (left.empty()) remove();
+    if (still.why.empty()) remove();
+  } catch (const Error& error) {
+    still = {error.what(), error.system_error};  // what is there stays, and the next save tries again
   } catch (const std::exception& error) {
-    left = error.what();  // what is there stays, and the next save tries again
+    still = {error.what(), 0};
   }
   uninterrupted([&] { return ::flock(lock_, LOCK_UN); });
   ::close(std::exchange(lock_, -1));
-  return left;
+  return still;
 }
 
-std::string SavingFolder::complete(const Plan& plan) {
+SavingFolder::Left SavingFolder::complete(const Plan& plan) {
   // Whatever came after this save may have brought a name back.
   const bool is_removal = plan.commit_name == ".";
   const Listed listed = listed_in(directory_, is_removal ? std::vector<Removed>{} : plan.removed);
-  std::string left;
+  Left still;
   for (const auto& [name, inode] : plan.removed) {
     if (listed.may_hold(name) || !stays_inside(directory_, name)) continue;
     // Somebody may have written a file of that name since a save died.
     const std::optional<struct stat> file = entry_at(directory_ / name);
     if (!file || (!has_own_plan_ && std::to_string(file->st_ino) != inode)) continue;
-    if (std::string fault = remove_file(directory_, name); !fault.empty()) left = std::move(fault);
+    if (Left one = remove_file(directory_, name); !one.why.empty()) still = std::move(one);
   }
-  return left;
+  return still;
 }
 
-std::string SavingFolder::bring_back(const std::string& name) {
+SavingFolder::Left SavingFolder::bring_back(const std::string& name) {
   const fs::path previous = folder_ / "previous" / name;
   const fs::path written = files() / name;
   const fs::path there = directory_ / name;
   // Without links, nobody can tell whose file it is that has the name now.
   const bool is_ours = !entry_at(there) || !entry_at(written) || are_one_file(written, there);
-  if (!is_ours) return "";
-  if (uninterrupted([&] { return std::rename(previous.c_str(), there.c_str()); }) == 0) return "";
-  return printable(there.native()) + ": cannot bring back this file: " + std::strerror(errno);
+  if (!is_ours) return {};
+  if (uninterrupted([&] { return std::rename(previous.c_str(), there.c_str()); }) == 0) return {};
+  return left(there, "cannot bring back this file", errno);
 }
 
-std::string SavingFolder::undo() {
-  std::string left;
-  const auto note = [&](std::string fault) {
-    if (!fault.empty()) left = std::move(fault);
+SavingFolder::Left SavingFolder::undo() {
+  Left still;
+  const auto note = [&](Left one) {
+    if (!one.why.empty()) still = std::move(one);
   };
   std::set<std::string> replaced;
   if (is_folder(folder_ / "previous")) {
@@ -353,10 +360,10 @@ std::string SavingFolder::undo() {
   for (const std::string& name : renamed_) {
     if (uninterrupted([&] { return std::rename((directory_ / name).c_str(), (files() / name).c_str()); }) !=
         0)
-      note(printable((directory_ / name).native()) + ": cannot take back this name: " + std::strerror(errno));
+      note(left(directory_ / name, "cannot take back this name", errno));
     remove_empty_folders_of(directory_, name);
   }
-  return left;
+  return still;
 }
 
 void SavingFolder::remove() noexcept {

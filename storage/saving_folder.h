@@ -38,6 +38,12 @@ class SavingFolder {
     std::vector<Removed> removed;
   };
 
+  /// What could not be done, and why.
+  struct Left {
+    std::string why;  ///< names the path; empty: nothing is left
+    int number = 0;   ///< errno, if the operating system refuses
+  };
+
   /// Makes the folder if need be and takes the lock. Throws Error(io), naming the path: EBUSY if another
   /// process or object has the lock; the operating system's number if it refuses.
   explicit SavingFolder(const std::filesystem::path& directory);
@@ -65,15 +71,14 @@ class SavingFolder {
   /// Completes the save in the folder if it was committed: removes what it replaced. Else undoes it: removes
   /// the names that it gave, and brings back what it replaced, but not over what somebody has written since.
   /// Then removes the folder and gives up the lock. What cannot be removed stays for the next to try; if this
-  /// is the `last_try`, only what has to be brought back. Returns why something is left to do; empty: nothing
-  /// is.
-  std::string settle(bool last_try = false) noexcept;
+  /// is the `last_try`, only what has to be brought back. Returns what is left to do.
+  Left settle(bool last_try = false) noexcept;
 
  private:
   SavingFolder(std::filesystem::path directory, int lock);
-  std::string complete(const Plan& plan);
-  std::string undo();
-  std::string bring_back(const std::string& name);
+  Left complete(const Plan& plan);
+  Left undo();
+  Left bring_back(const std::string& name);
   void remove() noexcept;
 
   std::filesystem::path directory_;

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
-from shardwright.local_path import local_path, whole_number
+from shardwright.local_path import local_path, resolved, whole_number
 from shardwright.system_calls import is_file, uninterrupted
 
 _STEP = re.compile(r"step-(\d+)")
@@ -52,10 +52,10 @@ def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, int, Path]]:
     The manifest tells the order. Earlier releases did not write it; theirs come first, by their steps. A link to
     another step of the root is that step, and no further one.
     """
-    own = {os.path.realpath(path) for _, path in _steps(root) if not path.is_symlink()}
+    own = {resolved(path) for _, path in _steps(root) if not _is_link(path)}
     found = []
     for step, path in _steps(root):
-        if not _has_manifest(path) or (path.is_symlink() and os.path.realpath(path) in own):
+        if not _has_manifest(path) or (_is_link(path) and resolved(path) in own):
             continue
         with suppress(FileNotFoundError):  # it is being removed
             found.append((_core.read_order(path), step, path))
@@ -66,6 +66,10 @@ def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, int, Path]]:
         if len(paths) > 1:
             raise _step_twice(step, paths)
     return sorted(found)
+
+
+def _is_link(path: Path) -> bool:
+    return uninterrupted(path.is_symlink)
 
 
 def _has_manifest(path: Path) -> bool:
@@ -112,18 +116,21 @@ def remove_all_but(root: str | os.PathLike[str], keep_last: int) -> list[Path]:
     the link is removed. What saves to these steps that died have left goes, too.
     """
     removed = []
-    links = [(path, os.path.realpath(path)) for _, path in _steps(root) if path.is_symlink()]
+    links = []
+    for _, path in _steps(root):
+        with suppress(OSError):  # it leads in a circle
+            links += [(path, resolved(path))] if _is_link(path) else []
     for _, _, path in _checkpoints(root)[:-keep_last]:
         try:
             _core.remove_checkpoint(path)
             removed.append(path)
             for link, target in links:
-                if target == os.path.realpath(path) and link != path:
+                if target == resolved(path) and link != path:
                     _core.remove_checkpoint(link)  # which removes the link
         except (OSError, _core.CheckpointFormatError) as error:  # the save itself has succeeded
             warnings.warn(f"keep_last={keep_last}: {path} was not removed: {error}", stacklevel=2)
     for _, path in _steps(root):
-        if not path.is_symlink():
+        if not _is_link(path):
             _core.clean_up_after_dead_save(path)
     return removed
 

@@ -31,8 +31,14 @@ def lasting_path(path: str | os.PathLike[str]) -> str:
     text = local_path(path)
     folder, name = os.path.split(text.rstrip("/") or text)
     if name in ("", os.curdir, os.pardir):
-        return os.path.realpath(text)
-    return os.path.join(os.path.realpath(folder or os.curdir), name)
+        return resolved(text)
+    return os.path.join(resolved(folder or os.curdir), name)
+
+
+def resolved(path: str | os.PathLike[str]) -> str:
+    """The path with links resolved. Raises OSError where that cannot be said, unlike os.path.realpath."""
+    whole: str = os.fspath(_core.resolved_path(os.fspath(path)))
+    return whole
 
 
 def whole_number(name: str, value: int, least: int = 0) -> int:

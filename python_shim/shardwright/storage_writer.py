@@ -343,7 +343,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                 self._planned,
                 [outcome.row_sums for outcome in outcomes],
                 pending.path,
-                list(self._beside),
+                [name for name in self._beside if name != INDEX_NAME],
             )
             write_flushed(pending.path / _core.checksums_name, checksums)
             pending.publish(INDEX_NAME)
