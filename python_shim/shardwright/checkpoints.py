@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +92,7 @@ def next_order(path: str | os.PathLike[str]) -> int:
             orders.append(_core.read_order(other) if _has_manifest(other) else 0)
         except OSError as error:  # it is being removed, or nobody may read it; that ends no save
             if not isinstance(error, FileNotFoundError):
+                orders.append(int(time.time()))  # more than any that counting came to, or a clock before
                 warnings.warn(f"{other}: its place in the order of steps is not known: {error}", stacklevel=2)
     return max(orders) + 1
 
