@@ -55,11 +55,6 @@ std::vector<std::string_view> words(std::string_view text) {
   return found;
 }
 
-/// What a factor is called in the search for its partner; empty: it has none.
-std::string partner_name(bool is_number, std::int64_t size, const std::string& name) {
-  return is_number ? std::to_string(size) : name;
-}
-
 [[noreturn]] void mismatch(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
 
 }  // namespace
@@ -128,17 +123,19 @@ AxisExpression::Factor AxisExpression::parse_factor(std::string_view text) {
   return factor;
 }
 
+std::vector<std::string> AxisExpression::partners_of(const Side& side) {
+  std::vector<std::string> names;
+  for (const std::vector<Factor>& dimension : side) {
+    for (const Factor& factor : dimension)
+      names.push_back(factor.kind == Factor::Kind::number ? std::to_string(factor.size) : factor.name);
+  }
+  return names;
+}
+
 void AxisExpression::expect_partners() const {
   const auto partners = [](const Side& side) {
-    std::vector<std::string> names;
-    for (const std::vector<Factor>& dimension : side) {
-      for (const Factor& factor : dimension) {
-        const bool is_number = factor.kind == Factor::Kind::number;
-        if (factor.kind == Factor::Kind::index || factor.kind == Factor::Kind::expert) continue;
-        std::string name = partner_name(is_number, factor.size, factor.name);
-        if (name != "1") names.push_back(std::move(name));
-      }
-    }
+    std::vector<std::string> names = partners_of(side);
+    std::erase_if(names, [](const std::string& name) { return name.empty() || name == "1"; });
     std::sort(names.begin(), names.end());
     return names;
   };
@@ -293,19 +290,8 @@ AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_
   lay_out(native_, of.native_view, of.native_box, resolved.native_shape);
 
   // Partners by name; of equal numbers, the first with the first.
-  const auto names_of = [](const Side& side) {
-    std::vector<std::string> names;
-    for (const std::vector<Factor>& dimension : side) {
-      for (const Factor& factor : dimension) {
-        const bool is_number = factor.kind == Factor::Kind::number;
-        const bool has_partner = factor.kind != Factor::Kind::index && factor.kind != Factor::Kind::expert;
-        names.push_back(has_partner ? partner_name(is_number, factor.size, factor.name) : "");
-      }
-    }
-    return names;
-  };
-  std::vector<std::string> native_names = names_of(native_);
-  for (const std::string& name : names_of(hf_)) {
+  std::vector<std::string> native_names = partners_of(native_);
+  for (const std::string& name : partners_of(hf_)) {
     const auto partner = std::find(native_names.begin(), native_names.end(), name);
     if (name.empty() || partner == native_names.end()) {
       of.axes.push_back(-1);

@@ -17,21 +17,20 @@ using Sizes = std::map<std::string, std::int64_t, std::less<>>;
 
 /// How the axes of an HF tensor become those of a native one, as a table writes it:
 ///
-///     "o i -> {expert} i (0/2 o)"     experts' matrices, transposed; the first of two halves of the last
-///     dimension "e o i -> e i o"                stacked already: each matrix transposed "e (i 0/2) h -> e h
-///     i"          every other row, from the first one on
-///     "(n 2 d) c -> (n d 2) c"        halves of a head become neighbours: the rope permutation
-///     "(q|[k]|v) c -> k c"            the middle one of three parts of unequal sizes
-///     "o (c t h w) -> o c t h w"      a matrix seen as a convolution's kernel
+///     "o i -> {expert} i (0/2 o)"  experts' matrices, transposed: first half of the last dimension
+///     "e o i -> e i o"             stacked already: each matrix transposed
+///     "e (i 0/2) h -> e h i"       every other row, from the first one on
+///     "(n 2 d) c -> (n d 2) c"     halves of a head become neighbours: the rope permutation
+///     "(q|[k]|v) c -> k c"         the middle one of three parts of unequal sizes
+///     "o (c t h w) -> o c t h w"   a matrix seen as a convolution's kernel
 ///
 /// A dimension is a factor, or factors in parentheses, outermost first. A factor is
 ///   * an axis: a letter and then letters, digits and underscores. Each is on both sides once;
 ///   * a number: an axis of that size, which is on both sides as often; 1 may be on one side alone;
 ///   * i/n: index i of n, on one side alone;
 ///   * {expert}: the index that the name of the HF tensor has there, on the native side alone;
-///   * parts, with | between them: ranges one after the other, of which the one in brackets is taken. All are
-///   sizes;
-///     the one in brackets is an axis of the other side. A number in place of a part is its size.
+///   * parts, with | between them: ranges one after the other, of which the one in brackets is taken.
+///     Each is a size or a number; the one in brackets is an axis of the other side.
 ///
 /// Sizes follow from the shapes and from those given by name: of the factors of a dimension one may be
 /// unknown.
@@ -71,6 +70,9 @@ class AxisExpression {
     std::size_t taken = 0;           ///< which of the parts
   };
   using Side = std::vector<std::vector<Factor>>;  ///< factors of each dimension
+
+  /// What each factor's partner is called on the other side; empty: it has none.
+  static std::vector<std::string> partners_of(const Side& side);
 
   static Side parse_side(std::string_view text);
   static Factor parse_factor(std::string_view text);

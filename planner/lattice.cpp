@@ -67,12 +67,23 @@ std::vector<Ranges> ranges_of(const Comb& comb, const std::int64_t* step, const 
     add_with_outer(comb.first / *step, count, ranges_of(rest, step + 1, end), all);
     return all;
   }
-  // Over the edge: the outermost factor of the rest is cut where it crosses, or index by index.
+  // Over the edge: the outermost factor of the rest is cut where it crosses, or index by index. Where it
+  // fills whole indices of this factor, these stay together.
   const Comb::Tooth outer = rest.teeth.front();
   Comb inner{0, {rest.teeth.begin() + 1, rest.teeth.end()}};
   const std::int64_t inner_span = span_of(inner);
+  const std::int64_t in_one = *step % outer.step == 0 && inner_span <= outer.step ? *step / outer.step : 0;
   for (std::int64_t i = 0; i < outer.size;) {
     const std::int64_t first = comb.first + i * outer.step;
+    const bool begins = count == 1 && in_one > 1 && first % *step + inner_span <= outer.step;
+    if (const std::int64_t whole = begins ? (outer.size - i) / in_one : 0; whole > 0) {
+      Comb part{first, inner.teeth};
+      part.teeth.insert(part.teeth.begin(), {{whole, *step}, {in_one, outer.step}});
+      std::vector<Ranges> of_part = ranges_of(part, step, end);
+      std::move(of_part.begin(), of_part.end(), std::back_inserter(all));
+      i += whole * in_one;
+      continue;
+    }
     const std::int64_t room = *step - first % *step;
     // So many indices of the outer factor end before the edge.
     std::int64_t fit = room < inner_span ? 1 : (room - inner_span) / outer.step + 1;
@@ -169,6 +180,10 @@ View common_view(const Shape& shape, const std::vector<Lattice>& lattices) {
     }
   }
   return view;
+}
+
+std::vector<Box> boxes_in_view(const View& view, const Box& box) {
+  return boxes_in_view(view, lattice_of(box));
 }
 
 std::vector<Box> boxes_in_view(const View& view, const Lattice& lattice) {

@@ -36,6 +36,10 @@ bool lies_inside(const Lattice& lattice, const Shape& shape);
 /// factor of a dimension is rounded up, so that the view may hold more than the tensor.
 View common_view(const Shape& shape, const std::vector<Lattice>& lattices);
 
+/// The boxes of the view that hold the elements of a box of the tensor, each once, in no promised order. A
+/// range of a dimension of k factors takes at most 2k - 1 boxes.
+std::vector<Box> boxes_in_view(const View& view, const Box& box);
+
 /// The boxes of such a view that hold the elements of the lattice, each once. The lattice must lie inside.
 std::vector<Box> boxes_in_view(const View& view, const Lattice& lattice);
 

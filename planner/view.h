@@ -33,10 +33,6 @@ Shape steps_of(const View& view);
 /// The index in the tensor of an element of the view.
 Shape index_in_tensor(const View& view, const Shape& index);
 
-/// The boxes of the view that hold the elements of a box of the tensor, each once, in no promised order. A
-/// range of a dimension of k factors takes at most 2k - 1 boxes.
-std::vector<Box> boxes_in_view(const View& view, const Box& box);
-
 /// "(6) (5 2)".
 std::string to_string(const View& view);
 

@@ -28,6 +28,17 @@ struct Closes {
 
 }  // namespace
 
+std::string path_inside(const std::string& text) {
+  if (text.empty() || text.find('\0') != std::string::npos) return {};
+  const std::filesystem::path path(text);
+  if (path.is_absolute()) return {};
+  for (const std::filesystem::path& part : path) {
+    if (part == "..") return {};
+  }
+  const std::filesystem::path inside = path.lexically_normal();
+  return inside.has_filename() && inside != "." ? inside.string() : std::string();
+}
+
 std::optional<struct stat> entry_at(const fs::path& path) {
   struct stat status {};
   if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0) return status;

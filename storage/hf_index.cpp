@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/entries.h"
 #include "storage/json_events.h"
 #include "storage/printable.h"
 
@@ -16,18 +17,6 @@ namespace {
 
 [[noreturn]] void malformed(const std::string& file, const std::string& what) {
   throw Error(ErrorKind::malformed, file + ": " + what);
-}
-
-/// "a/./b//c" as "a/b/c"; empty for a path that is absolute, leaves the directory or names no file in it.
-std::string path_inside(const std::string& text) {
-  if (text.empty() || text.find('\0') != std::string::npos) return {};
-  const std::filesystem::path path(text);
-  if (path.is_absolute()) return {};
-  for (const std::filesystem::path& part : path) {
-    if (part == "..") return {};
-  }
-  const std::filesystem::path inside = path.lexically_normal();
-  return inside.has_filename() && inside != "." ? inside.string() : std::string();
 }
 
 /// Takes weight_map out of the events, and skips all else.

@@ -53,14 +53,17 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
   for (const fs::path& path : lacking) {
     if (uninterrupted([&] { return ::mkdir(path.c_str(), 0777); }) == 0) {
       made.push_back(path);
-    } else if (struct stat is{}; errno != EEXIST || ::stat(path.c_str(), &is) != 0) {
-      const bool is_dangling = errno == ENOENT;
-      const int code = errno;
+      continue;
+    }
+    int code = errno;
+    const bool has_entry = code == EEXIST;  // somebody has just made it, or it is a link to nothing
+    if (has_entry) code = uninterrupted([&] { return ::stat(path.c_str(), &status); }) == 0 ? 0 : errno;
+    if (code != 0) {
       for (auto last = made.rbegin(); last != made.rend(); ++last)
         uninterrupted([&] { return ::rmdir(last->c_str()); });
       fail(path,
-           is_dangling ? "expected a directory, found a link to one that is not there"
-                       : "cannot create this directory",
+           has_entry ? "expected a directory, found a link to one that is not there"
+                     : "cannot create this directory",
            code);
     }
   }

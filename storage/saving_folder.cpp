@@ -38,7 +38,7 @@ constexpr std::uint64_t max_plan_bytes = std::uint64_t{1} << 31;
 
 /// Whether a name's folders below the directory are folders, and not links to elsewhere.
 bool stays_inside(const fs::path& directory, const std::string& name) {
-  if (!is_name_inside(name)) return false;
+  if (path_inside(name).empty()) return false;
   fs::path folder = directory;
   const fs::path relative = fs::path(name).parent_path();
   return std::all_of(relative.begin(), relative.end(), [&](const fs::path& part) {
@@ -377,12 +377,6 @@ void SavingFolder::remove() noexcept {
     uninterrupted([&] { return ::rmdir(folder_.c_str()); });
   } catch (...) {  // memory is short: what is there stays, and the next save removes it
   }
-}
-
-bool is_name_inside(const std::string& name) {
-  const fs::path path(name);
-  return !path.is_absolute() && path.has_filename() && path.filename() != "." &&
-         std::find(path.begin(), path.end(), "..") == path.end();
 }
 
 void sync_directory(const fs::path& path) {

@@ -88,10 +88,6 @@ class SavingFolder {
   std::vector<std::string> renamed_;  ///< names given without a link, as the file system has none
 };
 
-/// Whether a name of a plan, of a manifest or an index is one of the directory, whatever else it says:
-/// relative, and without "..".
-bool is_name_inside(const std::string& name);
-
 /// Flushes a directory's list of entries to the device. Throws Error(io), naming it.
 void sync_directory(const std::filesystem::path& path);
 

@@ -15,11 +15,11 @@ from shardwright._core import PlanError
 from shardwright.catalog import catalog_of
 from shardwright.fitting import with_hints
 from shardwright.flat_state import expect_state_dict, flatten
-from shardwright.gone_ranks import naming_gone_ranks
+from shardwright.gone_ranks import has_others, naming_gone_ranks
 from shardwright.layout_hints import hints_at_layout
 from shardwright.local_path import lasting_path
 from shardwright.rank_outcome import RankOutcome, expect_success, told
-from shardwright.refused_save import RefusedSave, has_others
+from shardwright.refused_save import RefusedSave
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
 from shardwright.saved_weights import load_weights

@@ -59,6 +59,11 @@ def _state_of(process: int) -> tuple[str, str]:
     return fields[0].decode(), fields[19].decode()
 
 
+def has_others(group: dist.ProcessGroup | None) -> bool:
+    """Whether further ranks take part, which would wait for one that raises by itself."""
+    return bool(dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1)
+
+
 def timeout_of(group: dist.ProcessGroup) -> timedelta | None:
     """How long a group's ranks wait for each other; None where its transports do not tell. A group that is made of its
     ranks needs to be told: it waits half an hour otherwise, whatever the job's timeout is."""
@@ -99,7 +104,7 @@ def naming_gone_ranks(
         ConnectionResetError: ranks are gone, or one cannot be reached; ``partly_written`` names the tensors that may be
             neither whole nor as they were.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
+    if not has_others(group):
         yield
         return
     peers: list[Peer] = []

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-import torch.distributed as dist
 from torch.distributed.checkpoint.storage import StorageWriter
-
-
-def has_others(process_group: Any) -> bool:
-    """Whether further ranks take part, which would wait for one that raises by itself."""
-    return bool(dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) > 1)
 
 
 class RefusedSave(StorageWriter):

@@ -16,10 +16,10 @@ from torch.futures import Future
 
 from shardwright.checkpoints import step_path
 from shardwright.flat_state import expect_state_dict
-from shardwright.gone_ranks import naming_gone_ranks, timeout_of
+from shardwright.gone_ranks import has_others, naming_gone_ranks, timeout_of
 from shardwright.local_path import lasting_path
 from shardwright.rank_outcome import told
-from shardwright.refused_save import RefusedSave, has_others
+from shardwright.refused_save import RefusedSave
 from shardwright.report import SaveReport
 from shardwright.save_planner import SavePlanner
 from shardwright.sharded_writer import ShardedStorageWriter

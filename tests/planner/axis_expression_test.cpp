@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "planner/error.h"
+#include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_layouts.h"
 
 namespace shardwright {
@@ -47,11 +48,7 @@ Tensor filled(const Shape& native, const Box& box, const std::vector<Source>& so
     for (const Placed& part : placed) {
       EXPECT_TRUE(lies_inside(part.in_native, box.size));
       for_each_index(part.hf_box.size, [&](const Shape& step) {
-        Shape to = plus(part.in_native.first, box.offset);
-        for (std::size_t i = 0; i < step.size(); ++i) {
-          if (part.in_native.axes[i] >= 0)
-            to[static_cast<std::size_t>(part.in_native.axes[i])] += step[i] * part.in_native.steps[i];
-        }
+        const Shape to = plus(element_of(part.in_native, step), box.offset);
         EXPECT_EQ(result.at(to), -1) << "written twice";
         result.at(to) = source.tensor.at(index_in_tensor(view, plus(step, part.hf_box.offset)));
       });
@@ -371,11 +368,7 @@ TEST(correspondence, a_random_one_places_what_its_definition_says) {
     for (const Placed& part : placed_in(of, shard)) {
       ASSERT_TRUE(lies_inside(part.in_native, shard.size));
       for_each_index(part.hf_box.size, [&](const Shape& step) {
-        Shape to = plus(part.in_native.first, shard.offset);
-        for (std::size_t i = 0; i < step.size(); ++i) {
-          if (part.in_native.axes[i] >= 0)
-            to[static_cast<std::size_t>(part.in_native.axes[i])] += step[i] * part.in_native.steps[i];
-        }
+        const Shape to = plus(element_of(part.in_native, step), shard.offset);
         ASSERT_EQ(found.at(to), 0);
         found.at(to) = source.at(index_in_tensor(of.hf_view, plus(step, part.hf_box.offset)));
       });

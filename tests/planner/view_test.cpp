@@ -5,6 +5,7 @@
 #include <map>
 
 #include "planner/lattice.h"
+#include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_layouts.h"
 
 namespace shardwright {
@@ -84,10 +85,7 @@ std::vector<int> marks(const Shape& shape, const std::vector<Lattice>& lattices)
   std::vector<int> count(static_cast<std::size_t>(volume(shape)), 0);
   for (const Lattice& lattice : lattices) {
     for_each_index(lattice.sizes, [&](const Shape& step) {
-      Shape at = lattice.first;
-      for (std::size_t i = 0; i < step.size(); ++i) {
-        if (lattice.axes[i] >= 0) at[static_cast<std::size_t>(lattice.axes[i])] += step[i] * lattice.steps[i];
-      }
+      const Shape at = element_of(lattice, step);
       ++count[flat(at, shape)];
     });
   }
@@ -190,11 +188,7 @@ TEST(lattice, lies_inside_says_what_looking_at_every_element_says) {
     std::map<Shape, int> met;
     if (expected) {
       for_each_index(lattice.sizes, [&](const Shape& step) {
-        Shape at = lattice.first;
-        for (std::size_t i = 0; i < step.size(); ++i) {
-          if (lattice.axes[i] >= 0)
-            at[static_cast<std::size_t>(lattice.axes[i])] += step[i] * lattice.steps[i];
-        }
+        const Shape at = element_of(lattice, step);
         expected &= lies_inside(Box{at, Shape(at.size(), 1)}, shape) && ++met[at] == 1;
       });
     }
