@@ -171,8 +171,7 @@ class Loading(Flow):
     ) -> None:
         super().__init__(root, name)
         self.load = load
-        if not root.exists():
-            root.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)  # another rank may be as far
         self.expected = make(root / "checkpoint")
         self.destination: dict[str, torch.Tensor] = {}
         self.partly_written: list[str] = []
