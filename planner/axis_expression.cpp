@@ -55,6 +55,22 @@ std::vector<std::string_view> words(std::string_view text) {
   return found;
 }
 
+/// Sizes of a config may be anything.
+std::int64_t product_of(std::int64_t a, std::int64_t b) {
+  std::int64_t product = 0;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product))
+    throw Error(ErrorKind::mismatch, "expected sizes whose product is a number of 63 bits, found " +
+                                         std::to_string(a) + " and " + std::to_string(b));
+  return product;
+}
+
+/// Of a name, or of a number.
+std::optional<std::int64_t> size_named(std::string_view name, const Sizes& sizes) {
+  if (is_number(name)) return number_of(name);
+  const auto found = sizes.find(name);
+  return found == sizes.end() ? std::nullopt : std::optional(found->second);
+}
+
 [[noreturn]] void mismatch(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
 
 }  // namespace
@@ -158,9 +174,117 @@ bool AxisExpression::counts_experts() const {
   });
 }
 
+bool AxisExpression::needs_hf_shape() const {
+  std::vector<std::string> native;
+  for (const std::vector<Factor>& dimension : native_) {
+    for (const Factor& factor : dimension) {
+      native.push_back(factor.name);
+      native.insert(native.end(), factor.parts.begin(), factor.parts.end());
+    }
+  }
+  const auto is_known = [&](const std::string& name) {
+    return is_number(name) || std::find(native.begin(), native.end(), name) != native.end();
+  };
+  return !std::all_of(hf_.begin(), hf_.end(), [&](const std::vector<Factor>& dimension) {
+    return std::all_of(dimension.begin(), dimension.end(), [&](const Factor& factor) {
+      return std::all_of(factor.parts.begin(), factor.parts.end(), is_known);
+    });
+  });
+}
+
+AxisExpression::Known AxisExpression::known(const Factor& factor, const Sizes& sizes) {
+  Known result;
+  const auto add = [&](std::string_view name) {
+    if (const std::optional<std::int64_t> size = size_named(name, sizes)) {
+      result.size += *size;
+    } else {
+      result.is_more |= result.times > 0 && result.unknown != name;
+      result.unknown = name;
+      ++result.times;
+    }
+  };
+  switch (factor.kind) {
+    case Factor::Kind::number:
+    case Factor::Kind::index:
+      result.size = factor.size;
+      break;
+    case Factor::Kind::axis:
+      add(factor.name);
+      break;
+    case Factor::Kind::expert:
+      add(expert_name);
+      break;
+    case Factor::Kind::parts:
+      for (const std::string& part : factor.parts) add(part);
+      break;
+  }
+  return result;
+}
+
+void AxisExpression::expect_rank(const char* whose, const std::optional<Shape>& shape,
+                                 const Side& side) const {
+  if (shape && shape->size() != side.size())
+    mismatch("expected " + std::string(whose) + " tensor of " + std::to_string(side.size()) +
+             " dimensions (" + text_ + "), found shape " + to_string(*shape));
+}
+
+bool AxisExpression::settle(const char* whose, const Shape& shape, const Side& side, std::size_t d,
+                            Sizes& sizes) const {
+  std::int64_t product = 1;
+  std::optional<Known> open;
+  for (const Factor& factor : side[d]) {
+    const Known one = known(factor, sizes);
+    if (one.times == 0) {
+      product = product_of(product, one.size);
+    } else if (open || one.is_more) {
+      return false;
+    } else {
+      open = one;
+    }
+  }
+  const auto fail = [&](const std::string& expected) {
+    mismatch("expected " + expected + " along dimension " + std::to_string(d) + " of the " + whose +
+             " tensor (" + text_ + "), found shape " + to_string(shape));
+  };
+  if (!open) {
+    if (product != shape[d]) fail(std::to_string(product));
+    return false;
+  }
+  const bool divides = product == 0 ? shape[d] == 0 : shape[d] % product == 0;
+  if (!divides) fail("a multiple of " + std::to_string(product));
+  const std::int64_t rest = (product == 0 ? 0 : shape[d] / product) - open->size;
+  if (rest < 0) fail(std::to_string(product * open->size) + " or more");
+  if (rest % open->times != 0) fail("parts of equal size");
+  sizes.emplace(open->unknown, rest / open->times);
+  return true;
+}
+
+void AxisExpression::settle_all(const std::optional<Shape>& hf_shape,
+                                const std::optional<Shape>& native_shape, Sizes& sizes) const {
+  expect_rank("an HF", hf_shape, hf_);
+  expect_rank("a native", native_shape, native_);
+  for (bool goes_on = true; goes_on;) {
+    goes_on = false;
+    for (std::size_t d = 0; hf_shape && d < hf_.size(); ++d)
+      goes_on |= settle("HF", *hf_shape, hf_, d, sizes);
+    for (std::size_t d = 0; native_shape && d < native_.size(); ++d)
+      goes_on |= settle("native", *native_shape, native_, d, sizes);
+  }
+}
+
+void AxisExpression::settle_sizes(const Shape& hf_shape, Sizes& sizes) const {
+  if (!is_identity()) settle_all(hf_shape, std::nullopt, sizes);
+}
+
+Box AxisExpression::Resolved::native_box_of(std::int64_t expert) const {
+  Box box = correspondence.native_box;
+  if (expert_factor >= 0) box.offset[static_cast<std::size_t>(expert_factor)] += expert * expert_step;
+  return box;
+}
+
 AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_shape,
-                                                 const std::optional<Shape>& native_shape, const Sizes& given,
-                                                 std::int64_t expert) const {
+                                                 const std::optional<Shape>& native_shape,
+                                                 const Sizes& given) const {
   Resolved resolved;
   if (is_identity()) {
     if (!hf_shape && !native_shape) mismatch("a shape is needed to say what the other one is");
@@ -175,96 +299,12 @@ AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_
   }
 
   Sizes sizes = given;
-  const auto size_named = [&](const std::string& name) -> std::optional<std::int64_t> {
-    if (is_number(name)) return number_of(name);
-    const auto found = sizes.find(name);
-    return found == sizes.end() ? std::nullopt : std::optional(found->second);
-  };
-  // The size of a factor, or the unknown name in it, how often it is there, and what the rest of it comes to.
-  struct Known {
-    std::int64_t size = 0;
-    std::string unknown;
-    std::int64_t times = 0;
-    bool is_more = false;  ///< more than one name is unknown
-  };
-  const auto known = [&](const Factor& factor) {
-    Known result;
-    const auto add = [&](const std::string& name) {
-      if (const std::optional<std::int64_t> size = size_named(name)) {
-        result.size += *size;
-      } else {
-        result.is_more |= result.times > 0 && result.unknown != name;
-        result.unknown = name;
-        ++result.times;
-      }
-    };
-    switch (factor.kind) {
-      case Factor::Kind::number:
-      case Factor::Kind::index:
-        result.size = factor.size;
-        break;
-      case Factor::Kind::axis:
-        add(factor.name);
-        break;
-      case Factor::Kind::expert:
-        add(std::string(expert_name));
-        break;
-      case Factor::Kind::parts:
-        for (const std::string& part : factor.parts) add(part);
-        break;
-    }
-    return result;
-  };
-  const auto expect_rank = [&](const char* whose, const std::optional<Shape>& shape, const Side& side) {
-    if (shape && shape->size() != side.size())
-      mismatch("expected " + std::string(whose) + " tensor of " + std::to_string(side.size()) +
-               " dimensions (" + text_ + "), found shape " + to_string(*shape));
-  };
-  expect_rank("an HF", hf_shape, hf_);
-  expect_rank("a native", native_shape, native_);
-
-  // True if it settled a size.
-  const auto settle = [&](const char* whose, const Shape& shape, const Side& side, std::size_t d) {
-    std::int64_t product = 1;
-    std::optional<Known> open;
-    for (const Factor& factor : side[d]) {
-      const Known one = known(factor);
-      if (one.times == 0) {
-        product *= one.size;
-      } else if (open || one.is_more) {
-        return false;
-      } else {
-        open = one;
-      }
-    }
-    const auto fail = [&](const std::string& expected) {
-      mismatch("expected " + expected + " along dimension " + std::to_string(d) + " of the " + whose +
-               " tensor (" + text_ + "), found shape " + to_string(shape));
-    };
-    if (!open) {
-      if (product != shape[d]) fail(std::to_string(product));
-      return false;
-    }
-    const bool divides = product == 0 ? shape[d] == 0 : shape[d] % product == 0;
-    if (!divides) fail("a multiple of " + std::to_string(product));
-    const std::int64_t rest = (product == 0 ? 0 : shape[d] / product) - open->size;
-    if (rest < 0) fail(std::to_string(product * open->size) + " or more");
-    if (rest % open->times != 0) fail("parts of equal size");
-    sizes.emplace(open->unknown, rest / open->times);
-    return true;
-  };
-  for (bool goes_on = true; goes_on;) {
-    goes_on = false;
-    for (std::size_t d = 0; hf_shape && d < hf_.size(); ++d) goes_on |= settle("HF", *hf_shape, hf_, d);
-    for (std::size_t d = 0; native_shape && d < native_.size(); ++d)
-      goes_on |= settle("native", *native_shape, native_, d);
-  }
-
+  settle_all(hf_shape, native_shape, sizes);
   const auto lay_out = [&](const Side& side, View& view, Box& box, Shape& shape) {
     for (std::size_t d = 0; d < side.size(); ++d) {
       std::int64_t product = 1;
       for (const Factor& factor : side[d]) {
-        const Known one = known(factor);
+        const Known one = known(factor, sizes);
         if (one.times > 0)
           mismatch("cannot tell the size of " + one.unknown + " (" + text_ +
                    "): the model's config does not give it");
@@ -273,14 +313,14 @@ AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_
         std::int64_t begin = 0;
         std::int64_t size = one.size;
         if (factor.kind == Factor::Kind::index) begin = factor.index, size = 1;
-        if (factor.kind == Factor::Kind::expert) begin = expert, size = 1;
+        if (factor.kind == Factor::Kind::expert) size = std::min<std::int64_t>(1, one.size);
         if (factor.kind == Factor::Kind::parts) {
-          for (std::size_t p = 0; p < factor.taken; ++p) begin += *size_named(factor.parts[p]);
-          size = *size_named(factor.name);
+          for (std::size_t p = 0; p < factor.taken; ++p) begin += *size_named(factor.parts[p], sizes);
+          size = *size_named(factor.name, sizes);
         }
         box.offset.push_back(begin);
         box.size.push_back(size);
-        product *= one.size;
+        product = product_of(product, one.size);
       }
       shape.push_back(product);
     }
@@ -300,6 +340,20 @@ AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_
       *partner = "";
     }
   }
+
+  Simplified simple = simplified(of);
+  std::size_t factor = 0;
+  for (const std::vector<Factor>& dimension : native_) {
+    for (const Factor& one : dimension) {
+      if (one.kind == Factor::Kind::expert) {
+        resolved.expert_factor = simple.native_factors[factor];
+        resolved.expert_step = simple.native_steps[factor];
+        resolved.experts = *size_named(expert_name, sizes);
+      }
+      ++factor;
+    }
+  }
+  of = std::move(simple.correspondence);
   return resolved;
 }
 

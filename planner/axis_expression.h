@@ -48,16 +48,31 @@ class AxisExpression {
   /// Whether the native side has {expert}: one of its dimensions counts experts.
   bool counts_experts() const;
 
-  /// What is known of the two tensors, made into a correspondence; `expert` is the index for {expert}. Shapes
-  /// that are not given follow. Throws Error(mismatch), saying what was expected and found, if a shape has
-  /// another number of dimensions, or its size does not divide, or a size follows from nothing.
+  /// Whether the HF side has a size that the native one lacks, such as that of another part.
+  bool needs_hf_shape() const;
+
+  /// What is known of the two tensors, made into a correspondence, for expert 0. Shapes that are not given
+  /// follow; `sizes` may hold "{expert}", how many experts there are. Throws Error(mismatch), saying what was
+  /// expected and found, if a shape has another number of dimensions, or its size does not divide, or a size
+  /// follows from nothing.
   struct Resolved {
     Shape hf_shape;
     Shape native_shape;
     Correspondence correspondence;
+
+    // Which factor of native_box counts experts, from one to the next by how much; -1: none does.
+    int expert_factor = -1;
+    std::int64_t expert_step = 0;
+    std::int64_t experts = 1;
+
+    /// native_box of an expert.
+    Box native_box_of(std::int64_t expert) const;
   };
   Resolved resolve(const std::optional<Shape>& hf_shape, const std::optional<Shape>& native_shape,
-                   const Sizes& sizes = {}, std::int64_t expert = 0) const;
+                   const Sizes& sizes = {}) const;
+
+  /// Adds to `sizes` what an HF tensor of that shape says of them. Throws as resolve().
+  void settle_sizes(const Shape& hf_shape, Sizes& sizes) const;
 
  private:
   struct Factor {
@@ -70,6 +85,21 @@ class AxisExpression {
     std::size_t taken = 0;           ///< which of the parts
   };
   using Side = std::vector<std::vector<Factor>>;  ///< factors of each dimension
+
+  /// The size of a factor; or the unknown name in it, how often it is there, and what the rest comes to.
+  struct Known {
+    std::int64_t size = 0;
+    std::string unknown;
+    std::int64_t times = 0;
+    bool is_more = false;  ///< more than one name is unknown
+  };
+  static Known known(const Factor& factor, const Sizes& sizes);
+
+  /// What a shape says of dimension d of its side. True if it settled a size.
+  bool settle(const char* whose, const Shape& shape, const Side& side, std::size_t d, Sizes& sizes) const;
+  void settle_all(const std::optional<Shape>& hf_shape, const std::optional<Shape>& native_shape,
+                  Sizes& sizes) const;
+  void expect_rank(const char* whose, const std::optional<Shape>& shape, const Side& side) const;
 
   /// What each factor's partner is called on the other side; empty: it has none.
   static std::vector<std::string> partners_of(const Side& side);

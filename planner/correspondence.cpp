@@ -1,6 +1,8 @@
 #include "planner/correspondence.h"
 
 #include <algorithm>
+#include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -31,11 +33,75 @@ std::string fault_of(const Correspondence& of) {
   return "";
 }
 
+namespace {
+
+/// Joins factor i of a view with the next one, which is of the same dimension.
+void join_with_next(View& view, Box& box, std::size_t i) {
+  const auto at = static_cast<std::ptrdiff_t>(i);
+  box.offset[i + 1] += box.offset[i] * view.sizes[i + 1];
+  view.sizes[i + 1] *= view.sizes[i];
+  view.sizes.erase(view.sizes.begin() + at);
+  view.dimensions.erase(view.dimensions.begin() + at);
+  box.offset.erase(box.offset.begin() + at);
+  box.size.erase(box.size.begin() + at);
+}
+
+/// The outermost factor of one index that has a factor within it; nothing if there is none.
+std::optional<std::size_t> joinable(const View& view, const Box& box) {
+  for (std::size_t i = 0; i + 1 < view.sizes.size(); ++i) {
+    if (box.size[i] == 1 && view.dimensions[i] == view.dimensions[i + 1]) return i;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Simplified simplified(const Correspondence& of) {
+  Simplified result{of, std::vector<int>(of.native_view.sizes.size()), Shape(of.native_view.sizes.size(), 1)};
+  std::iota(result.native_factors.begin(), result.native_factors.end(), 0);
+  Correspondence& simple = result.correspondence;
+  while (const auto i = joinable(simple.hf_view, simple.hf_box)) {
+    join_with_next(simple.hf_view, simple.hf_box, *i);
+    simple.axes.erase(simple.axes.begin() + static_cast<std::ptrdiff_t>(*i));
+  }
+  while (const auto i = joinable(simple.native_view, simple.native_box)) {
+    const int factor = static_cast<int>(*i);
+    for (std::size_t from = 0; from < result.native_factors.size(); ++from) {
+      if (result.native_factors[from] == factor)
+        result.native_steps[from] *= simple.native_view.sizes[*i + 1];
+      if (result.native_factors[from] > factor) --result.native_factors[from];
+    }
+    for (int& axis : simple.axes) {
+      if (axis == factor) {
+        axis = -1;
+      } else if (axis > factor) {
+        --axis;
+      }
+    }
+    join_with_next(simple.native_view, simple.native_box, *i);
+  }
+  return result;
+}
+
+Box hull_of(const View& view, const Box& box) {
+  Box hull{index_in_tensor(view, box.offset), {}};
+  Shape last = box.offset;
+  for (std::size_t i = 0; i < last.size(); ++i) last[i] += box.size[i] - 1;
+  hull.size = index_in_tensor(view, last);
+  for (std::size_t d = 0; d < hull.size.size(); ++d) hull.size[d] += 1 - hull.offset[d];
+  if (is_empty(box)) hull.size.assign(hull.size.size(), 0);
+  return hull;
+}
+
 std::vector<Placed> placed_in(const Correspondence& of, const Box& native) {
+  return placed_in(of, of.native_box, native);
+}
+
+std::vector<Placed> placed_in(const Correspondence& of, const Box& native_box, const Box& native) {
   const Shape steps = steps_of(of.native_view);
   std::vector<Placed> placed;
   for (const Box& within : boxes_in_view(of.native_view, native)) {
-    const Box common = intersection(of.native_box, within);
+    const Box common = intersection(native_box, within);
     if (is_empty(common)) continue;
     Placed one{of.hf_box, {index_in_tensor(of.native_view, common.offset), {}, {}, {}}};
     for (std::size_t d = 0; d < native.offset.size(); ++d) one.in_native.first[d] -= native.offset[d];
@@ -46,7 +112,7 @@ std::vector<Placed> placed_in(const Correspondence& of, const Box& native) {
         continue;
       }
       const auto partner = static_cast<std::size_t>(of.axes[i]);
-      one.hf_box.offset[i] += common.offset[partner] - of.native_box.offset[partner];
+      one.hf_box.offset[i] += common.offset[partner] - native_box.offset[partner];
       one.hf_box.size[i] = common.size[partner];
       one.in_native.axes.push_back(of.native_view.dimensions[partner]);
       one.in_native.steps.push_back(steps[partner]);

@@ -31,6 +31,15 @@ struct Correspondence {
 /// Why these numbers make no correspondence; empty: they do.
 std::string fault_of(const Correspondence& correspondence);
 
+/// The same in fewer factors: one of which only one index is taken is joined with the factor within it, so
+/// that the halves of a matrix are boxes of the matrix itself.
+struct Simplified {
+  Correspondence correspondence;
+  std::vector<int> native_factors;  ///< which factor each one of the native view has become a part of
+  Shape native_steps;               ///< how far an index of each one moves in that
+};
+Simplified simplified(const Correspondence& correspondence);
+
 /// A box of the HF view, and where its elements lie in a box of the native tensor.
 struct Placed {
   Box hf_box;         ///< of the HF view
@@ -40,5 +49,11 @@ struct Placed {
 /// What a box of the native tensor takes of the HF tensor: each of its elements that corresponds, once. Where
 /// the box cuts no factored dimension it is one box, else few.
 std::vector<Placed> placed_in(const Correspondence& correspondence, const Box& native);
+
+/// With another native_box of that size, such as a further expert's.
+std::vector<Placed> placed_in(const Correspondence& correspondence, const Box& native_box, const Box& native);
+
+/// The smallest box of the native tensor that holds a box of its view.
+Box hull_of(const View& native_view, const Box& native_box);
 
 }  // namespace shardwright

@@ -1,6 +1,7 @@
 #include "planner/export_form.h"
 
 #include <algorithm>
+#include <map>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -81,6 +82,46 @@ std::string fault_of_encoding(const Encoding& encoding, const SavedTensor& tenso
                                 ", the template's dtype; expected that or another wide float");
 }
 
+/// The HF tensors of which several tensors of the state dict are parts.
+class PartsOfTensors {
+ public:
+  /// True if the HF tensor has not been met before.
+  bool add(const Piece& piece, const Encoding& encoding, const std::string& fqn, Problems& problems) {
+    const Correspondence& correspondence = *piece.correspondence;
+    if (correspondence.hf_box == whole(correspondence.hf_view.sizes)) return true;
+    const auto [found, is_new] =
+        tensors_.try_emplace(piece.hf_name, Parts{piece.hf_shape, encoding, fqn, {}});
+    Parts& parts = found->second;
+    parts.boxes.push_back(lattice_of(correspondence.hf_view, correspondence.hf_box));
+    if (parts.shape != piece.hf_shape) {
+      problems.add(fqn + ": expected it to be a part of " + piece.hf_name + " of shape " +
+                   to_string(parts.shape) + ", as " + parts.fqn + " is, found " + to_string(piece.hf_shape));
+    } else if (parts.encoding != encoding) {
+      problems.add(fqn + ": expected it to be stored as " + std::string(name_of(parts.encoding.element)) +
+                   ", as " + parts.fqn + " is, which is another part of " + piece.hf_name + ", found " +
+                   std::string(name_of(encoding.element)));
+    }
+    return is_new;
+  }
+
+  /// Proves that the parts make up the tensors.
+  void expect_whole(Problems& problems) const {
+    for (const auto& [name, parts] : tensors_) {
+      const std::string fault = tiling_fault(parts.shape, parts.boxes);
+      if (!fault.empty()) problems.add(name + ": expected the state dict to have all of its parts: " + fault);
+    }
+  }
+
+ private:
+  struct Parts {
+    Shape shape;
+    Encoding encoding;
+    std::string fqn;  ///< of the first part
+    std::vector<Lattice> boxes;
+  };
+  std::map<std::string, Parts> tensors_;
+};
+
 }  // namespace
 
 bool has_scales(const Catalog& pattern) {
@@ -128,8 +169,9 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
   ExportedTensors result;
   if (form.pattern != nullptr) result.left_out = fit_to_template(tensors, form);
   Problems problems;
+  PartsOfTensors parts;
   for (const SavedTensor& tensor : tensors) {
-    const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape);
+    const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.pattern);
     if (pieces.empty() && volume(tensor.shape) > 0) {
       problems.add(tensor.fqn + ": no rule of " + form.map.family + " has a name for it");
     }
@@ -137,16 +179,15 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
     for (const Piece& piece : pieces) {
       const Encoding encoding = stored_as(form, piece, tensor.dtype);
       if (fault.empty()) fault = fault_of_encoding(encoding, tensor);
+      if (!encoding.scaled) note_cast(result.rounded, tensor.fqn, tensor.dtype, encoding.element);
+      if (!parts.add(piece, encoding, tensor.fqn, problems)) continue;
       SourceTensor weight;
       weight.name = piece.hf_name;
       weight.dtype = encoding.element;
       weight.shape = piece.hf_shape;
       weight.offset.assign(weight.shape.size(), 0);
       result.tensors.push_back(weight);
-      if (!encoding.scaled) {
-        note_cast(result.rounded, tensor.fqn, tensor.dtype, encoding.element);
-        continue;
-      }
+      if (!encoding.scaled) continue;
       weight.name = piece.hf_name + std::string(encoding.scale_suffix);
       weight.dtype = encoding.scale;
       weight.shape = scale_shape_of(encoding, piece.hf_shape);
@@ -154,6 +195,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
     }
     if (!fault.empty()) problems.add(fault);
   }
+  parts.expect_whole(problems);
   if (form.strict_dtypes) {
     for (const std::string& line : lines_of(result.rounded)) {
       problems.add(line + "; strict_dtypes=False rounds, a template with a wider dtype keeps all");

@@ -19,6 +19,12 @@ std::string_view stem_of(const Rule& rule) {
   return text.substr(0, text.find("{expert}"));
 }
 
+/// Whether several HF tensors make up a native tensor (one expert of it, if it is stacked).
+bool joins(const WeightMap& map, const Rule& rule) {
+  return std::count_if(map.rules.begin(), map.rules.end(),
+                       [&](const Rule& other) { return other.native.text() == rule.native.text(); }) > 1;
+}
+
 struct Found {
   const Rule* rule = nullptr;  // null: no rule knows the name
   Captures captures;
@@ -62,15 +68,42 @@ void add_sibling_stacks(const WeightMap& map, FoundByName& found) {
 }
 
 /// A tensor that is one HF tensor cannot be two.
-void refuse_rivals(const std::string& fqn, const Found& found) {
-  if (found.sources.size() < 2 || (found.rule != nullptr && (found.rule->stacked() || found.rule->parts > 1)))
+void refuse_rivals(const WeightMap& map, const std::string& fqn, const Found& found) {
+  if (found.sources.size() < 2 ||
+      (found.rule != nullptr && (found.rule->stacked() || joins(map, *found.rule))))
     return;
   throw Error(ErrorKind::mismatch, fqn + ": expected one HF tensor for it, found " + found.sources[0] +
                                        " and " + found.sources[1] + "; remove what is not meant");
 }
 
-HeldTensor describe(const Catalog& catalog, std::string fqn, Found found, std::int64_t experts) {
-  refuse_rivals(fqn, found);
+/// Along which native dimension each HF dimension runs; -1: along no one.
+std::vector<int> axes_of(const Correspondence& correspondence, std::size_t hf_rank) {
+  constexpr int unknown = -2;
+  std::vector<int> axes(hf_rank, unknown);
+  for (std::size_t i = 0; i < correspondence.axes.size(); ++i) {
+    if (correspondence.axes[i] < 0) continue;
+    const int native =
+        correspondence.native_view.dimensions[static_cast<std::size_t>(correspondence.axes[i])];
+    int& axis = axes[static_cast<std::size_t>(correspondence.hf_view.dimensions[i])];
+    axis = axis == unknown || axis == native ? native : -1;
+  }
+  std::replace(axes.begin(), axes.end(), unknown, -1);
+  return axes;
+}
+
+/// The native dimension of which an expert's HF tensor is a part only; -1 if there is none.
+int joined_dimension(const Piece& piece, const Shape& native_shape, int expert_dimension) {
+  const Box hull = hull_of(piece);
+  for (std::size_t d = 0; d < native_shape.size(); ++d) {
+    if (static_cast<int>(d) != expert_dimension && hull.size[d] != native_shape[d])
+      return static_cast<int>(d);
+  }
+  return -1;
+}
+
+HeldTensor describe(const Catalog& catalog, const WeightMap& map, std::string fqn, Found found,
+                    std::int64_t experts) {
+  refuse_rivals(map, fqn, found);
   HeldTensor held;
   held.fqn = std::move(fqn);
   held.sources = std::move(found.sources);
@@ -80,8 +113,9 @@ HeldTensor describe(const Catalog& catalog, std::string fqn, Found found, std::i
     }
   }
   held.experts.assign(found.experts.begin(), found.experts.end());
+  const bool has_scales = !held.sources.empty() && !scales_of(catalog, held.sources.front()).empty();
   if (found.rule == nullptr) {
-    held.as_it_is = scales_of(catalog, held.sources.front()).empty();
+    held.as_it_is = !has_scales;
     held.shape = Catalog::global_shape(catalog.find(held.sources.front()));
     for (std::size_t d = 0; d < held.shape.size(); ++d) held.axes.push_back(static_cast<int>(d));
     return held;
@@ -89,21 +123,17 @@ HeldTensor describe(const Catalog& catalog, std::string fqn, Found found, std::i
   const Rule& rule = *found.rule;
   held.stacked = rule.stacked();
   if (held.sources.empty()) return held;
-  const Shape hf_shape = Catalog::global_shape(catalog.find(held.sources.front()));
-  if (hf_shape.size() < 2 && (rule.transposed || rule.parts > 1)) {
-    throw Error(ErrorKind::mismatch, held.sources.front() + ": expected a matrix for " + held.fqn +
-                                         ", found shape " + to_string(hf_shape));
-  }
   if (experts < 0) experts = held.experts.empty() ? 0 : held.experts.back() + 1;
-  held.shape = native_shape_of(rule, hf_shape, experts);
-  const int first = rule.stacked() ? 1 : 0;
-  for (std::size_t d = 0; d < hf_shape.size(); ++d) held.axes.push_back(static_cast<int>(d) + first);
-  if (rule.transposed) std::reverse(held.axes.begin(), held.axes.end());
-  if (rule.parts > 1) held.joined = rule.part_dimension + first;
+  const std::string& source = held.sources.front();
+  held.shape = native_shape_of(map, catalog, {held.fqn, &rule, found.captures, 0}, source, experts);
   // FP8 without scales is left to the plan, which refuses it.
-  const bool decoded = is_float8(catalog.find(held.sources.front()).front().dtype) ||
-                       !scales_of(catalog, held.sources.front()).empty();
-  held.as_it_is = !rule.stacked() && !rule.transposed && rule.parts == 1 && !decoded;
+  const bool decoded = is_float8(catalog.find(source).front().dtype) || has_scales;
+  held.as_it_is = rule.axes.is_identity() && !joins(map, rule) && !decoded;
+  for (const Piece& piece : pieces_of(map, held.fqn, held.shape, &catalog)) {
+    if (piece.hf_name != source) continue;
+    held.axes = axes_of(*piece.correspondence, piece.hf_shape.size());
+    if (joins(map, rule)) held.joined = joined_dimension(piece, held.shape, rule.stacked() ? 0 : -1);
+  }
   return held;
 }
 
@@ -119,19 +149,22 @@ std::vector<HeldTensor> held_tensors(const Catalog& catalog, const WeightMap& ma
       continue;
     }
     previous = tensor.name;
-    const std::optional<NativePlace> place = native_place_of(map, tensor.name);
-    Found& entry = found[place ? place->fqn : tensor.name];
-    if (entry.rule == nullptr && place) {
-      entry.rule = place->rule;
-      entry.captures = place->captures;
+    const std::vector<NativePlace> places = native_places_of(map, tensor.name);
+    if (places.empty()) found[tensor.name].sources.push_back(tensor.name);
+    for (const NativePlace& place : places) {
+      Found& entry = found[place.fqn];
+      if (entry.rule == nullptr) {
+        entry.rule = place.rule;
+        entry.captures = place.captures;
+      }
+      entry.sources.push_back(tensor.name);
+      if (place.rule->stacked()) entry.experts.insert(place.captures.expert);
     }
-    entry.sources.push_back(tensor.name);
-    if (place && place->rule->stacked()) entry.experts.insert(place->captures.expert);
   }
   add_sibling_stacks(map, found);
   std::vector<HeldTensor> held;
   held.reserve(found.size());
-  for (auto& [fqn, entry] : found) held.push_back(describe(catalog, fqn, std::move(entry), experts));
+  for (auto& [fqn, entry] : found) held.push_back(describe(catalog, map, fqn, std::move(entry), experts));
   return held;
 }
 

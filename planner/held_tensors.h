@@ -19,8 +19,8 @@ struct HeldTensor {
   std::vector<std::string> scales;    ///< the scales of those that have some
   std::vector<std::int64_t> experts;  ///< of which the layer holds at least one weight, sorted
 
-  /// HF dimension i of the sources runs along native dimension axes[i]; `joined` is the native dimension that
-  /// they share with other HF tensors, -1 if there is none.
+  /// HF dimension i of the sources runs along native dimension axes[i], -1: along no one dimension; `joined`
+  /// is the native dimension that they share with other HF tensors, -1 if there is none.
   std::vector<int> axes;
   int joined = -1;
 };

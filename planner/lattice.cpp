@@ -1,7 +1,10 @@
 #include "planner/lattice.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
+
+#include "planner/error.h"
 
 namespace shardwright {
 namespace {
@@ -25,6 +28,17 @@ Comb comb_of(const Lattice& lattice, std::size_t dimension) {
   std::sort(comb.teeth.begin(), comb.teeth.end(),
             [](const Comb::Tooth& a, const Comb::Tooth& b) { return a.step > b.step; });
   return comb;
+}
+
+/// Steps that no rule has, which a damaged plan may have, would make more.
+constexpr std::size_t most_boxes = std::size_t{1} << 22;
+
+void expect_few(std::size_t boxes) {
+  if (boxes > most_boxes)
+    throw Error(ErrorKind::malformed,
+                "expected elements that few boxes of a view hold, found steps that "
+                "take more than " +
+                    std::to_string(most_boxes));
 }
 
 /// From the first index to behind the last one.
@@ -94,21 +108,13 @@ std::vector<Ranges> ranges_of(const Comb& comb, const std::int64_t* step, const 
     std::vector<Ranges> of_part = ranges_of(part, step, end);
     std::move(of_part.begin(), of_part.end(), std::back_inserter(all));
     i += fit;
+    expect_few(all.size());
   }
   return all;
 }
 
 bool is_box(const Lattice& lattice) {
-  return lattice.sizes.size() == lattice.first.size() &&
-         std::all_of(lattice.steps.begin(), lattice.steps.end(), [](std::int64_t step) { return step == 1; });
-}
-
-Box box_of(const Lattice& lattice) {
-  Box box{lattice.first, Shape(lattice.first.size(), 1)};
-  for (std::size_t i = 0; i < lattice.sizes.size(); ++i) {
-    if (lattice.axes[i] >= 0) box.size[static_cast<std::size_t>(lattice.axes[i])] = lattice.sizes[i];
-  }
-  return box;
+  return std::all_of(lattice.steps.begin(), lattice.steps.end(), [](std::int64_t step) { return step == 1; });
 }
 
 std::vector<Box> boxes_of(const View& view, const std::vector<Lattice>& lattices) {
@@ -125,6 +131,14 @@ std::vector<Box> boxes_of(const View& view, const std::vector<Lattice>& lattices
 Lattice lattice_of(const Box& box) {
   const View view = plain_view(box.size);
   return {box.offset, box.size, view.dimensions, Shape(box.size.size(), 1)};
+}
+
+Box box_of(const Lattice& lattice) {
+  Box box{lattice.first, Shape(lattice.first.size(), 1)};
+  for (std::size_t i = 0; i < lattice.sizes.size(); ++i) {
+    if (lattice.axes[i] >= 0) box.size[static_cast<std::size_t>(lattice.axes[i])] *= lattice.sizes[i];
+  }
+  return box;
 }
 
 Lattice lattice_of(const View& view, const Box& box) {
@@ -196,6 +210,7 @@ std::vector<Box> boxes_in_view(const View& view, const Lattice& lattice) {
     while (last < steps.size() && view.dimensions[last] == view.dimensions[first]) ++last;
     const std::vector<Ranges> along =
         ranges_of(comb_of(lattice, d), steps.data() + first, steps.data() + last);
+    expect_few(boxes.size() * along.size());
     std::vector<Box> longer;
     for (const Box& outer : boxes) {
       for (const Ranges& ranges : along) {

@@ -25,6 +25,9 @@ struct Lattice {
 /// A box of a tensor.
 Lattice lattice_of(const Box& box);
 
+/// The box that a lattice is whose steps are all 1.
+Box box_of(const Lattice& lattice);
+
 /// A box of a view of a tensor.
 Lattice lattice_of(const View& view, const Box& box);
 

@@ -14,18 +14,13 @@
 #include "kernels/decode.h"
 #include "planner/problems.h"
 #include "planner/scaled_parts.h"
+#include "planner/seen_boxes.h"
 
 namespace shardwright {
 namespace {
 
 std::uint32_t index_of(const Catalog& catalog, const SourceTensor& tensor) {
   return static_cast<std::uint32_t>(&tensor - catalog.tensors.data());
-}
-
-/// A box moved so that it counts from `origin`.
-Box relative_to(Box box, const Shape& origin) {
-  for (std::size_t d = 0; d < origin.size(); ++d) box.offset[d] -= origin[d];
-  return box;
 }
 
 class LoadPlanner {
@@ -72,7 +67,7 @@ class LoadPlanner {
     }
     std::vector<Piece> pieces;
     try {
-      pieces = pieces_of(map_, spec.fqn, spec.global_shape);
+      pieces = pieces_of(map_, spec.fqn, spec.global_shape, &catalog_);
     } catch (const Error& error) {
       problems_.add(error.what());
       return;
@@ -105,7 +100,7 @@ class LoadPlanner {
     for (const Piece& piece : pieces) {
       const std::span<const SourceTensor> chunks = catalog_.find(piece.hf_name);
       if (chunks.empty()) {
-        if (options_.parts_elsewhere && !touches(spec, piece.box)) continue;
+        if (options_.parts_elsewhere && !touches(spec, hull_of(piece))) continue;
         missing_experts[piece.rule].push_back(piece.expert);
         ++missing;
         continue;
@@ -146,7 +141,8 @@ class LoadPlanner {
     const std::size_t dot = spec.fqn.find('.');
     if (!prefix_.empty() || dot == std::string::npos) return;
     try {
-      const std::vector<Piece> pieces = pieces_of(map_, spec.fqn.substr(dot + 1), spec.global_shape);
+      const std::vector<Piece> pieces =
+          pieces_of(map_, spec.fqn.substr(dot + 1), spec.global_shape, &catalog_);
       if (!pieces.empty() && !catalog_.find(pieces.front().hf_name).empty())
         prefix_ = spec.fqn.substr(0, dot);
     } catch (const Error&) {  // it is not the tensor of that name
@@ -184,59 +180,63 @@ class LoadPlanner {
     }
     std::span<const SourceTensor> scales;
     if (encoding.scaled) scales = scales_of(catalog_, piece.hf_name);
+    const Box hull = hull_of(piece);
     for (const LocalBox& local : spec.boxes) {
-      const Box common = intersection(piece.box, local.global);
-      if (is_empty(common)) continue;
-      for (const SourceTensor& chunk : chunks)
-        add_chunk(index, piece, local, common, encoding, chunk, scales);
+      if (is_empty(intersection(hull, local.global))) continue;
+      for (const Placed& placed : placed_in(piece, local.global)) {
+        for (const SourceTensor& chunk : chunks) {
+          for (SeenBox& seen : seen_in(chunk, piece.correspondence->hf_view, placed, encoding.scaled))
+            add_box(index, local, encoding, chunk, scales, found, std::move(seen));
+        }
+      }
     }
     return true;
   }
 
-  /// The part of `common` (a box of the native tensor) that this chunk of the source stores.
-  void add_chunk(std::uint32_t index, const Piece& piece, const LocalBox& local, const Box& common,
-                 const Encoding& encoding, const SourceTensor& chunk, std::span<const SourceTensor> scales) {
-    const Box wanted = hf_box_of(piece, common);
-    const Box stored = intersection(wanted, {chunk.offset, chunk.shape});
-    if (is_empty(stored)) return;
-
-    const auto add = [&](const Box& box, const ScaledPart* scaled) {
-      Transfer transfer;
-      transfer.source = index_of(catalog_, chunk);
-      transfer.encoding = encoding;
-      transfer.source_box = relative_to(box, chunk.offset);
-      transfer.destination = index;
-      transfer.axes = piece.axes;
-      transfer.destination_offset = local.local_offset;
-      for (std::size_t d = 0; d < common.offset.size(); ++d) {
-        transfer.destination_offset[d] += common.offset[d] - local.global.offset[d];
+  void add_box(std::uint32_t index, const LocalBox& local, const Encoding& encoding,
+               const SourceTensor& chunk, std::span<const SourceTensor> scales, const Shape& hf_shape,
+               SeenBox seen) {
+    Transfer all;
+    all.source = index_of(catalog_, chunk);
+    all.encoding = encoding;
+    all.source_view = std::move(seen.view);
+    all.source_box = std::move(seen.box);
+    all.destination = index;
+    all.destination_offset = std::move(seen.in_native.first);
+    for (std::size_t d = 0; d < local.local_offset.size(); ++d)
+      all.destination_offset[d] += local.local_offset[d];
+    all.axes = std::move(seen.in_native.axes);
+    const Shape& steps = seen.in_native.steps;
+    if (std::any_of(steps.begin(), steps.end(), [](std::int64_t step) { return step != 1; }))
+      all.steps = steps;
+    if (!encoding.scaled) {
+      plan_.transfers.push_back(std::move(all));
+      return;
+    }
+    Box in_tensor = all.source_box;
+    for (std::size_t d = 0; d < in_tensor.offset.size(); ++d) in_tensor.offset[d] += chunk.offset[d];
+    for (const ScaledPart& part : scaled_parts(encoding, in_tensor, hf_shape, scales)) {
+      Transfer transfer = all;
+      transfer.source_box = part.box;
+      for (std::size_t d = 0; d < in_tensor.offset.size(); ++d) {
+        transfer.source_box.offset[d] -= chunk.offset[d];
+        if (all.axes[d] < 0) continue;
+        transfer.destination_offset[static_cast<std::size_t>(all.axes[d])] +=
+            steps[d] * (part.box.offset[d] - in_tensor.offset[d]);
       }
-      for (std::size_t i = 0; i < piece.axes.size(); ++i) {
-        transfer.destination_offset[static_cast<std::size_t>(piece.axes[i])] +=
-            box.offset[i] - wanted.offset[i];
-      }
-      if (scaled != nullptr) {
-        transfer.scales = index_of(catalog_, *scaled->scales);
-        transfer.scale_box = scaled->scale_box;
-        transfer.first_row_in_block = scaled->first_row_in_block;
-        transfer.first_column_in_block = scaled->first_column_in_block;
-      }
+      transfer.scales = index_of(catalog_, *part.scales);
+      transfer.scale_box = part.scale_box;
+      transfer.first_row_in_block = part.first_row_in_block;
+      transfer.first_column_in_block = part.first_column_in_block;
       plan_.transfers.push_back(std::move(transfer));
-    };
-    if (!encoding.scaled) add(stored, nullptr);
-    for (const ScaledPart& part : scaled_parts(encoding, stored, piece.hf_shape, scales)) {
-      add(part.box, &part);
     }
   }
 
   /// Every element of the local tensor is written exactly once by the transfers from `first` on.
   void prove_coverage(const TensorSpec& spec, std::size_t first) {
-    std::vector<Box> written;
-    for (std::size_t t = first; t < plan_.transfers.size(); ++t) {
-      const Transfer& transfer = plan_.transfers[t];
-      written.push_back(written_box(transfer));
-    }
-    const std::string fault = tiling_fault(whole(spec.local_shape), std::move(written));
+    const std::string fault = fault_of_writing(
+        spec.local_shape,
+        {plan_.transfers.begin() + static_cast<std::ptrdiff_t>(first), plan_.transfers.end()});
     if (!fault.empty()) problems_.add(spec.fqn + ": " + fault);
   }
 
@@ -254,7 +254,6 @@ class LoadPlanner {
       if (used_[i] || tensor.name == previous || is_ignored(map_, tensor.name)) continue;
       previous = tensor.name;
       if (is_scale_name(tensor.name) && !catalog_.find(weight_name_of(tensor.name)).empty()) continue;
-      const std::optional<NativePlace> place = native_place_of(map_, tensor.name);
       if (is_scale_name(tensor.name)) {
         lone_scales.push_back(tensor.name);
         continue;
@@ -263,20 +262,22 @@ class LoadPlanner {
         plan_.unused.push_back(tensor.name);
         continue;
       }
-      if (!place || !place->rule->known) {
+      const std::vector<NativePlace> places = native_places_of(map_, tensor.name);
+      if (places.empty() || !places.front().rule->known) {
         unknown.push_back(tensor.name);
         continue;
       }
-      const auto destination = destinations.find(place->fqn);
-      if (destination == destinations.end()) {
-        plan_.unused.push_back(tensor.name);
-        continue;
+      bool is_wanted = false;
+      for (const NativePlace& place : places) {
+        const auto destination = destinations.find(place.fqn);
+        if (destination == destinations.end()) continue;
+        is_wanted = true;
+        // All else that has a destination was not used because of a problem that has been noted.
+        const Shape& shape = destination->second->global_shape;
+        if (place.rule->stacked() && !shape.empty() && place.captures.expert >= shape[0])
+          surplus[place.fqn].push_back(place.captures.expert);
       }
-      // All else that has a destination was not used because of a problem that has been noted.
-      const Shape& shape = destination->second->global_shape;
-      if (place->rule->stacked() && !shape.empty() && place->captures.expert >= shape[0]) {
-        surplus[place->fqn].push_back(place->captures.expert);
-      }
+      if (!is_wanted) plan_.unused.push_back(tensor.name);
     }
     note_surplus(surplus);
     if (!options_.strict) {
@@ -336,37 +337,47 @@ void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const
     return std::pair{left.file, left.begin} < std::pair{right.file, right.begin};
   });
   std::vector<std::vector<Box>> needed(catalog.tensors.size());
+  std::map<std::uint32_t, std::vector<Lattice>> needed_in_views;
   for (const Transfer& transfer : plan.transfers) {
-    needed[transfer.source].push_back(transfer.source_box);
+    if (transfer.source_view.empty()) {
+      needed[transfer.source].push_back(transfer.source_box);
+    } else {
+      needed_in_views[transfer.source].push_back(read_lattice(transfer, catalog.tensors[transfer.source]));
+    }
     if (transfer.scales >= 0) needed[static_cast<std::size_t>(transfer.scales)].push_back(transfer.scale_box);
     plan.bytes_written += static_cast<std::uint64_t>(volume(transfer.source_box.size) *
                                                      bytes_of(specs[transfer.destination].dtype));
   }
   std::string_view previous;
   for (std::size_t t = 0; t < needed.size(); ++t) {
-    if (needed[t].empty()) continue;
+    const auto in_views = needed_in_views.find(static_cast<std::uint32_t>(t));
+    if (needed[t].empty() && in_views == needed_in_views.end()) continue;
     const SourceTensor& tensor = catalog.tensors[t];
-    plan.bytes_needed += static_cast<std::uint64_t>(union_volume(needed[t]) * bytes_of(tensor.dtype));
+    std::int64_t elements = 0;
+    if (in_views == needed_in_views.end()) {
+      elements = union_volume(needed[t]);
+    } else {
+      for (const Box& box : needed[t]) in_views->second.push_back(lattice_of(box));
+      elements = union_volume(tensor.shape, in_views->second);
+    }
+    plan.bytes_needed += static_cast<std::uint64_t>(elements * bytes_of(tensor.dtype));
     if (tensor.name != previous) ++plan.tensors;
     previous = tensor.name;
   }
 }
 
-Box written_box(const Transfer& transfer) {
-  Box box{transfer.destination_offset, Shape(transfer.destination_offset.size(), 1)};
-  for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
-    box.size[static_cast<std::size_t>(transfer.axes[i])] = transfer.source_box.size[i];
+std::string fault_of_writing(const Shape& local_shape, std::span<const Transfer> transfers) {
+  if (std::all_of(transfers.begin(), transfers.end(),
+                  [](const Transfer& transfer) { return transfer.steps.empty(); })) {
+    std::vector<Box> written;
+    written.reserve(transfers.size());
+    for (const Transfer& transfer : transfers) written.push_back(box_of(written_lattice(transfer)));
+    return tiling_fault(whole(local_shape), std::move(written));
   }
-  return box;
-}
-
-Box scale_box_of_part(const Transfer& transfer, const Box& box) {
-  Box in_blocks = box;  // counted from the first block of the transfer's scale box
-  in_blocks.offset[0] += transfer.first_row_in_block - transfer.source_box.offset[0];
-  in_blocks.offset[1] += transfer.first_column_in_block - transfer.source_box.offset[1];
-  Box scales = scale_box_of(transfer.encoding, in_blocks);
-  for (std::size_t d = 0; d < scales.offset.size(); ++d) scales.offset[d] += transfer.scale_box.offset[d];
-  return scales;
+  std::vector<Lattice> written;
+  written.reserve(transfers.size());
+  for (const Transfer& transfer : transfers) written.push_back(written_lattice(transfer));
+  return tiling_fault(local_shape, written);
 }
 
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,

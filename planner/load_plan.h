@@ -1,35 +1,17 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "planner/block_scales.h"
 #include "planner/catalog.h"
 #include "planner/tensor_spec.h"
+#include "planner/transfer.h"
 #include "planner/weight_map.h"
 
 namespace shardwright {
-
-/// This box of this source tensor, with the scales it needs, is that box of that destination shard.
-struct Transfer {
-  std::uint32_t source = 0;  ///< index into Catalog::tensors
-  std::int64_t scales =
-      -1;  ///< index into Catalog::tensors of the tensor (or chunk) with the scales; -1: none needed
-  Encoding encoding;
-  Box source_box;  ///< inside the source tensor (or chunk)
-  Box scale_box;   ///< inside the tensor (or chunk) of scales, if there is one; of the rank that it has
-
-  /// Where the first row and column of source_box lie inside the first block of scale_box.
-  std::int64_t first_row_in_block = 0;
-  std::int64_t first_column_in_block = 0;
-
-  std::uint32_t destination = 0;  ///< index into the specs
-  Shape destination_offset;       ///< where source_box's first element goes in the local tensor
-  std::vector<int> axes;          ///< source dimension i runs along dimension axes[i] of the local tensor
-
-  bool operator==(const Transfer&) const = default;
-};
 
 /// What one rank does to load: a list of Transfers that together write every element of every destination
 /// once.
@@ -72,12 +54,9 @@ struct LoadPlanOptions {
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
                    const LoadPlanOptions& options = {});
 
-/// The box of the destination's local tensor that a transfer writes.
-Box written_box(const Transfer& transfer);
-
-/// The scales that a part of a transfer's source box needs, in the coordinates of its scale_box. The transfer
-/// must be block-scaled.
-Box scale_box_of_part(const Transfer& transfer, const Box& part);
+/// How the transfers, all to one destination, fail to write each element of its local tensor once, for
+/// messages; empty if they do write it. They must lie inside.
+std::string fault_of_writing(const Shape& local_shape, std::span<const Transfer> transfers);
 
 /// Puts the transfers of a plan in the order of the files and fills in its figures.
 void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const Catalog& catalog);

@@ -25,8 +25,8 @@ std::int64_t layer_of(const WeightMap& map, std::string_view hf_name) {
 
 std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap& map, DType dtype) {
   struct Found {
-    const Rule* rule;
-    Shape hf_shape;
+    NativePlace place;
+    std::string hf_name;
     DType dtype;
     std::int64_t experts;
     std::int64_t layer;
@@ -36,29 +36,32 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
   for (const SourceTensor& tensor : catalog.tensors) {
     if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name)) continue;
     previous = tensor.name;
-    const std::optional<NativePlace> place = native_place_of(map, tensor.name);
-    if (!place || !place->rule->known) continue;
-    if (place->captures.expert >= std::ssize(catalog.tensors)) {
-      throw Error(ErrorKind::malformed, catalog.files[tensor.file].name + ": tensor " + tensor.name +
-                                            " is of expert " + std::to_string(place->captures.expert) +
-                                            ", but the checkpoint holds only " +
-                                            std::to_string(catalog.tensors.size()) + " tensors in all");
+    for (const NativePlace& place : native_places_of(map, tensor.name)) {
+      if (!place.rule->known) continue;
+      if (place.captures.expert >= std::ssize(catalog.tensors)) {
+        throw Error(ErrorKind::malformed, catalog.files[tensor.file].name + ": tensor " + tensor.name +
+                                              " is of expert " + std::to_string(place.captures.expert) +
+                                              ", but the checkpoint holds only " +
+                                              std::to_string(catalog.tensors.size()) + " tensors in all");
+      }
+      const std::int64_t experts = place.captures.expert + 1;
+      const bool scaled = !scales_of(catalog, tensor.name).empty();
+      const auto [entry, is_new] = found.try_emplace(
+          place.fqn,
+          Found{place, tensor.name, scaled ? dtype : tensor.dtype, experts, layer_of(map, tensor.name)});
+      entry->second.experts = std::max(entry->second.experts, experts);
     }
-    const std::span<const SourceTensor> chunks = catalog.find(tensor.name);
-    if (place->rule->is_matrix() && tensor.shape.size() != 2) {
-      throw Error(ErrorKind::malformed, catalog.files[tensor.file].name + ": tensor " + tensor.name +
-                                            " has shape " + to_string(tensor.shape) + ", expected a matrix");
-    }
-    const bool scaled = !scales_of(catalog, tensor.name).empty();
-    const auto [entry, is_new] = found.try_emplace(
-        place->fqn, Found{place->rule, Catalog::global_shape(chunks), scaled ? dtype : tensor.dtype,
-                          place->captures.expert + 1, layer_of(map, tensor.name)});
-    entry->second.experts = std::max(entry->second.experts, place->captures.expert + 1);
   }
   std::vector<NativeTensor> tensors;
   for (const auto& [fqn, entry] : found) {
-    tensors.push_back({fqn, entry.dtype, native_shape_of(*entry.rule, entry.hf_shape, entry.experts),
-                       entry.rule->stacked(), entry.layer});
+    Shape shape;
+    try {
+      shape = native_shape_of(map, catalog, entry.place, entry.hf_name, entry.experts);
+    } catch (const Error& error) {
+      const SourceTensor& stored = catalog.find(entry.hf_name).front();
+      throw Error(ErrorKind::malformed, catalog.files[stored.file].name + ": " + error.what());
+    }
+    tensors.push_back({fqn, entry.dtype, std::move(shape), entry.place.rule->stacked(), entry.layer});
   }
   return tensors;
 }

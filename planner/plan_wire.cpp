@@ -120,6 +120,8 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
   transfer.source_box = box_from(message.source_box());
   transfer.destination_offset = shape_from(message.destination_offset());
   transfer.axes.assign(message.axes().begin(), message.axes().end());
+  transfer.source_view = shape_from(message.source_view());
+  transfer.steps = shape_from(message.steps());
   const SourceTensor& source = catalog.tensors[transfer.source];
   const TensorSpec& spec = specs[transfer.destination];
   transfer.encoding = {source.dtype, false, DType::U8, 1, 1};
@@ -127,18 +129,15 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
       (!can_convert(source.dtype, spec.dtype) || !scales_of(catalog, source.name).empty())) {
     refuse();
   }
-  if (!lies_inside(transfer.source_box, source.shape) || is_empty(transfer.source_box) ||
-      transfer.axes.size() != source.shape.size())
+  if (!transfer.source_view.empty() &&
+      (message.has_scales() || !view_with(transfer.source_view, source.shape)))
     refuse();
-  const auto rank = static_cast<int>(transfer.destination_offset.size());
-  std::vector<int> distinct = transfer.axes;
-  std::sort(distinct.begin(), distinct.end());
-  if (std::adjacent_find(distinct.begin(), distinct.end()) != distinct.end()) refuse();
-  if (std::any_of(transfer.axes.begin(), transfer.axes.end(),
-                  [&](int axis) { return axis < 0 || axis >= rank; })) {
+  const Shape& seen = seen_shape(transfer, source);
+  if (!lies_inside(transfer.source_box, seen) || is_empty(transfer.source_box) ||
+      transfer.axes.size() != seen.size() ||
+      (!transfer.steps.empty() && transfer.steps.size() != transfer.axes.size()))
     refuse();
-  }
-  if (!lies_inside(written_box(transfer), spec.local_shape)) refuse();
+  if (!lies_inside(written_lattice(transfer), spec.local_shape)) refuse();
   if (message.has_scales()) {
     transfer.scales = sources[message.scales()];
     transfer.scale_box = box_from(message.scale_box());
@@ -205,6 +204,8 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
     to->set_destination(transfer.destination);
     set(to->mutable_destination_offset(), transfer.destination_offset);
     set(to->mutable_axes(), transfer.axes);
+    set(to->mutable_source_view(), transfer.source_view);
+    set(to->mutable_steps(), transfer.steps);
   }
   for (const std::string& name : plan.unused) message.add_unused(name);
   for (const std::string& name : plan.unknown) message.add_unknown(name);
@@ -224,18 +225,17 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
   plan.unused.assign(message.unused().begin(), message.unused().end());
   plan.unknown.assign(message.unknown().begin(), message.unknown().end());
   plan.not_loaded.assign(message.not_loaded().begin(), message.not_loaded().end());
-  std::vector<std::vector<Box>> written(specs.size());
+  std::vector<std::vector<Transfer>> written(specs.size());
   for (const wire::Transfer& transfer : message.transfers()) {
     plan.transfers.push_back(transfer_from(transfer, sources, destinations, catalog, specs));
     const Transfer& last = plan.transfers.back();
-    written[last.destination].push_back(written_box(last));
+    written[last.destination].push_back(last);
   }
   for (std::size_t i = 0; i < specs.size(); ++i) {
     const bool left_alone =
         std::find(plan.not_loaded.begin(), plan.not_loaded.end(), specs[i].fqn) != plan.not_loaded.end();
     std::string fault = fault_of(specs[i]);
-    if (fault.empty() && !left_alone)
-      fault = tiling_fault(whole(specs[i].local_shape), std::move(written[i]));
+    if (fault.empty() && !left_alone) fault = fault_of_writing(specs[i].local_shape, written[i]);
     if (!fault.empty()) problems.add(specs[i].fqn + ": " + fault);
   }
   for (std::string& fault : shared_memory(specs)) problems.add(std::move(fault));

@@ -11,7 +11,7 @@
 namespace shardwright {
 
 /// Version of the wire form (planner/plan.proto) that this build writes and reads.
-inline constexpr unsigned plan_wire_version = 2;
+inline constexpr unsigned plan_wire_version = 3;
 
 /// A plan as bytes (protobuf, planner/plan.proto). Equal plans over equal tensors give equal bytes. Holds
 /// names, shapes and boxes, but no addresses and no file offsets.

@@ -1,5 +1,8 @@
 #include "planner/request_list.h"
 
+#include <string>
+#include <unordered_set>
+
 #include "planner/block_scales.h"
 
 namespace shardwright {
@@ -21,16 +24,18 @@ Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) 
 std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
                                   const Catalog* catalog) {
   std::vector<Request> requests;
+  std::unordered_set<std::string> asked;  // an HF tensor may be a part of several native ones
   for (const TensorSpec& spec : specs) {
-    for (const Piece& piece : pieces_of(map, spec.fqn, spec.global_shape)) {
-      if (!touches(spec, piece.box)) continue;
+    for (const Piece& piece : pieces_of(map, spec.fqn, spec.global_shape, catalog)) {
+      const Box hull = hull_of(piece);
+      if (!touches(spec, hull) || !asked.insert(piece.hf_name).second) continue;
       const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
       requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn, encoding.scaled,
-                          piece.box, piece.axes});
+                          hull, piece.correspondence->axes});
       if (encoding.scaled) {
         requests.push_back({piece.hf_name + std::string(encoding.scale_suffix), encoding.scale,
-                            scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, piece.box,
-                            piece.axes});
+                            scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, hull,
+                            piece.correspondence->axes});
       }
     }
   }

@@ -18,7 +18,7 @@ struct Request {
   std::string fqn;           ///< the native tensor that it goes into
   bool scaled = false;       ///< a weight whose scales are the next entry
   Box box;                   ///< of the native tensor that the weight fills
-  std::vector<int> axes;     ///< HF dimension i runs along native dimension axes[i]
+  std::vector<int> axes;     ///< HF dimension i runs along native dimension axes[i]; -1: along none
 
   bool operator==(const Request&) const = default;
 };

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "planner/load_plan.h"
+#include "planner/seen_boxes.h"
 
 namespace shardwright {
 namespace {
@@ -23,7 +24,11 @@ void add_cuts(const Piece& piece, const Encoding& encoding, const Box& box, CutB
     one.part = box;
     one.part.offset[1] = std::max(begin, number * block);
     one.part.size[1] = std::min(end, (number + 1) * block) - one.part.offset[1];
-    one.local_offset[static_cast<std::size_t>(piece.axes[1])] += one.part.offset[1] - begin;
+    Lattice& in_local = one.in_local;
+    in_local.sizes = one.part.size;
+    if (in_local.axes[1] >= 0)
+      in_local.first[static_cast<std::size_t>(in_local.axes[1])] +=
+          (one.part.offset[1] - begin) * in_local.steps[1];
     cuts.push_back(std::move(one));
   };
   const bool cuts_first = begin % block != 0;
@@ -39,19 +44,23 @@ std::vector<CutBlocks> cut_blocks(const std::vector<TensorSpec>& specs, const Ex
   if (!form.quantise) return cuts;
   for (std::size_t s = 0; s < specs.size(); ++s) {
     const TensorSpec& spec = specs[s];
-    for (const Piece& piece : pieces_of(form.map, spec.fqn, spec.global_shape)) {
+    for (const Piece& piece : pieces_of(form.map, spec.fqn, spec.global_shape, form.pattern)) {
       const Encoding encoding = stored_as(form, piece, spec.dtype);
       if (!encoding.scaled) continue;
+      SourceTensor stored;
+      stored.shape = piece.hf_shape;
+      stored.offset.assign(piece.hf_shape.size(), 0);
       for (const LocalBox& local : spec.boxes) {
-        const Box common = intersection(piece.box, local.global);
-        if (is_empty(common)) continue;
-        CutBlocks cut;
-        cut.spec = static_cast<std::uint32_t>(s);
-        cut.axes = piece.axes;
-        cut.local_offset = local.local_offset;
-        for (std::size_t d = 0; d < common.offset.size(); ++d)
-          cut.local_offset[d] += common.offset[d] - local.global.offset[d];
-        add_cuts(piece, encoding, hf_box_of(piece, common), std::move(cut), cuts);
+        for (const Placed& placed : placed_in(piece, local.global)) {
+          for (SeenBox& seen : seen_in(stored, piece.correspondence->hf_view, placed, true)) {
+            CutBlocks cut;
+            cut.spec = static_cast<std::uint32_t>(s);
+            cut.in_local = std::move(seen.in_native);
+            for (std::size_t d = 0; d < local.local_offset.size(); ++d)
+              cut.in_local.first[d] += local.local_offset[d];
+            add_cuts(piece, encoding, seen.box, std::move(cut), cuts);
+          }
+        }
       }
     }
   }

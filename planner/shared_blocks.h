@@ -26,8 +26,7 @@ struct CutBlocks {
   BlockColumn column;      ///< its scales not filled in
   Box part;                ///< of the HF weight that the tensor holds of these blocks
   std::uint32_t spec = 0;  ///< index into the specs
-  Shape local_offset;      ///< where the part's first element is in the local tensor
-  std::vector<int> axes;   ///< HF dimension i runs along dimension axes[i] of the local tensor
+  Lattice in_local;        ///< the part's elements in the local tensor: rows, then columns
 };
 
 /// All such columns of these specs, in the form that the export has.

@@ -1,6 +1,9 @@
 #include "planner/weight_map.h"
 
 #include <algorithm>
+#include <optional>
+#include <span>
+#include <utility>
 
 #include "planner/block_scales.h"
 #include "planner/error.h"
@@ -17,50 +20,10 @@ bool fits_any(const std::vector<NamePattern>& patterns, std::string_view name) {
                      [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
 }
 
-/// HF dimension i runs along native dimension result[i].
-std::vector<int> axes_of(const Rule& rule, std::size_t native_rank) {
-  const int first = rule.stacked() ? 1 : 0;
-  std::vector<int> axes;
-  for (int d = first; d < static_cast<int>(native_rank); ++d) axes.push_back(d);
-  if (rule.transposed) std::reverse(axes.begin(), axes.end());
-  return axes;
-}
-
-void check_shape(const Rule& rule, const std::string& fqn, const Shape& shape) {
-  const std::size_t matrix = 2U + (rule.stacked() ? 1U : 0U);
-  const auto fail = [&](const std::string& expected) {
-    throw Error(ErrorKind::mismatch, fqn + ": expected " + expected + ", found shape " + to_string(shape));
-  };
-  if (rule.is_matrix() && shape.size() != matrix)
-    fail("a tensor of " + std::to_string(matrix) + " dimensions");
-  if (rule.stacked() && shape.empty()) fail("experts along dimension 0");
-  if (rule.parts > 1) {
-    const std::size_t joined = static_cast<std::size_t>(rule.part_dimension) + (rule.stacked() ? 1U : 0U);
-    if (shape[joined] % rule.parts != 0) {
-      fail("a multiple of " + std::to_string(rule.parts) + " along dimension " + std::to_string(joined));
-    }
-  }
-}
-
-Piece piece_of(const Dialect& dialect, const Rule& rule, const Captures& captures,
-               const Shape& native_shape) {
-  Piece piece;
-  piece.hf_name = to_checkpoint_spelling(dialect, rule.hf.fill(captures));
-  piece.rule = &rule;
-  piece.expert = rule.stacked() ? captures.expert : -1;
-  piece.axes = axes_of(rule, native_shape.size());
-  piece.box = whole(native_shape);
-  if (rule.stacked()) {
-    piece.box.offset[0] = captures.expert;
-    piece.box.size[0] = 1;
-  }
-  if (rule.parts > 1) {
-    const std::size_t joined = static_cast<std::size_t>(rule.part_dimension) + (rule.stacked() ? 1U : 0U);
-    piece.box.size[joined] /= rule.parts;
-    piece.box.offset[joined] = rule.part * piece.box.size[joined];
-  }
-  for (int axis : piece.axes) piece.hf_shape.push_back(piece.box.size[static_cast<std::size_t>(axis)]);
-  return piece;
+/// The shape of an HF tensor, if the catalog has it.
+std::optional<Shape> shape_in(const Catalog& catalog, const std::string& hf_name) {
+  const std::span<const SourceTensor> chunks = catalog.find(hf_name);
+  return chunks.empty() ? std::nullopt : std::optional(Catalog::global_shape(chunks));
 }
 
 /// The first row that has an HF tensor of this name, in the rules' spelling; null if there is none.
@@ -88,17 +51,18 @@ std::vector<const Rule*> rules_of(const WeightMap& map, const std::string& fqn, 
 
 }  // namespace
 
-Box hf_box_of(const Piece& piece, const Box& native) {
-  Box box{Shape(piece.axes.size()), Shape(piece.axes.size())};
-  for (std::size_t i = 0; i < piece.axes.size(); ++i) {
-    const auto axis = static_cast<std::size_t>(piece.axes[i]);
-    box.offset[i] = native.offset[axis] - piece.box.offset[axis];
-    box.size[i] = native.size[axis];
-  }
-  return box;
+std::vector<Placed> placed_in(const Piece& piece, const Box& native) {
+  return placed_in(*piece.correspondence, piece.native_box, native);
 }
 
-std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape) {
+Box hull_of(const Piece& piece) {
+  return is_plain(piece.correspondence->native_view)
+             ? piece.native_box
+             : hull_of(piece.correspondence->native_view, piece.native_box);
+}
+
+std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape,
+                             const Catalog* catalog) {
   Captures captures;
   const std::vector<const Rule*> rules = rules_of(map, fqn, captures);
   std::vector<Piece> pieces;
@@ -108,12 +72,31 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
     const Rule& first = *rule_of_hf(map, rules.front()->hf.fill(captures));
     if (first.hf.text() != rules.front()->hf.text()) return pieces;
   }
-  for (const Rule* rule : rules) check_shape(*rule, fqn, native_shape);
-  const bool stacked = rules.front()->stacked();
-  const std::int64_t experts = stacked ? native_shape[0] : 1;
+  std::vector<AxisExpression::Resolved> resolved;
+  std::vector<std::shared_ptr<const Correspondence>> correspondences;
+  std::int64_t experts = 1;
+  for (const Rule* rule : rules) {
+    std::optional<Shape> hf_shape;
+    if (rule->stacked()) captures.expert = 0;
+    if (catalog != nullptr && rule->axes.needs_hf_shape())
+      hf_shape = shape_in(*catalog, to_checkpoint_spelling(map.dialect, rule->hf.fill(captures)));
+    try {
+      resolved.push_back(rule->axes.resolve(hf_shape, native_shape, map.sizes));
+    } catch (const Error& error) {
+      throw Error(error.kind, fqn + ": " + error.what());
+    }
+    correspondences.push_back(std::make_shared<Correspondence>(resolved.back().correspondence));
+    if (rule->stacked()) experts = resolved.back().experts;
+  }
   for (std::int64_t expert = 0; expert < experts; ++expert) {
-    if (stacked) captures.expert = expert;
-    for (const Rule* rule : rules) pieces.push_back(piece_of(map.dialect, *rule, captures, native_shape));
+    for (std::size_t r = 0; r < rules.size(); ++r) {
+      const Rule& rule = *rules[r];
+      if (!rule.stacked() && expert > 0) continue;
+      if (rule.stacked()) captures.expert = expert;
+      pieces.push_back({to_checkpoint_spelling(map.dialect, rule.hf.fill(captures)), resolved[r].hf_shape,
+                        &rule, rule.stacked() ? expert : -1, correspondences[r],
+                        resolved[r].native_box_of(expert)});
+    }
   }
   return pieces;
 }
@@ -136,13 +119,23 @@ std::vector<std::string> quantised_patterns(const WeightMap& map) {
   return patterns;
 }
 
-std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name) {
+std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view hf_name) {
   const std::string name = to_rules_spelling(map.dialect, weight_name_of(hf_name));
-  if (fits_any(map.without_place, name)) return std::nullopt;
-  const Rule* rule = rule_of_hf(map, name);
-  if (rule == nullptr) return std::nullopt;
-  const Captures captures = *rule->hf.match(name);
-  return NativePlace{rule->native.fill(captures), rule, captures};
+  std::vector<NativePlace> places;
+  if (fits_any(map.without_place, name)) return places;
+  const Rule* first = rule_of_hf(map, name);
+  if (first == nullptr) return places;
+  for (const Rule& rule : map.rules) {
+    // Further rows that only find sources, such as other spellings of a name, are no further places.
+    if (&rule != first && (rule.hf.text() != first->hf.text() || !rule.known)) continue;
+    const Captures captures = *rule.hf.match(name);
+    int number = 0;
+    for (const Rule* before = map.rules.data(); before != &rule; ++before) {
+      if (before->native.text() == rule.native.text()) ++number;
+    }
+    places.push_back({rule.native.fill(captures), &rule, captures, number});
+  }
+  return places;
 }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {
@@ -167,12 +160,22 @@ std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rule
   return std::string(rules_name);
 }
 
-Shape native_shape_of(const Rule& rule, const Shape& hf_shape, std::int64_t experts) {
-  Shape shape = hf_shape;
-  if (rule.transposed) std::reverse(shape.begin(), shape.end());
-  if (rule.parts > 1) shape[static_cast<std::size_t>(rule.part_dimension)] *= rule.parts;
-  if (rule.stacked()) shape.insert(shape.begin(), experts);
-  return shape;
+Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NativePlace& place,
+                      const std::string& hf_name, std::int64_t experts) {
+  Sizes sizes = map.sizes;
+  if (place.rule->stacked()) sizes.emplace("{expert}", experts);
+  try {
+    const std::optional<Shape> shape = shape_in(catalog, hf_name);
+    if (place.rule->axes.is_identity()) return *shape;
+    for (const Rule& sibling : map.rules) {
+      if (&sibling == place.rule || sibling.native.text() != place.rule->native.text()) continue;
+      const std::string name = to_checkpoint_spelling(map.dialect, sibling.hf.fill(place.captures));
+      if (const auto of_sibling = shape_in(catalog, name)) sibling.axes.settle_sizes(*of_sibling, sizes);
+    }
+    return place.rule->axes.resolve(shape, std::nullopt, sizes).native_shape;
+  } catch (const Error& error) {
+    throw Error(error.kind, hf_name + ": " + error.what());
+  }
 }
 
 }  // namespace shardwright

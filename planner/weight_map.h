@@ -1,14 +1,16 @@
 #pragma once
 
-#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "planner/axis_expression.h"
 #include "planner/box.h"
 #include "planner/catalog.h"
+#include "planner/correspondence.h"
 #include "planner/name_pattern.h"
 
 namespace shardwright {
@@ -18,14 +20,8 @@ struct Rule {
   NamePattern hf;
   NamePattern native;
 
-  /// The native tensor holds the HF matrix transposed.
-  bool transposed = false;
-
-  /// The native matrix joins `parts` HF matrices of equal size along `part_dimension` (of the native matrix,
-  /// the expert dimension not counted), and this is number `part` of them.
-  int part = 0;
-  int parts = 1;
-  int part_dimension = 0;
+  /// Where the HF tensor is in the native one; identity: it is the native one.
+  AxisExpression axes = {};
 
   /// The documented rule of names counts these weights as block-scaled. Serves only where there is no
   /// checkpoint: with one, a weight is block-scaled if its scale tensor is there.
@@ -35,12 +31,8 @@ struct Rule {
   /// tensor, but does not make a checkpoint's tensor a known one.
   bool known = true;
 
-  /// If only the HF name has {expert}, dimension 0 of the native tensor counts experts and each HF matrix is
-  /// one of them.
-  bool stacked() const { return hf.has_expert() && !native.has_expert(); }
-
-  /// True if the row speaks of rows and columns, so that the HF tensor must have both.
-  bool is_matrix() const { return transposed || parts > 1; }
+  /// A dimension of the native tensor counts experts, of which each HF tensor is one.
+  bool stacked() const { return axes.counts_experts(); }
 };
 
 /// How the names of a checkpoint differ from those the rules use, prefix by prefix: {in the rules, in the
@@ -57,25 +49,39 @@ struct WeightMap {
   std::vector<NamePattern> layers;         ///< HF names of the decoder layers, which have {layer}
   std::vector<NamePattern> after_layers;   ///< HF names that a pipeline needs after its last layer
   Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules
+  Sizes sizes;      ///< that the axes may name: of the model's config
 };
 
 /// One HF tensor's place inside a native tensor.
 struct Piece {
-  std::string hf_name;    ///< as the checkpoint spells it
-  Shape hf_shape;         ///< that the native shape asks for
-  Box box;                ///< inside the native tensor
-  std::vector<int> axes;  ///< HF dimension i runs along native dimension axes[i]
-  const Rule* rule;       ///< owned by the map
-  std::int64_t expert;    ///< -1 where the native tensor is not stacked
+  std::string hf_name;  ///< as the checkpoint spells it
+  Shape hf_shape;       ///< that the native shape asks for
+  const Rule* rule;     ///< owned by the map
+  std::int64_t expert;  ///< -1 where the native tensor is not stacked
+
+  /// Of the rule's first expert; the same for all experts.
+  std::shared_ptr<const Correspondence> correspondence;
+  Box native_box;  ///< of this expert; takes the place of the correspondence's
+
+  /// Whether HF tensor and native tensor are seen in no other shapes than their own.
+  bool is_plain() const {
+    return shardwright::is_plain(correspondence->hf_view) &&
+           shardwright::is_plain(correspondence->native_view);
+  }
 };
 
-/// Where a part of the piece's box (a box of the native tensor) lies in the HF tensor.
-Box hf_box_of(const Piece& piece, const Box& native);
+/// What a part of the native tensor takes of the HF tensor.
+std::vector<Placed> placed_in(const Piece& piece, const Box& native);
+
+/// The smallest box of the native tensor that holds all of the piece.
+Box hull_of(const Piece& piece);
 
 /// All HF tensors that make up a native tensor of that name and (global) shape, in the order of experts, then
 /// rules. Empty if no rule knows the name. Throws Error(mismatch) if the shape cannot be what the rule says
-/// (wrong rank, a dimension that does not divide into its parts).
-std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape);
+/// (wrong rank, a dimension that does not divide into its parts). A part of a larger HF tensor needs the
+/// shape of that: from the catalog, if it is there, or by the map's sizes.
+std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape,
+                             const Catalog* catalog = nullptr);
 
 /// The HF names of one expert's share of a native tensor (of all of it, if it is not stacked), in the order
 /// of the rules. Empty if no rule knows the name.
@@ -84,16 +90,17 @@ std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fq
 /// The patterns of the HF names that the documented rule counts as block-scaled, in the rules' spelling.
 std::vector<std::string> quantised_patterns(const WeightMap& map);
 
-/// Where an HF tensor belongs.
+/// Where an HF tensor, or a part of it, belongs.
 struct NativePlace {
   std::string fqn;
   const Rule* rule;
   Captures captures;
+  int number;  ///< of the rule, among those of the same native tensor
 };
 
-/// The native tensor that an HF tensor is part of; nothing if no rule has it or it has no place in this
-/// layout. Scales go where their weights go.
-std::optional<NativePlace> native_place_of(const WeightMap& map, std::string_view hf_name);
+/// The native tensors that an HF tensor, or a part of it, is part of; empty if no rule has it or it has no
+/// place in this layout. Scales go where their weights go.
+std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view hf_name);
 
 /// True if no layout of the family uses this HF tensor, so that it is passed over.
 bool is_ignored(const WeightMap& map, std::string_view hf_name);
@@ -105,8 +112,10 @@ bool is_without_place(const WeightMap& map, std::string_view hf_name);
 std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name);
 std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rules_name);
 
-/// The native shape that one HF tensor of this shape implies, `experts` being the size of the expert
-/// dimension of a stacked tensor.
-Shape native_shape_of(const Rule& rule, const Shape& hf_shape, std::int64_t experts);
+/// The shape of the native tensor of that place, which is made up of HF tensors such as this one of that
+/// shape. `experts` is the number of experts, if they are stacked; sizes of other parts are those of the
+/// catalog's tensors or the map's. Throws Error(mismatch), naming the HF tensor, if it cannot be told.
+Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NativePlace& place,
+                      const std::string& hf_name, std::int64_t experts);
 
 }  // namespace shardwright

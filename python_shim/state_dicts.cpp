@@ -33,9 +33,10 @@ void bind_names(py::module_& m) {
       "native_place",
       [](const WeightMap& map, const std::string& hf_name) {
         using Place = std::tuple<std::string, std::int64_t, int>;
-        const std::optional<NativePlace> place = native_place_of(map, hf_name);
-        return place ? std::optional<Place>({place->fqn, place->captures.expert, place->rule->part})
-                     : std::nullopt;
+        const std::vector<NativePlace> places = native_places_of(map, hf_name);
+        if (places.empty()) return std::optional<Place>();
+        const NativePlace& place = places.front();
+        return std::optional<Place>({place.fqn, place.captures.expert, place.number});
       },
       py::arg("map"), py::arg("hf_name"),
       "(FQN, expert or -1, which of the HF tensors joined there) of an HF tensor; None if no rule has it.");

@@ -81,16 +81,17 @@ void ReadingFigures::count(const BoxReading& reading) {
 
 ReadingFigures reading_figures(const LoadPlan& plan, const Catalog& catalog, const ReadCosts& costs) {
   ReadingFigures figures;
-  const auto count = [&](const SourceTensor& tensor, const Box& box) {
+  const auto count = [&](const SourceTensor& tensor, const Shape& shape, const Box& box) {
     const auto element_bytes = static_cast<std::uint64_t>(bytes_of(tensor.dtype));
-    figures.count(reading_of(tensor.begin, tensor.shape, element_bytes, box, costs));
+    figures.count(reading_of(tensor.begin, shape, element_bytes, box, costs));
   };
   for (const Transfer& transfer : plan.transfers) {
     if (is_empty(transfer.source_box)) continue;
-    count(catalog.tensors[transfer.source], transfer.source_box);
-    if (transfer.scales >= 0) {
-      count(catalog.tensors[static_cast<std::size_t>(transfer.scales)], transfer.scale_box);
-    }
+    const SourceTensor& source = catalog.tensors[transfer.source];
+    count(source, seen_shape(transfer, source), transfer.source_box);
+    if (transfer.scales < 0) continue;
+    const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
+    count(scales, scales.shape, transfer.scale_box);
   }
   return figures;
 }
@@ -148,9 +149,10 @@ ReadTask TaskCutter::task_for(std::uint32_t index, const Box& box) const {
   task.transfer = index;
   task.source = transfer.source;
   task.scale_source = transfer.scales;
+  task.shape = seen_shape(transfer, source);
   task.box = box;
-  task.weights = reading_of(source.begin, source.shape, static_cast<std::uint64_t>(bytes_of(source.dtype)),
-                            box, costs_of(source));
+  task.weights = reading_of(source.begin, task.shape, static_cast<std::uint64_t>(bytes_of(source.dtype)), box,
+                            costs_of(source));
   if (transfer.scales >= 0) {
     const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
     task.scale_box = scale_box_of_part(transfer, box);

@@ -56,7 +56,8 @@ struct ReadTask {
   std::uint32_t transfer = 0;  ///< index into LoadPlan::transfers
   std::uint32_t source = 0;    ///< the transfer's source and scales: indices into Catalog::tensors; -1: none
   std::int64_t scale_source = -1;
-  Box box;  ///< of the source tensor, inside the transfer's source_box
+  Shape shape;  ///< that the source is seen in: see Transfer::source_view
+  Box box;      ///< of that, inside the transfer's source_box
   BoxReading weights;
   BoxReading scales;  ///< staged_bytes 0 where the transfer has none
   Box scale_box;      ///< of the tensor of scales, likewise

@@ -20,10 +20,16 @@ const SourceTensor& scales_in(const Catalog& catalog, std::int64_t scales) {
   return catalog.tensors[static_cast<std::size_t>(scales)];
 }
 
-BoxReading reading_of_box(std::uint32_t tensor, const Box& box, const Catalog& catalog,
+BoxReading reading_of_box(std::uint32_t tensor, const Shape& shape, const Box& box, const Catalog& catalog,
                           const std::vector<ReadCosts>& costs) {
   const SourceTensor& source = catalog.tensors[tensor];
-  return reading_of(source.begin, source.shape, bytes_of_elements(source.dtype), box, costs[source.file]);
+  return reading_of(source.begin, shape, bytes_of_elements(source.dtype), box, costs[source.file]);
+}
+
+BoxReading reading_of_scales(std::int64_t scales, const Box& box, const Catalog& catalog,
+                             const std::vector<ReadCosts>& costs) {
+  return reading_of_box(static_cast<std::uint32_t>(scales), scales_in(catalog, scales).shape, box, catalog,
+                        costs);
 }
 
 Box hull(const Box& a, const Box& b) {
@@ -44,10 +50,11 @@ struct Taker {
 };
 
 /// What the takers take of a box of their source.
-SharedPiece piece_of(const std::vector<Taker>& takers, const Box& within) {
+SharedPiece piece_of(const std::vector<Taker>& takers, const Box& within, const Catalog& catalog) {
   SharedPiece piece;
   piece.source = takers.front().transfer->source;
   piece.scales = takers.front().transfer->scales;
+  piece.shape = seen_shape(*takers.front().transfer, catalog.tensors[piece.source]);
   for (const Taker& taker : takers) {
     SharedPiece::Share share{taker.rank, taker.index, intersection(taker.transfer->source_box, within), {}};
     if (is_empty(share.box)) continue;
@@ -62,7 +69,7 @@ SharedPiece piece_of(const std::vector<Taker>& takers, const Box& within) {
 /// Cuts what the takers want of a box into pieces that can be staged.
 void cut(const std::vector<Taker>& takers, const Box& within, const Catalog& catalog,
          const CooperationLimits& limits, std::vector<SharedPiece>& pieces) {
-  SharedPiece piece = piece_of(takers, within);
+  SharedPiece piece = piece_of(takers, within, catalog);
   if (piece.shares.empty()) return;
   const std::uint64_t staged = staged_bytes(task_of(piece, catalog, limits.costs));
   if (staged <= limits.piece_bytes || volume(piece.box.size) == 1) {
@@ -82,7 +89,8 @@ void cut(const std::vector<Taker>& takers, const Box& within, const Catalog& cat
 std::vector<SharedPiece> pieces_of(const std::vector<Taker>& takers, const Catalog& catalog,
                                    const CooperationLimits& limits) {
   std::vector<SharedPiece> pieces;
-  const Shape& shape = catalog.tensors[takers.front().transfer->source].shape;
+  const Transfer& first = *takers.front().transfer;
+  const Shape& shape = seen_shape(first, catalog.tensors[first.source]);
   Box band{Shape(shape.size(), 0), shape};
   if (shape.empty()) {
     cut(takers, band, catalog, limits, pieces);
@@ -138,11 +146,12 @@ ReadTask task_of(const SharedPiece& piece, const Catalog& catalog, const std::ve
   ReadTask task;
   task.source = piece.source;
   task.scale_source = piece.scales;
+  task.shape = piece.shape;
   task.box = piece.box;
-  task.weights = reading_of_box(piece.source, piece.box, catalog, costs);
+  task.weights = reading_of_box(piece.source, piece.shape, piece.box, catalog, costs);
   if (piece.scales >= 0) {
     task.scale_box = piece.scale_box;
-    task.scales = reading_of_box(static_cast<std::uint32_t>(piece.scales), piece.scale_box, catalog, costs);
+    task.scales = reading_of_scales(piece.scales, piece.scale_box, catalog, costs);
   }
   return task;
 }
@@ -170,15 +179,17 @@ Cooperation cooperate(const std::vector<std::vector<Transfer>>& transfers_of_ran
                       const CooperationLimits& limits) {
   const std::size_t ranks = transfers_of_ranks.size();
   Cooperation cooperation;
-  std::map<std::tuple<std::uint32_t, std::uint64_t, std::uint32_t, std::int64_t>, std::vector<Taker>> sources;
+  // By place in the files; what is seen in different shapes is read apart.
+  std::map<std::tuple<std::uint32_t, std::uint64_t, std::uint32_t, std::int64_t, Shape>, std::vector<Taker>>
+      sources;
   for (std::size_t rank = 0; rank < ranks; ++rank) {
     const std::vector<Transfer>& transfers = transfers_of_ranks[rank];
     cooperation.shared.emplace_back(transfers.size(), false);
     for (std::uint32_t t = 0; t < transfers.size(); ++t) {
       if (is_empty(transfers[t].source_box)) continue;
       const SourceTensor& source = catalog.tensors[transfers[t].source];
-      sources[{source.file, source.begin, transfers[t].source, transfers[t].scales}].push_back(
-          {static_cast<int>(rank), t, &transfers[t]});
+      sources[{source.file, source.begin, transfers[t].source, transfers[t].scales, transfers[t].source_view}]
+          .push_back({static_cast<int>(rank), t, &transfers[t]});
     }
   }
 
@@ -189,10 +200,11 @@ Cooperation cooperate(const std::vector<std::vector<Transfer>>& transfers_of_ran
     std::uint64_t apart = 0;
     for (const Taker& taker : takers) {
       const Transfer& transfer = *taker.transfer;
-      apart += reading_of_box(transfer.source, transfer.source_box, catalog, limits.costs).staged_bytes;
+      const Shape& shape = seen_shape(transfer, catalog.tensors[transfer.source]);
+      apart +=
+          reading_of_box(transfer.source, shape, transfer.source_box, catalog, limits.costs).staged_bytes;
       if (transfer.scales >= 0) {
-        const auto scales = static_cast<std::uint32_t>(transfer.scales);
-        apart += reading_of_box(scales, transfer.scale_box, catalog, limits.costs).staged_bytes;
+        apart += reading_of_scales(transfer.scales, transfer.scale_box, catalog, limits.costs).staged_bytes;
       }
     }
     std::vector<SharedPiece> pieces = pieces_of(takers, catalog, limits);

@@ -41,18 +41,18 @@ std::vector<BlockColumn> scales_of_cut_blocks(const std::vector<TensorSpec>& spe
   DevicesInUse devices(on_devices, options);
   devices.run([&] {
     const GatherBounds bounds = gather_bounds(1, staging_bytes, devices.count(), options.memory);
-    gather_on_threads(
-        cuts.size(), devices, bounds, [&](std::size_t n, std::size_t, DeviceGatherers& gatherers) {
-          CutBlocks& cut = cuts[n];
-          const TensorSpec& spec = specs[cut.spec];
-          const ValueTile tile = tile_of(values_of(cut.axes, cut.local_offset, spec), spec.dtype, cut.part);
-          const std::int64_t first_column = cut.part.offset[1] % mxfp8_block_columns;
-          if (spec.device == DeviceKind::cuda) {
-            find_on_device(tile, first_column, cut.column, gatherers.of(spec.device_index));
-          } else {
-            find_scales(tile, first_column, cut.column.scales.data(), 1);
-          }
-        });
+    gather_on_threads(cuts.size(), devices, bounds,
+                      [&](std::size_t n, std::size_t, DeviceGatherers& gatherers) {
+                        CutBlocks& cut = cuts[n];
+                        const TensorSpec& spec = specs[cut.spec];
+                        const ValueTile tile = tile_of(values_of(cut.in_local, spec), spec.dtype, cut.part);
+                        const std::int64_t first_column = cut.part.offset[1] % mxfp8_block_columns;
+                        if (spec.device == DeviceKind::cuda) {
+                          find_on_device(tile, first_column, cut.column, gatherers.of(spec.device_index));
+                        } else {
+                          find_scales(tile, first_column, cut.column.scales.data(), 1);
+                        }
+                      });
   });
   std::vector<BlockColumn> columns;
   for (CutBlocks& cut : cuts) columns.push_back(std::move(cut.column));

@@ -28,9 +28,13 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   form.strict = request.strict;
   form.strict_dtypes = request.strict_dtypes;
   form.by_rule_of_names = request.pattern == nullptr || !has_scales(*request.pattern);
-  form.map = request.pattern != nullptr
-                 ? weight_map_for(*request.pattern, request.model, request.layout)
-                 : weight_map_without_template(tensors, request.model, request.layout, request.quantise);
+  if (request.map != nullptr) {
+    form.map = *request.map;
+  } else if (request.pattern != nullptr) {
+    form.map = weight_map_for(*request.pattern, request.model, request.layout);
+  } else {
+    form.map = weight_map_without_template(tensors, request.model, request.layout, request.quantise);
+  }
   return form;
 }
 
@@ -46,7 +50,7 @@ class Costs {
   explicit Costs(const ExportForm& form) : form_(form) {}
 
   double bytes_of_element(const SavedTensor& tensor) const {
-    const std::vector<Piece> pieces = pieces_of(form_.map, tensor.fqn, tensor.shape);
+    const std::vector<Piece> pieces = pieces_of(form_.map, tensor.fqn, tensor.shape, form_.pattern);
     if (pieces.empty()) return 0;
     const Encoding encoding = stored_as(form_, pieces.front(), tensor.dtype);
     const double scale = encoding.scaled ? 1.0 / static_cast<double>(encoding.block_columns) : 0;
@@ -55,10 +59,13 @@ class Costs {
 
   /// Into experts; else along the rows of the HF tensors, which cuts no block and leaves long runs.
   std::size_t cut(const SavedTensor& tensor, const Box& box) const {
-    const std::vector<Piece> pieces = pieces_of(form_.map, tensor.fqn, tensor.shape);
-    if (pieces.empty() || pieces.front().axes.empty()) return 0;
+    const std::vector<Piece> pieces = pieces_of(form_.map, tensor.fqn, tensor.shape, form_.pattern);
+    if (pieces.empty()) return 0;
     const bool into_experts = pieces.front().expert >= 0 && box.size[0] > 1;
-    return into_experts ? 0 : static_cast<std::size_t>(pieces.front().axes.front());
+    const Correspondence& correspondence = *pieces.front().correspondence;
+    const int factor = correspondence.axes.empty() ? -1 : correspondence.axes.front();
+    if (into_experts || factor < 0) return 0;
+    return static_cast<std::size_t>(correspondence.native_view.dimensions[static_cast<std::size_t>(factor)]);
   }
 
  private:

@@ -24,6 +24,7 @@ struct ExportRequest {
   std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says
   std::string start_of_names = "model";          ///< of the files; see lay_out
   bool strict_dtypes = false;                    ///< see ExportForm
+  const WeightMap* map = nullptr;  ///< the rules, in place of the model's and its layout's; null: those
 };
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other

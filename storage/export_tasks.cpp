@@ -84,17 +84,16 @@ void find_shared(const SourceTensor& stored, const SharedColumns& shared, Export
 
 }  // namespace
 
-Values values_of(const std::vector<int>& axes, const Shape& local_offset, const TensorSpec& spec) {
-  Values values{static_cast<const std::byte*>(spec.data), {}};
+Values values_of(const Lattice& in_local, const TensorSpec& spec) {
+  Values values{static_cast<const std::byte*>(spec.data), strides_along(in_local, spec.local_strides)};
   std::int64_t offset = 0;
-  for (std::size_t d = 0; d < local_offset.size(); ++d) offset += local_offset[d] * spec.local_strides[d];
-  for (int axis : axes) values.strides.push_back(spec.local_strides[static_cast<std::size_t>(axis)]);
+  for (std::size_t d = 0; d < in_local.first.size(); ++d) offset += in_local.first[d] * spec.local_strides[d];
   values.data += offset * bytes_of(spec.dtype);
   return values;
 }
 
 Values values_of(const Transfer& transfer, const Box& part, const TensorSpec& spec) {
-  Values values = values_of(transfer.axes, transfer.destination_offset, spec);
+  Values values = values_of(written_lattice(transfer), spec);
   std::int64_t offset = 0;
   for (std::size_t i = 0; i < part.offset.size(); ++i)
     offset += (part.offset[i] - transfer.source_box.offset[i]) * values.strides[i];

@@ -18,7 +18,8 @@ struct Values {
   Shape strides;
 };
 
-Values values_of(const std::vector<int>& axes, const Shape& local_offset, const TensorSpec& spec);
+/// Of the elements of a lattice of the local tensor, a stride for each factor.
+Values values_of(const Lattice& in_local, const TensorSpec& spec);
 
 /// Of a part of the transfer's source box.
 Values values_of(const Transfer& transfer, const Box& part, const TensorSpec& spec);

@@ -218,7 +218,7 @@ class Writer {
   void write(const ExportTask& task, const std::byte* bytes, Thread& thread) {
     const Clock::time_point begin = Clock::now();
     const Transfer& transfer = transfer_of(task);
-    write_box(transfer.source, task.box, bytes, -1);
+    write_box(transfer.source, seen_shape(transfer, catalog_.tensors[transfer.source]), task.box, bytes, -1);
     if (transfer.encoding.scaled) write_scales(task, bytes + volume(task.box.size));
     thread.writing += seconds_since(begin);
   }
@@ -235,17 +235,20 @@ class Writer {
       ++scales;
     }
     if (is_empty(box)) return;
-    write_box(static_cast<std::uint32_t>(transfer.scales), box, scales, begins_left ? blocks : -1);
+    const auto tensor = static_cast<std::uint32_t>(transfer.scales);
+    write_box(tensor, catalog_.tensors[tensor].shape, box, scales, begins_left ? blocks : -1);
   }
 
-  /// Writes a box of a stored tensor. In memory its rows follow each other, or lie `row_bytes` apart.
-  void write_box(std::uint32_t tensor, const Box& box, const std::byte* bytes, std::int64_t row_bytes) {
+  /// Writes a box of a stored tensor that is seen in that shape. In memory its rows follow each other, or lie
+  /// `row_bytes` apart.
+  void write_box(std::uint32_t tensor, const Shape& shape, const Box& box, const std::byte* bytes,
+                 std::int64_t row_bytes) {
     const SourceTensor& stored = catalog_.tensors[tensor];
     Shape strides = contiguous_strides(box.size);
     if (row_bytes >= 0) strides[strides.size() - 2] = row_bytes;  // of scales, which take a byte each
-    row_sums_.add(tensor, box, {bytes, strides});
+    row_sums_.add(tensor, shape, box, {bytes, strides});
     const BoxReading place =
-        reading_of(stored.begin, stored.shape, static_cast<std::uint64_t>(bytes_of(stored.dtype)), box);
+        reading_of(stored.begin, shape, static_cast<std::uint64_t>(bytes_of(stored.dtype)), box);
     std::uint64_t runs = 1;
     for (std::uint64_t count : place.run_counts) runs *= count;
     const std::uint64_t step = row_bytes < 0 ? place.run_bytes : unsigned_of(row_bytes);

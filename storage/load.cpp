@@ -204,10 +204,12 @@ class Engine {
     BoxInMemory part = staged.part();
     if (staged.is_in_place) part.elements = place_in_memory(staged.task);
     if (is_checked(staged.task.source))
-      checks_.add(staged.task.source, part.box, {part.elements, part.strides});
+      checks_.add(staged.task.source, staged.task.shape, part.box, {part.elements, part.strides});
     if (part.scales == nullptr) return;
     const auto scales = static_cast<std::uint32_t>(staged.task.scale_source);
-    if (is_checked(scales)) checks_.add(scales, staged.task.scale_box, {part.scales, part.scale_strides});
+    if (!is_checked(scales)) return;
+    checks_.add(scales, catalog_.tensors[scales].shape, staged.task.scale_box,
+                {part.scales, part.scale_strides});
   }
 
   DevicePlacer* place(const StagedTask& staged) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "planner/error.h"
 #include "storage/placing.h"
@@ -41,10 +42,15 @@ std::vector<Strip> cut_into_strips(const LoadPlan& plan) {
   return strips;
 }
 
-const std::byte* address(const SourceMemory& memory, DType dtype, const Shape& offset) {
+const std::byte* address(const std::byte* data, const Shape& strides, DType dtype, const Shape& offset) {
   std::int64_t elements = 0;
-  for (std::size_t d = 0; d < offset.size(); ++d) elements += offset[d] * memory.strides[d];
-  return memory.data + elements * bytes_of(dtype);
+  for (std::size_t d = 0; d < offset.size(); ++d) elements += offset[d] * strides[d];
+  return data + elements * bytes_of(dtype);
+}
+
+/// Of the factors in which a transfer sees a tensor of these strides.
+Shape strides_as_seen(const Transfer& transfer, const SourceTensor& source, const Shape& strides) {
+  return transfer.source_view.empty() ? strides : strides_along(read_lattice(transfer, source), strides);
 }
 
 void check(const SourceTensor& tensor, const SourceMemory& memory, bool rows_must_be_contiguous) {
@@ -77,11 +83,13 @@ void place_from_memory(const LoadPlan& plan, const Catalog& catalog, const std::
     const Transfer& transfer = plan.transfers[strip.transfer];
     const DType dtype = catalog.tensors[transfer.source].dtype;
     const SourceMemory& source = sources[transfer.source];
-    BoxInMemory part{strip.box, address(source, dtype, strip.box.offset), source.strides, nullptr, {}};
+    Shape strides = strides_as_seen(transfer, catalog.tensors[transfer.source], source.strides);
+    const std::byte* elements = address(source.data, strides, dtype, strip.box.offset);
+    BoxInMemory part{strip.box, elements, std::move(strides), nullptr, {}};
     if (transfer.scales >= 0) {
       const SourceMemory& scales = sources[static_cast<std::size_t>(transfer.scales)];
       const Box box = scale_box_of_part(transfer, strip.box);
-      part.scales = address(scales, transfer.encoding.scale, box.offset);
+      part.scales = address(scales.data, scales.strides, transfer.encoding.scale, box.offset);
       part.scale_strides = scales.strides;
     }
     place_box(transfer, dtype, part, specs[transfer.destination]);

@@ -23,8 +23,8 @@ Target target_of(const Transfer& transfer, const Box& box, const TensorSpec& spe
   for (std::size_t d = 0; d < transfer.destination_offset.size(); ++d) {
     offset += transfer.destination_offset[d] * spec.local_strides[d];
   }
+  target.strides = strides_along(written_lattice(transfer), spec.local_strides);
   for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
-    target.strides.push_back(spec.local_strides[static_cast<std::size_t>(transfer.axes[i])]);
     offset += (box.offset[i] - transfer.source_box.offset[i]) * target.strides[i];
   }
   target.data += offset * bytes_of(spec.dtype);

@@ -16,7 +16,7 @@ namespace shardwright {
 /// A part of a transfer's source box as it lies in memory (in staging, or in a tensor), with the scales it
 /// needs.
 struct BoxInMemory {
-  Box box;                              ///< of the source tensor, inside the transfer's source_box
+  Box box;                              ///< of the source as it is seen, inside the transfer's source_box
   const std::byte* elements = nullptr;  ///< the box's first element
   Shape strides;  ///< elements, for each dimension of the box; 1 for the last, if it has several
   const std::byte* scales =

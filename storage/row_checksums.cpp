@@ -17,29 +17,28 @@ std::uint64_t unsigned_of(std::int64_t value) { return static_cast<std::uint64_t
 
 std::int64_t last_of(const Shape& shape) { return shape.empty() ? 1 : shape.back(); }
 
-/// Calls visit(number of the row, its first byte in memory) for each row of a box.
+/// Calls visit(offset in the tensor's bytes, first byte in memory) for each run of the last dimension of a
+/// box of a tensor that is seen in that shape.
 template <typename Visit>
-void for_each_row(const SourceTensor& tensor, const Box& box, const RowsInMemory& rows, const Visit& visit) {
+void for_each_run(const Shape& shape, std::int64_t element, const Box& box, const RowsInMemory& rows,
+                  const Visit& visit) {
   if (is_empty(box)) return;
-  const std::int64_t element = bytes_of(tensor.dtype);
+  const Shape strides = contiguous_strides(shape);
   const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
-  std::uint64_t row = 0;
-  for (std::size_t d = 0; d < outer; ++d)
-    row = row * unsigned_of(tensor.shape[d]) + unsigned_of(box.offset[d]);
-  Shape steps(outer, 1);  // rows from one index of a dimension to the next
-  for (std::size_t d = outer; d-- > 1;) steps[d - 1] = steps[d] * tensor.shape[d];
+  std::int64_t offset = 0;
+  for (std::size_t d = 0; d < box.offset.size(); ++d) offset += box.offset[d] * strides[d];
   Shape index(outer, 0);
   std::int64_t at = 0;
   for (;;) {
-    visit(row, rows.elements + at * element);
+    visit(unsigned_of(offset * element), rows.elements + at * element);
     std::size_t d = outer;
     for (;;) {
       if (d == 0) return;
       --d;
-      row += unsigned_of(steps[d]);
+      offset += strides[d];
       at += rows.strides[d];
       if (++index[d] < box.size[d]) break;
-      row -= unsigned_of(steps[d] * box.size[d]);
+      offset -= strides[d] * box.size[d];
       at -= rows.strides[d] * box.size[d];
       index[d] = 0;
     }
@@ -130,30 +129,39 @@ std::uint64_t sum_of_block(const RowGeometry& geometry, const std::vector<std::u
   return sum;
 }
 
-void RowSums::add(std::uint32_t tensor, const Box& box, const RowsInMemory& rows) {
+void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows) {
   const SourceTensor& stored = tensors_[tensor];
   const RowGeometry geometry = rows_of(stored);
-  const auto element = unsigned_of(bytes_of(stored.dtype));
-  const std::uint64_t begin = (box.offset.empty() ? 0 : unsigned_of(box.offset.back())) * element;
-  const std::uint64_t length = unsigned_of(last_of(box.size)) * element;
-  std::map<std::uint64_t, Sum> sums;
+  const std::int64_t element = bytes_of(stored.dtype);
+  const std::uint64_t length = unsigned_of(last_of(box.size) * element);
+  std::map<Piece, std::map<std::uint64_t, Sum>> pieces;
+  std::map<std::uint64_t, Sum>* sums = nullptr;  // of the piece that the last run was of
   const auto add = [&](std::uint64_t block, std::uint64_t bytes, std::uint64_t sum) {
-    sums[block].bytes += bytes;
-    sums[block].sum += sum;
+    (*sums)[block].bytes += bytes;
+    (*sums)[block].sum += sum;
   };
   BlockSums blocks;
-  for_each_row(stored, box, rows, [&](std::uint64_t number, const std::byte* bytes) {
-    const std::uint64_t row = number * geometry.row_bytes;
+  std::uint64_t piece = 0;
+  for_each_run(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
+    const std::uint64_t begin = offset % geometry.row_bytes;
+    if (sums == nullptr || begin != piece) {
+      blocks.flush(add);
+      sums = &pieces[{begin, begin + length}];
+      piece = begin;
+    }
+    const std::uint64_t row = offset - begin;
     for_each_cell(row, begin, begin + length, [&](std::uint64_t from, std::uint64_t to) {
       blocks.add(row + from, bytes + (from - begin), to - from, add);
     });
   });
   blocks.flush(add);
   const std::lock_guard lock(mutex_);
-  std::map<std::uint64_t, Sum>& all = sums_[tensor][{begin, begin + length}];
-  for (const auto& [block, sum] : sums) {
-    all[block].bytes += sum.bytes;
-    all[block].sum += sum.sum;
+  for (const auto& [of_row, of_blocks] : pieces) {
+    std::map<std::uint64_t, Sum>& all = sums_[tensor][of_row];
+    for (const auto& [block, sum] : of_blocks) {
+      all[block].bytes += sum.bytes;
+      all[block].sum += sum.sum;
+    }
   }
 }
 
@@ -244,43 +252,42 @@ struct RowChecks::Blocks {
 
 RowChecks::RowChecks(const LoadPlan& plan, const Catalog& catalog) : catalog_(catalog) {
   if (catalog.checksums == nullptr) return;
-  std::map<std::uint32_t, std::vector<const Box*>> read;
+  std::map<std::uint32_t, std::vector<Lattice>> read;
   for (const Transfer& transfer : plan.transfers) {
-    if (!is_empty(transfer.source_box)) read[transfer.source].push_back(&transfer.source_box);
+    if (!is_empty(transfer.source_box))
+      read[transfer.source].push_back(read_lattice(transfer, catalog.tensors[transfer.source]));
     if (transfer.scales >= 0 && !is_empty(transfer.scale_box))
-      read[static_cast<std::uint32_t>(transfer.scales)].push_back(&transfer.scale_box);
+      read[static_cast<std::uint32_t>(transfer.scales)].push_back(lattice_of(transfer.scale_box));
   }
-  for (const auto& of_tensor : read) {
-    const std::uint32_t tensor = of_tensor.first;
-    const std::vector<const Box*>& boxes = of_tensor.second;
+  for (const auto& [tensor, boxes] : read) {
     const SourceTensor& source = catalog.tensors[tensor];
     if ((*catalog.checksums)[tensor].sums.empty()) continue;
-    // A box that is read twice would be added twice; one that is of another rank than the tensor is a
-    // scale's.
-    const auto overlaps = [&](std::size_t a) {
-      for (std::size_t b = 0; b < a; ++b) {
-        if (!is_empty(intersection(*boxes[a], *boxes[b]))) return true;
-      }
-      return boxes[a]->size.size() != source.shape.size();
-    };
-    bool once = boxes.size() <= 64;  // more pieces of one tensor are not worth the comparison
-    for (std::size_t a = 0; once && a < boxes.size(); ++a) once = !overlaps(a);
-    if (once) tensors_.emplace(tensor, std::make_unique<Blocks>(source));
+    // A scale's box may be of another rank than its tensor.
+    if (std::any_of(boxes.begin(), boxes.end(), [&, rank = source.shape.size()](const Lattice& box) {
+          return box.first.size() != rank;
+        })) {
+      continue;
+    }
+    if (boxes.size() > 64) continue;  // more pieces of one tensor are not worth the comparison
+    // What is read twice would be added twice.
+    std::int64_t volumes = 0;
+    for (const Lattice& box : boxes) volumes += volume(box.sizes);
+    if (boxes.size() == 1 || union_volume(source.shape, boxes) == volumes)
+      tensors_.emplace(tensor, std::make_unique<Blocks>(source));
   }
 }
 
 RowChecks::~RowChecks() = default;
 
-void RowChecks::add(std::uint32_t tensor, const Box& box, const RowsInMemory& rows) {
+void RowChecks::add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows) {
   const auto found = tensors_.find(tensor);
   if (found == tensors_.end()) return;
   const SourceTensor& source = catalog_.tensors[tensor];
   Blocks& of_tensor = *found->second;
   const RowGeometry& geometry = of_tensor.geometry;
   const RowChecksums& listed = (*catalog_.checksums)[tensor];
-  const auto element = unsigned_of(bytes_of(source.dtype));
-  const std::uint64_t begin = (box.offset.empty() ? 0 : unsigned_of(box.offset.back())) * element;
-  const std::uint64_t end = begin + unsigned_of(last_of(box.size)) * element;
+  const std::int64_t element = bytes_of(source.dtype);
+  const std::uint64_t length = unsigned_of(last_of(box.size) * element);
   const auto add = [&](std::uint64_t number, std::uint64_t bytes, std::uint64_t sum) {
     Blocks::Block& block = of_tensor.blocks[number];
     block.sum += sum;
@@ -290,10 +297,12 @@ void RowChecks::add(std::uint32_t tensor, const Box& box, const RowsInMemory& ro
     of_tensor.compared += bytes_of_block(geometry, number);
   };
   BlockSums blocks;
-  for_each_row(source, box, rows, [&](std::uint64_t number, const std::byte* bytes) {
-    const std::uint64_t row = number * geometry.row_bytes;
+  for_each_run(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
+    const std::uint64_t begin = offset % geometry.row_bytes;
+    const std::uint64_t row = offset - begin;
     for_each_cell_of_row(geometry, listed.cuts, row, [&](std::uint64_t from, std::uint64_t to) {
-      if (from >= begin && to <= end) blocks.add(row + from, bytes + (from - begin), to - from, add);
+      if (from >= begin && to <= begin + length)
+        blocks.add(row + from, bytes + (from - begin), to - from, add);
     });
   });
   blocks.flush(add);

@@ -52,8 +52,9 @@ class RowSums {
   /// `tensors` must outlive it.
   explicit RowSums(const std::vector<SourceTensor>& tensors) : tensors_(tensors) {}
 
-  /// Adds a box of tensor number `tensor`. Each element of a tensor is added once, on whatever rank.
-  void add(std::uint32_t tensor, const Box& box, const RowsInMemory& rows);
+  /// Adds a box of tensor number `tensor`, seen in that shape, which is its own or a view of it. Each element
+  /// of a tensor is added once, on whatever rank.
+  void add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows);
 
   /// As bytes for the coordinator (storage/checksums.proto).
   std::string encode() const;
@@ -86,9 +87,9 @@ class RowChecks {
 
   bool any() const { return !tensors_.empty(); }
 
-  /// Adds a box of the catalog's tensor of that index. Throws Error(malformed), naming tensor, file and
-  /// bytes, if that completes a block whose sum is not the one that is listed.
-  void add(std::uint32_t tensor, const Box& box, const RowsInMemory& rows);
+  /// Adds a box of the catalog's tensor of that index, seen in that shape. Throws Error(malformed), naming
+  /// tensor, file and bytes, if that completes a block whose sum is not the one that is listed.
+  void add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows);
 
   /// Bytes that have been compared.
   std::uint64_t bytes() const;

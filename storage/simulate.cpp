@@ -25,24 +25,27 @@ std::uint64_t bytes_in(const SourceTensor& tensor, const Shape& size) {
   return static_cast<std::uint64_t>(volume(size) * bytes_of(tensor.dtype));
 }
 
-/// What is needed of each tensor of a catalog: index, boxes.
-using Needed = std::map<std::uint32_t, std::vector<Box>>;
+/// A tensor of the catalog, by index, and the view in which it is seen; empty: its own shape.
+using Seen = std::pair<std::uint32_t, Shape>;
+
+/// What is needed of each tensor of a catalog.
+using Needed = std::map<Seen, std::vector<Box>>;
 
 void join_each(Needed& needed) {
-  for (auto& [tensor, boxes] : needed) boxes = union_of(std::move(boxes));
+  for (auto& [seen, boxes] : needed) boxes = union_of(std::move(boxes));
 }
 
 void add_all(Needed& sum, const Needed& part) {
-  for (const auto& [tensor, boxes] : part) {
-    std::vector<Box>& all = sum[tensor];
+  for (const auto& [seen, boxes] : part) {
+    std::vector<Box>& all = sum[seen];
     all.insert(all.end(), boxes.begin(), boxes.end());
   }
 }
 
 std::uint64_t bytes_in(const Catalog& catalog, const Needed& needed) {
   std::uint64_t bytes = 0;
-  for (const auto& [tensor, boxes] : needed) {
-    for (const Box& box : boxes) bytes += bytes_in(catalog.tensors[tensor], box.size);
+  for (const auto& [seen, boxes] : needed) {
+    for (const Box& box : boxes) bytes += bytes_in(catalog.tensors[seen.first], box.size);
   }
   return bytes;
 }
@@ -52,9 +55,9 @@ Needed needed_by(const LoadPlan& plan, const std::vector<bool>& destinations) {
   Needed needed;
   for (const Transfer& transfer : plan.transfers) {
     if (!destinations[transfer.destination]) continue;
-    needed[transfer.source].push_back(transfer.source_box);
+    needed[{transfer.source, transfer.source_view}].push_back(transfer.source_box);
     if (transfer.scales >= 0)
-      needed[static_cast<std::uint32_t>(transfer.scales)].push_back(transfer.scale_box);
+      needed[{static_cast<std::uint32_t>(transfer.scales), {}}].push_back(transfer.scale_box);
   }
   join_each(needed);
   return needed;
@@ -72,10 +75,11 @@ struct Span {
   }
 };
 
-Span span_of(const Catalog& catalog, std::uint32_t index, const Box& box) {
-  const SourceTensor& tensor = catalog.tensors[index];
+Span span_of(const Catalog& catalog, const Seen& seen, const Box& box) {
+  const SourceTensor& tensor = catalog.tensors[seen.first];
+  const Shape& shape = seen.second.empty() ? tensor.shape : seen.second;
   const BoxReading reading =
-      reading_of(tensor.begin, tensor.shape, static_cast<std::uint64_t>(bytes_of(tensor.dtype)), box);
+      reading_of(tensor.begin, shape, static_cast<std::uint64_t>(bytes_of(tensor.dtype)), box);
   Span span{tensor.file, reading.begin, reading.begin + reading.run_bytes, 1};
   for (std::size_t d = 0; d < reading.run_counts.size(); ++d) {
     span.runs *= reading.run_counts[d];
@@ -87,8 +91,8 @@ Span span_of(const Catalog& catalog, std::uint32_t index, const Box& box) {
 /// How many longest ranges of consecutive bytes the boxes make up in the files.
 std::uint64_t extents_of(const Catalog& catalog, const Needed& needed) {
   std::vector<Span> spans;
-  for (const auto& [tensor, boxes] : needed) {
-    for (const Box& box : boxes) spans.push_back(span_of(catalog, tensor, box));
+  for (const auto& [seen, boxes] : needed) {
+    for (const Box& box : boxes) spans.push_back(span_of(catalog, seen, box));
   }
   std::sort(spans.begin(), spans.end());
   std::uint64_t extents = 0;
@@ -193,12 +197,12 @@ class Simulator {
     }
     join_each(needed);
     node.bytes_distinct = bytes_in(catalog_, needed);
-    for (const auto& [tensor, boxes] : needed) {
-      for (const Box& box : boxes) read_together(catalog_.tensors[tensor], tensor, box, node);
+    for (const auto& [seen, boxes] : needed) {
+      for (const Box& box : boxes) read_together(seen, box, node);
     }
     const std::lock_guard lock(mutex_);
-    for (const auto& [tensor, boxes] : needed) {
-      std::vector<Box>& all = needed_[tensor];
+    for (const auto& [seen, boxes] : needed) {
+      std::vector<Box>& all = needed_[seen];
       all.insert(all.end(), boxes.begin(), boxes.end());
       all = union_of(std::move(all));
     }
@@ -206,13 +210,13 @@ class Simulator {
   }
 
   /// The requests of a plan that moves this box as it is.
-  void read_together(const SourceTensor& tensor, std::uint32_t index, const Box& box,
-                     SimulatedNode& node) const {
+  void read_together(const Seen& seen, const Box& box, SimulatedNode& node) const {
     LoadPlan plan;
     plan.transfers.emplace_back();
-    plan.transfers[0].source = index;
+    plan.transfers[0].source = seen.first;
+    plan.transfers[0].source_view = seen.second;
     plan.transfers[0].source_box = box;
-    plan.transfers[0].encoding.element = tensor.dtype;
+    plan.transfers[0].encoding.element = catalog_.tensors[seen.first].dtype;
     for_each_task(plan, [&](const ReadTask& task) {
       node.bytes_read_together += task.weights.staged_bytes;
       node.requests_together += task.weights.requests;

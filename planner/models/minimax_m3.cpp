@@ -101,8 +101,9 @@ void add_rules(std::vector<Rule>& rules, std::span<const Row> rows, std::string_
                std::string_view native_prefix, bool known) {
   for (const Row& row : rows) {
     rules.push_back({NamePattern(std::string(hf_prefix) + std::string(row.hf)),
-                     NamePattern(std::string(native_prefix) + std::string(row.native)), row.transposed,
-                     row.part.index, row.part.count, row.part.dimension, /*quantised=*/false, known});
+                     NamePattern(std::string(native_prefix) + std::string(row.native)),
+                     row.axes.empty() ? AxisExpression() : AxisExpression(row.axes), /*quantised=*/false,
+                     known});
   }
 }
 

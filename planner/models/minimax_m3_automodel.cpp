@@ -3,15 +3,16 @@
 
 #include <array>
 #include <string>
+#include <string_view>
 
 #include "planner/models/minimax_m3_layouts.h"
 
 namespace shardwright {
 namespace {
 
-constexpr Part gate_columns{0, 2, 1};
-constexpr Part up_columns{1, 2, 1};
-constexpr bool transposed = true;
+constexpr std::string_view gate_columns = "o i -> {expert} i (0/2 o)";
+constexpr std::string_view up_columns = "o i -> {expert} i (1/2 o)";
+constexpr std::string_view transposed = "o i -> {expert} i o";
 
 /// A decoder layer.
 constexpr std::array layer = {
@@ -29,11 +30,9 @@ constexpr std::array layer = {
     Row{"mlp.down_proj.weight", "mlp.down_proj.weight"},
     Row{"block_sparse_moe.gate.weight", "mlp.gate.weight"},
     Row{"block_sparse_moe.e_score_correction_bias", "mlp.gate.e_score_correction_bias"},
-    Row{"block_sparse_moe.experts.{expert}.w1.weight", "mlp.experts.gate_and_up_projs", gate_columns,
-        transposed},
-    Row{"block_sparse_moe.experts.{expert}.w3.weight", "mlp.experts.gate_and_up_projs", up_columns,
-        transposed},
-    Row{"block_sparse_moe.experts.{expert}.w2.weight", "mlp.experts.down_projs", {}, transposed},
+    Row{"block_sparse_moe.experts.{expert}.w1.weight", "mlp.experts.gate_and_up_projs", gate_columns},
+    Row{"block_sparse_moe.experts.{expert}.w3.weight", "mlp.experts.gate_and_up_projs", up_columns},
+    Row{"block_sparse_moe.experts.{expert}.w2.weight", "mlp.experts.down_projs", transposed},
     Row{"block_sparse_moe.shared_experts.gate_proj.weight", "shared_experts.gate_proj.weight"},
     Row{"block_sparse_moe.shared_experts.up_proj.weight", "shared_experts.up_proj.weight"},
     Row{"block_sparse_moe.shared_experts.down_proj.weight", "shared_experts.down_proj.weight"},

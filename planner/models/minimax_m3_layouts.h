@@ -8,20 +8,11 @@
 
 namespace shardwright {
 
-/// What of a native matrix an HF matrix is: number `index` of `count` equal parts along `dimension`, the
-/// expert dimension not counted.
-struct Part {
-  int index = 0;
-  int count = 1;
-  int dimension = 0;
-};
-
 /// A row of a layout's table, its names without the prefixes of the section that it stands in.
 struct Row {
   std::string_view hf;
   std::string_view native;
-  Part part = {};
-  bool transposed = false;
+  std::string_view axes = {};  ///< an axis expression; empty: the HF tensor is the native one
 };
 
 /// The rows as rules, with these prefixes. A catch-all row is not `known`: see Rule.

@@ -4,14 +4,18 @@
 
 #include <array>
 #include <string>
+#include <string_view>
 
 #include "planner/models/minimax_m3_layouts.h"
 
 namespace shardwright {
 namespace {
 
-constexpr Part gate_rows{0, 2, 0};
-constexpr Part up_rows{1, 2, 0};
+constexpr std::string_view gate_rows = "o i -> (0/2 o) i";
+constexpr std::string_view up_rows = "o i -> (1/2 o) i";
+constexpr std::string_view gate_rows_of_expert = "o i -> {expert} (0/2 o) i";
+constexpr std::string_view up_rows_of_expert = "o i -> {expert} (1/2 o) i";
+constexpr std::string_view one_of_experts = "o i -> {expert} o i";
 
 /// A decoder layer.
 constexpr std::array layer = {
@@ -29,9 +33,9 @@ constexpr std::array layer = {
     Row{"mlp.down_proj.weight", "mlp.down_proj.weight"},
     Row{"block_sparse_moe.gate.weight", "mlp.gate.weight"},
     Row{"block_sparse_moe.e_score_correction_bias", "mlp.gate.e_score_correction_bias"},
-    Row{"block_sparse_moe.experts.{expert}.w1.weight", "mlp.experts.gate_up_proj", gate_rows},
-    Row{"block_sparse_moe.experts.{expert}.w3.weight", "mlp.experts.gate_up_proj", up_rows},
-    Row{"block_sparse_moe.experts.{expert}.w2.weight", "mlp.experts.down_proj"},
+    Row{"block_sparse_moe.experts.{expert}.w1.weight", "mlp.experts.gate_up_proj", gate_rows_of_expert},
+    Row{"block_sparse_moe.experts.{expert}.w3.weight", "mlp.experts.gate_up_proj", up_rows_of_expert},
+    Row{"block_sparse_moe.experts.{expert}.w2.weight", "mlp.experts.down_proj", one_of_experts},
     Row{"block_sparse_moe.shared_experts.gate_proj.weight", "mlp.shared_experts.gate_up_proj.weight",
         gate_rows},
     Row{"block_sparse_moe.shared_experts.up_proj.weight", "mlp.shared_experts.gate_up_proj.weight", up_rows},

@@ -85,7 +85,7 @@ TEST(minimax_m3_layouts, every_hf_tensor_is_one_piece_of_one_native_tensor) {
         for (const Piece& piece : pieces_of(map, fqn, shape)) {
           ASSERT_TRUE(found.emplace(piece.hf_name, piece.hf_shape).second)
               << layout << ": " << piece.hf_name << " twice";
-          ASSERT_EQ(native_place_of(map, piece.hf_name)->fqn, fqn) << layout;
+          ASSERT_EQ(native_places_of(map, piece.hf_name).at(0).fqn, fqn) << layout;
           elements += volume(piece.hf_shape);
         }
         ASSERT_EQ(elements, volume(shape)) << layout << ": " << fqn;
@@ -104,8 +104,8 @@ TEST(minimax_m3_layouts, each_native_element_is_in_one_piece) {
       for (std::int64_t& size : shape) size = 2 * ((size + 1023) / 1024);
       std::vector<int> count(static_cast<std::size_t>(volume(shape)), 0);
       for (const Piece& piece : pieces_of(map, fqn, shape)) {
-        for_each_index(piece.box.size,
-                       [&](const Shape& step) { ++count[flat(plus(step, piece.box.offset), shape)]; });
+        for_each_index(piece.native_box.size,
+                       [&](const Shape& step) { ++count[flat(plus(step, piece.native_box.offset), shape)]; });
       }
       ASSERT_EQ(count, std::vector<int>(count.size(), 1)) << layout << ": " << fqn;
     }
@@ -123,8 +123,8 @@ TEST(minimax_m3_layouts, transformers_joins_gate_rows_and_up_rows_and_transposes
       const Piece& piece = joined[static_cast<std::size_t>(2 * e + part)];
       EXPECT_EQ(piece.hf_name, hf + std::to_string(e) + (part == 0 ? ".w1.weight" : ".w3.weight"));
       EXPECT_EQ(piece.hf_shape, (Shape{5, 6}));
-      EXPECT_EQ(piece.box, (Box{{e, part * 5, 0}, {1, 5, 6}}));
-      EXPECT_EQ(piece.axes, (std::vector<int>{1, 2}));
+      EXPECT_EQ(piece.native_box, (Box{{e, part * 5, 0}, {1, 5, 6}}));
+      EXPECT_EQ(piece.correspondence->axes, (std::vector<int>{1, 2}));
     }
   }
   for (const std::string mlp : {"layers.0.mlp.", "layers.3.mlp.shared_experts."}) {
@@ -132,9 +132,9 @@ TEST(minimax_m3_layouts, transformers_joins_gate_rows_and_up_rows_and_transposes
         pieces_of(map, "model.language_model." + mlp + "gate_up_proj.weight", {10, 6});
     ASSERT_EQ(rows.size(), 2U);
     EXPECT_TRUE(rows[0].hf_name.ends_with(".gate_proj.weight"));
-    EXPECT_EQ(rows[0].box, (Box{{0, 0}, {5, 6}}));
+    EXPECT_EQ(rows[0].native_box, (Box{{0, 0}, {5, 6}}));
     EXPECT_TRUE(rows[1].hf_name.ends_with(".up_proj.weight"));
-    EXPECT_EQ(rows[1].box, (Box{{5, 0}, {5, 6}}));
+    EXPECT_EQ(rows[1].native_box, (Box{{5, 0}, {5, 6}}));
   }
   expect_error(ErrorKind::mismatch, {"layers.0.mlp.gate_up_proj", "multiple of 2", "[9, 6]"}, [&] {
     pieces_of(map, "model.language_model.layers.0.mlp.gate_up_proj.weight", {9, 6});
@@ -147,7 +147,7 @@ TEST(minimax_m3_layouts, mtp_has_no_place_in_transformers_and_is_reported_as_unu
   std::set<std::string> expected;
   for (const auto& [name, shape] : weights_of(preset_tensors("tiny"))) {
     EXPECT_EQ(is_without_place(map, name), is_mtp(name)) << name;
-    EXPECT_EQ(native_place_of(map, name).has_value(), !is_mtp(name)) << name;
+    EXPECT_EQ(!native_places_of(map, name).empty(), !is_mtp(name)) << name;
     if (is_mtp(name)) expected.insert(name);
   }
   const LoadPlan plan = plan_load(specs_on_mesh(native_tensors(catalog, map), {}, 0), catalog, map);
@@ -191,12 +191,12 @@ TEST(minimax_m3_layouts, a_trainer_with_huggingface_names_may_spell_them_in_any_
       ASSERT_EQ(pieces.size(), 1U) << spelling;
       EXPECT_EQ(pieces[0].hf_name, in_files + rest) << spelling;
       EXPECT_EQ(pieces[0].hf_shape, (Shape{32, 64}));
-      EXPECT_EQ(pieces[0].box, whole({32, 64}));
+      EXPECT_EQ(pieces[0].native_box, whole({32, 64}));
       const std::string norm = spelling + "norm.weight";
       EXPECT_EQ(pieces_of(map, norm, {64}).at(0).hf_name, in_files + "norm.weight");
     }
-    EXPECT_EQ(native_place_of(map, in_files + rest)->fqn, in_files + rest);
-    EXPECT_FALSE(native_place_of(map, in_files + rest)->rule->stacked());
+    EXPECT_EQ(native_places_of(map, in_files + rest).at(0).fqn, in_files + rest);
+    EXPECT_FALSE(native_places_of(map, in_files + rest).at(0).rule->stacked());
   }
 }
 
@@ -205,9 +205,10 @@ TEST(minimax_m3_layouts, a_layout_has_no_say_in_what_is_quantised) {
   for (const char* layout : {"transformers", "huggingface"}) {
     const WeightMap map = m3(layout, catalog_of(tensors));
     for (const NamedShape& tensor : tensors) {
-      const auto place = native_place_of(map, tensor.name);
-      if (!place) continue;
-      ASSERT_EQ(place->rule->quantised, native_place_of(m3("automodel"), tensor.name)->rule->quantised)
+      const std::vector<NativePlace> places = native_places_of(map, tensor.name);
+      if (places.empty()) continue;
+      ASSERT_EQ(places.front().rule->quantised,
+                native_places_of(m3("automodel"), tensor.name).at(0).rule->quantised)
           << tensor.name;
     }
     // What is asked for is what the checkpoint holds, MTP aside where it has no place.
@@ -218,7 +219,7 @@ TEST(minimax_m3_layouts, a_layout_has_no_say_in_what_is_quantised) {
     for (const NamedShape& tensor : tensors) {
       // The documented rule of names does not know of eh_proj's scales.
       if (tensor.name.ends_with("eh_proj.weight_scale_inv")) continue;
-      if (native_place_of(map, tensor.name)) expected[tensor.name] = tensor.shape;
+      if (!native_places_of(map, tensor.name).empty()) expected[tensor.name] = tensor.shape;
     }
     EXPECT_TRUE(requested == expected) << layout;
   }

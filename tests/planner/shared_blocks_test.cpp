@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "planner/models/models.h"
+#include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_checkpoint.h"
 
 namespace shardwright {
@@ -76,8 +77,7 @@ TEST(shared_blocks, are_those_of_which_a_box_holds_some_elements_and_not_all) {
       std::size_t box = spec.boxes.size();
       for_each_index(cut.part.size, [&](const Shape& at) {
         // The element of the HF weight and the local one are the same.
-        Shape local = cut.local_offset;
-        for (std::size_t i = 0; i < at.size(); ++i) local[static_cast<std::size_t>(cut.axes[i])] += at[i];
+        const Shape local = element_of(cut.in_local, at);
         Shape global;
         for (std::size_t b = 0; b < spec.boxes.size(); ++b) {
           const LocalBox& one = spec.boxes[b];

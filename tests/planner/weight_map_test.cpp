@@ -27,12 +27,13 @@ TEST(weight_map, every_tensor_of_the_released_model_goes_into_one_native_tensor_
   std::map<std::string, Shape> expected;                 // HF weights
   std::map<std::string, std::set<std::string>> sources;  // by native tensor
   for (const NamedShape& tensor : preset_tensors("full")) {
-    const auto place = native_place_of(map, tensor.name);
-    ASSERT_TRUE(place && place->rule->known) << tensor.name;
-    ASSERT_TRUE(released_native().contains(place->fqn)) << tensor.name << " -> " << place->fqn;
+    const std::vector<NativePlace> places = native_places_of(map, tensor.name);
+    ASSERT_TRUE(places.size() == 1 && places.front().rule->known) << tensor.name;
+    ASSERT_TRUE(released_native().contains(places.front().fqn))
+        << tensor.name << " -> " << places.front().fqn;
     if (tensor.name.ends_with("_scale_inv")) continue;
     expected[tensor.name] = tensor.shape;
-    sources[place->fqn].insert(tensor.name);
+    sources[places.front().fqn].insert(tensor.name);
   }
   std::map<std::string, Shape> found;
   for (const auto& [fqn, shape] : released_native()) {
@@ -42,7 +43,7 @@ TEST(weight_map, every_tensor_of_the_released_model_goes_into_one_native_tensor_
       ASSERT_TRUE(found.emplace(piece.hf_name, piece.hf_shape).second) << piece.hf_name << " twice";
       names.insert(piece.hf_name);
       elements += volume(piece.hf_shape);
-      ASSERT_EQ(volume(piece.box.size), volume(piece.hf_shape));
+      ASSERT_EQ(volume(piece.native_box.size), volume(piece.hf_shape));
     }
     ASSERT_EQ(names, sources[fqn]) << fqn;
     ASSERT_EQ(elements, volume(shape)) << fqn;
@@ -57,8 +58,8 @@ TEST(weight_map, each_native_element_is_in_one_piece) {
       size = 2 * ((size + 1023) / 1024);  // as many pieces meet as in the real one
     std::vector<int> count(static_cast<std::size_t>(volume(shape)), 0);
     for (const Piece& piece : pieces_of(map, fqn, shape)) {
-      for_each_index(piece.box.size,
-                     [&](const Shape& step) { ++count[flat(plus(step, piece.box.offset), shape)]; });
+      for_each_index(piece.native_box.size,
+                     [&](const Shape& step) { ++count[flat(plus(step, piece.native_box.offset), shape)]; });
     }
     ASSERT_EQ(count, std::vector<int>(count.size(), 1)) << fqn;
   }
@@ -75,8 +76,8 @@ TEST(weight_map, grouped_experts_hold_the_transposed_matrices_gate_columns_befor
       const Piece& piece = joined[static_cast<std::size_t>(2 * e + part)];
       EXPECT_EQ(piece.hf_name, hf + std::to_string(e) + (part == 0 ? ".w1.weight" : ".w3.weight"));
       EXPECT_EQ(piece.hf_shape, (Shape{5, 6}));
-      EXPECT_EQ(piece.box, (Box{{e, 0, part * 5}, {1, 6, 5}}));
-      EXPECT_EQ(piece.axes, (std::vector<int>{2, 1}));
+      EXPECT_EQ(piece.native_box, (Box{{e, 0, part * 5}, {1, 6, 5}}));
+      EXPECT_EQ(piece.correspondence->axes, (std::vector<int>{2, 1}));
       EXPECT_EQ(piece.expert, e);
     }
   }
@@ -84,7 +85,7 @@ TEST(weight_map, grouped_experts_hold_the_transposed_matrices_gate_columns_befor
   ASSERT_EQ(down.size(), 2U);
   EXPECT_EQ(down[1].hf_name, hf + "1.w2.weight");
   EXPECT_EQ(down[1].hf_shape, (Shape{6, 5}));
-  EXPECT_EQ(down[1].axes, (std::vector<int>{2, 1}));
+  EXPECT_EQ(down[1].correspondence->axes, (std::vector<int>{2, 1}));
 }
 
 TEST(weight_map, native_names_are_those_of_the_table_in_the_reference) {
@@ -113,10 +114,10 @@ TEST(weight_map, native_names_are_those_of_the_table_in_the_reference) {
        "model.mtp.layers.0.transformer_layer.self_attn.indexer.index_k_norm.weight"},
   };
   for (const auto& [hf, native] : table) {
-    const auto place = native_place_of(map, hf);
-    ASSERT_TRUE(place) << hf;
-    EXPECT_EQ(place->fqn, native);
-    EXPECT_TRUE(place->rule->known) << hf;
+    const std::vector<NativePlace> places = native_places_of(map, hf);
+    ASSERT_EQ(places.size(), 1U) << hf;
+    EXPECT_EQ(places.front().fqn, native);
+    EXPECT_TRUE(places.front().rule->known) << hf;
   }
 }
 
@@ -135,9 +136,9 @@ TEST(weight_map, a_text_checkpoint_may_lack_the_prefixes) {
     const WeightMap full = m3();
     const WeightMap map = m3(catalog_of(text));
     for (const auto& [full_name, name] : spelling) {
-      const auto place = native_place_of(map, name);
-      ASSERT_TRUE(place && place->rule->known) << name;
-      ASSERT_EQ(place->fqn, native_place_of(full, full_name)->fqn);
+      const std::vector<NativePlace> places = native_places_of(map, name);
+      ASSERT_TRUE(places.size() == 1 && places.front().rule->known) << name;
+      ASSERT_EQ(places.front().fqn, native_places_of(full, full_name).at(0).fqn);
     }
     EXPECT_EQ(pieces_of(map, "lm_head.weight", {4, 4})[0].hf_name, "lm_head.weight");
     EXPECT_EQ(pieces_of(map, "model.norm.weight", {4})[0].hf_name, std::string(model) + "norm.weight");
@@ -159,8 +160,8 @@ TEST(weight_map, names_that_no_row_lists_are_not_known) {
         "model.layers.0.self_attn.q_proj.weight", "optimizer.step", "vision_tower.x",
         "language_model.model.mtp.layers.0.other.weight",
         "language_model.model.layers.x.input_layernorm.weight"}) {
-    const auto place = native_place_of(map, name);
-    EXPECT_FALSE(place && place->rule->known) << name;
+    const std::vector<NativePlace> places = native_places_of(map, name);
+    EXPECT_FALSE(!places.empty() && places.front().rule->known) << name;
     EXPECT_FALSE(is_ignored(map, name)) << name;
   }
 }
@@ -180,14 +181,14 @@ TEST(weight_map, the_rule_of_names_counts_what_the_reference_says_as_quantised) 
     if (tensors[i].name.ends_with("_scale_inv")) continue;
     const bool has_scale = i + 1 < tensors.size() && tensors[i + 1].name.ends_with("_scale_inv");
     const bool is_eh_proj = tensors[i].name == "language_model.model.mtp.layers.0.eh_proj.weight";
-    ASSERT_EQ(native_place_of(map, tensors[i].name)->rule->quantised, has_scale && !is_eh_proj)
+    ASSERT_EQ(native_places_of(map, tensors[i].name).at(0).rule->quantised, has_scale && !is_eh_proj)
         << tensors[i].name;
     scaled += has_scale;
   }
   const std::map<std::string, Shape> released = released_shapes("minimax_m3_vl.hf.txt");
   EXPECT_EQ(scaled, std::count_if(released.begin(), released.end(),
                                   [](const auto& tensor) { return tensor.first.ends_with("_scale_inv"); }));
-  const auto quantised = [&](const char* name) { return native_place_of(map, name)->rule->quantised; };
+  const auto quantised = [&](const char* name) { return native_places_of(map, name).at(0).rule->quantised; };
   EXPECT_TRUE(quantised("language_model.model.mtp.layers.0.transformer_layer.self_attn.q_proj.weight"));
   EXPECT_FALSE(quantised("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"));
   EXPECT_FALSE(quantised("vision_tower.vision_model.layers.0.self_attn.q_proj.weight"));

@@ -61,7 +61,7 @@ def test_an_expert_that_is_no_matrix_is_refused_everywhere(tmp_path: Path, shape
     assert main(["inspect", str(tmp_path)]) in (0, 1)
     assert main(["plan", str(tmp_path)]) == 1
     assert name in capsys.readouterr().err
-    with pytest.raises(sw.CheckpointFormatError, match="expected a matrix"):
+    with pytest.raises(sw.CheckpointFormatError, match="expected an HF tensor of 2 dimensions"):
         sw.empty_state_dict(tmp_path)
 
 

@@ -4,6 +4,7 @@
 // element.
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -22,6 +23,10 @@ struct RankTensors {
 };
 
 struct RandomExport {
+  /// Which element of which HF tensor an element of native tensor number n is.
+  using ElementOf = std::function<HfElement(std::size_t n, const Shape& at)>;
+
+  ElementOf element_of;
   std::vector<Native> natives;
   std::vector<Bytes> values;    // of the whole native tensors, row-major
   std::vector<Stored> pattern;  // the template's tensors, weights and scales
@@ -29,8 +34,13 @@ struct RandomExport {
   std::vector<RankTensors> ranks;
   ExportRequest request;
 
-  RandomExport(Random& random, std::int64_t largest) {
-    RandomModel model = random_model(random, largest);
+  RandomExport(Random& random, std::int64_t largest)
+      : RandomExport(random, random_model(random, largest), nullptr,
+                     [this](std::size_t n, const Shape& at) { return hf_element(natives[n], at); }) {}
+
+  /// With these rules; null: M3's.
+  RandomExport(Random& random, RandomModel model, const WeightMap* map, ElementOf element_of_native)
+      : element_of(std::move(element_of_native)) {
     natives = model.natives;
     for (Stored& tensor : model.stored) {
       tensor.chunks = {whole(tensor.shape)};
@@ -48,6 +58,7 @@ struct RandomExport {
     spread_over_ranks(random);
     request.pattern = &pattern_catalog;
     request.model = "minimax_m3";
+    request.map = map;
     request.quantise = !random.once_in(3);
     request.max_file_bytes = random.one_of<std::uint64_t>({1, 3000, 1 << 30});
   }
@@ -148,7 +159,7 @@ struct RandomExport {
     for (std::size_t n = 0; n < natives.size(); ++n) {
       std::int64_t element = 0;
       for_each_index(natives[n].shape, [&](const Shape& at) {
-        const HfElement hf = hf_element(natives[n], at);
+        const HfElement hf = element_of(n, at);
         Expected& tensor = all.at(hf.name);
         tensor.dtype = natives[n].dtype;
         tensor.bits[flat(hf.index, tensor.shape)] = slow::load(values[n].data(), element++, tensor.dtype);

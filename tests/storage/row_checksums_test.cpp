@@ -103,7 +103,7 @@ TEST(RowSums, OfAnyBoxesOnAnyRanksAreThoseOfTheDefinition) {
     RowSums one(tensors);
     RowSums other(tensors);
     for (const Box& box : cut(random, example.tensor.shape, columns))
-      (random.between(0, 1) == 0 ? one : other).add(0, box, part_of(example, box));
+      (random.between(0, 1) == 0 ? one : other).add(0, example.tensor.shape, box, part_of(example, box));
     const std::vector<RowChecksums> merged = merged_row_sums({one.encode(), other.encode()}, tensors);
     ASSERT_EQ(merged[0].cuts.size(), columns.size());
     const RowGeometry geometry = rows_of(example.tensor);
@@ -121,7 +121,7 @@ TEST(RowSums, WithoutAPieceOrWithColumnsCutInTwoWaysAreNone) {
   const std::vector<SourceTensor> tensors{example.tensor};
   const auto merged = [&](const std::vector<Box>& boxes) {
     RowSums sums(tensors);
-    for (const Box& box : boxes) sums.add(0, box, part_of(example, box));
+    for (const Box& box : boxes) sums.add(0, example.tensor.shape, box, part_of(example, box));
     return merged_row_sums({sums.encode()}, tensors)[0].sums.size();
   };
   EXPECT_EQ(merged({{{0, 0}, {4, 6}}}), 1);
@@ -164,14 +164,14 @@ TEST(RowChecks, NoticeAnyFlippedBitOfABlockThatIsReadWhole) {
     const Load load = load_of(example, cuts, {{Shape(example.tensor.shape.size(), 0), example.tensor.shape}});
     {
       RowChecks checks(load.plan, load.catalog);
-      for (const Box& box : boxes) checks.add(0, box, part_of(example, box));
+      for (const Box& box : boxes) checks.add(0, example.tensor.shape, box, part_of(example, box));
       ASSERT_EQ(checks.bytes(), example.bytes.size()) << round;
     }
     const auto at = static_cast<std::size_t>(random.between(0, std::ssize(example.bytes) - 1));
     example.bytes[at] = static_cast<char>(example.bytes[at] ^ (1 << random.between(0, 7)));
     RowChecks checks(load.plan, load.catalog);
     const auto all = [&] {
-      for (const Box& box : boxes) checks.add(0, box, part_of(example, box));
+      for (const Box& box : boxes) checks.add(0, example.tensor.shape, box, part_of(example, box));
     };
     EXPECT_THROW(all(), Error) << round;
   }
@@ -187,7 +187,7 @@ TEST(RowChecks, OfARankThatReadsPartsPassOverTheOthersAndWhatIsReadTwice) {
   const Box half{{0, 0}, {1500, 1024}};
   const Load load = load_of(example, {4096}, {half});
   RowChecks checks(load.plan, load.catalog);
-  checks.add(0, half, part_of(example, half));
+  checks.add(0, example.tensor.shape, half, part_of(example, half));
   EXPECT_EQ(checks.bytes(), 4'194'304);  // the first 1,024 rows; the second block is read in part
   const Load twice = load_of(example, {4096}, {half, half});
   EXPECT_FALSE(RowChecks(twice.plan, twice.catalog).any());
