@@ -1,6 +1,7 @@
 #include "planner/axis_expression.h"
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <charconv>
 #include <numeric>
@@ -12,7 +13,7 @@
 namespace shardwright {
 namespace {
 
-constexpr std::string_view expert_name = "{expert}";
+constexpr std::array<std::string_view, 2> counters = {"{expert}", "{shard}"};
 
 bool is_letter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
 bool is_digit(char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; }
@@ -106,8 +107,9 @@ AxisExpression::Side AxisExpression::parse_side(std::string_view text) {
 
 AxisExpression::Factor AxisExpression::parse_factor(std::string_view text) {
   Factor factor;
-  if (text == expert_name) {
-    factor.kind = Factor::Kind::expert;
+  if (std::find(counters.begin(), counters.end(), text) != counters.end()) {
+    factor.kind = Factor::Kind::counted;
+    factor.counter = text;
   } else if (text.find('|') != std::string_view::npos) {
     factor.kind = Factor::Kind::parts;
     bool taken = false;
@@ -133,7 +135,7 @@ AxisExpression::Factor AxisExpression::parse_factor(std::string_view text) {
     factor.size = number_of(text);
     if (factor.size == 0) refuse("a number of 1 or more", text);
   } else {
-    if (!is_name(text)) refuse("an axis, a number, i/n, {expert} or parts", text);
+    if (!is_name(text)) refuse("an axis, a number, i/n, {expert}, {shard} or parts", text);
     factor.name = text;
   }
   return factor;
@@ -162,15 +164,15 @@ void AxisExpression::expect_partners() const {
   }
   for (const std::vector<Factor>& dimension : hf_) {
     for (const Factor& factor : dimension) {
-      if (factor.kind == Factor::Kind::expert) refuse("{expert} on the native side", text_);
+      if (factor.kind == Factor::Kind::counted) refuse(factor.counter + " on the native side", text_);
     }
   }
 }
 
-bool AxisExpression::counts_experts() const {
-  return std::any_of(native_.begin(), native_.end(), [](const std::vector<Factor>& dimension) {
+bool AxisExpression::counts(std::string_view counter) const {
+  return std::any_of(native_.begin(), native_.end(), [&](const std::vector<Factor>& dimension) {
     return std::any_of(dimension.begin(), dimension.end(),
-                       [](const Factor& factor) { return factor.kind == Factor::Kind::expert; });
+                       [&](const Factor& factor) { return factor.counter == counter; });
   });
 }
 
@@ -185,6 +187,13 @@ bool AxisExpression::needs_hf_shape() const {
   const auto is_known = [&](const std::string& name) {
     return is_number(name) || std::find(native.begin(), native.end(), name) != native.end();
   };
+  const bool counts_in_parts =
+      std::any_of(native_.begin(), native_.end(), [](const std::vector<Factor>& dimension) {
+        return dimension.size() > 1 && std::any_of(dimension.begin(), dimension.end(), [](const Factor& one) {
+                 return one.kind == Factor::Kind::counted;
+               });
+      });
+  if (counts_in_parts) return true;
   return !std::all_of(hf_.begin(), hf_.end(), [&](const std::vector<Factor>& dimension) {
     return std::all_of(dimension.begin(), dimension.end(), [&](const Factor& factor) {
       return std::all_of(factor.parts.begin(), factor.parts.end(), is_known);
@@ -211,8 +220,8 @@ AxisExpression::Known AxisExpression::known(const Factor& factor, const Sizes& s
     case Factor::Kind::axis:
       add(factor.name);
       break;
-    case Factor::Kind::expert:
-      add(expert_name);
+    case Factor::Kind::counted:
+      add(factor.counter);
       break;
     case Factor::Kind::parts:
       for (const std::string& part : factor.parts) add(part);
@@ -276,9 +285,10 @@ void AxisExpression::settle_sizes(const Shape& hf_shape, Sizes& sizes) const {
   if (!is_identity()) settle_all(hf_shape, std::nullopt, sizes);
 }
 
-Box AxisExpression::Resolved::native_box_of(std::int64_t expert) const {
+Box AxisExpression::Resolved::native_box_of(std::int64_t expert, std::int64_t shard) const {
   Box box = correspondence.native_box;
-  if (expert_factor >= 0) box.offset[static_cast<std::size_t>(expert_factor)] += expert * expert_step;
+  if (experts.factor >= 0) box.offset[static_cast<std::size_t>(experts.factor)] += expert * experts.step;
+  if (shards.factor >= 0) box.offset[static_cast<std::size_t>(shards.factor)] += shard * shards.step;
   return box;
 }
 
@@ -313,7 +323,7 @@ AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_
         std::int64_t begin = 0;
         std::int64_t size = one.size;
         if (factor.kind == Factor::Kind::index) begin = factor.index, size = 1;
-        if (factor.kind == Factor::Kind::expert) size = std::min<std::int64_t>(1, one.size);
+        if (factor.kind == Factor::Kind::counted) size = std::min<std::int64_t>(1, one.size);
         if (factor.kind == Factor::Kind::parts) {
           for (std::size_t p = 0; p < factor.taken; ++p) begin += *size_named(factor.parts[p], sizes);
           size = *size_named(factor.name, sizes);
@@ -345,10 +355,11 @@ AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_
   std::size_t factor = 0;
   for (const std::vector<Factor>& dimension : native_) {
     for (const Factor& one : dimension) {
-      if (one.kind == Factor::Kind::expert) {
-        resolved.expert_factor = simple.native_factors[factor];
-        resolved.expert_step = simple.native_steps[factor];
-        resolved.experts = *size_named(expert_name, sizes);
+      if (one.kind == Factor::Kind::counted) {
+        Resolved::Counter& counter = one.counter == counters[0] ? resolved.experts : resolved.shards;
+        counter.factor = simple.native_factors[factor];
+        counter.step = simple.native_steps[factor];
+        counter.count = sizes.find(one.counter)->second;
       }
       ++factor;
     }

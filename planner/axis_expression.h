@@ -28,7 +28,7 @@ using Sizes = std::map<std::string, std::int64_t, std::less<>>;
 ///   * an axis: a letter and then letters, digits and underscores. Each is on both sides once;
 ///   * a number: an axis of that size, which is on both sides as often; 1 may be on one side alone;
 ///   * i/n: index i of n, on one side alone;
-///   * {expert}: the index that the name of the HF tensor has there, on the native side alone;
+///   * {expert}, {shard}: the index that the HF tensor's name has there, on the native side alone;
 ///   * parts, with | between them: ranges one after the other, of which the one in brackets is taken.
 ///     Each is a size or a number; the one in brackets is an axis of the other side.
 ///
@@ -45,28 +45,34 @@ class AxisExpression {
   const std::string& text() const { return text_; }
   bool is_identity() const { return text_.empty(); }
 
-  /// Whether the native side has {expert}: one of its dimensions counts experts.
-  bool counts_experts() const;
+  /// Whether the native side has {expert}: one of its dimensions counts experts. Likewise {shard}.
+  bool counts_experts() const { return counts("{expert}"); }
+  bool counts_shards() const { return counts("{shard}"); }
 
-  /// Whether the HF side has a size that the native one lacks, such as that of another part.
+  /// Whether the native shape does not say all: the HF side has another part's size, or HF tensors are
+  /// counted within a dimension.
   bool needs_hf_shape() const;
 
-  /// What is known of the two tensors, made into a correspondence, for expert 0. Shapes that are not given
-  /// follow; `sizes` may hold "{expert}", how many experts there are. Throws Error(mismatch), saying what was
-  /// expected and found, if a shape has another number of dimensions, or its size does not divide, or a size
-  /// follows from nothing.
+  /// What is known of the two tensors, made into a correspondence, for expert and shard 0. Shapes that are
+  /// not given follow; `sizes` may hold "{expert}" and "{shard}", how many there are. Throws Error(mismatch),
+  /// saying what was expected and found, if a shape has another number of dimensions, or its size does not
+  /// divide, or a size follows from nothing.
   struct Resolved {
     Shape hf_shape;
     Shape native_shape;
     Correspondence correspondence;
 
-    // Which factor of native_box counts experts, from one to the next by how much; -1: none does.
-    int expert_factor = -1;
-    std::int64_t expert_step = 0;
-    std::int64_t experts = 1;
+    /// How native_box goes on from one HF tensor to the next.
+    struct Counter {
+      int factor = -1;         ///< of native_box that counts them; -1: none does
+      std::int64_t step = 0;   ///< in that factor, from one to the next
+      std::int64_t count = 1;  ///< of them
+    };
+    Counter experts;
+    Counter shards;
 
-    /// native_box of an expert.
-    Box native_box_of(std::int64_t expert) const;
+    /// native_box of an expert and a shard.
+    Box native_box_of(std::int64_t expert, std::int64_t shard) const;
   };
   Resolved resolve(const std::optional<Shape>& hf_shape, const std::optional<Shape>& native_shape,
                    const Sizes& sizes = {}) const;
@@ -76,9 +82,10 @@ class AxisExpression {
 
  private:
   struct Factor {
-    enum class Kind : std::uint8_t { axis, number, index, expert, parts };
+    enum class Kind : std::uint8_t { axis, number, index, counted, parts };
     Kind kind = Kind::axis;
     std::string name;       ///< of an axis, or of the part that is taken
+    std::string counter;    ///< "{expert}" or "{shard}"
     std::int64_t size = 0;  ///< of a number; how many indices an index is one of
     std::int64_t index = 0;
     std::vector<std::string> parts;  ///< names or numbers
@@ -104,6 +111,7 @@ class AxisExpression {
   /// What each factor's partner is called on the other side; empty: it has none.
   static std::vector<std::string> partners_of(const Side& side);
 
+  bool counts(std::string_view counter) const;
   static Side parse_side(std::string_view text);
   static Factor parse_factor(std::string_view text);
   void expect_partners() const;

@@ -31,6 +31,14 @@ bool is_empty(const Box& box) {
   return std::any_of(box.size.begin(), box.size.end(), [](std::int64_t extent) { return extent == 0; });
 }
 
+bool intersects(const Box& a, const Box& b) {
+  for (std::size_t d = 0; d < a.offset.size(); ++d) {
+    const std::int64_t begin = std::max(a.offset[d], b.offset[d]);
+    if (begin >= a.offset[d] + a.size[d] || begin >= b.offset[d] + b.size[d]) return false;
+  }
+  return true;
+}
+
 bool lies_inside(const Box& box, const Shape& shape) {
   if (box.offset.size() != shape.size() || box.size.size() != shape.size()) return false;
   for (std::size_t d = 0; d < shape.size(); ++d) {

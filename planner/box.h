@@ -31,6 +31,9 @@ Box intersection(const Box& a, const Box& b);
 
 bool is_empty(const Box& box);
 
+/// Whether two boxes of equal rank have elements in common.
+bool intersects(const Box& a, const Box& b);
+
 /// Whether these numbers, whatever they are, make a box of a tensor of this shape.
 bool lies_inside(const Box& box, const Shape& shape);
 

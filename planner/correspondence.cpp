@@ -97,7 +97,35 @@ std::vector<Placed> placed_in(const Correspondence& of, const Box& native) {
   return placed_in(of, of.native_box, native);
 }
 
+namespace {
+
+/// Where both tensors are seen as they are: one box.
+std::vector<Placed> placed_plainly(const Correspondence& of, const Box& native_box, const Box& native) {
+  if (!intersects(native_box, native)) return {};
+  std::vector<Placed> placed(1);
+  Placed& one = placed.front();
+  Lattice& in_native = one.in_native;
+  one.hf_box = of.hf_box;
+  in_native.axes = of.axes;
+  in_native.steps.assign(of.axes.size(), 1);
+  const auto begin = [&](std::size_t d) { return std::max(native_box.offset[d], native.offset[d]); };
+  in_native.first.resize(native.offset.size());
+  for (std::size_t d = 0; d < native.offset.size(); ++d) in_native.first[d] = begin(d) - native.offset[d];
+  for (std::size_t i = 0; i < of.axes.size(); ++i) {
+    if (of.axes[i] < 0) continue;
+    const auto d = static_cast<std::size_t>(of.axes[i]);
+    one.hf_box.offset[i] += begin(d) - native_box.offset[d];
+    one.hf_box.size[i] =
+        std::min(native_box.offset[d] + native_box.size[d], native.offset[d] + native.size[d]) - begin(d);
+  }
+  in_native.sizes = one.hf_box.size;
+  return placed;
+}
+
+}  // namespace
+
 std::vector<Placed> placed_in(const Correspondence& of, const Box& native_box, const Box& native) {
+  if (is_plain(of.native_view)) return placed_plainly(of, native_box, native);
   const Shape steps = steps_of(of.native_view);
   std::vector<Placed> placed;
   for (const Box& within : boxes_in_view(of.native_view, native)) {

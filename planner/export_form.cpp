@@ -27,25 +27,6 @@ Encoding mxfp8(const Shape& weight_shape) {
 
 bool is_of_a_model(const WeightMap& map) { return map.family != unchanged_names().family; }
 
-/// The HF names that these tensors have with this map; empty if one of them is not known.
-Catalog hf_names(const std::vector<SavedTensor>& tensors, const WeightMap& map) {
-  Catalog catalog;
-  for (const SavedTensor& tensor : tensors) {
-    std::vector<Piece> pieces;
-    try {
-      pieces = pieces_of(map, tensor.fqn, tensor.shape);
-    } catch (const Error&) {
-      return {};
-    }
-    if (pieces.empty() || !pieces.front().rule->known) return {};
-    for (Piece& piece : pieces) {
-      SourceTensor& source = catalog.tensors.emplace_back();
-      source.name = std::move(piece.hf_name);
-    }
-  }
-  return catalog;
-}
-
 /// Proves that the template has these tensors and no others, and returns what it has beyond them with cause.
 std::vector<std::string> fit_to_template(const std::vector<SavedTensor>& tensors, const ExportForm& form) {
   std::vector<TensorSpec> specs;
@@ -152,17 +133,15 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
 WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
                                       std::string_view layout, bool quantise) {
   if (family != "auto") return weight_map_for({}, family, layout);
-  for (const Model& model : models()) {
-    if (std::find(model.layouts.begin(), model.layouts.end(), layout) == model.layouts.end()) continue;
-    WeightMap map = model.weight_map(layout, {});
-    if (model.has_names_of(hf_names(tensors, map))) return map;
-  }
-  if (quantise) {
+  std::vector<std::string> names;
+  for (const SavedTensor& tensor : tensors) names.push_back(tensor.fqn);
+  WeightMap map = weight_map_by_native_names(names, layout);
+  if (quantise && !is_of_a_model(map)) {
     throw Error(ErrorKind::mismatch,
-                "cannot say which weights MXFP8 is for: no family knows all of these tensors in layout " +
+                "cannot say which weights MXFP8 is for: no family has names such as these in layout " +
                     std::string(layout) + "; give a template that has scales, or model= and layout=");
   }
-  return unchanged_names();
+  return map;
 }
 
 ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const ExportForm& form) {
@@ -174,6 +153,10 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
     const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.pattern);
     if (pieces.empty() && volume(tensor.shape) > 0) {
       problems.add(tensor.fqn + ": no rule of " + form.map.family + " has a name for it");
+    }
+    if (!pieces.empty() && pieces.front().rule->only_read) {
+      result.left_out.push_back(tensor.fqn);
+      continue;
     }
     std::string fault;
     for (const Piece& piece : pieces) {

@@ -42,9 +42,9 @@ bool has_scales(const Catalog& pattern);
 ///    BF16, and all else stays what it is.
 Encoding stored_as(const ExportForm& form, const Piece& piece, DType native);
 
-/// The tables for state dicts that come without a template: the family that knows all of the names, if some
-/// of the HF names are its alone, else names as they are. `family` other than "auto" decides. Throws
-/// Error(mismatch) if `quantise` is set and no family has a rule that says what to quantise.
+/// The tables for state dicts that come without a template: see weight_map_by_native_names. `family` other
+/// than "auto" decides. Throws Error(mismatch) if it cannot be told, or `quantise` is set and no family has a
+/// rule that says what to quantise.
 WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
                                       std::string_view layout, bool quantise);
 
@@ -53,7 +53,8 @@ struct ExportedTensors {
   std::vector<SourceTensor>
       tensors;  ///< in the order in which files hold them: the template's, else the state dict's
   std::vector<std::string> left_out;  ///< the template's tensors that this layout has no place for, or
-                                      ///< (strict = false) the state dict lacks
+                                      ///< (strict = false) the state dict lacks; and tensors of the state
+                                      ///< dict that the template has as another's, such as a tied head
   Roundings rounded;  ///< by the names of the state dict; MXFP8, which was asked for, is no cast
 };
 

@@ -81,6 +81,8 @@ class LoadPlanner {
       }
       return;
     }
+    // What another tensor is stored as is not stored twice.
+    if (options_.exporting && !pieces.empty() && pieces.front().rule->only_read) return;
     const std::size_t first_transfer = plan_.transfers.size();
     if (add_pieces(index, pieces)) prove_coverage(spec, first_transfer);
   }
@@ -95,13 +97,16 @@ class LoadPlanner {
   bool add_pieces(std::uint32_t index, const std::vector<Piece>& pieces) {
     const TensorSpec& spec = specs_[index];
     bool complete = true;
-    std::map<const Rule*, std::vector<std::int64_t>> missing_experts;
+    std::map<const Rule*, std::vector<const Piece*>> missing_pieces;
     std::size_t missing = 0;
     for (const Piece& piece : pieces) {
       const std::span<const SourceTensor> chunks = catalog_.find(piece.hf_name);
       if (chunks.empty()) {
-        if (options_.parts_elsewhere && !touches(spec, hull_of(piece))) continue;
-        missing_experts[piece.rule].push_back(piece.expert);
+        if (options_.parts_elsewhere &&
+            std::none_of(spec.boxes.begin(), spec.boxes.end(),
+                         [&](const LocalBox& local) { return may_touch(piece, local.global); }))
+          continue;
+        missing_pieces[piece.rule].push_back(&piece);
         ++missing;
         continue;
       }
@@ -113,20 +118,21 @@ class LoadPlanner {
       plan_.not_loaded.push_back(spec.fqn);
       return false;
     }
-    for (const auto& [rule, experts] : missing_experts) note_missing(spec, *rule, experts);
+    for (const auto& [rule, of_rule] : missing_pieces) note_missing(spec, *rule, of_rule);
     if (missing == pieces.size()) look_for_prefix(spec);
     return false;
   }
 
-  void note_missing(const TensorSpec& spec, const Rule& rule, const std::vector<std::int64_t>& experts) {
-    Captures captures = *rule.native.match(spec.fqn);
+  void note_missing(const TensorSpec& spec, const Rule& rule, const std::vector<const Piece*>& pieces) {
     if (!rule.stacked()) {
-      problems_.add(spec.fqn + ": the checkpoint lacks " +
-                    to_checkpoint_spelling(map_.dialect, rule.hf.fill(captures)));
+      for (const Piece* piece : pieces) problems_.add(spec.fqn + ": the checkpoint lacks " + piece->hf_name);
       return;
     }
-    captures.expert = experts.front();
-    std::string name = to_checkpoint_spelling(map_.dialect, rule.hf.fill(captures));
+    std::string name = pieces.front()->hf_name;
+    std::vector<std::int64_t> experts;
+    for (const Piece* piece : pieces) {
+      if (experts.empty() || experts.back() != piece->expert) experts.push_back(piece->expert);
+    }
     if (experts.size() > 1) {
       const std::string number = "." + std::to_string(experts.front()) + ".";
       name.replace(name.rfind(number), number.size(), ".{" + ranges_of(experts) + "}.");
@@ -151,11 +157,12 @@ class LoadPlanner {
 
   bool add_piece(std::uint32_t index, const Piece& piece, std::span<const SourceTensor> chunks) {
     const TensorSpec& spec = specs_[index];
-    const SourceTensor& first = chunks.front();
-    const std::string where = spec.fqn + ": " + piece.hf_name + " in " + catalog_.files[first.file].name;
+    const auto where = [&] {
+      return spec.fqn + ": " + piece.hf_name + " in " + catalog_.files[chunks.front().file].name;
+    };
     const Shape found = Catalog::global_shape(chunks);
     if (found != piece.hf_shape) {
-      problems_.add(where + ": expected shape " + to_string(piece.hf_shape) + " for the trainer's " +
+      problems_.add(where() + ": expected shape " + to_string(piece.hf_shape) + " for the trainer's " +
                     to_string(spec.global_shape) + ", found " + to_string(found));
       return false;
     }
@@ -167,12 +174,12 @@ class LoadPlanner {
       return false;
     }
     if (bytes_of(encoding.element) == 0) {
-      problems_.add(where + ": cannot load the packed format " + std::string(name_of(encoding.element)) +
+      problems_.add(where() + ": cannot load the packed format " + std::string(name_of(encoding.element)) +
                     "; expected a dtype of whole bytes");
       return false;
     }
     if (encoding.scaled ? !is_wide_float(spec.dtype) : !can_convert(encoding.element, spec.dtype)) {
-      problems_.add(where + ": cannot turn " + std::string(name_of(encoding.element)) +
+      problems_.add(where() + ": cannot turn " + std::string(name_of(encoding.element)) +
                     (encoding.scaled ? " with scales" : "") + " into the trainer's " +
                     std::string(name_of(spec.dtype)) + "; expected BF16, F16, F32" +
                     (encoding.scaled ? " or F64" : ", F64 or the same dtype"));
@@ -180,12 +187,13 @@ class LoadPlanner {
     }
     std::span<const SourceTensor> scales;
     if (encoding.scaled) scales = scales_of(catalog_, piece.hf_name);
-    const Box hull = hull_of(piece);
     for (const LocalBox& local : spec.boxes) {
-      if (is_empty(intersection(hull, local.global))) continue;
-      for (const Placed& placed : placed_in(piece, local.global)) {
+      if (!may_touch(piece, local.global)) continue;
+      for (Placed& placed : placed_in(piece, local.global)) {
         for (const SourceTensor& chunk : chunks) {
-          for (SeenBox& seen : seen_in(chunk, piece.correspondence->hf_view, placed, encoding.scaled))
+          Placed of_chunk = &chunk == &chunks.back() ? std::move(placed) : placed;
+          for (SeenBox& seen :
+               seen_in(chunk, piece.correspondence->hf_view, std::move(of_chunk), encoding.scaled))
             add_box(index, local, encoding, chunk, scales, found, std::move(seen));
         }
       }
@@ -215,17 +223,19 @@ class LoadPlanner {
     }
     Box in_tensor = all.source_box;
     for (std::size_t d = 0; d < in_tensor.offset.size(); ++d) in_tensor.offset[d] += chunk.offset[d];
-    for (const ScaledPart& part : scaled_parts(encoding, in_tensor, hf_shape, scales)) {
-      Transfer transfer = all;
-      transfer.source_box = part.box;
+    std::vector<ScaledPart> parts = scaled_parts(encoding, in_tensor, hf_shape, scales);
+    for (ScaledPart& part : parts) {
+      Transfer transfer = parts.size() == 1 ? std::move(all) : all;
       for (std::size_t d = 0; d < in_tensor.offset.size(); ++d) {
-        transfer.source_box.offset[d] -= chunk.offset[d];
-        if (all.axes[d] < 0) continue;
-        transfer.destination_offset[static_cast<std::size_t>(all.axes[d])] +=
+        if (transfer.axes[d] < 0) continue;
+        transfer.destination_offset[static_cast<std::size_t>(transfer.axes[d])] +=
             steps[d] * (part.box.offset[d] - in_tensor.offset[d]);
       }
+      transfer.source_box = std::move(part.box);
+      for (std::size_t d = 0; d < in_tensor.offset.size(); ++d)
+        transfer.source_box.offset[d] -= chunk.offset[d];
       transfer.scales = index_of(catalog_, *part.scales);
-      transfer.scale_box = part.scale_box;
+      transfer.scale_box = std::move(part.scale_box);
       transfer.first_row_in_block = part.first_row_in_block;
       transfer.first_column_in_block = part.first_column_in_block;
       plan_.transfers.push_back(std::move(transfer));
@@ -320,6 +330,16 @@ class LoadPlanner {
   LoadPlan plan_;
 };
 
+/// What a transfer without steps writes.
+Box written_box(const Transfer& transfer) {
+  Box box{transfer.destination_offset, Shape(transfer.destination_offset.size(), 1)};
+  for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
+    if (transfer.axes[i] >= 0)
+      box.size[static_cast<std::size_t>(transfer.axes[i])] *= transfer.source_box.size[i];
+  }
+  return box;
+}
+
 }  // namespace
 
 bool LoadPlan::operator==(const LoadPlan& other) const {
@@ -371,7 +391,7 @@ std::string fault_of_writing(const Shape& local_shape, std::span<const Transfer>
                   [](const Transfer& transfer) { return transfer.steps.empty(); })) {
     std::vector<Box> written;
     written.reserve(transfers.size());
-    for (const Transfer& transfer : transfers) written.push_back(box_of(written_lattice(transfer)));
+    for (const Transfer& transfer : transfers) written.push_back(written_box(transfer));
     return tiling_fault(whole(local_shape), std::move(written));
   }
   std::vector<Lattice> written;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 #include <stdexcept>
 
 namespace shardwright {
@@ -28,12 +29,14 @@ NamePattern::NamePattern(std::string_view text) : text_(text) {
     const std::size_t close = std::min(text.find('}'), text.size() - 1);
     const std::string_view variable = text.substr(0, close + 1);
     text.remove_prefix(close + 1);
-    if (variable == "{layer}") {
-      parts_.push_back({Kind::layer, ""});
+    if (const std::optional<Part> layer = layer_of(variable)) {
+      parts_.push_back(*layer);
     } else if (variable == "{expert}") {
-      parts_.push_back({Kind::expert, ""});
+      parts_.push_back({Kind::expert});
+    } else if (variable == "{shard}") {
+      parts_.push_back({Kind::shard});
     } else if (variable == "{*}" && text.empty()) {
-      parts_.push_back({Kind::rest, ""});
+      parts_.push_back({Kind::rest});
     } else {
       throw std::invalid_argument("name pattern " + text_ + ": " + std::string(variable) +
                                   " is not allowed here");
@@ -53,8 +56,12 @@ std::optional<Captures> NamePattern::match(std::string_view name) const {
       name = {};
     } else {
       const std::optional<std::int64_t> number = take_number(name);
-      if (!number) return std::nullopt;
-      (part.kind == Kind::layer ? captures.layer : captures.expert) = *number;
+      if (!number || (part.more > 0 && *number < part.more)) return std::nullopt;
+      if (part.more < 0 && *number > std::numeric_limits<std::int64_t>::max() + part.more)
+        return std::nullopt;
+      if (part.kind == Kind::layer) captures.layer = *number - part.more;
+      if (part.kind == Kind::expert) captures.expert = *number;
+      if (part.kind == Kind::shard) captures.shard = *number;
     }
   }
   if (!name.empty()) return std::nullopt;
@@ -69,10 +76,13 @@ std::string NamePattern::fill(const Captures& captures) const {
         name += part.literal;
         break;
       case Kind::layer:
-        name += std::to_string(captures.layer);
+        name += std::to_string(captures.layer + part.more);
         break;
       case Kind::expert:
         name += std::to_string(captures.expert);
+        break;
+      case Kind::shard:
+        name += std::to_string(captures.shard);
         break;
       case Kind::rest:
         name += captures.rest;
@@ -82,9 +92,23 @@ std::string NamePattern::fill(const Captures& captures) const {
   return name;
 }
 
-bool NamePattern::has_expert() const {
-  return std::any_of(parts_.begin(), parts_.end(),
-                     [](const Part& part) { return part.kind == Kind::expert; });
+bool NamePattern::has_expert() const { return has(Kind::expert); }
+bool NamePattern::has_shard() const { return has(Kind::shard); }
+
+bool NamePattern::has(Kind kind) const {
+  return std::any_of(parts_.begin(), parts_.end(), [&](const Part& part) { return part.kind == kind; });
+}
+
+std::optional<NamePattern::Part> NamePattern::layer_of(std::string_view variable) {
+  constexpr std::string_view begin = "{layer";
+  if (!variable.starts_with(begin) || !variable.ends_with('}')) return std::nullopt;
+  std::string_view more = variable.substr(begin.size(), variable.size() - begin.size() - 1);
+  if (more.empty()) return Part{Kind::layer};
+  const char sign = more.front();
+  more.remove_prefix(1);
+  const std::optional<std::int64_t> number = more.empty() ? std::nullopt : take_number(more);
+  if ((sign != '+' && sign != '-') || !number || !more.empty()) return std::nullopt;
+  return Part{Kind::layer, "", sign == '+' ? *number : -*number};
 }
 
 }  // namespace shardwright

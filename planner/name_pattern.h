@@ -12,12 +12,17 @@ namespace shardwright {
 struct Captures {
   std::int64_t layer = -1;   ///< {layer}
   std::int64_t expert = -1;  ///< {expert}
+  std::int64_t shard = -1;   ///< {shard}
   std::string rest;          ///< {*}
 };
 
-/// A tensor name with variables: {layer} and {expert} stand for a decimal number without leading zeros, {*}
-/// for one or more characters of any kind and is allowed at the end only. Each may occur once. Example:
-/// "model.layers.{layer}.self_attn.index_{*}" matches "model.layers.7.self_attn.index_q_proj.weight".
+/// A tensor name with variables: {layer}, {expert} and {shard} stand for a decimal number without leading
+/// zeros, {*} for one or more characters of any kind and is allowed at the end only. Each may occur once.
+/// {layer+4} and {layer-4} stand for a number that is 4 more, or less, than the layer; what would make a
+/// layer less than 0 does not match.
+///
+/// "model.layers.{layer}.self_attn.index_{*}" matches "model.layers.7.self_attn.index_q_proj.weight";
+/// "model.layers.{layer+61}.eh_proj.weight" matches that of layer 61, and its layer is 0.
 class NamePattern {
  public:
   /// Throws std::invalid_argument for an unknown variable or for {*} before the end.
@@ -29,14 +34,18 @@ class NamePattern {
   std::string fill(const Captures& captures) const;
 
   bool has_expert() const;
+  bool has_shard() const;
   const std::string& text() const { return text_; }
 
  private:
-  enum class Kind : std::uint8_t { literal, layer, expert, rest };
+  enum class Kind : std::uint8_t { literal, layer, expert, shard, rest };
   struct Part {
     Kind kind;
-    std::string literal;
+    std::string literal = {};
+    std::int64_t more = 0;  ///< than the layer
   };
+  static std::optional<Part> layer_of(std::string_view variable);
+  bool has(Kind kind) const;
 
   std::string text_;
   std::vector<Part> parts_;

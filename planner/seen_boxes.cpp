@@ -78,19 +78,28 @@ SeenBox seen(const SourceTensor& chunk, const View& view, const Shape& steps,
 }
 
 /// Of a tensor that is seen as it is.
-std::vector<SeenBox> seen_plainly(const SourceTensor& chunk, const Placed& placed) {
-  const Box common = intersection(placed.hf_box, {chunk.offset, chunk.shape});
-  if (is_empty(common)) return {};
-  Placed part = part_of(placed, common);
-  for (std::size_t d = 0; d < chunk.offset.size(); ++d) part.hf_box.offset[d] -= chunk.offset[d];
-  return {{{}, std::move(part.hf_box), std::move(part.in_native)}};
+std::vector<SeenBox> seen_plainly(const SourceTensor& chunk, Placed placed) {
+  bool is_inside = true;
+  for (std::size_t d = 0; d < chunk.offset.size(); ++d)
+    is_inside = is_inside && placed.hf_box.offset[d] >= chunk.offset[d] &&
+                placed.hf_box.offset[d] + placed.hf_box.size[d] <= chunk.offset[d] + chunk.shape[d];
+  if (!is_inside) {
+    const Box common = intersection(placed.hf_box, {chunk.offset, chunk.shape});
+    if (is_empty(common)) return {};
+    placed = part_of(placed, common);
+  }
+  for (std::size_t d = 0; d < chunk.offset.size(); ++d) placed.hf_box.offset[d] -= chunk.offset[d];
+  std::vector<SeenBox> seen(1);
+  seen.front().box = std::move(placed.hf_box);
+  seen.front().in_native = std::move(placed.in_native);
+  return seen;
 }
 
 }  // namespace
 
-std::vector<SeenBox> seen_in(const SourceTensor& chunk, const View& hf_view, const Placed& placed,
+std::vector<SeenBox> seen_in(const SourceTensor& chunk, const View& hf_view, Placed placed,
                              bool in_own_shape) {
-  if (is_plain(hf_view)) return seen_plainly(chunk, placed);
+  if (is_plain(hf_view)) return seen_plainly(chunk, std::move(placed));
   const Shape steps = steps_of(hf_view);
   const std::vector<Factors> dimensions = factors_of(hf_view, steps, chunk, in_own_shape);
   std::vector<SeenBox> all;

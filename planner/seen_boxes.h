@@ -20,7 +20,7 @@ struct SeenBox {
 /// Where the chunk begins and ends with an index of a dimension's outermost factor, its view has the same
 /// factors. Where it does not, or `in_own_shape` asks for it, there is a box for each index of the outer
 /// factors, of which the innermost is a range of the dimension.
-std::vector<SeenBox> seen_in(const SourceTensor& chunk, const View& hf_view, const Placed& placed,
+std::vector<SeenBox> seen_in(const SourceTensor& chunk, const View& hf_view, Placed placed,
                              bool in_own_shape);
 
 }  // namespace shardwright

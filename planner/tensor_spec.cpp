@@ -172,7 +172,7 @@ std::string fault_of(const TensorSpec& spec, bool only_read) {
 
 bool touches(const TensorSpec& spec, const Box& box) {
   return std::any_of(spec.boxes.begin(), spec.boxes.end(),
-                     [&](const LocalBox& local) { return !is_empty(intersection(local.global, box)); });
+                     [&](const LocalBox& local) { return intersects(local.global, box); });
 }
 
 std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs) {

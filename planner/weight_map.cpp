@@ -1,7 +1,9 @@
 #include "planner/weight_map.h"
 
 #include <algorithm>
+#include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -61,6 +63,11 @@ Box hull_of(const Piece& piece) {
              : hull_of(piece.correspondence->native_view, piece.native_box);
 }
 
+bool may_touch(const Piece& piece, const Box& native) {
+  if (is_plain(piece.correspondence->native_view)) return intersects(piece.native_box, native);
+  return intersects(hull_of(piece), native);
+}
+
 std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape,
                              const Catalog* catalog) {
   Captures captures;
@@ -78,6 +85,7 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
   for (const Rule* rule : rules) {
     std::optional<Shape> hf_shape;
     if (rule->stacked()) captures.expert = 0;
+    if (rule->axes.counts_shards()) captures.shard = 0;
     if (catalog != nullptr && rule->axes.needs_hf_shape())
       hf_shape = shape_in(*catalog, to_checkpoint_spelling(map.dialect, rule->hf.fill(captures)));
     try {
@@ -86,16 +94,20 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
       throw Error(error.kind, fqn + ": " + error.what());
     }
     correspondences.push_back(std::make_shared<Correspondence>(resolved.back().correspondence));
-    if (rule->stacked()) experts = resolved.back().experts;
+    if (rule->stacked()) experts = resolved.back().experts.count;
   }
   for (std::int64_t expert = 0; expert < experts; ++expert) {
     for (std::size_t r = 0; r < rules.size(); ++r) {
       const Rule& rule = *rules[r];
       if (!rule.stacked() && expert > 0) continue;
       if (rule.stacked()) captures.expert = expert;
-      pieces.push_back({to_checkpoint_spelling(map.dialect, rule.hf.fill(captures)), resolved[r].hf_shape,
-                        &rule, rule.stacked() ? expert : -1, correspondences[r],
-                        resolved[r].native_box_of(expert)});
+      const bool has_shards = rule.axes.counts_shards();
+      for (std::int64_t shard = 0; shard < resolved[r].shards.count; ++shard) {
+        if (has_shards) captures.shard = shard;
+        pieces.push_back({to_checkpoint_spelling(map.dialect, rule.hf.fill(captures)), resolved[r].hf_shape,
+                          &rule, rule.stacked() ? expert : -1, has_shards ? shard : -1, correspondences[r],
+                          resolved[r].native_box_of(expert, shard)});
+      }
     }
   }
   return pieces;
@@ -136,6 +148,34 @@ std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view
     places.push_back({rule.native.fill(captures), &rule, captures, number});
   }
   return places;
+}
+
+void choose_alternatives(WeightMap& map, const Catalog& catalog) {
+  std::map<std::string, std::set<int>> alternatives;  // by native name
+  for (const Rule& rule : map.rules) {
+    if (rule.known) alternatives[rule.native.text()].insert(rule.alternative);
+  }
+  std::erase_if(alternatives, [](const auto& of_name) { return of_name.second.size() < 2; });
+  if (alternatives.empty()) return;
+  const auto is_there = [&](const Rule& rule) {
+    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [&](const SourceTensor& tensor) {
+      return rule.hf.match(to_rules_spelling(map.dialect, tensor.name)).has_value();
+    });
+  };
+  std::map<std::string, int> chosen;
+  for (const auto& [name, numbers] : alternatives) {
+    const auto is_complete = [&, &name = name](int number) {
+      return std::all_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
+        return !rule.known || rule.native.text() != name || rule.alternative != number || is_there(rule);
+      });
+    };
+    const auto first = std::find_if(numbers.begin(), numbers.end(), is_complete);
+    chosen[name] = first == numbers.end() ? *numbers.begin() : *first;
+  }
+  std::erase_if(map.rules, [&](const Rule& rule) {
+    const auto found = chosen.find(rule.native.text());
+    return rule.known && found != chosen.end() && rule.alternative != found->second;
+  });
 }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {

@@ -31,6 +31,13 @@ struct Rule {
   /// tensor, but does not make a checkpoint's tensor a known one.
   bool known = true;
 
+  /// Of the rows of one native name, those of the lowest such number count whose HF tensors the checkpoint
+  /// has: see choose_alternatives.
+  int alternative = 0;
+
+  /// The HF tensor is another native tensor's too, and that one's alone in an export: a tied head.
+  bool only_read = false;
+
   /// A dimension of the native tensor counts experts, of which each HF tensor is one.
   bool stacked() const { return axes.counts_experts(); }
 };
@@ -52,12 +59,17 @@ struct WeightMap {
   Sizes sizes;      ///< that the axes may name: of the model's config
 };
 
+/// Keeps, of the rows of each native name, those of the first alternative whose HF names all are there, for
+/// some layer and expert; of the first one where none are.
+void choose_alternatives(WeightMap& map, const Catalog& catalog);
+
 /// One HF tensor's place inside a native tensor.
 struct Piece {
   std::string hf_name;  ///< as the checkpoint spells it
   Shape hf_shape;       ///< that the native shape asks for
   const Rule* rule;     ///< owned by the map
   std::int64_t expert;  ///< -1 where the native tensor is not stacked
+  std::int64_t shard;   ///< -1 where HF tensors are not numbered so
 
   /// Of the rule's first expert; the same for all experts.
   std::shared_ptr<const Correspondence> correspondence;
@@ -76,10 +88,13 @@ std::vector<Placed> placed_in(const Piece& piece, const Box& native);
 /// The smallest box of the native tensor that holds all of the piece.
 Box hull_of(const Piece& piece);
 
+/// Whether a box of the native tensor may hold something of the piece: it has something of that hull.
+bool may_touch(const Piece& piece, const Box& native);
+
 /// All HF tensors that make up a native tensor of that name and (global) shape, in the order of experts, then
-/// rules. Empty if no rule knows the name. Throws Error(mismatch) if the shape cannot be what the rule says
-/// (wrong rank, a dimension that does not divide into its parts). A part of a larger HF tensor needs the
-/// shape of that: from the catalog, if it is there, or by the map's sizes.
+/// rules, then shards. Empty if no rule knows the name. Throws Error(mismatch) if the shape cannot be what
+/// the rule says (wrong rank, a dimension that does not divide into its parts). A part of a larger HF tensor
+/// needs the shape of that: from the catalog, if it is there, or by the map's sizes.
 std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape,
                              const Catalog* catalog = nullptr);
 

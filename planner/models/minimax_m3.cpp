@@ -13,14 +13,6 @@
 namespace shardwright {
 namespace {
 
-using AddRules = void (*)(WeightMap& map);
-
-constexpr std::array<std::pair<std::string_view, AddRules>, 3> layouts = {{
-    {"automodel", add_automodel_rules},
-    {"transformers", add_transformers_rules},
-    {"huggingface", add_huggingface_rules},
-}};
-
 /// The documented rule of names: the weights of a decoder layer that are block-scaled where no checkpoint
 /// says so. MTP's eh_proj is not among them, although the released files store it as FP8.
 constexpr std::array<std::string_view, 13> quantised = {
@@ -76,9 +68,8 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   map.family = "minimax_m3";
   map.layout = layout;
   map.dialect = dialect_of(catalog);
-  for (const auto& [name, add_rules_of_layout] : layouts) {
-    if (name == layout) add_rules_of_layout(map);
-  }
+  if (layout == "automodel") add_automodel_rules(map);
+  if (layout == "transformers") add_transformers_rules(map);
   for (Rule& rule : map.rules) rule.quantised = is_quantised(rule.hf);
   for (std::string_view pattern : ignored) map.ignored.emplace_back(pattern);
   map.layers.emplace_back(layers);
@@ -86,34 +77,20 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
-bool has_names_of(const Catalog& catalog) {
-  constexpr std::array<std::string_view, 4> marks = {".block_sparse_moe.", "patch_merge_mlp.",
-                                                     ".self_attn.index_", "language_model.model.mtp.layers."};
-  return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [&](const SourceTensor& tensor) {
-    return std::any_of(marks.begin(), marks.end(),
-                       [&](std::string_view mark) { return tensor.name.find(mark) != std::string::npos; });
-  });
-}
-
 }  // namespace
 
-void add_rules(std::vector<Rule>& rules, std::span<const Row> rows, std::string_view hf_prefix,
-               std::string_view native_prefix, bool known) {
-  for (const Row& row : rows) {
-    rules.push_back({NamePattern(std::string(hf_prefix) + std::string(row.hf)),
-                     NamePattern(std::string(native_prefix) + std::string(row.native)),
-                     row.axes.empty() ? AxisExpression() : AxisExpression(row.axes), /*quantised=*/false,
-                     known});
-  }
-}
-
 Model minimax_m3() {
-  std::vector<std::string_view> layout_names;
-  for (const auto& layout : layouts) layout_names.push_back(layout.first);
   return {"minimax_m3",
           {"minimax_m3_vl", "minimax_m3_vl_text", "minimax_m3", "minimax_m3_text"},
-          layout_names,
-          has_names_of,
+          {"automodel", "transformers"},
+          {".block_sparse_moe.", "patch_merge_mlp.", ".self_attn.index_", "language_model.model.mtp.layers."},
+          {"model.layers.{layer}.self_attn.indexer.{*}", "model.layers.{layer}.shared_experts.{*}",
+           "model.mtp.layers.{layer}.transformer_layer.{*}", "vision_tower.patch_merge_mlp.{*}",
+           "model.language_model.layers.{layer}.self_attn.indexer.{*}",
+           "model.language_model.layers.{layer}.mlp.shared_experts.gate_up_proj.weight",
+           "model.layers.{layer}.mlp.shared_experts.gate_up_proj.weight",
+           "model.multi_modal_projector.merge_linear_{*}"},
+          "language_model.",
           weight_map};
 }
 

@@ -1,12 +1,18 @@
 #include "planner/models/models.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "planner/error.h"
+#include "planner/held_tensors.h"
 
 namespace shardwright {
 namespace {
+
+constexpr std::string_view huggingface = "huggingface";
 
 std::string joined(const std::vector<std::string_view>& words) {
   std::string text;
@@ -35,18 +41,54 @@ std::string model_type_of(const Catalog& catalog) {
   return config["model_type"].get<std::string>();
 }
 
-const Model& recognise(const Catalog& catalog) {
+bool has_mark(const Model& model, const Catalog& catalog) {
+  return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [&](const SourceTensor& tensor) {
+    return std::any_of(model.hf_marks.begin(), model.hf_marks.end(),
+                       [&](std::string_view mark) { return tensor.name.find(mark) != std::string::npos; });
+  });
+}
+
+/// The families that a checkpoint may be of.
+std::vector<const Model*> candidates(const Catalog& catalog) {
   const std::string model_type = model_type_of(catalog);
+  std::vector<const Model*> found;
   for (const Model& model : models()) {
-    if (model_type.empty() ? model.has_names_of(catalog) : contains(model.model_types, model_type))
-      return model;
+    if (model_type.empty() ? has_mark(model, catalog) : contains(model.model_types, model_type))
+      found.push_back(&model);
   }
+  return found;
+}
+
+const Model& recognise(const Catalog& catalog) {
+  const std::vector<const Model*> found = candidates(catalog);
+  if (found.size() == 1) return *found.front();
+  const std::string model_type = model_type_of(catalog);
   throw Error(
       ErrorKind::mismatch,
       catalog.directory.string() + ": cannot tell which model this is: " +
-          (model_type.empty() ? "config.json names no model_type and the tensor names fit no known model"
+          (model_type.empty() ? "config.json names no model_type and the tensor names fit " +
+                                    std::string(found.empty() ? "no known model" : "more than one model")
                               : "config.json says model_type " + model_type + ", which is not known") +
-          ". Known: " + known_families() + ". Name the family with model=...");
+          ". Known: " + known_families() +
+          ". Name the family with model=..., or load the checkpoint's own tensors with "
+          "layout=\"huggingface\"");
+}
+
+/// The whole numbers of a config, by name: those of its text part before its own.
+Sizes sizes_of_config(const std::string& text) {
+  Sizes sizes;
+  const nlohmann::json config = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto add = [&](const nlohmann::json& of) {
+    if (!of.is_object()) return;
+    for (const auto& [name, value] : of.items()) {
+      if (value.is_number_unsigned() &&
+          value.get<std::uint64_t>() <= std::numeric_limits<std::int32_t>::max())
+        sizes.emplace(name, value.get<std::int64_t>());
+    }
+  };
+  if (config.is_object() && config.contains("text_config")) add(config["text_config"]);
+  add(config);
+  return sizes;
 }
 
 const Model& named(std::string_view family) {
@@ -57,20 +99,109 @@ const Model& named(std::string_view family) {
               "model '" + std::string(family) + "' is not known. Known: auto; " + known_families());
 }
 
+WeightMap table_of(const Model& model, std::string_view layout, const Catalog& catalog) {
+  WeightMap map = model.weight_map(layout, catalog);
+  map.family = model.family;
+  map.layout = layout;
+  map.sizes = sizes_of_config(catalog.config);
+  choose_alternatives(map, catalog);
+  return map;
+}
+
+/// The checkpoint's own names and shapes, decoded, with what the family knows of them: which names there are,
+/// and how else they are spelled. The trainer may spell them as the checkpoint does, as the rules do, or
+/// without the text part's prefix.
+WeightMap own_names(const Model& model, const Catalog& catalog) {
+  const WeightMap names = table_of(model, model.layouts.front(), catalog);
+  WeightMap map = names;
+  map.layout = huggingface;
+  map.rules.clear();
+  map.without_place.clear();
+  std::set<std::string> spellings;
+  const auto add = [&](const Rule& like, const std::string& native, bool known) {
+    if (!spellings.insert(native).second) return;
+    Rule& rule = map.rules.emplace_back(Rule{like.hf, NamePattern(native)});
+    rule.known = known;
+    rule.quantised = like.quantised;
+  };
+  for (const Rule& rule : names.rules) {
+    if (rule.known) add(rule, to_checkpoint_spelling(map.dialect, rule.hf.text()), true);
+  }
+  // These find sources; the place that a tensor of the checkpoint has is the one in its own spelling.
+  for (const Rule& rule : names.rules) {
+    add(rule, rule.hf.text(), false);
+    if (!model.text_prefix.empty() && rule.hf.text().starts_with(model.text_prefix))
+      add(rule, rule.hf.text().substr(model.text_prefix.size()), false);
+  }
+  // Last, as in a checkpoint that lacks "model." too this catches every name.
+  for (const Rule& rule : names.rules) {
+    if (!rule.known) add(rule, to_checkpoint_spelling(map.dialect, rule.hf.text()), false);
+  }
+  return map;
+}
+
+/// Whether the family's table says that a tensor of that name is made up of parts of others, or of others'.
+bool regroups(const WeightMap& map, const std::string& name) {
+  return std::any_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
+    return rule.known && !rule.axes.is_identity() && rule.native.match(name).has_value();
+  });
+}
+
+bool has_native_mark(const Model& model, const std::vector<std::string>& names) {
+  return std::any_of(model.native_marks.begin(), model.native_marks.end(), [&](std::string_view mark) {
+    const NamePattern pattern(mark);
+    return std::any_of(names.begin(), names.end(),
+                       [&](const std::string& name) { return pattern.match(name).has_value(); });
+  });
+}
+
 }  // namespace
 
 const std::vector<Model>& models() {
-  static const std::vector<Model> all{minimax_m3()};
+  static const std::vector<Model> all{minimax_m3(), qwen3_5_moe(), qwen3_moe()};
   return all;
 }
 
 WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::string_view layout) {
+  if (layout == huggingface) {
+    const std::vector<const Model*> found =
+        family == "auto" ? candidates(catalog) : std::vector<const Model*>{&named(family)};
+    if (found.size() == 1) return own_names(*found.front(), catalog);
+    WeightMap map = unchanged_names();
+    map.layout = huggingface;
+    return map;
+  }
   const Model& model = family == "auto" ? recognise(catalog) : named(family);
   if (!contains(model.layouts, layout)) {
     throw Error(ErrorKind::argument, "layout '" + std::string(layout) + "' is not known for " +
-                                         std::string(model.family) + ". Known: " + joined(model.layouts));
+                                         std::string(model.family) + ". Known: " + joined(model.layouts) +
+                                         ", " + std::string(huggingface));
   }
-  return model.weight_map(layout, catalog);
+  return table_of(model, layout, catalog);
+}
+
+WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout) {
+  if (layout == huggingface) return unchanged_names();
+  std::vector<const Model*> marked;
+  std::vector<const Model*> possible;
+  for (const Model& model : models()) {
+    if (!contains(model.layouts, layout)) continue;
+    if (has_native_mark(model, names)) marked.push_back(&model);
+    const WeightMap map = table_of(model, layout, {});
+    if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return regroups(map, name); }))
+      possible.push_back(&model);
+  }
+  if (marked.size() == 1) return table_of(*marked.front(), layout, {});
+  const std::vector<const Model*>& found = marked.empty() ? possible : marked;
+  if (found.empty()) return unchanged_names();
+  std::string families;
+  for (const Model* model : found) families += (families.empty() ? "" : ", ") + std::string(model->family);
+  throw Error(
+      ErrorKind::mismatch,
+      "cannot tell which model's names to give these tensors (layout " + std::string(layout) +
+          "): they may be those of " + families +
+          ", or of another. Say which one with model=, give a checkpoint of it with template=, or take "
+          "the names as they are with layout=\"huggingface\"");
 }
 
 }  // namespace shardwright

@@ -14,10 +14,16 @@ namespace shardwright {
 struct Model {
   std::string_view family;                    ///< as users spell it in model="..."
   std::vector<std::string_view> model_types;  ///< values of config.json's "model_type" that mean this family
-  std::vector<std::string_view> layouts;      ///< native layouts, as users spell them in layout="..."
+  std::vector<std::string_view> layouts;  ///< native layouts with tables, as users spell them in layout="..."
 
-  /// True if these tensor names can only be this family's. Asked where config.json is missing.
-  bool (*has_names_of)(const Catalog& catalog);
+  /// Parts of HF names that only this family has. Asked where config.json is missing.
+  std::vector<std::string_view> hf_marks;
+
+  /// Patterns of native names, of any layout, that only this family has. Asked where there is no checkpoint.
+  std::vector<std::string_view> native_marks;
+
+  /// What the names of the text part begin with, which a text-only checkpoint leaves out; empty: nothing.
+  std::string_view text_prefix;
 
   /// The table for one of `layouts`, in the dialect of this checkpoint.
   WeightMap (*weight_map)(std::string_view layout, const Catalog& catalog);
@@ -27,11 +33,20 @@ const std::vector<Model>& models();
 
 /// The table for a checkpoint. `family` "auto" means: by config.json's model_type, or by the names where
 /// there is no config.json. Throws Error(argument) for an unknown family or layout and Error(mismatch) for a
-/// model that no family recognises, naming what there is.
+/// model that no family, or more than one, recognises, naming what there is. The layout "huggingface", the
+/// checkpoint's own names and shapes, needs no family: "auto" never fails there.
 WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto",
                          std::string_view layout = "automodel");
 
-/// MiniMax M3 (text and VL); see minimax_m3.cpp.
+/// The table where there is no checkpoint, for a state dict of these native names: that of the one family
+/// whose marks they have. No marks: names as they are, if no family's table says that one of these tensors is
+/// made up of others. Throws Error(mismatch), naming the families, where several fit or only that can be
+/// said.
+WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout);
+
+/// Each in a file of its name.
 Model minimax_m3();
+Model qwen3_5_moe();
+Model qwen3_moe();
 
 }  // namespace shardwright

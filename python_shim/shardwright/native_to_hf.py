@@ -56,6 +56,10 @@ class Origin:
     conversion: Conversion
     native: Native | None  #: None: the HF tensor is the native one
     is_view: bool
+    #: For an empty tensor that a load is to fill: its version then, which whoever writes into it raises.
+    empty_version: int | None = None
+    #: For a cast of the native tensor: its version then.
+    cast_version: int | None = None
 
 
 class Origins(WeakTensorKeyDictionary):
@@ -81,10 +85,10 @@ def hf_tensors(
 ) -> Iterator[tuple[str, str, torch.Tensor]]:
     """(FQN, HF name, HF tensor), for what this rank holds of each native tensor that the rules know.
 
-    With ``quantization``, weights that are block-scaled (by the catalog, or without one by the rule of names) are
-    empty FP8 tensors that lie as the native tensor does, and each is followed by its scales, all of them 1: a plain
-    tensor of global shape, since a shard of the weight may need any of them. All others share the native tensor's
-    memory.
+    With ``quantization``, weights that are block-scaled (by the catalog, or without one by the rule of names) are FP8
+    tensors that lie as the native tensor does: with a catalog empty ones, to be loaded into, without one casts of the
+    native tensor. Each is followed by its scales, all of them 1: a plain tensor of global shape, since a shard of the
+    weight may need any of them. All others share the native tensor's memory.
     """
     excluded = re.compile(exclude_key_regex) if exclude_key_regex else None
     conversion = Conversion(quantization or for_checkpoint_load, for_checkpoint_load)
@@ -113,14 +117,32 @@ def hf_tensors(
                 lies = sharding_of_part(
                     fqn, native.sharding, request.native_size, request.axes, request.shape
                 )
-                tensor = lies.empty(DTYPES[request.dtype], local.device)
+                if catalog is not None:
+                    tensor = lies.empty(DTYPES[request.dtype], local.device)
+                else:
+                    part = local_part(_part(native, local, request, index_of, copied=False))
+                    tensor = lies.wrap(part.to(DTYPES[request.dtype]).contiguous())
             else:
                 tensor = _part(native, local, request, index_of, copied=not conversion.is_request)
             if origins is not None:
                 is_itself = tensor is native.tensor
                 is_view = is_itself or (conversion.is_request and not is_scaled)
-                origins[tensor] = Origin(conversion, None if is_itself else native, is_view)
+                version = version_of(tensor) if is_scaled else None
+                origins[tensor] = Origin(
+                    conversion,
+                    None if is_itself else native,
+                    is_view,
+                    empty_version=version if catalog is not None else None,
+                    cast_version=version if catalog is None else None,
+                )
             yield fqn, request.name, tensor
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """How often this rank's part has been written to; None where torch does not count, or there is nothing to write."""
+    local = local_part(tensor)
+    is_counted = not (local.is_inference() or local.is_meta or local.numel() == 0)
+    return local._version if is_counted else None
 
 
 def _placeholder(request: Any, device: torch.device) -> torch.Tensor:

@@ -40,7 +40,7 @@ Tensor filled(const Shape& native, const Box& box, const std::vector<Source>& so
   std::fill(result.values.begin(), result.values.end(), -1);
   for (const Source& source : sources) {
     auto resolved = AxisExpression(source.text).resolve(source.tensor.shape, native, sizes);
-    resolved.correspondence.native_box = resolved.native_box_of(source.expert);
+    resolved.correspondence.native_box = resolved.native_box_of(source.expert, 0);
     EXPECT_EQ(fault_of(resolved.correspondence), "") << source.text;
     const View& view = resolved.correspondence.hf_view;
     const std::vector<Placed> placed = placed_in(resolved.correspondence, box);

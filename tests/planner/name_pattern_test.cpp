@@ -38,6 +38,30 @@ TEST(name_pattern, a_number_is_decimal_without_leading_zeros_or_sign) {
     EXPECT_FALSE(pattern.match(name)) << name;
 }
 
+TEST(name_pattern, a_layer_may_count_from_elsewhere) {
+  const NamePattern more("layers.{layer+61}.x");
+  EXPECT_EQ(more.match("layers.61.x")->layer, 0);
+  EXPECT_EQ(more.match("layers.64.x")->layer, 3);
+  EXPECT_FALSE(more.match("layers.60.x"));
+  EXPECT_EQ(more.fill(*NamePattern("mtp.{layer}.x").match("mtp.2.x")), "layers.63.x");
+  const NamePattern less("blocks.{layer-1}.x");
+  EXPECT_EQ(less.match("blocks.0.x")->layer, 1);
+  EXPECT_EQ(less.fill(*less.match("blocks.9223372036854775806.x")), "blocks.9223372036854775806.x");
+  EXPECT_FALSE(less.match("blocks.9223372036854775807.x"));
+  for (const char* text :
+       {"{layer+}", "{layer+x}", "{layer*2}", "{layer+1", "{layer+01}", "{expert+1}", "{layer+-1}"})
+    EXPECT_THROW(NamePattern{text}, std::invalid_argument) << text;
+}
+
+TEST(name_pattern, shards_and_experts_are_numbers_apart) {
+  const auto captures = NamePattern("e.{expert}.s.{shard}").match("e.4.s.2");
+  ASSERT_TRUE(captures);
+  EXPECT_EQ(captures->expert, 4);
+  EXPECT_EQ(captures->shard, 2);
+  EXPECT_TRUE(NamePattern("s.{shard}").has_shard());
+  EXPECT_FALSE(NamePattern("s.{expert}").has_shard());
+}
+
 TEST(name_pattern, a_number_may_end_the_name) {
   const NamePattern pattern("a.{layer}");
   EXPECT_EQ(pattern.match("a.30")->layer, 30);

@@ -17,9 +17,9 @@ namespace shardwright {
 /// tensor has a part of every HF tensor.
 struct RandomRules {
   /// A factor of a dimension: an axis, of which either side may hold several, one after the other; or the
-  /// number of an HF tensor, of a native tensor, or of an expert.
+  /// number of an HF tensor, of a native tensor, of an expert, or of a shard.
   struct Factor {
-    enum class Kind { axis, hf_number, native_number, expert };
+    enum class Kind { axis, hf_number, native_number, expert, shard };
     Kind kind = Kind::axis;
     std::size_t axis = 0;
   };
@@ -30,6 +30,7 @@ struct RandomRules {
   std::int64_t hf_count = 1;      ///< of HF tensors (of each expert)
   std::int64_t native_count = 1;  ///< of native tensors
   std::int64_t experts = 0;       ///< 0: HF tensors are of no expert
+  std::int64_t shards = 0;        ///< 0: HF tensors are not cut into shards
 
   // Sizes of the parts of an axis: of the native tensor, each from another HF tensor, or the other way round.
   std::optional<std::size_t> axis_of_native_parts, axis_of_hf_parts;
@@ -50,6 +51,7 @@ struct RandomRules {
     Shape values(axes.size(), 0);
     std::int64_t hf_number = 0;
     std::int64_t expert = 0;
+    std::int64_t shard = 0;
     for (std::size_t d = 0; d < native.size(); ++d) {
       std::int64_t rest = at[d];
       for (std::size_t f = native[d].size(); f-- > 0;) {
@@ -58,6 +60,7 @@ struct RandomRules {
         std::int64_t value = rest % size;
         rest /= size;
         if (factor.kind == Factor::Kind::expert) expert = value;
+        if (factor.kind == Factor::Kind::shard) shard = value;
         if (factor.kind == Factor::Kind::hf_number) hf_number = value;
         if (factor.kind != Factor::Kind::axis) continue;
         if (factor.axis == axis_of_native_parts) {
@@ -68,7 +71,7 @@ struct RandomRules {
         values[factor.axis] = value;
       }
     }
-    HfElement found{hf_name(hf_number, expert), {}};
+    HfElement found{hf_name(hf_number, expert, shard), {}};
     for (const std::vector<Factor>& dimension : hf) {
       std::int64_t index = 0;
       for (const Factor& factor : dimension) {
@@ -82,12 +85,19 @@ struct RandomRules {
     return found;
   }
 
-  std::string hf_name(std::int64_t number, std::int64_t expert) const {
-    const std::string name = "h" + std::to_string(number);
-    return experts == 0 ? name + ".weight" : name + "." + std::to_string(expert) + ".weight";
+  std::string hf_name(std::int64_t number, std::int64_t expert, std::int64_t shard) const {
+    return hf_pattern(number, experts == 0 ? "" : std::to_string(expert),
+                      shards == 0 ? "" : std::to_string(shard));
   }
 
  private:
+  static std::string hf_pattern(std::int64_t number, const std::string& expert, const std::string& shard) {
+    std::string name = "h" + std::to_string(number);
+    if (!expert.empty()) name += "." + expert;
+    if (!shard.empty()) name += ".shard_" + shard;
+    return name + ".weight";
+  }
+
   bool is_hf_parts(const Factor& factor) const {
     return factor.kind == Factor::Kind::axis && factor.axis == axis_of_hf_parts;
   }
@@ -108,6 +118,7 @@ struct RandomRules {
   }
   std::int64_t size_in_native(const Factor& factor, std::int64_t native_number) const {
     if (factor.kind == Factor::Kind::expert) return experts;
+    if (factor.kind == Factor::Kind::shard) return shards;
     if (factor.kind == Factor::Kind::hf_number) return hf_count;
     return is_native_parts(factor) ? sum(native_parts) : size_of(factor.axis, 0, native_number);
   }
@@ -171,6 +182,10 @@ struct RandomRules {
       experts = random.between(1, 3);
       insert(random, native, Factor::Kind::expert);
     }
+    if (random.once_in(4)) {
+      shards = random.between(1, 3);
+      insert(random, native, Factor::Kind::shard);
+    }
   }
 
   static std::string letter(std::size_t axis) { return std::string(1, static_cast<char>('a' + axis)); }
@@ -193,6 +208,8 @@ struct RandomRules {
         inside += inside.empty() ? "" : " ";
         if (factor.kind == Factor::Kind::expert) {
           inside += "{expert}";
+        } else if (factor.kind == Factor::Kind::shard) {
+          inside += "{shard}";
         } else if (factor.kind == Factor::Kind::hf_number) {
           inside += std::to_string(hf_number) + "/" + std::to_string(hf_count);
         } else if (factor.kind == Factor::Kind::native_number) {
@@ -220,9 +237,15 @@ struct RandomRules {
   void add_rules(Random& random) {
     map.family = "random";
     map.layout = "random";
+    // Counts in a dimension of several factors follow from the shapes of both tensors, if there is one.
     for (const std::vector<Factor>& dimension : native) {
+      bool is_counted = random.once_in(2);
       for (const Factor& factor : dimension) {
-        if (factor.kind == Factor::Kind::expert && dimension.size() > 1) map.sizes["{expert}"] = experts;
+        const bool is_expert = factor.kind == Factor::Kind::expert;
+        if (!is_expert && factor.kind != Factor::Kind::shard) continue;
+        if (is_counted && dimension.size() > 1)
+          map.sizes[is_expert ? "{expert}" : "{shard}"] = is_expert ? experts : shards;
+        is_counted = true;
       }
     }
     // One size may be left to the shapes.
@@ -232,8 +255,7 @@ struct RandomRules {
         for (std::size_t axis = 0; axis < axes.size(); ++axis) {
           if (axis != unnamed) map.sizes[name_of_axis(axis, h, n)] = size_of(axis, h, n);
         }
-        const std::string name =
-            experts == 0 ? "h" + std::to_string(h) + ".weight" : "h" + std::to_string(h) + ".{expert}.weight";
+        const std::string name = hf_pattern(h, experts == 0 ? "" : "{expert}", shards == 0 ? "" : "{shard}");
         map.rules.push_back(
             {NamePattern(name), NamePattern("n" + std::to_string(n)),
              AxisExpression(text_of(hf, true, h, n) + " -> " + text_of(native, false, h, n))});
@@ -260,11 +282,13 @@ struct RandomRules {
         shape.push_back(size);
       }
       for (std::int64_t expert = 0; expert < std::max<std::int64_t>(1, experts); ++expert) {
-        const std::string name = hf_name(h, expert);
-        const bool scaled = shape.size() == 2 && random.once_in(2);
-        const DType dtype = scaled ? random.one_of<DType>({DType::F8_E4M3, DType::F8_E5M2}) : wide();
-        model.stored.push_back({name, dtype, shape, random_chunks(random, shape)});
-        if (scaled) model.stored.push_back(random_scales(random, name, shape));
+        for (std::int64_t shard = 0; shard < std::max<std::int64_t>(1, shards); ++shard) {
+          const std::string name = hf_name(h, expert, shard);
+          const bool scaled = shape.size() == 2 && random.once_in(2);
+          const DType dtype = scaled ? random.one_of<DType>({DType::F8_E4M3, DType::F8_E5M2}) : wide();
+          model.stored.push_back({name, dtype, shape, random_chunks(random, shape)});
+          if (scaled) model.stored.push_back(random_scales(random, name, shape));
+        }
       }
     }
   }

@@ -346,6 +346,41 @@ def test_without_a_checkpoint_the_rule_of_names_decides(tiny: Path, natives: Sd)
     assert by_rule[eh_proj] is natives["model.mtp.layers.0.eh_proj.weight"]
 
 
+@pytest.mark.parametrize("layout", ["automodel", "transformers", "huggingface"])
+def test_without_a_checkpoint_quantised_weights_are_casts_that_come_back(tiny: Path, layout: str):
+    natives = reference.native(tiny, layout=layout)
+    kept = {fqn: tensor.clone() for fqn, tensor in natives.items()}
+    plain, cast = vl(layout=layout).to_hf(natives), vl(layout=layout).to_hf(natives, quantization=True)
+    scaled = [name for name in cast if name + "_scale_inv" in cast]
+    assert scaled
+    for name in scaled:
+        assert cast[name].dtype == torch.float8_e4m3fn
+        assert reference.same(cast[name], plain[name].to(torch.float8_e4m3fn)), name
+        assert (cast[name + "_scale_inv"] == 127).all()
+    adapter = vl(layout=layout)
+    back = adapter.from_hf(adapter.to_hf(natives, quantization=True))
+    expected = plain | {name: plain[name].to(torch.float8_e4m3fn).to(torch.bfloat16) for name in scaled}
+    assert differing(vl(layout=layout).to_hf(back), expected) == []
+    assert differing(natives, kept) == []
+
+
+def test_a_request_that_nothing_has_been_loaded_into_is_refused(tiny: Path, natives: Sd):
+    state = {fqn: tensor.clone() for fqn, tensor in natives.items()}
+    adapter = vl()
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tiny)
+    with pytest.raises(sw.PlanError, match=r"experts.\{0-3\}.w1.weight") as error:
+        adapter.from_hf(hf)
+    assert "dcp.load" in str(error.value)
+    assert differing(state, natives) == []
+    left_out = {name: tensor for name, tensor in hf.items() if not name.endswith("o_proj.weight")}
+    dcp.load(left_out, storage_reader=sw.HuggingFaceStorageReader(tiny), no_dist=True)
+    with pytest.raises(sw.PlanError, match="self_attn.o_proj.weight"):
+        adapter.from_hf(hf)
+    assert differing(state, natives) == []
+    dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(tiny), no_dist=True)
+    assert differing(adapter.from_hf(hf), natives) == []
+
+
 # --- the three-step way -----------------------------------------------------------------------------------------
 
 

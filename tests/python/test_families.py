@@ -1,0 +1,131 @@
+"""Families beside MiniMax M3, in one process. What several ranks do is in workers/families.py."""
+
+from pathlib import Path
+
+import families
+import pytest
+import shardwright as sw
+import torch
+from families import FAMILIES, Family, native
+from reference import differing
+from safetensors import safe_open
+
+LAYOUTS = ["automodel", "transformers", "huggingface"]
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def held(path: Path) -> dict[str, torch.Tensor]:
+    """What the files of a checkpoint hold, read by safetensors."""
+    tensors = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
+
+
+@each_family
+@each_layout
+def test_a_load_gives_what_the_trainers_own_code_makes(family: Family, layout: str, tmp_path: Path):
+    expected = native(family, layout, families.write(family, tmp_path))
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    report = sw.load(state, tmp_path, layout=layout)
+    assert differing(state, expected) == []
+    assert report.unknown == [] and report.not_loaded == []
+    assert all(name.startswith("mtp.") for name in report.unused) or layout == "automodel"
+    assert layout == "transformers" or report.unused == []
+
+
+@each_family
+@each_layout
+def test_an_empty_state_dict_has_the_trainers_names_and_shapes(family: Family, layout: str, tmp_path: Path):
+    expected = native(family, layout, families.write(family, tmp_path))
+    state = sw.empty_state_dict(tmp_path, layout=layout)
+    assert {name: tensor.shape for name, tensor in state.items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+
+
+@each_family
+@each_layout
+def test_an_export_with_its_template_is_what_was_loaded(family: Family, layout: str, tmp_path: Path):
+    tensors = families.write(family, tmp_path / "from")
+    state = native(family, layout, tensors)
+    report = sw.export(state, tmp_path / "to", template=tmp_path / "from", layout=layout)
+    left_out = {name for name in tensors if layout == "transformers" and name.startswith("mtp.")}
+    assert set(report.left_out) == left_out
+    assert differing(held(tmp_path / "to"), {k: v for k, v in tensors.items() if k not in left_out}) == []
+
+
+@each_family
+def test_an_export_without_a_template_asks_which_family_it_is(family: Family, tmp_path: Path):
+    tensors = families.write(family, tmp_path / "from")
+    state = native(family, "automodel", tensors)
+    if family.model == "qwen3_moe":  # has no name that no other family has
+        with pytest.raises(ValueError, match=r"qwen3_moe.*model=.*template=") as error:
+            sw.export(state, tmp_path / "to")
+        assert "minimax_m3" in str(error.value)
+        assert not (tmp_path / "to").exists()
+    sw.export(state, tmp_path / "to", model=family.model if family.model == "qwen3_moe" else "auto")
+    stored = held(tmp_path / "to")
+    back = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    sw.load(back, tmp_path / "to", model=family.model)
+    assert differing(back, state) == []
+    if (
+        "apart" not in family.name
+    ):  # without a template, experts are stored as the first released form has them
+        assert set(stored) == set(tensors)
+
+
+@each_family
+def test_a_training_goes_on_where_it_was_saved(family: Family, tmp_path: Path):
+    state = native(family, "automodel", families.write(family, tmp_path / "from"))
+    sw.save(state, tmp_path / "saved")
+    back = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    sw.load(back, tmp_path / "saved")
+    assert differing(back, state) == []
+
+
+def test_a_tied_head_is_read_from_the_embedding_and_not_stored_twice(tmp_path: Path):
+    family = FAMILIES[0]
+    tensors = families.write(family, tmp_path / "whole")
+    tied = Family(
+        family.name,
+        family.model,
+        family.config,
+        lambda _: {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"},
+        family.natives,
+    )
+    families.write(tied, tmp_path / "tied")
+    state = {name: torch.zeros_like(tensor) for name, tensor in native(family, "automodel", tensors).items()}
+    sw.load(state, tmp_path / "tied")
+    assert torch.equal(state["lm_head.weight"], tensors["model.embed_tokens.weight"])
+    assert not torch.equal(state["lm_head.weight"], tensors["lm_head.weight"])
+    report = sw.export(state, tmp_path / "to", template=tmp_path / "tied")
+    assert report.left_out == ["lm_head.weight"]
+    assert differing(held(tmp_path / "to"), held(tmp_path / "tied")) == []
+
+
+def test_any_checkpoint_loads_under_its_own_names(tmp_path: Path):
+    """A family that nobody has written a table for, with and without a config."""
+    bert = Family(
+        "bert",
+        "bert",
+        {"model_type": "bert"},
+        lambda generator: {
+            "bert.encoder.layer.0.attention.self.query.weight": families.random_tensor(generator, 6, 6),
+            "bert.embeddings.position_ids": torch.arange(9)[None],
+        },
+        {},
+    )
+    tensors = families.write(bert, tmp_path)
+    for _ in range(2):
+        state = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        sw.load(state, tmp_path, layout="huggingface")
+        assert differing(state, tensors) == []
+        assert set(sw.empty_state_dict(tmp_path, layout="huggingface")) == set(tensors)
+        sw.export(state, tmp_path / "to", template=tmp_path, layout="huggingface", overwrite=True)
+        assert differing(held(tmp_path / "to"), tensors) == []
+        with pytest.raises(ValueError, match="layout=.huggingface"):
+            sw.load(state, tmp_path)
+        (tmp_path / "config.json").unlink(missing_ok=True)
