@@ -10,13 +10,14 @@ PYTHON ?= python3
 JOBS ?= $(shell nproc)
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
+comma := ,
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help demo test lint format bench fuzz sanitize peers compare clean build
+.PHONY: help demo test check lint format bench fuzz sanitize peers compare clean build
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-demo: build ## generate a small checkpoint, load it on two ranks, check it and print the figures
+demo: module ## generate a small checkpoint, load it on two ranks, check it and print the figures
 	$(call say,demo)
 	@$(IN_VENV) examples/demo.py
 
@@ -25,6 +26,18 @@ test: build ## run every C++ and Python test
 	@ctest --test-dir build --parallel $(JOBS) --timeout 300 --output-on-failure
 	$(call say,Python tests)
 	@$(IN_VENV) -m pytest
+
+check: build ## for every few minutes: formats, lint of what has changed, and the tests that need no ranks
+	$(call say,formats and types)
+	@$(IN_VENV) -m ruff check --quiet
+	@$(IN_VENV) -m ruff format --check --quiet
+	@$(IN_VENV) -m mypy
+	@$(if $(shell command -v clang-format-14),clang-format-14 --dry-run -Werror $(CXX_FILES))
+	@$(if $(shell command -v clang-tidy-14),$(MAKE) -j$(JOBS) tidy-changed)
+	$(call say,C++ tests)
+	@cd build && tests/shardwright_planner_test --gtest_brief=1 && tests/shardwright_storage_test --gtest_brief=1
+	$(call say,Python tests)
+	@$(IN_VENV) -m pytest --quiet --numprocesses $(JOBS) --dist loadfile -m "not ranks"
 
 # --- system packages ---------------------------------------------------------------------------------------------------
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
@@ -67,7 +80,11 @@ $(STAMP): .ci/requirements.txt | system
 # --- build/ ------------------------------------------------------------------------------------------------------------
 # The Python module is built beside the package, which .venv finds where it lies: edits of Python need no build.
 
-CCACHE = $(if $(shell command -v ccache),-D CMAKE_CXX_COMPILER_LAUNCHER=ccache -D CMAKE_CUDA_COMPILER_LAUNCHER=ccache)
+# ccache looks into precompiled headers only if it is told to.
+CCACHE = $(if $(shell command -v ccache),\
+  -D CMAKE_CXX_COMPILER_LAUNCHER="cmake;-E;env;CCACHE_SLOPPINESS=pch_defines$(comma)time_macros;ccache" \
+  -D CMAKE_CUDA_COMPILER_LAUNCHER=ccache)
+
 
 build/build.ninja: $(STAMP)
 	$(call say,build: configure)
@@ -77,6 +94,11 @@ build/build.ninja: $(STAMP)
 
 build: system build/build.ninja ## compile
 	@ninja -C build
+
+# What Python runs, without tests and benchmarks.
+.PHONY: module
+module: system build/build.ninja
+	@ninja -C build shardwright_core shardwright_exchange
 
 # --- lint --------------------------------------------------------------------------------------------------------------
 
@@ -99,6 +121,12 @@ lint-cpp: lint-system build
 
 .PHONY: tidy
 tidy: $(TIDY_FILES:%=build/tidy/%.ok)
+	@:
+
+# What differs from the last commit, and what that commit changed.
+CHANGED = $(shell git diff --name-only --diff-filter=d HEAD~1 2>/dev/null; git ls-files --others --exclude-standard)
+.PHONY: tidy-changed
+tidy-changed: $(patsubst %,build/tidy/%.ok,$(filter $(CHANGED),$(TIDY_FILES)))
 	@:
 
 # One file is looked at again when it, a header or the rules have changed.

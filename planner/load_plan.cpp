@@ -37,7 +37,7 @@ class LoadPlanner {
     const auto begin = std::chrono::steady_clock::now();
     problems_.lines = options_.problems;
     for (std::size_t i = 0; i < specs_.size(); ++i) add_destination(static_cast<std::uint32_t>(i));
-    if (!options_.exporting) {
+    if (!options_.exporting && !options_.resuming) {
       for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
     }
     account_for_the_rest();
@@ -166,12 +166,14 @@ class LoadPlanner {
                     to_string(spec.global_shape) + ", found " + to_string(found));
       return false;
     }
-    Encoding encoding;
-    try {
-      encoding = encoding_of(catalog_, chunks, options_.scale_blocks);
-    } catch (const Error& error) {
-      if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
-      return false;
+    Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
+    if (!options_.resuming || chunks.front().dtype != spec.dtype) {
+      try {
+        encoding = encoding_of(catalog_, chunks, options_.scale_blocks);
+      } catch (const Error& error) {
+        if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
+        return false;
+      }
     }
     if (bytes_of(encoding.element) == 0) {
       problems_.add(where() + ": cannot load the packed format " + std::string(name_of(encoding.element)) +

@@ -44,6 +44,10 @@ struct LoadPlanOptions {
   bool parts_elsewhere = false;  ///< experts that this rank holds nothing of need not be in the catalog
   bool exporting = false;        ///< read from right to left: destinations are read, and may share memory
 
+  /// The trainer's own checkpoint: a destination of the stored dtype gets what is stored, scales or not, and
+  /// destinations may share memory.
+  bool resuming = false;
+
   /// What the scales of the catalog may be.
   std::vector<ScaleBlocks> scale_blocks = known_scale_blocks();
 };

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <set>
 #include <string>
 #include <system_error>
 #include <tuple>
@@ -16,6 +17,7 @@
 #include "kernels/decode.h"
 #include "kernels/value_range.h"
 #include "planner/error.h"
+#include "planner/held_tensors.h"
 #include "planner/load_plan.h"
 #include "planner/mesh.h"
 #include "planner/models/models.h"
@@ -135,7 +137,29 @@ void bind_catalog(py::module_& m) {
       .def_readonly("directory", &Catalog::directory)
       .def_readonly("files", &Catalog::files)
       .def_readonly("tensors", &Catalog::tensors)
-      .def_readonly("config", &Catalog::config, "Text of config.json; empty where there is none.");
+      .def_readonly("config", &Catalog::config, "Text of config.json; empty where there is none.")
+      .def_property_readonly(
+          "whole_tensors",
+          [](const Catalog& catalog) {
+            py::list tensors;
+            for (std::size_t first = 0; first < catalog.tensors.size();) {
+              const std::span<const SourceTensor> chunks = catalog.find(catalog.tensors[first].name);
+              tensors.append(py::make_tuple(chunks.front().name, name_of(chunks.front().dtype),
+                                            Catalog::global_shape(chunks)));
+              first += chunks.size();
+            }
+            return tensors;
+          },
+          "(name, dtype, shape) of the tensors that the chunks make up.")
+      .def(
+          "chunks",
+          [](const Catalog& catalog, const std::string& name) {
+            py::list chunks;
+            for (const SourceTensor& chunk : catalog.find(name))
+              chunks.append(py::make_tuple(chunk.offset, chunk.shape));
+            return chunks;
+          },
+          py::arg("name"), "(offset, shape) of the chunks of a tensor.");
   m.def(
       "catalog_of_tensors",
       [](const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& tensors) {
@@ -339,6 +363,31 @@ void bind_load(py::module_& m) {
       },
       py::arg("specs"), py::arg("catalog"), py::arg("map"), py::arg("strict") = true,
       py::arg("allow_missing") = false, py::arg("problems") = std::vector<std::string>());
+  m.def(
+      "plan_resume",
+      [](const std::vector<TensorSpec>& specs, const Catalog& catalog) {
+        const py::gil_scoped_release release;
+        LoadPlanOptions options;
+        options.strict = false;
+        options.resuming = true;
+        return std::make_shared<LoadPlan>(plan_load(specs, catalog, unchanged_names(), options));
+      },
+      py::arg("specs"), py::arg("catalog"),
+      "Plans a load of the trainer's own tensors under their own names.");
+  m.def(
+      "chunks_read",
+      [](const LoadPlan& plan, const Catalog& catalog) {
+        std::set<std::pair<std::string, Shape>> chunks;
+        const auto add = [&](std::size_t tensor) {
+          chunks.emplace(catalog.tensors[tensor].name, catalog.tensors[tensor].offset);
+        };
+        for (const Transfer& transfer : plan.transfers) {
+          add(transfer.source);
+          if (transfer.scales >= 0) add(static_cast<std::size_t>(transfer.scales));
+        }
+        return std::vector<std::pair<std::string, Shape>>(chunks.begin(), chunks.end());
+      },
+      py::arg("plan"), py::arg("catalog"), "[(name, offset)] of the chunks that a plan reads something of.");
   m.def(
       "encode_plan",
       [](const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs) {

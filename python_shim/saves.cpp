@@ -175,25 +175,29 @@ std::pair<std::vector<const Place*>, std::vector<std::string>> find_places(
 py::list tensors_of(const Manifest& manifest) {
   py::list tensors;
   for (const StoredTensor& tensor : manifest.tensors) {
-    py::list chunks;
-    for (const StoredChunk& chunk : tensor.chunks) {
-      const Place& place = chunk.place;
-      chunks.append(py::make_tuple(chunk.box.offset, chunk.box.size, manifest.files[place.file].name,
-                                   place.bytes.begin, place.bytes.end));
-    }
     tensors.append(py::make_tuple(tensor.name, tensor.dtype, tensor.safetensors_dtype, tensor.shape,
-                                  tensor.requires_grad, tensor.pin_memory, chunks));
+                                  tensor.requires_grad, tensor.pin_memory));
   }
   return tensors;
+}
+
+py::list chunks_of(const Manifest& manifest, std::size_t tensor) {
+  py::list chunks;
+  for (const StoredChunk& chunk : manifest.tensors.at(tensor).chunks) {
+    const Place& place = chunk.place;
+    chunks.append(py::make_tuple(chunk.box.offset, chunk.box.size, manifest.files[place.file].name,
+                                 place.bytes.begin, place.bytes.end));
+  }
+  return chunks;
 }
 
 void bind_reading(py::module_& m) {
   m.attr("manifest_name") = manifest_name;
   py::class_<Manifest>(m, "Manifest", "See storage/manifest.h.")
-      .def_property_readonly(
-          "tensors", &tensors_of,
-          "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory, chunks), the "
-          "chunks as (offset, shape, file, begin, end).")
+      .def_property_readonly("tensors", &tensors_of,
+                             "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory).")
+      .def("chunks", &chunks_of, py::arg("tensor"),
+           "(offset, shape, file, begin, end) of the chunks of a tensor, by its number.")
       .def_property_readonly("objects",
                              [](const Manifest& manifest) {
                                py::list objects;

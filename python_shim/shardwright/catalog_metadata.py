@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
-from itertools import groupby
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +18,39 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from shardwright.describe import DTYPES
+
+
+class StoredTensor(TensorStorageMetadata):
+    """A tensor's metadata whose chunks are made when first asked for: our planners have the catalog's, and a checkpoint
+    may hold a hundred thousand.
+
+    Args:
+        chunks_of: returns (offset, size, ...) of each chunk.
+    """
+
+    def __init__(
+        self, properties: TensorProperties, size: torch.Size, chunks_of: Callable[[], list[tuple[Any, ...]]]
+    ) -> None:
+        self.properties = properties
+        self.size = size
+        self._chunks_of = chunks_of
+
+    @cached_property
+    def chunks(self) -> list[ChunkStorageMetadata]:
+        return [
+            ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
+            for offset, size, *_ in self._chunks_of()
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorStorageMetadata):
+            return NotImplemented
+        return (self.properties, self.size, self.chunks) == (other.properties, other.size, other.chunks)
+
+    __hash__ = None  # type: ignore[assignment]  # as that of any dataclass
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorStorageMetadata, (self.properties, self.size, self.chunks)
 
 
 class CatalogMetadata(Metadata):
@@ -47,31 +79,27 @@ class CatalogMetadata(Metadata):
 
     @cached_property
     def state_dict_metadata(self) -> dict[str, TensorStorageMetadata]:
-        metadata = {}
-        for name, group in groupby(self.catalog.tensors, key=lambda tensor: tensor.name):
-            chunks = list(group)
-            size = [
-                max(chunk.offset[d] + chunk.shape[d] for chunk in chunks) for d in range(len(chunks[0].shape))
-            ]
-            metadata[name] = TensorStorageMetadata(
-                TensorProperties(dtype=_torch_dtype(chunks[0])),
-                torch.Size(size),
-                [ChunkStorageMetadata(torch.Size(chunk.offset), torch.Size(chunk.shape)) for chunk in chunks],
+        return {
+            name: StoredTensor(
+                TensorProperties(dtype=_torch_dtype(name, dtype)),
+                torch.Size(shape),
+                partial(self.catalog.chunks, name),
             )
-        return metadata
+            for name, dtype, shape in self.catalog.whole_tensors
+        }
 
     @cached_property
     def storage_data(self) -> dict[MetadataIndex, _HFStorageInfo]:
         files = [str(self.catalog.directory / file.name) for file in self.catalog.files]
         return {
             MetadataIndex(tensor.name, torch.Size(tensor.offset)): _HFStorageInfo(
-                files[tensor.file], torch.Size(tensor.shape), _torch_dtype(tensor)
+                files[tensor.file], torch.Size(tensor.shape), _torch_dtype(tensor.name, tensor.dtype)
             )
             for tensor in self.catalog.tensors
         }
 
 
-def _torch_dtype(tensor: Any) -> torch.dtype:
-    if tensor.dtype not in DTYPES:
-        raise ValueError(f"{tensor.name}: torch has no dtype for {tensor.dtype}")
-    return DTYPES[tensor.dtype]
+def _torch_dtype(name: str, dtype: str) -> torch.dtype:
+    if dtype not in DTYPES:
+        raise ValueError(f"{name}: torch has no dtype for {dtype}")
+    return DTYPES[dtype]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, _version
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -19,8 +21,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.tensor import DTensor
 
-from shardwright.describe import boxes_of_dtensor
-from shardwright.fitting import expect_fit
+from shardwright import _core
+from shardwright.describe import Description, boxes_of_dtensor, describe, is_reached
+from shardwright.fitting import expect_fit, is_tensor
 from shardwright.flat_state import flatten_sharded_tensors
 from shardwright.rounding import refuse_roundings, roundings_of
 
@@ -56,7 +59,8 @@ def _key_of(container: Any, name: Any) -> Any:
 
 
 class ResumePlanner(DefaultLoadPlanner):
-    """DefaultLoadPlanner, and any placement: it reads each box of a strided shard to where it belongs.
+    """Plans the tensors that the engine reaches as transfers, under their own names; DefaultLoadPlanner plans the
+    rest, and each box of a strided shard is read to where it belongs.
 
     What does not fit is one PlanError, with all names, before anything is read.
 
@@ -74,6 +78,9 @@ class ResumePlanner(DefaultLoadPlanner):
     ) -> None:
         super().__init__(flatten_state_dict, flatten_sharded_tensors, allow_partial_load)
         self.strict_dtypes = strict_dtypes
+        self.plan_seconds = 0.0
+        self.core_plan: Any = None  #: the rank's transfers, once planned; None where all is planned as items
+        self.description = Description()  #: of the tensors that these write
 
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
@@ -97,13 +104,45 @@ class ResumePlanner(DefaultLoadPlanner):
         if self.flatten_state_dict:
             self._take_names_of_old_torch()
         expect_fit(self.state_dict, self.original_state_dict, self.metadata, self.allow_partial_load)
-        plan = super().create_local_plan()
-        in_boxes = {fqn: value for fqn, value in self.state_dict.items() if has_gaps(value)}
+        start = time.perf_counter()
+        planned = self._plan_transfers(getattr(self.metadata, "catalog", None))
+        items = self._items_of({fqn: value for fqn, value in self.state_dict.items() if fqn not in planned})
+        self.plan_seconds = time.perf_counter() - start
+        return LoadPlan(items)
+
+    def _plan_transfers(self, catalog: Any) -> set[str]:
+        """Plans what is read straight into its destination, as that is of the stored dtype or takes what is decoded,
+        in CPU memory or on a CUDA device. Returns its names; none without the catalog of a reader of ours."""
+        assert self.metadata is not None
+        planned: set[str] = set()
+        self.core_plan, self.description = None, Description()
+        if catalog is None:
+            return planned
+        for fqn, value in self.state_dict.items():
+            stored = self.metadata.state_dict_metadata.get(fqn)
+            if not isinstance(stored, TensorStorageMetadata) or not is_tensor(value):
+                continue
+            one = describe({fqn: value})
+            is_decoded = value.dtype != stored.properties.dtype and _core.needs_scales(catalog, fqn)
+            if one.problems or not all(is_reached(local) for local in one.local_tensors):
+                continue
+            if is_decoded or value.dtype == stored.properties.dtype:
+                planned.add(fqn)
+                self.description.specs += one.specs
+                self.description.local_tensors += one.local_tensors
+                self.description.tensors += one.tensors
+        self.core_plan = _core.plan_resume(self.description.specs, catalog)
+        return planned
+
+    def _items_of(self, state_dict: dict[str, Any]) -> list[ReadItem]:
+        assert self.metadata is not None
+        plan = create_default_local_load_plan(state_dict, self.metadata, not self.allow_partial_load)
+        in_boxes = {fqn: value for fqn, value in state_dict.items() if has_gaps(value)}
         items = [item for item in plan.items if item.dest_index.fqn not in in_boxes]
         for fqn, value in in_boxes.items():
             stored = self.metadata.state_dict_metadata.get(fqn)
             if not isinstance(stored, TensorStorageMetadata):
-                continue  # super() has seen to it
+                continue  # which is an item by now
             boxes = [
                 ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.size))
                 for box in boxes_of_dtensor(value)
@@ -111,7 +150,7 @@ class ResumePlanner(DefaultLoadPlanner):
             items += create_read_items_for_chunk_list(fqn, stored, boxes)
         if self.strict_dtypes:
             self._expect_no_rounding(items)
-        return LoadPlan(items)
+        return items
 
     def _expect_no_rounding(self, items: list[ReadItem]) -> None:
         assert self.metadata is not None

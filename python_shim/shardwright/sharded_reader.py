@@ -7,14 +7,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
-    ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
     StorageMeta,
@@ -26,7 +25,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.catalog_metadata import CatalogMetadata
+from shardwright.catalog_metadata import CatalogMetadata, StoredTensor
 from shardwright.cooperation import failing_together, reading_group
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
 from shardwright.report import with_what_was_left_out
@@ -83,16 +82,15 @@ class ShardedMetadata(Metadata):
     @cached_property
     def state_dict_metadata(self) -> dict[str, Any]:
         stored: dict[str, Any] = {}
-        for name, dtype, stored_as, shape, requires_grad, pin_memory, chunks in self.manifest.tensors:
+        for number, tensor in enumerate(self.manifest.tensors):
+            name, dtype, stored_as, shape, requires_grad, pin_memory = tensor
+            chunks_of = partial(self.manifest.chunks, number)
             properties = TensorProperties(
                 dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
             )
             if not stored_as:
-                _expect_size(name, properties.dtype, chunks)
-            boxes = [
-                ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size, *_ in chunks
-            ]
-            stored[name] = TensorStorageMetadata(properties, torch.Size(shape), boxes)
+                _expect_size(name, properties.dtype, chunks_of())
+            stored[name] = StoredTensor(properties, torch.Size(shape), chunks_of)
         stored.update({name: BytesStorageMetadata() for name, *_ in self.manifest.objects})
         return stored
 
@@ -100,8 +98,8 @@ class ShardedMetadata(Metadata):
     def storage_data(self) -> dict[MetadataIndex, StoredPart]:
         data = {
             MetadataIndex(name, torch.Size(offset)): StoredPart(file, begin, end - begin, b"")
-            for name, *_, chunks in self.manifest.tensors
-            for offset, _, file, begin, end in chunks
+            for number, (name, *_) in enumerate(self.manifest.tensors)
+            for offset, _, file, begin, end in self.manifest.chunks(number)
         }
         for name, file, begin, end in self.manifest.objects:
             data[MetadataIndex(name)] = StoredPart(file, begin, end - begin, b"")
@@ -197,8 +195,9 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 _expect_that_it_knows_gaps(planner)
+                planned = self._planned_reading(planner)
                 if isinstance(self._metadata, ShardedMetadata):
-                    self._expect_told_alike(tensors)
+                    self._expect_told_alike(tensors, planned)
                 names = [item.storage_index.fqn for item in objects]
                 ready |= self._read_objects([name for name in names if name not in ready])
                 reading, others = self._straight_reading_of(tensors, planner)
@@ -208,7 +207,14 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                 )
                 if self.strict_dtypes:
                     refuse_roundings(reading.all_rounded(), self.path)
-            report = self._run(reading, group, self.core_options)
+            if planned is None:
+                report = self._run(reading, group, self.core_options)
+            else:
+                # Figures and trace are those of what the planner has planned, which is all but a few.
+                planned.rounded = reading.all_rounded()
+                report = self._run(planned, group, self.core_options)
+                if reading.items:
+                    self._run(reading, None, self.core_options.without_trace())
         self.report = with_what_was_left_out(report, self._metadata, plan, planner)
         reading.hand_over(planner)
         for batch in _batches(others, self._stored_dtypes):
@@ -219,11 +225,20 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         done.set_result(None)
         return done
 
-    def _expect_told_alike(self, tensors: list[ReadItem]) -> None:
+    def _planned_reading(self, planner: TorchLoadPlanner) -> Reading | None:
+        """What a planner of ours has planned by itself; None: it has planned items."""
+        if not isinstance(planner, ResumePlanner) or planner.core_plan is None:
+            return None
+        return Reading(planner.core_plan, self._metadata.catalog, planner.description, planner.plan_seconds)
+
+    def _expect_told_alike(self, tensors: list[ReadItem], planned: Reading | None) -> None:
         """Compares manifest and files, and checks first what the engine does not check as it reads; all of it if the
         caller wants that."""
         stored = self._stored_dtypes
         read = _chunks_of(tensors) | self._scales_of(tensors)
+        if planned is not None:
+            chunks = _core.chunks_read(planned.core_plan, planned.catalog)
+            read |= {(name, tuple(offset)) for name, offset in chunks}
         self._metadata.manifest.expect_told_alike(os.fspath(self.path), sorted(read), self.thread_count)
         if self.verify is not False:
             unread = [item for item in tensors if not stored[item.storage_index.fqn][1]]
@@ -316,7 +331,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
         """The dtype of each tensor, and whether safetensors has it."""
         if isinstance(self._metadata, CatalogMetadata):
-            return {tensor.name: (DTYPES[tensor.dtype], True) for tensor in self._metadata.catalog.tensors}
+            return {name: (DTYPES[dtype], True) for name, dtype, _ in self._metadata.catalog.whole_tensors}
         stored = {
             name: (_dtype_named(name, dtype, known), bool(known))
             for name, dtype, known, *_ in self._metadata.manifest.tensors

@@ -6,6 +6,8 @@ import pytest
 from checkpoints import Sizes, write_m3
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 # Of several 128 × 128 blocks, which shards on two ranks cut.
 SEVERAL_BLOCKS = Sizes(hidden=300, inter=150, experts=4)
 

@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.quantized_hf_storage import QuantizedHuggingFaceStorageReader
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 WAYS = [
     ("mxfp8", "U8", "F8_E4M3", "_scale_inv"),
     ("mxfp8", "F8_E8M0", "F8_E5M2", "_scale"),

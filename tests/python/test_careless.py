@@ -15,6 +15,8 @@ from test_strangers import assert_untouched, holds, read, state
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 WEIGHTS = {"a.weight": torch.ones(4, 6), "b.weight": torch.zeros(5)}
 
 

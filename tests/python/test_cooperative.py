@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["2_ranks", "4_ranks"])
 def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:

@@ -7,6 +7,8 @@ import pytest
 import shardwright as sw
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["2_ranks", "4_ranks"])
 def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:

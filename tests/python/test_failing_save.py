@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from torchrun import HERE, outcome_of
 
+pytestmark = pytest.mark.ranks
+
 CHECKS = (
     "input_output_error_in_the_middle",
     "input_output_error_at_the_end",

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from fault_matrix import folder_in_memory, run
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.mark.parametrize(("ranks", "faults"), [(1, 20), (2, 8)])
 def test_a_call_that_fails_is_told_and_nothing_is_lost(ranks: int, faults: int):

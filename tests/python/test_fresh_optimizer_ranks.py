@@ -3,6 +3,8 @@
 import pytest
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 CHECKS = ("ours", "torchs", "an_object_on_one_rank_is_refused_on_all")
 
 

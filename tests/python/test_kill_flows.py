@@ -9,6 +9,8 @@ import pytest
 from kill_flows import leftovers, prepared
 from torchrun import HERE
 
+pytestmark = pytest.mark.ranks
+
 
 def test_what_a_dead_save_leaves_beside_a_whole_checkpoint_is_noticed(tmp_path: Path):
     prepared(tmp_path)

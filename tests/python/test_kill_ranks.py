@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 from torchrun import HERE
+
+pytestmark = pytest.mark.ranks
 
 
 def test_the_others_are_told_which_rank_is_gone():

@@ -12,6 +12,8 @@ from mutate_checkpoints import run_batch
 from mutated_flows import ours
 from mutations import manifest_file, protobuf_bytes, protobuf_fields
 
+pytestmark = pytest.mark.ranks
+
 
 def with_dtype(tensor: str, dtype: bytes, known: bytes | None, bytes_of_element: int | None):
     """A mutation that gives a tensor this dtype by torch's name, by safetensors', and this size."""

@@ -17,6 +17,8 @@ from mutate_checkpoints import run_batch
 from mutated_flows import Broken, Kind
 from torchrun import HERE
 
+pytestmark = pytest.mark.ranks
+
 KINDS = ("Hugging Face", "torch's shards", "ours", "torch's", "adapter")
 
 

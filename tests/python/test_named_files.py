@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -127,8 +128,10 @@ def test_strangers_files_beside_stay(write: Callable[[Path, Path], None], tiny: 
 @each_writer
 def test_a_socket_is_refused_and_stays(write: Callable[[Path, Path], None], tiny: Path, tmp_path: Path):
     name = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.fspath(name))
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
+        socket_file = Path(folder, "s")  # the name of a socket must be short
+        listening.bind(os.fspath(socket_file))
+        socket_file.rename(name)
         with pytest.raises(OSError):
             write(tiny, name)
         assert stat.S_ISSOCK(name.lstat().st_mode)

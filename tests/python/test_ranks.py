@@ -7,6 +7,8 @@ import pytest
 import torch.distributed as dist
 from shardwright.ranks import run_on_ranks
 
+pytestmark = pytest.mark.ranks
+
 
 def one_fails_and_is_the_last_to_end(rank: int) -> None:
     if rank == 1:

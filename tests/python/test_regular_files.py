@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +27,11 @@ def device(path: Path) -> None:
 
 
 def listening(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(os.fspath(path))
+    with tempfile.TemporaryDirectory() as folder:  # the name of a socket must be short
+        socket_file = Path(folder, "s")
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(os.fspath(socket_file))
+        socket_file.rename(path)
 
 
 KINDS = pytest.mark.parametrize("make", [pipe, directory, device, listening], ids=lambda make: make.__name__)

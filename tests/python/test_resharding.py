@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 CHECKS = (
     "any_placement_into_any_other",
     "torchs_checkpoints_into_any_placement",

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 CHECKS = (
     "two_ranks_go_on_as_if_nothing_had_been",
     "other_numbers_of_ranks_as_torchs_own",

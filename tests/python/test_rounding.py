@@ -17,6 +17,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 GATE = "model.layers.1.mlp.gate.weight"
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 

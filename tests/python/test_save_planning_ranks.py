@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from torchrun import outcome_of
 
+pytestmark = pytest.mark.ranks
+
 CHECKS = [
     "torch_loads_what_was_planned",
     "metadata_equals_torchs",

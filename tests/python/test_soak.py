@@ -7,6 +7,8 @@ import pytest
 import soak
 from torchrun import HERE
 
+pytestmark = pytest.mark.ranks
+
 
 def test_memory_descriptors_threads_and_files_stay_as_they_are():
     command = [sys.executable, "-W", "ignore", HERE / "soak.py", "--rounds", "30"]
