@@ -19,7 +19,7 @@ from typing import Any
 import shardwright as sw
 import torch
 from options import checkpoint, options
-from shardwright.table import print_table
+from shardwright.cli.table import print_table
 from turns import seconds_in_turns
 from ways import read_limit, safetensors_files, touched_native
 

@@ -20,8 +20,8 @@ from typing import Any
 import shardwright as sw
 import torch
 from options import checkpoint, options
+from shardwright.cli.table import print_table
 from shardwright.peak_memory import measure_peak_memory
-from shardwright.table import print_table
 from turns import seconds_in_turns
 from ways import fill, read_limit, safetensors_copy, safetensors_files, touched_native
 

@@ -133,7 +133,7 @@ def load_as_rank(
 
 
 def measure_ranks(path: Path, ranks: int, runs: int, held: str, **options: Any) -> dict[str, Any]:
-    from shardwright.ranks import run_on_ranks
+    from shardwright.ranks.run import run_on_ranks
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "figures.json")

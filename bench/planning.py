@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
-from shardwright.table import print_columns
+from shardwright.cli.table import print_columns
 
 GROWTH = [64, 256, 1024, 4096, 16384]
 SAVES = 21  #: of which the first plans and the others repeat it
@@ -119,7 +119,7 @@ def measure_planner(ranks: int) -> dict[str, Any]:
     """sw.SavePlanner on rank 0 of a process group of that size that moves nothing."""
     import torch
     import torch.distributed as dist
-    from shardwright.save_planning import WRITES, SavePlanner
+    from shardwright.dcp.save_planning import WRITES, SavePlanner
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
     from torch.testing._internal.distributed.fake_pg import FakeStore

@@ -24,8 +24,8 @@ from typing import Any
 import shardwright as sw
 import torch
 from options import checkpoint
+from shardwright.cli.table import print_table
 from shardwright.peak_memory import measure_peak_memory
-from shardwright.table import print_table
 
 Way = Callable[[Path], object]
 State = dict[str, torch.Tensor]

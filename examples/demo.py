@@ -14,9 +14,9 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from shardwright.cli.table import print_table
 from shardwright.peak_memory import measure_peak_memory
-from shardwright.ranks import run_on_ranks
-from shardwright.table import print_table
+from shardwright.ranks.run import run_on_ranks
 from torch.distributed.device_mesh import init_device_mesh
 
 RANKS = 2

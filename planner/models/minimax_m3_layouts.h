@@ -1,7 +1,7 @@
 #pragma once
 
 #include "planner/models/rules.h"
-#include "planner/weight_map.h"
+#include "planner/names/weight_map.h"
 
 namespace shardwright {
 

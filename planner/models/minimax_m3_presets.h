@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "kernels/dtype.h"
-#include "planner/block_scales.h"
-#include "planner/box.h"
+#include "planner/geometry/box.h"
+#include "planner/names/block_scales.h"
 
 namespace shardwright {
 

@@ -7,7 +7,7 @@
 #include <set>
 
 #include "planner/error.h"
-#include "planner/held_tensors.h"
+#include "planner/names/held_tensors.h"
 
 namespace shardwright {
 namespace {

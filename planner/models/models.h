@@ -4,8 +4,8 @@
 #include <string_view>
 #include <vector>
 
-#include "planner/catalog.h"
-#include "planner/weight_map.h"
+#include "planner/names/catalog.h"
+#include "planner/names/weight_map.h"
 
 namespace shardwright {
 

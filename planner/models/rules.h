@@ -4,7 +4,7 @@
 #include <string_view>
 #include <vector>
 
-#include "planner/weight_map.h"
+#include "planner/names/weight_map.h"
 
 namespace shardwright {
 

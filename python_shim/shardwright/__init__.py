@@ -9,8 +9,8 @@ tensors of a trainer::
     dcp.load(state_dict, storage_reader=sw.HuggingFaceStorageReader(path), planner=sw.LoadPlanner())
     report = sw.load(state_dict, path)  # the same without dcp's own collectives
 
-Training is saved and resumed, on any number of ranks, with ``sw.save(state, path)`` and ``sw.load(state, path)``.
-and back, from any placement to the files of a released checkpoint::
+Training is saved and resumed, on any number of ranks, with ``sw.save(state, path)`` and ``sw.load(state, path)``. An
+export goes the other way, from any placement to the files of a released checkpoint::
 
     report = sw.export(state_dict, destination, quantization="mxfp8", template=path)
 """
@@ -25,19 +25,19 @@ from shardwright._core import CheckpointFormatError, PlanError
 if TYPE_CHECKING:
     from shardwright.catalog import generate, read_catalog, request_list
     from shardwright.checkpoints import latest, verify
+    from shardwright.dcp.load_planner import LoadPlanner
+    from shardwright.dcp.save_planner import SavePlanner
+    from shardwright.dcp.sharded_reader import ShardedStorageReader
+    from shardwright.dcp.sharded_writer import ShardedStorageWriter
+    from shardwright.dcp.storage_reader import HuggingFaceStorageReader
+    from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
     from shardwright.exporting import export
-    from shardwright.load_planner import LoadPlanner
     from shardwright.loading import load
-    from shardwright.lora import LoraReport, load_lora
-    from shardwright.lora_save import save_lora
+    from shardwright.lora.load import LoraReport, load_lora
+    from shardwright.lora.save import save_lora
     from shardwright.native import empty_state_dict
     from shardwright.report import LoadReport, SaveReport
-    from shardwright.save_planner import SavePlanner
     from shardwright.saving import PendingSave, save
-    from shardwright.sharded_reader import ShardedStorageReader
-    from shardwright.sharded_writer import ShardedStorageWriter
-    from shardwright.storage_reader import HuggingFaceStorageReader
-    from shardwright.storage_writer import HuggingFaceStorageWriter
 
 __all__ = [
     "CheckpointFormatError",
@@ -67,27 +67,27 @@ __all__ = [
 
 # Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
 _MODULE_OF = {
-    "HuggingFaceStorageReader": "storage_reader",
-    "HuggingFaceStorageWriter": "storage_writer",
-    "LoadPlanner": "load_planner",
+    "HuggingFaceStorageReader": "dcp.storage_reader",
+    "HuggingFaceStorageWriter": "dcp.storage_writer",
+    "LoadPlanner": "dcp.load_planner",
     "LoadReport": "report",
     "PendingSave": "saving",
-    "ShardedStorageReader": "sharded_reader",
-    "ShardedStorageWriter": "sharded_writer",
-    "LoraReport": "lora",
-    "SavePlanner": "save_planner",
+    "ShardedStorageReader": "dcp.sharded_reader",
+    "ShardedStorageWriter": "dcp.sharded_writer",
+    "LoraReport": "lora.load",
+    "SavePlanner": "dcp.save_planner",
     "SaveReport": "report",
     "empty_state_dict": "native",
     "export": "exporting",
     "generate": "catalog",
     "latest": "checkpoints",
     "load": "loading",
-    "load_lora": "lora",
+    "load_lora": "lora.load",
     "read_catalog": "catalog",
     "request_list": "catalog",
     "save": "saving",
     "verify": "checkpoints",
-    "save_lora": "lora_save",
+    "save_lora": "lora.save",
 }
 
 

@@ -1,4 +1,4 @@
-from shardwright.command_line import main
+from shardwright.cli.command_line import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -148,7 +148,7 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     """
     path = local_path(path)
     if is_file(Path(path, ".metadata")) and not _core.has_manifest(os.fspath(path)):
-        from shardwright.torch_checkpoint import verify_torch_checkpoint
+        from shardwright.dcp.torch_checkpoint import verify_torch_checkpoint
 
         return verify_torch_checkpoint(Path(path))
     return _core.verify_checkpoint(os.fspath(path), threads or 0)

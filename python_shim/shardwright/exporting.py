@@ -13,17 +13,17 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shardwright._core import PlanError
 from shardwright.catalog import catalog_of
-from shardwright.fitting import with_hints
-from shardwright.flat_state import expect_state_dict, flatten
-from shardwright.gone_ranks import has_others, naming_gone_ranks
-from shardwright.layout_hints import hints_at_layout
+from shardwright.dcp.fitting import with_hints
+from shardwright.dcp.flat_state import expect_state_dict, flatten
+from shardwright.dcp.layout_hints import hints_at_layout
+from shardwright.dcp.refused_save import RefusedSave
+from shardwright.dcp.save_planner import SavePlanner
+from shardwright.dcp.saved_weights import load_weights
+from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
-from shardwright.rank_outcome import RankOutcome, expect_success, told
-from shardwright.refused_save import RefusedSave
+from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.ranks.rank_outcome import RankOutcome, expect_success, told
 from shardwright.report import SaveReport
-from shardwright.save_planner import SavePlanner
-from shardwright.saved_weights import load_weights
-from shardwright.storage_writer import HuggingFaceStorageWriter
 
 
 def export(

@@ -16,17 +16,17 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from shardwright import _core
 from shardwright.checkpoints import latest
-from shardwright.cooperation import naming_gone_readers, raise_if_any_failed, reading_group
-from shardwright.flat_state import expect_state_dict
-from shardwright.fresh_optimizer import make_missing_state
-from shardwright.load_planner import LoadPlanner
+from shardwright.dcp.flat_state import expect_state_dict
+from shardwright.dcp.fresh_optimizer import make_missing_state
+from shardwright.dcp.load_planner import LoadPlanner
+from shardwright.dcp.resume_planner import ResumePlanner
+from shardwright.dcp.sharded_reader import ShardedStorageReader
+from shardwright.dcp.storage_reader import HuggingFaceStorageReader
+from shardwright.dcp.torch_checkpoint import METADATA_NAME, TorchStorageReader
 from shardwright.local_path import local_path
+from shardwright.ranks.cooperation import naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.report import LoadReport
-from shardwright.resume_planner import ResumePlanner
-from shardwright.sharded_reader import ShardedStorageReader
-from shardwright.storage_reader import HuggingFaceStorageReader
 from shardwright.system_calls import is_folder, is_there, uninterrupted
-from shardwright.torch_checkpoint import METADATA_NAME, TorchStorageReader
 
 
 def load(

@@ -15,14 +15,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
 from shardwright.checkpoints import step_path
-from shardwright.flat_state import expect_state_dict
-from shardwright.gone_ranks import has_others, naming_gone_ranks, timeout_of
+from shardwright.dcp.flat_state import expect_state_dict
+from shardwright.dcp.refused_save import RefusedSave
+from shardwright.dcp.save_planner import SavePlanner
+from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.local_path import lasting_path
-from shardwright.rank_outcome import told
-from shardwright.refused_save import RefusedSave
+from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks, timeout_of
+from shardwright.ranks.rank_outcome import told
 from shardwright.report import SaveReport
-from shardwright.save_planner import SavePlanner
-from shardwright.sharded_writer import ShardedStorageWriter
 
 
 @dataclass

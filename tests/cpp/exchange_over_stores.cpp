@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "planner/error.h"
-#include "planner/exchange.h"
-#include "planner/plan_together.h"
+#include "planner/save/plan_together.h"
+#include "planner/torch/exchange.h"
 
 namespace {
 

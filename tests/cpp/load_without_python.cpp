@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "planner/models/models.h"
-#include "planner/torch_tensor.h"
-#include "storage/generate.h"
-#include "storage/load.h"
-#include "storage/read_catalog.h"
+#include "planner/torch/torch_tensor.h"
+#include "storage/format/read_catalog.h"
+#include "storage/load/load.h"
+#include "storage/tools/generate.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "storage/export.h"
+#include "storage/write/export.h"
 
 #include <deque>
 

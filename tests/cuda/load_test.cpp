@@ -1,4 +1,4 @@
-#include "storage/load.h"
+#include "storage/load/load.h"
 
 #include <deque>
 

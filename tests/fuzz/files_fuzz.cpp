@@ -12,10 +12,10 @@
 #include <string_view>
 
 #include "planner/error.h"
-#include "storage/checksum.h"
-#include "storage/hf_index.h"
-#include "storage/manifest.h"
-#include "storage/safetensors.h"
+#include "storage/format/checksum.h"
+#include "storage/format/hf_index.h"
+#include "storage/format/manifest.h"
+#include "storage/format/safetensors.h"
 #include "tests/fuzz/entry.h"
 
 namespace shardwright {

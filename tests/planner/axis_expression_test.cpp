@@ -1,4 +1,4 @@
-#include "planner/axis_expression.h"
+#include "planner/names/axis_expression.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "planner/block_scales.h"
+#include "planner/names/block_scales.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "planner/box.h"
+#include "planner/geometry/box.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "planner/export_form.h"
+#include "planner/save/export_form.h"
 
 #include <gtest/gtest.h>
 

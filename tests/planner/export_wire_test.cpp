@@ -1,4 +1,4 @@
-#include "planner/export_wire.h"
+#include "planner/save/export_wire.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "planner/file_placement.h"
+#include "planner/save/file_placement.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "planner/global_save_plan.h"
+#include "planner/save/global_save_plan.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "planner/error.h"
-#include "planner/plan_together.h"
+#include "planner/save/plan_together.h"
 #include "tests/planner/random_saves.h"
 #include "tests/storage/checkpoint_files.h"
 

@@ -1,4 +1,4 @@
-#include "planner/held_tensors.h"
+#include "planner/names/held_tensors.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/models/models.h"
-#include "planner/native_tensors.h"
+#include "planner/names/native_tensors.h"
 #include "tests/planner/released_model.h"
 
 namespace shardwright {

@@ -1,12 +1,12 @@
-#include "planner/load_plan.h"
+#include "planner/load/load_plan.h"
 
 #include <gtest/gtest.h>
 
 #include <set>
 
-#include "planner/mesh.h"
 #include "planner/models/models.h"
-#include "planner/native_tensors.h"
+#include "planner/names/mesh.h"
+#include "planner/names/native_tensors.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"
 #include "tests/storage/checkpoint_files.h"

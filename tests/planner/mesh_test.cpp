@@ -1,4 +1,4 @@
-#include "planner/mesh.h"
+#include "planner/names/mesh.h"
 
 #include <gtest/gtest.h>
 

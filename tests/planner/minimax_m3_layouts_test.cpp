@@ -7,11 +7,11 @@
 #include <map>
 #include <set>
 
-#include "planner/load_plan.h"
-#include "planner/mesh.h"
+#include "planner/load/load_plan.h"
+#include "planner/load/request_list.h"
 #include "planner/models/models.h"
-#include "planner/native_tensors.h"
-#include "planner/request_list.h"
+#include "planner/names/mesh.h"
+#include "planner/names/native_tensors.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/planner/released_model.h"
 #include "tests/storage/checkpoint_files.h"

@@ -1,4 +1,4 @@
-#include "planner/name_pattern.h"
+#include "planner/names/name_pattern.h"
 
 #include <gtest/gtest.h>
 

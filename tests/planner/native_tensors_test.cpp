@@ -1,4 +1,4 @@
-#include "planner/native_tensors.h"
+#include "planner/names/native_tensors.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "planner/ownership.h"
+#include "planner/save/ownership.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "planner/placement.h"
+#include "planner/geometry/placement.h"
 
 #include <gtest/gtest.h>
 

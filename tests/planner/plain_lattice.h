@@ -1,6 +1,6 @@
 #pragma once
 
-#include "planner/lattice.h"
+#include "planner/geometry/lattice.h"
 
 namespace shardwright {
 

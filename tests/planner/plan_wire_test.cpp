@@ -1,4 +1,4 @@
-#include "planner/plan_wire.h"
+#include "planner/load/plan_wire.h"
 
 #include <gtest/gtest.h>
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "planner/catalog.h"
+#include "planner/names/catalog.h"
 #include "tests/planner/random_layouts.h"
 
 namespace shardwright {

@@ -5,8 +5,8 @@
 #include <random>
 #include <vector>
 
-#include "planner/box.h"
-#include "planner/placement.h"
+#include "planner/geometry/box.h"
+#include "planner/geometry/placement.h"
 
 namespace shardwright {
 

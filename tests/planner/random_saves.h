@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "planner/plan_together.h"
-#include "planner/save_wire.h"
-#include "planner/write_results.h"
+#include "planner/save/plan_together.h"
+#include "planner/save/save_wire.h"
+#include "planner/save/write_results.h"
 #include "tests/planner/random_layouts.h"
 
 namespace shardwright {

@@ -1,4 +1,4 @@
-#include "planner/read_plan.h"
+#include "planner/load/read_plan.h"
 
 #include <gtest/gtest.h>
 

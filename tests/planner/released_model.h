@@ -10,8 +10,8 @@
 #include <string_view>
 #include <vector>
 
-#include "planner/catalog.h"
 #include "planner/models/minimax_m3_presets.h"
+#include "planner/names/catalog.h"
 
 namespace shardwright {
 

@@ -1,13 +1,13 @@
-#include "planner/save_wire.h"
+#include "planner/save/save_wire.h"
 
 #include <gtest/gtest.h>
 
 #include <functional>
 
 #include "planner/error.h"
-#include "planner/global_save_plan.h"
-#include "planner/plan_together.h"
-#include "planner/write_results.h"
+#include "planner/save/global_save_plan.h"
+#include "planner/save/plan_together.h"
+#include "planner/save/write_results.h"
 #include "tests/planner/random_saves.h"
 
 namespace shardwright {

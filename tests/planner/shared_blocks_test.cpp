@@ -1,4 +1,4 @@
-#include "planner/shared_blocks.h"
+#include "planner/save/shared_blocks.h"
 
 #include <gtest/gtest.h>
 

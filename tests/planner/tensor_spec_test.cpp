@@ -1,4 +1,4 @@
-#include "planner/tensor_spec.h"
+#include "planner/names/tensor_spec.h"
 
 #include <gtest/gtest.h>
 

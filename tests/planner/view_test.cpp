@@ -1,10 +1,10 @@
-#include "planner/view.h"
+#include "planner/geometry/view.h"
 
 #include <gtest/gtest.h>
 
 #include <map>
 
-#include "planner/lattice.h"
+#include "planner/geometry/lattice.h"
 #include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_layouts.h"
 

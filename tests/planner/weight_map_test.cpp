@@ -1,4 +1,4 @@
-#include "planner/weight_map.h"
+#include "planner/names/weight_map.h"
 
 #include <gtest/gtest.h>
 

@@ -37,7 +37,7 @@ from checkpoints import INDEX, Sizes, write_m3
 from lora_reference import Sizes as LoraSizes
 from lora_reference import file_tensors, trainers, write_adapter
 from mutations import ANYWHERE, HARM, Mutation
-from shardwright.command_line import main
+from shardwright.cli.command_line import main
 from torch.distributed.checkpoint.api import CheckpointException
 
 #: The errors that the documentation promises.

@@ -335,7 +335,7 @@ def protobuf_bytes(fields: Fields) -> bytes:
     return b"".join(out)
 
 
-#: Numbers of fields that are messages: of ManifestFile's Manifest, and of messages within (storage/manifest.proto).
+#: Numbers of fields that are messages (storage/format/manifest.proto): of ManifestFile's Manifest, and within.
 _MESSAGES = {
     "manifest": {3: "file", 4: "tensor", 5: "object"},
     "tensor": {8: "chunk"},

@@ -171,7 +171,7 @@ def test_scales_may_be_e8m0_or_not_be_there_at_all(tmp_path: Path, quantized: bo
 
 
 def test_tensors_of_another_device_pass_through_buffers(tiny: Path, natives: Sd, monkeypatch):
-    monkeypatch.setattr("shardwright.decoding.KERNEL_DEVICE", "elsewhere")
+    monkeypatch.setattr("shardwright.adapters.decoding.KERNEL_DEVICE", "elsewhere")
     state = {fqn: torch.zeros_like(tensor) for fqn, tensor in natives.items()}
     adapter = vl()
     hf = adapter.to_hf(state, quantization=True, checkpoint=tiny)

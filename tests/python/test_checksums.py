@@ -16,7 +16,7 @@ BLOCK, CELL = 4 << 20, 64 << 10
 
 
 def sums_by_definition(data: bytes, row_bytes: int, cuts: list[int]) -> list[int]:
-    """storage/row_checksums.h, cell by cell."""
+    """storage/format/row_checksums.h, cell by cell."""
     sums = [0] * -(-len(data) // BLOCK)
     at = 0
     while at < len(data):

@@ -8,7 +8,8 @@ import pytest
 import shardwright as sw
 import torch
 from checkpoints import write_m3
-from shardwright import _core, sharded_writer, storage_writer
+from shardwright import _core
+from shardwright.dcp import sharded_writer, storage_writer
 from shardwright.describe import current_streams, describe
 from shardwright.report import SaveReport
 

@@ -9,7 +9,7 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 from checkpoints import config_of, made_up_m3, write_checkpoint, write_m3
-from shardwright.command_line import main
+from shardwright.cli.command_line import main
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import shardwright as sw
-from shardwright.command_line import main
+from shardwright.cli.command_line import main
 
 
 def load_trace(tiny: Path, name: Path) -> None:

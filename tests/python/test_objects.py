@@ -25,7 +25,7 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
-from shardwright.safe_objects import safe_pickle
+from shardwright.objects.safe_objects import safe_pickle
 
 Pair = collections.namedtuple("Pair", "left right")
 
@@ -249,7 +249,7 @@ def test_all_refusals_are_one_error_before_any_tensor_is_written(save, through_d
         save({"a": Position(1), "b": torch.ones(9), "c": 3, "d": Colour.red}, tmp_path / "saved")
     loaded = {"a": None, "b": torch.zeros(9), "c": None, "d": None}
     if through_dcp:
-        from shardwright.torch_checkpoint import TorchStorageReader
+        from shardwright.dcp.torch_checkpoint import TorchStorageReader
 
         reader = (sw.ShardedStorageReader if save is save_ours else TorchStorageReader)(tmp_path / "saved")
         with pytest.raises(dcp.api.CheckpointException) as refused:

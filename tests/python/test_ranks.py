@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch.distributed as dist
-from shardwright.ranks import run_on_ranks
+from shardwright.ranks.run import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 

@@ -11,7 +11,7 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
-from shardwright.adapter_file import AdapterFile
+from shardwright.lora.adapter_file import AdapterFile
 
 
 def pipe(path: Path) -> None:

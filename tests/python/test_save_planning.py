@@ -13,10 +13,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
-from shardwright import _core, save_planning
-from shardwright.flat_state import flatten
-from shardwright.planned_metadata import PlannedMetadata
-from shardwright.save_description import part_of_items
+from shardwright import _core
+from shardwright.dcp import save_planning
+from shardwright.dcp.flat_state import flatten
+from shardwright.dcp.planned_metadata import PlannedMetadata
+from shardwright.dcp.save_description import part_of_items
 from torch.distributed.checkpoint._dedup_save_plans import dedup_save_plans
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.default_planner import (

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from shardwright.command_line import main
+from shardwright.cli.command_line import main
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 DTYPES = [

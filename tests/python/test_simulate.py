@@ -9,7 +9,7 @@ import pytest
 import reference
 import shardwright as sw
 from shardwright import _core
-from shardwright.simulate import amount
+from shardwright.cli.simulate import amount
 from test_command_line import output_of, shardwright
 
 MESH = "ep=2,pp=2,dp=3"

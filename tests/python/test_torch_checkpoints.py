@@ -14,7 +14,7 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
-from shardwright.command_line import main
+from shardwright.cli.command_line import main
 
 
 @dataclass

@@ -1,4 +1,4 @@
-#include "storage/box_reading.h"
+#include "storage/boxes/box_reading.h"
 
 #include <gtest/gtest.h>
 

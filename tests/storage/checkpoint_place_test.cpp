@@ -1,4 +1,4 @@
-#include "storage/checkpoint_place.h"
+#include "storage/format/checkpoint_place.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "storage/cooperative_load.h"
+#include "storage/load/cooperative_load.h"
 
 #include <gtest/gtest.h>
 
@@ -7,9 +7,9 @@
 #include <memory>
 #include <numeric>
 
-#include "planner/plan_wire.h"
-#include "storage/load.h"
-#include "storage/uring.h"
+#include "planner/load/plan_wire.h"
+#include "storage/files/uring.h"
+#include "storage/load/load.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/device_destinations.h"
 #include "tests/storage/ways_to_read.h"

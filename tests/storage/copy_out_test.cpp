@@ -1,4 +1,4 @@
-#include "storage/copy_out.h"
+#include "storage/device/copy_out.h"
 
 #include <gtest/gtest.h>
 

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "planner/load_plan.h"
+#include "planner/load/load_plan.h"
 #include "planner/models/models.h"
-#include "storage/read_catalog.h"
+#include "storage/format/read_catalog.h"
 #include "tests/kernels/slow_definition.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/storage/checkpoint_files.h"

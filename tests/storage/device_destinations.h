@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "storage/load.h"
+#include "storage/load/load.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/fake_devices.h"
 

@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "storage/shard_file.h"
+#include "storage/write/shard_file.h"
 #include "tests/storage/checkpoint_files.h"
 #include "tests/storage/plain_bytes.h"
 #include "tests/storage/plain_checksums.h"

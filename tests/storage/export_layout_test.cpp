@@ -1,12 +1,12 @@
-#include "storage/export_layout.h"
+#include "storage/write/export_layout.h"
 
 #include <gtest/gtest.h>
 
 #include <map>
 
-#include "planner/block_scales.h"
-#include "storage/hf_index.h"
-#include "storage/safetensors.h"
+#include "planner/names/block_scales.h"
+#include "storage/format/hf_index.h"
+#include "storage/format/safetensors.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
 

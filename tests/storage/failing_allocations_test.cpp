@@ -8,13 +8,13 @@
 #include <algorithm>
 #include <numeric>
 
-#include "storage/cooperative_load.h"
-#include "storage/load.h"
-#include "storage/manifest.h"
-#include "storage/pending_checkpoint.h"
-#include "storage/shard_file.h"
-#include "storage/uring.h"
-#include "storage/verify.h"
+#include "storage/files/uring.h"
+#include "storage/format/manifest.h"
+#include "storage/format/pending_checkpoint.h"
+#include "storage/load/cooperative_load.h"
+#include "storage/load/load.h"
+#include "storage/tools/verify.h"
+#include "storage/write/shard_file.h"
 #include "tests/storage/random_export.h"
 #include "tests/storage/ways_to_read.h"
 

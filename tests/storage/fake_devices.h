@@ -16,8 +16,8 @@
 #include <thread>
 #include <vector>
 
-#include "storage/device_calls.h"
-#include "storage/gpu_direct.h"
+#include "storage/device/device_calls.h"
+#include "storage/files/gpu_direct.h"
 #include "tests/planner/random_layouts.h"
 
 namespace shardwright {

@@ -6,7 +6,7 @@
 
 #include <cerrno>
 
-#include "storage/page_cache.h"
+#include "storage/files/page_cache.h"
 #include "tests/storage/fake_devices.h"
 
 namespace shardwright {

@@ -1,4 +1,4 @@
-#include "storage/generate.h"
+#include "storage/tools/generate.h"
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -11,7 +11,7 @@
 #include <tuple>
 
 #include "planner/models/minimax_m3_presets.h"
-#include "storage/read_catalog.h"
+#include "storage/format/read_catalog.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {

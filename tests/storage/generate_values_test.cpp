@@ -1,4 +1,4 @@
-#include "storage/generate_values.h"
+#include "storage/tools/generate_values.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "storage/random.h"
+#include "storage/tools/random.h"
 
 namespace shardwright {
 namespace {

@@ -1,6 +1,6 @@
 // The calls of libcufile, made to a library of that name that is ours. SHARDWRIGHT_FAKE_CUFILE is its path.
 
-#include "storage/gpu_direct.h"
+#include "storage/files/gpu_direct.h"
 
 #include <dlfcn.h>
 #include <fcntl.h>

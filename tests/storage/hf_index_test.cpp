@@ -1,4 +1,4 @@
-#include "storage/hf_index.h"
+#include "storage/format/hf_index.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "storage/load.h"
+#include "storage/load/load.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -10,7 +10,7 @@
 #include <set>
 #include <thread>
 
-#include "storage/uring.h"
+#include "storage/files/uring.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/ways_to_read.h"
 

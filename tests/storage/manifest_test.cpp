@@ -1,10 +1,10 @@
-#include "storage/manifest.h"
+#include "storage/format/manifest.h"
 
 #include <gtest/gtest.h>
 
 #include <functional>
 
-#include "storage/checksum.h"
+#include "storage/format/checksum.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {

@@ -8,9 +8,9 @@
 #include <set>
 #include <sstream>
 
-#include "storage/generate.h"
-#include "storage/read_catalog.h"
-#include "storage/safetensors.h"
+#include "storage/format/read_catalog.h"
+#include "storage/format/safetensors.h"
+#include "storage/tools/generate.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {

@@ -1,9 +1,9 @@
-#include "storage/output_files.h"
+#include "storage/files/output_files.h"
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
-#include "storage/open_files.h"
+#include "storage/files/open_files.h"
 #include "storage/threads.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"

@@ -1,4 +1,4 @@
-#include "storage/pending_checkpoint.h"
+#include "storage/format/pending_checkpoint.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -8,8 +8,8 @@
 #include <set>
 #include <thread>
 
-#include "storage/hf_index.h"
-#include "storage/manifest.h"
+#include "storage/format/hf_index.h"
+#include "storage/format/manifest.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {

@@ -1,4 +1,4 @@
-#include "storage/pending_file.h"
+#include "storage/files/pending_file.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "storage/place_from_memory.h"
+#include "storage/boxes/place_from_memory.h"
 
 #include <gtest/gtest.h>
 

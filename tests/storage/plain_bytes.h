@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "storage/gather.h"
+#include "storage/boxes/gather.h"
 
 namespace shardwright {
 

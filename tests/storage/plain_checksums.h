@@ -4,12 +4,12 @@
 #include <string>
 #include <vector>
 
-#include "storage/checksum.h"
+#include "storage/format/checksum.h"
 
 namespace shardwright {
 
-/// The sums of a tensor's blocks (storage/row_checksums.h), from its bytes alone: a byte after another, with
-/// a new cell wherever one has to begin.
+/// The sums of a tensor's blocks (storage/format/row_checksums.h), from its bytes alone: a byte after
+/// another, with a new cell wherever one has to begin.
 inline std::vector<std::uint64_t> plain_sums(const std::string& bytes, std::uint64_t row_bytes,
                                              const std::vector<std::uint64_t>& cuts = {}) {
   constexpr std::uint64_t cell = 65'536;

@@ -1,4 +1,4 @@
-#include "storage/printable.h"
+#include "storage/files/printable.h"
 
 #include <gtest/gtest.h>
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "storage/export.h"
+#include "storage/write/export.h"
 #include "tests/kernels/slow_encoding.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/device_destinations.h"
@@ -169,7 +169,8 @@ struct RandomExport {
   }
 };
 
-/// The three steps of storage/export.h, the ranks one after the other. Returns the reports of the ranks.
+/// The three steps of storage/write/export.h, the ranks one after the other. Returns the reports of the
+/// ranks.
 inline std::vector<ExportReport> run_on_all_ranks(const std::vector<std::vector<TensorSpec>>& specs,
                                                   const ExportRequest& request,
                                                   const std::filesystem::path& directory,

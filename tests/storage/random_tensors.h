@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "storage/gather.h"
+#include "storage/boxes/gather.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/fake_devices.h"
 

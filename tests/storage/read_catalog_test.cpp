@@ -1,4 +1,4 @@
-#include "storage/read_catalog.h"
+#include "storage/format/read_catalog.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "storage/reading_resources.h"
+#include "storage/load/reading_resources.h"
 
 #include <gtest/gtest.h>
 

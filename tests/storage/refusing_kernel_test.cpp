@@ -20,9 +20,9 @@
 #include <functional>
 #include <vector>
 
-#include "storage/box_reading.h"
-#include "storage/page_cache.h"
-#include "storage/uring.h"
+#include "storage/boxes/box_reading.h"
+#include "storage/files/page_cache.h"
+#include "storage/files/uring.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/ways_to_read.h"
 

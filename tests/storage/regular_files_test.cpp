@@ -15,11 +15,11 @@
 #include <string_view>
 #include <thread>
 
-#include "storage/input_file.h"
-#include "storage/manifest.h"
-#include "storage/page_cache.h"
-#include "storage/read_catalog.h"
-#include "storage/verify.h"
+#include "storage/files/input_file.h"
+#include "storage/files/page_cache.h"
+#include "storage/format/manifest.h"
+#include "storage/format/read_catalog.h"
+#include "storage/tools/verify.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {

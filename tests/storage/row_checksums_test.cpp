@@ -1,12 +1,12 @@
-#include "storage/row_checksums.h"
+#include "storage/format/row_checksums.h"
 
 #include <gtest/gtest.h>
 
 #include <numeric>
 
 #include "planner/error.h"
-#include "storage/checksum.h"
-#include "storage/checksums_file.h"
+#include "storage/format/checksum.h"
+#include "storage/format/checksums_file.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
 #include "tests/storage/plain_checksums.h"

@@ -4,10 +4,10 @@
 
 #include <set>
 
-#include "planner/plan_wire.h"
-#include "planner/request_list.h"
-#include "storage/load.h"
-#include "storage/place_from_memory.h"
+#include "planner/load/plan_wire.h"
+#include "planner/load/request_list.h"
+#include "storage/boxes/place_from_memory.h"
+#include "storage/load/load.h"
 #include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_rules.h"
 #include "tests/storage/decoded_checkpoint.h"

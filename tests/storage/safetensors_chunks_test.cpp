@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
-#include "storage/read_catalog.h"
-#include "storage/safetensors.h"
+#include "storage/format/read_catalog.h"
+#include "storage/format/safetensors.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {

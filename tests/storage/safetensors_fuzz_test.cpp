@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "storage/random.h"
-#include "storage/safetensors.h"
+#include "storage/format/safetensors.h"
+#include "storage/tools/random.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {

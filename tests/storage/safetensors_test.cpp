@@ -1,4 +1,4 @@
-#include "storage/safetensors.h"
+#include "storage/format/safetensors.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

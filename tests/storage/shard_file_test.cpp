@@ -1,12 +1,12 @@
-#include "storage/shard_file.h"
+#include "storage/write/shard_file.h"
 
 #include <gtest/gtest.h>
 
 #include <numeric>
 #include <random>
 
-#include "storage/checksum.h"
-#include "storage/safetensors.h"
+#include "storage/format/checksum.h"
+#include "storage/format/safetensors.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
 #include "tests/storage/plain_bytes.h"

@@ -1,4 +1,4 @@
-#include "storage/simulate.h"
+#include "storage/tools/simulate.h"
 
 #include <gtest/gtest.h>
 
@@ -10,8 +10,8 @@
 #include <utility>
 
 #include "planner/models/models.h"
-#include "planner/saved_values.h"
-#include "storage/generate.h"
+#include "planner/save/saved_values.h"
+#include "storage/tools/generate.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/storage/checkpoint_files.h"
 

@@ -1,4 +1,4 @@
-#include "storage/state_dict_memory.h"
+#include "storage/boxes/state_dict_memory.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "storage/uring.h"
+#include "storage/files/uring.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

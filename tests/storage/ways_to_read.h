@@ -5,8 +5,8 @@
 
 #include <vector>
 
-#include "storage/load.h"
-#include "storage/uring.h"
+#include "storage/files/uring.h"
+#include "storage/load/load.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/storage/decoded_checkpoint.h"
 

@@ -14,7 +14,7 @@ from checks import run_checks
 from lora_reference import Sd, Sizes, file_tensors, nan_like, read_adapter, trainers, write_adapter
 from placements import held_indices, take
 from reference import differing
-from shardwright import lora_save
+from shardwright.lora import save as lora_save
 from shardwright.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3VLStateDictAdapter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard

@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from placements import held_indices, take
 from shardwright import _exchange
-from shardwright.save_together import SharedSavePlanner
+from shardwright.dcp.save_together import SharedSavePlanner
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh

@@ -8,8 +8,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
-from shardwright.decoding import Part, fill
-from shardwright.native_to_hf import IDENTITY_SCALE
+from shardwright.adapters.decoding import Part, fill
+from shardwright.adapters.native_to_hf import IDENTITY_SCALE
 from shardwright.sharding import Sharding, local_part
 
 MXFP8_BLOCK_SIZE = 32  #: input elements of a row that share a scale

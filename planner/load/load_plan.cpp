@@ -1,0 +1,410 @@
+#include "planner/load/load_plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <iterator>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "kernels/decode.h"
+#include "planner/load/scaled_parts.h"
+#include "planner/load/seen_boxes.h"
+#include "planner/problems.h"
+
+namespace shardwright {
+namespace {
+
+std::uint32_t index_of(const Catalog& catalog, const SourceTensor& tensor) {
+  return static_cast<std::uint32_t>(&tensor - catalog.tensors.data());
+}
+
+class LoadPlanner {
+ public:
+  LoadPlanner(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
+              const LoadPlanOptions& options)
+      : specs_(specs),
+        catalog_(catalog),
+        map_(map),
+        options_(options),
+        used_(catalog.tensors.size(), false) {}
+
+  LoadPlan plan() {
+    const auto begin = std::chrono::steady_clock::now();
+    problems_.lines = options_.problems;
+    for (std::size_t i = 0; i < specs_.size(); ++i) add_destination(static_cast<std::uint32_t>(i));
+    if (!options_.exporting && !options_.resuming) {
+      for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
+    }
+    account_for_the_rest();
+    if (!prefix_.empty()) {
+      problems_.add(
+          "the checkpoint has such tensors without the first part of their names: load into the inner "
+          "dict, " +
+          ("state_dict['" + prefix_) + "']");
+    }
+    const std::string directory = catalog_.directory.string();
+    problems_.throw_if_any(
+        ErrorKind::mismatch,
+        (options_.exporting ? "cannot export these tensors with the names and shapes of " + directory
+                            : "cannot load " + directory + " into these tensors") +
+            " (layout " + map_.layout + "); nothing has been written:");
+    order_and_count(plan_, specs_, catalog_);
+    plan_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    return std::move(plan_);
+  }
+
+ private:
+  void add_destination(std::uint32_t index) {
+    const TensorSpec& spec = specs_[index];
+    if (std::string fault = fault_of(spec, options_.exporting); !fault.empty()) {
+      problems_.add(spec.fqn + ": " + fault);
+      return;
+    }
+    std::vector<Piece> pieces;
+    try {
+      pieces = pieces_of(map_, spec.fqn, spec.global_shape, &catalog_);
+    } catch (const Error& error) {
+      problems_.add(error.what());
+      return;
+    }
+    if (pieces.empty() && !(volume(spec.global_shape) == 0 && names_a_stack(spec))) {
+      if (options_.allow_missing) {
+        plan_.not_loaded.push_back(spec.fqn);
+      } else {
+        problems_.add(spec.fqn + ": no rule of " + map_.family + " has a source for it");
+        look_for_prefix(spec);
+      }
+      return;
+    }
+    // What another tensor is stored as is not stored twice.
+    if (options_.exporting && !pieces.empty() && pieces.front().rule->only_read) return;
+    const std::size_t first_transfer = plan_.transfers.size();
+    if (add_pieces(index, pieces)) prove_coverage(spec, first_transfer);
+  }
+
+  /// A stacked tensor of no experts has no pieces and needs none.
+  bool names_a_stack(const TensorSpec& spec) const {
+    return std::any_of(map_.rules.begin(), map_.rules.end(),
+                       [&](const Rule& rule) { return rule.stacked() && rule.native.match(spec.fqn); });
+  }
+
+  /// False if a piece is missing or does not fit, which has then been noted.
+  bool add_pieces(std::uint32_t index, const std::vector<Piece>& pieces) {
+    const TensorSpec& spec = specs_[index];
+    bool complete = true;
+    std::map<const Rule*, std::vector<const Piece*>> missing_pieces;
+    std::size_t missing = 0;
+    for (const Piece& piece : pieces) {
+      const std::span<const SourceTensor> chunks = catalog_.find(piece.hf_name);
+      if (chunks.empty()) {
+        if (options_.parts_elsewhere &&
+            std::none_of(spec.boxes.begin(), spec.boxes.end(),
+                         [&](const LocalBox& local) { return may_touch(piece, local.global); }))
+          continue;
+        missing_pieces[piece.rule].push_back(&piece);
+        ++missing;
+        continue;
+      }
+      for (const SourceTensor& chunk : chunks) used_[index_of(catalog_, chunk)] = true;
+      complete &= add_piece(index, piece, chunks);
+    }
+    if (missing == 0) return complete;
+    if (missing == pieces.size() && options_.allow_missing) {
+      plan_.not_loaded.push_back(spec.fqn);
+      return false;
+    }
+    for (const auto& [rule, of_rule] : missing_pieces) note_missing(spec, *rule, of_rule);
+    if (missing == pieces.size()) look_for_prefix(spec);
+    return false;
+  }
+
+  void note_missing(const TensorSpec& spec, const Rule& rule, const std::vector<const Piece*>& pieces) {
+    if (!rule.stacked()) {
+      for (const Piece* piece : pieces) problems_.add(spec.fqn + ": the checkpoint lacks " + piece->hf_name);
+      return;
+    }
+    std::string name = pieces.front()->hf_name;
+    std::vector<std::int64_t> experts;
+    for (const Piece* piece : pieces) {
+      if (experts.empty() || experts.back() != piece->expert) experts.push_back(piece->expert);
+    }
+    if (experts.size() > 1) {
+      const std::string number = "." + std::to_string(experts.front()) + ".";
+      name.replace(name.rfind(number), number.size(), ".{" + ranges_of(experts) + "}.");
+    }
+    problems_.add(spec.fqn + ": expected " + std::to_string(spec.global_shape[0]) +
+                  " experts, but the checkpoint lacks " + name);
+  }
+
+  /// Remembers the first part of a name if the checkpoint has the tensor without it: the state dict is
+  /// nested.
+  void look_for_prefix(const TensorSpec& spec) {
+    const std::size_t dot = spec.fqn.find('.');
+    if (!prefix_.empty() || dot == std::string::npos) return;
+    try {
+      const std::vector<Piece> pieces =
+          pieces_of(map_, spec.fqn.substr(dot + 1), spec.global_shape, &catalog_);
+      if (!pieces.empty() && !catalog_.find(pieces.front().hf_name).empty())
+        prefix_ = spec.fqn.substr(0, dot);
+    } catch (const Error&) {  // it is not the tensor of that name
+    }
+  }
+
+  bool add_piece(std::uint32_t index, const Piece& piece, std::span<const SourceTensor> chunks) {
+    const TensorSpec& spec = specs_[index];
+    const auto where = [&] {
+      return spec.fqn + ": " + piece.hf_name + " in " + catalog_.files[chunks.front().file].name;
+    };
+    const Shape found = Catalog::global_shape(chunks);
+    if (found != piece.hf_shape) {
+      problems_.add(where() + ": expected shape " + to_string(piece.hf_shape) + " for the trainer's " +
+                    to_string(spec.global_shape) + ", found " + to_string(found));
+      return false;
+    }
+    Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
+    if (!options_.resuming || chunks.front().dtype != spec.dtype) {
+      try {
+        encoding = encoding_of(catalog_, chunks, options_.scale_blocks);
+      } catch (const Error& error) {
+        if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
+        return false;
+      }
+    }
+    if (bytes_of(encoding.element) == 0) {
+      problems_.add(where() + ": cannot load the packed format " + std::string(name_of(encoding.element)) +
+                    "; expected a dtype of whole bytes");
+      return false;
+    }
+    if (encoding.scaled ? !is_wide_float(spec.dtype) : !can_convert(encoding.element, spec.dtype)) {
+      problems_.add(where() + ": cannot turn " + std::string(name_of(encoding.element)) +
+                    (encoding.scaled ? " with scales" : "") + " into the trainer's " +
+                    std::string(name_of(spec.dtype)) + "; expected BF16, F16, F32" +
+                    (encoding.scaled ? " or F64" : ", F64 or the same dtype"));
+      return false;
+    }
+    std::span<const SourceTensor> scales;
+    if (encoding.scaled) scales = scales_of(catalog_, piece.hf_name);
+    for (const LocalBox& local : spec.boxes) {
+      if (!may_touch(piece, local.global)) continue;
+      for (Placed& placed : placed_in(piece, local.global)) {
+        for (const SourceTensor& chunk : chunks) {
+          Placed of_chunk = &chunk == &chunks.back() ? std::move(placed) : placed;
+          for (SeenBox& seen :
+               seen_in(chunk, piece.correspondence->hf_view, std::move(of_chunk), encoding.scaled))
+            add_box(index, local, encoding, chunk, scales, found, std::move(seen));
+        }
+      }
+    }
+    return true;
+  }
+
+  void add_box(std::uint32_t index, const LocalBox& local, const Encoding& encoding,
+               const SourceTensor& chunk, std::span<const SourceTensor> scales, const Shape& hf_shape,
+               SeenBox seen) {
+    Transfer all;
+    all.source = index_of(catalog_, chunk);
+    all.encoding = encoding;
+    all.source_view = std::move(seen.view);
+    all.source_box = std::move(seen.box);
+    all.destination = index;
+    all.destination_offset = std::move(seen.in_native.first);
+    for (std::size_t d = 0; d < local.local_offset.size(); ++d)
+      all.destination_offset[d] += local.local_offset[d];
+    all.axes = std::move(seen.in_native.axes);
+    const Shape& steps = seen.in_native.steps;
+    if (std::any_of(steps.begin(), steps.end(), [](std::int64_t step) { return step != 1; }))
+      all.steps = steps;
+    if (!encoding.scaled) {
+      plan_.transfers.push_back(std::move(all));
+      return;
+    }
+    Box in_tensor = all.source_box;
+    for (std::size_t d = 0; d < in_tensor.offset.size(); ++d) in_tensor.offset[d] += chunk.offset[d];
+    std::vector<ScaledPart> parts = scaled_parts(encoding, in_tensor, hf_shape, scales);
+    for (ScaledPart& part : parts) {
+      Transfer transfer = parts.size() == 1 ? std::move(all) : all;
+      for (std::size_t d = 0; d < in_tensor.offset.size(); ++d) {
+        if (transfer.axes[d] < 0) continue;
+        transfer.destination_offset[static_cast<std::size_t>(transfer.axes[d])] +=
+            steps[d] * (part.box.offset[d] - in_tensor.offset[d]);
+      }
+      transfer.source_box = std::move(part.box);
+      for (std::size_t d = 0; d < in_tensor.offset.size(); ++d)
+        transfer.source_box.offset[d] -= chunk.offset[d];
+      transfer.scales = index_of(catalog_, *part.scales);
+      transfer.scale_box = std::move(part.scale_box);
+      transfer.first_row_in_block = part.first_row_in_block;
+      transfer.first_column_in_block = part.first_column_in_block;
+      plan_.transfers.push_back(std::move(transfer));
+    }
+  }
+
+  /// Every element of the local tensor is written exactly once by the transfers from `first` on.
+  void prove_coverage(const TensorSpec& spec, std::size_t first) {
+    const std::string fault = fault_of_writing(
+        spec.local_shape,
+        {plan_.transfers.begin() + static_cast<std::ptrdiff_t>(first), plan_.transfers.end()});
+    if (!fault.empty()) problems_.add(spec.fqn + ": " + fault);
+  }
+
+  /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or
+  /// too much.
+  void account_for_the_rest() {
+    std::unordered_map<std::string_view, const TensorSpec*> destinations;
+    for (const TensorSpec& spec : specs_) destinations.emplace(spec.fqn, &spec);
+    std::vector<std::string> unknown;
+    std::vector<std::string> lone_scales;
+    std::map<std::string, std::vector<std::int64_t>> surplus;  // experts by trainer's tensor
+    std::string_view previous;
+    for (std::size_t i = 0; i < catalog_.tensors.size(); ++i) {
+      const SourceTensor& tensor = catalog_.tensors[i];
+      if (used_[i] || tensor.name == previous || is_ignored(map_, tensor.name)) continue;
+      previous = tensor.name;
+      if (is_scale_name(tensor.name) && !catalog_.find(weight_name_of(tensor.name)).empty()) continue;
+      if (is_scale_name(tensor.name)) {
+        lone_scales.push_back(tensor.name);
+        continue;
+      }
+      if (is_without_place(map_, tensor.name)) {
+        plan_.unused.push_back(tensor.name);
+        continue;
+      }
+      const std::vector<NativePlace> places = native_places_of(map_, tensor.name);
+      if (places.empty() || !places.front().rule->known) {
+        unknown.push_back(tensor.name);
+        continue;
+      }
+      bool is_wanted = false;
+      for (const NativePlace& place : places) {
+        const auto destination = destinations.find(place.fqn);
+        if (destination == destinations.end()) continue;
+        is_wanted = true;
+        // All else that has a destination was not used because of a problem that has been noted.
+        const Shape& shape = destination->second->global_shape;
+        if (place.rule->stacked() && !shape.empty() && place.captures.expert >= shape[0])
+          surplus[place.fqn].push_back(place.captures.expert);
+      }
+      if (!is_wanted) plan_.unused.push_back(tensor.name);
+    }
+    note_surplus(surplus);
+    if (!options_.strict) {
+      std::merge(unknown.begin(), unknown.end(), lone_scales.begin(), lone_scales.end(),
+                 std::back_inserter(plan_.unknown));
+      return;
+    }
+    for (const std::string& name : grouped_names(lone_scales)) {
+      problems_.add(name +
+                    ": a scale without its weight, which the checkpoint lacks; strict=False leaves it out");
+    }
+    for (const std::string& name : grouped_names(unknown)) {
+      problems_.add(name + ": no rule of " + map_.family +
+                    " knows this tensor of the checkpoint; strict=False leaves such tensors out");
+    }
+  }
+
+  void note_surplus(std::map<std::string, std::vector<std::int64_t>>& surplus) {
+    for (auto& [fqn, experts] : surplus) {
+      std::sort(experts.begin(), experts.end());
+      experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
+      const auto spec = std::find_if(specs_.begin(), specs_.end(),
+                                     [&name = fqn](const TensorSpec& s) { return s.fqn == name; });
+      problems_.add(fqn + ": expected as many experts as the trainer's shape " +
+                    to_string(spec->global_shape) + " has, but the checkpoint has experts " +
+                    ranges_of(experts) + " as well");
+    }
+  }
+
+  bool is_news(const std::string& name) { return noted_.insert(name).second; }
+
+  const std::vector<TensorSpec>& specs_;
+  const Catalog& catalog_;
+  const WeightMap& map_;
+  const LoadPlanOptions& options_;
+  std::vector<bool> used_;  // by index into Catalog::tensors; of weights, with which their scales go
+  std::unordered_set<std::string> noted_;
+  std::string prefix_;  // of names that the checkpoint has without it
+  Problems problems_;
+  LoadPlan plan_;
+};
+
+/// What a transfer without steps writes.
+Box written_box(const Transfer& transfer) {
+  Box box{transfer.destination_offset, Shape(transfer.destination_offset.size(), 1)};
+  for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
+    if (transfer.axes[i] >= 0)
+      box.size[static_cast<std::size_t>(transfer.axes[i])] *= transfer.source_box.size[i];
+  }
+  return box;
+}
+
+}  // namespace
+
+bool LoadPlan::operator==(const LoadPlan& other) const {
+  const auto fields = [](const LoadPlan& plan) {
+    return std::tie(plan.transfers, plan.tensors, plan.bytes_needed, plan.bytes_written, plan.unused,
+                    plan.unknown, plan.not_loaded);
+  };
+  return fields(*this) == fields(other);
+}
+
+void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const Catalog& catalog) {
+  std::stable_sort(plan.transfers.begin(), plan.transfers.end(), [&](const Transfer& a, const Transfer& b) {
+    const SourceTensor& left = catalog.tensors[a.source];
+    const SourceTensor& right = catalog.tensors[b.source];
+    return std::pair{left.file, left.begin} < std::pair{right.file, right.begin};
+  });
+  std::vector<std::vector<Box>> needed(catalog.tensors.size());
+  std::map<std::uint32_t, std::vector<Lattice>> needed_in_views;
+  for (const Transfer& transfer : plan.transfers) {
+    if (transfer.source_view.empty()) {
+      needed[transfer.source].push_back(transfer.source_box);
+    } else {
+      needed_in_views[transfer.source].push_back(read_lattice(transfer, catalog.tensors[transfer.source]));
+    }
+    if (transfer.scales >= 0) needed[static_cast<std::size_t>(transfer.scales)].push_back(transfer.scale_box);
+    plan.bytes_written += static_cast<std::uint64_t>(volume(transfer.source_box.size) *
+                                                     bytes_of(specs[transfer.destination].dtype));
+  }
+  std::string_view previous;
+  for (std::size_t t = 0; t < needed.size(); ++t) {
+    const auto in_views = needed_in_views.find(static_cast<std::uint32_t>(t));
+    if (needed[t].empty() && in_views == needed_in_views.end()) continue;
+    const SourceTensor& tensor = catalog.tensors[t];
+    std::int64_t elements = 0;
+    if (in_views == needed_in_views.end()) {
+      elements = union_volume(needed[t]);
+    } else {
+      for (const Box& box : needed[t]) in_views->second.push_back(lattice_of(box));
+      elements = union_volume(tensor.shape, in_views->second);
+    }
+    plan.bytes_needed += static_cast<std::uint64_t>(elements * bytes_of(tensor.dtype));
+    if (tensor.name != previous) ++plan.tensors;
+    previous = tensor.name;
+  }
+}
+
+std::string fault_of_writing(const Shape& local_shape, std::span<const Transfer> transfers) {
+  if (std::all_of(transfers.begin(), transfers.end(),
+                  [](const Transfer& transfer) { return transfer.steps.empty(); })) {
+    std::vector<Box> written;
+    written.reserve(transfers.size());
+    for (const Transfer& transfer : transfers) written.push_back(written_box(transfer));
+    return tiling_fault(whole(local_shape), std::move(written));
+  }
+  std::vector<Lattice> written;
+  written.reserve(transfers.size());
+  for (const Transfer& transfer : transfers) written.push_back(written_lattice(transfer));
+  return tiling_fault(local_shape, written);
+}
+
+LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
+                   const LoadPlanOptions& options) {
+  return LoadPlanner(specs, catalog, map, options).plan();
+}
+
+}  // namespace shardwright

@@ -1,0 +1,45 @@
+#include "planner/load/request_list.h"
+
+#include <string>
+#include <unordered_set>
+
+#include "planner/names/block_scales.h"
+
+namespace shardwright {
+namespace {
+
+/// How the HF tensor is stored, or would be by the rule of names.
+Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) {
+  if (catalog != nullptr) {
+    const std::span<const SourceTensor> chunks = catalog->find(piece.hf_name);
+    if (!chunks.empty()) return encoding_of(*catalog, chunks);
+  } else if (piece.rule->quantised && piece.hf_shape.size() == 2) {
+    return encoding_with(known_scale_blocks().front(), piece.hf_shape);
+  }
+  return {native, false, DType::U8, 1, 1};
+}
+
+}  // namespace
+
+std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
+                                  const Catalog* catalog) {
+  std::vector<Request> requests;
+  std::unordered_set<std::string> asked;  // an HF tensor may be a part of several native ones
+  for (const TensorSpec& spec : specs) {
+    for (const Piece& piece : pieces_of(map, spec.fqn, spec.global_shape, catalog)) {
+      const Box hull = hull_of(piece);
+      if (!touches(spec, hull) || !asked.insert(piece.hf_name).second) continue;
+      const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
+      requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn, encoding.scaled,
+                          hull, piece.correspondence->axes});
+      if (encoding.scaled) {
+        requests.push_back({piece.hf_name + std::string(encoding.scale_suffix), encoding.scale,
+                            scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, hull,
+                            piece.correspondence->axes});
+      }
+    }
+  }
+  return requests;
+}
+
+}  // namespace shardwright

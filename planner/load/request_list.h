@@ -1,0 +1,33 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "planner/names/catalog.h"
+#include "planner/names/tensor_spec.h"
+#include "planner/names/weight_map.h"
+
+namespace shardwright {
+
+/// One entry of the request list: an HF tensor that a load asks for.
+struct Request {
+  std::string name;
+  DType dtype;
+  Shape shape;               ///< GLOBAL shape, of weights and scales alike
+  bool placeholder = false;  ///< scales: asked for whole, so that any shard of the weight finds its own
+  std::string fqn;           ///< the native tensor that it goes into
+  bool scaled = false;       ///< a weight whose scales are the next entry
+  Box box;                   ///< of the native tensor that the weight fills
+  std::vector<int> axes;     ///< HF dimension i runs along native dimension axes[i]; -1: along none
+
+  bool operator==(const Request&) const = default;
+};
+
+/// What to_hf(quantization=True) would ask for, as data: for each native tensor the HF tensors that this
+/// rank's boxes touch, each block-scaled one followed by its scales. With a catalog, its scales decide what
+/// is block-scaled; without, the documented rule of names does. Weights that the catalog lacks are asked for
+/// all the same (a planner then says that they are missing). Nothing is allocated.
+std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
+                                  const Catalog* catalog = nullptr);
+
+}  // namespace shardwright

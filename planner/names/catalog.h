@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/dtype.h"
+#include "planner/geometry/box.h"
+
+namespace shardwright {
+
+/// One tensor of a checkpoint, or one chunk of it if the checkpoint stores a large tensor in several chunks.
+struct SourceTensor {
+  std::string name;
+  DType dtype = DType::BF16;
+  Shape shape;              ///< of what is stored here
+  Shape offset;             ///< where this chunk begins in the whole tensor; all zero for a whole tensor
+  std::uint32_t file = 0;   ///< index into Catalog::files
+  std::uint64_t begin = 0;  ///< byte offsets in that file: the row-major data is [begin, end)
+  std::uint64_t end = 0;
+};
+
+struct SourceFile {
+  std::string name;        ///< relative to the directory
+  std::uint64_t size = 0;  ///< bytes
+};
+
+/// Checksums of a stored tensor, by rows: see storage/format/row_checksums.h.
+struct RowChecksums {
+  std::vector<std::uint64_t> cuts;  ///< bytes of a row at which its pieces end; rising, the last its length
+  std::vector<std::uint64_t> sums;  ///< of each block of rows; empty: the tensor has no checksums
+
+  bool operator==(const RowChecksums&) const = default;
+};
+
+/// What a checkpoint directory holds. Every field has been checked against the files: sizes equal shape times
+/// dtype, byte ranges lie inside the file and do not overlap.
+struct Catalog {
+  std::filesystem::path directory;
+  std::vector<SourceFile> files;      ///< sorted by name
+  std::vector<SourceTensor> tensors;  ///< sorted by name, then by offset
+  std::string config;                 ///< text of config.json; empty where there is none
+  double seconds = 0;                 ///< that reading it took
+
+  /// By index into tensors; null where the checkpoint has none.
+  std::shared_ptr<const std::vector<RowChecksums>> checksums;
+
+  /// All chunks of a tensor; an empty span if there is no such tensor. The span lives as long as `tensors`.
+  std::span<const SourceTensor> find(std::string_view name) const;
+
+  /// Shape of the whole tensor that these chunks make up.
+  static Shape global_shape(std::span<const SourceTensor> chunks);
+
+  std::filesystem::path path_of(const SourceTensor& tensor) const;
+};
+
+}  // namespace shardwright

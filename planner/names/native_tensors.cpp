@@ -1,0 +1,69 @@
+#include "planner/names/native_tensors.h"
+
+#include <algorithm>
+#include <iterator>
+#include <map>
+#include <optional>
+
+#include "planner/error.h"
+#include "planner/names/block_scales.h"
+
+namespace shardwright {
+namespace {
+
+std::int64_t layer_of(const WeightMap& map, std::string_view hf_name) {
+  const std::string name = to_rules_spelling(map.dialect, hf_name);
+  for (const NamePattern& pattern : map.layers) {
+    if (const std::optional<Captures> found = pattern.match(name)) return found->layer;
+  }
+  const bool comes_after = std::any_of(map.after_layers.begin(), map.after_layers.end(),
+                                       [&](const NamePattern& p) { return p.match(name).has_value(); });
+  return comes_after ? after_layers : before_layers;
+}
+
+}  // namespace
+
+std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap& map, DType dtype) {
+  struct Found {
+    NativePlace place;
+    std::string hf_name;
+    DType dtype;
+    std::int64_t experts;
+    std::int64_t layer;
+  };
+  std::map<std::string, Found> found;
+  std::string_view previous;
+  for (const SourceTensor& tensor : catalog.tensors) {
+    if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name)) continue;
+    previous = tensor.name;
+    for (const NativePlace& place : native_places_of(map, tensor.name)) {
+      if (!place.rule->known) continue;
+      if (place.captures.expert >= std::ssize(catalog.tensors)) {
+        throw Error(ErrorKind::malformed, catalog.files[tensor.file].name + ": tensor " + tensor.name +
+                                              " is of expert " + std::to_string(place.captures.expert) +
+                                              ", but the checkpoint holds only " +
+                                              std::to_string(catalog.tensors.size()) + " tensors in all");
+      }
+      const std::int64_t experts = place.captures.expert + 1;
+      const bool scaled = !scales_of(catalog, tensor.name).empty();
+      const auto [entry, is_new] = found.try_emplace(
+          place.fqn,
+          Found{place, tensor.name, scaled ? dtype : tensor.dtype, experts, layer_of(map, tensor.name)});
+      entry->second.experts = std::max(entry->second.experts, experts);
+    }
+  }
+  std::vector<NativeTensor> tensors;
+  for (const auto& [fqn, entry] : found) {
+    Shape shape;
+    try {
+      shape = native_shape_of(map, catalog, entry.place, entry.hf_name, entry.experts);
+    } catch (const Error& error) {
+      const SourceTensor& stored = catalog.find(entry.hf_name).front();
+      throw Error(ErrorKind::malformed, catalog.files[stored.file].name + ": " + error.what());
+    }
+    tensors.push_back({fqn, entry.dtype, std::move(shape), entry.place.rule->stacked(), entry.layer});
+  }
+  return tensors;
+}
+
+}  // namespace shardwright

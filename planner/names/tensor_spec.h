@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/dtype.h"
+#include "planner/geometry/box.h"
+#include "planner/geometry/placement.h"
+
+namespace shardwright {
+
+/// Where a tensor's memory is.
+enum class DeviceKind : std::uint8_t {
+  cpu,
+  cuda,   ///< for loads and exports that have kernels for it; see load(), run_export()
+  meta,   ///< nowhere
+  other,  ///< where nothing here reads or writes
+};
+
+/// A tensor of the trainer as one rank sees it. Owns nothing: the caller keeps the memory alive.
+/// Invariant (see fault_of): the boxes, placed at their local offsets, tile a tensor of `local_shape`
+/// exactly.
+struct TensorSpec {
+  std::string fqn;  ///< fully qualified name
+  DType dtype = DType::BF16;
+  Shape global_shape;    ///< of the whole tensor over all ranks
+  Shape local_shape;     ///< of this rank's part
+  Shape local_strides;   ///< elements; any strides that give each element memory of its own, if it is written
+  void* data = nullptr;  ///< element (0, …, 0) of the local tensor; may be null if the part is empty
+  DeviceKind device = DeviceKind::cpu;
+  int device_index = 0;  ///< of a CUDA device
+  std::string device_name = "cpu";
+  std::vector<LocalBox> boxes;  ///< which parts of the global tensor the local tensor holds
+};
+
+/// A spec of a tensor that this rank holds whole. `data` may be null for a plan that is never run.
+TensorSpec whole_tensor(std::string fqn, DType dtype, const Shape& shape, void* data = nullptr);
+
+/// A spec of a DTensor's local part with contiguous memory at `data`.
+TensorSpec sharded_tensor(std::string fqn, DType dtype, const Shape& global_shape, const Shape& mesh_shape,
+                          const Shape& coordinate, const std::vector<Placement>& placements,
+                          void* data = nullptr);
+
+/// What makes a spec impossible to write to, for messages; empty if nothing does: boxes that do not tile the
+/// local tensor or leave the global one, memory on a device without data (meta), elements that share memory
+/// (expanded), unless it is `only_read`.
+std::string fault_of(const TensorSpec& spec, bool only_read = false);
+
+/// True if the rank holds something of this box of the global tensor.
+bool touches(const TensorSpec& spec, const Box& box);
+
+/// Pairs of specs whose memory overlaps, one message for each; empty if none does.
+std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs);
+
+}  // namespace shardwright

@@ -1,0 +1,136 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "planner/geometry/box.h"
+#include "planner/geometry/correspondence.h"
+#include "planner/names/axis_expression.h"
+#include "planner/names/catalog.h"
+#include "planner/names/name_pattern.h"
+
+namespace shardwright {
+
+/// One row of a model's table: HF tensors of this name are that part of native tensors of that name.
+struct Rule {
+  NamePattern hf;
+  NamePattern native;
+
+  /// Where the HF tensor is in the native one; identity: it is the native one.
+  AxisExpression axes = {};
+
+  /// The documented rule of names counts these weights as block-scaled. Serves only where there is no
+  /// checkpoint: with one, a weight is block-scaled if its scale tensor is there.
+  bool quantised = false;
+
+  /// False for the catch-all rows ("all else keeps its name"): such a row finds the source of a trainer's
+  /// tensor, but does not make a checkpoint's tensor a known one.
+  bool known = true;
+
+  /// Of the rows of one native name, those of the lowest such number count whose HF tensors the checkpoint
+  /// has: see choose_alternatives.
+  int alternative = 0;
+
+  /// The HF tensor is another native tensor's too, and that one's alone in an export: a tied head.
+  bool only_read = false;
+
+  /// A dimension of the native tensor counts experts, of which each HF tensor is one.
+  bool stacked() const { return axes.counts_experts(); }
+};
+
+/// How the names of a checkpoint differ from those the rules use, prefix by prefix: {in the rules, in the
+/// files}. The first prefix that fits counts.
+using Dialect = std::vector<std::pair<std::string, std::string>>;
+
+/// The rules that relate native tensors to HF tensors for one model family and one native layout.
+struct WeightMap {
+  std::string family;
+  std::string layout;
+  std::vector<Rule> rules;                 ///< the first row that fits a name counts
+  std::vector<NamePattern> ignored;        ///< HF names that no layout uses
+  std::vector<NamePattern> without_place;  ///< HF names of the model that this layout has no tensor for
+  std::vector<NamePattern> layers;         ///< HF names of the decoder layers, which have {layer}
+  std::vector<NamePattern> after_layers;   ///< HF names that a pipeline needs after its last layer
+  Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules
+  Sizes sizes;      ///< that the axes may name: of the model's config
+};
+
+/// Keeps, of the rows of each native name, those of the first alternative whose HF names all are there, for
+/// some layer and expert; of the first one where none are.
+void choose_alternatives(WeightMap& map, const Catalog& catalog);
+
+/// One HF tensor's place inside a native tensor.
+struct Piece {
+  std::string hf_name;  ///< as the checkpoint spells it
+  Shape hf_shape;       ///< that the native shape asks for
+  const Rule* rule;     ///< owned by the map
+  std::int64_t expert;  ///< -1 where the native tensor is not stacked
+  std::int64_t shard;   ///< -1 where HF tensors are not numbered so
+
+  /// Of the rule's first expert; the same for all experts.
+  std::shared_ptr<const Correspondence> correspondence;
+  Box native_box;  ///< of this expert; takes the place of the correspondence's
+
+  /// Whether HF tensor and native tensor are seen in no other shapes than their own.
+  bool is_plain() const {
+    return shardwright::is_plain(correspondence->hf_view) &&
+           shardwright::is_plain(correspondence->native_view);
+  }
+};
+
+/// What a part of the native tensor takes of the HF tensor.
+std::vector<Placed> placed_in(const Piece& piece, const Box& native);
+
+/// The smallest box of the native tensor that holds all of the piece.
+Box hull_of(const Piece& piece);
+
+/// Whether a box of the native tensor may hold something of the piece: it has something of that hull.
+bool may_touch(const Piece& piece, const Box& native);
+
+/// All HF tensors that make up a native tensor of that name and (global) shape, in the order of experts, then
+/// rules, then shards. Empty if no rule knows the name. Throws Error(mismatch) if the shape cannot be what
+/// the rule says (wrong rank, a dimension that does not divide into its parts). A part of a larger HF tensor
+/// needs the shape of that: from the catalog, if it is there, or by the map's sizes.
+std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape,
+                             const Catalog* catalog = nullptr);
+
+/// The HF names of one expert's share of a native tensor (of all of it, if it is not stacked), in the order
+/// of the rules. Empty if no rule knows the name.
+std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fqn, std::int64_t expert);
+
+/// The patterns of the HF names that the documented rule counts as block-scaled, in the rules' spelling.
+std::vector<std::string> quantised_patterns(const WeightMap& map);
+
+/// Where an HF tensor, or a part of it, belongs.
+struct NativePlace {
+  std::string fqn;
+  const Rule* rule;
+  Captures captures;
+  int number;  ///< of the rule, among those of the same native tensor
+};
+
+/// The native tensors that an HF tensor, or a part of it, is part of; empty if no rule has it or it has no
+/// place in this layout. Scales go where their weights go.
+std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view hf_name);
+
+/// True if no layout of the family uses this HF tensor, so that it is passed over.
+bool is_ignored(const WeightMap& map, std::string_view hf_name);
+
+/// True if the HF tensor is the model's, but has no place in this layout. Scales go with their weights.
+bool is_without_place(const WeightMap& map, std::string_view hf_name);
+
+/// The HF name in the rules' spelling, and back in the checkpoint's.
+std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name);
+std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rules_name);
+
+/// The shape of the native tensor of that place, which is made up of HF tensors such as this one of that
+/// shape. `experts` is the number of experts, if they are stacked; sizes of other parts are those of the
+/// catalog's tensors or the map's. Throws Error(mismatch), naming the HF tensor, if it cannot be told.
+Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NativePlace& place,
+                      const std::string& hf_name, std::int64_t experts);
+
+}  // namespace shardwright

@@ -1,0 +1,200 @@
+#include "planner/save/export_form.h"
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+
+#include "kernels/decode.h"
+#include "kernels/encode.h"
+#include "planner/error.h"
+#include "planner/load/load_plan.h"
+#include "planner/models/models.h"
+#include "planner/names/held_tensors.h"
+#include "planner/problems.h"
+
+namespace shardwright {
+namespace {
+
+/// MXFP8, as an export stores a weight of this shape.
+Encoding mxfp8(const Shape& weight_shape) {
+  const auto& known = known_scale_blocks();
+  const auto blocks =
+      std::find_if(known.begin(), known.end(), [](const ScaleBlocks& one) { return one.name == "mxfp8"; });
+  return encoding_with(*blocks, weight_shape);
+}
+
+bool is_of_a_model(const WeightMap& map) { return map.family != unchanged_names().family; }
+
+/// Proves that the template has these tensors and no others, and returns what it has beyond them with cause.
+std::vector<std::string> fit_to_template(const std::vector<SavedTensor>& tensors, const ExportForm& form) {
+  std::vector<TensorSpec> specs;
+  specs.reserve(tensors.size());
+  for (const SavedTensor& tensor : tensors)
+    specs.push_back(whole_tensor(tensor.fqn, tensor.dtype, tensor.shape));
+  LoadPlanOptions options;
+  options.exporting = true;
+  options.strict = form.strict;
+  LoadPlan plan = plan_load(specs, *form.pattern, form.map, options);
+  std::vector<std::string> lacking;
+  for (const std::string& name : plan.unused) {
+    if (!is_without_place(form.map, name)) lacking.push_back(name);
+  }
+  if (form.strict) {
+    Problems problems;
+    for (const std::string& name : grouped_names(lacking)) {
+      problems.add(name +
+                   ": the template has it, but no tensor of the state dict; strict=False leaves it out");
+    }
+    problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors with the names of " +
+                                                   form.pattern->directory.string() + " (layout " +
+                                                   form.map.layout + "); nothing has been written:");
+  }
+  plan.unused.insert(plan.unused.end(), plan.unknown.begin(), plan.unknown.end());
+  return plan.unused;
+}
+
+std::string fault_of_encoding(const Encoding& encoding, const SavedTensor& tensor) {
+  if (encoding.scaled ? can_encode(tensor.dtype) : can_convert(tensor.dtype, encoding.element)) return "";
+  return tensor.fqn + ": cannot store " + std::string(name_of(tensor.dtype)) + " as " +
+         (encoding.scaled ? "MXFP8; expected BF16, F16 or F32"
+                          : std::string(name_of(encoding.element)) +
+                                ", the template's dtype; expected that or another wide float");
+}
+
+/// The HF tensors of which several tensors of the state dict are parts.
+class PartsOfTensors {
+ public:
+  /// True if the HF tensor has not been met before.
+  bool add(const Piece& piece, const Encoding& encoding, const std::string& fqn, Problems& problems) {
+    const Correspondence& correspondence = *piece.correspondence;
+    if (correspondence.hf_box == whole(correspondence.hf_view.sizes)) return true;
+    const auto [found, is_new] =
+        tensors_.try_emplace(piece.hf_name, Parts{piece.hf_shape, encoding, fqn, {}});
+    Parts& parts = found->second;
+    parts.boxes.push_back(lattice_of(correspondence.hf_view, correspondence.hf_box));
+    if (parts.shape != piece.hf_shape) {
+      problems.add(fqn + ": expected it to be a part of " + piece.hf_name + " of shape " +
+                   to_string(parts.shape) + ", as " + parts.fqn + " is, found " + to_string(piece.hf_shape));
+    } else if (parts.encoding != encoding) {
+      problems.add(fqn + ": expected it to be stored as " + std::string(name_of(parts.encoding.element)) +
+                   ", as " + parts.fqn + " is, which is another part of " + piece.hf_name + ", found " +
+                   std::string(name_of(encoding.element)));
+    }
+    return is_new;
+  }
+
+  /// Proves that the parts make up the tensors.
+  void expect_whole(Problems& problems) const {
+    for (const auto& [name, parts] : tensors_) {
+      const std::string fault = tiling_fault(parts.shape, parts.boxes);
+      if (!fault.empty()) problems.add(name + ": expected the state dict to have all of its parts: " + fault);
+    }
+  }
+
+ private:
+  struct Parts {
+    Shape shape;
+    Encoding encoding;
+    std::string fqn;  ///< of the first part
+    std::vector<Lattice> boxes;
+  };
+  std::map<std::string, Parts> tensors_;
+};
+
+}  // namespace
+
+bool has_scales(const Catalog& pattern) {
+  return std::any_of(pattern.tensors.begin(), pattern.tensors.end(),
+                     [](const SourceTensor& tensor) { return is_scale_name(tensor.name); });
+}
+
+Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
+  Encoding plain{native, false, DType::U8, 1, 1};
+  if (form.quantise && form.by_rule_of_names && piece.rule->quantised && piece.hf_shape.size() == 2)
+    return mxfp8(piece.hf_shape);
+  if (form.pattern != nullptr) {
+    const std::span<const SourceTensor> stored = form.pattern->find(piece.hf_name);
+    const std::span<const SourceTensor> scales = scales_of(*form.pattern, piece.hf_name);
+    if (form.quantise && !scales.empty()) {
+      Encoding encoding = mxfp8(piece.hf_shape);
+      const DType dtype = scales.front().dtype;
+      if (dtype == DType::U8 || dtype == DType::F8_E8M0) encoding.scale = dtype;
+      return encoding;
+    }
+    if (!stored.empty()) plain.element = scales.empty() ? stored.front().dtype : DType::BF16;
+    return plain;
+  }
+  if (is_of_a_model(form.map) && is_wide_float(native)) plain.element = DType::BF16;
+  return plain;
+}
+
+WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
+                                      std::string_view layout, bool quantise) {
+  if (family != "auto") return weight_map_for({}, family, layout);
+  std::vector<std::string> names;
+  for (const SavedTensor& tensor : tensors) names.push_back(tensor.fqn);
+  WeightMap map = weight_map_by_native_names(names, layout);
+  if (quantise && !is_of_a_model(map)) {
+    throw Error(ErrorKind::mismatch,
+                "cannot say which weights MXFP8 is for: no family has names such as these in layout " +
+                    std::string(layout) + "; give a template that has scales, or model= and layout=");
+  }
+  return map;
+}
+
+ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const ExportForm& form) {
+  ExportedTensors result;
+  if (form.pattern != nullptr) result.left_out = fit_to_template(tensors, form);
+  Problems problems;
+  PartsOfTensors parts;
+  for (const SavedTensor& tensor : tensors) {
+    const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.pattern);
+    if (pieces.empty() && volume(tensor.shape) > 0) {
+      problems.add(tensor.fqn + ": no rule of " + form.map.family + " has a name for it");
+    }
+    if (!pieces.empty() && pieces.front().rule->only_read) {
+      result.left_out.push_back(tensor.fqn);
+      continue;
+    }
+    std::string fault;
+    for (const Piece& piece : pieces) {
+      const Encoding encoding = stored_as(form, piece, tensor.dtype);
+      if (fault.empty()) fault = fault_of_encoding(encoding, tensor);
+      if (!encoding.scaled) note_cast(result.rounded, tensor.fqn, tensor.dtype, encoding.element);
+      if (!parts.add(piece, encoding, tensor.fqn, problems)) continue;
+      SourceTensor weight;
+      weight.name = piece.hf_name;
+      weight.dtype = encoding.element;
+      weight.shape = piece.hf_shape;
+      weight.offset.assign(weight.shape.size(), 0);
+      result.tensors.push_back(weight);
+      if (!encoding.scaled) continue;
+      weight.name = piece.hf_name + std::string(encoding.scale_suffix);
+      weight.dtype = encoding.scale;
+      weight.shape = scale_shape_of(encoding, piece.hf_shape);
+      result.tensors.push_back(std::move(weight));
+    }
+    if (!fault.empty()) problems.add(fault);
+  }
+  parts.expect_whole(problems);
+  if (form.strict_dtypes) {
+    for (const std::string& line : lines_of(result.rounded)) {
+      problems.add(line + "; strict_dtypes=False rounds, a template with a wider dtype keeps all");
+    }
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors (layout " + form.map.layout +
+                                                 "); nothing has been written:");
+  if (form.pattern != nullptr) {
+    const auto place = [&](const SourceTensor& tensor) {
+      const SourceTensor& weight = form.pattern->find(weight_name_of(tensor.name)).front();
+      return std::tuple{weight.file, weight.begin};
+    };
+    std::stable_sort(result.tensors.begin(), result.tensors.end(),
+                     [&](const SourceTensor& a, const SourceTensor& b) { return place(a) < place(b); });
+  }
+  return result;
+}
+
+}  // namespace shardwright

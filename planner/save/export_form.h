@@ -1,0 +1,65 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "planner/load/rounding.h"
+#include "planner/names/block_scales.h"
+#include "planner/names/catalog.h"
+#include "planner/names/weight_map.h"
+
+namespace shardwright {
+
+/// A tensor of the trainer, apart from how it lies over the ranks.
+struct SavedTensor {
+  std::string fqn;
+  DType dtype = DType::BF16;
+  Shape shape;  ///< global
+
+  bool operator==(const SavedTensor&) const = default;
+};
+
+/// What an export looks like on disk: whose names and dtypes, and whether in MXFP8.
+struct ExportForm {
+  WeightMap map;
+  const Catalog* pattern = nullptr;  ///< the template: a checkpoint with these names; null: none
+  bool quantise =
+      false;  ///< MXFP8 for the weights that the template, or else the rule of names, has quantised
+  bool by_rule_of_names =
+      true;  ///< ... which is the rule's matter: there is no template, or none of its weights has scales
+  bool strict = true;          ///< what the template has and the state dict lacks is an error
+  bool strict_dtypes = false;  ///< a cast that loses bits is an error
+};
+
+/// True if the template says which weights are block-scaled, by having scales.
+bool has_scales(const Catalog& pattern);
+
+/// How the HF tensor is stored.
+///  * A weight that the template has scales for (without a template: that the rule of names counts) is MXFP8
+///  if
+///    `quantise` is set, its scales in the template's dtype; otherwise it is BF16.
+///  * Every other one has the template's dtype. Without a template, the wide floats of a known model become
+///    BF16, and all else stays what it is.
+Encoding stored_as(const ExportForm& form, const Piece& piece, DType native);
+
+/// The tables for state dicts that come without a template: see weight_map_by_native_names. `family` other
+/// than "auto" decides. Throws Error(mismatch) if it cannot be told, or `quantise` is set and no family has a
+/// rule that says what to quantise.
+WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
+                                      std::string_view layout, bool quantise);
+
+/// The HF tensors of an export, scales directly behind their weights; no files or byte ranges yet.
+struct ExportedTensors {
+  std::vector<SourceTensor>
+      tensors;  ///< in the order in which files hold them: the template's, else the state dict's
+  std::vector<std::string> left_out;  ///< the template's tensors that this layout has no place for, or
+                                      ///< (strict = false) the state dict lacks; and tensors of the state
+                                      ///< dict that the template has as another's, such as a tied head
+  Roundings rounded;  ///< by the names of the state dict; MXFP8, which was asked for, is no cast
+};
+
+/// Throws one Error(mismatch) that lists what does not fit the template or cannot be stored so, and with
+/// strict_dtypes what would be rounded.
+ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const ExportForm& form);
+
+}  // namespace shardwright

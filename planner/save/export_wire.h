@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "planner/save/ownership.h"
+#include "planner/save/shared_blocks.h"
+
+namespace shardwright {
+
+/// What a rank tells the coordinator of an export.
+struct ExportHoldings {
+  Holdings held;
+  std::vector<BlockColumn> columns;  ///< as the rank's own parts would have them
+
+  bool operator==(const ExportHoldings&) const = default;
+};
+
+/// What the coordinator tells a rank.
+struct ExportShare {
+  std::vector<SavedTensor> tensors;    ///< all there are, in the same order on every rank
+  Holdings owned;                      ///< what this rank writes
+  std::vector<BlockColumn> columns;    ///< the rank's own, as agreed on
+  std::vector<std::uint32_t> headers;  ///< the files whose headers this rank writes
+
+  bool operator==(const ExportShare&) const = default;
+};
+
+/// The wire form (planner/wire/plan.proto). Decoding throws Error(malformed) for bytes that are no such
+/// message, or of another version.
+std::string encode_holdings(const ExportHoldings& holdings);
+ExportHoldings decode_holdings(const std::string& bytes);
+std::string encode_share(const ExportShare& share);
+ExportShare decode_share(const std::string& bytes);
+
+}  // namespace shardwright

@@ -1,0 +1,83 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "planner/save/saved_values.h"
+
+namespace shardwright {
+
+/// Version of the wire form (planner/wire/save_plan.proto) that this build writes and reads. A later release
+/// may add fields to a message and keep the version: `unknown_fields` holds them, and they are encoded again.
+inline constexpr unsigned save_wire_version = 1;
+
+/// What one rank has to save, as it goes to the coordinator. Boxes can only be read beside the values that
+/// they are boxes of, which may come from another rank: a decoded state has `packed` items until then.
+struct RankState {
+  struct Part {
+    Hash values{};
+    std::vector<std::uint64_t> packed;  ///< items; empty for values on a mesh
+
+    bool operator==(const Part&) const = default;
+  };
+  std::int64_t rank = 0;  ///< the job's number for it, which meshes speak of
+  std::vector<Part> parts;
+  std::vector<std::string> values;  ///< encoded SavedValues that parts of this or other ranks refer to
+  std::string unknown_fields;
+
+  bool operator==(const RankState&) const = default;
+};
+
+/// The chunks that make up tensors; tensors that are cut alike share one.
+struct ChunkLayout {
+  std::uint32_t rank = 0;             ///< dimensions
+  std::vector<std::int64_t> corners;  ///< for each chunk its offsets, then its sizes; ordered by offset
+
+  /// How many; a scalar is one chunk.
+  std::size_t count() const { return rank == 0 ? 1 : corners.size() / (2 * std::size_t{rank}); }
+  bool operator==(const ChunkLayout&) const = default;
+};
+
+/// What a checkpoint holds, whoever wrote it: each value and the chunks that it consists of.
+struct GlobalMetadata {
+  SavedValues values;                 ///< without mesh
+  std::vector<std::uint32_t> layout;  ///< for each value, index into `layouts`; of no meaning for an object
+  std::vector<ChunkLayout> layouts;
+  std::string unknown_fields;
+
+  bool operator==(const GlobalMetadata&) const = default;
+};
+
+// All encoders give equal bytes for equal input. All decoders throw Error(malformed) for bytes that are cut
+// short, damaged or of another version.
+
+std::string encode(const SavedValues& values);
+SavedValues decode_values(std::string_view bytes);
+
+std::string encode(const RankState& state);
+RankState decode_state(std::string_view bytes);
+
+/// Items as numbers and back. Throws Error(malformed) for items that do not lie inside their tensors.
+std::vector<std::uint64_t> pack(const SavedItems& items, const SavedValues& values);
+SavedItems unpack(const std::vector<std::uint64_t>& packed, const SavedValues& values);
+
+/// Which items of each part of a rank's state others write: sorted numbers.
+using LeftToOthers = std::vector<std::vector<std::uint32_t>>;
+
+/// What a rank is to write: all that it holds but these.
+struct RankWrites {
+  LeftToOthers left_to_others;
+  std::string unknown_fields;
+
+  bool operator==(const RankWrites&) const = default;
+};
+
+std::string encode(const RankWrites& writes);
+/// `items`: how many each part of the rank's state has.
+RankWrites decode_writes(std::string_view bytes, const std::vector<std::size_t>& items);
+
+std::string encode(const GlobalMetadata& metadata);
+GlobalMetadata decode_metadata(std::string_view bytes);
+
+}  // namespace shardwright

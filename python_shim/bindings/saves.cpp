@@ -1,0 +1,303 @@
+// Sharded checkpoints: the pending directory, the files of a rank, the manifest, verifying.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "planner/error.h"
+#include "python_shim/bindings/bindings.h"
+#include "storage/device/copy_out.h"
+#include "storage/files/input_file.h"
+#include "storage/format/checkpoint_place.h"
+#include "storage/format/checksum.h"
+#include "storage/format/checksums_file.h"
+#include "storage/format/manifest.h"
+#include "storage/format/pending_checkpoint.h"
+#include "storage/tools/verify.h"
+#include "storage/write/shard_file.h"
+
+namespace py = pybind11;
+
+namespace shardwright {
+namespace {
+
+/// Checksums as they travel between ranks: 8 bytes each, in this machine's order, as the shards are.
+py::bytes packed(const std::vector<std::uint64_t>& checksums) {
+  return {reinterpret_cast<const char*>(checksums.data()), checksums.size() * sizeof(std::uint64_t)};
+}
+
+/// item, address, shape, strides, bytes of an element, CUDA device or -1
+using PartTuple = std::tuple<std::size_t, std::uintptr_t, Shape, Shape, std::uint64_t, int>;
+
+TensorInMemory tensor_of(const PartTuple& part) {
+  const auto& [item, address, shape, strides, element_bytes, device] = part;
+  return {reinterpret_cast<const std::byte*>(address),  // NOLINT(performance-no-int-to-ptr)
+          shape, strides, element_bytes, device};
+}
+
+GatherFigures write_parts(ShardFile& file, const std::vector<PartTuple>& parts, int threads,
+                          const DeviceOptions& devices) {
+  std::vector<std::size_t> items;
+  std::vector<TensorInMemory> tensors;
+  for (const PartTuple& part : parts) {
+    items.push_back(std::get<0>(part));
+    tensors.push_back(tensor_of(part));
+  }
+  return file.write(items, tensors, threads, devices);
+}
+
+/// Parts as above, their items the addresses that they are copied to.
+GatherFigures copy_parts_out(const std::vector<PartTuple>& parts, const std::vector<std::string>& names,
+                             int threads, const DeviceOptions& devices) {
+  std::vector<CopyOut> copies;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    copies.push_back(
+        {names.at(i), tensor_of(parts[i]),
+         reinterpret_cast<std::byte*>(std::get<0>(parts[i]))});  // NOLINT(performance-no-int-to-ptr)
+  }
+  return copy_out(copies, threads, devices);
+}
+
+DType dtype_from(const std::string& name) {
+  const std::optional<DType> dtype = dtype_named(name);
+  if (!dtype) throw Error(ErrorKind::argument, "dtype '" + name + "' is not one that safetensors has");
+  return *dtype;
+}
+
+CheckpointKind kind_named(const std::string& name) {
+  if (name == "sharded") return CheckpointKind::sharded;
+  if (name == "huggingface") return CheckpointKind::huggingface;
+  if (name == "adapter") return CheckpointKind::adapter;
+  throw Error(ErrorKind::argument, "kind: expected sharded, huggingface or adapter, found '" + name + "'");
+}
+
+void bind_writing(py::module_& m) {
+  py::class_<PendingCheckpoint>(m, "PendingCheckpoint", "See storage/format/pending_checkpoint.h.")
+      .def(py::init([](const std::filesystem::path& directory, const std::string& kind,
+                       std::optional<bool> overwrite, const std::vector<std::filesystem::path>& sources) {
+             const py::gil_scoped_release release;
+             return std::make_unique<PendingCheckpoint>(directory, kind_named(kind), overwrite, sources);
+           }),
+           py::arg("directory"), py::arg("kind"), py::arg("overwrite") = py::none(),
+           py::arg("sources") = std::vector<std::filesystem::path>())
+      .def_property_readonly("path", &PendingCheckpoint::path)
+      .def_property_readonly("final_path", &PendingCheckpoint::final_path)
+      .def_property_readonly("replaces", &PendingCheckpoint::replaces)
+      .def_property_readonly("own_beside", &PendingCheckpoint::own_beside)
+      .def("free_start_of_names", &PendingCheckpoint::free_start_of_names)
+      .def("may_replace", &PendingCheckpoint::may_replace, py::arg("name"))
+      .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))
+      .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("abandon", &PendingCheckpoint::abandon, py::call_guard<py::gil_scoped_release>());
+  m.attr("saving_name") = saving_name;
+  m.attr("checksums_name") = checksums_name;
+  m.attr("writer_key") = writer_key;
+  m.attr("config_key") = config_key;
+  m.def(
+      "checksum_of", [](const std::string& bytes) { return checksum_of(bytes.data(), bytes.size()); },
+      py::arg("bytes"), "See storage/format/checksum.h.");
+  m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+  m.def("clean_up_after_dead_save", &clean_up_after_dead_save, py::arg("directory"),
+        py::call_guard<py::gil_scoped_release>());
+  py::class_<GatherFigures>(m, "GatherFigures", "Of tensors on CUDA devices.")
+      .def_readonly("pinned_bytes", &GatherFigures::pinned_bytes)
+      .def_readonly("bytes_copied", &GatherFigures::bytes_copied)
+      .def_readonly("batches", &GatherFigures::batches)
+      .def_readonly("peak_device_bytes", &GatherFigures::peak_device_bytes);
+  m.def("copy_out", &copy_parts_out, py::arg("parts"), py::arg("names"), py::arg("threads"),
+        py::arg("devices"), py::call_guard<py::gil_scoped_release>(),
+        "Of (address to copy to, address, shape, strides, bytes of an element, CUDA device).");
+  py::class_<ShardFile>(m, "ShardFile", "See storage/write/shard_file.h.")
+      .def(py::init([](const std::filesystem::path& path,
+                       const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& chunks,
+                       bool flush) {
+             std::vector<SourceTensor> tensors;
+             for (const auto& [name, dtype, shape, offset] : chunks)
+               tensors.push_back({name, dtype_from(dtype), shape, offset, 0, 0, 0});
+             return std::make_unique<ShardFile>(path, std::move(tensors), flush);
+           }),
+           py::arg("path"), py::arg("chunks"), py::arg("flush"), "Of (name, dtype, shape, offset).")
+      .def_static(
+          "of_bytes",
+          [](const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
+             std::vector<std::string> names,
+             bool flush) { return std::make_unique<ShardFile>(path, sizes, std::move(names), flush); },
+          py::arg("path"), py::arg("sizes"), py::arg("names"), py::arg("flush"))
+      .def("write", &write_parts, py::arg("parts"), py::arg("threads"), py::arg("devices"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Of (item, address, shape, strides, bytes of an element, CUDA device or -1).")
+      .def("finish", &ShardFile::finish, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("items",
+                             [](const ShardFile& file) {
+                               py::list items;
+                               for (const StoredBytes& item : file.items())
+                                 items.append(py::make_tuple(item.begin, item.end, packed(item.checksums)));
+                               return items;
+                             })
+      .def_property_readonly("size", &ShardFile::size)
+      .def_property_readonly("header_bytes", &ShardFile::header_bytes)
+      .def_property_readonly("header_checksum", &ShardFile::header_checksum);
+}
+
+/// The places of these chunks (name, offset) and objects, and whose they are.
+std::pair<std::vector<const Place*>, std::vector<std::string>> find_places(
+    const Manifest& manifest, const std::vector<std::pair<std::string, Shape>>& chunks,
+    const std::vector<std::string>& objects) {
+  std::unordered_map<std::string, const StoredTensor*> tensors;
+  for (const StoredTensor& tensor : manifest.tensors) tensors.emplace(tensor.name, &tensor);
+  std::pair<std::vector<const Place*>, std::vector<std::string>> found;
+  for (const auto& [name, offset] : chunks) {
+    for (const StoredChunk& chunk : tensors.at(name)->chunks) {
+      if (chunk.box.offset != offset) continue;
+      found.first.push_back(&chunk.place);
+      found.second.push_back(name);
+    }
+  }
+  const std::unordered_set<std::string> wanted(objects.begin(), objects.end());
+  for (const StoredObject& object : manifest.objects) {
+    if (!wanted.contains(object.name)) continue;
+    found.first.push_back(&object.place);
+    found.second.push_back(object.name);
+  }
+  return found;
+}
+
+py::list tensors_of(const Manifest& manifest) {
+  py::list tensors;
+  for (const StoredTensor& tensor : manifest.tensors) {
+    tensors.append(py::make_tuple(tensor.name, tensor.dtype, tensor.safetensors_dtype, tensor.shape,
+                                  tensor.requires_grad, tensor.pin_memory));
+  }
+  return tensors;
+}
+
+py::list chunks_of(const Manifest& manifest, std::size_t tensor) {
+  py::list chunks;
+  for (const StoredChunk& chunk : manifest.tensors.at(tensor).chunks) {
+    const Place& place = chunk.place;
+    chunks.append(py::make_tuple(chunk.box.offset, chunk.box.size, manifest.files[place.file].name,
+                                 place.bytes.begin, place.bytes.end));
+  }
+  return chunks;
+}
+
+void bind_reading(py::module_& m) {
+  m.attr("manifest_name") = manifest_name;
+  py::class_<Manifest>(m, "Manifest", "See storage/format/manifest.h.")
+      .def_property_readonly("tensors", &tensors_of,
+                             "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory).")
+      .def("chunks", &chunks_of, py::arg("tensor"),
+           "(offset, shape, file, begin, end) of the chunks of a tensor, by its number.")
+      .def_property_readonly("objects",
+                             [](const Manifest& manifest) {
+                               py::list objects;
+                               for (const StoredObject& object : manifest.objects) {
+                                 const Place& place = object.place;
+                                 objects.append(py::make_tuple(object.name, manifest.files[place.file].name,
+                                                               place.bytes.begin, place.bytes.end));
+                               }
+                               return objects;
+                             })
+      .def_property_readonly("planner_data",
+                             [](const Manifest& manifest) { return py::bytes(manifest.planner_data); })
+      .def(
+          "catalog",
+          [](const Manifest& manifest, const std::filesystem::path& directory) {
+            return std::make_shared<Catalog>(catalog_of(manifest, directory));
+          },
+          py::arg("directory"))
+      .def(
+          "expect_told_alike",
+          [](const Manifest& manifest, const std::filesystem::path& directory,
+             const std::vector<std::pair<std::string, Shape>>& chunks, int threads) {
+            const py::gil_scoped_release release;
+            std::set<std::uint32_t> files;
+            for (const Place* place : find_places(manifest, chunks, {}).first) files.insert(place->file);
+            expect_told_alike(manifest, directory, files, threads);
+          },
+          py::arg("directory"), py::arg("chunks"), py::arg("threads"))
+      .def(
+          "expect_undamaged",
+          [](const Manifest& manifest, const std::filesystem::path& directory,
+             const std::vector<std::pair<std::string, Shape>>& chunks,
+             const std::vector<std::string>& objects, int threads) {
+            const py::gil_scoped_release release;
+            const auto [places, names] = find_places(manifest, chunks, objects);
+            expect_undamaged(manifest, directory, places, names, threads);
+          },
+          py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
+  m.def("resolved_path", &resolved_path, py::arg("path"));
+  m.def("expect_local_path", &expect_local_path, py::arg("path"));
+  m.def(
+      "read_bytes",
+      [](const std::filesystem::path& path, std::uint64_t begin, std::optional<std::uint64_t> end) {
+        std::optional<InputFile> file;
+        {
+          const py::gil_scoped_release release;
+          file.emplace(path);
+        }
+        const std::uint64_t stop = end.value_or(file->size());
+        if (begin > stop) throw Error(ErrorKind::argument, "expected bytes in rising order");
+        auto bytes = py::reinterpret_steal<py::bytes>(
+            PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(stop - begin)));
+        if (!bytes) throw py::error_already_set();
+        char* const into = PyBytes_AS_STRING(bytes.ptr());
+        const py::gil_scoped_release release;
+        file->read(begin, into, stop - begin);
+        return bytes;
+      },
+      py::arg("path"), py::arg("begin") = 0, py::arg("end") = py::none(),
+      "Bytes of a regular file, or of one that a link leads to; anything else is refused, by name.");
+  m.def("size_of_file", &size_of_file, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+  m.def("has_manifest", &has_manifest, py::arg("directory"));
+  m.def("read_order", &read_order, py::arg("directory"));
+  m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
+  py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
+      .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,
+                       std::uint64_t bytes_hashed, std::vector<std::string> problems,
+                       std::vector<std::string> damaged) {
+             return VerifyReport{std::move(kind),   files,        tensors,
+                                 objects,           bytes_hashed, std::move(problems),
+                                 std::move(damaged)};
+           }),
+           py::arg("kind"), py::arg("files"), py::arg("tensors"), py::arg("objects"), py::arg("bytes_hashed"),
+           py::arg("problems"), py::arg("damaged"))
+      .def_readonly("kind", &VerifyReport::kind)
+      .def_readonly("files", &VerifyReport::files)
+      .def_readonly("tensors", &VerifyReport::tensors)
+      .def_readonly("objects", &VerifyReport::objects)
+      .def_readonly("bytes_hashed", &VerifyReport::bytes_hashed)
+      .def_readonly("problems", &VerifyReport::problems)
+      .def_readonly("damaged", &VerifyReport::damaged);
+  m.def(
+      "tiling_fault",
+      [](const Shape& shape, const std::vector<std::pair<Shape, Shape>>& chunks) {
+        std::vector<Box> boxes;
+        for (const auto& [offset, size] : chunks) {
+          if (volume(size) > 0) boxes.push_back({offset, size});
+        }
+        return tiling_fault(whole(shape), std::move(boxes));
+      },
+      py::arg("shape"), py::arg("chunks"), "Of (offset, size): what keeps them from making up the whole.");
+  m.def("verify_checkpoint", &verify_checkpoint, py::arg("directory"), py::arg("threads") = 0,
+        py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
+void bind_saves(py::module_& m) {
+  bind_writing(m);
+  bind_reading(m);
+}
+
+}  // namespace shardwright

@@ -1,0 +1,138 @@
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "planner/load/load_plan.h"
+#include "planner/load/request_list.h"
+#include "planner/models/models.h"
+#include "planner/names/held_tensors.h"
+#include "python_shim/bindings/bindings.h"
+#include "storage/boxes/state_dict_memory.h"
+
+namespace py = pybind11;
+
+namespace shardwright {
+namespace {
+
+void bind_names(py::module_& m) {
+  m.def(
+      "weight_map_for_names",
+      [](const std::vector<std::string>& hf_names, const std::string& model, const std::string& layout) {
+        Catalog catalog;
+        for (const std::string& name : hf_names) catalog.tensors.push_back({name, DType::BF16, {}, {}});
+        return std::make_shared<WeightMap>(weight_map_for(catalog, model, layout));
+      },
+      py::arg("hf_names"), py::arg("model"), py::arg("layout") = "automodel",
+      "The weight map where no checkpoint is at hand: these names show how HF names begin.");
+  m.def("unchanged_names", [] { return std::make_shared<WeightMap>(unchanged_names()); });
+  m.def(
+      "native_place",
+      [](const WeightMap& map, const std::string& hf_name) {
+        using Place = std::tuple<std::string, std::int64_t, int>;
+        const std::vector<NativePlace> places = native_places_of(map, hf_name);
+        if (places.empty()) return std::optional<Place>();
+        const NativePlace& place = places.front();
+        return std::optional<Place>({place.fqn, place.captures.expert, place.number});
+      },
+      py::arg("map"), py::arg("hf_name"),
+      "(FQN, expert or -1, which of the HF tensors joined there) of an HF tensor; None if no rule has it.");
+  m.def("is_scale_name", &is_scale_name, py::arg("name"));
+  m.def("weight_name_of", &weight_name_of, py::arg("name"),
+        "The name of the weight that scales belong to; any other name as it is.");
+  m.def("is_ignored", &is_ignored, py::arg("map"), py::arg("hf_name"));
+  m.def("hf_names_of", &hf_names_of, py::arg("map"), py::arg("fqn"), py::arg("expert") = 0);
+  m.def("quantised_patterns", &quantised_patterns, py::arg("map"));
+}
+
+void bind_requests(py::module_& m) {
+  py::class_<Request>(m, "Request", "An HF tensor that a load asks for.")
+      .def_readonly("name", &Request::name)
+      .def_property_readonly("dtype", [](const Request& r) { return std::string(name_of(r.dtype)); })
+      .def_readonly("shape", &Request::shape)
+      .def_readonly("placeholder", &Request::placeholder)
+      .def_readonly("fqn", &Request::fqn)
+      .def_readonly("scaled", &Request::scaled)
+      .def_readonly("axes", &Request::axes)
+      .def_property_readonly("native_offset", [](const Request& r) { return r.box.offset; })
+      .def_property_readonly("native_size", [](const Request& r) { return r.box.size; });
+  m.def(
+      "requests",
+      [](const std::vector<TensorSpec>& specs, const WeightMap& map, const Catalog* catalog) {
+        return request_list(specs, map, catalog);
+      },
+      py::arg("specs"), py::arg("map"), py::arg("catalog") = nullptr,
+      "The request list with each entry's place in its native tensor.");
+}
+
+void bind_memory(py::module_& m) {
+  py::class_<HeldTensor>(m, "HeldTensor", "A native tensor that an HF state dict brings something for.")
+      .def_readonly("fqn", &HeldTensor::fqn)
+      .def_readonly("shape", &HeldTensor::shape)
+      .def_readonly("stacked", &HeldTensor::stacked)
+      .def_readonly("as_it_is", &HeldTensor::as_it_is)
+      .def_readonly("sources", &HeldTensor::sources)
+      .def_readonly("scales", &HeldTensor::scales)
+      .def_readonly("experts", &HeldTensor::experts)
+      .def_readonly("axes", &HeldTensor::axes)
+      .def_readonly("joined", &HeldTensor::joined);
+  py::class_<StateDictMemory>(m, "StateDictMemory", "What this rank holds of an HF state dict, in memory.")
+      .def(py::init(&memory_of), py::arg("hf_tensors"))
+      .def(
+          "weight_map",
+          [](const StateDictMemory& held, const std::string& model, const std::string& layout) {
+            return std::make_shared<WeightMap>(weight_map_for(held.catalog, model, layout));
+          },
+          py::arg("model"), py::arg("layout") = "automodel")
+      .def(
+          "native_tensors",
+          [](const StateDictMemory& held, const WeightMap& map, std::int64_t experts) {
+            return held_tensors(held.catalog, map, experts);
+          },
+          py::arg("map"), py::arg("experts") = -1)
+      .def(
+          "missing_weights",
+          [](const StateDictMemory& held, const WeightMap& map, const std::string& fqn, std::int64_t first,
+             std::int64_t last) { return missing_weights(held.catalog, map, fqn, first, last); },
+          py::arg("map"), py::arg("fqn"), py::arg("first"), py::arg("last"))
+      .def(
+          "plan",
+          [](const StateDictMemory& held, const std::vector<TensorSpec>& specs, const WeightMap& map,
+             std::optional<std::int64_t> mxfp8_block) {
+            LoadPlanOptions options;
+            options.strict = false;
+            options.parts_elsewhere = true;
+            if (mxfp8_block) {
+              options.scale_blocks.resize(1);
+              options.scale_blocks[0].columns = *mxfp8_block;
+            }
+            const py::gil_scoped_release release;
+            return std::make_shared<LoadPlan>(plan_load(specs, held.catalog, map, options));
+          },
+          py::arg("specs"), py::arg("map"), py::arg("mxfp8_block") = py::none(),
+          "Plans filling these native tensors; raises PlanError with all that does not fit. With "
+          "mxfp8_block, "
+          "all scales are e8m0, one for so many elements of a row.")
+      .def(
+          "place",
+          [](const StateDictMemory& held, const LoadPlan& plan, const std::vector<TensorSpec>& specs,
+             int threads) {
+            const py::gil_scoped_release release;
+            place_from_memory(plan, held.catalog, held.memory, specs, threads);
+          },
+          py::arg("plan"), py::arg("specs"), py::arg("threads") = 0,
+          "Runs a plan: decodes straight from the HF tensors into the native ones, on several threads.");
+}
+
+}  // namespace
+
+void bind_state_dicts(py::module_& m) {
+  bind_names(m);
+  bind_requests(m);
+  bind_memory(m);
+}
+
+}  // namespace shardwright

@@ -1,0 +1,174 @@
+"""Native tensors in HF's names and shapes: views of them, or empty tensors that ask a checkpoint for what it stores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from shardwright import _core
+from shardwright.catalog import catalog_of
+from shardwright.dcp.catalog_metadata import CatalogMetadata
+from shardwright.dcp.load_planner import catalog_of_metadata
+from shardwright.describe import DTYPES
+from shardwright.sharding import Sharding, contiguous_stride, local_part, sharding_of_part
+
+#: The e8m0 byte of the scale 1.
+IDENTITY_SCALE = 127
+
+
+def catalog_of_checkpoint(checkpoint: Any) -> Any:
+    """The catalog of a checkpoint: of a directory, of a storage reader (ours or torch's), or the catalog given."""
+    if not hasattr(checkpoint, "read_metadata"):
+        return catalog_of(checkpoint)
+    metadata = checkpoint.read_metadata()
+    return metadata.catalog if isinstance(metadata, CatalogMetadata) else catalog_of_metadata(metadata)
+
+
+@dataclass(frozen=True)
+class Native:
+    """A native tensor under the name that the rules have for it."""
+
+    fqn: str
+    tensor: torch.Tensor
+    sharding: Sharding
+
+
+@dataclass
+class Conversion:
+    """One call of ``to_hf``."""
+
+    #: The HF tensors are there to be loaded into, and what is loaded is meant for the native tensors.
+    is_request: bool = False
+    for_checkpoint_load: bool = False
+    #: Native tensors of which this rank holds nothing, so that no HF tensor speaks of them.
+    empty: dict[str, Native] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an HF tensor comes from: ``from_hf`` finds its way back by it, and fills the memory that it came from."""
+
+    conversion: Conversion
+    native: Native | None  #: None: the HF tensor is the native one
+    is_view: bool
+    #: For an empty tensor that a load is to fill: its version then, which whoever writes into it raises.
+    empty_version: int | None = None
+    #: For a cast of the native tensor: its version then.
+    cast_version: int | None = None
+
+
+class Origins(WeakTensorKeyDictionary):
+    """The origins of HF tensors, for as long as these live. A copy of an adapter starts without any: they speak of
+    tensors that it has not made."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Origins, ()
+
+    def __deepcopy__(self, memo: Any) -> Origins:
+        return Origins()
+
+
+def hf_tensors(
+    natives: list[Native],
+    weight_map: Any,
+    *,
+    catalog: Any = None,
+    quantization: bool = False,
+    exclude_key_regex: str | None = None,
+    for_checkpoint_load: bool = False,
+    origins: Any = None,
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """(FQN, HF name, HF tensor), for what this rank holds of each native tensor that the rules know.
+
+    With ``quantization``, weights that are block-scaled (by the catalog, or without one by the rule of names) are FP8
+    tensors that lie as the native tensor does: with a catalog empty ones, to be loaded into, without one casts of the
+    native tensor. Each is followed by its scales, all of them 1: a plain tensor of global shape, since a shard of the
+    weight may need any of them. All others share the native tensor's memory.
+    """
+    excluded = re.compile(exclude_key_regex) if exclude_key_regex else None
+    conversion = Conversion(quantization or for_checkpoint_load, for_checkpoint_load)
+    by_fqn = {native.fqn: native for native in natives}
+    specs = [native.sharding.spec(native.fqn, local_part(native.tensor)) for native in natives]
+    requests: dict[str, list[Any]] = {native.fqn: [] for native in natives}
+    for request in _core.requests(specs, weight_map, catalog):
+        requests[request.fqn].append(request)
+    for fqn, native in by_fqn.items():
+        if not requests[fqn]:
+            conversion.empty[fqn] = native
+        local = local_part(native.tensor)
+        is_stack = any(0 not in request.axes for request in requests[fqn] if request.native_size)
+        index_of = dict(native.sharding.held(0)) if is_stack else {}
+        weight_excluded = False
+        for request in requests[fqn]:
+            if request.placeholder:
+                if quantization and not weight_excluded:
+                    yield fqn, request.name, _placeholder(request, local.device)
+                continue
+            weight_excluded = excluded is not None and excluded.match(request.name) is not None
+            if weight_excluded:
+                continue
+            is_scaled = quantization and request.scaled
+            if is_scaled:
+                lies = sharding_of_part(
+                    fqn, native.sharding, request.native_size, request.axes, request.shape
+                )
+                if catalog is not None:
+                    tensor = lies.empty(DTYPES[request.dtype], local.device)
+                else:
+                    part = local_part(_part(native, local, request, index_of, copied=False))
+                    tensor = lies.wrap(part.to(DTYPES[request.dtype]).contiguous())
+            else:
+                tensor = _part(native, local, request, index_of, copied=not conversion.is_request)
+            if origins is not None:
+                is_itself = tensor is native.tensor
+                is_view = is_itself or (conversion.is_request and not is_scaled)
+                version = version_of(tensor) if is_scaled else None
+                origins[tensor] = Origin(
+                    conversion,
+                    None if is_itself else native,
+                    is_view,
+                    empty_version=version if catalog is not None else None,
+                    cast_version=version if catalog is None else None,
+                )
+            yield fqn, request.name, tensor
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """How often this rank's part has been written to; None where torch does not count, or there is nothing to write."""
+    local = local_part(tensor)
+    is_counted = not (local.is_inference() or local.is_meta or local.numel() == 0)
+    return local._version if is_counted else None
+
+
+def _placeholder(request: Any, device: torch.device) -> torch.Tensor:
+    dtype = DTYPES[request.dtype]
+    if dtype.itemsize > 1:
+        return torch.ones(request.shape, dtype=dtype, device=device)
+    return torch.full(request.shape, IDENTITY_SCALE, dtype=torch.uint8, device=device).view(dtype)
+
+
+def _part(
+    native: Native, local: torch.Tensor, request: Any, index_of: dict[int, int], *, copied: bool
+) -> torch.Tensor:
+    """The HF tensor as a view of the native one, or a copy of that; the native tensor itself, if that is all of it."""
+    rank = len(native.sharding.shape)
+    if list(request.axes) == list(range(rank)) and list(request.native_size) == list(native.sharding.shape):
+        return native.tensor
+    lies = sharding_of_part(native.fqn, native.sharding, request.native_size, request.axes, request.shape)
+    for dimension in range(rank - 1, -1, -1):
+        offset, size = request.native_offset[dimension], request.native_size[dimension]
+        if dimension not in request.axes:
+            local = local.select(dimension, index_of[offset])
+        elif size != native.sharding.shape[dimension]:
+            local = local.narrow(dimension, offset, size)
+    dropped = rank - len(request.axes)
+    local = local.permute([axis - dropped for axis in request.axes])
+    if copied:
+        return lies.wrap(local.clone(memory_format=torch.contiguous_format))
+    strides = contiguous_stride(native.sharding.shape)
+    return lies.wrap(local, [strides[axis] for axis in request.axes])

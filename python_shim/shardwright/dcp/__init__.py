@@ -1,0 +1,1 @@
+"""What torch.distributed.checkpoint calls: planners, readers and writers."""

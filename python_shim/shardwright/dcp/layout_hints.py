@@ -1,0 +1,38 @@
+"""Which layout a state dict looks like, where it is not the one that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from shardwright import _core
+from shardwright.dcp.fitting import hints_at_names
+
+#: Native layouts, as callers spell them.
+LAYOUTS = ("automodel", "transformers", "huggingface")
+
+
+def hints_at_layout(names: Iterable[str], catalog: Any, model: str, layout: str) -> list[str]:
+    """What would make a state dict fit a Hugging Face checkpoint: another layout, or names without a prefix."""
+    asked = set(names)
+    known: dict[str, set[str]] = {}
+    for one in (layout, *LAYOUTS):
+        try:
+            weight_map = _core.weight_map(catalog, model, one)
+            known[one] = {tensor.fqn for tensor in _core.native_tensors(catalog, weight_map)}
+        except ValueError:  # a family without this layout, or a checkpoint that no family knows
+            continue
+    if not known:
+        return []
+    fitting = {one: len(asked & of_layout) for one, of_layout in known.items()}
+    best = max(fitting, key=lambda one: fitting[one])  # the one asked for where several fit alike
+    if best != layout and fitting[best] > fitting.get(layout, 0):
+        return [
+            f"{fitting[best]} of {len(asked)} names are those of layout={best!r}, {fitting.get(layout, 0)} those of "
+            f"layout={layout!r}: pass layout={best!r}"
+        ]
+    missing = [name for name in asked if name not in known.get(layout, ())]
+    for one, of_layout in known.items():
+        if hints := hints_at_names(missing, of_layout):
+            return hints if one == layout else [*hints, f"and pass layout={one!r}"]
+    return []

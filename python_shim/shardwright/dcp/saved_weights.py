@@ -1,0 +1,117 @@
+"""The weights of any checkpoint as a native state dict, for who has no trainer: the command line, exports of a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from shardwright import _core
+from shardwright.dcp.sharded_reader import ShardedStorageReader
+from shardwright.dcp.torch_checkpoint import METADATA_NAME, read_torch_metadata
+from shardwright.loading import is_of_trainer, load
+from shardwright.native import empty_state_dict
+
+#: Keys of a saved state under which the weights are, if the caller does not say.
+_USUAL_KEY = "model"
+
+
+def load_weights(
+    source: str | os.PathLike[str],
+    mesh: DeviceMesh | None = None,
+    *,
+    key: str | None = None,
+    model: str = "auto",
+    layout: str = "automodel",
+    strict: bool = True,
+    threads: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Loads the weights of a checkpoint into new tensors, on a mesh of one dimension "shard" in shards of dimension 0.
+
+    Args:
+        source: a Hugging Face checkpoint, one of :func:`shardwright.save`, or one of torch's (``.distcp``, or
+            ``save_distributed``).
+        key: of a saved training: where its state dict has the weights, as dotted keys ("app.model"). None: under
+            "model", or all of it where the state dict was one of tensors alone.
+        model, layout, strict, threads: see :func:`shardwright.load`; ``model`` and ``layout`` for a Hugging Face
+            checkpoint.
+    """
+    if not is_of_trainer(source):
+        state_dict = empty_state_dict(source, mesh, model=model, layout=layout)
+        load(state_dict, source, model=model, layout=layout, strict=strict, threads=threads)
+        return state_dict
+    metadata = _metadata_of(Path(source))
+    path, stored = _weights_of(metadata, os.fspath(source), key)
+    weights = {name: _empty(tensor, mesh) for name, tensor in stored.items()}
+    nested: dict[str, Any] = weights
+    for part in reversed(path):
+        nested = {part: nested}
+    load(nested, source, threads=threads)
+    return weights
+
+
+def _metadata_of(source: Path) -> Metadata:
+    if Path(source, METADATA_NAME).is_file() and not _core.has_manifest(os.fspath(source)):
+        return read_torch_metadata(source)
+    return ShardedStorageReader(source).read_metadata()
+
+
+def _weights_of(
+    metadata: Metadata, source: str, key: str | None
+) -> tuple[tuple[str, ...], dict[str, TensorStorageMetadata]]:
+    """Where the weights are in the saved state dict, and the weights by their names there."""
+    paths = {
+        fqn: tuple(str(part) for part in (metadata.planner_data or {}).get(fqn, (fqn,)))
+        for fqn in metadata.state_dict_metadata
+    }
+    where = tuple(key.split(".")) if key is not None else _usual_place(paths, source)
+    found = {
+        ".".join(path[len(where) :]): metadata.state_dict_metadata[fqn]
+        for fqn, path in paths.items()
+        if path[: len(where)] == where and len(path) > len(where)
+    }
+    weights = {name: stored for name, stored in found.items() if isinstance(stored, TensorStorageMetadata)}
+    if not weights:
+        raise _core.PlanError(
+            f"{source}: expected weights under the key {'.'.join(where)!r} of the saved state dict, found none; it has "
+            f"{_keys(paths)}"
+        )
+    return where, weights
+
+
+def _usual_place(paths: dict[str, tuple[str, ...]], source: str) -> tuple[str, ...]:
+    if all(len(path) == 1 for path in paths.values()):
+        return ()
+    places = {path[: path.index(_USUAL_KEY) + 1] for path in paths.values() if _USUAL_KEY in path[:-1]}
+    if len(places) != 1:
+        raise _core.PlanError(
+            f"{source}: expected the key {_USUAL_KEY!r} in the saved state dict, found {_keys(paths)}; say under which "
+            "key the weights are (key=, --key)"
+        )
+    return places.pop()
+
+
+def _keys(paths: dict[str, tuple[str, ...]]) -> str:
+    return ", ".join(sorted({repr(path[0]) for path in paths.values()})[:20])
+
+
+def _empty(stored: TensorStorageMetadata, mesh: DeviceMesh | None) -> torch.Tensor:
+    size, dtype = torch.Size(stored.size), stored.properties.dtype
+    if mesh is None or not size:
+        return torch.zeros(size, dtype=dtype)
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None and mesh.ndim == 1
+    shape = _core.local_shape(list(size), list(mesh.shape), list(coordinate), [_core.Placement.shard(0)])
+    return DTensor.from_local(
+        torch.zeros(shape, dtype=dtype),
+        mesh,
+        [Shard(0)],
+        run_check=False,
+        shape=size,
+        stride=torch.empty(size, device="meta").stride(),
+    )

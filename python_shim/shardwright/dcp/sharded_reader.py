@@ -1,0 +1,419 @@
+"""The storage half of loading a sharded checkpoint through torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
+from torch.futures import Future
+
+from shardwright import _core
+from shardwright.dcp.catalog_metadata import CatalogMetadata, StoredTensor
+from shardwright.dcp.resume_planner import ResumePlanner, has_gaps
+from shardwright.dcp.sharded_writer import StoredPart
+from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading
+from shardwright.dcp.torch_metadata import fault_of_planner_data
+from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
+from shardwright.objects.safe_objects import safe_pickles
+from shardwright.ranks.cooperation import failing_together, reading_group
+from shardwright.report import with_what_was_left_out
+from shardwright.rounding import refuse_roundings, roundings_of
+
+#: The most memory, beside the destinations, for tensors that cannot be read straight into them.
+_BUFFER_BYTES = 64 << 20
+
+
+class ShardedMetadata(Metadata):
+    """DCP's metadata from a manifest. Read when first asked for, and so in the planner: what ``read_metadata`` itself
+    raises, ``dcp.load`` turns into an AssertionError."""
+
+    trainers_names = True
+
+    def __init__(
+        self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None, where: Any = None
+    ) -> None:
+        self._read = read
+        self.where = where  #: the checkpoint, for messages
+        self.storage_meta = StorageMeta(load_id=load_id)
+
+    @cached_property
+    def _manifest_and_catalog(self) -> tuple[Any, Any]:
+        return self._read()
+
+    @property
+    def manifest(self) -> Any:
+        return self._manifest_and_catalog[0]
+
+    @property
+    def catalog(self) -> Any:
+        return self._manifest_and_catalog[1]
+
+    @cached_property
+    def planner_data(self) -> Any:
+        data = self.manifest.planner_data
+        try:
+            planner_data = torch.load(io.BytesIO(data), weights_only=True) if data else None
+            fault = fault_of_planner_data(planner_data)
+        except Exception as error:  # damaged pickles raise anything
+            fault = str(error) or type(error).__name__
+        if fault:
+            raise _core.CheckpointFormatError(
+                f"shardwright.manifest: the planner's data cannot be read: {fault}"
+            )
+        return planner_data
+
+    @cached_property
+    def state_dict_metadata(self) -> dict[str, Any]:
+        stored: dict[str, Any] = {}
+        for number, tensor in enumerate(self.manifest.tensors):
+            name, dtype, stored_as, shape, requires_grad, pin_memory = tensor
+            chunks_of = partial(self.manifest.chunks, number)
+            properties = TensorProperties(
+                dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
+            )
+            if not stored_as:
+                _expect_size(name, properties.dtype, chunks_of())
+            stored[name] = StoredTensor(properties, torch.Size(shape), chunks_of)
+        stored.update({name: BytesStorageMetadata() for name, *_ in self.manifest.objects})
+        return stored
+
+    @cached_property
+    def storage_data(self) -> dict[MetadataIndex, StoredPart]:
+        data = {
+            MetadataIndex(name, torch.Size(offset)): StoredPart(file, begin, end - begin, b"")
+            for number, (name, *_) in enumerate(self.manifest.tensors)
+            for offset, _, file, begin, end in self.manifest.chunks(number)
+        }
+        for name, file, begin, end in self.manifest.objects:
+            data[MetadataIndex(name)] = StoredPart(file, begin, end - begin, b"")
+        return data
+
+
+def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
+    """The dtype that the manifest names; it has to be the one that the file has, where safetensors has it."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise _core.CheckpointFormatError(f"{tensor}: this torch has no dtype {name!r}")
+    if DTYPE_NAMES.get(dtype, "") != stored_as:
+        raise _core.CheckpointFormatError(
+            f"{tensor}: the manifest says {name}, stored as {stored_as or 'bytes'}; expected "
+            f"{DTYPE_NAMES.get(dtype, 'bytes')} for that dtype: the manifest is damaged"
+        )
+    return dtype
+
+
+def _expect_size(tensor: str, dtype: torch.dtype, chunks: list[tuple[Any, ...]]) -> None:
+    """What safetensors has no dtype for has no header that tells what its bytes are."""
+    for _, size, file, begin, end in chunks:
+        if math.prod(size) * dtype.itemsize != end - begin:
+            raise _core.CheckpointFormatError(
+                f"{tensor}: the manifest says {dtype} of shape {list(size)}, and {end - begin} bytes of {file}: the "
+                "manifest is damaged"
+            )
+
+
+class ShardedStorageReader(HuggingFaceStorageReader):
+    """Reads what :class:`ShardedStorageWriter` wrote, or torch's ``HuggingFaceStorageWriter(save_distributed=True)``,
+    straight into the shards: any number of ranks and any placement, whatever they were when it was saved.
+
+    It stands where torch's FileSystemReader does, with any DCP load planner. Strided shards with gaps need
+    :class:`LoadPlanner`, as torch's would read them wrongly.
+
+    Args:
+        path: the checkpoint directory.
+        verify: True checks the checksums of what this rank reads before anything is written to a tensor; None and False
+            as in :class:`HuggingFaceStorageReader`, but that None checks all objects.
+        weights_only: False lets pickled objects run whatever code they name. True takes tensors, numpy arrays, numbers,
+            text, times, paths, containers of them, and classes allowed by torch.serialization.add_safe_globals; what
+            holds anything else is refused, on all ranks, before anything is written to a tensor.
+        thread_count, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,
+            strict_dtypes: see :class:`HuggingFaceStorageReader`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        _extension_registry: Any = None,
+        *,
+        verify: bool | None = None,
+        weights_only: bool = True,
+        thread_count: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(path, thread_count, verify=verify, **options)
+        self.weights_only = weights_only
+        self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
+
+    def read_metadata(self) -> Metadata:
+        if not _core.has_manifest(os.fspath(self.path)):
+            return CatalogMetadata(self._read_catalog, self.load_id, trainers_names=True)
+        return ShardedMetadata(self._read_manifest, self.load_id, self.path)
+
+    def _read_manifest(self) -> tuple[Any, Any]:
+        start = time.perf_counter()
+        manifest = _core.read_manifest(os.fspath(self.path))
+        catalog = manifest.catalog(os.fspath(self.path))
+        self._catalog_seconds = time.perf_counter() - start
+        return manifest, catalog
+
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        if not isinstance(metadata, (CatalogMetadata, ShardedMetadata)):
+            raise ValueError("ShardedStorageReader needs the metadata of its own read_metadata()")
+        self._metadata: Any = metadata
+        if self.verify and not isinstance(metadata, ShardedMetadata):
+            raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        names = [item.storage_index.fqn for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        self._ready = self._read_objects(names)
+        return plan
+
+    def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
+        tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
+        objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
+        ready, self._ready = self._ready, {}
+        with reading_group(self.cooperative) as group:
+            with failing_together(group):
+                _expect_that_it_knows_gaps(planner)
+                planned = self._planned_reading(planner)
+                if isinstance(self._metadata, ShardedMetadata):
+                    self._expect_told_alike(tensors, planned)
+                names = [item.storage_index.fqn for item in objects]
+                ready |= self._read_objects([name for name in names if name not in ready])
+                reading, others = self._straight_reading_of(tensors, planner)
+                reading.rounded = roundings_of(
+                    (item.storage_index.fqn, self._stored_dtypes[item.storage_index.fqn][0], target.dtype)
+                    for item, target in others
+                )
+                if self.strict_dtypes:
+                    refuse_roundings(reading.all_rounded(), self.path)
+            if planned is None:
+                report = self._run(reading, group, self.core_options)
+            else:
+                # Figures and trace are those of what the planner has planned, which is all but a few.
+                planned.rounded = reading.all_rounded()
+                report = self._run(planned, group, self.core_options)
+                if reading.items:
+                    self._run(reading, None, self.core_options.without_trace())
+        self.report = with_what_was_left_out(report, self._metadata, plan, planner)
+        reading.hand_over(planner)
+        for batch in _batches(others, self._stored_dtypes):
+            self._read_by_buffers(batch, planner)
+        for item in objects:
+            planner.load_bytes(item, _from_its_begin(ready[item.storage_index.fqn]))
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _planned_reading(self, planner: TorchLoadPlanner) -> Reading | None:
+        """What a planner of ours has planned by itself; None: it has planned items."""
+        if not isinstance(planner, ResumePlanner) or planner.core_plan is None:
+            return None
+        return Reading(planner.core_plan, self._metadata.catalog, planner.description, planner.plan_seconds)
+
+    def _expect_told_alike(self, tensors: list[ReadItem], planned: Reading | None) -> None:
+        """Compares manifest and files, and checks first what the engine does not check as it reads; all of it if the
+        caller wants that."""
+        stored = self._stored_dtypes
+        read = _chunks_of(tensors) | self._scales_of(tensors)
+        if planned is not None:
+            chunks = _core.chunks_read(planned.core_plan, planned.catalog)
+            read |= {(name, tuple(offset)) for name, offset in chunks}
+        self._metadata.manifest.expect_told_alike(os.fspath(self.path), sorted(read), self.thread_count)
+        if self.verify is not False:
+            unread = [item for item in tensors if not stored[item.storage_index.fqn][1]]
+            self._expect_undamaged(read if self.verify else _chunks_of(unread), [])
+
+    def _scales_of(self, tensors: list[ReadItem]) -> set[tuple[str, tuple[int, ...]]]:
+        """The chunks of the scales that decoding these tensors takes."""
+        stored = self._metadata.state_dict_metadata
+        weights = {item.storage_index.fqn for item in tensors}
+        names = {name for weight in weights for name in _core.scale_names_of(weight)}
+        return {
+            (name, tuple(chunk.offsets))
+            for name in names
+            if isinstance(described := stored.get(name), TensorStorageMetadata)
+            for chunk in described.chunks
+        }
+
+    def _expect_undamaged(self, chunks: set[tuple[str, tuple[int, ...]]], objects: list[str]) -> None:
+        self._metadata.manifest.expect_undamaged(
+            os.fspath(self.path),
+            sorted(chunks),
+            objects,
+            self.thread_count,
+        )
+
+    # --- objects -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _objects(self) -> dict[str, tuple[str, int, int]]:
+        return {name: (file, begin, end) for name, file, begin, end in self._metadata.manifest.objects}
+
+    def _read_objects(self, names: list[str]) -> dict[str, io.BytesIO]:
+        """Pickles that the planner may load: it loads without restraint."""
+        if names and self.verify is not False:
+            self._expect_undamaged(set(), names)
+        if self.weights_only:
+            return safe_pickles(names, self._object)
+        return {name: self._object(name)[1] for name in names}
+
+    def _object(self, fqn: str) -> tuple[Path, io.BytesIO]:
+        """The file that a pickle is in, and the pickle."""
+        name, begin, end = self._objects[fqn]
+        file = Path(self.path, name)
+        return file, io.BytesIO(_core.read_bytes(os.fspath(file), begin, end))
+
+    # --- tensors -----------------------------------------------------------------------------------------------
+
+    def _straight_reading_of(
+        self, items: list[ReadItem], planner: TorchLoadPlanner
+    ) -> tuple[Reading, list[tuple[ReadItem, torch.Tensor]]]:
+        """What is read straight into its destination, as that is of the stored dtype or takes what is decoded, in CPU
+        memory or on a CUDA device; and the others, which take the way of bounded buffers."""
+        start = time.perf_counter()
+        catalog = self._metadata.catalog
+        stored = self._stored_dtypes
+        requests = []
+        description = Description()
+        straight = []
+        others = []
+        for item in items:
+            target = planner.resolve_tensor(item).detach()
+            if tuple(target.shape) != tuple(item.lengths):
+                raise _core.PlanError(
+                    f"{item.storage_index.fqn}: expected a destination of {list(item.lengths)}, found "
+                    f"{list(target.shape)}"
+                )
+            name = item.storage_index.fqn
+            dtype, known = stored[name]
+            decoded = known and target.dtype != dtype and _core.needs_scales(catalog, name)
+            buffer = target
+            if decoded and not is_reached(target):
+                buffer = torch.empty(item.lengths, dtype=target.dtype)
+            elif not is_reached(target) or not (decoded or (known and target.dtype == dtype)):
+                others.append((item, target))
+                continue
+            one = describe({name: buffer})
+            if one.problems and decoded:
+                raise _core.PlanError(one.problems[0])
+            if one.problems:
+                others.append((item, target))
+                continue
+            requests.append(_request(item, None))
+            description.specs += one.specs
+            description.local_tensors += one.local_tensors
+            straight.append((item, target, buffer))
+        plan = _core.plan_reads(requests, description.specs, catalog)
+        return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
+
+    @cached_property
+    def _stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
+        """The dtype of each tensor, and whether safetensors has it."""
+        if isinstance(self._metadata, CatalogMetadata):
+            return {name: (DTYPES[dtype], True) for name, dtype, _ in self._metadata.catalog.whole_tensors}
+        stored = {
+            name: (_dtype_named(name, dtype, known), bool(known))
+            for name, dtype, known, *_ in self._metadata.manifest.tensors
+        }
+        if not all(known for _, known in stored.values()):
+            # The others are there as bytes, with a last dimension of those of an element.
+            for tensor in self._metadata.catalog.tensors:
+                dtype, known = stored[tensor.name]
+                if not known and tensor.shape[-1] != dtype.itemsize:
+                    raise _core.CheckpointFormatError(
+                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
+                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
+                    )
+        return stored
+
+    def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
+        requests = []
+        description = Description()
+        filled = []
+        for item, target in batch:
+            dtype, known = self._stored_dtypes[item.storage_index.fqn]
+            if known:
+                buffer = torch.empty(item.lengths, dtype=dtype)
+            else:
+                buffer = torch.empty([*item.lengths, dtype.itemsize], dtype=torch.uint8)
+            one = describe({item.storage_index.fqn: buffer})
+            requests.append(_request(item, None if known else dtype.itemsize))
+            description.specs += one.specs
+            description.local_tensors += one.local_tensors
+            filled.append((item, target, buffer if known else buffer.view(dtype).squeeze(-1)))
+        catalog = self._metadata.catalog
+        reading = Reading(
+            _core.plan_reads(requests, description.specs, catalog), catalog, description, items=filled
+        )
+        # Figures and trace stay those of what was read straight, which is all but a few; and each rank reads for
+        # itself, as others may have no such tensors.
+        self._run(reading, None, self.core_options.without_trace())
+        reading.hand_over(planner)
+
+
+def _expect_that_it_knows_gaps(planner: TorchLoadPlanner) -> None:
+    if isinstance(planner, ResumePlanner):
+        return
+    beyond_it = [fqn for fqn, value in getattr(planner, "state_dict", {}).items() if has_gaps(value)]
+    if beyond_it:
+        raise _core.PlanError(
+            f"{', '.join(_core.grouped_names(beyond_it))}: of these strided shards a rank holds several parts with "
+            f"gaps between them, which {type(planner).__name__} cannot plan; pass planner=shardwright.LoadPlanner()"
+        )
+
+
+def _from_its_begin(data: io.BytesIO) -> io.BytesIO:
+    """Several items may be of one object."""
+    data.seek(0)
+    return data
+
+
+def _chunks_of(items: list[ReadItem]) -> set[tuple[str, tuple[int, ...]]]:
+    return {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in items}
+
+
+def _request(item: ReadItem, element_bytes: int | None) -> tuple[str, list[int], list[int], list[int]]:
+    """(name, chunk, offset in it, size); with a last dimension of bytes where the dtype is not safetensors'."""
+    index = item.storage_index
+    offset = [0] * len(item.lengths) if index.offset is None else list(index.offset)
+    if element_bytes is None:
+        return index.fqn, offset, list(item.storage_offsets), list(item.lengths)
+    return index.fqn, [*offset, 0], [*item.storage_offsets, 0], [*item.lengths, element_bytes]
+
+
+def _batches(
+    items: list[tuple[ReadItem, torch.Tensor]], stored: dict[str, tuple[torch.dtype, bool]]
+) -> Iterator[list[tuple[ReadItem, torch.Tensor]]]:
+    """So many that their buffers stay within bounds, or are one."""
+    batch: list[tuple[ReadItem, torch.Tensor]] = []
+    filled = 0
+    for item, target in items:
+        size = item.lengths.numel() * stored[item.storage_index.fqn][0].itemsize
+        if batch and filled + size > _BUFFER_BYTES:
+            yield batch
+            batch, filled = [], 0
+        batch.append((item, target))
+        filled += size
+    if batch:
+        yield batch

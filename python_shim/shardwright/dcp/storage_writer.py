@@ -1,0 +1,443 @@
+"""The storage half of an export through torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchHuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlanner as TorchSavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from shardwright import _core
+from shardwright.bounded_staging import BoundedStaging
+from shardwright.catalog import catalog_of
+from shardwright.dcp.save_planner import ExportMeta
+from shardwright.dcp.sharded_writer import ShardedStorageWriter
+from shardwright.dcp.storage_reader import _whole_number, default_threads
+from shardwright.dcp.template_files import kept_files, template_files, write_flushed
+from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
+from shardwright.local_path import expect_overwrite, lasting_path
+from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
+from shardwright.report import SaveReport
+from shardwright.system_calls import is_there, naming, uninterrupted
+
+INDEX_NAME = "model.safetensors.index.json"
+
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+}
+
+
+def bytes_of_size(size: int | str) -> int:
+    """A number of bytes, or text such as "5GB" or "512MiB", as transformers reads it."""
+    if isinstance(size, int) and size > 0:
+        return size
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]I?B)?", str(size).upper())
+    if (
+        match is None
+        or (match[2] or "") not in _UNITS
+        or (found := int(float(match[1]) * _UNITS[match[2] or ""])) < 1
+    ):
+        raise ValueError(f'max_shard_size is {size!r}; expected bytes, or text such as "5GB" or "512MiB"')
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """From the coordinator to a rank: what it writes, and where."""
+
+    rank: int
+    share: bytes
+    directory: str
+    start_of_names: str
+    left_out: list[str]
+
+
+class _TorchNamedShards(ShardedStorageWriter):
+    """Shards of each rank under the names that torch's HuggingFaceStorageWriter gives them."""
+
+    file_numbers: dict[str, int] | None = None
+
+    def _file_name(self, fqn: str, rank: int, number: int, tag: str) -> str:
+        numbers = self.file_numbers or {fqn: 1}
+        name = f"shard-{rank + 1:05d}-model-{numbers[fqn]:05d}-of-{max(numbers.values()):05d}"
+        if number:
+            name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
+        return (
+            f"{name}-{tag}.safetensors"
+            if is_there(Path(self.path, name + ".safetensors"))
+            else f"{name}.safetensors"
+        )
+
+
+class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
+    """Writes a sharded native state dict as a Hugging Face checkpoint.
+
+    Each rank writes its bytes to their final place in the final files: no tensor is gathered, and nothing is written
+    twice. The files are a checkpoint from the moment on that the index gets its name, once all ranks have succeeded. A
+    checkpoint that was there stays until then; its files are removed after it, and all else in ``path`` is left alone.
+    CUDA tensors are encoded and regrouped on their device, after the work of its current stream, and come
+    from there in bounded pieces. In a build without kernels for GPUs, and from other devices, they are copied to CPU
+    memory first, all that this rank holds, which ``report`` counts.
+
+    Args:
+        path: the directory that the checkpoint goes into; made if need be.
+        fqn_to_index_mapping: HF name → number of the file (from 1); by default files are filled up to max_shard_size.
+        thread_count: threads of each rank that encode and write; None: this process's share of the processors.
+        save_distributed, enable_consolidation, thread_count_consolidation: as torch's class of this name has them.
+            ``save_distributed`` without consolidation writes a file of shards for each rank, under torch's names, and
+            the manifest of a sharded checkpoint beside them; with it the same full tensors are written as without
+            either, only at once, with no folder of shards beside them.
+        quantization: "mxfp8": FP8 and scales for the weights that the template (where it has no scales, or there is
+            none: the model's rule of names) has quantised; None: BF16 for these. Other tensors get the template's
+            dtypes. Without a template, a known model's floats become BF16 and all else stays as it is.
+        max_shard_size: bytes of tensors in a file, or text such as "5GB".
+        template: a checkpoint directory, or its catalog: its names, dtypes, order and non-weight files are taken over.
+        model, layout: whose tables relate native to HF names; see LoadPlanner. "auto": by the template, else by the
+            names; names that no family knows stay as they are.
+        strict: a tensor that the template has and the state dict lacks is an error.
+        staging_bytes: memory between shards and files, all threads together; None: 4 MiB a thread, and for the tensors
+            of a CUDA device 8 MiB more, which is pinned, up to 128 MiB in all.
+        device_memory: bytes of each CUDA device that the export may take beside the tensors; None: 256 MiB.
+        async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
+            save that needs more fails and names the figure. None: what it takes.
+        overwrite: None replaces a checkpoint that an export has written, and refuses where another checkpoint is in
+            ``path``, or the template (FileExistsError). True replaces any. False replaces none.
+        strict_dtypes: a tensor that would be stored in a dtype that cannot hold all of its numbers, such as F32 as BF16
+            because the template has that, is an error; otherwise it is rounded, which ``report.rounded`` lists. What
+            ``quantization`` encodes is no such cast.
+
+    After a save, ``report`` is this rank's :class:`SaveReport`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fqn_to_index_mapping: dict[str, int] | None = None,
+        thread_count: int | None = None,
+        save_distributed: bool = False,
+        enable_consolidation: bool = False,
+        thread_count_consolidation: int = 1,
+        *,
+        quantization: str | None = None,
+        max_shard_size: int | str = "5GB",
+        template: Any = None,
+        model: str = "auto",
+        layout: str = "automodel",
+        strict: bool = True,
+        staging_bytes: int | None = None,
+        device_memory: int | None = None,
+        async_staging_bytes: int | None = None,
+        overwrite: bool | None = None,
+        strict_dtypes: bool = False,
+    ) -> None:
+        path = lasting_path(path)
+        expect_overwrite(overwrite)
+        if quantization not in (None, "none", "mxfp8"):
+            raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
+        threads = (
+            default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
+        )
+        is_export = enable_consolidation or not save_distributed
+        if not is_export and (quantization == "mxfp8" or template is not None):
+            raise ValueError(
+                "shards of each rank, as save_distributed writes them, take no quantization or template"
+            )
+        # Not with consolidation: that would make torch's class write to a folder below the path.
+        super().__init__(
+            os.fspath(path),
+            fqn_to_index_mapping,
+            threads,
+            save_distributed,
+            False,
+            thread_count_consolidation,
+        )
+        self._shards = (
+            None if is_export else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite)
+        )
+        self.overwrite = overwrite
+        self.quantised = quantization == "mxfp8"
+        self.max_file_bytes = bytes_of_size(max_shard_size)
+        self.template = template
+        self.sources: list[str] = []  #: directories that the tensors come from; the template is another
+        self.model, self.layout, self.strict = model, layout, strict
+        self.staging_bytes = (
+            None if staging_bytes is None else _whole_number("staging_bytes", staging_bytes, 1 << 48)
+        )
+        self.device_memory = (
+            None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
+        )
+        self.async_staging_bytes = async_staging_bytes
+        self.strict_dtypes = strict_dtypes
+        self.report: SaveReport | None = None
+        self._request: Any = None
+        self._description: Description | None = None
+        self._items: list[WriteItem] = []
+        self._planned: Any = None
+        self._beside: dict[str, bytes] = {}  # on the coordinator: what it writes beside the weights
+        self._copied_bytes = 0
+        self._pending: Any = None  # on the coordinator, from planning to publishing
+        self._start = 0.0
+
+    # --- what each rank holds ------------------------------------------------------------------------------------
+
+    def storage_meta(self) -> StorageMeta | None:
+        if self._shards is not None:
+            return self._shards.storage_meta()
+        return ExportMeta(checkpoint_id=self.checkpoint_id, save_id=self.save_id, writer=self)
+
+    def describe_state_dict(self, state_dict: Mapping[str, Any]) -> bytes:
+        """For ``SavePlanner``: what this rank holds, as bytes for the coordinator."""
+        description = describe(state_dict)
+        problems = description.problems + [
+            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(state_dict[fqn]).__name__}"
+            for fqn in description.passed_over
+        ]
+        if problems:
+            raise _core.PlanError(
+                "cannot export these values; nothing has been written:\n  " + "\n  ".join(problems)
+            )
+        self._copied_bytes = copy_to_cpu(description)
+        self._description = description
+        holdings: bytes = _core.describe_export(description.specs, self._request, self._devices(description))
+        return holdings
+
+    def _devices(self, description: Description) -> Any:
+        return _core.DeviceOptions(self.device_memory, current_streams(description.local_tensors))
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        if self._shards is not None:
+            return self._shards.prepare_local_plan(plan)
+        if isinstance(plan.storage_data, bytes):
+            return plan  # SavePlanner's: it has described the tensors
+        # Another planner's items: what they say of shapes is enough to plan by. The values come with write_data.
+        self._items = plan.items
+        specs = []
+        for item in plan.items:
+            data = item.tensor_data
+            if item.type == WriteItemType.BYTE_IO or data is None:
+                raise _core.PlanError(
+                    f"{item.index.fqn}: expected a tensor, since an HF checkpoint holds no others"
+                )
+            specs.append(_spec_without_memory(item))
+        request = _core.ExportRequest(None, "auto", "automodel", False, True, 1, {})
+        return dataclasses.replace(plan, storage_data=_core.describe_export(specs, request))
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        self.expect_staged()
+        if self._shards is not None:
+            self._shards.path = Path(lasting_path(os.fspath(self.path)))
+            self._shards.file_numbers = self.fqn_to_index_mapping
+            self._shards.set_up_storage_writer(is_coordinator, *args, **kwargs)
+            return
+        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
+        expect_collectives(kwargs)
+        self.abandon()
+        self._start = time.perf_counter()
+        self._description, self._items, self._planned, self.report = None, [], None, None
+        self._request = self._make_request()
+
+    def _make_request(self) -> Any:
+        catalog = None if self.template is None else catalog_of(self.template)
+        return _core.ExportRequest(
+            catalog,
+            self.model,
+            self.layout,
+            self.quantised,
+            self.strict,
+            self.max_file_bytes,
+            self.fqn_to_index_mapping or {},
+            self.strict_dtypes,
+        )
+
+    # --- the coordinator -----------------------------------------------------------------------------------------
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        if self._shards is not None:
+            return self._shards.prepare_global_plan(plans)
+        self.abandon()
+        template = [] if self.template is None else [catalog_of(self.template).directory]
+        self._pending = _core.PendingCheckpoint(
+            self.path, "huggingface", self.overwrite, [*self.sources, *template]
+        )
+        try:
+            self._request.start_of_names = self._pending.free_start_of_names()
+            self._planned = _core.plan_export(
+                [plan.storage_data for plan in plans], self._request, self._pending.final_path
+            )
+            self._beside = self._files_beside()
+            names = [file.name for file in self._planned.catalog.files]
+            self._pending.expect_free([*names, *self._beside, _core.checksums_name])
+            free = uninterrupted(lambda: shutil.disk_usage(self._pending.path)).free
+            if free < self._planned.total_size:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{self.path}: expected {self._planned.total_size} bytes of free space, found {free}; "
+                    "nothing has been written",
+                )
+        except BaseException:
+            self.abandon()
+            raise
+        return [
+            dataclasses.replace(
+                plan,
+                storage_data=_Share(
+                    rank,
+                    share,
+                    os.fspath(self._pending.path),
+                    self._request.start_of_names,
+                    list(self._planned.left_out),
+                ),
+            )
+            for rank, (plan, share) in enumerate(zip(plans, self._planned.shares, strict=True))
+        ]
+
+    def _files_beside(self) -> dict[str, bytes]:
+        """What the export writes beside the weights. Somebody's file that has that content already is left as it is.
+        Without a template, what an earlier export has beside its weights is kept, and says the truth about the new
+        ones."""
+        files = {INDEX_NAME: self._planned.index}
+        if self.template is not None:
+            files |= template_files(Path(catalog_of(self.template).directory), self._planned.quantised)
+        else:
+            pending = self._pending
+            files |= kept_files(Path(pending.final_path), pending.own_beside, self._planned.quantised)
+        return {
+            name: content
+            for name, content in files.items()
+            if name == INDEX_NAME
+            or self._pending.may_replace(name)
+            or not _has_content(self._pending.final_path / name, content)
+        }
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        if self._shards is not None:
+            self._shards.finish(metadata, results)
+            return
+        pending = self._pending
+        try:
+            outcomes = [of_rank[-1].storage_data for of_rank in results]
+            expect_success(outcomes)
+            for name, content in self._beside.items():
+                write_flushed(pending.path / name, content)
+            checksums = _core.checksums_of_export(
+                self._planned,
+                [outcome.row_sums for outcome in outcomes],
+                pending.path,
+                [name for name in self._beside if name != INDEX_NAME],
+            )
+            write_flushed(pending.path / _core.checksums_name, checksums)
+            pending.publish(INDEX_NAME)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Removes what an unfinished export has written, if this rank is its coordinator. Safe to call at any time."""
+        if self._shards is not None:
+            self._shards.abandon()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.abandon()
+
+    # --- each rank's writing -------------------------------------------------------------------------------------
+
+    def write_data(self, plan: SavePlan, planner: TorchSavePlanner) -> Future[list[WriteResult]]:
+        if self._shards is not None:
+            written = self._shards.write_data(plan, planner)
+            self.report = self._shards.report
+            return written
+        outcome = RankOutcome(plan.storage_data.rank)
+        try:
+            self.report, outcome.row_sums = self._write_share(plan.storage_data, planner)
+        except Exception as error:
+            outcome.fail(error)
+        self._description, self._items = None, []  # which hold on to the state, and to copies of it
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
+        return done
+
+    def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
+        """What was done, and checksums of what was written."""
+        description = self._description or self._resolved(planner)
+        self._request.start_of_names = share.start_of_names
+        core = _core.run_export(
+            share.share,
+            description.specs,
+            self._request,
+            share.directory,
+            self.thread_count,
+            self.staging_bytes or 0,
+            self._devices(description),
+        )
+        report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
+        report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
+        return report, core.row_sums
+
+    def _resolved(self, planner: TorchSavePlanner) -> Description:
+        """The tensors of another planner's items."""
+        description = Description()
+        for item in self._items:
+            data = item.tensor_data
+            local = planner.resolve_data(item)
+            assert data is not None and isinstance(local, torch.Tensor)
+            local = local.detach()
+            box = _core.LocalBox(list(data.chunk.offsets), list(data.chunk.sizes), [0] * local.dim())
+            description.specs.append(spec_of_part(item.index.fqn, local, data.size, [box]))
+            description.local_tensors.append(local)
+        self._copied_bytes = copy_to_cpu(description)
+        return description
+
+
+def _has_content(path: Path, content: bytes) -> bool:
+    def look() -> bool:
+        return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+    with naming(path):
+        return uninterrupted(look)
+
+
+def copy_to_cpu(description: Description) -> int:
+    """Replaces what is on devices that this build does not reach by copies. Returns their bytes."""
+    copied = 0
+    for number, local in enumerate(description.local_tensors):
+        if local.is_meta or is_reached(local):
+            continue
+        spec = description.specs[number]
+        copy = local.detach().cpu().contiguous()
+        description.local_tensors[number] = copy
+        description.specs[number] = spec_of_part(spec.fqn, copy, spec.global_shape, spec.boxes)
+        copied += copy.nbytes
+    return copied
+
+
+def _spec_without_memory(item: WriteItem) -> Any:
+    data = item.tensor_data
+    assert data is not None
+    size = list(data.chunk.sizes)
+    strides = list(torch.empty(size, device="meta").stride())
+    box = _core.LocalBox(list(data.chunk.offsets), size, [0] * len(size))
+    name = DTYPE_NAMES.get(data.properties.dtype)
+    if name is None:
+        raise _core.PlanError(
+            f"{item.index.fqn}: {data.properties.dtype} is a dtype that safetensors does not have"
+        )
+    return _core.TensorSpec(item.index.fqn, name, list(data.size), size, strides, 0, "cpu", [box])

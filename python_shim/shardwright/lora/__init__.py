@@ -1,0 +1,1 @@
+"""LoRA adapters as peft stores them, and a trainer's."""

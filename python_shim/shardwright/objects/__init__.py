@@ -1,0 +1,1 @@
+"""Pickled objects of a checkpoint, which are loaded without running code of theirs."""

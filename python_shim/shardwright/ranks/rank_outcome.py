@@ -1,0 +1,122 @@
+"""What became of a save on each rank, and the one error that all of them get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import WriteItem
+
+from shardwright import _core
+from shardwright._core import PlanError
+from shardwright.dcp.save_description import number_values
+
+#: Ranks whose failures a message tells; more would hide the cause.
+_TOLD = 8
+
+
+@dataclass
+class RankOutcome:
+    """What a rank tells the coordinator when it has written its part.
+
+    A failure travels there and is not raised at once, so that the coordinator removes what has been written.
+    """
+
+    rank: int
+    files: list[tuple[str, int, int, int]] = field(
+        default_factory=list
+    )  #: name, size, header bytes, checksum
+    items: list[tuple[WriteItem, tuple[int, int, int, bytes]]] = field(
+        default_factory=list
+    )  #: and where each lies: number of the file, begin, end, checksums
+    failure: str = ""
+    errno: int = 0
+    misfit: bool = False  #: the failure is a PlanError
+    row_sums: bytes = b""  #: of an export: checksums of what was written
+
+    def fail(self, error: Exception) -> None:
+        self.failure = text_of(error) or type(error).__name__
+        self.errno = error.errno or 0 if isinstance(error, OSError) else 0
+        self.misfit = isinstance(error, PlanError)
+
+    def encode(self) -> bytes:
+        """As bytes for the coordinator (planner/save/write_results.h)."""
+        facts, boxes = number_values((item for item, _ in self.items), {})
+        placed = [(box, place) for box, (_, place) in zip(boxes, self.items, strict=True)]
+        placed.sort(key=lambda item: item[0][0])
+        encoded: bytes = _core.encode_results(
+            self.rank,
+            _core.encode_values(facts),
+            placed,
+            self.files,
+            self.failure,
+            self.errno,
+            self.misfit,
+        )
+        return encoded
+
+
+def failed_outcomes(told: list[bytes]) -> list[RankOutcome]:
+    """Of the ranks that have not written their part."""
+    return [
+        RankOutcome(rank, failure=failure, errno=errno, misfit=misfit)
+        for rank, failure, errno, misfit in _core.failures_of_results(told)
+    ]
+
+
+def expect_collectives(options: Mapping[str, Any]) -> None:
+    """Refuses dcp.save(use_collectives=False) of several ranks; ``options``: what dcp sets a storage writer up with."""
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    if not options.get("use_collectives", True) and not alone:
+        raise ValueError(
+            "use_collectives=False: a checkpoint is published when all ranks have written their part, which they have "
+            "to tell each other; expected use_collectives=True"
+        )
+
+
+def expect_success(outcomes: Iterable[RankOutcome]) -> None:
+    """Raises what went wrong, naming the ranks."""
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    if not failed:
+        return
+    text = _lines({outcome.rank: outcome.failure for outcome in failed})
+    text += ". Nothing was published, and what had been written is removed"
+    raise _error(failed[0].errno, failed[0].misfit, text)
+
+
+def told(failure: CheckpointException) -> Exception:
+    """dcp's account of what happened on each rank as one ordinary exception, the same on all of them."""
+    causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
+    first = next(iter(causes.values()))
+    text = _lines({rank: text_of(cause) for rank, cause in causes.items()})
+    return _error(first.errno or 0 if isinstance(first, OSError) else 0, isinstance(first, PlanError), text)
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, without its number, with the file that it concerns."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def _lines(text_of_rank: dict[int, str]) -> str:
+    """What each rank says, once where several say the same."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, text in text_of_rank.items():
+        ranks_of.setdefault(text, []).append(rank)
+    lines = []
+    for text, ranks in list(ranks_of.items())[:_TOLD]:
+        others = f" (the same on {len(ranks) - 1} more)" if len(ranks) > 1 else ""
+        lines.append(text if text.startswith("rank ") else f"rank {ranks[0]}: {text}{others}")
+    if len(ranks_of) > _TOLD:
+        lines.append(f"and {len(ranks_of) - _TOLD} more")
+    return "; ".join(lines)
+
+
+def _error(errno: int, misfit: bool, text: str) -> Exception:
+    if errno:
+        return OSError(errno, text)
+    return PlanError(text) if misfit else ValueError(text)

@@ -1,0 +1,71 @@
+"""Runs a function on several Gloo ranks of this machine, for the command line and the demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch.distributed.checkpoint.api import CheckpointException
+
+from shardwright.ranks.rank_outcome import text_of, told
+
+
+def _run_rank(
+    rank: int, world_size: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
+    store = dist.FileStore(os.path.join(folder, "store"), world_size)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=10)
+    )
+    try:
+        work(rank, *arguments)
+    except (
+        CheckpointException
+    ) as wrapped:  # dcp's account of what happened on each rank, the same on all of them
+        _tell_failure(folder, rank, told(wrapped))
+    except (OSError, ValueError) as error:
+        _tell_failure(folder, rank, error)
+    finally:
+        dist.destroy_process_group()
+    # Gloo's thread may drop the last reference to a tensor while the interpreter ends, which aborts it (torch 2.13).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _tell_failure(folder: str, rank: int, error: Exception) -> NoReturn:
+    pending = Path(folder, f"failure_of_rank_{rank}.partial")
+    pending.write_text(text_of(error))
+    pending.replace(_failure_file(folder, rank))  # at once: this rank is ended when another one has
+    raise SystemExit(1) from None
+
+
+def _failure_file(folder: str, rank: int) -> Path:
+    return Path(folder, f"failure_of_rank_{rank}")
+
+
+def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> None:
+    """Calls ``work(rank, *arguments)`` in ``world_size`` new processes that form a Gloo process group.
+
+    Raises ValueError with the message of the first rank that says what went wrong.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            multiprocessing.spawn(_run_rank, (world_size, folder, work, arguments), nprocs=world_size)
+        except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException):
+            # Of the latter, too: a rank that is left by another one may be the first to end.
+            for rank in range(world_size):
+                if _failure_file(folder, rank).exists():
+                    message = _failure_file(folder, rank).read_text()
+                    if not message.startswith("rank "):
+                        message = f"rank {rank}: {message}"
+                    raise ValueError(message) from None
+            raise

@@ -1,0 +1,99 @@
+#include "storage/boxes/place_from_memory.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "planner/error.h"
+#include "storage/boxes/placing.h"
+#include "storage/threads.h"
+
+namespace shardwright {
+namespace {
+
+/// Elements of a piece of work: enough that handing it out costs nothing, few enough that all threads get
+/// some.
+constexpr std::int64_t piece_elements = std::int64_t{1} << 20;
+
+/// A strip of a transfer's source box.
+struct Strip {
+  std::size_t transfer;
+  Box box;
+};
+
+std::vector<Strip> cut_into_strips(const LoadPlan& plan) {
+  std::vector<Strip> strips;
+  for (std::size_t t = 0; t < plan.transfers.size(); ++t) {
+    const Box& box = plan.transfers[t].source_box;
+    if (box.size.empty()) {
+      strips.push_back({t, box});
+      continue;
+    }
+    const std::int64_t per_row =
+        std::max<std::int64_t>(1, volume(box.size) / std::max<std::int64_t>(1, box.size[0]));
+    const std::int64_t rows = std::max<std::int64_t>(64, piece_elements / per_row / 64 * 64);
+    for (std::int64_t begin = 0; begin < box.size[0]; begin += rows) {
+      Box strip = box;
+      strip.offset[0] += begin;
+      strip.size[0] = std::min(rows, box.size[0] - begin);
+      strips.push_back({t, std::move(strip)});
+    }
+  }
+  return strips;
+}
+
+const std::byte* address(const std::byte* data, const Shape& strides, DType dtype, const Shape& offset) {
+  std::int64_t elements = 0;
+  for (std::size_t d = 0; d < offset.size(); ++d) elements += offset[d] * strides[d];
+  return data + elements * bytes_of(dtype);
+}
+
+/// Of the factors in which a transfer sees a tensor of these strides.
+Shape strides_as_seen(const Transfer& transfer, const SourceTensor& source, const Shape& strides) {
+  return transfer.source_view.empty() ? strides : strides_along(read_lattice(transfer, source), strides);
+}
+
+void check(const SourceTensor& tensor, const SourceMemory& memory, bool rows_must_be_contiguous) {
+  const bool fits = memory.data != nullptr && memory.strides.size() == tensor.shape.size();
+  if (fits && (!rows_must_be_contiguous || memory.strides.empty() || memory.strides.back() == 1 ||
+               tensor.shape.back() <= 1)) {
+    return;
+  }
+  throw Error(ErrorKind::argument,
+              tensor.name + ": expected its memory" +
+                  (rows_must_be_contiguous ? ", the elements of a row side by side" : "") + ", found " +
+                  (fits ? "strides " + to_string(memory.strides) : "none"));
+}
+
+}  // namespace
+
+void place_from_memory(const LoadPlan& plan, const Catalog& catalog, const std::vector<SourceMemory>& sources,
+                       const std::vector<TensorSpec>& specs, int threads) {
+  expect_cpu_memory(plan, specs, "placing from memory");
+  for (const Transfer& transfer : plan.transfers) {
+    check(catalog.tensors[transfer.source], sources.at(transfer.source), transfer.encoding.scaled);
+    if (transfer.scales >= 0) {
+      const auto scales = static_cast<std::size_t>(transfer.scales);
+      check(catalog.tensors[scales], sources.at(scales), true);
+    }
+  }
+  const std::vector<Strip> strips = cut_into_strips(plan);
+  for_each_index(strips.size(), threads, [&](std::size_t i) {
+    const Strip& strip = strips[i];
+    const Transfer& transfer = plan.transfers[strip.transfer];
+    const DType dtype = catalog.tensors[transfer.source].dtype;
+    const SourceMemory& source = sources[transfer.source];
+    Shape strides = strides_as_seen(transfer, catalog.tensors[transfer.source], source.strides);
+    const std::byte* elements = address(source.data, strides, dtype, strip.box.offset);
+    BoxInMemory part{strip.box, elements, std::move(strides), nullptr, {}};
+    if (transfer.scales >= 0) {
+      const SourceMemory& scales = sources[static_cast<std::size_t>(transfer.scales)];
+      const Box box = scale_box_of_part(transfer, strip.box);
+      part.scales = address(scales.data, scales.strides, transfer.encoding.scale, box.offset);
+      part.scale_strides = scales.strides;
+    }
+    place_box(transfer, dtype, part, specs[transfer.destination]);
+  });
+}
+
+}  // namespace shardwright

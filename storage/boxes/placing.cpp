@@ -1,0 +1,192 @@
+#include "storage/boxes/placing.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+#include "kernels/decode.h"
+#include "planner/error.h"
+
+namespace shardwright {
+namespace {
+
+/// Where a box goes: the address of its first element, and the stride of each of its dimensions.
+struct Target {
+  std::byte* data;
+  Shape strides;
+};
+
+Target target_of(const Transfer& transfer, const Box& box, const TensorSpec& spec) {
+  Target target{static_cast<std::byte*>(spec.data), {}};
+  std::int64_t offset = 0;
+  for (std::size_t d = 0; d < transfer.destination_offset.size(); ++d) {
+    offset += transfer.destination_offset[d] * spec.local_strides[d];
+  }
+  target.strides = strides_along(written_lattice(transfer), spec.local_strides);
+  for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
+    offset += (box.offset[i] - transfer.source_box.offset[i]) * target.strides[i];
+  }
+  target.data += offset * bytes_of(spec.dtype);
+  return target;
+}
+
+std::vector<CopiedDimension> dimensions_of(const Box& box, const Shape& strides, const Target& target) {
+  std::vector<CopiedDimension> dimensions;
+  for (std::size_t i = 0; i < box.size.size(); ++i) {
+    dimensions.push_back({box.size[i], strides[i], target.strides[i]});
+  }
+  return simplified(dimensions);
+}
+
+cuda::Placing scaled_tile(const Transfer& transfer, const BoxInMemory& part, const Target& target,
+                          DType destination) {
+  const SourceTile source{part.elements, transfer.encoding.element, part.box.size[0], part.box.size[1],
+                          part.strides[0]};
+  const std::int64_t row = transfer.first_row_in_block + part.box.offset[0] - transfer.source_box.offset[0];
+  const std::int64_t column =
+      transfer.first_column_in_block + part.box.offset[1] - transfer.source_box.offset[1];
+  const BlockScales scales{part.scales,
+                           part.scale_strides.size() == 2 ? part.scale_strides[0] : 0,
+                           transfer.encoding.block_rows,
+                           transfer.encoding.block_columns,
+                           row % transfer.encoding.block_rows,
+                           column % transfer.encoding.block_columns,
+                           transfer.encoding.scale};
+  return {source, scales, {target.data, destination, target.strides[0], target.strides[1]}};
+}
+
+/// Elements, apart from each other in the source, that are worth a tile of their own.
+constexpr std::int64_t shortest_line = 16;
+
+/// Visits a plain box of any rank: the two innermost dimensions as one tile, for each index of the outer
+/// ones.
+template <class Visit>
+void for_each_plain_tile(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+                         const std::byte* from, std::byte* to, const Visit& visit) {
+  const std::size_t rank = dimensions.size();
+  if (rank > 2) {
+    const std::vector<CopiedDimension> inner(dimensions.begin() + 1, dimensions.end());
+    for (std::int64_t i = 0; i < dimensions[0].size; ++i) {
+      for_each_plain_tile(inner, source, destination,
+                          from + i * dimensions[0].source_stride * bytes_of(source),
+                          to + i * dimensions[0].destination_stride * bytes_of(destination), visit);
+    }
+    return;
+  }
+  const CopiedDimension one{1, 0, 0};
+  const CopiedDimension columns = rank >= 1 ? dimensions[rank - 1] : one;
+  const CopiedDimension rows = rank >= 2 ? dimensions[rank - 2] : one;
+  // A tile's columns are contiguous in the source; a box with single columns further apart is one of many
+  // rows.
+  const bool contiguous = columns.size == 1 || columns.source_stride == 1;
+  if (contiguous) {
+    visit({{from, source, rows.size, columns.size, rows.source_stride},
+           {},
+           {to, destination, rows.destination_stride, columns.destination_stride}});
+    return;
+  }
+  const bool by_columns = columns.size < shortest_line && columns.size < rows.size;
+  const CopiedDimension& line = by_columns ? rows : columns;
+  const CopiedDimension& lines = by_columns ? columns : rows;
+  for (std::int64_t i = 0; i < lines.size; ++i) {
+    visit({{from + i * lines.source_stride * bytes_of(source), source, line.size, 1, line.source_stride},
+           {},
+           {to + i * lines.destination_stride * bytes_of(destination), destination, line.destination_stride,
+            1}});
+  }
+}
+
+/// What is contiguous in the source has to come last, and what is the same element over and over first.
+std::vector<CopiedDimension> in_order_of_source(std::vector<CopiedDimension> dimensions) {
+  const auto distance = [](const CopiedDimension& dimension) {
+    const std::int64_t stride = std::abs(dimension.source_stride);
+    return stride == 0 ? std::numeric_limits<std::int64_t>::max() : stride;
+  };
+  std::stable_sort(
+      dimensions.begin(), dimensions.end(),
+      [&](const CopiedDimension& a, const CopiedDimension& b) { return distance(a) > distance(b); });
+  return simplified(dimensions);
+}
+
+void place_tile(const cuda::Placing& tile) {
+  if (tile.scales.data == nullptr) {
+    place(tile.source, tile.destination);
+  } else {
+    decode(tile.source, tile.scales, tile.destination);
+  }
+}
+
+}  // namespace
+
+std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dimensions) {
+  std::vector<CopiedDimension> simple;
+  for (const CopiedDimension& inner : dimensions) {
+    if (inner.size == 1) continue;
+    if (!simple.empty() && simple.back().source_stride == inner.size * inner.source_stride &&
+        simple.back().destination_stride == inner.size * inner.destination_stride) {
+      simple.back() = {simple.back().size * inner.size, inner.source_stride, inner.destination_stride};
+    } else {
+      simple.push_back(inner);
+    }
+  }
+  return simple;
+}
+
+void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+              const std::byte* from, std::byte* to) {
+  for_each_plain_tile(in_order_of_source(dimensions), source, destination, from, to, place_tile);
+}
+
+void for_each_tile(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+                   const std::byte* from, std::byte* to,
+                   const std::function<void(const cuda::Placing&)>& visit) {
+  for_each_plain_tile(in_order_of_source(dimensions), source, destination, from, to, visit);
+}
+
+void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& part,
+                   const TensorSpec& destination, const std::function<void(const cuda::Placing&)>& visit) {
+  const Target target = target_of(transfer, part.box, destination);
+  if (transfer.encoding.scaled) {
+    visit(scaled_tile(transfer, part, target, destination.dtype));
+  } else {
+    for_each_plain_tile(dimensions_of(part.box, part.strides, target), source, destination.dtype,
+                        part.elements, target.data, visit);
+  }
+}
+
+void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
+               const TensorSpec& destination) {
+  for_each_tile(transfer, source, part, destination, place_tile);
+}
+
+std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box, const Shape& strides,
+                          const TensorSpec& destination) {
+  if (transfer.encoding.scaled || source != destination.dtype) return nullptr;
+  const Target target = target_of(transfer, box, destination);
+  const std::vector<CopiedDimension> dimensions = dimensions_of(box, strides, target);
+  const bool alike = dimensions.empty() || (dimensions.size() == 1 && dimensions[0].source_stride == 1 &&
+                                            dimensions[0].destination_stride == 1);
+  return alike ? target.data : nullptr;
+}
+
+void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs) {
+  for (const Transfer& transfer : plan.transfers) {
+    if (const TensorSpec& spec = specs.at(transfer.destination); spec.data == nullptr) {
+      throw Error(ErrorKind::argument,
+                  spec.fqn + ": has no memory to load into; it was described for a plan only");
+    }
+  }
+}
+
+void expect_cpu_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs, const std::string& what) {
+  expect_memory(plan, specs);
+  for (const Transfer& transfer : plan.transfers) {
+    if (const TensorSpec& spec = specs[transfer.destination]; spec.device != DeviceKind::cpu) {
+      throw Error(ErrorKind::argument,
+                  spec.fqn + ": expected CPU memory for " + what + ", found it on " + spec.device_name);
+    }
+  }
+}
+
+}  // namespace shardwright

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/placed_tile.h"
+#include "planner/geometry/box.h"
+#include "planner/load/load_plan.h"
+#include "planner/names/tensor_spec.h"
+
+namespace shardwright {
+
+/// A part of a transfer's source box as it lies in memory (in staging, or in a tensor), with the scales it
+/// needs.
+struct BoxInMemory {
+  Box box;                              ///< of the source as it is seen, inside the transfer's source_box
+  const std::byte* elements = nullptr;  ///< the box's first element
+  Shape strides;  ///< elements, for each dimension of the box; 1 for the last, if it has several
+  const std::byte* scales =
+      nullptr;          ///< of the block that the first element is in; null where there are none
+  Shape scale_strides;  ///< scales, for each dimension of the scale box; 1 for the last, if it has several
+};
+
+/// One dimension of a box that is copied: how many indices, and elements between them on either side.
+struct CopiedDimension {
+  std::int64_t size;
+  std::int64_t source_stride;
+  std::int64_t destination_stride;
+};
+
+/// Leaves out dimensions of one index and joins neighbours that run on without a gap on both sides.
+std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dimensions);
+
+/// Copies a box of any rank, converting as `place` does. The dimensions may come in any order.
+void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+              const std::byte* from, std::byte* to);
+
+/// Cuts such a box into tiles and calls visit for each. Only addresses are computed, as in the next.
+void for_each_tile(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
+                   const std::byte* from, std::byte* to,
+                   const std::function<void(const cuda::Placing&)>& visit);
+
+/// Cuts the part into tiles and calls visit for each, with its place in the destination of the transfer. Only
+/// addresses are computed: the memory of either side may be on a device.
+void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& part,
+                   const TensorSpec& destination, const std::function<void(const cuda::Placing&)>& visit);
+
+/// Decodes (or copies, or casts) the elements to their place in the destination of the transfer.
+void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
+               const TensorSpec& destination);
+
+/// Where the box would have to be read to, if it needs neither conversion nor regrouping: its elements, laid
+/// out by `strides` in memory, are laid out alike without gaps in the destination. Null where that is not so.
+std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box, const Shape& strides,
+                          const TensorSpec& destination);
+
+/// Throws Error(argument), naming the tensor, if a destination of the plan has no memory.
+void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs);
+
+/// The same, and throws if the memory is not the CPU's. `what` is what needs it there, for the message.
+void expect_cpu_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs, const std::string& what);
+
+}  // namespace shardwright

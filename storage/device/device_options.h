@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstddef>
+#include <map>
+
+#include "storage/device/device_calls.h"
+#include "storage/files/gpu_direct.h"
+
+namespace shardwright {
+
+/// How tensors on CUDA devices are read or written.
+struct DeviceOptions {
+  /// At most so many bytes of each device that has one of the tensors, beside them; at least 64 KiB.
+  std::size_t memory = std::size_t{256} << 20;
+
+  /// For each device, the stream whose work so far comes before what is done here; its default stream where
+  /// none is named.
+  std::map<int, DeviceStream> streams;
+
+  const DeviceCalls* calls = nullptr;                ///< for tests; null: cuda_calls()
+  const GpuDirectCalls* gpu_direct_calls = nullptr;  ///< with those; else those of the installed library
+};
+
+/// The calls to reach devices with; null where this build has no kernels for them.
+inline const DeviceCalls* calls_of(const DeviceOptions& options) {
+  return options.calls != nullptr ? options.calls : cuda_calls();
+}
+
+}  // namespace shardwright

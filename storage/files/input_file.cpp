@@ -1,0 +1,102 @@
+#include "storage/files/input_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "planner/error.h"
+#include "storage/files/printable.h"
+#include "storage/files/uninterrupted.h"
+#include "storage/format/checkpoint_place.h"
+
+namespace shardwright {
+
+namespace {
+
+[[noreturn]] void cannot_open(const std::filesystem::path& path, int code) {
+  throw Error(code == ENOENT ? ErrorKind::not_found : ErrorKind::io,
+              printable(path.native()) + ": cannot open this file for reading: " + std::strerror(code), code);
+}
+
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a named pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+  return "something else";
+}
+
+std::uint64_t size_of_regular(const struct stat& status, const std::filesystem::path& path) {
+  if (S_ISREG(status.st_mode)) return static_cast<std::uint64_t>(status.st_size);
+  throw Error(ErrorKind::io,
+              printable(path.native()) + ": expected a regular file, found " + kind_of(status.st_mode),
+              S_ISDIR(status.st_mode) ? EISDIR : EINVAL);
+}
+
+}  // namespace
+
+std::uint64_t size_of_file(const std::filesystem::path& path) {
+  struct stat status {};
+  if (uninterrupted([&] { return ::stat(path.c_str(), &status); }) != 0) cannot_open(path, errno);
+  return size_of_regular(status, path);
+}
+
+InputFile::InputFile(const std::filesystem::path& path) : path_(path), size_(size_of_file(path)) {
+  // It may have been replaced since it was looked at. O_NONBLOCK: opening a named pipe without a writer would
+  // otherwise wait for ever.
+  descriptor_ = uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
+  if (descriptor_ < 0) cannot_open(path, errno);
+  try {
+    struct stat status {};
+    if (uninterrupted([&] { return ::fstat(descriptor_, &status); }) != 0) cannot_open(path, errno);
+    size_ = size_of_regular(status, path);
+  } catch (...) {
+    ::close(descriptor_);
+    throw;
+  }
+}
+
+InputFile::~InputFile() { ::close(descriptor_); }
+
+void InputFile::read(std::uint64_t offset, char* into, std::size_t count) const {
+  while (count > 0) {
+    const ssize_t got =
+        uninterrupted([&] { return ::pread(descriptor_, into, count, static_cast<off_t>(offset)); });
+    if (got < 0) {
+      const int code = errno;
+      throw Error(ErrorKind::io,
+                  printable(path_.native()) + ": cannot read at offset " + std::to_string(offset) + ": " +
+                      std::strerror(code),
+                  code);
+    }
+    if (got == 0) {
+      throw Error(
+          ErrorKind::io,
+          printable(path_.native()) + ": expected " + std::to_string(count) + " more bytes at offset " +
+              std::to_string(offset) +
+              ", but the file ends there: it has been cut short or replaced since it was opened or planned",
+          EIO);
+    }
+    into += got;
+    offset += static_cast<std::uint64_t>(got);
+    count -= static_cast<std::size_t>(got);
+  }
+}
+
+std::string read_text(const std::filesystem::path& path, std::uint64_t max_bytes) {
+  const InputFile file(path);
+  if (file.size() > max_bytes) {
+    throw Error(ErrorKind::malformed, printable(path.native()) + ": expected at most " +
+                                          std::to_string(max_bytes) + " bytes of JSON, found " +
+                                          std::to_string(file.size()));
+  }
+  std::string text(file.size(), '\0');
+  file.read(0, text.data(), text.size());
+  expect_no_git_lfs_pointer(text, printable(path.native()));
+  return text;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,274 @@
+#include "storage/format/pending_checkpoint.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <iterator>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "planner/error.h"
+#include "storage/files/entries.h"
+#include "storage/files/printable.h"
+#include "storage/files/uninterrupted.h"
+#include "storage/format/checkpoint_place.h"
+#include "storage/format/manifest.h"
+
+namespace shardwright {
+namespace {
+
+namespace fs = std::filesystem;
+
+[[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
+  throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
+}
+
+/// Makes the directory and those above it that are not there; returns those that it made, outermost first.
+std::vector<fs::path> make_directories(const fs::path& directory) {
+  std::vector<fs::path> lacking;
+  fs::path at = directory;
+  struct stat status {};
+  while (uninterrupted([&] { return ::stat(at.c_str(), &status); }) != 0) {
+    if (errno == ENOTDIR) {
+      at = at.parent_path();
+      continue;  // to the file that is there in place of a directory
+    }
+    if (errno != ENOENT) fail(at, "cannot look at this directory", errno);
+    lacking.push_back(at);
+    at = at.parent_path();
+  }
+  if (!S_ISDIR(status.st_mode)) {
+    throw Error(ErrorKind::io,
+                printable(at.native()) +
+                    ": expected a directory to save to, or nothing, found a file; give another path",
+                ENOTDIR);
+  }
+  std::vector<fs::path> made;
+  std::reverse(lacking.begin(), lacking.end());
+  for (const fs::path& path : lacking) {
+    if (uninterrupted([&] { return ::mkdir(path.c_str(), 0777); }) == 0) {
+      made.push_back(path);
+      continue;
+    }
+    int code = errno;
+    const bool has_entry = code == EEXIST;  // somebody has just made it, or it is a link to nothing
+    if (has_entry) code = uninterrupted([&] { return ::stat(path.c_str(), &status); }) == 0 ? 0 : errno;
+    if (code != 0) {
+      for (auto last = made.rbegin(); last != made.rend(); ++last)
+        uninterrupted([&] { return ::rmdir(last->c_str()); });
+      fail(path,
+           has_entry ? "expected a directory, found a link to one that is not there"
+                     : "cannot create this directory",
+           code);
+    }
+  }
+  return made;
+}
+
+/// How long a save waits for others to let go of its directory, which cleaning up after dead ones does for
+/// moments.
+constexpr std::chrono::milliseconds patience{500};
+
+/// The folder of a save in that directory, which is made anew if somebody removes it, as empty, meanwhile.
+std::unique_ptr<SavingFolder> taken(const fs::path& directory) {
+  const auto limit = std::chrono::steady_clock::now() + patience;
+  for (;;) {
+    try {
+      make_directories(directory);
+      return std::make_unique<SavingFolder>(directory);
+    } catch (const Error& error) {
+      const bool may_pass = error.system_error == EBUSY || error.system_error == ENOENT;
+      if (!may_pass || std::chrono::steady_clock::now() > limit) throw;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+/// Whether `name` begins as <start>-#-of-.
+bool begins_with(const std::string& name, const std::string& start) {
+  if (name.compare(0, start.size() + 1, start + '-') != 0) return false;
+  const std::size_t end = name.find_first_not_of("0123456789", start.size() + 1);
+  return end != std::string::npos && end > start.size() + 1 && name.compare(end, 4, "-of-") == 0;
+}
+
+}  // namespace
+
+PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind kind,
+                                     std::optional<bool> overwrite, const std::vector<fs::path>& sources)
+    : directory_(resolved_path(directory)), kind_(kind), made_(make_directories(directory_)) {
+  try {
+    folder_ = taken(directory_);
+    if (const SavingFolder::Left left = folder_->settle(true); !left.why.empty()) {
+      throw Error(ErrorKind::io,
+                  left.why + "; a save that was ended had replaced it, and nothing is saved to " +
+                      printable(directory_.native()) + " until it is back. Free the name or remove " +
+                      printable((directory_ / saving_name).native()),
+                  left.number == 0 ? EBUSY : left.number);
+    }
+    folder_ = taken(directory_);
+    expect_replaceable(overwrite, sources);
+    files_ = folder_->files();
+    if (uninterrupted([&] { return ::mkdir(files_.c_str(), 0777); }) != 0)
+      fail(files_, "cannot create this directory", errno);
+  } catch (...) {
+    give_up();
+    throw;
+  }
+}
+
+PendingCheckpoint::~PendingCheckpoint() { abandon(); }
+
+void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
+                                           const std::vector<fs::path>& sources) {
+  const std::string where = printable(directory_.native());
+  const std::string hint =
+      "; nothing was written. Give another path, or pass overwrite=True to replace it and keep all other "
+      "files";
+  const bool is_source = std::any_of(sources.begin(), sources.end(), [&](const fs::path& source) {
+    std::error_code code;
+    return fs::equivalent(source, directory_, code);
+  });
+  if (overwrite != true && is_source) {
+    throw Error(ErrorKind::io,
+                where + ": this is what the checkpoint is made from, and would be replaced" + hint, EEXIST);
+  }
+  for (CheckpointInPlace& found : checkpoints_in(directory_)) {
+    // An adapter lies beside a checkpoint of weights and has no name in common with it.
+    if ((found.kind == CheckpointKind::adapter) != (kind_ == CheckpointKind::adapter)) continue;
+    if (overwrite == false) {
+      throw Error(ErrorKind::io,
+                  where + ": there is a checkpoint already, and overwrite=False; nothing was saved", EEXIST);
+    }
+    if (overwrite != true && !found.fault.empty()) {
+      throw Error(ErrorKind::io,
+                  where + ": holds " + name_of(found.kind) +
+                      " that cannot be read, so that its files are not known: " + found.fault + hint,
+                  found.fault_number == 0 ? EEXIST : found.fault_number);
+    }
+    if (overwrite != true && (found.kind != kind_ || !found.is_ours)) {
+      throw Error(
+          ErrorKind::io,
+          where + ": holds " + name_of(found.kind) +
+              (found.kind == kind_ ? " that this library has not written, or that was changed since" : "") +
+              " (" + listed(found.files) + ")" + hint,
+          EEXIST);
+    }
+    replaces_ = true;
+    if (found.is_ours) own_beside_ = found.beside;
+    std::move(found.files.begin(), found.files.end(), std::back_inserter(replaced_));
+    std::move(found.beside.begin(), found.beside.end(), std::back_inserter(beside_));
+  }
+  std::sort(replaced_.begin(), replaced_.end());
+  std::sort(beside_.begin(), beside_.end());
+}
+
+bool PendingCheckpoint::may_replace(const std::string& name) const {
+  return std::binary_search(replaced_.begin(), replaced_.end(), name) ||
+         std::binary_search(beside_.begin(), beside_.end(), name);
+}
+
+std::string PendingCheckpoint::free_start_of_names() const {
+  const std::vector<std::string> names = names_in(directory_);
+  std::string start = "model";
+  for (int number = 2; std::any_of(names.begin(), names.end(),
+                                   [&](const std::string& name) { return begins_with(name, start); });
+       ++number)
+    start = "model-" + std::to_string(number);
+  return start;
+}
+
+void PendingCheckpoint::expect_free(const std::vector<std::string>& names) const {
+  std::vector<std::string> taken;
+  std::copy_if(names.begin(), names.end(), std::back_inserter(taken),
+               [&](const std::string& name) { return !may_replace(name) && entry_at(directory_ / name); });
+  if (taken.empty()) return;
+  throw Error(ErrorKind::io,
+              printable(directory_.native()) + ": expected no files of names that this save needs, found " +
+                  listed(taken) +
+                  ", which are not of a checkpoint that it replaces; nothing was written. Move them away, or "
+                  "give another path",
+              EEXIST);
+}
+
+void PendingCheckpoint::publish(const std::string& commit_name) {
+  const std::lock_guard lock(mutex_);
+  if (folder_ == nullptr) {
+    throw Error(ErrorKind::io,
+                printable(directory_.native()) + ": this save has been given up; nothing was saved",
+                ECANCELED);
+  }
+  const std::vector<std::string> names = files_below(files_);
+  std::vector<std::string> removed;
+  std::set_difference(replaced_.begin(), replaced_.end(), names.begin(), names.end(),
+                      std::back_inserter(removed));
+  sync_directory(files_);
+  folder_->write_plan(commit_name, removed);
+  for (const std::string& name : names) {
+    if (name != commit_name) folder_->publish(name, may_replace(name));
+  }
+  sync_directory(directory_);
+  if (entry_at(directory_ / commit_name) && !may_replace(commit_name)) expect_free({commit_name});
+  folder_->commit(commit_name);
+  made_.clear();
+  give_up();
+}
+
+void PendingCheckpoint::abandon() noexcept {
+  const std::lock_guard lock(mutex_);
+  give_up();
+}
+
+void PendingCheckpoint::give_up() noexcept {
+  if (folder_ != nullptr) folder_->settle();
+  folder_.reset();
+  for (auto last = made_.rbegin(); last != made_.rend(); ++last)
+    uninterrupted([&] { return ::rmdir(last->c_str()); });
+  made_.clear();
+}
+
+void remove_checkpoint(const fs::path& path) {
+  struct stat status {};
+  if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) != 0)
+    fail(path, "cannot look at this checkpoint", errno);
+  if (S_ISLNK(status.st_mode)) {
+    if (uninterrupted([&] { return ::unlink(path.c_str()); }) != 0)
+      fail(path, "cannot remove this link", errno);
+    sync_directory(fs::absolute(path).parent_path());
+    return;
+  }
+  const fs::path directory = resolved_path(path);
+  SavingFolder(directory).settle();
+  SavingFolder folder(directory);
+  for (const CheckpointInPlace& found : checkpoints_in(directory)) {
+    if (found.kind != CheckpointKind::sharded) continue;
+    if (!found.fault.empty()) {
+      folder.settle();
+      throw Error(ErrorKind::malformed,
+                  found.fault + "; this checkpoint is not removed: its files are not known");
+    }
+    // A plan that counts as committed: what it names is removed once no manifest lists it.
+    folder.write_plan(".", found.files);
+    if (uninterrupted([&] { return ::unlink((directory / manifest_name).c_str()); }) != 0) {
+      const int code = errno;
+      folder.settle();
+      fail(directory / manifest_name, "cannot remove this manifest", code);
+    }
+    sync_directory(directory);
+  }
+  folder.settle();
+  uninterrupted([&] { return ::rmdir(directory.c_str()); });
+}
+
+void clean_up_after_dead_save(const fs::path& directory) {
+  const std::unique_ptr<SavingFolder> dead = SavingFolder::of_dead_save(directory);
+  if (dead == nullptr) return;
+  dead->settle();
+  uninterrupted([&] { return ::rmdir(directory.c_str()); });
+}
+
+}  // namespace shardwright

@@ -1,0 +1,61 @@
+#include "planner/error.h"
+#include "storage/format/json_text.h"
+#include "storage/format/safetensors.h"
+
+namespace shardwright {
+
+namespace {
+
+void append_tensor(std::string& json, const SourceTensor& tensor, std::uint64_t begin, std::uint64_t end) {
+  json += json_text(tensor.name);
+  json += ":{\"dtype\":\"";
+  json += name_of(tensor.dtype);
+  json += "\",\"shape\":[";
+  for (std::size_t d = 0; d < tensor.shape.size(); ++d) {
+    if (d > 0) json += ',';
+    json += std::to_string(tensor.shape[d]);
+  }
+  json += "],\"data_offsets\":[" + std::to_string(begin) + ',' + std::to_string(end) + "]}";
+}
+
+}  // namespace
+
+std::string make_safetensors_header(std::span<SourceTensor> tensors,
+                                    const std::map<std::string, std::string>& metadata) {
+  std::string json = "{";
+  if (!metadata.empty()) {
+    json += "\"__metadata__\":{";
+    for (const auto& [key, text] : metadata) {
+      if (json.back() != '{') json += ',';
+      json += json_text(key) + ':' + json_text(text);
+    }
+    json += '}';
+  }
+  std::uint64_t filled = 0;
+  for (SourceTensor& tensor : tensors) {
+    const std::uint64_t bytes = stored_bytes(tensor.dtype, tensor.shape);
+    if (json.size() > 1) json += ',';
+    append_tensor(json, tensor, filled, filled + bytes);
+    tensor.begin = filled;
+    tensor.end = filled += bytes;
+  }
+  json += '}';
+  json.resize((json.size() + 7) / 8 * 8, ' ');  // so that the data is aligned in the file
+  if (json.size() > max_safetensors_header_bytes) {
+    throw Error(ErrorKind::argument, "expected a safetensors header of at most " +
+                                         std::to_string(max_safetensors_header_bytes) + " bytes, " +
+                                         std::to_string(tensors.size()) +
+                                         " tensors need more: spread them over more files");
+  }
+
+  std::string header(8, '\0');
+  for (std::size_t i = 0; i < 8; ++i) header[i] = static_cast<char>(json.size() >> (8 * i));
+  header += json;
+  for (SourceTensor& tensor : tensors) {
+    tensor.begin += header.size();
+    tensor.end += header.size();
+  }
+  return header;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,128 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "planner/load/load_plan.h"
+#include "planner/names/catalog.h"
+#include "planner/names/tensor_spec.h"
+#include "storage/files/open_files.h"
+#include "storage/load/cooperation.h"
+#include "storage/load/load.h"
+#include "storage/load/load_devices.h"
+#include "storage/load/reading_resources.h"
+#include "storage/load/task_loop.h"
+#include "storage/load/task_reader.h"
+#include "storage/load/trace.h"
+#include "storage/load/written_parts.h"
+
+namespace shardwright {
+
+/// One rank's part of a load in which ranks read together: files are read as by load(). In each round it
+/// reads its pieces, places what it needs of them itself, and lays out the rest for the others; the caller
+/// exchanges the bytes (all-to-all) and gives those that came back. Plan, catalog and the specs' memory must
+/// outlive it. Not for several threads at once. Errors name what they leave partly written.
+class CooperativeLoad {
+ public:
+  /// Opens the files that the plan needs. Of options.staging_bytes half is for reading, half for four buffers
+  /// of a round, two outgoing and two incoming, of 16 MiB each if it is 0. Throws as load() does.
+  CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, std::vector<TensorSpec> specs,
+                  const LoadOptions& options);
+
+  ~CooperativeLoad() { abandon(); }
+  CooperativeLoad(const CooperativeLoad&) = delete;
+  CooperativeLoad& operator=(const CooperativeLoad&) = delete;
+
+  const CooperationTerms& terms() const { return terms_; }
+
+  /// True if some of the specs are on CUDA devices: what place() is given must be in pinned memory then.
+  bool to_devices() const { return devices_.any(); }
+
+  /// Settles who reads what, before all else. The vectors hold an entry for every rank, this one included.
+  /// Throws Error(device).
+  void begin(const std::vector<std::vector<Transfer>>& transfers_of_ranks,
+             const std::vector<CooperationTerms>& terms_of_ranks, int rank);
+
+  std::size_t rounds() const { return cooperation_.rounds(); }
+
+  /// Bytes that go to, and come from, each rank in a round.
+  std::vector<std::uint64_t> bytes_to(std::size_t round) const;
+  std::vector<std::uint64_t> bytes_from(std::size_t round) const;
+
+  /// Reads the round's pieces. `outgoing` has room for the sum of bytes_to(round): each rank's bytes after
+  /// those of the rank before. Throws Error(io) naming file, offset and tensor; nothing more may be read
+  /// then.
+  void read(std::size_t round, std::byte* outgoing);
+
+  /// Places what came from the others: the sum of bytes_from(round), in the order of the ranks.
+  void place(std::size_t round, const std::byte* incoming);
+
+  /// For a load that has failed, here or elsewhere: ends what is under way on devices and gives back what was
+  /// taken of them. Nothing else may be called then but the next.
+  void abandon() noexcept;
+
+  /// Names of the tensors that have been written to, and are not known to be whole.
+  std::vector<std::string> partly_written() const { return written_.partly_written(specs_); }
+
+  /// Of the pieces that this rank reads: so far, and in all.
+  std::uint64_t bytes_done() const { return bytes_done_; }
+  std::uint64_t bytes_in_all() const { return bytes_in_all_; }
+
+  /// Loads what this rank alone needs, and writes the trace of all. After the last round, once. `options`
+  /// adds its progress and check_for_interrupt to those of the constructor. Throws as load() does.
+  LoadReport finish(const LoadOptions& options);
+
+ private:
+  template <typename Visit>
+  void for_each_share(std::size_t round, const Visit& visit) const;
+  void run(const std::function<void()>& work);
+  template <typename Work>
+  void naming_what_is_written(const Work& work);
+  void read_pieces(std::size_t round, std::byte* outgoing);
+  void place_shares(std::size_t round, const std::byte* incoming);
+  void place_piece(const SharedPiece& piece, const StagedTask& staged, const std::vector<std::byte*>& places);
+  void place_part(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes);
+  LoadPlan rest() const;
+  LoadReport figures_of_rounds(const LoadPlan& rest);
+  void note_exchange(std::uint64_t bytes);
+
+  /// What a thread keeps from one round to the next.
+  struct Reader {
+    std::unique_ptr<TaskReader> tasks;
+    TaskFigures figures;
+    std::vector<Trace::Event> events;
+  };
+
+  const LoadPlan& plan_;
+  const Catalog& catalog_;
+  const std::vector<TensorSpec> specs_;
+  const LoadOptions options_;
+  const Trace::Clock::time_point begin_ = Trace::Clock::now();
+  Trace trace_;
+  WrittenParts written_;
+  LoadDevices devices_;
+  bool devices_are_open_ = false;
+  OpenFiles files_;
+  const FileReading reading_;
+  const Resources resources_;
+  CooperationTerms terms_;
+
+  int rank_ = 0;
+  std::size_t ranks_ = 0;
+  CooperationLimits limits_;
+  Cooperation cooperation_;
+  std::vector<Reader> readers_;
+  std::vector<Trace::Event> events_;  // of the thread that exchanges
+  Trace::Clock::time_point left_;     // when the last call came to its end
+
+  std::size_t most_on_their_way_ = 0;  // bytes in buffers of two rounds
+  std::uint64_t bytes_done_ = 0;
+  std::uint64_t bytes_in_all_ = 0;
+  std::uint64_t bytes_received_ = 0;
+};
+
+}  // namespace shardwright

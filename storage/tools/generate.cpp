@@ -1,0 +1,238 @@
+#include "storage/tools/generate.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <optional>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "planner/error.h"
+#include "planner/models/minimax_m3_presets.h"
+#include "planner/names/block_scales.h"
+#include "planner/names/catalog.h"
+#include "storage/files/entries.h"
+#include "storage/files/pending_file.h"
+#include "storage/files/printable.h"
+#include "storage/format/hf_index.h"
+#include "storage/format/safetensors.h"
+#include "storage/threads.h"
+#include "storage/tools/generate_values.h"
+#include "storage/tools/random.h"
+
+namespace shardwright {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t buffer_bytes =
+    8 << 20;  // of each thread; large enough that the calls to write cost nothing
+
+/// One file to be: its tensors, one after the other, and the bytes before them.
+struct Layout {
+  std::string name;
+  std::string header;
+  std::vector<SourceTensor> tensors;
+
+  std::uint64_t bytes() const { return tensors.back().end; }
+};
+
+MiniMaxM3Preset chosen_preset(const GenerateOptions& options) {
+  if (const MiniMaxM3Preset* found = find_minimax_m3_preset(options.preset)) {
+    MiniMaxM3Preset preset = *found;
+    if (options.layers == 0) return preset;
+    if (options.layers <= preset.dense_layers) {
+      throw Error(ErrorKind::argument, "layers: expected more than the preset's " +
+                                           std::to_string(preset.dense_layers) + " dense ones, found " +
+                                           std::to_string(options.layers));
+    }
+    preset.layers = options.layers;
+    return preset;
+  }
+  std::string known;
+  for (const MiniMaxM3Preset& preset : minimax_m3_presets()) {
+    known += (known.empty() ? "" : ", ") + std::string(preset.name);
+  }
+  throw Error(ErrorKind::argument, "preset " + in_quotes(options.preset) + ": expected one of " + known);
+}
+
+const ScaleBlocks& chosen_blocks(const std::string& name) {
+  std::string known;
+  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+    if (blocks.name == name) return blocks;
+    known += (known.empty() ? "" : ", ") + std::string(blocks.name);
+  }
+  throw Error(ErrorKind::argument, "encoding " + in_quotes(name) + ": expected one of " + known);
+}
+
+/// The tensors in their order, a new file whenever the next would make the last too large.
+std::vector<Layout> lay_out(const MiniMaxM3Preset& preset, const ScaleBlocks& blocks) {
+  std::vector<Layout> files;
+  std::uint64_t filled = 0;
+  for (NamedShape& tensor : minimax_m3_checkpoint(preset, blocks)) {
+    const std::uint64_t bytes = stored_bytes(tensor.dtype, tensor.shape);
+    if (files.empty() || filled + bytes > static_cast<std::uint64_t>(preset.max_file_bytes)) {
+      files.emplace_back();
+      filled = 0;
+    }
+    filled += bytes;
+    SourceTensor& source = files.back().tensors.emplace_back();
+    source.name = std::move(tensor.name);
+    source.dtype = tensor.dtype;
+    source.shape = std::move(tensor.shape);
+  }
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    char name[64];
+    std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files.size());
+    files[i].name = name;
+    files[i].header = make_safetensors_header(files[i].tensors, {{"format", "pt"}});
+  }
+  return files;
+}
+
+[[noreturn]] void io_error(const fs::path& path, const std::string& what, const std::error_code& code) {
+  throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + code.message(), code.value());
+}
+
+/// Makes the directory if need be. It must not hold a checkpoint, whose files would mix with the new ones.
+void prepare_directory(const fs::path& directory) {
+  std::error_code code;
+  fs::create_directories(directory, code);
+  if (code) io_error(directory, "cannot make this directory", code);
+  for (const std::string& file : names_in(directory)) {
+    const fs::path name = file;
+    if (name.extension() == ".safetensors" || name == hf_index_name || name == "config.json") {
+      throw Error(ErrorKind::argument,
+                  printable(directory.native()) + ": expected a directory without a checkpoint, found " +
+                      in_quotes(name.native()) + "; give an empty directory, or empty this one");
+    }
+  }
+}
+
+/// Better now than after the first terabyte.
+void check_space(const fs::path& directory, std::uint64_t bytes) {
+  std::error_code code;
+  const fs::space_info space = fs::space(directory, code);
+  if (code || space.available >= bytes) return;
+  throw Error(ErrorKind::io,
+              printable(directory.native()) + ": expected " + std::to_string(bytes) +
+                  " bytes of free space, found " + std::to_string(space.available) +
+                  "; choose a smaller preset, or only its layout",
+              ENOSPC);
+}
+
+void write_values(PendingFile& file, const Layout& layout, std::uint64_t seed, std::vector<char>& buffer) {
+  std::size_t used = 0;
+  const auto flush = [&] {
+    file.append({buffer.data(), used});
+    used = 0;
+  };
+  for (const SourceTensor& tensor : layout.tensors) {
+    const std::uint64_t key = random_key(seed, tensor.name);
+    const std::uint64_t bytes = tensor.end - tensor.begin;
+    for (std::uint64_t offset = 0; offset < bytes;) {
+      // Values come in words of 8 bytes: only the end of the tensor may cut one.
+      std::size_t count = std::min<std::uint64_t>(bytes - offset, buffer.size() - used);
+      if (count < bytes - offset) count -= count % 8;
+      if (count == 0) {
+        flush();
+        continue;
+      }
+      fill_random(tensor.dtype, key, offset, std::span(buffer).subspan(used, count));
+      used += count;
+      offset += count;
+    }
+  }
+  flush();
+}
+
+PendingFile write_file(const fs::path& directory, const Layout& layout, const GenerateOptions& options,
+                       std::vector<char>& buffer) {
+  PendingFile file(directory / layout.name);
+  file.append(layout.header);
+  if (options.layout_only) {
+    file.resize(layout.bytes());
+  } else {
+    write_values(file, layout, options.seed, buffer);
+  }
+  file.close();
+  return file;
+}
+
+/// All files under their temporary names. Each thread takes a whole file at a time.
+std::vector<PendingFile> write_files(const fs::path& directory, const std::vector<Layout>& layouts,
+                                     const GenerateOptions& options) {
+  std::vector<std::optional<PendingFile>> files(layouts.size());
+  for_each_index(layouts.size(), options.threads, [&](std::size_t i) {
+    std::vector<char> buffer(options.layout_only ? 0 : buffer_bytes);
+    files[i].emplace(write_file(directory, layouts[i], options, buffer));
+  });
+  std::vector<PendingFile> written;
+  for (std::optional<PendingFile>& file : files) written.push_back(std::move(*file));
+  return written;
+}
+
+PendingFile write_text(const fs::path& path, const std::string& text) {
+  PendingFile file(path);
+  file.append(text);
+  file.close();
+  return file;
+}
+
+}  // namespace
+
+GenerateReport generate(const fs::path& directory, const GenerateOptions& options) {
+  const MiniMaxM3Preset preset = chosen_preset(options);
+  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
+  if (options.threads < 0) {
+    throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(options.threads));
+  }
+  const std::vector<Layout> layouts = lay_out(preset, blocks);
+  GenerateReport report;
+  std::vector<std::string> names;
+  std::vector<HfIndex::Entry> entries;
+  for (const Layout& layout : layouts) {
+    for (const SourceTensor& tensor : layout.tensors) {
+      report.bytes += tensor.end - tensor.begin;
+      entries.push_back({tensor.name, static_cast<std::uint32_t>(names.size())});
+    }
+    names.push_back(layout.name);
+  }
+  report.tensors = static_cast<std::int64_t>(entries.size());
+  report.files = static_cast<std::int64_t>(layouts.size());
+
+  prepare_directory(directory);
+  if (!options.layout_only) check_space(directory, report.bytes);
+
+  // Nothing takes its final name before all is written, and the index takes it last: a checkpoint that has
+  // its index is whole, and after a failure the directory is as it was.
+  std::vector<PendingFile> files = write_files(directory, layouts, options);
+  files.push_back(write_text(directory / "config.json", minimax_m3_config(preset, blocks)));
+  files.push_back(write_text(directory / hf_index_name, make_hf_index(names, entries, report.bytes)));
+  for (PendingFile& file : files) file.publish();
+  return report;
+}
+
+Catalog generated_catalog(const GenerateOptions& options) {
+  const MiniMaxM3Preset preset = chosen_preset(options);
+  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
+  Catalog catalog;
+  catalog.directory = "(preset " + options.preset + ")";
+  catalog.config = minimax_m3_config(preset, blocks);
+  for (Layout& layout : lay_out(preset, blocks)) {
+    const auto file = static_cast<std::uint32_t>(catalog.files.size());
+    catalog.files.push_back({layout.name, layout.bytes()});
+    for (SourceTensor& tensor : layout.tensors) {
+      tensor.file = file;
+      tensor.offset.assign(tensor.shape.size(), 0);
+      catalog.tensors.push_back(std::move(tensor));
+    }
+  }
+  std::sort(catalog.tensors.begin(), catalog.tensors.end(),
+            [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
+  return catalog;
+}
+
+}  // namespace shardwright

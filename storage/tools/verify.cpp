@@ -1,0 +1,375 @@
+#include "storage/tools/verify.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+
+#include "planner/error.h"
+#include "planner/problems.h"
+#include "storage/device/staging.h"
+#include "storage/files/entries.h"
+#include "storage/files/input_file.h"
+#include "storage/files/printable.h"
+#include "storage/format/checksum.h"
+#include "storage/format/checksums_file.h"
+#include "storage/format/read_catalog.h"
+#include "storage/format/row_checksums.h"
+#include "storage/format/safetensors.h"
+#include "storage/threads.h"
+
+namespace shardwright {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Collects problems from several threads; each comes with the order that it is told in.
+class Findings {
+ public:
+  void add(std::size_t order, const std::string& name, std::string line) {
+    const std::lock_guard lock(mutex_);
+    lines_.emplace(order, std::move(line));
+    if (!name.empty()) damaged_.insert(name);
+  }
+
+  void add(std::size_t order, const std::string& name, const std::string& before, const Error& error) {
+    add(order, name, before + error.what());
+    const std::lock_guard lock(mutex_);
+    if (refusal_ == 0 && is_refusal(error)) refusal_ = error.system_error;
+  }
+
+  /// errno of the first that the operating system refused to read; 0: none.
+  int refusal() const { return refusal_; }
+
+  void move_to(VerifyReport& report) {
+    for (auto& [order, line] : lines_) report.problems.push_back(std::move(line));
+    report.damaged.assign(damaged_.begin(), damaged_.end());
+  }
+
+ private:
+  std::mutex mutex_;
+  std::multimap<std::size_t, std::string> lines_;
+  std::set<std::string> damaged_;
+  int refusal_ = 0;
+};
+
+/// Files by index, opened when asked for and closed when nobody uses them, but for the last one: a checkpoint
+/// may have more than a process may have open. Null, and told once, for one that cannot be opened.
+class Files {
+ public:
+  Files(const Manifest& manifest, const fs::path& directory, Findings& findings)
+      : manifest_(manifest), directory_(directory), findings_(findings), files_(manifest.files.size()) {}
+
+  std::shared_ptr<InputFile> open(std::size_t index) {
+    const std::lock_guard lock(mutex_);
+    Slot& slot = files_[index];
+    std::shared_ptr<InputFile> file = slot.file.lock();
+    if (file || slot.is_lost) return file;
+    try {
+      file = std::make_shared<InputFile>(directory_ / manifest_.files[index].name);
+    } catch (const Error& error) {
+      if (error.system_error == EMFILE || error.system_error == ENFILE) throw;  // no fault of the checkpoint
+      slot.is_lost = true;
+      findings_.add(index, "", "", error);
+      return nullptr;
+    }
+    slot.file = file;
+    last_ = file;
+    return file;
+  }
+
+ private:
+  struct Slot {
+    std::weak_ptr<InputFile> file;
+    bool is_lost = false;
+  };
+  const Manifest& manifest_;
+  const fs::path& directory_;
+  Findings& findings_;
+  std::mutex mutex_;
+  std::vector<Slot> files_;
+  std::shared_ptr<InputFile> last_;
+};
+
+struct Block {
+  std::size_t place;
+  std::uint64_t number;
+  std::size_t order;  // that it is told in
+};
+
+/// In the order of the files.
+std::vector<Block> blocks_of(const std::vector<const Place*>& places) {
+  std::vector<Block> blocks;
+  for (std::size_t p = 0; p < places.size(); ++p) {
+    for (std::uint64_t number = 0; number < places[p]->bytes.checksums.size(); ++number)
+      blocks.push_back({p, number, blocks.size()});
+  }
+  std::stable_sort(blocks.begin(), blocks.end(), [&](const Block& a, const Block& b) {
+    const auto place_of = [&](const Block& block) {
+      return std::pair(places[block.place]->file, places[block.place]->bytes.begin);
+    };
+    return place_of(a) < place_of(b);
+  });
+  return blocks;
+}
+
+/// The rows of what lies at the places.
+std::vector<RowGeometry> geometries_of(const Manifest& manifest, const std::vector<const Place*>& places) {
+  std::unordered_map<const Place*, std::uint64_t> row_bytes;
+  for (const StoredTensor& tensor : manifest.tensors) {
+    if (tensor.safetensors_dtype.empty()) continue;
+    for (const StoredChunk& chunk : tensor.chunks) {
+      const std::int64_t last = chunk.box.size.empty() ? 1 : chunk.box.size.back();
+      row_bytes.emplace(&chunk.place, static_cast<std::uint64_t>(last) * tensor.element_bytes);
+    }
+  }
+  std::vector<RowGeometry> geometries;
+  for (const Place* place : places) {
+    const std::uint64_t bytes = place->bytes.end - place->bytes.begin;
+    const auto known = row_bytes.find(place);
+    geometries.push_back({bytes, known == row_bytes.end() ? bytes : known->second});
+  }
+  return geometries;
+}
+
+/// Hashes what lies at the places. Returns the bytes that were hashed.
+std::uint64_t check_places(const Manifest& manifest, const std::vector<const Place*>& places,
+                           const std::vector<std::string>& names, Files& files, Findings& findings,
+                           int threads) {
+  const std::vector<RowGeometry> geometries = geometries_of(manifest, places);
+  const std::vector<Block> blocks = blocks_of(places);
+  std::atomic<std::uint64_t> hashed = 0;
+  for_each_index(blocks.size(), threads, [&](std::size_t index) {
+    const Block& block = blocks[index];
+    const Place& place = *places[block.place];
+    const std::size_t order = manifest.files.size() + block.order;
+    const std::uint64_t begin = place.bytes.begin + block.number * checksum_block_bytes;
+    const std::uint64_t count = std::min(checksum_block_bytes, place.bytes.end - begin);
+    const std::string& name = names[block.place];
+    const std::shared_ptr<InputFile> file = files.open(place.file);
+    if (!file) return findings.add(order, name, in_quotes(name) + ": its file cannot be opened");
+    thread_local Staging staging;
+    std::byte* bytes = staging.room_for(count);
+    try {
+      file->read(begin, reinterpret_cast<char*>(bytes), count);
+    } catch (const Error& error) {
+      return findings.add(order, name, in_quotes(name) + ": ", error);
+    }
+    hashed += count;
+    const std::uint64_t found =
+        manifest.version == 1
+            ? checksum_of(bytes, count)
+            : sum_of_block(geometries[block.place], {}, bytes, block.number * checksum_block_bytes, count);
+    if (found != place.bytes.checksums[block.number]) {
+      findings.add(order, name,
+                   printable(file->path().native()) + ": " + in_quotes(name) + " is damaged: bytes " +
+                       std::to_string(begin) + " to " + std::to_string(begin + count) +
+                       " do not have the checksum that they were saved with");
+    }
+  });
+  return hashed;
+}
+
+/// A chunk that the manifest says a file holds.
+struct Listed {
+  const StoredTensor* tensor;
+  const StoredChunk* chunk;
+};
+
+/// By file.
+std::vector<std::vector<Listed>> listed_in_files(const Manifest& manifest) {
+  std::vector<std::vector<Listed>> found(manifest.files.size());
+  for (const StoredTensor& tensor : manifest.tensors) {
+    for (const StoredChunk& chunk : tensor.chunks) found[chunk.place.file].push_back({&tensor, &chunk});
+  }
+  return found;
+}
+
+/// What the manifest says of a safetensors file's chunks has to be what the header says.
+void compare(const std::vector<Listed>& listed, std::size_t index, const SafetensorsHeader& header,
+             const std::string& path, Findings& findings) {
+  std::unordered_map<std::string_view, const SourceTensor*> in_header;
+  for (const SourceTensor& tensor : header.tensors) in_header.emplace(tensor.name, &tensor);
+  const auto text = [](std::string_view dtype, const Shape& shape, std::uint64_t begin, std::uint64_t end) {
+    return std::string(dtype) + " " + to_string(shape) + " in bytes " + std::to_string(begin) + " to " +
+           std::to_string(end);
+  };
+  for (const auto& [tensor, chunk] : listed) {
+    const StoredBytes& bytes = chunk->place.bytes;
+    const std::string expected = text(tensor->safetensors_dtype, chunk->box.size, bytes.begin, bytes.end);
+    const auto found = in_header.find(tensor->name);
+    const std::string told = found == in_header.end()
+                                 ? "no such tensor"
+                                 : text(name_of(found->second->dtype), found->second->shape,
+                                        found->second->begin, found->second->end);
+    if (told == expected) continue;
+    findings.add(index, tensor->name,
+                 path + ": " + in_quotes(tensor->name) + ": the manifest says " + expected +
+                     ", the header of the file says " + told +
+                     "; they are of different saves, or one is damaged");
+  }
+}
+
+void check_header(const Manifest& manifest, const std::vector<Listed>& listed, std::size_t index,
+                  Files& files, Findings& findings) {
+  const StoredFile& expected = manifest.files[index];
+  const std::shared_ptr<InputFile> file = files.open(index);
+  if (!file) return;
+  const std::string path = printable(file->path().native());
+  if (file->size() != expected.size) {
+    findings.add(index, "",
+                 path + ": expected " + std::to_string(expected.size) + " bytes, found " +
+                     std::to_string(file->size()));
+  }
+  if (expected.header_bytes == 0 || file->size() < expected.header_bytes) return;
+  std::string header(expected.header_bytes, '\0');
+  try {
+    file->read(0, header.data(), header.size());
+  } catch (const Error& error) {
+    return findings.add(index, "", "", error);
+  }
+  if (checksum_of(header.data(), header.size()) != expected.header_checksum) {
+    findings.add(index, "",
+                 path + ": the header is damaged: it does not have the checksum that it was saved with");
+    for (const auto& [tensor, chunk] : listed)  // other readers find these by the header
+      findings.add(index, tensor->name, path + ": holds a chunk of " + in_quotes(tensor->name));
+    return;
+  }
+  try {
+    compare(listed, index, parse_safetensors_header(std::string_view(header).substr(8), file->size(), path),
+            path, findings);
+  } catch (const Error& error) {
+    findings.add(index, "", "", error);
+  }
+}
+
+void verify_sharded(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
+  const Manifest manifest = read_manifest(directory);
+  report.files = static_cast<std::int64_t>(manifest.files.size());
+  report.tensors = static_cast<std::int64_t>(manifest.tensors.size());
+  report.objects = static_cast<std::int64_t>(manifest.objects.size());
+  Files files(manifest, directory, findings);
+  const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
+  for_each_index(manifest.files.size(), threads,
+                 [&](std::size_t index) { check_header(manifest, listed[index], index, files, findings); });
+  std::vector<const Place*> places;
+  std::vector<std::string> names;
+  for (const StoredTensor& tensor : manifest.tensors) {
+    for (const StoredChunk& chunk : tensor.chunks) {
+      places.push_back(&chunk.place);
+      names.push_back(tensor.name);
+    }
+  }
+  for (const StoredObject& object : manifest.objects) {
+    places.push_back(&object.place);
+    names.push_back(object.name);
+  }
+  report.bytes_hashed = check_places(manifest, places, names, files, findings, threads);
+}
+
+void verify_hugging_face(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
+  const Catalog catalog = read_catalog(directory, threads);
+  report.files = static_cast<std::int64_t>(catalog.files.size());
+  std::atomic<std::uint64_t> hashed = 0;
+  for_each_index(catalog.tensors.size(), threads, [&](std::size_t tensor) {
+    std::uint64_t bytes = 0;
+    for (std::string& line : faults_of_rows(catalog, tensor, bytes))
+      findings.add(tensor, catalog.tensors[tensor].name, std::move(line));
+    hashed += bytes;
+  });
+  report.bytes_hashed = hashed;
+  if (const std::optional<Checksums> listed = read_checksums(directory)) {
+    for (const StoredFile& file : listed->beside) {
+      try {
+        if (whole_file(directory, file.name) == file) continue;
+        findings.add(catalog.tensors.size(), "",
+                     printable((directory / file.name).native()) +
+                         ": this is not the file that was exported beside the weights");
+      } catch (const Error& error) {
+        findings.add(catalog.tensors.size(), "", error.what());
+      }
+    }
+  }
+  for (auto first = catalog.tensors.begin(); first != catalog.tensors.end();) {
+    auto last = std::find_if(first, catalog.tensors.end(),
+                             [&](const SourceTensor& tensor) { return tensor.name != first->name; });
+    ++report.tensors;
+    std::vector<Box> boxes;
+    for (auto chunk = first; chunk != last; ++chunk) {
+      if (volume(chunk->shape) > 0) boxes.push_back({chunk->offset, chunk->shape});
+    }
+    const Shape shape = Catalog::global_shape({&*first, static_cast<std::size_t>(last - first)});
+    if (const std::string fault = tiling_fault(whole(shape), boxes); !fault.empty()) {
+      findings.add(0, first->name,
+                   printable(catalog.path_of(*first).native()) + ": " + in_quotes(first->name) +
+                       ": its chunks do not make up the whole: " + fault);
+    }
+    first = last;
+  }
+}
+
+void throw_if_any(Findings& findings) {
+  VerifyReport report;
+  findings.move_to(report);
+  Problems problems;
+  problems.lines = std::move(report.problems);
+  try {
+    problems.throw_if_any(ErrorKind::malformed, findings.refusal() == 0 ? "the checkpoint is damaged"
+                                                                        : "the checkpoint cannot be read");
+  } catch (const Error& error) {
+    if (findings.refusal() == 0) throw;
+    throw Error(ErrorKind::io, error.what(), findings.refusal());
+  }
+}
+
+}  // namespace
+
+VerifyReport verify_checkpoint(const fs::path& directory, int threads) {
+  VerifyReport report;
+  Findings findings;
+  const bool sharded = has_manifest(directory);
+  report.kind = sharded ? "sharded" : "Hugging Face";
+  try {
+    if (sharded) {
+      verify_sharded(directory, threads, report, findings);
+    } else {
+      verify_hugging_face(directory, threads, report, findings);
+    }
+  } catch (const Error& error) {
+    if (error.kind != ErrorKind::malformed) throw;
+    findings.add(0, "", error.what());
+  }
+  findings.move_to(report);
+  return report;
+}
+
+void expect_undamaged(const Manifest& manifest, const fs::path& directory,
+                      const std::vector<const Place*>& places, const std::vector<std::string>& names,
+                      int threads) {
+  Findings findings;
+  Files files(manifest, directory, findings);
+  check_places(manifest, places, names, files, findings, threads);
+  throw_if_any(findings);
+}
+
+void expect_told_alike(const Manifest& manifest, const fs::path& directory,
+                       const std::set<std::uint32_t>& read, int threads) {
+  Findings findings;
+  Files files(manifest, directory, findings);
+  const std::vector<std::uint32_t> indices(read.begin(), read.end());
+  const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
+  for_each_index(indices.size(), threads, [&](std::size_t i) {
+    check_header(manifest, listed[indices[i]], indices[i], files, findings);
+  });
+  throw_if_any(findings);
+}
+
+}  // namespace shardwright

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "storage/format/manifest.h"
+
+namespace shardwright {
+
+/// What a checkpoint was found to be.
+struct VerifyReport {
+  std::string kind;  ///< "sharded" or "Hugging Face"; of Python's verify() also "torch"
+  std::int64_t files = 0;
+  std::int64_t tensors = 0;
+  std::int64_t objects = 0;
+  std::uint64_t bytes_hashed = 0;     ///< 0 where the format has no checksums
+  std::vector<std::string> problems;  ///< a line each, naming file and tensor; empty: nothing was found
+  std::vector<std::string> damaged;   ///< names of tensors and objects that a problem concerns; sorted
+};
+
+/// Checks headers, index, coverage and checksums of a checkpoint, on up to `threads` threads (0: all
+/// processors). What is wrong with the checkpoint is in the report; throws Error (not_found, io) only if
+/// there is nothing to look at.
+VerifyReport verify_checkpoint(const std::filesystem::path& directory, int threads = 0);
+
+/// Checks the bytes of these places against their checksums; `names[i]` is whose bytes places[i] are. Throws
+/// one Error (malformed) that names all that is damaged.
+void expect_undamaged(const Manifest& manifest, const std::filesystem::path& directory,
+                      const std::vector<const Place*>& places, const std::vector<std::string>& names,
+                      int threads);
+
+/// Compares what the manifest says of these files (indices) with their sizes and headers: dtype, shape and
+/// place of each chunk. Throws one Error (malformed) that names all that differs.
+void expect_told_alike(const Manifest& manifest, const std::filesystem::path& directory,
+                       const std::set<std::uint32_t>& files, int threads);
+
+}  // namespace shardwright

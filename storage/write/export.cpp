@@ -1,0 +1,201 @@
+#include "storage/write/export.h"
+
+#include <chrono>
+#include <unordered_map>
+#include <utility>
+
+#include "planner/error.h"
+#include "planner/load/load_plan.h"
+#include "planner/models/models.h"
+#include "planner/problems.h"
+#include "planner/save/export_form.h"
+#include "planner/save/export_wire.h"
+#include "planner/save/ownership.h"
+#include "storage/boxes/placing.h"
+#include "storage/format/checksum.h"
+#include "storage/format/checksums_file.h"
+#include "storage/format/row_checksums.h"
+#include "storage/write/cut_block_scales.h"
+#include "storage/write/export_writer.h"
+
+namespace shardwright {
+namespace {
+
+ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
+  ExportForm form;
+  form.pattern = request.pattern;
+  form.quantise = request.quantise;
+  form.strict = request.strict;
+  form.strict_dtypes = request.strict_dtypes;
+  form.by_rule_of_names = request.pattern == nullptr || !has_scales(*request.pattern);
+  if (request.map != nullptr) {
+    form.map = *request.map;
+  } else if (request.pattern != nullptr) {
+    form.map = weight_map_for(*request.pattern, request.model, request.layout);
+  } else {
+    form.map = weight_map_without_template(tensors, request.model, request.layout, request.quantise);
+  }
+  return form;
+}
+
+std::vector<SavedTensor> tensors_of(const Holdings& holdings) {
+  std::vector<SavedTensor> tensors;
+  for (const HeldBoxes& held : holdings) tensors.push_back(held.tensor);
+  return tensors;
+}
+
+/// Bytes of the result that an element of a tensor takes, and how boxes of it are best cut.
+class Costs {
+ public:
+  explicit Costs(const ExportForm& form) : form_(form) {}
+
+  double bytes_of_element(const SavedTensor& tensor) const {
+    const std::vector<Piece> pieces = pieces_of(form_.map, tensor.fqn, tensor.shape, form_.pattern);
+    if (pieces.empty()) return 0;
+    const Encoding encoding = stored_as(form_, pieces.front(), tensor.dtype);
+    const double scale = encoding.scaled ? 1.0 / static_cast<double>(encoding.block_columns) : 0;
+    return bytes_of(encoding.element) + scale;
+  }
+
+  /// Into experts; else along the rows of the HF tensors, which cuts no block and leaves long runs.
+  std::size_t cut(const SavedTensor& tensor, const Box& box) const {
+    const std::vector<Piece> pieces = pieces_of(form_.map, tensor.fqn, tensor.shape, form_.pattern);
+    if (pieces.empty()) return 0;
+    const bool into_experts = pieces.front().expert >= 0 && box.size[0] > 1;
+    const Correspondence& correspondence = *pieces.front().correspondence;
+    const int factor = correspondence.axes.empty() ? -1 : correspondence.axes.front();
+    if (into_experts || factor < 0) return 0;
+    return static_cast<std::size_t>(correspondence.native_view.dimensions[static_cast<std::size_t>(factor)]);
+  }
+
+ private:
+  const ExportForm& form_;
+};
+
+/// The parts of the rank's tensors that it is to write.
+std::vector<TensorSpec> owned_parts(const std::vector<TensorSpec>& specs, const Holdings& owned) {
+  std::unordered_multimap<std::string_view, const TensorSpec*> by_name;
+  for (const TensorSpec& spec : specs) by_name.emplace(spec.fqn, &spec);
+  std::vector<TensorSpec> parts;
+  for (const HeldBoxes& held : owned) {
+    const auto [begin, end] = by_name.equal_range(held.tensor.fqn);
+    for (const Box& box : held.boxes) {
+      for (auto spec = begin; spec != end; ++spec) {
+        if (!holds(*spec->second, box)) continue;
+        parts.push_back(part_of(*spec->second, box));
+        break;
+      }
+    }
+  }
+  return parts;
+}
+
+ExportLayout layout_of(const ExportRequest& request, std::vector<SourceTensor> tensors,
+                       const std::filesystem::path& directory) {
+  return lay_out(directory, std::move(tensors), request.max_file_bytes, request.file_numbers,
+                 request.start_of_names);
+}
+
+}  // namespace
+
+std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request,
+                            const DeviceOptions& devices) {
+  Problems problems;
+  const bool reaches_devices = calls_of(devices) != nullptr;
+  for (const TensorSpec& spec : specs) {
+    std::string fault = fault_of(spec, true);
+    if (fault.empty() && spec.device != DeviceKind::cpu && !reaches_devices) {
+      fault = "expected CPU memory, found it on " + spec.device_name;
+    }
+    if (!fault.empty()) problems.add(spec.fqn + ": " + fault);
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors; nothing has been written:");
+  ExportHoldings holdings{holdings_of(specs), {}};
+  if (request.quantise) {
+    try {
+      const ExportForm form = form_of(request, tensors_of(holdings.held));
+      holdings.columns = scales_of_cut_blocks(specs, form, devices);
+    } catch (const Error& error) {
+      // Without a template it may take all ranks' tensors to tell the family; plan_export() has them.
+      if (error.kind != ErrorKind::mismatch || request.pattern != nullptr) throw;
+    }
+  }
+  return encode_holdings(holdings);
+}
+
+PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,
+                          const std::filesystem::path& directory) {
+  std::vector<Holdings> held;
+  std::vector<std::vector<BlockColumn>> columns;
+  for (const std::string& bytes : holdings) {
+    ExportHoldings of_rank = decode_holdings(bytes);
+    held.push_back(std::move(of_rank.held));
+    columns.push_back(std::move(of_rank.columns));
+  }
+  const std::vector<SavedTensor> tensors = all_tensors(held);
+  if (tensors.empty()) throw Error(ErrorKind::mismatch, "cannot export a state dict without tensors");
+  const ExportForm form = form_of(request, tensors);
+  ExportedTensors exported = exported_tensors(tensors, form);
+  PlannedExport planned{
+      layout_of(request, std::move(exported.tensors), directory), {}, std::move(exported.left_out)};
+
+  const Costs costs(form);
+  std::vector<Holdings> owned = deal_out(
+      held, [&](const SavedTensor& tensor) { return costs.bytes_of_element(tensor); },
+      [&](const SavedTensor& tensor, const Box& box) { return costs.cut(tensor, box); });
+  share_scales(columns);
+  for (std::size_t rank = 0; rank < owned.size(); ++rank) {
+    ExportShare share{tensors, std::move(owned[rank]), std::move(columns[rank]), {}};
+    for (std::size_t file = rank; file < planned.layout.headers.size(); file += owned.size())
+      share.headers.push_back(static_cast<std::uint32_t>(file));
+    planned.shares.push_back(encode_share(share));
+  }
+  return planned;
+}
+
+std::string checksums_of_export(const ExportLayout& layout, const std::vector<std::string>& row_sums,
+                                const std::filesystem::path& directory,
+                                const std::vector<std::string>& beside) {
+  Checksums checksums;
+  for (std::size_t f = 0; f < layout.headers.size(); ++f) {
+    const std::string& header = layout.headers[f];
+    checksums.files.push_back({layout.catalog.files[f].name, layout.catalog.files[f].size, header.size(),
+                               checksum_of(header.data(), header.size())});
+  }
+  for (const std::string& name : beside) checksums.beside.push_back(whole_file(directory, name));
+  std::vector<RowChecksums> merged = merged_row_sums(row_sums, layout.catalog.tensors);
+  for (std::size_t t = 0; t < merged.size(); ++t)
+    checksums.tensors.emplace(layout.catalog.tensors[t].name, std::move(merged[t]));
+  return encode_checksums(checksums);
+}
+
+ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>& specs,
+                        const ExportRequest& request, const std::filesystem::path& directory,
+                        const ExportWriting& options) {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto seconds = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  ExportShare share = decode_share(bytes);
+  const ExportForm form = form_of(request, share.tensors);
+  ExportedTensors exported = exported_tensors(share.tensors, form);
+  const ExportLayout layout = layout_of(request, std::move(exported.tensors), directory);
+  PartsToWrite parts{owned_parts(specs, share.owned), std::move(share.columns), std::move(share.headers)};
+  LoadPlanOptions reversed;
+  reversed.exporting = true;
+  reversed.strict = false;
+  const LoadPlan plan = plan_load(parts.specs, layout.catalog, form.map, reversed);
+  expect_memory(plan, parts.specs);
+
+  ExportReport report;
+  report.rounded = std::move(exported.rounded);
+  report.tensors = plan.tensors;
+  report.bytes_needed = plan.bytes_needed;
+  for (std::uint32_t file : parts.headers) report.bytes_needed += layout.headers.at(file).size();
+  report.plan_seconds = seconds();
+  write_parts(parts, layout, plan, directory, options, report);
+  report.total_seconds = seconds();
+  return report;
+}
+
+}  // namespace shardwright

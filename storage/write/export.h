@@ -1,0 +1,95 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "planner/names/tensor_spec.h"
+#include "storage/device/device_options.h"
+#include "storage/write/export_layout.h"
+
+namespace shardwright {
+
+/// What is asked for, the same on every rank.
+struct ExportRequest {
+  const Catalog* pattern = nullptr;  ///< the template: whose names, dtypes and order; null: none
+  std::string model = "auto";
+  std::string layout = "automodel";
+  bool quantise = false;  ///< MXFP8, see ExportForm
+  bool strict = true;
+  std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
+  std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says
+  std::string start_of_names = "model";          ///< of the files; see lay_out
+  bool strict_dtypes = false;                    ///< see ExportForm
+  const WeightMap* map = nullptr;  ///< the rules, in place of the model's and its layout's; null: those
+};
+
+/// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other
+/// ranks hold the rest of, where they are. Throws Error(mismatch) for tensors that cannot be read (on a CUDA
+/// device, where this build has no kernels for it), Error(device) as run_export().
+std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request,
+                            const DeviceOptions& devices = {});
+
+struct PlannedExport {
+  ExportLayout layout;
+  std::vector<std::string> shares;    ///< for each rank, as bytes
+  std::vector<std::string> left_out;  ///< see ExportedTensors
+};
+
+/// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does
+/// not fit, by name. `holdings` are what the ranks said in step 1.
+PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,
+                          const std::filesystem::path& directory);
+
+struct ExportWriting {
+  int threads = 0;  ///< 0: as many as this process may use processors
+
+  /// Memory between shards and files, all threads together. 0: 4 MiB a thread, and where tensors are on CUDA
+  /// devices 8 MiB more for each of these, which is pinned, up to 128 MiB in all.
+  std::size_t staging_bytes = 0;
+
+  /// When run_export() returns, all that it did on the devices is done.
+  DeviceOptions devices;
+};
+
+/// What a rank did. Seconds of `encode` and `write` are thread seconds divided by the number of threads.
+struct ExportReport {
+  std::int64_t tensors = 0;         ///< HF tensors, scales included, that this rank wrote at least a part of
+  std::uint64_t bytes_needed = 0;   ///< that its parts and headers take in the files
+  std::uint64_t bytes_written = 0;  ///< that the operating system was given
+  std::uint64_t write_requests = 0;
+  std::size_t peak_staging_bytes = 0;    ///< of CPU memory, pinned for tensors on devices
+  int devices = 0;                       ///< CUDA devices that were read from
+  std::size_t peak_device_bytes = 0;     ///< of staging on a device, where it was most
+  std::uint64_t bytes_from_devices = 0;  ///< copied from there, as the files have them
+  std::int64_t device_batches = 0;       ///< in which that was done
+  std::int64_t files = 0;
+  int threads = 0;
+  std::string row_sums;  ///< checksums of what was written, as bytes for the coordinator
+  double plan_seconds = 0;
+  double encode_seconds = 0;  ///< encoding, converting and regrouping, or waiting for devices that do
+  double write_seconds = 0;
+  double sync_seconds = 0;
+  double total_seconds = 0;
+  Roundings rounded;  ///< of the whole export, the same on every rank
+};
+
+/// The list of checksums (storage/format/checksums_file.h) of an export, as bytes of the file: of what the
+/// ranks have told in ExportReport::row_sums, and of the files `beside` the weights, which are in
+/// `directory`. Throws Error(malformed) for bytes that no rank has told, Error as InputFile.
+std::string checksums_of_export(const ExportLayout& layout, const std::vector<std::string>& row_sums,
+                                const std::filesystem::path& directory,
+                                const std::vector<std::string>& beside);
+
+/// Step 3, on every rank: writes its share to its final place in the files of `directory`, which is there by
+/// then, and flushes them to the device. The specs are those of step 1; their memory must not have changed
+/// since. Other ranks write to the same files at the same time. Throws Error(io), naming file and tensor, if
+/// the operating system refuses, Error(device), naming tensor and call, if a CUDA device does.
+ExportReport run_export(const std::string& share, const std::vector<TensorSpec>& specs,
+                        const ExportRequest& request, const std::filesystem::path& directory,
+                        const ExportWriting& options = {});
+
+}  // namespace shardwright

@@ -1,0 +1,88 @@
+#include "storage/write/export_layout.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+#include "planner/error.h"
+#include "planner/names/block_scales.h"
+#include "storage/files/printable.h"
+#include "storage/format/hf_index.h"
+#include "storage/format/safetensors.h"
+
+namespace shardwright {
+namespace {
+
+std::vector<std::vector<SourceTensor>> split_by_size(std::vector<SourceTensor>& tensors,
+                                                     std::uint64_t max_file_bytes) {
+  std::vector<std::vector<SourceTensor>> files(1);
+  std::uint64_t filled = 0;
+  for (SourceTensor& tensor : tensors) {
+    const std::uint64_t bytes = stored_bytes(tensor.dtype, tensor.shape);
+    if (!files.back().empty() && filled + bytes > max_file_bytes) {
+      files.emplace_back();
+      filled = 0;
+    }
+    filled += bytes;
+    files.back().push_back(std::move(tensor));
+  }
+  return files;
+}
+
+std::vector<std::vector<SourceTensor>> split_by_number(std::vector<SourceTensor>& tensors,
+                                                       const std::map<std::string, int>& file_numbers) {
+  std::vector<std::vector<SourceTensor>> files;
+  for (SourceTensor& tensor : tensors) {
+    auto found = file_numbers.find(tensor.name);
+    if (found == file_numbers.end()) found = file_numbers.find(std::string(weight_name_of(tensor.name)));
+    if (found == file_numbers.end() || found->second < 1) {
+      throw Error(ErrorKind::argument,
+                  "fqn_to_index_mapping: expected a file number of 1 or more for " + in_quotes(tensor.name) +
+                      ", found " + (found == file_numbers.end() ? "none" : std::to_string(found->second)));
+    }
+    const auto number = static_cast<std::size_t>(found->second);
+    if (files.size() < number) files.resize(number);
+    files[number - 1].push_back(std::move(tensor));
+  }
+  return files;
+}
+
+}  // namespace
+
+ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceTensor> tensors,
+                     std::uint64_t max_file_bytes, const std::map<std::string, int>& file_numbers,
+                     const std::string& start_of_names) {
+  std::vector<std::vector<SourceTensor>> files =
+      file_numbers.empty() ? split_by_size(tensors, max_file_bytes) : split_by_number(tensors, file_numbers);
+  ExportLayout layout;
+  layout.catalog.directory = directory;
+  std::vector<HfIndex::Entry> entries;
+  std::vector<std::string> names;
+  for (std::size_t f = 0; f < files.size(); ++f) {
+    if (files[f].empty()) continue;
+    char name[64];
+    std::snprintf(name, sizeof name, "-%05zu-of-%05zu.safetensors", f + 1, files.size());
+    const auto file = static_cast<std::uint32_t>(names.size());
+    layout.headers.push_back(make_safetensors_header(files[f], {{"format", "pt"}}));
+    names.push_back(start_of_names + name);
+    layout.catalog.files.push_back({names.back(), files[f].back().end});
+    for (SourceTensor& tensor : files[f]) {
+      tensor.file = file;
+      layout.total_size += tensor.end - tensor.begin;
+      entries.push_back({tensor.name, file});
+      layout.catalog.tensors.push_back(std::move(tensor));
+    }
+  }
+  std::sort(layout.catalog.tensors.begin(), layout.catalog.tensors.end(),
+            [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
+  for (std::size_t t = 1; t < layout.catalog.tensors.size(); ++t) {
+    if (layout.catalog.tensors[t].name == layout.catalog.tensors[t - 1].name) {
+      throw Error(ErrorKind::mismatch, "two tensors of the state dict would be stored as " +
+                                           in_quotes(layout.catalog.tensors[t].name));
+    }
+  }
+  layout.index = make_hf_index(names, entries, layout.total_size);
+  return layout;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "planner/names/catalog.h"
+#include "planner/save/export_form.h"
+
+namespace shardwright {
+
+/// The files of an export before any of them is written: every byte's place is known.
+struct ExportLayout {
+  Catalog catalog;                   ///< what the directory will hold
+  std::vector<std::string> headers;  ///< by index into Catalog::files: the bytes before the tensors
+  std::string index;                 ///< the text of model.safetensors.index.json
+  std::uint64_t total_size = 0;      ///< bytes of all tensors
+};
+
+/// Spreads the tensors over files, <start_of_names>-XXXXX-of-YYYYY.safetensors, in the order given. A new
+/// file begins whenever the next tensor would make the last one's tensors take more than `max_file_bytes` (as
+/// transformers splits; a larger tensor gets a file of its own); or as `file_numbers` says, which counts
+/// files from 1, scales going with their weights. Throws Error(argument) for a tensor that it does not list.
+ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceTensor> tensors,
+                     std::uint64_t max_file_bytes, const std::map<std::string, int>& file_numbers = {},
+                     const std::string& start_of_names = "model");
+
+}  // namespace shardwright

@@ -1,0 +1,133 @@
+#include "storage/write/export_tasks.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "planner/error.h"
+
+namespace shardwright {
+namespace {
+
+std::uint64_t unsigned_of(std::int64_t value) { return static_cast<std::uint64_t>(value); }
+
+std::uint64_t staged_bytes(const Transfer& transfer, const Box& box, DType stored, const TaskBounds& bounds) {
+  const std::uint64_t elements = unsigned_of(volume(box.size) * bytes_of(stored));
+  if (!transfer.encoding.scaled) return elements;
+  return elements + unsigned_of(volume(scale_box_of(transfer.encoding, box).size)) +
+         unsigned_of(box.size[0]) * bounds.more_for_each_row;
+}
+
+void cut(std::size_t job, const Transfer& transfer, DType stored, const Box& box, const TaskBounds& bounds,
+         std::vector<ExportTask>& tasks) {
+  if (is_empty(box)) return;
+  const std::uint64_t bytes = staged_bytes(transfer, box, stored, bounds);
+  std::size_t d = 0;
+  while (d + 1 < box.size.size() && box.size[d] == 1) ++d;
+  if (bytes <= bounds.bytes || box.size.empty() || box.size[d] == 1) {
+    tasks.push_back({job, box});
+    return;
+  }
+  const std::uint64_t per_index = (bytes + unsigned_of(box.size[d]) - 1) / unsigned_of(box.size[d]);
+  std::int64_t strip = static_cast<std::int64_t>(std::max<std::uint64_t>(1, bounds.bytes / per_index));
+  const bool in_blocks = transfer.encoding.scaled && d == 1;
+  const std::int64_t grid = in_blocks ? transfer.encoding.block_columns : 1;
+  strip = std::max(grid, strip - strip % grid);
+  const std::int64_t end = box.offset[d] + box.size[d];
+  for (std::int64_t begin = box.offset[d]; begin < end;) {
+    Box part = box;
+    part.offset[d] = begin;
+    part.size[d] = std::min(strip - begin % grid, end - begin);
+    begin += part.size[d];
+    cut(job, transfer, stored, part, bounds, tasks);
+  }
+}
+
+/// The shared scales by weight, so that a transfer finds those of its rows.
+class SharedColumns {
+ public:
+  explicit SharedColumns(const std::vector<BlockColumn>& columns) {
+    for (const BlockColumn& column : columns) by_weight_[column.weight].push_back(&column);
+  }
+
+  std::vector<std::uint8_t> of(const std::string& weight, std::int64_t block, std::int64_t first_row,
+                               std::int64_t rows) const {
+    const auto columns = by_weight_.find(weight);
+    if (columns != by_weight_.end()) {
+      for (const BlockColumn* column : columns->second) {
+        const std::int64_t skipped = first_row - column->first_row;
+        if (column->block != block || skipped < 0 || skipped + rows > std::ssize(column->scales)) continue;
+        const auto begin = column->scales.begin() + skipped;
+        return {begin, begin + rows};
+      }
+    }
+    throw Error(ErrorKind::mismatch,
+                weight + ": a rank's part of it begins or ends inside of a 1 x 32 block (columns " +
+                    std::to_string(32 * block) +
+                    " and on), whose scale the ranks have not agreed on; "
+                    "save with shardwright.SavePlanner, which sees to it");
+  }
+
+ private:
+  std::map<std::string, std::vector<const BlockColumn*>> by_weight_;
+};
+
+void find_shared(const SourceTensor& stored, const SharedColumns& shared, ExportJob& job) {
+  const Box& box = job.transfer->source_box;
+  const std::int64_t block = job.transfer->encoding.block_columns;
+  const std::int64_t end = box.offset[1] + box.size[1];
+  if (box.offset[1] % block != 0)
+    job.first = shared.of(stored.name, box.offset[1] / block, box.offset[0], box.size[0]);
+  if (end % block != 0 && end != stored.shape[1])
+    job.last = shared.of(stored.name, (end - 1) / block, box.offset[0], box.size[0]);
+}
+
+}  // namespace
+
+Values values_of(const Lattice& in_local, const TensorSpec& spec) {
+  Values values{static_cast<const std::byte*>(spec.data), strides_along(in_local, spec.local_strides)};
+  std::int64_t offset = 0;
+  for (std::size_t d = 0; d < in_local.first.size(); ++d) offset += in_local.first[d] * spec.local_strides[d];
+  values.data += offset * bytes_of(spec.dtype);
+  return values;
+}
+
+Values values_of(const Transfer& transfer, const Box& part, const TensorSpec& spec) {
+  Values values = values_of(written_lattice(transfer), spec);
+  std::int64_t offset = 0;
+  for (std::size_t i = 0; i < part.offset.size(); ++i)
+    offset += (part.offset[i] - transfer.source_box.offset[i]) * values.strides[i];
+  values.data += offset * bytes_of(spec.dtype);
+  return values;
+}
+
+ValueTile tile_of(const Values& values, DType dtype, const Box& box) {
+  return {values.data, dtype, box.size[0], box.size[1], values.strides[0], values.strides[1]};
+}
+
+SharedScales ExportTasks::shared_scales(const ExportTask& task) const {
+  const ExportJob& job = jobs[task.job];
+  const Box& all = job.transfer->source_box;
+  const std::int64_t row = task.box.offset[0] - all.offset[0];
+  const bool is_left = task.box.offset[1] == all.offset[1];
+  const bool is_right = task.box.offset[1] + task.box.size[1] == all.offset[1] + all.size[1];
+  return {is_left && !job.first.empty() ? job.first.data() + row : nullptr,
+          is_right && !job.last.empty() ? job.last.data() + row : nullptr};
+}
+
+ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, const LoadPlan& plan,
+                         const std::function<TaskBounds(const TensorSpec&)>& bounds) {
+  ExportTasks found;
+  const SharedColumns shared(parts.shared_scales);
+  for (const Transfer& transfer : plan.transfers) {
+    if (is_empty(transfer.source_box)) continue;
+    const SourceTensor& stored = catalog.tensors[transfer.source];
+    found.jobs.push_back({&transfer, {}, {}});
+    if (transfer.encoding.scaled) find_shared(stored, shared, found.jobs.back());
+    cut(found.jobs.size() - 1, transfer, stored.dtype, transfer.source_box,
+        bounds(parts.specs[transfer.destination]), found.tasks);
+  }
+  return found;
+}
+
+}  // namespace shardwright

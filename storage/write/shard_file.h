@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "planner/names/catalog.h"
+#include "planner/save/write_results.h"
+#include "storage/boxes/gather.h"
+#include "storage/device/device_gatherers.h"
+#include "storage/files/output_file.h"
+#include "storage/format/row_checksums.h"
+
+namespace shardwright {
+
+/// One of the files that a rank of a sharded save writes: laid out and given its length before any data is
+/// there.
+class ShardFile {
+ public:
+  /// A safetensors file of chunks, each under the name of its whole tensor, with the DCP sharding metadata
+  /// that torch's HuggingFaceStorageReader looks for. Of each chunk name, dtype, shape and offset count; a
+  /// name may be there once. Throws Error: argument for what safetensors cannot hold; io.
+  /// `flush`: see OutputFile.
+  ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush);
+
+  /// A file of things of these sizes, one after the other and nothing else. Each counts as one row of bytes.
+  ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
+            std::vector<std::string> names, bool flush);
+
+  /// Writes items[i] of the file from tensors[i], on up to `threads` threads (0: all processors). Takes at
+  /// most 4 MiB of memory for each, which only what is not contiguous needs, and twice that, pinned, for each
+  /// CUDA device that a tensor is on. May be called several times. When it returns, all that it did on
+  /// devices is done. Throws Error: argument for a tensor that is not as was planned; io; device, naming
+  /// tensor and call.
+  GatherFigures write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
+                      int threads, const DeviceOptions& options = {});
+
+  /// Flushes to the device, unless that was not wanted, and closes; does nothing the second time.
+  void finish() { file_.finish(); }
+
+  const std::vector<StoredBytes>& items() const { return items_; }
+  std::uint64_t size() const { return size_; }
+  std::uint64_t header_bytes() const { return header_.size(); }
+
+  /// Of the header, length field included; that of no bytes where there is none.
+  std::uint64_t header_checksum() const;
+
+ private:
+  struct Block;
+  std::vector<Block> blocks_of(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors);
+  void write_block(const Block& block, const std::byte* bytes);
+
+  std::string header_;
+  std::vector<std::string> names_;
+  std::vector<StoredBytes> items_;
+  std::vector<RowGeometry> geometries_;  // of the items
+  std::uint64_t size_;
+  OutputFile file_;
+};
+
+}  // namespace shardwright
