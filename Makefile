@@ -13,7 +13,7 @@ IN_VENV := $(VENV)/bin/python
 comma := ,
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help demo test check lint format bench fuzz sanitize peers compare clean build
+.PHONY: help demo test check stub lint format bench fuzz sanitize peers compare clean build
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
@@ -135,6 +135,9 @@ build/tidy/%.ok: % .clang-tidy $(filter %.h,$(CXX_FILES))
 	@mkdir -p $(@D)
 	@clang-tidy-14 -p build --quiet --extra-arg=-Wno-unknown-warning-option $< >$@.log 2>&1 || { cat $@.log; exit 1; }
 	@touch $@
+
+stub: module ## write the stub of the compiled module anew
+	@$(IN_VENV) .ci/core_stub.py
 
 format: lint-system $(STAMP) ## format all C++ and Python
 	@clang-format-14 -i $(CXX_FILES)
