@@ -180,7 +180,10 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
   return table_of(model, layout, catalog);
 }
 
-WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout) {
+std::string family_named(std::string_view model) { return std::string(named(model).family); }
+
+WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,
+                                     bool asks) {
   if (layout == huggingface) return unchanged_names();
   std::vector<const Model*> marked;
   std::vector<const Model*> possible;
@@ -193,15 +196,17 @@ WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std:
   }
   if (marked.size() == 1) return table_of(*marked.front(), layout, {});
   const std::vector<const Model*>& found = marked.empty() ? possible : marked;
-  if (found.empty()) return unchanged_names();
+  if (found.empty() && !asks) return unchanged_names();
   std::string families;
   for (const Model* model : found) families += (families.empty() ? "" : ", ") + std::string(model->family);
-  throw Error(
-      ErrorKind::mismatch,
-      "cannot tell which model's names to give these tensors (layout " + std::string(layout) +
-          "): they may be those of " + families +
-          ", or of another. Say which one with model=, give a checkpoint of it with template=, or take "
-          "the names as they are with layout=\"huggingface\"");
+  throw Error(ErrorKind::mismatch,
+              "cannot tell which model's names to give these tensors (layout " + std::string(layout) +
+                  "): they may be those of " +
+                  (found.empty() ? std::string("any family") : families + ", or of another") +
+                  ". Say which one with model=" +
+                  (asks ? std::string(", one of " + known_families())
+                        : ", give a checkpoint of it with template=, or take the names as they are with "
+                          "layout=\"huggingface\""));
 }
 
 }  // namespace shardwright

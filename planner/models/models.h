@@ -42,7 +42,13 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto
 /// whose marks they have. No marks: names as they are, if no family's table says that one of these tensors is
 /// made up of others. Throws Error(mismatch), naming the families, where several fit or only that can be
 /// said.
-WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout);
+/// With `asks`, that no family has such marks is an error, too.
+WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,
+                                     bool asks = false);
+
+/// The name of the family that is called so, or has such a model_type. Throws Error(argument) as
+/// weight_map_for.
+std::string family_named(std::string_view model);
 
 /// Each in a file of its name.
 Model minimax_m3();

@@ -10,7 +10,6 @@
 #include "planner/error.h"
 #include "storage/files/printable.h"
 #include "storage/files/uninterrupted.h"
-#include "storage/format/checkpoint_place.h"
 
 namespace shardwright {
 
@@ -84,19 +83,6 @@ void InputFile::read(std::uint64_t offset, char* into, std::size_t count) const 
     offset += static_cast<std::uint64_t>(got);
     count -= static_cast<std::size_t>(got);
   }
-}
-
-std::string read_text(const std::filesystem::path& path, std::uint64_t max_bytes) {
-  const InputFile file(path);
-  if (file.size() > max_bytes) {
-    throw Error(ErrorKind::malformed, printable(path.native()) + ": expected at most " +
-                                          std::to_string(max_bytes) + " bytes of JSON, found " +
-                                          std::to_string(file.size()));
-  }
-  std::string text(file.size(), '\0');
-  file.read(0, text.data(), text.size());
-  expect_no_git_lfs_pointer(text, printable(path.native()));
-  return text;
 }
 
 }  // namespace shardwright

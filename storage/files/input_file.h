@@ -38,7 +38,4 @@ class InputFile {
 /// Bytes of a regular file. Throws Error as InputFile.
 std::uint64_t size_of_file(const std::filesystem::path& path);
 
-/// All of a text file. Throws Error: malformed if it is larger than `max_bytes`, otherwise as InputFile does.
-std::string read_text(const std::filesystem::path& path, std::uint64_t max_bytes);
-
 }  // namespace shardwright

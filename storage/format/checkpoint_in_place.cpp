@@ -15,6 +15,7 @@
 #include "storage/format/manifest.h"
 #include "storage/format/safetensors.h"
 #include "storage/format/stored_file.h"
+#include "storage/format/text_file.h"
 
 namespace shardwright {
 namespace {

@@ -13,6 +13,7 @@
 #include "storage/format/checksums.pb.h"
 #include "storage/format/row_checksums.h"
 #include "storage/format/stored_file.h"
+#include "storage/format/text_file.h"
 #include "storage/threads.h"
 
 namespace shardwright {

@@ -20,6 +20,7 @@
 #include "storage/files/output_file.h"
 #include "storage/files/printable.h"
 #include "storage/files/uninterrupted.h"
+#include "storage/format/text_file.h"
 
 namespace shardwright {
 

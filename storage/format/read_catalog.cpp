@@ -22,6 +22,7 @@
 #include "storage/format/hf_index.h"
 #include "storage/format/json_events.h"
 #include "storage/format/safetensors.h"
+#include "storage/format/text_file.h"
 #include "storage/threads.h"
 
 namespace shardwright {

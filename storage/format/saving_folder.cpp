@@ -24,6 +24,7 @@
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/hf_index.h"
 #include "storage/format/manifest.h"
+#include "storage/format/text_file.h"
 
 namespace shardwright {
 namespace {

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lora_reference import PREFIX, wrapper
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -260,3 +262,61 @@ def native(family: Family, layout: str, tensors: Tensors) -> Tensors:
     """What a trainer of that layout holds, contiguous."""
     made = dict(tensors) if layout == "huggingface" else family.natives[layout](tensors)
     return {name: tensor.contiguous() for name, tensor in made.items()}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def held(path: Path) -> Tensors:
+    """What the files of a checkpoint hold, read by safetensors."""
+    tensors = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+RANK = 3
+
+
+def lora_of(prefix: str, generator: torch.Generator) -> Tensors:
+    """LoRA tensors of a layer's experts and of a projection, as a trainer holds them."""
+    shapes = {
+        "mlp.experts.lora_gate_and_up_A": (EXPERTS, HIDDEN, RANK),
+        "mlp.experts.lora_gate_and_up_B": (EXPERTS, RANK, 2 * INTER),
+        "mlp.experts.lora_down_A": (EXPERTS, INTER, RANK),
+        "mlp.experts.lora_down_B": (EXPERTS, RANK, HIDDEN),
+        "self_attn.q_proj.lora_A.weight": (RANK, HIDDEN),
+        "self_attn.q_proj.lora_B.weight": (16, RANK),
+    }
+    return {prefix + name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def expected_adapter(lora: Tensors, prefix: str, layout: str, is_stacked: bool) -> Tensors:
+    """What peft's file holds: a ParamWrapper for each stack that is one parameter, else a module for each expert."""
+    experts = PREFIX + prefix + "mlp.experts"
+    found = {
+        f"{PREFIX}{prefix}self_attn.q_proj.lora_{letter}.weight": lora[
+            f"{prefix}self_attn.q_proj.lora_{letter}.weight"
+        ]
+        for letter in "AB"
+    }
+    pairs = {
+        stack: (lora[f"{prefix}mlp.experts.lora_{stack}_A"], lora[f"{prefix}mlp.experts.lora_{stack}_B"])
+        for stack in ("gate_and_up", "down")
+    }
+    if layout == "transformers" or is_stacked:
+        for stack, module in (("gate_and_up", ".base_layer"), ("down", "")):
+            a, b = wrapper(*pairs[stack], False)
+            found |= {f"{experts}{module}.lora_A.weight": a, f"{experts}{module}.lora_B.weight": b}
+        return found
+    for expert in range(EXPERTS):
+        (a, b), (down_a, down_b) = ((a[expert].T, b[expert].T) for a, b in pairs.values())
+        for name, one_a, one_b in (
+            ("gate", a, b[: INTER]), ("up", a, b[INTER :]), ("down", down_a, down_b),
+        ):  # fmt: skip
+            module = f"{experts}.{expert}.{name}_proj"
+            found |= {f"{module}.lora_A.weight": one_a, f"{module}.lora_B.weight": one_b}
+    return found

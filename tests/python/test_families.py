@@ -1,4 +1,4 @@
-"""Families beside MiniMax M3, in one process. What several ranks do is in workers/families.py."""
+"""Families beside MiniMax M3, in one process. What several ranks do is in workers/each_family.py."""
 
 from pathlib import Path
 
@@ -6,22 +6,14 @@ import families
 import pytest
 import shardwright as sw
 import torch
-from families import FAMILIES, Family, native
+import torch.distributed.checkpoint as dcp
+from families import FAMILIES, Family, expected_adapter, held, lora_of, native
 from reference import differing
-from safetensors import safe_open
+from shardwright.adapters.family import FamilyStateDictAdapter
 
 LAYOUTS = ["automodel", "transformers", "huggingface"]
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
-
-
-def held(path: Path) -> dict[str, torch.Tensor]:
-    """What the files of a checkpoint hold, read by safetensors."""
-    tensors = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return tensors
 
 
 @each_family
@@ -129,3 +121,64 @@ def test_any_checkpoint_loads_under_its_own_names(tmp_path: Path):
         with pytest.raises(ValueError, match="layout=.huggingface"):
             sw.load(state, tmp_path)
         (tmp_path / "config.json").unlink(missing_ok=True)
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+@each_family
+@each_layout
+def test_state_dicts_are_converted_in_memory(family: Family, layout: str, tmp_path: Path):
+    tensors = families.write(family, tmp_path)
+    expected = native(family, layout, tensors)
+    adapter = FamilyStateDictAdapter(family.model, layout=layout)
+    used = {name: t for name, t in tensors.items() if layout != "transformers" or not name.startswith("mtp.")}
+    found = adapter.from_hf(dict(used))
+    found = {name: tensor.float() if "_fp32_params" in name else tensor for name, tensor in found.items()}
+    assert differing(found, expected) == []
+    back = adapter.to_hf(expected, checkpoint=tmp_path)
+    if "apart" not in family.name:  # only a request is for this very checkpoint
+        back = adapter.to_hf(expected)
+    assert differing({name: back[name].to(used[name].dtype) for name in used if name in back}, used) == []
+
+
+@each_family
+@each_layout
+def test_the_three_step_way_fills_the_trainers_own_tensors(family: Family, layout: str, tmp_path: Path):
+    expected = native(family, layout, families.write(family, tmp_path))
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    adapter = FamilyStateDictAdapter(family.model, layout=layout)
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tmp_path)
+    dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(tmp_path), no_dist=True)
+    found = adapter.from_hf(hf)
+    assert differing(found, expected) == []
+    assert all(found[name] is state[name] for name in state)
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+@each_family
+@pytest.mark.parametrize("layout", ["transformers", "huggingface"])
+def test_adapters_are_those_of_peft(family: Family, layout: str, tmp_path: Path):
+    if "apart" in family.name:
+        pytest.skip("an adapter knows no checkpoint")
+    is_stacked = family.model == "qwen3_5_moe"
+    prefix = "model.language_model.layers.1." if is_stacked else "model.layers.1."
+    lora = lora_of(prefix, torch.Generator().manual_seed(5))
+    sw.save_lora(lora, tmp_path, alpha=8.0, model=family.model, layout=layout)
+    assert differing(held(tmp_path), expected_adapter(lora, prefix, layout, is_stacked)) == []
+    for model in ("auto", family.model):
+        back = {name: torch.zeros_like(tensor) for name, tensor in lora.items()}
+        sw.load_lora(back, tmp_path, model=model)
+        assert differing(back, lora) == []
+
+
+def test_an_adapter_of_names_that_several_families_have_is_asked_about(tmp_path: Path):
+    lora = lora_of("model.layers.1.", torch.Generator().manual_seed(5))
+    with pytest.raises(ValueError, match=r"minimax_m3.*qwen3_moe.*model="):
+        sw.save_lora(lora, tmp_path, alpha=8.0, layout="huggingface")
+    attention = {name: tensor for name, tensor in lora.items() if "self_attn" in name}
+    with pytest.raises(ValueError, match="any family.*model="):
+        sw.save_lora(attention, tmp_path, alpha=8.0)
+    assert list(tmp_path.iterdir()) == []

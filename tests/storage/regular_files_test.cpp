@@ -19,6 +19,7 @@
 #include "storage/files/page_cache.h"
 #include "storage/format/manifest.h"
 #include "storage/format/read_catalog.h"
+#include "storage/format/text_file.h"
 #include "storage/tools/verify.h"
 #include "tests/storage/checkpoint_files.h"
 

@@ -18,7 +18,7 @@ from shardwright.local_path import local_path
 from shardwright.lora.adapter_file import AdapterFile
 from shardwright.lora.config import LoraConfig
 from shardwright.lora.reading import Reading, check_sense
-from shardwright.lora.windows import Pair, weight_of
+from shardwright.lora.windows import Pair, families, weight_of
 from shardwright.report import LoadReport
 from shardwright.sharding import Sharding, local_part
 
@@ -61,20 +61,22 @@ def load_lora(
     state_dict: Mapping[str, Any],
     path: str | os.PathLike[str],
     *,
+    model: str = "auto",
     param_wrapper: str = "auto",
     strict: bool = True,
     threads: int | None = None,
 ) -> LoraReport:
     """Loads ``adapter_model.safetensors`` in the directory ``path`` into the LoRA tensors of a state dict, in place.
 
-    Takes what peft saves for M3 in transformers (experts as ParamWrappers), and adapters with a module for each expert,
-    under HF's names or nemo-automodel's. Each rank calls this for itself and reads what it holds: its experts, its part
-    of each tensor. Keys of the state dict that are no LoRA tensors are left alone.
+    Takes what peft saves for a model in transformers (experts as ParamWrappers), and adapters with a module for each
+    expert, under HF's names or nemo-automodel's. Each rank calls this for itself and reads what it holds: its experts,
+    its part of each tensor. Keys of the state dict that are no LoRA tensors are left alone.
 
     Args:
         state_dict: the trainer's names → plain tensors or DTensors in CPU memory, with or without "base_model.model."
             before them. Gate and up projections that have an A each in the file but share one here (or the other way
             round) fit a tensor of twice the rank here (there), which has both.
+        model: the model family, such as "minimax_m3", or "auto": whichever one's names the file has.
         param_wrapper: the sense of ParamWrappers: "modern" (peft 0.19.1 and later), "legacy" (earlier), or "auto": by
             the shapes, and where they fit both, by the version that the adapter says it was written for.
         strict: tensors of the file that the state dict has no place for are an error.
@@ -93,7 +95,9 @@ def load_lora(
     if not pairs and not problems:
         problems.append("the state dict has no LoRA tensors: expected names such as *.lora_A.weight")
     reading = Reading(
-        file, {key: Sharding.of(key, state_dict[key]) for p in pairs.values() for key in p.keys.values()}
+        file,
+        {key: Sharding.of(key, state_dict[key]) for p in pairs.values() for key in p.keys.values()},
+        families(model),
     )
     reading.plan(list(pairs.values()), param_wrapper, strict)
     problems += reading.problems

@@ -11,7 +11,7 @@ import torch
 
 from shardwright import _core
 from shardwright.lora.config import LoraConfig
-from shardwright.lora.windows import LAYOUTS, PEFT_PREFIX, TEXTS, Pair, Place, Spelling, Window
+from shardwright.lora.windows import LAYOUTS, PEFT_PREFIX, Family, Pair, Place, Spelling, Window
 from shardwright.sharding import Sharding
 
 #: What may be said of the sense of ParamWrappers.
@@ -50,6 +50,7 @@ class Reading:
 
     file: Adapter
     shardings: dict[str, Sharding]
+    families: tuple[Family, ...]  #: that the model may be of
     windows: list[Window] = field(default_factory=list)
     spread: list[Pair] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -60,7 +61,11 @@ class Reading:
 
     def __post_init__(self) -> None:
         self._spellings = [
-            Spelling(layout, text, prefix) for prefix in self.prefixes for layout in LAYOUTS for text in TEXTS
+            Spelling(family, layout, text, prefix)
+            for prefix in self.prefixes
+            for family in self.families
+            for layout in LAYOUTS
+            for text in family.texts
         ]
 
     def plan(self, pairs: list[Pair], sense: str, strict: bool) -> None:

@@ -18,7 +18,7 @@ from shardwright.local_path import local_path
 from shardwright.lora.adapter_writing import AdapterBeingWritten, Part
 from shardwright.lora.config import config_text, finite_number
 from shardwright.lora.load import pairs_of
-from shardwright.lora.windows import LAYOUTS, TEXTS, Pair, Place, Spelling, Window
+from shardwright.lora.windows import LAYOUTS, Pair, Place, Spelling, Window, families
 from shardwright.ranks.gathering import Known, Ranks
 from shardwright.ranks.gone_ranks import ending_together
 from shardwright.ranks.rank_outcome import RankOutcome
@@ -34,6 +34,7 @@ def save_lora(
     path: str | os.PathLike[str],
     *,
     alpha: float,
+    model: str = "auto",
     layout: str = "transformers",
     text_only: bool = False,
     param_wrapper: str = "modern",
@@ -55,6 +56,8 @@ def save_lora(
     Args:
         state_dict: the trainer's names → plain tensors or DTensors; keys that are no LoRA tensors are passed over.
         alpha: of the trainer: what it adds to a weight is alpha / r · B A (alpha / √r · B A with ``use_rslora``).
+        model: the model family, such as "minimax_m3", or "auto": by the names of the weights, which is an error where
+            they may be several families' or none's.
         layout: of the model that the adapter is for: "transformers" (experts as ParamWrappers), "huggingface" (a module
             for each expert, under the released names), or "automodel" (the same as nemo-automodel names them).
         text_only: the model is the text model alone.
@@ -92,8 +95,11 @@ def save_lora(
     pairs = pairs_of({key: known.like for key, known in everywhere.items()}, problems)
     if not pairs and not problems:
         problems.append("the state dict has no LoRA tensors: expected names such as *.lora_A.weight")
-    spelling = Spelling(layout, TEXTS[1] if text_only else TEXTS[0])
-    places = _places(list(pairs.values()), spelling, problems)
+    places: list[Place] = []
+    if pairs:
+        family = families(_core.family_of_names(model, [pair.weight for pair in pairs.values()]))[0]
+        spelling = Spelling(family, layout, family.texts[min(int(text_only), len(family.texts) - 1)])
+        places = _places(list(pairs.values()), spelling, problems)
     problems += [
         f"{pair.keys['A']} and {pair.keys['B']}: expected one dtype, found {everywhere[pair.keys['A']].dtype} and "
         f"{everywhere[pair.keys['B']].dtype}"

@@ -25,14 +25,8 @@ import torch
 from shardwright import _core
 from shardwright.sharding import Sharding
 
-FAMILY = "minimax_m3"
-
 #: What peft puts before the names of the model's modules.
 PEFT_PREFIX = "base_model.model."
-
-#: How HF's names of the text part begin: in a VL checkpoint, in a text-only one, and in one that lacks "model." too.
-_VL_TEXT = "language_model.model."
-TEXTS = (_VL_TEXT, "model.", "")
 
 #: Of the models that adapters are for.
 LAYOUTS = ("transformers", "huggingface", "automodel")
@@ -41,16 +35,42 @@ _STACKED = re.compile(r"(.*\.)lora_([a-z_]+)_([AB])")
 _SINGLE = re.compile(r"(.*)\.lora_([AB])\.weight")
 
 
-def native_names() -> Any:
-    """The table between the trainer's names and those of the released VL checkpoint."""
-    return _core.weight_map_for_names([_VL_TEXT], FAMILY)
+@dataclass(frozen=True)
+class Family:
+    """A model family, and how HF's names of its text part begin."""
+
+    name: str
+    text_prefix: str  #: which a text-only checkpoint leaves out; "": nothing is left out
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """As the released checkpoint begins; as a text-only one does; as one does that lacks "model." too."""
+        return (f"{self.text_prefix}model.", "model.", "") if self.text_prefix else ("model.",)
+
+    @cached_property
+    def names(self) -> Any:
+        """The table between the trainer's names and those of the released checkpoint."""
+        return _core.weight_map_for_names([self.texts[0]], self.name)
+
+
+def families(model: str = "auto") -> tuple[Family, ...]:
+    """The families that a model may be of: all, or the one that is named.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    known = tuple(Family(name, prefix) for name, prefix in _core.families())
+    if model == "auto":
+        return known
+    name = _core.family_named(model)
+    return tuple(family for family in known if family.name == name)
 
 
 def weight_of(key: str) -> tuple[str, str, str] | None:
     """(prefix, FQN of the weight, "A" or "B") of a trainer's LoRA tensor; None for any other name."""
     prefix = PEFT_PREFIX if key.startswith(PEFT_PREFIX) else ""
     name = key.removeprefix(prefix)
-    if name.startswith(("layers.", "mtp.")):  # a text model's own names
+    if name.startswith(("layers.", "mtp.")):  # a text model's own names, or an MTP beside the model
         name = "model." + name
     if found := _STACKED.fullmatch(name):
         return prefix, f"{found[1]}{found[2]}_projs", found[3]
@@ -178,37 +198,51 @@ class Spelling:
     Layout "automodel" is what nemo-automodel writes: HF's names, but experts are ``mlp.experts.E.gate_proj``.
     """
 
+    family: Family
     layout: str
-    text: str = _VL_TEXT
+    text: str
     prefix: str = PEFT_PREFIX  #: before the names of the model's modules
 
     @cached_property
     def weight_map(self) -> Any:
         layout = "transformers" if self.layout == "transformers" else "automodel"
-        return _core.weight_map_for_names([self.text or "layers."], FAMILY, layout)
+        return _core.weight_map_for_names([self.text or "layers."], self.family.name, layout)
 
     def module(self, name: str) -> str:
         return self.prefix + name.removesuffix(".weight")
 
     def place_of(self, pair: Pair) -> Place | None:
         """Where the model of the file has that weight; None if it has none."""
+        weight = self.weight_of(pair)
+        parts = len(projection_names(weight.rpartition(".")[2])) if pair.stacked else 1
         if self.layout != "transformers":
-            hf_names = _core.hf_names_of(self.weight_map, pair.weight)
-            return Place(self, pair, parts=len(hf_names)) if hf_names else None
-        hf_names = _core.hf_names_of(native_names(), pair.weight)
+            hf_names = _core.hf_names_of(self.weight_map, weight)
+            if not hf_names:
+                return None
+            is_parameter = pair.stacked and hf_names == _core.hf_names_of(self.weight_map, weight, 1)
+            if is_parameter and self.layout == "huggingface":
+                return Place(self, pair, parameter=hf_names[0], parts=parts)
+            return Place(self, pair, parts=parts if pair.stacked else len(hf_names))
+        released = self.family.texts[0]
         hf_names = [
-            self.text + name.removeprefix(_VL_TEXT) if name.startswith(_VL_TEXT) else name
-            for name in hf_names
+            self.text + name.removeprefix(released) if name.startswith(released) else name
+            for name in _core.hf_names_of(self.family.names, weight)
         ]
         found = _core.native_place(self.weight_map, hf_names[0]) if hf_names else None
         if found is None:
             return None
-        fqn, expert, part = found
-        if expert >= 0:
-            return Place(self, pair, parameter=fqn, parts=len(hf_names))
+        fqn, _, part = found
+        if pair.stacked:
+            return Place(self, pair, parameter=fqn, parts=parts)
         return Place(
             self, pair, module=self.module(fqn), part=part, of=len(_core.hf_names_of(self.weight_map, fqn))
         )
+
+    def weight_of(self, pair: Pair) -> str:
+        """The weight by the name that the family's table has for it."""
+        beside = pair.weight.removeprefix("model.")
+        has_mtp_beside = beside.startswith("mtp.") and bool(_core.hf_names_of(self.family.names, beside))
+        return beside if has_mtp_beside and self.family.text_prefix == "" else pair.weight
 
 
 @dataclass(frozen=True)
@@ -232,7 +266,7 @@ class Place:
         """The modules that the weight, or this expert of it, consists of."""
         if self.module:
             return [self.module]
-        weight = self.pair.weight
+        weight = self.spelling.weight_of(self.pair)
         if self.spelling.layout == "automodel" and self.pair.stacked:
             path, _, projections = weight.removeprefix("model.").rpartition(".")
             stack = self.spelling.module(self.spelling.text + path)

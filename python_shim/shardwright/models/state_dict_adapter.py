@@ -42,11 +42,12 @@ class StateDictAdapter:
         all others, such as experts, contiguous copies of this rank's part in the same dtype. For a model that is large,
         ``convert_single_tensor_to_hf`` holds the copies of one tensor at a time; ``shardwright.export`` none.
 
-        With ``quantization`` it asks for what a checkpoint stores: block-scaled weights are FP8 tensors, not
-        initialised, that lie as the native tensor does; each is followed by its scales, a plain tensor of
-        global shape. All others are native tensors or views of them. ``checkpoint`` (a directory, or a DCP storage
-        reader of it) says which weights are block-scaled; without it, the documented rule of names does. ``from_hf``
-        then decodes into the native tensors given here.
+        With ``quantization`` it asks for what a checkpoint stores: block-scaled weights are FP8 tensors that lie as the
+        native tensor does; each is followed by its scales, a plain tensor of global shape, all of them 1. All others
+        are native tensors or views of them. ``checkpoint`` (a directory, or a DCP storage reader of it) says which
+        weights are block-scaled, and these are then empty, to be loaded into; without it, the documented rule of names
+        says so, and these are casts. ``from_hf`` decodes what has been loaded into the native tensors given here.
+        Empty tensors that nothing has been loaded into are refused; casts come back as tensors of their own.
 
         Args:
             exclude_key_regex: HF keys that match it from their start are left out, with their scales.

@@ -21,8 +21,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from shardwright import _core
 from shardwright.adapters.hf_to_native import native_tensors
 from shardwright.adapters.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
-from shardwright.lora.state_dict import lora_from_hf, lora_to_hf
 from shardwright.lora.windows import projection_names, weight_of
+from shardwright.models.minimax_m3_vl.lora_state_dict import lora_from_hf, lora_to_hf
 from shardwright.models.minimax_m3_vl.mxfp8 import (
     _MXFP8_QUANT_KEY_RE,
     _MXFP8_SCALE_INV_IDENTITY,

@@ -18,15 +18,18 @@ from shardwright.lora.config import LoraConfig
 from shardwright.lora.reading import Reading, check_sense
 from shardwright.lora.windows import (
     PEFT_PREFIX,
-    TEXTS,
     Pair,
     Spelling,
     Window,
-    native_names,
+    families,
     projection_names,
     weight_of,
 )
+from shardwright.models.minimax_m3_vl.mxfp8 import FAMILY
 from shardwright.sharding import Sharding, local_part, sharding_of_part, sharding_of_whole
+
+_M3 = families(FAMILY)[0]
+_TEXTS = _M3.texts
 
 _FACTOR = re.compile(r"(.*)\.lora_([AB])\.weight")
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)")
@@ -47,7 +50,7 @@ def lora_to_hf(key: str, tensor: torch.Tensor, text: str) -> Iterator[tuple[str,
     assert found is not None
     prefix, weight, letter = found
     pair = Pair.of_one(weight, letter, key, tuple(tensor.shape))
-    place = Spelling("automodel", text, prefix).place_of(pair)
+    place = Spelling(_M3, "automodel", text, prefix).place_of(pair)
     if place is None:
         return
     sharding, local = Sharding.of(key, tensor), local_part(tensor)
@@ -144,7 +147,7 @@ def lora_from_hf(
         for letter, key in pair.keys.items():
             shardings[key] = _sharding_of(pair, letter, one, hf_state_dict, device_mesh)
             like[key] = local_part(hf_state_dict[one.names[letter]])
-    reading = Reading(_Source(hf_state_dict), shardings, prefixes=("", PEFT_PREFIX))
+    reading = Reading(_Source(hf_state_dict), shardings, (_M3,), prefixes=("", PEFT_PREFIX))
     reading.plan(pairs, sense, strict=False)
     reading.refuse_if(problems + reading.problems)
     for key, sharding in shardings.items():
@@ -214,7 +217,7 @@ def _what_is(
 
 def _native_path(module: str) -> str:
     """The trainer's name of a module that HF or transformers have under the same name after that of the text part."""
-    for text in ("model.language_model.", *TEXTS):
+    for text in ("model.language_model.", *_TEXTS):
         if module.startswith(text):
             return "model." + module.removeprefix(text)
     raise AssertionError(module)
@@ -224,7 +227,7 @@ def _in_vl_checkpoint(name: str) -> str:
     """An HF name as a VL checkpoint has it."""
     if name.startswith(("language_model.", "vision_tower.", "multi_modal_projector.", "patch_merge_mlp.")):
         return name
-    return TEXTS[0] + name.removeprefix("model.")
+    return _TEXTS[0] + name.removeprefix("model.")
 
 
 def _of_expert(path: str, expert: str, projection: str) -> tuple[str, int]:
@@ -233,19 +236,19 @@ def _of_expert(path: str, expert: str, projection: str) -> tuple[str, int]:
         if projection in projection_names(stack):
             return f"{_native_path(path)}.{stack}", len(projection_names(stack))
     name = f"{path}.{expert}.{projection}.weight"
-    place = _core.native_place(native_names(), _in_vl_checkpoint(name))
+    place = _core.native_place(_M3.names, _in_vl_checkpoint(name))
     if place is None or place[1] < 0:
         raise _core.PlanError(f"{name}: no rule knows this expert's projection; expected one of M3's")
-    return place[0], len(_core.hf_names_of(native_names(), place[0]))
+    return place[0], len(_core.hf_names_of(_M3.names, place[0]))
 
 
 def _of_module(name: str) -> list[str]:
     """The weights of the trainer that a module's weight is, as HF or transformers name it."""
     names = []
-    if not name.startswith(TEXTS[0]):
-        text = TEXTS[0] if name.startswith("model.language_model.") else TEXTS[1]
-        names = _core.hf_names_of(Spelling("transformers", text).weight_map, name)
-    places = [_core.native_place(native_names(), _in_vl_checkpoint(hf)) for hf in names or [name]]
+    if not name.startswith(_TEXTS[0]):
+        text = _TEXTS[0] if name.startswith("model.language_model.") else _TEXTS[1]
+        names = _core.hf_names_of(Spelling(_M3, "transformers", text).weight_map, name)
+    places = [_core.native_place(_M3.names, _in_vl_checkpoint(hf)) for hf in names or [name]]
     return [place[0] for place in places if place] or [name]
 
 

@@ -1,0 +1,94 @@
+"""The state-dict adapter of any family that has a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from shardwright import _core
+from shardwright.adapters.hf_to_native import native_tensors
+from shardwright.adapters.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
+from shardwright.models.state_dict_adapter import StateDictAdapter
+from shardwright.sharding import Sharding
+
+
+class FamilyStateDictAdapter(StateDictAdapter):
+    """Converts state dicts in memory as :func:`shardwright.load` and :func:`shardwright.export` do.
+
+    Args:
+        model: the family, such as "qwen3_moe".
+        layout: the trainer's names and shapes, as for :class:`shardwright.LoadPlanner`.
+        experts: how many a layer has over all ranks; -1: as many as a state dict brings.
+        dtype: of decoded weights and of grouped experts.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        layout: str = "automodel",
+        experts: int = -1,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.model = model
+        self.layout = layout
+        self.experts = experts
+        self.dtype = dtype
+        self._origins = Origins()
+
+    def _to_hf(
+        self,
+        state_dict: Mapping[str, Any],
+        *,
+        exclude_key_regex: str | None = None,
+        quantization: bool = False,
+        checkpoint: Any = None,
+        for_checkpoint_load: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[str, Any]]:
+        catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
+        if catalog is None:
+            weight_map = _core.weight_map_for_names([], self.model, self.layout)
+        else:
+            weight_map = _core.weight_map(catalog, self.model, self.layout)
+        natives = []
+        for fqn, value in state_dict.items():
+            if isinstance(value, torch.Tensor) and _core.hf_names_of(weight_map, fqn):
+                natives.append(Native(fqn, value, Sharding.of(fqn, value)))
+            else:
+                yield fqn, value
+        for _, name, tensor in hf_tensors(
+            natives,
+            weight_map,
+            catalog=catalog if quantization else None,
+            quantization=quantization,
+            exclude_key_regex=exclude_key_regex,
+            for_checkpoint_load=for_checkpoint_load,
+            origins=self._origins,
+        ):
+            yield name, tensor
+
+    def from_hf(
+        self, hf_state_dict: dict[str, Any], device_mesh: DeviceMesh | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The native state dict; whatever comes with scales is decoded to ``dtype``.
+
+        A rank converts, and must be given, the experts that it holds: those of the tensors that ``to_hf`` made
+        ``hf_state_dict`` from, else those that ``device_mesh`` (``ep``, ``ep_shard``, ``ep_replicate``) gives it.
+
+        Raises:
+            RuntimeError: weights of experts that this rank holds are missing.
+            PlanError: the tensors do not fit together, or nothing has been loaded into a request.
+        """
+        natives = native_tensors(
+            hf_state_dict,
+            dtype=self.dtype,
+            weight_map_of=lambda memory: memory.weight_map(self.model, self.layout),
+            experts=self.experts,
+            device_mesh=device_mesh,
+            origins=self._origins,
+        )
+        return natives.tensors

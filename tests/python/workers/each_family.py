@@ -1,0 +1,154 @@
+"""Runs under torchrun: loads, resumes, exports, LoRA and adapters of the families beside MiniMax M3.
+
+    torchrun --nproc-per-node N each_family.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
+
+RESULT.json gets, for each check below, what went wrong on which rank; an empty text if nothing did. The checkpoints are
+not used.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import families
+import reference
+import shardwright as sw
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from checks import run_checks
+from families import FAMILIES, Family, expected_adapter, held, lora_of, native
+from placements import held_indices, take
+from shardwright.adapters.family import FamilyStateDictAdapter
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
+
+LAYOUTS = ("automodel", "transformers", "huggingface")
+
+
+@contextlib.contextmanager
+def checkpoint_of(family: Family) -> Iterator[tuple[Path, families.Tensors]]:
+    """A folder that all ranks see, with the checkpoint in "from"."""
+    with contextlib.ExitStack() as stack:
+        name: list[str] = [""]
+        if dist.get_rank() == 0:
+            name = [stack.enter_context(tempfile.TemporaryDirectory())]
+            families.write(family, Path(name[0], "from"))
+        dist.broadcast_object_list(name)
+        yield Path(name[0]), family.make(torch.Generator().manual_seed(0))
+        dist.barrier()
+
+
+def placements_of(tensor: torch.Tensor, variant: int) -> list[Placement]:
+    """Rows, the last dimension in a strided way, or both; small ones are replicas."""
+    if tensor.dim() == 0:
+        return [Replicate()]
+    if variant == 0:
+        return [Shard(0)]
+    return [_StridedShard(tensor.dim() - 1, split_factor=3)]
+
+
+def sharded(whole: families.Tensors, variant: int) -> families.Tensors:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("x",))
+    state = {}
+    for name, tensor in whole.items():
+        placements = placements_of(tensor, variant)
+        indices = held_indices(tensor.shape, mesh.shape, mesh.get_coordinate(), placements)
+        part = take(tensor, indices).contiguous()
+        state[name] = DTensor.from_local(
+            part, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+        )
+    return state
+
+
+def emptied(state: families.Tensors) -> families.Tensors:
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+def differing(found: families.Tensors, expected: families.Tensors) -> list[str]:
+    def local(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    return [name for name in expected if not reference.same(local(found[name]), local(expected[name]))]
+
+
+def loads(path: str, uneven: str) -> None:
+    for family in FAMILIES:
+        with checkpoint_of(family) as (folder, tensors):
+            for layout in LAYOUTS:
+                for variant in (0, 1):
+                    expected = sharded(native(family, layout, tensors), variant)
+                    state = emptied(expected)
+                    sw.load(state, folder / "from", layout=layout)
+                    assert differing(state, expected) == [], (family.name, layout)
+                    state = emptied(expected)
+                    reader = sw.HuggingFaceStorageReader(folder / "from", cooperative=True)
+                    dcp.load(state, storage_reader=reader, planner=sw.LoadPlanner(layout=layout))
+                    assert differing(state, expected) == [], (family.name, layout)
+
+
+def resumes(path: str, uneven: str) -> None:
+    for family in FAMILIES[:2]:
+        with checkpoint_of(family) as (folder, tensors):
+            whole = native(family, "automodel", tensors)
+            sw.save(sharded(whole, 0), folder / "saved")
+            expected = sharded(whole, 1)
+            state = emptied(expected)
+            sw.load(state, folder / "saved")
+            assert differing(state, expected) == [], family.name
+
+
+def exports(path: str, uneven: str) -> None:
+    for family in FAMILIES:
+        with checkpoint_of(family) as (folder, tensors):
+            for layout in LAYOUTS:
+                for variant in (0, 1):
+                    state = sharded(native(family, layout, tensors), variant)
+                    to = folder / f"{layout} {variant}"
+                    sw.export(state, to, template=folder / "from", layout=layout)
+                    kept = {
+                        n: t
+                        for n, t in tensors.items()
+                        if layout != "transformers" or not n.startswith("mtp.")
+                    }
+                    assert differing(held(to), kept) == [] and held(to).keys() == kept.keys(), (
+                        family.name,
+                        layout,
+                    )
+                    dist.barrier()
+
+
+def lora(path: str, uneven: str) -> None:
+    for family in FAMILIES[:2]:
+        is_stacked = family.model == "qwen3_5_moe"
+        prefix = "model.language_model.layers.1." if is_stacked else "model.layers.1."
+        whole = lora_of(prefix, torch.Generator().manual_seed(5))
+        with checkpoint_of(family) as (folder, _):
+            for layout in ("transformers", "huggingface"):
+                to = folder / layout
+                sw.save_lora(sharded(whole, 0), to, alpha=8.0, model=family.model, layout=layout)
+                dist.barrier()
+                assert differing(held(to), expected_adapter(whole, prefix, layout, is_stacked)) == []
+                expected = sharded(whole, 1)
+                state = emptied(expected)
+                sw.load_lora(state, to)
+                assert differing(state, expected) == [], (family.name, layout)
+
+
+def adapters(path: str, uneven: str) -> None:
+    for family in FAMILIES:
+        with checkpoint_of(family) as (folder, tensors):
+            for layout in LAYOUTS:
+                expected = sharded(native(family, layout, tensors), 0)
+                state = emptied(expected)
+                adapter = FamilyStateDictAdapter(family.model, layout=layout)
+                hf = adapter.to_hf(state, quantization=True, checkpoint=folder / "from")
+                dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(folder / "from"))
+                found = adapter.from_hf(hf)
+                assert differing(found, expected) == [], (family.name, layout)
+
+
+if __name__ == "__main__":
+    run_checks([loads, resumes, exports, lora, adapters])
