@@ -8,6 +8,7 @@ memory is seen:
   described     ranks refer to one description of the mesh, which one of them sends
   planner       sw.SavePlanner as dcp.save calls it, with the pickles that dcp.save makes of what it gives
   unchanged     a second save of the same state: what a rank does, and what is exchanged
+  resume        a load of 100,000 chunks under the trainer's own names, on one rank, by our planner and by torch's
   torch         the same shards through torch's planner: unpickle, dedup, create, validate (at most 1,024 ranks)
 Bytes exchanged are all that ranks send and get. The first two are repeated up to 16,384 ranks, with a picture of how
 they grow (planning.png, where matplotlib is there: .venv-peers has it).
@@ -226,7 +227,37 @@ def measure_torch(ranks: int) -> dict[str, Any]:
     }
 
 
+def measure_resume(chunks: int) -> dict[str, Any]:
+    """A resume of 1,000 tensors in so many chunks, planned on one rank that holds them whole: the planners call, on
+    metadata that has just been read."""
+    import torch
+    from shardwright.dcp.catalog_metadata import CatalogMetadata
+    from shardwright.dcp.resume_planner import ResumePlanner
+    from torch.distributed.checkpoint import DefaultLoadPlanner
+
+    each = chunks // 1000
+    catalog = _core.catalog_of_tensors(
+        [(f"t{number:04}", "BF16", [8, 64], [8 * c, 0]) for number in range(1000) for c in range(each)]
+    )
+    state = {f"t{number:04}": torch.empty(8 * each, 64, dtype=torch.bfloat16) for number in range(1000)}
+    seconds = {}
+    for name, planner_of in (("ours", ResumePlanner), ("torch", DefaultLoadPlanner)):
+        times = []
+        for _ in range(3):
+            metadata = CatalogMetadata(lambda: catalog, trainers_names=True)
+            if name == "torch":  # which a reader of its own has by then
+                [stored.chunks for stored in metadata.state_dict_metadata.values()]
+            planner = planner_of()
+            start = clock()
+            planner.set_up_planner(dict(state), metadata, True)
+            planner.create_local_plan()
+            times.append(clock() - start)
+        seconds[name] = statistics.median(times)
+    return {"chunks": chunks, "seconds": seconds["ours"], "torch_seconds": seconds["torch"]}
+
+
 MEASURES = {
+    "resume": measure_resume,
     "enumerated": lambda ranks: measure_ours(ranks, False),
     "described": lambda ranks: measure_ours(ranks, True),
     "planner": measure_planner,
@@ -315,6 +346,8 @@ def figures(result: dict[str, Any]) -> list[dict[str, Any]]:
             )
             add(f"{name}, {row['ranks']:,} ranks", "MB", None, row["bytes_exchanged"] / 1e6)
             add(f"{name}, {row['ranks']:,} ranks", "GB", 4, row["peak_memory"] / 1e9)
+    resume = result["resume"]
+    add(f"resume of {resume['chunks']:,} chunks", "s", None, resume["seconds"], resume["torch_seconds"])
     add(f"SavePlanner, first save, {at:,} ranks: coordinator", "ms", None, planner["coordinator_first"] * 1e3)
     add(f"SavePlanner, first save, {at:,} ranks: a rank", "ms", None, planner["first"] * 1e3)
     add(f"SavePlanner, unchanged, {at:,} ranks: a rank", "ms", 5, planner["unchanged"] * 1e3)
@@ -377,6 +410,7 @@ def main() -> None:
     if not options.no_torch and options.ranks <= 1024:
         names.append("torch")
     result: dict[str, Any] = {name: measure(name, options.ranks) for name in names}
+    result["resume"] = measure("resume", 100_000)
     told = ""
     if not options.no_growth:
         result["growth"] = {
