@@ -125,8 +125,8 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
   const SourceTensor& source = catalog.tensors[transfer.source];
   const TensorSpec& spec = specs[transfer.destination];
   transfer.encoding = {source.dtype, false, DType::U8, 1, 1};
-  if (!message.has_scales() &&
-      (!can_convert(source.dtype, spec.dtype) || !scales_of(catalog, source.name).empty())) {
+  if (!message.has_scales() && (!can_convert(source.dtype, spec.dtype) ||
+                                (source.dtype != spec.dtype && !scales_of(catalog, source.name).empty()))) {
     refuse();
   }
   if (!transfer.source_view.empty() &&

@@ -31,11 +31,11 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
       if (!touches(spec, hull) || !asked.insert(piece.hf_name).second) continue;
       const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
       requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn, encoding.scaled,
-                          hull, piece.correspondence->axes});
+                          hull, piece.correspondence->axes, piece.is_plain()});
       if (encoding.scaled) {
         requests.push_back({piece.hf_name + std::string(encoding.scale_suffix), encoding.scale,
                             scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, hull,
-                            piece.correspondence->axes});
+                            piece.correspondence->axes, piece.is_plain()});
       }
     }
   }

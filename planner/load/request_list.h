@@ -19,6 +19,7 @@ struct Request {
   bool scaled = false;       ///< a weight whose scales are the next entry
   Box box;                   ///< of the native tensor that the weight fills
   std::vector<int> axes;     ///< HF dimension i runs along native dimension axes[i]; -1: along none
+  bool is_view = true;       ///< the HF tensor is that box, its dimensions in that order
 
   bool operator==(const Request&) const = default;
 };

@@ -42,9 +42,13 @@ std::string model_type_of(const Catalog& catalog) {
 }
 
 bool has_mark(const Model& model, const Catalog& catalog) {
-  return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [&](const SourceTensor& tensor) {
-    return std::any_of(model.hf_marks.begin(), model.hf_marks.end(),
-                       [&](std::string_view mark) { return tensor.name.find(mark) != std::string::npos; });
+  return std::any_of(model.hf_marks.begin(), model.hf_marks.end(), [&](std::string_view mark) {
+    const bool is_pattern = mark.find('{') != std::string_view::npos;
+    const NamePattern pattern(is_pattern ? mark : "");
+    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [&](const SourceTensor& tensor) {
+      return is_pattern ? pattern.match(tensor.name).has_value()
+                        : tensor.name.find(mark) != std::string::npos;
+    });
   });
 }
 
@@ -74,16 +78,18 @@ const Model& recognise(const Catalog& catalog) {
           "layout=\"huggingface\"");
 }
 
-/// The whole numbers of a config, by name: those of its text part before its own.
-Sizes sizes_of_config(const std::string& text) {
+/// The numbers of a config that the family's tables speak of: those of its text part before its own.
+Sizes sizes_of(const Model& model, const std::string& config_text) {
   Sizes sizes;
-  const nlohmann::json config = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (model.sizes.empty()) return sizes;
+  const nlohmann::json config = nlohmann::json::parse(config_text, nullptr, /*allow_exceptions=*/false);
   const auto add = [&](const nlohmann::json& of) {
     if (!of.is_object()) return;
-    for (const auto& [name, value] : of.items()) {
-      if (value.is_number_unsigned() &&
-          value.get<std::uint64_t>() <= std::numeric_limits<std::int32_t>::max())
-        sizes.emplace(name, value.get<std::int64_t>());
+    for (const std::string_view name : model.sizes) {
+      const auto value = of.find(name);
+      if (value == of.end() || !value->is_number_unsigned()) continue;
+      if (value->get<std::uint64_t>() <= std::numeric_limits<std::int32_t>::max())
+        sizes.emplace(name, value->get<std::int64_t>());
     }
   };
   if (config.is_object() && config.contains("text_config")) add(config["text_config"]);
@@ -103,7 +109,7 @@ WeightMap table_of(const Model& model, std::string_view layout, const Catalog& c
   WeightMap map = model.weight_map(layout, catalog);
   map.family = model.family;
   map.layout = layout;
-  map.sizes = sizes_of_config(catalog.config);
+  map.sizes = sizes_of(model, catalog.config);
   choose_alternatives(map, catalog);
   return map;
 }
@@ -137,7 +143,19 @@ WeightMap own_names(const Model& model, const Catalog& catalog) {
   for (const Rule& rule : names.rules) {
     if (!rule.known) add(rule, to_checkpoint_spelling(map.dialect, rule.hf.text()), false);
   }
+  add(Rule{NamePattern("{*}"), NamePattern("{*}")}, "{*}", false);
   return map;
+}
+
+std::vector<std::string_view> known_layouts() {
+  std::vector<std::string_view> layouts;
+  for (const Model& model : models()) {
+    for (const std::string_view layout : model.layouts) {
+      if (!contains(layouts, layout)) layouts.push_back(layout);
+    }
+  }
+  layouts.push_back(huggingface);
+  return layouts;
 }
 
 /// Whether the family's table says that a tensor of that name is made up of parts of others, or of others'.
@@ -182,8 +200,29 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
 
 std::string family_named(std::string_view model) { return std::string(named(model).family); }
 
+void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names) {
+  for (const Model& model : models()) {
+    if (map.family != model.family && map.family != unchanged_names().family) continue;
+    for (const std::string_view layout : model.layouts) {
+      if (layout == map.layout) continue;
+      const WeightMap other = table_of(model, layout, {});
+      for (const std::string& name : names) {
+        if (regroups(map, name) || !regroups(other, name)) continue;
+        throw Error(ErrorKind::mismatch, name + ": is a name of layout " + std::string(layout) + " of " +
+                                             std::string(model.family) + ", found layout " + map.layout +
+                                             "; pass layout=\"" + std::string(layout) +
+                                             "\", or take the names as they are with layout=\"huggingface\"");
+      }
+    }
+  }
+}
+
 WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,
                                      bool asks) {
+  if (!contains(known_layouts(), layout)) {
+    throw Error(ErrorKind::argument,
+                "layout '" + std::string(layout) + "' is not known. Known: " + joined(known_layouts()));
+  }
   if (layout == huggingface) return unchanged_names();
   std::vector<const Model*> marked;
   std::vector<const Model*> possible;

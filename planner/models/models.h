@@ -16,11 +16,15 @@ struct Model {
   std::vector<std::string_view> model_types;  ///< values of config.json's "model_type" that mean this family
   std::vector<std::string_view> layouts;  ///< native layouts with tables, as users spell them in layout="..."
 
-  /// Parts of HF names that only this family has. Asked where config.json is missing.
+  /// HF names that only this family has: parts of them, or patterns of whole ones. Asked where config.json is
+  /// missing.
   std::vector<std::string_view> hf_marks;
 
   /// Patterns of native names, of any layout, that only this family has. Asked where there is no checkpoint.
   std::vector<std::string_view> native_marks;
+
+  /// Names of numbers in config.json that the tables' axes speak of.
+  std::vector<std::string_view> sizes;
 
   /// What the names of the text part begin with, which a text-only checkpoint leaves out; empty: nothing.
   std::string_view text_prefix;
@@ -45,6 +49,10 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto
 /// With `asks`, that no family has such marks is an error, too.
 WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,
                                      bool asks = false);
+
+/// Throws Error(mismatch), naming the layout, if one of these tensors is made up of others in another layout
+/// of the map's family (of any, if the map has none), and in this one is not.
+void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names);
 
 /// The name of the family that is called so, or has such a model_type. Throws Error(argument) as
 /// weight_map_for.

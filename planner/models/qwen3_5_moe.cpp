@@ -2,6 +2,7 @@
 /// transformers 5.23 (qwen3_5_moe) and the adapter of nemo-automodel 0.7.0. Released files have experts
 /// stacked (BF16) or one by one (FP8); MTP's are either, whatever the decoder's are.
 
+#include <algorithm>
 #include <array>
 #include <string>
 
@@ -26,9 +27,8 @@ constexpr std::array mtp = {
     Row{"mtp.pre_fc_norm_hidden.weight", "mtp.layers.0.hnorm.weight"},
     Row{"mtp.norm.weight", "mtp.layers.0.final_layernorm.weight"},
 };
-constexpr std::array<std::string_view, 4> outside_layers = {"model.language_model.embed_tokens.{*}",
-                                                            "model.language_model.norm.{*}",
-                                                            "model.visual.{*}", "lm_head.{*}"};
+constexpr std::array<std::string_view, 2> outside_layers = {"model.visual.{*}", "lm_head.{*}"};
+constexpr std::array<std::string_view, 2> around_layers = {"embed_tokens.{*}", "norm.{*}"};
 constexpr std::array inner_head = {Row{"model.lm_head.{*}", "lm_head.{*}"}};
 
 void add_layer(WeightMap& map, std::string_view layout, const std::string& prefix) {
@@ -43,19 +43,30 @@ void add_layer(WeightMap& map, std::string_view layout, const std::string& prefi
   add_rules(map.rules, layer, prefix, prefix);
 }
 
-WeightMap weight_map(std::string_view layout, const Catalog&) {
+/// A text-only model has no "language_model", there as in its checkpoint.
+std::string text_of(const Catalog& catalog) {
+  const auto begins = [&](std::string_view prefix) {
+    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(),
+                       [&](const SourceTensor& tensor) { return tensor.name.starts_with(prefix); });
+  };
+  return begins("model.layers.") && !begins("model.language_model.") ? "model." : "model.language_model.";
+}
+
+WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
-  add_layer(map, layout, "model.language_model.layers.{layer}.");
+  const std::string text = text_of(catalog);
+  add_layer(map, layout, text + "layers.{layer}.");
   if (layout == "automodel") {
     add_layer(map, layout, "mtp.layers.{layer}.");
     add_rules(map.rules, mtp, "", "");
   } else {
     map.without_place.emplace_back("mtp.{*}");
   }
+  add_rules(map.rules, around_layers, text, text);
   add_rules(map.rules, outside_layers, "", "");
   add_rules(map.rules, inner_head, "", "", /*known=*/true, /*alternative=*/1);
-  map.layers.emplace_back("model.language_model.layers.{layer}.{*}");
-  for (const char* after : {"model.language_model.norm.{*}", "lm_head.{*}", "mtp.{*}"})
+  map.layers.emplace_back(text + "layers.{layer}.{*}");
+  for (const std::string& after : {text + "norm.{*}", std::string("lm_head.{*}"), std::string("mtp.{*}")})
     map.after_layers.emplace_back(after);
   return map;
 }
@@ -66,8 +77,9 @@ Model qwen3_5_moe() {
   return {"qwen3_5_moe",
           {"qwen3_5_moe", "qwen3_5_moe_text"},
           {"automodel", "transformers"},
-          {".linear_attn.in_proj_qkv."},
-          {"model.language_model.layers.{layer}.linear_attn.in_proj_qkv.weight"},
+          {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
+          {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
+          {},
           "",
           weight_map};
 }

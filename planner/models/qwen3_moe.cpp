@@ -45,7 +45,7 @@ WeightMap weight_map(std::string_view layout, const Catalog&) {
 }  // namespace
 
 Model qwen3_moe() {
-  return {"qwen3_moe", {"qwen3_moe"}, {"automodel", "transformers"}, {}, {}, "", weight_map};
+  return {"qwen3_moe", {"qwen3_moe"}, {"automodel", "transformers"}, {}, {}, {}, "", weight_map};
 }
 
 }  // namespace shardwright

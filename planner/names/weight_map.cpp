@@ -203,7 +203,7 @@ std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rule
 Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NativePlace& place,
                       const std::string& hf_name, std::int64_t experts) {
   Sizes sizes = map.sizes;
-  if (place.rule->stacked()) sizes.emplace("{expert}", experts);
+  if (place.rule->stacked()) sizes.insert_or_assign("{expert}", experts);
   try {
     const std::optional<Shape> shape = shape_in(catalog, hf_name);
     if (place.rule->axes.is_identity()) return *shape;

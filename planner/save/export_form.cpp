@@ -132,10 +132,12 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
 
 WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
                                       std::string_view layout, bool quantise) {
-  if (family != "auto") return weight_map_for({}, family, layout);
   std::vector<std::string> names;
   for (const SavedTensor& tensor : tensors) names.push_back(tensor.fqn);
-  WeightMap map = weight_map_by_native_names(names, layout);
+  WeightMap map =
+      family != "auto" ? weight_map_for({}, family, layout) : weight_map_by_native_names(names, layout);
+  if (layout != "huggingface") expect_no_other_layout(map, names);
+  if (family != "auto") return map;
   if (quantise && !is_of_a_model(map)) {
     throw Error(ErrorKind::mismatch,
                 "cannot say which weights MXFP8 is for: no family has names such as these in layout " +

@@ -74,6 +74,7 @@ void bind_requests(py::module_& m) {
       .def_readonly("fqn", &Request::fqn)
       .def_readonly("scaled", &Request::scaled)
       .def_readonly("axes", &Request::axes)
+      .def_readonly("is_view", &Request::is_view)
       .def_property_readonly("native_offset", [](const Request& r) { return r.box.offset; })
       .def_property_readonly("native_size", [](const Request& r) { return r.box.size; });
   m.def(

@@ -1,6 +1,7 @@
 #include "storage/write/export.h"
 
 #include <chrono>
+#include <iterator>
 #include <unordered_map>
 #include <utility>
 
@@ -96,6 +97,29 @@ ExportLayout layout_of(const ExportRequest& request, std::vector<SourceTensor> t
                  request.start_of_names);
 }
 
+/// The forms that an export may have, as far as a rank's own tensors tell. Without a template it may take
+/// those of all ranks to tell the family, which plan_export() has: then it may be any that has names for
+/// these.
+std::vector<ExportForm> forms_of_rank(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
+  try {
+    return {form_of(request, tensors)};
+  } catch (const Error& error) {
+    if (error.kind != ErrorKind::mismatch || request.pattern != nullptr || request.model != "auto") throw;
+  }
+  std::vector<ExportForm> forms;
+  for (const Model& model : models()) {
+    ExportRequest of_family = request;
+    of_family.model = model.family;
+    try {
+      forms.push_back(form_of(of_family, tensors));
+      for (const SavedTensor& tensor : tensors) pieces_of(forms.back().map, tensor.fqn, tensor.shape);
+    } catch (const Error&) {
+      if (!forms.empty() && forms.back().map.family == model.family) forms.pop_back();
+    }
+  }
+  return forms;
+}
+
 }  // namespace
 
 std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request,
@@ -112,12 +136,9 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRe
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors; nothing has been written:");
   ExportHoldings holdings{holdings_of(specs), {}};
   if (request.quantise) {
-    try {
-      const ExportForm form = form_of(request, tensors_of(holdings.held));
-      holdings.columns = scales_of_cut_blocks(specs, form, devices);
-    } catch (const Error& error) {
-      // Without a template it may take all ranks' tensors to tell the family; plan_export() has them.
-      if (error.kind != ErrorKind::mismatch || request.pattern != nullptr) throw;
+    for (const ExportForm& form : forms_of_rank(request, tensors_of(holdings.held))) {
+      std::vector<BlockColumn> columns = scales_of_cut_blocks(specs, form, devices);
+      std::move(columns.begin(), columns.end(), std::back_inserter(holdings.columns));
     }
   }
   return encode_holdings(holdings);

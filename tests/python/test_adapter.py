@@ -381,6 +381,35 @@ def test_a_request_that_nothing_has_been_loaded_into_is_refused(tiny: Path, nati
     assert differing(adapter.from_hf(hf), natives) == []
 
 
+def test_casts_that_only_some_of_are_loaded_into_are_refused(tiny: Path, natives: Sd):
+    state = {fqn: tensor.clone() for fqn, tensor in natives.items()}
+    adapter = vl()
+    hf = adapter.to_hf(state, quantization=True)
+    loaded = {name: tensor for name, tensor in hf.items() if ".experts.0.w1." in name}
+    dcp.load(loaded, storage_reader=sw.HuggingFaceStorageReader(tiny), no_dist=True)
+    with pytest.raises(sw.PlanError, match="nothing has been loaded"):
+        adapter.from_hf(hf)
+    assert differing(state, natives) == []
+
+
+@pytest.mark.parametrize("fill", ["copy_", "data.copy_", "data", "numpy"])
+def test_a_request_may_be_filled_in_any_way(tiny: Path, natives: Sd, fill: str):
+    state = {fqn: torch.full_like(tensor, 7) for fqn, tensor in natives.items()}
+    adapter = vl()
+    hf = adapter.to_hf(state, quantization=True, checkpoint=tiny)
+    stored = hf_state_dict(tiny)
+    for name, tensor in hf.items():
+        if fill == "copy_":
+            tensor.copy_(stored[name])
+        elif fill == "data.copy_" or tensor.dtype != torch.float8_e4m3fn:
+            tensor.data.copy_(stored[name])
+        elif fill == "data":
+            tensor.data = stored[name].clone()
+        else:
+            tensor.detach().view(torch.uint8).numpy()[:] = stored[name].view(torch.uint8).numpy()
+    assert differing(adapter.from_hf(hf), natives) == []
+
+
 # --- the three-step way -----------------------------------------------------------------------------------------
 
 

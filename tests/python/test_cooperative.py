@@ -45,3 +45,8 @@ def test_a_rank_that_cannot_plan_is_named_on_all(outcome: dict[str, str]):
 def test_damage_that_one_rank_finds_is_heard_of_by_all(outcome: dict[str, str]):
     found = outcome["a_rank_whose_bytes_are_damaged"]
     assert not found, found
+
+
+def test_scaled_weights_resume_as_they_are_stored(outcome: dict[str, str]):
+    check = "scaled_weights_resume_as_they_are_stored"
+    assert not outcome[check], outcome[check]

@@ -1,6 +1,8 @@
 """Families beside MiniMax M3, in one process. What several ranks do is in workers/each_family.py."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import families
 import pytest
@@ -182,3 +184,87 @@ def test_an_adapter_of_names_that_several_families_have_is_asked_about(tmp_path:
     with pytest.raises(ValueError, match="any family.*model="):
         sw.save_lora(attention, tmp_path, alpha=8.0)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- names that may mislead ------------------------------------------------------------------------------------------
+
+
+def test_names_of_another_family_are_stored_as_they_are(tmp_path: Path):
+    """DeepSeek V3.2 has an indexer, too."""
+    state = {
+        "model.layers.0.self_attn.indexer.wq_b.weight": torch.randn(4, 4),
+        "model.embed_tokens.weight": torch.randn(5, 4),
+    }
+    sw.export(state, tmp_path / "to")
+    assert differing(held(tmp_path / "to"), state) == []
+
+
+@pytest.mark.parametrize("model", ["auto", "qwen3_moe"])
+def test_experts_of_another_layout_are_not_stored_as_they_are(model: str, tmp_path: Path):
+    family = FAMILIES[0]
+    state = native(family, "transformers", families.write(family, tmp_path / "from"))
+    with pytest.raises(ValueError, match="gate_up_proj.*layout=.transformers"):
+        sw.export(state, tmp_path / "to", model=model)
+    with pytest.raises(ValueError, match="layout 'transformer' is not known"):
+        sw.export(state, tmp_path / "to", model=model, layout="transformer")
+    assert not (tmp_path / "to").exists()
+    sw.export(state, tmp_path / "to", layout="huggingface")
+    assert differing(held(tmp_path / "to"), state) == []
+
+
+def changed(family: Family, change: Callable[[families.Tensors], families.Tensors], **config: Any) -> Family:
+    made = lambda generator: change(family.make(generator))  # noqa: E731
+    return Family(family.name, family.model, family.config | config, made, family.natives)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_own_names_load_whatever_else_a_checkpoint_has(has_config: bool, tmp_path: Path):
+    more = {"model.language_model.layers.0.mlp.something.new": torch.ones(3)}
+    family = changed(FAMILIES[1], lambda tensors: tensors | more)
+    tensors = families.write(family, tmp_path)
+    if not has_config:
+        (tmp_path / "config.json").unlink()
+    state = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    sw.load(state, tmp_path, layout="huggingface")
+    assert differing(state, tensors) == []
+
+
+def test_a_dense_relative_is_not_taken_for_one_with_experts(tmp_path: Path):
+    def dense(tensors: families.Tensors) -> families.Tensors:
+        kept = {name: tensor for name, tensor in tensors.items() if ".mlp." not in name}
+        return kept | {f"{families.TEXT}layers.0.mlp.gate_proj.weight": torch.ones(4, families.HIDDEN)}
+
+    tensors = families.write(changed(FAMILIES[1], dense), tmp_path / "from")
+    (tmp_path / "from" / "config.json").unlink()
+    state = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    sw.load(state, tmp_path / "from", layout="huggingface")
+    assert differing(state, tensors) == []
+    sw.export(state, tmp_path / "to")
+    assert differing(held(tmp_path / "to"), tensors) == []
+
+
+def test_a_text_only_model_has_its_names_on_both_sides(tmp_path: Path):
+    def text_only(tensors: families.Tensors) -> families.Tensors:
+        return {
+            name.replace("model.language_model.", "model."): tensor
+            for name, tensor in tensors.items()
+            if ".visual." not in name
+        }
+
+    family = changed(FAMILIES[1], text_only, model_type="qwen3_5_moe_text")
+    tensors = families.write(family, tmp_path)
+    expected = native(family, "automodel", tensors)
+    state = sw.empty_state_dict(tmp_path)
+    assert state.keys() == expected.keys()
+    state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    sw.load(state, tmp_path)
+    assert differing(state, expected) == []
+
+
+@pytest.mark.parametrize("numbers", [{"o": 5}, {"i": 7}, {"{expert}": 2}, {"{expert}": 0}])
+def test_a_config_says_nothing_that_the_tables_do_not_ask_for(numbers: dict[str, int], tmp_path: Path):
+    family = changed(FAMILIES[0], lambda tensors: tensors, **numbers)
+    expected = native(family, "automodel", families.write(family, tmp_path))
+    state = sw.empty_state_dict(tmp_path)
+    sw.load(state, tmp_path)
+    assert differing(state, expected) == []

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from shardwright import _core
 from shardwright.adapters.decoding import Part, fill, planning_spec
-from shardwright.adapters.native_to_hf import Origin, version_of
+from shardwright.adapters.native_to_hf import Origin
 from shardwright.sharding import Sharding, local_part, on_dimension, sharding_of_whole, submesh
 
 #: Native tensors are filled this many bytes at a time, so that their HF tensors can be let go in between.
@@ -83,7 +83,7 @@ def native_tensors(
 
     origin_of = {name: origins.get(hf_state_dict[name]) if origins is not None else None for name in parts}
     held = [one for one in memory.native_tensors(weight_map, experts) if wanted(one.fqn)]
-    _refuse_unloaded(hf_state_dict, origin_of, [name for one in held for name in one.sources])
+    _refuse_unloaded(hf_state_dict, origin_of, held)
     targets: list[Target] = []
     natives = Natives(tensors, set(), {})
     missing: list[str] = []
@@ -150,7 +150,7 @@ def _target(
 ) -> Target:
     """Where it goes: into the tensor that all its HF tensors were asked for, if that has the dtype, or a new one."""
     device = parts[held.sources[0]].local.device
-    if all(_is_cast(parts[name], origin) for name, origin in zip(held.sources, origins, strict=True)):
+    if all(_is_cast(parts[name].local, origin) for name, origin in zip(held.sources, origins, strict=True)):
         return Target(held, sharding, dtype, device)  # the trainer's own tensor keeps what it has
     natives = {id(o.native): o.native for o in origins if o is not None and o.conversion.is_request}
     native = next(iter(natives.values()), None)
@@ -160,29 +160,29 @@ def _target(
     return Target(held, sharding, dtype, device, native.tensor if in_place else None)
 
 
-def _is_cast(part: Part, origin: Origin | None) -> bool:
+def _is_cast(tensor: torch.Tensor, origin: Origin | None) -> bool:
     """True for what ``to_hf`` has cast, if nothing has been loaded into it since."""
-    return (
-        origin is not None
-        and origin.cast_version is not None
-        and version_of(part.local) == origin.cast_version
-    )
+    return origin is not None and origin.cast is not None and origin.cast.is_still(tensor)
 
 
 def _refuse_unloaded(
-    hf_state_dict: dict[str, Any], origin_of: dict[str, Origin | None], names: list[str]
+    hf_state_dict: dict[str, Any], origin_of: dict[str, Origin | None], held: list[Any]
 ) -> None:
-    """The tensors that ``to_hf(checkpoint=...)`` has made to be loaded into hold nothing until that is done."""
+    """The tensors that ``to_hf(checkpoint=...)`` has made to be loaded into hold nothing until that is done; and of
+    casts that one native tensor is made of, all are loaded into or none."""
     unloaded = []
-    for name in names:
-        origin = origin_of[name]
-        version = None if origin is None else origin.empty_version
-        if version is not None and version == version_of(hf_state_dict[name]):
-            unloaded.append(name)
+    for one in held:
+        casts = [name for name in one.sources if _is_cast(hf_state_dict[name], origin_of[name])]
+        if len(casts) < len(one.sources):
+            unloaded += casts
+        for name in one.sources:
+            origin = origin_of[name]
+            if origin is not None and origin.empty is not None and origin.empty.is_still(hf_state_dict[name]):
+                unloaded.append(name)
     if unloaded:
         raise _core.PlanError(
-            "nothing has been loaded into these tensors since to_hf(quantization=True, checkpoint=...) made them "
-            "empty; load the checkpoint into them first, as with dcp.load. No tensor has been changed:\n  "
+            "nothing has been loaded into these tensors since to_hf(quantization=True) made them; load the checkpoint "
+            "into all of them first, as with dcp.load. No tensor has been changed:\n  "
             + "\n  ".join(_core.grouped_names(unloaded))
         )
 

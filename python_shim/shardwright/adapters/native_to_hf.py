@@ -49,6 +49,44 @@ class Conversion:
     empty: dict[str, Native] = field(default_factory=dict)
 
 
+#: The byte of a NaN in both kinds of FP8, which no weight is.
+_NAN = 0x7F
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """An FP8 tensor as it was when it was made, so that it can be told whether anything has been written into it."""
+
+    version: int  #: of this rank's part, which torch counts up where it sees a write
+    address: int
+    bytes: (
+        tuple[int, ...] | None
+    )  #: some elements, for writes that torch does not see; None: these have been made NaN
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, *, marked: bool) -> Untouched | None:
+        """``marked``: its elements say nothing yet, and some of them are made NaN. None for what cannot be told."""
+        local = local_part(tensor)
+        if local.is_inference() or local.is_meta or local.numel() == 0:
+            return None
+        if marked:
+            _some_of(local).fill_(_NAN)
+        return cls(local._version, local.data_ptr(), None if marked else tuple(_some_of(local).tolist()))
+
+    def is_still(self, tensor: torch.Tensor) -> bool:
+        local = local_part(tensor)
+        if local.is_inference() or local._version != self.version or local.data_ptr() != self.address:
+            return False
+        found = tuple(_some_of(local).tolist())
+        return found == ((_NAN,) * len(found) if self.bytes is None else self.bytes)
+
+
+def _some_of(local: torch.Tensor) -> torch.Tensor:
+    """A few elements, from the first to the last, as a view of bytes."""
+    flat = local.view(torch.uint8).reshape(-1)
+    return flat[:: max(1, (len(flat) - 1) // 4)]
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where an HF tensor comes from: ``from_hf`` finds its way back by it, and fills the memory that it came from."""
@@ -56,10 +94,9 @@ class Origin:
     conversion: Conversion
     native: Native | None  #: None: the HF tensor is the native one
     is_view: bool
-    #: For an empty tensor that a load is to fill: its version then, which whoever writes into it raises.
-    empty_version: int | None = None
-    #: For a cast of the native tensor: its version then.
-    cast_version: int | None = None
+    #: For an empty tensor that a load is to fill, and for a cast of the native tensor: what it was when it was made.
+    empty: Untouched | None = None
+    cast: Untouched | None = None
 
 
 class Origins(WeakTensorKeyDictionary):
@@ -105,6 +142,11 @@ def hf_tensors(
         index_of = dict(native.sharding.held(0)) if is_stack else {}
         weight_excluded = False
         for request in requests[fqn]:
+            if not request.is_view:
+                raise _core.PlanError(
+                    f"{fqn}: {request.name} is no view of it, as their elements are in another order; load the "
+                    "checkpoint with shardwright.load, or write one with shardwright.export"
+                )
             if request.placeholder:
                 if quantization and not weight_excluded:
                     yield fqn, request.name, _placeholder(request, local.device)
@@ -127,22 +169,15 @@ def hf_tensors(
             if origins is not None:
                 is_itself = tensor is native.tensor
                 is_view = is_itself or (conversion.is_request and not is_scaled)
-                version = version_of(tensor) if is_scaled else None
+                as_made = Untouched.of(tensor, marked=catalog is not None) if is_scaled else None
                 origins[tensor] = Origin(
                     conversion,
                     None if is_itself else native,
                     is_view,
-                    empty_version=version if catalog is not None else None,
-                    cast_version=version if catalog is None else None,
+                    empty=as_made if catalog is not None else None,
+                    cast=as_made if catalog is None else None,
                 )
             yield fqn, request.name, tensor
-
-
-def version_of(tensor: torch.Tensor) -> int | None:
-    """How often this rank's part has been written to; None where torch does not count, or there is nothing to write."""
-    local = local_part(tensor)
-    is_counted = not (local.is_inference() or local.is_meta or local.numel() == 0)
-    return local._version if is_counted else None
 
 
 def _placeholder(request: Any, device: torch.device) -> torch.Tensor:

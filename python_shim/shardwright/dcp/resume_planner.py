@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, _version
@@ -26,6 +28,9 @@ from shardwright.dcp.fitting import expect_fit, is_tensor
 from shardwright.dcp.flat_state import flatten_sharded_tensors
 from shardwright.describe import Description, boxes_of_dtensor, describe, is_reached
 from shardwright.rounding import refuse_roundings, roundings_of
+
+#: Modules whose planners know what becomes of items.
+_OURS = ("shardwright.", "torch.")
 
 
 def part_of_dtensor(tensor: DTensor, offset: Sequence[int]) -> torch.Tensor:
@@ -58,6 +63,28 @@ def _key_of(container: Any, name: Any) -> Any:
     return next((key for key in container if str(key) == name), name)
 
 
+#: Planners whose transfers stand for items that their plans lack, by what the plans say in ``planner_data``: a plan
+#: passes through other ranks, and the planner itself may be hidden in another one.
+_TELLERS: WeakValueDictionary[str, ResumePlanner] = WeakValueDictionary()
+
+
+def _told(planner: ResumePlanner) -> str:
+    token = f"shardwright transfers {uuid.uuid4()}"
+    _TELLERS[token] = planner
+    return token
+
+
+def teller_of(plan: LoadPlan) -> ResumePlanner | None:
+    """The planner whose transfers are a part of this plan; None: all of it is items."""
+    return _TELLERS.get(plan.planner_data) if isinstance(plan.planner_data, str) else None
+
+
+def _has_own_ways(planner: ResumePlanner) -> bool:
+    """True for a class of the caller's that wants to see each item."""
+    hooks = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
+    return any(not getattr(type(planner), hook).__module__.startswith(_OURS) for hook in hooks)
+
+
 class ResumePlanner(DefaultLoadPlanner):
     """Plans the tensors that the engine reaches as transfers, under their own names; DefaultLoadPlanner plans the
     rest, and each box of a strided shard is read to where it belongs.
@@ -81,6 +108,7 @@ class ResumePlanner(DefaultLoadPlanner):
         self.plan_seconds = 0.0
         self.core_plan: Any = None  #: the rank's transfers, once planned; None where all is planned as items
         self.description = Description()  #: of the tensors that these write
+        self._planned: set[str] = set()  #: their names
 
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
@@ -108,7 +136,12 @@ class ResumePlanner(DefaultLoadPlanner):
         planned = self._plan_transfers(getattr(self.metadata, "catalog", None))
         items = self._items_of({fqn: value for fqn, value in self.state_dict.items() if fqn not in planned})
         self.plan_seconds = time.perf_counter() - start
-        return LoadPlan(items)
+        self._planned = planned
+        return LoadPlan(items, planner_data=_told(self) if planned else None)
+
+    def items_of_transfers(self) -> list[ReadItem]:
+        """What is planned as transfers, as items: for whoever stands before this planner and wants to see them."""
+        return self._items_of({fqn: self.state_dict[fqn] for fqn in self.state_dict if fqn in self._planned})
 
     def _plan_transfers(self, catalog: Any) -> set[str]:
         """Plans what is read straight into its destination, as that is of the stored dtype or takes what is decoded,
@@ -116,7 +149,7 @@ class ResumePlanner(DefaultLoadPlanner):
         assert self.metadata is not None
         planned: set[str] = set()
         self.core_plan, self.description = None, Description()
-        if catalog is None:
+        if catalog is None or _has_own_ways(self):
             return planned
         for fqn, value in self.state_dict.items():
             stored = self.metadata.state_dict_metadata.get(fqn)

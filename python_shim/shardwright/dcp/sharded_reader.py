@@ -26,7 +26,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.dcp.catalog_metadata import CatalogMetadata, StoredTensor
-from shardwright.dcp.resume_planner import ResumePlanner, has_gaps
+from shardwright.dcp.resume_planner import ResumePlanner, has_gaps, teller_of
 from shardwright.dcp.sharded_writer import StoredPart
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading
 from shardwright.dcp.torch_metadata import fault_of_planner_data
@@ -189,13 +189,17 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         return plan
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
-        tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
+        items = list(plan.items)
+        teller = teller_of(plan)
+        if teller is not None and teller is not planner:
+            items += teller.items_of_transfers()
+        tensors = [item for item in items if item.type == LoadItemType.TENSOR]
         objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
         ready, self._ready = self._ready, {}
         with reading_group(self.cooperative) as group:
             with failing_together(group):
                 _expect_that_it_knows_gaps(planner)
-                planned = self._planned_reading(planner)
+                planned = self._planned_reading(teller) if teller is planner else None
                 if isinstance(self._metadata, ShardedMetadata):
                     self._expect_told_alike(tensors, planned)
                 names = [item.storage_index.fqn for item in objects]
@@ -225,9 +229,9 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         done.set_result(None)
         return done
 
-    def _planned_reading(self, planner: TorchLoadPlanner) -> Reading | None:
+    def _planned_reading(self, planner: ResumePlanner | None) -> Reading | None:
         """What a planner of ours has planned by itself; None: it has planned items."""
-        if not isinstance(planner, ResumePlanner) or planner.core_plan is None:
+        if planner is None:
             return None
         return Reading(planner.core_plan, self._metadata.catalog, planner.description, planner.plan_seconds)
 

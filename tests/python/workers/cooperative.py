@@ -198,6 +198,27 @@ def a_rank_whose_bytes_are_damaged(path: str, uneven: str) -> None:
         shutil.rmtree(folder[0])
 
 
+def scaled_weights_resume_as_they_are_stored(path: str, uneven: str) -> None:
+    """FP8 into FP8, with scales beside it that nobody asks to be applied."""
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(folder)
+    weight = torch.arange(256.0 * 256).remainder(240).reshape(256, 256).to(torch.float8_e4m3fn)
+    saved = {
+        "m.weight": weight,
+        "m.weight_scale_inv": torch.rand(2, 2, generator=torch.Generator().manual_seed(1)),
+    }
+    dcp.save(saved, storage_writer=sw.ShardedStorageWriter(folder[0]))
+    state = {name: torch.zeros_like(tensor) for name, tensor in saved.items()}
+    dcp.load(
+        state, storage_reader=sw.ShardedStorageReader(folder[0], cooperative=True), planner=sw.LoadPlanner()
+    )
+    assert torch.equal(state["m.weight"].view(torch.uint8), weight.view(torch.uint8))
+    assert torch.equal(state["m.weight_scale_inv"], saved["m.weight_scale_inv"])
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder[0])
+
+
 CHECKS = [
     replicas,
     columns,
@@ -207,6 +228,7 @@ CHECKS = [
     a_rank_that_cannot_read,
     a_rank_that_cannot_plan,
     a_rank_whose_bytes_are_damaged,
+    scaled_weights_resume_as_they_are_stored,
 ]
 
 

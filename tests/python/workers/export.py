@@ -283,6 +283,24 @@ def a_part_that_no_rank_has(path: str, uneven: str) -> None:
         expect_refused_everywhere(folder, sw.PlanError, ["model.embed_tokens.weight"], state, template=path)
 
 
+def mxfp8_where_one_rank_alone_has_a_mark_of_the_family(path: str, uneven: str) -> None:
+    """Ranks scale the blocks that they share before anyone has seen the names of all."""
+    with shared_folder() as folder:
+        state = sharded_state(
+            uneven, lambda fqn, tensor: inside_blocks(fqn, tensor) if ".experts." in fqn else None
+        )
+        experts = {fqn: tensor for fqn, tensor in state.items() if ".experts." in fqn}
+        mark = {fqn: tensor for fqn, tensor in state.items() if ".indexer.index_" in fqn}
+        mine = experts | (mark if dist.get_rank() == 0 else {})
+        sw.export(mine, folder / "told", quantization="mxfp8", model="minimax_m3")
+        sw.export(mine, folder / "found", quantization="mxfp8")
+        assert bytes_of_files(folder / "found") > 0
+        for name in ("model-00001-of-00001.safetensors", "model.safetensors"):
+            files = [folder / which / name for which in ("told", "found")]
+            if files[0].exists():
+                assert files[0].read_bytes() == files[1].read_bytes()
+
+
 CHECKS = [
     mxfp8_with_rows_over_ranks,
     mxfp8_with_boundaries_inside_blocks,
@@ -297,6 +315,7 @@ CHECKS = [
     one_rank_fails_while_it_writes,
     one_rank_has_another_shape,
     a_part_that_no_rank_has,
+    mxfp8_where_one_rank_alone_has_a_mark_of_the_family,
 ]
 
 
