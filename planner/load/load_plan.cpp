@@ -191,13 +191,14 @@ class LoadPlanner {
     if (encoding.scaled) scales = scales_of(catalog_, piece.hf_name);
     for (const LocalBox& local : spec.boxes) {
       if (!may_touch(piece, local.global)) continue;
+      const auto add = [&](const SourceTensor& chunk, Placed placed) {
+        for (SeenBox& seen :
+             seen_in(chunk, piece.correspondence->hf_view, std::move(placed), encoding.scaled))
+          add_box(index, local, encoding, chunk, scales, found, std::move(seen));
+      };
       for (Placed& placed : placed_in(piece, local.global)) {
-        for (const SourceTensor& chunk : chunks) {
-          Placed of_chunk = &chunk == &chunks.back() ? std::move(placed) : placed;
-          for (SeenBox& seen :
-               seen_in(chunk, piece.correspondence->hf_view, std::move(of_chunk), encoding.scaled))
-            add_box(index, local, encoding, chunk, scales, found, std::move(seen));
-        }
+        for (const SourceTensor& chunk : chunks.first(chunks.size() - 1)) add(chunk, placed);
+        add(chunks.back(), std::move(placed));
       }
     }
     return true;
@@ -225,9 +226,7 @@ class LoadPlanner {
     }
     Box in_tensor = all.source_box;
     for (std::size_t d = 0; d < in_tensor.offset.size(); ++d) in_tensor.offset[d] += chunk.offset[d];
-    std::vector<ScaledPart> parts = scaled_parts(encoding, in_tensor, hf_shape, scales);
-    for (ScaledPart& part : parts) {
-      Transfer transfer = parts.size() == 1 ? std::move(all) : all;
+    const auto add = [&](Transfer transfer, ScaledPart& part) {
       for (std::size_t d = 0; d < in_tensor.offset.size(); ++d) {
         if (transfer.axes[d] < 0) continue;
         transfer.destination_offset[static_cast<std::size_t>(transfer.axes[d])] +=
@@ -241,7 +240,11 @@ class LoadPlanner {
       transfer.first_row_in_block = part.first_row_in_block;
       transfer.first_column_in_block = part.first_column_in_block;
       plan_.transfers.push_back(std::move(transfer));
-    }
+    };
+    std::vector<ScaledPart> parts = scaled_parts(encoding, in_tensor, hf_shape, scales);
+    if (parts.empty()) return;
+    for (std::size_t p = 0; p + 1 < parts.size(); ++p) add(all, parts[p]);
+    add(std::move(all), parts.back());
   }
 
   /// Every element of the local tensor is written exactly once by the transfers from `first` on.

@@ -145,7 +145,7 @@ void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, cons
   for_each_run(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
     const std::uint64_t begin = offset % geometry.row_bytes;
     if (sums == nullptr || begin != piece) {
-      blocks.flush(add);
+      if (sums != nullptr) blocks.flush(add);
       sums = &pieces[{begin, begin + length}];
       piece = begin;
     }
@@ -154,7 +154,7 @@ void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, cons
       blocks.add(row + from, bytes + (from - begin), to - from, add);
     });
   });
-  blocks.flush(add);
+  if (sums != nullptr) blocks.flush(add);
   const std::lock_guard lock(mutex_);
   for (const auto& [of_row, of_blocks] : pieces) {
     std::map<std::uint64_t, Sum>& all = sums_[tensor][of_row];
