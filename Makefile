@@ -224,7 +224,8 @@ sanitized = cmake -G Ninja -S . -B build/$(1) -D SHARDWRIGHT_SANITIZE=$(2) -D CM
 run_time = $(subst $(eval) ,:,$(foreach name,$(1),$(realpath $(shell g++ -print-file-name=lib$(name).so))))
 in_sanitizers = TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/sanitizers/thread.txt \
   LSAN_OPTIONS=suppressions=$(CURDIR)/tests/sanitizers/leak.txt:print_suppressions=0 UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=0:$(1)
-python_under = (cd build/$(1)/python/shardwright && ln -sfn ../../../../python_shim/shardwright/*.py* ../../../../python_shim/shardwright/models .) && \
+python_under = (cd build/$(1)/python/shardwright && ln -sfn ../../../../python_shim/shardwright/*.py* \
+    $(patsubst %/__init__.py,../../../../%,$(wildcard python_shim/shardwright/*/__init__.py)) .) && \
   $(call in_sanitizers,$(3)) LD_PRELOAD="$(call run_time,$(2))" PYTHONMALLOC=malloc PYTHONPATH=build/$(1)/python \
   $(IN_VENV) -m pytest -q -p no:cacheprovider $(addprefix tests/python/test_,$(addsuffix .py,$(4)))
 

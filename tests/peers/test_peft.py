@@ -125,13 +125,13 @@ def fill_at_random(model: torch.nn.Module) -> None:
 def test_what_ours_writes_peft_merges_to_the_expected_weights(model: torch.nn.Module, tmp_path: Path):
     lora = trainers_tensors(model)
     before = copy_of(model.state_dict())
-    sw.save_lora(lora, tmp_path, alpha=ALPHA)
+    sw.save_lora(lora, tmp_path, model="minimax_m3", alpha=ALPHA)
     with_adapter = PeftModel.from_pretrained(model, str(tmp_path))
     assert_merged(before, with_adapter.merge_and_unload(), added_by(lora))
 
 
 def test_peft_finds_every_tensor_that_ours_writes_and_no_other(model: torch.nn.Module, tmp_path: Path):
-    sw.save_lora(trainers_tensors(model), tmp_path, alpha=ALPHA)
+    sw.save_lora(trainers_tensors(model), tmp_path, model="minimax_m3", alpha=ALPHA)
     with_adapter = get_peft_model(model, LoraConfig.from_pretrained(str(tmp_path)))
     result = with_adapter.load_adapter(str(tmp_path), "default")
     assert not result.unexpected_keys
@@ -143,7 +143,7 @@ def test_only_one_of_the_experts_parameters(model: torch.nn.Module, tmp_path: Pa
     before = copy_of(model.state_dict())
     for kind in ("gate_and_up", "down"):
         lora = {name: t for name, t in trainers_tensors(model).items() if f".lora_{kind}_" in name}
-        sw.save_lora(lora, tmp_path / kind, alpha=ALPHA)
+        sw.save_lora(lora, tmp_path / kind, model="minimax_m3", alpha=ALPHA)
         full = dict.fromkeys(trainers_tensors(model), torch.zeros(()))
         padded = {
             name: lora.get(name, torch.zeros_like(t))
@@ -163,7 +163,7 @@ def test_only_one_of_the_experts_parameters(model: torch.nn.Module, tmp_path: Pa
 def test_rank_stabilised_adapters(model: torch.nn.Module, tmp_path: Path):
     lora = trainers_tensors(model)
     before = copy_of(model.state_dict())
-    sw.save_lora(lora, tmp_path, alpha=SCALING * RANK**0.5, use_rslora=True)
+    sw.save_lora(lora, tmp_path, model="minimax_m3", alpha=SCALING * RANK**0.5, use_rslora=True)
     assert_merged(before, PeftModel.from_pretrained(model, str(tmp_path)).merge_and_unload(), added_by(lora))
     again = trainers_tensors(model, fill=False)
     report = sw.load_lora(again, tmp_path)
@@ -230,13 +230,13 @@ def test_text_only_models(checkpoint: Path, tmp_path: Path):
     renamed = torch.nn.Module()
     renamed.state_dict = lambda: {name.replace("model.", TEXT, 1): t for name, t in before.items()}  # type: ignore[method-assign]
     lora = trainers_tensors(renamed)
-    sw.save_lora(lora, tmp_path, alpha=ALPHA, text_only=True)
+    sw.save_lora(lora, tmp_path, model="minimax_m3", alpha=ALPHA, text_only=True)
     merged = PeftModel.from_pretrained(model, str(tmp_path)).merge_and_unload()
     assert_merged(before, merged, {name.replace(TEXT, "model.", 1): t for name, t in added_by(lora).items()})
 
 
 def test_the_files_are_those_of_peft(model: torch.nn.Module, tmp_path: Path):
-    sw.save_lora(trainers_tensors(model), tmp_path / "ours", alpha=ALPHA)
+    sw.save_lora(trainers_tensors(model), tmp_path / "ours", model="minimax_m3", alpha=ALPHA)
     with_adapter = PeftModel.from_pretrained(model, str(tmp_path / "ours"))
     with_adapter.save_pretrained(str(tmp_path / "theirs"))
     again = trainers_tensors(model_of(with_adapter), fill=False)

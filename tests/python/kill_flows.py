@@ -64,6 +64,10 @@ def lora(value: float) -> dict[str, torch.Tensor]:
     }
 
 
+def save_lora(path: Path, value: float) -> None:
+    sw.save_lora(lora(value), path, alpha=8, model="minimax_m3")
+
+
 def one_value(values: set[float]) -> float:
     assert len(values) == 1, values
     return values.pop()
@@ -125,7 +129,7 @@ FLOWS: dict[str, tuple[str, Callable[[Path, float], Any], Callable[[Path], float
     ),
     "async": ("checkpoint", save_asynchronously, of_sharded),
     "export": ("export", lambda path, value: sw.export(tensors(value, list("abcd")), path), of_export),
-    "lora": ("adapter", lambda path, value: sw.save_lora(lora(value), path, alpha=8), of_adapter),
+    "lora": ("adapter", save_lora, of_adapter),
     "load": ("checkpoint", lambda path, value: load(path), of_sharded),
 }
 

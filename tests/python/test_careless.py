@@ -251,17 +251,17 @@ def test_the_id_of_a_hub_repository_is_no_adapter(tmp_path, monkeypatch):
 def test_an_adapters_configuration_that_somebody_has_edited_needs_overwrite(tmp_path):
     module = "model.layers.0.self_attn.o_proj"
     lora = {f"{module}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
-    sw.save_lora(lora, tmp_path, alpha=8)
-    sw.save_lora(lora, tmp_path, alpha=8)
+    sw.save_lora(lora, tmp_path, alpha=8, model="minimax_m3")
+    sw.save_lora(lora, tmp_path, alpha=8, model="minimax_m3")
     config = tmp_path / "adapter_config.json"
     config.write_text(
         config.read_text().replace('"base_model_name_or_path": ""', '"base_model_name_or_path": "mine"')
     )
     before = read(tmp_path)
     with pytest.raises(FileExistsError, match="overwrite=True"):
-        sw.save_lora(lora, tmp_path, alpha=8)
+        sw.save_lora(lora, tmp_path, alpha=8, model="minimax_m3")
     assert read(tmp_path) == before
-    sw.save_lora(lora, tmp_path, alpha=8, overwrite=True)
+    sw.save_lora(lora, tmp_path, alpha=8, model="minimax_m3", overwrite=True)
 
 
 def test_a_git_lfs_pointer_in_the_place_of_a_shard_is_told(tmp_path):
