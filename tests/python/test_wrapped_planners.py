@@ -8,7 +8,8 @@ import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
 from reference import differing
-from torch.distributed.checkpoint.planner import LoadPlanner
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 
 class Timing(LoadPlanner):
@@ -58,6 +59,18 @@ def counting() -> Counting:
     return planner
 
 
+class Dropping(Timing):
+    """Makes a plan of its own of the items that it sees."""
+
+    def create_local_plan(self) -> Any:
+        return LoadPlan(self.inner.create_local_plan().items)
+
+
+class Choosing(sw.LoadPlanner):
+    def create_local_plan(self) -> LoadPlan:
+        return LoadPlan([item for item in super().create_local_plan().items if item.dest_index.fqn != "b"])
+
+
 STATE = {"a": torch.randn(6, 10), "b": torch.randn(3).to(torch.bfloat16), "complex": torch.full((2,), 1 + 2j)}
 
 
@@ -70,3 +83,23 @@ def test_every_tensor_is_loaded_and_seen(make: Any, tmp_path: Path):
     assert state.pop("step") == 3
     assert differing(state, STATE) == []
     assert sorted(planner.committed) == sorted(STATE)
+
+
+def test_a_plan_that_lost_its_transfers_is_refused(tmp_path: Path):
+    sw.save(STATE, tmp_path)
+    state = {name: torch.zeros_like(tensor) for name, tensor in STATE.items()}
+    with pytest.raises(CheckpointException, match="Dropping.*planner_data"):
+        dcp.load(
+            state,
+            storage_reader=sw.ShardedStorageReader(tmp_path),
+            planner=Dropping(sw.LoadPlanner()),
+            no_dist=True,
+        )
+    assert all(bool((tensor == 0).all()) for tensor in state.values())
+
+
+def test_a_planner_may_choose_items(tmp_path: Path):
+    sw.save(STATE, tmp_path)
+    state = {name: torch.zeros_like(tensor) for name, tensor in STATE.items()}
+    dcp.load(state, storage_reader=sw.ShardedStorageReader(tmp_path), planner=Choosing(), no_dist=True)
+    assert differing(state, STATE | {"b": torch.zeros_like(STATE["b"])}) == []

@@ -81,7 +81,8 @@ def teller_of(plan: LoadPlan) -> ResumePlanner | None:
 
 def _has_own_ways(planner: ResumePlanner) -> bool:
     """True for a class of the caller's that wants to see each item."""
-    hooks = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
+    of_items = ["resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor"]
+    hooks = [*of_items, "create_local_plan", "create_global_plan", "finish_plan"]
     return any(not getattr(type(planner), hook).__module__.startswith(_OURS) for hook in hooks)
 
 
@@ -137,7 +138,10 @@ class ResumePlanner(DefaultLoadPlanner):
         items = self._items_of({fqn: value for fqn, value in self.state_dict.items() if fqn not in planned})
         self.plan_seconds = time.perf_counter() - start
         self._planned = planned
-        return LoadPlan(items, planner_data=_told(self) if planned else None)
+        token = _told(self) if planned else None
+        if token:
+            self.metadata.transfers_told = token  # which the reader looks for
+        return LoadPlan(items, planner_data=token)
 
     def items_of_transfers(self) -> list[ReadItem]:
         """What is planned as transfers, as items: for whoever stands before this planner and wants to see them."""

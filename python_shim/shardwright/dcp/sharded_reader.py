@@ -179,6 +179,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         if not isinstance(metadata, (CatalogMetadata, ShardedMetadata)):
             raise ValueError("ShardedStorageReader needs the metadata of its own read_metadata()")
         self._metadata: Any = metadata
+        self._metadata.transfers_told = None
         if self.verify and not isinstance(metadata, ShardedMetadata):
             raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
 
@@ -191,6 +192,11 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         items = list(plan.items)
         teller = teller_of(plan)
+        if teller is None and getattr(self._metadata, "transfers_told", None):
+            raise _core.PlanError(
+                f"{type(planner).__name__}: expected the plan of shardwright.LoadPlanner as that made it, found one "
+                "without its planner_data; hand the plan on, or derive from the planner and override what is to differ"
+            )
         if teller is not None and teller is not planner:
             items += teller.items_of_transfers()
         tensors = [item for item in items if item.type == LoadItemType.TENSOR]
