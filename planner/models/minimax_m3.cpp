@@ -9,6 +9,7 @@
 
 #include "planner/models/minimax_m3_layouts.h"
 #include "planner/models/models.h"
+#include "planner/models/rules.h"
 
 namespace shardwright {
 namespace {
@@ -46,15 +47,11 @@ bool is_quantised(const NamePattern& hf) {
 
 /// A text-only checkpoint has no "language_model." and may lack "model." too.
 Dialect dialect_of(const Catalog& catalog) {
-  const auto has_prefix = [&](std::string_view prefix) {
-    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(),
-                       [&](const SourceTensor& tensor) { return tensor.name.starts_with(prefix); });
-  };
-  if (catalog.tensors.empty() || has_prefix("language_model.")) return {};
+  if (catalog.tensors.empty() || any_begins(catalog, "language_model.")) return {};
   Dialect dialect{{"vision_tower.", "vision_tower."},
                   {"multi_modal_projector.", "multi_modal_projector."},
                   {"patch_merge_mlp.", "patch_merge_mlp."}};
-  if (has_prefix("model.")) {
+  if (any_begins(catalog, "model.")) {
     dialect.emplace_back("language_model.", "");
   } else {
     dialect.emplace_back("language_model.lm_head.", "lm_head.");

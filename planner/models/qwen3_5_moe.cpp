@@ -2,7 +2,6 @@
 /// transformers 5.23 (qwen3_5_moe) and the adapter of nemo-automodel 0.7.0. Released files have experts
 /// stacked (BF16) or one by one (FP8); MTP's are either, whatever the decoder's are.
 
-#include <algorithm>
 #include <array>
 #include <string>
 
@@ -45,11 +44,9 @@ void add_layer(WeightMap& map, std::string_view layout, const std::string& prefi
 
 /// A text-only model has no "language_model", there as in its checkpoint.
 std::string text_of(const Catalog& catalog) {
-  const auto begins = [&](std::string_view prefix) {
-    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(),
-                       [&](const SourceTensor& tensor) { return tensor.name.starts_with(prefix); });
-  };
-  return begins("model.layers.") && !begins("model.language_model.") ? "model." : "model.language_model.";
+  const bool is_text_only =
+      any_begins(catalog, "model.layers.") && !any_begins(catalog, "model.language_model.");
+  return is_text_only ? "model." : "model.language_model.";
 }
 
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {

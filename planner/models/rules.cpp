@@ -1,5 +1,6 @@
 #include "planner/models/rules.h"
 
+#include <algorithm>
 #include <array>
 #include <string>
 
@@ -29,6 +30,11 @@ constexpr std::array stacked_transformers = {
 };
 
 }  // namespace
+
+bool any_begins(const Catalog& catalog, std::string_view prefix) {
+  return std::any_of(catalog.tensors.begin(), catalog.tensors.end(),
+                     [&](const SourceTensor& tensor) { return tensor.name.starts_with(prefix); });
+}
 
 void add_rules(std::vector<Rule>& rules, std::span<const Row> rows, std::string_view hf_prefix,
                std::string_view native_prefix, bool known, int alternative) {

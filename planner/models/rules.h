@@ -4,9 +4,13 @@
 #include <string_view>
 #include <vector>
 
+#include "planner/names/catalog.h"
 #include "planner/names/weight_map.h"
 
 namespace shardwright {
+
+/// Whether the name of any tensor begins so.
+bool any_begins(const Catalog& catalog, std::string_view prefix);
 
 /// A row of a layout's table, its names without the prefixes of the section that it stands in.
 struct Row {
