@@ -7,8 +7,6 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
-from torch.distributed.checkpoint._sharded_tensor_utils import _flatten_sharded_tensors
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
@@ -88,15 +86,7 @@ class LoadPlanner(ResumePlanner):
             return
         self.by_items = not isinstance(metadata, CatalogMetadata)
         self.catalog = catalog_of_metadata(metadata) if self.by_items else metadata.catalog
-        # Not super(): it would replace meta tensors by new ones that the caller's model knows nothing of.
-        self.original_state_dict = state_dict
-        if self.flatten_sharded_tensors:
-            state_dict = _flatten_sharded_tensors(state_dict)
-        if self.flatten_state_dict:
-            state_dict, self.mappings = flatten_state_dict(state_dict)
-        self.state_dict = state_dict
-        self.metadata = metadata
-        self.is_coordinator = is_coordinator
+        self._take(state_dict, metadata, is_coordinator)
 
     def create_local_plan(self) -> LoadPlan:
         if self.resumes:

@@ -118,12 +118,16 @@ class ResumePlanner(DefaultLoadPlanner):
         if any(isinstance(value, torch.Tensor) and value.is_meta for value in flat.values()):
             super().set_up_planner(state_dict, metadata, is_coordinator)  # which gives them memory
             return
-        # Not super(), which would replace objects of the caller's by None before anything is known to fit.
+        self._take(state_dict, metadata, is_coordinator)
+
+    def _take(self, state_dict: dict[str, Any], metadata: Metadata | None, is_coordinator: bool) -> None:
+        """What DefaultLoadPlanner's set_up_planner keeps, without what it does to the caller's dict: it replaces
+        objects by None, before anything is known to fit, and meta tensors by new ones that a model would not see."""
         self.original_state_dict = state_dict
-        if self.flatten_sharded_tensors:
-            state_dict = flatten_sharded_tensors(state_dict)
         if self.flatten_state_dict:
             state_dict, self.mappings = flatten_state_dict(state_dict)
+        if self.flatten_sharded_tensors:  # of the flat dict, as it looks at values and not inside of dicts
+            state_dict = flatten_sharded_tensors(state_dict)
         self.state_dict = state_dict
         self.metadata = metadata
         self.is_coordinator = is_coordinator
