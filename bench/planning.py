@@ -50,47 +50,49 @@ def native_tensors() -> list[tuple[str, list[int]]]:
     return [(tensor.fqn, tensor.shape) for tensor in tensors]
 
 
-def description(ranks: int) -> bytes:
-    values = [
-        (fqn, 0, "bfloat16", "strided", 2, 0, shape, [_core.Placement.shard(0)], [])
-        for fqn, shape in native_tensors()
-    ]
-    encoded: bytes = _core.encode_values(values, [ranks], list(range(ranks)))
-    return encoded
+def values_of(placements: list[Any]) -> list[Any]:
+    return [(fqn, 0, "bfloat16", "strided", 2, 0, shape, placements, []) for fqn, shape in native_tensors()]
 
 
 def exchange(states: list[bytes], caches: list[Any]) -> tuple[int, float, float]:
-    """Plans with all ranks in turn. Returns bytes exchanged, the coordinator's seconds, and a rank's."""
-    moved, on_rank = 0, 0.0
-
-    def on_each(work: Any, *arguments: list[Any]) -> list[Any]:
-        nonlocal on_rank
-        start = clock()
-        results = [work(*of_rank) for of_rank in zip(*arguments, strict=True)]
-        on_rank += clock() - start
-        return results
-
-    introductions = on_each(_core.introduce, states, caches)
+    """The protocol of a save, with all ranks in turn. Returns bytes exchanged, the coordinator's seconds, and a
+    rank's."""
     start = clock()
-    answers = _core.ask(introductions, caches[0])
+    told = [_core.tell(_core.told_state(state), cache) for state, cache in zip(states, caches, strict=True)]
+    on_rank = clock() - start
+    start = clock()
+    answers = _core.answer(told, caches[0])
     on_coordinator = clock() - start
-    moved += sum(map(len, introductions)) + sum(map(len, answers))
-    if not _core.is_plan(answers[0]):
-        sent = on_each(_core.state_for, answers, states)
-        start = clock()
-        answers = _core.plan_for_all(sent, caches[0])
-        on_coordinator += clock() - start
-        moved += sum(map(len, sent)) + sum(map(len, answers))
-    on_each(_core.understand, answers, states, caches)
-    return moved, on_coordinator, on_rank / len(states)
+    start = clock()
+    for answer, state, cache in zip(answers, states, caches, strict=True):
+        _core.understand(answer, state, cache)
+    on_rank += clock() - start
+    return sum(map(len, told)) + sum(map(len, answers)), on_coordinator, on_rank / len(states)
+
+
+def enumerated(values: list[Any], rank: int, ranks: int, encoded: bytes) -> bytes:
+    """What a rank has to save, each of its shards named."""
+    boxes = []
+    for number, value in enumerate(values):
+        shape = value[6]
+        step = math.ceil(shape[0] / ranks)
+        begin = min(step * rank, shape[0])
+        length = min(step * (rank + 1), shape[0]) - begin
+        if length > 0:
+            boxes.append((number, [begin, *[0] * (len(shape) - 1)], [length, *shape[1:]]))
+    state: bytes = _core.encode_state(rank, [(encoded, boxes)])
+    return state
 
 
 def measure_ours(ranks: int, described: bool) -> dict[str, Any]:
-    values = description(ranks)
+    values = values_of([_core.Placement.shard(0)] if described else [])
+    encoded = (
+        _core.encode_values(values, [ranks], list(range(ranks))) if described else _core.encode_values(values)
+    )
     if described:
-        states = [_core.encode_state(rank, [(values, None)], [True]) for rank in range(ranks)]
+        states = [_core.encode_state(rank, [(encoded, None)]) for rank in range(ranks)]
     else:
-        states = _core.enumerate_states(values)
+        states = [enumerated(values, rank, ranks, encoded) for rank in range(ranks)]
     caches = [_core.SavePlanCache() for _ in states]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     moved, on_coordinator, on_rank = exchange(states, caches)
@@ -120,7 +122,7 @@ def measure_planner(ranks: int) -> dict[str, Any]:
     """sw.SavePlanner on rank 0 of a process group of that size that moves nothing."""
     import torch
     import torch.distributed as dist
-    from shardwright.dcp.save_planning import WRITES, SavePlanner
+    from shardwright.dcp.save_planning import SavePlanner
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -136,6 +138,7 @@ def measure_planner(ranks: int) -> dict[str, Any]:
         )
     planner = SavePlanner()
     others = [SavePlanner() for _ in range(ranks - 1)]
+    whole_states = [b""] * (ranks - 1)
     seconds, processor, on_coordinator, moved = [], [], [], []
     for _ in range(SAVES):
         start, begin = time.perf_counter(), time.thread_time()
@@ -145,7 +148,8 @@ def measure_planner(ranks: int) -> dict[str, Any]:
         for rank, other in enumerate(others, start=1):  # their tensors' description is that of rank 0
             other.state_dict = {}
             other._signature = ([], {})
-            other._state = _core.encode_state(rank, [(planner.description.parts[0].values, None)], [False])
+            of_rank = _core.encode_state(rank, [(planner.description.parts[0].values, None)])
+            whole_states[rank - 1], other._told_state = of_rank, _core.told_state(of_rank)
             plans.append(other.create_local_plan())
         gathered = [pickle.dumps(plan) for plan in plans]
         start = clock()
@@ -157,9 +161,8 @@ def measure_planner(ranks: int) -> dict[str, Any]:
         planner.finish_plan(mine)
         seconds.append(on_rank + time.perf_counter() - start)
         processor.append(work + time.thread_time() - begin)
-        for other, plan in zip(others, scattered[1:], strict=True):
-            what, data = (items := pickle.loads(plan).items).what, items.data
-            other._last = (other._state_hash, *data) if what == WRITES else other._last
+        for other, plan, of_rank in zip(others, scattered[1:], whole_states, strict=True):
+            _core.understand(pickle.loads(plan).items.message, of_rank, other._cache)
         moved.append(sum(map(len, gathered)) + sum(map(len, scattered)))
     return {
         "ranks": ranks,

@@ -1,22 +1,23 @@
 #include "planner/save/plan_together.h"
 
 #include <algorithm>
-#include <cstring>
+#include <charconv>
 #include <set>
+#include <sstream>
+#include <utility>
 
 #include "planner/error.h"
+#include "planner/problems.h"
+#include "planner/save/save_wire.h"
 
 namespace shardwright {
 namespace {
 
-// An introduction is the hash of the state, that of the job of the last plan, and those of the descriptions.
-// An answer is one letter, then:
-constexpr char as_before = 'b';  // nothing
-constexpr char send =
-    's';  // a number of 4 bytes for each description to send, its place in RankState::values
-constexpr char plan = 'p';  // the hash of the job, and which items others write
-
-constexpr std::size_t hash_bytes = sizeof(Hash);
+// What a rank tells, and what it is answered, is one letter, then:
+constexpr char state_follows = 's';  // told: the state
+constexpr char as_before = 'b';      // told: hashes of the state and of the job; answered: nothing
+constexpr char plan_follows = 'p';   // answered: hash of the job, and which items others write
+constexpr char no_plan = 'n';        // answered: why, and descriptions, as a Refusal
 
 std::string_view text_of(const Hash& hash) { return {hash.data(), hash.size()}; }
 
@@ -26,92 +27,145 @@ std::string_view text_of(const Hash& hash) { return {hash.data(), hash.size()}; 
       "a message about a save plan has been cut short or is damaged; do all ranks run the same version?");
 }
 
-Hash hash_at(std::string_view bytes, std::size_t number) {
-  if (bytes.size() < (number + 1) * hash_bytes) refuse();
+Hash hash_at(std::string_view bytes, std::size_t at) {
   Hash hash;
-  std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(number * hash_bytes), hash_bytes, hash.begin());
+  if (bytes.size() < at + hash.size()) refuse();
+  std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), hash.size(), hash.begin());
   return hash;
 }
 
-std::string answer_with(const GlobalSavePlan& global, const Hash& job, std::size_t rank) {
-  return plan + std::string(text_of(job)) + encode(RankWrites{global.left_to_others[rank], {}});
+std::string answer_with(const GlobalSavePlan& plan, const Hash& job, std::size_t rank) {
+  return plan_follows + std::string(text_of(job)) + encode(RankWrites{plan.left_to_others[rank]});
 }
 
-}  // namespace
+/// Rank 0's view of what all ranks have told.
+struct Told {
+  std::vector<Hash> states;          ///< of each rank
+  std::vector<Hash> jobs;            ///< of the plan that a rank has; nothing where it told its state
+  std::vector<std::size_t> strange;  ///< ranks that told a hash which rank 0 does not know
+};
 
-std::string introduce(const RankState& mine, const SavePlanCache& cache) {
-  std::string introduction(text_of(hash_of(encode(mine))));
-  introduction += text_of(cache.job);
-  for (const std::string& values : mine.values) introduction += text_of(hash_of(values));
-  return introduction;
-}
-
-std::vector<std::string> ask(const std::vector<std::string>& introductions, SavePlanCache& cache) {
-  std::string all_states;
-  for (const std::string& introduction : introductions) all_states += text_of(hash_at(introduction, 0));
-  const Hash job = hash_of(all_states);
-  std::vector<std::string> answers;
-  const bool is_planned = cache.plan && job == cache.planned_job;
-  std::set<Hash> wanted;
-  for (std::size_t r = 0; r < introductions.size(); ++r) {
-    if (is_planned) {
-      const bool has_it = hash_at(introductions[r], 1) == job;
-      answers.push_back(has_it ? std::string{as_before} : answer_with(*cache.plan, job, r));
-      continue;
-    }
-    std::string& answer = answers.emplace_back(1, send);
-    for (std::uint32_t i = 0; i + 2 < introductions[r].size() / hash_bytes; ++i) {
-      const Hash hash = hash_at(introductions[r], i + 2);
-      if (cache.known.contains(hash) || !wanted.insert(hash).second) continue;
-      for (int byte = 0; byte < 4; ++byte) answer += static_cast<char>(i >> 8 * byte & 255);
+Told read_all(const std::vector<std::string>& told, SavePlanCache& cache) {
+  Told all;
+  for (std::size_t r = 0; r < told.size(); ++r) {
+    const std::string_view rest = std::string_view(told[r]).substr(std::min<std::size_t>(1, told[r].size()));
+    if (told[r].starts_with(state_follows)) {
+      all.states.push_back(hash_of(rest));
+      all.jobs.emplace_back();
+      cache.states.try_emplace(all.states.back(), rest);
+    } else if (told[r].starts_with(as_before)) {
+      all.states.push_back(hash_at(rest, 0));
+      all.jobs.push_back(hash_at(rest, sizeof(Hash)));
+      if (!cache.states.contains(all.states.back())) all.strange.push_back(r);
+    } else {
+      refuse();
     }
   }
-  if (!is_planned) cache.plan = nullptr;
-  cache.planned_job = job;
+  return all;
+}
+
+std::string refusal(const std::string& why, const std::vector<std::string>& descriptions) {
+  RankState carrier;  // a message that holds descriptions
+  carrier.values = descriptions;
+  const std::string encoded = encode(carrier);
+  return no_plan + std::to_string(encoded.size()) + ":" + encoded + why;
+}
+
+/// Why some states cannot be planned with, for every rank, and what those ranks should have said.
+std::vector<std::string> refuse_lost(const std::vector<RankState>& states,
+                                     const std::vector<std::size_t>& lost, const ValuesByHash& known) {
+  std::vector<std::int64_t> ranks;
+  for (const std::size_t s : lost) ranks.push_back(states[s].rank);
+  const std::string why = "the ranks do not hold one state: " + ranks_text(ranks) +
+                          (ranks.size() == 1 ? " differs" : " differ") + " from the first of its mesh:";
+  std::vector<std::string> answers(states.size(), refusal(why, {}));
+  for (const std::size_t s : lost) {
+    std::vector<std::string> of_its_meshes;
+    for (const auto& [hash, values] : known) {
+      const auto& on_mesh = values->mesh_ranks;
+      if (std::find(on_mesh.begin(), on_mesh.end(), states[s].rank) != on_mesh.end())
+        of_its_meshes.push_back(encode(*values));
+    }
+    answers[s] = refusal(why, of_its_meshes);
+  }
   return answers;
 }
 
-bool is_plan(const std::string& answer) {
-  if (answer.empty()) refuse();
-  return answer[0] != send;
+/// What a refusal means for this rank.
+[[noreturn]] void throw_refusal(std::string_view rest, const RankState& mine) {
+  std::size_t size = 0;
+  const char* const end = rest.data() + rest.size();
+  const auto [colon, fault] = std::from_chars(rest.data(), end, size);
+  if (fault != std::errc() || colon == end || *colon != ':') refuse();
+  if (size > static_cast<std::size_t>(end - colon - 1)) refuse();
+  const std::string_view descriptions(colon + 1, size);
+  std::string text(colon + 1 + size, end);
+  for (const std::string& bytes : decode_state(descriptions).values) {
+    const SavedValues expected = decode_values(bytes);
+    for (const std::string& own : mine.values) {
+      const SavedValues found = decode_values(own);
+      if (!found.has_mesh() || found.mesh_ranks != expected.mesh_ranks) continue;
+      for (const std::string& line :
+           differences(expected, "rank " + std::to_string(expected.mesh_ranks.front()), found,
+                       "rank " + std::to_string(mine.rank)))
+        text += "\n  " + line;
+    }
+  }
+  throw Error(ErrorKind::mismatch, text);
 }
 
-std::string state_for(const std::string& answer, const RankState& mine) {
-  RankState state = mine;
-  state.values.clear();
-  for (std::size_t at = 1; at + 4 <= answer.size(); at += 4) {
-    std::uint32_t i = 0;
-    for (std::size_t byte = 0; byte < 4; ++byte)
-      i |= std::uint32_t{static_cast<unsigned char>(answer[at + byte])} << 8 * byte;
-    if (i >= mine.values.size()) refuse();
-    state.values.push_back(mine.values[i]);
-  }
-  return encode(state);
+/// Forgets states that are not those of the last plan, which ranks may still refer to.
+void forget_others(SavePlanCache& cache) {
+  const std::set<Hash> planned(cache.states_of_ranks.begin(), cache.states_of_ranks.end());
+  std::erase_if(cache.states, [&](const auto& entry) { return !planned.contains(entry.first); });
 }
 
-std::vector<std::string> plan_for_all(const std::vector<std::string>& states, SavePlanCache& cache) {
-  const std::vector<RankState> decoded = decode_states(states, cache.known);
-  cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(decoded, cache.known));
-  std::set<Hash> used;
-  for (const RankState& state : decoded) {
-    for (const RankState::Part& part : state.parts) used.insert(part.values);
+std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePlanCache& cache) {
+  Told all = read_all(told, cache);
+  if (!all.strange.empty()) {
+    std::vector<std::int64_t> ranks(all.strange.begin(), all.strange.end());
+    return std::vector<std::string>(
+        told.size(), refusal("rank 0 has made no plan with " + ranks_text(ranks) + " yet, which " +
+                                 (ranks.size() == 1 ? "has" : "have") +
+                                 " told the hash of an earlier one; keep a planner of saves for each process "
+                                 "group, and save again",
+                             {}));
   }
-  std::erase_if(cache.known, [&](const auto& entry) { return !used.contains(entry.first); });
+  const Hash job = hash_of_job(all.states);
+  if (!cache.plan || all.states != cache.states_of_ranks) {
+    cache.plan = nullptr;
+    std::vector<std::string> encoded;
+    for (const Hash& state : all.states) encoded.push_back(cache.states.at(state));
+    ValuesByHash known = std::exchange(cache.known, {});
+    const std::vector<RankState> states = decode_states(encoded, known);
+    const std::vector<std::size_t> lost = with_lost_values(states, known);
+    if (!lost.empty()) return refuse_lost(states, lost, known);
+    cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(states, known));
+    std::set<Hash> used;
+    for (const RankState& state : states) {
+      for (const RankState::Part& part : state.parts) used.insert(part.values);
+    }
+    std::erase_if(known, [&](const auto& entry) { return !used.contains(entry.first); });
+    cache.known = std::move(known);
+    cache.states_of_ranks = std::move(all.states);
+  }
   std::vector<std::string> answers;
-  for (std::size_t r = 0; r < states.size(); ++r)
-    answers.push_back(answer_with(*cache.plan, cache.planned_job, r));
+  for (std::size_t r = 0; r < told.size(); ++r)
+    answers.push_back(all.jobs[r] == job ? std::string{as_before} : answer_with(*cache.plan, job, r));
   return answers;
 }
 
-std::vector<SavedItems> items_of(const RankState& state) {
-  ValuesByHash known;
-  learn_values(state, known);
-  std::vector<SavedItems> items;
-  for (const RankState::Part& part : state.parts) {
-    const SavedValues& values = *known.at(part.values);
-    items.push_back(values.has_mesh() ? items_on_mesh(values, state.rank) : unpack(part.packed, values));
+/// The lines of all texts, each once.
+std::string distinct_lines(const std::vector<std::string>& texts) {
+  std::string lines;
+  std::set<std::string> seen;
+  for (const std::string& text : texts) {
+    std::istringstream stream(text);
+    for (std::string line; std::getline(stream, line);) {
+      if (seen.insert(line).second) lines += (lines.empty() ? "" : "\n") + line;
+    }
   }
-  return items;
+  return lines;
 }
 
 LeftToOthers read_writes(std::string_view bytes, const RankState& mine) {
@@ -120,24 +174,86 @@ LeftToOthers read_writes(std::string_view bytes, const RankState& mine) {
   return decode_writes(bytes, counts).left_to_others;
 }
 
+}  // namespace
+
+std::string told_state(const RankState& mine) {
+  RankState state = mine;
+  std::erase_if(state.values, [&](const std::string& bytes) {
+    const SavedValues values = decode_values(bytes);
+    return values.has_mesh() && values.mesh_ranks.front() != mine.rank;
+  });
+  return encode(state);
+}
+
+std::string tell(const std::string& state, SavePlanCache& cache) {
+  cache.telling = hash_of(state);
+  if (cache.telling != cache.told) return state_follows + state;
+  return as_before + std::string(text_of(cache.told)) + std::string(text_of(cache.job));
+}
+
+std::vector<std::string> answer(const std::vector<std::string>& told, SavePlanCache& cache) {
+  try {
+    std::vector<std::string> answers = answer_all(told, cache);
+    forget_others(cache);
+    return answers;
+  } catch (...) {
+    forget_others(cache);
+    throw;
+  }
+}
+
+Hash hash_of_job(const std::vector<Hash>& states) {
+  std::string text;
+  for (const Hash& state : states) text += text_of(state);
+  return hash_of(text);
+}
+
+bool is_refusal(std::string_view answer) { return answer.starts_with(no_plan); }
+
 SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache) {
-  if (answer.empty() || (answer[0] != as_before && answer[0] != plan)) refuse();
-  if (answer[0] == as_before) return {cache.left_to_others, true};
+  if (answer.empty()) refuse();
   const std::string_view rest = std::string_view(answer).substr(1);
+  if (answer[0] == as_before && cache.telling == cache.told) return {cache.left_to_others, true};
+  cache.told = {};
+  if (answer[0] == no_plan) throw_refusal(rest, mine);
+  if (answer[0] != plan_follows) refuse();
   const Hash job = hash_at(rest, 0);
-  cache.left_to_others = read_writes(rest.substr(hash_bytes), mine);
+  cache.left_to_others = read_writes(rest.substr(sizeof(Hash)), mine);
   cache.job = job;
+  cache.told = cache.telling;
   return {cache.left_to_others, false};
 }
 
 SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Round& round) {
-  std::string answer =
-      round(introduce(mine, cache), [&](const std::vector<std::string>& all) { return ask(all, cache); });
-  if (!is_plan(answer)) {
-    answer = round(state_for(answer, mine),
-                   [&](const std::vector<std::string>& all) { return plan_for_all(all, cache); });
+  const std::string answered =
+      round(tell(told_state(mine), cache),
+            [&](const std::vector<std::string>& told) { return answer(told, cache); });
+  if (!is_refusal(answered)) return understand(answered, mine, cache);
+  // Each rank knows what it has that others have not: one more round, and all know.
+  std::string found;
+  try {
+    understand(answered, mine, cache);
+  } catch (const Error& refused) {
+    found = refused.what();
   }
-  return understand(answer, mine, cache);
+  throw Error(ErrorKind::mismatch, round(found, [](const std::vector<std::string>& all) {
+                return std::vector<std::string>(all.size(), distinct_lines(all));
+              }));
+}
+
+std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known) {
+  std::vector<SavedItems> items;
+  for (const RankState::Part& part : state.parts) {
+    const SavedValues& values = *known.at(part.values);
+    items.push_back(values.has_mesh() ? items_on_mesh(values, state.rank) : unpack(part.packed, values));
+  }
+  return items;
+}
+
+std::vector<SavedItems> items_of(const RankState& state) {
+  ValuesByHash known;
+  learn_values(state, known);
+  return items_of(state, known);
 }
 
 }  // namespace shardwright

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "planner/save/global_save_plan.h"
@@ -12,11 +14,14 @@ namespace shardwright {
 /// What planning remembers from save to save. Rank 0 remembers more than the others; none need to.
 struct SavePlanCache {
   // On every rank: its part of the last plan.
-  Hash job{};  ///< of all ranks' states in it
+  Hash telling{};  ///< of the state that was told last
+  Hash told{};     ///< of the state that the plan is for
+  Hash job{};      ///< of all ranks' states in it
   LeftToOthers left_to_others;
 
-  // On rank 0.
-  Hash planned_job{};  ///< of the states that `plan` is for
+  // On rank 0, of the last plan.
+  std::vector<Hash> states_of_ranks;
+  std::map<Hash, std::string> states;  ///< as they were told
   std::shared_ptr<const GlobalSavePlan> plan;
   ValuesByHash known;  ///< descriptions in it
 };
@@ -27,34 +32,44 @@ struct SavePlanOfRank {
   bool unchanged = false;  ///< nothing but hashes had to be exchanged
 };
 
+// The protocol of a save is one round: every rank tells rank 0 its state, or the hash of one that it told
+// before; rank 0 answers each with its part of the plan, or that it is as before.
+// torch.distributed.checkpoint moves these bytes as plans of ranks, planner/torch/exchange.h without it.
+
+/// What goes to rank 0 of a state: a description of tensors on a mesh goes with the mesh's first rank alone.
+std::string told_state(const RankState& mine);
+
+/// This rank's part of the round; `state` as told_state() gives it.
+std::string tell(const std::string& state, SavePlanCache& cache);
+
+/// On rank 0: plans, unless all is as it was, and answers each rank. Throws what plan_save() throws, and
+/// Error(malformed) that names the ranks whose bytes are damaged. Where descriptions are missing or ranks
+/// tell hashes that rank 0 does not know, no answer holds a plan: understand() throws on each rank.
+std::vector<std::string> answer(const std::vector<std::string>& told, SavePlanCache& cache);
+
+/// Of the states of all ranks, in their order.
+Hash hash_of_job(const std::vector<Hash>& states);
+
+/// True if the answer holds no plan, but why there is none.
+bool is_refusal(std::string_view answer);
+
+/// What this rank, which holds all of `mine`, is to write. Throws Error(mismatch) for a refusal, with a line
+/// for each tensor in which this rank differs from the first of its mesh.
+SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache);
+
 /// One round over all ranks: gives this rank's bytes and returns its answer; on rank 0 `answers` turns all
-/// ranks' bytes into the answers. planner/torch/exchange.h has it for real ranks.
+/// ranks' bytes into the answers.
 using Answers = std::function<std::vector<std::string>(const std::vector<std::string>&)>;
 using Round = std::function<std::string(const std::string& mine, const Answers& answers)>;
 
-/// Plans a save with all other ranks, each of which calls this. The first round moves hashes: of the state,
-/// of the last plan, and of each description. If nothing has changed since that plan, it is used again. Else
-/// a second round moves the states, and each description from the first rank that has it. On rank 0 the plan
-/// is then in the cache. Throws what plan_save throws, on all ranks.
+/// Plans a save with all other ranks, each of which calls this. Throws what plan_save() and understand()
+/// throw, the same on all ranks. `round` is called once, and once more before a refusal is thrown.
 SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Round& round);
 
-// The steps of it, for those who move the bytes themselves.
+/// What each part of a rank's state holds, of descriptions that are known.
+std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known);
 
-std::string introduce(const RankState& mine, const SavePlanCache& cache);
-/// On rank 0, for each rank: its plan, "as before", or which descriptions to send along with the state.
-std::vector<std::string> ask(const std::vector<std::string>& introductions, SavePlanCache& cache);
-/// True if that answer ends it.
-bool is_plan(const std::string& answer);
-/// The state with the descriptions that were asked for.
-std::string state_for(const std::string& answer, const RankState& mine);
-/// On rank 0: plans, and answers each rank.
-std::vector<std::string> plan_for_all(const std::vector<std::string>& states, SavePlanCache& cache);
-SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache);
-
-/// What each part of a rank's state holds. The state must bring all its descriptions.
+/// The same for a state that brings all its descriptions.
 std::vector<SavedItems> items_of(const RankState& state);
-
-/// What a rank writes, from rank 0's bytes about it.
-LeftToOthers read_writes(std::string_view bytes, const RankState& mine);
 
 }  // namespace shardwright

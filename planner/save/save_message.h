@@ -22,10 +22,9 @@ inline constexpr std::int64_t most_ranks = std::int64_t{1} << 31;
 
 /// The bytes of a message that is complete.
 template <typename Message>
-std::string finish_message(Message& message, const std::string& unknown_fields) {
+std::string finish_message(Message& message) {
   message.set_version(save_wire_version);
   message.set_end(true);
-  restore_unknown_fields(message, unknown_fields);
   return bytes_of_message(message);
 }
 

@@ -35,7 +35,7 @@ std::string encode(const RankState& state) {
   }
   for (const std::string& values : state.values) message.add_values(values);
   message.set_rank(state.rank);
-  return finish_message(message, state.unknown_fields);
+  return finish_message(message);
 }
 
 RankState decode_state(std::string_view bytes) {
@@ -50,7 +50,6 @@ RankState decode_state(std::string_view bytes) {
   for (std::string& values : *message.mutable_values()) state.values.push_back(std::move(values));
   check(message.rank() >= 0 && message.rank() < most_ranks, "a rank that there is not");
   state.rank = message.rank();
-  state.unknown_fields = unknown_fields_of(message);
   return state;
 }
 
@@ -125,13 +124,13 @@ std::string encode(const RankWrites& writes) {
       i = next;
     }
   }
-  return finish_message(message, writes.unknown_fields);
+  return finish_message(message);
 }
 
 RankWrites decode_writes(std::string_view bytes, const std::vector<std::size_t>& items) {
   const auto message = read_message<wire::RankWrites>(bytes, "what a rank is to write");
   check(message.left_to_others_size() == static_cast<int>(items.size()), "it is for other parts");
-  RankWrites writes{LeftToOthers(items.size()), unknown_fields_of(message)};
+  RankWrites writes{LeftToOthers(items.size())};
   for (std::size_t part = 0; part < items.size(); ++part) {
     const auto& runs = message.left_to_others(static_cast<int>(part)).run();
     check(runs.size() % 2 == 0, "a run without its length");
@@ -159,14 +158,13 @@ std::string encode(const GlobalMetadata& metadata) {
       message.add_corner(layout.corners[i] - (i < step ? 0 : layout.corners[i - step]));
     }
   }
-  return finish_message(message, metadata.unknown_fields);
+  return finish_message(message);
 }
 
 GlobalMetadata decode_metadata(std::string_view bytes) {
   const auto message = read_message<wire::GlobalMetadata>(bytes, "a checkpoint's metadata");
   GlobalMetadata metadata;
   metadata.values = decode_values(message.values());
-  metadata.unknown_fields = unknown_fields_of(message);
   check(!metadata.values.has_mesh(), "metadata with a mesh");
   check(message.layout_rank_size() == message.layout_chunks_size(), "layouts without their chunks");
   auto corner = message.corner().begin();

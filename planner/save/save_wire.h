@@ -8,8 +8,8 @@
 
 namespace shardwright {
 
-/// Version of the wire form (planner/wire/save_plan.proto) that this build writes and reads. A later release
-/// may add fields to a message and keep the version: `unknown_fields` holds them, and they are encoded again.
+/// Version of the wire form (planner/wire/save_plan.proto) that this build writes and reads. Its messages
+/// live as long as one save: all ranks run the same version.
 inline constexpr unsigned save_wire_version = 1;
 
 /// What one rank has to save, as it goes to the coordinator. Boxes can only be read beside the values that
@@ -24,7 +24,6 @@ struct RankState {
   std::int64_t rank = 0;  ///< the job's number for it, which meshes speak of
   std::vector<Part> parts;
   std::vector<std::string> values;  ///< encoded SavedValues that parts of this or other ranks refer to
-  std::string unknown_fields;
 
   bool operator==(const RankState&) const = default;
 };
@@ -44,7 +43,6 @@ struct GlobalMetadata {
   SavedValues values;                 ///< without mesh
   std::vector<std::uint32_t> layout;  ///< for each value, index into `layouts`; of no meaning for an object
   std::vector<ChunkLayout> layouts;
-  std::string unknown_fields;
 
   bool operator==(const GlobalMetadata&) const = default;
 };
@@ -68,7 +66,6 @@ using LeftToOthers = std::vector<std::vector<std::uint32_t>>;
 /// What a rank is to write: all that it holds but these.
 struct RankWrites {
   LeftToOthers left_to_others;
-  std::string unknown_fields;
 
   bool operator==(const RankWrites&) const = default;
 };

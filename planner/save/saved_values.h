@@ -53,7 +53,6 @@ struct SavedValues {
   std::vector<SavedValue> values;
   Shape mesh_shape;                      ///< empty: no mesh
   std::vector<std::int64_t> mesh_ranks;  ///< the job's ranks at the mesh's places, row-major
-  std::string unknown_fields;            ///< of a later release; kept when encoded again
 
   bool has_mesh() const { return !mesh_ranks.empty(); }
   bool operator==(const SavedValues&) const = default;

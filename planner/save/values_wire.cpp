@@ -209,7 +209,6 @@ SavedValues values_from(const wire::SavedValues& message) {
       value.placements.push_back(placement);
     }
   }
-  values.unknown_fields = unknown_fields_of(message);
   return values;
 }
 
@@ -217,7 +216,7 @@ SavedValues values_from(const wire::SavedValues& message) {
 
 std::string encode(const SavedValues& values) {
   wire::SavedValues message = message_of(values);
-  return finish_message(message, values.unknown_fields);
+  return finish_message(message);
 }
 
 SavedValues decode_values(std::string_view bytes) {

@@ -76,7 +76,7 @@ std::string encode(const WriteResults& results) {
   message.set_failure(results.failure);
   message.set_error_number(results.error_number);
   message.set_misfit(results.misfit);
-  return finish_message(message, results.unknown_fields);
+  return finish_message(message);
 }
 
 WriteResults decode_results(std::string_view bytes) {
@@ -101,7 +101,6 @@ WriteResults decode_results(std::string_view bytes) {
   results.failure = message.failure();
   results.error_number = message.error_number();
   results.misfit = message.misfit();
-  results.unknown_fields = unknown_fields_of(message);
   return results;
 }
 

@@ -46,7 +46,6 @@ struct WriteResults {
   std::string failure;   ///< why it has written nothing; empty: it has
   int error_number = 0;  ///< errno of the failure, if the system gave one
   bool misfit = false;   ///< the failure is that of a plan, Error(mismatch)
-  std::string unknown_fields;
 
   bool operator==(const WriteResults&) const = default;
 };

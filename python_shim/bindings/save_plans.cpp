@@ -21,8 +21,6 @@ namespace {
 
 using BoxFacts = std::tuple<std::uint32_t, Shape, Shape>;  // index of the value, offset, size
 
-py::bytes bytes_from(const Hash& hash) { return {hash.data(), hash.size()}; }
-
 py::tuple tuple_of(const std::int64_t* first, std::size_t count) {
   py::tuple tuple(count);
   for (std::size_t i = 0; i < count; ++i) tuple[i] = first[i];
@@ -114,29 +112,25 @@ void bind_descriptions(py::module_& m) {
       },
       py::arg("bytes"), "[(fqn, kind, dtype, layout, flags, shape, path)]");
   m.def(
-      "hash_of", [](const std::string& bytes) { return bytes_from(hash_of(bytes)); }, py::arg("bytes"));
-  m.def(
       "encode_state",
       [](std::int64_t rank,
-         const std::vector<std::pair<std::string, std::optional<std::vector<BoxFacts>>>>& parts,
-         const std::vector<bool>& brings) {
+         const std::vector<std::pair<std::string, std::optional<std::vector<BoxFacts>>>>& parts) {
         RankState state;
         state.rank = rank;
-        for (std::size_t p = 0; p < parts.size(); ++p) {
-          const auto& [values, boxes] = parts[p];
+        for (const auto& [values, boxes] : parts) {
           RankState::Part& part = state.parts.emplace_back();
           part.values = hash_of(values);
           if (boxes) {
             const SavedValues decoded = decode_values(values);
             part.packed = pack(items_from(*boxes, decoded), decoded);
           }
-          if (brings.at(p)) state.values.push_back(values);
+          state.values.push_back(values);
         }
         return py::bytes(encode(state));
       },
-      py::arg("rank"), py::arg("parts"), py::arg("brings"),
+      py::arg("rank"), py::arg("parts"),
       "What a rank has to save: for each part the description, and its boxes or None where the mesh says "
-      "them; `brings`: whether the description goes along.");
+      "them.");
   m.def(
       "boxes_of_state",
       [](const std::string& bytes) {
@@ -150,55 +144,25 @@ void bind_descriptions(py::module_& m) {
         return parts;
       },
       py::arg("bytes"), "For each part, its items: [(index of the value, offset, size)].");
-  m.def(
-      "enumerate_states",
-      [](const std::string& bytes) {
-        const SavedValues on_mesh = decode_values(bytes);
-        SavedValues values = on_mesh;
-        values.mesh_shape.clear();
-        values.mesh_ranks.clear();
-        for (SavedValue& value : values.values) value.placements.clear();
-        const std::string encoded = encode(values);
-        std::vector<py::bytes> states;
-        for (const std::int64_t rank : on_mesh.mesh_ranks) {
-          const RankState state{
-              rank, {{hash_of(encoded), pack(items_on_mesh(on_mesh, rank), values)}}, {encoded}, {}};
-          states.emplace_back(encode(state));
-        }
-        return states;
-      },
-      py::arg("values"),
-      "The states of all ranks of a mesh, every box named instead of derived from the mesh.");
-  m.def(
-      "read_writes",
-      [](const std::string& bytes, const std::string& state) {
-        return read_writes(bytes, decode_state(state));
-      },
-      py::arg("bytes"), py::arg("state"),
-      "For each part of a rank's state, which must bring its descriptions, the items that others write.");
 }
 
-/// A plan, and what is needed to say what it means.
-struct PlannedSave : GlobalSavePlan {
-  ValuesByHash known;
-
-  py::list items(std::size_t position, const RankState& state) const {
-    py::list written;
-    for (std::size_t p = 0; p < state.parts.size(); ++p) {
-      const SavedValues& values = *known.at(state.parts[p].values);
-      const SavedItems held =
-          values.has_mesh() ? items_on_mesh(values, state.rank) : unpack(state.parts[p].packed, values);
-      const std::vector<std::uint32_t>& left = left_to_others.at(position).at(p);
-      const py::list boxes = boxes_of(held, values);
-      for (std::uint32_t i = 0; i < held.value.size(); ++i) {
-        if (std::binary_search(left.begin(), left.end(), i)) continue;
-        const py::tuple box = boxes[i];
-        written.append(py::make_tuple(facts_of(values.values[held.value[i]]), box[1], box[2]));
-      }
+/// What a rank of the last plan writes: [(facts of the value, offset, size)].
+py::list written_items(const SavePlanCache& cache, std::size_t position) {
+  const RankState state = decode_state(cache.states.at(cache.states_of_ranks.at(position)));
+  const std::vector<SavedItems> held = items_of(state, cache.known);
+  py::list written;
+  for (std::size_t p = 0; p < held.size(); ++p) {
+    const SavedValues& values = *cache.known.at(state.parts[p].values);
+    const std::vector<std::uint32_t>& left = cache.plan->left_to_others.at(position).at(p);
+    const py::list boxes = boxes_of(held[p], values);
+    for (std::uint32_t i = 0; i < held[p].value.size(); ++i) {
+      if (std::binary_search(left.begin(), left.end(), i)) continue;
+      const py::tuple box = boxes[i];
+      written.append(py::make_tuple(facts_of(values.values[held[p].value[i]]), box[1], box[2]));
     }
-    return written;
   }
-};
+  return written;
+}
 
 void bind_global_plan(py::module_& m) {
   py::class_<GlobalMetadata>(m, "GlobalMetadata", "What a checkpoint holds.")
@@ -241,121 +205,48 @@ void bind_global_plan(py::module_& m) {
       .def_readonly("bytes_of_rank", &GlobalSavePlan::bytes_of_rank)
       .def_readonly("bytes_held", &GlobalSavePlan::bytes_held)
       .def_readonly("chunks", &GlobalSavePlan::chunks)
-      .def_readonly("metadata", &GlobalSavePlan::metadata, py::return_value_policy::reference_internal)
-      .def("writes", [](const GlobalSavePlan& plan, std::size_t position) {
-        return py::bytes(encode(RankWrites{plan.left_to_others.at(position), {}}));
-      });
-  py::class_<PlannedSave, GlobalSavePlan, std::shared_ptr<PlannedSave>>(m, "PlannedSave")
-      .def(
-          "items",
-          [](const PlannedSave& plan, std::size_t position, const std::string& bytes) {
-            return plan.items(position, decode_state(bytes));
-          },
-          py::arg("position"), py::arg("state"),
-          "What a rank writes: [(facts of the value, offset, size)]; `state` as it was planned.");
-  m.def(
-      "plan_save",
-      [](const std::vector<std::string>& encoded) {
-        const py::gil_scoped_release release;
-        auto planned = std::make_shared<PlannedSave>();
-        const std::vector<RankState> states = decode_states(encoded, planned->known);
-        static_cast<GlobalSavePlan&>(*planned) = plan_save(states, planned->known);
-        return planned;
-      },
-      py::arg("states"), "Plans a save from the states of all ranks; PlanError lists all that is wrong.");
-  m.def(
-      "lost_descriptions",
-      [](const std::vector<std::string>& encoded) {
-        ValuesByHash known;
-        const std::vector<RankState> states = decode_states(encoded, known);
-        std::vector<std::tuple<std::size_t, std::int64_t, std::vector<py::bytes>>> lost;
-        for (const std::size_t s : with_lost_values(states, known)) {
-          std::vector<py::bytes> of_its_meshes;
-          for (const auto& [hash, values] : known) {
-            const auto& ranks = values->mesh_ranks;
-            if (std::find(ranks.begin(), ranks.end(), states[s].rank) != ranks.end())
-              of_its_meshes.emplace_back(encode(*values));
-          }
-          lost.emplace_back(s, states[s].rank, std::move(of_its_meshes));
-        }
-        return lost;
-      },
-      py::arg("states"),
-      "[(position, rank, descriptions of the meshes it is on)] of states that refer to a description that no "
-      "state brings.");
-  m.def(
-      "description_differences",
-      [](const std::string& expected, const std::string& found, std::int64_t rank) {
-        const SavedValues theirs = decode_values(expected);
-        const SavedValues mine = decode_values(found);
-        if (theirs.mesh_ranks != mine.mesh_ranks) return std::vector<std::string>{};
-        return differences(theirs, "rank " + std::to_string(theirs.mesh_ranks.front()), mine,
-                           "rank " + std::to_string(rank));
-      },
-      py::arg("expected"), py::arg("found"), py::arg("rank"),
-      "A line for each tensor that two descriptions of one mesh do not have in common.");
+      .def_readonly("metadata", &GlobalSavePlan::metadata, py::return_value_policy::reference_internal);
 }
 
 void bind_planning_together(py::module_& m) {
-  py::class_<SavePlanCache, std::shared_ptr<SavePlanCache>>(m, "SavePlanCache")
+  py::class_<SavePlanCache, std::shared_ptr<SavePlanCache>>(m, "SavePlanCache",
+                                                            "What planning remembers from save to save.")
       .def(py::init<>())
-      .def_property_readonly("plan", [](const SavePlanCache& cache) {
-        return std::const_pointer_cast<GlobalSavePlan>(cache.plan);
-      });
+      .def_property_readonly(
+          "plan",
+          [](const SavePlanCache& cache) { return std::const_pointer_cast<GlobalSavePlan>(cache.plan); },
+          "On rank 0: the last plan.")
+      .def("items", &written_items, py::arg("position"),
+           "On rank 0, what a rank of the last plan writes: [(facts of the value, offset, size)].");
   m.def(
-      "plan_save_together",
-      [](const std::string& state, SavePlanCache& cache, const py::function& round) {
-        SavePlanOfRank plan = plan_save_together(
-            decode_state(state), cache, [&](const std::string& mine, const Answers& answers) -> std::string {
-              const py::cpp_function give([&](const std::vector<std::string>& all) {
-                const std::vector<std::string> given = answers(all);
-                return std::vector<py::bytes>(given.begin(), given.end());
-              });
-              return round(py::bytes(mine), give).cast<std::string>();
-            });
-        return std::pair(std::move(plan.left_to_others), plan.unchanged);
-      },
-      py::arg("state"), py::arg("cache"), py::arg("round"),
-      "Plans a save with all ranks: (for each part of the state, the items that others write; whether "
-      "nothing "
-      "had changed). `round(mine, answers)` gives rank 0 bytes and returns its answer; on rank 0 `answers` "
-      "turns "
-      "the bytes of all ranks into the answers.");
+      "told_state", [](const std::string& state) { return py::bytes(told_state(decode_state(state))); },
+      py::arg("state"), "What goes to rank 0 of a state that has all its descriptions.");
   m.def(
-      "introduce",
-      [](const std::string& state, const SavePlanCache& cache) {
-        return py::bytes(introduce(decode_state(state), cache));
-      },
-      py::arg("state"), py::arg("cache"));
-  const auto as_bytes = [](const std::vector<std::string>& answers) {
-    return std::vector<py::bytes>(answers.begin(), answers.end());
-  };
+      "tell",
+      [](const std::string& told_state, SavePlanCache& cache) { return py::bytes(tell(told_state, cache)); },
+      py::arg("told_state"), py::arg("cache"));
   m.def(
-      "ask",
-      [=](const std::vector<std::string>& introductions, SavePlanCache& cache) {
-        return as_bytes(ask(introductions, cache));
+      "answer",
+      [](const std::vector<std::string>& told, SavePlanCache& cache) {
+        std::vector<std::string> answers;
+        {
+          const py::gil_scoped_release release;
+          answers = answer(told, cache);
+        }
+        return std::vector<py::bytes>(answers.begin(), answers.end());
       },
-      py::arg("introductions"), py::arg("cache"));
-  m.def("is_plan", &is_plan, py::arg("answer"));
-  m.def(
-      "state_for",
-      [](const std::string& answer, const std::string& state) {
-        return py::bytes(state_for(answer, decode_state(state)));
-      },
-      py::arg("answer"), py::arg("state"));
-  m.def(
-      "plan_for_all",
-      [=](const std::vector<std::string>& states, SavePlanCache& cache) {
-        return as_bytes(plan_for_all(states, cache));
-      },
-      py::arg("states"), py::arg("cache"));
+      py::arg("told"), py::arg("cache"),
+      "On rank 0: plans, unless all is as it was, and answers each rank. PlanError lists all that is wrong.");
+  m.def("is_refusal", &is_refusal, py::arg("answer"));
   m.def(
       "understand",
       [](const std::string& answer, const std::string& state, SavePlanCache& cache) {
         SavePlanOfRank plan = understand(answer, decode_state(state), cache);
         return std::pair(std::move(plan.left_to_others), plan.unchanged);
       },
-      py::arg("answer"), py::arg("state"), py::arg("cache"));
+      py::arg("answer"), py::arg("state"), py::arg("cache"),
+      "(for each part of the state, the items that others write; whether nothing has changed). PlanError for "
+      "a refusal.");
 }
 
 }  // namespace

@@ -40,48 +40,45 @@ SimulatedSave simulate_save(const TensorsOnMesh& tensors, int threads) {
   for (const SavedValues& stage : stages) described.push_back(encode(stage));
 
   const auto count = static_cast<std::size_t>(tensors.ranks());
-  const auto state_of = [&](std::size_t rank) {
+  // As told_state() gives it, without decoding a description for each rank.
+  const auto told_state_of = [&](std::size_t rank) {
     RankState state;
     state.rank = static_cast<std::int64_t>(rank);
-    state.values = {described[static_cast<std::size_t>(tensors.stage_of_rank(state.rank))]};
-    state.parts = {{hash_of(state.values.front()), {}}};
-    return state;
+    const auto stage = static_cast<std::size_t>(tensors.stage_of_rank(state.rank));
+    state.parts = {{hash_of(described[stage]), {}}};
+    if (state.rank == stages[stage].mesh_ranks.front()) state.values = {described[stage]};
+    return encode(state);
   };
   SimulatedSave save;
   save.ranks = tensors.ranks();
-  std::vector<std::string> introductions(count);
-  SavePlanCache of_rank;
-  const auto introduce_all = [&] {
-    for_each_index(count, threads,
-                   [&](std::size_t r) { introductions[r] = introduce(state_of(r), of_rank); });
+  std::vector<std::string> told(count);
+  std::vector<SavePlanCache> caches(count);
+  const auto tell_all = [&] {
+    for_each_index(count, threads, [&](std::size_t r) { told[r] = tell(told_state_of(r), caches[r]); });
   };
   SavePlanCache coordinator;
-  introduce_all();
+  tell_all();
   double begin = processor_seconds();
-  const std::vector<std::string> questions = ask(introductions, coordinator);
+  const std::vector<std::string> answers = answer(told, coordinator);
   save.seconds = processor_seconds() - begin;
-  std::vector<std::string> states(count);
-  for_each_index(count, threads, [&](std::size_t r) { states[r] = state_for(questions[r], state_of(r)); });
-  begin = processor_seconds();
-  const std::vector<std::string> answers = plan_for_all(states, coordinator);
-  save.seconds += processor_seconds() - begin;
-  save.bytes_exchanged =
-      bytes_of_all(introductions) + bytes_of_all(questions) + bytes_of_all(states) + bytes_of_all(answers);
+  save.bytes_exchanged = bytes_of_all(told) + bytes_of_all(answers);
   for (std::size_t r = 1; r < count; ++r) {
     save.most_bytes_of_rank =
-        std::max<std::uint64_t>(save.most_bytes_of_rank, introductions[r].size() + questions[r].size() +
-                                                             states[r].size() + answers[r].size());
+        std::max<std::uint64_t>(save.most_bytes_of_rank, told[r].size() + answers[r].size());
   }
   save.chunks = coordinator.plan->chunks;
   save.bytes_of_rank = coordinator.plan->bytes_of_rank;
   save.bytes_metadata = encode(coordinator.plan->metadata).size();
 
-  of_rank.job = coordinator.planned_job;  // what every rank now knows
-  introduce_all();
+  for (SavePlanCache& cache : caches) {  // what every rank now knows
+    cache.told = cache.telling;
+    cache.job = hash_of_job(coordinator.states_of_ranks);
+  }
+  tell_all();
   begin = processor_seconds();
-  const std::vector<std::string> unchanged = ask(introductions, coordinator);
+  const std::vector<std::string> unchanged = answer(told, coordinator);
   save.seconds_unchanged = processor_seconds() - begin;
-  save.bytes_unchanged = bytes_of_all(introductions) + bytes_of_all(unchanged);
+  save.bytes_unchanged = bytes_of_all(told) + bytes_of_all(unchanged);
   return save;
 }
 

@@ -37,8 +37,8 @@ enum Decoder : char {
   whole_save,
   results,
   transfers,
-  introduction,
-  answer,
+  told,
+  answered,
   holdings,
   share,
   decoders
@@ -135,19 +135,14 @@ void decode(char decoder, std::string_view bytes) {
         require(transfer.source < load_job().catalog.tensors.size());
       break;
     }
-    case introduction: {
+    case told: {
       SavePlanCache cache;
-      require(ask({std::string(bytes)}, cache).size() == 1);
+      require(answer({std::string(bytes)}, cache).size() == 1);
       break;
     }
-    case answer: {
+    case answered: {
       SavePlanCache cache;
-      const std::string told(bytes);
-      if (told.empty() || is_plan(told)) {
-        understand(told, mine(), cache);
-      } else {
-        decode_state(state_for(told, mine()));
-      }
+      understand(std::string(bytes), mine(), cache);
       break;
     }
     case holdings: {
@@ -185,15 +180,16 @@ void write_seeds(const std::filesystem::path& folder) {
     write(results, encode(random_results(random)));
   }
   std::vector<SavePlanCache> caches(1);
-  write(introduction, introduce(mine(), caches[0]));
-  write(answer, std::string("s\0\0\0\0\1\0\0\0", 9));
-  write(answer, "b");
-  write(answer, "p" + std::string(16, 'h') + encode(RankWrites{LeftToOthers(mine().parts.size()), {}}));
+  write(told, tell(told_state(mine()), caches[0]));
+  write(told, "b" + std::string(32, 'h'));
+  write(answered, "n" + std::to_string(encode(mine()).size()) + ":" + encode(mine()) + "why");
+  write(answered, "b");
+  write(answered, "p" + std::string(16, 'h') + encode(RankWrites{LeftToOthers(mine().parts.size())}));
   const SavedTensor tensor{"w", DType::BF16, {4, 6}};
   const BlockColumn column{"w", 1, 2, {120, 130}};
   write(holdings, encode_holdings({{{tensor, {{{1, 2}, {3, 4}}, {{0, 0}, {1, 6}}}}}, {column}}));
   write(share, encode_share({{tensor}, {{tensor, {{{1, 2}, {3, 4}}}}}, {column}, {0, 3}}));
-  write(writes, encode(RankWrites{{{0, 1, 4}, {}, {7, 8, 9, 600}}, {}}));
+  write(writes, encode(RankWrites{{{0, 1, 4}, {}, {7, 8, 9, 600}}}));
   const auto& [catalog, specs] = load_job();
   const std::string plan =
       encode_plan(plan_load(specs, catalog, weight_map_for(catalog, "minimax_m3")), catalog, specs);

@@ -310,26 +310,23 @@ TEST(global_save_plan, all_that_is_wrong_is_told_at_once) {
 // --- together
 // -----------------------------------------------------------------------------------------------------
 
+/// What each rank tells.
+std::vector<std::string> told_by(const std::vector<RankState>& states, std::vector<SavePlanCache>& caches) {
+  std::vector<std::string> told;
+  for (std::size_t r = 0; r < states.size(); ++r) told.push_back(tell(told_state(states[r]), caches[r]));
+  return told;
+}
+
 /// One save of all ranks, in turn; returns what each has learned and adds up the bytes moved.
 std::vector<SavePlanOfRank> save_once(const std::vector<RankState>& states,
                                       std::vector<SavePlanCache>& caches, std::size_t* moved) {
-  const auto count = [&](const std::vector<std::string>& messages) {
-    for (const std::string& message : messages) *moved += message.size();
-  };
-  std::vector<std::string> sent;
-  for (std::size_t r = 0; r < states.size(); ++r) sent.push_back(introduce(states[r], caches[r]));
-  std::vector<std::string> answers = ask(sent, caches[0]);
-  count(sent);
-  count(answers);
-  if (!is_plan(answers[0])) {
-    for (std::size_t r = 0; r < states.size(); ++r) sent[r] = state_for(answers[r], states[r]);
-    answers = plan_for_all(sent, caches[0]);
-    count(sent);
-    count(answers);
-  }
+  const std::vector<std::string> told = told_by(states, caches);
+  const std::vector<std::string> answers = answer(told, caches[0]);
   std::vector<SavePlanOfRank> plans;
-  for (std::size_t r = 0; r < states.size(); ++r)
+  for (std::size_t r = 0; r < states.size(); ++r) {
+    *moved += told[r].size() + answers[r].size();
     plans.push_back(understand(answers[r], states[r], caches[r]));
+  }
   return plans;
 }
 
@@ -353,21 +350,21 @@ TEST(plan_together, all_ranks_learn_the_plan_and_an_unchanged_save_moves_hashes)
     const auto again = save_once(save.states, caches, &moved);
     ASSERT_EQ(left_by(again), plan.left_to_others);
     for (const SavePlanOfRank& of_rank : again) ASSERT_TRUE(of_rank.unchanged);
-    ASSERT_LE(moved,
-              save.states.size() * (4 * sizeof(Hash) + 1));  // state, job, two descriptions; one letter
+    ASSERT_EQ(moved, save.states.size() * (2 * sizeof(Hash) + 2));  // state and job; letters
   }
 }
 
 TEST(plan_together, a_rank_of_another_version_is_named) {
   const Rows rows;
-  std::vector<SavePlanCache> caches(1);
-  std::vector<std::string> states;
-  for (const RankState& state : rows.states()) states.push_back(encode(state));
-  states[2][1] = 2;  // the version is the first field
-  states[3].pop_back();
+  std::vector<SavePlanCache> caches(4);
+  std::vector<std::string> told = told_by(rows.states(), caches);
+  told[2][2] = 2;  // the version is the first field, behind a letter
+  told[3].pop_back();
   expect_error(ErrorKind::malformed,
                {"rank 2: expected what a rank has to save of version 1, found version 2", "rank 3: this is"},
-               [&] { plan_for_all(states, caches[0]); });
+               [&] { answer(told, caches[0]); });
+  const auto plans = answer(told_by(rows.states(), caches), caches[0]);  // and the next save goes well
+  EXPECT_FALSE(understand(plans[2], rows.states()[2], caches[2]).unchanged);
 }
 
 TEST(plan_together, a_rank_whose_boxes_are_none_is_named) {
@@ -379,11 +376,51 @@ TEST(plan_together, a_rank_whose_boxes_are_none_is_named) {
 TEST(plan_together, a_message_that_is_none_is_refused) {
   const RankState mine = Rows().states().front();
   SavePlanCache cache;
-  for (const std::string& answer : {std::string(), std::string("x"), std::string("p"), std::string("phash")})
-    expect_error(ErrorKind::malformed, {"same version"}, [&] { understand(answer, mine, cache); });
-  expect_error(ErrorKind::malformed, {"same version"}, [&] { is_plan(""); });
-  expect_error(ErrorKind::malformed, {"same version"}, [&] { state_for(std::string("s\1\0\0\0", 5), mine); });
-  expect_error(ErrorKind::malformed, {"same version"}, [&] { ask({"short"}, cache); });
+  for (const char* bad : {"", "x", "p", "phash", "n", "n5", "n5:abc", "n99999999999999999999:", "n-1:"})
+    expect_error(ErrorKind::malformed, {"same version"}, [&] { understand(bad, mine, cache); });
+  for (const char* bad : {"", "x", "b", "bshort"})
+    expect_error(ErrorKind::malformed, {"same version"}, [&] { answer({bad}, cache); });
+}
+
+TEST(plan_together, a_rank_that_differs_from_the_first_of_its_mesh_says_in_what) {
+  std::vector<RankState> states;
+  for (std::int64_t r = 0; r < 3; ++r) {
+    SavedValues values;
+    values.mesh_shape = {3};
+    values.mesh_ranks = {0, 1, 2};
+    const Shape shape{6, r == 1 ? 5 : 4};
+    values.values = {{"w",
+                      SavedValue::Kind::shards,
+                      {"float32", "strided", 4, 0},
+                      shape,
+                      {{Placement::Kind::shard, 0, 1}},
+                      {}}};
+    states.push_back({r, {{hash_of(encode(values)), {}}}, {encode(values)}});
+  }
+  std::vector<SavePlanCache> caches(3);
+  const std::vector<std::string> answers = answer(told_by(states, caches), caches[0]);
+  for (const std::size_t r : {0, 1, 2}) {
+    EXPECT_TRUE(is_refusal(answers[r]));
+    expect_error(ErrorKind::mismatch, {"rank 1 differs from the first of its mesh"},
+                 [&] { understand(answers[r], states[r], caches[r]); });
+  }
+  expect_error(ErrorKind::mismatch,
+               {"w: expected float32 [6, 4] as on rank 0, found float32 [6, 5] on rank 1"},
+               [&] { understand(answers[1], states[1], caches[1]); });
+}
+
+TEST(plan_together, hashes_that_rank_0_does_not_know_are_refused_and_the_next_save_goes_well) {
+  const Rows rows;
+  std::vector<SavePlanCache> caches(4);
+  std::size_t moved = 0;
+  save_once(rows.states(), caches, &moved);
+  caches[0] = {};
+  const auto answers = answer(told_by(rows.states(), caches), caches[0]);
+  for (std::size_t r = 0; r < 4; ++r) {
+    expect_error(ErrorKind::mismatch, {"no plan with ranks 1-3", "for each process group"},
+                 [&] { understand(answers[r], rows.states()[r], caches[r]); });
+  }
+  EXPECT_EQ(left_by(save_once(rows.states(), caches, &moved)), plan_of(rows.states()).left_to_others);
 }
 
 TEST(plan_together, a_change_on_one_rank_plans_anew_and_a_rank_that_forgot_is_told_again) {
@@ -412,24 +449,18 @@ TEST(plan_together, a_plan_that_a_rank_never_heard_of_is_told_again) {
   Rows changed;
   changed.values[0].values[0].fqn = changed.values[1].values[0].fqn = "v";
   changed.values[2].values[0].fqn = changed.values[3].values[0].fqn = "v";
-  // Everyone is asked and rank 0 plans, but the answers are lost.
-  std::vector<std::string> sent;
-  for (std::size_t r = 0; r < 4; ++r) sent.push_back(introduce(changed.states()[r], caches[r]));
-  const auto asked = ask(sent, caches[0]);
-  for (std::size_t r = 0; r < 4; ++r) sent[r] = state_for(asked[r], changed.states()[r]);
-  plan_for_all(sent, caches[0]);
+  answer(told_by(changed.states(), caches), caches[0]);  // and the answers are lost
   for (const SavePlanOfRank& plan : save_once(changed.states(), caches, &moved)) EXPECT_FALSE(plan.unchanged);
 }
 
-TEST(plan_together, what_no_two_ranks_describe_alike_is_each_sent_once) {
+TEST(plan_together, a_mesh_is_described_by_its_first_rank_alone) {
   Random random(6);
   const RandomSave save = random_save(random, true);
-  std::vector<SavePlanCache> caches(save.states.size());
-  std::vector<std::string> sent;
-  for (std::size_t r = 0; r < save.states.size(); ++r) sent.push_back(introduce(save.states[r], caches[r]));
-  const auto asked = ask(sent, caches[0]);
-  EXPECT_EQ(asked[0].size(), 1 + 2 * 4U);  // rank 0 sends both descriptions, the others none
-  for (std::size_t r = 1; r < asked.size(); ++r) EXPECT_EQ(asked[r].size(), 1U);
+  for (const RankState& state : save.states) {
+    const RankState told = decode_state(told_state(state));
+    EXPECT_EQ(told.parts, state.parts);
+    EXPECT_EQ(told.values.size(), state.rank == 0 ? 2U : 1U);
+  }
 }
 
 }  // namespace

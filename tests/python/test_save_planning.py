@@ -6,6 +6,7 @@ import itertools
 import pickle
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import shardwright as sw
@@ -89,9 +90,7 @@ class Job:
         states = []
         for rank, held in enumerate(self.held):
             own = part_of_items(held, {})
-            states.append(
-                _core.encode_state(rank, [(values, None), (own.values, own.boxes)], [rank == 0, True])
-            )
+            states.append(_core.encode_state(rank, [(values, None), (own.values, own.boxes)]))
         return states
 
     def enumerated(self) -> list[bytes]:
@@ -100,7 +99,14 @@ class Job:
 
 def enumerated(rank: int, items: list[WriteItem]) -> bytes:
     part = part_of_items(items, {})
-    return _core.encode_state(rank, [(part.values, part.boxes)], [True])
+    return _core.encode_state(rank, [(part.values, part.boxes)])
+
+
+def planned(states: list[bytes]) -> Any:
+    """The cache of the coordinator that has planned a save of these states, which bring all their descriptions."""
+    cache = _core.SavePlanCache()
+    _core.answer([_core.tell(_core.told_state(state), _core.SavePlanCache()) for state in states], cache)
+    return cache
 
 
 def facts(metadata: Metadata) -> dict[str, object]:
@@ -127,9 +133,9 @@ def test_the_metadata_equals_that_of_torchs_planner(data):
     plans, expected = torchs_plan([job.items(rank) for rank in range(job.ranks)])
     assert _validate_global_plan(plans, expected) == []
     for states in (job.described(), job.enumerated()):
-        plan = _core.plan_save(states)
-        assert facts(PlannedMetadata.of(plan.metadata, True)) == facts(expected)
-        written = [plan.items(rank, state) for rank, state in enumerate(states)]
+        cache = planned(states)
+        assert facts(PlannedMetadata.of(cache.plan.metadata, True)) == facts(expected)
+        written = [cache.items(rank) for rank in range(len(states))]
         names = sorted((value[0], offset) for of_rank in written for value, offset, _ in of_rank)
         expected_names = sorted(
             (item.index.fqn, tuple(item.index.offset or ()))
@@ -179,7 +185,7 @@ def test_every_fault_that_torch_finds_is_found(data):
     if not faults:
         return
     with pytest.raises(sw.PlanError) as refused:
-        _core.plan_save([enumerated(rank, of_rank) for rank, of_rank in enumerate(items)])
+        planned([enumerated(rank, of_rank) for rank, of_rank in enumerate(items)])
     assert victim.index.fqn in str(refused.value)
 
 
@@ -319,7 +325,7 @@ def test_a_coordinator_that_knows_no_earlier_plan_says_so():
     sent = pickle.dumps(planner.create_local_plan())
     other = sw.SavePlanner()
     plans, _ = other.create_global_plan([pickle.loads(sent)])
-    with pytest.raises(sw.PlanError, match="keep a SavePlanner for each process group"):
+    with pytest.raises(sw.PlanError, match="keep a planner of saves for each process group"):
         planner.finish_plan(pickle.loads(pickle.dumps(plans[0])))
     finished, _ = plan_once(planner, {"a": torch.zeros(3)})  # and the next save goes well
     assert [item.index.fqn for item in finished.items] == ["a"]
@@ -348,16 +354,18 @@ def test_a_state_of_another_version_is_refused_with_its_rank():
     states = [
         enumerated(rank, [item("a", WriteItemType.TENSOR, torch.float32, [3], [0], [3])]) for rank in range(3)
     ]
-    states[2] = states[2][:1] + bytes([states[2][1] + 1]) + states[2][2:]
+    told = [_core.tell(_core.told_state(state), _core.SavePlanCache()) for state in states]
+    told[2] = told[2][:2] + bytes([told[2][2] + 1]) + told[2][3:]
     with pytest.raises(sw.CheckpointFormatError, match=r"rank 2: .*found version 2"):
-        _core.plan_save(states)
+        _core.answer(told, _core.SavePlanCache())
 
 
 @pytest.mark.parametrize("cut", [0, 1, 10, -1])
 def test_a_message_cut_short_is_refused(cut: int):
     state = enumerated(0, [item("a", WriteItemType.TENSOR, torch.float32, [3], [0], [3])])
+    told = _core.tell(state, _core.SavePlanCache())
     with pytest.raises(sw.CheckpointFormatError, match="cut short|found version 0"):
-        _core.plan_save([state[:cut]])
+        _core.answer([told[:cut]], _core.SavePlanCache())
 
 
 def test_objects_are_saved_as_torch_saves_them():

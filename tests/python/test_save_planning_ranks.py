@@ -13,10 +13,6 @@ CHECKS = [
     "what_is_gathered_is_bytes",
     "a_rank_that_differs_is_named_on_all",
     "a_hole_is_refused_on_all",
-    "planned_over_groups_and_stores",
-    "all_ranks_hear_of_problems_over_groups_and_stores",
-    "a_rank_that_does_not_come_is_a_timeout",
-    "a_rank_that_dies_in_the_midst_is_a_timeout",
     "a_rank_of_another_version_is_named_on_all",
 ]
 

@@ -68,7 +68,6 @@ class Part:
 
     values: bytes  #: the description
     boxes: list[Any] | None  #: (index of the value, offset, size); None: the mesh says it
-    brings: bool  #: whether this rank sends the description along; else the first rank of the mesh does
 
 
 @dataclass
@@ -78,16 +77,14 @@ class SaveDescription:
     rank: int
     parts: list[Part] = field(default_factory=list)
 
-    def encode(self, whole: bool = False) -> bytes:
-        """``whole``: with all descriptions, whoever sends them."""
-        parts = [(part.values, part.boxes) for part in self.parts]
-        encoded: bytes = _core.encode_state(self.rank, parts, [whole or part.brings for part in self.parts])
+    def encode(self) -> bytes:
+        encoded: bytes = _core.encode_state(self.rank, [(part.values, part.boxes) for part in self.parts])
         return encoded
 
     def items(self) -> list[list[WriteItem]]:
         """Everything that this rank holds, for each part."""
         items = []
-        for part, boxes in zip(self.parts, _core.boxes_of_state(self.encode(whole=True)), strict=True):
+        for part, boxes in zip(self.parts, _core.boxes_of_state(self.encode()), strict=True):
             facts = _core.decode_values(part.values)
             items.append([write_item(facts[index], offset, size) for index, offset, size in boxes])
         return items
@@ -142,7 +139,7 @@ def describe_save(state_dict: Mapping[str, Any], paths: Mapping[str, Path]) -> S
     for mesh, values in by_mesh.values():
         ranks = mesh.mesh.flatten().tolist()
         encoded = _core.encode_values(values, list(mesh.shape), ranks)
-        description.parts.append(Part(encoded, None, description.rank == ranks[0]))
+        description.parts.append(Part(encoded, None))
     if enumerated:
         description.parts.append(part_of_items(enumerated, paths))
     return description
@@ -193,4 +190,4 @@ def part_of_items(items: Iterable[WriteItem], paths: Mapping[str, Path]) -> Part
     facts, boxes = number_values(items, paths)
     held = [box for box in boxes if 0 not in box[2] or 0 in facts[box[0]][_SHAPE]]
     held.sort(key=lambda box: box[0])
-    return Part(_core.encode_values(facts), held, True)
+    return Part(_core.encode_values(facts), held)
