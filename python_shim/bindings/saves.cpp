@@ -23,17 +23,12 @@
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
 #include "storage/tools/verify.h"
-#include "storage/write/shard_file.h"
+#include "storage/write/rank_files.h"
 
 namespace py = pybind11;
 
 namespace shardwright {
 namespace {
-
-/// Checksums as they travel between ranks: 8 bytes each, in this machine's order, as the shards are.
-py::bytes packed(const std::vector<std::uint64_t>& checksums) {
-  return {reinterpret_cast<const char*>(checksums.data()), checksums.size() * sizeof(std::uint64_t)};
-}
 
 /// item, address, shape, strides, bytes of an element, CUDA device or -1
 using PartTuple = std::tuple<std::size_t, std::uintptr_t, Shape, Shape, std::uint64_t, int>;
@@ -44,7 +39,7 @@ TensorInMemory tensor_of(const PartTuple& part) {
           shape, strides, element_bytes, device};
 }
 
-GatherFigures write_parts(ShardFile& file, const std::vector<PartTuple>& parts, int threads,
+GatherFigures write_parts(RankFiles& files, const std::vector<PartTuple>& parts, int threads,
                           const DeviceOptions& devices) {
   std::vector<std::size_t> items;
   std::vector<TensorInMemory> tensors;
@@ -52,7 +47,7 @@ GatherFigures write_parts(ShardFile& file, const std::vector<PartTuple>& parts, 
     items.push_back(std::get<0>(part));
     tensors.push_back(tensor_of(part));
   }
-  return file.write(items, tensors, threads, devices);
+  return files.write(items, tensors, threads, devices);
 }
 
 /// Parts as above, their items the addresses that they are copied to.
@@ -65,12 +60,6 @@ GatherFigures copy_parts_out(const std::vector<PartTuple>& parts, const std::vec
          reinterpret_cast<std::byte*>(std::get<0>(parts[i]))});  // NOLINT(performance-no-int-to-ptr)
   }
   return copy_out(copies, threads, devices);
-}
-
-DType dtype_from(const std::string& name) {
-  const std::optional<DType> dtype = dtype_named(name);
-  if (!dtype) throw Error(ErrorKind::argument, "dtype '" + name + "' is not one that safetensors has");
-  return *dtype;
 }
 
 CheckpointKind kind_named(const std::string& name) {
@@ -117,36 +106,40 @@ void bind_writing(py::module_& m) {
   m.def("copy_out", &copy_parts_out, py::arg("parts"), py::arg("names"), py::arg("threads"),
         py::arg("devices"), py::call_guard<py::gil_scoped_release>(),
         "Of (address to copy to, address, shape, strides, bytes of an element, CUDA device).");
-  py::class_<ShardFile>(m, "ShardFile", "See storage/write/shard_file.h.")
-      .def(py::init([](const std::filesystem::path& path,
-                       const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& chunks,
-                       bool flush) {
-             std::vector<SourceTensor> tensors;
-             for (const auto& [name, dtype, shape, offset] : chunks)
-               tensors.push_back({name, dtype_from(dtype), shape, offset, 0, 0, 0});
-             return std::make_unique<ShardFile>(path, std::move(tensors), flush);
+  py::class_<RankFiles>(m, "RankFiles", "See storage/write/rank_files.h.")
+      .def(py::init([](const std::filesystem::path& directory, std::int64_t rank, const std::string& values,
+                       const std::vector<std::tuple<std::uint32_t, Shape, Shape>>& items,
+                       std::vector<std::uint64_t> object_bytes, bool single_file, bool flush,
+                       std::function<std::string(const std::string&, std::size_t)> name) {
+             RankItems what;
+             what.values = decode_values(values);
+             for (const auto& [index, offset, size] : items) what.items.add(index, offset, size);
+             what.object_bytes = std::move(object_bytes);
+             return std::make_unique<RankFiles>(directory, rank, std::move(what),
+                                                RankFilesOptions{single_file, flush, std::move(name)});
            }),
-           py::arg("path"), py::arg("chunks"), py::arg("flush"), "Of (name, dtype, shape, offset).")
-      .def_static(
-          "of_bytes",
-          [](const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
-             std::vector<std::string> names,
-             bool flush) { return std::make_unique<ShardFile>(path, sizes, std::move(names), flush); },
-          py::arg("path"), py::arg("sizes"), py::arg("names"), py::arg("flush"))
+           py::arg("directory"), py::arg("rank"), py::arg("values"), py::arg("items"),
+           py::arg("object_bytes"), py::arg("single_file"), py::arg("flush"), py::arg("name") = py::none(),
+           "`items`: [(index of the value, offset, size)], in the order of the values; `object_bytes`: for "
+           "each of them, the size of an object.")
       .def("write", &write_parts, py::arg("parts"), py::arg("threads"), py::arg("devices"),
            py::call_guard<py::gil_scoped_release>(),
            "Of (item, address, shape, strides, bytes of an element, CUDA device or -1).")
-      .def("finish", &ShardFile::finish, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("items",
-                             [](const ShardFile& file) {
-                               py::list items;
-                               for (const StoredBytes& item : file.items())
-                                 items.append(py::make_tuple(item.begin, item.end, packed(item.checksums)));
-                               return items;
-                             })
-      .def_property_readonly("size", &ShardFile::size)
-      .def_property_readonly("header_bytes", &ShardFile::header_bytes)
-      .def_property_readonly("header_checksum", &ShardFile::header_checksum);
+      .def(
+          "finish",
+          [](RankFiles& files) {
+            WriteResults results;
+            std::string bytes;
+            {
+              const py::gil_scoped_release release;
+              results = files.finish();
+              bytes = encode(results);
+            }
+            std::uint64_t written = 0;
+            for (const StoredFile& file : results.files) written += file.size;
+            return py::make_tuple(py::bytes(bytes), results.files.size(), written);
+          },
+          "(what to tell the coordinator, files, their bytes)");
 }
 
 /// The places of these chunks (name, offset) and objects, and whose they are.

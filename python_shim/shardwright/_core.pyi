@@ -379,6 +379,30 @@ class PlannedExport:
     @property
     def total_size(self) -> int: ...
 
+class RankFiles:
+    def __init__(
+        self,
+        directory: os.PathLike[str] | str | bytes | bytes,
+        rank: int,
+        values: str | bytes,
+        items: collections.abc.Sequence[
+            tuple[int, collections.abc.Sequence[int], collections.abc.Sequence[int]]
+        ],
+        object_bytes: collections.abc.Sequence[int],
+        single_file: bool,
+        flush: bool,
+        name: collections.abc.Callable[[str | bytes, int], str | bytes] = ...,
+    ) -> None: ...
+    def finish(self) -> tuple[bytes, int, int]: ...
+    def write(
+        self,
+        parts: collections.abc.Sequence[
+            tuple[int, int, collections.abc.Sequence[int], collections.abc.Sequence[int], int, int]
+        ],
+        threads: int,
+        devices: DeviceOptions,
+    ) -> GatherFigures: ...
+
 class ReadingFigures:
     def __init__(self, *args: typing.Any, **kwargs: typing.Any) -> None: ...
     @property
@@ -418,40 +442,6 @@ class SavePlanCache:
     def items(self, position: int) -> list[typing.Any]: ...
     @property
     def plan(self) -> GlobalSavePlan: ...
-
-class ShardFile:
-    def __init__(
-        self,
-        path: os.PathLike[str] | str | bytes | bytes,
-        chunks: collections.abc.Sequence[
-            tuple[str | bytes, str | bytes, collections.abc.Sequence[int], collections.abc.Sequence[int]]
-        ],
-        flush: bool,
-    ) -> None: ...
-    def finish(self) -> None: ...
-    @staticmethod
-    def of_bytes(
-        path: os.PathLike[str] | str | bytes | bytes,
-        sizes: collections.abc.Sequence[int],
-        names: collections.abc.Sequence[str | bytes],
-        flush: bool,
-    ) -> ShardFile: ...
-    def write(
-        self,
-        parts: collections.abc.Sequence[
-            tuple[int, int, collections.abc.Sequence[int], collections.abc.Sequence[int], int, int]
-        ],
-        threads: int,
-        devices: DeviceOptions,
-    ) -> GatherFigures: ...
-    @property
-    def header_bytes(self) -> int: ...
-    @property
-    def header_checksum(self) -> int: ...
-    @property
-    def items(self) -> list[typing.Any]: ...
-    @property
-    def size(self) -> int: ...
 
 class SimulatedNode:
     def __init__(self, *args: typing.Any, **kwargs: typing.Any) -> None: ...
@@ -686,21 +676,8 @@ def decode_values(bytes: str | bytes) -> list[typing.Any]: ...
 def describe_export(
     specs: collections.abc.Sequence[TensorSpec], request: ExportRequest, devices: DeviceOptions = ...
 ) -> bytes: ...
+def encode_failure(rank: int, failure: str | bytes, error_number: int, misfit: bool) -> bytes: ...
 def encode_plan(plan: LoadPlan, catalog: Catalog, specs: collections.abc.Sequence[TensorSpec]) -> bytes: ...
-def encode_results(
-    rank: int,
-    values: str | bytes,
-    items: collections.abc.Sequence[
-        tuple[
-            tuple[int, collections.abc.Sequence[int], collections.abc.Sequence[int]],
-            tuple[int, int, int, str | bytes],
-        ]
-    ],
-    files: collections.abc.Sequence[tuple[str | bytes, int, int, int]],
-    failure: str | bytes,
-    error_number: int,
-    misfit: bool,
-) -> bytes: ...
 def encode_state(
     rank: int,
     parts: collections.abc.Sequence[
@@ -889,7 +866,6 @@ def with_shapes(
 def write_manifest(
     directory: os.PathLike[str] | str | bytes | bytes,
     results: collections.abc.Sequence[str | bytes],
-    safetensors_dtypes: collections.abc.Mapping[str, str | bytes],
     names: collections.abc.Sequence[str | bytes],
     planner_data: str | bytes,
     order: int,

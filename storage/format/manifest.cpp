@@ -6,12 +6,14 @@
 #include <cerrno>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/names/torch_dtypes.h"
 #include "planner/problems.h"
 #include "planner/save/chunks.h"
 #include "planner/save/rank_states.h"
@@ -30,12 +32,12 @@ namespace fs = std::filesystem;
 
 constexpr std::uint64_t max_manifest_bytes = std::uint64_t{1} << 31;  // protobuf's own limit
 
-StoredTensor stored_tensor(const SavedValue& value, const std::map<std::string, std::string>& dtypes) {
+StoredTensor stored_tensor(const SavedValue& value) {
   const TensorProperties& properties = value.properties;
-  const auto dtype = dtypes.find(properties.dtype);
+  const std::optional<DType> dtype = dtype_of_torch(properties.dtype);
   return {value.fqn,
           properties.dtype,
-          dtype == dtypes.end() ? "" : dtype->second,
+          dtype ? std::string(name_of(*dtype)) : "",
           properties.element_bytes,
           value.shape,
           (properties.flags & TensorProperties::requires_grad) != 0,
@@ -89,8 +91,7 @@ void write_manifest(const fs::path& directory, const Manifest& manifest, bool sy
   file.finish();
 }
 
-Manifest manifest_of(const std::vector<WriteResults>& ranks,
-                     const std::map<std::string, std::string>& safetensors_dtypes) {
+Manifest manifest_of(const std::vector<WriteResults>& ranks) {
   Manifest manifest;
   Problems problems;
   struct Known {
@@ -125,7 +126,7 @@ Manifest manifest_of(const std::vector<WriteResults>& ranks,
       } else if (is_object) {
         if (is_new) manifest.objects.push_back({value.fqn, std::move(place)});
       } else {
-        if (is_new) manifest.tensors.push_back(stored_tensor(value, safetensors_dtypes));
+        if (is_new) manifest.tensors.push_back(stored_tensor(value));
         manifest.tensors[entry->second.tensor].chunks.push_back({box, std::move(place)});
       }
     }

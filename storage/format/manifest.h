@@ -49,11 +49,9 @@ struct Manifest {
   std::uint64_t order = 0;  ///< the how many-eth save of its training; 0: not told
 };
 
-/// What all ranks have written between them. `safetensors_dtypes`: by torch's names of them. Throws Error:
-/// mismatch, naming tensor and ranks, if two ranks have written one with another dtype or shape; argument for
-/// files of two ranks that have one name.
-Manifest manifest_of(const std::vector<WriteResults>& ranks,
-                     const std::map<std::string, std::string>& safetensors_dtypes);
+/// What all ranks have written between them. Throws Error: mismatch, naming tensor and ranks, if two ranks
+/// have written one with another dtype or shape; argument for files of two ranks that have one name.
+Manifest manifest_of(const std::vector<WriteResults>& ranks);
 
 /// As bytes of the file.
 std::string encode_manifest(const Manifest& manifest);

@@ -58,12 +58,13 @@ def test_an_export_from_a_device_that_is_not_there_writes_nothing(tiny: Path, tm
 
 
 def test_a_file_of_a_device_that_is_not_there_is_refused(tmp_path: Path):
-    file = _core.ShardFile.of_bytes(tmp_path / "x", [12], ["w"], False)
+    values = _core.encode_values([("w", 0, "float32", "strided", 4, 0, [3], [], [])])
+    files = _core.RankFiles(tmp_path, 0, values, [(0, [0], [3])], [0], True, False)
     expected = (RuntimeError, r"w: .*(cudaGetDeviceCount|cuda:999)")
     if not _core.has_cuda():
         expected = (sw.PlanError, r"(?s)no kernels for GPUs.*w")
     with pytest.raises(expected[0], match=expected[1]):
-        file.write([(0, 4096, [3], [1], 4, 999)], 1, _core.DeviceOptions())
+        files.write([(0, 4096, [3], [1], 4, 999)], 1, _core.DeviceOptions())
 
 
 @pytest.mark.parametrize("write", [sw.export, sw.save])

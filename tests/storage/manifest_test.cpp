@@ -160,7 +160,7 @@ std::vector<WriteResults> two_ranks() {
 }
 
 TEST(manifest, of_what_ranks_have_written) {
-  Manifest found = manifest_of(two_ranks(), {{"bfloat16", "BF16"}});
+  Manifest found = manifest_of(two_ranks());
   ASSERT_EQ(found.files.size(), 3U);
   EXPECT_EQ(found.files[2].name, "c");
   ASSERT_EQ(found.tensors.size(), 1U);
@@ -181,7 +181,7 @@ TEST(manifest, of_what_ranks_have_written) {
 TEST(manifest, a_box_that_two_ranks_have_written_is_there_once) {
   std::vector<WriteResults> ranks = two_ranks();
   ranks[1].items.corners[0] = 1;
-  const Manifest found = manifest_of(ranks, {});
+  const Manifest found = manifest_of(ranks);
   ASSERT_EQ(found.tensors.at(0).chunks.size(), 1U);
   EXPECT_EQ(found.tensors[0].chunks[0].place.file, 0U);
 }
@@ -191,10 +191,10 @@ TEST(manifest, ranks_that_have_written_different_tensors_of_one_name_are_named) 
   ranks[1].values.values[0].properties.dtype = "float16";
   expect_error(ErrorKind::mismatch,
                {"t: expected bfloat16 [2, 3] as on rank 4, found float16 [2, 3] on rank 5"},
-               [&] { manifest_of(ranks, {}); });
+               [&] { manifest_of(ranks); });
   ranks = two_ranks();
   ranks[1].files[1].name = "a";
-  expect_error(ErrorKind::argument, {"two ranks have written a file \"a\""}, [&] { manifest_of(ranks, {}); });
+  expect_error(ErrorKind::argument, {"two ranks have written a file \"a\""}, [&] { manifest_of(ranks); });
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,15 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import next_order, remove_all_but
 from shardwright.dcp.planned_metadata import PlannedMetadata
+from shardwright.dcp.save_description import number_values
 from shardwright.dcp.save_planning import is_given_up
 from shardwright.dcp.storage_reader import _whole_number, default_threads
-from shardwright.describe import DTYPE_NAMES, current_streams, is_reached
+from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.local_path import expect_overwrite, lasting_path, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_folder
-
-_SAFETENSORS_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
-
-#: Files that are open at a time, written and on their way to the device.
-_OPEN_FILES = 32
 
 #: What gathering a strided shard takes, for each thread (storage/format/checksum.h).
 _BLOCK_BYTES = 4 << 20
@@ -167,15 +163,14 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         share: _Share = plan.storage_data
-        outcome = RankOutcome(share.rank)
         try:
-            directory = self._directory(share)
-            self._write(plan.items, planner, directory, outcome)
+            told = self._write(plan.items, planner, self._directory(share), share.rank)
         except Exception as error:
             outcome = RankOutcome(share.rank)
             outcome.fail(error)
+            told = outcome.encode()
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(MetadataIndex(""), 0, outcome.encode())])
+        done.set_result([WriteResult(MetadataIndex(""), 0, told)])
         return done
 
     def _directory(self, share: _Share) -> Path:
@@ -188,75 +183,53 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             raise FileNotFoundError(2, f"{directory}: the directory of this save is not there")
         return directory
 
-    def _write(
-        self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, outcome: RankOutcome
-    ) -> None:
+    def _write(self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, rank: int) -> bytes:
+        """Writes this rank's files. Returns what the coordinator is to be told."""
         start = time.perf_counter()
+        facts, boxes = number_values(items, {})
+        order = sorted(range(len(items)), key=lambda number: boxes[number][0])
+        pickles = {
+            at: _resolved_object(planner, items[number])
+            for at, number in enumerate(order)
+            if items[number].type == WriteItemType.BYTE_IO
+        }
+        files = _core.RankFiles(
+            directory,
+            rank,
+            _core.encode_values(facts),
+            [boxes[number] for number in order],
+            [pickles[at].nbytes if at in pickles else 0 for at in range(len(order))],
+            self.single_file_per_rank,
+            self.sync_files,
+            self._file_name_on(rank),
+        )
         report = SaveReport(threads=self.thread_count, peak_staging_bytes=self.staged_bytes)
-        tensors = [item for item in items if item.type != WriteItemType.BYTE_IO]
-        objects = [item for item in items if item.type == WriteItemType.BYTE_IO]
-        files = []
-        # Files keep clear of those of the checkpoint that this one replaces, which stay until it is published.
-        tag = uuid.uuid4().hex[:12]
-        for name, chunks in self._files_of(tensors, outcome.rank, tag).items():
-            file = _core.ShardFile(
-                directory / name,
-                [
-                    (item.index.fqn, DTYPE_NAMES[dtype], list(chunk.sizes), list(chunk.offsets))
-                    for item, dtype, chunk in map(_tensor_facts, chunks)
-                ],
-                self.sync_files,
-            )
-            self._fill(file, chunks, planner, report)
-            files.append((name, file, chunks))
-            if len(files) > _OPEN_FILES:
-                files[-1 - _OPEN_FILES][1].finish()
-        raw = [item for item in tensors if _tensor_facts(item)[1] not in DTYPE_NAMES]
-        if raw or objects:
-            name = f"rank-{outcome.rank:05d}-{tag}.bin"
-            files.append(
-                (name, self._write_others(directory / name, raw, objects, planner, report), [*raw, *objects])
-            )
+        in_reach = (
+            (pickles[at], False)
+            if at in pickles
+            else _in_reach(items[number].index.fqn, planner, items[number])
+            for at, number in enumerate(order)
+        )
+        for first, tensors, copies in self._batches(in_reach):
+            self._write_tensors(files, first, tensors, copies, report)
         report.seconds["write"] = time.perf_counter() - start
-        for number, (name, file, written) in enumerate(files):
-            file.finish()
-            outcome.files.append((name, file.size, file.header_bytes, file.header_checksum))
-            report.bytes_written += file.size
-            outcome.items += [
-                (item, (number, *place)) for item, place in zip(written, file.items, strict=True)
-            ]
-        report.tensors, report.objects, report.files = len(tensors), len(objects), len(files)
+        told: bytes
+        told, report.files, report.bytes_written = files.finish()
+        report.tensors, report.objects = len(items) - len(pickles), len(pickles)
         report.seconds["total"] = time.perf_counter() - start
         report.seconds["flush"] = report.seconds["total"] - report.seconds["write"]
         self.report = report
+        return told
 
-    def _files_of(self, items: list[WriteItem], rank: int, tag: str) -> dict[str, list[WriteItem]]:
-        """The tensors of each safetensors file, by its name: one file, and more for further chunks of one tensor, whose
-        name a file can have only once."""
-        files: dict[str, list[WriteItem]] = {}
-        seen: dict[str, int] = {}
-        for item in items:
-            if _tensor_facts(item)[1] not in DTYPE_NAMES:
-                continue
-            again = seen.get(item.index.fqn, 0)
-            seen[item.index.fqn] = again + 1
-            number = again if self.single_file_per_rank else len(files)
-            files.setdefault(self._file_name(item.index.fqn, rank, number, tag), []).append(item)
-        return files
-
-    def _file_name(self, fqn: str, rank: int, number: int, tag: str) -> str:
-        return f"rank-{rank:05d}-{number:05d}-{tag}.safetensors"
-
-    def _fill(self, file: Any, items: list[WriteItem], planner: SavePlanner, report: SaveReport) -> None:
-        """Writes the tensors from where they are; those that the engine does not reach by way of bounded copies."""
-        for first, tensors, copies in self._batches(items, planner):
-            self._write_tensors(file, first, tensors, copies, report)
+    def _file_name_on(self, rank: int) -> Any:
+        """The name of this rank's file number so many, which begins with a tensor of that name; None: ours."""
+        return None
 
     def _write_tensors(
-        self, file: Any, first: int, tensors: list[torch.Tensor], copies: int, report: SaveReport
+        self, files: Any, first: int, tensors: list[torch.Tensor], copies: int, report: SaveReport
     ) -> None:
-        """Writes the file's tensors from number ``first`` on; ``copies``: bytes of those that are."""
-        done = file.write(
+        """Writes the items from number ``first`` on; ``copies``: bytes of those that are."""
+        done = files.write(
             [(first + i, *memory_of(tensor)) for i, tensor in enumerate(tensors)],
             self.thread_count,
             _core.DeviceOptions(self.device_memory, current_streams(tensors)),
@@ -270,14 +243,13 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         report.device_batches += done.batches
 
     def _batches(
-        self, items: list[WriteItem], planner: SavePlanner
+        self, in_reach: Iterable[tuple[torch.Tensor, bool]]
     ) -> Iterator[tuple[int, list[torch.Tensor], int]]:
         """(number of the first item, tensors to read where they are, bytes of the copies among them), so many that the
         copies stay within per_thread_copy_ahead, or are one."""
         first, copied = 0, 0
         tensors: list[torch.Tensor] = []
-        for number, item in enumerate(items):
-            tensor, is_copy = _in_reach(item.index.fqn, _resolved(planner, item))
+        for number, (tensor, is_copy) in enumerate(in_reach):
             if is_copy and tensors and copied + tensor.nbytes > self.per_thread_copy_ahead:
                 yield first, tensors, copied
                 first, tensors, copied = number, [], 0
@@ -285,30 +257,6 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             copied += tensor.nbytes if is_copy else 0
         if tensors:
             yield first, tensors, copied
-
-    def _write_others(
-        self,
-        path: Path,
-        raw: list[WriteItem],
-        objects: list[WriteItem],
-        planner: SavePlanner,
-        report: SaveReport,
-    ) -> Any:
-        """The file of what safetensors cannot hold: tensors of other dtypes as they lie in memory, and pickles."""
-        in_reach = [_in_reach(item.index.fqn, _resolved(planner, item)) for item in raw]
-        tensors = [tensor for tensor, _ in in_reach]
-        pickles = []
-        for item in objects:
-            data = planner.resolve_data(item)
-            assert isinstance(data, io.BytesIO)
-            pickles.append(data.getbuffer())
-        names = [item.index.fqn for item in [*raw, *objects]]
-        tensors += [torch.frombuffer(pickle, dtype=torch.uint8) for pickle in pickles]
-        sizes = [tensor.nbytes for tensor in tensors]
-        file = _core.ShardFile.of_bytes(path, sizes, names, self.sync_files)
-        copies = sum(tensor.nbytes for tensor, is_copy in in_reach if is_copy)
-        self._write_tensors(file, 0, tensors, copies, report)
-        return file
 
     # --- publishing --------------------------------------------------------------------------------------------
 
@@ -325,7 +273,6 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             _core.write_manifest(
                 pending.path,
                 told,
-                _SAFETENSORS_DTYPES,
                 list(names),
                 planner_data.getvalue(),
                 next_order(self.path),
@@ -363,22 +310,18 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         return "://" not in os.fspath(checkpoint_id)
 
 
-def _tensor_facts(item: WriteItem) -> tuple[WriteItem, torch.dtype, Any]:
-    assert item.tensor_data is not None
-    return item, item.tensor_data.properties.dtype, item.tensor_data.chunk
+def _resolved_object(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
+    """The bytes of a pickled object."""
+    data = planner.resolve_data(item)
+    assert isinstance(data, io.BytesIO)
+    return torch.frombuffer(data.getbuffer(), dtype=torch.uint8)
 
 
-def _resolved(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
+def _in_reach(fqn: str, planner: SavePlanner, item: WriteItem) -> tuple[torch.Tensor, bool]:
+    """A tensor whose memory the engine reaches and shows its values, and whether that is a copy, in CPU memory."""
     tensor = planner.resolve_data(item)
     if not isinstance(tensor, torch.Tensor):
-        raise ValueError(
-            f"{item.index.fqn}: expected a tensor from the planner, found {type(tensor).__name__}"
-        )
-    return tensor
-
-
-def _in_reach(fqn: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """A tensor whose memory the engine reaches and shows its values, and whether that is a copy, in CPU memory."""
+        raise ValueError(f"{fqn}: expected a tensor from the planner, found {type(tensor).__name__}")
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(

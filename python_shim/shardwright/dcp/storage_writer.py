@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,18 @@ class _TorchNamedShards(ShardedStorageWriter):
 
     file_numbers: dict[str, int] | None = None
 
-    def _file_name(self, fqn: str, rank: int, number: int, tag: str) -> str:
-        numbers = self.file_numbers or {fqn: 1}
-        name = f"shard-{rank + 1:05d}-model-{numbers[fqn]:05d}-of-{max(numbers.values()):05d}"
-        if number:
-            name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
-        return (
-            f"{name}-{tag}.safetensors"
-            if is_there(Path(self.path, name + ".safetensors"))
-            else f"{name}.safetensors"
-        )
+    def _file_name_on(self, rank: int) -> Callable[[str, int], str]:
+        tag = uuid.uuid4().hex[:12]
+
+        def name_of(fqn: str, number: int) -> str:
+            numbers = self.file_numbers or {fqn: 1}
+            name = f"shard-{rank + 1:05d}-model-{numbers[fqn]:05d}-of-{max(numbers.values()):05d}"
+            if number:
+                name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
+            is_taken = is_there(Path(self.path, name + ".safetensors"))
+            return f"{name}-{tag}.safetensors" if is_taken else f"{name}.safetensors"
+
+        return name_of
 
 
 class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.planner import WriteItem
 
 from shardwright import _core
 from shardwright._core import PlanError
-from shardwright.dcp.save_description import number_values
 
 #: Ranks whose failures a message tells; more would hide the cause.
 _TOLD = 8
@@ -26,12 +24,6 @@ class RankOutcome:
     """
 
     rank: int
-    files: list[tuple[str, int, int, int]] = field(
-        default_factory=list
-    )  #: name, size, header bytes, checksum
-    items: list[tuple[WriteItem, tuple[int, int, int, bytes]]] = field(
-        default_factory=list
-    )  #: and where each lies: number of the file, begin, end, checksums
     failure: str = ""
     errno: int = 0
     misfit: bool = False  #: the failure is a PlanError
@@ -43,19 +35,8 @@ class RankOutcome:
         self.misfit = isinstance(error, PlanError)
 
     def encode(self) -> bytes:
-        """As bytes for the coordinator (planner/save/write_results.h)."""
-        facts, boxes = number_values((item for item, _ in self.items), {})
-        placed = [(box, place) for box, (_, place) in zip(boxes, self.items, strict=True)]
-        placed.sort(key=lambda item: item[0][0])
-        encoded: bytes = _core.encode_results(
-            self.rank,
-            _core.encode_values(facts),
-            placed,
-            self.files,
-            self.failure,
-            self.errno,
-            self.misfit,
-        )
+        """A failure as bytes for the coordinator (planner/save/write_results.h)."""
+        encoded: bytes = _core.encode_failure(self.rank, self.failure, self.errno, self.misfit)
         return encoded
 
 

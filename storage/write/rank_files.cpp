@@ -1,0 +1,196 @@
+#include "storage/write/rank_files.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "planner/error.h"
+#include "planner/names/torch_dtypes.h"
+#include "planner/save/chunks.h"
+#include "storage/files/printable.h"
+
+namespace shardwright {
+namespace {
+
+/// Files that are open at a time, written and on their way to the device.
+constexpr std::size_t most_open_files = 32;
+
+std::string random_tag() {
+  std::random_device random;
+  char digits[17];
+  std::snprintf(digits, sizeof digits, "%08x%04x", random(), random() & 0xffff);
+  return digits;
+}
+
+/// What safetensors calls a tensor's dtype; nothing for an object, and for a dtype that it lacks.
+std::optional<DType> dtype_in_file(const SavedValue& value) {
+  if (value.kind == SavedValue::Kind::object) return std::nullopt;
+  return dtype_of_torch(value.properties.dtype);
+}
+
+std::string numbered(const char* format, std::int64_t rank, std::size_t number) {
+  char text[64];
+  std::snprintf(text, sizeof text, format, static_cast<int>(rank), number);
+  return text;
+}
+
+}  // namespace
+
+struct RankFiles::File {
+  std::vector<std::size_t> items;
+  bool holds_bytes = false;  // else tensors
+  std::unique_ptr<ShardFile> file;
+  std::vector<bool> written;  // of its items
+  std::size_t left = 0;       // of its items to be written
+};
+
+RankFiles::RankFiles(std::filesystem::path directory, std::int64_t rank, RankItems what,
+                     const RankFilesOptions& options)
+    : directory_(std::move(directory)), what_(std::move(what)), flush_(options.flush) {
+  results_.rank = rank;
+  const std::size_t count = what_.items.value.size();
+  file_of_item_.resize(count);
+  place_in_file_.resize(count);
+  const std::string tag = random_tag();
+  std::unordered_map<std::uint32_t, std::size_t> boxes_of_value;
+  std::vector<std::size_t> as_bytes;
+  std::unordered_set<std::string> names;
+  const auto add_file = [&](std::string name) {
+    if (!names.insert(name).second)
+      throw Error(ErrorKind::argument, "two files of one rank would be called " + in_quotes(name));
+    results_.files.push_back({std::move(name), 0, 0, 0});
+    files_.emplace_back();
+  };
+  std::size_t corners = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint32_t index = what_.items.value[i];
+    const SavedValue& value = what_.values.values.at(index);
+    corners_of_item_.push_back(corners);
+    corners += 2 * value.shape.size();
+    if (!dtype_in_file(value)) {
+      as_bytes.push_back(i);
+      continue;
+    }
+    const std::size_t number = options.single_file ? boxes_of_value[index]++ : files_.size();
+    if (number == files_.size()) {
+      add_file(options.name ? options.name(value.fqn, number)
+                            : numbered("rank-%05d-%05zu-", rank, number) + tag + ".safetensors");
+    }
+    files_[number].items.push_back(i);
+  }
+  if (!as_bytes.empty()) {
+    std::stable_partition(as_bytes.begin(), as_bytes.end(), [&](std::size_t i) {
+      return what_.values.values[what_.items.value[i]].kind != SavedValue::Kind::object;
+    });
+    add_file(numbered("rank-%05d-", rank, 0) + tag + ".bin");
+    files_.back().items = std::move(as_bytes);
+    files_.back().holds_bytes = true;
+  }
+  for (std::size_t f = 0; f < files_.size(); ++f) {
+    File& file = files_[f];
+    file.left = file.items.size();
+    file.written.assign(file.items.size(), false);
+    for (std::size_t place = 0; place < file.items.size(); ++place) {
+      file_of_item_[file.items[place]] = f;
+      place_in_file_[file.items[place]] = place;
+    }
+  }
+}
+
+RankFiles::~RankFiles() = default;
+
+GatherFigures RankFiles::write(std::span<const std::size_t> items, std::span<const TensorInMemory> memory,
+                               int threads, const DeviceOptions& devices) {
+  GatherFigures figures;
+  std::vector<std::size_t> order(items.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return file_of_item_.at(items[a]) < file_of_item_.at(items[b]);
+  });
+  for (std::size_t first = 0; first < order.size();) {
+    const std::size_t number = file_of_item_[items[order[first]]];
+    File& file = files_[number];
+    if (!file.file) open(number);
+    std::vector<std::size_t> places;
+    std::vector<TensorInMemory> parts;
+    for (; first < order.size() && file_of_item_[items[order[first]]] == number; ++first) {
+      const std::size_t place = place_in_file_[items[order[first]]];
+      if (file.written[place])
+        throw Error(ErrorKind::argument, name_of(items[order[first]]) + ": is written twice");
+      file.written[place] = true;
+      places.push_back(place);
+      parts.push_back(memory[order[first]]);
+    }
+    figures.add(file.file->write(places, parts, threads, devices));
+    file.left -= places.size();
+    if (file.left > 0) continue;
+    written_.push_back(number);
+    if (written_.size() - closed_ > most_open_files) files_[written_[closed_++]].file->finish();
+  }
+  return figures;
+}
+
+WriteResults RankFiles::finish() {
+  for (std::size_t i = 0; i < file_of_item_.size(); ++i) {
+    if (!files_[file_of_item_[i]].written[place_in_file_[i]])
+      throw Error(ErrorKind::argument, name_of(i) + ": has not been written");
+  }
+  for (std::size_t f = 0; f < files_.size(); ++f) {
+    ShardFile& file = *files_[f].file;
+    file.finish();
+    StoredFile& told = results_.files[f];
+    told = {told.name, file.size(), file.header_bytes(), file.header_checksum()};
+  }
+  for (std::size_t i = 0; i < file_of_item_.size(); ++i) {
+    const std::size_t f = file_of_item_[i];
+    results_.places.push_back({static_cast<std::uint32_t>(f), files_[f].file->items()[place_in_file_[i]]});
+  }
+  results_.values = std::move(what_.values);
+  results_.items = std::move(what_.items);
+  return std::move(results_);
+}
+
+void RankFiles::open(std::size_t number) {
+  File& file = files_[number];
+  const std::filesystem::path path = directory_ / results_.files[number].name;
+  if (file.holds_bytes) {
+    std::vector<std::uint64_t> sizes;
+    std::vector<std::string> names;
+    for (const std::size_t item : file.items) {
+      sizes.push_back(bytes_of(item));
+      names.push_back(name_of(item));
+    }
+    file.file = std::make_unique<ShardFile>(path, sizes, std::move(names), flush_);
+    return;
+  }
+  std::vector<SourceTensor> chunks;
+  for (const std::size_t item : file.items) {
+    const SavedValue& value = value_of(item);
+    Box box = box_of(item);
+    chunks.push_back({value.fqn, *dtype_in_file(value), std::move(box.size), std::move(box.offset), 0, 0, 0});
+  }
+  file.file = std::make_unique<ShardFile>(path, std::move(chunks), flush_);
+}
+
+const SavedValue& RankFiles::value_of(std::size_t item) const {
+  return what_.values.values[what_.items.value[item]];
+}
+
+const std::string& RankFiles::name_of(std::size_t item) const { return value_of(item).fqn; }
+
+Box RankFiles::box_of(std::size_t item) const {
+  return box_at(what_.items.corners.data() + corners_of_item_[item], value_of(item).shape.size());
+}
+
+std::uint64_t RankFiles::bytes_of(std::size_t item) const {
+  const SavedValue& value = value_of(item);
+  if (value.kind == SavedValue::Kind::object) return what_.object_bytes.at(item);
+  return bytes_of_box(value, what_.items.corners.data() + corners_of_item_[item] + value.shape.size());
+}
+
+}  // namespace shardwright
