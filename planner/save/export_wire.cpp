@@ -9,7 +9,7 @@
 namespace shardwright {
 namespace {
 
-constexpr std::uint32_t version = 1;
+constexpr std::uint32_t version = 2;
 
 [[noreturn]] void malformed(const std::string& what) {
   throw Error(ErrorKind::malformed, "what a rank told of its part of an export: " + what +
@@ -26,26 +26,6 @@ SavedTensor read(const wire::SavedTensor& message) {
   const std::optional<DType> dtype = dtype_named(message.dtype());
   if (!dtype) malformed(message.fqn() + " has dtype " + message.dtype());
   return {message.fqn(), *dtype, {message.shape().begin(), message.shape().end()}};
-}
-
-void write(const HeldBoxes& held, wire::HeldBoxes& message) {
-  write(held.tensor, *message.mutable_tensor());
-  for (const Box& box : held.boxes) {
-    wire::Box& added = *message.add_boxes();
-    added.mutable_offset()->Add(box.offset.begin(), box.offset.end());
-    added.mutable_size()->Add(box.size.begin(), box.size.end());
-  }
-}
-
-HeldBoxes read(const wire::HeldBoxes& message) {
-  HeldBoxes held{read(message.tensor()), {}};
-  for (const wire::Box& box : message.boxes()) {
-    held.boxes.push_back(
-        {{box.offset().begin(), box.offset().end()}, {box.size().begin(), box.size().end()}});
-    const Box& read_box = held.boxes.back();
-    if (!lies_inside(read_box, held.tensor.shape)) malformed(held.tensor.fqn + " has a part outside of it");
-  }
-  return held;
 }
 
 void write(const BlockColumn& column, wire::BlockColumn& message) {
@@ -77,7 +57,8 @@ Message parsed(const std::string& bytes) {
 std::string encode_holdings(const ExportHoldings& holdings) {
   wire::ExportHoldings message;
   message.set_version(version);
-  for (const HeldBoxes& held : holdings.held) write(held, *message.add_held());
+  message.set_state(holdings.state);
+  message.mutable_order()->Add(holdings.order.begin(), holdings.order.end());
   for (const BlockColumn& column : holdings.columns) write(column, *message.add_columns());
   return bytes_of_message(message);
 }
@@ -85,7 +66,8 @@ std::string encode_holdings(const ExportHoldings& holdings) {
 ExportHoldings decode_holdings(const std::string& bytes) {
   const auto message = parsed<wire::ExportHoldings>(bytes);
   ExportHoldings holdings;
-  for (const wire::HeldBoxes& held : message.held()) holdings.held.push_back(read(held));
+  holdings.state = message.state();
+  holdings.order.assign(message.order().begin(), message.order().end());
   for (const wire::BlockColumn& column : message.columns()) holdings.columns.push_back(read(column));
   return holdings;
 }
@@ -94,7 +76,8 @@ std::string encode_share(const ExportShare& share) {
   wire::ExportShare message;
   message.set_version(version);
   for (const SavedTensor& tensor : share.tensors) write(tensor, *message.add_tensors());
-  for (const HeldBoxes& held : share.owned) write(held, *message.add_owned());
+  message.set_refusal(share.refusal);
+  message.set_writes(share.writes);
   for (const BlockColumn& column : share.columns) write(column, *message.add_columns());
   message.mutable_headers()->Add(share.headers.begin(), share.headers.end());
   return bytes_of_message(message);
@@ -104,7 +87,8 @@ ExportShare decode_share(const std::string& bytes) {
   const auto message = parsed<wire::ExportShare>(bytes);
   ExportShare share;
   for (const wire::SavedTensor& tensor : message.tensors()) share.tensors.push_back(read(tensor));
-  for (const wire::HeldBoxes& held : message.owned()) share.owned.push_back(read(held));
+  share.refusal = message.refusal();
+  share.writes = message.writes();
   for (const wire::BlockColumn& column : message.columns()) share.columns.push_back(read(column));
   share.headers.assign(message.headers().begin(), message.headers().end());
   return share;

@@ -4,14 +4,16 @@
 #include <string>
 #include <vector>
 
-#include "planner/save/ownership.h"
+#include "planner/save/export_form.h"
 #include "planner/save/shared_blocks.h"
 
 namespace shardwright {
 
 /// What a rank tells the coordinator of an export.
 struct ExportHoldings {
-  Holdings held;
+  std::string state;  ///< what it holds; see told_state()
+  std::vector<std::uint32_t>
+      order;  ///< numbers of the state's values in the order of the state dict; empty: it is theirs
   std::vector<BlockColumn> columns;  ///< as the rank's own parts would have them
 
   bool operator==(const ExportHoldings&) const = default;
@@ -19,8 +21,9 @@ struct ExportHoldings {
 
 /// What the coordinator tells a rank.
 struct ExportShare {
+  std::string refusal;                 ///< why there is no plan, see throw_refusal(); else empty
   std::vector<SavedTensor> tensors;    ///< all there are, in the same order on every rank
-  Holdings owned;                      ///< what this rank writes
+  std::string writes;                  ///< what this rank writes, as encoded RankWrites
   std::vector<BlockColumn> columns;    ///< the rank's own, as agreed on
   std::vector<std::uint32_t> headers;  ///< the files whose headers this rank writes
 

@@ -1,6 +1,7 @@
 #include "planner/save/global_save_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <numeric>
 #include <optional>
@@ -11,6 +12,7 @@
 #include "planner/error.h"
 #include "planner/problems.h"
 #include "planner/save/chunks.h"
+#include "planner/save/dealing.h"
 #include "planner/save/mesh_layout.h"
 #include "planner/save/rank_states.h"
 
@@ -41,20 +43,28 @@ struct Occurrence {
 class Planning {
  public:
   Planning(const std::vector<RankState>& states, const ValuesByHash& known) : states_(states), known_(known) {
-    plan_.bytes_of_rank.resize(states.size());
-    plan_.left_to_others.resize(states.size());
-    for (std::size_t r = 0; r < states.size(); ++r) plan_.left_to_others[r].resize(states[r].parts.size());
+    dealt_.bytes_of_rank.resize(states.size());
+    dealt_.left_to_others.resize(states.size());
+    dealt_.cuts.resize(states.size());
+    for (std::size_t r = 0; r < states.size(); ++r) dealt_.left_to_others[r].resize(states[r].parts.size());
     group_parts();
     number_values();
   }
 
-  GlobalSavePlan run() {
+  GlobalSavePlan run(const std::function<Dealing(const SavedValues&)>& dealing_of) {
+    if (dealing_of) {
+      problems_.throw_if_any(ErrorKind::mismatch, "the ranks do not hold one state between them:");
+      dealing_ = dealing_of(plan_.metadata.values);
+    }
     for (std::uint32_t g = 0; g < groups_.size(); ++g) {
       if (groups_[g].values->has_mesh()) plan_mesh(g);
     }
     plan_items();
     problems_.throw_if_any(ErrorKind::mismatch, "the ranks do not hold one state between them:");
-    share_out();
+    deal();
+    plan_.bytes_of_rank = std::move(dealt_.bytes_of_rank);
+    plan_.left_to_others = std::move(dealt_.left_to_others);
+    plan_.cuts = std::move(dealt_.cuts);
     return std::move(plan_);
   }
 
@@ -244,11 +254,10 @@ class Planning {
       }
       for (std::size_t c = 0; c < lie.places.size(); ++c) {
         if (lie.boxes[c] == 0) continue;
-        const std::uint64_t bytes =
-            static_cast<std::uint64_t>(lie.elements[c]) * value.properties.element_bytes;
         if (is_mine) {
-          plan_.bytes_held += bytes * lie.places[c].size();
-          add_owners(bytes, lie.places[c].size(), [&](std::size_t i) {
+          plan_.bytes_held += static_cast<std::uint64_t>(lie.elements[c]) * value.properties.element_bytes *
+                              lie.places[c].size();
+          add_owners(global, lie.elements[c], lie.places[c].size(), [&](std::size_t i) {
             const std::uint32_t place = lie.places[c][i];
             const std::uint32_t state = state_of_place[place];
             return Owner{state, part_of_state[state], next_item[place], lie.boxes[c]};
@@ -336,7 +345,8 @@ class Planning {
       const bool is_chunk = bytes != 0 || volume(value.shape) == 0;
       if (is_chunk) layout.corners.insert(layout.corners.end(), corners(*at), corners(*at) + 2 * rank);
       plan_.bytes_held += bytes * static_cast<std::uint64_t>(end - at);
-      add_owners(bytes, static_cast<std::size_t>(end - at), [&](std::size_t i) {
+      const std::int64_t elements = volume(Shape(corners(*at) + rank, corners(*at) + 2 * rank));
+      add_owners(global, elements, static_cast<std::size_t>(end - at), [&](std::size_t i) {
         const Occurrence& o = occurrences_[at[i]];
         return Owner{o.state, o.part, o.item, 1};
       });
@@ -359,55 +369,64 @@ class Planning {
 
   // --- who writes what
 
-  /// A rank that could write something: some consecutive items of one of its parts.
-  struct Owner {
-    std::uint32_t state;
-    std::uint32_t part;
-    std::uint32_t item;
-    std::uint32_t items;
-  };
+  std::uint64_t bytes_of(std::uint32_t global, std::int64_t elements) const {
+    const SavedValue& value = value_of(global);
+    if (value.kind == SavedValue::Kind::object) return 0;
+    if (!dealing_.bytes_of_element)
+      return static_cast<std::uint64_t>(elements) * value.properties.element_bytes;
+    return static_cast<std::uint64_t>(
+        std::llround(dealing_.bytes_of_element(value) * static_cast<double>(elements)));
+  }
 
+  /// What the owners hold, each the same consecutive items, of so many elements together.
   template <typename OwnerAt>
-  void add_owners(std::uint64_t bytes, std::size_t count, const OwnerAt& owner_at) {
+  void add_owners(std::uint32_t global, std::int64_t elements, std::size_t count, const OwnerAt& owner_at) {
+    const std::uint64_t bytes = bytes_of(global, elements);
     if (count == 1) {
-      plan_.bytes_of_rank[owner_at(0).state] += bytes;
+      dealt_.bytes_of_rank[owner_at(0).state] += bytes;
       return;
     }
-    shared_.push_back({bytes, owners_.size(), count});
-    for (std::size_t i = 0; i < count; ++i) owners_.push_back(owner_at(i));
-  }
-
-  void share_out() {
-    std::stable_sort(shared_.begin(), shared_.end(),
-                     [](const Shared& a, const Shared& b) { return a.bytes > b.bytes; });
-    std::vector<std::size_t> written(states_.size(),
-                                     0);  // so that objects and empty tensors go round as well
-    for (const Shared& shared : shared_) {
-      const auto first = owners_.begin() + static_cast<std::ptrdiff_t>(shared.owners);
-      const auto last = first + static_cast<std::ptrdiff_t>(shared.count);
-      const auto writer = std::min_element(first, last, [&](const Owner& a, const Owner& b) {
-        return std::tuple(plan_.bytes_of_rank[a.state], written[a.state], a.state) <
-               std::tuple(plan_.bytes_of_rank[b.state], written[b.state], b.state);
-      });
-      plan_.bytes_of_rank[writer->state] += shared.bytes;
-      ++written[writer->state];
-      for (auto owner = first; owner != last; ++owner) {
-        if (owner == writer) continue;
-        auto& left = plan_.left_to_others[owner->state][owner->part];
-        for (std::uint32_t i = 0; i < owner->items; ++i) left.push_back(owner->item + i);
+    const std::uint32_t items = owner_at(0).items;
+    if (!dealing_.cut || items == 1) {
+      replicas_.push_back({bytes, owners_.size(), count, global});
+      for (std::size_t i = 0; i < count; ++i) owners_.push_back(owner_at(i));
+      return;
+    }
+    for (std::uint32_t item = 0; item < items;
+         ++item) {  // those that are dealt in parts are dealt one by one
+      replicas_.push_back({bytes / items, owners_.size(), count, global});
+      for (std::size_t i = 0; i < count; ++i) {
+        Owner owner = owner_at(i);
+        owner.item += item;
+        owner.items = 1;
+        owners_.push_back(owner);
       }
     }
-    for (LeftToOthers& of_rank : plan_.left_to_others) {
-      for (auto& items : of_rank) std::sort(items.begin(), items.end());
-    }
   }
 
-  /// Something to be written once that several ranks hold.
-  struct Shared {
-    std::uint64_t bytes;
-    std::size_t owners;  ///< where they begin among all owners
-    std::size_t count;
-  };
+  /// The box of an item of a state.
+  Box box_of(const Owner& owner) {
+    const auto [entry, is_new] = items_of_part_.try_emplace({owner.state, owner.part});
+    if (is_new) {
+      const SavedValues& values = *known_.at(states_[owner.state].parts[owner.part].values);
+      const SavedItems items = values.has_mesh() ? items_on_mesh(values, states_[owner.state].rank)
+                                                 : items_of(owner.state, owner.part);
+      const std::int64_t* corner = items.corners.data();
+      for (const std::uint32_t value : items.value) {
+        const std::size_t rank = values.values[value].shape.size();
+        entry->second.push_back(box_at(corner, rank));
+        corner += 2 * rank;
+      }
+    }
+    return entry->second.at(owner.item);
+  }
+
+  void deal() {
+    if (!dealing_.cut) return deal_whole(std::move(replicas_), owners_, dealt_);
+    deal_in_parts(
+        std::move(replicas_), owners_, [&](const Replicas& one) { return box_of(owners_[one.first_owner]); },
+        [&](const Replicas& one, const Box& box) { return dealing_.cut(value_of(one.value), box); }, dealt_);
+  }
 
   const std::vector<RankState>& states_;
   const ValuesByHash& known_;
@@ -422,14 +441,18 @@ class Planning {
   std::vector<Occurrence> occurrences_;
   std::vector<std::int64_t> corners_;
   std::vector<Owner> owners_;
-  std::vector<Shared> shared_;
+  std::vector<Replicas> replicas_;
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<Box>> items_of_part_;  // those looked at
+  Dealing dealing_;
+  Dealt dealt_;
   Problems problems_;
   GlobalSavePlan plan_;
 };
 
 }  // namespace
 
-GlobalSavePlan plan_save(const std::vector<RankState>& states, const ValuesByHash& known) {
+GlobalSavePlan plan_save(const std::vector<RankState>& states, const ValuesByHash& known,
+                         const std::function<Dealing(const SavedValues&)>& dealing_of) {
   const std::vector<std::size_t> lost = with_lost_values(states, known);
   if (!lost.empty()) {
     std::vector<std::int64_t> ranks;
@@ -438,7 +461,7 @@ GlobalSavePlan plan_save(const std::vector<RankState>& states, const ValuesByHas
                 ranks_text(ranks) + " of " + std::to_string(states.size()) +
                     ": expected a state that has been described, found one that no rank has described");
   }
-  return Planning(states, known).run();
+  return Planning(states, known).run(dealing_of);
 }
 
 }  // namespace shardwright

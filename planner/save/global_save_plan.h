@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "planner/save/rank_states.h"
@@ -12,14 +13,26 @@ namespace shardwright {
 struct GlobalSavePlan {
   GlobalMetadata metadata;                   ///< values in the order in which ranks 0, 1, … name them
   std::vector<LeftToOthers> left_to_others;  ///< for each state
+  std::vector<std::vector<ItemCut>> cuts;    ///< for each state; none where boxes are written whole
   std::vector<std::uint64_t> bytes_of_rank;  ///< that the rank of each state writes, objects not counted
   std::uint64_t bytes_held = 0;              ///< over all ranks, replicas included
   std::size_t chunks = 0;                    ///< in the checkpoint
 };
 
+/// How that is dealt out which several ranks hold.
+struct Dealing {
+  /// Bytes of the result that an element of a tensor takes. Null: those that it takes in memory.
+  std::function<double(const SavedValue&)> bytes_of_element;
+
+  /// The dimension along which a large box of a tensor may be cut, so that several of its owners write a
+  /// slice of it each. Null: each box is written whole, and which chunks there are does not depend on who
+  /// writes them.
+  std::function<std::size_t(const SavedValue&, const Box&)> cut;
+};
+
 /// Plans a save from the states of all ranks that take part. Each box that several ranks hold is written by
 /// the one of its owners that has least to write so far, largest boxes first; the lower rank where several
-/// have as little. Which chunks there are does not depend on who writes them.
+/// have as little; see Dealing for others.
 ///
 /// Throws one Error(mismatch) that lists all that is wrong, naming tensors and ranks: a description that no
 /// rank has sent, ranks that differ in dtype or shape of a tensor, boxes that overlap, elements that no rank
@@ -27,6 +40,9 @@ struct GlobalSavePlan {
 ///
 /// Takes time linear in the number of items, but for sorting those of a tensor, and for values on a mesh
 /// linear in ranks times ways of lying on it.
-GlobalSavePlan plan_save(const std::vector<RankState>& states, const ValuesByHash& known);
+///
+/// `dealing_of`, if there is one, is called with all values of the job once ranks agree on them.
+GlobalSavePlan plan_save(const std::vector<RankState>& states, const ValuesByHash& known,
+                         const std::function<Dealing(const SavedValues&)>& dealing_of = {});
 
 }  // namespace shardwright

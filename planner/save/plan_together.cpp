@@ -1,14 +1,12 @@
 #include "planner/save/plan_together.h"
 
 #include <algorithm>
-#include <charconv>
 #include <set>
 #include <sstream>
 #include <utility>
 
 #include "planner/error.h"
-#include "planner/problems.h"
-#include "planner/save/save_wire.h"
+#include "planner/save/refusals.h"
 
 namespace shardwright {
 namespace {
@@ -17,25 +15,19 @@ namespace {
 constexpr char state_follows = 's';  // told: the state
 constexpr char as_before = 'b';      // told: hashes of the state and of the job; answered: nothing
 constexpr char plan_follows = 'p';   // answered: hash of the job, and which items others write
-constexpr char no_plan = 'n';        // answered: why, and descriptions, as a Refusal
+// answered as well: a refusal, see refusals.h
 
 std::string_view text_of(const Hash& hash) { return {hash.data(), hash.size()}; }
 
-[[noreturn]] void refuse() {
-  throw Error(
-      ErrorKind::malformed,
-      "a message about a save plan has been cut short or is damaged; do all ranks run the same version?");
-}
-
 Hash hash_at(std::string_view bytes, std::size_t at) {
   Hash hash;
-  if (bytes.size() < at + hash.size()) refuse();
+  if (bytes.size() < at + hash.size()) refuse_damaged();
   std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), hash.size(), hash.begin());
   return hash;
 }
 
 std::string answer_with(const GlobalSavePlan& plan, const Hash& job, std::size_t rank) {
-  return plan_follows + std::string(text_of(job)) + encode(RankWrites{plan.left_to_others[rank]});
+  return plan_follows + std::string(text_of(job)) + encode(RankWrites{plan.left_to_others[rank], {}});
 }
 
 /// Rank 0's view of what all ranks have told.
@@ -58,60 +50,10 @@ Told read_all(const std::vector<std::string>& told, SavePlanCache& cache) {
       all.jobs.push_back(hash_at(rest, sizeof(Hash)));
       if (!cache.states.contains(all.states.back())) all.strange.push_back(r);
     } else {
-      refuse();
+      refuse_damaged();
     }
   }
   return all;
-}
-
-std::string refusal(const std::string& why, const std::vector<std::string>& descriptions) {
-  RankState carrier;  // a message that holds descriptions
-  carrier.values = descriptions;
-  const std::string encoded = encode(carrier);
-  return no_plan + std::to_string(encoded.size()) + ":" + encoded + why;
-}
-
-/// Why some states cannot be planned with, for every rank, and what those ranks should have said.
-std::vector<std::string> refuse_lost(const std::vector<RankState>& states,
-                                     const std::vector<std::size_t>& lost, const ValuesByHash& known) {
-  std::vector<std::int64_t> ranks;
-  for (const std::size_t s : lost) ranks.push_back(states[s].rank);
-  const std::string why = "the ranks do not hold one state: " + ranks_text(ranks) +
-                          (ranks.size() == 1 ? " differs" : " differ") + " from the first of its mesh:";
-  std::vector<std::string> answers(states.size(), refusal(why, {}));
-  for (const std::size_t s : lost) {
-    std::vector<std::string> of_its_meshes;
-    for (const auto& [hash, values] : known) {
-      const auto& on_mesh = values->mesh_ranks;
-      if (std::find(on_mesh.begin(), on_mesh.end(), states[s].rank) != on_mesh.end())
-        of_its_meshes.push_back(encode(*values));
-    }
-    answers[s] = refusal(why, of_its_meshes);
-  }
-  return answers;
-}
-
-/// What a refusal means for this rank.
-[[noreturn]] void throw_refusal(std::string_view rest, const RankState& mine) {
-  std::size_t size = 0;
-  const char* const end = rest.data() + rest.size();
-  const auto [colon, fault] = std::from_chars(rest.data(), end, size);
-  if (fault != std::errc() || colon == end || *colon != ':') refuse();
-  if (size > static_cast<std::size_t>(end - colon - 1)) refuse();
-  const std::string_view descriptions(colon + 1, size);
-  std::string text(colon + 1 + size, end);
-  for (const std::string& bytes : decode_state(descriptions).values) {
-    const SavedValues expected = decode_values(bytes);
-    for (const std::string& own : mine.values) {
-      const SavedValues found = decode_values(own);
-      if (!found.has_mesh() || found.mesh_ranks != expected.mesh_ranks) continue;
-      for (const std::string& line :
-           differences(expected, "rank " + std::to_string(expected.mesh_ranks.front()), found,
-                       "rank " + std::to_string(mine.rank)))
-        text += "\n  " + line;
-    }
-  }
-  throw Error(ErrorKind::mismatch, text);
 }
 
 /// Forgets states that are not those of the last plan, which ranks may still refer to.
@@ -139,7 +81,7 @@ std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePl
     ValuesByHash known = std::exchange(cache.known, {});
     const std::vector<RankState> states = decode_states(encoded, known);
     const std::vector<std::size_t> lost = with_lost_values(states, known);
-    if (!lost.empty()) return refuse_lost(states, lost, known);
+    if (!lost.empty()) return refusals(states, lost, known);
     cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(states, known));
     std::set<Hash> used;
     for (const RankState& state : states) {
@@ -168,13 +110,13 @@ std::string distinct_lines(const std::vector<std::string>& texts) {
   return lines;
 }
 
-LeftToOthers read_writes(std::string_view bytes, const RankState& mine) {
-  std::vector<std::size_t> counts;
-  for (const SavedItems& items : items_of(mine)) counts.push_back(items.value.size());
-  return decode_writes(bytes, counts).left_to_others;
-}
-
 }  // namespace
+
+Hash hash_of_job(const std::vector<Hash>& states) {
+  std::string text;
+  for (const Hash& state : states) text += text_of(state);
+  return hash_of(text);
+}
 
 std::string told_state(const RankState& mine) {
   RankState state = mine;
@@ -202,23 +144,15 @@ std::vector<std::string> answer(const std::vector<std::string>& told, SavePlanCa
   }
 }
 
-Hash hash_of_job(const std::vector<Hash>& states) {
-  std::string text;
-  for (const Hash& state : states) text += text_of(state);
-  return hash_of(text);
-}
-
-bool is_refusal(std::string_view answer) { return answer.starts_with(no_plan); }
-
 SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache) {
-  if (answer.empty()) refuse();
+  if (answer.empty()) refuse_damaged();
   const std::string_view rest = std::string_view(answer).substr(1);
   if (answer[0] == as_before && cache.telling == cache.told) return {cache.left_to_others, true};
   cache.told = {};
-  if (answer[0] == no_plan) throw_refusal(rest, mine);
-  if (answer[0] != plan_follows) refuse();
+  if (is_refusal(answer)) throw_refusal(answer, mine);
+  if (answer[0] != plan_follows) refuse_damaged();
   const Hash job = hash_at(rest, 0);
-  cache.left_to_others = read_writes(rest.substr(sizeof(Hash)), mine);
+  cache.left_to_others = read_writes(rest.substr(sizeof(Hash)), mine).left_to_others;
   cache.job = job;
   cache.told = cache.telling;
   return {cache.left_to_others, false};
@@ -239,21 +173,6 @@ SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, c
   throw Error(ErrorKind::mismatch, round(found, [](const std::vector<std::string>& all) {
                 return std::vector<std::string>(all.size(), distinct_lines(all));
               }));
-}
-
-std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known) {
-  std::vector<SavedItems> items;
-  for (const RankState::Part& part : state.parts) {
-    const SavedValues& values = *known.at(part.values);
-    items.push_back(values.has_mesh() ? items_on_mesh(values, state.rank) : unpack(part.packed, values));
-  }
-  return items;
-}
-
-std::vector<SavedItems> items_of(const RankState& state) {
-  ValuesByHash known;
-  learn_values(state, known);
-  return items_of(state, known);
 }
 
 }  // namespace shardwright

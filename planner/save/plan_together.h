@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "planner/save/global_save_plan.h"
+#include "planner/save/refusals.h"
 
 namespace shardwright {
 
@@ -50,11 +51,7 @@ std::vector<std::string> answer(const std::vector<std::string>& told, SavePlanCa
 /// Of the states of all ranks, in their order.
 Hash hash_of_job(const std::vector<Hash>& states);
 
-/// True if the answer holds no plan, but why there is none.
-bool is_refusal(std::string_view answer);
-
-/// What this rank, which holds all of `mine`, is to write. Throws Error(mismatch) for a refusal, with a line
-/// for each tensor in which this rank differs from the first of its mesh.
+/// What this rank, which holds all of `mine`, is to write. Throws as throw_refusal() for a refusal.
 SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache);
 
 /// One round over all ranks: gives this rank's bytes and returns its answer; on rank 0 `answers` turns all
@@ -65,11 +62,5 @@ using Round = std::function<std::string(const std::string& mine, const Answers& 
 /// Plans a save with all other ranks, each of which calls this. Throws what plan_save() and understand()
 /// throw, the same on all ranks. `round` is called once, and once more before a refusal is thrown.
 SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Round& round);
-
-/// What each part of a rank's state holds, of descriptions that are known.
-std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known);
-
-/// The same for a state that brings all its descriptions.
-std::vector<SavedItems> items_of(const RankState& state);
 
 }  // namespace shardwright

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/names/torch_dtypes.h"
 #include "planner/problems.h"
+#include "planner/save/chunks.h"
 
 namespace shardwright {
 
@@ -59,6 +62,92 @@ std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, 
     }
   }
   return lost;
+}
+
+std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known) {
+  std::vector<SavedItems> items;
+  for (const RankState::Part& part : state.parts) {
+    const SavedValues& values = *known.at(part.values);
+    items.push_back(values.has_mesh() ? items_on_mesh(values, state.rank) : unpack(part.packed, values));
+  }
+  return items;
+}
+
+std::vector<SavedItems> items_of(const RankState& state) {
+  ValuesByHash known;
+  learn_values(state, known);
+  return items_of(state, known);
+}
+
+RankState state_of(const std::vector<TensorSpec>& specs, std::int64_t rank) {
+  SavedValues values;
+  std::unordered_map<std::string_view, std::size_t> number;
+  std::vector<std::vector<Box>> boxes;
+  for (const TensorSpec& spec : specs) {
+    const auto [entry, is_new] = number.emplace(spec.fqn, values.values.size());
+    if (is_new) {
+      SavedValue& value = values.values.emplace_back();
+      value.fqn = spec.fqn;
+      value.properties.dtype = torch_name_of(spec.dtype);
+      value.properties.element_bytes = static_cast<std::uint32_t>(bytes_of(spec.dtype));
+      value.shape = spec.global_shape;
+      boxes.emplace_back();
+      if (volume(spec.global_shape) == 0)
+        boxes.back() = {whole(spec.global_shape)};  // somebody has to name it
+    }
+    for (const LocalBox& local : spec.boxes) {
+      if (!is_empty(local.global)) boxes[entry->second].push_back(local.global);
+    }
+  }
+  SavedItems items;
+  for (std::size_t v = 0; v < boxes.size(); ++v) {
+    for (const Box& box : boxes[v]) items.add(static_cast<std::uint32_t>(v), box.offset, box.size);
+  }
+  RankState state;
+  state.rank = rank;
+  state.values = {encode(values)};
+  state.parts = {{hash_of(state.values.front()), pack(items, values)}};
+  return state;
+}
+
+RankWrites read_writes(std::string_view bytes, const RankState& mine) {
+  std::vector<std::size_t> counts;
+  for (const SavedItems& items : items_of(mine)) counts.push_back(items.value.size());
+  return decode_writes(bytes, counts);
+}
+
+std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& writes) {
+  ValuesByHash known;
+  learn_values(mine, known);
+  const std::vector<SavedItems> held = items_of(mine, known);
+  std::map<std::pair<std::uint32_t, std::uint32_t>, const ItemCut*> cut_of_item;
+  for (const ItemCut& cut : writes.cuts) cut_of_item[{cut.part, cut.item}] = &cut;
+  std::vector<WrittenBox> boxes;
+  for (std::uint32_t p = 0; p < held.size(); ++p) {
+    const SavedValues& values = *known.at(mine.parts[p].values);
+    const std::vector<std::uint32_t>& left = writes.left_to_others.at(p);
+    const std::int64_t* corner = held[p].corners.data();
+    for (std::uint32_t i = 0; i < held[p].value.size(); ++i) {
+      const SavedValue& value = values.values[held[p].value[i]];
+      const std::size_t rank = value.shape.size();
+      Box box = box_at(corner, rank);
+      corner += 2 * rank;
+      if (std::binary_search(left.begin(), left.end(), i)) continue;
+      if (const auto found = cut_of_item.find({p, i}); found != cut_of_item.end()) {
+        const auto& [part, item, dimension, begin, size] = *found->second;
+        if (dimension >= rank || begin > box.size[dimension] || size > box.size[dimension] - begin) {
+          throw Error(ErrorKind::malformed,
+                      value.fqn +
+                          ": this rank is to write a slice that it does not hold; do all "
+                          "ranks run the same version of shardwright?");
+        }
+        box.offset[dimension] += begin;
+        box.size[dimension] = size;
+      }
+      boxes.push_back({value.fqn, std::move(box)});
+    }
+  }
+  return boxes;
 }
 
 std::vector<std::string> differences(const SavedValues& expected, const std::string& expected_by,

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "planner/names/tensor_spec.h"
 #include "planner/save/save_wire.h"
 
 namespace shardwright {
@@ -23,9 +24,32 @@ std::vector<RankState> decode_states(const std::vector<std::string>& encoded, Va
 /// Positions of the states that refer to a description that is not known.
 std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, const ValuesByHash& known);
 
+/// What a rank has to save that holds these parts: each box named. Parts of one tensor may be several specs.
+RankState state_of(const std::vector<TensorSpec>& specs, std::int64_t rank);
+
+/// What a rank that holds all of `mine` is to write, from rank 0's bytes about it.
+RankWrites read_writes(std::string_view bytes, const RankState& mine);
+
+/// What a rank writes.
+struct WrittenBox {
+  std::string fqn;
+  Box box;  ///< of the whole tensor
+
+  bool operator==(const WrittenBox&) const = default;
+};
+
+/// Of a state that brings all its descriptions. Throws Error(malformed) for a slice outside its item.
+std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& writes);
+
 /// How two ranks' descriptions of the same tensors differ, a line for each tensor.
 std::vector<std::string> differences(const SavedValues& expected, const std::string& expected_by,
                                      const SavedValues& found, const std::string& found_by);
+
+/// What each part of a rank's state holds, of descriptions that are known.
+std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known);
+
+/// The same for a state that brings all its descriptions.
+std::vector<SavedItems> items_of(const RankState& state);
 
 /// "float32 [8, 3]", or "an object".
 std::string dtype_and_shape_of(const SavedValue& value);

@@ -18,6 +18,7 @@ inline void check(bool holds, const char* why) {
 }
 
 inline constexpr std::uint64_t most_dimensions = 64;
+inline constexpr std::uint64_t most_elements = std::uint64_t{1} << 62;
 inline constexpr std::int64_t most_ranks = std::int64_t{1} << 31;
 
 /// The bytes of a message that is complete.

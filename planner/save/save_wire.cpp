@@ -124,13 +124,18 @@ std::string encode(const RankWrites& writes) {
       i = next;
     }
   }
+  for (const ItemCut& cut : writes.cuts) {
+    for (const std::int64_t number :
+         {std::int64_t{cut.part}, std::int64_t{cut.item}, std::int64_t{cut.dimension}, cut.begin, cut.size})
+      message.add_cut(static_cast<std::uint64_t>(number));
+  }
   return finish_message(message);
 }
 
 RankWrites decode_writes(std::string_view bytes, const std::vector<std::size_t>& items) {
   const auto message = read_message<wire::RankWrites>(bytes, "what a rank is to write");
   check(message.left_to_others_size() == static_cast<int>(items.size()), "it is for other parts");
-  RankWrites writes{LeftToOthers(items.size())};
+  RankWrites writes{LeftToOthers(items.size()), {}};
   for (std::size_t part = 0; part < items.size(); ++part) {
     const auto& runs = message.left_to_others(static_cast<int>(part)).run();
     check(runs.size() % 2 == 0, "a run without its length");
@@ -142,6 +147,15 @@ RankWrites decode_writes(std::string_view bytes, const std::vector<std::size_t>&
       for (const std::uint64_t end = at + run[1]; at < end; ++at)
         writes.left_to_others[part].push_back(static_cast<std::uint32_t>(at));
     }
+  }
+  check(message.cut_size() % 5 == 0, "a slice without its end");
+  for (auto cut = message.cut().begin(); cut != message.cut().end(); cut += 5) {
+    check(cut[0] < items.size() && cut[1] < items[cut[0]], "a slice of an item that the rank does not have");
+    check(cut[2] < most_dimensions, "a slice along a dimension that there is not");
+    check(cut[3] <= most_elements && cut[4] <= most_elements, "a slice that there is not");
+    writes.cuts.push_back({static_cast<std::uint32_t>(cut[0]), static_cast<std::uint32_t>(cut[1]),
+                           static_cast<std::uint32_t>(cut[2]), static_cast<std::int64_t>(cut[3]),
+                           static_cast<std::int64_t>(cut[4])});
   }
   return writes;
 }

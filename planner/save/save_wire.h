@@ -63,9 +63,21 @@ SavedItems unpack(const std::vector<std::uint64_t>& packed, const SavedValues& v
 /// Which items of each part of a rank's state others write: sorted numbers.
 using LeftToOthers = std::vector<std::vector<std::uint32_t>>;
 
-/// What a rank is to write: all that it holds but these.
+/// A slice of an item, which its owners write in slices.
+struct ItemCut {
+  std::uint32_t part = 0;
+  std::uint32_t item = 0;
+  std::uint32_t dimension = 0;
+  std::int64_t begin = 0;  ///< within the item's box
+  std::int64_t size = 0;
+
+  bool operator==(const ItemCut&) const = default;
+};
+
+/// What a rank is to write: all that it holds but items that others write, and of some items a slice.
 struct RankWrites {
   LeftToOthers left_to_others;
+  std::vector<ItemCut> cuts;
 
   bool operator==(const RankWrites&) const = default;
 };

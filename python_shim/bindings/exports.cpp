@@ -33,15 +33,23 @@ void bind_exports(py::module_& m) {
       .def_readwrite("start_of_names", &ExportRequest::start_of_names);
   m.def(
       "describe_export",
-      [](const std::vector<TensorSpec>& specs, const ExportRequest& request, const DeviceOptions& devices) {
+      [](const std::vector<TensorSpec>& specs, const std::string& state, const ExportRequest& request,
+         const DeviceOptions& devices) {
         std::string bytes;
         {
           const py::gil_scoped_release release;
-          bytes = describe_export(specs, request, devices);
+          bytes = describe_export(specs, decode_state(state), request, devices);
         }
         return py::bytes(bytes);
       },
-      py::arg("specs"), py::arg("request"), py::arg("devices") = DeviceOptions{});
+      py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("devices") = DeviceOptions{});
+  m.def(
+      "state_of",
+      [](const std::vector<TensorSpec>& specs, std::int64_t rank) {
+        return py::bytes(encode(state_of(specs, rank)));
+      },
+      py::arg("specs"), py::arg("rank"),
+      "What a rank has to save that holds these parts, as encode_state gives it.");
   py::class_<PlannedExport>(m, "PlannedExport")
       .def_property_readonly("catalog", [](const PlannedExport& p) { return p.layout.catalog; })
       .def_property_readonly("total_size", [](const PlannedExport& p) { return p.layout.total_size; })
@@ -53,7 +61,8 @@ void bind_exports(py::module_& m) {
                                for (const std::string& share : p.shares) shares.append(py::bytes(share));
                                return shares;
                              })
-      .def_readonly("left_out", &PlannedExport::left_out);
+      .def_readonly("left_out", &PlannedExport::left_out)
+      .def_readonly("is_refused", &PlannedExport::is_refused);
   m.def(
       "plan_export",
       [](const std::vector<py::bytes>& holdings, const ExportRequest& request,
@@ -104,15 +113,16 @@ void bind_exports(py::module_& m) {
       py::arg("planned"), py::arg("row_sums"), py::arg("directory"), py::arg("beside"));
   m.def(
       "run_export",
-      [](const py::bytes& share, const std::vector<TensorSpec>& specs, const ExportRequest& request,
-         const std::filesystem::path& directory, int threads, std::size_t staging_bytes,
-         const DeviceOptions& devices) {
+      [](const py::bytes& share, const std::vector<TensorSpec>& specs, const std::string& state,
+         const ExportRequest& request, const std::filesystem::path& directory, int threads,
+         std::size_t staging_bytes, const DeviceOptions& devices) {
         const std::string bytes = share;
         const py::gil_scoped_release release;
-        return run_export(bytes, specs, request, directory, {threads, staging_bytes, devices});
+        return run_export(bytes, specs, decode_state(state), request, directory,
+                          {threads, staging_bytes, devices});
       },
-      py::arg("share"), py::arg("specs"), py::arg("request"), py::arg("directory"), py::arg("threads") = 0,
-      py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{});
+      py::arg("share"), py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("directory"),
+      py::arg("threads") = 0, py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{});
 }
 
 }  // namespace shardwright

@@ -1,17 +1,25 @@
 #include "storage/write/export.h"
 
+#include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <numeric>
+#include <optional>
+#include <set>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 
 #include "planner/error.h"
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
+#include "planner/names/spec_parts.h"
+#include "planner/names/torch_dtypes.h"
 #include "planner/problems.h"
 #include "planner/save/export_form.h"
 #include "planner/save/export_wire.h"
-#include "planner/save/ownership.h"
+#include "planner/save/global_save_plan.h"
+#include "planner/save/plan_together.h"
 #include "storage/boxes/placing.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
@@ -39,54 +47,145 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   return form;
 }
 
-std::vector<SavedTensor> tensors_of(const Holdings& holdings) {
+std::vector<SavedTensor> tensors_of(const std::vector<TensorSpec>& specs) {
   std::vector<SavedTensor> tensors;
-  for (const HeldBoxes& held : holdings) tensors.push_back(held.tensor);
+  for (const TensorSpec& spec : specs) tensors.push_back({spec.fqn, spec.dtype, spec.global_shape});
   return tensors;
 }
 
-/// Bytes of the result that an element of a tensor takes, and how boxes of it are best cut.
-class Costs {
- public:
-  explicit Costs(const ExportForm& form) : form_(form) {}
-
-  double bytes_of_element(const SavedTensor& tensor) const {
-    const std::vector<Piece> pieces = pieces_of(form_.map, tensor.fqn, tensor.shape, form_.pattern);
-    if (pieces.empty()) return 0;
-    const Encoding encoding = stored_as(form_, pieces.front(), tensor.dtype);
-    const double scale = encoding.scaled ? 1.0 / static_cast<double>(encoding.block_columns) : 0;
-    return bytes_of(encoding.element) + scale;
+/// The names of a state's values, part by part.
+std::vector<std::string_view> names_of(const RankState& state, const ValuesByHash& known) {
+  std::vector<std::string_view> names;
+  for (const RankState::Part& part : state.parts) {
+    for (const SavedValue& value : known.at(part.values)->values) names.push_back(value.fqn);
   }
+  return names;
+}
 
-  /// Into experts; else along the rows of the HF tensors, which cuts no block and leaves long runs.
-  std::size_t cut(const SavedTensor& tensor, const Box& box) const {
-    const std::vector<Piece> pieces = pieces_of(form_.map, tensor.fqn, tensor.shape, form_.pattern);
-    if (pieces.empty()) return 0;
-    const bool into_experts = pieces.front().expert >= 0 && box.size[0] > 1;
-    const Correspondence& correspondence = *pieces.front().correspondence;
-    const int factor = correspondence.axes.empty() ? -1 : correspondence.axes.front();
-    if (into_experts || factor < 0) return 0;
-    return static_cast<std::size_t>(correspondence.native_view.dimensions[static_cast<std::size_t>(factor)]);
+/// The numbers of the state's values in the order of the specs; empty if they are in it.
+std::vector<std::uint32_t> order_of(const std::vector<TensorSpec>& specs, const RankState& state) {
+  ValuesByHash known;
+  learn_values(state, known);
+  std::unordered_map<std::string_view, std::uint32_t> numbers;
+  for (const std::string_view name : names_of(state, known))
+    numbers.emplace(name, static_cast<std::uint32_t>(numbers.size()));
+  std::vector<std::uint32_t> order;
+  std::vector<bool> seen(numbers.size(), false);
+  for (const TensorSpec& spec : specs) {
+    const auto found = numbers.find(spec.fqn);
+    if (found == numbers.end())
+      throw Error(ErrorKind::argument, spec.fqn + ": is not in what this rank says that it holds");
+    if (seen[found->second]) continue;
+    seen[found->second] = true;
+    order.push_back(found->second);
   }
+  for (std::uint32_t n = 0; n < seen.size(); ++n) {
+    if (!seen[n]) order.push_back(n);
+  }
+  return std::is_sorted(order.begin(), order.end()) ? std::vector<std::uint32_t>() : order;
+}
 
- private:
-  const ExportForm& form_;
+/// What all ranks have told.
+struct AllHoldings {
+  std::vector<RankState> states;
+  std::vector<std::vector<std::uint32_t>> orders;
+  std::vector<std::vector<BlockColumn>> columns;
+  ValuesByHash known;
 };
 
+AllHoldings all_holdings(const std::vector<std::string>& told) {
+  AllHoldings all;
+  std::vector<std::string> states;
+  for (const std::string& bytes : told) {
+    ExportHoldings of_rank = decode_holdings(bytes);
+    states.push_back(std::move(of_rank.state));
+    all.orders.push_back(std::move(of_rank.order));
+    all.columns.push_back(std::move(of_rank.columns));
+  }
+  all.states = decode_states(states, all.known);
+  return all;
+}
+
+/// All tensors, in the order in which ranks 0, 1, ... have them in their state dicts.
+std::vector<SavedTensor> tensors_of(const AllHoldings& all, const SavedValues& values) {
+  std::unordered_map<std::string_view, SavedTensor> by_name;
+  Problems problems;
+  for (const SavedValue& value : values.values) {
+    const std::optional<DType> dtype = dtype_of_torch(value.properties.dtype);
+    if (value.kind == SavedValue::Kind::object) {
+      problems.add(value.fqn +
+                   ": expected a tensor, since an HF checkpoint holds no others, found an object");
+    } else if (!dtype) {
+      problems.add(value.fqn + ": " + value.properties.dtype + " is a dtype that safetensors does not have");
+    } else {
+      by_name.emplace(value.fqn, SavedTensor{value.fqn, *dtype, value.shape});
+    }
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "cannot export these values; nothing has been written:");
+  std::vector<SavedTensor> tensors;
+  std::set<std::pair<std::vector<Hash>, std::vector<std::uint32_t>>> seen;  // most ranks name the same
+  for (std::size_t r = 0; r < all.states.size(); ++r) {
+    std::vector<Hash> parts;
+    for (const RankState::Part& part : all.states[r].parts) parts.push_back(part.values);
+    if (!seen.emplace(std::move(parts), all.orders[r]).second) continue;
+    const std::vector<std::string_view> names = names_of(all.states[r], all.known);
+    std::vector<std::uint32_t> order = all.orders[r];
+    if (order.empty()) {
+      order.resize(names.size());
+      std::iota(order.begin(), order.end(), 0U);
+    }
+    for (const std::uint32_t number : order) {
+      if (number >= names.size())
+        throw Error(ErrorKind::malformed, "a rank has told the order of tensors that it does not have");
+      const auto found = by_name.extract(names[number]);
+      if (!found.empty()) tensors.push_back(found.mapped());
+    }
+  }
+  for (const SavedValue& value : values.values) {  // what a damaged order left out
+    if (const auto found = by_name.extract(value.fqn); !found.empty()) tensors.push_back(found.mapped());
+  }
+  return tensors;
+}
+
+SavedTensor tensor_of(const SavedValue& value) {
+  return {value.fqn, *dtype_of_torch(value.properties.dtype), value.shape};
+}
+
+/// Bytes of the result that an element of a tensor takes.
+double bytes_of_element(const ExportForm& form, const SavedTensor& tensor) {
+  const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.pattern);
+  if (pieces.empty()) return 0;
+  const Encoding encoding = stored_as(form, pieces.front(), tensor.dtype);
+  const double scale = encoding.scaled ? 1.0 / static_cast<double>(encoding.block_columns) : 0;
+  return bytes_of(encoding.element) + scale;
+}
+
+/// The dimension along which a box of a tensor is best cut: into experts; else along the rows of the HF
+/// tensors, which cuts no block and leaves long runs.
+std::size_t best_cut(const ExportForm& form, const SavedTensor& tensor, const Box& box) {
+  const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.pattern);
+  if (pieces.empty()) return 0;
+  const bool into_experts = pieces.front().expert >= 0 && box.size[0] > 1;
+  const Correspondence& correspondence = *pieces.front().correspondence;
+  const int factor = correspondence.axes.empty() ? -1 : correspondence.axes.front();
+  if (into_experts || factor < 0) return 0;
+  return static_cast<std::size_t>(correspondence.native_view.dimensions[static_cast<std::size_t>(factor)]);
+}
+
 /// The parts of the rank's tensors that it is to write.
-std::vector<TensorSpec> owned_parts(const std::vector<TensorSpec>& specs, const Holdings& owned) {
+std::vector<TensorSpec> owned_parts(const std::vector<TensorSpec>& specs,
+                                    const std::vector<WrittenBox>& owned) {
   std::unordered_multimap<std::string_view, const TensorSpec*> by_name;
   for (const TensorSpec& spec : specs) by_name.emplace(spec.fqn, &spec);
   std::vector<TensorSpec> parts;
-  for (const HeldBoxes& held : owned) {
-    const auto [begin, end] = by_name.equal_range(held.tensor.fqn);
-    for (const Box& box : held.boxes) {
-      for (auto spec = begin; spec != end; ++spec) {
-        if (!holds(*spec->second, box)) continue;
-        parts.push_back(part_of(*spec->second, box));
-        break;
-      }
-    }
+  for (const auto& [fqn, box] : owned) {
+    if (is_empty(box)) continue;
+    const auto [begin, end] = by_name.equal_range(fqn);
+    const auto spec = std::find_if(begin, end, [&](const auto& entry) { return holds(*entry.second, box); });
+    if (spec == end)
+      throw Error(ErrorKind::argument,
+                  fqn + ": this rank has said that it holds " + to_string(box) + ", and does not");
+    parts.push_back(part_of(*spec->second, box));
   }
   return parts;
 }
@@ -122,8 +221,8 @@ std::vector<ExportForm> forms_of_rank(const ExportRequest& request, const std::v
 
 }  // namespace
 
-std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request,
-                            const DeviceOptions& devices) {
+std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
+                            const ExportRequest& request, const DeviceOptions& devices) {
   Problems problems;
   const bool reaches_devices = calls_of(devices) != nullptr;
   for (const TensorSpec& spec : specs) {
@@ -134,9 +233,9 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRe
     if (!fault.empty()) problems.add(spec.fqn + ": " + fault);
   }
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors; nothing has been written:");
-  ExportHoldings holdings{holdings_of(specs), {}};
+  ExportHoldings holdings{told_state(state), order_of(specs, state), {}};
   if (request.quantise) {
-    for (const ExportForm& form : forms_of_rank(request, tensors_of(holdings.held))) {
+    for (const ExportForm& form : forms_of_rank(request, tensors_of(specs))) {
       std::vector<BlockColumn> columns = scales_of_cut_blocks(specs, form, devices);
       std::move(columns.begin(), columns.end(), std::back_inserter(holdings.columns));
     }
@@ -146,28 +245,36 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRe
 
 PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,
                           const std::filesystem::path& directory) {
-  std::vector<Holdings> held;
-  std::vector<std::vector<BlockColumn>> columns;
-  for (const std::string& bytes : holdings) {
-    ExportHoldings of_rank = decode_holdings(bytes);
-    held.push_back(std::move(of_rank.held));
-    columns.push_back(std::move(of_rank.columns));
+  AllHoldings all = all_holdings(holdings);
+  PlannedExport planned;
+  if (const auto lost = with_lost_values(all.states, all.known); !lost.empty()) {
+    planned.is_refused = true;
+    for (std::string& refusal : refusals(all.states, lost, all.known))
+      planned.shares.push_back(encode_share({std::move(refusal), {}, {}, {}, {}}));
+    return planned;
   }
-  const std::vector<SavedTensor> tensors = all_tensors(held);
+  std::vector<SavedTensor> tensors;
+  ExportForm form;
+  const GlobalSavePlan plan = plan_save(all.states, all.known, [&](const SavedValues& values) {
+    tensors = tensors_of(all, values);
+    form = form_of(request, tensors);
+    return Dealing{
+        [&](const SavedValue& value) { return bytes_of_element(form, tensor_of(value)); },
+        [&](const SavedValue& value, const Box& box) { return best_cut(form, tensor_of(value), box); }};
+  });
   if (tensors.empty()) throw Error(ErrorKind::mismatch, "cannot export a state dict without tensors");
-  const ExportForm form = form_of(request, tensors);
   ExportedTensors exported = exported_tensors(tensors, form);
-  PlannedExport planned{
-      layout_of(request, std::move(exported.tensors), directory), {}, std::move(exported.left_out)};
-
-  const Costs costs(form);
-  std::vector<Holdings> owned = deal_out(
-      held, [&](const SavedTensor& tensor) { return costs.bytes_of_element(tensor); },
-      [&](const SavedTensor& tensor, const Box& box) { return costs.cut(tensor, box); });
-  share_scales(columns);
-  for (std::size_t rank = 0; rank < owned.size(); ++rank) {
-    ExportShare share{tensors, std::move(owned[rank]), std::move(columns[rank]), {}};
-    for (std::size_t file = rank; file < planned.layout.headers.size(); file += owned.size())
+  planned.layout = layout_of(request, std::move(exported.tensors), directory);
+  planned.left_out = std::move(exported.left_out);
+  share_scales(all.columns);
+  const std::size_t ranks = all.states.size();
+  for (std::size_t rank = 0; rank < ranks; ++rank) {
+    ExportShare share{{},
+                      tensors,
+                      encode(RankWrites{plan.left_to_others[rank], plan.cuts[rank]}),
+                      std::move(all.columns[rank]),
+                      {}};
+    for (std::size_t file = rank; file < planned.layout.headers.size(); file += ranks)
       share.headers.push_back(static_cast<std::uint32_t>(file));
     planned.shares.push_back(encode_share(share));
   }
@@ -191,17 +298,19 @@ std::string checksums_of_export(const ExportLayout& layout, const std::vector<st
 }
 
 ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>& specs,
-                        const ExportRequest& request, const std::filesystem::path& directory,
-                        const ExportWriting& options) {
+                        const RankState& state, const ExportRequest& request,
+                        const std::filesystem::path& directory, const ExportWriting& options) {
   const auto begin = std::chrono::steady_clock::now();
   const auto seconds = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   };
   ExportShare share = decode_share(bytes);
+  if (!share.refusal.empty()) throw_refusal(share.refusal, state);
   const ExportForm form = form_of(request, share.tensors);
   ExportedTensors exported = exported_tensors(share.tensors, form);
   const ExportLayout layout = layout_of(request, std::move(exported.tensors), directory);
-  PartsToWrite parts{owned_parts(specs, share.owned), std::move(share.columns), std::move(share.headers)};
+  const std::vector<WrittenBox> owned = boxes_to_write(state, read_writes(share.writes, state));
+  PartsToWrite parts{owned_parts(specs, owned), std::move(share.columns), std::move(share.headers)};
   LoadPlanOptions reversed;
   reversed.exporting = true;
   reversed.strict = false;

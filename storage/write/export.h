@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "planner/names/tensor_spec.h"
+#include "planner/save/rank_states.h"
 #include "storage/device/device_options.h"
 #include "storage/write/export_layout.h"
 
@@ -27,16 +28,20 @@ struct ExportRequest {
   const WeightMap* map = nullptr;  ///< the rules, in place of the model's and its layout's; null: those
 };
 
-/// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other
-/// ranks hold the rest of, where they are. Throws Error(mismatch) for tensors that cannot be read (on a CUDA
-/// device, where this build has no kernels for it), Error(device) as run_export().
-std::string describe_export(const std::vector<TensorSpec>& specs, const ExportRequest& request,
-                            const DeviceOptions& devices = {});
+/// Step 1, on every rank: what it holds, as bytes for the coordinator. `state` says the same as the specs, in
+/// the form that ranks plan by, with all descriptions (rank_states.h has it for specs that lie on no mesh).
+/// Reads the values of blocks that other ranks hold the rest of, where they are. Throws Error(mismatch) for
+/// tensors that cannot be read (on a CUDA device, where this build has no kernels for it), Error(device) as
+/// run_export().
+std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
+                            const ExportRequest& request, const DeviceOptions& devices = {});
 
 struct PlannedExport {
   ExportLayout layout;
   std::vector<std::string> shares;    ///< for each rank, as bytes
   std::vector<std::string> left_out;  ///< see ExportedTensors
+  bool is_refused =
+      false;  ///< there is no plan, as ranks differ: run_export() throws on each of them and says in what
 };
 
 /// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does
@@ -85,11 +90,11 @@ std::string checksums_of_export(const ExportLayout& layout, const std::vector<st
                                 const std::vector<std::string>& beside);
 
 /// Step 3, on every rank: writes its share to its final place in the files of `directory`, which is there by
-/// then, and flushes them to the device. The specs are those of step 1; their memory must not have changed
-/// since. Other ranks write to the same files at the same time. Throws Error(io), naming file and tensor, if
-/// the operating system refuses, Error(device), naming tensor and call, if a CUDA device does.
+/// then, and flushes them to the device. Specs and state are those of step 1; the memory must not have
+/// changed since. Other ranks write to the same files at the same time. Throws Error(io), naming file and
+/// tensor, if the operating system refuses, Error(device), naming tensor and call, if a CUDA device does.
 ExportReport run_export(const std::string& share, const std::vector<TensorSpec>& specs,
-                        const ExportRequest& request, const std::filesystem::path& directory,
-                        const ExportWriting& options = {});
+                        const RankState& state, const ExportRequest& request,
+                        const std::filesystem::path& directory, const ExportWriting& options = {});
 
 }  // namespace shardwright

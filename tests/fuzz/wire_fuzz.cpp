@@ -184,12 +184,12 @@ void write_seeds(const std::filesystem::path& folder) {
   write(told, "b" + std::string(32, 'h'));
   write(answered, "n" + std::to_string(encode(mine()).size()) + ":" + encode(mine()) + "why");
   write(answered, "b");
-  write(answered, "p" + std::string(16, 'h') + encode(RankWrites{LeftToOthers(mine().parts.size())}));
+  write(answered, "p" + std::string(16, 'h') + encode(RankWrites{LeftToOthers(mine().parts.size()), {}}));
   const SavedTensor tensor{"w", DType::BF16, {4, 6}};
   const BlockColumn column{"w", 1, 2, {120, 130}};
-  write(holdings, encode_holdings({{{tensor, {{{1, 2}, {3, 4}}, {{0, 0}, {1, 6}}}}}, {column}}));
-  write(share, encode_share({{tensor}, {{tensor, {{{1, 2}, {3, 4}}}}}, {column}, {0, 3}}));
-  write(writes, encode(RankWrites{{{0, 1, 4}, {}, {7, 8, 9, 600}}}));
+  write(holdings, encode_holdings({"state", {1, 0}, {column}}));
+  write(share, encode_share({"", {tensor}, "writes", {column}, {0, 3}}));
+  write(writes, encode(RankWrites{{{0, 1, 4}, {}, {7, 8, 9, 600}}, {{0, 1, 2, 3, 4}}}));
   const auto& [catalog, specs] = load_job();
   const std::string plan =
       encode_plan(plan_load(specs, catalog, weight_map_for(catalog, "minimax_m3")), catalog, specs);

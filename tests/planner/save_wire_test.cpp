@@ -31,7 +31,7 @@ std::vector<Message> messages(Random& random) {
   return {
       {"values", state.values.front(), [](const std::string& bytes) { return encode(decode_values(bytes)); }},
       {"state", encode(state), [](const std::string& bytes) { return encode(decode_state(bytes)); }},
-      {"writes", encode(RankWrites{plan.left_to_others.back()}),
+      {"writes", encode(RankWrites{plan.left_to_others.back(), {{0, 0, 1, 2, 3}}}),
        [=](const std::string& bytes) { return encode(decode_writes(bytes, counts)); }},
       {"results", encode(random_results(random)),
        [](const std::string& bytes) { return encode(decode_results(bytes)); }},

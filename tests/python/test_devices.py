@@ -47,13 +47,14 @@ def test_devices_that_are_not_cudas_are_refused(tiny: Path):
 def test_an_export_from_a_device_that_is_not_there_writes_nothing(tiny: Path, tmp_path: Path):
     _, specs, _, _ = plan_on("cuda:999", tiny)
     request = _core.ExportRequest(None, "auto", "huggingface", False, True, 1 << 30, {})
+    state = _core.state_of(specs, 0)
     if not _core.has_cuda():
         with pytest.raises(sw.PlanError, match=r"model.norm.weight.*cuda:999.*nvcc"):
-            _core.describe_export(specs, request)
+            _core.describe_export(specs, state, request)
         return
-    planned = _core.plan_export([_core.describe_export(specs, request)], request, tmp_path)
+    planned = _core.plan_export([_core.describe_export(specs, state, request)], request, tmp_path)
     with pytest.raises(RuntimeError, match=r"model.norm.weight.*(cudaGetDeviceCount|cuda:999)"):
-        _core.run_export(planned.shares[0], specs, request, tmp_path)
+        _core.run_export(planned.shares[0], specs, state, request, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -126,15 +126,19 @@ TEST(device_export_failure, of_a_file_leaves_nothing_behind_on_the_devices) {
     DeviceSources sources(devices, job.random, job.state, 0, writing.devices);
     job.state.request.max_file_bytes = 1;  // a file for each tensor, of which one cannot be made
     std::vector<std::string> holdings;
-    for (const auto& specs : sources.specs)
-      holdings.push_back(describe_export(specs, job.state.request, writing.devices));
+    std::vector<RankState> states;
+    for (const auto& specs : sources.specs) {
+      states.push_back(state_of(specs, std::ssize(states)));
+      holdings.push_back(describe_export(specs, states.back(), job.state.request, writing.devices));
+    }
     const PlannedExport planned = plan_export(holdings, job.state.request, folder / "to");
     const SourceFile& file = planned.layout.catalog.files[5];
     std::filesystem::create_directories(folder.path / "to" / file.name);
     bool failed = false;
     for (std::size_t rank = 0; rank < sources.specs.size(); ++rank) {
       try {
-        run_export(planned.shares[rank], sources.specs[rank], job.state.request, folder / "to", writing);
+        run_export(planned.shares[rank], sources.specs[rank], states[rank], job.state.request, folder / "to",
+                   writing);
       } catch (const Error& error) {
         failed = true;
         EXPECT_EQ(static_cast<int>(error.kind), static_cast<int>(ErrorKind::io)) << error.what();

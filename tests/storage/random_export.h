@@ -177,13 +177,17 @@ inline std::vector<ExportReport> run_on_all_ranks(const std::vector<std::vector<
                                                   const ExportWriting& writing,
                                                   ExportLayout* layout = nullptr) {
   std::vector<std::string> holdings;
-  for (const std::vector<TensorSpec>& of_rank : specs)
-    holdings.push_back(describe_export(of_rank, request, writing.devices));
+  std::vector<RankState> states;
+  for (const std::vector<TensorSpec>& of_rank : specs) {
+    states.push_back(state_of(of_rank, std::ssize(states)));
+    holdings.push_back(describe_export(of_rank, states.back(), request, writing.devices));
+  }
   const PlannedExport planned = plan_export(holdings, request, directory);
   std::filesystem::create_directories(directory);
   std::vector<ExportReport> reports;
   for (std::size_t rank = 0; rank < specs.size(); ++rank)
-    reports.push_back(run_export(planned.shares[rank], specs[rank], request, directory, writing));
+    reports.push_back(
+        run_export(planned.shares[rank], specs[rank], states[rank], request, directory, writing));
   if (layout != nullptr) *layout = planned.layout;
   return reports;
 }

@@ -40,7 +40,9 @@ class SavePlanner(SharedPlanner):
     def create_local_plan(self) -> SavePlan:
         if self._export is None:
             return super().create_local_plan()
-        self.plan = SavePlan([], storage_data=self._export.describe_state_dict(self.state_dict))
+        self._describe()
+        state = self.description.encode()
+        self.plan = SavePlan([], storage_data=self._export.describe_state_dict(self.state_dict, state))
         return self.plan
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:

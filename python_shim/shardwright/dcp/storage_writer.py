@@ -24,6 +24,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.catalog import catalog_of
+from shardwright.dcp.save_description import global_rank
 from shardwright.dcp.save_planner import ExportMeta
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import _whole_number, default_threads
@@ -194,6 +195,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.report: SaveReport | None = None
         self._request: Any = None
         self._description: Description | None = None
+        self._state = b""  # what this rank holds, as ranks plan by it
         self._items: list[WriteItem] = []
         self._planned: Any = None
         self._beside: dict[str, bytes] = {}  # on the coordinator: what it writes beside the weights
@@ -208,8 +210,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             return self._shards.storage_meta()
         return ExportMeta(checkpoint_id=self.checkpoint_id, save_id=self.save_id, writer=self)
 
-    def describe_state_dict(self, state_dict: Mapping[str, Any]) -> bytes:
-        """For ``SavePlanner``: what this rank holds, as bytes for the coordinator."""
+    def describe_state_dict(self, state_dict: Mapping[str, Any], state: bytes) -> bytes:
+        """For ``SavePlanner``, which gives the state as ranks plan by it: what this rank holds, as bytes for the
+        coordinator."""
         description = describe(state_dict)
         problems = description.problems + [
             f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(state_dict[fqn]).__name__}"
@@ -220,8 +223,10 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                 "cannot export these values; nothing has been written:\n  " + "\n  ".join(problems)
             )
         self._copied_bytes = copy_to_cpu(description)
-        self._description = description
-        holdings: bytes = _core.describe_export(description.specs, self._request, self._devices(description))
+        self._description, self._state = description, state
+        holdings: bytes = _core.describe_export(
+            description.specs, state, self._request, self._devices(description)
+        )
         return holdings
 
     def _devices(self, description: Description) -> Any:
@@ -242,8 +247,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                     f"{item.index.fqn}: expected a tensor, since an HF checkpoint holds no others"
                 )
             specs.append(_spec_without_memory(item))
+        self._state = _core.state_of(specs, global_rank())
         request = _core.ExportRequest(None, "auto", "automodel", False, True, 1, {})
-        return dataclasses.replace(plan, storage_data=_core.describe_export(specs, request))
+        return dataclasses.replace(plan, storage_data=_core.describe_export(specs, self._state, request))
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.expect_staged()
@@ -287,6 +293,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self._planned = _core.plan_export(
                 [plan.storage_data for plan in plans], self._request, self._pending.final_path
             )
+            if self._planned.is_refused:  # every rank will say why; nothing is to be written
+                self.abandon()
+                return self._shares_of(plans, "")
             self._beside = self._files_beside()
             names = [file.name for file in self._planned.catalog.files]
             self._pending.expect_free([*names, *self._beside, _core.checksums_name])
@@ -300,17 +309,12 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         except BaseException:
             self.abandon()
             raise
+        return self._shares_of(plans, os.fspath(self._pending.path))
+
+    def _shares_of(self, plans: list[SavePlan], directory: str) -> list[SavePlan]:
+        start, left_out = self._request.start_of_names, list(self._planned.left_out)
         return [
-            dataclasses.replace(
-                plan,
-                storage_data=_Share(
-                    rank,
-                    share,
-                    os.fspath(self._pending.path),
-                    self._request.start_of_names,
-                    list(self._planned.left_out),
-                ),
-            )
+            dataclasses.replace(plan, storage_data=_Share(rank, share, directory, start, left_out))
             for rank, (plan, share) in enumerate(zip(plans, self._planned.shares, strict=True))
         ]
 
@@ -385,6 +389,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         core = _core.run_export(
             share.share,
             description.specs,
+            self._state,
             self._request,
             share.directory,
             self.thread_count,
