@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "planner/geometry/box.h"
-#include "planner/geometry/correspondence.h"
 
 namespace shardwright {
 
@@ -57,23 +56,7 @@ class AxisExpression {
   /// not given follow; `sizes` may hold "{expert}" and "{shard}", how many there are. Throws Error(mismatch),
   /// saying what was expected and found, if a shape has another number of dimensions, or its size does not
   /// divide, or a size follows from nothing.
-  struct Resolved {
-    Shape hf_shape;
-    Shape native_shape;
-    Correspondence correspondence;
-
-    /// How native_box goes on from one HF tensor to the next.
-    struct Counter {
-      int factor = -1;         ///< of native_box that counts them; -1: none does
-      std::int64_t step = 0;   ///< in that factor, from one to the next
-      std::int64_t count = 1;  ///< of them
-    };
-    Counter experts;
-    Counter shards;
-
-    /// native_box of an expert and a shard.
-    Box native_box_of(std::int64_t expert, std::int64_t shard) const;
-  };
+  struct Resolved;
   Resolved resolve(const std::optional<Shape>& hf_shape, const std::optional<Shape>& native_shape,
                    const Sizes& sizes = {}) const;
 

@@ -8,12 +8,14 @@
 #include <vector>
 
 #include "planner/geometry/box.h"
-#include "planner/geometry/correspondence.h"
 #include "planner/names/axis_expression.h"
 #include "planner/names/catalog.h"
 #include "planner/names/name_pattern.h"
 
 namespace shardwright {
+
+struct Correspondence;  // planner/geometry/correspondence.h, like the next
+struct Placed;
 
 /// One row of a model's table: HF tensors of this name are that part of native tensors of that name.
 struct Rule {
@@ -76,10 +78,7 @@ struct Piece {
   Box native_box;  ///< of this expert; takes the place of the correspondence's
 
   /// Whether HF tensor and native tensor are seen in no other shapes than their own.
-  bool is_plain() const {
-    return shardwright::is_plain(correspondence->hf_view) &&
-           shardwright::is_plain(correspondence->native_view);
-  }
+  bool is_plain() const;
 };
 
 /// What a part of the native tensor takes of the HF tensor.

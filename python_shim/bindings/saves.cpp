@@ -22,6 +22,7 @@
 #include "storage/format/checksums_file.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
+#include "storage/tools/undamaged.h"
 #include "storage/tools/verify.h"
 #include "storage/write/shard_file.h"
 

@@ -55,6 +55,10 @@ struct Manifest {
 Manifest manifest_of(const std::vector<WriteResults>& ranks,
                      const std::map<std::string, std::string>& safetensors_dtypes);
 
+/// Throws one Error(mismatch) that lists those of the values, of which none may be missing, that the manifest
+/// has no place for.
+void expect_all(const Manifest& manifest, const std::vector<std::string>& names);
+
 /// As bytes of the file.
 std::string encode_manifest(const Manifest& manifest);
 

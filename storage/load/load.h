@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -11,26 +12,12 @@
 #include "planner/names/catalog.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
-#include "storage/files/open_files.h"
-#include "storage/load/trace.h"
-#include "storage/load/written_parts.h"
+#include "storage/files/ways_to_read.h"
 
 namespace shardwright {
 
-/// How files are read.
-enum class Reads : std::uint8_t {
-  automatic,  ///< io_uring for files that are not in the page cache, where the kernel allows it; else pread
-  pread,      ///< each thread waits for its reads
-  io_uring,   ///< reads ahead, several at a time for each thread
-};
-
-/// Which of the catalog's checksums are compared while blocks are read. Blocks that are read in part, tensors
-/// that are read twice, and what goes straight into devices or is read together with other ranks are not.
-enum class Checks : std::uint8_t {
-  automatic,  ///< where it costs next to nothing: of files that are not in the page cache, and small loads
-  none,
-  all,
-};
+class Trace;         // storage/load/trace.h
+class WrittenParts;  // storage/load/written_parts.h
 
 struct LoadOptions {
   /// 0: as many as this process may use processors. Four times as many run where files on a disk are read by
@@ -93,6 +80,10 @@ struct LoadReport {
   std::vector<std::string> unused;      ///< known HF weights that the trainer has no tensor for
   std::vector<std::string> unknown;     ///< HF tensors that no rule knows, left out because not strict
   std::vector<std::string> not_loaded;  ///< the trainer's tensors that the checkpoint lacks
+
+  /// Tensors that a cast rounds, such as "F32 -> BF16", by name: filled by load_checkpoint() and
+  /// resume_checkpoint(), as by Python.
+  std::map<std::string, std::string> rounded;
 };
 
 /// Runs a plan: reads extents into bounded staging and decodes them into the shards in place, on the device

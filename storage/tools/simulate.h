@@ -8,8 +8,7 @@
 #include "planner/names/catalog.h"
 #include "planner/names/mesh.h"
 #include "planner/names/weight_map.h"
-#include "storage/boxes/box_reading.h"
-#include "storage/tools/simulate_save.h"
+#include "storage/boxes/read_costs.h"
 
 namespace shardwright {
 
@@ -61,6 +60,21 @@ struct SimulatedNode {
   std::uint64_t bytes_distinct = 0;       ///< that one or more of them need
   std::uint64_t bytes_read_together = 0;  ///< by requests for the union of what they need, gaps included
   std::uint64_t requests_together = 0;
+};
+
+/// What all ranks of a mesh tell each other to plan a save of their tensors, as DTensors: each refers to the
+/// description of its stage's mesh, which the first of them sends.
+struct SimulatedSave {
+  std::int64_t ranks = 0;
+  std::uint64_t bytes_exchanged = 0;  ///< by a first save, all that ranks send and get
+  std::uint64_t bytes_unchanged = 0;  ///< by the next one, of the same state
+  std::uint64_t most_bytes_of_rank =
+      0;               ///< sent and received by a rank other than the coordinator, first save
+  double seconds = 0;  ///< processor time of the coordinator, first save
+  double seconds_unchanged = 0;
+  std::uint64_t chunks = 0;                  ///< in the checkpoint
+  std::uint64_t bytes_metadata = 0;          ///< of the description of all tensors and chunks
+  std::vector<std::uint64_t> bytes_of_rank;  ///< that each rank writes
 };
 
 inline constexpr std::int64_t most_ranks_of_save = std::int64_t{1} << 16;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/correspondence.h"
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
 #include "planner/problems.h"
