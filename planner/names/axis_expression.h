@@ -41,7 +41,10 @@ class AxisExpression {
   /// Throws std::invalid_argument, saying what is wrong, for text that is no such expression.
   explicit AxisExpression(std::string_view text);
 
+  /// The expression as it was given.
   const std::string& text() const { return text_; }
+
+  /// Whether all axes stay as they are, whatever their number.
   bool is_identity() const { return text_.empty(); }
 
   /// Whether the native side has {expert}: one of its dimensions counts experts. Likewise {shard}.
@@ -56,7 +59,7 @@ class AxisExpression {
   /// not given follow; `sizes` may hold "{expert}" and "{shard}", how many there are. Throws Error(mismatch),
   /// saying what was expected and found, if a shape has another number of dimensions, or its size does not
   /// divide, or a size follows from nothing.
-  struct Resolved;
+  struct Resolved;  // internal: planner/names/resolved_axes.h
   Resolved resolve(const std::optional<Shape>& hf_shape, const std::optional<Shape>& native_shape,
                    const Sizes& sizes = {}) const;
 

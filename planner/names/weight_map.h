@@ -122,8 +122,10 @@ bool is_ignored(const WeightMap& map, std::string_view hf_name);
 /// True if the HF tensor is the model's, but has no place in this layout. Scales go with their weights.
 bool is_without_place(const WeightMap& map, std::string_view hf_name);
 
-/// The HF name in the rules' spelling, and back in the checkpoint's.
+/// The HF name in the rules' spelling.
 std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name);
+
+/// The inverse of to_rules_spelling(): the name as the checkpoint has it.
 std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rules_name);
 
 /// The shape of the native tensor of that place, which is made up of HF tensors such as this one of that

@@ -31,7 +31,9 @@ SaveOrder next_order(const std::filesystem::path& directory) {
     const std::filesystem::path other = root / name;
     if (!step_of(other)) continue;
     try {
-      if (has_manifest(other)) next.order = std::max(next.order, read_order(other));
+      const std::optional<struct stat> manifest = target_at(other / manifest_name);
+      if (!manifest || !S_ISREG(manifest->st_mode)) continue;  // a pipe or a directory is no manifest
+      next.order = std::max(next.order, read_order(other));
     } catch (const Error& error) {
       if (error.kind == ErrorKind::not_found) continue;  // it is being removed
       const auto now = std::chrono::system_clock::now().time_since_epoch();

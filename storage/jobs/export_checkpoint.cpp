@@ -3,10 +3,12 @@
 #include <cerrno>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/output_file.h"
 #include "storage/files/printable.h"
@@ -26,8 +28,8 @@ namespace fs = std::filesystem;
 
 /// Whether there is a file of this name that has that content already.
 bool has_content(const fs::path& path, const std::string& content) {
-  std::error_code code;
-  if (!fs::is_regular_file(path, code)) return false;
+  const std::optional<struct stat> target = target_at(path);
+  if (!target || !S_ISREG(target->st_mode)) return false;
   const InputFile file(path);
   if (file.size() != content.size()) return false;
   std::string found(content.size(), '\0');

@@ -17,7 +17,7 @@ namespace shardwright {
 /// What is asked for: the same on every rank, but for `threads`, `staging_bytes` and `devices`.
 struct ExportOptions {
   /// A checkpoint whose names, dtypes, order and non-weight files are taken over; empty: none.
-  std::filesystem::path template_directory;
+  std::filesystem::path template_directory = {};
 
   std::string model = "auto";        ///< the family, by the template, else by the native names
   std::string layout = "automodel";  ///< the trainer's, see weight_map_for()
@@ -34,11 +34,11 @@ struct ExportOptions {
 
   /// Nothing: replaces a checkpoint that an export has written, and refuses where another one is in the
   /// directory, or the template. True: replaces any. False: replaces none.
-  std::optional<bool> overwrite;
+  std::optional<bool> overwrite = std::nullopt;
 
   int threads = 0;                ///< of this rank; 0: as many as this process may use processors
   std::size_t staging_bytes = 0;  ///< between shards and files; 0: 4 MiB a thread, more for CUDA devices
-  DeviceOptions devices;          ///< for tensors on CUDA devices
+  DeviceOptions devices = {};     ///< for tensors on CUDA devices
 };
 
 /// Writes the trainer's tensors as a Hugging Face checkpoint: safetensors files, their index, what the

@@ -15,11 +15,11 @@ namespace shardwright {
 struct SaveOptions {
   /// Nothing: replaces a sharded checkpoint, and refuses where another kind of checkpoint is in the
   /// directory. True: replaces any. False: replaces none.
-  std::optional<bool> overwrite;
+  std::optional<bool> overwrite = std::nullopt;
 
-  int threads = 0;        ///< of this rank, that write; 0: as many as this process may use processors
-  bool sync = true;       ///< flush to the device; without, a crash of the machine can cost the checkpoint
-  DeviceOptions devices;  ///< for tensors on CUDA devices
+  int threads = 0;   ///< of this rank, that write; 0: as many as this process may use processors
+  bool sync = true;  ///< flush to the device; without, a crash of the machine can cost the checkpoint
+  DeviceOptions devices = {};  ///< for tensors on CUDA devices
 };
 
 /// What this rank did. Seconds are wall time.

@@ -12,6 +12,7 @@
 
 namespace shardwright {
 
+/// What a simulation is to count.
 struct SimulateOptions {
   std::int64_t ranks_per_node = 8;  ///< ranks n · ranks_per_node and up share node n; the last may have fewer
   std::int64_t sample = 0;  ///< so many ranks at least, as whole nodes spread over the mesh; 0: all ranks
@@ -77,8 +78,10 @@ struct SimulatedSave {
   std::vector<std::uint64_t> bytes_of_rank;  ///< that each rank writes
 };
 
+/// Ranks of the largest mesh for which a save is simulated.
 inline constexpr std::int64_t most_ranks_of_save = std::int64_t{1} << 16;
 
+/// What a load on a mesh comes to. Bytes are counted, seconds measured on this machine.
 struct Simulation {
   std::int64_t world = 0;  ///< ranks of the mesh; `ranks` has fewer where a sample was asked for
   std::int64_t stages = 1;

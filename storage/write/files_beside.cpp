@@ -2,6 +2,7 @@
 
 #include <cctype>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <regex>
 #include <string_view>
 
@@ -132,11 +133,12 @@ FileContents template_files(const fs::path& directory, bool quantised) {
   for (const std::string& name : names_in(directory)) {
     if (name.starts_with(".") || is_of_weights(name) || is_of_others(name)) continue;
     const fs::path path = directory / name;
-    std::error_code code;  // a link to nothing, or in a circle, is no file
-    if (name == templates_of_chats && fs::is_directory(path, code)) {
+    const std::optional<struct stat> target = target_at(path);
+    if (!target) continue;
+    if (name == templates_of_chats && S_ISDIR(target->st_mode)) {
       for (auto& [inside, content] : template_files(path, quantised))
         files.emplace(name + "/" + inside, std::move(content));
-    } else if (fs::is_regular_file(path, code)) {
+    } else if (S_ISREG(target->st_mode)) {
       files.emplace(name, content_of(directory, name, quantised));
     }
   }
