@@ -102,7 +102,7 @@ module: system build/build.ninja
 
 # --- lint --------------------------------------------------------------------------------------------------------------
 
-CXX_FILES := $(shell find kernels planner storage python_shim tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES := $(shell find include kernels planner storage python_shim tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # torch's headers take a minute a file and are not ours; CUDA's are not on every machine.
 TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec grep -LE '^.include.*(<(torch|ATen|c10)/|<cuda_|torch_tensor|exchange\.h)' {} +)
 

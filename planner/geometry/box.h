@@ -23,12 +23,13 @@ struct Box {
 /// Product of the sizes; 1 for rank 0.
 std::int64_t volume(const Shape& size);
 
-/// The box of a whole tensor.
+/// The box of a whole tensor of this shape.
 Box whole(const Shape& shape);
 
 /// The part that two boxes of equal rank have in common; a box with sizes of 0 where there is none.
 Box intersection(const Box& a, const Box& b);
 
+/// Whether the box has a size of 0. That of a scalar, of rank 0, is not empty.
 bool is_empty(const Box& box);
 
 /// Whether two boxes of equal rank have elements in common.
@@ -47,8 +48,10 @@ std::int64_t union_volume(const std::vector<Box>& boxes);
 /// Row-major strides, in elements, of a contiguous tensor.
 Shape contiguous_strides(const Shape& shape);
 
-/// "[3, 5]", and "[0:3, 2:5]" for a box.
+/// "[3, 5]", as messages show a shape.
 std::string to_string(const Shape& shape);
+
+/// "[0:3, 2:5]", as messages show a box.
 std::string to_string(const Box& box);
 
 /// Two of these boxes, all of equal rank, that have elements in common; nothing if none have. Takes n log n

@@ -3,6 +3,7 @@
 #include <string>
 #include <unordered_set>
 
+#include "planner/geometry/correspondence.h"
 #include "planner/names/block_scales.h"
 
 namespace shardwright {

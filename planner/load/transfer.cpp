@@ -2,6 +2,9 @@
 
 #include <optional>
 
+#include "planner/geometry/lattice.h"
+#include "planner/geometry/view.h"
+
 namespace shardwright {
 
 Lattice read_lattice(const Transfer& transfer, const SourceTensor& source) {

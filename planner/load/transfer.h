@@ -5,11 +5,13 @@
 #include <vector>
 
 #include "planner/geometry/box.h"
-#include "planner/geometry/lattice.h"
 #include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
 
 namespace shardwright {
+
+struct Lattice;  // planner/geometry/lattice.h
+struct View;     // planner/geometry/view.h
 
 /// This box of this source tensor, with the scales it needs, is those elements of that destination shard.
 ///

@@ -33,6 +33,7 @@ struct Model {
   WeightMap (*weight_map)(std::string_view layout, const Catalog& catalog);
 };
 
+/// All families that this build knows.
 const std::vector<Model>& models();
 
 /// The table for a checkpoint. `family` "auto" means: by config.json's model_type, or by the names where
@@ -58,7 +59,7 @@ void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>
 /// weight_map_for.
 std::string family_named(std::string_view model);
 
-/// Each in a file of its name.
+/// The families, each in a file of its name.
 Model minimax_m3();
 Model qwen3_5_moe();
 Model qwen3_moe();

@@ -9,6 +9,9 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/correspondence.h"
+#include "planner/geometry/view.h"
+#include "planner/names/resolved_axes.h"
 
 namespace shardwright {
 namespace {

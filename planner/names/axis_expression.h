@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "planner/geometry/box.h"
-#include "planner/geometry/correspondence.h"
 
 namespace shardwright {
 
@@ -42,7 +41,10 @@ class AxisExpression {
   /// Throws std::invalid_argument, saying what is wrong, for text that is no such expression.
   explicit AxisExpression(std::string_view text);
 
+  /// The expression as it was given.
   const std::string& text() const { return text_; }
+
+  /// Whether all axes stay as they are, whatever their number.
   bool is_identity() const { return text_.empty(); }
 
   /// Whether the native side has {expert}: one of its dimensions counts experts. Likewise {shard}.
@@ -57,23 +59,7 @@ class AxisExpression {
   /// not given follow; `sizes` may hold "{expert}" and "{shard}", how many there are. Throws Error(mismatch),
   /// saying what was expected and found, if a shape has another number of dimensions, or its size does not
   /// divide, or a size follows from nothing.
-  struct Resolved {
-    Shape hf_shape;
-    Shape native_shape;
-    Correspondence correspondence;
-
-    /// How native_box goes on from one HF tensor to the next.
-    struct Counter {
-      int factor = -1;         ///< of native_box that counts them; -1: none does
-      std::int64_t step = 0;   ///< in that factor, from one to the next
-      std::int64_t count = 1;  ///< of them
-    };
-    Counter experts;
-    Counter shards;
-
-    /// native_box of an expert and a shard.
-    Box native_box_of(std::int64_t expert, std::int64_t shard) const;
-  };
+  struct Resolved;  // internal: planner/names/resolved_axes.h
   Resolved resolve(const std::optional<Shape>& hf_shape, const std::optional<Shape>& native_shape,
                    const Sizes& sizes = {}) const;
 

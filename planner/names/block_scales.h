@@ -55,6 +55,7 @@ std::vector<std::string> scale_names_of(std::string_view weight_name);
 
 /// The inverse: the weight's name for the name of a scale, any other name unchanged.
 std::string_view weight_name_of(std::string_view name);
+/// Whether weight_name_of() gives another name than this.
 bool is_scale_name(std::string_view name);
 
 /// The chunks of the scales of a weight; empty if the catalog has none.

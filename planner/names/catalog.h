@@ -55,6 +55,7 @@ struct Catalog {
   /// Shape of the whole tensor that these chunks make up.
   static Shape global_shape(std::span<const SourceTensor> chunks);
 
+  /// The file that the tensor, which must be one of these, is in: inside `directory`.
   std::filesystem::path path_of(const SourceTensor& tensor) const;
 };
 

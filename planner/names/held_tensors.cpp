@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/correspondence.h"
 #include "planner/names/block_scales.h"
 #include "planner/problems.h"
 

@@ -32,10 +32,12 @@ struct MeshDimension {
 /// for a name that comes twice.
 std::vector<MeshDimension> parse_mesh(const std::string& text);
 
-/// Throws Error(argument) if there are more than 63 bits can count.
+/// How many ranks the mesh has: the product of its sizes. Throws Error(argument) if there are more than 63
+/// bits can count.
 std::int64_t ranks_of(const std::vector<MeshDimension>& mesh);
 
-/// Row-major. Throws Error(argument) for a rank that is not on the mesh.
+/// Where the rank stands on the mesh: an index for each dimension, ranks counted row-major. Throws
+/// Error(argument) for a rank that is not on the mesh.
 Shape coordinate_of(const std::vector<MeshDimension>& mesh, std::int64_t rank);
 
 /// Among which ranks the tensors that are no experts are divided.
@@ -46,7 +48,7 @@ enum class DenseSharding : std::uint8_t {
          ///< ep are data-parallel ranks for all that is no expert
 };
 
-/// "auto", "named", "stage". Throws Error(argument) for anything else.
+/// The sharding that "auto", "named" or "stage" means. Throws Error(argument) for anything else.
 DenseSharding dense_sharding_named(const std::string& name);
 
 /// How the tensor lies on that mesh, within its stage: pp replicates it.
@@ -95,7 +97,7 @@ class TensorsOnMesh {
   std::int64_t stages_ = 1;
 };
 
-/// The same for one rank.
+/// What one rank of the mesh would hold: TensorsOnMesh::specs_of_rank(). Throws as TensorsOnMesh.
 std::vector<TensorSpec> specs_on_mesh(const std::vector<NativeTensor>& tensors,
                                       const std::vector<MeshDimension>& mesh, std::int64_t rank,
                                       DenseSharding dense = DenseSharding::by_mesh);

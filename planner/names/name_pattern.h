@@ -28,13 +28,19 @@ class NamePattern {
   /// Throws std::invalid_argument for an unknown variable or for {*} before the end.
   explicit NamePattern(std::string_view text);
 
+  /// What the variables stand for in the name; nothing if it does not fit the pattern.
   std::optional<Captures> match(std::string_view name) const;
 
   /// The inverse of match. The captures must have a value for each variable of the pattern.
   std::string fill(const Captures& captures) const;
 
+  /// Whether the pattern has {expert}.
   bool has_expert() const;
+
+  /// Whether the pattern has {shard}.
   bool has_shard() const;
+
+  /// The pattern as it was given.
   const std::string& text() const { return text_; }
 
  private:

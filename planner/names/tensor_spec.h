@@ -34,10 +34,13 @@ struct TensorSpec {
   std::vector<LocalBox> boxes;  ///< which parts of the global tensor the local tensor holds
 };
 
-/// A spec of a tensor that this rank holds whole. `data` may be null for a plan that is never run.
+/// A spec of a tensor that this rank holds whole, contiguous at `data` in CPU memory, which the caller keeps
+/// alive; null for a plan that is never run.
 TensorSpec whole_tensor(std::string fqn, DType dtype, const Shape& shape, void* data = nullptr);
 
-/// A spec of a DTensor's local part with contiguous memory at `data`.
+/// A spec of a DTensor's local part, contiguous at `data` in CPU memory, which the caller keeps alive: of a
+/// tensor of `global_shape` on a mesh of `mesh_shape`, on which this rank stands at `coordinate`, with one
+/// placement for each mesh dimension.
 TensorSpec sharded_tensor(std::string fqn, DType dtype, const Shape& global_shape, const Shape& mesh_shape,
                           const Shape& coordinate, const std::vector<Placement>& placements,
                           void* data = nullptr);

@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/correspondence.h"
 #include "planner/names/block_scales.h"
+#include "planner/names/resolved_axes.h"
 
 namespace shardwright {
 namespace {
@@ -52,6 +54,10 @@ std::vector<const Rule*> rules_of(const WeightMap& map, const std::string& fqn, 
 }
 
 }  // namespace
+
+bool Piece::is_plain() const {
+  return shardwright::is_plain(correspondence->hf_view) && shardwright::is_plain(correspondence->native_view);
+}
 
 std::vector<Placed> placed_in(const Piece& piece, const Box& native) {
   return placed_in(*piece.correspondence, piece.native_box, native);

@@ -8,12 +8,14 @@
 #include <vector>
 
 #include "planner/geometry/box.h"
-#include "planner/geometry/correspondence.h"
 #include "planner/names/axis_expression.h"
 #include "planner/names/catalog.h"
 #include "planner/names/name_pattern.h"
 
 namespace shardwright {
+
+struct Correspondence;  // planner/geometry/correspondence.h, like the next
+struct Placed;
 
 /// One row of a model's table: HF tensors of this name are that part of native tensors of that name.
 struct Rule {
@@ -76,10 +78,7 @@ struct Piece {
   Box native_box;  ///< of this expert; takes the place of the correspondence's
 
   /// Whether HF tensor and native tensor are seen in no other shapes than their own.
-  bool is_plain() const {
-    return shardwright::is_plain(correspondence->hf_view) &&
-           shardwright::is_plain(correspondence->native_view);
-  }
+  bool is_plain() const;
 };
 
 /// What a part of the native tensor takes of the HF tensor.
@@ -123,8 +122,10 @@ bool is_ignored(const WeightMap& map, std::string_view hf_name);
 /// True if the HF tensor is the model's, but has no place in this layout. Scales go with their weights.
 bool is_without_place(const WeightMap& map, std::string_view hf_name);
 
-/// The HF name in the rules' spelling, and back in the checkpoint's.
+/// The HF name in the rules' spelling.
 std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name);
+
+/// The inverse of to_rules_spelling(): the name as the checkpoint has it.
 std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rules_name);
 
 /// The shape of the native tensor of that place, which is made up of HF tensors such as this one of that

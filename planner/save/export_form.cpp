@@ -9,6 +9,8 @@
 #include "kernels/decode.h"
 #include "kernels/encode.h"
 #include "planner/error.h"
+#include "planner/geometry/correspondence.h"
+#include "planner/geometry/lattice.h"
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "planner/geometry/lattice.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/save/export_form.h"
 

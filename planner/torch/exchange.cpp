@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <charconv>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -14,18 +15,25 @@ namespace shardwright {
 namespace {
 
 // A message is one letter that says what it is, then: the bytes themselves; or how many of them follow over
-// the process group; or the kind of an error, as a letter, and its text.
+// the process group; or the kind of an error, as a letter, its errno, a blank, and its text.
 constexpr char is_bytes = 'b';
 constexpr char is_size = 's';
 constexpr char is_error = 'e';
 
 std::string message_of(const Error& error) {
-  return {std::string{is_error, static_cast<char>('0' + static_cast<int>(error.kind))} + error.what()};
+  return std::string{is_error, static_cast<char>('0' + static_cast<int>(error.kind))} +
+         std::to_string(error.system_error) + " " + error.what();
 }
 
 Error error_from(const std::string& message) {
-  const auto kind = static_cast<ErrorKind>(message.at(1) - '0');
-  return {kind, message.substr(2), kind == ErrorKind::io ? ETIMEDOUT : 0};
+  const std::size_t blank = message.find(' ');
+  if (blank == std::string::npos || blank < 2)
+    return {ErrorKind::malformed,
+            "another rank has told of an error in a form that this release does not know"};
+  const auto kind = static_cast<ErrorKind>(message[1] - '0');
+  int system_error = 0;
+  std::from_chars(message.data() + 2, message.data() + blank, system_error);
+  return {kind, message.substr(blank + 1), system_error};
 }
 
 class Exchange {
@@ -111,17 +119,23 @@ class Exchange {
       message = receive(r, std::move(message));
     }
     Problems problems;
-    std::optional<ErrorKind> kind;
+    std::optional<Error> first;
     for (std::size_t r = 0; r < messages.size(); ++r) {
       if (messages[r][0] == is_error) {
         const Error error = error_from(messages[r]);
-        if (!kind) kind = error.kind;
+        if (!first) first = error;
         problems.add("rank " + std::to_string(r) + ": " + error.what());
       } else {
         messages[r].erase(0, 1);
       }
     }
-    problems.throw_if_any(kind.value_or(ErrorKind::mismatch), peers_.name + ": no rank goes on, because of");
+    try {
+      problems.throw_if_any(first ? first->kind : ErrorKind::mismatch,
+                            peers_.name + ": no rank goes on, because of");
+    } catch (Error& error) {
+      error.system_error = first->system_error;
+      throw;
+    }
     return messages;
   }
 
@@ -225,6 +239,17 @@ std::string exchange(const Peers& peers, const std::function<std::string()>& min
                      const std::function<std::vector<std::string>(std::vector<std::string>)>& answers) {
   const Exchange exchange(peers);
   return peers.rank == 0 ? exchange.lead(mine, answers) : exchange.follow(mine);
+}
+
+Job job_over(Peers peers) {
+  Job job{peers.rank, peers.ranks, nullptr};
+  job.round = [peers = std::move(peers), number = std::make_shared<std::int64_t>(0)](const auto& mine,
+                                                                                     const auto& answers) {
+    Peers of_round = peers;
+    of_round.name += " " + std::to_string(++*number);
+    return exchange(of_round, mine, answers);
+  };
+  return job;
 }
 
 void agree(c10d::Store& store, int rank, int ranks, const std::string& name, const std::string& problem,

@@ -7,6 +7,8 @@
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <vector>
 
+#include "planner/job.h"
+
 namespace shardwright {
 
 /// The ranks of a job, and what they reach each other by: any c10d store that they share (TCPStore,
@@ -24,11 +26,17 @@ struct Peers {
 Peers peers_of(const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::string name,
                std::chrono::milliseconds timeout = std::chrono::minutes(5));
 
+/// The job of these ranks. Keep one for the life of the process: it counts its rounds, so that each has a
+/// name of its own over the store. `peers.name` must be the same on all ranks, and another one for each job
+/// over the same store. `peers.timeout` is how long ranks wait for each other, which has to be longer than
+/// one may be ahead of another in reading or writing its part. One thread at a time may use it.
+Job job_over(Peers peers);
+
 /// Every rank gives bytes; rank 0 turns those of all ranks, in their order, into an answer for each; every
 /// rank gets its own. `mine` and `answers` may throw: then all ranks throw the same Error, which names the
-/// ranks concerned and what each has said. If ranks have not come within the timeout, those that have throw
-/// Error(io) that names the missing ones; ranks that wait for a rank 0 that is gone throw it after twice the
-/// timeout. Nothing hangs.
+/// ranks concerned and what each has said; its kind and errno are those of the first. If ranks have not come
+/// within the timeout, those that have throw Error(io) that names the missing ones; ranks that wait for a
+/// rank 0 that is gone throw it after twice the timeout. Nothing hangs.
 std::string exchange(const Peers& peers, const std::function<std::string()>& mine,
                      const std::function<std::vector<std::string>(std::vector<std::string>)>& answers);
 

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "python_shim/bindings/bindings.h"
+#include "storage/device/device_calls.h"
 #include "storage/device/device_options.h"
 
 namespace py = pybind11;

@@ -13,10 +13,47 @@
 #include "python_shim/bindings/bindings.h"
 #include "storage/format/checksums_file.h"
 #include "storage/write/export.h"
+#include "storage/write/files_beside.h"
 
 namespace py = pybind11;
 
 namespace shardwright {
+namespace {
+
+/// Contents as bytes, by name.
+py::dict as_bytes(const FileContents& files) {
+  py::dict contents;
+  for (const auto& [name, content] : files) contents[py::str(name)] = py::bytes(content);
+  return contents;
+}
+
+void bind_files_beside(py::module_& m) {
+  m.def(
+      "template_files",
+      [](const std::filesystem::path& directory, bool quantised) {
+        FileContents files;
+        {
+          const py::gil_scoped_release release;
+          files = template_files(directory, quantised);
+        }
+        return as_bytes(files);
+      },
+      py::arg("directory"), py::arg("quantised"), "See storage/write/files_beside.h.");
+  m.def(
+      "kept_files",
+      [](const std::filesystem::path& directory, const std::vector<std::string>& names, bool quantised) {
+        return as_bytes(kept_files(directory, names, quantised));
+      },
+      py::arg("directory"), py::arg("names"), py::arg("quantised"), "See storage/write/files_beside.h.");
+  m.def(
+      "config_of",
+      [](const std::string& text, bool quantised, const std::string& file) {
+        return py::bytes(config_of(text, quantised, file));
+      },
+      py::arg("text"), py::arg("quantised"), py::arg("file"), "See storage/write/files_beside.h.");
+}
+
+}  // namespace
 
 void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template alive.")
@@ -123,6 +160,7 @@ void bind_exports(py::module_& m) {
       },
       py::arg("share"), py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("directory"),
       py::arg("threads") = 0, py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{});
+  bind_files_beside(m);
 }
 
 }  // namespace shardwright

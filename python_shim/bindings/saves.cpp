@@ -22,6 +22,8 @@
 #include "storage/format/checksums_file.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
+#include "storage/format/steps.h"
+#include "storage/tools/undamaged.h"
 #include "storage/tools/verify.h"
 #include "storage/write/rank_files.h"
 
@@ -254,6 +256,13 @@ void bind_reading(py::module_& m) {
   m.def("size_of_file", &size_of_file, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("has_manifest", &has_manifest, py::arg("directory"));
   m.def("read_order", &read_order, py::arg("directory"));
+  m.def(
+      "next_order",
+      [](const std::filesystem::path& directory) {
+        SaveOrder next = next_order(directory);
+        return std::pair(next.order, std::move(next.unread));
+      },
+      py::arg("directory"), "(order, a line for each step that is not known): see storage/format/steps.h.");
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
   py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
       .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,

@@ -7,32 +7,14 @@
 
 #include <string>
 #include <tuple>
-#include <unordered_set>
 #include <vector>
 
-#include "planner/error.h"
-#include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
 #include "storage/format/manifest.h"
 
 namespace py = pybind11;
 
 namespace shardwright {
-namespace {
-
-/// Refuses a manifest that lacks some of these.
-void expect_all(const Manifest& manifest, const std::vector<std::string>& names) {
-  std::unordered_set<std::string_view> written;
-  for (const StoredTensor& tensor : manifest.tensors) written.insert(tensor.name);
-  for (const StoredObject& object : manifest.objects) written.insert(object.name);
-  Problems problems;
-  for (const std::string& name : names) {
-    if (!written.contains(name)) problems.add(name);
-  }
-  problems.throw_if_any(ErrorKind::mismatch, "no rank has written these, which the plan has:");
-}
-
-}  // namespace
 
 void bind_write_results(py::module_& m) {
   m.def(

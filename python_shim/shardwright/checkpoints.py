@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -83,18 +82,11 @@ def _has_manifest(path: Path) -> bool:
 
 def next_order(path: str | os.PathLike[str]) -> int:
     """The order of a save to ``path`` among those of its training: one more than any other step's; 0 for a folder that
-    is not called as those of steps are."""
-    if step_of(path) is None:
-        return 0
-    orders = [0]
-    for _, other in _steps(Path(path).parent):
-        try:
-            orders.append(_core.read_order(other) if _has_manifest(other) else 0)
-        except OSError as error:  # it is being removed, or nobody may read it; that ends no save
-            if not isinstance(error, FileNotFoundError):
-                orders.append(int(time.time()))  # more than any that counting came to, or a clock before
-                warnings.warn(f"{other}: its place in the order of steps is not known: {error}", stacklevel=2)
-    return max(orders) + 1
+    is not called as those of steps are. Warns of steps whose place in it is not known."""
+    order, unread = _core.next_order(os.fspath(path))
+    for line in unread:
+        warnings.warn(line, stacklevel=2)
+    return int(order)
 
 
 def latest(root: str | os.PathLike[str]) -> Path | None:

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/lattice.h"
 #include "storage/boxes/placing.h"
 #include "storage/threads.h"
 

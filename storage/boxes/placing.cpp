@@ -7,6 +7,7 @@
 
 #include "kernels/decode.h"
 #include "planner/error.h"
+#include "planner/geometry/lattice.h"
 
 namespace shardwright {
 namespace {

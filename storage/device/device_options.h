@@ -3,10 +3,10 @@
 #include <cstddef>
 #include <map>
 
-#include "storage/device/device_calls.h"
-#include "storage/files/gpu_direct.h"
-
 namespace shardwright {
+
+struct DeviceCalls;     // storage/device/device_calls.h
+struct GpuDirectCalls;  // storage/files/gpu_direct.h
 
 /// How tensors on CUDA devices are read or written.
 struct DeviceOptions {
@@ -15,15 +15,13 @@ struct DeviceOptions {
 
   /// For each device, the stream whose work so far comes before what is done here; its default stream where
   /// none is named.
-  std::map<int, DeviceStream> streams;
+  std::map<int, void*> streams;
 
   const DeviceCalls* calls = nullptr;                ///< for tests; null: cuda_calls()
   const GpuDirectCalls* gpu_direct_calls = nullptr;  ///< with those; else those of the installed library
 };
 
 /// The calls to reach devices with; null where this build has no kernels for them.
-inline const DeviceCalls* calls_of(const DeviceOptions& options) {
-  return options.calls != nullptr ? options.calls : cuda_calls();
-}
+const DeviceCalls* calls_of(const DeviceOptions& options);
 
 }  // namespace shardwright

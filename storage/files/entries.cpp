@@ -46,6 +46,13 @@ std::optional<struct stat> entry_at(const fs::path& path) {
   return std::nullopt;
 }
 
+std::optional<struct stat> target_at(const fs::path& path) {
+  struct stat status {};
+  if (uninterrupted([&] { return ::stat(path.c_str(), &status); }) == 0) return status;
+  if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP) fail(path, "cannot look at this", errno);
+  return std::nullopt;
+}
+
 bool is_folder(const fs::path& path) {
   const std::optional<struct stat> entry = entry_at(path);
   return entry && S_ISDIR(entry->st_mode);

@@ -18,6 +18,9 @@ std::string path_inside(const std::string& text);
 /// operating system refuses to say: that is no absence.
 std::optional<struct stat> entry_at(const std::filesystem::path& path);
 
+/// The same with links followed; a link that leads nowhere, or in a circle, is no entry.
+std::optional<struct stat> target_at(const std::filesystem::path& path);
+
 /// Whether a directory itself, and no link to one, has this name. Throws as entry_at().
 bool is_folder(const std::filesystem::path& path);
 

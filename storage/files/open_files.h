@@ -10,14 +10,9 @@
 #include "planner/names/catalog.h"
 #include "storage/files/gpu_direct.h"
 #include "storage/files/input_file.h"
+#include "storage/files/ways_to_read.h"
 
 namespace shardwright {
-
-enum class DirectIo : std::uint8_t {
-  automatic,  ///< for files that are not in the page cache
-  always,     ///< for all files whose file system allows it
-  never,
-};
 
 /// A quarter of the descriptors that this process may have, at least 1: so many files may be kept open, each
 /// of which may take two, while the rest of the process needs some.

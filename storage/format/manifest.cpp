@@ -10,6 +10,7 @@
 #include <set>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "planner/error.h"
@@ -82,6 +83,17 @@ std::uint64_t read_order(const fs::path& directory) {
   std::uint64_t order = 0;
   std::memcpy(&order, end + 1, sizeof order);
   return end[0] == tag ? order : 0;
+}
+
+void expect_all(const Manifest& manifest, const std::vector<std::string>& names) {
+  std::unordered_set<std::string_view> written;
+  for (const StoredTensor& tensor : manifest.tensors) written.insert(tensor.name);
+  for (const StoredObject& object : manifest.objects) written.insert(object.name);
+  Problems problems;
+  for (const std::string& name : names) {
+    if (!written.contains(name)) problems.add(name);
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "no rank has written these, which the plan has:");
 }
 
 void write_manifest(const fs::path& directory, const Manifest& manifest, bool sync) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/lattice.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
 #include "storage/format/checksum.h"

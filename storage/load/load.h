@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -11,30 +12,17 @@
 #include "planner/names/catalog.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
-#include "storage/files/open_files.h"
-#include "storage/load/trace.h"
-#include "storage/load/written_parts.h"
+#include "storage/files/ways_to_read.h"
 
 namespace shardwright {
 
-/// How files are read.
-enum class Reads : std::uint8_t {
-  automatic,  ///< io_uring for files that are not in the page cache, where the kernel allows it; else pread
-  pread,      ///< each thread waits for its reads
-  io_uring,   ///< reads ahead, several at a time for each thread
-};
+class Trace;         // storage/load/trace.h
+class WrittenParts;  // storage/load/written_parts.h
 
-/// Which of the catalog's checksums are compared while blocks are read. Blocks that are read in part, tensors
-/// that are read twice, and what goes straight into devices or is read together with other ranks are not.
-enum class Checks : std::uint8_t {
-  automatic,  ///< where it costs next to nothing: of files that are not in the page cache, and small loads
-  none,
-  all,
-};
-
+/// How a load is run. Nothing here changes what arrives.
 struct LoadOptions {
-  /// 0: as many as this process may use processors. Four times as many run where files on a disk are read by
-  /// pread, whose threads wait more than they work.
+  /// Threads that read and decode. 0: as many as this process may use processors. Four times as many run
+  /// where files on a disk are read by pread, whose threads wait more than they work.
   int threads = 0;
   std::size_t staging_bytes = 0;  ///< memory between files and shards, for all threads together; 0: 1 MiB a
                                   ///< thread, up to 64 MiB in all where files are not in the page cache;
@@ -47,18 +35,18 @@ struct LoadOptions {
 
   /// Where tensors are on CUDA devices, all staging in CPU memory is pinned. When load() returns, all that it
   /// did on the devices is done.
-  DeviceOptions devices;
+  DeviceOptions devices = {};
 
-  std::filesystem::path
-      trace;              ///< where to write what each thread did when (Chrome trace format); empty: nowhere
+  /// File to write what each thread did when to (Chrome trace format); empty: none.
+  std::filesystem::path trace = {};
   int trace_process = 0;  ///< the number of this process in the trace: its rank
 
   /// Called now and then, and at the end, from the calling thread with the bytes read so far and in all; may
   /// throw to stop the load.
-  std::function<void(std::uint64_t, std::uint64_t)> progress;
+  std::function<void(std::uint64_t, std::uint64_t)> progress = {};
 
   /// Called as often; may throw to stop the load.
-  std::function<void()> check_for_interrupt;
+  std::function<void()> check_for_interrupt = {};
 };
 
 /// What a load did. Seconds of `read` and `decode` are thread seconds divided by the number of threads, so
@@ -93,19 +81,24 @@ struct LoadReport {
   std::vector<std::string> unused;      ///< known HF weights that the trainer has no tensor for
   std::vector<std::string> unknown;     ///< HF tensors that no rule knows, left out because not strict
   std::vector<std::string> not_loaded;  ///< the trainer's tensors that the checkpoint lacks
+
+  /// Tensors that a cast rounds, such as "F32 -> BF16", by name: filled by load_checkpoint() and
+  /// resume_checkpoint(), as by Python.
+  std::map<std::string, std::string> rounded;
 };
 
-/// Runs a plan: reads extents into bounded staging and decodes them into the shards in place, on the device
-/// that each of them is on. The memory of the specs must stay valid and unused by others until this returns.
-/// Throws Error(io) naming file, offset and tensor if a file cannot be read or ends too early, Error(device)
-/// naming tensor and call if a device refuses; destinations are then partly written, see
-/// Error::partly_written. Throws Error(argument) for Reads::io_uring where there is none, Error(mismatch) for
-/// tensors on CUDA devices where this build has no kernels for them.
+/// Runs a plan that plan_load() has made of this catalog and these specs: reads extents into bounded staging
+/// and decodes them into the shards in place, on the device that each of them is on. The memory of the specs
+/// must stay valid and unused by others until this returns. Throws Error(io) naming file, offset and tensor
+/// if a file cannot be read or ends too early, Error(device) naming tensor and call if a device refuses;
+/// destinations are then partly written, see Error::partly_written. Throws Error(argument) for
+/// Reads::io_uring where there is none, Error(mismatch) for tensors on CUDA devices where this build has no
+/// kernels for them.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 
-/// The same for what is left of a load: with a trace that has begun before, to which it adds, and which it
-/// writes, not options.trace; and with an account of what was written before.
+/// Internal: the same for what is left of a load: with a trace that has begun before, to which it adds, and
+/// which it writes, not options.trace; and with an account of what was written before.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options, Trace& trace, WrittenParts& written);
 

@@ -8,6 +8,7 @@
 
 namespace shardwright {
 
+/// What checkpoint to generate.
 struct GenerateOptions {
   std::string preset = "tiny";     ///< tiny, small, bench or full: see planner/models/minimax_m3_presets.h
   std::string encoding = "mxfp8";  ///< of the block-scaled weights, see known_scale_blocks()
@@ -17,6 +18,7 @@ struct GenerateOptions {
   int layers = 0;          ///< 0: as many as the preset has; more than its dense ones otherwise
 };
 
+/// What was written.
 struct GenerateReport {
   std::int64_t tensors = 0;
   std::int64_t files = 0;

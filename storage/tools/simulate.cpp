@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/boxes/box_reading.h"
 #include "storage/threads.h"
+#include "storage/tools/simulate_save.h"
 
 namespace shardwright {
 namespace {

@@ -8,11 +8,11 @@
 #include "planner/names/catalog.h"
 #include "planner/names/mesh.h"
 #include "planner/names/weight_map.h"
-#include "storage/boxes/box_reading.h"
-#include "storage/tools/simulate_save.h"
+#include "storage/boxes/read_costs.h"
 
 namespace shardwright {
 
+/// What a simulation is to count.
 struct SimulateOptions {
   std::int64_t ranks_per_node = 8;  ///< ranks n · ranks_per_node and up share node n; the last may have fewer
   std::int64_t sample = 0;  ///< so many ranks at least, as whole nodes spread over the mesh; 0: all ranks
@@ -63,8 +63,25 @@ struct SimulatedNode {
   std::uint64_t requests_together = 0;
 };
 
+/// What all ranks of a mesh tell each other to plan a save of their tensors, as DTensors: each refers to the
+/// description of its stage's mesh, which the first of them sends.
+struct SimulatedSave {
+  std::int64_t ranks = 0;
+  std::uint64_t bytes_exchanged = 0;  ///< by a first save, all that ranks send and get
+  std::uint64_t bytes_unchanged = 0;  ///< by the next one, of the same state
+  std::uint64_t most_bytes_of_rank =
+      0;               ///< sent and received by a rank other than the coordinator, first save
+  double seconds = 0;  ///< processor time of the coordinator, first save
+  double seconds_unchanged = 0;
+  std::uint64_t chunks = 0;                  ///< in the checkpoint
+  std::uint64_t bytes_metadata = 0;          ///< of the description of all tensors and chunks
+  std::vector<std::uint64_t> bytes_of_rank;  ///< that each rank writes
+};
+
+/// Ranks of the largest mesh for which a save is simulated.
 inline constexpr std::int64_t most_ranks_of_save = std::int64_t{1} << 16;
 
+/// What a load on a mesh comes to. Bytes are counted, seconds measured on this machine.
 struct Simulation {
   std::int64_t world = 0;  ///< ranks of the mesh; `ranks` has fewer where a sample was asked for
   std::int64_t stages = 1;

@@ -24,6 +24,7 @@
 #include "storage/format/row_checksums.h"
 #include "storage/format/safetensors.h"
 #include "storage/threads.h"
+#include "storage/tools/undamaged.h"
 
 namespace shardwright {
 

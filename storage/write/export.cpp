@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/correspondence.h"
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
 #include "planner/names/spec_parts.h"

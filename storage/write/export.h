@@ -11,6 +11,7 @@
 #include "planner/save/rank_states.h"
 #include "storage/device/device_options.h"
 #include "storage/write/export_layout.h"
+#include "storage/write/export_report.h"
 
 namespace shardwright {
 
@@ -58,28 +59,6 @@ struct ExportWriting {
 
   /// When run_export() returns, all that it did on the devices is done.
   DeviceOptions devices;
-};
-
-/// What a rank did. Seconds of `encode` and `write` are thread seconds divided by the number of threads.
-struct ExportReport {
-  std::int64_t tensors = 0;         ///< HF tensors, scales included, that this rank wrote at least a part of
-  std::uint64_t bytes_needed = 0;   ///< that its parts and headers take in the files
-  std::uint64_t bytes_written = 0;  ///< that the operating system was given
-  std::uint64_t write_requests = 0;
-  std::size_t peak_staging_bytes = 0;    ///< of CPU memory, pinned for tensors on devices
-  int devices = 0;                       ///< CUDA devices that were read from
-  std::size_t peak_device_bytes = 0;     ///< of staging on a device, where it was most
-  std::uint64_t bytes_from_devices = 0;  ///< copied from there, as the files have them
-  std::int64_t device_batches = 0;       ///< in which that was done
-  std::int64_t files = 0;
-  int threads = 0;
-  std::string row_sums;  ///< checksums of what was written, as bytes for the coordinator
-  double plan_seconds = 0;
-  double encode_seconds = 0;  ///< encoding, converting and regrouping, or waiting for devices that do
-  double write_seconds = 0;
-  double sync_seconds = 0;
-  double total_seconds = 0;
-  Roundings rounded;  ///< of the whole export, the same on every rank
 };
 
 /// The list of checksums (storage/format/checksums_file.h) of an export, as bytes of the file: of what the

@@ -7,6 +7,8 @@
 #include <stdexcept>
 
 #include "planner/error.h"
+#include "planner/geometry/correspondence.h"
+#include "planner/names/resolved_axes.h"
 #include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_layouts.h"
 

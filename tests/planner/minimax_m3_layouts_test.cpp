@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "planner/geometry/correspondence.h"
 #include "planner/load/load_plan.h"
 #include "planner/load/request_list.h"
 #include "planner/models/models.h"

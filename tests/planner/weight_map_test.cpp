@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "planner/geometry/correspondence.h"
 #include "planner/models/models.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/planner/released_model.h"

@@ -21,6 +21,6 @@ def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch):
 def test_the_cpp_of_the_readme_is_compiled_and_run():
     """It stands in a program that the C++ tests build and run, letter for letter."""
     (block,) = re.findall(r"^```cpp\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
-    program = (README.parent / "tests" / "cpp" / "load_without_python.cpp").read_text()
+    program = (README.parent / "tests" / "cpp" / "load.cpp").read_text()
     (tested,) = re.findall(r"// README: C\+\+\n(.*?) *// README: end\n", program, re.DOTALL)
     assert "".join(block.split()) == "".join(tested.split())  # clang-format wraps by the indent

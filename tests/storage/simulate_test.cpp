@@ -12,6 +12,7 @@
 #include "planner/models/models.h"
 #include "planner/save/saved_values.h"
 #include "storage/tools/generate.h"
+#include "storage/tools/simulate_save.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/storage/checkpoint_files.h"
 

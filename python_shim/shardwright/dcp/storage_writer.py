@@ -28,12 +28,11 @@ from shardwright.dcp.save_description import global_rank
 from shardwright.dcp.save_planner import ExportMeta
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import _whole_number, default_threads
-from shardwright.dcp.template_files import kept_files, template_files, write_flushed
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
 from shardwright.local_path import expect_overwrite, lasting_path
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
-from shardwright.system_calls import is_there, naming, uninterrupted
+from shardwright.system_calls import is_there, naming, uninterrupted, write_flushed
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -324,10 +323,10 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         ones."""
         files = {INDEX_NAME: self._planned.index}
         if self.template is not None:
-            files |= template_files(Path(catalog_of(self.template).directory), self._planned.quantised)
+            files |= _core.template_files(catalog_of(self.template).directory, self._planned.quantised)
         else:
             pending = self._pending
-            files |= kept_files(Path(pending.final_path), pending.own_beside, self._planned.quantised)
+            files |= _core.kept_files(pending.final_path, pending.own_beside, self._planned.quantised)
         return {
             name: content
             for name, content in files.items()

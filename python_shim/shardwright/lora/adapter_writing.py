@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from shardwright import _core
-from shardwright.dcp.template_files import write_flushed
 from shardwright.describe import DTYPE_NAMES
 from shardwright.lora.adapter_file import WEIGHTS
 from shardwright.lora.config import CONFIG
 from shardwright.lora.windows import Window
 from shardwright.ranks.rank_outcome import RankOutcome, expect_success
-from shardwright.system_calls import opened
+from shardwright.system_calls import opened, write_flushed
 
 #: (name in the file, shape that the tensor is seen in, offset there, values)
 Part = tuple[str, tuple[int, ...], list[int], torch.Tensor]

@@ -1,0 +1,147 @@
+#include "storage/jobs/save_checkpoint.h"
+
+#include <chrono>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "planner/error.h"
+#include "planner/names/spec_parts.h"
+#include "planner/names/torch_dtypes.h"
+#include "planner/problems.h"
+#include "planner/save/plan_together.h"
+#include "planner/save/rank_states.h"
+#include "planner/save/write_results.h"
+#include "storage/format/checkpoint_place.h"
+#include "storage/format/manifest.h"
+#include "storage/format/pending_checkpoint.h"
+#include "storage/format/steps.h"
+#include "storage/write/rank_files.h"
+
+namespace shardwright {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// Throws Error(mismatch) that names the tensors which cannot be read or saved.
+void expect_savable(const std::vector<TensorSpec>& specs, const DeviceOptions& devices) {
+  Problems problems;
+  std::unordered_set<std::string_view> names;
+  for (const TensorSpec& spec : specs) {
+    std::string fault = fault_of(spec, true);
+    if (fault.empty() && torch_name_of(spec.dtype).empty())
+      fault = "its dtype " + std::string(name_of(spec.dtype)) + " is one that torch has no tensors of";
+    if (fault.empty() && spec.device != DeviceKind::cpu && calls_of(devices) == nullptr)
+      fault = "expected CPU memory, found it on " + spec.device_name;
+    if (fault.empty() && !names.insert(spec.fqn).second)
+      fault = "expected one tensor of that name, found several";
+    if (fault.empty() && spec.data == nullptr && volume(spec.local_shape) > 0) fault = "it has no memory";
+    if (!fault.empty()) problems.add(spec.fqn + ": " + fault);
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "this state cannot be saved:");
+}
+
+TensorInMemory memory_of(const TensorSpec& spec, const Box& box) {
+  const int device = spec.device == DeviceKind::cuda ? spec.device_index : -1;
+  const auto element_bytes = static_cast<std::uint64_t>(bytes_of(spec.dtype));
+  if (is_empty(box)) return {nullptr, box.size, contiguous_strides(box.size), element_bytes, device};
+  const TensorSpec part = part_of(spec, box);
+  return {static_cast<const std::byte*>(part.data), part.local_shape, part.local_strides, element_bytes,
+          device};
+}
+
+/// Writes this rank's boxes and says where they are.
+WriteResults write_boxes(const std::vector<TensorSpec>& specs, const RankState& state,
+                         const LeftToOthers& left_to_others, const std::filesystem::path& directory,
+                         const SaveOptions& options, SaveReport& report) {
+  RankItems what;
+  what.values = decode_values(state.values.front());  // a value for each spec
+  std::unordered_map<std::string_view, std::uint32_t> number;
+  for (const TensorSpec& spec : specs) number.emplace(spec.fqn, static_cast<std::uint32_t>(number.size()));
+  std::vector<TensorInMemory> memory;
+  for (const auto& [fqn, box] : boxes_to_write(state, {left_to_others, {}})) {
+    const std::uint32_t value = number.at(fqn);
+    what.items.add(value, box.offset, box.size);
+    memory.push_back(memory_of(specs[value], box));
+  }
+  std::vector<std::size_t> items(memory.size());
+  std::iota(items.begin(), items.end(), std::size_t{0});
+  RankFilesOptions files_options;
+  files_options.flush = options.sync;
+  RankFiles files(directory, state.rank, std::move(what), files_options);
+  report.bytes_from_devices = files.write(items, memory, options.threads, options.devices).bytes_copied;
+  WriteResults results = files.finish();
+  report.tensors = static_cast<std::int64_t>(items.size());
+  report.files = static_cast<std::int64_t>(results.files.size());
+  for (const StoredFile& file : results.files) report.bytes_written += file.size;
+  return results;
+}
+
+Manifest manifest_from(const std::vector<std::string>& told) {
+  std::vector<WriteResults> results;
+  for (const std::string& bytes : told) results.push_back(decode_results(bytes));
+  return manifest_of(results);
+}
+
+}  // namespace
+
+SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
+                           const Job& job, const SaveOptions& options) {
+  const Clock::time_point begin = Clock::now();
+  SaveReport report;
+  RankState state;
+  std::unique_ptr<PendingCheckpoint> pending;  // on rank 0; whatever fails, its end removes what was written
+  const std::filesystem::path folder = round_of(
+      job,
+      [&] {
+        expect_local_path(directory);
+        expect_savable(specs, options.devices);
+        state = state_of(specs, job.rank);
+        return std::string();
+      },
+      [&](const std::vector<std::string>& all) {
+        pending = std::make_unique<PendingCheckpoint>(directory, CheckpointKind::sharded, options.overwrite);
+        pending->expect_free({manifest_name});
+        return std::vector<std::string>(all.size(), pending->path().string());
+      });
+
+  SavePlanCache cache;
+  const SavePlanOfRank plan =
+      plan_save_together(state, cache, [&](const std::string& mine, const Answers& answers) {
+        return round_of(
+            job, [&] { return mine; }, answers);
+      });
+  report.plan_seconds = seconds_since(begin);
+
+  round_of(
+      job,
+      [&] {
+        const Clock::time_point writing = Clock::now();
+        const WriteResults results = write_boxes(specs, state, plan.left_to_others, folder, options, report);
+        report.write_seconds = seconds_since(writing);
+        return encode(results);
+      },
+      [&](const std::vector<std::string>& told) {
+        Manifest manifest = manifest_from(told);
+        std::vector<std::string> names;
+        for (const SavedValue& value : cache.plan->metadata.values.values) names.push_back(value.fqn);
+        expect_all(manifest, names);
+        SaveOrder order = next_order(pending->final_path());
+        manifest.order = order.order;
+        report.warnings = std::move(order.unread);
+        write_manifest(pending->path(), manifest, options.sync);
+        pending->publish(manifest_name);
+        return std::vector<std::string>(told.size());
+      });
+  report.total_seconds = seconds_since(begin);
+  return report;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "planner/job.h"
+#include "planner/names/tensor_spec.h"
+#include "storage/device/device_options.h"
+
+namespace shardwright {
+
+struct SaveOptions {
+  /// Nothing: replaces a sharded checkpoint, and refuses where another kind of checkpoint is in the
+  /// directory. True: replaces any. False: replaces none.
+  std::optional<bool> overwrite = std::nullopt;
+
+  int threads = 0;   ///< of this rank, that write; 0: as many as this process may use processors
+  bool sync = true;  ///< flush to the device; without, a crash of the machine can cost the checkpoint
+  DeviceOptions devices = {};  ///< for tensors on CUDA devices
+};
+
+/// What this rank did. Seconds are wall time.
+struct SaveReport {
+  std::int64_t tensors = 0;         ///< boxes of tensors that this rank wrote
+  std::int64_t files = 0;           ///< that this rank wrote
+  std::uint64_t bytes_written = 0;  ///< of these files, headers included
+  std::uint64_t bytes_from_devices = 0;
+  double plan_seconds = 0;   ///< with the other ranks
+  double write_seconds = 0;  ///< flushing included
+  double total_seconds = 0;
+
+  /// Steps beside this one whose place in the order of saves could not be read; on rank 0.
+  std::vector<std::string> warnings;
+};
+
+/// Saves the tensors of all ranks as one sharded checkpoint, which resume_checkpoint() and Python's sw.load
+/// read on any number of ranks in any placement. All ranks of the job call it, each with its own parts, whose
+/// memory must not change until it returns. A box that several ranks hold is written by one of them.
+///
+/// The checkpoint is there when it returns, flushed to the device; files that other programs have in the
+/// directory are left alone. A directory that is called step-<number> takes its place in the order by which
+/// Python's sw.latest tells the newest one.
+///
+/// Throws the same Error on all ranks, and has published nothing then: mismatch for ranks that do not hold
+/// one state between them, naming tensors and ranks, and for tensors that cannot be read or that safetensors
+/// has no dtype for; io with errno, naming the file, if the operating system refuses, EEXIST where something
+/// is in the place, EBUSY where another save is; device, naming tensor and call.
+SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
+                           const Job& job = {}, const SaveOptions& options = {});
+
+}  // namespace shardwright

@@ -1,0 +1,84 @@
+/// Two ranks load a released checkpoint, export it in MXFP8 and in BF16, and load what they have exported.
+
+#include <ATen/ATen.h>
+#include <shardwright/shardwright.h>
+#include <shardwright/torch.h>
+
+#include <map>
+
+#include "ranks.h"
+
+namespace {
+
+struct Weights {
+  std::vector<at::Tensor> tensors;
+  std::vector<shardwright::TensorSpec> specs;
+};
+
+/// This rank's part of all tensors of a checkpoint: rows, or experts.
+Weights empty_weights(const std::filesystem::path& path, const shardwright::Job& job) {
+  const std::map<shardwright::DType, at::ScalarType> dtypes{{shardwright::DType::BF16, at::kBFloat16},
+                                                            {shardwright::DType::F32, at::kFloat}};
+  const shardwright::Placement rows{shardwright::Placement::Kind::shard, 0};
+  const shardwright::Catalog catalog = shardwright::read_catalog(path);
+  Weights weights;
+  for (const shardwright::NativeTensor& native :
+       shardwright::native_tensors(catalog, shardwright::weight_map_for(catalog))) {
+    const shardwright::Shape local = shardwright::local_shape(native.shape, {job.ranks}, {job.rank}, {rows});
+    weights.tensors.push_back(at::zeros(local, dtypes.at(native.dtype)));
+    weights.specs.push_back(shardwright::describe(native.fqn, weights.tensors.back(), native.shape,
+                                                  {job.ranks}, {job.rank}, {rows}));
+  }
+  return weights;
+}
+
+void export_rank(const shardwright::Job& job, const std::filesystem::path& released,
+                 const std::filesystem::path& folder) {
+  const Weights weights = empty_weights(released, job);
+  shardwright::load_checkpoint(weights.specs, released, job);
+
+  // README: export
+  shardwright::ExportOptions options;
+  options.template_directory = released;  // whose names, dtypes, config and tokenizer
+  options.quantise = true;                // MXFP8 where the template has it
+  const shardwright::ExportReport report =
+      shardwright::export_checkpoint(weights.specs, folder / "exported", job, options);
+  // README: end
+  expect(report.left_out.empty() && report.rounded.empty(), "all of it, and nothing rounded");
+
+  options.quantise = false;
+  shardwright::export_checkpoint(weights.specs, folder / "bf16", job, options);
+  for (const char* name : {"exported", "bf16"}) {
+    const Weights again = empty_weights(folder / name, job);
+    shardwright::load_checkpoint(again.specs, folder / name, job);
+    for (std::size_t i = 0; i < weights.tensors.size(); ++i)
+      expect(at::equal(weights.tensors[i], again.tensors[i]),
+             weights.specs[i].fqn + " comes back bit for bit");
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::filesystem::path folder = new_folder();
+  shardwright::generate(folder / "released", {.preset = "tiny"});
+  on_ranks(2, [&](const shardwright::Job& job) { export_rank(job, folder / "released", folder); });
+
+  const shardwright::Catalog released = shardwright::read_catalog(folder / "released");
+  const shardwright::Catalog exported = shardwright::read_catalog(folder / "exported");
+  const shardwright::Catalog bf16 = shardwright::read_catalog(folder / "bf16");
+  expect(exported.config == released.config, "config.json is the template's");
+  expect(bf16.config.find("quantization_config") == std::string::npos, "config.json says that it is BF16");
+  expect(exported.tensors.size() == released.tensors.size(), "the export has the template's tensors");
+  for (const shardwright::SourceTensor& tensor : released.tensors) {
+    const auto found = exported.find(tensor.name);
+    expect(found.size() == 1 && found[0].dtype == tensor.dtype && found[0].shape == tensor.shape,
+           tensor.name + " has the template's dtype and shape");
+  }
+  for (const char* name : {"exported", "bf16"}) {
+    const shardwright::VerifyReport report = shardwright::verify_checkpoint(folder / name);
+    expect(report.problems.empty() && report.bytes_hashed > 0, "its checksums are right");
+  }
+  std::filesystem::remove_all(folder);
+  return 0;
+}
