@@ -30,7 +30,8 @@ class NamePattern {
 
   std::optional<Captures> match(std::string_view name) const;
 
-  /// The inverse of match. The captures must have a value for each variable of the pattern.
+  /// The inverse of match. An expert or shard without a number (-1) stays a variable; all others must have a
+  /// value.
   std::string fill(const Captures& captures) const;
 
   bool has_expert() const;

@@ -17,8 +17,7 @@ from shardwright import _core
 from shardwright.local_path import local_path
 from shardwright.lora.adapter_writing import AdapterBeingWritten, Part
 from shardwright.lora.config import config_text, finite_number
-from shardwright.lora.load import pairs_of
-from shardwright.lora.windows import LAYOUTS, Pair, Place, Spelling, Window, families
+from shardwright.lora.windows import LAYOUTS, Pair, Place, Spelling, Window, families, weight_of
 from shardwright.ranks.gathering import Known, Ranks
 from shardwright.ranks.gone_ranks import ending_together
 from shardwright.ranks.rank_outcome import RankOutcome
@@ -26,6 +25,29 @@ from shardwright.sharding import Sharding, local_part
 
 #: A version of peft that has ParamWrappers in that sense.
 PEFT_VERSION = {"modern": "0.19.1", "legacy": "0.19.0"}
+
+
+def pairs_of(state_dict: Mapping[str, Any], problems: list[str]) -> dict[str, Pair]:
+    """The LoRA pairs among the tensors of a trainer, by the weight that they belong to."""
+    found: dict[str, dict[str, str]] = {}
+    for key, tensor in state_dict.items():
+        place = weight_of(key) if isinstance(tensor, torch.Tensor) else None
+        if place is not None:
+            found.setdefault(place[1], {})[place[2]] = key
+    pairs = {}
+    for weight, keys in found.items():
+        if len(keys) < 2:
+            (letter, key), other = next(iter(keys.items())), "AB".replace(next(iter(keys)), "")
+            problems.append(
+                f"{key}: expected lora_{other} beside it in the state dict, found lora_{letter} only"
+            )
+            continue
+        pair = Pair(weight, keys, {letter: tuple(state_dict[key].shape) for letter, key in keys.items()})
+        if fault := pair.fault():
+            problems.append(fault)
+        else:
+            pairs[weight] = pair
+    return pairs
 
 
 @ending_together("saving an adapter")
