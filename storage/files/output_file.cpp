@@ -68,6 +68,14 @@ std::uint64_t OutputFile::write(std::uint64_t offset, const std::byte* bytes, st
   return requests;
 }
 
+void OutputFile::reach(std::uint64_t size) {
+  const auto end = static_cast<off_t>(size);
+  int outcome = uninterrupted([&] { return ::fallocate(descriptor_, 0, 0, end); });
+  if (outcome != 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
+    outcome = uninterrupted([&] { return ::ftruncate(descriptor_, end); });
+  if (outcome != 0) fail("cannot set aside " + std::to_string(size) + " bytes");
+}
+
 void OutputFile::finish() {
   if (descriptor_ < 0) return;
   if (flush_ && uninterrupted([&] { return ::fsync(descriptor_); }) != 0) fail("cannot flush to the device");

@@ -30,6 +30,9 @@ class OutputFile {
   std::uint64_t write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
                       const std::string& what);
 
+  /// Makes the file reach to a byte, which no other may lie behind; what nobody writes before it is zero.
+  void reach(std::uint64_t size);
+
   /// Flushes the file to the device, unless that was not wanted, and closes it; does nothing the second time.
   void finish();
 

@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "planner/lora/adapter_form.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
 #include "storage/write/export_layout.h"
@@ -25,6 +27,10 @@ struct ExportRequest {
   std::string start_of_names = "model";          ///< of the files; see lay_out
   bool strict_dtypes = false;                    ///< see ExportForm
   const WeightMap* map = nullptr;  ///< the rules, in place of the model's and its layout's; null: those
+
+  /// The tensors are LoRA's, and become adapter_model.safetensors, in the dtypes that they have, and
+  /// adapter_config.json. Of all else here only `strict_dtypes` counts.
+  std::optional<AdapterAsked> adapter = std::nullopt;
 };
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. Reads the values of blocks that other
@@ -37,6 +43,7 @@ struct PlannedExport {
   ExportLayout layout;
   std::vector<std::string> shares;    ///< for each rank, as bytes
   std::vector<std::string> left_out;  ///< see ExportedTensors
+  std::string adapter_config;         ///< the text of adapter_config.json; empty: it is no adapter
 };
 
 /// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does

@@ -168,6 +168,7 @@ class Writer {
   void write_header(std::size_t file) {
     const std::string& header = layout_.headers[file];
     files_.write(file, 0, reinterpret_cast<const std::byte*>(header.data()), header.size(), "the header");
+    if (layout_.has_holes) files_.reach(file, catalog_.files[file].size);
   }
 
   const Transfer& transfer_of(const ExportTask& task) const { return *work_.jobs[task.job].transfer; }
