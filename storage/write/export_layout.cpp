@@ -100,6 +100,7 @@ ExportLayout lay_out_one_file(const std::filesystem::path& directory, std::vecto
                               const std::string& name, std::map<std::string, std::string> metadata) {
   ExportLayout layout;
   layout.catalog.directory = directory;
+  layout.has_checksums = false;
   metadata.emplace("format", "pt");
   add_file(layout, name, std::move(tensors), metadata);
   sort_tensors(layout.catalog);

@@ -247,7 +247,7 @@ class Writer {
     const SourceTensor& stored = catalog_.tensors[tensor];
     Shape strides = contiguous_strides(box.size);
     if (row_bytes >= 0) strides[strides.size() - 2] = row_bytes;  // of scales, which take a byte each
-    row_sums_.add(tensor, shape, box, {bytes, strides});
+    if (layout_.has_checksums) row_sums_.add(tensor, shape, box, {bytes, strides});
     const BoxReading place =
         reading_of(stored.begin, shape, static_cast<std::uint64_t>(bytes_of(stored.dtype)), box);
     std::uint64_t runs = 1;
