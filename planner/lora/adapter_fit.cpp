@@ -254,6 +254,13 @@ class Fitting {
 
 std::string_view name_of(WrapperSense sense) { return sense == WrapperSense::modern ? "modern" : "legacy"; }
 
+std::optional<WrapperSense> wrapper_sense_named(std::string_view name) {
+  for (const WrapperSense sense : {WrapperSense::modern, WrapperSense::legacy}) {
+    if (name == name_of(sense)) return sense;
+  }
+  return std::nullopt;
+}
+
 std::string FittedPair::module() const {
   if (place.is_parameter()) return place.parameter;
   return of_expert(place.modules.front(), 0).substr(place.prefix.size());

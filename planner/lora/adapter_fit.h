@@ -15,6 +15,9 @@ enum class WrapperSense { modern, legacy };
 /// "modern" or "legacy".
 std::string_view name_of(WrapperSense sense);
 
+/// The inverse; nothing for any other text.
+std::optional<WrapperSense> wrapper_sense_named(std::string_view name);
+
 /// What an adapter is expected to be.
 struct AdapterRequest {
   std::string model = "auto";           ///< the family; "auto": any of which the file has names

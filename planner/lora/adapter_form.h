@@ -14,9 +14,9 @@ struct AdapterAsked {
   std::string layout = "transformers";  ///< of the model that the adapter is for, one of lora_layouts
   bool text_only = false;               ///< the model is the text model alone
   WrapperSense sense = WrapperSense::modern;
-  double alpha = 1;         ///< what is added to a weight is alpha / r · B A
-  bool use_rslora = false;  ///< alpha / √r · B A
-  std::string base_model;   ///< base_model_name_or_path
+  double alpha = 1;             ///< what is added to a weight is alpha / r · B A
+  bool use_rslora = false;      ///< alpha / √r · B A
+  std::string base_model = {};  ///< base_model_name_or_path
   std::optional<std::string> task_type = "CAUSAL_LM";
 };
 

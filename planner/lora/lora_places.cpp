@@ -168,8 +168,7 @@ void add_lora_rules(WeightMap& map, const LoraPlace& place, const LoraFit& fit, 
   if (place.of > 1) {  // the trainer's pair is a part of the module's
     const std::string ranks = fit.spread ? part_of("r", place.part, place.of) : "r";
     const std::string& module = place.modules.front();
-    add_rule(map, lora_tensor(module, 'A'), key_of_a, fit.spread ? ranks + " i -> r i" : "", false,
-             fit.spread);
+    add_rule(map, lora_tensor(module, 'A'), key_of_a, ranks + " i -> r i", false, fit.spread);
     add_rule(map, lora_tensor(module, 'B'), key_of_b,
              part_of("o", place.part, place.of) + " " + ranks + " -> o r", false, fit.spread);
     return;

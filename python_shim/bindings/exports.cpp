@@ -43,15 +43,14 @@ void bind_exports(py::module_& m) {
       [](std::string model, std::string layout, bool text_only, const std::string& sense, double alpha,
          bool use_rslora, std::string base_model, std::optional<std::string> task_type) {
         ExportRequest request;
-        request.adapter = {
-            std::move(model),
-            std::move(layout),
-            text_only,
-            sense == name_of(WrapperSense::legacy) ? WrapperSense::legacy : WrapperSense::modern,
-            alpha,
-            use_rslora,
-            std::move(base_model),
-            std::move(task_type)};
+        request.adapter = {std::move(model),
+                           std::move(layout),
+                           text_only,
+                           wrapper_sense_named(sense).value_or(WrapperSense::modern),
+                           alpha,
+                           use_rslora,
+                           std::move(base_model),
+                           std::move(task_type)};
         return request;
       },
       py::arg("model"), py::arg("layout"), py::arg("text_only"), py::arg("sense"), py::arg("alpha"),

@@ -73,6 +73,7 @@ class Values {
     if (b == nullptr || b->shape != Shape{rows * one.place.of, columns}) return;
     const std::vector<std::byte> bytes = bytes_of_(*b);
     const auto width = static_cast<std::size_t>(bytes_of(b->dtype));
+    if (bytes.size() != static_cast<std::size_t>(volume(b->shape)) * width) return;  // of no memory
     for (std::int64_t row = one.place.part * rows; row < (one.place.part + 1) * rows; ++row) {
       for (std::int64_t column = 0; column < columns; ++column) {
         if (column / rank == one.place.part) continue;

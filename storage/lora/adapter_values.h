@@ -9,7 +9,7 @@
 
 namespace shardwright {
 
-/// Gives the bytes of a source tensor, row-major.
+/// Gives the bytes of a source tensor, row-major; none for one without memory, which is not looked at.
 using BytesOf = std::function<std::vector<std::byte>(const SourceTensor&)>;
 
 /// What the shapes of an adapter cannot say, of what the specs hold: that modules which share the trainer's

@@ -131,7 +131,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     _kind = "huggingface"  #: of the checkpoint, as PendingCheckpoint calls it
     _commits = INDEX_NAME  #: the file that gets its name last
-    _more_names = (_core.checksums_name,)  #: of files that are written when the ranks have written theirs
+    _more_names: tuple[str, ...] = (_core.checksums_name,)  #: of files that are written when the ranks have written theirs
 
     def __init__(
         self,
@@ -280,7 +280,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             return self._shards.prepare_global_plan(plans)
         self.abandon()
         template = [] if self.template is None else [catalog_of(self.template).directory]
-        self._pending = _core.PendingCheckpoint(self.path, self._kind, self.overwrite, [*self.sources, *template])
+        self._pending = _core.PendingCheckpoint(
+            self.path, self._kind, self.overwrite, [*self.sources, *template]
+        )
         try:
             self._request.start_of_names = self._pending.free_start_of_names()
             self._planned = _core.plan_export(
