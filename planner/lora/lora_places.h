@@ -21,7 +21,8 @@ namespace shardwright {
 inline constexpr std::string_view lora_layouts[] = {"transformers", "huggingface", "automodel"};
 
 /// How an adapter names modules: those of a model of that family, in that layout, its text part's HF names
-/// beginning with `text`, with `prefix` before each.
+/// beginning with `text`, with `prefix` before each. Not thread-safe: it makes its tables when they are asked
+/// for.
 class LoraSpelling {
  public:
   LoraSpelling(const Model& family, std::string_view layout, std::string text,

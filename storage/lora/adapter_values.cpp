@@ -1,6 +1,8 @@
 #include "storage/lora/adapter_values.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <unordered_map>
 
 #include "planner/error.h"
@@ -64,33 +66,53 @@ class Values {
     }
   }
 
+  /// B has nothing in the rows of the pair beside its block.
   void expect_zeros(const FittedPair& one) {
-    const std::string name = lora_tensor(one.place.modules.front(), 'B');
-    const SourceTensor* b = find_whole(catalog_, name);
-    const std::int64_t rows = one.pair.outputs();
     const std::int64_t rank = one.pair.rank();
     const std::int64_t columns = rank * one.place.of;
-    if (b == nullptr || b->shape != Shape{rows * one.place.of, columns}) return;
-    const std::vector<std::byte> bytes = bytes_of_(*b);
-    const auto width = static_cast<std::size_t>(bytes_of(b->dtype));
-    if (bytes.size() != static_cast<std::size_t>(volume(b->shape)) * width) return;  // of no memory
-    for (std::int64_t row = one.place.part * rows; row < (one.place.part + 1) * rows; ++row) {
-      for (std::int64_t column = 0; column < columns; ++column) {
-        if (column / rank == one.place.part) continue;
-        if (is_zero(bytes.data() + static_cast<std::size_t>(row * columns + column) * width, width)) continue;
-        faults.push_back(
-            one.pair.b.fqn + ": " + name + " in " + name_ + " has rank " + std::to_string(columns) +
-            " and is not block-diagonal; expected zeros outside of the blocks, as the trainer's "
-            "rank " +
-            std::to_string(rank) + " has no room for more: give tensors of rank " + std::to_string(columns));
-        return;
-      }
-    }
+    const std::string name = lora_tensor(one.place.modules.front(), 'B');
+    const bool is_zero = is_zero_in_rows(
+        one, one.place.part, columns, [&](std::int64_t column) { return column / rank != one.place.part; });
+    if (is_zero) return;
+    faults.push_back(
+        one.pair.b.fqn + ": " + name + " in " + name_ + " has rank " + std::to_string(columns) +
+        " and is not block-diagonal; expected zeros outside of the blocks, as the trainer's rank " +
+        std::to_string(rank) + " has no room for more: give tensors of rank " + std::to_string(columns));
+  }
+
+  /// B has nothing in the rows of a part that no pair has.
+  void expect_nothing_in(const FittedPair& one, std::int64_t part) {
+    const std::int64_t columns = file_rank(one.pair, one.place, one.fit.spread);
+    if (is_zero_in_rows(one, part, columns, [](std::int64_t) { return true; })) return;
+    faults.push_back(lora_tensor(one.place.modules.front(), 'B') + " in " + name_ +
+                     ": the state dict has no LoRA tensors for part " + std::to_string(part + 1) +
+                     " of the " + std::to_string(one.place.of) + " that it joins, of which " +
+                     one.pair.b.fqn + " is one; strict=False leaves it out");
   }
 
   std::vector<std::string> faults;
 
  private:
+  /// Whether B, if it has the shape that the rules say, is zero where these columns and the rows of a part
+  /// meet.
+  template <class IsOfThem>
+  bool is_zero_in_rows(const FittedPair& one, std::int64_t part, std::int64_t columns,
+                       const IsOfThem& is_of_them) const {
+    const SourceTensor* b = find_whole(catalog_, lora_tensor(one.place.modules.front(), 'B'));
+    const std::int64_t rows = one.pair.outputs();
+    if (b == nullptr || b->shape != Shape{rows * one.place.of, columns}) return true;
+    const std::vector<std::byte> bytes = bytes_of_(*b);
+    const auto width = static_cast<std::size_t>(bytes_of(b->dtype));
+    if (bytes.size() != static_cast<std::size_t>(volume(b->shape)) * width) return true;  // of no memory
+    for (std::int64_t row = part * rows; row < (part + 1) * rows; ++row) {
+      for (std::int64_t column = 0; column < columns; ++column) {
+        const std::byte* number = bytes.data() + static_cast<std::size_t>(row * columns + column) * width;
+        if (is_of_them(column) && !is_zero(number, width)) return false;
+      }
+    }
+    return true;
+  }
+
   const Catalog& catalog_;
   const std::string& name_;
   const BytesOf& bytes_of_;
@@ -99,26 +121,36 @@ class Values {
 }  // namespace
 
 std::vector<std::string> faults_of_values(const AdapterFit& fit, const Catalog& catalog,
-                                          const std::vector<TensorSpec>& specs, const std::string& name,
-                                          const BytesOf& bytes_of) {
+                                          const std::vector<TensorSpec>& specs, bool strict,
+                                          const std::string& name, const BytesOf& bytes_of) {
   std::unordered_map<std::string, std::vector<const TensorSpec*>> specs_of;
   for (const TensorSpec& spec : specs) specs_of[spec.fqn].push_back(&spec);
   Values values(catalog, name, bytes_of);
+  std::map<std::string, std::set<std::int64_t>> parts_of;  // of modules that join several, those with pairs
   for (const FittedPair& one : fit.pairs) {
     if (one.shares_a()) values.expect_one_a(one, experts_held(one.pair, specs_of[one.pair.a.fqn]));
     if (one.file_has_zeros()) values.expect_zeros(one);
+    if (one.place.of > 1) parts_of[one.place.modules.front()].insert(one.place.part);
+  }
+  std::set<std::string> seen;
+  for (const FittedPair& one : fit.pairs) {
+    if (!strict || one.place.of == 1 || !seen.insert(one.place.modules.front()).second) continue;
+    for (std::int64_t part = 0; part < one.place.of; ++part) {
+      if (!parts_of[one.place.modules.front()].contains(part)) values.expect_nothing_in(one, part);
+    }
   }
   return std::move(values.faults);
 }
 
 std::vector<std::string> faults_of_values(const AdapterFit& fit, const Catalog& catalog,
-                                          const std::vector<TensorSpec>& specs) {
+                                          const std::vector<TensorSpec>& specs, bool strict) {
   const InputFile file(catalog.directory / catalog.files.front().name);
-  return faults_of_values(fit, catalog, specs, catalog.files.front().name, [&](const SourceTensor& tensor) {
-    std::vector<std::byte> bytes(tensor.end - tensor.begin);
-    file.read(tensor.begin, reinterpret_cast<char*>(bytes.data()), bytes.size());
-    return bytes;
-  });
+  return faults_of_values(fit, catalog, specs, strict, catalog.files.front().name,
+                          [&](const SourceTensor& tensor) {
+                            std::vector<std::byte> bytes(tensor.end - tensor.begin);
+                            file.read(tensor.begin, reinterpret_cast<char*>(bytes.data()), bytes.size());
+                            return bytes;
+                          });
 }
 
 }  // namespace shardwright

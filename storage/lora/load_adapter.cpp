@@ -46,7 +46,7 @@ AdapterPlan plan_adapter(const std::vector<NativeTensor>& tensors, const std::ve
     std::move(lines.begin(), lines.end(), std::back_inserter(options.problems));
   };
   add_problems(std::move(fit.problems));
-  add_problems(faults_of_values(fit, catalog, specs));
+  add_problems(faults_of_values(fit, catalog, specs, strict));
 
   // What has no rules has been told of.
   std::set<std::string> names;

@@ -131,7 +131,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     _kind = "huggingface"  #: of the checkpoint, as PendingCheckpoint calls it
     _commits = INDEX_NAME  #: the file that gets its name last
-    _more_names: tuple[str, ...] = (_core.checksums_name,)  #: of files that are written when the ranks have written theirs
+    _more_names: tuple[str, ...] = (
+        _core.checksums_name,
+    )  #: of files that are written when the ranks have written theirs
 
     def __init__(
         self,
