@@ -247,4 +247,11 @@ std::string tiling_fault(const Shape& shape, const std::vector<Lattice>& lattice
   return fault.empty() ? fault : fault + " of the tensor as " + to_string(view);
 }
 
+std::string overlap_fault(const Shape& shape, const std::vector<Lattice>& lattices) {
+  std::int64_t elements = 0;
+  for (const Lattice& lattice : lattices) elements += volume(lattice.sizes);
+  const std::int64_t more = elements - union_volume(shape, lattices);
+  return more == 0 ? "" : std::to_string(more) + " of its elements come from more than one place";
+}
+
 }  // namespace shardwright

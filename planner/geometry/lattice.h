@@ -53,4 +53,8 @@ std::int64_t union_volume(const Shape& shape, const std::vector<Lattice>& lattic
 /// must lie inside. Where steps are not 1, the message speaks of the common view, which it gives.
 std::string tiling_fault(const Shape& shape, const std::vector<Lattice>& lattices);
 
+/// How many elements of a tensor are in more than one of the lattices, for messages; empty if none is. All
+/// must lie inside.
+std::string overlap_fault(const Shape& shape, const std::vector<Lattice>& lattices);
+
 }  // namespace shardwright

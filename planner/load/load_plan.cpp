@@ -23,6 +23,13 @@ std::uint32_t index_of(const Catalog& catalog, const SourceTensor& tensor) {
   return static_cast<std::uint32_t>(&tensor - catalog.tensors.data());
 }
 
+std::vector<Lattice> lattices_written(std::span<const Transfer> transfers) {
+  std::vector<Lattice> written;
+  written.reserve(transfers.size());
+  for (const Transfer& transfer : transfers) written.push_back(written_lattice(transfer));
+  return written;
+}
+
 class LoadPlanner {
  public:
   LoadPlanner(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
@@ -47,7 +54,7 @@ class LoadPlanner {
           "dict, " +
           ("state_dict['" + prefix_) + "']");
     }
-    const std::string directory = catalog_.directory.string();
+    const std::string directory = options_.what.empty() ? catalog_.directory.string() : options_.what;
     problems_.throw_if_any(
         ErrorKind::mismatch,
         (options_.exporting ? "cannot export these tensors with the names and shapes of " + directory
@@ -84,7 +91,13 @@ class LoadPlanner {
     // What another tensor is stored as is not stored twice.
     if (options_.exporting && !pieces.empty() && pieces.front().rule->only_read) return;
     const std::size_t first_transfer = plan_.transfers.size();
-    if (add_pieces(index, pieces)) prove_coverage(spec, first_transfer);
+    if (!add_pieces(index, pieces)) return;
+    const bool rest_is_zero = !pieces.empty() && pieces.front().rule->rest_is_zero;
+    prove_coverage(spec, first_transfer, rest_is_zero && !options_.exporting);
+    // Written to a file a second time, from the same elements.
+    for (const Piece& piece : pieces) {
+      if (piece.rule->repeats && options_.exporting) add_piece(index, piece, catalog_.find(piece.hf_name));
+    }
   }
 
   /// A stacked tensor of no experts has no pieces and needs none.
@@ -111,7 +124,7 @@ class LoadPlanner {
         continue;
       }
       for (const SourceTensor& chunk : chunks) used_[index_of(catalog_, chunk)] = true;
-      complete &= add_piece(index, piece, chunks);
+      if (!piece.rule->repeats || !options_.exporting) complete &= add_piece(index, piece, chunks);
     }
     if (missing == 0) return complete;
     if (missing == pieces.size() && options_.allow_missing) {
@@ -166,6 +179,7 @@ class LoadPlanner {
                     to_string(spec.global_shape) + ", found " + to_string(found));
       return false;
     }
+    if (piece.rule->repeats && !options_.exporting) return true;
     Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
     if (!options_.resuming || chunks.front().dtype != spec.dtype) {
       try {
@@ -247,11 +261,13 @@ class LoadPlanner {
     add(std::move(all), parts.back());
   }
 
-  /// Every element of the local tensor is written exactly once by the transfers from `first` on.
-  void prove_coverage(const TensorSpec& spec, std::size_t first) {
-    const std::string fault = fault_of_writing(
-        spec.local_shape,
-        {plan_.transfers.begin() + static_cast<std::ptrdiff_t>(first), plan_.transfers.end()});
+  /// Every element of the local tensor is written exactly once by the transfers from `first` on; with
+  /// `rest_is_zero`, at most once.
+  void prove_coverage(const TensorSpec& spec, std::size_t first, bool rest_is_zero) {
+    const std::span<const Transfer> transfers(plan_.transfers.begin() + static_cast<std::ptrdiff_t>(first),
+                                              plan_.transfers.end());
+    const std::string fault = rest_is_zero ? overlap_fault(spec.local_shape, lattices_written(transfers))
+                                           : fault_of_writing(spec.local_shape, transfers);
     if (!fault.empty()) problems_.add(spec.fqn + ": " + fault);
   }
 
@@ -399,10 +415,7 @@ std::string fault_of_writing(const Shape& local_shape, std::span<const Transfer>
     for (const Transfer& transfer : transfers) written.push_back(written_box(transfer));
     return tiling_fault(whole(local_shape), std::move(written));
   }
-  std::vector<Lattice> written;
-  written.reserve(transfers.size());
-  for (const Transfer& transfer : transfers) written.push_back(written_lattice(transfer));
-  return tiling_fault(local_shape, written);
+  return tiling_fault(local_shape, lattices_written(transfers));
 }
 
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,

@@ -48,6 +48,9 @@ struct LoadPlanOptions {
   /// destinations may share memory.
   bool resuming = false;
 
+  /// What is loaded, as messages call it; empty: the catalog's directory.
+  std::string what = {};
+
   /// What the scales of the catalog may be.
   std::vector<ScaleBlocks> scale_blocks = known_scale_blocks();
 };

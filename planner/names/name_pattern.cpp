@@ -79,10 +79,10 @@ std::string NamePattern::fill(const Captures& captures) const {
         name += std::to_string(captures.layer + part.more);
         break;
       case Kind::expert:
-        name += std::to_string(captures.expert);
+        name += captures.expert < 0 ? "{expert}" : std::to_string(captures.expert);
         break;
       case Kind::shard:
-        name += std::to_string(captures.shard);
+        name += captures.shard < 0 ? "{shard}" : std::to_string(captures.shard);
         break;
       case Kind::rest:
         name += captures.rest;

@@ -31,7 +31,8 @@ class NamePattern {
   /// What the variables stand for in the name; nothing if it does not fit the pattern.
   std::optional<Captures> match(std::string_view name) const;
 
-  /// The inverse of match. The captures must have a value for each variable of the pattern.
+  /// The inverse of match. An expert or shard without a number (-1) stays a variable; all others must have a
+  /// value.
   std::string fill(const Captures& captures) const;
 
   /// Whether the pattern has {expert}.

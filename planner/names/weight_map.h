@@ -40,6 +40,14 @@ struct Rule {
   /// The HF tensor is another native tensor's too, and that one's alone in an export: a tied head.
   bool only_read = false;
 
+  /// The HF tensor holds what a row above has already: an export writes it, a load asks that it be there and
+  /// reads it no second time. Whether the values are the same is the caller's to see.
+  bool repeats = false;
+
+  /// Elements of the native and of the HF tensor that no row has are zero: a load is given zeros there, an
+  /// export leaves them as a new file has them.
+  bool rest_is_zero = false;
+
   /// A dimension of the native tensor counts experts, of which each HF tensor is one.
   bool stacked() const { return axes.counts_experts(); }
 };
@@ -98,7 +106,7 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
                              const Catalog* catalog = nullptr);
 
 /// The HF names of one expert's share of a native tensor (of all of it, if it is not stacked), in the order
-/// of the rules. Empty if no rule knows the name.
+/// of the rules. Expert -1 leaves {expert} in the names. Empty if no rule knows the name.
 std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fqn, std::int64_t expert);
 
 /// The patterns of the HF names that the documented rule counts as block-scaled, in the rules' spelling.

@@ -75,6 +75,7 @@ class PartsOfTensors {
     const auto [found, is_new] =
         tensors_.try_emplace(piece.hf_name, Parts{piece.hf_shape, encoding, fqn, {}});
     Parts& parts = found->second;
+    parts.rest_is_zero |= piece.rule->rest_is_zero;
     parts.boxes.push_back(lattice_of(correspondence.hf_view, correspondence.hf_box));
     if (parts.shape != piece.hf_shape) {
       problems.add(fqn + ": expected it to be a part of " + piece.hf_name + " of shape " +
@@ -87,10 +88,11 @@ class PartsOfTensors {
     return is_new;
   }
 
-  /// Proves that the parts make up the tensors.
+  /// Proves that the parts make up the tensors, but for what is zero.
   void expect_whole(Problems& problems) const {
     for (const auto& [name, parts] : tensors_) {
-      const std::string fault = tiling_fault(parts.shape, parts.boxes);
+      const std::string fault = parts.rest_is_zero ? overlap_fault(parts.shape, parts.boxes)
+                                                   : tiling_fault(parts.shape, parts.boxes);
       if (!fault.empty()) problems.add(name + ": expected the state dict to have all of its parts: " + fault);
     }
   }
@@ -101,6 +103,7 @@ class PartsOfTensors {
     Encoding encoding;
     std::string fqn;  ///< of the first part
     std::vector<Lattice> boxes;
+    bool rest_is_zero = false;
   };
   std::map<std::string, Parts> tensors_;
 };
@@ -128,7 +131,7 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
     if (!stored.empty()) plain.element = scales.empty() ? stored.front().dtype : DType::BF16;
     return plain;
   }
-  if (is_of_a_model(form.map) && is_wide_float(native)) plain.element = DType::BF16;
+  if (!form.keeps_dtypes && is_of_a_model(form.map) && is_wide_float(native)) plain.element = DType::BF16;
   return plain;
 }
 

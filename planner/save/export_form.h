@@ -29,6 +29,7 @@ struct ExportForm {
       true;  ///< ... which is the rule's matter: there is no template, or none of its weights has scales
   bool strict = true;          ///< what the template has and the state dict lacks is an error
   bool strict_dtypes = false;  ///< a cast that loses bits is an error
+  bool keeps_dtypes = false;   ///< without a template, every tensor is stored in the dtype that it has
 };
 
 /// True if the template says which weights are block-scaled, by having scales.
@@ -39,7 +40,7 @@ bool has_scales(const Catalog& pattern);
 ///  if
 ///    `quantise` is set, its scales in the template's dtype; otherwise it is BF16.
 ///  * Every other one has the template's dtype. Without a template, the wide floats of a known model become
-///    BF16, and all else stays what it is.
+///    BF16 (not with `keeps_dtypes`), and all else stays what it is.
 Encoding stored_as(const ExportForm& form, const Piece& piece, DType native);
 
 /// The tables for state dicts that come without a template: see weight_map_by_native_names. `family` other

@@ -60,14 +60,39 @@ void bind_exports(py::module_& m) {
       .def(py::init([](const Catalog* pattern, std::string model, std::string layout, bool quantise,
                        bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
                        bool strict_dtypes) {
-             return ExportRequest{pattern,      std::move(model), std::move(layout),       quantise,
-                                  strict,       max_file_bytes,   std::move(file_numbers), "model",
-                                  strict_dtypes};
+             ExportRequest request;
+             request.pattern = pattern;
+             request.model = std::move(model);
+             request.layout = std::move(layout);
+             request.quantise = quantise;
+             request.strict = strict;
+             request.max_file_bytes = max_file_bytes;
+             request.file_numbers = std::move(file_numbers);
+             request.strict_dtypes = strict_dtypes;
+             return request;
            }),
            py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
            py::arg("max_file_bytes"), py::arg("file_numbers"), py::arg("strict_dtypes") = false,
            py::keep_alive<1, 2>())
       .def_readwrite("start_of_names", &ExportRequest::start_of_names);
+  m.def(
+      "adapter_request",
+      [](std::string model, std::string layout, bool text_only, const std::string& sense, double alpha,
+         bool use_rslora, std::string base_model, std::optional<std::string> task_type) {
+        ExportRequest request;
+        request.adapter = {std::move(model),
+                           std::move(layout),
+                           text_only,
+                           wrapper_sense_named(sense).value_or(WrapperSense::modern),
+                           alpha,
+                           use_rslora,
+                           std::move(base_model),
+                           std::move(task_type)};
+        return request;
+      },
+      py::arg("model"), py::arg("layout"), py::arg("text_only"), py::arg("sense"), py::arg("alpha"),
+      py::arg("use_rslora"), py::arg("base_model"), py::arg("task_type"),
+      "The request for LoRA tensors to become an adapter.");
   m.def(
       "describe_export",
       [](const std::vector<TensorSpec>& specs, const std::string& state, const ExportRequest& request,
@@ -99,7 +124,9 @@ void bind_exports(py::module_& m) {
                                return shares;
                              })
       .def_readonly("left_out", &PlannedExport::left_out)
-      .def_readonly("is_refused", &PlannedExport::is_refused);
+      .def_readonly("is_refused", &PlannedExport::is_refused)
+      .def_property_readonly("adapter_config",
+                             [](const PlannedExport& p) { return py::bytes(p.adapter_config); });
   m.def(
       "plan_export",
       [](const std::vector<py::bytes>& holdings, const ExportRequest& request,

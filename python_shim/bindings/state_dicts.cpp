@@ -8,10 +8,13 @@
 
 #include "planner/load/load_plan.h"
 #include "planner/load/request_list.h"
+#include "planner/lora/lora_state_dict.h"
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
+#include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
 #include "storage/boxes/state_dict_memory.h"
+#include "storage/lora/adapter_values.h"
 
 namespace py = pybind11;
 
@@ -45,6 +48,15 @@ void bind_names(py::module_& m) {
         return weight_map_by_native_names(names, "automodel", /*asks=*/true).family;
       },
       py::arg("model"), py::arg("names"), "The family that a state dict of these native names is of.");
+  m.def(
+      "lora_map_of_names",
+      [](const std::vector<std::string>& keys, const std::string& family, const std::string& text) {
+        return std::make_shared<WeightMap>(lora_map_of_names(keys, family, text));
+      },
+      py::arg("keys"), py::arg("family"), py::arg("text"),
+      "The rules between a trainer's LoRA tensors and HF's, whose text part's names begin so.");
+  m.def("projection_names", &projection_names, py::arg("stack"),
+        "What the parts of a stack of experts are called one by one.");
   m.def("unchanged_names", [] { return std::make_shared<WeightMap>(unchanged_names()); });
   m.def(
       "native_place",
@@ -105,6 +117,32 @@ void bind_memory(py::module_& m) {
             return std::make_shared<WeightMap>(weight_map_for(held.catalog, model, layout));
           },
           py::arg("model"), py::arg("layout") = "automodel")
+      .def(
+          "lora_map",
+          [](const StateDictMemory& held, const std::string& family, std::int64_t experts,
+             std::optional<std::int64_t> width, const std::string& sense, const py::function& bytes_of) {
+            LoraStateDict asked{family, experts, width, wrapper_sense_named(sense)};
+            AdapterFit fit = fit_state_dict(held.catalog, asked);
+            std::vector<TensorSpec> specs;
+            for (const FittedPair& one : fit.pairs)
+              specs.push_back(whole_tensor(one.pair.a.fqn, one.pair.a.dtype, one.pair.a.shape));
+            Problems problems{std::move(fit.problems)};
+            for (std::string& fault :
+                 faults_of_values(fit, held.catalog, specs, /*strict=*/false, "the state dict",
+                                  [&](const SourceTensor& tensor) {
+                                    const std::string bytes = bytes_of(tensor.name).cast<std::string>();
+                                    const auto* data = reinterpret_cast<const std::byte*>(bytes.data());
+                                    return std::vector<std::byte>(data, data + bytes.size());
+                                  }))
+              problems.add(std::move(fault));
+            problems.throw_if_any(
+                ErrorKind::mismatch,
+                "the LoRA tensors in HF's names do not fit together; nothing has been converted:");
+            return std::make_shared<WeightMap>(std::move(fit.map));
+          },
+          py::arg("family"), py::arg("experts"), py::arg("width"), py::arg("sense"), py::arg("bytes_of"),
+          "The rules that make a trainer's LoRA tensors of these; raises PlanError with all that does not "
+          "fit. bytes_of(name) gives a tensor's bytes.")
       .def(
           "native_tensors",
           [](const StateDictMemory& held, const WeightMap& map, std::int64_t experts) {

@@ -68,6 +68,14 @@ std::uint64_t OutputFile::write(std::uint64_t offset, const std::byte* bytes, st
   return requests;
 }
 
+void OutputFile::reach(std::uint64_t size) {
+  const auto end = static_cast<off_t>(size);
+  int outcome = uninterrupted([&] { return ::fallocate(descriptor_, 0, 0, end); });
+  if (outcome != 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
+    outcome = uninterrupted([&] { return ::ftruncate(descriptor_, end); });
+  if (outcome != 0) fail("cannot set aside " + std::to_string(size) + " bytes");
+}
+
 void OutputFile::finish() {
   if (descriptor_ < 0) return;
   if (flush_ && uninterrupted([&] { return ::fsync(descriptor_); }) != 0) fail("cannot flush to the device");
@@ -78,6 +86,12 @@ void OutputFile::finish() {
 void OutputFile::fail(const std::string& what) const {
   const int code = errno;
   throw Error(ErrorKind::io, printable(path_.native()) + ": " + what + ": " + std::strerror(code), code);
+}
+
+void write_whole_file(const std::filesystem::path& path, std::string_view content, bool flush) {
+  OutputFile file(path, content.size(), flush);
+  file.write(0, reinterpret_cast<const std::byte*>(content.data()), content.size(), "the content");
+  file.finish();
 }
 
 }  // namespace shardwright

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 namespace shardwright {
 
@@ -30,6 +31,9 @@ class OutputFile {
   std::uint64_t write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
                       const std::string& what);
 
+  /// Makes the file reach to a byte, which no other may lie behind; what nobody writes before it is zero.
+  void reach(std::uint64_t size);
+
   /// Flushes the file to the device, unless that was not wanted, and closes it; does nothing the second time.
   void finish();
 
@@ -41,5 +45,9 @@ class OutputFile {
   bool flush_ = true;
   int descriptor_ = -1;
 };
+
+/// Writes a file of this content, whose directory is there, and flushes it to the device unless that is not
+/// wanted.
+void write_whole_file(const std::filesystem::path& path, std::string_view content, bool flush = true);
 
 }  // namespace shardwright

@@ -20,6 +20,11 @@ void OutputFiles::write(std::size_t file, std::uint64_t offset, const std::byte*
   bytes_ += count;
 }
 
+void OutputFiles::reach(std::size_t file, std::uint64_t size) {
+  begin_use(file).reach(size);
+  end_use(file);
+}
+
 void OutputFiles::finish() {
   for (const Slot& slot : files_) {
     if (slot.file != nullptr) slot.file->finish();

@@ -25,6 +25,9 @@ class OutputFiles {
   void write(std::size_t file, std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
              const std::string& what);
 
+  /// Makes a file reach to a byte, which no other may lie behind; what nobody writes before it is zero.
+  void reach(std::size_t file, std::uint64_t size);
+
   /// Flushes and closes all files that were written to. Nobody may write any more.
   void finish();
 

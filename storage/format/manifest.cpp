@@ -97,10 +97,7 @@ void expect_all(const Manifest& manifest, const std::vector<std::string>& names)
 }
 
 void write_manifest(const fs::path& directory, const Manifest& manifest, bool sync) {
-  const std::string bytes = encode_manifest(manifest);
-  OutputFile file(directory / manifest_name, bytes.size(), sync);
-  file.write(0, reinterpret_cast<const std::byte*>(bytes.data()), bytes.size(), "the manifest");
-  file.finish();
+  write_whole_file(directory / manifest_name, encode_manifest(manifest), sync);
 }
 
 Manifest manifest_of(const std::vector<WriteResults>& ranks) {

@@ -37,12 +37,10 @@ bool has_content(const fs::path& path, const std::string& content) {
   return found == content;
 }
 
-void write_flushed(const fs::path& path, const std::string& content) {
+void write_beside(const fs::path& path, const std::string& content) {
   std::error_code code;
   fs::create_directories(path.parent_path(), code);  // where that fails, opening the file tells
-  OutputFile file(path, content.size(), true);
-  file.write(0, reinterpret_cast<const std::byte*>(content.data()), content.size(), "its content");
-  file.finish();
+  write_whole_file(path, content);
 }
 
 /// What rank 0 does before and after the ranks write.
@@ -76,11 +74,11 @@ class Publication {
   void publish(const std::vector<std::string>& row_sums) {
     std::vector<std::string> names;
     for (const auto& [name, content] : beside_) {
-      write_flushed(pending_.path() / name, content);
+      write_beside(pending_.path() / name, content);
       if (name != hf_index_name) names.push_back(name);
     }
-    write_flushed(pending_.path() / checksums_name,
-                  checksums_of_export(planned_.layout, row_sums, pending_.path(), names));
+    write_beside(pending_.path() / checksums_name,
+                 checksums_of_export(planned_.layout, row_sums, pending_.path(), names));
     pending_.publish(hf_index_name);
   }
 

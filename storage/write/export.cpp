@@ -22,14 +22,30 @@
 #include "planner/save/global_save_plan.h"
 #include "planner/save/plan_together.h"
 #include "storage/boxes/placing.h"
+#include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
 #include "storage/format/row_checksums.h"
+#include "storage/lora/adapter_file.h"
 #include "storage/write/cut_block_scales.h"
 #include "storage/write/export_writer.h"
 
 namespace shardwright {
 namespace {
+
+ExportForm form_of_adapter(const AdapterForm& adapter) {
+  ExportForm form;
+  form.map = adapter.map;
+  form.keeps_dtypes = true;
+  return form;
+}
+
+AdapterForm adapter_of(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
+  std::vector<NativeTensor> natives;
+  for (const SavedTensor& tensor : tensors)
+    natives.push_back({tensor.fqn, tensor.dtype, tensor.shape, false});
+  return adapter_form(natives, *request.adapter);
+}
 
 ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
   ExportForm form;
@@ -197,6 +213,46 @@ ExportLayout layout_of(const ExportRequest& request, std::vector<SourceTensor> t
                  request.start_of_names);
 }
 
+/// One file, the widest tensors first, so that each lies at a multiple of its size; then by name.
+ExportLayout layout_of_adapter(const AdapterForm& adapter, std::vector<SourceTensor> tensors,
+                               const std::filesystem::path& directory) {
+  std::sort(tensors.begin(), tensors.end(), [](const SourceTensor& a, const SourceTensor& b) {
+    return std::pair(-bytes_of(a.dtype), std::string_view(a.name)) <
+           std::pair(-bytes_of(b.dtype), std::string_view(b.name));
+  });
+  ExportLayout layout = lay_out_one_file(
+      directory, std::move(tensors), adapter_weights_name,
+      {{writer_key, "save_lora"},
+       {config_key, std::to_string(checksum_of(adapter.config.data(), adapter.config.size()))}});
+  layout.has_holes = std::any_of(adapter.map.rules.begin(), adapter.map.rules.end(),
+                                 [](const Rule& rule) { return rule.rest_is_zero; });
+  return layout;
+}
+
+/// What all ranks know of an export.
+struct Described {
+  ExportForm form;
+  ExportLayout layout;
+  std::vector<std::string> left_out;
+  Roundings rounded;
+  std::string adapter_config;
+};
+
+Described describe(const ExportRequest& request, const std::vector<SavedTensor>& tensors,
+                   const std::filesystem::path& directory) {
+  Described described;
+  AdapterForm adapter;
+  if (request.adapter) adapter = adapter_of(request, tensors);
+  described.form = request.adapter ? form_of_adapter(adapter) : form_of(request, tensors);
+  ExportedTensors exported = exported_tensors(tensors, described.form);
+  described.layout = request.adapter ? layout_of_adapter(adapter, std::move(exported.tensors), directory)
+                                     : layout_of(request, std::move(exported.tensors), directory);
+  described.left_out = std::move(exported.left_out);
+  described.rounded = std::move(exported.rounded);
+  described.adapter_config = std::move(adapter.config);
+  return described;
+}
+
 /// The forms that an export may have, as far as a rank's own tensors tell. Without a template it may take
 /// those of all ranks to tell the family, which plan_export() has: then it may be any that has names for
 /// these.
@@ -255,18 +311,20 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
     return planned;
   }
   std::vector<SavedTensor> tensors;
-  ExportForm form;
+  Described described;
   const GlobalSavePlan plan = plan_save(all.states, all.known, [&](const SavedValues& values) {
     tensors = tensors_of(all, values);
-    form = form_of(request, tensors);
+    if (tensors.empty() && !request.adapter)
+      throw Error(ErrorKind::mismatch, "cannot export a state dict without tensors");
+    described = describe(request, tensors, directory);
+    const ExportForm& form = described.form;
     return Dealing{
         [&](const SavedValue& value) { return bytes_of_element(form, tensor_of(value)); },
         [&](const SavedValue& value, const Box& box) { return best_cut(form, tensor_of(value), box); }};
   });
-  if (tensors.empty()) throw Error(ErrorKind::mismatch, "cannot export a state dict without tensors");
-  ExportedTensors exported = exported_tensors(tensors, form);
-  planned.layout = layout_of(request, std::move(exported.tensors), directory);
-  planned.left_out = std::move(exported.left_out);
+  planned.layout = std::move(described.layout);
+  planned.left_out = std::move(described.left_out);
+  planned.adapter_config = std::move(described.adapter_config);
   share_scales(all.columns);
   const std::size_t ranks = all.states.size();
   for (std::size_t rank = 0; rank < ranks; ++rank) {
@@ -307,19 +365,18 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   };
   ExportShare share = decode_share(bytes);
   if (!share.refusal.empty()) throw_refusal(share.refusal, state);
-  const ExportForm form = form_of(request, share.tensors);
-  ExportedTensors exported = exported_tensors(share.tensors, form);
-  const ExportLayout layout = layout_of(request, std::move(exported.tensors), directory);
+  Described described = describe(request, share.tensors, directory);
+  const ExportLayout& layout = described.layout;
   const std::vector<WrittenBox> owned = boxes_to_write(state, read_writes(share.writes, state));
   PartsToWrite parts{owned_parts(specs, owned), std::move(share.columns), std::move(share.headers)};
   LoadPlanOptions reversed;
   reversed.exporting = true;
   reversed.strict = false;
-  const LoadPlan plan = plan_load(parts.specs, layout.catalog, form.map, reversed);
+  const LoadPlan plan = plan_load(parts.specs, layout.catalog, described.form.map, reversed);
   expect_memory(plan, parts.specs);
 
   ExportReport report;
-  report.rounded = std::move(exported.rounded);
+  report.rounded = std::move(described.rounded);
   report.tensors = plan.tensors;
   report.bytes_needed = plan.bytes_needed;
   for (std::uint32_t file : parts.headers) report.bytes_needed += layout.headers.at(file).size();

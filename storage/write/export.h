@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "planner/lora/adapter_form.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/save/rank_states.h"
 #include "storage/device/device_options.h"
@@ -27,6 +29,10 @@ struct ExportRequest {
   std::string start_of_names = "model";          ///< of the files; see lay_out
   bool strict_dtypes = false;                    ///< see ExportForm
   const WeightMap* map = nullptr;  ///< the rules, in place of the model's and its layout's; null: those
+
+  /// The tensors are LoRA's, and become adapter_model.safetensors, in the dtypes that they have, and
+  /// adapter_config.json. Of all else here only `strict_dtypes` counts.
+  std::optional<AdapterAsked> adapter = std::nullopt;
 };
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. `state` says the same as the specs, in
@@ -43,6 +49,7 @@ struct PlannedExport {
   std::vector<std::string> left_out;  ///< see ExportedTensors
   bool is_refused =
       false;  ///< there is no plan, as ranks differ: run_export() throws on each of them and says in what
+  std::string adapter_config;         ///< the text of adapter_config.json; empty: it is no adapter
 };
 
 /// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does

@@ -47,6 +47,30 @@ std::vector<std::vector<SourceTensor>> split_by_number(std::vector<SourceTensor>
   return files;
 }
 
+void add_file(ExportLayout& layout, const std::string& name, std::vector<SourceTensor> tensors,
+              const std::map<std::string, std::string>& metadata) {
+  const auto file = static_cast<std::uint32_t>(layout.catalog.files.size());
+  layout.headers.push_back(make_safetensors_header(tensors, metadata));
+  layout.catalog.files.push_back({name, tensors.back().end});
+  for (SourceTensor& tensor : tensors) {
+    tensor.file = file;
+    layout.total_size += tensor.end - tensor.begin;
+    layout.catalog.tensors.push_back(std::move(tensor));
+  }
+}
+
+/// By name, each of which is there once.
+void sort_tensors(Catalog& catalog) {
+  std::sort(catalog.tensors.begin(), catalog.tensors.end(),
+            [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
+  for (std::size_t t = 1; t < catalog.tensors.size(); ++t) {
+    if (catalog.tensors[t].name == catalog.tensors[t - 1].name) {
+      throw Error(ErrorKind::mismatch,
+                  "two tensors of the state dict would be stored as " + in_quotes(catalog.tensors[t].name));
+    }
+  }
+}
+
 }  // namespace
 
 ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceTensor> tensors,
@@ -63,25 +87,23 @@ ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceT
     char name[64];
     std::snprintf(name, sizeof name, "-%05zu-of-%05zu.safetensors", f + 1, files.size());
     const auto file = static_cast<std::uint32_t>(names.size());
-    layout.headers.push_back(make_safetensors_header(files[f], {{"format", "pt"}}));
     names.push_back(start_of_names + name);
-    layout.catalog.files.push_back({names.back(), files[f].back().end});
-    for (SourceTensor& tensor : files[f]) {
-      tensor.file = file;
-      layout.total_size += tensor.end - tensor.begin;
-      entries.push_back({tensor.name, file});
-      layout.catalog.tensors.push_back(std::move(tensor));
-    }
+    for (const SourceTensor& tensor : files[f]) entries.push_back({tensor.name, file});
+    add_file(layout, names.back(), std::move(files[f]), {{"format", "pt"}});
   }
-  std::sort(layout.catalog.tensors.begin(), layout.catalog.tensors.end(),
-            [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
-  for (std::size_t t = 1; t < layout.catalog.tensors.size(); ++t) {
-    if (layout.catalog.tensors[t].name == layout.catalog.tensors[t - 1].name) {
-      throw Error(ErrorKind::mismatch, "two tensors of the state dict would be stored as " +
-                                           in_quotes(layout.catalog.tensors[t].name));
-    }
-  }
+  sort_tensors(layout.catalog);
   layout.index = make_hf_index(names, entries, layout.total_size);
+  return layout;
+}
+
+ExportLayout lay_out_one_file(const std::filesystem::path& directory, std::vector<SourceTensor> tensors,
+                              const std::string& name, std::map<std::string, std::string> metadata) {
+  ExportLayout layout;
+  layout.catalog.directory = directory;
+  layout.has_checksums = false;
+  metadata.emplace("format", "pt");
+  add_file(layout, name, std::move(tensors), metadata);
+  sort_tensors(layout.catalog);
   return layout;
 }
 

@@ -17,6 +17,8 @@ struct ExportLayout {
   std::vector<std::string> headers;  ///< by index into Catalog::files: the bytes before the tensors
   std::string index;                 ///< the text of model.safetensors.index.json
   std::uint64_t total_size = 0;      ///< bytes of all tensors
+  bool has_holes = false;            ///< what nobody writes of the files is zero
+  bool has_checksums = true;         ///< a list of checksums will lie beside the files
 };
 
 /// Spreads the tensors over files, <start_of_names>-XXXXX-of-YYYYY.safetensors, in the order given. A new
@@ -26,5 +28,10 @@ struct ExportLayout {
 ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceTensor> tensors,
                      std::uint64_t max_file_bytes, const std::map<std::string, int>& file_numbers = {},
                      const std::string& start_of_names = "model");
+
+/// Puts all tensors into one file of that name, in the order given, with such metadata beside the format's
+/// own. Nothing lies beside it that this library knows of.
+ExportLayout lay_out_one_file(const std::filesystem::path& directory, std::vector<SourceTensor> tensors,
+                              const std::string& name, std::map<std::string, std::string> metadata);
 
 }  // namespace shardwright

@@ -168,6 +168,7 @@ class Writer {
   void write_header(std::size_t file) {
     const std::string& header = layout_.headers[file];
     files_.write(file, 0, reinterpret_cast<const std::byte*>(header.data()), header.size(), "the header");
+    if (layout_.has_holes) files_.reach(file, catalog_.files[file].size);
   }
 
   const Transfer& transfer_of(const ExportTask& task) const { return *work_.jobs[task.job].transfer; }
@@ -246,7 +247,7 @@ class Writer {
     const SourceTensor& stored = catalog_.tensors[tensor];
     Shape strides = contiguous_strides(box.size);
     if (row_bytes >= 0) strides[strides.size() - 2] = row_bytes;  // of scales, which take a byte each
-    row_sums_.add(tensor, shape, box, {bytes, strides});
+    if (layout_.has_checksums) row_sums_.add(tensor, shape, box, {bytes, strides});
     const BoxReading place =
         reading_of(stored.begin, shape, static_cast<std::uint64_t>(bytes_of(stored.dtype)), box);
     std::uint64_t runs = 1;

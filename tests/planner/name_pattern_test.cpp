@@ -53,6 +53,15 @@ TEST(name_pattern, a_layer_may_count_from_elsewhere) {
     EXPECT_THROW(NamePattern{text}, std::invalid_argument) << text;
 }
 
+TEST(name_pattern, an_expert_or_shard_without_a_number_stays_a_variable) {
+  const NamePattern pattern("layers.{layer}.experts.{expert}.w{shard}");
+  Captures captures;
+  captures.layer = 3;
+  EXPECT_EQ(pattern.fill(captures), "layers.3.experts.{expert}.w{shard}");
+  captures.expert = 0;
+  EXPECT_EQ(pattern.fill(captures), "layers.3.experts.0.w{shard}");
+}
+
 TEST(name_pattern, shards_and_experts_are_numbers_apart) {
   const auto captures = NamePattern("e.{expert}.s.{shard}").match("e.4.s.2");
   ASSERT_TRUE(captures);

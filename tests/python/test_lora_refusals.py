@@ -10,6 +10,7 @@ import pytest
 import shardwright as sw
 import torch
 from lora_reference import Sizes, file_tensors, nan_like, trainers, write_adapter
+from reference import differing
 
 EXPERTS = "base_model.model.language_model.model.layers.1.block_sparse_moe.experts"
 FILE = "adapter_model.safetensors"
@@ -57,9 +58,9 @@ def test_half_of_an_experts_projections(tmp_path: Path, per_expert: dict[str, to
     refused(
         write_adapter(tmp_path, per_expert),
         trainers(),
-        f"expected {EXPERTS}.1.{name}.weight",
+        "expected 3 experts",
+        f"lacks {EXPERTS}.1.{name}.weight",
         FILE,
-        "found none",
     )
 
 
@@ -88,12 +89,16 @@ def test_more_in_the_file_than_the_trainer_has(tmp_path: Path, per_expert: dict[
 
 
 def test_experts_beyond_the_trainers(tmp_path: Path, per_expert: dict[str, torch.Tensor]):
-    refused(
-        write_adapter(tmp_path, per_expert),
-        trainers(Sizes(experts=2)),
-        ".experts.2.w1.lora_A.weight",
-        "strict=False",
-    )
+    path = write_adapter(tmp_path, per_expert)
+    for strict in (True, False):
+        refused(
+            path,
+            trainers(Sizes(experts=2)),
+            "model.layers.1.mlp.experts.lora_down_A: expected as many experts as the trainer's shape [2, 6, 2]",
+            "has experts 2 as well",
+            FILE,
+            strict=strict,
+        )
 
 
 def test_gate_and_up_with_an_a_each_where_the_trainer_has_one(
@@ -116,6 +121,29 @@ def test_a_joined_module_that_is_not_block_diagonal(tmp_path: Path):
     name = "base_model.model.model.language_model.layers.0.mlp.gate_up_proj.lora_B.weight"
     tensors[name][0, -1] = 1
     refused(write_adapter(tmp_path, tensors), trainers(), name, "not block-diagonal", "rank 4")
+
+
+def test_a_joined_module_of_which_the_trainer_has_one_part(tmp_path: Path):
+    tensors = file_tensors(trainers(), "transformers")
+    gate = {name: tensor for name, tensor in trainers().items() if "layers.0.mlp.gate_proj" in name}
+    path = write_adapter(tmp_path, {name: t for name, t in tensors.items() if "layers.0.mlp.gate_up" in name})
+    refused(path, gate, "gate_up_proj.lora_B.weight in " + FILE, "part 2 of the 2", "strict=False")
+    sw.load_lora(gate, path, strict=False)
+    sw.save_lora(gate, tmp_path / "gate", alpha=8, model="minimax_m3")
+    again = nan_like(gate)
+    sw.load_lora(again, tmp_path / "gate")
+    assert differing(again, gate) == []
+
+
+def test_pairs_of_two_ranks_that_the_file_joins(tmp_path: Path):
+    lora = {name: tensor for name, tensor in trainers().items() if "layers.0.mlp.gate_proj" in name}
+    up = "model.layers.0.mlp.up_proj.lora_"
+    lora |= {up + "A.weight": torch.zeros(3, 10), up + "B.weight": torch.zeros(8, 3)}
+    with pytest.raises(
+        sw.PlanError, match=r"up_proj\.lora_A.*part of .*gate_up_proj\.lora_A\.weight of shape \[4, 10\]"
+    ):
+        sw.save_lora(lora, tmp_path / "new", alpha=1, model="minimax_m3")
+    assert not (tmp_path / "new").exists()
 
 
 def test_wrappers_that_fit_neither_sense(tmp_path: Path):

@@ -50,7 +50,7 @@ class Natives:
 def native_tensors(
     hf_state_dict: dict[str, Any],
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     weight_map_of: Callable[[Any], Any],
     experts: int = -1,
     device_mesh: DeviceMesh | None = None,
@@ -60,7 +60,8 @@ def native_tensors(
 ) -> Natives:
     """The native tensors that an HF state dict amounts to on this rank.
 
-    Tensors that need no conversion are passed on as they are. The others get ``dtype``; they are the tensors that a
+    Tensors that need no conversion are passed on as they are. The others get ``dtype`` (None: that of the first of
+    their HF tensors); they are the tensors that a
     request of ``to_hf`` was made from, filled in place, or new ones. With ``consume``, HF tensors that have been
     decoded are removed from the state dict as it goes.
 
@@ -98,7 +99,8 @@ def native_tensors(
             first, last = (needed[0], needed[-1] + 1) if needed else (0, 0)
             missing += memory.missing_weights(weight_map, one.fqn, first, last)
         if one.sources:
-            targets.append(_target(one, sharding, parts, of_its, dtype))
+            of_it = parts[one.sources[0]].local.dtype if dtype is None else dtype
+            targets.append(_target(one, sharding, parts, of_its, of_it))
         if sharding.experts is not None:
             natives.uneven[one.fqn] = sharding.experts
     if missing:

@@ -132,6 +132,12 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
 
+    _kind = "huggingface"  #: of the checkpoint, as PendingCheckpoint calls it
+    _commits = INDEX_NAME  #: the file that gets its name last
+    _more_names: tuple[str, ...] = (
+        _core.checksums_name,
+    )  #: of files that are written when the ranks have written theirs
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -285,7 +291,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.abandon()
         template = [] if self.template is None else [catalog_of(self.template).directory]
         self._pending = _core.PendingCheckpoint(
-            self.path, "huggingface", self.overwrite, [*self.sources, *template]
+            self.path, self._kind, self.overwrite, [*self.sources, *template]
         )
         try:
             self._request.start_of_names = self._pending.free_start_of_names()
@@ -297,7 +303,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                 return self._shares_of(plans, "")
             self._beside = self._files_beside()
             names = [file.name for file in self._planned.catalog.files]
-            self._pending.expect_free([*names, *self._beside, _core.checksums_name])
+            self._pending.expect_free([*names, *self._beside, *self._more_names])
             free = uninterrupted(lambda: shutil.disk_usage(self._pending.path)).free
             if free < self._planned.total_size:
                 raise OSError(
@@ -345,16 +351,16 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             expect_success(outcomes)
             for name, content in self._beside.items():
                 write_flushed(pending.path / name, content)
-            checksums = _core.checksums_of_export(
-                self._planned,
-                [outcome.row_sums for outcome in outcomes],
-                pending.path,
-                [name for name in self._beside if name != INDEX_NAME],
-            )
-            write_flushed(pending.path / _core.checksums_name, checksums)
-            pending.publish(INDEX_NAME)
+            self._write_more([outcome.row_sums for outcome in outcomes])
+            pending.publish(self._commits)
         finally:
             self.abandon()
+
+    def _write_more(self, row_sums: list[bytes]) -> None:
+        """Writes the files that speak of those that the ranks have written: the checksums."""
+        beside = [name for name in self._beside if name != INDEX_NAME]
+        checksums = _core.checksums_of_export(self._planned, row_sums, self._pending.path, beside)
+        write_flushed(self._pending.path / _core.checksums_name, checksums)
 
     def abandon(self) -> None:
         """Removes what an unfinished export has written, if this rank is its coordinator. Safe to call at any time."""

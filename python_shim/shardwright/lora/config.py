@@ -1,4 +1,4 @@
-"""adapter_config.json, as peft reads and writes it."""
+"""adapter_config.json, as peft writes it."""
 
 from __future__ import annotations
 
@@ -163,42 +163,3 @@ def _refusal(path: Path, name: str, found: Any, plain: tuple[Any, ...]) -> PlanE
         f'{path}: "{name}" is {json.dumps(found)}; expected {json.dumps(plain[0])}, a plain LoRA adapter, as other '
         "kinds of adapters are not converted; merge it into the weights with peft, or train without it"
     )
-
-
-def config_text(
-    ranks: Mapping[str, int],
-    alphas: Mapping[str, float],
-    *,
-    r: int,
-    alpha: float,
-    parameters: set[str],
-    base_model: str,
-    task_type: str | None,
-    use_rslora: bool,
-    peft_version: str,
-) -> str:
-    """adapter_config.json for these modules and ``parameters`` (a part of them), named as in the model. Those whose
-    rank or alpha is not ``r`` or ``alpha`` get a pattern of their own."""
-    config = {
-        "peft_type": "LORA",
-        "peft_version": peft_version,
-        "task_type": task_type,
-        "base_model_name_or_path": base_model,
-        "r": r,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "use_rslora": use_rslora,
-        "use_dora": False,
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "target_modules": sorted(set(ranks) - parameters),
-        "target_parameters": sorted(parameters) or None,
-        "rank_pattern": {"^" + re.escape(name): rank for name, rank in sorted(ranks.items()) if rank != r},
-        "alpha_pattern": {
-            "^" + re.escape(name): value for name, value in sorted(alphas.items()) if value != alpha
-        },
-    }
-    return json.dumps(config, indent=2) + "\n"

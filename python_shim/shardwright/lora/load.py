@@ -13,14 +13,15 @@ import torch
 
 from shardwright import _core
 from shardwright.dcp.storage_reader import default_threads
-from shardwright.describe import current_streams, spec_of_part
+from shardwright.describe import DTYPE_NAMES, current_streams
 from shardwright.local_path import local_path
 from shardwright.lora.adapter_file import AdapterFile
 from shardwright.lora.config import LoraConfig
-from shardwright.lora.reading import Reading, check_sense
-from shardwright.lora.windows import Pair, families, weight_of
 from shardwright.report import LoadReport
 from shardwright.sharding import Sharding, local_part
+
+#: What may be said of the sense of ParamWrappers.
+SENSES = ("auto", "modern", "legacy")
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,18 @@ class LoraReport:
     load: LoadReport
 
 
-def pairs_of(state_dict: Mapping[str, Any], problems: list[str]) -> dict[str, Pair]:
-    """The LoRA pairs among the tensors of a trainer, by the weight that they belong to."""
-    found: dict[str, dict[str, str]] = {}
-    for key, tensor in state_dict.items():
-        place = weight_of(key) if isinstance(tensor, torch.Tensor) else None
-        if place is not None:
-            found.setdefault(place[1], {})[place[2]] = key
-    pairs = {}
-    for weight, keys in found.items():
-        if len(keys) < 2:
-            (letter, key), other = next(iter(keys.items())), "AB".replace(next(iter(keys)), "")
-            problems.append(
-                f"{key}: expected lora_{other} beside it in the state dict, found lora_{letter} only"
-            )
-            continue
-        pair = Pair(weight, keys, {letter: tuple(state_dict[key].shape) for letter, key in keys.items()})
-        if fault := pair.fault():
-            problems.append(fault)
-        else:
-            pairs[weight] = pair
-    return pairs
+def check_sense(param_wrapper: str) -> None:
+    if param_wrapper not in SENSES:
+        raise ValueError(f"param_wrapper: expected one of {', '.join(SENSES)}, found {param_wrapper!r}")
+
+
+def lora_tensors(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The LoRA tensors among a trainer's."""
+    return {
+        key: value
+        for key, value in state_dict.items()
+        if isinstance(value, torch.Tensor) and _core.is_lora_name(key)
+    }
 
 
 def load_lora(
@@ -73,13 +65,14 @@ def load_lora(
     its part of each tensor. Keys of the state dict that are no LoRA tensors are left alone.
 
     Args:
-        state_dict: the trainer's names → plain tensors or DTensors in CPU memory, with or without "base_model.model."
-            before them. Gate and up projections that have an A each in the file but share one here (or the other way
-            round) fit a tensor of twice the rank here (there), which has both.
+        state_dict: the trainer's names → plain tensors or DTensors, with or without "base_model.model." before them.
+            Gate and up projections that have an A each in the file but share one here (or the other way round) fit a
+            tensor of twice the rank here (there), which has both.
         model: the model family, such as "minimax_m3", or "auto": whichever one's names the file has.
         param_wrapper: the sense of ParamWrappers: "modern" (peft 0.19.1 and later), "legacy" (earlier), or "auto": by
             the shapes, and where they fit both, by the version that the adapter says it was written for.
-        strict: tensors of the file that the state dict has no place for are an error.
+        strict: tensors of the file that the state dict has no place for are an error. Experts beyond the state dict's
+            always are.
 
     Raises:
         FileNotFoundError, CheckpointFormatError: there is no adapter, or it breaks its format.
@@ -90,51 +83,43 @@ def load_lora(
     file = AdapterFile.open(Path(local_path(path)))
     catalog_seconds = time.perf_counter() - start
     start = time.perf_counter()
-    problems: list[str] = []
-    pairs = pairs_of(state_dict, problems)
-    if not pairs and not problems:
-        problems.append("the state dict has no LoRA tensors: expected names such as *.lora_A.weight")
-    reading = Reading(
-        file,
-        {key: Sharding.of(key, state_dict[key]) for p in pairs.values() for key in p.keys.values()},
-        families(model),
+    tensors = lora_tensors(state_dict)
+    facts, specs, locals_ = [], [], {}
+    for key, tensor in tensors.items():
+        sharding, local = Sharding.of(key, tensor), local_part(tensor)
+        if not sharding.boxes:  # this rank holds nothing of it
+            local = local.new_empty(sharding.local_shape)
+        specs.append(sharding.spec(key, local))
+        facts.append((key, DTYPE_NAMES[tensor.dtype], list(tensor.shape)))
+        locals_[key] = local
+    config = file.config
+    adapter = _core.plan_adapter(
+        facts,
+        specs,
+        file.catalog,
+        model,
+        param_wrapper,
+        config.param_wrapper,
+        list(config.target_parameters),
+        strict,
     )
-    reading.plan(list(pairs.values()), param_wrapper, strict)
-    problems += reading.problems
-    specs, locals_, seen = [], [], {}
-    keys_of: dict[str, set[str]] = {}  # of a tensor of the file: those of the state dict that it goes to
-    for window in reading.windows:
-        if window.repeats:
-            continue
-        seen[window.name] = list(window.seen)
-        keys_of.setdefault(window.name, set()).add(window.key)
-        local = local_part(state_dict[window.key])
-        for offset, view in window.parts(reading.shardings[window.key], local):
-            box = _core.LocalBox(offset, list(view.shape), [0] * view.dim())
-            specs.append(spec_of_part(window.name, view, window.seen, [box]))
-            locals_.append(view)
-    reading.refuse_if(problems)
-    catalog = _core.with_shapes(file.catalog, seen)
-    plan = _core.plan_load(specs, catalog, _core.unchanged_names(), False, False, [])
-    scaling = reading.scaling()
+    plan = adapter.plan
     plan_seconds = time.perf_counter() - start
-    options = _core.LoadOptions(threads or default_threads()).after(current_streams(locals_))
-    spread = [pair.keys["B"] for pair in reading.spread]
-    for key in spread:
-        local_part(state_dict[key]).zero_()  # off the diagonal
+    options = _core.LoadOptions(threads or default_threads()).after(current_streams(locals_.values()))
+    for key in adapter.zeroed:
+        locals_[key].zero_()
     try:
-        report = _core.run_load(plan, catalog, specs, options, None)
+        report = _core.run_load(plan, file.catalog, specs, options, None)
     except (OSError, ValueError, RuntimeError) as error:
-        names = getattr(error, "partly_written", [])
-        written_to = {key for name in names for key in keys_of.get(name, ())}
-        vars(error)["partly_written"] = sorted(written_to.union(spread))
+        vars(error)["partly_written"] = sorted({*getattr(error, "partly_written", []), *adapter.zeroed})
         raise
-    written = [state_dict[key] for pair in pairs.values() for key in pair.keys.values()]
-    torch.autograd.graph.increment_version([*locals_, *written])
+    torch.autograd.graph.increment_version([*locals_.values(), *tensors.values()])
     return LoraReport(
-        file.config,
-        scaling,
-        reading.layout,
-        reading.sense,
-        LoadReport.of(report, catalog_seconds, plan_seconds, dict(_core.roundings_of(plan, specs, catalog))),
+        config,
+        {weight: config.scaling_of(module, rank) for weight, module, rank in adapter.scaled},
+        adapter.layout,
+        adapter.sense,
+        LoadReport.of(
+            report, catalog_seconds, plan_seconds, dict(_core.roundings_of(plan, specs, file.catalog))
+        ),
     )

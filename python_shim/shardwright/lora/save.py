@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import warnings
+from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
-import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
+from shardwright.dcp.save_planner import SavePlanner
+from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import local_path
-from shardwright.lora.adapter_writing import AdapterBeingWritten, Part
-from shardwright.lora.config import config_text, finite_number
-from shardwright.lora.load import pairs_of
-from shardwright.lora.windows import LAYOUTS, Pair, Place, Spelling, Window, families
-from shardwright.ranks.gathering import Known, Ranks
+from shardwright.lora.adapter_file import LAYOUTS, WEIGHTS
+from shardwright.lora.config import CONFIG, finite_number
+from shardwright.lora.load import SENSES, lora_tensors
 from shardwright.ranks.gone_ranks import ending_together
-from shardwright.ranks.rank_outcome import RankOutcome
-from shardwright.sharding import Sharding, local_part
+from shardwright.ranks.rank_outcome import told
 
-#: A version of peft that has ParamWrappers in that sense.
-PEFT_VERSION = {"modern": "0.19.1", "legacy": "0.19.0"}
+
+class _AdapterWriter(HuggingFaceStorageWriter):
+    """Writes LoRA tensors as an export, but in an adapter's two files."""
+
+    _kind = "adapter"
+    _commits = WEIGHTS
+    _more_names = ()
+
+    def __init__(
+        self, path: str | os.PathLike[str], adapter: Mapping[str, Any], overwrite: bool | None
+    ) -> None:
+        super().__init__(path, overwrite=overwrite)
+        self._adapter = adapter
+
+    def _make_request(self) -> Any:
+        return _core.adapter_request(**self._adapter)
+
+    def _files_beside(self) -> dict[str, bytes]:
+        return {CONFIG: self._planned.adapter_config}
+
+    def _write_more(self, row_sums: list[bytes]) -> None:
+        pass
 
 
 @ending_together("saving an adapter")
@@ -46,9 +64,8 @@ def save_lora(
 ) -> None:
     """Writes the LoRA tensors of a state dict as ``adapter_model.safetensors`` and ``adapter_config.json`` in ``path``.
 
-    All ranks of the process group call it; pipeline stages may have different tensors. Rank 0 writes: it is sent one
-    tensor of the trainer after another, by those ranks that hold a part of it, each part once. Its memory beyond the
-    state dict is one such tensor; the file is mapped.
+    All ranks of the process group call it; pipeline stages may have different tensors. It is an export: each rank
+    writes its part to its place in the file, and the two files get their names when all have succeeded.
 
     Gate and up projections that are one module for the model of the file (its dense MLPs, in transformers) get a pair
     of twice the rank, B block-diagonal, and twice the alpha.
@@ -66,16 +83,13 @@ def save_lora(
         overwrite: None replaces an adapter that this function has written, and refuses where another adapter is in
             ``path``. True replaces any. False replaces none.
 
-    Raises:
+    Raises, the same on every rank:
         ValueError: an argument; alpha has to be a finite number.
         FileExistsError: an adapter is there that may not be replaced.
         PlanError: the tensors do not make an adapter of that layout; lists all that is wrong. Nothing has been written.
-        OSError: of rank 0, on all ranks. What was there before is still there.
+        OSError: the system refuses. What was there before is still there.
     """
-    for name, value, values in (
-        ("layout", layout, LAYOUTS),
-        ("param_wrapper", param_wrapper, tuple(PEFT_VERSION)),
-    ):
+    for name, value, values in (("layout", layout, LAYOUTS), ("param_wrapper", param_wrapper, SENSES[1:])):
         if value not in values:
             raise ValueError(f"{name}: expected one of {', '.join(values)}, found {value!r}")
     options: tuple[tuple[str, Any, Any, str], ...] = (
@@ -87,116 +101,27 @@ def save_lora(
     for name, given, types, expected in options:
         if not isinstance(given, types):
             raise ValueError(f"{name}: expected {expected}, found {given!r}")
-    alpha = finite_number("alpha", alpha)
-    ranks = Ranks.of(process_group)
-    tensors = {key: value for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
-    everywhere = ranks.union({key: Known.of(value) for key, value in tensors.items() if ".lora_" in key})
-    problems: list[str] = []
-    pairs = pairs_of({key: known.like for key, known in everywhere.items()}, problems)
-    if not pairs and not problems:
-        problems.append("the state dict has no LoRA tensors: expected names such as *.lora_A.weight")
-    places: list[Place] = []
-    if pairs:
-        family = families(_core.family_of_names(model, [pair.weight for pair in pairs.values()]))[0]
-        spelling = Spelling(family, layout, family.texts[min(int(text_only), len(family.texts) - 1)])
-        places = _places(list(pairs.values()), spelling, problems)
-    problems += [
-        f"{pair.keys['A']} and {pair.keys['B']}: expected one dtype, found {everywhere[pair.keys['A']].dtype} and "
-        f"{everywhere[pair.keys['B']].dtype}"
-        for pair in pairs.values()
-        if everywhere[pair.keys["A"]].dtype != everywhere[pair.keys["B"]].dtype
-    ]
-    if problems:
-        raise _core.PlanError(
-            "the state dict makes no LoRA adapter; nothing has been written:\n  " + "\n  ".join(problems)
-        )
-    legacy = param_wrapper == "legacy"
-    directory = Path(local_path(path))
-    file = AdapterBeingWritten(directory, overwrite)
-    config = _config(places, alpha, param_wrapper, base_model, task_type, use_rslora)
-    if ranks.rank == 0:
-        windows = [w for place in places for w in _windows(place, range(place.pair.experts), places, legacy)]
-        dtypes = {key: known.dtype for key, known in everywhere.items()}
-        file.attempt(file.begin, windows, dtypes, config)
-    for place in places:
-        for key in place.pair.keys.values():
-            parts: list[Part] | RankOutcome = []
-            try:
-                if key in tensors and ranks.sends(tensors[key], everywhere[key]):
-                    parts = list(_parts(place, key, tensors[key], places, legacy))
-            except Exception as error:  # rank 0 hears of it: all ranks take all steps together
-                parts = RankOutcome(ranks.rank)
-                parts.fail(error)
-            for sent in ranks.gather(parts):
-                file.attempt(file.write, sent)
-    if ranks.rank == 0:
-        file.attempt(file.publish, config)
-    failure = ranks.from_first(file.failure)
-    if failure is not None:
-        raise failure
-
-
-def _places(pairs: list[Pair], spelling: Spelling, problems: list[str]) -> list[Place]:
-    places = []
-    for pair in pairs:
-        place = spelling.place_of(pair)
-        if place is None:
-            problems.append(
-                f"{' and '.join(pair.keys.values())}: layout {spelling.layout!r} has no place for "
-                f"{pair.weight}; expected a weight of the model"
-                + (', or layout="huggingface", which has MTP' if ".mtp." in pair.weight else "")
+    adapter = {
+        "model": model,
+        "layout": layout,
+        "text_only": text_only,
+        "sense": param_wrapper,
+        "alpha": float(finite_number("alpha", alpha)),
+        "use_rslora": use_rslora,
+        "base_model": base_model,
+        "task_type": task_type,
+    }
+    writer = _AdapterWriter(local_path(path), adapter, overwrite)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
+            dcp.save(
+                dict(lora_tensors(state_dict)),
+                storage_writer=writer,
+                planner=SavePlanner(),
+                process_group=process_group,
+                no_dist=not (dist.is_available() and dist.is_initialized()),
             )
-        else:
-            places.append(place)
-    return places
-
-
-def _windows(place: Place, experts: Any, places: list[Place], legacy: bool) -> Iterator[Window]:
-    wrapper = ""
-    if place.parameter:
-        both = sum(other.stack == place.stack for other in places if other.parameter) > 1
-        wrapper = place.stack + (".base_layer" if both and place.parts > 1 else "")
-    return place.windows(experts, spread=place.of > 1, wrapper=wrapper, legacy=legacy)
-
-
-def _parts(place: Place, key: str, tensor: torch.Tensor, places: list[Place], legacy: bool) -> Iterator[Part]:
-    """What this rank holds of a tensor, as parts of the file's."""
-    sharding, local = Sharding.of(key, tensor), local_part(tensor)
-    experts = [index for index, _ in sharding.held(0)] if place.pair.stacked else [0]
-    for window in _windows(place, experts, places, legacy):
-        if window.key == key:
-            for offset, view in window.parts(sharding, local):
-                yield window.name, window.seen, offset, view.to("cpu").contiguous()
-
-
-def _config(
-    places: list[Place],
-    alpha: float,
-    param_wrapper: str,
-    base_model: str,
-    task_type: str | None,
-    use_rslora: bool,
-) -> str:
-    ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
-    parameters = set()
-    for place in places:
-        names = [place.parameter] if place.parameter else []
-        for expert in range(place.pair.experts if not names else 0):
-            names += [module.removeprefix(place.spelling.prefix) for module in place.modules(expert)]
-        if place.parameter:
-            parameters.add(place.parameter)
-        for name in names:
-            ranks[name] = place.file_rank(place.of > 1)
-            alphas[name] = alpha * (math.sqrt(place.of) if use_rslora else place.of)
-    return config_text(
-        ranks,
-        alphas,
-        r=Counter(ranks.values()).most_common(1)[0][0],
-        alpha=alpha,
-        parameters=parameters,
-        base_model=base_model,
-        task_type=task_type,
-        use_rslora=use_rslora,
-        peft_version=PEFT_VERSION[param_wrapper],
-    )
+    except CheckpointException as wrapped:
+        writer.abandon()  # by now no rank writes any more
+        raise told(wrapped) from wrapped

@@ -21,7 +21,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from shardwright import _core
 from shardwright.adapters.hf_to_native import native_tensors
 from shardwright.adapters.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
-from shardwright.lora.windows import projection_names, weight_of
 from shardwright.models.minimax_m3_vl.lora_state_dict import lora_from_hf, lora_to_hf
 from shardwright.models.minimax_m3_vl.mxfp8 import (
     _MXFP8_QUANT_KEY_RE,
@@ -136,9 +135,9 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
         lora = self._lora_in(state_dict)
-        for key, value in lora.items():
-            text = "" if self._is_bare(key) else hf_prefix + "model."
-            for name, tensor in lora_to_hf(key, value, text):
+        for is_bare in (False, True):
+            of_them = {key: value for key, value in lora.items() if self._is_bare(key) == is_bare}
+            for name, tensor in lora_to_hf(of_them, "" if is_bare else hf_prefix + "model."):
                 if not (exclude_key_regex and re.match(exclude_key_regex, name)):
                     yield name, tensor
         state_dict = {key: value for key, value in state_dict.items() if key not in lora}
@@ -190,7 +189,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         return {
             key: value
             for key, value in state_dict.items()
-            if ".lora_" in key and isinstance(value, torch.Tensor) and weight_of(key)
+            if isinstance(value, torch.Tensor) and _core.is_lora_name(key)
         }
 
     def _sharding_of(self, fqn: str, tensor: torch.Tensor) -> Sharding:
@@ -303,7 +302,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         native: str = fqn.removeprefix(_NATIVE_TEXT)
         if expert >= 0:
             stack, _, projections = native.rpartition(".")
-            native = f"{stack}.{expert}.{projection_names(projections)[part]}.weight"
+            native = f"{stack}.{expert}.{_core.projection_names(projections)[part]}.weight"
         return prefix + native + key.removeprefix(weight)
 
     def _native_key_to_hf(self, key: str) -> str:
@@ -315,11 +314,11 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         if single:
             stack, expert, projection = single.groups()
             for projections in ("gate_and_up_projs", "down_projs"):
-                if projection in projection_names(projections):
+                if projection in _core.projection_names(projections):
                     all_names = _core.hf_names_of(
                         _plain_names(), f"{_NATIVE_TEXT}{stack}.{projections}", int(expert)
                     )
-                    names = [all_names[projection_names(projections).index(projection)]]
+                    names = [all_names[_core.projection_names(projections).index(projection)]]
         elif rest and not rest.endswith("_projs"):
             names = _core.hf_names_of(_plain_names(), _NATIVE_TEXT + rest)
         return prefix + names[0].removeprefix(_HF_TEXT) + key.removeprefix(weight) if names else key

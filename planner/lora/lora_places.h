@@ -1,0 +1,111 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "planner/lora/lora_pairs.h"
+#include "planner/models/models.h"
+#include "planner/names/weight_map.h"
+
+namespace shardwright {
+
+/// The layouts of models that adapter files are for:
+///   * transformers: stacked experts are parameters, and have peft's ParamWrappers;
+///   * huggingface: the names of the released checkpoint; a stack that is one tensor there has a
+///   ParamWrapper;
+///   * automodel: what nemo-automodel writes: HF's names, but experts are "mlp.experts.{expert}.gate_proj".
+inline constexpr std::string_view lora_layouts[] = {"transformers", "huggingface", "automodel"};
+
+/// How an adapter names modules: those of a model of that family, in that layout, its text part's HF names
+/// beginning with `text`, with `prefix` before each. Not thread-safe: it makes its tables when they are asked
+/// for.
+class LoraSpelling {
+ public:
+  LoraSpelling(const Model& family, std::string_view layout, std::string text,
+               std::string_view prefix = peft_prefix);
+
+  const Model& family() const { return *family_; }
+  const std::string& layout() const { return layout_; }
+  const std::string& text() const { return text_; }
+  const std::string& prefix() const { return prefix_; }
+
+  /// The table between the trainer's names and those of the released checkpoint. Made when first asked for.
+  const WeightMap& released() const;
+
+  /// The table between this spelling's HF names and its layout's. Made when first asked for.
+  const WeightMap& map() const;
+
+  /// A module's name in the file, from that of its weight in the model.
+  std::string module_of(std::string_view weight) const;
+
+ private:
+  const Model* family_;
+  std::string layout_;
+  std::string text_;
+  std::string prefix_;
+  mutable std::shared_ptr<const WeightMap> released_;
+  mutable std::shared_ptr<const WeightMap> map_;
+};
+
+/// What the names of a family's text part may begin with: as the released checkpoint's; as a text-only one's;
+/// as those of one that lacks "model." too.
+std::vector<std::string> text_beginnings(const Model& family);
+
+/// Where the model that a file is for has the weight of a pair.
+struct LoraPlace {
+  std::string layout;
+  std::string prefix;          ///< of the file's names
+  std::string parameter = {};  ///< that all experts are, named as in the model; empty: they are modules
+  std::vector<std::string> modules =
+      {};                  ///< of the file, that the weight joins or is a part of; with {expert}
+  std::int64_t part = 0;   ///< which part of the module
+  std::int64_t of = 1;     ///< how many parts it has
+  std::int64_t parts = 1;  ///< how many modules, or projections of a parameter, the weight joins
+
+  bool is_parameter() const { return !parameter.empty(); }
+
+  /// The module, in the file, that holds the parameter.
+  std::string stack() const;
+};
+
+/// The place of a weight that has LoRA; nothing if the model has no such weight.
+std::optional<LoraPlace> place_of(const LoraSpelling& spelling, const std::string& weight);
+
+/// A name with {expert} as that of one expert.
+std::string of_expert(const std::string& pattern, std::int64_t expert);
+
+/// "….lora_A.weight" of a module.
+std::string lora_tensor(const std::string& module, char letter);
+
+/// Where the file's pairs are those of a place.
+struct LoraFit {
+  /// Each of several joined matrices has ranks of its own. The file's modules, or the trainer's pairs, are
+  /// then side by side in a pair of the sum of the ranks: A one below the other, B block-diagonal. Otherwise
+  /// all have one A.
+  bool spread = false;
+
+  std::string wrapper;  ///< the ParamWrapper, if the place is a parameter
+  bool legacy = false;  ///< in the sense that peft had before 0.19.1
+};
+
+/// The rank of the file's pairs at a place.
+std::int64_t file_rank(const LoraPair& pair, const LoraPlace& place, bool spread);
+
+/// Adds the rules of a pair's two tensors. `letters` may leave one of them out, as long as its name is not
+/// asked for.
+///
+/// A ParamWrapper of a parameter [experts, out, in] has lora_A.weight [experts · r, in], an expert's ranks
+/// together, and lora_B.weight [out, r · experts], a rank's experts together (peft's
+/// tuners/lora/layer.py, since 0.19.1). Before, peft took such a parameter for [experts, in, out], so that A
+/// and B change places.
+void add_lora_rules(WeightMap& map, const LoraPlace& place, const LoraFit& fit, const std::string& key_of_a,
+                    const std::string& key_of_b, bool stacked);
+
+/// A map for the rules of LoRA tensors.
+WeightMap lora_map(std::string_view layout);
+
+}  // namespace shardwright

@@ -1,0 +1,89 @@
+#include "storage/lora/load_adapter.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "planner/error.h"
+#include "storage/lora/adapter_file.h"
+#include "storage/lora/adapter_values.h"
+
+namespace shardwright {
+namespace {
+
+void fill_with_zeros(const TensorSpec& spec) {
+  if (spec.device != DeviceKind::cpu)
+    throw Error(ErrorKind::argument, spec.fqn + ": expected CPU memory, found it on " + spec.device_name);
+  const std::size_t width = static_cast<std::size_t>(bytes_of(spec.dtype));
+  auto* data = static_cast<std::byte*>(spec.data);
+  const std::size_t dimensions = spec.local_shape.size();
+  Shape index(dimensions, 0);
+  for (std::int64_t left = volume(spec.local_shape); left > 0; --left) {
+    std::int64_t element = 0;
+    for (std::size_t d = 0; d < dimensions; ++d) element += index[d] * spec.local_strides[d];
+    std::memset(data + element * static_cast<std::int64_t>(width), 0, width);
+    for (std::size_t d = dimensions; d-- > 0;) {
+      if (++index[d] < spec.local_shape[d]) break;
+      index[d] = 0;
+    }
+  }
+}
+
+}  // namespace
+
+AdapterPlan plan_adapter(const std::vector<NativeTensor>& tensors, const std::vector<TensorSpec>& specs,
+                         const Catalog& catalog, AdapterRequest request, bool strict) {
+  request.name = catalog.files.front().name;
+  request.path = (catalog.directory / request.name).string();
+  LoadPlanOptions options;
+  options.strict = strict;
+  options.parts_elsewhere = true;
+  options.what = "the adapter " + request.path;
+  const std::vector<LoraPair> pairs = lora_pairs(tensors, options.problems);
+  AdapterFit fit = fit_adapter(pairs, catalog, request);
+  const auto add_problems = [&](std::vector<std::string> lines) {
+    std::move(lines.begin(), lines.end(), std::back_inserter(options.problems));
+  };
+  add_problems(std::move(fit.problems));
+  add_problems(faults_of_values(fit, catalog, specs, strict));
+
+  // What has no rules has been told of.
+  std::set<std::string> names;
+  for (const FittedPair& one : fit.pairs) names.insert({one.pair.a.fqn, one.pair.b.fqn});
+  AdapterPlan planned;
+  std::vector<TensorSpec> ruled;
+  std::vector<std::uint32_t> number_of;
+  for (std::size_t s = 0; s < specs.size(); ++s) {
+    if (!names.contains(specs[s].fqn)) continue;
+    ruled.push_back(specs[s]);
+    number_of.push_back(static_cast<std::uint32_t>(s));
+  }
+  planned.plan = plan_load(ruled, catalog, fit.map, options);
+  for (Transfer& transfer : planned.plan.transfers) transfer.destination = number_of[transfer.destination];
+  planned.layout = fit.layout;
+  planned.sense = fit.sense;
+  for (const FittedPair& one : fit.pairs) {
+    if (one.has_zeros()) planned.zeroed.push_back(one.pair.b.fqn);
+    planned.scaled.push_back({one.pair.weight, one.module(), file_rank(one.pair, one.place, one.fit.spread)});
+  }
+  return planned;
+}
+
+LoadReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
+                        const AdapterRequest& request, bool strict, const LoadOptions& options) {
+  const Catalog catalog = read_adapter_catalog(directory / adapter_weights_name);
+  std::vector<NativeTensor> tensors;
+  std::set<std::string> seen;
+  for (const TensorSpec& spec : specs) {
+    if (seen.insert(spec.fqn).second) tensors.push_back({spec.fqn, spec.dtype, spec.global_shape, false});
+  }
+  const AdapterPlan planned = plan_adapter(tensors, specs, catalog, request, strict);
+  for (const TensorSpec& spec : specs) {
+    if (std::find(planned.zeroed.begin(), planned.zeroed.end(), spec.fqn) != planned.zeroed.end())
+      fill_with_zeros(spec);
+  }
+  return load(planned.plan, catalog, specs, options);
+}
+
+}  // namespace shardwright
