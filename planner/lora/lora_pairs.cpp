@@ -80,7 +80,12 @@ std::vector<LoraPair> lora_pairs(const std::vector<NativeTensor>& tensors,
     if (!name) continue;
     const auto [entry, is_new] = found.try_emplace(name->weight);
     if (is_new) order.push_back(name->weight);
-    (name->letter == 'A' ? entry->second.a : entry->second.b) = &tensor;
+    const NativeTensor*& mine = name->letter == 'A' ? entry->second.a : entry->second.b;
+    if (mine != nullptr) {
+      problems.push_back(tensor.fqn + ": expected one lora_" + name->letter + " for " + name->weight +
+                         ", found " + mine->fqn + " as well");
+    }
+    mine = &tensor;
   }
   std::vector<LoraPair> pairs;
   for (const std::string& weight : order) {

@@ -43,7 +43,7 @@ struct LoraPair {
 };
 
 /// The pairs among a trainer's tensors, in the order of their first tensors. All else is passed over. Adds to
-/// `problems` what has no partner, or one of another shape, and that there are none.
+/// `problems` what has no partner, several, or one of another shape, and that there are none.
 std::vector<LoraPair> lora_pairs(const std::vector<NativeTensor>& tensors,
                                  std::vector<std::string>& problems);
 

@@ -5,7 +5,6 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>

@@ -38,7 +38,7 @@ void bind_simulate(pybind11::module_& m);
 /// Sharded checkpoints: writing, reading, verifying. Defined in saves.cpp; Catalog must be bound before.
 void bind_saves(pybind11::module_& m);
 
-/// What LoRA adapter files need of the storage layer. Defined in adapters.cpp; Catalog must be bound before.
+/// How LoRA adapters are loaded. Defined in adapters.cpp; Catalog and LoadPlan must be bound before.
 void bind_adapters(pybind11::module_& m);
 
 }  // namespace shardwright

@@ -92,11 +92,6 @@ void bind_writing(py::module_& m) {
       .def("abandon", &PendingCheckpoint::abandon, py::call_guard<py::gil_scoped_release>());
   m.attr("saving_name") = saving_name;
   m.attr("checksums_name") = checksums_name;
-  m.attr("writer_key") = writer_key;
-  m.attr("config_key") = config_key;
-  m.def(
-      "checksum_of", [](const std::string& bytes) { return checksum_of(bytes.data(), bytes.size()); },
-      py::arg("bytes"), "See storage/format/checksum.h.");
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("clean_up_after_dead_save", &clean_up_after_dead_save, py::arg("directory"),
         py::call_guard<py::gil_scoped_release>());

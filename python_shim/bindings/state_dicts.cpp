@@ -32,23 +32,6 @@ void bind_names(py::module_& m) {
       py::arg("hf_names"), py::arg("model"), py::arg("layout") = "automodel",
       "The weight map where no checkpoint is at hand: these names show how HF names begin.");
   m.def(
-      "families",
-      [] {
-        std::vector<std::pair<std::string, std::string>> families;
-        for (const Model& model : models()) families.emplace_back(model.family, model.text_prefix);
-        return families;
-      },
-      "(name, what the names of the text part begin with where there is more than text) of each family.");
-  m.def("family_named", &family_named, py::arg("model"),
-        "The family's name, for that or a model_type of it.");
-  m.def(
-      "family_of_names",
-      [](const std::string& model, const std::vector<std::string>& names) {
-        if (model != "auto") return family_named(model);
-        return weight_map_by_native_names(names, "automodel", /*asks=*/true).family;
-      },
-      py::arg("model"), py::arg("names"), "The family that a state dict of these native names is of.");
-  m.def(
       "lora_map_of_names",
       [](const std::vector<std::string>& keys, const std::string& family, const std::string& text) {
         return std::make_shared<WeightMap>(lora_map_of_names(keys, family, text));

@@ -31,7 +31,7 @@ struct ExportRequest {
   const WeightMap* map = nullptr;  ///< the rules, in place of the model's and its layout's; null: those
 
   /// The tensors are LoRA's, and become adapter_model.safetensors, in the dtypes that they have, and
-  /// adapter_config.json. Of all else here only `strict_dtypes` counts.
+  /// adapter_config.json. All else here is passed over.
   std::optional<AdapterAsked> adapter = std::nullopt;
 };
 

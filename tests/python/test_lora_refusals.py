@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -288,6 +289,17 @@ def test_shapes_of_a_pair_that_do_not_fit_each_other(tmp_path: Path):
     lora["model.layers.1.mlp.experts.lora_down_B"] = torch.zeros(3, 5, 10)
     with pytest.raises(sw.PlanError, match=r"lora_down_A and .*lora_down_B: .*\[3, 6, 2\] and \[3, 5, 10\]"):
         sw.save_lora(lora, tmp_path, alpha=1)
+
+
+def test_two_tensors_for_one_weight(tmp_path: Path):
+    lora = trainers()
+    key = "model.layers.0.self_attn.q_proj.lora_A.weight"
+    lora["base_model.model." + key] = lora[key]
+    with pytest.raises(
+        sw.PlanError, match=rf"expected one lora_A for .*q_proj\.weight, found {re.escape(key)}"
+    ):
+        sw.save_lora(lora, tmp_path / "new", alpha=1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_rank_of_zero(tmp_path: Path):

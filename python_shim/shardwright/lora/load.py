@@ -65,13 +65,13 @@ def load_lora(
     its part of each tensor. Keys of the state dict that are no LoRA tensors are left alone.
 
     Args:
-        state_dict: the trainer's names → plain tensors or DTensors, with or without "base_model.model." before them.
-            Gate and up projections that have an A each in the file but share one here (or the other way round) fit a
-            tensor of twice the rank here (there), which has both.
+        state_dict: the trainer's names → plain tensors or DTensors in CPU memory, with or without "base_model.model."
+            before them. Gate and up projections that have an A each in the file but share one here (or the other way
+            round) fit a tensor of twice the rank here (there), which has both.
         model: the model family, such as "minimax_m3", or "auto": whichever one's names the file has.
         param_wrapper: the sense of ParamWrappers: "modern" (peft 0.19.1 and later), "legacy" (earlier), or "auto": by
             the shapes, and where they fit both, by the version that the adapter says it was written for.
-        strict: tensors of the file that the state dict has no place for are an error. Experts beyond the state dict's
+        strict: what the file has and the state dict has no place for is an error. Experts beyond the state dict's
             always are.
 
     Raises:
