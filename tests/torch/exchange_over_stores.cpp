@@ -172,14 +172,15 @@ std::string last_rank_differs(const Peers& peers) {
 std::string one_rank_has_a_problem(const Peers& peers) {
   return expect_failure(
       [&] {
-        agree(*peers.store, peers.rank, peers.ranks, "agreement",
-              peers.rank == 1 ? "model.norm.weight is missing" : "", peers.timeout);
+        on_all_ranks(job_over(peers), [&] {
+          if (peers.rank == 1) throw Error(ErrorKind::mismatch, "model.norm.weight is missing");
+        });
       },
       ErrorKind::mismatch, {"rank 1: model.norm.weight is missing"});
 }
 
 std::string nobody_has_a_problem(const Peers& peers) {
-  agree(*peers.store, peers.rank, peers.ranks, "agreement", "", peers.timeout);
+  on_all_ranks(job_over(peers), [] {});
   return "";
 }
 
