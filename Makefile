@@ -237,7 +237,7 @@ sanitize: system $(STAMP) ## run the C++ tests and the Python module under addre
 	@$(call python_under,sanitize,asan ubsan stdc++,detect_leaks=0:allocator_may_return_null=1,$(SANITIZED))
 	$(call say,build/tsan: thread)
 	@$(call sanitized,tsan,thread,-D SHARDWRIGHT_BUILD_PYTHON=ON) && nice ninja -C build/tsan -j$(JOBS) $(THREADED) cufile shardwright_core
-	@$(call in_sanitizers) ctest --test-dir build/tsan --exclude-regex '^cpp\.' --parallel $(JOBS) --timeout 1200 --output-on-failure
+	@$(call in_sanitizers) ctest --test-dir build/tsan --exclude-regex '^(cpp|torch)\.' --parallel $(JOBS) --timeout 1200 --output-on-failure
 	$(call say,the Python module: thread)
 	@$(call python_under,tsan,tsan,,$(THREADED_PYTHON))
 

@@ -23,6 +23,7 @@
 
 // Ranks together: load, resume, save and export in one call.
 #include "planner/job.h"
+#include "storage/format/steps.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"

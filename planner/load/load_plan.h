@@ -34,6 +34,7 @@ struct LoadPlan {
   bool operator==(const LoadPlan& other) const;
 };
 
+/// What a plan allows, and what it is for.
 struct LoadPlanOptions {
   bool strict = true;          ///< an HF tensor that no rule knows is an error
   bool allow_missing = false;  ///< a trainer's tensor that the checkpoint lacks altogether is left as it is

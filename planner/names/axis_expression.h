@@ -47,19 +47,22 @@ class AxisExpression {
   /// Whether all axes stay as they are, whatever their number.
   bool is_identity() const { return text_.empty(); }
 
-  /// Whether the native side has {expert}: one of its dimensions counts experts. Likewise {shard}.
+  /// Whether the native side has {expert}: one of its dimensions counts experts.
   bool counts_experts() const { return counts("{expert}"); }
+
+  /// Whether the native side has {shard}.
   bool counts_shards() const { return counts("{shard}"); }
 
   /// Whether the native shape does not say all: the HF side has another part's size, or HF tensors are
   /// counted within a dimension.
   bool needs_hf_shape() const;
 
+  struct Resolved;  // internal: planner/names/resolved_axes.h
+
   /// What is known of the two tensors, made into a correspondence, for expert and shard 0. Shapes that are
   /// not given follow; `sizes` may hold "{expert}" and "{shard}", how many there are. Throws Error(mismatch),
   /// saying what was expected and found, if a shape has another number of dimensions, or its size does not
   /// divide, or a size follows from nothing.
-  struct Resolved;  // internal: planner/names/resolved_axes.h
   Resolved resolve(const std::optional<Shape>& hf_shape, const std::optional<Shape>& native_shape,
                    const Sizes& sizes = {}) const;
 

@@ -33,6 +33,7 @@ struct ScaleBlocks {
   std::int64_t rows = 0;     ///< 0: as many as the weight has
   std::int64_t columns = 0;  ///< likewise
 
+  /// Whether one scale serves the whole tensor.
   bool is_whole_tensor() const { return rows == 0 && columns == 0; }
 };
 

@@ -24,6 +24,7 @@ struct SourceTensor {
   std::uint64_t end = 0;
 };
 
+/// A file of a checkpoint.
 struct SourceFile {
   std::string name;        ///< relative to the directory
   std::uint64_t size = 0;  ///< bytes

@@ -68,23 +68,37 @@ class TensorsOnMesh {
   TensorsOnMesh(std::vector<NativeTensor> tensors, std::vector<MeshDimension> mesh,
                 DenseSharding dense = DenseSharding::by_mesh);
 
+  /// How many ranks the mesh has.
   std::int64_t ranks() const { return ranks_; }
+
+  /// How many pipeline stages: the size of pp, or 1.
   std::int64_t stages() const { return stages_; }
+
+  /// All tensors, in the order in which they were given.
   const std::vector<NativeTensor>& tensors() const { return tensors_; }
 
+  /// The pipeline stage of a rank, from 0. Throws Error(argument) for a rank that is not on the mesh.
   std::int64_t stage_of_rank(std::int64_t rank) const;
+
+  /// The pipeline stage of a tensor, which is an index into tensors().
   std::int64_t stage_of_tensor(std::size_t tensor) const { return stage_of_tensor_[tensor]; }
 
-  /// The mesh of one stage, that is without pp, and how the tensor lies on that of its stage.
+  /// The sizes of the mesh of one stage, that is without pp.
   Shape shape_of_stage() const;
+
+  /// How the tensor lies on the mesh of its stage: a placement for each of its dimensions.
   std::vector<Placement> placements_in_stage(std::size_t tensor) const;
 
-  /// How many ranks hold the same part of the tensor, and which of them this one is, from 0.
+  /// How many ranks hold the same part of the tensor.
   std::int64_t copies(std::size_t tensor) const;
+
+  /// Which of those that hold the same part this rank is, from 0.
   std::int64_t copy_of_rank(std::size_t tensor, std::int64_t rank) const;
 
-  /// The tensors of the rank's stage, in order: indices into tensors(), and the specs of this rank's parts.
+  /// The tensors of the rank's stage, in order: indices into tensors().
   std::vector<std::size_t> tensors_of_rank(std::int64_t rank) const;
+
+  /// The rank's parts of these tensors, in that order, without memory.
   std::vector<TensorSpec> specs_of_rank(std::int64_t rank) const;
 
  private:

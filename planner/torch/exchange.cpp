@@ -252,17 +252,4 @@ Job job_over(Peers peers) {
   return job;
 }
 
-void agree(c10d::Store& store, int rank, int ranks, const std::string& name, const std::string& problem,
-           std::chrono::milliseconds timeout) {
-  const Peers peers{rank,    ranks, c10::intrusive_ptr<c10d::Store>::reclaim_copy(&store),
-                    nullptr, name,  timeout};
-  exchange(
-      peers,
-      [&]() -> std::string {
-        if (!problem.empty()) throw Error(ErrorKind::mismatch, problem);
-        return {};
-      },
-      [&](const std::vector<std::string>& all) { return std::vector<std::string>(all.size()); });
-}
-
 }  // namespace shardwright

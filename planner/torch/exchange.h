@@ -40,14 +40,4 @@ Job job_over(Peers peers);
 std::string exchange(const Peers& peers, const std::function<std::string()>& mine,
                      const std::function<std::vector<std::string>(std::vector<std::string>)>& answers);
 
-/// Lets the ranks of a job tell each other whether they can go on, before any of them writes: every rank
-/// calls this with what is wrong on it (empty: nothing). Returns on all ranks if nothing is wrong on any;
-/// otherwise throws the same Error(mismatch) on all of them, which names each rank concerned with its
-/// problem. Errors of the exchange as above.
-///
-/// Needs no process group. `name` must be the same on all ranks and new for each agreement made over that
-/// store, which the caller keeps alive.
-void agree(c10d::Store& store, int rank, int ranks, const std::string& name, const std::string& problem,
-           std::chrono::milliseconds timeout = std::chrono::minutes(5));
-
 }  // namespace shardwright

@@ -252,6 +252,14 @@ void bind_reading(py::module_& m) {
   m.def("has_manifest", &has_manifest, py::arg("directory"));
   m.def("read_order", &read_order, py::arg("directory"));
   m.def(
+      "saved_steps",
+      [](const std::filesystem::path& root) {
+        std::vector<std::tuple<std::uint64_t, std::uint64_t, std::filesystem::path>> steps;
+        for (SavedStep& one : saved_steps(root)) steps.emplace_back(one.order, one.step, std::move(one.path));
+        return steps;
+      },
+      py::arg("root"), "[(order, step, path)]: see storage/format/steps.h.");
+  m.def(
       "next_order",
       [](const std::filesystem::path& directory) {
         SaveOrder next = next_order(directory);

@@ -47,37 +47,12 @@ def _steps(root: str | os.PathLike[str]) -> list[tuple[int, Path]]:
 
 
 def _checkpoints(root: str | os.PathLike[str]) -> list[tuple[int, int, Path]]:
-    """(order of saving, step, path) of the published checkpoints of a root, oldest first.
-
-    The manifest tells the order. Earlier releases did not write it; theirs come first, by their steps. A link to
-    another step of the root is that step, and no further one.
-    """
-    own = {resolved(path) for _, path in _steps(root) if not _is_link(path)}
-    found = []
-    for step, path in _steps(root):
-        if not _has_manifest(path) or (_is_link(path) and resolved(path) in own):
-            continue
-        with suppress(FileNotFoundError):  # it is being removed
-            found.append((_core.read_order(path), step, path))
-    paths_of: dict[int, list[Path]] = {}
-    for _, step, path in found:
-        paths_of.setdefault(step, []).append(path)
-    for step, paths in paths_of.items():
-        if len(paths) > 1:
-            raise _step_twice(step, paths)
-    return sorted(found)
+    """(order of saving, step, path) of the published checkpoints of a root, oldest first."""
+    return [(order, step, Path(path)) for order, step, path in _core.saved_steps(os.fspath(root))]
 
 
 def _is_link(path: Path) -> bool:
     return uninterrupted(path.is_symlink)
-
-
-def _has_manifest(path: Path) -> bool:
-    """Whether a step has a manifest that is a file: a pipe, a directory or a link to nothing is no checkpoint."""
-    try:
-        return is_file(path / _core.manifest_name)
-    except PermissionError:
-        return bool(_core.has_manifest(path))
 
 
 def next_order(path: str | os.PathLike[str]) -> int:

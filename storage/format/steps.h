@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -10,6 +11,24 @@ namespace shardwright {
 
 /// The training step of a directory that is called step-<number>; nothing for any other name.
 std::optional<std::uint64_t> step_of(const std::filesystem::path& directory);
+
+/// A published checkpoint of a training.
+struct SavedStep {
+  std::uint64_t order = 0;  ///< the how many-eth save of its training; 0: its manifest does not tell
+  std::uint64_t step = 0;
+  std::filesystem::path path;  ///< below the root as that was given
+
+  auto operator<=>(const SavedStep&) const = default;
+};
+
+/// The published checkpoints step-<number> below a root, in the order in which they were saved; those that do
+/// not tell come first, by their steps. None for a root that is not there. A link to another step of the root
+/// is that step, and no further one. Throws Error: argument, naming both, for two folders of one step, such
+/// as step-7 and step-00000007; io, naming it, for one that cannot be looked at.
+std::vector<SavedStep> saved_steps(const std::filesystem::path& root);
+
+/// The one of them that was saved last: the one to resume. Nothing if there is none. Throws as saved_steps().
+std::optional<std::filesystem::path> latest_checkpoint(const std::filesystem::path& root);
 
 /// A place in the order of the saves of one training, which is told by manifests.
 struct SaveOrder {

@@ -10,6 +10,7 @@
 
 namespace shardwright {
 
+/// What is asked for: the same on every rank, but for `reading`.
 struct CheckpointLoadOptions {
   std::string model = "auto";        ///< the family, see weight_map_for()
   std::string layout = "automodel";  ///< the trainer's, see weight_map_for()

@@ -12,6 +12,7 @@
 
 namespace shardwright {
 
+/// How a save is made. `overwrite` counts on rank 0; the rest on each rank.
 struct SaveOptions {
   /// Nothing: replaces a sharded checkpoint, and refuses where another kind of checkpoint is in the
   /// directory. True: replaces any. False: replaces none.

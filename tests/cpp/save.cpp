@@ -76,6 +76,7 @@ int main(int count, char** arguments) {
   on_ranks(2, [&](const shardwright::Job& job) { fail_on_rank_1(job, path); });
   on_ranks(2, [&](const shardwright::Job& job) { differ_on_rank_1(job, path); });
   expect(bytes_of_files(path, "") == before, "the checkpoint that was there stays as it is");
+  expect(shardwright::latest_checkpoint(folder) == path, "it is the one to resume");
   expect(shardwright::verify_checkpoint(path).problems.empty(), "verifying finds nothing wrong");
   for (const auto& entry : std::filesystem::directory_iterator(path))
     expect(!entry.path().filename().string().starts_with("."), "nothing hidden is left behind");

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "planner/error.h"
+#include "planner/job.h"
 #include "planner/save/plan_together.h"
 #include "planner/torch/exchange.h"
 
@@ -27,7 +29,7 @@ using namespace shardwright;  // NOLINT(google-build-using-namespace): a program
 using Clock = std::chrono::steady_clock;
 using Outcome = std::function<std::string(const Peers&)>;  // of a rank: "" or what is not as it should be
 
-struct Job {
+struct Trial {
   std::filesystem::path folder;
   bool over_tcp;
   int ranks;
@@ -67,9 +69,10 @@ class GroupOverStore : public c10d::ProcessGroup {
   c10::intrusive_ptr<c10d::Store> store_;
 };
 
-c10::intrusive_ptr<c10d::Store> store_of(const Job& job, int rank) {
-  if (!job.over_tcp) return c10::make_intrusive<c10d::FileStore>((job.folder / "store").string(), job.ranks);
-  const std::filesystem::path port_file = job.folder / "port";
+c10::intrusive_ptr<c10d::Store> store_of(const Trial& trial, int rank) {
+  if (!trial.over_tcp)
+    return c10::make_intrusive<c10d::FileStore>((trial.folder / "store").string(), trial.ranks);
+  const std::filesystem::path port_file = trial.folder / "port";
   c10d::TCPStoreOptions options;
   options.isServer = rank == 0;
   options.waitWorkers = false;
@@ -80,8 +83,8 @@ c10::intrusive_ptr<c10d::Store> store_of(const Job& job, int rank) {
   }
   auto store = c10::make_intrusive<c10d::TCPStore>("localhost", options);
   if (rank == 0) {
-    std::ofstream(job.folder / "port.new") << store->getPort();
-    std::filesystem::rename(job.folder / "port.new", port_file);
+    std::ofstream(trial.folder / "port.new") << store->getPort();
+    std::filesystem::rename(trial.folder / "port.new", port_file);
   }
   return store;
 }
@@ -91,10 +94,10 @@ enum class Ends { at_once, later };
 
 /// Runs each rank in a process, of which `missing` ends. The last rank to be done with a TCPStore is the one
 /// that keeps it.
-bool all_hold(const Job& job, const Outcome& outcome, int missing = -1, Ends ends = Ends::at_once) {
-  std::filesystem::create_directories(job.folder);
+bool all_hold(const Trial& trial, const Outcome& outcome, int missing = -1, Ends ends = Ends::at_once) {
+  std::filesystem::create_directories(trial.folder);
   std::vector<pid_t> children;
-  for (int rank = 0; rank < job.ranks; ++rank) {
+  for (int rank = 0; rank < trial.ranks; ++rank) {
     const pid_t child = fork();
     if (child != 0) {
       children.push_back(child);
@@ -104,17 +107,17 @@ bool all_hold(const Job& job, const Outcome& outcome, int missing = -1, Ends end
     std::string fault;
     c10::intrusive_ptr<c10d::Store> store;
     try {
-      store = store_of(job, rank);
+      store = store_of(trial, rank);
       const auto group =
-          job.has_group ? c10::make_intrusive<GroupOverStore>(store, rank, job.ranks) : nullptr;
-      fault = outcome({rank, job.ranks, store, group, "test", std::chrono::seconds(60)});
+          trial.has_group ? c10::make_intrusive<GroupOverStore>(store, rank, trial.ranks) : nullptr;
+      fault = outcome({rank, trial.ranks, store, group, "test", std::chrono::seconds(60)});
     } catch (const std::exception& error) {
       fault = error.what();
     }
-    if (!fault.empty()) std::cerr << "rank " << rank << " of " << job.ranks << ": " << fault << "\n";
-    std::ofstream(job.folder / ("done" + std::to_string(rank))) << fault;
-    for (int other = 0; rank == 0 && other < job.ranks; ++other) {  // a TCPStore is rank 0's
-      while (other != missing && !std::filesystem::exists(job.folder / ("done" + std::to_string(other))))
+    if (!fault.empty()) std::cerr << "rank " << rank << " of " << trial.ranks << ": " << fault << "\n";
+    std::ofstream(trial.folder / ("done" + std::to_string(rank))) << fault;
+    for (int other = 0; rank == 0 && other < trial.ranks; ++other) {  // a TCPStore is rank 0's
+      while (other != missing && !std::filesystem::exists(trial.folder / ("done" + std::to_string(other))))
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
     std::_Exit(fault.empty() ? 0 : 1);
@@ -125,7 +128,7 @@ bool all_hold(const Job& job, const Outcome& outcome, int missing = -1, Ends end
     waitpid(child, &status, 0);
     hold = hold && WIFEXITED(status) && WEXITSTATUS(status) == 0;
   }
-  std::filesystem::remove_all(job.folder);
+  std::filesystem::remove_all(trial.folder);
   return hold;
 }
 
@@ -205,15 +208,33 @@ std::string last_rank_differs(const Peers& peers) {
 std::string one_rank_has_a_problem(const Peers& peers) {
   return expect_failure(
       [&] {
-        agree(*peers.store, peers.rank, peers.ranks, "agreement",
-              peers.rank == 1 ? "model.norm.weight is missing" : "", peers.timeout);
+        on_all_ranks(job_over(peers), [&] {
+          if (peers.rank == 1) throw Error(ErrorKind::mismatch, "model.norm.weight is missing");
+        });
       },
       ErrorKind::mismatch, {"rank 1: model.norm.weight is missing"});
 }
 
 std::string nobody_has_a_problem(const Peers& peers) {
-  agree(*peers.store, peers.rank, peers.ranks, "agreement", "", peers.timeout);
+  on_all_ranks(job_over(peers), [] {});
   return "";
+}
+
+/// A job counts its rounds: the second is none of the first. What a rank's system call said, all hear.
+std::string one_rank_of_a_job_fails(const Peers& peers) {
+  const Job job = job_over(peers);
+  on_all_ranks(job, [] {});
+  try {
+    on_all_ranks(job, [&] {
+      if (job.rank == 1) throw Error(ErrorKind::io, "no space is left", ENOSPC);
+    });
+  } catch (const Error& error) {
+    const bool is_told = std::string(error.what()).find("rank 1: no space is left") != std::string::npos;
+    const bool is_whole = error.kind == ErrorKind::io && error.system_error == ENOSPC;
+    on_all_ranks(job, [] {});
+    return is_told && is_whole ? "" : std::string("another error: ") + error.what();
+  }
+  return "expected an error";
 }
 
 /// Rank 0 gives up soon; all others wait for it. On a busy machine more may be late than the one that is
@@ -265,23 +286,24 @@ int main() {
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / ("shardwright_exchange_" + std::to_string(getpid()));
   bool hold = true;
-  const auto check = [&](const char* claim, const Job& job, const Outcome& outcome, int missing = -1,
+  const auto check = [&](const char* claim, const Trial& trial, const Outcome& outcome, int missing = -1,
                          Ends ends = Ends::at_once) {
-    if (all_hold(job, outcome, missing, ends)) return;
+    if (all_hold(trial, outcome, missing, ends)) return;
     hold = false;
-    std::cerr << "not so over a " << (job.over_tcp ? "TCPStore" : "FileStore") << ": " << claim << "\n";
+    std::cerr << "not so over a " << (trial.over_tcp ? "TCPStore" : "FileStore") << ": " << claim << "\n";
   };
   for (const bool over_tcp : {false, true}) {
     for (const int ranks : {2, 4, 8}) {
-      const Job job{folder, over_tcp, ranks};
-      check("ranks plan together what one process plans, and again with hashes alone", job, plans_twice);
-      check("ranks without a problem go on", job, nobody_has_a_problem);
-      check("all ranks hear of one rank's problem", job, one_rank_has_a_problem);
-      check("all ranks hear which ranks differ in which tensor", job, last_rank_differs);
-      check("a rank that does not come is named by all others", job, last_rank_is_missing, ranks - 1);
-      check("a rank that dies between saves is named by all others", job, last_rank_dies_between_saves,
+      const Trial trial{folder, over_tcp, ranks};
+      check("ranks plan together what one process plans, and again with hashes alone", trial, plans_twice);
+      check("ranks without a problem go on", trial, nobody_has_a_problem);
+      check("all ranks hear of one rank's problem", trial, one_rank_has_a_problem);
+      check("all ranks of a job hear of one that fails", trial, one_rank_of_a_job_fails);
+      check("all ranks hear which ranks differ in which tensor", trial, last_rank_differs);
+      check("a rank that does not come is named by all others", trial, last_rank_is_missing, ranks - 1);
+      check("a rank that dies between saves is named by all others", trial, last_rank_dies_between_saves,
             ranks - 1, Ends::later);
-      const Job with_group{folder, over_tcp, ranks, true};
+      const Trial with_group{folder, over_tcp, ranks, true};
       check("ranks plan over a process group what one process plans", with_group, plans_twice);
       check("all ranks of a group hear of one rank's problem", with_group, last_rank_differs);
       check("a rank of a group that does not come is named by all others", with_group, last_rank_is_missing,
