@@ -56,7 +56,7 @@ struct DeviceCalls {
 
   /// cuda::place and cuda::encode.
   DeviceStatus (*place)(std::span<const cuda::Placing> placings, DeviceStream stream);
-  DeviceStatus (*encode)(std::span<const cuda::Encoding> encodings, DeviceStream stream);
+  DeviceStatus (*encode)(std::span<const cuda::TileToEncode> encodings, DeviceStream stream);
 
   const char* (*error_text)(DeviceStatus status);  ///< cudaGetErrorString
 };

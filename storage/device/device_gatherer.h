@@ -98,7 +98,7 @@ class DeviceGatherer {
     // What has not been launched:
     std::vector<Copy> to_device;
     std::vector<cuda::Placing> placings;
-    std::vector<cuda::Encoding> encodings;
+    std::vector<cuda::TileToEncode> encodings;
     std::vector<Copy> from_block;
     std::vector<Copy> from_tensors;
     bool is_pending = false;  // its stream has something to do
@@ -108,7 +108,7 @@ class DeviceGatherer {
 
   Batch& filling() { return batches_[turn_]; }
   void begin(std::size_t bytes, std::size_t uploads, const std::string& name, const Receive& receive);
-  void add_encoding(cuda::Encoding encoding, std::size_t elements, const std::string& name,
+  void add_encoding(cuda::TileToEncode encoding, std::size_t elements, const std::string& name,
                     const Receive& receive);
   const std::uint8_t* upload(const std::uint8_t* bytes, std::size_t count);
   void make_room_in_block(std::size_t bytes);
