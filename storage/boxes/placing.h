@@ -32,7 +32,7 @@ struct CopiedDimension {
 };
 
 /// Leaves out dimensions of one index and joins neighbours that run on without a gap on both sides.
-std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dimensions);
+std::vector<CopiedDimension> joined_dimensions(const std::vector<CopiedDimension>& dimensions);
 
 /// Copies a box of any rank, converting as `place` does. The dimensions may come in any order.
 void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,

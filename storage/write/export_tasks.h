@@ -27,7 +27,7 @@ Values values_of(const Transfer& transfer, const Box& part, const TensorSpec& sp
 ValueTile tile_of(const Values& values, DType dtype, const Box& box);
 
 /// A transfer, and the scales of the blocks that it cuts, one for each of its rows.
-struct ExportJob {
+struct ExportTransfer {
   const Transfer* transfer = nullptr;
   std::vector<std::uint8_t> first;  ///< of the blocks that its first columns are in; empty if they are whole
   std::vector<std::uint8_t> last;
@@ -35,12 +35,12 @@ struct ExportJob {
 
 /// A part of a transfer that is staged at a time; cuts no block that the transfer does not cut.
 struct ExportTask {
-  std::size_t job = 0;
+  std::size_t transfer = 0;
   Box box;  ///< of the HF tensor
 };
 
 struct ExportTasks {
-  std::vector<ExportJob> jobs;
+  std::vector<ExportTransfer> transfers;
   std::vector<ExportTask> tasks;
 
   /// Of the blocks that the task's box cuts; see encode().
