@@ -64,11 +64,11 @@ class RowSums {
     std::uint64_t bytes = 0;
     std::uint64_t sum = 0;
   };
-  using Piece = std::pair<std::uint64_t, std::uint64_t>;  // [begin, end) of a row
+  using Columns = std::pair<std::uint64_t, std::uint64_t>;  // [begin, end) of a row
 
   const std::vector<SourceTensor>& tensors_;
   mutable std::mutex mutex_;
-  std::map<std::uint32_t, std::map<Piece, std::map<std::uint64_t, Sum>>> sums_;  // by block
+  std::map<std::uint32_t, std::map<Columns, std::map<std::uint64_t, Sum>>> sums_;  // by block
 };
 
 /// What all ranks have written between them, by index into `tensors`. A tensor whose rows were not all cut
