@@ -46,7 +46,7 @@ struct RowsInMemory {
   Shape strides;                        ///< elements, for each dimension of the box; 1 for the last
 };
 
-/// What one rank of an export has written. Any thread may add.
+/// Sums of what one rank of an export has written. Thread-safe.
 class RowSums {
  public:
   /// `tensors` must outlive it.
@@ -56,7 +56,7 @@ class RowSums {
   /// of a tensor is added once, on whatever rank.
   void add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows);
 
-  /// As bytes for the coordinator (storage/format/checksums.proto).
+  /// Bytes for the coordinator (storage/format/checksums.proto).
   std::string encode() const;
 
  private:
@@ -76,12 +76,11 @@ class RowSums {
 std::vector<RowChecksums> merged_row_sums(const std::vector<std::string>& ranks,
                                           const std::vector<SourceTensor>& tensors);
 
-/// The checks of one load: blocks that are read whole are compared, those that are not are passed over. Any
-/// thread may add.
+/// The checks of one load: blocks that are read whole are compared, those that are not are passed over.
+/// Thread-safe.
 class RowChecks {
  public:
-  /// Of what the plan reads; of a tensor that it reads rows of twice, nothing. Plan and catalog must outlive
-  /// it.
+  /// Checks what the plan reads, but no tensor that it reads rows of twice. Plan and catalog must outlive it.
   RowChecks(const LoadPlan& plan, const Catalog& catalog);
   ~RowChecks();
 

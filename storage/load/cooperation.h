@@ -13,7 +13,7 @@ namespace shardwright {
 
 /// A box that one rank reads for several.
 struct SharedPiece {
-  /// What a rank takes of it.
+  /// What a rank takes of the piece.
   struct Share {
     int rank = 0;
     std::uint32_t transfer = 0;  ///< index into that rank's transfers
