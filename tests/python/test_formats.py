@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import xxhash
+from families import lora_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BLOCK, CELL = 4 << 20, 64 << 10
 
@@ -315,6 +319,41 @@ def test_an_export_and_its_files_beside_are_what_the_readme_says(tmp_path: Path)
         "model.safetensors.index.json",
         "shardwright.checksums",
     ]
+
+
+def test_an_adapter_is_what_the_readme_says(tmp_path: Path):
+    lora = lora_of("model.layers.1.", torch.Generator().manual_seed(5))
+    lora = {name: value.to(torch.bfloat16) if "self_attn" in name else value for name, value in lora.items()}
+    sw.save_lora(lora, tmp_path, alpha=8.0, model="qwen3_moe", layout="huggingface")
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    file = (tmp_path / "adapter_model.safetensors").read_bytes()
+    header, start = header_of(file)
+    config = (tmp_path / "adapter_config.json").read_bytes()
+    of_file = {"format": "pt", "shardwright": "save_lora", "shardwright.config": str(xxh3(config))}
+    assert header.pop("__metadata__") == of_file
+    assert list(header) == sorted(header, key=lambda name: (header[name]["dtype"] != "F32", name))
+    ends = [start + end for _, end in (entry["data_offsets"] for entry in header.values())]
+    assert ends[-1] == len(file)
+    begin, end = header["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"]["data_offsets"]
+    found = torch.frombuffer(bytearray(file[start + begin : start + end]), dtype=torch.bfloat16)
+    assert torch.equal(found, lora["model.layers.1.self_attn.q_proj.lora_A.weight"].reshape(-1))
+
+
+def test_every_word_of_the_glossary_is_where_it_says():
+    text = (ROOT / "storage" / "README.md").read_text()
+    glossary = text[text.index("\n## Glossary") :]
+    folders = [ROOT / folder for folder in ("planner", "storage", "kernels")]
+    headers = "".join(path.read_text() for folder in folders for path in folder.glob("**/*.h"))
+    rows = [line.strip("|").split("|") for line in glossary.splitlines() if line.startswith("| ")]
+    assert len(rows) > 80
+    words = [
+        word.strip() for row in rows for word in row[0].split(",") if word.strip() not in ("word", "---")
+    ]
+    assert len(words) == len(set(words))
+    for row in rows:
+        for where in re.findall(r"`([^`]+)`", row[-1]):
+            is_there = (ROOT / where).exists() if "/" in where else where.split("::")[-1] in headers
+            assert is_there, where
 
 
 @pytest.mark.parametrize("kind", ["sharded", "export"])
