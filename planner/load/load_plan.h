@@ -48,7 +48,7 @@ struct LoadPlanOptions {
   /// destinations may share memory.
   bool resuming = false;
 
-  /// Kinds of scales that the catalog may have.
+  /// What the scales of the catalog may be.
   std::vector<ScaleBlocks> scale_blocks = known_scale_blocks();
 };
 

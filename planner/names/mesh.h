@@ -95,7 +95,7 @@ class TensorsOnMesh {
   std::int64_t stages_ = 1;
 };
 
-/// The specs of one rank, see TensorsOnMesh::specs_of_rank().
+/// The same for one rank.
 std::vector<TensorSpec> specs_on_mesh(const std::vector<NativeTensor>& tensors,
                                       const std::vector<MeshDimension>& mesh, std::int64_t rank,
                                       DenseSharding dense = DenseSharding::by_mesh);

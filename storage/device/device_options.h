@@ -13,8 +13,8 @@ struct DeviceOptions {
   /// Bytes that may be taken of each device that has one of the tensors, beside them; at least 64 KiB.
   std::size_t memory = std::size_t{256} << 20;
 
-  /// Streams, by device, whose work so far comes before what is done here; the default stream where none is
-  /// named.
+  /// For each device, the stream whose work so far comes before what is done here; its default stream where
+  /// none is named.
   std::map<int, DeviceStream> streams;
 
   const DeviceCalls* calls = nullptr;                ///< for tests; null: cuda_calls()

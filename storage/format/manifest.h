@@ -53,7 +53,7 @@ struct Manifest {
 /// have written one with another dtype or shape; argument for files of two ranks that have one name.
 Manifest manifest_of(const std::vector<WriteResults>& ranks);
 
-/// The bytes of the file.
+/// As bytes of the file.
 std::string encode_manifest(const Manifest& manifest);
 
 /// Reads and checks the bytes: `file` is what messages call them. Throws Error (malformed), naming the

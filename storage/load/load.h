@@ -104,8 +104,8 @@ struct LoadReport {
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
 
-/// Runs what is left of a load: with a trace that has begun before, to which it adds, and which it writes,
-/// not options.trace; and with an account of what was written before.
+/// The same for what is left of a load: with a trace that has begun before, to which it adds, and which it
+/// writes, not options.trace; and with an account of what was written before.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options, Trace& trace, WrittenParts& written);
 
