@@ -48,7 +48,7 @@ bool can_convert(DType source, DType destination);
 
 /// Writes each element of `source` to its place in `destination`. Unequal dtypes are converted by rounding
 /// the exact value once, to nearest even: too large becomes infinity, too small a subnormal or zero, NaN
-/// stays NaN. Equal dtypes are copied bit for bit. Needs can_convert(source.dtype, destination.dtype).
+/// stays NaN. Equal dtypes are copied bit for bit. REQUIRES: can_convert(source.dtype, destination.dtype).
 /// Thread-safe as long as no two calls write the same element. Does not depend on the caller's FTZ/DAZ mode.
 void place(const SourceTile& source, const DestinationTile& destination);
 
@@ -63,7 +63,8 @@ bool can_decode(DType element, DType scale);
 /// meant: so do the dequantisations of DeepSeek V3 (inference/kernel.py, weight_dequant) and of transformers
 /// (Fp8Dequantize). A NaN element, a NaN scale and infinity times zero give NaN with the sign of the element.
 ///
-/// Needs can_decode(source.dtype, scales.dtype). Does not depend on the caller's floating-point mode either.
+/// REQUIRES: can_decode(source.dtype, scales.dtype). Does not depend on the caller's floating-point mode
+/// either.
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination);
 
 /// The instruction sets that this build holds and this machine can run, best first; the last is "scalar", the

@@ -6,7 +6,7 @@
 
 namespace shardwright {
 
-/// place() one element after the other. Needs a dtype that is not packed.
+/// place() one element after the other. REQUIRES: a dtype that is not packed.
 void place_strided(const SourceTile& source, const DestinationTile& destination);
 
 /// decode() one element after the other.

@@ -27,8 +27,8 @@ class Error : public std::runtime_error {
   ErrorKind kind;
   int system_error;  ///< errno of an io error, otherwise 0
 
-  /// Of a load that failed on its way: the tensors that may have been written to and are not known to be
-  /// whole. Those that are not named are whole, or as they were.
+  /// Tensors that a load which failed on its way may have written to, and that are not known to be whole.
+  /// Those that are not named are whole, or as they were.
   std::vector<std::string> partly_written;
 };
 

@@ -25,7 +25,7 @@ Kernel kernel_of(int value_bytes) {
 
 }  // namespace
 
-cudaError_t encode(std::span<const Encoding> encodings, cudaStream_t stream) {
+cudaError_t encode(std::span<const TileToEncode> encodings, cudaStream_t stream) {
   for (const EncodingLaunch& launch : encoding_launches_for(encodings)) {
     void* arguments[] = {const_cast<EncodedBatch*>(&launch.batch)};  // copied by the launch
     const cudaError_t error = cudaLaunchKernel(kernel_of(launch.value_bytes), launch.blocks, threads_in_block,

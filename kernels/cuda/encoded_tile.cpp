@@ -15,7 +15,7 @@ constexpr std::int64_t block = mxfp8_block_columns;
 constexpr std::int64_t most_blocks = std::numeric_limits<std::int32_t>::max();
 
 /// Rows [row, row + rows) and columns [column, column + columns) of an encoding.
-EncodedPart part_of(const Encoding& encoding, std::int64_t row, std::int64_t rows, std::int64_t column,
+EncodedPart part_of(const TileToEncode& encoding, std::int64_t row, std::int64_t rows, std::int64_t column,
                     std::int64_t columns) {
   const auto& [values, first_column, shared, encoded] = encoding;
   const std::int64_t bytes = bytes_of(values.dtype);
@@ -62,9 +62,10 @@ void add(std::vector<EncodingLaunch>& launches, EncodedPart part) {
 
 }  // namespace
 
-std::vector<EncodingLaunch> encoding_launches_for(std::span<const Encoding> encodings, std::int64_t longest) {
+std::vector<EncodingLaunch> encoding_launches_for(std::span<const TileToEncode> encodings,
+                                                  std::int64_t longest) {
   std::vector<EncodingLaunch> launches;
-  for (const Encoding& encoding : encodings) {
+  for (const TileToEncode& encoding : encodings) {
     const ValueTile& values = encoding.values;
     if (!can_encode(values.dtype)) {
       throw std::invalid_argument("cannot encode " + std::string(name_of(values.dtype)) +

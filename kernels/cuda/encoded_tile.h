@@ -15,7 +15,7 @@ namespace shardwright::cuda {
 
 /// A tile of values, and where its elements and scales go: the arguments of encode() of kernels/encode.h,
 /// with pointers of the device. Without elements only the scales are found.
-struct Encoding {
+struct TileToEncode {
   ValueTile values;
   std::int64_t first_column = 0;  ///< where the tile's column 0 lies in its block of 32, 0 .. 31
   SharedScales shared;
@@ -59,7 +59,7 @@ struct EncodingLaunch {
 
 /// As few launches as take all the tiles; those of one launch agree in the size of values. Throws
 /// std::invalid_argument for dtypes that encode() refuses. `longest` as in launches_for.
-std::vector<EncodingLaunch> encoding_launches_for(std::span<const Encoding> encodings,
+std::vector<EncodingLaunch> encoding_launches_for(std::span<const TileToEncode> encodings,
                                                   std::int64_t longest = longest_side);
 
 }  // namespace shardwright::cuda

@@ -31,8 +31,8 @@ struct Correspondence {
 /// Why these numbers make no correspondence; empty: they do.
 std::string fault_of(const Correspondence& correspondence);
 
-/// The same in fewer factors: one of which only one index is taken is joined with the factor within it, so
-/// that the halves of a matrix are boxes of the matrix itself.
+/// A correspondence in fewer factors. A factor of which only one index is taken is joined with the factor
+/// within it, so that the halves of a matrix are boxes of the matrix itself.
 struct Simplified {
   Correspondence correspondence;
   std::vector<int> native_factors;  ///< which factor each one of the native view has become a part of
@@ -50,7 +50,7 @@ struct Placed {
 /// the box cuts no factored dimension it is one box, else few.
 std::vector<Placed> placed_in(const Correspondence& correspondence, const Box& native);
 
-/// With another native_box of that size, such as a further expert's.
+/// Takes another native_box of that size, such as a further expert's, in place of the correspondence's.
 std::vector<Placed> placed_in(const Correspondence& correspondence, const Box& native_box, const Box& native);
 
 /// The smallest box of the native tensor that holds a box of its view.

@@ -61,7 +61,7 @@ void add_with_outer(std::int64_t offset, std::int64_t size, std::vector<Ranges> 
 }
 
 /// The comb in factors of these steps, of which each divides the one before and the last is 1.
-std::vector<Ranges> ranges_of(const Comb& comb, const std::int64_t* step, const std::int64_t* end) {
+std::vector<Ranges> ranges_in_factors(const Comb& comb, const std::int64_t* step, const std::int64_t* end) {
   if (end - step == 0) return {{{}, {}}};
   std::vector<Ranges> all;
   // Factors along this one; the rest runs inside of one index of it, or over its edge.
@@ -78,7 +78,7 @@ std::vector<Ranges> ranges_of(const Comb& comb, const std::int64_t* step, const 
   const std::int64_t inside = comb.first % *step;
   if (inside + span_of(rest) <= *step) {
     rest.first = inside;
-    add_with_outer(comb.first / *step, count, ranges_of(rest, step + 1, end), all);
+    add_with_outer(comb.first / *step, count, ranges_in_factors(rest, step + 1, end), all);
     return all;
   }
   // Over the edge: the outermost factor of the rest is cut where it crosses, or index by index. Where it
@@ -93,7 +93,7 @@ std::vector<Ranges> ranges_of(const Comb& comb, const std::int64_t* step, const 
     if (const std::int64_t whole = begins ? (outer.size - i) / in_one : 0; whole > 0) {
       Comb part{first, inner.teeth};
       part.teeth.insert(part.teeth.begin(), {{whole, *step}, {in_one, outer.step}});
-      std::vector<Ranges> of_part = ranges_of(part, step, end);
+      std::vector<Ranges> of_part = ranges_in_factors(part, step, end);
       std::move(of_part.begin(), of_part.end(), std::back_inserter(all));
       i += whole * in_one;
       continue;
@@ -105,7 +105,7 @@ std::vector<Ranges> ranges_of(const Comb& comb, const std::int64_t* step, const 
     Comb part{first, inner.teeth};
     if (fit > 1) part.teeth.insert(part.teeth.begin(), {fit, outer.step});
     if (count > 1) part.teeth.insert(part.teeth.begin(), {count, *step});
-    std::vector<Ranges> of_part = ranges_of(part, step, end);
+    std::vector<Ranges> of_part = ranges_in_factors(part, step, end);
     std::move(of_part.begin(), of_part.end(), std::back_inserter(all));
     i += fit;
     expect_few(all.size());
@@ -209,7 +209,7 @@ std::vector<Box> boxes_in_view(const View& view, const Lattice& lattice) {
   for (std::size_t first = 0, last = 0, d = 0; first < steps.size(); first = last, ++d) {
     while (last < steps.size() && view.dimensions[last] == view.dimensions[first]) ++last;
     const std::vector<Ranges> along =
-        ranges_of(comb_of(lattice, d), steps.data() + first, steps.data() + last);
+        ranges_in_factors(comb_of(lattice, d), steps.data() + first, steps.data() + last);
     expect_few(boxes.size() * along.size());
     std::vector<Box> longer;
     for (const Box& outer : boxes) {

@@ -19,7 +19,7 @@ struct View {
   bool operator==(const View&) const = default;
 };
 
-/// Each dimension is its own one factor.
+/// The view in which each dimension is one factor.
 View plain_view(const Shape& shape);
 
 bool is_plain(const View& view);

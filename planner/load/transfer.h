@@ -41,7 +41,7 @@ struct Transfer {
   /// source_box.
   std::vector<int> axes;
 
-  /// So many indices of that dimension lie between two of factor i; at least 1. Empty: 1 for all.
+  /// Indices of that dimension from one index of factor i to the next; at least 1. Empty: 1 for all.
   Shape steps;
 
   bool operator==(const Transfer&) const = default;

@@ -32,7 +32,7 @@ struct SourceFile {
 
 /// Checksums of a stored tensor, by rows: see storage/format/row_checksums.h.
 struct RowChecksums {
-  std::vector<std::uint64_t> cuts;  ///< bytes of a row at which its pieces end; rising, the last its length
+  std::vector<std::uint64_t> cuts;  ///< bytes of a row at which its parts end; rising, the last its length
   std::vector<std::uint64_t> sums;  ///< of each block of rows; empty: the tensor has no checksums
 
   bool operator==(const RowChecksums&) const = default;

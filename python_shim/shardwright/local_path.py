@@ -41,14 +41,16 @@ def resolved(path: str | os.PathLike[str]) -> str:
     return whole
 
 
-def whole_number(name: str, value: int, least: int = 0) -> int:
-    """``value``, which is a whole number of at least ``least``.
+def whole_number(name: str, value: int, least: int = 0, most: int | None = None) -> int:
+    """``value``, which is a whole number from ``least`` to ``most``; None: no upper bound.
 
     Raises:
         ValueError: it is something else, such as 2.0 or True.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number of {least} or more")
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if not is_number or value < least or (most is not None and value > most):
+        bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {value!r}; expected a whole number {bounds}")
     return value
 
 

@@ -37,7 +37,7 @@ std::vector<CopiedDimension> dimensions_of(const Box& box, const Shape& strides,
   for (std::size_t i = 0; i < box.size.size(); ++i) {
     dimensions.push_back({box.size[i], strides[i], target.strides[i]});
   }
-  return simplified(dimensions);
+  return joined_dimensions(dimensions);
 }
 
 cuda::Placing scaled_tile(const Transfer& transfer, const BoxInMemory& part, const Target& target,
@@ -107,7 +107,7 @@ std::vector<CopiedDimension> in_order_of_source(std::vector<CopiedDimension> dim
   std::stable_sort(
       dimensions.begin(), dimensions.end(),
       [&](const CopiedDimension& a, const CopiedDimension& b) { return distance(a) > distance(b); });
-  return simplified(dimensions);
+  return joined_dimensions(dimensions);
 }
 
 void place_tile(const cuda::Placing& tile) {
@@ -120,7 +120,7 @@ void place_tile(const cuda::Placing& tile) {
 
 }  // namespace
 
-std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dimensions) {
+std::vector<CopiedDimension> joined_dimensions(const std::vector<CopiedDimension>& dimensions) {
   std::vector<CopiedDimension> simple;
   for (const CopiedDimension& inner : dimensions) {
     if (inner.size == 1) continue;

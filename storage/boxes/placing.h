@@ -32,7 +32,7 @@ struct CopiedDimension {
 };
 
 /// Leaves out dimensions of one index and joins neighbours that run on without a gap on both sides.
-std::vector<CopiedDimension> simplified(const std::vector<CopiedDimension>& dimensions);
+std::vector<CopiedDimension> joined_dimensions(const std::vector<CopiedDimension>& dimensions);
 
 /// Copies a box of any rank, converting as `place` does. The dimensions may come in any order.
 void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,
@@ -60,7 +60,8 @@ std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box
 /// Throws Error(argument), naming the tensor, if a destination of the plan has no memory.
 void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs);
 
-/// The same, and throws if the memory is not the CPU's. `what` is what needs it there, for the message.
+/// Throws as expect_memory(), and for memory that is not the CPU's. `what` says in the message what needs it
+/// there.
 void expect_cpu_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs, const std::string& what);
 
 }  // namespace shardwright

@@ -96,7 +96,7 @@ constexpr DeviceCalls real_calls{
     .place = [](std::span<const cuda::Placing> placings, DeviceStream stream) -> DeviceStatus {
       return cuda::place(placings, stream_of(stream));
     },
-    .encode = [](std::span<const cuda::Encoding> encodings, DeviceStream stream) -> DeviceStatus {
+    .encode = [](std::span<const cuda::TileToEncode> encodings, DeviceStream stream) -> DeviceStatus {
       return cuda::encode(encodings, stream_of(stream));
     },
     .error_text = [](DeviceStatus status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); },

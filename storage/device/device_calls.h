@@ -24,7 +24,7 @@ inline constexpr DeviceStatus not_ready = 600;
 
 /// The calls of the CUDA run-time that the engine makes, and the launch of its kernels: all that it knows of
 /// CUDA, so that tests can put something else behind it that checks the order of things. Each does what the
-/// run-time's function of that name does, on the current device of the calling thread; any thread may call.
+/// run-time's function of that name does, on the current device of the calling thread. Thread-safe.
 /// Everything here is in terms of plain pointers: no header of CUDA's is needed to include this one.
 struct DeviceCalls {
   DeviceStatus (*device_count)(int* count);                    ///< cudaGetDeviceCount
@@ -56,7 +56,7 @@ struct DeviceCalls {
 
   /// cuda::place and cuda::encode.
   DeviceStatus (*place)(std::span<const cuda::Placing> placings, DeviceStream stream);
-  DeviceStatus (*encode)(std::span<const cuda::Encoding> encodings, DeviceStream stream);
+  DeviceStatus (*encode)(std::span<const cuda::TileToEncode> encodings, DeviceStream stream);
 
   const char* (*error_text)(DeviceStatus status);  ///< cudaGetErrorString
 };

@@ -87,7 +87,7 @@ void DeviceGatherer::find_scales(const ValueTile& values, std::int64_t first_col
   add_encoding({values, first_column, {}, {}}, 0, name, receive_part);
 }
 
-void DeviceGatherer::add_encoding(cuda::Encoding encoding, std::size_t elements, const std::string& name,
+void DeviceGatherer::add_encoding(cuda::TileToEncode encoding, std::size_t elements, const std::string& name,
                                   const Receive& receive_part) {
   const auto rows = size_of(encoding.values.rows);
   const std::int64_t blocks =

@@ -48,21 +48,21 @@ class DeviceGatherer {
     begin(bytes, 0, name, receive);
   }
 
-  /// The next bytes of the part: as they are on the device.
+  /// Adds the next bytes of the part, as they are on the device.
   void copy(const std::byte* from, std::size_t bytes);
 
-  /// The next bytes of the part: where kernels are to write them, those that place() is given before the next
-  /// stretch.
+  /// Returns where kernels are to write the next bytes of the part: those that place() is given before the
+  /// next stretch.
   std::byte* stretch(std::size_t bytes);
   void place(const cuda::Placing& placing);
 
-  /// A whole part: the tile's elements as encode() of kernels/encode.h writes them, row behind row, and
+  /// Adds a whole part: the tile's elements as encode() of kernels/encode.h writes them, row behind row, and
   /// behind them the scales of each row. The shared scales are in CPU memory, and needed until this returns.
   /// Beside elements and scales it takes 2 bytes a row of batch and block, and up to `slack`.
   void encode(const ValueTile& values, std::int64_t first_column, const SharedScales& shared,
               const std::string& name, const Receive& receive);
 
-  /// The same without elements.
+  /// Adds a whole part of scales alone, without elements.
   void find_scales(const ValueTile& values, std::int64_t first_column, const std::string& name,
                    const Receive& receive);
 
@@ -98,7 +98,7 @@ class DeviceGatherer {
     // What has not been launched:
     std::vector<Copy> to_device;
     std::vector<cuda::Placing> placings;
-    std::vector<cuda::Encoding> encodings;
+    std::vector<cuda::TileToEncode> encodings;
     std::vector<Copy> from_block;
     std::vector<Copy> from_tensors;
     bool is_pending = false;  // its stream has something to do
@@ -108,7 +108,7 @@ class DeviceGatherer {
 
   Batch& filling() { return batches_[turn_]; }
   void begin(std::size_t bytes, std::size_t uploads, const std::string& name, const Receive& receive);
-  void add_encoding(cuda::Encoding encoding, std::size_t elements, const std::string& name,
+  void add_encoding(cuda::TileToEncode encoding, std::size_t elements, const std::string& name,
                     const Receive& receive);
   const std::uint8_t* upload(const std::uint8_t* bytes, std::size_t count);
   void make_room_in_block(std::size_t bytes);

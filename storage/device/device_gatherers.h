@@ -17,12 +17,12 @@ struct GatherBounds {
   std::size_t block_bytes = 0;
 };
 
-/// For up to so many threads, with so much pinned memory in all, and memory of each device. Where that is too
-/// little for batches that are worth it, fewer threads have to do.
+/// Bounds for up to so many threads, with so much pinned memory in all, and memory of each device. Where that
+/// is too little for batches that are worth it, fewer threads have to do.
 GatherBounds gather_bounds(int threads, std::size_t pinned_bytes, std::size_t devices,
                            std::size_t device_memory);
 
-/// The same for `count` blocks of up to so many bytes, each of which is to fit into a batch. `threads` may be
+/// Bounds for `count` blocks of up to so many bytes, each of which is to fit into a batch. `threads` may be
 /// 0: as many as this process may use processors.
 GatherBounds bounds_for_blocks(int threads, std::size_t count, std::size_t block_bytes,
                                const DevicesInUse& devices, const DeviceOptions& options);

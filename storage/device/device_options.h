@@ -10,7 +10,7 @@ struct GpuDirectCalls;  // storage/files/gpu_direct.h
 
 /// How tensors on CUDA devices are read or written.
 struct DeviceOptions {
-  /// At most so many bytes of each device that has one of the tensors, beside them; at least 64 KiB.
+  /// Bytes that may be taken of each device that has one of the tensors, beside them; at least 64 KiB.
   std::size_t memory = std::size_t{256} << 20;
 
   /// For each device, the stream whose work so far comes before what is done here; its default stream where

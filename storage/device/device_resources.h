@@ -10,7 +10,7 @@
 namespace shardwright {
 
 /// One device that tensors are on, and what has been taken of it: memory, streams and events, which are given
-/// back together. Any thread may call. All functions that throw throw Error(device), which names the call and
+/// back together. Thread-safe. All functions that throw throw Error(device), which names the call and
 /// the `tensor` that it is made for.
 class DeviceResources {
  public:
@@ -23,13 +23,13 @@ class DeviceResources {
 
   const DeviceCalls& calls() const { return calls_; }
 
-  /// Must come first: makes sure that the kernels are there, and takes note of what is in `after`.
+  /// Makes sure that the kernels are there, and takes note of what is in `after`. REQUIRES: comes first.
   void open();
 
   /// Makes the device current on the calling thread.
   void use() const;
 
-  /// The same, and returns the status instead of throwing.
+  /// Does as use(), and returns the status instead of throwing.
   DeviceStatus try_to_use() const noexcept { return calls_.set_device(device_); }
 
   DeviceStream stream(const std::string& tensor);

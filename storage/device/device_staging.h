@@ -9,8 +9,8 @@
 
 namespace shardwright {
 
-/// Memory of CUDA devices that files are read into: for each device one block, of one size. Used by one
-/// thread at a time; the calls must outlive it.
+/// Memory of CUDA devices that files are read into: for each device one block, of one size. REQUIRES: one
+/// thread at a time; the calls outlive it.
 class DeviceStaging {
  public:
   /// No calls: there is never any room.

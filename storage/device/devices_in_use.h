@@ -19,7 +19,7 @@ struct TensorOnDevice {
   int device = 0;
 };
 
-/// Those of the specs that are.
+/// The tensors of those specs that are on CUDA devices.
 std::vector<TensorOnDevice> tensors_on_devices(const std::vector<TensorSpec>& specs);
 
 /// The devices that tensors are on; none where all are in CPU memory, and then no call of the run-time is
@@ -37,7 +37,7 @@ class DevicesInUse {
   /// The calls to allocate pinned memory with; null where there is no device.
   const DeviceCalls* calls() const { return any() ? calls_ : nullptr; }
 
-  /// Needs one of the tensors to be there.
+  /// The device of that number. REQUIRES: one of the tensors is on it.
   DeviceResources& at(int device) const { return *devices_.at(device); }
 
   /// Makes sure of driver, devices and kernels, and has what is done wait for the caller's streams. Throws

@@ -116,7 +116,7 @@ void remove_with_all_in_it(const fs::path& path) {
   uninterrupted([&] { return ::rmdir(path.c_str()); });
 }
 
-bool is_refusal(const Error& error) {
+bool refused_by_system(const Error& error) {
   return error.kind == ErrorKind::io && error.system_error != EINVAL && error.system_error != EISDIR;
 }
 

@@ -37,7 +37,7 @@ std::vector<std::string> files_below(const std::filesystem::path& directory);
 
 /// Whether an error tells that the operating system refused (a bad disk, no permission, too many open files),
 /// and so nothing of what is there: no file, no regular one, or one that breaks its format.
-bool is_refusal(const Error& error);
+bool refused_by_system(const Error& error);
 
 /// Removes what has this name, and all in it if that is a directory, as far as the operating system allows.
 /// Links are not followed.

@@ -7,8 +7,8 @@ namespace shardwright {
 
 /// The calls of NVIDIA's libcufile (GPUDirect Storage) that the engine makes: reads from a file on a disk
 /// straight into the memory of a CUDA device. Tests put something else behind them. Whatever is refused here
-/// is no error: the file is read by way of CPU memory then. Any thread may call; memory is that of the
-/// calling thread's current device.
+/// is no error: the file is read by way of CPU memory then. Thread-safe; memory is that of the calling
+/// thread's current device.
 struct GpuDirectCalls {
   /// cuFileDriverOpen. False where it would stage in CPU memory itself, since kernel, disk or file system
   /// cannot do better: the engine's own staging is faster.

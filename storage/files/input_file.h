@@ -23,7 +23,7 @@ class InputFile {
   /// Bytes in the file when it was opened.
   std::uint64_t size() const { return size_; }
 
-  /// For system calls that read; stays this object's.
+  /// The descriptor, for system calls that read; stays this object's.
   int descriptor() const { return descriptor_; }
 
   /// Fills `into` with the `count` bytes from `offset` on. Throws Error (io) if the file ends before.

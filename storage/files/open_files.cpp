@@ -51,7 +51,7 @@ std::shared_ptr<OpenFile> OpenFiles::open(const SourceTensor& tensor, const Slot
   const bool again = slot.last_use > 0;
   // Where the kernel does not tell, the file counts as cached: that is right more often, and never bad.
   opened->is_cached =
-      again ? slot.is_cached : share_in_page_cache(opened->file->descriptor(), found).value_or(1) >= 0.5;
+      again ? slot.is_cached : fraction_in_page_cache(opened->file->descriptor(), found).value_or(1) >= 0.5;
   const bool direct =
       direct_io_ == DirectIo::always || (direct_io_ == DirectIo::automatic && !opened->is_cached);
   if (again ? slot.is_direct : direct) {

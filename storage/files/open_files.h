@@ -47,7 +47,7 @@ struct GivesFileBack {
 };
 
 /// Files of a checkpoint, opened when needed. As a process may have only so many files open, those not used
-/// for the longest time are closed, and opened again when they are needed again. Any thread may call it.
+/// for the longest time are closed, and opened again when they are needed again. Thread-safe.
 class OpenFiles {
  public:
   /// A file that stays open while this lives, which must go before the OpenFiles that it comes from.
@@ -65,21 +65,21 @@ class OpenFiles {
   /// catalog was read.
   Uses try_to_use(const SourceTensor& weights, const SourceTensor* scales);
 
-  /// The same, but waits until others give files back. The caller must not use any itself: two such could
-  /// wait for each other.
+  /// Does as try_to_use(), but waits until others give files back. REQUIRES: the caller uses no file itself,
+  /// as two such could wait for each other.
   Uses use(const SourceTensor& weights, const SourceTensor* scales);
 
-  /// From now on files that are read past the page cache can be read straight into devices too, where that is
-  /// not refused. The calls must outlive this. No file may be in use.
+  /// Lets files that are read past the page cache be read straight into devices too, from now on, where that
+  /// is not refused. The calls must outlive this. REQUIRES: no file is in use.
   void use_gpu_direct(const GpuDirectCalls* calls) { gpu_direct_calls_ = calls; }
 
-  /// Closes what is open. No file may be in use.
+  /// Closes what is open. REQUIRES: no file is in use.
   void close_all();
 
-  /// A read of that file straight into a device was refused: from now on none is made.
+  /// Takes note that a read of that file straight into a device was refused: from now on none is made.
   void give_up_gpu_direct(const SourceTensor& tensor);
 
-  /// A read of that file past the page cache was refused: from now on it is read through it.
+  /// Takes note that a read of that file past the page cache was refused: from now on it is read through it.
   void give_up_direct(const SourceTensor& tensor);
 
   std::int64_t count() const;                ///< files opened so far

@@ -15,8 +15,8 @@ namespace shardwright {
 
 /// Files of one directory that several ranks fill at the same time, each its own byte ranges. A file is made
 /// when somebody first writes to it. As a process may have only so many files open, those not written to for
-/// the longest time are flushed and closed, and opened again when they are needed again. Safe to share
-/// between threads. All functions throw Error(io), naming the file, if the operating system refuses.
+/// the longest time are flushed and closed, and opened again when they are needed again. Thread-safe. All
+/// functions throw Error(io), naming the file, if the operating system refuses.
 class OutputFiles {
  public:
   OutputFiles(std::filesystem::path directory, std::vector<std::string> names);

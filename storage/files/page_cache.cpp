@@ -55,7 +55,7 @@ bool are_one_file(int one, int other) {
 
 }  // namespace
 
-std::optional<double> share_in_page_cache(int descriptor, std::uint64_t file_bytes) {
+std::optional<double> fraction_in_page_cache(int descriptor, std::uint64_t file_bytes) {
   CachestatRange range;
   Cachestat found;
   if (file_bytes == 0) return std::nullopt;

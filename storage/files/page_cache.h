@@ -8,7 +8,7 @@ namespace shardwright {
 /// The share of a file's pages that are in the page cache, 0 to 1. Of all pages where the kernel counts them;
 /// of a sample before Linux 6.5, and for a file that this process could not write. Nothing where the file
 /// system does not tell either.
-std::optional<double> share_in_page_cache(int descriptor, std::uint64_t file_bytes);
+std::optional<double> fraction_in_page_cache(int descriptor, std::uint64_t file_bytes);
 
 /// A descriptor for reading the file of that path past the page cache (O_DIRECT), at offsets, lengths and
 /// addresses that are multiples of direct_alignment; -1 where the file system or its alignment does not allow

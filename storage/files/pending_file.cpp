@@ -71,40 +71,40 @@ int own_descriptor(const fs::path& link) {
 }
 
 /// Where a name leads.
-struct Place {
+struct NamedFile {
   enum class Kind { absent, regular, descriptor, other } kind = Kind::absent;
   fs::path path;  ///< links followed, but for one to a descriptor
   struct stat status {};
 };
 
-Place place_of(const fs::path& named) {
-  Place place;
-  place.path = named;
-  const auto fail = [&](const char* what, int code) { fail_at(named, place.path, what, code); };
+NamedFile file_named(const fs::path& named) {
+  NamedFile file;
+  file.path = named;
+  const auto fail = [&](const char* what, int code) { fail_at(named, file.path, what, code); };
   for (;;) {
     // First as the kernel follows links: it refuses those that others have put into a shared folder, and
     // circles.
-    const bool is_there = uninterrupted([&] { return ::stat(place.path.c_str(), &place.status); }) == 0;
+    const bool is_there = uninterrupted([&] { return ::stat(file.path.c_str(), &file.status); }) == 0;
     if (!is_there && errno != ENOENT) fail("cannot look at this file", errno);
     struct stat entry {};
-    const bool has_entry = uninterrupted([&] { return ::lstat(place.path.c_str(), &entry); }) == 0;
+    const bool has_entry = uninterrupted([&] { return ::lstat(file.path.c_str(), &entry); }) == 0;
     if (!has_entry && errno != ENOENT) fail("cannot look at this file", errno);
     if (has_entry && S_ISLNK(entry.st_mode)) {
-      if (is_of_kernel(place.path)) {
-        place.kind = Place::Kind::descriptor;
-        return place;
+      if (is_of_kernel(file.path)) {
+        file.kind = NamedFile::Kind::descriptor;
+        return file;
       }
       std::error_code code;
-      const fs::path next = fs::read_symlink(place.path, code);
+      const fs::path next = fs::read_symlink(file.path, code);
       if (code) fail("cannot read this link", code.value());
-      place.path = place.path.parent_path() / next;  // `next` alone if it is absolute
+      file.path = file.path.parent_path() / next;  // `next` alone if it is absolute
       continue;
     }
-    if (!place.path.has_filename()) fail("expected a file to write, found the name of a directory", EISDIR);
-    if (!is_there) return place;
-    if (S_ISDIR(place.status.st_mode)) fail("expected a file to write, found a directory", EISDIR);
-    place.kind = S_ISREG(place.status.st_mode) ? Place::Kind::regular : Place::Kind::other;
-    return place;
+    if (!file.path.has_filename()) fail("expected a file to write, found the name of a directory", EISDIR);
+    if (!is_there) return file;
+    if (S_ISDIR(file.status.st_mode)) fail("expected a file to write, found a directory", EISDIR);
+    file.kind = S_ISREG(file.status.st_mode) ? NamedFile::Kind::regular : NamedFile::Kind::other;
+    return file;
   }
 }
 
@@ -112,25 +112,25 @@ Place place_of(const fs::path& named) {
 
 PendingFile::PendingFile(const fs::path& named, std::function<void()> check_for_interrupt)
     : named_(named), check_for_interrupt_(std::move(check_for_interrupt)) {
-  const Place place = place_of(named);
-  target_ = place.path;
-  switch (place.kind) {
-    case Place::Kind::descriptor:
+  const NamedFile file = file_named(named);
+  target_ = file.path;
+  switch (file.kind) {
+    case NamedFile::Kind::descriptor:
       open_descriptor();
       break;
-    case Place::Kind::other:
+    case NamedFile::Kind::other:
       open_in_place();
       break;
-    case Place::Kind::absent:
+    case NamedFile::Kind::absent:
       create(0666);
       break;
-    case Place::Kind::regular:
+    case NamedFile::Kind::regular:
       if (uninterrupted([&] { return ::faccessat(AT_FDCWD, target_.c_str(), W_OK, AT_EACCESS); }) != 0)
         fail("cannot write to this file");
-      create(place.status.st_mode & 0777);
+      create(file.status.st_mode & 0777);
       // Not all may give files away; what stays theirs has the permissions that creating it gave.
-      if (::fchown(descriptor_, place.status.st_uid, place.status.st_gid) == 0)
-        ::fchmod(descriptor_, place.status.st_mode & 0777);  // without the umask
+      if (::fchown(descriptor_, file.status.st_uid, file.status.st_gid) == 0)
+        ::fchmod(descriptor_, file.status.st_mode & 0777);  // without the umask
       break;
   }
 }
@@ -235,8 +235,8 @@ void PendingFile::publish() {
 void PendingFile::fail(const char* what) const { fail_at(named_, target_, what, errno); }
 
 bool is_written_into(const fs::path& named) {
-  const Place::Kind kind = place_of(named).kind;
-  return kind == Place::Kind::descriptor || kind == Place::Kind::other;
+  const NamedFile::Kind kind = file_named(named).kind;
+  return kind == NamedFile::Kind::descriptor || kind == NamedFile::Kind::other;
 }
 
 void write_named_file(const fs::path& named, std::string_view bytes,

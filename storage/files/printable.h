@@ -10,7 +10,7 @@ namespace shardwright {
 /// become \xNN (Python refuses to raise an exception whose message is not UTF-8), and long text is cut.
 std::string printable(std::string_view text, std::size_t max_bytes = 300);
 
-/// The same, in double quotes.
+/// Printable text, in double quotes.
 std::string in_quotes(std::string_view text);
 
 /// The first 20 names, quoted, and how many more there are.

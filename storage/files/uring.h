@@ -5,9 +5,9 @@
 
 namespace shardwright {
 
-/// Reads that the kernel carries out while the thread does something else, by Linux's io_uring. Belongs to
-/// one thread. The destructor waits for every read still in flight: the kernel must not write into memory
-/// that has been given back.
+/// Reads that the kernel carries out while the thread does something else, by Linux's io_uring. REQUIRES: one
+/// thread. The destructor waits for every read still in flight: the kernel must not write into memory that
+/// has been given back.
 class Uring {
  public:
   struct Completion {

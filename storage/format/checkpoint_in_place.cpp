@@ -82,7 +82,7 @@ bool is_still_ours(const fs::path& directory, const StoredFile& file, const char
     if (is_later && !is_name_of_shards(file.name)) return false;
     return change_of(directory, file).empty();
   } catch (const Error& error) {
-    if (is_refusal(error)) throw;
+    if (refused_by_system(error)) throw;
     return false;
   }
 }
@@ -92,7 +92,7 @@ bool is_still_ours_whole(const fs::path& directory, const StoredFile& file) {
   try {
     return whole_file(directory, file.name) == file;
   } catch (const Error& error) {
-    if (is_refusal(error)) throw;
+    if (refused_by_system(error)) throw;
     return false;
   }
 }
@@ -106,7 +106,7 @@ CheckpointInPlace sharded_checkpoint(const fs::path& directory) {
     std::sort(found.changed.begin(), found.changed.end());
   } catch (const Error& error) {
     found.fault = error.what();
-    found.fault_number = is_refusal(error) ? error.system_error : 0;
+    found.fault_number = refused_by_system(error) ? error.system_error : 0;
   }
   return found;
 }
@@ -150,7 +150,7 @@ CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::s
       add_exported(directory, names, *checksums, found);
   } catch (const Error& error) {
     found.fault = error.what();
-    found.fault_number = is_refusal(error) ? error.system_error : 0;
+    found.fault_number = refused_by_system(error) ? error.system_error : 0;
   }
   if (names.contains(checksums_name)) found.files.emplace_back(checksums_name);
   return found;
@@ -176,7 +176,7 @@ CheckpointInPlace adapter(const fs::path& directory) {
         (config == metadata.end() ||
          config->second == std::to_string(whole_file(directory, "adapter_config.json").header_checksum));
   } catch (const Error& error) {  // then it is not ours, unless nobody can tell
-    if (is_refusal(error)) {
+    if (refused_by_system(error)) {
       found.fault = error.what();
       found.fault_number = error.system_error;
     }

@@ -28,7 +28,8 @@ std::string encode_checksums(const Checksums& checksums);
 /// directory. `file` is what messages call them.
 Checksums decode_checksums(std::string_view bytes, const std::string& file);
 
-/// Nothing where there is no such file. Throws Error as decode_checksums, io.
+/// Reads the checksums of a directory; nothing where there is no such file. Throws Error as decode_checksums,
+/// io.
 std::optional<Checksums> read_checksums(const std::filesystem::path& directory);
 
 /// The checksum of a whole file. Throws Error as InputFile.

@@ -159,7 +159,7 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
       problems.add(printable(path.native()) + ": expected " + std::to_string(file.size) + " bytes, found " +
                    std::to_string(size));
     } catch (const Error& error) {
-      if (is_refusal(error)) throw;
+      if (refused_by_system(error)) throw;
       problems.add(error.what());
     }
   }

@@ -40,7 +40,7 @@ class PendingCheckpoint {
                     std::optional<bool> overwrite = std::nullopt,
                     const std::vector<std::filesystem::path>& sources = {});
 
-  /// As abandon().
+  /// Does as abandon().
   ~PendingCheckpoint();
   PendingCheckpoint(const PendingCheckpoint&) = delete;
   PendingCheckpoint& operator=(const PendingCheckpoint&) = delete;

@@ -21,8 +21,8 @@ std::int64_t last_of(const Shape& shape) { return shape.empty() ? 1 : shape.back
 /// Calls visit(offset in the tensor's bytes, first byte in memory) for each run of the last dimension of a
 /// box of a tensor that is seen in that shape.
 template <typename Visit>
-void for_each_run(const Shape& shape, std::int64_t element, const Box& box, const RowsInMemory& rows,
-                  const Visit& visit) {
+void for_each_run_in_memory(const Shape& shape, std::int64_t element, const Box& box,
+                            const RowsInMemory& rows, const Visit& visit) {
   if (is_empty(box)) return;
   const Shape strides = contiguous_strides(shape);
   const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
@@ -135,20 +135,20 @@ void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, cons
   const RowGeometry geometry = rows_of(stored);
   const std::int64_t element = bytes_of(stored.dtype);
   const std::uint64_t length = unsigned_of(last_of(box.size) * element);
-  std::map<Piece, std::map<std::uint64_t, Sum>> pieces;
-  std::map<std::uint64_t, Sum>* sums = nullptr;  // of the piece that the last run was of
+  std::map<Columns, std::map<std::uint64_t, Sum>> all_columns;
+  std::map<std::uint64_t, Sum>* sums = nullptr;  // of the columns that the last run was of
   const auto add = [&](std::uint64_t block, std::uint64_t bytes, std::uint64_t sum) {
     (*sums)[block].bytes += bytes;
     (*sums)[block].sum += sum;
   };
   BlockSums blocks;
-  std::uint64_t piece = 0;
-  for_each_run(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
+  std::uint64_t columns_begin = 0;
+  for_each_run_in_memory(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
     const std::uint64_t begin = offset % geometry.row_bytes;
-    if (sums == nullptr || begin != piece) {
+    if (sums == nullptr || begin != columns_begin) {
       if (sums != nullptr) blocks.flush(add);
-      sums = &pieces[{begin, begin + length}];
-      piece = begin;
+      sums = &all_columns[{begin, begin + length}];
+      columns_begin = begin;
     }
     const std::uint64_t row = offset - begin;
     for_each_cell(row, begin, begin + length, [&](std::uint64_t from, std::uint64_t to) {
@@ -157,7 +157,7 @@ void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, cons
   });
   if (sums != nullptr) blocks.flush(add);
   const std::lock_guard lock(mutex_);
-  for (const auto& [of_row, of_blocks] : pieces) {
+  for (const auto& [of_row, of_blocks] : all_columns) {
     std::map<std::uint64_t, Sum>& all = sums_[tensor][of_row];
     for (const auto& [block, sum] : of_blocks) {
       all[block].bytes += sum.bytes;
@@ -169,13 +169,13 @@ void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, cons
 std::string RowSums::encode() const {
   const std::lock_guard lock(mutex_);
   wire::RankSums message;
-  for (const auto& [tensor, pieces] : sums_) {
+  for (const auto& [tensor, all_columns] : sums_) {
     wire::TensorSums* of_tensor = message.add_tensors();
     of_tensor->set_tensor(tensor);
-    for (const auto& [piece, blocks] : pieces) {
-      wire::PieceSums* to = of_tensor->add_pieces();
-      to->set_begin(piece.first);
-      to->set_end(piece.second);
+    for (const auto& [columns, blocks] : all_columns) {
+      wire::ColumnSums* to = of_tensor->add_columns();
+      to->set_begin(columns.first);
+      to->set_end(columns.second);
       for (const auto& [block, sum] : blocks) {
         to->add_blocks(block);
         to->add_bytes(sum.bytes);
@@ -191,7 +191,7 @@ std::vector<RowChecksums> merged_row_sums(const std::vector<std::string>& ranks,
   struct Total {
     std::uint64_t bytes = 0;
     std::vector<std::uint64_t> sums;
-    std::map<std::uint64_t, std::uint64_t> ends;  // of pieces, by their beginnings
+    std::map<std::uint64_t, std::uint64_t> ends;  // of columns, by their beginnings
     bool is_cut_alike = true;
   };
   std::vector<Total> totals(tensors.size());
@@ -206,17 +206,17 @@ std::vector<RowChecksums> merged_row_sums(const std::vector<std::string>& ranks,
       const RowGeometry geometry = rows_of(tensors[of_tensor.tensor()]);
       Total& total = totals[of_tensor.tensor()];
       total.sums.resize(checksum_blocks(geometry.bytes));
-      for (const wire::PieceSums& piece : of_tensor.pieces()) {
-        if (piece.begin() >= piece.end() || piece.end() > geometry.row_bytes ||
-            piece.blocks_size() != piece.bytes_size() || piece.blocks_size() != piece.sums_size()) {
+      for (const wire::ColumnSums& columns : of_tensor.columns()) {
+        if (columns.begin() >= columns.end() || columns.end() > geometry.row_bytes ||
+            columns.blocks_size() != columns.bytes_size() || columns.blocks_size() != columns.sums_size()) {
           throw malformed();
         }
-        const auto [known, is_new] = total.ends.emplace(piece.begin(), piece.end());
-        total.is_cut_alike = total.is_cut_alike && known->second == piece.end();
-        for (int i = 0; i < piece.blocks_size(); ++i) {
-          if (piece.blocks(i) >= total.sums.size()) throw malformed();
-          total.sums[piece.blocks(i)] += piece.sums(i);
-          total.bytes += piece.bytes(i);
+        const auto [known, is_new] = total.ends.emplace(columns.begin(), columns.end());
+        total.is_cut_alike = total.is_cut_alike && known->second == columns.end();
+        for (int i = 0; i < columns.blocks_size(); ++i) {
+          if (columns.blocks(i) >= total.sums.size()) throw malformed();
+          total.sums[columns.blocks(i)] += columns.sums(i);
+          total.bytes += columns.bytes(i);
         }
       }
     }
@@ -225,13 +225,13 @@ std::vector<RowChecksums> merged_row_sums(const std::vector<std::string>& ranks,
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     Total& total = totals[t];
     std::uint64_t end = 0;
-    for (const auto& [begin, piece_end] : total.ends) {
+    for (const auto& [begin, columns_end] : total.ends) {
       total.is_cut_alike = total.is_cut_alike && begin == end;
-      end = piece_end;
+      end = columns_end;
     }
     const RowGeometry geometry = rows_of(tensors[t]);
     if (!total.is_cut_alike || end != geometry.row_bytes || total.bytes != geometry.bytes) continue;
-    for (const auto& [begin, piece_end] : total.ends) merged[t].cuts.push_back(piece_end);
+    for (const auto& [begin, columns_end] : total.ends) merged[t].cuts.push_back(columns_end);
     merged[t].sums = std::move(total.sums);
   }
   return merged;
@@ -269,7 +269,7 @@ RowChecks::RowChecks(const LoadPlan& plan, const Catalog& catalog) : catalog_(ca
         })) {
       continue;
     }
-    if (boxes.size() > 64) continue;  // more pieces of one tensor are not worth the comparison
+    if (boxes.size() > 64) continue;  // more boxes of one tensor are not worth the comparison
     // What is read twice would be added twice.
     std::int64_t volumes = 0;
     for (const Lattice& box : boxes) volumes += volume(box.sizes);
@@ -298,7 +298,7 @@ void RowChecks::add(std::uint32_t tensor, const Shape& shape, const Box& box, co
     of_tensor.compared += bytes_of_block(geometry, number);
   };
   BlockSums blocks;
-  for_each_run(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
+  for_each_run_in_memory(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
     const std::uint64_t begin = offset % geometry.row_bytes;
     const std::uint64_t row = offset - begin;
     for_each_cell_of_row(geometry, listed.cuts, row, [&](std::uint64_t from, std::uint64_t to) {

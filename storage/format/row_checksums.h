@@ -46,7 +46,7 @@ struct RowsInMemory {
   Shape strides;                        ///< elements, for each dimension of the box; 1 for the last
 };
 
-/// What one rank of an export has written. Any thread may add.
+/// Sums of what one rank of an export has written. Thread-safe.
 class RowSums {
  public:
   /// `tensors` must outlive it.
@@ -56,7 +56,7 @@ class RowSums {
   /// of a tensor is added once, on whatever rank.
   void add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows);
 
-  /// As bytes for the coordinator (storage/format/checksums.proto).
+  /// Bytes for the coordinator (storage/format/checksums.proto).
   std::string encode() const;
 
  private:
@@ -64,11 +64,11 @@ class RowSums {
     std::uint64_t bytes = 0;
     std::uint64_t sum = 0;
   };
-  using Piece = std::pair<std::uint64_t, std::uint64_t>;  // [begin, end) of a row
+  using Columns = std::pair<std::uint64_t, std::uint64_t>;  // [begin, end) of a row
 
   const std::vector<SourceTensor>& tensors_;
   mutable std::mutex mutex_;
-  std::map<std::uint32_t, std::map<Piece, std::map<std::uint64_t, Sum>>> sums_;  // by block
+  std::map<std::uint32_t, std::map<Columns, std::map<std::uint64_t, Sum>>> sums_;  // by block
 };
 
 /// What all ranks have written between them, by index into `tensors`. A tensor whose rows were not all cut
@@ -76,12 +76,11 @@ class RowSums {
 std::vector<RowChecksums> merged_row_sums(const std::vector<std::string>& ranks,
                                           const std::vector<SourceTensor>& tensors);
 
-/// The checks of one load: blocks that are read whole are compared, those that are not are passed over. Any
-/// thread may add.
+/// The checks of one load: blocks that are read whole are compared, those that are not are passed over.
+/// Thread-safe.
 class RowChecks {
  public:
-  /// Of what the plan reads; of a tensor that it reads rows of twice, nothing. Plan and catalog must outlive
-  /// it.
+  /// Checks what the plan reads, but no tensor that it reads rows of twice. Plan and catalog must outlive it.
   RowChecks(const LoadPlan& plan, const Catalog& catalog);
   ~RowChecks();
 

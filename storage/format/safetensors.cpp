@@ -52,10 +52,10 @@ class HeaderReader : public JsonEvents {
   HeaderReader(SafetensorsHeader& header, std::string file) : header_(header), file_(std::move(file)) {}
 
   bool start_object(std::size_t) override {
-    if (place_ == Place::outside) {
-      place_ = Place::names;
-    } else if (place_ == Place::name_value) {
-      place_ = is_metadata_ ? Place::metadata_keys : Place::fields;
+    if (level_ == Level::outside) {
+      level_ = Level::names;
+    } else if (level_ == Level::name_value) {
+      level_ = is_metadata_ ? Level::metadata_keys : Level::fields;
     } else {
       refuse("an object");
     }
@@ -63,11 +63,11 @@ class HeaderReader : public JsonEvents {
   }
 
   bool key(std::string& text) override {
-    if (place_ == Place::names) {
+    if (level_ == Level::names) {
       begin_member(text);
-    } else if (place_ == Place::metadata_keys) {
+    } else if (level_ == Level::metadata_keys) {
       metadata_name_ = std::move(text);
-      place_ = Place::metadata_value;
+      level_ = Level::metadata_value;
     } else {
       begin_field(text);
     }
@@ -75,18 +75,18 @@ class HeaderReader : public JsonEvents {
   }
 
   bool string(std::string& text) override {
-    if (place_ == Place::metadata_value) {
+    if (level_ == Level::metadata_value) {
       if (!header_.metadata.emplace(metadata_name_, std::move(text)).second) {
         malformed(file_, "__metadata__ names " + in_quotes(metadata_name_) + " twice");
       }
-      place_ = Place::metadata_keys;
-    } else if (place_ == Place::field_value && field_ == Field::dtype) {
+      level_ = Level::metadata_keys;
+    } else if (level_ == Level::field_value && field_ == Field::dtype) {
       const std::optional<DType> dtype = dtype_named(text);
       if (!dtype) {
         malformed(file_, tensor() + ": expected a dtype that safetensors has, found " + in_quotes(text));
       }
       header_.tensors.back().dtype = *dtype;
-      place_ = Place::fields;
+      level_ = Level::fields;
     } else {
       refuse(in_quotes(text));
     }
@@ -94,14 +94,14 @@ class HeaderReader : public JsonEvents {
   }
 
   bool start_array(std::size_t) override {
-    if (place_ != Place::field_value || field_ == Field::dtype) refuse("an array");
-    place_ = Place::numbers;
+    if (level_ != Level::field_value || field_ == Field::dtype) refuse("an array");
+    level_ = Level::numbers;
     offsets_found_ = 0;
     return true;
   }
 
   bool number_unsigned(std::uint64_t value) override {
-    if (place_ != Place::numbers) refuse(std::to_string(value));
+    if (level_ != Level::numbers) refuse(std::to_string(value));
     SourceTensor& entry = header_.tensors.back();
     if (field_ == Field::shape) {
       if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
@@ -123,19 +123,19 @@ class HeaderReader : public JsonEvents {
     if (field_ == Field::data_offsets && offsets_found_ != 2) {
       malformed(file_, tensor() + ": expected two data_offsets, found " + std::to_string(offsets_found_));
     }
-    place_ = Place::fields;
+    level_ = Level::fields;
     return true;
   }
 
   bool end_object() override {
-    if (place_ == Place::fields) {
+    if (level_ == Level::fields) {
       for (const Field field : {Field::dtype, Field::shape, Field::data_offsets}) {
         if (!has(field))
           malformed(file_,
                     tensor() + ": expected the field " + in_quotes(field_name(field)) + ", found none");
       }
     }
-    place_ = place_ == Place::names ? Place::outside : Place::names;
+    level_ = level_ == Level::names ? Level::outside : Level::names;
     return true;
   }
 
@@ -145,7 +145,7 @@ class HeaderReader : public JsonEvents {
   bool boolean(bool value) override { refuse(value ? "true" : "false"); }
 
  private:
-  enum class Place {
+  enum class Level {
     outside,
     names,
     name_value,
@@ -177,7 +177,7 @@ class HeaderReader : public JsonEvents {
       }
       fields_found_ = 0;
     }
-    place_ = Place::name_value;
+    level_ = Level::name_value;
   }
 
   void begin_field(const std::string& name) {
@@ -193,24 +193,24 @@ class HeaderReader : public JsonEvents {
     }
     if (has(field_)) malformed(file_, tensor() + ": the field " + in_quotes(name) + " is there twice");
     fields_found_ |= static_cast<std::uint8_t>(field_);
-    place_ = Place::field_value;
+    level_ = Level::field_value;
   }
 
   const std::string& tensor_name() const { return header_.tensors.back().name; }
 
   /// Throws the error for a value that does not belong where it is.
   [[noreturn]] void refuse(const std::string& found) {
-    switch (place_) {
-      case Place::name_value:
+    switch (level_) {
+      case Level::name_value:
         if (is_metadata_) malformed(file_, "__metadata__: expected an object, found " + found);
         malformed(file_,
                   tensor() + ": expected an object with dtype, shape and data_offsets, found " + found);
-      case Place::metadata_value:
+      case Level::metadata_value:
         malformed(file_, "__metadata__: expected text for " + in_quotes(metadata_name_) + ", found " + found);
-      case Place::field_value:
+      case Level::field_value:
         malformed(file_, tensor() + ": expected " + (field_ == Field::dtype ? "text" : "an array") + " for " +
                              in_quotes(field_name(field_)) + ", found " + found);
-      case Place::numbers:
+      case Level::numbers:
         malformed(file_, tensor() + ": expected whole numbers from 0 to 2^63 - 1 in " +
                              in_quotes(field_name(field_)) + ", found " + found);
       default:
@@ -220,7 +220,7 @@ class HeaderReader : public JsonEvents {
 
   SafetensorsHeader& header_;
   std::string file_;
-  Place place_ = Place::outside;
+  Level level_ = Level::outside;
   Field field_ = Field::dtype;
   std::uint8_t fields_found_ = 0;
   int offsets_found_ = 0;

@@ -39,7 +39,8 @@ inline constexpr std::size_t max_rank = 8;
 SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t file_size,
                                            const std::string& file);
 
-/// The same from the file itself, which is read no further than the header; `size` receives the file's size.
+/// Reads the header of a file, and no further; `size` receives the file's size. Checks and throws as
+/// parse_safetensors_header().
 SafetensorsHeader read_safetensors_header(const std::filesystem::path& path, std::uint64_t& size);
 
 /// The first bytes of a file that holds these tensors one after the other in the order given: length field,

@@ -28,10 +28,10 @@ class ShardingReader : public JsonEvents {
   std::unordered_map<std::string, Shape> offsets;
 
   bool start_object(std::size_t) override {
-    if (place_ == Place::outside) {
-      place_ = Place::names;
-    } else if (place_ == Place::name_value) {
-      place_ = Place::fields;
+    if (level_ == Level::outside) {
+      level_ = Level::names;
+    } else if (level_ == Level::name_value) {
+      level_ = Level::fields;
     } else {
       refuse("an object");
     }
@@ -39,29 +39,29 @@ class ShardingReader : public JsonEvents {
   }
 
   bool key(std::string& text) override {
-    if (place_ == Place::names) {
+    if (level_ == Level::names) {
       name_ = std::move(text);
       if (!offsets.emplace(name_, Shape{}).second)
         malformed(file_, "tensor " + in_quotes(name_) + " is there twice");
       has_offsets_ = false;
-      place_ = Place::name_value;
+      level_ = Level::name_value;
     } else {
       if (text != offsets_key) refuse(in_quotes(text));
       if (has_offsets_) malformed(file_, "tensor " + in_quotes(name_) + ": saved_offsets is there twice");
       has_offsets_ = true;
-      place_ = Place::field_value;
+      level_ = Level::field_value;
     }
     return true;
   }
 
   bool start_array(std::size_t) override {
-    if (place_ != Place::field_value) refuse("an array");
-    place_ = Place::numbers;
+    if (level_ != Level::field_value) refuse("an array");
+    level_ = Level::numbers;
     return true;
   }
 
   bool number_unsigned(std::uint64_t value) override {
-    if (place_ != Place::numbers) refuse(std::to_string(value));
+    if (level_ != Level::numbers) refuse(std::to_string(value));
     if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
       refuse(std::to_string(value));
     Shape& found = offsets[name_];
@@ -71,16 +71,16 @@ class ShardingReader : public JsonEvents {
   }
 
   bool end_array() override {
-    place_ = Place::fields;
+    level_ = Level::fields;
     return true;
   }
 
   bool end_object() override {
-    if (place_ == Place::fields) {
+    if (level_ == Level::fields) {
       if (!has_offsets_) refuse("none");
-      place_ = Place::names;
+      level_ = Level::names;
     } else {
-      place_ = Place::outside;
+      level_ = Level::outside;
     }
     return true;
   }
@@ -92,7 +92,7 @@ class ShardingReader : public JsonEvents {
   bool boolean(bool value) override { refuse(value ? "true" : "false"); }
 
  private:
-  enum class Place { outside, names, name_value, fields, field_value, numbers };
+  enum class Level { outside, names, name_value, fields, field_value, numbers };
 
   [[noreturn]] void refuse(const std::string& found) {
     malformed(file_,
@@ -102,7 +102,7 @@ class ShardingReader : public JsonEvents {
   }
 
   std::string file_;
-  Place place_ = Place::outside;
+  Level level_ = Level::outside;
   std::string name_;
   bool has_offsets_ = false;
 };

@@ -14,7 +14,7 @@ namespace shardwright {
 /// of the file.
 void read_chunk_offsets(SafetensorsHeader& header, const std::string& file);
 
-/// That JSON text for these chunks.
+/// The text of DCP_SHARDING_INFO for these chunks.
 std::string chunk_offsets_text(std::span<const SourceTensor> chunks);
 
 }  // namespace shardwright

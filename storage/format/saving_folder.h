@@ -24,7 +24,7 @@ namespace shardwright {
 /// lists it.
 inline constexpr char saving_name[] = ".shardwright.saving";
 
-/// That folder, locked. REQUIRES: one thread at a time.
+/// The folder of a save, locked. REQUIRES: one thread at a time.
 class SavingFolder {
  public:
   /// A file that goes once the save is committed, if it still is the one that has this inode.
@@ -48,7 +48,7 @@ class SavingFolder {
   /// process or object has the lock; the operating system's number if it refuses.
   explicit SavingFolder(const std::filesystem::path& directory);
 
-  /// That of a save that died; null if there is none in the directory, or it is still running.
+  /// The folder of a save that died; null if there is none in the directory, or the save is still running.
   static std::unique_ptr<SavingFolder> of_dead_save(const std::filesystem::path& directory);
 
   /// Gives up the lock, and leaves what is in the folder.

@@ -156,7 +156,7 @@ ReadTask task_of(const SharedPiece& piece, const Catalog& catalog, const std::ve
   return task;
 }
 
-CooperationLimits agree(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog) {
+CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog) {
   CooperationLimits limits{std::vector<ReadCosts>(catalog.files.size(), costs_of_cached_files),
                            std::numeric_limits<std::uint64_t>::max(),
                            std::numeric_limits<std::uint64_t>::max()};

@@ -13,7 +13,7 @@ namespace shardwright {
 
 /// A box that one rank reads for several.
 struct SharedPiece {
-  /// What a rank takes of it.
+  /// What a rank takes of the piece.
   struct Share {
     int rank = 0;
     std::uint32_t transfer = 0;  ///< index into that rank's transfers
@@ -55,8 +55,9 @@ struct CooperationLimits {
   std::uint64_t round_bytes = 0;
 };
 
-/// What all can do. A file on a disk for one is so for all. A piece that goes to all others fits a round.
-CooperationLimits agree(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog);
+/// What all ranks can do. A file on a disk for one is so for all. A piece that goes to all others fits a
+/// round.
+CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog);
 
 /// Reading the piece into staging, as a task whose `transfer` is not set.
 ReadTask task_of(const SharedPiece& piece, const Catalog& catalog, const std::vector<ReadCosts>& costs);

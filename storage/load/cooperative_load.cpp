@@ -138,7 +138,7 @@ void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_
                             const std::vector<CooperationTerms>& terms_of_ranks, int rank) {
   rank_ = rank;
   ranks_ = transfers_of_ranks.size();
-  limits_ = agree(terms_of_ranks, catalog_);
+  limits_ = agreed_limits(terms_of_ranks, catalog_);
   cooperation_ = cooperate(transfers_of_ranks, catalog_, limits_);
   for (const SharedPiece& piece : cooperation_.pieces) {
     if (piece.reader == rank_) bytes_in_all_ += task_of(piece, catalog_, limits_.costs).bytes();

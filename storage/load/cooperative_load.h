@@ -25,7 +25,7 @@ namespace shardwright {
 /// One rank's part of a load in which ranks read together: files are read as by load(). In each round it
 /// reads its pieces, places what it needs of them itself, and lays out the rest for the others; the caller
 /// exchanges the bytes (all-to-all) and gives those that came back. Plan, catalog and the specs' memory must
-/// outlive it. Not for several threads at once. Errors name what they leave partly written.
+/// outlive it. REQUIRES: one thread at a time. Errors name what they leave partly written.
 class CooperativeLoad {
  public:
   /// Opens the files that the plan needs. Of options.staging_bytes half is for reading, half for four buffers
@@ -61,14 +61,14 @@ class CooperativeLoad {
   /// Places what came from the others: the sum of bytes_from(round), in the order of the ranks.
   void place(std::size_t round, const std::byte* incoming);
 
-  /// For a load that has failed, here or elsewhere: ends what is under way on devices and gives back what was
-  /// taken of them. Nothing else may be called then but the next.
+  /// Ends what is under way on devices and gives back what was taken of them, for a load that has failed,
+  /// here or elsewhere. Nothing else may be called then but partly_written().
   void abandon() noexcept;
 
   /// Names of the tensors that have been written to, and are not known to be whole.
   std::vector<std::string> partly_written() const { return written_.partly_written(specs_); }
 
-  /// Of the pieces that this rank reads: so far, and in all.
+  /// Bytes of the pieces that this rank reads: so far, and in all.
   std::uint64_t bytes_done() const { return bytes_done_; }
   std::uint64_t bytes_in_all() const { return bytes_in_all_; }
 

@@ -26,7 +26,7 @@ class CopiesUnderWay {
   /// Releases the tasks whose copies are done.
   void release_done();
 
-  /// Waits for the one that was begun first, and releases it. Needs any().
+  /// Waits for the one that was begun first, and releases it. REQUIRES: any().
   void wait_for_one();
 
  private:

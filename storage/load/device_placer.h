@@ -26,7 +26,7 @@ namespace shardwright {
 /// the kernels of one run beside the copies into the next. What needs no kernel is copied to its place at
 /// once.
 ///
-/// Any thread may call, until one of the engine's calls finish() or abandon(). All functions throw
+/// Thread-safe until one of the engine's threads calls finish() or abandon(). All functions throw
 /// Error(device), naming tensor and call. Device, plan, catalog and specs must outlive it.
 class DevicePlacer {
  public:
@@ -47,10 +47,10 @@ class DevicePlacer {
   /// Whether the event has happened.
   bool has_happened(DeviceEvent event, std::uint32_t transfer) const;
 
-  /// Waits until it has. If this throws, nothing is under way any more.
+  /// Waits until the event has happened. If this throws, nothing is under way any more.
   void wait_for(DeviceEvent event, std::uint32_t transfer);
 
-  /// For another submit().
+  /// Gives the event back, for another submit().
   void give_back(DeviceEvent event);
 
   /// Places what is left, and waits until everything is done.

@@ -39,7 +39,8 @@ class LoadDevices {
   /// null if not.
   const GpuDirectCalls* open_gpu_direct();
 
-  /// Must come after that, once no thread reads any more: closes the files first.
+  /// Closes the files, then GPUDirect Storage. REQUIRES: open_gpu_direct() came before, and no thread reads
+  /// any more.
   void close_gpu_direct(OpenFiles& files) noexcept;
 
   const GpuDirectCalls* gpu_direct() const { return gpu_direct_; }
@@ -47,19 +48,19 @@ class LoadDevices {
   /// Device memory that is left for such reads, of each device.
   std::size_t gpu_direct_bytes() const { return gpu_direct_ == nullptr ? 0 : gpu_direct_bytes_; }
 
-  /// What a thread took of it.
+  /// Counts what a thread took of it.
   void count(const TaskReader& reader);
 
   /// Makes one of the devices current on the calling thread.
   void use_one() const { devices_.use_one(); }
 
-  /// The one that holds the tensor; null for one in CPU memory.
+  /// The placer of the device that holds the tensor; null for a tensor in CPU memory.
   DevicePlacer* of(const TensorSpec& spec) const;
 
   /// Ends the load, once no thread submits any more: waits for the devices and gives back what was taken.
   void finish();
 
-  /// The same for a load that has failed. Throws nothing.
+  /// Ends a load that has failed. Throws nothing.
   void abandon() noexcept;
 
   void report(LoadReport& report) const;

@@ -50,7 +50,7 @@ struct DeviceRoom {
 Resources resources_for(const LoadOptions& options, const FileReading& reading, bool some_file_is_direct,
                         std::size_t most_tasks, const DeviceRoom& device = {});
 
-/// So many tasks can be made of the plan at most.
+/// The most tasks that can be made of the plan.
 std::size_t most_tasks_of(const LoadPlan& plan);
 
 }  // namespace shardwright

@@ -22,7 +22,7 @@ struct TaskFigures {
   void add(const TaskFigures& other);
 };
 
-/// What the threads that run tasks share. The functions may be called by several threads at once.
+/// What the threads that run tasks share. The functions are thread-safe.
 struct TaskLoop {
   std::function<bool(ReadTask&)> next;  ///< gives the next task; false when there is none left
 

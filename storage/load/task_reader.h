@@ -73,14 +73,14 @@ class TaskReader {
 
   bool has_room() const { return !free_.empty() && ready_.empty(); }
 
-  /// Begins to read. Returns the task if it has arrived already, null if it is under way. Needs has_room().
-  /// Throws Error(io) naming file, offset and tensor.
+  /// Begins to read. Returns the task if it has arrived already, null if it is under way. REQUIRES:
+  /// has_room(). Throws Error(io) naming file, offset and tensor.
   StagedTask* begin(const ReadTask& task);
 
   /// True while a task is under way, or has arrived and was not returned yet.
   bool is_busy() const { return !ready_.empty() || tasks_under_way_ > 0; }
 
-  /// Waits for a task to arrive. Needs is_busy().
+  /// Waits for a task to arrive. REQUIRES: is_busy().
   StagedTask* wait();
 
   /// Gives the buffer of a task that was returned back for another.

@@ -36,7 +36,7 @@ class Trace {
   /// False: events need not be gathered.
   bool is_wanted() const { return file_.has_value(); }
 
-  /// Adds what one more thread did. Any thread may call it.
+  /// Adds what one more thread did. Thread-safe.
   void add(std::string thread, std::vector<Event> events);
 
   /// Writes the file, once, in Chrome's trace event format (JSON; complete events, and asynchronous ones for

@@ -12,7 +12,7 @@
 namespace shardwright {
 
 /// How much of each destination a load has begun to write, and how much it is known to have written: so that
-/// one that fails can say what it leaves behind. Any thread may count.
+/// one that fails can say what it leaves behind. Thread-safe.
 class WrittenParts {
  public:
   WrittenParts(const LoadPlan& plan, std::size_t destinations);

@@ -44,7 +44,7 @@ class Findings {
   void add(std::size_t order, const std::string& name, const std::string& before, const Error& error) {
     add(order, name, before + error.what());
     const std::lock_guard lock(mutex_);
-    if (refusal_ == 0 && is_refusal(error)) refusal_ = error.system_error;
+    if (refusal_ == 0 && refused_by_system(error)) refusal_ = error.system_error;
   }
 
   /// errno of the first that the operating system refused to read; 0: none.

@@ -18,14 +18,14 @@ std::uint64_t staged_bytes(const Transfer& transfer, const Box& box, DType store
          unsigned_of(box.size[0]) * bounds.more_for_each_row;
 }
 
-void cut(std::size_t job, const Transfer& transfer, DType stored, const Box& box, const TaskBounds& bounds,
+void cut(std::size_t number, const Transfer& transfer, DType stored, const Box& box, const TaskBounds& bounds,
          std::vector<ExportTask>& tasks) {
   if (is_empty(box)) return;
   const std::uint64_t bytes = staged_bytes(transfer, box, stored, bounds);
   std::size_t d = 0;
   while (d + 1 < box.size.size() && box.size[d] == 1) ++d;
   if (bytes <= bounds.bytes || box.size.empty() || box.size[d] == 1) {
-    tasks.push_back({job, box});
+    tasks.push_back({number, box});
     return;
   }
   const std::uint64_t per_index = (bytes + unsigned_of(box.size[d]) - 1) / unsigned_of(box.size[d]);
@@ -39,7 +39,7 @@ void cut(std::size_t job, const Transfer& transfer, DType stored, const Box& box
     part.offset[d] = begin;
     part.size[d] = std::min(strip - begin % grid, end - begin);
     begin += part.size[d];
-    cut(job, transfer, stored, part, bounds, tasks);
+    cut(number, transfer, stored, part, bounds, tasks);
   }
 }
 
@@ -72,14 +72,14 @@ class SharedColumns {
   std::map<std::string, std::vector<const BlockColumn*>> by_weight_;
 };
 
-void find_shared(const SourceTensor& stored, const SharedColumns& shared, ExportJob& job) {
-  const Box& box = job.transfer->source_box;
-  const std::int64_t block = job.transfer->encoding.block_columns;
+void find_shared(const SourceTensor& stored, const SharedColumns& shared, ExportTransfer& exported) {
+  const Box& box = exported.transfer->source_box;
+  const std::int64_t block = exported.transfer->encoding.block_columns;
   const std::int64_t end = box.offset[1] + box.size[1];
   if (box.offset[1] % block != 0)
-    job.first = shared.of(stored.name, box.offset[1] / block, box.offset[0], box.size[0]);
+    exported.first = shared.of(stored.name, box.offset[1] / block, box.offset[0], box.size[0]);
   if (end % block != 0 && end != stored.shape[1])
-    job.last = shared.of(stored.name, (end - 1) / block, box.offset[0], box.size[0]);
+    exported.last = shared.of(stored.name, (end - 1) / block, box.offset[0], box.size[0]);
 }
 
 }  // namespace
@@ -106,13 +106,13 @@ ValueTile tile_of(const Values& values, DType dtype, const Box& box) {
 }
 
 SharedScales ExportTasks::shared_scales(const ExportTask& task) const {
-  const ExportJob& job = jobs[task.job];
-  const Box& all = job.transfer->source_box;
+  const ExportTransfer& exported = transfers[task.transfer];
+  const Box& all = exported.transfer->source_box;
   const std::int64_t row = task.box.offset[0] - all.offset[0];
   const bool is_left = task.box.offset[1] == all.offset[1];
   const bool is_right = task.box.offset[1] + task.box.size[1] == all.offset[1] + all.size[1];
-  return {is_left && !job.first.empty() ? job.first.data() + row : nullptr,
-          is_right && !job.last.empty() ? job.last.data() + row : nullptr};
+  return {is_left && !exported.first.empty() ? exported.first.data() + row : nullptr,
+          is_right && !exported.last.empty() ? exported.last.data() + row : nullptr};
 }
 
 ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, const LoadPlan& plan,
@@ -122,9 +122,9 @@ ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, cons
   for (const Transfer& transfer : plan.transfers) {
     if (is_empty(transfer.source_box)) continue;
     const SourceTensor& stored = catalog.tensors[transfer.source];
-    found.jobs.push_back({&transfer, {}, {}});
-    if (transfer.encoding.scaled) find_shared(stored, shared, found.jobs.back());
-    cut(found.jobs.size() - 1, transfer, stored.dtype, transfer.source_box,
+    found.transfers.push_back({&transfer, {}, {}});
+    if (transfer.encoding.scaled) find_shared(stored, shared, found.transfers.back());
+    cut(found.transfers.size() - 1, transfer, stored.dtype, transfer.source_box,
         bounds(parts.specs[transfer.destination]), found.tasks);
   }
   return found;

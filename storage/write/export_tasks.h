@@ -18,16 +18,16 @@ struct Values {
   Shape strides;
 };
 
-/// Of the elements of a lattice of the local tensor, a stride for each factor.
+/// The values of a lattice of the local tensor, with a stride for each factor.
 Values values_of(const Lattice& in_local, const TensorSpec& spec);
 
-/// Of a part of the transfer's source box.
+/// The values of a part of the transfer's source box.
 Values values_of(const Transfer& transfer, const Box& part, const TensorSpec& spec);
 
 ValueTile tile_of(const Values& values, DType dtype, const Box& box);
 
 /// A transfer, and the scales of the blocks that it cuts, one for each of its rows.
-struct ExportJob {
+struct ExportTransfer {
   const Transfer* transfer = nullptr;
   std::vector<std::uint8_t> first;  ///< of the blocks that its first columns are in; empty if they are whole
   std::vector<std::uint8_t> last;
@@ -35,15 +35,15 @@ struct ExportJob {
 
 /// A part of a transfer that is staged at a time; cuts no block that the transfer does not cut.
 struct ExportTask {
-  std::size_t job = 0;
+  std::size_t transfer = 0;
   Box box;  ///< of the HF tensor
 };
 
 struct ExportTasks {
-  std::vector<ExportJob> jobs;
+  std::vector<ExportTransfer> transfers;
   std::vector<ExportTask> tasks;
 
-  /// Of the blocks that the task's box cuts; see encode().
+  /// The scales of the blocks that the task's box cuts; see encode().
   SharedScales shared_scales(const ExportTask& task) const;
 };
 
@@ -53,7 +53,7 @@ struct TaskBounds {
   std::uint64_t more_for_each_row = 0;
 };
 
-/// All that the plan has to be done. Throws Error(mismatch) for blocks whose shared scales are not there.
+/// The tasks that the plan comes to. Throws Error(mismatch) for blocks whose shared scales are not there.
 ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, const LoadPlan& plan,
                          const std::function<TaskBounds(const TensorSpec&)>& bounds);
 

@@ -46,7 +46,7 @@ std::vector<CopiedDimension> dimensions_of(const Values& values, const Box& box)
 /// Whether the values lie in memory as they are to be in the file.
 bool is_stored_alike(const std::vector<CopiedDimension>& dimensions, DType native, DType stored) {
   if (stored != native) return false;
-  const std::vector<CopiedDimension> simple = simplified(dimensions);
+  const std::vector<CopiedDimension> simple = joined_dimensions(dimensions);
   return simple.empty() || (simple.size() == 1 && simple[0].source_stride == 1);
 }
 
@@ -171,7 +171,9 @@ class Writer {
     if (layout_.has_holes) files_.reach(file, catalog_.files[file].size);
   }
 
-  const Transfer& transfer_of(const ExportTask& task) const { return *work_.jobs[task.job].transfer; }
+  const Transfer& transfer_of(const ExportTask& task) const {
+    return *work_.transfers[task.transfer].transfer;
+  }
 
   /// Encodes, converts or regroups values in CPU memory, and writes them.
   void encode(const ExportTask& task, const TensorSpec& spec, Thread& thread) {

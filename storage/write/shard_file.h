@@ -46,7 +46,7 @@ class ShardFile {
   std::uint64_t size() const { return size_; }
   std::uint64_t header_bytes() const { return header_.size(); }
 
-  /// Of the header, length field included; that of no bytes where there is none.
+  /// The checksum of the header, length field included; that of no bytes where there is no header.
   std::uint64_t header_checksum() const;
 
  private:

@@ -21,7 +21,7 @@ TEST(CudaDeviceEncode, EqualsTheDefinitionForTilesAnywhereInMemoryAndWritesNothi
     const DeviceMemory last(host.last);
     const DeviceMemory elements(host.elements);
     const DeviceMemory scales(host.scales);
-    Encoding encoding = host.encoding();
+    TileToEncode encoding = host.encoding();
     encoding.values.data = values.address(encoding.values.data);
     encoding.encoded.elements = static_cast<std::uint8_t*>(elements.address(encoding.encoded.elements));
     encoding.encoded.scales = static_cast<std::uint8_t*>(scales.address(encoding.encoded.scales));
@@ -29,7 +29,7 @@ TEST(CudaDeviceEncode, EqualsTheDefinitionForTilesAnywhereInMemoryAndWritesNothi
       return of_host == nullptr ? nullptr : static_cast<const std::uint8_t*>(memory.address(of_host));
     };
     encoding.shared = {shared(first, encoding.shared.first), shared(last, encoding.shared.last)};
-    expect_success(encode(std::vector<Encoding>{encoding}, nullptr));
+    expect_success(encode(std::vector<TileToEncode>{encoding}, nullptr));
     expect_success(cudaDeviceSynchronize());
     ASSERT_TRUE(scales.bytes() == host.expected_scales) << host.describe();
     ASSERT_TRUE(elements.bytes() == host.expected_elements) << host.describe();

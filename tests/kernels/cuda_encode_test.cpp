@@ -10,7 +10,7 @@
 namespace shardwright::cuda {
 namespace {
 
-std::size_t run_all(const std::vector<Encoding>& encodings, std::int64_t longest = longest_side) {
+std::size_t run_all(const std::vector<TileToEncode>& encodings, std::int64_t longest = longest_side) {
   const std::vector<EncodingLaunch> launches = encoding_launches_for(encodings, longest);
   for (const EncodingLaunch& launch : launches) run(launch);
   return launches.size();
@@ -38,7 +38,7 @@ TEST(CudaEncode, FindsScalesAloneForATileWithoutElements) {
     std::vector<std::uint8_t> expected = one.scales;
     find_scales(one.value_tile(), one.first_column, expected.data() + RandomEncoding::guard,
                 one.scale_row_stride);
-    Encoding encoding = one.encoding();
+    TileToEncode encoding = one.encoding();
     encoding.encoded.elements = nullptr;
     encoding.shared = {};
     run_all({encoding});
@@ -49,7 +49,7 @@ TEST(CudaEncode, FindsScalesAloneForATileWithoutElements) {
 TEST(CudaEncode, EncodesManyTilesInFewLaunches) {
   Random random(3);
   std::deque<RandomEncoding> tiles;
-  std::vector<Encoding> encodings;
+  std::vector<TileToEncode> encodings;
   for (int i = 0; i < 150; ++i) {
     tiles.emplace_back(random, random.one_of(encodable), random.number(0, 80), random.number(0, 80),
                        random.one_of(all_strides));

@@ -79,7 +79,7 @@ struct RandomEncoding {
   EncodedTile encoded(std::vector<std::uint8_t>& elements_to, std::vector<std::uint8_t>& scales_to) const {
     return {elements_to.data() + guard, row_stride, scales_to.data() + guard, scale_row_stride};
   }
-  Encoding encoding() { return {value_tile(), first_column, shared(), encoded(elements, scales)}; }
+  TileToEncode encoding() { return {value_tile(), first_column, shared(), encoded(elements, scales)}; }
 
   std::string describe() const {
     return std::to_string(rows) + " x " + std::to_string(columns) + " " +

@@ -239,7 +239,7 @@ const DeviceCalls* FakeDevices::calls() const {
             return current->call("place", [&] { return current->place(placings, stream); });
           },
       .encode =
-          [](std::span<const cuda::Encoding> encodings, DeviceStream stream) {
+          [](std::span<const cuda::TileToEncode> encodings, DeviceStream stream) {
             return current->call("encode", [&] { return current->encode(encodings, stream); });
           },
       .error_text = [](DeviceStatus) { return "as the fake was told"; },

@@ -332,7 +332,7 @@ DeviceStatus FakeDevices::place(std::span<const cuda::Placing> placings, DeviceS
   return 0;
 }
 
-DeviceStatus FakeDevices::encode(std::span<const cuda::Encoding> encodings, DeviceStream handle) {
+DeviceStatus FakeDevices::encode(std::span<const cuda::TileToEncode> encodings, DeviceStream handle) {
   Stream* stream = find(handle);
   if (stream == nullptr) return 400;
   if (stream->device != device_here()) fault("a launch while another device is current");

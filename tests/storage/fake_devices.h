@@ -159,7 +159,7 @@ class FakeDevices {
   bool is_unused(const Region& region, const std::byte* memory) const;
   DeviceStatus copy(void* to, const void* from, std::size_t bytes, DeviceStream stream, bool to_device);
   DeviceStatus place(std::span<const cuda::Placing> placings, DeviceStream stream);
-  DeviceStatus encode(std::span<const cuda::Encoding> encodings, DeviceStream stream);
+  DeviceStatus encode(std::span<const cuda::TileToEncode> encodings, DeviceStream stream);
   Access reach(const void* first, std::int64_t rows, std::int64_t row_stride, std::int64_t columns,
                std::int64_t column_stride, std::int64_t element_bytes, bool writes) const;
   void expect_on_device(const Stream& stream, const void* address);

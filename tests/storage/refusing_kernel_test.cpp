@@ -209,7 +209,7 @@ TEST(refusing_kernel, what_is_in_the_page_cache_is_sampled_where_it_is_not_count
         ASSERT_EQ(::posix_fadvise(descriptor, kept << 20, 0, POSIX_FADV_DONTNEED), 0);
         const double resident =
             resident_share(descriptor, 8 << 20);  // first: newer kernels read what is asked for
-        EXPECT_NEAR(share_in_page_cache(descriptor, 8 << 20).value_or(-1),
+        EXPECT_NEAR(fraction_in_page_cache(descriptor, 8 << 20).value_or(-1),
                     tells_what_is_cached(descriptor) ? resident : -1, 0.1);
       }
       std::string all(8 << 20, ' ');

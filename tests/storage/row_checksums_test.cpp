@@ -111,7 +111,7 @@ TEST(RowSums, OfAnyBoxesOnAnyRanksAreThoseOfTheDefinition) {
   }
 }
 
-TEST(RowSums, WithoutAPieceOrWithColumnsCutInTwoWaysAreNone) {
+TEST(RowSums, WithoutSomeBytesOrWithColumnsCutInTwoWaysAreNone) {
   Random random(2);
   Example example = random_example(random);
   example.tensor.shape = {4, 6};

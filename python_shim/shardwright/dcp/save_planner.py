@@ -22,7 +22,7 @@ class SavePlanner(SharedPlanner):
     """Plans a save with any storage writer; with ``HuggingFaceStorageWriter``, by describing the tensors to it.
 
     With other writers it does what torch's ``DefaultSavePlanner`` does, planned in C++ (see ``save_planning``). An
-    export needs no write items: a rank tells what it holds, and hears what of it to write where. Strided shards and
+    export needs no write items: a rank tells what it holds, and hears what to write, and where. Strided shards and
     block scales that ranks share are beyond torch's planner; for all else either will do.
     """
 

@@ -31,7 +31,7 @@ from shardwright.checkpoints import next_order, remove_all_but
 from shardwright.dcp.planned_metadata import PlannedMetadata
 from shardwright.dcp.save_description import number_values
 from shardwright.dcp.save_planning import is_given_up
-from shardwright.dcp.storage_reader import _whole_number, default_threads
+from shardwright.dcp.storage_reader import default_threads
 from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.local_path import expect_overwrite, lasting_path, whole_number
@@ -122,7 +122,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         self.overwrite = overwrite
         self.async_staging_bytes = async_staging_bytes
         self.device_memory = (
-            None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
+            None if device_memory is None else whole_number("device_memory", device_memory, 1, 1 << 48)
         )
         self.keep_last = keep_last
         self.save_id = str(uuid.uuid4())

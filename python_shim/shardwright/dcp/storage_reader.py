@@ -22,7 +22,7 @@ from shardwright.cli.progress import progress_callback
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
-from shardwright.local_path import local_path
+from shardwright.local_path import local_path, whole_number
 from shardwright.ranks.cooperation import failing_together, read_together, reading_group
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of
@@ -33,12 +33,6 @@ def default_threads() -> int:
     """This process's share of the processors: those it may use, divided among the ranks that torchrun started here."""
     ranks_here = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(1, len(os.sched_getaffinity(0)) // ranks_here)
-
-
-def _whole_number(name: str, value: int, largest: int) -> int:
-    if not isinstance(value, int) or not 1 <= value <= largest:
-        raise ValueError(f"{name} is {value!r}; expected a whole number from 1 to {largest}, or None")
-    return value
 
 
 def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
@@ -145,13 +139,13 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         strict_dtypes: bool = False,
     ) -> None:
         threads = (
-            default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
+            default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
         )
         super().__init__(local_path(path), threads)
         if staging_bytes is not None:
-            staging_bytes = _whole_number("staging_bytes", staging_bytes, 1 << 48)
+            staging_bytes = whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
         if device_memory is not None:
-            device_memory = _whole_number("device_memory", device_memory, 1 << 48)
+            device_memory = whole_number("device_memory", device_memory, 1, 1 << 48)
         self.progress = progress
         self.cooperative = cooperative
         self.strict_dtypes = strict_dtypes

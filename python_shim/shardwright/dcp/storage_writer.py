@@ -27,9 +27,9 @@ from shardwright.catalog import catalog_of
 from shardwright.dcp.save_description import global_rank
 from shardwright.dcp.save_planner import ExportMeta
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
-from shardwright.dcp.storage_reader import _whole_number, default_threads
+from shardwright.dcp.storage_reader import default_threads
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
-from shardwright.local_path import expect_overwrite, lasting_path
+from shardwright.local_path import expect_overwrite, lasting_path, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there, naming, uninterrupted, write_flushed
@@ -164,7 +164,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         if quantization not in (None, "none", "mxfp8"):
             raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
         threads = (
-            default_threads() if thread_count is None else _whole_number("thread_count", thread_count, 1024)
+            default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
         )
         is_export = enable_consolidation or not save_distributed
         if not is_export and (quantization == "mxfp8" or template is not None):
@@ -190,10 +190,10 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.sources: list[str] = []  #: directories that the tensors come from; the template is another
         self.model, self.layout, self.strict = model, layout, strict
         self.staging_bytes = (
-            None if staging_bytes is None else _whole_number("staging_bytes", staging_bytes, 1 << 48)
+            None if staging_bytes is None else whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
         )
         self.device_memory = (
-            None if device_memory is None else _whole_number("device_memory", device_memory, 1 << 48)
+            None if device_memory is None else whole_number("device_memory", device_memory, 1, 1 << 48)
         )
         self.async_staging_bytes = async_staging_bytes
         self.strict_dtypes = strict_dtypes
