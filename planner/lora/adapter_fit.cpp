@@ -23,20 +23,11 @@ bool ends_with_name(const std::string& name, const std::string& ending) {
 
 std::string both(const LoraPair& pair) { return pair.a.fqn + " and " + pair.b.fqn; }
 
-std::vector<const Model*> families_of(const std::string& model) {
-  std::vector<const Model*> families;
-  const std::string name = model == "auto" ? model : family_named(model);
-  for (const Model& one : models()) {
-    if (name == "auto" || one.family == name) families.push_back(&one);
-  }
-  return families;
-}
-
 class Fitting {
  public:
   Fitting(const Catalog& catalog, const AdapterRequest& request) : catalog_(catalog), request_(request) {
     for (const std::string& prefix : request.prefixes) {
-      for (const Model* family : families_of(request.model)) {
+      for (const Model* family : lora_families(request.model)) {
         for (const std::string_view layout : lora_layouts) {
           for (const std::string& text : text_beginnings(*family))
             spellings_.emplace_back(*family, layout, text, prefix);

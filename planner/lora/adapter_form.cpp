@@ -17,11 +17,9 @@ using nlohmann::ordered_json;
 const Model& family_of(const std::vector<LoraPair>& pairs, const std::string& model) {
   std::vector<std::string> weights;
   for (const LoraPair& pair : pairs) weights.push_back(pair.weight);
-  const std::string family = model == "auto"
-                                 ? weight_map_by_native_names(weights, "automodel", /*asks=*/true).family
-                                 : family_named(model);
-  return *std::find_if(models().begin(), models().end(),
-                       [&](const Model& one) { return one.family == family; });
+  const std::string family =
+      model == "auto" ? weight_map_by_native_names(weights, "automodel", /*asks=*/true).family : model;
+  return *lora_families(family).front();
 }
 
 /// Whether the adapter's pair has the ranks of several of the trainer's side by side.

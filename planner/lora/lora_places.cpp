@@ -126,6 +126,15 @@ std::string LoraSpelling::module_of(std::string_view weight) const {
   return prefix_ + std::string(weight);
 }
 
+std::vector<const Model*> lora_families(const std::string& model) {
+  const std::string name = model == "auto" ? "" : family_named(model);
+  std::vector<const Model*> families;
+  for (const Model& one : models()) {
+    if (name.empty() || one.family == name) families.push_back(&one);
+  }
+  return families;
+}
+
 std::vector<std::string> text_beginnings(const Model& family) {
   if (family.text_prefix.empty()) return {"model."};
   return {std::string(family.text_prefix) + "model.", "model.", ""};

@@ -22,12 +22,6 @@ constexpr std::string_view transformers_text = "model.language_model.";
 constexpr std::string_view joined_stack = "gate_and_up_projs";
 constexpr std::string_view down_stack = "down_projs";
 
-const Model& model_of(const std::string& family) {
-  const std::string name = family_named(family);
-  return *std::find_if(models().begin(), models().end(),
-                       [&](const Model& one) { return one.family == name; });
-}
-
 /// What a state dict brings for one weight of the trainer.
 struct Brought {
   std::string prefix;
@@ -65,7 +59,7 @@ class StateDictFitting {
   StateDictFitting(const Catalog& hf, const LoraStateDict& asked)
       : hf_(hf),
         asked_(asked),
-        family_(model_of(asked.family)),
+        family_(*lora_families(asked.family).front()),
         texts_(text_beginnings(family_)),
         released_(family_, "huggingface", texts_.front()) {}
 
@@ -310,7 +304,7 @@ AdapterFit fit_state_dict(const Catalog& hf, const LoraStateDict& asked) {
 
 WeightMap lora_map_of_names(const std::vector<std::string>& keys, const std::string& family,
                             const std::string& text) {
-  const Model& model = model_of(family);
+  const Model& model = *lora_families(family).front();
   WeightMap map = lora_map("automodel");
   std::map<std::string, LoraSpelling> spellings;  // by prefix
   std::set<std::string> seen;
