@@ -1,12 +1,13 @@
 #include "planner/models/models.h"
 
 #include <algorithm>
-#include <cstdint>
-#include <limits>
-#include <nlohmann/json.hpp>
+#include <cctype>
+#include <iterator>
 #include <set>
 
 #include "planner/error.h"
+#include "planner/models/config.h"
+#include "planner/models/families.h"
 #include "planner/names/held_tensors.h"
 
 namespace shardwright {
@@ -23,22 +24,13 @@ std::string joined(const std::vector<std::string_view>& words) {
 std::string known_families() {
   std::string text;
   for (const Model& model : models()) {
-    text += (text.empty() ? "" : "; ") + std::string(model.family) + " (model_type " +
-            joined(model.model_types) + ")";
+    text += (text.empty() ? "" : ", ") + std::string(model.family);
   }
   return text;
 }
 
 bool contains(const std::vector<std::string_view>& words, std::string_view word) {
   return std::find(words.begin(), words.end(), word) != words.end();
-}
-
-/// config.json's "model_type"; empty if there is none.
-std::string model_type_of(const Catalog& catalog) {
-  if (catalog.config.empty()) return "";
-  const nlohmann::json config = nlohmann::json::parse(catalog.config, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object() || !config.contains("model_type") || !config["model_type"].is_string()) return "";
-  return config["model_type"].get<std::string>();
 }
 
 bool has_mark(const Model& model, const Catalog& catalog) {
@@ -78,23 +70,11 @@ const Model& recognise(const Catalog& catalog) {
           "layout=\"huggingface\"");
 }
 
-/// The numbers of a config that the family's tables speak of: those of its text part before its own.
-Sizes sizes_of(const Model& model, const std::string& config_text) {
-  Sizes sizes;
-  if (model.sizes.empty()) return sizes;
-  const nlohmann::json config = nlohmann::json::parse(config_text, nullptr, /*allow_exceptions=*/false);
-  const auto add = [&](const nlohmann::json& of) {
-    if (!of.is_object()) return;
-    for (const std::string_view name : model.sizes) {
-      const auto value = of.find(name);
-      if (value == of.end() || !value->is_number_unsigned()) continue;
-      if (value->get<std::uint64_t>() <= std::numeric_limits<std::int32_t>::max())
-        sizes.emplace(name, value->get<std::int64_t>());
-    }
-  };
-  if (config.is_object() && config.contains("text_config")) add(config["text_config"]);
-  add(config);
-  return sizes;
+/// The numbers of a config that the family's tables speak of.
+void add_sizes(const Model& model, const Catalog& catalog, Sizes& sizes) {
+  for (const std::string_view name : model.sizes) {
+    if (const auto value = number_in_config(catalog, name)) sizes.emplace(name, *value);
+  }
 }
 
 const Model& named(std::string_view family) {
@@ -109,7 +89,7 @@ WeightMap table_of(const Model& model, std::string_view layout, const Catalog& c
   WeightMap map = model.weight_map(layout, catalog);
   map.family = model.family;
   map.layout = layout;
-  map.sizes = sizes_of(model, catalog.config);
+  add_sizes(model, catalog, map.sizes);
   choose_alternatives(map, catalog);
   return map;
 }
@@ -133,6 +113,8 @@ WeightMap own_names(const Model& model, const Catalog& catalog) {
   for (const Rule& rule : names.rules) {
     if (rule.known) add(rule, to_checkpoint_spelling(map.dialect, rule.hf.text()), true);
   }
+  for (const NamePattern& pattern : names.without_place)
+    add(Rule{pattern, pattern}, to_checkpoint_spelling(map.dialect, pattern.text()), true);
   // These find sources; the place that a tensor of the checkpoint has is the one in its own spelling.
   for (const Rule& rule : names.rules) {
     add(rule, rule.hf.text(), false);
@@ -176,7 +158,7 @@ bool has_native_mark(const Model& model, const std::vector<std::string>& names) 
 }  // namespace
 
 const std::vector<Model>& models() {
-  static const std::vector<Model> all{minimax_m3(), qwen3_5_moe(), qwen3_moe()};
+  static const std::vector<Model> all = all_families();
   return all;
 }
 
@@ -190,6 +172,13 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
     return map;
   }
   const Model& model = family == "auto" ? recognise(catalog) : named(family);
+  for (const auto& [refused, reason] : model.refused) {
+    if (layout == refused) {
+      throw Error(ErrorKind::argument, "layout '" + std::string(layout) + "' of " +
+                                           std::string(model.family) + " cannot be had: " +
+                                           std::string(reason));
+    }
+  }
   if (!contains(model.layouts, layout)) {
     throw Error(ErrorKind::argument, "layout '" + std::string(layout) + "' is not known for " +
                                          std::string(model.family) + ". Known: " + joined(model.layouts) +

@@ -1,0 +1,50 @@
+/// Mistral 4 and Mistral 3 (Pixtral), with vision tower and text alone. Source of names and shapes: the models
+/// mistral3, mistral4 and ministral3 of transformers 5.23 and the adapters of nemo-automodel 0.7.0.
+
+#include <array>
+
+#include "planner/models/config.h"
+#include "planner/models/models.h"
+#include "planner/models/rules.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::array beside_text = {Row{"vision_tower.{*}", "model.vision_tower.{*}"},
+                                    Row{"multi_modal_projector.{*}", "model.multi_modal_projector.{*}"}};
+
+WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
+  WeightMap map;
+  TextModel text = text_model(layout);
+  if (any_begins(catalog, "language_model.")) {
+    text.hf = "language_model.model.";
+    text.hf_head = "language_model.lm_head.weight";
+    text.native = "model.language_model.";
+    // Its own text model is a whole one inside the VL model, head and all; other text models are transformers'.
+    if (layout == "automodel" && model_type_of(catalog, "text_config") == "mistral4") {
+      text.native = "model.language_model.model.";
+      text.native_head = "model.language_model.lm_head.weight";
+    }
+  }
+  add_experts(map, text, stacked_experts(layout));
+  add_layers(map, text, usual_layer(layout));
+  add_layers(map, text, usual_mixture(layout));
+  add_rules(map.rules, beside_text, "", "");
+  add_outside_layers(map, text, catalog);
+  return map;
+}
+
+}  // namespace
+
+std::vector<Model> mistral4() {
+  std::vector<Model> models;
+  for (const std::string_view family : {"mistral3", "mistral4"}) {
+    models.push_back({.family = family,
+                      .model_types = {family},
+                      .layouts = {"automodel", "transformers"},
+                      .weight_map = weight_map});
+  }
+  return models;
+}
+
+}  // namespace shardwright

@@ -1,0 +1,56 @@
+"""Layout "transformers" of every family is what transformers 5.23 itself loads. Run by `make compare`."""
+
+from pathlib import Path
+
+import pytest
+import shardwright as sw
+import torch
+from tiny_models import TINY, Tensors, Tiny, held
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+each = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.id)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(
+        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    )
+
+
+def differing(found: Tensors, expected: Tensors) -> list[str]:
+    assert found.keys() == expected.keys()
+    return [name for name in expected if not same(found[name], expected[name])]
+
+
+def loaded_by_transformers(tiny: Tiny, path: Path) -> Tensors:
+    auto = AutoModelForImageTextToText if tiny.is_vision_model else AutoModelForCausalLM
+    model, info = auto.from_pretrained(path, dtype="auto", output_loading_info=True)
+    assert not any(info.values()), info
+    return model.state_dict()
+
+
+@each
+def test_a_load_gives_what_transformers_loads(tiny: Tiny, tmp_path: Path):
+    tiny.write(tmp_path / "from")
+    expected = loaded_by_transformers(tiny, tmp_path / "from")
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    report = sw.load(state, tmp_path / "from", layout="transformers")
+    assert differing(state, expected) == []
+    assert report.unused == [] and report.unknown == [] and report.not_loaded == []
+
+    empty = sw.empty_state_dict(tmp_path / "from", layout="transformers")
+    tied = {"lm_head.weight"} if "lm_head.weight" in expected.keys() - empty.keys() else set()
+    assert {name: tensor.shape for name, tensor in empty.items()} == {
+        name: tensor.shape for name, tensor in expected.items() if name not in tied
+    }
+    sw.export(state, tmp_path / "to", template=tmp_path / "from", layout="transformers")
+    assert differing(held(tmp_path / "to"), held(tmp_path / "from")) == []
+
+
+@each
+def test_a_load_fills_the_model_itself(tiny: Tiny, tmp_path: Path):
+    """Tensors that are tied, and so share memory, are loaded once."""
+    expected = {name: tensor.clone() for name, tensor in tiny.write(tmp_path).state_dict().items()}
+    model = tiny.make(seed=1)
+    sw.load(model.state_dict(), tmp_path, layout="transformers")
+    assert differing(dict(model.state_dict()), expected) == []
