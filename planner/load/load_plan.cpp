@@ -23,6 +23,17 @@ std::uint32_t index_of(const Catalog& catalog, const SourceTensor& tensor) {
   return static_cast<std::uint32_t>(&tensor - catalog.tensors.data());
 }
 
+bool is_same_memory(const TensorSpec& a, const TensorSpec& b) {
+  const auto of = [](const TensorSpec& spec) {
+    return std::tie(spec.data, spec.dtype, spec.global_shape, spec.local_shape, spec.local_strides);
+  };
+  const auto same_box = [](const LocalBox& x, const LocalBox& y) {
+    return x.global == y.global && x.local_offset == y.local_offset;
+  };
+  return of(a) == of(b) &&
+         std::equal(a.boxes.begin(), a.boxes.end(), b.boxes.begin(), b.boxes.end(), same_box);
+}
+
 class LoadPlanner {
  public:
   LoadPlanner(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
@@ -36,11 +47,19 @@ class LoadPlanner {
   LoadPlan plan() {
     const auto begin = std::chrono::steady_clock::now();
     problems_.lines = options_.problems;
-    for (std::size_t i = 0; i < specs_.size(); ++i) add_destination(static_cast<std::uint32_t>(i));
-    if (!options_.exporting && !options_.resuming) {
-      for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
+    const bool writes_once = !options_.exporting && !options_.resuming;
+    std::vector<TensorSpec> apart;  // those that do not share memory with what they are read from
+    for (std::size_t i = 0; i < specs_.size(); ++i) {
+      if (writes_once && is_filled_by_another(specs_[i])) continue;
+      if (writes_once) apart.push_back(specs_[i]);
+      add_destination(static_cast<std::uint32_t>(i));
     }
+    for (std::string& fault : shared_memory(apart)) problems_.add(std::move(fault));
     account_for_the_rest();
+    if (!of_other_layout_.empty()) {
+      problems_.add(of_other_layout_ + " is a name of layout " + other_layout_ + " of " + map_.family +
+                    ": pass layout=\"" + other_layout_ + "\"");
+    }
     if (!prefix_.empty()) {
       problems_.add(
           "the checkpoint has such tensors without the first part of their names: load into the inner "
@@ -78,6 +97,7 @@ class LoadPlanner {
       } else {
         problems_.add(spec.fqn + ": no rule of " + map_.family + " has a source for it");
         look_for_prefix(spec);
+        look_for_layout(spec);
       }
       return;
     }
@@ -85,6 +105,24 @@ class LoadPlanner {
     if (options_.exporting && !pieces.empty() && pieces.front().rule->only_read) return;
     const std::size_t first_transfer = plan_.transfers.size();
     if (add_pieces(index, pieces)) prove_coverage(spec, first_transfer);
+  }
+
+  /// A tied head: the same memory, and the same source, as another tensor's of the trainer, in which it is
+  /// loaded.
+  bool is_filled_by_another(const TensorSpec& spec) const {
+    if (spec.data == nullptr) return false;
+    const auto is_only_read = [](const Rule& rule) { return rule.only_read; };
+    const auto tied = std::find_if(map_.rules.begin(), map_.rules.end(), [&](const Rule& rule) {
+      return is_only_read(rule) && rule.native.match(spec.fqn).has_value();
+    });
+    if (tied == map_.rules.end()) return false;
+    for (const NativePlace& place :
+         native_places_of(map_, to_checkpoint_spelling(map_.dialect, tied->hf.text()))) {
+      for (const TensorSpec& other : specs_) {
+        if (other.fqn == place.fqn && other.fqn != spec.fqn && is_same_memory(other, spec)) return true;
+      }
+    }
+    return false;
   }
 
   /// A stacked tensor of no experts has no pieces and needs none.
@@ -119,7 +157,10 @@ class LoadPlanner {
       return false;
     }
     for (const auto& [rule, of_rule] : missing_pieces) note_missing(spec, *rule, of_rule);
-    if (missing == pieces.size()) look_for_prefix(spec);
+    if (missing == pieces.size()) {
+      look_for_prefix(spec);
+      look_for_layout(spec);
+    }
     return false;
   }
 
@@ -153,6 +194,13 @@ class LoadPlanner {
         prefix_ = spec.fqn.substr(0, dot);
     } catch (const Error&) {  // it is not the tensor of that name
     }
+  }
+
+  /// Remembers the first name that is another layout's.
+  void look_for_layout(const TensorSpec& spec) {
+    if (!of_other_layout_.empty()) return;
+    other_layout_ = other_layout_of(map_, spec.fqn);
+    if (!other_layout_.empty()) of_other_layout_ = spec.fqn;
   }
 
   bool add_piece(std::uint32_t index, const Piece& piece, std::span<const SourceTensor> chunks) {
@@ -330,6 +378,8 @@ class LoadPlanner {
   const LoadPlanOptions& options_;
   std::vector<bool> used_;  // by index into Catalog::tensors; of weights, with which their scales go
   std::unordered_set<std::string> noted_;
+  std::string of_other_layout_;  // a name that the trainer has
+  std::string other_layout_;
   std::string prefix_;  // of names that the checkpoint has without it
   Problems problems_;
   LoadPlan plan_;

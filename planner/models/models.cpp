@@ -14,6 +14,7 @@ namespace shardwright {
 namespace {
 
 constexpr std::string_view huggingface = "huggingface";
+constexpr std::string_view torchtitan = "torchtitan";
 
 std::string joined(const std::vector<std::string_view>& words) {
   std::string text;
@@ -85,8 +86,20 @@ const Model& named(std::string_view family) {
               "model '" + std::string(family) + "' is not known. Known: auto; " + known_families());
 }
 
+/// The rows, without those that only find sources.
+OtherLayout natives_of(const Model& model, std::string_view layout, const Catalog& catalog) {
+  OtherLayout other{std::string(layout), {}};
+  for (const Rule& rule : model.weight_map(layout, catalog).rules) {
+    if (rule.known) other.natives.push_back(rule.native);
+  }
+  return other;
+}
+
 WeightMap table_of(const Model& model, std::string_view layout, const Catalog& catalog) {
   WeightMap map = model.weight_map(layout, catalog);
+  for (const std::string_view other : model.layouts) {
+    if (other != layout) map.other_layouts.push_back(natives_of(model, other, catalog));
+  }
   map.family = model.family;
   map.layout = layout;
   add_sizes(model, catalog, map.sizes);
@@ -140,11 +153,28 @@ std::vector<std::string_view> known_layouts() {
   return layouts;
 }
 
-/// Whether the family's table says that a tensor of that name is made up of parts of others, or of others'.
+/// Whether the family's table says that a tensor of that name is made up of others. That it is a part of one
+/// says little: a "q_proj" is most families' own.
 bool regroups(const WeightMap& map, const std::string& name) {
   return std::any_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
-    return rule.known && !rule.axes.is_identity() && rule.native.match(name).has_value();
+    return rule.known && !rule.axes.is_identity() && !rule.axes.takes_a_part() &&
+           rule.native.match(name).has_value();
   });
+}
+
+/// One name of those that differ in their numbers alone: of layers, of experts.
+std::vector<std::string> one_of_each_kind(const std::vector<std::string>& names) {
+  std::set<std::string> seen;
+  std::vector<std::string> kinds;
+  for (const std::string& name : names) {
+    std::string kind;
+    for (const char c : name) {
+      const bool is_digit = std::isdigit(static_cast<unsigned char>(c)) != 0;
+      if (!is_digit || kind.empty() || kind.back() != '0') kind += is_digit ? '0' : c;
+    }
+    if (seen.insert(kind).second) kinds.push_back(name);
+  }
+  return kinds;
 }
 
 bool has_native_mark(const Model& model, const std::vector<std::string>& names) {
@@ -175,8 +205,8 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
   for (const auto& [refused, reason] : model.refused) {
     if (layout == refused) {
       throw Error(ErrorKind::argument, "layout '" + std::string(layout) + "' of " +
-                                           std::string(model.family) + " cannot be had: " +
-                                           std::string(reason));
+                                           std::string(model.family) +
+                                           " cannot be had: " + std::string(reason));
     }
   }
   if (!contains(model.layouts, layout)) {
@@ -190,17 +220,23 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
 std::string family_named(std::string_view model) { return std::string(named(model).family); }
 
 void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names) {
+  const auto refuse = [&](const std::string& name, std::string_view layout, std::string_view family) {
+    throw Error(ErrorKind::mismatch, name + ": is a name of layout " + std::string(layout) + " of " +
+                                         std::string(family) + ", found layout " + map.layout +
+                                         "; pass layout=\"" + std::string(layout) +
+                                         "\", or take the names as they are with layout=\"huggingface\"");
+  };
+  const std::vector<std::string> kinds = one_of_each_kind(names);
+  for (const std::string& name : kinds) {
+    if (const std::string other = other_layout_of(map, name); !other.empty()) refuse(name, other, map.family);
+  }
+  if (map.family != unchanged_names().family) return;
   for (const Model& model : models()) {
-    if (map.family != model.family && map.family != unchanged_names().family) continue;
     for (const std::string_view layout : model.layouts) {
       if (layout == map.layout) continue;
-      const WeightMap other = table_of(model, layout, {});
-      for (const std::string& name : names) {
-        if (regroups(map, name) || !regroups(other, name)) continue;
-        throw Error(ErrorKind::mismatch, name + ": is a name of layout " + std::string(layout) + " of " +
-                                             std::string(model.family) + ", found layout " + map.layout +
-                                             "; pass layout=\"" + std::string(layout) +
-                                             "\", or take the names as they are with layout=\"huggingface\"");
+      const WeightMap other = model.weight_map(layout, {});
+      for (const std::string& name : kinds) {
+        if (regroups(other, name)) refuse(name, layout, model.family);
       }
     }
   }
@@ -213,20 +249,28 @@ WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std:
                 "layout '" + std::string(layout) + "' is not known. Known: " + joined(known_layouts()));
   }
   if (layout == huggingface) return unchanged_names();
+  const std::vector<std::string> kinds = one_of_each_kind(names);
   std::vector<const Model*> marked;
   std::vector<const Model*> possible;
   for (const Model& model : models()) {
-    if (!contains(model.layouts, layout)) continue;
-    if (has_native_mark(model, names)) marked.push_back(&model);
-    const WeightMap map = table_of(model, layout, {});
-    if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return regroups(map, name); }))
-      possible.push_back(&model);
+    if (!contains(model.layouts, layout) || (asks && !model.takes_lora)) continue;
+    if (has_native_mark(model, kinds)) marked.push_back(&model);
+    const WeightMap map = model.weight_map(layout, {});
+    // torchtitan names nothing as the files do.
+    const auto changes = [&](const std::string& name) {
+      return layout == torchtitan ? knows_native(map, name) : regroups(map, name);
+    };
+    if (std::any_of(kinds.begin(), kinds.end(), changes)) possible.push_back(&model);
   }
   if (marked.size() == 1) return table_of(*marked.front(), layout, {});
   const std::vector<const Model*>& found = marked.empty() ? possible : marked;
   if (found.empty() && !asks) return unchanged_names();
+  constexpr std::size_t named_at_most = 4;
   std::string families;
-  for (const Model* model : found) families += (families.empty() ? "" : ", ") + std::string(model->family);
+  for (std::size_t i = 0; i < std::min(found.size(), named_at_most); ++i)
+    families += (families.empty() ? "" : ", ") + std::string(found[i]->family);
+  if (found.size() > named_at_most)
+    families += " and " + std::to_string(found.size() - named_at_most) + " more families";
   throw Error(ErrorKind::mismatch,
               "cannot tell which model's names to give these tensors (layout " + std::string(layout) +
                   "): they may be those of " +

@@ -33,6 +33,10 @@ struct Model {
   /// What the names of the text part begin with, which a text-only checkpoint leaves out; empty: nothing.
   std::string_view text_prefix = {};
 
+  /// Whether adapters' modules are those of the table: rows that neither split an HF matrix nor stack experts
+  /// in another way than [experts, out, in].
+  bool takes_lora = false;
+
   /// The table for one of `layouts`, in the dialect of this checkpoint.
   WeightMap (*weight_map)(std::string_view layout, const Catalog& catalog) = nullptr;
 };
@@ -50,12 +54,13 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto
 /// whose marks they have. No marks: names as they are, if no family's table says that one of these tensors is
 /// made up of others. Throws Error(mismatch), naming the families, where several fit or only that can be
 /// said.
-/// With `asks`, that no family has such marks is an error, too.
+/// With `asks`, for LoRA tensors, that no family has such marks is an error, too, and only families count
+/// whose adapters are known.
 WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,
                                      bool asks = false);
 
-/// Throws Error(mismatch), naming the layout, if one of these tensors is made up of others in another layout
-/// of the map's family (of any, if the map has none), and in this one is not.
+/// Throws Error(mismatch), naming the layout, if one of these names is another layout's of the map's family
+/// and not this one's; if the map has no family, if such a tensor is made up of others in a layout of any.
 void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names);
 
 /// The name of the family that is called so, or has such a model_type. Throws Error(argument) as

@@ -3,6 +3,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "planner/names/catalog.h"
@@ -29,6 +30,10 @@ void add_rules(std::vector<Rule>& rules, std::span<const Row> rows, std::string_
 void add_rules(std::vector<Rule>& rules, std::span<const std::string_view> names, std::string_view hf_prefix,
                std::string_view native_prefix, bool known = true);
 
+/// Why nemo-automodel's layout is refused where it has no model of its own.
+inline constexpr std::pair<std::string_view, std::string_view> automodel_is_transformers{
+    "automodel", "nemo-automodel trains transformers' own model of it: pass layout=\"transformers\""};
+
 // --- a text model ---
 
 /// What the names of a text model begin with, in the files and in the trainer.
@@ -50,8 +55,9 @@ TextModel text_model(std::string_view layout);
 void add_layers(WeightMap& map, const TextModel& text, std::span<const Row> rows, int alternative = 0);
 void add_layers(WeightMap& map, const TextModel& text, std::span<const std::string_view> names);
 
-/// Norms, dense MLP and, but for "torchtitan", attention, which there is `torchtitan_attention` or the family's
-/// own. Rows of a family's own stand before these; two rows with one native name are parts of one tensor.
+/// Norms, dense MLP and, but for "torchtitan", attention, which there is `torchtitan_attention` or the
+/// family's own. Rows of a family's own stand before these; two rows with one native name are parts of one
+/// tensor.
 std::span<const Row> usual_layer(std::string_view layout);
 
 /// Router and shared experts.

@@ -49,8 +49,11 @@ class AxisExpression {
   bool counts_experts() const { return counts("{expert}"); }
   bool counts_shards() const { return counts("{shard}"); }
 
-  /// Whether the native shape does not say all: the HF side has another part's size, or HF tensors are
-  /// counted within a dimension.
+  /// Whether the native tensor has no more than a part of the HF tensor.
+  bool takes_a_part() const;
+
+  /// Whether the native shape does not say all: the HF side has another part's size, HF tensors are counted
+  /// within a dimension, or several axes are one native dimension.
   bool needs_hf_shape() const;
 
   /// What is known of the two tensors, made into a correspondence, for expert and shard 0. Shapes that are

@@ -53,6 +53,18 @@ std::vector<const Rule*> rules_of(const WeightMap& map, const std::string& fqn, 
 
 }  // namespace
 
+bool knows_native(const WeightMap& map, std::string_view fqn) {
+  return std::any_of(map.rules.begin(), map.rules.end(),
+                     [&](const Rule& rule) { return rule.known && rule.native.match(fqn).has_value(); });
+}
+
+std::string other_layout_of(const WeightMap& map, std::string_view fqn) {
+  if (map.other_layouts.empty() || knows_native(map, fqn)) return "";
+  const auto found = std::find_if(map.other_layouts.begin(), map.other_layouts.end(),
+                                  [&](const OtherLayout& other) { return fits_any(other.natives, fqn); });
+  return found == map.other_layouts.end() ? "" : found->layout;
+}
+
 std::vector<Placed> placed_in(const Piece& piece, const Box& native) {
   return placed_in(*piece.correspondence, piece.native_box, native);
 }

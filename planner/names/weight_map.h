@@ -46,6 +46,12 @@ struct Rule {
 /// files}. The first prefix that fits counts.
 using Dialect = std::vector<std::pair<std::string, std::string>>;
 
+/// Native names of another layout.
+struct OtherLayout {
+  std::string layout;
+  std::vector<NamePattern> natives;
+};
+
 /// The rules that relate native tensors to HF tensors for one model family and one native layout.
 struct WeightMap {
   std::string family;
@@ -57,7 +63,14 @@ struct WeightMap {
   std::vector<NamePattern> after_layers;   ///< HF names that a pipeline needs after its last layer
   Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules
   Sizes sizes;      ///< that the axes may name: of the model's config
+  std::vector<OtherLayout> other_layouts;  ///< of the family: for messages
 };
+
+/// Whether a row, other than "all else keeps its name", has such a native name.
+bool knows_native(const WeightMap& map, std::string_view fqn);
+
+/// The other layout of the family that has a native name which this one has not; empty if none does.
+std::string other_layout_of(const WeightMap& map, std::string_view fqn);
 
 /// Keeps, of the rows of each native name, those of the first alternative whose HF names all are there, for
 /// some layer and expert; of the first one where none are.

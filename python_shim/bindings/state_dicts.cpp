@@ -29,13 +29,16 @@ void bind_names(py::module_& m) {
       py::arg("hf_names"), py::arg("model"), py::arg("layout") = "automodel",
       "The weight map where no checkpoint is at hand: these names show how HF names begin.");
   m.def(
-      "families",
+      "families_with_lora",
       [] {
         std::vector<std::pair<std::string, std::string>> families;
-        for (const Model& model : models()) families.emplace_back(model.family, model.text_prefix);
+        for (const Model& model : models()) {
+          if (model.takes_lora) families.emplace_back(model.family, model.text_prefix);
+        }
         return families;
       },
-      "(name, what the names of the text part begin with where there is more than text) of each family.");
+      "(name, what the names of the text part begin with where there is more than text) of each family whose "
+      "adapters can be loaded and saved.");
   m.def("family_named", &family_named, py::arg("model"),
         "The family's name, for that or a model_type of it.");
   m.def(

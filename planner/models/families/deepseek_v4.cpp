@@ -1,7 +1,7 @@
-/// DeepSeek V4. Source of names and shapes: the released names, DeepseekV4ForCausalLM of transformers 5.23, which
-/// has no MTP, and the adapter of nemo-automodel 0.7.0. Files begin names with "model." or do not, and
-/// transformers stores some of those outside the layers under its own names. Layers that route by hash have no
-/// bias of the gate.
+/// DeepSeek V4. Source of names and shapes: the released names, DeepseekV4ForCausalLM of transformers 5.23,
+/// which has no MTP, and the adapter of nemo-automodel 0.7.0. Files begin names with "model." or do not, and
+/// transformers stores some of those outside the layers under its own names. Layers that route by hash have
+/// no bias of the gate.
 
 #include <array>
 #include <string>
@@ -31,7 +31,8 @@ constexpr std::array automodel = {
     Row{"attn.attn_sink", "self_attn.sinks_param.weight"},
     Row{"attn.indexer.compressor.norm.{*}", "self_attn.compressor.indexer.kv_norm.{*}"},
     Row{"attn.indexer.compressor.ape", "self_attn.compressor.indexer.ape_param.weight"},
-    Row{"attn.indexer.compressor.{*}", "self_attn.compressor.indexer.{*}"},
+    Row{"attn.indexer.compressor.wgate.{*}", "self_attn.compressor.indexer.wgate.{*}"},
+    Row{"attn.indexer.compressor.wkv.{*}", "self_attn.compressor.indexer.wkv.{*}"},
     Row{"attn.indexer.{*}", "self_attn.compressor.indexer.{*}"},
     Row{"attn.compressor.norm.{*}", "self_attn.compressor.kv_norm.{*}"},
     Row{"attn.compressor.ape", "self_attn.compressor.ape_param.weight"},
@@ -65,9 +66,12 @@ constexpr std::array transformers = {
 };
 
 constexpr std::array released_outside = {
-    Row{"embed.weight", "model.embed_tokens.weight"}, Row{"norm.weight", "model.norm.weight"},
-    Row{"head.weight", "lm_head.weight"},             Row{"hc_head_fn", "model.hc_head.hc_fn"},
-    Row{"hc_head_base", "model.hc_head.hc_base"},     Row{"hc_head_scale", "model.hc_head.hc_scale"},
+    Row{"embed.weight", "model.embed_tokens.weight"},
+    Row{"norm.weight", "model.norm.weight"},
+    Row{"head.weight", "lm_head.weight"},
+    Row{"hc_head_fn", "model.hc_head.hc_fn"},
+    Row{"hc_head_base", "model.hc_head.hc_base"},
+    Row{"hc_head_scale", "model.hc_head.hc_scale"},
 };
 constexpr std::array saved_outside = {
     Row{"embed_tokens.weight", "model.embed_tokens.weight"},

@@ -1,6 +1,6 @@
-/// Hunyuan, dense and with experts, and HY 3 (hy_v3). Source of names and shapes: the models hunyuan_v1_dense,
-/// hunyuan_v1_moe and hy_v3 of transformers 5.23, and nemo-automodel 0.7.0, which has an adapter for hy_v3 and
-/// trains the others as transformers has them. Neither has MTP.
+/// Hunyuan, dense and with experts, and HY 3 (hy_v3). Source of names and shapes: the models
+/// hunyuan_v1_dense, hunyuan_v1_moe and hy_v3 of transformers 5.23, and nemo-automodel 0.7.0, which has an
+/// adapter for hy_v3 and trains the others as transformers has them. Neither has MTP.
 
 #include <array>
 
@@ -12,12 +12,20 @@ namespace {
 
 constexpr std::array<std::string_view, 1> shared_mlp = {"mlp.shared_mlp.{*}"};
 
-WeightMap hunyuan(std::string_view layout, const Catalog& catalog) {
+WeightMap dense(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   const TextModel text = text_model(layout);
-  add_experts(map, text, split_experts("transformers"));
+  add_layers(map, text, usual_layer(layout));
+  add_outside_layers(map, text, catalog);
+  return map;
+}
+
+WeightMap with_experts(std::string_view layout, const Catalog& catalog) {
+  WeightMap map;
+  const TextModel text = text_model(layout);
+  add_experts(map, text, split_experts(layout));
   add_layers(map, text, shared_mlp);
-  add_layers(map, text, usual_mixture("transformers"));
+  add_layers(map, text, usual_mixture(layout));
   add_layers(map, text, usual_layer(layout));
   add_outside_layers(map, text, catalog);
   return map;
@@ -53,16 +61,19 @@ std::vector<Model> hunyuan() {
       {.family = "hunyuan_v1_dense",
        .model_types = {"hunyuan_v1_dense"},
        .layouts = {"automodel", "transformers"},
-       .weight_map = hunyuan},
+       .takes_lora = true,
+       .weight_map = dense},
       {.family = "hunyuan_v1_moe",
        .model_types = {"hunyuan_v1_moe"},
-       .layouts = {"automodel", "transformers"},
+       .layouts = {"transformers"},
+       .refused = {automodel_is_transformers},
        .hf_marks = {"model.layers.{layer}.mlp.gate.wg.weight"},
-       .weight_map = hunyuan},
+       .weight_map = with_experts},
       {.family = "hy_v3",
        .model_types = {"hy_v3", "hy_mt2"},
        .layouts = {"automodel", "transformers"},
        .hf_marks = {"model.layers.{layer}.mlp.router.gate.weight"},
+       .takes_lora = true,
        .weight_map = hy_v3},
   };
 }

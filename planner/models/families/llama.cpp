@@ -39,10 +39,12 @@ std::vector<Model> llama() {
        .model_types = {"llama"},
        .layouts = {"automodel", "transformers", "torchtitan"},
        .sizes = {"num_attention_heads", "num_key_value_heads"},
+       .takes_lora = true,
        .weight_map = weight_map},
       {.family = "mistral",
        .model_types = {"mistral"},
        .layouts = {"automodel", "transformers"},
+       .takes_lora = true,
        .weight_map = weight_map},
   };
 }

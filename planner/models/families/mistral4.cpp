@@ -1,5 +1,5 @@
-/// Mistral 4 and Mistral 3 (Pixtral), with vision tower and text alone. Source of names and shapes: the models
-/// mistral3, mistral4 and ministral3 of transformers 5.23 and the adapters of nemo-automodel 0.7.0.
+/// Mistral 4 and Mistral 3 (Pixtral), with vision tower and text alone. Source of names and shapes: the
+/// models mistral3, mistral4 and ministral3 of transformers 5.23 and the adapters of nemo-automodel 0.7.0.
 
 #include <array>
 
@@ -20,7 +20,8 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
     text.hf = "language_model.model.";
     text.hf_head = "language_model.lm_head.weight";
     text.native = "model.language_model.";
-    // Its own text model is a whole one inside the VL model, head and all; other text models are transformers'.
+    // Its own text model is a whole one inside the VL model, head and all; other text models are
+    // transformers'.
     if (layout == "automodel" && model_type_of(catalog, "text_config") == "mistral4") {
       text.native = "model.language_model.model.";
       text.native_head = "model.language_model.lm_head.weight";

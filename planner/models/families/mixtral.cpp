@@ -14,7 +14,7 @@ constexpr std::array router = {Row{"block_sparse_moe.gate.weight", "mlp.gate.wei
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   const TextModel text = text_model(layout);
-  add_experts(map, text, numbered_experts("transformers"), "block_sparse_moe.experts.");
+  add_experts(map, text, numbered_experts(layout), "block_sparse_moe.experts.");
   add_layers(map, text, router);
   add_layers(map, text, usual_layer(layout));
   add_outside_layers(map, text, catalog);
@@ -26,7 +26,8 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
 std::vector<Model> mixtral() {
   return {{.family = "mixtral",
            .model_types = {"mixtral"},
-           .layouts = {"automodel", "transformers"},
+           .layouts = {"transformers"},
+           .refused = {automodel_is_transformers},
            .weight_map = weight_map}};
 }
 

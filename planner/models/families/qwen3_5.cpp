@@ -1,8 +1,8 @@
-/// Qwen3.5 and Qwen3.6, dense and with experts, with and without vision tower. Source of names and shapes: the
-/// models qwen3_5 and qwen3_5_moe of transformers 5.23, which have no MTP, the adapters of nemo-automodel 0.7.0
-/// and, but for the shape of stacked experts, which it takes for [experts, hidden, 2 intermediate], that of
-/// torchtitan 0.3.0. Released files have experts stacked (BF16) or one by one (FP8); MTP's are either, whatever
-/// the decoder's are.
+/// Qwen3.5 and Qwen3.6, dense and with experts, with and without vision tower. Source of names and shapes:
+/// the models qwen3_5 and qwen3_5_moe of transformers 5.23, which have no MTP, the adapters of nemo-automodel
+/// 0.7.0 and, but for the shape of stacked experts, which it takes for [experts, hidden, 2 intermediate],
+/// that of torchtitan 0.3.0. Released files have experts stacked (BF16) or one by one (FP8); MTP's are
+/// either, whatever the decoder's are.
 
 #include <array>
 #include <string>
@@ -136,12 +136,14 @@ std::vector<Model> qwen3_5() {
       {.family = "qwen3_5",
        .model_types = {"qwen3_5", "qwen3_5_text"},
        .layouts = {"automodel", "transformers", "torchtitan"},
+       .takes_lora = true,
        .weight_map = dense},
       {.family = "qwen3_5_moe",
        .model_types = {"qwen3_5_moe", "qwen3_5_moe_text"},
        .layouts = {"automodel", "transformers", "torchtitan"},
        .hf_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
        .native_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
+       .takes_lora = true,
        .weight_map = with_experts},
   };
 }

@@ -39,6 +39,7 @@ std::vector<Model> qwen3_next() {
            .layouts = {"automodel", "transformers"},
            .hf_marks = {"model.layers.{layer}.linear_attn.in_proj_qkvz.weight"},
            .native_marks = {"model.layers.{layer}.linear_attn.in_proj_qkvz.weight"},
+           .takes_lora = true,
            .weight_map = weight_map}};
 }
 

@@ -1,6 +1,7 @@
 /// Qwen3-VL, dense and with experts. Source of names and shapes: the models qwen3_vl and qwen3_vl_moe of
-/// transformers 5.23 and the adapter of nemo-automodel 0.7.0. Released experts are stacked as [experts, hidden,
-/// 2 intermediate], those that transformers 5.23 saves as [experts, 2 intermediate, hidden]: the same names.
+/// transformers 5.23 and the adapter of nemo-automodel 0.7.0. Released experts are stacked as [experts,
+/// hidden, 2 intermediate], those that transformers 5.23 saves as [experts, 2 intermediate, hidden]: the same
+/// names.
 
 #include <array>
 

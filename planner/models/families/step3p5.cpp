@@ -98,10 +98,7 @@ WeightMap step3p7(std::string_view layout, const Catalog& catalog) {
 
 std::vector<Model> step3p5() {
   return {
-      {.family = "step3p5",
-       .model_types = {"step3p5"},
-       .layouts = {"automodel"},
-       .weight_map = step3p5},
+      {.family = "step3p5", .model_types = {"step3p5"}, .layouts = {"automodel"}, .weight_map = step3p5},
       {.family = "step3p7",
        .model_types = {"step3p7"},
        .layouts = {"automodel", "transformers"},

@@ -57,13 +57,19 @@ def families(model: str = "auto") -> tuple[Family, ...]:
     """The families that a model may be of: all, or the one that is named.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or none whose adapters are known.
     """
-    known = tuple(Family(name, prefix) for name, prefix in _core.families())
+    known = tuple(Family(name, prefix) for name, prefix in _core.families_with_lora())
     if model == "auto":
         return known
     name = _core.family_named(model)
-    return tuple(family for family in known if family.name == name)
+    found = tuple(family for family in known if family.name == name)
+    if not found:
+        raise ValueError(
+            f"LoRA adapters of {name} cannot be loaded or saved: its modules are not those of a file one by one. "
+            f"Known: {', '.join(family.name for family in known)}"
+        )
+    return found
 
 
 def weight_of(key: str) -> tuple[str, str, str] | None:
