@@ -56,10 +56,6 @@ class LoadPlanner {
     }
     for (std::string& fault : shared_memory(apart)) problems_.add(std::move(fault));
     account_for_the_rest();
-    if (!of_other_layout_.empty()) {
-      problems_.add(of_other_layout_ + " is a name of layout " + other_layout_ + " of " + map_.family +
-                    ": pass layout=\"" + other_layout_ + "\"");
-    }
     if (!prefix_.empty()) {
       problems_.add(
           "the checkpoint has such tensors without the first part of their names: load into the inner "
@@ -97,7 +93,6 @@ class LoadPlanner {
       } else {
         problems_.add(spec.fqn + ": no rule of " + map_.family + " has a source for it");
         look_for_prefix(spec);
-        look_for_layout(spec);
       }
       return;
     }
@@ -156,11 +151,14 @@ class LoadPlanner {
       plan_.not_loaded.push_back(spec.fqn);
       return false;
     }
-    for (const auto& [rule, of_rule] : missing_pieces) note_missing(spec, *rule, of_rule);
-    if (missing == pieces.size()) {
-      look_for_prefix(spec);
-      look_for_layout(spec);
+    if (missing == pieces.size() && may_be_absent(map_, spec.fqn)) {
+      problems_.add(spec.fqn +
+                    ": the checkpoint has none, and a trainer begins it at zero; set it to zero and leave it "
+                    "out of the state dict");
+      return false;
     }
+    for (const auto& [rule, of_rule] : missing_pieces) note_missing(spec, *rule, of_rule);
+    if (missing == pieces.size()) look_for_prefix(spec);
     return false;
   }
 
@@ -194,13 +192,6 @@ class LoadPlanner {
         prefix_ = spec.fqn.substr(0, dot);
     } catch (const Error&) {  // it is not the tensor of that name
     }
-  }
-
-  /// Remembers the first name that is another layout's.
-  void look_for_layout(const TensorSpec& spec) {
-    if (!of_other_layout_.empty()) return;
-    other_layout_ = other_layout_of(map_, spec.fqn);
-    if (!other_layout_.empty()) of_other_layout_ = spec.fqn;
   }
 
   bool add_piece(std::uint32_t index, const Piece& piece, std::span<const SourceTensor> chunks) {
@@ -378,8 +369,6 @@ class LoadPlanner {
   const LoadPlanOptions& options_;
   std::vector<bool> used_;  // by index into Catalog::tensors; of weights, with which their scales go
   std::unordered_set<std::string> noted_;
-  std::string of_other_layout_;  // a name that the trainer has
-  std::string other_layout_;
   std::string prefix_;  // of names that the checkpoint has without it
   Problems problems_;
   LoadPlan plan_;

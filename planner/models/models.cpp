@@ -86,20 +86,8 @@ const Model& named(std::string_view family) {
               "model '" + std::string(family) + "' is not known. Known: auto; " + known_families());
 }
 
-/// The rows, without those that only find sources.
-OtherLayout natives_of(const Model& model, std::string_view layout, const Catalog& catalog) {
-  OtherLayout other{std::string(layout), {}};
-  for (const Rule& rule : model.weight_map(layout, catalog).rules) {
-    if (rule.known) other.natives.push_back(rule.native);
-  }
-  return other;
-}
-
 WeightMap table_of(const Model& model, std::string_view layout, const Catalog& catalog) {
   WeightMap map = model.weight_map(layout, catalog);
-  for (const std::string_view other : model.layouts) {
-    if (other != layout) map.other_layouts.push_back(natives_of(model, other, catalog));
-  }
   map.family = model.family;
   map.layout = layout;
   add_sizes(model, catalog, map.sizes);
@@ -220,23 +208,21 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
 std::string family_named(std::string_view model) { return std::string(named(model).family); }
 
 void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names) {
-  const auto refuse = [&](const std::string& name, std::string_view layout, std::string_view family) {
-    throw Error(ErrorKind::mismatch, name + ": is a name of layout " + std::string(layout) + " of " +
-                                         std::string(family) + ", found layout " + map.layout +
-                                         "; pass layout=\"" + std::string(layout) +
-                                         "\", or take the names as they are with layout=\"huggingface\"");
-  };
+  const bool is_of_any = map.family == unchanged_names().family;
   const std::vector<std::string> kinds = one_of_each_kind(names);
-  for (const std::string& name : kinds) {
-    if (const std::string other = other_layout_of(map, name); !other.empty()) refuse(name, other, map.family);
-  }
-  if (map.family != unchanged_names().family) return;
   for (const Model& model : models()) {
+    if (!is_of_any && map.family != model.family) continue;
     for (const std::string_view layout : model.layouts) {
       if (layout == map.layout) continue;
       const WeightMap other = model.weight_map(layout, {});
       for (const std::string& name : kinds) {
-        if (regroups(other, name)) refuse(name, layout, model.family);
+        const bool is_others =
+            is_of_any ? regroups(other, name) : knows_native(other, name) && !knows_native(map, name);
+        if (!is_others) continue;
+        throw Error(ErrorKind::mismatch, name + ": is a name of layout " + std::string(layout) + " of " +
+                                             std::string(model.family) + ", found layout " + map.layout +
+                                             "; pass layout=\"" + std::string(layout) +
+                                             "\", or take the names as they are with layout=\"huggingface\"");
       }
     }
   }

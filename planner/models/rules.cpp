@@ -90,9 +90,18 @@ constexpr std::array attention_of_torchtitan = {
     Row{"self_attn.sinks", "attention.sinks"},
 };
 
-constexpr std::array around_layers = {same("embed_tokens.{*}"), same("norm.{*}")};
-constexpr std::array around_torchtitan = {Row{"embed_tokens.weight", "tok_embeddings.weight"},
-                                          same("norm.weight")};
+constexpr std::array latent_attention_of_torchtitan = {
+    Row{"self_attn.kv_a_proj_with_mqa.weight", "attention.wkv_a.weight"},
+    Row{"self_attn.kv_a_layernorm.weight", "attention.kv_norm.weight"},
+    Row{"self_attn.kv_b_proj.weight", "attention.wkv_b.weight"},
+    Row{"self_attn.o_proj.weight", "attention.wo.weight"},
+    Row{"self_attn.q_a_proj.weight", "attention.wq_a.weight"},
+    Row{"self_attn.q_a_layernorm.weight", "attention.q_norm.weight"},
+    Row{"self_attn.q_b_proj.weight", "attention.wq_b.weight"},
+    Row{"self_attn.q_proj.weight", "attention.wq.weight"},
+};
+
+constexpr std::array last_norm = {same("norm.{*}")};
 constexpr std::array catch_all = {same("{*}")};
 
 constexpr std::array<std::string_view, 5> mtp = {"enorm.{*}", "hnorm.{*}", "eh_proj.{*}", "shared_head.{*}",
@@ -155,14 +164,16 @@ std::span<const Row> usual_mixture(std::string_view layout) {
 }
 
 std::span<const Row> torchtitan_attention() { return attention_of_torchtitan; }
+std::span<const Row> torchtitan_latent_attention() { return latent_attention_of_torchtitan; }
 
 void add_outside_layers(WeightMap& map, const TextModel& text, const Catalog& catalog) {
-  add_rules(map.rules, of_layout(text.layout, around_layers, around_layers, around_torchtitan), text.hf,
-            text.native);
-  const Row head{text.hf_head, text.native_head};
-  add_rules(map.rules, std::span(&head, 1), "", "");
+  const std::string embedding = text.hf + text.hf_embedding;
+  const std::string native_embedding =
+      text.native + (text.layout == "torchtitan" ? "tok_embeddings.weight" : "embed_tokens.weight");
+  add_rules(map.rules, last_norm, text.hf, text.native);
+  const Row apart[] = {{embedding, native_embedding}, {text.hf_head, text.native_head}};
+  add_rules(map.rules, apart, "", "");
   if (may_be_tied(catalog)) {
-    const std::string embedding = text.hf + "embed_tokens.weight";
     const Row tied{embedding, text.native_head, {}, /*only_read=*/true};
     add_rules(map.rules, std::span(&tied, 1), "", "", /*known=*/true, /*alternative=*/1);
   }

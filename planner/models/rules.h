@@ -41,6 +41,7 @@ struct TextModel {
   std::string_view layout;
   std::string hf = "model.";
   std::string native = "model.";  ///< empty in layout "torchtitan"
+  std::string hf_embedding = "embed_tokens.weight";
   std::string hf_head = "lm_head.weight";
   std::string native_head = "lm_head.weight";
 
@@ -63,6 +64,7 @@ std::span<const Row> usual_layer(std::string_view layout);
 /// Router and shared experts.
 std::span<const Row> usual_mixture(std::string_view layout);
 std::span<const Row> torchtitan_attention();
+std::span<const Row> torchtitan_latent_attention();  ///< DeepSeek's
 
 /// Embedding, last norm and head, which may be the embedding unless config.json says that it is not; the
 /// names that stay as they are; and where all of them stand in a pipeline. Comes after the layers' rows.

@@ -58,13 +58,6 @@ bool knows_native(const WeightMap& map, std::string_view fqn) {
                      [&](const Rule& rule) { return rule.known && rule.native.match(fqn).has_value(); });
 }
 
-std::string other_layout_of(const WeightMap& map, std::string_view fqn) {
-  if (map.other_layouts.empty() || knows_native(map, fqn)) return "";
-  const auto found = std::find_if(map.other_layouts.begin(), map.other_layouts.end(),
-                                  [&](const OtherLayout& other) { return fits_any(other.natives, fqn); });
-  return found == map.other_layouts.end() ? "" : found->layout;
-}
-
 std::vector<Placed> placed_in(const Piece& piece, const Box& native) {
   return placed_in(*piece.correspondence, piece.native_box, native);
 }
@@ -189,6 +182,8 @@ void choose_alternatives(WeightMap& map, const Catalog& catalog) {
     return rule.known && found != chosen.end() && rule.alternative != found->second;
   });
 }
+
+bool may_be_absent(const WeightMap& map, std::string_view fqn) { return fits_any(map.absent, fqn); }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {
   return fits_any(map.ignored, to_rules_spelling(map.dialect, hf_name));

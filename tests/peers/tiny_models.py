@@ -176,6 +176,34 @@ GEMMA4 = TEXT | {
     "moe_intermediate_size": 16,
 }
 
+KIMI_LINEAR = LATENT | {
+    "num_experts": 4,
+    "linear_attn_config": {
+        "full_attn_layers": [2],
+        "kda_layers": [1],
+        "head_dim": 8,
+        "num_heads": 3,
+        "short_conv_kernel_size": 4,
+    },
+}
+DEEPSEEK_V4 = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "q_lora_rank": 12,
+    "o_lora_rank": 10,
+    "o_groups": 2,
+    "qk_rope_head_dim": 4,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "index_head_dim": 6,
+    "index_n_heads": 2,
+}
+
 TINY = [
     Tiny("qwen3_moe", MIXTURE),
     Tiny("qwen3_moe", MIXTURE | {"mlp_only_layers": [0]}, "qwen3_moe, a dense layer"),
@@ -252,7 +280,10 @@ TINY = [
     Tiny("mixtral", LOCAL),
     Tiny(
         "mistral3",
-        {"text_config": LATENT | {"model_type": "mistral4"}, "vision_config": PIXTRAL | {"model_type": "pixtral"}},
+        {
+            "text_config": LATENT | {"model_type": "mistral4"},
+            "vision_config": PIXTRAL | {"model_type": "pixtral"},
+        },
         is_vision_model=True,
     ),
     Tiny("qwen3_next", MIXTURE | LINEAR | SHARED),
@@ -297,38 +328,20 @@ TINY = [
     Tiny("hunyuan_v1_dense", TEXT),
     Tiny("hunyuan_v1_moe", TEXT | {"num_experts": 4, "moe_topk": 2, "intermediate_size": 16}),
     Tiny("hy_v3", MIXTURE | {"num_shared_experts": 1, "first_k_dense_replace": 1}),
+    Tiny("kimi_linear", KIMI_LINEAR, "kimi_linear, as transformers stores it"),
     Tiny(
         "kimi_linear",
-        LATENT
-        | {
-            "num_experts": 4,
-            "linear_attn_config": {
-                "full_attn_layers": [2],
-                "kda_layers": [1],
-                "head_dim": 8,
-                "num_heads": 3,
-                "short_conv_kernel_size": 4,
-            },
-        },
+        KIMI_LINEAR,
+        released=renamed((r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj")),
     ),
+    Tiny("deepseek_v4", DEEPSEEK_V4, "deepseek_v4, as transformers stores it"),
     Tiny(
         "deepseek_v4",
-        {
-            "vocab_size": 40,
-            "hidden_size": 24,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "head_dim": 16,
-            "q_lora_rank": 12,
-            "o_lora_rank": 10,
-            "o_groups": 2,
-            "qk_rope_head_dim": 4,
-            "moe_intermediate_size": 16,
-            "n_routed_experts": 4,
-            "n_shared_experts": 1,
-            "num_experts_per_tok": 2,
-            "index_head_dim": 6,
-            "index_n_heads": 2,
-        },
+        DEEPSEEK_V4,
+        released=renamed(
+            (r"^model\.embed_tokens\.", "embed."),
+            (r"^model\.hc_head\.hc_", "hc_head_"),
+            (r"^model\.", ""),
+        ),
     ),
 ]

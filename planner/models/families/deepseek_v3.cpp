@@ -13,16 +13,6 @@
 namespace shardwright {
 namespace {
 
-constexpr std::array torchtitan = {
-    Row{"self_attn.kv_a_proj_with_mqa.weight", "attention.wkv_a.weight"},
-    Row{"self_attn.kv_a_layernorm.weight", "attention.kv_norm.weight"},
-    Row{"self_attn.kv_b_proj.weight", "attention.wkv_b.weight"},
-    Row{"self_attn.o_proj.weight", "attention.wo.weight"},
-    Row{"self_attn.q_a_proj.weight", "attention.wq_a.weight"},
-    Row{"self_attn.q_a_layernorm.weight", "attention.q_norm.weight"},
-    Row{"self_attn.q_b_proj.weight", "attention.wq_b.weight"},
-    Row{"self_attn.q_proj.weight", "attention.wq.weight"},
-};
 constexpr std::array mtp_of_torchtitan = {
     Row{"enorm.weight", "enorm.weight"},
     Row{"hnorm.weight", "hnorm.weight"},
@@ -37,7 +27,7 @@ void add_mtp_layers(WeightMap& map, std::int64_t layers) {
   add_rules(map.rules, split_experts("torchtitan"), hf + "mlp.experts.",
             native + "moe.routed_experts.inner_experts.");
   for (const std::span<const Row> rows :
-       {usual_layer("torchtitan"), usual_mixture("torchtitan"), std::span<const Row>(torchtitan),
+       {usual_layer("torchtitan"), usual_mixture("torchtitan"), torchtitan_latent_attention(),
         std::span<const Row>(mtp_of_torchtitan)})
     add_rules(map.rules, rows, hf, native);
   for (const char* shared : {"embed_tokens.{*}", "shared_head.head.{*}"})
@@ -50,7 +40,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   if (layout == "transformers") leave_out_mtp_layers(map, text, catalog);
   if (layout == "torchtitan") {
     if (const auto layers = number_in_config(catalog, "num_hidden_layers")) add_mtp_layers(map, *layers);
-    add_layers(map, text, torchtitan);
+    add_layers(map, text, torchtitan_latent_attention());
   }
   add_experts(map, text, split_experts(layout));
   add_layers(map, text, usual_layer(layout));

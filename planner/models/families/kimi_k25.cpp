@@ -41,6 +41,29 @@ constexpr std::array transformers_block = {
     Row{"wqkv.bias", "attn.v_proj.bias", "(2/3 o) -> o"},
 };
 
+constexpr std::array torchtitan = {
+    Row{"mm_projector.proj.0.{*}", "vision_encoder.projector.linear_1.{*}"},
+    Row{"mm_projector.proj.2.{*}", "vision_encoder.projector.linear_2.{*}"},
+    Row{"mm_projector.{*}", "vision_encoder.projector.{*}"},
+    Row{"vision_tower.patch_embed.proj.weight", "vision_encoder.patch_embed.weight", "o c h w -> o (c h w)"},
+    Row{"vision_tower.patch_embed.proj.bias", "vision_encoder.patch_embed.bias"},
+    Row{"vision_tower.patch_embed.pos_emb.weight", "vision_encoder.pos_embed"},
+    Row{"vision_tower.encoder.final_layernorm.{*}", "vision_encoder.final_norm.{*}"},
+};
+constexpr std::array torchtitan_block = {
+    Row{"norm0.{*}", "norm1.{*}"},
+    Row{"norm1.{*}", "norm2.{*}"},
+    Row{"mlp.fc0.{*}", "mlp.linear_fc1.{*}"},
+    Row{"mlp.fc1.{*}", "mlp.linear_fc2.{*}"},
+    Row{"wo.{*}", "attn.proj.{*}"},
+    Row{"wqkv.weight", "attn.wq.weight", "(0/3 o) i -> o i"},
+    Row{"wqkv.weight", "attn.wk.weight", "(1/3 o) i -> o i"},
+    Row{"wqkv.weight", "attn.wv.weight", "(2/3 o) i -> o i"},
+    Row{"wqkv.bias", "attn.wq.bias", "(0/3 o) -> o"},
+    Row{"wqkv.bias", "attn.wk.bias", "(1/3 o) -> o"},
+    Row{"wqkv.bias", "attn.wv.bias", "(2/3 o) -> o"},
+};
+
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   TextModel text = text_model(layout);
@@ -50,6 +73,11 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
     text.native = "model.language_model.model.";
     text.native_head = "model.language_model.lm_head.weight";
     add_rules(map.rules, automodel, "", "");
+  } else if (layout == "torchtitan") {
+    add_rules(map.rules, torchtitan, "", "");
+    add_rules(map.rules, torchtitan_block, "vision_tower.encoder.blocks.{layer}.",
+              "vision_encoder.layers.{layer}.");
+    add_layers(map, text, torchtitan_latent_attention());
   } else {
     text.native = "model.language_model.";
     add_rules(map.rules, transformers, "", "");
@@ -62,7 +90,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   add_experts(map, text, split_experts(layout));
   add_layers(map, text, usual_layer(layout));
   add_layers(map, text, usual_mixture(layout));
-  add_layers(map, text, mtp_names());
+  if (layout != "torchtitan") add_layers(map, text, mtp_names());
   add_outside_layers(map, text, catalog);
   return map;
 }
@@ -72,7 +100,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
 std::vector<Model> kimi_k25() {
   return {{.family = "kimi_k25",
            .model_types = {"kimi_k25"},
-           .layouts = {"automodel", "transformers"},
+           .layouts = {"automodel", "transformers", "torchtitan"},
            .hf_marks = {"mm_projector.proj.{*}"},
            .weight_map = weight_map}};
 }

@@ -22,13 +22,11 @@ constexpr std::array automodel = {
     Row{"mlp.gate.expert_bias", "mlp.gate.e_score_correction_bias"},
 };
 constexpr std::array<std::string_view, 1> layer = {"final_layernorm.{*}"};
-constexpr std::array embedding = {Row{"word_embeddings.weight", "embed_tokens.weight"}};
-constexpr std::array tied_head = {
-    Row{"model.word_embeddings.weight", "lm_head.weight", {}, /*only_read=*/true}};
 
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
-  const TextModel text = text_model(layout);
+  TextModel text = text_model(layout);
+  text.hf_embedding = "word_embeddings.weight";
   const auto heads = number_in_config(catalog, "num_attention_heads");
   const auto width = number_in_config(catalog, "head_dim");
   if (heads && width) map.sizes.emplace("query", *heads * *width);
@@ -38,7 +36,6 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   add_layers(map, text, usual_mixture(layout));
   add_layers(map, text, mtp_names());
   add_layers(map, text, layer);
-  add_rules(map.rules, embedding, text.hf, text.native);
   add_outside_layers(map, text, catalog);
   return map;
 }

@@ -32,6 +32,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   add_layers(map, text, usual_mixture(layout));
   add_rules(map.rules, beside_text, "", "");
   add_outside_layers(map, text, catalog);
+  map.absent.emplace_back(text.native_layer() + "mlp.gate.e_score_correction_bias");
   return map;
 }
 

@@ -9,7 +9,7 @@ from shardwright import _core
 from shardwright.dcp.fitting import hints_at_names
 
 #: Native layouts, as callers spell them.
-LAYOUTS = ("automodel", "transformers", "huggingface")
+LAYOUTS = ("automodel", "transformers", "torchtitan", "huggingface")
 
 
 def hints_at_layout(names: Iterable[str], catalog: Any, model: str, layout: str) -> list[str]:
