@@ -1,6 +1,7 @@
 #include "planner/models/models.h"
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <iterator>
 #include <set>
@@ -15,6 +16,11 @@ namespace {
 
 constexpr std::string_view huggingface = "huggingface";
 constexpr std::string_view torchtitan = "torchtitan";
+
+/// Ends of the HF names of what trainers hold in F32 whatever the rest is: biases of routers, the decay of
+/// linear attention and of Mamba.
+constexpr std::array<std::string_view, 6> wide = {
+    ".e_score_correction_bias", ".expert_bias", ".router_bias", ".A_log", ".dt_bias", ".mixer.D"};
 
 std::string joined(const std::vector<std::string_view>& words) {
   std::string text;
@@ -90,6 +96,7 @@ WeightMap table_of(const Model& model, std::string_view layout, const Catalog& c
   WeightMap map = model.weight_map(layout, catalog);
   map.family = model.family;
   map.layout = layout;
+  map.wide.assign(wide.begin(), wide.end());
   add_sizes(model, catalog, map.sizes);
   choose_alternatives(map, catalog);
   return map;

@@ -183,6 +183,11 @@ void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   });
 }
 
+bool stays_wide(const WeightMap& map, std::string_view hf_name) {
+  return std::any_of(map.wide.begin(), map.wide.end(),
+                     [&](std::string_view ending) { return hf_name.ends_with(ending); });
+}
+
 bool may_be_absent(const WeightMap& map, std::string_view fqn) { return fits_any(map.absent, fqn); }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {
