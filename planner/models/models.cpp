@@ -17,8 +17,7 @@ namespace {
 constexpr std::string_view huggingface = "huggingface";
 constexpr std::string_view torchtitan = "torchtitan";
 
-/// Ends of the HF names of what trainers hold in F32 whatever the rest is: biases of routers, the decay of
-/// linear attention and of Mamba.
+/// Ends of HF names: see Model::keeps_f32.
 constexpr std::array<std::string_view, 6> wide = {
     ".e_score_correction_bias", ".expert_bias", ".router_bias", ".A_log", ".dt_bias", ".mixer.D"};
 
@@ -96,7 +95,7 @@ WeightMap table_of(const Model& model, std::string_view layout, const Catalog& c
   WeightMap map = model.weight_map(layout, catalog);
   map.family = model.family;
   map.layout = layout;
-  map.wide.assign(wide.begin(), wide.end());
+  if (model.keeps_f32) map.wide.assign(wide.begin(), wide.end());
   add_sizes(model, catalog, map.sizes);
   choose_alternatives(map, catalog);
   return map;

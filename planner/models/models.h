@@ -37,6 +37,10 @@ struct Model {
   /// in another way than [experts, out, in].
   bool takes_lora = false;
 
+  /// Whether an export without a template keeps in F32 what trainers hold so on purpose: biases of routers,
+  /// the decay of linear attention and of Mamba.
+  bool keeps_f32 = true;
+
   /// The table for one of `layouts`, in the dialect of this checkpoint.
   WeightMap (*weight_map)(std::string_view layout, const Catalog& catalog) = nullptr;
 };
