@@ -92,6 +92,7 @@ std::vector<Model> minimax_m3() {
                         "model.multi_modal_projector.merge_linear_{*}"},
        .text_prefix = "language_model.",
        .takes_lora = true,
+       .keeps_f32 = false,  // all floats become BF16, as documented
        .weight_map = weight_map}};
 }
 
