@@ -216,22 +216,30 @@ std::string family_named(std::string_view model) { return std::string(named(mode
 void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names) {
   const bool is_of_any = map.family == unchanged_names().family;
   const std::vector<std::string> kinds = one_of_each_kind(names);
+  const Model* likeliest = nullptr;
+  std::string_view layout_of_most;
+  std::vector<std::string> most;
   for (const Model& model : models()) {
     if (!is_of_any && map.family != model.family) continue;
     for (const std::string_view layout : model.layouts) {
       if (layout == map.layout) continue;
       const WeightMap other = model.weight_map(layout, {});
-      for (const std::string& name : kinds) {
-        const bool is_others =
-            is_of_any ? regroups(other, name) : knows_native(other, name) && !knows_native(map, name);
-        if (!is_others) continue;
-        throw Error(ErrorKind::mismatch, name + ": is a name of layout " + std::string(layout) + " of " +
-                                             std::string(model.family) + ", found layout " + map.layout +
-                                             "; pass layout=\"" + std::string(layout) +
-                                             "\", or take the names as they are with layout=\"huggingface\"");
-      }
+      std::vector<std::string> others;
+      std::copy_if(kinds.begin(), kinds.end(), std::back_inserter(others), [&](const std::string& name) {
+        return is_of_any ? regroups(other, name) : knows_native(other, name) && !knows_native(map, name);
+      });
+      if (others.size() <= most.size()) continue;
+      likeliest = &model;
+      layout_of_most = layout;
+      most = std::move(others);
     }
   }
+  if (likeliest == nullptr) return;
+  const std::string layout(layout_of_most);
+  throw Error(ErrorKind::mismatch, most.front() + ": is a name of layout " + layout + " of " +
+                                       std::string(likeliest->family) + ", found layout " + map.layout +
+                                       "; pass layout=\"" + layout +
+                                       "\", or take the names as they are with layout=\"huggingface\"");
 }
 
 WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,

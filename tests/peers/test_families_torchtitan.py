@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from test_families_automodel import mtp_after_the_last_layer, stacked_as_released
 from test_families_transformers import differing
-from tiny_models import TINY, Tensors, held, unchanged
+from tiny_models import TINY, Tensors, held, unchanged, with_experts_turned
 from titan_adapters import Anything, adapter_class
 
 BY_NAME = {tiny.id: tiny for tiny in TINY}
@@ -37,15 +37,6 @@ class Case:
     @property
     def id(self) -> str:
         return f"{self.model} {self.tiny}"
-
-
-def transposed_experts(tensors: Tensors) -> Tensors:
-    """What torchtitan 0.3.0 takes Qwen3.5's stacked experts for: [E, in, out]. Released are [E, out, in], as
-    transformers' own modules have them."""
-    return {
-        name: tensor.transpose(1, 2).contiguous() if ".mlp.experts." in name else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def as_decoded_from_mxfp4(tensors: Tensors) -> Tensors:
@@ -78,7 +69,7 @@ CASES = [
         "Qwen35StateDictAdapter",
         "qwen3_5_moe",
         changed=stacked_as_released,
-        for_theirs=transposed_experts,
+        for_theirs=with_experts_turned,  # which it takes for [E, in, out]; released are [E, out, in]
     ),
     Case("kimi_k2_7", "KimiK25StateDictAdapter", "kimi_k25"),
 ]

@@ -1,11 +1,12 @@
 """Layout "transformers" of every family is what transformers 5.23 itself loads. Run by `make compare`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import shardwright as sw
 import torch
-from tiny_models import TINY, Tensors, Tiny, held
+from tiny_models import TINY, Tensors, Tiny, held, with_experts_turned
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 each = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.id)
@@ -53,3 +54,17 @@ def test_a_load_fills_the_model_itself(tiny: Tiny, tmp_path: Path):
     model = tiny.make(seed=1)
     sw.load(model.state_dict(), tmp_path, layout="transformers")
     assert differing(dict(model.state_dict()), expected) == []
+
+
+def test_square_experts_as_released_are_read_by_their_other_matrix(tmp_path: Path):
+    """Where hidden is 2 x intermediate, transformers 5.23 takes the released [E, hidden, 2 x intermediate] for its own
+    [E, 2 x intermediate, hidden], as the shape is the same, and turns down_proj alone. The release has both turned."""
+    square = next(tiny for tiny in TINY if tiny.id == "qwen3_vl_moe, 2 intermediate is hidden")
+    released = replace(square, released=with_experts_turned)
+    expected = dict(released.write(tmp_path).state_dict())
+    theirs = loaded_by_transformers(released, tmp_path)
+    wrong = differing(theirs, expected)
+    assert {name.rpartition(".")[2] for name in wrong} == {"gate_up_proj"}
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    sw.load(state, tmp_path, layout="transformers")
+    assert differing(state, expected) == []

@@ -145,6 +145,14 @@ def renamed(*pairs: tuple[str, str]) -> Callable[[Tensors], Tensors]:
     return rename
 
 
+def with_experts_turned(tensors: Tensors) -> Tensors:
+    return {
+        name: tensor.transpose(1, 2).contiguous() if ".mlp.experts." in name else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+SQUARE = MIXTURE | {"hidden_size": 32}
 KIMI_K25 = {
     "text_config": LATENT | {"model_type": "deepseek_v3"},
     "vision_config": {
@@ -288,6 +296,19 @@ TINY = [
     ),
     Tiny("qwen3_next", MIXTURE | LINEAR | SHARED),
     Tiny("qwen3_vl_moe", {"text_config": MIXTURE, "vision_config": VISION}, is_vision_model=True),
+    Tiny(
+        "qwen3_vl_moe",
+        {"text_config": MIXTURE, "vision_config": VISION},
+        "qwen3_vl_moe, as released",
+        is_vision_model=True,
+        released=with_experts_turned,
+    ),
+    Tiny(
+        "qwen3_vl_moe",
+        {"text_config": SQUARE, "vision_config": VISION | {"out_hidden_size": 32}},
+        "qwen3_vl_moe, 2 intermediate is hidden",
+        is_vision_model=True,
+    ),
     Tiny("qwen3_vl", {"text_config": TEXT, "vision_config": VISION}, is_vision_model=True),
     Tiny("ernie4_5", TEXT),
     Tiny(

@@ -285,3 +285,89 @@ def test_a_config_says_nothing_that_the_tables_do_not_ask_for(numbers: dict[str,
     state = sw.empty_state_dict(tmp_path)
     sw.load(state, tmp_path)
     assert differing(state, expected) == []
+
+
+# --- what does not fit -----------------------------------------------------------------------------------------------
+
+BY_NAME = {family.name: family for family in ALL}
+
+
+def state_of(family: Family, layout: str, path: Path) -> families.Tensors:
+    """A trainer's tensors of zeros for a checkpoint that is written to `path`."""
+    made = native(family, layout, families.write(family, path))
+    return {name: torch.zeros_like(tensor) for name, tensor in made.items()}
+
+
+@pytest.mark.parametrize(
+    "name, layout, asked",
+    [
+        ("qwen3, tied", "torchtitan", "automodel"),
+        ("deepseek_v3, FP8", "transformers", "torchtitan"),
+        ("glm4_moe", "automodel", "transformers"),
+        ("nemotron_h", "transformers", "automodel"),
+    ],
+)
+def test_a_state_dict_of_another_trainer_is_told_its_layout(
+    name: str, layout: str, asked: str, tmp_path: Path
+):
+    state = state_of(BY_NAME[name], layout, tmp_path / "from")
+    with pytest.raises(sw.PlanError, match=f"pass layout=.{layout}"):
+        sw.load(state, tmp_path / "from", layout=asked)
+    assert not any(tensor.any() for tensor in state.values())
+    with pytest.raises(sw.PlanError, match=f"pass layout=.{layout}"):
+        sw.export(state, tmp_path / "to", model=BY_NAME[name].model, layout=asked)
+    assert not (tmp_path / "to").exists()
+
+
+def test_names_of_torchtitan_are_never_stored_as_they_are(tmp_path: Path):
+    state = state_of(BY_NAME["qwen3, tied"], "torchtitan", tmp_path / "from")
+    with pytest.raises(sw.PlanError, match="pass layout=.torchtitan"):
+        sw.export(state, tmp_path / "to")
+    with pytest.raises(sw.PlanError, match="more families.*model="):
+        sw.export(state, tmp_path / "to", layout="torchtitan")
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("of, into", [("qwen3_moe", "glm4_moe"), ("glm4_moe", "qwen3_moe")])
+def test_a_state_dict_of_another_family_does_not_load(of: str, into: str, tmp_path: Path):
+    families.write(BY_NAME[of], tmp_path / "from")
+    state = state_of(BY_NAME[into], "automodel", tmp_path / "other")
+    with pytest.raises(sw.PlanError, match="the checkpoint lacks"):
+        sw.load(state, tmp_path / "from")
+    assert not any(tensor.any() for tensor in state.values())
+
+
+def test_half_of_the_stacked_experts_is_not_taken_for_experts_apart(tmp_path: Path):
+    family = BY_NAME["qwen3_5_moe"]
+    state = state_of(family, "automodel", tmp_path / "whole")
+    missing = "model.language_model.layers.0.mlp.experts.down_proj"
+    half = changed(family, lambda tensors: {k: t for k, t in tensors.items() if k != missing})
+    families.write(half, tmp_path / "half")
+    with pytest.raises(sw.PlanError, match=f"the checkpoint lacks {missing}"):
+        sw.load(state, tmp_path / "half")
+
+
+def test_a_head_that_is_not_tied_is_not_read_from_the_embedding(tmp_path: Path):
+    untied = changed(BY_NAME["qwen3, tied"], lambda tensors: tensors, tie_word_embeddings=False)
+    state = state_of(untied, "automodel", tmp_path)
+    with pytest.raises(sw.PlanError, match="the checkpoint lacks lm_head.weight"):
+        sw.load(state, tmp_path)
+
+
+def test_a_head_in_the_embeddings_memory_is_loaded_with_it_where_the_file_has_one(tmp_path: Path):
+    tied = BY_NAME["qwen3, tied"]
+    state = state_of(tied, "automodel", tmp_path / "tied")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    sw.load(state, tmp_path / "tied")
+    assert differing(state, native(tied, "automodel", held(tmp_path / "tied"))) == []
+    apart = changed(tied, lambda tensors: tensors | {"lm_head.weight": torch.ones(17, 20).bfloat16()})
+    families.write(apart, tmp_path / "apart")
+    with pytest.raises(sw.PlanError, match="share memory"):
+        sw.load(state, tmp_path / "apart")
+
+
+@pytest.mark.parametrize("model, reason", [("gemma4", "per_expert_scale"), ("mixtral", "transformers' own")])
+def test_a_layout_that_cannot_be_had_says_why(model: str, reason: str, tmp_path: Path):
+    families.write(BY_NAME["qwen3_moe"], tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        sw.load({}, tmp_path, model=model)

@@ -40,9 +40,11 @@ std::vector<Model> gemma4() {
       {.family = "gemma4",
        .model_types = {"gemma4", "gemma4_text"},
        .layouts = {"transformers"},
-       .refused = {{"automodel",
-                    "nemo-automodel holds each expert's down_proj multiplied by router.per_expert_scale, and "
-                    "rules do not multiply; load layout=\"transformers\" and multiply"}},
+       .refused =
+           {{"automodel",
+             "nemo-automodel holds each expert's down_proj multiplied by router.per_expert_scale, and "
+             "rules do not multiply; pass layout=\"transformers\", which holds both factors as they are (and "
+             "has nemo-automodel's names where there are no experts)"}},
        .weight_map = weight_map}};
 }
 

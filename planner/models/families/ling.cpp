@@ -1,6 +1,5 @@
-/// Ling 2 and Ring 2 (bailing_moe_v2). Source of names and shapes: the adapter ling_v2 of nemo-automodel
-/// 0.7.0; transformers 5.23 has no such model, so that layout "transformers" is that of the release's own
-/// code, whose modules have the names of the files.
+/// Ling 2 and Ring 2. Source of names and shapes: the adapter ling_v2 of nemo-automodel 0.7.0.
+/// transformers 5.23 has no such model; the modules of the release's own code have the names of the files.
 
 #include <array>
 

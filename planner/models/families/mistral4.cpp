@@ -2,6 +2,7 @@
 /// models mistral3, mistral4 and ministral3 of transformers 5.23 and the adapters of nemo-automodel 0.7.0.
 
 #include <array>
+#include <string>
 
 #include "planner/models/config.h"
 #include "planner/models/models.h"
@@ -12,6 +13,29 @@ namespace {
 
 constexpr std::array beside_text = {Row{"vision_tower.{*}", "model.vision_tower.{*}"},
                                     Row{"multi_modal_projector.{*}", "model.multi_modal_projector.{*}"}};
+
+/// Modules whose FP8 releases have scales of activations, which training has no use for.
+constexpr std::array<std::string_view, 14> quantised = {"self_attn.q_proj",
+                                                        "self_attn.k_proj",
+                                                        "self_attn.v_proj",
+                                                        "self_attn.o_proj",
+                                                        "self_attn.q_a_proj",
+                                                        "self_attn.q_b_proj",
+                                                        "self_attn.kv_a_proj_with_mqa",
+                                                        "self_attn.kv_b_proj",
+                                                        "mlp.gate_proj",
+                                                        "mlp.up_proj",
+                                                        "mlp.down_proj",
+                                                        "mlp.shared_experts.gate_proj",
+                                                        "mlp.shared_experts.up_proj",
+                                                        "mlp.shared_experts.down_proj"};
+
+void ignore_scales_of_activations(WeightMap& map, const std::string& layer) {
+  for (const std::string_view module : quantised)
+    map.ignored.emplace_back(layer + std::string(module) + ".activation_scale");
+  for (const char* stack : {"gate_up_proj", "down_proj"})
+    map.ignored.emplace_back(layer + "mlp.experts." + stack + "_activation_scale");
+}
 
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
@@ -32,6 +56,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   add_layers(map, text, usual_mixture(layout));
   add_rules(map.rules, beside_text, "", "");
   add_outside_layers(map, text, catalog);
+  ignore_scales_of_activations(map, text.hf_layer());
   map.absent.emplace_back(text.native_layer() + "mlp.gate.e_score_correction_bias");
   return map;
 }
