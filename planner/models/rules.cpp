@@ -4,6 +4,8 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "planner/models/config.h"
 
@@ -175,7 +177,17 @@ void add_outside_layers(WeightMap& map, const TextModel& text, const Catalog& ca
   add_rules(map.rules, apart, "", "");
   if (may_be_tied(catalog)) {
     const Row tied{embedding, text.native_head, {}, /*only_read=*/true};
-    add_rules(map.rules, std::span(&tied, 1), "", "", /*known=*/true, /*alternative=*/1);
+    add_rules(map.rules, std::span(&tied, 1), "", "", /*known=*/true, /*alternative=*/2);
+  }
+  if (!text.native_alone.empty()) {
+    const std::vector<Rule> rules = map.rules;
+    for (Rule rule : rules) {
+      const std::string& native = rule.native.text();
+      if (!native.starts_with(text.native)) continue;
+      rule.native = NamePattern(text.native_alone + native.substr(text.native.size()));
+      rule.known = false;  // the HF tensor's place is the one above
+      map.rules.push_back(std::move(rule));
+    }
   }
   if (text.layout != "torchtitan") add_rules(map.rules, catch_all, "", "", /*known=*/false);
   map.layers.emplace_back(text.hf_layer() + "{*}");

@@ -45,6 +45,9 @@ struct TextModel {
   std::string hf_head = "lm_head.weight";
   std::string native_head = "lm_head.weight";
 
+  /// What else native names may begin with: a text model that is trained out of a larger checkpoint.
+  std::string native_alone = {};
+
   std::string hf_layer() const { return hf + "layers.{layer}."; }
   std::string native_layer() const { return native + "layers.{layer}."; }
 };
@@ -66,8 +69,9 @@ std::span<const Row> usual_mixture(std::string_view layout);
 std::span<const Row> torchtitan_attention();
 std::span<const Row> torchtitan_latent_attention();  ///< DeepSeek's
 
-/// Embedding, last norm and head, which may be the embedding unless config.json says that it is not; the
-/// names that stay as they are; and where all of them stand in a pipeline. Comes after the layers' rows.
+/// Embedding, last norm and head, whose second alternative is the embedding unless config.json says that they
+/// are not tied; the names that stay as they are; and where all of them stand in a pipeline. Comes after the
+/// layers' rows.
 void add_outside_layers(WeightMap& map, const TextModel& text, const Catalog& catalog);
 
 /// Experts of each layer, below these modules.

@@ -81,7 +81,10 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
   if (rules.empty()) return pieces;
   // "All else keeps its name" is no second way to a tensor that a row above gives another name.
   if (!rules.front()->known) {
-    const Rule& first = *rule_of_hf(map, rules.front()->hf.fill(captures));
+    Captures of_first = captures;
+    if (rules.front()->stacked()) of_first.expert = 0;
+    if (rules.front()->axes.counts_shards()) of_first.shard = 0;
+    const Rule& first = *rule_of_hf(map, rules.front()->hf.fill(of_first));
     if (first.hf.text() != rules.front()->hf.text()) return pieces;
   }
   std::vector<AxisExpression::Resolved> resolved;
@@ -158,7 +161,7 @@ std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view
 void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   std::map<std::string, std::set<int>> alternatives;  // by native name
   for (const Rule& rule : map.rules) {
-    if (rule.known) alternatives[rule.native.text()].insert(rule.alternative);
+    alternatives[rule.native.text()].insert(rule.alternative);
   }
   std::erase_if(alternatives, [](const auto& of_name) { return of_name.second.size() < 2; });
   if (alternatives.empty()) return;
@@ -171,7 +174,7 @@ void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   for (const auto& [name, numbers] : alternatives) {
     const auto is_complete = [&, &name = name](int number) {
       return std::all_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
-        return !rule.known || rule.native.text() != name || rule.alternative != number || is_there(rule);
+        return rule.native.text() != name || rule.alternative != number || is_there(rule);
       });
     };
     const auto first = std::find_if(numbers.begin(), numbers.end(), is_complete);
@@ -179,7 +182,7 @@ void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   }
   std::erase_if(map.rules, [&](const Rule& rule) {
     const auto found = chosen.find(rule.native.text());
-    return rule.known && found != chosen.end() && rule.alternative != found->second;
+    return found != chosen.end() && rule.alternative != found->second;
   });
 }
 

@@ -361,3 +361,14 @@ def test_theirs_and_ours_make_the_same_state_dict_and_the_same_checkpoint(case: 
         name: tensor.shape for name, tensor in kept.items()
     }
     assert differing({name: tensor.to(kept[name].dtype) for name, tensor in back.items()}, kept) == []
+
+
+def test_sinks_have_another_name_where_transformer_engine_attends(tmp_path: Path):
+    module = importlib.import_module("nemo_automodel.components.models.gpt_oss.state_dict_adapter")
+    stored = write(Case("gpt_oss", "GPTOSSStateDictAdapter", "gpt_oss"), tmp_path)
+    theirs = module.GPTOSSStateDictAdapter(None, None, SimpleNamespace(attn="te"), torch.bfloat16)
+    expected = {name: tensor.contiguous() for name, tensor in theirs.from_hf(dict(stored)).items()}
+    assert "model.layers.0.self_attn.attn_module.softmax_offset" in expected
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    assert sw.load(state, tmp_path).unused == []
+    assert differing(state, expected) == []

@@ -1,11 +1,14 @@
 """Layout "transformers" of every family is what transformers 5.23 itself loads. Run by `make compare`."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import shardwright as sw
 import torch
+from safetensors.torch import save_file
 from tiny_models import TINY, Tensors, Tiny, held, with_experts_turned
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -54,6 +57,33 @@ def test_a_load_fills_the_model_itself(tiny: Tiny, tmp_path: Path):
     model = tiny.make(seed=1)
     sw.load(model.state_dict(), tmp_path, layout="transformers")
     assert differing(dict(model.state_dict()), expected) == []
+
+
+def test_two_ranks_load_what_transformers_loads(tmp_path: Path):
+    """Sharded by experts and by what matrices take in."""
+    for number, tiny in enumerate(TINY):
+        path = tmp_path / f"{number:02} {tiny.id}"
+        tiny.write(path)
+        expected = {name: tensor.clone() for name, tensor in loaded_by_transformers(tiny, path).items()}
+        save_file(expected, tmp_path / f"{path.name}.safetensors")
+    worker = Path(__file__).parent / "sharded_families.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, worker, tmp_path], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["", ""]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_a_text_model_loads_its_part_of_a_larger_checkpoint(name: str, tmp_path: Path):
+    whole = next(tiny for tiny in TINY if tiny.id == name)
+    whole.write(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    expected = dict(model.state_dict())
+    assert "model.layers.0.input_layernorm.weight" in expected
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    report = sw.load(state, tmp_path, layout="transformers")
+    assert differing(state, expected) == []
+    assert all(name.startswith("model.visual.") for name in report.unused)
 
 
 def test_square_experts_as_released_are_read_by_their_other_matrix(tmp_path: Path):

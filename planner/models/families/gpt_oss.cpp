@@ -16,6 +16,9 @@ constexpr std::array automodel = {
     Row{"mlp.experts.gate_up_proj_bias", "mlp.experts.gate_up_proj_bias"},
     Row{"mlp.experts.down_proj_bias", "mlp.experts.down_proj_bias"},
 };
+constexpr std::array<std::string_view, 1> sinks = {"self_attn.sinks"};
+/// In nemo-automodel with the attention of Transformer Engine; known by their name above.
+constexpr std::array sinks_of_engine = {Row{"self_attn.sinks", "self_attn.attn_module.softmax_offset"}};
 constexpr std::array<std::string_view, 2> transformers = {"mlp.router.{*}", "mlp.experts.{*}"};
 constexpr std::array torchtitan = {
     Row{"mlp.router.{*}", "moe.router.gate.{*}"},
@@ -28,7 +31,11 @@ constexpr std::array torchtitan = {
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   const TextModel text = text_model(layout);
-  if (layout == "automodel") add_layers(map, text, automodel);
+  if (layout == "automodel") {
+    add_layers(map, text, automodel);
+    add_layers(map, text, sinks);
+    add_rules(map.rules, sinks_of_engine, text.hf_layer(), text.native_layer(), /*known=*/false);
+  }
   if (layout == "transformers") add_layers(map, text, transformers);
   if (layout == "torchtitan") {
     add_layers(map, text, torchtitan);

@@ -84,8 +84,10 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
     add_rules(map.rules, transformers_block, "vision_tower.encoder.blocks.{layer}.",
               "model.vision_tower.layers.{layer}.");
     leave_out_mtp_layers(map, text, catalog);
-    if (const auto heads = number_in_config(catalog, "vision_config", "num_attention_heads"))
-      map.sizes.emplace("vision_heads", *heads);
+    for (const char* spelling : {"num_attention_heads", "vt_num_attention_heads"}) {
+      if (const auto heads = number_in_config(catalog, "vision_config", spelling))
+        map.sizes.emplace("vision_heads", *heads);
+    }
   }
   add_experts(map, text, split_experts(layout));
   add_layers(map, text, usual_layer(layout));

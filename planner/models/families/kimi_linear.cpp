@@ -59,7 +59,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
 
 std::vector<Model> kimi_linear() {
   return {{.family = "kimi_linear",
-           .model_types = {"kimi_linear"},
+           .model_types = {"kimi_linear", "kimi_linear_48b_a3b"},
            .layouts = {"automodel", "transformers"},
            .weight_map = weight_map}};
 }

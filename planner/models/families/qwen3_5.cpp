@@ -106,6 +106,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog, bool has_e
     if (heads && width) map.sizes.emplace("key", *heads * *width);
   } else {
     text.native = text.hf;
+    if (text.native != "model.") text.native_alone = "model.";
     add_rules(map.rules, vision, "", "");
   }
   add_layers_of(map, text, has_experts);
@@ -118,7 +119,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog, bool has_e
     map.without_place.emplace_back("mtp.{*}");
   }
   add_outside_layers(map, text, catalog);
-  add_rules(map.rules, inner_head, "", "", /*known=*/true, /*alternative=*/2);
+  add_rules(map.rules, inner_head, "", "", /*known=*/true, /*alternative=*/1);
   return map;
 }
 

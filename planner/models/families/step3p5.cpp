@@ -86,8 +86,10 @@ WeightMap step3p7(std::string_view layout, const Catalog& catalog) {
     add_rules(map.rules, vision_of_transformers, "", "");
     add_rules(map.rules, block_of_transformers, "vision_model.transformer.resblocks.{layer}.",
               "model.vision_model.layers.{layer}.");
-    if (const auto heads = number_in_config(catalog, "vision_config", "num_attention_heads"))
-      map.sizes.emplace("vision_heads", *heads);
+    for (const char* spelling : {"num_attention_heads", "heads"}) {
+      if (const auto heads = number_in_config(catalog, "vision_config", spelling))
+        map.sizes.emplace("vision_heads", *heads);
+    }
   }
   add_layers(map, text, usual_layer(layout));
   add_outside_layers(map, text, catalog);
