@@ -21,7 +21,10 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 def differing(path: Path, whole: dict[str, torch.Tensor], dimension: int, mesh: DeviceMesh) -> list[str]:
     expected = {
         name: distribute_tensor(
-            tensor, mesh, [Shard(dimension % tensor.dim()) if tensor.dim() else Replicate()], src_data_rank=None
+            tensor,
+            mesh,
+            [Shard(dimension % tensor.dim()) if tensor.dim() else Replicate()],
+            src_data_rank=None,
         )
         for name, tensor in whole.items()
     }

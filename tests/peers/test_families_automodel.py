@@ -4,6 +4,7 @@ Where that adapter does otherwise than its model or the release, the case says s
 """
 
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from nemo_automodel.components.models.common import BackendConfig
 from safetensors.torch import save_file
 from test_families_transformers import differing
-from tiny_models import TINY, Tensors, Tiny, held, unchanged
+from tiny_models import TINY, Tensors, held, unchanged
 from transformers import AutoConfig
 
 BACKEND = BackendConfig(linear="torch", attn="sdpa", rms_norm="torch", dispatcher="torch", experts="torch")
@@ -271,7 +272,7 @@ def write(case: Case, path: Path) -> Tensors:
     tensors = {name: tensor.contiguous() for name, tensor in case.changed(tensors).items()}
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     if case.config:
-        (path / "config.json").write_text(__import__("json").dumps(dict(case.config)))
+        (path / "config.json").write_text(json.dumps(dict(case.config)))
     return tensors
 
 
@@ -356,7 +357,7 @@ def test_theirs_and_ours_make_the_same_state_dict_and_the_same_checkpoint(case: 
     sw.export(state, tmp_path / "to", template=tmp_path / "from")
     kept = {name: tensor for name, tensor in stored.items() if not name.startswith(case.left_out)}
     assert differing(held(tmp_path / "to"), kept) == []
-    back = {name: tensor for name, tensor in theirs.to_hf(dict(expected)).items()}
+    back = theirs.to_hf(dict(expected))
     assert {name: tensor.shape for name, tensor in back.items()} == {
         name: tensor.shape for name, tensor in kept.items()
     }

@@ -5,7 +5,7 @@ No two sizes of a model are equal that a mix-up of dimensions could hide behind:
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

@@ -107,7 +107,7 @@ def of_torchtitan(tensors: Tensors) -> Tensors:
     return result
 
 
-# --- dense: Qwen3 with a tied head, Llama 3 ----------------------------------------------------------------------------
+# --- dense: Qwen3 with a tied head, Llama 3 --------------------------------------------------------------------------
 
 
 def qwen3_tied(generator: torch.Generator) -> Tensors:
