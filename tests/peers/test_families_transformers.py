@@ -51,6 +51,21 @@ def test_a_load_gives_what_transformers_loads(tiny: Tiny, tmp_path: Path):
 
 
 @each
+def test_a_checkpoints_own_names_load_as_they_are(tiny: Tiny, tmp_path: Path):
+    tiny.write(tmp_path)
+    expected = held(tmp_path)
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    sw.load(state, tmp_path, layout="huggingface")
+    assert differing(state, expected) == []
+    empty = sw.empty_state_dict(tmp_path, layout="huggingface")
+    assert {name: tensor.shape for name, tensor in empty.items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+    some = dict(list(state.items())[::3])  # the others are known, if not asked for
+    assert sw.load(some, tmp_path, layout="huggingface").unknown == []
+
+
+@each
 def test_a_load_fills_the_model_itself(tiny: Tiny, tmp_path: Path):
     """Tensors that are tied, and so share memory, are loaded once."""
     expected = {name: tensor.clone() for name, tensor in tiny.write(tmp_path).state_dict().items()}

@@ -25,10 +25,11 @@ bool is_as_saved(const Catalog& catalog) {
     constexpr std::string_view ending = ".mlp.experts.down_proj";
     if (!name.ends_with(ending)) continue;
     const std::string stack(name.substr(0, name.size() - ending.size()));
-    const std::span<const SourceTensor> both = catalog.find(stack + ".mlp.experts.gate_up_proj");
-    if (both.empty()) continue;
-    const Shape gate_up = Catalog::global_shape(both);
-    const Shape of_down = Catalog::global_shape(catalog.find(down.name));
+    const std::span<const SourceTensor> joined = catalog.find(stack + ".mlp.experts.gate_up_proj");
+    const std::span<const SourceTensor> single = catalog.find(down.name);
+    if (joined.empty() || single.empty()) continue;
+    const Shape gate_up = Catalog::global_shape(joined);
+    const Shape of_down = Catalog::global_shape(single);
     if (gate_up.size() != 3 || of_down.size() != 3) continue;
     return gate_up[2] == of_down[1] && gate_up[1] == 2 * of_down[2];
   }
