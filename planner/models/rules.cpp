@@ -188,6 +188,9 @@ void add_outside_layers(WeightMap& map, const TextModel& text, const Catalog& ca
       rule.known = false;  // the HF tensor's place is the one above
       map.rules.push_back(std::move(rule));
     }
+    const Row head_alone{text.hf_head, "lm_head.weight"};
+    if (text.native_head != head_alone.native)
+      add_rules(map.rules, std::span(&head_alone, 1), "", "", /*known=*/false);
   }
   if (text.layout != "torchtitan") add_rules(map.rules, catch_all, "", "", /*known=*/false);
   map.layers.emplace_back(text.hf_layer() + "{*}");

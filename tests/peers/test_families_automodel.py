@@ -233,6 +233,8 @@ CASES = [
     Case("nemotron_v3", "NemotronV3StateDictAdapter", "nemotron_h", nemotron_mtp, is_gated=False),
     Case("minimax_m2", "MiniMaxM2StateDictAdapter", "minimax_m2"),
     Case("mistral4", "Mistral4MultimodalStateDictAdapter", "mistral3", zeros=".e_score_correction_bias"),
+    Case("mistral3", "Mistral3FP8StateDictAdapter", "mistral3, dense"),
+    Case("hy_mt2", "HyMT2StateDictAdapter", "hy_v3", mtp_after_the_last_layer, left_out="model.layers.2."),
     Case("qwen3_next", "Qwen3NextStateDictAdapter", "qwen3_next"),
     Case("qwen3_vl_moe", "Qwen3VLMoeStateDictAdapter", "qwen3_vl_moe, as released"),
     Case("ernie4_5", "Ernie4_5StateDictAdapter", "ernie4_5"),
@@ -289,6 +291,8 @@ def adapter_of(case: Case, path: Path) -> Any:
     )
     if case.module == "qwen3_5":
         return made()
+    if case.module == "mistral3":
+        return made.for_vlm_full(config)
     if case.adapter == "Ernie4_5StateDictAdapter":
         return made(config)
     return made(config, moe, BACKEND, torch.bfloat16)
@@ -362,6 +366,21 @@ def test_theirs_and_ours_make_the_same_state_dict_and_the_same_checkpoint(case: 
         name: tensor.shape for name, tensor in kept.items()
     }
     assert differing({name: tensor.to(kept[name].dtype) for name, tensor in back.items()}, kept) == []
+
+
+def test_a_text_model_loads_its_part_of_mistral_4(tmp_path: Path):
+    case = Case("mistral4", "Mistral4StateDictAdapter", "mistral3")
+    stored = write(case, tmp_path)
+    text = {name: tensor for name, tensor in stored.items() if name.startswith("language_model.")}
+    expected = {
+        name: tensor.contiguous() for name, tensor in adapter_of(case, tmp_path).from_hf(text).items()
+    }
+    expected = {name: tensor for name, tensor in expected.items() if "correction_bias" not in name}
+    assert "model.layers.1.mlp.experts.gate_and_up_projs" in expected
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    report = sw.load(state, tmp_path)
+    assert differing(state, expected) == []
+    assert all(name.startswith(("vision_tower.", "multi_modal_projector.")) for name in report.unused)
 
 
 def test_sinks_have_another_name_where_transformer_engine_attends(tmp_path: Path):

@@ -176,6 +176,11 @@ PIXTRAL = {
     "patch_size": 4,
     "image_size": 16,
 }
+MINISTRAL = {
+    "text_config": TEXT | {"model_type": "ministral3", "tie_word_embeddings": False},
+    "vision_config": PIXTRAL | {"model_type": "pixtral"},
+    "tie_word_embeddings": False,
+}
 GEMMA4 = TEXT | {
     "hidden_size_per_layer_input": 0,
     "enable_moe_block": True,
@@ -246,6 +251,7 @@ TINY = [
     ),
     Tiny("llama", TEXT),
     Tiny("mistral", TEXT),
+    Tiny("ministral3", TEXT),
     Tiny(
         "nemotron_h",
         TEXT
@@ -293,6 +299,18 @@ TINY = [
             "vision_config": PIXTRAL | {"model_type": "pixtral"},
         },
         is_vision_model=True,
+    ),
+    Tiny("mistral3", MINISTRAL, "mistral3, dense", is_vision_model=True),
+    Tiny(
+        "mistral3",
+        MINISTRAL,
+        "mistral3, dense, names of the modules",
+        is_vision_model=True,
+        released=renamed(
+            (r"^language_model\.model\.", "model.language_model."),
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+        ),
     ),
     Tiny("qwen3_next", MIXTURE | LINEAR | SHARED),
     Tiny("qwen3_vl_moe", {"text_config": MIXTURE, "vision_config": VISION}, is_vision_model=True),

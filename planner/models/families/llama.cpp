@@ -42,7 +42,7 @@ std::vector<Model> llama() {
        .takes_lora = true,
        .weight_map = weight_map},
       {.family = "mistral",
-       .model_types = {"mistral"},
+       .model_types = {"mistral", "ministral", "ministral3"},
        .layouts = {"automodel", "transformers"},
        .takes_lora = true,
        .weight_map = weight_map},

@@ -14,6 +14,14 @@ namespace {
 constexpr std::array beside_text = {Row{"vision_tower.{*}", "model.vision_tower.{*}"},
                                     Row{"multi_modal_projector.{*}", "model.multi_modal_projector.{*}"}};
 
+/// Some releases have the names that transformers' modules have, such as Mistral Medium 3.5.
+Dialect nested_names() {
+  return {{"language_model.model.", "model.language_model."},
+          {"language_model.lm_head.", "lm_head."},
+          {"vision_tower.", "model.vision_tower."},
+          {"multi_modal_projector.", "model.multi_modal_projector."}};
+}
+
 /// Modules whose FP8 releases have scales of activations, which training has no use for.
 constexpr std::array<std::string_view, 14> quantised = {"self_attn.q_proj",
                                                         "self_attn.k_proj",
@@ -40,10 +48,13 @@ void ignore_scales_of_activations(WeightMap& map, const std::string& layer) {
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   TextModel text = text_model(layout);
-  if (any_begins(catalog, "language_model.")) {
+  const bool is_nested = any_begins(catalog, "model.language_model.");
+  if (is_nested) map.dialect = nested_names();
+  if (is_nested || any_begins(catalog, "language_model.")) {
     text.hf = "language_model.model.";
     text.hf_head = "language_model.lm_head.weight";
     text.native = "model.language_model.";
+    text.native_alone = "model.";
     // Its own text model is a whole one inside the VL model, head and all; other text models are
     // transformers'.
     if (layout == "automodel" && model_type_of(catalog, "text_config") == "mistral4") {
