@@ -165,10 +165,16 @@ void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   }
   std::erase_if(alternatives, [](const auto& of_name) { return of_name.second.size() < 2; });
   if (alternatives.empty()) return;
+  std::vector<std::string> respelled;  // in the order of the catalog, if names are not those of the rules
+  if (!map.dialect.empty()) {
+    for (const SourceTensor& tensor : catalog.tensors)
+      respelled.push_back(to_rules_spelling(map.dialect, tensor.name));
+  }
   const auto is_there = [&](const Rule& rule) {
-    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [&](const SourceTensor& tensor) {
-      return rule.hf.match(to_rules_spelling(map.dialect, tensor.name)).has_value();
-    });
+    const auto fits = [&](const std::string& name) { return rule.hf.match(name).has_value(); };
+    if (!respelled.empty()) return std::any_of(respelled.begin(), respelled.end(), fits);
+    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(),
+                       [&](const SourceTensor& tensor) { return fits(tensor.name); });
   };
   std::map<std::string, int> chosen;
   for (const auto& [name, numbers] : alternatives) {
