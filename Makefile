@@ -160,31 +160,32 @@ bench: build peers ## measure kernels, loading beside the peers (a table, JSON a
 
 # --- .venv-peers -------------------------------------------------------------------------------------------------------
 # The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.
-# nemo-automodel comes without its dependencies, as it asks for CUDA and far more than its M3 model uses.
+# nemo-automodel comes without its dependencies, as it asks for CUDA and far more than its models' adapters use; so does torchtitan.
 
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/stamp
 IN_PEERS := $(PEERS)/bin/python
 NEMO_AUTOMODEL := nemo-automodel==0.7.0
+TORCHTITAN := torchtitan==0.3.0
 
 # The stamp holds what the environment is for; one for another folder or interpreter is set up anew.
-PEERS_STATE = $(CURDIR) $(shell $(PYTHON) --version) $(NEMO_AUTOMODEL)
+PEERS_STATE = $(CURDIR) $(shell $(PYTHON) --version) $(NEMO_AUTOMODEL) $(TORCHTITAN)
 ifneq ($(PEERS_STATE),$(shell $(IN_PEERS) --version >/dev/null 2>&1 && cat $(PEERS_STAMP) 2>/dev/null))
 $(shell rm -f $(PEERS_STAMP))
 endif
 
 $(PEERS_STAMP): .ci/requirements-peers.txt | system
-	$(call say,$(PEERS): Python environment with $(shell grep '^transformers' $<) and $(NEMO_AUTOMODEL))
+	$(call say,$(PEERS): Python environment with $(shell grep '^transformers' $<), $(NEMO_AUTOMODEL) and $(TORCHTITAN))
 	@$(IN_PEERS) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(PEERS)
 	@$(IN_PEERS) -m pip install --quiet --quiet --requirement $<
-	@$(IN_PEERS) -m pip install --quiet --quiet --no-deps $(NEMO_AUTOMODEL)
+	@$(IN_PEERS) -m pip install --quiet --quiet --no-deps $(NEMO_AUTOMODEL) $(TORCHTITAN)
 	@$(IN_PEERS) -c 'import sysconfig; print("$(CURDIR)/python_shim", \
 	  file=open(sysconfig.get_path("purelib") + "/shardwright.pth", "w"))'
 	@echo '$(PEERS_STATE)' >$@
 
 peers: $(PEERS_STAMP) ## set up the libraries that ours is compared with
 
-compare: build peers ## check that results equal those of transformers, peft and nemo-automodel
+compare: build peers ## check that results equal those of transformers, peft, nemo-automodel and torchtitan
 	$(call say,comparison with peers)
 	@$(IN_PEERS) -m pytest tests/peers
 

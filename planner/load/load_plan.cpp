@@ -30,6 +30,17 @@ std::vector<Lattice> lattices_written(std::span<const Transfer> transfers) {
   return written;
 }
 
+bool is_same_memory(const TensorSpec& a, const TensorSpec& b) {
+  const auto of = [](const TensorSpec& spec) {
+    return std::tie(spec.data, spec.dtype, spec.global_shape, spec.local_shape, spec.local_strides);
+  };
+  const auto same_box = [](const LocalBox& x, const LocalBox& y) {
+    return x.global == y.global && x.local_offset == y.local_offset;
+  };
+  return of(a) == of(b) &&
+         std::equal(a.boxes.begin(), a.boxes.end(), b.boxes.begin(), b.boxes.end(), same_box);
+}
+
 class LoadPlanner {
  public:
   LoadPlanner(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
@@ -43,10 +54,14 @@ class LoadPlanner {
   LoadPlan plan() {
     const auto begin = std::chrono::steady_clock::now();
     problems_.lines = options_.problems;
-    for (std::size_t i = 0; i < specs_.size(); ++i) add_destination(static_cast<std::uint32_t>(i));
-    if (!options_.exporting && !options_.resuming) {
-      for (std::string& fault : shared_memory(specs_)) problems_.add(std::move(fault));
+    const bool writes_once = !options_.exporting && !options_.resuming;
+    std::vector<TensorSpec> apart;  // those that do not share memory with what they are read from
+    for (std::size_t i = 0; i < specs_.size(); ++i) {
+      if (writes_once && is_filled_by_another(specs_[i])) continue;
+      if (writes_once) apart.push_back(specs_[i]);
+      add_destination(static_cast<std::uint32_t>(i));
     }
+    for (std::string& fault : shared_memory(apart)) problems_.add(std::move(fault));
     account_for_the_rest();
     if (!prefix_.empty()) {
       problems_.add(
@@ -100,6 +115,24 @@ class LoadPlanner {
     }
   }
 
+  /// A tied head: the same memory, and the same source, as another tensor's of the trainer, in which it is
+  /// loaded.
+  bool is_filled_by_another(const TensorSpec& spec) const {
+    if (spec.data == nullptr) return false;
+    const auto is_only_read = [](const Rule& rule) { return rule.only_read; };
+    const auto tied = std::find_if(map_.rules.begin(), map_.rules.end(), [&](const Rule& rule) {
+      return is_only_read(rule) && rule.native.match(spec.fqn).has_value();
+    });
+    if (tied == map_.rules.end()) return false;
+    for (const NativePlace& place :
+         native_places_of(map_, to_checkpoint_spelling(map_.dialect, tied->hf.text()))) {
+      for (const TensorSpec& other : specs_) {
+        if (other.fqn == place.fqn && other.fqn != spec.fqn && is_same_memory(other, spec)) return true;
+      }
+    }
+    return false;
+  }
+
   /// A stacked tensor of no experts has no pieces and needs none.
   bool names_a_stack(const TensorSpec& spec) const {
     return std::any_of(map_.rules.begin(), map_.rules.end(),
@@ -129,6 +162,12 @@ class LoadPlanner {
     if (missing == 0) return complete;
     if (missing == pieces.size() && options_.allow_missing) {
       plan_.not_loaded.push_back(spec.fqn);
+      return false;
+    }
+    if (missing == pieces.size() && may_be_absent(map_, spec.fqn)) {
+      problems_.add(spec.fqn +
+                    ": the checkpoint has none, and a trainer begins it at zero; set it to zero and leave it "
+                    "out of the state dict");
       return false;
     }
     for (const auto& [rule, of_rule] : missing_pieces) note_missing(spec, *rule, of_rule);

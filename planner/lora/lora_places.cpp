@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "planner/error.h"
+
 namespace shardwright {
 namespace {
 
@@ -129,8 +131,18 @@ std::string LoraSpelling::module_of(std::string_view weight) const {
 std::vector<const Model*> lora_families(const std::string& model) {
   const std::string name = model == "auto" ? "" : family_named(model);
   std::vector<const Model*> families;
+  std::string known;
   for (const Model& one : models()) {
+    if (!one.takes_lora) continue;
+    known += (known.empty() ? "" : ", ") + std::string(one.family);
     if (name.empty() || one.family == name) families.push_back(&one);
+  }
+  if (families.empty()) {
+    throw Error(ErrorKind::argument,
+                "LoRA adapters of " + name +
+                    " cannot be loaded or saved: its modules are not those of a file one "
+                    "by one. Known: " +
+                    known);
   }
   return families;
 }

@@ -51,8 +51,8 @@ class LoraSpelling {
   mutable std::shared_ptr<const WeightMap> map_;
 };
 
-/// The families that an adapter may be for: all that are known for "auto", else the one that is called so, or
-/// has such a model_type. Throws Error(argument) for an unknown one.
+/// The families that an adapter may be for: all that take adapters for "auto", else the one that is called
+/// so, or has such a model_type. Throws Error(argument) for an unknown one, and for one that takes none.
 std::vector<const Model*> lora_families(const std::string& model);
 
 /// What the names of a family's text part may begin with: as the released checkpoint's; as a text-only one's;

@@ -1,18 +1,25 @@
 #include "planner/models/models.h"
 
 #include <algorithm>
-#include <cstdint>
-#include <limits>
-#include <nlohmann/json.hpp>
+#include <array>
+#include <cctype>
+#include <iterator>
 #include <set>
 
 #include "planner/error.h"
+#include "planner/models/config.h"
+#include "planner/models/families.h"
 #include "planner/names/held_tensors.h"
 
 namespace shardwright {
 namespace {
 
 constexpr std::string_view huggingface = "huggingface";
+constexpr std::string_view torchtitan = "torchtitan";
+
+/// Ends of HF names: see Model::keeps_f32.
+constexpr std::array<std::string_view, 6> wide = {
+    ".e_score_correction_bias", ".expert_bias", ".router_bias", ".A_log", ".dt_bias", ".mixer.D"};
 
 std::string joined(const std::vector<std::string_view>& words) {
   std::string text;
@@ -23,22 +30,13 @@ std::string joined(const std::vector<std::string_view>& words) {
 std::string known_families() {
   std::string text;
   for (const Model& model : models()) {
-    text += (text.empty() ? "" : "; ") + std::string(model.family) + " (model_type " +
-            joined(model.model_types) + ")";
+    text += (text.empty() ? "" : ", ") + std::string(model.family);
   }
   return text;
 }
 
 bool contains(const std::vector<std::string_view>& words, std::string_view word) {
   return std::find(words.begin(), words.end(), word) != words.end();
-}
-
-/// config.json's "model_type"; empty if there is none.
-std::string model_type_of(const Catalog& catalog) {
-  if (catalog.config.empty()) return "";
-  const nlohmann::json config = nlohmann::json::parse(catalog.config, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object() || !config.contains("model_type") || !config["model_type"].is_string()) return "";
-  return config["model_type"].get<std::string>();
 }
 
 bool has_mark(const Model& model, const Catalog& catalog) {
@@ -78,23 +76,11 @@ const Model& recognise(const Catalog& catalog) {
           "layout=\"huggingface\"");
 }
 
-/// The numbers of a config that the family's tables speak of: those of its text part before its own.
-Sizes sizes_of(const Model& model, const std::string& config_text) {
-  Sizes sizes;
-  if (model.sizes.empty()) return sizes;
-  const nlohmann::json config = nlohmann::json::parse(config_text, nullptr, /*allow_exceptions=*/false);
-  const auto add = [&](const nlohmann::json& of) {
-    if (!of.is_object()) return;
-    for (const std::string_view name : model.sizes) {
-      const auto value = of.find(name);
-      if (value == of.end() || !value->is_number_unsigned()) continue;
-      if (value->get<std::uint64_t>() <= std::numeric_limits<std::int32_t>::max())
-        sizes.emplace(name, value->get<std::int64_t>());
-    }
-  };
-  if (config.is_object() && config.contains("text_config")) add(config["text_config"]);
-  add(config);
-  return sizes;
+/// The numbers of a config that the family's tables speak of.
+void add_sizes(const Model& model, const Catalog& catalog, Sizes& sizes) {
+  for (const std::string_view name : model.sizes) {
+    if (const auto value = number_in_config(catalog, name)) sizes.emplace(name, *value);
+  }
 }
 
 const Model& named(std::string_view family) {
@@ -109,7 +95,8 @@ WeightMap table_of(const Model& model, std::string_view layout, const Catalog& c
   WeightMap map = model.weight_map(layout, catalog);
   map.family = model.family;
   map.layout = layout;
-  map.sizes = sizes_of(model, catalog.config);
+  if (model.keeps_f32) map.wide.assign(wide.begin(), wide.end());
+  add_sizes(model, catalog, map.sizes);
   choose_alternatives(map, catalog);
   return map;
 }
@@ -133,6 +120,8 @@ WeightMap own_names(const Model& model, const Catalog& catalog) {
   for (const Rule& rule : names.rules) {
     if (rule.known) add(rule, to_checkpoint_spelling(map.dialect, rule.hf.text()), true);
   }
+  for (const NamePattern& pattern : names.without_place)
+    add(Rule{pattern, pattern}, to_checkpoint_spelling(map.dialect, pattern.text()), true);
   // These find sources; the place that a tensor of the checkpoint has is the one in its own spelling.
   for (const Rule& rule : names.rules) {
     add(rule, rule.hf.text(), false);
@@ -158,11 +147,28 @@ std::vector<std::string_view> known_layouts() {
   return layouts;
 }
 
-/// Whether the family's table says that a tensor of that name is made up of parts of others, or of others'.
+/// Whether the family's table says that a tensor of that name is made up of others. That it is a part of one
+/// says little: a "q_proj" is most families' own.
 bool regroups(const WeightMap& map, const std::string& name) {
   return std::any_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
-    return rule.known && !rule.axes.is_identity() && rule.native.match(name).has_value();
+    return rule.known && !rule.axes.is_identity() && !rule.axes.takes_a_part() &&
+           rule.native.match(name).has_value();
   });
+}
+
+/// One name of those that differ in their numbers alone: of layers, of experts.
+std::vector<std::string> one_of_each_kind(const std::vector<std::string>& names) {
+  std::set<std::string> seen;
+  std::vector<std::string> kinds;
+  for (const std::string& name : names) {
+    std::string kind;
+    for (const char c : name) {
+      const bool is_digit = std::isdigit(static_cast<unsigned char>(c)) != 0;
+      if (!is_digit || kind.empty() || kind.back() != '0') kind += is_digit ? '0' : c;
+    }
+    if (seen.insert(kind).second) kinds.push_back(name);
+  }
+  return kinds;
 }
 
 bool has_native_mark(const Model& model, const std::vector<std::string>& names) {
@@ -176,7 +182,7 @@ bool has_native_mark(const Model& model, const std::vector<std::string>& names) 
 }  // namespace
 
 const std::vector<Model>& models() {
-  static const std::vector<Model> all{minimax_m3(), qwen3_5_moe(), qwen3_moe()};
+  static const std::vector<Model> all = all_families();
   return all;
 }
 
@@ -190,6 +196,13 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
     return map;
   }
   const Model& model = family == "auto" ? recognise(catalog) : named(family);
+  for (const auto& [refused, reason] : model.refused) {
+    if (layout == refused) {
+      throw Error(ErrorKind::argument, "layout '" + std::string(layout) + "' of " +
+                                           std::string(model.family) +
+                                           " cannot be had: " + std::string(reason));
+    }
+  }
   if (!contains(model.layouts, layout)) {
     throw Error(ErrorKind::argument, "layout '" + std::string(layout) + "' is not known for " +
                                          std::string(model.family) + ". Known: " + joined(model.layouts) +
@@ -201,20 +214,32 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
 std::string family_named(std::string_view model) { return std::string(named(model).family); }
 
 void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names) {
+  const bool is_of_any = map.family == unchanged_names().family;
+  const std::vector<std::string> kinds = one_of_each_kind(names);
+  const Model* likeliest = nullptr;
+  std::string_view layout_of_most;
+  std::vector<std::string> most;
   for (const Model& model : models()) {
-    if (map.family != model.family && map.family != unchanged_names().family) continue;
+    if (!is_of_any && map.family != model.family) continue;
     for (const std::string_view layout : model.layouts) {
       if (layout == map.layout) continue;
-      const WeightMap other = table_of(model, layout, {});
-      for (const std::string& name : names) {
-        if (regroups(map, name) || !regroups(other, name)) continue;
-        throw Error(ErrorKind::mismatch, name + ": is a name of layout " + std::string(layout) + " of " +
-                                             std::string(model.family) + ", found layout " + map.layout +
-                                             "; pass layout=\"" + std::string(layout) +
-                                             "\", or take the names as they are with layout=\"huggingface\"");
-      }
+      const WeightMap other = model.weight_map(layout, {});
+      std::vector<std::string> others;
+      std::copy_if(kinds.begin(), kinds.end(), std::back_inserter(others), [&](const std::string& name) {
+        return is_of_any ? regroups(other, name) : knows_native(other, name) && !knows_native(map, name);
+      });
+      if (others.size() <= most.size()) continue;
+      likeliest = &model;
+      layout_of_most = layout;
+      most = std::move(others);
     }
   }
+  if (likeliest == nullptr) return;
+  const std::string layout(layout_of_most);
+  throw Error(ErrorKind::mismatch, most.front() + ": is a name of layout " + layout + " of " +
+                                       std::string(likeliest->family) + ", found layout " + map.layout +
+                                       "; pass layout=\"" + layout +
+                                       "\", or take the names as they are with layout=\"huggingface\"");
 }
 
 WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,
@@ -224,20 +249,28 @@ WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std:
                 "layout '" + std::string(layout) + "' is not known. Known: " + joined(known_layouts()));
   }
   if (layout == huggingface) return unchanged_names();
+  const std::vector<std::string> kinds = one_of_each_kind(names);
   std::vector<const Model*> marked;
   std::vector<const Model*> possible;
   for (const Model& model : models()) {
-    if (!contains(model.layouts, layout)) continue;
-    if (has_native_mark(model, names)) marked.push_back(&model);
-    const WeightMap map = table_of(model, layout, {});
-    if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return regroups(map, name); }))
-      possible.push_back(&model);
+    if (!contains(model.layouts, layout) || (asks && !model.takes_lora)) continue;
+    if (has_native_mark(model, kinds)) marked.push_back(&model);
+    const WeightMap map = model.weight_map(layout, {});
+    // torchtitan names nothing as the files do.
+    const auto changes = [&](const std::string& name) {
+      return layout == torchtitan ? knows_native(map, name) : regroups(map, name);
+    };
+    if (std::any_of(kinds.begin(), kinds.end(), changes)) possible.push_back(&model);
   }
   if (marked.size() == 1) return table_of(*marked.front(), layout, {});
   const std::vector<const Model*>& found = marked.empty() ? possible : marked;
   if (found.empty() && !asks) return unchanged_names();
+  constexpr std::size_t named_at_most = 4;
   std::string families;
-  for (const Model* model : found) families += (families.empty() ? "" : ", ") + std::string(model->family);
+  for (std::size_t i = 0; i < std::min(found.size(), named_at_most); ++i)
+    families += (families.empty() ? "" : ", ") + std::string(found[i]->family);
+  if (found.size() > named_at_most)
+    families += " and " + std::to_string(found.size() - named_at_most) + " more families";
   throw Error(ErrorKind::mismatch,
               "cannot tell which model's names to give these tensors (layout " + std::string(layout) +
                   "): they may be those of " +

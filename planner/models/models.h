@@ -2,6 +2,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "planner/names/catalog.h"
@@ -9,28 +10,39 @@
 
 namespace shardwright {
 
-/// A model family that Shardwright knows. Adding one is a file of rules in this folder, a line in models.cpp
-/// and a test.
+/// A model family that Shardwright knows. Adding one is a file of rules in families/ and a test: the build
+/// calls the function that the file is named after, which returns the families of the file.
 struct Model {
   std::string_view family;                    ///< as users spell it in model="..."
   std::vector<std::string_view> model_types;  ///< values of config.json's "model_type" that mean this family
   std::vector<std::string_view> layouts;  ///< native layouts with tables, as users spell them in layout="..."
 
+  /// Layouts that trainers have and rules cannot say yet, with the reason.
+  std::vector<std::pair<std::string_view, std::string_view>> refused = {};
+
   /// HF names that only this family has: parts of them, or patterns of whole ones. Asked where config.json is
   /// missing.
-  std::vector<std::string_view> hf_marks;
+  std::vector<std::string_view> hf_marks = {};
 
   /// Patterns of native names, of any layout, that only this family has. Asked where there is no checkpoint.
-  std::vector<std::string_view> native_marks;
+  std::vector<std::string_view> native_marks = {};
 
   /// Names of numbers in config.json that the tables' axes speak of.
-  std::vector<std::string_view> sizes;
+  std::vector<std::string_view> sizes = {};
 
   /// What the names of the text part begin with, which a text-only checkpoint leaves out; empty: nothing.
-  std::string_view text_prefix;
+  std::string_view text_prefix = {};
+
+  /// Whether adapters' modules are those of the table: rows that neither split an HF matrix nor stack experts
+  /// in another way than [experts, out, in].
+  bool takes_lora = false;
+
+  /// Whether an export without a template keeps in F32 what trainers hold so on purpose: biases of routers,
+  /// the decay of linear attention and of Mamba.
+  bool keeps_f32 = true;
 
   /// The table for one of `layouts`, in the dialect of this checkpoint.
-  WeightMap (*weight_map)(std::string_view layout, const Catalog& catalog);
+  WeightMap (*weight_map)(std::string_view layout, const Catalog& catalog) = nullptr;
 };
 
 /// All families that this build knows.
@@ -47,21 +59,17 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto
 /// whose marks they have. No marks: names as they are, if no family's table says that one of these tensors is
 /// made up of others. Throws Error(mismatch), naming the families, where several fit or only that can be
 /// said.
-/// With `asks`, that no family has such marks is an error, too.
+/// With `asks`, for LoRA tensors, that no family has such marks is an error, too, and only families count
+/// whose adapters are known.
 WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,
                                      bool asks = false);
 
-/// Throws Error(mismatch), naming the layout, if one of these tensors is made up of others in another layout
-/// of the map's family (of any, if the map has none), and in this one is not.
+/// Throws Error(mismatch), naming the layout, if one of these names is another layout's of the map's family
+/// and not this one's; if the map has no family, if such a tensor is made up of others in a layout of any.
 void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names);
 
 /// The name of the family that is called so, or has such a model_type. Throws Error(argument) as
 /// weight_map_for.
 std::string family_named(std::string_view model);
-
-/// The families, each in a file of its name.
-Model minimax_m3();
-Model qwen3_5_moe();
-Model qwen3_moe();
 
 }  // namespace shardwright

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "planner/names/catalog.h"
@@ -28,12 +30,72 @@ void add_rules(std::vector<Rule>& rules, std::span<const Row> rows, std::string_
 void add_rules(std::vector<Rule>& rules, std::span<const std::string_view> names, std::string_view hf_prefix,
                std::string_view native_prefix, bool known = true);
 
-/// How the layouts "automodel" and "transformers" hold gated experts that are HF matrices of their own:
-/// "{expert}.gate_proj.weight", "{expert}.up_proj.weight" and "{expert}.down_proj.weight".
+/// Why nemo-automodel's layout is refused where it has no model of its own.
+inline constexpr std::pair<std::string_view, std::string_view> automodel_is_transformers{
+    "automodel", "nemo-automodel trains transformers' own model of it: pass layout=\"transformers\""};
+
+// --- a text model ---
+
+/// What the names of a text model begin with, in the files and in the trainer.
+struct TextModel {
+  std::string_view layout;
+  std::string hf = "model.";
+  std::string native = "model.";  ///< empty in layout "torchtitan"
+  std::string hf_embedding = "embed_tokens.weight";
+  std::string hf_head = "lm_head.weight";
+  std::string native_head = "lm_head.weight";
+
+  /// What else native names may begin with: a text model that is trained out of a larger checkpoint.
+  std::string native_alone = {};
+
+  std::string hf_layer() const { return hf + "layers.{layer}."; }
+  std::string native_layer() const { return native + "layers.{layer}."; }
+};
+
+/// That of this layout, with the usual names.
+TextModel text_model(std::string_view layout);
+
+/// Rows of each layer.
+void add_layers(WeightMap& map, const TextModel& text, std::span<const Row> rows, int alternative = 0);
+void add_layers(WeightMap& map, const TextModel& text, std::span<const std::string_view> names);
+
+/// Norms, dense MLP and, but for "torchtitan", attention, which there is `torchtitan_attention` or the
+/// family's own. Rows of a family's own stand before these; two rows with one native name are parts of one
+/// tensor.
+std::span<const Row> usual_layer(std::string_view layout);
+
+/// Router and shared experts.
+std::span<const Row> usual_mixture(std::string_view layout);
+std::span<const Row> torchtitan_attention();
+std::span<const Row> torchtitan_latent_attention();  ///< DeepSeek's
+
+/// Embedding, last norm and head, whose second alternative is the embedding unless config.json says that they
+/// are not tied; the names that stay as they are; and where all of them stand in a pipeline. Comes after the
+/// layers' rows.
+void add_outside_layers(WeightMap& map, const TextModel& text, const Catalog& catalog);
+
+/// Experts of each layer, below these modules.
+void add_experts(WeightMap& map, const TextModel& text, std::span<const Row> rows,
+                 std::string_view hf_module = "mlp.experts.", int alternative = 0);
+
+/// How each layout holds gated experts that are HF matrices of their own: "{expert}.gate_proj.weight",
+/// "{expert}.up_proj.weight" and "{expert}.down_proj.weight".
 std::span<const Row> split_experts(std::string_view layout);
+
+/// The same where the files call them "{expert}.w1.weight", "{expert}.w3.weight" and "{expert}.w2.weight".
+std::span<const Row> numbered_experts(std::string_view layout);
 
 /// The same for experts that the file has stacked: "gate_up_proj" [experts, gates and ups, hidden] and
 /// "down_proj" [experts, hidden, intermediate].
 std::span<const Row> stacked_experts(std::string_view layout);
+
+// --- layers after the last ---
+
+/// What a layer of multi-token prediction has beside a decoder layer's tensors, where it is numbered on from
+/// the decoder's last.
+std::span<const std::string_view> mtp_names();
+
+/// HF names of the layers from config.json's num_hidden_layers on have no place in this layout.
+void leave_out_mtp_layers(WeightMap& map, const TextModel& text, const Catalog& catalog);
 
 }  // namespace shardwright

@@ -179,6 +179,14 @@ bool AxisExpression::counts(std::string_view counter) const {
   });
 }
 
+bool AxisExpression::takes_a_part() const {
+  return std::any_of(hf_.begin(), hf_.end(), [](const std::vector<Factor>& dimension) {
+    return std::any_of(dimension.begin(), dimension.end(), [](const Factor& factor) {
+      return factor.kind == Factor::Kind::parts || factor.kind == Factor::Kind::index;
+    });
+  });
+}
+
 bool AxisExpression::needs_hf_shape() const {
   std::vector<std::string> native;
   for (const std::vector<Factor>& dimension : native_) {
@@ -196,7 +204,12 @@ bool AxisExpression::needs_hf_shape() const {
                  return one.kind == Factor::Kind::counted;
                });
       });
-  if (counts_in_parts) return true;
+  const bool joins_axes =
+      std::any_of(native_.begin(), native_.end(), [](const std::vector<Factor>& dimension) {
+        return std::count_if(dimension.begin(), dimension.end(),
+                             [](const Factor& one) { return one.kind == Factor::Kind::axis; }) > 1;
+      });
+  if (counts_in_parts || joins_axes) return true;
   return !std::all_of(hf_.begin(), hf_.end(), [&](const std::vector<Factor>& dimension) {
     return std::all_of(dimension.begin(), dimension.end(), [&](const Factor& factor) {
       return std::all_of(factor.parts.begin(), factor.parts.end(), is_known);

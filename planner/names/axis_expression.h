@@ -53,8 +53,11 @@ class AxisExpression {
   /// Whether the native side has {shard}.
   bool counts_shards() const { return counts("{shard}"); }
 
-  /// Whether the native shape does not say all: the HF side has another part's size, or HF tensors are
-  /// counted within a dimension.
+  /// Whether the native tensor has no more than a part of the HF tensor.
+  bool takes_a_part() const;
+
+  /// Whether the native shape does not say all: the HF side has another part's size, HF tensors are counted
+  /// within a dimension, or several axes are one native dimension.
   bool needs_hf_shape() const;
 
   struct Resolved;  // internal: planner/names/resolved_axes.h

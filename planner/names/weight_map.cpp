@@ -59,6 +59,11 @@ bool Piece::is_plain() const {
   return shardwright::is_plain(correspondence->hf_view) && shardwright::is_plain(correspondence->native_view);
 }
 
+bool knows_native(const WeightMap& map, std::string_view fqn) {
+  return std::any_of(map.rules.begin(), map.rules.end(),
+                     [&](const Rule& rule) { return rule.known && rule.native.match(fqn).has_value(); });
+}
+
 std::vector<Placed> placed_in(const Piece& piece, const Box& native) {
   return placed_in(*piece.correspondence, piece.native_box, native);
 }
@@ -82,7 +87,10 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
   if (rules.empty()) return pieces;
   // "All else keeps its name" is no second way to a tensor that a row above gives another name.
   if (!rules.front()->known) {
-    const Rule& first = *rule_of_hf(map, rules.front()->hf.fill(captures));
+    Captures of_first = captures;
+    if (rules.front()->stacked()) of_first.expert = 0;
+    if (rules.front()->axes.counts_shards()) of_first.shard = 0;
+    const Rule& first = *rule_of_hf(map, rules.front()->hf.fill(of_first));
     if (first.hf.text() != rules.front()->hf.text()) return pieces;
   }
   std::vector<AxisExpression::Resolved> resolved;
@@ -159,20 +167,26 @@ std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view
 void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   std::map<std::string, std::set<int>> alternatives;  // by native name
   for (const Rule& rule : map.rules) {
-    if (rule.known) alternatives[rule.native.text()].insert(rule.alternative);
+    alternatives[rule.native.text()].insert(rule.alternative);
   }
   std::erase_if(alternatives, [](const auto& of_name) { return of_name.second.size() < 2; });
   if (alternatives.empty()) return;
+  std::vector<std::string> respelled;  // in the order of the catalog, if names are not those of the rules
+  if (!map.dialect.empty()) {
+    for (const SourceTensor& tensor : catalog.tensors)
+      respelled.push_back(to_rules_spelling(map.dialect, tensor.name));
+  }
   const auto is_there = [&](const Rule& rule) {
-    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [&](const SourceTensor& tensor) {
-      return rule.hf.match(to_rules_spelling(map.dialect, tensor.name)).has_value();
-    });
+    const auto fits = [&](const std::string& name) { return rule.hf.match(name).has_value(); };
+    if (!respelled.empty()) return std::any_of(respelled.begin(), respelled.end(), fits);
+    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(),
+                       [&](const SourceTensor& tensor) { return fits(tensor.name); });
   };
   std::map<std::string, int> chosen;
   for (const auto& [name, numbers] : alternatives) {
     const auto is_complete = [&, &name = name](int number) {
       return std::all_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
-        return !rule.known || rule.native.text() != name || rule.alternative != number || is_there(rule);
+        return rule.native.text() != name || rule.alternative != number || is_there(rule);
       });
     };
     const auto first = std::find_if(numbers.begin(), numbers.end(), is_complete);
@@ -180,9 +194,16 @@ void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   }
   std::erase_if(map.rules, [&](const Rule& rule) {
     const auto found = chosen.find(rule.native.text());
-    return rule.known && found != chosen.end() && rule.alternative != found->second;
+    return found != chosen.end() && rule.alternative != found->second;
   });
 }
+
+bool stays_wide(const WeightMap& map, std::string_view hf_name) {
+  return std::any_of(map.wide.begin(), map.wide.end(),
+                     [&](std::string_view ending) { return hf_name.ends_with(ending); });
+}
+
+bool may_be_absent(const WeightMap& map, std::string_view fqn) { return fits_any(map.absent, fqn); }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {
   return fits_any(map.ignored, to_rules_spelling(map.dialect, hf_name));

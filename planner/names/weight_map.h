@@ -63,11 +63,16 @@ struct WeightMap {
   std::vector<Rule> rules;                 ///< the first row that fits a name counts
   std::vector<NamePattern> ignored;        ///< HF names that no layout uses
   std::vector<NamePattern> without_place;  ///< HF names of the model that this layout has no tensor for
-  std::vector<NamePattern> layers;         ///< HF names of the decoder layers, which have {layer}
-  std::vector<NamePattern> after_layers;   ///< HF names that a pipeline needs after its last layer
+  std::vector<NamePattern> absent;     ///< native names of what the trainer begins at zero, if files lack it
+  std::vector<std::string_view> wide;  ///< ends of HF names that keep a trainer's F32 without a template
+  std::vector<NamePattern> layers;     ///< HF names of the decoder layers, which have {layer}
+  std::vector<NamePattern> after_layers;  ///< HF names that a pipeline needs after its last layer
   Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules
   Sizes sizes;      ///< that the axes may name: of the model's config
 };
+
+/// Whether a row, other than "all else keeps its name", has such a native name.
+bool knows_native(const WeightMap& map, std::string_view fqn);
 
 /// Keeps, of the rows of each native name, those of the first alternative whose HF names all are there, for
 /// some layer and expert; of the first one where none are.
@@ -123,6 +128,12 @@ struct NativePlace {
 /// The native tensors that an HF tensor, or a part of it, is part of; empty if no rule has it or it has no
 /// place in this layout. Scales go where their weights go.
 std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view hf_name);
+
+/// True if the HF tensor is stored in F32 where its trainer holds it so: rounding it to BF16 would harm.
+bool stays_wide(const WeightMap& map, std::string_view hf_name);
+
+/// True if files may lack a source of the native tensor, which the trainer then begins at zero.
+bool may_be_absent(const WeightMap& map, std::string_view fqn);
 
 /// True if no layout of the family uses this HF tensor, so that it is passed over.
 bool is_ignored(const WeightMap& map, std::string_view hf_name);

@@ -131,7 +131,9 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
     if (!stored.empty()) plain.element = scales.empty() ? stored.front().dtype : DType::BF16;
     return plain;
   }
-  if (!form.keeps_dtypes && is_of_a_model(form.map) && is_wide_float(native)) plain.element = DType::BF16;
+  if (!form.keeps_dtypes && is_of_a_model(form.map) && is_wide_float(native) &&
+      !stays_wide(form.map, piece.hf_name))
+    plain.element = DType::BF16;
   return plain;
 }
 

@@ -27,6 +27,20 @@ class Family:
     config: dict
     make: Callable[[torch.Generator], Tensors]
     natives: dict[str, Callable[[Tensors], Tensors]]
+    without_place: Callable[[str, str], bool] = lambda layout, name: (
+        layout == "transformers" and name.startswith("mtp.")
+    )
+    """Whether a tensor of the file has no place in a layout: (layout, name)."""
+    is_quantised: bool = False
+    own: Callable[[Tensors], Tensors] = dict  #: in the layout "huggingface"
+    needs_config: bool = False  #: for a layout's shapes, so that an adapter needs the checkpoint
+
+    @property
+    def layouts(self) -> list[str]:
+        return [*self.natives, "huggingface"]
+
+    def kept(self, layout: str, tensors: Tensors) -> Tensors:
+        return {name: tensor for name, tensor in tensors.items() if not self.without_place(layout, name)}
 
 
 def random_tensor(
@@ -260,7 +274,7 @@ FAMILIES = [
 
 def native(family: Family, layout: str, tensors: Tensors) -> Tensors:
     """What a trainer of that layout holds, contiguous."""
-    made = dict(tensors) if layout == "huggingface" else family.natives[layout](tensors)
+    made = family.own(tensors) if layout == "huggingface" else family.natives[layout](tensors)
     return {name: tensor.contiguous() for name, tensor in made.items()}
 
 

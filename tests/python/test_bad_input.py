@@ -203,7 +203,7 @@ def test_a_dtensor_whose_local_part_is_not_what_its_placements_say(whole, tmp_pa
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"model": "llama"}, ["llama", "minimax_m3"]),
+        ({"model": "llama5"}, ["llama5", "minimax_m3"]),
         ({"layout": "sideways"}, ["sideways", "automodel"]),
         ({"threads": -1}, ["thread", "-1"]),
         ({"staging_bytes": -1}, ["staging_bytes", "-1"]),

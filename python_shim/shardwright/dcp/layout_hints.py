@@ -9,7 +9,7 @@ from shardwright import _core
 from shardwright.dcp.fitting import hints_at_names
 
 #: Native layouts, as callers spell them.
-LAYOUTS = ("automodel", "transformers", "huggingface")
+LAYOUTS = ("automodel", "transformers", "torchtitan", "huggingface")
 
 
 def hints_at_layout(names: Iterable[str], catalog: Any, model: str, layout: str) -> list[str]:
@@ -33,6 +33,8 @@ def hints_at_layout(names: Iterable[str], catalog: Any, model: str, layout: str)
         ]
     missing = [name for name in asked if name not in known.get(layout, ())]
     for one, of_layout in known.items():
+        if one == "torchtitan" != layout:  # whose short names are the ends of many others
+            continue
         if hints := hints_at_names(missing, of_layout):
             return hints if one == layout else [*hints, f"and pass layout={one!r}"]
     return []

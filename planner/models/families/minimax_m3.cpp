@@ -76,20 +76,24 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
 
 }  // namespace
 
-Model minimax_m3() {
-  return {"minimax_m3",
-          {"minimax_m3_vl", "minimax_m3_vl_text", "minimax_m3", "minimax_m3_text"},
-          {"automodel", "transformers"},
-          {".block_sparse_moe.", "patch_merge_mlp.", ".self_attn.index_", "language_model.model.mtp.layers."},
-          {"model.layers.{layer}.self_attn.indexer.index_{*}", "model.layers.{layer}.shared_experts.{*}",
-           "model.mtp.layers.{layer}.transformer_layer.{*}", "vision_tower.patch_merge_mlp.{*}",
-           "model.language_model.layers.{layer}.self_attn.indexer.{*}",
-           "model.language_model.layers.{layer}.mlp.shared_experts.gate_up_proj.weight",
-           "model.layers.{layer}.mlp.shared_experts.gate_up_proj.weight",
-           "model.multi_modal_projector.merge_linear_{*}"},
-          {},
-          "language_model.",
-          weight_map};
+std::vector<Model> minimax_m3() {
+  return {
+      {.family = "minimax_m3",
+       .model_types = {"minimax_m3_vl", "minimax_m3_vl_text", "minimax_m3", "minimax_m3_text"},
+       .layouts = {"automodel", "transformers"},
+       .hf_marks = {"patch_merge_mlp.", ".self_attn.index_", "language_model.model.mtp.layers.",
+                    "language_model.model.layers.{layer}.block_sparse_moe.{*}"},
+       .native_marks = {"model.layers.{layer}.self_attn.indexer.index_{*}",
+                        "model.layers.{layer}.shared_experts.{*}",
+                        "model.mtp.layers.{layer}.transformer_layer.{*}", "vision_tower.patch_merge_mlp.{*}",
+                        "model.language_model.layers.{layer}.self_attn.indexer.{*}",
+                        "model.language_model.layers.{layer}.mlp.shared_experts.gate_up_proj.weight",
+                        "model.layers.{layer}.mlp.shared_experts.gate_up_proj.weight",
+                        "model.multi_modal_projector.merge_linear_{*}"},
+       .text_prefix = "language_model.",
+       .takes_lora = true,
+       .keeps_f32 = false,  // all floats become BF16, as documented
+       .weight_map = weight_map}};
 }
 
 }  // namespace shardwright

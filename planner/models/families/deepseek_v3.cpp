@@ -1,0 +1,71 @@
+/// DeepSeek V3, V3.1 and R1, V3.2, and Kimi K2, which has V3's names. Source of names and shapes: the models
+/// deepseek_v3 and deepseek_v32 of transformers 5.23, which have no MTP, and the adapters of nemo-automodel
+/// 0.7.0 and torchtitan 0.3.0.
+
+#include <array>
+#include <optional>
+#include <string>
+
+#include "planner/models/config.h"
+#include "planner/models/models.h"
+#include "planner/models/rules.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::array mtp_of_torchtitan = {
+    Row{"enorm.weight", "enorm.weight"},
+    Row{"hnorm.weight", "hnorm.weight"},
+    Row{"eh_proj.weight", "eh_proj.weight"},
+    Row{"shared_head.norm.weight", "mtp_norm.weight"},
+};
+
+/// torchtitan numbers MTP's layers anew, and has one embedding and one head.
+void add_mtp_layers(WeightMap& map, std::int64_t layers) {
+  const std::string hf = "model.layers.{layer+" + std::to_string(layers) + "}.";
+  const std::string native = "mtp_layers.{layer}.";
+  add_rules(map.rules, split_experts("torchtitan"), hf + "mlp.experts.",
+            native + "moe.routed_experts.inner_experts.");
+  for (const std::span<const Row> rows :
+       {usual_layer("torchtitan"), usual_mixture("torchtitan"), torchtitan_latent_attention(),
+        std::span<const Row>(mtp_of_torchtitan)})
+    add_rules(map.rules, rows, hf, native);
+  for (const char* shared : {"embed_tokens.{*}", "shared_head.head.{*}"})
+    map.without_place.emplace_back(hf + shared);
+}
+
+WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
+  WeightMap map;
+  const TextModel text = text_model(layout);
+  if (layout == "transformers") leave_out_mtp_layers(map, text, catalog);
+  if (layout == "torchtitan") {
+    if (const auto layers = number_in_config(catalog, "num_hidden_layers")) add_mtp_layers(map, *layers);
+    add_layers(map, text, torchtitan_latent_attention());
+  }
+  add_experts(map, text, split_experts(layout));
+  add_layers(map, text, usual_layer(layout));
+  add_layers(map, text, usual_mixture(layout));
+  if (layout != "torchtitan") add_layers(map, text, mtp_names());
+  add_outside_layers(map, text, catalog);
+  map.ignored.emplace_back("model.layers.{layer}.self_attn.rotary_emb.inv_freq");
+  return map;
+}
+
+}  // namespace
+
+std::vector<Model> deepseek_v3() {
+  return {
+      {.family = "deepseek_v3",
+       .model_types = {"deepseek_v3", "kimi_k2"},
+       .layouts = {"automodel", "transformers", "torchtitan"},
+       .takes_lora = true,
+       .weight_map = weight_map},
+      {.family = "deepseek_v32",
+       .model_types = {"deepseek_v32"},
+       .layouts = {"automodel", "transformers"},
+       .takes_lora = true,
+       .weight_map = weight_map},
+  };
+}
+
+}  // namespace shardwright

@@ -1,0 +1,117 @@
+/// DeepSeek V4. Source of names and shapes: the released names, DeepseekV4ForCausalLM of transformers 5.23,
+/// which has no MTP, and the adapter of nemo-automodel 0.7.0. Files begin names with "model." or do not, and
+/// transformers stores some of those outside the layers under its own names. Layers that route by hash have
+/// no bias of the gate.
+
+#include <array>
+#include <string>
+
+#include "planner/models/models.h"
+#include "planner/models/rules.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::array layer = {
+    Row{"attn_norm.{*}", "input_layernorm.{*}"},
+    Row{"ffn_norm.{*}", "post_attention_layernorm.{*}"},
+    Row{"ffn.gate.bias", "mlp.gate.e_score_correction_bias"},
+    Row{"ffn.gate.{*}", "mlp.gate.{*}"},
+    Row{"ffn.shared_experts.w1.{*}", "mlp.shared_experts.gate_proj.{*}"},
+    Row{"ffn.shared_experts.w3.{*}", "mlp.shared_experts.up_proj.{*}"},
+    Row{"ffn.shared_experts.w2.{*}", "mlp.shared_experts.down_proj.{*}"},
+    Row{"hc_attn_base", "attn_hc.base"},
+    Row{"hc_attn_fn", "attn_hc.fn"},
+    Row{"hc_attn_scale", "attn_hc.scale"},
+    Row{"hc_ffn_base", "ffn_hc.base"},
+    Row{"hc_ffn_fn", "ffn_hc.fn"},
+    Row{"hc_ffn_scale", "ffn_hc.scale"},
+};
+constexpr std::array automodel = {
+    Row{"attn.attn_sink", "self_attn.sinks_param.weight"},
+    Row{"attn.indexer.compressor.norm.{*}", "self_attn.compressor.indexer.kv_norm.{*}"},
+    Row{"attn.indexer.compressor.ape", "self_attn.compressor.indexer.ape_param.weight"},
+    Row{"attn.indexer.compressor.wgate.{*}", "self_attn.compressor.indexer.wgate.{*}"},
+    Row{"attn.indexer.compressor.wkv.{*}", "self_attn.compressor.indexer.wkv.{*}"},
+    Row{"attn.indexer.{*}", "self_attn.compressor.indexer.{*}"},
+    Row{"attn.compressor.norm.{*}", "self_attn.compressor.kv_norm.{*}"},
+    Row{"attn.compressor.ape", "self_attn.compressor.ape_param.weight"},
+    Row{"attn.{*}", "self_attn.{*}"},
+};
+constexpr std::array automodel_mtp = {
+    Row{"hc_head_fn", "hc_head.hc_fn"},
+    Row{"hc_head_base", "hc_head.hc_base"},
+    Row{"hc_head_scale", "hc_head.hc_scale"},
+    Row{"{*}", "{*}"},
+};
+constexpr std::array transformers = {
+    Row{"attn.attn_sink", "self_attn.sinks"},
+    Row{"attn.norm.{*}", "self_attn.kv_norm.{*}"},
+    Row{"attn.wq_a.{*}", "self_attn.q_a_proj.{*}"},
+    Row{"attn.wq_b.{*}", "self_attn.q_b_proj.{*}"},
+    Row{"attn.q_norm.{*}", "self_attn.q_a_norm.{*}"},
+    Row{"attn.wkv.{*}", "self_attn.kv_proj.{*}"},
+    Row{"attn.wo_a.{*}", "self_attn.o_a_proj.{*}"},
+    Row{"attn.wo_b.{*}", "self_attn.o_b_proj.{*}"},
+    Row{"attn.compressor.norm.{*}", "self_attn.compressor.kv_norm.{*}"},
+    Row{"attn.compressor.ape", "self_attn.compressor.position_bias"},
+    Row{"attn.compressor.wgate.{*}", "self_attn.compressor.gate_proj.{*}"},
+    Row{"attn.compressor.wkv.{*}", "self_attn.compressor.kv_proj.{*}"},
+    Row{"attn.indexer.compressor.norm.{*}", "self_attn.compressor.indexer.kv_norm.{*}"},
+    Row{"attn.indexer.compressor.ape", "self_attn.compressor.indexer.position_bias"},
+    Row{"attn.indexer.compressor.wgate.{*}", "self_attn.compressor.indexer.gate_proj.{*}"},
+    Row{"attn.indexer.compressor.wkv.{*}", "self_attn.compressor.indexer.kv_proj.{*}"},
+    Row{"attn.indexer.wq_b.{*}", "self_attn.compressor.indexer.q_b_proj.{*}"},
+    Row{"attn.indexer.weights_proj.{*}", "self_attn.compressor.indexer.scorer.weights_proj.{*}"},
+};
+
+constexpr std::array released_outside = {
+    Row{"embed.weight", "model.embed_tokens.weight"},
+    Row{"norm.weight", "model.norm.weight"},
+    Row{"head.weight", "lm_head.weight"},
+    Row{"hc_head_fn", "model.hc_head.hc_fn"},
+    Row{"hc_head_base", "model.hc_head.hc_base"},
+    Row{"hc_head_scale", "model.hc_head.hc_scale"},
+};
+constexpr std::array saved_outside = {
+    Row{"embed_tokens.weight", "model.embed_tokens.weight"},
+    Row{"hc_head.hc_fn", "model.hc_head.hc_fn"},
+    Row{"hc_head.hc_base", "model.hc_head.hc_base"},
+    Row{"hc_head.hc_scale", "model.hc_head.hc_scale"},
+};
+
+WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
+  WeightMap map;
+  if (any_begins(catalog, "model.layers."))
+    map.dialect = {{"head.weight", "head.weight"}, {"mtp.", "mtp."}, {"", "model."}};
+  const auto add_layer = [&](const std::string& hf, const std::string& native) {
+    add_rules(map.rules, numbered_experts(layout), hf + "ffn.experts.", native + "mlp.experts.");
+    add_rules(map.rules, layer, hf, native);
+    add_rules(map.rules, layout == "automodel" ? std::span<const Row>(automodel) : transformers, hf, native);
+  };
+  add_layer("layers.{layer}.", "model.layers.{layer}.");
+  if (layout == "automodel") {
+    add_layer("mtp.{layer}.", "mtp.layers.{layer}.");
+    add_rules(map.rules, automodel_mtp, "mtp.{layer}.", "mtp.layers.{layer}.");
+  } else {
+    map.without_place.emplace_back("mtp.{*}");
+  }
+  add_rules(map.rules, released_outside, "", "");
+  add_rules(map.rules, saved_outside, "", "", /*known=*/true, /*alternative=*/1);
+  map.layers.emplace_back("layers.{layer}.{*}");
+  for (const char* after : {"norm.{*}", "head.{*}", "hc_head_{*}", "mtp.{*}"})
+    map.after_layers.emplace_back(after);
+  return map;
+}
+
+}  // namespace
+
+std::vector<Model> deepseek_v4() {
+  return {{.family = "deepseek_v4",
+           .model_types = {"deepseek_v4"},
+           .layouts = {"automodel", "transformers"},
+           .hf_marks = {"layers.{layer}.attn.attn_sink", "model.layers.{layer}.attn.attn_sink"},
+           .weight_map = weight_map}};
+}
+
+}  // namespace shardwright

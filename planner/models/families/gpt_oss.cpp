@@ -1,0 +1,61 @@
+/// gpt-oss, with experts in BF16. Source of names and shapes: GptOssForCausalLM of transformers 5.23 and the
+/// adapters of nemo-automodel 0.7.0 and torchtitan 0.3.0. Rows of gates and ups take turns, in all of them.
+
+#include <array>
+
+#include "planner/models/models.h"
+#include "planner/models/rules.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::array automodel = {
+    Row{"mlp.router.{*}", "mlp.gate.{*}"},
+    Row{"mlp.experts.gate_up_proj", "mlp.experts.gate_and_up_projs"},
+    Row{"mlp.experts.down_proj", "mlp.experts.down_projs"},
+    Row{"mlp.experts.gate_up_proj_bias", "mlp.experts.gate_up_proj_bias"},
+    Row{"mlp.experts.down_proj_bias", "mlp.experts.down_proj_bias"},
+};
+constexpr std::array<std::string_view, 1> sinks = {"self_attn.sinks"};
+/// In nemo-automodel with the attention of Transformer Engine; known by their name above.
+constexpr std::array sinks_of_engine = {Row{"self_attn.sinks", "self_attn.attn_module.softmax_offset"}};
+constexpr std::array<std::string_view, 2> transformers = {"mlp.router.{*}", "mlp.experts.{*}"};
+constexpr std::array torchtitan = {
+    Row{"mlp.router.{*}", "moe.router.gate.{*}"},
+    Row{"mlp.experts.gate_up_proj", "moe.routed_experts.inner_experts.mlp1_weight", "e i o -> e o i"},
+    Row{"mlp.experts.gate_up_proj_bias", "moe.routed_experts.inner_experts.mlp1_bias"},
+    Row{"mlp.experts.down_proj", "moe.routed_experts.inner_experts.mlp2_weight", "e i o -> e o i"},
+    Row{"mlp.experts.down_proj_bias", "moe.routed_experts.inner_experts.mlp2_bias"},
+};
+
+WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
+  WeightMap map;
+  const TextModel text = text_model(layout);
+  if (layout == "automodel") {
+    add_layers(map, text, automodel);
+    add_layers(map, text, sinks);
+    add_rules(map.rules, sinks_of_engine, text.hf_layer(), text.native_layer(), /*known=*/false);
+  }
+  if (layout == "transformers") add_layers(map, text, transformers);
+  if (layout == "torchtitan") {
+    add_layers(map, text, torchtitan);
+    add_layers(map, text, torchtitan_attention());
+  }
+  add_layers(map, text, usual_layer(layout));
+  add_outside_layers(map, text, catalog);
+  return map;
+}
+
+}  // namespace
+
+std::vector<Model> gpt_oss() {
+  return {{.family = "gpt_oss",
+           .model_types = {"gpt_oss"},
+           .layouts = {"automodel", "transformers", "torchtitan"},
+           .hf_marks = {"model.layers.{layer}.mlp.experts.gate_up_proj_bias"},
+           .native_marks = {"model.layers.{layer}.mlp.experts.gate_up_proj_bias",
+                            "layers.{layer}.moe.routed_experts.inner_experts.mlp1_bias"},
+           .weight_map = weight_map}};
+}
+
+}  // namespace shardwright

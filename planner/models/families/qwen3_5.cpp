@@ -1,0 +1,152 @@
+/// Qwen3.5 and Qwen3.6, dense and with experts, with and without vision tower. Source of names and shapes:
+/// the models qwen3_5 and qwen3_5_moe of transformers 5.23, which have no MTP, the adapters of nemo-automodel
+/// 0.7.0 and, but for the shape of stacked experts, which it takes for [experts, hidden, 2 intermediate],
+/// that of torchtitan 0.3.0. Released files have experts stacked (BF16) or one by one (FP8); MTP's are
+/// either, whatever the decoder's are.
+
+#include <array>
+#include <string>
+
+#include "planner/models/config.h"
+#include "planner/models/models.h"
+#include "planner/models/rules.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::array automodel = {
+    Row{"linear_attn.A_log", "linear_attn._fp32_params.A_log"},
+    Row{"linear_attn.dt_bias", "linear_attn._fp32_params.dt_bias"},
+    Row{"mlp.shared_expert.{*}", "mlp.shared_experts.{*}"},
+};
+constexpr std::array transformers = {Row{"mlp.shared_expert.{*}", "mlp.shared_expert.{*}"}};
+constexpr std::array<std::string_view, 3> layer = {"linear_attn.{*}", "mlp.gate.{*}",
+                                                   "mlp.shared_expert_gate.{*}"};
+constexpr std::array<std::string_view, 1> vision = {"model.visual.{*}"};
+constexpr std::array mtp = {
+    Row{"mtp.fc.weight", "mtp.layers.0.eh_proj.weight"},
+    Row{"mtp.pre_fc_norm_embedding.weight", "mtp.layers.0.enorm.weight"},
+    Row{"mtp.pre_fc_norm_hidden.weight", "mtp.layers.0.hnorm.weight"},
+    Row{"mtp.norm.weight", "mtp.layers.0.final_layernorm.weight"},
+};
+constexpr std::array inner_head = {Row{"model.lm_head.weight", "lm_head.weight"}};
+
+constexpr std::array torchtitan = {
+    Row{"self_attn.q_proj.weight", "attn.wq.weight"},
+    Row{"self_attn.k_proj.weight", "attn.wk.weight"},
+    Row{"self_attn.v_proj.weight", "attn.wv.weight"},
+    Row{"self_attn.o_proj.weight", "attn.wo.weight"},
+    Row{"self_attn.q_norm.weight", "attn.q_norm.weight"},
+    Row{"self_attn.k_norm.weight", "attn.k_norm.weight"},
+    Row{"linear_attn.in_proj_qkv.weight", "attn.in_proj_q.weight", "([key]|key|value) i -> key i"},
+    Row{"linear_attn.in_proj_qkv.weight", "attn.in_proj_k.weight", "(key|[key]|value) i -> key i"},
+    Row{"linear_attn.in_proj_qkv.weight", "attn.in_proj_v.weight", "(key|key|[value]) i -> value i"},
+    Row{"linear_attn.conv1d.weight", "attn.conv_q.weight", "([key]|key|value) 1 t -> key 1 t"},
+    Row{"linear_attn.conv1d.weight", "attn.conv_k.weight", "(key|[key]|value) 1 t -> key 1 t"},
+    Row{"linear_attn.conv1d.weight", "attn.conv_v.weight", "(key|key|[value]) 1 t -> value 1 t"},
+    Row{"linear_attn.in_proj_z.weight", "attn.in_proj_z.weight"},
+    Row{"linear_attn.in_proj_a.weight", "attn.in_proj_a.weight"},
+    Row{"linear_attn.in_proj_b.weight", "attn.in_proj_b.weight"},
+    Row{"linear_attn.A_log", "attn.A_log"},
+    Row{"linear_attn.dt_bias", "attn.dt_bias"},
+    Row{"linear_attn.norm.weight", "attn.norm.weight"},
+    Row{"linear_attn.out_proj.weight", "attn.out_proj.weight"},
+    Row{"mlp.gate.weight", "moe.router.gate.weight"},
+    Row{"mlp.shared_expert.gate_proj.weight", "moe.shared_experts.w1.weight"},
+    Row{"mlp.shared_expert.up_proj.weight", "moe.shared_experts.w3.weight"},
+    Row{"mlp.shared_expert.down_proj.weight", "moe.shared_experts.w2.weight"},
+    Row{"mlp.shared_expert_gate.weight", "moe.shared_experts.gate.weight"},
+};
+constexpr std::array vision_of_torchtitan = {
+    Row{"patch_embed.proj.weight", "patch_embed.weight", "o c t h w -> o (c t h w)"},
+    Row{"patch_embed.proj.bias", "patch_embed.bias"},
+    Row{"pos_embed.weight", "pos_embed"},
+    Row{"blocks.{layer}.attn.qkv.weight", "layers.{layer}.attn.wq.weight", "(0/3 o) i -> o i"},
+    Row{"blocks.{layer}.attn.qkv.weight", "layers.{layer}.attn.wk.weight", "(1/3 o) i -> o i"},
+    Row{"blocks.{layer}.attn.qkv.weight", "layers.{layer}.attn.wv.weight", "(2/3 o) i -> o i"},
+    Row{"blocks.{layer}.attn.qkv.bias", "layers.{layer}.attn.wq.bias", "(0/3 o) -> o"},
+    Row{"blocks.{layer}.attn.qkv.bias", "layers.{layer}.attn.wk.bias", "(1/3 o) -> o"},
+    Row{"blocks.{layer}.attn.qkv.bias", "layers.{layer}.attn.wv.bias", "(2/3 o) -> o"},
+    Row{"blocks.{layer}.{*}", "layers.{layer}.{*}"},
+    Row{"merger.{*}", "merger.{*}"},
+};
+
+void add_experts_in_either_form(WeightMap& map, const TextModel& text) {
+  add_experts(map, text, stacked_experts(text.layout));
+  add_experts(map, text, split_experts(text.layout), "mlp.experts.", /*alternative=*/1);
+}
+
+void add_layers_of(WeightMap& map, const TextModel& text, bool has_experts) {
+  if (has_experts) add_experts_in_either_form(map, text);
+  if (text.layout == "automodel") add_layers(map, text, automodel);
+  if (text.layout == "transformers") add_layers(map, text, transformers);
+  if (text.layout == "torchtitan") {
+    add_layers(map, text, torchtitan);
+  } else {
+    add_layers(map, text, layer);
+  }
+  add_layers(map, text, usual_layer(text.layout));
+}
+
+/// A text-only model has no "language_model", there as in its checkpoint.
+std::string text_of(const Catalog& catalog) {
+  const bool is_text_only =
+      any_begins(catalog, "model.layers.") && !any_begins(catalog, "model.language_model.");
+  return is_text_only ? "model." : "model.language_model.";
+}
+
+WeightMap weight_map(std::string_view layout, const Catalog& catalog, bool has_experts) {
+  WeightMap map;
+  TextModel text = text_model(layout);
+  text.hf = text_of(catalog);
+  if (layout == "torchtitan") {
+    add_rules(map.rules, vision_of_torchtitan, "model.visual.", "vision_encoder.");
+    const auto heads = number_in_config(catalog, "linear_num_key_heads");
+    const auto width = number_in_config(catalog, "linear_key_head_dim");
+    if (heads && width) map.sizes.emplace("key", *heads * *width);
+  } else {
+    text.native = text.hf;
+    if (text.native != "model.") text.native_alone = "model.";
+    add_rules(map.rules, vision, "", "");
+  }
+  add_layers_of(map, text, has_experts);
+  if (layout == "automodel") {
+    TextModel of_mtp = text;
+    of_mtp.hf = of_mtp.native = "mtp.";
+    add_layers_of(map, of_mtp, has_experts);
+    add_rules(map.rules, mtp, "", "");
+  } else {
+    map.without_place.emplace_back("mtp.{*}");
+  }
+  add_outside_layers(map, text, catalog);
+  add_rules(map.rules, inner_head, "", "", /*known=*/true, /*alternative=*/1);
+  return map;
+}
+
+WeightMap dense(std::string_view layout, const Catalog& catalog) {
+  return weight_map(layout, catalog, /*has_experts=*/false);
+}
+WeightMap with_experts(std::string_view layout, const Catalog& catalog) {
+  return weight_map(layout, catalog, /*has_experts=*/true);
+}
+
+}  // namespace
+
+std::vector<Model> qwen3_5() {
+  return {
+      {.family = "qwen3_5",
+       .model_types = {"qwen3_5", "qwen3_5_text"},
+       .layouts = {"automodel", "transformers", "torchtitan"},
+       .takes_lora = true,
+       .weight_map = dense},
+      {.family = "qwen3_5_moe",
+       .model_types = {"qwen3_5_moe", "qwen3_5_moe_text"},
+       .layouts = {"automodel", "transformers", "torchtitan"},
+       .hf_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
+       .native_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
+       .takes_lora = true,
+       .weight_map = with_experts},
+  };
+}
+
+}  // namespace shardwright
