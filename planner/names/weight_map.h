@@ -53,6 +53,7 @@ struct WeightMap {
   std::vector<Rule> rules;                 ///< the first row that fits a name counts
   std::vector<NamePattern> ignored;        ///< HF names that no layout uses
   std::vector<NamePattern> without_place;  ///< HF names of the model that this layout has no tensor for
+  std::vector<NamePattern> strangers;      ///< HF names that are not the model's, though rules fit them
   std::vector<NamePattern> layers;         ///< HF names of the decoder layers, which have {layer}
   std::vector<NamePattern> after_layers;   ///< HF names that a pipeline needs after its last layer
   Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules

@@ -293,7 +293,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     catalog = read_catalog(options.path)
-    weight_map = _core.weight_map(catalog, options.model, options.layout)
+    weight_map = weight_map_for(catalog, options.model, options.layout)
     mesh = _core.parse_mesh(options.mesh)
     native = _core.native_tensors(catalog, weight_map)
     specs = _core.specs_on_mesh(native, mesh, options.rank, options.dense)

@@ -141,7 +141,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         quantization: str | None = None,
         max_shard_size: int | str = "5GB",
         template: Any = None,
-        model: str = "auto",
+        model: Any = "auto",
         layout: str = "automodel",
         strict: bool = True,
         staging_bytes: int | None = None,
@@ -260,13 +260,14 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         catalog = None if self.template is None else catalog_of(self.template)
         return _core.ExportRequest(
             catalog,
-            self.model,
+            self.model if isinstance(self.model, str) else "auto",
             self.layout,
             self.quantised,
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
             self.strict_dtypes,
+            export_map(catalog, self.model, self.layout),
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------

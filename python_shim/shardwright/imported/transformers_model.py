@@ -1,0 +1,120 @@
+"""A model of transformers as its own loader sees it: without elements, on the meta device."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+INSTALL = 'pip install "transformers>=5"'
+
+
+def transformers_at_hand() -> Any:
+    """The package. Raises ValueError, saying what to install, where it is missing or older than its mappings."""
+    try:
+        package = importlib.import_module("transformers")
+        importlib.import_module("transformers.conversion_mapping")
+    except ImportError as error:
+        raise ValueError(
+            "layout='transformers' of a model that no table of ours has needs the package transformers, 5 or later, "
+            f"found none: {error}; install it ({INSTALL})"
+        ) from None
+    return package
+
+
+def name_of(model: Any) -> str:
+    """The model_type, as far as it can be told from what a caller passes."""
+    config = model if not isinstance(model, type) else getattr(model, "config_class", model)
+    return str(getattr(config, "model_type", None) or getattr(model, "__name__", type(model).__name__))
+
+
+def model_without_elements(model: Any, config_text: str) -> Any:
+    """The model that a caller means, made by transformers on the meta device.
+
+    ``model`` is "auto", a model_type, a config or a model class of transformers. ``config_text`` is the checkpoint's
+    config.json, "" where there is none; no code is taken from a checkpoint. Raises ValueError, saying what to pass,
+    where the class cannot be told or transformers cannot make it.
+    """
+    package = transformers_at_hand()
+    settings = _settings(config_text)
+    if isinstance(model, type) and issubclass(model, package.PreTrainedModel):
+        model_class, config = model, _config_of(package, settings, model.config_class)
+    elif isinstance(model, package.PreTrainedConfig):
+        config = model
+        model_class = _class_of(package, config, config.architectures or settings.get("architectures"))
+    elif isinstance(model, str):
+        config = _config_of(package, settings, _config_class(package, model, settings))
+        model_class = _class_of(package, config, settings.get("architectures"))
+    else:
+        raise ValueError(
+            "model: expected a family, a model_type, or a config or a model class of transformers, found "
+            f"{type(model).__name__}"
+        )
+    try:
+        with ExitStack() as contexts:
+            for context in model_class.get_init_context(torch.float32, False, False, None):
+                contexts.enter_context(context)
+            return model_class(config)
+    except Exception as error:
+        raise ValueError(
+            f"transformers {package.__version__} cannot make a {model_class.__name__} of that config: "
+            f"{type(error).__name__}: {error}; pass model=, a config that it can"
+        ) from error
+
+
+def _settings(config_text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(config_text or "{}")
+    except ValueError as error:
+        raise ValueError(f"config.json is no JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"config.json: expected an object, found {type(settings).__name__}")
+    return settings
+
+
+def _config_class(package: Any, model: str, settings: dict[str, Any]) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = settings.get("model_type") if model == "auto" else model
+    if not isinstance(model_type, str):
+        raise ValueError(
+            "cannot tell which model this is: config.json names no model_type; pass model=, a config or a model "
+            "class of transformers"
+        )
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"model_type {model_type!r} is known neither to a table of ours (shardwright families) nor to transformers "
+            f"{package.__version__}; pass model=, a config or a model class, or update transformers ({INSTALL})"
+        )
+    return CONFIG_MAPPING[model_type]
+
+
+def _config_of(package: Any, settings: dict[str, Any], config_class: Any) -> Any:
+    if not settings:
+        raise ValueError(
+            f"model: there is no config.json beside the weights to make a {config_class.__name__} of; pass model=, "
+            "a config of transformers"
+        )
+    try:
+        return config_class.from_dict(settings)
+    except Exception as error:
+        raise ValueError(
+            f"transformers {package.__version__} cannot make a {config_class.__name__} of config.json: {error}; "
+            "pass model=, a config of transformers"
+        ) from error
+
+
+def _class_of(package: Any, config: Any, architectures: Any) -> Any:
+    names = [name for name in architectures or [] if isinstance(name, str)]
+    for name in names:
+        found = getattr(package, name, None)
+        if isinstance(found, type) and issubclass(found, package.PreTrainedModel):
+            return found
+    told = f"architectures {names} are not transformers' own" if names else "the config has no architectures"
+    raise ValueError(
+        f"cannot tell which class a checkpoint of model_type {config.model_type} is for: {told}; pass model=, the "
+        "class that the state dict is of, such as a ...ForCausalLM"
+    )
