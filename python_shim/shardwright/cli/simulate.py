@@ -8,6 +8,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.cli.table import print_columns, print_table
+from shardwright.weight_maps import weight_map_for
 
 GIGA = 1e9
 

@@ -32,6 +32,7 @@ from shardwright.local_path import expect_overwrite, lasting_path
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there, naming, uninterrupted
+from shardwright.weight_maps import export_map
 
 INDEX_NAME = "model.safetensors.index.json"
 

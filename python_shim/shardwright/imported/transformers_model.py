@@ -67,12 +67,18 @@ def model_without_elements(model: Any, config_text: str) -> Any:
 
 def _settings(config_text: str) -> dict[str, Any]:
     try:
-        settings = json.loads(config_text or "{}")
+        settings = json.loads(config_text or "{}", object_hook=_special_float)
     except ValueError as error:
         raise ValueError(f"config.json is no JSON: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"config.json: expected an object, found {type(settings).__name__}")
     return settings
+
+
+def _special_float(entry: dict[str, Any]) -> Any:
+    """JSON has no infinity; transformers writes {"__float__": "Infinity"}."""
+    value = entry.get("__float__")
+    return float(value) if len(entry) == 1 and value in ("Infinity", "-Infinity", "NaN") else entry
 
 
 def _config_class(package: Any, model: str, settings: dict[str, Any]) -> Any:
