@@ -19,12 +19,78 @@ _SIZE = re.compile(
 )
 _NO_SIZE = re.compile(
     r"num_|^n_|image|patch|kernel|vocab|window|chunk|crop|stride|position|group|token|max|sample|ratio|act|dropout|prob"
-    r"|scale|factor|conv_size|grid|pool|batch|merge|downsample|dims$|block_size|input_size|queries|temporal|type"
+    r"|scale|factor|conv_size|grid|pool|batch|merge|downsample|dims$|block_size|^input_size|queries|temporal|type"
 )
+
+
+_RESNET = {
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 16,
+        "hidden_sizes": [16, 16, 32, 32],
+        "depths": [1, 1, 1, 1],
+        "out_features": ["stage2", "stage3", "stage4"],
+    }
+}
+_STAGES = {"out_features": None, "out_indices": [1, 2, 3, 4]}
+_INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 64}
+
+#: By model_type, what a config needs beside its defaults, or that cannot be scaled with the rest.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "aya_vision": {"vision_config": {"num_attention_heads": 4}},
+    "beit": _STAGES,
+    "conditional_detr": _RESNET,
+    "cosmos3_edge": {"text_config": {"head_dim": 128}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}},
+    "deformable_detr": _RESNET,
+    "detr": _RESNET,
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {
+        "text_config": {"per_layer_config": {}, "head_dim": 12}, "vision_config": {"per_layer_config": {}}
+    },
+    "dots3_note_text": {"per_layer_config": {}},
+    "emu3": {"vq_config": {"base_channels": 32, "hidden_size": 64}, "vocabulary_map": {"<image>": 1}},
+    "ernie4_5_vl_moe": {"text_config": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}},
+    "esm": {"vocab_size": 33},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 64},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "hunyuan_vl": {"text_config": {"head_dim": 16}},
+    "inkling_mm_model": {"vision_config": {"n_layers": 8, "patch_size": 8}},
+    "kimi_k25": {"vision_config": {"hidden_size": 128, "num_attention_heads": 4}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "mimi": {"upsample_groups": 32},
+    "qwen3_omni_moe": {"talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 48}}},
+    "qwen4_exp_text": {
+        **_INDEXER, "indexer_compress_ratio": 4, "ple_layer_ids": [1], "ngram_vocab_size_base": 64,
+        "split_ngram_parts": 8, "ple_embed_dim": 128, "eos_token_id": 1,
+    },
+    "sapiens2": {
+        "out_features": None, "out_indices": [4],
+        "head_config": {"upsample_out_channels": [32, 32], "conv_out_channels": [16], "scale_conv_out_channels": [8],
+                        "scale_final_hidden_sizes": [8, 1]},
+    },
+    "vibevoice_asr": {
+        key: {"num_filters": 4, "depths": [1, 1, 1, 1, 1, 1, 1]}
+        for key in ("acoustic_tokenizer_encoder_config", "semantic_tokenizer_encoder_config")
+    },
+}
+
+#: Parts of models that cannot be made alone, and models that have them.
+WITHIN = {
+    "MaskFormerDetrDecoder": "MaskFormerModel",
+    "UnlimitedOcrSamVisionEncoder": "unlimited_ocr",
+    "UnlimitedOcrVisionEncoder": "unlimited_ocr",
+    "dots3_note_audio_encoder": "Dots3NoteForConditionalGeneration",
+    "dots3_note_vision_encoder": "Dots3NoteForConditionalGeneration",
+    "qwen3_omni_moe_text": "qwen3_omni_moe_thinker",
+    "step3p5_vision": "step3p7",
+    "t5gemma2_encoder": "T5Gemma2ForConditionalGeneration",
+}
 
 
 def classes_of(name: str) -> list[Any]:
     """The classes that a key of the mapping stands for: that class, or those of the model_type, those with heads first."""
+    name = WITHIN.get(name, name)
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return [found]
@@ -42,7 +108,17 @@ def classes_of(name: str) -> list[Any]:
 
 def tiny_config(config_class: Any, factor: int, layers: int) -> Any:
     """The default config with sizes divided by ``factor``, that many layers and four experts."""
-    return config_class.from_dict(_shrunken(config_class().to_dict(), factor, layers))
+    small = _shrunken(config_class().to_dict(), factor, layers)
+    return config_class.from_dict(_merged(small, SETTINGS.get(config_class.model_type, {})))
+
+
+def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for key, value in over.items():
+        old = merged.get(key)
+        goes_in = isinstance(value, dict) and isinstance(old, dict) and key != "backbone_config" and value
+        merged[key] = _merged(old, value) if goes_in else value
+    return merged
 
 
 def _shrunken(settings: dict[str, Any], factor: int, layers: int) -> dict[str, Any]:
@@ -55,14 +131,14 @@ def _shrunken(settings: dict[str, Any], factor: int, layers: int) -> dict[str, A
 
 def _small(key: str, value: Any, factor: int, layers: int, counts: set[int]) -> Any:
     if isinstance(value, dict):
-        return _shrunken(value, factor, layers) if "config" in key else value
+        return _shrunken(value, factor, layers) if "config" in key or key in ("encoder", "decoder") else value
     if isinstance(value, list) and len(value) in counts and len(value) > layers:
         return value[:layers]
     if isinstance(value, list) and _is_size(key) and all(isinstance(one, int) for one in value):
         return [_divided(one, factor) for one in value]
     if isinstance(value, bool) or not isinstance(value, int):
         return value
-    if key == "pad_token_id":
+    if key in ("pad_token_id", "blank_token_id"):
         return 0
     if "vocab_size" in key:
         return min(value, 320)
