@@ -29,13 +29,19 @@ def weight_map_for(catalog: Any, model: Any = "auto", layout: str = "automodel")
         return _imported(catalog, model)
     spelled = model if isinstance(model, str) else _model_type_of(model)
     at_hand = _core.catalog_of_tensors([]) if catalog is None else catalog
-    if layout == TRANSFORMERS and not _core.has_table(at_hand, spelled, layout) and _may_import(at_hand, spelled):
+    if (
+        layout == TRANSFORMERS
+        and not _core.has_table(at_hand, spelled, layout)
+        and _may_import(at_hand, spelled)
+    ):
         if find_spec("transformers") is not None:
             return _imported(catalog, spelled)
         try:
             return _core.weight_map(at_hand, spelled, layout)
         except ValueError as error:
-            advice = "or install transformers, 5 or later, whose own mapping says the layout of any model it has"
+            advice = (
+                "or install transformers, 5 or later, whose own mapping says the layout of any model it has"
+            )
             raise type(error)(f"{error}; {advice}") from None
     return _core.weight_map(at_hand, spelled, layout)
 

@@ -12,8 +12,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 #: Elements that a model may have at most.
 LARGEST = 30_000_000
 
-_LAYERS = re.compile(r"(n|num|encoder|decoder|.*_num|num_hidden|.*encoder|.*decoder)_?(hidden_)?layers?$|^depth$|^n_layer$")
-_EXPERTS = re.compile(r"(n|num)_(routed_|local_)?experts$|moe_num_experts$|^n_routed_experts$|^num_real_experts$")
+_LAYERS = re.compile(
+    r"(n|num|encoder|decoder|.*_num|num_hidden|.*encoder|.*decoder)_?(hidden_)?layers?$|^depth$|^n_layer$"
+)
+_EXPERTS = re.compile(
+    r"(n|num)_(routed_|local_)?experts$|moe_num_experts$|^n_routed_experts$|^num_real_experts$"
+)
 _SIZE = re.compile(
     r"hidden|intermediate|ffn|dim|d_model|d_ff|d_kv|embd|width|rank|channels|inner|mlp|n_inner|_size$"
 )
@@ -41,33 +45,54 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "beit": _STAGES,
     "conditional_detr": _RESNET,
     "cosmos3_edge": {"text_config": {"head_dim": 128}},
+    "dinov2": {"use_swiglu_ffn": True},
+    "dinov2_with_registers": {"use_swiglu_ffn": True},
+    "tipsv2_vision_model": {"use_swiglu_ffn": True},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}},
     "deformable_detr": _RESNET,
     "detr": _RESNET,
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note": {
-        "text_config": {"per_layer_config": {}, "head_dim": 12}, "vision_config": {"per_layer_config": {}}
+        "text_config": {"per_layer_config": {}, "head_dim": 12},
+        "vision_config": {"per_layer_config": {}, "mlp_layer_types": ["dense", "sparse"]},
     },
     "dots3_note_text": {"per_layer_config": {}},
     "emu3": {"vq_config": {"base_channels": 32, "hidden_size": 64}, "vocabulary_map": {"<image>": 1}},
-    "ernie4_5_vl_moe": {"text_config": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}},
+    "ernie4_5_vl_moe": {
+        "text_config": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
+    },
     "esm": {"vocab_size": 33},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 64},
     "hunyuan_v1_moe": {"head_dim": 16},
     "hunyuan_vl": {"text_config": {"head_dim": 16}},
-    "inkling_mm_model": {"vision_config": {"n_layers": 8, "patch_size": 8}},
+    "inkling_mm_model": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+        "vision_config": {"n_layers": 8, "patch_size": 8},
+    },
     "kimi_k25": {"vision_config": {"hidden_size": 128, "num_attention_heads": 4}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "mimi": {"upsample_groups": 32},
-    "qwen3_omni_moe": {"talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 48}}},
+    "qwen3_omni_moe": {
+        "talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 48}}
+    },
     "qwen4_exp_text": {
-        **_INDEXER, "indexer_compress_ratio": 4, "ple_layer_ids": [1], "ngram_vocab_size_base": 64,
-        "split_ngram_parts": 8, "ple_embed_dim": 128, "eos_token_id": 1,
+        **_INDEXER,
+        "indexer_compress_ratio": 4,
+        "ple_layer_ids": [1],
+        "ngram_vocab_size_base": 64,
+        "split_ngram_parts": 8,
+        "ple_embed_dim": 128,
+        "eos_token_id": 1,
     },
     "sapiens2": {
-        "out_features": None, "out_indices": [4],
-        "head_config": {"upsample_out_channels": [32, 32], "conv_out_channels": [16], "scale_conv_out_channels": [8],
-                        "scale_final_hidden_sizes": [8, 1]},
+        "out_features": None,
+        "out_indices": [4],
+        "head_config": {
+            "upsample_out_channels": [32, 32],
+            "conv_out_channels": [16],
+            "scale_conv_out_channels": [8],
+            "scale_final_hidden_sizes": [8, 1],
+        },
     },
     "vibevoice_asr": {
         key: {"num_filters": 4, "depths": [1, 1, 1, 1, 1, 1, 1]}
@@ -98,8 +123,12 @@ def classes_of(name: str) -> list[Any]:
         return []
     tables = [table for key, table in vars(modeling_auto).items() if key.endswith("_NAMES")]
     named = []
-    for table in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-                  modeling_auto.MODEL_MAPPING_NAMES, *tables):
+    for table in (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        modeling_auto.MODEL_MAPPING_NAMES,
+        *tables,
+    ):
         entry = table.get(name, ())
         named += [entry] if isinstance(entry, str) else list(entry)
     classes = [getattr(transformers, one, None) for one in dict.fromkeys(named)]

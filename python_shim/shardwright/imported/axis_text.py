@@ -47,9 +47,7 @@ def _simplified(part: Part) -> Part:
         for factor in factors:
             # Where a dimension is all there is to an axis of size 1, another model may have more of it.
             if factor.axis is not None and factor.size == 1 and factor.axis not in lone:
-                return _simplified(
-                    Part(part.source, _fixed(there, factor.axis), _fixed(here, factor.axis))
-                )
+                return _simplified(Part(part.source, _fixed(there, factor.axis), _fixed(here, factor.axis)))
     return Part(part.source, _without_ones(there), _without_ones(here))
 
 

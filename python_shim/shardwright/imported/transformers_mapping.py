@@ -82,7 +82,12 @@ def weight_shapes(catalog: Any) -> Shapes:
 def converted(model: Any, shapes: Mapping[str, Sequence[int]]) -> Conversion:
     """Runs the mapping for a model over tensors of these names, in transformers' own order."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
 
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 INSTALL = 'pip install "transformers>=5"'
 
@@ -27,14 +28,14 @@ def transformers_at_hand() -> Any:
 
 def name_of(model: Any) -> str:
     """The model_type, as far as it can be told from what a caller passes."""
-    config = model if not isinstance(model, type) else getattr(model, "config_class", model)
+    config = getattr(model, "config_class" if isinstance(model, type) else "config", model)
     return str(getattr(config, "model_type", None) or getattr(model, "__name__", type(model).__name__))
 
 
 def model_without_elements(model: Any, config_text: str) -> Any:
     """The model that a caller means, made by transformers on the meta device.
 
-    ``model`` is "auto", a model_type, a config or a model class of transformers. ``config_text`` is the checkpoint's
+    ``model`` is "auto", a model_type, or a config, a model class or a model of transformers. ``config_text`` is the checkpoint's
     config.json, "" where there is none; no code is taken from a checkpoint. Raises ValueError, saying what to pass,
     where the class cannot be told or transformers cannot make it.
     """
@@ -42,6 +43,9 @@ def model_without_elements(model: Any, config_text: str) -> Any:
     settings = _settings(config_text)
     if isinstance(model, type) and issubclass(model, package.PreTrainedModel):
         model_class, config = model, _config_of(package, settings, model.config_class)
+    elif isinstance(model, package.PreTrainedModel):  # fully_shard puts a class of its own before the model's
+        model_class = next(one for one in type(model).__mro__ if not issubclass(one, FSDPModule))
+        config = model.config
     elif isinstance(model, package.PreTrainedConfig):
         config = model
         model_class = _class_of(package, config, config.architectures or settings.get("architectures"))
@@ -50,7 +54,7 @@ def model_without_elements(model: Any, config_text: str) -> Any:
         model_class = _class_of(package, config, settings.get("architectures"))
     else:
         raise ValueError(
-            "model: expected a family, a model_type, or a config or a model class of transformers, found "
+            "model: expected a family, a model_type, or a config, a class or a model of transformers, found "
             f"{type(model).__name__}"
         )
     try:
