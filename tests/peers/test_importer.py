@@ -1,7 +1,7 @@
 """Every entry of transformers' conversion mapping, made into rules: what they load is what from_pretrained loads.
 
-A small model of each entry's class, with random values, is saved by transformers. The table of what was proven, and how,
-is build/transformers_mapping.txt. SHARDWRIGHT_MAPPINGS=qwen2_moe,radio runs these entries alone.
+A small model of each entry's class, with random values, is saved by transformers. The table of what was proven, and
+how, is build/transformers_mapping.txt. SHARDWRIGHT_MAPPINGS=qwen2_moe,radio runs these entries alone.
 """
 
 import copy

@@ -114,7 +114,7 @@ WITHIN = {
 
 
 def classes_of(name: str) -> list[Any]:
-    """The classes that a key of the mapping stands for: that class, or those of the model_type, those with heads first."""
+    """The classes that a key of the mapping stands for: that class, or those of the model_type."""
     name = WITHIN.get(name, name)
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):

@@ -102,10 +102,10 @@ def _names_of(part: Part) -> tuple[dict[Axis, str], dict[str, int]]:
             names[axis] = letter if len(axes) == 1 else f"{letter}{number}"
     numbered: set[Axis] = set()
     for factors in (*part.there, *part.here):
-        axes = [factor.axis for factor in factors if factor.axis not in (None, *numbered)]
-        if len(axes) > 1:
-            longest = max(axes, key=lambda axis: axis.size if axis else 0)
-            numbered |= {axis for axis in axes if axis is not None and axis is not longest}
+        unknown = [factor.axis for factor in factors if factor.axis and factor.axis not in numbered]
+        if len(unknown) > 1:
+            longest = max(unknown, key=lambda axis: axis.size)
+            numbered |= {axis for axis in unknown if axis is not longest}
     sizes: dict[str, int] = {}
     for axis in numbered:
         others = {other for other in numbered if other.size == axis.size}

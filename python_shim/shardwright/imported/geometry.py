@@ -149,7 +149,7 @@ def reshaped(part: Part, shape: Sequence[int]) -> Part:
             factor = queue.pop(0)
             wanted = size // extent(taken)
             if size % extent(taken) or (factor.extent > wanted and factor.extent % wanted):
-                raise NoBox(f"reshapes a factor of {factor.extent} into one of {wanted}")
+                raise NoBox(f"reshapes to {list(shape)}, across a factor of {factor.extent}")
             if factor.extent <= wanted:
                 taken.append(factor)
                 continue

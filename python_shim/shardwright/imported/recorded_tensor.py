@@ -1,4 +1,4 @@
-"""Tensors that have no elements but know, through whatever is done to them, which elements of which sources they are."""
+"""Tensors without elements that know, through what is done to them, which elements of which sources they are."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _made_of(parts: list[Part], shape: Sequence[int]) -> RecordedTensor:
 
 
 def _dimension(tensor: torch.Tensor, dimension: int, more: int = 0) -> int:
-    return dimension % (tensor.ndim + more)
+    return int(dimension % (tensor.ndim + more))
 
 
 def _numbers(numbers: tuple[Any, ...]) -> list[int]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 _NUMBER = re.compile(r"(?<![^._])(?:0|[1-9][0-9]{0,8})(?![^._])")
 _INDEX = re.compile(r"([0-9]+)/([0-9]+)")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """See Rule in planner/names/weight_map.h. Of a single tensor, names are names; else patterns."""
 
     hf: str
@@ -51,7 +50,7 @@ def _counted(row: Row) -> Iterator[Row]:
             more = int(number.group()) - int(index.group(1))
             if more >= 0:
                 hf = _with(row.hf, number, _variable("{expert}", more))
-                yield replace(row, hf=hf, axes=f"{there} -> {{expert}}{here[index.end() :]}")
+                yield row._replace(hf=hf, axes=f"{there} -> {{expert}}{here[index.end() :]}")
 
 
 def _layered(row: Row) -> Iterator[Row]:
@@ -59,7 +58,7 @@ def _layered(row: Row) -> Iterator[Row]:
         for there in _NUMBER.finditer(row.hf):
             more = int(there.group()) - int(here.group())
             hf = _with(row.hf, there, _variable("{layer}", more))
-            yield replace(row, hf=hf, native=_with(row.native, here, "{layer}"))
+            yield row._replace(hf=hf, native=_with(row.native, here, "{layer}"))
 
 
 def _with(name: str, number: re.Match[str], variable: str) -> str:

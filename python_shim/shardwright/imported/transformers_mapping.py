@@ -52,16 +52,18 @@ def imported_weight_map(catalog: Any, model: Any = "auto") -> Any:
     transformers_model = model_without_elements(model, "" if catalog is None else catalog.config)
     if catalog is None:
         shapes = saved_shapes(transformers_model)
-        listed = [(name, "BF16", shape, [0] * len(shape)) for name, shape in sorted(shapes.items())]
-        catalog = _core.catalog_of_tensors(sorted(listed, key=lambda tensor: tensor[0].encode()))
+        names = sorted(shapes, key=str.encode)  # as a catalog orders them
+        catalog = _core.catalog_of_tensors(
+            [(name, "BF16", shapes[name], [0] * len(shapes[name])) for name in names]
+        )
     conversion = converted(transformers_model, weight_shapes(catalog))
     model_type = transformers_model.config.model_type
     if conversion.problems:
         raise _core.PlanError(
             "\n  ".join(
                 [
-                    f"cannot make rules of transformers' mapping for {model_type} ({type(transformers_model).__name__}) "
-                    "and these tensors; nothing has been written:",
+                    f"cannot make rules of transformers' mapping for {type(transformers_model).__name__} and these "
+                    "tensors; nothing has been written:",
                     *conversion.problems,
                 ]
             )
@@ -108,8 +110,10 @@ def converted(model: Any, shapes: Mapping[str, Sequence[int]]) -> Conversion:
             continue
         sources.setdefault(renamed, []).append(name)
         if pattern is not None:
-            converter = regrouped.setdefault(renamed, copy.deepcopy(converter_of[pattern]))
-            converter.collected_tensors[pattern].append(RecordedTensor.of_source(name, shapes[name]))
+            if renamed not in regrouped:
+                regrouped[renamed] = copy.deepcopy(converter_of[pattern])
+            recorded = RecordedTensor.of_source(name, shapes[name])
+            regrouped[renamed].collected_tensors[pattern].append(recorded)
         elif renamed in result.shapes or renamed in regrouped:
             result.problems.append(
                 f"{renamed}: expected one HF tensor for it, found {' and '.join(sources[renamed])}; remove what is "
@@ -214,15 +218,10 @@ def weight_map_of(catalog: Any, conversion: Conversion, family: str) -> Any:
     single: list[Row] = []
     ignored, unknown = general_names(conversion.ignored), general_names(conversion.unknown)
     while True:
-        rows = [*single, *general_rows(row for row in conversion.rows if row not in set(single))]
-        weight_map = _core.weight_map_of(
-            family, LAYOUT, [_tuple(row) for row in rows], ignored, unknown, conversion.sizes
-        )
-        otherwise = set(
-            _core.said_otherwise(
-                weight_map, catalog, [_tuple(row) for row in conversion.rows], conversion.shapes
-            )
-        )
+        stays = set(single)
+        rows = [*single, *general_rows(row for row in conversion.rows if row not in stays)]
+        weight_map = _core.weight_map_of(family, LAYOUT, rows, ignored, unknown, conversion.sizes)
+        otherwise = set(_core.said_otherwise(weight_map, catalog, conversion.rows, conversion.shapes))
         if not otherwise:
             return weight_map
         wider = _with_neighbours(otherwise, conversion.rows)
@@ -233,10 +232,6 @@ def weight_map_of(catalog: Any, conversion: Conversion, family: str) -> Any:
             )
         single = wider
         ignored, unknown = conversion.ignored, conversion.unknown
-
-
-def _tuple(row: Row) -> tuple[str, str, str, bool]:
-    return row.hf, row.native, row.axes, row.only_read
 
 
 def _with_neighbours(natives: set[str], rows: Sequence[Row]) -> list[Row]:

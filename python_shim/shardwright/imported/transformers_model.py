@@ -35,12 +35,13 @@ def name_of(model: Any) -> str:
 def model_without_elements(model: Any, config_text: str) -> Any:
     """The model that a caller means, made by transformers on the meta device.
 
-    ``model`` is "auto", a model_type, or a config, a model class or a model of transformers. ``config_text`` is the checkpoint's
-    config.json, "" where there is none; no code is taken from a checkpoint. Raises ValueError, saying what to pass,
-    where the class cannot be told or transformers cannot make it.
+    ``model`` is "auto", a model_type, or a config, a model class or a model of transformers. ``config_text`` is the
+    checkpoint's config.json, "" where there is none; no code is taken from a checkpoint. Raises ValueError, saying what
+    to pass, where the class cannot be told or transformers cannot make it.
     """
     package = transformers_at_hand()
     settings = _settings(config_text)
+    model_class: Any
     if isinstance(model, type) and issubclass(model, package.PreTrainedModel):
         model_class, config = model, _config_of(package, settings, model.config_class)
     elif isinstance(model, package.PreTrainedModel):  # fully_shard puts a class of its own before the model's
