@@ -119,6 +119,8 @@ WeightMap weight_map_of(const ImportedRules& rules) {
   for (const ImportedRow& row : rules.rows) map.rules.push_back(rule_of(row));
   map.without_place = patterns_of(rules.without_place);
   map.strangers = patterns_of(rules.strangers);
+  map.layers = patterns_of(rules.layers);
+  map.after_layers = patterns_of(rules.after_layers);
   return map;
 }
 

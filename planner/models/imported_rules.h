@@ -25,6 +25,8 @@ struct ImportedRules {
   std::vector<ImportedRow> rows;
   std::vector<std::string> without_place;  ///< see WeightMap
   std::vector<std::string> strangers;      ///< see WeightMap
+  std::vector<std::string> layers;         ///< see WeightMap
+  std::vector<std::string> after_layers;   ///< see WeightMap
   Sizes sizes;
 };
 

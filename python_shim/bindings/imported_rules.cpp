@@ -33,17 +33,23 @@ void bind_imported_rules(py::module_& m) {
       "weight_map_of",
       [](std::string family, std::string layout, const std::vector<RowTuple>& rows,
          std::vector<std::string> without_place, std::vector<std::string> strangers,
-         std::map<std::string, std::int64_t> sizes) {
-        return std::make_shared<WeightMap>(weight_map_of({std::move(family),
-                                                          std::move(layout),
-                                                          rows_of(rows),
-                                                          std::move(without_place),
-                                                          std::move(strangers),
-                                                          {sizes.begin(), sizes.end()}}));
+         std::vector<std::string> layers, std::vector<std::string> after_layers,
+         const std::map<std::string, std::int64_t>& sizes) {
+        ImportedRules rules;
+        rules.family = std::move(family);
+        rules.layout = std::move(layout);
+        rules.rows = rows_of(rows);
+        rules.without_place = std::move(without_place);
+        rules.strangers = std::move(strangers);
+        rules.layers = std::move(layers);
+        rules.after_layers = std::move(after_layers);
+        rules.sizes = {sizes.begin(), sizes.end()};
+        return std::make_shared<WeightMap>(weight_map_of(rules));
       },
       py::arg("family"), py::arg("layout"), py::arg("rows"),
       py::arg("without_place") = std::vector<std::string>(),
-      py::arg("strangers") = std::vector<std::string>(),
+      py::arg("strangers") = std::vector<std::string>(), py::arg("layers") = std::vector<std::string>(),
+      py::arg("after_layers") = std::vector<std::string>(),
       py::arg("sizes") = std::map<std::string, std::int64_t>(),
       "The weight map of rows (HF pattern, native pattern, axis expression, whether it is only read).");
   m.def(

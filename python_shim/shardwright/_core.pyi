@@ -914,6 +914,8 @@ def weight_map_of(
     rows: collections.abc.Sequence[tuple[str | bytes, str | bytes, str | bytes, bool]],
     without_place: collections.abc.Sequence[str | bytes] = ...,
     strangers: collections.abc.Sequence[str | bytes] = ...,
+    layers: collections.abc.Sequence[str | bytes] = ...,
+    after_layers: collections.abc.Sequence[str | bytes] = ...,
     sizes: collections.abc.Mapping[str, int] = ...,
 ) -> WeightMap: ...
 def weight_name_of(name: str | bytes) -> str: ...

@@ -1,7 +1,8 @@
 """Every entry of transformers' conversion mapping, made into rules: what they load is what from_pretrained loads.
 
 A small model of each entry's class, with random values, is saved by transformers. The table of what was proven, and
-how, is build/transformers_mapping.txt. SHARDWRIGHT_MAPPINGS=qwen2_moe,radio runs these entries alone.
+how, is build/transformers_mapping.txt. A sample is run, with each entry that regroups tensors by operations of its own;
+SHARDWRIGHT_MAPPINGS=all runs all, in some five minutes, SHARDWRIGHT_MAPPINGS=qwen2_moe,radio those two.
 """
 
 import copy
@@ -29,7 +30,19 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 TABLE = Path(__file__).parents[2] / "build" / "transformers_mapping.txt"
 MAPPING: dict[str, list[Any]] = conversion_mapping._build_checkpoint_conversion_mapping()
-ENTRIES = [name for name in os.environ.get("SHARDWRIGHT_MAPPINGS", "").split(",") if name] or list(MAPPING)
+
+
+def entries_to_run() -> list[str]:
+    asked = os.environ.get("SHARDWRIGHT_MAPPINGS", "")
+    if asked:
+        return list(MAPPING) if asked == "all" else asked.split(",")
+    alike: dict[tuple[str, ...], str] = {}
+    for name, entry in MAPPING.items():
+        alike.setdefault(tuple(str(one) for one in entry if isinstance(one, WeightConverter)), name)
+    return sorted({*alike.values(), *list(MAPPING)[::10]})
+
+
+ENTRIES = entries_to_run()
 
 #: Entries that no model of transformers 5.23 can be made for, and why. "legacy" and "MtpModel" have tests of their own.
 UNREACHABLE = {
@@ -274,7 +287,6 @@ def test_mtp_layers_load_as_by_transformers_own_loader(tmp_path: Path):
     note("MtpModel", "bit for bit", model, stored, len(_core.rows_of(weight_map)), len(stored))
 
 
-@pytest.mark.skipif("SHARDWRIGHT_MAPPINGS" in os.environ, reason="some entries alone")
 def test_the_table_of_entries_is_written_and_lacks_none_but_those_that_nothing_can_be_made_of():
     for entry, reason in UNREACHABLE.items():
         note(entry, reason)
@@ -282,7 +294,10 @@ def test_the_table_of_entries_is_written_and_lacks_none_but_those_that_nothing_c
     proven = sum("bit for bit" in line for line in lines)
     head = f"{'entry':44} {'operations':58} {'class':44} {'ops':>5} {'names':>6} {'rules':>6} {'tensors':>8}  proven"
     TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text("\n".join([f"{proven} of {len(MAPPING)} entries", head, *lines]) + "\n")
+    found = f"proven: {proven} of {len(RESULTS)} entries run, of {len(MAPPING)} in transformers' mapping"
+    TABLE.write_text("\n".join([found, head, *lines]) + "\n")
     print(TABLE.read_text())
-    assert RESULTS.keys() == MAPPING.keys()
-    assert proven == len(MAPPING) - len(UNREACHABLE)
+    assert RESULTS.keys() >= set(ENTRIES) - {"legacy", "MtpModel"}
+    assert proven == len(RESULTS) - len(UNREACHABLE)
+    if len(ENTRIES) == len(MAPPING):
+        assert proven == len(MAPPING) - len(UNREACHABLE)

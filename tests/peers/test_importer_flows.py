@@ -11,7 +11,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 import transformers
 from safetensors.torch import save_file
-from test_importer import bits, expect_same, saved, stored_in, unfilled
+from shardwright import _core
+from shardwright.adapters.family import FamilyStateDictAdapter
+from shardwright.weight_maps import weight_map_for
+from test_importer import bits, expect_same, loaded_by_transformers, saved, stored_in, unfilled
 from tiny_models import tiny_model
 from transformers import conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
@@ -79,6 +82,27 @@ def test_an_export_without_a_template_has_the_names_that_transformers_saves(chec
     )
 
 
+def test_the_adapter_converts_in_memory_both_ways(checkpoint):
+    path, theirs, model = checkpoint
+    adapter = FamilyStateDictAdapter(model, layout="transformers", dtype=torch.float32)
+    hf = dict(adapter.to_hf(dict(theirs)))
+    expect_same(hf, stored_in(path))
+    expect_same(adapter.from_hf(hf), theirs)
+
+
+def test_pipeline_stages_follow_the_layers(checkpoint):
+    path, theirs, model = checkpoint
+    catalog = sw.read_catalog(path)
+    natives = _core.native_tensors(catalog, weight_map_for(catalog, layout="transformers"))
+    mesh = _core.parse_mesh("pp=2")
+    first, second = ({spec.fqn for spec in _core.specs_on_mesh(natives, mesh, rank)} for rank in (0, 1))
+    assert first | second == theirs.keys() and not first & second
+    assert "model.embed_tokens.weight" in first and {"model.norm.weight", "lm_head.weight"} <= second
+    last = model.config.num_hidden_layers - 1
+    assert "model.layers.0.mlp.experts.down_proj" in first
+    assert f"model.layers.{last}.mlp.experts.down_proj" in second
+
+
 def test_the_command_line_takes_a_family_without_a_table(checkpoint):
     from shardwright.cli.command_line import main
 
@@ -100,6 +124,16 @@ def test_the_prefix_of_the_base_model_is_added_and_taken_away(stored_as: Any, lo
     }
     sw.load(ours, tmp_path / "saved", layout="transformers", model=loaded_as, strict=False)
     expect_same(ours, {name: theirs[name] for name in ours})
+
+
+def test_a_text_model_is_filled_from_a_checkpoint_of_the_whole(tmp_path: Path):
+    whole, part = transformers.Qwen3_5ForConditionalGeneration, transformers.Qwen3_5ForCausalLM
+    saved(tiny_model(whole), tmp_path / "saved", with_prefixes=False)
+    model, theirs = loaded_by_transformers(part, tmp_path / "saved")
+    ours = unfilled(theirs)
+    report = sw.load(ours, tmp_path / "saved", layout="transformers", model=part)
+    expect_same(ours, theirs)
+    assert report.unused and all("visual" in name for name in report.unused)
 
 
 def test_a_head_that_the_checkpoint_lacks_is_told(tmp_path: Path):

@@ -90,7 +90,7 @@ def test_a_chain_of_operations_loads_as_torch_makes_it(seed: int, tmp_path):
             axes = axis_text(part)
             sizes |= axes.sizes
             rows.append(Row(part.source, f"n.{i}", axes.text))
-    weight_map = _core.weight_map_of("test", "transformers", rows, [], [], sizes)
+    weight_map = _core.weight_map_of("test", "transformers", rows, sizes=sizes)
     found = {f"n.{i}": torch.full_like(tensor.contiguous(), -1) for i, tensor in enumerate(real)}
     specs = describe(found).specs
     _core.run_load(_core.plan_load(specs, catalog, weight_map, False), catalog, specs)
@@ -158,3 +158,5 @@ def test_without_transformers_a_family_without_a_table_is_an_error_that_says_wha
             sw.load({"w": torch.zeros(2)}, tmp_path, layout="transformers", **arguments)
     with pytest.raises(ValueError, match=r'pip install "transformers>=5"'):
         sw.load({"w": torch.zeros(2)}, tmp_path, layout="transformers", model=object())
+    with pytest.raises(ValueError, match="model: expected a family"):
+        sw.load({"w": torch.zeros(2)}, tmp_path, model=object())

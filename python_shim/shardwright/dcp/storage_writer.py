@@ -32,7 +32,7 @@ from shardwright.local_path import expect_overwrite, lasting_path
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there, naming, uninterrupted
-from shardwright.weight_maps import export_map
+from shardwright.weight_maps import imported_map, model_name
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -261,14 +261,14 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         catalog = None if self.template is None else catalog_of(self.template)
         return _core.ExportRequest(
             catalog,
-            self.model if isinstance(self.model, str) else "auto",
+            model_name(self.model),
             self.layout,
             self.quantised,
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
             self.strict_dtypes,
-            export_map(catalog, self.model, self.layout),
+            imported_map(catalog, self.model, self.layout),
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ class Conversion:
     ignored: list[str] = field(default_factory=list)  #: HF names that the model leaves out knowingly
     unknown: list[str] = field(default_factory=list)  #: other HF names that have no place in the model
     problems: list[str] = field(default_factory=list)
+    layers: str = ""  #: how the native names of the decoder's layers begin; "": no such layers
+    after_layers: tuple[str, ...] = ()  #: how those begin that come after the last layer
 
 
 def imported_weight_map(catalog: Any, model: Any = "auto") -> Any:
@@ -98,6 +100,7 @@ def converted(model: Any, shapes: Mapping[str, Sequence[int]]) -> Conversion:
     in_model = model.state_dict()
     prefix = model.base_model_prefix
     result = Conversion()
+    result.layers, result.after_layers = _pipeline_of(model)
     regrouped: dict[str, Any] = {}
     sources: dict[str, list[str]] = {}
     is_ignored = _pattern_of_ignored(model)
@@ -130,6 +133,19 @@ def converted(model: Any, shapes: Mapping[str, Sequence[int]]) -> Conversion:
             result.rows.append(Row(name, name))  # which the checkpoint lacks, and is told so
             result.shapes[name] = list(tensor.shape)
     return result
+
+
+def _pipeline_of(model: Any) -> tuple[str, tuple[str, ...]]:
+    """How the native names of a decoder's layers begin, and those of what follows the layers."""
+    names = {id(module): f"{name}." if name else "" for name, module in model.named_modules()}
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
+    prefix = names.get(id(decoder))
+    parts = [name for name, _ in decoder.named_children()] if prefix is not None else []
+    if prefix is None or "layers" not in parts:
+        return "", ()
+    after = [f"{prefix}{name}." for name in parts[parts.index("layers") + 1 :]]
+    head = names.get(id(model.get_output_embeddings()))
+    return f"{prefix}layers.", (*after, head) if head else tuple(after)
 
 
 def _pattern_of_ignored(model: Any) -> re.Pattern[str]:
@@ -220,7 +236,16 @@ def weight_map_of(catalog: Any, conversion: Conversion, family: str) -> Any:
     while True:
         stays = set(single)
         rows = [*single, *general_rows(row for row in conversion.rows if row not in stays)]
-        weight_map = _core.weight_map_of(family, LAYOUT, rows, ignored, unknown, conversion.sizes)
+        weight_map = _core.weight_map_of(
+            family,
+            LAYOUT,
+            rows,
+            without_place=ignored,
+            strangers=unknown,
+            layers=[row.hf for row in rows if _is_of_layer(row, conversion.layers)],
+            after_layers=[row.hf for row in rows if row.native.startswith(conversion.after_layers)],
+            sizes=conversion.sizes,
+        )
         otherwise = set(_core.said_otherwise(weight_map, catalog, conversion.rows, conversion.shapes))
         if not otherwise:
             return weight_map
@@ -232,6 +257,10 @@ def weight_map_of(catalog: Any, conversion: Conversion, family: str) -> Any:
             )
         single = wider
         ignored, unknown = conversion.ignored, conversion.unknown
+
+
+def _is_of_layer(row: Row, layers: str) -> bool:
+    return layers != "" and row.native.startswith(layers + "{layer}")
 
 
 def _with_neighbours(natives: set[str], rows: Sequence[Row]) -> list[Row]:

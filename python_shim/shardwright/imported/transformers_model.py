@@ -26,12 +26,6 @@ def transformers_at_hand() -> Any:
     return package
 
 
-def name_of(model: Any) -> str:
-    """The model_type, as far as it can be told from what a caller passes."""
-    config = getattr(model, "config_class" if isinstance(model, type) else "config", model)
-    return str(getattr(config, "model_type", None) or getattr(model, "__name__", type(model).__name__))
-
-
 def model_without_elements(model: Any, config_text: str) -> Any:
     """The model that a caller means, made by transformers on the meta device.
 
@@ -43,7 +37,8 @@ def model_without_elements(model: Any, config_text: str) -> Any:
     settings = _settings(config_text)
     model_class: Any
     if isinstance(model, type) and issubclass(model, package.PreTrainedModel):
-        model_class, config = model, _config_of(package, settings, model.config_class)
+        model_class = model
+        config = _config_of(package, settings, model_class.config_class)
     elif isinstance(model, package.PreTrainedModel):  # fully_shard puts a class of its own before the model's
         model_class = next(one for one in type(model).__mro__ if not issubclass(one, FSDPModule))
         config = model.config
@@ -110,12 +105,22 @@ def _config_of(package: Any, settings: dict[str, Any], config_class: Any) -> Any
             "a config of transformers"
         )
     try:
-        return config_class.from_dict(settings)
+        return config_class.from_dict(_settings_for(config_class, settings))
     except Exception as error:
         raise ValueError(
             f"transformers {package.__version__} cannot make a {config_class.__name__} of config.json: {error}; "
             "pass model=, a config of transformers"
         ) from error
+
+
+def _settings_for(config_class: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """A part of the model has its settings among those of the whole."""
+    if settings.get("model_type") == config_class.model_type:
+        return settings
+    parts = [part for part in settings.values() if isinstance(part, dict)]
+    named = [part for part in parts if part.get("model_type") == config_class.model_type]
+    of_base = settings.get(config_class.base_config_key or "")
+    return of_base if isinstance(of_base, dict) else named[0] if len(named) == 1 else settings
 
 
 def _class_of(package: Any, config: Any, architectures: Any) -> Any:
