@@ -13,9 +13,10 @@ import transformers
 from safetensors.torch import save_file
 from shardwright import _core
 from shardwright.adapters.family import FamilyStateDictAdapter
+from shardwright.describe import spec_of_part
 from shardwright.weight_maps import weight_map_for
 from test_importer import bits, expect_same, loaded_by_transformers, saved, stored_in, unfilled
-from tiny_models import tiny_model
+from tiny_models import classes_of, tiny_model
 from transformers import conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
@@ -101,6 +102,37 @@ def test_pipeline_stages_follow_the_layers(checkpoint):
     last = model.config.num_hidden_layers - 1
     assert "model.layers.0.mlp.experts.down_proj" in first
     assert f"model.layers.{last}.mlp.experts.down_proj" in second
+
+
+@pytest.mark.parametrize(
+    "name", ["olmoe", "Dinov2Model", "qwen3_vl_moe", "inkling_mm_model", "ernie4_5_vl_moe", "kimi_k25"]
+)
+def test_halves_of_tensors_along_any_dimension_are_halves_of_what_transformers_loads(
+    name: str, tmp_path: Path
+):
+    """As two ranks hold them; the first half is one longer where they are not equal."""
+    model_class = classes_of(name)[0]
+    _, theirs = saved(tiny_model(model_class), tmp_path / "saved", with_prefixes=False)
+    catalog = sw.read_catalog(tmp_path / "saved")
+    weight_map = weight_map_for(catalog, model_class, "transformers")
+    for dim in (0, -1):
+        for rank in (0, 1):
+            expected, specs, locals_ = {}, [], {}
+            for fqn, tensor in theirs.items():
+                if tensor.ndim == 0:
+                    continue
+                half = -(-tensor.shape[dim] // 2)
+                start, length = (0, half) if rank == 0 else (half, tensor.shape[dim] - half)
+                expected[fqn] = tensor.narrow(dim, start, length)
+                locals_[fqn] = torch.full_like(expected[fqn], -1, memory_format=torch.contiguous_format)
+                offset = [0] * tensor.ndim
+                offset[dim] = start
+                boxes = (
+                    [_core.LocalBox(offset, list(locals_[fqn].shape), [0] * tensor.ndim)] if length else []
+                )
+                specs.append(spec_of_part(fqn, locals_[fqn], tensor.shape, boxes))
+            _core.run_load(_core.plan_load(specs, catalog, weight_map), catalog, specs)
+            expect_same(locals_, expected)
 
 
 def test_the_command_line_takes_a_family_without_a_table(checkpoint):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 _NUMBER = re.compile(r"(?<![^._])(?:0|[1-9][0-9]{0,8})(?![^._])")
+_MORE = re.compile(r"\{[a-z]+([+-][0-9]+)\}")
 _INDEX = re.compile(r"([0-9]+)/([0-9]+)")
 
 
@@ -24,7 +25,8 @@ def general_rows(rows: Iterable[Row]) -> list[Row]:
     """Rows of patterns that say the same of the tensors named, and of others that differ from them in numbers.
 
     A number that both names have, the native one that much less or more, is {layer}; one that is the index along the
-    native tensor's first dimension, or so much more, is {expert}. The order is that of the rows given.
+    native tensor's first dimension, or so much more, is {expert}. The order is that of the rows given, but numbers that
+    start later come first, as the first row that fits counts.
     """
     given = list(dict.fromkeys(rows))
     candidates = [list(_candidates(row)) for row in given]
@@ -32,7 +34,11 @@ def general_rows(rows: Iterable[Row]) -> list[Row]:
     found: dict[Row, None] = {}
     for of_row in candidates:
         found.setdefault(max(of_row, key=lambda candidate: support[candidate]))
-    return list(found)
+    return sorted(found, key=_starts_at)
+
+
+def _starts_at(row: Row) -> int:
+    return -sum(int(more) for more in _MORE.findall(row.hf))
 
 
 def _candidates(row: Row) -> Iterator[Row]:
