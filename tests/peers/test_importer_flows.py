@@ -283,6 +283,29 @@ def test_an_expert_that_is_missing_is_an_error_before_anything_is_written(checkp
     assert all(bool((bits(tensor) == 0x5A).all()) for tensor in ours.values())
 
 
+def test_experts_that_are_there_twice_stacked_and_one_by_one_are_an_error(checkpoint, tmp_path: Path):
+    path, theirs, _ = checkpoint
+    stack = "model.layers.0.mlp.experts.down_proj"
+    twice = rewrite(path, tmp_path / "twice", lambda stored: stored | {stack: theirs[stack]})
+    with pytest.raises(
+        sw.PlanError,
+        match=rf"{re.escape(stack)}: expected .* both .*experts\.0\.down_proj.* and {re.escape(stack)};",
+    ):
+        sw.load(unfilled(theirs), twice, layout="transformers")
+
+
+def test_experts_that_are_stacked_already_are_taken_as_they_are(checkpoint, tmp_path: Path):
+    path, theirs, _ = checkpoint
+
+    def stacked(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        stacks = {name: tensor for name, tensor in theirs.items() if ".mlp.experts." in name}
+        return {name: t for name, t in stored.items() if ".mlp.experts." not in name} | stacks
+
+    ours = unfilled(theirs)
+    sw.load(ours, rewrite(path, tmp_path / "stacked", stacked), layout="transformers")
+    expect_same(ours, theirs)
+
+
 class Doubled(ConversionOps):
     """Arithmetic, which no rule says."""
 
@@ -319,9 +342,7 @@ def test_two_hf_tensors_for_one_are_an_error(checkpoint, tmp_path: Path, monkeyp
         tmp_path / "twice",
         lambda stored: stored | {"other_norm.weight": stored["model.norm.weight"] * 2},
     )
-    with pytest.raises(
-        sw.PlanError, match=r"model\.norm\.weight: expected one HF tensor.*other_norm\.weight"
-    ):
+    with pytest.raises(sw.PlanError, match=r"model\.norm\.weight: expected one source.*other_norm\.weight"):
         sw.load(unfilled(theirs), twice, layout="transformers")
 
 

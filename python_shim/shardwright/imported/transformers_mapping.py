@@ -118,10 +118,7 @@ def converted(model: Any, shapes: Mapping[str, Sequence[int]]) -> Conversion:
             recorded = RecordedTensor.of_source(name, shapes[name])
             regrouped[renamed].collected_tensors[pattern].append(recorded)
         elif renamed in result.shapes or renamed in regrouped:
-            result.problems.append(
-                f"{renamed}: expected one HF tensor for it, found {' and '.join(sources[renamed])}; remove what is "
-                "not meant"
-            )
+            result.problems.append(_given_twice(renamed, sources[renamed][0], name))
         else:
             result.rows.append(Row(name, renamed))
             result.shapes[renamed] = list(shapes[name])
@@ -133,6 +130,10 @@ def converted(model: Any, shapes: Mapping[str, Sequence[int]]) -> Conversion:
             result.rows.append(Row(name, name))  # which the checkpoint lacks, and is told so
             result.shapes[name] = list(tensor.shape)
     return result
+
+
+def _given_twice(native: str, first: str, second: str) -> str:
+    return f"{native}: expected one source for it, found both {first} and {second}; remove what is not meant"
 
 
 def _pipeline_of(model: Any) -> tuple[str, tuple[str, ...]]:
@@ -201,6 +202,10 @@ def _add_made(
             f"{native}: expected the shape {shape} that {len(names)} HF tensors from {names[0]} to {names[-1]} make, "
             f"found {found}"
         )
+        return
+    if native in result.shapes:
+        other = next(row.hf for row in result.rows if row.native == native)
+        result.problems.append(_given_twice(native, other, names[0]))
         return
     if sum(elements(part) for part in tensor.parts) != tensor.numel():
         raise NoBox(f"leaves parts of {native} empty, or fills them twice")
