@@ -211,6 +211,19 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
   return table_of(model, layout, catalog);
 }
 
+bool has_table(const Catalog& catalog, std::string_view family, std::string_view layout) {
+  if (layout == huggingface) return true;
+  const std::vector<const Model*> of_checkpoint =
+      family == "auto" ? candidates(catalog) : std::vector<const Model*>{};
+  return std::any_of(models().begin(), models().end(), [&](const Model& model) {
+    const bool is_meant = family == "auto"
+                              ? std::any_of(of_checkpoint.begin(), of_checkpoint.end(),
+                                            [&](const Model* one) { return one->family == model.family; })
+                              : model.family == family || contains(model.model_types, family);
+    return is_meant && contains(model.layouts, layout);
+  });
+}
+
 std::string family_named(std::string_view model) { return std::string(named(model).family); }
 
 void expect_no_other_layout(const WeightMap& map, const std::vector<std::string>& names) {

@@ -55,6 +55,10 @@ const std::vector<Model>& models();
 WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto",
                          std::string_view layout = "automodel");
 
+/// Whether weight_map_for has a table: the family that is named, or that the checkpoint is of, has this
+/// layout.
+bool has_table(const Catalog& catalog, std::string_view family, std::string_view layout);
+
 /// The table where there is no checkpoint, for a state dict of these native names: that of the one family
 /// whose marks they have. No marks: names as they are, if no family's table says that one of these tensors is
 /// made up of others. Throws Error(mismatch), naming the families, where several fit or only that can be

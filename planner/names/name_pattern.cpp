@@ -4,6 +4,7 @@
 #include <charconv>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 namespace shardwright {
 namespace {
@@ -29,12 +30,9 @@ NamePattern::NamePattern(std::string_view text) : text_(text) {
     const std::size_t close = std::min(text.find('}'), text.size() - 1);
     const std::string_view variable = text.substr(0, close + 1);
     text.remove_prefix(close + 1);
-    if (const std::optional<Part> layer = layer_of(variable)) {
-      parts_.push_back(*layer);
-    } else if (variable == "{expert}") {
-      parts_.push_back({Kind::expert});
-    } else if (variable == "{shard}") {
-      parts_.push_back({Kind::shard});
+    if (const std::optional<Part> number = number_of(variable)) {
+      parts_.push_back(*number);
+      parts_.back().literal = variable;
     } else if (variable == "{*}" && text.empty()) {
       parts_.push_back({Kind::rest});
     } else {
@@ -60,8 +58,8 @@ std::optional<Captures> NamePattern::match(std::string_view name) const {
       if (part.more < 0 && *number > std::numeric_limits<std::int64_t>::max() + part.more)
         return std::nullopt;
       if (part.kind == Kind::layer) captures.layer = *number - part.more;
-      if (part.kind == Kind::expert) captures.expert = *number;
-      if (part.kind == Kind::shard) captures.shard = *number;
+      if (part.kind == Kind::expert) captures.expert = *number - part.more;
+      if (part.kind == Kind::shard) captures.shard = *number - part.more;
     }
   }
   if (!name.empty()) return std::nullopt;
@@ -79,10 +77,10 @@ std::string NamePattern::fill(const Captures& captures) const {
         name += std::to_string(captures.layer + part.more);
         break;
       case Kind::expert:
-        name += captures.expert < 0 ? "{expert}" : std::to_string(captures.expert);
+        name += captures.expert < 0 ? part.literal : std::to_string(captures.expert + part.more);
         break;
       case Kind::shard:
-        name += captures.shard < 0 ? "{shard}" : std::to_string(captures.shard);
+        name += captures.shard < 0 ? part.literal : std::to_string(captures.shard + part.more);
         break;
       case Kind::rest:
         name += captures.rest;
@@ -99,16 +97,20 @@ bool NamePattern::has(Kind kind) const {
   return std::any_of(parts_.begin(), parts_.end(), [&](const Part& part) { return part.kind == kind; });
 }
 
-std::optional<NamePattern::Part> NamePattern::layer_of(std::string_view variable) {
-  constexpr std::string_view begin = "{layer";
-  if (!variable.starts_with(begin) || !variable.ends_with('}')) return std::nullopt;
-  std::string_view more = variable.substr(begin.size(), variable.size() - begin.size() - 1);
-  if (more.empty()) return Part{Kind::layer};
-  const char sign = more.front();
-  more.remove_prefix(1);
-  const std::optional<std::int64_t> number = more.empty() ? std::nullopt : take_number(more);
-  if ((sign != '+' && sign != '-') || !number || !more.empty()) return std::nullopt;
-  return Part{Kind::layer, "", sign == '+' ? *number : -*number};
+std::optional<NamePattern::Part> NamePattern::number_of(std::string_view variable) {
+  constexpr std::pair<std::string_view, Kind> kinds[] = {
+      {"{layer", Kind::layer}, {"{expert", Kind::expert}, {"{shard", Kind::shard}};
+  for (const auto& [begin, kind] : kinds) {
+    if (!variable.starts_with(begin) || !variable.ends_with('}')) continue;
+    std::string_view more = variable.substr(begin.size(), variable.size() - begin.size() - 1);
+    if (more.empty()) return Part{kind};
+    const char sign = more.front();
+    more.remove_prefix(1);
+    const std::optional<std::int64_t> number = more.empty() ? std::nullopt : take_number(more);
+    if ((sign != '+' && sign != '-') || !number || !more.empty()) return std::nullopt;
+    return Part{kind, "", sign == '+' ? *number : -*number};
+  }
+  return std::nullopt;
 }
 
 }  // namespace shardwright

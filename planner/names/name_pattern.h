@@ -19,7 +19,7 @@ struct Captures {
 /// A tensor name with variables: {layer}, {expert} and {shard} stand for a decimal number without leading
 /// zeros, {*} for one or more characters of any kind and is allowed at the end only. Each may occur once.
 /// {layer+4} and {layer-4} stand for a number that is 4 more, or less, than the layer; what would make a
-/// layer less than 0 does not match.
+/// layer less than 0 does not match. Likewise {expert+4} and {shard+4}.
 ///
 /// "model.layers.{layer}.self_attn.index_{*}" matches "model.layers.7.self_attn.index_q_proj.weight";
 /// "model.layers.{layer+61}.eh_proj.weight" matches that of layer 61, and its layer is 0.
@@ -48,10 +48,10 @@ class NamePattern {
   enum class Kind : std::uint8_t { literal, layer, expert, shard, rest };
   struct Part {
     Kind kind;
-    std::string literal = {};
-    std::int64_t more = 0;  ///< than the layer
+    std::string literal = {};  ///< the text itself, or the variable
+    std::int64_t more = 0;     ///< than what is captured
   };
-  static std::optional<Part> layer_of(std::string_view variable);
+  static std::optional<Part> number_of(std::string_view variable);
   bool has(Kind kind) const;
 
   std::string text_;

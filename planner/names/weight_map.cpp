@@ -148,7 +148,7 @@ std::vector<std::string> quantised_patterns(const WeightMap& map) {
 std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view hf_name) {
   const std::string name = to_rules_spelling(map.dialect, weight_name_of(hf_name));
   std::vector<NativePlace> places;
-  if (fits_any(map.without_place, name)) return places;
+  if (fits_any(map.without_place, name) || fits_any(map.strangers, name)) return places;
   const Rule* first = rule_of_hf(map, name);
   if (first == nullptr) return places;
   for (const Rule& rule : map.rules) {

@@ -65,6 +65,7 @@ struct WeightMap {
   std::vector<NamePattern> without_place;  ///< HF names of the model that this layout has no tensor for
   std::vector<NamePattern> absent;     ///< native names of what the trainer begins at zero, if files lack it
   std::vector<std::string_view> wide;  ///< ends of HF names that keep a trainer's F32 without a template
+  std::vector<NamePattern> strangers;  ///< HF names that are not the model's, though rules fit them
   std::vector<NamePattern> layers;     ///< HF names of the decoder layers, which have {layer}
   std::vector<NamePattern> after_layers;  ///< HF names that a pipeline needs after its last layer
   Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules

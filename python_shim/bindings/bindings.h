@@ -24,6 +24,9 @@ void bind_loads(pybind11::module_& m);
 /// Defined in state_dicts.cpp; the classes of module.cpp must be bound before.
 void bind_state_dicts(pybind11::module_& m);
 
+/// Weight maps out of rows that the package makes. Defined in imported_rules.cpp.
+void bind_imported_rules(pybind11::module_& m);
+
 /// Planning a save over all ranks. Defined in save_plans.cpp; the classes of module.cpp must be bound before.
 void bind_save_plans(pybind11::module_& m);
 

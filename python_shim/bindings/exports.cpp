@@ -56,10 +56,10 @@ void bind_files_beside(py::module_& m) {
 }  // namespace
 
 void bind_exports(py::module_& m) {
-  py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template alive.")
+  py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template and its map alive.")
       .def(py::init([](const Catalog* pattern, std::string model, std::string layout, bool quantise,
                        bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
-                       bool strict_dtypes) {
+                       bool strict_dtypes, const WeightMap* map) {
              ExportRequest request;
              request.pattern = pattern;
              request.model = std::move(model);
@@ -69,11 +69,12 @@ void bind_exports(py::module_& m) {
              request.max_file_bytes = max_file_bytes;
              request.file_numbers = std::move(file_numbers);
              request.strict_dtypes = strict_dtypes;
+             request.map = map;
              return request;
            }),
            py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
            py::arg("max_file_bytes"), py::arg("file_numbers"), py::arg("strict_dtypes") = false,
-           py::keep_alive<1, 2>())
+           py::arg("map") = nullptr, py::keep_alive<1, 2>(), py::keep_alive<1, 10>())
       .def_readwrite("start_of_names", &ExportRequest::start_of_names);
   m.def(
       "adapter_request",

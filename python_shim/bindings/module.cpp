@@ -286,6 +286,8 @@ void bind_weight_map(py::module_& m) {
         return std::make_shared<WeightMap>(weight_map_for(catalog, model, layout));
       },
       py::arg("catalog"), py::arg("model") = "auto", py::arg("layout") = "automodel");
+  m.def("has_table", &has_table, py::arg("catalog"), py::arg("model"), py::arg("layout"),
+        "Whether weight_map has a table for that.");
   py::class_<NativeTensor>(m, "NativeTensor")
       .def_readonly("fqn", &NativeTensor::fqn)
       .def_property_readonly("dtype", [](const NativeTensor& t) { return std::string(name_of(t.dtype)); })
@@ -501,6 +503,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_devices(m);
   shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
+  shardwright::bind_imported_rules(m);
   shardwright::bind_save_plans(m);
   shardwright::bind_write_results(m);
   shardwright::bind_saves(m);

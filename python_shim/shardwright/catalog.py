@@ -8,6 +8,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.local_path import local_path
+from shardwright.weight_maps import weight_map_for
 
 
 def read_catalog(path: str | os.PathLike[str], threads: int = 0) -> Any:
@@ -47,7 +48,7 @@ def request_list(
     source: Any,
     state_dict: Mapping[str, Any] | None = None,
     *,
-    model: str = "auto",
+    model: Any = "auto",
     layout: str = "automodel",
     dtype: str = "BF16",
 ) -> list[tuple[str, str, list[int]]]:
@@ -58,7 +59,7 @@ def request_list(
     fills, block-scaled weights becoming ``dtype``; with one: what this rank's parts touch.
     """
     catalog = catalog_of(source)
-    weight_map = _core.weight_map(catalog, model, layout)
+    weight_map = weight_map_for(catalog, model, layout)
     if state_dict is None:
         tensors = _core.native_tensors(catalog, weight_map, dtype)
         specs = _core.specs_on_mesh(tensors, [], 0)

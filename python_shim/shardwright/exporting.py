@@ -33,7 +33,7 @@ def export(
     quantization: str | None = None,
     max_shard_size: int | str = "5GB",
     template: Any = None,
-    model: str = "auto",
+    model: Any = "auto",
     layout: str = "automodel",
     strict: bool = True,
     threads: int | None = None,

@@ -33,7 +33,7 @@ def load(
     state_dict: dict[str, Any],
     path: str | os.PathLike[str],
     *,
-    model: str = "auto",
+    model: Any = "auto",
     layout: str = "automodel",
     strict: bool = True,
     allow_partial_load: bool = False,

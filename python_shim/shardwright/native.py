@@ -11,13 +11,14 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from shardwright import _core
 from shardwright.catalog import catalog_of
 from shardwright.describe import DTYPE_NAMES, DTYPES
+from shardwright.weight_maps import weight_map_for
 
 
 def empty_state_dict(
     source: Any,
     mesh: DeviceMesh | None = None,
     *,
-    model: str = "auto",
+    model: Any = "auto",
     layout: str = "automodel",
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, torch.Tensor]:
@@ -28,7 +29,7 @@ def empty_state_dict(
     others, "shard" dimension 0 of both, "dp" dimension 0 and of experts dimension 1; the result then holds DTensors.
     """
     catalog = catalog_of(source)
-    weight_map = _core.weight_map(catalog, model, layout)
+    weight_map = weight_map_for(catalog, model, layout)
     tensors = _core.native_tensors(catalog, weight_map, DTYPE_NAMES[dtype])
     if mesh is not None and "pp" in (mesh.mesh_dim_names or ()):
         raise ValueError(

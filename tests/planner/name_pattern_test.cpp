@@ -49,7 +49,7 @@ TEST(name_pattern, a_layer_may_count_from_elsewhere) {
   EXPECT_EQ(less.fill(*less.match("blocks.9223372036854775806.x")), "blocks.9223372036854775806.x");
   EXPECT_FALSE(less.match("blocks.9223372036854775807.x"));
   for (const char* text :
-       {"{layer+}", "{layer+x}", "{layer*2}", "{layer+1", "{layer+01}", "{expert+1}", "{layer+-1}"})
+       {"{layer+}", "{layer+x}", "{layer*2}", "{layer+1", "{layer+01}", "{rest+1}", "{layer+-1}"})
     EXPECT_THROW(NamePattern{text}, std::invalid_argument) << text;
 }
 
@@ -60,6 +60,16 @@ TEST(name_pattern, an_expert_or_shard_without_a_number_stays_a_variable) {
   EXPECT_EQ(pattern.fill(captures), "layers.3.experts.{expert}.w{shard}");
   captures.expert = 0;
   EXPECT_EQ(pattern.fill(captures), "layers.3.experts.0.w{shard}");
+}
+
+TEST(name_pattern, experts_and_shards_may_count_from_elsewhere_too) {
+  const NamePattern pattern("e.{expert+4}.s.{shard-1}");
+  const auto captures = pattern.match("e.6.s.2");
+  ASSERT_TRUE(captures);
+  EXPECT_EQ(captures->expert, 2);
+  EXPECT_EQ(captures->shard, 3);
+  EXPECT_EQ(pattern.fill(*captures), "e.6.s.2");
+  EXPECT_FALSE(pattern.match("e.3.s.2"));
 }
 
 TEST(name_pattern, shards_and_experts_are_numbers_apart) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from shardwright.adapters.hf_to_native import native_tensors
 from shardwright.adapters.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
 from shardwright.models.state_dict_adapter import StateDictAdapter
 from shardwright.sharding import Sharding
+from shardwright.weight_maps import imported_map, model_name, weight_map_for
 
 
 class FamilyStateDictAdapter(StateDictAdapter):
     """Converts state dicts in memory as :func:`shardwright.load` and :func:`shardwright.export` do.
 
     Args:
-        model: the family, such as "qwen3_moe".
+        model: the family, such as "qwen3_moe". Where no table has it in layout "transformers": a config or a model of
+            transformers.
         layout: the trainer's names and shapes, as for :class:`shardwright.LoadPlanner`.
         experts: how many a layer has over all ranks; -1: as many as a state dict brings.
         dtype: of decoded weights and of grouped experts.
@@ -27,7 +30,7 @@ class FamilyStateDictAdapter(StateDictAdapter):
 
     def __init__(
         self,
-        model: str,
+        model: Any,
         *,
         layout: str = "automodel",
         experts: int = -1,
@@ -38,6 +41,13 @@ class FamilyStateDictAdapter(StateDictAdapter):
         self.experts = experts
         self.dtype = dtype
         self._origins = Origins()
+
+    @cached_property
+    def _imported(self) -> Any:
+        return imported_map(None, self.model, self.layout)
+
+    def _weight_map_of(self, memory: Any) -> Any:
+        return self._imported or memory.weight_map(model_name(self.model), self.layout)
 
     def _to_hf(
         self,
@@ -51,9 +61,9 @@ class FamilyStateDictAdapter(StateDictAdapter):
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
         if catalog is None:
-            weight_map = _core.weight_map_for_names([], self.model, self.layout)
+            weight_map = self._imported or _core.weight_map_for_names([], model_name(self.model), self.layout)
         else:
-            weight_map = _core.weight_map(catalog, self.model, self.layout)
+            weight_map = weight_map_for(catalog, self.model, self.layout)
         natives = []
         for fqn, value in state_dict.items():
             if isinstance(value, torch.Tensor) and _core.hf_names_of(weight_map, fqn):
@@ -86,7 +96,7 @@ class FamilyStateDictAdapter(StateDictAdapter):
         natives = native_tensors(
             hf_state_dict,
             dtype=self.dtype,
-            weight_map_of=lambda memory: memory.weight_map(self.model, self.layout),
+            weight_map_of=self._weight_map_of,
             experts=self.experts,
             device_mesh=device_mesh,
             origins=self._origins,

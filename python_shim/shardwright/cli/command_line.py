@@ -18,6 +18,7 @@ from shardwright.cli.simulate import Speeds, print_simulation, simulate
 from shardwright.cli.simulate_page import page
 from shardwright.cli.table import print_table
 from shardwright.local_path import local_path
+from shardwright.weight_maps import weight_map_for
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -271,7 +272,7 @@ def _inspect(options: argparse.Namespace) -> None:
         "dtypes": dict(dtypes.most_common()),
     }
     try:
-        weight_map = _core.weight_map(catalog)
+        weight_map = _any_weight_map(catalog)
         native = _core.native_tensors(catalog, weight_map)
         facts["model"] = weight_map.family
         facts["native_tensors"] = len(native)
@@ -291,9 +292,20 @@ def _inspect(options: argparse.Namespace) -> None:
     )
 
 
+def _any_weight_map(catalog: Any) -> Any:
+    """In the first layout that says which model it is."""
+    try:
+        return weight_map_for(catalog)
+    except ValueError as error:
+        try:
+            return weight_map_for(catalog, layout="transformers")
+        except ValueError:
+            raise error from None
+
+
 def _plan(options: argparse.Namespace) -> None:
     catalog = read_catalog(options.path)
-    weight_map = _core.weight_map(catalog, options.model, options.layout)
+    weight_map = weight_map_for(catalog, options.model, options.layout)
     mesh = _core.parse_mesh(options.mesh)
     native = _core.native_tensors(catalog, weight_map)
     specs = _core.specs_on_mesh(native, mesh, options.rank, options.dense)

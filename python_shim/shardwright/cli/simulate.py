@@ -8,6 +8,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.cli.table import print_columns, print_table
+from shardwright.weight_maps import weight_map_for
 
 GIGA = 1e9
 
@@ -61,7 +62,7 @@ def simulate(
     catalog: Any,
     mesh: str,
     *,
-    model: str = "auto",
+    model: Any = "auto",
     layout: str = "automodel",
     dense: str = "auto",
     ranks_per_node: int = 8,
@@ -77,7 +78,7 @@ def simulate(
     whole nodes spread over the mesh. Raises ValueError for options that make no sense and PlanError where a load would.
     """
     dimensions = _core.parse_mesh(mesh)
-    weight_map = _core.weight_map(catalog, model, layout)
+    weight_map = weight_map_for(catalog, model, layout)
     run = _core.simulate(catalog, weight_map, dimensions, dense, ranks_per_node, sample, threads, strict)
     ranks = [_rank_facts(rank) for rank in run.ranks]
     nodes = [{name: getattr(node, name) for name in ("node", *NODE_FIGURES)} for node in run.nodes]

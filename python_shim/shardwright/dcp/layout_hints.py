@@ -7,18 +7,19 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.dcp.fitting import hints_at_names
+from shardwright.weight_maps import weight_map_for
 
 #: Native layouts, as callers spell them.
 LAYOUTS = ("automodel", "transformers", "torchtitan", "huggingface")
 
 
-def hints_at_layout(names: Iterable[str], catalog: Any, model: str, layout: str) -> list[str]:
+def hints_at_layout(names: Iterable[str], catalog: Any, model: Any, layout: str) -> list[str]:
     """What would make a state dict fit a Hugging Face checkpoint: another layout, or names without a prefix."""
     asked = set(names)
     known: dict[str, set[str]] = {}
     for one in (layout, *LAYOUTS):
         try:
-            weight_map = _core.weight_map(catalog, model, one)
+            weight_map = weight_map_for(catalog, model, one)
             known[one] = {tensor.fqn for tensor in _core.native_tensors(catalog, weight_map)}
         except ValueError:  # a family without this layout, or a checkpoint that no family knows
             continue

@@ -17,6 +17,7 @@ from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
 from shardwright.rounding import refuse_roundings
+from shardwright.weight_maps import weight_map_for
 
 
 class LoadPlanner(ResumePlanner):
@@ -28,8 +29,10 @@ class LoadPlanner(ResumePlanner):
     does, and takes strided shards, too.
 
     Args:
-        model: the model family ("minimax_m3"), or "auto": by config.json, or by the names where that is missing.
-        layout: the trainer's names and shapes: "automodel", "transformers" (5.23) or "huggingface", which is the
+        model: the model family ("minimax_m3"), or "auto": by config.json, or by the names where that is missing. Or a
+            config or a model class of transformers: see :func:`shardwright.weight_maps.weight_map_for`.
+        layout: the trainer's names and shapes: "automodel", "transformers" (5.23; where no table has
+            the family, the installed transformers' own mapping) or "huggingface", which is the
             checkpoint's own names and shapes. What has no place in a layout (MTP in "transformers") is unused.
         strict: whether a tensor of the checkpoint that no rule knows is an error.
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
@@ -45,7 +48,7 @@ class LoadPlanner(ResumePlanner):
 
     def __init__(
         self,
-        model: str = "auto",
+        model: Any = "auto",
         layout: str = "automodel",
         strict: bool = True,
         *,
@@ -95,7 +98,7 @@ class LoadPlanner(ResumePlanner):
         self.description = describe(self.state_dict)
         problems = self._problems()
         if self.plan is None:
-            weight_map = _core.weight_map(self.catalog, self.model, self.layout)
+            weight_map = weight_map_for(self.catalog, self.model, self.layout)
             try:
                 self.core_plan = _core.plan_load(
                     self.description.specs,

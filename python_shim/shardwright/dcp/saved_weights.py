@@ -26,7 +26,7 @@ def load_weights(
     mesh: DeviceMesh | None = None,
     *,
     key: str | None = None,
-    model: str = "auto",
+    model: Any = "auto",
     layout: str = "automodel",
     strict: bool = True,
     threads: int | None = None,

@@ -33,6 +33,7 @@ from shardwright.local_path import expect_overwrite, lasting_path, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there, naming, uninterrupted, write_flushed
+from shardwright.weight_maps import imported_map, model_name
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -150,7 +151,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         quantization: str | None = None,
         max_shard_size: int | str = "5GB",
         template: Any = None,
-        model: str = "auto",
+        model: Any = "auto",
         layout: str = "automodel",
         strict: bool = True,
         staging_bytes: int | None = None,
@@ -274,13 +275,14 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         catalog = None if self.template is None else catalog_of(self.template)
         return _core.ExportRequest(
             catalog,
-            self.model,
+            model_name(self.model),
             self.layout,
             self.quantised,
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
             self.strict_dtypes,
+            imported_map(catalog, self.model, self.layout),
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------
