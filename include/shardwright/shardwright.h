@@ -23,7 +23,9 @@
 
 // Ranks together: load, resume, save and export in one call.
 #include "planner/job.h"
+#include "planner/lora/adapter_request.h"
 #include "storage/format/steps.h"
+#include "storage/jobs/adapters.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"

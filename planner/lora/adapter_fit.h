@@ -4,30 +4,17 @@
 #include <string>
 #include <vector>
 
+#include "planner/lora/adapter_request.h"
 #include "planner/lora/lora_places.h"
 #include "planner/names/catalog.h"
 
 namespace shardwright {
-
-/// The senses of ParamWrappers: modern is peft's since 0.19.1, legacy that of earlier releases.
-enum class WrapperSense { modern, legacy };
 
 /// "modern" or "legacy".
 std::string_view name_of(WrapperSense sense);
 
 /// The inverse; nothing for any other text.
 std::optional<WrapperSense> wrapper_sense_named(std::string_view name);
-
-/// What an adapter is expected to be.
-struct AdapterRequest {
-  std::string model = "auto";           ///< the family; "auto": any of which the file has names
-  std::optional<WrapperSense> sense;    ///< nothing: as the shapes say, and where these fit both, `written`
-  std::optional<WrapperSense> written;  ///< the sense of the version that adapter_config.json is of
-  std::vector<std::string> target_parameters;                      ///< of adapter_config.json
-  std::vector<std::string> prefixes = {std::string(peft_prefix)};  ///< that modules' names may have
-  std::string path;                                                ///< of the file, for messages
-  std::string name;                                                ///< of the file, for messages
-};
 
 /// Where an adapter has a pair.
 struct FittedPair {

@@ -8,18 +8,6 @@
 
 namespace shardwright {
 
-/// What kind of adapter a trainer's LoRA tensors are to be stored as.
-struct AdapterAsked {
-  std::string model = "auto";           ///< the family; "auto": by the names of the weights
-  std::string layout = "transformers";  ///< of the model that the adapter is for, one of lora_layouts
-  bool text_only = false;               ///< the model is the text model alone
-  WrapperSense sense = WrapperSense::modern;
-  double alpha = 1;             ///< what is added to a weight is alpha / r · B A
-  bool use_rslora = false;      ///< alpha / √r · B A
-  std::string base_model = {};  ///< base_model_name_or_path
-  std::optional<std::string> task_type = "CAUSAL_LM";
-};
-
 /// How an adapter is stored.
 struct AdapterForm {
   WeightMap map;

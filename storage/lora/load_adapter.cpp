@@ -10,27 +10,7 @@
 #include "storage/lora/adapter_values.h"
 
 namespace shardwright {
-namespace {
-
-void fill_with_zeros(const TensorSpec& spec) {
-  if (spec.device != DeviceKind::cpu)
-    throw Error(ErrorKind::argument, spec.fqn + ": expected CPU memory, found it on " + spec.device_name);
-  const std::size_t width = static_cast<std::size_t>(bytes_of(spec.dtype));
-  auto* data = static_cast<std::byte*>(spec.data);
-  const std::size_t dimensions = spec.local_shape.size();
-  Shape index(dimensions, 0);
-  for (std::int64_t left = volume(spec.local_shape); left > 0; --left) {
-    std::int64_t element = 0;
-    for (std::size_t d = 0; d < dimensions; ++d) element += index[d] * spec.local_strides[d];
-    std::memset(data + element * static_cast<std::int64_t>(width), 0, width);
-    for (std::size_t d = dimensions; d-- > 0;) {
-      if (++index[d] < spec.local_shape[d]) break;
-      index[d] = 0;
-    }
-  }
-}
-
-}  // namespace
+namespace {}  // namespace
 
 AdapterPlan plan_adapter(const std::vector<NativeTensor>& tensors, const std::vector<TensorSpec>& specs,
                          const Catalog& catalog, AdapterRequest request, bool strict) {
@@ -68,22 +48,6 @@ AdapterPlan plan_adapter(const std::vector<NativeTensor>& tensors, const std::ve
     planned.scaled.push_back({one.pair.weight, one.module(), file_rank(one.pair, one.place, one.fit.spread)});
   }
   return planned;
-}
-
-LoadReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
-                        const AdapterRequest& request, bool strict, const LoadOptions& options) {
-  const Catalog catalog = read_adapter_catalog(directory / adapter_weights_name);
-  std::vector<NativeTensor> tensors;
-  std::set<std::string> seen;
-  for (const TensorSpec& spec : specs) {
-    if (seen.insert(spec.fqn).second) tensors.push_back({spec.fqn, spec.dtype, spec.global_shape, false});
-  }
-  const AdapterPlan planned = plan_adapter(tensors, specs, catalog, request, strict);
-  for (const TensorSpec& spec : specs) {
-    if (std::find(planned.zeroed.begin(), planned.zeroed.end(), spec.fqn) != planned.zeroed.end())
-      fill_with_zeros(spec);
-  }
-  return load(planned.plan, catalog, specs, options);
 }
 
 }  // namespace shardwright

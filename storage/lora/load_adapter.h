@@ -36,11 +36,4 @@ struct AdapterPlan {
 AdapterPlan plan_adapter(const std::vector<NativeTensor>& tensors, const std::vector<TensorSpec>& specs,
                          const Catalog& catalog, AdapterRequest request, bool strict = true);
 
-/// Plans and loads adapter_model.safetensors of `directory` into tensors in CPU memory. Throws as
-/// plan_adapter and load(); Error(argument) for tensors on devices that have to be zero first. Nothing is
-/// written if the plan fails.
-LoadReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
-                        const AdapterRequest& request = {}, bool strict = true,
-                        const LoadOptions& options = {});
-
 }  // namespace shardwright

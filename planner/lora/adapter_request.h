@@ -1,0 +1,35 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace shardwright {
+
+/// The senses of ParamWrappers: modern is peft's since 0.19.1, legacy that of earlier releases.
+enum class WrapperSense { modern, legacy };
+
+/// What an adapter is expected to be.
+struct AdapterRequest {
+  std::string model = "auto";           ///< the family; "auto": any of which the file has names
+  std::optional<WrapperSense> sense;    ///< nothing: as the shapes say, and where these fit both, `written`
+  std::optional<WrapperSense> written;  ///< the sense of the version that adapter_config.json is of
+  std::vector<std::string> target_parameters;                 ///< of adapter_config.json
+  std::vector<std::string> prefixes = {"base_model.model."};  ///< that modules' names may have
+  std::string path;                                           ///< of the file, for messages
+  std::string name;                                           ///< of the file, for messages
+};
+
+/// What kind of adapter a trainer's LoRA tensors are to be stored as.
+struct AdapterAsked {
+  std::string model = "auto";           ///< the family; "auto": by the names of the weights
+  std::string layout = "transformers";  ///< of the model that the adapter is for; see lora_layouts
+  bool text_only = false;               ///< the model is the text model alone
+  WrapperSense sense = WrapperSense::modern;
+  double alpha = 1;             ///< what is added to a weight is alpha / r · B A
+  bool use_rslora = false;      ///< alpha / √r · B A
+  std::string base_model = {};  ///< base_model_name_or_path
+  std::optional<std::string> task_type = "CAUSAL_LM";
+};
+
+}  // namespace shardwright
