@@ -255,7 +255,7 @@ TEST(simulate, planning_a_save_finds_the_chunks_that_ranks_hold_and_moves_each_d
     EXPECT_EQ(std::accumulate(save.bytes_of_rank.begin(), save.bytes_of_rank.end(), std::uint64_t{0}),
               native);
     const auto ranks = static_cast<std::uint64_t>(tensors.ranks());
-    EXPECT_EQ(save.bytes_unchanged, ranks * (3 * sizeof(Hash) + 1)) << mesh;
+    EXPECT_EQ(save.bytes_unchanged, ranks * (2 * sizeof(Hash) + 2)) << mesh;
     EXPECT_LT(save.bytes_exchanged, names + 20 * tensors.tensors().size() + 200 * ranks) << mesh;
     EXPECT_LE(save.bytes_metadata, names + 200 * chunks.size()) << mesh;
   }
