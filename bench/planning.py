@@ -259,11 +259,55 @@ def measure_resume(chunks: int) -> dict[str, Any]:
     return {"chunks": chunks, "seconds": seconds["ours"], "torch_seconds": seconds["torch"]}
 
 
+def specs_of(values: list[Any], rank: int, ranks: int) -> list[Any]:
+    """What a rank holds, sharded on dimension 0, without memory."""
+    specs = []
+    for fqn, *_, shape, _, _ in values:
+        step = math.ceil(shape[0] / ranks)
+        begin = min(step * rank, shape[0])
+        size = [min(step * (rank + 1), shape[0]) - begin, *shape[1:]]
+        strides = [math.prod(size[d + 1 :]) for d in range(len(size))]
+        box = _core.LocalBox([begin, *[0] * (len(shape) - 1)], size, [0] * len(size))
+        specs.append(_core.TensorSpec(fqn, "BF16", shape, size, strides, 0, "cpu", [box] if size[0] else []))
+    return specs
+
+
+def measure_export(ranks: int) -> dict[str, Any]:
+    """An export of the native M3 with itself as template: what ranks tell, and the coordinator's plan."""
+    from shardwright.catalog import generate, read_catalog
+
+    with tempfile.TemporaryDirectory() as folder:
+        generate(folder, "full", layout_only=True)
+        catalog = read_catalog(folder)
+        values = values_of([_core.Placement.shard(0)])
+        encoded = _core.encode_values(values, [ranks], list(range(ranks)))
+        request = _core.ExportRequest(catalog, "auto", "automodel", False, True, 5_000_000_000, {})
+        start = clock()
+        told = []
+        for rank in range(ranks):
+            state = _core.encode_state(rank, [(encoded, None)])
+            told.append(_core.describe_export(specs_of(values, rank, ranks), state, request))
+        on_rank = clock() - start
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = clock()
+        planned = _core.plan_export(told, request, folder)
+        seconds = clock() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "ranks": ranks,
+        "seconds": seconds,
+        "seconds_on_a_rank": on_rank / ranks,
+        "bytes_exchanged": sum(map(len, told)) + sum(map(len, planned.shares)),
+        "peak_memory_of_planning": (peak - before) * 1024,
+    }
+
+
 MEASURES = {
     "resume": measure_resume,
     "enumerated": lambda ranks: measure_ours(ranks, False),
     "described": lambda ranks: measure_ours(ranks, True),
     "planner": measure_planner,
+    "export": measure_export,
     "torch": measure_torch,
 }
 

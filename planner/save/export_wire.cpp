@@ -1,8 +1,11 @@
 #include "planner/save/export_wire.h"
 
 #include <optional>
+#include <utility>
 
 #include "planner/error.h"
+#include "planner/names/torch_dtypes.h"
+#include "planner/save/save_wire.h"
 #include "planner/wire/plan.pb.h"
 #include "planner/wire/protobuf_message.h"
 
@@ -14,18 +17,6 @@ constexpr std::uint32_t version = 2;
 [[noreturn]] void malformed(const std::string& what) {
   throw Error(ErrorKind::malformed, "what a rank told of its part of an export: " + what +
                                         "; do all ranks run the same version of shardwright?");
-}
-
-void write(const SavedTensor& tensor, wire::SavedTensor& message) {
-  message.set_fqn(tensor.fqn);
-  message.set_dtype(std::string(name_of(tensor.dtype)));
-  message.mutable_shape()->Add(tensor.shape.begin(), tensor.shape.end());
-}
-
-SavedTensor read(const wire::SavedTensor& message) {
-  const std::optional<DType> dtype = dtype_named(message.dtype());
-  if (!dtype) malformed(message.fqn() + " has dtype " + message.dtype());
-  return {message.fqn(), *dtype, {message.shape().begin(), message.shape().end()}};
 }
 
 void write(const BlockColumn& column, wire::BlockColumn& message) {
@@ -75,7 +66,7 @@ ExportHoldings decode_holdings(const std::string& bytes) {
 std::string encode_share(const ExportShare& share) {
   wire::ExportShare message;
   message.set_version(version);
-  for (const SavedTensor& tensor : share.tensors) write(tensor, *message.add_tensors());
+  message.set_tensors(share.tensors);
   message.set_refusal(share.refusal);
   message.set_writes(share.writes);
   for (const BlockColumn& column : share.columns) write(column, *message.add_columns());
@@ -86,12 +77,34 @@ std::string encode_share(const ExportShare& share) {
 ExportShare decode_share(const std::string& bytes) {
   const auto message = parsed<wire::ExportShare>(bytes);
   ExportShare share;
-  for (const wire::SavedTensor& tensor : message.tensors()) share.tensors.push_back(read(tensor));
+  share.tensors = message.tensors();
   share.refusal = message.refusal();
   share.writes = message.writes();
   for (const wire::BlockColumn& column : message.columns()) share.columns.push_back(read(column));
   share.headers.assign(message.headers().begin(), message.headers().end());
   return share;
+}
+
+std::string encode_tensors(const std::vector<SavedTensor>& tensors) {
+  SavedValues values;
+  for (const SavedTensor& tensor : tensors) {
+    SavedValue& value = values.values.emplace_back();
+    value.fqn = tensor.fqn;
+    value.properties.dtype = torch_name_of(tensor.dtype);
+    value.properties.element_bytes = static_cast<std::uint32_t>(bytes_of(tensor.dtype));
+    value.shape = tensor.shape;
+  }
+  return encode(values);
+}
+
+std::vector<SavedTensor> decode_tensors(const std::string& bytes) {
+  std::vector<SavedTensor> tensors;
+  for (SavedValue& value : decode_values(bytes).values) {
+    const std::optional<DType> dtype = dtype_of_torch(value.properties.dtype);
+    if (!dtype) malformed(value.fqn + " has dtype " + value.properties.dtype);
+    tensors.push_back({std::move(value.fqn), *dtype, std::move(value.shape)});
+  }
+  return tensors;
 }
 
 }  // namespace shardwright

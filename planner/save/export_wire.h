@@ -22,7 +22,7 @@ struct ExportHoldings {
 /// What the coordinator tells a rank.
 struct ExportShare {
   std::string refusal;                 ///< why there is no plan, see throw_refusal(); else empty
-  std::vector<SavedTensor> tensors;    ///< all there are, in the same order on every rank
+  std::string tensors;                 ///< all there are, in the same order on every rank: encode_tensors()
   std::string writes;                  ///< what this rank writes, as encoded RankWrites
   std::vector<BlockColumn> columns;    ///< the rank's own, as agreed on
   std::vector<std::uint32_t> headers;  ///< the files whose headers this rank writes
@@ -36,5 +36,9 @@ std::string encode_holdings(const ExportHoldings& holdings);
 ExportHoldings decode_holdings(const std::string& bytes);
 std::string encode_share(const ExportShare& share);
 ExportShare decode_share(const std::string& bytes);
+
+/// Tensors of dtypes that torch has, and back.
+std::string encode_tensors(const std::vector<SavedTensor>& tensors);
+std::vector<SavedTensor> decode_tensors(const std::string& bytes);
 
 }  // namespace shardwright

@@ -326,10 +326,11 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
   planned.left_out = std::move(described.left_out);
   planned.adapter_config = std::move(described.adapter_config);
   share_scales(all.columns);
+  const std::string told = encode_tensors(tensors);
   const std::size_t ranks = all.states.size();
   for (std::size_t rank = 0; rank < ranks; ++rank) {
     ExportShare share{{},
-                      tensors,
+                      told,
                       encode(RankWrites{plan.left_to_others[rank], plan.cuts[rank]}),
                       std::move(all.columns[rank]),
                       {}};
@@ -365,7 +366,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   };
   ExportShare share = decode_share(bytes);
   if (!share.refusal.empty()) throw_refusal(share.refusal, state);
-  Described described = describe(request, share.tensors, directory);
+  Described described = describe(request, decode_tensors(share.tensors), directory);
   const ExportLayout& layout = described.layout;
   const std::vector<WrittenBox> owned = boxes_to_write(state, read_writes(share.writes, state));
   PartsToWrite parts{owned_parts(specs, owned), std::move(share.columns), std::move(share.headers)};

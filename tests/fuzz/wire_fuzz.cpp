@@ -188,7 +188,7 @@ void write_seeds(const std::filesystem::path& folder) {
   const SavedTensor tensor{"w", DType::BF16, {4, 6}};
   const BlockColumn column{"w", 1, 2, {120, 130}};
   write(holdings, encode_holdings({"state", {1, 0}, {column}}));
-  write(share, encode_share({"", {tensor}, "writes", {column}, {0, 3}}));
+  write(share, encode_share({"", encode_tensors({tensor}), "writes", {column}, {0, 3}}));
   write(writes, encode(RankWrites{{{0, 1, 4}, {}, {7, 8, 9, 600}}, {{0, 1, 2, 3, 4}}}));
   const auto& [catalog, specs] = load_job();
   const std::string plan =
