@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "planner/save/save_wire.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
 
@@ -36,8 +37,8 @@ ExportHoldings random_holdings(Random& random) {
 }
 
 ExportShare random_share(Random& random) {
-  ExportShare share{
-      random_bytes(random), {}, random_bytes(random), random_columns(random), random_numbers(random)};
+  ExportShare share{random_bytes(random), random_bytes(random), random_bytes(random), random_columns(random),
+                    random_numbers(random)};
   return share;
 }
 
