@@ -4,8 +4,6 @@
 #include <array>
 #include <optional>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "planner/models/config.h"
 
@@ -178,19 +176,6 @@ void add_outside_layers(WeightMap& map, const TextModel& text, const Catalog& ca
   if (may_be_tied(catalog)) {
     const Row tied{embedding, text.native_head, {}, /*only_read=*/true};
     add_rules(map.rules, std::span(&tied, 1), "", "", /*known=*/true, /*alternative=*/2);
-  }
-  if (!text.native_alone.empty()) {
-    const std::vector<Rule> rules = map.rules;
-    for (Rule rule : rules) {
-      const std::string& native = rule.native.text();
-      if (!native.starts_with(text.native)) continue;
-      rule.native = NamePattern(text.native_alone + native.substr(text.native.size()));
-      rule.known = false;  // the HF tensor's place is the one above
-      map.rules.push_back(std::move(rule));
-    }
-    const Row head_alone{text.hf_head, "lm_head.weight"};
-    if (text.native_head != head_alone.native)
-      add_rules(map.rules, std::span(&head_alone, 1), "", "", /*known=*/false);
   }
   if (text.layout != "torchtitan") add_rules(map.rules, catch_all, "", "", /*known=*/false);
   map.layers.emplace_back(text.hf_layer() + "{*}");

@@ -45,9 +45,6 @@ struct TextModel {
   std::string hf_head = "lm_head.weight";
   std::string native_head = "lm_head.weight";
 
-  /// What else native names may begin with: a text model that is trained out of a larger checkpoint.
-  std::string native_alone = {};
-
   std::string hf_layer() const { return hf + "layers.{layer}."; }
   std::string native_layer() const { return native + "layers.{layer}."; }
 };

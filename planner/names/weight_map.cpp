@@ -167,7 +167,7 @@ std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view
 void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   std::map<std::string, std::set<int>> alternatives;  // by native name
   for (const Rule& rule : map.rules) {
-    alternatives[rule.native.text()].insert(rule.alternative);
+    if (rule.known) alternatives[rule.native.text()].insert(rule.alternative);
   }
   std::erase_if(alternatives, [](const auto& of_name) { return of_name.second.size() < 2; });
   if (alternatives.empty()) return;
@@ -186,7 +186,7 @@ void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   for (const auto& [name, numbers] : alternatives) {
     const auto is_complete = [&, &name = name](int number) {
       return std::all_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
-        return rule.native.text() != name || rule.alternative != number || is_there(rule);
+        return !rule.known || rule.native.text() != name || rule.alternative != number || is_there(rule);
       });
     };
     const auto first = std::find_if(numbers.begin(), numbers.end(), is_complete);
@@ -194,7 +194,7 @@ void choose_alternatives(WeightMap& map, const Catalog& catalog) {
   }
   std::erase_if(map.rules, [&](const Rule& rule) {
     const auto found = chosen.find(rule.native.text());
-    return found != chosen.end() && rule.alternative != found->second;
+    return rule.known && found != chosen.end() && rule.alternative != found->second;
   });
 }
 

@@ -54,7 +54,6 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
     text.hf = "language_model.model.";
     text.hf_head = "language_model.lm_head.weight";
     text.native = "model.language_model.";
-    text.native_alone = "model.";
     // Its own text model is a whole one inside the VL model, head and all; other text models are
     // transformers'.
     if (layout == "automodel" && model_type_of(catalog, "text_config") == "mistral4") {

@@ -106,7 +106,6 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog, bool has_e
     if (heads && width) map.sizes.emplace("key", *heads * *width);
   } else {
     text.native = text.hf;
-    if (text.native != "model.") text.native_alone = "model.";
     add_rules(map.rules, vision, "", "");
   }
   add_layers_of(map, text, has_experts);
