@@ -13,7 +13,7 @@ import transformers
 from mapped_models import classes_of, tiny_model
 from safetensors.torch import save_file
 from shardwright import _core
-from shardwright.adapters.family import FamilyStateDictAdapter
+from shardwright.adapters import StateDictAdapter
 from shardwright.describe import spec_of_part
 from shardwright.weight_maps import weight_map_for
 from test_importer import bits, expect_same, loaded_by_transformers, saved, stored_in, unfilled
@@ -85,7 +85,7 @@ def test_an_export_without_a_template_has_the_names_that_transformers_saves(chec
 
 def test_the_adapter_converts_in_memory_both_ways(checkpoint):
     path, theirs, model = checkpoint
-    adapter = FamilyStateDictAdapter(model, layout="transformers", dtype=torch.float32)
+    adapter = StateDictAdapter(model, layout="transformers", dtype=torch.float32)
     hf = dict(adapter.to_hf(dict(theirs)))
     expect_same(hf, stored_in(path))
     expect_same(adapter.from_hf(hf), theirs)

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from shardwright import _core
 from shardwright.adapters.hf_to_native import native_tensors
 from shardwright.adapters.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
+from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.models.state_dict_adapter import StateDictAdapter
 from shardwright.sharding import Sharding
 from shardwright.weight_maps import imported_map, model_name, weight_map_for
@@ -41,6 +42,22 @@ class FamilyStateDictAdapter(StateDictAdapter):
         self.experts = experts
         self.dtype = dtype
         self._origins = Origins()
+        self.hf_assets_path: str | None = None  #: torchtitan asks for it
+        self.fqn_to_index_mapping: dict[Any, int] | None = None  #: torchtitan asks for it; None: one file
+
+    def get_hf_storage_reader(self, path: str, from_quantized: bool = False) -> HuggingFaceStorageReader:
+        """What ``dcp.load`` fills ``to_hf``'s tensors with, in torchtitan's protocol.
+
+        Raises:
+            ValueError: ``from_quantized``, which torchtitan decodes on the way. ``to_hf(quantization=True,
+                checkpoint=path)`` asks for the tensors as they are stored, and ``from_hf`` decodes them.
+        """
+        if from_quantized:
+            raise ValueError(
+                "from_quantized: the reader decodes nothing for this adapter; ask for the stored tensors with "
+                "to_hf(state_dict, quantization=True, checkpoint=path), or load in one step with shardwright.load"
+            )
+        return HuggingFaceStorageReader(path)
 
     @cached_property
     def _imported(self) -> Any:
