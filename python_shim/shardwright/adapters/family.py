@@ -27,6 +27,8 @@ class FamilyStateDictAdapter(StateDictAdapter):
         layout: the trainer's names and shapes, as for :class:`shardwright.LoadPlanner`.
         experts: how many a layer has over all ranks; -1: as many as a state dict brings.
         dtype: of decoded weights and of grouped experts.
+        checkpoint: a directory, or a DCP storage reader of it, with the names and the config.json of the state dicts
+            that are converted. Needed where a family has several forms, or the layout needs sizes of the config.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class FamilyStateDictAdapter(StateDictAdapter):
         layout: str = "automodel",
         experts: int = -1,
         dtype: torch.dtype = torch.bfloat16,
+        checkpoint: Any = None,
     ) -> None:
         self.model = model
+        self.checkpoint = checkpoint
         self.layout = layout
         self.experts = experts
         self.dtype = dtype
@@ -60,11 +64,14 @@ class FamilyStateDictAdapter(StateDictAdapter):
         return HuggingFaceStorageReader(path)
 
     @cached_property
-    def _imported(self) -> Any:
+    def _given(self) -> Any:
+        """The weight map, where it does not come from the names at hand."""
+        if self.checkpoint is not None:
+            return weight_map_for(catalog_of_checkpoint(self.checkpoint), self.model, self.layout)
         return imported_map(None, self.model, self.layout)
 
     def _weight_map_of(self, memory: Any) -> Any:
-        return self._imported or memory.weight_map(model_name(self.model), self.layout)
+        return self._given or memory.weight_map(model_name(self.model), self.layout)
 
     def _to_hf(
         self,
@@ -78,7 +85,7 @@ class FamilyStateDictAdapter(StateDictAdapter):
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
         if catalog is None:
-            weight_map = self._imported or _core.weight_map_for_names([], model_name(self.model), self.layout)
+            weight_map = self._given or _core.weight_map_for_names([], model_name(self.model), self.layout)
         else:
             weight_map = weight_map_for(catalog, self.model, self.layout)
         natives = []
