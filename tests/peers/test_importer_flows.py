@@ -17,7 +17,8 @@ from shardwright.adapters import StateDictAdapter
 from shardwright.describe import spec_of_part
 from shardwright.weight_maps import weight_map_for
 from test_importer import bits, expect_same, loaded_by_transformers, saved, stored_in, unfilled
-from transformers import conversion_mapping
+from tiny_models import TINY
+from transformers import LlamaConfig, conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
 #: A family with experts that has no table of ours, for tests of what is done without one.
@@ -393,3 +394,11 @@ def test_two_families_of_tables_take_a_config_for_their_name(tmp_path: Path):
     by_name = sw.empty_state_dict(tmp_path / "saved", model="qwen3_moe")
     assert by_config.keys() == by_name.keys()
     assert any(name.endswith("gate_and_up_projs") for name in by_config)
+
+
+def test_a_configs_class_stands_for_its_model(tmp_path: Path):
+    tiny = next(one for one in TINY if one.id == "llama")
+    expected = dict(tiny.write(tmp_path).state_dict())
+    state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    sw.load(state, tmp_path, layout="transformers", model=LlamaConfig)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
