@@ -4,6 +4,7 @@
 #include <array>
 #include <cctype>
 #include <iterator>
+#include <optional>
 #include <set>
 
 #include "planner/error.h"
@@ -16,6 +17,7 @@ namespace {
 
 constexpr std::string_view huggingface = "huggingface";
 constexpr std::string_view torchtitan = "torchtitan";
+constexpr std::string_view transformers = "transformers";
 
 /// Ends of HF names: see Model::keeps_f32.
 constexpr std::array<std::string_view, 6> wide = {
@@ -61,7 +63,17 @@ std::vector<const Model*> candidates(const Catalog& catalog) {
   return found;
 }
 
-const Model& recognise(const Catalog& catalog) {
+/// What to do about a family that no table has in this layout.
+std::string other_ways(std::string_view layout) {
+  const std::string own = "take the checkpoint's own tensors with layout=\"huggingface\"";
+  return layout == transformers
+             ? "or " + own
+             : "take transformers' tensors with layout=\"transformers\" (of any model that the installed "
+               "package transformers knows), or " +
+                   own;
+}
+
+const Model& recognise(const Catalog& catalog, std::string_view layout) {
   const std::vector<const Model*> found = candidates(catalog);
   if (found.size() == 1) return *found.front();
   const std::string model_type = model_type_of(catalog);
@@ -71,9 +83,7 @@ const Model& recognise(const Catalog& catalog) {
           (model_type.empty() ? "config.json names no model_type and the tensor names fit " +
                                     std::string(found.empty() ? "no known model" : "more than one model")
                               : "config.json says model_type " + model_type + ", which is not known") +
-          ". Known: " + known_families() +
-          ". Name the family with model=..., or load the checkpoint's own tensors with "
-          "layout=\"huggingface\"");
+          ". Known: " + known_families() + ". Name the family with model=..., " + other_ways(layout));
 }
 
 /// The numbers of a config that the family's tables speak of.
@@ -83,12 +93,12 @@ void add_sizes(const Model& model, const Catalog& catalog, Sizes& sizes) {
   }
 }
 
-const Model& named(std::string_view family) {
+const Model& named(std::string_view family, std::string_view layout = transformers) {
   for (const Model& model : models()) {
     if (model.family == family || contains(model.model_types, family)) return model;
   }
-  throw Error(ErrorKind::argument,
-              "model '" + std::string(family) + "' is not known. Known: auto; " + known_families());
+  throw Error(ErrorKind::argument, "model '" + std::string(family) + "' is not known. Known: auto; " +
+                                       known_families() + ". Name one of them, " + other_ways(layout));
 }
 
 WeightMap table_of(const Model& model, std::string_view layout, const Catalog& catalog) {
@@ -156,6 +166,19 @@ bool regroups(const WeightMap& map, const std::string& name) {
   });
 }
 
+/// Whether the first rule of the family's table for a tensor of that name gives it this name in the files, or
+/// another one; nothing: no rule has it. A part that begins with '_' is a trainer's own: rules for whatever
+/// stands in a module do not speak of it.
+std::optional<bool> is_renamed(const WeightMap& map, const std::string& name) {
+  const bool is_private = name.find("._") != std::string::npos;
+  for (const Rule& rule : map.rules) {
+    if (!rule.known || !rule.native.match(name)) continue;
+    if (is_private && rule.native.text().ends_with("{*}")) continue;
+    return rule.hf.text() != rule.native.text();
+  }
+  return std::nullopt;
+}
+
 /// One name of those that differ in their numbers alone: of layers, of experts.
 std::vector<std::string> one_of_each_kind(const std::vector<std::string>& names) {
   std::set<std::string> seen;
@@ -169,6 +192,27 @@ std::vector<std::string> one_of_each_kind(const std::vector<std::string>& names)
     if (seen.insert(kind).second) kinds.push_back(name);
   }
   return kinds;
+}
+
+/// The families whose tables give one of these names another one in the files, if that is a name that no
+/// family's files have: a trainer's own.
+std::vector<const Model*> families_that_alone_rename(const std::vector<std::string>& names,
+                                                     std::string_view layout, bool asks) {
+  std::vector<std::pair<const Model*, WeightMap>> tables;
+  for (const Model& model : models()) {
+    if (contains(model.layouts, layout) && (!asks || model.takes_lora))
+      tables.emplace_back(&model, model.weight_map(layout, {}));
+  }
+  std::vector<const Model*> found;
+  for (const std::string& name : names) {
+    const auto is_kept = [&](const auto& one) { return is_renamed(one.second, name) == false; };
+    if (std::any_of(tables.begin(), tables.end(), is_kept)) continue;
+    for (const auto& [model, map] : tables) {
+      if (is_renamed(map, name) && std::find(found.begin(), found.end(), model) == found.end())
+        found.push_back(model);
+    }
+  }
+  return found;
 }
 
 bool has_native_mark(const Model& model, const std::vector<std::string>& names) {
@@ -195,7 +239,7 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
     map.layout = huggingface;
     return map;
   }
-  const Model& model = family == "auto" ? recognise(catalog) : named(family);
+  const Model& model = family == "auto" ? recognise(catalog, layout) : named(family, layout);
   for (const auto& [refused, reason] : model.refused) {
     if (layout == refused) {
       throw Error(ErrorKind::argument, "layout '" + std::string(layout) + "' of " +
@@ -275,6 +319,7 @@ WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std:
     };
     if (std::any_of(kinds.begin(), kinds.end(), changes)) possible.push_back(&model);
   }
+  if (possible.empty()) possible = families_that_alone_rename(kinds, layout, asks);
   if (marked.size() == 1) return table_of(*marked.front(), layout, {});
   const std::vector<const Model*>& found = marked.empty() ? possible : marked;
   if (found.empty() && !asks) return unchanged_names();

@@ -333,7 +333,8 @@ AxisExpression::Resolved AxisExpression::resolve(const std::optional<Shape>& hf_
         const Known one = known(factor, sizes);
         if (one.times > 0)
           mismatch("cannot tell the size of " + one.unknown + " (" + text_ +
-                   "): the model's config does not give it");
+                   "): the model's config does not give it; give a checkpoint whose config.json does, "
+                   "for an export as template=");
         view.sizes.push_back(one.size);
         view.dimensions.push_back(static_cast<int>(d));
         std::int64_t begin = 0;

@@ -16,6 +16,7 @@ import shardwright as sw
 import torch
 from nemo_automodel.components.models.common import BackendConfig
 from safetensors.torch import save_file
+from shardwright.adapters import StateDictAdapter
 from test_families_transformers import differing
 from tiny_models import TINY, Tensors, held, unchanged
 from transformers import AutoConfig
@@ -377,3 +378,20 @@ def test_sinks_have_another_name_where_transformer_engine_attends(tmp_path: Path
     state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
     assert sw.load(state, tmp_path).unused == []
     assert differing(state, expected) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["ernie4_5_moe", "mistral3", "qwen3_5_moe_text", "qwen3_5_moe", "nemotron_h"]
+)
+def test_an_adapter_of_a_checkpoint_converts_as_loads_do(name: str, tmp_path: Path):
+    BY_NAME[name].write(tmp_path)
+    stored = held(tmp_path)
+    expected = sw.empty_state_dict(tmp_path)
+    sw.load(expected, tmp_path)
+    adapter = StateDictAdapter(BY_NAME[name].model_type, checkpoint=tmp_path)
+    tied = set(expected) - set(adapter.from_hf(dict(stored)))
+    found = adapter.from_hf(dict(stored)) | {key: expected[key] for key in tied}
+    assert all(key == "lm_head.weight" for key in tied)
+    assert differing(found, expected) == []
+    back = {key: tensor for key, tensor in adapter.to_hf(expected).items() if key in stored}
+    assert differing(back, stored) == []

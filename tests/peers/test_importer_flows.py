@@ -13,11 +13,12 @@ import transformers
 from mapped_models import classes_of, tiny_model
 from safetensors.torch import save_file
 from shardwright import _core
-from shardwright.adapters.family import FamilyStateDictAdapter
+from shardwright.adapters import StateDictAdapter
 from shardwright.describe import spec_of_part
 from shardwright.weight_maps import weight_map_for
 from test_importer import bits, expect_same, loaded_by_transformers, saved, stored_in, unfilled
-from transformers import conversion_mapping
+from tiny_models import TINY
+from transformers import LlamaConfig, conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
 #: A family with experts that has no table of ours, for tests of what is done without one.
@@ -85,7 +86,7 @@ def test_an_export_without_a_template_has_the_names_that_transformers_saves(chec
 
 def test_the_adapter_converts_in_memory_both_ways(checkpoint):
     path, theirs, model = checkpoint
-    adapter = FamilyStateDictAdapter(model, layout="transformers", dtype=torch.float32)
+    adapter = StateDictAdapter(model, layout="transformers", dtype=torch.float32)
     hf = dict(adapter.to_hf(dict(theirs)))
     expect_same(hf, stored_in(path))
     expect_same(adapter.from_hf(hf), theirs)
@@ -393,3 +394,11 @@ def test_two_families_of_tables_take_a_config_for_their_name(tmp_path: Path):
     by_name = sw.empty_state_dict(tmp_path / "saved", model="qwen3_moe")
     assert by_config.keys() == by_name.keys()
     assert any(name.endswith("gate_and_up_projs") for name in by_config)
+
+
+def test_a_configs_class_stands_for_its_model(tmp_path: Path):
+    tiny = next(one for one in TINY if one.id == "llama")
+    expected = dict(tiny.write(tmp_path).state_dict())
+    state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    sw.load(state, tmp_path, layout="transformers", model=LlamaConfig)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())

@@ -239,6 +239,7 @@ TINY = [
     Tiny("deepseek_v3", LATENT),
     Tiny("deepseek_v3", LATENT | {"q_lora_rank": None}, "deepseek_v3, queries of full rank"),
     Tiny("deepseek_v32", LATENT | INDEXER),
+    Tiny("kimi_k25", KIMI_K25, "kimi_k25, as transformers stores it", is_vision_model=True),
     Tiny(
         "kimi_k25",
         KIMI_K25,

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from decoder_families import ALL
 from families import FAMILIES, Family, expected_adapter, held, lora_of, native
 from reference import differing
-from shardwright.adapters.family import FamilyStateDictAdapter
+from shardwright.adapters import StateDictAdapter
 
 
 def each(families: list[Family]) -> pytest.MarkDecorator:
@@ -144,7 +144,7 @@ def test_state_dicts_are_converted_in_memory(family: Family, layout: str, tmp_pa
     expected = native(family, layout, tensors)
     if family.needs_config and layout == "torchtitan":
         pytest.skip("an adapter knows no config")
-    adapter = FamilyStateDictAdapter(family.model, layout=layout)
+    adapter = StateDictAdapter(family.model, layout=layout)
     used = family.kept(layout, tensors)
     found = adapter.from_hf(dict(used))
     found = {name: tensor.float() if "_fp32_params" in name else tensor for name, tensor in found.items()}
@@ -161,7 +161,7 @@ def test_the_three_step_way_fills_the_trainers_own_tensors(family: Family, layou
     state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
     if family.needs_config and layout == "torchtitan":
         pytest.skip("an adapter knows no config")
-    adapter = FamilyStateDictAdapter(family.model, layout=layout)
+    adapter = StateDictAdapter(family.model, layout=layout)
     hf = adapter.to_hf(state, quantization=True, checkpoint=tmp_path)
     dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(tmp_path), no_dist=True)
     found = adapter.from_hf(hf)
@@ -371,3 +371,23 @@ def test_a_layout_that_cannot_be_had_says_why(model: str, reason: str, tmp_path:
     families.write(BY_NAME["qwen3_moe"], tmp_path)
     with pytest.raises(ValueError, match=reason):
         sw.load({}, tmp_path, model=model)
+
+
+@pytest.mark.parametrize("layout", ["automodel", "transformers"])
+def test_an_adapter_speaks_nemo_automodels_and_torchtitans_protocol(layout: str, tmp_path: Path):
+    family = next(one for one in PLAIN if one.model == "qwen3_moe")
+    expected = native(family, layout, families.write(family, tmp_path))
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    adapter = StateDictAdapter(model="qwen3_moe", layout=layout)
+    hf = adapter.to_hf(state)
+    dcp.load(hf, storage_reader=adapter.get_hf_storage_reader(str(tmp_path)), no_dist=True)
+    assert differing(hf, held(tmp_path)) == []
+    assert differing(adapter.from_hf(hf), expected) == []
+    single = [
+        pair
+        for name, tensor in expected.items()
+        for pair in adapter.convert_single_tensor_to_hf(name, tensor)
+    ]
+    assert len(single) == len(hf) and differing(dict(single), held(tmp_path)) == []
+    with pytest.raises(ValueError, match=r"from_quantized.*quantization=True"):
+        adapter.get_hf_storage_reader(str(tmp_path), from_quantized=True)

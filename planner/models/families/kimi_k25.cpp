@@ -15,13 +15,14 @@ namespace {
 constexpr std::array automodel = {
     Row{"mm_projector.proj.0.{*}", "model.multi_modal_projector.linear_1.{*}"},
     Row{"mm_projector.proj.2.{*}", "model.multi_modal_projector.linear_2.{*}"},
-    Row{"mm_projector.{*}", "model.multi_modal_projector.{*}"},
+    Row{"mm_projector.pre_norm.{*}", "model.multi_modal_projector.pre_norm.{*}"},
+    Row{"vision_tower.patch_embed.proj.{*}", "model.vision_tower.patch_embed.proj.{*}"},
     Row{"vision_tower.{*}", "model.vision_tower.{*}"},
 };
 constexpr std::array transformers = {
     Row{"mm_projector.proj.0.{*}", "model.mm_projector.in_proj.{*}"},
     Row{"mm_projector.proj.2.{*}", "model.mm_projector.out_proj.{*}"},
-    Row{"mm_projector.{*}", "model.mm_projector.{*}"},
+    Row{"mm_projector.pre_norm.{*}", "model.mm_projector.pre_norm.{*}"},
     Row{"vision_tower.patch_embed.pos_emb.weight",
         "model.vision_tower.patch_embed.pos_emb.position_embeddings"},
     Row{"vision_tower.patch_embed.{*}", "model.vision_tower.patch_embed.{*}"},
@@ -64,9 +65,17 @@ constexpr std::array torchtitan_block = {
     Row{"wqkv.bias", "attn.wv.bias", "(2/3 o) -> o"},
 };
 
+/// transformers 5.23 does not find the way back to the released names: this is what it saves.
+Dialect names_as_saved() {
+  return {{"language_model.model.layers.", "language_model.model.blocks."},
+          {"vision_tower.patch_embed.proj.", "vision_tower.encoder.patch_embed.proj."},
+          {"mm_projector.pre_norm.", "model.mm_projector.pre_norm."}};
+}
+
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   TextModel text = text_model(layout);
+  if (any_begins(catalog, "language_model.model.blocks.")) map.dialect = names_as_saved();
   text.hf = "language_model.model.";
   text.hf_head = "language_model.lm_head.weight";
   if (layout == "automodel") {

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from shardwright import _core
 from shardwright.adapters.hf_to_native import native_tensors
 from shardwright.adapters.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
+from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.models.state_dict_adapter import StateDictAdapter
 from shardwright.sharding import Sharding
 from shardwright.weight_maps import imported_map, model_name, weight_map_for
@@ -26,6 +27,8 @@ class FamilyStateDictAdapter(StateDictAdapter):
         layout: the trainer's names and shapes, as for :class:`shardwright.LoadPlanner`.
         experts: how many a layer has over all ranks; -1: as many as a state dict brings.
         dtype: of decoded weights and of grouped experts.
+        checkpoint: a directory, or a DCP storage reader of it, with the names and the config.json of the state dicts
+            that are converted. Needed where a family has several forms, or the layout needs sizes of the config.
     """
 
     def __init__(
@@ -35,19 +38,40 @@ class FamilyStateDictAdapter(StateDictAdapter):
         layout: str = "automodel",
         experts: int = -1,
         dtype: torch.dtype = torch.bfloat16,
+        checkpoint: Any = None,
     ) -> None:
         self.model = model
+        self.checkpoint = checkpoint
         self.layout = layout
         self.experts = experts
         self.dtype = dtype
         self._origins = Origins()
+        self.hf_assets_path: str | None = None  #: torchtitan asks for it
+        self.fqn_to_index_mapping: dict[Any, int] | None = None  #: torchtitan asks for it; None: one file
+
+    def get_hf_storage_reader(self, path: str, from_quantized: bool = False) -> HuggingFaceStorageReader:
+        """What ``dcp.load`` fills ``to_hf``'s tensors with, in torchtitan's protocol.
+
+        Raises:
+            ValueError: ``from_quantized``, which torchtitan decodes on the way. ``to_hf(quantization=True,
+                checkpoint=path)`` asks for the tensors as they are stored, and ``from_hf`` decodes them.
+        """
+        if from_quantized:
+            raise ValueError(
+                "from_quantized: the reader decodes nothing for this adapter; ask for the stored tensors with "
+                "to_hf(state_dict, quantization=True, checkpoint=path), or load in one step with shardwright.load"
+            )
+        return HuggingFaceStorageReader(path)
 
     @cached_property
-    def _imported(self) -> Any:
+    def _given(self) -> Any:
+        """The weight map, where it does not come from the names at hand."""
+        if self.checkpoint is not None:
+            return weight_map_for(catalog_of_checkpoint(self.checkpoint), self.model, self.layout)
         return imported_map(None, self.model, self.layout)
 
     def _weight_map_of(self, memory: Any) -> Any:
-        return self._imported or memory.weight_map(model_name(self.model), self.layout)
+        return self._given or memory.weight_map(model_name(self.model), self.layout)
 
     def _to_hf(
         self,
@@ -61,7 +85,7 @@ class FamilyStateDictAdapter(StateDictAdapter):
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
         if catalog is None:
-            weight_map = self._imported or _core.weight_map_for_names([], model_name(self.model), self.layout)
+            weight_map = self._given or _core.weight_map_for_names([], model_name(self.model), self.layout)
         else:
             weight_map = weight_map_for(catalog, self.model, self.layout)
         natives = []

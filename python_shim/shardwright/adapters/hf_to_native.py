@@ -60,8 +60,8 @@ def native_tensors(
 ) -> Natives:
     """The native tensors that an HF state dict amounts to on this rank.
 
-    Tensors that need no conversion are passed on as they are. The others get ``dtype`` (None: that of the first of
-    their HF tensors); they are the tensors that a
+    Tensors that need no conversion are passed on as they are. Of the others, vectors such as a router's F32 bias keep
+    their dtype, and the rest get ``dtype`` (None: that of the first of their HF tensors). These are the tensors that a
     request of ``to_hf`` was made from, filled in place, or new ones. With ``consume``, HF tensors that have been
     decoded are removed from the state dict as it goes.
 
@@ -99,7 +99,9 @@ def native_tensors(
             first, last = (needed[0], needed[-1] + 1) if needed else (0, 0)
             missing += memory.missing_weights(weight_map, one.fqn, first, last)
         if one.sources:
-            of_it = parts[one.sources[0]].local.dtype if dtype is None else dtype
+            stored = parts[one.sources[0]].local.dtype
+            is_converted = one.stacked or one.scales or len(one.shape) > 1
+            of_it = dtype if dtype is not None and is_converted else stored
             targets.append(_target(one, sharding, parts, of_its, of_it))
         if sharding.experts is not None:
             natives.uneven[one.fqn] = sharding.experts

@@ -194,6 +194,14 @@ def _part(
     rank = len(native.sharding.shape)
     if list(request.axes) == list(range(rank)) and list(request.native_size) == list(native.sharding.shape):
         return native.tensor
+    if len(request.axes) > rank:  # the file has dimensions of one element besides
+        if native.sharding.mesh is not None:
+            raise _core.PlanError(
+                f"{native.fqn}: {request.name} has the shape {list(request.shape)}, and a DTensor is not reshaped; "
+                "load the checkpoint with shardwright.load, or write one with shardwright.export"
+            )
+        row = local.reshape(request.shape)
+        return row.clone() if copied else row
     lies = sharding_of_part(native.fqn, native.sharding, request.native_size, request.axes, request.shape)
     for dimension in range(rank - 1, -1, -1):
         offset, size = request.native_offset[dimension], request.native_size[dimension]

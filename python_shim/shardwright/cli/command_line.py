@@ -14,6 +14,7 @@ from typing import Any
 from shardwright import _core
 from shardwright.catalog import generate, read_catalog
 from shardwright.checkpoints import verify
+from shardwright.cli.families import families, print_families
 from shardwright.cli.simulate import Speeds, print_simulation, simulate
 from shardwright.cli.simulate_page import page
 from shardwright.cli.table import print_table
@@ -77,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     inspecting.add_argument("path")
     inspecting.add_argument("--json", action="store_true")
     inspecting.set_defaults(command=_inspect)
+
+    listing = commands.add_parser(
+        "families",
+        help="list the model families that have tables, their layouts and what these are checked against",
+    )
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(command=_families)
 
     planning = commands.add_parser("plan", help="say what one rank of a mesh would read, without reading it")
     planning.add_argument("path")
@@ -240,7 +248,7 @@ def _add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout",
         default="automodel",
-        help="native names and shapes: automodel, transformers or huggingface; default: automodel",
+        help="native names and shapes: automodel, transformers, torchtitan or huggingface; default: automodel",
     )
     parser.add_argument("--not-strict", action="store_true", help="leave out tensors that no rule knows")
 
@@ -290,6 +298,14 @@ def _inspect(options: argparse.Namespace) -> None:
             for what, fact in facts.items()
         ]
     )
+
+
+def _families(options: argparse.Namespace) -> None:
+    facts = families()
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        print_families(facts)
 
 
 def _any_weight_map(catalog: Any) -> Any:

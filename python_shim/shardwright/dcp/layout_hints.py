@@ -27,7 +27,8 @@ def hints_at_layout(names: Iterable[str], catalog: Any, model: Any, layout: str)
         return []
     fitting = {one: len(asked & of_layout) for one, of_layout in known.items()}
     best = max(fitting, key=lambda one: fitting[one])  # the one asked for where several fit alike
-    if best != layout and fitting[best] > fitting.get(layout, 0):
+    is_nearly_all = 10 * fitting[best] >= 9 * len(asked)
+    if best != layout and fitting[best] > fitting.get(layout, 0) and is_nearly_all:
         return [
             f"{fitting[best]} of {len(asked)} names are those of layout={best!r}, {fitting.get(layout, 0)} those of "
             f"layout={layout!r}: pass layout={best!r}"

@@ -45,6 +45,9 @@ def model_without_elements(model: Any, config_text: str) -> Any:
     elif isinstance(model, package.PreTrainedConfig):
         config = model
         model_class = _class_of(package, config, config.architectures or settings.get("architectures"))
+    elif isinstance(model, type) and issubclass(model, package.PreTrainedConfig):
+        config = _config_of(package, settings, model)
+        model_class = _class_of(package, config, settings.get("architectures"))
     elif isinstance(model, str):
         config = _config_of(package, settings, _config_class(package, model, settings))
         model_class = _class_of(package, config, settings.get("architectures"))

@@ -21,7 +21,7 @@ from checks import run_checks
 from decoder_families import ALL
 from families import FAMILIES, Family, expected_adapter, held, lora_of, native
 from placements import held_indices, take
-from shardwright.adapters.family import FamilyStateDictAdapter
+from shardwright.adapters import StateDictAdapter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
@@ -140,7 +140,7 @@ def adapters(path: str, uneven: str) -> None:
                     continue
                 expected = sharded(native(family, layout, tensors), 0)
                 state = emptied(expected)
-                adapter = FamilyStateDictAdapter(family.model, layout=layout)
+                adapter = StateDictAdapter(family.model, layout=layout)
                 hf = adapter.to_hf(state, quantization=True, checkpoint=folder / "from")
                 dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(folder / "from"))
                 found = adapter.from_hf(hf)

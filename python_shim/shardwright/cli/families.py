@@ -1,0 +1,57 @@
+"""The model families that have tables, for people and for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardwright import _core
+
+#: What `make compare` checks each layout against, by the package's own code.
+PEERS = {
+    "automodel": "nemo-automodel 0.7.0",
+    "transformers": "transformers 5.23",
+    "torchtitan": "torchtitan 0.3.0",
+}
+
+#: Families that nemo-automodel 0.7.0 trains with transformers' own model: in layout "automodel", too, names and shapes
+#: are those of transformers.
+WITHOUT_ADAPTER = ("hunyuan_v1_dense", "llama", "mistral", "qwen2", "qwen3", "qwen3_vl")
+
+
+def families() -> dict[str, Any]:
+    """What there is, and what holds for all of it."""
+    return {
+        "families": [
+            {
+                "family": one.name,
+                "model_types": one.model_types,
+                "layouts": {layout: checked_against(one.name, layout) for layout in one.layouts},
+                "refused": dict(one.refused),
+                "lora": one.takes_lora,
+            }
+            for one in _core.families()
+        ],
+        "encodings": _core.encodings(),
+    }
+
+
+def checked_against(family: str, layout: str) -> str:
+    return PEERS["transformers" if layout == "automodel" and family in WITHOUT_ADAPTER else layout]
+
+
+def print_families(facts: dict[str, Any]) -> None:
+    for one in facts["families"]:
+        others = [name for name in one["model_types"] if name != one["family"]]
+        print(one["family"] + (f" (also {', '.join(others)})" if others else ""))
+        for layout, peer in one["layouts"].items():
+            print(f"  {layout:<13} checked against {peer}")
+        for layout, reason in one["refused"].items():
+            print(f"  {layout:<13} refused: {reason}")
+        if one["lora"]:
+            print("  LoRA adapters")
+    print(
+        f"""
+All of them also in layout huggingface, the checkpoint's own names and shapes.
+Encodings of weights, of any family: {", ".join(facts["encodings"])}, or none.
+Other families: layout transformers, by the conversion mapping of the installed package transformers (5 or later)."""
+    )
