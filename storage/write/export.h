@@ -49,7 +49,7 @@ struct PlannedExport {
   std::vector<std::string> left_out;  ///< see ExportedTensors
   bool is_refused =
       false;  ///< there is no plan, as ranks differ: run_export() throws on each of them and says in what
-  std::string adapter_config;         ///< the text of adapter_config.json; empty: it is no adapter
+  std::string adapter_config;  ///< the text of adapter_config.json; empty: it is no adapter
 };
 
 /// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does
