@@ -195,13 +195,14 @@ std::vector<TensorSpec> owned_parts(const std::vector<TensorSpec>& specs,
   std::unordered_multimap<std::string_view, const TensorSpec*> by_name;
   for (const TensorSpec& spec : specs) by_name.emplace(spec.fqn, &spec);
   std::vector<TensorSpec> parts;
-  for (const auto& [fqn, box] : owned) {
+  for (const WrittenBox& written : owned) {
+    const Box& box = written.box;
     if (is_empty(box)) continue;
-    const auto [begin, end] = by_name.equal_range(fqn);
+    const auto [begin, end] = by_name.equal_range(written.fqn);
     const auto spec = std::find_if(begin, end, [&](const auto& entry) { return holds(*entry.second, box); });
     if (spec == end)
       throw Error(ErrorKind::argument,
-                  fqn + ": this rank has said that it holds " + to_string(box) + ", and does not");
+                  written.fqn + ": this rank has said that it holds " + to_string(box) + ", and does not");
     parts.push_back(part_of(*spec->second, box));
   }
   return parts;
