@@ -1,4 +1,5 @@
 #include "planner/error.h"
+#include "storage/files/printable.h"
 #include "storage/format/json_text.h"
 #include "storage/format/safetensors.h"
 
@@ -6,7 +7,16 @@ namespace shardwright {
 
 namespace {
 
+/// Refuses names that mean something else in a header, or that readers refuse.
+void expect_name(const std::string& name) {
+  if (!name.empty() && name != "__metadata__" && name.find('\0') == std::string::npos) return;
+  throw Error(ErrorKind::argument, "a safetensors file cannot hold a tensor named " + in_quotes(name) +
+                                       "; expected a name that is not empty, not __metadata__, and without "
+                                       "NUL characters: rename the tensor");
+}
+
 void append_tensor(std::string& json, const SourceTensor& tensor, std::uint64_t begin, std::uint64_t end) {
+  expect_name(tensor.name);
   json += json_text(tensor.name);
   json += ":{\"dtype\":\"";
   json += name_of(tensor.dtype);

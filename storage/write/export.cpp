@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "kernels/encode.h"
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
 #include "planner/load/load_plan.h"
@@ -166,6 +167,27 @@ std::vector<SavedTensor> tensors_of(const AllHoldings& all, const SavedValues& v
 
 SavedTensor tensor_of(const SavedValue& value) {
   return {value.fqn, *dtype_of_torch(value.properties.dtype), value.shape};
+}
+
+/// Leaves out the scales of weights that the files do not have, as of another family (forms_of_rank). Throws
+/// Error(malformed) for rows or blocks that a weight does not have.
+void keep_columns_of(const Catalog& catalog, std::vector<std::vector<BlockColumn>>& ranks) {
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    std::erase_if(ranks[rank],
+                  [&](const BlockColumn& column) { return catalog.find(column.weight).empty(); });
+    for (const BlockColumn& column : ranks[rank]) {
+      const Shape& shape = catalog.find(column.weight).front().shape;
+      if (shape.size() == 2 && column.first_row <= shape[0] &&
+          std::ssize(column.scales) <= shape[0] - column.first_row &&
+          column.block <= (shape[1] - 1) / mxfp8_block_columns)
+        continue;
+      throw Error(ErrorKind::malformed,
+                  "rank " + std::to_string(rank) + ": " + column.weight + ": expected scales of blocks of " +
+                      to_string(shape) + ", found " + std::to_string(column.scales.size()) + " of block " +
+                      std::to_string(column.block) + " from row " + std::to_string(column.first_row) +
+                      " on; do all ranks run the same version of shardwright?");
+    }
+  }
 }
 
 /// Bytes of the result that an element of a tensor takes.
@@ -326,6 +348,7 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
   planned.layout = std::move(described.layout);
   planned.left_out = std::move(described.left_out);
   planned.adapter_config = std::move(described.adapter_config);
+  keep_columns_of(planned.layout.catalog, all.columns);
   share_scales(all.columns);
   const std::string told = encode_tensors(tensors);
   const std::size_t ranks = all.states.size();
@@ -369,6 +392,12 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   if (!share.refusal.empty()) throw_refusal(share.refusal, state);
   Described described = describe(request, decode_tensors(share.tensors), directory);
   const ExportLayout& layout = described.layout;
+  for (const std::uint32_t file : share.headers) {
+    if (file >= layout.headers.size())
+      throw Error(ErrorKind::malformed, "this rank is to write the header of file " + std::to_string(file) +
+                                            " of " + std::to_string(layout.headers.size()) +
+                                            "; do all ranks run the same version of shardwright?");
+  }
   const std::vector<WrittenBox> owned = boxes_to_write(state, read_writes(share.writes, state));
   PartsToWrite parts{owned_parts(specs, owned), std::move(share.columns), std::move(share.headers)};
   LoadPlanOptions reversed;
@@ -381,7 +410,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   report.rounded = std::move(described.rounded);
   report.tensors = plan.tensors;
   report.bytes_needed = plan.bytes_needed;
-  for (std::uint32_t file : parts.headers) report.bytes_needed += layout.headers.at(file).size();
+  for (std::uint32_t file : parts.headers) report.bytes_needed += layout.headers[file].size();
   report.plan_seconds = seconds();
   write_parts(parts, layout, plan, directory, options, report);
   report.total_seconds = seconds();

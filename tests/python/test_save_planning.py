@@ -318,6 +318,20 @@ def test_a_plan_that_failed_is_not_taken_for_the_one_before():
     assert sorted(item.index.fqn for item in finished.items) == ["a", "b"]
 
 
+def test_a_state_that_cannot_be_described_is_refused_every_time(monkeypatch):
+    planner = sw.SavePlanner()
+    plan_once(planner, {"a": torch.zeros(3)})
+
+    def refuse(*_):
+        raise sw.PlanError("this state cannot be saved")
+
+    monkeypatch.setattr(save_planning, "describe_save", refuse)
+    for _ in range(2):  # the second time, too, and not as the state of the save before
+        planner.set_up_planner({"b": torch.zeros(2)}, is_coordinator=True)
+        with pytest.raises(sw.PlanError, match="cannot be saved"):
+            planner.create_local_plan()
+
+
 def test_a_coordinator_that_knows_no_earlier_plan_says_so():
     planner = sw.SavePlanner()
     plan_once(planner, {"a": torch.zeros(3)})

@@ -97,6 +97,16 @@ TEST(safetensors, a_tensor_that_the_format_cannot_hold_is_not_written) {
                [&] { make_safetensors_header(tensors, {}); });
 }
 
+TEST(safetensors, a_name_that_no_reader_takes_is_not_written) {
+  for (const std::string& name : {std::string(), std::string("__metadata__"), std::string("a\0b", 3)}) {
+    std::vector<SourceTensor> tensors(1);
+    tensors[0] = {name, DType::U8, {3}, {0}};
+    expect_error(ErrorKind::argument, {"cannot hold a tensor named", "rename the tensor"}, [&] {
+      make_safetensors_header(tensors, {{"format", "pt"}});
+    });
+  }
+}
+
 // The length field.
 
 TEST(safetensors, a_file_too_short_for_the_length_field_is_an_error) {

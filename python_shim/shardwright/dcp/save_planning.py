@@ -105,9 +105,9 @@ class SavePlanner(DefaultSavePlanner):
         signature = [_signature_of(fqn, value) for fqn, value in self.state_dict.items()], self.mappings
         if self._told_state and None not in signature[0] and signature == self._signature:
             return
-        self._signature = signature
         self.description = describe_save(self.state_dict, self.mappings)
         self._told_state = _core.told_state(self.description.encode())
+        self._signature = signature  # last: a state that cannot be described is looked at again
 
     def _held_items(self) -> list[WriteItem]:
         return [item for part in self.description.items() for item in part]
