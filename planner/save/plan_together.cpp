@@ -78,8 +78,9 @@ std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePl
     cache.plan = nullptr;
     std::vector<std::string> encoded;
     for (const Hash& state : all.states) encoded.push_back(cache.states.at(state));
-    ValuesByHash known = std::exchange(cache.known, {});
-    const std::vector<RankState> states = decode_states(encoded, known);
+    ValuesByHash known = cache.known;  // what a save that fails leaves as it is
+    std::vector<RankState> states = decode_states(encoded, known);
+    encoded.clear();
     const std::vector<std::size_t> lost = with_lost_values(states, known);
     if (!lost.empty()) return refusals(states, lost, known);
     cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(states, known));
@@ -89,6 +90,10 @@ std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePl
     }
     std::erase_if(known, [&](const auto& entry) { return !used.contains(entry.first); });
     cache.known = std::move(known);
+    for (std::size_t r = 0; r < states.size(); ++r) {  // descriptions are kept once
+      states[r].values.clear();
+      cache.states[all.states[r]] = encode(states[r]);
+    }
     cache.states_of_ranks = std::move(all.states);
   }
   std::vector<std::string> answers;

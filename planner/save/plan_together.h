@@ -22,7 +22,7 @@ struct SavePlanCache {
 
   // On rank 0, of the last plan.
   std::vector<Hash> states_of_ranks;
-  std::map<Hash, std::string> states;  ///< as they were told
+  std::map<Hash, std::string> states;  ///< by the hash of what was told, without descriptions
   std::shared_ptr<const GlobalSavePlan> plan;
   ValuesByHash known;  ///< descriptions in it
 };
