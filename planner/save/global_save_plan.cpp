@@ -56,6 +56,10 @@ class Planning {
       problems_.throw_if_any(ErrorKind::mismatch, "the ranks do not hold one state between them:");
       dealing_ = dealing_of(plan_.metadata.values);
     }
+    if (dealing_.bytes_of_element) {
+      for (const SavedValue& value : plan_.metadata.values.values)
+        bytes_of_element_.push_back(dealing_.bytes_of_element(value));
+    }
     for (std::uint32_t g = 0; g < groups_.size(); ++g) {
       if (groups_[g].values->has_mesh()) plan_mesh(g);
     }
@@ -375,7 +379,7 @@ class Planning {
     if (!dealing_.bytes_of_element)
       return static_cast<std::uint64_t>(elements) * value.properties.element_bytes;
     return static_cast<std::uint64_t>(
-        std::llround(dealing_.bytes_of_element(value) * static_cast<double>(elements)));
+        std::llround(bytes_of_element_[global] * static_cast<double>(elements)));
   }
 
   /// What the owners hold, each the same consecutive items, of so many elements together.
@@ -444,6 +448,7 @@ class Planning {
   std::vector<Replicas> replicas_;
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<Box>> items_of_part_;  // those looked at
   Dealing dealing_;
+  std::vector<double> bytes_of_element_;  ///< of each value, as the dealing has it
   Dealt dealt_;
   Problems problems_;
   GlobalSavePlan plan_;

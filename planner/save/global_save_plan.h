@@ -21,7 +21,8 @@ struct GlobalSavePlan {
 
 /// How that is dealt out which several ranks hold.
 struct Dealing {
-  /// Bytes of the result that an element of a tensor takes. Null: those that it takes in memory.
+  /// Bytes of the result that an element of a value takes; asked once for each value. Null: those that it
+  /// takes in memory.
   std::function<double(const SavedValue&)> bytes_of_element;
 
   /// The dimension along which a large box of a tensor may be cut, so that several of its owners write a
