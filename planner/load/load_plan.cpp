@@ -55,13 +55,14 @@ class LoadPlanner {
     const auto begin = std::chrono::steady_clock::now();
     problems_.lines = options_.problems;
     const bool writes_once = !options_.exporting && !options_.resuming;
-    std::vector<TensorSpec> apart;  // those that do not share memory with what they are read from
+    std::vector<const TensorSpec*> apart;  // those that do not share memory with what they are read from
     for (std::size_t i = 0; i < specs_.size(); ++i) {
       if (writes_once && is_filled_by_another(specs_[i])) continue;
-      if (writes_once) apart.push_back(specs_[i]);
+      if (writes_once) apart.push_back(&specs_[i]);
       add_destination(static_cast<std::uint32_t>(i));
     }
-    for (std::string& fault : shared_memory(apart)) problems_.add(std::move(fault));
+    for (std::string& fault : shared_memory(std::span<const TensorSpec* const>(apart)))
+      problems_.add(std::move(fault));
     account_for_the_rest();
     if (!prefix_.empty()) {
       problems_.add(

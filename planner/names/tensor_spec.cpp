@@ -176,10 +176,17 @@ bool touches(const TensorSpec& spec, const Box& box) {
 }
 
 std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs) {
+  std::vector<const TensorSpec*> all;
+  for (const TensorSpec& spec : specs) all.push_back(&spec);
+  return shared_memory(std::span<const TensorSpec* const>(all));
+}
+
+std::vector<std::string> shared_memory(std::span<const TensorSpec* const> specs) {
   std::vector<std::pair<MemoryRange, const TensorSpec*>> ranges;
-  for (const TensorSpec& spec : specs) {
-    if (spec.local_strides.size() != spec.local_shape.size()) continue;  // a fault of its own
-    if (spec.data != nullptr && volume(spec.local_shape) > 0) ranges.emplace_back(memory_range(spec), &spec);
+  for (const TensorSpec* spec : specs) {
+    if (spec->local_strides.size() != spec->local_shape.size()) continue;  // a fault of its own
+    if (spec->data != nullptr && volume(spec->local_shape) > 0)
+      ranges.emplace_back(memory_range(*spec), spec);
   }
   std::sort(ranges.begin(), ranges.end(),
             [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -55,5 +56,8 @@ bool touches(const TensorSpec& spec, const Box& box);
 
 /// Pairs of specs whose memory overlaps, one message for each; empty if none does.
 std::vector<std::string> shared_memory(const std::vector<TensorSpec>& specs);
+
+/// The same of some of a caller's specs.
+std::vector<std::string> shared_memory(std::span<const TensorSpec* const> specs);
 
 }  // namespace shardwright
