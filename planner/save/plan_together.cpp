@@ -163,10 +163,10 @@ SavePlanOfRank understand(const std::string& answer, const RankState& mine, Save
   return {cache.left_to_others, false};
 }
 
-SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Round& round) {
-  const std::string answered =
-      round(tell(told_state(mine), cache),
-            [&](const std::vector<std::string>& told) { return answer(told, cache); });
+SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Job& job) {
+  const std::string answered = round_of(
+      job, [&] { return tell(told_state(mine), cache); },
+      [&](const std::vector<std::string>& told) { return answer(told, cache); });
   if (!is_refusal(answered)) return understand(answered, mine, cache);
   // Each rank knows what it has that others have not: one more round, and all know.
   std::string found;
@@ -175,9 +175,11 @@ SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, c
   } catch (const Error& refused) {
     found = refused.what();
   }
-  throw Error(ErrorKind::mismatch, round(found, [](const std::vector<std::string>& all) {
-                return std::vector<std::string>(all.size(), distinct_lines(all));
-              }));
+  throw Error(ErrorKind::mismatch, round_of(
+                                       job, [&] { return found; },
+                                       [](const std::vector<std::string>& all) {
+                                         return std::vector<std::string>(all.size(), distinct_lines(all));
+                                       }));
 }
 
 }  // namespace shardwright

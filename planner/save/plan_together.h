@@ -1,12 +1,12 @@
 #pragma once
 
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "planner/job.h"
 #include "planner/save/global_save_plan.h"
 #include "planner/save/refusals.h"
 
@@ -54,13 +54,8 @@ Hash hash_of_job(const std::vector<Hash>& states);
 /// What this rank, which holds all of `mine`, is to write. Throws as throw_refusal() for a refusal.
 SavePlanOfRank understand(const std::string& answer, const RankState& mine, SavePlanCache& cache);
 
-/// One round over all ranks: gives this rank's bytes and returns its answer; on rank 0 `answers` turns all
-/// ranks' bytes into the answers.
-using Answers = std::function<std::vector<std::string>(const std::vector<std::string>&)>;
-using Round = std::function<std::string(const std::string& mine, const Answers& answers)>;
-
 /// Plans a save with all other ranks, each of which calls this. Throws what plan_save() and understand()
-/// throw, the same on all ranks. `round` is called once, and once more before a refusal is thrown.
-SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Round& round);
+/// throw, the same on all ranks. Takes one round of the job, and one more before a refusal is thrown.
+SavePlanOfRank plan_save_together(const RankState& mine, SavePlanCache& cache, const Job& job);
 
 }  // namespace shardwright

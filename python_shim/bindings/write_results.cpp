@@ -48,11 +48,7 @@ void bind_write_results(py::module_& m) {
       [](const std::filesystem::path& directory, const std::vector<std::string>& ranks,
          const std::vector<std::string>& names, std::string planner_data, std::uint64_t order, bool sync) {
         const py::gil_scoped_release release;
-        std::vector<WriteResults> results;
-        results.reserve(ranks.size());
-        for (const std::string& bytes : ranks) results.push_back(decode_results(bytes));
-        Manifest manifest = manifest_of(results);
-        expect_all(manifest, names);
+        Manifest manifest = manifest_of(ranks, names);
         manifest.planner_data = std::move(planner_data);
         manifest.order = order;
         write_manifest(directory, manifest, sync);

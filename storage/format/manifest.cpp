@@ -85,17 +85,6 @@ std::uint64_t read_order(const fs::path& directory) {
   return end[0] == tag ? order : 0;
 }
 
-void expect_all(const Manifest& manifest, const std::vector<std::string>& names) {
-  std::unordered_set<std::string_view> written;
-  for (const StoredTensor& tensor : manifest.tensors) written.insert(tensor.name);
-  for (const StoredObject& object : manifest.objects) written.insert(object.name);
-  Problems problems;
-  for (const std::string& name : names) {
-    if (!written.contains(name)) problems.add(name);
-  }
-  problems.throw_if_any(ErrorKind::mismatch, "no rank has written these, which the plan has:");
-}
-
 void write_manifest(const fs::path& directory, const Manifest& manifest, bool sync) {
   write_whole_file(directory / manifest_name, encode_manifest(manifest), sync);
 }
@@ -142,6 +131,22 @@ Manifest manifest_of(const std::vector<WriteResults>& ranks) {
   }
   problems.throw_if_any(ErrorKind::mismatch, "the ranks have not written one state between them:");
   for (StoredTensor& tensor : manifest.tensors) keep_each_box_once(tensor.chunks);
+  return manifest;
+}
+
+Manifest manifest_of(const std::vector<std::string>& told, const std::vector<std::string>& names) {
+  std::vector<WriteResults> results;
+  results.reserve(told.size());
+  for (const std::string& bytes : told) results.push_back(decode_results(bytes));
+  Manifest manifest = manifest_of(results);
+  std::unordered_set<std::string_view> written;
+  for (const StoredTensor& tensor : manifest.tensors) written.insert(tensor.name);
+  for (const StoredObject& object : manifest.objects) written.insert(object.name);
+  Problems problems;
+  for (const std::string& name : names) {
+    if (!written.contains(name)) problems.add(name);
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "no rank has written these, which the plan has:");
   return manifest;
 }
 

@@ -53,9 +53,9 @@ struct Manifest {
 /// have written one with another dtype or shape; argument for files of two ranks that have one name.
 Manifest manifest_of(const std::vector<WriteResults>& ranks);
 
-/// Throws one Error(mismatch) that lists those of the values, of which none may be missing, that the manifest
-/// has no place for.
-void expect_all(const Manifest& manifest, const std::vector<std::string>& names);
+/// The same of what the ranks have told, as bytes, of a save of all these values. Throws one Error(mismatch)
+/// that lists those that no rank has written, too.
+Manifest manifest_of(const std::vector<std::string>& told, const std::vector<std::string>& names);
 
 /// As bytes of the file.
 std::string encode_manifest(const Manifest& manifest);

@@ -84,12 +84,6 @@ WriteResults write_boxes(const std::vector<TensorSpec>& specs, const RankState& 
   return results;
 }
 
-Manifest manifest_from(const std::vector<std::string>& told) {
-  std::vector<WriteResults> results;
-  for (const std::string& bytes : told) results.push_back(decode_results(bytes));
-  return manifest_of(results);
-}
-
 }  // namespace
 
 SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
@@ -113,11 +107,7 @@ SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::file
       });
 
   SavePlanCache cache;
-  const SavePlanOfRank plan =
-      plan_save_together(state, cache, [&](const std::string& mine, const Answers& answers) {
-        return round_of(
-            job, [&] { return mine; }, answers);
-      });
+  const SavePlanOfRank plan = plan_save_together(state, cache, job);
   report.plan_seconds = seconds_since(begin);
 
   round_of(
@@ -129,10 +119,9 @@ SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::file
         return encode(results);
       },
       [&](const std::vector<std::string>& told) {
-        Manifest manifest = manifest_from(told);
         std::vector<std::string> names;
         for (const SavedValue& value : cache.plan->metadata.values.values) names.push_back(value.fqn);
-        expect_all(manifest, names);
+        Manifest manifest = manifest_of(told, names);
         SaveOrder order = next_order(pending->final_path());
         manifest.order = order.order;
         report.warnings = std::move(order.unread);

@@ -153,11 +153,11 @@ RankState state_of(int rank, int ranks, std::int64_t columns = 3) {
 
 SavePlanOfRank plan(Peers peers, const RankState& state, SavePlanCache& cache, const std::string& name) {
   int number = 0;
-  return plan_save_together(state, cache, [&](const std::string& bytes, const Answers& answers) {
-    peers.name = name + std::to_string(++number);
-    return exchange(
-        peers, [&] { return bytes; }, answers);
-  });
+  const Job job{peers.rank, peers.ranks, [&](const auto& mine, const auto& answers) {
+                  peers.name = name + std::to_string(++number);
+                  return exchange(peers, mine, answers);
+                }};
+  return plan_save_together(state, cache, job);
 }
 
 std::string plans_twice(const Peers& peers) {
