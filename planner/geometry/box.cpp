@@ -135,6 +135,12 @@ Shape contiguous_strides(const Shape& shape) {
   return strides;
 }
 
+std::int64_t elements_to(const Shape& index, const Shape& strides) {
+  std::int64_t elements = 0;
+  for (std::size_t d = 0; d < index.size(); ++d) elements += index[d] * strides[d];
+  return elements;
+}
+
 std::string to_string(const Shape& shape) {
   std::string text = "[";
   for (std::size_t d = 0; d < shape.size(); ++d) {

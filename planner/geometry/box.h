@@ -48,6 +48,9 @@ std::int64_t union_volume(const std::vector<Box>& boxes);
 /// Row-major strides, in elements, of a contiguous tensor.
 Shape contiguous_strides(const Shape& shape);
 
+/// How many elements, in a tensor of these strides, lie between its first element and the one of that index.
+std::int64_t elements_to(const Shape& index, const Shape& strides);
+
 /// "[3, 5]", as messages show a shape.
 std::string to_string(const Shape& shape);
 

@@ -141,9 +141,7 @@ void bind_memory(py::module_& m) {
           "plan",
           [](const StateDictMemory& held, const std::vector<TensorSpec>& specs, const WeightMap& map,
              std::optional<std::int64_t> mxfp8_block) {
-            LoadPlanOptions options;
-            options.strict = false;
-            options.parts_elsewhere = true;
+            LoadPlanOptions options = options_for_memory();
             if (mxfp8_block) {
               options.scale_blocks.resize(1);
               options.scale_blocks[0].columns = *mxfp8_block;

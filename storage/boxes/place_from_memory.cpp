@@ -44,9 +44,7 @@ std::vector<Strip> cut_into_strips(const LoadPlan& plan) {
 }
 
 const std::byte* address(const std::byte* data, const Shape& strides, DType dtype, const Shape& offset) {
-  std::int64_t elements = 0;
-  for (std::size_t d = 0; d < offset.size(); ++d) elements += offset[d] * strides[d];
-  return data + elements * bytes_of(dtype);
+  return data + elements_to(offset, strides) * bytes_of(dtype);
 }
 
 /// Of the factors in which a transfer sees a tensor of these strides.

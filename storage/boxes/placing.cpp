@@ -20,10 +20,7 @@ struct Target {
 
 Target target_of(const Transfer& transfer, const Box& box, const TensorSpec& spec) {
   Target target{static_cast<std::byte*>(spec.data), {}};
-  std::int64_t offset = 0;
-  for (std::size_t d = 0; d < transfer.destination_offset.size(); ++d) {
-    offset += transfer.destination_offset[d] * spec.local_strides[d];
-  }
+  std::int64_t offset = elements_to(transfer.destination_offset, spec.local_strides);
   target.strides = strides_along(written_lattice(transfer), spec.local_strides);
   for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
     offset += (box.offset[i] - transfer.source_box.offset[i]) * target.strides[i];

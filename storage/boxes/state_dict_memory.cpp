@@ -14,10 +14,9 @@ namespace {
 using Chunk = std::pair<SourceTensor, SourceMemory>;
 
 SourceMemory memory_at(const TensorSpec& spec, const Shape& local_offset) {
-  std::int64_t elements = 0;
-  for (std::size_t d = 0; d < local_offset.size(); ++d) elements += local_offset[d] * spec.local_strides[d];
   const auto* data = static_cast<const std::byte*>(spec.data);
-  return {data == nullptr ? nullptr : data + elements * bytes_of(spec.dtype), spec.local_strides};
+  if (data != nullptr) data += elements_to(local_offset, spec.local_strides) * bytes_of(spec.dtype);
+  return {data, spec.local_strides};
 }
 
 void add_chunks(const TensorSpec& spec, std::vector<Chunk>& chunks) {
@@ -59,6 +58,14 @@ StateDictMemory memory_of(const std::vector<TensorSpec>& hf_tensors) {
     held.memory.push_back(std::move(memory));
   }
   return held;
+}
+
+LoadPlanOptions options_for_memory(bool exporting) {
+  LoadPlanOptions options;
+  options.strict = false;
+  options.parts_elsewhere = true;
+  options.exporting = exporting;
+  return options;
 }
 
 }  // namespace shardwright

@@ -19,4 +19,7 @@ struct StateDictMemory {
 /// the tensors must outlive it. Throws Error(argument) if a name comes twice.
 StateDictMemory memory_of(const std::vector<TensorSpec>& hf_tensors);
 
+/// How a plan between native tensors and such memory, which may hold a part of the model, is made.
+LoadPlanOptions options_for_memory(bool exporting = false);
+
 }  // namespace shardwright

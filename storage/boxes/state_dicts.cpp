@@ -19,21 +19,6 @@
 namespace shardwright {
 namespace {
 
-/// Elements from the first of a tensor to this one.
-std::int64_t elements_to(const Shape& index, const Shape& strides) {
-  std::int64_t elements = 0;
-  for (std::size_t d = 0; d < index.size(); ++d) elements += index[d] * strides[d];
-  return elements;
-}
-
-LoadPlanOptions options_for_memory(bool exporting) {
-  LoadPlanOptions options;
-  options.strict = false;
-  options.parts_elsewhere = true;
-  options.exporting = exporting;
-  return options;
-}
-
 /// Refuses HF tensors that would stay as they are, in whole or in part, or cannot take what they get.
 void expect_all_filled(const LoadPlan& plan, const StateDictMemory& held,
                        const std::vector<TensorSpec>& native) {

@@ -26,8 +26,7 @@ void for_each_run_in_memory(const Shape& shape, std::int64_t element, const Box&
   if (is_empty(box)) return;
   const Shape strides = contiguous_strides(shape);
   const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
-  std::int64_t offset = 0;
-  for (std::size_t d = 0; d < box.offset.size(); ++d) offset += box.offset[d] * strides[d];
+  std::int64_t offset = elements_to(box.offset, strides);
   Shape index(outer, 0);
   std::int64_t at = 0;
   for (;;) {

@@ -1,12 +1,13 @@
 #include "storage/jobs/adapters.h"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
 #include <iterator>
 #include <memory>
 #include <set>
 
 #include "planner/error.h"
+#include "storage/boxes/placing.h"
 #include "storage/files/output_file.h"
 #include "storage/format/pending_checkpoint.h"
 #include "storage/jobs/packed_texts.h"
@@ -20,19 +21,12 @@ namespace {
 void fill_with_zeros(const TensorSpec& spec) {
   if (spec.device != DeviceKind::cpu)
     throw Error(ErrorKind::argument, spec.fqn + ": expected CPU memory, found it on " + spec.device_name);
-  const std::size_t width = static_cast<std::size_t>(bytes_of(spec.dtype));
-  auto* data = static_cast<std::byte*>(spec.data);
-  const std::size_t dimensions = spec.local_shape.size();
-  Shape index(dimensions, 0);
-  for (std::int64_t left = volume(spec.local_shape); left > 0; --left) {
-    std::int64_t element = 0;
-    for (std::size_t d = 0; d < dimensions; ++d) element += index[d] * spec.local_strides[d];
-    std::memset(data + element * static_cast<std::int64_t>(width), 0, width);
-    for (std::size_t d = dimensions; d-- > 0;) {
-      if (++index[d] < spec.local_shape[d]) break;
-      index[d] = 0;
-    }
-  }
+  constexpr std::array<std::byte, 16> zero{};  // an element of any dtype
+  std::vector<CopiedDimension> dimensions;
+  for (std::size_t d = 0; d < spec.local_shape.size(); ++d)
+    dimensions.push_back({spec.local_shape[d], 0, spec.local_strides[d]});
+  if (volume(spec.local_shape) == 0) return;
+  copy_box(dimensions, spec.dtype, spec.dtype, zero.data(), static_cast<std::byte*>(spec.data));
 }
 
 }  // namespace

@@ -86,9 +86,7 @@ void find_shared(const SourceTensor& stored, const SharedColumns& shared, Export
 
 Values values_of(const Lattice& in_local, const TensorSpec& spec) {
   Values values{static_cast<const std::byte*>(spec.data), strides_along(in_local, spec.local_strides)};
-  std::int64_t offset = 0;
-  for (std::size_t d = 0; d < in_local.first.size(); ++d) offset += in_local.first[d] * spec.local_strides[d];
-  values.data += offset * bytes_of(spec.dtype);
+  values.data += elements_to(in_local.first, spec.local_strides) * bytes_of(spec.dtype);
   return values;
 }
 
