@@ -90,6 +90,21 @@ constexpr std::array attention_of_torchtitan = {
     Row{"self_attn.sinks", "attention.sinks"},
 };
 
+constexpr std::array linear_automodel = {
+    Row{"linear_attn.A_log", "linear_attn._fp32_params.A_log"},
+    Row{"linear_attn.dt_bias", "linear_attn._fp32_params.dt_bias"},
+    Row{"mlp.shared_expert.{*}", "mlp.shared_experts.{*}"},
+    same("linear_attn.{*}"),
+    same("mlp.gate.{*}"),
+    same("mlp.shared_expert_gate.{*}"),
+};
+constexpr std::array linear_transformers = {
+    same("mlp.shared_expert.{*}"),
+    same("linear_attn.{*}"),
+    same("mlp.gate.{*}"),
+    same("mlp.shared_expert_gate.{*}"),
+};
+
 constexpr std::array latent_attention_of_torchtitan = {
     Row{"self_attn.kv_a_proj_with_mqa.weight", "attention.wkv_a.weight"},
     Row{"self_attn.kv_a_layernorm.weight", "attention.kv_norm.weight"},
@@ -147,6 +162,12 @@ TextModel text_model(std::string_view layout) {
   return text;
 }
 
+std::string vision_models_text(const Catalog& catalog) {
+  const bool is_text_only =
+      any_begins(catalog, "model.layers.") && !any_begins(catalog, "model.language_model.");
+  return is_text_only ? "model." : "model.language_model.";
+}
+
 void add_layers(WeightMap& map, const TextModel& text, std::span<const Row> rows, int alternative) {
   add_rules(map.rules, rows, text.hf_layer(), text.native_layer(), /*known=*/true, alternative);
 }
@@ -161,6 +182,10 @@ std::span<const Row> usual_layer(std::string_view layout) {
 
 std::span<const Row> usual_mixture(std::string_view layout) {
   return of_layout(layout, mixture, mixture, mixture_of_torchtitan);
+}
+
+std::span<const Row> linear_attention_layer(std::string_view layout) {
+  return of_layout(layout, linear_automodel, linear_transformers, {});
 }
 
 std::span<const Row> torchtitan_attention() { return attention_of_torchtitan; }

@@ -52,6 +52,10 @@ struct TextModel {
 /// That of this layout, with the usual names.
 TextModel text_model(std::string_view layout);
 
+/// What the names of the text part of a model with vision begin with: "model.language_model.", or "model."
+/// where the checkpoint is a text model alone.
+std::string vision_models_text(const Catalog& catalog);
+
 /// Rows of each layer.
 void add_layers(WeightMap& map, const TextModel& text, std::span<const Row> rows, int alternative = 0);
 void add_layers(WeightMap& map, const TextModel& text, std::span<const std::string_view> names);
@@ -65,6 +69,10 @@ std::span<const Row> usual_layer(std::string_view layout);
 std::span<const Row> usual_mixture(std::string_view layout);
 std::span<const Row> torchtitan_attention();
 std::span<const Row> torchtitan_latent_attention();  ///< DeepSeek's
+
+/// Linear attention, router and gated shared expert of Qwen3-Next and Qwen3.5, in "automodel" and
+/// "transformers".
+std::span<const Row> linear_attention_layer(std::string_view layout);
 
 /// Embedding, last norm and head, whose second alternative is the embedding unless config.json says that they
 /// are not tied; the names that stay as they are; and where all of them stand in a pipeline. Comes after the

@@ -23,9 +23,7 @@ constexpr std::array<std::string_view, 1> layer = {"{*}"};
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   TextModel text = text_model(layout);
-  const bool is_text_only =
-      any_begins(catalog, "model.layers.") && !any_begins(catalog, "model.language_model.");
-  text.hf = text.native = is_text_only ? "model." : "model.language_model.";
+  text.hf = text.native = vision_models_text(catalog);
   add_layers(map, text, layer);
   add_rules(map.rules, around_layers, text.hf, text.native);
   add_rules(map.rules, beside_text, "", "");

@@ -14,14 +14,6 @@
 namespace shardwright {
 namespace {
 
-constexpr std::array automodel = {
-    Row{"linear_attn.A_log", "linear_attn._fp32_params.A_log"},
-    Row{"linear_attn.dt_bias", "linear_attn._fp32_params.dt_bias"},
-    Row{"mlp.shared_expert.{*}", "mlp.shared_experts.{*}"},
-};
-constexpr std::array transformers = {Row{"mlp.shared_expert.{*}", "mlp.shared_expert.{*}"}};
-constexpr std::array<std::string_view, 3> layer = {"linear_attn.{*}", "mlp.gate.{*}",
-                                                   "mlp.shared_expert_gate.{*}"};
 constexpr std::array<std::string_view, 1> vision = {"model.visual.{*}"};
 constexpr std::array mtp = {
     Row{"mtp.fc.weight", "mtp.layers.0.eh_proj.weight"},
@@ -78,27 +70,18 @@ void add_experts_in_either_form(WeightMap& map, const TextModel& text) {
 
 void add_layers_of(WeightMap& map, const TextModel& text, bool has_experts) {
   if (has_experts) add_experts_in_either_form(map, text);
-  if (text.layout == "automodel") add_layers(map, text, automodel);
-  if (text.layout == "transformers") add_layers(map, text, transformers);
   if (text.layout == "torchtitan") {
     add_layers(map, text, torchtitan);
   } else {
-    add_layers(map, text, layer);
+    add_layers(map, text, linear_attention_layer(text.layout));
   }
   add_layers(map, text, usual_layer(text.layout));
-}
-
-/// A text-only model has no "language_model", there as in its checkpoint.
-std::string text_of(const Catalog& catalog) {
-  const bool is_text_only =
-      any_begins(catalog, "model.layers.") && !any_begins(catalog, "model.language_model.");
-  return is_text_only ? "model." : "model.language_model.";
 }
 
 WeightMap weight_map(std::string_view layout, const Catalog& catalog, bool has_experts) {
   WeightMap map;
   TextModel text = text_model(layout);
-  text.hf = text_of(catalog);
+  text.hf = vision_models_text(catalog);
   if (layout == "torchtitan") {
     add_rules(map.rules, vision_of_torchtitan, "model.visual.", "vision_encoder.");
     const auto heads = number_in_config(catalog, "linear_num_key_heads");
