@@ -50,6 +50,7 @@ std::string encode_holdings(const ExportHoldings& holdings) {
   message.set_version(version);
   message.set_state(holdings.state);
   message.mutable_order()->Add(holdings.order.begin(), holdings.order.end());
+  for (const std::string& argument : holdings.asked) message.add_asked(argument);
   for (const BlockColumn& column : holdings.columns) write(column, *message.add_columns());
   return bytes_of_message(message);
 }
@@ -59,6 +60,7 @@ ExportHoldings decode_holdings(const std::string& bytes) {
   ExportHoldings holdings;
   holdings.state = message.state();
   holdings.order.assign(message.order().begin(), message.order().end());
+  holdings.asked.assign(message.asked().begin(), message.asked().end());
   for (const wire::BlockColumn& column : message.columns()) holdings.columns.push_back(read(column));
   return holdings;
 }

@@ -15,6 +15,8 @@ struct ExportHoldings {
   std::vector<std::uint32_t>
       order;  ///< numbers of the state's values in the order of the state dict; empty: it is theirs
   std::vector<BlockColumn> columns;  ///< as the rank's own parts would have them
+  std::vector<std::string> asked =
+      {};  ///< what the rank was asked for, an argument each: all must say the same
 
   bool operator==(const ExportHoldings&) const = default;
 };

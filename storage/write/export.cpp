@@ -65,6 +65,77 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   return form;
 }
 
+std::string digest_of(std::string_view text) {
+  std::string digits;
+  for (const char byte : hash_of(text)) {
+    constexpr std::string_view hex = "0123456789abcdef";
+    digits += {hex[static_cast<unsigned char>(byte) >> 4], hex[static_cast<unsigned char>(byte) & 15]};
+  }
+  return digits;
+}
+
+std::string digest_of(const Catalog* pattern) {
+  if (pattern == nullptr) return "none";
+  std::string text;
+  for (const SourceTensor& tensor : pattern->tensors)
+    text += tensor.name + " " + std::string(name_of(tensor.dtype)) + " " + to_string(tensor.shape) + "\n";
+  return digest_of(text);
+}
+
+std::string digest_of(const WeightMap* map) {
+  if (map == nullptr) return "none";
+  std::string text;
+  for (const Rule& rule : map->rules)
+    text += rule.hf.text() + " " + rule.native.text() + " " + rule.axes.text() + "\n";
+  return digest_of(text);
+}
+
+/// All of a request that files depend on, in words. Each rank lays them out by its own, so that they must be
+/// asked for the same.
+std::vector<std::string> words_of(const ExportRequest& request) {
+  std::string files;
+  for (const auto& [name, number] : request.file_numbers) files += name + " " + std::to_string(number) + "\n";
+  std::vector<std::string> words{
+      "model " + request.model,
+      "layout " + request.layout,
+      std::string("quantization ") + (request.quantise ? "mxfp8" : "none"),
+      std::string("strict ") + (request.strict ? "true" : "false"),
+      std::string("strict_dtypes ") + (request.strict_dtypes ? "true" : "false"),
+      "max_shard_size " + std::to_string(request.max_file_bytes),
+      "file numbers " + (files.empty() ? "none" : digest_of(files)),
+      "template " + digest_of(request.pattern),
+      "rules " + digest_of(request.map),
+  };
+  if (!request.adapter) return words;
+  const AdapterAsked& adapter = *request.adapter;
+  words.push_back("adapter's model " + adapter.model);
+  words.push_back("adapter's layout " + adapter.layout);
+  words.push_back(std::string("text_only ") + (adapter.text_only ? "true" : "false"));
+  words.push_back("param_wrapper " + std::string(name_of(adapter.sense)));
+  words.push_back("alpha " + std::to_string(adapter.alpha));
+  words.push_back(std::string("use_rslora ") + (adapter.use_rslora ? "true" : "false"));
+  words.push_back("base_model " + adapter.base_model);
+  words.push_back("task_type " + adapter.task_type.value_or("none"));
+  return words;
+}
+
+/// Throws Error(mismatch) that names the ranks whose arguments are others.
+void expect_asked_alike(const std::vector<std::vector<std::string>>& ranks, const ExportRequest& request) {
+  const std::vector<std::string> expected = words_of(request);
+  Problems problems;
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    const std::vector<std::string>& found = ranks[rank];
+    if (found == expected) continue;
+    std::size_t i = 0;
+    while (i < found.size() && i < expected.size() && found[i] == expected[i]) ++i;
+    problems.add("rank " + std::to_string(rank) + ": expected " +
+                 (i < expected.size() ? expected[i] : "nothing more") + " as on rank 0, found " +
+                 (i < found.size() ? found[i] : "nothing more"));
+  }
+  problems.throw_if_any(ErrorKind::mismatch,
+                        "the ranks have been given different arguments; nothing has been written:");
+}
+
 std::vector<SavedTensor> tensors_of(const std::vector<TensorSpec>& specs) {
   std::vector<SavedTensor> tensors;
   for (const TensorSpec& spec : specs) tensors.push_back({spec.fqn, spec.dtype, spec.global_shape});
@@ -108,6 +179,7 @@ struct AllHoldings {
   std::vector<RankState> states;
   std::vector<std::vector<std::uint32_t>> orders;
   std::vector<std::vector<BlockColumn>> columns;
+  std::vector<std::vector<std::string>> asked;
   ValuesByHash known;
 };
 
@@ -119,6 +191,7 @@ AllHoldings all_holdings(const std::vector<std::string>& told) {
     states.push_back(std::move(of_rank.state));
     all.orders.push_back(std::move(of_rank.order));
     all.columns.push_back(std::move(of_rank.columns));
+    all.asked.push_back(std::move(of_rank.asked));
   }
   all.states = decode_states(states, all.known);
   return all;
@@ -313,8 +386,11 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const RankStat
     if (!fault.empty()) problems.add(spec.fqn + ": " + fault);
   }
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors; nothing has been written:");
-  ExportHoldings holdings{told_state(state), order_of(specs, state), {}};
-  if (request.quantise) {
+  ExportHoldings holdings{told_state(state), order_of(specs, state), {}, words_of(request)};
+  const bool has_memory = std::none_of(specs.begin(), specs.end(), [](const TensorSpec& spec) {
+    return spec.data == nullptr && volume(spec.local_shape) > 0;
+  });
+  if (request.quantise && has_memory) {
     for (const ExportForm& form : forms_of_rank(request, tensors_of(specs))) {
       std::vector<BlockColumn> columns = scales_of_cut_blocks(specs, form, devices);
       std::move(columns.begin(), columns.end(), std::back_inserter(holdings.columns));
@@ -326,6 +402,7 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const RankStat
 PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,
                           const std::filesystem::path& directory) {
   AllHoldings all = all_holdings(holdings);
+  expect_asked_alike(all.asked, request);
   PlannedExport planned;
   if (const auto lost = with_lost_values(all.states, all.known); !lost.empty()) {
     planned.is_refused = true;

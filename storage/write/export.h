@@ -37,7 +37,8 @@ struct ExportRequest {
 
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. `state` says the same as the specs, in
 /// the form that ranks plan by, with all descriptions (rank_states.h has it for specs that lie on no mesh).
-/// Reads the values of blocks that other ranks hold the rest of, where they are. Throws Error(mismatch) for
+/// Reads the values of blocks that other ranks hold the rest of, where they are, if all specs have memory.
+/// Throws Error(mismatch) for
 /// tensors that cannot be read (on a CUDA device, where this build has no kernels for it), Error(device) as
 /// run_export().
 std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
@@ -53,7 +54,7 @@ struct PlannedExport {
 };
 
 /// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does
-/// not fit, by name. `holdings` are what the ranks said in step 1.
+/// not fit, by name, or the ranks that were asked for something else. `holdings` are what the ranks said in step 1.
 PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,
                           const std::filesystem::path& directory);
 

@@ -31,6 +31,7 @@ def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:
         "a_failure_in_the_background",
         "one_rank_fails_while_it_writes",
         "one_rank_has_another_shape",
+        "one_rank_has_other_arguments",
         "a_part_that_no_rank_has",
         "mxfp8_where_one_rank_alone_has_a_mark_of_the_family",
     ],

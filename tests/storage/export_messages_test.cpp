@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "planner/names/held_tensors.h"
 #include "planner/save/export_wire.h"
 #include "planner/save/rank_states.h"
 #include "storage/write/export.h"
@@ -62,6 +63,28 @@ TEST_F(ExportMessages, scales_of_a_weight_that_no_file_has_are_of_no_meaning) {
   all[1] = encode_holdings(told);
   EXPECT_EQ(plan_export(all, request, directory.path).shares,
             plan_export(holdings, request, directory.path).shares);
+}
+
+TEST_F(ExportMessages, ranks_that_were_asked_for_something_else_are_named) {
+  const auto expect_named = [&](const ExportRequest& other, const char* words) {
+    std::vector<std::string> all = holdings;
+    all[2] = describe_export(specs[2], states[2], other);
+    expect_error(ErrorKind::mismatch, {"different arguments", "rank 2: expected", words},
+                 [&] { plan_export(all, request, directory.path); });
+  };
+  ExportRequest other = request;
+  other.max_file_bytes = 1200;
+  expect_named(other, "max_shard_size 5000000000 as on rank 0, found max_shard_size 1200");
+  other = request;
+  other.quantise = false;
+  expect_named(other, "quantization mxfp8 as on rank 0, found quantization none");
+  other = request;
+  other.file_numbers = {{"lm_head.weight", 1}};
+  expect_named(other, "file numbers none as on rank 0, found file numbers ");
+  other = request;
+  const WeightMap map = unchanged_names();
+  other.map = &map;
+  expect_named(other, "rules none as on rank 0, found rules ");
 }
 
 TEST_F(ExportMessages, the_header_of_a_file_that_there_is_not_is_refused) {

@@ -254,8 +254,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                 )
             specs.append(_spec_without_memory(item))
         self._state = _core.state_of(specs, global_rank())
-        request = _core.ExportRequest(None, "auto", "automodel", False, True, 1, {})
-        return dataclasses.replace(plan, storage_data=_core.describe_export(specs, self._state, request))
+        holdings = _core.describe_export(specs, self._state, self._request)
+        return dataclasses.replace(plan, storage_data=holdings)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.expect_staged()

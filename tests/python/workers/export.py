@@ -275,6 +275,20 @@ def one_rank_has_another_shape(path: str, uneven: str) -> None:
         expect_refused_everywhere(folder, sw.PlanError, words, state, template=path)
 
 
+def one_rank_has_other_arguments(path: str, uneven: str) -> None:
+    """Each rank lays out the files by its own: they would write to each other's."""
+    for name, mine, theirs, told in (
+        ("max_shard_size", "5GB", 1200, "max_shard_size 5000000000 as on rank 0, found max_shard_size 1200"),
+        ("quantization", None, "mxfp8", "quantization none as on rank 0, found quantization mxfp8"),
+        ("template", path, uneven, "template"),
+    ):
+        with shared_folder() as folder:
+            state = sharded_state(path, rows)
+            options = {"template": path} | {name: mine if dist.get_rank() == 0 else theirs}
+            words = ["rank 1: expected", told, "different arguments"]
+            expect_refused_everywhere(folder, sw.PlanError, words, state, **options)
+
+
 def a_part_that_no_rank_has(path: str, uneven: str) -> None:
     with shared_folder() as folder:
         state = sharded_state(path, rows)
@@ -314,6 +328,7 @@ CHECKS = [
     a_failure_in_the_background,
     one_rank_fails_while_it_writes,
     one_rank_has_another_shape,
+    one_rank_has_other_arguments,
     a_part_that_no_rank_has,
     mxfp8_where_one_rank_alone_has_a_mark_of_the_family,
 ]
