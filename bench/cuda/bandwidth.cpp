@@ -90,7 +90,7 @@ void measure() {
     const double seconds = seconds_of([&] { check(place({&placing, 1}, nullptr), "place"); });
     print(transposed ? "MXFP8 to BF16, transposed" : "MXFP8 to BF16", moved, seconds, memory);
 
-    const Encoding encoding{
+    const TileToEncode encoding{
         {bf16, DType::BF16, rows, columns, transposed ? 1 : columns, transposed ? rows : 1},
         0,
         {},
