@@ -158,6 +158,17 @@ bench: build peers ## measure kernels, loading beside the peers (a table, JSON a
 	$(call say,planning)
 	@$(IN_PEERS) bench/planning.py --ranks 1024 --no-torch
 
+# --- wheel -------------------------------------------------------------------------------------------------------------
+
+WHEEL_PACKAGES := dpkg-dev
+.PHONY: wheel
+wheel: system $(STAMP) ## build a wheel for machines without a compiler into dist/, and try it in a fresh environment
+	@.ci/system_packages $(WHEEL_PACKAGES)
+	$(call say,dist: wheel)
+	@.ci/wheel
+	$(call say,the wheel in a fresh environment)
+	@.ci/try_wheel
+
 # --- .venv-peers -------------------------------------------------------------------------------------------------------
 # The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.
 # nemo-automodel comes without its dependencies, as it asks for CUDA and far more than its models' adapters use; so does torchtitan.

@@ -502,6 +502,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() =
       "Shardwright's planner and storage layer. Use the package `shardwright`, which describes tensors to "
       "it.";
+  m.attr("__version__") = SHARDWRIGHT_VERSION;
   shardwright::bind_errors(m);
   shardwright::bind_catalog(m);
   shardwright::bind_specs(m);

@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from shardwright._core import CheckpointFormatError, PlanError
+from shardwright._core import CheckpointFormatError, PlanError, __version__
 
 if TYPE_CHECKING:
     from shardwright.catalog import generate, read_catalog, request_list
@@ -52,6 +52,7 @@ __all__ = [
     "SaveReport",
     "ShardedStorageReader",
     "ShardedStorageWriter",
+    "__version__",
     "empty_state_dict",
     "export",
     "generate",

@@ -4,6 +4,7 @@ import os
 import pathlib
 import typing
 
+__version__: str
 checksums_name: str
 manifest_name: str
 saving_name: str

@@ -12,13 +12,13 @@
 #include <charconv>
 #include <cstdio>
 #include <cstring>
-#include <random>
 #include <string>
 #include <system_error>
 #include <utility>
 
 #include "planner/error.h"
 #include "storage/files/printable.h"
+#include "storage/files/random_number.h"
 #include "storage/files/uninterrupted.h"
 
 namespace shardwright {
@@ -33,10 +33,8 @@ constexpr std::size_t longest_kept_name = 200;  ///< of 255 bytes that file syst
 
 /// ".<name>.<16 digits>.partial", beside the file.
 fs::path unlikely_name_beside(const fs::path& file) {
-  std::random_device random;
-  const std::uint64_t number = (std::uint64_t{random()} << 32) | random();
   char digits[17];
-  std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(number));
+  std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(random_number()));
   const std::string kept = file.filename().native().substr(0, longest_kept_name);
   return file.parent_path() / ("." + kept + "." + digits + ".partial");
 }

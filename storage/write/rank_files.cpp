@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <numeric>
 #include <optional>
-#include <random>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -13,6 +12,7 @@
 #include "planner/names/torch_dtypes.h"
 #include "planner/save/chunks.h"
 #include "storage/files/printable.h"
+#include "storage/files/random_number.h"
 
 namespace shardwright {
 namespace {
@@ -21,9 +21,8 @@ namespace {
 constexpr std::size_t most_open_files = 32;
 
 std::string random_tag() {
-  std::random_device random;
   char digits[17];
-  std::snprintf(digits, sizeof digits, "%08x%04x", random(), random() & 0xffff);
+  std::snprintf(digits, sizeof digits, "%012llx", static_cast<unsigned long long>(random_number() >> 16));
   return digits;
 }
 

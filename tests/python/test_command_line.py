@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import reference
+import shardwright as sw
 from checkpoints import Tensor, config_of, made_up_m3, without, write_checkpoint
 
 TENSORS_OF_M3 = 46_521
@@ -185,3 +186,9 @@ def test_a_plan_explains_a_tensor_by_either_of_its_names(tiny: Path):
     assert by_weight == output_of("plan", tiny, *mesh, "--explain", expert + "_scale_inv")
     assert "nothing" in output_of("plan", tiny, "--mesh", "ep=4", "--explain", expert)
     assert_fails("plan", tiny, "--explain", "no.such", words=["no.such", "neither"])
+
+
+def test_the_version_is_that_of_the_project():
+    declared = (Path(__file__).parents[2] / "CMakeLists.txt").read_text()
+    assert f"project(shardwright VERSION {sw.__version__} " in declared
+    assert output_of("--version") == f"shardwright {sw.__version__}\n"

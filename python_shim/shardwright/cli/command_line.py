@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shardwright", description="Loads FP8 checkpoints into sharded tensors, and writes MXFP8."
     )
+    parser.add_argument("--version", action="version", version=f"shardwright {_core.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     generating = commands.add_parser(
