@@ -196,11 +196,6 @@ std::string minimax_m3_config(const MiniMaxM3Preset& preset, const ScaleBlocks& 
       {"temporal_patch_size", frames_per_patch},
       {"spatial_merge_size", 2},
   };
-  Json quantization = {{"quant_method", "fp8"}, {"fmt", "e4m3"}};
-  if (blocks.name == "mxfp8")
-    quantization = {{"quant_method", "mxfp8"}, {"fmt", "e4m3"}, {"scale_fmt", "ue8m0"}};
-  if (!blocks.is_whole_tensor()) quantization["weight_block_size"] = {blocks.rows, blocks.columns};
-  quantization["activation_scheme"] = "dynamic";
   const Json config = {
       {"architectures", {"MiniMaxM3SparseForConditionalGeneration"}},
       {"model_type", "minimax_m3_vl"},
@@ -211,7 +206,7 @@ std::string minimax_m3_config(const MiniMaxM3Preset& preset, const ScaleBlocks& 
       {"tie_word_embeddings", false},
       {"text_config", text},
       {"vision_config", vision},
-      {"quantization_config", quantization},
+      {"quantization_config", quantization_config(blocks)},
   };
   return config.dump(2) + "\n";
 }

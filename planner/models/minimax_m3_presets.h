@@ -6,8 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/dtype.h"
-#include "planner/geometry/box.h"
+#include "planner/models/samples.h"
 #include "planner/names/block_scales.h"
 
 namespace shardwright {
@@ -40,12 +39,6 @@ std::span<const MiniMaxM3Preset> minimax_m3_presets();
 
 /// Nothing if there is no such preset.
 const MiniMaxM3Preset* find_minimax_m3_preset(std::string_view name);
-
-struct NamedShape {
-  std::string name;
-  DType dtype;
-  Shape shape;
-};
 
 /// All tensors of a checkpoint of such a model, under their Hugging Face names, in the order of the model's
 /// layers: a block-scaled weight (F8_E4M3) is followed by its scales. The released model's are MXFP8.

@@ -10,6 +10,8 @@
 
 namespace shardwright {
 
+struct Sample;  // of samples.h
+
 /// A model family that Shardwright knows. Adding one is a file of rules in families/ and a test: the build
 /// calls the function that the file is named after, which returns the families of the file.
 struct Model {
@@ -43,6 +45,9 @@ struct Model {
 
   /// The table for one of `layouts`, in the dialect of this checkpoint.
   WeightMap (*weight_map)(std::string_view layout, const Catalog& catalog) = nullptr;
+
+  /// The forms in which it is released, for the generator; the first is what is meant where none is named.
+  std::vector<Sample> (*samples)() = nullptr;
 };
 
 /// All families that this build knows.

@@ -471,22 +471,31 @@ void bind_generate(py::module_& m) {
   m.def(
       "generate",
       [](const std::filesystem::path& directory, const std::string& preset, const std::string& encoding,
-         bool layout_only, std::uint64_t seed, int threads, int layers) {
-        return generate(directory, {preset, encoding, layout_only, seed, threads, layers});
+         bool layout_only, std::uint64_t seed, int threads, int layers, const std::string& family,
+         const std::string& form, const std::string& config, std::uint64_t max_file_bytes) {
+        return generate(directory, {preset, encoding, layout_only, seed, threads, layers, family, form, config,
+                                    max_file_bytes});
       },
-      py::arg("directory"), py::arg("preset") = "tiny", py::arg("encoding") = "mxfp8",
-      py::arg("layout_only") = false, py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0,
+      py::arg("directory"), py::arg("preset") = "", py::arg("encoding") = "", py::arg("layout_only") = false,
+      py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0, py::arg("family") = "",
+      py::arg("form") = "", py::arg("config") = "", py::arg("max_file_bytes") = 0,
       py::call_guard<py::gil_scoped_release>());
   m.def(
       "generated_catalog",
-      [](const std::string& preset, int layers) {
+      [](const std::string& preset, int layers, const std::string& family, const std::string& form,
+         const std::string& config) {
         GenerateOptions options;
         options.preset = preset;
         options.layers = layers;
+        options.family = family;
+        options.form = form;
+        options.config = config;
         return std::make_shared<Catalog>(generated_catalog(options));
       },
-      py::arg("preset"), py::arg("layers") = 0,
-      "The catalog of what `generate` would write, without writing it.");
+      py::arg("preset") = "", py::arg("layers") = 0, py::arg("family") = "", py::arg("form") = "",
+      py::arg("config") = "", "The catalog of what `generate` would write, without writing it.");
+  m.def("sample_forms", &sample_forms, py::arg("family"),
+        "The forms in which a family is released, as `generate` takes them, the usual one first.");
 }
 
 }  // namespace

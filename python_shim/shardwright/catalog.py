@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from shardwright import _core
+from shardwright.byte_sizes import bytes_of_size
 from shardwright.local_path import local_path
 from shardwright.weight_maps import weight_map_for
 
@@ -26,22 +28,47 @@ def catalog_of(source: Any) -> Any:
 
 def generate(
     path: str | os.PathLike[str],
-    preset: str = "tiny",
+    preset: str | None = None,
     *,
-    encoding: str = "mxfp8",
+    family: str | None = None,
+    form: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    encoding: str | None = None,
+    max_shard_size: int | str | None = None,
     seed: int = 0,
     layout_only: bool = False,
     threads: int = 0,
     layers: int = 0,
 ) -> Any:
-    """Writes an FP8 checkpoint with MiniMax M3's names and shapes and random values; see ``shardwright generate``.
+    """Writes a checkpoint with a released model's names, shapes and formats and random values.
 
-    ``encoding`` is how its block-scaled weights are stored: "mxfp8" as the released model's, "block_fp8" with an F32
-    scale for each 128 × 128 block, "tensor_fp8" with one for the tensor.
-    ``layers`` replaces the preset's number of layers. Equal seeds give equal bytes. Returns a report with ``tensors``,
-    ``files`` and ``bytes``.
+    ``family`` is one of those that ``shardwright families`` lists: a small checkpoint of it, in the ``form`` in which
+    it is released, such as "bf16", "fp8" or "tied"; no form means the usual one. ``config`` has values for its
+    config.json, which decides all sizes: ``{"num_hidden_layers": 8}``.
+
+    Without a family: MiniMax M3 in a ``preset``, "tiny" (the default), "small", "bench" or "full"; ``layers`` replaces
+    the preset's number of layers.
+
+    ``encoding`` is how weights are stored that releases quantise: "mxfp8", "block_fp8" with an F32 scale for each
+    128 × 128 block, "tensor_fp8" with one for the tensor; the default is as released. ``max_shard_size`` bounds the
+    files, in bytes or as "5GB". Equal seeds give equal bytes.
+
+    Returns a report with ``tensors``, ``files`` and ``bytes``. Raises ValueError for options that are unknown or
+    contradict each other, FileExistsError or ValueError for a directory that holds a checkpoint.
     """
-    return _core.generate(local_path(path), preset, encoding, layout_only, seed, threads, layers)
+    return _core.generate(
+        local_path(path),
+        preset or "",
+        encoding or "",
+        layout_only,
+        seed,
+        threads,
+        layers,
+        family or "",
+        form or "",
+        json.dumps(dict(config)) if config is not None else "",
+        bytes_of_size(max_shard_size) if max_shard_size is not None else 0,
+    )
 
 
 def request_list(

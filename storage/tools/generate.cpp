@@ -10,6 +10,8 @@
 
 #include "planner/error.h"
 #include "planner/models/minimax_m3_presets.h"
+#include "planner/models/models.h"
+#include "planner/models/samples.h"
 #include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
 #include "storage/files/entries.h"
@@ -39,8 +41,16 @@ struct Layout {
   std::uint64_t bytes() const { return tensors.back().end; }
 };
 
+/// What is to be written, before it is laid out.
+struct Wanted {
+  SampleCheckpoint checkpoint;
+  std::uint64_t max_file_bytes = 0;
+  std::string name;
+};
+
 MiniMaxM3Preset chosen_preset(const GenerateOptions& options) {
-  if (const MiniMaxM3Preset* found = find_minimax_m3_preset(options.preset)) {
+  const std::string name = options.preset.empty() ? "tiny" : options.preset;
+  if (const MiniMaxM3Preset* found = find_minimax_m3_preset(name)) {
     MiniMaxM3Preset preset = *found;
     if (options.layers == 0) return preset;
     if (options.layers <= preset.dense_layers) {
@@ -55,25 +65,58 @@ MiniMaxM3Preset chosen_preset(const GenerateOptions& options) {
   for (const MiniMaxM3Preset& preset : minimax_m3_presets()) {
     known += (known.empty() ? "" : ", ") + std::string(preset.name);
   }
-  throw Error(ErrorKind::argument, "preset " + in_quotes(options.preset) + ": expected one of " + known);
+  throw Error(ErrorKind::argument, "preset " + in_quotes(name) + ": expected one of " + known);
 }
 
-const ScaleBlocks& chosen_blocks(const std::string& name) {
-  std::string known;
-  for (const ScaleBlocks& blocks : known_scale_blocks()) {
-    if (blocks.name == name) return blocks;
-    known += (known.empty() ? "" : ", ") + std::string(blocks.name);
+Wanted wanted_preset(const GenerateOptions& options) {
+  if (!options.form.empty() || !options.config.empty()) {
+    throw Error(ErrorKind::argument,
+                "form and config are a family's: expected family, too; a preset has encoding and layers");
   }
-  throw Error(ErrorKind::argument, "encoding " + in_quotes(name) + ": expected one of " + known);
+  const MiniMaxM3Preset preset = chosen_preset(options);
+  const ScaleBlocks& blocks = scale_blocks_named(options.encoding.empty() ? "mxfp8" : options.encoding);
+  return {{minimax_m3_checkpoint(preset, blocks), minimax_m3_config(preset, blocks)},
+          static_cast<std::uint64_t>(preset.max_file_bytes),
+          "(preset " + std::string(preset.name) + ")"};
+}
+
+const Model& family_to_sample(std::string_view family) {
+  const std::string name = family_named(family);
+  return *std::find_if(models().begin(), models().end(),
+                       [&](const Model& model) { return model.family == name; });
+}
+
+Wanted wanted_family(const GenerateOptions& options) {
+  if (!options.preset.empty() || options.layers != 0) {
+    throw Error(
+        ErrorKind::argument,
+        "preset and layers are MiniMax M3's presets': expected them without family, whose config says "
+        "how large it is, such as {\"num_hidden_layers\": 4}");
+  }
+  const Model& family = family_to_sample(options.family);
+  Wanted wanted{sample_checkpoint(family, options.form, {options.encoding, options.config}), 0,
+                "(family " + std::string(family.family) + ")"};
+  std::uint64_t bytes = 0;
+  for (const NamedShape& tensor : wanted.checkpoint.tensors)
+    bytes += stored_bytes(tensor.dtype, tensor.shape);
+  constexpr std::uint64_t usual_file_bytes = 5'000'000'000;
+  wanted.max_file_bytes = std::min(bytes / 2, usual_file_bytes);  // even a small one has several files
+  return wanted;
+}
+
+Wanted wanted(const GenerateOptions& options) {
+  Wanted found = options.family.empty() ? wanted_preset(options) : wanted_family(options);
+  if (options.max_file_bytes != 0) found.max_file_bytes = options.max_file_bytes;
+  return found;
 }
 
 /// The tensors in their order, a new file whenever the next would make the last too large.
-std::vector<Layout> lay_out(const MiniMaxM3Preset& preset, const ScaleBlocks& blocks) {
+std::vector<Layout> lay_out(std::vector<NamedShape> tensors, std::uint64_t max_file_bytes) {
   std::vector<Layout> files;
   std::uint64_t filled = 0;
-  for (NamedShape& tensor : minimax_m3_checkpoint(preset, blocks)) {
+  for (NamedShape& tensor : tensors) {
     const std::uint64_t bytes = stored_bytes(tensor.dtype, tensor.shape);
-    if (files.empty() || filled + bytes > static_cast<std::uint64_t>(preset.max_file_bytes)) {
+    if (files.empty() || filled + bytes > max_file_bytes) {
       files.emplace_back();
       filled = 0;
     }
@@ -184,12 +227,12 @@ PendingFile write_text(const fs::path& path, const std::string& text) {
 }  // namespace
 
 GenerateReport generate(const fs::path& directory, const GenerateOptions& options) {
-  const MiniMaxM3Preset preset = chosen_preset(options);
-  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
   if (options.threads < 0) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(options.threads));
   }
-  const std::vector<Layout> layouts = lay_out(preset, blocks);
+  Wanted wanted_one = wanted(options);
+  const std::vector<Layout> layouts =
+      lay_out(std::move(wanted_one.checkpoint.tensors), wanted_one.max_file_bytes);
   GenerateReport report;
   std::vector<std::string> names;
   std::vector<HfIndex::Entry> entries;
@@ -209,19 +252,18 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
   // Nothing takes its final name before all is written, and the index takes it last: a checkpoint that has
   // its index is whole, and after a failure the directory is as it was.
   std::vector<PendingFile> files = write_files(directory, layouts, options);
-  files.push_back(write_text(directory / "config.json", minimax_m3_config(preset, blocks)));
+  files.push_back(write_text(directory / "config.json", wanted_one.checkpoint.config));
   files.push_back(write_text(directory / hf_index_name, make_hf_index(names, entries, report.bytes)));
   for (PendingFile& file : files) file.publish();
   return report;
 }
 
 Catalog generated_catalog(const GenerateOptions& options) {
-  const MiniMaxM3Preset preset = chosen_preset(options);
-  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
+  Wanted wanted_one = wanted(options);
   Catalog catalog;
-  catalog.directory = "(preset " + options.preset + ")";
-  catalog.config = minimax_m3_config(preset, blocks);
-  for (Layout& layout : lay_out(preset, blocks)) {
+  catalog.directory = wanted_one.name;
+  catalog.config = wanted_one.checkpoint.config;
+  for (Layout& layout : lay_out(std::move(wanted_one.checkpoint.tensors), wanted_one.max_file_bytes)) {
     const auto file = static_cast<std::uint32_t>(catalog.files.size());
     catalog.files.push_back({layout.name, layout.bytes()});
     for (SourceTensor& tensor : layout.tensors) {
@@ -233,6 +275,12 @@ Catalog generated_catalog(const GenerateOptions& options) {
   std::sort(catalog.tensors.begin(), catalog.tensors.end(),
             [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
   return catalog;
+}
+
+std::vector<std::string> sample_forms(std::string_view family) {
+  std::vector<std::string> forms;
+  for (const Sample& sample : family_to_sample(family).samples()) forms.emplace_back(sample.form);
+  return forms;
 }
 
 }  // namespace shardwright

@@ -3,19 +3,27 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "planner/names/catalog.h"
 
 namespace shardwright {
 
-/// What checkpoint to generate.
+/// What checkpoint to generate: MiniMax M3's in one of its presets, or a small one of any family.
 struct GenerateOptions {
-  std::string preset = "tiny";     ///< tiny, small, bench or full: see planner/models/minimax_m3_presets.h
-  std::string encoding = "mxfp8";  ///< of the block-scaled weights, see known_scale_blocks()
-  bool layout_only = false;        ///< true headers, index and config.json, but sparse files behind them
-  std::uint64_t seed = 0;  ///< equal seeds give equal bytes, on any machine and with any number of threads
-  int threads = 0;         ///< 0: as many as there are processors
-  int layers = 0;          ///< 0: as many as the preset has; more than its dense ones otherwise
+  std::string preset;  ///< tiny (also where it is empty), small, bench or full: see minimax_m3_presets.h
+  std::string
+      encoding;  ///< of the weights that releases quantise, see known_scale_blocks(); empty: as released
+  bool layout_only = false;  ///< true headers, index and config.json, but sparse files behind them
+  std::uint64_t seed = 0;    ///< equal seeds give equal bytes, on any machine and with any number of threads
+  int threads = 0;           ///< 0: as many as there are processors
+  int layers = 0;            ///< 0: as many as the preset has; more than its dense ones otherwise
+
+  std::string family;  ///< instead of a preset: a family, as models() calls it
+  std::string form;    ///< in which it is released, see sample_forms(); empty: its first
+  std::string config;  ///< a JSON object of values for the family's config.json, which decides all sizes
+  std::uint64_t max_file_bytes = 0;  ///< of tensors, but for one tensor that is larger; 0: several files
 };
 
 /// What was written.
@@ -25,14 +33,18 @@ struct GenerateReport {
   std::uint64_t bytes = 0;  ///< of tensor data, as index.json's total_size says
 };
 
-/// Writes an FP8 checkpoint with the names, shapes and formats of MiniMax M3 VL into `directory` (made if
+/// Writes a checkpoint with the names, shapes and formats of the released model into `directory` (made if
 /// missing): model-0000i-of-0000n.safetensors, model.safetensors.index.json and config.json. Values are
-/// random and exercise the formats: every FP8 code but NaN, scales over a wide range. Throws Error; refuses a
-/// directory that already holds safetensors.
+/// random and exercise the formats: every FP8 code but NaN, scales over a wide range. Throws Error, argument
+/// where options contradict each other; refuses a directory that already holds safetensors.
 GenerateReport generate(const std::filesystem::path& directory, const GenerateOptions& options);
 
 /// What read_catalog would find in a directory that `generate` wrote with these options, without writing
-/// anything: for planning and simulation. Its directory is "(preset NAME)".
+/// anything: for planning and simulation. Its directory is "(preset NAME)" or "(family NAME)".
 Catalog generated_catalog(const GenerateOptions& options);
+
+/// The forms in which a family is released, as options spell them, the usual one first. Throws
+/// Error(argument) for an unknown family.
+std::vector<std::string> sample_forms(std::string_view family);
 
 }  // namespace shardwright

@@ -79,6 +79,8 @@ void fill_random(DType dtype, std::uint64_t key, std::uint64_t offset, std::span
       return fill_words(first, into, [key](std::uint64_t i) { return finite_bf16(random_word(key, i)); });
     case DType::F32:
       return fill_words(first, into, [key](std::uint64_t i) { return finite_f32(random_word(key, i)); });
+    case DType::I64:
+      return fill_words(first, into, [key](std::uint64_t i) { return random_word(key, i) & 3; });
     default:
       throw Error(ErrorKind::argument,
                   "expected a dtype that the generator has values for, found " + std::string(name_of(dtype)));

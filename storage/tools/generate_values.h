@@ -12,7 +12,8 @@ namespace shardwright {
 ///
 /// F8_E4M3: every code but NaN. U8, taken for e8m0 scales: 15 of 16 are 100 to 140, that is 2^-27 to 2^13,
 /// the rest anywhere in 0 to 254, so that products overflow BF16, become subnormal and vanish; never 255,
-/// which is NaN. BF16 and F32: any finite number, subnormals included. Other dtypes: Error (argument).
+/// which is NaN. BF16 and F32: any finite number, subnormals included.
+/// I64: 0 to 3, which number the experts of a small checkpoint. Other dtypes: Error (argument).
 void fill_random(DType dtype, std::uint64_t key, std::uint64_t offset, std::span<char> into);
 
 }  // namespace shardwright

@@ -13,8 +13,8 @@ import torch.distributed.checkpoint as dcp
 from checkpoints import INDEX, Sizes, write_m3
 from exported import bytes_of_files, problems_of_files, wrong_tensors
 from safetensors.torch import load_file
+from shardwright.byte_sizes import bytes_of_size
 from shardwright.cli.command_line import main
-from shardwright.dcp.storage_writer import bytes_of_size
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
 

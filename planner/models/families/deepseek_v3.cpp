@@ -9,6 +9,7 @@
 #include "planner/models/config.h"
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -51,6 +52,47 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view v3_config = R"({
+  "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_key_value_heads": 4, "head_dim": null, "q_lora_rank": 36,
+  "kv_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
+  "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+  "moe_intermediate_size": 40, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+  "num_nextn_predict_layers": 1})";
+constexpr std::string_view v32_config = R"({
+  "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32", "num_key_value_heads": 4, "head_dim": null, "q_lora_rank": 36,
+  "kv_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
+  "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+  "moe_intermediate_size": 40, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+  "num_nextn_predict_layers": 1, "index_topk": 8, "index_head_dim": 6, "index_n_heads": 2})";
+
+/// The releases have embedding and head a second time, for the layer of multi-token prediction.
+constexpr SampleRow copies_for_mtp[] = {{"embed_tokens.weight", "vocab hidden"},
+                                        {"shared_head.head.weight", "vocab hidden"}};
+
+void add_ends(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  const std::int64_t layers = tensors.number("num_hidden_layers");
+  for (std::int64_t k = 0; k < tensors.number("num_nextn_predict_layers"); ++k)
+    tensors.add(layer_prefix("model.", layers + k), copies_for_mtp);
+}
+void add_v3(SampleTensors& tensors) {
+  add_ends(tensors);
+  add_mixture_decoder(tensors, "model.", {sample_latent_attention()});
+}
+void add_v32(SampleTensors& tensors) {
+  add_ends(tensors);
+  add_mixture_decoder(tensors, "model.", {sample_latent_attention(), sample_indexer()});
+}
+
+std::vector<Sample> v3_samples() {
+  return {{.form = "fp8", .config = std::string(v3_config), .encoding = "block_fp8", .add_tensors = add_v3},
+          {.form = "bf16", .config = std::string(v3_config), .add_tensors = add_v3}};
+}
+std::vector<Sample> v32_samples() {
+  return {{.form = "fp8", .config = std::string(v32_config), .encoding = "block_fp8", .add_tensors = add_v32},
+          {.form = "bf16", .config = std::string(v32_config), .add_tensors = add_v32}};
+}
+
 }  // namespace
 
 std::vector<Model> deepseek_v3() {
@@ -59,12 +101,14 @@ std::vector<Model> deepseek_v3() {
        .model_types = {"deepseek_v3", "kimi_k2"},
        .layouts = {"automodel", "transformers", "torchtitan"},
        .takes_lora = true,
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = v3_samples},
       {.family = "deepseek_v32",
        .model_types = {"deepseek_v32"},
        .layouts = {"automodel", "transformers"},
        .takes_lora = true,
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = v32_samples},
   };
 }
 

@@ -8,6 +8,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -104,6 +105,97 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view sample_config = R"({
+  "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "num_key_value_heads": 1,
+  "intermediate_size": null, "q_lora_rank": 36, "o_lora_rank": 10, "o_groups": 2, "qk_rope_head_dim": 4,
+  "moe_intermediate_size": 40, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+  "index_head_dim": 6, "index_n_heads": 2, "hc_mult": 4, "num_nextn_predict_layers": 1,
+  "num_hidden_layers": 3,
+  "layer_types": ["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"],
+  "mlp_layer_types": ["hash_moe", "moe", "moe"],
+  "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}})";
+
+constexpr SampleRow sample_layer[] = {
+    {"attn_norm.weight", "hidden"},
+    {"ffn_norm.weight", "hidden"},
+    {"attn.attn_sink", "heads"},
+    {"attn.norm.weight", "head_dim"},
+    {"attn.q_norm.weight", "q_lora_rank"},
+    {"attn.wkv.weight", "head_dim hidden", Stored::scaled},
+    {"attn.wq_a.weight", "q_lora_rank hidden", Stored::scaled},
+    {"attn.wq_b.weight", "heads*head_dim q_lora_rank", Stored::scaled},
+    {"attn.wo_a.weight", "o_groups*o_lora_rank 2*head_dim", Stored::scaled},
+    {"attn.wo_b.weight", "hidden o_groups*o_lora_rank", Stored::scaled},
+    {"hc_attn_base", "2*hc_mult+hc_mult*hc_mult"},
+    {"hc_attn_fn", "2*hc_mult+hc_mult*hc_mult hc_mult*hidden"},
+    {"hc_attn_scale", "3"},
+    {"hc_ffn_base", "2*hc_mult+hc_mult*hc_mult"},
+    {"hc_ffn_fn", "2*hc_mult+hc_mult*hc_mult hc_mult*hidden"},
+    {"hc_ffn_scale", "3"},
+    {"ffn.gate.weight", "experts hidden"},
+};
+constexpr SampleRow heavily_compressed[] = {
+    {"ape", "heavily_compressed_attention head_dim"},
+    {"norm.weight", "head_dim"},
+    {"wgate.weight", "head_dim hidden"},
+    {"wkv.weight", "head_dim hidden"},
+};
+constexpr SampleRow sparse[] = {
+    {"compressor.ape", "compressed_sparse_attention 2*head_dim"},
+    {"compressor.norm.weight", "head_dim"},
+    {"compressor.wgate.weight", "2*head_dim hidden"},
+    {"compressor.wkv.weight", "2*head_dim hidden"},
+    {"indexer.compressor.ape", "compressed_sparse_attention 2*index_head_dim"},
+    {"indexer.compressor.norm.weight", "index_head_dim"},
+    {"indexer.compressor.wgate.weight", "2*index_head_dim hidden"},
+    {"indexer.compressor.wkv.weight", "2*index_head_dim hidden"},
+    {"indexer.weights_proj.weight", "index_n_heads hidden"},
+    {"indexer.wq_b.weight", "index_n_heads*index_head_dim q_lora_rank", Stored::scaled},
+};
+constexpr SampleRow sample_bias[] = {{"ffn.gate.bias", "experts", Stored::f32}};
+constexpr SampleRow sample_hashes[] = {{"ffn.gate.tid2eid", "vocab num_experts_per_tok", Stored::i64}};
+constexpr SampleRow sample_mixed[] = {
+    {"hc_head_base", "hc_mult"}, {"hc_head_fn", "hc_mult hc_mult*hidden"}, {"hc_head_scale", "1"}};
+constexpr SampleRow sample_outside[] = {
+    {"embed.weight", "vocab hidden"}, {"norm.weight", "hidden"}, {"head.weight", "vocab hidden"}};
+constexpr SampleRow sample_mtp_layer[] = {
+    {"enorm.weight", "hidden"},
+    {"hnorm.weight", "hidden"},
+    {"norm.weight", "hidden"},
+    {"e_proj.weight", "hidden hidden", Stored::scaled},
+    {"h_proj.weight", "hidden hidden", Stored::scaled},
+};
+
+void add_sample_layer(SampleTensors& tensors, const std::string& prefix, bool is_by_hash) {
+  tensors.add(prefix, sample_layer);
+  tensors.add(prefix, is_by_hash ? std::span<const SampleRow>(sample_hashes) : sample_bias);
+  tensors.add(prefix + "ffn.experts.{expert}.", sample_numbered_expert());
+  tensors.add(prefix + "ffn.shared_experts.", sample_numbered_expert());
+}
+
+void add_tensors(SampleTensors& tensors) {
+  tensors.add("", sample_outside);
+  tensors.add("", sample_mixed);
+  for (std::int64_t k = 0; k < tensors.number("num_hidden_layers"); ++k) {
+    const std::string prefix = layer_prefix("", k);
+    add_sample_layer(tensors, prefix, tensors.kind("mlp_layer_types", k) == "hash_moe");
+    const std::string attention = tensors.kind("layer_types", k);
+    if (attention == "heavily_compressed_attention")
+      tensors.add(prefix + "attn.compressor.", heavily_compressed, "compress_rates");
+    if (attention == "compressed_sparse_attention") tensors.add(prefix + "attn.", sparse, "compress_rates");
+  }
+  for (std::int64_t k = 0; k < tensors.number("num_nextn_predict_layers"); ++k) {
+    const std::string prefix = "mtp." + std::to_string(k) + ".";
+    add_sample_layer(tensors, prefix, /*is_by_hash=*/false);
+    tensors.add(prefix, sample_mtp_layer);
+    tensors.add(prefix, sample_mixed);
+  }
+}
+
+std::vector<Sample> samples() {
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> deepseek_v4() {
@@ -111,7 +203,8 @@ std::vector<Model> deepseek_v4() {
            .model_types = {"deepseek_v4"},
            .layouts = {"automodel", "transformers"},
            .hf_marks = {"layers.{layer}.attn.attn_sink", "model.layers.{layer}.attn.attn_sink"},
-           .weight_map = weight_map}};
+           .weight_map = weight_map,
+           .samples = samples}};
 }
 
 }  // namespace shardwright

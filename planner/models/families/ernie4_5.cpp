@@ -5,6 +5,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -30,6 +31,50 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view dense_config = R"({
+  "architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5", "tie_word_embeddings": true})";
+constexpr std::string_view mixture_config = R"({
+  "architectures": ["Ernie4_5_MoeForCausalLM"], "model_type": "ernie4_5_moe", "tie_word_embeddings": true,
+  "head_dim": 12, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 40, "moe_num_shared_experts": 1,
+  "moe_layer_start_index": 1, "num_nextn_predict_layers": 1})";
+
+constexpr SampleRow sample_router[] = {{"gate.weight", "experts hidden", Stored::f32},
+                                       {"moe_statics.e_score_correction_bias", "1 experts", Stored::f32}};
+constexpr SampleRow sample_mtp_parts[] = {{"mtp_emb_norm.0.weight", "hidden"},
+                                          {"mtp_hidden_norm.0.weight", "hidden"},
+                                          {"mtp_linear_proj.0.weight", "hidden 2*hidden"}};
+
+void add_dense(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  add_dense_decoder(tensors, "model.", {sample_attention()});
+}
+
+void add_mixture(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  for (std::int64_t layer = 0; layer < tensors.number("num_hidden_layers"); ++layer) {
+    const std::string prefix = layer_prefix("model.", layer);
+    add_sample_layer(tensors, prefix, {sample_attention()});
+    if (layer < tensors.number("moe_layer_start_index")) {
+      tensors.add(prefix + "mlp.", sample_mlp());
+      continue;
+    }
+    tensors.add(prefix + "mlp.", sample_router);
+    tensors.add(prefix + "mlp.experts.{expert}.", sample_expert());
+    tensors.add(prefix + "mlp.shared_experts.", sample_shared_expert());
+  }
+  if (tensors.number("num_nextn_predict_layers") == 0) return;
+  add_sample_layer(tensors, "model.mtp_block.0.", {sample_attention()});
+  tensors.add("model.mtp_block.0.mlp.", sample_mlp());
+  tensors.add("model.", sample_mtp_parts);
+}
+
+std::vector<Sample> dense_samples() {
+  return {{.form = "bf16", .config = std::string(dense_config), .add_tensors = add_dense}};
+}
+std::vector<Sample> mixture_samples() {
+  return {{.form = "bf16", .config = std::string(mixture_config), .add_tensors = add_mixture}};
+}
+
 }  // namespace
 
 std::vector<Model> ernie4_5() {
@@ -38,13 +83,15 @@ std::vector<Model> ernie4_5() {
        .model_types = {"ernie4_5"},
        .layouts = {"automodel", "transformers"},
        .takes_lora = true,
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = dense_samples},
       {.family = "ernie4_5_moe",
        .model_types = {"ernie4_5_moe"},
        .layouts = {"automodel", "transformers"},
        .hf_marks = {"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias"},
        .takes_lora = true,
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = mixture_samples},
   };
 }
 

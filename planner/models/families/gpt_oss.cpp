@@ -5,6 +5,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -46,6 +47,33 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view sample_config = R"({
+  "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_local_experts": 4,
+  "num_experts_per_tok": 2, "intermediate_size": 40, "layer_types": ["sliding_attention", "full_attention"]})";
+
+constexpr SampleRow more_of_attention[] = {{"o_proj.bias", "hidden"}, {"sinks", "heads"}};
+constexpr SampleRow sample_mixture[] = {
+    {"router.weight", "experts hidden"},
+    {"router.bias", "experts"},
+    {"experts.gate_up_proj", "experts hidden 2*expert_inter"},
+    {"experts.gate_up_proj_bias", "experts 2*expert_inter"},
+    {"experts.down_proj", "experts expert_inter hidden"},
+    {"experts.down_proj_bias", "experts hidden"},
+};
+
+void add_tensors(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  for (std::int64_t layer = 0; layer < tensors.number("num_hidden_layers"); ++layer) {
+    const std::string prefix = layer_prefix("model.", layer);
+    add_sample_layer(tensors, prefix, {sample_attention(), sample_attention_biases(), more_of_attention});
+    tensors.add(prefix + "mlp.", sample_mixture);
+  }
+}
+
+std::vector<Sample> samples() {
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> gpt_oss() {
@@ -55,7 +83,8 @@ std::vector<Model> gpt_oss() {
            .hf_marks = {"model.layers.{layer}.mlp.experts.gate_up_proj_bias"},
            .native_marks = {"model.layers.{layer}.mlp.experts.gate_up_proj_bias",
                             "layers.{layer}.moe.routed_experts.inner_experts.mlp1_bias"},
-           .weight_map = weight_map}};
+           .weight_map = weight_map,
+           .samples = samples}};
 }
 
 }  // namespace shardwright

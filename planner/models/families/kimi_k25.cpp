@@ -8,6 +8,7 @@
 #include "planner/models/config.h"
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -106,6 +107,63 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view sample_config = R"({
+  "architectures": ["Kimi_K25ForConditionalGeneration"], "model_type": "kimi_k25",
+  "projection_hidden_size": 16,
+  "text_config": {"model_type": "deepseek_v3", "num_key_value_heads": 4, "head_dim": null, "q_lora_rank": 36,
+  "kv_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
+  "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+  "moe_intermediate_size": 40, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+  "num_nextn_predict_layers": 0},
+  "vision_config": {"model_type": "kimi_k25_vision", "hidden_size": 16, "intermediate_size": 20,
+  "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "pos_emb_height": 4,
+  "pos_emb_width": 4}})";
+
+constexpr SampleRow around_blocks[] = {
+    {"encoder.final_layernorm.weight", "hidden_size"},
+    {"encoder.final_layernorm.bias", "hidden_size"},
+    {"patch_embed.pos_emb.weight", "pos_emb_height pos_emb_width hidden_size"},
+    {"patch_embed.proj.weight", "hidden_size 3 patch_size patch_size"},
+    {"patch_embed.proj.bias", "hidden_size"},
+};
+constexpr SampleRow sample_block[] = {
+    {"norm0.weight", "hidden_size"},
+    {"norm0.bias", "hidden_size"},
+    {"norm1.weight", "hidden_size"},
+    {"norm1.bias", "hidden_size"},
+    {"wqkv.weight", "3*hidden_size hidden_size"},
+    {"wqkv.bias", "3*hidden_size"},
+    {"wo.weight", "hidden_size hidden_size"},
+    {"wo.bias", "hidden_size"},
+    {"mlp.fc0.weight", "intermediate_size hidden_size"},
+    {"mlp.fc0.bias", "intermediate_size"},
+    {"mlp.fc1.weight", "hidden_size intermediate_size"},
+    {"mlp.fc1.bias", "hidden_size"},
+};
+
+void add_tensors(SampleTensors& tensors) {
+  const std::string model = "language_model.model.";
+  constexpr std::string_view part = "vision_config";
+  add_sample_ends(tensors, model, "language_model.lm_head.weight");
+  add_mixture_decoder(tensors, model, {sample_latent_attention()});
+  tensors.add("vision_tower.", around_blocks, part);
+  for (std::int64_t block = 0; block < tensors.number("num_hidden_layers", part); ++block)
+    tensors.add("vision_tower.encoder.blocks." + std::to_string(block) + ".", sample_block, part);
+  const std::int64_t width = tensors.number("hidden", part);
+  const std::int64_t merged = 4 * width;  // 2 x 2 patches
+  const std::int64_t hidden = tensors.number("hidden");
+  tensors.add("mm_projector.pre_norm.weight", DType::BF16, {width});
+  tensors.add("mm_projector.pre_norm.bias", DType::BF16, {width});
+  tensors.add("mm_projector.proj.0.weight", DType::BF16, {merged, merged});
+  tensors.add("mm_projector.proj.0.bias", DType::BF16, {merged});
+  tensors.add("mm_projector.proj.2.weight", DType::BF16, {hidden, merged});
+  tensors.add("mm_projector.proj.2.bias", DType::BF16, {hidden});
+}
+
+std::vector<Sample> samples() {
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> kimi_k25() {
@@ -113,7 +171,8 @@ std::vector<Model> kimi_k25() {
            .model_types = {"kimi_k25"},
            .layouts = {"automodel", "transformers", "torchtitan"},
            .hf_marks = {"mm_projector.proj.{*}"},
-           .weight_map = weight_map}};
+           .weight_map = weight_map,
+           .samples = samples}};
 }
 
 }  // namespace shardwright

@@ -6,6 +6,7 @@
 #include "planner/models/config.h"
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -39,6 +40,49 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view sample_config = R"({
+  "architectures": ["BailingMoeV2ForCausalLM"], "model_type": "bailing_moe_v2", "num_experts": 4,
+  "num_experts_per_tok": 2, "num_shared_experts": 1, "moe_intermediate_size": 40, "first_k_dense_replace": 1,
+  "num_nextn_predict_layers": 1})";
+
+constexpr SampleRow sample_layer[] = {
+    {"input_layernorm.weight", "hidden"},
+    {"post_attention_layernorm.weight", "hidden"},
+    {"attention.query_key_value.weight", "heads*head_dim+2*kv_heads*head_dim hidden", Stored::scaled},
+    {"attention.dense.weight", "hidden heads*head_dim", Stored::scaled},
+    {"attention.query_layernorm.weight", "head_dim"},
+    {"attention.key_layernorm.weight", "head_dim"},
+};
+constexpr SampleRow sample_bias[] = {{"mlp.gate.expert_bias", "experts", Stored::f32}};
+constexpr SampleRow sample_mtp_parts[] = {{"enorm.weight", "hidden"},
+                                          {"hnorm.weight", "hidden"},
+                                          {"eh_proj.weight", "hidden 2*hidden"},
+                                          {"final_layernorm.weight", "hidden"}};
+constexpr SampleRow sample_outside[] = {{"model.word_embeddings.weight", "vocab hidden"},
+                                        {"model.norm.weight", "hidden"},
+                                        {"lm_head.weight", "vocab hidden"}};
+
+void add_tensors(SampleTensors& tensors) {
+  tensors.add("", sample_outside);
+  const std::int64_t layers = tensors.number("num_hidden_layers");
+  for (std::int64_t k = 0; k < layers + tensors.number("num_nextn_predict_layers"); ++k) {
+    const std::string prefix = layer_prefix("model.", k);
+    tensors.add(prefix, sample_layer);
+    if (k < tensors.number("first_k_dense_replace")) {
+      tensors.add(prefix + "mlp.", sample_mlp());
+    } else {
+      add_sample_mixture(tensors, prefix + "mlp.");
+      tensors.add(prefix, sample_bias);
+      tensors.add(prefix + "mlp.shared_experts.", sample_shared_expert());
+    }
+    if (k >= layers) tensors.add(prefix, sample_mtp_parts);
+  }
+}
+
+std::vector<Sample> samples() {
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> ling() {
@@ -46,7 +90,8 @@ std::vector<Model> ling() {
            .model_types = {"bailing_moe_v2", "bailing_moe"},
            .layouts = {"automodel"},
            .hf_marks = {"model.layers.{layer}.attention.query_key_value.weight"},
-           .weight_map = weight_map}};
+           .weight_map = weight_map,
+           .samples = samples}};
 }
 
 }  // namespace shardwright

@@ -6,6 +6,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -31,6 +32,30 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+void add_tensors(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  add_dense_decoder(tensors, "model.", {sample_attention()});
+}
+
+std::vector<Sample> llama_samples() {
+  return {
+      {.form = "bf16",
+       .config = R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama"})",
+       .add_tensors = add_tensors},
+      {.form = "tied",
+       .config =
+           R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": true})",
+       .add_tensors = add_tensors}};
+}
+std::vector<Sample> mistral_samples() {
+  return {{.form = "bf16",
+           .config = R"({"architectures": ["MistralForCausalLM"], "model_type": "mistral"})",
+           .add_tensors = add_tensors},
+          {.form = "ministral3",
+           .config = R"({"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3"})",
+           .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> llama() {
@@ -40,12 +65,14 @@ std::vector<Model> llama() {
        .layouts = {"automodel", "transformers", "torchtitan"},
        .sizes = {"num_attention_heads", "num_key_value_heads"},
        .takes_lora = true,
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = llama_samples},
       {.family = "mistral",
        .model_types = {"mistral", "ministral", "ministral3"},
        .layouts = {"automodel", "transformers"},
        .takes_lora = true,
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = mistral_samples},
   };
 }
 

@@ -8,8 +8,10 @@
 #include <utility>
 
 #include "planner/models/minimax_m3_layouts.h"
+#include "planner/models/minimax_m3_presets.h"
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -74,6 +76,43 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+/// Presets' tensors, with sizes as the config has them.
+void add_tensors(SampleTensors& tensors) {
+  MiniMaxM3Preset sizes = *find_minimax_m3_preset("tiny");
+  constexpr std::string_view vision = "vision_config";
+  sizes.hidden = tensors.number("hidden_size");
+  sizes.expert_intermediate = tensors.number("intermediate_size");
+  sizes.dense_intermediate = tensors.number("dense_intermediate_size");
+  sizes.experts = tensors.number("num_local_experts");
+  sizes.layers = tensors.number("num_hidden_layers");
+  sizes.heads = tensors.number("num_attention_heads");
+  sizes.key_value_heads = tensors.number("num_key_value_heads");
+  sizes.head_dim = tensors.number("head_dim");
+  sizes.vocabulary = tensors.number("vocab_size");
+  sizes.mtp_modules = tensors.number("num_mtp_modules");
+  sizes.vision_layers = tensors.number("num_hidden_layers", vision);
+  sizes.vision_hidden = tensors.number("hidden_size", vision);
+  sizes.dense_layers = 0;
+  while (tensors.kind("mlp_layer_types", sizes.dense_layers) == "dense") ++sizes.dense_layers;
+  for (NamedShape& tensor : minimax_m3_checkpoint(sizes)) {
+    if (is_float8(tensor.dtype)) {
+      tensors.add_scaled(tensor.name, std::move(tensor.shape));
+    } else if (!is_scale_name(tensor.name)) {
+      tensors.add(tensor.name, tensor.dtype, std::move(tensor.shape));
+    }
+  }
+}
+
+std::vector<Sample> samples() {
+  const std::string config = minimax_m3_config(*find_minimax_m3_preset("tiny"));
+  return {{.form = "mxfp8",
+           .config = config,
+           .encoding = "mxfp8",
+           .scale = DType::U8,
+           .add_tensors = add_tensors},
+          {.form = "bf16", .config = config, .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> minimax_m3() {
@@ -93,7 +132,8 @@ std::vector<Model> minimax_m3() {
        .text_prefix = "language_model.",
        .takes_lora = true,
        .keeps_f32 = false,  // all floats become BF16, as documented
-       .weight_map = weight_map}};
+       .weight_map = weight_map,
+       .samples = samples}};
 }
 
 }  // namespace shardwright

@@ -5,6 +5,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -21,6 +22,26 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view sample_config = R"({
+  "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4,
+  "num_experts_per_tok": 2, "intermediate_size": 40})";
+
+constexpr SampleRow sample_router[] = {{"gate.weight", "experts hidden"}};
+
+void add_tensors(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  for (std::int64_t layer = 0; layer < tensors.number("num_hidden_layers"); ++layer) {
+    const std::string prefix = layer_prefix("model.", layer);
+    add_sample_layer(tensors, prefix, {sample_attention()});
+    tensors.add(prefix + "block_sparse_moe.", sample_router);
+    tensors.add(prefix + "block_sparse_moe.experts.{expert}.", sample_numbered_expert());
+  }
+}
+
+std::vector<Sample> samples() {
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> mixtral() {
@@ -28,7 +49,8 @@ std::vector<Model> mixtral() {
            .model_types = {"mixtral"},
            .layouts = {"transformers"},
            .refused = {automodel_is_transformers},
-           .weight_map = weight_map}};
+           .weight_map = weight_map,
+           .samples = samples}};
 }
 
 }  // namespace shardwright

@@ -6,6 +6,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -60,6 +61,62 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view sample_config = R"({
+  "architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", "num_hidden_layers": 4,
+  "layers_block_type": ["mamba", "moe", "attention", "moe"], "mamba_num_heads": 4, "mamba_head_dim": 6,
+  "ssm_state_size": 8, "n_groups": 2, "conv_kernel": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+  "moe_intermediate_size": 40, "moe_shared_expert_intermediate_size": 28, "n_group": 1, "topk_group": 1})";
+
+constexpr SampleRow mamba[] = {
+    {"A_log", "mamba_num_heads"},
+    {"D", "mamba_num_heads"},
+    {"dt_bias", "mamba_num_heads"},
+    {"conv1d.weight", "mamba_num_heads*mamba_head_dim+2*n_groups*ssm_state_size 1 conv_kernel"},
+    {"conv1d.bias", "mamba_num_heads*mamba_head_dim+2*n_groups*ssm_state_size"},
+    {"in_proj.weight", "2*mamba_num_heads*mamba_head_dim+2*n_groups*ssm_state_size+mamba_num_heads hidden",
+     Stored::scaled},
+    {"norm.weight", "mamba_num_heads*mamba_head_dim"},
+    {"out_proj.weight", "hidden mamba_num_heads*mamba_head_dim", Stored::scaled},
+};
+constexpr SampleRow sample_router[] = {{"gate.weight", "experts hidden"},
+                                       {"gate.e_score_correction_bias", "experts", Stored::f32}};
+constexpr SampleRow ungated[] = {{"up_proj.weight", "expert_inter hidden", Stored::scaled},
+                                 {"down_proj.weight", "hidden expert_inter", Stored::scaled}};
+constexpr SampleRow ungated_shared[] = {{"up_proj.weight", "shared_inter hidden", Stored::scaled},
+                                        {"down_proj.weight", "hidden shared_inter", Stored::scaled}};
+constexpr SampleRow norm[] = {{"norm.weight", "hidden"}};
+constexpr SampleRow outside[] = {{"backbone.embeddings.weight", "vocab hidden"},
+                                 {"backbone.norm_f.weight", "hidden"},
+                                 {"lm_head.weight", "vocab hidden"}};
+constexpr SampleRow before_mtp[] = {
+    {"enorm.weight", "hidden"}, {"hnorm.weight", "hidden"}, {"eh_proj.weight", "hidden 2*hidden"}};
+constexpr SampleRow after_mtp[] = {{"final_layernorm.weight", "hidden"}};
+
+void add_layer(SampleTensors& tensors, const std::string& prefix, std::string_view kind) {
+  const std::string mixer = prefix + "mixer.";
+  tensors.add(prefix, norm);
+  if (kind == "mamba") tensors.add(mixer, mamba);
+  if (kind == "attention") tensors.add(mixer, sample_attention());
+  if (kind != "moe") return;
+  tensors.add(mixer, sample_router);
+  tensors.add(mixer + "experts.{expert}.", ungated);
+  tensors.add(mixer + "shared_experts.", ungated_shared);
+}
+
+void add_tensors(SampleTensors& tensors) {
+  tensors.add("", outside);
+  for (std::int64_t k = 0; k < tensors.number("num_hidden_layers"); ++k)
+    add_layer(tensors, layer_prefix("backbone.", k), tensors.kind("layers_block_type", k));
+  tensors.add("mtp.layers.0.", before_mtp);
+  add_layer(tensors, "mtp.layers.0.", "attention");
+  add_layer(tensors, "mtp.layers.1.", "moe");
+  tensors.add("mtp.layers.1.", after_mtp);
+}
+
+std::vector<Sample> samples() {
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> nemotron_h() {
@@ -68,7 +125,8 @@ std::vector<Model> nemotron_h() {
            .layouts = {"automodel", "transformers"},
            .hf_marks = {"backbone.layers.{layer}.mixer.experts.{*}"},
            .native_marks = {"model.layers.{layer}.mixer.experts.{*}"},
-           .weight_map = weight_map}};
+           .weight_map = weight_map,
+           .samples = samples}};
 }
 
 }  // namespace shardwright

@@ -3,6 +3,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -16,6 +17,42 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+void add_qwen2(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  add_dense_decoder(tensors, "model.", {sample_attention(), sample_attention_biases()});
+}
+void add_qwen3(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  add_dense_decoder(tensors, "model.", {sample_attention(), sample_head_norms()});
+}
+
+std::vector<Sample> qwen2_samples() {
+  return {
+      {.form = "bf16",
+       .config = R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"})",
+       .add_tensors = add_qwen2},
+      {.form = "tied",
+       .config =
+           R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": true})",
+       .add_tensors = add_qwen2}};
+}
+
+std::vector<Sample> qwen3_samples() {
+  return {
+      {.form = "bf16",
+       .config = R"({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"})",
+       .add_tensors = add_qwen3},
+      {.form = "tied",
+       .config =
+           R"({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "tie_word_embeddings": true})",
+       .add_tensors = add_qwen3},
+      {.form = "fp8",
+       .config = R"({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"})",
+       .encoding = "block_fp8",
+       .scale = DType::BF16,
+       .add_tensors = add_qwen3}};
+}
+
 }  // namespace
 
 std::vector<Model> qwen3() {
@@ -24,12 +61,14 @@ std::vector<Model> qwen3() {
        .model_types = {"qwen2"},
        .layouts = {"automodel", "transformers"},
        .takes_lora = true,
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = qwen2_samples},
       {.family = "qwen3",
        .model_types = {"qwen3"},
        .layouts = {"automodel", "transformers", "torchtitan"},
        .takes_lora = true,
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = qwen3_samples},
   };
 }
 

@@ -10,6 +10,7 @@
 #include "planner/models/config.h"
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -112,6 +113,93 @@ WeightMap with_experts(std::string_view layout, const Catalog& catalog) {
   return weight_map(layout, catalog, /*has_experts=*/true);
 }
 
+constexpr std::string_view dense_config = R"({
+  "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+  "text_config": {"model_type": "qwen3_5_text", "linear_num_key_heads": 2,
+  "linear_num_value_heads": 4, "linear_key_head_dim": 4, "linear_value_head_dim": 6,
+  "linear_conv_kernel_dim": 4, "layer_types": ["linear_attention", "full_attention"], "mtp_num_hidden_layers": 1},
+  "vision_config": {"model_type": "qwen3_5_vision", "depth": 2, "hidden_size": 12, "intermediate_size": 20,
+  "num_heads": 2, "in_channels": 3, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+  "out_hidden_size": 48, "num_position_embeddings": 16}})";
+constexpr std::string_view mixture_config = R"({
+  "architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe",
+  "text_config": {"model_type": "qwen3_5_moe_text", "num_experts": 4, "num_experts_per_tok": 2,
+  "moe_intermediate_size": 40, "shared_expert_intermediate_size": 28, "linear_num_key_heads": 2,
+  "linear_num_value_heads": 4, "linear_key_head_dim": 4, "linear_value_head_dim": 6,
+  "linear_conv_kernel_dim": 4, "layer_types": ["linear_attention", "full_attention"], "mtp_num_hidden_layers": 1},
+  "vision_config": {"model_type": "qwen3_5_moe_vision", "depth": 2, "hidden_size": 12, "intermediate_size": 20,
+  "num_heads": 2, "in_channels": 3, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+  "out_hidden_size": 48, "num_position_embeddings": 16}})";
+
+constexpr SampleRow linear_projections[] = {
+    {"in_proj_qkv.weight",
+     "2*linear_num_key_heads*linear_key_head_dim+linear_num_value_heads*linear_value_head_dim hidden",
+     Stored::scaled},
+    {"in_proj_z.weight", "linear_num_value_heads*linear_value_head_dim hidden", Stored::scaled},
+    {"in_proj_a.weight", "linear_num_value_heads hidden"},
+    {"in_proj_b.weight", "linear_num_value_heads hidden"},
+};
+constexpr SampleRow router[] = {{"gate.weight", "experts hidden"}};
+
+void add_mlp(SampleTensors& tensors, const std::string& module, bool is_split) {
+  if (!is_split) {
+    tensors.add(module, router);
+    tensors.add(module + "experts.", sample_stacked_experts());
+  } else {
+    add_sample_mixture(tensors, module);
+  }
+  add_sample_gated_shared_expert(tensors, module);
+}
+
+void add_tensors(SampleTensors& tensors, bool has_experts, bool is_mtp_split) {
+  const std::string model = "model.language_model.";
+  const auto add_layer = [&](const std::string& prefix, bool is_linear, bool is_split) {
+    if (is_linear) tensors.add(prefix + "linear_attn.", linear_projections);
+    add_sample_gated_layer(tensors, prefix, is_linear);
+    if (has_experts) {
+      add_mlp(tensors, prefix + "mlp.", is_split);
+    } else {
+      tensors.add(prefix + "mlp.", sample_mlp());
+    }
+  };
+  add_sample_ends(tensors, model);
+  for (std::int64_t layer = 0; layer < tensors.number("num_hidden_layers"); ++layer)
+    add_layer(layer_prefix(model, layer), tensors.kind("layer_types", layer) == "linear_attention",
+              tensors.is_quantised());
+  add_layer("mtp.layers.0.", /*is_linear=*/false, is_mtp_split);
+  tensors.add("mtp.", sample_mtp_beside());
+  add_sample_vision(tensors);
+}
+
+void add_dense(SampleTensors& tensors) { add_tensors(tensors, /*has_experts=*/false, false); }
+void add_mixture(SampleTensors& tensors) {
+  add_tensors(tensors, /*has_experts=*/true, /*is_mtp_split=*/tensors.is_quantised());
+}
+void add_mixture_with_mtp_apart(SampleTensors& tensors) {
+  add_tensors(tensors, /*has_experts=*/true, /*is_mtp_split=*/true);
+}
+
+std::vector<Sample> dense_samples() {
+  return {{.form = "bf16", .config = std::string(dense_config), .add_tensors = add_dense},
+          {.form = "fp8",
+           .config = std::string(dense_config),
+           .encoding = "block_fp8",
+           .scale = DType::BF16,
+           .add_tensors = add_dense}};
+}
+
+std::vector<Sample> mixture_samples() {
+  return {{.form = "bf16", .config = std::string(mixture_config), .add_tensors = add_mixture},
+          {.form = "bf16_mtp_apart",
+           .config = std::string(mixture_config),
+           .add_tensors = add_mixture_with_mtp_apart},
+          {.form = "fp8",
+           .config = std::string(mixture_config),
+           .encoding = "block_fp8",
+           .scale = DType::BF16,
+           .add_tensors = add_mixture}};
+}
+
 }  // namespace
 
 std::vector<Model> qwen3_5() {
@@ -120,14 +208,16 @@ std::vector<Model> qwen3_5() {
        .model_types = {"qwen3_5", "qwen3_5_text"},
        .layouts = {"automodel", "transformers", "torchtitan"},
        .takes_lora = true,
-       .weight_map = dense},
+       .weight_map = dense,
+       .samples = dense_samples},
       {.family = "qwen3_5_moe",
        .model_types = {"qwen3_5_moe", "qwen3_5_moe_text"},
        .layouts = {"automodel", "transformers", "torchtitan"},
        .hf_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
        .native_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
        .takes_lora = true,
-       .weight_map = with_experts},
+       .weight_map = with_experts,
+       .samples = mixture_samples},
   };
 }
 

@@ -3,6 +3,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -18,6 +19,24 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view sample_config = R"({
+  "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4,
+  "num_experts_per_tok": 2, "moe_intermediate_size": 40})";
+
+void add_tensors(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  add_mixture_decoder(tensors, "model.", {sample_attention(), sample_head_norms()});
+}
+
+std::vector<Sample> samples() {
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors},
+          {.form = "fp8",
+           .config = std::string(sample_config),
+           .encoding = "block_fp8",
+           .scale = DType::BF16,
+           .add_tensors = add_tensors}};
+}
+
 }  // namespace
 
 std::vector<Model> qwen3_moe() {
@@ -25,7 +44,8 @@ std::vector<Model> qwen3_moe() {
            .model_types = {"qwen3_moe"},
            .layouts = {"automodel", "transformers", "torchtitan"},
            .takes_lora = true,
-           .weight_map = weight_map}};
+           .weight_map = weight_map,
+           .samples = samples}};
 }
 
 }  // namespace shardwright

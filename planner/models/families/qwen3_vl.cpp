@@ -7,6 +7,7 @@
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -54,6 +55,53 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+constexpr std::string_view dense_config = R"({
+  "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl",
+  "text_config": {"model_type": "qwen3_vl_text"},
+  "vision_config": {"model_type": "qwen3_vl_vision", "depth": 2, "hidden_size": 12, "intermediate_size": 20,
+  "num_heads": 2, "in_channels": 3, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+  "out_hidden_size": 48, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}})";
+constexpr std::string_view mixture_config = R"({
+  "architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe",
+  "text_config": {"model_type": "qwen3_vl_moe_text", "num_experts": 4, "num_experts_per_tok": 2,
+  "moe_intermediate_size": 40},
+  "vision_config": {"model_type": "qwen3_vl_moe_vision", "depth": 2, "hidden_size": 12, "intermediate_size": 20,
+  "num_heads": 2, "in_channels": 3, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+  "out_hidden_size": 48, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}})";
+
+constexpr SampleRow mixture[] = {
+    {"gate.weight", "experts hidden"},
+    {"experts.gate_up_proj", "experts hidden 2*expert_inter"},
+    {"experts.down_proj", "experts expert_inter hidden"},
+};
+
+void add_tensors(SampleTensors& tensors, std::span<const SampleRow> mlp) {
+  const std::string model = "model.language_model.";
+  add_sample_ends(tensors, model);
+  for (std::int64_t layer = 0; layer < tensors.number("num_hidden_layers"); ++layer) {
+    const std::string prefix = layer_prefix(model, layer);
+    add_sample_layer(tensors, prefix, {sample_attention(), sample_head_norms()});
+    tensors.add(prefix + "mlp.", mlp);
+  }
+  add_sample_vision(tensors);
+}
+
+void add_dense(SampleTensors& tensors) { add_tensors(tensors, sample_mlp()); }
+void add_mixture(SampleTensors& tensors) { add_tensors(tensors, mixture); }
+
+std::vector<Sample> dense_samples() {
+  return {{.form = "bf16", .config = std::string(dense_config), .add_tensors = add_dense},
+          {.form = "fp8",
+           .config = std::string(dense_config),
+           .encoding = "block_fp8",
+           .scale = DType::BF16,
+           .add_tensors = add_dense}};
+}
+
+std::vector<Sample> mixture_samples() {
+  return {{.form = "bf16", .config = std::string(mixture_config), .add_tensors = add_mixture}};
+}
+
 }  // namespace
 
 std::vector<Model> qwen3_vl() {
@@ -61,11 +109,13 @@ std::vector<Model> qwen3_vl() {
       {.family = "qwen3_vl",
        .model_types = {"qwen3_vl"},
        .layouts = {"automodel", "transformers"},
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = dense_samples},
       {.family = "qwen3_vl_moe",
        .model_types = {"qwen3_vl_moe"},
        .layouts = {"automodel", "transformers"},
-       .weight_map = weight_map},
+       .weight_map = weight_map,
+       .samples = mixture_samples},
   };
 }
 

@@ -8,6 +8,7 @@
 #include "planner/models/config.h"
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
+#include "planner/models/samples.h"
 
 namespace shardwright {
 namespace {
@@ -93,19 +94,117 @@ WeightMap step3p7(std::string_view layout, const Catalog& catalog) {
   }
   add_layers(map, text, usual_layer(layout));
   add_outside_layers(map, text, catalog);
+  // Without a config, the layers of multi-token prediction have no name in the files, least of all their own.
+  if (!number_in_config(catalog, "num_hidden_layers"))
+    std::erase_if(map.rules, [](const Rule& rule) { return rule.hf.text() == "{*}"; });
   return map;
+}
+
+constexpr std::string_view text_config_of_step = R"({
+  "architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", "moe_intermediate_size": 40,
+  "n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "share_expert_dim": 28,
+  "mlp_layer_types": ["dense", "sparse"], "layer_types": ["full_attention", "full_attention"],
+  "num_nextn_predict_layers": 1})";
+constexpr std::string_view vision_config_of_step = R"({
+  "architectures": ["Step3p7ForConditionalGeneration"], "model_type": "step3p7",
+  "text_config": {"model_type": "step3p5", "moe_intermediate_size": 40,
+  "n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "share_expert_dim": 28,
+  "mlp_layer_types": ["dense", "sparse"], "layer_types": ["full_attention", "full_attention"],
+  "num_nextn_predict_layers": 1},
+  "vision_config": {"model_type": "step3p5_vision", "hidden_size": 12, "mlp_ratio": 2.0,
+  "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "image_size": 16}})";
+
+constexpr SampleRow gates_of_heads[] = {{"g_proj.weight", "heads hidden"}};
+constexpr SampleRow sample_mixture[] = {
+    {"moe.gate.weight", "experts hidden"},
+    {"moe.router_bias", "experts", Stored::f32},
+    {"moe.gate_proj.weight", "experts expert_inter hidden"},
+    {"moe.up_proj.weight", "experts expert_inter hidden"},
+    {"moe.down_proj.weight", "experts hidden expert_inter"},
+};
+constexpr SampleRow before_mtp[] = {
+    {"enorm.weight", "hidden"}, {"hnorm.weight", "hidden"}, {"eh_proj.weight", "hidden 2*hidden"}};
+constexpr SampleRow head_of_mtp[] = {{"transformer.shared_head.norm.weight", "hidden"},
+                                     {"transformer.shared_head.output.weight", "vocab hidden"}};
+
+void add_text(SampleTensors& tensors) {
+  add_sample_ends(tensors);
+  const std::int64_t layers = tensors.number("num_hidden_layers");
+  for (std::int64_t layer = 0; layer < layers + tensors.number("num_nextn_predict_layers"); ++layer) {
+    const std::string prefix = layer_prefix("model.", layer);
+    add_sample_layer(tensors, prefix, {sample_attention(), sample_head_norms(), gates_of_heads});
+    if (tensors.kind("mlp_layer_types", layer) == "sparse") {
+      tensors.add(prefix, sample_mixture);
+      tensors.add(prefix + "share_expert.", sample_shared_expert());
+    } else {
+      tensors.add(prefix + "mlp.", sample_mlp());
+    }
+    if (layer < layers) continue;
+    tensors.add(prefix, before_mtp);
+    tensors.add(prefix, head_of_mtp);
+  }
+}
+
+constexpr SampleRow around_blocks[] = {
+    {"conv1.weight", "hidden_size 3 patch_size patch_size"},
+    {"ln_pre.weight", "hidden_size"},
+    {"ln_pre.bias", "hidden_size"},
+    {"vit_downsampler1.weight", "2*hidden_size hidden_size 3 3"},
+    {"vit_downsampler1.bias", "2*hidden_size"},
+    {"vit_downsampler2.weight", "4*hidden_size 2*hidden_size 3 3"},
+    {"vit_downsampler2.bias", "4*hidden_size"},
+};
+constexpr SampleRow sample_block[] = {
+    {"attn.in_proj_weight", "3*hidden_size hidden_size"},
+    {"attn.in_proj_bias", "3*hidden_size"},
+    {"attn.out_proj.weight", "hidden_size hidden_size"},
+    {"attn.out_proj.bias", "hidden_size"},
+    {"ln_1.weight", "hidden_size"},
+    {"ln_1.bias", "hidden_size"},
+    {"ln_2.weight", "hidden_size"},
+    {"ln_2.bias", "hidden_size"},
+    {"ls_1.gamma", "hidden_size"},
+    {"ls_2.gamma", "hidden_size"},
+    {"mlp.c_fc.weight", "mlp_ratio*hidden_size hidden_size"},
+    {"mlp.c_fc.bias", "mlp_ratio*hidden_size"},
+    {"mlp.c_proj.weight", "hidden_size mlp_ratio*hidden_size"},
+    {"mlp.c_proj.bias", "hidden_size"},
+};
+
+void add_with_vision(SampleTensors& tensors) {
+  constexpr std::string_view part = "vision_config";
+  add_text(tensors);
+  tensors.add("vision_model.", around_blocks, part);
+  const std::int64_t width = tensors.number("hidden", part);
+  const std::int64_t side = tensors.number("image_size", part) / tensors.number("patch_size", part);
+  tensors.add("vision_model.positional_embedding", DType::BF16, {side * side, width});
+  for (std::int64_t block = 0; block < tensors.number("num_hidden_layers", part); ++block)
+    tensors.add("vision_model.transformer.resblocks." + std::to_string(block) + ".", sample_block, part);
+  tensors.add("vit_large_projector.weight", DType::BF16, {tensors.number("hidden"), 4 * width});
+}
+
+std::vector<Sample> samples_of_3p5() {
+  return {{.form = "bf16", .config = std::string(text_config_of_step), .add_tensors = add_text}};
+}
+std::vector<Sample> samples_of_3p7() {
+  return {{.form = "bf16", .config = std::string(vision_config_of_step), .add_tensors = add_with_vision}};
 }
 
 }  // namespace
 
 std::vector<Model> step3p5() {
   return {
-      {.family = "step3p5", .model_types = {"step3p5"}, .layouts = {"automodel"}, .weight_map = step3p5},
+      {.family = "step3p5",
+       .model_types = {"step3p5"},
+       .layouts = {"automodel"},
+       .weight_map = step3p5,
+       .samples = samples_of_3p5},
       {.family = "step3p7",
        .model_types = {"step3p7"},
        .layouts = {"automodel", "transformers"},
        .hf_marks = {"vit_large_projector."},
-       .weight_map = step3p7},
+       .weight_map = step3p7,
+       .samples = samples_of_3p7},
   };
 }
 

@@ -55,6 +55,16 @@ def _positive_number(text: str) -> float:
     return number
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shardwright", description="Loads FP8 checkpoints into sharded tensors, and writes MXFP8."
@@ -63,11 +73,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     generating = commands.add_parser(
-        "generate", help="write a checkpoint of MiniMax M3's shape with random values"
+        "generate", help="write a checkpoint of a released model's names and shapes with random values"
     )
     generating.add_argument("directory")
-    generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
-    generating.add_argument("--encoding", choices=_core.encodings(), default="mxfp8")
+    generating.add_argument(
+        "--preset", choices=["tiny", "small", "bench", "full"], help="of MiniMax M3; without --family: tiny"
+    )
+    generating.add_argument(
+        "--family", help="a small checkpoint of this family, one of those that `shardwright families` lists"
+    )
+    generating.add_argument("--form", help="in which the family is released, such as bf16, fp8 or tied")
+    generating.add_argument(
+        "--config",
+        type=_json_object,
+        metavar="JSON",
+        help="values for the family's config.json, which decides all sizes",
+    )
+    generating.add_argument(
+        "--encoding", choices=_core.encodings(), help="of what releases quantise; default: as released"
+    )
+    generating.add_argument("--max-shard-size", metavar="SIZE", help="of tensors in a file, such as 5GB")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     generating.add_argument("--seed", type=_whole_number, default=0)
     generating.add_argument(
@@ -258,7 +283,11 @@ def _generate(options: argparse.Namespace) -> None:
     report = generate(
         options.directory,
         options.preset,
+        family=options.family,
+        form=options.form,
+        config=options.config,
         encoding=options.encoding,
+        max_shard_size=options.max_shard_size,
         seed=options.seed,
         layout_only=options.layout_only,
         layers=options.layers,

@@ -28,6 +28,7 @@ def families() -> dict[str, Any]:
                 "layouts": {layout: checked_against(one.name, layout) for layout in one.layouts},
                 "refused": dict(one.refused),
                 "lora": one.takes_lora,
+                "forms": _core.sample_forms(one.name),
             }
             for one in _core.families()
         ],
@@ -49,6 +50,7 @@ def print_families(facts: dict[str, Any]) -> None:
             print(f"  {layout:<13} refused: {reason}")
         if one["lora"]:
             print("  LoRA adapters")
+        print(f"  generated in  {', '.join(one['forms'])}")
     print(
         f"""
 All of them also in layout huggingface, the checkpoint's own names and shapes.

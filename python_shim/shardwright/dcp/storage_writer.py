@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import re
 import shutil
 import time
 import uuid
@@ -23,6 +22,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
+from shardwright.byte_sizes import bytes_of_size
 from shardwright.catalog import catalog_of
 from shardwright.dcp.save_description import global_rank
 from shardwright.dcp.save_planner import ExportMeta
@@ -36,31 +36,6 @@ from shardwright.system_calls import is_there, naming, uninterrupted, write_flus
 from shardwright.weight_maps import imported_map, model_name
 
 INDEX_NAME = "model.safetensors.index.json"
-
-_UNITS = {
-    "": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 1 << 10,
-    "MIB": 1 << 20,
-    "GIB": 1 << 30,
-}
-
-
-def bytes_of_size(size: int | str) -> int:
-    """A number of bytes, or text such as "5GB" or "512MiB", as transformers reads it."""
-    if isinstance(size, int) and size > 0:
-        return size
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]I?B)?", str(size).upper())
-    if (
-        match is None
-        or (match[2] or "") not in _UNITS
-        or (found := int(float(match[1]) * _UNITS[match[2] or ""])) < 1
-    ):
-        raise ValueError(f'max_shard_size is {size!r}; expected bytes, or text such as "5GB" or "512MiB"')
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

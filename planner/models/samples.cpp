@@ -1,0 +1,283 @@
+#include "planner/models/samples.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "planner/error.h"
+
+namespace shardwright {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// Of every text model. No two of a sample's sizes are equal that a mix-up of dimensions could hide behind.
+constexpr std::string_view sample_defaults = R"({
+  "vocab_size": 96, "hidden_size": 48, "intermediate_size": 256, "num_hidden_layers": 2,
+  "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
+  "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})";
+
+constexpr std::size_t most_tensors = 1 << 22;
+
+/// What families call one thing, the first that a config has; a product where they differ in what they count.
+struct Spelling {
+  std::string_view name;
+  std::array<std::string_view, 5> of_families;
+};
+constexpr Spelling spellings[] = {
+    {"vocab", {"vocab_size"}},
+    {"hidden", {"hidden_size"}},
+    {"inter", {"intermediate_size"}},
+    {"heads", {"num_attention_heads"}},
+    {"kv_heads", {"num_key_value_heads"}},
+    {"experts", {"n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"}},
+    {"expert_inter", {"moe_intermediate_size", "intermediate_size"}},
+    {"shared_inter",
+     {"shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "share_expert_dim",
+      "moe_intermediate_size", "intermediate_size"}},
+};
+
+[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::argument, what); }
+
+std::string quoted(std::string_view name) { return "'" + std::string(name) + "'"; }
+
+/// The part of a config that says what the text model is: itself, or what it has for a part.
+Json& text_of(Json& config) {
+  const auto found = config.find("text_config");
+  return found == config.end() ? config : *found;
+}
+
+/// Values go where a config has them: in the text model's part, if it is one of its names.
+void change(Json& config, const Json& values) {
+  for (const auto& [name, value] : values.items()) {
+    Json& text = text_of(config);
+    Json& place = text.contains(name) || !config.contains(name) ? text : config;
+    place[name].merge_patch(value);
+  }
+}
+
+/// Lists with an entry for each layer must have one for each of another number of layers.
+void check_lists(const Json& before, const Json& after) {
+  const std::int64_t layers = before.value("num_hidden_layers", std::int64_t{0});
+  const std::int64_t now = after.value("num_hidden_layers", std::int64_t{0});
+  for (const auto& [name, list] : before.items()) {
+    if (!list.is_array() || static_cast<std::int64_t>(list.size()) != layers || !list[0].is_string())
+      continue;
+    if (static_cast<std::int64_t>(after[name].size()) != now) {
+      refuse("config: " + name + ": expected an entry for each of " + std::to_string(now) +
+             " layers, found " + std::to_string(after[name].size()) + "; give such a list, too");
+    }
+  }
+}
+
+Json config_of(const Sample& sample, const std::string& changes) {
+  Json config = Json::parse(sample.config);
+  const Json defaults = Json::parse(sample_defaults);
+  const auto set_default = [](Json& part, const std::string& name, const Json& value) {
+    if (!part.contains(name)) part[name] = value;
+  };
+  Json& text = text_of(config);
+  for (const auto& [name, value] : defaults.items()) {
+    set_default(text, name, value);
+    if (text[name].is_null()) text.erase(name);  // a family that has no such size says so
+  }
+  set_default(config, "dtype", "bfloat16");
+  set_default(config, "tie_word_embeddings", false);
+  if (changes.empty()) return config;
+  const Json values = Json::parse(changes, nullptr, /*allow_exceptions=*/false);
+  if (!values.is_object()) refuse("config: expected a JSON object of values for config.json");
+  const Json before = text_of(config);
+  change(config, values);
+  check_lists(before, text_of(config));
+  return config;
+}
+
+std::int64_t product(std::int64_t a, std::int64_t b) {
+  std::int64_t result = 0;
+  if (__builtin_mul_overflow(a, b, &result)) refuse("config: sizes make a tensor too large to be counted");
+  return result;
+}
+
+std::vector<std::string_view> split(std::string_view text, char at) {
+  std::vector<std::string_view> parts;
+  for (;;) {
+    const std::size_t end = text.find(at);
+    parts.push_back(text.substr(0, end));
+    if (end == std::string_view::npos) return parts;
+    text.remove_prefix(end + 1);
+  }
+}
+
+}  // namespace
+
+const ScaleBlocks& scale_blocks_named(std::string_view name) {
+  std::string known;
+  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+    if (blocks.name == name) return blocks;
+    known += (known.empty() ? "" : ", ") + std::string(blocks.name);
+  }
+  refuse("encoding " + quoted(name) + ": expected one of " + known);
+}
+
+Json quantization_config(const ScaleBlocks& blocks) {
+  Json quantization = {{"quant_method", "fp8"}, {"fmt", "e4m3"}};
+  if (blocks.name == "mxfp8")
+    quantization = {{"quant_method", "mxfp8"}, {"fmt", "e4m3"}, {"scale_fmt", "ue8m0"}};
+  if (!blocks.is_whole_tensor()) quantization["weight_block_size"] = {blocks.rows, blocks.columns};
+  quantization["activation_scheme"] = "dynamic";
+  return quantization;
+}
+
+SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, const SampleChanges& changes) {
+  std::string known;
+  for (const Sample& sample : family.samples()) {
+    known += (known.empty() ? "" : ", ") + std::string(sample.form);
+    if (!form.empty() && sample.form != form) continue;
+    const std::string_view encoding =
+        changes.encoding.empty() ? sample.encoding : std::string_view(changes.encoding);
+    const ScaleBlocks* blocks = encoding.empty() ? nullptr : &scale_blocks_named(encoding);
+    const bool is_as_released = changes.encoding.empty();
+    Json config = config_of(sample, changes.config);
+    config.erase("quantization_config");
+    SampleTensors tensors(config, blocks,
+                          is_as_released || blocks == nullptr ? sample.scale : blocks->dtypes.front());
+    sample.add_tensors(tensors);
+    if (blocks != nullptr) config["quantization_config"] = quantization_config(*blocks);
+    return {tensors.take(), config.dump(2) + "\n"};
+  }
+  refuse("form " + quoted(form) + " of " + std::string(family.family) + ": expected one of " + known);
+}
+
+SampleTensors::SampleTensors(Json config, const ScaleBlocks* blocks, DType scale)
+    : config_(std::move(config)), blocks_(blocks), scale_(scale) {}
+
+const Json* SampleTensors::find(std::string_view name, std::string_view part) const {
+  const auto in = [&](std::string_view of) -> const Json* {
+    const auto place = config_.find(of);
+    if (place == config_.end() || !place->is_object()) return nullptr;
+    const auto found = place->find(name);
+    return found == place->end() ? nullptr : &*found;
+  };
+  if (!part.empty()) {
+    if (const Json* found = in(part)) return found;
+  }
+  if (const Json* found = in("text_config")) return found;
+  const auto found = config_.find(name);
+  return found == config_.end() ? nullptr : &*found;
+}
+
+std::int64_t SampleTensors::number(std::string_view name, std::string_view part) const {
+  const auto checked = [&](std::string_view spelling, const Json& value) -> std::int64_t {
+    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+    const bool is_whole = value.is_number() && value == std::floor(value.get<double>());
+    if (!is_whole || value < 0 || value > most) {
+      refuse("config: " + std::string(spelling) + ": expected a number from 0 to " + std::to_string(most) +
+             ", found " + value.dump());
+    }
+    return value.get<std::int64_t>();
+  };
+  for (const Spelling& spelling : spellings) {
+    if (spelling.name != name) continue;
+    for (const std::string_view own : spelling.of_families) {
+      if (own.empty()) break;
+      if (const Json* value = find(own, part)) return checked(own, *value);
+    }
+  }
+  const Json* value = find(name, part);
+  if (value == nullptr) refuse("config: expected a number " + quoted(name) + ", found none");
+  return checked(name, *value);
+}
+
+std::int64_t SampleTensors::number_or_none(std::string_view name) const {
+  return find(name, {}) == nullptr ? 0 : number(name);
+}
+
+bool SampleTensors::is(std::string_view flag) const {
+  const Json* value = find(flag, {});
+  return value != nullptr && value->is_boolean() && value->get<bool>();
+}
+
+std::int64_t SampleTensors::entries(std::string_view list, std::string_view part) const {
+  const Json* value = find(list, part);
+  return value != nullptr && value->is_array() ? static_cast<std::int64_t>(value->size()) : 0;
+}
+
+std::string SampleTensors::kind(std::string_view list, std::int64_t layer) const {
+  const Json* value = find(list, {});
+  if (value == nullptr || !value->is_array() || layer >= static_cast<std::int64_t>(value->size())) return "";
+  const Json& entry = (*value)[static_cast<std::size_t>(layer)];
+  return entry.is_string() ? entry.get<std::string>() : "";
+}
+
+Shape SampleTensors::shape_of(std::string_view text, std::string_view part) const {
+  Shape shape;
+  if (text.empty()) return shape;  // a scalar
+  for (const std::string_view dimension : split(text, ' ')) {
+    std::int64_t sum = 0;
+    for (const std::string_view term : split(dimension, '+')) {
+      std::int64_t value = 1;
+      for (const std::string_view factor : split(term, '*')) {
+        std::int64_t one = 0;
+        const auto read = std::from_chars(factor.data(), factor.data() + factor.size(), one);
+        if (read.ec != std::errc() || read.ptr != factor.data() + factor.size()) one = number(factor, part);
+        value = product(value, one);
+      }
+      if (__builtin_add_overflow(sum, value, &sum)) refuse("config: sizes are too large to be added");
+    }
+    if (sum == 0) refuse("config: " + std::string(dimension) + ": expected a size, found 0");
+    shape.push_back(sum);
+  }
+  return shape;
+}
+
+void SampleTensors::add(const std::string& name, DType dtype, Shape shape) {
+  std::int64_t elements = 8;  // bytes of the largest
+  for (const std::int64_t size : shape) elements = product(elements, size);
+  if (tensors_.size() >= most_tensors) {
+    refuse("config: expected at most " + std::to_string(most_tensors) +
+           " tensors; give fewer layers or experts");
+  }
+  tensors_.push_back({name, dtype, std::move(shape)});
+}
+
+void SampleTensors::add_scaled(const std::string& name, Shape shape) {
+  if (blocks_ == nullptr) return add(name, DType::BF16, std::move(shape));
+  Encoding encoding = encoding_with(*blocks_, shape);
+  encoding.scale = scale_;
+  const Shape scales = scale_shape_of(encoding, shape);
+  add(name, encoding.element, std::move(shape));
+  add(name + std::string(encoding.scale_suffix), encoding.scale, scales);
+}
+
+void SampleTensors::add(const std::string& prefix, std::span<const SampleRow> rows, std::string_view part) {
+  constexpr std::string_view placeholder = "{expert}";
+  const auto add_one = [&](const SampleRow& row, const std::string& name) {
+    Shape shape = shape_of(row.shape, part);
+    switch (row.stored) {
+      case Stored::bf16:
+        return add(name, DType::BF16, std::move(shape));
+      case Stored::f32:
+        return add(name, DType::F32, std::move(shape));
+      case Stored::i64:
+        return add(name, DType::I64, std::move(shape));
+      case Stored::scaled:
+        return add_scaled(name, std::move(shape));
+    }
+  };
+  const std::size_t at = prefix.find(placeholder);
+  if (at == std::string::npos) {
+    for (const SampleRow& row : rows) add_one(row, prefix + std::string(row.name));
+    return;
+  }
+  const std::int64_t experts = number("experts", part);
+  for (std::int64_t expert = 0; expert < experts; ++expert) {
+    std::string with_number = prefix;
+    with_number.replace(at, placeholder.size(), std::to_string(expert));
+    for (const SampleRow& row : rows) add_one(row, with_number + std::string(row.name));
+  }
+}
+
+}  // namespace shardwright
