@@ -8,7 +8,7 @@
 namespace shardwright {
 namespace {
 
-constexpr auto scaled = Stored::scaled;
+constexpr auto scaled = StoredAs::scaled;
 
 constexpr SampleRow attention[] = {
     {"q_proj.weight", "heads*head_dim hidden", scaled},
@@ -80,7 +80,7 @@ constexpr SampleRow stacked_experts[] = {
     {"down_proj", "experts hidden expert_inter"},
 };
 constexpr SampleRow router[] = {{"gate.weight", "experts hidden"}};
-constexpr SampleRow router_bias[] = {{"e_score_correction_bias", "experts", Stored::f32}};
+constexpr SampleRow router_bias[] = {{"e_score_correction_bias", "experts", StoredAs::f32}};
 constexpr SampleRow mtp[] = {{"enorm.weight", "hidden"},
                              {"hnorm.weight", "hidden"},
                              {"eh_proj.weight", "hidden 2*hidden"},

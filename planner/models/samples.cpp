@@ -257,13 +257,13 @@ void SampleTensors::add(const std::string& prefix, std::span<const SampleRow> ro
   const auto add_one = [&](const SampleRow& row, const std::string& name) {
     Shape shape = shape_of(row.shape, part);
     switch (row.stored) {
-      case Stored::bf16:
+      case StoredAs::bf16:
         return add(name, DType::BF16, std::move(shape));
-      case Stored::f32:
+      case StoredAs::f32:
         return add(name, DType::F32, std::move(shape));
-      case Stored::i64:
+      case StoredAs::i64:
         return add(name, DType::I64, std::move(shape));
-      case Stored::scaled:
+      case StoredAs::scaled:
         return add_scaled(name, std::move(shape));
     }
   };

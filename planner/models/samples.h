@@ -59,7 +59,7 @@ nlohmann::ordered_json quantization_config(const ScaleBlocks& blocks);
 // --- how a family file says it ---
 
 /// How a tensor is stored: as the model is (BF16), in another dtype, or quantised where the form is.
-enum class Stored : std::uint8_t { bf16, f32, i64, scaled };
+enum class StoredAs : std::uint8_t { bf16, f32, i64, scaled };
 
 /// A row of a sample. `shape` has a sum of products for each dimension, with blanks between: numbers and
 /// names from config.json, such as "2*intermediate_size hidden". These names stand for whatever a family
@@ -68,7 +68,7 @@ enum class Stored : std::uint8_t { bf16, f32, i64, scaled };
 struct SampleRow {
   std::string_view name;
   std::string_view shape;
-  Stored stored = Stored::bf16;
+  StoredAs stored = StoredAs::bf16;
 };
 
 /// The tensors of a checkpoint while they are being listed.

@@ -121,11 +121,11 @@ constexpr SampleRow sample_layer[] = {
     {"attn.attn_sink", "heads"},
     {"attn.norm.weight", "head_dim"},
     {"attn.q_norm.weight", "q_lora_rank"},
-    {"attn.wkv.weight", "head_dim hidden", Stored::scaled},
-    {"attn.wq_a.weight", "q_lora_rank hidden", Stored::scaled},
-    {"attn.wq_b.weight", "heads*head_dim q_lora_rank", Stored::scaled},
-    {"attn.wo_a.weight", "o_groups*o_lora_rank 2*head_dim", Stored::scaled},
-    {"attn.wo_b.weight", "hidden o_groups*o_lora_rank", Stored::scaled},
+    {"attn.wkv.weight", "head_dim hidden", StoredAs::scaled},
+    {"attn.wq_a.weight", "q_lora_rank hidden", StoredAs::scaled},
+    {"attn.wq_b.weight", "heads*head_dim q_lora_rank", StoredAs::scaled},
+    {"attn.wo_a.weight", "o_groups*o_lora_rank 2*head_dim", StoredAs::scaled},
+    {"attn.wo_b.weight", "hidden o_groups*o_lora_rank", StoredAs::scaled},
     {"hc_attn_base", "2*hc_mult+hc_mult*hc_mult"},
     {"hc_attn_fn", "2*hc_mult+hc_mult*hc_mult hc_mult*hidden"},
     {"hc_attn_scale", "3"},
@@ -150,10 +150,10 @@ constexpr SampleRow sparse[] = {
     {"indexer.compressor.wgate.weight", "2*index_head_dim hidden"},
     {"indexer.compressor.wkv.weight", "2*index_head_dim hidden"},
     {"indexer.weights_proj.weight", "index_n_heads hidden"},
-    {"indexer.wq_b.weight", "index_n_heads*index_head_dim q_lora_rank", Stored::scaled},
+    {"indexer.wq_b.weight", "index_n_heads*index_head_dim q_lora_rank", StoredAs::scaled},
 };
-constexpr SampleRow sample_bias[] = {{"ffn.gate.bias", "experts", Stored::f32}};
-constexpr SampleRow sample_hashes[] = {{"ffn.gate.tid2eid", "vocab num_experts_per_tok", Stored::i64}};
+constexpr SampleRow sample_bias[] = {{"ffn.gate.bias", "experts", StoredAs::f32}};
+constexpr SampleRow sample_hashes[] = {{"ffn.gate.tid2eid", "vocab num_experts_per_tok", StoredAs::i64}};
 constexpr SampleRow sample_mixed[] = {
     {"hc_head_base", "hc_mult"}, {"hc_head_fn", "hc_mult hc_mult*hidden"}, {"hc_head_scale", "1"}};
 constexpr SampleRow sample_outside[] = {
@@ -162,8 +162,8 @@ constexpr SampleRow sample_mtp_layer[] = {
     {"enorm.weight", "hidden"},
     {"hnorm.weight", "hidden"},
     {"norm.weight", "hidden"},
-    {"e_proj.weight", "hidden hidden", Stored::scaled},
-    {"h_proj.weight", "hidden hidden", Stored::scaled},
+    {"e_proj.weight", "hidden hidden", StoredAs::scaled},
+    {"h_proj.weight", "hidden hidden", StoredAs::scaled},
 };
 
 void add_sample_layer(SampleTensors& tensors, const std::string& prefix, bool is_by_hash) {

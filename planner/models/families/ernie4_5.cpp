@@ -38,8 +38,8 @@ constexpr std::string_view mixture_config = R"({
   "head_dim": 12, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 40, "moe_num_shared_experts": 1,
   "moe_layer_start_index": 1, "num_nextn_predict_layers": 1})";
 
-constexpr SampleRow sample_router[] = {{"gate.weight", "experts hidden", Stored::f32},
-                                       {"moe_statics.e_score_correction_bias", "1 experts", Stored::f32}};
+constexpr SampleRow sample_router[] = {{"gate.weight", "experts hidden", StoredAs::f32},
+                                       {"moe_statics.e_score_correction_bias", "1 experts", StoredAs::f32}};
 constexpr SampleRow sample_mtp_parts[] = {{"mtp_emb_norm.0.weight", "hidden"},
                                           {"mtp_hidden_norm.0.weight", "hidden"},
                                           {"mtp_linear_proj.0.weight", "hidden 2*hidden"}};

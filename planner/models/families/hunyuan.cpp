@@ -68,9 +68,9 @@ constexpr std::string_view hy_v3_config = R"({
 
 constexpr SampleRow norms_of_heads[] = {{"query_layernorm.weight", "head_dim"},
                                         {"key_layernorm.weight", "head_dim"}};
-constexpr SampleRow sample_router[] = {{"gate.wg.weight", "experts hidden", Stored::f32}};
+constexpr SampleRow sample_router[] = {{"gate.wg.weight", "experts hidden", StoredAs::f32}};
 constexpr SampleRow hy_v3_router[] = {{"router.gate.weight", "experts hidden"},
-                                      {"expert_bias", "experts", Stored::f32}};
+                                      {"expert_bias", "experts", StoredAs::f32}};
 
 void add_dense(SampleTensors& tensors) {
   add_sample_ends(tensors);

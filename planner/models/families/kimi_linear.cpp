@@ -84,7 +84,7 @@ constexpr SampleRow linear_attention[] = {
     {"o_proj.weight", "hidden num_heads*head_dim"},
 };
 constexpr SampleRow sample_router[] = {{"gate.weight", "experts hidden"},
-                                       {"gate.e_score_correction_bias", "experts", Stored::f32}};
+                                       {"gate.e_score_correction_bias", "experts", StoredAs::f32}};
 
 void add_tensors(SampleTensors& tensors) {
   add_sample_ends(tensors);

@@ -48,12 +48,12 @@ constexpr std::string_view sample_config = R"({
 constexpr SampleRow sample_layer[] = {
     {"input_layernorm.weight", "hidden"},
     {"post_attention_layernorm.weight", "hidden"},
-    {"attention.query_key_value.weight", "heads*head_dim+2*kv_heads*head_dim hidden", Stored::scaled},
-    {"attention.dense.weight", "hidden heads*head_dim", Stored::scaled},
+    {"attention.query_key_value.weight", "heads*head_dim+2*kv_heads*head_dim hidden", StoredAs::scaled},
+    {"attention.dense.weight", "hidden heads*head_dim", StoredAs::scaled},
     {"attention.query_layernorm.weight", "head_dim"},
     {"attention.key_layernorm.weight", "head_dim"},
 };
-constexpr SampleRow sample_bias[] = {{"mlp.gate.expert_bias", "experts", Stored::f32}};
+constexpr SampleRow sample_bias[] = {{"mlp.gate.expert_bias", "experts", StoredAs::f32}};
 constexpr SampleRow sample_mtp_parts[] = {{"enorm.weight", "hidden"},
                                           {"hnorm.weight", "hidden"},
                                           {"eh_proj.weight", "hidden 2*hidden"},

@@ -38,7 +38,7 @@ constexpr std::string_view sample_config = R"({
 constexpr SampleRow norms_of_all_heads[] = {{"q_norm.weight", "heads*head_dim"},
                                             {"k_norm.weight", "kv_heads*head_dim"}};
 constexpr SampleRow sample_router[] = {{"gate.weight", "experts hidden"},
-                                       {"e_score_correction_bias", "experts", Stored::f32}};
+                                       {"e_score_correction_bias", "experts", StoredAs::f32}};
 
 void add_tensors(SampleTensors& tensors) {
   add_sample_ends(tensors);

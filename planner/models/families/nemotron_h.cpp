@@ -74,16 +74,16 @@ constexpr SampleRow mamba[] = {
     {"conv1d.weight", "mamba_num_heads*mamba_head_dim+2*n_groups*ssm_state_size 1 conv_kernel"},
     {"conv1d.bias", "mamba_num_heads*mamba_head_dim+2*n_groups*ssm_state_size"},
     {"in_proj.weight", "2*mamba_num_heads*mamba_head_dim+2*n_groups*ssm_state_size+mamba_num_heads hidden",
-     Stored::scaled},
+     StoredAs::scaled},
     {"norm.weight", "mamba_num_heads*mamba_head_dim"},
-    {"out_proj.weight", "hidden mamba_num_heads*mamba_head_dim", Stored::scaled},
+    {"out_proj.weight", "hidden mamba_num_heads*mamba_head_dim", StoredAs::scaled},
 };
 constexpr SampleRow sample_router[] = {{"gate.weight", "experts hidden"},
-                                       {"gate.e_score_correction_bias", "experts", Stored::f32}};
-constexpr SampleRow ungated[] = {{"up_proj.weight", "expert_inter hidden", Stored::scaled},
-                                 {"down_proj.weight", "hidden expert_inter", Stored::scaled}};
-constexpr SampleRow ungated_shared[] = {{"up_proj.weight", "shared_inter hidden", Stored::scaled},
-                                        {"down_proj.weight", "hidden shared_inter", Stored::scaled}};
+                                       {"gate.e_score_correction_bias", "experts", StoredAs::f32}};
+constexpr SampleRow ungated[] = {{"up_proj.weight", "expert_inter hidden", StoredAs::scaled},
+                                 {"down_proj.weight", "hidden expert_inter", StoredAs::scaled}};
+constexpr SampleRow ungated_shared[] = {{"up_proj.weight", "shared_inter hidden", StoredAs::scaled},
+                                        {"down_proj.weight", "hidden shared_inter", StoredAs::scaled}};
 constexpr SampleRow norm[] = {{"norm.weight", "hidden"}};
 constexpr SampleRow outside[] = {{"backbone.embeddings.weight", "vocab hidden"},
                                  {"backbone.norm_f.weight", "hidden"},

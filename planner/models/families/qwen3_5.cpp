@@ -134,8 +134,8 @@ constexpr std::string_view mixture_config = R"({
 constexpr SampleRow linear_projections[] = {
     {"in_proj_qkv.weight",
      "2*linear_num_key_heads*linear_key_head_dim+linear_num_value_heads*linear_value_head_dim hidden",
-     Stored::scaled},
-    {"in_proj_z.weight", "linear_num_value_heads*linear_value_head_dim hidden", Stored::scaled},
+     StoredAs::scaled},
+    {"in_proj_z.weight", "linear_num_value_heads*linear_value_head_dim hidden", StoredAs::scaled},
     {"in_proj_a.weight", "linear_num_value_heads hidden"},
     {"in_proj_b.weight", "linear_num_value_heads hidden"},
 };

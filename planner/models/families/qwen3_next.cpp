@@ -29,7 +29,7 @@ constexpr std::string_view sample_config = R"({
 constexpr SampleRow linear_projections[] = {
     {"in_proj_qkvz.weight",
      "2*linear_num_key_heads*linear_key_head_dim+2*linear_num_value_heads*linear_value_head_dim hidden",
-     Stored::scaled},
+     StoredAs::scaled},
     {"in_proj_ba.weight", "2*linear_num_value_heads hidden"},
 };
 

@@ -117,7 +117,7 @@ constexpr std::string_view vision_config_of_step = R"({
 constexpr SampleRow gates_of_heads[] = {{"g_proj.weight", "heads hidden"}};
 constexpr SampleRow sample_mixture[] = {
     {"moe.gate.weight", "experts hidden"},
-    {"moe.router_bias", "experts", Stored::f32},
+    {"moe.router_bias", "experts", StoredAs::f32},
     {"moe.gate_proj.weight", "experts expert_inter hidden"},
     {"moe.up_proj.weight", "experts expert_inter hidden"},
     {"moe.down_proj.weight", "experts hidden expert_inter"},
