@@ -96,26 +96,25 @@ def measure_apart(way: str, warm_up: Path, path: Path, threads: int, cold: bool 
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-#: What ranks hold of experts and of all else: the dimensions of which each has its shard; None: each has everything.
-HELD = {
-    "its shard of dimension 0": (0, 0),
+#: What ranks hold: names that end so are sharded on dimension 1, all others on dimension 0; None: each has everything.
+HELD: dict[str, tuple[str, ...] | None] = {
+    "its shard of dimension 0": (),
     "all": None,
-    "of experts its shard of the input dimension": (1, 0),
+    "of experts its shard of the input dimension": (".gate_and_up_projs", ".down_projs"),
+    "of gates and ups its shard of the input dimension": (".gate_and_up_projs",),
 }
 
 
-def sharded(state_dict: dict[str, Any], ranks: int, dimensions: tuple[int, int]) -> dict[str, Any]:
+def sharded(state_dict: dict[str, Any], ranks: int, on_dimension_1: tuple[str, ...]) -> dict[str, Any]:
     """Empty DTensors of the same dtypes and shapes."""
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, empty
 
-    of_experts, of_others = dimensions
     mesh = init_device_mesh("cpu", (ranks,))
 
     def made(name: str, whole: torch.Tensor) -> Any:
-        dimension = of_experts if ".experts." in name else of_others
-        placement = Shard(dimension) if whole.dim() else Replicate()
+        placement = Shard(int(name.endswith(on_dimension_1))) if whole.dim() else Replicate()
         return empty(whole.shape, dtype=whole.dtype, device_mesh=mesh, placements=[placement])
 
     return {name: made(name, whole) for name, whole in state_dict.items()}
@@ -130,12 +129,12 @@ def load_as_rank(
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dimensions = HELD[held] if ranks > 1 else None
+    on_dimension_1 = HELD[held] if ranks > 1 else None
     state_dict = sw.empty_state_dict(path)
-    if dimensions is not None:
-        state_dict = sharded(state_dict, ranks, dimensions)
+    if on_dimension_1 is not None:
+        state_dict = sharded(state_dict, ranks, on_dimension_1)
     for tensor in state_dict.values():
-        (tensor.to_local() if dimensions is not None else tensor).fill_(1)
+        (tensor if on_dimension_1 is None else tensor.to_local()).fill_(1)
     seconds = []
     for _ in range(runs + 1):  # the first warms the code
         dist.barrier()
@@ -305,7 +304,7 @@ def measure_family(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     ranks = [
         measure_ranks(path, 2, options.runs, held, cooperative=cooperative) | {"cooperative": cooperative}
         for held in HELD
-        if HELD[held]
+        if HELD[held] is not None
         for cooperative in (False, True)
     ]
     return {
