@@ -1,6 +1,7 @@
 """Loads one generated checkpoint in every way there is, in one run: a table, a JSON file and a picture.
 
     .venv-peers/bin/python bench/peers.py [--preset bench] [--runs 5] [--threads 2] [--out build/bench]
+    .venv-peers/bin/python bench/peers.py --family qwen3_5_moe|deepseek_v3 [--runs 5] [--threads 2]
 
 Each measurement has a process of its own, so that no way profits or suffers from the memory that another left behind.
 In each round every way is taken once; medians over the rounds are quoted. A process loads the preset `tiny` first, to
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from family_ways import FAMILY_WAYS, TIMED
 from ways import ADAPTERS, WAYS, read_limit, safetensors_files
 
 # --- one measurement, in a process of its own ------------------------------------------------------------------------
@@ -48,7 +50,7 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     from shardwright.report import LoadReport
 
     torch.set_num_threads(threads)
-    prepare = (WAYS | ADAPTERS)[way]
+    prepare = (WAYS | ADAPTERS | FAMILY_WAYS)[way]
     prepare(warm_up, threads)()
     load = prepare(path, threads)
     if cold:
@@ -94,12 +96,28 @@ def measure_apart(way: str, warm_up: Path, path: Path, threads: int, cold: bool 
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-#: What ranks hold: the name of the mesh's dimension for sw.empty_state_dict; None: each of them everything.
-HELD = {
-    "its shard of dimension 0": "shard",
+#: What ranks hold: names that end so are sharded on dimension 1, all others on dimension 0; None: each has everything.
+HELD: dict[str, tuple[str, ...] | None] = {
+    "its shard of dimension 0": (),
     "all": None,
-    "of experts its shard of the input dimension": "dp",
+    "of experts its shard of the input dimension": (".gate_and_up_projs", ".down_projs"),
+    "of gates and ups its shard of the input dimension": (".gate_and_up_projs",),
 }
+
+
+def sharded(state_dict: dict[str, Any], ranks: int, on_dimension_1: tuple[str, ...]) -> dict[str, Any]:
+    """Empty DTensors of the same dtypes and shapes."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, empty
+
+    mesh = init_device_mesh("cpu", (ranks,))
+
+    def made(name: str, whole: torch.Tensor) -> Any:
+        placement = Shard(int(name.endswith(on_dimension_1))) if whole.dim() else Replicate()
+        return empty(whole.shape, dtype=whole.dtype, device_mesh=mesh, placements=[placement])
+
+    return {name: made(name, whole) for name, whole in state_dict.items()}
 
 
 def load_as_rank(
@@ -109,14 +127,14 @@ def load_as_rank(
     import shardwright as sw
     import torch
     import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
 
     torch.set_num_threads(1)
-    dimension = HELD[held] if ranks > 1 else None
-    mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=(dimension,)) if dimension else None
-    state_dict = sw.empty_state_dict(path, mesh)
+    on_dimension_1 = HELD[held] if ranks > 1 else None
+    state_dict = sw.empty_state_dict(path)
+    if on_dimension_1 is not None:
+        state_dict = sharded(state_dict, ranks, on_dimension_1)
     for tensor in state_dict.values():
-        (tensor.to_local() if mesh else tensor).fill_(1)
+        (tensor if on_dimension_1 is None else tensor.to_local()).fill_(1)
     seconds = []
     for _ in range(runs + 1):  # the first warms the code
         dist.barrier()
@@ -247,15 +265,7 @@ def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: statistics.median(one[name] for one in cold_read) for name in cold_read[0]}
     best = min(settings, key=lambda name: settings[name])
 
-    ways = {
-        way: {
-            "seconds": sorted(one["seconds"] for one in found),
-            "median": statistics.median(one["seconds"] for one in found),
-            "memory_above_destination": max(one["memory_above_destination"] for one in found),
-            "bytes_read": statistics.median(one["bytes_read"] for one in found),
-        }
-        for way, found in rounds.items()
-    }
+    ways = {way: in_short(found) for way, found in rounds.items()}
     return {
         "machine": machine(),
         "preset": options.preset,
@@ -270,6 +280,51 @@ def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "reading": settings,
             "best_reading": best,
         },
+    }
+
+
+#: What a family's load is held against.
+BESIDE_OURS = [*FAMILY_WAYS, "safetensors copy, raw", "read limit", "fill limit"]
+
+
+def measure_family(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    import shardwright as sw
+
+    family = TIMED[options.family]
+    warm_up, path = folder / "small", folder / options.family
+    sw.generate(warm_up, family=options.family, form=family.form, config=family.always)
+    sw.generate(path, family=options.family, form=family.form, config=family.config | family.always)
+    os.sync()
+    ways = [way for way in ("shardwright", *BESIDE_OURS) if way not in options.without]
+    rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    for turn in range(options.runs):
+        for way, found in rounds.items():
+            print(f"# round {turn + 1} of {options.runs}: {way}", file=sys.stderr, flush=True)
+            found.append(measure_apart(way, warm_up, path, options.threads))
+    ranks = [
+        measure_ranks(path, 2, options.runs, held, cooperative=cooperative) | {"cooperative": cooperative}
+        for held in HELD
+        if HELD[held] is not None
+        for cooperative in (False, True)
+    ]
+    return {
+        "machine": machine(),
+        "family": options.family,
+        "form": family.form,
+        "threads": options.threads,
+        "runs": options.runs,
+        "checkpoint_bytes": bytes_of(path),
+        "ways": {way: in_short(found) for way, found in rounds.items()},
+        "ranks_with_one_thread_each": ranks,
+    }
+
+
+def in_short(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "seconds": sorted(one["seconds"] for one in found),
+        "median": statistics.median(one["seconds"] for one in found),
+        "memory_above_destination": max(one["memory_above_destination"] for one in found),
+        "bytes_read": statistics.median(one["bytes_read"] for one in found),
     }
 
 
@@ -291,6 +346,23 @@ def machine() -> str:
 
 
 def table(result: dict[str, Any]) -> str:
+    lines = table_of_ways(result)
+    if "scaling" in result:
+        lines += table_of_sizes(result["scaling"])
+    lines += table_of_ranks(result["ranks_with_one_thread_each"])
+    if "cold" in result:
+        cold, best = result["cold"], result["cold"]["best_reading"]
+        lines += [
+            "",
+            "| cold | seconds |",
+            "| --- | --- |",
+            f"| shardwright | {cold['shardwright']['median']:.3f} |",
+            f"| reading the files at best: {best} | {cold['reading'][best]:.3f} |",
+        ]
+    return "\n".join(lines)
+
+
+def table_of_ways(result: dict[str, Any]) -> list[str]:
     ways, ours = result["ways"], result["ways"]["shardwright"]["median"]
     lines = [
         f"{result['machine']}; {result['threads']} threads; medians of {result['runs']}; "
@@ -308,39 +380,39 @@ def table(result: dict[str, Any]) -> str:
     if "read limit" in ways and "fill limit" in ways:
         limit = ways["read limit"]["median"] + ways["fill limit"]["median"]
         lines.append(f"| read + fill limit | {limit:.3f} | {limit / ours:.2f} | | |")
-    lines += [
+    return lines
+
+
+def table_of_sizes(scaling: dict[str, Any]) -> list[str]:
+    lines = [
         "",
         "| checkpoint | bytes | seconds | GB/s | MB above the destination |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, found in result["scaling"].items():
+    for name, found in scaling.items():
         size, seconds = found["checkpoint_bytes"], found["median"]
         memory = found["memory_above_destination"] / MEGABYTE
         lines.append(f"| {name} | {size:,} | {seconds:.3f} | {size / seconds / 1e9:.2f} | {memory:,.0f} |")
-    ranks = result["ranks_with_one_thread_each"]
-    lines += [
+    return lines
+
+
+def table_of_ranks(ranks: list[dict[str, Any]]) -> list[str]:
+    lines = [
         "",
         "| ranks, one thread each | each holds | cooperative | seconds | bytes needed by a rank | read by a rank | "
-        "received from others | read by the node |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "received from others | read by the node | read / needed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for found in ranks:
         needed, read, received = (
             f"{max(found[key]):,}" for key in ("bytes_needed", "bytes_read", "bytes_received")
         )
+        ratio = sum(found["bytes_read"]) / sum(found["bytes_needed"])
         lines.append(
             f"| {found['ranks']} | {found['held']} | {'yes' if found.get('cooperative') else ''} | "
-            f"{found['median']:.3f} | {needed} | {read} | {received} | {sum(found['bytes_read']):,} |"
+            f"{found['median']:.3f} | {needed} | {read} | {received} | {sum(found['bytes_read']):,} | {ratio:.3f} |"
         )
-    cold, best = result["cold"], result["cold"]["best_reading"]
-    lines += [
-        "",
-        "| cold | seconds |",
-        "| --- | --- |",
-        f"| shardwright | {cold['shardwright']['median']:.3f} |",
-        f"| reading the files at best: {best} | {cold['reading'][best]:.3f} |",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def picture(result: dict[str, Any], file: Path) -> None:
@@ -382,6 +454,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", default="bench")
+    parser.add_argument(
+        "--family", choices=[*TIMED], help="another family, large enough, instead of a preset"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--without", nargs="*", default=[], metavar="WAY", help="ways to leave out")
@@ -390,10 +465,12 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = measure_all(Path(folder), options)
-    (options.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / "peers.md").write_text(table(result) + "\n")
-    picture(result, options.out / "peers.png")
+        result = (measure_family if options.family else measure_all)(Path(folder), options)
+    name = f"peers_{options.family}" if options.family else "peers"
+    (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (options.out / f"{name}.md").write_text(table(result) + "\n")
+    if not options.family:
+        picture(result, options.out / "peers.png")
     print(table(result))
 
 

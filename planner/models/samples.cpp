@@ -61,14 +61,14 @@ void change(Json& config, const Json& values) {
 
 /// Lists with an entry for each layer must have one for each of another number of layers.
 void check_lists(const Json& before, const Json& after) {
-  const std::int64_t layers = before.value("num_hidden_layers", std::int64_t{0});
-  const std::int64_t now = after.value("num_hidden_layers", std::int64_t{0});
+  const Json layers = before.at("num_hidden_layers");
+  const Json now = after.at("num_hidden_layers");
   for (const auto& [name, list] : before.items()) {
-    if (!list.is_array() || static_cast<std::int64_t>(list.size()) != layers || !list[0].is_string())
-      continue;
-    if (static_cast<std::int64_t>(after[name].size()) != now) {
-      refuse("config: " + name + ": expected an entry for each of " + std::to_string(now) +
-             " layers, found " + std::to_string(after[name].size()) + "; give such a list, too");
+    if (!list.is_array() || list.size() != layers || !list[0].is_string()) continue;
+    const Json& other = after.at(name);
+    if (!other.is_array() || other.size() != now) {
+      refuse("config: " + name + ": expected an entry for each of " + now.dump() + " layers, found " +
+             other.dump() + "; give such a list, too");
     }
   }
 }
@@ -79,6 +79,7 @@ Json config_of(const Sample& sample, const std::string& changes) {
   const auto set_default = [](Json& part, const std::string& name, const Json& value) {
     if (!part.contains(name)) part[name] = value;
   };
+  config.erase("quantization_config");  // follows from the encoding
   Json& text = text_of(config);
   for (const auto& [name, value] : defaults.items()) {
     set_default(text, name, value);
@@ -89,8 +90,11 @@ Json config_of(const Sample& sample, const std::string& changes) {
   if (changes.empty()) return config;
   const Json values = Json::parse(changes, nullptr, /*allow_exceptions=*/false);
   if (!values.is_object()) refuse("config: expected a JSON object of values for config.json");
+  if (values.contains("quantization_config"))
+    refuse("config: quantization_config follows from the form and the encoding; give these");
   const Json before = text_of(config);
   change(config, values);
+  if (!text_of(config).is_object()) refuse("config: text_config: expected an object");
   check_lists(before, text_of(config));
   return config;
 }
@@ -139,11 +143,8 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
     const std::string_view encoding =
         changes.encoding.empty() ? sample.encoding : std::string_view(changes.encoding);
     const ScaleBlocks* blocks = encoding.empty() ? nullptr : &scale_blocks_named(encoding);
-    const bool is_as_released = changes.encoding.empty();
     Json config = config_of(sample, changes.config);
-    config.erase("quantization_config");
-    SampleTensors tensors(config, blocks,
-                          is_as_released || blocks == nullptr ? sample.scale : blocks->dtypes.front());
+    SampleTensors tensors(config, blocks, changes.encoding.empty() ? sample.scale : std::nullopt);
     sample.add_tensors(tensors);
     if (blocks != nullptr) config["quantization_config"] = quantization_config(*blocks);
     return {tensors.take(), config.dump(2) + "\n"};
@@ -151,7 +152,7 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
   refuse("form " + quoted(form) + " of " + std::string(family.family) + ": expected one of " + known);
 }
 
-SampleTensors::SampleTensors(Json config, const ScaleBlocks* blocks, DType scale)
+SampleTensors::SampleTensors(Json config, const ScaleBlocks* blocks, std::optional<DType> scale)
     : config_(std::move(config)), blocks_(blocks), scale_(scale) {}
 
 const Json* SampleTensors::find(std::string_view name, std::string_view part) const {
@@ -235,7 +236,10 @@ Shape SampleTensors::shape_of(std::string_view text, std::string_view part) cons
 
 void SampleTensors::add(const std::string& name, DType dtype, Shape shape) {
   std::int64_t elements = 8;  // bytes of the largest
-  for (const std::int64_t size : shape) elements = product(elements, size);
+  for (const std::int64_t size : shape) {
+    if (size <= 0) refuse("config: " + name + " would have a side of " + std::to_string(size));
+    elements = product(elements, size);
+  }
   if (tensors_.size() >= most_tensors) {
     refuse("config: expected at most " + std::to_string(most_tensors) +
            " tensors; give fewer layers or experts");
@@ -246,7 +250,7 @@ void SampleTensors::add(const std::string& name, DType dtype, Shape shape) {
 void SampleTensors::add_scaled(const std::string& name, Shape shape) {
   if (blocks_ == nullptr) return add(name, DType::BF16, std::move(shape));
   Encoding encoding = encoding_with(*blocks_, shape);
-  encoding.scale = scale_;
+  encoding.scale = scale_.value_or(encoding.scale);
   const Shape scales = scale_shape_of(encoding, shape);
   add(name, encoding.element, std::move(shape));
   add(name + std::string(encoding.scale_suffix), encoding.scale, scales);

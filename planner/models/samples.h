@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -32,11 +33,10 @@ struct SampleCheckpoint {
 /// A form in which a family is released. A family file says with it what its checkpoints hold; config.json
 /// decides all sizes, so that larger ones are made by another config.
 struct Sample {
-  std::string_view form;  ///< as users spell it: "bf16", "fp8", "tied", ...
-  std::string config;     ///< JSON, with what differs from sample_defaults
-  std::string_view encoding =
-      {};                    ///< of weights that the form quantises, see known_scale_blocks(); empty: none
-  DType scale = DType::F32;  ///< of their scales, if the encoding has them in several dtypes
+  std::string_view form;           ///< as users spell it: "bf16", "fp8", "tied", ...
+  std::string config;              ///< JSON, with what differs from sample_defaults
+  std::string_view encoding = {};  ///< of what it quantises, see known_scale_blocks(); empty: nothing
+  std::optional<DType> scale = std::nullopt;  ///< of the scales, where that is not the encoding's first dtype
   void (*add_tensors)(class SampleTensors& tensors) = nullptr;
 };
 
@@ -64,7 +64,6 @@ enum class StoredAs : std::uint8_t { bf16, f32, i64, scaled };
 /// A row of a sample. `shape` has a sum of products for each dimension, with blanks between: numbers and
 /// names from config.json, such as "2*intermediate_size hidden". These names stand for whatever a family
 /// calls it: vocab, hidden, inter (of dense MLPs), heads, kv_heads, experts, expert_inter, shared_inter.
-
 struct SampleRow {
   std::string_view name;
   std::string_view shape;
@@ -74,9 +73,10 @@ struct SampleRow {
 /// The tensors of a checkpoint while they are being listed.
 class SampleTensors {
  public:
-  SampleTensors(nlohmann::ordered_json config, const ScaleBlocks* blocks, DType scale);
+  SampleTensors(nlohmann::ordered_json config, const ScaleBlocks* blocks, std::optional<DType> scale);
 
-  /// Adds the rows' tensors, with this before their names. Names of sizes are looked for in this part of
+  /// Adds the rows' tensors, with this before their names; "{expert}" in it stands for each number below
+  /// `experts`. Names of sizes are looked for in this part of
   /// config.json, such as "vision_config", before they are in the model's text part and in the whole.
   void add(const std::string& prefix, std::span<const SampleRow> rows, std::string_view part = {});
 
@@ -103,7 +103,7 @@ class SampleTensors {
 
   nlohmann::ordered_json config_;
   const ScaleBlocks* blocks_;
-  DType scale_;
+  std::optional<DType> scale_;
   std::vector<NamedShape> tensors_;
 };
 

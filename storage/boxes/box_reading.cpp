@@ -43,8 +43,11 @@ BoxReading reading_of(std::uint64_t begin, const Shape& shape, std::uint64_t ele
   }
   const std::uint64_t needed = runs * reading.run_bytes;
   reading.runs = runs;
-  reading.in_one_request = static_cast<double>(span - needed) * costs.seconds_per_byte <=
-                           static_cast<double>(runs - 1) * costs.seconds_per_request;
+  const bool costs_less = static_cast<double>(span - needed) * costs.seconds_per_byte <=
+                          static_cast<double>(runs - 1) * costs.seconds_per_request;
+  const bool is_apart = costs.bytes_of_runs_apart != 0 && reading.run_bytes >= costs.bytes_of_runs_apart &&
+                        (span - needed) > needed / 20;
+  reading.in_one_request = costs_less && !is_apart;
   reading.staged_bytes = reading.in_one_request ? span : needed;
   reading.requests = reading.in_one_request ? 1 : runs;
   reading.staged_strides = reading.in_one_request ? file_strides : contiguous_strides(box.size);

@@ -13,8 +13,9 @@ namespace shardwright {
 /// How a box of a row-major tensor is read from its file into staging.
 ///
 /// The box consists of runs of contiguous bytes. Where reading the gaps between them costs less than a
-/// request for each run, one request reads the whole span, and staging holds it as the file does; otherwise
-/// each run is a request of its own and staging holds the runs back to back.
+/// request for each run, one request reads the whole span, and staging holds it as the file does; otherwise,
+/// and for runs as long as ReadCosts says, each run is a request of its own and staging holds the runs back
+/// to back.
 struct BoxReading {
   std::uint64_t begin = 0;                 ///< file offset of the first byte
   std::uint64_t run_bytes = 0;             ///< length of a run

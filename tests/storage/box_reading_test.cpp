@@ -42,6 +42,18 @@ std::vector<std::uint64_t> staging_after(const BoxReading& reading) {
   return staging;
 }
 
+TEST(box_reading, reads_no_more_than_a_twentieth_beside_runs_of_a_page) {
+  const auto read = [](std::int64_t columns, std::int64_t taken, const ReadCosts& costs) {
+    return reading_of(0, {64, columns}, 2, {{0, 0}, {64, taken}}, costs).staged_bytes;
+  };
+  const std::uint64_t rows = 64;
+  EXPECT_EQ(read(4096, 2048, costs_of_cached_files), rows * 4096);               // half of each row: a page
+  EXPECT_EQ(read(4096, 2047, costs_of_cached_files), (rows - 1) * 8192 + 4094);  // less than a page
+  EXPECT_EQ(read(2100, 2048, costs_of_cached_files), (rows - 1) * 4200 + 4096);  // little beside it
+  EXPECT_EQ(read(4096, 2048, costs_of_files_on_disk),
+            (rows - 1) * 8192 + 4096);  // a disk's requests cost more
+}
+
 TEST(box_reading, stages_every_byte_where_its_strides_say_and_reads_gaps_only_where_that_costs_less) {
   Random random(1);
   int split = 0;

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "planner/error.h"
 #include "planner/models/minimax_m3_layouts.h"
 #include "planner/models/minimax_m3_presets.h"
 #include "planner/models/models.h"
@@ -92,6 +93,12 @@ void add_tensors(SampleTensors& tensors) {
   sizes.mtp_modules = tensors.number("num_mtp_modules");
   sizes.vision_layers = tensors.number("num_hidden_layers", vision);
   sizes.vision_hidden = tensors.number("hidden_size", vision);
+  constexpr std::int64_t most = 1 << 20;  // of modules, all of which are listed below
+  const std::int64_t layers = sizes.layers + sizes.mtp_modules + sizes.vision_layers;
+  if (layers > most || sizes.experts > most || layers * (sizes.experts + 1) > most) {
+    throw Error(ErrorKind::argument, "config: expected at most " + std::to_string(most) +
+                                         " experts in all layers; give fewer of either");
+  }
   sizes.dense_layers = 0;
   while (tensors.kind("mlp_layer_types", sizes.dense_layers) == "dense") ++sizes.dense_layers;
   for (NamedShape& tensor : minimax_m3_checkpoint(sizes)) {
@@ -108,7 +115,7 @@ std::vector<Sample> samples() {
   return {{.form = "mxfp8",
            .config = config,
            .encoding = "mxfp8",
-           .scale = DType::U8,
+
            .add_tensors = add_tensors},
           {.form = "bf16", .config = config, .add_tensors = add_tensors}};
 }
