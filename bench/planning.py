@@ -148,7 +148,7 @@ def measure_planner(ranks: int) -> dict[str, Any]:
         for rank, other in enumerate(others, start=1):  # their tensors' description is that of rank 0
             other.state_dict = {}
             other._signature = ([], {})
-            of_rank = _core.encode_state(rank, [(planner.description.parts[0].values, None)])
+            of_rank = _core.encode_state(rank, [(planner.description.holdings[0].values, None)])
             whole_states[rank - 1], other._told_state = of_rank, _core.told_state(of_rank)
             plans.append(other.create_local_plan())
         gathered = [pickle.dumps(plan) for plan in plans]

@@ -45,7 +45,7 @@ std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& 
 std::vector<std::string> differences(const SavedValues& expected, const std::string& expected_by,
                                      const SavedValues& found, const std::string& found_by);
 
-/// What each part of a rank's state holds, of descriptions that are known.
+/// What each holding of a rank is, of descriptions that are known.
 std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known);
 
 /// The same for a state that brings all its descriptions.

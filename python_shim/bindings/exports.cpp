@@ -57,11 +57,11 @@ void bind_files_beside(py::module_& m) {
 
 void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template and its map alive.")
-      .def(py::init([](const Catalog* pattern, std::string model, std::string layout, bool quantise,
+      .def(py::init([](const Catalog* template_catalog, std::string model, std::string layout, bool quantise,
                        bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
                        bool strict_dtypes, const WeightMap* map) {
              ExportRequest request;
-             request.pattern = pattern;
+             request.template_catalog = template_catalog;
              request.model = std::move(model);
              request.layout = std::move(layout);
              request.quantise = quantise;

@@ -114,22 +114,22 @@ void bind_descriptions(py::module_& m) {
   m.def(
       "encode_state",
       [](std::int64_t rank,
-         const std::vector<std::pair<std::string, std::optional<std::vector<BoxFacts>>>>& parts) {
+         const std::vector<std::pair<std::string, std::optional<std::vector<BoxFacts>>>>& holdings) {
         RankState state;
         state.rank = rank;
-        for (const auto& [values, boxes] : parts) {
-          RankState::Part& part = state.parts.emplace_back();
-          part.values = hash_of(values);
+        for (const auto& [values, boxes] : holdings) {
+          RankState::Holding& holding = state.holdings.emplace_back();
+          holding.values = hash_of(values);
           if (boxes) {
             const SavedValues decoded = decode_values(values);
-            part.packed = pack(items_from(*boxes, decoded), decoded);
+            holding.packed = pack(items_from(*boxes, decoded), decoded);
           }
           state.values.push_back(values);
         }
         return py::bytes(encode(state));
       },
-      py::arg("rank"), py::arg("parts"),
-      "What a rank has to save: for each part the description, and its boxes or None where the mesh says "
+      py::arg("rank"), py::arg("holdings"),
+      "What a rank has to save: for each holding the description, and its boxes or None where the mesh says "
       "them.");
   m.def(
       "boxes_of_state",
@@ -138,12 +138,12 @@ void bind_descriptions(py::module_& m) {
         const std::vector<SavedItems> items = items_of(state);
         ValuesByHash known;
         learn_values(state, known);
-        py::list parts;
+        py::list holdings;
         for (std::size_t p = 0; p < items.size(); ++p)
-          parts.append(boxes_of(items[p], *known.at(state.parts[p].values)));
-        return parts;
+          holdings.append(boxes_of(items[p], *known.at(state.holdings[p].values)));
+        return holdings;
       },
-      py::arg("bytes"), "For each part, its items: [(index of the value, offset, size)].");
+      py::arg("bytes"), "For each holding, its items: [(index of the value, offset, size)].");
 }
 
 /// What a rank of the last plan writes: [(facts of the value, offset, size)].
@@ -152,7 +152,7 @@ py::list written_items(const SavePlanCache& cache, std::size_t position) {
   const std::vector<SavedItems> held = items_of(state, cache.known);
   py::list written;
   for (std::size_t p = 0; p < held.size(); ++p) {
-    const SavedValues& values = *cache.known.at(state.parts[p].values);
+    const SavedValues& values = *cache.known.at(state.holdings[p].values);
     const std::vector<std::uint32_t>& left = cache.plan->left_to_others.at(position).at(p);
     const py::list boxes = boxes_of(held[p], values);
     for (std::uint32_t i = 0; i < held[p].value.size(); ++i) {
@@ -170,27 +170,27 @@ void bind_global_plan(py::module_& m) {
           "values",
           [](const GlobalMetadata& metadata) {
             py::list values;
-            for (std::size_t i = 0; i < metadata.layout.size(); ++i)
-              values.append(py::make_tuple(facts_of(metadata.values.values[i]), metadata.layout[i]));
+            for (std::size_t i = 0; i < metadata.chunking.size(); ++i)
+              values.append(py::make_tuple(facts_of(metadata.values.values[i]), metadata.chunking[i]));
             return values;
           },
-          "[((fqn, kind, dtype, layout, flags, shape, path), number of its layout)]")
+          "[((fqn, kind, dtype, layout, flags, shape, path), number of its chunking)]")
       .def_property_readonly(
-          "layouts",
+          "chunkings",
           [](const GlobalMetadata& metadata) {
-            py::list layouts;
-            for (const ChunkLayout& layout : metadata.layouts) {
-              const std::size_t rank = layout.rank;
-              py::list chunks(layout.count());
-              for (std::size_t c = 0; c < layout.count(); ++c) {
-                const std::int64_t* corner = layout.corners.data() + 2 * rank * c;
+            py::list chunkings;
+            for (const Chunking& chunking : metadata.chunkings) {
+              const std::size_t rank = chunking.rank;
+              py::list chunks(chunking.count());
+              for (std::size_t c = 0; c < chunking.count(); ++c) {
+                const std::int64_t* corner = chunking.corners.data() + 2 * rank * c;
                 chunks[c] = py::make_tuple(tuple_of(corner, rank), tuple_of(corner + rank, rank));
               }
-              layouts.append(std::move(chunks));
+              chunkings.append(std::move(chunks));
             }
-            return layouts;
+            return chunkings;
           },
-          "For each layout its chunks: [(offset, size)]")
+          "For each chunking its chunks: [(offset, size)]")
       .def_property_readonly("names",
                              [](const GlobalMetadata& metadata) {
                                py::list names;
@@ -245,7 +245,7 @@ void bind_planning_together(py::module_& m) {
         return std::pair(std::move(plan.left_to_others), plan.unchanged);
       },
       py::arg("answer"), py::arg("state"), py::arg("cache"),
-      "(for each part of the state, the items that others write; whether nothing has changed). PlanError for "
+      "(for each holding, the items that others write; whether nothing has changed). PlanError for "
       "a refusal.");
 }
 

@@ -139,24 +139,24 @@ void bind_writing(py::module_& m) {
           "(what to tell the coordinator, files, their bytes)");
 }
 
-/// The places of these chunks (name, offset) and objects, and whose they are.
-std::pair<std::vector<const Place*>, std::vector<std::string>> find_places(
+/// The ranges of these chunks (name, offset) and objects, and whose they are.
+std::pair<std::vector<const FileRange*>, std::vector<std::string>> find_ranges(
     const Manifest& manifest, const std::vector<std::pair<std::string, Shape>>& chunks,
     const std::vector<std::string>& objects) {
   std::unordered_map<std::string, const StoredTensor*> tensors;
   for (const StoredTensor& tensor : manifest.tensors) tensors.emplace(tensor.name, &tensor);
-  std::pair<std::vector<const Place*>, std::vector<std::string>> found;
+  std::pair<std::vector<const FileRange*>, std::vector<std::string>> found;
   for (const auto& [name, offset] : chunks) {
     for (const StoredChunk& chunk : tensors.at(name)->chunks) {
       if (chunk.box.offset != offset) continue;
-      found.first.push_back(&chunk.place);
+      found.first.push_back(&chunk.range);
       found.second.push_back(name);
     }
   }
   const std::unordered_set<std::string> wanted(objects.begin(), objects.end());
   for (const StoredObject& object : manifest.objects) {
     if (!wanted.contains(object.name)) continue;
-    found.first.push_back(&object.place);
+    found.first.push_back(&object.range);
     found.second.push_back(object.name);
   }
   return found;
@@ -174,9 +174,9 @@ py::list tensors_of(const Manifest& manifest) {
 py::list chunks_of(const Manifest& manifest, std::size_t tensor) {
   py::list chunks;
   for (const StoredChunk& chunk : manifest.tensors.at(tensor).chunks) {
-    const Place& place = chunk.place;
-    chunks.append(py::make_tuple(chunk.box.offset, chunk.box.size, manifest.files[place.file].name,
-                                 place.bytes.begin, place.bytes.end));
+    const FileRange& range = chunk.range;
+    chunks.append(py::make_tuple(chunk.box.offset, chunk.box.size, manifest.files[range.file].name,
+                                 range.bytes.begin, range.bytes.end));
   }
   return chunks;
 }
@@ -192,9 +192,9 @@ void bind_reading(py::module_& m) {
                              [](const Manifest& manifest) {
                                py::list objects;
                                for (const StoredObject& object : manifest.objects) {
-                                 const Place& place = object.place;
-                                 objects.append(py::make_tuple(object.name, manifest.files[place.file].name,
-                                                               place.bytes.begin, place.bytes.end));
+                                 const FileRange& range = object.range;
+                                 objects.append(py::make_tuple(object.name, manifest.files[range.file].name,
+                                                               range.bytes.begin, range.bytes.end));
                                }
                                return objects;
                              })
@@ -212,7 +212,7 @@ void bind_reading(py::module_& m) {
              const std::vector<std::pair<std::string, Shape>>& chunks, int threads) {
             const py::gil_scoped_release release;
             std::set<std::uint32_t> files;
-            for (const Place* place : find_places(manifest, chunks, {}).first) files.insert(place->file);
+            for (const FileRange* range : find_ranges(manifest, chunks, {}).first) files.insert(range->file);
             expect_told_alike(manifest, directory, files, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("threads"))
@@ -222,8 +222,8 @@ void bind_reading(py::module_& m) {
              const std::vector<std::pair<std::string, Shape>>& chunks,
              const std::vector<std::string>& objects, int threads) {
             const py::gil_scoped_release release;
-            const auto [places, names] = find_places(manifest, chunks, objects);
-            expect_undamaged(manifest, directory, places, names, threads);
+            const auto [ranges, names] = find_ranges(manifest, chunks, objects);
+            expect_undamaged(manifest, directory, ranges, names, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
   m.def("resolved_path", &resolved_path, py::arg("path"));

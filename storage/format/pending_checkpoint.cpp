@@ -207,7 +207,7 @@ void PendingCheckpoint::publish(const std::string& commit_name) {
   std::set_difference(replaced_.begin(), replaced_.end(), names.begin(), names.end(),
                       std::back_inserter(removed));
   sync_directory(files_);
-  folder_->write_plan(commit_name, removed);
+  folder_->write_intent(commit_name, removed);
   for (const std::string& name : names) {
     if (name != commit_name) folder_->publish(name, may_replace(name));
   }
@@ -252,7 +252,7 @@ void remove_checkpoint(const fs::path& path) {
                   found.fault + "; this checkpoint is not removed: its files are not known");
     }
     // A plan that counts as committed: what it names is removed once no manifest lists it.
-    folder.write_plan(".", found.files);
+    folder.write_intent(".", found.files);
     if (uninterrupted([&] { return ::unlink((directory / manifest_name).c_str()); }) != 0) {
       const int code = errno;
       folder.settle();

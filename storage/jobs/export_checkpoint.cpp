@@ -126,7 +126,7 @@ class Publication {
 ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::path& directory,
                                const Job& job, const ExportOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
-  Catalog pattern;
+  Catalog template_catalog;
   ExportRequest request;
   RankState state;
   std::unique_ptr<Publication> publication;  // on rank 0; whatever fails, its end removes what was written
@@ -141,8 +141,8 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::p
         request.strict_dtypes = options.strict_dtypes;
         request.max_file_bytes = options.max_file_bytes;
         if (!options.template_directory.empty()) {
-          pattern = read_catalog(options.template_directory, options.threads);
-          request.pattern = &pattern;
+          template_catalog = read_catalog(options.template_directory, options.threads);
+          request.template_catalog = &template_catalog;
         }
         state = state_of(specs, job.rank);
         return describe_export(specs, state, request, options.devices);

@@ -31,7 +31,7 @@ inline SavedValue random_value(Random& random, std::string fqn, SavedValue::Kind
 
 inline void add_part(RankState& state, const SavedValues& values, const SavedItems& items) {
   const std::string bytes = encode(values);
-  state.parts.push_back(
+  state.holdings.push_back(
       {hash_of(bytes), values.has_mesh() ? std::vector<std::uint64_t>{} : pack(items, values)});
   state.values.push_back(bytes);
 }

@@ -21,7 +21,7 @@ from shardwright.dcp.save_description import (
     SaveDescription,
     describe_save,
     is_derived,
-    part_of_items,
+    holding_of_items,
     write_item,
 )
 from shardwright.objects.safe_objects import warn_of_refused_objects
@@ -110,7 +110,7 @@ class SavePlanner(DefaultSavePlanner):
         self._signature = signature  # last: a state that cannot be described is looked at again
 
     def _held_items(self) -> list[WriteItem]:
-        return [item for part in self.description.items() for item in part]
+        return [item for holding in self.description.items() for item in holding]
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         packed = new_plan.items
@@ -156,7 +156,7 @@ class SavePlanner(DefaultSavePlanner):
         if isinstance(plan.items, PackedItems):
             return plan.items.message
         # A storage writer has made the plan anew.
-        state = SaveDescription(position, [part_of_items(plan.items, self.mappings)]).encode()
+        state = SaveDescription(position, [holding_of_items(plan.items, self.mappings)]).encode()
         told: bytes = _core.tell(_core.told_state(state), _core.SavePlanCache())
         return told
 
@@ -193,9 +193,9 @@ def _signature_of(fqn: str, value: Any) -> Any:
 
 
 def items_to_write(description: SaveDescription, left_to_others: Sequence[Sequence[int]]) -> list[WriteItem]:
-    """What is left of a rank's items, part by part, if others write some."""
+    """What is left of a rank's items, holding by holding, if others write some."""
     kept: list[WriteItem] = []
-    for part, left in zip(description.items(), left_to_others, strict=True):
+    for holding, left in zip(description.items(), left_to_others, strict=True):
         others = set(left)
-        kept += [item for number, item in enumerate(part) if number not in others]
+        kept += [item for number, item in enumerate(holding) if number not in others]
     return kept
