@@ -116,25 +116,23 @@ RankWrites read_writes(std::string_view bytes, const RankState& mine) {
   return decode_writes(bytes, counts);
 }
 
-std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& writes) {
-  ValuesByHash known;
-  learn_values(mine, known);
+void each_written(const RankState& mine, const ValuesByHash& known, const RankWrites& writes,
+                  const std::function<void(const SavedValue&, const Box&)>& found) {
   const std::vector<SavedItems> held = items_of(mine, known);
   std::map<std::pair<std::uint32_t, std::uint32_t>, const ItemCut*> cut_of_item;
   for (const ItemCut& cut : writes.cuts) cut_of_item[{cut.holding, cut.item}] = &cut;
-  std::vector<WrittenBox> boxes;
-  for (std::uint32_t p = 0; p < held.size(); ++p) {
-    const SavedValues& values = *known.at(mine.holdings[p].values);
-    const std::vector<std::uint32_t>& left = writes.left_to_others.at(p);
-    const std::int64_t* corner = held[p].corners.data();
-    for (std::uint32_t i = 0; i < held[p].value.size(); ++i) {
-      const SavedValue& value = values.values[held[p].value[i]];
+  for (std::uint32_t h = 0; h < held.size(); ++h) {
+    const SavedValues& values = *known.at(mine.holdings[h].values);
+    const std::vector<std::uint32_t>& left = writes.left_to_others.at(h);
+    const std::int64_t* corner = held[h].corners.data();
+    for (std::uint32_t i = 0; i < held[h].value.size(); ++i) {
+      const SavedValue& value = values.values[held[h].value[i]];
       const std::size_t rank = value.shape.size();
       Box box = box_at(corner, rank);
       corner += 2 * rank;
       if (std::binary_search(left.begin(), left.end(), i)) continue;
-      if (const auto found = cut_of_item.find({p, i}); found != cut_of_item.end()) {
-        const auto& [holding, item, dimension, begin, size] = *found->second;
+      if (const auto cut = cut_of_item.find({h, i}); cut != cut_of_item.end()) {
+        const auto& [holding, item, dimension, begin, size] = *cut->second;
         if (dimension >= rank || begin > box.size[dimension] || size > box.size[dimension] - begin) {
           throw Error(ErrorKind::malformed,
                       value.fqn +
@@ -144,9 +142,18 @@ std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& 
         box.offset[dimension] += begin;
         box.size[dimension] = size;
       }
-      boxes.push_back({value.fqn, std::move(box)});
+      found(value, box);
     }
   }
+}
+
+std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& writes) {
+  ValuesByHash known;
+  learn_values(mine, known);
+  std::vector<WrittenBox> boxes;
+  each_written(mine, known, writes, [&](const SavedValue& value, const Box& box) {
+    boxes.push_back({value.fqn, box});
+  });
   return boxes;
 }
 

@@ -49,15 +49,15 @@ py::tuple facts_of(const SavedValue& value) {
                         tuple_of(value.shape.data(), value.shape.size()), path_of(value));
 }
 
-py::list boxes_of(const SavedItems& items, const SavedValues& values) {
-  py::list boxes(items.value.size());
-  const std::int64_t* corner = items.corners.data();
-  for (std::size_t i = 0; i < items.value.size(); ++i) {
-    const std::size_t rank = values.values[items.value[i]].shape.size();
-    boxes[i] = py::make_tuple(items.value[i], tuple_of(corner, rank), tuple_of(corner + rank, rank));
-    corner += 2 * rank;
-  }
-  return boxes;
+/// What a rank writes of what it holds: [(facts of the value, offset, size)].
+py::list written_items(const RankState& state, const ValuesByHash& known,
+                       const LeftToOthers& left_to_others) {
+  py::list written;
+  each_written(state, known, {left_to_others, {}}, [&](const SavedValue& value, const Box& box) {
+    written.append(py::make_tuple(facts_of(value), tuple_of(box.offset.data(), box.offset.size()),
+                                  tuple_of(box.size.data(), box.size.size())));
+  });
+  return written;
 }
 
 SavedItems items_from(const std::vector<BoxFacts>& boxes, const SavedValues& values) {
@@ -104,14 +104,6 @@ void bind_descriptions(py::module_& m) {
       "A description as bytes, from (fqn, kind, dtype, layout, element bytes, flags, shape, placements, "
       "path).");
   m.def(
-      "decode_values",
-      [](const std::string& bytes) {
-        py::list facts;
-        for (const SavedValue& value : decode_values(bytes).values) facts.append(facts_of(value));
-        return facts;
-      },
-      py::arg("bytes"), "[(fqn, kind, dtype, layout, flags, shape, path)]");
-  m.def(
       "encode_state",
       [](std::int64_t rank,
          const std::vector<std::pair<std::string, std::optional<std::vector<BoxFacts>>>>& holdings) {
@@ -132,36 +124,15 @@ void bind_descriptions(py::module_& m) {
       "What a rank has to save: for each holding the description, and its boxes or None where the mesh says "
       "them.");
   m.def(
-      "boxes_of_state",
-      [](const std::string& bytes) {
+      "items_of_state",
+      [](const std::string& bytes, const std::optional<LeftToOthers>& left_to_others) {
         const RankState state = decode_state(bytes);
-        const std::vector<SavedItems> items = items_of(state);
         ValuesByHash known;
         learn_values(state, known);
-        py::list holdings;
-        for (std::size_t p = 0; p < items.size(); ++p)
-          holdings.append(boxes_of(items[p], *known.at(state.holdings[p].values)));
-        return holdings;
+        return written_items(state, known, left_to_others.value_or(LeftToOthers(state.holdings.size())));
       },
-      py::arg("bytes"), "For each holding, its items: [(index of the value, offset, size)].");
-}
-
-/// What a rank of the last plan writes: [(facts of the value, offset, size)].
-py::list written_items(const SavePlanCache& cache, std::size_t position) {
-  const RankState state = decode_state(cache.states.at(cache.states_of_ranks.at(position)));
-  const std::vector<SavedItems> held = items_of(state, cache.known);
-  py::list written;
-  for (std::size_t p = 0; p < held.size(); ++p) {
-    const SavedValues& values = *cache.known.at(state.holdings[p].values);
-    const std::vector<std::uint32_t>& left = cache.plan->left_to_others.at(position).at(p);
-    const py::list boxes = boxes_of(held[p], values);
-    for (std::uint32_t i = 0; i < held[p].value.size(); ++i) {
-      if (std::binary_search(left.begin(), left.end(), i)) continue;
-      const py::tuple box = boxes[i];
-      written.append(py::make_tuple(facts_of(values.values[held[p].value[i]]), box[1], box[2]));
-    }
-  }
-  return written;
+      py::arg("bytes"), py::arg("left_to_others") = py::none(),
+      "What a rank holds, but for what others write: [(facts of the value, offset, size)].");
 }
 
 void bind_global_plan(py::module_& m) {
@@ -216,8 +187,14 @@ void bind_planning_together(py::module_& m) {
           "plan",
           [](const SavePlanCache& cache) { return std::const_pointer_cast<GlobalSavePlan>(cache.plan); },
           "On rank 0: the last plan.")
-      .def("items", &written_items, py::arg("position"),
-           "On rank 0, what a rank of the last plan writes: [(facts of the value, offset, size)].");
+      .def(
+          "items",
+          [](const SavePlanCache& cache, std::size_t position) {
+            return written_items(decode_state(cache.states.at(cache.states_of_ranks.at(position))),
+                                 cache.known, cache.plan->left_to_others.at(position));
+          },
+          py::arg("position"),
+          "On rank 0, what a rank of the last plan writes: [(facts of the value, offset, size)].");
   m.def(
       "told_state", [](const std::string& state) { return py::bytes(told_state(decode_state(state))); },
       py::arg("state"), "What goes to rank 0 of a state that has all its descriptions.");

@@ -81,17 +81,13 @@ class SaveDescription:
         encoded: bytes = _core.encode_state(self.rank, [(held.values, held.boxes) for held in self.holdings])
         return encoded
 
-    def items(self) -> list[list[WriteItem]]:
-        """Everything that this rank holds, for each holding."""
-        items = []
-        for held, boxes in zip(self.holdings, _core.boxes_of_state(self.encode()), strict=True):
-            facts = _core.decode_values(held.values)
-            items.append([write_item(facts[index], offset, size) for index, offset, size in boxes])
-        return items
+    def items(self, left_to_others: Sequence[Sequence[int]] | None = None) -> list[WriteItem]:
+        """What this rank holds, but for what others write: the numbers of items of each holding."""
+        return [write_item(*item) for item in _core.items_of_state(self.encode(), left_to_others)]
 
 
 def write_item(facts: tuple[Any, ...], offset: tuple[int, ...], size: tuple[int, ...]) -> WriteItem:
-    """From the facts of a value as ``_core.decode_values`` gives them."""
+    """From the facts of a value as the core gives them."""
     fqn, kind, dtype, layout, flags, shape = facts[:6]
     if KINDS[kind] == WriteItemType.BYTE_IO:
         return WriteItem(MetadataIndex(fqn), WriteItemType.BYTE_IO)
