@@ -290,14 +290,14 @@ def measure_export(ranks: int) -> dict[str, Any]:
         on_rank = clock() - start
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = clock()
-        planned = _core.plan_export(told, request, folder)
+        shares = _core.plan_export(told, request, folder)
         seconds = clock() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "ranks": ranks,
         "seconds": seconds,
         "seconds_on_a_rank": on_rank / ranks,
-        "bytes_exchanged": sum(map(len, told)) + sum(map(len, planned.shares)),
+        "bytes_exchanged": sum(map(len, told)) + sum(map(len, shares)),
         "peak_memory_of_planning": (peak - before) * 1024,
     }
 

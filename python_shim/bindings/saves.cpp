@@ -81,20 +81,12 @@ void bind_writing(py::module_& m) {
            py::arg("directory"), py::arg("kind"), py::arg("overwrite") = py::none(),
            py::arg("sources") = std::vector<std::filesystem::path>())
       .def_property_readonly("path", &PendingCheckpoint::path)
-      .def_property_readonly("final_path", &PendingCheckpoint::final_path)
-      .def_property_readonly("replaces", &PendingCheckpoint::replaces)
-      .def_property_readonly("own_beside", &PendingCheckpoint::own_beside)
-      .def("free_start_of_names", &PendingCheckpoint::free_start_of_names)
-      .def("may_replace", &PendingCheckpoint::may_replace, py::arg("name"))
       .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))
       .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
            py::call_guard<py::gil_scoped_release>())
       .def("abandon", &PendingCheckpoint::abandon, py::call_guard<py::gil_scoped_release>());
   m.attr("saving_name") = saving_name;
   m.attr("checksums_name") = checksums_name;
-  m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
-  m.def("clean_up_after_dead_save", &clean_up_after_dead_save, py::arg("directory"),
-        py::call_guard<py::gil_scoped_release>());
   py::class_<GatherFigures>(m, "GatherFigures", "Of tensors on CUDA devices.")
       .def_readonly("pinned_bytes", &GatherFigures::pinned_bytes)
       .def_readonly("bytes_copied", &GatherFigures::bytes_copied)
@@ -252,20 +244,16 @@ void bind_reading(py::module_& m) {
   m.def("has_manifest", &has_manifest, py::arg("directory"));
   m.def("read_order", &read_order, py::arg("directory"));
   m.def(
-      "saved_steps",
-      [](const std::filesystem::path& root) {
-        std::vector<std::tuple<std::uint64_t, std::uint64_t, std::filesystem::path>> steps;
-        for (SavedStep& one : saved_steps(root)) steps.emplace_back(one.order, one.step, std::move(one.path));
-        return steps;
-      },
-      py::arg("root"), "[(order, step, path)]: see storage/format/steps.h.");
-  m.def(
       "next_order",
       [](const std::filesystem::path& directory) {
         SaveOrder next = next_order(directory);
         return std::pair(next.order, std::move(next.unread));
       },
       py::arg("directory"), "(order, a line for each step that is not known): see storage/format/steps.h.");
+  m.def("step_path", &step_path, py::arg("root"), py::arg("step"), "See storage/format/steps.h.");
+  m.def("latest_checkpoint", &latest_checkpoint, py::arg("root"), "See storage/format/steps.h.");
+  m.def("keep_last_steps", &keep_last_steps, py::arg("root"), py::arg("keep"),
+        py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
   py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
       .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,

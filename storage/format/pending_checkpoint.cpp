@@ -195,13 +195,21 @@ void PendingCheckpoint::expect_free(const std::vector<std::string>& names) const
               EEXIST);
 }
 
+void PendingCheckpoint::expect_held() const {
+  if (folder_ != nullptr) return;
+  throw Error(ErrorKind::io,
+              printable(directory_.native()) + ": this save has been given up; nothing was saved", ECANCELED);
+}
+
+void PendingCheckpoint::write(const std::string& name, std::string_view content) {
+  const std::lock_guard lock(mutex_);
+  expect_held();
+  folder_->write(name, content);
+}
+
 void PendingCheckpoint::publish(const std::string& commit_name) {
   const std::lock_guard lock(mutex_);
-  if (folder_ == nullptr) {
-    throw Error(ErrorKind::io,
-                printable(directory_.native()) + ": this save has been given up; nothing was saved",
-                ECANCELED);
-  }
+  expect_held();
   const std::vector<std::string> names = files_below(files_);
   std::vector<std::string> removed;
   std::set_difference(replaced_.begin(), replaced_.end(), names.begin(), names.end(),

@@ -228,6 +228,11 @@ SavingFolder::~SavingFolder() {
   ::close(std::exchange(lock_, -1));
 }
 
+void SavingFolder::write(const std::string& name, std::string_view content) {
+  make_folders_of(files(), name);
+  write_whole_file(files() / name, content);
+}
+
 void SavingFolder::write_intent(const std::string& commit_name, const std::vector<std::string>& removed) {
   std::string text = inode_of_lock(folder_) + '\0' + commit_name + '\0';
   for (const std::string& name : removed) {

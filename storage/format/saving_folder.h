@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace shardwright {
@@ -58,6 +59,9 @@ class SavingFolder {
   SavingFolder& operator=(const SavingFolder&) = delete;
 
   std::filesystem::path files() const { return folder_ / "files"; }
+
+  /// Writes a whole file of this name into files/, flushed.
+  void write(const std::string& name, std::string_view content);
 
   /// Writes the intent, flushed. `removed` are names of the directory.
   void write_intent(const std::string& commit_name, const std::vector<std::string>& removed);
