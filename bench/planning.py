@@ -148,7 +148,7 @@ def measure_planner(ranks: int) -> dict[str, Any]:
         for rank, other in enumerate(others, start=1):  # their tensors' description is that of rank 0
             other.state_dict = {}
             other._signature = ([], {})
-            of_rank = _core.encode_state(rank, [(planner.description.parts[0].values, None)])
+            of_rank = _core.encode_state(rank, [(planner.description.holdings[0].values, None)])
             whole_states[rank - 1], other._told_state = of_rank, _core.told_state(of_rank)
             plans.append(other.create_local_plan())
         gathered = [pickle.dumps(plan) for plan in plans]
@@ -290,14 +290,14 @@ def measure_export(ranks: int) -> dict[str, Any]:
         on_rank = clock() - start
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = clock()
-        planned = _core.plan_export(told, request, folder)
+        shares = _core.plan_export(told, request, folder)
         seconds = clock() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "ranks": ranks,
         "seconds": seconds,
         "seconds_on_a_rank": on_rank / ranks,
-        "bytes_exchanged": sum(map(len, told)) + sum(map(len, planned.shares)),
+        "bytes_exchanged": sum(map(len, told)) + sum(map(len, shares)),
         "peak_memory_of_planning": (peak - before) * 1024,
     }
 

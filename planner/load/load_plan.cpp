@@ -125,10 +125,10 @@ class LoadPlanner {
       return is_only_read(rule) && rule.native.match(spec.fqn).has_value();
     });
     if (tied == map_.rules.end()) return false;
-    for (const NativePlace& place :
-         native_places_of(map_, to_checkpoint_spelling(map_.dialect, tied->hf.text()))) {
+    for (const NameMatch& match :
+         native_matches_of(map_, to_checkpoint_spelling(map_.dialect, tied->hf.text()))) {
       for (const TensorSpec& other : specs_) {
-        if (other.fqn == place.fqn && other.fqn != spec.fqn && is_same_memory(other, spec)) return true;
+        if (other.fqn == match.fqn && other.fqn != spec.fqn && is_same_memory(other, spec)) return true;
       }
     }
     return false;
@@ -333,20 +333,20 @@ class LoadPlanner {
         plan_.unused.push_back(tensor.name);
         continue;
       }
-      const std::vector<NativePlace> places = native_places_of(map_, tensor.name);
-      if (places.empty() || !places.front().rule->known) {
+      const std::vector<NameMatch> matches = native_matches_of(map_, tensor.name);
+      if (matches.empty() || !matches.front().rule->known) {
         unknown.push_back(tensor.name);
         continue;
       }
       bool is_wanted = false;
-      for (const NativePlace& place : places) {
-        const auto destination = destinations.find(place.fqn);
+      for (const NameMatch& match : matches) {
+        const auto destination = destinations.find(match.fqn);
         if (destination == destinations.end()) continue;
         is_wanted = true;
         // All else that has a destination was not used because of a problem that has been noted.
         const Shape& shape = destination->second->global_shape;
-        if (place.rule->stacked() && !shape.empty() && place.captures.expert >= shape[0])
-          surplus[place.fqn].push_back(place.captures.expert);
+        if (match.rule->stacked() && !shape.empty() && match.captures.expert >= shape[0])
+          surplus[match.fqn].push_back(match.captures.expert);
       }
       if (!is_wanted) plan_.unused.push_back(tensor.name);
     }

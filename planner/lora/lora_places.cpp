@@ -72,7 +72,7 @@ std::optional<LoraPlace> place_in_transformers(const LoraSpelling& spelling, con
   if (names.empty()) return std::nullopt;
   const std::string released = text_beginnings(spelling.family()).front();
   const std::string& name = names.front();
-  const std::vector<NativePlace> found = native_places_of(
+  const std::vector<NameMatch> found = native_matches_of(
       spelling.map(), name.starts_with(released) ? spelling.text() + name.substr(released.size()) : name);
   if (found.empty()) return std::nullopt;
   const std::string& fqn = found.front().fqn;

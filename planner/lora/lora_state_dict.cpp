@@ -162,13 +162,13 @@ class StateDictFitting {
     return module;
   }
 
-  /// The places of an HF weight, named as in any checkpoint.
-  std::vector<NativePlace> places_of(const std::string& name) const {
-    std::vector<NativePlace> places = native_places_of(released_.released(), name);
-    if (!places.empty()) return places;
+  /// The matches of an HF weight, named as in any checkpoint.
+  std::vector<NameMatch> matches_of(const std::string& name) const {
+    std::vector<NameMatch> matches = native_matches_of(released_.released(), name);
+    if (!matches.empty()) return matches;
     const bool begins = name.starts_with("model.");
-    return native_places_of(released_.released(),
-                            texts_.front() + name.substr(begins ? std::string_view("model.").size() : 0));
+    return native_matches_of(released_.released(),
+                             texts_.front() + name.substr(begins ? std::string_view("model.").size() : 0));
   }
 
   std::string weight_of_expert(const Expert& expert, std::int64_t& parts) const {
@@ -180,13 +180,13 @@ class StateDictFitting {
     }
     const std::string name =
         expert.path + "." + std::to_string(expert.number) + "." + expert.projection + std::string(weight_end);
-    const std::vector<NativePlace> places = places_of(name);
-    if (places.empty() || !places.front().rule->stacked()) {
+    const std::vector<NameMatch> matches = matches_of(name);
+    if (matches.empty() || !matches.front().rule->stacked()) {
       throw Error(ErrorKind::mismatch,
                   name + ": no rule knows this expert's projection; expected one of " + asked_.family + "'s");
     }
-    parts = static_cast<std::int64_t>(hf_names_of(released_.released(), places.front().fqn, 0).size());
-    return places.front().fqn;
+    parts = static_cast<std::int64_t>(hf_names_of(released_.released(), matches.front().fqn, 0).size());
+    return matches.front().fqn;
   }
 
   /// The weights of the trainer that a module's weight is, as HF or transformers name it.
@@ -199,8 +199,8 @@ class StateDictFitting {
     if (hf_names.empty()) hf_names = {name};
     std::vector<std::string> weights;
     for (const std::string& hf_name : hf_names) {
-      const std::vector<NativePlace> places = places_of(hf_name);
-      if (!places.empty()) weights.push_back(places.front().fqn);
+      const std::vector<NameMatch> matches = matches_of(hf_name);
+      if (!matches.empty()) weights.push_back(matches.front().fqn);
     }
     return weights.empty() ? std::vector{name} : weights;
   }

@@ -62,46 +62,46 @@ std::optional<Shape> shape_in(const Catalog& catalog, const std::string& name) {
   return chunks.empty() ? std::nullopt : std::optional(Catalog::global_shape(chunks));
 }
 
-/// One HF tensor's place in a native tensor, to be compared with another row's.
-using Place = std::tuple<std::string, View, Box, View, Box, std::vector<int>, bool>;
+/// One HF tensor's box in a native tensor, as a row claims it.
+using Claim = std::tuple<std::string, View, Box, View, Box, std::vector<int>, bool>;
 
-Place place_of(const std::string& hf_name, const Correspondence& of, const Box& native_box, bool only_read) {
+Claim claim_of(const std::string& hf_name, const Correspondence& of, const Box& native_box, bool only_read) {
   return {hf_name, of.hf_view, of.hf_box, of.native_view, native_box, of.axes, only_read};
 }
 
-bool is_less(const Place& a, const Place& b) {
-  const auto key = [](const Place& place) {
-    return std::tie(std::get<0>(place), std::get<2>(place).offset, std::get<4>(place).offset);
+bool is_less(const Claim& a, const Claim& b) {
+  const auto key = [](const Claim& claim) {
+    return std::tie(std::get<0>(claim), std::get<2>(claim).offset, std::get<4>(claim).offset);
   };
   return key(a) < key(b);
 }
 
 /// What the rows of one native tensor say.
-std::vector<Place> places_by_rows(const std::vector<const ImportedRow*>& rows, const WeightMap& map,
+std::vector<Claim> claims_by_rows(const std::vector<const ImportedRow*>& rows, const WeightMap& map,
                                   const Catalog& catalog, const Shape& shape) {
-  std::vector<Place> places;
+  std::vector<Claim> claims;
   for (const ImportedRow* row : rows) {
     const AxisExpression axes = row->axes.empty() ? AxisExpression() : AxisExpression(row->axes);
     const AxisExpression::Resolved resolved = axes.resolve(shape_in(catalog, row->hf), shape, map.sizes);
-    places.push_back(
-        place_of(row->hf, resolved.correspondence, resolved.correspondence.native_box, row->only_read));
+    claims.push_back(
+        claim_of(row->hf, resolved.correspondence, resolved.correspondence.native_box, row->only_read));
   }
-  return places;
+  return claims;
 }
 
-std::vector<Place> places_by_map(const WeightMap& map, const Catalog& catalog, const std::string& fqn,
+std::vector<Claim> claims_by_map(const WeightMap& map, const Catalog& catalog, const std::string& fqn,
                                  const Shape& shape) {
-  std::vector<Place> places;
+  std::vector<Claim> claims;
   for (const Piece& piece : pieces_of(map, fqn, shape, &catalog))
-    places.push_back(place_of(piece.hf_name, *piece.correspondence, piece.native_box, piece.rule->only_read));
-  return places;
+    claims.push_back(claim_of(piece.hf_name, *piece.correspondence, piece.native_box, piece.rule->only_read));
+  return claims;
 }
 
 bool is_said(const WeightMap& map, const Catalog& catalog, const std::string& fqn,
              const std::vector<const ImportedRow*>& rows, const Shape& shape) {
   try {
-    std::vector<Place> expected = places_by_rows(rows, map, catalog, shape);
-    std::vector<Place> found = places_by_map(map, catalog, fqn, shape);
+    std::vector<Claim> expected = claims_by_rows(rows, map, catalog, shape);
+    std::vector<Claim> found = claims_by_map(map, catalog, fqn, shape);
     std::sort(expected.begin(), expected.end(), is_less);
     std::sort(found.begin(), found.end(), is_less);
     return expected == found;
@@ -142,7 +142,7 @@ std::vector<std::string> said_otherwise(const WeightMap& map, const Catalog& cat
   }
   for (const auto& [hf_name, expected] : natives_of) {
     std::set<std::string> found;
-    for (const NativePlace& place : native_places_of(map, hf_name)) found.insert(place.fqn);
+    for (const NameMatch& match : native_matches_of(map, hf_name)) found.insert(match.fqn);
     if (found != expected) otherwise.insert(expected.begin(), expected.end());
   }
   return {otherwise.begin(), otherwise.end()};

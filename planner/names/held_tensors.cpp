@@ -150,16 +150,16 @@ std::vector<HeldTensor> held_tensors(const Catalog& catalog, const WeightMap& ma
       continue;
     }
     previous = tensor.name;
-    const std::vector<NativePlace> places = native_places_of(map, tensor.name);
-    if (places.empty()) found[tensor.name].sources.push_back(tensor.name);
-    for (const NativePlace& place : places) {
-      Found& entry = found[place.fqn];
+    const std::vector<NameMatch> matches = native_matches_of(map, tensor.name);
+    if (matches.empty()) found[tensor.name].sources.push_back(tensor.name);
+    for (const NameMatch& match : matches) {
+      Found& entry = found[match.fqn];
       if (entry.rule == nullptr) {
-        entry.rule = place.rule;
-        entry.captures = place.captures;
+        entry.rule = match.rule;
+        entry.captures = match.captures;
       }
       entry.sources.push_back(tensor.name);
-      if (place.rule->stacked()) entry.experts.insert(place.captures.expert);
+      if (match.rule->stacked()) entry.experts.insert(match.captures.expert);
     }
   }
   add_sibling_stacks(map, found);

@@ -25,7 +25,7 @@ std::int64_t layer_of(const WeightMap& map, std::string_view hf_name) {
 
 std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap& map, DType dtype) {
   struct Found {
-    NativePlace place;
+    NameMatch match;
     std::string hf_name;
     DType dtype;
     std::int64_t experts;
@@ -36,19 +36,19 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
   for (const SourceTensor& tensor : catalog.tensors) {
     if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name)) continue;
     previous = tensor.name;
-    for (const NativePlace& place : native_places_of(map, tensor.name)) {
-      if (!place.rule->known) continue;
-      if (place.captures.expert >= std::ssize(catalog.tensors)) {
+    for (const NameMatch& match : native_matches_of(map, tensor.name)) {
+      if (!match.rule->known) continue;
+      if (match.captures.expert >= std::ssize(catalog.tensors)) {
         throw Error(ErrorKind::malformed, catalog.files[tensor.file].name + ": tensor " + tensor.name +
-                                              " is of expert " + std::to_string(place.captures.expert) +
+                                              " is of expert " + std::to_string(match.captures.expert) +
                                               ", but the checkpoint holds only " +
                                               std::to_string(catalog.tensors.size()) + " tensors in all");
       }
-      const std::int64_t experts = place.captures.expert + 1;
+      const std::int64_t experts = match.captures.expert + 1;
       const bool scaled = !scales_of(catalog, tensor.name).empty();
       const auto [entry, is_new] = found.try_emplace(
-          place.fqn,
-          Found{place, tensor.name, scaled ? dtype : tensor.dtype, experts, layer_of(map, tensor.name)});
+          match.fqn,
+          Found{match, tensor.name, scaled ? dtype : tensor.dtype, experts, layer_of(map, tensor.name)});
       entry->second.experts = std::max(entry->second.experts, experts);
     }
   }
@@ -56,12 +56,12 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
   for (const auto& [fqn, entry] : found) {
     Shape shape;
     try {
-      shape = native_shape_of(map, catalog, entry.place, entry.hf_name, entry.experts);
+      shape = native_shape_of(map, catalog, entry.match, entry.hf_name, entry.experts);
     } catch (const Error& error) {
       const SourceTensor& stored = catalog.find(entry.hf_name).front();
       throw Error(ErrorKind::malformed, catalog.files[stored.file].name + ": " + error.what());
     }
-    tensors.push_back({fqn, entry.dtype, std::move(shape), entry.place.rule->stacked(), entry.layer});
+    tensors.push_back({fqn, entry.dtype, std::move(shape), entry.match.rule->stacked(), entry.layer});
   }
   return tensors;
 }

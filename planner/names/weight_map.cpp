@@ -145,23 +145,23 @@ std::vector<std::string> quantised_patterns(const WeightMap& map) {
   return patterns;
 }
 
-std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view hf_name) {
+std::vector<NameMatch> native_matches_of(const WeightMap& map, std::string_view hf_name) {
   const std::string name = to_rules_spelling(map.dialect, weight_name_of(hf_name));
-  std::vector<NativePlace> places;
-  if (fits_any(map.without_place, name) || fits_any(map.strangers, name)) return places;
+  std::vector<NameMatch> matches;
+  if (fits_any(map.without_place, name) || fits_any(map.strangers, name)) return matches;
   const Rule* first = rule_of_hf(map, name);
-  if (first == nullptr) return places;
+  if (first == nullptr) return matches;
   for (const Rule& rule : map.rules) {
-    // Further rows that only find sources, such as other spellings of a name, are no further places.
+    // Further rows that only find sources, such as other spellings of a name, match nothing further.
     if (&rule != first && (rule.hf.text() != first->hf.text() || !rule.known)) continue;
     const Captures captures = *rule.hf.match(name);
     int number = 0;
     for (const Rule* before = map.rules.data(); before != &rule; ++before) {
       if (before->native.text() == rule.native.text()) ++number;
     }
-    places.push_back({rule.native.fill(captures), &rule, captures, number});
+    matches.push_back({rule.native.fill(captures), &rule, captures, number});
   }
-  return places;
+  return matches;
 }
 
 void choose_alternatives(WeightMap& map, const Catalog& catalog) {
@@ -227,19 +227,19 @@ std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rule
   return std::string(rules_name);
 }
 
-Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NativePlace& place,
+Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NameMatch& match,
                       const std::string& hf_name, std::int64_t experts) {
   Sizes sizes = map.sizes;
-  if (place.rule->stacked()) sizes.insert_or_assign("{expert}", experts);
+  if (match.rule->stacked()) sizes.insert_or_assign("{expert}", experts);
   try {
     const std::optional<Shape> shape = shape_in(catalog, hf_name);
-    if (place.rule->axes.is_identity()) return *shape;
+    if (match.rule->axes.is_identity()) return *shape;
     for (const Rule& sibling : map.rules) {
-      if (&sibling == place.rule || sibling.native.text() != place.rule->native.text()) continue;
-      const std::string name = to_checkpoint_spelling(map.dialect, sibling.hf.fill(place.captures));
+      if (&sibling == match.rule || sibling.native.text() != match.rule->native.text()) continue;
+      const std::string name = to_checkpoint_spelling(map.dialect, sibling.hf.fill(match.captures));
       if (const auto of_sibling = shape_in(catalog, name)) sibling.axes.settle_sizes(*of_sibling, sizes);
     }
-    return place.rule->axes.resolve(shape, std::nullopt, sizes).native_shape;
+    return match.rule->axes.resolve(shape, std::nullopt, sizes).native_shape;
   } catch (const Error& error) {
     throw Error(error.kind, hf_name + ": " + error.what());
   }

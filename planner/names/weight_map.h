@@ -118,8 +118,8 @@ std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fq
 /// The patterns of the HF names that the documented rule counts as block-scaled, in the rules' spelling.
 std::vector<std::string> quantised_patterns(const WeightMap& map);
 
-/// Where an HF tensor, or a part of it, belongs.
-struct NativePlace {
+/// The native name that a rule gives an HF name.
+struct NameMatch {
   std::string fqn;
   const Rule* rule;
   Captures captures;
@@ -128,7 +128,7 @@ struct NativePlace {
 
 /// The native tensors that an HF tensor, or a part of it, is part of; empty if no rule has it or it has no
 /// place in this layout. Scales go where their weights go.
-std::vector<NativePlace> native_places_of(const WeightMap& map, std::string_view hf_name);
+std::vector<NameMatch> native_matches_of(const WeightMap& map, std::string_view hf_name);
 
 /// True if the HF tensor is stored in F32 where its trainer holds it so: rounding it to BF16 would harm.
 bool stays_wide(const WeightMap& map, std::string_view hf_name);
@@ -148,10 +148,10 @@ std::string to_rules_spelling(const Dialect& dialect, std::string_view hf_name);
 /// The inverse of to_rules_spelling(): the name as the checkpoint has it.
 std::string to_checkpoint_spelling(const Dialect& dialect, std::string_view rules_name);
 
-/// The shape of the native tensor of that place, which is made up of HF tensors such as this one of that
+/// The shape of the native tensor of that match, which is made up of HF tensors such as this one of that
 /// shape. `experts` is the number of experts, if they are stacked; sizes of other parts are those of the
 /// catalog's tensors or the map's. Throws Error(mismatch), naming the HF tensor, if it cannot be told.
-Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NativePlace& place,
+Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NameMatch& match,
                       const std::string& hf_name, std::int64_t experts);
 
 }  // namespace shardwright

@@ -6,12 +6,12 @@ namespace shardwright {
 namespace {
 
 /// The one dimension along which chunks are cut; nothing if there are more, or none.
-std::optional<std::size_t> only_cut(const ChunkLayout& layout, const Shape& shape) {
-  const std::size_t rank = layout.rank;
+std::optional<std::size_t> only_cut(const Chunking& chunking, const Shape& shape) {
+  const std::size_t rank = chunking.rank;
   std::optional<std::size_t> cut;
-  for (std::size_t i = 0; i < layout.corners.size(); i += 2 * rank) {
+  for (std::size_t i = 0; i < chunking.corners.size(); i += 2 * rank) {
     for (std::size_t d = 0; d < rank; ++d) {
-      if (layout.corners[i + d] == 0 && layout.corners[i + rank + d] == shape[d]) continue;
+      if (chunking.corners[i + d] == 0 && chunking.corners[i + rank + d] == shape[d]) continue;
       if (cut && *cut != d) return std::nullopt;
       cut = d;
     }
@@ -26,9 +26,9 @@ ChunkFault overlapping(const Box& a, const Box& b) {
 ChunkFault unheld(const Box& box) { return {"no rank holds " + to_string(box), std::nullopt}; }
 
 /// Slabs that lie one behind the other along dimension d.
-std::optional<ChunkFault> fault_of_slabs(const ChunkLayout& layout, const Shape& shape, std::size_t d) {
-  const std::size_t rank = layout.rank;
-  const std::int64_t* corners = layout.corners.data();
+std::optional<ChunkFault> fault_of_slabs(const Chunking& chunking, const Shape& shape, std::size_t d) {
+  const std::size_t rank = chunking.rank;
+  const std::int64_t* corners = chunking.corners.data();
   std::int64_t reached = 0;
   const auto gap_until = [&](std::int64_t end) {
     Box gap = whole(shape);
@@ -36,7 +36,7 @@ std::optional<ChunkFault> fault_of_slabs(const ChunkLayout& layout, const Shape&
     gap.size[d] = end - reached;
     return unheld(gap);
   };
-  for (std::size_t i = 0; i < layout.corners.size(); i += 2 * rank) {
+  for (std::size_t i = 0; i < chunking.corners.size(); i += 2 * rank) {
     if (corners[i + d] < reached)
       return overlapping(box_at(corners + i - 2 * rank, rank), box_at(corners + i, rank));
     if (corners[i + d] > reached) return gap_until(corners[i + d]);
@@ -55,16 +55,16 @@ Box box_at(const std::int64_t* corners, std::size_t rank) {
   return {Shape(corners, corners + rank), Shape(corners + rank, corners + 2 * rank)};
 }
 
-std::optional<ChunkFault> fault_of(const ChunkLayout& layout, const Shape& shape) {
-  const std::size_t rank = layout.rank;
+std::optional<ChunkFault> fault_of(const Chunking& chunking, const Shape& shape) {
+  const std::size_t rank = chunking.rank;
   const std::int64_t wanted = volume(shape);
   if (rank == 0 || wanted == 0) return std::nullopt;
-  if (layout.corners.empty()) return unheld(whole(shape));
-  if (const auto d = only_cut(layout, shape)) return fault_of_slabs(layout, shape, *d);
+  if (chunking.corners.empty()) return unheld(whole(shape));
+  if (const auto d = only_cut(chunking, shape)) return fault_of_slabs(chunking, shape, *d);
   std::vector<Box> boxes;
   std::int64_t held = 0;
-  for (std::size_t i = 0; i < layout.corners.size(); i += 2 * rank) {
-    boxes.push_back(box_at(layout.corners.data() + i, rank));
+  for (std::size_t i = 0; i < chunking.corners.size(); i += 2 * rank) {
+    boxes.push_back(box_at(chunking.corners.data() + i, rank));
     held += volume(boxes.back().size);
   }
   if (const auto twice = overlap(boxes)) return overlapping(twice->first, twice->second);

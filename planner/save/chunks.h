@@ -21,7 +21,7 @@ struct ChunkFault {
 bool comes_before(const std::int64_t* a, const std::int64_t* b, std::size_t rank);
 
 /// Proves that the chunks, in order, hold every element of a tensor of this shape once; or says why not.
-std::optional<ChunkFault> fault_of(const ChunkLayout& layout, const Shape& shape);
+std::optional<ChunkFault> fault_of(const Chunking& chunking, const Shape& shape);
 
 Box box_at(const std::int64_t* corners, std::size_t rank);
 

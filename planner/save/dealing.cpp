@@ -11,7 +11,7 @@ namespace {
 constexpr double smallest_cut = 64 * 1024;
 
 void leave(const Owner& owner, Dealt& dealt) {
-  auto& left = dealt.left_to_others[owner.state][owner.part];
+  auto& left = dealt.left_to_others[owner.state][owner.holding];
   for (std::uint32_t i = 0; i < owner.items; ++i) left.push_back(owner.item + i);
 }
 
@@ -59,7 +59,7 @@ void pour(std::vector<Owner> owners, double bytes, const Box& box, std::size_t d
     }
     if (done > 0 || end < slices) {
       dealt.cuts[owner.state].push_back(
-          {owner.part, owner.item, static_cast<std::uint32_t>(dimension), done, end - done});
+          {owner.holding, owner.item, static_cast<std::uint32_t>(dimension), done, end - done});
     }
     load[owner.state] += static_cast<double>(end - done) * per_slice;
     done = end;

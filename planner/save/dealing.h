@@ -10,10 +10,10 @@
 
 namespace shardwright {
 
-/// A rank that holds something: some consecutive items of one part of its state.
+/// A rank that holds something: some consecutive items of one holding.
 struct Owner {
   std::uint32_t state;  ///< position of the rank
-  std::uint32_t part;
+  std::uint32_t holding;
   std::uint32_t item;
   std::uint32_t items;
 };

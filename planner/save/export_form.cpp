@@ -38,7 +38,7 @@ std::vector<std::string> fit_to_template(const std::vector<SavedTensor>& tensors
   LoadPlanOptions options;
   options.exporting = true;
   options.strict = form.strict;
-  LoadPlan plan = plan_load(specs, *form.pattern, form.map, options);
+  LoadPlan plan = plan_load(specs, *form.template_catalog, form.map, options);
   std::vector<std::string> lacking;
   for (const std::string& name : plan.unused) {
     if (!is_without_place(form.map, name)) lacking.push_back(name);
@@ -50,7 +50,7 @@ std::vector<std::string> fit_to_template(const std::vector<SavedTensor>& tensors
                    ": the template has it, but no tensor of the state dict; strict=False leaves it out");
     }
     problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors with the names of " +
-                                                   form.pattern->directory.string() + " (layout " +
+                                                   form.template_catalog->directory.string() + " (layout " +
                                                    form.map.layout + "); nothing has been written:");
   }
   plan.unused.insert(plan.unused.end(), plan.unknown.begin(), plan.unknown.end());
@@ -110,8 +110,8 @@ class PartsOfTensors {
 
 }  // namespace
 
-bool has_scales(const Catalog& pattern) {
-  return std::any_of(pattern.tensors.begin(), pattern.tensors.end(),
+bool has_scales(const Catalog& template_catalog) {
+  return std::any_of(template_catalog.tensors.begin(), template_catalog.tensors.end(),
                      [](const SourceTensor& tensor) { return is_scale_name(tensor.name); });
 }
 
@@ -119,9 +119,9 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
   Encoding plain{native, false, DType::U8, 1, 1};
   if (form.quantise && form.by_rule_of_names && piece.rule->quantised && piece.hf_shape.size() == 2)
     return mxfp8(piece.hf_shape);
-  if (form.pattern != nullptr) {
-    const std::span<const SourceTensor> stored = form.pattern->find(piece.hf_name);
-    const std::span<const SourceTensor> scales = scales_of(*form.pattern, piece.hf_name);
+  if (form.template_catalog != nullptr) {
+    const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
+    const std::span<const SourceTensor> scales = scales_of(*form.template_catalog, piece.hf_name);
     if (form.quantise && !scales.empty()) {
       Encoding encoding = mxfp8(piece.hf_shape);
       const DType dtype = scales.front().dtype;
@@ -155,11 +155,11 @@ WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, s
 
 ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const ExportForm& form) {
   ExportedTensors result;
-  if (form.pattern != nullptr) result.left_out = fit_to_template(tensors, form);
+  if (form.template_catalog != nullptr) result.left_out = fit_to_template(tensors, form);
   Problems problems;
   PartsOfTensors parts;
   for (const SavedTensor& tensor : tensors) {
-    const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.pattern);
+    const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.template_catalog);
     if (pieces.empty() && volume(tensor.shape) > 0) {
       problems.add(tensor.fqn + ": no rule of " + form.map.family + " has a name for it");
     }
@@ -195,9 +195,9 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
   }
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors (layout " + form.map.layout +
                                                  "); nothing has been written:");
-  if (form.pattern != nullptr) {
+  if (form.template_catalog != nullptr) {
     const auto place = [&](const SourceTensor& tensor) {
-      const SourceTensor& weight = form.pattern->find(weight_name_of(tensor.name)).front();
+      const SourceTensor& weight = form.template_catalog->find(weight_name_of(tensor.name)).front();
       return std::tuple{weight.file, weight.begin};
     };
     std::stable_sort(result.tensors.begin(), result.tensors.end(),

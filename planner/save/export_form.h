@@ -22,7 +22,7 @@ struct SavedTensor {
 /// What an export looks like on disk: whose names and dtypes, and whether in MXFP8.
 struct ExportForm {
   WeightMap map;
-  const Catalog* pattern = nullptr;  ///< the template: a checkpoint with these names; null: none
+  const Catalog* template_catalog = nullptr;  ///< the template: a checkpoint with these names; null: none
   bool quantise =
       false;  ///< MXFP8 for the weights that the template, or else the rule of names, has quantised
   bool by_rule_of_names =
@@ -33,7 +33,7 @@ struct ExportForm {
 };
 
 /// True if the template says which weights are block-scaled, by having scales.
-bool has_scales(const Catalog& pattern);
+bool has_scales(const Catalog& template_catalog);
 
 /// How the HF tensor is stored.
 ///  * A weight that the template has scales for (without a template: that the rule of names counts) is MXFP8

@@ -19,7 +19,7 @@
 namespace shardwright {
 namespace {
 
-/// A description, and the states that refer to it: their position, ascending, and the number of the part.
+/// A description, and the states that refer to it: their position, ascending, and the number of the holding.
 struct Group {
   const SavedValues* values = nullptr;
   std::vector<std::pair<std::size_t, std::size_t>> users;
@@ -35,7 +35,7 @@ struct Source {
 /// One rank's hold on a box.
 struct Occurrence {
   std::uint32_t state;
-  std::uint32_t part;
+  std::uint32_t holding;
   std::uint32_t item;
   std::uint64_t corner;  ///< index into the corners of all occurrences
 };
@@ -46,8 +46,9 @@ class Planning {
     dealt_.bytes_of_rank.resize(states.size());
     dealt_.left_to_others.resize(states.size());
     dealt_.cuts.resize(states.size());
-    for (std::size_t r = 0; r < states.size(); ++r) dealt_.left_to_others[r].resize(states[r].parts.size());
-    group_parts();
+    for (std::size_t r = 0; r < states.size(); ++r)
+      dealt_.left_to_others[r].resize(states[r].holdings.size());
+    group_holdings();
     number_values();
   }
 
@@ -75,13 +76,13 @@ class Planning {
  private:
   // --- who holds what
 
-  void group_parts() {
+  void group_holdings() {
     std::map<Hash, std::uint32_t> number;
     for (std::size_t s = 0; s < states_.size(); ++s) {
       if (!position_of_rank_.emplace(states_[s].rank, s).second)
         problems_.add("rank " + std::to_string(states_[s].rank) + " has sent its state twice");
-      for (std::size_t p = 0; p < states_[s].parts.size(); ++p) {
-        const Hash& hash = states_[s].parts[p].values;
+      for (std::size_t p = 0; p < states_[s].holdings.size(); ++p) {
+        const Hash& hash = states_[s].holdings[p].values;
         const auto [entry, is_new] = number.emplace(hash, static_cast<std::uint32_t>(groups_.size()));
         if (is_new) groups_.push_back({known_.at(hash).get(), {}, {}});
         groups_[entry->second].users.emplace_back(s, p);
@@ -113,7 +114,7 @@ class Planning {
       }
     }
     std::sort(differs_.begin(), differs_.end());
-    plan_.metadata.layout.assign(number.size(), 0);
+    plan_.metadata.chunking.assign(number.size(), 0);
   }
 
   const SavedValue& value_of(std::uint32_t global) const { return plan_.metadata.values.values[global]; }
@@ -124,7 +125,7 @@ class Planning {
 
   std::vector<std::int64_t> users_of(std::uint32_t g) const {
     std::vector<std::int64_t> ranks;
-    for (const auto& [state, part] : groups_[g].users) ranks.push_back(states_[state].rank);
+    for (const auto& [state, holding] : groups_[g].users) ranks.push_back(states_[state].rank);
     std::sort(ranks.begin(), ranks.end());
     return ranks;
   }
@@ -140,25 +141,25 @@ class Planning {
 
   // --- chunks
 
-  /// The number of a layout that these chunks are; the same one for equal chunks of equal shapes.
-  std::uint32_t layout_number(ChunkLayout layout, const Shape& shape) {
-    std::string key(reinterpret_cast<const char*>(layout.corners.data()), layout.corners.size() * 8);
+  /// The number of a chunking that these chunks are; the same one for equal chunks of equal shapes.
+  std::uint32_t chunking_number(Chunking chunking, const Shape& shape) {
+    std::string key(reinterpret_cast<const char*>(chunking.corners.data()), chunking.corners.size() * 8);
     key.append(reinterpret_cast<const char*>(shape.data()), shape.size() * 8);
     const auto [entry, is_new] =
-        layout_numbers_.emplace(hash_of(key), static_cast<std::uint32_t>(plan_.metadata.layouts.size()));
+        chunking_numbers_.emplace(hash_of(key), static_cast<std::uint32_t>(plan_.metadata.chunkings.size()));
     if (is_new) {
-      faults_.push_back(fault_of(layout, shape));
-      plan_.metadata.layouts.push_back(std::move(layout));
+      faults_.push_back(fault_of(chunking, shape));
+      plan_.metadata.chunkings.push_back(std::move(chunking));
     }
     return entry->second;
   }
 
   /// Notes what is wrong with a tensor's chunks. `owners_of` gives the ranks that hold a box.
   template <typename OwnersOf>
-  void set_layout(std::uint32_t global, std::uint32_t layout, const OwnersOf& owners_of) {
-    plan_.metadata.layout[global] = layout;
-    plan_.chunks += plan_.metadata.layouts[layout].count();
-    const auto& fault = faults_[layout];
+  void set_chunking(std::uint32_t global, std::uint32_t chunking, const OwnersOf& owners_of) {
+    plan_.metadata.chunking[global] = chunking;
+    plan_.chunks += plan_.metadata.chunkings[chunking].count();
+    const auto& fault = faults_[chunking];
     if (!fault || differs(global)) return;
     std::string line = value_of(global).fqn + ": " + fault->text;
     if (fault->boxes) {
@@ -208,10 +209,11 @@ class Planning {
     const SavedValues& values = *group.values;
     std::map<std::pair<Shape, std::vector<std::int64_t>>, std::uint32_t> number;
     std::vector<MeshLayout> lies;
-    std::vector<std::uint32_t> layouts;  // the number of each one's chunks
+    std::vector<std::uint32_t> chunkings;  // the number of each one's chunks
     std::vector<std::uint32_t> lie_of_value(values.values.size());
-    std::vector<std::uint32_t> part_of_state(states_.size());
-    for (const auto& [state, part] : group.users) part_of_state[state] = static_cast<std::uint32_t>(part);
+    std::vector<std::uint32_t> holding_of_state(states_.size());
+    for (const auto& [state, holding] : group.users)
+      holding_of_state[state] = static_cast<std::uint32_t>(holding);
     std::vector<std::uint32_t> state_of_place;
     for (const std::int64_t rank : values.mesh_ranks)
       state_of_place.push_back(static_cast<std::uint32_t>(position_of_rank_.at(rank)));
@@ -228,7 +230,7 @@ class Planning {
           number.emplace(std::pair{value.shape, key}, static_cast<std::uint32_t>(lies.size()));
       if (is_new) {
         lies.push_back(layout_on_mesh(values, value));
-        layouts.push_back(layout_number(std::move(lies.back().chunks), value.shape));
+        chunkings.push_back(chunking_number(std::move(lies.back().chunks), value.shape));
       }
       lie_of_value[v] = entry->second;
       is_alone = is_alone && sources_[group.global[v]].size() == 1;
@@ -244,7 +246,7 @@ class Planning {
       const MeshLayout& lie = lies[lie_of_value[v]];
       const bool is_mine = sources_[global].size() == 1;
       if (is_mine) {
-        set_layout(global, layouts[lie_of_value[v]], [&](const Box& box) {
+        set_chunking(global, chunkings[lie_of_value[v]], [&](const Box& box) {
           std::vector<std::int64_t> owners;
           for (std::uint32_t place = 0; place < values.mesh_ranks.size(); ++place) {
             const std::int64_t rank = values.mesh_ranks[place];
@@ -264,7 +266,7 @@ class Planning {
           add_owners(global, lie.elements[c], lie.places[c].size(), [&](std::size_t i) {
             const std::uint32_t place = lie.places[c][i];
             const std::uint32_t state = state_of_place[place];
-            return Owner{state, part_of_state[state], next_item[place], lie.boxes[c]};
+            return Owner{state, holding_of_state[state], next_item[place], lie.boxes[c]};
           });
         }
         for (const std::uint32_t place : lie.places[c]) next_item[place] += lie.boxes[c];
@@ -275,13 +277,13 @@ class Planning {
   /// Of the group's values that others describe as well: they are looked at box by box.
   void add_mesh_occurrences(std::uint32_t g) {
     const Group& group = groups_[g];
-    for (const auto& [state, part] : group.users)
-      add_occurrences(g, state, part, items_on_mesh(*group.values, states_[state].rank));
+    for (const auto& [state, holding] : group.users)
+      add_occurrences(g, state, holding, items_on_mesh(*group.values, states_[state].rank));
   }
 
   // --- values in items
 
-  void add_occurrences(std::uint32_t g, std::size_t state, std::size_t part, const SavedItems& items) {
+  void add_occurrences(std::uint32_t g, std::size_t state, std::size_t holding, const SavedItems& items) {
     const Group& group = groups_[g];
     const bool on_mesh = group.values->has_mesh();
     std::size_t corner = 0;
@@ -292,7 +294,7 @@ class Planning {
       if (!elsewhere) {
         of_occurrence_.push_back(global);
         occurrences_.push_back(
-            {static_cast<std::uint32_t>(state), static_cast<std::uint32_t>(part), i, corners_.size()});
+            {static_cast<std::uint32_t>(state), static_cast<std::uint32_t>(holding), i, corners_.size()});
         corners_.insert(corners_.end(), items.corners.begin() + static_cast<std::ptrdiff_t>(corner),
                         items.corners.begin() + static_cast<std::ptrdiff_t>(corner + numbers));
       }
@@ -303,8 +305,8 @@ class Planning {
   void plan_items() {
     for (std::uint32_t g = 0; g < groups_.size(); ++g) {
       if (groups_[g].values->has_mesh()) continue;
-      for (const auto& [state, part] : groups_[g].users)
-        add_occurrences(g, state, part, items_of(state, part));
+      for (const auto& [state, holding] : groups_[g].users)
+        add_occurrences(g, state, holding, items_of(state, holding));
     }
     // Occurrences by value, those of one description in the order of the states.
     std::vector<std::size_t> begin(sources_.size() + 1, 0);
@@ -322,8 +324,8 @@ class Planning {
   }
 
   /// What a rank has named, box by box.
-  SavedItems items_of(std::size_t state, std::size_t part) {
-    const RankState::Part& named = states_[state].parts[part];
+  SavedItems items_of(std::size_t state, std::size_t holding) {
+    const RankState::Holding& named = states_[state].holdings[holding];
     try {
       return unpack(named.packed, *known_.at(named.values));
     } catch (const Error& error) {
@@ -339,20 +341,20 @@ class Planning {
       return comes_before(corners(a), corners(b), rank);
     };
     if (!std::is_sorted(first, last, before)) std::stable_sort(first, last, before);
-    ChunkLayout layout{static_cast<std::uint32_t>(rank), {}};
-    layout.corners.reserve(2 * rank * static_cast<std::size_t>(last - first));
+    Chunking chunking{static_cast<std::uint32_t>(rank), {}};
+    chunking.corners.reserve(2 * rank * static_cast<std::size_t>(last - first));
     for (const std::uint32_t* at = first; at != last;) {
       const std::uint32_t* end = at + 1;
       while (end != last && std::equal(corners(*at), corners(*at) + 2 * rank, corners(*end))) ++end;
       const std::uint64_t bytes = bytes_of_box(value, corners(*at) + rank);
       // An empty box is only told of a tensor that has no other.
       const bool is_chunk = bytes != 0 || volume(value.shape) == 0;
-      if (is_chunk) layout.corners.insert(layout.corners.end(), corners(*at), corners(*at) + 2 * rank);
+      if (is_chunk) chunking.corners.insert(chunking.corners.end(), corners(*at), corners(*at) + 2 * rank);
       plan_.bytes_held += bytes * static_cast<std::uint64_t>(end - at);
       const std::int64_t elements = volume(Shape(corners(*at) + rank, corners(*at) + 2 * rank));
       add_owners(global, elements, static_cast<std::size_t>(end - at), [&](std::size_t i) {
         const Occurrence& o = occurrences_[at[i]];
-        return Owner{o.state, o.part, o.item, 1};
+        return Owner{o.state, o.holding, o.item, 1};
       });
       at = end;
     }
@@ -360,9 +362,9 @@ class Planning {
     if (first == last && rank == 0 && !incomplete_) {
       problems_.add(value.fqn + ": no rank holds it; " + ranks_text(holders_of(global)) + " know of it");
     }
-    const std::uint32_t number = layout_number(std::move(layout), value.shape);
+    const std::uint32_t number = chunking_number(std::move(chunking), value.shape);
     if (incomplete_ && faults_[number] && !faults_[number]->boxes) return;  // told, as what a mesh lacks
-    set_layout(global, number, [&](const Box& box) {
+    set_chunking(global, number, [&](const Box& box) {
       std::vector<std::int64_t> owners;
       for (const std::uint32_t* at = first; at != last; ++at) {
         if (box_at(corners(*at), rank) == box) owners.push_back(states_[occurrences_[*at].state].rank);
@@ -410,11 +412,11 @@ class Planning {
 
   /// The box of an item of a state.
   Box box_of(const Owner& owner) {
-    const auto [entry, is_new] = items_of_part_.try_emplace({owner.state, owner.part});
+    const auto [entry, is_new] = items_of_holding_.try_emplace({owner.state, owner.holding});
     if (is_new) {
-      const SavedValues& values = *known_.at(states_[owner.state].parts[owner.part].values);
+      const SavedValues& values = *known_.at(states_[owner.state].holdings[owner.holding].values);
       const SavedItems items = values.has_mesh() ? items_on_mesh(values, states_[owner.state].rank)
-                                                 : items_of(owner.state, owner.part);
+                                                 : items_of(owner.state, owner.holding);
       const std::int64_t* corner = items.corners.data();
       for (const std::uint32_t value : items.value) {
         const std::size_t rank = values.values[value].shape.size();
@@ -439,14 +441,14 @@ class Planning {
   std::vector<std::vector<Source>> sources_;  ///< of each value of the job
   std::vector<std::uint32_t> differs_;        ///< values on which ranks do not agree; sorted
   bool incomplete_ = false;                   ///< a mesh lacks ranks
-  std::map<Hash, std::uint32_t> layout_numbers_;
-  std::vector<std::optional<ChunkFault>> faults_;  ///< of each layout
+  std::map<Hash, std::uint32_t> chunking_numbers_;
+  std::vector<std::optional<ChunkFault>> faults_;  ///< of each chunking
   std::vector<std::uint32_t> of_occurrence_;       ///< for each occurrence its value
   std::vector<Occurrence> occurrences_;
   std::vector<std::int64_t> corners_;
   std::vector<Owner> owners_;
   std::vector<Replicas> replicas_;
-  std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<Box>> items_of_part_;  // those looked at
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<Box>> items_of_holding_;  // those looked at
   Dealing dealing_;
   std::vector<double> bytes_of_element_;  ///< of each value, as the dealing has it
   Dealt dealt_;

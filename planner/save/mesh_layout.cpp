@@ -8,17 +8,17 @@
 namespace shardwright {
 namespace {
 
-ChunkLayout sorted(const std::vector<std::int64_t>& corners, std::size_t rank) {
-  ChunkLayout layout{static_cast<std::uint32_t>(rank), {}};
-  if (rank == 0) return layout;
+Chunking sorted(const std::vector<std::int64_t>& corners, std::size_t rank) {
+  Chunking chunking{static_cast<std::uint32_t>(rank), {}};
+  if (rank == 0) return chunking;
   const std::size_t step = 2 * rank;
   std::vector<const std::int64_t*> order;
   for (std::size_t i = 0; i < corners.size(); i += step) order.push_back(&corners[i]);
   std::sort(order.begin(), order.end(),
             [&](const auto* a, const auto* b) { return comes_before(a, b, rank); });
-  layout.corners.reserve(corners.size());
-  for (const std::int64_t* at : order) layout.corners.insert(layout.corners.end(), at, at + step);
-  return layout;
+  chunking.corners.reserve(corners.size());
+  for (const std::int64_t* at : order) chunking.corners.insert(chunking.corners.end(), at, at + step);
+  return chunking;
 }
 
 }  // namespace

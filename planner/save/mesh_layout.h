@@ -9,7 +9,7 @@ namespace shardwright {
 
 /// How tensors of one shape and placement lie on a mesh. A class is the places that hold the same boxes.
 struct MeshLayout {
-  ChunkLayout chunks;
+  Chunking chunks;
   std::vector<std::vector<std::uint32_t>> places;  ///< of each class, ascending
   std::vector<std::uint32_t> boxes;                ///< of each class, how many
   std::vector<std::int64_t> elements;              ///< of each class

@@ -86,7 +86,7 @@ std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePl
     cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(states, known));
     std::set<Hash> used;
     for (const RankState& state : states) {
-      for (const RankState::Part& part : state.parts) used.insert(part.values);
+      for (const RankState::Holding& holding : state.holdings) used.insert(holding.values);
     }
     std::erase_if(known, [&](const auto& entry) { return !used.contains(entry.first); });
     cache.known = std::move(known);

@@ -56,8 +56,8 @@ std::vector<RankState> decode_states(const std::vector<std::string>& encoded, Va
 std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, const ValuesByHash& known) {
   std::vector<std::size_t> lost;
   for (std::size_t s = 0; s < states.size(); ++s) {
-    if (!std::all_of(states[s].parts.begin(), states[s].parts.end(),
-                     [&](const RankState::Part& part) { return known.contains(part.values); })) {
+    if (!std::all_of(states[s].holdings.begin(), states[s].holdings.end(),
+                     [&](const RankState::Holding& holding) { return known.contains(holding.values); })) {
       lost.push_back(s);
     }
   }
@@ -66,9 +66,9 @@ std::vector<std::size_t> with_lost_values(const std::vector<RankState>& states, 
 
 std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known) {
   std::vector<SavedItems> items;
-  for (const RankState::Part& part : state.parts) {
-    const SavedValues& values = *known.at(part.values);
-    items.push_back(values.has_mesh() ? items_on_mesh(values, state.rank) : unpack(part.packed, values));
+  for (const RankState::Holding& holding : state.holdings) {
+    const SavedValues& values = *known.at(holding.values);
+    items.push_back(values.has_mesh() ? items_on_mesh(values, state.rank) : unpack(holding.packed, values));
   }
   return items;
 }
@@ -106,7 +106,7 @@ RankState state_of(const std::vector<TensorSpec>& specs, std::int64_t rank) {
   RankState state;
   state.rank = rank;
   state.values = {encode(values)};
-  state.parts = {{hash_of(state.values.front()), pack(items, values)}};
+  state.holdings = {{hash_of(state.values.front()), pack(items, values)}};
   return state;
 }
 
@@ -116,25 +116,23 @@ RankWrites read_writes(std::string_view bytes, const RankState& mine) {
   return decode_writes(bytes, counts);
 }
 
-std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& writes) {
-  ValuesByHash known;
-  learn_values(mine, known);
+void each_written(const RankState& mine, const ValuesByHash& known, const RankWrites& writes,
+                  const std::function<void(const SavedValue&, const Box&)>& found) {
   const std::vector<SavedItems> held = items_of(mine, known);
   std::map<std::pair<std::uint32_t, std::uint32_t>, const ItemCut*> cut_of_item;
-  for (const ItemCut& cut : writes.cuts) cut_of_item[{cut.part, cut.item}] = &cut;
-  std::vector<WrittenBox> boxes;
-  for (std::uint32_t p = 0; p < held.size(); ++p) {
-    const SavedValues& values = *known.at(mine.parts[p].values);
-    const std::vector<std::uint32_t>& left = writes.left_to_others.at(p);
-    const std::int64_t* corner = held[p].corners.data();
-    for (std::uint32_t i = 0; i < held[p].value.size(); ++i) {
-      const SavedValue& value = values.values[held[p].value[i]];
+  for (const ItemCut& cut : writes.cuts) cut_of_item[{cut.holding, cut.item}] = &cut;
+  for (std::uint32_t h = 0; h < held.size(); ++h) {
+    const SavedValues& values = *known.at(mine.holdings[h].values);
+    const std::vector<std::uint32_t>& left = writes.left_to_others.at(h);
+    const std::int64_t* corner = held[h].corners.data();
+    for (std::uint32_t i = 0; i < held[h].value.size(); ++i) {
+      const SavedValue& value = values.values[held[h].value[i]];
       const std::size_t rank = value.shape.size();
       Box box = box_at(corner, rank);
       corner += 2 * rank;
       if (std::binary_search(left.begin(), left.end(), i)) continue;
-      if (const auto found = cut_of_item.find({p, i}); found != cut_of_item.end()) {
-        const auto& [part, item, dimension, begin, size] = *found->second;
+      if (const auto cut = cut_of_item.find({h, i}); cut != cut_of_item.end()) {
+        const auto& [holding, item, dimension, begin, size] = *cut->second;
         if (dimension >= rank || begin > box.size[dimension] || size > box.size[dimension] - begin) {
           throw Error(ErrorKind::malformed,
                       value.fqn +
@@ -144,9 +142,18 @@ std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& 
         box.offset[dimension] += begin;
         box.size[dimension] = size;
       }
-      boxes.push_back({value.fqn, std::move(box)});
+      found(value, box);
     }
   }
+}
+
+std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& writes) {
+  ValuesByHash known;
+  learn_values(mine, known);
+  std::vector<WrittenBox> boxes;
+  each_written(mine, known, writes, [&](const SavedValue& value, const Box& box) {
+    boxes.push_back({value.fqn, box});
+  });
   return boxes;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -30,6 +31,11 @@ RankState state_of(const std::vector<TensorSpec>& specs, std::int64_t rank);
 /// What a rank that holds all of `mine` is to write, from rank 0's bytes about it.
 RankWrites read_writes(std::string_view bytes, const RankState& mine);
 
+/// Calls `found` for each box that a rank writes of what it holds, in order. Throws Error(malformed) for a
+/// slice outside its item.
+void each_written(const RankState& mine, const ValuesByHash& known, const RankWrites& writes,
+                  const std::function<void(const SavedValue&, const Box&)>& found);
+
 /// What a rank writes.
 struct WrittenBox {
   std::string fqn;
@@ -38,14 +44,14 @@ struct WrittenBox {
   bool operator==(const WrittenBox&) const = default;
 };
 
-/// Of a state that brings all its descriptions. Throws Error(malformed) for a slice outside its item.
+/// The same for a state that brings all its descriptions.
 std::vector<WrittenBox> boxes_to_write(const RankState& mine, const RankWrites& writes);
 
 /// How two ranks' descriptions of the same tensors differ, a line for each tensor.
 std::vector<std::string> differences(const SavedValues& expected, const std::string& expected_by,
                                      const SavedValues& found, const std::string& found_by);
 
-/// What each part of a rank's state holds, of descriptions that are known.
+/// What each holding of a rank is, of descriptions that are known.
 std::vector<SavedItems> items_of(const RankState& state, const ValuesByHash& known);
 
 /// The same for a state that brings all its descriptions.

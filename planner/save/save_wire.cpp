@@ -9,12 +9,12 @@ namespace shardwright {
 namespace {
 
 /// The least shape that holds all chunks.
-Shape end_of(const ChunkLayout& layout) {
-  Shape end(layout.rank, 0);
-  for (std::size_t i = 0; i < layout.corners.size(); i += 2 * end.size()) {
+Shape end_of(const Chunking& chunking) {
+  Shape end(chunking.rank, 0);
+  for (std::size_t i = 0; i < chunking.corners.size(); i += 2 * end.size()) {
     for (std::size_t d = 0; d < end.size(); ++d) {
       std::int64_t last = 0;
-      check(!__builtin_add_overflow(layout.corners[i + d], layout.corners[i + end.size() + d], &last),
+      check(!__builtin_add_overflow(chunking.corners[i + d], chunking.corners[i + end.size() + d], &last),
             "a corner that there is not");
       end[d] = std::max(end[d], last);
     }
@@ -28,10 +28,10 @@ std::string_view view(const Hash& hash) { return {hash.data(), hash.size()}; }
 
 std::string encode(const RankState& state) {
   wire::RankState message;
-  for (const RankState::Part& part : state.parts) {
-    wire::SavedPart* to = message.add_parts();
-    to->set_values(std::string(view(part.values)));
-    to->mutable_items()->Add(part.packed.begin(), part.packed.end());
+  for (const RankState::Holding& holding : state.holdings) {
+    wire::RankHolding* to = message.add_holdings();
+    to->set_values(std::string(view(holding.values)));
+    to->mutable_items()->Add(holding.packed.begin(), holding.packed.end());
   }
   for (const std::string& values : state.values) message.add_values(values);
   message.set_rank(state.rank);
@@ -41,11 +41,11 @@ std::string encode(const RankState& state) {
 RankState decode_state(std::string_view bytes) {
   auto message = read_message<wire::RankState>(bytes, "what a rank has to save");
   RankState state;
-  for (const wire::SavedPart& from : message.parts()) {
-    RankState::Part& part = state.parts.emplace_back();
-    check(from.values().size() == part.values.size(), "a hash that is none");
-    std::copy(from.values().begin(), from.values().end(), part.values.begin());
-    part.packed.assign(from.items().begin(), from.items().end());
+  for (const wire::RankHolding& from : message.holdings()) {
+    RankState::Holding& holding = state.holdings.emplace_back();
+    check(from.values().size() == holding.values.size(), "a hash that is none");
+    std::copy(from.values().begin(), from.values().end(), holding.values.begin());
+    holding.packed.assign(from.items().begin(), from.items().end());
   }
   for (std::string& values : *message.mutable_values()) state.values.push_back(std::move(values));
   check(message.rank() >= 0 && message.rank() < most_ranks, "a rank that there is not");
@@ -125,8 +125,8 @@ std::string encode(const RankWrites& writes) {
     }
   }
   for (const ItemCut& cut : writes.cuts) {
-    for (const std::int64_t number :
-         {std::int64_t{cut.part}, std::int64_t{cut.item}, std::int64_t{cut.dimension}, cut.begin, cut.size})
+    for (const std::int64_t number : {std::int64_t{cut.holding}, std::int64_t{cut.item},
+                                      std::int64_t{cut.dimension}, cut.begin, cut.size})
       message.add_cut(static_cast<std::uint64_t>(number));
   }
   return finish_message(message);
@@ -134,18 +134,18 @@ std::string encode(const RankWrites& writes) {
 
 RankWrites decode_writes(std::string_view bytes, const std::vector<std::size_t>& items) {
   const auto message = read_message<wire::RankWrites>(bytes, "what a rank is to write");
-  check(message.left_to_others_size() == static_cast<int>(items.size()), "it is for other parts");
+  check(message.left_to_others_size() == static_cast<int>(items.size()), "it is for other holdings");
   RankWrites writes{LeftToOthers(items.size()), {}};
-  for (std::size_t part = 0; part < items.size(); ++part) {
-    const auto& runs = message.left_to_others(static_cast<int>(part)).run();
+  for (std::size_t holding = 0; holding < items.size(); ++holding) {
+    const auto& runs = message.left_to_others(static_cast<int>(holding)).run();
     check(runs.size() % 2 == 0, "a run without its length");
     std::uint64_t at = 0;
     for (auto run = runs.begin(); run != runs.end(); run += 2) {
-      check(run[0] <= items[part] - at && run[1] <= items[part] - at - run[0],
+      check(run[0] <= items[holding] - at && run[1] <= items[holding] - at - run[0],
             "more items than the rank has");
       at += run[0];
       for (const std::uint64_t end = at + run[1]; at < end; ++at)
-        writes.left_to_others[part].push_back(static_cast<std::uint32_t>(at));
+        writes.left_to_others[holding].push_back(static_cast<std::uint32_t>(at));
     }
   }
   check(message.cut_size() % 5 == 0, "a slice without its end");
@@ -163,13 +163,13 @@ RankWrites decode_writes(std::string_view bytes, const std::vector<std::size_t>&
 std::string encode(const GlobalMetadata& metadata) {
   wire::GlobalMetadata message;
   message.set_values(encode(metadata.values));
-  message.mutable_layout()->Add(metadata.layout.begin(), metadata.layout.end());
-  for (const ChunkLayout& layout : metadata.layouts) {
-    message.add_layout_rank(layout.rank);
-    message.add_layout_chunks(layout.count());
-    const std::size_t step = 2 * std::size_t{layout.rank};
-    for (std::size_t i = 0; i < layout.corners.size(); ++i) {
-      message.add_corner(layout.corners[i] - (i < step ? 0 : layout.corners[i - step]));
+  message.mutable_chunking()->Add(metadata.chunking.begin(), metadata.chunking.end());
+  for (const Chunking& chunking : metadata.chunkings) {
+    message.add_dimensions(chunking.rank);
+    message.add_chunk_count(chunking.count());
+    const std::size_t step = 2 * std::size_t{chunking.rank};
+    for (std::size_t i = 0; i < chunking.corners.size(); ++i) {
+      message.add_corner(chunking.corners[i] - (i < step ? 0 : chunking.corners[i - step]));
     }
   }
   return finish_message(message);
@@ -180,35 +180,36 @@ GlobalMetadata decode_metadata(std::string_view bytes) {
   GlobalMetadata metadata;
   metadata.values = decode_values(message.values());
   check(!metadata.values.has_mesh(), "metadata with a mesh");
-  check(message.layout_rank_size() == message.layout_chunks_size(), "layouts without their chunks");
+  check(message.dimensions_size() == message.chunk_count_size(), "chunkings without their chunks");
   auto corner = message.corner().begin();
-  for (int i = 0; i < message.layout_rank_size(); ++i) {
-    ChunkLayout& layout = metadata.layouts.emplace_back();
-    layout.rank = message.layout_rank(i);
-    const std::size_t step = 2 * std::size_t{layout.rank};
+  for (int i = 0; i < message.dimensions_size(); ++i) {
+    Chunking& chunking = metadata.chunkings.emplace_back();
+    chunking.rank = message.dimensions(i);
+    const std::size_t step = 2 * std::size_t{chunking.rank};
     const auto left = static_cast<std::uint64_t>(message.corner().end() - corner);
-    check(layout.rank < most_dimensions && (step == 0 || message.layout_chunks(i) <= left / step),
+    check(chunking.rank < most_dimensions && (step == 0 || message.chunk_count(i) <= left / step),
           "chunks without their corners");
-    const std::size_t numbers = step == 0 ? 0 : message.layout_chunks(i) * step;
-    layout.corners.resize(numbers);
+    const std::size_t numbers = step == 0 ? 0 : message.chunk_count(i) * step;
+    chunking.corners.resize(numbers);
     for (std::size_t k = 0; k < numbers; ++k) {
-      check(!__builtin_add_overflow(*corner++, k < step ? 0 : layout.corners[k - step], &layout.corners[k]) &&
-                layout.corners[k] >= 0,
+      check(!__builtin_add_overflow(*corner++, k < step ? 0 : chunking.corners[k - step],
+                                    &chunking.corners[k]) &&
+                chunking.corners[k] >= 0,
             "a corner that there is not");
     }
   }
   check(corner == message.corner().end(), "corners of no chunk");
-  metadata.layout.assign(message.layout().begin(), message.layout().end());
-  check(metadata.layout.size() == metadata.values.values.size(), "values without their chunks");
+  metadata.chunking.assign(message.chunking().begin(), message.chunking().end());
+  check(metadata.chunking.size() == metadata.values.values.size(), "values without their chunks");
   std::map<std::uint32_t, Shape> ends;
-  for (std::size_t i = 0; i < metadata.layout.size(); ++i) {
+  for (std::size_t i = 0; i < metadata.chunking.size(); ++i) {
     const SavedValue& value = metadata.values.values[i];
     if (value.kind == SavedValue::Kind::object) continue;
-    check(metadata.layout[i] < metadata.layouts.size(), "no such layout");
-    const ChunkLayout& layout = metadata.layouts[metadata.layout[i]];
-    check(layout.rank == value.shape.size(), "chunks of another tensor");
-    const auto end = ends.find(metadata.layout[i]);
-    const Shape& reached = end == ends.end() ? (ends[metadata.layout[i]] = end_of(layout)) : end->second;
+    check(metadata.chunking[i] < metadata.chunkings.size(), "no such chunking");
+    const Chunking& chunking = metadata.chunkings[metadata.chunking[i]];
+    check(chunking.rank == value.shape.size(), "chunks of another tensor");
+    const auto end = ends.find(metadata.chunking[i]);
+    const Shape& reached = end == ends.end() ? (ends[metadata.chunking[i]] = end_of(chunking)) : end->second;
     for (std::size_t d = 0; d < reached.size(); ++d) {
       check(reached[d] <= value.shape[d], "a chunk that reaches beyond its tensor");
     }

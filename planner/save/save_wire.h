@@ -15,34 +15,35 @@ inline constexpr unsigned save_wire_version = 1;
 /// What one rank has to save, as it goes to the coordinator. Boxes can only be read beside the values that
 /// they are boxes of, which may come from another rank: a decoded state has `packed` items until then.
 struct RankState {
-  struct Part {
+  struct Holding {
     Hash values{};
     std::vector<std::uint64_t> packed;  ///< items; empty for values on a mesh
 
-    bool operator==(const Part&) const = default;
+    bool operator==(const Holding&) const = default;
   };
   std::int64_t rank = 0;  ///< the job's number for it, which meshes speak of
-  std::vector<Part> parts;
-  std::vector<std::string> values;  ///< encoded SavedValues that parts of this or other ranks refer to
+  std::vector<Holding> holdings;
+  std::vector<std::string> values;  ///< encoded SavedValues that holdings of this or other ranks refer to
 
   bool operator==(const RankState&) const = default;
 };
 
 /// The chunks that make up tensors; tensors that are cut alike share one.
-struct ChunkLayout {
+struct Chunking {
   std::uint32_t rank = 0;             ///< dimensions
   std::vector<std::int64_t> corners;  ///< for each chunk its offsets, then its sizes; ordered by offset
 
   /// How many; a scalar is one chunk.
   std::size_t count() const { return rank == 0 ? 1 : corners.size() / (2 * std::size_t{rank}); }
-  bool operator==(const ChunkLayout&) const = default;
+  bool operator==(const Chunking&) const = default;
 };
 
 /// What a checkpoint holds, whoever wrote it: each value and the chunks that it consists of.
 struct GlobalMetadata {
-  SavedValues values;                 ///< without mesh
-  std::vector<std::uint32_t> layout;  ///< for each value, index into `layouts`; of no meaning for an object
-  std::vector<ChunkLayout> layouts;
+  SavedValues values;  ///< without mesh
+  std::vector<std::uint32_t>
+      chunking;  ///< for each value, index into `chunkings`; of no meaning for an object
+  std::vector<Chunking> chunkings;
 
   bool operator==(const GlobalMetadata&) const = default;
 };
@@ -60,12 +61,12 @@ RankState decode_state(std::string_view bytes);
 std::vector<std::uint64_t> pack(const SavedItems& items, const SavedValues& values);
 SavedItems unpack(const std::vector<std::uint64_t>& packed, const SavedValues& values);
 
-/// Which items of each part of a rank's state others write: sorted numbers.
+/// Which items of each holding of a rank's state others write: sorted numbers.
 using LeftToOthers = std::vector<std::vector<std::uint32_t>>;
 
 /// A slice of an item, which its owners write in slices.
 struct ItemCut {
-  std::uint32_t part = 0;
+  std::uint32_t holding = 0;
   std::uint32_t item = 0;
   std::uint32_t dimension = 0;
   std::int64_t begin = 0;  ///< within the item's box
@@ -83,7 +84,7 @@ struct RankWrites {
 };
 
 std::string encode(const RankWrites& writes);
-/// `items`: how many each part of the rank's state has.
+/// `items`: how many each holding of the rank has.
 RankWrites decode_writes(std::string_view bytes, const std::vector<std::size_t>& items);
 
 std::string encode(const GlobalMetadata& metadata);

@@ -44,7 +44,7 @@ std::vector<CutBlocks> cut_blocks(const std::vector<TensorSpec>& specs, const Ex
   if (!form.quantise) return cuts;
   for (std::size_t s = 0; s < specs.size(); ++s) {
     const TensorSpec& spec = specs[s];
-    for (const Piece& piece : pieces_of(form.map, spec.fqn, spec.global_shape, form.pattern)) {
+    for (const Piece& piece : pieces_of(form.map, spec.fqn, spec.global_shape, form.template_catalog)) {
       const Encoding encoding = stored_as(form, piece, spec.dtype);
       if (!encoding.scaled) continue;
       SourceTensor stored;

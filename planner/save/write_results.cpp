@@ -20,14 +20,14 @@ std::vector<StoredFile> files_from(const wire::WriteResults& message) {
   return files;
 }
 
-/// The places of the items, inside their files.
-std::vector<Place> places_from(const wire::WriteResults& message, const std::vector<StoredFile>& files,
-                               std::size_t items) {
+/// The ranges of the items, inside their files.
+std::vector<FileRange> ranges_from(const wire::WriteResults& message, const std::vector<StoredFile>& files,
+                                   std::size_t items) {
   const int count = message.in_file_size();
   check(static_cast<std::size_t>(count) == items && message.begin_size() == count &&
             message.length_size() == count && message.checksum_count_size() == count,
-        "items without their places");
-  std::vector<Place> places;
+        "items without their ranges");
+  std::vector<FileRange> ranges;
   std::uint64_t end = 0;
   auto checksum = message.checksum().begin();
   for (int i = 0; i < count; ++i) {
@@ -39,11 +39,11 @@ std::vector<Place> places_from(const wire::WriteResults& message, const std::vec
     end = begin + message.length(i);
     check(message.checksum_count(i) <= message.checksum().end() - checksum, "an item without its checksums");
     const auto last = checksum + static_cast<std::ptrdiff_t>(message.checksum_count(i));
-    places.push_back({message.in_file(i), {begin, end, {checksum, last}}});
+    ranges.push_back({message.in_file(i), {begin, end, {checksum, last}}});
     checksum = last;
   }
   check(checksum == message.checksum().end(), "checksums of no item");
-  return places;
+  return ranges;
 }
 
 }  // namespace
@@ -59,13 +59,13 @@ std::string encode(const WriteResults& results) {
   message.set_values(encode(results.values));
   for (const std::uint64_t number : pack(results.items, results.values)) message.add_items(number);
   std::uint64_t end = 0;
-  for (const Place& place : results.places) {
-    message.add_in_file(place.file);
-    message.add_begin(static_cast<std::int64_t>(place.bytes.begin - end));
-    message.add_length(place.bytes.end - place.bytes.begin);
-    message.add_checksum_count(static_cast<std::uint32_t>(place.bytes.checksums.size()));
-    message.mutable_checksum()->Add(place.bytes.checksums.begin(), place.bytes.checksums.end());
-    end = place.bytes.end;
+  for (const FileRange& range : results.ranges) {
+    message.add_in_file(range.file);
+    message.add_begin(static_cast<std::int64_t>(range.bytes.begin - end));
+    message.add_length(range.bytes.end - range.bytes.begin);
+    message.add_checksum_count(static_cast<std::uint32_t>(range.bytes.checksums.size()));
+    message.mutable_checksum()->Add(range.bytes.checksums.begin(), range.bytes.checksums.end());
+    end = range.bytes.end;
   }
   for (const StoredFile& file : results.files) {
     message.add_name(file.name);
@@ -88,11 +88,11 @@ WriteResults decode_results(std::string_view bytes) {
   check(!results.values.has_mesh(), "what a rank has written, with a mesh");
   results.items = unpack({message.items().begin(), message.items().end()}, results.values);
   results.files = files_from(message);
-  results.places = places_from(message, results.files, results.items.value.size());
+  results.ranges = ranges_from(message, results.files, results.items.value.size());
   const std::int64_t* size = results.items.corners.data();
-  for (std::size_t i = 0; i < results.places.size(); ++i) {
+  for (std::size_t i = 0; i < results.ranges.size(); ++i) {
     const SavedValue& value = results.values.values[results.items.value[i]];
-    const StoredBytes& stored = results.places[i].bytes;
+    const StoredBytes& stored = results.ranges[i].bytes;
     size += value.shape.size();
     check(value.kind == SavedValue::Kind::object || stored.end - stored.begin == bytes_of_box(value, size),
           "a tensor of more bytes than its box, or of less");

@@ -29,11 +29,11 @@ struct StoredBytes {
 };
 
 /// In one of several files.
-struct Place {
+struct FileRange {
   std::uint32_t file = 0;  ///< index into the list of files
   StoredBytes bytes;
 
-  bool operator==(const Place&) const = default;
+  bool operator==(const FileRange&) const = default;
 };
 
 /// What one rank of a save has written, as it tells the coordinator.
@@ -41,7 +41,7 @@ struct WriteResults {
   std::int64_t rank = 0;
   SavedValues values;  ///< without a mesh
   SavedItems items;
-  std::vector<Place> places;  ///< one for each item
+  std::vector<FileRange> ranges;  ///< one for each item
   std::vector<StoredFile> files;
   std::string failure;   ///< why it has written nothing; empty: it has
   int error_number = 0;  ///< errno of the failure, if the system gave one
@@ -51,7 +51,7 @@ struct WriteResults {
 };
 
 /// The wire form (planner/wire/save_plan.proto, save_wire_version). Decoding throws Error(malformed) for
-/// bytes that are cut short, damaged or of another version, for places outside their files, and for tensors
+/// bytes that are cut short, damaged or of another version, for ranges outside their files, and for tensors
 /// whose bytes are not as many as their boxes take.
 std::string encode(const WriteResults& results);
 WriteResults decode_results(std::string_view bytes);

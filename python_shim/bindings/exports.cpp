@@ -12,6 +12,7 @@
 
 #include "python_shim/bindings/bindings.h"
 #include "storage/format/checksums_file.h"
+#include "storage/jobs/publication.h"
 #include "storage/write/export.h"
 #include "storage/write/files_beside.h"
 
@@ -20,31 +21,11 @@ namespace py = pybind11;
 namespace shardwright {
 namespace {
 
-/// Contents as bytes, by name.
-py::dict as_bytes(const FileContents& files) {
-  py::dict contents;
-  for (const auto& [name, content] : files) contents[py::str(name)] = py::bytes(content);
-  return contents;
+std::vector<py::bytes> as_bytes(const std::vector<std::string>& texts) {
+  return {texts.begin(), texts.end()};
 }
 
 void bind_files_beside(py::module_& m) {
-  m.def(
-      "template_files",
-      [](const std::filesystem::path& directory, bool quantised) {
-        FileContents files;
-        {
-          const py::gil_scoped_release release;
-          files = template_files(directory, quantised);
-        }
-        return as_bytes(files);
-      },
-      py::arg("directory"), py::arg("quantised"), "See storage/write/files_beside.h.");
-  m.def(
-      "kept_files",
-      [](const std::filesystem::path& directory, const std::vector<std::string>& names, bool quantised) {
-        return as_bytes(kept_files(directory, names, quantised));
-      },
-      py::arg("directory"), py::arg("names"), py::arg("quantised"), "See storage/write/files_beside.h.");
   m.def(
       "config_of",
       [](const std::string& text, bool quantised, const std::string& file) {
@@ -57,11 +38,11 @@ void bind_files_beside(py::module_& m) {
 
 void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template and its map alive.")
-      .def(py::init([](const Catalog* pattern, std::string model, std::string layout, bool quantise,
+      .def(py::init([](const Catalog* template_catalog, std::string model, std::string layout, bool quantise,
                        bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
                        bool strict_dtypes, const WeightMap* map) {
              ExportRequest request;
-             request.pattern = pattern;
+             request.template_catalog = template_catalog;
              request.model = std::move(model);
              request.layout = std::move(layout);
              request.quantise = quantise;
@@ -74,8 +55,7 @@ void bind_exports(py::module_& m) {
            }),
            py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
            py::arg("max_file_bytes"), py::arg("file_numbers"), py::arg("strict_dtypes") = false,
-           py::arg("map") = nullptr, py::keep_alive<1, 2>(), py::keep_alive<1, 10>())
-      .def_readwrite("start_of_names", &ExportRequest::start_of_names);
+           py::arg("map") = nullptr, py::keep_alive<1, 2>(), py::keep_alive<1, 10>());
   m.def(
       "adapter_request",
       [](std::string model, std::string layout, bool text_only, const std::string& sense, double alpha,
@@ -113,31 +93,32 @@ void bind_exports(py::module_& m) {
       },
       py::arg("specs"), py::arg("rank"),
       "What a rank has to save that holds these parts, as encode_state gives it.");
-  py::class_<PlannedExport>(m, "PlannedExport")
-      .def_property_readonly("catalog", [](const PlannedExport& p) { return p.layout.catalog; })
-      .def_property_readonly("total_size", [](const PlannedExport& p) { return p.layout.total_size; })
-      .def_property_readonly("quantised", [](const PlannedExport& p) { return has_scales(p.layout.catalog); })
-      .def_property_readonly("index", [](const PlannedExport& p) { return py::bytes(p.layout.index); })
-      .def_property_readonly("shares",
-                             [](const PlannedExport& p) {
-                               py::list shares;
-                               for (const std::string& share : p.shares) shares.append(py::bytes(share));
-                               return shares;
-                             })
-      .def_readonly("left_out", &PlannedExport::left_out)
-      .def_readonly("is_refused", &PlannedExport::is_refused)
-      .def_property_readonly("adapter_config",
-                             [](const PlannedExport& p) { return py::bytes(p.adapter_config); });
   m.def(
       "plan_export",
-      [](const std::vector<py::bytes>& holdings, const ExportRequest& request,
+      [](const std::vector<std::string>& holdings, const ExportRequest& request,
          const std::filesystem::path& directory) {
-        std::vector<std::string> bytes;
-        for (const py::bytes& one : holdings) bytes.emplace_back(one);
-        const py::gil_scoped_release release;
-        return plan_export(bytes, request, directory);
+        return as_bytes(plan_export(holdings, request, directory).shares);
       },
-      py::arg("holdings"), py::arg("request"), py::arg("directory"));
+      py::arg("holdings"), py::arg("request"), py::arg("directory"), "The shares of the ranks.");
+  py::class_<Publication>(m, "Publication", "See storage/jobs/publication.h.")
+      .def(py::init<const std::filesystem::path&, const ExportRequest&, std::optional<bool>,
+                    std::vector<std::filesystem::path>>(),
+           py::arg("directory"), py::arg("request"), py::arg("overwrite") = py::none(),
+           py::arg("sources") = std::vector<std::filesystem::path>(), py::keep_alive<1, 3>(),
+           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "plan",
+          [](Publication& publication, const std::vector<std::string>& holdings) {
+            std::vector<std::string> told;
+            {
+              const py::gil_scoped_release release;
+              told = publication.plan(holdings);
+            }
+            return as_bytes(told);
+          },
+          py::arg("holdings"))
+      .def("publish", &Publication::publish, py::arg("row_sums"), py::call_guard<py::gil_scoped_release>())
+      .def("abandon", &Publication::abandon, py::call_guard<py::gil_scoped_release>());
   py::class_<ExportReport>(m, "ExportReport")
       .def_readonly("tensors", &ExportReport::tensors)
       .def_property_readonly("row_sums",
@@ -152,6 +133,7 @@ void bind_exports(py::module_& m) {
       .def_readonly("device_batches", &ExportReport::device_batches)
       .def_readonly("files", &ExportReport::files)
       .def_readonly("rounded", &ExportReport::rounded)
+      .def_readonly("left_out", &ExportReport::left_out)
       .def_readonly("threads", &ExportReport::threads)
       .def_readonly("plan_seconds", &ExportReport::plan_seconds)
       .def_readonly("encode_seconds", &ExportReport::encode_seconds)
@@ -170,24 +152,14 @@ void bind_exports(py::module_& m) {
       py::arg("directory"),
       "The cuts and sums of each tensor of an export (storage/format/row_checksums.h).");
   m.def(
-      "checksums_of_export",
-      [](const PlannedExport& planned, const std::vector<std::string>& row_sums,
-         const std::filesystem::path& directory, const std::vector<std::string>& beside) {
-        return py::bytes(checksums_of_export(planned.layout, row_sums, directory, beside));
+      "write_share",
+      [](const std::string& told, const std::vector<TensorSpec>& specs, const std::string& state,
+         const ExportRequest& request, int threads, std::size_t staging_bytes, const DeviceOptions& devices) {
+        return write_share(told, specs, decode_state(state), request, {threads, staging_bytes, devices});
       },
-      py::arg("planned"), py::arg("row_sums"), py::arg("directory"), py::arg("beside"));
-  m.def(
-      "run_export",
-      [](const py::bytes& share, const std::vector<TensorSpec>& specs, const std::string& state,
-         const ExportRequest& request, const std::filesystem::path& directory, int threads,
-         std::size_t staging_bytes, const DeviceOptions& devices) {
-        const std::string bytes = share;
-        const py::gil_scoped_release release;
-        return run_export(bytes, specs, decode_state(state), request, directory,
-                          {threads, staging_bytes, devices});
-      },
-      py::arg("share"), py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("directory"),
-      py::arg("threads") = 0, py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{});
+      py::arg("told"), py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("threads") = 0,
+      py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{},
+      py::call_guard<py::gil_scoped_release>(), "Writes what Publication.plan has said to this rank.");
   bind_files_beside(m);
 }
 

@@ -25,6 +25,7 @@
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/mesh.h"
+#include "planner/names/name_hints.h"
 #include "planner/names/native_tensors.h"
 #include "planner/names/weight_map.h"
 #include "planner/problems.h"
@@ -539,6 +540,8 @@ PYBIND11_MODULE(_core, m) {
       "file.");
   m.def("is_written_into", &shardwright::is_written_into, py::arg("path"),
         "Whether a file of this name would be written into, as /dev/null is, and not made or replaced.");
+  m.def("hints_at_names", &shardwright::hints_at_names, py::arg("missing"), py::arg("available"),
+        "See planner/names/name_hints.h.");
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");
 }

@@ -49,15 +49,15 @@ py::tuple facts_of(const SavedValue& value) {
                         tuple_of(value.shape.data(), value.shape.size()), path_of(value));
 }
 
-py::list boxes_of(const SavedItems& items, const SavedValues& values) {
-  py::list boxes(items.value.size());
-  const std::int64_t* corner = items.corners.data();
-  for (std::size_t i = 0; i < items.value.size(); ++i) {
-    const std::size_t rank = values.values[items.value[i]].shape.size();
-    boxes[i] = py::make_tuple(items.value[i], tuple_of(corner, rank), tuple_of(corner + rank, rank));
-    corner += 2 * rank;
-  }
-  return boxes;
+/// What a rank writes of what it holds: [(facts of the value, offset, size)].
+py::list written_items(const RankState& state, const ValuesByHash& known,
+                       const LeftToOthers& left_to_others) {
+  py::list written;
+  each_written(state, known, {left_to_others, {}}, [&](const SavedValue& value, const Box& box) {
+    written.append(py::make_tuple(facts_of(value), tuple_of(box.offset.data(), box.offset.size()),
+                                  tuple_of(box.size.data(), box.size.size())));
+  });
+  return written;
 }
 
 SavedItems items_from(const std::vector<BoxFacts>& boxes, const SavedValues& values) {
@@ -104,64 +104,35 @@ void bind_descriptions(py::module_& m) {
       "A description as bytes, from (fqn, kind, dtype, layout, element bytes, flags, shape, placements, "
       "path).");
   m.def(
-      "decode_values",
-      [](const std::string& bytes) {
-        py::list facts;
-        for (const SavedValue& value : decode_values(bytes).values) facts.append(facts_of(value));
-        return facts;
-      },
-      py::arg("bytes"), "[(fqn, kind, dtype, layout, flags, shape, path)]");
-  m.def(
       "encode_state",
       [](std::int64_t rank,
-         const std::vector<std::pair<std::string, std::optional<std::vector<BoxFacts>>>>& parts) {
+         const std::vector<std::pair<std::string, std::optional<std::vector<BoxFacts>>>>& holdings) {
         RankState state;
         state.rank = rank;
-        for (const auto& [values, boxes] : parts) {
-          RankState::Part& part = state.parts.emplace_back();
-          part.values = hash_of(values);
+        for (const auto& [values, boxes] : holdings) {
+          RankState::Holding& holding = state.holdings.emplace_back();
+          holding.values = hash_of(values);
           if (boxes) {
             const SavedValues decoded = decode_values(values);
-            part.packed = pack(items_from(*boxes, decoded), decoded);
+            holding.packed = pack(items_from(*boxes, decoded), decoded);
           }
           state.values.push_back(values);
         }
         return py::bytes(encode(state));
       },
-      py::arg("rank"), py::arg("parts"),
-      "What a rank has to save: for each part the description, and its boxes or None where the mesh says "
+      py::arg("rank"), py::arg("holdings"),
+      "What a rank has to save: for each holding the description, and its boxes or None where the mesh says "
       "them.");
   m.def(
-      "boxes_of_state",
-      [](const std::string& bytes) {
+      "items_of_state",
+      [](const std::string& bytes, const std::optional<LeftToOthers>& left_to_others) {
         const RankState state = decode_state(bytes);
-        const std::vector<SavedItems> items = items_of(state);
         ValuesByHash known;
         learn_values(state, known);
-        py::list parts;
-        for (std::size_t p = 0; p < items.size(); ++p)
-          parts.append(boxes_of(items[p], *known.at(state.parts[p].values)));
-        return parts;
+        return written_items(state, known, left_to_others.value_or(LeftToOthers(state.holdings.size())));
       },
-      py::arg("bytes"), "For each part, its items: [(index of the value, offset, size)].");
-}
-
-/// What a rank of the last plan writes: [(facts of the value, offset, size)].
-py::list written_items(const SavePlanCache& cache, std::size_t position) {
-  const RankState state = decode_state(cache.states.at(cache.states_of_ranks.at(position)));
-  const std::vector<SavedItems> held = items_of(state, cache.known);
-  py::list written;
-  for (std::size_t p = 0; p < held.size(); ++p) {
-    const SavedValues& values = *cache.known.at(state.parts[p].values);
-    const std::vector<std::uint32_t>& left = cache.plan->left_to_others.at(position).at(p);
-    const py::list boxes = boxes_of(held[p], values);
-    for (std::uint32_t i = 0; i < held[p].value.size(); ++i) {
-      if (std::binary_search(left.begin(), left.end(), i)) continue;
-      const py::tuple box = boxes[i];
-      written.append(py::make_tuple(facts_of(values.values[held[p].value[i]]), box[1], box[2]));
-    }
-  }
-  return written;
+      py::arg("bytes"), py::arg("left_to_others") = py::none(),
+      "What a rank holds, but for what others write: [(facts of the value, offset, size)].");
 }
 
 void bind_global_plan(py::module_& m) {
@@ -170,27 +141,27 @@ void bind_global_plan(py::module_& m) {
           "values",
           [](const GlobalMetadata& metadata) {
             py::list values;
-            for (std::size_t i = 0; i < metadata.layout.size(); ++i)
-              values.append(py::make_tuple(facts_of(metadata.values.values[i]), metadata.layout[i]));
+            for (std::size_t i = 0; i < metadata.chunking.size(); ++i)
+              values.append(py::make_tuple(facts_of(metadata.values.values[i]), metadata.chunking[i]));
             return values;
           },
-          "[((fqn, kind, dtype, layout, flags, shape, path), number of its layout)]")
+          "[((fqn, kind, dtype, layout, flags, shape, path), number of its chunking)]")
       .def_property_readonly(
-          "layouts",
+          "chunkings",
           [](const GlobalMetadata& metadata) {
-            py::list layouts;
-            for (const ChunkLayout& layout : metadata.layouts) {
-              const std::size_t rank = layout.rank;
-              py::list chunks(layout.count());
-              for (std::size_t c = 0; c < layout.count(); ++c) {
-                const std::int64_t* corner = layout.corners.data() + 2 * rank * c;
+            py::list chunkings;
+            for (const Chunking& chunking : metadata.chunkings) {
+              const std::size_t rank = chunking.rank;
+              py::list chunks(chunking.count());
+              for (std::size_t c = 0; c < chunking.count(); ++c) {
+                const std::int64_t* corner = chunking.corners.data() + 2 * rank * c;
                 chunks[c] = py::make_tuple(tuple_of(corner, rank), tuple_of(corner + rank, rank));
               }
-              layouts.append(std::move(chunks));
+              chunkings.append(std::move(chunks));
             }
-            return layouts;
+            return chunkings;
           },
-          "For each layout its chunks: [(offset, size)]")
+          "For each chunking its chunks: [(offset, size)]")
       .def_property_readonly("names",
                              [](const GlobalMetadata& metadata) {
                                py::list names;
@@ -216,8 +187,14 @@ void bind_planning_together(py::module_& m) {
           "plan",
           [](const SavePlanCache& cache) { return std::const_pointer_cast<GlobalSavePlan>(cache.plan); },
           "On rank 0: the last plan.")
-      .def("items", &written_items, py::arg("position"),
-           "On rank 0, what a rank of the last plan writes: [(facts of the value, offset, size)].");
+      .def(
+          "items",
+          [](const SavePlanCache& cache, std::size_t position) {
+            return written_items(decode_state(cache.states.at(cache.states_of_ranks.at(position))),
+                                 cache.known, cache.plan->left_to_others.at(position));
+          },
+          py::arg("position"),
+          "On rank 0, what a rank of the last plan writes: [(facts of the value, offset, size)].");
   m.def(
       "told_state", [](const std::string& state) { return py::bytes(told_state(decode_state(state))); },
       py::arg("state"), "What goes to rank 0 of a state that has all its descriptions.");
@@ -245,7 +222,7 @@ void bind_planning_together(py::module_& m) {
         return std::pair(std::move(plan.left_to_others), plan.unchanged);
       },
       py::arg("answer"), py::arg("state"), py::arg("cache"),
-      "(for each part of the state, the items that others write; whether nothing has changed). PlanError for "
+      "(for each holding, the items that others write; whether nothing has changed). PlanError for "
       "a refusal.");
 }
 

@@ -81,20 +81,12 @@ void bind_writing(py::module_& m) {
            py::arg("directory"), py::arg("kind"), py::arg("overwrite") = py::none(),
            py::arg("sources") = std::vector<std::filesystem::path>())
       .def_property_readonly("path", &PendingCheckpoint::path)
-      .def_property_readonly("final_path", &PendingCheckpoint::final_path)
-      .def_property_readonly("replaces", &PendingCheckpoint::replaces)
-      .def_property_readonly("own_beside", &PendingCheckpoint::own_beside)
-      .def("free_start_of_names", &PendingCheckpoint::free_start_of_names)
-      .def("may_replace", &PendingCheckpoint::may_replace, py::arg("name"))
       .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))
       .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
            py::call_guard<py::gil_scoped_release>())
       .def("abandon", &PendingCheckpoint::abandon, py::call_guard<py::gil_scoped_release>());
   m.attr("saving_name") = saving_name;
   m.attr("checksums_name") = checksums_name;
-  m.def("remove_checkpoint", &remove_checkpoint, py::arg("path"), py::call_guard<py::gil_scoped_release>());
-  m.def("clean_up_after_dead_save", &clean_up_after_dead_save, py::arg("directory"),
-        py::call_guard<py::gil_scoped_release>());
   py::class_<GatherFigures>(m, "GatherFigures", "Of tensors on CUDA devices.")
       .def_readonly("pinned_bytes", &GatherFigures::pinned_bytes)
       .def_readonly("bytes_copied", &GatherFigures::bytes_copied)
@@ -139,24 +131,24 @@ void bind_writing(py::module_& m) {
           "(what to tell the coordinator, files, their bytes)");
 }
 
-/// The places of these chunks (name, offset) and objects, and whose they are.
-std::pair<std::vector<const Place*>, std::vector<std::string>> find_places(
+/// The ranges of these chunks (name, offset) and objects, and whose they are.
+std::pair<std::vector<const FileRange*>, std::vector<std::string>> find_ranges(
     const Manifest& manifest, const std::vector<std::pair<std::string, Shape>>& chunks,
     const std::vector<std::string>& objects) {
   std::unordered_map<std::string, const StoredTensor*> tensors;
   for (const StoredTensor& tensor : manifest.tensors) tensors.emplace(tensor.name, &tensor);
-  std::pair<std::vector<const Place*>, std::vector<std::string>> found;
+  std::pair<std::vector<const FileRange*>, std::vector<std::string>> found;
   for (const auto& [name, offset] : chunks) {
     for (const StoredChunk& chunk : tensors.at(name)->chunks) {
       if (chunk.box.offset != offset) continue;
-      found.first.push_back(&chunk.place);
+      found.first.push_back(&chunk.range);
       found.second.push_back(name);
     }
   }
   const std::unordered_set<std::string> wanted(objects.begin(), objects.end());
   for (const StoredObject& object : manifest.objects) {
     if (!wanted.contains(object.name)) continue;
-    found.first.push_back(&object.place);
+    found.first.push_back(&object.range);
     found.second.push_back(object.name);
   }
   return found;
@@ -174,9 +166,9 @@ py::list tensors_of(const Manifest& manifest) {
 py::list chunks_of(const Manifest& manifest, std::size_t tensor) {
   py::list chunks;
   for (const StoredChunk& chunk : manifest.tensors.at(tensor).chunks) {
-    const Place& place = chunk.place;
-    chunks.append(py::make_tuple(chunk.box.offset, chunk.box.size, manifest.files[place.file].name,
-                                 place.bytes.begin, place.bytes.end));
+    const FileRange& range = chunk.range;
+    chunks.append(py::make_tuple(chunk.box.offset, chunk.box.size, manifest.files[range.file].name,
+                                 range.bytes.begin, range.bytes.end));
   }
   return chunks;
 }
@@ -192,9 +184,9 @@ void bind_reading(py::module_& m) {
                              [](const Manifest& manifest) {
                                py::list objects;
                                for (const StoredObject& object : manifest.objects) {
-                                 const Place& place = object.place;
-                                 objects.append(py::make_tuple(object.name, manifest.files[place.file].name,
-                                                               place.bytes.begin, place.bytes.end));
+                                 const FileRange& range = object.range;
+                                 objects.append(py::make_tuple(object.name, manifest.files[range.file].name,
+                                                               range.bytes.begin, range.bytes.end));
                                }
                                return objects;
                              })
@@ -212,7 +204,7 @@ void bind_reading(py::module_& m) {
              const std::vector<std::pair<std::string, Shape>>& chunks, int threads) {
             const py::gil_scoped_release release;
             std::set<std::uint32_t> files;
-            for (const Place* place : find_places(manifest, chunks, {}).first) files.insert(place->file);
+            for (const FileRange* range : find_ranges(manifest, chunks, {}).first) files.insert(range->file);
             expect_told_alike(manifest, directory, files, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("threads"))
@@ -222,8 +214,8 @@ void bind_reading(py::module_& m) {
              const std::vector<std::pair<std::string, Shape>>& chunks,
              const std::vector<std::string>& objects, int threads) {
             const py::gil_scoped_release release;
-            const auto [places, names] = find_places(manifest, chunks, objects);
-            expect_undamaged(manifest, directory, places, names, threads);
+            const auto [ranges, names] = find_ranges(manifest, chunks, objects);
+            expect_undamaged(manifest, directory, ranges, names, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
   m.def("resolved_path", &resolved_path, py::arg("path"));
@@ -252,20 +244,16 @@ void bind_reading(py::module_& m) {
   m.def("has_manifest", &has_manifest, py::arg("directory"));
   m.def("read_order", &read_order, py::arg("directory"));
   m.def(
-      "saved_steps",
-      [](const std::filesystem::path& root) {
-        std::vector<std::tuple<std::uint64_t, std::uint64_t, std::filesystem::path>> steps;
-        for (SavedStep& one : saved_steps(root)) steps.emplace_back(one.order, one.step, std::move(one.path));
-        return steps;
-      },
-      py::arg("root"), "[(order, step, path)]: see storage/format/steps.h.");
-  m.def(
       "next_order",
       [](const std::filesystem::path& directory) {
         SaveOrder next = next_order(directory);
         return std::pair(next.order, std::move(next.unread));
       },
       py::arg("directory"), "(order, a line for each step that is not known): see storage/format/steps.h.");
+  m.def("step_path", &step_path, py::arg("root"), py::arg("step"), "See storage/format/steps.h.");
+  m.def("latest_checkpoint", &latest_checkpoint, py::arg("root"), "See storage/format/steps.h.");
+  m.def("keep_last_steps", &keep_last_steps, py::arg("root"), py::arg("keep"),
+        py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
   py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
       .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,

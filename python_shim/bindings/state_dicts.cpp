@@ -44,11 +44,11 @@ void bind_names(py::module_& m) {
   m.def(
       "native_place",
       [](const WeightMap& map, const std::string& hf_name) {
-        using Place = std::tuple<std::string, std::int64_t, int>;
-        const std::vector<NativePlace> places = native_places_of(map, hf_name);
-        if (places.empty()) return std::optional<Place>();
-        const NativePlace& place = places.front();
-        return std::optional<Place>({place.fqn, place.captures.expert, place.number});
+        using Match = std::tuple<std::string, std::int64_t, int>;
+        const std::vector<NameMatch> matches = native_matches_of(map, hf_name);
+        if (matches.empty()) return std::optional<Match>();
+        const NameMatch& match = matches.front();
+        return std::optional<Match>({match.fqn, match.captures.expert, match.number});
       },
       py::arg("map"), py::arg("hf_name"),
       "(FQN, expert or -1, which of the HF tensors joined there) of an HF tensor; None if no rule has it.");

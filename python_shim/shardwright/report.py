@@ -15,6 +15,12 @@ def _rows_of_rounded(rounded: dict[str, str]) -> list[tuple[str, str]]:
     return [("rounded", f"{len(rounded):,}: {'; '.join(groups[:3])}{more}")] if rounded else []
 
 
+def _figures_of(core: Any, report: type[Any]) -> dict[str, Any]:
+    """What the engine's report has under the names of this one."""
+    names = {one.name for one in dataclasses.fields(report)} - {"seconds", "rounded"}
+    return {name: getattr(core, name) for name in sorted(names) if hasattr(core, name)}
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What a load did on this rank. Of what torch's own reader did, figures that it does not keep are 0.
@@ -24,26 +30,28 @@ class LoadReport:
     ``total``, the wall time from the catalog on; and ``together``, that of what was read with other ranks, if any was.
     """
 
-    tensors: int  #: HF tensors, scales included, of which this rank needed at least a part
-    bytes_needed: int  #: that those parts take in the files
-    bytes_read: int  #: by this rank, from files
-    bytes_received: int  #: from ranks that read together with this one (``cooperative``)
-    bytes_checked: int  #: that were compared with the checkpoint's checksums
-    bytes_written: int  #: to the destination tensors
-    read_requests: int  #: to the operating system
-    boxes_with_gaps: int  #: boxes, a staging buffer at most, that were read with the gaps between their rows
-    boxes_in_pieces: int  #: and those that were read row by row, as that cost less
-    peak_staging_bytes: int  #: CPU memory between files and shards, all threads; pinned for CUDA tensors
-    devices: int  #: CUDA devices that were written to
-    peak_device_bytes: int  #: memory of a device beside the tensors, where it was most
-    bytes_to_devices: int  #: copied there, as they are in the files
-    bytes_gpu_direct: int  #: of those read, straight into devices, by GPUDirect Storage
-    device_batches: int  #: of tiles that kernels decoded and placed there
-    files: int  #: that something was read from
-    files_direct: int  #: of them, past the page cache (O_DIRECT)
-    files_io_uring: int  #: of them, by io_uring; the others by pread
-    threads: int
-    instruction_set: str  #: of the decoding kernels
+    tensors: int = 0  #: HF tensors, scales included, of which this rank needed at least a part
+    bytes_needed: int = 0  #: that those parts take in the files
+    bytes_read: int = 0  #: by this rank, from files
+    bytes_received: int = 0  #: from ranks that read together with this one (``cooperative``)
+    bytes_checked: int = 0  #: that were compared with the checkpoint's checksums
+    bytes_written: int = 0  #: to the destination tensors
+    read_requests: int = 0  #: to the operating system
+    boxes_with_gaps: int = (
+        0  #: boxes, a staging buffer at most, that were read with the gaps between their rows
+    )
+    boxes_in_pieces: int = 0  #: and those that were read row by row, as that cost less
+    peak_staging_bytes: int = 0  #: CPU memory between files and shards, all threads; pinned for CUDA tensors
+    devices: int = 0  #: CUDA devices that were written to
+    peak_device_bytes: int = 0  #: memory of a device beside the tensors, where it was most
+    bytes_to_devices: int = 0  #: copied there, as they are in the files
+    bytes_gpu_direct: int = 0  #: of those read, straight into devices, by GPUDirect Storage
+    device_batches: int = 0  #: of tiles that kernels decoded and placed there
+    files: int = 0  #: that something was read from
+    files_direct: int = 0  #: of them, past the page cache (O_DIRECT)
+    files_io_uring: int = 0  #: of them, by io_uring; the others by pread
+    threads: int = 0
+    instruction_set: str = ""  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
     # What was left out, so that nothing is silent:
     unused: list[str] = field(
@@ -68,33 +76,7 @@ class LoadReport:
         }
         if core.together_seconds == 0:
             del seconds["together"]
-        return cls(
-            core.tensors,
-            core.bytes_needed,
-            core.bytes_read,
-            core.bytes_received,
-            core.bytes_checked,
-            core.bytes_written,
-            core.read_requests,
-            core.boxes_with_gaps,
-            core.boxes_in_pieces,
-            core.peak_staging_bytes,
-            core.devices,
-            core.peak_device_bytes,
-            core.bytes_to_devices,
-            core.bytes_gpu_direct,
-            core.device_batches,
-            core.files,
-            core.files_direct,
-            core.files_io_uring,
-            core.threads,
-            core.instruction_set,
-            seconds,
-            list(core.unused),
-            list(core.unknown),
-            list(core.not_loaded),
-            rounded,
-        )
+        return cls(**_figures_of(core, cls), seconds=seconds, rounded=rounded)
 
     @classmethod
     def of_torch(
@@ -105,21 +87,8 @@ class LoadReport:
             tensors=tensors,
             bytes_needed=bytes_read,
             bytes_read=bytes_read,
-            bytes_received=0,
-            bytes_checked=0,
             bytes_written=bytes_written,
-            read_requests=0,
-            boxes_with_gaps=0,
-            boxes_in_pieces=0,
-            peak_staging_bytes=0,
-            devices=0,
-            peak_device_bytes=0,
-            bytes_to_devices=0,
-            bytes_gpu_direct=0,
-            device_batches=0,
             files=files,
-            files_direct=0,
-            files_io_uring=0,
             threads=1,
             instruction_set="torch",
             seconds={"total": seconds},
@@ -209,7 +178,7 @@ class SaveReport:
     rounded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, core: Any, total_seconds: float, left_out: list[str]) -> SaveReport:
+    def of(cls, core: Any, total_seconds: float) -> SaveReport:
         seconds = {
             "plan": core.plan_seconds,
             "encode": core.encode_seconds,
@@ -217,22 +186,7 @@ class SaveReport:
             "sync": core.sync_seconds,
             "total": total_seconds,
         }
-        return cls(
-            tensors=core.tensors,
-            files=core.files,
-            bytes_needed=core.bytes_needed,
-            bytes_written=core.bytes_written,
-            write_requests=core.write_requests,
-            peak_staging_bytes=core.peak_staging_bytes,
-            devices=core.devices,
-            peak_device_bytes=core.peak_device_bytes,
-            bytes_from_devices=core.bytes_from_devices,
-            device_batches=core.device_batches,
-            threads=core.threads,
-            seconds=seconds,
-            left_out=left_out,
-            rounded=dict(core.rounded),
-        )
+        return cls(**_figures_of(core, cls), seconds=seconds, rounded=dict(core.rounded))
 
     def rows(self) -> list[tuple[str, str]]:
         """The report as (what, figure) rows for a table."""

@@ -107,13 +107,13 @@ Manifest manifest_of(const std::vector<WriteResults>& ranks) {
       manifest.files.push_back(file);
     }
     const std::int64_t* corner = of_rank.items.corners.data();
-    for (std::size_t i = 0; i < of_rank.places.size(); ++i) {
+    for (std::size_t i = 0; i < of_rank.ranges.size(); ++i) {
       const SavedValue& value = of_rank.values.values[of_rank.items.value[i]];
       const std::size_t rank = value.shape.size();
       const Box box = box_at(corner, rank);
       corner += 2 * rank;
-      Place place = of_rank.places[i];
-      place.file += first_file;
+      FileRange range = of_rank.ranges[i];
+      range.file += first_file;
       const bool is_object = value.kind == SavedValue::Kind::object;
       const auto [entry, is_new] =
           known.emplace(value.fqn, Known{&value, of_rank.rank, is_object ? 0 : manifest.tensors.size()});
@@ -122,10 +122,10 @@ Manifest manifest_of(const std::vector<WriteResults>& ranks) {
                      std::to_string(entry->second.rank) + ", found " + dtype_and_shape_of(value) +
                      " on rank " + std::to_string(of_rank.rank));
       } else if (is_object) {
-        if (is_new) manifest.objects.push_back({value.fqn, std::move(place)});
+        if (is_new) manifest.objects.push_back({value.fqn, std::move(range)});
       } else {
         if (is_new) manifest.tensors.push_back(stored_tensor(value));
-        manifest.tensors[entry->second.tensor].chunks.push_back({box, std::move(place)});
+        manifest.tensors[entry->second.tensor].chunks.push_back({box, std::move(range)});
       }
     }
   }
@@ -175,7 +175,7 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
     for (const StoredChunk& chunk : tensor.chunks) {
       chunks.push_back(dtype ? &chunk : nullptr);
       SourceTensor source{tensor.name,      dtype.value_or(DType::U8), chunk.box.size,       chunk.box.offset,
-                          chunk.place.file, chunk.place.bytes.begin,   chunk.place.bytes.end};
+                          chunk.range.file, chunk.range.bytes.begin,   chunk.range.bytes.end};
       if (!dtype) {
         source.shape.push_back(tensor.element_bytes);
         source.offset.push_back(0);
@@ -196,7 +196,7 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
     checksums.emplace_back();
     // Tensors of other dtypes than safetensors' have one dimension more here than what was summed up.
     if (manifest.version >= 2 && chunks[index] != nullptr)
-      checksums.back().sums = chunks[index]->place.bytes.checksums;
+      checksums.back().sums = chunks[index]->range.bytes.checksums;
   }
   catalog.tensors = std::move(sorted);
   catalog.checksums = std::make_shared<const std::vector<RowChecksums>>(std::move(checksums));

@@ -20,7 +20,7 @@ inline constexpr unsigned manifest_version = 2;
 
 struct StoredChunk {
   Box box;  ///< of the whole tensor
-  Place place;
+  FileRange range;
 };
 
 struct StoredTensor {
@@ -36,7 +36,7 @@ struct StoredTensor {
 
 struct StoredObject {
   std::string name;
-  Place place;
+  FileRange range;
 };
 
 /// What a sharded checkpoint holds.

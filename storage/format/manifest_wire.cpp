@@ -19,11 +19,11 @@ namespace shardwright {
 
 namespace {
 
-void set(wire::Place* to, const Place& place) {
-  to->set_file(place.file);
-  to->set_begin(place.bytes.begin);
-  to->set_end(place.bytes.end);
-  to->mutable_checksums()->Assign(place.bytes.checksums.begin(), place.bytes.checksums.end());
+void set(wire::FileRange* to, const FileRange& range) {
+  to->set_file(range.file);
+  to->set_begin(range.bytes.begin);
+  to->set_end(range.bytes.end);
+  to->mutable_checksums()->Assign(range.bytes.checksums.begin(), range.bytes.checksums.end());
 }
 
 class Reader {
@@ -36,7 +36,7 @@ class Reader {
       manifest_.tensors.push_back(tensor_from(tensor));
     for (const wire::StoredObject& object : message.objects()) {
       expect_new(object.name());
-      manifest_.objects.push_back({object.name(), place_from(object.place(), object.name())});
+      manifest_.objects.push_back({object.name(), range_from(object.range(), object.name())});
     }
     manifest_.planner_data = message.planner_data();
     return std::move(manifest_);
@@ -61,20 +61,20 @@ class Reader {
     if (!names_.insert(name).second) malformed(in_quotes(name) + " is there twice");
   }
 
-  Place place_from(const wire::Place& place, const std::string& name) const {
-    if (place.file() >= manifest_.files.size())
+  FileRange range_from(const wire::FileRange& range, const std::string& name) const {
+    if (range.file() >= manifest_.files.size())
       malformed(in_quotes(name) + " lies in a file that is not listed");
-    const StoredFile& file = manifest_.files[place.file()];
-    if (place.begin() > place.end() || place.end() > file.size || place.begin() < file.header_bytes) {
-      malformed(in_quotes(name) + ": bytes " + std::to_string(place.begin()) + " to " +
-                std::to_string(place.end()) + " lie outside the data of " + in_quotes(file.name));
+    const StoredFile& file = manifest_.files[range.file()];
+    if (range.begin() > range.end() || range.end() > file.size || range.begin() < file.header_bytes) {
+      malformed(in_quotes(name) + ": bytes " + std::to_string(range.begin()) + " to " +
+                std::to_string(range.end()) + " lie outside the data of " + in_quotes(file.name));
     }
-    const std::uint64_t expected = checksum_blocks(place.end() - place.begin());
-    if (static_cast<std::uint64_t>(place.checksums_size()) != expected) {
+    const std::uint64_t expected = checksum_blocks(range.end() - range.begin());
+    if (static_cast<std::uint64_t>(range.checksums_size()) != expected) {
       malformed(in_quotes(name) + ": expected " + std::to_string(expected) + " checksums, found " +
-                std::to_string(place.checksums_size()));
+                std::to_string(range.checksums_size()));
     }
-    return {place.file(), {place.begin(), place.end(), {place.checksums().begin(), place.checksums().end()}}};
+    return {range.file(), {range.begin(), range.end(), {range.checksums().begin(), range.checksums().end()}}};
   }
 
   StoredTensor tensor_from(const wire::StoredTensor& from) {
@@ -127,12 +127,12 @@ class Reader {
       malformed(in_quotes(tensor.name) + ": chunk at " + to_string(chunk.box.offset) + " of " +
                 to_string(chunk.box.size) + " leaves the tensor of " + to_string(tensor.shape));
     }
-    chunk.place = place_from(from.place(), tensor.name);
+    chunk.range = range_from(from.range(), tensor.name);
     const std::uint64_t expected = static_cast<std::uint64_t>(volume(chunk.box.size)) * tensor.element_bytes;
-    if (chunk.place.bytes.end - chunk.place.bytes.begin != expected) {
+    if (chunk.range.bytes.end - chunk.range.bytes.begin != expected) {
       malformed(in_quotes(tensor.name) + ": expected " + std::to_string(expected) +
                 " bytes for a chunk, found " +
-                std::to_string(chunk.place.bytes.end - chunk.place.bytes.begin));
+                std::to_string(chunk.range.bytes.end - chunk.range.bytes.begin));
     }
     return chunk;
   }
@@ -169,13 +169,13 @@ std::string encode_manifest(const Manifest& manifest) {
       wire::StoredChunk* chunk_to = to->add_chunks();
       chunk_to->mutable_offset()->Assign(chunk.box.offset.begin(), chunk.box.offset.end());
       chunk_to->mutable_shape()->Assign(chunk.box.size.begin(), chunk.box.size.end());
-      set(chunk_to->mutable_place(), chunk.place);
+      set(chunk_to->mutable_range(), chunk.range);
     }
   }
   for (const StoredObject& object : manifest.objects) {
     wire::StoredObject* to = message.add_objects();
     to->set_name(object.name);
-    set(to->mutable_place(), object.place);
+    set(to->mutable_range(), object.range);
   }
   message.set_planner_data(manifest.planner_data);
   wire::ManifestFile file;

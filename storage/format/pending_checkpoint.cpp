@@ -195,19 +195,27 @@ void PendingCheckpoint::expect_free(const std::vector<std::string>& names) const
               EEXIST);
 }
 
+void PendingCheckpoint::expect_held() const {
+  if (folder_ != nullptr) return;
+  throw Error(ErrorKind::io,
+              printable(directory_.native()) + ": this save has been given up; nothing was saved", ECANCELED);
+}
+
+void PendingCheckpoint::write(const std::string& name, std::string_view content) {
+  const std::lock_guard lock(mutex_);
+  expect_held();
+  folder_->write(name, content);
+}
+
 void PendingCheckpoint::publish(const std::string& commit_name) {
   const std::lock_guard lock(mutex_);
-  if (folder_ == nullptr) {
-    throw Error(ErrorKind::io,
-                printable(directory_.native()) + ": this save has been given up; nothing was saved",
-                ECANCELED);
-  }
+  expect_held();
   const std::vector<std::string> names = files_below(files_);
   std::vector<std::string> removed;
   std::set_difference(replaced_.begin(), replaced_.end(), names.begin(), names.end(),
                       std::back_inserter(removed));
   sync_directory(files_);
-  folder_->write_plan(commit_name, removed);
+  folder_->write_intent(commit_name, removed);
   for (const std::string& name : names) {
     if (name != commit_name) folder_->publish(name, may_replace(name));
   }
@@ -252,7 +260,7 @@ void remove_checkpoint(const fs::path& path) {
                   found.fault + "; this checkpoint is not removed: its files are not known");
     }
     // A plan that counts as committed: what it names is removed once no manifest lists it.
-    folder.write_plan(".", found.files);
+    folder.write_intent(".", found.files);
     if (uninterrupted([&] { return ::unlink((directory / manifest_name).c_str()); }) != 0) {
       const int code = errno;
       folder.settle();

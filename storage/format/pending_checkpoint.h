@@ -5,6 +5,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "storage/format/checkpoint_in_place.h"
@@ -71,6 +72,9 @@ class PendingCheckpoint {
   /// replace. It may replace files of the replaced checkpoint.
   void expect_free(const std::vector<std::string>& names) const;
 
+  /// Writes a whole file of this name (relative) into path(), flushed to the device.
+  void write(const std::string& name, std::string_view content);
+
   /// Gives all files that were written their names, `commit_name` (relative) last, flushed to the device in
   /// that order; removes what the new checkpoint replaces; and gives up the lock. After a failure nothing has
   /// been published, and what was there before is there.
@@ -82,6 +86,7 @@ class PendingCheckpoint {
 
  private:
   void expect_replaceable(std::optional<bool> overwrite, const std::vector<std::filesystem::path>& sources);
+  void expect_held() const;
   void give_up() noexcept;
 
   std::filesystem::path directory_;

@@ -31,7 +31,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t max_plan_bytes = std::uint64_t{1} << 31;
+constexpr std::uint64_t max_intent_bytes = std::uint64_t{1} << 31;
 
 [[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
   throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
@@ -146,28 +146,28 @@ std::string inode_of_lock(const fs::path& folder) {
   return lock ? std::to_string(lock->st_ino) : "";
 }
 
-SavingFolder::Plan read_plan(const fs::path& folder) {
+SavingFolder::Intent read_intent(const fs::path& folder) {
   const fs::path path = folder / "plan";
-  SavingFolder::Plan plan;
-  if (!entry_at(path)) return plan;
-  const std::string text = read_text(path, max_plan_bytes);
+  SavingFolder::Intent intent;
+  if (!entry_at(path)) return intent;
+  const std::string text = read_text(path, max_intent_bytes);
   // A save that dies while it writes the plan leaves a part of it, which the empty text does not end.
-  if (text.size() < 2 || text.compare(text.size() - 2, 2, std::string(2, '\0')) != 0) return plan;
+  if (text.size() < 2 || text.compare(text.size() - 2, 2, std::string(2, '\0')) != 0) return intent;
   const std::string inode = inode_of_lock(folder) + '\0';
-  if (!text.starts_with(inode)) return plan;
+  if (!text.starts_with(inode)) return intent;
   for (std::size_t at = inode.size(); at + 1 < text.size();) {
     const std::size_t end = text.find('\0', at);
     std::string name = text.substr(at, end - at);
     at = end + 1;
-    if (plan.commit_name.empty()) {
-      plan.commit_name = std::move(name);
+    if (intent.commit_name.empty()) {
+      intent.commit_name = std::move(name);
     } else {
       const std::size_t space = name.find(' ');
       if (space == std::string::npos) return {};
-      plan.removed.push_back({name.substr(space + 1), name.substr(0, space)});
+      intent.removed.push_back({name.substr(space + 1), name.substr(0, space)});
     }
   }
-  return plan;
+  return intent;
 }
 
 /// What the manifests and indexes in the directory list now, other than those that go themselves.
@@ -228,7 +228,12 @@ SavingFolder::~SavingFolder() {
   ::close(std::exchange(lock_, -1));
 }
 
-void SavingFolder::write_plan(const std::string& commit_name, const std::vector<std::string>& removed) {
+void SavingFolder::write(const std::string& name, std::string_view content) {
+  make_folders_of(files(), name);
+  write_whole_file(files() / name, content);
+}
+
+void SavingFolder::write_intent(const std::string& commit_name, const std::vector<std::string>& removed) {
   std::string text = inode_of_lock(folder_) + '\0' + commit_name + '\0';
   for (const std::string& name : removed) {
     if (const std::optional<struct stat> file = entry_at(directory_ / name))
@@ -239,7 +244,7 @@ void SavingFolder::write_plan(const std::string& commit_name, const std::vector<
   file.write(0, reinterpret_cast<const std::byte*>(text.data()), text.size(), "the plan of a save");
   file.finish();
   sync_directory(folder_);
-  has_own_plan_ = true;
+  has_own_intent_ = true;
 }
 
 void SavingFolder::publish(const std::string& name, bool replaces) {
@@ -296,12 +301,12 @@ SavingFolder::Left SavingFolder::settle(bool last_try) noexcept {
   if (lock_ < 0) return {};
   Left still;
   try {
-    const Plan plan = read_plan(folder_);
-    if (!plan.commit_name.empty()) {
-      if (entry_at(files() / plan.commit_name)) {
+    const Intent intent = read_intent(folder_);
+    if (!intent.commit_name.empty()) {
+      if (entry_at(files() / intent.commit_name)) {
         still = undo();
-      } else if (entry_at(directory_ / plan.commit_name)) {
-        still = complete(plan);
+      } else if (entry_at(directory_ / intent.commit_name)) {
+        still = complete(intent);
         if (last_try) still = {};
       }
     }
@@ -316,16 +321,16 @@ SavingFolder::Left SavingFolder::settle(bool last_try) noexcept {
   return still;
 }
 
-SavingFolder::Left SavingFolder::complete(const Plan& plan) {
+SavingFolder::Left SavingFolder::complete(const Intent& intent) {
   // Whatever came after this save may have brought a name back.
-  const bool is_removal = plan.commit_name == ".";
-  const Listed listed = listed_in(directory_, is_removal ? std::vector<Removed>{} : plan.removed);
+  const bool is_removal = intent.commit_name == ".";
+  const Listed listed = listed_in(directory_, is_removal ? std::vector<Removed>{} : intent.removed);
   Left still;
-  for (const auto& [name, inode] : plan.removed) {
+  for (const auto& [name, inode] : intent.removed) {
     if (listed.may_hold(name) || !stays_inside(directory_, name)) continue;
     // Somebody may have written a file of that name since a save died.
     const std::optional<struct stat> file = entry_at(directory_ / name);
-    if (!file || (!has_own_plan_ && std::to_string(file->st_ino) != inode)) continue;
+    if (!file || (!has_own_intent_ && std::to_string(file->st_ino) != inode)) continue;
     if (Left one = remove_file(directory_, name); !one.why.empty()) still = std::move(one);
   }
   return still;

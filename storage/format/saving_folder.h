@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace shardwright {
@@ -33,7 +34,8 @@ class SavingFolder {
     std::string inode;
   };
 
-  struct Plan {
+  /// What publishing will do: the file `plan`.
+  struct Intent {
     std::string commit_name;  ///< empty: no name has been given
     std::vector<Removed> removed;
   };
@@ -58,8 +60,11 @@ class SavingFolder {
 
   std::filesystem::path files() const { return folder_ / "files"; }
 
-  /// Writes the plan, flushed. `removed` are names of the directory.
-  void write_plan(const std::string& commit_name, const std::vector<std::string>& removed);
+  /// Writes a whole file of this name into files/, flushed.
+  void write(const std::string& name, std::string_view content);
+
+  /// Writes the intent, flushed. `removed` are names of the directory.
+  void write_intent(const std::string& commit_name, const std::vector<std::string>& removed);
 
   /// Gives the file of that name in files/ its name in the directory. `replaces`: a file may have it, which
   /// is then kept in previous/. Throws Error(io), EEXIST if a file has it and may not be replaced.
@@ -76,7 +81,7 @@ class SavingFolder {
 
  private:
   SavingFolder(std::filesystem::path directory, int lock);
-  Left complete(const Plan& plan);
+  Left complete(const Intent& intent);
   Left undo();
   Left bring_back(const std::string& name);
   void remove() noexcept;
@@ -84,7 +89,7 @@ class SavingFolder {
   std::filesystem::path directory_;
   std::filesystem::path folder_;
   int lock_ = -1;
-  bool has_own_plan_ = false;
+  bool has_own_intent_ = false;
   std::vector<std::string> renamed_;  ///< names given without a link, as the file system has none
 };
 

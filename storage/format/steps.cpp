@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <exception>
 #include <map>
 #include <set>
 #include <string_view>
@@ -13,6 +14,7 @@
 #include "storage/files/printable.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/manifest.h"
+#include "storage/format/pending_checkpoint.h"
 
 namespace shardwright {
 namespace {
@@ -109,6 +111,56 @@ SaveOrder next_order(const std::filesystem::path& directory) {
   }
   ++next.order;
   return next;
+}
+
+fs::path step_path(const fs::path& root, std::uint64_t step) {
+  std::vector<SavedStep> there;
+  for (SavedStep& one : named_steps(root)) {
+    if (one.step == step) there.push_back(std::move(one));
+  }
+  expect_each_step_once(there);
+  if (!there.empty()) return there.front().path;
+  const std::string number = std::to_string(step);
+  return root / ("step-" + std::string(number.size() < 8 ? 8 - number.size() : 0, '0') + number);
+}
+
+std::vector<std::string> keep_last_steps(const fs::path& root, std::size_t keep) {
+  std::vector<std::string> problems;
+  const auto start = "keep_last=" + std::to_string(keep) + ": ";
+  const auto try_to = [&](const fs::path& path, const char* what, const auto& act) {
+    try {
+      act();
+    } catch (const std::exception& error) {
+      problems.push_back(start + what + printable(path.native()) + " was not removed: " + error.what());
+    }
+  };
+  try {
+    std::vector<std::pair<fs::path, fs::path>> links;  // and what they lead to, as long as it is there
+    for (const SavedStep& one : named_steps(root)) {
+      try {
+        if (is_link(one.path)) links.emplace_back(one.path, resolved_path(one.path));
+      } catch (const Error&) {  // it leads in a circle
+      }
+    }
+    const std::vector<SavedStep> saved = saved_steps(root);
+    for (std::size_t i = 0; i + keep < saved.size(); ++i) {
+      const fs::path& path = saved[i].path;
+      try_to(path, "", [&] {
+        remove_checkpoint(path);
+        const fs::path gone = resolved_path(path);
+        for (const auto& [link, target] : links) {
+          if (link != path && target == gone) remove_checkpoint(link);
+        }
+      });
+    }
+    for (const SavedStep& one : named_steps(root)) {
+      if (!is_link(one.path))
+        try_to(one.path, "what a dead save left in ", [&] { clean_up_after_dead_save(one.path); });
+    }
+  } catch (const std::exception& error) {
+    problems.push_back(start + "not all of " + printable(root.native()) + " was looked at: " + error.what());
+  }
+  return problems;
 }
 
 }  // namespace shardwright

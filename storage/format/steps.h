@@ -1,6 +1,7 @@
 #pragma once
 
 #include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -40,5 +41,15 @@ struct SaveOrder {
 /// is not called as those of steps are. A step that cannot be read counts as saved now, in seconds since
 /// 1970, which is more than any that counting came to.
 SaveOrder next_order(const std::filesystem::path& directory);
+
+/// Where the checkpoint of a training step goes, below a root: step-00000007, or the folder of that step that
+/// is there already. Throws as saved_steps().
+std::filesystem::path step_path(const std::filesystem::path& root, std::uint64_t step);
+
+/// Deletes all but the `keep` published checkpoints of a root that were saved last, and what saves to its
+/// steps that died have left. Other people's files in the folders of steps stay, and so do the folders then.
+/// Of a step that is a symbolic link, deletes the link. Returns a line for each that was not removed, and
+/// why.
+std::vector<std::string> keep_last_steps(const std::filesystem::path& root, std::size_t keep);
 
 }  // namespace shardwright

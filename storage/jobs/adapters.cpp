@@ -8,12 +8,9 @@
 
 #include "planner/error.h"
 #include "storage/boxes/placing.h"
-#include "storage/files/output_file.h"
-#include "storage/format/pending_checkpoint.h"
-#include "storage/jobs/packed_texts.h"
+#include "storage/jobs/publication.h"
 #include "storage/lora/adapter_file.h"
 #include "storage/lora/load_adapter.h"
-#include "storage/write/export.h"
 
 namespace shardwright {
 namespace {
@@ -39,9 +36,8 @@ ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::files
                [](const TensorSpec& spec) { return lora_name_of(spec.fqn).has_value(); });
   ExportRequest request;
   request.adapter = asked;
-  std::unique_ptr<PendingCheckpoint> pending;  // on rank 0; its end removes what is not published
-  PlannedExport planned;
   RankState state;
+  std::unique_ptr<Publication> publication;  // on rank 0; its end removes what is not published
   const std::string word = round_of(
       job,
       [&] {
@@ -49,28 +45,19 @@ ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::files
         return describe_export(lora, state, request, writing.devices);
       },
       [&](const std::vector<std::string>& holdings) {
-        pending = std::make_unique<PendingCheckpoint>(directory, CheckpointKind::adapter, options.overwrite);
-        planned = plan_export(holdings, request, pending->final_path());
-        pending->expect_free({adapter_weights_name, adapter_config_name});
-        std::vector<std::string> words;
-        for (const std::string& share : planned.shares)
-          words.push_back(pack_texts({pending->path().string(), share}));
-        return words;
+        publication = std::make_unique<Publication>(directory, request, options.overwrite);
+        return publication->plan(holdings);
       });
   ExportReport report;
   round_of(
       job,
       [&] {
-        const std::vector<std::string> texts = unpack_texts(word);
-        if (texts.size() != 2)
-          throw Error(ErrorKind::malformed, "what rank 0 has told of saving an adapter is cut short");
-        report = run_export(texts[1], lora, state, request, texts[0], writing);
-        return std::string();
+        report = write_share(word, lora, state, request, writing);
+        return report.row_sums;
       },
-      [&](const std::vector<std::string>& done) {
-        write_whole_file(pending->path() / adapter_config_name, planned.adapter_config);
-        pending->publish(adapter_weights_name);
-        return done;
+      [&](const std::vector<std::string>& row_sums) {
+        publication->publish(row_sums);
+        return std::vector<std::string>(row_sums.size());
       });
   return report;
 }

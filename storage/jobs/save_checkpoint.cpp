@@ -84,6 +84,11 @@ WriteResults write_boxes(const std::vector<TensorSpec>& specs, const RankState& 
   return results;
 }
 
+/// What the directory lies in; a link that it is counts as lying where the link does.
+std::filesystem::path root_of(const std::filesystem::path& directory) {
+  return directory.has_filename() ? directory.parent_path() : directory.parent_path().parent_path();
+}
+
 }  // namespace
 
 SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
@@ -127,6 +132,10 @@ SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::file
         report.warnings = std::move(order.unread);
         write_manifest(pending->path(), manifest, options.sync);
         pending->publish(manifest_name);
+        if (options.keep_last > 0) {
+          for (std::string& line : keep_last_steps(root_of(directory), options.keep_last))
+            report.warnings.push_back(std::move(line));
+        }
         return std::vector<std::string>(told.size());
       });
   report.total_seconds = seconds_since(begin);

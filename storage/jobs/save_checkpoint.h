@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -12,11 +13,15 @@
 
 namespace shardwright {
 
-/// How a save is made. `overwrite` counts on rank 0; the rest on each rank.
+/// How a save is made. `overwrite` and `keep_last` count on rank 0; the rest on each rank.
 struct SaveOptions {
   /// Nothing: replaces a sharded checkpoint, and refuses where another kind of checkpoint is in the
   /// directory. True: replaces any. False: replaces none.
   std::optional<bool> overwrite = std::nullopt;
+
+  /// Once the checkpoint is there: deletes all but so many checkpoints step-<number> beside it, those that
+  /// were saved last (storage/format/steps.h); 0: none. What cannot be deleted is a warning.
+  std::size_t keep_last = 0;
 
   int threads = 0;   ///< of this rank, that write; 0: as many as this process may use processors
   bool sync = true;  ///< flush to the device; without, a crash of the machine can cost the checkpoint
@@ -33,7 +38,8 @@ struct SaveReport {
   double write_seconds = 0;  ///< flushing included
   double total_seconds = 0;
 
-  /// Steps beside this one whose place in the order of saves could not be read; on rank 0.
+  /// Steps beside this one whose place in the order of saves could not be read, or that were to be deleted
+  /// and are not; on rank 0.
   std::vector<std::string> warnings;
 };
 

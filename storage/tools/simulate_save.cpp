@@ -45,7 +45,7 @@ SimulatedSave simulate_save(const TensorsOnMesh& tensors, int threads) {
     RankState state;
     state.rank = static_cast<std::int64_t>(rank);
     const auto stage = static_cast<std::size_t>(tensors.stage_of_rank(state.rank));
-    state.parts = {{hash_of(described[stage]), {}}};
+    state.holdings = {{hash_of(described[stage]), {}}};
     if (state.rank == stages[stage].mesh_ranks.front()) state.values = {described[stage]};
     return encode(state);
   };

@@ -101,61 +101,62 @@ class Files {
 };
 
 struct Block {
-  std::size_t place;
+  std::size_t range;
   std::uint64_t number;
   std::size_t order;  // that it is told in
 };
 
 /// In the order of the files.
-std::vector<Block> blocks_of(const std::vector<const Place*>& places) {
+std::vector<Block> blocks_of(const std::vector<const FileRange*>& ranges) {
   std::vector<Block> blocks;
-  for (std::size_t p = 0; p < places.size(); ++p) {
-    for (std::uint64_t number = 0; number < places[p]->bytes.checksums.size(); ++number)
+  for (std::size_t p = 0; p < ranges.size(); ++p) {
+    for (std::uint64_t number = 0; number < ranges[p]->bytes.checksums.size(); ++number)
       blocks.push_back({p, number, blocks.size()});
   }
   std::stable_sort(blocks.begin(), blocks.end(), [&](const Block& a, const Block& b) {
     const auto place_of = [&](const Block& block) {
-      return std::pair(places[block.place]->file, places[block.place]->bytes.begin);
+      return std::pair(ranges[block.range]->file, ranges[block.range]->bytes.begin);
     };
     return place_of(a) < place_of(b);
   });
   return blocks;
 }
 
-/// The rows of what lies at the places.
-std::vector<RowGeometry> geometries_of(const Manifest& manifest, const std::vector<const Place*>& places) {
-  std::unordered_map<const Place*, std::uint64_t> row_bytes;
+/// The rows of what lies at the ranges.
+std::vector<RowGeometry> geometries_of(const Manifest& manifest,
+                                       const std::vector<const FileRange*>& ranges) {
+  std::unordered_map<const FileRange*, std::uint64_t> row_bytes;
   for (const StoredTensor& tensor : manifest.tensors) {
     if (tensor.safetensors_dtype.empty()) continue;
     for (const StoredChunk& chunk : tensor.chunks) {
       const std::int64_t last = chunk.box.size.empty() ? 1 : chunk.box.size.back();
-      row_bytes.emplace(&chunk.place, static_cast<std::uint64_t>(last) * tensor.element_bytes);
+      row_bytes.emplace(&chunk.range, static_cast<std::uint64_t>(last) * tensor.element_bytes);
     }
   }
   std::vector<RowGeometry> geometries;
-  for (const Place* place : places) {
-    const std::uint64_t bytes = place->bytes.end - place->bytes.begin;
-    const auto known = row_bytes.find(place);
+  for (const FileRange* range : ranges) {
+    const std::uint64_t bytes = range->bytes.end - range->bytes.begin;
+    const auto known = row_bytes.find(range);
     geometries.push_back({bytes, known == row_bytes.end() ? bytes : known->second});
   }
   return geometries;
 }
 
-/// Hashes what lies at the places. Returns the bytes that were hashed.
-std::uint64_t check_places(const Manifest& manifest, const std::vector<const Place*>& places,
+/// Hashes what lies at the ranges. Returns the bytes that were hashed.
+std::uint64_t check_ranges(const Manifest& manifest, const std::vector<const FileRange*>& ranges,
                            const std::vector<std::string>& names, Files& files, Findings& findings,
                            int threads) {
-  const std::vector<RowGeometry> geometries = geometries_of(manifest, places);
-  const std::vector<Block> blocks = blocks_of(places);
+  const std::vector<RowGeometry> geometries = geometries_of(manifest, ranges);
+  const std::vector<Block> blocks = blocks_of(ranges);
   std::atomic<std::uint64_t> hashed = 0;
   for_each_index(blocks.size(), threads, [&](std::size_t index) {
     const Block& block = blocks[index];
-    const Place& place = *places[block.place];
+    const FileRange& range = *ranges[block.range];
     const std::size_t order = manifest.files.size() + block.order;
-    const std::uint64_t begin = place.bytes.begin + block.number * checksum_block_bytes;
-    const std::uint64_t count = std::min(checksum_block_bytes, place.bytes.end - begin);
-    const std::string& name = names[block.place];
-    const std::shared_ptr<InputFile> file = files.open(place.file);
+    const std::uint64_t begin = range.bytes.begin + block.number * checksum_block_bytes;
+    const std::uint64_t count = std::min(checksum_block_bytes, range.bytes.end - begin);
+    const std::string& name = names[block.range];
+    const std::shared_ptr<InputFile> file = files.open(range.file);
     if (!file) return findings.add(order, name, in_quotes(name) + ": its file cannot be opened");
     thread_local Staging staging;
     std::byte* bytes = staging.room_for(count);
@@ -168,8 +169,8 @@ std::uint64_t check_places(const Manifest& manifest, const std::vector<const Pla
     const std::uint64_t found =
         manifest.version == 1
             ? checksum_of(bytes, count)
-            : sum_of_block(geometries[block.place], {}, bytes, block.number * checksum_block_bytes, count);
-    if (found != place.bytes.checksums[block.number]) {
+            : sum_of_block(geometries[block.range], {}, bytes, block.number * checksum_block_bytes, count);
+    if (found != range.bytes.checksums[block.number]) {
       findings.add(order, name,
                    printable(file->path().native()) + ": " + in_quotes(name) + " is damaged: bytes " +
                        std::to_string(begin) + " to " + std::to_string(begin + count) +
@@ -189,7 +190,7 @@ struct Listed {
 std::vector<std::vector<Listed>> listed_in_files(const Manifest& manifest) {
   std::vector<std::vector<Listed>> found(manifest.files.size());
   for (const StoredTensor& tensor : manifest.tensors) {
-    for (const StoredChunk& chunk : tensor.chunks) found[chunk.place.file].push_back({&tensor, &chunk});
+    for (const StoredChunk& chunk : tensor.chunks) found[chunk.range.file].push_back({&tensor, &chunk});
   }
   return found;
 }
@@ -204,7 +205,7 @@ void compare(const std::vector<Listed>& listed, std::size_t index, const Safeten
            std::to_string(end);
   };
   for (const auto& [tensor, chunk] : listed) {
-    const StoredBytes& bytes = chunk->place.bytes;
+    const StoredBytes& bytes = chunk->range.bytes;
     const std::string expected = text(tensor->safetensors_dtype, chunk->box.size, bytes.begin, bytes.end);
     const auto found = in_header.find(tensor->name);
     const std::string told = found == in_header.end()
@@ -261,19 +262,19 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
   const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
   for_each_index(manifest.files.size(), threads,
                  [&](std::size_t index) { check_header(manifest, listed[index], index, files, findings); });
-  std::vector<const Place*> places;
+  std::vector<const FileRange*> ranges;
   std::vector<std::string> names;
   for (const StoredTensor& tensor : manifest.tensors) {
     for (const StoredChunk& chunk : tensor.chunks) {
-      places.push_back(&chunk.place);
+      ranges.push_back(&chunk.range);
       names.push_back(tensor.name);
     }
   }
   for (const StoredObject& object : manifest.objects) {
-    places.push_back(&object.place);
+    ranges.push_back(&object.range);
     names.push_back(object.name);
   }
-  report.bytes_hashed = check_places(manifest, places, names, files, findings, threads);
+  report.bytes_hashed = check_ranges(manifest, ranges, names, files, findings, threads);
 }
 
 void verify_hugging_face(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
@@ -353,11 +354,11 @@ VerifyReport verify_checkpoint(const fs::path& directory, int threads) {
 }
 
 void expect_undamaged(const Manifest& manifest, const fs::path& directory,
-                      const std::vector<const Place*>& places, const std::vector<std::string>& names,
+                      const std::vector<const FileRange*>& ranges, const std::vector<std::string>& names,
                       int threads) {
   Findings findings;
   Files files(manifest, directory, findings);
-  check_places(manifest, places, names, files, findings, threads);
+  check_ranges(manifest, ranges, names, files, findings, threads);
   throw_if_any(findings);
 }
 

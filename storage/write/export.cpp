@@ -50,15 +50,15 @@ AdapterForm adapter_of(const ExportRequest& request, const std::vector<SavedTens
 
 ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
   ExportForm form;
-  form.pattern = request.pattern;
+  form.template_catalog = request.template_catalog;
   form.quantise = request.quantise;
   form.strict = request.strict;
   form.strict_dtypes = request.strict_dtypes;
-  form.by_rule_of_names = request.pattern == nullptr || !has_scales(*request.pattern);
+  form.by_rule_of_names = request.template_catalog == nullptr || !has_scales(*request.template_catalog);
   if (request.map != nullptr) {
     form.map = *request.map;
-  } else if (request.pattern != nullptr) {
-    form.map = weight_map_for(*request.pattern, request.model, request.layout);
+  } else if (request.template_catalog != nullptr) {
+    form.map = weight_map_for(*request.template_catalog, request.model, request.layout);
   } else {
     form.map = weight_map_without_template(tensors, request.model, request.layout, request.quantise);
   }
@@ -74,10 +74,10 @@ std::string digest_of(std::string_view text) {
   return digits;
 }
 
-std::string digest_of(const Catalog* pattern) {
-  if (pattern == nullptr) return "none";
+std::string digest_of(const Catalog* template_catalog) {
+  if (template_catalog == nullptr) return "none";
   std::string text;
-  for (const SourceTensor& tensor : pattern->tensors)
+  for (const SourceTensor& tensor : template_catalog->tensors)
     text += tensor.name + " " + std::string(name_of(tensor.dtype)) + " " + to_string(tensor.shape) + "\n";
   return digest_of(text);
 }
@@ -103,7 +103,7 @@ std::vector<std::string> words_of(const ExportRequest& request) {
       std::string("strict_dtypes ") + (request.strict_dtypes ? "true" : "false"),
       "max_shard_size " + std::to_string(request.max_file_bytes),
       "file numbers " + (files.empty() ? "none" : digest_of(files)),
-      "template " + digest_of(request.pattern),
+      "template " + digest_of(request.template_catalog),
       "rules " + digest_of(request.map),
   };
   if (!request.adapter) return words;
@@ -142,11 +142,11 @@ std::vector<SavedTensor> tensors_of(const std::vector<TensorSpec>& specs) {
   return tensors;
 }
 
-/// The names of a state's values, part by part.
+/// The names of a state's values, holding by holding.
 std::vector<std::string_view> names_of(const RankState& state, const ValuesByHash& known) {
   std::vector<std::string_view> names;
-  for (const RankState::Part& part : state.parts) {
-    for (const SavedValue& value : known.at(part.values)->values) names.push_back(value.fqn);
+  for (const RankState::Holding& holding : state.holdings) {
+    for (const SavedValue& value : known.at(holding.values)->values) names.push_back(value.fqn);
   }
   return names;
 }
@@ -216,9 +216,9 @@ std::vector<SavedTensor> tensors_of(const AllHoldings& all, const SavedValues& v
   std::vector<SavedTensor> tensors;
   std::set<std::pair<std::vector<Hash>, std::vector<std::uint32_t>>> seen;  // most ranks name the same
   for (std::size_t r = 0; r < all.states.size(); ++r) {
-    std::vector<Hash> parts;
-    for (const RankState::Part& part : all.states[r].parts) parts.push_back(part.values);
-    if (!seen.emplace(std::move(parts), all.orders[r]).second) continue;
+    std::vector<Hash> holdings;
+    for (const RankState::Holding& holding : all.states[r].holdings) holdings.push_back(holding.values);
+    if (!seen.emplace(std::move(holdings), all.orders[r]).second) continue;
     const std::vector<std::string_view> names = names_of(all.states[r], all.known);
     std::vector<std::uint32_t> order = all.orders[r];
     if (order.empty()) {
@@ -265,7 +265,7 @@ void keep_columns_of(const Catalog& catalog, std::vector<std::vector<BlockColumn
 
 /// Bytes of the result that an element of a tensor takes.
 double bytes_of_element(const ExportForm& form, const SavedTensor& tensor) {
-  const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.pattern);
+  const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.template_catalog);
   if (pieces.empty()) return 0;
   const Encoding encoding = stored_as(form, pieces.front(), tensor.dtype);
   const double scale = encoding.scaled ? 1.0 / static_cast<double>(encoding.block_columns) : 0;
@@ -275,7 +275,7 @@ double bytes_of_element(const ExportForm& form, const SavedTensor& tensor) {
 /// The dimension along which a box of a tensor is best cut: into experts; else along the rows of the HF
 /// tensors, which cuts no block and leaves long runs.
 std::size_t best_cut(const ExportForm& form, const SavedTensor& tensor, const Box& box) {
-  const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.pattern);
+  const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.template_catalog);
   if (pieces.empty()) return 0;
   const bool into_experts = pieces.front().expert >= 0 && box.size[0] > 1;
   const Correspondence& correspondence = *pieces.front().correspondence;
@@ -356,7 +356,8 @@ std::vector<ExportForm> forms_of_rank(const ExportRequest& request, const std::v
   try {
     return {form_of(request, tensors)};
   } catch (const Error& error) {
-    if (error.kind != ErrorKind::mismatch || request.pattern != nullptr || request.model != "auto") throw;
+    if (error.kind != ErrorKind::mismatch || request.template_catalog != nullptr || request.model != "auto")
+      throw;
   }
   std::vector<ExportForm> forms;
   for (const Model& model : models()) {

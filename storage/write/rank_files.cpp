@@ -147,7 +147,7 @@ WriteResults RankFiles::finish() {
   }
   for (std::size_t i = 0; i < file_of_item_.size(); ++i) {
     const std::size_t f = file_of_item_[i];
-    results_.places.push_back({static_cast<std::uint32_t>(f), files_[f].file->items()[place_in_file_[i]]});
+    results_.ranges.push_back({static_cast<std::uint32_t>(f), files_[f].file->items()[place_in_file_[i]]});
   }
   results_.values = std::move(what_.values);
   results_.items = std::move(what_.items);

@@ -184,7 +184,7 @@ void write_seeds(const std::filesystem::path& folder) {
   write(told, "b" + std::string(32, 'h'));
   write(answered, "n" + std::to_string(encode(mine()).size()) + ":" + encode(mine()) + "why");
   write(answered, "b");
-  write(answered, "p" + std::string(16, 'h') + encode(RankWrites{LeftToOthers(mine().parts.size()), {}}));
+  write(answered, "p" + std::string(16, 'h') + encode(RankWrites{LeftToOthers(mine().holdings.size()), {}}));
   const SavedTensor tensor{"w", DType::BF16, {4, 6}};
   const BlockColumn column{"w", 1, 2, {120, 130}};
   write(holdings, encode_holdings({"state", {1, 0}, {column}}));

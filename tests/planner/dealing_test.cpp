@@ -118,7 +118,7 @@ void expect_written_once(const std::vector<RankState>& states, const Cut& cut) {
   }
   for (std::size_t r = 0; r < shares.size(); ++r) {
     const std::vector<WrittenBox> held =
-        boxes_to_write(states[r], {LeftToOthers(states[r].parts.size()), {}});
+        boxes_to_write(states[r], {LeftToOthers(states[r].holdings.size()), {}});
     double bytes = 0;
     for (const WrittenBox& one : shares[r]) {
       if (!shapes.contains(one.fqn)) continue;

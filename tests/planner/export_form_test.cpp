@@ -20,12 +20,12 @@ std::vector<SavedTensor> saved(const RandomModel& model) {
   return tensors;
 }
 
-ExportForm form_of(const Catalog& pattern, bool quantise) {
+ExportForm form_of(const Catalog& template_catalog, bool quantise) {
   ExportForm form;
-  form.map = weight_map_for(pattern);
-  form.pattern = &pattern;
+  form.map = weight_map_for(template_catalog);
+  form.template_catalog = &template_catalog;
   form.quantise = quantise;
-  form.by_rule_of_names = !has_scales(pattern);
+  form.by_rule_of_names = !has_scales(template_catalog);
   return form;
 }
 
@@ -40,8 +40,8 @@ TEST(export_form, names_dtypes_and_scales_are_those_of_the_template) {
   Random random(1);
   for (int round = 0; round < 200; ++round) {
     const RandomModel model = random_model(random);
-    const Catalog pattern = catalog_of(random, model.stored);
-    const bool quantise = has_scales(pattern) && random.once_in(2);
+    const Catalog template_catalog = catalog_of(random, model.stored);
+    const bool quantise = has_scales(template_catalog) && random.once_in(2);
     // The slow definition: what is stored is stored again; scales decide what is MXFP8.
     std::map<std::string, Expected> expected;
     for (const Stored& stored : model.stored) {
@@ -61,7 +61,7 @@ TEST(export_form, names_dtypes_and_scales_are_those_of_the_template) {
       }
     }
 
-    const ExportedTensors exported = exported_tensors(saved(model), form_of(pattern, quantise));
+    const ExportedTensors exported = exported_tensors(saved(model), form_of(template_catalog, quantise));
     EXPECT_TRUE(exported.left_out.empty());
     std::map<std::string, Expected> found;
     std::pair<std::uint32_t, std::uint64_t> place;
@@ -71,7 +71,7 @@ TEST(export_form, names_dtypes_and_scales_are_those_of_the_template) {
       if (tensor.name.ends_with("_scale_inv")) {
         ASSERT_EQ(previous + "_scale_inv", tensor.name) << "scales follow their weights";
       } else {
-        const SourceTensor& first = pattern.find(tensor.name).front();
+        const SourceTensor& first = template_catalog.find(tensor.name).front();
         ASSERT_LE(place, std::pair(first.file, first.begin)) << "the template's order";
         place = {first.file, first.begin};
       }
@@ -90,14 +90,14 @@ TEST(export_form, what_the_template_has_in_narrower_dtypes_is_rounded_and_refuse
   int rounded = 0;
   for (int round = 0; round < 100; ++round) {
     const RandomModel model = random_model(random);
-    const Catalog pattern = catalog_of(random, model.stored);
-    ExportForm form = form_of(pattern, has_scales(pattern) && random.once_in(2));
+    const Catalog template_catalog = catalog_of(random, model.stored);
+    ExportForm form = form_of(template_catalog, has_scales(template_catalog) && random.once_in(2));
     std::set<std::string> expected;
     for (const Native& native : model.natives) {
       for_each_index(native.shape, [&](const Shape& at) {
         const std::string name = hf_element(native, at).name;
-        const bool scaled = !scales_of(pattern, name).empty();
-        const DType stored = scaled ? DType::BF16 : pattern.find(name).front().dtype;
+        const bool scaled = !scales_of(template_catalog, name).empty();
+        const DType stored = scaled ? DType::BF16 : template_catalog.find(name).front().dtype;
         if (!(scaled && form.quantise) && narrowing.contains({native.dtype, stored}))
           expected.insert(native.fqn);
       });
@@ -123,14 +123,14 @@ TEST(export_form, what_the_template_has_and_the_state_dict_lacks_is_an_error_or_
   Random random(2);
   for (int round = 0; round < 50; ++round) {
     const RandomModel model = random_model(random);
-    const Catalog pattern = catalog_of(random, model.stored);
+    const Catalog template_catalog = catalog_of(random, model.stored);
     std::vector<SavedTensor> tensors = saved(model);
     const auto missing = tensors.begin() + random.between(0, std::ssize(tensors) - 1);
     const Native gone{missing->fqn, missing->dtype, missing->shape};
     std::set<std::string> names;
     for_each_index(gone.shape, [&](const Shape& at) { names.insert(hf_element(gone, at).name); });
     tensors.erase(missing);
-    ExportForm form = form_of(pattern, false);
+    ExportForm form = form_of(template_catalog, false);
     expect_error(ErrorKind::mismatch, {"no tensor of the state dict", "strict=False", "/checkpoint"},
                  [&] { exported_tensors(tensors, form); });
     form.strict = false;
@@ -143,25 +143,25 @@ TEST(export_form, what_the_template_has_and_the_state_dict_lacks_is_an_error_or_
 TEST(export_form, a_tensor_or_shape_that_the_template_lacks_is_an_error_that_names_it) {
   Random random(3);
   const RandomModel model = random_model(random);
-  const Catalog pattern = catalog_of(random, model.stored);
+  const Catalog template_catalog = catalog_of(random, model.stored);
   std::vector<SavedTensor> tensors = saved(model);
   tensors.push_back({"model.layers.9.self_attn.q_proj.weight", DType::BF16, {3, 3}});
   for (SavedTensor& tensor : tensors) {
     if (tensor.fqn == "lm_head.weight") ++tensor.shape[0];
   }
   expect_error(ErrorKind::mismatch, {"model.layers.9.self_attn.q_proj.weight", "lm_head.weight"},
-               [&] { exported_tensors(tensors, form_of(pattern, false)); });
+               [&] { exported_tensors(tensors, form_of(template_catalog, false)); });
 }
 
 TEST(export_form, a_dtype_that_cannot_be_stored_so_is_an_error_that_names_the_tensor) {
   Random random(4);
   RandomModel model = random_model(random);
   while (!has_scales(catalog_of(random, model.stored))) model = random_model(random);
-  const Catalog pattern = catalog_of(random, model.stored);
+  const Catalog template_catalog = catalog_of(random, model.stored);
   std::vector<SavedTensor> tensors = saved(model);
   for (SavedTensor& tensor : tensors) tensor.dtype = DType::I32;
   expect_error(ErrorKind::mismatch, {"cannot", "I32"},
-               [&] { exported_tensors(tensors, form_of(pattern, true)); });
+               [&] { exported_tensors(tensors, form_of(template_catalog, true)); });
 }
 
 TEST(export_form, without_a_template_the_names_tell_the_family_and_its_rule_what_to_quantise) {

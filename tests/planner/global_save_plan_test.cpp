@@ -37,12 +37,12 @@ std::map<std::string, std::vector<Held>> all_held(const std::vector<RankState>& 
   const ValuesByHash known = known_by(states);
   std::map<std::string, std::vector<Held>> held;
   for (std::size_t s = 0; s < states.size(); ++s) {
-    const std::vector<SavedItems> parts = items_of(states[s]);
-    for (std::size_t p = 0; p < parts.size(); ++p) {
+    const std::vector<SavedItems> holdings = items_of(states[s]);
+    for (std::size_t p = 0; p < holdings.size(); ++p) {
       const auto& left = plan.left_to_others.at(s).at(p);
-      auto corner = parts[p].corners.begin();
-      for (std::uint32_t i = 0; i < parts[p].value.size(); ++i) {
-        const SavedValue& value = known.at(states[s].parts[p].values)->values.at(parts[p].value[i]);
+      auto corner = holdings[p].corners.begin();
+      for (std::uint32_t i = 0; i < holdings[p].value.size(); ++i) {
+        const SavedValue& value = known.at(states[s].holdings[p].values)->values.at(holdings[p].value[i]);
         const std::ptrdiff_t rank = std::ssize(value.shape);
         const Box box{Shape(corner, corner + rank), Shape(corner + rank, corner + 2 * rank)};
         corner += 2 * rank;
@@ -60,14 +60,14 @@ std::map<std::string, Boxes> chunks_of(const GlobalMetadata& metadata) {
   for (std::size_t v = 0; v < metadata.values.values.size(); ++v) {
     const SavedValue& value = metadata.values.values[v];
     if (value.kind == SavedValue::Kind::object) continue;
-    const ChunkLayout& layout = metadata.layouts.at(metadata.layout[v]);
+    const Chunking& chunking = metadata.chunkings.at(metadata.chunking[v]);
     const auto rank = std::ssize(value.shape);
     Boxes& boxes = chunks[value.fqn];
-    for (std::size_t c = 0; c < layout.count(); ++c) {
-      const auto corner = layout.corners.begin() + 2 * rank * static_cast<std::ptrdiff_t>(c);
+    for (std::size_t c = 0; c < chunking.count(); ++c) {
+      const auto corner = chunking.corners.begin() + 2 * rank * static_cast<std::ptrdiff_t>(c);
       boxes.emplace(Shape(corner, corner + rank), Shape(corner + rank, corner + 2 * rank));
     }
-    EXPECT_EQ(boxes.size(), layout.count()) << value.fqn << ": a chunk is there twice";
+    EXPECT_EQ(boxes.size(), chunking.count()) << value.fqn << ": a chunk is there twice";
   }
   return chunks;
 }
@@ -114,7 +114,7 @@ std::vector<RankState> enumerated(const std::vector<RankState>& states) {
     to.rank = state.rank;
     const std::vector<SavedItems> items = items_of(state);
     for (std::size_t p = 0; p < items.size(); ++p) {
-      SavedValues values = *known.at(state.parts[p].values);
+      SavedValues values = *known.at(state.holdings[p].values);
       values.mesh_shape.clear();
       values.mesh_ranks.clear();
       for (SavedValue& value : values.values) value.placements.clear();
@@ -136,14 +136,14 @@ TEST(global_save_plan, a_mesh_and_the_boxes_it_stands_for_give_one_plan) {
     ASSERT_EQ(a.chunks, b.chunks);
     // Half of the ranks describe, the others name: the planner looks box by box, and finds the same.
     std::vector<RankState> mixed = save.states;
-    const SavedValues mesh = *known_by(save.states).at(save.states[0].parts[0].values);
+    const SavedValues mesh = *known_by(save.states).at(save.states[0].holdings[0].values);
     SavedValues alone = mesh;
     alone.mesh_shape = {1};
     for (std::size_t s = 0; s < mixed.size(); ++s) mixed[s] = named[s];
     alone.mesh_ranks = {mixed.back().rank};
     for (SavedValue& value : alone.values) value.placements = {Placement{}};
     RankState& last = mixed.back();
-    last.parts.erase(last.parts.begin());
+    last.holdings.erase(last.holdings.begin());
     last.values.erase(last.values.begin());
     bool is_whole = true;  // this rank can only be described as alone where it holds all
     for (const SavedValue& value : mesh.values) {
@@ -369,7 +369,7 @@ TEST(plan_together, a_rank_of_another_version_is_named) {
 
 TEST(plan_together, a_rank_whose_boxes_are_none_is_named) {
   std::vector<RankState> states = Rows().states();
-  states[1].parts[0].packed = {0, 1, 7, 2};
+  states[1].holdings[0].packed = {0, 1, 7, 2};
   expect_error(ErrorKind::malformed, {"rank 1: ", "a box outside its tensor"}, [&] { plan_of(states); });
 }
 
@@ -458,7 +458,7 @@ TEST(plan_together, a_mesh_is_described_by_its_first_rank_alone) {
   const RandomSave save = random_save(random, true);
   for (const RankState& state : save.states) {
     const RankState told = decode_state(told_state(state));
-    EXPECT_EQ(told.parts, state.parts);
+    EXPECT_EQ(told.holdings, state.holdings);
     const std::int64_t first = decode_values(state.values.front()).mesh_ranks.front();
     EXPECT_EQ(told.values.size(), state.rank == first ? 2U : 1U);
   }

@@ -100,8 +100,8 @@ TEST(imported_rules, a_stranger_is_unknown_though_a_pattern_fits_it) {
   ImportedRules rules = rules_of({{"l.{layer}.x", "n.{layer}.x", ""}});
   rules.strangers = {"l.1.{*}"};
   const WeightMap map = weight_map_of(rules);
-  EXPECT_EQ(native_places_of(map, "l.0.x").size(), 1U);
-  EXPECT_TRUE(native_places_of(map, "l.1.x").empty());
+  EXPECT_EQ(native_matches_of(map, "l.0.x").size(), 1U);
+  EXPECT_TRUE(native_matches_of(map, "l.1.x").empty());
   const Catalog catalog = catalog_of({{"l.0.x", {2}}, {"l.1.x", {2}}});
   const std::vector<TensorSpec> specs = {whole_tensor("n.0.x", DType::F32, {2})};
   expect_error(ErrorKind::mismatch, {"l.1.x", "no rule"}, [&] { plan_load(specs, catalog, map); });

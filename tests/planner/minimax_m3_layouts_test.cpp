@@ -86,7 +86,7 @@ TEST(minimax_m3_layouts, every_hf_tensor_is_one_piece_of_one_native_tensor) {
         for (const Piece& piece : pieces_of(map, fqn, shape)) {
           ASSERT_TRUE(found.emplace(piece.hf_name, piece.hf_shape).second)
               << layout << ": " << piece.hf_name << " twice";
-          ASSERT_EQ(native_places_of(map, piece.hf_name).at(0).fqn, fqn) << layout;
+          ASSERT_EQ(native_matches_of(map, piece.hf_name).at(0).fqn, fqn) << layout;
           elements += volume(piece.hf_shape);
         }
         ASSERT_EQ(elements, volume(shape)) << layout << ": " << fqn;
@@ -148,7 +148,7 @@ TEST(minimax_m3_layouts, mtp_has_no_place_in_transformers_and_is_reported_as_unu
   std::set<std::string> expected;
   for (const auto& [name, shape] : weights_of(preset_tensors("tiny"))) {
     EXPECT_EQ(is_without_place(map, name), is_mtp(name)) << name;
-    EXPECT_EQ(!native_places_of(map, name).empty(), !is_mtp(name)) << name;
+    EXPECT_EQ(!native_matches_of(map, name).empty(), !is_mtp(name)) << name;
     if (is_mtp(name)) expected.insert(name);
   }
   const LoadPlan plan = plan_load(specs_on_mesh(native_tensors(catalog, map), {}, 0), catalog, map);
@@ -196,8 +196,8 @@ TEST(minimax_m3_layouts, a_trainer_with_huggingface_names_may_spell_them_in_any_
       const std::string norm = spelling + "norm.weight";
       EXPECT_EQ(pieces_of(map, norm, {64}).at(0).hf_name, in_files + "norm.weight");
     }
-    EXPECT_EQ(native_places_of(map, in_files + rest).at(0).fqn, in_files + rest);
-    EXPECT_FALSE(native_places_of(map, in_files + rest).at(0).rule->stacked());
+    EXPECT_EQ(native_matches_of(map, in_files + rest).at(0).fqn, in_files + rest);
+    EXPECT_FALSE(native_matches_of(map, in_files + rest).at(0).rule->stacked());
   }
 }
 
@@ -206,10 +206,10 @@ TEST(minimax_m3_layouts, a_layout_has_no_say_in_what_is_quantised) {
   for (const char* layout : {"transformers", "huggingface"}) {
     const WeightMap map = m3(layout, catalog_of(tensors));
     for (const NamedShape& tensor : tensors) {
-      const std::vector<NativePlace> places = native_places_of(map, tensor.name);
+      const std::vector<NameMatch> places = native_matches_of(map, tensor.name);
       if (places.empty()) continue;
       ASSERT_EQ(places.front().rule->quantised,
-                native_places_of(m3("automodel"), tensor.name).at(0).rule->quantised)
+                native_matches_of(m3("automodel"), tensor.name).at(0).rule->quantised)
           << tensor.name;
     }
     // What is asked for is what the checkpoint holds, MTP aside where it has no place.
@@ -220,7 +220,7 @@ TEST(minimax_m3_layouts, a_layout_has_no_say_in_what_is_quantised) {
     for (const NamedShape& tensor : tensors) {
       // The documented rule of names does not know of eh_proj's scales.
       if (tensor.name.ends_with("eh_proj.weight_scale_inv")) continue;
-      if (!native_places_of(map, tensor.name).empty()) expected[tensor.name] = tensor.shape;
+      if (!native_matches_of(map, tensor.name).empty()) expected[tensor.name] = tensor.shape;
     }
     EXPECT_TRUE(requested == expected) << layout;
   }

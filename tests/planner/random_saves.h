@@ -31,7 +31,7 @@ inline SavedValue random_value(Random& random, std::string fqn, SavedValue::Kind
 
 inline void add_part(RankState& state, const SavedValues& values, const SavedItems& items) {
   const std::string bytes = encode(values);
-  state.parts.push_back(
+  state.holdings.push_back(
       {hash_of(bytes), values.has_mesh() ? std::vector<std::uint64_t>{} : pack(items, values)});
   state.values.push_back(bytes);
 }
@@ -106,7 +106,7 @@ inline WriteResults random_results(Random& random) {
     std::vector<std::uint64_t> checksums;
     for (std::int64_t i = random.between(0, 2); i > 0; --i)
       checksums.push_back(static_cast<std::uint64_t>(random.between(0, 1L << 62)));
-    results.places.push_back({file, {begin, end, std::move(checksums)}});
+    results.ranges.push_back({file, {begin, end, std::move(checksums)}});
   }
   return results;
 }

@@ -81,17 +81,17 @@ TEST(save_wire, results_that_do_not_lie_in_their_files_are_refused) {
   good.values.values = {{"w", SavedValue::Kind::shards, {"float32", "strided", 4, 0}, {6}, {}, {}}};
   good.items.add(0, {2}, {3});
   good.files = {{"a", 32, 20, 5}};
-  good.places = {{0, {20, 32, {7}}}};
+  good.ranges = {{0, {20, 32, {7}}}};
   ASSERT_TRUE(decode_results(encode(good)) == good);
   const std::vector<std::pair<std::string, std::function<void(WriteResults&)>>> harms{
-      {"an item in no file", [](WriteResults& r) { r.places[0].file = 1; }},
+      {"an item in no file", [](WriteResults& r) { r.ranges[0].file = 1; }},
       {"an item outside its file", [](WriteResults& r) { r.files[0].size = 31; }},
       {"an item outside its file", [](WriteResults& r) { r.files[0].header_bytes = 21; }},
       {"a file shorter than its header", [](WriteResults& r) { r.files[0].header_bytes = 33; }},
-      {"a tensor of more bytes than its box", [](WriteResults& r) { r.places[0].bytes.end = 31; }},
+      {"a tensor of more bytes than its box", [](WriteResults& r) { r.ranges[0].bytes.end = 31; }},
       {"a file that is not one of its directory", [](WriteResults& r) { r.files[0].name = "../a"; }},
       {"a file that is not one of its directory", [](WriteResults& r) { r.files[0].name = ".."; }},
-      {"items without their places", [](WriteResults& r) { r.places.clear(); }},
+      {"items without their ranges", [](WriteResults& r) { r.ranges.clear(); }},
       {"a box outside its tensor", [](WriteResults& r) { r.items.corners[0] = 4; }},
   };
   for (const auto& [why, harm] : harms) {

@@ -45,7 +45,7 @@ TEST(shared_blocks, are_those_of_which_a_box_holds_some_elements_and_not_all) {
     const Catalog catalog = catalog_of(random, model.stored);
     ExportForm form;
     form.map = weight_map_for(catalog);
-    form.pattern = &catalog;
+    form.template_catalog = &catalog;
     form.quantise = true;
     form.by_rule_of_names = false;
     const std::map<std::string, Shape> scaled = scaled_weights_of(model, catalog);

@@ -28,13 +28,13 @@ TEST(weight_map, every_tensor_of_the_released_model_goes_into_one_native_tensor_
   std::map<std::string, Shape> expected;                 // HF weights
   std::map<std::string, std::set<std::string>> sources;  // by native tensor
   for (const NamedShape& tensor : preset_tensors("full")) {
-    const std::vector<NativePlace> places = native_places_of(map, tensor.name);
-    ASSERT_TRUE(places.size() == 1 && places.front().rule->known) << tensor.name;
-    ASSERT_TRUE(released_native().contains(places.front().fqn))
-        << tensor.name << " -> " << places.front().fqn;
+    const std::vector<NameMatch> matches = native_matches_of(map, tensor.name);
+    ASSERT_TRUE(matches.size() == 1 && matches.front().rule->known) << tensor.name;
+    ASSERT_TRUE(released_native().contains(matches.front().fqn))
+        << tensor.name << " -> " << matches.front().fqn;
     if (tensor.name.ends_with("_scale_inv")) continue;
     expected[tensor.name] = tensor.shape;
-    sources[places.front().fqn].insert(tensor.name);
+    sources[matches.front().fqn].insert(tensor.name);
   }
   std::map<std::string, Shape> found;
   for (const auto& [fqn, shape] : released_native()) {
@@ -115,10 +115,10 @@ TEST(weight_map, native_names_are_those_of_the_table_in_the_reference) {
        "model.mtp.layers.0.transformer_layer.self_attn.indexer.index_k_norm.weight"},
   };
   for (const auto& [hf, native] : table) {
-    const std::vector<NativePlace> places = native_places_of(map, hf);
-    ASSERT_EQ(places.size(), 1U) << hf;
-    EXPECT_EQ(places.front().fqn, native);
-    EXPECT_TRUE(places.front().rule->known) << hf;
+    const std::vector<NameMatch> matches = native_matches_of(map, hf);
+    ASSERT_EQ(matches.size(), 1U) << hf;
+    EXPECT_EQ(matches.front().fqn, native);
+    EXPECT_TRUE(matches.front().rule->known) << hf;
   }
 }
 
@@ -137,9 +137,9 @@ TEST(weight_map, a_text_checkpoint_may_lack_the_prefixes) {
     const WeightMap full = m3();
     const WeightMap map = m3(catalog_of(text));
     for (const auto& [full_name, name] : spelling) {
-      const std::vector<NativePlace> places = native_places_of(map, name);
-      ASSERT_TRUE(places.size() == 1 && places.front().rule->known) << name;
-      ASSERT_EQ(places.front().fqn, native_places_of(full, full_name).at(0).fqn);
+      const std::vector<NameMatch> matches = native_matches_of(map, name);
+      ASSERT_TRUE(matches.size() == 1 && matches.front().rule->known) << name;
+      ASSERT_EQ(matches.front().fqn, native_matches_of(full, full_name).at(0).fqn);
     }
     EXPECT_EQ(pieces_of(map, "lm_head.weight", {4, 4})[0].hf_name, "lm_head.weight");
     EXPECT_EQ(pieces_of(map, "model.norm.weight", {4})[0].hf_name, std::string(model) + "norm.weight");
@@ -161,8 +161,8 @@ TEST(weight_map, names_that_no_row_lists_are_not_known) {
         "model.layers.0.self_attn.q_proj.weight", "optimizer.step", "vision_tower.x",
         "language_model.model.mtp.layers.0.other.weight",
         "language_model.model.layers.x.input_layernorm.weight"}) {
-    const std::vector<NativePlace> places = native_places_of(map, name);
-    EXPECT_FALSE(!places.empty() && places.front().rule->known) << name;
+    const std::vector<NameMatch> matches = native_matches_of(map, name);
+    EXPECT_FALSE(!matches.empty() && matches.front().rule->known) << name;
     EXPECT_FALSE(is_ignored(map, name)) << name;
   }
 }
@@ -182,14 +182,14 @@ TEST(weight_map, the_rule_of_names_counts_what_the_reference_says_as_quantised) 
     if (tensors[i].name.ends_with("_scale_inv")) continue;
     const bool has_scale = i + 1 < tensors.size() && tensors[i + 1].name.ends_with("_scale_inv");
     const bool is_eh_proj = tensors[i].name == "language_model.model.mtp.layers.0.eh_proj.weight";
-    ASSERT_EQ(native_places_of(map, tensors[i].name).at(0).rule->quantised, has_scale && !is_eh_proj)
+    ASSERT_EQ(native_matches_of(map, tensors[i].name).at(0).rule->quantised, has_scale && !is_eh_proj)
         << tensors[i].name;
     scaled += has_scale;
   }
   const std::map<std::string, Shape> released = released_shapes("minimax_m3_vl.hf.txt");
   EXPECT_EQ(scaled, std::count_if(released.begin(), released.end(),
                                   [](const auto& tensor) { return tensor.first.ends_with("_scale_inv"); }));
-  const auto quantised = [&](const char* name) { return native_places_of(map, name).at(0).rule->quantised; };
+  const auto quantised = [&](const char* name) { return native_matches_of(map, name).at(0).rule->quantised; };
   EXPECT_TRUE(quantised("language_model.model.mtp.layers.0.transformer_layer.self_attn.q_proj.weight"));
   EXPECT_FALSE(quantised("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"));
   EXPECT_FALSE(quantised("vision_tower.vision_model.layers.0.self_attn.q_proj.weight"));

@@ -52,9 +52,11 @@ def test_an_export_from_a_device_that_is_not_there_writes_nothing(tiny: Path, tm
         with pytest.raises(sw.PlanError, match=r"model.norm.weight.*cuda:999.*nvcc"):
             _core.describe_export(specs, state, request)
         return
-    planned = _core.plan_export([_core.describe_export(specs, state, request)], request, tmp_path)
+    publication = _core.Publication(tmp_path, request)
+    (told,) = publication.plan([_core.describe_export(specs, state, request)])
     with pytest.raises(RuntimeError, match=r"model.norm.weight.*(cudaGetDeviceCount|cuda:999)"):
-        _core.run_export(planned.shares[0], specs, state, request, tmp_path)
+        _core.write_share(told, specs, state, request)
+    publication.abandon()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,7 +111,7 @@ def test_reports_of_saves_tell_of_devices():
         devices=2, peak_device_bytes=1234, bytes_from_devices=5678, device_batches=3,
         plan_seconds=0, encode_seconds=0, write_seconds=0, sync_seconds=0,
     )  # fmt: skip
-    text = str(SaveReport.of(core, 1.0, []))
+    text = str(SaveReport.of(core, 1.0))
     assert "2, 3" in text and "1,234" in text and "5,678" in text
     assert "device" not in str(SaveReport())
 

@@ -18,7 +18,7 @@ from shardwright import _core
 from shardwright.dcp import save_planning
 from shardwright.dcp.flat_state import flatten
 from shardwright.dcp.planned_metadata import PlannedMetadata
-from shardwright.dcp.save_description import part_of_items
+from shardwright.dcp.save_description import holding_of_items
 from torch.distributed.checkpoint._dedup_save_plans import dedup_save_plans
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.default_planner import (
@@ -89,7 +89,7 @@ class Job:
         values = _core.encode_values(self.values, self.mesh, list(range(self.ranks)))
         states = []
         for rank, held in enumerate(self.held):
-            own = part_of_items(held, {})
+            own = holding_of_items(held, {})
             states.append(_core.encode_state(rank, [(values, None), (own.values, own.boxes)]))
         return states
 
@@ -98,8 +98,8 @@ class Job:
 
 
 def enumerated(rank: int, items: list[WriteItem]) -> bytes:
-    part = part_of_items(items, {})
-    return _core.encode_state(rank, [(part.values, part.boxes)])
+    holding = holding_of_items(items, {})
+    return _core.encode_state(rank, [(holding.values, holding.boxes)])
 
 
 def planned(states: list[bytes]) -> Any:

@@ -1,9 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <map>
 
+#include "storage/format/steps.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"
@@ -226,6 +228,26 @@ TEST(Jobs, EmptyTensorsAreSavedAndFound) {
       directory / "saved");
   EXPECT_EQ(verify_checkpoint(directory / "saved").tensors, 2);
   resume_checkpoint({whole_tensor("empty", DType::F32, {0, 5})}, directory / "saved");
+}
+
+TEST(Jobs, SavesKeepTheLastStepsAndWhatElseLiesThere) {
+  const TemporaryDirectory directory;
+  std::vector<float> memory(2);
+  const std::vector<TensorSpec> specs{whole_tensor("weight", DType::F32, {2}, memory.data())};
+  const auto save = [&](std::uint64_t step) {
+    const SaveReport report =
+        save_checkpoint(specs, step_path(directory.path, step), {}, {.keep_last = 2, .sync = false});
+    EXPECT_EQ(report.warnings, std::vector<std::string>());
+  };
+  std::filesystem::create_directories(directory / "step-7");  // a folder of that step that is there
+  write_file(directory / "notes.txt", "mine");
+  for (const std::uint64_t step : {7, 100, 50, 123456789}) save(step);  // rolled back, once
+  std::vector<std::string> left;
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path))
+    left.push_back(entry.path().filename().string());
+  std::sort(left.begin(), left.end());
+  EXPECT_EQ(left, (std::vector<std::string>{"notes.txt", "step-00000050", "step-123456789"}));
+  EXPECT_EQ(latest_checkpoint(directory.path), directory / "step-123456789");
 }
 
 TEST(Jobs, AJobOfSeveralRanksNeedsARound) {

@@ -44,8 +44,8 @@ TEST(Manifest, ComesBackAsItWas) {
   EXPECT_EQ(found.tensors[0].dtype, "bfloat16");
   EXPECT_TRUE(found.tensors[0].requires_grad);
   EXPECT_EQ(found.tensors[0].chunks[1].box, (Box{{2, 0}, {2, 2}}));
-  EXPECT_EQ(found.tensors[0].chunks[1].place.bytes, (StoredBytes{0, 8, {12}}));
-  EXPECT_EQ(found.objects[0].place.bytes, (StoredBytes{8, 20, {13}}));
+  EXPECT_EQ(found.tensors[0].chunks[1].range.bytes, (StoredBytes{0, 8, {12}}));
+  EXPECT_EQ(found.objects[0].range.bytes, (StoredBytes{8, 20, {13}}));
   EXPECT_EQ(found.planner_data, std::string("\0\1\2", 3));
 }
 
@@ -66,14 +66,14 @@ TEST(Manifest, WhatCannotBeTrueIsRefused) {
       {"name of its own", [](Manifest& m) { m.files[1].name = "a.safetensors"; }},
       {"name of its own", [](Manifest& m) { m.files[1].name = ""; }},
       {"longer than the file", [](Manifest& m) { m.files[0].header_bytes = 111; }},
-      {"not listed", [](Manifest& m) { m.objects[0].place.file = 2; }},
-      {"outside the data", [](Manifest& m) { m.objects[0].place.bytes.end = 21; }},
-      {"outside the data", [](Manifest& m) { m.objects[0].place.bytes.begin = 21; }},
+      {"not listed", [](Manifest& m) { m.objects[0].range.file = 2; }},
+      {"outside the data", [](Manifest& m) { m.objects[0].range.bytes.end = 21; }},
+      {"outside the data", [](Manifest& m) { m.objects[0].range.bytes.begin = 21; }},
       {"outside the data",
        [](Manifest& m) {
-         m.tensors[0].chunks[0].place.bytes = {99, 107, {1}};
+         m.tensors[0].chunks[0].range.bytes = {99, 107, {1}};
        }},
-      {"1 checksums", [](Manifest& m) { m.objects[0].place.bytes.checksums.clear(); }},
+      {"1 checksums", [](Manifest& m) { m.objects[0].range.bytes.checksums.clear(); }},
       {"twice", [](Manifest& m) { m.objects[0].name = "w"; }},
       {"no dtype", [](Manifest& m) { m.tensors[0].safetensors_dtype = "BF17"; }},
       {"no dtype", [](Manifest& m) { m.tensors[0].element_bytes = 4; }},
@@ -104,7 +104,7 @@ TEST(Manifest, WhatCannotBeTrueIsRefused) {
        }},
       {"do not make up", [](Manifest& m) { m.tensors[0].chunks.pop_back(); }},
       {"no chunks", [](Manifest& m) { m.tensors[0].chunks.clear(); }},
-      {"8 bytes for a chunk", [](Manifest& m) { m.tensors[0].chunks[1].place.bytes.end = 6; }},
+      {"8 bytes for a chunk", [](Manifest& m) { m.tensors[0].chunks[1].range.bytes.end = 6; }},
   };
   for (const auto& [words, harm] : cases) {
     Manifest manifest = example();
@@ -150,12 +150,12 @@ std::vector<WriteResults> two_ranks() {
     rank.values.values = {{"t", SavedValue::Kind::shards, {"bfloat16", "strided", 2, 3}, {2, 3}, {}, {}}};
     rank.items.add(0, {static_cast<std::int64_t>(1 - r), 0}, {1, 3});
     rank.files = {{r == 0 ? "a" : "b", 26, 20, 7 + r}};
-    rank.places = {{0, {20, 26, {11 + r}}}};
+    rank.ranges = {{0, {20, 26, {11 + r}}}};
   }
   ranks[1].values.values.push_back({"o", SavedValue::Kind::object, {}, {}, {}, {}});
   ranks[1].items.add(1, {}, {});
   ranks[1].files.push_back({"c", 9, 0, 1});
-  ranks[1].places.push_back({1, {0, 9, {13}}});
+  ranks[1].ranges.push_back({1, {0, 9, {13}}});
   return ranks;
 }
 
@@ -171,10 +171,10 @@ TEST(manifest, of_what_ranks_have_written) {
   EXPECT_TRUE(tensor.requires_grad && tensor.pin_memory);
   ASSERT_EQ(tensor.chunks.size(), 2U);
   EXPECT_EQ(tensor.chunks[0].box, (Box{{0, 0}, {1, 3}}));
-  EXPECT_EQ(tensor.chunks[0].place, (Place{1, {20, 26, {12}}}));
-  EXPECT_EQ(tensor.chunks[1].place, (Place{0, {20, 26, {11}}}));
+  EXPECT_EQ(tensor.chunks[0].range, (FileRange{1, {20, 26, {12}}}));
+  EXPECT_EQ(tensor.chunks[1].range, (FileRange{0, {20, 26, {11}}}));
   ASSERT_EQ(found.objects.size(), 1U);
-  EXPECT_EQ(found.objects[0].place, (Place{2, {0, 9, {13}}}));
+  EXPECT_EQ(found.objects[0].range, (FileRange{2, {0, 9, {13}}}));
   EXPECT_NO_THROW(decode_manifest(encode_manifest(found), "the file"));
 }
 
@@ -183,7 +183,7 @@ TEST(manifest, a_box_that_two_ranks_have_written_is_there_once) {
   ranks[1].items.corners[0] = 1;
   const Manifest found = manifest_of(ranks);
   ASSERT_EQ(found.tensors.at(0).chunks.size(), 1U);
-  EXPECT_EQ(found.tensors[0].chunks[0].place.file, 0U);
+  EXPECT_EQ(found.tensors[0].chunks[0].range.file, 0U);
 }
 
 TEST(manifest, ranks_that_have_written_different_tensors_of_one_name_are_named) {

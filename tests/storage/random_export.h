@@ -28,9 +28,9 @@ struct RandomExport {
 
   ElementOf element_of;
   std::vector<Native> natives;
-  std::vector<Bytes> values;    // of the whole native tensors, row-major
-  std::vector<Stored> pattern;  // the template's tensors, weights and scales
-  Catalog pattern_catalog;
+  std::vector<Bytes> values;             // of the whole native tensors, row-major
+  std::vector<Stored> template_tensors;  // the template's tensors, weights and scales
+  Catalog template_catalog;
   std::vector<RankTensors> ranks;
   ExportRequest request;
 
@@ -47,16 +47,16 @@ struct RandomExport {
       if (is_scale_name(tensor.name)) continue;
       const bool scaled = is_float8(tensor.dtype);
       if (scaled) tensor.dtype = DType::F8_E4M3;
-      pattern.push_back(tensor);
+      template_tensors.push_back(tensor);
       if (!scaled) continue;
       const Shape shape{tensor.shape[0], (tensor.shape[1] + 31) / 32};
       const DType dtype = random.one_of<DType>({DType::U8, DType::F8_E8M0});
-      pattern.push_back({tensor.name + "_scale_inv", dtype, shape, {whole(shape)}});
+      template_tensors.push_back({tensor.name + "_scale_inv", dtype, shape, {whole(shape)}});
     }
-    pattern_catalog = catalog_of(random, pattern);
+    template_catalog = catalog_of(random, template_tensors);
     for (const Native& native : natives) values.push_back(random_values(random, native));
     spread_over_ranks(random);
-    request.pattern = &pattern_catalog;
+    request.template_catalog = &template_catalog;
     request.model = "minimax_m3";
     request.map = map;
     request.quantise = !random.once_in(3);
@@ -75,12 +75,12 @@ struct RandomExport {
     std::map<std::string, Expected> all;
     for (const auto& [name, plain] : hf_values()) {
       const auto stored = [&](const std::string& of) {
-        return std::find_if(pattern.begin(), pattern.end(),
+        return std::find_if(template_tensors.begin(), template_tensors.end(),
                             [&](const Stored& one) { return one.name == of; });
       };
       const auto scales = stored(name + "_scale_inv");
-      if (scales == pattern.end() || !request.quantise) {
-        const DType dtype = scales != pattern.end() ? DType::BF16 : stored(name)->dtype;
+      if (scales == template_tensors.end() || !request.quantise) {
+        const DType dtype = scales != template_tensors.end() ? DType::BF16 : stored(name)->dtype;
         Expected& result = all[name] = {dtype, plain.shape, {}};
         for (const std::uint64_t bits : plain.bits)
           result.bits.push_back(slow::converted(plain.dtype, dtype, bits));
@@ -151,7 +151,7 @@ struct RandomExport {
   /// The HF tensors with the native bits.
   std::map<std::string, Expected> hf_values() const {
     std::map<std::string, Expected> all;
-    for (const Stored& tensor : pattern) {
+    for (const Stored& tensor : template_tensors) {
       if (is_scale_name(tensor.name)) continue;
       all[tensor.name] = {DType::BF16, tensor.shape,
                           std::vector<std::uint64_t>(static_cast<std::size_t>(volume(tensor.shape)))};

@@ -73,10 +73,10 @@ struct Example {
 
 std::vector<std::byte> read_back(const std::filesystem::path& folder, const WriteResults& results,
                                  std::size_t item) {
-  const Place& place = results.places[item];
-  const InputFile file(folder / results.files[place.file].name);
-  std::vector<std::byte> bytes(place.bytes.end - place.bytes.begin);
-  file.read(place.bytes.begin, reinterpret_cast<char*>(bytes.data()), bytes.size());
+  const FileRange& range = results.ranges[item];
+  const InputFile file(folder / results.files[range.file].name);
+  std::vector<std::byte> bytes(range.bytes.end - range.bytes.begin);
+  file.read(range.bytes.begin, reinterpret_cast<char*>(bytes.data()), bytes.size());
   return bytes;
 }
 
@@ -100,8 +100,8 @@ TEST(rank_files, items_lie_where_the_results_say_in_whatever_order_they_come) {
         for (std::size_t i = 0; i < order.size(); ++i)
           EXPECT_EQ(read_back(folder.path, results, i), example.bytes[i]) << i;
         // The tensor among the bytes comes before the object, as its elements may want an address.
-        EXPECT_EQ(results.places[3].bytes.begin, 0U);
-        EXPECT_EQ(results.places[2].bytes.begin, 5U);
+        EXPECT_EQ(results.ranges[3].bytes.begin, 0U);
+        EXPECT_EQ(results.ranges[2].bytes.begin, 5U);
         EXPECT_EQ(decode_results(encode(results)), results);
       }
     }

@@ -147,7 +147,7 @@ RankState state_of(int rank, int ranks, std::int64_t columns = 3) {
   RankState state;
   state.rank = rank;
   state.values = {encode(values)};
-  state.parts = {{hash_of(state.values[0]), {}}};
+  state.holdings = {{hash_of(state.values[0]), {}}};
   return state;
 }
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from shardwright import _core
-from shardwright.dcp.fitting import hints_at_names
 from shardwright.weight_maps import weight_map_for
 
 #: Native layouts, as callers spell them.
@@ -37,6 +36,6 @@ def hints_at_layout(names: Iterable[str], catalog: Any, model: Any, layout: str)
     for one, of_layout in known.items():
         if one == "torchtitan" != layout:  # whose short names are the ends of many others
             continue
-        if hints := hints_at_names(missing, of_layout):
-            return hints if one == layout else [*hints, f"and pass layout={one!r}"]
+        if hints := _core.hints_at_names(missing, list(of_layout)):
+            return list(hints) if one == layout else [*hints, f"and pass layout={one!r}"]
     return []

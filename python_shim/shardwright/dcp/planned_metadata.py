@@ -46,9 +46,9 @@ class PlannedMetadata(Metadata):
     @cached_property
     def state_dict_metadata(self) -> dict[str, Any]:
         """Tensors that are cut alike share their chunks' descriptions."""
-        layouts = [
+        chunkings = [
             [ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size in chunks]
-            for chunks in self._planned.layouts
+            for chunks in self._planned.chunkings
         ]
         stored: dict[str, Any] = {}
         for (fqn, kind, dtype, layout, flags, shape, _), number in self._planned.values:
@@ -56,7 +56,7 @@ class PlannedMetadata(Metadata):
                 stored[fqn] = BytesStorageMetadata()
             else:
                 properties = properties_from(dtype, layout, flags)
-                stored[fqn] = TensorStorageMetadata(properties, torch.Size(shape), list(layouts[number]))
+                stored[fqn] = TensorStorageMetadata(properties, torch.Size(shape), list(chunkings[number]))
         return stored
 
     @cached_property

@@ -63,7 +63,7 @@ def _facts(
 
 
 @dataclass
-class Part:
+class Holding:
     """Values with one description."""
 
     values: bytes  #: the description
@@ -75,23 +75,19 @@ class SaveDescription:
     """What one rank has to save."""
 
     rank: int
-    parts: list[Part] = field(default_factory=list)
+    holdings: list[Holding] = field(default_factory=list)
 
     def encode(self) -> bytes:
-        encoded: bytes = _core.encode_state(self.rank, [(part.values, part.boxes) for part in self.parts])
+        encoded: bytes = _core.encode_state(self.rank, [(held.values, held.boxes) for held in self.holdings])
         return encoded
 
-    def items(self) -> list[list[WriteItem]]:
-        """Everything that this rank holds, for each part."""
-        items = []
-        for part, boxes in zip(self.parts, _core.boxes_of_state(self.encode()), strict=True):
-            facts = _core.decode_values(part.values)
-            items.append([write_item(facts[index], offset, size) for index, offset, size in boxes])
-        return items
+    def items(self, left_to_others: Sequence[Sequence[int]] | None = None) -> list[WriteItem]:
+        """What this rank holds, but for what others write: the numbers of items of each holding."""
+        return [write_item(*item) for item in _core.items_of_state(self.encode(), left_to_others)]
 
 
 def write_item(facts: tuple[Any, ...], offset: tuple[int, ...], size: tuple[int, ...]) -> WriteItem:
-    """From the facts of a value as ``_core.decode_values`` gives them."""
+    """From the facts of a value as the core gives them."""
     fqn, kind, dtype, layout, flags, shape = facts[:6]
     if KINDS[kind] == WriteItemType.BYTE_IO:
         return WriteItem(MetadataIndex(fqn), WriteItemType.BYTE_IO)
@@ -139,9 +135,9 @@ def describe_save(state_dict: Mapping[str, Any], paths: Mapping[str, Path]) -> S
     for mesh, values in by_mesh.values():
         ranks = mesh.mesh.flatten().tolist()
         encoded = _core.encode_values(values, list(mesh.shape), ranks)
-        description.parts.append(Part(encoded, None))
+        description.holdings.append(Holding(encoded, None))
     if enumerated:
-        description.parts.append(part_of_items(enumerated, paths))
+        description.holdings.append(holding_of_items(enumerated, paths))
     return description
 
 
@@ -185,9 +181,9 @@ def number_values(
     return facts, boxes
 
 
-def part_of_items(items: Iterable[WriteItem], paths: Mapping[str, Path]) -> Part:
+def holding_of_items(items: Iterable[WriteItem], paths: Mapping[str, Path]) -> Holding:
     """Values of which each box is named. Empty shards are left out, unless the tensor is empty."""
     facts, boxes = number_values(items, paths)
     held = [box for box in boxes if 0 not in box[2] or 0 in facts[box[0]][_SHAPE]]
     held.sort(key=lambda box: box[0])
-    return Part(_core.encode_values(facts), held)
+    return Holding(_core.encode_values(facts), held)

@@ -20,8 +20,8 @@ from shardwright.dcp.resume_planner import part_of_dtensor
 from shardwright.dcp.save_description import (
     SaveDescription,
     describe_save,
+    holding_of_items,
     is_derived,
-    part_of_items,
     write_item,
 )
 from shardwright.objects.safe_objects import warn_of_refused_objects
@@ -97,7 +97,7 @@ class SavePlanner(DefaultSavePlanner):
 
     def create_local_plan(self) -> SavePlan:
         self._describe()
-        self.plan = SavePlan(PackedItems(_core.tell(self._told_state, self._cache), self._held_items))
+        self.plan = SavePlan(PackedItems(_core.tell(self._told_state, self._cache), self.description.items))
         return self.plan
 
     def _describe(self) -> None:
@@ -109,15 +109,12 @@ class SavePlanner(DefaultSavePlanner):
         self._told_state = _core.told_state(self.description.encode())
         self._signature = signature  # last: a state that cannot be described is looked at again
 
-    def _held_items(self) -> list[WriteItem]:
-        return [item for part in self.description.items() for item in part]
-
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         packed = new_plan.items
         if isinstance(packed, PackedItems):
             left, unchanged = _core.understand(packed.message, self.description.encode(), self._cache)
             if not unchanged:
-                self._items_to_write = items_to_write(self.description, left)
+                self._items_to_write = self.description.items(left)
             new_plan = dataclasses.replace(new_plan, items=list(self._items_to_write))
             objects = [item.index.fqn for item in new_plan.items if item.type == WriteItemType.BYTE_IO]
             warn_of_refused_objects({fqn: self.state_dict[fqn] for fqn in objects})
@@ -156,7 +153,7 @@ class SavePlanner(DefaultSavePlanner):
         if isinstance(plan.items, PackedItems):
             return plan.items.message
         # A storage writer has made the plan anew.
-        state = SaveDescription(position, [part_of_items(plan.items, self.mappings)]).encode()
+        state = SaveDescription(position, [holding_of_items(plan.items, self.mappings)]).encode()
         told: bytes = _core.tell(_core.told_state(state), _core.SavePlanCache())
         return told
 
@@ -190,12 +187,3 @@ def _signature_of(fqn: str, value: Any) -> Any:
     if type(value) in (torch.Tensor, torch.nn.Parameter):
         return fqn, value.shape, value.dtype, value.requires_grad, value.layout, value.is_pinned()
     return None if isinstance(value, torch.Tensor) or hasattr(value, "local_shards") else (fqn,)
-
-
-def items_to_write(description: SaveDescription, left_to_others: Sequence[Sequence[int]]) -> list[WriteItem]:
-    """What is left of a rank's items, part by part, if others write some."""
-    kept: list[WriteItem] = []
-    for part, left in zip(description.items(), left_to_others, strict=True):
-        others = set(left)
-        kept += [item for number, item in enumerate(part) if number not in others]
-    return kept

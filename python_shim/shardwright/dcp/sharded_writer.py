@@ -27,7 +27,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
-from shardwright.checkpoints import next_order, remove_all_but
+from shardwright.checkpoints import next_order
 from shardwright.dcp.planned_metadata import PlannedMetadata
 from shardwright.dcp.save_description import number_values
 from shardwright.dcp.save_planning import is_given_up
@@ -112,7 +112,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 "ShardedStorageWriter writes tensors as they lie in memory; expected no _extensions"
             )
         if keep_last is not None:
-            whole_number("keep_last", keep_last, 1)
+            whole_number("keep_last", keep_last, 1, 1 << 48)
         expect_overwrite(overwrite)
         self.path = Path(lasting_path(path))
         self.single_file_per_rank = single_file_per_rank
@@ -281,16 +281,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             pending.publish(_core.manifest_name)
         finally:
             self.abandon()
-        if self.keep_last is not None:
-            self._keep_last(self.keep_last)
-
-    def _keep_last(self, count: int) -> None:
-        """The save has succeeded by now, whatever becomes of those before it."""
-        root = self.path.parent
-        try:
-            remove_all_but(root, count)
-        except (OSError, ValueError) as error:
-            warnings.warn(f"keep_last={count}: not all of {root} was looked at: {error}", stacklevel=2)
+        if self.keep_last is not None:  # the save has succeeded by now, whatever becomes of those before it
+            for line in _core.keep_last_steps(self.path.parent, self.keep_last):
+                warnings.warn(line, stacklevel=2)
 
     def abandon(self) -> None:
         """Removes what an unfinished save has written, if this rank is its coordinator. Safe to call at any time."""

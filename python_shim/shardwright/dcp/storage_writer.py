@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -32,10 +30,9 @@ from shardwright.describe import DTYPE_NAMES, Description, current_streams, desc
 from shardwright.local_path import expect_overwrite, lasting_path, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
-from shardwright.system_calls import is_there, naming, uninterrupted, write_flushed
+from shardwright.system_calls import is_there
 from shardwright.weight_maps import imported_map, model_name
 
-INDEX_NAME = "model.safetensors.index.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +40,7 @@ class _Share:
     """From the coordinator to a rank: what it writes, and where."""
 
     rank: int
-    share: bytes
-    directory: str
-    start_of_names: str
-    left_out: list[str]
+    told: bytes
 
 
 class _TorchNamedShards(ShardedStorageWriter):
@@ -107,12 +101,6 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
-
-    _kind = "huggingface"  #: of the checkpoint, as PendingCheckpoint calls it
-    _commits = INDEX_NAME  #: the file that gets its name last
-    _more_names: tuple[str, ...] = (
-        _core.checksums_name,
-    )  #: of files that are written when the ranks have written theirs
 
     def __init__(
         self,
@@ -178,10 +166,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._description: Description | None = None
         self._state = b""  # what this rank holds, as ranks plan by it
         self._items: list[WriteItem] = []
-        self._planned: Any = None
-        self._beside: dict[str, bytes] = {}  # on the coordinator: what it writes beside the weights
         self._copied_bytes = 0
-        self._pending: Any = None  # on the coordinator, from planning to publishing
+        self._publication: Any = None  # on the coordinator, from planning to publishing
         self._start = 0.0
 
     # --- what each rank holds ------------------------------------------------------------------------------------
@@ -243,7 +229,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         expect_collectives(kwargs)
         self.abandon()
         self._start = time.perf_counter()
-        self._description, self._items, self._planned, self.report = None, [], None, None
+        self._description, self._items, self.report = None, [], None
         self._request = self._make_request()
 
     def _make_request(self) -> Any:
@@ -266,86 +252,35 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         if self._shards is not None:
             return self._shards.prepare_global_plan(plans)
         self.abandon()
-        template = [] if self.template is None else [catalog_of(self.template).directory]
-        self._pending = _core.PendingCheckpoint(
-            self.path, self._kind, self.overwrite, [*self.sources, *template]
-        )
+        self._publication = _core.Publication(self.path, self._request, self.overwrite, self.sources)
         try:
-            self._request.start_of_names = self._pending.free_start_of_names()
-            self._planned = _core.plan_export(
-                [plan.storage_data for plan in plans], self._request, self._pending.final_path
-            )
-            if self._planned.is_refused:  # every rank will say why; nothing is to be written
-                self.abandon()
-                return self._shares_of(plans, "")
-            self._beside = self._files_beside()
-            names = [file.name for file in self._planned.catalog.files]
-            self._pending.expect_free([*names, *self._beside, *self._more_names])
-            free = uninterrupted(lambda: shutil.disk_usage(self._pending.path)).free
-            if free < self._planned.total_size:
-                raise OSError(
-                    errno.ENOSPC,
-                    f"{self.path}: expected {self._planned.total_size} bytes of free space, found {free}; "
-                    "nothing has been written",
-                )
+            told = self._publication.plan([plan.storage_data for plan in plans])
         except BaseException:
             self.abandon()
             raise
-        return self._shares_of(plans, os.fspath(self._pending.path))
-
-    def _shares_of(self, plans: list[SavePlan], directory: str) -> list[SavePlan]:
-        start, left_out = self._request.start_of_names, list(self._planned.left_out)
         return [
-            dataclasses.replace(plan, storage_data=_Share(rank, share, directory, start, left_out))
-            for rank, (plan, share) in enumerate(zip(plans, self._planned.shares, strict=True))
+            dataclasses.replace(plan, storage_data=_Share(rank, share))
+            for rank, (plan, share) in enumerate(zip(plans, told, strict=True))
         ]
-
-    def _files_beside(self) -> dict[str, bytes]:
-        """What the export writes beside the weights. Somebody's file that has that content already is left as it is.
-        Without a template, what an earlier export has beside its weights is kept, and says the truth about the new
-        ones."""
-        files = {INDEX_NAME: self._planned.index}
-        if self.template is not None:
-            files |= _core.template_files(catalog_of(self.template).directory, self._planned.quantised)
-        else:
-            pending = self._pending
-            files |= _core.kept_files(pending.final_path, pending.own_beside, self._planned.quantised)
-        return {
-            name: content
-            for name, content in files.items()
-            if name == INDEX_NAME
-            or self._pending.may_replace(name)
-            or not _has_content(self._pending.final_path / name, content)
-        }
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         if self._shards is not None:
             self._shards.finish(metadata, results)
             return
-        pending = self._pending
         try:
             outcomes = [of_rank[-1].storage_data for of_rank in results]
             expect_success(outcomes)
-            for name, content in self._beside.items():
-                write_flushed(pending.path / name, content)
-            self._write_more([outcome.row_sums for outcome in outcomes])
-            pending.publish(self._commits)
+            self._publication.publish([outcome.row_sums for outcome in outcomes])
         finally:
             self.abandon()
-
-    def _write_more(self, row_sums: list[bytes]) -> None:
-        """Writes the files that speak of those that the ranks have written: the checksums."""
-        beside = [name for name in self._beside if name != INDEX_NAME]
-        checksums = _core.checksums_of_export(self._planned, row_sums, self._pending.path, beside)
-        write_flushed(self._pending.path / _core.checksums_name, checksums)
 
     def abandon(self) -> None:
         """Removes what an unfinished export has written, if this rank is its coordinator. Safe to call at any time."""
         if self._shards is not None:
             self._shards.abandon()
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.abandon()
+        publication, self._publication = self._publication, None
+        if publication is not None:
+            publication.abandon()
 
     # --- each rank's writing -------------------------------------------------------------------------------------
 
@@ -367,18 +302,16 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
         """What was done, and checksums of what was written."""
         description = self._description or self._resolved(planner)
-        self._request.start_of_names = share.start_of_names
-        core = _core.run_export(
-            share.share,
+        core = _core.write_share(
+            share.told,
             description.specs,
             self._state,
             self._request,
-            share.directory,
             self.thread_count,
             self.staging_bytes or 0,
             self._devices(description),
         )
-        report = SaveReport.of(core, time.perf_counter() - self._start, share.left_out)
+        report = SaveReport.of(core, time.perf_counter() - self._start)
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
         return report, core.row_sums
 
@@ -395,14 +328,6 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             description.local_tensors.append(local)
         self._copied_bytes = copy_to_cpu(description)
         return description
-
-
-def _has_content(path: Path, content: bytes) -> bool:
-    def look() -> bool:
-        return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
-
-    with naming(path):
-        return uninterrupted(look)
 
 
 def copy_to_cpu(description: Description) -> int:

@@ -16,8 +16,8 @@ from shardwright import _core
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import local_path
-from shardwright.lora.adapter_file import LAYOUTS, WEIGHTS
-from shardwright.lora.config import CONFIG, finite_number
+from shardwright.lora.adapter_file import LAYOUTS
+from shardwright.lora.config import finite_number
 from shardwright.lora.load import SENSES, lora_tensors
 from shardwright.ranks.gone_ranks import ending_together
 from shardwright.ranks.rank_outcome import told
@@ -25,10 +25,6 @@ from shardwright.ranks.rank_outcome import told
 
 class _AdapterWriter(HuggingFaceStorageWriter):
     """Writes LoRA tensors as an export, but in an adapter's two files."""
-
-    _kind = "adapter"
-    _commits = WEIGHTS
-    _more_names = ()
 
     def __init__(
         self, path: str | os.PathLike[str], adapter: Mapping[str, Any], overwrite: bool | None
@@ -38,12 +34,6 @@ class _AdapterWriter(HuggingFaceStorageWriter):
 
     def _make_request(self) -> Any:
         return _core.adapter_request(**self._adapter)
-
-    def _files_beside(self) -> dict[str, bytes]:
-        return {CONFIG: self._planned.adapter_config}
-
-    def _write_more(self, row_sums: list[bytes]) -> None:
-        pass
 
 
 @ending_together("saving an adapter")
