@@ -74,6 +74,20 @@ Box hull_of(const Piece& piece) {
              : hull_of(piece.correspondence->native_view, piece.native_box);
 }
 
+std::vector<int> dimensions_of(const Piece& piece) {
+  constexpr int unknown = -2;
+  const Correspondence& of = *piece.correspondence;
+  std::vector<int> dimensions(piece.hf_shape.size(), unknown);
+  for (std::size_t i = 0; i < of.axes.size(); ++i) {
+    if (of.axes[i] < 0) continue;
+    const int native = of.native_view.dimensions[static_cast<std::size_t>(of.axes[i])];
+    int& dimension = dimensions[static_cast<std::size_t>(of.hf_view.dimensions[i])];
+    dimension = dimension == unknown || dimension == native ? native : -1;
+  }
+  std::replace(dimensions.begin(), dimensions.end(), unknown, -1);
+  return dimensions;
+}
+
 bool may_touch(const Piece& piece, const Box& native) {
   if (is_plain(piece.correspondence->native_view)) return intersects(piece.native_box, native);
   return intersects(hull_of(piece), native);

@@ -101,6 +101,9 @@ std::vector<Placed> placed_in(const Piece& piece, const Box& native);
 /// The smallest box of the native tensor that holds all of the piece.
 Box hull_of(const Piece& piece);
 
+/// Along which native dimension each dimension of the HF tensor runs; -1: along no one.
+std::vector<int> dimensions_of(const Piece& piece);
+
 /// Whether a box of the native tensor may hold something of the piece: it has something of that hull.
 bool may_touch(const Piece& piece, const Box& native);
 
