@@ -279,7 +279,7 @@ def write(case: Case, path: Path) -> Tensors:
     return tensors
 
 
-def adapter_of(case: Case, path: Path) -> Any:
+def adapter_of(case: Case, path: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     module = importlib.import_module(f"nemo_automodel.components.models.{case.module}.state_dict_adapter")
     made = getattr(module, case.adapter)
     config = AutoConfig.from_pretrained(path) if case.tiny else SimpleNamespace(**dict(case.config))
@@ -296,7 +296,7 @@ def adapter_of(case: Case, path: Path) -> Any:
         return made.for_vlm_full(config)
     if case.adapter == "Ernie4_5StateDictAdapter":
         return made(config)
-    return made(config, moe, BACKEND, torch.bfloat16)
+    return made(config, moe, BACKEND, dtype)
 
 
 def as_fp8(tensors: Tensors, is_stored_so: Callable[[str], bool]) -> Tensors:

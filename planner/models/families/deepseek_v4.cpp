@@ -111,6 +111,8 @@ std::vector<Model> deepseek_v4() {
            .model_types = {"deepseek_v4"},
            .layouts = {"automodel", "transformers"},
            .hf_marks = {"layers.{layer}.attn.attn_sink", "model.layers.{layer}.attn.attn_sink"},
+           .text_names = {"", "model."},
+           .lora_modules = "transformers",
            .weight_map = weight_map}};
 }
 

@@ -37,13 +37,11 @@ std::vector<Model> ernie4_5() {
       {.family = "ernie4_5",
        .model_types = {"ernie4_5"},
        .layouts = {"automodel", "transformers"},
-       .takes_lora = true,
        .weight_map = weight_map},
       {.family = "ernie4_5_moe",
        .model_types = {"ernie4_5_moe"},
        .layouts = {"automodel", "transformers"},
        .hf_marks = {"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias"},
-       .takes_lora = true,
        .weight_map = weight_map},
   };
 }

@@ -61,7 +61,6 @@ std::vector<Model> hunyuan() {
       {.family = "hunyuan_v1_dense",
        .model_types = {"hunyuan_v1_dense"},
        .layouts = {"automodel", "transformers"},
-       .takes_lora = true,
        .weight_map = dense},
       {.family = "hunyuan_v1_moe",
        .model_types = {"hunyuan_v1_moe"},
@@ -73,7 +72,6 @@ std::vector<Model> hunyuan() {
        .model_types = {"hy_v3", "hy_mt2"},
        .layouts = {"automodel", "transformers"},
        .hf_marks = {"model.layers.{layer}.mlp.router.gate.weight"},
-       .takes_lora = true,
        .weight_map = hy_v3},
   };
 }

@@ -113,6 +113,8 @@ std::vector<Model> kimi_k25() {
            .model_types = {"kimi_k25"},
            .layouts = {"automodel", "transformers", "torchtitan"},
            .hf_marks = {"mm_projector.proj.{*}"},
+           .text_names = {"language_model.model."},
+           .lora_modules = "automodel",
            .weight_map = weight_map}};
 }
 

@@ -45,7 +45,7 @@ void ignore_scales_of_activations(WeightMap& map, const std::string& layer) {
     map.ignored.emplace_back(layer + "mlp.experts." + stack + "_activation_scale");
 }
 
-WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
+WeightMap weight_map(std::string_view layout, const Catalog& catalog, bool is_mistral4) {
   WeightMap map;
   TextModel text = text_model(layout);
   const bool is_nested = any_begins(catalog, "model.language_model.");
@@ -56,7 +56,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
     text.native = "model.language_model.";
     // Its own text model is a whole one inside the VL model, head and all; other text models are
     // transformers'.
-    if (layout == "automodel" && model_type_of(catalog, "text_config") == "mistral4") {
+    if (layout == "automodel" && is_mistral4) {
       text.native = "model.language_model.model.";
       text.native_head = "model.language_model.lm_head.weight";
     }
@@ -71,17 +71,27 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+bool says_mistral4(const Catalog& catalog) { return model_type_of(catalog, "text_config") == "mistral4"; }
+
+WeightMap mistral3_map(std::string_view layout, const Catalog& catalog) {
+  return weight_map(layout, catalog, says_mistral4(catalog));
+}
+WeightMap mistral4_map(std::string_view layout, const Catalog& catalog) {
+  return weight_map(layout, catalog, catalog.config.empty() || says_mistral4(catalog));
+}
+
 }  // namespace
 
 std::vector<Model> mistral4() {
-  std::vector<Model> models;
-  for (const std::string_view family : {"mistral3", "mistral4"}) {
-    models.push_back({.family = family,
-                      .model_types = {family},
-                      .layouts = {"automodel", "transformers"},
-                      .weight_map = weight_map});
-  }
-  return models;
+  const auto family = [](std::string_view name, auto map) {
+    return Model{.family = name,
+                 .model_types = {name},
+                 .layouts = {"automodel", "transformers"},
+                 .text_names = {"language_model.model.", "model.language_model.", "model."},
+                 .lora_modules = "automodel",
+                 .weight_map = map};
+  };
+  return {family("mistral3", mistral3_map), family("mistral4", mistral4_map)};
 }
 
 }  // namespace shardwright

@@ -68,6 +68,7 @@ std::vector<Model> nemotron_h() {
            .layouts = {"automodel", "transformers"},
            .hf_marks = {"backbone.layers.{layer}.mixer.experts.{*}"},
            .native_marks = {"model.layers.{layer}.mixer.experts.{*}"},
+           .text_names = {"backbone.", "model."},
            .weight_map = weight_map}};
 }
 

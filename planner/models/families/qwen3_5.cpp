@@ -119,14 +119,14 @@ std::vector<Model> qwen3_5() {
       {.family = "qwen3_5",
        .model_types = {"qwen3_5", "qwen3_5_text"},
        .layouts = {"automodel", "transformers", "torchtitan"},
-       .takes_lora = true,
+       .text_names = {"model.language_model.", "model."},
        .weight_map = dense},
       {.family = "qwen3_5_moe",
        .model_types = {"qwen3_5_moe", "qwen3_5_moe_text"},
        .layouts = {"automodel", "transformers", "torchtitan"},
        .hf_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
        .native_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
-       .takes_lora = true,
+       .text_names = {"model.language_model.", "model."},
        .weight_map = with_experts},
   };
 }

@@ -61,10 +61,12 @@ std::vector<Model> qwen3_vl() {
       {.family = "qwen3_vl",
        .model_types = {"qwen3_vl"},
        .layouts = {"automodel", "transformers"},
+       .text_names = {"model.language_model."},
        .weight_map = weight_map},
       {.family = "qwen3_vl_moe",
        .model_types = {"qwen3_vl_moe"},
        .layouts = {"automodel", "transformers"},
+       .text_names = {"model.language_model."},
        .weight_map = weight_map},
   };
 }
