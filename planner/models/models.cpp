@@ -254,6 +254,26 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
   return table_of(model, layout, catalog);
 }
 
+WeightMap weight_map_for_natives(const std::vector<std::string>& names, std::string_view family,
+                                 std::string_view layout) {
+  const Model& model = named(family, layout);
+  if (layout == huggingface || model.text_names.size() == 1) return weight_map_for({}, family, layout);
+  const std::vector<std::string> kinds = one_of_each_kind(names);
+  std::optional<WeightMap> likeliest;
+  std::ptrdiff_t most = -1;
+  for (const std::string_view text : model.text_names) {
+    Catalog shows_names;
+    shows_names.tensors.push_back({std::string(text) + "layers.", DType::BF16, {}, {}});
+    WeightMap map = weight_map_for(shows_names, family, layout);
+    const std::ptrdiff_t known = std::count_if(
+        kinds.begin(), kinds.end(), [&](const std::string& name) { return knows_native(map, name); });
+    if (known <= most) continue;
+    most = known;
+    likeliest = std::move(map);
+  }
+  return *likeliest;
+}
+
 bool has_table(const Catalog& catalog, std::string_view family, std::string_view layout) {
   if (layout == huggingface) return true;
   const std::vector<const Model*> of_checkpoint =
@@ -319,7 +339,7 @@ WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std:
     if (std::any_of(kinds.begin(), kinds.end(), changes)) possible.push_back(&model);
   }
   if (possible.empty()) possible = families_that_alone_rename(kinds, layout);
-  if (marked.size() == 1) return table_of(*marked.front(), layout, {});
+  if (marked.size() == 1) return weight_map_for_natives(names, marked.front()->family, layout);
   const std::vector<const Model*>& found = marked.empty() ? possible : marked;
   if (found.empty() && !asks) return unchanged_names();
   constexpr std::size_t named_at_most = 4;

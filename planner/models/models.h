@@ -57,6 +57,11 @@ const std::vector<Model>& models();
 WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto",
                          std::string_view layout = "automodel");
 
+/// The table where there is no checkpoint, but a trainer with tensors of these names: that of the family for
+/// files whose text part begins so that most of the names are the table's. Throws as weight_map_for.
+WeightMap weight_map_for_natives(const std::vector<std::string>& names, std::string_view family,
+                                 std::string_view layout);
+
 /// Whether weight_map_for has a table: the family that is named, or that the checkpoint is of, has this
 /// layout.
 bool has_table(const Catalog& catalog, std::string_view family, std::string_view layout);

@@ -75,8 +75,9 @@ struct WeightMap {
 /// Whether a row, other than "all else keeps its name", has such a native name.
 bool knows_native(const WeightMap& map, std::string_view fqn);
 
-/// Keeps, of the rows of each native name, those of the first alternative whose HF names all are there, for
-/// some layer and expert; of the first one where none are.
+/// Keeps, of the rows of each native name, those of one alternative: in each layer the first one whose HF
+/// names all are there, for some expert; where none's are, that of which most are. Layers that have another
+/// one than most get rows of their own.
 void choose_alternatives(WeightMap& map, const Catalog& catalog);
 
 /// One HF tensor's place inside a native tensor.

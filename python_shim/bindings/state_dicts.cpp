@@ -33,6 +33,13 @@ void bind_names(py::module_& m) {
       py::arg("hf_names"), py::arg("model"), py::arg("layout") = "automodel",
       "The weight map where no checkpoint is at hand: these names show how HF names begin.");
   m.def(
+      "weight_map_for_natives",
+      [](const std::vector<std::string>& names, const std::string& model, const std::string& layout) {
+        return std::make_shared<WeightMap>(weight_map_for_natives(names, model, layout));
+      },
+      py::arg("names"), py::arg("model"), py::arg("layout"),
+      "The weight map where no checkpoint is at hand, for a trainer's tensors of these names.");
+  m.def(
       "lora_map_of_names",
       [](const std::vector<std::string>& keys, const std::string& family, const std::string& text) {
         return std::make_shared<WeightMap>(lora_map_of_names(keys, family, text));

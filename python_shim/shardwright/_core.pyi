@@ -962,6 +962,9 @@ def weight_map(catalog: Catalog, model: str | bytes = ..., layout: str | bytes =
 def weight_map_for_names(
     hf_names: collections.abc.Sequence[str | bytes], model: str | bytes, layout: str | bytes = ...
 ) -> WeightMap: ...
+def weight_map_for_natives(
+    names: collections.abc.Sequence[str | bytes], model: str | bytes, layout: str | bytes
+) -> WeightMap: ...
 def weight_map_of(
     family: str | bytes,
     layout: str | bytes,

@@ -90,7 +90,9 @@ class FamilyStateDictAdapter(StateDictAdapter):
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
         shapes = self._catalog if catalog is None else catalog
         if catalog is None:
-            weight_map = self._given or _core.weight_map_for_names([], model_name(self.model), self.layout)
+            weight_map = self._given or _core.weight_map_for_natives(
+                list(state_dict), model_name(self.model), self.layout
+            )
         else:
             weight_map = weight_map_for(catalog, self.model, self.layout)
         natives = []
