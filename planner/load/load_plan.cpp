@@ -64,11 +64,10 @@ class LoadPlanner {
     for (std::string& fault : shared_memory(std::span<const TensorSpec* const>(apart)))
       problems_.add(std::move(fault));
     account_for_the_rest();
-    if (!prefix_.empty()) {
-      problems_.add(
-          "the checkpoint has such tensors without the first part of their names: load into the inner "
-          "dict, " +
-          ("state_dict['" + prefix_) + "']");
+    if (is_nested_) {
+      problems_.add("the checkpoint has all of these without \"" + prefix_ +
+                    ".\" before their names: load into the inner dict, state_dict['" + prefix_ +
+                    "'], or take that from the names");
     }
     const std::string directory = options_.what.empty() ? catalog_.directory.string() : options_.what;
     problems_.throw_if_any(
@@ -194,16 +193,21 @@ class LoadPlanner {
                   " experts, but the checkpoint lacks " + name);
   }
 
-  /// Remembers the first part of a name if the checkpoint has the tensor without it: the state dict is
-  /// nested.
+  /// Finds out whether the state dict is nested: the checkpoint has all tensors that it seems to lack,
+  /// without the first part of their names, which is the same for all.
   void look_for_prefix(const TensorSpec& spec) {
     const std::size_t dot = spec.fqn.find('.');
-    if (!prefix_.empty() || dot == std::string::npos) return;
+    const std::string prefix = dot == std::string::npos ? "" : spec.fqn.substr(0, dot);
+    const bool is_first = !has_looked_;
+    if (!is_first && !is_nested_) return;
+    has_looked_ = true;
+    is_nested_ = false;
+    if (prefix.empty() || (!is_first && prefix != prefix_)) return;
+    prefix_ = prefix;
     try {
       const std::vector<Piece> pieces =
           pieces_of(map_, spec.fqn.substr(dot + 1), spec.global_shape, &catalog_);
-      if (!pieces.empty() && !catalog_.find(pieces.front().hf_name).empty())
-        prefix_ = spec.fqn.substr(0, dot);
+      is_nested_ = !pieces.empty() && !catalog_.find(pieces.front().hf_name).empty();
     } catch (const Error&) {  // it is not the tensor of that name
     }
   }
@@ -386,7 +390,9 @@ class LoadPlanner {
   const LoadPlanOptions& options_;
   std::vector<bool> used_;  // by index into Catalog::tensors; of weights, with which their scales go
   std::unordered_set<std::string> noted_;
-  std::string prefix_;  // of names that the checkpoint has without it
+  bool has_looked_ = false;  // for what follows
+  bool is_nested_ = false;   // the checkpoint has the missing tensors without "prefix_."
+  std::string prefix_;
   Problems problems_;
   LoadPlan plan_;
 };

@@ -1,5 +1,6 @@
 #include "planner/load/request_list.h"
 
+#include <algorithm>
 #include <string>
 #include <unordered_set>
 
@@ -20,23 +21,31 @@ Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) 
   return {native, false, DType::U8, 1, 1};
 }
 
+/// Whether the HF tensor is a box of the native one, its dimensions in some order.
+bool is_box(const Piece& piece) {
+  const std::vector<int>& axes = piece.correspondence->axes;
+  return piece.is_plain() && piece.correspondence->hf_box.size == piece.hf_shape &&
+         std::find(axes.begin(), axes.end(), -1) == axes.end();
+}
+
 }  // namespace
 
 std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
-                                  const Catalog* catalog) {
+                                  const Catalog* catalog, const Catalog* shapes) {
   std::vector<Request> requests;
   std::unordered_set<std::string> asked;  // an HF tensor may be a part of several native ones
   for (const TensorSpec& spec : specs) {
-    for (const Piece& piece : pieces_of(map, spec.fqn, spec.global_shape, catalog)) {
+    for (const Piece& piece :
+         pieces_of(map, spec.fqn, spec.global_shape, shapes != nullptr ? shapes : catalog)) {
       const Box hull = hull_of(piece);
       if (!touches(spec, hull) || !asked.insert(piece.hf_name).second) continue;
       const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
       requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn, encoding.scaled,
-                          hull, piece.correspondence->axes, piece.is_plain()});
+                          hull, dimensions_of(piece), is_box(piece)});
       if (encoding.scaled) {
         requests.push_back({piece.hf_name + std::string(encoding.scale_suffix), encoding.scale,
                             scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, hull,
-                            piece.correspondence->axes, piece.is_plain()});
+                            dimensions_of(piece), is_box(piece)});
       }
     }
   }

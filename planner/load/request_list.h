@@ -18,8 +18,8 @@ struct Request {
   std::string fqn;           ///< the native tensor that it goes into
   bool scaled = false;       ///< a weight whose scales are the next entry
   Box box;                   ///< of the native tensor that the weight fills
-  std::vector<int> axes;     ///< HF dimension i runs along native dimension axes[i]; -1: along none
-  bool is_view = true;       ///< the HF tensor is that box, its dimensions in that order
+  std::vector<int> axes;     ///< HF dimension i runs along native dimension axes[i]; -1: along no one
+  bool is_box = true;        ///< the HF tensor is that box, its dimensions in that order; else see HfParts
 
   bool operator==(const Request&) const = default;
 };
@@ -27,8 +27,9 @@ struct Request {
 /// What to_hf(quantization=True) would ask for, as data: for each native tensor the HF tensors that this
 /// rank's boxes touch, each block-scaled one followed by its scales. With a catalog, its scales decide what
 /// is block-scaled; without, the documented rule of names does. Weights that the catalog lacks are asked for
-/// all the same (a planner then says that they are missing). Nothing is allocated.
+/// all the same (a planner then says that they are missing). Nothing is allocated. `shapes` has the shapes of
+/// HF tensors that native ones do not tell, where `catalog` is not to decide what is block-scaled.
 std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
-                                  const Catalog* catalog = nullptr);
+                                  const Catalog* catalog = nullptr, const Catalog* shapes = nullptr);
 
 }  // namespace shardwright

@@ -29,8 +29,9 @@ class Fitting {
     for (const std::string& prefix : request.prefixes) {
       for (const Model* family : lora_families(request.model)) {
         for (const std::string_view layout : lora_layouts) {
-          for (const std::string& text : text_beginnings(*family))
-            spellings_.emplace_back(*family, layout, text, prefix);
+          if (!has_lora_layout(*family, layout)) continue;
+          for (const std::string_view text : family->text_names)
+            spellings_.emplace_back(*family, layout, std::string(text), prefix);
         }
       }
     }
@@ -47,10 +48,10 @@ class Fitting {
       if (fit_.layout.empty()) fit_.layout = place->layout;
       LoraFit how;
       if (place->is_parameter()) {
-        how.wrapper = wrapper_of(*place);
-        if (how.wrapper.empty()) {
-          problem(pair.a.fqn + ": expected a ParamWrapper of " + place->parameter + " in " + request_.name +
-                  ", found " + some_names(place->stack()));
+        how.wrappers = wrappers_of(*place);
+        if (how.wrappers.empty()) {
+          problem(pair.a.fqn + ": expected a ParamWrapper of " + place->parameters.front() + " in " +
+                  request_.name + ", found " + some_names(place->stack()));
           continue;
         }
       }
@@ -89,11 +90,19 @@ class Fitting {
   }
 
   bool has_some(const LoraPlace& place, std::int64_t experts) const {
+    if (!place.kept.empty()) {
+      return std::any_of(letters.begin(), letters.end(), [&](char letter) {
+        return !catalog_.find(place.prefix + lora_key(place.kept, letter)).empty();
+      });
+    }
     const auto has = [&](const std::string& module) {
       return std::any_of(letters.begin(), letters.end(),
                          [&](char letter) { return !catalog_.find(lora_tensor(module, letter)).empty(); });
     };
-    if (place.is_parameter()) return has(place.stack()) || has(place.stack() + ".base_layer");
+    for (std::size_t number = 0; number < place.parameters.size(); ++number) {
+      if (has(place.stack(number)) || has(place.stack(number) + ".base_layer")) return true;
+    }
+    if (place.is_parameter()) return false;
     for (std::int64_t expert = 0; expert < experts; ++expert) {
       for (const std::string& module : place.modules) {
         if (has(of_expert(module, expert))) return true;
@@ -102,20 +111,24 @@ class Fitting {
     return false;
   }
 
-  /// The module in the file that is the parameter's ParamWrapper; empty: there is none. Where both parameters
-  /// of a module have one, peft wraps the wrapper of the first, which is the joined one, in that of the
-  /// second.
-  std::string wrapper_of(const LoraPlace& place) const {
-    const std::string inner = place.stack() + ".base_layer";
-    for (const char letter : letters) {
-      if (!catalog_.find(lora_tensor(inner, letter)).empty()) return place.parts > 1 ? inner : place.stack();
+  /// The modules in the file that are the parameters' ParamWrappers; none if one lacks its own. Where both
+  /// parameters of a module have one, peft wraps the wrapper of the first in that of the second.
+  std::vector<std::string> wrappers_of(const LoraPlace& place) const {
+    std::vector<std::string> wrappers;
+    for (std::size_t number = 0; number < place.parameters.size(); ++number) {
+      const std::string inner = place.stack(number) + ".base_layer";
+      const bool has_inner = std::any_of(letters.begin(), letters.end(), [&](char letter) {
+        return !catalog_.find(lora_tensor(inner, letter)).empty();
+      });
+      const std::vector<std::string>& targets = request_.target_parameters;
+      const bool is_target = has_inner || targets.empty() ||
+                             std::any_of(targets.begin(), targets.end(), [&](const std::string& target) {
+                               return ends_with_name(place.parameters[number], target);
+                             });
+      if (!is_target) return {};
+      wrappers.push_back(has_inner && place.comes_first ? inner : place.stack(number));
     }
-    const std::vector<std::string>& targets = request_.target_parameters;
-    const bool is_target =
-        targets.empty() || std::any_of(targets.begin(), targets.end(), [&](const std::string& target) {
-          return ends_with_name(place.parameter, target);
-        });
-    return is_target ? place.stack() : "";
+    return wrappers;
   }
 
   /// Tells the sense of the file's ParamWrappers by their shapes, the request and the version that wrote
@@ -124,42 +137,48 @@ class Fitting {
     std::map<std::string, std::set<WrapperSense>> fits;  // by wrapper
     bool has_wrappers = false;
     for (const FittedPair& one : placed) {
-      if (!one.place.is_parameter()) continue;
-      has_wrappers = true;
-      const auto a = shape_in(catalog_, lora_tensor(one.fit.wrapper, 'A'));
-      const auto b = shape_in(catalog_, lora_tensor(one.fit.wrapper, 'B'));
-      if (!a || !b) continue;  // told as missing
-      std::set<WrapperSense> found;
-      const std::int64_t in = one.pair.inputs();
-      const std::int64_t out = one.pair.outputs();
-      if (a->size() == 2 && b->size() == 2) {
-        if ((*a)[1] == in && (*b)[0] == out) found.insert(WrapperSense::modern);
-        if ((*a)[1] == out && (*b)[0] == in) found.insert(WrapperSense::legacy);
-      }
-      if (found.empty()) {
-        note_neither_sense(one, *a, *b);
-      } else {
-        fits[one.fit.wrapper] = std::move(found);
+      for (const std::string& wrapper : one.fit.wrappers) {
+        has_wrappers = true;
+        const auto a = shape_in(catalog_, lora_tensor(wrapper, 'A'));
+        const auto b = shape_in(catalog_, lora_tensor(wrapper, 'B'));
+        if (!a || !b) continue;  // told as missing
+        std::set<WrapperSense> found;
+        const std::int64_t in = one.pair.inputs();
+        const std::int64_t out = one.pair.outputs() / static_cast<std::int64_t>(one.fit.wrappers.size());
+        if (a->size() == 2 && b->size() == 2) {
+          if ((*a)[1] == in && (*b)[0] == out) found.insert(WrapperSense::modern);
+          if (!one.place.is_transposed && (*a)[1] == out && (*b)[0] == in) found.insert(WrapperSense::legacy);
+        }
+        if (found.empty()) {
+          note_neither_sense(one, wrapper, in, out, *a, *b);
+        } else if (!one.place.is_transposed) {  // of those, both senses are one
+          fits[wrapper] = std::move(found);
+        }
       }
     }
-    if (has_wrappers) fit_.sense = sense_of(fits);
+    if (has_wrappers && fits.empty() && !request_.sense) {
+      fit_.sense = WrapperSense::modern;
+    } else if (has_wrappers) {
+      fit_.sense = fits.empty() ? request_.sense : sense_of(fits);
+    }
   }
 
-  void note_neither_sense(const FittedPair& one, const Shape& a, const Shape& b) {
-    const auto shapes = [&](std::int64_t in, std::int64_t out) {
+  void note_neither_sense(const FittedPair& one, const std::string& wrapper, std::int64_t in,
+                          std::int64_t out, const Shape& a, const Shape& b) {
+    const auto shapes = [&](std::int64_t of_a, std::int64_t of_b) {
       const std::string rank = "r * " + std::to_string(one.pair.experts());
-      return "[" + rank + ", " + std::to_string(in) + "] and [" + std::to_string(out) + ", " + rank + "]";
+      return "[" + rank + ", " + std::to_string(of_a) + "] and [" + std::to_string(of_b) + ", " + rank + "]";
     };
-    problem(both(one.pair) + ": " + one.fit.wrapper + ".lora_A.weight and lora_B.weight in " + request_.path +
-            " fit neither sense of a ParamWrapper; expected " +
-            shapes(one.pair.inputs(), one.pair.outputs()) + ", or (peft before 0.19.1) " +
-            shapes(one.pair.outputs(), one.pair.inputs()) + ", found " + to_string(a) + " and " +
-            to_string(b));
+    const bool has_legacy = !one.place.is_transposed;
+    problem(both(one.pair) + ": " + wrapper + ".lora_A.weight and lora_B.weight in " + request_.path +
+            (has_legacy ? " fit neither sense of a ParamWrapper" : " do not fit the parameter") +
+            "; expected " + shapes(in, out) +
+            (has_legacy ? ", or (peft before 0.19.1) " + shapes(out, in) : "") + ", found " + to_string(a) +
+            " and " + to_string(b));
   }
 
   std::optional<WrapperSense> sense_of(const std::map<std::string, std::set<WrapperSense>>& fits) {
     std::set<WrapperSense> common{WrapperSense::modern, WrapperSense::legacy};
-    if (fits.empty()) common.erase(WrapperSense::legacy);  // nothing is read by it
     std::string all;
     for (const auto& [wrapper, senses] : fits) {
       all += (all.empty() ? "" : ", ") + wrapper;
@@ -253,7 +272,8 @@ std::optional<WrapperSense> wrapper_sense_named(std::string_view name) {
 }
 
 std::string FittedPair::module() const {
-  if (place.is_parameter()) return place.parameter;
+  if (!place.kept.empty()) return place.kept;
+  if (place.is_parameter()) return place.parameters.front();
   return of_expert(place.modules.front(), 0).substr(place.prefix.size());
 }
 

@@ -26,7 +26,12 @@ struct FittedPair {
   std::string module() const;
 
   /// Whether the pair has an A for several of the file's modules, which then all have to have that one.
-  bool shares_a() const { return place.parts > 1 && !place.is_parameter() && !fit.spread; }
+  bool shares_a() const { return modules().size() > 1 && !fit.spread; }
+
+  /// The file's modules that have the pair: ParamWrappers, or modules with {expert}.
+  const std::vector<std::string>& modules() const {
+    return place.is_parameter() ? fit.wrappers : place.modules;
+  }
 
   /// Whether B has blocks on its diagonal alone: in the trainer's memory, or in the file.
   bool has_zeros() const { return fit.spread && place.parts > 1; }

@@ -22,6 +22,29 @@ const Model& family_of(const std::vector<LoraPair>& pairs, const std::string& mo
   return *lora_families(family).front();
 }
 
+/// The way that the family's modules are named in the file: that in which it has all of the weights.
+LoraSpelling spelling_for(const Model& family, const std::vector<LoraPair>& pairs,
+                          const AdapterAsked& asked) {
+  if (!has_lora_layout(family, asked.layout)) {
+    const std::string name(family.family);
+    throw Error(ErrorKind::argument,
+                "layout '" + asked.layout + "': no trainer or model of " + name + " has it; pass " +
+                    (has_lora_layout(family, "transformers") ? "layout=\"transformers\" or " : "") +
+                    "layout=\"huggingface\"");
+  }
+  std::vector<LoraSpelling> spellings;
+  for (const std::string_view text : family.text_names)
+    spellings.emplace_back(family, asked.layout, std::string(text));
+  if (!family.text_prefix.empty())  // the trainer's names say nothing of it
+    return asked.text_only ? spellings[1] : spellings[0];
+  const auto fits = [&](const LoraSpelling& spelling) {
+    return std::all_of(pairs.begin(), pairs.end(),
+                       [&](const LoraPair& pair) { return place_of(spelling, pair.weight).has_value(); });
+  };
+  const auto found = std::find_if(spellings.begin(), spellings.end(), fits);
+  return found == spellings.end() ? spellings.front() : *found;
+}
+
 /// Whether the adapter's pair has the ranks of several of the trainer's side by side.
 bool is_spread(const LoraPlace& place) { return place.of > 1; }
 
@@ -59,9 +82,10 @@ Targets targets_of(const std::vector<LoraPair>& pairs, const std::vector<LoraPla
       targets.ranks[name] = file_rank(pairs[i], place, is_spread(place));
       targets.alphas[name] = asked.alpha * (asked.use_rslora ? std::sqrt(of) : of);
     };
-    if (place.is_parameter()) {
-      targets.parameters.insert(place.parameter);
-      add(place.parameter);
+    if (!place.kept.empty()) add(place.kept);
+    for (const std::string& parameter : place.parameters) {
+      targets.parameters.insert(parameter);
+      add(parameter);
     }
     for (std::int64_t expert = 0; expert < (place.is_parameter() ? 0 : pairs[i].experts()); ++expert) {
       for (const std::string& module : place.modules)
@@ -125,19 +149,18 @@ AdapterForm adapter_form(const std::vector<NativeTensor>& tensors, const Adapter
   std::vector<LoraPlace> places;
   if (!pairs.empty()) {
     const Model& family = family_of(pairs, asked.model);
-    const std::vector<std::string> texts = text_beginnings(family);
-    const LoraSpelling spelling(family, asked.layout,
-                                asked.text_only && texts.size() > 1 ? texts[1] : texts[0]);
+    const LoraSpelling spelling = spelling_for(family, pairs, asked);
     for (const LoraPair& pair : pairs) {
       std::optional<LoraPlace> place = place_of(spelling, pair.weight);
       const std::string both = pair.a.fqn + " and " + pair.b.fqn;
       if (place) {
         places.push_back(std::move(*place));
       } else {
-        const bool is_mtp = pair.weight.find(".mtp.") != std::string::npos;
+        const bool has_hf_place =
+            place_of(LoraSpelling(family, "huggingface", spelling.text()), pair.weight).has_value();
         problems.add(both + ": layout '" + asked.layout + "' has no place for " + pair.weight +
                      "; expected a weight of the model" +
-                     (is_mtp ? ", or layout=\"huggingface\", which has MTP" : ""));
+                     (has_hf_place ? ", or layout=\"huggingface\", which has one for it" : ""));
       }
       if (pair.a.dtype != pair.b.dtype) {
         problems.add(both + ": expected one dtype, found " + std::string(name_of(pair.a.dtype)) + " and " +
@@ -149,12 +172,17 @@ AdapterForm adapter_form(const std::vector<NativeTensor>& tensors, const Adapter
                         "the state dict makes no LoRA adapter; nothing has been written:");
   AdapterForm form{lora_map(asked.layout), config_of(targets_of(pairs, places, asked), asked)};
   std::map<std::string, int> wrapped;  // parameters of a module that have wrappers
-  for (const LoraPlace& place : places) wrapped[place.stack()] += place.is_parameter() ? 1 : 0;
+  for (const LoraPlace& place : places) {
+    for (std::size_t n = 0; n < place.parameters.size(); ++n) ++wrapped[place.stack(n)];
+  }
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const LoraPlace& place = places[i];
-    LoraFit fit{is_spread(place), "", asked.sense == WrapperSense::legacy};
-    if (place.is_parameter())
-      fit.wrapper = place.stack() + (wrapped[place.stack()] > 1 && place.parts > 1 ? ".base_layer" : "");
+    LoraFit fit{is_spread(place), {}, asked.sense == WrapperSense::legacy};
+    for (std::size_t n = 0; n < place.parameters.size(); ++n) {
+      const bool is_inner = wrapped[place.stack(n)] > 1 && place.comes_first;
+      fit.wrappers.push_back(place.stack(n) + (is_inner ? ".base_layer" : ""));
+    }
+    if (!place.own_rows.empty()) form.map.sizes.emplace(place.own_rows, pairs[i].outputs());
     add_lora_rules(form.map, place, fit, pairs[i].a.fqn, pairs[i].b.fqn, pairs[i].stacked());
   }
   return form;

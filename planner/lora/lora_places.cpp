@@ -1,5 +1,6 @@
 #include "planner/lora/lora_places.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "planner/error.h"
@@ -17,11 +18,16 @@ std::string without_start(const std::string& text, std::string_view start) {
   return text.starts_with(start) ? text.substr(start.size()) : text;
 }
 
-/// The family's table for HF names that begin so.
-std::shared_ptr<const WeightMap> map_for_beginning(const Model& family, std::string_view beginning,
+/// The layout of trainers' tensors.
+std::string_view trainers_layout(const Model& family) {
+  return has_lora_layout(family, automodel) ? automodel : transformers;
+}
+
+/// The family's table for HF names whose text part begins so.
+std::shared_ptr<const WeightMap> map_for_beginning(const Model& family, std::string_view text,
                                                    std::string_view layout) {
   Catalog shows_names;
-  shows_names.tensors.push_back({std::string(beginning), DType::BF16, {}, {}});
+  shows_names.tensors.push_back({std::string(text) + "layers.", DType::BF16, {}, {}});
   return std::make_shared<WeightMap>(weight_map_for(shows_names, family.family, layout));
 }
 
@@ -33,57 +39,152 @@ std::string in_the_table(const LoraSpelling& spelling, const std::string& weight
   return is_beside ? beside : weight;
 }
 
-/// The modules of a stack of experts as nemo-automodel calls them.
-std::vector<std::string> automodel_modules(const LoraSpelling& spelling, const std::string& weight) {
-  const std::string name = without_start(weight, "model.");
-  const std::size_t dot = name.rfind('.');
-  const std::string stack = spelling.module_of(spelling.text() + name.substr(0, dot));
+bool is_stack(const std::string& weight) { return !weight.ends_with(weight_end); }
+
+std::string stack_word(const std::string& weight) { return weight.substr(weight.rfind('.') + 1); }
+
+/// How many projections a stack of experts joins: one tensor of the files may hold several of them.
+std::int64_t projections_of(const std::string& weight, const std::vector<std::string>& hf_names) {
+  if (hf_names.size() == 1 && hf_names.front().find(expert_variable) == std::string::npos)
+    return static_cast<std::int64_t>(projection_names(stack_word(weight)).size());
+  return static_cast<std::int64_t>(hf_names.size());
+}
+
+/// The modules of a stack of experts as nemo-automodel calls them. Experts without gates have "up_proj"
+/// alone.
+std::vector<std::string> automodel_modules(const LoraSpelling& spelling, const std::string& weight,
+                                           const std::vector<std::string>& hf_names) {
+  constexpr std::string_view layers = "layers.";
+  const std::string own = weight.substr(0, weight.rfind('.'));
+  const std::size_t at = own.find(layers);
+  const std::size_t hf_at = hf_names.front().find(layers);
+  const bool has_hf_start =
+      spelling.family().lora_modules == huggingface && at != std::string::npos && hf_at != std::string::npos;
+  const std::string stack =
+      spelling.module_of(has_hf_start ? hf_names.front().substr(0, hf_at) + own.substr(at) : own);
+  std::vector<std::string> names = projection_names(stack_word(weight));
+  if (hf_names.size() == 1) names.erase(names.begin(), names.end() - 1);
   std::vector<std::string> modules;
-  for (const std::string& projection : projection_names(name.substr(dot + 1)))
+  for (const std::string& projection : names)
     modules.push_back(stack + "." + std::string(expert_variable) + "." + projection);
   return modules;
 }
 
+/// Sides that fit any table's rows of matrices of experts: dimensions divide into halves.
+constexpr std::int64_t some_experts = 2;
+constexpr std::int64_t some_features = 12;
+
+/// The dimension of an HF tensor of experts that runs along the native stack's dimension `native`; -1: none.
+int hf_dimension_of(const WeightMap& map, const std::string& fqn, const std::string& hf_name, int native) {
+  for (const Piece& piece : pieces_of(map, fqn, {some_experts, some_features, some_features})) {
+    if (piece.hf_name != hf_name) continue;
+    const std::vector<int> dimensions = dimensions_of(piece);
+    const auto found = std::find(dimensions.begin(), dimensions.end(), native);
+    return found == dimensions.end() ? -1 : static_cast<int>(found - dimensions.begin());
+  }
+  return -1;
+}
+
+/// The dimension of an HF tensor of experts that runs along the outputs; the trainer has [experts, in, out].
+int hf_outputs(const LoraSpelling& spelling, const std::string& weight, const std::string& hf_name) {
+  return hf_dimension_of(spelling.released(), weight, hf_name, 2);
+}
+
+/// Whether a row of the table, and not "all else keeps its name", has the weight.
+bool is_of_the_model(const WeightMap& map, const std::string& weight) {
+  const auto own = std::find_if(map.rules.begin(), map.rules.end(),
+                                [&](const Rule& rule) { return rule.native.match(weight).has_value(); });
+  return own != map.rules.end() && (own->known || own->hf.text() != "{*}");
+}
+
+/// Notes which rows of an HF matrix are the weight's, where a row of the table gives it a part of that.
+/// Returns false for rows in another order, or a part of the columns.
+bool note_rows(const WeightMap& map, const std::string& weight, LoraPlace& place) {
+  const auto own = std::find_if(map.rules.begin(), map.rules.end(),
+                                [&](const Rule& rule) { return rule.native.match(weight).has_value(); });
+  if (own == map.rules.end() || own->axes.is_identity()) return true;
+  constexpr std::string_view arrow = " -> ";
+  constexpr std::string_view columns = " i";
+  const std::string& text = own->axes.text();
+  const std::size_t at = text.find(arrow);
+  const std::string hf = text.substr(0, at);
+  const std::string native = text.substr(at + arrow.size());
+  if (!own->axes.takes_a_part() || !hf.ends_with(columns) || !native.ends_with(columns)) return false;
+  place.rows = hf.substr(0, hf.size() - columns.size());
+  place.own_rows = native.substr(0, native.size() - columns.size());
+  place.of = 0;
+  for (const Rule& rule : map.rules) {
+    if (rule.hf.text() != own->hf.text()) continue;
+    if (&rule == &*own) place.part = place.of;
+    ++place.of;
+  }
+  return true;
+}
+
 /// In a model whose names are HF's.
 std::optional<LoraPlace> place_among_hf_names(const LoraSpelling& spelling, const std::string& weight) {
-  const std::vector<std::string> names = hf_names_of(spelling.map(), weight, -1);
+  const std::vector<std::string> names = hf_names_of(spelling.released(), weight, -1);
   if (names.empty()) return std::nullopt;
   LoraPlace place{spelling.layout(), spelling.prefix()};
-  const bool is_stack = !weight.ends_with(weight_end);
-  if (is_stack && spelling.layout() == huggingface &&
-      names.front().find(expert_variable) == std::string::npos) {
-    place.parameter = names.front();
-    place.parts = static_cast<std::int64_t>(projection_names(weight.substr(weight.rfind('.') + 1)).size());
+  place.parts = is_stack(weight) ? projections_of(weight, names) : static_cast<std::int64_t>(names.size());
+  if (is_stack(weight) && names.front().find(expert_variable) == std::string::npos) {
+    place.parameters = names;
+    place.is_transposed = hf_outputs(spelling, weight, names.front()) == 2;
+    place.comes_first = place.parts > 1;
     return place;
   }
-  if (is_stack && spelling.layout() == automodel) {
-    place.modules = automodel_modules(spelling, weight);
-  } else {
-    for (const std::string& name : names) place.modules.push_back(spelling.module_of(name));
-  }
-  place.parts = static_cast<std::int64_t>(place.modules.size());
+  for (const std::string& name : names) place.modules.push_back(spelling.module_of(name));
+  if (!is_stack(weight) && !note_rows(spelling.released(), weight, place)) return std::nullopt;
   return place;
 }
 
-/// In a model of transformers, by way of the name that the released checkpoint has.
+/// In a model of transformers, by way of HF's name.
 std::optional<LoraPlace> place_in_transformers(const LoraSpelling& spelling, const std::string& weight) {
-  const bool is_stack = !weight.ends_with(weight_end);
-  const std::vector<std::string> names = hf_names_of(spelling.released(), weight, is_stack ? 0 : -1);
+  const std::vector<std::string> names = hf_names_of(spelling.released(), weight, is_stack(weight) ? 0 : -1);
   if (names.empty()) return std::nullopt;
-  const std::string released = text_beginnings(spelling.family()).front();
   const std::string& name = names.front();
-  const std::vector<NameMatch> found = native_matches_of(
-      spelling.map(), name.starts_with(released) ? spelling.text() + name.substr(released.size()) : name);
-  if (found.empty()) return std::nullopt;
+  std::vector<NameMatch> found = native_matches_of(spelling.transformers(), name);
+  std::erase_if(found, [](const NameMatch& one) { return one.rule->only_read; });  // a tied head
+  if (found.size() != 1) return std::nullopt;
   const std::string& fqn = found.front().fqn;
   LoraPlace place{spelling.layout(), spelling.prefix()};
-  if (is_stack) {
-    place.parameter = fqn;
-    place.parts = static_cast<std::int64_t>(projection_names(weight.substr(weight.rfind('.') + 1)).size());
+  if (is_stack(weight)) {
+    place.parameters = {fqn};
+    const std::vector<std::string> of_experts = hf_names_of(spelling.released(), weight, -1);
+    place.parts = projections_of(weight, of_experts);
+    place.comes_first = projection_names(stack_word(weight)).size() > 1;
+    place.is_transposed =
+        hf_dimension_of(spelling.transformers(), fqn, name, 2) == hf_outputs(spelling, weight, name);
   } else {
+    if (spelling.released().layout != transformers && !note_rows(spelling.released(), weight, place))
+      return std::nullopt;
     place.modules = {spelling.module_of(fqn)};
     place.part = found.front().number;
-    place.of = static_cast<std::int64_t>(hf_names_of(spelling.map(), fqn, 0).size());
+    place.of = static_cast<std::int64_t>(hf_names_of(spelling.transformers(), fqn, 0).size());
+  }
+  return place;
+}
+
+/// In nemo-automodel's own files. What its adapters have no name for keeps the trainer's.
+std::optional<LoraPlace> place_in_automodel(const LoraSpelling& spelling, const std::string& weight) {
+  const std::string_view modules = spelling.family().lora_modules;
+  std::optional<LoraPlace> place = modules == transformers && !is_stack(weight)
+                                       ? place_in_transformers(spelling, weight)
+                                       : place_among_hf_names(spelling, weight);
+  if (is_stack(weight) && place) {
+    const std::vector<std::string> names = hf_names_of(spelling.released(), weight, -1);
+    const bool is_kept = place->is_parameter() || modules == transformers;
+    *place = {spelling.layout(), spelling.prefix()};
+    if (is_kept) {
+      place->kept = weight;
+    } else {
+      place->modules = automodel_modules(spelling, weight, names);
+      place->parts = static_cast<std::int64_t>(place->modules.size());
+    }
+  } else if (!place || place->of > 1 || modules == automodel) {
+    if (!place && modules != transformers) return std::nullopt;
+    place = LoraPlace{spelling.layout(), spelling.prefix()};
+    place->modules = {spelling.module_of(weight)};
   }
   return place;
 }
@@ -110,17 +211,13 @@ LoraSpelling::LoraSpelling(const Model& family, std::string_view layout, std::st
     : family_(&family), layout_(layout), text_(std::move(text)), prefix_(prefix) {}
 
 const WeightMap& LoraSpelling::released() const {
-  if (released_ == nullptr)
-    released_ = map_for_beginning(*family_, text_beginnings(*family_).front(), automodel);
+  if (released_ == nullptr) released_ = map_for_beginning(*family_, text_, trainers_layout(*family_));
   return *released_;
 }
 
-const WeightMap& LoraSpelling::map() const {
-  if (map_ == nullptr) {
-    map_ = map_for_beginning(*family_, text_.empty() ? "layers." : text_,
-                             layout_ == transformers ? transformers : automodel);
-  }
-  return *map_;
+const WeightMap& LoraSpelling::transformers() const {
+  if (transformers_ == nullptr) transformers_ = map_for_beginning(*family_, text_, shardwright::transformers);
+  return *transformers_;
 }
 
 std::string LoraSpelling::module_of(std::string_view weight) const {
@@ -131,33 +228,28 @@ std::string LoraSpelling::module_of(std::string_view weight) const {
 std::vector<const Model*> lora_families(const std::string& model) {
   const std::string name = model == "auto" ? "" : family_named(model);
   std::vector<const Model*> families;
-  std::string known;
   for (const Model& one : models()) {
-    if (!one.takes_lora) continue;
-    known += (known.empty() ? "" : ", ") + std::string(one.family);
     if (name.empty() || one.family == name) families.push_back(&one);
-  }
-  if (families.empty()) {
-    throw Error(ErrorKind::argument,
-                "LoRA adapters of " + name +
-                    " cannot be loaded or saved: its modules are not those of a file one "
-                    "by one. Known: " +
-                    known);
   }
   return families;
 }
 
-std::vector<std::string> text_beginnings(const Model& family) {
-  if (family.text_prefix.empty()) return {"model."};
-  return {std::string(family.text_prefix) + "model.", "model.", ""};
+bool has_lora_layout(const Model& family, std::string_view layout) {
+  return layout == huggingface ||
+         std::find(family.layouts.begin(), family.layouts.end(), layout) != family.layouts.end();
 }
 
-std::string LoraPlace::stack() const { return prefix + parameter.substr(0, parameter.rfind('.')); }
+std::string LoraPlace::stack(std::size_t number) const {
+  const std::string& parameter = parameters.at(number);
+  return prefix + parameter.substr(0, parameter.rfind('.'));
+}
 
 std::optional<LoraPlace> place_of(const LoraSpelling& spelling, const std::string& weight) {
   const std::string name = in_the_table(spelling, weight);
-  return spelling.layout() == transformers ? place_in_transformers(spelling, name)
-                                           : place_among_hf_names(spelling, name);
+  if (!is_of_the_model(spelling.released(), name)) return std::nullopt;
+  if (spelling.layout() == transformers) return place_in_transformers(spelling, name);
+  return spelling.layout() == automodel ? place_in_automodel(spelling, name)
+                                        : place_among_hf_names(spelling, name);
 }
 
 std::string of_expert(const std::string& pattern, std::int64_t expert) {
@@ -177,21 +269,33 @@ std::int64_t file_rank(const LoraPair& pair, const LoraPlace& place, bool spread
 
 void add_lora_rules(WeightMap& map, const LoraPlace& place, const LoraFit& fit, const std::string& key_of_a,
                     const std::string& key_of_b, bool stacked) {
+  if (!place.kept.empty()) {
+    add_rule(map, place.prefix + lora_key(place.kept, 'A'), key_of_a, "", false, false);
+    add_rule(map, place.prefix + lora_key(place.kept, 'B'), key_of_b, "", false, false);
+    return;
+  }
   if (place.is_parameter()) {
-    const std::string& of_inputs = fit.legacy ? key_of_b : key_of_a;
-    const std::string& of_outputs = fit.legacy ? key_of_a : key_of_b;
-    add_rule(map, lora_tensor(fit.wrapper, 'A'), of_inputs,
-             fit.legacy ? "(e r) o -> e r o" : "(e r) i -> e i r", false, false);
-    add_rule(map, lora_tensor(fit.wrapper, 'B'), of_outputs,
-             fit.legacy ? "i (r e) -> e i r" : "o (r e) -> e r o", false, false);
+    const bool is_swapped = fit.legacy && !place.is_transposed;
+    for (std::size_t number = 0; number < fit.wrappers.size(); ++number) {
+      const auto count = static_cast<std::int64_t>(fit.wrappers.size());
+      const std::string o = part_of("o", static_cast<std::int64_t>(number), count);
+      const char of_inputs = is_swapped ? 'B' : 'A';
+      const char of_outputs = is_swapped ? 'A' : 'B';
+      add_rule(map, lora_tensor(fit.wrappers[number], of_inputs), key_of_a,
+               is_swapped ? "i (r e) -> e i r" : "(e r) i -> e i r", number > 0, false);
+      add_rule(map, lora_tensor(fit.wrappers[number], of_outputs), key_of_b,
+               (is_swapped ? "(e r) o -> e r " : "o (r e) -> e r ") + o, false, false);
+    }
     return;
   }
   if (place.of > 1) {  // the trainer's pair is a part of the module's
     const std::string ranks = fit.spread ? part_of("r", place.part, place.of) : "r";
     const std::string& module = place.modules.front();
+    const std::string rows = place.rows.empty() ? part_of("o", place.part, place.of) : place.rows;
+    const std::string own_rows = place.rows.empty() ? "o" : place.own_rows;
     add_rule(map, lora_tensor(module, 'A'), key_of_a, ranks + " i -> r i", false, fit.spread);
-    add_rule(map, lora_tensor(module, 'B'), key_of_b,
-             part_of("o", place.part, place.of) + " " + ranks + " -> o r", false, fit.spread);
+    add_rule(map, lora_tensor(module, 'B'), key_of_b, rows + " " + ranks + " -> " + own_rows + " r", false,
+             fit.spread);
     return;
   }
   for (std::int64_t part = 0; part < place.parts; ++part) {

@@ -17,12 +17,15 @@ namespace shardwright {
 ///   * transformers: stacked experts are parameters, and have peft's ParamWrappers;
 ///   * huggingface: the names of the released checkpoint; a stack that is one tensor there has a
 ///   ParamWrapper;
-///   * automodel: what nemo-automodel writes: HF's names, but experts are "mlp.experts.{expert}.gate_proj".
+///   * automodel: what nemo-automodel writes. Modules have HF's names or, of some families, its own or
+///   transformers'; experts are "mlp.experts.{expert}.gate_proj" or, where HF has them stacked, as in the
+///   trainer.
 inline constexpr std::string_view lora_layouts[] = {"transformers", "huggingface", "automodel"};
 
 /// How an adapter names modules: those of a model of that family, in that layout, its text part's HF names
-/// beginning with `text`, with `prefix` before each. Not thread-safe: it makes its tables when they are asked
-/// for.
+/// beginning with `text`, with `prefix` before each. Trainers have the layout "automodel" or, where
+/// nemo-automodel trains transformers' own model, that one's. Not thread-safe: it makes its tables when they
+/// are asked for.
 class LoraSpelling {
  public:
   LoraSpelling(const Model& family, std::string_view layout, std::string text,
@@ -33,11 +36,11 @@ class LoraSpelling {
   const std::string& text() const { return text_; }
   const std::string& prefix() const { return prefix_; }
 
-  /// The table between the trainer's names and those of the released checkpoint. Made when first asked for.
+  /// The table between the trainer's names and HF's. Made when first asked for.
   const WeightMap& released() const;
 
-  /// The table between this spelling's HF names and its layout's. Made when first asked for.
-  const WeightMap& map() const;
+  /// The table between HF's names and transformers'. Made when first asked for.
+  const WeightMap& transformers() const;
 
   /// A module's name in the file, from that of its weight in the model.
   std::string module_of(std::string_view weight) const;
@@ -48,32 +51,43 @@ class LoraSpelling {
   std::string text_;
   std::string prefix_;
   mutable std::shared_ptr<const WeightMap> released_;
-  mutable std::shared_ptr<const WeightMap> map_;
+  mutable std::shared_ptr<const WeightMap> transformers_;
 };
 
-/// The families that an adapter may be for: all that take adapters for "auto", else the one that is called
-/// so, or has such a model_type. Throws Error(argument) for an unknown one, and for one that takes none.
+/// The families that an adapter may be for: all for "auto", else the one that is called so, or has such a
+/// model_type. Throws Error(argument) for an unknown one.
 std::vector<const Model*> lora_families(const std::string& model);
 
-/// What the names of a family's text part may begin with: as the released checkpoint's; as a text-only one's;
-/// as those of one that lacks "model." too.
-std::vector<std::string> text_beginnings(const Model& family);
+/// Whether files of this layout are written for models of the family.
+bool has_lora_layout(const Model& family, std::string_view layout);
 
 /// Where the model that a file is for has the weight of a pair.
 struct LoraPlace {
   std::string layout;
-  std::string prefix;          ///< of the file's names
-  std::string parameter = {};  ///< that all experts are, named as in the model; empty: they are modules
-  std::vector<std::string> modules =
-      {};                  ///< of the file, that the weight joins or is a part of; with {expert}
+  std::string prefix;  ///< of the file's names
+
+  /// That all experts are, named as in the model, each a part of the weight; none: they are modules.
+  std::vector<std::string> parameters = {};
+  bool is_transposed = false;  ///< the parameters are [experts, in, out], and not [experts, out, in]
+  bool comes_first = false;    ///< among the parameters of its module
+
+  /// Of the file, that the weight joins or is a part of; with {expert}.
+  std::vector<std::string> modules = {};
   std::int64_t part = 0;   ///< which part of the module
   std::int64_t of = 1;     ///< how many parts it has
-  std::int64_t parts = 1;  ///< how many modules, or projections of a parameter, the weight joins
+  std::int64_t parts = 1;  ///< how many modules, parameters or projections of one, the weight joins
 
-  bool is_parameter() const { return !parameter.empty(); }
+  /// The rows of the module that are the weight's, if the parts are of unequal sizes, and what these rows are
+  /// called in the weight, as an axis expression has them: "(query|[key]|key)" and "key".
+  std::string rows = {};
+  std::string own_rows = {};
 
-  /// The module, in the file, that holds the parameter.
-  std::string stack() const;
+  std::string kept = {};  ///< the weight, if the file has its pair as the trainer has it
+
+  bool is_parameter() const { return !parameters.empty(); }
+
+  /// The module, in the file, that holds parameter `number`.
+  std::string stack(std::size_t number = 0) const;
 };
 
 /// The place of a weight that has LoRA; nothing if the model has no such weight.
@@ -92,8 +106,8 @@ struct LoraFit {
   /// all have one A.
   bool spread = false;
 
-  std::string wrapper;  ///< the ParamWrapper, if the place is a parameter
-  bool legacy = false;  ///< in the sense that peft had before 0.19.1
+  std::vector<std::string> wrappers;  ///< the ParamWrappers of the place's parameters
+  bool legacy = false;                ///< in the sense that peft had before 0.19.1
 };
 
 /// The rank of the file's pairs at a place.
@@ -102,10 +116,9 @@ std::int64_t file_rank(const LoraPair& pair, const LoraPlace& place, bool spread
 /// Adds the rules of a pair's two tensors. `letters` may leave one of them out, as long as its name is not
 /// asked for.
 ///
-/// A ParamWrapper of a parameter [experts, out, in] has lora_A.weight [experts · r, in], an expert's ranks
-/// together, and lora_B.weight [out, r · experts], a rank's experts together (peft's
-/// tuners/lora/layer.py, since 0.19.1). Before, peft took such a parameter for [experts, in, out], so that A
-/// and B change places.
+/// A ParamWrapper has lora_A.weight [experts · r, in], an expert's ranks together, and lora_B.weight [out, r
+/// · experts], a rank's experts together (peft's tuners/lora/layer.py, since 0.19.1). Before, peft took each
+/// parameter for [experts, in, out], so that A and B change places for those that are [experts, out, in].
 void add_lora_rules(WeightMap& map, const LoraPlace& place, const LoraFit& fit, const std::string& key_of_a,
                     const std::string& key_of_b, bool stacked);
 

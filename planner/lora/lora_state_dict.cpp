@@ -60,7 +60,7 @@ class StateDictFitting {
       : hf_(hf),
         asked_(asked),
         family_(*lora_families(asked.family).front()),
-        texts_(text_beginnings(family_)),
+        texts_(family_.text_names.begin(), family_.text_names.end()),
         released_(family_, "huggingface", texts_.front()) {}
 
   AdapterFit fit() {
@@ -194,7 +194,7 @@ class StateDictFitting {
     std::vector<std::string> hf_names;
     if (texts_.size() > 1 && !name.starts_with(texts_.front())) {
       const std::string& text = name.starts_with(transformers_text) ? texts_[0] : texts_[1];
-      hf_names = hf_names_of(LoraSpelling(family_, "transformers", text).map(), name, -1);
+      hf_names = hf_names_of(LoraSpelling(family_, "transformers", text).transformers(), name, -1);
     }
     if (hf_names.empty()) hf_names = {name};
     std::vector<std::string> weights;

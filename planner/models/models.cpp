@@ -197,11 +197,10 @@ std::vector<std::string> one_of_each_kind(const std::vector<std::string>& names)
 /// The families whose tables give one of these names another one in the files, if that is a name that no
 /// family's files have: a trainer's own.
 std::vector<const Model*> families_that_alone_rename(const std::vector<std::string>& names,
-                                                     std::string_view layout, bool asks) {
+                                                     std::string_view layout) {
   std::vector<std::pair<const Model*, WeightMap>> tables;
   for (const Model& model : models()) {
-    if (contains(model.layouts, layout) && (!asks || model.takes_lora))
-      tables.emplace_back(&model, model.weight_map(layout, {}));
+    if (contains(model.layouts, layout)) tables.emplace_back(&model, model.weight_map(layout, {}));
   }
   std::vector<const Model*> found;
   for (const std::string& name : names) {
@@ -253,6 +252,26 @@ WeightMap weight_map_for(const Catalog& catalog, std::string_view family, std::s
                                          ", " + std::string(huggingface));
   }
   return table_of(model, layout, catalog);
+}
+
+WeightMap weight_map_for_natives(const std::vector<std::string>& names, std::string_view family,
+                                 std::string_view layout) {
+  const Model& model = named(family, layout);
+  if (layout == huggingface || model.text_names.size() == 1) return weight_map_for({}, family, layout);
+  const std::vector<std::string> kinds = one_of_each_kind(names);
+  std::optional<WeightMap> likeliest;
+  std::ptrdiff_t most = -1;
+  for (const std::string_view text : model.text_names) {
+    Catalog shows_names;
+    shows_names.tensors.push_back({std::string(text) + "layers.", DType::BF16, {}, {}});
+    WeightMap map = weight_map_for(shows_names, family, layout);
+    const std::ptrdiff_t known = std::count_if(
+        kinds.begin(), kinds.end(), [&](const std::string& name) { return knows_native(map, name); });
+    if (known <= most) continue;
+    most = known;
+    likeliest = std::move(map);
+  }
+  return *likeliest;
 }
 
 bool has_table(const Catalog& catalog, std::string_view family, std::string_view layout) {
@@ -310,7 +329,7 @@ WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std:
   std::vector<const Model*> marked;
   std::vector<const Model*> possible;
   for (const Model& model : models()) {
-    if (!contains(model.layouts, layout) || (asks && !model.takes_lora)) continue;
+    if (!contains(model.layouts, layout)) continue;
     if (has_native_mark(model, kinds)) marked.push_back(&model);
     const WeightMap map = model.weight_map(layout, {});
     // torchtitan names nothing as the files do.
@@ -319,8 +338,8 @@ WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std:
     };
     if (std::any_of(kinds.begin(), kinds.end(), changes)) possible.push_back(&model);
   }
-  if (possible.empty()) possible = families_that_alone_rename(kinds, layout, asks);
-  if (marked.size() == 1) return table_of(*marked.front(), layout, {});
+  if (possible.empty()) possible = families_that_alone_rename(kinds, layout);
+  if (marked.size() == 1) return weight_map_for_natives(names, marked.front()->family, layout);
   const std::vector<const Model*>& found = marked.empty() ? possible : marked;
   if (found.empty() && !asks) return unchanged_names();
   constexpr std::size_t named_at_most = 4;

@@ -35,9 +35,11 @@ struct Model {
   /// What the names of the text part begin with, which a text-only checkpoint leaves out; empty: nothing.
   std::string_view text_prefix = {};
 
-  /// Whether adapters' modules are those of the table: rows that neither split an HF matrix nor stack experts
-  /// in another way than [experts, out, in].
-  bool takes_lora = false;
+  /// What HF names of the text part may begin with, where no checkpoint says it; each gives a table.
+  std::vector<std::string_view> text_names = {"model."};
+
+  /// Whose names modules have in nemo-automodel's own files of LoRA: a layout.
+  std::string_view lora_modules = "huggingface";
 
   /// Whether an export without a template keeps in F32 what trainers hold so on purpose: biases of routers,
   /// the decay of linear attention and of Mamba.
@@ -60,6 +62,11 @@ const std::vector<Model>& models();
 WeightMap weight_map_for(const Catalog& catalog, std::string_view family = "auto",
                          std::string_view layout = "automodel");
 
+/// The table where there is no checkpoint, but a trainer with tensors of these names: that of the family for
+/// files whose text part begins so that most of the names are the table's. Throws as weight_map_for.
+WeightMap weight_map_for_natives(const std::vector<std::string>& names, std::string_view family,
+                                 std::string_view layout);
+
 /// Whether weight_map_for has a table: the family that is named, or that the checkpoint is of, has this
 /// layout.
 bool has_table(const Catalog& catalog, std::string_view family, std::string_view layout);
@@ -68,8 +75,7 @@ bool has_table(const Catalog& catalog, std::string_view family, std::string_view
 /// whose marks they have. No marks: names as they are, if no family's table says that one of these tensors is
 /// made up of others. Throws Error(mismatch), naming the families, where several fit or only that can be
 /// said.
-/// With `asks`, for LoRA tensors, that no family has such marks is an error, too, and only families count
-/// whose adapters are known.
+/// With `asks`, for LoRA tensors, that no family has such marks is an error, too.
 WeightMap weight_map_by_native_names(const std::vector<std::string>& names, std::string_view layout,
                                      bool asks = false);
 

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "planner/geometry/correspondence.h"
 #include "planner/names/block_scales.h"
 #include "planner/problems.h"
 
@@ -77,21 +76,6 @@ void refuse_rivals(const WeightMap& map, const std::string& fqn, const Found& fo
                                        " and " + found.sources[1] + "; remove what is not meant");
 }
 
-/// Along which native dimension each HF dimension runs; -1: along no one.
-std::vector<int> axes_of(const Correspondence& correspondence, std::size_t hf_rank) {
-  constexpr int unknown = -2;
-  std::vector<int> axes(hf_rank, unknown);
-  for (std::size_t i = 0; i < correspondence.axes.size(); ++i) {
-    if (correspondence.axes[i] < 0) continue;
-    const int native =
-        correspondence.native_view.dimensions[static_cast<std::size_t>(correspondence.axes[i])];
-    int& axis = axes[static_cast<std::size_t>(correspondence.hf_view.dimensions[i])];
-    axis = axis == unknown || axis == native ? native : -1;
-  }
-  std::replace(axes.begin(), axes.end(), unknown, -1);
-  return axes;
-}
-
 /// The native dimension of which an expert's HF tensor is a part only; -1 if there is none.
 int joined_dimension(const Piece& piece, const Shape& native_shape, int expert_dimension) {
   const Box hull = hull_of(piece);
@@ -132,7 +116,7 @@ HeldTensor describe(const Catalog& catalog, const WeightMap& map, std::string fq
   held.as_it_is = rule.axes.is_identity() && !joins(map, rule) && !decoded;
   for (const Piece& piece : pieces_of(map, held.fqn, held.shape, &catalog)) {
     if (piece.hf_name != source) continue;
-    held.axes = axes_of(*piece.correspondence, piece.hf_shape.size());
+    held.axes = dimensions_of(piece);
     if (joins(map, rule)) held.joined = joined_dimension(piece, held.shape, rule.stacked() ? 0 : -1);
   }
   return held;

@@ -1,6 +1,7 @@
 #include "planner/names/weight_map.h"
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -72,6 +73,20 @@ Box hull_of(const Piece& piece) {
   return is_plain(piece.correspondence->native_view)
              ? piece.native_box
              : hull_of(piece.correspondence->native_view, piece.native_box);
+}
+
+std::vector<int> dimensions_of(const Piece& piece) {
+  constexpr int unknown = -2;
+  const Correspondence& of = *piece.correspondence;
+  std::vector<int> dimensions(piece.hf_shape.size(), unknown);
+  for (std::size_t i = 0; i < of.axes.size(); ++i) {
+    if (of.axes[i] < 0) continue;
+    const int native = of.native_view.dimensions[static_cast<std::size_t>(of.axes[i])];
+    int& dimension = dimensions[static_cast<std::size_t>(of.hf_view.dimensions[i])];
+    dimension = dimension == unknown || dimension == native ? native : -1;
+  }
+  std::replace(dimensions.begin(), dimensions.end(), unknown, -1);
+  return dimensions;
 }
 
 bool may_touch(const Piece& piece, const Box& native) {
@@ -164,38 +179,95 @@ std::vector<NameMatch> native_matches_of(const WeightMap& map, std::string_view 
   return matches;
 }
 
+namespace {
+
+/// In which layers the checkpoint has a tensor of each rule; -1 where the rule's names have none.
+using LayersOfRules = std::map<const Rule*, std::set<std::int64_t>>;
+
+LayersOfRules layers_with(const std::vector<const Rule*>& rules, const Dialect& dialect,
+                          const Catalog& catalog) {
+  LayersOfRules layers;
+  for (const SourceTensor& tensor : catalog.tensors) {
+    const std::string name = dialect.empty() ? tensor.name : to_rules_spelling(dialect, tensor.name);
+    for (const Rule* rule : rules) {
+      if (const auto captures = rule->hf.match(name)) layers[rule].insert(captures->layer);
+    }
+  }
+  return layers;
+}
+
+/// The alternative for a layer: the first one of which all is there, else that of which most is.
+int alternative_in(std::int64_t layer, const std::map<int, std::vector<const Rule*>>& alternatives,
+                   const LayersOfRules& layers) {
+  int likeliest = alternatives.begin()->first;
+  std::size_t most = 0;
+  for (const auto& [number, rules] : alternatives) {
+    const auto is_there = [&, at = layer](const Rule* rule) {
+      const auto found = layers.find(rule);
+      return found != layers.end() && found->second.contains(at);
+    };
+    const auto there = static_cast<std::size_t>(std::count_if(rules.begin(), rules.end(), is_there));
+    if (there == rules.size()) return number;
+    if (there > most) likeliest = number;
+    most = std::max(most, there);
+  }
+  return likeliest;
+}
+
+/// The rule for one layer alone.
+Rule in_layer(const Rule& rule, std::int64_t layer) {
+  const Captures captures{layer, -1, -1, "{*}"};
+  Rule concrete = rule;
+  concrete.hf = NamePattern(rule.hf.fill(captures));
+  concrete.native = NamePattern(rule.native.fill(captures));
+  return concrete;
+}
+
+}  // namespace
+
 void choose_alternatives(WeightMap& map, const Catalog& catalog) {
-  std::map<std::string, std::set<int>> alternatives;  // by native name
+  std::map<std::string, std::map<int, std::vector<const Rule*>>> alternatives;  // by native name
   for (const Rule& rule : map.rules) {
-    if (rule.known) alternatives[rule.native.text()].insert(rule.alternative);
+    if (rule.known) alternatives[rule.native.text()][rule.alternative].push_back(&rule);
   }
   std::erase_if(alternatives, [](const auto& of_name) { return of_name.second.size() < 2; });
-  if (alternatives.empty()) return;
-  std::vector<std::string> respelled;  // in the order of the catalog, if names are not those of the rules
-  if (!map.dialect.empty()) {
-    for (const SourceTensor& tensor : catalog.tensors)
-      respelled.push_back(to_rules_spelling(map.dialect, tensor.name));
-  }
-  const auto is_there = [&](const Rule& rule) {
-    const auto fits = [&](const std::string& name) { return rule.hf.match(name).has_value(); };
-    if (!respelled.empty()) return std::any_of(respelled.begin(), respelled.end(), fits);
-    return std::any_of(catalog.tensors.begin(), catalog.tensors.end(),
-                       [&](const SourceTensor& tensor) { return fits(tensor.name); });
-  };
-  std::map<std::string, int> chosen;
+  std::vector<const Rule*> all;
   for (const auto& [name, numbers] : alternatives) {
-    const auto is_complete = [&, &name = name](int number) {
-      return std::all_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
-        return !rule.known || rule.native.text() != name || rule.alternative != number || is_there(rule);
-      });
-    };
-    const auto first = std::find_if(numbers.begin(), numbers.end(), is_complete);
-    chosen[name] = first == numbers.end() ? *numbers.begin() : *first;
+    for (const auto& [number, rules] : numbers) all.insert(all.end(), rules.begin(), rules.end());
   }
-  std::erase_if(map.rules, [&](const Rule& rule) {
-    const auto found = chosen.find(rule.native.text());
-    return rule.known && found != chosen.end() && rule.alternative != found->second;
-  });
+  const LayersOfRules layers = all.empty() ? LayersOfRules{} : layers_with(all, map.dialect, catalog);
+  std::vector<Rule> chosen;  // of layers that do not have the usual alternative
+  std::set<const Rule*> others;
+  for (const auto& [name, numbers] : alternatives) {
+    std::set<std::int64_t> of_name;
+    for (const auto& [number, rules] : numbers) {
+      for (const Rule* rule : rules) {
+        if (const auto found = layers.find(rule); found != layers.end())
+          of_name.insert(found->second.begin(), found->second.end());
+      }
+    }
+    std::map<std::int64_t, int> of_layer;
+    std::map<int, int> count;
+    for (const std::int64_t layer : of_name)
+      ++count[of_layer[layer] = alternative_in(layer, numbers, layers)];
+    const int usual = count.empty() ? numbers.begin()->first
+                                    : std::max_element(count.begin(), count.end(), [](auto& a, auto& b) {
+                                        return a.second < b.second;
+                                      })->first;
+    for (const auto& [layer, number] : of_layer) {
+      if (number == usual) continue;
+      for (const Rule* rule : numbers.at(number)) chosen.push_back(in_layer(*rule, layer));
+    }
+    for (const auto& [number, rules] : numbers) {
+      if (number != usual) others.insert(rules.begin(), rules.end());
+    }
+  }
+  std::vector<Rule> kept;
+  for (Rule& rule : map.rules) {
+    if (!others.contains(&rule)) kept.push_back(std::move(rule));
+  }
+  chosen.insert(chosen.end(), std::make_move_iterator(kept.begin()), std::make_move_iterator(kept.end()));
+  map.rules = std::move(chosen);
 }
 
 bool stays_wide(const WeightMap& map, std::string_view hf_name) {

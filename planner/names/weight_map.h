@@ -75,8 +75,9 @@ struct WeightMap {
 /// Whether a row, other than "all else keeps its name", has such a native name.
 bool knows_native(const WeightMap& map, std::string_view fqn);
 
-/// Keeps, of the rows of each native name, those of the first alternative whose HF names all are there, for
-/// some layer and expert; of the first one where none are.
+/// Keeps, of the rows of each native name, those of one alternative: in each layer the first one whose HF
+/// names all are there, for some expert; where none's are, that of which most are. Layers that have another
+/// one than most get rows of their own.
 void choose_alternatives(WeightMap& map, const Catalog& catalog);
 
 /// One HF tensor's place inside a native tensor.
@@ -100,6 +101,9 @@ std::vector<Placed> placed_in(const Piece& piece, const Box& native);
 
 /// The smallest box of the native tensor that holds all of the piece.
 Box hull_of(const Piece& piece);
+
+/// Along which native dimension each dimension of the HF tensor runs; -1: along no one.
+std::vector<int> dimensions_of(const Piece& piece);
 
 /// Whether a box of the native tensor may hold something of the piece: it has something of that hull.
 bool may_touch(const Piece& piece, const Box& native);

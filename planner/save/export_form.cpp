@@ -141,8 +141,8 @@ WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, s
                                       std::string_view layout, bool quantise) {
   std::vector<std::string> names;
   for (const SavedTensor& tensor : tensors) names.push_back(tensor.fqn);
-  WeightMap map =
-      family != "auto" ? weight_map_for({}, family, layout) : weight_map_by_native_names(names, layout);
+  WeightMap map = family != "auto" ? weight_map_for_natives(names, family, layout)
+                                   : weight_map_by_native_names(names, layout);
   if (layout != "huggingface") expect_no_other_layout(map, names);
   if (family != "auto") return map;
   if (quantise && !is_of_a_model(map)) {

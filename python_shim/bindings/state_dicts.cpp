@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "planner/load/hf_parts.h"
 #include "planner/load/load_plan.h"
 #include "planner/load/request_list.h"
 #include "planner/lora/lora_state_dict.h"
@@ -31,6 +32,13 @@ void bind_names(py::module_& m) {
       },
       py::arg("hf_names"), py::arg("model"), py::arg("layout") = "automodel",
       "The weight map where no checkpoint is at hand: these names show how HF names begin.");
+  m.def(
+      "weight_map_for_natives",
+      [](const std::vector<std::string>& names, const std::string& model, const std::string& layout) {
+        return std::make_shared<WeightMap>(weight_map_for_natives(names, model, layout));
+      },
+      py::arg("names"), py::arg("model"), py::arg("layout"),
+      "The weight map where no checkpoint is at hand, for a trainer's tensors of these names.");
   m.def(
       "lora_map_of_names",
       [](const std::vector<std::string>& keys, const std::string& family, const std::string& text) {
@@ -69,16 +77,31 @@ void bind_requests(py::module_& m) {
       .def_readonly("fqn", &Request::fqn)
       .def_readonly("scaled", &Request::scaled)
       .def_readonly("axes", &Request::axes)
-      .def_readonly("is_view", &Request::is_view)
+      .def_readonly("is_box", &Request::is_box)
       .def_property_readonly("native_offset", [](const Request& r) { return r.box.offset; })
       .def_property_readonly("native_size", [](const Request& r) { return r.box.size; });
   m.def(
       "requests",
-      [](const std::vector<TensorSpec>& specs, const WeightMap& map, const Catalog* catalog) {
-        return request_list(specs, map, catalog);
-      },
-      py::arg("specs"), py::arg("map"), py::arg("catalog") = nullptr,
+      [](const std::vector<TensorSpec>& specs, const WeightMap& map, const Catalog* catalog,
+         const Catalog* shapes) { return request_list(specs, map, catalog, shapes); },
+      py::arg("specs"), py::arg("map"), py::arg("catalog") = nullptr, py::arg("shapes") = nullptr,
       "The request list with each entry's place in its native tensor.");
+  py::class_<StridedPart>(m, "StridedPart", "Elements that an HF tensor and a native one have in common.")
+      .def_readonly("fqn", &StridedPart::fqn)
+      .def_readonly("sizes", &StridedPart::sizes)
+      .def_readonly("hf_strides", &StridedPart::hf_strides)
+      .def_readonly("hf_offset", &StridedPart::hf_offset)
+      .def_readonly("native_strides", &StridedPart::native_strides)
+      .def_readonly("native_offset", &StridedPart::native_offset);
+  py::class_<HfParts>(m, "HfParts", "What this rank's part of an HF tensor is made of.")
+      .def_readonly("parts", &HfParts::parts)
+      .def_readonly("is_view", &HfParts::is_view);
+  m.def("made_of", &made_of, py::arg("map"), py::arg("hf_name"),
+        "The native tensors that an HF tensor is made of.");
+  m.def(
+      "hf_parts", &hf_parts, py::arg("map"), py::arg("hf"), py::arg("natives"), py::arg("shapes") = nullptr,
+      "What the HF tensor is made of on this rank, as offsets and strides; raises PlanError if shards do not "
+      "fit together.");
 }
 
 void bind_memory(py::module_& m) {

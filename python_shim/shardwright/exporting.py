@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from shardwright.local_path import lasting_path
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.rank_outcome import RankOutcome, expect_success, told
 from shardwright.report import SaveReport
+from shardwright.tied_heads import tied_heads
 
 
 def export(
@@ -50,7 +52,8 @@ def export(
 
     Args:
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
-            flattened. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
+            flattened. Without a template, a head that is the embedding's memory is not stored, as transformers stores
+            none. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
         path: the directory that the checkpoint goes into, beside all else that is there.
         quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite,
             strict_dtypes: see
@@ -98,6 +101,8 @@ def export(
         weights = _loaded(source, alone, process_group, options, refusal)
     if refusal is not None:
         weights = {}
+    heads = tied_heads(weights) if source is None and template is None else []
+    weights = {name: value for name, value in weights.items() if name not in heads}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
@@ -117,7 +122,7 @@ def export(
             failure = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
         raise failure from wrapped
     assert writer.report is not None
-    return writer.report
+    return replace(writer.report, left_out=[*writer.report.left_out, *heads])
 
 
 def _loaded(

@@ -61,6 +61,9 @@ def load(
     and ``load_state_dict`` (modules, say) are asked for their state and given it back, as ``dcp.load`` does.
     An optimizer need not have taken a step: what it lacks is made as the checkpoint has it.
 
+    A head that the files have is loaded, whatever config.json says of ties, as transformers loads it. One that they
+    lack is read from the embedding, unless config.json says that they are not tied.
+
     Args:
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened.

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
+#include <optional>
 #include <unordered_map>
 
 #include "planner/error.h"
+#include "planner/geometry/correspondence.h"
 #include "storage/files/input_file.h"
 
 namespace shardwright {
@@ -48,63 +49,101 @@ class Values {
       : catalog_(catalog), name_(name), bytes_of_(bytes_of) {}
 
   void expect_one_a(const FittedPair& one, const std::vector<std::int64_t>& experts) {
-    for (const std::int64_t expert : experts) {
-      const std::string first = lora_tensor(of_expert(one.place.modules.front(), expert), 'A');
+    const std::vector<std::string>& modules = one.modules();
+    const char letter = one.place.is_parameter() && one.fit.legacy && !one.place.is_transposed ? 'B' : 'A';
+    for (const std::int64_t expert : one.place.is_parameter() ? std::vector<std::int64_t>{0} : experts) {
+      const std::string first = lora_tensor(of_expert(modules.front(), expert), letter);
       const SourceTensor* a = find_whole(catalog_, first);
       std::vector<std::byte> bytes;
-      for (std::size_t part = 1; a != nullptr && part < one.place.modules.size(); ++part) {
-        const std::string other = lora_tensor(of_expert(one.place.modules[part], expert), 'A');
+      for (std::size_t part = 1; a != nullptr && part < modules.size(); ++part) {
+        const std::string other = lora_tensor(of_expert(modules[part], expert), letter);
         const SourceTensor* b = find_whole(catalog_, other);
         if (b == nullptr || b->shape != a->shape) continue;
         if (bytes.empty()) bytes = bytes_of_(*a);
         if (a->dtype == b->dtype && bytes == bytes_of_(*b)) continue;
         faults.push_back(one.pair.a.fqn + ": " + first + " and " + other + " in " + name_ +
-                         " differ; expected the same A, as the trainer's " + to_string(one.pair.a.shape) +
-                         " has one for both: train them with one, or give tensors of rank " +
-                         std::to_string(one.pair.rank() * one.place.parts) + ", which have room for both");
+                         " differ; expected the same " + letter + ", as the trainer's " +
+                         to_string(one.pair.a.shape) + " has one for both: train them with one" +
+                         (one.place.is_parameter() ? ""
+                                                   : ", or give tensors of rank " +
+                                                         std::to_string(one.pair.rank() * one.place.parts) +
+                                                         ", which have room for both"));
       }
     }
   }
 
   /// B has nothing in the rows of the pair beside its block.
-  void expect_zeros(const FittedPair& one) {
-    const std::int64_t rank = one.pair.rank();
-    const std::int64_t columns = rank * one.place.of;
-    const std::string name = lora_tensor(one.place.modules.front(), 'B');
-    const bool is_zero = is_zero_in_rows(
-        one, one.place.part, columns, [&](std::int64_t column) { return column / rank != one.place.part; });
+  void expect_zeros(const AdapterFit& fit, const FittedPair& one) {
+    const std::optional<Box> block = block_of(fit, one);
+    if (!block) return;
+    const std::int64_t first = block->offset[1];
+    const std::int64_t last = first + block->size[1];
+    const bool is_zero =
+        is_zero_in_rows(one, block->offset[0], block->offset[0] + block->size[0],
+                        [&](std::int64_t column) { return column < first || column >= last; });
     if (is_zero) return;
+    const std::string rank = std::to_string(one.pair.rank() * one.place.of);
     faults.push_back(
-        one.pair.b.fqn + ": " + name + " in " + name_ + " has rank " + std::to_string(columns) +
-        " and is not block-diagonal; expected zeros outside of the blocks, as the trainer's rank " +
-        std::to_string(rank) + " has no room for more: give tensors of rank " + std::to_string(columns));
+        one.pair.b.fqn + ": " + lora_tensor(one.place.modules.front(), 'B') + " in " + name_ + " has rank " +
+        rank + " and is not block-diagonal; expected zeros outside of the blocks, as the trainer's rank " +
+        std::to_string(one.pair.rank()) + " has no room for more: give tensors of rank " + rank);
   }
 
-  /// B has nothing in the rows of a part that no pair has.
-  void expect_nothing_in(const FittedPair& one, std::int64_t part) {
-    const std::int64_t columns = file_rank(one.pair, one.place, one.fit.spread);
-    if (is_zero_in_rows(one, part, columns, [](std::int64_t) { return true; })) return;
-    faults.push_back(lora_tensor(one.place.modules.front(), 'B') + " in " + name_ +
-                     ": the state dict has no LoRA tensors for part " + std::to_string(part + 1) +
-                     " of the " + std::to_string(one.place.of) + " that it joins, of which " +
-                     one.pair.b.fqn + " is one; strict=False leaves it out");
+  /// B of a module that joins several weights has nothing in the rows that no pair has. `pairs` are those of
+  /// the module.
+  void expect_nothing_else(const AdapterFit& fit, const std::vector<const FittedPair*>& pairs) {
+    const FittedPair& one = *pairs.front();
+    const SourceTensor* b = find_whole(catalog_, lora_tensor(one.place.modules.front(), 'B'));
+    if (b == nullptr || b->shape.size() != 2) return;
+    std::vector<bool> has_pair(static_cast<std::size_t>(b->shape[0]), false);
+    for (const FittedPair* pair : pairs) {
+      const std::optional<Box> block = block_of(fit, *pair);
+      if (!block) return;
+      for (std::int64_t row = 0; row < block->size[0]; ++row)
+        has_pair.at(static_cast<std::size_t>(block->offset[0] + row)) = true;
+    }
+    for (std::size_t row = 0; row < has_pair.size(); ++row) {
+      const auto at = static_cast<std::int64_t>(row);
+      if (has_pair[row] || is_zero_in_rows(one, at, at + 1, [](std::int64_t) { return true; })) continue;
+      faults.push_back(lora_tensor(one.place.modules.front(), 'B') + " in " + name_ +
+                       ": the state dict has no LoRA tensors for row " + std::to_string(row) + " of " +
+                       std::to_string(has_pair.size()) + ", one of another of the " +
+                       std::to_string(one.place.of) + " weights that it joins, of which " + one.pair.b.fqn +
+                       " is one; strict=False leaves it out");
+      return;
+    }
   }
 
   std::vector<std::string> faults;
 
  private:
-  /// Whether B, if it has the shape that the rules say, is zero where these columns and the rows of a part
-  /// meet.
+  /// The rows and columns of the file's B that the pair has; nothing if the file has none of that shape.
+  std::optional<Box> block_of(const AdapterFit& fit, const FittedPair& one) const {
+    const std::string name = lora_tensor(one.place.modules.front(), 'B');
+    const SourceTensor* b = find_whole(catalog_, name);
+    if (b == nullptr) return std::nullopt;
+    try {
+      for (const Piece& piece : pieces_of(fit.map, one.pair.b.fqn, one.pair.b.shape, &catalog_)) {
+        const Box& box = piece.correspondence->hf_box;
+        if (piece.hf_name == name && b->shape == piece.hf_shape && box.size.size() == 2) return box;
+      }
+    } catch (const Error&) {  // told by plan_load
+    }
+    return std::nullopt;
+  }
+
+  /// Whether B is zero where these columns and these rows meet.
   template <class IsOfThem>
-  bool is_zero_in_rows(const FittedPair& one, std::int64_t part, std::int64_t columns,
+  bool is_zero_in_rows(const FittedPair& one, std::int64_t first, std::int64_t last,
                        const IsOfThem& is_of_them) const {
     const SourceTensor* b = find_whole(catalog_, lora_tensor(one.place.modules.front(), 'B'));
-    const std::int64_t rows = one.pair.outputs();
-    if (b == nullptr || b->shape != Shape{rows * one.place.of, columns}) return true;
-    const std::vector<std::byte> bytes = bytes_of_(*b);
+    if (read_ != b) bytes_ = bytes_of_(*b);
+    read_ = b;
+    const std::vector<std::byte>& bytes = bytes_;
+    const std::int64_t columns = b->shape[1];
     const auto width = static_cast<std::size_t>(bytes_of(b->dtype));
     if (bytes.size() != static_cast<std::size_t>(volume(b->shape)) * width) return true;  // of no memory
-    for (std::int64_t row = part * rows; row < (part + 1) * rows; ++row) {
+    for (std::int64_t row = first; row < last; ++row) {
       for (std::int64_t column = 0; column < columns; ++column) {
         const std::byte* number = bytes.data() + static_cast<std::size_t>(row * columns + column) * width;
         if (is_of_them(column) && !is_zero(number, width)) return false;
@@ -113,6 +152,8 @@ class Values {
     return true;
   }
 
+  mutable const SourceTensor* read_ = nullptr;  // the last one, whose bytes these are
+  mutable std::vector<std::byte> bytes_;
   const Catalog& catalog_;
   const std::string& name_;
   const BytesOf& bytes_of_;
@@ -126,18 +167,14 @@ std::vector<std::string> faults_of_values(const AdapterFit& fit, const Catalog& 
   std::unordered_map<std::string, std::vector<const TensorSpec*>> specs_of;
   for (const TensorSpec& spec : specs) specs_of[spec.fqn].push_back(&spec);
   Values values(catalog, name, bytes_of);
-  std::map<std::string, std::set<std::int64_t>> parts_of;  // of modules that join several, those with pairs
+  std::map<std::string, std::vector<const FittedPair*>> joined;  // by the module that joins them
   for (const FittedPair& one : fit.pairs) {
     if (one.shares_a()) values.expect_one_a(one, experts_held(one.pair, specs_of[one.pair.a.fqn]));
-    if (one.file_has_zeros()) values.expect_zeros(one);
-    if (one.place.of > 1) parts_of[one.place.modules.front()].insert(one.place.part);
+    if (one.file_has_zeros()) values.expect_zeros(fit, one);
+    if (one.place.of > 1) joined[one.place.modules.front()].push_back(&one);
   }
-  std::set<std::string> seen;
-  for (const FittedPair& one : fit.pairs) {
-    if (!strict || one.place.of == 1 || !seen.insert(one.place.modules.front()).second) continue;
-    for (std::int64_t part = 0; part < one.place.of; ++part) {
-      if (!parts_of[one.place.modules.front()].contains(part)) values.expect_nothing_in(one, part);
-    }
+  for (const auto& [module, pairs] : joined) {
+    if (strict) values.expect_nothing_else(fit, pairs);
   }
   return std::move(values.faults);
 }

@@ -14,6 +14,7 @@ import pytest
 import shardwright as sw
 import torch
 from safetensors.torch import save_file
+from shardwright.adapters import StateDictAdapter
 from test_families_automodel import mtp_after_the_last_layer, stacked_as_released
 from test_families_transformers import differing
 from tiny_models import TINY, Tensors, held, unchanged, with_experts_turned
@@ -127,3 +128,22 @@ def test_theirs_and_ours_make_the_same_state_dict_and_the_same_checkpoint(case: 
     sw.export(state, tmp_path / "to", template=tmp_path / "from", layout="torchtitan")
     assert differing(held(tmp_path / "to"), stored) == []
     assert differing(dict(theirs.to_hf(dict(expected))), case.for_theirs(stored)) == []
+
+
+@each
+def test_adapters_give_each_others_tensors(case: Case, tmp_path: Path):
+    """In memory: what theirs makes of a checkpoint, ours gives back as theirs does, and takes again."""
+    stored = write(case, tmp_path)
+    theirs = adapter_of(case)
+    natives = {
+        name: tensor.contiguous() for name, tensor in theirs.from_hf(dict(case.for_theirs(stored))).items()
+    }
+    ours = StateDictAdapter(BY_NAME[case.tiny].model_type, layout="torchtitan", checkpoint=tmp_path)
+    hf = ours.to_hf(natives)
+    in_place = hf.keys() - {name for name in stored if name.startswith(case.left_out)}
+    assert differing({name: hf[name] for name in in_place}, {name: stored[name] for name in in_place}) == []
+    assert {name for name in stored if not name.startswith(case.left_out)} == in_place
+    assert differing(case.for_theirs(hf), dict(theirs.to_hf(dict(natives)))) == []
+    back = ours.from_hf(hf)
+    tied = {"output.weight", "lm_head.weight"} - back.keys()  # of a tied head, the embedding is stored alone
+    assert differing(back, {name: tensor for name, tensor in natives.items() if name not in tied}) == []

@@ -26,6 +26,11 @@ def differing(found: Tensors, expected: Tensors) -> list[str]:
     return [name for name in expected if not same(found[name], expected[name])]
 
 
+def model_of_tiny(tiny: Tiny, path: Path) -> torch.nn.Module:
+    auto = AutoModelForImageTextToText if tiny.is_vision_model else AutoModelForCausalLM
+    return auto.from_pretrained(path, dtype="auto")
+
+
 def loaded_by_transformers(tiny: Tiny, path: Path) -> Tensors:
     auto = AutoModelForImageTextToText if tiny.is_vision_model else AutoModelForCausalLM
     model, info = auto.from_pretrained(path, dtype="auto", output_loading_info=True)

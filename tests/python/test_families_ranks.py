@@ -14,6 +14,6 @@ def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
     return outcome_of("each_family.py", request.param, tiny, tmp_path_factory.mktemp("families"))
 
 
-@pytest.mark.parametrize("check", ["loads", "resumes", "exports", "lora", "adapters"])
+@pytest.mark.parametrize("check", ["loads", "resumes", "exports", "lora", "lora_forms", "adapters"])
 def test_on_every_rank(outcome: dict[str, str], check: str):
     assert not outcome[check], outcome[check]

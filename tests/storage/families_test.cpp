@@ -77,7 +77,7 @@ std::map<std::string, Bytes> native_values(const std::vector<NativeTensor>& nati
     values[native.fqn].resize(static_cast<std::size_t>(volume(native.shape) * bytes_of(native.dtype)));
   }
   for (const auto& [name, tensor] : tensors) {
-    for (const NativePlace& place : native_places_of(map, name)) {
+    for (const NameMatch& place : native_matches_of(map, name)) {
       const auto found = by_name.find(place.fqn);
       if (found == by_name.end()) continue;
       const NativeTensor& native = *found->second;
@@ -278,8 +278,8 @@ TEST_P(Families, LoadResumeAndExportOnTwoRanksAndTakeAdapters) {
       expect_flows(source, directory.path, catalog, tensors, layout, form + ", " + layout);
       if (HasFailure()) return;
     }
-    if (model.takes_lora && form == forms.front()) {
-      const WeightMap map = weight_map_for(catalog, "auto", "automodel");
+    if (form == forms.front()) {
+      const WeightMap map = weight_map_for(catalog, "auto", layouts.front());
       expect_adapter(family, native_tensors(catalog, map), directory.path);
     }
   }

@@ -100,13 +100,11 @@ std::vector<Model> deepseek_v3() {
       {.family = "deepseek_v3",
        .model_types = {"deepseek_v3", "kimi_k2"},
        .layouts = {"automodel", "transformers", "torchtitan"},
-       .takes_lora = true,
        .weight_map = weight_map,
        .samples = v3_samples},
       {.family = "deepseek_v32",
        .model_types = {"deepseek_v32"},
        .layouts = {"automodel", "transformers"},
-       .takes_lora = true,
        .weight_map = weight_map,
        .samples = v32_samples},
   };

@@ -21,6 +21,8 @@ constexpr std::array layer = {
     Row{"ffn.shared_experts.w1.{*}", "mlp.shared_experts.gate_proj.{*}"},
     Row{"ffn.shared_experts.w3.{*}", "mlp.shared_experts.up_proj.{*}"},
     Row{"ffn.shared_experts.w2.{*}", "mlp.shared_experts.down_proj.{*}"},
+    Row{"ffn.fc1_latent_proj.{*}", "mlp.fc1_latent_proj.{*}"},
+    Row{"ffn.fc2_latent_proj.{*}", "mlp.fc2_latent_proj.{*}"},
     Row{"hc_attn_base", "attn_hc.base"},
     Row{"hc_attn_fn", "attn_hc.fn"},
     Row{"hc_attn_scale", "attn_hc.scale"},
@@ -45,6 +47,9 @@ constexpr std::array automodel_mtp = {
     Row{"hc_head_scale", "hc_head.hc_scale"},
     Row{"{*}", "{*}"},
 };
+/// Of releases that see: nemo-automodel's model has them or not.
+constexpr std::array<std::string_view, 6> vision_of_automodel = {"vision.{*}", "aligner.{*}",   "image_start",
+                                                                 "image_end",  "image_newline", "image_pad"};
 constexpr std::array transformers = {
     Row{"attn.attn_sink", "self_attn.sinks"},
     Row{"attn.norm.{*}", "self_attn.kv_norm.{*}"},
@@ -92,6 +97,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   };
   add_layer("layers.{layer}.", "model.layers.{layer}.");
   if (layout == "automodel") {
+    add_rules(map.rules, vision_of_automodel, "", "model.");
     add_layer("mtp.{layer}.", "mtp.layers.{layer}.");
     add_rules(map.rules, automodel_mtp, "mtp.{layer}.", "mtp.layers.{layer}.");
   } else {
@@ -203,6 +209,8 @@ std::vector<Model> deepseek_v4() {
            .model_types = {"deepseek_v4"},
            .layouts = {"automodel", "transformers"},
            .hf_marks = {"layers.{layer}.attn.attn_sink", "model.layers.{layer}.attn.attn_sink"},
+           .text_names = {"", "model."},
+           .lora_modules = "transformers",
            .weight_map = weight_map,
            .samples = samples}};
 }

@@ -136,6 +136,7 @@ std::vector<Model> gemma4() {
              "nemo-automodel holds each expert's down_proj multiplied by router.per_expert_scale, and "
              "rules do not multiply; pass layout=\"transformers\", which holds both factors as they are (and "
              "has nemo-automodel's names where there are no experts)"}},
+       .text_names = {"model.language_model.", "model."},
        .weight_map = weight_map,
        .samples = samples}};
 }

@@ -80,7 +80,6 @@ std::vector<Model> glm4_moe() {
     models.push_back({.family = family,
                       .model_types = {family},
                       .layouts = {"automodel", "transformers"},
-                      .takes_lora = true,
                       .weight_map = weight_map,
                       .samples = samples});
   }

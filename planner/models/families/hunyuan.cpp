@@ -122,7 +122,6 @@ std::vector<Model> hunyuan() {
       {.family = "hunyuan_v1_dense",
        .model_types = {"hunyuan_v1_dense"},
        .layouts = {"automodel", "transformers"},
-       .takes_lora = true,
        .weight_map = dense,
        .samples = dense_samples},
       {.family = "hunyuan_v1_moe",
@@ -136,7 +135,6 @@ std::vector<Model> hunyuan() {
        .model_types = {"hy_v3", "hy_mt2"},
        .layouts = {"automodel", "transformers"},
        .hf_marks = {"model.layers.{layer}.mlp.router.gate.weight"},
-       .takes_lora = true,
        .weight_map = hy_v3,
        .samples = hy_v3_samples},
   };

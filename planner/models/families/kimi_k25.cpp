@@ -20,6 +20,12 @@ constexpr std::array automodel = {
     Row{"vision_tower.patch_embed.proj.{*}", "model.vision_tower.patch_embed.proj.{*}"},
     Row{"vision_tower.{*}", "model.vision_tower.{*}"},
 };
+/// Kimi-VL's names, which nemo-automodel reads, too.
+constexpr std::array projector_of_kimi_vl = {
+    Row{"multi_modal_projector.linear_1.{*}", "model.multi_modal_projector.linear_1.{*}"},
+    Row{"multi_modal_projector.linear_2.{*}", "model.multi_modal_projector.linear_2.{*}"},
+    Row{"multi_modal_projector.pre_norm.{*}", "model.multi_modal_projector.pre_norm.{*}"},
+};
 constexpr std::array transformers = {
     Row{"mm_projector.proj.0.{*}", "model.mm_projector.in_proj.{*}"},
     Row{"mm_projector.proj.2.{*}", "model.mm_projector.out_proj.{*}"},
@@ -83,6 +89,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
     text.native = "model.language_model.model.";
     text.native_head = "model.language_model.lm_head.weight";
     add_rules(map.rules, automodel, "", "");
+    add_rules(map.rules, projector_of_kimi_vl, "", "", /*known=*/true, /*alternative=*/1);
   } else if (layout == "torchtitan") {
     add_rules(map.rules, torchtitan, "", "");
     add_rules(map.rules, torchtitan_block, "vision_tower.encoder.blocks.{layer}.",
@@ -171,6 +178,8 @@ std::vector<Model> kimi_k25() {
            .model_types = {"kimi_k25"},
            .layouts = {"automodel", "transformers", "torchtitan"},
            .hf_marks = {"mm_projector.proj.{*}"},
+           .text_names = {"language_model.model."},
+           .lora_modules = "automodel",
            .weight_map = weight_map,
            .samples = samples}};
 }

@@ -64,13 +64,11 @@ std::vector<Model> llama() {
        .model_types = {"llama"},
        .layouts = {"automodel", "transformers", "torchtitan"},
        .sizes = {"num_attention_heads", "num_key_value_heads"},
-       .takes_lora = true,
        .weight_map = weight_map,
        .samples = llama_samples},
       {.family = "mistral",
        .model_types = {"mistral", "ministral", "ministral3"},
        .layouts = {"automodel", "transformers"},
-       .takes_lora = true,
        .weight_map = weight_map,
        .samples = mistral_samples},
   };

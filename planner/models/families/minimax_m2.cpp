@@ -64,7 +64,6 @@ std::vector<Model> minimax_m2() {
   return {{.family = "minimax_m2",
            .model_types = {"minimax_m2"},
            .layouts = {"automodel", "transformers"},
-           .takes_lora = true,
            .weight_map = weight_map,
            .samples = samples}};
 }

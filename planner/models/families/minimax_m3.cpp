@@ -137,7 +137,7 @@ std::vector<Model> minimax_m3() {
                         "model.layers.{layer}.mlp.shared_experts.gate_up_proj.weight",
                         "model.multi_modal_projector.merge_linear_{*}"},
        .text_prefix = "language_model.",
-       .takes_lora = true,
+       .text_names = {"language_model.model.", "model.", ""},
        .keeps_f32 = false,  // all floats become BF16, as documented
        .weight_map = weight_map,
        .samples = samples}};

@@ -71,12 +71,14 @@ TextModel text_in_vision_model(std::string_view layout, bool is_whole_inside) {
   return text;
 }
 
-WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
+bool says_mistral4(const Catalog& catalog) { return model_type_of(catalog, "text_config") == "mistral4"; }
+
+WeightMap weight_map(std::string_view layout, const Catalog& catalog, bool is_mistral4) {
   WeightMap map;
   const bool is_nested = any_begins(catalog, "model.language_model.");
   if (is_nested) map.dialect = nested_names();
   if (is_nested || any_begins(catalog, "language_model.")) {
-    const bool is_whole_inside = layout == "automodel" && model_type_of(catalog, "text_config") == "mistral4";
+    const bool is_whole_inside = layout == "automodel" && is_mistral4;
     add_text(map, text_in_vision_model(layout, is_whole_inside), catalog);
   } else {
     add_text(map, text_model(layout), catalog);
@@ -84,9 +86,13 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   return map;
 }
 
+WeightMap weight_map_of_4(std::string_view layout, const Catalog& catalog) {
+  return weight_map(layout, catalog, catalog.config.empty() || says_mistral4(catalog));
+}
+
 /// Mistral 3 always has a vision tower. Where there is no checkpoint, either text model may be in it.
 WeightMap weight_map_of_3(std::string_view layout, const Catalog& catalog) {
-  if (!catalog.tensors.empty()) return weight_map(layout, catalog);
+  if (!catalog.tensors.empty()) return weight_map(layout, catalog, says_mistral4(catalog));
   WeightMap map;
   if (layout == "automodel") {
     const TextModel whole = text_in_vision_model(layout, /*is_whole_inside=*/true);
@@ -209,15 +215,20 @@ std::vector<Sample> samples_of_4() {
 }  // namespace
 
 std::vector<Model> mistral4() {
+  const std::vector<std::string_view> text_names{"language_model.model.", "model.language_model.", "model."};
   return {{.family = "mistral3",
            .model_types = {"mistral3"},
            .layouts = {"automodel", "transformers"},
+           .text_names = text_names,
+           .lora_modules = "automodel",
            .weight_map = weight_map_of_3,
            .samples = samples_of_3},
           {.family = "mistral4",
            .model_types = {"mistral4"},
            .layouts = {"automodel", "transformers"},
-           .weight_map = weight_map,
+           .text_names = text_names,
+           .lora_modules = "automodel",
+           .weight_map = weight_map_of_4,
            .samples = samples_of_4}};
 }
 

@@ -31,6 +31,8 @@ constexpr std::array around_automodel = {
     Row{"backbone.norm_f.weight", "model.norm.weight"},
     Row{"lm_head.weight", "lm_head.weight"},
 };
+/// What NVIDIA's own code has stored, which nemo-automodel reads, too.
+constexpr std::array singular = {Row{"backbone.embedding.weight", "model.embed_tokens.weight"}};
 constexpr std::array around_transformers = {
     Row{"backbone.embeddings.weight", "model.embeddings.weight"},
     Row{"backbone.norm_f.weight", "model.norm_f.weight"},
@@ -55,6 +57,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
     map.without_place.emplace_back("mtp.{*}");
   }
   add_rules(map.rules, is_automodel ? std::span<const Row>(around_automodel) : around_transformers, "", "");
+  if (is_automodel) add_rules(map.rules, singular, "", "", /*known=*/true, /*alternative=*/1);
   map.layers.emplace_back("backbone.layers.{layer}.{*}");
   for (const char* after : {"backbone.norm_f.{*}", "lm_head.{*}", "mtp.{*}"})
     map.after_layers.emplace_back(after);
@@ -125,6 +128,7 @@ std::vector<Model> nemotron_h() {
            .layouts = {"automodel", "transformers"},
            .hf_marks = {"backbone.layers.{layer}.mixer.experts.{*}"},
            .native_marks = {"model.layers.{layer}.mixer.experts.{*}"},
+           .text_names = {"backbone.", "model."},
            .weight_map = weight_map,
            .samples = samples}};
 }

@@ -207,7 +207,7 @@ std::vector<Model> qwen3_5() {
       {.family = "qwen3_5",
        .model_types = {"qwen3_5", "qwen3_5_text"},
        .layouts = {"automodel", "transformers", "torchtitan"},
-       .takes_lora = true,
+       .text_names = {"model.language_model.", "model."},
        .weight_map = dense,
        .samples = dense_samples},
       {.family = "qwen3_5_moe",
@@ -215,7 +215,7 @@ std::vector<Model> qwen3_5() {
        .layouts = {"automodel", "transformers", "torchtitan"},
        .hf_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
        .native_marks = {"model.language_model.layers.{layer}.mlp.shared_expert_gate.weight"},
-       .takes_lora = true,
+       .text_names = {"model.language_model.", "model."},
        .weight_map = with_experts,
        .samples = mixture_samples},
   };

@@ -43,7 +43,6 @@ std::vector<Model> qwen3_moe() {
   return {{.family = "qwen3_moe",
            .model_types = {"qwen3_moe"},
            .layouts = {"automodel", "transformers", "torchtitan"},
-           .takes_lora = true,
            .weight_map = weight_map,
            .samples = samples}};
 }

@@ -66,7 +66,6 @@ std::vector<Model> qwen3_next() {
            .layouts = {"automodel", "transformers"},
            .hf_marks = {"model.layers.{layer}.linear_attn.in_proj_qkvz.weight"},
            .native_marks = {"model.layers.{layer}.linear_attn.in_proj_qkvz.weight"},
-           .takes_lora = true,
            .weight_map = weight_map,
            .samples = samples}};
 }

@@ -109,11 +109,13 @@ std::vector<Model> qwen3_vl() {
       {.family = "qwen3_vl",
        .model_types = {"qwen3_vl"},
        .layouts = {"automodel", "transformers"},
+       .text_names = {"model.language_model."},
        .weight_map = weight_map,
        .samples = dense_samples},
       {.family = "qwen3_vl_moe",
        .model_types = {"qwen3_vl_moe"},
        .layouts = {"automodel", "transformers"},
+       .text_names = {"model.language_model."},
        .weight_map = weight_map,
        .samples = mixture_samples},
   };

@@ -203,6 +203,7 @@ std::vector<Model> step3p5() {
        .model_types = {"step3p7"},
        .layouts = {"automodel", "transformers"},
        .hf_marks = {"vit_large_projector."},
+       .lora_modules = "automodel",
        .weight_map = step3p7,
        .samples = samples_of_3p7},
   };

@@ -64,10 +64,14 @@ class FamilyStateDictAdapter(StateDictAdapter):
         return HuggingFaceStorageReader(path)
 
     @cached_property
+    def _catalog(self) -> Any:
+        return None if self.checkpoint is None else catalog_of_checkpoint(self.checkpoint)
+
+    @cached_property
     def _given(self) -> Any:
         """The weight map, where it does not come from the names at hand."""
-        if self.checkpoint is not None:
-            return weight_map_for(catalog_of_checkpoint(self.checkpoint), self.model, self.layout)
+        if self._catalog is not None:
+            return weight_map_for(self._catalog, self.model, self.layout)
         return imported_map(None, self.model, self.layout)
 
     def _weight_map_of(self, memory: Any) -> Any:
@@ -84,8 +88,11 @@ class FamilyStateDictAdapter(StateDictAdapter):
         **kwargs: Any,
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
+        shapes = self._catalog if catalog is None else catalog
         if catalog is None:
-            weight_map = self._given or _core.weight_map_for_names([], model_name(self.model), self.layout)
+            weight_map = self._given or _core.weight_map_for_natives(
+                list(state_dict), model_name(self.model), self.layout
+            )
         else:
             weight_map = weight_map_for(catalog, self.model, self.layout)
         natives = []
@@ -98,6 +105,7 @@ class FamilyStateDictAdapter(StateDictAdapter):
             natives,
             weight_map,
             catalog=catalog if quantization else None,
+            shapes=shapes,
             quantization=quantization,
             exclude_key_regex=exclude_key_regex,
             for_checkpoint_load=for_checkpoint_load,

@@ -156,7 +156,13 @@ def _target(
     device = parts[held.sources[0]].local.device
     if all(_is_cast(parts[name].local, origin) for name, origin in zip(held.sources, origins, strict=True)):
         return Target(held, sharding, dtype, device)  # the trainer's own tensor keeps what it has
-    natives = {id(o.native): o.native for o in origins if o is not None and o.conversion.is_request}
+    natives = {
+        id(native): native
+        for o in origins
+        if o is not None and o.conversion.is_request
+        for native in o.natives
+        if native.fqn == held.fqn
+    }
     native = next(iter(natives.values()), None)
     if native is None or len(natives) != 1 or None in origins:
         return Target(held, sharding, dtype, device)
@@ -224,8 +230,9 @@ def _sharding_of(
 ) -> Sharding:
     """As the tensor lies that the HF tensors came from; else as the mesh of experts says; else as the HF tensors."""
     for origin in origins:
-        if origin is not None and origin.native is not None and origin.native.fqn == held.fqn:
-            return origin.native.sharding
+        for native in origin.natives if origin is not None else ():
+            if native.fqn == held.fqn:
+                return native.sharding
     source = parts[held.sources[0]].sharding if held.sources else None
     if held.stacked and device_mesh is not None:
         return on_expert_mesh(held, source, device_mesh, experts)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from shardwright import _core
+from shardwright.adapters.joined import Joined
 from shardwright.catalog import catalog_of
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import catalog_of_metadata
@@ -92,7 +93,7 @@ class Origin:
     """Where an HF tensor comes from: ``from_hf`` finds its way back by it, and fills the memory that it came from."""
 
     conversion: Conversion
-    native: Native | None  #: None: the HF tensor is the native one
+    natives: tuple[Native, ...]  #: that it is made of; none: the HF tensor is the native one
     is_view: bool
     #: For an empty tensor that a load is to fill, and for a cast of the native tensor: what it was when it was made.
     empty: Untouched | None = None
@@ -115,6 +116,7 @@ def hf_tensors(
     weight_map: Any,
     *,
     catalog: Any = None,
+    shapes: Any = None,
     quantization: bool = False,
     exclude_key_regex: str | None = None,
     for_checkpoint_load: bool = False,
@@ -125,15 +127,18 @@ def hf_tensors(
     With ``quantization``, weights that are block-scaled (by the catalog, or without one by the rule of names) are FP8
     tensors that lie as the native tensor does: with a catalog empty ones, to be loaded into, without one casts of the
     native tensor. Each is followed by its scales, all of them 1: a plain tensor of global shape, since a shard of the
-    weight may need any of them. All others share the native tensor's memory.
+    weight may need any of them. All others share the native tensor's memory, where the HF tensor is a view of it; where
+    rows are in another order, or several native tensors are one HF tensor, they are copies. ``shapes`` is a catalog
+    that has shapes which native tensors do not tell.
     """
     excluded = re.compile(exclude_key_regex) if exclude_key_regex else None
     conversion = Conversion(quantization or for_checkpoint_load, for_checkpoint_load)
     by_fqn = {native.fqn: native for native in natives}
     specs = [native.sharding.spec(native.fqn, local_part(native.tensor)) for native in natives]
     requests: dict[str, list[Any]] = {native.fqn: [] for native in natives}
-    for request in _core.requests(specs, weight_map, catalog):
+    for request in _core.requests(specs, weight_map, catalog, shapes):
         requests[request.fqn].append(request)
+    held = {native.fqn: (native.tensor, native.sharding) for native in natives}
     for fqn, native in by_fqn.items():
         if not requests[fqn]:
             conversion.empty[fqn] = native
@@ -142,11 +147,6 @@ def hf_tensors(
         index_of = dict(native.sharding.held(0)) if is_stack else {}
         weight_excluded = False
         for request in requests[fqn]:
-            if not request.is_view:
-                raise _core.PlanError(
-                    f"{fqn}: {request.name} is no view of it, as their elements are in another order; load the "
-                    "checkpoint with shardwright.load, or write one with shardwright.export"
-                )
             if request.placeholder:
                 if quantization and not weight_excluded:
                     yield fqn, request.name, _placeholder(request, local.device)
@@ -155,29 +155,40 @@ def hf_tensors(
             if weight_excluded:
                 continue
             is_scaled = quantization and request.scaled
+            joined = None if request.is_box else Joined.of(request, held, weight_map, shapes or catalog)
             if is_scaled:
-                lies = sharding_of_part(
-                    fqn, native.sharding, request.native_size, request.axes, request.shape
-                )
+                lies = joined.lies if joined else _lies(native, request)
                 if catalog is not None:
                     tensor = lies.empty(DTYPES[request.dtype], local.device)
                 else:
-                    part = local_part(_part(native, local, request, index_of, copied=False))
+                    part = local_part(
+                        joined.tensor(copied=False)
+                        if joined
+                        else _part(native, local, request, index_of, copied=False)
+                    )
                     tensor = lies.wrap(part.to(DTYPES[request.dtype]).contiguous())
+            elif joined:
+                tensor = joined.tensor(copied=not conversion.is_request)
             else:
                 tensor = _part(native, local, request, index_of, copied=not conversion.is_request)
             if origins is not None:
                 is_itself = tensor is native.tensor
-                is_view = is_itself or (conversion.is_request and not is_scaled)
+                shares_memory = joined is None or joined.view_stride is not None
+                is_view = is_itself or (conversion.is_request and not is_scaled and shares_memory)
+                of_it = [by_fqn[fqn] for fqn in joined.natives] if joined else [native]
                 as_made = Untouched.of(tensor, marked=catalog is not None) if is_scaled else None
                 origins[tensor] = Origin(
                     conversion,
-                    None if is_itself else native,
+                    () if is_itself else tuple(of_it),
                     is_view,
                     empty=as_made if catalog is not None else None,
                     cast=as_made if catalog is None else None,
                 )
             yield fqn, request.name, tensor
+
+
+def _lies(native: Native, request: Any) -> Sharding:
+    return sharding_of_part(native.fqn, native.sharding, request.native_size, request.axes, request.shape)
 
 
 def _placeholder(request: Any, device: torch.device) -> torch.Tensor:
@@ -194,15 +205,7 @@ def _part(
     rank = len(native.sharding.shape)
     if list(request.axes) == list(range(rank)) and list(request.native_size) == list(native.sharding.shape):
         return native.tensor
-    if len(request.axes) > rank:  # the file has dimensions of one element besides
-        if native.sharding.mesh is not None:
-            raise _core.PlanError(
-                f"{native.fqn}: {request.name} has the shape {list(request.shape)}, and a DTensor is not reshaped; "
-                "load the checkpoint with shardwright.load, or write one with shardwright.export"
-            )
-        row = local.reshape(request.shape)
-        return row.clone() if copied else row
-    lies = sharding_of_part(native.fqn, native.sharding, request.native_size, request.axes, request.shape)
+    lies = _lies(native, request)
     for dimension in range(rank - 1, -1, -1):
         offset, size = request.native_offset[dimension], request.native_size[dimension]
         if dimension not in request.axes:

@@ -27,7 +27,6 @@ def families() -> dict[str, Any]:
                 "model_types": one.model_types,
                 "layouts": {layout: checked_against(one.name, layout) for layout in one.layouts},
                 "refused": dict(one.refused),
-                "lora": one.takes_lora,
                 "forms": _core.sample_forms(one.name),
             }
             for one in _core.families()
@@ -48,12 +47,10 @@ def print_families(facts: dict[str, Any]) -> None:
             print(f"  {layout:<13} checked against {peer}")
         for layout, reason in one["refused"].items():
             print(f"  {layout:<13} refused: {reason}")
-        if one["lora"]:
-            print("  LoRA adapters")
         print(f"  generated in  {', '.join(one['forms'])}")
     print(
         f"""
-All of them also in layout huggingface, the checkpoint's own names and shapes.
+All of them also in layout huggingface, the checkpoint's own names and shapes, and with LoRA adapters.
 Encodings of weights, of any family: {", ".join(facts["encodings"])}, or none.
 Other families: layout transformers, by the conversion mapping of the installed package transformers (5 or later)."""
     )

@@ -26,8 +26,9 @@ class StateDictAdapter:
         return name
 
     def get_hf_state_dict_keys(self, state_dict: dict[str, Any]) -> list[str]:
-        """The keys that ``to_hf`` gives, in its order; no memory is allocated."""
-        return list(self.to_hf(state_dict, exclude_key_regex=r".*_extra_state.*", for_checkpoint_load=True))
+        """The keys that ``to_hf`` gives, in its order; what it copies is let go tensor by tensor."""
+        pairs = self._to_hf(state_dict, exclude_key_regex=r".*_extra_state.*", for_checkpoint_load=True)
+        return [name for name, _ in pairs]
 
     def to_hf(
         self,
@@ -41,13 +42,15 @@ class StateDictAdapter:
         Without ``quantization``, to be saved or looked at: native tensors that are HF tensors already, themselves; of
         all others, such as experts, contiguous copies of this rank's part in the same dtype. For a model that is large,
         ``convert_single_tensor_to_hf`` holds the copies of one tensor at a time; ``shardwright.export`` none.
+        An HF tensor that is made of several native ones, such as a fused ``qkv``, needs all of them in one call.
 
         With ``quantization`` it asks for what a checkpoint stores: block-scaled weights are FP8 tensors that lie as the
         native tensor does; each is followed by its scales, a plain tensor of global shape, all of them 1. All others
-        are native tensors or views of them. ``checkpoint`` (a directory, or a DCP storage reader of it) says which
-        weights are block-scaled, and these are then empty, to be loaded into; without it, the documented rule of names
-        says so, and these are casts. ``from_hf`` decodes what has been loaded into the native tensors given here.
-        Empty tensors that nothing has been loaded into are refused; casts come back as tensors of their own.
+        are native tensors or views of them, or copies where none is a view. ``checkpoint`` (a directory, or a DCP
+        storage reader of it) says which weights are block-scaled, and these are then empty, to be loaded into; without
+        it, the documented rule of names says so, and these are casts. ``from_hf`` decodes what has been loaded into the
+        native tensors given here. Empty tensors that nothing has been loaded into are refused; casts come back as
+        tensors of their own.
 
         Args:
             exclude_key_regex: HF keys that match it from their start are left out, with their scales.
