@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cfenv>
 #include <cstddef>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "kernels/float_arithmetic.h"
+#include "kernels/floating_point_mode.h"
 #include "kernels/instruction_sets.h"
 #include "kernels/panels.h"
 #include "kernels/scaled_element.h"
@@ -294,22 +294,6 @@ void decode_runs(const InstructionSet& set, const SourceTile& source, const Line
     decode_strided(source, scales.scales, destination);
   }
 }
-
-/// The default floating-point mode (to nearest even, subnormals as they are, no traps) as long as it lives,
-/// and then the caller's again.
-class DefaultFloatingPointMode {
- public:
-  DefaultFloatingPointMode() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  DefaultFloatingPointMode(const DefaultFloatingPointMode&) = delete;
-  DefaultFloatingPointMode& operator=(const DefaultFloatingPointMode&) = delete;
-  ~DefaultFloatingPointMode() { std::fesetenv(&before_); }
-
- private:
-  std::fenv_t before_{};
-};
 
 /// Significant bits that numbers of a dtype have.
 int significant_bits(DType dtype) {
