@@ -295,35 +295,6 @@ void decode_runs(const InstructionSet& set, const SourceTile& source, const Line
   }
 }
 
-/// Significant bits that numbers of a dtype have.
-int significant_bits(DType dtype) {
-  switch (dtype) {
-    case DType::F4:
-      return 2;
-    case DType::I4:
-    case DType::F8_E5M2:
-      return 3;
-    case DType::F8_E4M3:
-      return 4;
-    case DType::BF16:
-      return 8;
-    case DType::F16:
-      return 11;
-    case DType::F32:
-      return 24;
-    default:
-      return 1;
-  }
-}
-
-/// True if products may be rounded to F32 before they are rounded to BF16, F16 or F32. Those that are to be
-/// rounded once may if they have up to 16 bits: one near 2^-134, half of BF16's least, then has no bit below
-/// F32's least, 2^-149. And what is beyond F32 is beyond the others.
-bool goes_by_way_of_f32(DType element, const BlockScales& scales, DType destination) {
-  return scales.product != Product::exact_once || destination == DType::F32 ||
-         significant_bits(element) + significant_bits(scales.dtype) <= 16;
-}
-
 const ScaleRunsOf& scale_runs(const InstructionSet& set, DType element) {
   switch (element) {
     case DType::F8_E4M3:
@@ -370,7 +341,7 @@ void decode(const SourceTile& source, const BlockScales& scales, const Destinati
   expect_decodable(source.dtype, scales);
   if (source.rows <= 0 || source.columns <= 0) return;
   const InstructionSet& set = instruction_set_in_use();
-  if (!goes_by_way_of_f32(source.dtype, scales, destination.dtype)) {
+  if (!may_round_to_f32_first(source.dtype, scales, destination.dtype)) {
     return decode_strided(source, scales, destination);
   }
   if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype) && scales.product == Product::exact_once) {

@@ -79,4 +79,33 @@ SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber exact_product(const Scaling& scali
   return scaling.product == Product::exact_once ? product : rounded_to_f32(product);
 }
 
+/// Significant bits that numbers of a dtype have.
+constexpr int significant_bits(DType dtype) {
+  switch (dtype) {
+    case DType::F4:
+      return 2;
+    case DType::I4:
+    case DType::F8_E5M2:
+      return 3;
+    case DType::F8_E4M3:
+      return 4;
+    case DType::BF16:
+      return 8;
+    case DType::F16:
+      return 11;
+    case DType::F32:
+      return 24;
+    default:
+      return 1;
+  }
+}
+
+/// True if products may be, or are to be, rounded to F32 before they are rounded to BF16, F16 or F32. Those
+/// that are to be rounded once may if they have up to 16 bits: one near 2^-134, half of BF16's least, then
+/// has no bit below F32's least, 2^-149. And what is beyond F32 is beyond the others.
+constexpr bool may_round_to_f32_first(DType element, const BlockScales& scales, DType destination) {
+  return scales.product != Product::exact_once || destination == DType::F32 ||
+         significant_bits(element) + significant_bits(scales.dtype) <= 16;
+}
+
 }  // namespace shardwright

@@ -88,11 +88,8 @@ PlacedTile part_of(const Placing& placing, std::int64_t row, std::int64_t rows, 
   tile.product = scaling.product;
   tile.code_eight_is_plus_zero = scaling.code_eight_is_plus_zero;
   tile.global_bits = scaling.global_bits;
-  const bool is_fp8 = source.dtype == DType::F8_E4M3 || source.dtype == DType::F8_E5M2;
-  const bool is_e8m0 = scales.dtype == DType::U8 || scales.dtype == DType::F8_E8M0;
-  if (!is_fp8 || scales.dtype == DType::F16 || is_e8m0 != (scales.product == Product::exact_once)) {
-    tile.by_definition = true;
-  }
+  tile.by_definition =
+      destination.dtype == DType::F64 || !may_round_to_f32_first(source.dtype, scales, destination.dtype);
   tile.scale_row_stride = scales.row_stride;
   tile.scale_rows = steps_of(scales.block_rows, from_first_row % scales.block_rows);
   tile.scale_columns = steps_of(scales.block_columns, from_first_column % scales.block_columns);

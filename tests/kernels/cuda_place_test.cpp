@@ -133,25 +133,32 @@ TEST(CudaPlace, ReadsNothingOutsideTheTileAndItsScales) {
 
 /// All codes with all scale bytes, each scale for whole blocks, for blocks that are cut between two scales,
 /// and among chunks with and without NaN.
-TEST(CudaPlace, DecodesEveryMxfp8ElementWithEveryScale) {
-  for (const DType element : {DType::F8_E4M3, DType::F8_E5M2}) {
+TEST(CudaPlace, DecodesEveryCodeWithEveryScaleByte) {
+  for (const Format& format : formats) {
+    if (bits_of(format.element) > 8 || bits_of(format.scale) > 8) continue;
+    const std::int64_t codes = std::int64_t{1} << bits_of(format.element);
     for (const DType to : wide_floats) {
       for (const bool transposed : {false, true}) {
         for (const std::int64_t first_column : {0, 5}) {
           std::vector<std::uint8_t> elements(256 * 256);
           std::vector<std::uint8_t> scales(256 * 9);
-          for (std::size_t i = 0; i < elements.size(); ++i) elements[i] = static_cast<std::uint8_t>(i);
+          for (std::int64_t i = 0; i < 256 * 256; ++i) {
+            slow::store(elements.data(), i, format.element, static_cast<std::uint64_t>(i % codes));
+          }
           for (std::size_t i = 0; i < scales.size(); ++i)
             scales[i] = static_cast<std::uint8_t>(i / 9 + i % 9 % 2);
           std::vector<std::uint64_t> found(elements.size());
           std::vector<std::uint64_t> expected(elements.size());
-          const SourceTile source{elements.data(), element, 256, 256, 256};
-          const BlockScales block_scales{scales.data(), 9, 1, 32, 0, first_column};
+          const SourceTile source{elements.data(), format.element, 256, 256, 256};
+          BlockScales block_scales = format.block_scales(scales.data(), 9);
+          block_scales.block_rows = 1;
+          block_scales.block_columns = 32;
+          block_scales.first_column = first_column;
           const std::int64_t row_stride = transposed ? 1 : 256;
           const std::int64_t column_stride = transposed ? 256 : 1;
           slow::decode(source, block_scales, {expected.data(), to, row_stride, column_stride});
           run_all({{source, block_scales, {found.data(), to, row_stride, column_stride}}});
-          ASSERT_TRUE(found == expected) << name_of(element) << " to " << name_of(to);
+          ASSERT_TRUE(found == expected) << format.name() << " to " << name_of(to);
         }
       }
     }
