@@ -264,6 +264,38 @@ void encode_tiles(benchmark::State& state, const std::string& instruction_set, L
   state.SetBytesProcessed(state.iterations() * bytes);
 }
 
+/// BF16 values by a named rule: magnitudes, scales and codes. Bytes per second of the values.
+void encode_tiles_by_rule(benchmark::State& state, shardwright::EncodingRule rule, Layout layout) {
+  if (state.thread_index() == 0) {
+    shardwright::use_instruction_set("");
+    values_in_memory();
+  }
+  const shardwright::EncodedFormat& format = shardwright::format_of(rule);
+  const std::int64_t blocks_across = tile_columns / format.block_columns;
+  const std::int64_t blocks = tile_rows / format.block_rows * blocks_across;
+  std::vector<float> magnitudes(static_cast<std::size_t>(blocks));
+  std::vector<float> factors(static_cast<std::size_t>(blocks));
+  std::vector<std::uint8_t> scales(static_cast<std::size_t>(blocks * shardwright::bytes_of(format.scale)));
+  std::vector<std::uint8_t> codes(tile_rows * tile_columns * shardwright::bits_of(format.element) / 8);
+  const shardwright::BlockGrid grid{format.block_rows, format.block_columns};
+  const std::int64_t bytes = tile_rows * tile_columns * 2;
+  Places places(state, bytes);
+  for (auto _ : state) {
+    static_cast<void>(_);
+    const bool straight = layout == Layout::straight;
+    const shardwright::ValueTile values{
+        places.next(),           DType::BF16, tile_rows, tile_columns, straight ? tile_columns : 1,
+        straight ? 1 : tile_rows};
+    shardwright::find_magnitudes(values, grid, magnitudes.data(), blocks_across);
+    shardwright::scales_of_magnitudes(rule, DType::BF16, magnitudes.data(), blocks, 0.37F, scales.data(),
+                                      factors.data());
+    shardwright::encode_elements(rule, values, grid, factors.data(), blocks_across,
+                                 {codes.data(), tile_columns});
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(state.iterations() * bytes);
+}
+
 /// What reading the values of one tile costs if they are only copied.
 void memcpy_input(benchmark::State& state) {
   if (state.thread_index() == 0) values_in_memory();
@@ -282,6 +314,19 @@ BENCHMARK(memcpy_input)->Name("memcpy/input_bytes")->ThreadRange(1, most_threads
 const char* name_of(Layout layout) { return layout == Layout::straight ? "straight" : "transposed"; }
 
 const bool registered = [] {
+  using shardwright::EncodingRule;
+  for (const EncodingRule rule :
+       {EncodingRule::block_fp8, EncodingRule::mxfp4_modelopt, EncodingRule::mxfp4_ocp,
+        EncodingRule::mxfp4_gpt_oss, EncodingRule::nvfp4_modelopt, EncodingRule::nvfp4_compressed_tensors,
+        EncodingRule::int4_compressed_tensors}) {
+    for (const Layout layout : {Layout::transposed, Layout::straight}) {
+      const std::string name = "encode/" + std::string(shardwright::format_of(rule).name) + "/" +
+                               std::string(name_of(layout)) + "/BF16";
+      benchmark::RegisterBenchmark(name.c_str(), encode_tiles_by_rule, rule, layout)
+          ->ThreadRange(1, most_threads)
+          ->UseRealTime();
+    }
+  }
   for (const std::string& set : shardwright::instruction_sets()) {
     for (const Layout layout : {Layout::transposed, Layout::straight}) {
       for (const Encoding& encoding : encodings) {
