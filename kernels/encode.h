@@ -160,7 +160,7 @@ void find_magnitudes(const ValueTile& values, const BlockGrid& grid, float* magn
 float global_scale(EncodingRule rule, DType values, float largest);
 
 /// The scales of blocks with these largest magnitudes, as they are stored, and the factor by which the rule
-/// divides (block_fp8 and mxfp4_gpt_oss: multiplies) values before it rounds them to codes. Throws
+/// divides (mxfp8, block_fp8 and mxfp4_gpt_oss: multiplies) values before it rounds them to codes. Throws
 /// std::invalid_argument if a magnitude is not finite: four bits have nothing to stand for it.
 void scales_of_magnitudes(EncodingRule rule, DType values, const float* magnitudes, std::int64_t count,
                           float global, void* scales, float* factors);

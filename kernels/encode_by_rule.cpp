@@ -12,6 +12,7 @@
 #include "kernels/encode.h"
 #include "kernels/float_arithmetic.h"
 #include "kernels/floating_point_mode.h"
+#include "kernels/instruction_sets.h"
 #include "kernels/scaled_element.h"
 
 namespace shardwright {
@@ -160,7 +161,7 @@ Scale scale_of(EncodingRule rule, DType values, float largest, float global) {
   switch (rule) {
     case EncodingRule::mxfp8: {
       const std::uint8_t byte = smallest_scale(exact_value<float32>(bits_of_float(largest)));
-      return {byte, e8m0_value(byte)};
+      return {byte, e8m0_value(static_cast<std::uint8_t>(254 - byte))};
     }
     case EncodingRule::block_fp8: {
       const float factor = largest > 0 ? 1.0F / largest * 448.0F : 1.0F;
@@ -202,78 +203,76 @@ Scale scale_of(EncodingRule rule, DType values, float largest, float global) {
 // --- codes
 // -------------------------------------------------------------------------------------------------------
 
+// Quotients, or products, of a row of a panel and then their codes: in loops of 32-bit lanes and without
+// branches, so that the compiler makes vectors of them.
+
+enum class Change { divide, multiply };
+
 enum class Ties { to_even, down, up };
+
+/// Which numbers get the sign bit of e2m1: those below zero; those that are not above it; those whose own is
+/// set.
+enum class Sign { below_zero, not_above_zero, as_it_is };
 
 /// The magnitude's code, 0 to 7, of e2m1. A NaN gets 0.
 template <Ties ties>
-std::uint8_t e2m1_magnitude(float magnitude) {
-  const auto above = [magnitude](float bound) { return magnitude > bound ? 1 : 0; };
-  const auto from = [magnitude](float bound) { return magnitude >= bound ? 1 : 0; };
+std::uint32_t e2m1_magnitude(float magnitude) {
+  const auto above = [magnitude](float bound) { return magnitude > bound ? 1U : 0U; };
+  const auto from = [magnitude](float bound) { return magnitude >= bound ? 1U : 0U; };
   const auto odd = [&](float bound) { return ties == Ties::up ? from(bound) : above(bound); };
   const auto even = [&](float bound) { return ties == Ties::down ? above(bound) : from(bound); };
-  return static_cast<std::uint8_t>(odd(0.25F) + even(0.75F) + odd(1.25F) + even(1.75F) + odd(2.5F) +
-                                   even(3.5F) + odd(5.0F));
+  return odd(0.25F) + even(0.75F) + odd(1.25F) + even(1.75F) + odd(2.5F) + even(3.5F) + odd(5.0F);
 }
 
-std::uint8_t sign_bit(float value) { return static_cast<std::uint8_t>(bits_of_float(value) >> 31 << 3); }
+template <Ties ties, Sign sign>
+struct E2m1Codes {
+  static constexpr bool is_packed = true;
+  void operator()(const float* numbers, std::uint8_t* codes) const {
+    std::uint32_t wide[panel_columns];
+    for (std::int64_t i = 0; i < panel_columns; ++i) {
+      const std::uint32_t bits = bits_of_float(numbers[i]);
+      std::uint32_t is_negative = bits >> 31;
+      if (sign == Sign::below_zero) is_negative = numbers[i] < 0 ? 1 : 0;
+      if (sign == Sign::not_above_zero) is_negative = numbers[i] > 0 ? 0 : 1;
+      wide[i] = is_negative << 3 | e2m1_magnitude<ties>(float_of_bits(bits & 0x7FFFFFFF));
+    }
+    for (std::int64_t i = 0; i < panel_columns; ++i) codes[i] = static_cast<std::uint8_t>(wide[i]);
+  }
+};
 
-/// q + 8 of the nearest integer q from -8 to 7, ties to even; 8 for a NaN.
-std::uint8_t int4_code(float value) {
-  const float limited = value < -8.0F ? -8.0F : value > 7.0F ? 7.0F : value;
-  constexpr float shift = 0x1.8p23F;  // its last bit is worth 1
-  const float rounded = limited + shift - shift;
-  return static_cast<std::uint8_t>(rounded == rounded ? static_cast<int>(rounded) + 8 : 8);
-}
+/// q + 8 of the nearest integers q from -8 to 7, ties to even; 8 for a NaN.
+struct Int4Codes {
+  static constexpr bool is_packed = true;
+  bool is_rounded_to_bf16_first;
+  void operator()(const float* numbers, std::uint8_t* codes) const {
+    std::uint32_t wide[panel_columns];
+    for (std::int64_t i = 0; i < panel_columns; ++i) {
+      float number = numbers[i];
+      if (is_rounded_to_bf16_first) {
+        const std::uint32_t bits = bits_of_float(number);
+        number =
+            float_of_bits((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000);  // a NaN is one after that, too
+      }
+      // Limits that let a NaN be 0; then the last bit of 1.5 * 2^23 and more is worth 1.
+      number = number == number ? number : 0.0F;
+      number = number > -8.0F ? number : -8.0F;
+      number = number < 7.0F ? number : 7.0F;
+      wide[i] = bits_of_float(number + 0x1.8p23F) - (bits_of_float(0x1.8p23F) - 8);
+    }
+    for (std::int64_t i = 0; i < panel_columns; ++i) codes[i] = static_cast<std::uint8_t>(wide[i]);
+  }
+};
 
-/// What values become codes by: a function of the value and the factor of its block.
-struct Mxfp8Code {
-  std::uint8_t operator()(float value, float scale) const {
-    // Exact, or too small for any code: the definition's quotient.
-    return e4m3_code(value * float_of_bits(float_bits_of_e8m0(reciprocal_byte(scale))));
-  }
-  static std::uint8_t reciprocal_byte(float scale) {
-    const std::uint32_t byte = bits_of_float(scale) >> 23;  // 0 for 2^-127
-    return static_cast<std::uint8_t>(254 - byte);
-  }
-};
-struct MultipliedFp8Code {
-  std::uint8_t operator()(float value, float factor) const { return e4m3_code(value * factor); }
-};
-struct DividedFp8Code {
-  std::uint8_t operator()(float value, float factor) const { return e4m3_code(value / factor); }
-};
-struct ModeloptMxfp4Code {
-  std::uint8_t operator()(float value, float factor) const {
-    const float quotient = value / factor;
-    return static_cast<std::uint8_t>((quotient > 0 ? 0 : 8) +
-                                     e2m1_magnitude<Ties::down>(std::fabs(quotient)));
-  }
-};
-struct GptOssMxfp4Code {
-  std::uint8_t operator()(float value, float factor) const {
-    const float product = value * factor;
-    return static_cast<std::uint8_t>(sign_bit(product) + e2m1_magnitude<Ties::up>(std::fabs(product)));
-  }
-};
-/// The sign is that of numbers below zero; -0 is code 0.
-struct Fp4Code {
-  std::uint8_t operator()(float value, float factor) const {
-    const float quotient = value / factor;
-    return static_cast<std::uint8_t>((quotient < 0 ? 8 : 0) +
-                                     e2m1_magnitude<Ties::to_even>(std::fabs(quotient)));
-  }
-};
-struct SignedFp4Code {
-  std::uint8_t operator()(float value, float factor) const {
-    const float quotient = value / factor;
-    return static_cast<std::uint8_t>(sign_bit(quotient) + e2m1_magnitude<Ties::to_even>(std::fabs(quotient)));
-  }
-};
-struct Int4Code {
-  DType rounded_to;
-  std::uint8_t operator()(float value, float factor) const {
-    const float quotient = value / factor;
-    return int4_code(rounded_to == DType::BF16 ? in_dtype(DType::BF16, quotient) : quotient);
+/// What MXFP8's encoder does with the scale 1.
+struct E4m3Codes {
+  static constexpr bool is_packed = false;
+  void operator()(const float* numbers, std::uint8_t* codes) const {
+    constexpr std::int64_t blocks = panel_columns / mxfp8_block_columns;
+    constexpr std::array<std::uint8_t, blocks> ones = {127, 127, 127, 127};
+    if (const EncodeBlocks kernel = instruction_set_in_use().encode_f32; kernel != nullptr) {
+      return kernel(numbers, ones.data(), blocks, codes);
+    }
+    for (std::int64_t i = 0; i < panel_columns; ++i) codes[i] = e4m3_code(numbers[i]);
   }
 };
 
@@ -289,24 +288,27 @@ void write_nibbles(const std::uint8_t* codes, std::int64_t count, std::uint8_t* 
   if (i < count) *to = static_cast<std::uint8_t>((*to & 0xF0) | codes[i]);
 }
 
-template <class Code>
-void encode_each(Code code, bool is_packed, const ValueTile& values, const BlockGrid& grid,
-                 const float* factors, std::int64_t row_stride, const CodeTile& to) {
+template <Change change, class Codes>
+void encode_each(const Codes& codes_of, const ValueTile& values, const BlockGrid& grid, const float* factors,
+                 std::int64_t row_stride, const CodeTile& to) {
+  alignas(64) float numbers[panel_columns] = {};
+  alignas(64) std::uint8_t codes[panel_columns];
   for_each_panel(values, [&](const Panel& panel) {
-    alignas(64) std::uint8_t codes[panel_columns];
     for (std::int64_t down = 0; down < panel.rows; ++down) {
       const std::int64_t row = panel.row + down;
       const float* of_row = factors + (grid.first_row + row) / grid.block_rows * row_stride;
-      for_each_piece(
-          grid, panel.column, panel.columns, [&](std::int64_t block, std::int64_t begin, std::int64_t end) {
-            const float factor = of_row[block];
-            for (std::int64_t column = begin - panel.column; column < end - panel.column; ++column) {
-              codes[column] = code(panel.values[down][column], factor);
-            }
-          });
+      for_each_piece(grid, panel.column, panel.columns,
+                     [&](std::int64_t block, std::int64_t begin, std::int64_t end) {
+                       const float factor = of_row[block];
+                       const float* from = panel.values[down];
+                       for (std::int64_t i = begin - panel.column; i < end - panel.column; ++i) {
+                         numbers[i] = change == Change::divide ? from[i] / factor : from[i] * factor;
+                       }
+                     });
+      codes_of(numbers, codes);
       auto* data = static_cast<std::uint8_t*>(to.data);
       const std::int64_t place = row * to.row_stride + panel.column;
-      if (is_packed) {
+      if (Codes::is_packed) {
         write_nibbles(codes, panel.columns, data, place + (to.begins_in_high_nibble ? 1 : 0));
       } else {
         std::memcpy(data + place, codes, static_cast<std::size_t>(panel.columns));
@@ -416,19 +418,22 @@ void encode_elements(EncodingRule rule, const ValueTile& values, const BlockGrid
   const DefaultFloatingPointMode mode;
   switch (rule) {
     case EncodingRule::mxfp8:
-      return encode_each(Mxfp8Code{}, false, values, grid, factors, row_stride, codes);
     case EncodingRule::block_fp8:
-      return encode_each(MultipliedFp8Code{}, false, values, grid, factors, row_stride, codes);
+      return encode_each<Change::multiply>(E4m3Codes{}, values, grid, factors, row_stride, codes);
     case EncodingRule::mxfp4_modelopt:
-      return encode_each(ModeloptMxfp4Code{}, true, values, grid, factors, row_stride, codes);
+      return encode_each<Change::divide>(E2m1Codes<Ties::down, Sign::not_above_zero>{}, values, grid, factors,
+                                         row_stride, codes);
     case EncodingRule::mxfp4_gpt_oss:
-      return encode_each(GptOssMxfp4Code{}, true, values, grid, factors, row_stride, codes);
+      return encode_each<Change::multiply>(E2m1Codes<Ties::up, Sign::as_it_is>{}, values, grid, factors,
+                                           row_stride, codes);
     case EncodingRule::mxfp4_ocp:
     case EncodingRule::nvfp4_modelopt:
     case EncodingRule::nvfp4_compressed_tensors:
-      return encode_each(Fp4Code{}, true, values, grid, factors, row_stride, codes);
+      return encode_each<Change::divide>(E2m1Codes<Ties::to_even, Sign::below_zero>{}, values, grid, factors,
+                                         row_stride, codes);
     case EncodingRule::int4_compressed_tensors:
-      return encode_each(Int4Code{values.dtype}, true, values, grid, factors, row_stride, codes);
+      return encode_each<Change::divide>(Int4Codes{values.dtype == DType::BF16}, values, grid, factors,
+                                         row_stride, codes);
   }
 }
 
@@ -444,11 +449,12 @@ void encode_with_scales(DType element, const ValueTile& values, const BlockScale
   const std::vector<float> factors = factors_of(element, scales, rows, columns);
   switch (element) {
     case DType::F8_E4M3:
-      return encode_each(DividedFp8Code{}, false, values, grid, factors.data(), columns, codes);
+      return encode_each<Change::divide>(E4m3Codes{}, values, grid, factors.data(), columns, codes);
     case DType::F4:
-      return encode_each(SignedFp4Code{}, true, values, grid, factors.data(), columns, codes);
+      return encode_each<Change::divide>(E2m1Codes<Ties::to_even, Sign::as_it_is>{}, values, grid,
+                                         factors.data(), columns, codes);
     case DType::I4:
-      return encode_each(Int4Code{DType::F32}, true, values, grid, factors.data(), columns, codes);
+      return encode_each<Change::divide>(Int4Codes{false}, values, grid, factors.data(), columns, codes);
     default:
       throw std::invalid_argument("cannot encode " + std::string(name_of(element)) +
                                   " elements with scales; expected F8_E4M3, F4 or I4");
