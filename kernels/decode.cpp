@@ -1,130 +1,32 @@
 #include "kernels/decode.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
-#include <cfenv>
 #include <cstddef>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "kernels/float_arithmetic.h"
+#include "kernels/floating_point_mode.h"
 #include "kernels/instruction_sets.h"
+#include "kernels/panels.h"
+#include "kernels/scaled_element.h"
 #include "kernels/strided.h"
 
 namespace shardwright {
 namespace {
 
-// A panel is what is transposed at once: one cache line of each of these many rows. It stays in the
-// first-level cache, and each destination row gets its elements of a panel as one run of whole cache lines.
-constexpr std::int64_t panel_rows = 256;
-constexpr std::int64_t panel_row_bytes = 64;
-
-// Between rows of a transposed panel, so that they do not all fall into the same few sets of the cache.
-constexpr std::int64_t panel_padding_bytes = 64;
-
 // Scales of a straight run are spread, one for each element, over so many elements at a time.
 constexpr std::int64_t spread_columns = 2048;
-constexpr std::int64_t usual_block = 32;
 
-// Past the caches only what would push more useful things out of them.
-constexpr std::int64_t least_streamed_bytes = 64 * 1024;
-
-const std::byte* element(const SourceTile& tile, std::int64_t row, std::int64_t column) {
-  return static_cast<const std::byte*>(tile.data) + (row * tile.row_stride + column) * bytes_of(tile.dtype);
-}
-
-std::byte* element(const DestinationTile& tile, std::int64_t row, std::int64_t column) {
-  return static_cast<std::byte*>(tile.data) +
-         (row * tile.row_stride + column * tile.column_stride) * bytes_of(tile.dtype);
-}
-
-bool is_straight(const DestinationTile& tile) { return tile.column_stride == 1; }
-bool is_transposed(const DestinationTile& tile) { return tile.row_stride == 1; }
-
-/// Ordinary or streaming stores for a tile; ends the streaming when it goes.
-struct Stores {
-  const InstructionSet& set;
-  Store kind;
-
-  Stores(const InstructionSet& instruction_set, const SourceTile& source, const DestinationTile& destination)
-      : set(instruction_set),
-        kind(source.rows * source.columns * bytes_of(destination.dtype) >= least_streamed_bytes
-                 ? Store::streaming
-                 : Store::cached) {}
-  Stores(const Stores&) = delete;
-  Stores& operator=(const Stores&) = delete;
-  ~Stores() {
-    if (kind == Store::streaming) set.finish_streaming();
-  }
-};
-
-/// How many rows the panel at `row` takes: up to the limit, ending with a cache line of the destination if
-/// its rows are aligned alike, and leaving no rest that would be too short for a run.
-std::int64_t rows_of_panel(const SourceTile& source, const DestinationTile& destination, std::int64_t row,
-                           std::int64_t shortest_run) {
-  const std::int64_t size = bytes_of(destination.dtype);
-  const std::int64_t rest = source.rows - row;
-  if (rest <= panel_rows) return rest;
-  if (rest < panel_rows + shortest_run) return panel_rows / 2;
-  const auto address = reinterpret_cast<std::uintptr_t>(element(destination, row, 0));
-  return panel_rows - static_cast<std::int64_t>(address % 64) / size;
-}
-
-TransposePanel transpose_kernel(const InstructionSet& set, std::int64_t element_bytes) {
-  switch (element_bytes) {
-    case 1:
-      return set.transpose_1_byte;
-    case 2:
-      return set.transpose_2_bytes;
-    case 4:
-      return set.transpose_4_bytes;
-    default:
-      return set.transpose_8_bytes;
-  }
-}
-
-/// Calls use(panel, pitch in elements, row, rows, column, columns) for each transposed panel of the tile.
-/// Goes down all rows before it goes right, so that few rows (pages) of the destination are written at a
-/// time.
-template <class Use>
-void for_each_panel(const InstructionSet& set, const SourceTile& source, const DestinationTile& destination,
-                    Use use) {
-  alignas(64) std::byte panel[static_cast<std::size_t>(panel_row_bytes * (panel_rows + panel_padding_bytes))];
-  const std::int64_t size = bytes_of(source.dtype);
-  const std::int64_t pitch = panel_rows + panel_padding_bytes / size;
-  const std::int64_t panel_columns = panel_row_bytes / size;
-  const TransposePanel transpose = transpose_kernel(set, size);
-  for (std::int64_t column = 0; column < source.columns; column += panel_columns) {
-    const std::int64_t columns = std::min(panel_columns, source.columns - column);
-    for (std::int64_t row = 0, rows = 0; row < source.rows; row += rows) {
-      rows = rows_of_panel(source, destination, row, set.shortest_run);
-      transpose(element(source, row, column), source.row_stride, rows, columns, panel, pitch);
-      use(panel, pitch, row, rows, column, columns);
-    }
-  }
-}
-
-ConvertRun convert_kernel(const InstructionSet& set, DType source, DType destination) {
-  if (source == destination) {
-    switch (bytes_of(source)) {
-      case 1:
-        return set.copy_1_byte;
-      case 2:
-        return set.copy_2_bytes;
-      case 4:
-        return set.copy_4_bytes;
-      default:
-        return set.copy_8_bytes;
-    }
-  }
-  if (source == DType::BF16 && destination == DType::F32) return set.bf16_to_f32;
-  if (source == DType::BF16 && destination == DType::F16) return set.bf16_to_f16;
-  if (source == DType::F16 && destination == DType::F32) return set.f16_to_f32;
-  if (source == DType::F16 && destination == DType::BF16) return set.f16_to_bf16;
-  if (source == DType::F32 && destination == DType::BF16) return set.f32_to_bf16;
-  if (source == DType::F32 && destination == DType::F16) return set.f32_to_f16;
-  return nullptr;
+bool is_e8m0(DType scale) { return scale == DType::U8 || scale == DType::F8_E8M0; }
+bool is_fp8(DType element) { return element == DType::F8_E4M3 || element == DType::F8_E5M2; }
+bool is_packed(DType element) { return element == DType::F4 || element == DType::I4; }
+bool is_float(DType dtype) { return dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::F32; }
+bool is_nvfp4(Product product) {
+  return product == Product::modelopt_nvfp4 || product == Product::compressed_tensors_nvfp4;
 }
 
 DecodeRun decode_kernel(const InstructionSet& set, DType destination) {
@@ -141,95 +43,132 @@ ScaleRun scale_kernel(const ScaleRuns& runs, DType destination) {
   return nullptr;
 }
 
-/// Copies rows of a format that packs several elements into a byte, which have to begin and end with a byte.
-void place_packed(const SourceTile& source, const DestinationTile& destination) {
-  const int bits = bits_of(source.dtype);
-  if (!is_straight(destination) || source.columns * bits % 8 != 0 || source.row_stride * bits % 8 != 0 ||
-      destination.row_stride * bits % 8 != 0) {
-    throw std::invalid_argument(
-        "cannot place " + std::string(name_of(source.dtype)) +
-        " elements that share a byte with elements outside the tile, or transpose them");
-  }
-  for (std::int64_t row = 0; row < source.rows; ++row) {
-    std::memcpy(static_cast<std::byte*>(destination.data) + row * destination.row_stride * bits / 8,
-                static_cast<const std::byte*>(source.data) + row * source.row_stride * bits / 8,
-                static_cast<std::size_t>(source.columns * bits / 8));
-  }
-}
-
-/// One row in place of many, where the rows follow each other without gaps on both sides.
-void join_rows(SourceTile& source, DestinationTile& destination) {
-  if (is_straight(destination) && source.row_stride == source.columns &&
-      destination.row_stride == source.columns) {
-    source.columns *= source.rows;
-    source.rows = 1;
-  }
-}
-
 // The two kinds of scales that the kernels take, one for each element of a run, from the scales of a tile.
 
 /// MXFP8's: as they are stored.
 struct ByteScales {
   using Spread = std::uint8_t;
+  using Bits = std::uint8_t;
   const BlockScales& scales;
+  SpreadScales<Spread> spread;
   DecodeRun any;
   DecodeRun in_range;  ///< for scales from lowest_scale_in_range to highest_scale_in_range
 
-  Spread operator[](std::int64_t number) const {
-    return static_cast<const std::uint8_t*>(scales.data)[number];
+  void read(std::int64_t number, std::int64_t stride, std::int64_t count, Spread* bytes) const {
+    const auto* from = static_cast<const std::uint8_t*>(scales.data) + number;
+    if (stride == 1) {
+      std::memcpy(bytes, from, static_cast<std::size_t>(count));
+    } else {
+      for (std::int64_t i = 0; i < count; ++i) bytes[i] = from[i * stride];
+    }
   }
   static bool is_in_range(Spread scale) {
     return scale >= lowest_scale_in_range && scale <= highest_scale_in_range;
   }
 };
 
-/// Those of all other formats, as F32 numbers. An e8m0 scale is one, and so are its products, or too large
-/// for any destination that has a kernel: rounding them twice is rounding them once.
+/// Calls use(i, stride) for each i below `count`. A stride of 1, which is the usual one, is known to the
+/// compiler, so that it makes vectors of what `use` does.
+template <class Use>
+void for_each_at(std::int64_t stride, std::int64_t count, Use use) {
+  if (stride == 1) {
+    for (std::int64_t i = 0; i < count; ++i) use(i, std::int64_t{1});
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) use(i, stride);
+  }
+}
+
+/// Those of all other formats, as F32 numbers.
 struct FloatScales {
   using Spread = float;
+  using Bits = std::uint32_t;
   const BlockScales& scales;
+  const InstructionSet& set;
+  SpreadScales<Spread> spread;
   ScaleRun any;
-  ScaleRun in_range;  ///< for scales other than zero, infinity and NaN
+  ScaleRun
+      in_range;  ///< for scales from 2^-highest_exponent_in_range on and below 2^highest_exponent_in_range
 
-  Spread operator[](std::int64_t number) const {
-    const auto* first = static_cast<const std::byte*>(scales.data);
-    std::uint32_t bits = 0;
-    if (scales.dtype == DType::F32) {
-      std::memcpy(&bits, first + number * 4, 4);
-    } else if (scales.dtype == DType::BF16) {
-      std::uint16_t upper = 0;
-      std::memcpy(&upper, first + number * 2, 2);
-      bits = std::uint32_t{upper} << 16;
-    } else {
-      bits = float_bits_of_e8m0(std::to_integer<std::uint8_t>(first[number]));
+  void read(std::int64_t number, std::int64_t stride, std::int64_t count, Spread* factors) const {
+    switch (scales.dtype) {
+      case DType::F32:
+        read_bits<std::uint32_t>(number, stride, count, factors, [](std::uint32_t bits) { return bits; });
+        break;
+      case DType::BF16:
+        read_bits<std::uint16_t>(number, stride, count, factors, float_bits<bfloat16>);
+        break;
+      case DType::F16:
+        read_bits<std::uint16_t>(number, stride, count, factors, float_bits<float16>);
+        break;
+      case DType::F8_E4M3:
+        read_e4m3(number, stride, count, factors);
+        break;
+      default:
+        read_bits<std::uint8_t>(number, stride, count, factors, [](std::uint32_t bits) {
+          return float_bits_of_e8m0(static_cast<std::uint8_t>(bits));
+        });
     }
-    return std::bit_cast<float>(bits);
+    if (scales.product == Product::modelopt_nvfp4) {
+      for (std::int64_t i = 0; i < count; ++i) factors[i] *= scales.global;
+    } else if (scales.product == Product::compressed_tensors_nvfp4) {
+      for (std::int64_t i = 0; i < count; ++i) factors[i] /= scales.global;
+    }
   }
-  static bool is_in_range(Spread scale) {
-    const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(scale) & 0x7FFFFFFF;
-    return magnitude != 0 && magnitude < 0x7F800000;
+
+  static bool is_in_range(Spread factor) {
+    return (std::bit_cast<std::uint32_t>(factor) & 0x7FFFFFFF) - least < most - least;
+  }
+
+ private:
+  static constexpr std::uint32_t least = (127 - highest_exponent_in_range) << 23;
+  static constexpr std::uint32_t most = (127 + highest_exponent_in_range) << 23;
+
+  void read_e4m3(std::int64_t number, std::int64_t stride, std::int64_t count, Spread* factors) const {
+    if (count < set.shortest_run) {
+      return read_bits<std::uint8_t>(number, stride, count, factors, float_bits<e4m3fn>);
+    }
+    const auto* from = static_cast<const std::uint8_t*>(scales.data) + number;
+    std::uint8_t gathered[spread_columns];
+    if (stride != 1) {
+      for (std::int64_t i = 0; i < count; ++i) gathered[i] = from[i * stride];
+      from = gathered;
+    }
+    set.e4m3_to_f32(from, count, factors, Store::cached);
+  }
+
+  template <class Stored, class ToFloat>
+  void read_bits(std::int64_t number, std::int64_t stride, std::int64_t count, Spread* factors,
+                 ToFloat float_bits_of) const {
+    const auto* from = static_cast<const std::byte*>(scales.data);
+    for_each_at(stride, count, [=](std::int64_t i, std::int64_t step) {
+      Stored bits;
+      std::memcpy(&bits, from + (number + i * step) * std::int64_t{sizeof bits}, sizeof bits);
+      factors[i] = std::bit_cast<float>(float_bits_of(bits));
+    });
   }
 };
 
+template <class Scales>
+bool all_in_range(const typename Scales::Spread* scales, std::int64_t count) {
+  typename Scales::Bits outside = 0;  // as wide as what it counts, so that the compiler makes vectors of it
+  for (std::int64_t i = 0; i < count; ++i) outside |= Scales::is_in_range(scales[i]) ? 0 : 1;
+  return outside == 0;
+}
+
 /// Fills `spread` with the scales of so many columns of a row, one for each column; `first_block` is the
-/// number of the row's first scale. Has room for usual_block more. Returns whether all of them are in range.
+/// number of the row's first scale. Returns whether all of them are in range.
 template <class Scales>
 bool spread_over_columns(const Scales& scales, std::int64_t first_block, std::int64_t column,
                          std::int64_t columns, typename Scales::Spread* spread) {
-  bool in_range = true;
-  const std::int64_t block_columns = scales.scales.block_columns;
-  std::int64_t block = (scales.scales.first_column + column) / block_columns;
-  std::int64_t end = (block + 1) * block_columns - scales.scales.first_column - column;
-  for (std::int64_t begin = 0; begin < columns; begin = end, end += block_columns, ++block) {
-    const auto scale = scales[first_block + block];
-    in_range &= Scales::is_in_range(scale);
-    if (block_columns == usual_block) {
-      std::fill_n(spread + begin, usual_block, scale);  // a few too many, which the next block overwrites
-    } else {
-      std::fill(spread + begin, spread + std::min(end, columns), scale);
-    }
-  }
-  return in_range;
+  typename Scales::Spread of_blocks[spread_columns];
+  of_blocks[0] = {};  // there is always one, which gcc does not see
+  const std::int64_t length = scales.scales.block_columns;
+  const std::int64_t from_first = scales.scales.first_column + column;
+  const std::int64_t block = from_first / length;
+  const std::int64_t count = (from_first + columns - 1) / length + 1 - block;
+  scales.read(first_block + block, 1, count, of_blocks);
+  scales.spread(of_blocks, (block + 1) * length - from_first, length, columns, spread);
+  return all_in_range<Scales>(of_blocks, count);
 }
 
 /// Fills `gathered` with the scales of so many rows in one column of blocks. Returns whether all are in
@@ -237,33 +176,73 @@ bool spread_over_columns(const Scales& scales, std::int64_t first_block, std::in
 template <class Scales>
 bool gather_over_rows(const Scales& scales, std::int64_t row, std::int64_t rows, std::int64_t block,
                       typename Scales::Spread* gathered) {
-  bool in_range = true;
-  const std::int64_t block_rows = scales.scales.block_rows;
+  typename Scales::Spread of_blocks[panel_rows];
+  of_blocks[0] = {};
+  const std::int64_t length = scales.scales.block_rows;
   const std::int64_t row_stride = scales.scales.row_stride;
   const std::int64_t from_first = scales.scales.first_row + row;
-  std::int64_t number = from_first / block_rows * row_stride + block;
-  if (block_rows == 1) {  // MXFP8: filling one element at a time below would cost a call for each
-    for (std::int64_t at = 0; at < rows; ++at, number += row_stride) {
-      const auto scale = scales[number];
-      in_range &= Scales::is_in_range(scale);
-      gathered[at] = scale;
-    }
-    return in_range;
+  const std::int64_t block_row = from_first / length;
+  const std::int64_t number = block_row * row_stride + block;
+  if (length == 1) {
+    scales.read(number, row_stride, rows, gathered);
+    return all_in_range<Scales>(gathered, rows);
   }
-  std::int64_t end = block_rows - from_first % block_rows;
-  for (std::int64_t begin = 0; begin < rows; begin = end, end += block_rows, number += row_stride) {
-    const auto scale = scales[number];
-    in_range &= Scales::is_in_range(scale);
-    std::fill(gathered + begin, gathered + std::min(end, rows), scale);
-  }
-  return in_range;
+  const std::int64_t count = (from_first + rows - 1) / length + 1 - block_row;
+  scales.read(number, row_stride, count, of_blocks);
+  scales.spread(of_blocks, (block_row + 1) * length - from_first, length, rows, gathered);
+  return all_in_range<Scales>(of_blocks, count);
 }
 
-template <class Scales>
-void decode_straight(const InstructionSet& set, const SourceTile& source, const Scales& scales,
-                     const DestinationTile& destination) {
+/// The e5m2 numbers that the codes of a packed dtype stand for.
+template <DType dtype>
+constexpr std::array<std::uint8_t, 16> e5m2_of_codes = [] {
+  std::array<std::uint8_t, 16> table{};
+  for (std::size_t code = 0; code < table.size(); ++code) {
+    table[code] = static_cast<std::uint8_t>(nearest<e5m2>(exact_value_of(dtype, code)));
+  }
+  return table;
+}();
+
+/// Packed elements as e5m2 numbers, which hold every value that four bits can have here: one byte each, so
+/// that all that can be done to FP8 can be done to them.
+class UnpackedLines {
+ public:
+  UnpackedLines(const InstructionSet& set, const SourceTile& source, bool code_eight_is_plus_zero)
+      : unpack_(set.unpack_nibbles),
+        source_(source),
+        table_(source.dtype == DType::F4 ? e5m2_of_codes<DType::F4> : e5m2_of_codes<DType::I4>) {
+    if (source.dtype == DType::F4 && code_eight_is_plus_zero) table_[8] = 0;
+  }
+  static std::int64_t element_bytes() { return 1; }
+
+  /// Up to panel_rows of panel_row_bytes, or a row of spread_columns; what was unpacked before is gone.
+  Lines operator()(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) const {
+    const std::int64_t first = column + (source_.begins_in_high_nibble ? 1 : 0);
+    const std::int64_t before = first % 2;
+    const auto* packed =
+        static_cast<const std::uint8_t*>(source_.data) + (row * source_.row_stride + first) / 2;
+    for (std::int64_t down = 0; down < rows; ++down) {
+      unpack_(packed + down * source_.row_stride / 2, (before + columns + 1) / 2, table_.data(),
+              unpacked_ + down * pitch);
+    }
+    return {reinterpret_cast<const std::byte*>(unpacked_) + before, pitch};
+  }
+
+ private:
+  static constexpr std::int64_t pitch = panel_row_bytes + 16;  // room for a nibble more on both sides
+  static_assert(panel_rows * pitch >= spread_columns + 2);
+
+  UnpackNibbles unpack_;
+  const SourceTile& source_;
+  std::array<std::uint8_t, 16> table_;
+  alignas(64) mutable std::uint8_t unpacked_[panel_rows * pitch];
+};
+
+template <class Scales, class LinesOf>
+void decode_straight(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
+                     const Scales& scales, const DestinationTile& destination) {
   const Stores stores(set, source, destination);
-  alignas(64) typename Scales::Spread spread[spread_columns + usual_block];
+  alignas(64) typename Scales::Spread spread[spread_columns + most_spread_beyond];
   for (std::int64_t row = 0; row < source.rows; ++row) {
     const std::int64_t first_block =
         (scales.scales.first_row + row) / scales.scales.block_rows * scales.scales.row_stride;
@@ -273,20 +252,21 @@ void decode_straight(const InstructionSet& set, const SourceTile& source, const 
       if (rest < spread_columns + set.shortest_run)
         columns = rest <= spread_columns ? rest : spread_columns / 2;
       const bool in_range = spread_over_columns(scales, first_block, column, columns, spread);
-      (in_range ? scales.in_range : scales.any)(
-          reinterpret_cast<const std::uint8_t*>(element(source, row, column)), spread, columns,
-          element(destination, row, column), stores.kind);
+      const Lines line = lines_of(row, 1, column, columns);
+      (in_range ? scales.in_range : scales.any)(reinterpret_cast<const std::uint8_t*>(line.first), spread,
+                                                columns, element(destination, row, column), stores.kind);
     }
   }
 }
 
-template <class Scales>
-void decode_transposed(const InstructionSet& set, const SourceTile& source, const Scales& scales,
-                       const DestinationTile& destination) {
+template <class Scales, class LinesOf>
+void decode_transposed(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
+                       const Scales& scales, const DestinationTile& destination) {
   const Stores stores(set, source, destination);
+  const std::int64_t size = lines_of.element_bytes();
   const auto decode_panel = [&](const std::byte* panel, std::int64_t pitch, std::int64_t row,
                                 std::int64_t rows, std::int64_t column, std::int64_t columns) {
-    alignas(64) typename Scales::Spread scale_of_row[panel_rows];
+    alignas(64) typename Scales::Spread scale_of_row[panel_rows + most_spread_beyond];
     const std::int64_t block_columns = scales.scales.block_columns;
     // The columns of one block share their scales.
     for (std::int64_t begin = 0, end = 0; begin < columns; begin = end) {
@@ -295,105 +275,88 @@ void decode_transposed(const InstructionSet& set, const SourceTile& source, cons
       const bool in_range = gather_over_rows(scales, row, rows, block, scale_of_row);
       const auto run = in_range ? scales.in_range : scales.any;
       for (std::int64_t right = begin; right < end; ++right) {
-        run(reinterpret_cast<const std::uint8_t*>(panel) + right * pitch, scale_of_row, rows,
+        run(reinterpret_cast<const std::uint8_t*>(panel) + right * pitch * size, scale_of_row, rows,
             element(destination, row, column + right), stores.kind);
       }
     }
   };
-  for_each_panel(set, source, destination, decode_panel);
+  for_each_panel(set, source, lines_of, destination, decode_panel);
 }
 
-template <class Scales>
-void decode_runs(const InstructionSet& set, const SourceTile& source, const Scales& scales,
-                 const DestinationTile& destination) {
+template <class Scales, class LinesOf>
+void decode_runs(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
+                 const Scales& scales, const DestinationTile& destination) {
   if (scales.any != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
-    decode_straight(set, source, scales, destination);
+    decode_straight(set, source, lines_of, scales, destination);
   } else if (scales.any != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
-    decode_transposed(set, source, scales, destination);
+    decode_transposed(set, source, lines_of, scales, destination);
   } else {
     decode_strided(source, scales.scales, destination);
   }
 }
 
-/// The default floating-point mode (to nearest even, subnormals as they are, no traps) as long as it lives,
-/// and then the caller's again.
-class DefaultFloatingPointMode {
- public:
-  DefaultFloatingPointMode() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
+const ScaleRunsOf& scale_runs(const InstructionSet& set, DType element) {
+  switch (element) {
+    case DType::F8_E4M3:
+      return set.scale_e4m3;
+    case DType::F8_E5M2:
+      return set.scale_e5m2;
+    case DType::F16:
+      return set.scale_f16;
+    case DType::BF16:
+      return set.scale_bf16;
+    case DType::F32:
+      return set.scale_f32;
+    default:
+      return set.scale_unpacked;
   }
-  DefaultFloatingPointMode(const DefaultFloatingPointMode&) = delete;
-  DefaultFloatingPointMode& operator=(const DefaultFloatingPointMode&) = delete;
-  ~DefaultFloatingPointMode() { std::fesetenv(&before_); }
-
- private:
-  std::fenv_t before_{};
-};
-
-bool is_e8m0(DType scale) { return scale == DType::U8 || scale == DType::F8_E8M0; }
+}
 
 }  // namespace
 
-bool can_convert(DType source, DType destination) {
-  if (source == destination) return true;
-  return (is_wide_float(source) || source == DType::F8_E4M3 || source == DType::F8_E5M2) &&
-         is_wide_float(destination);
-}
-
-void place(const SourceTile& given_source, const DestinationTile& given_destination) {
-  if (given_source.rows <= 0 || given_source.columns <= 0) return;
-  if (bytes_of(given_source.dtype) == 0) return place_packed(given_source, given_destination);
-  SourceTile source = given_source;
-  DestinationTile destination = given_destination;
-  join_rows(source, destination);
-
-  const InstructionSet& set = instruction_set_in_use();
-  const ConvertRun kernel = convert_kernel(set, source.dtype, destination.dtype);
-  if (kernel != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
-    const Stores stores(set, source, destination);
-    for (std::int64_t row = 0; row < source.rows; ++row) {
-      kernel(element(source, row, 0), source.columns, element(destination, row, 0), stores.kind);
-    }
-  } else if (kernel != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
-    const Stores stores(set, source, destination);
-    for_each_panel(set, source, destination,
-                   [&](const std::byte* panel, std::int64_t pitch, std::int64_t row, std::int64_t rows,
-                       std::int64_t column, std::int64_t columns) {
-                     for (std::int64_t right = 0; right < columns; ++right) {
-                       kernel(panel + right * pitch * bytes_of(source.dtype), rows,
-                              element(destination, row, column + right), stores.kind);
-                     }
-                   });
-  } else {
-    place_strided(source, destination);
-  }
-}
-
 bool can_decode(DType element, DType scale) {
-  return (element == DType::F8_E4M3 || element == DType::F8_E5M2) &&
-         (is_e8m0(scale) || scale == DType::F32 || scale == DType::BF16);
+  if (is_fp8(element)) return is_e8m0(scale) || is_float(scale);
+  if (is_packed(element)) return is_e8m0(scale) || is_float(scale) || scale == DType::F8_E4M3;
+  return is_float(element) && is_float(scale);
+}
+
+void expect_decodable(DType element, const BlockScales& scales) {
+  if (!can_decode(element, scales.dtype)) {
+    throw std::invalid_argument("cannot decode " + std::string(name_of(element)) +
+                                " elements with scales of " + std::string(name_of(scales.dtype)));
+  }
+  if (is_nvfp4(scales.product) && (element != DType::F4 || scales.dtype != DType::F8_E4M3)) {
+    throw std::invalid_argument("cannot decode " + std::string(name_of(element)) +
+                                " elements with scales of " + std::string(name_of(scales.dtype)) +
+                                " as NVFP4, which has F4 elements and F8_E4M3 scales");
+  }
+  if (!is_nvfp4(scales.product) && scales.global != 1) {
+    throw std::invalid_argument("a global scale of " + std::to_string(scales.global) + " is given for " +
+                                std::string(name_of(element)) + " elements with scales of " +
+                                std::string(name_of(scales.dtype)) + "; only NVFP4 has one");
+  }
 }
 
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
-  if (!can_decode(source.dtype, scales.dtype)) {
-    throw std::invalid_argument("cannot decode " + std::string(name_of(source.dtype)) +
-                                " elements with scales of " + std::string(name_of(scales.dtype)));
-  }
+  expect_decodable(source.dtype, scales);
   if (source.rows <= 0 || source.columns <= 0) return;
   const InstructionSet& set = instruction_set_in_use();
-  if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype)) {
+  if (!may_round_to_f32_first(source.dtype, scales, destination.dtype)) {
+    return decode_strided(source, scales, destination);
+  }
+  if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype) && scales.product == Product::exact_once) {
     const DecodeRun any = decode_kernel(set, destination.dtype);
     const DecodeRun in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : any;
-    decode_runs(set, source, ByteScales{scales, any, in_range}, destination);
-  } else {
-    const DefaultFloatingPointMode mode;
-    const bool is_e4m3 = source.dtype == DType::F8_E4M3;
-    const ScaleRun any = scale_kernel(is_e4m3 ? set.scale_e4m3 : set.scale_e5m2, destination.dtype);
-    const ScaleRun in_range =
-        scale_kernel(is_e4m3 ? set.scale_e4m3_in_range : set.scale_e5m2_in_range, destination.dtype);
-    decode_runs(set, source, FloatScales{scales, any, in_range}, destination);
+    return decode_runs(set, source, LinesInPlace{source}, ByteScales{scales, set.spread_bytes, any, in_range},
+                       destination);
   }
+  const DefaultFloatingPointMode mode;
+  const ScaleRunsOf& runs = scale_runs(set, source.dtype);
+  const FloatScales floats{scales, set, set.spread_floats, scale_kernel(runs.any, destination.dtype),
+                           scale_kernel(runs.in_range, destination.dtype)};
+  if (!is_packed(source.dtype)) return decode_runs(set, source, LinesInPlace{source}, floats, destination);
+  const bool plus_zero = scales.code_eight_is_plus_zero || scales.product == Product::modelopt_nvfp4;
+  decode_runs(set, source, UnpackedLines(set, source, plus_zero), floats, destination);
 }
 
 }  // namespace shardwright

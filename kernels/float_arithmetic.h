@@ -69,19 +69,18 @@ SHARDWRIGHT_HOST_DEVICE inline std::uint32_t float_bits(std::uint32_t bits) {
     if (format.has_infinity && magnitude >= highest) {
       return sign | 0x7F800000 | (magnitude - highest) << (23 - format.mantissa_bits);
     }
-    if (!format.has_infinity && magnitude == (highest | ((1U << format.mantissa_bits) - 1))) {
+    if (format.has_nan && !format.has_infinity &&
+        magnitude == (highest | ((1U << format.mantissa_bits) - 1))) {
       return sign | 0x7FC00000;
     }
     return bits_of_float(finite_value<format>(bits));
   }
 }
 
-/// The F32 bits of an e4m3 or e5m2 number times a scale, rounded once. With a scale that is a power of two
-/// from 2^-127 on nothing is rounded, but that a product beyond F32 becomes infinite, as it would in BF16 and
-/// F16. NaN has the sign of the element.
-template <FloatFormat format>
-SHARDWRIGHT_HOST_DEVICE inline std::uint32_t scaled_float_bits(std::uint32_t element, std::uint32_t scale) {
-  const std::uint32_t bits = float_bits<format>(element);
+/// The F32 bits of a number, given by these as well, times a scale, rounded once. Where the number is one of
+/// e4m3 or e5m2 and the scale a power of two from 2^-127 on nothing is rounded, but that a product beyond F32
+/// becomes infinite, as it would in BF16 and F16. NaN has the sign of the element.
+SHARDWRIGHT_HOST_DEVICE inline std::uint32_t scaled_float_bits(std::uint32_t bits, std::uint32_t scale) {
   const std::uint32_t product = bits_of_float(float_of_bits(bits) * float_of_bits(scale));
   const bool is_nan = (product & 0x7FFFFFFFU) > 0x7F800000U;
   return is_nan ? (bits & 0x80000000U) | 0x7FC00000U : product;

@@ -21,10 +21,10 @@ using ConvertRun = void (*)(const void* source, std::int64_t count, void* destin
 using DecodeRun = void (*)(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
                            void* destination, Store store);
 
-/// Multiplies `count` neighbouring FP8 elements, each with its own scale. The products are rounded to F32,
-/// then to the destination: the caller sees to it that the floating-point mode is the default one.
-using ScaleRun = void (*)(const std::uint8_t* elements, const float* scales, std::int64_t count,
-                          void* destination, Store store);
+/// Multiplies `count` neighbouring elements, each with its own scale. The products are rounded to F32, then
+/// to the destination: the caller sees to it that the floating-point mode is the default one.
+using ScaleRun = void (*)(const void* elements, const float* scales, std::int64_t count, void* destination,
+                          Store store);
 
 /// Those for each dtype of the destination.
 struct ScaleRuns {
@@ -32,6 +32,23 @@ struct ScaleRuns {
   ScaleRun to_f16 = nullptr;
   ScaleRun to_f32 = nullptr;
 };
+
+/// Those of a dtype of elements.
+struct ScaleRunsOf {
+  ScaleRuns any;
+  ScaleRuns in_range;  ///< faster, see highest_exponent_in_range
+};
+
+/// Fills `spread`, up to `total`, with the first scale `first_length` times and the others `length` times
+/// each. Writes up to most_spread_beyond more.
+template <class Scale>
+using SpreadScales = void (*)(const Scale* scales, std::int64_t first_length, std::int64_t length,
+                              std::int64_t total, Scale* spread);
+inline constexpr std::int64_t most_spread_beyond = 64;
+
+/// Writes table[nibble] for each of the 2 * `bytes` nibbles of packed elements, the low one of a byte first.
+using UnpackNibbles = void (*)(const std::uint8_t* packed, std::int64_t bytes, const std::uint8_t* table,
+                               std::uint8_t* unpacked);
 
 /// Writes the transpose of rows x columns elements to `panel`: element (r, c) to panel[c * pitch + r].
 /// Writes up to whole vectors, so the panel has room for both sizes rounded up to 64 bytes of elements.
@@ -63,11 +80,17 @@ struct InstructionSet {
   EncodeBlocks encode_bf16 = nullptr;
   EncodeBlocks encode_f16 = nullptr;
   EncodeBlocks encode_f32 = nullptr;
-  ScaleRuns scale_e4m3;
-  ScaleRuns scale_e5m2;
-  ScaleRuns scale_e4m3_in_range;  ///< faster, for scales other than zero, infinity and NaN
-  ScaleRuns scale_e5m2_in_range;
+  ScaleRunsOf scale_e4m3;
+  ScaleRunsOf scale_e5m2;
+  ScaleRunsOf scale_unpacked;  ///< e5m2 numbers that are zero or normal, and finite: what nibbles stand for
+  ScaleRunsOf scale_f16;
+  ScaleRunsOf scale_bf16;
+  ScaleRunsOf scale_f32;
+  SpreadScales<std::uint8_t> spread_bytes = nullptr;
+  SpreadScales<float> spread_floats = nullptr;
+  UnpackNibbles unpack_nibbles = nullptr;
 
+  ConvertRun e4m3_to_f32 = nullptr;
   ConvertRun bf16_to_f32 = nullptr;
   ConvertRun bf16_to_f16 = nullptr;
   ConvertRun f16_to_f32 = nullptr;
@@ -91,6 +114,11 @@ struct InstructionSet {
 /// scaling is an addition to the exponent: 2^-9 is the least e4m3 number above zero, 448 < 2^9 the greatest.
 inline constexpr int lowest_scale_in_range = 10;
 inline constexpr int highest_scale_in_range = 246;
+
+/// F32 scales are in range if they are from 2^-highest_exponent_in_range on and below
+/// 2^highest_exponent_in_range: their products with FP8 and four-bit numbers are zero, normal numbers of BF16
+/// and F32, or infinities and NaNs that the element is.
+inline constexpr int highest_exponent_in_range = 100;
 
 /// Those that are compiled in and that this machine can run, best first; "scalar" is not among them.
 std::vector<const InstructionSet*> simd_instruction_sets();

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/placed_tile.h"
 #include "kernels/float_arithmetic.h"
+#include "kernels/scaled_element.h"
 
 #if defined(__CUDA_ARCH__)
 #define SHARDWRIGHT_UNROLL _Pragma("unroll")
@@ -97,15 +98,31 @@ SHARDWRIGHT_HOST_DEVICE inline std::uint32_t stored_scale(const PlacedTile& tile
                                                           std::uint32_t block) {
   const std::int64_t number = block_of(tile.scale_rows, row) * tile.scale_row_stride + block;
   if (tile.scale_dtype == DType::F32) return load<std::uint32_t>(tile.scales + number * 4);
-  if (tile.scale_dtype == DType::BF16) return load<std::uint16_t>(tile.scales + number * 2);
+  if (tile.scale_dtype == DType::BF16 || tile.scale_dtype == DType::F16) {
+    return load<std::uint16_t>(tile.scales + number * 2);
+  }
   return load<std::uint8_t>(tile.scales + number);
 }
 
-/// The bits of its value in F32.
-SHARDWRIGHT_HOST_DEVICE inline std::uint32_t float_bits_of_scale(DType dtype, std::uint32_t stored) {
-  if (dtype == DType::F32) return stored;
-  if (dtype == DType::BF16) return stored << 16;
-  return float_bits_of_e8m0(static_cast<std::uint8_t>(stored));
+/// The F32 bits of what a scale, as it is stored, multiplies elements by.
+SHARDWRIGHT_HOST_DEVICE inline std::uint32_t factor_bits(const PlacedTile& tile, std::uint32_t stored) {
+  switch (tile.scale_dtype) {
+    case DType::F32:
+      return stored;
+    case DType::BF16:
+      return float_bits<bfloat16>(stored);
+    case DType::F16:
+      return float_bits<float16>(stored);
+    case DType::F8_E4M3: {
+      const float scale = float_of_bits(float_bits<e4m3fn>(stored));
+      const float global = float_of_bits(tile.global_bits);
+      if (tile.product == Product::modelopt_nvfp4) return bits_of_float(scale * global);
+      if (tile.product == Product::compressed_tensors_nvfp4) return bits_of_float(scale / global);
+      return bits_of_float(scale);
+    }
+    default:
+      return float_bits_of_e8m0(static_cast<std::uint8_t>(stored));
+  }
 }
 
 // --- by way of F32: all but F64
@@ -125,45 +142,92 @@ SHARDWRIGHT_HOST_DEVICE inline Floats convert_chunk(const std::byte* from, unsig
   return floats;
 }
 
-/// FP8 elements, four to a word, the first in the lowest byte.
-struct Fp8Chunk {
-  std::uint32_t words[chunk_elements / 4];
-};
+// Elements of 8 and of 4 bits, several to a word, the first in its lowest bits. Each kind knows how its
+// elements are loaded, which of them are finite, and what they are in F32.
 
-/// As load_chunk, but never apart into bytes where one access brings all of them.
-SHARDWRIGHT_HOST_DEVICE inline Fp8Chunk load_fp8(const std::byte* from, unsigned count) {
-  Fp8Chunk chunk{};
-  if (count == chunk_elements && is_aligned<sizeof(Fp8Chunk)>(from)) {
-    std::memcpy(&chunk, __builtin_assume_aligned(from, sizeof chunk), sizeof chunk);
-    return chunk;
-  }
-  SHARDWRIGHT_UNROLL
-  for (unsigned i = 0; i < chunk_elements; ++i) {
-    if (i < count) chunk.words[i / 4] |= std::uint32_t{load<std::uint8_t>(from + i)} << (i % 4 * 8);
-  }
-  return chunk;
-}
-
-SHARDWRIGHT_HOST_DEVICE inline std::uint32_t element_of(const Fp8Chunk& chunk, unsigned i) {
-  return (chunk.words[i / 4] >> (i % 4 * 8)) & 0xFF;
-}
-
-/// FP8 elements times their scales.
 template <FloatFormat format>
-SHARDWRIGHT_HOST_DEVICE inline Floats scale_chunk(const PlacedTile& tile, const std::byte* from,
-                                                  std::uint32_t row, std::uint32_t column, unsigned count) {
-  const Fp8Chunk chunk = load_fp8(from, count);
-  const std::uint32_t block = block_of(tile.scale_columns, column);
-  const bool has_one_scale = block == block_of(tile.scale_columns, column + count - 1);
-  std::uint32_t scale = float_bits_of_scale(tile.scale_dtype, stored_scale(tile, row, block));
-  Floats floats;
-  // Nearly all chunks have one scale and no NaN: that takes few instructions.
-  bool is_plain = has_one_scale && (scale & 0x7F800000U) != 0x7F800000U;
-  for (const std::uint32_t word : chunk.words) is_plain = is_plain && !has_special<format>(word);
-  if (is_plain) {
+struct Fp8Elements {
+  std::uint32_t words[chunk_elements / 4] = {};
+
+  /// As load_chunk, but never apart into bytes where one access brings all of them.
+  SHARDWRIGHT_HOST_DEVICE Fp8Elements(const PlacedTile& tile, std::uint32_t row, std::uint32_t column,
+                                      unsigned count) {
+    const std::byte* from = address(tile, row, column);
+    if (count == chunk_elements && is_aligned<sizeof words>(from)) {
+      std::memcpy(words, __builtin_assume_aligned(from, sizeof words), sizeof words);
+      return;
+    }
     SHARDWRIGHT_UNROLL
     for (unsigned i = 0; i < chunk_elements; ++i) {
-      floats.elements[i] = bits_of_float(finite_value<format>(element_of(chunk, i)) * float_of_bits(scale));
+      if (i < count) words[i / 4] |= std::uint32_t{load<std::uint8_t>(from + i)} << (i % 4 * 8);
+    }
+  }
+  SHARDWRIGHT_HOST_DEVICE std::uint32_t code(unsigned i) const {
+    return (words[i / 4] >> (i % 4 * 8)) & 0xFF;
+  }
+  SHARDWRIGHT_HOST_DEVICE bool are_finite() const {
+    bool result = true;
+    for (const std::uint32_t word : words) result = result && !has_special<format>(word);
+    return result;
+  }
+  SHARDWRIGHT_HOST_DEVICE float finite(unsigned i) const { return finite_value<format>(code(i)); }
+  SHARDWRIGHT_HOST_DEVICE std::uint32_t bits(unsigned i) const { return float_bits<format>(code(i)); }
+};
+
+template <DType dtype>
+struct PackedElements {
+  std::uint32_t words[chunk_elements / 8] = {};
+  bool code_eight_is_plus_zero;
+
+  SHARDWRIGHT_HOST_DEVICE PackedElements(const PlacedTile& tile, std::uint32_t row, std::uint32_t column,
+                                         unsigned count)
+      : code_eight_is_plus_zero(tile.code_eight_is_plus_zero) {
+    static_assert(chunk_elements % 2 == 0);
+    const std::byte* from = tile.source + row * tile.source_row_stride + column / 2;
+    if (!tile.begins_in_high_nibble && count == chunk_elements && is_aligned<sizeof words>(from)) {
+      std::memcpy(words, __builtin_assume_aligned(from, sizeof words), sizeof words);
+      return;
+    }
+    const unsigned before = tile.begins_in_high_nibble ? 1 : 0;
+    SHARDWRIGHT_UNROLL
+    for (unsigned i = 0; i < chunk_elements; ++i) {
+      if (i >= count) continue;
+      const unsigned nibble = i + before;
+      const std::uint32_t code = load<std::uint8_t>(from + nibble / 2) >> nibble % 2 * 4 & 0xF;
+      words[i / 8] |= code << (i % 8 * 4);
+    }
+  }
+  SHARDWRIGHT_HOST_DEVICE static bool are_finite() { return true; }
+  SHARDWRIGHT_HOST_DEVICE float finite(unsigned i) const {
+    const std::uint32_t code = (words[i / 8] >> (i % 8 * 4)) & 0xF;
+    // 2^23 + code, whose last bit is worth 1, less 2^23 + 8.
+    if (dtype == DType::I4) return float_of_bits(0x4B000000U | code) - 8388616.0F;
+    return finite_value<e2m1>(code == 8 && code_eight_is_plus_zero ? 0 : code);
+  }
+  SHARDWRIGHT_HOST_DEVICE std::uint32_t bits(unsigned i) const { return bits_of_float(finite(i)); }
+};
+
+/// Elements that lie there as F32 numbers already.
+struct WideElements {
+  Floats floats;
+  SHARDWRIGHT_HOST_DEVICE static bool are_finite() { return false; }
+  SHARDWRIGHT_HOST_DEVICE float finite(unsigned i) const { return float_of_bits(floats.elements[i]); }
+  SHARDWRIGHT_HOST_DEVICE std::uint32_t bits(unsigned i) const { return floats.elements[i]; }
+};
+
+/// Elements times their scales.
+template <class Elements>
+SHARDWRIGHT_HOST_DEVICE inline Floats scale_chunk(const Elements& elements, const PlacedTile& tile,
+                                                  std::uint32_t row, std::uint32_t column, unsigned count) {
+  const std::uint32_t block = block_of(tile.scale_columns, column);
+  const bool has_one_scale = block == block_of(tile.scale_columns, column + count - 1);
+  std::uint32_t scale = factor_bits(tile, stored_scale(tile, row, block));
+  Floats floats;
+  // Nearly all chunks have one scale and no NaN: that takes few instructions.
+  if (has_one_scale && (scale & 0x7F800000U) != 0x7F800000U && elements.are_finite()) {
+    SHARDWRIGHT_UNROLL
+    for (unsigned i = 0; i < chunk_elements; ++i) {
+      floats.elements[i] = bits_of_float(elements.finite(i) * float_of_bits(scale));
     }
     // A power of two that takes no element, down to the 2^-16 of e5m2, below the normal range. What it takes
     // beyond the range is infinite in BF16 as well.
@@ -174,29 +238,41 @@ SHARDWRIGHT_HOST_DEVICE inline Floats scale_chunk(const PlacedTile& tile, const 
   for (unsigned i = 0; i < chunk_elements; ++i) {
     if (!has_one_scale && i < count) {
       const std::uint32_t own = block_of(tile.scale_columns, column + i);
-      scale = float_bits_of_scale(tile.scale_dtype, stored_scale(tile, row, own));
+      scale = factor_bits(tile, stored_scale(tile, row, own));
     }
-    floats.elements[i] = scaled_float_bits<format>(element_of(chunk, i), scale);
+    floats.elements[i] = scaled_float_bits(elements.bits(i), scale);
   }
   return floats;
 }
 
-SHARDWRIGHT_HOST_DEVICE inline Floats floats_of_chunk(const PlacedTile& tile, const std::byte* from,
-                                                      std::uint32_t row, std::uint32_t column,
-                                                      unsigned count) {
+/// Plain elements, times their scales if they have any.
+template <FloatFormat format, class Unit>
+SHARDWRIGHT_HOST_DEVICE inline Floats plain_chunk(const PlacedTile& tile, std::uint32_t row,
+                                                  std::uint32_t column, unsigned count) {
+  const Floats floats = convert_chunk<format, Unit>(address(tile, row, column), count);
+  return tile.scales == nullptr ? floats : scale_chunk(WideElements{floats}, tile, row, column, count);
+}
+
+SHARDWRIGHT_HOST_DEVICE inline Floats floats_of_chunk(const PlacedTile& tile, std::uint32_t row,
+                                                      std::uint32_t column, unsigned count) {
+  const auto scaled = [&](const auto& elements) { return scale_chunk(elements, tile, row, column, count); };
   switch (tile.source_dtype) {
     case DType::F8_E4M3:
-      if (tile.scales != nullptr) return scale_chunk<e4m3fn>(tile, from, row, column, count);
-      return convert_chunk<e4m3fn, std::uint8_t>(from, count);
+      if (tile.scales != nullptr) return scaled(Fp8Elements<e4m3fn>(tile, row, column, count));
+      return convert_chunk<e4m3fn, std::uint8_t>(address(tile, row, column), count);
     case DType::F8_E5M2:
-      if (tile.scales != nullptr) return scale_chunk<e5m2>(tile, from, row, column, count);
-      return convert_chunk<e5m2, std::uint8_t>(from, count);
+      if (tile.scales != nullptr) return scaled(Fp8Elements<e5m2>(tile, row, column, count));
+      return convert_chunk<e5m2, std::uint8_t>(address(tile, row, column), count);
+    case DType::F4:
+      return scaled(PackedElements<DType::F4>(tile, row, column, count));
+    case DType::I4:
+      return scaled(PackedElements<DType::I4>(tile, row, column, count));
     case DType::F16:
-      return convert_chunk<float16, std::uint16_t>(from, count);
+      return plain_chunk<float16, std::uint16_t>(tile, row, column, count);
     case DType::BF16:
-      return convert_chunk<bfloat16, std::uint16_t>(from, count);
+      return plain_chunk<bfloat16, std::uint16_t>(tile, row, column, count);
     default:
-      return {load_chunk<std::uint32_t>(from, count)};
+      return plain_chunk<float32, std::uint32_t>(tile, row, column, count);
   }
 }
 
@@ -220,50 +296,51 @@ SHARDWRIGHT_HOST_DEVICE inline Chunk<Unit> round_chunk(const Floats& floats) {
 template <class Unit>
 SHARDWRIGHT_HOST_DEVICE inline Chunk<Unit> placed_chunk(const PlacedTile& tile, std::uint32_t row,
                                                         std::uint32_t column, unsigned count) {
-  const std::byte* first = address(tile, row, column);
   if constexpr (sizeof(Unit) == 2 || sizeof(Unit) == 4) {
-    if (tile.source_dtype != tile.destination_dtype) {
-      const Floats floats = floats_of_chunk(tile, first, row, column, count);
+    if (tile.source_dtype != tile.destination_dtype || tile.scales != nullptr) {
+      const Floats floats = floats_of_chunk(tile, row, column, count);
       if constexpr (sizeof(Unit) == 4) return round_chunk<float32, Unit>(floats);
       if (tile.destination_dtype == DType::F16) return round_chunk<float16, Unit>(floats);
       return round_chunk<bfloat16, Unit>(floats);
     }
   }
-  return load_chunk<Unit>(first, count);
+  return load_chunk<Unit>(address(tile, row, column), count);
 }
 
 // --- by the definition: from or to F64, where integers are the only exact way
 // ---------------------------------
 
-SHARDWRIGHT_HOST_DEVICE inline ExactNumber exact_element(DType dtype, const std::byte* from) {
-  switch (dtype) {
-    case DType::F8_E4M3:
-      return exact_value<e4m3fn>(load<std::uint8_t>(from));
-    case DType::F8_E5M2:
-      return exact_value<e5m2>(load<std::uint8_t>(from));
-    case DType::F16:
-      return exact_value<float16>(load<std::uint16_t>(from));
-    case DType::BF16:
-      return exact_value<bfloat16>(load<std::uint16_t>(from));
-    case DType::F32:
-      return exact_value<float32>(load<std::uint32_t>(from));
+SHARDWRIGHT_HOST_DEVICE inline std::uint64_t element_bits(const PlacedTile& tile, std::uint32_t row,
+                                                          std::uint32_t column) {
+  if (tile.source_bytes == 0) {
+    const std::uint32_t nibble = column + (tile.begins_in_high_nibble ? 1 : 0);
+    const std::byte* from = tile.source + row * tile.source_row_stride + nibble / 2;
+    return load<std::uint8_t>(from) >> nibble % 2 * 4 & 0xF;
+  }
+  const std::byte* from = address(tile, row, column);
+  switch (tile.source_bytes) {
+    case 1:
+      return load<std::uint8_t>(from);
+    case 2:
+      return load<std::uint16_t>(from);
+    case 4:
+      return load<std::uint32_t>(from);
     default:
-      return exact_value<float64>(load<std::uint64_t>(from));
+      return load<std::uint64_t>(from);
   }
 }
 
-/// One element for a destination of F64, or from a source of F64.
+/// One element, for what no faster way is exact.
 SHARDWRIGHT_HOST_DEVICE inline std::uint64_t defined_element(const PlacedTile& tile, std::uint32_t row,
                                                              std::uint32_t column) {
-  ExactNumber number = exact_element(tile.source_dtype, address(tile, row, column));
+  const std::uint64_t element = element_bits(tile, row, column);
+  ExactNumber number;
   if (tile.scales != nullptr) {
-    const std::uint32_t stored = stored_scale(tile, row, block_of(tile.scale_columns, column));
-    if (tile.scale_dtype == DType::F32 || tile.scale_dtype == DType::BF16) {
-      const ExactNumber scale = exact_value<float32>(float_bits_of_scale(tile.scale_dtype, stored));
-      number = exact_value<float32>(nearest<float32>(scaled(number, scale)));
-    } else {
-      number = scaled(number, static_cast<std::uint8_t>(stored));
-    }
+    const Scaling scaling{tile.source_dtype, tile.scale_dtype, tile.product, tile.code_eight_is_plus_zero,
+                          tile.global_bits};
+    number = exact_product(scaling, element, stored_scale(tile, row, block_of(tile.scale_columns, column)));
+  } else {
+    number = exact_value_of(tile.source_dtype, element);
   }
   switch (tile.destination_dtype) {
     case DType::BF16:

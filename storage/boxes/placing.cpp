@@ -44,13 +44,15 @@ cuda::Placing scaled_tile(const Transfer& transfer, const BoxInMemory& part, con
   const std::int64_t row = transfer.first_row_in_block + part.box.offset[0] - transfer.source_box.offset[0];
   const std::int64_t column =
       transfer.first_column_in_block + part.box.offset[1] - transfer.source_box.offset[1];
-  const BlockScales scales{part.scales,
-                           part.scale_strides.size() == 2 ? part.scale_strides[0] : 0,
-                           transfer.encoding.block_rows,
-                           transfer.encoding.block_columns,
-                           row % transfer.encoding.block_rows,
-                           column % transfer.encoding.block_columns,
-                           transfer.encoding.scale};
+  const BlockScales scales{
+      part.scales,
+      part.scale_strides.size() == 2 ? part.scale_strides[0] : 0,
+      transfer.encoding.block_rows,
+      transfer.encoding.block_columns,
+      row % transfer.encoding.block_rows,
+      column % transfer.encoding.block_columns,
+      transfer.encoding.scale,
+      bytes_of(transfer.encoding.scale) == 1 ? Product::exact_once : Product::to_f32_first};
   return {source, scales, {target.data, destination, target.strides[0], target.strides[1]}};
 }
 

@@ -55,7 +55,7 @@ TEST(CudaPlace, TakesEveryShapeOfBlockAndTilesOfManyBlocks) {
                                                                                         {63, 640}}) {
     for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
       const Format& format = random.one_of(formats);
-      const Change change{format.element, DType::BF16, format.scale};
+      const Change change{format.element, DType::BF16, format};
       const RandomPlacing one(random, change, rows, columns, strides);
       for (const Launch& launch : run_all({one.placing()}))
         shapes.insert(launch.batch.tiles[0].chunks_across);
@@ -110,17 +110,20 @@ TEST(CudaPlace, ReadsNothingOutsideTheTileAndItsScales) {
     for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
       for (const Format& format : formats) {
         for (const bool at_end : {false, true}) {
-          const std::int64_t blocks = (columns + 31) / 32;
-          const std::int64_t scale_bytes = rows * blocks * bytes_of(format.scale);
-          BetweenGuards elements(static_cast<std::size_t>(rows * columns));
+          const bool is_packed = bytes_of(format.element) == 0;
+          const std::int64_t row_stride = is_packed ? (columns + 1) / 2 * 2 : columns;
+          const std::int64_t element_bits = ((rows - 1) * row_stride + columns) * bits_of(format.element);
+          const std::int64_t element_bytes = (element_bits + 7) / 8;
+          const std::int64_t blocks = (columns - 1) / format.block_columns + 1;
+          const std::int64_t scale_bytes =
+              ((rows - 1) / format.block_rows + 1) * blocks * bytes_of(format.scale);
+          BetweenGuards elements(static_cast<std::size_t>(element_bytes));
           BetweenGuards scales(static_cast<std::size_t>(scale_bytes));
           std::memset(scales.begin(), 120, static_cast<std::size_t>(scales.end() - scales.begin()));
-          BlockScales block_scales{at_end ? scales.end() - scale_bytes : scales.begin(), blocks};
-          block_scales.dtype = format.scale;
           const RandomDestination destination(random, DType::BF16, rows, columns, strides);
-          run_all({{{at_end ? elements.end() - rows * columns : elements.begin(), format.element, rows,
-                     columns, columns},
-                    block_scales,
+          run_all({{{at_end ? elements.end() - element_bytes : elements.begin(), format.element, rows,
+                     columns, row_stride, is_packed && columns % 2 == 1},
+                    format.block_scales(at_end ? scales.end() - scale_bytes : scales.begin(), blocks),
                     destination.tile}});  // or the process dies
         }
       }
@@ -130,25 +133,32 @@ TEST(CudaPlace, ReadsNothingOutsideTheTileAndItsScales) {
 
 /// All codes with all scale bytes, each scale for whole blocks, for blocks that are cut between two scales,
 /// and among chunks with and without NaN.
-TEST(CudaPlace, DecodesEveryMxfp8ElementWithEveryScale) {
-  for (const DType element : {DType::F8_E4M3, DType::F8_E5M2}) {
+TEST(CudaPlace, DecodesEveryCodeWithEveryScaleByte) {
+  for (const Format& format : formats) {
+    if (bits_of(format.element) > 8 || bits_of(format.scale) > 8) continue;
+    const std::int64_t codes = std::int64_t{1} << bits_of(format.element);
     for (const DType to : wide_floats) {
       for (const bool transposed : {false, true}) {
         for (const std::int64_t first_column : {0, 5}) {
           std::vector<std::uint8_t> elements(256 * 256);
           std::vector<std::uint8_t> scales(256 * 9);
-          for (std::size_t i = 0; i < elements.size(); ++i) elements[i] = static_cast<std::uint8_t>(i);
+          for (std::int64_t i = 0; i < 256 * 256; ++i) {
+            slow::store(elements.data(), i, format.element, static_cast<std::uint64_t>(i % codes));
+          }
           for (std::size_t i = 0; i < scales.size(); ++i)
             scales[i] = static_cast<std::uint8_t>(i / 9 + i % 9 % 2);
           std::vector<std::uint64_t> found(elements.size());
           std::vector<std::uint64_t> expected(elements.size());
-          const SourceTile source{elements.data(), element, 256, 256, 256};
-          const BlockScales block_scales{scales.data(), 9, 1, 32, 0, first_column};
+          const SourceTile source{elements.data(), format.element, 256, 256, 256};
+          BlockScales block_scales = format.block_scales(scales.data(), 9);
+          block_scales.block_rows = 1;
+          block_scales.block_columns = 32;
+          block_scales.first_column = first_column;
           const std::int64_t row_stride = transposed ? 1 : 256;
           const std::int64_t column_stride = transposed ? 256 : 1;
           slow::decode(source, block_scales, {expected.data(), to, row_stride, column_stride});
           run_all({{source, block_scales, {found.data(), to, row_stride, column_stride}}});
-          ASSERT_TRUE(found == expected) << name_of(element) << " to " << name_of(to);
+          ASSERT_TRUE(found == expected) << format.name() << " to " << name_of(to);
         }
       }
     }
@@ -173,13 +183,13 @@ TEST(CudaPlace, RefusesWhatPlaceAndDecodeRefuse) {
   const auto attempt = [&](DType from, DType to, std::optional<DType> scale) {
     BlockScales scales;
     if (scale) scales = {memory, 1, 1, 32, 0, 0, *scale};
-    run_all({{{memory, from, 1, 1, 1}, scales, {memory + 2, to, 1, 1}}});
+    run_all({{{memory, from, 1, 1, 2}, scales, {memory + 2, to, 1, 1}}});
   };
   EXPECT_NO_THROW(attempt(DType::F8_E4M3, DType::BF16, DType::U8));
   EXPECT_THROW(attempt(DType::I32, DType::BF16, {}), std::invalid_argument);
   EXPECT_THROW(attempt(DType::BF16, DType::F8_E4M3, {}), std::invalid_argument);
   EXPECT_THROW(attempt(DType::BF16, DType::BF16, DType::U8), std::invalid_argument);
-  EXPECT_THROW(attempt(DType::F8_E4M3, DType::BF16, DType::F16), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::BF16, DType::F8_E4M3), std::invalid_argument);
   EXPECT_THROW(attempt(DType::F8_E4M3, DType::I32, DType::U8), std::invalid_argument);
   EXPECT_THROW(attempt(DType::F8_E4M3, DType::F8_E4M3, DType::U8), std::invalid_argument);
 }

@@ -31,6 +31,7 @@ void expect_values_of_the_definition() {
 }
 
 TEST(FloatArithmetic, GivesEveryNumberOfEveryNarrowFormatItsValue) {
+  expect_values_of_the_definition<e2m1>();
   expect_values_of_the_definition<e4m3fn>();
   expect_values_of_the_definition<e5m2>();
   expect_values_of_the_definition<float16>();
@@ -68,7 +69,7 @@ void expect_products_with_powers_of_two() {
   for (std::uint32_t scale = 0; scale < 256; ++scale) {
     for (std::uint32_t code = 0; code < 256; ++code) {
       const auto byte = static_cast<std::uint8_t>(scale);
-      ASSERT_EQ(nearest_of_float<to>(scaled_float_bits<element>(code, float_bits_of_e8m0(byte))),
+      ASSERT_EQ(nearest_of_float<to>(scaled_float_bits(float_bits<element>(code), float_bits_of_e8m0(byte))),
                 nearest<to>(scaled(exact_value<element>(code), byte)))
           << std::hex << code << " times " << scale;
     }
@@ -87,7 +88,7 @@ TEST(FloatArithmetic, RoundsEveryMxfp8ProductOnceToBF16F16AndF32) {
 template <FloatFormat element>
 void expect_products_with_floats(std::uint32_t scale) {
   for (std::uint32_t code = 0; code < 256; ++code) {
-    ASSERT_EQ(scaled_float_bits<element>(code, scale),
+    ASSERT_EQ(scaled_float_bits(float_bits<element>(code), scale),
               nearest<float32>(scaled(exact_value<element>(code), exact_value<float32>(scale))))
         << std::hex << code << " times " << scale;
   }
