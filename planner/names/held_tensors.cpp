@@ -8,7 +8,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 #include "planner/problems.h"
 
 namespace shardwright {

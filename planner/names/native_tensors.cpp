@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "planner/error.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 namespace {

@@ -21,9 +21,9 @@ namespace {
 
 /// MXFP8, as an export stores a weight of this shape.
 Encoding mxfp8(const Shape& weight_shape) {
-  const auto& known = known_scale_blocks();
+  const auto& known = known_encodings();
   const auto blocks =
-      std::find_if(known.begin(), known.end(), [](const ScaleBlocks& one) { return one.name == "mxfp8"; });
+      std::find_if(known.begin(), known.end(), [](const KnownEncoding& one) { return one.name == "mxfp8"; });
   return encoding_with(*blocks, weight_shape);
 }
 
@@ -108,6 +108,26 @@ class PartsOfTensors {
   std::map<std::string, Parts> tensors_;
 };
 
+/// Whether the template has nothing of a tensor that may be absent.
+bool lacks(const ExportForm& form, const SavedTensor& tensor, const std::vector<Piece>& pieces) {
+  return form.pattern != nullptr && may_be_absent(form.map, tensor.fqn) &&
+         std::all_of(pieces.begin(), pieces.end(),
+                     [&](const Piece& piece) { return form.pattern->find(piece.hf_name).empty(); });
+}
+
+/// What multiplies the piece, as it is stored: with the template's dtype, or that of the weight.
+SourceTensor factor_of(const Piece& piece, DType dtype, const ExportForm& form) {
+  SourceTensor factor;
+  factor.name = piece.factor;
+  factor.dtype = dtype;
+  factor.shape.assign(piece.hf_shape.begin(), piece.hf_shape.end() - 2);
+  factor.offset.assign(factor.shape.size(), 0);
+  if (form.pattern == nullptr) return factor;
+  const std::span<const SourceTensor> stored = form.pattern->find(piece.factor);
+  if (!stored.empty()) factor.dtype = stored.front().dtype;
+  return factor;
+}
+
 }  // namespace
 
 bool has_scales(const Catalog& pattern) {
@@ -167,6 +187,10 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       result.left_out.push_back(tensor.fqn);
       continue;
     }
+    if (lacks(form, tensor, pieces)) {
+      result.left_out.push_back(tensor.fqn);
+      continue;
+    }
     std::string fault;
     for (const Piece& piece : pieces) {
       const Encoding encoding = stored_as(form, piece, tensor.dtype);
@@ -179,6 +203,10 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       weight.shape = piece.hf_shape;
       weight.offset.assign(weight.shape.size(), 0);
       result.tensors.push_back(weight);
+      if (!piece.factor.empty()) {
+        result.tensors.push_back(factor_of(piece, encoding.element, form));
+        result.ones.push_back(piece.factor);
+      }
       if (!encoding.scaled) continue;
       weight.name = piece.hf_name + std::string(encoding.scale_suffix);
       weight.dtype = encoding.scale;
@@ -197,8 +225,9 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
                                                  "); nothing has been written:");
   if (form.pattern != nullptr) {
     const auto place = [&](const SourceTensor& tensor) {
-      const SourceTensor& weight = form.pattern->find(weight_name_of(tensor.name)).front();
-      return std::tuple{weight.file, weight.begin};
+      const std::span<const SourceTensor> stored = form.pattern->find(weight_name_of(tensor.name));
+      if (stored.empty()) return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a factor it does not have
+      return std::tuple{stored.front().file, stored.front().begin};
     };
     std::stable_sort(result.tensors.begin(), result.tensors.end(),
                      [&](const SourceTensor& a, const SourceTensor& b) { return place(a) < place(b); });

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "planner/load/rounding.h"
-#include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
+#include "planner/names/encodings.h"
 #include "planner/names/weight_map.h"
 
 namespace shardwright {
@@ -53,9 +53,11 @@ WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, s
 struct ExportedTensors {
   std::vector<SourceTensor>
       tensors;  ///< in the order in which files hold them: the template's, else the state dict's
+  std::vector<std::string> ones;  ///< names of those that no tensor of the state dict is in, and that are 1
   std::vector<std::string> left_out;  ///< the template's tensors that this layout has no place for, or
                                       ///< (strict = false) the state dict lacks; and tensors of the state
-                                      ///< dict that the template has as another's, such as a tied head
+                                      ///< dict that the template has as another's, such as a tied head, or
+                                      ///< not at all, since they begin at zero
   Roundings rounded;  ///< by the names of the state dict; MXFP8, which was asked for, is no cast
 };
 

@@ -23,6 +23,7 @@
 #include "planner/load/request_list.h"
 #include "planner/load/rounding.h"
 #include "planner/models/models.h"
+#include "planner/names/packed_weights.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/mesh.h"
 #include "planner/names/native_tensors.h"
@@ -159,7 +160,13 @@ void bind_catalog(py::module_& m) {
               chunks.append(py::make_tuple(chunk.offset, chunk.shape));
             return chunks;
           },
-          py::arg("name"), "(offset, shape) of the chunks of a tensor.");
+          py::arg("name"), "(offset, shape) of the chunks of a tensor.")
+      .def(
+          "as_stored",
+          [](const std::shared_ptr<Catalog>& catalog) {
+            return is_as_stored(*catalog) ? catalog : std::make_shared<Catalog>(as_stored(*catalog));
+          },
+          "The same with the names, dtypes and shapes that the files have, packed weights and all.");
   m.def(
       "catalog_of_tensors",
       [](const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& tensors) {
@@ -186,7 +193,7 @@ void bind_catalog(py::module_& m) {
       "encodings",
       [] {
         std::vector<std::string_view> names;
-        for (const ScaleBlocks& blocks : known_scale_blocks()) names.push_back(blocks.name);
+        for (const KnownEncoding& blocks : known_encodings()) names.push_back(blocks.name);
         return names;
       },
       "The names of the encodings that are known.");
@@ -361,7 +368,8 @@ void bind_load(py::module_& m) {
       .def_readonly("seconds", &LoadPlan::seconds)
       .def_readonly("unused", &LoadPlan::unused)
       .def_readonly("unknown", &LoadPlan::unknown)
-      .def_readonly("not_loaded", &LoadPlan::not_loaded);
+      .def_readonly("not_loaded", &LoadPlan::not_loaded)
+      .def_readonly("zeros", &LoadPlan::zeros, "Indices into the specs of what is filled with zeros.");
   m.def(
       "plan_load",
       [](const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map, bool strict,

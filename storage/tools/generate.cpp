@@ -10,8 +10,8 @@
 
 #include "planner/error.h"
 #include "planner/models/minimax_m3_presets.h"
-#include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
+#include "planner/names/encodings.h"
 #include "storage/files/entries.h"
 #include "storage/files/pending_file.h"
 #include "storage/files/printable.h"
@@ -58,9 +58,9 @@ MiniMaxM3Preset chosen_preset(const GenerateOptions& options) {
   throw Error(ErrorKind::argument, "preset " + in_quotes(options.preset) + ": expected one of " + known);
 }
 
-const ScaleBlocks& chosen_blocks(const std::string& name) {
+const KnownEncoding& chosen_blocks(const std::string& name) {
   std::string known;
-  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+  for (const KnownEncoding& blocks : known_encodings()) {
     if (blocks.name == name) return blocks;
     known += (known.empty() ? "" : ", ") + std::string(blocks.name);
   }
@@ -68,7 +68,7 @@ const ScaleBlocks& chosen_blocks(const std::string& name) {
 }
 
 /// The tensors in their order, a new file whenever the next would make the last too large.
-std::vector<Layout> lay_out(const MiniMaxM3Preset& preset, const ScaleBlocks& blocks) {
+std::vector<Layout> lay_out(const MiniMaxM3Preset& preset, const KnownEncoding& blocks) {
   std::vector<Layout> files;
   std::uint64_t filled = 0;
   for (NamedShape& tensor : minimax_m3_checkpoint(preset, blocks)) {
@@ -185,7 +185,7 @@ PendingFile write_text(const fs::path& path, const std::string& text) {
 
 GenerateReport generate(const fs::path& directory, const GenerateOptions& options) {
   const MiniMaxM3Preset preset = chosen_preset(options);
-  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
+  const KnownEncoding& blocks = chosen_blocks(options.encoding);
   if (options.threads < 0) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(options.threads));
   }
@@ -217,7 +217,7 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
 
 Catalog generated_catalog(const GenerateOptions& options) {
   const MiniMaxM3Preset preset = chosen_preset(options);
-  const ScaleBlocks& blocks = chosen_blocks(options.encoding);
+  const KnownEncoding& blocks = chosen_blocks(options.encoding);
   Catalog catalog;
   catalog.directory = "(preset " + options.preset + ")";
   catalog.config = minimax_m3_config(preset, blocks);

@@ -11,7 +11,7 @@ namespace shardwright {
 /// What checkpoint to generate.
 struct GenerateOptions {
   std::string preset = "tiny";     ///< tiny, small, bench or full: see planner/models/minimax_m3_presets.h
-  std::string encoding = "mxfp8";  ///< of the block-scaled weights, see known_scale_blocks()
+  std::string encoding = "mxfp8";  ///< of the block-scaled weights, see known_encodings()
   bool layout_only = false;        ///< true headers, index and config.json, but sparse files behind them
   std::uint64_t seed = 0;  ///< equal seeds give equal bytes, on any machine and with any number of threads
   int threads = 0;         ///< 0: as many as there are processors

@@ -343,6 +343,10 @@ Described describe(const ExportRequest& request, const std::vector<SavedTensor>&
   ExportedTensors exported = exported_tensors(tensors, described.form);
   described.layout = request.adapter ? layout_of_adapter(adapter, std::move(exported.tensors), directory)
                                      : layout_of(request, std::move(exported.tensors), directory);
+  const std::vector<SourceTensor>& stored = described.layout.catalog.tensors;
+  for (const std::string& name : exported.ones)
+    described.layout.ones.push_back(
+        static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));
   described.left_out = std::move(exported.left_out);
   described.rounded = std::move(exported.rounded);
   described.adapter_config = std::move(adapter.config);

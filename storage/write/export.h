@@ -54,7 +54,8 @@ struct PlannedExport {
 };
 
 /// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does
-/// not fit, by name, or the ranks that were asked for something else. `holdings` are what the ranks said in step 1.
+/// not fit, by name, or the ranks that were asked for something else. `holdings` are what the ranks said in
+/// step 1.
 PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,
                           const std::filesystem::path& directory);
 

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 #include "storage/files/printable.h"
 #include "storage/format/hf_index.h"
 #include "storage/format/safetensors.h"

@@ -17,6 +17,7 @@ struct ExportLayout {
   std::vector<std::string> headers;  ///< by index into Catalog::files: the bytes before the tensors
   std::string index;                 ///< the text of model.safetensors.index.json
   std::uint64_t total_size = 0;      ///< bytes of all tensors
+  std::vector<std::uint32_t> ones;   ///< indices into Catalog::tensors of what is 1 throughout
   bool has_holes = false;            ///< what nobody writes of the files is zero
   bool has_checksums = true;         ///< a list of checksums will lie beside the files
 };

@@ -169,6 +169,19 @@ class Writer {
     const std::string& header = layout_.headers[file];
     files_.write(file, 0, reinterpret_cast<const std::byte*>(header.data()), header.size(), "the header");
     if (layout_.has_holes) files_.reach(file, catalog_.files[file].size);
+    for (const std::uint32_t tensor : layout_.ones) {
+      if (catalog_.tensors[tensor].file == file) write_ones(tensor);
+    }
+  }
+
+  /// A small tensor of ones.
+  void write_ones(std::uint32_t tensor) {
+    const SourceTensor& stored = catalog_.tensors[tensor];
+    std::vector<std::byte> bytes(stored.end - stored.begin);
+    constexpr float one = 1;
+    copy_box({{volume(stored.shape), 0, 1}}, DType::F32, stored.dtype,
+             reinterpret_cast<const std::byte*>(&one), bytes.data());
+    write_box(tensor, stored.shape, whole(stored.shape), bytes.data(), -1);
   }
 
   const Transfer& transfer_of(const ExportTask& task) const {

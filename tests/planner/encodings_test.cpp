@@ -1,4 +1,4 @@
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 
 #include <gtest/gtest.h>
 
@@ -12,7 +12,7 @@ namespace {
 
 /// Blocks of any size, or one scale for the whole of a weight of this shape.
 Encoding random_encoding(Random& random, const Shape& weight_shape) {
-  Encoding encoding = encoding_with(random.one_of(known_scale_blocks()), weight_shape);
+  Encoding encoding = encoding_with(random.one_of(known_encodings()), weight_shape);
   if (encoding.scale_rank < 2) {
     encoding.scale_rank = static_cast<int>(random.between(0, 2));
   } else if (!random.once_in(3)) {
@@ -80,8 +80,8 @@ TEST(block_scales, the_name_of_the_scale_is_the_weights_with_a_suffix) {
 
 TEST(block_scales, where_several_blocks_fit_they_say_the_same_of_every_element) {
   std::size_t both = 0;
-  for (const ScaleBlocks& one : known_scale_blocks()) {
-    for (const ScaleBlocks& other : known_scale_blocks()) {
+  for (const KnownEncoding& one : known_encodings()) {
+    for (const KnownEncoding& other : known_encodings()) {
       if (&one == &other) continue;
       for (std::int64_t rows = 1; rows < 300; ++rows) {
         for (std::int64_t columns = 1; columns < 300; ++columns) {
