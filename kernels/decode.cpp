@@ -144,8 +144,8 @@ ScaleRun scale_kernel(const ScaleRuns& runs, DType destination) {
 /// Copies rows of a format that packs several elements into a byte, which have to begin and end with a byte.
 void place_packed(const SourceTile& source, const DestinationTile& destination) {
   const int bits = bits_of(source.dtype);
-  if (!is_straight(destination) || source.columns * bits % 8 != 0 || source.row_stride * bits % 8 != 0 ||
-      destination.row_stride * bits % 8 != 0) {
+  if (source.begins_in_high_nibble || !is_straight(destination) || source.columns * bits % 8 != 0 ||
+      source.row_stride * bits % 8 != 0 || destination.row_stride * bits % 8 != 0) {
     throw std::invalid_argument(
         "cannot place " + std::string(name_of(source.dtype)) +
         " elements that share a byte with elements outside the tile, or transpose them");
@@ -332,6 +332,11 @@ class DefaultFloatingPointMode {
 };
 
 bool is_e8m0(DType scale) { return scale == DType::U8 || scale == DType::F8_E8M0; }
+bool is_fp8(DType element) { return element == DType::F8_E4M3 || element == DType::F8_E5M2; }
+bool is_packed(DType element) { return element == DType::F4 || element == DType::I4; }
+bool is_float_scale(DType scale) {
+  return scale == DType::F16 || scale == DType::BF16 || scale == DType::F32;
+}
 
 }  // namespace
 
@@ -371,18 +376,38 @@ void place(const SourceTile& given_source, const DestinationTile& given_destinat
 }
 
 bool can_decode(DType element, DType scale) {
-  return (element == DType::F8_E4M3 || element == DType::F8_E5M2) &&
-         (is_e8m0(scale) || scale == DType::F32 || scale == DType::BF16);
+  if (is_fp8(element)) return is_e8m0(scale) || is_float_scale(scale);
+  if (is_packed(element)) return is_e8m0(scale) || is_float_scale(scale) || scale == DType::F8_E4M3;
+  return is_float_scale(element) && is_float_scale(scale);
+}
+
+void expect_decodable(DType element, const BlockScales& scales) {
+  if (!can_decode(element, scales.dtype)) {
+    throw std::invalid_argument("cannot decode " + std::string(name_of(element)) +
+                                " elements with scales of " + std::string(name_of(scales.dtype)));
+  }
+  const bool is_nvfp4 =
+      scales.product == Product::modelopt_nvfp4 || scales.product == Product::compressed_tensors_nvfp4;
+  if (is_nvfp4 && (element != DType::F4 || scales.dtype != DType::F8_E4M3)) {
+    throw std::invalid_argument("cannot decode " + std::string(name_of(element)) +
+                                " elements with scales of " + std::string(name_of(scales.dtype)) +
+                                " as NVFP4, which has F4 elements and F8_E4M3 scales");
+  }
+  if (!is_nvfp4 && scales.global != 1) {
+    throw std::invalid_argument("a global scale of " + std::to_string(scales.global) + " is given for " +
+                                std::string(name_of(element)) + " elements with scales of " +
+                                std::string(name_of(scales.dtype)) + "; only NVFP4 has one");
+  }
 }
 
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
-  if (!can_decode(source.dtype, scales.dtype)) {
-    throw std::invalid_argument("cannot decode " + std::string(name_of(source.dtype)) +
-                                " elements with scales of " + std::string(name_of(scales.dtype)));
-  }
+  expect_decodable(source.dtype, scales);
   if (source.rows <= 0 || source.columns <= 0) return;
   const InstructionSet& set = instruction_set_in_use();
-  if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype)) {
+  if (!is_fp8(source.dtype) || scales.dtype == DType::F16 ||
+      is_e8m0(scales.dtype) != (scales.product == Product::exact_once)) {
+    decode_strided(source, scales, destination);
+  } else if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype)) {
     const DecodeRun any = decode_kernel(set, destination.dtype);
     const DecodeRun in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : any;
     decode_runs(set, source, ByteScales{scales, any, in_range}, destination);

@@ -10,11 +10,32 @@ namespace shardwright {
 
 /// A two-dimensional piece of a source tensor as it lies in staging: rows of contiguous elements.
 struct SourceTile {
-  const void* data = nullptr;  ///< element (0, 0); no alignment is required
+  const void* data = nullptr;  ///< the byte that element (0, 0) begins in; no alignment is required
   DType dtype = DType::BF16;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
-  std::int64_t row_stride = 0;  ///< elements from one row to the next
+  std::int64_t row_stride = 0;         ///< elements from one row to the next; even for F4 and I4
+  bool begins_in_high_nibble = false;  ///< of F4 and I4: element (0, 0) is the upper half of its byte
+};
+
+/// How often the product of an element and its scale is rounded. Bits of releases are those of the tool that
+/// wrote them, so none of these may stand for another.
+enum class Product : std::uint8_t {
+  /// The exact product, rounded once to the destination's dtype. MXFP8, MXFP4, INT4 of compressed-tensors,
+  /// FP8 with e8m0 scales; plain elements times a factor.
+  exact_once,
+
+  /// Rounded to F32 first, whatever the destination. So do the dequantisations of DeepSeek V3
+  /// (inference/kernel.py, weight_dequant) and of transformers (Fp8Dequantize) with F32 and BF16 scales.
+  to_f32_first,
+
+  /// F32(element * F32(scale * global)), then the destination's dtype; code 8 of F4 is +0. ModelOpt 0.47
+  /// (qtensor/nvfp4_tensor.py).
+  modelopt_nvfp4,
+
+  /// F32(element * F32(scale / global)), then the destination's dtype; code 8 of F4 is -0.
+  /// compressed-tensors 0.20 (compressors/nvfp4/base.py).
+  compressed_tensors_nvfp4,
 };
 
 /// The scales of a block-scaled tile, one for each block. Element (r, c) of the tile belongs to scale number
@@ -28,9 +49,15 @@ struct BlockScales {
   std::int64_t first_row = 0;     ///< where the tile's row 0 lies inside its block, 0 .. block_rows - 1
   std::int64_t first_column = 0;  ///< where the tile's column 0 lies inside its block
 
-  /// U8 or F8_E8M0: e8m0 bytes (OCP MX v1.0), the factor is 2^(byte - 127), 255 is NaN. F32 or BF16: the
-  /// factor.
+  /// U8 or F8_E8M0: e8m0 bytes (OCP MX v1.0), the factor is 2^(byte - 127), 255 is NaN. F8_E4M3, F16, BF16 or
+  /// F32: the factor.
   DType dtype = DType::F8_E8M0;
+
+  Product product = Product::exact_once;
+  float global = 1;  ///< of the two NVFP4 products: one factor, or divisor, for the whole tensor
+
+  /// Code 8 of F4, which is -0 in OCP MX, stands for +0: DeepSeek V4 (inference/convert.py).
+  bool code_eight_is_plus_zero = false;
 };
 
 /// Where a tile goes: element (r, c) is written to data[r * row_stride + c * column_stride].
@@ -52,19 +79,21 @@ bool can_convert(DType source, DType destination);
 /// Thread-safe as long as no two calls write the same element. Does not depend on the caller's FTZ/DAZ mode.
 void place(const SourceTile& source, const DestinationTile& destination);
 
-/// True if `decode` can take these elements with these scales: F8_E4M3 or F8_E5M2 with U8, F8_E8M0, F32,
-/// BF16.
+/// True if `decode` can take these elements with these scales:
+///     F8_E4M3, F8_E5M2    U8, F8_E8M0, F16, BF16, F32
+///     F4, I4              U8, F8_E8M0, F8_E4M3, F16, BF16, F32
+///     F16, BF16, F32      F16, BF16, F32
 bool can_decode(DType element, DType scale);
 
-/// The same for block-scaled elements: writes round(element * scale) in BF16, F16, F32 or F64.
+/// Throws std::invalid_argument, saying why, for elements and scales that `decode` refuses.
+void expect_decodable(DType element, const BlockScales& scales);
+
+/// The same for block-scaled elements: writes element * scale, rounded as `scales.product` says, in BF16,
+/// F16, F32 or F64. A NaN element, a NaN scale and infinity times zero give NaN with the sign of the element.
 ///
-/// With e8m0 scales the product is exact and rounded once, to the destination's dtype. With F32 or BF16
-/// scales it is rounded to F32 first, whatever the destination, as FP8 checkpoints with such scales are
-/// meant: so do the dequantisations of DeepSeek V3 (inference/kernel.py, weight_dequant) and of transformers
-/// (Fp8Dequantize). A NaN element, a NaN scale and infinity times zero give NaN with the sign of the element.
-///
-/// REQUIRES: can_decode(source.dtype, scales.dtype). Does not depend on the caller's floating-point mode
-/// either.
+/// REQUIRES: can_decode(source.dtype, scales.dtype); the NVFP4 products only for F4 with F8_E4M3 scales, and
+/// a global scale other than 1 only for them. See expect_decodable. Does not depend on the caller's
+/// floating-point mode either.
 void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination);
 
 /// The instruction sets that this build holds and this machine can run, best first; the last is "scalar", the

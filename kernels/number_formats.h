@@ -20,9 +20,11 @@ struct FloatFormat {
   int exponent_bits = 0;
   int mantissa_bits = 0;
   bool has_infinity =
-      true;  ///< false: all ones is the only NaN, and the highest exponent holds numbers ("fn")
+      true;             ///< false: all ones is the only NaN, and the highest exponent holds numbers ("fn")
+  bool has_nan = true;  ///< false, where there are no infinities either: all ones is a number as well
 };
 
+inline constexpr FloatFormat e2m1{2, 1, false, false};
 inline constexpr FloatFormat e4m3fn{4, 3, false};
 inline constexpr FloatFormat e5m2{5, 2};
 inline constexpr FloatFormat float16{5, 10};
@@ -64,7 +66,7 @@ SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber exact_value(std::uint64_t bits) {
   const int exponent = static_cast<int>(bits >> mantissa_bits) & exponent_mask;
   ExactNumber number;
   number.is_negative = ((bits >> (mantissa_bits + format.exponent_bits)) & 1) != 0;
-  if (exponent == exponent_mask && (format.has_infinity || mantissa == implicit_bit - 1)) {
+  if (format.has_nan && exponent == exponent_mask && (format.has_infinity || mantissa == implicit_bit - 1)) {
     number.kind =
         format.has_infinity && mantissa == 0 ? ExactNumber::Kind::infinite : ExactNumber::Kind::not_a_number;
   } else if (exponent == 0) {
@@ -102,10 +104,38 @@ SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber scaled(ExactNumber number, const E
   return number;
 }
 
+/// `number` over a divisor of up to 32 significant bits, with 31 significant bits or more, of which the last
+/// is set if the quotient has any beyond: near enough that nearest() of a format of up to 29 bits rounds it
+/// as it would the exact quotient. A NaN on either side, zero over zero and infinity over infinity give NaN
+/// with the sign of `number`.
+SHARDWRIGHT_HOST_DEVICE constexpr ExactNumber quotient(ExactNumber number, const ExactNumber& divisor) {
+  using Kind = ExactNumber::Kind;
+  const auto is_zero = [](const ExactNumber& n) { return n.kind == Kind::finite && n.significand == 0; };
+  if (number.kind == Kind::not_a_number || divisor.kind == Kind::not_a_number ||
+      (is_zero(number) && is_zero(divisor)) ||
+      (number.kind == Kind::infinite && divisor.kind == Kind::infinite)) {
+    number.kind = Kind::not_a_number;
+    return number;
+  }
+  number.is_negative = number.is_negative != divisor.is_negative;
+  if (number.kind == Kind::infinite || is_zero(number)) return number;
+  if (divisor.kind == Kind::infinite) {
+    number.significand = 0;
+  } else if (divisor.significand == 0) {
+    number.kind = Kind::infinite;
+  } else {
+    const int shift = 62 - highest_bit(number.significand);
+    const std::uint64_t wide = number.significand << shift;
+    number.significand = wide / divisor.significand | (wide % divisor.significand != 0 ? 1 : 0);
+    number.exponent -= shift + divisor.exponent;
+  }
+  return number;
+}
+
 /// The nearest number of the format, ties to even: too large becomes infinity (in a format without infinities
 /// the largest number, as does an infinity), too small a subnormal or zero. Every NaN becomes the quiet NaN
 /// with an otherwise empty payload (0x7FC0 in BF16; all ones where that is the only one) and the sign that it
-/// had.
+/// had. REQUIRES: no NaN where the format has none; a significand of at most 63 bits.
 template <FloatFormat format>
 SHARDWRIGHT_HOST_DEVICE constexpr std::uint64_t nearest(const ExactNumber& number) {
   constexpr int mantissa_bits = format.mantissa_bits;
@@ -114,7 +144,9 @@ SHARDWRIGHT_HOST_DEVICE constexpr std::uint64_t nearest(const ExactNumber& numbe
                                              << mantissa_bits;
   constexpr std::uint64_t quiet = std::uint64_t{1} << (mantissa_bits - 1);
   constexpr std::uint64_t not_a_number = highest_exponent | (format.has_infinity ? quiet : 2 * quiet - 1);
-  constexpr std::uint64_t overflow = format.has_infinity ? highest_exponent : not_a_number - 1;
+  constexpr std::uint64_t overflow = format.has_infinity ? highest_exponent
+                                     : format.has_nan    ? not_a_number - 1
+                                                         : not_a_number;
 
   const std::uint64_t sign = std::uint64_t{number.is_negative} << (mantissa_bits + format.exponent_bits);
   if (number.kind == ExactNumber::Kind::not_a_number) return sign | not_a_number;
@@ -128,8 +160,7 @@ SHARDWRIGHT_HOST_DEVICE constexpr std::uint64_t nearest(const ExactNumber& numbe
   std::uint64_t kept = 0;
   if (dropped_bits <= 0) {
     kept = number.significand << -dropped_bits;
-  } else if (dropped_bits <
-             64) {  // no significand has more than 53 bits, so beyond that less than half is left
+  } else if (dropped_bits < 64) {  // beyond that less than half is left
     const std::uint64_t half = std::uint64_t{1} << (dropped_bits - 1);
     const std::uint64_t rest = number.significand & (2 * half - 1);
     kept = number.significand >> dropped_bits;

@@ -1,5 +1,6 @@
 #include "kernels/strided.h"
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -7,6 +8,7 @@
 #include <string>
 
 #include "kernels/number_formats.h"
+#include "kernels/scaled_element.h"
 
 namespace shardwright {
 namespace {
@@ -84,44 +86,35 @@ void convert_from_any(const SourceTile& source, const DestinationTile& destinati
   }
 }
 
-/// Calls multiply(element, scale) for each element with the bits of its scale and writes what it returns.
-template <class Scale, class To, class Multiply>
-void decode_each(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination,
-                 Multiply multiply) {
-  const auto* first = static_cast<const std::byte*>(scales.data);
-  const bool is_e4m3 = source.dtype == DType::F8_E4M3;
-  for_each_element<std::uint8_t, To>(
-      source, destination, [&](std::uint8_t bits, std::int64_t row, std::int64_t column) {
-        const std::int64_t number = (scales.first_row + row) / scales.block_rows * scales.row_stride +
-                                    (scales.first_column + column) / scales.block_columns;
-        Scale scale;
-        std::memcpy(&scale, first + number * std::int64_t{sizeof(Scale)}, sizeof(Scale));
-        return static_cast<To>(
-            multiply(is_e4m3 ? exact_value<e4m3fn>(bits) : exact_value<e5m2>(bits), scale));
-      });
+std::uint64_t load(const std::byte* from, int bytes) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, from, static_cast<std::size_t>(bytes));
+  return bits;
 }
 
-template <FloatFormat of_scales, FloatFormat to>
-void decode_by_floats(const SourceTile& source, const BlockScales& scales,
-                      const DestinationTile& destination) {
-  decode_each<BitsOf<of_scales>, BitsOf<to>>(
-      source, scales, destination, [](const ExactNumber& element, BitsOf<of_scales> scale) {
-        const std::uint64_t product = nearest<float32>(scaled(element, exact_value<of_scales>(scale)));
-        return nearest<to>(exact_value<float32>(product));
-      });
+std::uint64_t element_bits(const SourceTile& source, std::int64_t row, std::int64_t column) {
+  const auto* data = static_cast<const std::byte*>(source.data);
+  const int bytes = bytes_of(source.dtype);
+  if (bytes != 0) return load(data + (row * source.row_stride + column) * bytes, bytes);
+  const std::int64_t nibble = row * source.row_stride + column + (source.begins_in_high_nibble ? 1 : 0);
+  return load(data + nibble / 2, 1) >> nibble % 2 * 4 & 0xF;
 }
 
 template <FloatFormat to>
 void decode_to(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
-  switch (scales.dtype) {
-    case DType::F32:
-      return decode_by_floats<float32, to>(source, scales, destination);
-    case DType::BF16:
-      return decode_by_floats<bfloat16, to>(source, scales, destination);
-    default:
-      return decode_each<std::uint8_t, BitsOf<to>>(
-          source, scales, destination,
-          [](const ExactNumber& element, std::uint8_t scale) { return nearest<to>(scaled(element, scale)); });
+  const Scaling scaling = scaling_of(source.dtype, scales, std::bit_cast<std::uint32_t>(scales.global));
+  const auto* first_scale = static_cast<const std::byte*>(scales.data);
+  const int scale_bytes = bytes_of(scales.dtype);
+  for (std::int64_t row = 0; row < source.rows; ++row) {
+    const std::int64_t first_block = (scales.first_row + row) / scales.block_rows * scales.row_stride;
+    for (std::int64_t column = 0; column < source.columns; ++column) {
+      const std::int64_t block = first_block + (scales.first_column + column) / scales.block_columns;
+      const auto bits = static_cast<BitsOf<to>>(nearest<to>(exact_product(
+          scaling, element_bits(source, row, column), load(first_scale + block * scale_bytes, scale_bytes))));
+      const std::int64_t place = row * destination.row_stride + column * destination.column_stride;
+      std::memcpy(static_cast<std::byte*>(destination.data) + place * std::int64_t{sizeof bits}, &bits,
+                  sizeof bits);
+    }
   }
 }
 

@@ -28,6 +28,8 @@ ValueRange range_of(DType dtype) {
     case DType::I32:
     case DType::I64:
       return {bits_of(dtype) - 1, 0, bits_of(dtype) - 1};
+    case DType::I4:
+      return {3, 0, 3};
     case DType::F4:
       return {2, -1, 3};
     case DType::F6_E2M3:

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/placed_tile.h"
 #include "kernels/float_arithmetic.h"
+#include "kernels/scaled_element.h"
 
 #if defined(__CUDA_ARCH__)
 #define SHARDWRIGHT_UNROLL _Pragma("unroll")
@@ -97,7 +98,9 @@ SHARDWRIGHT_HOST_DEVICE inline std::uint32_t stored_scale(const PlacedTile& tile
                                                           std::uint32_t block) {
   const std::int64_t number = block_of(tile.scale_rows, row) * tile.scale_row_stride + block;
   if (tile.scale_dtype == DType::F32) return load<std::uint32_t>(tile.scales + number * 4);
-  if (tile.scale_dtype == DType::BF16) return load<std::uint16_t>(tile.scales + number * 2);
+  if (tile.scale_dtype == DType::BF16 || tile.scale_dtype == DType::F16) {
+    return load<std::uint16_t>(tile.scales + number * 2);
+  }
   return load<std::uint8_t>(tile.scales + number);
 }
 
@@ -235,35 +238,37 @@ SHARDWRIGHT_HOST_DEVICE inline Chunk<Unit> placed_chunk(const PlacedTile& tile, 
 // --- by the definition: from or to F64, where integers are the only exact way
 // ---------------------------------
 
-SHARDWRIGHT_HOST_DEVICE inline ExactNumber exact_element(DType dtype, const std::byte* from) {
-  switch (dtype) {
-    case DType::F8_E4M3:
-      return exact_value<e4m3fn>(load<std::uint8_t>(from));
-    case DType::F8_E5M2:
-      return exact_value<e5m2>(load<std::uint8_t>(from));
-    case DType::F16:
-      return exact_value<float16>(load<std::uint16_t>(from));
-    case DType::BF16:
-      return exact_value<bfloat16>(load<std::uint16_t>(from));
-    case DType::F32:
-      return exact_value<float32>(load<std::uint32_t>(from));
+SHARDWRIGHT_HOST_DEVICE inline std::uint64_t element_bits(const PlacedTile& tile, std::uint32_t row,
+                                                          std::uint32_t column) {
+  if (tile.source_bytes == 0) {
+    const std::uint32_t nibble = column + (tile.begins_in_high_nibble ? 1 : 0);
+    const std::byte* from = tile.source + row * tile.source_row_stride + nibble / 2;
+    return load<std::uint8_t>(from) >> nibble % 2 * 4 & 0xF;
+  }
+  const std::byte* from = address(tile, row, column);
+  switch (tile.source_bytes) {
+    case 1:
+      return load<std::uint8_t>(from);
+    case 2:
+      return load<std::uint16_t>(from);
+    case 4:
+      return load<std::uint32_t>(from);
     default:
-      return exact_value<float64>(load<std::uint64_t>(from));
+      return load<std::uint64_t>(from);
   }
 }
 
-/// One element for a destination of F64, or from a source of F64.
+/// One element, for what no faster way is exact.
 SHARDWRIGHT_HOST_DEVICE inline std::uint64_t defined_element(const PlacedTile& tile, std::uint32_t row,
                                                              std::uint32_t column) {
-  ExactNumber number = exact_element(tile.source_dtype, address(tile, row, column));
+  const std::uint64_t element = element_bits(tile, row, column);
+  ExactNumber number;
   if (tile.scales != nullptr) {
-    const std::uint32_t stored = stored_scale(tile, row, block_of(tile.scale_columns, column));
-    if (tile.scale_dtype == DType::F32 || tile.scale_dtype == DType::BF16) {
-      const ExactNumber scale = exact_value<float32>(float_bits_of_scale(tile.scale_dtype, stored));
-      number = exact_value<float32>(nearest<float32>(scaled(number, scale)));
-    } else {
-      number = scaled(number, static_cast<std::uint8_t>(stored));
-    }
+    const Scaling scaling{tile.source_dtype, tile.scale_dtype, tile.product, tile.code_eight_is_plus_zero,
+                          tile.global_bits};
+    number = exact_product(scaling, element, stored_scale(tile, row, block_of(tile.scale_columns, column)));
+  } else {
+    number = exact_value_of(tile.source_dtype, element);
   }
   switch (tile.destination_dtype) {
     case DType::BF16:

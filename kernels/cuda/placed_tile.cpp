@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/scaled_element.h"
+
 namespace shardwright::cuda {
 namespace {
 
@@ -20,7 +22,8 @@ void expect_possible(const Placing& placing) {
     throw std::invalid_argument("cannot convert " + std::string(name_of(from)) + " elements to " +
                                 std::string(name_of(to)));
   }
-  if (can_decode(from, placing.scales.dtype) && is_wide_float(to)) return;
+  expect_decodable(from, placing.scales);
+  if (is_wide_float(to)) return;
   throw std::invalid_argument("cannot decode " + std::string(name_of(from)) + " elements with scales of " +
                               std::string(name_of(placing.scales.dtype)) + " to " + std::string(name_of(to)));
 }
@@ -30,9 +33,9 @@ Placing in_bytes(Placing placing) {
   SourceTile& source = placing.source;
   DestinationTile& destination = placing.destination;
   const int bits = bits_of(source.dtype);
-  if (bits % 8 == 0) return placing;
-  if (destination.column_stride != 1 || source.columns * bits % 8 != 0 || source.row_stride * bits % 8 != 0 ||
-      destination.row_stride * bits % 8 != 0) {
+  if (bits % 8 == 0 || placing.scales.data != nullptr) return placing;
+  if (source.begins_in_high_nibble || destination.column_stride != 1 || source.columns * bits % 8 != 0 ||
+      source.row_stride * bits % 8 != 0 || destination.row_stride * bits % 8 != 0) {
     throw std::invalid_argument(
         "cannot place " + std::string(name_of(source.dtype)) +
         " elements that share a byte with elements outside the tile, or transpose them");
@@ -54,19 +57,21 @@ ScaleSteps steps_of(std::int64_t block, std::int64_t first) {
 PlacedTile part_of(const Placing& placing, std::int64_t row, std::int64_t rows, std::int64_t column,
                    std::int64_t columns) {
   const auto& [source, scales, destination] = placing;
-  const std::int64_t source_bytes = bytes_of(source.dtype);
+  const std::int64_t source_bits = bits_of(source.dtype);
   const std::int64_t destination_bytes = bytes_of(destination.dtype);
   PlacedTile tile;
-  tile.source =
-      static_cast<const std::byte*>(source.data) + (row * source.row_stride + column) * source_bytes;
+  const std::int64_t nibble = source.begins_in_high_nibble ? 4 : 0;
+  const std::int64_t first_bit = (row * source.row_stride + column) * source_bits + nibble;
+  tile.source = static_cast<const std::byte*>(source.data) + first_bit / 8;
+  tile.begins_in_high_nibble = first_bit % 8 != 0;
   tile.destination = static_cast<std::byte*>(destination.data) +
                      (row * destination.row_stride + column * destination.column_stride) * destination_bytes;
-  tile.source_row_stride = source.row_stride * source_bytes;
+  tile.source_row_stride = source.row_stride * source_bits / 8;
   tile.row_stride = destination.row_stride * destination_bytes;
   tile.column_stride = destination.column_stride * destination_bytes;
   tile.rows = static_cast<std::uint32_t>(rows);
   tile.columns = static_cast<std::uint32_t>(columns);
-  tile.source_bytes = static_cast<std::uint32_t>(source_bytes);
+  tile.source_bytes = static_cast<std::uint32_t>(source_bits / 8);
   tile.source_dtype = source.dtype;
   tile.destination_dtype = destination.dtype;
   tile.by_definition =
@@ -79,6 +84,15 @@ PlacedTile part_of(const Placing& placing, std::int64_t row, std::int64_t rows, 
       from_first_row / scales.block_rows * scales.row_stride + from_first_column / scales.block_columns;
   tile.scales = static_cast<const std::byte*>(scales.data) + first_scale * bytes_of(scales.dtype);
   tile.scale_dtype = scales.dtype;
+  const Scaling scaling = scaling_of(source.dtype, scales, std::bit_cast<std::uint32_t>(scales.global));
+  tile.product = scaling.product;
+  tile.code_eight_is_plus_zero = scaling.code_eight_is_plus_zero;
+  tile.global_bits = scaling.global_bits;
+  const bool is_fp8 = source.dtype == DType::F8_E4M3 || source.dtype == DType::F8_E5M2;
+  const bool is_e8m0 = scales.dtype == DType::U8 || scales.dtype == DType::F8_E8M0;
+  if (!is_fp8 || scales.dtype == DType::F16 || is_e8m0 != (scales.product == Product::exact_once)) {
+    tile.by_definition = true;
+  }
   tile.scale_row_stride = scales.row_stride;
   tile.scale_rows = steps_of(scales.block_rows, from_first_row % scales.block_rows);
   tile.scale_columns = steps_of(scales.block_columns, from_first_column % scales.block_columns);

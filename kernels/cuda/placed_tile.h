@@ -51,7 +51,11 @@ struct PlacedTile {
   DType source_dtype = DType::BF16;
   DType destination_dtype = DType::BF16;
   DType scale_dtype = DType::F8_E8M0;
-  bool by_definition = false;  ///< from F64 or to it: slowly, but exactly
+  Product product = Product::exact_once;
+  bool code_eight_is_plus_zero = false;  ///< of F4
+  bool begins_in_high_nibble = false;    ///< of F4 and I4
+  bool by_definition = false;            ///< slowly, but exactly
+  std::uint32_t global_bits = 0;         ///< of the global scale, an F32 number
 };
 
 /// Tiles of one launch: as many as fit into the 4 KiB that kernel parameters may take on any driver.

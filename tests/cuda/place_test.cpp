@@ -58,7 +58,7 @@ TEST(CudaDevicePlace, TakesTilesOfManyBlocks) {
   for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
     std::deque<OnDevice> tiles;
     for (const Format& format : formats) {
-      tiles.emplace_back(random, Change{format.element, DType::BF16, format.scale}, random.number(500, 1000),
+      tiles.emplace_back(random, Change{format.element, DType::BF16, format}, random.number(500, 1000),
                          random.number(2000, 3000), strides);
     }
     expect_as_on_the_cpu(tiles);

@@ -55,7 +55,7 @@ TEST(CudaPlace, TakesEveryShapeOfBlockAndTilesOfManyBlocks) {
                                                                                         {63, 640}}) {
     for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
       const Format& format = random.one_of(formats);
-      const Change change{format.element, DType::BF16, format.scale};
+      const Change change{format.element, DType::BF16, format};
       const RandomPlacing one(random, change, rows, columns, strides);
       for (const Launch& launch : run_all({one.placing()}))
         shapes.insert(launch.batch.tiles[0].chunks_across);
@@ -110,17 +110,20 @@ TEST(CudaPlace, ReadsNothingOutsideTheTileAndItsScales) {
     for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
       for (const Format& format : formats) {
         for (const bool at_end : {false, true}) {
-          const std::int64_t blocks = (columns + 31) / 32;
-          const std::int64_t scale_bytes = rows * blocks * bytes_of(format.scale);
-          BetweenGuards elements(static_cast<std::size_t>(rows * columns));
+          const bool is_packed = bytes_of(format.element) == 0;
+          const std::int64_t row_stride = is_packed ? (columns + 1) / 2 * 2 : columns;
+          const std::int64_t element_bits = ((rows - 1) * row_stride + columns) * bits_of(format.element);
+          const std::int64_t element_bytes = (element_bits + 7) / 8;
+          const std::int64_t blocks = (columns - 1) / format.block_columns + 1;
+          const std::int64_t scale_bytes =
+              ((rows - 1) / format.block_rows + 1) * blocks * bytes_of(format.scale);
+          BetweenGuards elements(static_cast<std::size_t>(element_bytes));
           BetweenGuards scales(static_cast<std::size_t>(scale_bytes));
           std::memset(scales.begin(), 120, static_cast<std::size_t>(scales.end() - scales.begin()));
-          BlockScales block_scales{at_end ? scales.end() - scale_bytes : scales.begin(), blocks};
-          block_scales.dtype = format.scale;
           const RandomDestination destination(random, DType::BF16, rows, columns, strides);
-          run_all({{{at_end ? elements.end() - rows * columns : elements.begin(), format.element, rows,
-                     columns, columns},
-                    block_scales,
+          run_all({{{at_end ? elements.end() - element_bytes : elements.begin(), format.element, rows,
+                     columns, row_stride, is_packed && columns % 2 == 1},
+                    format.block_scales(at_end ? scales.end() - scale_bytes : scales.begin(), blocks),
                     destination.tile}});  // or the process dies
         }
       }
@@ -173,13 +176,13 @@ TEST(CudaPlace, RefusesWhatPlaceAndDecodeRefuse) {
   const auto attempt = [&](DType from, DType to, std::optional<DType> scale) {
     BlockScales scales;
     if (scale) scales = {memory, 1, 1, 32, 0, 0, *scale};
-    run_all({{{memory, from, 1, 1, 1}, scales, {memory + 2, to, 1, 1}}});
+    run_all({{{memory, from, 1, 1, 2}, scales, {memory + 2, to, 1, 1}}});
   };
   EXPECT_NO_THROW(attempt(DType::F8_E4M3, DType::BF16, DType::U8));
   EXPECT_THROW(attempt(DType::I32, DType::BF16, {}), std::invalid_argument);
   EXPECT_THROW(attempt(DType::BF16, DType::F8_E4M3, {}), std::invalid_argument);
   EXPECT_THROW(attempt(DType::BF16, DType::BF16, DType::U8), std::invalid_argument);
-  EXPECT_THROW(attempt(DType::F8_E4M3, DType::BF16, DType::F16), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::BF16, DType::F8_E4M3), std::invalid_argument);
   EXPECT_THROW(attempt(DType::F8_E4M3, DType::I32, DType::U8), std::invalid_argument);
   EXPECT_THROW(attempt(DType::F8_E4M3, DType::F8_E4M3, DType::U8), std::invalid_argument);
 }

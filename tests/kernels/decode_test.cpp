@@ -22,75 +22,91 @@ const std::vector<DType> destinations = {DType::BF16, DType::F16, DType::F32, DT
 class Decode : public EveryInstructionSet {};
 INSTANTIATE_TEST_SUITE_P(Each, Decode, testing::ValuesIn(instruction_sets()), name_of_parameter);
 
-/// Every e8m0 byte. Of the others both signs and every exponent (zeros, subnormals, infinities and NaN among
+/// Of numbers of 16 or 32 bits both signs and every exponent (zeros, subnormals, infinities and NaN among
 /// them), with mantissas all zeros and all ones, next to these, ones that make products fall halfway between
 /// two F32 or two BF16 numbers, and random ones.
-const std::vector<std::uint64_t>& scales_of(DType dtype) {
-  static std::map<DType, std::vector<std::uint64_t>> all;
-  std::vector<std::uint64_t>& scales = all[dtype];
-  if (!scales.empty()) return scales;
-  if (slow::is_e8m0(dtype)) {
-    for (std::uint64_t scale = 0; scale < 256; ++scale) scales.push_back(scale);
-    return scales;
-  }
+std::vector<std::uint64_t> some_numbers(DType dtype) {
+  std::vector<std::uint64_t> numbers;
   Random random(4);
-  const int mantissa_bits = slow::fields_of(dtype).mantissa_bits;
-  for (std::uint64_t sign_and_exponent = 0; sign_and_exponent < 512; ++sign_and_exponent) {
+  const auto [exponent_bits, mantissa_bits] = slow::fields_of(dtype);
+  for (std::uint64_t sign_and_exponent = 0; sign_and_exponent < 2U << exponent_bits; ++sign_and_exponent) {
     std::vector<std::uint64_t> mantissas = {0, 1, 0x7FFFFF, 0x008000, 0x018000};
     for (int i = 0; i < 2; ++i) mantissas.push_back(static_cast<std::uint64_t>(random.number(0, 0x7FFFFF)));
     for (const std::uint64_t mantissa : mantissas) {
-      scales.push_back(sign_and_exponent << mantissa_bits |
-                       (dtype == DType::F32 ? mantissa : mantissa >> 16));
+      numbers.push_back(sign_and_exponent << mantissa_bits | mantissa >> (23 - mantissa_bits));
     }
   }
-  return scales;
+  return numbers;
 }
 
-/// All results, by number of the scale and element.
+/// Every number of up to 8 bits, some of the others.
+const std::vector<std::uint64_t>& numbers_of(DType dtype) {
+  static std::map<DType, std::vector<std::uint64_t>> all;
+  std::vector<std::uint64_t>& numbers = all[dtype];
+  if (!numbers.empty()) return numbers;
+  if (bits_of(dtype) > 8) return numbers = some_numbers(dtype);
+  for (std::uint64_t number = 0; number < 1U << bits_of(dtype); ++number) numbers.push_back(number);
+  return numbers;
+}
+
+/// Columns of a row of elements: every one of few, or some of many. A row has them all once or more.
+constexpr std::int64_t table_columns = 256;
+
+std::uint64_t element_in_column(DType dtype, std::int64_t column) {
+  const std::vector<std::uint64_t>& elements = numbers_of(dtype);
+  const std::size_t step = elements.size() <= table_columns ? 1 : elements.size() / table_columns;
+  return elements[static_cast<std::size_t>(column) * step % elements.size()];
+}
+
+/// All results, by number of the scale and column.
 const std::vector<std::uint64_t>& slow_table(DType dtype, const Format& format) {
   static std::map<std::pair<DType, Format>, std::vector<std::uint64_t>> tables;
   std::vector<std::uint64_t>& table = tables[{dtype, format}];
   if (table.empty()) {
-    for (const std::uint64_t scale : scales_of(format.scale)) {
-      for (std::uint64_t element = 0; element < 256; ++element) {
-        table.push_back(slow::decoded(dtype, format.element, element, format.scale, scale));
+    for (const std::uint64_t scale : numbers_of(format.scale)) {
+      for (std::int64_t column = 0; column < table_columns; ++column) {
+        table.push_back(slow::decoded(dtype, format.element, element_in_column(format.element, column),
+                                      format.scales(), scale));
       }
     }
   }
   return table;
 }
 
-/// Decodes all 256 elements with one scale for each row, given by number, and expects what the table says.
+/// Decodes rows of elements with one scale for each row, given by number, and expects what the table says.
 void expect_table(DType dtype, const Format& format, const std::vector<std::size_t>& scale_of_row,
                   bool transposed) {
   const auto rows = static_cast<std::int64_t>(scale_of_row.size());
-  constexpr std::int64_t columns = 256;
-  constexpr std::int64_t blocks = columns / 32;
-  std::vector<std::uint8_t> elements;
+  constexpr std::int64_t blocks = table_columns / 32;
+  std::vector<std::uint8_t> elements(
+      static_cast<std::size_t>(rows * table_columns * bits_of(format.element) / 8));
   std::vector<std::uint8_t> scales(static_cast<std::size_t>(rows * blocks * bytes_of(format.scale)));
   for (std::int64_t row = 0; row < rows; ++row) {
-    for (int element = 0; element < columns; ++element)
-      elements.push_back(static_cast<std::uint8_t>(element));
+    for (std::int64_t column = 0; column < table_columns; ++column) {
+      slow::store(elements.data(), row * table_columns + column, format.element,
+                  element_in_column(format.element, column));
+    }
     for (std::int64_t block = 0; block < blocks; ++block) {
       slow::store(scales.data(), row * blocks + block, format.scale,
-                  scales_of(format.scale)[scale_of_row[static_cast<std::size_t>(row)]]);
+                  numbers_of(format.scale)[scale_of_row[static_cast<std::size_t>(row)]]);
     }
   }
-  std::vector<std::uint64_t> memory(elements.size());
-  const std::int64_t row_stride = transposed ? 1 : columns;
+  std::vector<std::uint64_t> memory(static_cast<std::size_t>(rows * table_columns));
+  const std::int64_t row_stride = transposed ? 1 : table_columns;
   const std::int64_t column_stride = transposed ? rows : 1;
-  BlockScales block_scales{scales.data(), blocks};
-  block_scales.dtype = format.scale;
-  decode({elements.data(), format.element, rows, columns, columns}, block_scales,
+  BlockScales block_scales = format.block_scales(scales.data(), blocks);
+  block_scales.block_rows = 1;
+  block_scales.block_columns = 32;
+  decode({elements.data(), format.element, rows, table_columns, table_columns}, block_scales,
          {memory.data(), dtype, row_stride, column_stride});
   const std::vector<std::uint64_t>& table = slow_table(dtype, format);
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::size_t scale = scale_of_row[static_cast<std::size_t>(row)];
-    for (std::int64_t element = 0; element < columns; ++element) {
-      ASSERT_EQ(slow::load(memory.data(), row * row_stride + element * column_stride, dtype),
-                table[scale * columns + static_cast<std::size_t>(element)])
-          << name_of(format.element) << " element " << element << ", " << name_of(format.scale) << " scale "
-          << std::hex << scales_of(format.scale)[scale] << ", to " << name_of(dtype)
+    for (std::int64_t column = 0; column < table_columns; ++column) {
+      ASSERT_EQ(slow::load(memory.data(), row * row_stride + column * column_stride, dtype),
+                table[scale * table_columns + static_cast<std::size_t>(column)])
+          << format.name() << ": element " << std::hex << element_in_column(format.element, column)
+          << ", scale " << numbers_of(format.scale)[scale] << ", to " << name_of(dtype)
           << (transposed ? ", transposed" : ", straight");
     }
   }
@@ -98,12 +114,12 @@ void expect_table(DType dtype, const Format& format, const std::vector<std::size
 
 void expect_table_for_all_scales() {
   for (const Format& format : formats) {
-    std::vector<std::size_t> every_scale(scales_of(format.scale).size());
+    std::vector<std::size_t> every_scale(numbers_of(format.scale).size());
     std::iota(every_scale.begin(), every_scale.end(), std::size_t{0});
     for (const DType dtype : destinations) {
       for (const bool transposed : {false, true}) {
         expect_table(dtype, format, every_scale, transposed);
-        if (format.element != DType::F8_E4M3 || !slow::is_e8m0(format.scale)) continue;
+        if (bits_of(format.element) > 8 || bits_of(format.scale) > 8) continue;
         // Which kernel serves depends on the scales of a run: alone, each has its own.
         for (const std::size_t scale : every_scale) {
           expect_table(dtype, format, std::vector<std::size_t>(65, scale), transposed);
@@ -137,14 +153,14 @@ TEST_P(Decode, DoesNotDependOnTheCallersFloatingPointMode) {
 void expect_same_as_slow(Random& random, std::int64_t rows, std::int64_t columns, Strides strides) {
   const Format format = random.one_of(formats);
   const RandomSource source(random, format.element, rows, columns);
-  const RandomScales scales(random, format.scale, rows, columns);
+  const RandomScales scales(random, format, rows, columns);
   RandomDestination destination(random, random.one_of(destinations), rows, columns, strides);
   RandomDestination expected = destination;
   slow::decode(source.tile, scales.scales, expected.tile);
   decode(source.tile, scales.scales, destination.tile);
   // The whole memory: what lies around the tile and between its elements has not changed.
   ASSERT_TRUE(destination.memory == expected.memory)
-      << description(source.tile, destination.tile) << ", " << name_of(format.scale) << " for blocks of "
+      << description(source.tile, destination.tile) << ", " << format.name() << ", here "
       << scales.scales.block_rows << " x " << scales.scales.block_columns << " from "
       << scales.scales.first_row << ", " << scales.scales.first_column;
 }
@@ -186,16 +202,26 @@ TEST_P(Decode, ReadsNothingOutsideTheTileAndItsScales) {
     for (const Strides strides : {Strides::straight, Strides::transposed, Strides::any}) {
       for (const bool at_end : {false, true}) {
         const Format format = random.one_of(formats);
-        const std::int64_t blocks = (columns + 31) / 32;
-        const std::int64_t scale_bytes = rows * blocks * bytes_of(format.scale);
-        BetweenGuards elements(static_cast<std::size_t>(rows * columns));
+        const bool is_packed = bytes_of(format.element) == 0;
+        const std::int64_t row_stride = is_packed ? (columns + 1) / 2 * 2 : columns;
+        // The last row ends with the tile: of packed elements in the middle of a byte at the latest.
+        const std::int64_t element_bits = ((rows - 1) * row_stride + columns) * bits_of(format.element);
+        const std::int64_t element_bytes = (element_bits + 7) / 8;
+        const std::int64_t blocks = (columns - 1) / format.block_columns + 1;
+        const std::int64_t scale_bytes =
+            ((rows - 1) / format.block_rows + 1) * blocks * bytes_of(format.scale);
+        BetweenGuards elements(static_cast<std::size_t>(element_bytes));
         BetweenGuards scales(static_cast<std::size_t>(scale_bytes));
-        const SourceTile source{at_end ? elements.end() - rows * columns : elements.begin(), format.element,
-                                rows, columns, columns};
+        const SourceTile source{at_end ? elements.end() - element_bytes : elements.begin(),
+                                format.element,
+                                rows,
+                                columns,
+                                row_stride,
+                                is_packed && columns % 2 == 1};
         std::memset(scales.begin(), 120, static_cast<std::size_t>(scales.end() - scales.begin()));
-        BlockScales block_scales{at_end ? scales.end() - scale_bytes : scales.begin(), blocks};
-        block_scales.dtype = format.scale;
         const RandomDestination destination(random, DType::BF16, rows, columns, strides);
+        const BlockScales block_scales =
+            format.block_scales(at_end ? scales.end() - scale_bytes : scales.begin(), blocks);
         decode(source, block_scales, destination.tile);  // or the process dies
       }
     }
@@ -204,14 +230,33 @@ TEST_P(Decode, ReadsNothingOutsideTheTileAndItsScales) {
 
 TEST_P(Decode, RefusesFormatsThatHaveNoBlockScalesAndDestinationsThatAreNoWideFloats) {
   std::uint8_t memory[16] = {};
-  const auto try_to_decode = [&](DType element, DType scale, DType destination) {
-    decode({memory, element, 1, 1, 1}, {memory, 1, 1, 32, 0, 0, scale}, {memory + 8, destination, 1, 1});
+  const auto attempt = [&](DType element, DType scale, DType destination,
+                           Product product = Product::exact_once, float global = 1) {
+    decode({memory, element, 1, 1, 2}, {memory, 1, 1, 32, 0, 0, scale, product, global},
+           {memory + 8, destination, 1, 1});
   };
-  EXPECT_NO_THROW(try_to_decode(DType::F8_E4M3, DType::U8, DType::BF16));
-  EXPECT_THROW(try_to_decode(DType::BF16, DType::U8, DType::BF16), std::invalid_argument);
-  EXPECT_THROW(try_to_decode(DType::F8_E4M3, DType::F16, DType::BF16), std::invalid_argument);
-  EXPECT_THROW(try_to_decode(DType::F8_E4M3, DType::U8, DType::I32), std::invalid_argument);
-  EXPECT_THROW(try_to_decode(DType::F8_E4M3, DType::F32, DType::I32), std::invalid_argument);
+  EXPECT_NO_THROW(attempt(DType::F8_E4M3, DType::U8, DType::BF16));
+  EXPECT_THROW(attempt(DType::BF16, DType::U8, DType::BF16), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::I8, DType::F32, DType::BF16), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::F8_E4M3, DType::BF16), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::U8, DType::I32), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::F32, DType::I32), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F4, DType::U8, DType::F4), std::invalid_argument);
+}
+
+TEST_P(Decode, RefusesNvfp4OfOtherDtypesAndGlobalScalesOfOtherProducts) {
+  std::uint8_t memory[16] = {};
+  const auto attempt = [&](DType element, DType scale, Product product, float global) {
+    decode({memory, element, 1, 1, 2}, {memory, 1, 1, 16, 0, 0, scale, product, global},
+           {memory + 8, DType::BF16, 1, 1});
+  };
+  for (const Product product : {Product::modelopt_nvfp4, Product::compressed_tensors_nvfp4}) {
+    EXPECT_NO_THROW(attempt(DType::F4, DType::F8_E4M3, product, 3));
+    EXPECT_THROW(attempt(DType::I4, DType::F8_E4M3, product, 3), std::invalid_argument);
+    EXPECT_THROW(attempt(DType::F4, DType::F32, product, 3), std::invalid_argument);
+  }
+  EXPECT_THROW(attempt(DType::F4, DType::U8, Product::exact_once, 3), std::invalid_argument);
+  EXPECT_THROW(attempt(DType::F8_E4M3, DType::F32, Product::to_f32_first, 3), std::invalid_argument);
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ TEST(DTypeTable, EveryDtypeIsFoundByItsName) {
 }
 
 TEST(DTypeTable, NamesThatSafetensorsDoesNotHaveAreNobodys) {
-  for (const char* name : {"", "bf16", "BF16 ", "FLOAT", "F8"})
+  for (const char* name : {"", "bf16", "BF16 ", "FLOAT", "F8", "I4"})
     EXPECT_EQ(dtype_named(name), std::nullopt) << name;
 }
 
@@ -25,11 +25,13 @@ TEST(DTypeTable, SizesAreThoseOfTheFormats) {
   EXPECT_EQ(bytes_of(DType::F64), 8);
   EXPECT_EQ(bytes_of(DType::C64), 8);
   EXPECT_EQ(bits_of(DType::F4), 4);
+  EXPECT_EQ(bits_of(DType::I4), 4);
   EXPECT_EQ(bits_of(DType::F6_E3M2), 6);
 }
 
 TEST(DTypeTable, PackedFormatsHaveNoBytesOfTheirOwn) {
-  for (const DType dtype : {DType::F4, DType::F6_E2M3, DType::F6_E3M2}) EXPECT_EQ(bytes_of(dtype), 0);
+  for (const DType dtype : {DType::F4, DType::I4, DType::F6_E2M3, DType::F6_E3M2})
+    EXPECT_EQ(bytes_of(dtype), 0);
 }
 
 TEST(DTypeTable, OnlyRealFloatsOf16BitsOrMoreAreWide) {

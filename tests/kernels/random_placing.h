@@ -15,17 +15,17 @@ namespace shardwright::cuda {
 
 inline const std::vector<DType> wide_floats = {DType::BF16, DType::F16, DType::F32, DType::F64};
 
-/// From one dtype to another; with a dtype of scales, decoded.
+/// From one dtype to another; with a format, decoded.
 struct Change {
   DType source;
   DType destination;
-  std::optional<DType> scale;
+  std::optional<Format> format;
 };
 
 inline std::vector<Change> every_change() {
   std::vector<Change> changes;
   for (const DType to : wide_floats) {
-    for (const Format& format : formats) changes.push_back({format.element, to, format.scale});
+    for (const Format& format : formats) changes.push_back({format.element, to, format});
     for (const DType from :
          {DType::F8_E4M3, DType::F8_E5M2, DType::F16, DType::BF16, DType::F32, DType::F64}) {
       changes.push_back({from, to, std::nullopt});
@@ -43,14 +43,16 @@ struct RandomPlacing {
   std::optional<RandomScales> scales;
   RandomDestination destination;
   RandomDestination expected;
+  std::string format_name;
 
   RandomPlacing(Random& random, const Change& change, std::int64_t rows, std::int64_t columns,
                 Strides strides)
       : source(random, change.source, rows, columns),
         destination(random, change.destination, rows, columns, strides),
         expected(destination) {
-    if (change.scale) {
-      scales.emplace(random, *change.scale, rows, columns);
+    if (change.format) {
+      scales.emplace(random, *change.format, rows, columns);
+      format_name = change.format->name();
       slow::decode(source.tile, scales->scales, expected.tile);
     } else {
       slow::place(source.tile, expected.tile);
@@ -66,8 +68,8 @@ struct RandomPlacing {
     std::string text = description(source.tile, destination.tile);
     if (scales) {
       const BlockScales& s = scales->scales;
-      text += ", " + std::string(name_of(s.dtype)) + " for blocks of " + std::to_string(s.block_rows) +
-              " x " + std::to_string(s.block_columns) + " from " + std::to_string(s.first_row) + ", " +
+      text += ", " + format_name + ", here " + std::to_string(s.block_rows) + " x " +
+              std::to_string(s.block_columns) + " from " + std::to_string(s.first_row) + ", " +
               std::to_string(s.first_column);
     }
     return text;

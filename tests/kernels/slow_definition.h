@@ -42,6 +42,11 @@ inline Fields fields_of(DType dtype) {
 }
 
 inline long double value_of(DType dtype, std::uint64_t bits) {
+  if (dtype == DType::F4) {
+    constexpr long double magnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    return (bits & 8) != 0 ? -magnitudes[bits & 7] : magnitudes[bits];
+  }
+  if (dtype == DType::I4) return static_cast<long double>(bits) - 8;
   const auto [exponent_bits, mantissa_bits] = fields_of(dtype);
   const int bias = (1 << (exponent_bits - 1)) - 1;
   const auto mantissa = static_cast<long double>(bits & ((std::uint64_t{1} << mantissa_bits) - 1));
@@ -84,18 +89,39 @@ inline std::uint64_t rounded(DType dtype, long double value) {
 
 inline bool is_e8m0(DType dtype) { return dtype == DType::U8 || dtype == DType::F8_E8M0; }
 
-/// An FP8 element times a scale, given by their bits: with e8m0 rounded once, else to F32 and then again.
-inline std::uint64_t decoded(DType to, DType element_dtype, std::uint64_t element, DType scale_dtype,
+/// What a tile's scales are, apart from where they lie.
+struct Scales {
+  DType dtype;
+  Product product = Product::exact_once;
+  float global = 1;
+  bool code_eight_is_plus_zero = false;
+};
+
+inline Scales scales_of(const BlockScales& scales) {
+  return {scales.dtype, scales.product, scales.global, scales.code_eight_is_plus_zero};
+}
+
+inline long double in_f32(long double value) { return value_of(DType::F32, rounded(DType::F32, value)); }
+
+/// An element times a scale, given by their bits. The quotient of the 4 bits of an e4m3 number and the 24 of
+/// an F32 number is no nearer than 2^-50 to a number halfway between two of F32 that it does not equal:
+/// rounding it to 64 bits first changes nothing.
+inline std::uint64_t decoded(DType to, DType element_dtype, std::uint64_t element, const Scales& scales,
                              std::uint64_t scale) {
-  const long double value = value_of(element_dtype, element);
-  const bool is_power = is_e8m0(scale_dtype);
-  const long double product = !is_power      ? value * value_of(scale_dtype, scale)
-                              : scale == 255 ? std::numeric_limits<long double>::quiet_NaN()
-                                             : std::ldexp(value, static_cast<int>(scale) - 127);
+  const bool is_modelopt = scales.product == Product::modelopt_nvfp4;
+  long double value = value_of(element_dtype, element);
+  if (element_dtype == DType::F4 && (is_modelopt || scales.code_eight_is_plus_zero) && value == 0) value = 0;
+  long double factor = !is_e8m0(scales.dtype) ? value_of(scales.dtype, scale)
+                       : scale == 255         ? std::numeric_limits<long double>::quiet_NaN()
+                                              : std::ldexp(1.0L, static_cast<int>(scale) - 127);
+  const auto global = static_cast<long double>(scales.global);
+  if (is_modelopt) factor = in_f32(factor * global);
+  if (scales.product == Product::compressed_tensors_nvfp4) factor = in_f32(factor / global);
+  const long double product = value * factor;
   if (std::isnan(product)) {
     return rounded(to, std::copysign(std::numeric_limits<long double>::quiet_NaN(), value));
   }
-  return rounded(to, is_power ? product : value_of(DType::F32, rounded(DType::F32, product)));
+  return rounded(to, scales.product == Product::exact_once ? product : in_f32(product));
 }
 
 inline std::uint64_t converted(DType from, DType to, std::uint64_t bits) {
@@ -110,8 +136,21 @@ inline std::uint64_t load(const void* memory, std::int64_t index, DType dtype) {
 }
 
 inline void store(void* memory, std::int64_t index, DType dtype, std::uint64_t bits) {
+  if (bits_of(dtype) == 4) {
+    std::uint8_t& byte = static_cast<std::uint8_t*>(memory)[index / 2];
+    byte = static_cast<std::uint8_t>(index % 2 == 0 ? byte / 16 * 16 + bits : byte % 16 + 16 * bits);
+    return;
+  }
   std::memcpy(static_cast<char*>(memory) + index * bytes_of(dtype), &bits,
               static_cast<std::size_t>(bytes_of(dtype)));
+}
+
+inline std::uint64_t element_of(const SourceTile& source, std::int64_t row, std::int64_t column) {
+  const std::int64_t index = row * source.row_stride + column;
+  if (source.dtype != DType::F4 && source.dtype != DType::I4) return load(source.data, index, source.dtype);
+  const std::int64_t nibble = index + (source.begins_in_high_nibble ? 1 : 0);
+  const auto byte = static_cast<const std::uint8_t*>(source.data)[nibble / 2];
+  return nibble % 2 == 0 ? byte % 16U : byte / 16U;
 }
 
 inline void place(const SourceTile& source, const DestinationTile& destination) {
@@ -127,12 +166,12 @@ inline void place(const SourceTile& source, const DestinationTile& destination) 
 inline void decode(const SourceTile& source, const BlockScales& scales, const DestinationTile& destination) {
   for (std::int64_t row = 0; row < source.rows; ++row) {
     for (std::int64_t column = 0; column < source.columns; ++column) {
-      const std::uint64_t element = load(source.data, row * source.row_stride + column, source.dtype);
+      const std::uint64_t element = element_of(source, row, column);
       const std::int64_t block_row = (scales.first_row + row) / scales.block_rows;
       const std::int64_t block_column = (scales.first_column + column) / scales.block_columns;
       store(destination.data, row * destination.row_stride + column * destination.column_stride,
             destination.dtype,
-            decoded(destination.dtype, source.dtype, element, scales.dtype,
+            decoded(destination.dtype, source.dtype, element, scales_of(scales),
                     load(scales.data, block_row * scales.row_stride + block_column, scales.dtype)));
     }
   }

@@ -50,10 +50,13 @@ struct RandomSource {
   SourceTile tile;
 
   RandomSource(Random& random, DType dtype, std::int64_t rows, std::int64_t columns) {
-    const std::int64_t row_stride = columns + (random.chance(2) ? 0 : random.number(1, 70));
+    const bool is_packed = bytes_of(dtype) == 0;
+    const bool in_high_nibble = is_packed && random.chance(2);
+    std::int64_t row_stride = columns + (random.chance(2) ? 0 : random.number(1, 70));
+    if (is_packed) row_stride = (row_stride + (in_high_nibble ? 1 : 0) + 1) / 2 * 2;
     const std::int64_t offset = random.number(0, 70);
-    memory = random.bytes(offset + rows * row_stride * bytes_of(dtype));
-    tile = {memory.data() + offset, dtype, rows, columns, row_stride};
+    memory = random.bytes(offset + rows * row_stride * bits_of(dtype) / 8);
+    tile = {memory.data() + offset, dtype, rows, columns, row_stride, in_high_nibble};
   }
 };
 
@@ -116,13 +119,63 @@ struct RandomDestination {
 struct Format {
   DType element;
   DType scale;
+  Product product = Product::exact_once;
+  bool code_eight_is_plus_zero = false;
+  std::int64_t block_rows = 1;
+  std::int64_t block_columns = 32;
+  float global = 1;
 
   auto operator<=>(const Format&) const = default;
+
+  slow::Scales scales() const { return {scale, product, global, code_eight_is_plus_zero}; }
+
+  /// With one scale after the other for each row of blocks.
+  BlockScales block_scales(const void* data, std::int64_t row_stride) const {
+    return {data, row_stride, block_rows, block_columns, 0,
+            0,    scale,      product,    global,        code_eight_is_plus_zero};
+  }
+
+  std::string name() const {
+    static const char* const products[] = {"rounded once", "to F32 first", "ModelOpt's NVFP4",
+                                           "compressed-tensors' NVFP4"};
+    return std::string(name_of(element)) + " x " + std::string(name_of(scale)) + ", " +
+           products[static_cast<std::size_t>(product)] + (code_eight_is_plus_zero ? ", code 8 is +0" : "") +
+           ", blocks of " + std::to_string(block_rows) + " x " + std::to_string(block_columns);
+  }
 };
 
 inline const std::vector<Format> formats = {
-    {DType::F8_E4M3, DType::F8_E8M0}, {DType::F8_E5M2, DType::F8_E8M0}, {DType::F8_E4M3, DType::F32},
-    {DType::F8_E5M2, DType::F32},     {DType::F8_E4M3, DType::BF16},    {DType::F8_E5M2, DType::BF16},
+    // MXFP8, FP8 with scales for blocks, channels and tensors
+    {DType::F8_E4M3, DType::F8_E8M0},
+    {DType::F8_E5M2, DType::F8_E8M0},
+    {DType::F8_E4M3, DType::F8_E8M0, Product::exact_once, false, 128, 128},
+    {DType::F8_E4M3, DType::F32, Product::to_f32_first, false, 128, 128},
+    {DType::F8_E5M2, DType::F32, Product::to_f32_first, false, 128, 128},
+    {DType::F8_E4M3, DType::BF16, Product::to_f32_first, false, 1, 1000},
+    {DType::F8_E5M2, DType::BF16, Product::to_f32_first},
+    {DType::F8_E4M3, DType::F16, Product::to_f32_first},
+    {DType::F8_E4M3, DType::BF16},
+    // MXFP4: OCP's, DeepSeek's
+    {DType::F4, DType::F8_E8M0},
+    {DType::F4, DType::U8, Product::exact_once, true},
+    // NVFP4, with a global scale that has all of F32's bits
+    {DType::F4, DType::F8_E4M3, Product::modelopt_nvfp4, false, 1, 16, 0x1.A36E2Ep-14F},
+    {DType::F4, DType::F8_E4M3, Product::compressed_tensors_nvfp4, false, 1, 16, 0x1.5F3D6Ap+12F},
+    {DType::F4, DType::F8_E4M3, Product::exact_once, false, 1, 16},
+    // INT4, and what else 4 bits may be scaled by
+    {DType::I4, DType::BF16},
+    {DType::I4, DType::BF16, Product::exact_once, false, 1, 128},
+    {DType::I4, DType::F16},
+    {DType::I4, DType::F32, Product::to_f32_first},
+    {DType::I4, DType::F32},
+    {DType::F4, DType::BF16},
+    {DType::F4, DType::F32, Product::to_f32_first, false, 1, 16},
+    // Plain elements times a factor
+    {DType::BF16, DType::BF16, Product::exact_once, false, 1000, 1000},
+    {DType::BF16, DType::F32, Product::exact_once, false, 1, 1},
+    {DType::F16, DType::BF16},
+    {DType::F32, DType::F32, Product::exact_once, false, 1000, 1000},
+    {DType::F32, DType::F16, Product::to_f32_first},
 };
 
 /// Random scales for a tile, with blocks that it cuts anywhere.
@@ -130,13 +183,12 @@ struct RandomScales {
   std::vector<std::uint8_t> memory;
   BlockScales scales;
 
-  RandomScales(Random& random, DType dtype, std::int64_t rows, std::int64_t columns) {
-    scales.dtype = dtype;
+  RandomScales(Random& random, const Format& format, std::int64_t rows, std::int64_t columns) {
+    const DType dtype = format.scale;
+    scales = format.block_scales(nullptr, 0);
     if (random.chance(3)) {
       scales.block_rows = random.one_of<std::int64_t>({1, 2, 3, 16, 33, 128});
       scales.block_columns = random.one_of<std::int64_t>({1, 7, 16, 32, 64, 128, 1000});
-    } else if (dtype == DType::F32) {
-      scales.block_rows = scales.block_columns = 128;
     }
     scales.first_row = random.number(0, scales.block_rows - 1);
     scales.first_column = random.number(0, scales.block_columns - 1);
