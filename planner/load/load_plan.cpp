@@ -15,6 +15,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/load/scaled_parts.h"
 #include "planner/load/seen_boxes.h"
+#include "planner/names/quantization_config.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -65,6 +66,10 @@ class LoadPlanner {
     for (std::string& fault : shared_memory(std::span<const TensorSpec* const>(apart)))
       problems_.add(std::move(fault));
     account_for_the_rest();
+    if (writes_once && !options_.parts_elsewhere) {
+      const std::string fault = fault_of_quantization_config(catalog_);
+      if (!fault.empty()) problems_.add(fault);
+    }
     if (!prefix_.empty()) {
       problems_.add(
           "the checkpoint has such tensors without the first part of their names: load into the inner "
@@ -177,7 +182,10 @@ class LoadPlanner {
 
   void note_missing(const TensorSpec& spec, const Rule& rule, const std::vector<const Piece*>& pieces) {
     if (!rule.stacked()) {
-      for (const Piece* piece : pieces) problems_.add(spec.fqn + ": the checkpoint lacks " + piece->hf_name);
+      for (const Piece* piece : pieces) {
+        const std::string unknown = unknown_encoding_of(catalog_, piece->hf_name);
+        problems_.add(spec.fqn + ": the checkpoint lacks " + piece->hf_name + (unknown.empty() ? "" : ": ") + unknown);
+      }
       return;
     }
     std::string name = pieces.front()->hf_name;

@@ -31,6 +31,17 @@ void add_companions(const Catalog& catalog, std::vector<Request>& requests, cons
   requests.push_back(std::move(request));
 }
 
+/// Gives a tensor the name, dtype and shape that the files have.
+void as_stored(const Catalog& catalog, Request& request) {
+  const std::span<const SourceTensor> chunks = catalog.find(request.name);
+  if (chunks.empty() || chunks.front().stored == nullptr) return;
+  const StoredForm& stored = *chunks.front().stored;
+  request.name = stored.name;
+  request.is_view = request.is_view && request.dtype == stored.dtype;
+  request.dtype = stored.dtype;
+  request.shape = stored.shape;
+}
+
 }  // namespace
 
 std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
@@ -58,6 +69,9 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
         if (catalog != nullptr) add_companions(*catalog, requests, encoding);
       }
     }
+  }
+  if (catalog != nullptr) {
+    for (Request& request : requests) as_stored(*catalog, request);
   }
   return requests;
 }

@@ -134,3 +134,116 @@ def fp8_weights(generator: torch.Generator) -> list[Weight]:
         each_row(g, "flat_rows.weight", (20, 30), f32, False),
         each_row(g, "stacked_rows.weight", (3, 20, 30), bf16, True),
     ]
+
+
+# --- two elements in a byte -------------------------------------------------------------------------------------------
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+E2M1 = torch.cat([E2M1, -E2M1])  # code 8 is -0
+
+
+def nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """The codes of bytes, the low half of each first."""
+    return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
+
+
+def e2m1(packed: torch.Tensor, zero_of_code_eight: float = -0.0) -> torch.Tensor:
+    codes = nibbles(packed).long()
+    return torch.where(codes == 8, torch.tensor(zero_of_code_eight, dtype=torch.float64), E2M1[codes])
+
+
+def mxfp4_packed(generator: torch.Generator, module: str, shape: tuple[int, ...]) -> Weight:
+    """As compressed-tensors stores it."""
+    packed = random_bytes(generator, *shape[:-1], shape[-1] // 2)
+    scales = random_e8m0(generator, *shape[:-1], ceil_div(shape[-1], 32))
+    spread = over_blocks(power_of(scales), shape, 1, 32)
+    name = f"{module}.weight"
+    return Weight(
+        name, {f"{name}_packed": packed, f"{name}_scale": scales}, lambda to: times(e2m1(packed), spread, to)
+    )
+
+
+def mxfp4_blocks(generator: torch.Generator, name: str, shape: tuple[int, ...]) -> Weight:
+    """As gpt-oss stores it: [..., rows, columns / 32, 16]."""
+    groups = shape[-1] // 32
+    blocks = random_bytes(generator, *shape[:-1], groups, 16)
+    scales = random_e8m0(generator, *shape[:-1], groups)
+    packed, spread = blocks.flatten(-2), over_blocks(power_of(scales), shape, 1, 32)
+    return Weight(
+        name, {f"{name}_blocks": blocks, f"{name}_scales": scales}, lambda to: times(e2m1(packed), spread, to)
+    )
+
+
+def fp4_deepseek(generator: torch.Generator, module: str, shape: tuple[int, ...]) -> Weight:
+    packed = random_bytes(generator, *shape[:-1], shape[-1] // 2)
+    scales = random_e8m0(generator, *shape[:-1], ceil_div(shape[-1], 32))
+    spread = over_blocks(power_of(scales), shape, 1, 32)
+    return Weight(
+        f"{module}.weight",
+        {f"{module}.weight": packed.view(torch.int8), f"{module}.scale": scales.view(torch.float8_e8m0fnu)},
+        lambda to: times(e2m1(packed, 0.0), spread, to),
+    )
+
+
+def fp8_deepseek(generator: torch.Generator, module: str, shape: tuple[int, ...]) -> Weight:
+    weight = in_blocks_of_e8m0(generator, f"{module}.weight", shape, 128)
+    scales = weight.stored.pop(f"{module}.weight_scale_inv")
+    return Weight(weight.name, weight.stored | {f"{module}.scale": scales}, weight.decoded)
+
+
+def nvfp4_scales(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    codes = torch.randint(1, 127, (*shape[:-1], ceil_div(shape[-1], 16)), dtype=torch.uint8, generator=generator)
+    return codes.view(torch.float8_e4m3fn)
+
+
+def nvfp4_modelopt(generator: torch.Generator, module: str, shape: tuple[int, ...]) -> Weight:
+    packed = random_bytes(generator, *shape[:-1], shape[-1] // 2)
+    scales = nvfp4_scales(generator, shape)
+    whole = torch.rand((), generator=generator) * 1e-3 + 1e-5
+    factors = over_blocks(scales.float() * whole, shape, 1, 16)  # rounded to float32
+    name = f"{module}.weight"
+    stored = {name: packed, f"{name}_scale": scales, f"{name}_scale_2": whole, f"{module}.input_scale": whole * 3}
+    return Weight(name, stored, lambda to: (e2m1(packed, 0.0).float() * factors).to(to))
+
+
+def nvfp4_compressed_tensors(generator: torch.Generator, module: str, shape: tuple[int, ...]) -> Weight:
+    packed = random_bytes(generator, *shape[:-1], shape[-1] // 2)
+    scales = nvfp4_scales(generator, shape)
+    whole = torch.rand(1, generator=generator) * 1e3 + 100
+    factors = over_blocks(scales.float() / whole, shape, 1, 16)
+    name = f"{module}.weight"
+    stored = {
+        f"{name}_packed": packed,
+        f"{name}_scale": scales,
+        f"{name}_global_scale": whole,
+        f"{module}.input_global_scale": whole * 3,
+    }
+    return Weight(name, stored, lambda to: (e2m1(packed).float() * factors).to(to))
+
+
+def int4(generator: torch.Generator, module: str, shape: tuple[int, ...], group: int, is_long: bool) -> Weight:
+    """As compressed-tensors stores it: eight in a word, each 8 more than it is."""
+    packed = random_bytes(generator, *shape[:-1], shape[-1] // 2)
+    scales = random_scales(generator, torch.bfloat16, *shape[:-1], ceil_div(shape[-1], group))
+    spread = over_blocks(scales.double(), shape, 1, group)
+    name = f"{module}.weight"
+    stored = {
+        f"{name}_packed": packed.view(torch.int32),
+        f"{name}_scale": scales,
+        f"{name}_shape": torch.tensor(shape, dtype=torch.int64 if is_long else torch.int32),
+    }
+    return Weight(name, stored, lambda to: times(nibbles(packed).double() - 8, spread, to))
+
+
+def packed_weights(generator: torch.Generator) -> list[Weight]:
+    g = generator
+    return [
+        mxfp4_packed(g, "mxfp4", (20, 80)),
+        mxfp4_blocks(g, "mxfp4_stack", (3, 10, 64)),
+        fp4_deepseek(g, "fp4", (20, 96)),
+        fp8_deepseek(g, "fp8", (200, 150)),
+        nvfp4_modelopt(g, "nvfp4", (20, 88)),
+        nvfp4_compressed_tensors(g, "nvfp4_packed", (20, 88)),
+        int4(g, "int4", (20, 96), 32, False),
+        int4(g, "int4_128", (10, 264), 128, True),
+    ]

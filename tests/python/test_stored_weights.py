@@ -7,14 +7,15 @@ import pytest
 import reference
 import shardwright as sw
 import torch
-from encoded import Weight, fp8_weights
+from encoded import Weight, fp8_weights, packed_weights
 from placements import held_indices, take
 from safetensors.torch import save_file
 from test_property import fake_mesh, sharded
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-WEIGHTS = fp8_weights(torch.Generator().manual_seed(1))
+GENERATOR = torch.Generator().manual_seed(1)
+WEIGHTS = fp8_weights(GENERATOR) + packed_weights(GENERATOR)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 each = pytest.mark.parametrize("weight", WEIGHTS, ids=lambda weight: weight.name)
 

@@ -76,7 +76,7 @@ TEST(generate, equal_seeds_give_equal_bytes_with_any_number_of_threads) {
 TEST(generate, writes_each_encoding_and_refuses_others) {
   const TemporaryDirectory directory;
   GenerateOptions options;
-  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+  for (const KnownEncoding& blocks : known_encodings()) {
     options.encoding = blocks.name;
     generate(directory / blocks.name, options);
     const auto counts = scaled_weights(read_catalog(directory / blocks.name));
