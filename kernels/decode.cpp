@@ -1,6 +1,7 @@
 #include "kernels/decode.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cfenv>
 #include <cstddef>
@@ -10,121 +11,23 @@
 
 #include "kernels/float_arithmetic.h"
 #include "kernels/instruction_sets.h"
+#include "kernels/panels.h"
+#include "kernels/scaled_element.h"
 #include "kernels/strided.h"
 
 namespace shardwright {
 namespace {
 
-// A panel is what is transposed at once: one cache line of each of these many rows. It stays in the
-// first-level cache, and each destination row gets its elements of a panel as one run of whole cache lines.
-constexpr std::int64_t panel_rows = 256;
-constexpr std::int64_t panel_row_bytes = 64;
-
-// Between rows of a transposed panel, so that they do not all fall into the same few sets of the cache.
-constexpr std::int64_t panel_padding_bytes = 64;
-
 // Scales of a straight run are spread, one for each element, over so many elements at a time.
 constexpr std::int64_t spread_columns = 2048;
 constexpr std::int64_t usual_block = 32;
 
-// Past the caches only what would push more useful things out of them.
-constexpr std::int64_t least_streamed_bytes = 64 * 1024;
-
-const std::byte* element(const SourceTile& tile, std::int64_t row, std::int64_t column) {
-  return static_cast<const std::byte*>(tile.data) + (row * tile.row_stride + column) * bytes_of(tile.dtype);
-}
-
-std::byte* element(const DestinationTile& tile, std::int64_t row, std::int64_t column) {
-  return static_cast<std::byte*>(tile.data) +
-         (row * tile.row_stride + column * tile.column_stride) * bytes_of(tile.dtype);
-}
-
-bool is_straight(const DestinationTile& tile) { return tile.column_stride == 1; }
-bool is_transposed(const DestinationTile& tile) { return tile.row_stride == 1; }
-
-/// Ordinary or streaming stores for a tile; ends the streaming when it goes.
-struct Stores {
-  const InstructionSet& set;
-  Store kind;
-
-  Stores(const InstructionSet& instruction_set, const SourceTile& source, const DestinationTile& destination)
-      : set(instruction_set),
-        kind(source.rows * source.columns * bytes_of(destination.dtype) >= least_streamed_bytes
-                 ? Store::streaming
-                 : Store::cached) {}
-  Stores(const Stores&) = delete;
-  Stores& operator=(const Stores&) = delete;
-  ~Stores() {
-    if (kind == Store::streaming) set.finish_streaming();
-  }
-};
-
-/// How many rows the panel at `row` takes: up to the limit, ending with a cache line of the destination if
-/// its rows are aligned alike, and leaving no rest that would be too short for a run.
-std::int64_t rows_of_panel(const SourceTile& source, const DestinationTile& destination, std::int64_t row,
-                           std::int64_t shortest_run) {
-  const std::int64_t size = bytes_of(destination.dtype);
-  const std::int64_t rest = source.rows - row;
-  if (rest <= panel_rows) return rest;
-  if (rest < panel_rows + shortest_run) return panel_rows / 2;
-  const auto address = reinterpret_cast<std::uintptr_t>(element(destination, row, 0));
-  return panel_rows - static_cast<std::int64_t>(address % 64) / size;
-}
-
-TransposePanel transpose_kernel(const InstructionSet& set, std::int64_t element_bytes) {
-  switch (element_bytes) {
-    case 1:
-      return set.transpose_1_byte;
-    case 2:
-      return set.transpose_2_bytes;
-    case 4:
-      return set.transpose_4_bytes;
-    default:
-      return set.transpose_8_bytes;
-  }
-}
-
-/// Calls use(panel, pitch in elements, row, rows, column, columns) for each transposed panel of the tile.
-/// Goes down all rows before it goes right, so that few rows (pages) of the destination are written at a
-/// time.
-template <class Use>
-void for_each_panel(const InstructionSet& set, const SourceTile& source, const DestinationTile& destination,
-                    Use use) {
-  alignas(64) std::byte panel[static_cast<std::size_t>(panel_row_bytes * (panel_rows + panel_padding_bytes))];
-  const std::int64_t size = bytes_of(source.dtype);
-  const std::int64_t pitch = panel_rows + panel_padding_bytes / size;
-  const std::int64_t panel_columns = panel_row_bytes / size;
-  const TransposePanel transpose = transpose_kernel(set, size);
-  for (std::int64_t column = 0; column < source.columns; column += panel_columns) {
-    const std::int64_t columns = std::min(panel_columns, source.columns - column);
-    for (std::int64_t row = 0, rows = 0; row < source.rows; row += rows) {
-      rows = rows_of_panel(source, destination, row, set.shortest_run);
-      transpose(element(source, row, column), source.row_stride, rows, columns, panel, pitch);
-      use(panel, pitch, row, rows, column, columns);
-    }
-  }
-}
-
-ConvertRun convert_kernel(const InstructionSet& set, DType source, DType destination) {
-  if (source == destination) {
-    switch (bytes_of(source)) {
-      case 1:
-        return set.copy_1_byte;
-      case 2:
-        return set.copy_2_bytes;
-      case 4:
-        return set.copy_4_bytes;
-      default:
-        return set.copy_8_bytes;
-    }
-  }
-  if (source == DType::BF16 && destination == DType::F32) return set.bf16_to_f32;
-  if (source == DType::BF16 && destination == DType::F16) return set.bf16_to_f16;
-  if (source == DType::F16 && destination == DType::F32) return set.f16_to_f32;
-  if (source == DType::F16 && destination == DType::BF16) return set.f16_to_bf16;
-  if (source == DType::F32 && destination == DType::BF16) return set.f32_to_bf16;
-  if (source == DType::F32 && destination == DType::F16) return set.f32_to_f16;
-  return nullptr;
+bool is_e8m0(DType scale) { return scale == DType::U8 || scale == DType::F8_E8M0; }
+bool is_fp8(DType element) { return element == DType::F8_E4M3 || element == DType::F8_E5M2; }
+bool is_packed(DType element) { return element == DType::F4 || element == DType::I4; }
+bool is_float(DType dtype) { return dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::F32; }
+bool is_nvfp4(Product product) {
+  return product == Product::modelopt_nvfp4 || product == Product::compressed_tensors_nvfp4;
 }
 
 DecodeRun decode_kernel(const InstructionSet& set, DType destination) {
@@ -139,31 +42,6 @@ ScaleRun scale_kernel(const ScaleRuns& runs, DType destination) {
   if (destination == DType::F16) return runs.to_f16;
   if (destination == DType::F32) return runs.to_f32;
   return nullptr;
-}
-
-/// Copies rows of a format that packs several elements into a byte, which have to begin and end with a byte.
-void place_packed(const SourceTile& source, const DestinationTile& destination) {
-  const int bits = bits_of(source.dtype);
-  if (source.begins_in_high_nibble || !is_straight(destination) || source.columns * bits % 8 != 0 ||
-      source.row_stride * bits % 8 != 0 || destination.row_stride * bits % 8 != 0) {
-    throw std::invalid_argument(
-        "cannot place " + std::string(name_of(source.dtype)) +
-        " elements that share a byte with elements outside the tile, or transpose them");
-  }
-  for (std::int64_t row = 0; row < source.rows; ++row) {
-    std::memcpy(static_cast<std::byte*>(destination.data) + row * destination.row_stride * bits / 8,
-                static_cast<const std::byte*>(source.data) + row * source.row_stride * bits / 8,
-                static_cast<std::size_t>(source.columns * bits / 8));
-  }
-}
-
-/// One row in place of many, where the rows follow each other without gaps on both sides.
-void join_rows(SourceTile& source, DestinationTile& destination) {
-  if (is_straight(destination) && source.row_stride == source.columns &&
-      destination.row_stride == source.columns) {
-    source.columns *= source.rows;
-    source.rows = 1;
-  }
 }
 
 // The two kinds of scales that the kernels take, one for each element of a run, from the scales of a tile.
@@ -183,8 +61,16 @@ struct ByteScales {
   }
 };
 
-/// Those of all other formats, as F32 numbers. An e8m0 scale is one, and so are its products, or too large
-/// for any destination that has a kernel: rounding them twice is rounding them once.
+/// The F32 bits of each e4m3 number.
+constexpr std::array<std::uint32_t, 256> e4m3_bits = [] {
+  std::array<std::uint32_t, 256> bits{};
+  for (std::size_t code = 0; code < bits.size(); ++code) {
+    bits[code] = static_cast<std::uint32_t>(nearest<float32>(exact_value<e4m3fn>(code)));
+  }
+  return bits;
+}();
+
+/// Those of all other formats, as F32 numbers.
 struct FloatScales {
   using Spread = float;
   const BlockScales& scales;
@@ -192,18 +78,32 @@ struct FloatScales {
   ScaleRun in_range;  ///< for scales other than zero, infinity and NaN
 
   Spread operator[](std::int64_t number) const {
+    const float stored = float_of_bits(float_bits_of_scale(number));
+    if (scales.product == Product::modelopt_nvfp4) return stored * scales.global;
+    if (scales.product == Product::compressed_tensors_nvfp4) return stored / scales.global;
+    return stored;
+  }
+  std::uint32_t float_bits_of_scale(std::int64_t number) const {
     const auto* first = static_cast<const std::byte*>(scales.data);
-    std::uint32_t bits = 0;
-    if (scales.dtype == DType::F32) {
-      std::memcpy(&bits, first + number * 4, 4);
-    } else if (scales.dtype == DType::BF16) {
-      std::uint16_t upper = 0;
-      std::memcpy(&upper, first + number * 2, 2);
-      bits = std::uint32_t{upper} << 16;
-    } else {
-      bits = float_bits_of_e8m0(std::to_integer<std::uint8_t>(first[number]));
+    const auto* address = first + number * bytes_of(scales.dtype);
+    std::uint16_t half = 0;
+    switch (scales.dtype) {
+      case DType::F32: {
+        std::uint32_t bits = 0;
+        std::memcpy(&bits, address, 4);
+        return bits;
+      }
+      case DType::BF16:
+        std::memcpy(&half, address, 2);
+        return float_bits<bfloat16>(half);
+      case DType::F16:
+        std::memcpy(&half, address, 2);
+        return float_bits<float16>(half);
+      case DType::F8_E4M3:
+        return e4m3_bits[std::to_integer<std::size_t>(*address)];
+      default:
+        return float_bits_of_e8m0(std::to_integer<std::uint8_t>(*address));
     }
-    return std::bit_cast<float>(bits);
   }
   static bool is_in_range(Spread scale) {
     const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(scale) & 0x7FFFFFFF;
@@ -259,9 +159,54 @@ bool gather_over_rows(const Scales& scales, std::int64_t row, std::int64_t rows,
   return in_range;
 }
 
-template <class Scales>
-void decode_straight(const InstructionSet& set, const SourceTile& source, const Scales& scales,
-                     const DestinationTile& destination) {
+/// The e5m2 numbers that the codes of a packed dtype stand for.
+template <DType dtype>
+constexpr std::array<std::uint8_t, 16> e5m2_of_codes = [] {
+  std::array<std::uint8_t, 16> table{};
+  for (std::size_t code = 0; code < table.size(); ++code) {
+    table[code] = static_cast<std::uint8_t>(nearest<e5m2>(exact_value_of(dtype, code)));
+  }
+  return table;
+}();
+
+/// Packed elements as e5m2 numbers, which hold every value that four bits can have here: one byte each, so
+/// that all that can be done to FP8 can be done to them.
+class UnpackedLines {
+ public:
+  UnpackedLines(const InstructionSet& set, const SourceTile& source, bool code_eight_is_plus_zero)
+      : unpack_(set.unpack_nibbles),
+        source_(source),
+        table_(source.dtype == DType::F4 ? e5m2_of_codes<DType::F4> : e5m2_of_codes<DType::I4>) {
+    if (source.dtype == DType::F4 && code_eight_is_plus_zero) table_[8] = 0;
+  }
+  static std::int64_t element_bytes() { return 1; }
+
+  /// Up to panel_rows of panel_row_bytes, or a row of spread_columns; what was unpacked before is gone.
+  Lines operator()(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) const {
+    const std::int64_t first = column + (source_.begins_in_high_nibble ? 1 : 0);
+    const std::int64_t before = first % 2;
+    const auto* packed =
+        static_cast<const std::uint8_t*>(source_.data) + (row * source_.row_stride + first) / 2;
+    for (std::int64_t down = 0; down < rows; ++down) {
+      unpack_(packed + down * source_.row_stride / 2, (before + columns + 1) / 2, table_.data(),
+              unpacked_ + down * pitch);
+    }
+    return {reinterpret_cast<const std::byte*>(unpacked_) + before, pitch};
+  }
+
+ private:
+  static constexpr std::int64_t pitch = panel_row_bytes + 16;  // room for a nibble more on both sides
+  static_assert(panel_rows * pitch >= spread_columns + 2);
+
+  UnpackNibbles unpack_;
+  const SourceTile& source_;
+  std::array<std::uint8_t, 16> table_;
+  alignas(64) mutable std::uint8_t unpacked_[panel_rows * pitch];
+};
+
+template <class Scales, class LinesOf>
+void decode_straight(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
+                     const Scales& scales, const DestinationTile& destination) {
   const Stores stores(set, source, destination);
   alignas(64) typename Scales::Spread spread[spread_columns + usual_block];
   for (std::int64_t row = 0; row < source.rows; ++row) {
@@ -273,17 +218,18 @@ void decode_straight(const InstructionSet& set, const SourceTile& source, const 
       if (rest < spread_columns + set.shortest_run)
         columns = rest <= spread_columns ? rest : spread_columns / 2;
       const bool in_range = spread_over_columns(scales, first_block, column, columns, spread);
-      (in_range ? scales.in_range : scales.any)(
-          reinterpret_cast<const std::uint8_t*>(element(source, row, column)), spread, columns,
-          element(destination, row, column), stores.kind);
+      const Lines line = lines_of(row, 1, column, columns);
+      (in_range ? scales.in_range : scales.any)(reinterpret_cast<const std::uint8_t*>(line.first), spread,
+                                                columns, element(destination, row, column), stores.kind);
     }
   }
 }
 
-template <class Scales>
-void decode_transposed(const InstructionSet& set, const SourceTile& source, const Scales& scales,
-                       const DestinationTile& destination) {
+template <class Scales, class LinesOf>
+void decode_transposed(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
+                       const Scales& scales, const DestinationTile& destination) {
   const Stores stores(set, source, destination);
+  const std::int64_t size = lines_of.element_bytes();
   const auto decode_panel = [&](const std::byte* panel, std::int64_t pitch, std::int64_t row,
                                 std::int64_t rows, std::int64_t column, std::int64_t columns) {
     alignas(64) typename Scales::Spread scale_of_row[panel_rows];
@@ -295,21 +241,21 @@ void decode_transposed(const InstructionSet& set, const SourceTile& source, cons
       const bool in_range = gather_over_rows(scales, row, rows, block, scale_of_row);
       const auto run = in_range ? scales.in_range : scales.any;
       for (std::int64_t right = begin; right < end; ++right) {
-        run(reinterpret_cast<const std::uint8_t*>(panel) + right * pitch, scale_of_row, rows,
+        run(reinterpret_cast<const std::uint8_t*>(panel) + right * pitch * size, scale_of_row, rows,
             element(destination, row, column + right), stores.kind);
       }
     }
   };
-  for_each_panel(set, source, destination, decode_panel);
+  for_each_panel(set, source, lines_of, destination, decode_panel);
 }
 
-template <class Scales>
-void decode_runs(const InstructionSet& set, const SourceTile& source, const Scales& scales,
-                 const DestinationTile& destination) {
+template <class Scales, class LinesOf>
+void decode_runs(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
+                 const Scales& scales, const DestinationTile& destination) {
   if (scales.any != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
-    decode_straight(set, source, scales, destination);
+    decode_straight(set, source, lines_of, scales, destination);
   } else if (scales.any != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
-    decode_transposed(set, source, scales, destination);
+    decode_transposed(set, source, lines_of, scales, destination);
   } else {
     decode_strided(source, scales.scales, destination);
   }
@@ -331,54 +277,58 @@ class DefaultFloatingPointMode {
   std::fenv_t before_{};
 };
 
-bool is_e8m0(DType scale) { return scale == DType::U8 || scale == DType::F8_E8M0; }
-bool is_fp8(DType element) { return element == DType::F8_E4M3 || element == DType::F8_E5M2; }
-bool is_packed(DType element) { return element == DType::F4 || element == DType::I4; }
-bool is_float_scale(DType scale) {
-  return scale == DType::F16 || scale == DType::BF16 || scale == DType::F32;
+/// Significant bits that numbers of a dtype have.
+int significant_bits(DType dtype) {
+  switch (dtype) {
+    case DType::F4:
+      return 2;
+    case DType::I4:
+    case DType::F8_E5M2:
+      return 3;
+    case DType::F8_E4M3:
+      return 4;
+    case DType::BF16:
+      return 8;
+    case DType::F16:
+      return 11;
+    case DType::F32:
+      return 24;
+    default:
+      return 1;
+  }
+}
+
+/// True if products may be rounded to F32 before they are rounded to BF16, F16 or F32. Those that are to be
+/// rounded once may if they have up to 16 bits: one near 2^-134, half of BF16's least, then has no bit below
+/// F32's least, 2^-149. And what is beyond F32 is beyond the others.
+bool goes_by_way_of_f32(DType element, const BlockScales& scales, DType destination) {
+  return scales.product != Product::exact_once || destination == DType::F32 ||
+         significant_bits(element) + significant_bits(scales.dtype) <= 16;
+}
+
+const ScaleRunsOf& scale_runs(const InstructionSet& set, DType element) {
+  switch (element) {
+    case DType::F8_E4M3:
+      return set.scale_e4m3;
+    case DType::F8_E5M2:
+      return set.scale_e5m2;
+    case DType::F16:
+      return set.scale_f16;
+    case DType::BF16:
+      return set.scale_bf16;
+    case DType::F32:
+      return set.scale_f32;
+    default:
+      return set.scale_unpacked;
+  }
 }
 
 }  // namespace
 
-bool can_convert(DType source, DType destination) {
-  if (source == destination) return true;
-  return (is_wide_float(source) || source == DType::F8_E4M3 || source == DType::F8_E5M2) &&
-         is_wide_float(destination);
-}
-
-void place(const SourceTile& given_source, const DestinationTile& given_destination) {
-  if (given_source.rows <= 0 || given_source.columns <= 0) return;
-  if (bytes_of(given_source.dtype) == 0) return place_packed(given_source, given_destination);
-  SourceTile source = given_source;
-  DestinationTile destination = given_destination;
-  join_rows(source, destination);
-
-  const InstructionSet& set = instruction_set_in_use();
-  const ConvertRun kernel = convert_kernel(set, source.dtype, destination.dtype);
-  if (kernel != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
-    const Stores stores(set, source, destination);
-    for (std::int64_t row = 0; row < source.rows; ++row) {
-      kernel(element(source, row, 0), source.columns, element(destination, row, 0), stores.kind);
-    }
-  } else if (kernel != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
-    const Stores stores(set, source, destination);
-    for_each_panel(set, source, destination,
-                   [&](const std::byte* panel, std::int64_t pitch, std::int64_t row, std::int64_t rows,
-                       std::int64_t column, std::int64_t columns) {
-                     for (std::int64_t right = 0; right < columns; ++right) {
-                       kernel(panel + right * pitch * bytes_of(source.dtype), rows,
-                              element(destination, row, column + right), stores.kind);
-                     }
-                   });
-  } else {
-    place_strided(source, destination);
-  }
-}
-
 bool can_decode(DType element, DType scale) {
-  if (is_fp8(element)) return is_e8m0(scale) || is_float_scale(scale);
-  if (is_packed(element)) return is_e8m0(scale) || is_float_scale(scale) || scale == DType::F8_E4M3;
-  return is_float_scale(element) && is_float_scale(scale);
+  if (is_fp8(element)) return is_e8m0(scale) || is_float(scale);
+  if (is_packed(element)) return is_e8m0(scale) || is_float(scale) || scale == DType::F8_E4M3;
+  return is_float(element) && is_float(scale);
 }
 
 void expect_decodable(DType element, const BlockScales& scales) {
@@ -386,14 +336,12 @@ void expect_decodable(DType element, const BlockScales& scales) {
     throw std::invalid_argument("cannot decode " + std::string(name_of(element)) +
                                 " elements with scales of " + std::string(name_of(scales.dtype)));
   }
-  const bool is_nvfp4 =
-      scales.product == Product::modelopt_nvfp4 || scales.product == Product::compressed_tensors_nvfp4;
-  if (is_nvfp4 && (element != DType::F4 || scales.dtype != DType::F8_E4M3)) {
+  if (is_nvfp4(scales.product) && (element != DType::F4 || scales.dtype != DType::F8_E4M3)) {
     throw std::invalid_argument("cannot decode " + std::string(name_of(element)) +
                                 " elements with scales of " + std::string(name_of(scales.dtype)) +
                                 " as NVFP4, which has F4 elements and F8_E4M3 scales");
   }
-  if (!is_nvfp4 && scales.global != 1) {
+  if (!is_nvfp4(scales.product) && scales.global != 1) {
     throw std::invalid_argument("a global scale of " + std::to_string(scales.global) + " is given for " +
                                 std::string(name_of(element)) + " elements with scales of " +
                                 std::string(name_of(scales.dtype)) + "; only NVFP4 has one");
@@ -404,21 +352,21 @@ void decode(const SourceTile& source, const BlockScales& scales, const Destinati
   expect_decodable(source.dtype, scales);
   if (source.rows <= 0 || source.columns <= 0) return;
   const InstructionSet& set = instruction_set_in_use();
-  if (!is_fp8(source.dtype) || scales.dtype == DType::F16 ||
-      is_e8m0(scales.dtype) != (scales.product == Product::exact_once)) {
-    decode_strided(source, scales, destination);
-  } else if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype)) {
+  if (!goes_by_way_of_f32(source.dtype, scales, destination.dtype)) {
+    return decode_strided(source, scales, destination);
+  }
+  if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype) && scales.product == Product::exact_once) {
     const DecodeRun any = decode_kernel(set, destination.dtype);
     const DecodeRun in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : any;
-    decode_runs(set, source, ByteScales{scales, any, in_range}, destination);
-  } else {
-    const DefaultFloatingPointMode mode;
-    const bool is_e4m3 = source.dtype == DType::F8_E4M3;
-    const ScaleRun any = scale_kernel(is_e4m3 ? set.scale_e4m3 : set.scale_e5m2, destination.dtype);
-    const ScaleRun in_range =
-        scale_kernel(is_e4m3 ? set.scale_e4m3_in_range : set.scale_e5m2_in_range, destination.dtype);
-    decode_runs(set, source, FloatScales{scales, any, in_range}, destination);
+    return decode_runs(set, source, LinesInPlace{source}, ByteScales{scales, any, in_range}, destination);
   }
+  const DefaultFloatingPointMode mode;
+  const ScaleRunsOf& runs = scale_runs(set, source.dtype);
+  const FloatScales floats{scales, scale_kernel(runs.any, destination.dtype),
+                           scale_kernel(runs.in_range, destination.dtype)};
+  if (!is_packed(source.dtype)) return decode_runs(set, source, LinesInPlace{source}, floats, destination);
+  const bool plus_zero = scales.code_eight_is_plus_zero || scales.product == Product::modelopt_nvfp4;
+  decode_runs(set, source, UnpackedLines(set, source, plus_zero), floats, destination);
 }
 
 }  // namespace shardwright

@@ -40,6 +40,8 @@ constexpr hn::RebindToUnsigned<decltype(integers)> unsigned_integers;
 constexpr hn::RebindToFloat<decltype(integers)> floats;
 using Words = hn::Vec<decltype(words)>;
 using Integers = hn::Vec<decltype(integers)>;
+using Floats = hn::Vec<decltype(floats)>;
+using HalfWords = hn::Rebind<std::uint16_t, decltype(integers)>;
 
 constexpr std::size_t word_count = hn::MaxLanes(words);
 constexpr std::size_t integer_count = hn::MaxLanes(integers);
@@ -135,57 +137,6 @@ struct FromScaled {
     product = hn::IfThenZeroElse(hn::Eq(magnitude, all(0)), product);
     const auto is_nan = hn::Or(hn::Eq(magnitude, all(0x7F)), hn::Eq(scale, all(255)));
     return hn::Or(sign, hn::IfThenElse(is_nan, all(0x7FC00000), product));
-  }
-};
-
-// FP8 codes, in lanes of 16 bits, to F16 numbers that times `factor` are their values. Each NaN becomes the
-// one with an otherwise empty payload.
-
-struct E4M3 {
-  static constexpr float factor = 256.0F;  // e4m3's exponent is biased by 7, F16's by 15
-  template <class Lanes, class Codes = hn::Vec<Lanes> >
-  static HWY_INLINE Codes to_f16(Lanes lanes, Codes codes) {
-    const Codes magnitude = hn::And(codes, hn::Set(lanes, 0x7F));
-    const Codes sign = hn::ShiftLeft<8>(hn::And(codes, hn::Set(lanes, 0x80)));
-    const auto is_nan = hn::Eq(magnitude, hn::Set(lanes, 0x7F));
-    return hn::Or(sign, hn::IfThenElse(is_nan, hn::Set(lanes, 0x7E00), hn::ShiftLeft<7>(magnitude)));
-  }
-};
-
-struct E5M2 {
-  static constexpr float factor = 1.0F;
-  template <class Lanes, class Codes = hn::Vec<Lanes> >
-  static HWY_INLINE Codes to_f16(Lanes lanes, Codes codes) {
-    const Codes magnitude = hn::And(codes, hn::Set(lanes, 0x7F));
-    const Codes sign = hn::ShiftLeft<8>(hn::And(codes, hn::Set(lanes, 0x80)));
-    const hn::RebindToSigned<Lanes> signed_lanes;
-    const auto is_nan =
-        hn::RebindMask(lanes, hn::Gt(hn::BitCast(signed_lanes, magnitude), hn::Set(signed_lanes, 0x7C)));
-    return hn::Or(sign, hn::IfThenElse(is_nan, hn::Set(lanes, 0x7E00), hn::ShiftLeft<8>(magnitude)));
-  }
-};
-
-/// A NaN element keeps its sign in any product of floats; `any_scale` sees to those that the scale brings
-/// forth.
-template <class Format, bool any_scale>
-struct FromTimesFloat {
-  const std::uint8_t* elements;
-  const float* scales;
-  HWY_INLINE Integers operator()(std::size_t index) const {
-    const hn::Rebind<std::uint8_t, decltype(integers)> narrow;
-    const hn::Rebind<std::uint16_t, decltype(integers)> lanes;
-    const auto half = Format::to_f16(lanes, hn::PromoteTo(lanes, hn::LoadU(narrow, elements + index)));
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
-    const auto wide =
-        hn::PromoteTo(floats, hn::BitCast(hn::Rebind<hwy::float16_t, decltype(floats)>(), half));
-#else  // elsewhere Highway may do it in software that knows neither infinities nor NaN
-    const auto wide = hn::BitCast(floats, f32_of_f16(hn::PromoteTo(integers, half)));
-#endif
-    const auto number = hn::Mul(wide, hn::Set(floats, Format::factor));
-    const auto product = hn::Mul(number, hn::LoadU(floats, scales + index));
-    if constexpr (!any_scale) return hn::BitCast(integers, product);
-    const Integers nan = hn::Or(hn::AndNot(all(0x7FFFFFFF), hn::BitCast(integers, number)), all(0x7FC00000));
-    return hn::IfThenElse(hn::RebindMask(integers, hn::IsNaN(product)), nan, hn::BitCast(integers, product));
   }
 };
 
@@ -368,25 +319,8 @@ void decode_to_f32(const std::uint8_t* elements, const std::uint8_t* scales, std
   write_run(Widened<FromScaled>{{elements, scales}}, count, static_cast<std::uint32_t*>(destination), store);
 }
 
-template <class From, class To>
-void scale_and_round(const std::uint8_t* elements, const float* scales, std::int64_t count, void* destination,
-                     Store store) {
-  write_run(Rounded<From, To>{{elements, scales}}, count, static_cast<std::uint16_t*>(destination), store);
-}
-
-template <class From>
-void scale_to_f32(const std::uint8_t* elements, const float* scales, std::int64_t count, void* destination,
-                  Store store) {
-  write_run(Widened<From>{{elements, scales}}, count, static_cast<std::uint32_t*>(destination), store);
-}
-
-template <class Format, bool any_scale>
-constexpr ScaleRuns scale_runs() {
-  using From = FromTimesFloat<Format, any_scale>;
-  return {scale_and_round<From, ToBF16>, scale_and_round<From, ToF16>, scale_to_f32<From>};
-}
-
 #include "kernels/encode_simd-inl.h"
+#include "kernels/scale_simd-inl.h"
 #include "kernels/transpose_simd-inl.h"
 
 void finish_streaming() { hwy::FlushStream(); }
@@ -411,10 +345,13 @@ const InstructionSet* kernels() {
     result.encode_bf16 = encode_blocks<FromBF16>;
     result.encode_f16 = encode_blocks<FromF16>;
     result.encode_f32 = encode_blocks<FromF32>;
-    result.scale_e4m3 = scale_runs<E4M3, true>();
-    result.scale_e5m2 = scale_runs<E5M2, true>();
-    result.scale_e4m3_in_range = scale_runs<E4M3, false>();
-    result.scale_e5m2_in_range = scale_runs<E5M2, false>();
+    result.scale_e4m3 = scale_runs_of<Fp8<E4M3> >();
+    result.scale_e5m2 = scale_runs_of<Fp8<E5M2> >();
+    result.scale_unpacked = scale_runs_of<Unpacked>();
+    result.scale_f16 = scale_runs_of<Wide<FromF16> >();
+    result.scale_bf16 = scale_runs_of<Wide<FromBF16> >();
+    result.scale_f32 = scale_runs_of<Wide<FromF32> >();
+    result.unpack_nibbles = unpack_nibbles;
     result.bf16_to_f32 = widen_run<FromBF16>;
     result.bf16_to_f16 = round_run<FromBF16, ToF16>;
     result.f16_to_f32 = widen_run<FromF16>;

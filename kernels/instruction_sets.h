@@ -21,10 +21,10 @@ using ConvertRun = void (*)(const void* source, std::int64_t count, void* destin
 using DecodeRun = void (*)(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
                            void* destination, Store store);
 
-/// Multiplies `count` neighbouring FP8 elements, each with its own scale. The products are rounded to F32,
-/// then to the destination: the caller sees to it that the floating-point mode is the default one.
-using ScaleRun = void (*)(const std::uint8_t* elements, const float* scales, std::int64_t count,
-                          void* destination, Store store);
+/// Multiplies `count` neighbouring elements, each with its own scale. The products are rounded to F32, then
+/// to the destination: the caller sees to it that the floating-point mode is the default one.
+using ScaleRun = void (*)(const void* elements, const float* scales, std::int64_t count, void* destination,
+                          Store store);
 
 /// Those for each dtype of the destination.
 struct ScaleRuns {
@@ -32,6 +32,16 @@ struct ScaleRuns {
   ScaleRun to_f16 = nullptr;
   ScaleRun to_f32 = nullptr;
 };
+
+/// Those of a dtype of elements.
+struct ScaleRunsOf {
+  ScaleRuns any;
+  ScaleRuns in_range;  ///< faster, for scales other than zero, infinity and NaN
+};
+
+/// Writes table[nibble] for each of the 2 * `bytes` nibbles of packed elements, the low one of a byte first.
+using UnpackNibbles = void (*)(const std::uint8_t* packed, std::int64_t bytes, const std::uint8_t* table,
+                               std::uint8_t* unpacked);
 
 /// Writes the transpose of rows x columns elements to `panel`: element (r, c) to panel[c * pitch + r].
 /// Writes up to whole vectors, so the panel has room for both sizes rounded up to 64 bytes of elements.
@@ -63,10 +73,13 @@ struct InstructionSet {
   EncodeBlocks encode_bf16 = nullptr;
   EncodeBlocks encode_f16 = nullptr;
   EncodeBlocks encode_f32 = nullptr;
-  ScaleRuns scale_e4m3;
-  ScaleRuns scale_e5m2;
-  ScaleRuns scale_e4m3_in_range;  ///< faster, for scales other than zero, infinity and NaN
-  ScaleRuns scale_e5m2_in_range;
+  ScaleRunsOf scale_e4m3;
+  ScaleRunsOf scale_e5m2;
+  ScaleRunsOf scale_unpacked;  ///< e5m2 numbers that are zero or normal, and finite: what nibbles stand for
+  ScaleRunsOf scale_f16;
+  ScaleRunsOf scale_bf16;
+  ScaleRunsOf scale_f32;
+  UnpackNibbles unpack_nibbles = nullptr;
 
   ConvertRun bf16_to_f32 = nullptr;
   ConvertRun bf16_to_f16 = nullptr;

@@ -4,7 +4,6 @@
 
 #include <cstring>
 #include <map>
-#include <numeric>
 #include <stdexcept>
 #include <utility>
 
@@ -112,15 +111,18 @@ void expect_table(DType dtype, const Format& format, const std::vector<std::size
   }
 }
 
-void expect_table_for_all_scales() {
+/// Of scales of more than 8 bits every `step`th.
+void expect_table_for_all_scales(std::size_t step = 1) {
   for (const Format& format : formats) {
-    std::vector<std::size_t> every_scale(numbers_of(format.scale).size());
-    std::iota(every_scale.begin(), every_scale.end(), std::size_t{0});
+    std::vector<std::size_t> every_scale;
+    for (std::size_t scale = 0; scale < numbers_of(format.scale).size(); ++scale) {
+      if (bits_of(format.scale) <= 8 || scale % step == 0) every_scale.push_back(scale);
+    }
     for (const DType dtype : destinations) {
       for (const bool transposed : {false, true}) {
         expect_table(dtype, format, every_scale, transposed);
-        if (bits_of(format.element) > 8 || bits_of(format.scale) > 8) continue;
-        // Which kernel serves depends on the scales of a run: alone, each has its own.
+        // Which kernel serves depends on the scales of a run: of rows, each of which has one, or alone.
+        if (!transposed || bits_of(format.scale) > 8 || dtype == DType::F64 || step > 1) continue;
         for (const std::size_t scale : every_scale) {
           expect_table(dtype, format, std::vector<std::size_t>(65, scale), transposed);
         }
@@ -142,7 +144,7 @@ TEST_P(Decode, DoesNotDependOnTheCallersFloatingPointMode) {
   for (const unsigned rounding : {0x0000U, 0x2000U, 0x4000U, 0x6000U}) {
     _mm_setcsr((before & ~0x6000U) | flush_to_zero | denormals_are_zero | rounding);
     const unsigned during = _mm_getcsr();
-    expect_table_for_all_scales();
+    expect_table_for_all_scales(11);
     constexpr unsigned exceptions = 0x3F;  // that have come up: no part of the mode
     EXPECT_EQ(_mm_getcsr() & ~exceptions, during & ~exceptions);
     _mm_setcsr(before);
