@@ -184,7 +184,8 @@ class LoadPlanner {
     if (!rule.stacked()) {
       for (const Piece* piece : pieces) {
         const std::string unknown = unknown_encoding_of(catalog_, piece->hf_name);
-        problems_.add(spec.fqn + ": the checkpoint lacks " + piece->hf_name + (unknown.empty() ? "" : ": ") + unknown);
+        problems_.add(spec.fqn + ": the checkpoint lacks " + piece->hf_name + (unknown.empty() ? "" : ": ") +
+                      unknown);
       }
       return;
     }

@@ -28,8 +28,8 @@ struct Request {
 /// rank's boxes touch, each block-scaled one followed by its scales. With a catalog, its scales decide what
 /// is block-scaled; without, the documented rule of names does. Weights that the catalog lacks are asked for
 /// all the same (a planner then says that they are missing). Names, dtypes
-/// and shapes are those of the files: packed weights are bytes or words, and each weight has its scales and its
-/// global scale behind it. Nothing is allocated.
+/// and shapes are those of the files: packed weights are bytes or words, and each weight has its scales and
+/// its global scale behind it. Nothing is allocated.
 std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
                                   const Catalog* catalog = nullptr);
 

@@ -97,7 +97,8 @@ std::string unknown_encoding_of(const Catalog& catalog, const std::string& weigh
   const std::string module = weight_name.substr(0, weight_name.size() - ending.size());
   if (catalog.find(module + ".qweight").empty()) return "";
   return "it is stored as " + module +
-         ".qweight, by AWQ or GPTQ, which are known by name only: decoding them needs zero points, groups along "
+         ".qweight, by AWQ or GPTQ, which are known by name only: decoding them needs zero points, groups "
+         "along "
          "the rows and their own order of the elements in a word; convert the checkpoint to BF16 or to "
          "compressed-tensors' pack-quantized first";
 }

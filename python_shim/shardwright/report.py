@@ -51,7 +51,9 @@ class LoadReport:
     )  #: what the checkpoint has and no tensor (or object) takes
     unknown: list[str] = field(default_factory=list)  #: HF tensors that no rule knows (strict=False)
     not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
-    zeroed: list[str] = field(default_factory=list)  #: tensors that files lack as they are zero, and were set so
+    zeroed: list[str] = field(
+        default_factory=list
+    )  #: tensors that files lack as they are zero, and were set so
     #: tensors of a dtype that cannot hold all numbers of the stored one: name → "F32 -> BF16". Decoding is no cast.
     rounded: dict[str, str] = field(default_factory=dict)
 

@@ -49,8 +49,9 @@ Shape strides_as_seen(const SourceTensor& tensor, const Shape& strides) {
     of_elements.pop_back();
   }
   if (!side_by_side)
-    throw Error(ErrorKind::argument, stored.name + ": expected the bytes of a row side by side, found strides " +
-                                         to_string(strides));
+    throw Error(
+        ErrorKind::argument,
+        stored.name + ": expected the bytes of a row side by side, found strides " + to_string(strides));
   for (std::int64_t& stride : of_elements) stride *= in_unit;
   of_elements.back() = 1;
   return of_elements;

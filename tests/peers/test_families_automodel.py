@@ -85,7 +85,9 @@ def mtp_beside_the_model(tensors: Tensors) -> Tensors:
 def with_factors(tensors: Tensors) -> Tensors:
     """Gemma 4's, which a new model has at one."""
     generator = torch.Generator().manual_seed(9)
-    factors = {name: random_like(tensor, generator) for name, tensor in tensors.items() if "per_expert_scale" in name}
+    factors = {
+        name: random_like(tensor, generator) for name, tensor in tensors.items() if "per_expert_scale" in name
+    }
     assert factors
     return tensors | factors
 
@@ -375,7 +377,9 @@ def test_theirs_and_ours_make_the_same_state_dict_and_the_same_checkpoint(case: 
     assert set(exported.left_out) >= zeros
     kept = {name: tensor for name, tensor in stored.items() if not name.startswith(case.left_out)}
     back = theirs.to_hf({name: tensor for name, tensor in expected.items() if name not in zeros})
-    kept |= {name: tensor.to(kept[name].dtype) for name, tensor in back.items() if name.endswith(case.multiplied)}
+    kept |= {
+        name: tensor.to(kept[name].dtype) for name, tensor in back.items() if name.endswith(case.multiplied)
+    }
     assert differing(held(tmp_path / "to"), kept) == []
     assert {name: tensor.shape for name, tensor in back.items()} == {
         name: tensor.shape for name, tensor in kept.items()

@@ -96,9 +96,7 @@ def each_matrix(
     elements = random_fp8(generator, *shape)
     scales = random_scales(generator, dtype, *grid)
     spread = scales.double().reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-    return Weight(
-        name, {name: elements, name + "_scale_inv": scales}, lambda to: times(elements, spread, to)
-    )
+    return Weight(name, {name: elements, name + "_scale_inv": scales}, lambda to: times(elements, spread, to))
 
 
 def each_row(
@@ -192,7 +190,9 @@ def fp8_deepseek(generator: torch.Generator, module: str, shape: tuple[int, ...]
 
 
 def nvfp4_scales(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
-    codes = torch.randint(1, 127, (*shape[:-1], ceil_div(shape[-1], 16)), dtype=torch.uint8, generator=generator)
+    codes = torch.randint(
+        1, 127, (*shape[:-1], ceil_div(shape[-1], 16)), dtype=torch.uint8, generator=generator
+    )
     return codes.view(torch.float8_e4m3fn)
 
 
@@ -202,7 +202,12 @@ def nvfp4_modelopt(generator: torch.Generator, module: str, shape: tuple[int, ..
     whole = torch.rand((), generator=generator) * 1e-3 + 1e-5
     factors = over_blocks(scales.float() * whole, shape, 1, 16)  # rounded to float32
     name = f"{module}.weight"
-    stored = {name: packed, f"{name}_scale": scales, f"{name}_scale_2": whole, f"{module}.input_scale": whole * 3}
+    stored = {
+        name: packed,
+        f"{name}_scale": scales,
+        f"{name}_scale_2": whole,
+        f"{module}.input_scale": whole * 3,
+    }
     return Weight(name, stored, lambda to: (e2m1(packed, 0.0).float() * factors).to(to))
 
 
@@ -221,7 +226,9 @@ def nvfp4_compressed_tensors(generator: torch.Generator, module: str, shape: tup
     return Weight(name, stored, lambda to: (e2m1(packed).float() * factors).to(to))
 
 
-def int4(generator: torch.Generator, module: str, shape: tuple[int, ...], group: int, is_long: bool) -> Weight:
+def int4(
+    generator: torch.Generator, module: str, shape: tuple[int, ...], group: int, is_long: bool
+) -> Weight:
     """As compressed-tensors stores it: eight in a word, each 8 more than it is."""
     packed = random_bytes(generator, *shape[:-1], shape[-1] // 2)
     scales = random_scales(generator, torch.bfloat16, *shape[:-1], ceil_div(shape[-1], group))

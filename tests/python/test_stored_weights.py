@@ -7,7 +7,7 @@ import pytest
 import reference
 import shardwright as sw
 import torch
-from encoded import Weight, fp8_weights, packed_weights
+from encoded import Weight, fp8_weights, int4, mxfp4_packed, nvfp4_modelopt, packed_weights
 from placements import held_indices, take
 from safetensors.torch import save_file
 from test_property import fake_mesh, sharded
@@ -56,5 +56,30 @@ def test_every_shard_is_that_part_of_the_whole(weight: Weight, tmp_path: Path):
                 held = held_indices(whole.shape, shape, tuple(mesh.get_coordinate()), placements)
                 expected = take(whole, held)
                 local = torch.full(expected.shape, 7, dtype=torch.bfloat16)
-                sw.load({weight.name: sharded(local, whole, mesh, placements)}, path, layout="huggingface", staging_bytes=1 << 16, threads=1)
+                sw.load(
+                    {weight.name: sharded(local, whole, mesh, placements)},
+                    path,
+                    layout="huggingface",
+                    staging_bytes=1 << 16,
+                    threads=1,
+                )
             assert reference.same(local, expected), (placements, rank)
+
+
+def test_long_rows_are_staged_in_pieces_that_begin_inside_a_byte(tmp_path: Path):
+    """Of 4 KiB each, which cuts rows; the shard's first column is the upper half of its byte."""
+    generator = torch.Generator().manual_seed(3)
+    for weight in (
+        mxfp4_packed(generator, "long", (3, 40_000)),
+        int4(generator, "long", (3, 40_000), 32, False),
+        nvfp4_modelopt(generator, "long", (3, 40_000)),
+    ):
+        path = write(tmp_path / str(len(weight.stored)), weight)
+        whole = weight.decoded(torch.bfloat16)
+        for rank in (1, 6):  # begins with column 5,715, and with column 34,290
+            with fake_mesh((7,), rank) as mesh:
+                held = held_indices(whole.shape, (7,), (rank,), [Shard(1)])
+                local = torch.full((3, len(held[1])), 7, dtype=torch.bfloat16)
+                state = {weight.name: sharded(local, whole, mesh, [Shard(1)])}
+                sw.load(state, path, layout="huggingface", staging_bytes=4096, threads=1)
+            assert reference.same(local, take(whole, held))
