@@ -242,19 +242,31 @@ std::span<const SourceTensor> global_scale_of(const Catalog& catalog, const Enco
   return catalog.find(std::string(weight_name) + std::string(encoding.global_suffix));
 }
 
-bool is_companion(const Catalog& catalog, std::string_view name) {
-  const auto is_of = [&](std::string_view weight_name) {
+namespace {
+
+/// The encoded weight that a tensor belongs to as is_companion() says; empty if to none.
+std::string weight_of_companion(const Catalog& catalog, std::string_view name) {
+  const auto is_weight = [&](std::string_view weight_name) {
     const std::span<const SourceTensor> weight = catalog.find(weight_name);
     return !weight.empty() && (is_float8(weight.front().dtype) || is_packed(weight.front().dtype));
   };
   for (const std::string_view suffix : companion_suffixes) {
-    if (name.ends_with(suffix) && is_of(name.substr(0, name.size() - suffix.size()))) return true;
+    if (!name.ends_with(suffix)) continue;
+    const std::string_view weight = name.substr(0, name.size() - suffix.size());
+    if (is_weight(weight)) return std::string(weight);
   }
   for (const std::string_view ending : companions_of_module) {
-    if (name.ends_with(ending) && is_of(std::string(name.substr(0, name.size() - ending.size())) + "weight"))
-      return true;
+    if (!name.ends_with(ending)) continue;
+    const std::string weight = std::string(name.substr(0, name.size() - ending.size())) + "weight";
+    if (is_weight(weight)) return weight;
   }
-  return false;
+  return "";
+}
+
+}  // namespace
+
+bool is_companion(const Catalog& catalog, std::string_view name) {
+  return !weight_of_companion(catalog, name).empty();
 }
 
 namespace {
@@ -344,6 +356,43 @@ Encoding multiplied_by(const Catalog& catalog, std::span<const SourceTensor> wei
   encoding.scale_rank = static_cast<int>(of_factor.size());
   encoding.product = Product::exact_once;
   return encoding;
+}
+
+std::map<std::string, StoredAlike> stored_alike(const Catalog& catalog) {
+  const auto weight_of = [&](const std::string& name) {
+    return is_scale_name(name) ? std::string(weight_name_of(name)) : weight_of_companion(catalog, name);
+  };
+  std::map<std::string, StoredAlike> alike;
+  std::map<std::string, std::string> how;       // of each weight, for its companions
+  std::vector<const SourceTensor*> companions;  // or chunks of them
+  for (std::size_t first = 0; first < catalog.tensors.size();) {
+    const std::span<const SourceTensor> chunks = catalog.find(catalog.tensors[first].name);
+    first += chunks.size();
+    const std::string& name = chunks.front().name;
+    if (!weight_of(name).empty()) {
+      for (const SourceTensor& chunk : chunks) companions.push_back(&chunk);
+      continue;
+    }
+    std::string stored(name_of(chunks.front().dtype));
+    if (const std::span<const SourceTensor> scales = scales_of(catalog, name); !scales.empty()) {
+      stored = "unknown";
+      try {
+        encoding_of(catalog, chunks);
+        stored = blocks_of(catalog, chunks, scales, known_encodings()).name;
+      } catch (const Error&) {  // whoever loads it is told
+      }
+    }
+    how.emplace(name, stored);
+    StoredAlike& all = alike[stored];
+    ++all.weights;
+    all.parameters += volume(Catalog::global_shape(chunks));
+    for (const SourceTensor& chunk : chunks) all.bytes += chunk.end - chunk.begin;
+  }
+  for (const SourceTensor* companion : companions) {
+    const auto found = how.find(weight_of(companion->name));
+    alike[found == how.end() ? "unknown" : found->second].bytes += companion->end - companion->begin;
+  }
+  return alike;
 }
 
 std::map<std::string, std::int64_t> scaled_weights(const Catalog& catalog) {

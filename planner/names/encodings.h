@@ -120,4 +120,15 @@ Encoding multiplied_by(const Catalog& catalog, std::span<const SourceTensor> wei
 /// throw under "unknown".
 std::map<std::string, std::int64_t> scaled_weights(const Catalog& catalog);
 
+/// Weights that are stored alike.
+struct StoredAlike {
+  std::int64_t weights = 0;
+  std::int64_t parameters = 0;
+  std::uint64_t bytes = 0;  ///< in files, scales and other companions included
+};
+
+/// How a checkpoint stores its weights: by the name of their encoding, or of their dtype where they have no
+/// scales. Those for which encoding_of would throw are under "unknown".
+std::map<std::string, StoredAlike> stored_alike(const Catalog& catalog);
+
 }  // namespace shardwright

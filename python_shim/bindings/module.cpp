@@ -204,6 +204,16 @@ void bind_catalog(py::module_& m) {
       },
       py::arg("source"), py::arg("destination"),
       "Whether the kernels turn elements of one dtype into another.");
+  m.def(
+      "stored_alike",
+      [](const Catalog& catalog) {
+        py::dict stored;
+        for (const auto& [name, alike] : stored_alike(catalog))
+          stored[py::str(name)] = py::make_tuple(alike.weights, alike.parameters, alike.bytes);
+        return stored;
+      },
+      py::arg("catalog"),
+      "{encoding, or dtype without scales: (weights, parameters, bytes with their companions)}.");
   m.def("scaled_weights", &scaled_weights, py::arg("catalog"),
         "How many weights have scales, by encoding; those whose scales fit none that is known under "
         "\"unknown\".");

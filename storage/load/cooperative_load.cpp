@@ -12,6 +12,7 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/placing.h"
+#include "storage/boxes/scale_checks.h"
 #include "storage/no_memory.h"
 #include "storage/threads.h"
 
@@ -278,6 +279,7 @@ void CooperativeLoad::place_piece(const SharedPiece& piece, const StagedTask& st
 void CooperativeLoad::place_part(std::uint32_t transfer, BoxInMemory part, std::size_t bytes) {
   const Transfer& whole = plan_.transfers[transfer];
   part.global = companions_.global_of(whole);
+  expect_meant_scales(whole, part, catalog_);
   const TensorSpec& spec = specs_[whole.destination];
   if (DevicePlacer* const device = devices_.of(spec)) {
     const DeviceEvent copied = device->submit(transfer, part, bytes, false);

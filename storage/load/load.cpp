@@ -15,6 +15,7 @@
 #include "planner/error.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/boxes/placing.h"
+#include "storage/boxes/scale_checks.h"
 #include "storage/files/open_files.h"
 #include "storage/format/row_checksums.h"
 #include "storage/load/companions.h"
@@ -236,6 +237,7 @@ class Engine {
     bytes_read_ += staged.task.bytes();
     check(staged);
     const Transfer& transfer = plan_.transfers[staged.task.transfer];
+    if (!staged.is_on_device) expect_meant_scales(transfer, staged.part(), catalog_);
     const TensorSpec& spec = specs_[transfer.destination];
     if (DevicePlacer* const device = devices_.of(spec)) return device;
     const std::int64_t elements = volume(staged.task.box.size);

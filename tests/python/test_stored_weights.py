@@ -1,15 +1,18 @@
 """Weights in the encodings of released checkpoints, loaded by any shard into any dtype. See encoded.py for what they are."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 import reference
 import shardwright as sw
 import torch
+import torch.distributed.checkpoint as dcp
 from encoded import Weight, fp8_weights, int4, mxfp4_packed, nvfp4_modelopt, packed_weights
 from placements import held_indices, take
 from safetensors.torch import save_file
+from shardwright.cli.command_line import main
 from test_property import fake_mesh, sharded
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -83,3 +86,38 @@ def test_long_rows_are_staged_in_pieces_that_begin_inside_a_byte(tmp_path: Path)
                 state = {weight.name: sharded(local, whole, mesh, [Shard(1)])}
                 sw.load(state, path, layout="huggingface", staging_bytes=4096, threads=1)
             assert reference.same(local, take(whole, held))
+
+
+@each
+def test_what_a_load_needs_is_what_the_file_has_for_the_weight(weight: Weight, tmp_path: Path):
+    path = write(tmp_path, weight)
+    ignored = ("input_scale", "input_global_scale", "weight_shape")  # which decoding takes nothing of
+    needed = sum(t.nbytes for name, t in weight.stored.items() if not name.endswith(ignored))
+    state = {weight.name: torch.zeros(weight.decoded(torch.bfloat16).shape, dtype=torch.bfloat16)}
+    report = sw.load(state, path, layout="huggingface")
+    scales = next(t for name, t in weight.stored.items() if "_scale" in name or name.endswith(".scale"))
+    spare = scales[-1].nbytes if weight.name == "more_rows.weight" else 0
+    assert report.bytes_needed == needed - spare
+    assert report.unused == [] and report.unknown == []
+
+
+@each
+def test_anybody_elses_planner_gets_what_is_stored(weight: Weight, tmp_path: Path):
+    path = write(tmp_path, weight)
+    raw = {name: torch.zeros_like(tensor) for name, tensor in weight.stored.items()}
+    dcp.load(raw, storage_reader=sw.HuggingFaceStorageReader(path), no_dist=True)
+    for name, tensor in weight.stored.items():
+        assert raw[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8)), name
+
+
+def test_inspect_says_what_is_stored_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    stored = [weight for weight in WEIGHTS if weight.name in ("mxfp4.weight", "nvfp4.weight", "int4.weight")]
+    path = write(tmp_path, *stored)
+    main(["inspect", str(path), "--json"])
+    facts = json.loads(capsys.readouterr().out)["stored"]
+    assert set(facts) == {"mxfp4", "nvfp4_modelopt", "int4_group32"}
+    for weight in stored:
+        alike = [fact for fact in facts.values() if fact["parameters"] == weight.decoded(torch.bfloat16).numel()]
+        assert any(fact["bytes"] == sum(t.nbytes for t in weight.stored.values()) for fact in alike)
+    main(["inspect", str(path)])
+    assert "stored as mxfp4" in capsys.readouterr().out

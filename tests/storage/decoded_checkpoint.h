@@ -88,7 +88,8 @@ inline bool is_decoded(const Checkpoint& checkpoint, const HfElement& hf, const 
     const auto number = static_cast<std::int64_t>(
         flat(scale_element(scales.dtype, scales.shape, hf.index).index, scales.shape));
     const std::uint64_t scale = slow::load(checkpoint.bytes.at(scales.name).data(), number, scales.dtype);
-    expected = slow::decoded(dtype, tensor.dtype, element, scales.dtype, scale);
+    const Product product = bytes_of(scales.dtype) == 1 ? Product::exact_once : Product::to_f32_first;
+    expected = slow::decoded(dtype, tensor.dtype, element, {scales.dtype, product}, scale);
   }
   const std::uint64_t actual = slow::load(found, 0, dtype);
   if (actual == expected || tensor.dtype == dtype) return actual == expected;

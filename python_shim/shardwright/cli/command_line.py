@@ -278,6 +278,10 @@ def _inspect(options: argparse.Namespace) -> None:
         "bytes": sum(tensor.end - tensor.begin for tensor in tensors),
         "files": len(catalog.files),
         "dtypes": dict(dtypes.most_common()),
+        "stored": {
+            name: {"weights": weights, "parameters": parameters, "bytes": size}
+            for name, (weights, parameters, size) in _core.stored_alike(catalog).items()
+        },
     }
     try:
         weight_map = _any_weight_map(catalog)
@@ -290,6 +294,11 @@ def _inspect(options: argparse.Namespace) -> None:
         facts["names"] = {t.name: [t.dtype, t.shape, catalog.files[t.file].name] for t in tensors}
         print(json.dumps(facts, indent=1))
         return
+    for name, alike in facts.pop("stored").items():
+        each = alike["bytes"] / max(1, alike["parameters"])
+        facts[f"stored as {name}"] = (
+            f"{alike['weights']:,} weights, {alike['parameters']:,} parameters, {each:.3f} bytes each"
+        )
     for what in ("encodings", "dtypes"):
         facts[what] = ", ".join(f"{count:,} {name}" for name, count in facts[what].items()) or "none"
     print_table(

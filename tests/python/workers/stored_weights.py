@@ -15,7 +15,7 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 from checks import run_checks
-from encoded import Weight, fp8_weights, packed_weights
+from encoded import fp8_weights, packed_weights
 from placements import held_indices, take
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -45,24 +45,22 @@ def meshes() -> list[tuple[int, ...]]:
     return [(world,)] + ([(2, 2)] if world == 4 else [])
 
 
+def placements_of(mesh: tuple[int, ...], number: int, dims: int) -> list[Placement]:
+    """Over one dimension or two; the number chooses."""
+    if len(mesh) == 2:
+        return [Shard(number % 3 % dims), Shard(number // 3 % dims)]
+    last = dims - 1
+    return [[Shard(0), Shard(last), _StridedShard(last, split_factor=3), Replicate()][number]]
+
+
 def check_all(path: Path, cooperative: bool) -> None:
-    """The number of the placement chooses a dimension for each axis of the mesh, or a way to shard it."""
     for shape in meshes():
         mesh = init_device_mesh("cpu", shape)
         for number in range(4 if len(shape) == 1 else 9):
-
-            def placements_of(weight: Weight, dims: int) -> list[Placement]:
-                del weight
-                if len(shape) == 2:
-                    return [Shard(number % 3 % dims), Shard(number // 3 % dims)]
-                last = dims - 1
-                ways = [Shard(0), Shard(last), _StridedShard(last, split_factor=3), Replicate()]
-                return [ways[number]]
-
             expected, state = {}, {}
             for weight in WEIGHTS:
                 whole = weight.decoded(torch.bfloat16)
-                placements = placements_of(weight, whole.dim())
+                placements = placements_of(shape, number, whole.dim())
                 held = held_indices(whole.shape, shape, tuple(mesh.get_coordinate()), placements)
                 expected[weight.name] = take(whole, held)
                 local = torch.full(expected[weight.name].shape, 7, dtype=torch.bfloat16)
