@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cfenv>
 #include <cstddef>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "kernels/float_arithmetic.h"
+#include "kernels/floating_point_mode.h"
 #include "kernels/instruction_sets.h"
 #include "kernels/panels.h"
 #include "kernels/scaled_element.h"
@@ -20,7 +20,6 @@ namespace {
 
 // Scales of a straight run are spread, one for each element, over so many elements at a time.
 constexpr std::int64_t spread_columns = 2048;
-constexpr std::int64_t usual_block = 32;
 
 bool is_e8m0(DType scale) { return scale == DType::U8 || scale == DType::F8_E8M0; }
 bool is_fp8(DType element) { return element == DType::F8_E4M3 || element == DType::F8_E5M2; }
@@ -49,87 +48,127 @@ ScaleRun scale_kernel(const ScaleRuns& runs, DType destination) {
 /// MXFP8's: as they are stored.
 struct ByteScales {
   using Spread = std::uint8_t;
+  using Bits = std::uint8_t;
   const BlockScales& scales;
+  SpreadScales<Spread> spread;
   DecodeRun any;
   DecodeRun in_range;  ///< for scales from lowest_scale_in_range to highest_scale_in_range
 
-  Spread operator[](std::int64_t number) const {
-    return static_cast<const std::uint8_t*>(scales.data)[number];
+  void read(std::int64_t number, std::int64_t stride, std::int64_t count, Spread* bytes) const {
+    const auto* from = static_cast<const std::uint8_t*>(scales.data) + number;
+    if (stride == 1) {
+      std::memcpy(bytes, from, static_cast<std::size_t>(count));
+    } else {
+      for (std::int64_t i = 0; i < count; ++i) bytes[i] = from[i * stride];
+    }
   }
   static bool is_in_range(Spread scale) {
     return scale >= lowest_scale_in_range && scale <= highest_scale_in_range;
   }
 };
 
-/// The F32 bits of each e4m3 number.
-constexpr std::array<std::uint32_t, 256> e4m3_bits = [] {
-  std::array<std::uint32_t, 256> bits{};
-  for (std::size_t code = 0; code < bits.size(); ++code) {
-    bits[code] = static_cast<std::uint32_t>(nearest<float32>(exact_value<e4m3fn>(code)));
+/// Calls use(i, stride) for each i below `count`. A stride of 1, which is the usual one, is known to the
+/// compiler, so that it makes vectors of what `use` does.
+template <class Use>
+void for_each_at(std::int64_t stride, std::int64_t count, Use use) {
+  if (stride == 1) {
+    for (std::int64_t i = 0; i < count; ++i) use(i, std::int64_t{1});
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) use(i, stride);
   }
-  return bits;
-}();
+}
 
 /// Those of all other formats, as F32 numbers.
 struct FloatScales {
   using Spread = float;
+  using Bits = std::uint32_t;
   const BlockScales& scales;
+  const InstructionSet& set;
+  SpreadScales<Spread> spread;
   ScaleRun any;
-  ScaleRun in_range;  ///< for scales other than zero, infinity and NaN
+  ScaleRun
+      in_range;  ///< for scales from 2^-highest_exponent_in_range on and below 2^highest_exponent_in_range
 
-  Spread operator[](std::int64_t number) const {
-    const float stored = float_of_bits(float_bits_of_scale(number));
-    if (scales.product == Product::modelopt_nvfp4) return stored * scales.global;
-    if (scales.product == Product::compressed_tensors_nvfp4) return stored / scales.global;
-    return stored;
-  }
-  std::uint32_t float_bits_of_scale(std::int64_t number) const {
-    const auto* first = static_cast<const std::byte*>(scales.data);
-    const auto* address = first + number * bytes_of(scales.dtype);
-    std::uint16_t half = 0;
+  void read(std::int64_t number, std::int64_t stride, std::int64_t count, Spread* factors) const {
     switch (scales.dtype) {
-      case DType::F32: {
-        std::uint32_t bits = 0;
-        std::memcpy(&bits, address, 4);
-        return bits;
-      }
+      case DType::F32:
+        read_bits<std::uint32_t>(number, stride, count, factors, [](std::uint32_t bits) { return bits; });
+        break;
       case DType::BF16:
-        std::memcpy(&half, address, 2);
-        return float_bits<bfloat16>(half);
+        read_bits<std::uint16_t>(number, stride, count, factors, float_bits<bfloat16>);
+        break;
       case DType::F16:
-        std::memcpy(&half, address, 2);
-        return float_bits<float16>(half);
+        read_bits<std::uint16_t>(number, stride, count, factors, float_bits<float16>);
+        break;
       case DType::F8_E4M3:
-        return e4m3_bits[std::to_integer<std::size_t>(*address)];
+        read_e4m3(number, stride, count, factors);
+        break;
       default:
-        return float_bits_of_e8m0(std::to_integer<std::uint8_t>(*address));
+        read_bits<std::uint8_t>(number, stride, count, factors, [](std::uint32_t bits) {
+          return float_bits_of_e8m0(static_cast<std::uint8_t>(bits));
+        });
+    }
+    if (scales.product == Product::modelopt_nvfp4) {
+      for (std::int64_t i = 0; i < count; ++i) factors[i] *= scales.global;
+    } else if (scales.product == Product::compressed_tensors_nvfp4) {
+      for (std::int64_t i = 0; i < count; ++i) factors[i] /= scales.global;
     }
   }
-  static bool is_in_range(Spread scale) {
-    const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(scale) & 0x7FFFFFFF;
-    return magnitude != 0 && magnitude < 0x7F800000;
+
+  static bool is_in_range(Spread factor) {
+    return (std::bit_cast<std::uint32_t>(factor) & 0x7FFFFFFF) - least < most - least;
+  }
+
+ private:
+  static constexpr std::uint32_t least = (127 - highest_exponent_in_range) << 23;
+  static constexpr std::uint32_t most = (127 + highest_exponent_in_range) << 23;
+
+  void read_e4m3(std::int64_t number, std::int64_t stride, std::int64_t count, Spread* factors) const {
+    if (count < set.shortest_run) {
+      return read_bits<std::uint8_t>(number, stride, count, factors, float_bits<e4m3fn>);
+    }
+    const auto* from = static_cast<const std::uint8_t*>(scales.data) + number;
+    std::uint8_t gathered[spread_columns];
+    if (stride != 1) {
+      for (std::int64_t i = 0; i < count; ++i) gathered[i] = from[i * stride];
+      from = gathered;
+    }
+    set.e4m3_to_f32(from, count, factors, Store::cached);
+  }
+
+  template <class Stored, class ToFloat>
+  void read_bits(std::int64_t number, std::int64_t stride, std::int64_t count, Spread* factors,
+                 ToFloat float_bits_of) const {
+    const auto* from = static_cast<const std::byte*>(scales.data);
+    for_each_at(stride, count, [=](std::int64_t i, std::int64_t step) {
+      Stored bits;
+      std::memcpy(&bits, from + (number + i * step) * std::int64_t{sizeof bits}, sizeof bits);
+      factors[i] = std::bit_cast<float>(float_bits_of(bits));
+    });
   }
 };
 
+template <class Scales>
+bool all_in_range(const typename Scales::Spread* scales, std::int64_t count) {
+  typename Scales::Bits outside = 0;  // as wide as what it counts, so that the compiler makes vectors of it
+  for (std::int64_t i = 0; i < count; ++i) outside |= Scales::is_in_range(scales[i]) ? 0 : 1;
+  return outside == 0;
+}
+
 /// Fills `spread` with the scales of so many columns of a row, one for each column; `first_block` is the
-/// number of the row's first scale. Has room for usual_block more. Returns whether all of them are in range.
+/// number of the row's first scale. Returns whether all of them are in range.
 template <class Scales>
 bool spread_over_columns(const Scales& scales, std::int64_t first_block, std::int64_t column,
                          std::int64_t columns, typename Scales::Spread* spread) {
-  bool in_range = true;
-  const std::int64_t block_columns = scales.scales.block_columns;
-  std::int64_t block = (scales.scales.first_column + column) / block_columns;
-  std::int64_t end = (block + 1) * block_columns - scales.scales.first_column - column;
-  for (std::int64_t begin = 0; begin < columns; begin = end, end += block_columns, ++block) {
-    const auto scale = scales[first_block + block];
-    in_range &= Scales::is_in_range(scale);
-    if (block_columns == usual_block) {
-      std::fill_n(spread + begin, usual_block, scale);  // a few too many, which the next block overwrites
-    } else {
-      std::fill(spread + begin, spread + std::min(end, columns), scale);
-    }
-  }
-  return in_range;
+  typename Scales::Spread of_blocks[spread_columns];
+  of_blocks[0] = {};  // there is always one, which gcc does not see
+  const std::int64_t length = scales.scales.block_columns;
+  const std::int64_t from_first = scales.scales.first_column + column;
+  const std::int64_t block = from_first / length;
+  const std::int64_t count = (from_first + columns - 1) / length + 1 - block;
+  scales.read(first_block + block, 1, count, of_blocks);
+  scales.spread(of_blocks, (block + 1) * length - from_first, length, columns, spread);
+  return all_in_range<Scales>(of_blocks, count);
 }
 
 /// Fills `gathered` with the scales of so many rows in one column of blocks. Returns whether all are in
@@ -137,26 +176,21 @@ bool spread_over_columns(const Scales& scales, std::int64_t first_block, std::in
 template <class Scales>
 bool gather_over_rows(const Scales& scales, std::int64_t row, std::int64_t rows, std::int64_t block,
                       typename Scales::Spread* gathered) {
-  bool in_range = true;
-  const std::int64_t block_rows = scales.scales.block_rows;
+  typename Scales::Spread of_blocks[panel_rows];
+  of_blocks[0] = {};
+  const std::int64_t length = scales.scales.block_rows;
   const std::int64_t row_stride = scales.scales.row_stride;
   const std::int64_t from_first = scales.scales.first_row + row;
-  std::int64_t number = from_first / block_rows * row_stride + block;
-  if (block_rows == 1) {  // MXFP8: filling one element at a time below would cost a call for each
-    for (std::int64_t at = 0; at < rows; ++at, number += row_stride) {
-      const auto scale = scales[number];
-      in_range &= Scales::is_in_range(scale);
-      gathered[at] = scale;
-    }
-    return in_range;
+  const std::int64_t block_row = from_first / length;
+  const std::int64_t number = block_row * row_stride + block;
+  if (length == 1) {
+    scales.read(number, row_stride, rows, gathered);
+    return all_in_range<Scales>(gathered, rows);
   }
-  std::int64_t end = block_rows - from_first % block_rows;
-  for (std::int64_t begin = 0; begin < rows; begin = end, end += block_rows, number += row_stride) {
-    const auto scale = scales[number];
-    in_range &= Scales::is_in_range(scale);
-    std::fill(gathered + begin, gathered + std::min(end, rows), scale);
-  }
-  return in_range;
+  const std::int64_t count = (from_first + rows - 1) / length + 1 - block_row;
+  scales.read(number, row_stride, count, of_blocks);
+  scales.spread(of_blocks, (block_row + 1) * length - from_first, length, rows, gathered);
+  return all_in_range<Scales>(of_blocks, count);
 }
 
 /// The e5m2 numbers that the codes of a packed dtype stand for.
@@ -208,7 +242,7 @@ template <class Scales, class LinesOf>
 void decode_straight(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
                      const Scales& scales, const DestinationTile& destination) {
   const Stores stores(set, source, destination);
-  alignas(64) typename Scales::Spread spread[spread_columns + usual_block];
+  alignas(64) typename Scales::Spread spread[spread_columns + most_spread_beyond];
   for (std::int64_t row = 0; row < source.rows; ++row) {
     const std::int64_t first_block =
         (scales.scales.first_row + row) / scales.scales.block_rows * scales.scales.row_stride;
@@ -232,7 +266,7 @@ void decode_transposed(const InstructionSet& set, const SourceTile& source, cons
   const std::int64_t size = lines_of.element_bytes();
   const auto decode_panel = [&](const std::byte* panel, std::int64_t pitch, std::int64_t row,
                                 std::int64_t rows, std::int64_t column, std::int64_t columns) {
-    alignas(64) typename Scales::Spread scale_of_row[panel_rows];
+    alignas(64) typename Scales::Spread scale_of_row[panel_rows + most_spread_beyond];
     const std::int64_t block_columns = scales.scales.block_columns;
     // The columns of one block share their scales.
     for (std::int64_t begin = 0, end = 0; begin < columns; begin = end) {
@@ -260,22 +294,6 @@ void decode_runs(const InstructionSet& set, const SourceTile& source, const Line
     decode_strided(source, scales.scales, destination);
   }
 }
-
-/// The default floating-point mode (to nearest even, subnormals as they are, no traps) as long as it lives,
-/// and then the caller's again.
-class DefaultFloatingPointMode {
- public:
-  DefaultFloatingPointMode() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  DefaultFloatingPointMode(const DefaultFloatingPointMode&) = delete;
-  DefaultFloatingPointMode& operator=(const DefaultFloatingPointMode&) = delete;
-  ~DefaultFloatingPointMode() { std::fesetenv(&before_); }
-
- private:
-  std::fenv_t before_{};
-};
 
 /// Significant bits that numbers of a dtype have.
 int significant_bits(DType dtype) {
@@ -358,11 +376,12 @@ void decode(const SourceTile& source, const BlockScales& scales, const Destinati
   if (source.dtype == DType::F8_E4M3 && is_e8m0(scales.dtype) && scales.product == Product::exact_once) {
     const DecodeRun any = decode_kernel(set, destination.dtype);
     const DecodeRun in_range = destination.dtype == DType::BF16 ? set.decode_to_bf16_in_range : any;
-    return decode_runs(set, source, LinesInPlace{source}, ByteScales{scales, any, in_range}, destination);
+    return decode_runs(set, source, LinesInPlace{source}, ByteScales{scales, set.spread_bytes, any, in_range},
+                       destination);
   }
   const DefaultFloatingPointMode mode;
   const ScaleRunsOf& runs = scale_runs(set, source.dtype);
-  const FloatScales floats{scales, scale_kernel(runs.any, destination.dtype),
+  const FloatScales floats{scales, set, set.spread_floats, scale_kernel(runs.any, destination.dtype),
                            scale_kernel(runs.in_range, destination.dtype)};
   if (!is_packed(source.dtype)) return decode_runs(set, source, LinesInPlace{source}, floats, destination);
   const bool plus_zero = scales.code_eight_is_plus_zero || scales.product == Product::modelopt_nvfp4;

@@ -325,52 +325,71 @@ void decode_to_f32(const std::uint8_t* elements, const std::uint8_t* scales, std
 
 void finish_streaming() { hwy::FlushStream(); }
 
+constexpr InstructionSet kernels_of_target() {
+  InstructionSet result;
+  result.name = HWY_TARGET == HWY_AVX3_DL ? "avx3_dl"
+                : HWY_TARGET == HWY_AVX3  ? "avx3"
+                : HWY_TARGET == HWY_AVX2  ? "avx2"
+                : HWY_TARGET == HWY_SSE4  ? "sse4"
+                : HWY_TARGET == HWY_NEON  ? "neon"
+                                          : "simd";
+  result.shortest_run = word_count;
+  result.decode_to_bf16 = decode_to_bf16;
+  result.decode_to_bf16_in_range = decode_to_bf16_in_range;
+  result.decode_to_f16 = decode_and_round<ToF16>;
+  result.decode_to_f32 = decode_to_f32;
+  result.find_scales_bf16 = find_scales_of_blocks<FromBF16>;
+  result.find_scales_f16 = find_scales_of_blocks<FromF16>;
+  result.find_scales_f32 = find_scales_of_blocks<FromF32>;
+  result.encode_bf16 = encode_blocks<FromBF16>;
+  result.encode_f16 = encode_blocks<FromF16>;
+  result.encode_f32 = encode_blocks<FromF32>;
+  result.scale_e4m3 = scale_runs_of<Fp8<E4M3> >();
+  result.scale_e5m2 = scale_runs_of<Fp8<E5M2> >();
+  result.scale_unpacked = scale_runs_of<Unpacked>();
+  result.scale_f16 = scale_runs_of<Wide<FromF16> >();
+  result.scale_bf16 = scale_runs_of<Wide<FromBF16> >();
+  result.scale_f32 = scale_runs_of<Wide<FromF32> >();
+  result.spread_bytes = spread_scales<std::uint8_t>;
+  result.spread_floats = spread_scales<float>;
+  result.unpack_nibbles = unpack_nibbles;
+  result.e4m3_to_f32 = widen_run<Fp8<E4M3> >;
+  result.bf16_to_f32 = widen_run<FromBF16>;
+  result.bf16_to_f16 = round_run<FromBF16, ToF16>;
+  result.f16_to_f32 = widen_run<FromF16>;
+  result.f16_to_bf16 = round_run<FromF16, ToBF16>;
+  result.f32_to_bf16 = round_run<FromF32, ToBF16>;
+  result.f32_to_f16 = round_run<FromF32, ToF16>;
+  result.copy_1_byte = copy_run<std::uint8_t>;
+  result.copy_2_bytes = copy_run<std::uint16_t>;
+  result.copy_4_bytes = copy_run<std::uint32_t>;
+  result.copy_8_bytes = copy_run<std::uint64_t>;
+  result.transpose_1_byte = transpose_panel<std::uint8_t>;
+  result.transpose_2_bytes = transpose_panel<std::uint16_t>;
+  result.transpose_4_bytes = transpose_panel<std::uint32_t>;
+  result.transpose_8_bytes = transpose_panel<std::uint64_t>;
+  result.finish_streaming = finish_streaming;
+  return result;
+}
+
 const InstructionSet* kernels() {
+  static constexpr InstructionSet set = kernels_of_target();
+  return &set;
+}
+
+#if HWY_TARGET == HWY_AVX3
+const InstructionSet* kernels_with_bf16() {
   static constexpr InstructionSet set = [] {
-    InstructionSet result;
-    result.name = HWY_TARGET == HWY_AVX3_DL ? "avx3_dl"
-                  : HWY_TARGET == HWY_AVX3  ? "avx3"
-                  : HWY_TARGET == HWY_AVX2  ? "avx2"
-                  : HWY_TARGET == HWY_SSE4  ? "sse4"
-                  : HWY_TARGET == HWY_NEON  ? "neon"
-                                            : "simd";
-    result.shortest_run = word_count;
-    result.decode_to_bf16 = decode_to_bf16;
-    result.decode_to_bf16_in_range = decode_to_bf16_in_range;
-    result.decode_to_f16 = decode_and_round<ToF16>;
-    result.decode_to_f32 = decode_to_f32;
-    result.find_scales_bf16 = find_scales_of_blocks<FromBF16>;
-    result.find_scales_f16 = find_scales_of_blocks<FromF16>;
-    result.find_scales_f32 = find_scales_of_blocks<FromF32>;
-    result.encode_bf16 = encode_blocks<FromBF16>;
-    result.encode_f16 = encode_blocks<FromF16>;
-    result.encode_f32 = encode_blocks<FromF32>;
-    result.scale_e4m3 = scale_runs_of<Fp8<E4M3> >();
-    result.scale_e5m2 = scale_runs_of<Fp8<E5M2> >();
-    result.scale_unpacked = scale_runs_of<Unpacked>();
-    result.scale_f16 = scale_runs_of<Wide<FromF16> >();
-    result.scale_bf16 = scale_runs_of<Wide<FromBF16> >();
-    result.scale_f32 = scale_runs_of<Wide<FromF32> >();
-    result.unpack_nibbles = unpack_nibbles;
-    result.bf16_to_f32 = widen_run<FromBF16>;
-    result.bf16_to_f16 = round_run<FromBF16, ToF16>;
-    result.f16_to_f32 = widen_run<FromF16>;
-    result.f16_to_bf16 = round_run<FromF16, ToBF16>;
-    result.f32_to_bf16 = round_run<FromF32, ToBF16>;
-    result.f32_to_f16 = round_run<FromF32, ToF16>;
-    result.copy_1_byte = copy_run<std::uint8_t>;
-    result.copy_2_bytes = copy_run<std::uint16_t>;
-    result.copy_4_bytes = copy_run<std::uint32_t>;
-    result.copy_8_bytes = copy_run<std::uint64_t>;
-    result.transpose_1_byte = transpose_panel<std::uint8_t>;
-    result.transpose_2_bytes = transpose_panel<std::uint16_t>;
-    result.transpose_4_bytes = transpose_panel<std::uint32_t>;
-    result.transpose_8_bytes = transpose_panel<std::uint64_t>;
-    result.finish_streaming = finish_streaming;
+    InstructionSet result = kernels_of_target();
+    result.name = "avx3_bf16";
+    result.scale_e4m3.in_range.to_bf16 = scale_and_round<Fp8<E4M3>, false, ToBF16AtOnce>;
+    result.scale_e5m2.in_range.to_bf16 = scale_and_round<Fp8<E5M2>, false, ToBF16AtOnce>;
+    result.scale_unpacked.in_range.to_bf16 = scale_and_round<Unpacked, false, ToBF16AtOnce>;
     return result;
   }();
   return &set;
 }
+#endif
 
 #endif
 
@@ -399,6 +418,11 @@ std::vector<const InstructionSet*> simd_instruction_sets() {
 #endif
   };
   std::vector<const InstructionSet*> sets;
+#if HWY_TARGETS & HWY_AVX3
+  if ((hwy::SupportedTargets() & HWY_AVX3) != 0 && __builtin_cpu_supports("avx512bf16")) {
+    sets.push_back(N_AVX3::kernels_with_bf16());
+  }
+#endif
   for (const Target& target : targets) {
     if (target.kernels == nullptr || (hwy::SupportedTargets() & target.bit) == 0) continue;
     if (const InstructionSet* set = target.kernels()) sets.push_back(set);

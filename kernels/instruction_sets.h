@@ -36,8 +36,15 @@ struct ScaleRuns {
 /// Those of a dtype of elements.
 struct ScaleRunsOf {
   ScaleRuns any;
-  ScaleRuns in_range;  ///< faster, for scales other than zero, infinity and NaN
+  ScaleRuns in_range;  ///< faster, see highest_exponent_in_range
 };
+
+/// Fills `spread`, up to `total`, with the first scale `first_length` times and the others `length` times
+/// each. Writes up to most_spread_beyond more.
+template <class Scale>
+using SpreadScales = void (*)(const Scale* scales, std::int64_t first_length, std::int64_t length,
+                              std::int64_t total, Scale* spread);
+inline constexpr std::int64_t most_spread_beyond = 64;
 
 /// Writes table[nibble] for each of the 2 * `bytes` nibbles of packed elements, the low one of a byte first.
 using UnpackNibbles = void (*)(const std::uint8_t* packed, std::int64_t bytes, const std::uint8_t* table,
@@ -79,8 +86,11 @@ struct InstructionSet {
   ScaleRunsOf scale_f16;
   ScaleRunsOf scale_bf16;
   ScaleRunsOf scale_f32;
+  SpreadScales<std::uint8_t> spread_bytes = nullptr;
+  SpreadScales<float> spread_floats = nullptr;
   UnpackNibbles unpack_nibbles = nullptr;
 
+  ConvertRun e4m3_to_f32 = nullptr;
   ConvertRun bf16_to_f32 = nullptr;
   ConvertRun bf16_to_f16 = nullptr;
   ConvertRun f16_to_f32 = nullptr;
@@ -104,6 +114,11 @@ struct InstructionSet {
 /// scaling is an addition to the exponent: 2^-9 is the least e4m3 number above zero, 448 < 2^9 the greatest.
 inline constexpr int lowest_scale_in_range = 10;
 inline constexpr int highest_scale_in_range = 246;
+
+/// F32 scales are in range if they are from 2^-highest_exponent_in_range on and below
+/// 2^highest_exponent_in_range: their products with FP8 and four-bit numbers are zero, normal numbers of BF16
+/// and F32, or infinities and NaNs that the element is.
+inline constexpr int highest_exponent_in_range = 100;
 
 /// Those that are compiled in and that this machine can run, best first; "scalar" is not among them.
 std::vector<const InstructionSet*> simd_instruction_sets();

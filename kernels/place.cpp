@@ -24,6 +24,7 @@ ConvertRun convert_kernel(const InstructionSet& set, DType source, DType destina
         return set.copy_8_bytes;
     }
   }
+  if (source == DType::F8_E4M3 && destination == DType::F32) return set.e4m3_to_f32;
   if (source == DType::BF16 && destination == DType::F32) return set.bf16_to_f32;
   if (source == DType::BF16 && destination == DType::F16) return set.bf16_to_f16;
   if (source == DType::F16 && destination == DType::F32) return set.f16_to_f32;

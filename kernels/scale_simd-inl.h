@@ -114,6 +114,19 @@ void scale_to_f32(const void* elements, const float* scales, std::int64_t count,
             static_cast<std::uint32_t*>(destination), store);
 }
 
+#if HWY_TARGET == HWY_AVX3
+/// By AVX-512 BF16, which Highway does not know yet: one instruction rounds and packs. It takes subnormal
+/// numbers for zeros, so it is for scales in range.
+struct ToBF16AtOnce {
+  static HWY_INLINE Integers round(Integers wide) { return wide; }
+  static HWY_INLINE Words pack(Integers lower, Integers upper) {
+    __m512i packed;
+    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(packed) : "v"(upper.raw), "v"(lower.raw));
+    return Words{packed};
+  }
+};
+#endif
+
 template <class Elements, bool any_scale>
 constexpr ScaleRuns scale_runs() {
   return {scale_and_round<Elements, any_scale, ToBF16>, scale_and_round<Elements, any_scale, ToF16>,
@@ -123,6 +136,20 @@ constexpr ScaleRuns scale_runs() {
 template <class Elements>
 constexpr ScaleRunsOf scale_runs_of() {
   return {scale_runs<Elements, true>(), scale_runs<Elements, false>()};
+}
+
+template <class Scale>
+void spread_scales(const Scale* scales, std::int64_t first_length, std::int64_t length, std::int64_t total,
+                   Scale* spread) {
+  const hn::ScalableTag<Scale> tag;
+  constexpr std::int64_t lanes = hn::MaxLanes(tag);
+  static_assert(lanes <= most_spread_beyond);
+  for (std::int64_t begin = 0, end = std::min(first_length, total); begin < total; ++scales) {
+    const auto scale = hn::Set(tag, *scales);
+    for (std::int64_t at = begin; at < end; at += lanes) hn::StoreU(scale, tag, spread + at);
+    begin = end;
+    end = std::min(end + length, total);
+  }
 }
 
 void unpack_nibbles(const std::uint8_t* packed, std::int64_t signed_bytes, const std::uint8_t* table,
