@@ -260,7 +260,7 @@ class LoadPlanner {
     std::span<const SourceTensor> scales;
     if (encoding.scaled) scales = is_multiplied ? factor : scales_of(catalog_, piece.hf_name);
     const bool in_own_shape =
-        encoding.scaled && (chunks.size() > 1 || scales.size() > 1 ||
+        encoding.scaled && (options_.exporting || chunks.size() > 1 || scales.size() > 1 ||
                             !can_see_scales(encoding, piece.correspondence->hf_view.sizes, found));
     for (const LocalBox& local : spec.boxes) {
       if (!may_touch(piece, local.global)) continue;

@@ -265,6 +265,21 @@ std::string weight_of_companion(const Catalog& catalog, std::string_view name) {
 
 }  // namespace
 
+std::vector<std::string> companions_of(const Catalog& catalog, std::string_view weight_name) {
+  std::vector<std::string> names;
+  const auto add = [&](std::string name) {
+    if (!catalog.find(name).empty()) names.push_back(std::move(name));
+  };
+  for (std::string& name : scale_names_of(weight_name)) add(std::move(name));
+  for (const std::string_view suffix : companion_suffixes)
+    add(std::string(weight_name) + std::string(suffix));
+  constexpr std::string_view weight = "weight";
+  if (!weight_name.ends_with(weight)) return names;
+  const std::string module(weight_name.substr(0, weight_name.size() - weight.size()));
+  for (const std::string_view ending : companions_of_module) add(module + std::string(ending));
+  return names;
+}
+
 bool is_companion(const Catalog& catalog, std::string_view name) {
   return !weight_of_companion(catalog, name).empty();
 }

@@ -90,6 +90,9 @@ std::span<const SourceTensor> global_scale_of(const Catalog& catalog, const Enco
 /// them: its shape, or scales of activations, which training has no use for.
 bool is_companion(const Catalog& catalog, std::string_view name);
 
+/// The catalog's names of what belongs to an encoded weight: scales, global scale and all companions.
+std::vector<std::string> companions_of(const Catalog& catalog, std::string_view weight_name);
+
 /// True for dtypes of which two elements share a byte.
 bool is_packed(DType dtype);
 

@@ -130,6 +130,38 @@ SourceTensor factor_of(const Piece& piece, DType dtype, const ExportForm& form) 
 
 }  // namespace
 
+namespace {
+
+/// What belongs to a weight of the template, as it is there.
+void add_companions(const Catalog& pattern, const std::string& weight_name, ExportedTensors& exported) {
+  for (const std::string& name : companions_of(pattern, weight_name)) {
+    SourceTensor companion = pattern.find(name).front();
+    companion.file = 0;
+    companion.begin = companion.end = 0;
+    companion.shape = Catalog::global_shape(pattern.find(name));
+    exported.tensors.push_back(std::move(companion));
+    exported.copied.push_back(name);
+  }
+}
+
+/// Why a weight cannot be stored so with this template; empty if it can.
+std::string fault_of_template(const ExportForm& form, const Piece& piece, const Encoding& encoding) {
+  if (form.pattern == nullptr) return "";
+  const std::span<const SourceTensor> stored = form.pattern->find(piece.hf_name);
+  if (stored.empty()) return "";
+  if (encoding.scaled && form.as_template &&
+      (stored.size() > 1 || scales_of(*form.pattern, piece.hf_name).size() > 1))
+    return piece.hf_name + ": the template stores it in several chunks; expected a template of whole tensors";
+  const auto& packed = stored.front().stored;
+  if (!encoding.scaled && packed != nullptr && packed->shape.size() > stored.front().shape.size())
+    return piece.hf_name + ": the template has it in MXFP4, as " + packed->name +
+           ", where a matrix is the transpose of what goes under this name; export with " +
+           "quantization=\"template\", or with a template in BF16";
+  return "";
+}
+
+}  // namespace
+
 bool has_scales(const Catalog& pattern) {
   return std::any_of(pattern.tensors.begin(), pattern.tensors.end(),
                      [](const SourceTensor& tensor) { return is_scale_name(tensor.name); });
@@ -137,6 +169,10 @@ bool has_scales(const Catalog& pattern) {
 
 Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
   Encoding plain{native, false, DType::U8, 1, 1};
+  if (form.as_template && form.pattern != nullptr) {
+    const std::span<const SourceTensor> stored = form.pattern->find(piece.hf_name);
+    if (!stored.empty()) return encoding_of(*form.pattern, stored);
+  }
   if (form.quantise && form.by_rule_of_names && piece.rule->quantised && piece.hf_shape.size() == 2)
     return mxfp8(piece.hf_shape);
   if (form.pattern != nullptr) {
@@ -194,6 +230,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
     std::string fault;
     for (const Piece& piece : pieces) {
       const Encoding encoding = stored_as(form, piece, tensor.dtype);
+      if (fault.empty()) fault = fault_of_template(form, piece, encoding);
       if (fault.empty()) fault = fault_of_encoding(encoding, tensor);
       if (!encoding.scaled) note_cast(result.rounded, tensor.fqn, tensor.dtype, encoding.element);
       if (!parts.add(piece, encoding, tensor.fqn, problems)) continue;
@@ -202,12 +239,18 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       weight.dtype = encoding.element;
       weight.shape = piece.hf_shape;
       weight.offset.assign(weight.shape.size(), 0);
+      if (encoding.scaled && form.as_template)
+        weight.stored = form.pattern->find(piece.hf_name).front().stored;
       result.tensors.push_back(weight);
       if (!piece.factor.empty()) {
         result.tensors.push_back(factor_of(piece, encoding.element, form));
         result.ones.push_back(piece.factor);
       }
       if (!encoding.scaled) continue;
+      if (form.as_template) {
+        add_companions(*form.pattern, piece.hf_name, result);
+        continue;
+      }
       weight.name = piece.hf_name + std::string(encoding.scale_suffix);
       weight.dtype = encoding.scale;
       weight.shape = scale_shape_of(encoding, piece.hf_shape);
@@ -226,6 +269,8 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
   if (form.pattern != nullptr) {
     const auto place = [&](const SourceTensor& tensor) {
       const std::span<const SourceTensor> stored = form.pattern->find(weight_name_of(tensor.name));
+      if (const auto own = form.pattern->find(tensor.name); !own.empty())
+        return std::tuple{own.front().file, own.front().begin};
       if (stored.empty()) return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a factor it does not have
       return std::tuple{stored.front().file, stored.front().begin};
     };

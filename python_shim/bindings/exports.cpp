@@ -30,15 +30,16 @@ py::dict as_bytes(const FileContents& files) {
 void bind_files_beside(py::module_& m) {
   m.def(
       "template_files",
-      [](const std::filesystem::path& directory, bool quantised) {
+      [](const std::filesystem::path& directory, bool quantised, bool as_template) {
         FileContents files;
         {
           const py::gil_scoped_release release;
-          files = template_files(directory, quantised);
+          files = template_files(directory, quantised, as_template);
         }
         return as_bytes(files);
       },
-      py::arg("directory"), py::arg("quantised"), "See storage/write/files_beside.h.");
+      py::arg("directory"), py::arg("quantised"), py::arg("as_template") = false,
+      "See storage/write/files_beside.h.");
   m.def(
       "kept_files",
       [](const std::filesystem::path& directory, const std::vector<std::string>& names, bool quantised) {
@@ -59,7 +60,7 @@ void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template and its map alive.")
       .def(py::init([](const Catalog* pattern, std::string model, std::string layout, bool quantise,
                        bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
-                       bool strict_dtypes, const WeightMap* map) {
+                       bool strict_dtypes, const WeightMap* map, bool as_template) {
              ExportRequest request;
              request.pattern = pattern;
              request.model = std::move(model);
@@ -70,11 +71,13 @@ void bind_exports(py::module_& m) {
              request.file_numbers = std::move(file_numbers);
              request.strict_dtypes = strict_dtypes;
              request.map = map;
+             request.as_template = as_template;
              return request;
            }),
            py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
            py::arg("max_file_bytes"), py::arg("file_numbers"), py::arg("strict_dtypes") = false,
-           py::arg("map") = nullptr, py::keep_alive<1, 2>(), py::keep_alive<1, 10>())
+           py::arg("map") = nullptr, py::arg("as_template") = false, py::keep_alive<1, 2>(),
+           py::keep_alive<1, 10>())
       .def_readwrite("start_of_names", &ExportRequest::start_of_names);
   m.def(
       "adapter_request",

@@ -197,6 +197,7 @@ void bind_catalog(py::module_& m) {
         return names;
       },
       "The names of the encodings that are known.");
+  m.def("generated_encodings", &generated_encodings, "The names of those that generate() makes.");
   m.def(
       "can_convert",
       [](const std::string& source, const std::string& destination) {

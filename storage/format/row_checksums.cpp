@@ -135,8 +135,12 @@ std::uint64_t sum_of_block(const RowGeometry& geometry, const std::vector<std::u
 void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows) {
   const SourceTensor& stored = tensors_[tensor];
   const RowGeometry geometry = rows_of(stored);
-  const std::int64_t element = bytes_of(stored.dtype);
-  const std::uint64_t length = unsigned_of(last_of(box.size) * element);
+  if (stored.stored != nullptr && stored.stored->shape.size() != stored.shape.size())
+    return;  // rows are blocks
+  const std::int64_t element = unit_bytes(stored.dtype);
+  const Box units = in_units(stored.dtype, box);
+  const RowsInMemory in_memory{rows.elements, strides_in_units(stored.dtype, rows.strides)};
+  const std::uint64_t length = unsigned_of(last_of(units.size) * element);
   std::map<Columns, std::map<std::uint64_t, Sum>> all_columns;
   std::map<std::uint64_t, Sum>* sums = nullptr;  // of the columns that the last run was of
   const auto add = [&](std::uint64_t block, std::uint64_t bytes, std::uint64_t sum) {
@@ -145,18 +149,20 @@ void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, cons
   };
   BlockSums blocks;
   std::uint64_t columns_begin = 0;
-  for_each_run_in_memory(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
-    const std::uint64_t begin = offset % geometry.row_bytes;
-    if (sums == nullptr || begin != columns_begin) {
-      if (sums != nullptr) blocks.flush(add);
-      sums = &all_columns[{begin, begin + length}];
-      columns_begin = begin;
-    }
-    const std::uint64_t row = offset - begin;
-    for_each_cell(row, begin, begin + length, [&](std::uint64_t from, std::uint64_t to) {
-      blocks.add(row + from, bytes + (from - begin), to - from, add);
-    });
-  });
+  for_each_run_in_memory(in_units(stored.dtype, shape), element, units, in_memory,
+                         [&](std::uint64_t offset, const std::byte* bytes) {
+                           const std::uint64_t begin = offset % geometry.row_bytes;
+                           if (sums == nullptr || begin != columns_begin) {
+                             if (sums != nullptr) blocks.flush(add);
+                             sums = &all_columns[{begin, begin + length}];
+                             columns_begin = begin;
+                           }
+                           const std::uint64_t row = offset - begin;
+                           for_each_cell(row, begin, begin + length,
+                                         [&](std::uint64_t from, std::uint64_t to) {
+                                           blocks.add(row + from, bytes + (from - begin), to - from, add);
+                                         });
+                         });
   if (sums != nullptr) blocks.flush(add);
   const std::lock_guard lock(mutex_);
   for (const auto& [of_row, of_blocks] : all_columns) {

@@ -94,7 +94,7 @@ class Publication {
     const bool quantised = has_scales(planned_.layout.catalog);
     FileContents files = template_.empty()
                              ? kept_files(pending_.final_path(), pending_.own_beside(), quantised)
-                             : template_files(template_, quantised);
+                             : template_files(template_, quantised, planned_.layout.pattern != nullptr);
     for (auto& [name, content] : files) {
       if (pending_.may_replace(name) || !has_content(pending_.final_path() / name, content))
         beside_.emplace(name, std::move(content));
@@ -137,6 +137,7 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::p
         request.model = options.model;
         request.layout = options.layout;
         request.quantise = options.quantise;
+        request.as_template = options.as_template;
         request.strict = options.strict;
         request.strict_dtypes = options.strict_dtypes;
         request.max_file_bytes = options.max_file_bytes;

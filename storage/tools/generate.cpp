@@ -61,6 +61,8 @@ MiniMaxM3Preset chosen_preset(const GenerateOptions& options) {
 const KnownEncoding& chosen_blocks(const std::string& name) {
   std::string known;
   for (const KnownEncoding& blocks : known_encodings()) {
+    const auto& made = generated_encodings();
+    if (std::find(made.begin(), made.end(), blocks.name) == made.end()) continue;
     if (blocks.name == name) return blocks;
     known += (known.empty() ? "" : ", ") + std::string(blocks.name);
   }
@@ -182,6 +184,11 @@ PendingFile write_text(const fs::path& path, const std::string& text) {
 }
 
 }  // namespace
+
+const std::vector<std::string_view>& generated_encodings() {
+  static const std::vector<std::string_view> made{"mxfp8", "block_fp8", "tensor_fp8"};
+  return made;
+}
 
 GenerateReport generate(const fs::path& directory, const GenerateOptions& options) {
   const MiniMaxM3Preset preset = chosen_preset(options);

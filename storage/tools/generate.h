@@ -3,15 +3,20 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "planner/names/catalog.h"
 
 namespace shardwright {
 
+/// Names of the encodings that can be asked for: those that MiniMax M3 and its like have been released in.
+const std::vector<std::string_view>& generated_encodings();
+
 /// What checkpoint to generate.
 struct GenerateOptions {
   std::string preset = "tiny";     ///< tiny, small, bench or full: see planner/models/minimax_m3_presets.h
-  std::string encoding = "mxfp8";  ///< of the block-scaled weights, see known_encodings()
+  std::string encoding = "mxfp8";  ///< of the block-scaled weights, see generated_encodings()
   bool layout_only = false;        ///< true headers, index and config.json, but sparse files behind them
   std::uint64_t seed = 0;  ///< equal seeds give equal bytes, on any machine and with any number of threads
   int threads = 0;         ///< 0: as many as there are processors

@@ -14,6 +14,6 @@ def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
     return outcome_of("stored_weights.py", request.param, tiny, tmp_path_factory.mktemp("stored"))
 
 
-@pytest.mark.parametrize("check", ["alone", "together"])
+@pytest.mark.parametrize("check", ["alone", "together", "exported"])
 def test_on_every_rank(outcome: dict[str, str], check: str):
     assert not outcome[check], outcome[check]

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generating.add_argument("directory")
     generating.add_argument("--preset", choices=["tiny", "small", "bench", "full"], default="tiny")
-    generating.add_argument("--encoding", choices=_core.encodings(), default="mxfp8")
+    generating.add_argument("--encoding", choices=_core.generated_encodings(), default="mxfp8")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     generating.add_argument("--seed", type=_whole_number, default=0)
     generating.add_argument(
@@ -141,7 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
     exporting.add_argument("destination", help="the directory that it goes into, beside what is there")
     exporting.add_argument(
-        "--quantization", choices=["mxfp8", "none"], default="none", help="mxfp8, or BF16 (default)"
+        "--quantization",
+        choices=["mxfp8", "template", "none"],
+        default="none",
+        help="mxfp8, the template's encodings and scales, or BF16 (default)",
     )
     exporting.add_argument(
         "--template",

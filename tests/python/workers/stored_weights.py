@@ -17,7 +17,7 @@ import torch.distributed as dist
 from checks import run_checks
 from encoded import fp8_weights, packed_weights
 from placements import held_indices, take
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
@@ -82,5 +82,41 @@ def together(*_: str) -> None:
         check_all(path, cooperative=True)
 
 
+def exported(*_: str) -> None:
+    """Loaded and written again, byte for byte, by parts that begin and end inside blocks, bytes and words."""
+    with checkpoint() as path:
+        for shape in meshes():
+            mesh = init_device_mesh("cpu", shape)
+            for number in range(4 if len(shape) == 1 else 9):
+                state = {}
+                for weight in WEIGHTS:
+                    whole = weight.decoded(torch.bfloat16)
+                    placements = placements_of(shape, number, whole.dim())
+                    held = held_indices(whole.shape, shape, tuple(mesh.get_coordinate()), placements)
+                    state[weight.name] = DTensor.from_local(
+                        torch.zeros([len(indices) for indices in held], dtype=torch.bfloat16),
+                        mesh,
+                        placements,
+                        run_check=False,
+                        shape=whole.shape,
+                        stride=whole.stride(),
+                    )
+                sw.load(state, path, layout="huggingface")
+                to = path / f"to-{len(shape)}-{number}"
+                sw.export(state, to, quantization="template", template=path, layout="huggingface")
+                wrong = []
+                if dist.get_rank() == 0:
+                    stored = {name: tensor for file in to.glob("*.safetensors") for name, tensor in load_file(file).items()}
+                    before = load_file(path / "model.safetensors")
+                    assert stored.keys() == before.keys()
+                    wrong = [
+                        name
+                        for name, tensor in before.items()
+                        if not stored[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8))
+                    ]
+                assert wrong == [], (shape, number, wrong)
+                dist.barrier()
+
+
 if __name__ == "__main__":
-    run_checks([alone, together])
+    run_checks([alone, together, exported])
