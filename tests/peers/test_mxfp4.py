@@ -33,7 +33,9 @@ def packed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
     (path / "model.safetensors").unlink(missing_ok=True)
     for file in path.glob("*.safetensors"):
         file.unlink()
-    save_file({n: t.contiguous() for n, t in stored.items()}, path / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {n: t.contiguous() for n, t in stored.items()}, path / "model.safetensors", metadata={"format": "pt"}
+    )
     return stored, {name: tensor.contiguous() for name, tensor in decoded.items()}
 
 
@@ -50,7 +52,12 @@ def test_packed_experts_load_as_those_that_transformers_has_unpacked(layout: str
     assert report.unused == [] and report.unknown == []
     assert differing(state, expected) == []
     if layout == "transformers":
-        assert differing({name: state[name] for name in decoded if name in state}, {n: decoded[n] for n in state}) == []
+        assert (
+            differing(
+                {name: state[name] for name in decoded if name in state}, {n: decoded[n] for n in state}
+            )
+            == []
+        )
     sw.export(state, tmp_path / "to", quantization="template", template=tmp_path / "packed", layout=layout)
     assert differing(held(tmp_path / "to"), stored) == []
     with pytest.raises(ValueError, match="a matrix is the transpose"):

@@ -1,4 +1,4 @@
-"""Weights in the encodings of released checkpoints, loaded by any shard into any dtype. See encoded.py for what they are."""
+"""Weights in the encodings of released checkpoints, loaded by any shard into any dtype: see encoded.py."""
 
 import itertools
 import json
@@ -117,7 +117,9 @@ def test_inspect_says_what_is_stored_how(tmp_path: Path, capsys: pytest.CaptureF
     facts = json.loads(capsys.readouterr().out)["stored"]
     assert set(facts) == {"mxfp4", "nvfp4_modelopt", "int4_group32"}
     for weight in stored:
-        alike = [fact for fact in facts.values() if fact["parameters"] == weight.decoded(torch.bfloat16).numel()]
+        alike = [
+            fact for fact in facts.values() if fact["parameters"] == weight.decoded(torch.bfloat16).numel()
+        ]
         assert any(fact["bytes"] == sum(t.nbytes for t in weight.stored.values()) for fact in alike)
     main(["inspect", str(path)])
     assert "stored as mxfp4" in capsys.readouterr().out

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, MODELOPT, False),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, INT4, True),
         ({"quant_method": "mxfp4"}, INT4, True),
-        ({"quant_method": "compressed-tensors", "config_groups": {"0": {"format": "nvfp4-pack-quantized"}}}, INT4, True),
+        ({"config_groups": {"0": {"format": "nvfp4-pack-quantized"}}}, INT4, True),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, {"a.weight": torch.ones(20, 64)}, True),
         ({"quant_method": "something else"}, INT4, False),
     ],
@@ -159,6 +159,8 @@ def test_a_scale_that_no_encoder_writes_is_named(tensors: Tensors, code: int, tm
     tensors = tensors | {"a.weight_scale": with_last(tensors["a.weight_scale"], code)}
     save_file(tensors, tmp_path / "model.safetensors")
     destination = Destination((20, 64), torch.bfloat16)
-    with pytest.raises(sw.CheckpointFormatError, match=r"a.weight_scale in model.safetensors: the scale at \[19, [13]\]"):
+    with pytest.raises(
+        sw.CheckpointFormatError, match=r"a.weight_scale in model.safetensors: the scale at \[19, [13]\]"
+    ):
         sw.load({"a.weight": destination.tensor}, tmp_path, layout="huggingface")
     assert destination.untouched()

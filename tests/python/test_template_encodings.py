@@ -1,4 +1,4 @@
-"""What was loaded from a template is exported in its encodings as it was, byte for byte; the rest gets the nearest codes."""
+"""What was loaded from a template is exported as it was, byte for byte; what has changed gets the nearest codes."""
 
 import json
 from pathlib import Path

@@ -106,13 +106,20 @@ def exported(*_: str) -> None:
                 sw.export(state, to, quantization="template", template=path, layout="huggingface")
                 wrong = []
                 if dist.get_rank() == 0:
-                    stored = {name: tensor for file in to.glob("*.safetensors") for name, tensor in load_file(file).items()}
+                    stored = {
+                        name: tensor
+                        for file in to.glob("*.safetensors")
+                        for name, tensor in load_file(file).items()
+                    }
                     before = load_file(path / "model.safetensors")
                     assert stored.keys() == before.keys()
                     wrong = [
                         name
                         for name, tensor in before.items()
-                        if not stored[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8))
+                        if not stored[name]
+                        .reshape(-1)
+                        .view(torch.uint8)
+                        .equal(tensor.reshape(-1).view(torch.uint8))
                     ]
                 assert wrong == [], (shape, number, wrong)
                 dist.barrier()
