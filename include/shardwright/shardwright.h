@@ -10,7 +10,7 @@
 #include "planner/names/tensor_spec.h"
 
 // What a checkpoint holds.
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 #include "planner/names/catalog.h"
 #include "storage/format/read_catalog.h"
 

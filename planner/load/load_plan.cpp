@@ -12,8 +12,10 @@
 #include <utility>
 
 #include "kernels/decode.h"
+#include "planner/geometry/byte_boxes.h"
 #include "planner/load/scaled_parts.h"
 #include "planner/load/seen_boxes.h"
+#include "planner/names/quantization_config.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -64,6 +66,10 @@ class LoadPlanner {
     for (std::string& fault : shared_memory(std::span<const TensorSpec* const>(apart)))
       problems_.add(std::move(fault));
     account_for_the_rest();
+    if (writes_once && !options_.parts_elsewhere) {
+      const std::string fault = fault_of_quantization_config(catalog_);
+      if (!fault.empty()) problems_.add(fault);
+    }
     if (is_nested_) {
       problems_.add("the checkpoint has all of these without \"" + prefix_ +
                     ".\" before their names: load into the inner dict, state_dict['" + prefix_ +
@@ -165,9 +171,7 @@ class LoadPlanner {
       return false;
     }
     if (missing == pieces.size() && may_be_absent(map_, spec.fqn)) {
-      problems_.add(spec.fqn +
-                    ": the checkpoint has none, and a trainer begins it at zero; set it to zero and leave it "
-                    "out of the state dict");
+      if (!options_.exporting) plan_.zeros.push_back(index);
       return false;
     }
     for (const auto& [rule, of_rule] : missing_pieces) note_missing(spec, *rule, of_rule);
@@ -177,7 +181,11 @@ class LoadPlanner {
 
   void note_missing(const TensorSpec& spec, const Rule& rule, const std::vector<const Piece*>& pieces) {
     if (!rule.stacked()) {
-      for (const Piece* piece : pieces) problems_.add(spec.fqn + ": the checkpoint lacks " + piece->hf_name);
+      for (const Piece* piece : pieces) {
+        const std::string unknown = unknown_encoding_of(catalog_, piece->hf_name);
+        problems_.add(spec.fqn + ": the checkpoint lacks " + piece->hf_name + (unknown.empty() ? "" : ": ") +
+                      unknown);
+      }
       return;
     }
     std::string name = pieces.front()->hf_name;
@@ -225,15 +233,23 @@ class LoadPlanner {
     }
     if (piece.rule->repeats && !options_.exporting) return true;
     Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
+    const bool is_multiplied = !piece.factor.empty() && !options_.exporting;
+    const std::span<const SourceTensor> factor =
+        is_multiplied ? catalog_.find(piece.factor) : std::span<const SourceTensor>();
+    if (is_multiplied && factor.empty()) {
+      problems_.add(where() + ": the checkpoint lacks " + piece.factor + ", which multiplies it");
+      return false;
+    }
     if (!options_.resuming || chunks.front().dtype != spec.dtype) {
       try {
-        encoding = encoding_of(catalog_, chunks, options_.scale_blocks);
+        encoding = encoding_of(catalog_, chunks, options_.encodings);
+        if (is_multiplied) encoding = multiplied_by(catalog_, chunks, factor);
       } catch (const Error& error) {
         if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
         return false;
       }
     }
-    if (bytes_of(encoding.element) == 0) {
+    if (bytes_of(encoding.element) == 0 && !encoding.scaled) {
       problems_.add(where() + ": cannot load the packed format " + std::string(name_of(encoding.element)) +
                     "; expected a dtype of whole bytes");
       return false;
@@ -246,12 +262,14 @@ class LoadPlanner {
       return false;
     }
     std::span<const SourceTensor> scales;
-    if (encoding.scaled) scales = scales_of(catalog_, piece.hf_name);
+    if (encoding.scaled) scales = is_multiplied ? factor : scales_of(catalog_, piece.hf_name);
+    const bool in_own_shape =
+        encoding.scaled && (options_.exporting || chunks.size() > 1 || scales.size() > 1 ||
+                            !can_see_scales(encoding, piece.correspondence->hf_view.sizes, found));
     for (const LocalBox& local : spec.boxes) {
       if (!may_touch(piece, local.global)) continue;
       const auto add = [&](const SourceTensor& chunk, Placed placed) {
-        for (SeenBox& seen :
-             seen_in(chunk, piece.correspondence->hf_view, std::move(placed), encoding.scaled))
+        for (SeenBox& seen : seen_in(chunk, piece.correspondence->hf_view, std::move(placed), in_own_shape))
           add_box(index, local, encoding, chunk, scales, found, std::move(seen));
       };
       for (Placed& placed : placed_in(piece, local.global)) {
@@ -279,6 +297,16 @@ class LoadPlanner {
     if (std::any_of(steps.begin(), steps.end(), [](std::int64_t step) { return step != 1; }))
       all.steps = steps;
     if (!encoding.scaled) {
+      plan_.transfers.push_back(std::move(all));
+      return;
+    }
+    if (const auto global = global_scale_of(catalog_, encoding, chunk.name); !global.empty())
+      all.global = index_of(catalog_, global.front());
+    if (!all.source_view.empty()) {
+      all.encoding.scale_rank = static_cast<int>(all.source_view.size());
+      all.scales = index_of(catalog_, scales.front());
+      all.scale_box = scale_box_of(all.encoding, all.source_box);
+      all.first_column_in_block = all.source_box.offset.back() % encoding.block_columns;
       plan_.transfers.push_back(std::move(all));
       return;
     }
@@ -329,6 +357,7 @@ class LoadPlanner {
       if (used_[i] || tensor.name == previous || is_ignored(map_, tensor.name)) continue;
       previous = tensor.name;
       if (is_scale_name(tensor.name) && !catalog_.find(weight_name_of(tensor.name)).empty()) continue;
+      if (is_companion(catalog_, tensor.name)) continue;
       if (is_scale_name(tensor.name)) {
         lone_scales.push_back(tensor.name);
         continue;
@@ -412,7 +441,7 @@ Box written_box(const Transfer& transfer) {
 bool LoadPlan::operator==(const LoadPlan& other) const {
   const auto fields = [](const LoadPlan& plan) {
     return std::tie(plan.transfers, plan.tensors, plan.bytes_needed, plan.bytes_written, plan.unused,
-                    plan.unknown, plan.not_loaded);
+                    plan.unknown, plan.not_loaded, plan.zeros);
   };
   return fields(*this) == fields(other);
 }
@@ -426,15 +455,30 @@ void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const
   std::vector<std::vector<Box>> needed(catalog.tensors.size());
   std::map<std::uint32_t, std::vector<Lattice>> needed_in_views;
   for (const Transfer& transfer : plan.transfers) {
+    const SourceTensor& source = catalog.tensors[transfer.source];
     if (transfer.source_view.empty()) {
-      needed[transfer.source].push_back(transfer.source_box);
+      needed[transfer.source].push_back(in_units(source.dtype, transfer.source_box));
     } else {
-      needed_in_views[transfer.source].push_back(read_lattice(transfer, catalog.tensors[transfer.source]));
+      needed_in_views[transfer.source].push_back(in_units(source.dtype, read_lattice(transfer, source)));
     }
-    if (transfer.scales >= 0) needed[static_cast<std::size_t>(transfer.scales)].push_back(transfer.scale_box);
+    if (transfer.global >= 0) {
+      const auto global = static_cast<std::size_t>(transfer.global);
+      needed[global] = {whole(catalog.tensors[global].shape)};
+    }
+    if (transfer.scales >= 0) {
+      const auto scales = static_cast<std::uint32_t>(transfer.scales);
+      if (transfer.source_view.empty()) {
+        needed[scales].push_back(transfer.scale_box);
+      } else {
+        needed_in_views[scales].push_back(scale_lattice(transfer, catalog.tensors[scales]));
+      }
+    }
     plan.bytes_written += static_cast<std::uint64_t>(volume(transfer.source_box.size) *
                                                      bytes_of(specs[transfer.destination].dtype));
   }
+  for (const std::uint32_t zero : plan.zeros)
+    plan.bytes_written +=
+        static_cast<std::uint64_t>(volume(specs[zero].local_shape) * bytes_of(specs[zero].dtype));
   std::string_view previous;
   for (std::size_t t = 0; t < needed.size(); ++t) {
     const auto in_views = needed_in_views.find(static_cast<std::uint32_t>(t));
@@ -445,9 +489,9 @@ void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const
       elements = union_volume(needed[t]);
     } else {
       for (const Box& box : needed[t]) in_views->second.push_back(lattice_of(box));
-      elements = union_volume(tensor.shape, in_views->second);
+      elements = union_volume(in_units(tensor.dtype, tensor.shape), in_views->second);
     }
-    plan.bytes_needed += static_cast<std::uint64_t>(elements * bytes_of(tensor.dtype));
+    plan.bytes_needed += static_cast<std::uint64_t>(elements * unit_bytes(tensor.dtype));
     if (tensor.name != previous) ++plan.tensors;
     previous = tensor.name;
   }

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "planner/load/transfer.h"
-#include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
+#include "planner/names/encodings.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/names/weight_map.h"
 
@@ -22,6 +22,10 @@ struct LoadPlan {
   std::uint64_t bytes_needed = 0;   ///< that those parts take in the files, each byte counted once
   std::uint64_t bytes_written = 0;  ///< that the destinations take
   double seconds = 0;               ///< that planning took
+
+  /// Destinations (indices into the specs) that the checkpoint has nothing for, as it is all zero; see
+  /// WeightMap::absent. No transfer writes them.
+  std::vector<std::uint32_t> zeros;
 
   // What is left out, so that nothing is silent. Sorted.
   std::vector<std::string> unused;      ///< known HF weights that the trainer has no tensor for
@@ -53,7 +57,7 @@ struct LoadPlanOptions {
   std::string what = {};
 
   /// What the scales of the catalog may be.
-  std::vector<ScaleBlocks> scale_blocks = known_scale_blocks();
+  std::vector<KnownEncoding> encodings = known_encodings();
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source

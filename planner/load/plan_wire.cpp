@@ -131,9 +131,7 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
                                 (source.dtype != spec.dtype && !scales_of(catalog, source.name).empty()))) {
     refuse();
   }
-  if (!transfer.source_view.empty() &&
-      (message.has_scales() || !view_with(transfer.source_view, source.shape)))
-    refuse();
+  if (!transfer.source_view.empty() && !view_with(transfer.source_view, source.shape)) refuse();
   const Shape& seen = seen_shape(transfer, source);
   if (!lies_inside(transfer.source_box, seen) || is_empty(transfer.source_box) ||
       transfer.axes.size() != seen.size() ||
@@ -146,17 +144,36 @@ Transfer transfer_from(const wire::Transfer& message, const std::vector<std::uin
     transfer.first_row_in_block = message.first_row_in_block();
     transfer.first_column_in_block = message.first_column_in_block();
     const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
-    if (weight_name_of(scales.name) != source.name || scales.name == source.name) refuse();
-    transfer.encoding = encoding_of(catalog, catalog.find(source.name));
+    if (scales.name == source.name) refuse();
+    const bool is_multiplied = weight_name_of(scales.name) != source.name;
+    transfer.encoding = is_multiplied
+                            ? multiplied_by(catalog, catalog.find(source.name), catalog.find(scales.name))
+                            : encoding_of(catalog, catalog.find(source.name));
     const Encoding& encoding = transfer.encoding;
+    const auto global = global_scale_of(catalog, encoding, source.name);
+    if (message.has_global_scale() != !global.empty()) refuse();
+    if (!global.empty()) {
+      if (message.global_scale() >= sources.size()) refuse();
+      transfer.global = sources[message.global_scale()];
+      if (transfer.global != &global.front() - catalog.tensors.data()) refuse();
+    }
+    const std::size_t rank = seen.size();
     if (message.block_rows() != encoding.block_rows || message.block_columns() != encoding.block_columns ||
         message.first_row_in_block() < 0 || message.first_row_in_block() >= encoding.block_rows ||
-        message.first_column_in_block() < 0 || message.first_column_in_block() >= encoding.block_columns ||
-        !lies_inside(transfer.scale_box, scales.shape) || is_empty(transfer.scale_box)) {
+        message.first_column_in_block() < 0 || message.first_column_in_block() >= encoding.block_columns) {
       refuse();
     }
+    if (!transfer.source_view.empty()) {
+      if (!can_see_scales(encoding, transfer.source_view, source.shape)) refuse();
+      transfer.encoding.scale_rank = static_cast<int>(rank);
+      if (!view_with(seen_scale_shape(transfer, scales), scales.shape)) refuse();
+    }
+    if (!lies_inside(transfer.scale_box, seen_scale_shape(transfer, scales)) || is_empty(transfer.scale_box))
+      refuse();
     Box in_blocks = transfer.source_box;
-    in_blocks.offset = {transfer.first_row_in_block, transfer.first_column_in_block};
+    in_blocks.offset.assign(rank, 0);
+    in_blocks.offset[rank - 2] = transfer.first_row_in_block;
+    in_blocks.offset[rank - 1] = transfer.first_column_in_block;
     if (scale_box_of(transfer.encoding, in_blocks).size != transfer.scale_box.size) refuse();
   }
   return transfer;
@@ -203,6 +220,7 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
       to->set_first_row_in_block(transfer.first_row_in_block);
       to->set_first_column_in_block(transfer.first_column_in_block);
     }
+    if (transfer.global >= 0) to->set_global_scale(number_of(static_cast<std::uint32_t>(transfer.global)));
     to->set_destination(transfer.destination);
     set(to->mutable_destination_offset(), transfer.destination_offset);
     set(to->mutable_axes(), transfer.axes);
@@ -212,6 +230,7 @@ std::string encode_plan(const LoadPlan& plan, const Catalog& catalog, const std:
   for (const std::string& name : plan.unused) message.add_unused(name);
   for (const std::string& name : plan.unknown) message.add_unknown(name);
   for (const std::string& name : plan.not_loaded) message.add_not_loaded(name);
+  for (const std::uint32_t zero : plan.zeros) message.add_zeros(zero);
   restore_unknown_fields(message, plan.unknown_fields);
   return bytes_of_message(message);
 }
@@ -228,6 +247,13 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
   plan.unknown.assign(message.unknown().begin(), message.unknown().end());
   plan.not_loaded.assign(message.not_loaded().begin(), message.not_loaded().end());
   std::vector<std::vector<Transfer>> written(specs.size());
+  std::vector<bool> is_zero(specs.size(), false);
+  for (const std::uint32_t zero : message.zeros()) {
+    if (zero >= destinations.size() || is_zero[destinations[zero]])
+      throw Error(ErrorKind::malformed, "this load plan is damaged: it fills what is not there with zeros");
+    plan.zeros.push_back(destinations[zero]);
+    is_zero[destinations[zero]] = true;
+  }
   for (const wire::Transfer& transfer : message.transfers()) {
     plan.transfers.push_back(transfer_from(transfer, sources, destinations, catalog, specs));
     const Transfer& last = plan.transfers.back();
@@ -237,7 +263,9 @@ LoadPlan decode_plan(std::string_view bytes, const Catalog& catalog, const std::
     const bool left_alone =
         std::find(plan.not_loaded.begin(), plan.not_loaded.end(), specs[i].fqn) != plan.not_loaded.end();
     std::string fault = fault_of(specs[i]);
-    if (fault.empty() && !left_alone) fault = fault_of_writing(specs[i].local_shape, written[i]);
+    if (fault.empty() && is_zero[i] && !written[i].empty()) fault = "it is filled with zeros, and written";
+    if (fault.empty() && !left_alone && !is_zero[i])
+      fault = fault_of_writing(specs[i].local_shape, written[i]);
     if (!fault.empty()) problems.add(specs[i].fqn + ": " + fault);
   }
   for (std::string& fault : shared_memory(specs)) problems.add(std::move(fault));

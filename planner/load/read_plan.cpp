@@ -102,7 +102,7 @@ class ReadPlanner {
       return "expected a tensor of shape " + to_string(request.box.size) + " to read into, found " +
              to_string(spec.local_shape);
     }
-    if (bytes_of(chunk->dtype) == 0) {
+    if (bytes_of(chunk->dtype) == 0 && scales_of(catalog_, request.name).empty()) {
       return "cannot read the packed format " + std::string(name_of(chunk->dtype)) +
              "; expected a dtype of whole bytes";
     }
@@ -136,6 +136,8 @@ class ReadPlanner {
     const Box in_chunk = transfer.source_box;
     Box box = in_chunk;
     for (std::size_t d = 0; d < box.offset.size(); ++d) box.offset[d] += chunk.offset[d];
+    const auto global = global_scale_of(catalog_, transfer.encoding, chunk.name);
+    if (!global.empty()) transfer.global = global.data() - catalog_.tensors.data();
     std::vector<Box> read;
     for (const ScaledPart& part : scaled_parts(transfer.encoding, box, Catalog::global_shape(chunks),
                                                scales_of(catalog_, chunk.name))) {

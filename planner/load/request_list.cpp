@@ -5,7 +5,7 @@
 #include <unordered_set>
 
 #include "planner/geometry/correspondence.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 namespace {
@@ -16,7 +16,7 @@ Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) 
     const std::span<const SourceTensor> chunks = catalog->find(piece.hf_name);
     if (!chunks.empty()) return encoding_of(*catalog, chunks);
   } else if (piece.rule->quantised && piece.hf_shape.size() == 2) {
-    return encoding_with(known_scale_blocks().front(), piece.hf_shape);
+    return encoding_with(known_encodings().front(), piece.hf_shape);
   }
   return {native, false, DType::U8, 1, 1};
 }
@@ -26,6 +26,26 @@ bool is_box(const Piece& piece) {
   const std::vector<int>& axes = piece.correspondence->axes;
   return piece.is_plain() && piece.correspondence->hf_box.size == piece.hf_shape &&
          std::find(axes.begin(), axes.end(), -1) == axes.end();
+/// The global scale of the weight that the last two entries are, and its scales.
+void add_companions(const Catalog& catalog, std::vector<Request>& requests, const Encoding& encoding) {
+  Request request = requests.back();
+  const auto global = global_scale_of(catalog, encoding, requests.end()[-2].name);
+  if (global.empty()) return;
+  request.name = global.front().name;
+  request.dtype = global.front().dtype;
+  request.shape = global.front().shape;
+  requests.push_back(std::move(request));
+}
+
+/// Gives a tensor the name, dtype and shape that the files have.
+void as_stored(const Catalog& catalog, Request& request) {
+  const std::span<const SourceTensor> chunks = catalog.find(request.name);
+  if (chunks.empty() || chunks.front().stored == nullptr) return;
+  const StoredForm& stored = *chunks.front().stored;
+  request.name = stored.name;
+  request.is_view = request.is_view && request.dtype == stored.dtype;
+  request.dtype = stored.dtype;
+  request.shape = stored.shape;
 }
 
 }  // namespace
@@ -42,12 +62,23 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
       const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
       requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn, encoding.scaled,
                           hull, dimensions_of(piece), is_box(piece)});
+      if (!piece.factor.empty() && asked.insert(piece.factor).second) {
+        const Shape first(piece.hf_shape.begin(), piece.hf_shape.begin() + 1);
+        const auto factor =
+            catalog == nullptr ? std::span<const SourceTensor>() : catalog->find(piece.factor);
+        requests.push_back({piece.factor, factor.empty() ? spec.dtype : factor.front().dtype, first, true,
+                            spec.fqn, false, hull, dimensions_of(piece), is_box(piece)});
+      }
       if (encoding.scaled) {
         requests.push_back({piece.hf_name + std::string(encoding.scale_suffix), encoding.scale,
                             scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, hull,
                             dimensions_of(piece), is_box(piece)});
+        if (catalog != nullptr) add_companions(*catalog, requests, encoding);
       }
     }
+  }
+  if (catalog != nullptr) {
+    for (Request& request : requests) as_stored(*catalog, request);
   }
   return requests;
 }

@@ -27,8 +27,10 @@ struct Request {
 /// What to_hf(quantization=True) would ask for, as data: for each native tensor the HF tensors that this
 /// rank's boxes touch, each block-scaled one followed by its scales. With a catalog, its scales decide what
 /// is block-scaled; without, the documented rule of names does. Weights that the catalog lacks are asked for
-/// all the same (a planner then says that they are missing). Nothing is allocated. `shapes` has the shapes of
-/// HF tensors that native ones do not tell, where `catalog` is not to decide what is block-scaled.
+/// all the same (a planner then says that they are missing). Names, dtypes and shapes are those of the files:
+/// packed weights are bytes or words, and each weight has its scales and its global scale behind it. Nothing
+/// is allocated. `shapes` has the shapes of HF tensors that native ones do not tell, where `catalog` is not to
+/// decide what is block-scaled.
 std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
                                   const Catalog* catalog = nullptr, const Catalog* shapes = nullptr);
 

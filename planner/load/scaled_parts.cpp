@@ -13,8 +13,9 @@ std::vector<ScaledPart> scaled_parts(const Encoding& encoding, const Box& box, c
     part.scales = &chunk;
     part.scale_box = scale_box_of(encoding, part.box);
     for (std::size_t d = 0; d < chunk.offset.size(); ++d) part.scale_box.offset[d] -= chunk.offset[d];
-    part.first_row_in_block = part.box.offset[0] % encoding.block_rows;
-    part.first_column_in_block = part.box.offset[1] % encoding.block_columns;
+    const std::size_t rank = part.box.offset.size();
+    part.first_row_in_block = part.box.offset[rank - 2] % encoding.block_rows;
+    part.first_column_in_block = part.box.offset[rank - 1] % encoding.block_columns;
     parts.push_back(std::move(part));
   }
   return parts;

@@ -4,8 +4,8 @@
 #include <span>
 #include <vector>
 
-#include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 

@@ -30,11 +30,30 @@ Shape strides_along(const Lattice& lattice, const Shape& tensor_strides) {
 
 Box scale_box_of_part(const Transfer& transfer, const Box& box) {
   Box in_blocks = box;  // counted from the first block of the transfer's scale box
-  in_blocks.offset[0] += transfer.first_row_in_block - transfer.source_box.offset[0];
-  in_blocks.offset[1] += transfer.first_column_in_block - transfer.source_box.offset[1];
+  const std::size_t rank = box.offset.size();
+  for (std::size_t d = 0; d < rank; ++d) in_blocks.offset[d] -= transfer.source_box.offset[d];
+  in_blocks.offset[rank - 2] += transfer.first_row_in_block;
+  in_blocks.offset[rank - 1] += transfer.first_column_in_block;
   Box scales = scale_box_of(transfer.encoding, in_blocks);
   for (std::size_t d = 0; d < scales.offset.size(); ++d) scales.offset[d] += transfer.scale_box.offset[d];
   return scales;
+}
+
+bool can_see_scales(const Encoding& encoding, const Shape& view, const Shape& weight_shape) {
+  return encoding.block_rows == 1 && !view.empty() && view.back() == weight_shape.back() &&
+         encoding.scale_rank == static_cast<int>(weight_shape.size());
+}
+
+Shape seen_scale_shape(const Transfer& transfer, const SourceTensor& scales) {
+  if (transfer.source_view.empty()) return scales.shape;
+  Shape shape = transfer.source_view;
+  shape.back() = scales.shape.back();
+  return shape;
+}
+
+Lattice scale_lattice(const Transfer& transfer, const SourceTensor& scales) {
+  if (transfer.source_view.empty()) return lattice_of(transfer.scale_box);
+  return lattice_of(*view_with(seen_scale_shape(transfer, scales), scales.shape), transfer.scale_box);
 }
 
 std::optional<View> view_with(const Shape& sizes, const Shape& shape) {

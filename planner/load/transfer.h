@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "planner/geometry/box.h"
-#include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 
@@ -22,13 +22,15 @@ struct Transfer {
   std::uint32_t source = 0;  ///< index into Catalog::tensors
   std::int64_t scales =
       -1;  ///< index into Catalog::tensors of the tensor (or chunk) with the scales; -1: none needed
+  std::int64_t global = -1;  ///< the same of the global scale: one number; -1: there is none
   Encoding encoding;
 
   /// The sizes of the view in which source_box is a box: the source's dimensions, each in one factor or more.
-  /// Empty: the source's own shape. A source with scales of blocks is seen in no other.
+  /// Empty: the source's own shape. In another one, with scales, the last dimension is one factor, and a
+  /// block has one row; then the scales are seen in the same view: see seen_scale_shape().
   Shape source_view;
   Box source_box;  ///< inside the source tensor (or chunk), as it is seen
-  Box scale_box;   ///< inside the tensor (or chunk) of scales, if there is one; of the rank that it has
+  Box scale_box;   ///< inside the tensor (or chunk) of scales, if there is one, as it is seen
 
   /// Where the first row and column of source_box lie inside the first block of scale_box.
   std::int64_t first_row_in_block = 0;
@@ -51,6 +53,15 @@ struct Transfer {
 inline const Shape& seen_shape(const Transfer& transfer, const SourceTensor& source) {
   return transfer.source_view.empty() ? source.shape : transfer.source_view;
 }
+
+/// The shape that scale_box is a box of, in a tensor (or chunk) of scales.
+Shape seen_scale_shape(const Transfer& transfer, const SourceTensor& scales);
+
+/// Whether scales in such blocks can be seen in a view of the weight's.
+bool can_see_scales(const Encoding& encoding, const Shape& view, const Shape& weight_shape);
+
+/// The scales that a transfer reads, of the tensor (or chunk) that has them.
+Lattice scale_lattice(const Transfer& transfer, const SourceTensor& scales);
 
 /// The elements of the source tensor that a transfer reads. Its source_view must be one of that tensor.
 Lattice read_lattice(const Transfer& transfer, const SourceTensor& source);

@@ -28,7 +28,7 @@ constexpr std::int64_t frames_per_patch = 2;
 constexpr std::int64_t patch_size = 14;
 
 struct Checkpoint {
-  const ScaleBlocks& blocks;
+  const KnownEncoding& blocks;
   std::vector<NamedShape> tensors;
 
   void plain(const std::string& name, Shape shape, DType dtype = DType::BF16) {
@@ -142,14 +142,14 @@ const MiniMaxM3Preset* find_minimax_m3_preset(std::string_view name) {
   return found == std::end(presets) ? nullptr : found;
 }
 
-std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset, const ScaleBlocks& blocks) {
+std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset, const KnownEncoding& blocks) {
   Checkpoint checkpoint{blocks, {}};
   add_text(checkpoint, preset);
   add_vision(checkpoint, preset);
   return std::move(checkpoint.tensors);
 }
 
-std::string minimax_m3_config(const MiniMaxM3Preset& preset, const ScaleBlocks& blocks) {
+std::string minimax_m3_config(const MiniMaxM3Preset& preset, const KnownEncoding& blocks) {
   using Json = nlohmann::ordered_json;
   Json mlp_kinds = Json::array();
   Json attention_kinds = Json::array();

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "planner/models/samples.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 
@@ -43,10 +43,10 @@ const MiniMaxM3Preset* find_minimax_m3_preset(std::string_view name);
 /// All tensors of a checkpoint of such a model, under their Hugging Face names, in the order of the model's
 /// layers: a block-scaled weight (F8_E4M3) is followed by its scales. The released model's are MXFP8.
 std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset,
-                                              const ScaleBlocks& blocks = known_scale_blocks().front());
+                                              const KnownEncoding& blocks = known_encodings().front());
 
 /// The config.json of such a checkpoint.
 std::string minimax_m3_config(const MiniMaxM3Preset& preset,
-                              const ScaleBlocks& blocks = known_scale_blocks().front());
+                              const KnownEncoding& blocks = known_encodings().front());
 
 }  // namespace shardwright

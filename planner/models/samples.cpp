@@ -117,16 +117,16 @@ std::vector<std::string_view> split(std::string_view text, char at) {
 
 }  // namespace
 
-const ScaleBlocks& scale_blocks_named(std::string_view name) {
+const KnownEncoding& encoding_named(std::string_view name) {
   std::string known;
-  for (const ScaleBlocks& blocks : known_scale_blocks()) {
+  for (const KnownEncoding& blocks : known_encodings()) {
     if (blocks.name == name) return blocks;
     known += (known.empty() ? "" : ", ") + std::string(blocks.name);
   }
   refuse("encoding " + quoted(name) + ": expected one of " + known);
 }
 
-Json quantization_config(const ScaleBlocks& blocks) {
+Json quantization_config(const KnownEncoding& blocks) {
   Json quantization = {{"quant_method", "fp8"}, {"fmt", "e4m3"}};
   if (blocks.name == "mxfp8")
     quantization = {{"quant_method", "mxfp8"}, {"fmt", "e4m3"}, {"scale_fmt", "ue8m0"}};
@@ -142,7 +142,7 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
     if (!form.empty() && sample.form != form) continue;
     const std::string_view encoding =
         changes.encoding.empty() ? sample.encoding : std::string_view(changes.encoding);
-    const ScaleBlocks* blocks = encoding.empty() ? nullptr : &scale_blocks_named(encoding);
+    const KnownEncoding* blocks = encoding.empty() ? nullptr : &encoding_named(encoding);
     Json config = config_of(sample, changes.config);
     SampleTensors tensors(config, blocks, changes.encoding.empty() ? sample.scale : std::nullopt);
     sample.add_tensors(tensors);
@@ -152,7 +152,7 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
   refuse("form " + quoted(form) + " of " + std::string(family.family) + ": expected one of " + known);
 }
 
-SampleTensors::SampleTensors(Json config, const ScaleBlocks* blocks, std::optional<DType> scale)
+SampleTensors::SampleTensors(Json config, const KnownEncoding* blocks, std::optional<DType> scale)
     : config_(std::move(config)), blocks_(blocks), scale_(scale) {}
 
 const Json* SampleTensors::find(std::string_view name, std::string_view part) const {

@@ -13,7 +13,7 @@
 #include "kernels/dtype.h"
 #include "planner/geometry/box.h"
 #include "planner/models/models.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 
@@ -35,7 +35,7 @@ struct SampleCheckpoint {
 struct Sample {
   std::string_view form;           ///< as users spell it: "bf16", "fp8", "tied", ...
   std::string config;              ///< JSON, with what differs from sample_defaults
-  std::string_view encoding = {};  ///< of what it quantises, see known_scale_blocks(); empty: nothing
+  std::string_view encoding = {};  ///< of what it quantises, see known_encodings(); empty: nothing
   std::optional<DType> scale = std::nullopt;  ///< of the scales, where that is not the encoding's first dtype
   void (*add_tensors)(class SampleTensors& tensors) = nullptr;
 };
@@ -51,10 +51,10 @@ struct SampleChanges {
 SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, const SampleChanges& changes);
 
 /// The blocks of this name. Throws Error(argument), naming those that there are.
-const ScaleBlocks& scale_blocks_named(std::string_view name);
+const KnownEncoding& encoding_named(std::string_view name);
 
 /// What config.json says of weights with such scales.
-nlohmann::ordered_json quantization_config(const ScaleBlocks& blocks);
+nlohmann::ordered_json quantization_config(const KnownEncoding& blocks);
 
 // --- how a family file says it ---
 
@@ -73,7 +73,7 @@ struct SampleRow {
 /// The tensors of a checkpoint while they are being listed.
 class SampleTensors {
  public:
-  SampleTensors(nlohmann::ordered_json config, const ScaleBlocks* blocks, std::optional<DType> scale);
+  SampleTensors(nlohmann::ordered_json config, const KnownEncoding* blocks, std::optional<DType> scale);
 
   /// Adds the rows' tensors, with this before their names; "{expert}" in it stands for each number below
   /// `experts`. Names of sizes are looked for in this part of
@@ -102,7 +102,7 @@ class SampleTensors {
   Shape shape_of(std::string_view text, std::string_view part) const;
 
   nlohmann::ordered_json config_;
-  const ScaleBlocks* blocks_;
+  const KnownEncoding* blocks_;
   std::optional<DType> scale_;
   std::vector<NamedShape> tensors_;
 };

@@ -13,6 +13,13 @@
 
 namespace shardwright {
 
+/// What a file calls a tensor and holds of it, where that is not what it is seen as: see packed_weights.h.
+struct StoredForm {
+  std::string name;
+  DType dtype = DType::U8;
+  Shape shape;
+};
+
 /// One tensor of a checkpoint, or one chunk of it if the checkpoint stores a large tensor in several chunks.
 struct SourceTensor {
   std::string name;
@@ -22,7 +29,13 @@ struct SourceTensor {
   std::uint32_t file = 0;   ///< index into Catalog::files
   std::uint64_t begin = 0;  ///< byte offsets in that file: the row-major data is [begin, end)
   std::uint64_t end = 0;
+  std::shared_ptr<const StoredForm> stored = nullptr;  ///< null: as it is seen
 };
+
+/// The name that the file has for it.
+inline const std::string& stored_name(const SourceTensor& tensor) {
+  return tensor.stored == nullptr ? tensor.name : tensor.stored->name;
+}
 
 /// A file of a checkpoint.
 struct SourceFile {

@@ -7,7 +7,8 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "planner/names/block_scales.h"
+#include "planner/geometry/correspondence.h"
+#include "planner/names/encodings.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -130,7 +131,7 @@ std::vector<HeldTensor> held_tensors(const Catalog& catalog, const WeightMap& ma
   std::string_view previous;
   for (const SourceTensor& tensor : catalog.tensors) {
     if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name) ||
-        is_without_place(map, tensor.name)) {
+        is_companion(catalog, tensor.name) || is_without_place(map, tensor.name)) {
       continue;
     }
     previous = tensor.name;

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "planner/error.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 namespace {
@@ -34,7 +34,9 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
   std::map<std::string, Found> found;
   std::string_view previous;
   for (const SourceTensor& tensor : catalog.tensors) {
-    if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name)) continue;
+    if (tensor.name == previous || is_scale_name(tensor.name) || is_ignored(map, tensor.name) ||
+        is_companion(catalog, tensor.name))
+      continue;
     previous = tensor.name;
     for (const NameMatch& match : native_matches_of(map, tensor.name)) {
       if (!match.rule->known) continue;

@@ -10,7 +10,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 #include "planner/names/resolved_axes.h"
 
 namespace shardwright {
@@ -133,9 +133,11 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
       const bool has_shards = rule.axes.counts_shards();
       for (std::int64_t shard = 0; shard < resolved[r].shards.count; ++shard) {
         if (has_shards) captures.shard = shard;
-        pieces.push_back({to_checkpoint_spelling(map.dialect, rule.hf.fill(captures)), resolved[r].hf_shape,
-                          &rule, rule.stacked() ? expert : -1, has_shards ? shard : -1, correspondences[r],
-                          resolved[r].native_box_of(expert, shard)});
+        pieces.push_back(
+            {to_checkpoint_spelling(map.dialect, rule.hf.fill(captures)), resolved[r].hf_shape, &rule,
+             rule.stacked() ? expert : -1, has_shards ? shard : -1, correspondences[r],
+             resolved[r].native_box_of(expert, shard),
+             rule.factor ? to_checkpoint_spelling(map.dialect, rule.factor->fill(captures)) : ""});
       }
     }
   }
@@ -276,6 +278,12 @@ bool stays_wide(const WeightMap& map, std::string_view hf_name) {
 }
 
 bool may_be_absent(const WeightMap& map, std::string_view fqn) { return fits_any(map.absent, fqn); }
+
+bool is_factor(const WeightMap& map, std::string_view hf_name) {
+  return std::any_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
+    return rule.factor && rule.factor->match(to_rules_spelling(map.dialect, hf_name));
+  });
+}
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {
   return fits_any(map.ignored, to_rules_spelling(map.dialect, hf_name));

@@ -48,6 +48,11 @@ struct Rule {
   /// export leaves them as a new file has them.
   bool rest_is_zero = false;
 
+  /// An HF tensor of one number for each of the first indices of the HF tensor, such as each expert, that the
+  /// native tensor holds multiplied in: the product is rounded once. An export writes ones. Patterns of such
+  /// names are among the map's `ignored`, as they have no place of their own.
+  std::optional<NamePattern> factor = {};
+
   /// A dimension of the native tensor counts experts, of which each HF tensor is one.
   bool stacked() const { return axes.counts_experts(); }
 };
@@ -63,7 +68,7 @@ struct WeightMap {
   std::vector<Rule> rules;                 ///< the first row that fits a name counts
   std::vector<NamePattern> ignored;        ///< HF names that no layout uses
   std::vector<NamePattern> without_place;  ///< HF names of the model that this layout has no tensor for
-  std::vector<NamePattern> absent;     ///< native names of what the trainer begins at zero, if files lack it
+  std::vector<NamePattern> absent;     ///< native names of what is zero where files lack it: a load fills it
   std::vector<std::string_view> wide;  ///< ends of HF names that keep a trainer's F32 without a template
   std::vector<NamePattern> strangers;  ///< HF names that are not the model's, though rules fit them
   std::vector<NamePattern> layers;     ///< HF names of the decoder layers, which have {layer}
@@ -90,7 +95,8 @@ struct Piece {
 
   /// Of the rule's first expert; the same for all experts.
   std::shared_ptr<const Correspondence> correspondence;
-  Box native_box;  ///< of this expert; takes the place of the correspondence's
+  Box native_box;      ///< of this expert; takes the place of the correspondence's
+  std::string factor;  ///< HF name of what multiplies it, as the checkpoint spells it; empty: nothing does
 
   /// Whether HF tensor and native tensor are seen in no other shapes than their own.
   bool is_plain() const;
@@ -137,8 +143,11 @@ std::vector<NameMatch> native_matches_of(const WeightMap& map, std::string_view 
 /// True if the HF tensor is stored in F32 where its trainer holds it so: rounding it to BF16 would harm.
 bool stays_wide(const WeightMap& map, std::string_view hf_name);
 
-/// True if files may lack a source of the native tensor, which the trainer then begins at zero.
+/// True if files may lack a source of the native tensor, which is zero then.
 bool may_be_absent(const WeightMap& map, std::string_view fqn);
+
+/// True for the HF name of what multiplies another tensor: see Rule::factor.
+bool is_factor(const WeightMap& map, std::string_view hf_name);
 
 /// True if no layout of the family uses this HF tensor, so that it is passed over.
 bool is_ignored(const WeightMap& map, std::string_view hf_name);

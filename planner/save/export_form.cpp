@@ -21,9 +21,9 @@ namespace {
 
 /// MXFP8, as an export stores a weight of this shape.
 Encoding mxfp8(const Shape& weight_shape) {
-  const auto& known = known_scale_blocks();
+  const auto& known = known_encodings();
   const auto blocks =
-      std::find_if(known.begin(), known.end(), [](const ScaleBlocks& one) { return one.name == "mxfp8"; });
+      std::find_if(known.begin(), known.end(), [](const KnownEncoding& one) { return one.name == "mxfp8"; });
   return encoding_with(*blocks, weight_shape);
 }
 
@@ -108,6 +108,58 @@ class PartsOfTensors {
   std::map<std::string, Parts> tensors_;
 };
 
+/// Whether the template has nothing of a tensor that may be absent.
+bool lacks(const ExportForm& form, const SavedTensor& tensor, const std::vector<Piece>& pieces) {
+  return form.template_catalog != nullptr && may_be_absent(form.map, tensor.fqn) &&
+         std::all_of(pieces.begin(), pieces.end(),
+                     [&](const Piece& piece) { return form.template_catalog->find(piece.hf_name).empty(); });
+}
+
+/// What multiplies the piece, as it is stored: with the template's dtype, or that of the weight.
+SourceTensor factor_of(const Piece& piece, DType dtype, const ExportForm& form) {
+  SourceTensor factor;
+  factor.name = piece.factor;
+  factor.dtype = dtype;
+  factor.shape.assign(piece.hf_shape.begin(), piece.hf_shape.end() - 2);
+  factor.offset.assign(factor.shape.size(), 0);
+  if (form.template_catalog == nullptr) return factor;
+  const std::span<const SourceTensor> stored = form.template_catalog->find(piece.factor);
+  if (!stored.empty()) factor.dtype = stored.front().dtype;
+  return factor;
+}
+
+}  // namespace
+
+namespace {
+
+/// What belongs to a weight of the template, as it is there.
+void add_companions(const Catalog& pattern, const std::string& weight_name, ExportedTensors& exported) {
+  for (const std::string& name : companions_of(pattern, weight_name)) {
+    SourceTensor companion = pattern.find(name).front();
+    companion.file = 0;
+    companion.begin = companion.end = 0;
+    companion.shape = Catalog::global_shape(pattern.find(name));
+    exported.tensors.push_back(std::move(companion));
+    exported.copied.push_back(name);
+  }
+}
+
+/// Why a weight cannot be stored so with this template; empty if it can.
+std::string fault_of_template(const ExportForm& form, const Piece& piece, const Encoding& encoding) {
+  if (form.template_catalog == nullptr) return "";
+  const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
+  if (stored.empty()) return "";
+  if (encoding.scaled && form.as_template &&
+      (stored.size() > 1 || scales_of(*form.template_catalog, piece.hf_name).size() > 1))
+    return piece.hf_name + ": the template stores it in several chunks; expected a template of whole tensors";
+  const auto& packed = stored.front().stored;
+  if (!encoding.scaled && packed != nullptr && packed->shape.size() > stored.front().shape.size())
+    return piece.hf_name + ": the template has it in MXFP4, as " + packed->name +
+           ", where a matrix is the transpose of what goes under this name; export with " +
+           "quantization=\"template\", or with a template in BF16";
+  return "";
+}
+
 }  // namespace
 
 bool has_scales(const Catalog& template_catalog) {
@@ -117,6 +169,10 @@ bool has_scales(const Catalog& template_catalog) {
 
 Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
   Encoding plain{native, false, DType::U8, 1, 1};
+  if (form.as_template && form.template_catalog != nullptr) {
+    const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
+    if (!stored.empty()) return encoding_of(*form.template_catalog, stored);
+  }
   if (form.quantise && form.by_rule_of_names && piece.rule->quantised && piece.hf_shape.size() == 2)
     return mxfp8(piece.hf_shape);
   if (form.template_catalog != nullptr) {
@@ -167,9 +223,14 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       result.left_out.push_back(tensor.fqn);
       continue;
     }
+    if (lacks(form, tensor, pieces)) {
+      result.left_out.push_back(tensor.fqn);
+      continue;
+    }
     std::string fault;
     for (const Piece& piece : pieces) {
       const Encoding encoding = stored_as(form, piece, tensor.dtype);
+      if (fault.empty()) fault = fault_of_template(form, piece, encoding);
       if (fault.empty()) fault = fault_of_encoding(encoding, tensor);
       if (!encoding.scaled) note_cast(result.rounded, tensor.fqn, tensor.dtype, encoding.element);
       if (!parts.add(piece, encoding, tensor.fqn, problems)) continue;
@@ -178,8 +239,18 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       weight.dtype = encoding.element;
       weight.shape = piece.hf_shape;
       weight.offset.assign(weight.shape.size(), 0);
+      if (encoding.scaled && form.as_template)
+        weight.stored = form.template_catalog->find(piece.hf_name).front().stored;
       result.tensors.push_back(weight);
+      if (!piece.factor.empty()) {
+        result.tensors.push_back(factor_of(piece, encoding.element, form));
+        result.ones.push_back(piece.factor);
+      }
       if (!encoding.scaled) continue;
+      if (form.as_template) {
+        add_companions(*form.template_catalog, piece.hf_name, result);
+        continue;
+      }
       weight.name = piece.hf_name + std::string(encoding.scale_suffix);
       weight.dtype = encoding.scale;
       weight.shape = scale_shape_of(encoding, piece.hf_shape);
@@ -197,8 +268,11 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
                                                  "); nothing has been written:");
   if (form.template_catalog != nullptr) {
     const auto place = [&](const SourceTensor& tensor) {
-      const SourceTensor& weight = form.template_catalog->find(weight_name_of(tensor.name)).front();
-      return std::tuple{weight.file, weight.begin};
+      const std::span<const SourceTensor> stored = form.template_catalog->find(weight_name_of(tensor.name));
+      if (const auto own = form.template_catalog->find(tensor.name); !own.empty())
+        return std::tuple{own.front().file, own.front().begin};
+      if (stored.empty()) return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a factor it does not have
+      return std::tuple{stored.front().file, stored.front().begin};
     };
     std::stable_sort(result.tensors.begin(), result.tensors.end(),
                      [&](const SourceTensor& a, const SourceTensor& b) { return place(a) < place(b); });

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "planner/load/rounding.h"
-#include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
+#include "planner/names/encodings.h"
 #include "planner/names/weight_map.h"
 
 namespace shardwright {
@@ -27,6 +27,7 @@ struct ExportForm {
       false;  ///< MXFP8 for the weights that the template, or else the rule of names, has quantised
   bool by_rule_of_names =
       true;  ///< ... which is the rule's matter: there is no template, or none of its weights has scales
+  bool as_template = false;    ///< every weight in the template's encoding, with the template's scales
   bool strict = true;          ///< what the template has and the state dict lacks is an error
   bool strict_dtypes = false;  ///< a cast that loses bits is an error
   bool keeps_dtypes = false;   ///< without a template, every tensor is stored in the dtype that it has
@@ -53,9 +54,12 @@ WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, s
 struct ExportedTensors {
   std::vector<SourceTensor>
       tensors;  ///< in the order in which files hold them: the template's, else the state dict's
+  std::vector<std::string> copied;  ///< names of those that are the template's, byte for byte
+  std::vector<std::string> ones;    ///< names of those that no tensor of the state dict is in, and that are 1
   std::vector<std::string> left_out;  ///< the template's tensors that this layout has no place for, or
                                       ///< (strict = false) the state dict lacks; and tensors of the state
-                                      ///< dict that the template has as another's, such as a tied head
+                                      ///< dict that the template has as another's, such as a tied head, or
+                                      ///< not at all, since they begin at zero
   Roundings rounded;  ///< by the names of the state dict; MXFP8, which was asked for, is no cast
 };
 

@@ -40,7 +40,7 @@ void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template and its map alive.")
       .def(py::init([](const Catalog* template_catalog, std::string model, std::string layout, bool quantise,
                        bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
-                       bool strict_dtypes, const WeightMap* map) {
+                       bool strict_dtypes, const WeightMap* map, bool as_template) {
              ExportRequest request;
              request.template_catalog = template_catalog;
              request.model = std::move(model);
@@ -51,11 +51,13 @@ void bind_exports(py::module_& m) {
              request.file_numbers = std::move(file_numbers);
              request.strict_dtypes = strict_dtypes;
              request.map = map;
+             request.as_template = as_template;
              return request;
            }),
            py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
            py::arg("max_file_bytes"), py::arg("file_numbers"), py::arg("strict_dtypes") = false,
-           py::arg("map") = nullptr, py::keep_alive<1, 2>(), py::keep_alive<1, 10>());
+           py::arg("map") = nullptr, py::arg("as_template") = false, py::keep_alive<1, 2>(),
+           py::keep_alive<1, 10>());
   m.def(
       "adapter_request",
       [](std::string model, std::string layout, bool text_only, const std::string& sense, double alpha,

@@ -116,7 +116,8 @@ void bind_loads(py::module_& m) {
       .def_readonly("total_seconds", &LoadReport::total_seconds)
       .def_readonly("unused", &LoadReport::unused)
       .def_readonly("unknown", &LoadReport::unknown)
-      .def_readonly("not_loaded", &LoadReport::not_loaded);
+      .def_readonly("not_loaded", &LoadReport::not_loaded)
+      .def_readonly("zeroed", &LoadReport::zeroed);
   py::class_<CooperativeLoad>(m, "CooperativeLoad")
       .def(py::init<const LoadPlan&, const Catalog&, std::vector<TensorSpec>, const LoadOptions&>(),
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),

@@ -27,6 +27,7 @@
 #include "planner/names/mesh.h"
 #include "planner/names/name_hints.h"
 #include "planner/names/native_tensors.h"
+#include "planner/names/packed_weights.h"
 #include "planner/names/weight_map.h"
 #include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
@@ -160,7 +161,13 @@ void bind_catalog(py::module_& m) {
               chunks.append(py::make_tuple(chunk.offset, chunk.shape));
             return chunks;
           },
-          py::arg("name"), "(offset, shape) of the chunks of a tensor.");
+          py::arg("name"), "(offset, shape) of the chunks of a tensor.")
+      .def(
+          "as_stored",
+          [](const std::shared_ptr<Catalog>& catalog) {
+            return is_as_stored(*catalog) ? catalog : std::make_shared<Catalog>(as_stored(*catalog));
+          },
+          "The same with the names, dtypes and shapes that the files have, packed weights and all.");
   m.def(
       "catalog_of_tensors",
       [](const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& tensors) {
@@ -187,10 +194,11 @@ void bind_catalog(py::module_& m) {
       "encodings",
       [] {
         std::vector<std::string_view> names;
-        for (const ScaleBlocks& blocks : known_scale_blocks()) names.push_back(blocks.name);
+        for (const KnownEncoding& blocks : known_encodings()) names.push_back(blocks.name);
         return names;
       },
       "The names of the encodings that are known.");
+  m.def("generated_encodings", &generated_encodings, "The names of those that generate() makes.");
   m.def(
       "can_convert",
       [](const std::string& source, const std::string& destination) {
@@ -198,6 +206,16 @@ void bind_catalog(py::module_& m) {
       },
       py::arg("source"), py::arg("destination"),
       "Whether the kernels turn elements of one dtype into another.");
+  m.def(
+      "stored_alike",
+      [](const Catalog& catalog) {
+        py::dict stored;
+        for (const auto& [name, alike] : stored_alike(catalog))
+          stored[py::str(name)] = py::make_tuple(alike.weights, alike.parameters, alike.bytes);
+        return stored;
+      },
+      py::arg("catalog"),
+      "{encoding, or dtype without scales: (weights, parameters, bytes with their companions)}.");
   m.def("scaled_weights", &scaled_weights, py::arg("catalog"),
         "How many weights have scales, by encoding; those whose scales fit none that is known under "
         "\"unknown\".");
@@ -361,7 +379,8 @@ void bind_load(py::module_& m) {
       .def_readonly("seconds", &LoadPlan::seconds)
       .def_readonly("unused", &LoadPlan::unused)
       .def_readonly("unknown", &LoadPlan::unknown)
-      .def_readonly("not_loaded", &LoadPlan::not_loaded);
+      .def_readonly("not_loaded", &LoadPlan::not_loaded)
+      .def_readonly("zeros", &LoadPlan::zeros, "Indices into the specs of what is filled with zeros.");
   m.def(
       "plan_load",
       [](const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map, bool strict,

@@ -166,8 +166,8 @@ void bind_memory(py::module_& m) {
              std::optional<std::int64_t> mxfp8_block) {
             LoadPlanOptions options = options_for_memory();
             if (mxfp8_block) {
-              options.scale_blocks.resize(1);
-              options.scale_blocks[0].columns = *mxfp8_block;
+              options.encodings.resize(1);
+              options.encodings[0].columns = *mxfp8_block;
             }
             const py::gil_scoped_release release;
             return std::make_shared<LoadPlan>(plan_load(specs, held.catalog, map, options));

@@ -59,6 +59,9 @@ class LoadReport:
     )  #: what the checkpoint has and no tensor (or object) takes
     unknown: list[str] = field(default_factory=list)  #: HF tensors that no rule knows (strict=False)
     not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
+    zeroed: list[str] = field(
+        default_factory=list
+    )  #: tensors that files lack as they are zero, and were set so
     #: tensors of a dtype that cannot hold all numbers of the stored one: name → "F32 -> BF16". Decoding is no cast.
     rounded: dict[str, str] = field(default_factory=dict)
 
@@ -122,7 +125,7 @@ class LoadReport:
             rows.append(("bytes by GPUDirect", f"{self.bytes_gpu_direct:,}"))
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
-        for what in ("unused", "unknown", "not_loaded"):
+        for what in ("unused", "unknown", "not_loaded", "zeroed"):
             names = getattr(self, what)
             if names:
                 groups = _core.grouped_names(names)

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "planner/geometry/byte_boxes.h"
+
 namespace shardwright {
 namespace {
 
@@ -54,6 +56,14 @@ BoxReading reading_of(std::uint64_t begin, const Shape& shape, std::uint64_t ele
   return reading;
 }
 
+BoxReading reading_of(const SourceTensor& tensor, const Shape& shape, const Box& box,
+                      const ReadCosts& costs) {
+  BoxReading reading = reading_of(tensor.begin, in_units(tensor.dtype, shape),
+                                  unsigned_of(unit_bytes(tensor.dtype)), in_units(tensor.dtype, box), costs);
+  reading.staged_strides = strides_in_elements(tensor.dtype, std::move(reading.staged_strides));
+  return reading;
+}
+
 void for_each_run(const BoxReading& reading, const std::function<void(std::uint64_t)>& visit) {
   std::vector<std::uint64_t> index(reading.run_counts.size(), 0);
   std::uint64_t offset = reading.begin;
@@ -85,8 +95,7 @@ void ReadingFigures::count(const BoxReading& reading) {
 ReadingFigures reading_figures(const LoadPlan& plan, const Catalog& catalog, const ReadCosts& costs) {
   ReadingFigures figures;
   const auto count = [&](const SourceTensor& tensor, const Shape& shape, const Box& box) {
-    const auto element_bytes = static_cast<std::uint64_t>(bytes_of(tensor.dtype));
-    figures.count(reading_of(tensor.begin, shape, element_bytes, box, costs));
+    figures.count(reading_of(tensor, shape, box, costs));
   };
   for (const Transfer& transfer : plan.transfers) {
     if (is_empty(transfer.source_box)) continue;
@@ -94,7 +103,7 @@ ReadingFigures reading_figures(const LoadPlan& plan, const Catalog& catalog, con
     count(source, seen_shape(transfer, source), transfer.source_box);
     if (transfer.scales < 0) continue;
     const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
-    count(scales, scales.shape, transfer.scale_box);
+    count(scales, seen_scale_shape(transfer, scales), transfer.scale_box);
   }
   return figures;
 }
@@ -154,13 +163,12 @@ ReadTask TaskCutter::task_for(std::uint32_t index, const Box& box) const {
   task.scale_source = transfer.scales;
   task.shape = seen_shape(transfer, source);
   task.box = box;
-  task.weights = reading_of(source.begin, task.shape, static_cast<std::uint64_t>(bytes_of(source.dtype)), box,
-                            costs_of(source));
+  task.weights = reading_of(source, task.shape, box, costs_of(source));
   if (transfer.scales >= 0) {
     const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(transfer.scales)];
+    task.scale_shape = seen_scale_shape(transfer, scales);
     task.scale_box = scale_box_of_part(transfer, box);
-    task.scales = reading_of(scales.begin, scales.shape, static_cast<std::uint64_t>(bytes_of(scales.dtype)),
-                             task.scale_box, costs_of(scales));
+    task.scales = reading_of(scales, task.scale_shape, task.scale_box, costs_of(scales));
   }
   return task;
 }

@@ -33,6 +33,12 @@ struct BoxReading {
 BoxReading reading_of(std::uint64_t begin, const Shape& shape, std::uint64_t element_bytes, const Box& box,
                       const ReadCosts& costs = costs_of_cached_files);
 
+/// The same for a box of a tensor (or chunk) that is seen in that shape. Of elements that share bytes,
+/// staging holds all bytes that have one of the box: element `box.offset.back() % 2` of the first of them is
+/// the box's first.
+BoxReading reading_of(const SourceTensor& tensor, const Shape& shape, const Box& box,
+                      const ReadCosts& costs = costs_of_cached_files);
+
 /// Calls visit(file offset) for each run of a box that is not read in one request, in the order of staging.
 void for_each_run(const BoxReading& reading, const std::function<void(std::uint64_t)>& visit);
 
@@ -45,7 +51,9 @@ struct ReadTask {
   Box box;      ///< of that, inside the transfer's source_box
   BoxReading weights;
   BoxReading scales;  ///< staged_bytes 0 where the transfer has none
-  Box scale_box;      ///< of the tensor of scales, likewise
+  Shape scale_shape;  ///< that the tensor of scales is seen in
+  Box scale_box;      ///< of that, likewise
+  float global = 1;   ///< global scale; 1 where the transfer has none
 
   std::uint64_t bytes() const { return weights.staged_bytes + scales.staged_bytes; }
 };

@@ -1,10 +1,12 @@
 #include "storage/boxes/place_from_memory.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
 #include "storage/boxes/placing.h"
 #include "storage/threads.h"
@@ -44,7 +46,7 @@ std::vector<Strip> cut_into_strips(const LoadPlan& plan) {
 }
 
 const std::byte* address(const std::byte* data, const Shape& strides, DType dtype, const Shape& offset) {
-  return data + elements_to(offset, strides) * bytes_of(dtype);
+  return data + bytes_to(dtype, elements_to(offset, strides));
 }
 
 /// Of the factors in which a transfer sees a tensor of these strides.
@@ -75,7 +77,12 @@ void place_from_memory(const LoadPlan& plan, const Catalog& catalog, const std::
       const auto scales = static_cast<std::size_t>(transfer.scales);
       check(catalog.tensors[scales], sources.at(scales), true);
     }
+    if (transfer.global >= 0) {
+      const auto global = static_cast<std::size_t>(transfer.global);
+      check(catalog.tensors[global], sources.at(global), true);
+    }
   }
+  for (const std::uint32_t zero : plan.zeros) fill_with_zeros(specs[zero]);
   const std::vector<Strip> strips = cut_into_strips(plan);
   for_each_index(strips.size(), threads, [&](std::size_t i) {
     const Strip& strip = strips[i];
@@ -85,11 +92,17 @@ void place_from_memory(const LoadPlan& plan, const Catalog& catalog, const std::
     Shape strides = strides_as_seen(transfer, catalog.tensors[transfer.source], source.strides);
     const std::byte* elements = address(source.data, strides, dtype, strip.box.offset);
     BoxInMemory part{strip.box, elements, std::move(strides), nullptr, {}};
+    if (transfer.global >= 0)
+      std::memcpy(&part.global, sources[static_cast<std::size_t>(transfer.global)].data, sizeof part.global);
     if (transfer.scales >= 0) {
       const SourceMemory& scales = sources[static_cast<std::size_t>(transfer.scales)];
       const Box box = scale_box_of_part(transfer, strip.box);
-      part.scales = address(scales.data, scales.strides, transfer.encoding.scale, box.offset);
       part.scale_strides = scales.strides;
+      if (!transfer.source_view.empty())
+        part.scale_strides =
+            strides_along(scale_lattice(transfer, catalog.tensors[static_cast<std::size_t>(transfer.scales)]),
+                          scales.strides);
+      part.scales = address(scales.data, part.scale_strides, transfer.encoding.scale, box.offset);
     }
     place_box(transfer, dtype, part, specs[transfer.destination]);
   });

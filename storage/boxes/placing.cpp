@@ -1,12 +1,14 @@
 #include "storage/boxes/placing.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <limits>
 #include <vector>
 
 #include "kernels/decode.h"
 #include "planner/error.h"
+#include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
 
 namespace shardwright {
@@ -37,23 +39,56 @@ std::vector<CopiedDimension> dimensions_of(const Box& box, const Shape& strides,
   return joined_dimensions(dimensions);
 }
 
-cuda::Placing scaled_tile(const Transfer& transfer, const BoxInMemory& part, const Target& target,
-                          DType destination) {
-  const SourceTile source{part.elements, transfer.encoding.element, part.box.size[0], part.box.size[1],
-                          part.strides[0]};
-  const std::int64_t row = transfer.first_row_in_block + part.box.offset[0] - transfer.source_box.offset[0];
-  const std::int64_t column =
-      transfer.first_column_in_block + part.box.offset[1] - transfer.source_box.offset[1];
-  const BlockScales scales{
-      part.scales,
-      part.scale_strides.size() == 2 ? part.scale_strides[0] : 0,
-      transfer.encoding.block_rows,
-      transfer.encoding.block_columns,
-      row % transfer.encoding.block_rows,
-      column % transfer.encoding.block_columns,
-      transfer.encoding.scale,
-      bytes_of(transfer.encoding.scale) == 1 ? Product::exact_once : Product::to_f32_first};
-  return {source, scales, {target.data, destination, target.strides[0], target.strides[1]}};
+/// Visits a box of a source with scales: the last dimension as columns and the innermost other one that has
+/// several indices as rows, for each index of those further out.
+template <class Visit>
+void for_each_scaled_tile(const Transfer& transfer, const BoxInMemory& part, const Target& target,
+                          DType destination, const Visit& visit) {
+  const Encoding& encoding = transfer.encoding;
+  const std::size_t rank = part.box.size.size();
+  const std::size_t columns = rank - 1;
+  std::size_t rows = rank - 2;
+  while (rows > 0 && part.box.size[rows] == 1) --rows;
+  if (part.box.size[rows] == 1) rows = rank - 2;
+  Shape scale_strides = part.scale_strides;  // 0 along what the scales have no dimension for
+  scale_strides.resize(rank, 0);
+  const auto first_in_block = [&](std::size_t d, std::int64_t first) {
+    return (first + part.box.offset[d] - transfer.source_box.offset[d]) % block_along(encoding, rank, d);
+  };
+  const BlockScales scales{part.scales,
+                           scale_strides[rows],
+                           block_along(encoding, rank, rows),
+                           encoding.block_columns,
+                           rows + 2 == rank ? first_in_block(rows, transfer.first_row_in_block) : 0,
+                           first_in_block(columns, transfer.first_column_in_block),
+                           encoding.scale,
+                           encoding.product,
+                           part.global,
+                           encoding.code_eight_is_plus_zero};
+  cuda::Placing tile{{part.elements, encoding.element, part.box.size[rows], part.box.size[columns],
+                      part.strides[rows], is_packed(encoding.element) && part.box.offset[columns] % 2 != 0},
+                     scales,
+                     {target.data, destination, target.strides[rows], target.strides[columns]}};
+  Shape index(rank, 0);  // of the dimensions further out
+  for (;;) {
+    visit(static_cast<const cuda::Placing&>(tile));
+    std::size_t d = rows;
+    while (d-- > 0) {
+      ++index[d];
+      const bool wraps = index[d] == part.box.size[d];
+      const std::int64_t steps = wraps ? 1 - part.box.size[d] : 1;
+      const auto moved = [&](const void* data, std::int64_t elements, DType dtype) {
+        return static_cast<const std::byte*>(data) + steps * bytes_to(dtype, elements);
+      };
+      tile.source.data = moved(tile.source.data, part.strides[d], encoding.element);
+      tile.scales.data = moved(tile.scales.data, scale_strides[d], encoding.scale);
+      tile.destination.data =
+          static_cast<std::byte*>(tile.destination.data) + steps * target.strides[d] * bytes_of(destination);
+      if (!wraps) break;
+      index[d] = 0;
+    }
+    if (d > rows) return;  // all have wrapped
+  }
 }
 
 /// Elements, apart from each other in the source, that are worth a tile of their own.
@@ -148,7 +183,7 @@ void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& pa
                    const TensorSpec& destination, const std::function<void(const cuda::Placing&)>& visit) {
   const Target target = target_of(transfer, part.box, destination);
   if (transfer.encoding.scaled) {
-    visit(scaled_tile(transfer, part, target, destination.dtype));
+    for_each_scaled_tile(transfer, part, target, destination.dtype, visit);
   } else {
     for_each_plain_tile(dimensions_of(part.box, part.strides, target), source, destination.dtype,
                         part.elements, target.data, visit);
@@ -170,7 +205,23 @@ std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box
   return alike ? target.data : nullptr;
 }
 
+void fill_with_zeros(const TensorSpec& spec) {
+  if (spec.device != DeviceKind::cpu)
+    throw Error(ErrorKind::argument, spec.fqn + ": expected CPU memory, found it on " + spec.device_name);
+  constexpr std::array<std::byte, 16> zero{};  // an element of any dtype
+  std::vector<CopiedDimension> dimensions;
+  for (std::size_t d = 0; d < spec.local_shape.size(); ++d)
+    dimensions.push_back({spec.local_shape[d], 0, spec.local_strides[d]});
+  if (volume(spec.local_shape) == 0) return;
+  copy_box(dimensions, spec.dtype, spec.dtype, zero.data(), static_cast<std::byte*>(spec.data));
+}
+
 void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs) {
+  for (const std::uint32_t zero : plan.zeros) {
+    if (specs.at(zero).data == nullptr && volume(specs[zero].local_shape) > 0)
+      throw Error(ErrorKind::argument,
+                  specs[zero].fqn + ": has no memory to load into; it was described for a plan only");
+  }
   for (const Transfer& transfer : plan.transfers) {
     if (const TensorSpec& spec = specs.at(transfer.destination); spec.data == nullptr) {
       throw Error(ErrorKind::argument,
@@ -181,8 +232,10 @@ void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs) {
 
 void expect_cpu_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs, const std::string& what) {
   expect_memory(plan, specs);
-  for (const Transfer& transfer : plan.transfers) {
-    if (const TensorSpec& spec = specs[transfer.destination]; spec.device != DeviceKind::cpu) {
+  std::vector<std::uint32_t> destinations = plan.zeros;
+  for (const Transfer& transfer : plan.transfers) destinations.push_back(transfer.destination);
+  for (const std::uint32_t destination : destinations) {
+    if (const TensorSpec& spec = specs[destination]; spec.device != DeviceKind::cpu) {
       throw Error(ErrorKind::argument,
                   spec.fqn + ": expected CPU memory for " + what + ", found it on " + spec.device_name);
     }

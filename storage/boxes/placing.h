@@ -22,6 +22,7 @@ struct BoxInMemory {
   const std::byte* scales =
       nullptr;          ///< of the block that the first element is in; null where there are none
   Shape scale_strides;  ///< scales, for each dimension of the scale box; 1 for the last, if it has several
+  float global = 1;     ///< of encodings that have a global scale
 };
 
 /// One dimension of a box that is copied: how many indices, and elements between them on either side.
@@ -56,6 +57,9 @@ void place_box(const Transfer& transfer, DType source, const BoxInMemory& part,
 /// out by `strides` in memory, are laid out alike without gaps in the destination. Null where that is not so.
 std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box, const Shape& strides,
                           const TensorSpec& destination);
+
+/// Fills a tensor in CPU memory with zeros, around which nothing is touched.
+void fill_with_zeros(const TensorSpec& spec);
 
 /// Throws Error(argument), naming the tensor, if a destination of the plan has no memory.
 void expect_memory(const LoadPlan& plan, const std::vector<TensorSpec>& specs);

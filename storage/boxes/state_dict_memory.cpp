@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/names/encodings.h"
+#include "planner/names/packed_weights.h"
 
 namespace shardwright {
 namespace {
@@ -34,6 +36,42 @@ void add_chunks(const TensorSpec& spec, std::vector<Chunk>& chunks) {
   }
 }
 
+/// Strides of a packed weight's elements, of those that its bytes or words have in memory. Throws
+/// Error(argument) for elements of a row that do not lie side by side.
+Shape strides_as_seen(const SourceTensor& tensor, const Shape& strides) {
+  if (!is_packed(tensor.dtype)) return strides;
+  const StoredForm& stored = *tensor.stored;
+  Shape of_elements = strides;
+  const std::int64_t in_unit = 8 * bytes_of(stored.dtype) / bits_of(tensor.dtype);
+  bool side_by_side = strides.back() == 1 || stored.shape.back() <= 1;
+  if (stored.shape.size() > tensor.shape.size()) {  // blocks of a row are a dimension of their own
+    side_by_side = side_by_side && (strides.end()[-2] == stored.shape.back() || stored.shape.end()[-2] <= 1);
+    of_elements.pop_back();
+  }
+  if (!side_by_side)
+    throw Error(
+        ErrorKind::argument,
+        stored.name + ": expected the bytes of a row side by side, found strides " + to_string(strides));
+  for (std::int64_t& stride : of_elements) stride *= in_unit;
+  of_elements.back() = 1;
+  return of_elements;
+}
+
+/// The catalog with packed weights as rules know them, and their memory with them.
+void see_packed(StateDictMemory& held) {
+  for (std::size_t t = 0; t < held.catalog.tensors.size(); ++t) {
+    held.catalog.tensors[t].begin = t;  // which are in no file: tells where each has gone
+  }
+  see_packed_weights(held.catalog);
+  std::vector<SourceMemory> memory;
+  for (SourceTensor& tensor : held.catalog.tensors) {
+    SourceMemory& of_tensor = memory.emplace_back(held.memory[tensor.begin]);
+    of_tensor.strides = strides_as_seen(tensor, of_tensor.strides);
+    tensor.begin = 0;
+  }
+  held.memory = std::move(memory);
+}
+
 }  // namespace
 
 StateDictMemory memory_of(const std::vector<TensorSpec>& hf_tensors) {
@@ -57,6 +95,7 @@ StateDictMemory memory_of(const std::vector<TensorSpec>& hf_tensors) {
     held.catalog.tensors.push_back(std::move(tensor));
     held.memory.push_back(std::move(memory));
   }
+  see_packed(held);
   return held;
 }
 

@@ -19,9 +19,19 @@
 namespace shardwright {
 namespace {
 
+void fill_with_ones(const TensorSpec& spec) {
+  constexpr float one = 1;
+  std::vector<CopiedDimension> dimensions;
+  for (std::size_t d = 0; d < spec.local_shape.size(); ++d)
+    dimensions.push_back({spec.local_shape[d], 0, spec.local_strides[d]});
+  if (volume(spec.local_shape) == 0) return;
+  copy_box(dimensions, DType::F32, spec.dtype, reinterpret_cast<const std::byte*>(&one),
+           static_cast<std::byte*>(spec.data));
+}
+
 /// Refuses HF tensors that would stay as they are, in whole or in part, or cannot take what they get.
 void expect_all_filled(const LoadPlan& plan, const StateDictMemory& held,
-                       const std::vector<TensorSpec>& native) {
+                       const std::vector<TensorSpec>& native, const WeightMap& map) {
   Problems problems;
   const std::vector<SourceTensor>& tensors = held.catalog.tensors;
   std::vector<std::int64_t> filled(tensors.size());
@@ -41,7 +51,7 @@ void expect_all_filled(const LoadPlan& plan, const StateDictMemory& held,
     }
   }
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    if (filled[i] == volume(tensors[i].shape)) continue;
+    if (filled[i] == volume(tensors[i].shape) || is_factor(map, tensors[i].name)) continue;
     problems.add(tensors[i].name + ": expected native tensors that hold its " +
                  std::to_string(volume(tensors[i].shape)) + " elements, found " + std::to_string(filled[i]));
   }
@@ -83,6 +93,9 @@ std::vector<TensorSpec> hf_tensors_of(const std::vector<TensorSpec>& native, con
                      ", of which this rank holds a part");
       } else if (names.insert(piece.hf_name).second) {
         tensors.push_back(whole_tensor(piece.hf_name, spec.dtype, piece.hf_shape));
+        if (!piece.factor.empty())
+          tensors.push_back(
+              whole_tensor(piece.factor, spec.dtype, {piece.hf_shape.begin(), piece.hf_shape.end() - 2}));
       }
     }
   }
@@ -101,11 +114,14 @@ void to_hf(const std::vector<TensorSpec>& native, const std::vector<TensorSpec>&
            int threads) {
   const StateDictMemory held = memory_of(hf);
   const LoadPlan plan = plan_load(native, held.catalog, map, options_for_memory(true));
-  expect_all_filled(plan, held, native);
+  expect_all_filled(plan, held, native, map);
   expect_cpu_memory(plan, native, "an adapter");
   for (const TensorSpec& spec : hf) {
     if (spec.device != DeviceKind::cpu)
       throw Error(ErrorKind::argument, spec.fqn + ": expected CPU memory, found it on " + spec.device_name);
+  }
+  for (const TensorSpec& spec : hf) {
+    if (is_factor(map, spec.fqn)) fill_with_ones(spec);
   }
   for_each_index(plan.transfers.size(), threads, [&](std::size_t i) {
     const Transfer& transfer = plan.transfers[i];

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/names/packed_weights.h"
 #include "planner/problems.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
@@ -283,6 +284,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   if (index) check_index(catalog, *index, index_path);
   check_all_chunks(catalog);
   add_checksums(catalog, threads);
+  see_packed_weights(catalog);
   catalog.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return catalog;
 }

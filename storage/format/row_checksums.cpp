@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
@@ -111,8 +112,10 @@ class BlockSums {
 
 RowGeometry rows_of(const SourceTensor& tensor) {
   const std::uint64_t bytes = tensor.end - tensor.begin;
-  const int element = bytes_of(tensor.dtype);
-  return {bytes, element == 0 ? bytes : unsigned_of(last_of(tensor.shape) * element)};
+  const DType dtype = tensor.stored == nullptr ? tensor.dtype : tensor.stored->dtype;
+  const Shape& shape = tensor.stored == nullptr ? tensor.shape : tensor.stored->shape;
+  const int element = bytes_of(dtype);
+  return {bytes, element == 0 ? bytes : unsigned_of(last_of(shape) * element)};
 }
 
 std::uint64_t sum_of_block(const RowGeometry& geometry, const std::vector<std::uint64_t>& cuts,
@@ -132,8 +135,12 @@ std::uint64_t sum_of_block(const RowGeometry& geometry, const std::vector<std::u
 void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows) {
   const SourceTensor& stored = tensors_[tensor];
   const RowGeometry geometry = rows_of(stored);
-  const std::int64_t element = bytes_of(stored.dtype);
-  const std::uint64_t length = unsigned_of(last_of(box.size) * element);
+  if (stored.stored != nullptr && stored.stored->shape.size() != stored.shape.size())
+    return;  // rows are blocks
+  const std::int64_t element = unit_bytes(stored.dtype);
+  const Box units = in_units(stored.dtype, box);
+  const RowsInMemory in_memory{rows.elements, strides_in_units(stored.dtype, rows.strides)};
+  const std::uint64_t length = unsigned_of(last_of(units.size) * element);
   std::map<Columns, std::map<std::uint64_t, Sum>> all_columns;
   std::map<std::uint64_t, Sum>* sums = nullptr;  // of the columns that the last run was of
   const auto add = [&](std::uint64_t block, std::uint64_t bytes, std::uint64_t sum) {
@@ -142,18 +149,20 @@ void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, cons
   };
   BlockSums blocks;
   std::uint64_t columns_begin = 0;
-  for_each_run_in_memory(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
-    const std::uint64_t begin = offset % geometry.row_bytes;
-    if (sums == nullptr || begin != columns_begin) {
-      if (sums != nullptr) blocks.flush(add);
-      sums = &all_columns[{begin, begin + length}];
-      columns_begin = begin;
-    }
-    const std::uint64_t row = offset - begin;
-    for_each_cell(row, begin, begin + length, [&](std::uint64_t from, std::uint64_t to) {
-      blocks.add(row + from, bytes + (from - begin), to - from, add);
-    });
-  });
+  for_each_run_in_memory(in_units(stored.dtype, shape), element, units, in_memory,
+                         [&](std::uint64_t offset, const std::byte* bytes) {
+                           const std::uint64_t begin = offset % geometry.row_bytes;
+                           if (sums == nullptr || begin != columns_begin) {
+                             if (sums != nullptr) blocks.flush(add);
+                             sums = &all_columns[{begin, begin + length}];
+                             columns_begin = begin;
+                           }
+                           const std::uint64_t row = offset - begin;
+                           for_each_cell(row, begin, begin + length,
+                                         [&](std::uint64_t from, std::uint64_t to) {
+                                           blocks.add(row + from, bytes + (from - begin), to - from, add);
+                                         });
+                         });
   if (sums != nullptr) blocks.flush(add);
   const std::lock_guard lock(mutex_);
   for (const auto& [of_row, of_blocks] : all_columns) {
@@ -255,9 +264,11 @@ RowChecks::RowChecks(const LoadPlan& plan, const Catalog& catalog) : catalog_(ca
   std::map<std::uint32_t, std::vector<Lattice>> read;
   for (const Transfer& transfer : plan.transfers) {
     if (!is_empty(transfer.source_box))
-      read[transfer.source].push_back(read_lattice(transfer, catalog.tensors[transfer.source]));
+      read[transfer.source].push_back(in_units(catalog.tensors[transfer.source].dtype,
+                                               read_lattice(transfer, catalog.tensors[transfer.source])));
     if (transfer.scales >= 0 && !is_empty(transfer.scale_box))
-      read[static_cast<std::uint32_t>(transfer.scales)].push_back(lattice_of(transfer.scale_box));
+      read[static_cast<std::uint32_t>(transfer.scales)].push_back(
+          scale_lattice(transfer, catalog.tensors[static_cast<std::size_t>(transfer.scales)]));
   }
   for (const auto& [tensor, boxes] : read) {
     const SourceTensor& source = catalog.tensors[tensor];
@@ -272,7 +283,7 @@ RowChecks::RowChecks(const LoadPlan& plan, const Catalog& catalog) : catalog_(ca
     // What is read twice would be added twice.
     std::int64_t volumes = 0;
     for (const Lattice& box : boxes) volumes += volume(box.sizes);
-    if (boxes.size() == 1 || union_volume(source.shape, boxes) == volumes)
+    if (boxes.size() == 1 || union_volume(in_units(source.dtype, source.shape), boxes) == volumes)
       tensors_.emplace(tensor, std::make_unique<Blocks>(source));
   }
 }
@@ -286,8 +297,10 @@ void RowChecks::add(std::uint32_t tensor, const Shape& shape, const Box& box, co
   Blocks& of_tensor = *found->second;
   const RowGeometry& geometry = of_tensor.geometry;
   const RowChecksums& listed = (*catalog_.checksums)[tensor];
-  const std::int64_t element = bytes_of(source.dtype);
-  const std::uint64_t length = unsigned_of(last_of(box.size) * element);
+  const std::int64_t element = unit_bytes(source.dtype);
+  const Box units = in_units(source.dtype, box);
+  const std::uint64_t length = unsigned_of(last_of(units.size) * element);
+  const RowsInMemory in_memory{rows.elements, strides_in_units(source.dtype, rows.strides)};
   const auto add = [&](std::uint64_t number, std::uint64_t bytes, std::uint64_t sum) {
     Blocks::Block& block = of_tensor.blocks[number];
     block.sum += sum;
@@ -297,14 +310,16 @@ void RowChecks::add(std::uint32_t tensor, const Shape& shape, const Box& box, co
     of_tensor.compared += bytes_of_block(geometry, number);
   };
   BlockSums blocks;
-  for_each_run_in_memory(shape, element, box, rows, [&](std::uint64_t offset, const std::byte* bytes) {
-    const std::uint64_t begin = offset % geometry.row_bytes;
-    const std::uint64_t row = offset - begin;
-    for_each_cell_of_row(geometry, listed.cuts, row, [&](std::uint64_t from, std::uint64_t to) {
-      if (from >= begin && to <= begin + length)
-        blocks.add(row + from, bytes + (from - begin), to - from, add);
-    });
-  });
+  for_each_run_in_memory(in_units(source.dtype, shape), element, units, in_memory,
+                         [&](std::uint64_t offset, const std::byte* bytes) {
+                           const std::uint64_t begin = offset % geometry.row_bytes;
+                           const std::uint64_t row = offset - begin;
+                           for_each_cell_of_row(
+                               geometry, listed.cuts, row, [&](std::uint64_t from, std::uint64_t to) {
+                                 if (from >= begin && to <= begin + length)
+                                   blocks.add(row + from, bytes + (from - begin), to - from, add);
+                               });
+                         });
   blocks.flush(add);
 }
 

@@ -16,14 +16,15 @@ void expect_name(const std::string& name) {
 }
 
 void append_tensor(std::string& json, const SourceTensor& tensor, std::uint64_t begin, std::uint64_t end) {
-  expect_name(tensor.name);
-  json += json_text(tensor.name);
+  const Shape& shape = tensor.stored == nullptr ? tensor.shape : tensor.stored->shape;
+  expect_name(stored_name(tensor));
+  json += json_text(stored_name(tensor));
   json += ":{\"dtype\":\"";
-  json += name_of(tensor.dtype);
+  json += name_of(tensor.stored == nullptr ? tensor.dtype : tensor.stored->dtype);
   json += "\",\"shape\":[";
-  for (std::size_t d = 0; d < tensor.shape.size(); ++d) {
+  for (std::size_t d = 0; d < shape.size(); ++d) {
     if (d > 0) json += ',';
-    json += std::to_string(tensor.shape[d]);
+    json += std::to_string(shape[d]);
   }
   json += "],\"data_offsets\":[" + std::to_string(begin) + ',' + std::to_string(end) + "]}";
 }

@@ -1,7 +1,6 @@
 #include "storage/jobs/adapters.h"
 
 #include <algorithm>
-#include <array>
 #include <iterator>
 #include <memory>
 #include <set>
@@ -13,21 +12,6 @@
 #include "storage/lora/load_adapter.h"
 
 namespace shardwright {
-namespace {
-
-void fill_with_zeros(const TensorSpec& spec) {
-  if (spec.device != DeviceKind::cpu)
-    throw Error(ErrorKind::argument, spec.fqn + ": expected CPU memory, found it on " + spec.device_name);
-  constexpr std::array<std::byte, 16> zero{};  // an element of any dtype
-  std::vector<CopiedDimension> dimensions;
-  for (std::size_t d = 0; d < spec.local_shape.size(); ++d)
-    dimensions.push_back({spec.local_shape[d], 0, spec.local_strides[d]});
-  if (volume(spec.local_shape) == 0) return;
-  copy_box(dimensions, spec.dtype, spec.dtype, zero.data(), static_cast<std::byte*>(spec.data));
-}
-
-}  // namespace
-
 ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
                           const AdapterAsked& asked, const Job& job, const SaveAdapterOptions& options) {
   const ExportWriting writing{options.threads, options.staging_bytes, options.devices};

@@ -24,6 +24,7 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::p
         request.model = options.model;
         request.layout = options.layout;
         request.quantise = options.quantise;
+        request.as_template = options.as_template;
         request.strict = options.strict;
         request.strict_dtypes = options.strict_dtypes;
         request.max_file_bytes = options.max_file_bytes;

@@ -26,6 +26,7 @@ struct ExportOptions {
   /// for these. All others get the template's dtypes; without a template the floats of a known family become
   /// BF16, and all else stays as it is.
   bool quantise = false;
+  bool as_template = false;  ///< every weight in the template's encoding, with the template's scales
 
   bool strict = true;          ///< a tensor that the template has and the ranks lack is an error
   bool strict_dtypes = false;  ///< a cast that loses bits is an error; otherwise it is reported

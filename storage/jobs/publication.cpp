@@ -92,7 +92,8 @@ void Publication::gather_files_beside() {
   const bool quantised = has_scales(planned_.layout.catalog);
   FileContents files = request_.template_catalog == nullptr
                            ? kept_files(pending_.final_path(), pending_.own_beside(), quantised)
-                           : template_files(request_.template_catalog->directory, quantised);
+                           : template_files(request_.template_catalog->directory, quantised,
+                                            planned_.layout.pattern != nullptr);
   for (auto& [name, content] : files) {
     if (pending_.may_replace(name) || !has_content(pending_.final_path() / name, content))
       beside_.emplace(name, std::move(content));

@@ -8,13 +8,13 @@
 #include <tuple>
 #include <utility>
 
+#include "planner/geometry/byte_boxes.h"
+
 namespace shardwright {
 namespace {
 
 /// Smaller pieces would cost more in the asking than in the reading.
 constexpr std::uint64_t smallest_piece_bytes = 512;
-
-std::uint64_t bytes_of_elements(DType dtype) { return static_cast<std::uint64_t>(bytes_of(dtype)); }
 
 const SourceTensor& scales_in(const Catalog& catalog, std::int64_t scales) {
   return catalog.tensors[static_cast<std::size_t>(scales)];
@@ -23,13 +23,7 @@ const SourceTensor& scales_in(const Catalog& catalog, std::int64_t scales) {
 BoxReading reading_of_box(std::uint32_t tensor, const Shape& shape, const Box& box, const Catalog& catalog,
                           const std::vector<ReadCosts>& costs) {
   const SourceTensor& source = catalog.tensors[tensor];
-  return reading_of(source.begin, shape, bytes_of_elements(source.dtype), box, costs[source.file]);
-}
-
-BoxReading reading_of_scales(std::int64_t scales, const Box& box, const Catalog& catalog,
-                             const std::vector<ReadCosts>& costs) {
-  return reading_of_box(static_cast<std::uint32_t>(scales), scales_in(catalog, scales).shape, box, catalog,
-                        costs);
+  return reading_of(source, shape, box, costs[source.file]);
 }
 
 Box hull(const Box& a, const Box& b) {
@@ -55,6 +49,8 @@ SharedPiece piece_of(const std::vector<Taker>& takers, const Box& within, const 
   piece.source = takers.front().transfer->source;
   piece.scales = takers.front().transfer->scales;
   piece.shape = seen_shape(*takers.front().transfer, catalog.tensors[piece.source]);
+  if (piece.scales >= 0)
+    piece.scale_shape = seen_scale_shape(*takers.front().transfer, scales_in(catalog, piece.scales));
   for (const Taker& taker : takers) {
     SharedPiece::Share share{taker.rank, taker.index, intersection(taker.transfer->source_box, within), {}};
     if (is_empty(share.box)) continue;
@@ -136,7 +132,7 @@ struct Round {
 std::uint64_t bytes_of_share(const SharedPiece& piece, const SharedPiece::Share& share,
                              const Catalog& catalog) {
   const auto bytes = [](const Box& box, DType dtype) {
-    return static_cast<std::uint64_t>(volume(box.size)) * bytes_of_elements(dtype);
+    return static_cast<std::uint64_t>(bytes_of_box(dtype, box));
   };
   return bytes(share.box, catalog.tensors[piece.source].dtype) +
          (piece.scales < 0 ? 0 : bytes(share.scale_box, scales_in(catalog, piece.scales).dtype));
@@ -151,7 +147,9 @@ ReadTask task_of(const SharedPiece& piece, const Catalog& catalog, const std::ve
   task.weights = reading_of_box(piece.source, piece.shape, piece.box, catalog, costs);
   if (piece.scales >= 0) {
     task.scale_box = piece.scale_box;
-    task.scales = reading_of_scales(piece.scales, piece.scale_box, catalog, costs);
+    task.scale_shape = piece.scale_shape;
+    task.scales = reading_of_box(static_cast<std::uint32_t>(piece.scales), piece.scale_shape, piece.scale_box,
+                                 catalog, costs);
   }
   return task;
 }
@@ -204,7 +202,10 @@ Cooperation cooperate(const std::vector<std::vector<Transfer>>& transfers_of_ran
       apart +=
           reading_of_box(transfer.source, shape, transfer.source_box, catalog, limits.costs).staged_bytes;
       if (transfer.scales >= 0) {
-        apart += reading_of_scales(transfer.scales, transfer.scale_box, catalog, limits.costs).staged_bytes;
+        apart += reading_of_box(static_cast<std::uint32_t>(transfer.scales),
+                                seen_scale_shape(transfer, scales_in(catalog, transfer.scales)),
+                                transfer.scale_box, catalog, limits.costs)
+                     .staged_bytes;
       }
     }
     std::vector<SharedPiece> pieces = pieces_of(takers, catalog, limits);

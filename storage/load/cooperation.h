@@ -24,6 +24,7 @@ struct SharedPiece {
   std::uint32_t source = 0;  ///< index into Catalog::tensors
   std::int64_t scales = -1;  ///< the same of its scales; -1: none
   Shape shape;               ///< that the source is seen in: see Transfer::source_view
+  Shape scale_shape;         ///< the same of its scales
   Box box;                   ///< that is read
   Box scale_box;             ///< the scales that are read with it
   int reader = 0;

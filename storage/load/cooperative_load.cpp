@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/placing.h"
+#include "storage/boxes/scale_checks.h"
 #include "storage/no_memory.h"
 #include "storage/threads.h"
 
@@ -35,42 +37,44 @@ LoadOptions for_reading(LoadOptions options) {
 
 double seconds_of(Trace::Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
-std::uint64_t element_bytes_of(const SourceTensor& tensor) {
-  return static_cast<std::uint64_t>(bytes_of(tensor.dtype));
-}
-
 /// Where a box inside another lies in memory that holds the other with these strides (elements).
 const std::byte* address_in(const std::byte* memory, const Box& outer, const Shape& strides, const Box& inner,
-                            std::uint64_t element_bytes) {
-  std::int64_t elements = 0;
-  for (std::size_t d = 0; d < inner.offset.size(); ++d) {
-    elements += (inner.offset[d] - outer.offset[d]) * strides[d];
-  }
-  return memory + elements * static_cast<std::int64_t>(element_bytes);
+                            DType dtype) {
+  const Box all = in_units(dtype, outer);
+  const Box part = in_units(dtype, inner);
+  const Shape steps = strides_in_units(dtype, strides);
+  std::int64_t units = 0;
+  for (std::size_t d = 0; d < part.offset.size(); ++d) units += (part.offset[d] - all.offset[d]) * steps[d];
+  return memory + units * unit_bytes(dtype);
 }
 
 /// The end of a box in memory whose first element is at `first`.
-const std::byte* end_of(const std::byte* first, const Box& box, const Shape& strides,
-                        std::uint64_t element_bytes) {
-  Box last = box;
-  for (std::size_t d = 0; d < box.size.size(); ++d) last.offset[d] += box.size[d] - 1;
-  return address_in(first, box, strides, last, element_bytes) + element_bytes;
+const std::byte* end_of(const std::byte* first, const Box& box, const Shape& strides, DType dtype) {
+  const Box units = in_units(dtype, box);
+  const Shape steps = strides_in_units(dtype, strides);
+  std::int64_t last = 0;
+  for (std::size_t d = 0; d < units.size.size(); ++d) last += (units.size[d] - 1) * steps[d];
+  return first + (last + 1) * unit_bytes(dtype);
 }
 
-/// Copies a box with those strides (elements, 1 for the last dimension) to contiguous memory; returns its
-/// end.
-std::byte* pack(const std::byte* from, const Shape& size, const Shape& strides, std::size_t dimension,
-                std::uint64_t element_bytes, std::byte* to) {
+/// Copies a box of so many units with those strides (units, 1 for the last dimension) to contiguous memory;
+/// returns its end.
+std::byte* pack_units(const std::byte* from, const Shape& size, const Shape& strides, std::size_t dimension,
+                      std::int64_t unit, std::byte* to) {
   if (dimension + 1 >= size.size()) {
-    const std::uint64_t bytes = (size.empty() ? 1 : static_cast<std::uint64_t>(size.back())) * element_bytes;
+    const auto bytes = static_cast<std::size_t>((size.empty() ? 1 : size.back()) * unit);
     std::memcpy(to, from, bytes);
     return to + bytes;
   }
-  for (std::int64_t i = 0; i < size[dimension]; ++i) {
-    to = pack(from + i * strides[dimension] * static_cast<std::int64_t>(element_bytes), size, strides,
-              dimension + 1, element_bytes, to);
-  }
+  for (std::int64_t i = 0; i < size[dimension]; ++i)
+    to = pack_units(from + i * strides[dimension] * unit, size, strides, dimension + 1, unit, to);
   return to;
+}
+
+/// The same for a box with strides of elements.
+std::byte* pack(const std::byte* from, const Box& box, const Shape& strides, DType dtype, std::byte* to) {
+  return pack_units(from, in_units(dtype, box).size, strides_in_units(dtype, strides), 0, unit_bytes(dtype),
+                    to);
 }
 
 }  // namespace
@@ -86,6 +90,7 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
       devices_(plan, catalog, specs_, options_, written_),
       files_(catalog, direct_io_of(options_)),
       reading_(open_files_of(plan.transfers, catalog, files_, options.reads)),
+      companions_(plan, catalog, files_),
       resources_(resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan),
                                {devices_.block_bytes(), 0})) {
   expect_memory(plan, specs_);
@@ -246,34 +251,35 @@ void CooperativeLoad::place_piece(const SharedPiece& piece, const StagedTask& st
   const SourceTensor& source = catalog_.tensors[piece.source];
   const SourceTensor* const scale_tensor =
       piece.scales < 0 ? nullptr : &catalog_.tensors[static_cast<std::size_t>(piece.scales)];
-  const auto& [box, elements, strides, staged_scales, scale_strides] = staged.part();
+  const auto& [box, elements, strides, staged_scales, scale_strides, _] = staged.part();
   for (std::size_t s = 0; s < piece.shares.size(); ++s) {
     const SharedPiece::Share& share = piece.shares[s];
-    const std::byte* first = address_in(elements, box, strides, share.box, element_bytes_of(source));
+    const std::byte* first = address_in(elements, box, strides, share.box, source.dtype);
     const std::byte* first_scale = nullptr;
     if (scale_tensor != nullptr) {
-      first_scale = address_in(staged_scales, piece.scale_box, scale_strides, share.scale_box,
-                               element_bytes_of(*scale_tensor));
+      first_scale =
+          address_in(staged_scales, piece.scale_box, scale_strides, share.scale_box, scale_tensor->dtype);
     }
     if (places[s] == nullptr) {
       const std::byte* const end =
-          scale_tensor == nullptr
-              ? end_of(first, share.box, strides, element_bytes_of(source))
-              : end_of(first_scale, share.scale_box, scale_strides, element_bytes_of(*scale_tensor));
+          scale_tensor == nullptr ? end_of(first, share.box, strides, source.dtype)
+                                  : end_of(first_scale, share.scale_box, scale_strides, scale_tensor->dtype);
       place_part(share.transfer, {share.box, first, strides, first_scale, scale_strides},
                  static_cast<std::size_t>(end - first));
       continue;
     }
-    std::byte* const end = pack(first, share.box.size, strides, 0, element_bytes_of(source), places[s]);
+    std::byte* const end = pack(first, share.box, strides, source.dtype, places[s]);
     if (scale_tensor != nullptr) {
-      pack(first_scale, share.scale_box.size, scale_strides, 0, element_bytes_of(*scale_tensor), end);
+      pack(first_scale, share.scale_box, scale_strides, scale_tensor->dtype, end);
     }
   }
 }
 
 /// Places a part of a transfer. When it returns, the memory of the part is free.
-void CooperativeLoad::place_part(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes) {
+void CooperativeLoad::place_part(std::uint32_t transfer, BoxInMemory part, std::size_t bytes) {
   const Transfer& whole = plan_.transfers[transfer];
+  part.global = companions_.global_of(whole);
+  expect_meant_scales(whole, part, catalog_);
   const TensorSpec& spec = specs_[whole.destination];
   if (DevicePlacer* const device = devices_.of(spec)) {
     const DeviceEvent copied = device->submit(transfer, part, bytes, false);
@@ -325,9 +331,10 @@ void CooperativeLoad::place_shares(std::size_t round, const std::byte* incoming)
     for_each_index(arrived.size(), resources_.threads, [&](std::size_t i) {
       const auto& [piece, share, from, size] = arrived[i];
       const SourceTensor& source = catalog_.tensors[piece->source];
-      BoxInMemory part{share->box, from, contiguous_strides(share->box.size), nullptr, {}};
+      const Shape units = contiguous_strides(in_units(source.dtype, share->box).size);
+      BoxInMemory part{share->box, from, strides_in_elements(source.dtype, units), nullptr, {}};
       if (piece->scales >= 0) {
-        part.scales = from + volume(share->box.size) * bytes_of(source.dtype);
+        part.scales = from + bytes_of_box(source.dtype, share->box);
         part.scale_strides = contiguous_strides(share->scale_box.size);
       }
       place_part(share->transfer, part, size);

@@ -11,6 +11,7 @@
 #include "planner/names/catalog.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/files/open_files.h"
+#include "storage/load/companions.h"
 #include "storage/load/cooperation.h"
 #include "storage/load/load.h"
 #include "storage/load/load_devices.h"
@@ -85,7 +86,7 @@ class CooperativeLoad {
   void read_pieces(std::size_t round, std::byte* outgoing);
   void place_shares(std::size_t round, const std::byte* incoming);
   void place_piece(const SharedPiece& piece, const StagedTask& staged, const std::vector<std::byte*>& places);
-  void place_part(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes);
+  void place_part(std::uint32_t transfer, BoxInMemory part, std::size_t bytes);
   LoadPlan rest() const;
   LoadReport figures_of_rounds(const LoadPlan& rest);
   void note_exchange(std::uint64_t bytes);
@@ -108,6 +109,7 @@ class CooperativeLoad {
   bool devices_are_open_ = false;
   OpenFiles files_;
   const FileReading reading_;
+  const Companions companions_;
   const Resources resources_;
   CooperationTerms terms_;
 

@@ -117,6 +117,25 @@ DeviceEvent DevicePlacer::submit(std::uint32_t index, const BoxInMemory& staged,
   return copied;
 }
 
+void DevicePlacer::fill_with_zeros(std::uint32_t destination) {
+  const TensorSpec& spec = specs_[destination];
+  static constexpr std::byte zero[16]{};  // an element of any dtype
+  const auto check = [&](DeviceStatus status, const char* call) { device_.expect(status, call, spec.fqn); };
+  const std::lock_guard lock(mutex_);
+  device_.use();
+  const DeviceStream stream = device_.stream(spec.fqn);
+  std::byte* const on_device = device_.memory(task_alignment, spec.fqn);
+  std::vector<CopiedDimension> dimensions;
+  for (std::size_t d = 0; d < spec.local_shape.size(); ++d)
+    dimensions.push_back({spec.local_shape[d], 0, spec.local_strides[d]});
+  std::vector<cuda::Placing> placings;
+  for_each_tile(dimensions, spec.dtype, spec.dtype, on_device, static_cast<std::byte*>(spec.data),
+                [&](const cuda::Placing& placing) { placings.push_back(placing); });
+  check(calls_.copy_to_device(on_device, zero, sizeof zero, stream), "cudaMemcpyAsync");
+  check(calls_.place(placings, stream), "launching a kernel");
+  check(calls_.stream_synchronize(stream), "cudaStreamSynchronize");
+}
+
 bool DevicePlacer::has_happened(DeviceEvent event, std::uint32_t transfer) const {
   const DeviceStatus status = calls_.event_query(event);
   if (status == device_status::not_ready) return false;

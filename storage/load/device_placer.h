@@ -44,6 +44,9 @@ class DevicePlacer {
   /// there.
   DeviceEvent submit(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes, bool is_on_device);
 
+  /// Begins to fill a destination with zeros. Its memory is no transfer's.
+  void fill_with_zeros(std::uint32_t destination);
+
   /// Whether the event has happened.
   bool has_happened(DeviceEvent event, std::uint32_t transfer) const;
 

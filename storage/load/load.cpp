@@ -15,8 +15,10 @@
 #include "planner/error.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/boxes/placing.h"
+#include "storage/boxes/scale_checks.h"
 #include "storage/files/open_files.h"
 #include "storage/format/row_checksums.h"
+#include "storage/load/companions.h"
 #include "storage/load/load_devices.h"
 #include "storage/load/reading_resources.h"
 #include "storage/load/task_loop.h"
@@ -83,10 +85,15 @@ class Engine {
     const Resources resources = resources_for(options_, reading_, some_direct, most_tasks_of(plan_),
                                               {devices_.block_bytes(), devices_.gpu_direct_bytes()});
     const std::size_t task_bytes = TaskReader::task_bytes_of(resources.buffer_bytes);
+    const Companions companions(plan_, catalog_, files_);
+    companions_ = &companions;
+    report_.bytes_read += companions.bytes_read();
+    report_.read_requests += companions.requests();
     TaskCutter cutter(plan_, catalog_, task_bytes, reading_.costs);
     cutter_ = &cutter;
     const std::uint64_t bytes_in_all = options_.progress ? bytes_to_read(task_bytes) : 0;
 
+    fill_zeros();
     std::vector<std::thread> workers;
     try {
       start(workers, resources);
@@ -106,6 +113,19 @@ class Engine {
     report_.boxes_in_pieces = figures_.boxes_in_pieces;
     report_.read_seconds = std::chrono::duration<double>(figures_.reading).count() / report_.threads;
     report_.decode_seconds = std::chrono::duration<double>(figures_.decoding).count() / report_.threads;
+  }
+
+  /// What no file has, before the rest: a device does it in the order of its streams.
+  void fill_zeros() {
+    for (const std::uint32_t zero : plan_.zeros) {
+      const TensorSpec& spec = specs_[zero];
+      if (volume(spec.local_shape) == 0) continue;
+      if (spec.device == DeviceKind::cuda) {
+        devices_.fill_with_zeros(zero);
+      } else {
+        fill_with_zeros(spec);
+      }
+    }
   }
 
   void start(std::vector<std::thread>& workers, const Resources& resources) {
@@ -133,7 +153,9 @@ class Engine {
 
   bool next_task(ReadTask& task) {
     const std::lock_guard lock(tasks_mutex_);
-    return !stopped_ && cutter_->next(task);
+    if (stopped_ || !cutter_->next(task)) return false;
+    task.global = companions_->global_of(plan_.transfers[task.transfer]);
+    return true;
   }
 
   void work(const Resources& resources, int number) {
@@ -208,14 +230,14 @@ class Engine {
     if (part.scales == nullptr) return;
     const auto scales = static_cast<std::uint32_t>(staged.task.scale_source);
     if (!is_checked(scales)) return;
-    checks_.add(scales, catalog_.tensors[scales].shape, staged.task.scale_box,
-                {part.scales, part.scale_strides});
+    checks_.add(scales, staged.task.scale_shape, staged.task.scale_box, {part.scales, part.scale_strides});
   }
 
   DevicePlacer* place(const StagedTask& staged) {
     bytes_read_ += staged.task.bytes();
     check(staged);
     const Transfer& transfer = plan_.transfers[staged.task.transfer];
+    if (!staged.is_on_device) expect_meant_scales(transfer, staged.part(), catalog_);
     const TensorSpec& spec = specs_[transfer.destination];
     if (DevicePlacer* const device = devices_.of(spec)) return device;
     const std::int64_t elements = volume(staged.task.box.size);
@@ -259,6 +281,8 @@ class Engine {
   const FileReading reading_;
   RowChecks checks_;
 
+  const Companions* companions_ = nullptr;  // while it runs
+
   std::mutex tasks_mutex_;  // guards the next
   TaskCutter* cutter_ = nullptr;
   std::atomic<std::uint64_t> bytes_read_{0};  // as the tasks count them, for the progress
@@ -287,6 +311,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
   report.unused = plan.unused;
   report.unknown = plan.unknown;
   report.not_loaded = plan.not_loaded;
+  for (const std::uint32_t zero : plan.zeros) report.zeroed.push_back(specs[zero].fqn);
   report.instruction_set = instruction_set();
   try {
     Engine(plan, catalog, specs, options, trace, written, report).run();

@@ -81,6 +81,7 @@ struct LoadReport {
   std::vector<std::string> unused;      ///< known HF weights that the trainer has no tensor for
   std::vector<std::string> unknown;     ///< HF tensors that no rule knows, left out because not strict
   std::vector<std::string> not_loaded;  ///< the trainer's tensors that the checkpoint lacks
+  std::vector<std::string> zeroed;      ///< of which it lacks what is zero, and which were filled with zeros
 
   /// Tensors that a cast rounds, such as "F32 -> BF16", by name: filled by load_checkpoint() and
   /// resume_checkpoint(), as by Python.

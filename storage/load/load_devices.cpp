@@ -19,6 +19,9 @@ std::vector<TensorOnDevice> destinations_on_devices(const LoadPlan& plan,
   for (const Transfer& transfer : plan.transfers) {
     if (specs[transfer.destination].device == DeviceKind::cuda) destinations.insert(transfer.destination);
   }
+  for (const std::uint32_t zero : plan.zeros) {
+    if (specs[zero].device == DeviceKind::cuda) destinations.insert(zero);
+  }
   std::vector<TensorOnDevice> tensors;
   for (const std::uint32_t d : destinations) tensors.push_back({specs[d].fqn, specs[d].device_index});
   return tensors;
@@ -28,19 +31,22 @@ std::vector<TensorOnDevice> destinations_on_devices(const LoadPlan& plan,
 
 LoadDevices::LoadDevices(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                          const LoadOptions& options, WrittenParts& written)
-    : devices_(destinations_on_devices(plan, specs), options.devices), options_(options.devices) {
+    : devices_(destinations_on_devices(plan, specs), options.devices),
+      options_(options.devices),
+      specs_(specs) {
   if (!devices_.any()) return;
   gpu_direct_bytes_ = options_.memory / 2;
   block_bytes_ =
       std::min(largest_block_bytes, (options_.memory - gpu_direct_bytes_) / DevicePlacer::block_count);
-  for (const Transfer& transfer : plan.transfers) {
-    const TensorSpec& spec = specs[transfer.destination];
-    if (spec.device != DeviceKind::cuda) continue;
+  const auto add_placer = [&](const TensorSpec& spec) {
+    if (spec.device != DeviceKind::cuda) return;
     std::unique_ptr<DevicePlacer>& placer = placers_[spec.device_index];
-    if (placer) continue;
+    if (placer) return;
     placer = std::make_unique<DevicePlacer>(devices_.at(spec.device_index), block_bytes_, plan, catalog,
                                             specs, written);
-  }
+  };
+  for (const Transfer& transfer : plan.transfers) add_placer(specs[transfer.destination]);
+  for (const std::uint32_t zero : plan.zeros) add_placer(specs[zero]);
 }
 
 const GpuDirectCalls* LoadDevices::open_gpu_direct() {
@@ -77,6 +83,10 @@ void LoadDevices::count(const TaskReader& reader) {
 
 DevicePlacer* LoadDevices::of(const TensorSpec& spec) const {
   return spec.device == DeviceKind::cuda ? placers_.at(spec.device_index).get() : nullptr;
+}
+
+void LoadDevices::fill_with_zeros(std::uint32_t destination) {
+  on_its_own_thread([&] { of(specs_[destination])->fill_with_zeros(destination); });
 }
 
 void LoadDevices::finish() {

@@ -57,6 +57,9 @@ class LoadDevices {
   /// The placer of the device that holds the tensor; null for a tensor in CPU memory.
   DevicePlacer* of(const TensorSpec& spec) const;
 
+  /// Begins to fill a destination of the plan with zeros. REQUIRES: open() came before.
+  void fill_with_zeros(std::uint32_t destination);
+
   /// Ends the load, once no thread submits any more: waits for the devices and gives back what was taken.
   void finish();
 
@@ -68,6 +71,7 @@ class LoadDevices {
  private:
   DevicesInUse devices_;
   const DeviceOptions options_;
+  const std::vector<TensorSpec>& specs_;
   const GpuDirectCalls* gpu_direct_ = nullptr;  // once it is open
   std::size_t block_bytes_ = 0;
   std::size_t gpu_direct_bytes_ = 0;

@@ -56,7 +56,9 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
   for (const Transfer& transfer : transfers) {
     if (is_empty(transfer.source_box)) continue;
     tensors.insert(transfer.source);
-    if (transfer.scales >= 0) tensors.insert(static_cast<std::uint32_t>(transfer.scales));
+    for (const std::int64_t companion : {transfer.scales, transfer.global}) {
+      if (companion >= 0) tensors.insert(static_cast<std::uint32_t>(companion));
+    }
   }
   FileReading reading;
   reading.costs.assign(catalog.files.size(), costs_of_cached_files);

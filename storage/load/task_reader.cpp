@@ -45,8 +45,12 @@ std::uint64_t read_pages(int descriptor, std::uint64_t begin, std::uint64_t leng
 }  // namespace
 
 BoxInMemory StagedTask::part() const {
-  return {task.box, elements, task.weights.staged_strides, scales,
-          scales == nullptr ? Shape{} : task.scales.staged_strides};
+  return {task.box,
+          elements,
+          task.weights.staged_strides,
+          scales,
+          scales == nullptr ? Shape{} : task.scales.staged_strides,
+          task.global};
 }
 
 std::size_t StagedTask::span() const {

@@ -12,8 +12,8 @@
 #include "planner/models/minimax_m3_presets.h"
 #include "planner/models/models.h"
 #include "planner/models/samples.h"
-#include "planner/names/block_scales.h"
 #include "planner/names/catalog.h"
+#include "planner/names/encodings.h"
 #include "storage/files/entries.h"
 #include "storage/files/pending_file.h"
 #include "storage/files/printable.h"
@@ -74,7 +74,7 @@ Wanted wanted_preset(const GenerateOptions& options) {
                 "form and config are a family's: expected family, too; a preset has encoding and layers");
   }
   const MiniMaxM3Preset preset = chosen_preset(options);
-  const ScaleBlocks& blocks = scale_blocks_named(options.encoding.empty() ? "mxfp8" : options.encoding);
+  const KnownEncoding& blocks = encoding_named(options.encoding.empty() ? "mxfp8" : options.encoding);
   return {{minimax_m3_checkpoint(preset, blocks), minimax_m3_config(preset, blocks)},
           static_cast<std::uint64_t>(preset.max_file_bytes),
           "(preset " + std::string(preset.name) + ")"};
@@ -225,6 +225,11 @@ PendingFile write_text(const fs::path& path, const std::string& text) {
 }
 
 }  // namespace
+
+const std::vector<std::string_view>& generated_encodings() {
+  static const std::vector<std::string_view> made{"mxfp8", "block_fp8", "tensor_fp8"};
+  return made;
+}
 
 GenerateReport generate(const fs::path& directory, const GenerateOptions& options) {
   if (options.threads < 0) {

@@ -10,11 +10,14 @@
 
 namespace shardwright {
 
+/// Names of the encodings that can be asked for: those that MiniMax M3 and its like have been released in.
+const std::vector<std::string_view>& generated_encodings();
+
 /// What checkpoint to generate: MiniMax M3's in one of its presets, or a small one of any family.
 struct GenerateOptions {
   std::string preset;  ///< tiny (also where it is empty), small, bench or full: see minimax_m3_presets.h
   std::string
-      encoding;  ///< of the weights that releases quantise, see known_scale_blocks(); empty: as released
+      encoding;  ///< of the weights that releases quantise, see generated_encodings(); empty: as released
   bool layout_only = false;  ///< true headers, index and config.json, but sparse files behind them
   std::uint64_t seed = 0;    ///< equal seeds give equal bytes, on any machine and with any number of threads
   int threads = 0;           ///< 0: as many as there are processors

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/threads.h"
 #include "storage/tools/simulate_save.h"
@@ -24,13 +25,13 @@ double seconds_since(Clock::time_point begin) {
 }
 
 std::uint64_t bytes_in(const SourceTensor& tensor, const Shape& size) {
-  return static_cast<std::uint64_t>(volume(size) * bytes_of(tensor.dtype));
+  return static_cast<std::uint64_t>(volume(size) * unit_bytes(tensor.dtype));
 }
 
 /// A tensor of the catalog, by index, and the view in which it is seen; empty: its own shape.
 using Seen = std::pair<std::uint32_t, Shape>;
 
-/// What is needed of each tensor of a catalog.
+/// What is needed of each tensor of a catalog, in units of bytes: see byte_boxes.h.
 using Needed = std::map<Seen, std::vector<Box>>;
 
 void join_each(Needed& needed) {
@@ -53,13 +54,22 @@ std::uint64_t bytes_in(const Catalog& catalog, const Needed& needed) {
 }
 
 /// What the transfers to these destinations (by index) need.
-Needed needed_by(const LoadPlan& plan, const std::vector<bool>& destinations) {
+Needed needed_by(const LoadPlan& plan, const Catalog& catalog, const std::vector<bool>& destinations) {
   Needed needed;
   for (const Transfer& transfer : plan.transfers) {
     if (!destinations[transfer.destination]) continue;
-    needed[{transfer.source, transfer.source_view}].push_back(transfer.source_box);
-    if (transfer.scales >= 0)
-      needed[{static_cast<std::uint32_t>(transfer.scales), {}}].push_back(transfer.scale_box);
+    needed[{transfer.source, transfer.source_view}].push_back(
+        in_units(catalog.tensors[transfer.source].dtype, transfer.source_box));
+    if (transfer.global >= 0) {
+      const auto global = static_cast<std::uint32_t>(transfer.global);
+      needed[{global, {}}] = {whole(catalog.tensors[global].shape)};
+    }
+    if (transfer.scales >= 0) {
+      const auto scales = static_cast<std::uint32_t>(transfer.scales);
+      Shape view;  // as the source's, where that is one
+      if (!transfer.source_view.empty()) view = seen_scale_shape(transfer, catalog.tensors[scales]);
+      needed[{scales, std::move(view)}].push_back(transfer.scale_box);
+    }
   }
   join_each(needed);
   return needed;
@@ -80,8 +90,8 @@ struct Span {
 Span span_of(const Catalog& catalog, const Seen& seen, const Box& box) {
   const SourceTensor& tensor = catalog.tensors[seen.first];
   const Shape& shape = seen.second.empty() ? tensor.shape : seen.second;
-  const BoxReading reading =
-      reading_of(tensor.begin, shape, static_cast<std::uint64_t>(bytes_of(tensor.dtype)), box);
+  const BoxReading reading = reading_of(tensor.begin, in_units(tensor.dtype, shape),
+                                        static_cast<std::uint64_t>(unit_bytes(tensor.dtype)), box);
   Span span{tensor.file, reading.begin, reading.begin + reading.run_bytes, 1};
   for (std::size_t d = 0; d < reading.run_counts.size(); ++d) {
     span.runs *= reading.run_counts[d];
@@ -219,6 +229,10 @@ class Simulator {
     plan.transfers[0].source_view = seen.second;
     plan.transfers[0].source_box = box;
     plan.transfers[0].encoding.element = catalog_.tensors[seen.first].dtype;
+    if (is_packed(plan.transfers[0].encoding.element)) {  // which the box counts in bytes
+      plan.transfers[0].source_box.offset.back() *= 2;
+      plan.transfers[0].source_box.size.back() *= 2;
+    }
     for_each_task(plan, [&](const ReadTask& task) {
       node.bytes_read_together += task.weights.staged_bytes;
       node.requests_together += task.weights.requests;
@@ -243,7 +257,7 @@ class Simulator {
     result.tensors = plan.tensors;
     result.bytes_needed = plan.bytes_needed;
     count_writes(specs, plan, result);
-    const Needed needed = needed_by(plan, std::vector<bool>(specs.size(), true));
+    const Needed needed = needed_by(plan, catalog_, std::vector<bool>(specs.size(), true));
     result.extents = extents_of(catalog_, needed);
     add_all(needed_on_node, needed);
     return result;
@@ -275,7 +289,7 @@ class Simulator {
       result.bytes_held += bytes;
       if (writes[s]) result.bytes_saved += bytes;
     }
-    result.bytes_exported = bytes_in(catalog_, needed_by(plan, writes));
+    result.bytes_exported = bytes_in(catalog_, needed_by(plan, catalog_, writes));
   }
 
   const TensorsOnMesh& mesh_;

@@ -52,6 +52,7 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   ExportForm form;
   form.template_catalog = request.template_catalog;
   form.quantise = request.quantise;
+  form.as_template = request.as_template;
   form.strict = request.strict;
   form.strict_dtypes = request.strict_dtypes;
   form.by_rule_of_names = request.template_catalog == nullptr || !has_scales(*request.template_catalog);
@@ -98,7 +99,9 @@ std::vector<std::string> words_of(const ExportRequest& request) {
   std::vector<std::string> words{
       "model " + request.model,
       "layout " + request.layout,
-      std::string("quantization ") + (request.quantise ? "mxfp8" : "none"),
+      std::string("quantization ") + (request.as_template ? "template"
+                                      : request.quantise  ? "mxfp8"
+                                                          : "none"),
       std::string("strict ") + (request.strict ? "true" : "false"),
       std::string("strict_dtypes ") + (request.strict_dtypes ? "true" : "false"),
       "max_shard_size " + std::to_string(request.max_file_bytes),
@@ -269,7 +272,7 @@ double bytes_of_element(const ExportForm& form, const SavedTensor& tensor) {
   if (pieces.empty()) return 0;
   const Encoding encoding = stored_as(form, pieces.front(), tensor.dtype);
   const double scale = encoding.scaled ? 1.0 / static_cast<double>(encoding.block_columns) : 0;
-  return bytes_of(encoding.element) + scale;
+  return static_cast<double>(bits_of(encoding.element)) / 8 + scale;
 }
 
 /// The dimension along which a box of a tensor is best cut: into experts; else along the rows of the HF
@@ -343,6 +346,14 @@ Described describe(const ExportRequest& request, const std::vector<SavedTensor>&
   ExportedTensors exported = exported_tensors(tensors, described.form);
   described.layout = request.adapter ? layout_of_adapter(adapter, std::move(exported.tensors), directory)
                                      : layout_of(request, std::move(exported.tensors), directory);
+  const std::vector<SourceTensor>& stored = described.layout.catalog.tensors;
+  for (const std::string& name : exported.ones)
+    described.layout.ones.push_back(
+        static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));
+  for (const std::string& name : exported.copied)
+    described.layout.copied.push_back(
+        static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));
+  if (described.form.as_template) described.layout.pattern = described.form.pattern;
   described.left_out = std::move(exported.left_out);
   described.rounded = std::move(exported.rounded);
   described.adapter_config = std::move(adapter.config);
@@ -455,7 +466,7 @@ std::string checksums_of_export(const ExportLayout& layout, const std::vector<st
   for (const std::string& name : beside) checksums.beside.push_back(whole_file(directory, name));
   std::vector<RowChecksums> merged = merged_row_sums(row_sums, layout.catalog.tensors);
   for (std::size_t t = 0; t < merged.size(); ++t)
-    checksums.tensors.emplace(layout.catalog.tensors[t].name, std::move(merged[t]));
+    checksums.tensors.emplace(stored_name(layout.catalog.tensors[t]), std::move(merged[t]));
   return encode_checksums(checksums);
 }
 

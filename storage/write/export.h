@@ -22,7 +22,8 @@ struct ExportRequest {
   const Catalog* template_catalog = nullptr;  ///< the template: whose names, dtypes and order; null: none
   std::string model = "auto";
   std::string layout = "automodel";
-  bool quantise = false;  ///< MXFP8, see ExportForm
+  bool quantise = false;     ///< MXFP8, see ExportForm
+  bool as_template = false;  ///< likewise
   bool strict = true;
   std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
   std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says

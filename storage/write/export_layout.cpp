@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 #include "storage/files/printable.h"
 #include "storage/format/hf_index.h"
 #include "storage/format/safetensors.h"
@@ -33,7 +33,8 @@ std::vector<std::vector<SourceTensor>> split_by_number(std::vector<SourceTensor>
                                                        const std::map<std::string, int>& file_numbers) {
   std::vector<std::vector<SourceTensor>> files;
   for (SourceTensor& tensor : tensors) {
-    auto found = file_numbers.find(tensor.name);
+    auto found = file_numbers.find(stored_name(tensor));
+    if (found == file_numbers.end()) found = file_numbers.find(tensor.name);
     if (found == file_numbers.end()) found = file_numbers.find(std::string(weight_name_of(tensor.name)));
     if (found == file_numbers.end() || found->second < 1) {
       throw Error(ErrorKind::argument,
@@ -88,7 +89,7 @@ ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceT
     std::snprintf(name, sizeof name, "-%05zu-of-%05zu.safetensors", f + 1, files.size());
     const auto file = static_cast<std::uint32_t>(names.size());
     names.push_back(start_of_names + name);
-    for (const SourceTensor& tensor : files[f]) entries.push_back({tensor.name, file});
+    for (const SourceTensor& tensor : files[f]) entries.push_back({stored_name(tensor), file});
     add_file(layout, names.back(), std::move(files[f]), {{"format", "pt"}});
   }
   sort_tensors(layout.catalog);

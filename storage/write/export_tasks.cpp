@@ -5,6 +5,7 @@
 #include <string>
 
 #include "planner/error.h"
+#include "planner/geometry/byte_boxes.h"
 
 namespace shardwright {
 namespace {
@@ -12,9 +13,10 @@ namespace {
 std::uint64_t unsigned_of(std::int64_t value) { return static_cast<std::uint64_t>(value); }
 
 std::uint64_t staged_bytes(const Transfer& transfer, const Box& box, DType stored, const TaskBounds& bounds) {
-  const std::uint64_t elements = unsigned_of(volume(box.size) * bytes_of(stored));
+  const std::uint64_t elements = unsigned_of(bytes_of_box(stored, box));
   if (!transfer.encoding.scaled) return elements;
-  return elements + unsigned_of(volume(scale_box_of(transfer.encoding, box).size)) +
+  return elements +
+         unsigned_of(volume(scale_box_of(transfer.encoding, box).size) * bytes_of(transfer.encoding.scale)) +
          unsigned_of(box.size[0]) * bounds.more_for_each_row;
 }
 
@@ -30,7 +32,7 @@ void cut(std::size_t number, const Transfer& transfer, DType stored, const Box& 
   }
   const std::uint64_t per_index = (bytes + unsigned_of(box.size[d]) - 1) / unsigned_of(box.size[d]);
   std::int64_t strip = static_cast<std::int64_t>(std::max<std::uint64_t>(1, bounds.bytes / per_index));
-  const bool in_blocks = transfer.encoding.scaled && d == 1;
+  const bool in_blocks = transfer.encoding.scaled && d + 1 == box.size.size();
   const std::int64_t grid = in_blocks ? transfer.encoding.block_columns : 1;
   strip = std::max(grid, strip - strip % grid);
   const std::int64_t end = box.offset[d] + box.size[d];
@@ -114,14 +116,14 @@ SharedScales ExportTasks::shared_scales(const ExportTask& task) const {
 }
 
 ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, const LoadPlan& plan,
-                         const std::function<TaskBounds(const TensorSpec&)>& bounds) {
+                         bool shares_scales, const std::function<TaskBounds(const TensorSpec&)>& bounds) {
   ExportTasks found;
   const SharedColumns shared(parts.shared_scales);
   for (const Transfer& transfer : plan.transfers) {
     if (is_empty(transfer.source_box)) continue;
     const SourceTensor& stored = catalog.tensors[transfer.source];
     found.transfers.push_back({&transfer, {}, {}});
-    if (transfer.encoding.scaled) find_shared(stored, shared, found.transfers.back());
+    if (transfer.encoding.scaled && shares_scales) find_shared(stored, shared, found.transfers.back());
     cut(found.transfers.size() - 1, transfer, stored.dtype, transfer.source_box,
         bounds(parts.specs[transfer.destination]), found.tasks);
   }

@@ -53,8 +53,9 @@ struct TaskBounds {
   std::uint64_t more_for_each_row = 0;
 };
 
-/// The tasks that the plan comes to. Throws Error(mismatch) for blocks whose shared scales are not there.
+/// The tasks that the plan comes to. `shares_scales`: scales are found anew. Throws Error(mismatch) for
+/// blocks whose shared scales are not there then.
 ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, const LoadPlan& plan,
-                         const std::function<TaskBounds(const TensorSpec&)>& bounds);
+                         bool shares_scales, const std::function<TaskBounds(const TensorSpec&)>& bounds);
 
 }  // namespace shardwright

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "kernels/encode.h"
 #include "planner/error.h"
+#include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/boxes/placing.h"
 #include "storage/device/device_gatherers.h"
@@ -14,6 +16,7 @@
 #include "storage/format/row_checksums.h"
 #include "storage/threads.h"
 #include "storage/write/export_tasks.h"
+#include "storage/write/template_codes.h"
 
 namespace shardwright {
 namespace {
@@ -101,10 +104,13 @@ class Writer {
         resources_(resources),
         files_(directory, names_of(layout.catalog)),
         row_sums_(layout.catalog.tensors),
-        work_(export_tasks(parts, layout.catalog, plan, [&](const TensorSpec& spec) {
-          if (spec.device != DeviceKind::cuda) return TaskBounds{resources.buffer_bytes, 0};
-          return TaskBounds{resources.gathering.block_bytes - DeviceGatherer::slack, 2};
-        })) {}
+        work_(
+            export_tasks(parts, layout.catalog, plan, layout.pattern == nullptr, [&](const TensorSpec& spec) {
+              if (spec.device != DeviceKind::cuda) return TaskBounds{resources.buffer_bytes, 0};
+              return TaskBounds{resources.gathering.block_bytes - DeviceGatherer::slack, 2};
+            })) {
+    if (layout.pattern != nullptr) template_.emplace(*layout.pattern);
+  }
 
   void run(ExportReport& report) {
     for (const std::uint32_t file : parts_.headers) write_header(file);
@@ -169,6 +175,25 @@ class Writer {
     const std::string& header = layout_.headers[file];
     files_.write(file, 0, reinterpret_cast<const std::byte*>(header.data()), header.size(), "the header");
     if (layout_.has_holes) files_.reach(file, catalog_.files[file].size);
+    for (const std::uint32_t tensor : layout_.copied) {
+      if (catalog_.tensors[tensor].file != file) continue;
+      const std::vector<std::byte> bytes = template_->bytes_of(catalog_.tensors[tensor].name);
+      write_box(tensor, catalog_.tensors[tensor].shape, whole(catalog_.tensors[tensor].shape), bytes.data(),
+                -1);
+    }
+    for (const std::uint32_t tensor : layout_.ones) {
+      if (catalog_.tensors[tensor].file == file) write_ones(tensor);
+    }
+  }
+
+  /// A small tensor of ones.
+  void write_ones(std::uint32_t tensor) {
+    const SourceTensor& stored = catalog_.tensors[tensor];
+    std::vector<std::byte> bytes(stored.end - stored.begin);
+    constexpr float one = 1;
+    copy_box({{volume(stored.shape), 0, 1}}, DType::F32, stored.dtype,
+             reinterpret_cast<const std::byte*>(&one), bytes.data());
+    write_box(tensor, stored.shape, whole(stored.shape), bytes.data(), -1);
   }
 
   const Transfer& transfer_of(const ExportTask& task) const {
@@ -179,6 +204,7 @@ class Writer {
   void encode(const ExportTask& task, const TensorSpec& spec, Thread& thread) {
     const Transfer& transfer = transfer_of(task);
     const Values values = values_of(transfer, task.box, spec);
+    if (transfer.encoding.scaled && template_) return encode_as_template(task, values, spec.dtype, thread);
     if (transfer.encoding.scaled) {
       const std::int64_t elements = volume(task.box.size);
       const Shape scales = scale_box_of(transfer.encoding, task.box).size;
@@ -197,12 +223,29 @@ class Writer {
     write(task, room, thread);
   }
 
+  /// The same with the template's scales.
+  void encode_as_template(const ExportTask& task, const Values& values, DType dtype, Thread& thread) {
+    const Transfer& transfer = transfer_of(task);
+    const SourceTensor& stored = catalog_.tensors[transfer.source];
+    const std::vector<std::byte> codes = template_->encode(transfer, stored, task.box, values, dtype);
+    const Box written = TemplateCodes::written_box(transfer, task.box);
+    if (is_empty(written)) return;
+    const Clock::time_point begin = Clock::now();
+    write_box(transfer.source, seen_shape(transfer, stored), written, codes.data(), -1);
+    thread.writing += seconds_since(begin);
+  }
+
   /// The same for values on a device: begins it, and writes what has come.
   void gather(const ExportTask& task, const TensorSpec& spec, DeviceGatherer& gatherer, Thread& thread) {
     const Transfer& transfer = transfer_of(task);
     const SourceTensor& stored = catalog_.tensors[transfer.source];
     const Values values = values_of(transfer, task.box, spec);
     const std::string name = spec.fqn + " (to " + stored.name + ")";
+    if (transfer.encoding.scaled && template_) {
+      throw Error(ErrorKind::mismatch,
+                  name + ": expected CPU memory for quantization=\"template\", found it on " +
+                      spec.device_name + "; copy it to the CPU first");
+    }
     const auto receive = [this, &task, &thread](const std::byte* bytes) { write(task, bytes, thread); };
     if (transfer.encoding.scaled) {
       return gatherer.encode(tile_of(values, spec.dtype, task.box),
@@ -247,11 +290,10 @@ class Writer {
   void write_box(std::uint32_t tensor, const Shape& shape, const Box& box, const std::byte* bytes,
                  std::int64_t row_bytes) {
     const SourceTensor& stored = catalog_.tensors[tensor];
-    Shape strides = contiguous_strides(box.size);
+    Shape strides = strides_in_elements(stored.dtype, contiguous_strides(in_units(stored.dtype, box).size));
     if (row_bytes >= 0) strides[strides.size() - 2] = row_bytes;  // of scales, which take a byte each
     if (layout_.has_checksums) row_sums_.add(tensor, shape, box, {bytes, strides});
-    const BoxReading place =
-        reading_of(stored.begin, shape, static_cast<std::uint64_t>(bytes_of(stored.dtype)), box);
+    const BoxReading place = reading_of(stored, shape, box);
     std::uint64_t runs = 1;
     for (std::uint64_t count : place.run_counts) runs *= count;
     const std::uint64_t step = row_bytes < 0 ? place.run_bytes : unsigned_of(row_bytes);
@@ -273,6 +315,7 @@ class Writer {
   const Catalog& catalog_;
   const DevicesInUse& devices_;
   const WritingResources resources_;
+  std::optional<TemplateCodes> template_;
   OutputFiles files_;
   RowSums row_sums_;
   const ExportTasks work_;

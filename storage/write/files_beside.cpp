@@ -128,7 +128,7 @@ std::string config_of(const std::string& text, bool quantised, const std::string
   return with_words(config.dump(2)) + "\n";
 }
 
-FileContents template_files(const fs::path& directory, bool quantised) {
+FileContents template_files(const fs::path& directory, bool quantised, bool as_template) {
   FileContents files;
   for (const std::string& name : names_in(directory)) {
     if (name.starts_with(".") || is_of_weights(name) || is_of_others(name)) continue;
@@ -136,10 +136,10 @@ FileContents template_files(const fs::path& directory, bool quantised) {
     const std::optional<struct stat> target = target_at(path);
     if (!target) continue;
     if (name == templates_of_chats && S_ISDIR(target->st_mode)) {
-      for (auto& [inside, content] : template_files(path, quantised))
+      for (auto& [inside, content] : template_files(path, quantised, as_template))
         files.emplace(name + "/" + inside, std::move(content));
     } else if (S_ISREG(target->st_mode)) {
-      files.emplace(name, content_of(directory, name, quantised));
+      files.emplace(name, as_template ? read_all(directory / name) : content_of(directory, name, quantised));
     }
   }
   return files;

@@ -13,8 +13,9 @@ using FileContents = std::map<std::string, std::string>;
 /// What an export takes over from its template beside the tensors: every file that is of the model but its
 /// weights, such as config.json, tokenizer and processor files, and additional_chat_templates/. Weights in
 /// whatever format, hidden files, and what tells of an adapter or a training in the same folder are left out.
-/// config.json is as config_of() has it. Throws Error as InputFile, malformed as config_of().
-FileContents template_files(const std::filesystem::path& directory, bool quantised);
+/// config.json is as config_of() has it, or, with `as_template`, as it is. Throws Error as InputFile,
+/// malformed as config_of().
+FileContents template_files(const std::filesystem::path& directory, bool quantised, bool as_template = false);
 
 /// These files of an export that another one replaces without a template, as that writes them. Throws as
 /// template_files().

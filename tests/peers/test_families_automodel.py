@@ -82,6 +82,16 @@ def mtp_beside_the_model(tensors: Tensors) -> Tensors:
     )
 
 
+def with_factors(tensors: Tensors) -> Tensors:
+    """Gemma 4's, which a new model has at one."""
+    generator = torch.Generator().manual_seed(9)
+    factors = {
+        name: random_like(tensor, generator) for name, tensor in tensors.items() if "per_expert_scale" in name
+    }
+    assert factors
+    return tensors | factors
+
+
 def nemotron_mtp(tensors: Tensors) -> Tensors:
     generator = torch.Generator().manual_seed(9)
     more = {
@@ -202,9 +212,8 @@ class Case:
     changed: Callable[[Tensors], Tensors] = unchanged
     config: tuple[tuple[str, Any], ...] = ()
     left_out: str = "-"  #: what begins so has no place in the model
-    zeros: str = (
-        "-"  #: what ends so is in no file: theirs makes it up as zeros, ours asks for it to be left out
-    )
+    zeros: str = "-"  #: what ends so is in no file, and zero
+    multiplied: tuple[str, ...] = ()  #: what ends so is written otherwise than it was read: a factor is in it
     words: str = ""
     is_gated: bool = True
 
@@ -223,6 +232,13 @@ CASES = [
         "qwen3_5_moe",
         lambda tensors: mtp_beside_the_model(stacked_as_released(tensors)),
         words="stacked",
+    ),
+    Case(
+        "gemma4_moe",
+        "Gemma4MoEStateDictAdapter",
+        "gemma4",
+        with_factors,
+        multiplied=(".experts.down_proj", ".router.per_expert_scale"),
     ),
     Case("glm4_moe", "Glm4MoeStateDictAdapter", "glm4_moe", mtp_after_the_last_layer),
     Case("glm4_moe", "Glm4MoeStateDictAdapter", "glm4_moe_lite", mtp_after_the_last_layer),
@@ -342,27 +358,29 @@ def test_theirs_and_ours_make_the_same_state_dict_and_the_same_checkpoint(case: 
     stored = write(case, tmp_path / "from")
     theirs = adapter_of(case, tmp_path / "from")
     expected = {name: tensor.contiguous() for name, tensor in theirs.from_hf(dict(stored)).items()}
-    zeros = {name: expected.pop(name) for name in list(expected) if name.endswith(case.zeros)}
-    assert all((tensor == 0).all() for tensor in zeros.values())
-    if zeros:
-        with pytest.raises(sw.PlanError, match="begins it at zero; set it to zero and leave it out"):
-            sw.load(zeros, tmp_path / "from")
+    zeros = {name for name in expected if name.endswith(case.zeros)}
+    assert all((expected[name] == 0).all() for name in zeros)
     state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
     report = sw.load(state, tmp_path / "from")
     assert differing(state, expected) == []
     assert all(name.startswith(case.left_out) for name in report.unused)
+    assert set(report.zeroed) == zeros and bool(zeros) == (case.zeros != "-")
 
     empty = sw.empty_state_dict(tmp_path / "from")
     tied = {name for name in empty.keys() - expected.keys() if name.endswith("lm_head.weight")}
     assert not tied or not any(name.endswith("lm_head.weight") for name in stored)
     assert {name: tensor.shape for name, tensor in empty.items() if name not in tied} == {
-        name: tensor.shape for name, tensor in expected.items()
+        name: tensor.shape for name, tensor in expected.items() if name not in zeros
     }
 
-    sw.export(state, tmp_path / "to", template=tmp_path / "from")
+    exported = sw.export(state, tmp_path / "to", template=tmp_path / "from")
+    assert set(exported.left_out) >= zeros
     kept = {name: tensor for name, tensor in stored.items() if not name.startswith(case.left_out)}
+    back = theirs.to_hf({name: tensor for name, tensor in expected.items() if name not in zeros})
+    kept |= {
+        name: tensor.to(kept[name].dtype) for name, tensor in back.items() if name.endswith(case.multiplied)
+    }
     assert differing(held(tmp_path / "to"), kept) == []
-    back = theirs.to_hf(dict(expected))
     assert {name: tensor.shape for name, tensor in back.items()} == {
         name: tensor.shape for name, tensor in kept.items()
     }

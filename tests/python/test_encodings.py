@@ -133,7 +133,7 @@ def test_the_generator_refuses_an_encoding_that_it_does_not_know(tmp_path: Path)
         ("F32", (2,)),
         ("F32", (20, 2)),
         ("F32", (2, 2)),
-        ("BF16", (20, 1)),
+        ("BF16", (20, 3)),
         ("U8", ()),
         ("F16", ()),
         ("F64", (1, 1)),

@@ -1,7 +1,6 @@
 /// Gemma 4, with vision tower and text alone. Source of names and shapes: the models gemma4 and gemma4_text
-/// of transformers 5.23, which keep the files' names. nemo-automodel 0.7.0 multiplies each expert's down_proj
-/// by its router's per_expert_scale: tables speak of places, so that its layout is refused where there are
-/// experts.
+/// of transformers 5.23, which keep the files' names, and the adapter of nemo-automodel 0.7.0, which holds
+/// each expert's down_proj multiplied by its router's per_expert_scale.
 
 #include <array>
 #include <string>
@@ -20,11 +19,25 @@ constexpr std::array<std::string_view, 5> around_layers = {
     "embed_tokens_per_layer.{*}", "per_layer_model_projection.{*}", "per_layer_projection_norm.{*}",
     "router.{*}", "layer_scalar"};
 constexpr std::array<std::string_view, 1> layer = {"{*}"};
+constexpr std::string_view factor = "router.per_expert_scale";
+constexpr std::array mixture_of_automodel = {
+    Row{"experts.gate_up_proj", "moe.experts.gate_and_up_projs", "e o i -> e i o"},
+    Row{.hf = "experts.down_proj",
+        .native = "moe.experts.down_projs",
+        .axes = "e o i -> e i o",
+        .factor = factor},
+    Row{"router.proj.weight", "moe.gate.proj.weight"},
+    Row{"router.scale", "moe.gate.scale"},
+};
 
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   TextModel text = text_model(layout);
   text.hf = text.native = vision_models_text(catalog);
+  if (layout == "automodel") {
+    add_layers(map, text, mixture_of_automodel);
+    map.ignored.emplace_back(text.hf_layer() + std::string(factor));
+  }
   add_layers(map, text, layer);
   add_rules(map.rules, around_layers, text.hf, text.native);
   add_rules(map.rules, beside_text, "", "");
@@ -127,18 +140,12 @@ std::vector<Sample> samples() {
 }  // namespace
 
 std::vector<Model> gemma4() {
-  return {
-      {.family = "gemma4",
-       .model_types = {"gemma4", "gemma4_text"},
-       .layouts = {"transformers"},
-       .refused =
-           {{"automodel",
-             "nemo-automodel holds each expert's down_proj multiplied by router.per_expert_scale, and "
-             "rules do not multiply; pass layout=\"transformers\", which holds both factors as they are (and "
-             "has nemo-automodel's names where there are no experts)"}},
-       .text_names = {"model.language_model.", "model."},
-       .weight_map = weight_map,
-       .samples = samples}};
+  return {{.family = "gemma4",
+           .model_types = {"gemma4", "gemma4_text"},
+           .layouts = {"automodel", "transformers"},
+           .text_names = {"model.language_model.", "model."},
+           .weight_map = weight_map,
+           .samples = samples}};
 }
 
 }  // namespace shardwright

@@ -1,7 +1,11 @@
-/// gpt-oss, with experts in BF16. Source of names and shapes: GptOssForCausalLM of transformers 5.23 and the
-/// adapters of nemo-automodel 0.7.0 and torchtitan 0.3.0. Rows of gates and ups take turns, in all of them.
+/// gpt-oss, with experts in BF16, and in MXFP4 as released, where each matrix is the other's transpose.
+/// Source of names and shapes: GptOssForCausalLM of transformers 5.23 with its convert_moe_packed_tensors,
+/// and the adapters of nemo-automodel 0.7.0 and torchtitan 0.3.0. Rows of gates and ups take turns, in all of
+/// them.
 
+#include <algorithm>
 #include <array>
+#include <vector>
 
 #include "planner/models/models.h"
 #include "planner/models/rules.h"
@@ -29,17 +33,56 @@ constexpr std::array torchtitan = {
     Row{"mlp.experts.down_proj_bias", "moe.routed_experts.inner_experts.mlp2_bias"},
 };
 
+/// Packed experts: [experts, out, in], where a trainer has [experts, in, out].
+constexpr std::array packed_automodel = {
+    Row{"mlp.experts.gate_up_proj", "mlp.experts.gate_and_up_projs", "e o i -> e i o"},
+    Row{"mlp.experts.down_proj", "mlp.experts.down_projs", "e o i -> e i o"},
+};
+constexpr std::array packed_transformers = {
+    Row{"mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj", "e o i -> e i o"},
+    Row{"mlp.experts.down_proj", "mlp.experts.down_proj", "e o i -> e i o"},
+};
+constexpr std::array packed_torchtitan = {
+    Row{"mlp.experts.gate_up_proj", "moe.routed_experts.inner_experts.mlp1_weight"},
+    Row{"mlp.experts.down_proj", "moe.routed_experts.inner_experts.mlp2_weight"},
+};
+
+bool has_packed_experts(const Catalog& catalog) {
+  return std::any_of(catalog.tensors.begin(), catalog.tensors.end(), [](const SourceTensor& tensor) {
+    return tensor.dtype == DType::F4 && tensor.name.ends_with(".mlp.experts.gate_up_proj");
+  });
+}
+
+std::span<const Row> packed_experts(std::string_view layout) {
+  if (layout == "torchtitan") return packed_torchtitan;
+  return layout == "automodel" ? std::span<const Row>(packed_automodel) : packed_transformers;
+}
+
+/// All rows of the layout but those of packed experts' weights.
+std::vector<Row> without_experts(std::span<const Row> rows) {
+  std::vector<Row> rest;
+  for (const Row& row : rows) {
+    if (row.hf != "mlp.experts.gate_up_proj" && row.hf != "mlp.experts.down_proj") rest.push_back(row);
+  }
+  return rest;
+}
+
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   const TextModel text = text_model(layout);
+  const bool is_packed = has_packed_experts(catalog);
+  const auto rows_of = [&](std::span<const Row> rows) {
+    return is_packed ? without_experts(rows) : std::vector<Row>(rows.begin(), rows.end());
+  };
+  if (is_packed) add_layers(map, text, packed_experts(layout));
   if (layout == "automodel") {
-    add_layers(map, text, automodel);
+    add_layers(map, text, rows_of(automodel));
     add_layers(map, text, sinks);
     add_rules(map.rules, sinks_of_engine, text.hf_layer(), text.native_layer(), /*known=*/false);
   }
   if (layout == "transformers") add_layers(map, text, transformers);
   if (layout == "torchtitan") {
-    add_layers(map, text, torchtitan);
+    add_layers(map, text, rows_of(torchtitan));
     add_layers(map, text, torchtitan_attention());
   }
   add_layers(map, text, usual_layer(layout));

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         help="values for the family's config.json, which decides all sizes",
     )
     generating.add_argument(
-        "--encoding", choices=_core.encodings(), help="of what releases quantise; default: as released"
+        "--encoding", choices=_core.generated_encodings(), help="of what releases quantise; default: as released"
     )
     generating.add_argument("--max-shard-size", metavar="SIZE", help="of tensors in a file, such as 5GB")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
@@ -167,7 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
     exporting.add_argument("destination", help="the directory that it goes into, beside what is there")
     exporting.add_argument(
-        "--quantization", choices=["mxfp8", "none"], default="none", help="mxfp8, or BF16 (default)"
+        "--quantization",
+        choices=["mxfp8", "template", "none"],
+        default="none",
+        help="mxfp8, the template's encodings and scales, or BF16 (default)",
     )
     exporting.add_argument(
         "--template",
@@ -308,6 +311,10 @@ def _inspect(options: argparse.Namespace) -> None:
         "bytes": sum(tensor.end - tensor.begin for tensor in tensors),
         "files": len(catalog.files),
         "dtypes": dict(dtypes.most_common()),
+        "stored": {
+            name: {"weights": weights, "parameters": parameters, "bytes": size}
+            for name, (weights, parameters, size) in _core.stored_alike(catalog).items()
+        },
     }
     try:
         weight_map = _any_weight_map(catalog)
@@ -320,6 +327,11 @@ def _inspect(options: argparse.Namespace) -> None:
         facts["names"] = {t.name: [t.dtype, t.shape, catalog.files[t.file].name] for t in tensors}
         print(json.dumps(facts, indent=1))
         return
+    for name, alike in facts.pop("stored").items():
+        each = alike["bytes"] / max(1, alike["parameters"])
+        facts[f"stored as {name}"] = (
+            f"{alike['weights']:,} weights, {alike['parameters']:,} parameters, {each:.3f} bytes each"
+        )
     for what in ("encodings", "dtypes"):
         facts[what] = ", ".join(f"{count:,} {name}" for name, count in facts[what].items()) or "none"
     print_table(

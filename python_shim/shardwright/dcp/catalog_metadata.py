@@ -73,6 +73,11 @@ class CatalogMetadata(Metadata):
     def catalog(self) -> Any:
         return self._read_catalog()
 
+    @cached_property
+    def stored(self) -> Any:
+        """The catalog under the files' own names: packed weights are bytes there, as for anybody else's planner."""
+        return self.catalog.as_stored()
+
     @property
     def where(self) -> Any:
         return self.catalog.directory
@@ -83,19 +88,19 @@ class CatalogMetadata(Metadata):
             name: StoredTensor(
                 TensorProperties(dtype=_torch_dtype(name, dtype)),
                 torch.Size(shape),
-                partial(self.catalog.chunks, name),
+                partial(self.stored.chunks, name),
             )
-            for name, dtype, shape in self.catalog.whole_tensors
+            for name, dtype, shape in self.stored.whole_tensors
         }
 
     @cached_property
     def storage_data(self) -> dict[MetadataIndex, _HFStorageInfo]:
-        files = [str(self.catalog.directory / file.name) for file in self.catalog.files]
+        files = [str(self.stored.directory / file.name) for file in self.stored.files]
         return {
             MetadataIndex(tensor.name, torch.Size(tensor.offset)): _HFStorageInfo(
                 files[tensor.file], torch.Size(tensor.shape), _torch_dtype(tensor.name, tensor.dtype)
             )
-            for tensor in self.catalog.tensors
+            for tensor in self.stored.tensors
         }
 
 

@@ -145,6 +145,8 @@ class LoadPlanner(ResumePlanner):
     def _read_items(self) -> list[ReadItem]:
         tensors = self.catalog.tensors
         self._transfers = self.core_plan.transfers
+        for zero in self.core_plan.zeros:
+            self.description.local_tensors[zero].detach().zero_()
         items = []
         for number, transfer in enumerate(self._transfers):
             fqn = self.description.specs[transfer.destination].fqn

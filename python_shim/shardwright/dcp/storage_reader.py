@@ -198,7 +198,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         if isinstance(planner, LoadPlanner) and not planner.by_items:
             return Reading(planner.core_plan, planner.catalog, planner.description, planner.plan_seconds)
         start = time.perf_counter()
-        catalog = self._metadata.catalog
+        catalog = self._metadata.stored
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
         buffers = [self._buffer_for(item, target) for item, target in zip(plan.items, targets, strict=True)]
         requests = []
@@ -227,7 +227,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         dtype = stored.properties.dtype
         wanted = DTYPE_NAMES.get(target.dtype)
         is_ours = wanted is not None and _core.can_convert(DTYPE_NAMES[dtype], wanted)
-        if is_ours or _core.needs_scales(self._metadata.catalog, name):
+        if is_ours or _core.needs_scales(self._metadata.stored, name):
             return target  # decoded, or refused: what has scales is nothing to cast
         return torch.empty_like(target, dtype=dtype)
 

@@ -80,7 +80,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             ``save_distributed`` without consolidation writes a file of shards for each rank, under torch's names, and
             the manifest of a sharded checkpoint beside them; with it the same full tensors are written as without
             either, only at once, with no folder of shards beside them.
-        quantization: "mxfp8": FP8 and scales for the weights that the template (where it has no scales, or there is
+        quantization: "template": every weight in the template's encoding, with the template's scales. What was loaded
+            from it is written as it was; a weight that is too large for its scale is an error. "mxfp8": FP8
+            and scales for the weights that the template (where it has no scales, or there is
             none: the model's rule of names) has quantised; None: BF16 for these. Other tensors get the template's
             dtypes. Without a template, a known model's floats become BF16 and all else stays as it is.
         max_shard_size: bytes of tensors in a file, or text such as "5GB".
@@ -125,8 +127,12 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     ) -> None:
         path = lasting_path(path)
         expect_overwrite(overwrite)
-        if quantization not in (None, "none", "mxfp8"):
-            raise ValueError(f'quantization is {quantization!r}; expected "mxfp8" or None')
+        if quantization not in (None, "none", "mxfp8", "template"):
+            raise ValueError(f'quantization is {quantization!r}; expected "mxfp8", "template" or None')
+        if quantization == "template" and template is None:
+            raise ValueError(
+                'quantization="template": expected template=, whose encodings and scales are meant'
+            )
         threads = (
             default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
         )
@@ -149,6 +155,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         )
         self.overwrite = overwrite
         self.quantised = quantization == "mxfp8"
+        self.as_template = quantization == "template"
         self.max_file_bytes = bytes_of_size(max_shard_size)
         self.template = template
         self.sources: list[str] = []  #: directories that the tensors come from; the template is another
@@ -244,6 +251,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.fqn_to_index_mapping or {},
             self.strict_dtypes,
             imported_map(catalog, self.model, self.layout),
+            self.as_template,
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------

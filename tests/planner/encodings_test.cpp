@@ -1,4 +1,4 @@
-#include "planner/names/block_scales.h"
+#include "planner/names/encodings.h"
 
 #include <gtest/gtest.h>
 
@@ -12,7 +12,7 @@ namespace {
 
 /// Blocks of any size, or one scale for the whole of a weight of this shape.
 Encoding random_encoding(Random& random, const Shape& weight_shape) {
-  Encoding encoding = encoding_with(random.one_of(known_scale_blocks()), weight_shape);
+  Encoding encoding = encoding_with(random.one_of(known_encodings()), weight_shape);
   if (encoding.scale_rank < 2) {
     encoding.scale_rank = static_cast<int>(random.between(0, 2));
   } else if (!random.once_in(3)) {
@@ -27,7 +27,7 @@ Shape block_of(const Encoding& encoding, const Shape& element) {
   return {element[0] / encoding.block_rows, element[1] / encoding.block_columns};
 }
 
-TEST(block_scales, a_box_of_weights_needs_the_scales_of_its_elements_and_no_others) {
+TEST(encodings, a_box_of_weights_needs_the_scales_of_its_elements_and_no_others) {
   Random random(1);
   for (int round = 0; round < 1000; ++round) {
     const Shape shape = {random.between(1, 9), random.between(1, 80)};
@@ -51,7 +51,7 @@ TEST(block_scales, a_box_of_weights_needs_the_scales_of_its_elements_and_no_othe
   }
 }
 
-TEST(block_scales, a_box_of_scales_serves_the_elements_of_its_blocks) {
+TEST(encodings, a_box_of_scales_serves_the_elements_of_its_blocks) {
   Random random(2);
   for (int round = 0; round < 1000; ++round) {
     const Shape shape = {random.between(1, 9), random.between(1, 80)};
@@ -64,7 +64,7 @@ TEST(block_scales, a_box_of_scales_serves_the_elements_of_its_blocks) {
   }
 }
 
-TEST(block_scales, the_name_of_the_scale_is_the_weights_with_a_suffix) {
+TEST(encodings, the_name_of_the_scale_is_the_weights_with_a_suffix) {
   EXPECT_EQ(scale_names_of("a.weight"), (std::vector<std::string>{"a.weight_scale_inv", "a.weight_scale"}));
   EXPECT_EQ(scale_names_of("a.experts"), std::vector<std::string>{"a.experts_scale_inv"});
   for (const char* name : {"a.weight_scale_inv", "a.weight_scale"}) {
@@ -78,20 +78,31 @@ TEST(block_scales, the_name_of_the_scale_is_the_weights_with_a_suffix) {
   }
 }
 
-TEST(block_scales, where_several_blocks_fit_they_say_the_same_of_every_element) {
+TEST(encodings, where_several_blocks_fit_they_say_the_same_of_every_element) {
+  const auto share = [](const auto& some, const auto& others) {
+    return std::any_of(some.begin(), some.end(), [&](DType dtype) {
+      return std::find(others.begin(), others.end(), dtype) != others.end();
+    });
+  };
   std::size_t both = 0;
-  for (const ScaleBlocks& one : known_scale_blocks()) {
-    for (const ScaleBlocks& other : known_scale_blocks()) {
-      if (&one == &other) continue;
+  for (const KnownEncoding& one : known_encodings()) {
+    for (const KnownEncoding& other : known_encodings()) {
+      const bool may_both_fit = share(one.dtypes, other.dtypes) && share(one.elements, other.elements) &&
+                                one.global_suffix == other.global_suffix;
+      if (&one == &other || !may_both_fit) continue;
       for (std::int64_t rows = 1; rows < 300; ++rows) {
         for (std::int64_t columns = 1; columns < 300; ++columns) {
           const Shape shape = {rows, columns};
           Encoding first = encoding_with(one, shape);
           Encoding second = encoding_with(other, shape);
           first.scale_rank = second.scale_rank = 2;  // which a scale for the whole tensor may have
-          if (scale_shape_of(first, shape) != scale_shape_of(second, shape)) continue;
+          const Shape grid = scale_shape_of(first, shape);
+          if (grid != scale_shape_of(second, shape)) continue;
           ++both;
-          ASSERT_EQ(volume(scale_shape_of(first, shape)), 1) << to_string(shape);
+          for (std::size_t d = 0; d < 2; ++d)
+            ASSERT_TRUE(grid[d] == 1 || block_along(first, 2, d) == block_along(second, 2, d))
+                << one.name << other.name << to_string(shape);
+          ASSERT_EQ(one.product, other.product);
         }
       }
     }
@@ -113,7 +124,41 @@ SourceTensor tensor(std::string name, DType dtype, Shape shape, std::uint32_t fi
   return {std::move(name), dtype, std::move(shape), std::move(offset), file, 0, 0};
 }
 
-TEST(block_scales, the_presence_of_the_scales_decides) {
+TEST(encodings, stacks_have_scales_for_each_matrix_along_dimensions_of_their_own_or_none) {
+  struct Case {
+    DType scale;
+    Shape shape;
+    std::int64_t block_rows;
+    std::int64_t block_columns;
+  };
+  const Shape weight = {5, 300, 200};
+  for (const Case& known : std::vector<Case>{{DType::U8, {5, 300, 7}, 1, 32},
+                                             {DType::F32, {5, 3, 2}, 128, 128},
+                                             {DType::F8_E8M0, {5, 3, 2}, 128, 128},
+                                             {DType::BF16, {5, 1, 1}, 300, 200},
+                                             {DType::F32, {5, 1}, 300, 200},
+                                             {DType::F32, {5}, 300, 200},
+                                             {DType::F32, {}, 300, 200},
+                                             {DType::BF16, {5, 300, 1}, 1, 200},
+                                             {DType::BF16, {5, 300}, 1, 200},
+                                             {DType::F32, {5, 4, 2}, 128, 128}}) {
+    const Catalog catalog = catalog_of(
+        {tensor("a.weight", DType::F8_E4M3, weight), tensor("a.weight_scale_inv", known.scale, known.shape)});
+    const Encoding found = encoding_of(catalog, catalog.find("a.weight"));
+    EXPECT_EQ(found.block_rows, known.block_rows) << to_string(known.shape);
+    EXPECT_EQ(found.block_columns, known.block_columns) << to_string(known.shape);
+    EXPECT_EQ(found.scale_rank, std::ssize(known.shape)) << to_string(known.shape);
+  }
+  for (const Shape& other :
+       std::vector<Shape>{{4, 3, 2}, {1, 1, 1}, {1}, {5, 5, 2}, {5, 3, 3}, {5, 300, 2}}) {
+    const Catalog catalog = catalog_of(
+        {tensor("a.weight", DType::F8_E4M3, weight), tensor("a.weight_scale_inv", DType::F32, other)});
+    expect_error(ErrorKind::mismatch, {"a.weight_scale_inv", to_string(other)},
+                 [&] { encoding_of(catalog, catalog.find("a.weight")); });
+  }
+}
+
+TEST(encodings, the_presence_of_the_scales_decides) {
   const Catalog catalog = catalog_of(
       {tensor("plain", DType::BF16, {4, 40}), tensor("scaled", DType::F8_E4M3, {4, 40}),
        tensor("scaled_scale_inv", DType::U8, {4, 2}), tensor("typed", DType::F8_E4M3, {4, 1}, 0, {0, 0}),
@@ -125,7 +170,7 @@ TEST(block_scales, the_presence_of_the_scales_decides) {
             (Encoding{DType::F8_E4M3, true, DType::F8_E8M0, 1, 32}));
 }
 
-TEST(block_scales, dtype_and_shape_of_the_scales_say_which_encoding_it_is) {
+TEST(encodings, dtype_and_shape_of_the_scales_say_which_encoding_it_is) {
   struct Case {
     DType scale;
     Shape shape;
@@ -147,15 +192,22 @@ TEST(block_scales, dtype_and_shape_of_the_scales_say_which_encoding_it_is) {
             catalog_of({tensor("a.weight", element, weight),
                         tensor("a.weight" + std::string(suffix), known.scale, known.shape)});
         const Encoding found = encoding_of(catalog, catalog.find("a.weight"));
-        EXPECT_EQ(found, (Encoding{element, true, known.scale, known.block_rows, known.block_columns,
-                                   static_cast<int>(known.shape.size()), suffix}));
+        Encoding expected{element,
+                          true,
+                          known.scale,
+                          known.block_rows,
+                          known.block_columns,
+                          static_cast<int>(known.shape.size()),
+                          suffix};
+        if (bytes_of(known.scale) > 1) expected.product = Product::to_f32_first;
+        EXPECT_EQ(found, expected) << to_string(known.shape);
         EXPECT_EQ(scale_shape_of(found, weight), known.shape);
       }
     }
   }
 }
 
-TEST(block_scales, weights_are_counted_by_encoding) {
+TEST(encodings, weights_are_counted_by_encoding) {
   const Catalog catalog =
       catalog_of({tensor("a", DType::F8_E4M3, {300, 200}), tensor("a_scale_inv", DType::F32, {3, 2}),
                   tensor("b.weight", DType::F8_E4M3, {2, 1}, 0, {0, 0}),
@@ -168,7 +220,7 @@ TEST(block_scales, weights_are_counted_by_encoding) {
                                          {"block_fp8", 1}, {"mxfp8", 2}, {"tensor_fp8", 1}, {"unknown", 1}}));
 }
 
-TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_file) {
+TEST(encodings, scales_that_are_missing_or_do_not_fit_are_named_with_their_file) {
   struct Case {
     std::vector<SourceTensor> tensors;
     std::vector<std::string_view> texts;
@@ -198,7 +250,7 @@ TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_fi
            {{weight, tensor("w_scale_inv", DType::U8, {}, 1)}, {"(U8 [])", "U8 or F8_E8M0 [4, 2]"}},
            {{weight, tensor("w_scale_inv", DType::F32, {1, 1, 1}, 1)}, {"(F32 [1, 1, 1])"}},
            {{tensor("w", DType::F8_E4M3, {2, 2, 40}), tensor("w_scale_inv", DType::U8, {4, 2})},
-            {"(F8_E4M3 [2, 2, 40])", "a matrix"}},
+            {"(F8_E4M3 [2, 2, 40])", "U8 or F8_E8M0 [2, 2, 2]"}},
            {{tensor("w", DType::F8_E4M3, {40}), tensor("w_scale_inv", DType::F32, {})},
             {"(F8_E4M3 [40])", "a matrix"}},
        }) {
@@ -208,7 +260,7 @@ TEST(block_scales, scales_that_are_missing_or_do_not_fit_are_named_with_their_fi
   }
 }
 
-TEST(block_scales, scales_under_two_names_are_refused_since_one_of_them_would_be_passed_over) {
+TEST(encodings, scales_under_two_names_are_refused_since_one_of_them_would_be_passed_over) {
   const Catalog catalog =
       catalog_of({tensor("a.weight", DType::F8_E4M3, {4, 40}), tensor("a.weight_scale", DType::F32, {}, 1),
                   tensor("a.weight_scale_inv", DType::U8, {4, 2})});

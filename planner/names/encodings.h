@@ -1,0 +1,137 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/decode.h"
+#include "kernels/dtype.h"
+#include "planner/geometry/box.h"
+#include "planner/names/catalog.h"
+
+namespace shardwright {
+
+/// How an HF tensor's numbers are stored: plainly, or with one scale for each block of elements.
+struct Encoding {
+  DType element = DType::BF16;
+  bool scaled = false;
+  DType scale = DType::U8;          ///< see BlockScales::dtype
+  std::int64_t block_rows = 1;      ///< elements that share a scale along the last dimension but one
+  std::int64_t block_columns = 32;  ///< and along the last
+  /// Dimensions of the scale tensor, which are the weight's first ones, from the outermost on: [E, R, C] has
+  /// scales [E, r, c], [E, 1, 1] or [E]. Along dimensions before the last two there is one for each index.
+  /// What the scale tensor has no dimension for shares its scales. 0: one for the whole tensor.
+  int scale_rank = 2;
+  std::string_view scale_suffix = "_scale_inv";  ///< the scale tensor is named as the weight, and then this
+  Product product = Product::exact_once;         ///< of an element and its scale
+
+  /// A tensor named as the weight, and then this, has one more factor of all its scales (or a divisor: see
+  /// `product`), or one for each of the first indices; empty: there is none.
+  std::string_view global_suffix = "";
+  bool code_eight_is_plus_zero = false;  ///< see BlockScales
+
+  bool operator==(const Encoding&) const = default;
+};
+
+/// A known kind of scales: of these dtypes, one for each block of so many rows and columns.
+struct KnownEncoding {
+  std::string_view name;
+  std::vector<DType> dtypes;
+  std::int64_t rows = 0;     ///< 0: as many as the weight has
+  std::int64_t columns = 0;  ///< likewise
+  Product product = Product::exact_once;
+  std::vector<DType> elements = {DType::F8_E4M3, DType::F8_E5M2};
+  std::string_view global_suffix = "";  ///< see Encoding
+
+  /// Whether one scale serves the whole tensor.
+  bool is_whole_tensor() const { return rows == 0 && columns == 0; }
+};
+
+/// Those of F8_E4M3 and F8_E5M2 elements, which the scale multiplies:
+///   mxfp8, the first   an e8m0 byte for each 1 x 32 block (OCP MX v1.0): MiniMax M3
+///   block_fp8          an F32 or BF16 number for each 128 x 128 block: MiniMax M2, DeepSeek V3
+///   tensor_fp8         one number for the matrix, as a scalar or with dimensions of 1: Mistral
+///   channel_fp8        one number for each row: compressed-tensors
+///   block_fp8_e8m0     an e8m0 byte for each 128 x 128 block: DeepSeek V4
+///   block32_fp8_e8m0   an e8m0 byte for each 32 x 32 block: DeepSeek V4.1
+/// Where several fit the scales of a weight, they say the same of every element.
+const std::vector<KnownEncoding>& known_encodings();
+
+/// True for the formats that mean nothing without scales.
+bool is_float8(DType dtype);
+
+/// The encoding of F8_E4M3 weights of this shape with such scales.
+Encoding encoding_with(const KnownEncoding& blocks, const Shape& weight_shape);
+
+/// The names that the scales of a weight may have: "<weight>_scale_inv" (despite the name, it multiplies),
+/// and beside a "<module>.weight" also "<module>.weight_scale", which compressed-tensors, ModelOpt and vLLM
+/// write.
+std::vector<std::string> scale_names_of(std::string_view weight_name);
+
+/// The inverse: the weight's name for the name of a scale, any other name unchanged.
+std::string_view weight_name_of(std::string_view name);
+/// Whether weight_name_of() gives another name than this.
+bool is_scale_name(std::string_view name);
+
+/// The chunks of the scales of a weight; empty if the catalog has none.
+std::span<const SourceTensor> scales_of(const Catalog& catalog, std::string_view weight_name);
+
+/// Elements of a weight of so many dimensions that share a scale along dimension d.
+std::int64_t block_along(const Encoding& encoding, std::size_t rank, std::size_t d);
+
+/// The chunks of a weight's global scale; empty if the encoding or the catalog has none.
+std::span<const SourceTensor> global_scale_of(const Catalog& catalog, const Encoding& encoding,
+                                              std::string_view weight_name);
+
+/// Whether the tensor belongs to an encoded weight of the catalog and is neither its elements nor scales of
+/// them: its shape, or scales of activations, which training has no use for.
+bool is_companion(const Catalog& catalog, std::string_view name);
+
+/// The catalog's names of what belongs to an encoded weight: scales, global scale and all companions.
+std::vector<std::string> companions_of(const Catalog& catalog, std::string_view weight_name);
+
+/// True for dtypes of which two elements share a byte.
+bool is_packed(DType dtype);
+
+/// Shape of the scales that a weight of this shape needs: ceil(size / block) along each of scale_rank
+/// dimensions. A checkpoint may have more rows of them.
+Shape scale_shape_of(const Encoding& encoding, const Shape& weight_shape);
+
+/// The box of scales that a box of the weight needs.
+Box scale_box_of(const Encoding& encoding, const Box& weight_box);
+
+/// The box of weights that a box of scales serves, cut off at the weight's edge.
+Box weight_box_of(const Encoding& encoding, const Box& scale_box, const Shape& weight_shape);
+
+/// How a checkpoint stores this tensor: with scales if a tensor of scales is there, whose dtype and shape say
+/// which of the `known` blocks they belong to; plainly if not. `weight` must be the chunks of that tensor,
+/// not empty. Throws Error(mismatch), naming the tensors and the file, for FP8 without a scale, a scale
+/// beside something that is not FP8, scales under two names, and scales of a dtype and shape that no known
+/// blocks have.
+Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight,
+                     const std::vector<KnownEncoding>& known = known_encodings());
+
+/// Plain elements that a number for each of the first indices of their tensor multiplies: see Rule::factor.
+/// Throws Error(mismatch), naming the tensors, for dtypes and shapes that do not fit each other.
+Encoding multiplied_by(const Catalog& catalog, std::span<const SourceTensor> weight,
+                       std::span<const SourceTensor> factor);
+
+/// How many weights of a checkpoint have scales, by the name of the blocks; those for which encoding_of would
+/// throw under "unknown".
+std::map<std::string, std::int64_t> scaled_weights(const Catalog& catalog);
+
+/// Weights that are stored alike.
+struct StoredAlike {
+  std::int64_t weights = 0;
+  std::int64_t parameters = 0;
+  std::uint64_t bytes = 0;  ///< in files, scales and other companions included
+};
+
+/// How a checkpoint stores its weights: by the name of their encoding, or of their dtype where they have no
+/// scales. Those for which encoding_of would throw are under "unknown".
+std::map<std::string, StoredAlike> stored_alike(const Catalog& catalog);
+
+}  // namespace shardwright

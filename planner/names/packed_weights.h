@@ -1,0 +1,28 @@
+#pragma once
+
+#include "planner/names/catalog.h"
+
+namespace shardwright {
+
+/// Gives weights that are packed in files, and their companions, the names and shapes by which rules know
+/// them; SourceTensor::stored then says what files call them. Bytes stay where they are.
+///
+///     in files                                       as seen
+///     X.weight_packed U8 [R, C/2]                    X.weight F4 [R, C]        compressed-tensors MXFP4,
+///     NVFP4 X.weight_packed I32 [R, C/8]                   X.weight I4 [R, C]        compressed-tensors INT4
+///     X.weight U8 [R, C/2], X.weight_scale           X.weight F4 [R, C]        ModelOpt
+///     X.weight I8 [R, C/2], X.scale F8_E8M0          X.weight F4, X.weight_scale    DeepSeek V4
+///     X.weight F8_E4M3, X.scale                      X.weight_scale            DeepSeek V4
+///     X_blocks U8 [E, R, G, 16], X_scales U8         X F4 [E, R, 32 G], X_scale_inv    gpt-oss
+///
+/// A weight that is stored in chunks, or whose companion is not there, stays what it is. Checksums go with
+/// their tensors.
+void see_packed_weights(Catalog& catalog);
+
+/// The inverse: what the files hold, under the names that they have.
+Catalog as_stored(const Catalog& catalog);
+
+/// Whether that is what the catalog says anyway.
+bool is_as_stored(const Catalog& catalog);
+
+}  // namespace shardwright

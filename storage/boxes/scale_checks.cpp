@@ -1,0 +1,79 @@
+#include "storage/boxes/scale_checks.h"
+
+#include <cstring>
+#include <string>
+
+#include "planner/error.h"
+
+namespace shardwright {
+namespace {
+
+/// The first of so many scales side by side that is not meant; `count` if there is none. A number is meant if
+/// its bits, without a sign, are less than those of infinity.
+template <class Bits>
+std::int64_t first_above(const std::byte* scales, std::int64_t count, Bits most) {
+  bool any = false;  // a loop without an exit is a few instructions for a whole vector
+  for (std::int64_t i = 0; i < count; ++i) {
+    Bits bits = 0;
+    std::memcpy(&bits, scales + i * static_cast<std::int64_t>(sizeof bits), sizeof bits);
+    any |= bits > most;
+  }
+  for (std::int64_t i = 0; any && i < count; ++i) {
+    Bits bits = 0;
+    std::memcpy(&bits, scales + i * static_cast<std::int64_t>(sizeof bits), sizeof bits);
+    if (bits > most) return i;
+  }
+  return count;
+}
+
+std::int64_t first_not_meant(DType dtype, const std::byte* scales, std::int64_t count) {
+  switch (dtype) {
+    case DType::U8:
+    case DType::F8_E8M0:
+      return first_above<std::uint8_t>(scales, count, 0xFE);
+    case DType::F8_E4M3:
+      return first_above<std::uint8_t>(scales, count, 0x7E);
+    case DType::F16:
+      return first_above<std::uint16_t>(scales, count, 0x7BFF);
+    case DType::BF16:
+      return first_above<std::uint16_t>(scales, count, 0x7F7F);
+    default:
+      return first_above<std::uint32_t>(scales, count, 0x7F7FFFFF);
+  }
+}
+
+}  // namespace
+
+void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, const Catalog& catalog) {
+  if (!is_packed(transfer.encoding.element) || part.scales == nullptr || is_empty(part.box)) return;
+  const DType dtype = transfer.encoding.scale;
+  const Box box = scale_box_of_part(transfer, part.box);
+  const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
+  const std::int64_t columns = box.size.empty() ? 1 : box.size.back();
+  Shape index(outer, 0);
+  for (;;) {
+    const std::byte* const row =
+        part.scales +
+        elements_to(index, Shape(part.scale_strides.begin(),
+                                 part.scale_strides.begin() + static_cast<std::ptrdiff_t>(outer))) *
+            bytes_of(dtype);
+    const std::int64_t column = first_not_meant(dtype, row, columns);
+    if (column < columns) {
+      Shape at = box.offset;
+      for (std::size_t d = 0; d < outer; ++d) at[d] += index[d];
+      at.back() += column;
+      const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
+      throw Error(ErrorKind::malformed,
+                  stored_name(scales) + " in " + catalog.files[scales.file].name + ": the scale at " +
+                      to_string(at) + (transfer.source_view.empty() ? "" : " (in the rule's view)") +
+                      " is negative or no number; expected scales of " +
+                      stored_name(catalog.tensors[transfer.source]) +
+                      " as an encoder writes them; the file is damaged, download it again");
+    }
+    std::size_t d = outer;
+    while (d > 0 && ++index[d - 1] == box.size[d - 1]) index[--d] = 0;
+    if (d == 0) return;
+  }
+}
+
+}  // namespace shardwright

@@ -1,0 +1,13 @@
+#pragma once
+
+#include "planner/load/load_plan.h"
+#include "storage/boxes/placing.h"
+
+namespace shardwright {
+
+/// Throws Error(malformed), naming tensor, file and index, for a scale of packed elements in a part of a
+/// transfer, in CPU memory, that no encoder writes: the e8m0 byte 255, a number that is negative, infinite or
+/// NaN. Other elements have codes for such values themselves, and their scales are decoded as they are.
+void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, const Catalog& catalog);
+
+}  // namespace shardwright

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "planner/load/load_plan.h"
+#include "storage/files/open_files.h"
+#include "storage/write/export_tasks.h"
+
+namespace shardwright {
+
+/// Encodes weights with the scales that a template has for them.
+///
+/// A value that the template's code stands for keeps that code; so that what was loaded from the template is
+/// written as it was, byte for byte, whatever encoder made it. Any other gets the nearest code.
+class TemplateCodes {
+ public:
+  /// The template must outlive it.
+  explicit TemplateCodes(const Catalog& pattern) : pattern_(pattern), files_(pattern, DirectIo::never) {}
+
+  /// The box of the weight of which encode() gives the bytes. Where elements share bytes, a byte is written
+  /// by whoever has its lower half.
+  static Box written_box(const Transfer& transfer, const Box& box);
+
+  /// The row-major bytes of written_box(). Values are the native elements of `box`, which lies inside the
+  /// transfer's source box. Throws Error(mismatch), naming the weight, for a value that the scales have no
+  /// code for, as it is too large; and where the upper half of a byte whose lower half is another's has
+  /// changed. Throws Error(io) as InputFile. Thread-safe.
+  std::vector<std::byte> encode(const Transfer& transfer, const SourceTensor& stored, const Box& box,
+                                const Values& values, DType dtype) const;
+
+  /// All bytes of a tensor of the template that is seen under that name.
+  std::vector<std::byte> bytes_of(const std::string& name) const;
+
+ private:
+  std::vector<std::byte> bytes_of_box(const SourceTensor& tensor, const Shape& shape, const Box& box) const;
+
+  const Catalog& pattern_;
+  mutable OpenFiles files_;
+};
+
+}  // namespace shardwright
