@@ -21,7 +21,7 @@ std::vector<Launch> run_all(const std::vector<Placing>& placings, std::int64_t l
 TEST(CudaPlace, EqualsTheDefinitionForEveryChangeAndWritesNothingElse) {
   Random random(1);
   for (const Change& change : every_change()) {
-    for (int round = 0; round < 40; ++round) {
+    for (int round = 0; round < 15; ++round) {
       const Strides strides = random.one_of<Strides>({Strides::straight, Strides::transposed, Strides::any});
       const std::int64_t longest = random.one_of<std::int64_t>({8, 70, 200});
       const RandomPlacing one(random, change, random.number(0, longest), random.number(0, longest), strides);
