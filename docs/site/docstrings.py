@@ -1,26 +1,31 @@
-"""How the package's docstrings become pages: what they say in ways that mkdocstrings does not read is put as it does."""
+"""How the package's docstrings become pages: what mkdocstrings does not read as it stands is put as it does."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from griffe import Attribute, Docstring, Extension, Object
+from griffe import Attribute, Class, Extension, Object
 
 _ROLE = re.compile(r":(?:class|func|meth):`(?:~?)([\w.]+)`")
 _TRAILING = re.compile(r"#: (.*)$")
 
 
 class Docstrings(Extension):
-    """Links of Sphinx's roles; arguments that share a sentence; ``Raises`` with more words; comments that begin ``#:``."""
+    """Sphinx's roles as links, an entry for each argument, longer ``Raises``, and fields with ``#:`` beside."""
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
-        if isinstance(obj, Attribute) and obj.docstring is None:
-            text = _comment_beside(obj)
-            if text:
-                obj.docstring = Docstring(text, lineno=obj.lineno, parent=obj)
         if obj.docstring is not None:
             obj.docstring.value = _rewritten(obj.docstring.value)
+
+    def on_class_members(self, *, cls: Class, **_: Any) -> None:
+        """Fields are one list: each goes on from the one before it."""
+        fields = {name: _comment_beside(field) for name, field in cls.attributes.items() if name[0] != "_"}
+        listed = [
+            f"    {name}: {text}" for name, text in fields.items() if text and "dataclass" in cls.labels
+        ]
+        if cls.docstring is not None and listed:
+            cls.docstring.value += "\n\nAttributes:\n" + "\n".join(listed)
 
 
 def _comment_beside(attribute: Attribute) -> str:

@@ -1,9 +1,9 @@
 """What pages take from elsewhere in the tree when the site is built, so that each fact is written once.
 
-    @section(storage/README.md, Glossary)     a section of a page, with its heading
-    @file(CHANGELOG.md)                       a page without its title
-    @commands()                               the help of each command
-    @header(planner/error.h)                  a C++ header
+@section(storage/README.md, Glossary)     a section of a page, with its heading
+@file(CHANGELOG.md)                       a page without its title
+@commands()                               the help of each command
+@header(planner/error.h, what it holds)   a C++ header
 """
 
 from __future__ import annotations
@@ -76,12 +76,15 @@ def _file(path: str) -> str:
 def _links_of_the_tree(text: str) -> str:
     """Links to files of docs/ lead to their pages; those to other files of the tree are names."""
     text = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
-    return re.sub(r"\[([^\]]+)\]\((?!#)(?:[\w./-]+/)?(?:README|SECURITY|CONTRIBUTING|CHANGELOG)\.md\)", r"`\1`", text)
+    return re.sub(
+        r"\[([^\]]+)\]\((?!#)(?:[\w./-]+/)?(?:README|SECURITY|CONTRIBUTING|CHANGELOG)\.md\)", r"`\1`", text
+    )
 
 
-def _header(path: str) -> str:
+def _header(path: str, holds: str) -> str:
     text = (TREE / path).read_text().partition("#pragma once\n")[2].strip()
-    return f'??? abstract "`{path}`"\n\n' + "\n".join(f"    {line}" for line in ["```cpp", *text.splitlines(), "```"])
+    block = "\n".join(f"    {line}" for line in ["```cpp", *text.splitlines(), "```"])
+    return f'??? header "`{path}`: {holds}"\n\n{block}'
 
 
 def _commands() -> str:
@@ -101,5 +104,7 @@ def _commands() -> str:
     parts = []
     for what in commands._choices_actions:
         text = commands.choices[what.dest].format_help()
-        parts.append(f"## {what.dest}\n\n{what.help[0].upper()}{what.help[1:]}.\n\n```text\n{text.strip()}\n```\n")
+        parts.append(
+            f"## {what.dest}\n\n{what.help[0].upper()}{what.help[1:]}.\n\n```text\n{text.strip()}\n```\n"
+        )
     return "\n".join(parts)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-WIDTH, LEFT, LANE = 860, 90, 11
+WIDTH, LEFT, RIGHT, LANE = 860, 70, 20, 11
 
 
 def main(path: str, begin: float, length: float) -> None:
     events = json.loads(Path(path).read_text())["traceEvents"]
-    scale = (WIDTH - LEFT - 10) / length
+    scale = (WIDTH - LEFT - RIGHT) / length
     parts, top = [], 26
     for thread in sorted({event["tid"] for event in events if "tid" in event}):
         mine = [event for event in events if event.get("tid") == thread]
@@ -32,15 +31,19 @@ def main(path: str, begin: float, length: float) -> None:
             if end < begin or start > begin + length:
                 continue
             lane = next((number for number, free in enumerate(lanes) if free <= start), len(lanes))
-            lanes[lane:lane + 1] = [end]
+            lanes[lane : lane + 1] = [end]
             parts += bar(start, end, top + 28 + lane * LANE, LANE - 3, "c", begin, length, scale)
         top += 42 + max(len(lanes), 1) * LANE
     ticks = [mark(number * 500, begin, scale, top) for number in range(int(length // 500) + 1)]
+    words = ((0, "a", "decode and place"), (130, "none", "wait"), (190, "c", "read, in the background"))
     key = [
-        f'<rect x="{x}" y="2" width="12" height="12" class="{kind}"/><text x="{x + 17}" y="12" class="small">{what}</text>'
-        for x, kind, what in ((LEFT, "a", "decode and place"), (LEFT + 130, "none", "wait"), (LEFT + 190, "c", "read, in the background"))
+        f'<rect x="{LEFT + x}" y="2" width="12" height="12" class="{kind}"/>'
+        f'<text x="{LEFT + x + 17}" y="12" class="small">{what}</text>'
+        for x, kind, what in words
     ]
-    print(f'<svg viewBox="0 0 {WIDTH} {top + 16}" role="img" aria-label="What two threads of a load do when">')
+    print(
+        f'<svg viewBox="0 0 {WIDTH} {top + 16}" role="img" aria-label="What two threads of a load do when">'
+    )
     print("\n".join([*key, *ticks, *parts, "</svg>"]))
 
 
@@ -57,11 +60,10 @@ def bar(
 def mark(microseconds: int, begin: float, scale: float, bottom: int) -> str:
     x = LEFT + microseconds * scale
     return (
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="22" y2="{bottom}" class="line" stroke-dasharray="2 4" stroke-opacity=".5"/>'
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="22" y2="{bottom}" class="line" stroke-dasharray="2 4"/>'
         f'<text x="{x:.1f}" y="{bottom + 13}" text-anchor="middle" class="small">{microseconds / 1000:g} ms</text>'
     )
 
 
 if __name__ == "__main__":
-    trace: Any = sys.argv[1:]
-    main(trace[0], float(trace[1]), float(trace[2]))
+    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
