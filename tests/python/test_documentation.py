@@ -11,14 +11,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import shardwright as sw
+from shardwright.cli.families import PEERS, families
 
 TREE = Path(__file__).parents[2]
+README = TREE / "README.md"
 BLOCK = re.compile(
     r"^(?P<not_run><!-- not run: .+ -->\n)?```(?P<language>python|sh)(?: title=\"(?P<title>[^\"]+)\")?\n"
     r"(?P<text>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
-PAGES = [TREE / "README.md", *sorted((TREE / "docs").rglob("*.md"))]
+PAGES = [README, *sorted((TREE / "docs").rglob("*.md"))]
 WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text())]
 
 
@@ -98,33 +101,38 @@ def test_every_public_header_is_in_the_reference():
 
 
 def test_every_public_name_is_in_the_reference():
-    import shardwright
-
     pages = "".join(page.read_text() for page in (TREE / "docs" / "reference").glob("*.md"))
     listed = re.findall(r"^::: shardwright\.(\w+)$", pages, re.MULTILINE)
-    assert sorted(listed) == sorted(name for name in shardwright.__all__ if name != "__version__")
+    assert sorted(listed) == sorted(name for name in sw.__all__ if name != "__version__")
+
+
+def row_of_family(one: dict) -> str:
+    others = ", ".join(f"`{name}`" for name in one["model_types"] if name != one["family"])
+    cells = [f"`{one['family']}`", others]
+    for layout in ("automodel", "transformers", "torchtitan"):
+        peer = one["layouts"].get(layout, "").rpartition(" ")[0]
+        cells.append("refused" if layout in one["refused"] else peer)
+    return f"| {' | '.join([*cells, 'yes' if one['lora'] else ''])} |"
 
 
 def test_the_table_of_families_is_that_of_the_command():
-    from shardwright.cli.families import families
-
-    rows = {}
-    table = (TREE / "docs" / "families.md").read_text().partition("## Layouts")[0]
-    for line in table.splitlines():
-        found = re.match(r"\| `(\w+)` \|(.*)\|$", line)
-        if found:
-            rows[found[1]] = [cell.strip() for cell in found[2].split("|")]
-    facts = {}
-    for one in families()["families"]:
-        others = ", ".join(f"`{name}`" for name in one["model_types"] if name != one["family"])
-        cells = [others]
-        for layout in ("automodel", "transformers", "torchtitan"):
-            peer = one["layouts"].get(layout, "")
-            cells.append("refused" if layout in one["refused"] else peer.rpartition(" ")[0])
-        facts[one["family"]] = [*cells, "yes" if one["lora"] else ""]
-    assert rows == facts
+    listed = families()["families"]
+    table = "\n".join(map(row_of_family, listed))
+    page = (TREE / "docs" / "families.md").read_text()
+    assert table + "\n\n" in page, f"docs/families.md: expected this table of families:\n{table}"
+    total = len(listed)
+    count = {layout: sum(layout in one["layouts"] for one in listed) for layout in PEERS}
+    of_transformers = sum(one["layouts"].get("automodel") == PEERS["transformers"] for one in listed)
+    for sentence in (
+        f"{count['automodel']} of the {total} with tables",
+        f"for the {of_transformers} that it trains as theirs",
+        f"| {count['transformers']} of them; any other",
+        f"| {count['torchtitan']} of them |",
+    ):
+        assert sentence in README.read_text(), sentence
+    assert f"tables of {total} families" in (TREE / "CHANGELOG.md").read_text()
 
 
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r": ([\w/-]+\.md)$", (TREE / "mkdocs.yml").read_text(), re.MULTILINE))
-    assert listed == {str(page.relative_to(TREE / "docs")) for page in PAGES if page.name != "README.md"}
+    assert listed == {str(page.relative_to(TREE / "docs")) for page in PAGES if page != README}
