@@ -13,7 +13,7 @@ IN_VENV := $(VENV)/bin/python
 comma := ,
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help demo test check stub lint format bench fuzz sanitize peers compare clean build
+.PHONY: help demo test check stub lint format bench fuzz sanitize peers compare docs clean build
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
@@ -252,6 +252,22 @@ sanitize: system $(STAMP) ## run the C++ tests and the Python module under addre
 	@$(call in_sanitizers) ctest --test-dir build/tsan --exclude-regex '^(cpp|torch)\.' --parallel $(JOBS) --timeout 1200 --output-on-failure
 	$(call say,the Python module: thread)
 	@$(call python_under,tsan,tsan,,$(THREADED_PYTHON))
+
+# --- documentation -----------------------------------------------------------------------------------------------------
+# Built from docs/ and the package's docstrings, which are read and not imported: nothing need be compiled, and the tools,
+# once they are there, ask nothing of the network. A warning is an error.
+
+DOCS_TOOLS := build/docs/tools
+$(DOCS_TOOLS)/stamp: .ci/requirements-docs.txt
+	@.ci/system_packages $(filter python3-venv,$(PYTHON_PACKAGES))
+	$(call say,$(DOCS_TOOLS): $(shell grep '^mkdocs-material' $<))
+	@$(PYTHON) -m venv --clear $(DOCS_TOOLS)
+	@$(DOCS_TOOLS)/bin/python -m pip install --quiet --quiet --requirement $<
+	@touch $@
+
+docs: $(DOCS_TOOLS)/stamp ## build the documentation into build/docs/site: open index.html there
+	$(call say,build/docs/site)
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_TOOLS)/bin/python -m mkdocs build --strict
 
 clean: ## remove all that the other commands made here
 	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
