@@ -26,6 +26,8 @@ bool is_box(const Piece& piece) {
   const std::vector<int>& axes = piece.correspondence->axes;
   return piece.is_plain() && piece.correspondence->hf_box.size == piece.hf_shape &&
          std::find(axes.begin(), axes.end(), -1) == axes.end();
+}
+
 /// The global scale of the weight that the last two entries are, and its scales.
 void add_companions(const Catalog& catalog, std::vector<Request>& requests, const Encoding& encoding) {
   Request request = requests.back();
