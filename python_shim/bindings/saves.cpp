@@ -242,7 +242,6 @@ void bind_reading(py::module_& m) {
       "Bytes of a regular file, or of one that a link leads to; anything else is refused, by name.");
   m.def("size_of_file", &size_of_file, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("has_manifest", &has_manifest, py::arg("directory"));
-  m.def("read_order", &read_order, py::arg("directory"));
   m.def(
       "next_order",
       [](const std::filesystem::path& directory) {

@@ -70,12 +70,3 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
-
-
-def write_flushed(path: Path, content: bytes) -> None:
-    """Writes a small file that is on the device when this returns."""
-    uninterrupted(lambda: path.parent.mkdir(exist_ok=True))
-    with opened(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

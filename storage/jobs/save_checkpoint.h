@@ -48,8 +48,11 @@ struct SaveReport {
 /// memory must not change until it returns. A box that several ranks hold is written by one of them.
 ///
 /// The checkpoint is there when it returns, flushed to the device; files that other programs have in the
-/// directory are left alone. A directory that is called step-<number> takes its place in the order by which
-/// Python's sw.latest tells the newest one.
+/// directory are left alone. A directory that is called step-<number>, as step_path() names it, takes its
+/// place in the order by which latest_checkpoint() and Python's sw.latest tell the newest one.
+///
+/// Only tensors are saved. Numbers, texts and other objects of a training, which Python's sw.save pickles,
+/// are not: save a number as a tensor of no dimensions, or have Python save it.
 ///
 /// Throws the same Error on all ranks, and has published nothing then: mismatch for ranks that do not hold
 /// one state between them, naming tensors and ranks, and for tensors that cannot be read or that safetensors
