@@ -34,8 +34,18 @@ struct Checkpoint {
   void plain(const std::string& name, Shape shape, DType dtype = DType::BF16) {
     tensors.push_back({name, dtype, std::move(shape)});
   }
-  void block_scaled(const std::string& name, std::int64_t out, std::int64_t in) {
+  /// An expert's matrix, which may have an encoding of its own; as ModelOpt stores NVFP4.
+  void expert(const std::string& name, std::int64_t out, std::int64_t in) {
+    if (blocks.elements.front() != DType::F4) return block_scaled(name, out, in);
     const Encoding encoding = encoding_with(blocks, {out, in});
+    plain(name + ".weight", {out, in / 2}, DType::U8);
+    plain(name + ".weight_scale", scale_shape_of(encoding, {out, in}), encoding.scale);
+    plain(name + ".weight_scale_2", {}, DType::F32);
+    plain(name + ".input_scale", {}, DType::F32);
+  }
+  void block_scaled(const std::string& name, std::int64_t out, std::int64_t in) {
+    const KnownEncoding& of_rest = blocks.elements.front() == DType::F4 ? known_encodings().front() : blocks;
+    const Encoding encoding = encoding_with(of_rest, {out, in});
     tensors.push_back({name + ".weight", encoding.element, {out, in}});
     tensors.push_back({name + ".weight" + std::string(encoding.scale_suffix), encoding.scale,
                        scale_shape_of(encoding, {out, in})});
@@ -74,9 +84,9 @@ void add_experts(Checkpoint& checkpoint, const MiniMaxM3Preset& sizes, const std
   checkpoint.plain(prefix + "e_score_correction_bias", {sizes.experts}, DType::F32);
   for (std::int64_t expert = 0; expert < sizes.experts; ++expert) {
     const std::string name = prefix + "experts." + std::to_string(expert) + ".";
-    checkpoint.block_scaled(name + "w1", sizes.expert_intermediate, sizes.hidden);
-    checkpoint.block_scaled(name + "w3", sizes.expert_intermediate, sizes.hidden);
-    checkpoint.block_scaled(name + "w2", sizes.hidden, sizes.expert_intermediate);
+    checkpoint.expert(name + "w1", sizes.expert_intermediate, sizes.hidden);
+    checkpoint.expert(name + "w3", sizes.expert_intermediate, sizes.hidden);
+    checkpoint.expert(name + "w2", sizes.hidden, sizes.expert_intermediate);
   }
   add_gated_mlp(checkpoint, prefix + "shared_experts.", sizes.hidden, sizes.expert_intermediate);
 }
@@ -149,6 +159,20 @@ std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset, con
   return std::move(checkpoint.tensors);
 }
 
+namespace {
+
+/// Of the third release, which keeps all but the experts in MXFP8.
+nlohmann::ordered_json mixed_quantization(const KnownEncoding& of_experts) {
+  return {{"quant_method", "modelopt"},
+          {"quant_algo", "MIXED_PRECISION"},
+          {"quantized_layers",
+           {{"language_model.model.layers.*.block_sparse_moe.experts.*",
+             {{"quant_algo", "NVFP4"}, {"group_size", of_experts.columns}}},
+            {"language_model.model.layers.*.self_attn.*", {{"quant_algo", "MXFP8"}}}}}};
+}
+
+}  // namespace
+
 std::string minimax_m3_config(const MiniMaxM3Preset& preset, const KnownEncoding& blocks) {
   using Json = nlohmann::ordered_json;
   Json mlp_kinds = Json::array();
@@ -206,7 +230,8 @@ std::string minimax_m3_config(const MiniMaxM3Preset& preset, const KnownEncoding
       {"tie_word_embeddings", false},
       {"text_config", text},
       {"vision_config", vision},
-      {"quantization_config", quantization_config(blocks)},
+      {"quantization_config",
+       blocks.elements.front() == DType::F4 ? mixed_quantization(blocks) : quantization_config(blocks)},
   };
   return config.dump(2) + "\n";
 }

@@ -143,6 +143,8 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
     const std::string_view encoding =
         changes.encoding.empty() ? sample.encoding : std::string_view(changes.encoding);
     const KnownEncoding* blocks = encoding.empty() ? nullptr : &encoding_named(encoding);
+    if (blocks != nullptr && blocks->elements.front() == DType::F4)
+      refuse("encoding " + quoted(encoding) + ": only the presets of MiniMax M3 are made in it");
     Json config = config_of(sample, changes.config);
     SampleTensors tensors(config, blocks, changes.encoding.empty() ? sample.scale : std::nullopt);
     sample.add_tensors(tensors);

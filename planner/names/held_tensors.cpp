@@ -94,9 +94,8 @@ HeldTensor describe(const Catalog& catalog, const WeightMap& map, std::string fq
   held.fqn = std::move(fqn);
   held.sources = std::move(found.sources);
   for (const std::string& name : held.sources) {
-    if (const auto scales = scales_of(catalog, name); !scales.empty()) {
-      held.scales.push_back(scales.front().name);
-    }
+    if (scales_of(catalog, name).empty()) continue;
+    for (std::string& companion : companions_of(catalog, name)) held.scales.push_back(std::move(companion));
   }
   held.experts.assign(found.experts.begin(), found.experts.end());
   const bool has_scales = !held.sources.empty() && !scales_of(catalog, held.sources.front()).empty();
@@ -116,6 +115,9 @@ HeldTensor describe(const Catalog& catalog, const WeightMap& map, std::string fq
   const bool decoded = is_float8(catalog.find(source).front().dtype) || has_scales;
   held.as_it_is = rule.axes.is_identity() && !joins(map, rule) && !decoded;
   for (const Piece& piece : pieces_of(map, held.fqn, held.shape, &catalog)) {
+    if (!piece.factor.empty() && !catalog.find(piece.factor).empty() &&
+        std::find(held.scales.begin(), held.scales.end(), piece.factor) == held.scales.end())
+      held.scales.push_back(piece.factor);
     if (piece.hf_name != source) continue;
     held.axes = dimensions_of(piece);
     if (joins(map, rule)) held.joined = joined_dimension(piece, held.shape, rule.stacked() ? 0 : -1);
@@ -150,7 +152,12 @@ std::vector<HeldTensor> held_tensors(const Catalog& catalog, const WeightMap& ma
   add_sibling_stacks(map, found);
   std::vector<HeldTensor> held;
   held.reserve(found.size());
-  for (auto& [fqn, entry] : found) held.push_back(describe(catalog, map, fqn, std::move(entry), experts));
+  for (auto& [fqn, entry] : found) {
+    held.push_back(describe(catalog, map, fqn, std::move(entry), experts));
+    for (std::vector<std::string>* names : {&held.back().sources, &held.back().scales}) {
+      for (std::string& name : *names) name = stored_name(catalog.find(name).front());
+    }
+  }
   return held;
 }
 

@@ -15,8 +15,9 @@ struct HeldTensor {
   Shape shape;  ///< global; dimension 0 of a stack counts all experts. Empty if `sources` is
   bool stacked = false;
   bool as_it_is = false;  ///< the one HF tensor already is the native one: its name changes, nothing else
-  std::vector<std::string> sources;   ///< the HF weights that are there, without their scales, sorted by name
-  std::vector<std::string> scales;    ///< the scales of those that have some
+  std::vector<std::string>
+      sources;  ///< the HF weights that are there, without their scales, as files call them
+  std::vector<std::string> scales;    ///< scales and all other companions of those, and what multiplies them
   std::vector<std::int64_t> experts;  ///< of which the layer holds at least one weight, sorted
 
   /// HF dimension i of the sources runs along native dimension axes[i], -1: along no one dimension; `joined`

@@ -269,7 +269,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
   if (form.template_catalog != nullptr) {
     const auto place = [&](const SourceTensor& tensor) {
       const std::span<const SourceTensor> stored = form.template_catalog->find(weight_name_of(tensor.name));
-      if (const auto own = form.template_catalog->find(tensor.name); !own.empty())
+      if (const auto own = form.template_catalog->find(tensor.name); form.as_template && !own.empty())
         return std::tuple{own.front().file, own.front().begin};
       if (stored.empty()) return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a factor it does not have
       return std::tuple{stored.front().file, stored.front().begin};

@@ -166,6 +166,18 @@ void check_space(const fs::path& directory, std::uint64_t bytes) {
               ENOSPC);
 }
 
+/// What a tensor's values are for.
+RandomValues values_of(const SourceTensor& tensor) {
+  const std::string_view name = tensor.name;
+  RandomValues values{tensor.dtype, RandomValues::Kind::any};
+  if (tensor.dtype == DType::U8 && name.ends_with(".weight")) values.kind = RandomValues::Kind::codes;
+  if (tensor.dtype == DType::F8_E4M3 && name.ends_with(".weight_scale"))
+    values.kind = RandomValues::Kind::positive;
+  if (name.ends_with(".weight_scale_2") || name.ends_with(".input_scale"))
+    values.kind = RandomValues::Kind::positive;
+  return values;
+}
+
 void write_values(PendingFile& file, const Layout& layout, std::uint64_t seed, std::vector<char>& buffer) {
   std::size_t used = 0;
   const auto flush = [&] {
@@ -183,7 +195,7 @@ void write_values(PendingFile& file, const Layout& layout, std::uint64_t seed, s
         flush();
         continue;
       }
-      fill_random(tensor.dtype, key, offset, std::span(buffer).subspan(used, count));
+      fill_random(values_of(tensor), key, offset, std::span(buffer).subspan(used, count));
       used += count;
       offset += count;
     }
@@ -227,7 +239,7 @@ PendingFile write_text(const fs::path& path, const std::string& text) {
 }  // namespace
 
 const std::vector<std::string_view>& generated_encodings() {
-  static const std::vector<std::string_view> made{"mxfp8", "block_fp8", "tensor_fp8"};
+  static const std::vector<std::string_view> made{"mxfp8", "block_fp8", "tensor_fp8", "nvfp4_modelopt"};
   return made;
 }
 

@@ -35,6 +35,18 @@ std::uint64_t finite_f32(std::uint64_t bits) {
   return bits ^ (is_special >> 1);
 }
 
+/// Neither negative, zero nor NaN: 0 becomes 1, 0x7F becomes 0x7E.
+std::uint64_t positive_e4m3(std::uint64_t bits) {
+  std::uint64_t result = 0;
+  for (int lane = 0; lane < 8; ++lane) {
+    const std::uint64_t code = (bits >> (8 * lane)) & 0x7F;
+    result |= (code == 0 ? 1 : code == 0x7F ? 0x7E : code) << (8 * lane);
+  }
+  return result;
+}
+
+constexpr std::uint64_t two_small_f32 = 0x3A8000003A800000u;  // 2^-10
+
 /// Takes 16 random bits.
 std::uint64_t scale(std::uint64_t bits) {
   const std::uint64_t value = (bits >> 4) & 0xFFF;
@@ -68,8 +80,15 @@ void fill_words(std::uint64_t first, std::span<char> into, Word word_at) {
 
 }  // namespace
 
-void fill_random(DType dtype, std::uint64_t key, std::uint64_t offset, std::span<char> into) {
+void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, std::span<char> into) {
   const std::uint64_t first = offset / 8;
+  if (values.kind == RandomValues::Kind::codes)
+    return fill_words(first, into, [key](std::uint64_t i) { return random_word(key, i); });
+  if (values.kind == RandomValues::Kind::positive)
+    return fill_words(first, into, [&](std::uint64_t i) {
+      return values.dtype == DType::F32 ? two_small_f32 : positive_e4m3(random_word(key, i));
+    });
+  const DType dtype = values.dtype;
   switch (dtype) {
     case DType::F8_E4M3:
       return fill_words(first, into, [key](std::uint64_t i) { return finite_e4m3(random_word(key, i)); });

@@ -7,6 +7,17 @@
 
 namespace shardwright {
 
+/// What random values are wanted of a dtype.
+struct RandomValues {
+  enum class Kind : std::uint8_t {
+    any,
+    codes,     ///< any bytes: two elements in each
+    positive,  ///< scales of NVFP4: F8_E4M3 from 2^-9 to 448, F32 2^-10 everywhere
+  };
+  DType dtype;
+  Kind kind = Kind::any;
+};
+
 /// Fills `into` with the bytes of a random tensor from `offset` on, which must be a multiple of 8. The same
 /// key gives the same tensor, however it is cut.
 ///
@@ -14,6 +25,6 @@ namespace shardwright {
 /// the rest anywhere in 0 to 254, so that products overflow BF16, become subnormal and vanish; never 255,
 /// which is NaN. BF16 and F32: any finite number, subnormals included.
 /// I64: 0 to 3, which number the experts of a small checkpoint. Other dtypes: Error (argument).
-void fill_random(DType dtype, std::uint64_t key, std::uint64_t offset, std::span<char> into);
+void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, std::span<char> into);
 
 }  // namespace shardwright

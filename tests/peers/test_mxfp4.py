@@ -6,6 +6,7 @@ import pytest
 import shardwright as sw
 import torch
 from safetensors.torch import save_file
+from shardwright.adapters import StateDictAdapter
 from test_families_transformers import differing
 from tiny_models import TINY, held
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -62,3 +63,11 @@ def test_packed_experts_load_as_those_that_transformers_has_unpacked(layout: str
     assert differing(held(tmp_path / "to"), stored) == []
     with pytest.raises(ValueError, match="a matrix is the transpose"):
         sw.export(state, tmp_path / "bf16", template=tmp_path / "packed", layout=layout)
+
+
+def test_an_adapter_takes_packed_experts_as_a_load_does(tmp_path: Path):
+    stored, _ = packed(tmp_path)
+    expected = sw.empty_state_dict(tmp_path)
+    sw.load(expected, tmp_path)
+    found = StateDictAdapter("gpt_oss", checkpoint=tmp_path).from_hf(dict(stored))
+    assert differing(found, expected) == []

@@ -9,9 +9,19 @@ import reference
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
-from encoded import Weight, fp8_weights, int4, mxfp4_packed, nvfp4_modelopt, packed_weights
+from encoded import (
+    Tensors,
+    Weight,
+    e2m1,
+    fp8_weights,
+    int4,
+    mxfp4_packed,
+    nvfp4_modelopt,
+    over_blocks,
+    packed_weights,
+)
 from placements import held_indices, take
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from shardwright.cli.command_line import main
 from test_property import fake_mesh, sharded
 from torch.distributed.tensor import Replicate, Shard
@@ -21,6 +31,10 @@ GENERATOR = torch.Generator().manual_seed(1)
 WEIGHTS = fp8_weights(GENERATOR) + packed_weights(GENERATOR)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 each = pytest.mark.parametrize("weight", WEIGHTS, ids=lambda weight: weight.name)
+
+
+def held(path: Path) -> Tensors:
+    return {name: tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def write(path: Path, *weights: Weight) -> Path:
@@ -123,3 +137,26 @@ def test_inspect_says_what_is_stored_how(tmp_path: Path, capsys: pytest.CaptureF
         assert any(fact["bytes"] == sum(t.nbytes for t in weight.stored.values()) for fact in alike)
     main(["inspect", str(path)])
     assert "stored as mxfp4" in capsys.readouterr().out
+
+
+def test_minimax_m3s_third_release_loads_and_goes_back_as_it_was(tmp_path: Path):
+    """Experts in NVFP4, the rest in MXFP8."""
+    sw.generate(tmp_path / "m3", "tiny", encoding="nvfp4_modelopt")
+    state = sw.empty_state_dict(tmp_path / "m3")
+    report = sw.load(state, tmp_path / "m3")
+    assert report.unused == [] and report.unknown == []
+    stored = held(tmp_path / "m3")
+    experts = [name for name in stored if ".experts." in name and name.endswith(".weight")]
+    assert len(experts) > 10
+    for name in experts:
+        scales = stored[f"{name}_scale"].float() * stored[f"{name}_scale_2"]
+        elements = e2m1(stored[name], 0.0).float()
+        values = elements * over_blocks(scales, elements.shape, 1, 16)
+        plain = {name: torch.zeros(values.shape, dtype=torch.bfloat16)}
+        sw.load(plain, tmp_path / "m3", layout="huggingface", strict=False)
+        assert reference.same(plain[name], values.to(torch.bfloat16)), name
+    sw.export(state, tmp_path / "to", quantization="template", template=tmp_path / "m3")
+    back = held(tmp_path / "to")
+    assert back.keys() == stored.keys()
+    for name, tensor in stored.items():
+        assert back[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8)), name

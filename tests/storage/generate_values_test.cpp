@@ -15,7 +15,7 @@ namespace {
 
 std::string values(DType dtype, std::size_t bytes, std::uint64_t key = 7) {
   std::string text(bytes, '\0');
-  fill_random(dtype, key, 0, text);
+  fill_random({dtype}, key, 0, text);
   return text;
 }
 
@@ -72,9 +72,9 @@ TEST(generate_values, a_tensor_is_the_same_however_it_is_cut) {
   for (const DType dtype : {DType::F8_E4M3, DType::U8, DType::BF16, DType::F32}) {
     const std::string whole = values(dtype, 100);
     std::string pieces(100, '\0');
-    fill_random(dtype, 7, 0, std::span(pieces).first(8));
-    fill_random(dtype, 7, 8, std::span(pieces).subspan(8, 56));
-    fill_random(dtype, 7, 64, std::span(pieces).subspan(64));
+    fill_random({dtype}, 7, 0, std::span(pieces).first(8));
+    fill_random({dtype}, 7, 8, std::span(pieces).subspan(8, 56));
+    fill_random({dtype}, 7, 64, std::span(pieces).subspan(64));
     EXPECT_EQ(pieces, whole);
     EXPECT_NE(values(dtype, 100, 8), whole);
   }

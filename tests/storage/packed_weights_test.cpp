@@ -1,10 +1,11 @@
+#include "planner/names/packed_weights.h"
+
 #include <gtest/gtest.h>
 
 #include <cstring>
 
 #include "planner/load/plan_wire.h"
 #include "planner/names/held_tensors.h"
-#include "planner/names/packed_weights.h"
 #include "storage/format/read_catalog.h"
 #include "storage/load/load.h"
 #include "tests/planner/random_layouts.h"
@@ -145,7 +146,8 @@ TEST(packed_weights, are_seen_by_their_own_names_and_go_back_to_those_of_the_fil
   for (const Written& tensor : tensors) {
     ASSERT_EQ(stored.find(tensor.name).size(), 1U) << tensor.name;
     EXPECT_EQ(name_of(stored.find(tensor.name).front().dtype), tensor.dtype) << tensor.name;
-    EXPECT_EQ(stored.find(tensor.name).front().end - stored.find(tensor.name).front().begin, tensor.bytes.size());
+    EXPECT_EQ(stored.find(tensor.name).front().end - stored.find(tensor.name).front().begin,
+              tensor.bytes.size());
   }
 }
 

@@ -39,7 +39,8 @@ class Part:
         local = self.local
         if local.device.type != KERNEL_DEVICE:
             local = local.cpu()
-        scaled = _core.is_scale_name(name) or local.dtype in FLOAT8
+        packed = local.dtype in (torch.uint8, torch.int8, torch.int32)
+        scaled = _core.is_scale_name(name) or local.dtype in FLOAT8 or packed
         if scaled and local.dim() > 0 and local.stride(-1) != 1:
             local = local.contiguous()
         return Part(self.sharding, local)
