@@ -129,7 +129,7 @@ def hints_at_names(missing: Collection[str], available: Iterable[str]) -> list[s
         return []
     hints = []
     for wrapper, maker in _WRAPPERS.items():
-        concerned = [name for name in missing if _without(name, wrapper) in available]
+        concerned = [name for name in missing if name != _without(name, wrapper) in available]
         if concerned:
             hints.append(
                 f"{len(concerned)} names of the state dict have the prefix {wrapper}. of {maker}, and are in the "
