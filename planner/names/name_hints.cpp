@@ -65,7 +65,8 @@ std::vector<std::string> hints_at_wrapper(const Wrapper& wrapper, const std::vec
   const std::string part(wrapper.part);
   const std::string of_maker = part + ". of " + std::string(wrapper.maker);
   const auto is_there_without = [&](const std::string& name) {
-    return available.contains(without(name, wrapper));
+    const std::string bare = without(name, wrapper);
+    return bare != name && available.contains(bare);
   };
   if (const std::string count = count_of(missing, is_there_without); count != "0") {
     hints.push_back(count + " names of the state dict have the prefix " + of_maker +

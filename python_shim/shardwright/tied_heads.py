@@ -37,5 +37,5 @@ def _is_same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     here, there = local_part(a), local_part(b)
     if here.is_meta or there.is_meta:
         return False
-    shared = here.untyped_storage()._cdata == there.untyped_storage()._cdata
+    shared: bool = here.untyped_storage()._cdata == there.untyped_storage()._cdata
     return shared and here.stride() == there.stride() and here.storage_offset() == there.storage_offset()

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from shardwright import _core
 from shardwright.adapters import StateDictAdapter
 from shardwright.describe import spec_of_part
+from shardwright.imported import transformers_mapping
 from shardwright.weight_maps import weight_map_for
 from test_importer import bits, expect_same, loaded_by_transformers, saved, stored_in, unfilled
 from tiny_models import TINY
@@ -402,3 +403,17 @@ def test_a_configs_class_stands_for_its_model(tmp_path: Path):
     state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
     sw.load(state, tmp_path, layout="transformers", model=LlamaConfig)
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_5_moe", "nemotron_h", "mixtral", "minimax_m2"])
+def test_groups_that_differ_in_names_alone_are_converted_once_and_say_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tiny = next(tiny for tiny in TINY if tiny.id == name)
+    model = tiny.write(tmp_path)
+    shapes = transformers_mapping.weight_shapes(sw.read_catalog(tmp_path))
+    once = transformers_mapping.converted(model, shapes)
+    monkeypatch.setattr(transformers_mapping.Group, "like", lambda self, shapes: None)
+    each = transformers_mapping.converted(model, shapes)
+    assert (once.rows, once.shapes, once.sizes) == (each.rows, each.shapes, each.sizes)
+    assert any("experts" in row.hf for row in once.rows)

@@ -124,6 +124,17 @@ def test_advice_does_not_contradict_itself(tmp_path: Path):
     assert "pass layout=" not in str(told.value)
 
 
+def test_names_of_another_layout_are_not_taken_for_those_of_a_wrapped_module(tmp_path: Path):
+    """Mixtral's experts in transformers are GLM's, too; none of the names has a wrapper's prefix."""
+    families.write(BY_NAME["glm4_moe"], tmp_path / "glm")
+    families.write(BY_NAME["mixtral"], tmp_path / "mixtral")
+    state = zeros_like(native(BY_NAME["mixtral"], "transformers", held(tmp_path / "mixtral")))
+    with pytest.raises(sw.PlanError, match="the checkpoint lacks") as told:
+        sw.load(state, tmp_path / "glm")
+    assert "module." not in str(told.value) and "DistributedDataParallel" not in str(told.value)
+    assert not any(tensor.any() for tensor in state.values())
+
+
 # --- heads -----------------------------------------------------------------------------------------------------------
 
 TIED = BY_NAME["qwen3, tied"]

@@ -32,10 +32,10 @@ def hints_at_layout(names: Iterable[str], catalog: Any, model: Any, layout: str)
             f"{fitting[best]} of {len(asked)} names are those of layout={best!r}, {fitting.get(layout, 0)} those of "
             f"layout={layout!r}: pass layout={best!r}"
         ]
-    missing = [name for name in asked if name not in known.get(layout, ())]
     for one, of_layout in known.items():
         if one == "torchtitan" != layout:  # whose short names are the ends of many others
             continue
+        missing = [name for name in asked if name not in of_layout]
         if hints := _core.hints_at_names(missing, list(of_layout)):
             return list(hints) if one == layout else [*hints, f"and pass layout={one!r}"]
     return []

@@ -60,11 +60,17 @@ def _counted(row: Row) -> Iterator[Row]:
 
 
 def _layered(row: Row) -> Iterator[Row]:
+    """Each number of the native name with each one of the HF name. Asked of every tensor of a checkpoint."""
+    there = [
+        (row.hf[: number.start()], int(number.group()), row.hf[number.end() :])
+        for number in _NUMBER.finditer(row.hf)
+    ]
     for here in _NUMBER.finditer(row.native):
-        for there in _NUMBER.finditer(row.hf):
-            more = int(there.group()) - int(here.group())
-            hf = _with(row.hf, there, _variable("{layer}", more))
-            yield row._replace(hf=hf, native=_with(row.native, here, "{layer}"))
+        native = _with(row.native, here, "{layer}")
+        index = int(here.group())
+        for before, number, after in there:
+            hf = before + _variable("{layer}", number - index) + after
+            yield Row(hf, native, row.axes, row.only_read)
 
 
 def _with(name: str, number: re.Match[str], variable: str) -> str:

@@ -41,6 +41,40 @@ class Conversion:
     after_layers: tuple[str, ...] = ()  #: how those begin that come after the last layer
 
 
+#: Operations that ask for nothing but the tensors: those of alike tensors do alike, whatever the names.
+_NAMELESS = {"MergeModulelist", "Concatenate", "Transpose", "Chunk"}
+
+
+@dataclass
+class Group:
+    """Tensors of a checkpoint that one converter takes together."""
+
+    converter: Any
+    sources: dict[str, list[str]] = field(default_factory=dict)  #: names, by the pattern that they fit
+
+    @property
+    def names(self) -> list[str]:
+        return [name for names in self.sources.values() for name in names]
+
+    def like(self, shapes: Mapping[str, Sequence[int]]) -> Any:
+        """Equal for groups that become tensors in one way; None: each becomes one in its own."""
+        if any(type(operation).__name__ not in _NAMELESS for operation in self.converter.operations):
+            return None
+        of_patterns = [
+            (pattern, tuple(tuple(shapes[name]) for name in names)) for pattern, names in self.sources.items()
+        ]
+        return id(self.converter), tuple(of_patterns)
+
+    def filled(self, shapes: Mapping[str, Sequence[int]]) -> Any:
+        """The converter with the tensors, which record what becomes of them."""
+        converter = copy.deepcopy(self.converter)
+        for pattern, names in self.sources.items():
+            for name in names:
+                recorded = RecordedTensor.of_source(name, shapes[name])
+                converter.collected_tensors[pattern].append(recorded)
+        return converter
+
+
 def imported_weight_map(catalog: Any, model: Any = "auto") -> Any:
     """The WeightMap of layout "transformers" for a checkpoint, out of transformers' mapping for its model.
 
@@ -101,7 +135,8 @@ def converted(model: Any, shapes: Mapping[str, Sequence[int]]) -> Conversion:
     prefix = model.base_model_prefix
     result = Conversion()
     result.layers, result.after_layers = _pipeline_of(model)
-    regrouped: dict[str, Any] = {}
+    regrouped: dict[str, Group] = {}
+    made_before: dict[Any, tuple[list[int], list[tuple[int, str]]]] = {}
     sources: dict[str, list[str]] = {}
     is_ignored = _pattern_of_ignored(model)
     for name in sorted(shapes, key=dot_natural_key):
@@ -113,17 +148,26 @@ def converted(model: Any, shapes: Mapping[str, Sequence[int]]) -> Conversion:
             continue
         sources.setdefault(renamed, []).append(name)
         if pattern is not None:
-            if renamed not in regrouped:
-                regrouped[renamed] = copy.deepcopy(converter_of[pattern])
-            recorded = RecordedTensor.of_source(name, shapes[name])
-            regrouped[renamed].collected_tensors[pattern].append(recorded)
+            group = regrouped.setdefault(renamed, Group(converter_of[pattern]))
+            group.sources.setdefault(pattern, []).append(name)
         elif renamed in result.shapes or renamed in regrouped:
             result.problems.append(_given_twice(renamed, sources[renamed][0], name))
         else:
             result.rows.append(Row(name, renamed))
             result.shapes[renamed] = list(shapes[name])
-    for first, converter in regrouped.items():
-        _convert(result, converter, first, model, in_model, sources[first])
+    for first, group in regrouped.items():
+        like = group.like(shapes)
+        expected = list(in_model[first].shape)
+        if like in made_before and made_before[like][0] == expected and first not in result.shapes:
+            result.rows += [Row(group.names[index], first, axes) for index, axes in made_before[like][1]]
+            result.shapes[first] = expected
+            continue
+        before = len(result.rows)
+        _convert(result, group.filled(shapes), first, model, in_model, sources[first])
+        rows = result.rows[before:]
+        if like is not None and rows and all(row.native == first for row in rows):
+            numbers = {name: number for number, name in enumerate(group.names)}
+            made_before[like] = (expected, [(numbers[row.hf], row.axes) for row in rows])
     _add_tied(result, model)
     for name, tensor in in_model.items():
         if name not in result.shapes and name not in shapes:
