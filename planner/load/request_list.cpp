@@ -45,7 +45,7 @@ void as_stored(const Catalog& catalog, Request& request) {
   if (chunks.empty() || chunks.front().stored == nullptr) return;
   const StoredForm& stored = *chunks.front().stored;
   request.name = stored.name;
-  request.is_view = request.is_view && request.dtype == stored.dtype;
+  request.is_box = request.is_box && request.dtype == stored.dtype;
   request.dtype = stored.dtype;
   request.shape = stored.shape;
 }

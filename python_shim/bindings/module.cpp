@@ -492,8 +492,8 @@ void bind_generate(py::module_& m) {
       [](const std::filesystem::path& directory, const std::string& preset, const std::string& encoding,
          bool layout_only, std::uint64_t seed, int threads, int layers, const std::string& family,
          const std::string& form, const std::string& config, std::uint64_t max_file_bytes) {
-        return generate(directory, {preset, encoding, layout_only, seed, threads, layers, family, form, config,
-                                    max_file_bytes});
+        return generate(directory, {preset, encoding, layout_only, seed, threads, layers, family, form,
+                                    config, max_file_bytes});
       },
       py::arg("directory"), py::arg("preset") = "", py::arg("encoding") = "", py::arg("layout_only") = false,
       py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0, py::arg("family") = "",
