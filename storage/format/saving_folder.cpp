@@ -321,7 +321,7 @@ SavingFolder::Left SavingFolder::complete(const Plan& plan) {
   const bool is_removal = plan.commit_name == ".";
   const Listed listed = listed_in(directory_, is_removal ? std::vector<Removed>{} : plan.removed);
   Left still;
-  for (const auto& [name, inode] : plan.removed) {
+  for (const auto& [name, inode] : plan.removed) {  // sorted: torch's .metadata before what it names
     if (listed.may_hold(name) || !stays_inside(directory_, name)) continue;
     // Somebody may have written a file of that name since a save died.
     const std::optional<struct stat> file = entry_at(directory_ / name);
@@ -354,15 +354,16 @@ SavingFolder::Left SavingFolder::undo() {
       note(bring_back(name));
     }
   }
+  // In this order torch's metadata, .metadata, goes before the files that it names.
   for (const std::string& name : files_below(files())) {
     if (!replaced.contains(name) && are_one_file(files() / name, directory_ / name))
       note(remove_file(directory_, name));
   }
-  for (const std::string& name : renamed_) {
-    if (uninterrupted([&] { return std::rename((directory_ / name).c_str(), (files() / name).c_str()); }) !=
-        0)
-      note(left(directory_ / name, "cannot take back this name", errno));
-    remove_empty_folders_of(directory_, name);
+  for (auto name = renamed_.rbegin(); name != renamed_.rend(); ++name) {
+    const fs::path there = directory_ / *name;
+    if (uninterrupted([&] { return std::rename(there.c_str(), (files() / *name).c_str()); }) != 0)
+      note(left(there, "cannot take back this name", errno));
+    remove_empty_folders_of(directory_, *name);
   }
   return still;
 }

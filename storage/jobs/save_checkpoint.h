@@ -9,6 +9,7 @@
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
+#include "storage/format/shard_format.h"
 
 namespace shardwright {
 
@@ -17,6 +18,10 @@ struct SaveOptions {
   /// Nothing: replaces a sharded checkpoint, and refuses where another kind of checkpoint is in the
   /// directory. True: replaces any. False: replaces none.
   std::optional<bool> overwrite = std::nullopt;
+
+  /// Torch: with torch's metadata, too, so that its FileSystemReader reads the checkpoint. The same on all
+  /// ranks.
+  ShardFormat format = ShardFormat::safetensors;
 
   int threads = 0;   ///< of this rank, that write; 0: as many as this process may use processors
   bool sync = true;  ///< flush to the device; without, a crash of the machine can cost the checkpoint

@@ -23,6 +23,8 @@
 #include "storage/format/read_catalog.h"
 #include "storage/format/row_checksums.h"
 #include "storage/format/safetensors.h"
+#include "storage/format/torch_metadata.h"
+#include "storage/format/torch_stream.h"
 #include "storage/threads.h"
 #include "storage/tools/undamaged.h"
 
@@ -244,12 +246,41 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
       findings.add(index, tensor->name, path + ": holds a chunk of " + in_quotes(tensor->name));
     return;
   }
+  if (listed.empty()) return;  // torch's metadata, which is all header
   try {
     compare(listed, index, parse_safetensors_header(std::string_view(header).substr(8), file->size(), path),
             path, findings);
   } catch (const Error& error) {
     findings.add(index, "", "", error);
   }
+}
+
+/// What torch reads before the bytes of a chunk has to be what the manifest says of it.
+void check_streams(const Manifest& manifest, Files& files, Findings& findings, int threads) {
+  std::vector<Listed> chunks;
+  for (const std::vector<Listed>& of_file : listed_in_files(manifest))
+    chunks.insert(chunks.end(), of_file.begin(), of_file.end());
+  for_each_index(chunks.size(), threads, [&](std::size_t index) {
+    const auto& [tensor, chunk] = chunks[index];
+    const Place& place = chunk->place;
+    const std::shared_ptr<InputFile> file = files.open(place.file);
+    if (!file) return;
+    const auto differ = [&](const std::string& what) {
+      findings.add(place.file, tensor->name,
+                   printable(file->path().native()) + ": " + in_quotes(tensor->name) + ": " + what);
+    };
+    try {
+      const std::string expected = torch_stream_header(tensor->dtype, tensor->element_bytes, chunk->box.size);
+      if (expected.size() > place.bytes.begin) return differ("there is no room for torch's header");
+      std::string found(expected.size(), '\0');
+      file->read(place.bytes.begin - found.size(), found.data(), found.size());
+      if (found != expected)
+        differ("the header that torch reads, before byte " + std::to_string(place.bytes.begin) +
+               ", is not that of a chunk of " + tensor->dtype + " " + to_string(chunk->box.size));
+    } catch (const Error& error) {
+      findings.add(place.file, tensor->name, in_quotes(tensor->name) + ": ", error);
+    }
+  });
 }
 
 void verify_sharded(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
@@ -261,6 +292,7 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
   const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
   for_each_index(manifest.files.size(), threads,
                  [&](std::size_t index) { check_header(manifest, listed[index], index, files, findings); });
+  if (is_readable_by_torch(manifest)) check_streams(manifest, files, findings, threads);
   std::vector<const Place*> places;
   std::vector<std::string> names;
   for (const StoredTensor& tensor : manifest.tensors) {

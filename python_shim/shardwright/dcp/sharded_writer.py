@@ -32,12 +32,16 @@ from shardwright.dcp.planned_metadata import PlannedMetadata
 from shardwright.dcp.save_description import number_values
 from shardwright.dcp.save_planning import is_given_up
 from shardwright.dcp.storage_reader import default_threads
+from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.local_path import expect_overwrite, lasting_path, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_folder
+
+#: Of the files of a save that is not told another one.
+DEFAULT_FORMAT = "safetensors"
 
 #: What gathering a strided shard takes, for each thread (storage/format/checksum.h).
 _BLOCK_BYTES = 4 << 20
@@ -78,6 +82,10 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         per_thread_copy_ahead: bytes that are copied at a time from devices that the engine does not reach, and of
             conjugated or negated views. What is on CUDA devices takes 8 MiB of pinned memory for each thread.
         cache_staged_state_dict: keep the memory of an asynchronous save for the next one.
+        format: "safetensors" writes safetensors files, and what these cannot hold beside them. "torch" writes torch's
+            ``.metadata``, too, and files that its FileSystemReader reads, with no Shardwright there; torch alone then
+            loads and converts the checkpoint, and :class:`ShardedStorageReader` reads it as the other.
+        serialization_format: the same as torch's writers are told it.
         overwrite: None replaces a sharded checkpoint, and refuses where another kind of checkpoint is in ``path``
             (FileExistsError). True replaces any. False replaces none.
         async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
@@ -100,8 +108,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         cache_staged_state_dict: bool = False,
         overwrite: bool | None = None,
         _extensions: Sequence[Any] | None = None,
-        serialization_format: SerializationFormat = SerializationFormat.SAFETENSORS,
+        serialization_format: SerializationFormat | None = None,
         *,
+        format: str | None = None,
         async_staging_bytes: int | None = None,
         device_memory: int | None = None,
         keep_last: int | None = None,
@@ -115,6 +124,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             whole_number("keep_last", keep_last, 1)
         expect_overwrite(overwrite)
         self.path = Path(lasting_path(path))
+        self.format = _format_of(format, serialization_format)
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
         self.thread_count = default_threads() if thread_count is None else thread_count
@@ -150,7 +160,8 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             return plans  # the planner of every rank will say why; nothing is to be written
         self._pending = _core.PendingCheckpoint(self.path, "sharded", self.overwrite)
         try:
-            self._pending.expect_free([_core.manifest_name])
+            torchs = [_core.torch_metadata_name] if self.format == "torch" else []
+            self._pending.expect_free([_core.manifest_name, *torchs])
         except OSError:
             self.abandon()
             raise
@@ -202,6 +213,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             self.single_file_per_rank,
             self.sync_files,
             self._file_name_on(rank),
+            self.format,
         )
         report = SaveReport(threads=self.thread_count, peak_staging_bytes=self.staged_bytes)
         in_reach = (
@@ -277,12 +289,24 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 planner_data.getvalue(),
                 next_order(self.path),
                 self.sync_files,
+                self._torch_save(metadata.planner_data) if self.format == "torch" else None,
             )
             pending.publish(_core.manifest_name)
         finally:
             self.abandon()
         if self.keep_last is not None:
             self._keep_last(self.keep_last)
+
+    def _torch_save(self, planner_data: Any) -> Any:
+        """What torch's metadata is to tell beside what the manifest tells."""
+        if fault := fault_of_planner_data(planner_data):
+            raise ValueError(
+                f"the planner's data: {fault}; torch's metadata can hold no others: pass format=\"safetensors\""
+            )
+        paths = planner_data and [
+            (name, [(str(key), type(key) is int) for key in keys]) for name, keys in planner_data.items()
+        ]
+        return _core.TorchSave(os.fspath(self.path), self.save_id, paths)
 
     def _keep_last(self, count: int) -> None:
         """The save has succeeded by now, whatever becomes of those before it."""
@@ -308,6 +332,19 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         return "://" not in os.fspath(checkpoint_id)
+
+
+def _format_of(name: str | None, torchs_word: SerializationFormat | None) -> str:
+    """The format by its name here, or as torch's writers are told it."""
+    words = {SerializationFormat.TORCH_SAVE: "torch", SerializationFormat.SAFETENSORS: "safetensors"}
+    if name not in (None, *words.values()):
+        raise ValueError(f'format is {name!r}; expected "torch" or "safetensors"')
+    if torchs_word is None:
+        return name or DEFAULT_FORMAT
+    told = words.get(torchs_word)
+    if told is None or (name or told) != told:
+        raise ValueError(f"serialization_format is {torchs_word!r} and format {name!r}; expected one format")
+    return told
 
 
 def _resolved_object(planner: SavePlanner, item: WriteItem) -> torch.Tensor:

@@ -182,7 +182,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             thread_count_consolidation,
         )
         self._shards = (
-            None if is_export else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite)
+            None
+            if is_export
+            else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite, format="safetensors")
         )
         self.overwrite = overwrite
         self.quantised = quantization == "mxfp8"
