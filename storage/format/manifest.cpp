@@ -24,6 +24,7 @@
 #include "storage/files/printable.h"
 #include "storage/files/uninterrupted.h"
 #include "storage/format/checkpoint_in_place.h"
+#include "storage/format/checkpoint_place.h"
 #include "storage/format/text_file.h"
 
 namespace shardwright {
@@ -159,8 +160,10 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
     catalog.files.push_back({file.name, file.size});
     const fs::path path = directory / file.name;
     try {
-      // Torch's, which nothing is read from here. Another one would be that of another checkpoint.
-      if (file.name == torch_metadata_name && !entry_at(path)) continue;
+      // Torch's, which nothing is read from here. Another one is that of another checkpoint, unless a save has
+      // given its names and not ended.
+      if (file.name == torch_metadata_name && (!entry_at(path) || entry_at(directory / unfinished_save_name)))
+        continue;
       const std::uint64_t size = size_of_file(path);
       if (size == file.size) continue;
       if (size < 1000) read_text(path, size);  // throws if it stands for the file

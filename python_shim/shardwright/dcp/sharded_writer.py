@@ -41,7 +41,7 @@ from shardwright.report import SaveReport
 from shardwright.system_calls import is_folder
 
 #: Of the files of a save that is not told another one.
-DEFAULT_FORMAT = "safetensors"
+DEFAULT_FORMAT = "torch"
 
 #: What gathering a strided shard takes, for each thread (storage/format/checksum.h).
 _BLOCK_BYTES = 4 << 20

@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from nested_states import differing, filled
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 
 
 def load(rank: int, ranks: int, path: str, expected_path: str, dimension: int, folder: str) -> None:
@@ -33,8 +33,9 @@ def load(rank: int, ranks: int, path: str, expected_path: str, dimension: int, f
     def empty(value):
         if not isinstance(value, torch.Tensor):
             return None
-        can = value.dim() > dimension and value.dtype in (torch.float32, torch.bfloat16)
-        return distribute_tensor(torch.zeros_like(value), mesh, [Shard(dimension) if can else Replicate()])
+        whole = torch.zeros_like(value)
+        can = value.dim() > dimension and value.dtype in (torch.float32, torch.bfloat16)  # that Gloo sends
+        return distribute_tensor(whole, mesh, [Shard(dimension)]) if can else whole
 
     state = filled(expected, empty)
     dcp.load(state, checkpoint_id=path)
