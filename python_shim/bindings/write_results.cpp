@@ -48,6 +48,25 @@ void bind_write_results(py::module_& m) {
       },
       py::arg("ranks"),
       "[(rank, what went wrong, errno or 0, whether it is a PlanError)] of those that have failed.");
+  m.attr("torch_metadata_name") = torch_metadata_name;
+  py::class_<TorchSave>(m, "TorchSave", "What torch's metadata tells of a save.")
+      .def(
+          py::init(
+              [](std::string checkpoint_id, std::string save_id,
+                 const std::optional<
+                     std::vector<std::pair<std::string, std::vector<std::pair<std::string, bool>>>>>& paths) {
+                TorchSave save{std::move(checkpoint_id), std::move(save_id), std::nullopt};
+                if (!paths) return save;
+                save.paths.emplace();
+                for (const auto& [name, keys] : *paths) {
+                  save.paths->emplace_back(name, std::vector<PathKey>());
+                  for (const auto& [text, is_number] : keys)
+                    save.paths->back().second.push_back({text, is_number});
+                }
+                return save;
+              }),
+          py::arg("checkpoint_id"), py::arg("save_id"), py::arg("paths"),
+          "`paths`: [(name, [(key, whether it is a number)])] of nested state dicts, or None.");
   m.def(
       "write_manifest",
       [](const std::filesystem::path& directory, const std::vector<std::string>& ranks,
@@ -70,25 +89,6 @@ void bind_write_results(py::module_& m) {
         return py::bytes(torch_stream_header(dtype, element_bytes, shape));
       },
       py::arg("dtype"), py::arg("element_bytes"), py::arg("shape"), "See storage/format/torch_stream.h.");
-  m.attr("torch_metadata_name") = torch_metadata_name;
-  py::class_<TorchSave>(m, "TorchSave", "What torch's metadata tells of a save.")
-      .def(
-          py::init(
-              [](std::string checkpoint_id, std::string save_id,
-                 const std::optional<
-                     std::vector<std::pair<std::string, std::vector<std::pair<std::string, bool>>>>>& paths) {
-                TorchSave save{std::move(checkpoint_id), std::move(save_id), std::nullopt};
-                if (!paths) return save;
-                save.paths.emplace();
-                for (const auto& [name, keys] : *paths) {
-                  save.paths->emplace_back(name, std::vector<PathKey>());
-                  for (const auto& [text, is_number] : keys)
-                    save.paths->back().second.push_back({text, is_number});
-                }
-                return save;
-              }),
-          py::arg("checkpoint_id"), py::arg("save_id"), py::arg("paths"),
-          "`paths`: [(name, [(key, whether it is a number)])] of nested state dicts, or None.");
 }
 
 }  // namespace shardwright

@@ -327,6 +327,7 @@ SavingFolder::Left SavingFolder::complete(const Plan& plan) {
     const std::optional<struct stat> file = entry_at(directory_ / name);
     if (!file || (!has_own_plan_ && std::to_string(file->st_ino) != inode)) continue;
     if (Left one = remove_file(directory_, name); !one.why.empty()) still = std::move(one);
+    if (name == torch_metadata_name && !still.why.empty()) return still;
   }
   return still;
 }
@@ -354,10 +355,12 @@ SavingFolder::Left SavingFolder::undo() {
       note(bring_back(name));
     }
   }
-  // In this order torch's metadata, .metadata, goes before the files that it names.
-  for (const std::string& name : files_below(files())) {
+  // Torch's metadata that is still there names the files that would go now.
+  if (replaced.contains(torch_metadata_name) && !still.why.empty()) return still;
+  for (const std::string& name : files_below(files())) {  // sorted: .metadata before what it names
     if (!replaced.contains(name) && are_one_file(files() / name, directory_ / name))
       note(remove_file(directory_, name));
+    if (name == torch_metadata_name && !still.why.empty()) return still;
   }
   for (auto name = renamed_.rbegin(); name != renamed_.rend(); ++name) {
     const fs::path there = directory_ / *name;

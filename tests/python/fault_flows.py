@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from checkpoints import INDEX, Sizes, write_m3
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -340,7 +341,10 @@ class SavingForTorch(Writing):
         if not (self.place / ".metadata").exists():
             return
         found = state(-5.0)
-        dcp.load(found, storage_reader=dcp.FileSystemReader(self.place), no_dist=True)
+        try:
+            dcp.load(found, storage_reader=dcp.FileSystemReader(self.place), no_dist=True)
+        except CheckpointException as failure:  # which is no Exception
+            raise AssertionError(f"torch finds what is not whole: {failure}") from failure
         wanted = state(found["scheduler"]["value"])
         for name in ("weight", "bias"):
             assert torch.equal(found["model"][name], wanted["model"][name]), "torch finds another one"
