@@ -21,7 +21,7 @@ struct SaveOptions {
 
   /// Torch: with torch's metadata, too, so that its FileSystemReader reads the checkpoint. The same on all
   /// ranks.
-  ShardFormat format = ShardFormat::safetensors;
+  ShardFormat format = ShardFormat::torch;
 
   int threads = 0;   ///< of this rank, that write; 0: as many as this process may use processors
   bool sync = true;  ///< flush to the device; without, a crash of the machine can cost the checkpoint

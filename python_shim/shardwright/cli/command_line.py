@@ -138,6 +138,18 @@ def _parser() -> argparse.ArgumentParser:
     verifying.add_argument("--json", action="store_true")
     verifying.set_defaults(command=_verify)
 
+    converting = commands.add_parser(
+        "convert", help="a checkpoint of torch's FileSystemWriter to one of ours, and ours to another format"
+    )
+    converting.add_argument("source")
+    converting.add_argument("destination")
+    converting.add_argument(
+        "--format", choices=["torch", "safetensors"], help="torch: torch alone reads it as well"
+    )
+    converting.add_argument("--overwrite", action="store_true", help="replace another kind of checkpoint")
+    converting.add_argument("--threads", type=_whole_number, default=None)
+    converting.set_defaults(command=_convert)
+
     exporting = commands.add_parser("export", help="load a checkpoint and write it as another")
     exporting.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
     exporting.add_argument("destination", help="the directory that it goes into, beside what is there")
@@ -500,6 +512,20 @@ def _verify(options: argparse.Namespace) -> int:
             else "nothing wrong was found; no checksums to check"
         )
     return 1 if report.problems else 0
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from shardwright.converting import convert
+
+    print(
+        convert(
+            options.source,
+            options.destination,
+            format=options.format,
+            threads=options.threads or None,
+            overwrite=options.overwrite or None,
+        )
+    )
 
 
 def _load(options: argparse.Namespace) -> None:

@@ -66,13 +66,13 @@ class _Share:
 
 
 class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
-    """Writes each rank's shards as safetensors files, with a manifest of sizes and checksums beside them.
+    """Writes each rank's shards, with a manifest of sizes and checksums beside them.
 
     It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: its files
     are written to a hidden folder of ``path`` and flushed to the device, and are the checkpoint from the moment on that
     the manifest gets its name, when every rank has written its part. A sharded checkpoint that is in ``path`` already
     stays whole until then; after it, the files that its manifest names are removed. All else that is in ``path`` is
-    left alone. torch's HuggingFaceStorageReader reads the tensors; :class:`ShardedStorageReader` reads all.
+    left alone. :class:`ShardedStorageReader` reads it, and so does torch without Shardwright: see ``format``.
 
     Args:
         path: the directory that the checkpoint goes into; made if need be.
@@ -82,9 +82,10 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         per_thread_copy_ahead: bytes that are copied at a time from devices that the engine does not reach, and of
             conjugated or negated views. What is on CUDA devices takes 8 MiB of pinned memory for each thread.
         cache_staged_state_dict: keep the memory of an asynchronous save for the next one.
-        format: "safetensors" writes safetensors files, and what these cannot hold beside them. "torch" writes torch's
-            ``.metadata``, too, and files that its FileSystemReader reads, with no Shardwright there; torch alone then
-            loads and converts the checkpoint, and :class:`ShardedStorageReader` reads it as the other.
+        format: "torch" writes torch's ``.metadata``, too, and files that its FileSystemReader reads: torch alone loads
+            and converts the checkpoint, and trainers that look for ``.metadata`` find it. "safetensors" writes
+            safetensors files, of which torch's HuggingFaceStorageReader reads the tensors, and what these cannot
+            hold beside them. None: "torch".
         serialization_format: the same as torch's writers are told it.
         overwrite: None replaces a sharded checkpoint, and refuses where another kind of checkpoint is in ``path``
             (FileExistsError). True replaces any. False replaces none.
@@ -219,7 +220,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         in_reach = (
             (pickles[at], False)
             if at in pickles
-            else _in_reach(items[number].index.fqn, planner, items[number])
+            else self._in_reach(items[number].index.fqn, planner, items[number])
             for at, number in enumerate(order)
         )
         for first, tensors, copies in self._batches(in_reach):
@@ -253,6 +254,20 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         report.peak_device_bytes = max(report.peak_device_bytes, done.peak_device_bytes)
         report.bytes_from_devices += done.bytes_copied
         report.device_batches += done.batches
+
+    def _in_reach(self, fqn: str, planner: SavePlanner, item: WriteItem) -> tuple[torch.Tensor, bool]:
+        """A tensor whose memory the engine reaches and shows its values, and whether that is a copy, in CPU memory."""
+        tensor = planner.resolve_data(item)
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{fqn}: expected a tensor from the planner, found {type(tensor).__name__}")
+        tensor = tensor.detach()
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(
+                f"{fqn}: expected a strided tensor with memory, found {tensor.layout} on {tensor.device}"
+            )
+        if is_reached(tensor) and shows_its_memory(tensor):
+            return tensor, False
+        return tensor.cpu().resolve_conj().resolve_neg(), True
 
     def _batches(
         self, in_reach: Iterable[tuple[torch.Tensor, bool]]
@@ -352,18 +367,3 @@ def _resolved_object(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
     data = planner.resolve_data(item)
     assert isinstance(data, io.BytesIO)
     return torch.frombuffer(data.getbuffer(), dtype=torch.uint8)
-
-
-def _in_reach(fqn: str, planner: SavePlanner, item: WriteItem) -> tuple[torch.Tensor, bool]:
-    """A tensor whose memory the engine reaches and shows its values, and whether that is a copy, in CPU memory."""
-    tensor = planner.resolve_data(item)
-    if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{fqn}: expected a tensor from the planner, found {type(tensor).__name__}")
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_meta:
-        raise ValueError(
-            f"{fqn}: expected a strided tensor with memory, found {tensor.layout} on {tensor.device}"
-        )
-    if is_reached(tensor) and shows_its_memory(tensor):
-        return tensor, False
-    return tensor.cpu().resolve_conj().resolve_neg(), True

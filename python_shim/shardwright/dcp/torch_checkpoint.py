@@ -228,6 +228,11 @@ class _Part(io.RawIOBase):
         return len(data)
 
 
+def part_of_file(file: BinaryIO, offset: int, length: int) -> BinaryIO:
+    """Those bytes of a file as a file, for as long as that is open."""
+    return io.BufferedReader(_Part(file, offset, length))
+
+
 def _is_stream_of_ours(path: Path, place: Any, index: MetadataIndex, metadata: Metadata) -> bool:
     """Whether a chunk is there as ShardedStorageWriter(format="torch") writes it, by its header and its length."""
     stored = metadata.state_dict_metadata.get(index.fqn)
