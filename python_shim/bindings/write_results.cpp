@@ -85,10 +85,12 @@ void bind_write_results(py::module_& m) {
       "`names` are all values that must be among it.");
   m.def(
       "torch_stream_header",
-      [](const std::string& dtype, std::uint64_t element_bytes, const Shape& shape) {
-        return py::bytes(torch_stream_header(dtype, element_bytes, shape));
+      [](const std::string& name, const std::string& dtype, std::uint64_t element_bytes, const Shape& offset,
+         const Shape& size) {
+        return py::bytes(torch_stream_header(name, dtype, element_bytes, {offset, size}));
       },
-      py::arg("dtype"), py::arg("element_bytes"), py::arg("shape"), "See storage/format/torch_stream.h.");
+      py::arg("name"), py::arg("dtype"), py::arg("element_bytes"), py::arg("offset"), py::arg("size"),
+      "See storage/format/torch_stream.h.");
 }
 
 }  // namespace shardwright

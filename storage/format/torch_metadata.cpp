@@ -154,7 +154,7 @@ void add_places(Pickle& pickle, const Manifest& manifest) {
       add_size(pickle, chunk.box.offset);
       end_object(pickle);
       const std::uint64_t header =
-          torch_stream_header(tensor.dtype, tensor.element_bytes, chunk.box.size).size();
+          torch_stream_header(tensor.name, tensor.dtype, tensor.element_bytes, chunk.box).size();
       add_place(pickle, manifest, chunk.place, chunk.place.bytes.begin - header);
     }
   }

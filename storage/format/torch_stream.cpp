@@ -20,8 +20,15 @@ std::string pickled_version() {
   return std::move(pickle).finish();
 }
 
-/// What torch calls the system information, and does not look at.
-std::string pickled_system(std::size_t padding) {
+void add_shape(Pickle& pickle, const Shape& shape) {
+  pickle.mark();
+  for (const std::int64_t size : shape) pickle.integer(size);
+  pickle.tuple();
+}
+
+/// What torch calls the system information, and does not look at. Name and offset tell one chunk from another
+/// whose bytes have the same form.
+std::string pickled_system(const std::string& name, const Shape& offset, std::size_t padding) {
   Pickle pickle;
   pickle.empty_dict();
   pickle.mark();
@@ -29,16 +36,14 @@ std::string pickled_system(std::size_t padding) {
   pickle.integer(protocol_version);
   pickle.text("little_endian");
   pickle.truth(true);
+  pickle.text("name");
+  pickle.text(name);
+  pickle.text("offset");
+  add_shape(pickle, offset);
   pickle.text("padding");
   pickle.text(std::string(padding, ' '));
   pickle.set_items();
   return std::move(pickle).finish();
-}
-
-void add_shape(Pickle& pickle, const Shape& shape) {
-  pickle.mark();
-  for (const std::int64_t size : shape) pickle.integer(size);
-  pickle.tuple();
 }
 
 /// Strides as torch has them, for which a dimension of no elements counts as one.
@@ -86,14 +91,15 @@ std::string pickled_storage_keys() {
 
 }  // namespace
 
-std::string torch_stream_header(const std::string& dtype, std::uint64_t element_bytes, const Shape& shape) {
-  const std::uint64_t bytes = static_cast<std::uint64_t>(volume(shape)) * element_bytes;
+std::string torch_stream_header(const std::string& name, const std::string& dtype,
+                                std::uint64_t element_bytes, const Box& chunk) {
+  const std::uint64_t bytes = static_cast<std::uint64_t>(volume(chunk.size)) * element_bytes;
   const std::string before = std::string(magic, sizeof magic - 1) + pickled_version();
-  std::string behind = pickled_tensor(dtype, shape, bytes) + pickled_storage_keys();
+  std::string behind = pickled_tensor(dtype, chunk.size, bytes) + pickled_storage_keys();
   for (int i = 0; i < 8; ++i) behind += static_cast<char>(bytes >> (8 * i) & 0xff);
-  const std::size_t unpadded = before.size() + pickled_system(0).size() + behind.size();
+  const std::size_t unpadded = before.size() + pickled_system(name, chunk.offset, 0).size() + behind.size();
   const std::size_t padding = -unpadded % torch_stream_alignment;
-  return before + pickled_system(padding) + behind;
+  return before + pickled_system(name, chunk.offset, padding) + behind;
 }
 
 }  // namespace shardwright

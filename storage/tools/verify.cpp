@@ -256,10 +256,7 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
 }
 
 /// What torch reads before the bytes of a chunk has to be what the manifest says of it.
-void check_streams(const Manifest& manifest, Files& files, Findings& findings, int threads) {
-  std::vector<Listed> chunks;
-  for (const std::vector<Listed>& of_file : listed_in_files(manifest))
-    chunks.insert(chunks.end(), of_file.begin(), of_file.end());
+void check_streams(const std::vector<Listed>& chunks, Files& files, Findings& findings, int threads) {
   for_each_index(chunks.size(), threads, [&](std::size_t index) {
     const auto& [tensor, chunk] = chunks[index];
     const Place& place = chunk->place;
@@ -270,7 +267,8 @@ void check_streams(const Manifest& manifest, Files& files, Findings& findings, i
                    printable(file->path().native()) + ": " + in_quotes(tensor->name) + ": " + what);
     };
     try {
-      const std::string expected = torch_stream_header(tensor->dtype, tensor->element_bytes, chunk->box.size);
+      const std::string expected =
+          torch_stream_header(tensor->name, tensor->dtype, tensor->element_bytes, chunk->box);
       if (expected.size() > place.bytes.begin) return differ("there is no room for torch's header");
       std::string found(expected.size(), '\0');
       file->read(place.bytes.begin - found.size(), found.data(), found.size());
@@ -292,7 +290,9 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
   const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
   for_each_index(manifest.files.size(), threads,
                  [&](std::size_t index) { check_header(manifest, listed[index], index, files, findings); });
-  if (is_readable_by_torch(manifest)) check_streams(manifest, files, findings, threads);
+  if (is_readable_by_torch(manifest)) {
+    for (const std::vector<Listed>& of_file : listed) check_streams(of_file, files, findings, threads);
+  }
   std::vector<const Place*> places;
   std::vector<std::string> names;
   for (const StoredTensor& tensor : manifest.tensors) {
@@ -402,6 +402,9 @@ void expect_told_alike(const Manifest& manifest, const fs::path& directory,
   for_each_index(indices.size(), threads, [&](std::size_t i) {
     check_header(manifest, listed[indices[i]], indices[i], files, findings);
   });
+  if (is_readable_by_torch(manifest)) {
+    for (const std::uint32_t index : indices) check_streams(listed[index], files, findings, threads);
+  }
   throw_if_any(findings);
 }
 

@@ -197,7 +197,7 @@ RowsInFile RankFiles::rows_in_file(std::size_t item) const {
   const Box box = box_of(item);
   const std::optional<DType> dtype = dtype_in_file(value);
   if (dtype) rows.rows = rows_of({value.fqn, *dtype, box.size, box.offset, 0, 0, bytes});
-  rows.header = torch_stream_header(value.properties.dtype, value.properties.element_bytes, box.size);
+  rows.header = torch_stream_header(value.fqn, value.properties.dtype, value.properties.element_bytes, box);
   return rows;
 }
 

@@ -353,7 +353,7 @@ def ours(folder: Path) -> Kind:
 
 
 def ours_for_torch(folder: Path) -> Kind:
-    return sharded("ours_for_torch", folder, "torch", [])
+    return sharded("ours for torch", folder, "torch", [])
 
 
 def sharded(name: str, folder: Path, format: str, more: list[tuple[Mutation, int]]) -> Kind:

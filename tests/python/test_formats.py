@@ -162,7 +162,7 @@ def shown(value: object) -> object:
     return type(value)(map(shown, value)) if isinstance(value, (tuple, list)) else value
 
 
-def header_of_stream(stream: bytes, dtype: str, shape: list[int]) -> int:
+def header_of_stream(stream: bytes, name: str, dtype: str, offset: list[int], shape: list[int]) -> int:
     """Where the bytes of a chunk begin, by what comes before them."""
     file = io.BytesIO(stream)
     try:
@@ -173,7 +173,8 @@ def header_of_stream(stream: bytes, dtype: str, shape: list[int]) -> int:
     expect((number, version, keys) == (0x1950A86A20F9469CFC6C, 1001, ["0"]), "the numbers of a stream")
     assert isinstance(system, dict)
     expect(set(system.pop("padding")) <= {" "}, "spaces")
-    expect(system == {"protocol_version": 1001, "little_endian": True}, "the third pickle")
+    about = {"protocol_version": 1001, "little_endian": True, "name": name, "offset": tuple(offset)}
+    expect(system == about, "the third pickle")
     strides = [math.prod(max(size, 1) for size in shape[d + 1 :]) for d in range(len(shape))]
     storage = ("storage", ("torch.ByteStorage", (), None), "0", "cpu", count, None)
     hooks = ("collections.OrderedDict", (), None)
@@ -244,7 +245,10 @@ def read_sharded(directory: Path) -> tuple[Tensors, dict[str, bytes], int]:
                 file, begin, length = places.pop((name, tuple(offset)))
                 expect(file == names[place.number(1)] and begin % 64 == 0, name)
                 stream = files[place.number(1)][begin : begin + length]
-                expect(begin + header_of_stream(stream, tensor.text(2), sizes) == place.number(2), name)
+                expect(
+                    begin + header_of_stream(stream, name, tensor.text(2), offset, sizes) == place.number(2),
+                    name,
+                )
                 expect(stream.endswith(data), name)
             elif dtype:
                 header, start = header_of(files[place.number(1)])

@@ -60,11 +60,12 @@ TEST(pickle, a_name_that_would_be_more_than_a_name_is_refused) {
 TEST(torch_stream, headers_end_at_multiples_of_64_with_the_count_of_bytes) {
   for (const Shape& shape : {Shape{}, {0}, {3, 0}, {7}, {2, 3}, {1 << 20, 1 << 15, 4}}) {
     for (const char* dtype : {"bool", "float32", "float8_e4m3fnuz"}) {
-      const std::string header = torch_stream_header(dtype, 4, shape);
+      const std::string header = torch_stream_header("w", dtype, 4, whole(shape));
       EXPECT_EQ(header.size() % torch_stream_alignment, 0);
-      EXPECT_EQ(header, torch_stream_header(dtype, 4, shape));
+      EXPECT_EQ(header, torch_stream_header("w", dtype, 4, whole(shape)));
       const auto bytes = 4 * static_cast<std::uint64_t>(volume(shape));
       EXPECT_TRUE(header.ends_with(little_endian(bytes)));
+      EXPECT_NE(header, torch_stream_header("v", dtype, 4, whole(shape)));
     }
   }
 }
@@ -109,7 +110,8 @@ TEST(rank_files, torchs_format_is_one_file_of_streams_and_objects_behind_them) {
   for (const std::size_t item : {0, 1, 3}) {
     const StoredBytes& place = results.places[item].bytes;
     const std::string header =
-        item == 3 ? torch_stream_header("complex128", 16, {2}) : torch_stream_header("int32", 4, {2, 3});
+        item == 3 ? torch_stream_header("odd", "complex128", 16, whole({2}))
+                  : torch_stream_header("matrix", "int32", 4, {{item == 0 ? 0 : 2, 0}, {2, 3}});
     EXPECT_EQ(place.begin, (end + 63) / 64 * 64 + header.size());
     EXPECT_EQ(file.substr(place.begin - header.size(), header.size()), header);
     EXPECT_EQ(file.substr(place.begin, place.end - place.begin),

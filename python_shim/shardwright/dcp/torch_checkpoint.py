@@ -241,7 +241,9 @@ def _is_stream_of_ours(path: Path, place: Any, index: MetadataIndex, metadata: M
     dtype = stored.properties.dtype
     sizes = next((list(chunk.sizes) for chunk in stored.chunks if chunk.offsets == index.offset), [])
     name = str(dtype).removeprefix("torch.")
-    header: bytes = _core.torch_stream_header(name, dtype.itemsize, sizes)
+    header: bytes = _core.torch_stream_header(
+        index.fqn, name, dtype.itemsize, list(index.offset or ()), sizes
+    )
     if place.length != len(header) + math.prod(sizes) * dtype.itemsize:
         return False
     try:
