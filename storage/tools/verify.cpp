@@ -258,25 +258,26 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
 /// What torch reads before the bytes of a chunk has to be what the manifest says of it.
 void check_streams(const std::vector<Listed>& chunks, Files& files, Findings& findings, int threads) {
   for_each_index(chunks.size(), threads, [&](std::size_t index) {
-    const auto& [tensor, chunk] = chunks[index];
-    const Place& place = chunk->place;
+    const StoredTensor& tensor = *chunks[index].tensor;
+    const StoredChunk& chunk = *chunks[index].chunk;
+    const Place& place = chunk.place;
     const std::shared_ptr<InputFile> file = files.open(place.file);
     if (!file) return;
     const auto differ = [&](const std::string& what) {
-      findings.add(place.file, tensor->name,
-                   printable(file->path().native()) + ": " + in_quotes(tensor->name) + ": " + what);
+      findings.add(place.file, tensor.name,
+                   printable(file->path().native()) + ": " + in_quotes(tensor.name) + ": " + what);
     };
     try {
       const std::string expected =
-          torch_stream_header(tensor->name, tensor->dtype, tensor->element_bytes, chunk->box);
+          torch_stream_header(tensor.name, tensor.dtype, tensor.element_bytes, chunk.box);
       if (expected.size() > place.bytes.begin) return differ("there is no room for torch's header");
       std::string found(expected.size(), '\0');
       file->read(place.bytes.begin - found.size(), found.data(), found.size());
       if (found != expected)
         differ("the header that torch reads, before byte " + std::to_string(place.bytes.begin) +
-               ", is not that of a chunk of " + tensor->dtype + " " + to_string(chunk->box.size));
+               ", is not that of a chunk of " + tensor.dtype + " " + to_string(chunk.box.size));
     } catch (const Error& error) {
-      findings.add(place.file, tensor->name, in_quotes(tensor->name) + ": ", error);
+      findings.add(place.file, tensor.name, in_quotes(tensor.name) + ": ", error);
     }
   });
 }
