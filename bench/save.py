@@ -2,10 +2,13 @@
 
     python bench/save.py [--preset bench] [--threads 2] [--runs 3] [--folder DIR] [--json] [--check]
 
-Both save the same state by dcp.save, flushed, with as many threads; ours with checksums. How it is measured: writes.py.
+Both save the same state by dcp.save, flushed, with as many threads; ours with checksums, in both of its formats. How it
+is measured: writes.py.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import shardwright as sw
 import torch.distributed.checkpoint as dcp
@@ -14,17 +17,18 @@ from torch.distributed.checkpoint import FileSystemWriter
 from writes import LIMIT, State, Way, bytes_of, loaded, measure, tell, write_limit
 
 OURS = "sw.ShardedStorageWriter"
+OURS_FOR_TORCH = 'the same, format="torch"'
 TORCHS = "torch's FileSystemWriter"
 
 
 def ways(state: State, threads: int) -> dict[str, Way]:
+    def save(path: Path, format: str) -> None:
+        writer = sw.ShardedStorageWriter(path, thread_count=threads, format=format)
+        dcp.save(state, storage_writer=writer, planner=sw.SavePlanner(), no_dist=True)
+
     return {
-        OURS: lambda path: dcp.save(
-            state,
-            storage_writer=sw.ShardedStorageWriter(path, thread_count=threads),
-            planner=sw.SavePlanner(),
-            no_dist=True,
-        ),
+        OURS: lambda path: save(path, "safetensors"),
+        OURS_FOR_TORCH: lambda path: save(path, "torch"),
         TORCHS: lambda path: dcp.save(
             state, storage_writer=FileSystemWriter(path, thread_count=threads), no_dist=True
         ),
@@ -43,6 +47,7 @@ def main() -> None:
     ours, torchs, limit = taken[OURS], taken[TORCHS], taken[LIMIT]
     ratios = {
         "ours / torch's": ours["median"] / torchs["median"],
+        'format="torch" / "safetensors"': taken[OURS_FOR_TORCH]["median"] / ours["median"],
         "ours / write limit": ours["median"] / limit["median"],
     }
     bounds = {

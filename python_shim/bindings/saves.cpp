@@ -71,6 +71,12 @@ CheckpointKind kind_named(const std::string& name) {
   throw Error(ErrorKind::argument, "kind: expected sharded, huggingface or adapter, found '" + name + "'");
 }
 
+ShardFormat format_named(const std::string& name) {
+  if (name == "safetensors") return ShardFormat::safetensors;
+  if (name == "torch") return ShardFormat::torch;
+  throw Error(ErrorKind::argument, "format: expected torch or safetensors, found '" + name + "'");
+}
+
 void bind_writing(py::module_& m) {
   py::class_<PendingCheckpoint>(m, "PendingCheckpoint", "See storage/format/pending_checkpoint.h.")
       .def(py::init([](const std::filesystem::path& directory, const std::string& kind,
@@ -99,16 +105,19 @@ void bind_writing(py::module_& m) {
       .def(py::init([](const std::filesystem::path& directory, std::int64_t rank, const std::string& values,
                        const std::vector<std::tuple<std::uint32_t, Shape, Shape>>& items,
                        std::vector<std::uint64_t> object_bytes, bool single_file, bool flush,
-                       std::function<std::string(const std::string&, std::size_t)> name) {
+                       std::function<std::string(const std::string&, std::size_t)> name,
+                       const std::string& format) {
              RankItems what;
              what.values = decode_values(values);
              for (const auto& [index, offset, size] : items) what.items.add(index, offset, size);
              what.object_bytes = std::move(object_bytes);
-             return std::make_unique<RankFiles>(directory, rank, std::move(what),
-                                                RankFilesOptions{single_file, flush, std::move(name)});
+             return std::make_unique<RankFiles>(
+                 directory, rank, std::move(what),
+                 RankFilesOptions{single_file, flush, format_named(format), std::move(name)});
            }),
            py::arg("directory"), py::arg("rank"), py::arg("values"), py::arg("items"),
            py::arg("object_bytes"), py::arg("single_file"), py::arg("flush"), py::arg("name") = py::none(),
+           py::arg("format") = "safetensors",
            "`items`: [(index of the value, offset, size)], in the order of the values; `object_bytes`: for "
            "each of them, the size of an object.")
       .def("write", &write_parts, py::arg("parts"), py::arg("threads"), py::arg("devices"),

@@ -25,6 +25,7 @@ from shardwright._core import CheckpointFormatError, PlanError, __version__
 if TYPE_CHECKING:
     from shardwright.catalog import generate, read_catalog, request_list
     from shardwright.checkpoints import latest, verify
+    from shardwright.converting import convert
     from shardwright.dcp.load_planner import LoadPlanner
     from shardwright.dcp.save_planner import SavePlanner
     from shardwright.dcp.sharded_reader import ShardedStorageReader
@@ -53,6 +54,7 @@ __all__ = [
     "ShardedStorageReader",
     "ShardedStorageWriter",
     "__version__",
+    "convert",
     "empty_state_dict",
     "export",
     "generate",
@@ -78,6 +80,7 @@ _MODULE_OF = {
     "LoraReport": "lora.load",
     "SavePlanner": "dcp.save_planner",
     "SaveReport": "report",
+    "convert": "converting",
     "empty_state_dict": "native",
     "export": "exporting",
     "generate": "catalog",

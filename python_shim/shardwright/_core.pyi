@@ -8,6 +8,7 @@ __version__: str
 checksums_name: str
 manifest_name: str
 saving_name: str
+torch_metadata_name: str
 
 class AdapterPlan:
     def __init__(self, *args: typing.Any, **kwargs: typing.Any) -> None: ...
@@ -419,6 +420,7 @@ class RankFiles:
         single_file: bool,
         flush: bool,
         name: collections.abc.Callable[[str | bytes, int], str | bytes] = ...,
+        format: str | bytes = ...,
     ) -> None: ...
     def finish(self) -> tuple[bytes, int, int]: ...
     def write(
@@ -635,6 +637,17 @@ class TensorSpec:
     def global_shape(self) -> list[int]: ...
     @property
     def local_shape(self) -> list[int]: ...
+
+class TorchSave:
+    def __init__(
+        self,
+        checkpoint_id: str | bytes,
+        save_id: str | bytes,
+        paths: collections.abc.Sequence[
+            tuple[str | bytes, collections.abc.Sequence[tuple[str | bytes, bool]]]
+        ]
+        | None,
+    ) -> None: ...
 
 class Transfer:
     def __init__(self, *args: typing.Any, **kwargs: typing.Any) -> None: ...
@@ -934,6 +947,13 @@ def tiling_fault(
     chunks: collections.abc.Sequence[tuple[collections.abc.Sequence[int], collections.abc.Sequence[int]]],
 ) -> str: ...
 def told_state(state: str | bytes) -> bytes: ...
+def torch_stream_header(
+    name: str | bytes,
+    dtype: str | bytes,
+    element_bytes: int,
+    offset: collections.abc.Sequence[int],
+    size: collections.abc.Sequence[int],
+) -> bytes: ...
 def unchanged_names() -> WeightMap: ...
 def understand(
     answer: str | bytes, state: str | bytes, cache: SavePlanCache
@@ -966,6 +986,7 @@ def write_manifest(
     planner_data: str | bytes,
     order: int,
     sync: bool,
+    torch: TorchSave | None = ...,
 ) -> None: ...
 def write_named_file(path: os.PathLike[str] | str | bytes | bytes, bytes: str | bytes) -> None: ...
 def write_share(

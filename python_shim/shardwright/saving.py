@@ -70,6 +70,7 @@ def save(
     async_staging_bytes: int | None = None,
     device_memory: int | None = None,
     overwrite: bool | None = None,
+    format: str | None = None,
 ) -> SaveReport | PendingSave:
     """Saves a state dict (tensors, DTensors, objects with state_dict(), anything that pickles) as a sharded checkpoint.
 
@@ -85,7 +86,7 @@ def save(
             change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
         planner: a DCP save planner; None: a new :class:`SavePlanner`.
         process_group: of the ranks that save; in the background, one that nobody else uses meanwhile. None: all ranks.
-        threads, async_staging_bytes, device_memory, overwrite: see :class:`ShardedStorageWriter`.
+        threads, async_staging_bytes, device_memory, overwrite, format: see :class:`ShardedStorageWriter`.
 
     Raises:
         FileExistsError: another kind of checkpoint is in the place; see ``overwrite``.
@@ -108,6 +109,7 @@ def save(
             Path(path) if step is None else step_path(path, step),
             thread_count=threads,
             overwrite=overwrite,
+            format=format,
             async_staging_bytes=async_staging_bytes,
             device_memory=device_memory,
             keep_last=keep_last,

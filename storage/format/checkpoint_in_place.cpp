@@ -79,7 +79,8 @@ bool is_still_ours(const fs::path& directory, const StoredFile& file, const char
     if (!there) return false;
     // A copy of a checkpoint has the times of the copying.
     const bool is_later = listed && there->st_mtime > listed->st_mtime + clock_skew;
-    if (is_later && !is_name_of_shards(file.name)) return false;
+    const bool is_all_header = file.header_bytes == file.size;  // then its checksum tells
+    if (is_later && !is_name_of_shards(file.name) && !is_all_header) return false;
     return change_of(directory, file).empty();
   } catch (const Error& error) {
     if (refused_by_system(error)) throw;
@@ -214,8 +215,9 @@ std::vector<CheckpointInPlace> checkpoints_in(const fs::path& directory) {
   }
   if (others.contains(hf_index_name) || std::any_of(others.begin(), others.end(), is_weights_of_huggingface))
     found.push_back(huggingface_checkpoint(directory, others));
-  if (names.contains(".metadata")) {
-    CheckpointInPlace torch{CheckpointKind::torch, false, false, {".metadata"}, {}, {}, {}, 0};
+  // One that the manifest names, as it was written, has been taken from the others.
+  if (others.contains(torch_metadata_name)) {
+    CheckpointInPlace torch{CheckpointKind::torch, false, false, {torch_metadata_name}, {}, {}, {}, 0};
     for (const std::string& name : names) {
       if (has_form(name, "__#_#.distcp")) torch.files.push_back(name);
     }

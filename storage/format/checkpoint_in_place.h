@@ -12,11 +12,14 @@ inline constexpr char writer_key[] = "shardwright";
 /// The key for the checksum (decimal) of the adapter_config.json that it wrote beside that.
 inline constexpr char config_key[] = "shardwright.config";
 
+/// The file by which torch's FileSystemReader finds what a checkpoint holds.
+inline constexpr char torch_metadata_name[] = ".metadata";
+
 /// The kinds of checkpoint that a directory can hold, each with the file that names its files.
 enum class CheckpointKind {
   sharded,      ///< shardwright.manifest
   huggingface,  ///< model.safetensors.index.json; without it, files named as transformers or torch name them
-  torch,        ///< .metadata, of torch's FileSystemWriter
+  torch,        ///< .metadata, of torch's FileSystemWriter, that no manifest names
   adapter,      ///< none: adapter_model.safetensors and adapter_config.json, of peft
 };
 

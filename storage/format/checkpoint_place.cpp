@@ -10,6 +10,7 @@
 #include "planner/error.h"
 #include "storage/files/entries.h"
 #include "storage/files/printable.h"
+#include "storage/format/checkpoint_in_place.h"
 #include "storage/format/manifest.h"
 
 namespace shardwright {
@@ -82,7 +83,7 @@ bool holds_checkpoint(const fs::path& directory) {
   if (!fs::is_directory(directory, code) || directory.filename().native().front() == '.') return false;
   const std::vector<fs::path> entries = entries_of(directory);
   return std::any_of(entries.begin(), entries.end(), [](const fs::path& entry) {
-    return entry.extension() == ".safetensors" || entry.filename() == ".metadata" ||
+    return entry.extension() == ".safetensors" || entry.filename() == torch_metadata_name ||
            entry.filename() == manifest_name;
   });
 }
@@ -155,7 +156,7 @@ std::string found_in_place_of_safetensors(const fs::path& directory) {
   if (is_there(directory / manifest_name)) {
     return "none but the manifest of a sharded checkpoint of training; load it with shardwright.load";
   }
-  if (is_there(directory / ".metadata")) {
+  if (is_there(directory / torch_metadata_name)) {
     return "none; this is a checkpoint of torch's FileSystemWriter (.metadata): load it with "
            "shardwright.load, "
            "check it with shardwright verify";

@@ -23,6 +23,8 @@
 #include "storage/files/output_file.h"
 #include "storage/files/printable.h"
 #include "storage/files/uninterrupted.h"
+#include "storage/format/checkpoint_in_place.h"
+#include "storage/format/checkpoint_place.h"
 #include "storage/format/text_file.h"
 
 namespace shardwright {
@@ -158,9 +160,19 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
     catalog.files.push_back({file.name, file.size});
     const fs::path path = directory / file.name;
     try {
+      // Torch's, which nothing is read from here. Another one is that of another checkpoint, unless a save has
+      // given its names and not ended.
+      if (file.name == torch_metadata_name && (!entry_at(path) || entry_at(directory / unfinished_save_name)))
+        continue;
       const std::uint64_t size = size_of_file(path);
       if (size == file.size) continue;
       if (size < 1000) read_text(path, size);  // throws if it stands for the file
+      if (file.name == torch_metadata_name) {
+        problems.add(printable(path.native()) + ": expected the " + std::to_string(file.size) +
+                     " bytes that were saved with " + manifest_name + ", found " + std::to_string(size) +
+                     ": another program has saved here since; remove the file that is not meant");
+        continue;
+      }
       problems.add(printable(path.native()) + ": expected " + std::to_string(file.size) + " bytes, found " +
                    std::to_string(size));
     } catch (const Error& error) {

@@ -81,7 +81,7 @@ void write_manifest(const std::filesystem::path& directory, const Manifest& mani
 
 /// The tensors for the engine. One of a dtype that safetensors lacks is there as bytes, U8 with a last
 /// dimension of element_bytes. Looks at the files' sizes: throws Error (malformed) if a file is not as long
-/// as it was.
+/// as it was. Torch's metadata may be absent.
 Catalog catalog_of(const Manifest& manifest, const std::filesystem::path& directory);
 
 }  // namespace shardwright

@@ -216,10 +216,16 @@ void PendingCheckpoint::publish(const std::string& commit_name) {
                       std::back_inserter(removed));
   sync_directory(files_);
   folder_->write_intent(commit_name, removed);
+  // By its metadata torch finds the others, so they have to have their names by then.
+  const auto is_torchs = [](const std::string& name) { return name == torch_metadata_name; };
   for (const std::string& name : names) {
-    if (name != commit_name) folder_->publish(name, may_replace(name));
+    if (name != commit_name && !is_torchs(name)) folder_->publish(name, may_replace(name));
   }
   sync_directory(directory_);
+  if (std::any_of(names.begin(), names.end(), is_torchs)) {
+    folder_->publish(torch_metadata_name, may_replace(torch_metadata_name));
+    sync_directory(directory_);
+  }
   if (entry_at(directory_ / commit_name) && !may_replace(commit_name)) expect_free({commit_name});
   folder_->commit(commit_name);
   made_.clear();

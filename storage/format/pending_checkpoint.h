@@ -75,9 +75,10 @@ class PendingCheckpoint {
   /// Writes a whole file of this name (relative) into path(), flushed to the device.
   void write(const std::string& name, std::string_view content);
 
-  /// Gives all files that were written their names, `commit_name` (relative) last, flushed to the device in
-  /// that order; removes what the new checkpoint replaces; and gives up the lock. After a failure nothing has
-  /// been published, and what was there before is there.
+  /// Gives all files that were written their names, torch's metadata behind those that it names and
+  /// `commit_name` (relative) last, flushed to the device in that order; removes what the new checkpoint
+  /// replaces; and gives up the lock. After a failure nothing has been published, and what was there before
+  /// is there.
   void publish(const std::string& commit_name);
 
   /// Removes what was written, and the directory if this made it, and gives up the lock. While another thread

@@ -326,12 +326,13 @@ SavingFolder::Left SavingFolder::complete(const Intent& intent) {
   const bool is_removal = intent.commit_name == ".";
   const Listed listed = listed_in(directory_, is_removal ? std::vector<Removed>{} : intent.removed);
   Left still;
-  for (const auto& [name, inode] : intent.removed) {
+  for (const auto& [name, inode] : intent.removed) {  // sorted: torch's .metadata before what it names
     if (listed.may_hold(name) || !stays_inside(directory_, name)) continue;
     // Somebody may have written a file of that name since a save died.
     const std::optional<struct stat> file = entry_at(directory_ / name);
     if (!file || (!has_own_intent_ && std::to_string(file->st_ino) != inode)) continue;
     if (Left one = remove_file(directory_, name); !one.why.empty()) still = std::move(one);
+    if (name == torch_metadata_name && !still.why.empty()) return still;
   }
   return still;
 }
@@ -359,15 +360,18 @@ SavingFolder::Left SavingFolder::undo() {
       note(bring_back(name));
     }
   }
-  for (const std::string& name : files_below(files())) {
+  // Torch's metadata that is still there names the files that would go now.
+  if (replaced.contains(torch_metadata_name) && !still.why.empty()) return still;
+  for (const std::string& name : files_below(files())) {  // sorted: .metadata before what it names
     if (!replaced.contains(name) && are_one_file(files() / name, directory_ / name))
       note(remove_file(directory_, name));
+    if (name == torch_metadata_name && !still.why.empty()) return still;
   }
-  for (const std::string& name : renamed_) {
-    if (uninterrupted([&] { return std::rename((directory_ / name).c_str(), (files() / name).c_str()); }) !=
-        0)
-      note(left(directory_ / name, "cannot take back this name", errno));
-    remove_empty_folders_of(directory_, name);
+  for (auto name = renamed_.rbegin(); name != renamed_.rend(); ++name) {
+    const fs::path there = directory_ / *name;
+    if (uninterrupted([&] { return std::rename(there.c_str(), (files() / *name).c_str()); }) != 0)
+      note(left(there, "cannot take back this name", errno));
+    remove_empty_folders_of(directory_, *name);
   }
   return still;
 }

@@ -15,10 +15,13 @@
 #include "planner/save/plan_together.h"
 #include "planner/save/rank_states.h"
 #include "planner/save/write_results.h"
+#include "storage/files/random_number.h"
+#include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
 #include "storage/format/steps.h"
+#include "storage/format/torch_metadata.h"
 #include "storage/write/rank_files.h"
 
 namespace shardwright {
@@ -75,6 +78,7 @@ WriteResults write_boxes(const std::vector<TensorSpec>& specs, const RankState& 
   std::iota(items.begin(), items.end(), std::size_t{0});
   RankFilesOptions files_options;
   files_options.flush = options.sync;
+  files_options.format = options.format;
   RankFiles files(directory, state.rank, std::move(what), files_options);
   report.bytes_from_devices = files.write(items, memory, options.threads, options.devices).bytes_copied;
   WriteResults results = files.finish();
@@ -108,6 +112,7 @@ SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::file
       [&](const std::vector<std::string>& all) {
         pending = std::make_unique<PendingCheckpoint>(directory, CheckpointKind::sharded, options.overwrite);
         pending->expect_free({manifest_name});
+        if (options.format == ShardFormat::torch) pending->expect_free({torch_metadata_name});
         return std::vector<std::string>(all.size(), pending->path().string());
       });
 
@@ -130,6 +135,11 @@ SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::file
         SaveOrder order = next_order(pending->final_path());
         manifest.order = order.order;
         report.warnings = std::move(order.unread);
+        if (options.format == ShardFormat::torch) {
+          const std::string save_id = std::to_string(random_number());
+          add_torch_metadata(pending->path(), manifest,
+                             {pending->final_path().string(), save_id, std::nullopt}, options.sync);
+        }
         write_manifest(pending->path(), manifest, options.sync);
         pending->publish(manifest_name);
         if (options.keep_last > 0) {

@@ -10,6 +10,7 @@
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
+#include "storage/format/shard_format.h"
 
 namespace shardwright {
 
@@ -22,6 +23,10 @@ struct SaveOptions {
   /// Once the checkpoint is there: deletes all but so many checkpoints step-<number> beside it, those that
   /// were saved last (storage/format/steps.h); 0: none. What cannot be deleted is a warning.
   std::size_t keep_last = 0;
+
+  /// Torch: with torch's metadata, too, so that its FileSystemReader reads the checkpoint. The same on all
+  /// ranks.
+  ShardFormat format = ShardFormat::torch;
 
   int threads = 0;   ///< of this rank, that write; 0: as many as this process may use processors
   bool sync = true;  ///< flush to the device; without, a crash of the machine can cost the checkpoint

@@ -23,6 +23,8 @@
 #include "storage/format/read_catalog.h"
 #include "storage/format/row_checksums.h"
 #include "storage/format/safetensors.h"
+#include "storage/format/torch_metadata.h"
+#include "storage/format/torch_stream.h"
 #include "storage/threads.h"
 #include "storage/tools/undamaged.h"
 
@@ -245,12 +247,40 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
       findings.add(index, tensor->name, path + ": holds a chunk of " + in_quotes(tensor->name));
     return;
   }
+  if (listed.empty()) return;  // torch's metadata, which is all header
   try {
     compare(listed, index, parse_safetensors_header(std::string_view(header).substr(8), file->size(), path),
             path, findings);
   } catch (const Error& error) {
     findings.add(index, "", "", error);
   }
+}
+
+/// What torch reads before the bytes of a chunk has to be what the manifest says of it.
+void check_streams(const std::vector<Listed>& chunks, Files& files, Findings& findings, int threads) {
+  for_each_index(chunks.size(), threads, [&](std::size_t index) {
+    const StoredTensor& tensor = *chunks[index].tensor;
+    const StoredChunk& chunk = *chunks[index].chunk;
+    const FileRange& range = chunk.range;
+    const std::shared_ptr<InputFile> file = files.open(range.file);
+    if (!file) return;
+    const auto differ = [&](const std::string& what) {
+      findings.add(range.file, tensor.name,
+                   printable(file->path().native()) + ": " + in_quotes(tensor.name) + ": " + what);
+    };
+    try {
+      const std::string expected =
+          torch_stream_header(tensor.name, tensor.dtype, tensor.element_bytes, chunk.box);
+      if (expected.size() > range.bytes.begin) return differ("there is no room for torch's header");
+      std::string found(expected.size(), '\0');
+      file->read(range.bytes.begin - found.size(), found.data(), found.size());
+      if (found != expected)
+        differ("the header that torch reads, before byte " + std::to_string(range.bytes.begin) +
+               ", is not that of a chunk of " + tensor.dtype + " " + to_string(chunk.box.size));
+    } catch (const Error& error) {
+      findings.add(range.file, tensor.name, in_quotes(tensor.name) + ": ", error);
+    }
+  });
 }
 
 void verify_sharded(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
@@ -262,6 +292,9 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
   const std::vector<std::vector<Listed>> listed = listed_in_files(manifest);
   for_each_index(manifest.files.size(), threads,
                  [&](std::size_t index) { check_header(manifest, listed[index], index, files, findings); });
+  if (is_readable_by_torch(manifest)) {
+    for (const std::vector<Listed>& of_file : listed) check_streams(of_file, files, findings, threads);
+  }
   std::vector<const FileRange*> ranges;
   std::vector<std::string> names;
   for (const StoredTensor& tensor : manifest.tensors) {
@@ -371,6 +404,9 @@ void expect_told_alike(const Manifest& manifest, const fs::path& directory,
   for_each_index(indices.size(), threads, [&](std::size_t i) {
     check_header(manifest, listed[indices[i]], indices[i], files, findings);
   });
+  if (is_readable_by_torch(manifest)) {
+    for (const std::uint32_t index : indices) check_streams(listed[index], files, findings, threads);
+  }
   throw_if_any(findings);
 }
 

@@ -13,6 +13,8 @@
 #include "planner/save/chunks.h"
 #include "storage/files/printable.h"
 #include "storage/files/random_number.h"
+#include "storage/format/row_checksums.h"
+#include "storage/format/torch_stream.h"
 
 namespace shardwright {
 namespace {
@@ -42,7 +44,7 @@ std::string numbered(const char* format, std::int64_t rank, std::size_t number) 
 
 struct RankFiles::File {
   std::vector<std::size_t> items;
-  bool holds_bytes = false;  // else tensors
+  bool holds_bytes = false;  // else it is a safetensors file
   std::unique_ptr<ShardFile> file;
   std::vector<bool> written;  // of its items
   std::size_t left = 0;       // of its items to be written
@@ -50,12 +52,39 @@ struct RankFiles::File {
 
 RankFiles::RankFiles(std::filesystem::path directory, std::int64_t rank, RankItems what,
                      const RankFilesOptions& options)
-    : directory_(std::move(directory)), what_(std::move(what)), flush_(options.flush) {
+    : directory_(std::move(directory)),
+      what_(std::move(what)),
+      flush_(options.flush),
+      format_(options.format) {
   results_.rank = rank;
   const std::size_t count = what_.items.value.size();
   file_of_item_.resize(count);
   place_in_file_.resize(count);
+  std::size_t corners = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    corners_of_item_.push_back(corners);
+    corners += 2 * value_of(i).shape.size();
+  }
+  deal_out(options);
+  for (std::size_t f = 0; f < files_.size(); ++f) {
+    File& file = files_[f];
+    if (file.holds_bytes) {
+      std::stable_partition(file.items.begin(), file.items.end(),
+                            [&](std::size_t i) { return value_of(i).kind != SavedValue::Kind::object; });
+    }
+    file.left = file.items.size();
+    file.written.assign(file.items.size(), false);
+    for (std::size_t place = 0; place < file.items.size(); ++place) {
+      file_of_item_[file.items[place]] = f;
+      place_in_file_[file.items[place]] = place;
+    }
+  }
+}
+
+/// Decides which files there are, and which items they hold.
+void RankFiles::deal_out(const RankFilesOptions& options) {
   const std::string tag = random_tag();
+  const bool is_torchs = format_ == ShardFormat::torch;
   std::unordered_map<std::uint32_t, std::size_t> boxes_of_value;
   std::vector<std::size_t> as_bytes;
   std::unordered_set<std::string> names;
@@ -64,41 +93,29 @@ RankFiles::RankFiles(std::filesystem::path directory, std::int64_t rank, RankIte
       throw Error(ErrorKind::argument, "two files of one rank would be called " + in_quotes(name));
     results_.files.push_back({std::move(name), 0, 0, 0});
     files_.emplace_back();
+    files_.back().holds_bytes = is_torchs;
   };
-  std::size_t corners = 0;
-  for (std::size_t i = 0; i < count; ++i) {
+  for (std::size_t i = 0; i < what_.items.value.size(); ++i) {
     const std::uint32_t index = what_.items.value[i];
-    const SavedValue& value = what_.values.values.at(index);
-    corners_of_item_.push_back(corners);
-    corners += 2 * value.shape.size();
-    if (!dtype_in_file(value)) {
+    const SavedValue& value = what_.values.values[index];
+    if (!is_torchs && !dtype_in_file(value)) {
       as_bytes.push_back(i);
       continue;
     }
-    const std::size_t number = options.single_file ? boxes_of_value[index]++ : files_.size();
+    // A safetensors file has a name once.
+    const std::size_t box = is_torchs ? 0 : boxes_of_value[index]++;
+    const std::size_t number = options.single_file ? box : files_.size();
     if (number == files_.size()) {
       add_file(options.name ? options.name(value.fqn, number)
-                            : numbered("rank-%05d-%05zu-", rank, number) + tag + ".safetensors");
+                            : numbered("rank-%05d-%05zu-", results_.rank, number) + tag +
+                                  (is_torchs ? ".distcp" : ".safetensors"));
     }
     files_[number].items.push_back(i);
   }
-  if (!as_bytes.empty()) {
-    std::stable_partition(as_bytes.begin(), as_bytes.end(), [&](std::size_t i) {
-      return what_.values.values[what_.items.value[i]].kind != SavedValue::Kind::object;
-    });
-    add_file(numbered("rank-%05d-", rank, 0) + tag + ".bin");
-    files_.back().items = std::move(as_bytes);
-    files_.back().holds_bytes = true;
-  }
-  for (std::size_t f = 0; f < files_.size(); ++f) {
-    File& file = files_[f];
-    file.left = file.items.size();
-    file.written.assign(file.items.size(), false);
-    for (std::size_t place = 0; place < file.items.size(); ++place) {
-      file_of_item_[file.items[place]] = f;
-      place_in_file_[file.items[place]] = place;
-    }
-  }
+  if (as_bytes.empty()) return;
+  add_file(numbered("rank-%05d-", results_.rank, 0) + tag + ".bin");
+  files_.back().items = std::move(as_bytes);
+  files_.back().holds_bytes = true;
 }
 
 RankFiles::~RankFiles() = default;
@@ -158,13 +175,9 @@ void RankFiles::open(std::size_t number) {
   File& file = files_[number];
   const std::filesystem::path path = directory_ / results_.files[number].name;
   if (file.holds_bytes) {
-    std::vector<std::uint64_t> sizes;
-    std::vector<std::string> names;
-    for (const std::size_t item : file.items) {
-      sizes.push_back(bytes_of(item));
-      names.push_back(name_of(item));
-    }
-    file.file = std::make_unique<ShardFile>(path, sizes, std::move(names), flush_);
+    std::vector<RowsInFile> rows;
+    for (const std::size_t item : file.items) rows.push_back(rows_in_file(item));
+    file.file = std::make_unique<ShardFile>(path, std::move(rows), flush_);
     return;
   }
   std::vector<SourceTensor> chunks;
@@ -176,8 +189,20 @@ void RankFiles::open(std::size_t number) {
   file.file = std::make_unique<ShardFile>(path, std::move(chunks), flush_);
 }
 
+RowsInFile RankFiles::rows_in_file(std::size_t item) const {
+  const SavedValue& value = value_of(item);
+  const std::uint64_t bytes = bytes_of(item);
+  RowsInFile rows{value.fqn, {bytes, bytes}};
+  if (format_ != ShardFormat::torch || value.kind == SavedValue::Kind::object) return rows;
+  const Box box = box_of(item);
+  const std::optional<DType> dtype = dtype_in_file(value);
+  if (dtype) rows.rows = rows_of({value.fqn, *dtype, box.size, box.offset, 0, 0, bytes});
+  rows.header = torch_stream_header(value.fqn, value.properties.dtype, value.properties.element_bytes, box);
+  return rows;
+}
+
 const SavedValue& RankFiles::value_of(std::size_t item) const {
-  return what_.values.values[what_.items.value[item]];
+  return what_.values.values.at(what_.items.value[item]);
 }
 
 const std::string& RankFiles::name_of(std::size_t item) const { return value_of(item).fqn; }

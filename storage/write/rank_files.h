@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "planner/save/write_results.h"
+#include "storage/format/shard_format.h"
 #include "storage/write/shard_file.h"
 
 namespace shardwright {
@@ -24,16 +25,17 @@ struct RankItems {
 struct RankFilesOptions {
   bool single_file = true;  ///< false: a file for each tensor
   bool flush = true;        ///< see OutputFile
+  ShardFormat format = ShardFormat::safetensors;
 
   /// The name of the safetensors file, of this rank the how many-eth from 0, that this tensor is the first
   /// of. Null: "rank-RRRRR-NNNNN-<tag>.safetensors", with a new tag for each RankFiles, so that files keep
-  /// clear of those of a checkpoint that is to be replaced.
+  /// clear of those of a checkpoint that is to be replaced. Files of torch's format end in .distcp.
   std::function<std::string(const std::string& fqn, std::size_t number)> name;
 };
 
-/// The files of one rank of a sharded save: one safetensors file, more of them for further boxes of one
+/// The files of one rank of a sharded save. As safetensors: one file, more of them for further boxes of one
 /// tensor, whose name a file can have only once; and one of bytes for what safetensors cannot hold, tensors
-/// of other dtypes and objects.
+/// of other dtypes and objects. In torch's format: one file of torch streams, and objects behind them.
 class RankFiles {
  public:
   /// Decides what goes where. Throws Error(argument) for a file name of options.name that is there twice.
@@ -53,7 +55,9 @@ class RankFiles {
 
  private:
   struct File;
+  void deal_out(const RankFilesOptions& options);
   void open(std::size_t number);
+  RowsInFile rows_in_file(std::size_t item) const;
   const SavedValue& value_of(std::size_t item) const;
   const std::string& name_of(std::size_t item) const;
   Box box_of(std::size_t item) const;
@@ -62,6 +66,7 @@ class RankFiles {
   std::filesystem::path directory_;
   RankItems what_;
   bool flush_;
+  ShardFormat format_;
   WriteResults results_;
   std::vector<File> files_;
   std::vector<std::size_t> file_of_item_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <numeric>
 #include <utility>
 
 #include "planner/error.h"
@@ -12,6 +11,7 @@
 #include "storage/format/checksum.h"
 #include "storage/format/safetensors.h"
 #include "storage/format/safetensors_chunks.h"
+#include "storage/format/torch_stream.h"
 
 namespace shardwright {
 
@@ -32,6 +32,19 @@ std::vector<std::string> names_of(const std::vector<SourceTensor>& chunks) {
 std::vector<StoredBytes> places_of(const std::vector<SourceTensor>& chunks) {
   std::vector<StoredBytes> places;
   for (const SourceTensor& chunk : chunks) places.push_back({chunk.begin, chunk.end, {}});
+  return places;
+}
+
+/// One behind the other; those with headers begin where torch streams do.
+std::vector<StoredBytes> places_of(const std::vector<RowsInFile>& items) {
+  std::vector<StoredBytes> places;
+  std::uint64_t filled = 0;
+  for (const RowsInFile& item : items) {
+    if (!item.header.empty()) filled += -filled % torch_stream_alignment;
+    const std::uint64_t begin = filled + item.header.size();
+    filled = begin + item.rows.bytes;
+    places.push_back({begin, filled, {}});
+  }
   return places;
 }
 
@@ -62,16 +75,12 @@ ShardFile::ShardFile(const std::filesystem::path& path, std::vector<SourceTensor
   file_.write(0, reinterpret_cast<const std::byte*>(header_.data()), header_.size(), "the header");
 }
 
-ShardFile::ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
-                     std::vector<std::string> names, bool flush)
-    : names_(std::move(names)),
-      size_(std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0})),
-      file_(path, size_, flush) {
-  std::uint64_t filled = 0;
-  for (const std::uint64_t size : sizes) {
-    items_.push_back({filled, filled + size, {}});
-    geometries_.push_back({size, size});
-    filled += size;
+ShardFile::ShardFile(const std::filesystem::path& path, std::vector<RowsInFile> items, bool flush)
+    : items_(places_of(items)), size_(items_.empty() ? 0 : items_.back().end), file_(path, size_, flush) {
+  for (RowsInFile& item : items) {
+    names_.push_back(std::move(item.name));
+    geometries_.push_back(item.rows);
+    item_headers_.push_back(std::move(item.header));
   }
 }
 
@@ -107,6 +116,13 @@ void ShardFile::write_block(const Block& block, const std::byte* bytes) {
 GatherFigures ShardFile::write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
                                int threads, const DeviceOptions& options) {
   const std::vector<Block> blocks = blocks_of(items, tensors);
+  if (!item_headers_.empty()) {
+    for (const std::size_t item : items) {
+      const std::string& header = item_headers_[item];
+      file_.write(items_[item].begin - header.size(), reinterpret_cast<const std::byte*>(header.data()),
+                  header.size(), "the header of " + in_quotes(names_[item]));
+    }
+  }
   std::vector<TensorOnDevice> on_devices;
   for (const Block& block : blocks) {
     const int device = block.tensor->cuda_device;

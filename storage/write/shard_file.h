@@ -17,6 +17,13 @@
 
 namespace shardwright {
 
+/// Bytes of a file that has no header of its own.
+struct RowsInFile {
+  std::string name;
+  RowGeometry rows;         ///< for the checksums
+  std::string header = {};  ///< another reader's, directly before the bytes; begins at a multiple of 64
+};
+
 /// One of the files that a rank of a sharded save writes: laid out and given its length before any data is
 /// there.
 class ShardFile {
@@ -27,9 +34,8 @@ class ShardFile {
   /// `flush`: see OutputFile.
   ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush);
 
-  /// A file of things of these sizes, one after the other and nothing else. Each counts as one row of bytes.
-  ShardFile(const std::filesystem::path& path, const std::vector<std::uint64_t>& sizes,
-            std::vector<std::string> names, bool flush);
+  /// A file of these, one after the other, each behind its own header.
+  ShardFile(const std::filesystem::path& path, std::vector<RowsInFile> items, bool flush);
 
   /// Writes items[i] of the file from tensors[i], on up to `threads` threads (0: all processors). Takes at
   /// most 4 MiB of memory for each, which only what is not contiguous needs, and twice that, pinned, for each
@@ -57,7 +63,8 @@ class ShardFile {
   std::string header_;
   std::vector<std::string> names_;
   std::vector<StoredBytes> items_;
-  std::vector<RowGeometry> geometries_;  // of the items
+  std::vector<RowGeometry> geometries_;    // of the items
+  std::vector<std::string> item_headers_;  // empty, or of each of the items
   std::uint64_t size_;
   OutputFile file_;
 };

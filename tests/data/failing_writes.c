@@ -1,5 +1,5 @@
 /* Preloaded into a rank: system calls on files of a checkpoint fail as SHARDWRIGHT_TEST_FAULT says, "pwrite:5", say,
-   for EIO from every pwrite. Other files than *.safetensors are left alone. */
+   for EIO from every pwrite. Other files than *.safetensors and *.distcp are left alone. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -22,7 +22,7 @@ static int fails(const char* call, int descriptor) {
   if (got < 0) return 0;
   path[got] = '\0';
   errno = atoi(fault + length + 1);
-  return strstr(path, ".safetensors") != NULL;
+  return strstr(path, ".safetensors") != NULL || strstr(path, ".distcp") != NULL;
 }
 
 ssize_t pwrite64(int descriptor, const void* bytes, size_t count, off_t offset) {

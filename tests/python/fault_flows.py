@@ -17,7 +17,9 @@ import reference
 import shardwright as sw
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from checkpoints import INDEX, Sizes, write_m3
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -30,8 +32,8 @@ STRANGERS = {
     "embeddings.gguf": b"of somebody",
 }
 
-#: Files of one name in an export and in the one that replaces it.
-OF_BOTH = ("shardwright.checksums", "config.json", "tokenizer.json")
+#: Files of one name in a checkpoint and in the one that replaces it.
+OF_BOTH = ("shardwright.checksums", "config.json", "tokenizer.json", ".metadata")
 
 
 # --- what is on disk -------------------------------------------------------------------------------------------------
@@ -315,6 +317,41 @@ class Writing(Flow):
             assert names == self.usual, f"names after the next save: {set(names) ^ set(self.usual)}"
 
 
+class SavingForTorch(Writing):
+    """Saves in both formats in turns. Torch's readers, too, find a whole checkpoint at any time, or none."""
+
+    def old_is_whole(self, in_the_middle: bool) -> None:
+        super().old_is_whole(in_the_middle)
+        self.torch_finds_a_whole_one()
+
+    def problems_of(self, path: Path) -> list[str]:
+        # Torch's metadata gets its name just before the manifest.
+        is_middle = (path / ".shardwright.saving").exists()
+        return [line for line in super().problems_of(path) if not (is_middle and ".metadata" in line)]
+
+    def look_after_kill(self) -> bool:
+        self.torch_finds_a_whole_one()
+        return super().look_after_kill()
+
+    def look_after_success(self) -> None:
+        super().look_after_success()
+        self.torch_finds_a_whole_one()
+
+    def torch_finds_a_whole_one(self) -> None:
+        if not (self.place / ".metadata").exists():
+            return
+        found = state(-5.0)
+        try:
+            dcp.load(found, storage_reader=dcp.FileSystemReader(self.place), no_dist=True)
+        except CheckpointException as failure:  # which is no Exception
+            raise AssertionError(f"torch finds what is not whole: {failure}") from failure
+        wanted = state(found["scheduler"]["value"])
+        for name in ("weight", "bias"):
+            assert torch.equal(found["model"][name], wanted["model"][name]), "torch finds another one"
+        for name in ("strided", "complex"):
+            assert torch.equal(found[name], wanted[name]), "torch finds another one"
+
+
 class SavingSteps(Writing):
     """Saves a third step, of which the last two stay."""
 
@@ -521,6 +558,14 @@ def of_one_process(folder: Path) -> list[Flow]:
     def save(value: float, path: Path) -> None:
         sw.save(state(value), path, threads=2)
 
+    def save_as(formats: list[str]) -> Callable[[float, Path], None]:
+        """Of the first, second and third value."""
+
+        def save(value: float, path: Path) -> None:
+            sw.save(state(value), path, threads=2, format=formats[int(value) - 1])
+
+        return save
+
     def export(value: float, path: Path) -> None:
         sw.export(weights(value), path, threads=2, max_shard_size=1000)
 
@@ -545,6 +590,15 @@ def of_one_process(folder: Path) -> list[Flow]:
         Writing(at("save"), "save", save, holds, over=False),
         Writing(at("save over"), "save over another", save, holds, over=True),
         Writing(at("save async"), "save in the background", save_in_the_background, holds, over=True),
+        *(
+            SavingForTorch(at(name), name, save_as(formats), holds, over)
+            for name, formats, over in (
+                ("save for torch", ["torch", "torch", "torch"], False),
+                ("save for torch over another", ["torch", "torch", "safetensors"], True),
+                ("save for torch over safetensors", ["safetensors", "torch", "torch"], True),
+                ("save over one for torch", ["torch", "safetensors", "torch"], True),
+            )
+        ),
         SavingSteps(at("save step"), "save a step, keep two", save_step, holds, over=True),
         Writing(at("export"), "export", export, holds_weights, over=False),
         Writing(at("export over"), "export over another", export, holds_weights, over=True),

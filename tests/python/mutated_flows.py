@@ -349,9 +349,17 @@ def training() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def ours(folder: Path) -> Kind:
+    return sharded("ours", folder, "safetensors", [(mutations.in_header, 3)])
+
+
+def ours_for_torch(folder: Path) -> Kind:
+    return sharded("ours for torch", folder, "torch", [])
+
+
+def sharded(name: str, folder: Path, format: str, more: list[tuple[Mutation, int]]) -> Kind:
     expected, objects = training()
-    path = folder / "ours"
-    sw.save({"model": expected, **objects}, path)
+    path = folder / name
+    sw.save({"model": expected, **objects}, path, format=format)
 
     def load(state: dict, directory: Path) -> object:
         return sw.load(state, directory, **VERIFY)
@@ -360,9 +368,9 @@ def ours(folder: Path) -> Kind:
         return sw.ShardedStorageReader(directory, **VERIFY)
 
     return Kind(
-        "ours",
+        name,
         path,
-        [*ANYWHERE, (mutations.in_header, 3), (mutations.in_manifest, 12), (mutations.lying_manifest, 6)],
+        [*ANYWHERE, *more, (mutations.in_manifest, 12), (mutations.lying_manifest, 6)],
         expected,
         objects,
         in_turns(load, load, through_dcp(reader, None)),
@@ -446,7 +454,7 @@ def from_file(found: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> 
     }
 
 
-KINDS = [hugging_face, with_saved_shards, ours, torchs, adapter]
+KINDS = [hugging_face, with_saved_shards, ours, ours_for_torch, torchs, adapter]
 
 
 # --- one mutation -------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_a_flipped_byte_anywhere_is_noticed_by_a_load_that_says_nothing(
         del state["object"], state["complex"]
         sw.export(state, path)
     else:
-        sw.save(state, path)
+        sw.save(state, path, format="safetensors")
     options = {} if kind == "sharded" else {"layout": "huggingface", "strict": False}
     names = blank(state)
     choose = random.Random(5)
@@ -106,7 +106,7 @@ def test_a_flipped_byte_anywhere_is_noticed_by_a_load_that_says_nothing(
 
 
 def test_what_was_written_before_the_damage_was_noticed_is_named(state: dict, tmp_path: Path):
-    sw.save(state, tmp_path)
+    sw.save(state, tmp_path, format="safetensors")
     (file,) = tmp_path.glob("*.safetensors")
     with safe_open(file, "pt") as opened:
         names = set(opened.keys())
@@ -129,7 +129,7 @@ def test_what_was_written_before_the_damage_was_noticed_is_named(state: dict, tm
 
 
 def test_a_load_says_how_much_it_has_checked(state: dict, tmp_path: Path):
-    sw.save(state, tmp_path)
+    sw.save(state, tmp_path, format="safetensors")
     report = sw.load(blank(state), tmp_path)
     plain = sum(value.nbytes for name, value in state.items() if name not in ("object", "complex"))
     assert report.bytes_checked == plain

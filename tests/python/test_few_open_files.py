@@ -29,7 +29,7 @@ def few_files_open(more: int = 50) -> Iterator[None]:
 
 def test_a_file_for_each_tensor_is_saved_verified_and_loaded(tmp_path: Path):
     state = {f"t{i}": torch.full((10, i), float(i)) for i in range(COUNT)}
-    writer = sw.ShardedStorageWriter(tmp_path / "to", single_file_per_rank=False)
+    writer = sw.ShardedStorageWriter(tmp_path / "to", single_file_per_rank=False, format="safetensors")
     with few_files_open():
         dcp.save(state, storage_writer=writer, no_dist=True)
         assert len(list((tmp_path / "to").glob("*.safetensors"))) == COUNT

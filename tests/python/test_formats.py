@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
+import pickle
 import random
 import re
 import struct
@@ -111,6 +113,99 @@ def sums_of(data: bytes, cuts: list[int]) -> list[int]:
     return [total % 2**64 for total in sums]
 
 
+# --- torch streams and their metadata ----------------------------------------------------------------------------
+
+
+class Named:
+    """In place of a class or function that a pickle names: what it was called with, and its state."""
+
+    def __init__(self, name: str, *arguments: object) -> None:
+        self.name, self.arguments, self.state = name, arguments, None
+
+    def __call__(self, *arguments: object) -> Named:
+        return Named(self.name, *arguments)
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Named) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.name, str(self.state)))
+
+
+class Pickles(pickle.Unpickler):
+    """Builds nothing of what pickles name."""
+
+    def find_class(self, module: str, name: str) -> type:
+        class Made(Named):
+            def __new__(cls, *arguments: object) -> Named:  # type: ignore[misc]
+                made = object.__new__(Named)
+                Named.__init__(made, f"{module}.{name}", *arguments)
+                return made
+
+        return Made
+
+    def persistent_load(self, key: object) -> Named:
+        return Named("storage", key)
+
+
+def shown(value: object) -> object:
+    """Plain values of what a pickle held."""
+    if isinstance(value, Named):
+        return value.name, shown(value.arguments), shown(value.state)
+    if isinstance(value, type):
+        return shown(value())
+    if isinstance(value, dict):
+        return {shown(key) if isinstance(key, Named) else key: shown(part) for key, part in value.items()}
+    return type(value)(map(shown, value)) if isinstance(value, (tuple, list)) else value
+
+
+def header_of_stream(stream: bytes, name: str, dtype: str, offset: list[int], shape: list[int]) -> int:
+    """Where the bytes of a chunk begin, by what comes before them."""
+    file = io.BytesIO(stream)
+    try:
+        number, version, system, tensor, keys = [shown(Pickles(file).load()) for _ in range(5)]
+    except Exception as error:  # damaged pickles raise anything
+        raise ValueError("five pickles") from error
+    (count,) = struct.unpack("<Q", file.read(8))
+    expect((number, version, keys) == (0x1950A86A20F9469CFC6C, 1001, ["0"]), "the numbers of a stream")
+    assert isinstance(system, dict)
+    expect(set(system.pop("padding")) <= {" "}, "spaces")
+    about = {"protocol_version": 1001, "little_endian": True, "name": name, "offset": tuple(offset)}
+    expect(system == about, "the third pickle")
+    strides = [math.prod(max(size, 1) for size in shape[d + 1 :]) for d in range(len(shape))]
+    storage = ("storage", ("torch.ByteStorage", (), None), "0", "cpu", count, None)
+    hooks = ("collections.OrderedDict", (), None)
+    of_dtype = (f"torch.{dtype}", (), None)
+    arguments = (
+        ("storage", (storage,), None),
+        0,
+        tuple(shape),
+        tuple(strides),
+        False,
+        hooks,
+        of_dtype,
+    )
+    expect(tensor == ("torch._utils._rebuild_tensor_v3", arguments, None), "the call for a tensor")
+    expect(file.tell() % 64 == 0 and file.tell() + count == len(stream), "the length of a stream")
+    return file.tell()
+
+
+def read_torch_metadata(directory: Path) -> tuple[dict, object]:
+    """{(name, offset or None): (file, offset, length)}, and the planner's data."""
+    metadata = Pickles(io.BytesIO((directory / ".metadata").read_bytes())).load()
+    expect(metadata.name == "torch.distributed.checkpoint.metadata.Metadata", "the metadata")
+    expect(metadata.state["version"] == "1.0.0", "the version of the metadata")
+    places = {}
+    for index, place in metadata.state["storage_data"].items():
+        offset = index.state.get("offset")
+        key = index.state["fqn"], None if offset is None else offset.arguments[0]
+        places[key] = tuple(place.state[field] for field in ("relative_path", "offset", "length"))
+    return places, metadata.state["planner_data"]
+
+
 # --- a sharded checkpoint ----------------------------------------------------------------------------------------
 
 
@@ -122,8 +217,9 @@ def read_sharded(directory: Path) -> tuple[Tensors, dict[str, bytes], int]:
     expect((outer.number(3), outer.number(2)) == (order, xxh3(outer.bytes(1), order)), "the manifest")
     manifest = Message(outer.bytes(1))
     expect((manifest.number(1), manifest.number(2)) == (2, BLOCK), "the version")
-    files = []
+    files, names = [], []
     for listed in manifest.messages(3):
+        names.append(listed.text(1))
         files.append((directory / listed.text(1)).read_bytes())
         header = files[-1][: listed.number(3)]
         expect((len(files[-1]), xxh3(header)) == (listed.number(2), listed.number(4)), listed.text(1))
@@ -133,6 +229,9 @@ def read_sharded(directory: Path) -> tuple[Tensors, dict[str, bytes], int]:
         expect(sums_of(data, [row_bytes or len(data)]) == fixed64s(place.bytes(4)), "what lies at a place")
         return data
 
+    is_torchs = ".metadata" in names
+    places = read_torch_metadata(directory)[0] if is_torchs else {}
+    said = [(file, begin, begin + length) for file, begin, length in places.values()]
     tensors: Tensors = {}
     for tensor in manifest.messages(4):
         name, dtype, shape, size = tensor.text(1), tensor.text(3), varints(tensor.bytes(5)), tensor.number(4)
@@ -142,7 +241,16 @@ def read_sharded(directory: Path) -> tuple[Tensors, dict[str, bytes], int]:
             offset, sizes = varints(chunk.bytes(1)), varints(chunk.bytes(2))
             row_bytes = (sizes[-1] if sizes else 1) * size
             data = stored(place, row_bytes if dtype else 0)
-            if dtype:
+            if is_torchs:
+                file, begin, length = places.pop((name, tuple(offset)))
+                expect(file == names[place.number(1)] and begin % 64 == 0, name)
+                stream = files[place.number(1)][begin : begin + length]
+                expect(
+                    begin + header_of_stream(stream, name, tensor.text(2), offset, sizes) == place.number(2),
+                    name,
+                )
+                expect(stream.endswith(data), name)
+            elif dtype:
                 header, start = header_of(files[place.number(1)])
                 range_in_file = [place.number(2) - start, place.number(3) - start]
                 expect(
@@ -160,7 +268,18 @@ def read_sharded(directory: Path) -> tuple[Tensors, dict[str, bytes], int]:
                     at = at * length + index
                 whole[at * size : at * size + row_bytes] = data[number * row_bytes : (number + 1) * row_bytes]
         tensors[name] = tensor.text(2), tuple(shape), bytes(whole)
-    return tensors, {entry.text(1): stored(entry.messages(2)[0], 0) for entry in manifest.messages(5)}, order
+    objects = {entry.text(1): entry.messages(2)[0] for entry in manifest.messages(5)}
+    if is_torchs:
+        for name, place in objects.items():
+            begin = place.number(2)
+            where = names[place.number(1)], begin, place.number(3) - begin
+            expect(places.pop((name, None)) == where, name)
+        expect(not places, "places of nothing")
+        for one, other in itertools.pairwise(sorted(said)):
+            if one[0] == other[0]:
+                between = files[names.index(one[0])][one[2] : other[1]]
+                expect(len(between) < 64 and not any(between), "zeros between streams")
+    return tensors, {name: stored(place, 0) for name, place in objects.items()}, order
 
 
 # --- an export ---------------------------------------------------------------------------------------------------
@@ -256,7 +375,8 @@ def on_ranks(rank: int, directory: Path) -> None:
             for name, value in values.items()
         }
 
-    sw.save(placed(state()), directory / "saved")
+    sw.save(placed(state()), directory / "saved", format="safetensors")
+    sw.save(placed(state()), directory / "saved_for_torch", format="torch")
     sw.export(placed(exported_state()), directory / "exported", max_shard_size="4MB")
     dist.destroy_process_group()
 
@@ -268,9 +388,10 @@ def by_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_a_sharded_checkpoint_is_what_the_readme_says(tmp_path: Path):
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_a_sharded_checkpoint_is_what_the_readme_says(tmp_path: Path, format: str):
     for number, step in enumerate((7, 5), start=1):
-        sw.save(state(), tmp_path, step=step)
+        sw.save(state(), tmp_path, step=step, format=format)
         tensors, objects, order = read_sharded(tmp_path / f"step-{step:08d}")
         assert tensors == expected(state(), of_torch)
         assert order == number
@@ -278,7 +399,11 @@ def test_a_sharded_checkpoint_is_what_the_readme_says(tmp_path: Path):
         (tmp_path / "pickle").write_bytes(objects["nested.text"])
         assert torch.load(tmp_path / "pickle", weights_only=True) == state()["nested"]["text"]
     names = sorted(path.name for path in tmp_path.glob("step-00000005/*"))
-    tag = names[0].split("-")[3].removesuffix(".safetensors")
+    tag = names[-2].split("-")[-1].split(".")[0]
+    if format == "torch":
+        assert names == [".metadata", f"rank-00000-00000-{tag}.distcp", "shardwright.manifest"]
+        assert read_torch_metadata(tmp_path / "step-00000005")[1]["nested.text"] == ("nested", "text")
+        return
     assert names == [f"rank-00000-00000-{tag}.safetensors", f"rank-00000-{tag}.bin", "shardwright.manifest"]
 
 
@@ -289,9 +414,10 @@ def test_an_order_that_is_not_told_is_absent(tmp_path: Path):
 
 @pytest.mark.ranks
 def test_shards_of_ranks_are_what_the_readme_says(by_two_ranks: Path):
-    tensors, objects, _ = read_sharded(by_two_ranks / "saved")
-    assert tensors == expected(state(), of_torch)
-    assert objects.keys() == {"nested.text", "nested.number"}
+    for name in ("saved", "saved_for_torch"):
+        tensors, objects, _ = read_sharded(by_two_ranks / name)
+        assert tensors == expected(state(), of_torch)
+        assert objects.keys() == {"nested.text", "nested.number"}
     assert {path.name[:16] for path in by_two_ranks.glob("saved/*.safetensors")} == {
         "rank-00000-00000",
         "rank-00001-00000",
@@ -356,15 +482,15 @@ def test_every_word_of_the_glossary_is_where_it_says():
             assert is_there, where
 
 
-@pytest.mark.parametrize("kind", ["sharded", "export"])
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "export"])
 def test_a_damaged_byte_is_found(kind: str, tmp_path: Path):
     path = tmp_path / kind
-    if kind == "sharded":
-        sw.save(state(), path, step=3)
+    if kind != "export":
+        sw.save(state(), path, step=3, format=kind)
         path /= "step-00000003"
     else:
         sw.export(exported_state(), path, max_shard_size="8MB")
-    read: Callable[[Path], object] = read_sharded if kind == "sharded" else read_export
+    read: Callable[[Path], object] = read_export if kind == "export" else read_sharded
     read(path)
     choose = random.Random(5)
     for file in path.iterdir():

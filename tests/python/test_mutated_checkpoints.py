@@ -19,7 +19,7 @@ from torchrun import HERE
 
 pytestmark = pytest.mark.ranks
 
-KINDS = ("Hugging Face", "torch's shards", "ours", "torch's", "adapter")
+KINDS = ("Hugging Face", "torch's shards", "ours", "ours for torch", "torch's", "adapter")
 
 
 def test_damaged_checkpoints_are_refused_or_loaded_as_they_are():

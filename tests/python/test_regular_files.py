@@ -46,7 +46,7 @@ def replaced(path: Path, make: Callable[[Path], None]) -> None:
 @pytest.mark.parametrize("pattern", ["shardwright.manifest", "*.safetensors", "*.bin"])
 def test_of_a_sharded_checkpoint(tmp_path: Path, make, pattern: str):
     state = {"w": torch.ones(100), "notes": {"epoch": 3}}
-    sw.save(state, tmp_path / "c")
+    sw.save(state, tmp_path / "c", format="safetensors")
     (file,) = (tmp_path / "c").glob(pattern)
     replaced(file, make)
     loaded = {"w": torch.zeros(100), "notes": {"epoch": 0}}

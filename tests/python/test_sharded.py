@@ -98,7 +98,7 @@ def test_any_tensors_come_back_bit_for_bit(values: list[torch.Tensor]):
     state = {f"t{i}": value for i, value in enumerate(values)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "checkpoint")
-        sw.save(state, path)
+        sw.save(state, path, format="safetensors")
         assert not sw.verify(path).problems
         loaded = blank(state)
         sw.load(loaded, path, verify=True)
@@ -120,7 +120,7 @@ def state() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def path(state, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("sharded") / "checkpoint"
-    sw.save(state | {"object": {"a": [1, "b"]}}, path)
+    sw.save(state | {"object": {"a": [1, "b"]}}, path, format="safetensors")
     return path
 
 
@@ -133,7 +133,7 @@ def test_large_and_turned_tensors_come_back(path: Path, state):
 
 def test_a_trace_tells_of_what_is_read_straight_beside_what_needs_a_buffer(tmp_path: Path):
     state = {"straight": torch.arange(999.0), "of_another_dtype": torch.arange(7.0)}
-    sw.save(state, tmp_path / "saved")
+    sw.save(state, tmp_path / "saved", format="safetensors")
     loaded = {"straight": torch.zeros(999), "of_another_dtype": torch.zeros(7, dtype=torch.int64)}
     sw.load(loaded, tmp_path / "saved", trace=tmp_path / "trace.json")
     assert all(torch.equal(loaded[name].float(), state[name]) for name in state)
@@ -155,7 +155,7 @@ def test_torchs_hf_reader_reads_the_tensors(path: Path, state):
 
 
 def test_objects_that_run_code_are_refused_unless_the_caller_says_otherwise(tmp_path: Path):
-    sw.save({"position": Position(3), "t": torch.ones(2)}, tmp_path / "checkpoint")
+    sw.save({"position": Position(3), "t": torch.ones(2)}, tmp_path / "checkpoint", format="safetensors")
     loaded = {"position": Position(0), "t": torch.zeros(2)}
     with pytest.raises(ValueError, match=r"(?s)position .*weights_only=False") as refused:
         sw.load(loaded, tmp_path / "checkpoint")

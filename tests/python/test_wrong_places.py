@@ -207,7 +207,7 @@ def test_folders_that_hold_no_checkpoint_say_what_they_hold(tmp_path: Path, tiny
     assert "this directory is empty" in found("empty")
     (tmp_path / "unfinished" / ".shardwright.saving").mkdir()
     assert "an unfinished save (.shardwright.saving)" in found("unfinished")
-    sw.save({"t": torch.ones(2)}, tmp_path / "published_by_half")
+    sw.save({"t": torch.ones(2)}, tmp_path / "published_by_half", format="safetensors")
     (tmp_path / "published_by_half" / ".shardwright.saving").mkdir(exist_ok=True)
     (tmp_path / "published_by_half" / "shardwright.manifest").unlink()
     assert "found the files of a save that has not been published" in found("published_by_half")

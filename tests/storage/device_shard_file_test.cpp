@@ -19,6 +19,13 @@ void expect_file(const ShardFile& file, const std::filesystem::path& path, const
   }
 }
 
+std::vector<RowsInFile> rows_of(const RandomTensors& all) {
+  std::vector<RowsInFile> rows;
+  for (std::size_t i = 0; i < all.sizes.size(); ++i)
+    rows.push_back({all.names[i], {all.sizes[i], all.sizes[i]}});
+  return rows;
+}
+
 std::vector<std::size_t> all_items(const RandomTensors& all) {
   std::vector<std::size_t> items(all.tensors.size());
   for (std::size_t i = 0; i < items.size(); ++i) items[i] = i;
@@ -31,7 +38,7 @@ TEST(device_shard_file, holds_the_bytes_of_tensors_of_any_strides_on_any_devices
     FakeDevices devices(round);
     const RandomTensors all(random, devices, round % 10 == 0);
     const TemporaryDirectory folder;
-    ShardFile file(folder / "x.bin", all.sizes, all.names, false);
+    ShardFile file(folder / "x.bin", rows_of(all), false);
     DeviceOptions options;
     const auto threads = static_cast<int>(random.between(1, 3));
     options.calls = devices.calls();
@@ -64,7 +71,7 @@ TEST(device_shard_file, a_failure_of_any_call_names_tensor_and_call_and_leaves_n
       const RandomTensors all(random, devices, false);
       devices.fail(call, static_cast<int>(random.between(1, 4)), 999);
       const TemporaryDirectory folder;
-      ShardFile file(folder / "x.bin", all.sizes, all.names, false);
+      ShardFile file(folder / "x.bin", rows_of(all), false);
       DeviceOptions options;
       options.calls = devices.calls();
       options.memory = 64 << 10;

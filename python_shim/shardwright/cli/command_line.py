@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         help="values for the family's config.json, which decides all sizes",
     )
     generating.add_argument(
-        "--encoding", choices=_core.generated_encodings(), help="of what releases quantise; default: as released"
+        "--encoding",
+        choices=_core.generated_encodings(),
+        help="of what releases quantise; default: as released",
     )
     generating.add_argument("--max-shard-size", metavar="SIZE", help="of tensors in a file, such as 5GB")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
@@ -162,6 +164,18 @@ def _parser() -> argparse.ArgumentParser:
     verifying.add_argument("--threads", type=_whole_number, default=None)
     verifying.add_argument("--json", action="store_true")
     verifying.set_defaults(command=_verify)
+
+    converting = commands.add_parser(
+        "convert", help="a checkpoint of torch's FileSystemWriter to one of ours, and ours to another format"
+    )
+    converting.add_argument("source")
+    converting.add_argument("destination")
+    converting.add_argument(
+        "--format", choices=["torch", "safetensors"], help="torch: torch alone reads it as well"
+    )
+    converting.add_argument("--overwrite", action="store_true", help="replace another kind of checkpoint")
+    converting.add_argument("--threads", type=_whole_number, default=None)
+    converting.set_defaults(command=_convert)
 
     exporting = commands.add_parser("export", help="load a checkpoint and write it as another")
     exporting.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
@@ -541,6 +555,20 @@ def _verify(options: argparse.Namespace) -> int:
             else "nothing wrong was found; no checksums to check"
         )
     return 1 if report.problems else 0
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from shardwright.converting import convert
+
+    print(
+        convert(
+            options.source,
+            options.destination,
+            format=options.format,
+            threads=options.threads or None,
+            overwrite=options.overwrite or None,
+        )
+    )
 
 
 def _load(options: argparse.Namespace) -> None:

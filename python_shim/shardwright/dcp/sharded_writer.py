@@ -32,12 +32,16 @@ from shardwright.dcp.planned_metadata import PlannedMetadata
 from shardwright.dcp.save_description import number_values
 from shardwright.dcp.save_planning import is_given_up
 from shardwright.dcp.storage_reader import default_threads
+from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.local_path import expect_overwrite, lasting_path, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_folder
+
+#: Of the files of a save that is not told another one.
+DEFAULT_FORMAT = "torch"
 
 #: What gathering a strided shard takes, for each thread (storage/format/checksum.h).
 _BLOCK_BYTES = 4 << 20
@@ -62,13 +66,13 @@ class _Share:
 
 
 class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
-    """Writes each rank's shards as safetensors files, with a manifest of sizes and checksums beside them.
+    """Writes each rank's shards, with a manifest of sizes and checksums beside them.
 
     It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: its files
     are written to a hidden folder of ``path`` and flushed to the device, and are the checkpoint from the moment on that
     the manifest gets its name, when every rank has written its part. A sharded checkpoint that is in ``path`` already
     stays whole until then; after it, the files that its manifest names are removed. All else that is in ``path`` is
-    left alone. torch's HuggingFaceStorageReader reads the tensors; :class:`ShardedStorageReader` reads all.
+    left alone. :class:`ShardedStorageReader` reads it, and so does torch without Shardwright: see ``format``.
 
     Args:
         path: the directory that the checkpoint goes into; made if need be.
@@ -78,6 +82,11 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         per_thread_copy_ahead: bytes that are copied at a time from devices that the engine does not reach, and of
             conjugated or negated views. What is on CUDA devices takes 8 MiB of pinned memory for each thread.
         cache_staged_state_dict: keep the memory of an asynchronous save for the next one.
+        format: "torch" writes torch's ``.metadata``, too, and files that its FileSystemReader reads: torch alone loads
+            and converts the checkpoint, and trainers that look for ``.metadata`` find it. "safetensors" writes
+            safetensors files, of which torch's HuggingFaceStorageReader reads the tensors, and what these cannot
+            hold beside them. None: "torch".
+        serialization_format: the same as torch's writers are told it.
         overwrite: None replaces a sharded checkpoint, and refuses where another kind of checkpoint is in ``path``
             (FileExistsError). True replaces any. False replaces none.
         async_staging_bytes: the most memory that an asynchronous save may take for its copy of this rank's state; a
@@ -100,8 +109,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         cache_staged_state_dict: bool = False,
         overwrite: bool | None = None,
         _extensions: Sequence[Any] | None = None,
-        serialization_format: SerializationFormat = SerializationFormat.SAFETENSORS,
+        serialization_format: SerializationFormat | None = None,
         *,
+        format: str | None = None,
         async_staging_bytes: int | None = None,
         device_memory: int | None = None,
         keep_last: int | None = None,
@@ -115,6 +125,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             whole_number("keep_last", keep_last, 1, 1 << 48)
         expect_overwrite(overwrite)
         self.path = Path(lasting_path(path))
+        self.format = _format_of(format, serialization_format)
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
         self.thread_count = default_threads() if thread_count is None else thread_count
@@ -150,7 +161,8 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             return plans  # the planner of every rank will say why; nothing is to be written
         self._pending = _core.PendingCheckpoint(self.path, "sharded", self.overwrite)
         try:
-            self._pending.expect_free([_core.manifest_name])
+            torchs = [_core.torch_metadata_name] if self.format == "torch" else []
+            self._pending.expect_free([_core.manifest_name, *torchs])
         except OSError:
             self.abandon()
             raise
@@ -202,12 +214,13 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             self.single_file_per_rank,
             self.sync_files,
             self._file_name_on(rank),
+            self.format,
         )
         report = SaveReport(threads=self.thread_count, peak_staging_bytes=self.staged_bytes)
         in_reach = (
             (pickles[at], False)
             if at in pickles
-            else _in_reach(items[number].index.fqn, planner, items[number])
+            else self._in_reach(items[number].index.fqn, planner, items[number])
             for at, number in enumerate(order)
         )
         for first, tensors, copies in self._batches(in_reach):
@@ -241,6 +254,20 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         report.peak_device_bytes = max(report.peak_device_bytes, done.peak_device_bytes)
         report.bytes_from_devices += done.bytes_copied
         report.device_batches += done.batches
+
+    def _in_reach(self, fqn: str, planner: SavePlanner, item: WriteItem) -> tuple[torch.Tensor, bool]:
+        """A tensor whose memory the engine reaches and shows its values, and whether that is a copy, in CPU memory."""
+        tensor = planner.resolve_data(item)
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{fqn}: expected a tensor from the planner, found {type(tensor).__name__}")
+        tensor = tensor.detach()
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(
+                f"{fqn}: expected a strided tensor with memory, found {tensor.layout} on {tensor.device}"
+            )
+        if is_reached(tensor) and shows_its_memory(tensor):
+            return tensor, False
+        return tensor.cpu().resolve_conj().resolve_neg(), True
 
     def _batches(
         self, in_reach: Iterable[tuple[torch.Tensor, bool]]
@@ -277,6 +304,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 planner_data.getvalue(),
                 next_order(self.path),
                 self.sync_files,
+                self._torch_save(metadata.planner_data) if self.format == "torch" else None,
             )
             pending.publish(_core.manifest_name)
         finally:
@@ -284,6 +312,17 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         if self.keep_last is not None:  # the save has succeeded by now, whatever becomes of those before it
             for line in _core.keep_last_steps(self.path.parent, self.keep_last):
                 warnings.warn(line, stacklevel=2)
+
+    def _torch_save(self, planner_data: Any) -> Any:
+        """What torch's metadata is to tell beside what the manifest tells."""
+        if fault := fault_of_planner_data(planner_data):
+            raise ValueError(
+                f"the planner's data: {fault}; torch's metadata can hold no others: pass format=\"safetensors\""
+            )
+        paths = planner_data and [
+            (name, [(str(key), type(key) is int) for key in keys]) for name, keys in planner_data.items()
+        ]
+        return _core.TorchSave(os.fspath(self.path), self.save_id, paths)
 
     def abandon(self) -> None:
         """Removes what an unfinished save has written, if this rank is its coordinator. Safe to call at any time."""
@@ -303,23 +342,21 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         return "://" not in os.fspath(checkpoint_id)
 
 
+def _format_of(name: str | None, torchs_word: SerializationFormat | None) -> str:
+    """The format by its name here, or as torch's writers are told it."""
+    words = {SerializationFormat.TORCH_SAVE: "torch", SerializationFormat.SAFETENSORS: "safetensors"}
+    if name not in (None, *words.values()):
+        raise ValueError(f'format is {name!r}; expected "torch" or "safetensors"')
+    if torchs_word is None:
+        return name or DEFAULT_FORMAT
+    told = words.get(torchs_word)
+    if told is None or (name or told) != told:
+        raise ValueError(f"serialization_format is {torchs_word!r} and format {name!r}; expected one format")
+    return told
+
+
 def _resolved_object(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
     """The bytes of a pickled object."""
     data = planner.resolve_data(item)
     assert isinstance(data, io.BytesIO)
     return torch.frombuffer(data.getbuffer(), dtype=torch.uint8)
-
-
-def _in_reach(fqn: str, planner: SavePlanner, item: WriteItem) -> tuple[torch.Tensor, bool]:
-    """A tensor whose memory the engine reaches and shows its values, and whether that is a copy, in CPU memory."""
-    tensor = planner.resolve_data(item)
-    if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{fqn}: expected a tensor from the planner, found {type(tensor).__name__}")
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_meta:
-        raise ValueError(
-            f"{fqn}: expected a strided tensor with memory, found {tensor.layout} on {tensor.device}"
-        )
-    if is_reached(tensor) and shows_its_memory(tensor):
-        return tensor, False
-    return tensor.cpu().resolve_conj().resolve_neg(), True

@@ -34,7 +34,6 @@ from shardwright.system_calls import is_there
 from shardwright.weight_maps import imported_map, model_name
 
 
-
 @dataclasses.dataclass(frozen=True)
 class _Share:
     """From the coordinator to a rank: what it writes, and where."""
@@ -151,7 +150,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             thread_count_consolidation,
         )
         self._shards = (
-            None if is_export else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite)
+            None
+            if is_export
+            else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite, format="safetensors")
         )
         self.overwrite = overwrite
         self.quantised = quantization == "mxfp8"

@@ -129,7 +129,7 @@ def a_disk_that_fills_up(directory: str, _: str) -> None:
         assert_same_failure(
             disk / "checkpoint",
             errno.ENOSPC,
-            ".safetensors",
+            ".distcp",
             os.strerror(errno.ENOSPC),
             new=state(2, 600_000),
         )

@@ -155,7 +155,7 @@ def every_rank_writes_its_part_and_no_more(path: str, uneven: str) -> None:
     with shared_folder() as folder:
         for number, (mesh, placements) in enumerate(shardings()):
             state = {"model": state_of(mesh, placements)["model"]}
-            report = sw.save(state, folder / str(number))
+            report = sw.save(state, folder / str(number), format="safetensors")
             written = [0] * dist.get_world_size()
             chunks = report.bytes_written - sum(
                 int.from_bytes(file.read_bytes()[:8], "little") + 8

@@ -114,7 +114,8 @@ def replicated_tensors_once_and_balanced(directory: str, _: str) -> None:
 def torchs_hf_reader_reads_the_tensors(directory: str, _: str) -> None:
     if dist.get_world_size() != 4:
         return
-    path = os.path.join(directory, "ours")
+    path = os.path.join(directory, "ours_as_safetensors")
+    sw.save({"model": Training(mesh_of_all(), seed=97).model.state_dict()}, path, format="safetensors")
     training = Training(mesh_of_all(), seed=99)
     training.step()
     theirs, ours = training.state()["model"], Training(mesh_of_all(), seed=98).model.state_dict()

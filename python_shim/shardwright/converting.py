@@ -1,0 +1,185 @@
+"""Sharded checkpoints of one format made to those of another, chunk by chunk, in one process."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+
+from shardwright import _core
+from shardwright.dcp.sharded_reader import ShardedStorageReader
+from shardwright.dcp.sharded_writer import ShardedStorageWriter
+from shardwright.dcp.torch_checkpoint import METADATA_NAME, part_of_file
+from shardwright.dcp.torch_metadata import read_torch_metadata
+from shardwright.local_path import local_path
+from shardwright.regular_file import open_regular
+from shardwright.report import SaveReport
+from shardwright.system_calls import is_file
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    threads: int | None = None,
+    overwrite: bool | None = None,
+) -> SaveReport:
+    """Writes a sharded checkpoint, ours or one of torch's FileSystemWriter, as one of ours.
+
+    In ``format="torch"``, torch reads it as well. Chunks, objects and the names of nested state dicts stay as they
+    are; there is a file of shards for each of the source. No object is unpickled. It takes memory for the largest
+    chunk, or for 64 MiB of smaller ones, and for all objects of a file.
+
+    Args:
+        source: the checkpoint directory. Its checksums are checked, where it has some.
+        destination: the directory that the new one goes into; made if need be.
+        format, threads, overwrite: see :class:`ShardedStorageWriter`.
+
+    Raises:
+        FileExistsError: something is in the place of the new one; see ``overwrite``.
+        ValueError: the source is damaged, of another kind, or encoded by an extension of torch's writer.
+        OSError: a file cannot be read or written. Nothing has then been published.
+    """
+    start = time.perf_counter()
+    chunks = _StoredChunks(local_path(source))
+    writer = _ConvertingWriter(destination, thread_count=threads, overwrite=overwrite, format=format)
+    if os.path.realpath(writer.path) == os.path.realpath(chunks.path):
+        raise ValueError(f"{writer.path}: expected another directory than that of the source")
+    total = SaveReport(threads=writer.thread_count)
+    try:
+        writer.set_up_storage_writer(True)
+        results = []
+        for plan in writer.prepare_global_plan(chunks.plans()):
+            results.append(writer.write_data(plan, chunks).wait())  # which asks for no more
+            if writer.report is None:
+                break  # this has failed, and finish() says how
+            total.tensors += writer.report.tensors
+            total.objects += writer.report.objects
+            total.files += writer.report.files
+            total.bytes_written += writer.report.bytes_written
+            total.peak_staging_bytes = max(total.peak_staging_bytes, writer.report.peak_staging_bytes)
+            writer.report = None
+        writer.finish(chunks.metadata, results)
+    finally:
+        writer.abandon()
+    total.seconds["total"] = time.perf_counter() - start
+    return total
+
+
+class _ConvertingWriter(ShardedStorageWriter):
+    """Takes what it is given for copies, of which it holds only some at a time."""
+
+    def _in_reach(self, fqn: str, planner: Any, item: WriteItem) -> tuple[torch.Tensor, bool]:
+        return super()._in_reach(fqn, planner, item)[0], True
+
+
+class _StoredChunks:
+    """What is in a checkpoint, read when a writer asks for it: in place of a planner and of a state."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.manifest: Any = None
+        self.metadata: Metadata
+        if _core.has_manifest(os.fspath(path)):
+            of_ours: Any = ShardedStorageReader(path).read_metadata()
+            self.manifest = of_ours.manifest
+            assert of_ours.catalog  # which looks at the sizes of the files
+            self.metadata = of_ours
+        elif is_file(Path(path, METADATA_NAME)):
+            self.metadata = read_torch_metadata(path)
+        else:
+            _core.read_catalog(os.fspath(path))  # which says what is there
+            raise ValueError(
+                f"{path}: expected a sharded checkpoint or one of torch's FileSystemWriter, found another kind; "
+                "shardwright.export makes and loads those"
+            )
+
+    def plans(self) -> list[SavePlan]:
+        """For each file what is in it."""
+        by_file: dict[str, list[WriteItem]] = {}
+        for fqn, stored in self.metadata.state_dict_metadata.items():
+            if not isinstance(stored, TensorStorageMetadata):
+                item = WriteItem(MetadataIndex(fqn), WriteItemType.BYTE_IO)
+                by_file.setdefault(self._place(item.index).relative_path, []).append(item)
+                continue
+            for chunk in stored.chunks:
+                data = TensorWriteData(chunk, stored.properties, stored.size)
+                item = WriteItem(MetadataIndex(fqn, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
+                by_file.setdefault(self._place(item.index).relative_path, []).append(item)
+        return [SavePlan(by_file[name]) for name in sorted(by_file)]
+
+    def _place(self, index: MetadataIndex) -> Any:
+        place = self.metadata.storage_data.get(index)
+        if place is None:
+            raise _core.CheckpointFormatError(
+                f"{self.path}: {index.fqn}: the metadata does not say where it is"
+            )
+        if getattr(place, "transform_descriptors", None):
+            raise _core.CheckpointFormatError(
+                f"{self.path}: {index.fqn}: is encoded by an extension of torch's writer "
+                f"({', '.join(place.transform_descriptors)}), which is not undone here; expected none"
+            )
+        return place
+
+    def resolve_data(self, item: WriteItem) -> torch.Tensor | io.BytesIO:
+        """The chunk or object itself, checked against its checksums."""
+        place = self._place(item.index)
+        path = self.path / place.relative_path
+        if self.manifest is not None:
+            self._expect_undamaged(item)
+        with open_regular(path) as file:
+            if item.type == WriteItemType.BYTE_IO:
+                return io.BytesIO(_bytes_of(file, path, place))
+            assert item.tensor_data is not None
+            shape, dtype = item.tensor_data.chunk.sizes, item.tensor_data.properties.dtype
+            if self.manifest is not None:
+                raw = _bytes_of(file, path, place)
+                bytes_of_tensor = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0)
+                return bytes_of_tensor.view(dtype).reshape(shape) if raw else torch.empty(shape, dtype=dtype)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of dtypes that are experimental
+                    tensor = torch.load(
+                        part_of_file(file, place.offset, place.length), "cpu", weights_only=True
+                    )
+            except OSError:
+                raise
+            except Exception as error:  # damaged archives raise anything
+                raise _core.CheckpointFormatError(
+                    f"{path}: {item.index.fqn}: cannot be read: {error}; the file is damaged: copy it again"
+                ) from error
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tensor.shape != shape:
+            found = (
+                f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "no tensor"
+            )
+            raise _core.CheckpointFormatError(
+                f"{path}: {item.index.fqn}: expected {dtype} {list(shape)}, as the metadata says, found {found}"
+            )
+        return tensor
+
+    def _expect_undamaged(self, item: WriteItem) -> None:
+        fqn = item.index.fqn
+        if item.type == WriteItemType.BYTE_IO:
+            self.manifest.expect_undamaged(os.fspath(self.path), [], [fqn], 1)
+        else:
+            offset = list(item.index.offset or ())
+            self.manifest.expect_undamaged(os.fspath(self.path), [(fqn, offset)], [], 1)
+
+
+def _bytes_of(file: BinaryIO, path: Path, place: Any) -> bytearray:
+    data = bytearray(place.length)
+    file.seek(place.offset)
+    found = file.readinto(data)  # type: ignore[attr-defined]
+    if found != place.length:
+        raise _core.CheckpointFormatError(
+            f"{path}: expected {place.length} bytes at byte {place.offset}, found {found}; copy it again"
+        )
+    return data
