@@ -52,14 +52,16 @@ std::map<std::string, Decoded> decoded_tensors(const Catalog& catalog,
     if (scales.empty()) continue;
     made.dtype = DType::BF16;
     made.bytes.resize(2 * made.bytes.size());
+    const slow::Scales by{scales.front().dtype,
+                          slow::is_e8m0(scales.front().dtype) ? Product::exact_once : Product::to_f32_first};
     const char* scale_data = files[scales.front().file].data() + scales.front().begin;
     for_each_index(tensor.shape, [&](const Shape& at) {
       const auto place = static_cast<std::int64_t>(flat(at, tensor.shape));
       const ScaleElement scale = scale_element(scales.front().dtype, scales.front().shape, at);
       const auto number = static_cast<std::int64_t>(flat(scale.index, scales.front().shape));
       slow::store(made.bytes.data(), place, DType::BF16,
-                  slow::decoded(DType::BF16, tensor.dtype, slow::load(data, place, tensor.dtype),
-                                scales.front().dtype, slow::load(scale_data, number, scales.front().dtype)));
+                  slow::decoded(DType::BF16, tensor.dtype, slow::load(data, place, tensor.dtype), by,
+                                slow::load(scale_data, number, scales.front().dtype)));
     });
   }
   return tensors;
