@@ -10,8 +10,8 @@
 #include "planner/names/tensor_spec.h"
 
 // What a checkpoint holds.
-#include "planner/names/encodings.h"
 #include "planner/names/catalog.h"
+#include "planner/names/encodings.h"
 #include "storage/format/read_catalog.h"
 
 // How a trainer's names relate to a checkpoint's.

@@ -29,8 +29,8 @@ struct Request {
 /// is block-scaled; without, the documented rule of names does. Weights that the catalog lacks are asked for
 /// all the same (a planner then says that they are missing). Names, dtypes and shapes are those of the files:
 /// packed weights are bytes or words, and each weight has its scales and its global scale behind it. Nothing
-/// is allocated. `shapes` has the shapes of HF tensors that native ones do not tell, where `catalog` is not to
-/// decide what is block-scaled.
+/// is allocated. `shapes` has the shapes of HF tensors that native ones do not tell, where `catalog` is not
+/// to decide what is block-scaled.
 std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const WeightMap& map,
                                   const Catalog* catalog = nullptr, const Catalog* shapes = nullptr);
 
