@@ -160,8 +160,8 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
     catalog.files.push_back({file.name, file.size});
     const fs::path path = directory / file.name;
     try {
-      // Torch's, which nothing is read from here. Another one is that of another checkpoint, unless a save has
-      // given its names and not ended.
+      // Torch's, which nothing is read from here. Another one is that of another checkpoint, unless a save
+      // has given its names and not ended.
       if (file.name == torch_metadata_name && (!entry_at(path) || entry_at(directory / unfinished_save_name)))
         continue;
       const std::uint64_t size = size_of_file(path);

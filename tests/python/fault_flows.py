@@ -271,7 +271,9 @@ class Writing(Flow):
 
     def problems_of(self, path: Path) -> list[str]:
         problems: list[str] = sw.verify(path).problems if self.verified else []
-        # A save that is in the middle has given its files their names.
+        # A save that is in the middle has given its files their names, torch's metadata last but the manifest.
+        if (path / ".shardwright.saving").exists():
+            problems = [problem for problem in problems if ".metadata" not in problem]
         return [problem for problem in problems if "that the manifest does not list" not in problem]
 
     def look_after_failure(self, goes_on: bool) -> None:
@@ -323,11 +325,6 @@ class SavingForTorch(Writing):
     def old_is_whole(self, in_the_middle: bool) -> None:
         super().old_is_whole(in_the_middle)
         self.torch_finds_a_whole_one()
-
-    def problems_of(self, path: Path) -> list[str]:
-        # Torch's metadata gets its name just before the manifest.
-        is_middle = (path / ".shardwright.saving").exists()
-        return [line for line in super().problems_of(path) if not (is_middle and ".metadata" in line)]
 
     def look_after_kill(self) -> bool:
         self.torch_finds_a_whole_one()
