@@ -5,6 +5,7 @@
 
 // What a tensor is, and where it lies.
 #include "kernels/dtype.h"
+#include "kernels/product.h"
 #include "planner/geometry/box.h"
 #include "planner/geometry/placement.h"
 #include "planner/names/tensor_spec.h"

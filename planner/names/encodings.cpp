@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/decode.h"
 #include "planner/error.h"
 
 namespace shardwright {

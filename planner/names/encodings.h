@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/decode.h"
+#include "kernels/product.h"
 #include "kernels/dtype.h"
 #include "planner/geometry/box.h"
 #include "planner/names/catalog.h"

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 
@@ -67,6 +68,33 @@ std::map<std::string, Decoded> decoded_tensors(const Catalog& catalog,
   return tensors;
 }
 
+/// What a trainer that multiplies weights by their factors makes of the tensors, and exports: the products,
+/// and factors of one.
+std::map<std::string, Decoded> multiplied(std::map<std::string, Decoded> tensors, const WeightMap& map) {
+  std::map<std::string, std::string> factors;
+  for (const auto& [name, tensor] : tensors) {
+    if (is_factor(map, name)) continue;
+    for (const NameMatch& match : native_matches_of(map, name)) {
+      if (match.rule->factor) factors[name] = match.rule->factor->fill(match.captures);
+    }
+  }
+  for (const auto& [name, factor_name] : factors) {
+    Decoded& tensor = tensors.at(name);
+    Decoded& factor = tensors.at(factor_name);
+    const Decoded stored = tensor;
+    for_each_index(tensor.shape, [&](const Shape& at) {
+      const auto place = static_cast<std::int64_t>(flat(at, tensor.shape));
+      slow::store(
+          tensor.bytes.data(), place, tensor.dtype,
+          slow::decoded(tensor.dtype, stored.dtype, slow::load(stored.bytes.data(), place, stored.dtype),
+                        {factor.dtype}, slow::load(factor.bytes.data(), at[0], factor.dtype)));
+    });
+    const std::uint64_t one = slow::rounded(factor.dtype, 1);
+    for (std::int64_t e = 0; e < factor.shape[0]; ++e) slow::store(factor.bytes.data(), e, factor.dtype, one);
+  }
+  return tensors;
+}
+
 /// Every native tensor whole, put together element by element.
 std::map<std::string, Bytes> native_values(const std::vector<NativeTensor>& natives, const WeightMap& map,
                                            const std::map<std::string, Decoded>& tensors) {
@@ -79,6 +107,7 @@ std::map<std::string, Bytes> native_values(const std::vector<NativeTensor>& nati
     values[native.fqn].resize(static_cast<std::size_t>(volume(native.shape) * bytes_of(native.dtype)));
   }
   for (const auto& [name, tensor] : tensors) {
+    if (is_factor(map, name)) continue;
     for (const NameMatch& place : native_matches_of(map, name)) {
       const auto found = by_name.find(place.fqn);
       if (found == by_name.end()) continue;
@@ -146,7 +175,7 @@ void expect_exported(const std::filesystem::path& directory, const WeightMap& ma
   const auto exported = decoded_tensors(catalog, directory);
   std::set<std::string> expected;
   for (const auto& [name, tensor] : tensors) {
-    if (is_without_place(map, name) || is_ignored(map, name)) continue;
+    if (!is_factor(map, name) && (is_without_place(map, name) || is_ignored(map, name))) continue;
     expected.insert(name);
     const auto found = exported.find(name);
     if (found == exported.end()) continue;
@@ -159,9 +188,13 @@ void expect_exported(const std::filesystem::path& directory, const WeightMap& ma
   EXPECT_EQ(names, expected) << what;
 }
 
-/// LoRA tensors of one layer's matrices, as the trainer has them: queries, and experts where there are any.
+/// LoRA tensors of one layer's matrices, as the trainer has them: of attention, and experts where there are
+/// any.
 std::vector<NativeTensor> lora_tensors(const std::vector<NativeTensor>& natives) {
   constexpr std::int64_t r = 4;
+  // All three, as some families store them as one.
+  constexpr std::array<std::string_view, 3> attention{"self_attn.q_proj.weight", "self_attn.k_proj.weight",
+                                                      "self_attn.v_proj.weight"};
   std::vector<NativeTensor> pairs;
   const auto add = [&](const NativeTensor& weight) {
     const Shape& shape = weight.shape;
@@ -179,15 +212,16 @@ std::vector<NativeTensor> lora_tensors(const std::vector<NativeTensor>& natives)
       continue;
     const bool is_experts =
         native.fqn.ends_with("experts.gate_and_up_projs") || native.fqn.ends_with("experts.down_projs");
-    if (is_experts || native.fqn.ends_with("self_attn.q_proj.weight") ||
-        native.fqn.ends_with("mlp.down_proj.weight"))
-      add(native);
+    const bool is_attention = std::any_of(attention.begin(), attention.end(),
+                                          [&](std::string_view end) { return native.fqn.ends_with(end); });
+    if (is_experts || is_attention || native.fqn.ends_with("mlp.down_proj.weight")) add(native);
   }
   return pairs;
 }
 
-void expect_adapter(const std::string& family, const std::vector<NativeTensor>& natives,
+void expect_adapter(const Model& model, const std::vector<NativeTensor>& natives,
                     const std::filesystem::path& directory) {
+  const std::string family(model.family);
   const std::vector<NativeTensor> tensors = lora_tensors(natives);
   ASSERT_FALSE(tensors.empty()) << family;
   std::map<std::string, Bytes> values;
@@ -201,6 +235,9 @@ void expect_adapter(const std::string& family, const std::vector<NativeTensor>& 
     }
   }
   for (const char* layout : {"transformers", "huggingface"}) {
+    if (layout != std::string("huggingface") &&
+        std::find(model.layouts.begin(), model.layouts.end(), layout) == model.layouts.end())
+      continue;
     run(
         [&](const Job& job) {
           const Held held(tensors, job.rank, 0);
@@ -232,9 +269,10 @@ std::string sizes_for(const std::string& form) {
 /// One form in one layout: loaded on two ranks, sharded on the first and on the last dimension, saved,
 /// resumed with the other sharding, exported with its template.
 void expect_flows(const std::filesystem::path& source, const std::filesystem::path& folder,
-                  const Catalog& catalog, const std::map<std::string, Decoded>& tensors,
+                  const Catalog& catalog, const std::map<std::string, Decoded>& stored,
                   const std::string& layout, const std::string& what) {
   const WeightMap map = weight_map_for(catalog, "auto", layout);
+  const std::map<std::string, Decoded> tensors = multiplied(stored, map);
   const std::vector<NativeTensor> natives = native_tensors(catalog, map);
   const auto values = native_values(natives, map, tensors);
   for (const int dimension : {0, -1}) {
@@ -278,7 +316,7 @@ TEST_P(Families, LoadResumeAndExportOnTwoRanksAndTakeAdapters) {
     }
     if (form == forms.front()) {
       const WeightMap map = weight_map_for(catalog, "auto", layouts.front());
-      expect_adapter(family, native_tensors(catalog, map), directory.path);
+      expect_adapter(model, native_tensors(catalog, map), directory.path);
     }
   }
 }
