@@ -233,11 +233,11 @@ class LoadPlanner {
     }
     if (piece.rule->repeats && !options_.exporting) return true;
     Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
-    const bool is_multiplied = !piece.factor.empty() && !options_.exporting;
+    const bool is_multiplied = !piece.multiplier.empty() && !options_.exporting;
     const std::span<const SourceTensor> factor =
-        is_multiplied ? catalog_.find(piece.factor) : std::span<const SourceTensor>();
+        is_multiplied ? catalog_.find(piece.multiplier) : std::span<const SourceTensor>();
     if (is_multiplied && factor.empty()) {
-      problems_.add(where() + ": the checkpoint lacks " + piece.factor + ", which multiplies it");
+      problems_.add(where() + ": the checkpoint lacks " + piece.multiplier + ", which multiplies it");
       return false;
     }
     if (!options_.resuming || chunks.front().dtype != spec.dtype) {

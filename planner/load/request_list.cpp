@@ -64,11 +64,11 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
       const Encoding encoding = encoding_for(piece, spec.dtype, catalog);
       requests.push_back({piece.hf_name, encoding.element, piece.hf_shape, false, spec.fqn, encoding.scaled,
                           hull, dimensions_of(piece), is_box(piece)});
-      if (!piece.factor.empty() && asked.insert(piece.factor).second) {
+      if (!piece.multiplier.empty() && asked.insert(piece.multiplier).second) {
         const Shape first(piece.hf_shape.begin(), piece.hf_shape.begin() + 1);
         const auto factor =
-            catalog == nullptr ? std::span<const SourceTensor>() : catalog->find(piece.factor);
-        requests.push_back({piece.factor, factor.empty() ? spec.dtype : factor.front().dtype, first, true,
+            catalog == nullptr ? std::span<const SourceTensor>() : catalog->find(piece.multiplier);
+        requests.push_back({piece.multiplier, factor.empty() ? spec.dtype : factor.front().dtype, first, true,
                             spec.fqn, false, hull, dimensions_of(piece), is_box(piece)});
       }
       if (encoding.scaled) {

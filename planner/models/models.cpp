@@ -129,6 +129,13 @@ WeightMap own_names(const Model& model, const Catalog& catalog) {
   };
   for (const Rule& rule : names.rules) {
     if (rule.known) add(rule, to_checkpoint_spelling(map.dialect, rule.hf.text()), true);
+    if (!rule.multiplier) continue;
+    // What multiplies in that layout is a tensor like any other here.
+    const std::string& factor = rule.multiplier->text();
+    std::erase_if(map.ignored, [&](const NamePattern& ignored) { return ignored.text() == factor; });
+    Rule own = rule;
+    own.hf = *rule.multiplier;
+    add(own, to_checkpoint_spelling(map.dialect, factor), true);
   }
   for (const NamePattern& pattern : names.without_place)
     add(Rule{pattern, pattern}, to_checkpoint_spelling(map.dialect, pattern.text()), true);
@@ -261,16 +268,20 @@ WeightMap weight_map_for_natives(const std::vector<std::string>& names, std::str
   const std::vector<std::string> kinds = one_of_each_kind(names);
   std::optional<WeightMap> likeliest;
   std::ptrdiff_t most = -1;
-  for (const std::string_view text : model.text_names) {
-    Catalog shows_names;
-    shows_names.tensors.push_back({std::string(text) + "layers.", DType::BF16, {}, {}});
+  const auto consider = [&](const Catalog& shows_names) {
     WeightMap map = weight_map_for(shows_names, family, layout);
     const std::ptrdiff_t known = std::count_if(
         kinds.begin(), kinds.end(), [&](const std::string& name) { return knows_native(map, name); });
-    if (known <= most) continue;
+    if (known <= most) return;
     most = known;
     likeliest = std::move(map);
+  };
+  for (const std::string_view text : model.text_names) {
+    Catalog shows_names;
+    shows_names.tensors.push_back({std::string(text) + "layers.", DType::BF16, {}, {}});
+    consider(shows_names);
   }
+  consider({});
   return *likeliest;
 }
 

@@ -144,7 +144,8 @@ void add_rules(std::vector<Rule>& rules, std::span<const Row> rows, std::string_
     rule.known = known;
     rule.alternative = alternative;
     rule.only_read = row.only_read;
-    if (!row.factor.empty()) rule.factor = NamePattern(std::string(hf_prefix) + std::string(row.factor));
+    if (!row.multiplier.empty())
+      rule.multiplier = NamePattern(std::string(hf_prefix) + std::string(row.multiplier));
   }
 }
 

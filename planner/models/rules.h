@@ -20,7 +20,7 @@ struct Row {
   std::string_view native;
   std::string_view axes = {};    ///< an axis expression; empty: the HF tensor is the native one
   bool only_read = false;        ///< see Rule
-  std::string_view factor = {};  ///< HF name of what multiplies; see Rule
+  std::string_view multiplier = {};  ///< HF name of what multiplies; see Rule
 };
 
 /// The rows as rules, with these prefixes. A catch-all row is not `known`: see Rule.

@@ -33,9 +33,9 @@ struct SampleCheckpoint {
 /// A form in which a family is released. A family file says with it what its checkpoints hold; config.json
 /// decides all sizes, so that larger ones are made by another config.
 struct Sample {
-  std::string_view form;           ///< as users spell it: "bf16", "fp8", "tied", ...
-  std::string config;              ///< JSON, with what differs from sample_defaults
-  std::string_view encoding = {};  ///< of what it quantises, see known_encodings(); empty: nothing
+  std::string_view form;                      ///< as users spell it: "bf16", "fp8", "tied", ...
+  std::string config;                         ///< JSON, with what differs from sample_defaults
+  std::string_view encoding = {};             ///< of what it quantises, see known_encodings(); empty: nothing
   std::optional<DType> scale = std::nullopt;  ///< of the scales, where that is not the encoding's first dtype
   void (*add_tensors)(class SampleTensors& tensors) = nullptr;
 };
@@ -50,7 +50,10 @@ struct SampleChanges {
 /// encoding, naming those that there are, and for values of config.json that make no checkpoint.
 SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, const SampleChanges& changes);
 
-/// The blocks of this name. Throws Error(argument), naming those that there are.
+/// Names of the encodings that can be asked for: those that MiniMax M3 and its like have been released in.
+const std::vector<std::string_view>& generated_encodings();
+
+/// The one of this name. Throws Error(argument), naming those that there are.
 const KnownEncoding& encoding_named(std::string_view name);
 
 /// What config.json says of weights with such scales.

@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/product.h"
 #include "kernels/dtype.h"
+#include "kernels/product.h"
 #include "planner/geometry/box.h"
 #include "planner/names/catalog.h"
 
@@ -114,8 +114,9 @@ Box weight_box_of(const Encoding& encoding, const Box& scale_box, const Shape& w
 Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weight,
                      const std::vector<KnownEncoding>& known = known_encodings());
 
-/// Plain elements that a number for each of the first indices of their tensor multiplies: see Rule::factor.
-/// Throws Error(mismatch), naming the tensors, for dtypes and shapes that do not fit each other.
+/// Plain elements that a number for each of the first indices of their tensor multiplies: see
+/// Rule::multiplier. Throws Error(mismatch), naming the tensors, for dtypes and shapes that do not fit each
+/// other.
 Encoding multiplied_by(const Catalog& catalog, std::span<const SourceTensor> weight,
                        std::span<const SourceTensor> factor);
 

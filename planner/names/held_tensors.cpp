@@ -115,9 +115,9 @@ HeldTensor describe(const Catalog& catalog, const WeightMap& map, std::string fq
   const bool decoded = is_float8(catalog.find(source).front().dtype) || has_scales;
   held.as_it_is = rule.axes.is_identity() && !joins(map, rule) && !decoded;
   for (const Piece& piece : pieces_of(map, held.fqn, held.shape, &catalog)) {
-    if (!piece.factor.empty() && !catalog.find(piece.factor).empty() &&
-        std::find(held.scales.begin(), held.scales.end(), piece.factor) == held.scales.end())
-      held.scales.push_back(piece.factor);
+    if (!piece.multiplier.empty() && !catalog.find(piece.multiplier).empty() &&
+        std::find(held.scales.begin(), held.scales.end(), piece.multiplier) == held.scales.end())
+      held.scales.push_back(piece.multiplier);
     if (piece.hf_name != source) continue;
     held.axes = dimensions_of(piece);
     if (joins(map, rule)) held.joined = joined_dimension(piece, held.shape, rule.stacked() ? 0 : -1);

@@ -137,7 +137,7 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
             {to_checkpoint_spelling(map.dialect, rule.hf.fill(captures)), resolved[r].hf_shape, &rule,
              rule.stacked() ? expert : -1, has_shards ? shard : -1, correspondences[r],
              resolved[r].native_box_of(expert, shard),
-             rule.factor ? to_checkpoint_spelling(map.dialect, rule.factor->fill(captures)) : ""});
+             rule.multiplier ? to_checkpoint_spelling(map.dialect, rule.multiplier->fill(captures)) : ""});
       }
     }
   }
@@ -279,9 +279,9 @@ bool stays_wide(const WeightMap& map, std::string_view hf_name) {
 
 bool may_be_absent(const WeightMap& map, std::string_view fqn) { return fits_any(map.absent, fqn); }
 
-bool is_factor(const WeightMap& map, std::string_view hf_name) {
+bool is_multiplier(const WeightMap& map, std::string_view hf_name) {
   return std::any_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
-    return rule.factor && rule.factor->match(to_rules_spelling(map.dialect, hf_name));
+    return rule.multiplier && rule.multiplier->match(to_rules_spelling(map.dialect, hf_name));
   });
 }
 

@@ -51,7 +51,7 @@ struct Rule {
   /// An HF tensor of one number for each of the first indices of the HF tensor, such as each expert, that the
   /// native tensor holds multiplied in: the product is rounded once. An export writes ones. Patterns of such
   /// names are among the map's `ignored`, as they have no place of their own.
-  std::optional<NamePattern> factor = {};
+  std::optional<NamePattern> multiplier = {};
 
   /// A dimension of the native tensor counts experts, of which each HF tensor is one.
   bool stacked() const { return axes.counts_experts(); }
@@ -95,8 +95,9 @@ struct Piece {
 
   /// Of the rule's first expert; the same for all experts.
   std::shared_ptr<const Correspondence> correspondence;
-  Box native_box;      ///< of this expert; takes the place of the correspondence's
-  std::string factor;  ///< HF name of what multiplies it, as the checkpoint spells it; empty: nothing does
+  Box native_box;  ///< of this expert; takes the place of the correspondence's
+  std::string
+      multiplier;  ///< HF name of what multiplies it, as the checkpoint spells it; empty: nothing does
 
   /// Whether HF tensor and native tensor are seen in no other shapes than their own.
   bool is_plain() const;
@@ -146,8 +147,8 @@ bool stays_wide(const WeightMap& map, std::string_view hf_name);
 /// True if files may lack a source of the native tensor, which is zero then.
 bool may_be_absent(const WeightMap& map, std::string_view fqn);
 
-/// True for the HF name of what multiplies another tensor: see Rule::factor.
-bool is_factor(const WeightMap& map, std::string_view hf_name);
+/// True for the HF name of what multiplies another tensor: see Rule::multiplier.
+bool is_multiplier(const WeightMap& map, std::string_view hf_name);
 
 /// True if no layout of the family uses this HF tensor, so that it is passed over.
 bool is_ignored(const WeightMap& map, std::string_view hf_name);

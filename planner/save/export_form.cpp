@@ -118,12 +118,12 @@ bool lacks(const ExportForm& form, const SavedTensor& tensor, const std::vector<
 /// What multiplies the piece, as it is stored: with the template's dtype, or that of the weight.
 SourceTensor factor_of(const Piece& piece, DType dtype, const ExportForm& form) {
   SourceTensor factor;
-  factor.name = piece.factor;
+  factor.name = piece.multiplier;
   factor.dtype = dtype;
   factor.shape.assign(piece.hf_shape.begin(), piece.hf_shape.end() - 2);
   factor.offset.assign(factor.shape.size(), 0);
   if (form.template_catalog == nullptr) return factor;
-  const std::span<const SourceTensor> stored = form.template_catalog->find(piece.factor);
+  const std::span<const SourceTensor> stored = form.template_catalog->find(piece.multiplier);
   if (!stored.empty()) factor.dtype = stored.front().dtype;
   return factor;
 }
@@ -242,9 +242,9 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       if (encoding.scaled && form.as_template)
         weight.stored = form.template_catalog->find(piece.hf_name).front().stored;
       result.tensors.push_back(weight);
-      if (!piece.factor.empty()) {
+      if (!piece.multiplier.empty()) {
         result.tensors.push_back(factor_of(piece, encoding.element, form));
-        result.ones.push_back(piece.factor);
+        result.ones.push_back(piece.multiplier);
       }
       if (!encoding.scaled) continue;
       if (form.as_template) {

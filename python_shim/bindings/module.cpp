@@ -23,6 +23,7 @@
 #include "planner/load/request_list.h"
 #include "planner/load/rounding.h"
 #include "planner/models/models.h"
+#include "planner/models/samples.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/mesh.h"
 #include "planner/names/name_hints.h"

@@ -51,7 +51,7 @@ void expect_all_filled(const LoadPlan& plan, const StateDictMemory& held,
     }
   }
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    if (filled[i] == volume(tensors[i].shape) || is_factor(map, tensors[i].name)) continue;
+    if (filled[i] == volume(tensors[i].shape) || is_multiplier(map, tensors[i].name)) continue;
     problems.add(tensors[i].name + ": expected native tensors that hold its " +
                  std::to_string(volume(tensors[i].shape)) + " elements, found " + std::to_string(filled[i]));
   }
@@ -93,9 +93,9 @@ std::vector<TensorSpec> hf_tensors_of(const std::vector<TensorSpec>& native, con
                      ", of which this rank holds a part");
       } else if (names.insert(piece.hf_name).second) {
         tensors.push_back(whole_tensor(piece.hf_name, spec.dtype, piece.hf_shape));
-        if (!piece.factor.empty())
+        if (!piece.multiplier.empty())
           tensors.push_back(
-              whole_tensor(piece.factor, spec.dtype, {piece.hf_shape.begin(), piece.hf_shape.end() - 2}));
+              whole_tensor(piece.multiplier, spec.dtype, {piece.hf_shape.begin(), piece.hf_shape.end() - 2}));
       }
     }
   }
@@ -121,7 +121,7 @@ void to_hf(const std::vector<TensorSpec>& native, const std::vector<TensorSpec>&
       throw Error(ErrorKind::argument, spec.fqn + ": expected CPU memory, found it on " + spec.device_name);
   }
   for (const TensorSpec& spec : hf) {
-    if (is_factor(map, spec.fqn)) fill_with_ones(spec);
+    if (is_multiplier(map, spec.fqn)) fill_with_ones(spec);
   }
   for_each_index(plan.transfers.size(), threads, [&](std::size_t i) {
     const Transfer& transfer = plan.transfers[i];

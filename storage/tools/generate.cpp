@@ -238,11 +238,6 @@ PendingFile write_text(const fs::path& path, const std::string& text) {
 
 }  // namespace
 
-const std::vector<std::string_view>& generated_encodings() {
-  static const std::vector<std::string_view> made{"mxfp8", "block_fp8", "tensor_fp8", "nvfp4_modelopt"};
-  return made;
-}
-
 GenerateReport generate(const fs::path& directory, const GenerateOptions& options) {
   if (options.threads < 0) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(options.threads));

@@ -10,9 +10,6 @@
 
 namespace shardwright {
 
-/// Names of the encodings that can be asked for: those that MiniMax M3 and its like have been released in.
-const std::vector<std::string_view>& generated_encodings();
-
 /// What checkpoint to generate: MiniMax M3's in one of its presets, or a small one of any family.
 struct GenerateOptions {
   std::string preset = {};  ///< tiny (also where it is empty), small, bench or full: see minimax_m3_presets.h

@@ -112,7 +112,7 @@ def row_of_family(one: dict) -> str:
     for layout in ("automodel", "transformers", "torchtitan"):
         peer = one["layouts"].get(layout, "").rpartition(" ")[0]
         cells.append("refused" if layout in one["refused"] else peer)
-    return f"| {' | '.join([*cells, 'yes' if one['lora'] else ''])} |"
+    return f"| {' | '.join(cells)} |"
 
 
 def test_the_table_of_families_is_that_of_the_command():

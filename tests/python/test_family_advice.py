@@ -52,7 +52,7 @@ def test_families_are_listed_with_layouts_and_what_these_are_checked_against(cap
     assert main(["families"]) == 0
     text = capsys.readouterr().out
     assert "deepseek_v3 (also kimi_k2)\n  automodel     checked against nemo-automodel 0.7.0\n" in text
-    assert "refused: nemo-automodel holds each expert's down_proj multiplied" in text
+    assert "refused: nemo-automodel trains transformers' own model of it" in text
     assert "block_fp8" in text and "huggingface" in text
     assert main(["families", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["families"]

@@ -68,7 +68,8 @@ def test_it_loads_exports_and_resumes(family: str, form: str, layout: str, tmp_p
     assert exported.keys() <= stored.keys()
     assert all(is_of_mtp(name) or is_scale(name) for name in stored.keys() - exported.keys())
     if not any(is_scale(name) for name in stored):
-        assert differing(exported, {name: stored[name] for name in exported}) == []
+        written = multiplied(stored) if (family, layout) == ("gemma4", "automodel") else stored
+        assert differing(exported, {name: written[name] for name in exported}) == []
     back = filled(state)
     sw.load(back, tmp_path / "templated", layout=layout)
     assert differing(back, state) == []
@@ -78,7 +79,9 @@ def test_it_loads_exports_and_resumes(family: str, form: str, layout: str, tmp_p
             sw.export(state, tmp_path / "plain", model=family, layout=layout)
     else:
         report = sw.export(state, tmp_path / "plain", model=family, layout=layout)
-        (tmp_path / "plain" / "config.json").write_text((source / "config.json").read_text())
+        config = json.loads((source / "config.json").read_text())
+        config.pop("quantization_config", None)  # the export is in BF16
+        (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
         back = filled(state)
         sw.load(back, tmp_path / "plain", layout=layout)
         assert differing(back, state) == sorted(report.rounded)
@@ -87,6 +90,17 @@ def test_it_loads_exports_and_resumes(family: str, form: str, layout: str, tmp_p
     back = filled(state)
     sw.load(back, tmp_path / "saved")
     assert differing(back, state) == []
+
+
+def multiplied(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What nemo-automodel makes of Gemma 4, which holds weights multiplied by their factors."""
+    written = dict(stored)
+    for name, factor in stored.items():
+        if name.endswith(".router.per_expert_scale"):
+            down = name.replace(".router.per_expert_scale", ".experts.down_proj")
+            written[down] = stored[down] * factor[:, None, None]
+            written[name] = torch.ones_like(factor)
+    return written
 
 
 def test_every_family_has_forms_and_a_config_that_tells_it():

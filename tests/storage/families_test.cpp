@@ -73,9 +73,9 @@ std::map<std::string, Decoded> decoded_tensors(const Catalog& catalog,
 std::map<std::string, Decoded> multiplied(std::map<std::string, Decoded> tensors, const WeightMap& map) {
   std::map<std::string, std::string> factors;
   for (const auto& [name, tensor] : tensors) {
-    if (is_factor(map, name)) continue;
+    if (is_multiplier(map, name)) continue;
     for (const NameMatch& match : native_matches_of(map, name)) {
-      if (match.rule->factor) factors[name] = match.rule->factor->fill(match.captures);
+      if (match.rule->multiplier) factors[name] = match.rule->multiplier->fill(match.captures);
     }
   }
   for (const auto& [name, factor_name] : factors) {
@@ -107,7 +107,7 @@ std::map<std::string, Bytes> native_values(const std::vector<NativeTensor>& nati
     values[native.fqn].resize(static_cast<std::size_t>(volume(native.shape) * bytes_of(native.dtype)));
   }
   for (const auto& [name, tensor] : tensors) {
-    if (is_factor(map, name)) continue;
+    if (is_multiplier(map, name)) continue;
     for (const NameMatch& place : native_matches_of(map, name)) {
       const auto found = by_name.find(place.fqn);
       if (found == by_name.end()) continue;
@@ -175,7 +175,7 @@ void expect_exported(const std::filesystem::path& directory, const WeightMap& ma
   const auto exported = decoded_tensors(catalog, directory);
   std::set<std::string> expected;
   for (const auto& [name, tensor] : tensors) {
-    if (!is_factor(map, name) && (is_without_place(map, name) || is_ignored(map, name))) continue;
+    if (!is_multiplier(map, name) && (is_without_place(map, name) || is_ignored(map, name))) continue;
     expected.insert(name);
     const auto found = exported.find(name);
     if (found == exported.end()) continue;

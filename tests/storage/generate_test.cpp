@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "planner/models/minimax_m3_presets.h"
+#include "planner/models/samples.h"
 #include "storage/format/read_catalog.h"
 #include "tests/storage/checkpoint_files.h"
 

@@ -19,13 +19,13 @@ constexpr std::array<std::string_view, 5> around_layers = {
     "embed_tokens_per_layer.{*}", "per_layer_model_projection.{*}", "per_layer_projection_norm.{*}",
     "router.{*}", "layer_scalar"};
 constexpr std::array<std::string_view, 1> layer = {"{*}"};
-constexpr std::string_view factor = "router.per_expert_scale";
+constexpr std::string_view multiplier = "router.per_expert_scale";
 constexpr std::array mixture_of_automodel = {
     Row{"experts.gate_up_proj", "moe.experts.gate_and_up_projs", "e o i -> e i o"},
     Row{.hf = "experts.down_proj",
         .native = "moe.experts.down_projs",
         .axes = "e o i -> e i o",
-        .factor = factor},
+        .multiplier = multiplier},
     Row{"router.proj.weight", "moe.gate.proj.weight"},
     Row{"router.scale", "moe.gate.scale"},
 };
@@ -36,7 +36,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   text.hf = text.native = vision_models_text(catalog);
   if (layout == "automodel") {
     add_layers(map, text, mixture_of_automodel);
-    map.ignored.emplace_back(text.hf_layer() + std::string(factor));
+    map.ignored.emplace_back(text.hf_layer() + std::string(multiplier));
   }
   add_layers(map, text, layer);
   add_rules(map.rules, around_layers, text.hf, text.native);
