@@ -305,7 +305,8 @@ class FirstRows(dcp.DefaultLoadPlanner):
 
 def test_verify_checks_the_scales_that_a_weight_takes(tmp_path: Path):
     path = write_deepseek(tmp_path / "hf")
-    shards = saved("shardwright", path, tmp_path / "shards")
+    shards = tmp_path / "shards"
+    sw.save(hf_state_dict(path), shards, format="safetensors")
     (file,) = shards.glob("*.safetensors")
     damaged = reference.read_safetensors(file)[Q_A + "_scale_inv"]
     data = bytearray(file.read_bytes())

@@ -266,7 +266,7 @@ def test_an_adapters_configuration_that_somebody_has_edited_needs_overwrite(tmp_
 
 def test_a_git_lfs_pointer_in_the_place_of_a_shard_is_told(tmp_path):
     sw.save({"w": torch.ones(3000)}, tmp_path)
-    (shard,) = tmp_path.glob("*.safetensors")
+    (shard,) = tmp_path.glob("*.distcp")
     shard.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
     with pytest.raises(sw.CheckpointFormatError, match="Git LFS pointer"):
         sw.load({"w": torch.zeros(3000)}, tmp_path)
@@ -274,7 +274,7 @@ def test_a_git_lfs_pointer_in_the_place_of_a_shard_is_told(tmp_path):
 
 def test_a_directory_in_the_place_of_an_old_shard_ends_no_save(tmp_path):
     sw.save(state(1), tmp_path)
-    (shard,) = tmp_path.glob("*.safetensors")
+    (shard,) = tmp_path.glob("*.distcp")
     shard.unlink()
     shard.mkdir()
     for value in (2, 3, 4):

@@ -19,7 +19,7 @@ def test_memory_descriptors_threads_and_files_stay_as_they_are():
 @pytest.mark.parametrize(
     ("left", "counts"),
     [
-        ("runs/step-00000006/rank-00000-00000-0123456789ab.safetensors", "1 after a fifth, 2 at the end"),
+        ("runs/step-00000006/rank-00000-00000-0123456789ab.distcp", "1 after a fifth, 2 at the end"),
         ("runs/step-00000003/notes.txt", "0 after a fifth, 1 at the end"),
     ],
 )

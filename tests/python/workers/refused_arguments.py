@@ -69,7 +69,11 @@ def afterwards(path: str, ignored: str) -> None:
     assert not folder(path).exists()
     sw.save(STATE, folder(path))
     dist.barrier()
-    assert {file.suffix for file in folder(path).iterdir()} == {".safetensors", ".manifest"}
+    assert {file.suffix or file.name for file in folder(path).iterdir()} == {
+        ".distcp",
+        ".metadata",
+        ".manifest",
+    }
 
 
 if __name__ == "__main__":
