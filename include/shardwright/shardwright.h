@@ -25,6 +25,7 @@
 // Ranks together: load, resume, save and export in one call.
 #include "planner/job.h"
 #include "planner/lora/adapter_request.h"
+#include "storage/format/shard_format.h"
 #include "storage/format/steps.h"
 #include "storage/jobs/adapters.h"
 #include "storage/jobs/export_checkpoint.h"
