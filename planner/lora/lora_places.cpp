@@ -198,6 +198,13 @@ void add_rule(WeightMap& map, const std::string& hf, const std::string& native, 
   map.rules.push_back(std::move(rule));
 }
 
+/// Whether the trainer has a number multiplied in that HF keeps apart: what is added to the one is not added
+/// to the other.
+bool is_multiplied(const WeightMap& map, const std::string& weight) {
+  return std::any_of(map.rules.begin(), map.rules.end(),
+                     [&](const Rule& rule) { return rule.multiplier && rule.native.match(weight); });
+}
+
 /// "(1/2 r)", or "r" where it is all.
 std::string part_of(const char* axis, std::int64_t part, std::int64_t of) {
   if (of == 1) return axis;
@@ -247,6 +254,7 @@ std::string LoraPlace::stack(std::size_t number) const {
 std::optional<LoraPlace> place_of(const LoraSpelling& spelling, const std::string& weight) {
   const std::string name = in_the_table(spelling, weight);
   if (!is_of_the_model(spelling.released(), name)) return std::nullopt;
+  if (spelling.layout() != automodel && is_multiplied(spelling.released(), name)) return std::nullopt;
   if (spelling.layout() == transformers) return place_in_transformers(spelling, name);
   return spelling.layout() == automodel ? place_in_automodel(spelling, name)
                                         : place_among_hf_names(spelling, name);

@@ -64,6 +64,7 @@ void bind_names(py::module_& m) {
   m.def("weight_name_of", &weight_name_of, py::arg("name"),
         "The name of the weight that scales belong to; any other name as it is.");
   m.def("is_ignored", &is_ignored, py::arg("map"), py::arg("hf_name"));
+  m.def("is_multiplier", &is_multiplier, py::arg("map"), py::arg("hf_name"));
   m.def("hf_names_of", &hf_names_of, py::arg("map"), py::arg("fqn"), py::arg("expert") = 0);
   m.def("quantised_patterns", &quantised_patterns, py::arg("map"));
 }

@@ -44,7 +44,7 @@ int main(int count, char** arguments) {
   resume_rank({}, folder);  // a process alone needs no store
   if (count > 1) return 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    if (entry.path().extension() == ".safetensors")
+    if (entry.path().extension() == ".distcp")
       std::filesystem::resize_file(entry.path(), entry.file_size() - 1);
   }
   on_ranks(2, [&](const shardwright::Job& job) { find_damage(job, folder); });

@@ -32,7 +32,10 @@ each = pytest.mark.parametrize("case", [case for case in CASES if case.tiny], id
 
 
 def has_place_in_transformers(case: Case, name: str) -> bool:
-    """Layers of multi-token prediction are no part of transformers' models."""
+    """Layers of multi-token prediction are no part of transformers' models. Beside a trainer's weight with a factor in
+    it HF has none."""
+    if case.multiplied and name.endswith(".down_projs"):
+        return False
     layers = BY_NAME[case.tiny].config.get("text_config", BY_NAME[case.tiny].config)["num_hidden_layers"]
     number = re.search(r"layers\.(\d+)\.", name)
     return not name.startswith("mtp.") and number is not None and int(number[1]) < layers
@@ -148,13 +151,26 @@ def test_peft_merges_what_ours_writes_and_writes_what_ours_loads(case: Case, tmp
     with_adapter.save_pretrained(str(tmp_path / "theirs"))
     assert_same(held(tmp_path / "theirs"), held(tmp_path / "ours"))
     assert_comes_back(lora, tmp_path / "theirs", model_type)
-    assert_close(with_adapter.merge_and_unload().state_dict(), expected)
+    # What a trainer has multiplied by its factors is not what the model has beside them.
+    found = with_adapter.merge_and_unload().state_dict()
+    assert_close(
+        *(
+            {name: tensor for name, tensor in of.items() if not name.endswith(case.multiplied)}
+            for of in (found, expected)
+        )
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_every_layout_comes_back(case: Case, tmp_path: Path):
     stored = write(case, tmp_path / "from")
     _, natives = natives_of(case, tmp_path / "from", stored)
+    if case.multiplied:
+        with pytest.raises(ValueError, match="down_projs"):
+            sw.save_lora(
+                lora_of(natives), tmp_path / "refused", alpha=1, model=family_of(case), layout="huggingface"
+            )
+        natives = {name: tensor for name, tensor in natives.items() if not name.endswith(".down_projs")}
     lora = lora_of(natives)
     for layout in ("huggingface", "automodel"):
         sw.save_lora(lora, tmp_path / layout, alpha=ALPHA, model=family_of(case), layout=layout)

@@ -148,7 +148,8 @@ def hf_tensors(
         weight_excluded = False
         for request in requests[fqn]:
             if request.placeholder:
-                if quantization and not weight_excluded:
+                # A multiplier is in the native tensor: what belongs beside that is one.
+                if not weight_excluded and (quantization or _core.is_multiplier(weight_map, request.name)):
                     yield fqn, request.name, _placeholder(request, local.device)
                 continue
             weight_excluded = excluded is not None and excluded.match(request.name) is not None
