@@ -61,8 +61,8 @@ void change(Json& config, const Json& values) {
 
 /// Lists with an entry for each layer must have one for each of another number of layers.
 void check_lists(const Json& before, const Json& after) {
-  const Json layers = before.at("num_hidden_layers");
-  const Json now = after.at("num_hidden_layers");
+  const Json& layers = before.at("num_hidden_layers");
+  const Json& now = after.at("num_hidden_layers");
   for (const auto& [name, list] : before.items()) {
     if (!list.is_array() || list.size() != layers || !list[0].is_string()) continue;
     const Json& other = after.at(name);

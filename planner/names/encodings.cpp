@@ -258,7 +258,7 @@ std::string weight_of_companion(const Catalog& catalog, std::string_view name) {
   }
   for (const std::string_view ending : companions_of_module) {
     if (!name.ends_with(ending)) continue;
-    const std::string weight = std::string(name.substr(0, name.size() - ending.size())) + "weight";
+    std::string weight = std::string(name.substr(0, name.size() - ending.size())) + "weight";
     if (is_weight(weight)) return weight;
   }
   return "";

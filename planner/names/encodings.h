@@ -30,7 +30,7 @@ struct Encoding {
 
   /// A tensor named as the weight, and then this, has one more factor of all its scales (or a divisor: see
   /// `product`), or one for each of the first indices; empty: there is none.
-  std::string_view global_suffix = "";
+  std::string_view global_suffix = {};
   bool code_eight_is_plus_zero = false;  ///< see BlockScales
 
   bool operator==(const Encoding&) const = default;
@@ -44,7 +44,7 @@ struct KnownEncoding {
   std::int64_t columns = 0;  ///< likewise
   Product product = Product::exact_once;
   std::vector<DType> elements = {DType::F8_E4M3, DType::F8_E5M2};
-  std::string_view global_suffix = "";  ///< see Encoding
+  std::string_view global_suffix = {};  ///< see Encoding
 
   /// Whether one scale serves the whole tensor.
   bool is_whole_tensor() const { return rows == 0 && columns == 0; }
