@@ -18,8 +18,8 @@ bool any_begins(const Catalog& catalog, std::string_view prefix);
 struct Row {
   std::string_view hf;
   std::string_view native;
-  std::string_view axes = {};    ///< an axis expression; empty: the HF tensor is the native one
-  bool only_read = false;        ///< see Rule
+  std::string_view axes = {};        ///< an axis expression; empty: the HF tensor is the native one
+  bool only_read = false;            ///< see Rule
   std::string_view multiplier = {};  ///< HF name of what multiplies; see Rule
 };
 
