@@ -316,7 +316,14 @@ TEST_P(Families, LoadResumeAndExportOnTwoRanksAndTakeAdapters) {
     }
     if (form == forms.front()) {
       const WeightMap map = weight_map_for(catalog, "auto", layouts.front());
-      expect_adapter(model, native_tensors(catalog, map), directory.path);
+      std::vector<NativeTensor> natives = native_tensors(catalog, map);
+      // Beside what has a multiplier in it, HF has no place for an adapter.
+      std::erase_if(natives, [&](const NativeTensor& native) {
+        return std::any_of(map.rules.begin(), map.rules.end(), [&](const Rule& rule) {
+          return rule.multiplier && rule.native.match(native.fqn);
+        });
+      });
+      expect_adapter(model, natives, directory.path);
     }
   }
 }
