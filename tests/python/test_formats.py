@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import pickle
 import random
 import re
@@ -379,6 +380,7 @@ def on_ranks(rank: int, directory: Path) -> None:
     sw.save(placed(state()), directory / "saved_for_torch", format="torch")
     sw.export(placed(exported_state()), directory / "exported", max_shard_size="4MB")
     dist.destroy_process_group()
+    os._exit(0)  # at the interpreter's end a thread of Gloo may abort the process
 
 
 @pytest.fixture(scope="module")
