@@ -129,13 +129,6 @@ WeightMap own_names(const Model& model, const Catalog& catalog) {
   };
   for (const Rule& rule : names.rules) {
     if (rule.known) add(rule, to_checkpoint_spelling(map.dialect, rule.hf.text()), true);
-    if (!rule.multiplier) continue;
-    // What multiplies in that layout is a tensor like any other here.
-    const std::string& factor = rule.multiplier->text();
-    std::erase_if(map.ignored, [&](const NamePattern& ignored) { return ignored.text() == factor; });
-    Rule own = rule;
-    own.hf = *rule.multiplier;
-    add(own, to_checkpoint_spelling(map.dialect, factor), true);
   }
   for (const NamePattern& pattern : names.without_place)
     add(Rule{pattern, pattern}, to_checkpoint_spelling(map.dialect, pattern.text()), true);

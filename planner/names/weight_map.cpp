@@ -286,7 +286,7 @@ bool is_multiplier(const WeightMap& map, std::string_view hf_name) {
 }
 
 bool is_ignored(const WeightMap& map, std::string_view hf_name) {
-  return fits_any(map.ignored, to_rules_spelling(map.dialect, hf_name));
+  return fits_any(map.ignored, to_rules_spelling(map.dialect, hf_name)) || is_multiplier(map, hf_name);
 }
 
 bool is_without_place(const WeightMap& map, std::string_view hf_name) {

@@ -150,7 +150,8 @@ bool may_be_absent(const WeightMap& map, std::string_view fqn);
 /// True for the HF name of what multiplies another tensor: see Rule::multiplier.
 bool is_multiplier(const WeightMap& map, std::string_view hf_name);
 
-/// True if no layout of the family uses this HF tensor, so that it is passed over.
+/// True if no layout of the family uses this HF tensor, or if it is a multiplier, which is read with what it
+/// multiplies: it is passed over.
 bool is_ignored(const WeightMap& map, std::string_view hf_name);
 
 /// True if the HF tensor is the model's, but has no place in this layout. Scales go with their weights.

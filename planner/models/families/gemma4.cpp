@@ -34,10 +34,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   TextModel text = text_model(layout);
   text.hf = text.native = vision_models_text(catalog);
-  if (layout == "automodel") {
-    add_layers(map, text, mixture_of_automodel);
-    map.ignored.emplace_back(text.hf_layer() + std::string(multiplier));
-  }
+  if (layout == "automodel") add_layers(map, text, mixture_of_automodel);
   add_layers(map, text, layer);
   add_rules(map.rules, around_layers, text.hf, text.native);
   add_rules(map.rules, beside_text, "", "");
