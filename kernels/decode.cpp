@@ -22,8 +22,6 @@ namespace {
 constexpr std::int64_t spread_columns = 2048;
 
 bool is_e8m0(DType scale) { return scale == DType::U8 || scale == DType::F8_E8M0; }
-bool is_fp8(DType element) { return element == DType::F8_E4M3 || element == DType::F8_E5M2; }
-bool is_packed(DType element) { return element == DType::F4 || element == DType::I4; }
 bool is_float(DType dtype) { return dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::F32; }
 bool is_nvfp4(Product product) {
   return product == Product::modelopt_nvfp4 || product == Product::compressed_tensors_nvfp4;
@@ -315,7 +313,7 @@ const ScaleRunsOf& scale_runs(const InstructionSet& set, DType element) {
 }  // namespace
 
 bool can_decode(DType element, DType scale) {
-  if (is_fp8(element)) return is_e8m0(scale) || is_float(scale);
+  if (is_float8(element)) return is_e8m0(scale) || is_float(scale);
   if (is_packed(element)) return is_e8m0(scale) || is_float(scale) || scale == DType::F8_E4M3;
   return is_float(element) && is_float(scale);
 }

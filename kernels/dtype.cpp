@@ -48,6 +48,10 @@ std::optional<DType> dtype_named(std::string_view name) {
   return std::nullopt;
 }
 
+bool is_float8(DType dtype) { return dtype == DType::F8_E4M3 || dtype == DType::F8_E5M2; }
+
+bool is_packed(DType dtype) { return dtype == DType::F4 || dtype == DType::I4; }
+
 bool is_wide_float(DType dtype) {
   return dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::F32 || dtype == DType::F64;
 }

@@ -47,6 +47,12 @@ std::string_view name_of(DType dtype);
 /// The inverse of name_of; nothing for a spelling that safetensors does not have.
 std::optional<DType> dtype_named(std::string_view name);
 
+/// True for F8_E4M3 and F8_E5M2, which mean nothing without scales.
+bool is_float8(DType dtype);
+
+/// True for F4 and I4, of which two elements share a byte.
+bool is_packed(DType dtype);
+
 /// True for real floating-point formats of 16 bits or more, the ones that weights are trained in.
 bool is_wide_float(DType dtype);
 

@@ -141,6 +141,14 @@ std::int64_t elements_to(const Shape& index, const Shape& strides) {
   return elements;
 }
 
+bool next_index(Shape& index, const Shape& sizes) {
+  for (std::size_t d = index.size(); d-- > 0;) {
+    if (++index[d] < sizes[d]) return true;
+    index[d] = 0;
+  }
+  return false;
+}
+
 std::string to_string(const Shape& shape) {
   std::string text = "[";
   for (std::size_t d = 0; d < shape.size(); ++d) {

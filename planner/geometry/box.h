@@ -51,6 +51,10 @@ Shape contiguous_strides(const Shape& shape);
 /// How many elements, in a tensor of these strides, lie between its first element and the one of that index.
 std::int64_t elements_to(const Shape& index, const Shape& strides);
 
+/// Goes on to the next index of so many dimensions of these sizes, the last of them first. False, and all
+/// zero, after the last index.
+bool next_index(Shape& index, const Shape& sizes);
+
 /// "[3, 5]", as messages show a shape.
 std::string to_string(const Shape& shape);
 

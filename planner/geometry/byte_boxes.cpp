@@ -4,12 +4,6 @@
 #include <utility>
 
 namespace shardwright {
-namespace {
-
-bool is_packed(DType dtype) { return bits_of(dtype) == 4; }
-
-}  // namespace
-
 std::int64_t unit_bytes(DType dtype) { return is_packed(dtype) ? 1 : bytes_of(dtype); }
 
 Shape in_units(DType dtype, Shape shape) {

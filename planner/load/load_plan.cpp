@@ -234,16 +234,16 @@ class LoadPlanner {
     if (piece.rule->repeats && !options_.exporting) return true;
     Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
     const bool is_multiplied = !piece.multiplier.empty() && !options_.exporting;
-    const std::span<const SourceTensor> factor =
+    const std::span<const SourceTensor> multiplier =
         is_multiplied ? catalog_.find(piece.multiplier) : std::span<const SourceTensor>();
-    if (is_multiplied && factor.empty()) {
+    if (is_multiplied && multiplier.empty()) {
       problems_.add(where() + ": the checkpoint lacks " + piece.multiplier + ", which multiplies it");
       return false;
     }
     if (!options_.resuming || chunks.front().dtype != spec.dtype) {
       try {
         encoding = encoding_of(catalog_, chunks, options_.encodings);
-        if (is_multiplied) encoding = multiplied_by(catalog_, chunks, factor);
+        if (is_multiplied) encoding = multiplied_by(catalog_, chunks, multiplier);
       } catch (const Error& error) {
         if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
         return false;
@@ -262,7 +262,7 @@ class LoadPlanner {
       return false;
     }
     std::span<const SourceTensor> scales;
-    if (encoding.scaled) scales = is_multiplied ? factor : scales_of(catalog_, piece.hf_name);
+    if (encoding.scaled) scales = is_multiplied ? multiplier : scales_of(catalog_, piece.hf_name);
     const bool in_own_shape =
         encoding.scaled && (options_.exporting || chunks.size() > 1 || scales.size() > 1 ||
                             !can_see_scales(encoding, piece.correspondence->hf_view.sizes, found));

@@ -66,10 +66,10 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
                           hull, dimensions_of(piece), is_box(piece)});
       if (!piece.multiplier.empty() && asked.insert(piece.multiplier).second) {
         const Shape first(piece.hf_shape.begin(), piece.hf_shape.begin() + 1);
-        const auto factor =
+        const auto multiplier =
             catalog == nullptr ? std::span<const SourceTensor>() : catalog->find(piece.multiplier);
-        requests.push_back({piece.multiplier, factor.empty() ? spec.dtype : factor.front().dtype, first, true,
-                            spec.fqn, false, hull, dimensions_of(piece), is_box(piece)});
+        requests.push_back({piece.multiplier, multiplier.empty() ? spec.dtype : multiplier.front().dtype,
+                            first, true, spec.fqn, false, hull, dimensions_of(piece), is_box(piece)});
       }
       if (encoding.scaled) {
         requests.push_back({piece.hf_name + std::string(encoding.scale_suffix), encoding.scale,

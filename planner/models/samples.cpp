@@ -142,6 +142,15 @@ Json quantization_config(const KnownEncoding& blocks) {
   return quantization;
 }
 
+std::vector<Sample> bf16_and_block_fp8(std::string_view config, void (*add_tensors)(SampleTensors& tensors)) {
+  return {{.form = "bf16", .config = std::string(config), .add_tensors = add_tensors},
+          {.form = "fp8",
+           .config = std::string(config),
+           .encoding = "block_fp8",
+           .scale = DType::BF16,
+           .add_tensors = add_tensors}};
+}
+
 SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, const SampleChanges& changes) {
   std::string known;
   for (const Sample& sample : family.samples()) {

@@ -40,6 +40,9 @@ struct Sample {
   void (*add_tensors)(class SampleTensors& tensors) = nullptr;
 };
 
+/// The forms of a model that is released in BF16, and with block_fp8 whose scales are BF16.
+std::vector<Sample> bf16_and_block_fp8(std::string_view config, void (*add_tensors)(SampleTensors& tensors));
+
 /// What is asked for instead of what the form says.
 struct SampleChanges {
   std::string encoding;  ///< of the weights that releases quantise; empty: as released

@@ -163,8 +163,6 @@ const std::vector<KnownEncoding>& known_encodings() {
   return known;
 }
 
-bool is_float8(DType dtype) { return dtype == DType::F8_E4M3 || dtype == DType::F8_E5M2; }
-
 Encoding encoding_with(const KnownEncoding& known, const Shape& weight_shape) {
   const std::size_t rank = weight_shape.size();
   Encoding encoding{known.elements.front(), true, known.dtypes.front(), known.rows, known.columns};
@@ -234,8 +232,6 @@ Box weight_box_of(const Encoding& encoding, const Box& scale_box, const Shape& w
   }
   return box;
 }
-
-bool is_packed(DType dtype) { return dtype == DType::F4 || dtype == DType::I4; }
 
 std::span<const SourceTensor> global_scale_of(const Catalog& catalog, const Encoding& encoding,
                                               std::string_view weight_name) {
@@ -359,17 +355,17 @@ Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weigh
 }
 
 Encoding multiplied_by(const Catalog& catalog, std::span<const SourceTensor> weight,
-                       std::span<const SourceTensor> factor) {
+                       std::span<const SourceTensor> multiplier) {
   const Shape shape = Catalog::global_shape(weight);
-  const Shape of_factor = Catalog::global_shape(factor);
-  if (!can_decode(weight.front().dtype, factor.front().dtype) || is_float8(weight.front().dtype) ||
-      shape.size() < 3 || of_factor != Shape(shape.begin(), shape.end() - 2)) {
-    refuse(describe(catalog, factor) + ": expected one number of F16, BF16 or F32 for each matrix of " +
+  const Shape of_multiplier = Catalog::global_shape(multiplier);
+  if (!can_decode(weight.front().dtype, multiplier.front().dtype) || is_float8(weight.front().dtype) ||
+      shape.size() < 3 || of_multiplier != Shape(shape.begin(), shape.end() - 2)) {
+    refuse(describe(catalog, multiplier) + ": expected one number of F16, BF16 or F32 for each matrix of " +
            describe(catalog, weight) + ", which it multiplies");
   }
-  Encoding encoding{weight.front().dtype, true, factor.front().dtype,
+  Encoding encoding{weight.front().dtype, true, multiplier.front().dtype,
                     std::max<std::int64_t>(1, shape.end()[-2]), std::max<std::int64_t>(1, shape.back())};
-  encoding.scale_rank = static_cast<int>(of_factor.size());
+  encoding.scale_rank = static_cast<int>(of_multiplier.size());
   encoding.product = Product::exact_once;
   return encoding;
 }

@@ -60,9 +60,6 @@ struct KnownEncoding {
 /// Where several fit the scales of a weight, they say the same of every element.
 const std::vector<KnownEncoding>& known_encodings();
 
-/// True for the formats that mean nothing without scales.
-bool is_float8(DType dtype);
-
 /// The encoding of F8_E4M3 weights of this shape with such scales.
 Encoding encoding_with(const KnownEncoding& blocks, const Shape& weight_shape);
 
@@ -93,9 +90,6 @@ bool is_companion(const Catalog& catalog, std::string_view name);
 /// The catalog's names of what belongs to an encoded weight: scales, global scale and all companions.
 std::vector<std::string> companions_of(const Catalog& catalog, std::string_view weight_name);
 
-/// True for dtypes of which two elements share a byte.
-bool is_packed(DType dtype);
-
 /// Shape of the scales that a weight of this shape needs: ceil(size / block) along each of scale_rank
 /// dimensions. A checkpoint may have more rows of them.
 Shape scale_shape_of(const Encoding& encoding, const Shape& weight_shape);
@@ -118,7 +112,7 @@ Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weigh
 /// Rule::multiplier. Throws Error(mismatch), naming the tensors, for dtypes and shapes that do not fit each
 /// other.
 Encoding multiplied_by(const Catalog& catalog, std::span<const SourceTensor> weight,
-                       std::span<const SourceTensor> factor);
+                       std::span<const SourceTensor> multiplier);
 
 /// How many weights of a checkpoint have scales, by the name of the blocks; those for which encoding_of would
 /// throw under "unknown".

@@ -116,29 +116,26 @@ bool lacks(const ExportForm& form, const SavedTensor& tensor, const std::vector<
 }
 
 /// What multiplies the piece, as it is stored: with the template's dtype, or that of the weight.
-SourceTensor factor_of(const Piece& piece, DType dtype, const ExportForm& form) {
-  SourceTensor factor;
-  factor.name = piece.multiplier;
-  factor.dtype = dtype;
-  factor.shape.assign(piece.hf_shape.begin(), piece.hf_shape.end() - 2);
-  factor.offset.assign(factor.shape.size(), 0);
-  if (form.template_catalog == nullptr) return factor;
+SourceTensor multiplier_of(const Piece& piece, DType dtype, const ExportForm& form) {
+  SourceTensor multiplier;
+  multiplier.name = piece.multiplier;
+  multiplier.dtype = dtype;
+  multiplier.shape.assign(piece.hf_shape.begin(), piece.hf_shape.end() - 2);
+  multiplier.offset.assign(multiplier.shape.size(), 0);
+  if (form.template_catalog == nullptr) return multiplier;
   const std::span<const SourceTensor> stored = form.template_catalog->find(piece.multiplier);
-  if (!stored.empty()) factor.dtype = stored.front().dtype;
-  return factor;
+  if (!stored.empty()) multiplier.dtype = stored.front().dtype;
+  return multiplier;
 }
 
-}  // namespace
-
-namespace {
-
 /// What belongs to a weight of the template, as it is there.
-void add_companions(const Catalog& pattern, const std::string& weight_name, ExportedTensors& exported) {
-  for (const std::string& name : companions_of(pattern, weight_name)) {
-    SourceTensor companion = pattern.find(name).front();
+void add_companions(const Catalog& template_catalog, const std::string& weight_name,
+                    ExportedTensors& exported) {
+  for (const std::string& name : companions_of(template_catalog, weight_name)) {
+    SourceTensor companion = template_catalog.find(name).front();
     companion.file = 0;
     companion.begin = companion.end = 0;
-    companion.shape = Catalog::global_shape(pattern.find(name));
+    companion.shape = Catalog::global_shape(template_catalog.find(name));
     exported.tensors.push_back(std::move(companion));
     exported.copied.push_back(name);
   }
@@ -243,7 +240,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
         weight.stored = form.template_catalog->find(piece.hf_name).front().stored;
       result.tensors.push_back(weight);
       if (!piece.multiplier.empty()) {
-        result.tensors.push_back(factor_of(piece, encoding.element, form));
+        result.tensors.push_back(multiplier_of(piece, encoding.element, form));
         result.ones.push_back(piece.multiplier);
       }
       if (!encoding.scaled) continue;
@@ -271,7 +268,8 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       const std::span<const SourceTensor> stored = form.template_catalog->find(weight_name_of(tensor.name));
       if (const auto own = form.template_catalog->find(tensor.name); form.as_template && !own.empty())
         return std::tuple{own.front().file, own.front().begin};
-      if (stored.empty()) return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a factor it does not have
+      if (stored.empty())
+        return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a multiplier it does not have
       return std::tuple{stored.front().file, stored.front().begin};
     };
     std::stable_sort(result.tensors.begin(), result.tensors.end(),

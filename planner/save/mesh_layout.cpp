@@ -50,10 +50,7 @@ MeshLayout layout_on_mesh(const SavedValues& values, const SavedValue& value) {
       layout.elements.push_back(elements);
     }
     layout.places[entry->second].push_back(place);
-    for (std::size_t m = coordinate.size(); m-- > 0;) {
-      if (++coordinate[m] < values.mesh_shape[m]) break;
-      coordinate[m] = 0;
-    }
+    next_index(coordinate, values.mesh_shape);
   }
   layout.chunks = sorted(corners, value.shape.size());
   return layout;

@@ -51,7 +51,7 @@ void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, cons
   const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
   const std::int64_t columns = box.size.empty() ? 1 : box.size.back();
   Shape index(outer, 0);
-  for (;;) {
+  do {
     const std::byte* const row =
         part.scales +
         elements_to(index, Shape(part.scale_strides.begin(),
@@ -70,10 +70,7 @@ void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, cons
                       stored_name(catalog.tensors[transfer.source]) +
                       " as an encoder writes them; the file is damaged, download it again");
     }
-    std::size_t d = outer;
-    while (d > 0 && ++index[d - 1] == box.size[d - 1]) index[--d] = 0;
-    if (d == 0) return;
-  }
+  } while (next_index(index, box.size));
 }
 
 }  // namespace shardwright

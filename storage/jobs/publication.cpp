@@ -93,7 +93,7 @@ void Publication::gather_files_beside() {
   FileContents files = request_.template_catalog == nullptr
                            ? kept_files(pending_.final_path(), pending_.own_beside(), quantised)
                            : template_files(request_.template_catalog->directory, quantised,
-                                            planned_.layout.pattern != nullptr);
+                                            planned_.layout.template_catalog != nullptr);
   for (auto& [name, content] : files) {
     if (pending_.may_replace(name) || !has_content(pending_.final_path() / name, content))
       beside_.emplace(name, std::move(content));

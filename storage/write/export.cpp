@@ -353,7 +353,7 @@ Described describe(const ExportRequest& request, const std::vector<SavedTensor>&
   for (const std::string& name : exported.copied)
     described.layout.copied.push_back(
         static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));
-  if (described.form.as_template) described.layout.pattern = described.form.template_catalog;
+  if (described.form.as_template) described.layout.template_catalog = described.form.template_catalog;
   described.left_out = std::move(exported.left_out);
   described.rounded = std::move(exported.rounded);
   described.adapter_config = std::move(adapter.config);

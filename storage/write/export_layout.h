@@ -13,15 +13,15 @@ namespace shardwright {
 
 /// The files of an export before any of them is written: every byte's place is known.
 struct ExportLayout {
-  Catalog catalog;                    ///< what the directory will hold
-  std::vector<std::string> headers;   ///< by index into Catalog::files: the bytes before the tensors
-  std::string index;                  ///< the text of model.safetensors.index.json
-  std::uint64_t total_size = 0;       ///< bytes of all tensors
-  const Catalog* pattern = nullptr;   ///< whose encodings and scales weights get; null: nobody's
-  std::vector<std::uint32_t> copied;  ///< indices into Catalog::tensors of what is the template's
-  std::vector<std::uint32_t> ones;    ///< indices into Catalog::tensors of what is 1 throughout
-  bool has_holes = false;             ///< what nobody writes of the files is zero
-  bool has_checksums = true;          ///< a list of checksums will lie beside the files
+  Catalog catalog;                            ///< what the directory will hold
+  std::vector<std::string> headers;           ///< by index into Catalog::files: the bytes before the tensors
+  std::string index;                          ///< the text of model.safetensors.index.json
+  std::uint64_t total_size = 0;               ///< bytes of all tensors
+  const Catalog* template_catalog = nullptr;  ///< whose encodings and scales weights get; null: nobody's
+  std::vector<std::uint32_t> copied;          ///< indices into Catalog::tensors of what is the template's
+  std::vector<std::uint32_t> ones;            ///< indices into Catalog::tensors of what is 1 throughout
+  bool has_holes = false;                     ///< what nobody writes of the files is zero
+  bool has_checksums = true;                  ///< a list of checksums will lie beside the files
 };
 
 /// Spreads the tensors over files, <start_of_names>-XXXXX-of-YYYYY.safetensors, in the order given. A new

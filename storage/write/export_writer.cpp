@@ -104,12 +104,13 @@ class Writer {
         resources_(resources),
         files_(directory, names_of(layout.catalog)),
         row_sums_(layout.catalog.tensors),
-        work_(
-            export_tasks(parts, layout.catalog, plan, layout.pattern == nullptr, [&](const TensorSpec& spec) {
-              if (spec.device != DeviceKind::cuda) return TaskBounds{resources.buffer_bytes, 0};
-              return TaskBounds{resources.gathering.block_bytes - DeviceGatherer::slack, 2};
-            })) {
-    if (layout.pattern != nullptr) template_.emplace(*layout.pattern);
+        work_(export_tasks(parts, layout.catalog, plan, layout.template_catalog == nullptr,
+                           [&](const TensorSpec& spec) {
+                             if (spec.device != DeviceKind::cuda)
+                               return TaskBounds{resources.buffer_bytes, 0};
+                             return TaskBounds{resources.gathering.block_bytes - DeviceGatherer::slack, 2};
+                           })) {
+    if (layout.template_catalog != nullptr) template_.emplace(*layout.template_catalog);
   }
 
   void run(ExportReport& report) {

@@ -127,14 +127,14 @@ std::vector<std::byte> TemplateCodes::bytes_of_box(const SourceTensor& tensor, c
 }
 
 std::vector<std::byte> TemplateCodes::bytes_of(const std::string& name) const {
-  const SourceTensor& tensor = pattern_.find(name).front();
+  const SourceTensor& tensor = template_.find(name).front();
   return bytes_of_box(tensor, tensor.shape, whole(tensor.shape));
 }
 
 std::vector<std::byte> TemplateCodes::encode(const Transfer& transfer, const SourceTensor& stored,
                                              const Box& box, const Values& values, DType dtype) const {
-  const SourceTensor& weight = pattern_.find(stored.name).front();
-  const SourceTensor& scales = scales_of(pattern_, stored.name).front();
+  const SourceTensor& weight = template_.find(stored.name).front();
+  const SourceTensor& scales = scales_of(template_, stored.name).front();
   const Encoding& encoding = transfer.encoding;
   const Shape shape = seen_shape(transfer, weight);
   const Box scale_box = scale_box_of(encoding, box);
@@ -142,7 +142,7 @@ std::vector<std::byte> TemplateCodes::encode(const Transfer& transfer, const Sou
   const std::vector<std::byte> scale_bytes =
       bytes_of_box(scales, seen_scale_shape(transfer, scales), scale_box);
   float global = 1;
-  if (const auto of_weight = global_scale_of(pattern_, encoding, stored.name); !of_weight.empty())
+  if (const auto of_weight = global_scale_of(template_, encoding, stored.name); !of_weight.empty())
     std::memcpy(&global, bytes_of(of_weight.front().name).data(), sizeof global);
 
   const std::size_t rank = box.size.size();
@@ -157,7 +157,7 @@ std::vector<std::byte> TemplateCodes::encode(const Transfer& transfer, const Sou
   };
   Buffers buffers;
   Shape index(rank - 1, 0);
-  for (;;) {
+  do {
     std::int64_t value = 0;
     std::int64_t code = 0;
     std::int64_t scale = 0;
@@ -200,10 +200,7 @@ std::vector<std::byte> TemplateCodes::encode(const Transfer& transfer, const Sou
                       ": is too large for the scale that the template has there, or NaN; export "
                       "with quantization=\"mxfp8\" or None, which find scales anew or need none");
     }
-    std::size_t d = rank - 1;
-    while (d > 0 && ++index[d - 1] == box.size[d - 1]) index[--d] = 0;
-    if (d == 0) break;
-  }
+  } while (next_index(index, box.size));
   if (!begins_odd) return codes;
   // The first byte of each row is written by whoever has its lower half.
   const std::int64_t in_row = in_units(encoding.element, box).size.back();

@@ -16,7 +16,8 @@ namespace shardwright {
 class TemplateCodes {
  public:
   /// The template must outlive it.
-  explicit TemplateCodes(const Catalog& pattern) : pattern_(pattern), files_(pattern, DirectIo::never) {}
+  explicit TemplateCodes(const Catalog& template_catalog)
+      : template_(template_catalog), files_(template_catalog, DirectIo::never) {}
 
   /// The box of the weight of which encode() gives the bytes. Where elements share bytes, a byte is written
   /// by whoever has its lower half.
@@ -35,7 +36,7 @@ class TemplateCodes {
  private:
   std::vector<std::byte> bytes_of_box(const SourceTensor& tensor, const Shape& shape, const Box& box) const;
 
-  const Catalog& pattern_;
+  const Catalog& template_;
   mutable OpenFiles files_;
 };
 

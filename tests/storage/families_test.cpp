@@ -68,29 +68,30 @@ std::map<std::string, Decoded> decoded_tensors(const Catalog& catalog,
   return tensors;
 }
 
-/// What a trainer that multiplies weights by their factors makes of the tensors, and exports: the products,
-/// and factors of one.
+/// What a trainer that multiplies weights by their multipliers makes of the tensors, and exports: the
+/// products, and multipliers of one.
 std::map<std::string, Decoded> multiplied(std::map<std::string, Decoded> tensors, const WeightMap& map) {
-  std::map<std::string, std::string> factors;
+  std::map<std::string, std::string> multipliers;
   for (const auto& [name, tensor] : tensors) {
     if (is_multiplier(map, name)) continue;
     for (const NameMatch& match : native_matches_of(map, name)) {
-      if (match.rule->multiplier) factors[name] = match.rule->multiplier->fill(match.captures);
+      if (match.rule->multiplier) multipliers[name] = match.rule->multiplier->fill(match.captures);
     }
   }
-  for (const auto& [name, factor_name] : factors) {
+  for (const auto& [name, multiplier_name] : multipliers) {
     Decoded& tensor = tensors.at(name);
-    Decoded& factor = tensors.at(factor_name);
+    Decoded& multiplier = tensors.at(multiplier_name);
     const Decoded stored = tensor;
     for_each_index(tensor.shape, [&](const Shape& at) {
       const auto place = static_cast<std::int64_t>(flat(at, tensor.shape));
       slow::store(
           tensor.bytes.data(), place, tensor.dtype,
           slow::decoded(tensor.dtype, stored.dtype, slow::load(stored.bytes.data(), place, stored.dtype),
-                        {factor.dtype}, slow::load(factor.bytes.data(), at[0], factor.dtype)));
+                        {multiplier.dtype}, slow::load(multiplier.bytes.data(), at[0], multiplier.dtype)));
     });
-    const std::uint64_t one = slow::rounded(factor.dtype, 1);
-    for (std::int64_t e = 0; e < factor.shape[0]; ++e) slow::store(factor.bytes.data(), e, factor.dtype, one);
+    const std::uint64_t one = slow::rounded(multiplier.dtype, 1);
+    for (std::int64_t e = 0; e < multiplier.shape[0]; ++e)
+      slow::store(multiplier.bytes.data(), e, multiplier.dtype, one);
   }
   return tensors;
 }

@@ -28,14 +28,7 @@ void add_tensors(SampleTensors& tensors) {
   add_mixture_decoder(tensors, "model.", {sample_attention(), sample_head_norms()});
 }
 
-std::vector<Sample> samples() {
-  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors},
-          {.form = "fp8",
-           .config = std::string(sample_config),
-           .encoding = "block_fp8",
-           .scale = DType::BF16,
-           .add_tensors = add_tensors}};
-}
+std::vector<Sample> samples() { return bf16_and_block_fp8(sample_config, add_tensors); }
 
 }  // namespace
 

@@ -49,14 +49,7 @@ void add_tensors(SampleTensors& tensors) {
   tensors.add("mtp.", sample_mtp_beside());
 }
 
-std::vector<Sample> samples() {
-  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors},
-          {.form = "fp8",
-           .config = std::string(sample_config),
-           .encoding = "block_fp8",
-           .scale = DType::BF16,
-           .add_tensors = add_tensors}};
-}
+std::vector<Sample> samples() { return bf16_and_block_fp8(sample_config, add_tensors); }
 
 }  // namespace
 

@@ -89,14 +89,7 @@ void add_tensors(SampleTensors& tensors, std::span<const SampleRow> mlp) {
 void add_dense(SampleTensors& tensors) { add_tensors(tensors, sample_mlp()); }
 void add_mixture(SampleTensors& tensors) { add_tensors(tensors, mixture); }
 
-std::vector<Sample> dense_samples() {
-  return {{.form = "bf16", .config = std::string(dense_config), .add_tensors = add_dense},
-          {.form = "fp8",
-           .config = std::string(dense_config),
-           .encoding = "block_fp8",
-           .scale = DType::BF16,
-           .add_tensors = add_dense}};
-}
+std::vector<Sample> dense_samples() { return bf16_and_block_fp8(dense_config, add_dense); }
 
 std::vector<Sample> mixture_samples() {
   return {{.form = "bf16", .config = std::string(mixture_config), .add_tensors = add_mixture}};
