@@ -67,7 +67,8 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="shardwright", description="Loads FP8 checkpoints into sharded tensors, and writes MXFP8."
+        prog="shardwright",
+        description="Loads released checkpoints into sharded tensors, and saves and exports these.",
     )
     parser.add_argument("--version", action="version", version=f"shardwright {_core.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

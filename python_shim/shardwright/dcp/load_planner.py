@@ -32,7 +32,7 @@ class LoadPlanner(ResumePlanner):
         model: the model family ("minimax_m3"), or "auto": by config.json, or by the names where that is missing. Or a
             config or a model class of transformers: see :func:`shardwright.weight_maps.weight_map_for`.
         layout: the trainer's names and shapes: "automodel", "transformers" (5.23; where no table has
-            the family, the installed transformers' own mapping) or "huggingface", which is the
+            the family, the installed transformers' own mapping), "torchtitan" or "huggingface", which is the
             checkpoint's own names and shapes. What has no place in a layout (MTP in "transformers") is unused.
         strict: whether a tensor of the checkpoint that no rule knows is an error.
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
