@@ -13,6 +13,7 @@
 
 #include "kernels/decode.h"
 #include "planner/geometry/byte_boxes.h"
+#include "planner/load/cut_layers.h"
 #include "planner/load/scaled_parts.h"
 #include "planner/load/seen_boxes.h"
 #include "planner/names/quantization_config.h"
@@ -349,6 +350,7 @@ class LoadPlanner {
     std::unordered_map<std::string_view, const TensorSpec*> destinations;
     for (const TensorSpec& spec : specs_) destinations.emplace(spec.fqn, &spec);
     std::vector<std::string> unknown;
+    std::vector<std::string> left;  // that have a place in the layout, and no destination
     std::vector<std::string> lone_scales;
     std::map<std::string, std::vector<std::int64_t>> surplus;  // experts by trainer's tensor
     std::string_view previous;
@@ -381,9 +383,15 @@ class LoadPlanner {
         if (match.rule->stacked() && !shape.empty() && match.captures.expert >= shape[0])
           surplus[match.fqn].push_back(match.captures.expert);
       }
-      if (!is_wanted) plan_.unused.push_back(tensor.name);
+      if (is_wanted) continue;
+      left.push_back(tensor.name);
+      plan_.unused.push_back(tensor.name);
     }
     note_surplus(surplus);
+    if (options_.strict && !options_.exporting) {
+      const std::string fault = fault_of_cut_layers(catalog_, map_, used_, left);
+      if (!fault.empty()) problems_.add(fault);
+    }
     if (!options_.strict) {
       std::merge(unknown.begin(), unknown.end(), lone_scales.begin(), lone_scales.end(),
                  std::back_inserter(plan_.unknown));

@@ -40,7 +40,7 @@ struct LoadPlan {
 
 /// What a plan allows, and what it is for.
 struct LoadPlanOptions {
-  bool strict = true;          ///< an HF tensor that no rule knows is an error
+  bool strict = true;          ///< an HF tensor that no rule knows, or last layers left out, are errors
   bool allow_missing = false;  ///< a trainer's tensor that the checkpoint lacks altogether is left as it is
 
   /// What the caller has found wrong with its tensors already; told together with what the planner finds.

@@ -107,6 +107,7 @@ WeightMap table_of(const Model& model, std::string_view layout, const Catalog& c
   map.layout = layout;
   if (model.keeps_f32) map.wide.assign(wide.begin(), wide.end());
   add_sizes(model, catalog, map.sizes);
+  map.layer_count = std::max<std::int64_t>(0, number_in_config(catalog, "num_hidden_layers").value_or(0));
   choose_alternatives(map, catalog);
   return map;
 }

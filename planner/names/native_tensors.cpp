@@ -9,8 +9,6 @@
 #include "planner/names/encodings.h"
 
 namespace shardwright {
-namespace {
-
 std::int64_t layer_of(const WeightMap& map, std::string_view hf_name) {
   const std::string name = to_rules_spelling(map.dialect, hf_name);
   for (const NamePattern& pattern : map.layers) {
@@ -20,8 +18,6 @@ std::int64_t layer_of(const WeightMap& map, std::string_view hf_name) {
                                        [&](const NamePattern& p) { return p.match(name).has_value(); });
   return comes_after ? after_layers : before_layers;
 }
-
-}  // namespace
 
 std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap& map, DType dtype) {
   struct Found {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "planner/names/catalog.h"
@@ -14,6 +15,9 @@ namespace shardwright {
 /// norm, the head and MTP after the last.
 inline constexpr std::int64_t before_layers = -1;
 inline constexpr std::int64_t after_layers = std::numeric_limits<std::int64_t>::max();
+
+/// Where a pipeline has an HF tensor: a layer from 0, before_layers or after_layers.
+std::int64_t layer_of(const WeightMap& map, std::string_view hf_name);
 
 /// A tensor of the trainer, over all ranks.
 struct NativeTensor {

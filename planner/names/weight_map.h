@@ -73,8 +73,9 @@ struct WeightMap {
   std::vector<NamePattern> strangers;  ///< HF names that are not the model's, though rules fit them
   std::vector<NamePattern> layers;     ///< HF names of the decoder layers, which have {layer}
   std::vector<NamePattern> after_layers;  ///< HF names that a pipeline needs after its last layer
-  Dialect dialect;  ///< of the checkpoint at hand; empty where names are those of the rules
-  Sizes sizes;      ///< that the axes may name: of the model's config
+  std::int64_t layer_count = 0;  ///< config.json's num_hidden_layers, MTP's not among them; 0: it says none
+  Dialect dialect;               ///< of the checkpoint at hand; empty where names are those of the rules
+  Sizes sizes;                   ///< that the axes may name: of the model's config
 };
 
 /// Whether a row, other than "all else keeps its name", has such a native name.

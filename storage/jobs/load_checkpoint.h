@@ -14,7 +14,7 @@ namespace shardwright {
 struct CheckpointLoadOptions {
   std::string model = "auto";        ///< the family, see weight_map_for()
   std::string layout = "automodel";  ///< the trainer's, see weight_map_for()
-  bool strict = true;                ///< an HF tensor that no rule knows is an error
+  bool strict = true;                ///< an HF tensor that no rule knows, or last layers left out, are errors
   bool allow_missing = false;        ///< a tensor that the checkpoint lacks is left as it is, and reported
   bool strict_dtypes = false;        ///< a cast that loses bits is an error; otherwise it is reported
   LoadOptions reading = {};          ///< of this rank

@@ -34,7 +34,8 @@ class LoadPlanner(ResumePlanner):
         layout: the trainer's names and shapes: "automodel", "transformers" (5.23; where no table has
             the family, the installed transformers' own mapping), "torchtitan" or "huggingface", which is the
             checkpoint's own names and shapes. What has no place in a layout (MTP in "transformers") is unused.
-        strict: whether a tensor of the checkpoint that no rule knows is an error.
+        strict: whether a tensor of the checkpoint that no rule knows is an error, and so is a model that lacks the last
+            layers of the checkpoint's.
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
         flatten_sharded_tensors: whether a ShardedTensor inside of another becomes one, as DCP does.
         allow_partial_load: whether tensors that the checkpoint lacks altogether are left as they are.
