@@ -1,36 +1,28 @@
-"""The storage half of loading a sharded checkpoint through torch.distributed.checkpoint."""
+"""The storage half of loading a checkpoint of the trainer's own tensors through torch.distributed.checkpoint."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.dcp.catalog_metadata import CatalogMetadata, StoredTensor
+from shardwright.dcp.catalog_metadata import CatalogMetadata
+from shardwright.dcp.manifest_metadata import ShardedMetadata, dtype_named
 from shardwright.dcp.resume_planner import ResumePlanner, has_gaps, teller_of
-from shardwright.dcp.sharded_writer import StoredPart
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading
-from shardwright.dcp.torch_metadata import fault_of_planner_data
-from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
+from shardwright.dcp.torch_checkpoint import TorchStorageReader, metadata_name
+from shardwright.describe import DTYPES, Description, describe, is_reached
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.ranks.cooperation import failing_together, reading_group
 from shardwright.report import with_what_was_left_out
@@ -40,95 +32,6 @@ from shardwright.rounding import refuse_roundings, roundings_of
 _BUFFER_BYTES = 64 << 20
 
 
-class ShardedMetadata(Metadata):
-    """DCP's metadata from a manifest. Read when first asked for, and so in the planner: what ``read_metadata`` itself
-    raises, ``dcp.load`` turns into an AssertionError."""
-
-    trainers_names = True
-
-    def __init__(
-        self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None, where: Any = None
-    ) -> None:
-        self._read = read
-        self.where = where  #: the checkpoint, for messages
-        self.storage_meta = StorageMeta(load_id=load_id)
-
-    @cached_property
-    def _manifest_and_catalog(self) -> tuple[Any, Any]:
-        return self._read()
-
-    @property
-    def manifest(self) -> Any:
-        return self._manifest_and_catalog[0]
-
-    @property
-    def catalog(self) -> Any:
-        return self._manifest_and_catalog[1]
-
-    @cached_property
-    def planner_data(self) -> Any:
-        data = self.manifest.planner_data
-        try:
-            planner_data = torch.load(io.BytesIO(data), weights_only=True) if data else None
-            fault = fault_of_planner_data(planner_data)
-        except Exception as error:  # damaged pickles raise anything
-            fault = str(error) or type(error).__name__
-        if fault:
-            raise _core.CheckpointFormatError(
-                f"shardwright.manifest: the planner's data cannot be read: {fault}"
-            )
-        return planner_data
-
-    @cached_property
-    def state_dict_metadata(self) -> dict[str, Any]:
-        stored: dict[str, Any] = {}
-        for number, tensor in enumerate(self.manifest.tensors):
-            name, dtype, stored_as, shape, requires_grad, pin_memory = tensor
-            chunks_of = partial(self.manifest.chunks, number)
-            properties = TensorProperties(
-                dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
-            )
-            if not stored_as:
-                _expect_size(name, properties.dtype, chunks_of())
-            stored[name] = StoredTensor(properties, torch.Size(shape), chunks_of)
-        stored.update({name: BytesStorageMetadata() for name, *_ in self.manifest.objects})
-        return stored
-
-    @cached_property
-    def storage_data(self) -> dict[MetadataIndex, StoredPart]:
-        data = {
-            MetadataIndex(name, torch.Size(offset)): StoredPart(file, begin, end - begin, b"")
-            for number, (name, *_) in enumerate(self.manifest.tensors)
-            for offset, _, file, begin, end in self.manifest.chunks(number)
-        }
-        for name, file, begin, end in self.manifest.objects:
-            data[MetadataIndex(name)] = StoredPart(file, begin, end - begin, b"")
-        return data
-
-
-def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
-    """The dtype that the manifest names; it has to be the one that the file has, where safetensors has it."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise _core.CheckpointFormatError(f"{tensor}: this torch has no dtype {name!r}")
-    if DTYPE_NAMES.get(dtype, "") != stored_as:
-        raise _core.CheckpointFormatError(
-            f"{tensor}: the manifest says {name}, stored as {stored_as or 'bytes'}; expected "
-            f"{DTYPE_NAMES.get(dtype, 'bytes')} for that dtype: the manifest is damaged"
-        )
-    return dtype
-
-
-def _expect_size(tensor: str, dtype: torch.dtype, chunks: list[tuple[Any, ...]]) -> None:
-    """What safetensors has no dtype for has no header that tells what its bytes are."""
-    for _, size, file, begin, end in chunks:
-        if math.prod(size) * dtype.itemsize != end - begin:
-            raise _core.CheckpointFormatError(
-                f"{tensor}: the manifest says {dtype} of shape {list(size)}, and {end - begin} bytes of {file}: the "
-                "manifest is damaged"
-            )
-
-
 class ShardedStorageReader(HuggingFaceStorageReader):
     """Reads what :class:`ShardedStorageWriter` wrote, or torch's ``HuggingFaceStorageWriter(save_distributed=True)``,
     straight into the shards: any number of ranks and any placement, whatever they were when it was saved.
@@ -136,8 +39,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     It stands where torch's FileSystemReader does, with any DCP load planner. Strided shards with gaps need
     :class:`LoadPlanner`, as torch's would read them wrongly.
 
+    What torch's FileSystemWriter wrote (``.distcp``) it reads by torch's own reader, held to what is safe: of the
+    options ``weights_only`` holds, and ``verify=True`` is refused.
+
     Args:
         path: the checkpoint directory.
+        _extension_registry: of extensions that torch's FileSystemWriter had; see torch's FileSystemReader.
         verify: True checks the checksums of what this rank reads before anything is written to a tensor; None and False
             as in :class:`HuggingFaceStorageReader`, but that None checks all objects.
         weights_only: False lets pickled objects run whatever code they name. True takes tensors, numpy arrays, numbers,
@@ -159,12 +66,21 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     ) -> None:
         super().__init__(path, thread_count, verify=verify, **options)
         self.weights_only = weights_only
+        self._extension_registry = _extension_registry
+        self._torchs: TorchStorageReader | None = None  #: that reads in place of this one
         self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
 
-    def read_metadata(self) -> Metadata:
-        if not _core.has_manifest(os.fspath(self.path)):
-            return CatalogMetadata(self._read_catalog, self.load_id, trainers_names=True)
-        return ShardedMetadata(self._read_manifest, self.load_id, self.path)
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """``rank``: whose metadata is wanted, of a checkpoint of ``dcp.save(use_collectives=False)``."""
+        self._torchs = None
+        rank = kwargs.get("rank")
+        if rank is None and _core.has_manifest(os.fspath(self.path)):
+            return ShardedMetadata.of(self._read_manifest, self.load_id, self.path)
+        if name := metadata_name(self.path, rank):
+            self._torchs = TorchStorageReader(self.path, self.weights_only, self._extension_registry)
+            self._torchs.load_id = self.load_id
+            return self._torchs.read_metadata(name)
+        return CatalogMetadata.of(self._read_catalog, self.load_id, trainers_names=True)
 
     def _read_manifest(self) -> tuple[Any, Any]:
         start = time.perf_counter()
@@ -176,20 +92,35 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        if not isinstance(metadata, (CatalogMetadata, ShardedMetadata)):
-            raise ValueError("ShardedStorageReader needs the metadata of its own read_metadata()")
+        if isinstance(metadata, (CatalogMetadata, ShardedMetadata)):
+            self._torchs = None
+        elif (
+            self._torchs is None
+        ):  # it comes from another reader, or was changed: this one looks up for itself
+            metadata = self.read_metadata()
         self._metadata: Any = metadata
-        self._metadata.transfers_told = None
         if self.verify and not isinstance(metadata, ShardedMetadata):
-            raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
+            raise ValueError(
+                f"{self.path}: verify=True, but this checkpoint has no checksums to check; see sw.verify"
+            )
+        if self._torchs is not None:
+            self._torchs.set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
+        else:
+            self._metadata.transfers_told = None
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        if self._torchs is not None:
+            return self._torchs.prepare_local_plan(plan)
         names = [item.storage_index.fqn for item in plan.items if item.type == LoadItemType.BYTE_IO]
         self._ready = self._read_objects(names)
         return plan
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
+        if self._torchs is not None:
+            done = self._torchs.read_data(plan, planner)
+            self.report = self._torchs.report
+            return done
         items = list(plan.items)
         teller = teller_of(plan)
         if teller is None and getattr(self._metadata, "transfers_told", None):
@@ -231,7 +162,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             self._read_by_buffers(batch, planner)
         for item in objects:
             planner.load_bytes(item, _from_its_begin(ready[item.storage_index.fqn]))
-        done: Future[None] = Future()
+        done = Future()
         done.set_result(None)
         return done
 
@@ -343,7 +274,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         if isinstance(self._metadata, CatalogMetadata):
             return {name: (DTYPES[dtype], True) for name, dtype, _ in self._metadata.catalog.whole_tensors}
         stored = {
-            name: (_dtype_named(name, dtype, known), bool(known))
+            name: (dtype_named(name, dtype, known), bool(known))
             for name, dtype, known, *_ in self._metadata.manifest.tensors
         }
         if not all(known for _, known in stored.values()):
