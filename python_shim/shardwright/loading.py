@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +21,11 @@ from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
-from shardwright.dcp.torch_checkpoint import METADATA_NAME
+from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.local_path import local_path
 from shardwright.ranks.cooperation import naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.report import LoadReport
-from shardwright.system_calls import is_folder, is_there, uninterrupted
+from shardwright.system_calls import is_folder, uninterrupted
 
 
 def load(
@@ -164,7 +163,7 @@ def _state_of(key: str, value: Any, metadata: Metadata) -> Any:
 
 def is_of_trainer(path: str | os.PathLike[str]) -> bool:
     """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter."""
-    return _is_sharded(path) or is_there(Path(path, METADATA_NAME))
+    return _is_sharded(path) or metadata_name(path) is not None
 
 
 def _is_sharded(path: str | os.PathLike[str]) -> bool:

@@ -65,6 +65,11 @@ class CatalogMetadata(LazyMetadata):
         }
 
     @cached_property
+    def stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
+        """The dtype of each tensor, which safetensors has."""
+        return {name: (DTYPES[dtype], True) for name, dtype, _ in self.catalog.whole_tensors}
+
+    @cached_property
     def storage_data(self) -> dict[MetadataIndex, _HFStorageInfo]:
         files = [str(self.stored.directory / file.name) for file in self.stored.files]
         return {

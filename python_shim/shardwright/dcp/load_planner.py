@@ -93,7 +93,8 @@ class LoadPlanner(ResumePlanner):
     ) -> None:
         if metadata is None:
             raise ValueError("LoadPlanner needs the metadata of a storage reader, found none")
-        self.resumes = getattr(metadata, "trainers_names", not _is_of_safetensors(metadata))
+        told = getattr(metadata, "trainers_names", None)
+        self.resumes = not _is_of_safetensors(metadata) if told is None else told
         if self.resumes:
             super().set_up_planner(state_dict, metadata, is_coordinator)
             return
@@ -108,7 +109,7 @@ class LoadPlanner(ResumePlanner):
         self.description = describe(self.state_dict)
         problems = self._problems()
         if self.plan is None:
-            weight_map = self._weight_map()
+            layout, weight_map = self._layout()
             try:
                 self.core_plan = _core.plan_load(
                     self.description.specs,
@@ -120,7 +121,7 @@ class LoadPlanner(ResumePlanner):
                 )
             except _core.PlanError as error:
                 raise with_hints(
-                    error, lambda: hints_at_layout(self.state_dict, self.catalog, self.model, self.layout)
+                    error, lambda: hints_at_layout(self.state_dict, self.catalog, self.model, layout)
                 ) from None
         elif problems:
             raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
@@ -133,9 +134,11 @@ class LoadPlanner(ResumePlanner):
         self.plan_seconds = time.perf_counter() - start
         return LoadPlan(items)
 
-    def _weight_map(self) -> Any:
+    def _layout(self) -> tuple[str, Any]:
+        """The layout, and its rules: the checkpoint's own names where nobody knows the family and the trainer has
+        them."""
         try:
-            return weight_map_for(self.catalog, self.model, self.layout)
+            return self.layout, weight_map_for(self.catalog, self.model, self.layout)
         except _core.PlanError as unknown:
             own = {name for name, *_ in self.catalog.whole_tensors}
             lacking = [name for name in self.state_dict if name not in own]
@@ -146,7 +149,7 @@ class LoadPlanner(ResumePlanner):
                 raise with_hints(
                     unknown, lambda: [f"{names}: not in the checkpoint, which has all others by these names"]
                 ) from None
-            return weight_map_for(self.catalog, "auto", "huggingface")
+            return "huggingface", weight_map_for(self.catalog, "auto", "huggingface")
 
     def _problems(self) -> list[str]:
         values = [] if self.allow_partial_load else self.description.passed_over

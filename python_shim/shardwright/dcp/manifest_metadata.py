@@ -77,13 +77,36 @@ class ShardedMetadata(LazyMetadata):
             name, dtype, stored_as, shape, requires_grad, pin_memory = tensor
             chunks_of = partial(self.manifest.chunks, number)
             properties = TensorProperties(
-                dtype=dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
+                dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
             )
             if not stored_as:
                 _expect_size(name, properties.dtype, chunks_of())
             stored[name] = StoredTensor(properties, torch.Size(shape), chunks_of)
         stored.update({name: BytesStorageMetadata() for name, *_ in self.manifest.objects})
         return stored
+
+    @cached_property
+    def stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
+        """The dtype of each tensor, and whether safetensors has it."""
+        stored = {
+            name: (_dtype_named(name, dtype, known), bool(known))
+            for name, dtype, known, *_ in self.manifest.tensors
+        }
+        if not all(known for _, known in stored.values()):
+            # The others are there as bytes, with a last dimension of those of an element.
+            for tensor in self.catalog.tensors:
+                dtype, known = stored[tensor.name]
+                if not known and tensor.shape[-1] != dtype.itemsize:
+                    raise _core.CheckpointFormatError(
+                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
+                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
+                    )
+        return stored
+
+    @cached_property
+    def objects(self) -> dict[str, tuple[str, int, int]]:
+        """By name: the file that a pickle is in, where it begins and ends."""
+        return {name: (file, begin, end) for name, file, begin, end in self.manifest.objects}
 
     @cached_property
     def storage_data(self) -> dict[MetadataIndex, StoredPart]:
@@ -97,7 +120,7 @@ class ShardedMetadata(LazyMetadata):
         return data
 
 
-def dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
+def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
     """The dtype that the manifest names; it has to be the one that the file has, where safetensors has it."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):

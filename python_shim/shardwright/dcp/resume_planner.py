@@ -230,7 +230,8 @@ class ResumePlanner(DefaultLoadPlanner):
         fqn = read_item.dest_index.fqn
         loaded = torch.load(value, weights_only=False)
         if not self.flatten_state_dict:
-            self.state_dict[fqn] = loaded
+            # The caller's dict too, which is another one where ShardedTensors are flattened.
+            self.state_dict[fqn] = self.original_state_dict[fqn] = loaded
             return
         into: Any = self.original_state_dict
         *path, last = self.mappings[fqn]

@@ -6,7 +6,6 @@ import io
 import os
 import time
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.dcp.catalog_metadata import CatalogMetadata
-from shardwright.dcp.manifest_metadata import ShardedMetadata, dtype_named
+from shardwright.dcp.manifest_metadata import ShardedMetadata
 from shardwright.dcp.resume_planner import ResumePlanner, has_gaps, teller_of
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading
 from shardwright.dcp.torch_checkpoint import TorchStorageReader, metadata_name
-from shardwright.describe import DTYPES, Description, describe, is_reached
+from shardwright.describe import Description, describe, is_reached
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.ranks.cooperation import failing_together, reading_group
 from shardwright.report import with_what_was_left_out
@@ -143,7 +142,11 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                 ready |= self._read_objects([name for name in names if name not in ready])
                 reading, others = self._straight_reading_of(tensors, planner)
                 reading.rounded = roundings_of(
-                    (item.storage_index.fqn, self._stored_dtypes[item.storage_index.fqn][0], target.dtype)
+                    (
+                        item.storage_index.fqn,
+                        self._metadata.stored_dtypes[item.storage_index.fqn][0],
+                        target.dtype,
+                    )
                     for item, target in others
                 )
                 if self.strict_dtypes:
@@ -158,7 +161,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                     self._run(reading, None, self.core_options.without_trace())
         self.report = with_what_was_left_out(report, self._metadata, plan, planner)
         reading.hand_over(planner)
-        for batch in _batches(others, self._stored_dtypes):
+        for batch in _batches(others, self._metadata.stored_dtypes):
             self._read_by_buffers(batch, planner)
         for item in objects:
             planner.load_bytes(item, _from_its_begin(ready[item.storage_index.fqn]))
@@ -175,7 +178,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _expect_told_alike(self, tensors: list[ReadItem], planned: Reading | None) -> None:
         """Compares manifest and files, and checks first what the engine does not check as it reads; all of it if the
         caller wants that."""
-        stored = self._stored_dtypes
+        stored = self._metadata.stored_dtypes
         read = _chunks_of(tensors) | self._scales_of(tensors)
         if planned is not None:
             chunks = _core.chunks_read(planned.core_plan, planned.catalog)
@@ -207,10 +210,6 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     # --- objects -----------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _objects(self) -> dict[str, tuple[str, int, int]]:
-        return {name: (file, begin, end) for name, file, begin, end in self._metadata.manifest.objects}
-
     def _read_objects(self, names: list[str]) -> dict[str, io.BytesIO]:
         """Pickles that the planner may load: it loads without restraint."""
         if names and self.verify is not False:
@@ -221,7 +220,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     def _object(self, fqn: str) -> tuple[Path, io.BytesIO]:
         """The file that a pickle is in, and the pickle."""
-        name, begin, end = self._objects[fqn]
+        name, begin, end = self._metadata.objects[fqn]
         file = Path(self.path, name)
         return file, io.BytesIO(_core.read_bytes(os.fspath(file), begin, end))
 
@@ -234,7 +233,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         memory or on a CUDA device; and the others, which take the way of bounded buffers."""
         start = time.perf_counter()
         catalog = self._metadata.catalog
-        stored = self._stored_dtypes
+        stored = self._metadata.stored_dtypes
         requests = []
         description = Description()
         straight = []
@@ -268,32 +267,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         plan = _core.plan_reads(requests, description.specs, catalog)
         return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
 
-    @cached_property
-    def _stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
-        """The dtype of each tensor, and whether safetensors has it."""
-        if isinstance(self._metadata, CatalogMetadata):
-            return {name: (DTYPES[dtype], True) for name, dtype, _ in self._metadata.catalog.whole_tensors}
-        stored = {
-            name: (dtype_named(name, dtype, known), bool(known))
-            for name, dtype, known, *_ in self._metadata.manifest.tensors
-        }
-        if not all(known for _, known in stored.values()):
-            # The others are there as bytes, with a last dimension of those of an element.
-            for tensor in self._metadata.catalog.tensors:
-                dtype, known = stored[tensor.name]
-                if not known and tensor.shape[-1] != dtype.itemsize:
-                    raise _core.CheckpointFormatError(
-                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
-                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
-                    )
-        return stored
-
     def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
         requests = []
         description = Description()
         filled = []
         for item, target in batch:
-            dtype, known = self._stored_dtypes[item.storage_index.fqn]
+            dtype, known = self._metadata.stored_dtypes[item.storage_index.fqn]
             if known:
                 buffer = torch.empty(item.lengths, dtype=dtype)
             else:
