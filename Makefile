@@ -199,6 +199,8 @@ peers: $(PEERS_STAMP) ## set up the libraries that ours is compared with
 compare: build peers ## check that results equal those of transformers, peft, nemo-automodel and torchtitan
 	$(call say,comparison with peers)
 	@$(IN_PEERS) -m pytest tests/peers
+	$(if $(SHARDWRIGHT_TORCH_SOURCE),$(call say,torch's own tests with ours in torch's place))
+	$(if $(SHARDWRIGHT_TORCH_SOURCE),@$(IN_PEERS) tests/torch_own/run.py)
 
 # --- fuzzing -----------------------------------------------------------------------------------------------------------
 

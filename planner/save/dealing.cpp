@@ -68,7 +68,8 @@ void pour(std::vector<Owner> owners, double bytes, const Box& box, std::size_t d
 
 }  // namespace
 
-void deal_whole(std::vector<Replicas> replicas, const std::vector<Owner>& owners, Dealt& dealt) {
+void deal_whole(std::vector<Replicas> replicas, const std::vector<Owner>& owners, bool to_lowest,
+                Dealt& dealt) {
   std::stable_sort(replicas.begin(), replicas.end(),
                    [](const Replicas& a, const Replicas& b) { return a.bytes > b.bytes; });
   std::vector<std::size_t> written(dealt.bytes_of_rank.size(),
@@ -77,6 +78,7 @@ void deal_whole(std::vector<Replicas> replicas, const std::vector<Owner>& owners
     const auto first = owners.begin() + static_cast<std::ptrdiff_t>(one.first_owner);
     const auto last = first + static_cast<std::ptrdiff_t>(one.owners);
     const auto writer = std::min_element(first, last, [&](const Owner& a, const Owner& b) {
+      if (to_lowest) return a.state < b.state;
       return std::tuple(dealt.bytes_of_rank[a.state], written[a.state], a.state) <
              std::tuple(dealt.bytes_of_rank[b.state], written[b.state], b.state);
     });

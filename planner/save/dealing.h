@@ -34,8 +34,9 @@ struct Dealt {
 };
 
 /// Gives each to the owner that has least to write so far, largest first; to the lower rank where several
-/// have as little.
-void deal_whole(std::vector<Replicas> replicas, const std::vector<Owner>& owners, Dealt& dealt);
+/// have as little. `to_lowest`: to the lowest rank.
+void deal_whole(std::vector<Replicas> replicas, const std::vector<Owner>& owners, bool to_lowest,
+                Dealt& dealt);
 
 /// Each must be one item. Gives out those that few ranks hold first, and of these the large ones, so that
 /// what is left evens out the rest; cuts large ones along a dimension of their box, so that all owners have

@@ -428,7 +428,7 @@ class Planning {
   }
 
   void deal() {
-    if (!dealing_.cut) return deal_whole(std::move(replicas_), owners_, dealt_);
+    if (!dealing_.cut) return deal_whole(std::move(replicas_), owners_, dealing_.to_lowest, dealt_);
     deal_in_parts(
         std::move(replicas_), owners_, [&](const Replicas& one) { return box_of(owners_[one.first_owner]); },
         [&](const Replicas& one, const Box& box) { return dealing_.cut(value_of(one.value), box); }, dealt_);

@@ -29,6 +29,10 @@ struct Dealing {
   /// slice of it each. Null: each box is written whole, and which chunks there are does not depend on who
   /// writes them.
   std::function<std::size_t(const SavedValue&, const Box&)> cut;
+
+  /// Whether each box is written by the lowest of its owners, however much that one has to write. Not with
+  /// `cut`.
+  bool to_lowest = false;
 };
 
 /// Plans a save from the states of all ranks that take part. Each box that several ranks hold is written by

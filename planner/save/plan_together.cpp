@@ -1,6 +1,7 @@
 #include "planner/save/plan_together.h"
 
 #include <algorithm>
+#include <functional>
 #include <set>
 #include <sstream>
 #include <utility>
@@ -62,7 +63,8 @@ void forget_others(SavePlanCache& cache) {
   std::erase_if(cache.states, [&](const auto& entry) { return !planned.contains(entry.first); });
 }
 
-std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePlanCache& cache) {
+std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePlanCache& cache,
+                                    bool to_lowest) {
   Told all = read_all(told, cache);
   if (!all.strange.empty()) {
     std::vector<std::int64_t> ranks(all.strange.begin(), all.strange.end());
@@ -83,7 +85,9 @@ std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePl
     encoded.clear();
     const std::vector<std::size_t> lost = with_lost_values(states, known);
     if (!lost.empty()) return refusals(states, lost, known);
-    cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(states, known));
+    std::function<Dealing(const SavedValues&)> dealing_of;
+    if (to_lowest) dealing_of = [](const SavedValues&) { return Dealing{{}, {}, true}; };
+    cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(states, known, dealing_of));
     std::set<Hash> used;
     for (const RankState& state : states) {
       for (const RankState::Holding& holding : state.holdings) used.insert(holding.values);
@@ -138,9 +142,9 @@ std::string tell(const std::string& state, SavePlanCache& cache) {
   return as_before + std::string(text_of(cache.told)) + std::string(text_of(cache.job));
 }
 
-std::vector<std::string> answer(const std::vector<std::string>& told, SavePlanCache& cache) {
+std::vector<std::string> answer(const std::vector<std::string>& told, SavePlanCache& cache, bool to_lowest) {
   try {
-    std::vector<std::string> answers = answer_all(told, cache);
+    std::vector<std::string> answers = answer_all(told, cache, to_lowest);
     forget_others(cache);
     return answers;
   } catch (...) {

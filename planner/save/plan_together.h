@@ -46,7 +46,9 @@ std::string tell(const std::string& state, SavePlanCache& cache);
 /// On rank 0: plans, unless all is as it was, and answers each rank. Throws what plan_save() throws, and
 /// Error(malformed) that names the ranks whose bytes are damaged. Where descriptions are missing or ranks
 /// tell hashes that rank 0 does not know, no answer holds a plan: understand() throws on each rank.
-std::vector<std::string> answer(const std::vector<std::string>& told, SavePlanCache& cache);
+/// `to_lowest` as in Dealing, the same in each save with a cache.
+std::vector<std::string> answer(const std::vector<std::string>& told, SavePlanCache& cache,
+                                bool to_lowest = false);
 
 /// Of the states of all ranks, in their order.
 Hash hash_of_job(const std::vector<Hash>& states);

@@ -204,15 +204,15 @@ void bind_planning_together(py::module_& m) {
       py::arg("told_state"), py::arg("cache"));
   m.def(
       "answer",
-      [](const std::vector<std::string>& told, SavePlanCache& cache) {
+      [](const std::vector<std::string>& told, SavePlanCache& cache, bool to_lowest) {
         std::vector<std::string> answers;
         {
           const py::gil_scoped_release release;
-          answers = answer(told, cache);
+          answers = answer(told, cache, to_lowest);
         }
         return std::vector<py::bytes>(answers.begin(), answers.end());
       },
-      py::arg("told"), py::arg("cache"),
+      py::arg("told"), py::arg("cache"), py::arg("to_lowest") = false,
       "On rank 0: plans, unless all is as it was, and answers each rank. PlanError lists all that is wrong.");
   m.def("is_refusal", &is_refusal, py::arg("answer"));
   m.def(

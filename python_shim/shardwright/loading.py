@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +21,11 @@ from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
-from shardwright.dcp.torch_checkpoint import METADATA_NAME, TorchStorageReader
+from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.local_path import local_path
 from shardwright.ranks.cooperation import naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.report import LoadReport
-from shardwright.system_calls import is_folder, is_there, uninterrupted
+from shardwright.system_calls import is_folder, uninterrupted
 
 
 def load(
@@ -120,8 +119,7 @@ def load(
             failure = error
         if group is not None:  # or the others would wait for this rank
             raise_if_any_failed(group, failure)
-            if isinstance(reader, HuggingFaceStorageReader):
-                reader.cooperative = group
+            reader.cooperative = group
         assert own_plan is not None
         reader.read_data(own_plan, planner).wait()
     for key, value in state_dict.items():
@@ -141,20 +139,14 @@ def _reader_and_planner(
     options: dict[str, Any],
     hugging_face: dict[str, Any],
     either: dict[str, Any],
-) -> tuple[HuggingFaceStorageReader | TorchStorageReader, TorchLoadPlanner]:
+) -> tuple[HuggingFaceStorageReader, TorchLoadPlanner]:
     """For what is at ``path``. Of the options, ``options`` are the reader's, ``hugging_face`` those of the planner for
     such a checkpoint, ``either`` those of both planners."""
     if verify and not is_folder(path):
         _core.read_catalog(path)  # which says what is there
-    if _is_sharded(path):
+    if is_of_trainer(path):
         reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
         return reader, ResumePlanner(**either)
-    if is_there(Path(path, METADATA_NAME)):
-        if verify:
-            raise ValueError(
-                f"{os.fspath(path)}: verify=True, but torch's reader checks no checksums; see sw.verify"
-            )
-        return TorchStorageReader(path, weights_only), ResumePlanner(**either)
     _expect_no_steps(path)
     return HuggingFaceStorageReader(path, verify=verify, **options), LoadPlanner(**hugging_face, **either)
 
@@ -171,7 +163,7 @@ def _state_of(key: str, value: Any, metadata: Metadata) -> Any:
 
 def is_of_trainer(path: str | os.PathLike[str]) -> bool:
     """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter."""
-    return _is_sharded(path) or is_there(Path(path, METADATA_NAME))
+    return _is_sharded(path) or metadata_name(path) is not None
 
 
 def _is_sharded(path: str | os.PathLike[str]) -> bool:

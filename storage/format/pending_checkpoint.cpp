@@ -141,8 +141,8 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
     // An adapter lies beside a checkpoint of weights and has no name in common with it.
     if ((found.kind == CheckpointKind::adapter) != (kind_ == CheckpointKind::adapter)) continue;
     if (overwrite == false) {
-      throw Error(ErrorKind::io,
-                  where + ": there is a checkpoint already, and overwrite=False; nothing was saved", EEXIST);
+      throw Error(ErrorKind::io, where + ": Checkpoint already exists and overwrite=False; nothing was saved",
+                  EEXIST);
     }
     if (overwrite != true && !found.fault.empty()) {
       throw Error(ErrorKind::io,

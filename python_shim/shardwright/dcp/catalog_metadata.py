@@ -9,51 +9,17 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
 
+from shardwright.dcp.lazy_metadata import LazyMetadata, StoredTensor
 from shardwright.describe import DTYPES
 
 
-class StoredTensor(TensorStorageMetadata):
-    """A tensor's metadata whose chunks are made when first asked for: our planners have the catalog's, and a checkpoint
-    may hold a hundred thousand.
-
-    Args:
-        chunks_of: returns (offset, size, ...) of each chunk.
-    """
-
-    def __init__(
-        self, properties: TensorProperties, size: torch.Size, chunks_of: Callable[[], list[tuple[Any, ...]]]
-    ) -> None:
-        self.properties = properties
-        self.size = size
-        self._chunks_of = chunks_of
-
-    @cached_property
-    def chunks(self) -> list[ChunkStorageMetadata]:
-        return [
-            ChunkStorageMetadata(torch.Size(offset), torch.Size(size))
-            for offset, size, *_ in self._chunks_of()
-        ]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TensorStorageMetadata):
-            return NotImplemented
-        return (self.properties, self.size, self.chunks) == (other.properties, other.size, other.chunks)
-
-    __hash__ = None  # type: ignore[assignment]  # as that of any dataclass
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TensorStorageMetadata, (self.properties, self.size, self.chunks)
-
-
-class CatalogMetadata(Metadata):
+class CatalogMetadata(LazyMetadata):
     """DCP metadata of safetensors files, with the catalog that Shardwright's planner plans from.
 
     Everything is read and built when first asked for: Shardwright's planner needs the catalog alone. A checkpoint that
@@ -61,13 +27,18 @@ class CatalogMetadata(Metadata):
     ``read_metadata`` itself raises, ``dcp.load`` turns into an AssertionError.
     """
 
-    def __init__(
-        self, read_catalog: Callable[[], Any], load_id: str | None = None, trainers_names: bool = False
-    ) -> None:
-        self._read_catalog = read_catalog
-        self.trainers_names = trainers_names  #: rather than HF names
-        self.planner_data = None
-        self.storage_meta = StorageMeta(load_id=load_id)
+    _read_catalog: Callable[[], Any]
+    trainers_names: bool  #: rather than HF names
+
+    @classmethod
+    def of(
+        cls, read_catalog: Callable[[], Any], load_id: str | None = None, trainers_names: bool = False
+    ) -> CatalogMetadata:
+        metadata: CatalogMetadata = cls.__new__(cls)
+        metadata._read_catalog = read_catalog
+        metadata.trainers_names = trainers_names
+        metadata.storage_meta = StorageMeta(load_id=load_id)
+        return metadata
 
     @cached_property
     def catalog(self) -> Any:
@@ -92,6 +63,11 @@ class CatalogMetadata(Metadata):
             )
             for name, dtype, shape in self.stored.whole_tensors
         }
+
+    @cached_property
+    def stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
+        """The dtype of each tensor, which safetensors has."""
+        return {name: (DTYPES[dtype], True) for name, dtype, _ in self.catalog.whole_tensors}
 
     @cached_property
     def storage_data(self) -> dict[MetadataIndex, _HFStorageInfo]:

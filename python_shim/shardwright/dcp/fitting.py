@@ -31,6 +31,7 @@ def expect_fit(
         for fqn, value in flat.items()
         if fqn in stored and (fault := _fault_of(fqn, value, stored[fqn]))
     ]
+    kinds = ["Size mismatch"] if any(": expected shape" in problem for problem in problems) else []
     if len(problems) > _TOLD:
         problems[_TOLD:] = [f"and {len(problems) - _TOLD} more that differ in shape, dtype or kind"]
     if not allow_partial_load:
@@ -43,6 +44,7 @@ def expect_fit(
         ]
         names = [fqn for fqn in missing if fqn not in modules]
         groups = _core.grouped_names(names)
+        kinds += ["Missing key in checkpoint state_dict"] if groups else []
         problems += [
             f"{group}: expected in the checkpoint, found nothing of that name" for group in groups[:_TOLD]
         ]
@@ -58,6 +60,8 @@ def expect_fit(
     if problems:
         where = getattr(metadata, "where", None)
         headline = f"{where}: " if where else ""
+        if kinds:  # for who looks for what DefaultLoadPlanner says
+            problems.append(f"in torch's words: {', '.join(kinds)}")
         raise _core.PlanError(
             "\n  ".join([f"{headline}the state dict and the checkpoint do not fit:", *problems])
         )

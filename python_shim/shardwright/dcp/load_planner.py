@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
@@ -25,8 +27,11 @@ class LoadPlanner(ResumePlanner):
 
     With :class:`shardwright.HuggingFaceStorageReader` the plans stay on their ranks, and what ``dcp.load`` gathers is
     empty. With another reader of HF checkpoints, torch's own say, the plans are ordinary ReadItems, and what is read is
-    decoded when it is committed. With :class:`shardwright.ShardedStorageReader` it does what torch's DefaultLoadPlanner
-    does, and takes strided shards, too.
+    decoded when it is committed. A checkpoint of a family that nobody knows is loaded under its own names, where the
+    state dict has these.
+
+    With any other reader, :class:`shardwright.ShardedStorageReader` or torch's FileSystemReader say, the names are the
+    trainer's own: It does what torch's DefaultLoadPlanner does, and takes strided shards, too.
 
     Args:
         model: the model family ("minimax_m3"), or "auto": by config.json, or by the names where that is missing. Or a
@@ -59,6 +64,11 @@ class LoadPlanner(ResumePlanner):
         plan: bytes | None = None,
         strict_dtypes: bool = False,
     ) -> None:
+        if isinstance(model, bool) or not isinstance(layout, str):
+            raise TypeError(
+                f"LoadPlanner({model!r}, {layout!r}, ...): expected model and layout; pass flatten_state_dict, "
+                "flatten_sharded_tensors and allow_partial_load, which come first in torch's planner, by their names"
+            )
         super().__init__(
             flatten_state_dict, flatten_sharded_tensors, allow_partial_load, strict_dtypes=strict_dtypes
         )
@@ -84,7 +94,8 @@ class LoadPlanner(ResumePlanner):
     ) -> None:
         if metadata is None:
             raise ValueError("LoadPlanner needs the metadata of a storage reader, found none")
-        self.resumes = getattr(metadata, "trainers_names", False)
+        told = getattr(metadata, "trainers_names", None)
+        self.resumes = not _is_of_safetensors(metadata) if told is None else told
         if self.resumes:
             super().set_up_planner(state_dict, metadata, is_coordinator)
             return
@@ -99,7 +110,7 @@ class LoadPlanner(ResumePlanner):
         self.description = describe(self.state_dict)
         problems = self._problems()
         if self.plan is None:
-            weight_map = weight_map_for(self.catalog, self.model, self.layout)
+            layout, weight_map = self._layout()
             try:
                 self.core_plan = _core.plan_load(
                     self.description.specs,
@@ -111,7 +122,7 @@ class LoadPlanner(ResumePlanner):
                 )
             except _core.PlanError as error:
                 raise with_hints(
-                    error, lambda: hints_at_layout(self.state_dict, self.catalog, self.model, self.layout)
+                    error, lambda: hints_at_layout(self.state_dict, self.catalog, self.model, layout)
                 ) from None
         elif problems:
             raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
@@ -123,6 +134,23 @@ class LoadPlanner(ResumePlanner):
         items = self._read_items() if self.by_items else []
         self.plan_seconds = time.perf_counter() - start
         return LoadPlan(items)
+
+    def _layout(self) -> tuple[str, Any]:
+        """The layout, and its rules: the checkpoint's own names where nobody knows the family and the trainer has
+        them."""
+        try:
+            return self.layout, weight_map_for(self.catalog, self.model, self.layout)
+        except _core.PlanError as unknown:
+            own = {name for name, *_ in self.catalog.whole_tensors}
+            lacking = [name for name in self.state_dict if name not in own]
+            if self.model != "auto" or len(lacking) == len(self.state_dict):
+                raise
+            if lacking and not self.allow_partial_load:
+                names = ", ".join(_core.grouped_names(lacking))
+                raise with_hints(
+                    unknown, lambda: [f"{names}: not in the checkpoint, which has all others by these names"]
+                ) from None
+            return "huggingface", weight_map_for(self.catalog, "auto", "huggingface")
 
     def _problems(self) -> list[str]:
         values = [] if self.allow_partial_load else self.description.passed_over
@@ -171,9 +199,9 @@ class LoadPlanner(ResumePlanner):
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         """A buffer for what is stored; it is decoded into the destination by ``commit_tensor``."""
-        if self.resumes:
-            return super().resolve_tensor(read_item)
         number = read_item.dest_index.index
+        if self.resumes or number is None:  # which no item of this planner's own has
+            return super().resolve_tensor(read_item)
         transfer = self._transfers[number // 2]
         source = transfer.source if number % 2 == 0 else transfer.scales
         buffer = torch.empty(read_item.lengths, dtype=self._dtypes[source])
@@ -185,9 +213,9 @@ class LoadPlanner(ResumePlanner):
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         """Decodes a transfer once its elements and its scales are there."""
-        if self.resumes:
-            return
         number = read_item.dest_index.index
+        if self.resumes or number is None:
+            return
         which = number // 2
         transfer = self._transfers[which]
         with self._lock:
@@ -221,6 +249,13 @@ class _Stored(torch.Tensor):
             )
         super().copy_(source, non_blocking)
         return self
+
+
+def _is_of_safetensors(metadata: Metadata) -> bool:
+    """Whether another storage reader's metadata is that of a Hugging Face checkpoint, by where its tensors are."""
+    places = metadata.storage_data.values() if isinstance(metadata.storage_data, Mapping) else []
+    file = getattr(next(iter(places), None), "relative_path", "")
+    return os.fspath(file).endswith(".safetensors")
 
 
 def catalog_of_metadata(metadata: Metadata) -> Any:

@@ -10,28 +10,32 @@ from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
+    StorageMeta,
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import WriteItemType
 
 from shardwright import _core
+from shardwright.dcp.lazy_metadata import LazyMetadata
 from shardwright.dcp.save_description import KINDS, properties_from
 
 
-class PlannedMetadata(Metadata):
+class PlannedMetadata(LazyMetadata):
     """What ``dcp.save`` hands to every rank in the end: a million chunks at 1,024 ranks, which hardly anybody looks at.
 
-    It travels as the planner's bytes and becomes objects when first looked at. From then on, or once a storage writer
-    has added to it, it is pickled as torch's own Metadata: that is what torch's writers put on disk.
+    It travels as the planner's bytes, with what our writers add of the checkpoint, and becomes objects when first
+    looked at. From then on, or once another storage writer has added to it, it is pickled as torch's own Metadata: that
+    is what torch's writers put on disk.
     """
 
     _planned: Any = None
     _flattened = False
+    _published = False  #: whether storage_meta and version are those that our writers give it
 
     @classmethod
     def of(cls, planned: Any, flattened: bool) -> PlannedMetadata:
         """From the planner's GlobalMetadata. ``flattened``: whether names are made of nested keys, to be told."""
-        metadata = cls.__new__(cls)
+        metadata: PlannedMetadata = cls.__new__(cls)
         metadata._planned = planned
         metadata._flattened = flattened
         return metadata
@@ -64,16 +68,26 @@ class PlannedMetadata(Metadata):
         return {fqn: path for (fqn, *_, path), _ in self._planned.values} if self._flattened else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if set(vars(self)) <= {"_planned", "_flattened"} and self._planned is not None:
-            return _decoded, (self._planned.encode(), self._flattened)
-        return Metadata, (
-            self.state_dict_metadata,
-            self.planner_data,
-            self.storage_data,
-            self.storage_meta,
-            self.version,
+        told = {"_planned", "_flattened"} | (
+            {"_published", "storage_meta", "version"} if self._published else set()
         )
+        if self._planned is not None and set(vars(self)) <= told:
+            return _decoded, (self._planned.encode(), self._flattened, self.storage_meta, self.version)
+        return super().__reduce__()
 
 
-def _decoded(planned: bytes, flattened: bool) -> PlannedMetadata:
-    return PlannedMetadata.of(_core.decode_metadata(planned), flattened)
+def _decoded(
+    planned: bytes, flattened: bool, storage_meta: StorageMeta | None, version: str | None
+) -> Metadata:
+    metadata = PlannedMetadata.of(_core.decode_metadata(planned), flattened)
+    tell_published(metadata, storage_meta, version)
+    return metadata
+
+
+def tell_published(metadata: Metadata, storage_meta: StorageMeta | None, version: str | None) -> None:
+    """Adds to what ``dcp.save`` returns which checkpoint it is of, as torch's writers do."""
+    if storage_meta is None and version is None:
+        return
+    metadata.storage_meta, metadata.version = storage_meta, version
+    if isinstance(metadata, PlannedMetadata):
+        metadata._published = True

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, _version
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
@@ -54,6 +55,11 @@ def has_gaps(value: Any) -> bool:
         and not any(placement.is_partial() for placement in value.placements)
         and len(boxes_of_dtensor(value)) > 1
     )
+
+
+def _is_meta(value: Any) -> bool:
+    # A ShardedTensor of several shards is none, and cannot be asked.
+    return isinstance(value, torch.Tensor) and not isinstance(value, ShardedTensor) and value.is_meta
 
 
 def _key_of(container: Any, name: Any) -> Any:
@@ -115,7 +121,7 @@ class ResumePlanner(DefaultLoadPlanner):
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
         flat = flatten_state_dict(state_dict)[0]
-        if any(isinstance(value, torch.Tensor) and value.is_meta for value in flat.values()):
+        if any(_is_meta(value) for value in flat.values()):
             super().set_up_planner(state_dict, metadata, is_coordinator)  # which gives them memory
             return
         self._take(state_dict, metadata, is_coordinator)
@@ -224,7 +230,8 @@ class ResumePlanner(DefaultLoadPlanner):
         fqn = read_item.dest_index.fqn
         loaded = torch.load(value, weights_only=False)
         if not self.flatten_state_dict:
-            self.state_dict[fqn] = loaded
+            # The caller's dict too, which is another one where ShardedTensors are flattened.
+            self.state_dict[fqn] = self.original_state_dict[fqn] = loaded
             return
         into: Any = self.original_state_dict
         *path, last = self.mappings[fqn]

@@ -69,13 +69,30 @@ class SavePlanner(DefaultSavePlanner):
     Args:
         flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
         flatten_sharded_tensors: as DefaultSavePlanner has it.
+        dedup_replicated_tensors: without effect, as in DefaultSavePlanner, which warns of it.
+        dedup_save_to_lowest_rank: replicas are written by the lowest rank that holds them instead.
+        enable_plan_caching: without effect: what this planner has planned it keeps, and plans of other planners it
+            never takes, as those of torch's that are cached under the name of their class.
 
     Raises:
         PlanError: ranks that do not hold one state between them; names tensors and ranks. Nothing has been written.
     """
 
-    def __init__(self, flatten_state_dict: bool = True, flatten_sharded_tensors: bool = True) -> None:
-        super().__init__(flatten_state_dict, flatten_sharded_tensors)
+    def __init__(
+        self,
+        flatten_state_dict: bool = True,
+        flatten_sharded_tensors: bool = True,
+        dedup_replicated_tensors: bool | None = None,
+        dedup_save_to_lowest_rank: bool = False,
+        enable_plan_caching: bool = False,
+    ) -> None:
+        super().__init__(
+            flatten_state_dict,
+            flatten_sharded_tensors,
+            dedup_replicated_tensors,
+            dedup_save_to_lowest_rank,
+            enable_plan_caching,
+        )
         self.description = SaveDescription(0)
         self._signature: Any = None
         self._told_state = b""  #: what goes to the coordinator of this rank's state
@@ -139,7 +156,8 @@ class SavePlanner(DefaultSavePlanner):
     # --- the coordinator ------------------------------------------------------------------------------------------
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        answers = _core.answer([self._told(at, plan) for at, plan in enumerate(all_plans)], self._cache)
+        told = [self._told(at, plan) for at, plan in enumerate(all_plans)]
+        answers = _core.answer(told, self._cache, self.dedup_save_to_lowest_rank)
         self.metadata = Metadata({})
         if not is_refused(answers):
             self.metadata = PlannedMetadata.of(self._cache.plan.metadata, self.flatten_state_dict)

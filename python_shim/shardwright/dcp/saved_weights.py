@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch.distributed.tensor import DTensor, Shard
 
 from shardwright import _core
 from shardwright.dcp.sharded_reader import ShardedStorageReader
-from shardwright.dcp.torch_checkpoint import METADATA_NAME, read_torch_metadata
 from shardwright.loading import is_of_trainer, load
 from shardwright.native import empty_state_dict
 
@@ -45,7 +43,7 @@ def load_weights(
         state_dict = empty_state_dict(source, mesh, model=model, layout=layout)
         load(state_dict, source, model=model, layout=layout, strict=strict, threads=threads)
         return state_dict
-    metadata = _metadata_of(Path(source))
+    metadata = ShardedStorageReader(source).read_metadata()
     path, stored = _weights_of(metadata, os.fspath(source), key)
     weights = {name: _empty(tensor, mesh) for name, tensor in stored.items()}
     nested: dict[str, Any] = weights
@@ -53,12 +51,6 @@ def load_weights(
         nested = {part: nested}
     load(nested, source, threads=threads)
     return weights
-
-
-def _metadata_of(source: Path) -> Metadata:
-    if Path(source, METADATA_NAME).is_file() and not _core.has_manifest(os.fspath(source)):
-        return read_torch_metadata(source)
-    return ShardedStorageReader(source).read_metadata()
 
 
 def _weights_of(

@@ -1,36 +1,27 @@
-"""The storage half of loading a sharded checkpoint through torch.distributed.checkpoint."""
+"""The storage half of loading a checkpoint of the trainer's own tensors through torch.distributed.checkpoint."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.dcp.catalog_metadata import CatalogMetadata, StoredTensor
+from shardwright.dcp.catalog_metadata import CatalogMetadata
+from shardwright.dcp.manifest_metadata import ShardedMetadata
 from shardwright.dcp.resume_planner import ResumePlanner, has_gaps, teller_of
-from shardwright.dcp.sharded_writer import StoredPart
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading
-from shardwright.dcp.torch_metadata import fault_of_planner_data
-from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe, is_reached
+from shardwright.dcp.torch_checkpoint import TorchStorageReader, metadata_name
+from shardwright.describe import Description, describe, is_reached
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.ranks.cooperation import failing_together, reading_group
 from shardwright.report import with_what_was_left_out
@@ -40,95 +31,6 @@ from shardwright.rounding import refuse_roundings, roundings_of
 _BUFFER_BYTES = 64 << 20
 
 
-class ShardedMetadata(Metadata):
-    """DCP's metadata from a manifest. Read when first asked for, and so in the planner: what ``read_metadata`` itself
-    raises, ``dcp.load`` turns into an AssertionError."""
-
-    trainers_names = True
-
-    def __init__(
-        self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None, where: Any = None
-    ) -> None:
-        self._read = read
-        self.where = where  #: the checkpoint, for messages
-        self.storage_meta = StorageMeta(load_id=load_id)
-
-    @cached_property
-    def _manifest_and_catalog(self) -> tuple[Any, Any]:
-        return self._read()
-
-    @property
-    def manifest(self) -> Any:
-        return self._manifest_and_catalog[0]
-
-    @property
-    def catalog(self) -> Any:
-        return self._manifest_and_catalog[1]
-
-    @cached_property
-    def planner_data(self) -> Any:
-        data = self.manifest.planner_data
-        try:
-            planner_data = torch.load(io.BytesIO(data), weights_only=True) if data else None
-            fault = fault_of_planner_data(planner_data)
-        except Exception as error:  # damaged pickles raise anything
-            fault = str(error) or type(error).__name__
-        if fault:
-            raise _core.CheckpointFormatError(
-                f"shardwright.manifest: the planner's data cannot be read: {fault}"
-            )
-        return planner_data
-
-    @cached_property
-    def state_dict_metadata(self) -> dict[str, Any]:
-        stored: dict[str, Any] = {}
-        for number, tensor in enumerate(self.manifest.tensors):
-            name, dtype, stored_as, shape, requires_grad, pin_memory = tensor
-            chunks_of = partial(self.manifest.chunks, number)
-            properties = TensorProperties(
-                dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
-            )
-            if not stored_as:
-                _expect_size(name, properties.dtype, chunks_of())
-            stored[name] = StoredTensor(properties, torch.Size(shape), chunks_of)
-        stored.update({name: BytesStorageMetadata() for name, *_ in self.manifest.objects})
-        return stored
-
-    @cached_property
-    def storage_data(self) -> dict[MetadataIndex, StoredPart]:
-        data = {
-            MetadataIndex(name, torch.Size(offset)): StoredPart(file, begin, end - begin, b"")
-            for number, (name, *_) in enumerate(self.manifest.tensors)
-            for offset, _, file, begin, end in self.manifest.chunks(number)
-        }
-        for name, file, begin, end in self.manifest.objects:
-            data[MetadataIndex(name)] = StoredPart(file, begin, end - begin, b"")
-        return data
-
-
-def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
-    """The dtype that the manifest names; it has to be the one that the file has, where safetensors has it."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise _core.CheckpointFormatError(f"{tensor}: this torch has no dtype {name!r}")
-    if DTYPE_NAMES.get(dtype, "") != stored_as:
-        raise _core.CheckpointFormatError(
-            f"{tensor}: the manifest says {name}, stored as {stored_as or 'bytes'}; expected "
-            f"{DTYPE_NAMES.get(dtype, 'bytes')} for that dtype: the manifest is damaged"
-        )
-    return dtype
-
-
-def _expect_size(tensor: str, dtype: torch.dtype, chunks: list[tuple[Any, ...]]) -> None:
-    """What safetensors has no dtype for has no header that tells what its bytes are."""
-    for _, size, file, begin, end in chunks:
-        if math.prod(size) * dtype.itemsize != end - begin:
-            raise _core.CheckpointFormatError(
-                f"{tensor}: the manifest says {dtype} of shape {list(size)}, and {end - begin} bytes of {file}: the "
-                "manifest is damaged"
-            )
-
-
 class ShardedStorageReader(HuggingFaceStorageReader):
     """Reads what :class:`ShardedStorageWriter` wrote, or torch's ``HuggingFaceStorageWriter(save_distributed=True)``,
     straight into the shards: any number of ranks and any placement, whatever they were when it was saved.
@@ -136,8 +38,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     It stands where torch's FileSystemReader does, with any DCP load planner. Strided shards with gaps need
     :class:`LoadPlanner`, as torch's would read them wrongly.
 
+    What torch's FileSystemWriter wrote (``.distcp``) it reads by torch's own reader, held to what is safe: of the
+    options ``weights_only`` holds, and ``verify=True`` is refused.
+
     Args:
         path: the checkpoint directory.
+        _extension_registry: of extensions that torch's FileSystemWriter had; see torch's FileSystemReader.
         verify: True checks the checksums of what this rank reads before anything is written to a tensor; None and False
             as in :class:`HuggingFaceStorageReader`, but that None checks all objects.
         weights_only: False lets pickled objects run whatever code they name. True takes tensors, numpy arrays, numbers,
@@ -159,12 +65,21 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     ) -> None:
         super().__init__(path, thread_count, verify=verify, **options)
         self.weights_only = weights_only
+        self._extension_registry = _extension_registry
+        self._torchs: TorchStorageReader | None = None  #: that reads in place of this one
         self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
 
-    def read_metadata(self) -> Metadata:
-        if not _core.has_manifest(os.fspath(self.path)):
-            return CatalogMetadata(self._read_catalog, self.load_id, trainers_names=True)
-        return ShardedMetadata(self._read_manifest, self.load_id, self.path)
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """``rank``: whose metadata is wanted, of a checkpoint of ``dcp.save(use_collectives=False)``."""
+        self._torchs = None
+        rank = kwargs.get("rank")
+        if rank is None and _core.has_manifest(os.fspath(self.path)):
+            return ShardedMetadata.of(self._read_manifest, self.load_id, self.path)
+        if name := metadata_name(self.path, rank):
+            self._torchs = TorchStorageReader(self.path, self.weights_only, self._extension_registry)
+            self._torchs.load_id = self.load_id
+            return self._torchs.read_metadata(name)
+        return CatalogMetadata.of(self._read_catalog, self.load_id, trainers_names=True)
 
     def _read_manifest(self) -> tuple[Any, Any]:
         start = time.perf_counter()
@@ -176,20 +91,35 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        if not isinstance(metadata, (CatalogMetadata, ShardedMetadata)):
-            raise ValueError("ShardedStorageReader needs the metadata of its own read_metadata()")
+        if isinstance(metadata, (CatalogMetadata, ShardedMetadata)):
+            self._torchs = None
+        elif (
+            self._torchs is None
+        ):  # it comes from another reader, or was changed: this one looks up for itself
+            metadata = self.read_metadata()
         self._metadata: Any = metadata
-        self._metadata.transfers_told = None
         if self.verify and not isinstance(metadata, ShardedMetadata):
-            raise ValueError(f"{self.path}: verify=True, but this checkpoint has no checksums to check")
+            raise ValueError(
+                f"{self.path}: verify=True, but this checkpoint has no checksums to check; see sw.verify"
+            )
+        if self._torchs is not None:
+            self._torchs.set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
+        else:
+            self._metadata.transfers_told = None
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        if self._torchs is not None:
+            return self._torchs.prepare_local_plan(plan)
         names = [item.storage_index.fqn for item in plan.items if item.type == LoadItemType.BYTE_IO]
         self._ready = self._read_objects(names)
         return plan
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
+        if self._torchs is not None:
+            done = self._torchs.read_data(plan, planner)
+            self.report = self._torchs.report
+            return done
         items = list(plan.items)
         teller = teller_of(plan)
         if teller is None and getattr(self._metadata, "transfers_told", None):
@@ -212,7 +142,11 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                 ready |= self._read_objects([name for name in names if name not in ready])
                 reading, others = self._straight_reading_of(tensors, planner)
                 reading.rounded = roundings_of(
-                    (item.storage_index.fqn, self._stored_dtypes[item.storage_index.fqn][0], target.dtype)
+                    (
+                        item.storage_index.fqn,
+                        self._metadata.stored_dtypes[item.storage_index.fqn][0],
+                        target.dtype,
+                    )
                     for item, target in others
                 )
                 if self.strict_dtypes:
@@ -227,11 +161,11 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                     self._run(reading, None, self.core_options.without_trace())
         self.report = with_what_was_left_out(report, self._metadata, plan, planner)
         reading.hand_over(planner)
-        for batch in _batches(others, self._stored_dtypes):
+        for batch in _batches(others, self._metadata.stored_dtypes):
             self._read_by_buffers(batch, planner)
         for item in objects:
             planner.load_bytes(item, _from_its_begin(ready[item.storage_index.fqn]))
-        done: Future[None] = Future()
+        done = Future()
         done.set_result(None)
         return done
 
@@ -244,7 +178,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     def _expect_told_alike(self, tensors: list[ReadItem], planned: Reading | None) -> None:
         """Compares manifest and files, and checks first what the engine does not check as it reads; all of it if the
         caller wants that."""
-        stored = self._stored_dtypes
+        stored = self._metadata.stored_dtypes
         read = _chunks_of(tensors) | self._scales_of(tensors)
         if planned is not None:
             chunks = _core.chunks_read(planned.core_plan, planned.catalog)
@@ -276,10 +210,6 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     # --- objects -----------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _objects(self) -> dict[str, tuple[str, int, int]]:
-        return {name: (file, begin, end) for name, file, begin, end in self._metadata.manifest.objects}
-
     def _read_objects(self, names: list[str]) -> dict[str, io.BytesIO]:
         """Pickles that the planner may load: it loads without restraint."""
         if names and self.verify is not False:
@@ -290,7 +220,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     def _object(self, fqn: str) -> tuple[Path, io.BytesIO]:
         """The file that a pickle is in, and the pickle."""
-        name, begin, end = self._objects[fqn]
+        name, begin, end = self._metadata.objects[fqn]
         file = Path(self.path, name)
         return file, io.BytesIO(_core.read_bytes(os.fspath(file), begin, end))
 
@@ -303,7 +233,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         memory or on a CUDA device; and the others, which take the way of bounded buffers."""
         start = time.perf_counter()
         catalog = self._metadata.catalog
-        stored = self._stored_dtypes
+        stored = self._metadata.stored_dtypes
         requests = []
         description = Description()
         straight = []
@@ -337,32 +267,12 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         plan = _core.plan_reads(requests, description.specs, catalog)
         return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
 
-    @cached_property
-    def _stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
-        """The dtype of each tensor, and whether safetensors has it."""
-        if isinstance(self._metadata, CatalogMetadata):
-            return {name: (DTYPES[dtype], True) for name, dtype, _ in self._metadata.catalog.whole_tensors}
-        stored = {
-            name: (_dtype_named(name, dtype, known), bool(known))
-            for name, dtype, known, *_ in self._metadata.manifest.tensors
-        }
-        if not all(known for _, known in stored.values()):
-            # The others are there as bytes, with a last dimension of those of an element.
-            for tensor in self._metadata.catalog.tensors:
-                dtype, known = stored[tensor.name]
-                if not known and tensor.shape[-1] != dtype.itemsize:
-                    raise _core.CheckpointFormatError(
-                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
-                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
-                    )
-        return stored
-
     def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
         requests = []
         description = Description()
         filled = []
         for item, target in batch:
-            dtype, known = self._stored_dtypes[item.storage_index.fqn]
+            dtype, known = self._metadata.stored_dtypes[item.storage_index.fqn]
             if known:
                 buffer = torch.empty(item.lengths, dtype=dtype)
             else:

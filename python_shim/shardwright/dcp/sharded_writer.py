@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import SerializationFormat
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, SerializationFormat
 from torch.distributed.checkpoint.metadata import (
     Metadata,
     MetadataIndex,
@@ -28,7 +28,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import next_order
-from shardwright.dcp.planned_metadata import PlannedMetadata
+from shardwright.dcp.planned_metadata import PlannedMetadata, tell_published
 from shardwright.dcp.save_description import number_values
 from shardwright.dcp.save_planning import is_given_up
 from shardwright.dcp.storage_reader import default_threads
@@ -119,7 +119,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
         if _extensions:
             raise ValueError(
-                "ShardedStorageWriter writes tensors as they lie in memory; expected no _extensions"
+                f"_extensions: found {[type(extension).__name__ for extension in _extensions]}; ShardedStorageWriter "
+                "writes tensors as they lie in memory, so that ranks read parts of them: pass none, or save with "
+                "torch's FileSystemWriter, which ShardedStorageReader reads"
             )
         if keep_last is not None:
             whole_number("keep_last", keep_last, 1, 1 << 48)
@@ -307,6 +309,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 self._torch_save(metadata.planner_data) if self.format == "torch" else None,
             )
             pending.publish(_core.manifest_name)
+            tell_published(metadata, self.storage_meta(), CURRENT_DCP_VERSION)
         finally:
             self.abandon()
         if self.keep_last is not None:  # the save has succeeded by now, whatever becomes of those before it
@@ -319,9 +322,11 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             raise ValueError(
                 f"the planner's data: {fault}; torch's metadata can hold no others: pass format=\"safetensors\""
             )
-        paths = planner_data and [
-            (name, [(str(key), type(key) is int) for key in keys]) for name, keys in planner_data.items()
-        ]
+        paths = None
+        if planner_data is not None:
+            paths = [
+                (name, [(str(key), type(key) is int) for key in keys]) for name, keys in planner_data.items()
+            ]
         return _core.TorchSave(os.fspath(self.path), self.save_id, paths)
 
     def abandon(self) -> None:

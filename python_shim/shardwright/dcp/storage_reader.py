@@ -164,7 +164,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self._catalog_seconds = 0.0
 
     def read_metadata(self) -> Metadata:
-        return CatalogMetadata(self._read_catalog, self.load_id)
+        return CatalogMetadata.of(self._read_catalog, self.load_id)
 
     def _read_catalog(self) -> Any:
         start = time.perf_counter()

@@ -25,8 +25,26 @@ from shardwright.objects.safe_objects import safe_pickles
 from shardwright.regular_file import GIT_LFS, IS_POINTER, open_regular
 from shardwright.report import LoadReport, with_what_was_left_out
 from shardwright.rounding import roundings_of
+from shardwright.system_calls import is_there
 
 __all__ = ["METADATA_NAME", "TorchStorageReader", "read_torch_metadata", "verify_torch_checkpoint"]
+
+
+def metadata_name(directory: str | os.PathLike[str], rank: int | None = None) -> str | None:
+    """The file of torch's metadata in a checkpoint, of all ranks or of one; None where it is no such checkpoint.
+
+    Raises:
+        CheckpointFormatError: there is none of all ranks, as each has saved for itself.
+    """
+    name = METADATA_NAME if rank is None else f"__{rank}{METADATA_NAME}"
+    if is_there(Path(directory, name)):
+        return name
+    if rank is not None or not is_there(Path(directory, f"__0{METADATA_NAME}")):
+        return None
+    raise _core.CheckpointFormatError(
+        f"{os.fspath(directory)}: was saved with use_collectives=False, so that each rank's metadata is its own; load "
+        "it with dcp.load, on the ranks that saved it"
+    )
 
 
 class TorchStorageReader(CheckedFileSystemReader):
@@ -35,18 +53,21 @@ class TorchStorageReader(CheckedFileSystemReader):
     Args:
         path: the checkpoint directory.
         weights_only: False lets the pickled objects run whatever code they name; see ShardedStorageReader.
+        extension_registry: see torch's FileSystemReader.
 
     After a load, ``report`` is its :class:`LoadReport`, as far as torch's reader shows what it does.
     """
 
-    def __init__(self, path: str | os.PathLike[str], weights_only: bool = True) -> None:
-        super().__init__(local_path(path))
+    def __init__(
+        self, path: str | os.PathLike[str], weights_only: bool = True, extension_registry: Any = None
+    ) -> None:
+        super().__init__(local_path(path), extension_registry)
         self.weights_only = weights_only
         self.report: LoadReport | None = None
         self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_torch_metadata(self.path)
+    def read_metadata(self, name: str = METADATA_NAME, *args: Any, **kwargs: Any) -> Metadata:
+        metadata = read_torch_metadata(self.path, name)
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id

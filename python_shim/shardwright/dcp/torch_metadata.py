@@ -260,7 +260,7 @@ def _set_fields(made: Any, state: Any) -> None:
     vars(made).update(state)
 
 
-def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
+def read_torch_metadata(directory: str | os.PathLike[str], name: str = METADATA_NAME) -> Metadata:
     """The ``.metadata`` of a checkpoint of torch's FileSystemWriter.
 
     Raises:
@@ -268,7 +268,7 @@ def read_torch_metadata(directory: str | os.PathLike[str]) -> Metadata:
             directory.
         OSError: it cannot be read.
     """
-    file = Path(directory, METADATA_NAME)
+    file = Path(directory, name)
     data = read_regular(file, _MOST_BYTES)
     if data.startswith(GIT_LFS):
         raise _core.CheckpointFormatError(f"{file}: {IS_POINTER}")

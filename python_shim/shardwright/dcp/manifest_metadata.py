@@ -1,0 +1,143 @@
+"""What the storage half tells a planner about a sharded checkpoint: DCP's metadata, made from a manifest."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+)
+
+from shardwright import _core
+from shardwright.dcp.lazy_metadata import LazyMetadata, StoredTensor
+from shardwright.dcp.sharded_writer import StoredPart
+from shardwright.dcp.torch_metadata import fault_of_planner_data
+from shardwright.describe import DTYPE_NAMES
+
+
+class ShardedMetadata(LazyMetadata):
+    """DCP's metadata from a manifest. Read when first asked for, and so in the planner: what ``read_metadata`` itself
+    raises, ``dcp.load`` turns into an AssertionError."""
+
+    trainers_names = True
+    version = CURRENT_DCP_VERSION  # torch's word for how names are made of nested keys
+    _read: Callable[[], tuple[Any, Any]]
+    where: Any = None  #: the checkpoint, for messages
+
+    @classmethod
+    def of(
+        cls, read: Callable[[], tuple[Any, Any]], load_id: str | None = None, where: Any = None
+    ) -> ShardedMetadata:
+        """``read`` returns the manifest and its catalog."""
+        metadata: ShardedMetadata = cls.__new__(cls)
+        metadata._read = read
+        metadata.where = where
+        metadata.storage_meta = StorageMeta(checkpoint_id=where, load_id=load_id)
+        return metadata
+
+    @cached_property
+    def _manifest_and_catalog(self) -> tuple[Any, Any]:
+        return self._read()
+
+    @property
+    def manifest(self) -> Any:
+        return self._manifest_and_catalog[0]
+
+    @property
+    def catalog(self) -> Any:
+        return self._manifest_and_catalog[1]
+
+    @cached_property
+    def planner_data(self) -> Any:
+        data = self.manifest.planner_data
+        try:
+            planner_data = torch.load(io.BytesIO(data), weights_only=True) if data else None
+            fault = fault_of_planner_data(planner_data)
+        except Exception as error:  # damaged pickles raise anything
+            fault = str(error) or type(error).__name__
+        if fault:
+            raise _core.CheckpointFormatError(
+                f"shardwright.manifest: the planner's data cannot be read: {fault}"
+            )
+        return planner_data
+
+    @cached_property
+    def state_dict_metadata(self) -> dict[str, Any]:
+        stored: dict[str, Any] = {}
+        for number, tensor in enumerate(self.manifest.tensors):
+            name, dtype, stored_as, shape, requires_grad, pin_memory = tensor
+            chunks_of = partial(self.manifest.chunks, number)
+            properties = TensorProperties(
+                dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
+            )
+            if not stored_as:
+                _expect_size(name, properties.dtype, chunks_of())
+            stored[name] = StoredTensor(properties, torch.Size(shape), chunks_of)
+        stored.update({name: BytesStorageMetadata() for name, *_ in self.manifest.objects})
+        return stored
+
+    @cached_property
+    def stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
+        """The dtype of each tensor, and whether safetensors has it."""
+        stored = {
+            name: (_dtype_named(name, dtype, known), bool(known))
+            for name, dtype, known, *_ in self.manifest.tensors
+        }
+        if not all(known for _, known in stored.values()):
+            # The others are there as bytes, with a last dimension of those of an element.
+            for tensor in self.catalog.tensors:
+                dtype, known = stored[tensor.name]
+                if not known and tensor.shape[-1] != dtype.itemsize:
+                    raise _core.CheckpointFormatError(
+                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
+                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
+                    )
+        return stored
+
+    @cached_property
+    def objects(self) -> dict[str, tuple[str, int, int]]:
+        """By name: the file that a pickle is in, where it begins and ends."""
+        return {name: (file, begin, end) for name, file, begin, end in self.manifest.objects}
+
+    @cached_property
+    def storage_data(self) -> dict[MetadataIndex, StoredPart]:
+        data = {
+            MetadataIndex(name, torch.Size(offset)): StoredPart(file, begin, end - begin, b"")
+            for number, (name, *_) in enumerate(self.manifest.tensors)
+            for offset, _, file, begin, end in self.manifest.chunks(number)
+        }
+        for name, file, begin, end in self.manifest.objects:
+            data[MetadataIndex(name)] = StoredPart(file, begin, end - begin, b"")
+        return data
+
+
+def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
+    """The dtype that the manifest names; it has to be the one that the file has, where safetensors has it."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise _core.CheckpointFormatError(f"{tensor}: this torch has no dtype {name!r}")
+    if DTYPE_NAMES.get(dtype, "") != stored_as:
+        raise _core.CheckpointFormatError(
+            f"{tensor}: the manifest says {name}, stored as {stored_as or 'bytes'}; expected "
+            f"{DTYPE_NAMES.get(dtype, 'bytes')} for that dtype: the manifest is damaged"
+        )
+    return dtype
+
+
+def _expect_size(tensor: str, dtype: torch.dtype, chunks: list[tuple[Any, ...]]) -> None:
+    """What safetensors has no dtype for has no header that tells what its bytes are."""
+    for _, size, file, begin, end in chunks:
+        if math.prod(size) * dtype.itemsize != end - begin:
+            raise _core.CheckpointFormatError(
+                f"{tensor}: the manifest says {dtype} of shape {list(size)}, and {end - begin} bytes of {file}: the "
+                "manifest is damaged"
+            )
