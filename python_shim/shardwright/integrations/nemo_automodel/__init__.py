@@ -15,7 +15,11 @@ What it saves, nemo-automodel without Shardwright reads, and the other way round
 Shardwright's state-dict adapters with nemo-automodel's ``StateDictAdapter``, so that a model may have either.
 """
 
-from shardwright.integrations.nemo_automodel.checkpointer import Checkpointer
-from shardwright.integrations.nemo_automodel.installing import install, installed, uninstall
+from shardwright.integrations.nemo_automodel.package import expect_known
+
+expect_known()
+
+from shardwright.integrations.nemo_automodel.checkpointer import Checkpointer  # noqa: E402
+from shardwright.integrations.nemo_automodel.installing import install, installed, uninstall  # noqa: E402
 
 __all__ = ["Checkpointer", "install", "installed", "uninstall"]

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from nemo_automodel.components.checkpoint import checkpointing
+from nemo_automodel.components.checkpoint.checkpointing import Checkpointer as TheirCheckpointer
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.futures import Future
@@ -19,7 +20,7 @@ from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.integrations.nemo_automodel import load_parts
-from shardwright.integrations.nemo_automodel.package import expect_known
+from shardwright.integrations.nemo_automodel.consolidated import save_with_consolidated
 from shardwright.integrations.nemo_automodel.released import load_released
 from shardwright.integrations.nemo_automodel.trained_lora import load_trained_lora
 from shardwright.loading import load
@@ -27,11 +28,6 @@ from shardwright.ranks.gone_ranks import naming_gone_ranks
 from shardwright.ranks.rank_outcome import told
 from shardwright.ranks.together import lacking_everywhere, together
 from shardwright.saving import save
-
-expect_known()
-
-from nemo_automodel.components.checkpoint import checkpointing  # noqa: E402
-from nemo_automodel.components.checkpoint.checkpointing import Checkpointer as TheirCheckpointer  # noqa: E402
 
 logger = logging.getLogger(__name__)
 load_parts.register()
@@ -48,6 +44,26 @@ class Checkpointer(TheirCheckpointer):
     Cloud paths (``msc://``) are nemo-automodel's own.
     """
 
+    def __init__(
+        self,
+        config: Any,
+        dp_rank: int,
+        tp_rank: int,
+        pp_rank: int,
+        moe_mesh: Any = None,
+        process_group: Any = None,
+        pp_group: Any = None,
+    ) -> None:
+        # Without torch's stagers, which pin memory and start processes: our writers copy by themselves.
+        is_async, config.is_async = config.is_async, False
+        try:
+            super().__init__(config, dp_rank, tp_rank, pp_rank, moe_mesh, process_group, pp_group)
+        finally:
+            config.is_async = is_async
+        if is_async:
+            self._model_ctx.process_group = checkpointing._new_gloo_process_group(process_group)
+            self._optim_ctx.process_group = checkpointing._new_gloo_process_group(process_group)
+
     def save_model(
         self,
         model: Any,
@@ -58,6 +74,15 @@ class Checkpointer(TheirCheckpointer):
     ) -> None:
         """Saves weights to ``weights_path/model``: an adapter, or shards under Hugging Face's names, and where
         ``save_consolidated`` says so a Hugging Face checkpoint in ``model/consolidated``, written from the tensors."""
+        config = self.config
+        if (
+            checkpointing._should_write_consolidated_safetensors(config, is_final_checkpoint)
+            and not (config.is_async or config.single_rank_consolidation)
+            and not checkpointing.is_cloud_path(weights_path)
+        ):
+            with torch.no_grad():
+                save_with_consolidated(self, model, weights_path, tokenizer, is_final_checkpoint)
+            return
         super().save_model(model, weights_path, peft_config, tokenizer, is_final_checkpoint)
 
     def load_model(
