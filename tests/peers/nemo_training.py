@@ -125,9 +125,8 @@ class Trainer(BaseRecipe):
         model = model_of(config or qwen3_config())
         if lora is not None:
             self.peft_config = PeftConfig(
-                target_modules=["*q_proj", "*o_proj", "*experts"],
+                **{"target_modules": ["*q_proj", "*o_proj", "*experts"], "dim": 4, "alpha": 8} | lora,
                 use_memory_efficient_lora=False,
-                **{"dim": 4, "alpha": 8} | lora,
             )
             apply_lora_to_linear_modules(model, self.peft_config)
         moe_mesh = ep_mesh(dist.get_world_size())
@@ -135,7 +134,7 @@ class Trainer(BaseRecipe):
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         self.checkpointer = CheckpointingConfig(
             checkpoint_dir=str(directory), is_peft=lora is not None, **options
-        ).build(dist.get_rank(), 0, 0, moe_mesh=moe_mesh)
+        ).build(dist.get_rank(), 0, 0, moe_mesh=moe_mesh if moe_mesh.size() > 1 else None)
         self.steps = 0
 
     def train(self, steps: int) -> list[float]:

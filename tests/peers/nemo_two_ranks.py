@@ -7,15 +7,18 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import shardwright as sw
 import shardwright.integrations.nemo_automodel as automodel
 import torch
 import torch.distributed as dist
-from nemo_automodel.components.checkpoint.checkpointing import CheckpointingConfig
+from nemo_automodel.components.checkpoint.checkpointing import Checkpointer as Theirs
+from nemo_automodel.components.checkpoint.config import CheckpointingConfig
 from nemo_training import Trainer, config_of, ep_mesh, leave, m3_config, model_of, qwen3_config, sharded
 from safetensors.torch import load_file
 from shardwright.adapters import StateDictAdapter
+from shardwright.integrations.nemo_automodel import released
 from shardwright.models.minimax_m3_vl import state_dict_adapter as m3_adapters
 
 Check = Callable[[Path], None]
@@ -111,11 +114,16 @@ def what_nemo_automodel_saved_resumes_here(folder: Path) -> None:
 def an_adapter_of_ours_in_the_model_resumes_lora_too(folder: Path) -> None:
     """nemo-automodel's writer and our adapter: by its own load 40 names would miss, and it would train on."""
     _, losses = trained(folder, lora={})
-    with automodel.installed():
+
+    def resumed_by_ours() -> list[float]:
         trainer = Trainer(folder, lora={})
-        trainer.model.state_dict_adapter = StateDictAdapter("qwen3_moe")
+        trainer.model.state_dict_adapter = StateDictAdapter("qwen3_moe", experts=4)
         trainer.load_checkpoint()
-    assert trainer.train(2) == losses
+        return trainer.train(2)
+
+    assert resumed_by_ours() == losses
+    with automodel.installed():
+        assert resumed_by_ours() == losses
 
 
 # --- exporting -----------------------------------------------------------------------------------------------------
@@ -182,12 +190,16 @@ def loaded(config: Any, path: Path, adapter: Any = None) -> dict[str, torch.Tens
 
 def expect_loaded_alike(config: Callable[[], Any], path: Path, adapter: Any = None) -> None:
     theirs = loaded(config(), path)
-    with automodel.installed():
+    with automodel.installed(), patch.object(released, "load", wraps=sw.load) as load:
         ours = loaded(config(), path)
+    assert load.call_count == 1
     assert theirs.keys() == ours.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     if adapter is not None:
-        by_adapter = loaded(config(), path, adapter)
+        in_parts = Theirs._load_model_in_parts
+        with patch.object(Theirs, "_load_model_in_parts", autospec=True, side_effect=in_parts) as calls:
+            by_adapter = loaded(config(), path, adapter)
+        assert calls.call_count == 1
         assert [name for name in ours if not torch.equal(ours[name], by_adapter[name])] == []
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from nemo_automodel.components.checkpoint import checkpointing
 from nemo_automodel.components.checkpoint.checkpointing import Checkpointer as TheirCheckpointer
@@ -117,6 +120,45 @@ class Checkpointer(TheirCheckpointer):
         loaded = state.state_dict()
         self._do_load(loaded, os.path.join(path, state_name))
         state.load_state_dict(loaded)
+
+    def load_on_global_ranks(self, state: Any, state_name: str, path: str) -> None:
+        """Random numbers, of each rank its own. A rank that had none in the run that saved keeps its seed's."""
+        saved = len(glob.glob(os.path.join(glob.escape(path), state_name, f"{state_name}_global_rank_*.pt")))
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        if saved not in (0, ranks) and rank == 0:
+            logger.warning(
+                "%s: %s was saved by %d ranks and is resumed by %d: ranks go on with other random numbers, and losses "
+                "differ from those of the run that saved it",
+                path,
+                state_name,
+                saved,
+                ranks,
+            )
+        if saved == 0 or rank < saved:
+            super().load_on_global_ranks(state, state_name, path)
+
+    def load_on_dp_ranks(self, state: Any, state_name: str, path: str) -> None:
+        """The place in the data, of each data-parallel rank its own.
+
+        Raises:
+            FileNotFoundError: on all ranks, where there is none for one: it would begin the data anew.
+        """
+        folder = os.path.join(path, state_name)
+        saved = len(glob.glob(os.path.join(glob.escape(folder), f"{state_name}_dp_rank_*.pt")))
+
+        def run() -> None:
+            file = os.path.join(folder, f"{state_name}_dp_rank_{self.dp_rank}.pt")
+            if not os.path.exists(file):
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    f"no such file; the checkpoint has the place in the data of {saved} data-parallel ranks, and this is "
+                    "one more. Resume with as many ranks, or without tracking the dataloader",
+                    file,
+                )
+
+        together(self.process_group, f"loading {folder}", run)
+        super().load_on_dp_ranks(state, state_name, path)
 
     # --- the ways to the disk, which nemo-automodel's own methods take ---------------------------------------------
 
