@@ -153,9 +153,10 @@ def a_consolidated_checkpoint_has_the_dtypes_of_the_base(folder: Path) -> None:
     if dist.get_rank() == 0:
         torch.manual_seed(5)
         released = model_of(qwen3_config())
-        released.save_pretrained_weights = None
         weights = released.state_dict_adapter.to_hf(released.state_dict())
-        sw.export({n: v.contiguous() for n, v in weights.items()}, base, layout="huggingface", process_group=SELF)
+        sw.export(
+            {n: v.contiguous() for n, v in weights.items()}, base, layout="huggingface", process_group=SELF
+        )
         config.to_json_file(base / "config.json")
     dist.barrier()
     options = {"config": config, "save_consolidated": True, "model_repo_id": str(base)}
@@ -228,7 +229,9 @@ def so_does_m3_in_mxfp8_also_in_parts_through_our_adapter(folder: Path) -> None:
     path = generated(folder / "m3", "minimax_m3")
     theirs = model_of(m3_config(path)).state_dict_adapter
     text = theirs.text_adapter
-    made = getattr(m3_adapters, type(theirs).__name__)(theirs.config, text.moe_config, text.backend, text.dtype)
+    made = getattr(m3_adapters, type(theirs).__name__)(
+        theirs.config, text.moe_config, text.backend, text.dtype
+    )
     expect_loaded_alike(lambda: m3_config(path), path, made)
 
 
@@ -286,7 +289,9 @@ def a_folder_with_nothing_to_load_is_refused(folder: Path) -> None:
         trainer, _ = trained(folder)
         (folder / "epoch_9_step_9" / "model").mkdir(parents=True, exist_ok=True)
         dist.barrier()
-        text = refusal(lambda: trainer.checkpointer.load_model(trainer.model, folder / "epoch_9_step_9" / "model"))
+        text = refusal(
+            lambda: trainer.checkpointer.load_model(trainer.model, folder / "epoch_9_step_9" / "model")
+        )
     assert "epoch_9_step_9/model" in text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
@@ -24,7 +24,7 @@ def together(group: dist.ProcessGroup | None, doing: str, run: Callable[[], T]) 
     if not has_others(group):
         return run()
     with naming_gone_ranks(group, doing):
-        result: Any = None
+        result: T | None = None
         failure: Exception | None = None
         try:
             result = run()
@@ -35,7 +35,7 @@ def together(group: dist.ProcessGroup | None, doing: str, run: Callable[[], T]) 
     failed: dict[int, Any] = {rank: (error, None) for rank, error in enumerate(failures) if error is not None}
     if failed:
         raise told(CheckpointException(doing, failed)) from failure
-    return result
+    return cast(T, result)
 
 
 def lacking_everywhere(group: dist.ProcessGroup | None, names: list[str]) -> list[str]:

@@ -6,8 +6,8 @@ One line, before a recipe is set up::
 
     automodel.install()
 
-``automodel.uninstall()`` takes it back. Code that makes its Checkpointer itself needs no patch: it imports ours, which is
-nemo-automodel's with other ways to the disk::
+``automodel.uninstall()`` takes it back. Code that makes its Checkpointer itself needs no patch: it imports ours, which
+is nemo-automodel's with other ways to the disk::
 
     from shardwright.integrations.nemo_automodel import Checkpointer
 

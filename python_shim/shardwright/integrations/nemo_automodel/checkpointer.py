@@ -152,8 +152,8 @@ class Checkpointer(TheirCheckpointer):
             if not os.path.exists(file):
                 raise FileNotFoundError(
                     errno.ENOENT,
-                    f"no such file; the checkpoint has the place in the data of {saved} data-parallel ranks, and this is "
-                    "one more. Resume with as many ranks, or without tracking the dataloader",
+                    f"no such file; the checkpoint has the place in the data of {saved} data-parallel ranks, and "
+                    "this is one more. Resume with as many ranks, or without tracking the dataloader",
                     file,
                 )
 
@@ -221,7 +221,8 @@ class Checkpointer(TheirCheckpointer):
         if left:
             raise _core.PlanError(
                 f"{path} holds what no rank has a place for; it is of another model, optimizer or number of layers. "
-                "Expected the checkpoint of this one; do not train on:\n  " + "\n  ".join(_core.grouped_names(left))
+                "Expected the checkpoint of this one; do not train on:\n  "
+                + "\n  ".join(_core.grouped_names(left))
             )
         logger.info("%s: %s", path, " ".join(str(report).split()))
         return state_dict

@@ -69,9 +69,7 @@ def save_with_consolidated(
     checkpointer._do_save(weights, model_dir, writer)
     _export(_in_dtypes(weights, dtypes or {}), consolidated, files, group)
     for addon in checkpointer._addons:
-        addon.post_save(
-            consolidated_path=consolidated, hf_metadata_path=metadata, process_group=addon_group
-        )
+        addon.post_save(consolidated_path=consolidated, hf_metadata_path=metadata, process_group=addon_group)
     if config.diffusers_compatible and checkpointing.is_rank_0():
         checkpointing._maybe_rename_index_for_diffusers(consolidated)
 
@@ -90,9 +88,7 @@ def _in_dtypes(weights: dict[str, torch.Tensor], dtypes: dict[str, str]) -> dict
     return weights | cast
 
 
-def _export(
-    weights: dict[str, torch.Tensor], path: str, files: dict[str, int] | None, group: Any
-) -> None:
+def _export(weights: dict[str, torch.Tensor], path: str, files: dict[str, int] | None, group: Any) -> None:
     writer = HuggingFaceStorageWriter(path, files, layout="huggingface")
     try:
         with naming_gone_ranks(group, f"exporting {path}"):

@@ -9,7 +9,9 @@ from types import ModuleType
 
 from nemo_automodel.components.checkpoint import checkpointing
 
-from shardwright.integrations.nemo_automodel.checkpointer import Checkpointer, TheirCheckpointer
+from shardwright.integrations.nemo_automodel.checkpointer import Checkpointer
+
+TheirCheckpointer: type = Checkpointer.__base__
 
 
 def install() -> None:

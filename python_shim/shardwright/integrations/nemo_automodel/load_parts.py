@@ -23,12 +23,12 @@ def register() -> None:
 
 
 def load_parts(
-    adapter: StateDictAdapter, model_state_dict: dict[str, Any], checkpoint: Any
+    adapter: Any, model_state_dict: dict[str, Any], checkpoint: Any
 ) -> Iterator[CheckpointLoadPart]:
     """A quantised checkpoint in parts, each of one layer, or of all that is of no layer.
 
-    What is stored as the model has it is read into the model's memory. What is decoded needs room for the layer as it is
-    stored, on each rank for what it holds, until the part is finished.
+    What is stored as the model has it is read into the model's memory. What is decoded needs room for the layer as it
+    is stored, on each rank for what it holds, until the part is finished.
 
     Args:
         checkpoint: a directory or a storage reader, which says what is quantised; None: the adapter's rule of names.
@@ -41,7 +41,7 @@ def load_parts(
         yield _part(adapter, natives, checkpoint)
 
 
-def _part(adapter: StateDictAdapter, natives: dict[str, Any], checkpoint: Any) -> CheckpointLoadPart:
+def _part(adapter: Any, natives: dict[str, Any], checkpoint: Any) -> CheckpointLoadPart:
     stored = adapter.to_hf(natives, quantization=True, for_checkpoint_load=True, checkpoint=checkpoint)
     memory = {_memory_of(value) for value in natives.values()}
 

@@ -19,7 +19,7 @@ def expect_known() -> None:
         ) from None
     if found not in KNOWN:
         raise ImportError(
-            f"shardwright.integrations.nemo_automodel: expected nemo-automodel {' or '.join(KNOWN)}, found {found}, whose "
-            f"Checkpointer may do otherwise; install nemo-automodel=={KNOWN[-1]}, or save and load with shardwright.save "
-            "and shardwright.load, which need no integration"
+            f"shardwright.integrations.nemo_automodel: expected nemo-automodel {' or '.join(KNOWN)}, found {found}, "
+            f"whose Checkpointer may do otherwise; install nemo-automodel=={KNOWN[-1]}, or save and load with "
+            "shardwright.save and shardwright.load, which need no integration"
         )

@@ -28,7 +28,11 @@ def load_released(checkpointer: Any, parts: list[torch.nn.Module], path: str, al
     Raises:
         PlanError: model and checkpoint do not fit; lists all that is wrong. No tensor has been changed.
     """
-    if checkpointing.is_cloud_path(path) or not checkpointing._is_safetensors_checkpoint(path) or is_of_trainer(path):
+    if (
+        checkpointing.is_cloud_path(path)
+        or not checkpointing._is_safetensors_checkpoint(path)
+        or is_of_trainer(path)
+    ):
         return False
     layout = layout_of(parts[0])
     try:
