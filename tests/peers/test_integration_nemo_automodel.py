@@ -1,7 +1,7 @@
 """nemo-automodel trains, saves, is killed, resumes, loads and exports through Shardwright. Run by `make compare`.
 
-Its whole recipe asks for CUDA and torchao, so two Gloo ranks run what that is made of: BaseRecipe, Checkpointer, models,
-expert parallelism, FSDP2 and LoRA.
+Its whole recipe asks for CUDA and torchao, so two Gloo ranks run what that is made of: BaseRecipe, Checkpointer,
+models, expert parallelism, FSDP2 and LoRA.
 """
 
 import json
@@ -27,14 +27,13 @@ from shardwright.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3StateDi
 from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
-RUN_ERROR = -1
 
 
 def run(ranks: int, script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
-        [*command, str(HERE / script), *map(str, arguments)],
+        [*command, script if script == "-m" else str(HERE / script), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -154,3 +153,16 @@ def test_a_release_that_nobody_has_looked_at_is_refused_by_name(found: str | Non
     monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(ImportError, match=f"expected nemo-automodel 0.7.0, found {found or 'none'}"):
         package.expect_known()
+
+
+def test_the_command_of_nemo_automodel_runs_with_ours_in_its_place(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("recipe: nemo_stub_recipe.Recipe\n")
+    done = run(1, "-m", "shardwright.integrations.nemo_automodel", tmp_path / "run.yaml")
+    assert done.returncode == 0, done.stdout
+    assert "checkpointer of shardwright.integrations.nemo_automodel.checkpointer" in done.stdout
+
+
+def test_the_command_without_torchrun_is_refused_as_it_would_start_processes_without_ours(tmp_path: Path):
+    command = [sys.executable, "-m", "shardwright.integrations.nemo_automodel", "run.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "torchrun --nproc-per-node N -m shardwright" in done.stderr
