@@ -278,9 +278,12 @@ class StateDictFitting {
     }
     const std::int64_t experts = asked_.experts;
     if (experts <= 0 || a[0] % experts != 0) {
-      throw Error(ErrorKind::mismatch, name_of_a + ": expected a multiple of the model's " +
-                                           std::to_string(experts) + " experts as its rows, found " +
-                                           to_string(a));
+      throw Error(ErrorKind::mismatch,
+                  experts < 1 ? name_of_a + ": its " + to_string(a) +
+                                    " has the rows of all experts, and nothing says how many there are; pass "
+                                    "experts= to the adapter"
+                              : name_of_a + ": expected a multiple of the model's " +
+                                    std::to_string(experts) + " experts as its rows, found " + to_string(a));
     }
     const std::int64_t rank = a[0] / experts;
     const bool is_legacy = sense() == WrapperSense::legacy;

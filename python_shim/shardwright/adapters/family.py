@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from shardwright import _core
 from shardwright.adapters.hf_to_native import native_tensors
+from shardwright.adapters.lora_state_dict import lora_from_hf, lora_in, lora_to_hf, sense_of
 from shardwright.adapters.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.models.state_dict_adapter import StateDictAdapter
@@ -30,6 +32,9 @@ class FamilyStateDictAdapter(StateDictAdapter):
         checkpoint: a directory, or a DCP storage reader of it, with the names and the config.json of the state dicts
             that are converted. Needed where a family has several forms, or the layout needs sizes of the config.
     """
+
+    #: What a trainer that knows it from elsewhere says about the sense of ParamWrappers: "peft-0.19.1" or "peft-0.18".
+    _paramwrapper_layout_hint: str | None = None
 
     def __init__(
         self,
@@ -74,6 +79,9 @@ class FamilyStateDictAdapter(StateDictAdapter):
             return weight_map_for(self._catalog, self.model, self.layout)
         return imported_map(None, self.model, self.layout)
 
+    def _quantised_in(self) -> tuple[bool, Any]:
+        return self.checkpoint is not None, self.checkpoint
+
     def _weight_map_of(self, memory: Any) -> Any:
         return self._given or memory.weight_map(model_name(self.model), self.layout)
 
@@ -95,8 +103,14 @@ class FamilyStateDictAdapter(StateDictAdapter):
             )
         else:
             weight_map = weight_map_for(catalog, self.model, self.layout)
+        lora = lora_in(state_dict, self.layout)
+        for name, tensor in lora_to_hf(lora, model_name(self.model), ""):
+            if not (exclude_key_regex and re.match(exclude_key_regex, name)):
+                yield name, tensor
         natives = []
         for fqn, value in state_dict.items():
+            if fqn in lora:
+                continue
             if isinstance(value, torch.Tensor) and _core.hf_names_of(weight_map, fqn):
                 natives.append(Native(fqn, value, Sharding.of(fqn, value)))
             else:
@@ -125,12 +139,21 @@ class FamilyStateDictAdapter(StateDictAdapter):
             RuntimeError: weights of experts that this rank holds are missing.
             PlanError: the tensors do not fit together, or nothing has been loaded into a request.
         """
+        lora = lora_in(hf_state_dict, self.layout)
+        weights = {name: value for name, value in hf_state_dict.items() if name not in lora}
         natives = native_tensors(
-            hf_state_dict,
+            weights,
             dtype=self.dtype,
             weight_map_of=self._weight_map_of,
             experts=self.experts,
             device_mesh=device_mesh,
             origins=self._origins,
         )
-        return natives.tensors
+        return natives.tensors | lora_from_hf(
+            lora,
+            model_name(self.model),
+            experts=self.experts,
+            intermediate=None,
+            sense=sense_of("auto", self._paramwrapper_layout_hint),
+            device_mesh=device_mesh,
+        )

@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from shardwright import _core
 from shardwright.adapters.hf_to_native import native_tensors
+from shardwright.adapters.lora_state_dict import lora_from_hf, lora_in, lora_to_hf, sense_of
 from shardwright.adapters.native_to_hf import Native, Origins, catalog_of_checkpoint, hf_tensors
-from shardwright.models.minimax_m3_vl.lora_state_dict import lora_from_hf, lora_to_hf
 from shardwright.models.minimax_m3_vl.mxfp8 import (
     _MXFP8_QUANT_KEY_RE,
     _MXFP8_SCALE_INV_IDENTITY,
@@ -134,10 +134,10 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         **kwargs: Any,
     ) -> Iterator[tuple[str, Any]]:
         catalog = None if checkpoint is None else catalog_of_checkpoint(checkpoint)
-        lora = self._lora_in(state_dict)
+        lora = lora_in(state_dict, self.layout)
         for is_bare in (False, True):
             of_them = {key: value for key, value in lora.items() if self._is_bare(key) == is_bare}
-            for name, tensor in lora_to_hf(of_them, "" if is_bare else hf_prefix + "model."):
+            for name, tensor in lora_to_hf(of_them, FAMILY, "" if is_bare else hf_prefix + "model."):
                 if not (exclude_key_regex and re.match(exclude_key_regex, name)):
                     yield name, tensor
         state_dict = {key: value for key, value in state_dict.items() if key not in lora}
@@ -180,17 +180,6 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
     def _hf_prefix(self, hf_prefix: str) -> str:
         """What stands before a native name that no rule knows, to make an HF name of it."""
         return hf_prefix if self.layout == "automodel" else ""
-
-    def _lora_in(self, state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The LoRA tensors among these, HF's or the trainer's. In other layouts they are peft's own, and stay as they
-        are."""
-        if self.layout != "automodel":
-            return {}
-        return {
-            key: value
-            for key, value in state_dict.items()
-            if isinstance(value, torch.Tensor) and _core.is_lora_name(key)
-        }
 
     def _sharding_of(self, fqn: str, tensor: torch.Tensor) -> Sharding:
         """How a native tensor lies, its experts as its local part says."""
@@ -244,7 +233,7 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         has_prefix = self.layout != "automodel" or any(
             key.startswith(("model.", "language_model.")) for key in hf_state_dict
         )
-        weights, lora = hf_state_dict, self._lora_in(hf_state_dict)
+        weights, lora = hf_state_dict, lora_in(hf_state_dict, self.layout)
         if lora:
             weights = {name: value for name, value in hf_state_dict.items() if name not in lora}
             lora = {name: value for name, value in lora.items() if mtp or ".mtp." not in name}
@@ -264,21 +253,13 @@ class MiniMaxM3StateDictAdapter(StateDictAdapter):
         self._view_loaded_native_keys = {_spelled(fqn, has_prefix) for fqn in natives.loaded_through_views}
         tensors = natives.tensors | lora_from_hf(
             lora,
+            FAMILY,
             experts=self._experts,
             intermediate=self._expert_width,
-            sense=self._sense(param_wrapper),
+            sense=sense_of(param_wrapper, self._paramwrapper_layout_hint),
             device_mesh=device_mesh,
         )
         return {_spelled(fqn, has_prefix): tensor for fqn, tensor in tensors.items()}
-
-    def _sense(self, param_wrapper: str) -> str:
-        """The sense of ParamWrappers: as the caller says, else by the hint."""
-        hint = self._paramwrapper_layout_hint
-        if hint is None or param_wrapper != "auto":
-            return param_wrapper
-        if hint not in _SENSES:
-            raise ValueError(f"_paramwrapper_layout_hint: expected {' or '.join(_SENSES)}, found {hint!r}")
-        return _SENSES[hint]
 
     def _dequantize(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Decodes, in the dict given, all that has scales; the scales go."""
@@ -385,7 +366,6 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
 
 
 #: nemo-automodel's words for the senses of ParamWrappers.
-_SENSES = {"peft-0.19.1": "modern", "peft-0.18": "legacy"}
 
 #: How the text part's names begin in the table, on either side.
 _HF_TEXT = "language_model.model."
