@@ -28,6 +28,7 @@
 #include "planner/names/mesh.h"
 #include "planner/names/name_hints.h"
 #include "planner/names/native_tensors.h"
+#include "planner/names/packed_tensors.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/weight_map.h"
 #include "planner/problems.h"
@@ -325,6 +326,19 @@ void bind_weight_map(py::module_& m) {
         return native_tensors(catalog, map, dtype_from(dtype));
       },
       py::arg("catalog"), py::arg("map"), py::arg("dtype") = "BF16");
+  m.def(
+      "as_packed",
+      [](const Catalog& catalog, const WeightMap& map, const std::optional<std::vector<TensorSpec>>& specs) {
+        HeldDtypes held;
+        for (const TensorSpec& spec : specs.value_or(std::vector<TensorSpec>()))
+          held.emplace(spec.fqn, spec.dtype);
+        Packed packed = specs ? as_packed(catalog, map, held) : as_packed(catalog, map);
+        return std::tuple(std::make_shared<Catalog>(std::move(packed.catalog)),
+                          std::make_shared<WeightMap>(std::move(packed.map)), std::move(packed.problems));
+      },
+      py::arg("catalog"), py::arg("map"), py::arg("specs") = py::none(),
+      "(catalog, map, problems) by which encoded weights are held as files do; those of the specs that are no "
+      "wide floats, or all.");
   py::class_<MeshDimension>(m, "MeshDimension")
       .def_readonly("name", &MeshDimension::name)
       .def_readonly("size", &MeshDimension::size);

@@ -41,6 +41,8 @@ class LoadPlanner(ResumePlanner):
         strict_dtypes: see :class:`shardwright.HuggingFaceStorageReader`, of which either may say it.
         plan: a plan of this rank that was kept (``shardwright plan --save``), to be replayed instead of planning anew.
             It is checked against tensors and checkpoint, and has to fill every tensor once.
+        dtype: "packed": encoded weights are loaded as they are stored, codes and companions, but for those that the
+            state dict has in BF16, F16, F32 or F64: see :func:`shardwright.load`.
 
     Raises:
         PlanError: lists everything that does not fit, before anything is written.
@@ -57,10 +59,16 @@ class LoadPlanner(ResumePlanner):
         allow_partial_load: bool = False,
         plan: bytes | None = None,
         strict_dtypes: bool = False,
+        dtype: str | None = None,
     ) -> None:
         super().__init__(
             flatten_state_dict, flatten_sharded_tensors, allow_partial_load, strict_dtypes=strict_dtypes
         )
+        if dtype not in (None, "packed"):
+            raise ValueError(
+                f'dtype: expected "packed" or None, since tensors have dtypes of their own, found {dtype!r}'
+            )
+        self.dtype = dtype
         self.model = model
         self.layout = layout
         self.strict = strict
@@ -97,8 +105,15 @@ class LoadPlanner(ResumePlanner):
         start = time.perf_counter()
         self.description = describe(self.state_dict)
         problems = self._problems()
-        if self.plan is None:
+        weight_map = None
+        if self.plan is None or self.dtype == "packed":
             weight_map = weight_map_for(self.catalog, self.model, self.layout)
+        if self.dtype == "packed":
+            self.catalog, weight_map, more = _core.as_packed(
+                self.catalog, weight_map, self.description.specs
+            )
+            problems += more
+        if self.plan is None:
             try:
                 self.core_plan = _core.plan_load(
                     self.description.specs,
