@@ -12,6 +12,7 @@ namespace {
 
 /// How the HF tensor is stored, or would be by the rule of names.
 Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) {
+  if (piece.as_stored) return {native, false, DType::U8, 1, 1};
   if (catalog != nullptr) {
     const std::span<const SourceTensor> chunks = catalog->find(piece.hf_name);
     if (!chunks.empty()) return encoding_of(*catalog, chunks);

@@ -170,6 +170,10 @@ std::string fault_of_template(const ExportForm& form, const Piece& piece, const 
   if (form.template_catalog == nullptr) return "";
   const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
   if (stored.empty()) return "";
+  if (piece.as_stored)
+    return stored.size() == 1 ? ""
+                              : piece.hf_name + ": the template stores it in several chunks; expected a "
+                                                "template of whole tensors";
   if (encoding.scaled && form.as_template &&
       (stored.size() > 1 || scales_of(*form.template_catalog, piece.hf_name).size() > 1))
     return piece.hf_name + ": the template stores it in several chunks; expected a template of whole tensors";

@@ -78,8 +78,8 @@ def load(
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened.
         path: the checkpoint directory.
-        dtype: None, or "packed" as above; for a Hugging Face checkpoint. A checkpoint of training holds packed tensors as
-            it holds any.
+        dtype: None, or "packed" as above; for a Hugging Face checkpoint. A checkpoint of training holds packed tensors
+            as it holds any.
         model, layout, strict, plan: see :class:`LoadPlanner`; for a Hugging Face checkpoint.
         allow_partial_load: whether what the checkpoint lacks is left as it is.
         threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,

@@ -28,19 +28,20 @@ def empty_state_dict(
     dimensions named "ep" and "ep_shard" shard dimensions 0 and 1 of the expert tensors, "fsdp" dimension 0 of all
     others, "shard" dimension 0 of both, "dp" dimension 0 and of experts dimension 1; the result then holds DTensors.
 
-    With ``dtype="packed"`` encoded weights stay as files hold them: codes under the weight's name, and beside them their
-    scales and other companions, each under that name and its own ending, stacked and transposed as the weight would
-    be: see :func:`shardwright.load`. On a mesh a companion lies as its codes do; it is whole along dimensions in which
-    it has one entry.
+    With ``dtype="packed"`` encoded weights stay as files hold them: codes under the weight's name, and beside them
+    their scales and other companions, each under that name and its own ending, stacked and transposed as the weight
+    would be: see :func:`shardwright.load`. On a mesh a companion lies as its codes do; it is whole along dimensions in
+    which it has one entry.
 
     Raises:
         PlanError: some weight cannot be held packed in this layout; says why.
     """
+    decoded = DTYPE_NAMES[decoded_dtype(dtype)]
     catalog = catalog_of(source)
     weight_map = weight_map_for(catalog, model, layout)
     if dtype == "packed":
         catalog, weight_map, _ = _core.as_packed(catalog, weight_map)
-    tensors = _core.native_tensors(catalog, weight_map, DTYPE_NAMES[decoded_dtype(dtype)])
+    tensors = _core.native_tensors(catalog, weight_map, decoded)
     if mesh is not None and "pp" in (mesh.mesh_dim_names or ()):
         raise ValueError(
             "mesh: expected the mesh of one pipeline stage, found a dimension pp; give the submesh of the others"
@@ -55,7 +56,9 @@ def decoded_dtype(dtype: Any) -> torch.dtype:
     if dtype == "packed":
         return torch.bfloat16
     if dtype not in DTYPE_NAMES:
-        raise ValueError(f'dtype: expected a dtype of torch that safetensors has, or "packed", found {dtype!r}')
+        raise ValueError(
+            f'dtype: expected a dtype of torch that safetensors has, or "packed", found {dtype!r}'
+        )
     return cast(torch.dtype, dtype)
 
 

@@ -109,9 +109,7 @@ class LoadPlanner(ResumePlanner):
         if self.plan is None or self.dtype == "packed":
             weight_map = weight_map_for(self.catalog, self.model, self.layout)
         if self.dtype == "packed":
-            self.catalog, weight_map, more = _core.as_packed(
-                self.catalog, weight_map, self.description.specs
-            )
+            self.catalog, weight_map, more = _core.as_packed(self.catalog, weight_map, self.description.specs)
             problems += more
         if self.plan is None:
             try:
