@@ -79,9 +79,14 @@ class PackedModel:
             if found := pattern.match(name):
                 layers.setdefault(found[1], {})[name] = tensor
         return [
-            (self.experts.replace("{layer}", number), self.natives[layout].replace("{layer}", number), parts)
+            (self.experts.replace("{layer}", number), self._native(layout, number), parts)
             for number, parts in layers.items()
         ]
+
+    def _native(self, layout: str, number: str) -> str:
+        """The trainer's prefix of a layer; the last one of DeepSeek's is for multi-token prediction."""
+        prefix = self.natives[layout].replace("{layer}", number)
+        return prefix.replace("layers.2.", "mtp_layers.0.") if layout == "torchtitan" else prefix
 
 
 def stacked(parts: Tensors, prefix: str, projections: tuple[str, ...]) -> torch.Tensor:
