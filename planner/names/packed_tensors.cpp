@@ -10,6 +10,7 @@
 #include "planner/geometry/correspondence.h"
 #include "planner/names/encodings.h"
 #include "planner/names/grids.h"
+#include "planner/names/packed_weights.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -25,11 +26,6 @@ StoredForm stored_form(const SourceTensor& tensor) {
 DType unit_of(const SourceTensor& tensor) {
   const DType dtype = stored_form(tensor).dtype;
   return is_packed(dtype) ? DType::U8 : dtype;
-}
-
-/// Elements of a tensor that share a stored unit: 2 in a byte, 8 in an I32.
-std::int64_t elements_of_unit(const SourceTensor& tensor) {
-  return is_packed(tensor.dtype) ? 2 * bytes_of(unit_of(tensor)) : 1;
 }
 
 /// The tensor as the units that files hold.

@@ -40,6 +40,12 @@ class Looker {
     return std::move(seen_);
   }
 
+  /// What one tensor, and what belongs to it, is seen as.
+  std::vector<Seen> one(const SourceTensor& tensor) {
+    look_at(index_of(tensor));
+    return std::move(seen_);
+  }
+
  private:
   /// The tensor of that name, if it is whole and of one of these dtypes; null if not.
   const SourceTensor* whole_tensor(const std::string& name, std::initializer_list<DType> dtypes) const {
@@ -143,6 +149,55 @@ void see_packed_weights(Catalog& catalog) {
 bool is_as_stored(const Catalog& catalog) {
   return std::all_of(catalog.tensors.begin(), catalog.tensors.end(),
                      [](const SourceTensor& tensor) { return tensor.stored == nullptr; });
+}
+
+std::string weight_in(const Catalog& stored, const SourceTensor& tensor) {
+  for (Seen& seen : Looker(stored).one(tensor)) {
+    if (is_packed(seen.dtype)) return std::move(seen.name);
+  }
+  return "";
+}
+
+std::int64_t elements_of_unit(const SourceTensor& tensor) {
+  if (!is_packed(tensor.dtype)) return 1;
+  const DType unit = tensor.stored == nullptr ? tensor.dtype : tensor.stored->dtype;
+  return is_packed(unit) ? 2 : 2 * bytes_of(unit);
+}
+
+namespace {
+
+/// Whether blocks of a row are a dimension of their own in the file, as gpt-oss has them.
+bool has_blocks(const SourceTensor& tensor) {
+  return tensor.stored != nullptr && tensor.stored->shape.size() > tensor.shape.size();
+}
+
+/// Elements of a row that are one index in the file: of its last dimension, or of the one of the blocks.
+std::int64_t elements_of_index(const SourceTensor& tensor) {
+  return elements_of_unit(tensor) * (has_blocks(tensor) ? tensor.stored->shape.back() : 1);
+}
+
+}  // namespace
+
+Box whole_in_file(const SourceTensor& tensor, Box box) {
+  if (box.size.empty() || is_empty(box)) return box;
+  const std::int64_t elements = elements_of_index(tensor);
+  const std::int64_t end = (box.offset.back() + box.size.back() + elements - 1) / elements * elements;
+  box.offset.back() = box.offset.back() / elements * elements;
+  box.size.back() = end - box.offset.back();
+  return box;
+}
+
+Shape offset_in_file(const SourceTensor& tensor, const Shape& offset) {
+  Shape stored = offset;
+  if (!stored.empty()) stored.back() /= elements_of_index(tensor);
+  if (has_blocks(tensor)) stored.push_back(0);
+  return stored;
+}
+
+Box box_in_file(const SourceTensor& tensor, const Box& box) {
+  Box stored{offset_in_file(tensor, box.offset), offset_in_file(tensor, box.size)};
+  if (has_blocks(tensor)) stored.size.back() = tensor.stored->shape.back();
+  return stored;
 }
 
 Catalog as_stored(const Catalog& catalog) {

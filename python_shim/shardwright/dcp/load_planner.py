@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -16,7 +17,9 @@ from shardwright.dcp.fitting import with_hints
 from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
+from shardwright.regular_file import read_regular
 from shardwright.rounding import refuse_roundings
+from shardwright.system_calls import is_file
 from shardwright.weight_maps import weight_map_for
 
 
@@ -82,6 +85,8 @@ class LoadPlanner(ResumePlanner):
         self.by_items = False
         self.resumes = False  #: True for a checkpoint of the trainer's own tensors
         self._transfers: list[Any] = []
+        self._dtypes: dict[int, torch.dtype] = {}  # by number of the ReadItem
+        self._parts: dict[int, list[int]] = {}  # numbers of the ReadItems of each transfer
         self._arrived: dict[int, torch.Tensor] = {}  # by number of the ReadItem
         self._awaited: dict[int, torch.Tensor] = {}
         self._lock = Lock()  # torch's reader may commit from several threads
@@ -152,43 +157,39 @@ class LoadPlanner(ResumePlanner):
         return new_plan
 
     # --- with another storage reader ---------------------------------------------------------------------------
-    # Transfer t is read by items 2t (its elements) and 2t + 1 (its scales); the number travels as the index hint of
-    # the item's destination. Scales are asked for first: whatever has to wait for its other half is then small.
+    # Part p of transfer t (its elements, its scales, its global scale) is read by an item; 3 t + p travels as the index
+    # hint of the item's destination.
 
     def _read_items(self) -> list[ReadItem]:
-        tensors = self.catalog.tensors
         self._transfers = self.core_plan.transfers
         for zero in self.core_plan.zeros:
             self.description.local_tensors[zero].detach().zero_()
-        items = []
-        for number, transfer in enumerate(self._transfers):
-            fqn = self.description.specs[transfer.destination].fqn
-            boxes = [(transfer.source, transfer.source_offset, transfer.source_size)]
-            if transfer.scales >= 0:
-                boxes.append((transfer.scales, transfer.scale_offset, transfer.scale_size))
-            for part, (source, offset, size) in enumerate(boxes):
-                tensor = tensors[source]
-                items.append(
-                    ReadItem(
-                        LoadItemType.TENSOR,
-                        MetadataIndex(fqn, index=2 * number + part),
-                        torch.Size([0] * len(size)),
-                        MetadataIndex(tensor.name, tensor.offset),
-                        torch.Size(offset),
-                        torch.Size(size),
-                    )
+        items, self._dtypes, self._parts = [], {}, {}
+        for transfer, part, name, dtype, chunk, offset, size in _core.read_items(
+            self.core_plan, self.catalog
+        ):
+            number = 3 * transfer + part
+            self._dtypes[number] = DTYPES[dtype]
+            self._parts.setdefault(transfer, []).append(number)
+            fqn = self.description.specs[self._transfers[transfer].destination].fqn
+            items.append(
+                ReadItem(
+                    LoadItemType.TENSOR,
+                    MetadataIndex(fqn, index=number),
+                    torch.Size([0] * len(size)),
+                    MetadataIndex(name, chunk),
+                    torch.Size(offset),
+                    torch.Size(size),
                 )
-        self._dtypes = [DTYPES[tensor.dtype] for tensor in tensors]
-        return sorted(items, key=lambda item: item.dest_index.index % 2 == 0)
+            )
+        return items
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         """A buffer for what is stored; it is decoded into the destination by ``commit_tensor``."""
         if self.resumes:
             return super().resolve_tensor(read_item)
         number = read_item.dest_index.index
-        transfer = self._transfers[number // 2]
-        source = transfer.source if number % 2 == 0 else transfer.scales
-        buffer = torch.empty(read_item.lengths, dtype=self._dtypes[source])
+        buffer = torch.empty(read_item.lengths, dtype=self._dtypes[number])
         with self._lock:
             self._awaited[number] = buffer
         stored = buffer.as_subclass(_Stored)
@@ -200,20 +201,21 @@ class LoadPlanner(ResumePlanner):
         if self.resumes:
             return
         number = read_item.dest_index.index
-        which = number // 2
-        transfer = self._transfers[which]
+        which = number // 3
         with self._lock:
             self._arrived[number] = self._awaited.pop(number)
-            numbers = [2 * which, 2 * which + 1] if transfer.scales >= 0 else [2 * which]
-            if not all(part in self._arrived for part in numbers):
+            if not all(part in self._arrived for part in self._parts[which]):
                 return
-            parts = [self._arrived.pop(part) for part in numbers]
-        addresses = [part.data_ptr() for part in parts]
-        scales = addresses[1] if len(addresses) > 1 else 0
-        _core.place_transfer(
-            self.core_plan, which, self.catalog, addresses[0], scales, self.description.specs
+            parts = {part % 3: self._arrived.pop(part) for part in self._parts[which]}
+        addresses = [parts[part].data_ptr() if part in parts else 0 for part in range(3)]
+        _core.place_items(self.core_plan, which, self.catalog, addresses, self.description.specs)
+        torch.autograd.graph.increment_version(
+            self.description.local_tensors[self._transfers[which].destination]
         )
-        torch.autograd.graph.increment_version(self.description.local_tensors[transfer.destination])
+
+
+#: Far more than any model's configuration has.
+_MOST_CONFIG_BYTES = 1 << 26
 
 
 class _Stored(torch.Tensor):
@@ -244,4 +246,57 @@ def catalog_of_metadata(metadata: Metadata) -> Any:
         for chunk in stored.chunks
     ]
     tensors.sort(key=lambda tensor: (tensor[0].encode(), tensor[3]))  # as the catalog orders them
-    return _core.catalog_of_tensors(tensors)
+    return _core.catalog_of_tensors(tensors, _config_beside(metadata))
+
+
+def _config_beside(metadata: Metadata) -> str:
+    """The config.json beside the files that torch's reader tells of; empty where these are not on this machine."""
+    for info in (metadata.storage_data or {}).values():
+        file = Path(getattr(info, "relative_path", ""))
+        config = file.parent / "config.json"
+        is_here = file.suffix == ".safetensors" and is_file(file) and is_file(config)
+        return read_regular(config, _MOST_CONFIG_BYTES).decode() if is_here else ""
+    return ""
+
+
+#: Far more than any model's configuration has.
+_MOST_CONFIG_BYTES = 1 << 26
+
+
+class _Stored(torch.Tensor):
+    """Where a reader puts elements as they are stored, and nothing else."""
+
+    fqn: str
+
+    def detach(self) -> _Stored:
+        return self
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> _Stored:
+        if source.dtype != self.dtype:
+            raise _core.PlanError(
+                f"{self.fqn}: expected elements as they are stored, {self.dtype}, found {source.dtype} from the "
+                "storage reader: one that decodes by itself, as torch's QuantizedHuggingFaceStorageReader does, would "
+                "have them decoded twice; use shardwright.HuggingFaceStorageReader, or torch's of that name"
+            )
+        super().copy_(source, non_blocking)
+        return self
+
+
+def catalog_of_metadata(metadata: Metadata) -> Any:
+    """The catalog that another storage reader's metadata amounts to."""
+    tensors: list[tuple[str, str, list[int], list[int]]] = [
+        (name, DTYPE_NAMES[stored.properties.dtype], list(chunk.sizes), list(chunk.offsets))
+        for name, stored in metadata.state_dict_metadata.items()
+        if isinstance(stored, TensorStorageMetadata)
+        for chunk in stored.chunks
+    ]
+    tensors.sort(key=lambda tensor: (tensor[0].encode(), tensor[3]))  # as the catalog orders them
+    return _core.catalog_of_tensors(tensors, _config_beside(metadata))
+
+
+def _config_beside(metadata: Metadata) -> str:
+    """The config.json beside the files that torch's reader tells of; empty where there is none on this machine."""
+    for info in (metadata.storage_data or {}).values():
+        path = Path(getattr(info, "relative_path", "")).with_name("config.json")
+        return read_regular(path, _MOST_CONFIG_BYTES).decode() if is_file(path) else ""
+    return ""
