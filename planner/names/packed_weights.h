@@ -19,8 +19,8 @@ namespace shardwright {
 ///     X.weight F8_E4M3, X.scale                      X.weight_scale            DeepSeek V4
 ///     X_blocks U8 [E, R, G, 16], X_scales U8         X F4 [E, R, 32 G], X_scale_inv    gpt-oss
 ///
-/// A weight that is stored in chunks, or whose companion is not there, stays what it is. Checksums go with
-/// their tensors.
+/// Chunks of a tensor are seen so one by one; those of blocks that are cut are not, as a weight whose companion is not
+/// there. Checksums go with their tensors.
 void see_packed_weights(Catalog& catalog);
 
 /// The inverse: what the files hold, under the names that they have.
