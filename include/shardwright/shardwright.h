@@ -20,6 +20,7 @@
 #include "planner/names/axis_expression.h"
 #include "planner/names/name_pattern.h"
 #include "planner/names/native_tensors.h"
+#include "planner/names/packed_tensors.h"
 #include "planner/names/weight_map.h"
 
 // Ranks together: load, resume, save and export in one call.

@@ -67,10 +67,7 @@ class LoadPlanner {
     for (std::string& fault : shared_memory(std::span<const TensorSpec* const>(apart)))
       problems_.add(std::move(fault));
     account_for_the_rest();
-    if (writes_once && !options_.parts_elsewhere) {
-      const std::string fault = fault_of_quantization_config(catalog_);
-      if (!fault.empty()) problems_.add(fault);
-    }
+    if (writes_once && !catalog_.fault_of_config.empty()) problems_.add(catalog_.fault_of_config);
     if (is_nested_) {
       problems_.add("the checkpoint has all of these without \"" + prefix_ +
                     ".\" before their names: load into the inner dict, state_dict['" + prefix_ +
@@ -241,7 +238,12 @@ class LoadPlanner {
       problems_.add(where() + ": the checkpoint lacks " + piece.multiplier + ", which multiplies it");
       return false;
     }
-    if (!options_.resuming || chunks.front().dtype != spec.dtype) {
+    if (piece.as_stored && chunks.front().dtype != spec.dtype) {
+      problems_.add(where() + ": expected " + std::string(name_of(chunks.front().dtype)) +
+                    ", as it is held packed, found the trainer's " + std::string(name_of(spec.dtype)));
+      return false;
+    }
+    if (!piece.as_stored && (!options_.resuming || chunks.front().dtype != spec.dtype)) {
       try {
         encoding = encoding_of(catalog_, chunks, options_.encodings);
         if (is_multiplied) encoding = multiplied_by(catalog_, chunks, multiplier);

@@ -8,6 +8,7 @@
 
 #include "kernels/decode.h"
 #include "planner/load/scaled_parts.h"
+#include "planner/names/packed_weights.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -34,6 +35,7 @@ class ReadPlanner {
   bool needs_scales(std::span<const SourceTensor> tensor) {
     if (tensor.empty() || is_wide_float(tensor.front().dtype)) return false;
     const std::string& name = tensor.front().name;
+    if (!weight_in(catalog_, tensor.front()).empty()) return true;
     if (is_scale_name(name)) return false;
     if (!scales_of(catalog_, name).empty()) return true;
     return is_float8(tensor.front().dtype) &&
@@ -116,6 +118,11 @@ class ReadPlanner {
     const std::string cannot = "cannot turn the stored " + std::string(name_of(element)) + " in " +
                                catalog_.files[chunks.front().file].name;
     const std::string into = " into " + std::string(name_of(spec.dtype));
+    if (const std::string weight = weight_in(catalog_, chunks.front()); !weight.empty()) {
+      return cannot + into + ": it holds several elements of a weight in each, which are no numbers of that dtype; "
+             "expected a destination of " + std::string(name_of(element)) +
+             ", which gets it as it is stored; shardwright's LoadPlanner decodes it as " + weight;
+    }
     if (!needs_scales(chunks)) return can_convert(element, spec.dtype) ? "" : cannot + into;
     try {
       encoding = encoding_of(catalog_, chunks);

@@ -6,12 +6,14 @@
 
 #include "planner/geometry/correspondence.h"
 #include "planner/names/encodings.h"
+#include "planner/names/packed_weights.h"
 
 namespace shardwright {
 namespace {
 
 /// How the HF tensor is stored, or would be by the rule of names.
 Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) {
+  if (piece.as_stored) return {native, false, DType::U8, 1, 1};
   if (catalog != nullptr) {
     const std::span<const SourceTensor> chunks = catalog->find(piece.hf_name);
     if (!chunks.empty()) return encoding_of(*catalog, chunks);
@@ -28,26 +30,30 @@ bool is_box(const Piece& piece) {
          std::find(axes.begin(), axes.end(), -1) == axes.end();
 }
 
-/// The global scale of the weight that the last two entries are, and its scales.
-void add_companions(const Catalog& catalog, std::vector<Request>& requests, const Encoding& encoding) {
-  Request request = requests.back();
-  const auto global = global_scale_of(catalog, encoding, requests.end()[-2].name);
-  if (global.empty()) return;
-  request.name = global.front().name;
-  request.dtype = global.front().dtype;
-  request.shape = global.front().shape;
-  requests.push_back(std::move(request));
+/// All that belongs to the weight that the last two entries are, and its scales: global scale, shape, scales of
+/// activations.
+void add_companions(const Catalog& catalog, std::vector<Request>& requests) {
+  const std::string weight = requests.end()[-2].name;
+  const std::string scales = requests.back().name;
+  for (const std::string& name : companions_of(catalog, weight)) {
+    if (name == scales) continue;
+    Request request = requests.back();
+    const std::span<const SourceTensor> companion = catalog.find(name);
+    request.name = name;
+    request.dtype = companion.front().dtype;
+    request.shape = Catalog::global_shape(companion);
+    requests.push_back(std::move(request));
+  }
 }
 
 /// Gives a tensor the name, dtype and shape that the files have.
 void as_stored(const Catalog& catalog, Request& request) {
   const std::span<const SourceTensor> chunks = catalog.find(request.name);
   if (chunks.empty() || chunks.front().stored == nullptr) return;
-  const StoredForm& stored = *chunks.front().stored;
-  request.name = stored.name;
-  request.is_box = request.is_box && request.dtype == stored.dtype;
-  request.dtype = stored.dtype;
-  request.shape = stored.shape;
+  const SourceTensor& tensor = chunks.front();
+  request.name = tensor.stored->name;
+  request.dtype = tensor.stored->dtype;
+  request.shape = box_in_file(tensor, whole(request.shape)).size;
 }
 
 }  // namespace
@@ -75,12 +81,17 @@ std::vector<Request> request_list(const std::vector<TensorSpec>& specs, const We
         requests.push_back({piece.hf_name + std::string(encoding.scale_suffix), encoding.scale,
                             scale_shape_of(encoding, piece.hf_shape), true, spec.fqn, false, hull,
                             dimensions_of(piece), is_box(piece)});
-        if (catalog != nullptr) add_companions(*catalog, requests, encoding);
+        if (catalog != nullptr) {
+          requests.back().shape = Catalog::global_shape(scales_of(*catalog, piece.hf_name));  // or larger
+          add_companions(*catalog, requests);
+        }
       }
     }
   }
-  if (catalog != nullptr) {
-    for (Request& request : requests) as_stored(*catalog, request);
+  for (Request& request : requests) {
+    request.seen_name = request.name;
+    request.seen_shape = request.shape;
+    if (catalog != nullptr) as_stored(*catalog, request);
   }
   return requests;
 }

@@ -58,6 +58,7 @@ struct Catalog {
   std::vector<SourceFile> files;      ///< sorted by name
   std::vector<SourceTensor> tensors;  ///< sorted by name, then by offset
   std::string config;                 ///< text of config.json; empty where there is none
+  std::string fault_of_config = {};   ///< see fault_of_quantization_config(): a load of it is refused
   double seconds = 0;                 ///< that reading it took
 
   /// By index into tensors; null where the checkpoint has none.

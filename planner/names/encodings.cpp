@@ -245,7 +245,8 @@ namespace {
 std::string weight_of_companion(const Catalog& catalog, std::string_view name) {
   const auto is_weight = [&](std::string_view weight_name) {
     const std::span<const SourceTensor> weight = catalog.find(weight_name);
-    return !weight.empty() && (is_float8(weight.front().dtype) || is_packed(weight.front().dtype));
+    return !weight.empty() && (is_float8(weight.front().dtype) || is_packed(weight.front().dtype) ||
+                               !scales_of(catalog, weight_name).empty());  // codes seen in bytes or words
   };
   for (const std::string_view suffix : companion_suffixes) {
     if (!name.ends_with(suffix)) continue;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <iterator>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -165,7 +166,11 @@ std::vector<Placement> placements_on_mesh(const NativeTensor& tensor, const std:
                                           : word->of_others;
     }
     Placement placement;
-    if (sharded != whole_tensor_dimension && static_cast<std::size_t>(sharded) < tensor.shape.size()) {
+    const bool is_cut = sharded != whole_tensor_dimension && sharded < std::ssize(tensor.shape);
+    // One entry for all of the codes' dimension serves every shard of them.
+    const bool is_for_all =
+        is_cut && tensor.is_companion && tensor.shape[static_cast<std::size_t>(sharded)] == 1;
+    if (is_cut && !is_for_all) {
       placement.kind = Placement::Kind::shard;
       placement.dimension = sharded;
     }

@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/names/encodings.h"
+#include "planner/names/packed_tensors.h"
 
 namespace shardwright {
 std::int64_t layer_of(const WeightMap& map, std::string_view hf_name) {
@@ -51,6 +52,13 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
     }
   }
   std::vector<NativeTensor> tensors;
+  if (map.packed != nullptr) {
+    for (const auto& [fqn, packed] : map.packed->tensors) {
+      tensors.push_back(packed.native);
+      found.erase(fqn);
+    }
+  }
+  const bool all_are_decoded = tensors.empty();
   for (const auto& [fqn, entry] : found) {
     Shape shape;
     try {
@@ -60,6 +68,10 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
       throw Error(ErrorKind::malformed, catalog.files[stored.file].name + ": " + error.what());
     }
     tensors.push_back({fqn, entry.dtype, std::move(shape), entry.match.rule->stacked(), entry.layer});
+  }
+  if (!all_are_decoded) {
+    std::sort(tensors.begin(), tensors.end(),
+              [](const NativeTensor& a, const NativeTensor& b) { return a.fqn < b.fqn; });
   }
   return tensors;
 }

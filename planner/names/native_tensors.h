@@ -26,6 +26,7 @@ struct NativeTensor {
   Shape shape;
   bool stacked;                        ///< dimension 0 counts experts
   std::int64_t layer = before_layers;  ///< from 0; or before_layers, after_layers
+  bool is_companion = false;  ///< of packed codes, such as their scales; see packed_tensors.h
 };
 
 /// The native tensors that a checkpoint fills: what a trainer of this layout would hold, in the order of the

@@ -11,6 +11,7 @@
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
 #include "planner/names/encodings.h"
+#include "planner/names/packed_tensors.h"
 #include "planner/names/resolved_axes.h"
 
 namespace shardwright {
@@ -52,6 +53,17 @@ std::vector<const Rule*> rules_of(const WeightMap& map, const std::string& fqn, 
     }
   }
   return rules;
+}
+
+/// The pieces of a tensor that holds what files do.
+std::vector<Piece> packed_pieces(const PackedTensor& tensor, const Shape& native_shape) {
+  if (tensor.native.shape != native_shape) {
+    throw Error(ErrorKind::mismatch, tensor.native.fqn + ": expected " + std::string(name_of(tensor.native.dtype)) +
+                                         " of shape " + to_string(tensor.native.shape) +
+                                         ", which holds " + tensor.weight +
+                                         " packed, found shape " + to_string(native_shape));
+  }
+  return tensor.pieces;
 }
 
 }  // namespace
@@ -96,6 +108,10 @@ bool may_touch(const Piece& piece, const Box& native) {
 
 std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const Shape& native_shape,
                              const Catalog* catalog) {
+  if (map.packed != nullptr) {
+    const auto packed = map.packed->tensors.find(fqn);
+    if (packed != map.packed->tensors.end()) return packed_pieces(packed->second, native_shape);
+  }
   Captures captures;
   const std::vector<const Rule*> rules = rules_of(map, fqn, captures);
   std::vector<Piece> pieces;

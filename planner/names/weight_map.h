@@ -16,6 +16,7 @@ namespace shardwright {
 
 struct Correspondence;  // planner/geometry/correspondence.h, like the next
 struct Placed;
+struct PackedTensors;  // planner/names/packed_tensors.h
 
 /// One row of a model's table: HF tensors of this name are that part of native tensors of that name.
 struct Rule {
@@ -76,6 +77,10 @@ struct WeightMap {
   std::int64_t layer_count = 0;  ///< config.json's num_hidden_layers, MTP's not among them; 0: it says none
   Dialect dialect;               ///< of the checkpoint at hand; empty where names are those of the rules
   Sizes sizes;                   ///< that the axes may name: of the model's config
+
+  /// Native tensors that hold encoded weights as files do, in place of what the rules make of these. Null: all
+  /// are decoded.
+  std::shared_ptr<const PackedTensors> packed = nullptr;
 };
 
 /// Whether a row, other than "all else keeps its name", has such a native name.
@@ -99,6 +104,7 @@ struct Piece {
   Box native_box;  ///< of this expert; takes the place of the correspondence's
   std::string
       multiplier;  ///< HF name of what multiplies it, as the checkpoint spells it; empty: nothing does
+  bool as_stored = false;  ///< what the file holds: codes or companions of an encoded weight, not decoded
 
   /// Whether HF tensor and native tensor are seen in no other shapes than their own.
   bool is_plain() const;

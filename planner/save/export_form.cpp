@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <string_view>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
+#include "planner/names/packed_tensors.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -128,10 +130,11 @@ SourceTensor multiplier_of(const Piece& piece, DType dtype, const ExportForm& fo
   return multiplier;
 }
 
-/// What belongs to a weight of the template, as it is there.
+/// What belongs to a weight of the template, as it is there; but for these.
 void add_companions(const Catalog& template_catalog, const std::string& weight_name,
-                    ExportedTensors& exported) {
+                    const std::map<std::string_view, std::string_view>& but, ExportedTensors& exported) {
   for (const std::string& name : companions_of(template_catalog, weight_name)) {
+    if (but.contains(name)) continue;
     SourceTensor companion = template_catalog.find(name).front();
     companion.file = 0;
     companion.begin = companion.end = 0;
@@ -141,11 +144,36 @@ void add_companions(const Catalog& template_catalog, const std::string& weight_n
   }
 }
 
+/// The state dict's packed tensors by the names of the HF tensors that they are made into. One number that
+/// several of them hold, such as the scale of a fused weight that is several of the trainer's, is noted.
+std::map<std::string_view, std::string_view> packed_names(const ExportForm& form,
+                                                          const std::vector<SavedTensor>& tensors,
+                                                          Problems& problems) {
+  std::map<std::string_view, std::string_view> names;
+  if (form.map.packed == nullptr) return names;
+  for (const SavedTensor& tensor : tensors) {
+    const auto packed = form.map.packed->tensors.find(tensor.fqn);
+    if (packed == form.map.packed->tensors.end()) continue;
+    for (const Piece& piece : packed->second.pieces) {
+      const auto [other, is_new] = names.emplace(piece.hf_name, packed->first);
+      const bool is_all = piece.correspondence->hf_box == whole(piece.correspondence->hf_view.sizes);
+      if (is_new || !is_all || piece.rule->repeats) continue;
+      problems.add(tensor.fqn + ": " + piece.hf_name + " is " + std::string(other->second) +
+                   ", too; expected one tensor that says it. Hold the weights decoded, in BF16 say, to export them");
+    }
+  }
+  return names;
+}
+
 /// Why a weight cannot be stored so with this template; empty if it can.
 std::string fault_of_template(const ExportForm& form, const Piece& piece, const Encoding& encoding) {
   if (form.template_catalog == nullptr) return "";
   const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
   if (stored.empty()) return "";
+  if (piece.as_stored)
+    return stored.size() == 1 ? ""
+                              : piece.hf_name + ": the template stores it in several chunks; expected a "
+                                                "template of whole tensors";
   if (encoding.scaled && form.as_template &&
       (stored.size() > 1 || scales_of(*form.template_catalog, piece.hf_name).size() > 1))
     return piece.hf_name + ": the template stores it in several chunks; expected a template of whole tensors";
@@ -159,6 +187,26 @@ std::string fault_of_template(const ExportForm& form, const Piece& piece, const 
 
 }  // namespace
 
+void keep_packed(ExportForm& form, const std::vector<SavedTensor>& tensors) {
+  if (form.template_catalog == nullptr || !has_scales(*form.template_catalog)) return;
+  HeldDtypes held;
+  for (const SavedTensor& tensor : tensors) held.emplace(tensor.fqn, tensor.dtype);
+  Packed packed = as_packed(*form.template_catalog, form.map, held);
+  const bool any = std::any_of(tensors.begin(), tensors.end(), [&](const SavedTensor& tensor) {
+    return packed.map.packed->tensors.contains(tensor.fqn);
+  });
+  if (!any) return;
+  Problems problems{std::move(packed.problems)};
+  if (form.quantise)
+    problems.add("some weights are packed, and are written as the template has them; expected quantization=\"template\" or None");
+  problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors (layout " + form.map.layout +
+                                                 "); nothing has been written:");
+  form.as_template = true;
+  form.map = std::move(packed.map);
+  form.packed_template = std::make_shared<const Catalog>(std::move(packed.catalog));
+  form.template_catalog = form.packed_template.get();
+}
+
 bool has_scales(const Catalog& template_catalog) {
   return std::any_of(template_catalog.tensors.begin(), template_catalog.tensors.end(),
                      [](const SourceTensor& tensor) { return is_scale_name(tensor.name); });
@@ -166,6 +214,7 @@ bool has_scales(const Catalog& template_catalog) {
 
 Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
   Encoding plain{native, false, DType::U8, 1, 1};
+  if (piece.as_stored) return plain;
   if (form.as_template && form.template_catalog != nullptr) {
     const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
     if (!stored.empty()) return encoding_of(*form.template_catalog, stored);
@@ -211,6 +260,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
   if (form.template_catalog != nullptr) result.left_out = fit_to_template(tensors, form);
   Problems problems;
   PartsOfTensors parts;
+  const auto packed = packed_names(form, tensors, problems);
   for (const SavedTensor& tensor : tensors) {
     const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.template_catalog);
     if (pieces.empty() && volume(tensor.shape) > 0) {
@@ -236,16 +286,17 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       weight.dtype = encoding.element;
       weight.shape = piece.hf_shape;
       weight.offset.assign(weight.shape.size(), 0);
-      if (encoding.scaled && form.as_template)
+      if ((encoding.scaled || piece.as_stored) && form.as_template)
         weight.stored = form.template_catalog->find(piece.hf_name).front().stored;
       result.tensors.push_back(weight);
       if (!piece.multiplier.empty()) {
         result.tensors.push_back(multiplier_of(piece, encoding.element, form));
         result.ones.push_back(piece.multiplier);
       }
+      if (piece.as_stored) add_companions(*form.template_catalog, piece.hf_name, packed, result);
       if (!encoding.scaled) continue;
       if (form.as_template) {
-        add_companions(*form.template_catalog, piece.hf_name, result);
+        add_companions(*form.template_catalog, piece.hf_name, {}, result);
         continue;
       }
       weight.name = piece.hf_name + std::string(encoding.scale_suffix);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct SavedTensor {
 struct ExportForm {
   WeightMap map;
   const Catalog* template_catalog = nullptr;  ///< the template: a checkpoint with these names; null: none
+  std::shared_ptr<const Catalog> packed_template = nullptr;  ///< that, where weights are held packed
   bool quantise =
       false;  ///< MXFP8 for the weights that the template, or else the rule of names, has quantised
   bool by_rule_of_names =
@@ -32,6 +34,11 @@ struct ExportForm {
   bool strict_dtypes = false;  ///< a cast that loses bits is an error
   bool keeps_dtypes = false;   ///< without a template, every tensor is stored in the dtype that it has
 };
+
+/// Where the state dict holds weights packed (see as_packed()), these are stored as they are, and all others in the
+/// template's encoding: one config.json tells of all. Throws Error(mismatch), naming the tensors, if a packed
+/// weight lacks what decodes it, and if another encoding is asked for.
+void keep_packed(ExportForm& form, const std::vector<SavedTensor>& tensors);
 
 /// True if the template says which weights are block-scaled, by having scales.
 bool has_scales(const Catalog& template_catalog);

@@ -7,6 +7,7 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <memory>
 #include <set>
@@ -19,6 +20,7 @@
 #include "planner/error.h"
 #include "planner/load/load_plan.h"
 #include "planner/load/plan_wire.h"
+#include "planner/load/read_items.h"
 #include "planner/load/read_plan.h"
 #include "planner/load/request_list.h"
 #include "planner/load/rounding.h"
@@ -28,11 +30,13 @@
 #include "planner/names/mesh.h"
 #include "planner/names/name_hints.h"
 #include "planner/names/native_tensors.h"
+#include "planner/names/packed_tensors.h"
 #include "planner/names/packed_weights.h"
+#include "planner/names/quantization_config.h"
 #include "planner/names/weight_map.h"
 #include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
-#include "storage/boxes/placing.h"
+#include "storage/boxes/place_items.h"
 #include "storage/device/device_calls.h"
 #include "storage/files/pending_file.h"
 #include "storage/format/read_catalog.h"
@@ -171,7 +175,7 @@ void bind_catalog(py::module_& m) {
           "The same with the names, dtypes and shapes that the files have, packed weights and all.");
   m.def(
       "catalog_of_tensors",
-      [](const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& tensors) {
+      [](const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& tensors, std::string config) {
         auto catalog = std::make_shared<Catalog>();
         catalog->directory = "(tensors in memory)";
         catalog->files = {{"memory", 0}};
@@ -182,9 +186,14 @@ void bind_catalog(py::module_& m) {
           throw Error(ErrorKind::argument,
                       "catalog_of_tensors: expected the tensors sorted by name, then by offset");
         }
+        see_packed_weights(*catalog);
+        catalog->config = std::move(config);
+        catalog->fault_of_config = fault_of_quantization_config(*catalog);
         return catalog;
       },
-      py::arg("tensors"), "A catalog of tensors in memory, from (name, dtype, shape, offset), sorted.");
+      py::arg("tensors"), py::arg("config") = "",
+      "A catalog of tensors in memory, from (name, dtype, shape, offset), sorted. Packed weights are seen as in "
+      "files.");
   m.def(
       "read_catalog",
       [](const std::filesystem::path& directory, int threads) {
@@ -325,6 +334,19 @@ void bind_weight_map(py::module_& m) {
         return native_tensors(catalog, map, dtype_from(dtype));
       },
       py::arg("catalog"), py::arg("map"), py::arg("dtype") = "BF16");
+  m.def(
+      "as_packed",
+      [](const Catalog& catalog, const WeightMap& map, const std::optional<std::vector<TensorSpec>>& specs) {
+        HeldDtypes held;
+        for (const TensorSpec& spec : specs.value_or(std::vector<TensorSpec>()))
+          held.emplace(spec.fqn, spec.dtype);
+        Packed packed = specs ? as_packed(catalog, map, held) : as_packed(catalog, map);
+        return std::tuple(std::make_shared<Catalog>(std::move(packed.catalog)),
+                          std::make_shared<WeightMap>(std::move(packed.map)), std::move(packed.problems));
+      },
+      py::arg("catalog"), py::arg("map"), py::arg("specs") = py::none(),
+      "(catalog, map, problems) by which encoded weights are held as files do; those of the specs that are no "
+      "wide floats, or all.");
   py::class_<MeshDimension>(m, "MeshDimension")
       .def_readonly("name", &MeshDimension::name)
       .def_readonly("size", &MeshDimension::size);
@@ -456,31 +478,32 @@ void bind_load(py::module_& m) {
   m.def("needs_scales", &needs_scales, py::arg("catalog"), py::arg("name"),
         "True for a tensor whose elements are not its numbers: it has scales, or must have had some.");
   m.def(
-      "place_transfer",
-      [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,
-         std::uintptr_t scales, const std::vector<TensorSpec>& specs) {
-        const Transfer& transfer = plan.transfers.at(index);
-        BoxInMemory part{transfer.source_box,
-                         bytes_at(elements),
-                         contiguous_strides(transfer.source_box.size),
-                         nullptr,
-                         {}};
-        if (transfer.scales >= 0) {
-          part.scales = bytes_at(scales);
-          part.scale_strides = contiguous_strides(transfer.scale_box.size);
+      "read_items",
+      [](const LoadPlan& plan, const Catalog& catalog) {
+        py::list items;
+        for (const ReadItem& item : read_items(plan, catalog)) {
+          const SourceTensor& tensor = catalog.tensors[item.tensor];
+          items.append(py::make_tuple(item.transfer, static_cast<int>(item.part), stored_name(tensor),
+                                      name_of(tensor.stored == nullptr ? tensor.dtype : tensor.stored->dtype),
+                                      offset_in_file(tensor, tensor.offset), item.box.offset, item.box.size));
         }
-        const py::gil_scoped_release release;
-        const TensorSpec& destination = specs.at(transfer.destination);
-        if (destination.device != DeviceKind::cpu) {
-          throw Error(ErrorKind::argument,
-                      destination.fqn + ": is on " + destination.device_name +
-                          ", where only shardwright's own storage readers write; load with one of them");
-        }
-        place_box(transfer, catalog.tensors[transfer.source].dtype, part, destination);
+        return items;
       },
-      py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("elements"), py::arg("scales"),
-      py::arg("specs"),
-      "Decodes one transfer whose source box and scale box lie contiguous in memory at these addresses.");
+      py::arg("plan"), py::arg("catalog"),
+      "[(transfer, part, stored name, stored dtype, offset of the chunk, offset in it, size)] of what another reader "
+      "is to read; part 0 is the transfer's elements, 1 its scales, 2 its global scale.");
+  m.def(
+      "place_items",
+      [](const LoadPlan& plan, std::size_t index, const Catalog& catalog,
+         const std::array<std::uintptr_t, 3>& addresses, const std::vector<TensorSpec>& specs) {
+        const Transfer& transfer = plan.transfers.at(index);
+        const py::gil_scoped_release release;
+        place_items(transfer, catalog,
+                    {bytes_at(addresses[0]), bytes_at(addresses[1]), bytes_at(addresses[2])},
+                    specs.at(transfer.destination));
+      },
+      py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("addresses"), py::arg("specs"),
+      "Runs one transfer whose items, in the order of their parts, lie contiguous in memory at these addresses.");
 }
 
 void bind_generate(py::module_& m) {

@@ -79,6 +79,8 @@ void bind_requests(py::module_& m) {
       .def_readonly("scaled", &Request::scaled)
       .def_readonly("axes", &Request::axes)
       .def_readonly("is_box", &Request::is_box)
+      .def_readonly("seen_name", &Request::seen_name)
+      .def_readonly("seen_shape", &Request::seen_shape)
       .def_property_readonly("native_offset", [](const Request& r) { return r.box.offset; })
       .def_property_readonly("native_size", [](const Request& r) { return r.box.size; });
   m.def(

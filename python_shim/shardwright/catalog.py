@@ -83,16 +83,24 @@ def request_list(
 
     This is what ``to_hf(quantization=True)`` stands for, as data: nothing is allocated. ``source`` is a checkpoint
     directory or a catalog, whose scales decide what is block-scaled. Without a state dict: all that the checkpoint
-    fills, block-scaled weights becoming ``dtype``; with one: what this rank's parts touch.
+    fills, block-scaled weights becoming ``dtype``; with one: what this rank's parts touch. ``dtype="packed"`` is for
+    state dicts whose weights stay encoded: see :func:`shardwright.load`.
     """
     catalog = catalog_of(source)
     weight_map = weight_map_for(catalog, model, layout)
+    is_packed = dtype == "packed"
     if state_dict is None:
-        tensors = _core.native_tensors(catalog, weight_map, dtype)
+        if is_packed:
+            catalog, weight_map, _ = _core.as_packed(catalog, weight_map)
+        tensors = _core.native_tensors(catalog, weight_map, "BF16" if is_packed else dtype)
         specs = _core.specs_on_mesh(tensors, [], 0)
     else:
         from shardwright.describe import describe
 
         specs = describe(state_dict).specs
+        if is_packed:
+            catalog, weight_map, problems = _core.as_packed(catalog, weight_map, specs)
+            if problems:
+                raise _core.PlanError("\n  ".join(["the state dict holds no packed weights:", *problems]))
     requests: list[tuple[str, str, list[int]]] = _core.request_list(specs, weight_map, catalog)
     return requests

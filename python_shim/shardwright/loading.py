@@ -49,6 +49,7 @@ def load(
     verify: bool | None = None,
     weights_only: bool = True,
     strict_dtypes: bool = False,
+    dtype: str | None = None,
 ) -> LoadReport:
     """Loads a checkpoint into the tensors of a state dict, in place.
 
@@ -63,10 +64,21 @@ def load(
     A head that the files have is loaded, whatever config.json says of ties, as transformers loads it. One that they
     lack is read from the embedding, unless config.json says that they are not tied.
 
+    With ``dtype="packed"`` encoded weights (FP8, MXFP4, NVFP4, INT4) are regrouped as they are stored and not decoded:
+    the state dict has a weight's codes under its native name, and what decodes them beside it, each under that name
+    and its own ending, such as "_scale_inv", "_scale", "_global_scale" or "_scale_2". Rules stack, join and transpose
+    all of them in their own units: experts' codes of [out, in / 2] bytes become [experts, in / 2, out], their scales
+    [experts, in / 32, out]. Each is sharded as its own tensor says; what decodes a shard of codes is on the same rank
+    where cuts fall between blocks. A weight that the state dict has in BF16, F16, F32 or F64 is decoded nonetheless.
+    :func:`shardwright.empty_state_dict` makes such a state dict, and :func:`shardwright.export`, given the checkpoint
+    as template, writes it back byte for byte.
+
     Args:
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened.
         path: the checkpoint directory.
+        dtype: None, or "packed" as above; for a Hugging Face checkpoint. A checkpoint of training holds packed tensors
+            as it holds any.
         model, layout, strict, plan: see :class:`LoadPlanner`; for a Hugging Face checkpoint.
         allow_partial_load: whether what the checkpoint lacks is left as it is.
         threads, staging_bytes, device_memory, progress, reads, direct_io, huge_pages, trace, cooperative,
@@ -99,7 +111,7 @@ def load(
         "huge_pages": huge_pages,
         "trace": trace,
     }
-    hugging_face = {"model": model, "layout": layout, "strict": strict, "plan": plan}
+    hugging_face = {"model": model, "layout": layout, "strict": strict, "plan": plan, "dtype": dtype}
     either = {"allow_partial_load": allow_partial_load, "strict_dtypes": strict_dtypes}
     with reading_group(cooperative) as group, naming_gone_readers(group):
         own_plan, failure = None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from shardwright import _core
 from shardwright.describe import core_placement, spec_of_part
@@ -141,11 +141,9 @@ def is_shard(placement: Placement, dimension: int | None = None) -> bool:
 
 def on_dimension(placement: Placement, dimension: int) -> Placement:
     """The same placement for a tensor whose dimension is numbered otherwise."""
-    if type(placement) is Shard:
-        return Shard(dimension)
-    moved = copy.copy(placement)
-    object.__setattr__(moved, "dim", dimension)
-    return moved
+    if isinstance(placement, _StridedShard):
+        return _StridedShard(dimension, split_factor=placement.split_factor)
+    return Shard(dimension)
 
 
 def sharding_of_part(
@@ -182,6 +180,26 @@ def sharding_of_part(
     if all(native.mesh.size(number) == 1 for number in kept):
         return Sharding(tuple(shape))
     return Sharding(tuple(shape), submesh(native.mesh, kept, fqn), tuple(placements))
+
+
+def sharding_in_file(elements: Sharding, shape: Sequence[int]) -> Sharding:
+    """How a tensor lies that holds those elements as a file does: of ``shape``, several in each index of the last
+    dimension, or of the last but one where blocks are a dimension of their own.
+
+    Mesh dimensions that would cut inside such an index replicate the tensor: a rank then holds more than its elements
+    need.
+    """
+    if tuple(shape) == elements.shape or elements.mesh is None:
+        return Sharding(tuple(shape), elements.mesh, elements.placements)
+    last = len(elements.shape) - 1
+    parts = 1
+    for number, placement in enumerate(elements.placements):
+        if is_shard(placement, last):
+            parts *= elements.mesh.size(number) * getattr(placement, "split_factor", 1)
+    if shape[last] % parts == 0:
+        return Sharding(tuple(shape), elements.mesh, elements.placements)
+    placements = tuple(Replicate() if is_shard(one, last) else one for one in elements.placements)
+    return Sharding(tuple(shape), elements.mesh, placements)
 
 
 def submesh(mesh: DeviceMesh, dimensions: Sequence[int], what: str) -> DeviceMesh:

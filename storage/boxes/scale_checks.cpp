@@ -1,5 +1,6 @@
 #include "storage/boxes/scale_checks.h"
 
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -71,6 +72,15 @@ void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, cons
                       " as an encoder writes them; the file is damaged, download it again");
     }
   } while (next_index(index, box.size));
+}
+
+std::string fault_of_global(const Transfer& transfer, float global, const Catalog& catalog) {
+  const bool divides = transfer.encoding.product == Product::compressed_tensors_nvfp4;
+  if (std::isfinite(global) && (global > 0 || (global == 0 && !divides))) return "";
+  const SourceTensor& tensor = catalog.tensors[static_cast<std::size_t>(transfer.global)];
+  return stored_name(tensor) + " in " + catalog.files[tensor.file].name + ": expected a " +
+         (divides ? "positive" : "finite") + " number, which is the global scale of a weight, found " +
+         std::to_string(global);
 }
 
 }  // namespace shardwright

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "planner/load/load_plan.h"
 #include "storage/boxes/placing.h"
 
@@ -9,5 +11,8 @@ namespace shardwright {
 /// transfer, in CPU memory, that no encoder writes: the e8m0 byte 255, a number that is negative, infinite or
 /// NaN. Other elements have codes for such values themselves, and their scales are decoded as they are.
 void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, const Catalog& catalog);
+
+/// Why a number cannot be the global scale of a transfer, naming tensor and file; empty if it can.
+std::string fault_of_global(const Transfer& transfer, float global, const Catalog& catalog);
 
 }  // namespace shardwright

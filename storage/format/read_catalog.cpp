@@ -13,6 +13,7 @@
 
 #include "planner/error.h"
 #include "planner/names/packed_weights.h"
+#include "planner/names/quantization_config.h"
 #include "planner/problems.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
@@ -285,6 +286,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   check_all_chunks(catalog);
   add_checksums(catalog, threads);
   see_packed_weights(catalog);
+  catalog.fault_of_config = fault_of_quantization_config(catalog);
   catalog.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return catalog;
 }

@@ -9,6 +9,7 @@
 #include "planner/load/rounding.h"
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
+#include "planner/names/packed_tensors.h"
 #include "storage/files/printable.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/manifest.h"
@@ -60,8 +61,16 @@ LoadReport load_checkpoint(const std::vector<TensorSpec>& specs, const std::file
                            const Job& job, const CheckpointLoadOptions& options) {
   return run_on_all_ranks(specs, directory, job, options, [&](PlannedLoad& planned) {
     planned.catalog = read_catalog(directory, options.reading.threads);
-    const WeightMap map = weight_map_for(planned.catalog, options.model, options.layout);
+    WeightMap map = weight_map_for(planned.catalog, options.model, options.layout);
     LoadPlanOptions how;
+    if (options.packed) {
+      HeldDtypes held;
+      for (const TensorSpec& spec : specs) held.emplace(spec.fqn, spec.dtype);
+      Packed packed = as_packed(planned.catalog, map, held);
+      planned.catalog = std::move(packed.catalog);
+      map = std::move(packed.map);
+      how.problems = std::move(packed.problems);
+    }
     how.strict = options.strict;
     how.allow_missing = options.allow_missing;
     planned.plan = plan_load(specs, planned.catalog, map, how);

@@ -17,7 +17,8 @@ struct CheckpointLoadOptions {
   bool strict = true;                ///< an HF tensor that no rule knows, or last layers left out, are errors
   bool allow_missing = false;        ///< a tensor that the checkpoint lacks is left as it is, and reported
   bool strict_dtypes = false;        ///< a cast that loses bits is an error; otherwise it is reported
-  LoadOptions reading = {};          ///< of this rank
+  bool packed = false;  ///< encoded weights go as they are stored into specs of that dtype: see as_packed()
+  LoadOptions reading = {};  ///< of this rank
 };
 
 /// Loads a Hugging Face checkpoint into the trainer's tensors: read_catalog, weight_map_for, plan_load and

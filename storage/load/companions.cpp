@@ -1,27 +1,20 @@
 #include "storage/load/companions.h"
 
-#include <cmath>
 #include <cstring>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "planner/error.h"
 #include "planner/problems.h"
+#include "storage/boxes/scale_checks.h"
 
 namespace shardwright {
 namespace {
 
 std::string where(const Catalog& catalog, const SourceTensor& tensor) {
   return stored_name(tensor) + " in " + catalog.files[tensor.file].name;
-}
-
-/// Why a number cannot be the global scale of weights; empty if it can.
-std::string fault_of_global(float global, const Encoding& encoding) {
-  const bool divides = encoding.product == Product::compressed_tensors_nvfp4;
-  if (std::isfinite(global) && (global > 0 || (global == 0 && !divides))) return "";
-  return std::string("expected a ") + (divides ? "positive" : "finite") +
-         " number, which is the global scale of a weight, found " + std::to_string(global);
 }
 
 /// The numbers of a tensor of I32 or I64.
@@ -65,8 +58,8 @@ Companions::Companions(const LoadPlan& plan, const Catalog& catalog, OpenFiles& 
       const SourceTensor& tensor = catalog.tensors[static_cast<std::size_t>(transfer.global)];
       float& global = globals_[transfer.global];
       std::memcpy(&global, bytes_in(tensor).data(), sizeof global);
-      const std::string fault = fault_of_global(global, transfer.encoding);
-      if (!fault.empty()) problems.add(where(catalog, tensor) + ": " + fault);
+      std::string fault = fault_of_global(transfer, global, catalog);
+      if (!fault.empty()) problems.add(std::move(fault));
     }
     const std::span<const SourceTensor> told = catalog.find(source.name + "_shape");
     if (told.empty()) continue;

@@ -63,6 +63,7 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   } else {
     form.map = weight_map_without_template(tensors, request.model, request.layout, request.quantise);
   }
+  keep_packed(form, tensors);
   return form;
 }
 
@@ -354,6 +355,7 @@ Described describe(const ExportRequest& request, const std::vector<SavedTensor>&
     described.layout.copied.push_back(
         static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));
   if (described.form.as_template) described.layout.template_catalog = described.form.template_catalog;
+  described.layout.packed_template = described.form.packed_template;
   described.left_out = std::move(exported.left_out);
   described.rounded = std::move(exported.rounded);
   described.adapter_config = std::move(adapter.config);

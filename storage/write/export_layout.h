@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@ struct ExportLayout {
   std::string index;                          ///< the text of model.safetensors.index.json
   std::uint64_t total_size = 0;               ///< bytes of all tensors
   const Catalog* template_catalog = nullptr;  ///< whose encodings and scales weights get; null: nobody's
+  std::shared_ptr<const Catalog> packed_template = nullptr;  ///< which that points to, if it is not the caller's
   std::vector<std::uint32_t> copied;          ///< indices into Catalog::tensors of what is the template's
   std::vector<std::uint32_t> ones;            ///< indices into Catalog::tensors of what is 1 throughout
   bool has_holes = false;                     ///< what nobody writes of the files is zero

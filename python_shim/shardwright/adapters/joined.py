@@ -33,7 +33,7 @@ class Joined:
             PlanError: natives that the HF tensor is made of are missing, of several dtypes, or lie so that no placement
                 says how it does.
         """
-        name = request.name
+        name = request.seen_name
         fqns = _core.made_of(weight_map, name)
         if request.fqn not in fqns:  # a tied head without its embedding
             fqns = [request.fqn]
@@ -51,7 +51,7 @@ class Joined:
                 f"{', '.join(sorted(map(str, dtypes)))}"
             )
         lies = [
-            sharding_of_part(fqn, sharding, sharding.shape, request.axes, request.shape)
+            sharding_of_part(fqn, sharding, sharding.shape, request.axes, request.seen_shape)
             for fqn, (_, sharding) in natives.items()
         ]
         if any(other != lies[0] for other in lies):
@@ -64,7 +64,7 @@ class Joined:
         ((fqn, (_, sharding)),) = natives.items()
         whole = _core.hf_parts(
             weight_map,
-            planning_spec(name, Sharding(tuple(request.shape)), dtype),
+            planning_spec(name, Sharding(tuple(request.seen_shape)), dtype),
             [planning_spec(fqn, Sharding(sharding.shape), dtype)],
             shapes,
         )

@@ -16,7 +16,13 @@ from shardwright.catalog import catalog_of
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import catalog_of_metadata
 from shardwright.describe import DTYPES
-from shardwright.sharding import Sharding, contiguous_stride, local_part, sharding_of_part
+from shardwright.sharding import (
+    Sharding,
+    contiguous_stride,
+    local_part,
+    sharding_in_file,
+    sharding_of_part,
+)
 
 #: The e8m0 byte of the scale 1.
 IDENTITY_SCALE = 127
@@ -126,10 +132,12 @@ def hf_tensors(
 
     With ``quantization``, weights that are block-scaled (by the catalog, or without one by the rule of names) are FP8
     tensors that lie as the native tensor does: with a catalog empty ones, to be loaded into, without one casts of the
-    native tensor. Each is followed by its scales, all of them 1: a plain tensor of global shape, since a shard of the
-    weight may need any of them. All others share the native tensor's memory, where the HF tensor is a view of it; where
-    rows are in another order, or several native tensors are one HF tensor, they are copies. ``shapes`` is a catalog
-    that has shapes which native tensors do not tell.
+    native tensor. With a catalog, weights of which several elements share a byte or word are those bytes or words: see
+    :func:`shardwright.sharding.sharding_in_file`. Each is followed by what belongs to it, all of it 1: its scales, and
+    with a catalog a global scale, a shape, scales of activations; each a plain tensor of global shape, since a shard of
+    the weight may need any of it. All others share the native tensor's memory, where the HF tensor is a view of it;
+    where rows are in another order, or several native tensors are one HF tensor, they are copies. ``shapes`` is a
+    catalog that has shapes which native tensors do not tell.
     """
     excluded = re.compile(exclude_key_regex) if exclude_key_regex else None
     conversion = Conversion(quantization or for_checkpoint_load, for_checkpoint_load)
@@ -160,7 +168,9 @@ def hf_tensors(
             if is_scaled:
                 lies = joined.lies if joined else _lies(native, request)
                 if catalog is not None:
-                    tensor = lies.empty(DTYPES[request.dtype], local.device)
+                    _expect_one_box(fqn, lies)
+                    stored = sharding_in_file(lies, request.shape)
+                    tensor = stored.empty(DTYPES[request.dtype], local.device)
                 else:
                     part = local_part(
                         joined.tensor(copied=False)
@@ -189,7 +199,18 @@ def hf_tensors(
 
 
 def _lies(native: Native, request: Any) -> Sharding:
-    return sharding_of_part(native.fqn, native.sharding, request.native_size, request.axes, request.shape)
+    return sharding_of_part(
+        native.fqn, native.sharding, request.native_size, request.axes, request.seen_shape
+    )
+
+
+def _expect_one_box(fqn: str, lies: Sharding) -> None:
+    """torch's planners, which load what is asked for, take a strided shard for one box."""
+    if len(lies.boxes) > 1:
+        raise ValueError(
+            f"{fqn}: expected a shard that is one box, found {len(lies.boxes)} of them, by {lies.placements}; "
+            "shardwright.load() and LoadPlanner load such a tensor without the adapter"
+        )
 
 
 def _placeholder(request: Any, device: torch.device) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -18,7 +19,9 @@ from shardwright.dcp.fitting import with_hints
 from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
+from shardwright.regular_file import read_regular
 from shardwright.rounding import refuse_roundings
+from shardwright.system_calls import is_file
 from shardwright.weight_maps import weight_map_for
 
 
@@ -47,6 +50,8 @@ class LoadPlanner(ResumePlanner):
         strict_dtypes: see :class:`shardwright.HuggingFaceStorageReader`, of which either may say it.
         plan: a plan of this rank that was kept (``shardwright plan --save``), to be replayed instead of planning anew.
             It is checked against tensors and checkpoint, and has to fill every tensor once.
+        dtype: "packed": encoded weights are loaded as they are stored, codes and companions, but for those that the
+            state dict has in BF16, F16, F32 or F64: see :func:`shardwright.load`.
 
     Raises:
         PlanError: lists everything that does not fit, before anything is written.
@@ -63,6 +68,7 @@ class LoadPlanner(ResumePlanner):
         allow_partial_load: bool = False,
         plan: bytes | None = None,
         strict_dtypes: bool = False,
+        dtype: str | None = None,
     ) -> None:
         if isinstance(model, bool) or not isinstance(layout, str):
             raise TypeError(
@@ -72,6 +78,11 @@ class LoadPlanner(ResumePlanner):
         super().__init__(
             flatten_state_dict, flatten_sharded_tensors, allow_partial_load, strict_dtypes=strict_dtypes
         )
+        if dtype not in (None, "packed"):
+            raise ValueError(
+                f'dtype: expected "packed" or None, since tensors have dtypes of their own, found {dtype!r}'
+            )
+        self.dtype = dtype
         self.model = model
         self.layout = layout
         self.strict = strict
@@ -85,6 +96,8 @@ class LoadPlanner(ResumePlanner):
         self.by_items = False
         self.resumes = False  #: True for a checkpoint of the trainer's own tensors
         self._transfers: list[Any] = []
+        self._dtypes: dict[int, torch.dtype] = {}  # by number of the ReadItem
+        self._parts: dict[int, list[int]] = {}  # numbers of the ReadItems of each transfer
         self._arrived: dict[int, torch.Tensor] = {}  # by number of the ReadItem
         self._awaited: dict[int, torch.Tensor] = {}
         self._lock = Lock()  # torch's reader may commit from several threads
@@ -109,8 +122,13 @@ class LoadPlanner(ResumePlanner):
         start = time.perf_counter()
         self.description = describe(self.state_dict)
         problems = self._problems()
-        if self.plan is None:
+        layout, weight_map = self.layout, None
+        if self.plan is None or self.dtype == "packed":
             layout, weight_map = self._layout()
+        if self.dtype == "packed":
+            self.catalog, weight_map, more = _core.as_packed(self.catalog, weight_map, self.description.specs)
+            problems += more
+        if self.plan is None:
             try:
                 self.core_plan = _core.plan_load(
                     self.description.specs,
@@ -168,43 +186,39 @@ class LoadPlanner(ResumePlanner):
         return new_plan
 
     # --- with another storage reader ---------------------------------------------------------------------------
-    # Transfer t is read by items 2t (its elements) and 2t + 1 (its scales); the number travels as the index hint of
-    # the item's destination. Scales are asked for first: whatever has to wait for its other half is then small.
+    # Part p of transfer t (its elements, its scales, its global scale) is read by an item; 3 t + p travels as the index
+    # hint of the item's destination.
 
     def _read_items(self) -> list[ReadItem]:
-        tensors = self.catalog.tensors
         self._transfers = self.core_plan.transfers
         for zero in self.core_plan.zeros:
             self.description.local_tensors[zero].detach().zero_()
-        items = []
-        for number, transfer in enumerate(self._transfers):
-            fqn = self.description.specs[transfer.destination].fqn
-            boxes = [(transfer.source, transfer.source_offset, transfer.source_size)]
-            if transfer.scales >= 0:
-                boxes.append((transfer.scales, transfer.scale_offset, transfer.scale_size))
-            for part, (source, offset, size) in enumerate(boxes):
-                tensor = tensors[source]
-                items.append(
-                    ReadItem(
-                        LoadItemType.TENSOR,
-                        MetadataIndex(fqn, index=2 * number + part),
-                        torch.Size([0] * len(size)),
-                        MetadataIndex(tensor.name, tensor.offset),
-                        torch.Size(offset),
-                        torch.Size(size),
-                    )
+        items, self._dtypes, self._parts = [], {}, {}
+        for transfer, part, name, dtype, chunk, offset, size in _core.read_items(
+            self.core_plan, self.catalog
+        ):
+            number = 3 * transfer + part
+            self._dtypes[number] = DTYPES[dtype]
+            self._parts.setdefault(transfer, []).append(number)
+            fqn = self.description.specs[self._transfers[transfer].destination].fqn
+            items.append(
+                ReadItem(
+                    LoadItemType.TENSOR,
+                    MetadataIndex(fqn, index=number),
+                    torch.Size([0] * len(size)),
+                    MetadataIndex(name, chunk),
+                    torch.Size(offset),
+                    torch.Size(size),
                 )
-        self._dtypes = [DTYPES[tensor.dtype] for tensor in tensors]
-        return sorted(items, key=lambda item: item.dest_index.index % 2 == 0)
+            )
+        return items
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         """A buffer for what is stored; it is decoded into the destination by ``commit_tensor``."""
         number = read_item.dest_index.index
         if self.resumes or number is None:  # which no item of this planner's own has
             return super().resolve_tensor(read_item)
-        transfer = self._transfers[number // 2]
-        source = transfer.source if number % 2 == 0 else transfer.scales
-        buffer = torch.empty(read_item.lengths, dtype=self._dtypes[source])
+        buffer = torch.empty(read_item.lengths, dtype=self._dtypes[number])
         with self._lock:
             self._awaited[number] = buffer
         stored = buffer.as_subclass(_Stored)
@@ -216,20 +230,21 @@ class LoadPlanner(ResumePlanner):
         number = read_item.dest_index.index
         if self.resumes or number is None:
             return
-        which = number // 2
-        transfer = self._transfers[which]
+        which = number // 3
         with self._lock:
             self._arrived[number] = self._awaited.pop(number)
-            numbers = [2 * which, 2 * which + 1] if transfer.scales >= 0 else [2 * which]
-            if not all(part in self._arrived for part in numbers):
+            if not all(part in self._arrived for part in self._parts[which]):
                 return
-            parts = [self._arrived.pop(part) for part in numbers]
-        addresses = [part.data_ptr() for part in parts]
-        scales = addresses[1] if len(addresses) > 1 else 0
-        _core.place_transfer(
-            self.core_plan, which, self.catalog, addresses[0], scales, self.description.specs
+            parts = {part % 3: self._arrived.pop(part) for part in self._parts[which]}
+        addresses = [parts[part].data_ptr() if part in parts else 0 for part in range(3)]
+        _core.place_items(self.core_plan, which, self.catalog, addresses, self.description.specs)
+        torch.autograd.graph.increment_version(
+            self.description.local_tensors[self._transfers[which].destination]
         )
-        torch.autograd.graph.increment_version(self.description.local_tensors[transfer.destination])
+
+
+#: Far more than any model's configuration has.
+_MOST_CONFIG_BYTES = 1 << 26
 
 
 class _Stored(torch.Tensor):
@@ -267,4 +282,14 @@ def catalog_of_metadata(metadata: Metadata) -> Any:
         for chunk in stored.chunks
     ]
     tensors.sort(key=lambda tensor: (tensor[0].encode(), tensor[3]))  # as the catalog orders them
-    return _core.catalog_of_tensors(tensors)
+    return _core.catalog_of_tensors(tensors, _config_beside(metadata))
+
+
+def _config_beside(metadata: Metadata) -> str:
+    """The config.json beside the files that torch's reader tells of; empty where these are not on this machine."""
+    for info in (metadata.storage_data or {}).values():
+        file = Path(getattr(info, "relative_path", ""))
+        config = file.parent / "config.json"
+        is_here = file.suffix == ".safetensors" and is_file(file) and is_file(config)
+        return read_regular(config, _MOST_CONFIG_BYTES).decode() if is_here else ""
+    return ""
