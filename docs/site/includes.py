@@ -97,9 +97,9 @@ def _commands() -> str:
     absent.__getattr__ = lambda name: getattr(core, name)  # type: ignore[method-assign]
     sys.modules["shardwright._core"] = absent
     sys.path.insert(0, str(TREE / "python_shim"))
-    from shardwright.cli.command_line import _parser
+    from shardwright.cli.command_line import parser as parser_of_all
 
-    parser = _parser()
+    parser = parser_of_all()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = []
     for what in commands._choices_actions:

@@ -187,6 +187,7 @@ void bind_reading(py::module_& m) {
   py::class_<Manifest>(m, "Manifest", "See storage/format/manifest.h.")
       .def_property_readonly("tensors", &tensors_of,
                              "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory).")
+      .def_property_readonly("file_count", [](const Manifest& manifest) { return manifest.files.size(); })
       .def("chunks", &chunks_of, py::arg("tensor"),
            "(offset, shape, file, begin, end) of the chunks of a tensor, by its number.")
       .def_property_readonly("objects",
@@ -291,7 +292,7 @@ void bind_reading(py::module_& m) {
       },
       py::arg("shape"), py::arg("chunks"), "Of (offset, size): what keeps them from making up the whole.");
   m.def("verify_checkpoint", &verify_checkpoint, py::arg("directory"), py::arg("threads") = 0,
-        py::call_guard<py::gil_scoped_release>());
+        py::arg("progress") = nullptr, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
