@@ -32,6 +32,7 @@
 #include "planner/names/weight_map.h"
 #include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
+#include "python_shim/bindings/interruptible.h"
 #include "storage/boxes/placing.h"
 #include "storage/device/device_calls.h"
 #include "storage/files/pending_file.h"
@@ -508,11 +509,13 @@ void bind_generate(py::module_& m) {
       [](const std::filesystem::path& directory, const std::string& preset, const std::string& encoding,
          bool layout_only, std::uint64_t seed, int threads, int layers, const std::string& family,
          const std::string& form, const std::string& config, std::uint64_t max_file_bytes,
-         const std::string& values, Progress* progress) {
+         const std::string& values, Progress* watched) {
         if (values != "trained" && values != "any")
           throw Error(ErrorKind::argument, "values '" + values + "': expected trained or any");
-        return generate(directory, {preset, encoding, layout_only, values == "any", seed, threads, layers,
-                                    family, form, config, max_file_bytes, progress});
+        return interruptible(watched, [&](Progress& progress) {
+          return generate(directory, {preset, encoding, layout_only, values == "any", seed, threads, layers,
+                                      family, form, config, max_file_bytes, &progress});
+        });
       },
       py::arg("directory"), py::arg("preset") = "", py::arg("encoding") = "", py::arg("layout_only") = false,
       py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0, py::arg("family") = "",

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from shardwright.cli.command_line import COMMANDS
 from shardwright.cli.progress import ERASE_LINE, line_of, shown
 from shardwright.progress import Watched, counters_of
 from test_command_line import output_of, shardwright
+
+
+pytestmark = pytest.mark.ranks
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +202,7 @@ def test_a_line_says_what_is_done_and_what_is_left():
 def completed_by_bash(script: str, *words: str) -> set[str]:
     line = " ".join(f"'{word}'" for word in words)
     code = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _shardwright; echo ${{COMPREPLY[@]}}"
-    run = subprocess.run(["bash", "-euc", code], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(["bash", "-uc", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
 
@@ -221,3 +225,25 @@ def test_zsh_and_fish_are_told_the_same():
     for command in COMMANDS:
         assert f" -a {command} -d " in fish and f"'__fish_seen_subcommand_from {command}'" in fish
     assert "-l preset -x -a 'tiny small bench full'" in fish
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "new", "--preset", "bench", "--layers", "14"],
+        ["simulate", "--preset", "full", "--mesh", "pp=8,ep=64,ep_shard=2"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_ctrl_c_stops_what_the_engine_does(command: list[str], tmp_path: Path):
+    """Each takes several seconds, and is asked to stop when it has begun."""
+    code = f"import sys\nfrom shardwright.cli.command_line import main\nsys.exit(main({command!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output, error) == (130, "", f"shardwright {command[0]}: stopped\n")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
