@@ -19,7 +19,6 @@ from shardwright.cli.progress import ERASE_LINE, line_of, shown
 from shardwright.progress import Watched, counters_of
 from test_command_line import output_of, shardwright
 
-
 pytestmark = pytest.mark.ranks
 
 
