@@ -162,12 +162,15 @@ bench: build peers ## measure kernels, loading beside the peers (a table, JSON a
 
 WHEEL_PACKAGES := dpkg-dev
 .PHONY: wheel
+# WHEEL_PYTHONS="python3.10 python3.12" builds for these, too; each needs its headers.
+WHEEL_PYTHONS :=
 wheel: system $(STAMP) ## build a wheel for machines without a compiler into dist/, and try it in a fresh environment
 	@.ci/system_packages $(WHEEL_PACKAGES)
 	$(call say,dist: wheel)
-	@.ci/wheel
+	@.ci/wheel $(CURDIR)/$(IN_VENV) $(WHEEL_PYTHONS)
 	$(call say,the wheel in a fresh environment)
 	@.ci/try_wheel
+	@for python in $(WHEEL_PYTHONS); do PYTHON=$$python .ci/try_wheel; done
 
 # --- .venv-peers -------------------------------------------------------------------------------------------------------
 # The libraries that ours is compared with, in an environment of their own: they are large and pin what ours need not.

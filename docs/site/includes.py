@@ -89,20 +89,24 @@ def _header(path: str, holds: str) -> str:
 
 def _commands() -> str:
     """From the parser itself; the compiled module, which it asks for the names of encodings, need not be built."""
-    os.environ["COLUMNS"] = "96"
+    os.environ["COLUMNS"] = "88"
     os.environ["NO_COLOR"] = "1"
     core = MagicMock(spec_set=None, __version__="")
-    core.encodings.return_value = ["mxfp8", "..."]
+    made = re.search(r"made\{(.*?)\}", (TREE / "planner/models/samples.cpp").read_text())
+    if made is None:
+        raise ValueError("planner/models/samples.cpp: expected the list of generated encodings, found none")
+    core.generated_encodings.return_value = re.findall(r'"(\w+)"', made[1])
     absent = types.ModuleType("shardwright._core")
     absent.__getattr__ = lambda name: getattr(core, name)  # type: ignore[method-assign]
     sys.modules["shardwright._core"] = absent
     sys.path.insert(0, str(TREE / "python_shim"))
-    from shardwright.cli.command_line import _parser
+    from shardwright.cli.command_line import parser as parser_of_all
 
-    parser = _parser()
+    parser = parser_of_all()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = []
     for what in commands._choices_actions:
+        commands.choices[what.dest].description = None  # it is above the block
         text = commands.choices[what.dest].format_help()
         parts.append(
             f"## {what.dest}\n\n{what.help[0].upper()}{what.help[1:]}.\n\n```text\n{text.strip()}\n```\n"

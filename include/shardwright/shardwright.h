@@ -48,6 +48,7 @@
 // Checking, generating, and planning for ranks that are not there.
 #include "planner/names/mesh.h"
 #include "storage/boxes/read_costs.h"
+#include "storage/progress.h"
 #include "storage/tools/generate.h"
 #include "storage/tools/simulate.h"
 #include "storage/tools/verify.h"

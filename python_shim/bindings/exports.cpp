@@ -156,11 +156,13 @@ void bind_exports(py::module_& m) {
   m.def(
       "write_share",
       [](const std::string& told, const std::vector<TensorSpec>& specs, const std::string& state,
-         const ExportRequest& request, int threads, std::size_t staging_bytes, const DeviceOptions& devices) {
-        return write_share(told, specs, decode_state(state), request, {threads, staging_bytes, devices});
+         const ExportRequest& request, int threads, std::size_t staging_bytes, const DeviceOptions& devices,
+         Progress* progress) {
+        return write_share(told, specs, decode_state(state), request,
+                           {threads, staging_bytes, devices, progress});
       },
       py::arg("told"), py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("threads") = 0,
-      py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{},
+      py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{}, py::arg("progress") = nullptr,
       py::call_guard<py::gil_scoped_release>(), "Writes what Publication.plan has said to this rank.");
   bind_files_beside(m);
 }

@@ -36,6 +36,7 @@
 #include "planner/names/weight_map.h"
 #include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
+#include "python_shim/bindings/interruptible.h"
 #include "storage/boxes/place_items.h"
 #include "storage/device/device_calls.h"
 #include "storage/files/pending_file.h"
@@ -506,6 +507,21 @@ void bind_load(py::module_& m) {
       "Runs one transfer whose items, in the order of their parts, lie contiguous in memory at these addresses.");
 }
 
+void bind_progress(py::module_& m) {
+  py::class_<Progress>(m, "Progress",
+                       "How far a piece of work is; it may be looked at while the work goes on.")
+      .def(py::init<>())
+      .def_property_readonly("done", [](const Progress& progress) { return progress.done.load(); })
+      .def_property_readonly("total", [](const Progress& progress) { return progress.total.load(); })
+      .def(
+          "set",
+          [](Progress& progress, std::uint64_t done, std::uint64_t total) {
+            progress.done = done;
+            progress.total = total;
+          },
+          py::arg("done"), py::arg("total"));
+}
+
 void bind_generate(py::module_& m) {
   py::class_<GenerateReport>(m, "GenerateReport")
       .def_readonly("tensors", &GenerateReport::tensors)
@@ -515,14 +531,19 @@ void bind_generate(py::module_& m) {
       "generate",
       [](const std::filesystem::path& directory, const std::string& preset, const std::string& encoding,
          bool layout_only, std::uint64_t seed, int threads, int layers, const std::string& family,
-         const std::string& form, const std::string& config, std::uint64_t max_file_bytes) {
-        return generate(directory, {preset, encoding, layout_only, seed, threads, layers, family, form,
-                                    config, max_file_bytes});
+         const std::string& form, const std::string& config, std::uint64_t max_file_bytes,
+         const std::string& values, Progress* watched) {
+        if (values != "trained" && values != "any")
+          throw Error(ErrorKind::argument, "values '" + values + "': expected trained or any");
+        return interruptible(watched, [&](Progress& progress) {
+          return generate(directory, {preset, encoding, layout_only, values == "any", seed, threads, layers,
+                                      family, form, config, max_file_bytes, &progress});
+        });
       },
       py::arg("directory"), py::arg("preset") = "", py::arg("encoding") = "", py::arg("layout_only") = false,
       py::arg("seed") = 0, py::arg("threads") = 0, py::arg("layers") = 0, py::arg("family") = "",
       py::arg("form") = "", py::arg("config") = "", py::arg("max_file_bytes") = 0,
-      py::call_guard<py::gil_scoped_release>());
+      py::arg("values") = "trained", py::arg("progress") = nullptr, py::call_guard<py::gil_scoped_release>());
   m.def(
       "generated_catalog",
       [](const std::string& preset, int layers, const std::string& family, const std::string& form,
@@ -556,6 +577,7 @@ PYBIND11_MODULE(_core, m) {
       "it.";
   m.attr("__version__") = SHARDWRIGHT_VERSION;
   shardwright::bind_errors(m);
+  shardwright::bind_progress(m);
   shardwright::bind_catalog(m);
   shardwright::bind_specs(m);
   shardwright::bind_weight_map(m);

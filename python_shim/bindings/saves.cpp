@@ -15,6 +15,7 @@
 
 #include "planner/error.h"
 #include "python_shim/bindings/bindings.h"
+#include "python_shim/bindings/interruptible.h"
 #include "storage/device/copy_out.h"
 #include "storage/files/input_file.h"
 #include "storage/format/checkpoint_place.h"
@@ -187,6 +188,7 @@ void bind_reading(py::module_& m) {
   py::class_<Manifest>(m, "Manifest", "See storage/format/manifest.h.")
       .def_property_readonly("tensors", &tensors_of,
                              "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory).")
+      .def_property_readonly("file_count", [](const Manifest& manifest) { return manifest.files.size(); })
       .def("chunks", &chunks_of, py::arg("tensor"),
            "(offset, shape, file, begin, end) of the chunks of a tensor, by its number.")
       .def_property_readonly("objects",
@@ -290,8 +292,14 @@ void bind_reading(py::module_& m) {
         return tiling_fault(whole(shape), std::move(boxes));
       },
       py::arg("shape"), py::arg("chunks"), "Of (offset, size): what keeps them from making up the whole.");
-  m.def("verify_checkpoint", &verify_checkpoint, py::arg("directory"), py::arg("threads") = 0,
-        py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "verify_checkpoint",
+      [](const std::filesystem::path& directory, int threads, Progress* watched) {
+        return interruptible(
+            watched, [&](Progress& progress) { return verify_checkpoint(directory, threads, &progress); });
+      },
+      py::arg("directory"), py::arg("threads") = 0, py::arg("progress") = nullptr,
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "python_shim/bindings/bindings.h"
+#include "python_shim/bindings/interruptible.h"
 #include "storage/tools/simulate.h"
 
 namespace py = pybind11;
@@ -61,8 +62,8 @@ void bind_simulate(py::module_& m) {
   m.def(
       "simulate",
       [](const Catalog& catalog, const WeightMap& map, const std::vector<MeshDimension>& mesh,
-         const std::string& dense, std::int64_t ranks_per_node, std::int64_t sample, int threads,
-         bool strict) {
+         const std::string& dense, std::int64_t ranks_per_node, std::int64_t sample, int threads, bool strict,
+         Progress* watched) {
         const DenseSharding sharding = dense_sharding_named(dense);
         SimulateOptions options;
         options.ranks_per_node = ranks_per_node;
@@ -70,10 +71,15 @@ void bind_simulate(py::module_& m) {
         options.threads = threads;
         options.plan.strict = strict;
         const py::gil_scoped_release release;
-        return simulate(TensorsOnMesh(native_tensors(catalog, map), mesh, sharding), catalog, map, options);
+        const TensorsOnMesh tensors(native_tensors(catalog, map), mesh, sharding);
+        return interruptible(watched, [&](Progress& progress) {
+          options.progress = &progress;
+          return simulate(tensors, catalog, map, options);
+        });
       },
       py::arg("catalog"), py::arg("map"), py::arg("mesh"), py::arg("dense") = "auto",
       py::arg("ranks_per_node") = 8, py::arg("sample") = 0, py::arg("threads") = 0, py::arg("strict") = true,
+      py::arg("progress") = nullptr,
       "Plans a load on every rank of a mesh, or on whole nodes with about `sample` of them.");
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
 from shardwright.local_path import local_path
+from shardwright.progress import counters_of
 from shardwright.weight_maps import weight_map_for
 
 
@@ -34,13 +35,15 @@ def generate(
     form: str | None = None,
     config: Mapping[str, Any] | None = None,
     encoding: str | None = None,
+    values: str = "trained",
     max_shard_size: int | str | None = None,
     seed: int = 0,
     layout_only: bool = False,
     threads: int = 0,
     layers: int = 0,
 ) -> Any:
-    """Writes a checkpoint with a released model's names, shapes and formats and random values.
+    """Writes a checkpoint with a released model's names, shapes and formats and random values, and what a trainer needs
+    to begin: config.json, generation_config.json and a tokenizer whose tokens are bytes.
 
     ``family`` is one of those that ``shardwright families`` lists: a small checkpoint of it, in the ``form`` in which
     it is released, such as "bf16", "fp8" or "tied"; no form means the usual one. ``config`` has values for its
@@ -52,6 +55,9 @@ def generate(
     ``encoding`` is how weights are stored that releases quantise: "mxfp8", "block_fp8" with an F32 scale for each
     128 × 128 block, "tensor_fp8" with one for the tensor; the default is as released. ``max_shard_size`` bounds the
     files, in bytes or as "5GB". Equal seeds give equal bytes.
+
+    ``values="trained"`` are of the size that a trained model has: weights of deviation 0.02, norms near 1; a forward
+    pass is finite. ``"any"`` are all that the formats can hold, huge and tiny, to test what reads them.
 
     Returns a report with ``tensors``, ``files`` and ``bytes``. Raises ValueError for options that are unknown or
     contradict each other, FileExistsError or ValueError for a directory that holds a checkpoint.
@@ -68,6 +74,8 @@ def generate(
         form or "",
         json.dumps(dict(config)) if config is not None else "",
         bytes_of_size(max_shard_size) if max_shard_size is not None else 0,
+        values,
+        counters_of("generating"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.local_path import local_path, whole_number
+from shardwright.progress import counters_of
 from shardwright.system_calls import is_file
 
 
@@ -45,6 +46,16 @@ def latest(root: str | os.PathLike[str]) -> Path | None:
     return None if found is None else Path(found)
 
 
+def expect_no_steps(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a folder that holds the checkpoints of several steps, and names the latest."""
+    newest = latest(path)
+    if newest is not None:
+        raise ValueError(
+            f"{os.fspath(path)} holds the checkpoints of several steps; expected one of them, such as the latest, "
+            f"shardwright.latest(...): {newest}"
+        )
+
+
 def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     """Checks headers, index, coverage and, where the format has them, checksums of a checkpoint.
 
@@ -59,4 +70,4 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
         from shardwright.dcp.torch_checkpoint import verify_torch_checkpoint
 
         return verify_torch_checkpoint(Path(path))
-    return _core.verify_checkpoint(os.fspath(path), threads or 0)
+    return _core.verify_checkpoint(os.fspath(path), threads or 0, counters_of("verifying"))

@@ -19,6 +19,7 @@ from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.torch_checkpoint import METADATA_NAME, part_of_file
 from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.local_path import local_path
+from shardwright.progress import counters_of
 from shardwright.regular_file import open_regular
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_file
@@ -102,6 +103,9 @@ class _StoredChunks:
                 "shardwright.export makes and loads those"
             )
 
+        self._bytes = sum(place.length for place in self.metadata.storage_data.values())
+        self._progress = counters_of("converting")
+
     def plans(self) -> list[SavePlan]:
         """For each file what is in it."""
         by_file: dict[str, list[WriteItem]] = {}
@@ -133,6 +137,8 @@ class _StoredChunks:
         """The chunk or object itself, checked against its checksums."""
         place = self._place(item.index)
         path = self.path / place.relative_path
+        if self._progress is not None:
+            self._progress.set(self._progress.done + place.length, self._bytes)
         if self.manifest is not None:
             self._expect_undamaged(item)
         with open_regular(path) as file:

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.distributed.checkpoint.stateful import Stateful
 
 from shardwright import _core
-from shardwright.checkpoints import latest
+from shardwright.checkpoints import expect_no_steps
 from shardwright.dcp.flat_state import expect_state_dict
 from shardwright.dcp.fresh_optimizer import make_missing_state
 from shardwright.dcp.load_planner import LoadPlanner
@@ -159,7 +159,7 @@ def _reader_and_planner(
     if is_of_trainer(path):
         reader = ShardedStorageReader(path, verify=verify, weights_only=weights_only, **options)
         return reader, ResumePlanner(**either)
-    _expect_no_steps(path)
+    expect_no_steps(path)
     return HuggingFaceStorageReader(path, verify=verify, **options), LoadPlanner(**hugging_face, **either)
 
 
@@ -185,12 +185,3 @@ def _is_sharded(path: str | os.PathLike[str]) -> bool:
     of_torch = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
     names = uninterrupted(lambda: os.listdir(path)) if is_folder(path) else []
     return any(of_torch.fullmatch(name) for name in names)
-
-
-def _expect_no_steps(path: str | os.PathLike[str]) -> None:
-    newest = latest(path)
-    if newest is not None:
-        raise ValueError(
-            f"{os.fspath(path)} holds the checkpoints of several steps; expected one of them, such as the latest, "
-            f"shardwright.latest(...): {newest}"
-        )

@@ -14,7 +14,7 @@
 namespace shardwright {
 ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
                           const AdapterAsked& asked, const Job& job, const SaveAdapterOptions& options) {
-  const ExportWriting writing{options.threads, options.staging_bytes, options.devices};
+  const ExportWriting writing{options.threads, options.staging_bytes, options.devices, nullptr};
   std::vector<TensorSpec> lora;
   std::copy_if(specs.begin(), specs.end(), std::back_inserter(lora),
                [](const TensorSpec& spec) { return lora_name_of(spec.fqn).has_value(); });

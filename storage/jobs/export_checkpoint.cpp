@@ -45,7 +45,7 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::p
       job,
       [&] {
         report = write_share(word, specs, state, request,
-                             {options.threads, options.staging_bytes, options.devices});
+                             {options.threads, options.staging_bytes, options.devices, nullptr});
         return report.row_sums;
       },
       [&](const std::vector<std::string>& row_sums) {

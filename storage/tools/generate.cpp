@@ -20,6 +20,7 @@
 #include "storage/format/hf_index.h"
 #include "storage/format/safetensors.h"
 #include "storage/threads.h"
+#include "storage/tools/generate_tokenizer.h"
 #include "storage/tools/generate_values.h"
 #include "storage/tools/random.h"
 
@@ -37,6 +38,7 @@ struct Layout {
   std::string name;
   std::string header;
   std::vector<SourceTensor> tensors;
+  std::vector<RandomValues> values;  ///< of each
 
   std::uint64_t bytes() const { return tensors.back().end; }
 };
@@ -111,9 +113,10 @@ Wanted wanted(const GenerateOptions& options) {
 }
 
 /// The tensors in their order, a new file whenever the next would make the last too large.
-std::vector<Layout> lay_out(std::vector<NamedShape> tensors, std::uint64_t max_file_bytes) {
+std::vector<Layout> lay_out(std::vector<NamedShape> tensors, std::uint64_t max_file_bytes, bool any) {
   std::vector<Layout> files;
   std::uint64_t filled = 0;
+  std::optional<NamedShape> weight;  // the last that is no scale
   for (NamedShape& tensor : tensors) {
     const std::uint64_t bytes = stored_bytes(tensor.dtype, tensor.shape);
     if (files.empty() || filled + bytes > max_file_bytes) {
@@ -121,6 +124,9 @@ std::vector<Layout> lay_out(std::vector<NamedShape> tensors, std::uint64_t max_f
       filled = 0;
     }
     filled += bytes;
+    files.back().values.push_back(any ? any_values(tensor.name, tensor.dtype)
+                                      : trained_values(tensor, weight ? &*weight : nullptr));
+    if (!is_named_scale(tensor.name)) weight = tensor;
     SourceTensor& source = files.back().tensors.emplace_back();
     source.name = std::move(tensor.name);
     source.dtype = tensor.dtype;
@@ -146,7 +152,8 @@ void prepare_directory(const fs::path& directory) {
   if (code) io_error(directory, "cannot make this directory", code);
   for (const std::string& file : names_in(directory)) {
     const fs::path name = file;
-    if (name.extension() == ".safetensors" || name == hf_index_name || name == "config.json") {
+    if (name.extension() == ".safetensors" || name == hf_index_name || name == "config.json" ||
+        is_beside_generated(file)) {
       throw Error(ErrorKind::argument,
                   printable(directory.native()) + ": expected a directory without a checkpoint, found " +
                       in_quotes(name.native()) + "; give an empty directory, or empty this one");
@@ -166,26 +173,16 @@ void check_space(const fs::path& directory, std::uint64_t bytes) {
               ENOSPC);
 }
 
-/// What a tensor's values are for.
-RandomValues values_of(const SourceTensor& tensor) {
-  const std::string_view name = tensor.name;
-  RandomValues values{tensor.dtype, RandomValues::Kind::any};
-  if (tensor.dtype == DType::U8 && name.ends_with(".weight")) values.kind = RandomValues::Kind::codes;
-  if (tensor.dtype == DType::F8_E4M3 && name.ends_with(".weight_scale"))
-    values.kind = RandomValues::Kind::positive;
-  if (name.ends_with(".weight_scale_2") || name.ends_with(".input_scale"))
-    values.kind = RandomValues::Kind::positive;
-  return values;
-}
-
-void write_values(PendingFile& file, const Layout& layout, std::uint64_t seed, std::vector<char>& buffer) {
+void write_values(PendingFile& file, const Layout& layout, const GenerateOptions& options,
+                  std::vector<char>& buffer) {
   std::size_t used = 0;
   const auto flush = [&] {
     file.append({buffer.data(), used});
     used = 0;
   };
-  for (const SourceTensor& tensor : layout.tensors) {
-    const std::uint64_t key = random_key(seed, tensor.name);
+  for (std::size_t i = 0; i < layout.tensors.size(); ++i) {
+    const SourceTensor& tensor = layout.tensors[i];
+    const std::uint64_t key = random_key(options.seed, tensor.name);
     const std::uint64_t bytes = tensor.end - tensor.begin;
     for (std::uint64_t offset = 0; offset < bytes;) {
       // Values come in words of 8 bytes: only the end of the tensor may cut one.
@@ -195,9 +192,10 @@ void write_values(PendingFile& file, const Layout& layout, std::uint64_t seed, s
         flush();
         continue;
       }
-      fill_random(values_of(tensor), key, offset, std::span(buffer).subspan(used, count));
+      fill_random(layout.values[i], key, offset, std::span(buffer).subspan(used, count));
       used += count;
       offset += count;
+      count_done(options.progress, count);
     }
   }
   flush();
@@ -210,7 +208,7 @@ PendingFile write_file(const fs::path& directory, const Layout& layout, const Ge
   if (options.layout_only) {
     file.resize(layout.bytes());
   } else {
-    write_values(file, layout, options.seed, buffer);
+    write_values(file, layout, options, buffer);
   }
   file.close();
   return file;
@@ -244,7 +242,7 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
   }
   Wanted wanted_one = wanted(options);
   const std::vector<Layout> layouts =
-      lay_out(std::move(wanted_one.checkpoint.tensors), wanted_one.max_file_bytes);
+      lay_out(std::move(wanted_one.checkpoint.tensors), wanted_one.max_file_bytes, options.any_values);
   GenerateReport report;
   std::vector<std::string> names;
   std::vector<HfIndex::Entry> entries;
@@ -259,12 +257,17 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
   report.files = static_cast<std::int64_t>(layouts.size());
 
   prepare_directory(directory);
-  if (!options.layout_only) check_space(directory, report.bytes);
+  if (!options.layout_only) {
+    check_space(directory, report.bytes);
+    expect_in_all(options.progress, report.bytes);
+  }
 
   // Nothing takes its final name before all is written, and the index takes it last: a checkpoint that has
   // its index is whole, and after a failure the directory is as it was.
   std::vector<PendingFile> files = write_files(directory, layouts, options);
   files.push_back(write_text(directory / "config.json", wanted_one.checkpoint.config));
+  for (const auto& [name, text] : beside_generated(wanted_one.checkpoint.config))
+    files.push_back(write_text(directory / name, text));
   files.push_back(write_text(directory / hf_index_name, make_hf_index(names, entries, report.bytes)));
   for (PendingFile& file : files) file.publish();
   return report;
@@ -275,7 +278,8 @@ Catalog generated_catalog(const GenerateOptions& options) {
   Catalog catalog;
   catalog.directory = wanted_one.name;
   catalog.config = wanted_one.checkpoint.config;
-  for (Layout& layout : lay_out(std::move(wanted_one.checkpoint.tensors), wanted_one.max_file_bytes)) {
+  for (Layout& layout :
+       lay_out(std::move(wanted_one.checkpoint.tensors), wanted_one.max_file_bytes, options.any_values)) {
     const auto file = static_cast<std::uint32_t>(catalog.files.size());
     catalog.files.push_back({layout.name, layout.bytes()});
     for (SourceTensor& tensor : layout.tensors) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "planner/names/catalog.h"
+#include "storage/progress.h"
 
 namespace shardwright {
 
@@ -15,6 +16,7 @@ struct GenerateOptions {
   std::string preset = {};  ///< tiny (also where it is empty), small, bench or full: see minimax_m3_presets.h
   std::string encoding = {};  ///< of what releases quantise, see generated_encodings(); empty: as released
   bool layout_only = false;   ///< true headers, index and config.json, but sparse files behind them
+  bool any_values = false;    ///< all that the formats can hold, instead of what a trained model has
   std::uint64_t seed = 0;     ///< equal seeds give equal bytes, on any machine and with any number of threads
   int threads = 0;            ///< 0: as many as there are processors
   int layers = 0;             ///< 0: as many as the preset has; more than its dense ones otherwise
@@ -23,6 +25,8 @@ struct GenerateOptions {
   std::string form = {};    ///< in which it is released, see sample_forms(); empty: its first
   std::string config = {};  ///< a JSON object of values for the family's config.json, which decides all sizes
   std::uint64_t max_file_bytes = 0;  ///< of tensors, but for one tensor that is larger; 0: several files
+
+  Progress* progress = nullptr;  ///< counts bytes of tensors
 };
 
 /// What was written.
@@ -33,9 +37,10 @@ struct GenerateReport {
 };
 
 /// Writes a checkpoint with the names, shapes and formats of the released model into `directory` (made if
-/// missing): model-0000i-of-0000n.safetensors, model.safetensors.index.json and config.json. Values are
-/// random and exercise the formats: every FP8 code but NaN, scales over a wide range. Throws Error, argument
-/// where options contradict each other; refuses a directory that already holds safetensors.
+/// missing): model-0000i-of-0000n.safetensors, model.safetensors.index.json, config.json and what a trainer
+/// needs to begin (generate_tokenizer.h). Values are random, and of the size that a trained model's have: see
+/// trained_values() in generate_values.h, and any_values() there. Throws Error, argument where options
+/// contradict each other; refuses a directory that already holds a file of such a name.
 GenerateReport generate(const std::filesystem::path& directory, const GenerateOptions& options);
 
 /// What read_catalog would find in a directory that `generate` wrote with these options, without writing

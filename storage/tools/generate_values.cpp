@@ -1,9 +1,11 @@
 #include "storage/tools/generate_values.h"
 
+#include <array>
 #include <bit>
 #include <cstring>
 #include <string>
 
+#include "kernels/number_formats.h"
 #include "planner/error.h"
 #include "storage/tools/random.h"
 
@@ -64,6 +66,78 @@ std::uint64_t scales(std::uint64_t key, std::uint64_t i) {
   return result;
 }
 
+/// Of weights when they are decoded, and of their FP8 and 4-bit elements: the latter are any code, of E2M1 or
+/// of integers.
+constexpr float weight_deviation = 0.02F;
+constexpr float fp8_deviation = 128;
+constexpr float four_bit_deviation = 3;
+constexpr float block_scale = 4;  // of NVFP4, which has a scale for the tensor, too
+constexpr float activation_scale = 1.0F / 64;
+
+/// The code of the number in the dtype.
+std::uint64_t code_of(DType dtype, float number) {
+  const ExactNumber exact = exact_value<float32>(std::bit_cast<std::uint32_t>(number));
+  switch (dtype) {
+    case DType::F32:
+      return std::bit_cast<std::uint32_t>(number);
+    case DType::BF16:
+      return nearest<bfloat16>(exact);
+    case DType::F16:
+      return nearest<float16>(exact);
+    case DType::F8_E4M3:
+      return nearest<e4m3fn>(exact);
+    case DType::U8:  // e8m0: the power of two that is not larger
+      return static_cast<std::uint64_t>(exact.exponent + highest_bit(exact.significand) + 127);
+    default:
+      throw Error(ErrorKind::argument, "expected a dtype that the generator has trained values for, found " +
+                                           std::string(name_of(dtype)));
+  }
+}
+
+/// The sum of four random bytes is as good as normal, and the same on any machine.
+constexpr std::size_t sums = 4 * 255 + 1;
+constexpr float mean_of_sums = 510;
+constexpr float deviation_of_sums = 147.8F;
+
+std::size_t sum_of_bytes(std::uint64_t bits) {
+  std::size_t sum = 0;
+  for (int lane = 0; lane < 4; ++lane) sum += (bits >> (8 * lane)) & 0xFF;
+  return sum;
+}
+
+std::array<std::uint64_t, sums> normal_codes(const RandomValues& values) {
+  std::array<std::uint64_t, sums> codes{};
+  for (std::size_t sum = 0; sum < sums; ++sum) {
+    const float steps = (static_cast<float>(sum) - mean_of_sums) / deviation_of_sums;
+    codes[sum] = code_of(values.dtype, values.mean + steps * values.deviation);
+  }
+  return codes;
+}
+
+/// The words of elements that are drawn one by one.
+auto normal_words(const RandomValues& values, std::uint64_t key) {
+  const auto bytes = static_cast<std::uint64_t>(bytes_of(values.dtype));
+  return [codes = normal_codes(values), key, bytes](std::uint64_t i) {
+    std::uint64_t word = 0;
+    for (std::uint64_t lane = 0; lane < 8 / bytes; ++lane) {
+      const std::uint64_t element = i * (8 / bytes) + lane;
+      const std::uint64_t bits = random_word(key, element / 2) >> (32 * (element % 2));
+      word |= codes[sum_of_bytes(bits)] << (8 * bytes * lane);
+    }
+    return word;
+  };
+}
+
+std::string_view last_part(std::string_view name) { return name.substr(name.rfind('.') + 1); }
+std::string_view module_of(std::string_view name) { return name.substr(0, name.rfind('.')); }
+
+bool is_encoded(DType dtype) { return bytes_of(dtype) == 1; }
+
+/// Around a number that is no weight: copies differ, so that it is seen which of them was read.
+RandomValues around(DType dtype, float number) {
+  return {dtype, RandomValues::Kind::normal, number, number / 8};
+}
+
 /// Writes word_at(i) for each word of 8 bytes; the last may be cut.
 template <typename Word>
 void fill_words(std::uint64_t first, std::span<char> into, Word word_at) {
@@ -80,6 +154,37 @@ void fill_words(std::uint64_t first, std::span<char> into, Word word_at) {
 
 }  // namespace
 
+RandomValues any_values(std::string_view name, DType dtype) {
+  RandomValues values{dtype, RandomValues::Kind::any};
+  if (dtype == DType::U8 && name.ends_with(".weight")) values.kind = RandomValues::Kind::codes;
+  if (dtype == DType::F8_E4M3 && name.ends_with(".weight_scale")) values.kind = RandomValues::Kind::positive;
+  if (name.ends_with(".weight_scale_2") || name.ends_with(".input_scale"))
+    values.kind = RandomValues::Kind::positive;
+  return values;
+}
+
+bool is_named_scale(std::string_view name) { return last_part(name).find("scale") != std::string_view::npos; }
+
+RandomValues trained_values(const NamedShape& tensor, const NamedShape* weight) {
+  const std::string_view part = last_part(tensor.name);
+  const DType dtype = tensor.dtype;
+  if (part == "input_scale" || part == "activation_scale") return around(dtype, activation_scale);
+  const bool is_of_weight = weight != nullptr && is_encoded(weight->dtype) && is_named_scale(tensor.name) &&
+                            module_of(weight->name) == module_of(tensor.name);
+  if (is_of_weight) {
+    if (part == "weight_scale_2") return around(dtype, weight_deviation / four_bit_deviation / block_scale);
+    if (dtype == DType::F8_E4M3) return around(dtype, block_scale);
+    const bool is_fp8 = weight->dtype == DType::F8_E4M3;
+    return around(dtype, weight_deviation / (is_fp8 ? fp8_deviation : four_bit_deviation));
+  }
+  if (dtype == DType::I64) return {dtype};
+  if (dtype == DType::U8) return {dtype, RandomValues::Kind::codes};
+  if (dtype == DType::F8_E4M3) return {dtype, RandomValues::Kind::normal, 0, fp8_deviation};
+  const bool is_factor = (part == "weight" && tensor.shape.size() < 2) || part == "gamma" || part == "D" ||
+                         part == "scale" || part == "per_expert_scale" || part == "layer_scalar";
+  return {dtype, RandomValues::Kind::normal, is_factor ? 1.0F : 0.0F, weight_deviation};
+}
+
 void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, std::span<char> into) {
   const std::uint64_t first = offset / 8;
   if (values.kind == RandomValues::Kind::codes)
@@ -88,6 +193,7 @@ void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, s
     return fill_words(first, into, [&](std::uint64_t i) {
       return values.dtype == DType::F32 ? two_small_f32 : positive_e4m3(random_word(key, i));
     });
+  if (values.kind == RandomValues::Kind::normal) return fill_words(first, into, normal_words(values, key));
   const DType dtype = values.dtype;
   switch (dtype) {
     case DType::F8_E4M3:

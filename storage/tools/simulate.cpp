@@ -153,6 +153,8 @@ class Simulator {
   Simulation run() {
     const auto begin = Clock::now();
     const std::vector<std::int64_t> nodes = chosen_nodes();
+    for (const std::int64_t node : nodes)
+      expect_in_all(options_.progress, static_cast<std::uint64_t>(ranks_of(node).second));
     std::vector<std::vector<SimulatedRank>> ranks(nodes.size());
     simulation_.nodes.resize(nodes.size());
     for_each_index(nodes.size(), options_.threads,
@@ -195,14 +197,20 @@ class Simulator {
     return nodes;
   }
 
+  /// The first rank of a node, and how many it has.
+  std::pair<std::int64_t, std::int64_t> ranks_of(std::int64_t node) const {
+    const std::int64_t first = node * options_.ranks_per_node;
+    return {first, std::min(options_.ranks_per_node, mesh_.ranks() - first)};
+  }
+
   SimulatedNode node(std::int64_t number, std::vector<SimulatedRank>& ranks) {
     SimulatedNode node;
     node.node = number;
     Needed needed;
-    const std::int64_t first = number * options_.ranks_per_node;
-    const std::int64_t count = std::min(options_.ranks_per_node, mesh_.ranks() - first);
+    const auto [first, count] = ranks_of(number);
     for (std::int64_t rank = first; rank < first + count; ++rank) {
       ranks.push_back(simulated(rank, needed));
+      count_done(options_.progress, 1);
       node.bytes_needed += ranks.back().bytes_needed;
       node.bytes_read += ranks.back().bytes_read;
       node.requests += ranks.back().requests;

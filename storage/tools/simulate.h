@@ -9,6 +9,7 @@
 #include "planner/names/mesh.h"
 #include "planner/names/weight_map.h"
 #include "storage/boxes/read_costs.h"
+#include "storage/progress.h"
 
 namespace shardwright {
 
@@ -20,6 +21,7 @@ struct SimulateOptions {
   ReadCosts costs = costs_of_files_on_disk;  ///< of all files: they decide whether gaps are read along
   int threads = 0;                           ///< 0: as many as there are processors
   LoadPlanOptions plan;
+  Progress* progress = nullptr;  ///< counts ranks
 };
 
 /// What a rank reads from one file.

@@ -147,10 +147,11 @@ std::vector<RowGeometry> geometries_of(const Manifest& manifest,
 /// Hashes what lies at the ranges. Returns the bytes that were hashed.
 std::uint64_t check_ranges(const Manifest& manifest, const std::vector<const FileRange*>& ranges,
                            const std::vector<std::string>& names, Files& files, Findings& findings,
-                           int threads) {
+                           int threads, Progress* progress) {
   const std::vector<RowGeometry> geometries = geometries_of(manifest, ranges);
   const std::vector<Block> blocks = blocks_of(ranges);
   std::atomic<std::uint64_t> hashed = 0;
+  for (const FileRange* range : ranges) expect_in_all(progress, range->bytes.end - range->bytes.begin);
   for_each_index(blocks.size(), threads, [&](std::size_t index) {
     const Block& block = blocks[index];
     const FileRange& range = *ranges[block.range];
@@ -168,6 +169,7 @@ std::uint64_t check_ranges(const Manifest& manifest, const std::vector<const Fil
       return findings.add(order, name, in_quotes(name) + ": ", error);
     }
     hashed += count;
+    count_done(progress, count);
     const std::uint64_t found =
         manifest.version == 1
             ? checksum_of(bytes, count)
@@ -283,7 +285,8 @@ void check_streams(const std::vector<Listed>& chunks, Files& files, Findings& fi
   });
 }
 
-void verify_sharded(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
+void verify_sharded(const fs::path& directory, int threads, Progress* progress, VerifyReport& report,
+                    Findings& findings) {
   const Manifest manifest = read_manifest(directory);
   report.files = static_cast<std::int64_t>(manifest.files.size());
   report.tensors = static_cast<std::int64_t>(manifest.tensors.size());
@@ -307,18 +310,23 @@ void verify_sharded(const fs::path& directory, int threads, VerifyReport& report
     ranges.push_back(&object.range);
     names.push_back(object.name);
   }
-  report.bytes_hashed = check_ranges(manifest, ranges, names, files, findings, threads);
+  report.bytes_hashed = check_ranges(manifest, ranges, names, files, findings, threads, progress);
 }
 
-void verify_hugging_face(const fs::path& directory, int threads, VerifyReport& report, Findings& findings) {
+void verify_hugging_face(const fs::path& directory, int threads, Progress* progress, VerifyReport& report,
+                         Findings& findings) {
   const Catalog catalog = read_catalog(directory, threads);
   report.files = static_cast<std::int64_t>(catalog.files.size());
   std::atomic<std::uint64_t> hashed = 0;
+  if (catalog.checksums != nullptr) {
+    for (const SourceTensor& tensor : catalog.tensors) expect_in_all(progress, tensor.end - tensor.begin);
+  }
   for_each_index(catalog.tensors.size(), threads, [&](std::size_t tensor) {
     std::uint64_t bytes = 0;
     for (std::string& line : faults_of_rows(catalog, tensor, bytes))
       findings.add(tensor, catalog.tensors[tensor].name, std::move(line));
     hashed += bytes;
+    count_done(progress, bytes);
   });
   report.bytes_hashed = hashed;
   if (const std::optional<Checksums> listed = read_checksums(directory)) {
@@ -367,16 +375,16 @@ void throw_if_any(Findings& findings) {
 
 }  // namespace
 
-VerifyReport verify_checkpoint(const fs::path& directory, int threads) {
+VerifyReport verify_checkpoint(const fs::path& directory, int threads, Progress* progress) {
   VerifyReport report;
   Findings findings;
   const bool sharded = has_manifest(directory);
   report.kind = sharded ? "sharded" : "Hugging Face";
   try {
     if (sharded) {
-      verify_sharded(directory, threads, report, findings);
+      verify_sharded(directory, threads, progress, report, findings);
     } else {
-      verify_hugging_face(directory, threads, report, findings);
+      verify_hugging_face(directory, threads, progress, report, findings);
     }
   } catch (const Error& error) {
     if (error.kind != ErrorKind::malformed) throw;
@@ -391,7 +399,7 @@ void expect_undamaged(const Manifest& manifest, const fs::path& directory,
                       int threads) {
   Findings findings;
   Files files(manifest, directory, findings);
-  check_ranges(manifest, ranges, names, files, findings, threads);
+  check_ranges(manifest, ranges, names, files, findings, threads, nullptr);
   throw_if_any(findings);
 }
 

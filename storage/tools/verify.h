@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "storage/progress.h"
+
 namespace shardwright {
 
 /// What a checkpoint was found to be.
@@ -20,7 +22,8 @@ struct VerifyReport {
 
 /// Checks headers, index, coverage and checksums of a checkpoint, on up to `threads` threads (0: all
 /// processors). What is wrong with the checkpoint is in the report; throws Error (not_found, io) only if
-/// there is nothing to look at.
-VerifyReport verify_checkpoint(const std::filesystem::path& directory, int threads = 0);
+/// there is nothing to look at. `progress` counts bytes that are hashed.
+VerifyReport verify_checkpoint(const std::filesystem::path& directory, int threads = 0,
+                               Progress* progress = nullptr);
 
 }  // namespace shardwright

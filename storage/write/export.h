@@ -12,6 +12,7 @@
 #include "planner/names/tensor_spec.h"
 #include "planner/save/rank_states.h"
 #include "storage/device/device_options.h"
+#include "storage/progress.h"
 #include "storage/write/export_layout.h"
 #include "storage/write/export_report.h"
 
@@ -68,7 +69,9 @@ struct ExportWriting {
   std::size_t staging_bytes = 0;
 
   /// When run_export() returns, all that it did on the devices is done.
-  DeviceOptions devices;
+  DeviceOptions devices = {};
+
+  Progress* progress = nullptr;  ///< counts bytes that this rank has to write, of elements
 };
 
 /// The list of checksums (storage/format/checksums_file.h) of an export, as bytes of the file: of what the

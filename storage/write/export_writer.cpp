@@ -14,6 +14,7 @@
 #include "storage/device/device_gatherers.h"
 #include "storage/files/output_files.h"
 #include "storage/format/row_checksums.h"
+#include "storage/format/safetensors.h"
 #include "storage/threads.h"
 #include "storage/write/export_tasks.h"
 #include "storage/write/template_codes.h"
@@ -96,12 +97,13 @@ class Writer {
  public:
   Writer(const PartsToWrite& parts, const ExportLayout& layout, const LoadPlan& plan,
          const std::filesystem::path& directory, const DevicesInUse& devices,
-         const WritingResources& resources)
+         const WritingResources& resources, Progress* progress)
       : parts_(parts),
         layout_(layout),
         catalog_(layout.catalog),
         devices_(devices),
         resources_(resources),
+        progress_(progress),
         files_(directory, names_of(layout.catalog)),
         row_sums_(layout.catalog.tensors),
         work_(export_tasks(parts, layout.catalog, plan, layout.template_catalog == nullptr,
@@ -115,6 +117,7 @@ class Writer {
 
   void run(ExportReport& report) {
     for (const std::uint32_t file : parts_.headers) write_header(file);
+    for (const ExportTask& task : work_.tasks) expect_in_all(progress_, bytes_of_task(task));
     std::vector<Thread> threads(static_cast<std::size_t>(resources_.gathering.threads));
     const GatherFigures done =
         gather_on_threads(work_.tasks.size(), devices_, resources_.gathering,
@@ -126,6 +129,7 @@ class Writer {
                             } else {
                               encode(task, spec, threads[thread]);
                             }
+                            count_done(progress_, bytes_of_task(task));
                           });
     const Clock::time_point written = Clock::now();
     files_.finish();
@@ -199,6 +203,11 @@ class Writer {
 
   const Transfer& transfer_of(const ExportTask& task) const {
     return *work_.transfers[task.transfer].transfer;
+  }
+
+  /// Of its elements, as the file has them.
+  std::uint64_t bytes_of_task(const ExportTask& task) const {
+    return stored_bytes(catalog_.tensors[transfer_of(task).source].dtype, task.box.size);
   }
 
   /// Encodes, converts or regroups values in CPU memory, and writes them.
@@ -316,6 +325,7 @@ class Writer {
   const Catalog& catalog_;
   const DevicesInUse& devices_;
   const WritingResources resources_;
+  Progress* progress_;
   std::optional<TemplateCodes> template_;
   OutputFiles files_;
   RowSums row_sums_;
@@ -328,7 +338,7 @@ void write_parts(const PartsToWrite& parts, const ExportLayout& layout, const Lo
                  const std::filesystem::path& directory, const ExportWriting& options, ExportReport& report) {
   DevicesInUse devices(tensors_on_devices(parts.specs), options.devices);
   Writer writer(parts, layout, plan, directory, devices,
-                resources_for(options, parts.specs, devices, plan.bytes_needed));
+                resources_for(options, parts.specs, devices, plan.bytes_needed), options.progress);
   devices.run([&] { writer.run(report); });
 }
 

@@ -65,7 +65,7 @@ def path(kind: str, tmp_path_factory) -> Path:
     """The checkpoint `tiny`, or the text part of it with the names of a text-only one."""
     folder = tmp_path_factory.mktemp("nemo")
     vl = folder / "vl"
-    sw.generate(vl, preset="tiny", seed=0)
+    sw.generate(vl, preset="tiny", seed=0, values="any")
     if kind == "vl":
         return vl
     prefix = "language_model."

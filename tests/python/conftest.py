@@ -29,7 +29,7 @@ settings.load_profile("shardwright")
 
 def generated(tmp_path_factory: pytest.TempPathFactory, preset: str) -> Path:
     path = tmp_path_factory.mktemp("generated") / preset
-    sw.generate(path, preset=preset, seed=0)
+    sw.generate(path, preset=preset, seed=0, values="any")
     return path
 
 

@@ -51,7 +51,7 @@ def is_scale(name: str) -> bool:
 @each
 def test_it_loads_exports_and_resumes(family: str, form: str, layout: str, tmp_path: Path):
     source = tmp_path / "from"
-    sw.generate(source, family=family, form=form)
+    sw.generate(source, family=family, form=form, values="any")
     state = filled(sw.empty_state_dict(source, layout=layout))
     report = sw.load(state, source, layout=layout)
     assert report.unknown == [] and report.not_loaded == []

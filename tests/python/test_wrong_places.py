@@ -222,7 +222,7 @@ def test_folders_that_hold_no_checkpoint_say_what_they_hold(tmp_path: Path, tiny
 
 def test_commands_for_hugging_face_checkpoints_say_that_torchs_is_none(tmp_path: Path, capsys):
     dcp.save({"t": torch.ones(2)}, checkpoint_id=tmp_path)
-    for command in ("inspect", "plan", "load"):
+    for command in ("plan", "load"):
         assert "this is a checkpoint of torch's FileSystemWriter" in told(capsys, command, str(tmp_path))
 
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -69,15 +70,88 @@ TEST(generate_values, wide_floats_are_finite_of_both_signs_and_of_every_exponent
 }
 
 TEST(generate_values, a_tensor_is_the_same_however_it_is_cut) {
-  for (const DType dtype : {DType::F8_E4M3, DType::U8, DType::BF16, DType::F32}) {
-    const std::string whole = values(dtype, 100);
-    std::string pieces(100, '\0');
-    fill_random({dtype}, 7, 0, std::span(pieces).first(8));
-    fill_random({dtype}, 7, 8, std::span(pieces).subspan(8, 56));
-    fill_random({dtype}, 7, 64, std::span(pieces).subspan(64));
-    EXPECT_EQ(pieces, whole);
-    EXPECT_NE(values(dtype, 100, 8), whole);
+  for (const auto kind : {RandomValues::Kind::any, RandomValues::Kind::normal}) {
+    for (const DType dtype : {DType::F8_E4M3, DType::U8, DType::BF16, DType::F32}) {
+      const RandomValues wanted{dtype, kind, 1, 0.1F};
+      std::string whole(100, '\0');
+      fill_random(wanted, 7, 0, whole);
+      std::string pieces(100, '\0');
+      fill_random(wanted, 7, 0, std::span(pieces).first(8));
+      fill_random(wanted, 7, 8, std::span(pieces).subspan(8, 56));
+      fill_random(wanted, 7, 64, std::span(pieces).subspan(64));
+      EXPECT_EQ(pieces, whole);
+      std::string other(100, '\0');
+      fill_random(wanted, 8, 0, other);
+      EXPECT_NE(other, whole);
+    }
   }
+}
+
+struct Moments {
+  double mean = 0;
+  double deviation = 0;
+};
+
+Moments moments(const std::vector<double>& numbers) {
+  double sum = 0;
+  double squares = 0;
+  for (const double number : numbers) {
+    sum += number;
+    squares += number * number;
+  }
+  const auto count = static_cast<double>(numbers.size());
+  return {sum / count, std::sqrt(squares / count - sum / count * sum / count)};
+}
+
+TEST(generate_values, normal_numbers_have_the_mean_and_the_deviation) {
+  constexpr std::size_t count = 1 << 16;
+  const auto expect_near = [](const std::vector<double>& numbers, double mean, double deviation) {
+    EXPECT_NEAR(moments(numbers).mean, mean, deviation / 50);
+    EXPECT_NEAR(moments(numbers).deviation, deviation, deviation / 50);
+  };
+  std::string text(count * 4, '\0');
+  fill_random({DType::F32, RandomValues::Kind::normal, 1, 0.02F}, 7, 0, text);
+  std::vector<float> floats(count);
+  std::memcpy(floats.data(), text.data(), text.size());
+  expect_near({floats.begin(), floats.end()}, 1, 0.02);
+
+  text.resize(count * 2);
+  fill_random({DType::BF16, RandomValues::Kind::normal, 0, 0.02F}, 7, 0, text);
+  std::vector<double> halves;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint16_t half = 0;
+    std::memcpy(&half, text.data() + 2 * i, 2);
+    halves.push_back(std::bit_cast<float>(std::uint32_t{half} << 16));
+  }
+  expect_near(halves, 0, 0.02);
+
+  text.resize(count);
+  fill_random({DType::F8_E4M3, RandomValues::Kind::normal, 0, 128}, 7, 0, text);
+  std::vector<double> codes;
+  for (const char byte : text) {  // e4m3, as OCP's document defines it
+    const auto code = static_cast<std::uint8_t>(byte);
+    const int exponent = code >> 3 & 15;
+    const double magnitude =
+        exponent == 0 ? std::ldexp(code & 7, -9) : std::ldexp(8 + (code & 7), exponent - 10);
+    ASSERT_NE(code & 0x7F, 0x7F);
+    codes.push_back(code >= 0x80 ? -magnitude : magnitude);
+  }
+  expect_near(codes, 0, 128);
+}
+
+TEST(generate_values, a_scale_is_the_one_that_makes_its_weight_a_trained_one) {
+  const auto mean_of = [](const NamedShape& scale, DType weight) {
+    const NamedShape before{"layer.proj.weight", weight, {64, 64}};
+    return trained_values(scale, &before).mean;
+  };
+  EXPECT_FLOAT_EQ(mean_of({"layer.proj.weight_scale_inv", DType::F32, {1, 1}}, DType::F8_E4M3) * 128, 0.02F);
+  EXPECT_FLOAT_EQ(mean_of({"layer.proj.weight_scale", DType::F8_E4M3, {64, 4}}, DType::U8) *
+                      mean_of({"layer.proj.weight_scale_2", DType::F32, {}}, DType::U8) * 3,
+                  0.02F);
+  const NamedShape norm{"layer.norm.weight", DType::BF16, {64}};
+  EXPECT_EQ(trained_values(norm, nullptr).mean, 1);
+  const NamedShape other{"layer.proj.weight", DType::BF16, {64, 64}};
+  EXPECT_EQ(trained_values(other, nullptr).mean, 0);
 }
 
 }  // namespace

@@ -104,13 +104,13 @@ constexpr std::string_view text_config_of_step = R"({
   "architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", "moe_intermediate_size": 40,
   "n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "share_expert_dim": 28,
   "mlp_layer_types": ["dense", "sparse"], "layer_types": ["full_attention", "full_attention"],
-  "num_nextn_predict_layers": 1})";
+  "num_nextn_predict_layers": 1, "sliding_window": 16})";
 constexpr std::string_view vision_config_of_step = R"({
   "architectures": ["Step3p7ForConditionalGeneration"], "model_type": "step3p7",
   "text_config": {"model_type": "step3p5", "moe_intermediate_size": 40,
   "n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "share_expert_dim": 28,
   "mlp_layer_types": ["dense", "sparse"], "layer_types": ["full_attention", "full_attention"],
-  "num_nextn_predict_layers": 1},
+  "num_nextn_predict_layers": 1, "sliding_window": 16},
   "vision_config": {"model_type": "step3p5_vision", "hidden_size": 12, "mlp_ratio": 2.0,
   "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "image_size": 16}})";
 

@@ -39,18 +39,20 @@ def checked_against(family: str, layout: str) -> str:
     return PEERS["transformers" if layout == "automodel" and family in WITHOUT_ADAPTER else layout]
 
 
-def print_families(facts: dict[str, Any]) -> None:
+def text_of(facts: dict[str, Any]) -> str:
+    lines = []
     for one in facts["families"]:
         others = [name for name in one["model_types"] if name != one["family"]]
-        print(one["family"] + (f" (also {', '.join(others)})" if others else ""))
-        for layout, peer in one["layouts"].items():
-            print(f"  {layout:<13} checked against {peer}")
-        for layout, reason in one["refused"].items():
-            print(f"  {layout:<13} refused: {reason}")
-        print(f"  generated in  {', '.join(one['forms'])}")
-    print(
-        f"""
+        lines.append(one["family"] + (f" (also {', '.join(others)})" if others else ""))
+        lines += [f"  {layout:<13} checked against {peer}" for layout, peer in one["layouts"].items()]
+        lines += [f"  {layout:<13} refused: {reason}" for layout, reason in one["refused"].items()]
+        lines.append(f"  generated in  {', '.join(one['forms'])}")
+    encodings = ", ".join(facts["encodings"])
+    return (
+        "\n".join(lines)
+        + f"""
+
 All of them also in layout huggingface, the checkpoint's own names and shapes, and with LoRA adapters.
-Encodings of weights, of any family: {", ".join(facts["encodings"])}, or none.
+Encodings of weights, of any family: {encodings}, or none.
 Other families: layout transformers, by the conversion mapping of the installed package transformers (5 or later)."""
     )

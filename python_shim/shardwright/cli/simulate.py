@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardwright import _core
-from shardwright.cli.table import print_columns, print_table
+from shardwright.cli.table import amount, columns, table
+from shardwright.progress import counters_of
 from shardwright.weight_maps import weight_map_for
 
 GIGA = 1e9
@@ -79,7 +80,10 @@ def simulate(
     """
     dimensions = _core.parse_mesh(mesh)
     weight_map = weight_map_for(catalog, model, layout)
-    run = _core.simulate(catalog, weight_map, dimensions, dense, ranks_per_node, sample, threads, strict)
+    progress = counters_of("simulating", "ranks")
+    run = _core.simulate(
+        catalog, weight_map, dimensions, dense, ranks_per_node, sample, threads, strict, progress
+    )
     ranks = [_rank_facts(rank) for rank in run.ranks]
     nodes = [{name: getattr(node, name) for name in ("node", *NODE_FIGURES)} for node in run.nodes]
     facts: dict[str, Any] = {
@@ -204,18 +208,6 @@ def _seconds(
     }
 
 
-def amount(name: str, value: float) -> str:
-    """A figure with its unit, short enough for a table."""
-    if "seconds" in name:
-        return f"{value * 1000:,.1f} ms" if value < 1 else f"{value:,.2f} s"
-    if "bytes" in name:
-        for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-            if value >= size:
-                return f"{value / size:,.2f} {unit}"
-        return f"{value:,.0f} B"
-    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.1f}"
-
-
 def mesh_text(facts: dict[str, Any]) -> str:
     """The mesh in words."""
     sizes = " × ".join(f"{name} {size}" for name, size in facts["mesh"].items())
@@ -267,17 +259,36 @@ def save_rows(save: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def print_simulation(facts: dict[str, Any]) -> None:
-    """Prints the figures for people."""
-    print_table(whole_rows(facts))
-    print_columns(
+def text_of(facts: dict[str, Any]) -> str:
+    """The figures for people, the estimated time first."""
+    parts = [_time_table(facts), table(whole_rows(facts)), _rank_table(facts), _stage_table(facts)]
+    return "\n\n".join(parts)
+
+
+def _time_table(facts: dict[str, Any]) -> str:
+    phases = list(facts["seconds"]["alone"])
+    return columns(
+        ["estimated time", "sum", *phases],
+        [
+            [label, amount("seconds", sum(facts["seconds"][way].values())),
+             *(amount("seconds", facts["seconds"][way][phase]) for phase in phases)]
+            for way, label in (("alone", "each rank for itself"), ("together", "a node's ranks together"))
+        ],
+    )  # fmt: skip
+
+
+def _rank_table(facts: dict[str, Any]) -> str:
+    return columns(
         ["per rank", "minimum", "mean", "maximum"],
         [
             [label, *(amount(name, facts["per_rank"][name][which]) for which in ("min", "mean", "max"))]
             for name, label in RANK_FIGURES.items()
         ],
     )
-    print_columns(
+
+
+def _stage_table(facts: dict[str, Any]) -> str:
+    return columns(
         ["stage", "ranks", "read min", "read mean", "read max", "max / mean", "files", "requests", "held"],
         [
             [
@@ -295,12 +306,3 @@ def print_simulation(facts: dict[str, Any]) -> None:
             for stage in facts["stages"]
         ],
     )
-    phases = list(facts["seconds"]["alone"])
-    print_columns(
-        ["time at the given speeds", *phases, "sum"],
-        [
-            [label, *(amount("seconds", facts["seconds"][way][phase]) for phase in phases),
-             amount("seconds", sum(facts["seconds"][way].values()))]
-            for way, label in (("alone", "each rank for itself"), ("together", "a node's ranks together"))
-        ],
-    )  # fmt: skip

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from shardwright.cli.simulate import RANK_FIGURES, amount, mesh_text, whole_rows
+from shardwright.cli.simulate import RANK_FIGURES, mesh_text, whole_rows
+from shardwright.cli.table import amount
 
 WIDTH = 1060  #: of a picture, in its own units
 LEFT = 84  #: of the axis labels
@@ -56,6 +57,7 @@ def page(facts: dict[str, Any]) -> str:
         " Bytes, requests, extents and files are counted from the plans; planning is the processor"
         " time measured on this machine.</p>",
         _cards(facts),
+        _section("How long a load would take", _speeds_text(facts), _time_bars(facts)),
         _section(
             "What each rank reads",
             "Bytes read by each rank, gaps that are read along included; where neighbours share a bar, its light"
@@ -76,7 +78,6 @@ def page(facts: dict[str, Any]) -> str:
             " ranks of the node need.",
             _node_bars(facts),
         ),
-        _section("Where the time would go", _speeds_text(facts), _time_bars(facts)),
         _section("Pipeline stages", "", _stage_table(facts)),
         _section("Per rank", "", _rank_table(facts)),
         _section("The whole", "", _table(["", ""], [list(row) for row in whole_rows(facts)])),
@@ -98,7 +99,10 @@ def _section(title: str, text: str, body: str) -> str:
 def _cards(facts: dict[str, Any]) -> str:
     ranks, amplification = facts["per_rank"], facts["amplification"]
     worst = max(stage["read_max_over_mean"] for stage in facts["stages"])
+    together = sum(facts["seconds"]["together"].values())
     cards = [
+        (amount("seconds", sum(facts["seconds"]["alone"].values())), "estimated time, each rank for itself"),
+        (amount("seconds", together), "estimated time, a node's ranks together"),
         (amount("seconds", ranks["planning_seconds"]["mean"]), "planning on a rank, mean"),
         (amount("bytes", ranks["bytes_read"]["mean"]), "read by a rank, mean"),
         (f"{worst:.3f} ×", "largest read / mean of its stage"),

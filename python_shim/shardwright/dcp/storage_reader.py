@@ -18,11 +18,11 @@ from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.cli.progress import progress_callback
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.local_path import local_path, whole_number
+from shardwright.progress import progress_callback
 from shardwright.ranks.cooperation import failing_together, read_together, reading_group
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of

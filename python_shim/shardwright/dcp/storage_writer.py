@@ -28,6 +28,7 @@ from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import default_threads
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
 from shardwright.local_path import expect_overwrite, lasting_path, whole_number
+from shardwright.progress import counters_of
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there
@@ -319,6 +320,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self.thread_count,
             self.staging_bytes or 0,
             self._devices(description),
+            counters_of("writing"),
         )
         report = SaveReport.of(core, time.perf_counter() - self._start)
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes

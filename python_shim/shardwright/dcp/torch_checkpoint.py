@@ -22,6 +22,7 @@ from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
 from shardwright.dcp.torch_reading import CheckedFileSystemReader
 from shardwright.local_path import local_path
 from shardwright.objects.safe_objects import safe_pickles
+from shardwright.progress import counters_of
 from shardwright.regular_file import GIT_LFS, IS_POINTER, open_regular
 from shardwright.report import LoadReport, with_what_was_left_out
 from shardwright.rounding import roundings_of
@@ -208,7 +209,10 @@ def verify_torch_checkpoint(directory: Path) -> Any:
             if fault := _core.tiling_fault(list(stored.size), chunks):
                 problems.append(f'{directory}: "{fqn}": its chunks do not make up the whole: {fault}')
                 damaged.add(fqn)
+    progress, total = counters_of("verifying"), sum(place.length for place in metadata.storage_data.values())
     for index, place in metadata.storage_data.items():
+        if progress is not None:
+            progress.set(hashed, total)
         files.add(place.relative_path)
         path = directory / place.relative_path
         if _is_stream_of_ours(path, place, index, metadata):

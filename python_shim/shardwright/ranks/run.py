@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +27,9 @@ def _run_rank(
         "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=10)
     )
     try:
-        work(rank, *arguments)
+        answer = work(rank, *arguments)
+        if rank == 0:
+            Path(folder, "answer").write_bytes(pickle.dumps(answer))
     except (
         CheckpointException
     ) as wrapped:  # dcp's account of what happened on each rank, the same on all of them
@@ -52,8 +55,10 @@ def _failure_file(folder: str, rank: int) -> Path:
     return Path(folder, f"failure_of_rank_{rank}")
 
 
-def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> None:
+def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """Calls ``work(rank, *arguments)`` in ``world_size`` new processes that form a Gloo process group.
+
+    Returns what rank 0 returns.
 
     Raises ValueError with the message of the first rank that says what went wrong.
     """
@@ -69,3 +74,4 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> 
                         message = f"rank {rank}: {message}"
                     raise ValueError(message) from None
             raise
+        return pickle.loads(Path(folder, "answer").read_bytes())

@@ -1,0 +1,55 @@
+"""``shardwright export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardwright import _core
+from shardwright.catalog import read_catalog
+from shardwright.cli.answer import Answer
+from shardwright.cli.options import add_ranks, add_rules
+from shardwright.local_path import local_path
+
+HELP = "load a checkpoint and write it as another"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
+    parser.add_argument("destination", help="the directory that it goes into, beside what is there")
+    parser.add_argument(
+        "--quantization",
+        choices=["mxfp8", "template", "none"],
+        default="none",
+        help="mxfp8, the template's encodings and scales, or BF16 (default)",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="DIR",
+        help="a checkpoint whose names, dtypes and other files the result gets; default: source, if it is Hugging Face",
+    )
+    parser.add_argument(
+        "--key",
+        help='of training: where the saved state dict has the weights, such as app.model; default: "model"',
+    )
+    parser.add_argument("--max-shard-size", default="5GB", help="of tensors in a file; default: 5GB")
+    add_ranks(parser)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=None,
+        help="replace whatever checkpoint is in the destination; default: only one that an export has written",
+    )
+    parser.add_argument(
+        "--strict-dtypes", action="store_true", help="refuse to round, such as F32 to a template's BF16"
+    )
+    add_rules(parser)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    local_path(options.destination)
+    if not _core.has_manifest(options.source) and not Path(options.source, ".metadata").exists():
+        read_catalog(options.source)  # a bad checkpoint is refused before torch is imported
+    from shardwright.cli.trial_export import trial_export
+
+    return trial_export(options)

@@ -1,0 +1,76 @@
+"""Types of arguments, and options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import Any
+
+
+def whole_number(text: str) -> int:
+    """An argument that counts something; kept to 63 bits, which the library can take."""
+    number = int(text)
+    if not 0 <= number < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^63 - 1")
+    return number
+
+
+def number_of_ranks(text: str) -> int:
+    number = whole_number(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("expected 1 or more")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """A finite argument above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return found
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="NAME=SIZE,…",
+        help="in any order; sizes multiply to the ranks. pp: pipeline stages; dp: data parallel, sharding "
+        "dimension 0, and dimension 1 of experts; ep, ep_shard: dimensions 0 and 1 of experts; fsdp: "
+        "dimension 0 of all others; shard: of both; ep_replicate, replicate: copies of experts, of everything",
+    )
+    parser.add_argument(
+        "--dense",
+        choices=["auto", "named", "stage"],
+        default="auto",
+        help="which ranks share what is no expert: those along dp, fsdp and shard (named), or all of a stage "
+        "but the copies of replicate (stage); default: stage on a mesh with pp or dp, otherwise named",
+    )
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="auto", help="the family; default: as config.json says")
+    parser.add_argument(
+        "--layout",
+        default="automodel",
+        help="native names and shapes: automodel, transformers, torchtitan or huggingface; default: automodel",
+    )
+    parser.add_argument("--not-strict", action="store_true", help="leave out tensors that no rule knows")
+
+
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ranks", type=number_of_ranks, default=1, help="Gloo ranks on this machine, sharding dimension 0"
+    )
+    parser.add_argument("--threads", type=whole_number, help="per rank")
