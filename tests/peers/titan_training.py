@@ -3,10 +3,10 @@
     torchrun --nproc-per-node N titan_training.py FOLDER OPTIONS
 
 FOLDER is the trainer's dump_folder; losses go to FOLDER/losses.json, step → loss as hexadecimal, beside those of
-earlier runs. OPTIONS is JSON: ``manager``: "ours" (by torchtitan's override), "config" (our Config in place of theirs) or
-"theirs"; ``steps``; ``layers``; ``lora``; ``assets``: hf_assets_path; ``killed_at``: the training step after which all
-ranks are killed, before it is saved; ``killed_saving``: the step in whose save rank 0 is killed, before it is published;
-``checkpoint``: fields of the manager's config.
+earlier runs. OPTIONS is JSON: ``manager``: "ours" (by torchtitan's override), "config" (our Config in place of theirs)
+or "theirs"; ``steps``; ``layers``; ``lora``; ``assets``: hf_assets_path; ``killed_at``: the training step after which
+all ranks are killed, before it is saved; ``killed_saving``: the step in whose save rank 0 is killed, before it is
+published; ``checkpoint``: fields of the manager's config.
 """
 
 import json
