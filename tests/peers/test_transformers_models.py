@@ -1,8 +1,10 @@
 """Models of transformers that are made on meta and filled in one call are those of from_pretrained, buffers and all."""
 
+import json
 from pathlib import Path
 
 import pytest
+import shardwright as sw
 import torch
 from shardwright.integrations.transformers import load_pretrained, save_pretrained
 from tiny_models import TEXT, TINY, Tiny, held
@@ -51,6 +53,18 @@ def test_tied_weights_are_one_and_are_stored_once(tied: bool, tmp_path: Path):
     assert [name for name in expected if not same(again[name], expected[name])] == []
 
 
+def test_what_was_quantised_is_stored_plain_and_said_to_be(tmp_path: Path):
+    sw.generate(tmp_path / "released", family="qwen3", form="fp8")
+    model = on_meta(tmp_path / "released")
+    load_pretrained(model, tmp_path / "released")
+    save_pretrained(model, tmp_path / "stored")
+    assert "quantization_config" in json.loads((tmp_path / "released" / "config.json").read_text())
+    config = json.loads((tmp_path / "stored" / "config.json").read_text())
+    assert "quantization_config" not in config and config["architectures"] == ["Qwen3ForCausalLM"]
+    again = all_tensors(AutoModelForCausalLM.from_pretrained(tmp_path / "stored"))
+    assert [name for name, tensor in all_tensors(model).items() if not same(again[name], tensor)] == []
+
+
 def test_a_buffer_that_nothing_computes_is_named(tmp_path: Path):
     Tiny("qwen3", TEXT).write(tmp_path)
     model = on_meta(tmp_path)
@@ -60,8 +74,6 @@ def test_a_buffer_that_nothing_computes_is_named(tmp_path: Path):
 
 
 def test_models_of_others_and_other_folders_are_refused(tmp_path: Path):
-    import shardwright as sw
-
     Tiny("qwen3", TEXT).write(tmp_path / "released")
     with pytest.raises(ValueError, match="expected a model of transformers"):
         load_pretrained(torch.nn.Linear(2, 2), tmp_path / "released")

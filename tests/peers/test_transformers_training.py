@@ -1,4 +1,4 @@
-"""A model of transformers in training with FSDP2 on two ranks: begun from a release, killed, resumed, stored, with peft."""
+"""Models of transformers in training with FSDP2 on two ranks: begun from a release, killed, resumed, stored; peft."""
 
 import json
 import shutil

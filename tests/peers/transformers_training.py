@@ -1,9 +1,9 @@
-"""Runs under torchrun: a tiny Qwen3 of transformers, made on meta, sharded by FSDP2, filled by load_pretrained, trained.
+"""Runs under torchrun: a tiny Qwen3 of transformers, made on meta, sharded by FSDP2, filled by load_pretrained.
 
     torchrun --nproc-per-node N transformers_training.py FOLDER OPTIONS
 
-Losses go to FOLDER/losses.json. OPTIONS is JSON: ``released``; ``steps``; ``lora``; ``by``: "sw", or "accelerate" with or
-without our functions ("plain accelerate"); ``killed_at``: the training step after which all ranks are killed.
+Losses go to FOLDER/losses.json. OPTIONS is JSON: ``released``; ``steps``; ``lora``; ``by``: "sw", "accelerate" with our
+functions, or "plain accelerate"; ``killed_at``: the training step after which all ranks are killed.
 The state is saved after every second step, and what there is is resumed. The end is stored in FOLDER/stored.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import shardwright as sw
 import torch
 import torch.distributed as dist
-from shardwright.integrations.transformers import load_pretrained, save_pretrained
+from shardwright.integrations.transformers import load_pretrained, save_adapter, save_pretrained
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -68,6 +68,7 @@ class ByAccelerate:
 
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, PartialState
         from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
         if options["by"] == "accelerate":
@@ -77,7 +78,9 @@ class ByAccelerate:
         self.folder = folder
         self.accelerator = Accelerator(cpu=True)
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
-        AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+        AcceleratorState._shared_state["fsdp_plugin"] = plugin
+        for state in (PartialState, AcceleratorState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
         self.model = made(options)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=0.01)
         self.accelerator._models = [self.model]
@@ -116,7 +119,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
             training.save(step)
     save_pretrained(training.model, folder / "stored", merge_adapters=options.get("lora", False))
     if options.get("lora"):
-        sw.save_lora(training.model.state_dict(), folder / "adapter", alpha=8, model="qwen3")
+        save_adapter(training.model, folder / "adapter")
     torch.save(
         {name: t.full_tensor().cpu() for name, t in training.model.state_dict().items()},
         folder / f"whole-{dist.get_rank()}.pt",
@@ -128,6 +131,4 @@ def main(folder: Path, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    from accelerate.state import AcceleratorState
-
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -11,15 +11,19 @@
     ...
     save_pretrained(model, "trained")  # each rank writes its shards; from_pretrained reads them
 
-Models of peft are taken as well: their base model is loaded, and stored with or without the adapters in its weights.
+Models of peft are taken as well: their base model is loaded, and stored with or without the adapters in its weights;
+``save_adapter`` writes the adapter.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +45,7 @@ expect_version("transformers", ("5.23.0",))
 from transformers import PreTrainedModel  # noqa: E402
 from transformers.core_model_loading import build_glob_alternation  # noqa: E402
 
-__all__ = ["load_pretrained", "save_pretrained"]
+__all__ = ["load_pretrained", "save_adapter", "save_pretrained"]
 
 #: What a buffer holds until its model computes it; no initialisation leaves all of a buffer so.
 _UNSET = 0xA5
@@ -104,14 +108,14 @@ def save_pretrained(
     """Writes a model of transformers as the files that ``from_pretrained`` reads: weights, config.json and, where it
     has one, generation_config.json. No tensor is gathered. All ranks call it.
 
-    Of a model of peft the base model is written. The adapters are saved by ``shardwright.save_lora``.
+    Of a model of peft the base model is written; :func:`save_adapter` writes the adapter.
 
     Args:
         merge_adapters: whether the written weights have in them what peft's adapters add. The model itself stays as
             it is, bit for bit.
         options: for :func:`shardwright.export`, such as ``template`` (the released checkpoint, whose dtypes, order and
-            files, the tokenizer among them, are taken over), ``quantization`` or ``max_shard_size``. Without a template
-            floats become BF16.
+            files, the tokenizer among them, are taken over), ``quantization``, which needs one, or ``max_shard_size``.
+            Without a template floats become BF16.
 
     Raises, on all ranks, what :func:`shardwright.export` raises.
     """
@@ -119,6 +123,10 @@ def save_pretrained(
     path = lasting_path(path)
     with failing_together(group):
         base = base_model_of(model)
+        if options.get("quantization") not in (None, "none") and options.get("template") is None:
+            raise ValueError(
+                "quantization: expected template= as well, a release whose config.json says how weights are quantised"
+            )
     with _adapters_in_weights(model) if merge_adapters else nullcontext():
         options = {"model": base, "layout": "transformers"} | options
         report = export(weights_of(model), path, **options)
@@ -126,6 +134,36 @@ def save_pretrained(
         if options.get("template") is None and (group is None or dist.get_rank(group) == 0):
             _write_config(base, path)
     return report
+
+
+def save_adapter(model: Any, path: str | os.PathLike[str], adapter: str = "default") -> None:
+    """Writes an adapter of a model of peft as ``PeftModel.from_pretrained`` reads it, by peft itself.
+
+    All ranks call it. The adapter's tensors, and nothing else, are gathered, on each rank. Both files are written aside
+    first; ``adapter_config.json`` gets its name last.
+    """
+    group = background_group()
+    path = Path(lasting_path(path))
+    with failing_together(group):
+        if not hasattr(model, "peft_config") or adapter not in model.peft_config:
+            raise ValueError(
+                f"expected a model of peft with the adapter {adapter!r}, found {type(model).__name__}"
+            )
+    whole = {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in model.state_dict().items()
+        if f".{adapter}." in f"{name}."
+    }
+    with failing_together(group):
+        if group is None or dist.get_rank(group) == 0:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".adapter-", dir=path) as aside:
+                model.save_pretrained(
+                    aside, state_dict=whole, selected_adapters=[adapter], save_embedding_layers=False
+                )
+                written = Path(aside) if adapter == "default" else Path(aside, adapter)
+                for name in ("adapter_model.safetensors", "adapter_config.json"):
+                    os.replace(written / name, path / name)
 
 
 def base_model_of(model: nn.Module) -> PreTrainedModel:
@@ -170,8 +208,8 @@ def _tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _keep_wide(model: PreTrainedModel) -> None:
-    """Gives what is on meta the dtype that ``from_pretrained`` has for it: some tensors of some models stay in F32. Warns
-    of those that are sharded already, whose dtype is settled."""
+    """Gives what is on meta the dtype that ``from_pretrained`` has for it: some tensors of some models stay in F32.
+    Warns of those that are sharded already, whose dtype is settled."""
     plan = model._get_dtype_plan(model.dtype)
     if not plan:
         return
@@ -206,7 +244,7 @@ def _give_memory(model: nn.Module, device: torch.device | str | None) -> None:
         device = meshes[0].device_type if meshes else "cpu"
     place = torch.device(device)
     if place.type != "cpu" and place.index is None:
-        device = torch.device(device.type, torch.accelerator.current_device_index())
+        place = torch.device(place.type, torch.accelerator.current_device_index())
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -321,10 +359,12 @@ def _adapters_in_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _write_config(model: PreTrainedModel, path: str) -> None:
-    """config.json and generation_config.json, each there or not."""
-    config = model.config
-    if not config.architectures:
-        config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    """config.json, which no longer calls the weights quantised, and generation_config.json."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
     config.save_pretrained(path)
     generation = getattr(model, "generation_config", None)
     if model.can_generate() and generation is not None:
