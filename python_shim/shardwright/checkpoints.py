@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from shardwright import _core
 from shardwright.local_path import local_path, whole_number
 from shardwright.progress import counters_of
 from shardwright.system_calls import is_file
+
+#: What the folder of a training step is called; with zeros before the number, or without.
+STEP_NAME = re.compile(r"step-(\d+)")
 
 
 def step_path(root: str | os.PathLike[str], step: int) -> Path:

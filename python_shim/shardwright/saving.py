@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
-from shardwright.checkpoints import step_path
+from shardwright.checkpoints import STEP_NAME, step_path
 from shardwright.dcp.flat_state import expect_state_dict
 from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.save_planner import SavePlanner
@@ -37,6 +37,11 @@ class PendingSave:
 
     def done(self) -> bool:
         return bool(self._future.done())
+
+    @property
+    def future(self) -> Any:
+        """torch's future of the save, for those who wait for that. :meth:`wait` says what went wrong."""
+        return self._future
 
     def wait(self) -> SaveReport:
         """Waits until it has been published. Raises what went wrong, the same on all ranks."""
@@ -81,7 +86,8 @@ def save(
         path: the directory that the checkpoint goes into; with ``step``, the directory that holds the checkpoints of
             all steps, where :func:`latest` finds the one that was saved last.
         step: which training step this is; the checkpoint goes into ``path/step-<step>``.
-        keep_last: once this one is there, delete all but so many steps, those that were saved last.
+        keep_last: once this one is there, delete all but so many steps, those that were saved last. Needs ``step``, or
+            a ``path`` that is called as a step.
         asynchronous: return a :class:`PendingSave` as soon as this rank's state has been copied; training may go on and
             change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
         planner: a DCP save planner; None: a new :class:`SavePlanner`.
@@ -102,9 +108,12 @@ def save(
     writer: ShardedStorageWriter | RefusedSave
     try:
         expect_state_dict(state_dict)
-        if keep_last is not None and step is None:
-            raise ValueError("keep_last says how many steps to keep: expected step as well, found None")
         path = lasting_path(path)
+        if keep_last is not None and step is None and not STEP_NAME.fullmatch(Path(path).name):
+            raise ValueError(
+                "keep_last says how many steps to keep: expected step as well, or a path such as training/step-7, "
+                f"found {path}"
+            )
         writer = ShardedStorageWriter(
             Path(path) if step is None else step_path(path, step),
             thread_count=threads,
@@ -122,7 +131,7 @@ def save(
         # Torch warns that a save without a process group is one. What the planner warns of is to be heard.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if asynchronous:
-            group = process_group or _background_group()
+            group = process_group or background_group()
             with naming_gone_ranks(group, "saving"):
                 future = dcp.async_save(
                     state_dict, storage_writer=writer, planner=planner, process_group=group
@@ -146,6 +155,6 @@ def _group_of(world: Any) -> Any:
     return dist.new_group(timeout=timeout_of(world), backend="gloo")
 
 
-def _background_group() -> Any:
+def background_group() -> Any:
     """A group of all ranks whose collectives do not mix with training's; None without a process group."""
     return _group_of(dist.group.WORLD) if dist.is_initialized() else None

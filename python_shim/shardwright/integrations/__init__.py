@@ -1,1 +1,1 @@
-"""Trainers and libraries of others, whose saves and loads one line hands to Shardwright."""
+"""Trainers of others, whose saves and loads one line hands to Shardwright. No module here is imported unless it is asked for."""
