@@ -1,1 +1,1 @@
-"""Trainers of others, whose saves and loads one line hands to Shardwright. No module here is imported unless it is asked for."""
+"""Trainers of others, whose saves and loads one line hands to Shardwright. None is imported unless it is asked for."""
