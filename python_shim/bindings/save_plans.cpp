@@ -1,4 +1,4 @@
-/// Planning a save over all ranks, for save_planning.py: descriptions and states as bytes, plans as objects.
+/// Planning a save over all ranks, for save_planner.py: descriptions and states as bytes, plans as objects.
 
 #include <pybind11/stl.h>
 
@@ -72,7 +72,7 @@ SavedItems items_from(const std::vector<BoxFacts>& boxes, const SavedValues& val
   return items;
 }
 
-/// A value as save_planning.py gives it.
+/// A value as save_description.py gives it.
 using ValueFacts = std::tuple<std::string, int, std::string, std::string, std::uint32_t, std::uint32_t, Shape,
                               std::vector<Placement>, std::vector<std::pair<std::string, bool>>>;
 

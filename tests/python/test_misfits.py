@@ -55,7 +55,8 @@ def test_all_that_does_not_fit_is_told_at_once(save, tmp_path: Path):
     }
     message = refusal(asked, tmp_path / "saved")
     for line in (
-        f"{tmp_path / 'saved'}: the state dict and the checkpoint do not fit:",
+        f"{tmp_path / 'saved'}: the state dict and the checkpoint do not fit (Size mismatch, Missing key in "
+        "checkpoint state_dict):",
         "short: expected shape [4, 3], as the trainer has it, found [3, 4]",
         "object: expected a tensor in the checkpoint, for the trainer's float32 [2], found an object that is none",
         "tensor: the checkpoint has a tensor, bfloat16 [2], found a int in the state dict",

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from shardwright import _core
-from shardwright.dcp import save_planning
+from shardwright.dcp import save_planner, save_planning
 from shardwright.dcp.flat_state import flatten
 from shardwright.dcp.planned_metadata import PlannedMetadata
 from shardwright.dcp.save_description import holding_of_items
@@ -264,10 +264,10 @@ def test_a_state_that_has_changed_is_described_anew(change: str, monkeypatch):
 
     monkeypatch.setattr(save_planning, "DTensor", Stand)
     local = torch.zeros(2)
-    before = save_planning._signature_of(
+    before = save_planning.signature_of(
         "w", Stand(_spec=spec, dtype=torch.float32, _local_tensor=local, requires_grad=False)
     )
-    assert before == save_planning._signature_of(
+    assert before == save_planning.signature_of(
         "w", Stand(_spec=spec, dtype=torch.float32, _local_tensor=torch.ones(2), requires_grad=False)
     )
     other = Stand(
@@ -283,7 +283,7 @@ def test_a_state_that_has_changed_is_described_anew(change: str, monkeypatch):
         other.requires_grad = True
     else:
         other._local_tensor = torch.zeros(3)
-    assert save_planning._signature_of("w", other) != before
+    assert save_planning.signature_of("w", other) != before
 
 
 def plan_once(planner: sw.SavePlanner, state: dict[str, object]) -> tuple[SavePlan, int]:
@@ -325,7 +325,7 @@ def test_a_state_that_cannot_be_described_is_refused_every_time(monkeypatch):
     def refuse(*_):
         raise sw.PlanError("this state cannot be saved")
 
-    monkeypatch.setattr(save_planning, "describe_save", refuse)
+    monkeypatch.setattr(save_planner, "describe_save", refuse)
     for _ in range(2):  # the second time, too, and not as the state of the save before
         planner.set_up_planner({"b": torch.zeros(2)}, is_coordinator=True)
         with pytest.raises(sw.PlanError, match="cannot be saved"):

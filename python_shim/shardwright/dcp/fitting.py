@@ -60,10 +60,9 @@ def expect_fit(
     if problems:
         where = getattr(metadata, "where", None)
         headline = f"{where}: " if where else ""
-        if kinds:  # for who looks for what DefaultLoadPlanner says
-            problems.append(f"in torch's words: {', '.join(kinds)}")
+        words = f" ({', '.join(kinds)})" if kinds else ""  # torch's, for who looks for them
         raise _core.PlanError(
-            "\n  ".join([f"{headline}the state dict and the checkpoint do not fit:", *problems])
+            "\n  ".join([f"{headline}the state dict and the checkpoint do not fit{words}:", *problems])
         )
 
 

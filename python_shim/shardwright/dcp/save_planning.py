@@ -1,30 +1,15 @@
-"""The planner half of a save: DefaultSavePlanner in behaviour, planned in C++ over bytes."""
+"""What ranks that plan a save tell each other, and which states are described alike."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, Metadata, MetadataIndex, StorageMeta
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
-from shardwright.dcp.flat_state import flatten, flatten_sharded_tensors
-from shardwright.dcp.planned_metadata import PlannedMetadata
-from shardwright.dcp.resume_planner import part_of_dtensor
-from shardwright.dcp.save_description import (
-    SaveDescription,
-    describe_save,
-    holding_of_items,
-    is_derived,
-    write_item,
-)
-from shardwright.objects.safe_objects import warn_of_refused_objects
 
 
 class PackedItems(Sequence[WriteItem]):
@@ -57,129 +42,6 @@ class PackedItems(Sequence[WriteItem]):
         return iter(self.items)
 
 
-class SavePlanner(DefaultSavePlanner):
-    """Plans a save over all ranks: for any storage writer, in place of torch's DefaultSavePlanner.
-
-    What ``dcp.save`` gathers and scatters are a few bytes: DTensors are described once, by the first rank of their
-    mesh; a planner that is used again sends one hash as long as the state is the same. Replicas are written by the rank
-    that has least to write, counted in bytes. A strided shard with gaps is saved as the boxes that it consists of.
-
-    Keep one planner for each process group that saves.
-
-    Args:
-        flatten_state_dict: whether nested dicts are flattened to dotted names, as DCP does.
-        flatten_sharded_tensors: as DefaultSavePlanner has it.
-        dedup_replicated_tensors: without effect, as in DefaultSavePlanner, which warns of it.
-        dedup_save_to_lowest_rank: replicas are written by the lowest rank that holds them instead.
-        enable_plan_caching: without effect: what this planner has planned it keeps, and plans of other planners it
-            never takes, as those of torch's that are cached under the name of their class.
-
-    Raises:
-        PlanError: ranks that do not hold one state between them; names tensors and ranks. Nothing has been written.
-    """
-
-    def __init__(
-        self,
-        flatten_state_dict: bool = True,
-        flatten_sharded_tensors: bool = True,
-        dedup_replicated_tensors: bool | None = None,
-        dedup_save_to_lowest_rank: bool = False,
-        enable_plan_caching: bool = False,
-    ) -> None:
-        super().__init__(
-            flatten_state_dict,
-            flatten_sharded_tensors,
-            dedup_replicated_tensors,
-            dedup_save_to_lowest_rank,
-            enable_plan_caching,
-        )
-        self.description = SaveDescription(0)
-        self._signature: Any = None
-        self._told_state = b""  #: what goes to the coordinator of this rank's state
-        self._items_to_write: list[WriteItem] = []
-        self._cache = _core.SavePlanCache()
-
-    # --- each rank ------------------------------------------------------------------------------------------------
-
-    def set_up_planner(
-        self,
-        state_dict: STATE_DICT_TYPE,
-        storage_meta: StorageMeta | None = None,
-        is_coordinator: bool = False,
-    ) -> None:
-        if self.flatten_state_dict:
-            state_dict, self.mappings = flatten(state_dict)
-        self.state_dict = flatten_sharded_tensors(state_dict) if self.flatten_sharded_tensors else state_dict
-        self.is_coordinator = is_coordinator
-
-    def create_local_plan(self) -> SavePlan:
-        self._describe()
-        self.plan = SavePlan(PackedItems(_core.tell(self._told_state, self._cache), self.description.items))
-        return self.plan
-
-    def _describe(self) -> None:
-        """Describes the state, unless every value is described as it was before."""
-        signature = [_signature_of(fqn, value) for fqn, value in self.state_dict.items()], self.mappings
-        if self._told_state and None not in signature[0] and signature == self._signature:
-            return
-        self.description = describe_save(self.state_dict, self.mappings)
-        self._told_state = _core.told_state(self.description.encode())
-        self._signature = signature  # last: a state that cannot be described is looked at again
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        packed = new_plan.items
-        if isinstance(packed, PackedItems):
-            left, unchanged = _core.understand(packed.message, self.description.encode(), self._cache)
-            if not unchanged:
-                self._items_to_write = self.description.items(left)
-            new_plan = dataclasses.replace(new_plan, items=list(self._items_to_write))
-            objects = [item.index.fqn for item in new_plan.items if item.type == WriteItemType.BYTE_IO]
-            warn_of_refused_objects({fqn: self.state_dict[fqn] for fqn in objects})
-        self.plan = new_plan
-        return self.plan
-
-    def transform_object(self, write_item: WriteItem, object: Any) -> Any:  # noqa: A002 - torch's word
-        try:
-            return super().transform_object(write_item, object)
-        except Exception as error:
-            raise ValueError(
-                f"{write_item.index.fqn}: a {type(object).__name__} that cannot be saved ({error}); save plain data in "
-                "its place"
-            ) from error
-
-    def lookup_object(self, index: MetadataIndex) -> Any:
-        value = self.state_dict[index.fqn]
-        if not is_derived(value):
-            return super().lookup_object(index)
-        return part_of_dtensor(value, tuple(index.offset or ()))
-
-    # --- the coordinator ------------------------------------------------------------------------------------------
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        told = [self._told(at, plan) for at, plan in enumerate(all_plans)]
-        answers = _core.answer(told, self._cache, self.dedup_save_to_lowest_rank)
-        self.metadata = Metadata({})
-        if not is_refused(answers):
-            self.metadata = PlannedMetadata.of(self._cache.plan.metadata, self.flatten_state_dict)
-        self.global_plan = [
-            SavePlan(PackedItems(message, partial(self._items_of, at)), plan.storage_data)
-            for at, (message, plan) in enumerate(zip(answers, all_plans, strict=True))
-        ]
-        return self.global_plan, self.metadata
-
-    def _told(self, position: int, plan: SavePlan) -> bytes:
-        if isinstance(plan.items, PackedItems):
-            return plan.items.message
-        # A storage writer has made the plan anew.
-        state = SaveDescription(position, [holding_of_items(plan.items, self.mappings)]).encode()
-        told: bytes = _core.tell(_core.told_state(state), _core.SavePlanCache())
-        return told
-
-    def _items_of(self, position: int) -> list[WriteItem]:
-        """What a rank writes, for a storage writer that looks at it on the coordinator."""
-        return [write_item(*item) for item in self._cache.items(position)]
-
-
 def is_refused(answers: Sequence[bytes]) -> bool:
     return any(_core.is_refusal(answer) for answer in answers)
 
@@ -189,7 +51,7 @@ def is_given_up(plans: Sequence[SavePlan]) -> bool:
     return is_refused([plan.items.message for plan in plans if isinstance(plan.items, PackedItems)])
 
 
-def _signature_of(fqn: str, value: Any) -> Any:
+def signature_of(fqn: str, value: Any) -> Any:
     """Equal for values that are described alike; None where only describing can tell."""
     if isinstance(value, DTensor):
         spec = value._spec
