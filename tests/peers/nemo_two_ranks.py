@@ -15,11 +15,15 @@ import torch
 import torch.distributed as dist
 from nemo_automodel.components.checkpoint.checkpointing import Checkpointer as Theirs
 from nemo_automodel.components.checkpoint.config import CheckpointingConfig
+from nemo_automodel.components.models.qwen3.model import Qwen3ForCausalLM
 from nemo_training import Trainer, config_of, ep_mesh, leave, m3_config, model_of, qwen3_config, sharded
 from safetensors.torch import load_file
 from shardwright.adapters import StateDictAdapter
 from shardwright.integrations.nemo_automodel import released
 from shardwright.models.minimax_m3_vl import state_dict_adapter as m3_adapters
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
 
 Check = Callable[[Path], None]
 CHECKS: list[Check] = []
@@ -233,6 +237,42 @@ def so_does_m3_in_mxfp8_also_in_parts_through_our_adapter(folder: Path) -> None:
         theirs.config, text.moe_config, text.backend, text.dtype
     )
     expect_loaded_alike(lambda: m3_config(path), path, made)
+
+
+def loaded_dense(model: torch.nn.Module, path: Path) -> dict[str, torch.Tensor]:
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    base_checkpointer(None).load_base_model(model, torch.device("cpu"), "", str(path))
+    return {name: value.to_local().clone() for name, value in model.state_dict().items()}
+
+
+@check
+def models_of_transformers_and_models_without_an_adapter_load_too(folder: Path) -> None:
+    """With a tied head, which the file lacks; the first in layout "transformers", the second in the release's."""
+    path = generated(folder / "qwen3", "qwen3", config={"tie_word_embeddings": True})
+    config = config_of(path)
+    for make in (AutoModelForCausalLM.from_config, Qwen3ForCausalLM):
+        theirs = loaded_dense(make(config), path)
+        with automodel.installed(), patch.object(released, "load", wraps=sw.load) as load:
+            ours = loaded_dense(make(config), path)
+        assert load.call_count == 1, make
+        assert theirs.keys() == ours.keys() and len(ours) > 20
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == [], make
+
+
+@check
+def a_checkpoint_of_another_kind_of_model_is_left_to_nemo_automodel(folder: Path) -> None:
+    path = generated(folder / "qwen3", "qwen3_moe")
+    config = config_of(path)
+    config.model_type = "another"
+    with automodel.installed(), patch.object(released, "load", wraps=sw.load) as load:
+        model = model_of(config_of(path))
+        model.config = config
+        loaded_by_theirs = base_checkpointer(None)
+        loaded_by_theirs.load_model(model, str(path), is_init_step=True)
+    assert load.call_count == 0
+    state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    sw.load(state, path)
+    assert [name for name in state if not torch.equal(state[name], model.state_dict()[name])] == []
 
 
 @check

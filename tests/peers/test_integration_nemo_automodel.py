@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import shardwright as sw
@@ -29,7 +30,7 @@ from transformers import AutoModelForCausalLM
 HERE = Path(__file__).parent
 
 
-def run(ranks: int, script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+def run(ranks: int, script: str | Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
@@ -57,6 +58,21 @@ def outcome(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
 def test_on_two_ranks(outcome: dict[str, str], name: str):
     assert outcome[name] == ""
+
+
+def test_the_example_goes_on_where_it_was_and_transformers_reads_what_it_exports(tmp_path: Path):
+    example = HERE.parent.parent / "examples" / "train_nemo_automodel.py"
+
+    def steps(folder: str, number: int) -> list[str]:
+        done = run(2, example, tmp_path / folder, number)
+        assert done.returncode == 0, done.stdout
+        return [line for line in done.stdout.splitlines() if line.startswith("step ")]
+
+    whole = steps("whole", 3)
+    assert len(whole) == 3 and steps("run", 1) + steps("run", 3) == whole
+    model = tmp_path / "run" / "epoch_0_step_3" / "model" / "consolidated"
+    _, info = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
 # --- killed --------------------------------------------------------------------------------------------------------
@@ -121,19 +137,20 @@ def made() -> object:
     return CheckpointingConfig(save_consolidated=False).build(0, 0, 0)
 
 
-def test_one_line_puts_ours_in_its_place_and_another_takes_it_back():
-    from nemo_automodel._transformers import infrastructure
-
+def test_one_line_puts_ours_in_its_place_and_another_takes_it_back(monkeypatch):
+    importer = ModuleType("nemo_automodel.that_has_imported_it_before")  # as its infrastructure has
+    importer.Checkpointer = checkpointing.Checkpointer
+    monkeypatch.setitem(sys.modules, importer.__name__, importer)
     assert not isinstance(made(), automodel.Checkpointer)
     automodel.install()
     automodel.install()
     try:
         assert isinstance(made(), automodel.Checkpointer)
-        assert infrastructure.Checkpointer is checkpointing.Checkpointer is automodel.Checkpointer
+        assert importer.Checkpointer is checkpointing.Checkpointer is automodel.Checkpointer
     finally:
         automodel.uninstall()
     assert not isinstance(made(), automodel.Checkpointer)
-    assert infrastructure.Checkpointer is checkpointing.Checkpointer
+    assert importer.Checkpointer is checkpointing.Checkpointer
 
 
 def test_adapters_are_its_own_to_nemo_automodel():

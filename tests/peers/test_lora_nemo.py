@@ -4,15 +4,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nemo_automodel.components.models.minimax_m2.state_dict_adapter import MiniMaxM2StateDictAdapter
 from nemo_automodel.components.models.minimax_m3_vl.state_dict_adapter import (
     MiniMaxM3StateDictAdapter as Theirs,
 )
+from nemo_automodel.components.models.qwen3_moe.state_dict_adapter import Qwen3MoeStateDictAdapter
+from shardwright import PlanError
+from shardwright.adapters import StateDictAdapter
 from shardwright.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3StateDictAdapter as Ours
 
 EXPERTS, HIDDEN, INTER, RANK = 3, 10, 6, 2
 
 
 def adapters() -> tuple[Theirs, Ours]:
+    text, moe, backend = facts()
+    return Theirs(text, moe, backend), Ours(text, moe, backend)
+
+
+def facts() -> tuple[SimpleNamespace, SimpleNamespace, SimpleNamespace]:
+    """What nemo-automodel's adapters are made from."""
     text = SimpleNamespace(num_mtp_modules=0)
     moe = SimpleNamespace(
         n_routed_experts=EXPERTS,
@@ -21,8 +31,7 @@ def adapters() -> tuple[Theirs, Ours]:
         expert_activation="swiglu",
         expert_bias=False,
     )
-    backend = SimpleNamespace(dispatcher="torch", experts="torch")
-    return Theirs(text, moe, backend), Ours(text, moe, backend)
+    return text, moe, SimpleNamespace(dispatcher="torch", experts="torch")
 
 
 def trainers_tensors(prefix: str) -> dict[str, torch.Tensor]:
@@ -55,3 +64,32 @@ def test_lora_tensors_are_the_same_both_ways(prefix: str):
     assert_same(ours.to_hf(dict(lora)), in_hf)
     assert_same(ours.from_hf(dict(in_hf)), theirs.from_hf(dict(in_hf)))
     assert_same(ours.from_hf(dict(in_hf)), lora)
+
+
+def tensors_of_a_layer(prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name: value
+        for name, value in trainers_tensors(prefix).items()
+        if "index" not in name and "shared" not in name
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+@pytest.mark.parametrize(
+    ("family", "their_adapter"),
+    [("qwen3_moe", Qwen3MoeStateDictAdapter), ("minimax_m2", MiniMaxM2StateDictAdapter)],
+)
+def test_an_adapter_of_any_family_reads_what_theirs_saves(family: str, their_adapter: type, prefix: str):
+    """Module by module, and as ParamWrappers in both senses."""
+    theirs, ours = their_adapter(*facts()), StateDictAdapter(family, experts=EXPERTS)
+    lora = tensors_of_a_layer(prefix)
+    of_modules = theirs.to_hf(dict(lora), v4_compatible=True)
+    assert_same(ours.to_hf(dict(lora)), of_modules)
+    assert_same(ours.from_hf(dict(of_modules)), lora)
+    for is_legacy, hint in ((False, "peft-0.19.1"), (True, "peft-0.18")):
+        wrapped = theirs.to_hf(dict(lora), legacy_paramwrapper_layout=is_legacy)
+        assert len(wrapped) == len(lora)
+        ours._paramwrapper_layout_hint = hint
+        assert_same(ours.from_hf(dict(wrapped)), lora)
+    with pytest.raises(PlanError, match="pass experts= to the adapter"):
+        StateDictAdapter(family).from_hf(dict(wrapped))

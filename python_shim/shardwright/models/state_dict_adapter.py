@@ -24,10 +24,12 @@ class StateDictAdapter:
 
         None, where nothing says what is quantised; the state dict is then loaded in one go.
         """
+        knows, checkpoint = self._quantised_in()
+        if not knows:
+            return None
         from shardwright.integrations.nemo_automodel.load_parts import load_parts
 
-        knows, checkpoint = self._quantised_in()
-        return load_parts(self, model_state_dict, checkpoint) if knows else None
+        return load_parts(self, model_state_dict, checkpoint)
 
     def _quantised_in(self) -> tuple[bool, Any]:
         """Whether this adapter knows what is quantised, and the checkpoint that says it; None: its rule of names."""

@@ -113,8 +113,11 @@ class Checkpointer(TheirCheckpointer):
             )
 
     def save_distributed_state(self, state: Any, state_name: str, path: str) -> None:
-        folder = os.path.join(path, state_name)
-        save(state.state_dict(), folder, process_group=self.process_group)
+        """An object's sharded state, such as that of averaged weights, as a checkpoint of its own."""
+        if checkpointing.is_cloud_path(path):
+            super().save_distributed_state(state, state_name, path)
+            return
+        save(state.state_dict(), os.path.join(path, state_name), process_group=self.process_group)
 
     def load_distributed_state(self, state: Any, state_name: str, path: str) -> None:
         loaded = state.state_dict()
@@ -214,7 +217,14 @@ class Checkpointer(TheirCheckpointer):
             found: dict[str, Any] = super()._do_load(state_dict, path, storage_reader, is_init_step)
             return found
         report = together(
-            self.process_group, f"loading {path}", lambda: load(state_dict, path, layout="huggingface")
+            self.process_group,
+            f"loading {path}",
+            lambda: load(
+                state_dict,
+                path,
+                layout="huggingface",
+                weights_only=not self.config.allow_legacy_pickle_restore,
+            ),
         )
         names = [name for name in report.unused if not _is_extra_state(name)]
         left = lacking_everywhere(self.process_group, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -35,10 +36,8 @@ def load_released(checkpointer: Any, parts: list[torch.nn.Module], path: str, al
     ):
         return False
     layout = layout_of(parts[0])
-    try:
-        weight_map_for(catalog_of(path), "auto", layout)
-    except (ValueError, _core.PlanError) as unknown:
-        logger.warning("%s: loaded by nemo-automodel itself, since %s", path, unknown)
+    if reason := _reason_against(parts, catalog_of(path), layout):
+        logger.warning("%s: loaded by nemo-automodel itself, since %s", path, reason)
         return False
     config = checkpointer.config
     state = ModelState(
@@ -60,6 +59,21 @@ def load_released(checkpointer: Any, parts: list[torch.nn.Module], path: str, al
         logger.warning("%s lacks, and left as they were: %s", path, _core.grouped_names(report.not_loaded))
     logger.info("%s: %s", path, " ".join(str(report).split()))
     return True
+
+
+def _reason_against(parts: list[torch.nn.Module], catalog: Any, layout: str) -> str:
+    """Why no table of ours says how the checkpoint lies in the model; empty where one does."""
+    stored = json.loads(catalog.config or "{}").get("model_type")
+    held = getattr(getattr(checkpointing._unwrap_ddp_model(parts[0]), "config", None), "model_type", None)
+    if stored != held:
+        return f"it is a {stored}, and the model a {held}, which makes something else of it"
+    if any(value.dtype in (torch.uint8, torch.int8) for part in parts for value in part.parameters()):
+        return "the model holds packed weights"
+    try:
+        weight_map_for(catalog, "auto", layout)
+    except (ValueError, _core.PlanError) as unknown:
+        return str(unknown)
+    return ""
 
 
 def layout_of(part: torch.nn.Module) -> str:
