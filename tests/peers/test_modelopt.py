@@ -61,7 +61,7 @@ def test_statically_calibrated_scales_are_kept(tmp_path: Path):
     """Scales that no rule of the weights finds again, as MSE calibration leaves them; only GPUs run ModelOpt's own."""
     written_by_modelopt(dense_model(), "NVFP4_DEFAULT_CFG", tmp_path / "theirs")
     stored = held(tmp_path / "theirs")
-    weights = {name: tensor for name, tensor in dense_model().state_dict().items()}
+    weights = dense_model().state_dict()
     generator = torch.Generator().manual_seed(1)
     for name in [name for name in stored if f"{name}_scale_2" in stored]:
         scales = stored[f"{name}_scale"].float()
