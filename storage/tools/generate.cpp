@@ -13,7 +13,7 @@
 #include "planner/models/models.h"
 #include "planner/models/samples.h"
 #include "planner/names/catalog.h"
-#include "planner/names/encodings.h"
+#include "planner/names/packed_weights.h"
 #include "storage/files/entries.h"
 #include "storage/files/pending_file.h"
 #include "storage/files/printable.h"
@@ -37,6 +37,7 @@ struct Layout {
   std::string name;
   std::string header;
   std::vector<SourceTensor> tensors;
+  std::vector<NamedShape> wanted;  ///< of each of them, what fills it
 
   std::uint64_t bytes() const { return tensors.back().end; }
 };
@@ -74,8 +75,9 @@ Wanted wanted_preset(const GenerateOptions& options) {
                 "form and config are a family's: expected family, too; a preset has encoding and layers");
   }
   const MiniMaxM3Preset preset = chosen_preset(options);
-  const KnownEncoding& blocks = encoding_named(options.encoding.empty() ? "mxfp8" : options.encoding);
-  return {{minimax_m3_checkpoint(preset, blocks), minimax_m3_config(preset, blocks)},
+  const MiniMaxM3Encodings encodings =
+      options.encoding.empty() ? minimax_m3_encodings() : minimax_m3_encodings(options.encoding);
+  return {{minimax_m3_checkpoint(preset, encodings), minimax_m3_config(preset, encodings)},
           static_cast<std::uint64_t>(preset.max_file_bytes),
           "(preset " + std::string(preset.name) + ")"};
 }
@@ -87,15 +89,14 @@ const Model& family_to_sample(std::string_view family) {
 }
 
 Wanted wanted_family(const GenerateOptions& options) {
-  if (!options.preset.empty() || options.layers != 0) {
-    throw Error(
-        ErrorKind::argument,
-        "preset and layers are MiniMax M3's presets': expected them without family, whose config says "
-        "how large it is, such as {\"num_hidden_layers\": 4}");
+  if (options.layers != 0) {
+    throw Error(ErrorKind::argument,
+                "layers are MiniMax M3's presets': expected them without family, whose config says "
+                "how many there are, such as {\"num_hidden_layers\": 4}");
   }
   const Model& family = family_to_sample(options.family);
-  Wanted wanted{sample_checkpoint(family, options.form, {options.encoding, options.config}), 0,
-                "(family " + std::string(family.family) + ")"};
+  Wanted wanted{sample_checkpoint(family, options.form, {options.encoding, options.preset, options.config}),
+                0, "(family " + std::string(family.family) + ")"};
   std::uint64_t bytes = 0;
   for (const NamedShape& tensor : wanted.checkpoint.tensors)
     bytes += stored_bytes(tensor.dtype, tensor.shape);
@@ -122,9 +123,10 @@ std::vector<Layout> lay_out(std::vector<NamedShape> tensors, std::uint64_t max_f
     }
     filled += bytes;
     SourceTensor& source = files.back().tensors.emplace_back();
-    source.name = std::move(tensor.name);
+    source.name = tensor.name;
     source.dtype = tensor.dtype;
-    source.shape = std::move(tensor.shape);
+    source.shape = tensor.shape;
+    files.back().wanted.push_back(std::move(tensor));
   }
   for (std::size_t i = 0; i < files.size(); ++i) {
     char name[64];
@@ -166,16 +168,12 @@ void check_space(const fs::path& directory, std::uint64_t bytes) {
               ENOSPC);
 }
 
-/// What a tensor's values are for.
-RandomValues values_of(const SourceTensor& tensor) {
-  const std::string_view name = tensor.name;
-  RandomValues values{tensor.dtype, RandomValues::Kind::any};
-  if (tensor.dtype == DType::U8 && name.ends_with(".weight")) values.kind = RandomValues::Kind::codes;
-  if (tensor.dtype == DType::F8_E4M3 && name.ends_with(".weight_scale"))
-    values.kind = RandomValues::Kind::positive;
-  if (name.ends_with(".weight_scale_2") || name.ends_with(".input_scale"))
-    values.kind = RandomValues::Kind::positive;
-  return values;
+/// The bytes of numbers that are given.
+std::string bytes_of_given(const NamedShape& tensor) {
+  std::string bytes;
+  for (const std::int64_t number : tensor.given)
+    bytes.append(reinterpret_cast<const char*>(&number), static_cast<std::size_t>(bytes_of(tensor.dtype)));
+  return bytes;
 }
 
 void write_values(PendingFile& file, const Layout& layout, std::uint64_t seed, std::vector<char>& buffer) {
@@ -184,7 +182,13 @@ void write_values(PendingFile& file, const Layout& layout, std::uint64_t seed, s
     file.append({buffer.data(), used});
     used = 0;
   };
-  for (const SourceTensor& tensor : layout.tensors) {
+  for (std::size_t t = 0; t < layout.tensors.size(); ++t) {
+    const SourceTensor& tensor = layout.tensors[t];
+    if (layout.wanted[t].values == SampleValues::given) {
+      flush();
+      file.append(bytes_of_given(layout.wanted[t]));
+      continue;
+    }
     const std::uint64_t key = random_key(seed, tensor.name);
     const std::uint64_t bytes = tensor.end - tensor.begin;
     for (std::uint64_t offset = 0; offset < bytes;) {
@@ -195,7 +199,7 @@ void write_values(PendingFile& file, const Layout& layout, std::uint64_t seed, s
         flush();
         continue;
       }
-      fill_random(values_of(tensor), key, offset, std::span(buffer).subspan(used, count));
+      fill_random(tensor.dtype, layout.wanted[t].values, key, offset, std::span(buffer).subspan(used, count));
       used += count;
       offset += count;
     }
@@ -286,6 +290,7 @@ Catalog generated_catalog(const GenerateOptions& options) {
   }
   std::sort(catalog.tensors.begin(), catalog.tensors.end(),
             [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
+  see_packed_weights(catalog);
   return catalog;
 }
 

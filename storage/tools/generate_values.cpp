@@ -45,6 +45,17 @@ std::uint64_t positive_e4m3(std::uint64_t bits) {
   return result;
 }
 
+/// Bytes from 100 to 140.
+std::uint64_t usual_e8m0(std::uint64_t bits) {
+  std::uint64_t result = 0;
+  for (int lane = 0; lane < 8; ++lane)
+    result |= (100 + ((bits >> (8 * lane) & 0xFF) * 41 >> 8)) << (8 * lane);
+  return result;
+}
+
+/// Positive, with exponents from -10 to -7: those of scales of integers.
+std::uint64_t small_bf16(std::uint64_t bits) { return (bits & 0x01FF01FF01FF01FFu) + 0x3A803A803A803A80u; }
+
 constexpr std::uint64_t two_small_f32 = 0x3A8000003A800000u;  // 2^-10
 
 /// Takes 16 random bits.
@@ -80,15 +91,30 @@ void fill_words(std::uint64_t first, std::span<char> into, Word word_at) {
 
 }  // namespace
 
-void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, std::span<char> into) {
+void fill_random(DType dtype, SampleValues values, std::uint64_t key, std::uint64_t offset,
+                 std::span<char> into) {
   const std::uint64_t first = offset / 8;
-  if (values.kind == RandomValues::Kind::codes)
+  const auto refuse = [&] {
+    throw Error(ErrorKind::argument,
+                "expected a dtype that the generator has values for, found " + std::string(name_of(dtype)));
+  };
+  if (values == SampleValues::codes)
     return fill_words(first, into, [key](std::uint64_t i) { return random_word(key, i); });
-  if (values.kind == RandomValues::Kind::positive)
-    return fill_words(first, into, [&](std::uint64_t i) {
-      return values.dtype == DType::F32 ? two_small_f32 : positive_e4m3(random_word(key, i));
-    });
-  const DType dtype = values.dtype;
+  if (values == SampleValues::scales) {
+    switch (dtype) {
+      case DType::F32:
+        return fill_words(first, into, [](std::uint64_t) { return two_small_f32; });
+      case DType::F8_E4M3:
+        return fill_words(first, into, [key](std::uint64_t i) { return positive_e4m3(random_word(key, i)); });
+      case DType::U8:
+      case DType::F8_E8M0:
+        return fill_words(first, into, [key](std::uint64_t i) { return usual_e8m0(random_word(key, i)); });
+      case DType::BF16:
+        return fill_words(first, into, [key](std::uint64_t i) { return small_bf16(random_word(key, i)); });
+      default:
+        refuse();
+    }
+  }
   switch (dtype) {
     case DType::F8_E4M3:
       return fill_words(first, into, [key](std::uint64_t i) { return finite_e4m3(random_word(key, i)); });
@@ -101,8 +127,7 @@ void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, s
     case DType::I64:
       return fill_words(first, into, [key](std::uint64_t i) { return random_word(key, i) & 3; });
     default:
-      throw Error(ErrorKind::argument,
-                  "expected a dtype that the generator has values for, found " + std::string(name_of(dtype)));
+      refuse();
   }
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -15,7 +16,7 @@ namespace {
 
 std::string values(DType dtype, std::size_t bytes, std::uint64_t key = 7) {
   std::string text(bytes, '\0');
-  fill_random({dtype}, key, 0, text);
+  fill_random(dtype, SampleValues::any, key, 0, text);
   return text;
 }
 
@@ -68,13 +69,34 @@ TEST(generate_values, wide_floats_are_finite_of_both_signs_and_of_every_exponent
   for (const float number : floats) ASSERT_TRUE(std::isfinite(number));
 }
 
+TEST(generate_values, scales_of_packed_elements_are_positive_and_none_is_extreme) {
+  const auto scales = [](DType dtype) {
+    std::string text(1 << 16, '\0');
+    fill_random(dtype, SampleValues::scales, 7, 0, text);
+    return text;
+  };
+  for (const DType dtype : {DType::U8, DType::F8_E8M0}) {
+    const std::array<int, 256> counts = count_bytes(scales(dtype));
+    for (int byte = 0; byte < 256; ++byte) EXPECT_EQ(counts[byte] > 0, byte >= 100 && byte <= 140) << byte;
+  }
+  const std::array<int, 256> counts = count_bytes(scales(DType::F8_E4M3));
+  for (int byte = 0; byte < 256; ++byte) EXPECT_EQ(counts[byte] > 0, byte >= 1 && byte <= 0x7E) << byte;
+  const std::string bf16 = scales(DType::BF16);
+  for (std::size_t i = 0; i < bf16.size(); i += 2) {
+    const auto bits = static_cast<std::uint32_t>(static_cast<std::uint8_t>(bf16[i])) << 16 |
+                      static_cast<std::uint32_t>(static_cast<std::uint8_t>(bf16[i + 1])) << 24;
+    const auto number = std::bit_cast<float>(bits);
+    ASSERT_TRUE(number >= 0x1p-10F && number < 0x1p-6F) << number;
+  }
+}
+
 TEST(generate_values, a_tensor_is_the_same_however_it_is_cut) {
   for (const DType dtype : {DType::F8_E4M3, DType::U8, DType::BF16, DType::F32}) {
     const std::string whole = values(dtype, 100);
     std::string pieces(100, '\0');
-    fill_random({dtype}, 7, 0, std::span(pieces).first(8));
-    fill_random({dtype}, 7, 8, std::span(pieces).subspan(8, 56));
-    fill_random({dtype}, 7, 64, std::span(pieces).subspan(64));
+    fill_random(dtype, SampleValues::any, 7, 0, std::span(pieces).first(8));
+    fill_random(dtype, SampleValues::any, 7, 8, std::span(pieces).subspan(8, 56));
+    fill_random(dtype, SampleValues::any, 7, 64, std::span(pieces).subspan(64));
     EXPECT_EQ(pieces, whole);
     EXPECT_NE(values(dtype, 100, 8), whole);
   }
