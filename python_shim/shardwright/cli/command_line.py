@@ -78,10 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     generating.add_argument("directory")
     generating.add_argument(
-        "--preset", choices=["tiny", "small", "bench", "full"], help="of MiniMax M3; without --family: tiny"
+        "--preset",
+        choices=["tiny", "small", "bench", "full"],
+        help="how large; default: tiny; full is of MiniMax M3 alone",
     )
     generating.add_argument(
-        "--family", help="a small checkpoint of this family, one of those that `shardwright families` lists"
+        "--family",
+        help="instead of MiniMax M3: a checkpoint of this family, one of those that `shardwright families` lists",
     )
     generating.add_argument("--form", help="in which the family is released, such as bf16, fp8 or tied")
     generating.add_argument(
@@ -93,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     generating.add_argument(
         "--encoding",
         choices=_core.generated_encodings(),
-        help="of what releases quantise; default: as released",
+        help="of what releases quantise, one of four bits of their experts; default: as released",
     )
     generating.add_argument("--max-shard-size", metavar="SIZE", help="of tensors in a file, such as 5GB")
     generating.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
