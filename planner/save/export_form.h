@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -7,6 +8,7 @@
 #include "planner/names/catalog.h"
 #include "planner/names/encodings.h"
 #include "planner/names/weight_map.h"
+#include "planner/save/quantization.h"
 
 namespace shardwright {
 
@@ -19,14 +21,17 @@ struct SavedTensor {
   bool operator==(const SavedTensor&) const = default;
 };
 
-/// What an export looks like on disk: whose names and dtypes, and whether in MXFP8.
+/// What an export looks like on disk: whose names and dtypes, and how weights are quantised.
 struct ExportForm {
   WeightMap map;
   const Catalog* template_catalog = nullptr;  ///< the template: a checkpoint with these names; null: none
-  bool quantise =
-      false;  ///< MXFP8 for the weights that the template, or else the rule of names, has quantised
+  const Quantization* quantise =
+      nullptr;  ///< of the weights that the template, or else the rule of names, has quantised; null: none
   bool by_rule_of_names =
       true;  ///< ... which is the rule's matter: there is no template, or none of its weights has scales
+
+  /// Patterns (see fits_pattern) of HF names: of these matrices, and stacks of them, in place of the above.
+  std::vector<std::string> weights;
   bool as_template = false;    ///< every weight in the template's encoding, with the template's scales
   bool strict = true;          ///< what the template has and the state dict lacks is an error
   bool strict_dtypes = false;  ///< a cast that loses bits is an error
@@ -37,9 +42,9 @@ struct ExportForm {
 bool has_scales(const Catalog& template_catalog);
 
 /// How the HF tensor is stored.
-///  * A weight that the template has scales for (without a template: that the rule of names counts) is MXFP8
-///  if
-///    `quantise` is set, its scales in the template's dtype; otherwise it is BF16.
+///  * A weight that the template has scales for (without a template: that the rule of names counts; or that
+///    `weights` names) is quantised if `quantise` is set, MXFP8's scales in the template's dtype; otherwise
+///    one with scales is BF16.
 ///  * Every other one has the template's dtype. Without a template, the wide floats of a known model become
 ///    BF16 (not with `keeps_dtypes`), and all else stays what it is.
 Encoding stored_as(const ExportForm& form, const Piece& piece, DType native);
@@ -50,12 +55,25 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native);
 WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
                                       std::string_view layout, bool quantise);
 
+/// A small tensor that an export makes.
+struct MadeTensor {
+  enum class Kind : std::uint8_t {
+    ones,          ///< 1 throughout
+    global_scale,  ///< of the weight, by the rule
+    shape,         ///< of the weight
+  };
+  std::string name;
+  Kind kind = Kind::ones;
+  std::string weight = {};     ///< its HF name; of `ones`: none
+  DType values = DType::BF16;  ///< the dtype that the weight's values have in the state dict
+};
+
 /// The HF tensors of an export, scales directly behind their weights; no files or byte ranges yet.
 struct ExportedTensors {
   std::vector<SourceTensor>
       tensors;  ///< in the order in which files hold them: the template's, else the state dict's
-  std::vector<std::string> copied;  ///< names of those that are the template's, byte for byte
-  std::vector<std::string> ones;    ///< names of those that no tensor of the state dict is in, and that are 1
+  std::vector<std::string> copied;    ///< names of those that are the template's, byte for byte
+  std::vector<MadeTensor> made;       ///< those that no tensor of the state dict is in
   std::vector<std::string> left_out;  ///< the template's tensors that this layout has no place for, or
                                       ///< (strict = false) the state dict lacks; and tensors of the state
                                       ///< dict that the template has as another's, such as a tied head, or
