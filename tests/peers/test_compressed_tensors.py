@@ -123,6 +123,36 @@ def test_an_export_with_its_checkpoint_as_template_is_that_checkpoint(config: st
         assert differing(read_by_transformers(tmp_path / "ours"), state) == []
 
 
+#: Our rules for what its configurations write.
+RULES = {
+    "nvfp4": "nvfp4-compressed-tensors",
+    "mxfp4": "mxfp4-ocp",
+    "int4, groups of 32": "int4-compressed-tensors",
+    "int4, groups of 128": "int4-compressed-tensors-group128",
+    "int4, rows": "int4-compressed-tensors-channel",
+}
+
+
+@pytest.mark.parametrize("config", RULES)
+def test_an_export_by_rule_is_what_compressed_tensors_writes(config: str, tmp_path: Path):
+    model = dense_model()
+    model.save_pretrained(tmp_path / "plain")
+    written_by_compressed_tensors(model, CONFIGS[config][0], tmp_path / "theirs")
+    state = sw.empty_state_dict(tmp_path / "plain", layout="transformers")
+    sw.load(state, tmp_path / "plain", layout="transformers")
+    sw.export(
+        state,
+        tmp_path / "ours",
+        quantization=RULES[config],
+        quantized_weights=["*_proj.weight"],
+        template=tmp_path / "plain",
+        layout="transformers",
+    )
+    assert differing(held(tmp_path / "ours"), held(tmp_path / "theirs")) == []
+    sw.load(state, tmp_path / "ours", layout="transformers")
+    assert differing(read_by_transformers(tmp_path / "ours"), state) == []
+
+
 @pytest.mark.parametrize("config", MIXED)
 def test_transformers_does_not_load_what_has_two_encodings(config: str, tmp_path: Path):
     """Once it does, MIXED can go."""

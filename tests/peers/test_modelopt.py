@@ -57,6 +57,52 @@ def test_an_export_with_its_checkpoint_as_template_is_that_checkpoint(config: st
     assert json.loads((tmp_path / "ours" / "config.json").read_text()) == theirs
 
 
+def exported_by_rule(rule: str, path: Path) -> dict[str, torch.Tensor]:
+    """The weights of the model by one of our rules, as files hold them."""
+    model = dense_model()
+    model.save_pretrained(path / "plain")
+    state = dict(model.state_dict())
+    sw.export(
+        state,
+        path / "ours",
+        quantization=rule,
+        quantized_weights=["*_proj.weight"],
+        template=path / "plain",
+        layout="transformers",
+    )
+    return held(path / "ours")
+
+
+def test_an_export_by_rule_is_what_modelopt_makes_of_each_weight_in_nvfp4(tmp_path: Path):
+    found = exported_by_rule("nvfp4-modelopt", tmp_path)
+    expected = {}
+    for name, weight in dense_model().state_dict().items():
+        expected[name] = weight
+        if name.endswith("_proj.weight"):
+            made, scales, whole = NVFP4QTensor.quantize(weight.clone(), 16)
+            expected |= {name: made._quantized_data, f"{name}_scale": scales, f"{name}_scale_2": whole}
+    assert differing(found, expected) == []
+    # ModelOpt's own export of a model gives weights that share an input one global scale; others have their own.
+    written_by_modelopt(dense_model(), "NVFP4_DEFAULT_CFG", tmp_path / "theirs")
+    theirs = held(tmp_path / "theirs")
+    alone = [name for name in expected if ".o_proj." in name or ".down_proj." in name]
+    assert differing({n: found[n] for n in alone}, {n: theirs[n] for n in alone}) == []
+    decoded = decoded_by_modelopt(found, torch.bfloat16)
+    state = {name: torch.full_like(tensor, 7) for name, tensor in decoded.items()}
+    sw.load(state, tmp_path / "ours", layout="transformers")
+    assert differing(state, decoded) == []
+
+
+def test_an_export_by_rule_is_what_modelopt_exports_in_mxfp4(tmp_path: Path):
+    found = exported_by_rule("mxfp4-modelopt", tmp_path)
+    written_by_modelopt(dense_model(), "MXFP4_DEFAULT_CFG", tmp_path / "theirs")
+    assert differing(found, held(tmp_path / "theirs")) == []
+    decoded = decoded_by_modelopt(found, torch.bfloat16)
+    state = {name: torch.full_like(tensor, 7) for name, tensor in decoded.items()}
+    sw.load(state, tmp_path / "ours", layout="transformers")
+    assert differing(state, decoded) == []
+
+
 def test_statically_calibrated_scales_are_kept(tmp_path: Path):
     """Scales that no rule of the weights finds again, as MSE calibration leaves them; only GPUs run ModelOpt's own."""
     written_by_modelopt(dense_model(), "NVFP4_DEFAULT_CFG", tmp_path / "theirs")

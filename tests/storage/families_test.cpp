@@ -312,7 +312,7 @@ void expect_flows(const std::filesystem::path& source, const std::filesystem::pa
           back.expect(values);
           ExportOptions options{.template_directory = source, .layout = layout};
           // Of gpt-oss, a matrix in BF16 is the transpose of what the template has.
-          if (what.starts_with("mxfp4")) options.as_template = true;
+          if (what.starts_with("mxfp4")) options.quantization = "template";
           export_checkpoint(held.specs, folder / (name + "to"), job, options);
         },
         what);
