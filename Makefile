@@ -182,10 +182,11 @@ IN_PEERS := $(PEERS)/bin/python
 NEMO_AUTOMODEL := nemo-automodel==0.7.0
 TORCHTITAN := torchtitan==0.3.0
 
-# The stamp holds what the environment is for; one for another folder or interpreter is set up anew.
+# The stamp holds what the environment is for. Where that has changed, what differs is installed beside what is there; only
+# what asks for the peers does so, and no other command takes the stamp away.
 PEERS_STATE = $(CURDIR) $(shell $(PYTHON) --version) $(NEMO_AUTOMODEL) $(TORCHTITAN)
 ifneq ($(PEERS_STATE),$(shell $(IN_PEERS) --version >/dev/null 2>&1 && cat $(PEERS_STAMP) 2>/dev/null))
-$(shell rm -f $(PEERS_STAMP))
+.PHONY: $(PEERS_STAMP)
 endif
 
 $(PEERS_STAMP): .ci/requirements-peers.txt | system
@@ -199,7 +200,7 @@ $(PEERS_STAMP): .ci/requirements-peers.txt | system
 
 peers: $(PEERS_STAMP) ## set up the libraries that ours is compared with
 
-compare: build peers ## check that results equal those of transformers, peft, nemo-automodel and torchtitan
+compare: build peers ## check that results equal those of the peers: trainers, peft, quantisers
 	$(call say,comparison with peers)
 	@$(IN_PEERS) -m pytest tests/peers
 	$(if $(SHARDWRIGHT_TORCH_SOURCE),$(call say,torch's own tests with ours in torch's place))

@@ -2,6 +2,7 @@
 
     .venv-peers/bin/python bench/peers.py [--preset bench] [--runs 5] [--threads 2] [--out build/bench]
     .venv-peers/bin/python bench/peers.py --family qwen3_5_moe|deepseek_v3 [--runs 5] [--threads 2]
+    .venv-peers/bin/python bench/peers.py --encoding nvfp4_modelopt|int4_group32|... [--runs 5] [--threads 2]
 
 Each measurement has a process of its own, so that no way profits or suffers from the memory that another left behind.
 In each round every way is taken once; medians over the rounds are quoted. A process loads the preset `tiny` first, to
@@ -24,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from encoding_ways import ENCODING_WAYS, TIMED_ENCODINGS
 from family_ways import FAMILY_WAYS, TIMED
 from ways import ADAPTERS, WAYS, read_limit, safetensors_files
 
@@ -50,7 +52,7 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     from shardwright.report import LoadReport
 
     torch.set_num_threads(threads)
-    prepare = (WAYS | ADAPTERS | FAMILY_WAYS)[way]
+    prepare = (WAYS | ADAPTERS | FAMILY_WAYS | ENCODING_WAYS)[way]
     prepare(warm_up, threads)()
     load = prepare(path, threads)
     if cold:
@@ -295,12 +297,7 @@ def measure_family(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     sw.generate(warm_up, family=options.family, form=family.form, config=family.always)
     sw.generate(path, family=options.family, form=family.form, config=family.config | family.always)
     os.sync()
-    ways = [way for way in ("shardwright", *BESIDE_OURS) if way not in options.without]
-    rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    for turn in range(options.runs):
-        for way, found in rounds.items():
-            print(f"# round {turn + 1} of {options.runs}: {way}", file=sys.stderr, flush=True)
-            found.append(measure_apart(way, warm_up, path, options.threads))
+    rounds = measure_in_rounds(["shardwright", *BESIDE_OURS], warm_up, path, options)
     ranks = [
         measure_ranks(path, 2, options.runs, held, cooperative=cooperative) | {"cooperative": cooperative}
         for held in HELD
@@ -316,6 +313,41 @@ def measure_family(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint_bytes": bytes_of(path),
         "ways": {way: in_short(found) for way, found in rounds.items()},
         "ranks_with_one_thread_each": ranks,
+    }
+
+
+def measure_in_rounds(
+    ways: list[str], warm_up: Path, path: Path, options: argparse.Namespace
+) -> dict[str, list[dict[str, Any]]]:
+    rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in ways if way not in options.without}
+    for turn in range(options.runs):
+        for way, found in rounds.items():
+            print(f"# round {turn + 1} of {options.runs}: {way}", file=sys.stderr, flush=True)
+            found.append(measure_apart(way, warm_up, path, options.threads))
+    return rounds
+
+
+def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    import shardwright as sw
+
+    timed = TIMED_ENCODINGS[options.encoding]
+    warm_up, path = folder / "tiny", folder / options.encoding
+    sw.generate(warm_up, "tiny", **timed.generated)
+    sw.generate(path, options.preset, **timed.generated)
+    os.sync()
+    rounds = measure_in_rounds(
+        ["shardwright", timed.tool, "read limit", "fill limit"], warm_up, path, options
+    )
+    return {
+        "machine": machine(),
+        "encoding": options.encoding,
+        "stored": sw._core.stored_alike(sw.read_catalog(path)),
+        "preset": options.preset,
+        "threads": options.threads,
+        "runs": options.runs,
+        "load_average": os.getloadavg(),
+        "checkpoint_bytes": bytes_of(path),
+        "ways": {way: in_short(found) for way, found in rounds.items()},
     }
 
 
@@ -349,7 +381,8 @@ def table(result: dict[str, Any]) -> str:
     lines = table_of_ways(result)
     if "scaling" in result:
         lines += table_of_sizes(result["scaling"])
-    lines += table_of_ranks(result["ranks_with_one_thread_each"])
+    if "ranks_with_one_thread_each" in result:
+        lines += table_of_ranks(result["ranks_with_one_thread_each"])
     if "cold" in result:
         cold, best = result["cold"], result["cold"]["best_reading"]
         lines += [
@@ -457,6 +490,9 @@ def main() -> None:
     parser.add_argument(
         "--family", choices=[*TIMED], help="another family, large enough, instead of a preset"
     )
+    parser.add_argument(
+        "--encoding", choices=[*TIMED_ENCODINGS], help="a checkpoint in this encoding, beside its own tool"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--without", nargs="*", default=[], metavar="WAY", help="ways to leave out")
@@ -465,11 +501,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = (measure_family if options.family else measure_all)(Path(folder), options)
-    name = f"peers_{options.family}" if options.family else "peers"
+        measured = measure_family if options.family else measure_encoding if options.encoding else measure_all
+        result = measured(Path(folder), options)
+    chosen = options.family or options.encoding
+    name = f"peers_{chosen}" if chosen else "peers"
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (options.out / f"{name}.md").write_text(table(result) + "\n")
-    if not options.family:
+    if not chosen:
         picture(result, options.out / "peers.png")
     print(table(result))
 

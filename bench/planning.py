@@ -281,7 +281,7 @@ def measure_export(ranks: int) -> dict[str, Any]:
         catalog = read_catalog(folder)
         values = values_of([_core.Placement.shard(0)])
         encoded = _core.encode_values(values, [ranks], list(range(ranks)))
-        request = _core.ExportRequest(catalog, "auto", "automodel", False, True, 5_000_000_000, {})
+        request = _core.ExportRequest(catalog, "auto", "automodel", "none", [], True, 5_000_000_000, {})
         start = clock()
         told = []
         for rank in range(ranks):

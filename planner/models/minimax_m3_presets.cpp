@@ -28,27 +28,17 @@ constexpr std::int64_t frames_per_patch = 2;
 constexpr std::int64_t patch_size = 14;
 
 struct Checkpoint {
-  const KnownEncoding& blocks;
+  const MiniMaxM3Encodings& encodings;
   std::vector<NamedShape> tensors;
 
   void plain(const std::string& name, Shape shape, DType dtype = DType::BF16) {
     tensors.push_back({name, dtype, std::move(shape)});
   }
-  /// An expert's matrix, which may have an encoding of its own; as ModelOpt stores NVFP4.
   void expert(const std::string& name, std::int64_t out, std::int64_t in) {
-    if (blocks.elements.front() != DType::F4) return block_scaled(name, out, in);
-    const Encoding encoding = encoding_with(blocks, {out, in});
-    plain(name + ".weight", {out, in / 2}, DType::U8);
-    plain(name + ".weight_scale", scale_shape_of(encoding, {out, in}), encoding.scale);
-    plain(name + ".weight_scale_2", {}, DType::F32);
-    plain(name + ".input_scale", {}, DType::F32);
+    add_stored(tensors, encodings.experts, name + ".weight", {out, in});
   }
-  void block_scaled(const std::string& name, std::int64_t out, std::int64_t in) {
-    const KnownEncoding& of_rest = blocks.elements.front() == DType::F4 ? known_encodings().front() : blocks;
-    const Encoding encoding = encoding_with(of_rest, {out, in});
-    tensors.push_back({name + ".weight", encoding.element, {out, in}});
-    tensors.push_back({name + ".weight" + std::string(encoding.scale_suffix), encoding.scale,
-                       scale_shape_of(encoding, {out, in})});
+  void scaled(const std::string& name, std::int64_t out, std::int64_t in) {
+    add_stored(tensors, encodings.rest, name + ".weight", {out, in});
   }
   void with_bias(const std::string& name, Shape shape) {
     const std::int64_t out = shape.front();
@@ -59,10 +49,10 @@ struct Checkpoint {
 
 void add_attention(Checkpoint& checkpoint, const MiniMaxM3Preset& sizes, const std::string& prefix,
                    bool indexed) {
-  checkpoint.block_scaled(prefix + "q_proj", sizes.heads * sizes.head_dim, sizes.hidden);
-  checkpoint.block_scaled(prefix + "k_proj", sizes.key_value_heads * sizes.head_dim, sizes.hidden);
-  checkpoint.block_scaled(prefix + "v_proj", sizes.key_value_heads * sizes.head_dim, sizes.hidden);
-  checkpoint.block_scaled(prefix + "o_proj", sizes.hidden, sizes.heads * sizes.head_dim);
+  checkpoint.scaled(prefix + "q_proj", sizes.heads * sizes.head_dim, sizes.hidden);
+  checkpoint.scaled(prefix + "k_proj", sizes.key_value_heads * sizes.head_dim, sizes.hidden);
+  checkpoint.scaled(prefix + "v_proj", sizes.key_value_heads * sizes.head_dim, sizes.hidden);
+  checkpoint.scaled(prefix + "o_proj", sizes.hidden, sizes.heads * sizes.head_dim);
   checkpoint.plain(prefix + "q_norm.weight", {sizes.head_dim});
   checkpoint.plain(prefix + "k_norm.weight", {sizes.head_dim});
   if (!indexed) return;
@@ -74,9 +64,9 @@ void add_attention(Checkpoint& checkpoint, const MiniMaxM3Preset& sizes, const s
 
 void add_gated_mlp(Checkpoint& checkpoint, const std::string& prefix, std::int64_t hidden,
                    std::int64_t intermediate) {
-  checkpoint.block_scaled(prefix + "gate_proj", intermediate, hidden);
-  checkpoint.block_scaled(prefix + "up_proj", intermediate, hidden);
-  checkpoint.block_scaled(prefix + "down_proj", hidden, intermediate);
+  checkpoint.scaled(prefix + "gate_proj", intermediate, hidden);
+  checkpoint.scaled(prefix + "up_proj", intermediate, hidden);
+  checkpoint.scaled(prefix + "down_proj", hidden, intermediate);
 }
 
 void add_experts(Checkpoint& checkpoint, const MiniMaxM3Preset& sizes, const std::string& prefix) {
@@ -113,7 +103,7 @@ void add_text(Checkpoint& checkpoint, const MiniMaxM3Preset& sizes) {
     const std::string prefix = model + "mtp.layers." + std::to_string(module) + ".";
     checkpoint.plain(prefix + "enorm.weight", {sizes.hidden});
     checkpoint.plain(prefix + "hnorm.weight", {sizes.hidden});
-    checkpoint.block_scaled(prefix + "eh_proj", sizes.hidden, 2 * sizes.hidden);
+    checkpoint.scaled(prefix + "eh_proj", sizes.hidden, 2 * sizes.hidden);
     add_layer(checkpoint, sizes, prefix + "transformer_layer.", false);
     checkpoint.plain(prefix + "final_layernorm.weight", {sizes.hidden});
   }
@@ -152,28 +142,21 @@ const MiniMaxM3Preset* find_minimax_m3_preset(std::string_view name) {
   return found == std::end(presets) ? nullptr : found;
 }
 
-std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset, const KnownEncoding& blocks) {
-  Checkpoint checkpoint{blocks, {}};
+MiniMaxM3Encodings minimax_m3_encodings(std::string_view name) {
+  const StoredEncoding& experts = stored_encoding_named(name);
+  return {experts, experts.is_of_experts() ? stored_encoding_named("mxfp8") : experts};
+}
+
+std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset,
+                                              const MiniMaxM3Encodings& encodings) {
+  Checkpoint checkpoint{encodings, {}};
   add_text(checkpoint, preset);
   add_vision(checkpoint, preset);
   return std::move(checkpoint.tensors);
 }
 
-namespace {
-
-/// Of the third release, which keeps all but the experts in MXFP8.
-nlohmann::ordered_json mixed_quantization(const KnownEncoding& of_experts) {
-  return {{"quant_method", "modelopt"},
-          {"quant_algo", "MIXED_PRECISION"},
-          {"quantized_layers",
-           {{"language_model.model.layers.*.block_sparse_moe.experts.*",
-             {{"quant_algo", "NVFP4"}, {"group_size", of_experts.columns}}},
-            {"language_model.model.layers.*.self_attn.*", {{"quant_algo", "MXFP8"}}}}}};
-}
-
-}  // namespace
-
-std::string minimax_m3_config(const MiniMaxM3Preset& preset, const KnownEncoding& blocks) {
+std::string minimax_m3_config(const MiniMaxM3Preset& preset, const MiniMaxM3Encodings& encodings) {
+  const bool are_alike = encodings.experts.name == encodings.rest.name;
   using Json = nlohmann::ordered_json;
   Json mlp_kinds = Json::array();
   Json attention_kinds = Json::array();
@@ -231,7 +214,7 @@ std::string minimax_m3_config(const MiniMaxM3Preset& preset, const KnownEncoding
       {"text_config", text},
       {"vision_config", vision},
       {"quantization_config",
-       blocks.elements.front() == DType::F4 ? mixed_quantization(blocks) : quantization_config(blocks)},
+       quantization_config(&encodings.experts, are_alike ? &encodings.experts : &encodings.rest)},
   };
   return config.dump(2) + "\n";
 }

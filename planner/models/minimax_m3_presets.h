@@ -6,8 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "planner/models/samples.h"
-#include "planner/names/encodings.h"
+#include "planner/models/stored_encodings.h"
 
 namespace shardwright {
 
@@ -40,13 +39,23 @@ std::span<const MiniMaxM3Preset> minimax_m3_presets();
 /// Nothing if there is no such preset.
 const MiniMaxM3Preset* find_minimax_m3_preset(std::string_view name);
 
+/// How a release of MiniMax M3 stores its routed experts, and the rest of what it quantises.
+struct MiniMaxM3Encodings {
+  StoredEncoding experts;
+  StoredEncoding rest;
+};
+
+/// As the first release has them, or with this encoding: one of four bits is of routed experts alone, as in
+/// the third. Throws as stored_encoding_named.
+MiniMaxM3Encodings minimax_m3_encodings(std::string_view name = "mxfp8");
+
 /// All tensors of a checkpoint of such a model, under their Hugging Face names, in the order of the model's
-/// layers: a block-scaled weight (F8_E4M3) is followed by its scales. The released model's are MXFP8.
+/// layers: what is quantised is followed by its scales. The released model's are MXFP8.
 std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset,
-                                              const KnownEncoding& blocks = known_encodings().front());
+                                              const MiniMaxM3Encodings& encodings = minimax_m3_encodings());
 
 /// The config.json of such a checkpoint.
 std::string minimax_m3_config(const MiniMaxM3Preset& preset,
-                              const KnownEncoding& blocks = known_encodings().front());
+                              const MiniMaxM3Encodings& encodings = minimax_m3_encodings());
 
 }  // namespace shardwright

@@ -22,6 +22,10 @@ constexpr std::string_view sample_defaults = R"({
 
 constexpr std::size_t most_tensors = 1 << 22;
 
+/// How many routed experts there are.
+constexpr std::string_view expert_counts[] = {"n_routed_experts", "num_experts", "num_local_experts",
+                                              "moe_num_experts"};
+
 /// What families call one thing, the first that a config has; a product where they differ in what they count.
 struct Spelling {
   std::string_view name;
@@ -73,7 +77,44 @@ void check_lists(const Json& before, const Json& after) {
   }
 }
 
-Json config_of(const Sample& sample, const std::string& changes) {
+/// Sizes of larger checkpoints, for what a config has of them. In a preset of MiniMax M3 an expert is as
+/// wide, and there are about as many of them in a layer.
+struct Size {
+  std::string_view name;
+  std::int64_t vocabulary, hidden, intermediate, expert_intermediate, experts;
+};
+constexpr Size sizes[] = {{"small", 4096, 512, 1024, 256, 16}, {"bench", 32000, 4096, 8192, 1536, 32}};
+
+bool has_experts(const Json& text) {
+  return std::any_of(std::begin(expert_counts), std::end(expert_counts),
+                     [&](std::string_view name) { return text.contains(name) && text[name] != 0; });
+}
+
+/// More of all that has no list of its layers.
+void enlarge(Json& config, const Size& size) {
+  Json& text = text_of(config);
+  const auto set = [&](std::string_view name, std::int64_t value) {
+    if (text.contains(name)) text[name] = value;
+  };
+  const Json hidden_before = text["hidden_size"];
+  const bool is_of_experts = has_experts(text) && !text.contains("moe_intermediate_size");
+  set("vocab_size", size.vocabulary);
+  set("hidden_size", size.hidden);
+  set("intermediate_size", is_of_experts ? size.expert_intermediate : size.intermediate);
+  for (const char* name : {"moe_intermediate_size", "shared_expert_intermediate_size",
+                           "moe_shared_expert_intermediate_size", "share_expert_dim"})
+    set(name, size.expert_intermediate);
+  for (const std::string_view name : expert_counts) set(name, size.experts);
+  const bool has_lists =
+      std::any_of(text.begin(), text.end(), [](const Json& value) { return value.is_array(); });
+  if (!has_lists && text["num_hidden_layers"] == 2) text["num_hidden_layers"] = 4;
+  const auto vision = config.find("vision_config");
+  if (vision == config.end() || !vision->is_object()) return;
+  const auto out = vision->find("out_hidden_size");
+  if (out != vision->end() && *out == hidden_before) *out = size.hidden;
+}
+
+Json config_of(const Sample& sample, const SampleChanges& changes) {
   Json config = Json::parse(sample.config);
   const Json defaults = Json::parse(sample_defaults);
   const auto set_default = [](Json& part, const std::string& name, const Json& value) {
@@ -87,8 +128,16 @@ Json config_of(const Sample& sample, const std::string& changes) {
   }
   set_default(config, "dtype", "bfloat16");
   set_default(config, "tie_word_embeddings", false);
-  if (changes.empty()) return config;
-  const Json values = Json::parse(changes, nullptr, /*allow_exceptions=*/false);
+  if (!changes.size.empty() && changes.size != "tiny") {
+    const auto* const size = std::find_if(std::begin(sizes), std::end(sizes),
+                                          [&](const Size& one) { return one.name == changes.size; });
+    if (size == std::end(sizes))
+      refuse("preset " + quoted(std::string_view(changes.size)) +
+             ": expected tiny, small or bench of a family");
+    enlarge(config, *size);
+  }
+  if (changes.config.empty()) return config;
+  const Json values = Json::parse(changes.config, nullptr, /*allow_exceptions=*/false);
   if (!values.is_object()) refuse("config: expected a JSON object of values for config.json");
   if (values.contains("quantization_config"))
     refuse("config: quantization_config follows from the form and the encoding; give these");
@@ -97,6 +146,22 @@ Json config_of(const Sample& sample, const std::string& changes) {
   if (!text_of(config).is_object()) refuse("config: text_config: expected an object");
   check_lists(before, text_of(config));
   return config;
+}
+
+/// How routed experts are stored, and the rest.
+std::pair<std::optional<StoredEncoding>, std::optional<StoredEncoding>> encodings_of(
+    const Sample& sample, Json& config, const std::string& asked) {
+  std::optional<StoredEncoding> rest;
+  if (!sample.encoding.empty()) {
+    rest = stored_encoding_named(sample.encoding);
+    if (sample.scale) rest->scale = sample.scale;
+  }
+  std::optional<StoredEncoding> experts = rest;
+  if (!sample.expert_encoding.empty()) experts = stored_encoding_named(sample.expert_encoding);
+  if (asked.empty()) return {experts, rest};
+  experts = stored_encoding_named(asked);
+  if (!experts->is_of_experts() || !has_experts(text_of(config))) rest = experts;
+  return {experts, rest};
 }
 
 std::int64_t product(std::int64_t a, std::int64_t b) {
@@ -117,29 +182,10 @@ std::vector<std::string_view> split(std::string_view text, char at) {
 
 }  // namespace
 
-const std::vector<std::string_view>& generated_encodings() {
-  static const std::vector<std::string_view> made{"mxfp8", "block_fp8", "tensor_fp8", "nvfp4_modelopt"};
-  return made;
-}
-
-const KnownEncoding& encoding_named(std::string_view name) {
-  std::string known;
-  const auto& made = generated_encodings();
-  for (const KnownEncoding& blocks : known_encodings()) {
-    if (std::find(made.begin(), made.end(), blocks.name) == made.end()) continue;
-    if (blocks.name == name) return blocks;
-    known += (known.empty() ? "" : ", ") + std::string(blocks.name);
-  }
-  refuse("encoding " + quoted(name) + ": expected one of " + known);
-}
-
-Json quantization_config(const KnownEncoding& blocks) {
-  Json quantization = {{"quant_method", "fp8"}, {"fmt", "e4m3"}};
-  if (blocks.name == "mxfp8")
-    quantization = {{"quant_method", "mxfp8"}, {"fmt", "e4m3"}, {"scale_fmt", "ue8m0"}};
-  if (!blocks.is_whole_tensor()) quantization["weight_block_size"] = {blocks.rows, blocks.columns};
-  quantization["activation_scheme"] = "dynamic";
-  return quantization;
+std::string config_with(std::string_view config, std::string_view values) {
+  Json made = Json::parse(config);
+  change(made, Json::parse(values));
+  return made.dump();
 }
 
 std::vector<Sample> bf16_and_block_fp8(std::string_view config, void (*add_tensors)(SampleTensors& tensors)) {
@@ -156,22 +202,24 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
   for (const Sample& sample : family.samples()) {
     known += (known.empty() ? "" : ", ") + std::string(sample.form);
     if (!form.empty() && sample.form != form) continue;
-    const std::string_view encoding =
-        changes.encoding.empty() ? sample.encoding : std::string_view(changes.encoding);
-    const KnownEncoding* blocks = encoding.empty() ? nullptr : &encoding_named(encoding);
-    if (blocks != nullptr && blocks->elements.front() == DType::F4)
-      refuse("encoding " + quoted(encoding) + ": only the presets of MiniMax M3 are made in it");
-    Json config = config_of(sample, changes.config);
-    SampleTensors tensors(config, blocks, changes.encoding.empty() ? sample.scale : std::nullopt);
+    Json config = config_of(sample, changes);
+    const auto [experts, rest] = encodings_of(sample, config, changes.encoding);
+    SampleTensors tensors(config, experts, rest);
     sample.add_tensors(tensors);
-    if (blocks != nullptr) config["quantization_config"] = quantization_config(*blocks);
+    if (tensors.is_quantised()) {
+      const bool are_alike = experts && rest && experts->name == rest->name;
+      config["quantization_config"] = quantization_config(experts ? &*experts : nullptr, are_alike ? &*experts
+                                                                                         : rest    ? &*rest
+                                                                                                   : nullptr);
+    }
     return {tensors.take(), config.dump(2) + "\n"};
   }
   refuse("form " + quoted(form) + " of " + std::string(family.family) + ": expected one of " + known);
 }
 
-SampleTensors::SampleTensors(Json config, const KnownEncoding* blocks, std::optional<DType> scale)
-    : config_(std::move(config)), blocks_(blocks), scale_(scale) {}
+SampleTensors::SampleTensors(Json config, std::optional<StoredEncoding> experts,
+                             std::optional<StoredEncoding> rest)
+    : config_(std::move(config)), experts_(experts), rest_(rest) {}
 
 const Json* SampleTensors::find(std::string_view name, std::string_view part) const {
   const auto in = [&](std::string_view of) -> const Json* {
@@ -252,30 +300,42 @@ Shape SampleTensors::shape_of(std::string_view text, std::string_view part) cons
   return shape;
 }
 
-void SampleTensors::add(const std::string& name, DType dtype, Shape shape) {
+/// Before it is one of them.
+void SampleTensors::check(const NamedShape& tensor) const {
   std::int64_t elements = 8;  // bytes of the largest
-  for (const std::int64_t size : shape) {
-    if (size <= 0) refuse("config: " + name + " would have a side of " + std::to_string(size));
+  for (const std::int64_t size : tensor.shape) {
+    if (size <= 0) refuse("config: " + tensor.name + " would have a side of " + std::to_string(size));
     elements = product(elements, size);
   }
   if (tensors_.size() >= most_tensors) {
     refuse("config: expected at most " + std::to_string(most_tensors) +
            " tensors; give fewer layers or experts");
   }
+}
+
+void SampleTensors::add(const std::string& name, DType dtype, Shape shape) {
+  check({name, dtype, shape});
   tensors_.push_back({name, dtype, std::move(shape)});
 }
 
+void SampleTensors::add_stored_as(const std::optional<StoredEncoding>& encoding, const std::string& name,
+                                  Shape shape) {
+  if (!encoding) return add(name, DType::BF16, std::move(shape));
+  check({name, DType::BF16, shape});
+  add_stored(tensors_, *encoding, name, shape);
+}
+
 void SampleTensors::add_scaled(const std::string& name, Shape shape) {
-  if (blocks_ == nullptr) return add(name, DType::BF16, std::move(shape));
-  Encoding encoding = encoding_with(*blocks_, shape);
-  encoding.scale = scale_.value_or(encoding.scale);
-  const Shape scales = scale_shape_of(encoding, shape);
-  add(name, encoding.element, std::move(shape));
-  add(name + std::string(encoding.scale_suffix), encoding.scale, scales);
+  add_stored_as(rest_, name, std::move(shape));
+}
+
+void SampleTensors::add_expert(const std::string& name, Shape shape) {
+  add_stored_as(experts_, name, std::move(shape));
 }
 
 void SampleTensors::add(const std::string& prefix, std::span<const SampleRow> rows, std::string_view part) {
   constexpr std::string_view placeholder = "{expert}";
+  const std::size_t at = prefix.find(placeholder);
   const auto add_one = [&](const SampleRow& row, const std::string& name) {
     Shape shape = shape_of(row.shape, part);
     switch (row.stored) {
@@ -286,10 +346,12 @@ void SampleTensors::add(const std::string& prefix, std::span<const SampleRow> ro
       case StoredAs::i64:
         return add(name, DType::I64, std::move(shape));
       case StoredAs::scaled:
-        return add_scaled(name, std::move(shape));
+        if (at == std::string::npos) return add_scaled(name, std::move(shape));
+        [[fallthrough]];
+      case StoredAs::experts:
+        return add_expert(name, std::move(shape));
     }
   };
-  const std::size_t at = prefix.find(placeholder);
   if (at == std::string::npos) {
     for (const SampleRow& row : rows) add_one(row, prefix + std::string(row.name));
     return;

@@ -13,16 +13,9 @@
 #include "kernels/dtype.h"
 #include "planner/geometry/box.h"
 #include "planner/models/models.h"
-#include "planner/names/encodings.h"
+#include "planner/models/stored_encodings.h"
 
 namespace shardwright {
-
-/// A tensor of a checkpoint that is to be.
-struct NamedShape {
-  std::string name;
-  DType dtype;
-  Shape shape;
-};
 
 /// A small checkpoint, as it would be released.
 struct SampleCheckpoint {
@@ -33,39 +26,38 @@ struct SampleCheckpoint {
 /// A form in which a family is released. A family file says with it what its checkpoints hold; config.json
 /// decides all sizes, so that larger ones are made by another config.
 struct Sample {
-  std::string_view form;                      ///< as users spell it: "bf16", "fp8", "tied", ...
-  std::string config;                         ///< JSON, with what differs from sample_defaults
-  std::string_view encoding = {};             ///< of what it quantises, see known_encodings(); empty: nothing
-  std::optional<DType> scale = std::nullopt;  ///< of the scales, where that is not the encoding's first dtype
+  std::string_view form;           ///< as users spell it: "bf16", "fp8", "tied", ...
+  std::string config;              ///< JSON, with what differs from sample_defaults
+  std::string_view encoding = {};  ///< of what it quantises, see stored_encodings(); empty: nothing
+  std::optional<DType> scale = std::nullopt;  ///< of the scales, where that is not the encoding's own
+  std::string_view expert_encoding = {};      ///< of routed experts; empty: as the rest
   void (*add_tensors)(class SampleTensors& tensors) = nullptr;
 };
+
+/// A config with other values, which go where it has them.
+std::string config_with(std::string_view config, std::string_view values);
 
 /// The forms of a model that is released in BF16, and with block_fp8 whose scales are BF16.
 std::vector<Sample> bf16_and_block_fp8(std::string_view config, void (*add_tensors)(SampleTensors& tensors));
 
 /// What is asked for instead of what the form says.
 struct SampleChanges {
-  std::string encoding;  ///< of the weights that releases quantise; empty: as released
-  std::string config;    ///< a JSON object of values of config.json
+  /// Of the weights that releases quantise, see stored_encodings(); one of four bits: of routed experts,
+  /// where there are any, and the rest is as released. Empty: as released.
+  std::string encoding;
+  std::string size;    ///< "small" or "bench": see sizes in samples.cpp; "tiny" or empty: as small as can be
+  std::string config;  ///< a JSON object of values of config.json
 };
 
 /// The family's checkpoint in this form; empty: its first. Throws Error(argument) for an unknown form or
 /// encoding, naming those that there are, and for values of config.json that make no checkpoint.
 SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, const SampleChanges& changes);
 
-/// Names of the encodings that can be asked for: those that MiniMax M3 and its like have been released in.
-const std::vector<std::string_view>& generated_encodings();
-
-/// The one of this name. Throws Error(argument), naming those that there are.
-const KnownEncoding& encoding_named(std::string_view name);
-
-/// What config.json says of weights with such scales.
-nlohmann::ordered_json quantization_config(const KnownEncoding& blocks);
-
 // --- how a family file says it ---
 
-/// How a tensor is stored: as the model is (BF16), in another dtype, or quantised where the form is.
-enum class StoredAs : std::uint8_t { bf16, f32, i64, scaled };
+/// How a tensor is stored: as the model is (BF16), in another dtype, or quantised where the form is: `scaled`
+/// as a routed expert where its name has a number of one, `experts` as a stack of them.
+enum class StoredAs : std::uint8_t { bf16, f32, i64, scaled, experts };
 
 /// A row of a sample. `shape` has a sum of products for each dimension, with blanks between: numbers and
 /// names from config.json, such as "2*intermediate_size hidden". These names stand for whatever a family
@@ -79,7 +71,9 @@ struct SampleRow {
 /// The tensors of a checkpoint while they are being listed.
 class SampleTensors {
  public:
-  SampleTensors(nlohmann::ordered_json config, const KnownEncoding* blocks, std::optional<DType> scale);
+  /// How routed experts are stored, and the rest; nullopt: in BF16.
+  SampleTensors(nlohmann::ordered_json config, std::optional<StoredEncoding> experts,
+                std::optional<StoredEncoding> rest);
 
   /// Adds the rows' tensors, with this before their names; "{expert}" in it stands for each number below
   /// `experts`. Names of sizes are looked for in this part of
@@ -87,7 +81,8 @@ class SampleTensors {
   void add(const std::string& prefix, std::span<const SampleRow> rows, std::string_view part = {});
 
   void add(const std::string& name, DType dtype, Shape shape);
-  void add_scaled(const std::string& name, Shape shape);  ///< BF16 where the form quantises nothing
+  void add_scaled(const std::string& name, Shape shape);  ///< BF16 where the form does not quantise it
+  void add_expert(const std::string& name, Shape shape);  ///< the same of what routed experts have
 
   /// A number of config.json, by its name there or one of those that SampleRow speaks of. Throws
   /// Error(argument) where there is none from 0 to 2^31 - 1.
@@ -100,16 +95,17 @@ class SampleTensors {
   std::int64_t entries(std::string_view list, std::string_view part = {}) const;  ///< of a list; 0: no list
   std::int64_t number_or_none(std::string_view name) const;  ///< 0 where config.json has none
 
-  bool is_quantised() const { return blocks_ != nullptr; }
+  bool is_quantised() const { return experts_ || rest_; }
   std::vector<NamedShape> take() { return std::move(tensors_); }
 
  private:
   const nlohmann::ordered_json* find(std::string_view name, std::string_view part) const;
   Shape shape_of(std::string_view text, std::string_view part) const;
+  void add_stored_as(const std::optional<StoredEncoding>& encoding, const std::string& name, Shape shape);
+  void check(const NamedShape& tensor) const;
 
   nlohmann::ordered_json config_;
-  const KnownEncoding* blocks_;
-  std::optional<DType> scale_;
+  std::optional<StoredEncoding> experts_, rest_;
   std::vector<NamedShape> tensors_;
 };
 

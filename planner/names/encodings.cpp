@@ -189,6 +189,15 @@ std::string_view weight_name_of(std::string_view name) {
   return name;
 }
 
+std::string_view weight_name_of_companion(std::string_view name) {
+  for (const std::string_view suffix : companion_suffixes) {
+    if (!name.ends_with(suffix)) continue;
+    const std::string_view weight = name.substr(0, name.size() - suffix.size());
+    if (weight.ends_with(".weight")) return weight;
+  }
+  return name;
+}
+
 std::span<const SourceTensor> scales_of(const Catalog& catalog, std::string_view weight_name) {
   for (const std::string& name : scale_names_of(weight_name)) {
     if (const std::span<const SourceTensor> scales = catalog.find(name); !scales.empty()) return scales;

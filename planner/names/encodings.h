@@ -73,6 +73,10 @@ std::string_view weight_name_of(std::string_view name);
 /// Whether weight_name_of() gives another name than this.
 bool is_scale_name(std::string_view name);
 
+/// The weight's name for that of a companion that is no scale, such as "<module>.weight_global_scale", by its
+/// ending alone; any other name unchanged.
+std::string_view weight_name_of_companion(std::string_view name);
+
 /// The chunks of the scales of a weight; empty if the catalog has none.
 std::span<const SourceTensor> scales_of(const Catalog& catalog, std::string_view weight_name);
 

@@ -21,14 +21,6 @@
 namespace shardwright {
 namespace {
 
-/// MXFP8, as an export stores a weight of this shape.
-Encoding mxfp8(const Shape& weight_shape) {
-  const auto& known = known_encodings();
-  const auto blocks =
-      std::find_if(known.begin(), known.end(), [](const KnownEncoding& one) { return one.name == "mxfp8"; });
-  return encoding_with(*blocks, weight_shape);
-}
-
 bool is_of_a_model(const WeightMap& map) { return map.family != unchanged_names().family; }
 
 /// Proves that the template has these tensors and no others, and returns what it has beyond them with cause.
@@ -59,10 +51,12 @@ std::vector<std::string> fit_to_template(const std::vector<SavedTensor>& tensors
   return plan.unused;
 }
 
-std::string fault_of_encoding(const Encoding& encoding, const SavedTensor& tensor) {
+std::string fault_of_encoding(const ExportForm& form, const Encoding& encoding, const SavedTensor& tensor) {
   if (encoding.scaled ? can_encode(tensor.dtype) : can_convert(tensor.dtype, encoding.element)) return "";
+  const std::string how = form.quantise != nullptr ? std::string(form.quantise->name)
+                                                   : std::string(name_of(encoding.element)) + " with scales";
   return tensor.fqn + ": cannot store " + std::string(name_of(tensor.dtype)) + " as " +
-         (encoding.scaled ? "MXFP8; expected BF16, F16 or F32"
+         (encoding.scaled ? how + "; expected BF16, F16 or F32"
                           : std::string(name_of(encoding.element)) +
                                 ", the template's dtype; expected that or another wide float");
 }
@@ -70,12 +64,16 @@ std::string fault_of_encoding(const Encoding& encoding, const SavedTensor& tenso
 /// The HF tensors of which several tensors of the state dict are parts.
 class PartsOfTensors {
  public:
+  /// `needs_one_dtype`: scales and codes depend on the dtype that the values have.
+  explicit PartsOfTensors(bool needs_one_dtype) : needs_one_dtype_(needs_one_dtype) {}
+
   /// True if the HF tensor has not been met before.
-  bool add(const Piece& piece, const Encoding& encoding, const std::string& fqn, Problems& problems) {
+  bool add(const Piece& piece, const Encoding& encoding, const SavedTensor& tensor, Problems& problems) {
+    const std::string& fqn = tensor.fqn;
     const Correspondence& correspondence = *piece.correspondence;
     if (correspondence.hf_box == whole(correspondence.hf_view.sizes)) return true;
     const auto [found, is_new] =
-        tensors_.try_emplace(piece.hf_name, Parts{piece.hf_shape, encoding, fqn, {}});
+        tensors_.try_emplace(piece.hf_name, Parts{piece.hf_shape, encoding, tensor.dtype, fqn, {}});
     Parts& parts = found->second;
     parts.rest_is_zero |= piece.rule->rest_is_zero;
     parts.boxes.push_back(lattice_of(correspondence.hf_view, correspondence.hf_box));
@@ -86,6 +84,10 @@ class PartsOfTensors {
       problems.add(fqn + ": expected it to be stored as " + std::string(name_of(parts.encoding.element)) +
                    ", as " + parts.fqn + " is, which is another part of " + piece.hf_name + ", found " +
                    std::string(name_of(encoding.element)));
+    } else if (needs_one_dtype_ && encoding.scaled && parts.values != tensor.dtype) {
+      problems.add(fqn + ": expected " + std::string(name_of(parts.values)) + ", as " + parts.fqn +
+                   " is, which is encoded as another part of " + piece.hf_name + ", found " +
+                   std::string(name_of(tensor.dtype)));
     }
     return is_new;
   }
@@ -103,10 +105,12 @@ class PartsOfTensors {
   struct Parts {
     Shape shape;
     Encoding encoding;
+    DType values;
     std::string fqn;  ///< of the first part
     std::vector<Lattice> boxes;
     bool rest_is_zero = false;
   };
+  bool needs_one_dtype_;
   std::map<std::string, Parts> tensors_;
 };
 
@@ -158,11 +162,56 @@ std::map<std::string_view, std::string_view> packed_names(const ExportForm& form
       const auto [other, is_new] = names.emplace(piece.hf_name, packed->first);
       const bool is_all = piece.correspondence->hf_box == whole(piece.correspondence->hf_view.sizes);
       if (is_new || !is_all || piece.rule->repeats) continue;
-      problems.add(tensor.fqn + ": " + piece.hf_name + " is " + std::string(other->second) +
-                   ", too; expected one tensor that says it. Hold the weights decoded, in BF16 say, to export them");
+      problems.add(
+          tensor.fqn + ": " + piece.hf_name + " is " + std::string(other->second) +
+          ", too; expected one tensor that says it. Hold the weights decoded, in BF16 say, to export them");
     }
   }
   return names;
+}
+
+/// Whether the form has the HF tensor quantised anew.
+bool is_quantised(const ExportForm& form, const Piece& piece) {
+  if (form.quantise == nullptr) return false;
+  if (!form.weights.empty()) {
+    return piece.hf_shape.size() >= 2 &&
+           std::any_of(form.weights.begin(), form.weights.end(),
+                       [&](const std::string& pattern) { return fits_pattern(piece.hf_name, pattern); });
+  }
+  if (form.by_rule_of_names) return piece.rule->quantised && piece.hf_shape.size() == 2;
+  return form.template_catalog != nullptr && !scales_of(*form.template_catalog, piece.hf_name).empty();
+}
+
+/// Adds the weight, and behind it what belongs to it: its scales, and what else the tool writes.
+void add_quantised(const Quantization& quantization, const Encoding& encoding, SourceTensor weight,
+                   DType values, ExportedTensors& exported) {
+  store_as(quantization, weight);
+  exported.tensors.push_back(weight);
+  exported.tensors.push_back(scales_by(quantization, encoding, weight));
+  const auto make = [&](std::string name, MadeTensor::Kind kind, DType dtype, Shape shape) {
+    SourceTensor& made = exported.tensors.emplace_back();
+    made.name = name;
+    made.dtype = dtype;
+    made.shape = std::move(shape);
+    made.offset.assign(made.shape.size(), 0);
+    exported.made.push_back({std::move(name), kind, weight.name, values});
+  };
+  if (quantization.has_global())
+    make(weight.name + std::string(encoding.global_suffix), MadeTensor::Kind::global_scale, DType::F32,
+         quantization.global_shape);
+  if (quantization.has_shape) make(weight.name + "_shape", MadeTensor::Kind::shape, DType::I64, {2});
+}
+
+/// Tells what was asked to be quantised and is not there: silence would leave it in BF16.
+void expect_quantised(const ExportForm& form, const std::vector<SourceTensor>& tensors, Problems& problems) {
+  if (form.quantise == nullptr) return;
+  for (const std::string& pattern : form.weights) {
+    const bool is_met = std::any_of(tensors.begin(), tensors.end(), [&](const SourceTensor& tensor) {
+      return tensor.shape.size() >= 2 && fits_pattern(tensor.name, pattern);
+    });
+    if (!is_met)
+      problems.add("quantized_weights: no matrix of the export fits the pattern '" + pattern + "'");
+  }
 }
 
 /// Why a weight cannot be stored so with this template; empty if it can.
@@ -172,8 +221,9 @@ std::string fault_of_template(const ExportForm& form, const Piece& piece, const 
   if (stored.empty()) return "";
   if (piece.as_stored)
     return stored.size() == 1 ? ""
-                              : piece.hf_name + ": the template stores it in several chunks; expected a "
-                                                "template of whole tensors";
+                              : piece.hf_name +
+                                    ": the template stores it in several chunks; expected a "
+                                    "template of whole tensors";
   if (encoding.scaled && form.as_template &&
       (stored.size() > 1 || scales_of(*form.template_catalog, piece.hf_name).size() > 1))
     return piece.hf_name + ": the template stores it in several chunks; expected a template of whole tensors";
@@ -197,8 +247,10 @@ void keep_packed(ExportForm& form, const std::vector<SavedTensor>& tensors) {
   });
   if (!any) return;
   Problems problems{std::move(packed.problems)};
-  if (form.quantise)
-    problems.add("some weights are packed, and are written as the template has them; expected quantization=\"template\" or None");
+  if (form.quantise != nullptr)
+    problems.add(
+        "some weights are packed, and are written as the template has them; expected "
+        "quantization=\"template\" or None");
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors (layout " + form.map.layout +
                                                  "); nothing has been written:");
   form.as_template = true;
@@ -219,17 +271,16 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
     const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
     if (!stored.empty()) return encoding_of(*form.template_catalog, stored);
   }
-  if (form.quantise && form.by_rule_of_names && piece.rule->quantised && piece.hf_shape.size() == 2)
-    return mxfp8(piece.hf_shape);
+  if (is_quantised(form, piece)) {
+    Encoding encoding = encoding_by(*form.quantise, piece.hf_shape);
+    if (form.quantise->rule != EncodingRule::mxfp8 || form.template_catalog == nullptr) return encoding;
+    const std::span<const SourceTensor> scales = scales_of(*form.template_catalog, piece.hf_name);
+    if (!scales.empty() && scales.front().dtype == DType::F8_E8M0) encoding.scale = DType::F8_E8M0;
+    return encoding;
+  }
   if (form.template_catalog != nullptr) {
     const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
     const std::span<const SourceTensor> scales = scales_of(*form.template_catalog, piece.hf_name);
-    if (form.quantise && !scales.empty()) {
-      Encoding encoding = mxfp8(piece.hf_shape);
-      const DType dtype = scales.front().dtype;
-      if (dtype == DType::U8 || dtype == DType::F8_E8M0) encoding.scale = dtype;
-      return encoding;
-    }
     if (!stored.empty()) plain.element = scales.empty() ? stored.front().dtype : DType::BF16;
     return plain;
   }
@@ -250,7 +301,9 @@ WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, s
   if (quantise && !is_of_a_model(map)) {
     throw Error(ErrorKind::mismatch,
                 "cannot say which weights MXFP8 is for: no family has names such as these in layout " +
-                    std::string(layout) + "; give a template that has scales, or model= and layout=");
+                    std::string(layout) +
+                    "; give a template that has scales, model= and layout=, or name them with "
+                    "quantized_weights=");
   }
   return map;
 }
@@ -259,7 +312,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
   ExportedTensors result;
   if (form.template_catalog != nullptr) result.left_out = fit_to_template(tensors, form);
   Problems problems;
-  PartsOfTensors parts;
+  PartsOfTensors parts(form.quantise != nullptr && form.quantise->rule != EncodingRule::mxfp8);
   const auto packed = packed_names(form, tensors, problems);
   for (const SavedTensor& tensor : tensors) {
     const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.template_catalog);
@@ -276,11 +329,18 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
     }
     std::string fault;
     for (const Piece& piece : pieces) {
+      if (is_quantised(form, piece)) {
+        std::string unfit = fault_of_quantizing(*form.quantise, piece.hf_name, piece.hf_shape);
+        if (!unfit.empty()) {
+          problems.add(std::move(unfit));
+          continue;
+        }
+      }
       const Encoding encoding = stored_as(form, piece, tensor.dtype);
       if (fault.empty()) fault = fault_of_template(form, piece, encoding);
-      if (fault.empty()) fault = fault_of_encoding(encoding, tensor);
+      if (fault.empty()) fault = fault_of_encoding(form, encoding, tensor);
       if (!encoding.scaled) note_cast(result.rounded, tensor.fqn, tensor.dtype, encoding.element);
-      if (!parts.add(piece, encoding, tensor.fqn, problems)) continue;
+      if (!parts.add(piece, encoding, tensor, problems)) continue;
       SourceTensor weight;
       weight.name = piece.hf_name;
       weight.dtype = encoding.element;
@@ -288,25 +348,24 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       weight.offset.assign(weight.shape.size(), 0);
       if ((encoding.scaled || piece.as_stored) && form.as_template)
         weight.stored = form.template_catalog->find(piece.hf_name).front().stored;
-      result.tensors.push_back(weight);
+      if (encoding.scaled && !form.as_template) {
+        add_quantised(*form.quantise, encoding, std::move(weight), tensor.dtype, result);
+      } else {
+        result.tensors.push_back(std::move(weight));
+      }
       if (!piece.multiplier.empty()) {
-        result.tensors.push_back(multiplier_of(piece, encoding.element, form));
-        result.ones.push_back(piece.multiplier);
+        result.tensors.push_back(
+            multiplier_of(piece, encoding.scaled ? DType::BF16 : encoding.element, form));
+        result.made.push_back({piece.multiplier});
       }
       if (piece.as_stored) add_companions(*form.template_catalog, piece.hf_name, packed, result);
-      if (!encoding.scaled) continue;
-      if (form.as_template) {
+      if (encoding.scaled && form.as_template)
         add_companions(*form.template_catalog, piece.hf_name, {}, result);
-        continue;
-      }
-      weight.name = piece.hf_name + std::string(encoding.scale_suffix);
-      weight.dtype = encoding.scale;
-      weight.shape = scale_shape_of(encoding, piece.hf_shape);
-      result.tensors.push_back(std::move(weight));
     }
     if (!fault.empty()) problems.add(fault);
   }
   parts.expect_whole(problems);
+  expect_quantised(form, result.tensors, problems);
   if (form.strict_dtypes) {
     for (const std::string& line : lines_of(result.rounded)) {
       problems.add(line + "; strict_dtypes=False rounds, a template with a wider dtype keeps all");
@@ -316,7 +375,8 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
                                                  "); nothing has been written:");
   if (form.template_catalog != nullptr) {
     const auto place = [&](const SourceTensor& tensor) {
-      const std::span<const SourceTensor> stored = form.template_catalog->find(weight_name_of(tensor.name));
+      const std::span<const SourceTensor> stored =
+          form.template_catalog->find(weight_name_of(weight_name_of_companion(tensor.name)));
       if (const auto own = form.template_catalog->find(tensor.name); form.as_template && !own.empty())
         return std::tuple{own.front().file, own.front().begin};
       if (stored.empty())

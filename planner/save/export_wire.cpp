@@ -12,7 +12,7 @@
 namespace shardwright {
 namespace {
 
-constexpr std::uint32_t version = 2;
+constexpr std::uint32_t version = 3;
 
 [[noreturn]] void malformed(const std::string& what) {
   throw Error(ErrorKind::malformed, "what a rank told of its part of an export: " + what +
@@ -34,6 +34,51 @@ BlockColumn read(const wire::BlockColumn& message) {
           {message.scales().begin(), message.scales().end()}};
 }
 
+/// Rising places, each as its distance from the one before.
+template <class Field>
+void write(const std::vector<std::int64_t>& places, Field& field) {
+  std::int64_t last = 0;
+  for (const std::int64_t place : places) {
+    field.Add(static_cast<std::uint64_t>(place - last));
+    last = place;
+  }
+}
+
+template <class Field>
+std::vector<std::int64_t> read_places(const Field& field, const std::string& weight) {
+  std::vector<std::int64_t> places;
+  places.reserve(static_cast<std::size_t>(field.size()));
+  std::uint64_t place = 0;
+  for (const std::uint64_t distance : field) {
+    if (distance > INT64_MAX - place) malformed(weight + " has a place beyond all that there are");
+    place += distance;
+    places.push_back(static_cast<std::int64_t>(place));
+  }
+  return places;
+}
+
+void write(const WeightNumbers& numbers, wire::WeightNumbers& message) {
+  message.set_weight(numbers.weight);
+  message.set_largest(numbers.largest);
+  write(numbers.blocks, *message.mutable_block());
+  message.mutable_magnitude()->Add(numbers.magnitudes.begin(), numbers.magnitudes.end());
+  write(numbers.elements, *message.mutable_element());
+  message.mutable_value()->Add(numbers.values.begin(), numbers.values.end());
+  write(numbers.wanted, *message.mutable_wanted());
+}
+
+WeightNumbers read(const wire::WeightNumbers& message) {
+  WeightNumbers numbers{message.weight(), message.largest()};
+  numbers.blocks = read_places(message.block(), numbers.weight);
+  numbers.magnitudes.assign(message.magnitude().begin(), message.magnitude().end());
+  numbers.elements = read_places(message.element(), numbers.weight);
+  numbers.values.assign(message.value().begin(), message.value().end());
+  numbers.wanted = read_places(message.wanted(), numbers.weight);
+  if (numbers.magnitudes.size() != numbers.blocks.size() || numbers.values.size() != numbers.elements.size())
+    malformed(numbers.weight + " has another number of places than of numbers");
+  return numbers;
+}
+
 template <class Message>
 Message parsed(const std::string& bytes) {
   try {
@@ -52,6 +97,7 @@ std::string encode_holdings(const ExportHoldings& holdings) {
   message.mutable_order()->Add(holdings.order.begin(), holdings.order.end());
   for (const std::string& argument : holdings.asked) message.add_asked(argument);
   for (const BlockColumn& column : holdings.columns) write(column, *message.add_columns());
+  for (const WeightNumbers& numbers : holdings.numbers) write(numbers, *message.add_numbers());
   return bytes_of_message(message);
 }
 
@@ -62,6 +108,7 @@ ExportHoldings decode_holdings(const std::string& bytes) {
   holdings.order.assign(message.order().begin(), message.order().end());
   holdings.asked.assign(message.asked().begin(), message.asked().end());
   for (const wire::BlockColumn& column : message.columns()) holdings.columns.push_back(read(column));
+  for (const wire::WeightNumbers& numbers : message.numbers()) holdings.numbers.push_back(read(numbers));
   return holdings;
 }
 
@@ -72,6 +119,8 @@ std::string encode_share(const ExportShare& share) {
   message.set_refusal(share.refusal);
   message.set_writes(share.writes);
   for (const BlockColumn& column : share.columns) write(column, *message.add_columns());
+  for (const WeightNumbers& numbers : share.numbers) write(numbers, *message.add_numbers());
+  message.mutable_largest()->Add(share.largest.begin(), share.largest.end());
   message.mutable_headers()->Add(share.headers.begin(), share.headers.end());
   return bytes_of_message(message);
 }
@@ -83,6 +132,8 @@ ExportShare decode_share(const std::string& bytes) {
   share.refusal = message.refusal();
   share.writes = message.writes();
   for (const wire::BlockColumn& column : message.columns()) share.columns.push_back(read(column));
+  for (const wire::WeightNumbers& numbers : message.numbers()) share.numbers.push_back(read(numbers));
+  share.largest.assign(message.largest().begin(), message.largest().end());
   share.headers.assign(message.headers().begin(), message.headers().end());
   return share;
 }

@@ -6,6 +6,7 @@
 
 #include "planner/save/export_form.h"
 #include "planner/save/shared_blocks.h"
+#include "planner/save/weight_numbers.h"
 
 namespace shardwright {
 
@@ -17,6 +18,7 @@ struct ExportHoldings {
   std::vector<BlockColumn> columns;  ///< as the rank's own parts would have them
   std::vector<std::string> asked =
       {};  ///< what the rank was asked for, an argument each: all must say the same
+  std::vector<WeightNumbers> numbers = {};  ///< likewise as its own parts have them
 
   bool operator==(const ExportHoldings&) const = default;
 };
@@ -28,6 +30,8 @@ struct ExportShare {
   std::string writes;                  ///< what this rank writes, as encoded RankWrites
   std::vector<BlockColumn> columns;    ///< the rank's own, as agreed on
   std::vector<std::uint32_t> headers;  ///< the files whose headers this rank writes
+  std::vector<WeightNumbers> numbers = {};  ///< the rank's own, as agreed on
+  std::vector<float> largest = {};          ///< magnitude of each weight with a global scale; see plan.proto
 
   bool operator==(const ExportShare&) const = default;
 };

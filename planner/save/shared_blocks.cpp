@@ -10,17 +10,19 @@
 namespace shardwright {
 namespace {
 
-/// Adds the columns of blocks that `box`, a box of the HF weight, cuts on its left or on its right.
-void add_cuts(const Piece& piece, const Encoding& encoding, const Box& box, CutBlocks cut,
-              std::vector<CutBlocks>& cuts) {
-  const std::int64_t block = encoding.block_columns;
+/// Adds the columns of blocks that a box of a weight cuts on its left or on its right.
+void add_cuts(const HeldBox& held, std::vector<CutBlocks>& cuts) {
+  const Box& box = held.box;
+  const std::int64_t block = held.encoding.block_columns;
   const std::int64_t begin = box.offset[1];
   const std::int64_t end = begin + box.size[1];
   const std::int64_t first = begin / block;
   const std::int64_t last = (end - 1) / block;
   const auto add = [&](std::int64_t number) {
-    CutBlocks one = cut;
-    one.column = {piece.hf_name, number, box.offset[0], {}};
+    CutBlocks one;
+    one.spec = held.spec;
+    one.in_local = held.in_local;
+    one.column = {held.weight, number, box.offset[0], {}};
     one.part = box;
     one.part.offset[1] = std::max(begin, number * block);
     one.part.size[1] = std::min(end, (number + 1) * block) - one.part.offset[1];
@@ -32,16 +34,16 @@ void add_cuts(const Piece& piece, const Encoding& encoding, const Box& box, CutB
     cuts.push_back(std::move(one));
   };
   const bool cuts_first = begin % block != 0;
-  const bool cuts_last = end % block != 0 && end != piece.hf_shape[1];
+  const bool cuts_last = end % block != 0 && end != held.shape[1];
   if (cuts_first) add(first);
   if (cuts_last && !(cuts_first && first == last)) add(last);
 }
 
 }  // namespace
 
-std::vector<CutBlocks> cut_blocks(const std::vector<TensorSpec>& specs, const ExportForm& form) {
-  std::vector<CutBlocks> cuts;
-  if (!form.quantise) return cuts;
+std::vector<HeldBox> held_boxes(const std::vector<TensorSpec>& specs, const ExportForm& form) {
+  std::vector<HeldBox> all;
+  if (form.quantise == nullptr) return all;
   for (std::size_t s = 0; s < specs.size(); ++s) {
     const TensorSpec& spec = specs[s];
     for (const Piece& piece : pieces_of(form.map, spec.fqn, spec.global_shape, form.template_catalog)) {
@@ -53,16 +55,28 @@ std::vector<CutBlocks> cut_blocks(const std::vector<TensorSpec>& specs, const Ex
       for (const LocalBox& local : spec.boxes) {
         for (const Placed& placed : placed_in(piece, local.global)) {
           for (SeenBox& seen : seen_in(stored, piece.correspondence->hf_view, placed, true)) {
-            CutBlocks cut;
-            cut.spec = static_cast<std::uint32_t>(s);
-            cut.in_local = std::move(seen.in_native);
+            HeldBox& held = all.emplace_back();
+            held.weight = piece.hf_name;
+            held.shape = piece.hf_shape;
+            held.encoding = encoding;
+            held.box = std::move(seen.box);
+            held.spec = static_cast<std::uint32_t>(s);
+            held.in_local = std::move(seen.in_native);
             for (std::size_t d = 0; d < local.local_offset.size(); ++d)
-              cut.in_local.first[d] += local.local_offset[d];
-            add_cuts(piece, encoding, seen.box, std::move(cut), cuts);
+              held.in_local.first[d] += local.local_offset[d];
           }
         }
       }
     }
+  }
+  return all;
+}
+
+std::vector<CutBlocks> cut_blocks(const std::vector<TensorSpec>& specs, const ExportForm& form) {
+  std::vector<CutBlocks> cuts;
+  if (form.quantise == nullptr || form.quantise->rule != EncodingRule::mxfp8) return cuts;
+  for (const HeldBox& held : held_boxes(specs, form)) {
+    if (held.shape.size() == 2) add_cuts(held, cuts);
   }
   return cuts;
 }

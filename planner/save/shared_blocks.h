@@ -10,6 +10,19 @@
 
 namespace shardwright {
 
+/// A box of an HF weight that is quantised, and where a tensor holds it.
+struct HeldBox {
+  std::string weight;  ///< HF name
+  Shape shape;         ///< of the whole weight
+  Encoding encoding;
+  Box box;
+  std::uint32_t spec = 0;  ///< index into the specs
+  Lattice in_local;        ///< the box's elements in the local tensor, a factor for each of its dimensions
+};
+
+/// All that these specs hold of weights that the form quantises.
+std::vector<HeldBox> held_boxes(const std::vector<TensorSpec>& specs, const ExportForm& form);
+
 /// The scales of one column of blocks of an HF weight, over some of its rows: blocks that a box of the weight
 /// cuts, so that others hold the rest of them. Scales compare as the magnitudes that they come from do, so a
 /// block's scale is the largest that any of its parts has found.
@@ -30,7 +43,8 @@ struct CutBlocks {
   Lattice in_local;        ///< the part's elements in the local tensor: rows, then columns
 };
 
-/// All such columns of these specs, in the form that the export has.
+/// All such columns of these specs, in the form that the export has: of matrices in MXFP8. For all else there
+/// is weight_numbers.h.
 std::vector<CutBlocks> cut_blocks(const std::vector<TensorSpec>& specs, const ExportForm& form);
 
 /// Raises each rank's scales to the largest that any rank found for the same block.

@@ -12,6 +12,7 @@
 
 #include "python_shim/bindings/bindings.h"
 #include "storage/format/checksums_file.h"
+#include "storage/jobs/convert_checkpoint.h"
 #include "storage/jobs/publication.h"
 #include "storage/write/export.h"
 #include "storage/write/files_beside.h"
@@ -28,36 +29,80 @@ std::vector<py::bytes> as_bytes(const std::vector<std::string>& texts) {
 void bind_files_beside(py::module_& m) {
   m.def(
       "config_of",
-      [](const std::string& text, bool quantised, const std::string& file) {
-        return py::bytes(config_of(text, quantised, file));
+      [](const std::string& text, const std::string& quantization, std::vector<std::string> plain_modules,
+         const std::string& file) {
+        return py::bytes(config_of(text, {quantization_named(quantization), std::move(plain_modules)}, file));
       },
-      py::arg("text"), py::arg("quantised"), py::arg("file"), "See storage/write/files_beside.h.");
+      py::arg("text"), py::arg("quantization"), py::arg("plain_modules"), py::arg("file"),
+      "See storage/write/files_beside.h.");
+}
+
+void bind_conversion(py::module_& m) {
+  py::class_<Conversion>(m, "Conversion", "One rank's part of converting a Hugging Face checkpoint.")
+      .def(py::init([](const std::filesystem::path& source, std::string quantization,
+                       std::vector<std::string> quantized_weights, std::string model,
+                       std::uint64_t max_file_bytes, int threads, std::size_t buffer_bytes, int rank,
+                       int ranks) {
+             ConvertOptions options;
+             options.quantization = std::move(quantization);
+             options.quantized_weights = std::move(quantized_weights);
+             options.model = std::move(model);
+             options.max_file_bytes = max_file_bytes;
+             options.threads = threads;
+             options.buffer_bytes = buffer_bytes;
+             return std::make_unique<Conversion>(source, options, rank, ranks);
+           }),
+           py::arg("source"), py::arg("quantization"), py::arg("quantized_weights"), py::arg("model"),
+           py::arg("max_file_bytes"), py::arg("threads"), py::arg("buffer_bytes"), py::arg("rank"),
+           py::arg("ranks"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("request", &Conversion::request, py::return_value_policy::reference_internal)
+      .def(
+          "describe",
+          [](const Conversion& conversion) {
+            std::string told;
+            {
+              const py::gil_scoped_release released;
+              told = conversion.describe();
+            }
+            return py::bytes(told);
+          },
+          "What Publication.plan is to be given.")
+      .def("write", &Conversion::write, py::arg("told"), py::call_guard<py::gil_scoped_release>(),
+           "Writes what Publication.plan has said to this rank.");
 }
 
 }  // namespace
 
 void bind_exports(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template and its map alive.")
-      .def(py::init([](const Catalog* template_catalog, std::string model, std::string layout, bool quantise,
+      .def(py::init([](const Catalog* template_catalog, std::string model, std::string layout,
+                       const std::string& quantization, std::vector<std::string> quantized_weights,
                        bool strict, std::uint64_t max_file_bytes, std::map<std::string, int> file_numbers,
-                       bool strict_dtypes, const WeightMap* map, bool as_template) {
+                       bool strict_dtypes, const WeightMap* map) {
              ExportRequest request;
              request.template_catalog = template_catalog;
              request.model = std::move(model);
              request.layout = std::move(layout);
-             request.quantise = quantise;
+             request.set_quantization(quantization, std::move(quantized_weights));
              request.strict = strict;
              request.max_file_bytes = max_file_bytes;
              request.file_numbers = std::move(file_numbers);
              request.strict_dtypes = strict_dtypes;
              request.map = map;
-             request.as_template = as_template;
              return request;
            }),
-           py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantise"), py::arg("strict"),
-           py::arg("max_file_bytes"), py::arg("file_numbers"), py::arg("strict_dtypes") = false,
-           py::arg("map") = nullptr, py::arg("as_template") = false, py::keep_alive<1, 2>(),
-           py::keep_alive<1, 10>());
+           py::arg("template"), py::arg("model"), py::arg("layout"), py::arg("quantization"),
+           py::arg("quantized_weights"), py::arg("strict"), py::arg("max_file_bytes"),
+           py::arg("file_numbers"), py::arg("strict_dtypes") = false, py::arg("map") = nullptr,
+           py::keep_alive<1, 2>(), py::keep_alive<1, 11>());
+  m.def(
+      "quantizations",
+      [] {
+        std::vector<std::string> names;
+        for (const Quantization& one : quantizations()) names.emplace_back(one.name);
+        return names;
+      },
+      "The names by which weights can be quantised: see planner/save/quantization.h.");
   m.def(
       "adapter_request",
       [](std::string model, std::string layout, bool text_only, const std::string& sense, double alpha,
@@ -165,6 +210,7 @@ void bind_exports(py::module_& m) {
       py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{}, py::arg("progress") = nullptr,
       py::call_guard<py::gil_scoped_release>(), "Writes what Publication.plan has said to this rank.");
   bind_files_beside(m);
+  bind_conversion(m);
 }
 
 }  // namespace shardwright

@@ -209,7 +209,14 @@ void bind_catalog(py::module_& m) {
         return names;
       },
       "The names of the encodings that are known.");
-  m.def("generated_encodings", &generated_encodings, "The names of those that generate() makes.");
+  m.def(
+      "generated_encodings",
+      [] {
+        std::vector<std::string_view> names;
+        for (const StoredEncoding& encoding : stored_encodings()) names.push_back(encoding.name);
+        return names;
+      },
+      "The names of those that generate() makes.");
   m.def(
       "can_convert",
       [](const std::string& source, const std::string& destination) {
@@ -547,8 +554,9 @@ void bind_generate(py::module_& m) {
   m.def(
       "generated_catalog",
       [](const std::string& preset, int layers, const std::string& family, const std::string& form,
-         const std::string& config) {
+         const std::string& config, const std::string& encoding) {
         GenerateOptions options;
+        options.encoding = encoding;
         options.preset = preset;
         options.layers = layers;
         options.family = family;
@@ -557,7 +565,8 @@ void bind_generate(py::module_& m) {
         return std::make_shared<Catalog>(generated_catalog(options));
       },
       py::arg("preset") = "", py::arg("layers") = 0, py::arg("family") = "", py::arg("form") = "",
-      py::arg("config") = "", "The catalog of what `generate` would write, without writing it.");
+      py::arg("config") = "", py::arg("encoding") = "",
+      "The catalog of what `generate` would write, without writing it.");
   m.def("sample_forms", &sample_forms, py::arg("family"),
         "The forms in which a family is released, as `generate` takes them, the usual one first.");
 }

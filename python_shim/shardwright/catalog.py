@@ -45,16 +45,16 @@ def generate(
     """Writes a checkpoint with a released model's names, shapes and formats and random values, and what a trainer needs
     to begin: config.json, generation_config.json and a tokenizer whose tokens are bytes.
 
-    ``family`` is one of those that ``shardwright families`` lists: a small checkpoint of it, in the ``form`` in which
-    it is released, such as "bf16", "fp8" or "tied"; no form means the usual one. ``config`` has values for its
-    config.json, which decides all sizes: ``{"num_hidden_layers": 8}``.
+    ``family`` is one of those that ``shardwright families`` lists, in the ``form`` in which it is released, such as
+    "bf16", "fp8" or "int4"; no form means the usual one. ``preset`` says how large: "tiny" (the default), "small" or
+    "bench", of which experts make a few gigabytes. ``config`` has values for its config.json, which decides all sizes:
+    ``{"num_hidden_layers": 8}``.
 
-    Without a family: MiniMax M3 in a ``preset``, "tiny" (the default), "small", "bench" or "full"; ``layers`` replaces
-    the preset's number of layers.
+    Without a family: MiniMax M3 in a ``preset``, also "full"; ``layers`` replaces the preset's number of layers.
 
-    ``encoding`` is how weights are stored that releases quantise: "mxfp8", "block_fp8" with an F32 scale for each
-    128 × 128 block, "tensor_fp8" with one for the tensor; the default is as released. ``max_shard_size`` bounds the
-    files, in bytes or as "5GB". Equal seeds give equal bytes.
+    ``encoding`` is how weights are stored that releases quantise, one of those that the command line lists, such as
+    "block_fp8" or "nvfp4_modelopt"; four bits are of routed experts alone, where there are any. The default is as
+    released. ``max_shard_size`` bounds the files, in bytes or as "5GB". Equal seeds give equal bytes.
 
     ``values="trained"`` are of the size that a trained model has: weights of deviation 0.02, norms near 1; a forward
     pass is finite. ``"any"`` are all that the formats can hold, huge and tiny, to test what reads them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from shardwright import _core
 from shardwright._core import PlanError
 from shardwright.catalog import catalog_of
 from shardwright.dcp.fitting import with_hints
@@ -26,6 +28,13 @@ from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.rank_outcome import RankOutcome, expect_success, told
 from shardwright.report import SaveReport
 from shardwright.tied_heads import tied_heads
+
+
+def quantizations() -> list[str]:
+    """The names that ``quantization=`` may have beside "template": each a rule for scales and codes, and the tool whose
+    bits and names it gives."""
+    names: list[str] = _core.quantizations()
+    return names
 
 
 def export(
@@ -45,6 +54,7 @@ def export(
     key: str | None = None,
     overwrite: bool | None = None,
     strict_dtypes: bool = False,
+    quantized_weights: Sequence[str] | None = None,
 ) -> SaveReport:
     """Writes a native state dict as a Hugging Face checkpoint: ``dcp.save`` with our writer and planner.
 
@@ -56,7 +66,7 @@ def export(
             none. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
         path: the directory that the checkpoint goes into, beside all else that is there.
         quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite,
-            strict_dtypes: see
+            strict_dtypes, quantized_weights: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
         key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
 
@@ -89,6 +99,7 @@ def export(
             device_memory=device_memory,
             overwrite=overwrite,
             strict_dtypes=strict_dtypes,
+            quantized_weights=quantized_weights,
         )
         if source is not None:
             writer.sources.append(lasting_path(source))

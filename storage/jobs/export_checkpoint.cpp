@@ -23,8 +23,7 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::p
         expect_local_path(directory);
         request.model = options.model;
         request.layout = options.layout;
-        request.quantise = options.quantise;
-        request.as_template = options.as_template;
+        request.set_quantization(options.quantization, options.quantized_weights);
         request.strict = options.strict;
         request.strict_dtypes = options.strict_dtypes;
         request.max_file_bytes = options.max_file_bytes;

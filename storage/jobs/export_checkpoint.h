@@ -22,11 +22,16 @@ struct ExportOptions {
   std::string model = "auto";        ///< the family, by the template, else by the native names
   std::string layout = "automodel";  ///< the trainer's, see weight_map_for()
 
-  /// MXFP8 for the weights that the template, or else the family's rule of names, has quantised; false: BF16
-  /// for these. All others get the template's dtypes; without a template the floats of a known family become
-  /// BF16, and all else stays as it is.
-  bool quantise = false;
-  bool as_template = false;  ///< every weight in the template's encoding, with the template's scales
+  /// How the weights are stored that the template, or else the family's rule of names, has quantised, or that
+  /// `quantized_weights` names: by one of quantizations() (planner/save/quantization.h), such as "mxfp8" or
+  /// "nvfp4-modelopt"; "template": every weight in the template's encoding, with the template's scales;
+  /// "none": BF16. All others get the template's dtypes; without a template the floats of a known family
+  /// become BF16, and all else stays as it is.
+  std::string quantization = "none";
+
+  /// Patterns of HF names, in which * stands for any characters: exactly these matrices, and stacks of them,
+  /// are quantised. Empty: as the template or the family has it.
+  std::vector<std::string> quantized_weights = {};
 
   bool strict = true;          ///< a tensor that the template has and the ranks lack is an error
   bool strict_dtypes = false;  ///< a cast that loses bits is an error; otherwise it is reported

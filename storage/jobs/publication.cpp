@@ -25,6 +25,20 @@ std::vector<fs::path> with_template(std::vector<fs::path> sources, const ExportR
   return sources;
 }
 
+/// What the weights of an export are, for its config.json.
+ToldQuantization told_of(const ExportLayout& layout) {
+  ToldQuantization told;
+  if (layout.quantise == nullptr || !has_scales(layout.catalog)) return told;
+  told.how = layout.quantise;
+  constexpr std::string_view ending = ".weight";
+  for (const SourceTensor& tensor : layout.catalog.tensors) {
+    if (tensor.shape.size() == 2 && tensor.name.ends_with(ending) &&
+        scales_of(layout.catalog, tensor.name).empty())
+      told.plain_modules.push_back(tensor.name.substr(0, tensor.name.size() - ending.size()));
+  }
+  return told;
+}
+
 /// Whether there is a file of this name that has that content already.
 bool has_content(const fs::path& path, const std::string& content) {
   const std::optional<struct stat> target = target_at(path);
@@ -89,10 +103,10 @@ void Publication::gather_files_beside() {
     beside_ = {{adapter_config_name, planned_.adapter_config}};
     return;
   }
-  const bool quantised = has_scales(planned_.layout.catalog);
+  const ToldQuantization told = told_of(planned_.layout);
   FileContents files = request_.template_catalog == nullptr
-                           ? kept_files(pending_.final_path(), pending_.own_beside(), quantised)
-                           : template_files(request_.template_catalog->directory, quantised,
+                           ? kept_files(pending_.final_path(), pending_.own_beside(), told)
+                           : template_files(request_.template_catalog->directory, told,
                                             planned_.layout.template_catalog != nullptr);
   for (auto& [name, content] : files) {
     if (pending_.may_replace(name) || !has_content(pending_.final_path() / name, content))
@@ -115,12 +129,13 @@ void Publication::expect_space() const {
 }
 
 ExportReport write_share(const std::string& told, const std::vector<TensorSpec>& specs,
-                         const RankState& state, const ExportRequest& request, const ExportWriting& options) {
+                         const RankState& state, const ExportRequest& request, const ExportWriting& options,
+                         const ValuesElsewhere* values) {
   const std::vector<std::string> texts = unpack_texts(told);
   if (texts.size() < 3) throw Error(ErrorKind::malformed, "what rank 0 has told of an export is cut short");
   ExportRequest named = request;
   named.start_of_names = texts[2];
-  ExportReport report = run_export(texts[0], specs, state, named, texts[1], options);
+  ExportReport report = run_export(texts[0], specs, state, named, texts[1], options, values);
   report.left_out.assign(texts.begin() + 3, texts.end());
   return report;
 }

@@ -48,6 +48,7 @@ class Publication {
 /// Writes a rank's share, see run_export(), by what Publication::plan() has said to it; the report says what
 /// has been left out, too. Throws as run_export(); Error(malformed) for bytes that are cut short.
 ExportReport write_share(const std::string& told, const std::vector<TensorSpec>& specs,
-                         const RankState& state, const ExportRequest& request, const ExportWriting& options);
+                         const RankState& state, const ExportRequest& request, const ExportWriting& options,
+                         const ValuesElsewhere* values = nullptr);
 
 }  // namespace shardwright

@@ -13,7 +13,7 @@
 #include "planner/models/models.h"
 #include "planner/models/samples.h"
 #include "planner/names/catalog.h"
-#include "planner/names/encodings.h"
+#include "planner/names/packed_weights.h"
 #include "storage/files/entries.h"
 #include "storage/files/pending_file.h"
 #include "storage/files/printable.h"
@@ -38,6 +38,7 @@ struct Layout {
   std::string name;
   std::string header;
   std::vector<SourceTensor> tensors;
+  std::vector<NamedShape> wanted;    ///< the same, as they were asked for
   std::vector<RandomValues> values;  ///< of each
 
   std::uint64_t bytes() const { return tensors.back().end; }
@@ -76,8 +77,9 @@ Wanted wanted_preset(const GenerateOptions& options) {
                 "form and config are a family's: expected family, too; a preset has encoding and layers");
   }
   const MiniMaxM3Preset preset = chosen_preset(options);
-  const KnownEncoding& blocks = encoding_named(options.encoding.empty() ? "mxfp8" : options.encoding);
-  return {{minimax_m3_checkpoint(preset, blocks), minimax_m3_config(preset, blocks)},
+  const MiniMaxM3Encodings encodings =
+      options.encoding.empty() ? minimax_m3_encodings() : minimax_m3_encodings(options.encoding);
+  return {{minimax_m3_checkpoint(preset, encodings), minimax_m3_config(preset, encodings)},
           static_cast<std::uint64_t>(preset.max_file_bytes),
           "(preset " + std::string(preset.name) + ")"};
 }
@@ -89,15 +91,14 @@ const Model& family_to_sample(std::string_view family) {
 }
 
 Wanted wanted_family(const GenerateOptions& options) {
-  if (!options.preset.empty() || options.layers != 0) {
-    throw Error(
-        ErrorKind::argument,
-        "preset and layers are MiniMax M3's presets': expected them without family, whose config says "
-        "how large it is, such as {\"num_hidden_layers\": 4}");
+  if (options.layers != 0) {
+    throw Error(ErrorKind::argument,
+                "layers are MiniMax M3's presets': expected them without family, whose config says "
+                "how many there are, such as {\"num_hidden_layers\": 4}");
   }
   const Model& family = family_to_sample(options.family);
-  Wanted wanted{sample_checkpoint(family, options.form, {options.encoding, options.config}), 0,
-                "(family " + std::string(family.family) + ")"};
+  Wanted wanted{sample_checkpoint(family, options.form, {options.encoding, options.preset, options.config}),
+                0, "(family " + std::string(family.family) + ")"};
   std::uint64_t bytes = 0;
   for (const NamedShape& tensor : wanted.checkpoint.tensors)
     bytes += stored_bytes(tensor.dtype, tensor.shape);
@@ -124,13 +125,14 @@ std::vector<Layout> lay_out(std::vector<NamedShape> tensors, std::uint64_t max_f
       filled = 0;
     }
     filled += bytes;
-    files.back().values.push_back(any ? any_values(tensor.name, tensor.dtype)
+    files.back().values.push_back(any ? any_values(tensor)
                                       : trained_values(tensor, weight ? &*weight : nullptr));
     if (!is_named_scale(tensor.name)) weight = tensor;
     SourceTensor& source = files.back().tensors.emplace_back();
-    source.name = std::move(tensor.name);
+    source.name = tensor.name;
     source.dtype = tensor.dtype;
-    source.shape = std::move(tensor.shape);
+    source.shape = tensor.shape;
+    files.back().wanted.push_back(std::move(tensor));
   }
   for (std::size_t i = 0; i < files.size(); ++i) {
     char name[64];
@@ -173,6 +175,14 @@ void check_space(const fs::path& directory, std::uint64_t bytes) {
               ENOSPC);
 }
 
+/// The bytes of numbers that are given.
+std::string bytes_of_given(const NamedShape& tensor) {
+  std::string bytes;
+  for (const std::int64_t number : tensor.given)
+    bytes.append(reinterpret_cast<const char*>(&number), static_cast<std::size_t>(bytes_of(tensor.dtype)));
+  return bytes;
+}
+
 void write_values(PendingFile& file, const Layout& layout, const GenerateOptions& options,
                   std::vector<char>& buffer) {
   std::size_t used = 0;
@@ -182,6 +192,12 @@ void write_values(PendingFile& file, const Layout& layout, const GenerateOptions
   };
   for (std::size_t i = 0; i < layout.tensors.size(); ++i) {
     const SourceTensor& tensor = layout.tensors[i];
+    if (layout.wanted[i].values == SampleValues::given) {
+      flush();
+      file.append(bytes_of_given(layout.wanted[i]));
+      count_done(options.progress, tensor.end - tensor.begin);
+      continue;
+    }
     const std::uint64_t key = random_key(options.seed, tensor.name);
     const std::uint64_t bytes = tensor.end - tensor.begin;
     for (std::uint64_t offset = 0; offset < bytes;) {
@@ -290,6 +306,7 @@ Catalog generated_catalog(const GenerateOptions& options) {
   }
   std::sort(catalog.tensors.begin(), catalog.tensors.end(),
             [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
+  see_packed_weights(catalog);
   return catalog;
 }
 

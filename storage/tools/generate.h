@@ -11,17 +11,17 @@
 
 namespace shardwright {
 
-/// What checkpoint to generate: MiniMax M3's in one of its presets, or a small one of any family.
+/// What checkpoint to generate: MiniMax M3's in one of its presets, or one of any family.
 struct GenerateOptions {
-  std::string preset = {};  ///< tiny (also where it is empty), small, bench or full: see minimax_m3_presets.h
-  std::string encoding = {};  ///< of what releases quantise, see generated_encodings(); empty: as released
+  std::string preset = {};    ///< tiny (also where it is empty), small or bench; of MiniMax M3 also full
+  std::string encoding = {};  ///< of what releases quantise, see stored_encodings(); empty: as released
   bool layout_only = false;   ///< true headers, index and config.json, but sparse files behind them
   bool any_values = false;    ///< all that the formats can hold, instead of what a trained model has
   std::uint64_t seed = 0;     ///< equal seeds give equal bytes, on any machine and with any number of threads
   int threads = 0;            ///< 0: as many as there are processors
   int layers = 0;             ///< 0: as many as the preset has; more than its dense ones otherwise
 
-  std::string family = {};  ///< instead of a preset: a family, as models() calls it
+  std::string family = {};  ///< instead of MiniMax M3: a family, as models() calls it
   std::string form = {};    ///< in which it is released, see sample_forms(); empty: its first
   std::string config = {};  ///< a JSON object of values for the family's config.json, which decides all sizes
   std::uint64_t max_file_bytes = 0;  ///< of tensors, but for one tensor that is larger; 0: several files

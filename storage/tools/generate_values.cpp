@@ -47,6 +47,17 @@ std::uint64_t positive_e4m3(std::uint64_t bits) {
   return result;
 }
 
+/// Bytes from 100 to 140.
+std::uint64_t usual_e8m0(std::uint64_t bits) {
+  std::uint64_t result = 0;
+  for (int lane = 0; lane < 8; ++lane)
+    result |= (100 + ((bits >> (8 * lane) & 0xFF) * 41 >> 8)) << (8 * lane);
+  return result;
+}
+
+/// Positive, with exponents from -10 to -7: those of scales of integers.
+std::uint64_t small_bf16(std::uint64_t bits) { return (bits & 0x01FF01FF01FF01FFu) + 0x3A803A803A803A80u; }
+
 constexpr std::uint64_t two_small_f32 = 0x3A8000003A800000u;  // 2^-10
 
 /// Takes 16 random bits.
@@ -86,7 +97,8 @@ std::uint64_t code_of(DType dtype, float number) {
       return nearest<float16>(exact);
     case DType::F8_E4M3:
       return nearest<e4m3fn>(exact);
-    case DType::U8:  // e8m0: the power of two that is not larger
+    case DType::U8:
+    case DType::F8_E8M0:  //: the power of two that is not larger
       return static_cast<std::uint64_t>(exact.exponent + highest_bit(exact.significand) + 127);
     default:
       throw Error(ErrorKind::argument, "expected a dtype that the generator has trained values for, found " +
@@ -131,7 +143,9 @@ auto normal_words(const RandomValues& values, std::uint64_t key) {
 std::string_view last_part(std::string_view name) { return name.substr(name.rfind('.') + 1); }
 std::string_view module_of(std::string_view name) { return name.substr(0, name.rfind('.')); }
 
-bool is_encoded(DType dtype) { return bytes_of(dtype) == 1; }
+bool is_encoded(const NamedShape& weight) {
+  return weight.values == SampleValues::codes || weight.dtype == DType::F8_E4M3;
+}
 
 /// Around a number that is no weight: copies differ, so that it is seen which of them was read.
 RandomValues around(DType dtype, float number) {
@@ -154,13 +168,15 @@ void fill_words(std::uint64_t first, std::span<char> into, Word word_at) {
 
 }  // namespace
 
-RandomValues any_values(std::string_view name, DType dtype) {
-  RandomValues values{dtype, RandomValues::Kind::any};
-  if (dtype == DType::U8 && name.ends_with(".weight")) values.kind = RandomValues::Kind::codes;
-  if (dtype == DType::F8_E4M3 && name.ends_with(".weight_scale")) values.kind = RandomValues::Kind::positive;
-  if (name.ends_with(".weight_scale_2") || name.ends_with(".input_scale"))
-    values.kind = RandomValues::Kind::positive;
-  return values;
+RandomValues any_values(const NamedShape& tensor) {
+  switch (tensor.values) {
+    case SampleValues::codes:
+      return {tensor.dtype, RandomValues::Kind::codes};
+    case SampleValues::scales:
+      return {tensor.dtype, RandomValues::Kind::scales};
+    default:
+      return {tensor.dtype, RandomValues::Kind::any};
+  }
 }
 
 bool is_named_scale(std::string_view name) { return last_part(name).find("scale") != std::string_view::npos; }
@@ -169,16 +185,17 @@ RandomValues trained_values(const NamedShape& tensor, const NamedShape* weight) 
   const std::string_view part = last_part(tensor.name);
   const DType dtype = tensor.dtype;
   if (part == "input_scale" || part == "activation_scale") return around(dtype, activation_scale);
-  const bool is_of_weight = weight != nullptr && is_encoded(weight->dtype) && is_named_scale(tensor.name) &&
+  const bool is_of_weight = weight != nullptr && is_encoded(*weight) && is_named_scale(tensor.name) &&
                             module_of(weight->name) == module_of(tensor.name);
   if (is_of_weight) {
-    if (part == "weight_scale_2") return around(dtype, weight_deviation / four_bit_deviation / block_scale);
+    constexpr float four_bit_scale = weight_deviation / four_bit_deviation;
+    if (part == "weight_scale_2") return around(dtype, four_bit_scale / block_scale);
+    if (part == "weight_global_scale") return around(dtype, block_scale / four_bit_scale);  // it divides
     if (dtype == DType::F8_E4M3) return around(dtype, block_scale);
-    const bool is_fp8 = weight->dtype == DType::F8_E4M3;
-    return around(dtype, weight_deviation / (is_fp8 ? fp8_deviation : four_bit_deviation));
+    return around(dtype, weight->dtype == DType::F8_E4M3 ? weight_deviation / fp8_deviation : four_bit_scale);
   }
   if (dtype == DType::I64) return {dtype};
-  if (dtype == DType::U8) return {dtype, RandomValues::Kind::codes};
+  if (tensor.values.kind == RandomValues::Kind::codes) return {dtype, RandomValues::Kind::codes};
   if (dtype == DType::F8_E4M3) return {dtype, RandomValues::Kind::normal, 0, fp8_deviation};
   const bool is_factor = (part == "weight" && tensor.shape.size() < 2) || part == "gamma" || part == "D" ||
                          part == "scale" || part == "per_expert_scale" || part == "layer_scalar";
@@ -187,14 +204,29 @@ RandomValues trained_values(const NamedShape& tensor, const NamedShape* weight) 
 
 void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, std::span<char> into) {
   const std::uint64_t first = offset / 8;
+  const DType dtype = values.dtype;
+  const auto refuse = [&] {
+    throw Error(ErrorKind::argument,
+                "expected a dtype that the generator has values for, found " + std::string(name_of(dtype)));
+  };
   if (values.kind == RandomValues::Kind::codes)
     return fill_words(first, into, [key](std::uint64_t i) { return random_word(key, i); });
-  if (values.kind == RandomValues::Kind::positive)
-    return fill_words(first, into, [&](std::uint64_t i) {
-      return values.dtype == DType::F32 ? two_small_f32 : positive_e4m3(random_word(key, i));
-    });
   if (values.kind == RandomValues::Kind::normal) return fill_words(first, into, normal_words(values, key));
-  const DType dtype = values.dtype;
+  if (values.kind == RandomValues::Kind::scales) {
+    switch (dtype) {
+      case DType::F32:
+        return fill_words(first, into, [](std::uint64_t) { return two_small_f32; });
+      case DType::F8_E4M3:
+        return fill_words(first, into, [key](std::uint64_t i) { return positive_e4m3(random_word(key, i)); });
+      case DType::U8:
+      case DType::F8_E8M0:
+        return fill_words(first, into, [key](std::uint64_t i) { return usual_e8m0(random_word(key, i)); });
+      case DType::BF16:
+        return fill_words(first, into, [key](std::uint64_t i) { return small_bf16(random_word(key, i)); });
+      default:
+        refuse();
+    }
+  }
   switch (dtype) {
     case DType::F8_E4M3:
       return fill_words(first, into, [key](std::uint64_t i) { return finite_e4m3(random_word(key, i)); });
@@ -207,8 +239,7 @@ void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, s
     case DType::I64:
       return fill_words(first, into, [key](std::uint64_t i) { return random_word(key, i) & 3; });
     default:
-      throw Error(ErrorKind::argument,
-                  "expected a dtype that the generator has values for, found " + std::string(name_of(dtype)));
+      refuse();
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <iterator>
 #include <numeric>
 #include <optional>
@@ -30,6 +31,7 @@
 #include "storage/lora/adapter_file.h"
 #include "storage/write/cut_block_scales.h"
 #include "storage/write/export_writer.h"
+#include "storage/write/find_numbers.h"
 
 namespace shardwright {
 namespace {
@@ -52,6 +54,7 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   ExportForm form;
   form.template_catalog = request.template_catalog;
   form.quantise = request.quantise;
+  form.weights = request.quantised_weights;
   form.as_template = request.as_template;
   form.strict = request.strict;
   form.strict_dtypes = request.strict_dtypes;
@@ -61,7 +64,8 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
   } else if (request.template_catalog != nullptr) {
     form.map = weight_map_for(*request.template_catalog, request.model, request.layout);
   } else {
-    form.map = weight_map_without_template(tensors, request.model, request.layout, request.quantise);
+    form.map = weight_map_without_template(tensors, request.model, request.layout,
+                                           request.quantise != nullptr && request.quantised_weights.empty());
   }
   keep_packed(form, tensors);
   return form;
@@ -97,12 +101,16 @@ std::string digest_of(const WeightMap* map) {
 std::vector<std::string> words_of(const ExportRequest& request) {
   std::string files;
   for (const auto& [name, number] : request.file_numbers) files += name + " " + std::to_string(number) + "\n";
+  std::string patterns;
+  for (const std::string& pattern : request.quantised_weights)
+    patterns += (patterns.empty() ? "" : " ") + pattern;
   std::vector<std::string> words{
       "model " + request.model,
       "layout " + request.layout,
-      std::string("quantization ") + (request.as_template ? "template"
-                                      : request.quantise  ? "mxfp8"
-                                                          : "none"),
+      std::string("quantization ") + (request.as_template           ? "template"
+                                      : request.quantise != nullptr ? std::string(request.quantise->name)
+                                                                    : "none"),
+      "quantized_weights " + (patterns.empty() ? "none" : patterns),
       std::string("strict ") + (request.strict ? "true" : "false"),
       std::string("strict_dtypes ") + (request.strict_dtypes ? "true" : "false"),
       "max_shard_size " + std::to_string(request.max_file_bytes),
@@ -183,6 +191,7 @@ struct AllHoldings {
   std::vector<RankState> states;
   std::vector<std::vector<std::uint32_t>> orders;
   std::vector<std::vector<BlockColumn>> columns;
+  std::vector<std::vector<WeightNumbers>> numbers;
   std::vector<std::vector<std::string>> asked;
   ValuesByHash known;
 };
@@ -195,6 +204,7 @@ AllHoldings all_holdings(const std::vector<std::string>& told) {
     states.push_back(std::move(of_rank.state));
     all.orders.push_back(std::move(of_rank.order));
     all.columns.push_back(std::move(of_rank.columns));
+    all.numbers.push_back(std::move(of_rank.numbers));
     all.asked.push_back(std::move(of_rank.asked));
   }
   all.states = decode_states(states, all.known);
@@ -348,9 +358,12 @@ Described describe(const ExportRequest& request, const std::vector<SavedTensor>&
   described.layout = request.adapter ? layout_of_adapter(adapter, std::move(exported.tensors), directory)
                                      : layout_of(request, std::move(exported.tensors), directory);
   const std::vector<SourceTensor>& stored = described.layout.catalog.tensors;
-  for (const std::string& name : exported.ones)
-    described.layout.ones.push_back(
-        static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));
+  for (MadeTensor& made : exported.made) {
+    const auto tensor =
+        static_cast<std::uint32_t>(described.layout.catalog.find(made.name).data() - stored.data());
+    described.layout.made.push_back({tensor, std::move(made)});
+  }
+  described.layout.quantise = described.form.quantise;
   for (const std::string& name : exported.copied)
     described.layout.copied.push_back(
         static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));
@@ -360,6 +373,48 @@ Described describe(const ExportRequest& request, const std::vector<SavedTensor>&
   described.rounded = std::move(exported.rounded);
   described.adapter_config = std::move(adapter.config);
   return described;
+}
+
+/// The largest magnitude of each weight with a global scale, in the order of what the layout makes. Throws
+/// Error(mismatch) for a weight of which nobody has told it.
+std::vector<float> largest_of_weights(const ExportLayout& layout,
+                                      const std::vector<std::vector<WeightNumbers>>& ranks) {
+  std::unordered_map<std::string_view, float> told;
+  for (const std::vector<WeightNumbers>& of_rank : ranks) {
+    for (const WeightNumbers& numbers : of_rank) told.emplace(numbers.weight, numbers.largest);
+  }
+  std::vector<float> largest;
+  Problems problems;
+  for (const Made& made : layout.made) {
+    if (made.how.kind != MadeTensor::Kind::global_scale) continue;
+    const auto found = told.find(made.how.weight);
+    largest.push_back(found == told.end() ? 0 : found->second);
+    if (found == told.end() && volume(layout.catalog.find(made.how.weight).front().shape) > 0) {
+      problems.add(made.how.weight +
+                   ": its global scale is that of all its values, which nobody has looked at; save with "
+                   "shardwright.SavePlanner, which sees to it");
+    } else if (!std::isfinite(largest.back())) {
+      problems.add(made.how.weight + ": expected finite values, since four bits have nothing to stand for " +
+                   (std::isnan(largest.back()) ? "a NaN" : "an infinity") + ", found one");
+    }
+  }
+  problems.throw_if_any(ErrorKind::mismatch, "cannot quantise these weights; nothing has been written:");
+  return largest;
+}
+
+/// The inverse, on each rank.
+void add_largest(const ExportLayout& layout, const std::vector<float>& largest, KnownNumbers& known) {
+  std::size_t n = 0;
+  for (const Made& made : layout.made) {
+    if (made.how.kind != MadeTensor::Kind::global_scale) continue;
+    if (n < largest.size()) known.add_largest(made.how.weight, largest[n]);
+    ++n;
+  }
+  if (n != largest.size())
+    throw Error(ErrorKind::malformed, "rank 0 has told the largest magnitudes of " +
+                                          std::to_string(largest.size()) + " weights; expected " +
+                                          std::to_string(n) +
+                                          "; do all ranks run the same version of shardwright?");
 }
 
 /// The forms that an export may have, as far as a rank's own tensors tell. Without a template it may take
@@ -386,7 +441,120 @@ std::vector<ExportForm> forms_of_rank(const ExportRequest& request, const std::v
   return forms;
 }
 
+/// Rows of a matrix that are never parted: as many as the largest block has.
+constexpr std::int64_t rows_together = 128;
+
+/// A part of a spec without memory.
+TensorSpec part_elsewhere(const TensorSpec& spec, const Box& box) {
+  TensorSpec part = whole_tensor(spec.fqn, spec.dtype, box.size);
+  part.global_shape = spec.global_shape;
+  part.boxes = {{box, Shape(box.size.size(), 0)}};
+  return part;
+}
+
+/// Cuts a spec of one box along rows, or further out, into parts of so many bytes.
+void cut_into_parts(const TensorSpec& spec, std::size_t bytes, std::vector<TensorSpec>& parts) {
+  const Box& box = spec.boxes.front().global;
+  const std::int64_t all = volume(box.size) * bytes_of(spec.dtype);
+  std::size_t d = 0;
+  while (d + 2 < box.size.size() && box.size[d] == 1) ++d;
+  const std::int64_t grid = d + 2 == box.size.size() ? rows_together : 1;
+  if (all <= static_cast<std::int64_t>(bytes) || box.size.empty() || box.size[d] <= grid) {
+    parts.push_back(spec);
+    return;
+  }
+  std::int64_t strip = static_cast<std::int64_t>(bytes) / std::max<std::int64_t>(1, all / box.size[d]);
+  strip = std::max(grid, strip - strip % grid);
+  for (std::int64_t done = 0; done < box.size[d]; done += strip) {
+    Box part = box;
+    part.offset[d] += done;
+    part.size[d] = std::min(strip, box.size[d] - done);
+    cut_into_parts(part_elsewhere(spec, part), bytes, parts);
+  }
+}
+
+/// Fills the parts of specs without memory, as many at a time as there is room for, and calls use with them.
+void for_each_batch(const std::vector<TensorSpec>& specs, const ValuesElsewhere& values,
+                    const std::function<void(const std::vector<TensorSpec>&)>& use) {
+  std::vector<TensorSpec> parts;
+  for (const TensorSpec& spec : specs) {
+    for (const LocalBox& box : spec.boxes)
+      cut_into_parts(part_elsewhere(spec, box.global), values.bytes_at_once, parts);
+  }
+  constexpr std::size_t alignment = 64;
+  const auto room_for = [&](const TensorSpec& spec) {
+    const auto bytes = static_cast<std::size_t>(volume(spec.local_shape) * bytes_of(spec.dtype));
+    return (bytes + alignment - 1) / alignment * alignment;
+  };
+  std::vector<std::byte> memory;
+  for (std::size_t first = 0; first < parts.size();) {
+    std::size_t end = first;
+    std::size_t bytes = 0;
+    while (end < parts.size() && (end == first || bytes + room_for(parts[end]) <= values.bytes_at_once))
+      bytes += room_for(parts[end++]);
+    if (memory.size() < bytes) {
+      std::vector<std::byte>().swap(memory);  // before there is the other one
+      memory.resize(bytes);
+    }
+    std::vector<TensorSpec> batch(parts.begin() + static_cast<std::ptrdiff_t>(first),
+                                  parts.begin() + static_cast<std::ptrdiff_t>(end));
+    std::byte* next = memory.data();
+    for (TensorSpec& part : batch) {
+      part.data = next;
+      next += room_for(part);
+    }
+    values.fill(batch);
+    use(batch);
+    first = end;
+  }
+}
+
+/// Adds what writing a batch came to.
+void add(const ExportReport& of_batch, ExportReport& report) {
+  report.row_sums += of_batch.row_sums;  // a message of repeated fields, behind one another
+  report.tensors += of_batch.tensors;
+  report.bytes_needed += of_batch.bytes_needed;
+  report.bytes_written += of_batch.bytes_written;
+  report.write_requests += of_batch.write_requests;
+  report.files = std::max(report.files, of_batch.files);
+  report.threads = std::max(report.threads, of_batch.threads);
+  report.peak_staging_bytes = std::max(report.peak_staging_bytes, of_batch.peak_staging_bytes);
+  report.encode_seconds += of_batch.encode_seconds;
+  report.write_seconds += of_batch.write_seconds;
+  report.sync_seconds += of_batch.sync_seconds;
+}
+
 }  // namespace
+
+void ExportRequest::set_quantization(std::string_view name, std::vector<std::string> weights) {
+  as_template = name == "template";
+  quantise = quantization_named(name);
+  if (quantise == nullptr && !as_template && name != "none") {
+    throw Error(ErrorKind::argument, "quantization is \"" + std::string(name) + "\"; expected one of " +
+                                         names_of_quantizations() + ", template, or none");
+  }
+  if (quantise == nullptr && !weights.empty())
+    throw Error(ErrorKind::argument, "quantized_weights: expected a quantization= by which to encode them");
+  quantised_weights = std::move(weights);
+}
+
+std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
+                            const ExportRequest& request, const ValuesElsewhere& values) {
+  ExportHoldings holdings{told_state(state), order_of(specs, state), {}, words_of(request)};
+  // Nothing is cut, so that only what all values have a say in has to be told.
+  if (request.quantise != nullptr && request.quantise->has_global()) {
+    const std::vector<ExportForm> forms = forms_of_rank(request, tensors_of(specs));
+    KnownNumbers known;
+    for_each_batch(specs, values, [&](const std::vector<TensorSpec>& batch) {
+      for (const ExportForm& form : forms) {
+        for (const WeightNumbers& numbers : find_numbers(batch, form, {}))
+          known.add_largest(numbers.weight, numbers.largest);
+      }
+    });
+    holdings.numbers = known.all();
+  }
+  return encode_holdings(holdings);
+}
 
 std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
                             const ExportRequest& request, const DeviceOptions& devices) {
@@ -404,10 +572,12 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const RankStat
   const bool has_memory = std::none_of(specs.begin(), specs.end(), [](const TensorSpec& spec) {
     return spec.data == nullptr && volume(spec.local_shape) > 0;
   });
-  if (request.quantise && has_memory) {
+  if (request.quantise != nullptr && has_memory) {
     for (const ExportForm& form : forms_of_rank(request, tensors_of(specs))) {
       std::vector<BlockColumn> columns = scales_of_cut_blocks(specs, form, devices);
       std::move(columns.begin(), columns.end(), std::back_inserter(holdings.columns));
+      std::vector<WeightNumbers> numbers = find_numbers(specs, form, devices);
+      std::move(numbers.begin(), numbers.end(), std::back_inserter(holdings.numbers));
     }
   }
   return encode_holdings(holdings);
@@ -421,7 +591,7 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
   if (const auto lost = with_lost_values(all.states, all.known); !lost.empty()) {
     planned.is_refused = true;
     for (std::string& refusal : refusals(all.states, lost, all.known))
-      planned.shares.push_back(encode_share({std::move(refusal), {}, {}, {}, {}}));
+      planned.shares.push_back(encode_share({std::move(refusal), {}, {}, {}, {}, {}, {}}));
     return planned;
   }
   std::vector<SavedTensor> tensors;
@@ -441,6 +611,8 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
   planned.adapter_config = std::move(described.adapter_config);
   keep_columns_of(planned.layout.catalog, all.columns);
   share_scales(all.columns);
+  share_numbers(planned.layout.catalog, all.numbers);
+  const std::vector<float> largest = largest_of_weights(planned.layout, all.numbers);
   const std::string told = encode_tensors(tensors);
   const std::size_t ranks = all.states.size();
   for (std::size_t rank = 0; rank < ranks; ++rank) {
@@ -448,7 +620,9 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
                       told,
                       encode(RankWrites{plan.left_to_others[rank], plan.cuts[rank]}),
                       std::move(all.columns[rank]),
-                      {}};
+                      {},
+                      std::move(all.numbers[rank]),
+                      largest};
     for (std::size_t file = rank; file < planned.layout.headers.size(); file += ranks)
       share.headers.push_back(static_cast<std::uint32_t>(file));
     planned.shares.push_back(encode_share(share));
@@ -474,7 +648,8 @@ std::string checksums_of_export(const ExportLayout& layout, const std::vector<st
 
 ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>& specs,
                         const RankState& state, const ExportRequest& request,
-                        const std::filesystem::path& directory, const ExportWriting& options) {
+                        const std::filesystem::path& directory, const ExportWriting& options,
+                        const ValuesElsewhere* values) {
   const auto begin = std::chrono::steady_clock::now();
   const auto seconds = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -490,20 +665,42 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
                                             "; do all ranks run the same version of shardwright?");
   }
   const std::vector<WrittenBox> owned = boxes_to_write(state, read_writes(share.writes, state));
-  PartsToWrite parts{owned_parts(specs, owned), std::move(share.columns), std::move(share.headers)};
+  PartsToWrite parts{owned_parts(specs, owned), std::move(share.columns), std::move(share.headers), {}};
+  for (const WeightNumbers& numbers : share.numbers) parts.numbers.add(numbers);
+  add_largest(layout, share.largest, parts.numbers);
   LoadPlanOptions reversed;
   reversed.exporting = true;
   reversed.strict = false;
-  const LoadPlan plan = plan_load(parts.specs, layout.catalog, described.form.map, reversed);
-  expect_memory(plan, parts.specs);
-
   ExportReport report;
   report.rounded = std::move(described.rounded);
-  report.tensors = plan.tensors;
-  report.bytes_needed = plan.bytes_needed;
   for (std::uint32_t file : parts.headers) report.bytes_needed += layout.headers[file].size();
-  report.plan_seconds = seconds();
-  write_parts(parts, layout, plan, directory, options, report);
+  if (values == nullptr) {
+    complete_numbers(specs, parts.specs, described.form, options.devices, parts.numbers);
+    const LoadPlan plan = plan_load(parts.specs, layout.catalog, described.form.map, reversed);
+    expect_memory(plan, parts.specs);
+    report.tensors = plan.tensors;
+    report.bytes_needed += plan.bytes_needed;
+    report.plan_seconds = seconds();
+    write_parts(parts, layout, plan, directory, options, report);
+    report.total_seconds = seconds();
+    return report;
+  }
+  const std::vector<TensorSpec> all = std::move(parts.specs);
+  const auto write_batch = [&](const std::vector<TensorSpec>& batch) {
+    parts.specs = batch;
+    const LoadPlan plan = plan_load(batch, layout.catalog, described.form.map, reversed);
+    ExportReport of_batch;
+    write_parts(parts, layout, plan, directory, options, of_batch);
+    parts.headers.clear();  // they are written now
+    of_batch.tensors = plan.tensors;
+    of_batch.bytes_needed = plan.bytes_needed;
+    for (const TensorSpec& spec : batch)
+      of_batch.peak_staging_bytes +=
+          static_cast<std::size_t>(volume(spec.local_shape) * bytes_of(spec.dtype));
+    add(of_batch, report);
+  };
+  if (all.empty()) write_batch({});
+  for_each_batch(all, *values, write_batch);
   report.total_seconds = seconds();
   return report;
 }

@@ -3,13 +3,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "planner/lora/adapter_form.h"
 #include "planner/names/tensor_spec.h"
+#include "planner/save/quantization.h"
 #include "planner/save/rank_states.h"
 #include "storage/device/device_options.h"
 #include "storage/progress.h"
@@ -23,8 +26,13 @@ struct ExportRequest {
   const Catalog* template_catalog = nullptr;  ///< the template: whose names, dtypes and order; null: none
   std::string model = "auto";
   std::string layout = "automodel";
-  bool quantise = false;     ///< MXFP8, see ExportForm
-  bool as_template = false;  ///< likewise
+  const Quantization* quantise = nullptr;      ///< see ExportForm
+  std::vector<std::string> quantised_weights;  ///< ExportForm::weights
+  bool as_template = false;                    ///< see ExportForm
+
+  /// Sets these from the name of a quantization, "template" or "none". Throws Error(argument), with the names
+  /// that there are, for another one, and for weights without a rule to quantise them by.
+  void set_quantization(std::string_view name, std::vector<std::string> weights);
   bool strict = true;
   std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
   std::map<std::string, int> file_numbers;       ///< HF name to file, from 1; empty: as max_file_bytes says
@@ -45,6 +53,19 @@ struct ExportRequest {
 /// run_export().
 std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
                             const ExportRequest& request, const DeviceOptions& devices = {});
+
+/// Where the values of specs without memory come from, a part at a time.
+struct ValuesElsewhere {
+  std::size_t bytes_at_once = 0;  ///< of values in memory; more for a row, or 128 rows of a matrix, alone
+
+  /// Fills these, which have memory.
+  std::function<void(const std::vector<TensorSpec>& parts)> fill;
+};
+
+/// The same for specs without memory. Parts of matrices must begin at a multiple of 128 rows, and have all
+/// columns.
+std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
+                            const ExportRequest& request, const ValuesElsewhere& values);
 
 struct PlannedExport {
   ExportLayout layout;
@@ -87,6 +108,7 @@ std::string checksums_of_export(const ExportLayout& layout, const std::vector<st
 /// tensor, if the operating system refuses, Error(device), naming tensor and call, if a CUDA device does.
 ExportReport run_export(const std::string& share, const std::vector<TensorSpec>& specs,
                         const RankState& state, const ExportRequest& request,
-                        const std::filesystem::path& directory, const ExportWriting& options = {});
+                        const std::filesystem::path& directory, const ExportWriting& options = {},
+                        const ValuesElsewhere* values = nullptr);
 
 }  // namespace shardwright

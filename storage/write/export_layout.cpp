@@ -35,7 +35,8 @@ std::vector<std::vector<SourceTensor>> split_by_number(std::vector<SourceTensor>
   for (SourceTensor& tensor : tensors) {
     auto found = file_numbers.find(stored_name(tensor));
     if (found == file_numbers.end()) found = file_numbers.find(tensor.name);
-    if (found == file_numbers.end()) found = file_numbers.find(std::string(weight_name_of(tensor.name)));
+    if (found == file_numbers.end())
+      found = file_numbers.find(std::string(weight_name_of(weight_name_of_companion(tensor.name))));
     if (found == file_numbers.end() || found->second < 1) {
       throw Error(ErrorKind::argument,
                   "fqn_to_index_mapping: expected a file number of 1 or more for " + in_quotes(tensor.name) +

@@ -12,6 +12,12 @@
 
 namespace shardwright {
 
+/// A small tensor that the export makes.
+struct Made {
+  std::uint32_t tensor = 0;  ///< index into Catalog::tensors
+  MadeTensor how;
+};
+
 /// The files of an export before any of them is written: every byte's place is known.
 struct ExportLayout {
   Catalog catalog;                            ///< what the directory will hold
@@ -21,7 +27,8 @@ struct ExportLayout {
   const Catalog* template_catalog = nullptr;  ///< whose encodings and scales weights get; null: nobody's
   std::shared_ptr<const Catalog> packed_template = nullptr;  ///< which that points to, if it is not the caller's
   std::vector<std::uint32_t> copied;          ///< indices into Catalog::tensors of what is the template's
-  std::vector<std::uint32_t> ones;            ///< indices into Catalog::tensors of what is 1 throughout
+  std::vector<Made> made;                     ///< what is neither the template's nor in a state dict
+  const Quantization* quantise = nullptr;     ///< by which weights with scales are encoded; null: as_template
   bool has_holes = false;                     ///< what nobody writes of the files is zero
   bool has_checksums = true;                  ///< a list of checksums will lie beside the files
 };

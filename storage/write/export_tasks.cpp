@@ -20,21 +20,25 @@ std::uint64_t staged_bytes(const Transfer& transfer, const Box& box, DType store
          unsigned_of(box.size[0]) * bounds.more_for_each_row;
 }
 
+/// Cuts along the outermost dimension that it can, between blocks, where the box is too large.
 void cut(std::size_t number, const Transfer& transfer, DType stored, const Box& box, const TaskBounds& bounds,
          std::vector<ExportTask>& tasks) {
   if (is_empty(box)) return;
   const std::uint64_t bytes = staged_bytes(transfer, box, stored, bounds);
+  std::int64_t grid = 1;
+  std::int64_t strip = 0;
   std::size_t d = 0;
-  while (d + 1 < box.size.size() && box.size[d] == 1) ++d;
-  if (bytes <= bounds.bytes || box.size.empty() || box.size[d] == 1) {
+  for (; bytes > bounds.bytes && d < box.size.size(); ++d) {
+    const std::uint64_t per_index = (bytes + unsigned_of(box.size[d]) - 1) / unsigned_of(box.size[d]);
+    strip = static_cast<std::int64_t>(std::max<std::uint64_t>(1, bounds.bytes / per_index));
+    grid = transfer.encoding.scaled ? block_along(transfer.encoding, box.size.size(), d) : 1;
+    strip = std::max(grid, strip - strip % grid);
+    if (strip - box.offset[d] % grid < box.size[d]) break;
+  }
+  if (bytes <= bounds.bytes || d == box.size.size()) {
     tasks.push_back({number, box});
     return;
   }
-  const std::uint64_t per_index = (bytes + unsigned_of(box.size[d]) - 1) / unsigned_of(box.size[d]);
-  std::int64_t strip = static_cast<std::int64_t>(std::max<std::uint64_t>(1, bounds.bytes / per_index));
-  const bool in_blocks = transfer.encoding.scaled && d + 1 == box.size.size();
-  const std::int64_t grid = in_blocks ? transfer.encoding.block_columns : 1;
-  strip = std::max(grid, strip - strip % grid);
   const std::int64_t end = box.offset[d] + box.size[d];
   for (std::int64_t begin = box.offset[d]; begin < end;) {
     Box part = box;
@@ -116,14 +120,16 @@ SharedScales ExportTasks::shared_scales(const ExportTask& task) const {
 }
 
 ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, const LoadPlan& plan,
-                         bool shares_scales, const std::function<TaskBounds(const TensorSpec&)>& bounds) {
+                         const std::function<bool(const SourceTensor&)>& shares_scales,
+                         const std::function<TaskBounds(const TensorSpec&)>& bounds) {
   ExportTasks found;
   const SharedColumns shared(parts.shared_scales);
   for (const Transfer& transfer : plan.transfers) {
     if (is_empty(transfer.source_box)) continue;
     const SourceTensor& stored = catalog.tensors[transfer.source];
     found.transfers.push_back({&transfer, {}, {}});
-    if (transfer.encoding.scaled && shares_scales) find_shared(stored, shared, found.transfers.back());
+    if (transfer.encoding.scaled && shares_scales(stored))
+      find_shared(stored, shared, found.transfers.back());
     cut(found.transfers.size() - 1, transfer, stored.dtype, transfer.source_box,
         bounds(parts.specs[transfer.destination]), found.tasks);
   }

@@ -53,9 +53,11 @@ struct TaskBounds {
   std::uint64_t more_for_each_row = 0;
 };
 
-/// The tasks that the plan comes to. `shares_scales`: scales are found anew. Throws Error(mismatch) for
+/// The tasks that the plan comes to. `shares_scales` tells for which weights scales are told by columns of
+/// blocks. Throws Error(mismatch) for
 /// blocks whose shared scales are not there then.
 ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, const LoadPlan& plan,
-                         bool shares_scales, const std::function<TaskBounds(const TensorSpec&)>& bounds);
+                         const std::function<bool(const SourceTensor&)>& shares_scales,
+                         const std::function<TaskBounds(const TensorSpec&)>& bounds);
 
 }  // namespace shardwright

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -16,7 +17,9 @@
 #include "storage/format/row_checksums.h"
 #include "storage/format/safetensors.h"
 #include "storage/threads.h"
+#include "storage/write/encode_part.h"
 #include "storage/write/export_tasks.h"
+#include "storage/write/find_numbers.h"
 #include "storage/write/template_codes.h"
 
 namespace shardwright {
@@ -92,6 +95,13 @@ WritingResources resources_for(const ExportWriting& options, const std::vector<T
   return {buffer_bytes, gather_bounds(threads, pinned_bytes, devices.count(), options.devices.memory)};
 }
 
+/// Whether the scales of a weight's cut blocks are told by columns, and its values are encoded where they
+/// are: a matrix in MXFP8.
+bool is_in_columns(const ExportLayout& layout, const SourceTensor& weight) {
+  return layout.quantise != nullptr && layout.quantise->rule == EncodingRule::mxfp8 &&
+         weight.shape.size() == 2;
+}
+
 /// The threads of one export and what they share.
 class Writer {
  public:
@@ -106,12 +116,17 @@ class Writer {
         progress_(progress),
         files_(directory, names_of(layout.catalog)),
         row_sums_(layout.catalog.tensors),
-        work_(export_tasks(parts, layout.catalog, plan, layout.template_catalog == nullptr,
-                           [&](const TensorSpec& spec) {
-                             if (spec.device != DeviceKind::cuda)
-                               return TaskBounds{resources.buffer_bytes, 0};
-                             return TaskBounds{resources.gathering.block_bytes - DeviceGatherer::slack, 2};
-                           })) {
+        work_(export_tasks(
+            parts, layout.catalog, plan,
+            [&](const SourceTensor& weight) { return is_in_columns(layout, weight); },
+            [&](const TensorSpec& spec) {
+              if (spec.device != DeviceKind::cuda) return TaskBounds{resources.buffer_bytes, 0};
+              const std::size_t room = resources.gathering.block_bytes - DeviceGatherer::slack;
+              // Values that are encoded here come in their own dtype: up to 8 times as many
+              // bytes as their codes.
+              const bool is_encoded_here = layout.template_catalog != nullptr || layout.quantise != nullptr;
+              return TaskBounds{is_encoded_here ? room / 8 : room, 2};
+            })) {
     if (layout.template_catalog != nullptr) template_.emplace(*layout.template_catalog);
   }
 
@@ -186,19 +201,26 @@ class Writer {
       write_box(tensor, catalog_.tensors[tensor].shape, whole(catalog_.tensors[tensor].shape), bytes.data(),
                 -1);
     }
-    for (const std::uint32_t tensor : layout_.ones) {
-      if (catalog_.tensors[tensor].file == file) write_ones(tensor);
+    for (const Made& made : layout_.made) {
+      if (catalog_.tensors[made.tensor].file == file) write_made(made);
     }
   }
 
-  /// A small tensor of ones.
-  void write_ones(std::uint32_t tensor) {
-    const SourceTensor& stored = catalog_.tensors[tensor];
+  void write_made(const Made& made) {
+    const SourceTensor& stored = catalog_.tensors[made.tensor];
     std::vector<std::byte> bytes(stored.end - stored.begin);
-    constexpr float one = 1;
-    copy_box({{volume(stored.shape), 0, 1}}, DType::F32, stored.dtype,
-             reinterpret_cast<const std::byte*>(&one), bytes.data());
-    write_box(tensor, stored.shape, whole(stored.shape), bytes.data(), -1);
+    if (made.how.kind == MadeTensor::Kind::shape) {
+      const Shape& shape = catalog_.find(made.how.weight).front().shape;
+      std::memcpy(bytes.data(), shape.data(), bytes.size());
+    } else {
+      float number = 1;
+      if (made.how.kind == MadeTensor::Kind::global_scale)
+        number = global_scale(layout_.quantise->rule, made.how.values,
+                              parts_.numbers.largest(made.how.weight).value_or(0));
+      copy_box({{volume(stored.shape), 0, 1}}, DType::F32, stored.dtype,
+               reinterpret_cast<const std::byte*>(&number), bytes.data());
+    }
+    write_box(made.tensor, stored.shape, whole(stored.shape), bytes.data(), -1);
   }
 
   const Transfer& transfer_of(const ExportTask& task) const {
@@ -215,6 +237,8 @@ class Writer {
     const Transfer& transfer = transfer_of(task);
     const Values values = values_of(transfer, task.box, spec);
     if (transfer.encoding.scaled && template_) return encode_as_template(task, values, spec.dtype, thread);
+    if (transfer.encoding.scaled && !is_in_columns(layout_, catalog_.tensors[transfer.source]))
+      return encode_by_rule(task, values, spec, thread);
     if (transfer.encoding.scaled) {
       const std::int64_t elements = volume(task.box.size);
       const Shape scales = scale_box_of(transfer.encoding, task.box).size;
@@ -245,16 +269,38 @@ class Writer {
     thread.writing += seconds_since(begin);
   }
 
+  /// The same by the layout's rule.
+  void encode_by_rule(const ExportTask& task, const Values& values, const TensorSpec& spec, Thread& thread) {
+    const Transfer& transfer = transfer_of(task);
+    const SourceTensor& stored = catalog_.tensors[transfer.source];
+    const WeightPart part{*layout_.quantise, transfer.encoding, stored, spec.fqn, task.box};
+    const PartBoxes boxes = boxes_of(part);
+    std::byte* codes = thread.room_for(boxes.code_bytes + boxes.scale_bytes);
+    std::byte* scales = codes + boxes.code_bytes;
+    encode_part(part, values, spec.dtype, parts_.numbers, codes, scales);
+    const Clock::time_point begin = Clock::now();
+    if (!is_empty(boxes.codes)) write_box(transfer.source, stored.shape, boxes.codes, codes, -1);
+    if (!is_empty(boxes.scales)) {
+      const auto tensor = static_cast<std::uint32_t>(transfer.scales);
+      write_box(tensor, catalog_.tensors[tensor].shape, boxes.scales, scales, -1);
+    }
+    thread.writing += seconds_since(begin);
+  }
+
   /// The same for values on a device: begins it, and writes what has come.
   void gather(const ExportTask& task, const TensorSpec& spec, DeviceGatherer& gatherer, Thread& thread) {
     const Transfer& transfer = transfer_of(task);
     const SourceTensor& stored = catalog_.tensors[transfer.source];
     const Values values = values_of(transfer, task.box, spec);
     const std::string name = spec.fqn + " (to " + stored.name + ")";
-    if (transfer.encoding.scaled && template_) {
-      throw Error(ErrorKind::mismatch,
-                  name + ": expected CPU memory for quantization=\"template\", found it on " +
-                      spec.device_name + "; copy it to the CPU first");
+    if (transfer.encoding.scaled && (template_ || !is_in_columns(layout_, stored))) {
+      // Values come as they are, and are encoded here.
+      return gather_values(gatherer, values, spec.dtype, task.box, name,
+                           [this, &task, &spec, &thread](const std::byte* bytes) {
+                             const Values brought{bytes, contiguous_strides(task.box.size)};
+                             if (template_) return encode_as_template(task, brought, spec.dtype, thread);
+                             encode_by_rule(task, brought, spec, thread);
+                           });
     }
     const auto receive = [this, &task, &thread](const std::byte* bytes) { write(task, bytes, thread); };
     if (transfer.encoding.scaled) {

@@ -7,6 +7,7 @@
 #include "planner/load/load_plan.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/save/shared_blocks.h"
+#include "planner/save/weight_numbers.h"
 #include "storage/write/export.h"
 
 namespace shardwright {
@@ -16,6 +17,7 @@ struct PartsToWrite {
   std::vector<TensorSpec> specs;           ///< each a single box
   std::vector<BlockColumn> shared_scales;  ///< of all blocks that these boxes cut
   std::vector<std::uint32_t> headers;      ///< indices into Catalog::files
+  KnownNumbers numbers;                    ///< of all weights that the layout's rule quantises
 };
 
 /// Runs a plan, whose sources are the tensors of the layout and whose destinations are the parts, from right

@@ -42,6 +42,9 @@ constexpr std::string_view templates_of_chats = "additional_chat_templates";
 
 constexpr std::string_view config_name = "config.json";
 
+/// Where ModelOpt says the same as in config.json: of the template's weights, not of those that are written.
+constexpr std::string_view modelopt_config_name = "hf_quant_config.json";
+
 std::string read_all(const fs::path& path) {
   const InputFile file(path);
   std::string bytes(file.size(), '\0');
@@ -49,9 +52,9 @@ std::string read_all(const fs::path& path) {
   return bytes;
 }
 
-std::string content_of(const fs::path& directory, const std::string& name, bool quantised) {
+std::string content_of(const fs::path& directory, const std::string& name, const ToldQuantization& told) {
   std::string bytes = read_all(directory / name);
-  return name == config_name ? config_of(bytes, quantised, printable((directory / name).native())) : bytes;
+  return name == config_name ? config_of(bytes, told, printable((directory / name).native())) : bytes;
 }
 
 /// The words that Python writes and JSON lacks, each as the JSON text that stands for it meanwhile.
@@ -98,9 +101,79 @@ std::string with_words(std::string text) {
   return text;
 }
 
+/// One group of weights, as compressed-tensors and ModelOpt write it.
+Json weights_of_group(const Quantization& how, std::int64_t group) {
+  Json weights{{"num_bits", 4}, {"type", how.stored == DType::I32 ? "int" : "float"}};
+  if (group > 0) weights["group_size"] = group;
+  weights["dynamic"] = false;
+  return weights;
+}
+
+Json modelopt_config(const Quantization& how, const ToldQuantization& told) {
+  const std::int64_t group = format_of(how.rule).block_columns;
+  return {{"quant_method", "modelopt"},
+          {"quant_algo", how.has_global() ? "NVFP4" : "MXFP4"},
+          {"config_groups",
+           {{"group_0", {{"weights", weights_of_group(how, group)}, {"targets", Json::array({"Linear"})}}}}},
+          {"ignore", told.plain_modules}};
+}
+
+Json compressed_tensors_config(const Quantization& how, const ToldQuantization& told) {
+  const bool is_channel = how.encoding == "int4_channel";
+  const std::int64_t group = how.encoding == "int4_group128" ? 128 : format_of(how.rule).block_columns;
+  Json weights = weights_of_group(how, is_channel ? 0 : group);
+  weights["symmetric"] = true;
+  weights["strategy"] = is_channel ? "channel" : how.has_global() ? "tensor_group" : "group";
+  if (how.rule == EncodingRule::mxfp4_ocp) weights["scale_dtype"] = "torch.uint8";
+  if (how.has_global()) weights["scale_dtype"] = "torch.float8_e4m3fn";
+  const char* const format = how.stored == DType::I32 ? "pack-quantized"
+                             : how.has_global()       ? "nvfp4-pack-quantized"
+                                                      : "mxfp4-pack-quantized";
+  return {{"quant_method", "compressed-tensors"},
+          {"format", format},
+          {"quantization_status", "compressed"},
+          {"config_groups",
+           {{"group_0",
+             {{"targets", Json::array({"Linear"})},
+              {"weights", weights},
+              {"input_activations", nullptr},
+              {"output_activations", nullptr},
+              {"format", format}}}}},
+          {"ignore", told.plain_modules}};
+}
+
+/// What the tool that has the rule writes of it.
+Json config_of_quantization(const ToldQuantization& told) {
+  const Quantization& how = *told.how;
+  switch (how.rule) {
+    case EncodingRule::mxfp8:
+      return {{"quant_method", "mxfp8"},
+              {"fmt", "e4m3"},
+              {"scale_fmt", "ue8m0"},
+              {"weight_block_size", Json::array({1, 32})},
+              {"activation_scheme", "dynamic"}};
+    case EncodingRule::block_fp8:
+      return {{"quant_method", "fp8"},
+              {"fmt", "e4m3"},
+              {"weight_block_size", Json::array({128, 128})},
+              {"activation_scheme", "dynamic"},
+              {"modules_to_not_convert", told.plain_modules}};
+    case EncodingRule::mxfp4_gpt_oss:
+      return {{"quant_method", "mxfp4"}, {"modules_to_not_convert", told.plain_modules}};
+    case EncodingRule::mxfp4_modelopt:
+    case EncodingRule::nvfp4_modelopt:
+      return modelopt_config(how, told);
+    case EncodingRule::mxfp4_ocp:
+    case EncodingRule::nvfp4_compressed_tensors:
+    case EncodingRule::int4_compressed_tensors:
+      return compressed_tensors_config(how, told);
+  }
+  return {};
+}
+
 }  // namespace
 
-std::string config_of(const std::string& text, bool quantised, const std::string& file) {
+std::string config_of(const std::string& text, const ToldQuantization& told, const std::string& file) {
   const Json parsed = Json::parse(without_words(text), nullptr, /*allow_exceptions=*/false);
   if (!parsed.is_object())
     throw Error(ErrorKind::malformed, file + ": expected a JSON object, found text that is none");
@@ -111,43 +184,41 @@ std::string config_of(const std::string& text, bool quantised, const std::string
   };
   look_at(config);
   if (config.contains("text_config")) look_at(config["text_config"]);
-  bool tells_mxfp8 = false;
-  if (!having.empty()) {
+  if (told.how == nullptr && having.empty()) return text;
+  if (told.how != nullptr && !having.empty()) {
     const Json& first = having.front()->at("quantization_config");
-    tells_mxfp8 = first.is_object() && first.value("weight_block_size", Json()) == Json::array({1, 32});
+    const bool tells_mxfp8 =
+        first.is_object() && first.value("weight_block_size", Json()) == Json::array({1, 32});
+    if (told.how->rule == EncodingRule::mxfp8 ? tells_mxfp8 : first == config_of_quantization(told))
+      return text;
   }
-  if (quantised == tells_mxfp8 && quantised == !having.empty()) return text;
   for (Json* holder : having) holder->erase("quantization_config");
-  if (quantised) {
-    config["quantization_config"] = Json{{"quant_method", "mxfp8"},
-                                         {"fmt", "e4m3"},
-                                         {"scale_fmt", "ue8m0"},
-                                         {"weight_block_size", Json::array({1, 32})},
-                                         {"activation_scheme", "dynamic"}};
-  }
+  if (told.how != nullptr) config["quantization_config"] = config_of_quantization(told);
   return with_words(config.dump(2)) + "\n";
 }
 
-FileContents template_files(const fs::path& directory, bool quantised, bool as_template) {
+FileContents template_files(const fs::path& directory, const ToldQuantization& told, bool as_template) {
   FileContents files;
   for (const std::string& name : names_in(directory)) {
     if (name.starts_with(".") || is_of_weights(name) || is_of_others(name)) continue;
+    if (name == modelopt_config_name && !as_template) continue;
     const fs::path path = directory / name;
     const std::optional<struct stat> target = target_at(path);
     if (!target) continue;
     if (name == templates_of_chats && S_ISDIR(target->st_mode)) {
-      for (auto& [inside, content] : template_files(path, quantised, as_template))
+      for (auto& [inside, content] : template_files(path, told, as_template))
         files.emplace(name + "/" + inside, std::move(content));
     } else if (S_ISREG(target->st_mode)) {
-      files.emplace(name, as_template ? read_all(directory / name) : content_of(directory, name, quantised));
+      files.emplace(name, as_template ? read_all(directory / name) : content_of(directory, name, told));
     }
   }
   return files;
 }
 
-FileContents kept_files(const fs::path& directory, const std::vector<std::string>& names, bool quantised) {
+FileContents kept_files(const fs::path& directory, const std::vector<std::string>& names,
+                        const ToldQuantization& told) {
   FileContents files;
-  for (const std::string& name : names) files.emplace(name, content_of(directory, name, quantised));
+  for (const std::string& name : names) files.emplace(name, content_of(directory, name, told));
   return files;
 }
 

@@ -40,13 +40,13 @@ void export_rank(const shardwright::Job& job, const std::filesystem::path& relea
   // README: export
   shardwright::ExportOptions options;
   options.template_directory = released;  // whose names, dtypes, config and tokenizer
-  options.quantise = true;                // MXFP8 where the template has it
+  options.quantization = "mxfp8";         // where the template has scales
   const shardwright::ExportReport report =
       shardwright::export_checkpoint(weights.specs, folder / "exported", job, options);
   // README: end
   expect(report.left_out.empty() && report.rounded.empty(), "all of it, and nothing rounded");
 
-  options.quantise = false;
+  options.quantization = "none";
   shardwright::export_checkpoint(weights.specs, folder / "bf16", job, options);
   for (const char* name : {"exported", "bf16"}) {
     const Weights again = empty_weights(folder / name, job);

@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cstring>
 #include <deque>
+#include <ios>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -161,6 +163,29 @@ TEST(CudaPlace, DecodesEveryCodeWithEveryScaleByte) {
           ASSERT_TRUE(found == expected) << format.name() << " to " << name_of(to);
         }
       }
+    }
+  }
+}
+
+/// As for the CPU's: see decode_test.cpp.
+TEST(CudaPlace, EqualsTheDefinitionForNvfp4WithRandomGlobalScales) {
+  Random random(6);
+  std::vector<std::uint8_t> elements(128 * 8);
+  std::vector<std::uint8_t> scales(128);
+  for (std::int64_t i = 0; i < 128 * 16; ++i)
+    slow::store(elements.data(), i, DType::F4, static_cast<std::uint64_t>(i % 16));
+  for (std::size_t i = 0; i < scales.size(); ++i) scales[i] = static_cast<std::uint8_t>(i);
+  const SourceTile source{elements.data(), DType::F4, 1, 128 * 16, 128 * 16};
+  for (int round = 0; round < 30; ++round) {
+    const float global = std::bit_cast<float>(static_cast<std::uint32_t>(random.number(97, 156) << 23) |
+                                              static_cast<std::uint32_t>(random.number(0, 0x7FFFFF)));
+    for (const Product product : {Product::modelopt_nvfp4, Product::compressed_tensors_nvfp4}) {
+      const BlockScales block_scales{scales.data(), 128, 1, 16, 0, 0, DType::F8_E4M3, product, global};
+      std::vector<std::uint16_t> found(128 * 16);
+      std::vector<std::uint16_t> expected(128 * 16);
+      slow::decode(source, block_scales, {expected.data(), DType::BF16, 128 * 16, 1});
+      run_all({{source, block_scales, {found.data(), DType::BF16, 128 * 16, 1}}});
+      ASSERT_TRUE(found == expected) << "global " << std::hexfloat << global;
     }
   }
 }

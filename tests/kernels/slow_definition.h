@@ -129,6 +129,10 @@ inline std::uint64_t converted(DType from, DType to, std::uint64_t bits) {
 }
 
 inline std::uint64_t load(const void* memory, std::int64_t index, DType dtype) {
+  if (bits_of(dtype) == 4) {
+    const auto byte = static_cast<const std::uint8_t*>(memory)[index / 2];
+    return index % 2 == 0 ? byte % 16U : byte / 16U;
+  }
   const auto size = static_cast<std::size_t>(bytes_of(dtype));
   std::uint64_t bits = 0;
   std::memcpy(&bits, static_cast<const char*>(memory) + index * bytes_of(dtype), size);
@@ -147,10 +151,7 @@ inline void store(void* memory, std::int64_t index, DType dtype, std::uint64_t b
 
 inline std::uint64_t element_of(const SourceTile& source, std::int64_t row, std::int64_t column) {
   const std::int64_t index = row * source.row_stride + column;
-  if (source.dtype != DType::F4 && source.dtype != DType::I4) return load(source.data, index, source.dtype);
-  const std::int64_t nibble = index + (source.begins_in_high_nibble ? 1 : 0);
-  const auto byte = static_cast<const std::uint8_t*>(source.data)[nibble / 2];
-  return nibble % 2 == 0 ? byte % 16U : byte / 16U;
+  return load(source.data, index + (source.begins_in_high_nibble ? 1 : 0), source.dtype);
 }
 
 inline void place(const SourceTile& source, const DestinationTile& destination) {

@@ -17,7 +17,7 @@ each = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.id)
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(
-        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+        a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8)
     )
 
 

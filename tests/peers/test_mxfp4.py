@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from shardwright.adapters import StateDictAdapter
 from test_families_transformers import differing
 from tiny_models import TINY, held
+from transformers import AutoModelForCausalLM, Mxfp4Config
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 BY_NAME = {tiny.id: tiny for tiny in TINY}
@@ -63,6 +64,30 @@ def test_packed_experts_load_as_those_that_transformers_has_unpacked(layout: str
     assert differing(held(tmp_path / "to"), stored) == []
     with pytest.raises(ValueError, match="a matrix is the transpose"):
         sw.export(state, tmp_path / "bf16", template=tmp_path / "packed", layout=layout)
+
+
+def test_an_export_by_gpt_oss_rule_is_read_by_transformers(tmp_path: Path):
+    """transformers quantises on GPUs alone: that the bits are the rule's is shown by tests/python/test_rules.py."""
+    sw.generate(tmp_path / "packed", family="gpt_oss", form="mxfp4")
+    state = sw.empty_state_dict(tmp_path / "packed", layout="transformers")
+    generator = torch.Generator().manual_seed(0)
+    for tensor in state.values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    sw.export(
+        state,
+        tmp_path / "ours",
+        quantization="mxfp4-gpt-oss",
+        template=tmp_path / "packed",
+        layout="transformers",
+    )
+    loaded = {name: torch.full_like(tensor, 7) for name, tensor in state.items()}
+    sw.load(loaded, tmp_path / "ours", layout="transformers")
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", dtype="auto", quantization_config=Mxfp4Config(dequantize=True)
+    )
+    assert differing(loaded, model.state_dict()) == []
+    for name in state:
+        assert (loaded[name] - state[name]).abs().max() < (1.1 if name.endswith(EXPERTS) else 1e-9)
 
 
 def test_an_adapter_takes_packed_experts_as_a_load_does(tmp_path: Path):

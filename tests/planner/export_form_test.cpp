@@ -24,7 +24,7 @@ ExportForm form_of(const Catalog& template_catalog, bool quantise) {
   ExportForm form;
   form.map = weight_map_for(template_catalog);
   form.template_catalog = &template_catalog;
-  form.quantise = quantise;
+  if (quantise) form.quantise = quantization_named("mxfp8");
   form.by_rule_of_names = !has_scales(template_catalog);
   return form;
 }
@@ -98,7 +98,7 @@ TEST(export_form, what_the_template_has_in_narrower_dtypes_is_rounded_and_refuse
         const std::string name = hf_element(native, at).name;
         const bool scaled = !scales_of(template_catalog, name).empty();
         const DType stored = scaled ? DType::BF16 : template_catalog.find(name).front().dtype;
-        if (!(scaled && form.quantise) && narrowing.contains({native.dtype, stored}))
+        if (!(scaled && form.quantise != nullptr) && narrowing.contains({native.dtype, stored}))
           expected.insert(native.fqn);
       });
     }
@@ -169,7 +169,7 @@ TEST(export_form, without_a_template_the_names_tell_the_family_and_its_rule_what
   for (const auto& [name, shape] : released_shapes("minimax_m3_vl.native.txt"))
     tensors.push_back({name, DType::F32, shape});
   ExportForm form;
-  form.quantise = true;
+  form.quantise = quantization_named("mxfp8");
   form.map = weight_map_without_template(tensors, "auto", "automodel", true);
   EXPECT_EQ(form.map.family, "minimax_m3");
   const std::map<std::string, Shape> released = released_shapes("minimax_m3_vl.hf.txt");

@@ -46,7 +46,7 @@ def test_devices_that_are_not_cudas_are_refused(tiny: Path):
 
 def test_an_export_from_a_device_that_is_not_there_writes_nothing(tiny: Path, tmp_path: Path):
     _, specs, _, _ = plan_on("cuda:999", tiny)
-    request = _core.ExportRequest(None, "auto", "huggingface", False, True, 1 << 30, {})
+    request = _core.ExportRequest(None, "auto", "huggingface", "none", [], True, 1 << 30, {})
     state = _core.state_of(specs, 0)
     if not _core.has_cuda():
         with pytest.raises(sw.PlanError, match=r"model.norm.weight.*cuda:999.*nvcc"):

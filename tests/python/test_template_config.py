@@ -56,16 +56,16 @@ def test_a_config_tells_the_truth_about_the_weights(config, text_part, outer, in
         text_part["quantization_config"] = inner
     for ensure_ascii in (True, False):
         text = json.dumps(config, ensure_ascii=ensure_ascii).encode()
-        assert _core.config_of(text, quantised, "config.json") == expected(json.loads(text), text, quantised)
+        assert _core.config_of(text, "mxfp8" if quantised else "none", [], "config.json") == expected(json.loads(text), text, quantised)
 
 
 def test_a_nan_stays_what_it_is():
     text = b'{"limit": [0.0, NaN, "NaN \\" Infinity"], "quantization_config": {}}'
-    found = _core.config_of(text, False, "config.json")
+    found = _core.config_of(text, "none", [], "config.json")
     assert found == b'{\n  "limit": [\n    0.0,\n    NaN,\n    "NaN \\" Infinity"\n  ]\n}\n'
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"{}x", b"\xff{}", b'{"a": nan}'])
 def test_text_that_is_no_object_is_refused(text):
     with pytest.raises(sw.CheckpointFormatError, match=r"config\.json: expected a JSON object"):
-        _core.config_of(text, True, "config.json")
+        _core.config_of(text, "mxfp8", [], "config.json")

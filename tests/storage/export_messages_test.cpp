@@ -17,7 +17,7 @@ class ExportMessages : public testing::Test {
  protected:
   ExportMessages() {
     request.model = "minimax_m3";
-    request.quantise = true;
+    request.quantise = quantization_named("mxfp8");
     for (std::int64_t rank = 0; rank < 3; ++rank) {
       specs.push_back({sharded_tensor("lm_head.weight", DType::F32, {8, 64}, {3}, {rank},
                                       {{Placement::Kind::shard, 1, 1}}),
@@ -76,7 +76,7 @@ TEST_F(ExportMessages, ranks_that_were_asked_for_something_else_are_named) {
   other.max_file_bytes = 1200;
   expect_named(other, "max_shard_size 5000000000 as on rank 0, found max_shard_size 1200");
   other = request;
-  other.quantise = false;
+  other.quantise = nullptr;
   expect_named(other, "quantization mxfp8 as on rank 0, found quantization none");
   other = request;
   other.file_numbers = {{"lm_head.weight", 1}};

@@ -31,38 +31,59 @@ using Bytes = std::vector<std::uint8_t>;
 
 constexpr int ranks = 2;
 
-/// Each tensor of a checkpoint, decoded as the definition says: FP8 becomes BF16, all else is as it is.
 struct Decoded {
   DType dtype;
   Shape shape;
   Bytes bytes;
 };
 
+/// Where the scale of an element is, as the formats of the releases that are generated say.
+Shape index_of_scale(const SourceTensor& tensor, DType dtype, const Shape& grid, const Shape& at) {
+  if (is_packed(tensor.dtype)) {
+    Shape index = at;
+    index.back() /= dtype == DType::F8_E4M3 ? 16 : 32;
+    return index;
+  }
+  if (grid.back() == 1 && tensor.shape.back() > 1 && grid[0] == tensor.shape[0] && grid[0] > 1)
+    return {at[0], 0};  // one for each row
+  if (dtype == DType::F8_E8M0) return {at[0] / 128, at[1] / 128};
+  return scale_element(dtype, grid, at).index;
+}
+
+/// Each tensor of a checkpoint, decoded as the definition says: what has scales becomes BF16, all else is as
+/// it is. Companions are none of them.
 std::map<std::string, Decoded> decoded_tensors(const Catalog& catalog,
                                                const std::filesystem::path& directory) {
   std::map<std::uint32_t, std::string> files;
   for (std::uint32_t f = 0; f < catalog.files.size(); ++f)
     files[f] = read_file(directory / catalog.files[f].name);
   std::map<std::string, Decoded> tensors;
+  const auto data_of = [&](const SourceTensor& tensor) { return files[tensor.file].data() + tensor.begin; };
   for (const SourceTensor& tensor : catalog.tensors) {
-    if (is_scale_name(tensor.name)) continue;
-    const char* data = files[tensor.file].data() + tensor.begin;
-    const auto scales = catalog.find(tensor.name + "_scale_inv");
+    if (is_scale_name(tensor.name) || is_companion(catalog, tensor.name)) continue;
+    const char* data = data_of(tensor);
+    const auto scales = scales_of(catalog, tensor.name);
     Decoded& made = tensors[tensor.name];
     made = {tensor.dtype, tensor.shape, Bytes(data, data + (tensor.end - tensor.begin))};
     if (scales.empty()) continue;
     made.dtype = DType::BF16;
-    made.bytes.resize(2 * made.bytes.size());
-    const slow::Scales by{scales.front().dtype,
-                          slow::is_e8m0(scales.front().dtype) ? Product::exact_once : Product::to_f32_first};
-    const char* scale_data = files[scales.front().file].data() + scales.front().begin;
+    made.bytes.resize(static_cast<std::size_t>(2 * volume(tensor.shape)));
+    const DType dtype = scales.front().dtype;
+    const Shape& grid = scales.front().shape;
+    slow::Scales by{dtype, slow::is_e8m0(dtype) || tensor.dtype == DType::I4 ? Product::exact_once
+                                                                             : Product::to_f32_first};
+    by.code_eight_is_plus_zero = tensor.stored != nullptr && tensor.stored->dtype == DType::I8;
+    if (const auto global = catalog.find(tensor.name + "_scale_2"); !global.empty()) {
+      by.product = Product::modelopt_nvfp4;
+      std::memcpy(&by.global, data_of(global.front()), sizeof by.global);
+    }
     for_each_index(tensor.shape, [&](const Shape& at) {
       const auto place = static_cast<std::int64_t>(flat(at, tensor.shape));
-      const ScaleElement scale = scale_element(scales.front().dtype, scales.front().shape, at);
-      const auto number = static_cast<std::int64_t>(flat(scale.index, scales.front().shape));
+      const Shape index = index_of_scale(tensor, dtype, grid, at);
+      const auto number = static_cast<std::int64_t>(flat(index, grid));
       slow::store(made.bytes.data(), place, DType::BF16,
                   slow::decoded(DType::BF16, tensor.dtype, slow::load(data, place, tensor.dtype), by,
-                                slow::load(scale_data, number, scales.front().dtype)));
+                                slow::load(data_of(scales.front()), number, dtype)));
     });
   }
   return tensors;
@@ -263,8 +284,10 @@ void expect_adapter(const Model& model, const std::vector<NativeTensor>& natives
 
 /// Small, but for a side that has more than one block of scales where weights have any.
 std::string sizes_for(const std::string& form) {
-  const bool is_scaled = form.find("fp8") != std::string::npos;
-  return std::string(R"({"vocab_size": 24, "hidden_size": )") + (is_scaled ? "136" : "24") + "}";
+  const auto has = [&](const char* part) { return form.find(part) != std::string::npos; };
+  // More than a block, and gpt-oss has whole ones.
+  const char* hidden = has("mxfp4") ? "160" : has("fp8") || has("fp4") || has("int4") ? "136" : "24";
+  return std::string(R"({"vocab_size": 24, "hidden_size": )") + hidden + "}";
 }
 
 /// One form in one layout: loaded on two ranks, sharded on the first and on the last dimension, saved,
@@ -287,8 +310,10 @@ void expect_flows(const std::filesystem::path& source, const std::filesystem::pa
           const Held back(natives, job.rank, -1 - dimension);
           resume_checkpoint(back.specs, folder / (name + "saved"), job);
           back.expect(values);
-          export_checkpoint(held.specs, folder / (name + "to"), job,
-                            {.template_directory = source, .layout = layout});
+          ExportOptions options{.template_directory = source, .layout = layout};
+          // Of gpt-oss, a matrix in BF16 is the transpose of what the template has.
+          if (what.starts_with("mxfp4")) options.quantization = "template";
+          export_checkpoint(held.specs, folder / (name + "to"), job, options);
         },
         what);
     if (testing::Test::HasFailure()) return;

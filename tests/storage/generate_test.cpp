@@ -5,13 +5,17 @@
 #include <sys/stat.h>
 
 #include <csignal>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <tuple>
 
 #include "planner/models/minimax_m3_presets.h"
-#include "planner/models/samples.h"
+#include "planner/models/models.h"
+#include "planner/models/stored_encodings.h"
+#include "planner/names/encodings.h"
+#include "planner/names/quantization_config.h"
 #include "storage/format/read_catalog.h"
 #include "tests/storage/checkpoint_files.h"
 
@@ -39,9 +43,11 @@ std::map<std::string, std::string> contents(const std::filesystem::path& directo
 TEST(generate, the_catalog_made_without_writing_is_that_of_the_files) {
   const TemporaryDirectory directory;
   for (const std::string preset : {"tiny", "small"}) {
-    make(directory / preset, preset, 0, 0, /*layout_only=*/true);
     GenerateOptions options;
     options.preset = preset;
+    options.encoding = preset == "tiny" ? "" : "nvfp4_modelopt";
+    options.layout_only = true;
+    generate(directory / preset, options);
     const Catalog made = generated_catalog(options);
     const Catalog read = read_catalog(directory / preset);
     EXPECT_EQ(made.config, read.config);
@@ -77,17 +83,59 @@ TEST(generate, equal_seeds_give_equal_bytes_with_any_number_of_threads) {
 TEST(generate, writes_each_encoding_and_refuses_others) {
   const TemporaryDirectory directory;
   GenerateOptions options;
-  for (const std::string_view name : generated_encodings()) {
-    options.encoding = name;
-    generate(directory / std::string(name), options);
-    const auto counts = scaled_weights(read_catalog(directory / std::string(name)));
-    const bool is_mixed = name == "nvfp4_modelopt";  // experts alone
-    EXPECT_EQ(counts.size(), is_mixed ? 2U : 1U) << name;
-    EXPECT_GT(counts.at(std::string(name)), is_mixed ? 10 : 50) << name;
+  options.preset = "small";  // its weights have several blocks of each kind
+  options.layout_only = true;
+  for (const StoredEncoding& stored : stored_encodings()) {
+    options.encoding = stored.name;
+    generate(directory / options.encoding, options);
+    const Catalog catalog = read_catalog(directory / options.encoding);
+    const auto counts = scaled_weights(catalog);
+    const std::int64_t experts = 4 * 16 * 3;  // the rest is in MXFP8, where they are packed
+    EXPECT_EQ(counts.size(), stored.is_of_experts() ? 2U : 1U) << stored.name;
+    const std::int64_t found = counts.at(std::string(stored.encoding));
+    EXPECT_TRUE(stored.is_of_experts() ? found == experts : found > experts) << stored.name << found;
+    EXPECT_EQ(fault_of_quantization_config(catalog), "") << stored.name;
   }
   options.encoding = "fp3";
   expect_error(ErrorKind::argument, {"fp3", "mxfp8, block_fp8, tensor_fp8"},
                [&] { generate(directory / "other", options); });
+}
+
+TEST(generate, the_shape_beside_integers_is_that_of_the_weight) {
+  const TemporaryDirectory directory;
+  GenerateOptions options;
+  options.family = "kimi_k2";
+  options.form = "kimi_k2_int4";
+  generate(directory / "new", options);
+  const Catalog catalog = read_catalog(directory / "new");
+  const std::string weight = "model.layers.1.mlp.experts.3.gate_proj.weight";
+  const SourceTensor& shape = catalog.find(weight + "_shape").front();
+  ASSERT_EQ(shape.dtype, DType::I32);
+  const std::string file = read_file(directory / "new" / catalog.files[shape.file].name);
+  std::int32_t numbers[2];
+  std::memcpy(numbers, file.data() + shape.begin, sizeof numbers);
+  EXPECT_EQ((Shape{numbers[0], numbers[1]}), (Shape{96, 64}));
+  EXPECT_EQ(catalog.find(weight).front().dtype, DType::I4);
+  EXPECT_EQ(catalog.find(weight).front().shape, (Shape{96, 64}));
+}
+
+TEST(generate, families_have_larger_sizes_too) {
+  GenerateOptions options;
+  for (const Model& family : models()) {
+    for (const std::string& form : sample_forms(family.family)) {
+      std::map<std::string, std::int64_t> parameters;
+      for (const std::string size : {"tiny", "small", "bench"}) {
+        options.family = family.family;
+        options.form = form;
+        options.preset = size;
+        const Catalog catalog = generated_catalog(options);
+        for (const SourceTensor& tensor : catalog.tensors) parameters[size] += volume(tensor.shape);
+        EXPECT_EQ(scaled_weights(catalog).count("unknown"), 0U) << family.family << " " << form;
+      }
+      EXPECT_GT(parameters["small"], 5 * parameters["tiny"]) << family.family << " " << form;
+      EXPECT_GT(parameters["bench"], 5 * parameters["small"]) << family.family << " " << form;
+    }
+  }
 }
 
 TEST(generate, layers_replaces_the_presets_number_of_layers) {

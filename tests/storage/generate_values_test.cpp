@@ -69,6 +69,27 @@ TEST(generate_values, wide_floats_are_finite_of_both_signs_and_of_every_exponent
   for (const float number : floats) ASSERT_TRUE(std::isfinite(number));
 }
 
+TEST(generate_values, scales_of_packed_elements_are_positive_and_none_is_extreme) {
+  const auto scales = [](DType dtype) {
+    std::string text(1 << 16, '\0');
+    fill_random({dtype, RandomValues::Kind::scales}, 7, 0, text);
+    return text;
+  };
+  for (const DType dtype : {DType::U8, DType::F8_E8M0}) {
+    const std::array<int, 256> counts = count_bytes(scales(dtype));
+    for (int byte = 0; byte < 256; ++byte) EXPECT_EQ(counts[byte] > 0, byte >= 100 && byte <= 140) << byte;
+  }
+  const std::array<int, 256> counts = count_bytes(scales(DType::F8_E4M3));
+  for (int byte = 0; byte < 256; ++byte) EXPECT_EQ(counts[byte] > 0, byte >= 1 && byte <= 0x7E) << byte;
+  const std::string bf16 = scales(DType::BF16);
+  for (std::size_t i = 0; i < bf16.size(); i += 2) {
+    const auto bits = static_cast<std::uint32_t>(static_cast<std::uint8_t>(bf16[i])) << 16 |
+                      static_cast<std::uint32_t>(static_cast<std::uint8_t>(bf16[i + 1])) << 24;
+    const auto number = std::bit_cast<float>(bits);
+    ASSERT_TRUE(number >= 0x1p-10F && number < 0x1p-6F) << number;
+  }
+}
+
 TEST(generate_values, a_tensor_is_the_same_however_it_is_cut) {
   for (const auto kind : {RandomValues::Kind::any, RandomValues::Kind::normal}) {
     for (const DType dtype : {DType::F8_E4M3, DType::U8, DType::BF16, DType::F32}) {
@@ -141,7 +162,8 @@ TEST(generate_values, normal_numbers_have_the_mean_and_the_deviation) {
 
 TEST(generate_values, a_scale_is_the_one_that_makes_its_weight_a_trained_one) {
   const auto mean_of = [](const NamedShape& scale, DType weight) {
-    const NamedShape before{"layer.proj.weight", weight, {64, 64}};
+    const auto values = weight == DType::U8 ? SampleValues::codes : SampleValues::any;
+    const NamedShape before{"layer.proj.weight", weight, {64, 64}, values};
     return trained_values(scale, &before).mean;
   };
   EXPECT_FLOAT_EQ(mean_of({"layer.proj.weight_scale_inv", DType::F32, {1, 1}}, DType::F8_E4M3) * 128, 0.02F);

@@ -112,8 +112,8 @@ TEST(minimax_m3_presets, every_scaled_weight_is_followed_by_its_scales) {
 }
 
 TEST(minimax_m3_presets, scales_and_config_are_of_the_encoding_asked_for) {
-  const auto form_in = [](const KnownEncoding& blocks, const std::string& name) {
-    for (const NamedShape& tensor : minimax_m3_checkpoint(*find_minimax_m3_preset("small"), blocks)) {
+  const auto form_in = [](const MiniMaxM3Encodings& encodings, const std::string& name) {
+    for (const NamedShape& tensor : minimax_m3_checkpoint(*find_minimax_m3_preset("small"), encodings)) {
       if (tensor.name == name) return form_of(tensor);
     }
     return std::string("no such tensor");
@@ -125,11 +125,11 @@ TEST(minimax_m3_presets, scales_and_config_are_of_the_encoding_asked_for) {
       {"block_fp8", {"F32 2,4", R"(["fp8",[128,128]])"}},
       {"tensor_fp8", {"F32", R"(["fp8",null])"}},
   };
-  for (const KnownEncoding& blocks : known_encodings()) {
-    if (!expected.contains(blocks.name)) continue;
-    const auto& [form, quantization] = expected.at(blocks.name);
-    EXPECT_EQ(form_in(blocks, scales), form);
-    auto config = nlohmann::json::parse(minimax_m3_config(*find_minimax_m3_preset("small"), blocks));
+  for (const auto& [name, forms] : expected) {
+    const MiniMaxM3Encodings encodings = minimax_m3_encodings(name);
+    const auto& [form, quantization] = forms;
+    EXPECT_EQ(form_in(encodings, scales), form);
+    auto config = nlohmann::json::parse(minimax_m3_config(*find_minimax_m3_preset("small"), encodings));
     auto& found = config["quantization_config"];
     EXPECT_EQ(nlohmann::json({found["quant_method"], found["weight_block_size"]}).dump(), quantization);
   }

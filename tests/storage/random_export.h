@@ -59,7 +59,7 @@ struct RandomExport {
     request.template_catalog = &template_catalog;
     request.model = "minimax_m3";
     request.map = map;
-    request.quantise = !random.once_in(3);
+    if (!random.once_in(3)) request.quantise = quantization_named("mxfp8");
     request.max_file_bytes = random.one_of<std::uint64_t>({1, 3000, 1 << 30});
   }
   RandomExport(const RandomExport&) = delete;
@@ -79,7 +79,7 @@ struct RandomExport {
                             [&](const Stored& one) { return one.name == of; });
       };
       const auto scales = stored(name + "_scale_inv");
-      if (scales == template_tensors.end() || !request.quantise) {
+      if (scales == template_tensors.end() || request.quantise == nullptr) {
         const DType dtype = scales != template_tensors.end() ? DType::BF16 : stored(name)->dtype;
         Expected& result = all[name] = {dtype, plain.shape, {}};
         for (const std::uint64_t bits : plain.bits)

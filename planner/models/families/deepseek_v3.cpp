@@ -84,9 +84,17 @@ void add_v32(SampleTensors& tensors) {
   add_mixture_decoder(tensors, "model.", {sample_latent_attention(), sample_indexer()});
 }
 
+/// Kimi K2-Thinking and later, whose routed experts are in groups of 32.
+constexpr std::string_view kimi_k2_values = R"({
+  "model_type": "kimi_k2", "num_nextn_predict_layers": 0, "hidden_size": 64, "moe_intermediate_size": 96})";
+
 std::vector<Sample> v3_samples() {
   return {{.form = "fp8", .config = std::string(v3_config), .encoding = "block_fp8", .add_tensors = add_v3},
-          {.form = "bf16", .config = std::string(v3_config), .add_tensors = add_v3}};
+          {.form = "bf16", .config = std::string(v3_config), .add_tensors = add_v3},
+          {.form = "kimi_k2_int4",
+           .config = config_with(v3_config, kimi_k2_values),
+           .expert_encoding = "int4_group32",
+           .add_tensors = add_v3}};
 }
 std::vector<Sample> v32_samples() {
   return {{.form = "fp8", .config = std::string(v32_config), .encoding = "block_fp8", .add_tensors = add_v32},

@@ -199,7 +199,12 @@ void add_tensors(SampleTensors& tensors) {
 }
 
 std::vector<Sample> samples() {
-  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors},
+          {.form = "fp4",
+           .config = config_with(sample_config, R"({"hidden_size": 64, "moe_intermediate_size": 96})"),
+           .encoding = "block_fp8_e8m0",
+           .expert_encoding = "mxfp4_deepseek",
+           .add_tensors = add_tensors}};
 }
 
 }  // namespace

@@ -54,7 +54,11 @@ void add_glm5(SampleTensors& tensors) {
 }
 
 std::vector<Sample> usual_samples() {
-  return {{.form = "bf16", .config = std::string(usual_config), .add_tensors = add_usual}};
+  return {{.form = "bf16", .config = std::string(usual_config), .add_tensors = add_usual},
+          {.form = "fp8",
+           .config = std::string(usual_config),
+           .encoding = "channel_fp8",
+           .add_tensors = add_usual}};
 }
 std::vector<Sample> lite_samples() {
   return {{.form = "bf16", .config = std::string(lite_config), .add_tensors = add_lite}};

@@ -104,17 +104,32 @@ constexpr SampleRow sample_mixture[] = {
     {"experts.down_proj_bias", "experts hidden"},
 };
 
+/// As released: rows of outputs, packed.
+constexpr SampleRow sample_packed_mixture[] = {
+    {"router.weight", "experts hidden"},
+    {"router.bias", "experts"},
+    {"experts.gate_up_proj", "experts 2*expert_inter hidden", StoredAs::experts},
+    {"experts.gate_up_proj_bias", "experts 2*expert_inter"},
+    {"experts.down_proj", "experts hidden expert_inter", StoredAs::experts},
+    {"experts.down_proj_bias", "experts hidden"},
+};
+
 void add_tensors(SampleTensors& tensors) {
   add_sample_ends(tensors);
   for (std::int64_t layer = 0; layer < tensors.number("num_hidden_layers"); ++layer) {
     const std::string prefix = layer_prefix("model.", layer);
     add_sample_layer(tensors, prefix, {sample_attention(), sample_attention_biases(), more_of_attention});
-    tensors.add(prefix + "mlp.", sample_mixture);
+    tensors.add(prefix + "mlp.",
+                tensors.is_quantised() ? std::span<const SampleRow>(sample_packed_mixture) : sample_mixture);
   }
 }
 
 std::vector<Sample> samples() {
-  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors},
+          {.form = "mxfp4",
+           .config = config_with(sample_config, R"({"hidden_size": 64, "intermediate_size": 96})"),
+           .expert_encoding = "mxfp4_gpt_oss",
+           .add_tensors = add_tensors}};
 }
 
 }  // namespace

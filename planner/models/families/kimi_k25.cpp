@@ -168,7 +168,11 @@ void add_tensors(SampleTensors& tensors) {
 }
 
 std::vector<Sample> samples() {
-  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors}};
+  return {{.form = "bf16", .config = std::string(sample_config), .add_tensors = add_tensors},
+          {.form = "int4",
+           .config = config_with(sample_config, R"({"hidden_size": 64, "moe_intermediate_size": 96})"),
+           .expert_encoding = "int4_group32",
+           .add_tensors = add_tensors}};
 }
 
 }  // namespace

@@ -103,7 +103,9 @@ void add_tensors(SampleTensors& tensors) {
   while (tensors.kind("mlp_layer_types", sizes.dense_layers) == "dense") ++sizes.dense_layers;
   for (NamedShape& tensor : minimax_m3_checkpoint(sizes)) {
     if (is_float8(tensor.dtype)) {
-      tensors.add_scaled(tensor.name, std::move(tensor.shape));
+      const bool is_expert = tensor.name.find(".experts.") != std::string::npos;
+      is_expert ? tensors.add_expert(tensor.name, std::move(tensor.shape))
+                : tensors.add_scaled(tensor.name, std::move(tensor.shape));
     } else if (!is_scale_name(tensor.name)) {
       tensors.add(tensor.name, tensor.dtype, std::move(tensor.shape));
     }
@@ -116,6 +118,11 @@ std::vector<Sample> samples() {
            .config = config,
            .encoding = "mxfp8",
 
+           .add_tensors = add_tensors},
+          {.form = "nvfp4",
+           .config = config,
+           .encoding = "mxfp8",
+           .expert_encoding = "nvfp4_modelopt",
            .add_tensors = add_tensors},
           {.form = "bf16", .config = config, .add_tensors = add_tensors}};
 }

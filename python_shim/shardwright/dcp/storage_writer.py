@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,23 @@ from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expe
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there
 from shardwright.weight_maps import imported_map, model_name
+
+
+def checked_quantization(
+    quantization: str | None, weights: Sequence[str] | None = None
+) -> tuple[str, list[str]]:
+    """The name of a quantization, "template" or "none", and patterns of the weights that it is for. Raises ValueError,
+    with the names that there are, for another name; and for patterns without a quantization."""
+    name = "none" if quantization is None else quantization
+    if name not in ("none", "template", *_core.quantizations()):
+        raise ValueError(
+            f"quantization is {quantization!r}; expected one of {', '.join(_core.quantizations())}, template, or None"
+        )
+    if isinstance(weights, str):
+        raise ValueError(f"quantized_weights is {weights!r}; expected a list of patterns of names")
+    if weights is not None and name in ("none", "template"):
+        raise ValueError("quantized_weights: expected a quantization= by which to encode them")
+    return name, list(weights or [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +98,13 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             the manifest of a sharded checkpoint beside them; with it the same full tensors are written as without
             either, only at once, with no folder of shards beside them.
         quantization: "template": every weight in the template's encoding, with the template's scales. What was loaded
-            from it is written as it was; a weight that is too large for its scale is an error. "mxfp8": FP8
-            and scales for the weights that the template (where it has no scales, or there is
+            from it is written as it was; a weight that is too large for its scale is an error. A name of
+            :func:`shardwright.quantizations`, such as "mxfp8" or "nvfp4-modelopt": codes, scales and names as that
+            tool makes them, for the weights that the template (where it has no scales, or there is
             none: the model's rule of names) has quantised; None: BF16 for these. Other tensors get the template's
             dtypes. Without a template, a known model's floats become BF16 and all else stays as it is.
+        quantized_weights: patterns of HF names, such as "model.layers.*.mlp.*": exactly the matrices, and stacks of
+            them, that fit one are quantised. A "*" stands for any characters, a "?" for one. None: as above.
         max_shard_size: bytes of tensors in a file, or text such as "5GB".
         template: a checkpoint directory, or its catalog: its names, dtypes, order and non-weight files are taken over.
         model, layout: whose tables relate native to HF names; see LoadPlanner. "auto": by the template, else by the
@@ -124,11 +144,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         async_staging_bytes: int | None = None,
         overwrite: bool | None = None,
         strict_dtypes: bool = False,
+        quantized_weights: Sequence[str] | None = None,
     ) -> None:
         path = lasting_path(path)
         expect_overwrite(overwrite)
-        if quantization not in (None, "none", "mxfp8", "template"):
-            raise ValueError(f'quantization is {quantization!r}; expected "mxfp8", "template" or None')
+        quantization, weights = checked_quantization(quantization, quantized_weights)
         if quantization == "template" and template is None:
             raise ValueError(
                 'quantization="template": expected template=, whose encodings and scales are meant'
@@ -137,7 +157,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
         )
         is_export = enable_consolidation or not save_distributed
-        if not is_export and (quantization == "mxfp8" or template is not None):
+        if not is_export and (quantization != "none" or template is not None):
             raise ValueError(
                 "shards of each rank, as save_distributed writes them, take no quantization or template"
             )
@@ -156,8 +176,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite, format="safetensors")
         )
         self.overwrite = overwrite
-        self.quantised = quantization == "mxfp8"
-        self.as_template = quantization == "template"
+        self.quantization, self.quantized_weights = quantization, weights
         self.max_file_bytes = bytes_of_size(max_shard_size)
         self.template = template
         self.sources: list[str] = []  #: directories that the tensors come from; the template is another
@@ -247,13 +266,13 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             catalog,
             model_name(self.model),
             self.layout,
-            self.quantised,
+            self.quantization,
+            self.quantized_weights,
             self.strict,
             self.max_file_bytes,
             self.fqn_to_index_mapping or {},
             self.strict_dtypes,
             imported_map(catalog, self.model, self.layout),
-            self.as_template,
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------

@@ -15,10 +15,13 @@ HELP = "write a checkpoint of a released model's names and shapes with random va
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory")
     parser.add_argument(
-        "--preset", choices=["tiny", "small", "bench", "full"], help="of MiniMax M3; without --family: tiny"
+        "--preset",
+        choices=["tiny", "small", "bench", "full"],
+        help="how large; default: tiny; full is of MiniMax M3 alone",
     )
     parser.add_argument(
-        "--family", help="a small checkpoint of this family, one of those that `shardwright families` lists"
+        "--family",
+        help="instead of MiniMax M3: a checkpoint of this family, one of those that `shardwright families` lists",
     )
     parser.add_argument("--form", help="in which the family is released, such as bf16, fp8 or tied")
     parser.add_argument(
@@ -30,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoding",
         choices=_core.generated_encodings(),
-        help="of what releases quantise; default: as released",
+        help="of what releases quantise, one of four bits of their experts; default: as released",
     )
     parser.add_argument(
         "--values",

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "planner/job.h"
+#include "planner/names/catalog.h"
+#include "planner/names/weight_map.h"
+#include "planner/save/rank_states.h"
+#include "storage/write/export.h"
+#include "storage/write/export_report.h"
+
+namespace shardwright {
+
+/// What is asked for: the same on every rank, but for `threads` and `buffer_bytes`.
+struct ConvertOptions {
+  std::string quantization = "none";                ///< as ExportOptions has it, but "template"
+  std::vector<std::string> quantized_weights = {};  ///< likewise
+  std::string model = "auto";                       ///< the family, whose rule of names may count
+  std::uint64_t max_file_bytes = 5'000'000'000;     ///< of the tensors of a file
+  std::optional<bool> overwrite = std::nullopt;     ///< as ExportOptions has it
+  int threads = 0;                                  ///< 0: as many as this process may use processors
+  std::size_t buffer_bytes = 0;                     ///< of decoded values at a time; 0: 128 MiB
+};
+
+/// One rank's part of converting a Hugging Face checkpoint: rows of its tensors, that are read, decoded to
+/// BF16 where they are encoded, and written, a few at a time.
+class Conversion {
+ public:
+  /// Throws Error as read_catalog(), and Error(argument) for an unknown quantization.
+  Conversion(const std::filesystem::path& source, const ConvertOptions& options, int rank, int ranks);
+  Conversion(const Conversion&) = delete;
+  Conversion& operator=(const Conversion&) = delete;
+
+  /// For Publication, of which the coordinator has one. Refers to this.
+  const ExportRequest& request() const { return request_; }
+
+  /// What Publication::plan() is to be given. Reads all values where a rule has a global scale.
+  std::string describe() const;
+
+  /// Writes what Publication::plan() has said; errors as write_share(), and load().
+  ExportReport write(const std::string& told) const;
+
+ private:
+  ValuesElsewhere values() const;
+
+  Catalog catalog_;
+  WeightMap map_;
+  ExportRequest request_;
+  std::vector<TensorSpec> specs_;
+  RankState state_;
+  ConvertOptions options_;
+};
+
+/// Writes a Hugging Face checkpoint as another one, its weights stored as options.quantization says, under
+/// the names of the tool that has the rule: from any encoding to any, or to BF16. Weights are those that the
+/// source has encoded; of a source without any those that its family's releases quantise, or that are named.
+/// All other tensors and files are taken over. Weights of one encoding become those of another by way of
+/// BF16.
+///
+/// All ranks of the job call it. Each holds options.buffer_bytes of values at a time, and some staging.
+/// Throws and publishes as export_checkpoint(); Error(mismatch) for a source of other kind.
+ExportReport convert_checkpoint(const std::filesystem::path& source, const std::filesystem::path& destination,
+                                const Job& job = {}, const ConvertOptions& options = {});
+
+}  // namespace shardwright

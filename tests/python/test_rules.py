@@ -1,0 +1,159 @@
+"""Exports by named rules: the tensors of the tool that has the rule, bit for bit, whatever shards they come from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import reference
+import shardwright as sw
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from slow_rules import RULES, decoded
+from test_template_encodings import differing, held
+
+#: Fits "a.weight" and "mlp.experts".
+PATTERN = ["*.*e*t*"]
+
+
+def weights(generator: torch.Generator, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """Of every magnitude, with blocks of zeros, signed zeros and ties."""
+    values = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    values *= torch.exp2(torch.randint(-12, 6, (rows, 1), generator=generator).double())
+    values[torch.rand(rows, columns, generator=generator) < 0.1] = 0.0
+    values[torch.rand(rows, columns, generator=generator) < 0.05] = -0.0
+    halves = torch.randint(-16, 17, (rows, columns), generator=generator) * 0.25
+    values = torch.where(torch.rand(rows, 1, generator=generator) < 0.3, halves, values)
+    values[torch.rand(rows, generator=generator) < 0.1] = 0.0
+    return values.to(dtype)
+
+
+def exported(path: Path, state: dict[str, torch.Tensor], rule: str, **options) -> dict[str, torch.Tensor]:
+    sw.export(state, path, quantization=rule, layout="huggingface", quantized_weights=PATTERN, **options)
+    return held(path)
+
+
+def test_there_is_a_plain_definition_of_every_rule():
+    assert sw.quantizations() == list(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.integers(1, 300),
+    groups=st.integers(1, 12),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
+    seed=st.integers(0, 2**32),
+)
+def test_bits_are_those_of_the_rule(rule, rows, groups, dtype, seed, tmp_path_factory):
+    columns = groups * (32 if rule == "mxfp4-gpt-oss" else 8)
+    weight = weights(torch.Generator().manual_seed(seed), rows, columns, dtype)
+    bias = torch.ones(rows)
+    path = tmp_path_factory.mktemp("export")
+    found = exported(path, {"a.weight": weight, "a.bias": bias}, rule, max_shard_size="1KB")
+    assert differing(found, RULES[rule]("a.weight", weight) | {"a.bias": bias}) == []
+
+
+@pytest.mark.parametrize("rule", ["block_fp8", "mxfp4-gpt-oss", "mxfp8"])
+def test_stacks_are_quantised_matrix_by_matrix(rule: str, tmp_path: Path):
+    stack = torch.stack([weights(torch.Generator().manual_seed(n), 140, 160, torch.bfloat16) for n in range(3)])
+    assert differing(exported(tmp_path, {"mlp.experts": stack}, rule), RULES[rule]("mlp.experts", stack)) == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_was_written_is_loaded_as_the_tool_decodes_it(rule: str, tmp_path: Path):
+    weight = weights(torch.Generator().manual_seed(3), 130, 256, torch.bfloat16)
+    exported(tmp_path, {"a.weight": weight}, rule)
+    for dtype in (torch.bfloat16, torch.float32):
+        loaded = {"a.weight": torch.full((130, 256), 7, dtype=dtype)}
+        sw.load(loaded, tmp_path, layout="huggingface")
+        assert reference.same(loaded["a.weight"], decoded(rule, "a.weight", RULES[rule]("a.weight", weight), dtype))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_template_of_another_encoding_says_which_weights_and_config_tells_the_rule(rule: str, tmp_path: Path):
+    weight = weights(torch.Generator().manual_seed(4), 40, 64, torch.bfloat16)
+    plain = torch.ones(40, 64, dtype=torch.bfloat16)
+    source = tmp_path / "source"
+    source.mkdir()
+    save_file(RULES["mxfp8"]("a.weight", weight) | {"b.weight": plain}, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "mxfp8"}}))
+    (source / "hf_quant_config.json").write_text("{}")
+    state = {"a.weight": weight, "b.weight": plain}
+    sw.export(state, tmp_path / "to", quantization=rule, template=source, layout="huggingface")
+    assert differing(held(tmp_path / "to"), RULES[rule]("a.weight", weight) | {"b.weight": plain}) == []
+    told = json.loads((tmp_path / "to" / "config.json").read_text())["quantization_config"]
+    assert told["quant_method"] == {
+        "mxfp8": "mxfp8",
+        "block_fp8": "fp8",
+        "mxfp4-gpt-oss": "mxfp4",
+        "mxfp4-modelopt": "modelopt",
+        "nvfp4-modelopt": "modelopt",
+    }.get(rule, "compressed-tensors")
+    if rule != "mxfp8":
+        assert "b" in told.get("ignore", told.get("modules_to_not_convert"))
+    assert not (tmp_path / "to" / "hf_quant_config.json").exists()
+    assert sw.verify(tmp_path / "to").problems == []
+
+
+# --- what is refused, with nothing published --------------------------------------------------------------------------
+
+
+def refused(path: Path, message: str, state: dict[str, torch.Tensor], rule: str, **options) -> None:
+    options = {"quantized_weights": PATTERN, "layout": "huggingface"} | options
+    with pytest.raises(ValueError, match=message):
+        sw.export(state, path, quantization=rule, **options)
+    assert not list(path.glob("*.safetensors")) and not list(path.glob("*.json"))
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "mxfp8"])
+@pytest.mark.parametrize(("value", "word"), [(float("nan"), "NaN"), (float("-inf"), "infini")])
+def test_values_that_are_not_finite(rule: str, value: float, word: str, tmp_path: Path):
+    weight = torch.ones(8, 64)
+    weight[5, 33] = value
+    refused(tmp_path, rf"a\.weight.*{word}", {"a.weight": weight}, rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_dtype_that_cannot_be_encoded(rule: str, tmp_path: Path):
+    state = {"a.weight": torch.ones(8, 64, dtype=torch.int32)}
+    refused(tmp_path, rf"a\.weight: cannot store I32 as {rule}; expected BF16, F16 or F32", state, rule)
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if "fp8" not in name])
+def test_rows_of_an_odd_length(rule: str, tmp_path: Path):
+    refused(tmp_path, r"a\.weight \[8, 33\]: cannot be stored as .* found 33", {"a.weight": torch.ones(8, 33)}, rule)
+
+
+def test_rows_that_fill_no_word(tmp_path: Path):
+    state = {"a.weight": torch.ones(8, 36)}
+    refused(tmp_path, r"multiple of 8 elements", state, "int4-compressed-tensors")
+
+
+def test_a_stack_that_the_tool_does_not_know(tmp_path: Path):
+    state = {"mlp.experts": torch.ones(2, 8, 32)}
+    refused(tmp_path, r"a name that ends in \.weight", state, "nvfp4-modelopt")
+
+
+def test_an_unknown_rule_is_told_those_that_there_are(tmp_path: Path):
+    refused(tmp_path, r"'nvfp4'; expected one of .*nvfp4-modelopt", {"a.weight": torch.ones(2, 32)}, "nvfp4")
+
+
+def test_a_pattern_that_nothing_fits(tmp_path: Path):
+    state = {"a.weight": torch.ones(2, 32)}
+    refused(tmp_path, r"no matrix .* '\*\.up\.weight'", state, "mxfp8", quantized_weights=["*.up.weight"])
+
+
+def test_parts_of_one_tensor_in_two_dtypes(tmp_path: Path):
+    source = tmp_path / "source"
+    source.mkdir()
+    save_file({"a.weight": torch.ones(4, 32)}, source / "model.safetensors")
+    with pytest.raises(ValueError, match="quantized_weights: expected a quantization="):
+        sw.export({"a.weight": torch.ones(4, 32)}, tmp_path / "to", quantized_weights=["*"])
+
+
+def test_files_are_whole(tmp_path: Path):
+    exported(tmp_path, {"a.weight": torch.ones(4, 32)}, "nvfp4-modelopt")
+    for file in tmp_path.glob("*.safetensors"):
+        load_file(file)
