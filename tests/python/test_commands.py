@@ -16,7 +16,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from shardwright.cli.command_line import COMMANDS
 from shardwright.cli.progress import ERASE_LINE, line_of, shown
-from shardwright.progress import Watched, counters_of
+from shardwright.cli.simulate import simulate
+from shardwright.progress import Watched, counters_of, watched
 from test_command_line import output_of, shardwright
 
 pytestmark = pytest.mark.ranks
@@ -179,6 +180,32 @@ def test_a_terminal_shows_how_far_it_is_and_is_left_clean(
     lines = there.split(ERASE_LINE)
     assert any(re.fullmatch(rf"{what} (.+ of .+, \d+ %, \d+ s.*|…, \d+ s)", line) for line in lines), there
     assert lines[-1] == "" and ERASE_LINE not in output and what not in output
+
+
+def test_the_engine_counts_all_that_it_does(tiny: Path, tmp_path: Path):
+    def counted(work) -> tuple[str, int]:
+        with watched() as watch:
+            work()
+        assert watch.counters.done == watch.counters.total
+        return watch.what, watch.counters.total
+
+    stored = sw.read_catalog(tiny).tensors
+    size = sum(tensor.end - tensor.begin for tensor in stored)
+    weights = sw.empty_state_dict(tiny)
+    assert counted(lambda: sw.generate(tmp_path / "new")) == ("generating", size)
+    assert counted(lambda: sw.load(weights, tiny))[0] == "reading"
+    elements = sum(t.end - t.begin for t in stored if not t.name.endswith("_scale_inv"))
+    kind, wrote = counted(lambda: sw.export(weights, tmp_path / "out", template=tiny, quantization="mxfp8"))
+    assert kind == "writing" and 0 < wrote <= elements
+    hashed = sw.verify(tmp_path / "out").bytes_hashed
+    assert counted(lambda: sw.verify(tmp_path / "out")) == ("verifying", hashed)
+    sw.save({"model": weights, "step": 1}, tmp_path / "saved")
+    hashed = sw.verify(tmp_path / "saved").bytes_hashed
+    assert counted(lambda: sw.verify(tmp_path / "saved")) == ("verifying", hashed)
+    dcp.save({"model": weights, "step": 1}, checkpoint_id=tmp_path / "torchs", no_dist=True)
+    assert counted(lambda: sw.convert(tmp_path / "torchs", tmp_path / "ours"))[0] == "converting"
+    catalog = sw.read_catalog(tiny)
+    assert counted(lambda: simulate(catalog, "ep=2,pp=2,dp=3")) == ("simulating", 12)
 
 
 def test_what_is_no_terminal_is_shown_nothing(capsys):

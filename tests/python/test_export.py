@@ -404,7 +404,7 @@ def test_the_command_says_what_is_wrong_on_one_line(ranks: str, tiny: Path, tmp_
     (tmp_path / "to").write_text("a file")
     assert main(["export", str(tiny), str(tmp_path / "to"), "--ranks", ranks]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"shardwright: rank 0: {tmp_path / 'to'}: ") and error.count("\n") == 1
+    assert error.startswith(f"shardwright export: rank 0: {tmp_path / 'to'}: ") and error.count("\n") == 1
 
 
 def test_sizes_that_are_multiples_of_nothing(tmp_path: Path):

@@ -254,3 +254,11 @@ def test_prefixes_of_wrappers_on_a_load_from_hugging_face(tiny: Path, tmp_path: 
     nested = {"model": {name: torch.zeros_like(value) for name, value in expected.items()}}
     with pytest.raises(sw.PlanError, match='in the checkpoint without "model."'):
         sw.load(nested, tiny)
+
+
+def test_a_wrong_shape_is_no_matter_of_names(tiny: Path):
+    state = sw.empty_state_dict(tiny)
+    state["model.norm.weight"] = torch.zeros(65)
+    with pytest.raises(sw.PlanError, match=r"expected shape \[65\]") as refused:
+        sw.load(state, tiny)
+    assert "pass " not in str(refused.value) and len(str(refused.value).splitlines()) == 2

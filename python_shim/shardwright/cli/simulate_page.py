@@ -331,7 +331,7 @@ def _speeds_text(facts: dict[str, Any]) -> str:
     speeds = facts["speeds"]
     total = speeds["storage_bandwidth"]
     return (
-        f"An estimate from the counts above: a node reads {speeds['read_bandwidth']:g} GB/s"
+        f"An estimate from the counts below: a node reads {speeds['read_bandwidth']:g} GB/s"
         + (f" and all nodes together {total:g} GB/s" if total else "")
         + f", a request waits {speeds['request_milliseconds']:g} ms with {speeds['requests_in_flight']:g} in flight"
         f" on a node, the ranks of a node hand each other {speeds['node_bandwidth']:g} GB/s and each decodes"

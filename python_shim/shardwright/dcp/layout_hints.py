@@ -22,7 +22,7 @@ def hints_at_layout(names: Iterable[str], catalog: Any, model: Any, layout: str)
             known[one] = {tensor.fqn for tensor in _core.native_tensors(catalog, weight_map)}
         except ValueError:  # a family without this layout, or a checkpoint that no family knows
             continue
-    if not known:
+    if not known or asked <= known.get(layout, set()):  # names are not what is wrong
         return []
     fitting = {one: len(asked & of_layout) for one, of_layout in known.items()}
     best = max(fitting, key=lambda one: fitting[one])  # the one asked for where several fit alike
