@@ -195,7 +195,7 @@ RandomValues trained_values(const NamedShape& tensor, const NamedShape* weight) 
     return around(dtype, weight->dtype == DType::F8_E4M3 ? weight_deviation / fp8_deviation : four_bit_scale);
   }
   if (dtype == DType::I64) return {dtype};
-  if (tensor.values.kind == RandomValues::Kind::codes) return {dtype, RandomValues::Kind::codes};
+  if (tensor.values == SampleValues::codes) return {dtype, RandomValues::Kind::codes};
   if (dtype == DType::F8_E4M3) return {dtype, RandomValues::Kind::normal, 0, fp8_deviation};
   const bool is_factor = (part == "weight" && tensor.shape.size() < 2) || part == "gamma" || part == "D" ||
                          part == "scale" || part == "per_expert_scale" || part == "layer_scalar";
