@@ -56,13 +56,16 @@ Conversion::Conversion(const fs::path& source, const ConvertOptions& options, in
     throw Error(ErrorKind::argument,
                 "quantization is \"template\", which leaves all as it is; expected one of " +
                     names_of_quantizations() + ", or none");
-  request_.template_catalog = &catalog_;
+  request_.template_catalog = &template_;
   request_.map = &map_;
   request_.model = options.model;
   request_.layout = "huggingface";
   request_.max_file_bytes = options.max_file_bytes;
   request_.set_quantization(options.quantization, options.quantized_weights);
-  const std::vector<NativeTensor> tensors = native_tensors(catalog_, map_);
+  template_ = catalog_;
+  load_map_ = map_;
+  transpose_blocks();
+  const std::vector<NativeTensor> tensors = native_tensors(template_, map_);
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     const Box box = part_of_rank(tensors[t], t, rank, ranks);
     TensorSpec spec = whole_tensor(tensors[t].fqn, tensors[t].dtype, box.size);
@@ -73,6 +76,51 @@ Conversion::Conversion(const fs::path& source, const ConvertOptions& options, in
   state_ = state_of(specs_, rank);
 }
 
+/// gpt-oss's blocks hold the transposes of the matrices that go under the name otherwise: gives the template
+/// what is written in place of what is read, and the rules of loading the way between the two.
+void Conversion::transpose_blocks() {
+  const Quantization* const how = request_.quantise;
+  const bool to_blocks = how != nullptr && how->rule == EncodingRule::mxfp4_gpt_oss;
+  const auto is_named = [&](const SourceTensor& tensor) {
+    const std::vector<std::string>& patterns = request_.quantised_weights;
+    return std::any_of(patterns.begin(), patterns.end(),
+                       [&](const std::string& pattern) { return fits_pattern(tensor.name, pattern); });
+  };
+  std::vector<SourceTensor> scales;
+  std::vector<std::string> without_scales;
+  for (SourceTensor& tensor : template_.tensors) {
+    const bool from_blocks = tensor.stored != nullptr && tensor.stored->shape.size() > tensor.shape.size();
+    const bool is_stack = tensor.shape.size() > 2 && !tensor.name.ends_with(".weight");
+    const bool begins_blocks = to_blocks && !from_blocks && is_stack && is_named(tensor);
+    const bool ends_blocks = from_blocks && how == nullptr;
+    if (!begins_blocks && !ends_blocks) continue;
+    std::swap(tensor.shape[tensor.shape.size() - 2], tensor.shape.back());
+    tensor.stored = nullptr;
+    if (begins_blocks) {
+      tensor.dtype = DType::F4;
+      if (fault_of_quantizing(*how, tensor.name, tensor.shape).empty()) store_as(*how, tensor);
+      scales.push_back(scales_by(*how, encoding_by(*how, tensor.shape), tensor));
+      scales.back().file = tensor.file;
+      scales.back().begin = scales.back().end = tensor.end;
+    } else {
+      tensor.dtype = DType::BF16;
+      without_scales.push_back(std::string(scales_of(catalog_, tensor.name).front().name));
+    }
+    const bool is_matrix = tensor.shape.size() == 2;
+    Rule rule{NamePattern(tensor.name), NamePattern(tensor.name)};
+    rule.axes = AxisExpression(is_matrix ? "o i -> i o" : "e o i -> e i o");
+    load_map_.rules.insert(load_map_.rules.begin(), std::move(rule));
+  }
+  if (scales.empty() && without_scales.empty()) return;
+  template_.checksums = nullptr;  // they are by the number of a tensor
+  std::erase_if(template_.tensors, [&](const SourceTensor& tensor) {
+    return std::find(without_scales.begin(), without_scales.end(), tensor.name) != without_scales.end();
+  });
+  template_.tensors.insert(template_.tensors.end(), scales.begin(), scales.end());
+  std::stable_sort(template_.tensors.begin(), template_.tensors.end(),
+                   [](const SourceTensor& a, const SourceTensor& b) { return a.name < b.name; });
+}
+
 ValuesElsewhere Conversion::values() const {
   const std::size_t bytes = options_.buffer_bytes > 0 ? options_.buffer_bytes : default_buffer_bytes;
   return {bytes, [this](const std::vector<TensorSpec>& parts) {
@@ -80,7 +128,7 @@ ValuesElsewhere Conversion::values() const {
             how.strict = false;
             LoadOptions reading;
             reading.threads = options_.threads;
-            load(plan_load(parts, catalog_, map_, how), catalog_, parts, reading);
+            load(plan_load(parts, catalog_, load_map_, how), catalog_, parts, reading);
           }};
 }
 

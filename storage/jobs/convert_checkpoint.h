@@ -48,8 +48,12 @@ class Conversion {
  private:
   ValuesElsewhere values() const;
 
+  void transpose_blocks();
+
   Catalog catalog_;
-  WeightMap map_;
+  Catalog template_;    ///< the same, as far as names and shapes stay
+  WeightMap map_;       ///< of the template
+  WeightMap load_map_;  ///< of the catalog
   ExportRequest request_;
   std::vector<TensorSpec> specs_;
   RankState state_;

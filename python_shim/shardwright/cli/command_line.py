@@ -167,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     verifying.set_defaults(command=_verify)
 
     converting = commands.add_parser(
-        "convert", help="a checkpoint of torch's FileSystemWriter to one of ours, and ours to another format"
+        "convert",
+        help="a checkpoint of torch's FileSystemWriter to one of ours, ours to another format, or a Hugging Face "
+        "checkpoint to another encoding",
     )
     converting.add_argument("source")
     converting.add_argument("destination")
@@ -176,16 +178,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     converting.add_argument("--overwrite", action="store_true", help="replace another kind of checkpoint")
     converting.add_argument("--threads", type=_whole_number, default=None)
+    _add_quantization(
+        converting, [*_core.quantizations(), "bf16", "none"], None, "of a Hugging Face checkpoint"
+    )
+    converting.add_argument(
+        "--model", default="auto", help="the family; default: by config.json or the names"
+    )
+    converting.add_argument("--max-shard-size", default="5GB", help="of tensors in a file; default: 5GB")
+    converting.add_argument(
+        "--ranks", type=_whole_number, default=1, help="with --quantization: Gloo ranks on this machine"
+    )
     converting.set_defaults(command=_convert)
 
     exporting = commands.add_parser("export", help="load a checkpoint and write it as another")
     exporting.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
     exporting.add_argument("destination", help="the directory that it goes into, beside what is there")
-    exporting.add_argument(
-        "--quantization",
-        choices=["mxfp8", "template", "none"],
-        default="none",
-        help="mxfp8, the template's encodings and scales, or BF16 (default)",
+    _add_quantization(
+        exporting,
+        [*_core.quantizations(), "template", "none"],
+        "none",
+        "of the weights; template: its encodings and scales; none, the default: BF16",
     )
     exporting.add_argument(
         "--template",
@@ -558,18 +570,48 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
+def _add_quantization(
+    parser: argparse.ArgumentParser, names: list[str], default: str | None, help_text: str
+) -> None:
+    parser.add_argument("--quantization", choices=names, default=default, help=help_text)
+    parser.add_argument(
+        "--quantized-weights",
+        nargs="+",
+        metavar="PATTERN",
+        help='exactly these matrices, by patterns of HF names such as "*.mlp.*"; default: those that the template, or '
+        "source, has encoded, else those that releases of the family have",
+    )
+
+
 def _convert(options: argparse.Namespace) -> None:
+    if options.ranks < 1:
+        raise ValueError(f"--ranks is {options.ranks}; expected 1 or more")
+    if options.ranks > 1 and options.quantization is None:
+        raise ValueError("--ranks: expected --quantization with it; other conversions run in one process")
+    if options.ranks > 1:
+        from shardwright.ranks.run import run_on_ranks
+
+        run_on_ranks(options.ranks, _convert_on_rank, options)
+    else:
+        _convert_on_rank(0, options)
+
+
+def _convert_on_rank(rank: int, options: argparse.Namespace) -> None:
     from shardwright.converting import convert
 
-    print(
-        convert(
-            options.source,
-            options.destination,
-            format=options.format,
-            threads=options.threads or None,
-            overwrite=options.overwrite or None,
-        )
+    report = convert(
+        options.source,
+        options.destination,
+        format=options.format,
+        threads=options.threads or None,
+        overwrite=options.overwrite or None,
+        quantization=options.quantization,
+        quantized_weights=options.quantized_weights,
+        model=options.model,
+        max_shard_size=options.max_shard_size,
     )
+    if rank == 0:
+        print(report, flush=True)
 
 
 def _load(options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ def _export_and_report(rank: int, options: argparse.Namespace) -> None:
         options.source,
         options.destination,
         quantization=options.quantization,
+        quantized_weights=options.quantized_weights,
         max_shard_size=options.max_shard_size,
         template=template,
         model=options.model,
