@@ -32,13 +32,49 @@ std::vector<BlockColumn> random_columns(Random& random) {
   return columns;
 }
 
+std::vector<std::int64_t> rising_places(Random& random) {
+  std::vector<std::int64_t> places;
+  std::int64_t place = random.between(0, std::int64_t{1} << 40);
+  for (std::int64_t n = random.between(0, 4); n > 0; --n, place += random.between(1, 1 << 30))
+    places.push_back(place);
+  return places;
+}
+
+std::vector<WeightNumbers> random_weight_numbers(Random& random) {
+  std::vector<WeightNumbers> all;
+  for (std::int64_t w = random.between(0, 3); w > 0; --w) {
+    WeightNumbers& numbers = all.emplace_back();
+    numbers.weight = "w" + std::to_string(w);
+    numbers.largest = static_cast<float>(random.between(0, 1000)) / 7;
+    numbers.blocks = rising_places(random);
+    for (const std::int64_t block : numbers.blocks)
+      numbers.magnitudes.push_back(static_cast<float>(block) / 3);
+    numbers.elements = rising_places(random);
+    for (const std::int64_t element : numbers.elements)
+      numbers.values.push_back(-static_cast<float>(element));
+    numbers.wanted = rising_places(random);
+  }
+  return all;
+}
+
 ExportHoldings random_holdings(Random& random) {
-  return {random_bytes(random), random_numbers(random), random_columns(random)};
+  return {random_bytes(random),
+          random_numbers(random),
+          random_columns(random),
+          {},
+          random_weight_numbers(random)};
 }
 
 ExportShare random_share(Random& random) {
-  ExportShare share{random_bytes(random), random_bytes(random), random_bytes(random), random_columns(random),
-                    random_numbers(random)};
+  ExportShare share{random_bytes(random),
+                    random_bytes(random),
+                    random_bytes(random),
+                    random_columns(random),
+                    random_numbers(random),
+                    random_weight_numbers(random),
+                    {}};
+  for (std::int64_t n = random.between(0, 3); n > 0; --n)
+    share.largest.push_back(static_cast<float>(random.between(0, 1000)) / 3);
   return share;
 }
 
