@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
 #include "planner/save/save_wire.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
@@ -130,6 +133,15 @@ TEST(export_wire, damaged_bytes_are_errors_or_another_message_and_nothing_worse)
   EXPECT_GT(refused, 100);
 }
 
+TEST(export_wire, a_largest_magnitude_is_a_number) {
+  for (const float wrong : {-1.0F, std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    ExportShare share;
+    share.largest = {1, wrong};
+    expect_error(ErrorKind::malformed, {"a largest magnitude that is none"},
+                 [&] { decode_share(encode_share(share)); });
+  }
+}
+
 TEST(export_wire, what_no_rank_of_this_version_says_is_an_error) {
   const auto refused = [](const std::string& bytes, std::initializer_list<std::string_view> texts) {
     expect_error(ErrorKind::malformed, texts, [&] { decode_holdings(bytes); });
@@ -139,9 +151,14 @@ TEST(export_wire, what_no_rank_of_this_version_says_is_an_error) {
   refused(encode_holdings({"", {}, {{"v", 0, -1, {}}}}), {"v has a negative block"});
   std::string bytes;
   bytes = encode_holdings({"state", {}, {}});
-  ASSERT_EQ(bytes[1], 2);  // the version, the first field
-  bytes[1] = 3;
-  refused(bytes, {"of version 2, found version 3"});
+  ASSERT_EQ(bytes[1], 3);  // the version, the first field
+  bytes[1] = 4;
+  refused(bytes, {"of version 3, found version 4"});
+  ExportHoldings holdings{"state", {}, {}};
+  holdings.numbers = {{"w", 0, {7}, {}}};
+  refused(encode_holdings(holdings), {"w has another number of places than of numbers"});
+  holdings.numbers = {{"w", 0, {7, 3}, {1, 1}}};
+  refused(encode_holdings(holdings), {"w has a place beyond all that there are"});
   refused("no message", {});
 }
 

@@ -155,3 +155,23 @@ def test_a_kill_at_any_moment_leaves_no_checkpoint(tmp_path: Path):
     assert killed > 0
     sw.convert(source, tmp_path / "to0", quantization="nvfp4-modelopt", quantized_weights=["layers.*"])
     assert sw.verify(tmp_path / "to0").problems == []
+
+
+@pytest.mark.ranks
+def test_a_kill_of_four_ranks_in_the_middle_leaves_no_checkpoint(tmp_path: Path):
+    large = {f"layers.{n}.weight": torch.randn(1024, 512, generator=DRAW).bfloat16() for n in range(60)}
+    source = source_in(tmp_path / "source", large)
+    command = [sys.executable, "-m", "shardwright", "convert", str(source), str(tmp_path / "to")]
+    command += ["--quantization", "nvfp4-compressed-tensors", "--quantized-weights", "layers.*", "--ranks", "4"]
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        while not list((tmp_path / "to").glob("**/*.safetensors")) and process.poll() is None:
+            time.sleep(0.002)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "to" / "model.safetensors.index.json").exists()
+    assert not list((tmp_path / "to").glob("*.json"))
+    sw.convert(source, tmp_path / "to", quantization="nvfp4-compressed-tensors", quantized_weights=["layers.*"])
+    assert sw.verify(tmp_path / "to").problems == []
