@@ -29,6 +29,7 @@
 #include "storage/format/shard_format.h"
 #include "storage/format/steps.h"
 #include "storage/jobs/adapters.h"
+#include "storage/jobs/convert_checkpoint.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"

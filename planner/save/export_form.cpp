@@ -205,6 +205,13 @@ void add_quantised(const Quantization& quantization, const Encoding& encoding, S
 /// Tells what was asked to be quantised and is not there: silence would leave it in BF16.
 void expect_quantised(const ExportForm& form, const std::vector<SourceTensor>& tensors, Problems& problems) {
   if (form.quantise == nullptr) return;
+  const bool has_any = std::any_of(tensors.begin(), tensors.end(),
+                                   [](const SourceTensor& tensor) { return is_scale_name(tensor.name); });
+  if (form.weights.empty() && !has_any && problems.lines.empty()) {
+    problems.add("quantization=\"" + std::string(form.quantise->name) +
+                 "\": the template has no encoded weights, and releases of " + form.map.family +
+                 " have none that these tensors are; name those that are meant with quantized_weights=");
+  }
   for (const std::string& pattern : form.weights) {
     const bool is_met = std::any_of(tensors.begin(), tensors.end(), [&](const SourceTensor& tensor) {
       return tensor.shape.size() >= 2 && fits_pattern(tensor.name, pattern);
@@ -214,8 +221,29 @@ void expect_quantised(const ExportForm& form, const std::vector<SourceTensor>& t
   }
 }
 
+/// Why what goes under a name in BF16 cannot be stored as gpt-oss stores it, or the other way round: each
+/// matrix of a stack is the other's transpose. Empty if it can.
+std::string fault_of_transposing(const ExportForm& form, const Piece& piece, const Encoding& encoding) {
+  if (!encoding.scaled || form.quantise == nullptr || piece.hf_name.ends_with(".weight")) return "";
+  const bool to_blocks = form.quantise->rule == EncodingRule::mxfp4_gpt_oss;
+  bool from_blocks = false;
+  if (form.template_catalog != nullptr) {
+    const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
+    from_blocks = !stored.empty() && stored.front().stored != nullptr &&
+                  stored.front().stored->shape.size() > stored.front().shape.size();
+  } else if (!is_of_a_model(form.map)) {
+    return "";  // the caller's matrices are what they are
+  }
+  if (to_blocks == from_blocks) return "";
+  return piece.hf_name +
+         ": as mxfp4-gpt-oss a matrix is the transpose of what goes under this name otherwise; " +
+         (to_blocks ? "give a template in MXFP4, or convert an export in BF16"
+                    : "export with mxfp4-gpt-oss, or with a template in BF16");
+}
+
 /// Why a weight cannot be stored so with this template; empty if it can.
 std::string fault_of_template(const ExportForm& form, const Piece& piece, const Encoding& encoding) {
+  if (std::string fault = fault_of_transposing(form, piece, encoding); !fault.empty()) return fault;
   if (form.template_catalog == nullptr) return "";
   const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
   if (stored.empty()) return "";

@@ -1,5 +1,6 @@
 #include "planner/save/export_wire.h"
 
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -134,6 +135,9 @@ ExportShare decode_share(const std::string& bytes) {
   for (const wire::BlockColumn& column : message.columns()) share.columns.push_back(read(column));
   for (const wire::WeightNumbers& numbers : message.numbers()) share.numbers.push_back(read(numbers));
   share.largest.assign(message.largest().begin(), message.largest().end());
+  for (const float largest : share.largest) {
+    if (!(largest >= 0) || std::isinf(largest)) malformed("a largest magnitude that is none");
+  }
   share.headers.assign(message.headers().begin(), message.headers().end());
   return share;
 }

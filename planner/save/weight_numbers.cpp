@@ -1,6 +1,7 @@
 #include "planner/save/weight_numbers.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "kernels/encode.h"
@@ -35,7 +36,18 @@ std::optional<float> found_in(const std::unordered_map<std::int64_t, float>& num
   return found == numbers.end() ? std::nullopt : std::optional<float>(found->second);
 }
 
+bool is_same(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](float x, float y) { return std::memcmp(&x, &y, sizeof x) == 0; });
+}
+
 }  // namespace
+
+bool WeightNumbers::operator==(const WeightNumbers& other) const {
+  return weight == other.weight && is_same({largest}, {other.largest}) && blocks == other.blocks &&
+         is_same(magnitudes, other.magnitudes) && elements == other.elements &&
+         is_same(values, other.values) && wanted == other.wanted;
+}
 
 bool is_told_by_numbers(const ExportForm& form, const Encoding& encoding, std::size_t dimensions) {
   if (form.quantise == nullptr || !encoding.scaled) return false;

@@ -33,7 +33,7 @@ struct WeightNumbers {
   std::vector<float> values = {};
   std::vector<std::int64_t> wanted = {};  ///< elements that the rank needs
 
-  bool operator==(const WeightNumbers&) const = default;
+  bool operator==(const WeightNumbers& other) const;  ///< of the same bits: a NaN is what it is
 };
 
 /// Whether a weight of so many dimensions is quantised by such numbers; else by those of shared_blocks.h.

@@ -12,7 +12,7 @@
 
 #include "python_shim/bindings/bindings.h"
 #include "storage/format/checksums_file.h"
-#include "storage/jobs/convert_checkpoint.h"
+#include "storage/jobs/conversion.h"
 #include "storage/jobs/publication.h"
 #include "storage/write/export.h"
 #include "storage/write/files_beside.h"

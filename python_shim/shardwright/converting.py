@@ -1,4 +1,4 @@
-"""Sharded checkpoints of one format made to those of another, chunk by chunk, in one process."""
+"""Checkpoints of one format made to those of another, a part at a time: of training, and between encodings."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ import io
 import os
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from shardwright import _core
+from shardwright.byte_sizes import bytes_of_size
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
+from shardwright.dcp.storage_reader import default_threads
+from shardwright.dcp.storage_writer import checked_quantization
 from shardwright.dcp.torch_checkpoint import METADATA_NAME, part_of_file
 from shardwright.dcp.torch_metadata import read_torch_metadata
-from shardwright.local_path import local_path
+from shardwright.exporting import export
+from shardwright.loading import is_of_trainer
+from shardwright.local_path import expect_overwrite, lasting_path, local_path, whole_number
 from shardwright.progress import counters_of
+from shardwright.ranks.gone_ranks import naming_gone_ranks
+from shardwright.ranks.rank_outcome import round_of_ranks
 from shardwright.regular_file import open_regular
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_file
@@ -32,8 +42,15 @@ def convert(
     format: str | None = None,
     threads: int | None = None,
     overwrite: bool | None = None,
+    quantization: str | None = None,
+    quantized_weights: Sequence[str] | None = None,
+    model: str = "auto",
+    max_shard_size: int | str = "5GB",
+    buffer_bytes: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> SaveReport:
-    """Writes a sharded checkpoint, ours or one of torch's FileSystemWriter, as one of ours.
+    """Writes a sharded checkpoint, ours or one of torch's FileSystemWriter, as one of ours; or, with
+    ``quantization``, a Hugging Face checkpoint in another encoding.
 
     In ``format="torch"``, torch reads it as well. Chunks, objects and the names of nested state dicts stay as they
     are; there is a file of shards for each of the source. No object is unpickled. It takes memory for the largest
@@ -43,12 +60,38 @@ def convert(
         source: the checkpoint directory. Its checksums are checked, where it has some.
         destination: the directory that the new one goes into; made if need be.
         format, threads, overwrite: see :class:`ShardedStorageWriter`.
+        quantization: one of :func:`shardwright.quantizations`, or "none" or "bf16": how the weights are stored that the
+            source has encoded, under the names of the tool that has the rule; decoded first, to BF16. All ranks of the
+            process group call this together then, and each holds ``buffer_bytes`` of values at a time (128 MiB), and
+            some staging. Whatever else the source has is taken over, and config.json tells of the new encoding. A
+            checkpoint of training is exported first, which takes memory for all weights.
+        quantized_weights: patterns of HF names: exactly these matrices are quantised. Of a source without encoded
+            weights, the default is those that releases of its family (``model``) quantise, if it has any.
+        max_shard_size: bytes of tensors in a file, or text such as "5GB"; with ``quantization``.
 
     Raises:
         FileExistsError: something is in the place of the new one; see ``overwrite``.
-        ValueError: the source is damaged, of another kind, or encoded by an extension of torch's writer.
+        ValueError: the source is damaged, of another kind, or encoded by an extension of torch's writer; a quantization
+            that there is not, or weights that cannot be stored so, by name.
         OSError: a file cannot be read or written. Nothing has then been published.
     """
+    if quantization is not None:
+        if format is not None:
+            raise ValueError("format is of checkpoints of training; expected none together with quantization")
+        return _convert_encoding(
+            source,
+            destination,
+            quantization="none" if quantization == "bf16" else quantization,
+            quantized_weights=quantized_weights,
+            model=model,
+            max_shard_size=max_shard_size,
+            buffer_bytes=buffer_bytes,
+            threads=threads,
+            overwrite=overwrite,
+            process_group=process_group,
+        )
+    if quantized_weights is not None:
+        raise ValueError("quantized_weights: expected a quantization= by which to encode them")
     start = time.perf_counter()
     chunks = _StoredChunks(local_path(source))
     writer = _ConvertingWriter(destination, thread_count=threads, overwrite=overwrite, format=format)
@@ -73,6 +116,86 @@ def convert(
         writer.abandon()
     total.seconds["total"] = time.perf_counter() - start
     return total
+
+
+def _convert_encoding(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    quantization: str,
+    quantized_weights: Sequence[str] | None,
+    model: str,
+    max_shard_size: int | str,
+    buffer_bytes: int | None,
+    threads: int | None,
+    overwrite: bool | None,
+    process_group: dist.ProcessGroup | None,
+) -> SaveReport:
+    start = time.perf_counter()
+    if is_of_trainer(source):
+        return export(
+            source,
+            destination,
+            quantization=quantization,
+            quantized_weights=quantized_weights,
+            model=model,
+            max_shard_size=max_shard_size,
+            threads=threads,
+            overwrite=overwrite,
+            process_group=process_group,
+        )
+    together = dist.is_available() and dist.is_initialized()
+    rank = dist.get_rank(process_group) if together else 0
+    ranks = dist.get_world_size(process_group) if together else 1
+    conversion: Any = None
+    publication: Any = None
+
+    def describe() -> bytes:
+        nonlocal conversion
+        name, weights = checked_quantization(quantization, quantized_weights)
+        expect_overwrite(overwrite)
+        conversion = _core.Conversion(
+            local_path(source),
+            name,
+            weights,
+            model,
+            bytes_of_size(max_shard_size),
+            default_threads() if threads is None else whole_number("threads", threads, 1, 1024),
+            0 if buffer_bytes is None else whole_number("buffer_bytes", buffer_bytes, 1, 1 << 48),
+            rank,
+            ranks,
+        )
+        told: bytes = conversion.describe()
+        return told
+
+    def plan(holdings: list[bytes]) -> list[bytes]:
+        nonlocal publication
+        publication = _core.Publication(
+            lasting_path(destination), conversion.request, overwrite, [lasting_path(source)]
+        )
+        shares: list[bytes] = publication.plan(holdings)
+        return shares
+
+    def publish(row_sums: list[bytes]) -> list[bytes]:
+        publication.publish(row_sums)
+        return [b""] * ranks
+
+    report: Any = None
+
+    def write() -> bytes:
+        nonlocal report
+        report = conversion.write(share)
+        sums: bytes = report.row_sums
+        return sums
+
+    try:
+        with naming_gone_ranks(process_group, "converting"):
+            share = round_of_ranks(rank, ranks, describe, plan, process_group)
+            round_of_ranks(rank, ranks, write, publish, process_group)
+    finally:
+        if publication is not None:
+            publication.abandon()
+    return replace(SaveReport.of(report, time.perf_counter() - start), left_out=list(report.left_out))
 
 
 class _ConvertingWriter(ShardedStorageWriter):

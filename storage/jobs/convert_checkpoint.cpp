@@ -1,97 +1,15 @@
 #include "storage/jobs/convert_checkpoint.h"
 
-#include <algorithm>
 #include <chrono>
 #include <memory>
-#include <utility>
 
-#include "planner/error.h"
-#include "planner/load/load_plan.h"
-#include "planner/models/models.h"
-#include "planner/names/native_tensors.h"
 #include "storage/format/checkpoint_place.h"
-#include "storage/format/read_catalog.h"
+#include "storage/jobs/conversion.h"
 #include "storage/jobs/publication.h"
-#include "storage/load/load.h"
 
 namespace shardwright {
-namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::size_t default_buffer_bytes = std::size_t{128} << 20;
-
-/// Rows of a matrix that one rank has all of: the largest block.
-constexpr std::int64_t rows_together = 128;
-
-/// Fewer bytes are not worth dividing.
-constexpr std::int64_t smallest_part = std::int64_t{1} << 20;
-
-/// Which indices of a tensor's first dimension this rank converts; whole, if they are few, those that come
-/// round to it.
-Box part_of_rank(const NativeTensor& tensor, std::size_t number, int rank, int ranks) {
-  Box box = whole(tensor.shape);
-  const std::int64_t bytes = volume(tensor.shape) * bytes_of(tensor.dtype);
-  if (ranks == 1) return box;
-  if (tensor.shape.empty() || bytes < smallest_part) {
-    const bool is_mine = number % static_cast<std::size_t>(ranks) == static_cast<std::size_t>(rank);
-    if (!is_mine && !box.size.empty()) box.size[0] = 0;
-    return box;  // a single number is told by each rank, and written by one
-  }
-  const std::int64_t grid = tensor.shape.size() == 2 ? rows_together : 1;
-  const std::int64_t units = (tensor.shape[0] + grid - 1) / grid;
-  const auto begin_of = [&](std::int64_t of) { return std::min(tensor.shape[0], units * of / ranks * grid); };
-  box.offset[0] = begin_of(rank);
-  box.size[0] = begin_of(rank + 1) - box.offset[0];
-  return box;
-}
-
-}  // namespace
-
-Conversion::Conversion(const fs::path& source, const ConvertOptions& options, int rank, int ranks)
-    : catalog_(read_catalog(source, options.threads)),
-      map_(weight_map_for(catalog_, options.model, "huggingface")),
-      options_(options) {
-  if (options.quantization == "template")
-    throw Error(ErrorKind::argument,
-                "quantization is \"template\", which leaves all as it is; expected one of " +
-                    names_of_quantizations() + ", or none");
-  request_.template_catalog = &catalog_;
-  request_.map = &map_;
-  request_.model = options.model;
-  request_.layout = "huggingface";
-  request_.max_file_bytes = options.max_file_bytes;
-  request_.set_quantization(options.quantization, options.quantized_weights);
-  const std::vector<NativeTensor> tensors = native_tensors(catalog_, map_);
-  for (std::size_t t = 0; t < tensors.size(); ++t) {
-    const Box box = part_of_rank(tensors[t], t, rank, ranks);
-    TensorSpec spec = whole_tensor(tensors[t].fqn, tensors[t].dtype, box.size);
-    spec.global_shape = tensors[t].shape;
-    spec.boxes = {{box, Shape(box.size.size(), 0)}};
-    specs_.push_back(std::move(spec));
-  }
-  state_ = state_of(specs_, rank);
-}
-
-ValuesElsewhere Conversion::values() const {
-  const std::size_t bytes = options_.buffer_bytes > 0 ? options_.buffer_bytes : default_buffer_bytes;
-  return {bytes, [this](const std::vector<TensorSpec>& parts) {
-            LoadPlanOptions how;
-            how.strict = false;
-            LoadOptions reading;
-            reading.threads = options_.threads;
-            load(plan_load(parts, catalog_, map_, how), catalog_, parts, reading);
-          }};
-}
-
-std::string Conversion::describe() const { return describe_export(specs_, state_, request_, values()); }
-
-ExportReport Conversion::write(const std::string& told) const {
-  const ValuesElsewhere elsewhere = values();
-  ExportWriting writing;
-  writing.threads = options_.threads;
-  return write_share(told, specs_, state_, request_, writing, &elsewhere);
-}
 
 ExportReport convert_checkpoint(const fs::path& source, const fs::path& destination, const Job& job,
                                 const ConvertOptions& options) {

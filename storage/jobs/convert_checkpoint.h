@@ -8,10 +8,6 @@
 #include <vector>
 
 #include "planner/job.h"
-#include "planner/names/catalog.h"
-#include "planner/names/weight_map.h"
-#include "planner/save/rank_states.h"
-#include "storage/write/export.h"
 #include "storage/write/export_report.h"
 
 namespace shardwright {
@@ -25,35 +21,6 @@ struct ConvertOptions {
   std::optional<bool> overwrite = std::nullopt;     ///< as ExportOptions has it
   int threads = 0;                                  ///< 0: as many as this process may use processors
   std::size_t buffer_bytes = 0;                     ///< of decoded values at a time; 0: 128 MiB
-};
-
-/// One rank's part of converting a Hugging Face checkpoint: rows of its tensors, that are read, decoded to
-/// BF16 where they are encoded, and written, a few at a time.
-class Conversion {
- public:
-  /// Throws Error as read_catalog(), and Error(argument) for an unknown quantization.
-  Conversion(const std::filesystem::path& source, const ConvertOptions& options, int rank, int ranks);
-  Conversion(const Conversion&) = delete;
-  Conversion& operator=(const Conversion&) = delete;
-
-  /// For Publication, of which the coordinator has one. Refers to this.
-  const ExportRequest& request() const { return request_; }
-
-  /// What Publication::plan() is to be given. Reads all values where a rule has a global scale.
-  std::string describe() const;
-
-  /// Writes what Publication::plan() has said; errors as write_share(), and load().
-  ExportReport write(const std::string& told) const;
-
- private:
-  ValuesElsewhere values() const;
-
-  Catalog catalog_;
-  WeightMap map_;
-  ExportRequest request_;
-  std::vector<TensorSpec> specs_;
-  RankState state_;
-  ConvertOptions options_;
 };
 
 /// Writes a Hugging Face checkpoint as another one, its weights stored as options.quantization says, under

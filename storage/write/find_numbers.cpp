@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels/encode.h"
+#include "planner/error.h"
 #include "storage/boxes/placing.h"
 #include "storage/device/device_gatherers.h"
 #include "storage/threads.h"
@@ -29,6 +30,7 @@ struct Look {
   Sought sought;
 };
 
+/// Adds parts of so many elements.
 void add_look(const HeldBox& held, const Box& part, Sought sought, std::int64_t most_elements,
               std::vector<Look>& looks) {
   if (is_empty(part)) return;
@@ -107,10 +109,18 @@ void run(const std::vector<Look>& looks, const std::vector<TensorSpec>& specs, c
         devices.any()
             ? bounds_for_blocks(0, looks.size(), static_cast<std::size_t>(bytes_at_once), devices, options)
             : GatherBounds{processors(), 0, 0};
+    std::vector<Look> cut;  // so that each fits into a gatherer's block
+    for (const Look& look : looks) {
+      const TensorSpec& spec = specs[look.held->spec];
+      const std::size_t room = spec.device == DeviceKind::cuda ? bounds.block_bytes - DeviceGatherer::slack
+                                                               : static_cast<std::size_t>(bytes_at_once);
+      add_look(*look.held, look.part, look.sought, static_cast<std::int64_t>(room) / bytes_of(spec.dtype),
+               cut);
+    }
     std::vector<KnownNumbers> of_thread(static_cast<std::size_t>(bounds.threads));
     gather_on_threads(
-        looks.size(), devices, bounds, [&](std::size_t n, std::size_t thread, DeviceGatherers& gatherers) {
-          const Look& look = looks[n];
+        cut.size(), devices, bounds, [&](std::size_t n, std::size_t thread, DeviceGatherers& gatherers) {
+          const Look& look = cut[n];
           const TensorSpec& spec = specs[look.held->spec];
           Values values = values_of(look.held->in_local, spec);
           for (std::size_t d = 0; d < look.part.offset.size(); ++d) {
@@ -128,10 +138,6 @@ void run(const std::vector<Look>& looks, const std::vector<TensorSpec>& specs, c
       for (const WeightNumbers& of_weight : numbers.all()) known.add(of_weight);
     }
   });
-}
-
-std::int64_t most_elements(const std::vector<TensorSpec>& specs, const HeldBox& held) {
-  return bytes_at_once / bytes_of(specs[held.spec].dtype);
 }
 
 bool is_inside(const Box& inner, const Box& outer) { return intersection(inner, outer) == inner; }
@@ -161,6 +167,12 @@ void gather_values(DeviceGatherer& gatherer, const Values& values, DType dtype, 
                    const std::string& name, const DeviceGatherer::Receive& receive) {
   const std::vector<CopiedDimension> dimensions = dimensions_of(values, box);
   const auto bytes = static_cast<std::size_t>(volume(box.size) * bytes_of(dtype));
+  if (bytes + DeviceGatherer::slack > gatherer.block_bytes()) {
+    throw Error(ErrorKind::argument, name + ": expected room on the device for " + std::to_string(bytes) +
+                                         " bytes, which are encoded at once, found " +
+                                         std::to_string(gatherer.block_bytes()) +
+                                         "; raise device_memory (and staging_bytes, if it is given)");
+  }
   gatherer.begin(bytes, name, receive);
   const std::vector<CopiedDimension> joined = joined_dimensions(dimensions);
   if (joined.empty() || (joined.size() == 1 && joined[0].source_stride == 1))
@@ -178,12 +190,11 @@ std::vector<WeightNumbers> find_numbers(const std::vector<TensorSpec>& specs, co
   for (const HeldBox& held : all) {
     if (is_empty(held.box) || !is_told_by_numbers(form, held.encoding, held.shape.size())) continue;
     if (!can_encode(specs[held.spec].dtype)) continue;  // which planning refuses, by name
-    const std::int64_t most = most_elements(specs, held);
-    if (form.quantise->has_global()) add_look(held, held.box, Sought::largest, most, looks);
-    for (const Box& part : in_cut_blocks(held.encoding, held.box, held.shape))
-      add_look(held, part, Sought::magnitudes, most, looks);
-    if (const auto column = column_for_another(held.encoding, held.box))
-      add_look(held, *column, Sought::values, most, looks);
+    if (form.quantise->has_global()) looks.push_back({&held, held.box, Sought::largest});
+    for (Box& part : in_cut_blocks(held.encoding, held.box, held.shape))
+      looks.push_back({&held, std::move(part), Sought::magnitudes});
+    if (auto column = column_for_another(held.encoding, held.box))
+      looks.push_back({&held, *std::move(column), Sought::values});
     if (const auto column = column_of_another(held.encoding, held.box)) {
       known.add_largest(held.weight, 0);
       for_each_number(*column, held.shape,
@@ -211,7 +222,7 @@ void complete_numbers(const std::vector<TensorSpec>& specs, const std::vector<Te
     const auto [begin, end] = by_weight.equal_range(weight);
     const auto holder =
         std::find_if(begin, end, [&](const auto& entry) { return is_inside(box, entry.second->box); });
-    if (holder != end) add_look(*holder->second, box, sought, most_elements(specs, *holder->second), looks);
+    if (holder != end) looks.push_back({holder->second, box, sought});
   };
   for (const HeldBox& part : held_boxes(parts, form)) {
     if (!is_told_by_numbers(form, part.encoding, part.shape.size())) continue;

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
 #include "planner/save/save_wire.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
@@ -32,13 +35,49 @@ std::vector<BlockColumn> random_columns(Random& random) {
   return columns;
 }
 
+std::vector<std::int64_t> rising_places(Random& random) {
+  std::vector<std::int64_t> places;
+  std::int64_t place = random.between(0, std::int64_t{1} << 40);
+  for (std::int64_t n = random.between(0, 4); n > 0; --n, place += random.between(1, 1 << 30))
+    places.push_back(place);
+  return places;
+}
+
+std::vector<WeightNumbers> random_weight_numbers(Random& random) {
+  std::vector<WeightNumbers> all;
+  for (std::int64_t w = random.between(0, 3); w > 0; --w) {
+    WeightNumbers& numbers = all.emplace_back();
+    numbers.weight = "w" + std::to_string(w);
+    numbers.largest = static_cast<float>(random.between(0, 1000)) / 7;
+    numbers.blocks = rising_places(random);
+    for (const std::int64_t block : numbers.blocks)
+      numbers.magnitudes.push_back(static_cast<float>(block) / 3);
+    numbers.elements = rising_places(random);
+    for (const std::int64_t element : numbers.elements)
+      numbers.values.push_back(-static_cast<float>(element));
+    numbers.wanted = rising_places(random);
+  }
+  return all;
+}
+
 ExportHoldings random_holdings(Random& random) {
-  return {random_bytes(random), random_numbers(random), random_columns(random)};
+  return {random_bytes(random),
+          random_numbers(random),
+          random_columns(random),
+          {},
+          random_weight_numbers(random)};
 }
 
 ExportShare random_share(Random& random) {
-  ExportShare share{random_bytes(random), random_bytes(random), random_bytes(random), random_columns(random),
-                    random_numbers(random)};
+  ExportShare share{random_bytes(random),
+                    random_bytes(random),
+                    random_bytes(random),
+                    random_columns(random),
+                    random_numbers(random),
+                    random_weight_numbers(random),
+                    {}};
+  for (std::int64_t n = random.between(0, 3); n > 0; --n)
+    share.largest.push_back(static_cast<float>(random.between(0, 1000)) / 3);
   return share;
 }
 
@@ -94,6 +133,15 @@ TEST(export_wire, damaged_bytes_are_errors_or_another_message_and_nothing_worse)
   EXPECT_GT(refused, 100);
 }
 
+TEST(export_wire, a_largest_magnitude_is_a_number) {
+  for (const float wrong : {-1.0F, std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    ExportShare share;
+    share.largest = {1, wrong};
+    expect_error(ErrorKind::malformed, {"a largest magnitude that is none"},
+                 [&] { decode_share(encode_share(share)); });
+  }
+}
+
 TEST(export_wire, what_no_rank_of_this_version_says_is_an_error) {
   const auto refused = [](const std::string& bytes, std::initializer_list<std::string_view> texts) {
     expect_error(ErrorKind::malformed, texts, [&] { decode_holdings(bytes); });
@@ -103,9 +151,14 @@ TEST(export_wire, what_no_rank_of_this_version_says_is_an_error) {
   refused(encode_holdings({"", {}, {{"v", 0, -1, {}}}}), {"v has a negative block"});
   std::string bytes;
   bytes = encode_holdings({"state", {}, {}});
-  ASSERT_EQ(bytes[1], 2);  // the version, the first field
-  bytes[1] = 3;
-  refused(bytes, {"of version 2, found version 3"});
+  ASSERT_EQ(bytes[1], 3);  // the version, the first field
+  bytes[1] = 4;
+  refused(bytes, {"of version 3, found version 4"});
+  ExportHoldings holdings{"state", {}, {}};
+  holdings.numbers = {{"w", 0, {7}, {}}};
+  refused(encode_holdings(holdings), {"w has another number of places than of numbers"});
+  holdings.numbers = {{"w", 0, {7, 3}, {1, 1}}};
+  refused(encode_holdings(holdings), {"w has a place beyond all that there are"});
   refused("no message", {});
 }
 

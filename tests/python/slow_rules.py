@@ -1,7 +1,7 @@
 """The named rules of quantization written plainly, and the tensors that each tool stores: nothing of ours is called.
 
 Each step is one torch operation in the dtype in which the tool computes, so that it rounds as the tool does. A code is
-found by looking for the nearest of all values in float64. See shared/reference/encodings.md for where each rule is from.
+found by looking for the nearest of all values in float64. kernels/encode.h says whose each rule is.
 """
 
 from collections.abc import Callable
@@ -167,7 +167,9 @@ def decoded(rule: str, name: str, stored: Tensors, dtype: torch.dtype) -> torch.
     raw = elements.flatten(1).view(torch.uint8)
     shape = (raw.shape[0], 2 * raw.shape[1])
     if rule == "nvfp4-modelopt":
-        return (e2m1(raw, 0.0).float() * over_blocks(scales.float() * stored[name + "_scale_2"], shape, 1, 16)).to(dtype)
+        return (
+            e2m1(raw, 0.0).float() * over_blocks(scales.float() * stored[name + "_scale_2"], shape, 1, 16)
+        ).to(dtype)
     if rule == "nvfp4-compressed-tensors":
         factors = over_blocks(scales.float() / stored[name + "_global_scale"], shape, 1, 16)
         return (e2m1(raw).float() * factors).to(dtype)

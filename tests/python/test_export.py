@@ -244,7 +244,7 @@ def test_names_that_no_family_has_cannot_be_quantised(tmp_path: Path):
     assert_refused(sw.PlanError, ["template"], tmp_path, PLAIN, tmp_path / "to", quantization="mxfp8")
 
 
-@pytest.mark.parametrize(("dtype", "word"), [(torch.float64, "MXFP8"), (torch.int32, "F8_E4M3 with scales")])
+@pytest.mark.parametrize(("dtype", "word"), [(torch.float64, "mxfp8"), (torch.int32, "F8_E4M3 with scales")])
 def test_a_dtype_that_cannot_be_quantised(dtype: torch.dtype, word: str, tiny: Path, tmp_path: Path):
     fqn = "model.layers.0.mlp.down_proj.weight"
     state = loaded(tiny)

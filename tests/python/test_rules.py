@@ -57,8 +57,12 @@ def test_bits_are_those_of_the_rule(rule, rows, groups, dtype, seed, tmp_path_fa
 
 @pytest.mark.parametrize("rule", ["block_fp8", "mxfp4-gpt-oss", "mxfp8"])
 def test_stacks_are_quantised_matrix_by_matrix(rule: str, tmp_path: Path):
-    stack = torch.stack([weights(torch.Generator().manual_seed(n), 140, 160, torch.bfloat16) for n in range(3)])
-    assert differing(exported(tmp_path, {"mlp.experts": stack}, rule), RULES[rule]("mlp.experts", stack)) == []
+    stack = torch.stack(
+        [weights(torch.Generator().manual_seed(n), 140, 160, torch.bfloat16) for n in range(3)]
+    )
+    assert (
+        differing(exported(tmp_path, {"mlp.experts": stack}, rule), RULES[rule]("mlp.experts", stack)) == []
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -68,11 +72,15 @@ def test_what_was_written_is_loaded_as_the_tool_decodes_it(rule: str, tmp_path: 
     for dtype in (torch.bfloat16, torch.float32):
         loaded = {"a.weight": torch.full((130, 256), 7, dtype=dtype)}
         sw.load(loaded, tmp_path, layout="huggingface")
-        assert reference.same(loaded["a.weight"], decoded(rule, "a.weight", RULES[rule]("a.weight", weight), dtype))
+        assert reference.same(
+            loaded["a.weight"], decoded(rule, "a.weight", RULES[rule]("a.weight", weight), dtype)
+        )
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_template_of_another_encoding_says_which_weights_and_config_tells_the_rule(rule: str, tmp_path: Path):
+def test_a_template_of_another_encoding_says_which_weights_and_config_tells_the_rule(
+    rule: str, tmp_path: Path
+):
     weight = weights(torch.Generator().manual_seed(4), 40, 64, torch.bfloat16)
     plain = torch.ones(40, 64, dtype=torch.bfloat16)
     source = tmp_path / "source"
@@ -123,7 +131,12 @@ def test_a_dtype_that_cannot_be_encoded(rule: str, tmp_path: Path):
 
 @pytest.mark.parametrize("rule", [name for name in RULES if "fp8" not in name])
 def test_rows_of_an_odd_length(rule: str, tmp_path: Path):
-    refused(tmp_path, r"a\.weight \[8, 33\]: cannot be stored as .* found 33", {"a.weight": torch.ones(8, 33)}, rule)
+    refused(
+        tmp_path,
+        r"a\.weight \[8, 33\]: cannot be stored as .* found 33",
+        {"a.weight": torch.ones(8, 33)},
+        rule,
+    )
 
 
 def test_rows_that_fill_no_word(tmp_path: Path):

@@ -74,6 +74,35 @@ TEST(device_export, files_of_tensors_on_any_devices_hold_what_the_definition_say
   }
 }
 
+TEST(device_export, by_any_rule_files_of_tensors_on_devices_are_those_of_cpu_memory) {
+  Random random(4);
+  int compared = 0;
+  for (std::uint64_t round = 0; round < 60; ++round) {
+    RandomExport state(random, random.once_in(6) ? 200 : 70);
+    state.request.quantise = quantization_named(random.one_of<std::string_view>(
+        {"block_fp8", "mxfp4-ocp", "nvfp4-modelopt", "nvfp4-compressed-tensors"}));
+    const TemporaryDirectory folder;
+    ExportLayout layout;
+    try {
+      run_on_all_ranks(host_specs(state), state.request, folder / "of the host", {}, &layout);
+    } catch (const Error&) {
+      continue;  // rows of an odd length, values that are not finite
+    }
+    FakeDevices devices(round);
+    ExportWriting writing;
+    DeviceSources sources(devices, random, state, 3, writing.devices);
+    run_on_all_ranks(sources.specs, state.request, folder / "to", writing);
+    ASSERT_EQ(devices.faults(), std::vector<std::string>()) << "round " << round;
+    sources.expect_unchanged();
+    for (const SourceFile& file : layout.catalog.files)
+      EXPECT_TRUE(read_file(folder.path / "to" / file.name) ==
+                  read_file(folder.path / "of the host" / file.name))
+          << "round " << round << " " << state.request.quantise->name;
+    ++compared;
+  }
+  EXPECT_GE(compared, 8);
+}
+
 TEST(device_export, of_cpu_memory_makes_no_call) {
   Random random(3);
   const RandomExport state(random, 70);

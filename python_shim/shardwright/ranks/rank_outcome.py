@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,45 @@ def expect_success(outcomes: Iterable[RankOutcome]) -> None:
     text = _lines({outcome.rank: outcome.failure for outcome in failed})
     text += ". Nothing was published, and what had been written is removed"
     raise _error(failed[0].errno, failed[0].misfit, text)
+
+
+def round_of_ranks(
+    rank: int,
+    ranks: int,
+    mine: Callable[[], bytes],
+    answers: Callable[[list[bytes]], list[bytes]],
+    process_group: dist.ProcessGroup | None = None,
+) -> bytes:
+    """One round over all ranks: gives rank 0 the bytes of ``mine``, and returns what ``answers``, which rank 0 alone
+    calls, has for this rank. Where one of the two raises, all ranks raise an error that names the ranks."""
+    if ranks == 1:
+        return answers([mine()])[0]
+    outcome = RankOutcome(rank)
+    payload = b""
+    try:
+        payload = mine()
+    except Exception as error:
+        outcome.fail(error)
+    gathered: list[Any] = [None] * ranks
+    leader = dist.get_global_rank(process_group, 0) if process_group is not None else 0
+    dist.gather_object((outcome, payload), gathered if rank == 0 else None, dst=leader, group=process_group)
+    replies: list[Any] = [(outcome, b"")] * ranks
+    if rank == 0:
+        outcomes = [of_rank for of_rank, _ in gathered]
+        try:
+            expect_success(outcomes)
+            replies = [(RankOutcome(0), reply) for reply in answers([told for _, told in gathered])]
+        except Exception as error:
+            failed = RankOutcome(0)
+            failed.fail(error)
+            replies = [(failed, b"")] * ranks
+    reply: list[Any] = [None]
+    dist.scatter_object_list(reply, replies if rank == 0 else None, src=leader, group=process_group)
+    of_leader, answer = reply[0]
+    if of_leader.failure:
+        raise _error(of_leader.errno, of_leader.misfit, of_leader.failure)
+    assert isinstance(answer, bytes)
+    return answer
 
 
 def told(failure: CheckpointException) -> Exception:

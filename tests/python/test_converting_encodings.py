@@ -1,0 +1,177 @@
+"""`shardwright convert --quantization`: between the encodings of Hugging Face checkpoints, a few rows at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import shardwright as sw
+import torch
+from safetensors.torch import save_file
+from shardwright.cli.command_line import main
+from slow_rules import RULES, decoded
+from test_rules import weights
+from test_template_encodings import differing, held
+
+DRAW = torch.Generator().manual_seed(9)
+VALUES = weights(DRAW, 300, 256, torch.bfloat16)
+PLAIN = {"b.weight": weights(DRAW, 40, 96, torch.float32), "norm.weight": torch.ones(96)}
+
+
+def source_in(path: Path, stored: dict[str, torch.Tensor]) -> Path:
+    path.mkdir()
+    save_file(stored | PLAIN, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps({"x": 1}))
+    (path / "tokenizer.json").write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bf16_to_an_encoding_and_back(rule: str, tmp_path: Path):
+    source = source_in(tmp_path / "source", {"a.weight": VALUES})
+    report = sw.convert(
+        source, tmp_path / "to", quantization=rule, quantized_weights=["a.*"], buffer_bytes=1 << 16
+    )
+    stored = RULES[rule]("a.weight", VALUES)
+    assert differing(held(tmp_path / "to"), stored | PLAIN) == []
+    assert sw.verify(tmp_path / "to").problems == [] and report.bytes_written > 0
+    config = json.loads((tmp_path / "to" / "config.json").read_text())
+    assert config["x"] == 1 and config["quantization_config"]
+    assert (tmp_path / "to" / "tokenizer.json").exists()
+    sw.convert(tmp_path / "to", tmp_path / "back", quantization="bf16")
+    values = {"a.weight": decoded(rule, "a.weight", stored, torch.bfloat16)}
+    if rule == "mxfp4-gpt-oss":  # whose blocks are of the transpose
+        values["a.weight"] = values["a.weight"].T.contiguous()
+    assert differing(held(tmp_path / "back"), values | PLAIN) == []
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize("buffer_bytes", [1 << 14, 1 << 30])
+def test_blocks_of_gpt_oss_are_of_the_transposes_of_its_bf16_matrices(buffer_bytes: int, tmp_path: Path):
+    name = "model.layers.0.mlp.experts.down_proj"
+    stack = torch.stack([weights(DRAW, 64, 160, torch.bfloat16) for _ in range(3)])  # [experts, in, out]
+    source = source_in(tmp_path / "source", {name: stack})
+    blocks = RULES["mxfp4-gpt-oss"](name, stack.transpose(1, 2).contiguous())
+    sw.convert(
+        source,
+        tmp_path / "to",
+        quantization="mxfp4-gpt-oss",
+        quantized_weights=["*_proj"],
+        buffer_bytes=buffer_bytes,
+    )
+    assert differing(held(tmp_path / "to"), blocks | PLAIN) == []
+    sw.convert(tmp_path / "to", tmp_path / "back", quantization="bf16", buffer_bytes=buffer_bytes)
+    matrices = [
+        decoded("mxfp4-gpt-oss", name, {end: tensor[e] for end, tensor in blocks.items()}, torch.bfloat16).T
+        for e in range(3)
+    ]
+    assert differing(held(tmp_path / "back"), {name: torch.stack(matrices)} | PLAIN) == []
+
+
+def test_the_command_line_on_two_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    source = source_in(tmp_path / "source", RULES["mxfp8"]("a.weight", VALUES))
+    command = [
+        "convert",
+        str(source),
+        str(tmp_path / "to"),
+        "--quantization",
+        "nvfp4-modelopt",
+        "--ranks",
+        "2",
+    ]
+    assert main(command) in (0, None)
+    assert "bytes written" in capfd.readouterr().out
+    values = decoded("mxfp8", "a.weight", RULES["mxfp8"]("a.weight", VALUES), torch.bfloat16)
+    assert differing(held(tmp_path / "to"), RULES["nvfp4-modelopt"]("a.weight", values) | PLAIN) == []
+
+
+def test_a_checkpoint_of_training_is_exported(tmp_path: Path):
+    sw.save({"a.weight": VALUES}, tmp_path / "saved")
+    sw.convert(tmp_path / "saved", tmp_path / "to", quantization="mxfp4-ocp", quantized_weights=["a.weight"])
+    assert differing(held(tmp_path / "to"), RULES["mxfp4-ocp"]("a.weight", VALUES)) == []
+
+
+def refused(message: str, source: Path, to: Path, **options) -> None:
+    with pytest.raises(ValueError, match=message):
+        sw.convert(source, to, **options)
+    assert not to.exists() or not list(to.glob("*.safetensors"))
+
+
+def test_an_unknown_rule(tmp_path: Path):
+    source = source_in(tmp_path / "source", {"a.weight": VALUES})
+    refused(r"'awq'; expected one of mxfp8, .*nvfp4-modelopt", source, tmp_path / "to", quantization="awq")
+
+
+def test_which_weights_has_to_be_known(tmp_path: Path):
+    source = source_in(tmp_path / "source", {"a.weight": VALUES})
+    refused(
+        "name those that are meant with quantized_weights=", source, tmp_path / "to", quantization="mxfp8"
+    )
+
+
+@pytest.mark.parametrize("rule", ["nvfp4-modelopt", "mxfp4-ocp", "block_fp8"])
+def test_a_value_that_is_not_finite(rule: str, tmp_path: Path):
+    values = VALUES.clone()
+    values[299, 255] = float("inf")
+    source = source_in(tmp_path / "source", {"a.weight": values})
+    refused(r"a\.weight.*infini", source, tmp_path / "to", quantization=rule, quantized_weights=["a.weight"])
+
+
+def test_onto_itself(tmp_path: Path):
+    source = source_in(tmp_path / "source", RULES["mxfp8"]("a.weight", VALUES))
+    before = held(source)
+    with pytest.raises(OSError):
+        sw.convert(source, source, quantization="bf16")
+    assert differing(held(source), before) == []
+
+
+KILLED = """
+import sys, shardwright as sw
+sw.convert(sys.argv[1], sys.argv[2], quantization="nvfp4-modelopt", quantized_weights=["*"], buffer_bytes=1 << 16)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_no_checkpoint(tmp_path: Path):
+    large = {f"layers.{n}.weight": torch.randn(512, 512, generator=DRAW).bfloat16() for n in range(40)}
+    source = source_in(tmp_path / "source", large)
+    killed = 0
+    for moment in range(3):
+        to = tmp_path / f"to{moment}"
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, source, to], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        while not list(to.glob("**/*")) and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(0.05 * moment)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        assert not (to / "model.safetensors.index.json").exists() or process.returncode == 0
+    assert killed > 0
+    sw.convert(source, tmp_path / "to0", quantization="nvfp4-modelopt", quantized_weights=["layers.*"])
+    assert sw.verify(tmp_path / "to0").problems == []
+
+
+@pytest.mark.ranks
+def test_a_kill_of_four_ranks_in_the_middle_leaves_no_checkpoint(tmp_path: Path):
+    large = {f"layers.{n}.weight": torch.randn(1024, 512, generator=DRAW).bfloat16() for n in range(60)}
+    source = source_in(tmp_path / "source", large)
+    command = [sys.executable, "-m", "shardwright", "convert", str(source), str(tmp_path / "to")]
+    command += ["--quantization", "nvfp4-compressed-tensors", "--quantized-weights", "layers.*", "--ranks", "4"]
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        while not list((tmp_path / "to").glob("**/*.safetensors")) and process.poll() is None:
+            time.sleep(0.002)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "to" / "model.safetensors.index.json").exists()
+    assert not list((tmp_path / "to").glob("*.json"))
+    sw.convert(source, tmp_path / "to", quantization="nvfp4-compressed-tensors", quantized_weights=["layers.*"])
+    assert sw.verify(tmp_path / "to").problems == []
