@@ -22,6 +22,26 @@ std::int64_t layer_of(const WeightMap& map, std::string_view hf_name) {
   return comes_after ? after_layers : before_layers;
 }
 
+bool is_number(std::string_view text) {
+  return !text.empty() &&
+         std::all_of(text.begin(), text.end(), [](char one) { return one >= '0' && one <= '9'; });
+}
+
+/// Whether the name is of a module of experts, and not of one of them: files may have stacked them already, where no
+/// rule counts them.
+bool names_all_experts(std::string_view fqn) {
+  constexpr std::string_view experts = "experts";
+  for (std::size_t begin = 0; begin < fqn.size();) {
+    const std::size_t end = std::min(fqn.find('.', begin), fqn.size());
+    const std::string_view part = fqn.substr(begin, end - begin);
+    begin = end + 1;
+    if (part != experts && (!part.ends_with("_experts") || part == "shared_experts")) continue;
+    if (begin >= fqn.size()) return false;
+    return !is_number(fqn.substr(begin, std::min(fqn.find('.', begin), fqn.size()) - begin));
+  }
+  return false;
+}
+
 }  // namespace
 
 std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap& map, DType dtype) {
@@ -71,7 +91,8 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
       const SourceTensor& stored = catalog.find(entry.hf_name).front();
       throw Error(ErrorKind::malformed, catalog.files[stored.file].name + ": " + error.what());
     }
-    tensors.push_back({fqn, entry.dtype, std::move(shape), entry.match.rule->stacked(), entry.layer});
+    const bool stacked = entry.match.rule->stacked() || (shape.size() > 1 && names_all_experts(fqn));
+    tensors.push_back({fqn, entry.dtype, std::move(shape), stacked, entry.layer});
   }
   if (!all_are_decoded) {
     std::sort(tensors.begin(), tensors.end(),

@@ -7,7 +7,6 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <memory>
 #include <set>
@@ -495,15 +494,16 @@ void bind_load(py::module_& m) {
   m.def(
       "place_items",
       [](const LoadPlan& plan, std::size_t index, const Catalog& catalog,
-         const std::array<std::uintptr_t, 3>& addresses, const std::vector<TensorSpec>& specs) {
+         std::uintptr_t elements, std::uintptr_t scales, std::uintptr_t global,
+         const std::vector<TensorSpec>& specs) {
         const Transfer& transfer = plan.transfers.at(index);
         const py::gil_scoped_release release;
-        place_items(transfer, catalog,
-                    {bytes_at(addresses[0]), bytes_at(addresses[1]), bytes_at(addresses[2])},
+        place_items(transfer, catalog, {bytes_at(elements), bytes_at(scales), bytes_at(global)},
                     specs.at(transfer.destination));
       },
-      py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("addresses"), py::arg("specs"),
-      "Runs one transfer whose items, in the order of their parts, lie contiguous in memory at these addresses.");
+      py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("elements"), py::arg("scales"),
+      py::arg("global_scale"), py::arg("specs"),
+      "Runs one transfer whose items lie contiguous in memory at these addresses; 0 where it has none.");
 }
 
 void bind_generate(py::module_& m) {

@@ -110,7 +110,7 @@ class LoadPlanner(ResumePlanner):
         start = time.perf_counter()
         self.description = describe(self.state_dict)
         problems = self._problems()
-        weight_map = None
+        weight_map: Any = None
         if self.plan is None or self.dtype == "packed":
             weight_map = weight_map_for(self.catalog, self.model, self.layout)
         if self.dtype == "packed":
@@ -208,7 +208,7 @@ class LoadPlanner(ResumePlanner):
                 return
             parts = {part % 3: self._arrived.pop(part) for part in self._parts[which]}
         addresses = [parts[part].data_ptr() if part in parts else 0 for part in range(3)]
-        _core.place_items(self.core_plan, which, self.catalog, addresses, self.description.specs)
+        _core.place_items(self.core_plan, which, self.catalog, *addresses, self.description.specs)
         torch.autograd.graph.increment_version(
             self.description.local_tensors[self._transfers[which].destination]
         )
