@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/names/encodings.h"
+#include "planner/names/expert_names.h"
 #include "planner/names/packed_tensors.h"
 
 namespace shardwright {
@@ -20,26 +21,6 @@ std::int64_t layer_of(const WeightMap& map, std::string_view hf_name) {
   const bool comes_after = std::any_of(map.after_layers.begin(), map.after_layers.end(),
                                        [&](const NamePattern& p) { return p.match(name).has_value(); });
   return comes_after ? after_layers : before_layers;
-}
-
-bool is_number(std::string_view text) {
-  return !text.empty() &&
-         std::all_of(text.begin(), text.end(), [](char one) { return one >= '0' && one <= '9'; });
-}
-
-/// Whether the name is of a module of experts, and not of one of them: files may have stacked them already, where no
-/// rule counts them.
-bool names_all_experts(std::string_view fqn) {
-  constexpr std::string_view experts = "experts";
-  for (std::size_t begin = 0; begin < fqn.size();) {
-    const std::size_t end = std::min(fqn.find('.', begin), fqn.size());
-    const std::string_view part = fqn.substr(begin, end - begin);
-    begin = end + 1;
-    if (part != experts && (!part.ends_with("_experts") || part == "shared_experts")) continue;
-    if (begin >= fqn.size()) return false;
-    return !is_number(fqn.substr(begin, std::min(fqn.find('.', begin), fqn.size()) - begin));
-  }
-  return false;
 }
 
 }  // namespace

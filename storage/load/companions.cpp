@@ -68,7 +68,8 @@ std::vector<Wanted> wanted_of(const LoadPlan& plan, const Catalog& catalog) {
   for (const Transfer& transfer : plan.transfers) {
     if (!is_packed(transfer.encoding.element)) continue;
     if (transfer.global >= 0) want(transfer, catalog.tensors[static_cast<std::size_t>(transfer.global)]);
-    if (!is_first && transfer.source == previous) continue;  // a plan's transfers of one source follow each other
+    if (!is_first && transfer.source == previous)
+      continue;  // a plan's transfers of one source follow each other
     is_first = false;
     previous = transfer.source;
     const auto told = catalog.find(catalog.tensors[transfer.source].name + "_shape");
@@ -85,9 +86,10 @@ std::string fault_of_shape(const Wanted& told, const Catalog& catalog) {
   const bool is_shape = is_shape_like(tensor);
   const Shape found = is_shape ? integers_in(tensor, told.bytes) : Shape();
   if (is_shape && found == shape) return "";
-  return where(catalog, tensor) + ": expected " + to_string(shape) + ", the shape of " + where(catalog, chunk) +
-         " unpacked, found " +
-         (is_shape ? to_string(found) : std::string(name_of(tensor.dtype)) + " of shape " + to_string(tensor.shape));
+  return where(catalog, tensor) + ": expected " + to_string(shape) + ", the shape of " +
+         where(catalog, chunk) + " unpacked, found " +
+         (is_shape ? to_string(found)
+                   : std::string(name_of(tensor.dtype)) + " of shape " + to_string(tensor.shape));
 }
 
 }  // namespace

@@ -33,7 +33,8 @@ Grid bytes_of(std::int64_t rows, std::int64_t columns) { return {{rows, columns 
 
 TEST(grids, halves_that_are_joined_and_transposed_have_their_blocks_side_by_side) {
   const Grid scales{{2, 2}, {128, 32}};
-  const NativeGrid grid = grid_of({{"o i -> i (0/2 o)", {200, 64}, scales}, {"o i -> i (1/2 o)", {200, 64}, scales}});
+  const NativeGrid grid =
+      grid_of({{"o i -> i (0/2 o)", {200, 64}, scales}, {"o i -> i (1/2 o)", {200, 64}, scales}});
   EXPECT_EQ(grid.shape, (Shape{2, 4}));
   EXPECT_EQ(grid.parts[0].native_box, (Box{{0, 0}, {2, 2}}));
   EXPECT_EQ(grid.parts[1].native_box, (Box{{0, 2}, {2, 2}}));
@@ -74,7 +75,9 @@ TEST(grids, a_tensor_of_its_own_keeps_what_its_scales_have_no_dimensions_for) {
 
 TEST(grids, what_takes_a_block_apart_is_refused) {
   const auto refuse = [](const char* axes, const Shape& shape, const Grid& grid, const std::string& why) {
-    expect_error(ErrorKind::mismatch, {why}, [&] { grid_of({{axes, shape, grid}}, {{"q", 100}, {"k", 100}}); });
+    expect_error(ErrorKind::mismatch, {why}, [&] {
+      grid_of({{axes, shape, grid}}, {{"q", 100}, {"k", 100}});
+    });
   };
   refuse("o (i 0/2) -> o i", {4, 64}, bytes_of(4, 64), "cuts dimension 1 inside a block");
   refuse("o (i 2) -> o (2 i)", {4, 64}, bytes_of(4, 64), "takes the elements of a block apart");
@@ -82,10 +85,12 @@ TEST(grids, what_takes_a_block_apart_is_refused) {
 }
 
 TEST(grids, parts_that_do_not_fill_the_native_tensor_are_refused) {
-  expect_error(ErrorKind::mismatch, {"do not lie side by side"},
-               [&] { grid_of({{"o i -> i (1/2 o)", {4, 64}, bytes_of(4, 64)}}); });
-  expect_error(ErrorKind::mismatch, {"do not fill it"},
-               [&] { grid_of({{"o i -> i (0/2 o)", {4, 64}, bytes_of(4, 64)}}); });
+  expect_error(ErrorKind::mismatch, {"do not lie side by side"}, [&] {
+    grid_of({{"o i -> i (1/2 o)", {4, 64}, bytes_of(4, 64)}});
+  });
+  expect_error(ErrorKind::mismatch, {"do not fill it"}, [&] {
+    grid_of({{"o i -> i (0/2 o)", {4, 64}, bytes_of(4, 64)}});
+  });
 }
 
 }  // namespace

@@ -39,9 +39,10 @@ TEST(native_tensors, experts_that_files_have_stacked_are_a_stack_in_every_layout
       stacks += tensor.stacked ? 1 : 0;
     EXPECT_EQ(stacks, 3) << layout;
   }
-  const Catalog one_by_one = catalog_of({{"a.experts.3.w1.weight", DType::BF16, {4, 6}},
-                                         {"a.shared_experts.w1.weight", DType::BF16, {4, 6}}});
-  for (const NativeTensor& tensor : native_tensors(one_by_one, weight_map_for(one_by_one, "auto", "huggingface")))
+  const Catalog one_by_one = catalog_of(
+      {{"a.experts.3.w1.weight", DType::BF16, {4, 6}}, {"a.shared_experts.w1.weight", DType::BF16, {4, 6}}});
+  for (const NativeTensor& tensor :
+       native_tensors(one_by_one, weight_map_for(one_by_one, "auto", "huggingface")))
     EXPECT_FALSE(tensor.stacked) << tensor.fqn;
 }
 

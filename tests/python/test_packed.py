@@ -1,6 +1,5 @@
 """A state dict may hold encoded weights as files do: codes and companions, regrouped and not decoded."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from packed_models import (
 )
 from placements import held_indices, take
 from shardwright import _core
-from shardwright.cli.command_line import main
 from test_property import fake_mesh, sharded
 from test_stored_weights import placements_of, write
 from torch.distributed.tensor import DTensor
@@ -212,15 +210,6 @@ def test_the_request_list_asks_for_what_is_stored(model: PackedModel, tmp_path: 
     has = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in catalog.tensors}
     assert asked == {name: of for name, of in has.items() if not name.endswith("weight_shape")}
     assert len(stored) == len(has)
-
-
-def test_the_command_line_plans_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    model = next(model for model in MODELS if model.name == "kimi_k2_int4")
-    stored = model.write(tmp_path)
-    main(["plan", str(tmp_path), "--packed", "--json"])
-    facts = json.loads(capsys.readouterr().out)
-    words = sum(tensor.nbytes for name, tensor in stored.items() if not name.endswith("weight_shape"))
-    assert facts["bytes_needed"] == facts["bytes_written"] == words
 
 
 def test_a_packed_state_dict_is_saved_and_resumed(tmp_path: Path):

@@ -127,11 +127,6 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", metavar="FILE", help="fail if the plan is not the one kept in this file"
     )
     planning.add_argument(
-        "--packed",
-        action="store_true",
-        help="for a trainer that keeps encoded weights as they are stored: their codes and what decodes them",
-    )
-    planning.add_argument(
         "--explain",
         metavar="TENSOR",
         help="say what becomes of one tensor, by its native name or the checkpoint's",
@@ -384,8 +379,6 @@ def _any_weight_map(catalog: Any) -> Any:
 def _plan(options: argparse.Namespace) -> None:
     catalog = read_catalog(options.path)
     weight_map = weight_map_for(catalog, options.model, options.layout)
-    if options.packed:
-        catalog, weight_map, _ = _core.as_packed(catalog, weight_map)
     mesh = _core.parse_mesh(options.mesh)
     native = _core.native_tensors(catalog, weight_map)
     specs = _core.specs_on_mesh(native, mesh, options.rank, options.dense)

@@ -110,7 +110,7 @@ class LoadPlanner(ResumePlanner):
         start = time.perf_counter()
         self.description = describe(self.state_dict)
         problems = self._problems()
-        weight_map: Any = None
+        weight_map = None
         if self.plan is None or self.dtype == "packed":
             weight_map = weight_map_for(self.catalog, self.model, self.layout)
         if self.dtype == "packed":
