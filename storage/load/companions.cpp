@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,6 +41,7 @@ std::vector<std::int64_t> integers_in(const SourceTensor& tensor, const std::vec
 constexpr std::int64_t most_dimensions = 8;
 constexpr std::uint64_t most_bytes = 8 * most_dimensions;
 
+/// Whether a tensor, or the chunk of one, may hold the shape of a weight.
 bool is_shape_like(const SourceTensor& tensor) {
   return (tensor.dtype == DType::I32 || tensor.dtype == DType::I64) && tensor.shape.size() == 1 &&
          tensor.shape[0] <= most_dimensions;
@@ -49,10 +51,10 @@ bool is_shape_like(const SourceTensor& tensor) {
 
 namespace {
 
-/// A small tensor to read, and the transfer and weight that it is for.
+/// A small tensor to read, whole, and a transfer that it is for.
 struct Wanted {
   const Transfer* transfer;
-  const SourceTensor* tensor;
+  std::span<const SourceTensor> chunks;
   std::vector<std::byte> bytes;
 };
 
@@ -60,27 +62,28 @@ struct Wanted {
 std::vector<Wanted> wanted_of(const LoadPlan& plan, const Catalog& catalog) {
   std::vector<Wanted> wanted;
   std::set<std::int64_t> seen;
-  const auto want = [&](const Transfer& transfer, const SourceTensor& tensor) {
-    if (seen.insert(&tensor - catalog.tensors.data()).second) wanted.push_back({&transfer, &tensor, {}});
+  const auto want = [&](const Transfer& transfer, std::span<const SourceTensor> chunks) {
+    if (seen.insert(chunks.data() - catalog.tensors.data()).second) wanted.push_back({&transfer, chunks, {}});
   };
   std::uint32_t previous = 0;
   bool is_first = true;
   for (const Transfer& transfer : plan.transfers) {
     if (!is_packed(transfer.encoding.element)) continue;
-    if (transfer.global >= 0) want(transfer, catalog.tensors[static_cast<std::size_t>(transfer.global)]);
+    if (transfer.global >= 0)
+      want(transfer, std::span(catalog.tensors).subspan(static_cast<std::size_t>(transfer.global), 1));
     if (!is_first && transfer.source == previous)
       continue;  // a plan's transfers of one source follow each other
     is_first = false;
     previous = transfer.source;
     const auto told = catalog.find(catalog.tensors[transfer.source].name + "_shape");
-    if (!told.empty()) want(transfer, told.front());
+    if (!told.empty()) want(transfer, told);
   }
   return wanted;
 }
 
 /// Why a tensor does not tell the shape of the weight that it belongs to; empty if it does.
 std::string fault_of_shape(const Wanted& told, const Catalog& catalog) {
-  const SourceTensor& tensor = *told.tensor;
+  const SourceTensor& tensor = told.chunks.front();
   const SourceTensor& chunk = catalog.tensors[told.transfer->source];
   const Shape shape = Catalog::global_shape(catalog.find(chunk.name));
   const bool is_shape = is_shape_like(tensor);
@@ -97,17 +100,20 @@ std::string fault_of_shape(const Wanted& told, const Catalog& catalog) {
 Companions::Companions(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files, int threads) {
   std::vector<Wanted> wanted = wanted_of(plan, catalog);
   for_each_index(wanted.size(), threads, [&](std::size_t i) {
-    const SourceTensor& tensor = *wanted[i].tensor;
-    if (tensor.end - tensor.begin > most_bytes) return;  // it is no companion, which is told below
-    wanted[i].bytes.resize(tensor.end - tensor.begin);
-    const OpenFiles::Uses uses = files.use(tensor, nullptr);
-    read_of(*uses.weights, tensor, tensor.begin, wanted[i].bytes.data(), wanted[i].bytes.size());
+    for (const SourceTensor& chunk : wanted[i].chunks) {
+      const std::size_t size = chunk.end - chunk.begin;
+      std::vector<std::byte>& bytes = wanted[i].bytes;
+      if (size > most_bytes) return;  // it is no companion, which is told below
+      bytes.resize(bytes.size() + size);
+      const OpenFiles::Uses uses = files.use(chunk, nullptr);
+      read_of(*uses.weights, chunk, chunk.begin, bytes.data() + bytes.size() - size, size);
+    }
   });
   Problems problems;
   for (const Wanted& one : wanted) {
     bytes_read_ += one.bytes.size();
-    requests_ += one.bytes.empty() ? 0 : 1;
-    const std::int64_t index = one.tensor - catalog.tensors.data();
+    requests_ += one.bytes.empty() ? 0 : one.chunks.size();
+    const std::int64_t index = one.chunks.data() - catalog.tensors.data();
     std::string fault;
     if (index == one.transfer->global) {
       float& global = globals_[index];

@@ -163,7 +163,9 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     def read_metadata(self) -> Metadata:
         if not _core.has_manifest(os.fspath(self.path)):
-            return CatalogMetadata(self._read_catalog, self.load_id, trainers_names=True)
+            return CatalogMetadata(
+                lambda: self._read_catalog().as_stored(), self.load_id, trainers_names=True
+            )
         return ShardedMetadata(self._read_manifest, self.load_id, self.path)
 
     def _read_manifest(self) -> tuple[Any, Any]:
