@@ -47,10 +47,6 @@ bool is_shape_like(const SourceTensor& tensor) {
          tensor.shape[0] <= most_dimensions;
 }
 
-}  // namespace
-
-namespace {
-
 /// A small tensor to read, whole, and a transfer that it is for.
 struct Wanted {
   const Transfer* transfer;
