@@ -42,7 +42,7 @@ TEST(grids, halves_that_are_joined_and_transposed_have_their_blocks_side_by_side
 }
 
 TEST(grids, bytes_are_transposed_whole) {
-  const NativeGrid grid = grid_of({{"o i -> {expert} i o", {6, 64}, bytes_of(6, 64), 1}}, {{"{expert}", 1}});
+  const NativeGrid grid = grid_of({{"o i -> {expert} i o", {6, 64}, bytes_of(6, 64), 0}}, {{"{expert}", 1}});
   EXPECT_EQ(grid.shape, (Shape{1, 32, 6}));
 }
 
@@ -69,7 +69,7 @@ TEST(grids, parts_of_unequal_sizes_count_their_own_blocks) {
 }
 
 TEST(grids, a_tensor_of_its_own_keeps_what_its_scales_have_no_dimensions_for) {
-  EXPECT_EQ(grid_of({{"", {5, 20, 30}, {{5}, {1, 0, 0}}}}).shape, (Shape{5}));
+  EXPECT_EQ(grid_of({{"e o i -> e o i", {5, 20, 30}, {{5}, {1, 0, 0}}}}).shape, (Shape{5}));
   EXPECT_EQ(grid_of({{"e o i -> e i o", {5, 20, 30}, {{5}, {1, 0, 0}}}}).shape, (Shape{5, 1, 1}));
 }
 
