@@ -16,6 +16,7 @@
 #include "planner/load/cut_layers.h"
 #include "planner/load/scaled_parts.h"
 #include "planner/load/seen_boxes.h"
+#include "planner/names/packed_weights.h"
 #include "planner/names/quantization_config.h"
 #include "planner/problems.h"
 
@@ -243,9 +244,22 @@ class LoadPlanner {
                     ", as it is held packed, found the trainer's " + std::string(name_of(spec.dtype)));
       return false;
     }
+    if (options_.resuming && chunks.front().dtype != spec.dtype) {
+      const std::string codes_of = weight_in(catalog_, chunks.front());
+      const std::string scales =
+          codes_of.empty() ? what_decodes(catalog_, chunks.front()) : codes_of + "_scale";
+      if (!scales.empty()) {
+        problems_.add(where() + ": holds packed codes, which " + scales +
+                      " decodes, and no numbers; expected " + std::string(name_of(chunks.front().dtype)) +
+                      ", which gets them as they are, found the trainer's " +
+                      std::string(name_of(spec.dtype)));
+        return false;
+      }
+    }
     if (!piece.as_stored && (!options_.resuming || chunks.front().dtype != spec.dtype)) {
       try {
-        encoding = encoding_of(catalog_, chunks, options_.encodings);
+        encoding =
+            encoding_of(catalog_, chunks, options_.resuming ? known_exact_encodings() : options_.encodings);
         if (is_multiplied) encoding = multiplied_by(catalog_, chunks, multiplier);
       } catch (const Error& error) {
         if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());

@@ -35,7 +35,8 @@ class ReadPlanner {
   bool needs_scales(std::span<const SourceTensor> tensor) {
     if (tensor.empty() || is_wide_float(tensor.front().dtype)) return false;
     const std::string& name = tensor.front().name;
-    if (!weight_in(catalog_, tensor.front()).empty()) return true;
+    if (!weight_in(catalog_, tensor.front()).empty() || !what_decodes(catalog_, tensor.front()).empty())
+      return true;
     if (is_scale_name(name)) return false;
     if (!scales_of(catalog_, name).empty()) return true;
     return is_float8(tensor.front().dtype) &&
@@ -118,10 +119,12 @@ class ReadPlanner {
     const std::string cannot = "cannot turn the stored " + std::string(name_of(element)) + " in " +
                                catalog_.files[chunks.front().file].name;
     const std::string into = " into " + std::string(name_of(spec.dtype));
-    if (const std::string weight = weight_in(catalog_, chunks.front()); !weight.empty()) {
-      return cannot + into + ": it holds several elements of a weight in each, which are no numbers of that dtype; "
-             "expected a destination of " + std::string(name_of(element)) +
-             ", which gets it as it is stored; shardwright's LoadPlanner decodes it as " + weight;
+    const std::string weight = weight_in(catalog_, chunks.front());
+    if (!weight.empty() || !what_decodes(catalog_, chunks.front()).empty()) {
+      return cannot + into +
+             ": it holds packed codes, which are no numbers of that dtype; expected a destination of " +
+             std::string(name_of(element)) + ", which gets it as it is stored" +
+             (weight.empty() ? "" : "; shardwright's LoadPlanner decodes it as " + weight);
     }
     if (!needs_scales(chunks)) return can_convert(element, spec.dtype) ? "" : cannot + into;
     try {

@@ -94,7 +94,7 @@ bool fits(const KnownEncoding& known, DType element, DType dtype, const Shape& s
   encoding.scale_rank = static_cast<int>(scale_shape.size());
   const Shape needed = scale_shape_of(encoding, weight_shape);
   return grid == Grid::exact ? scale_shape == needed
-                             : known.rows > 1 && has_rows_to_spare(scale_shape, needed);
+                             : known.spares_rows && known.rows > 1 && has_rows_to_spare(scale_shape, needed);
 }
 
 [[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
@@ -161,6 +161,15 @@ const std::vector<KnownEncoding>& known_encodings() {
       {"int4_channel", {DType::BF16, DType::F16, DType::F32}, 1, 0, once, {DType::I4}},
   };
   return known;
+}
+
+const std::vector<KnownEncoding>& known_exact_encodings() {
+  static const std::vector<KnownEncoding> exact = [] {
+    std::vector<KnownEncoding> all = known_encodings();
+    for (KnownEncoding& one : all) one.spares_rows = false;
+    return all;
+  }();
+  return exact;
 }
 
 Encoding encoding_with(const KnownEncoding& known, const Shape& weight_shape) {
@@ -285,6 +294,17 @@ std::vector<std::string> companions_of(const Catalog& catalog, std::string_view 
   const std::string module(weight_name.substr(0, weight_name.size() - weight.size()));
   for (const std::string_view ending : companions_of_module) add(module + std::string(ending));
   return names;
+}
+
+std::string what_decodes(const Catalog& catalog, const SourceTensor& tensor) {
+  const bool may_be_codes =
+      tensor.dtype == DType::U8 || tensor.dtype == DType::I8 || tensor.dtype == DType::I32;
+  if (!may_be_codes) return "";
+  for (const std::string_view suffix : {"_scale", "_scale_inv"}) {
+    std::string name = tensor.name + std::string(suffix);
+    if (!catalog.find(name).empty()) return name;
+  }
+  return "";
 }
 
 bool is_companion(const Catalog& catalog, std::string_view name) {

@@ -45,6 +45,8 @@ struct KnownEncoding {
   Product product = Product::exact_once;
   std::vector<DType> elements = {DType::F8_E4M3, DType::F8_E5M2};
   std::string_view global_suffix = {};  ///< see Encoding
+  bool spares_rows =
+      true;  ///< scales may have rows more: one for each part of a fused weight that is cut short
 
   /// Whether one scale serves the whole tensor.
   bool is_whole_tensor() const { return rows == 0 && columns == 0; }
@@ -59,6 +61,10 @@ struct KnownEncoding {
 ///   block32_fp8_e8m0   an e8m0 byte for each 32 x 32 block: DeepSeek V4.1
 /// Where several fit the scales of a weight, they say the same of every element.
 const std::vector<KnownEncoding>& known_encodings();
+
+/// The same without rows to spare, for what a trainer has saved: rows of joined scales count their blocks by
+/// parts.
+const std::vector<KnownEncoding>& known_exact_encodings();
 
 /// The encoding of F8_E4M3 weights of this shape with such scales.
 Encoding encoding_with(const KnownEncoding& blocks, const Shape& weight_shape);
@@ -93,6 +99,10 @@ bool is_companion(const Catalog& catalog, std::string_view name);
 
 /// The catalog's names of what belongs to an encoded weight: scales, global scale and all companions.
 std::vector<std::string> companions_of(const Catalog& catalog, std::string_view weight_name);
+
+/// The name of the scales of a tensor whose integers are codes of a weight that a trainer keeps packed, under
+/// its own names; empty: there are none, and its integers are numbers.
+std::string what_decodes(const Catalog& catalog, const SourceTensor& tensor);
 
 /// Shape of the scales that a weight of this shape needs: ceil(size / block) along each of scale_rank
 /// dimensions. A checkpoint may have more rows of them.

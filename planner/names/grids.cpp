@@ -34,7 +34,8 @@ class HfSide {
     std::size_t first = 0;
     for (std::size_t d = 0; d < grid_.blocks.size(); ++d) {
       std::size_t last = first;
-      while (last < of_.hf_view.dimensions.size() && of_.hf_view.dimensions[last] == static_cast<int>(d)) ++last;
+      while (last < of_.hf_view.dimensions.size() && of_.hf_view.dimensions[last] == static_cast<int>(d))
+        ++last;
       add_dimension(d, first, last);
       first = last;
     }
@@ -47,7 +48,8 @@ class HfSide {
     innermost_ = -1;
     if (block == 0) return add_whole(d, first, last);
     if (block == 1) {
-      for (std::size_t i = first; i < last; ++i) add(d, i, of_.hf_view.sizes[i], of_.hf_box.offset[i], of_.hf_box.size[i]);
+      for (std::size_t i = first; i < last; ++i)
+        add(d, i, of_.hf_view.sizes[i], of_.hf_box.offset[i], of_.hf_box.size[i]);
     } else if (last == first + 1 && of_.hf_box.size[first] == of_.hf_view.sizes[first]) {
       expect_innermost(first);
       add(d, first, grid_.shape[d], 0, grid_.shape[d]);
@@ -55,7 +57,8 @@ class HfSide {
       add_divided(d, first, last, block);
     }
     const auto at = in_blocks_.view.sizes.end() - static_cast<std::ptrdiff_t>(last - first);
-    const std::int64_t size = std::accumulate(at, in_blocks_.view.sizes.end(), std::int64_t{1}, std::multiplies<>());
+    const std::int64_t size =
+        std::accumulate(at, in_blocks_.view.sizes.end(), std::int64_t{1}, std::multiplies<>());
     if (size != grid_.shape[d])
       refuse("expected " + std::to_string(size) + " along dimension " + std::to_string(d) + " of its " +
              to_string(grid_.shape));
@@ -118,7 +121,8 @@ class HfSide {
     const int partner = of_.axes[factor];
     const std::vector<int>& dimensions = of_.native_view.dimensions;
     const auto next = static_cast<std::size_t>(partner) + 1;
-    const bool is_last = partner >= 0 && (next == dimensions.size() || dimensions[next] != dimensions[next - 1]);
+    const bool is_last =
+        partner >= 0 && (next == dimensions.size() || dimensions[next] != dimensions[next - 1]);
     const bool goes_on = partner >= 0 && partner + 1 == innermost_ && !is_last &&
                          of_.native_box.size[next] == of_.native_view.sizes[next];
     if (!(innermost_ < 0 ? is_last : goes_on)) refuse("the rule takes the elements of a block apart");
@@ -157,7 +161,9 @@ class Ranges {
     return blocks;
   }
 
-  std::int64_t first_block(std::int64_t offset, std::int64_t size) const { return ranges_.at({offset, size}).first; }
+  std::int64_t first_block(std::int64_t offset, std::int64_t size) const {
+    return ranges_.at({offset, size}).first;
+  }
 
  private:
   struct Blocks {

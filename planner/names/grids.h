@@ -34,12 +34,12 @@ struct NativeGrid {
 };
 
 /// The grid of the native tensor that these parts make up. Where parts are joined along a dimension, so are
-/// their grids: the blocks of each part begin with it. Throws Error(mismatch), saying why, if a block of an HF
-/// tensor is no block of the native one: its elements are taken apart or put in another order. There is at least
-/// one part.
+/// their grids: the blocks of each part begin with it. Throws Error(mismatch), saying why, if a block of an
+/// HF tensor is no block of the native one: its elements are taken apart or put in another order. There is at
+/// least one part.
 ///
-/// Two matrices [200, 64], transposed and joined to [64, 400], with a scale for each 128 x 32 block: their grids
-/// [2, 2] become [2, 4].
+/// Two matrices [200, 64], transposed and joined to [64, 400], with a scale for each 128 x 32 block: their
+/// grids [2, 2] become [2, 4].
 NativeGrid native_grid(const std::vector<GriddedPart>& parts);
 
 }  // namespace shardwright

@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/names/encodings.h"
+#include "planner/names/expert_names.h"
 #include "planner/names/packed_tensors.h"
 
 namespace shardwright {
@@ -67,7 +68,8 @@ std::vector<NativeTensor> native_tensors(const Catalog& catalog, const WeightMap
       const SourceTensor& stored = catalog.find(entry.hf_name).front();
       throw Error(ErrorKind::malformed, catalog.files[stored.file].name + ": " + error.what());
     }
-    tensors.push_back({fqn, entry.dtype, std::move(shape), entry.match.rule->stacked(), entry.layer});
+    const bool stacked = entry.match.rule->stacked() || (shape.size() > 1 && names_all_experts(fqn));
+    tensors.push_back({fqn, entry.dtype, std::move(shape), stacked, entry.layer});
   }
   if (!all_are_decoded) {
     std::sort(tensors.begin(), tensors.end(),

@@ -24,9 +24,9 @@ struct NativeTensor {
   std::string fqn;
   DType dtype;
   Shape shape;
-  bool stacked;                        ///< dimension 0 counts experts
+  bool stacked;  ///< dimension 0 counts experts: by the rule, or as files have stacked them
   std::int64_t layer = before_layers;  ///< from 0; or before_layers, after_layers
-  bool is_companion = false;  ///< of packed codes, such as their scales; see packed_tensors.h
+  bool is_companion = false;           ///< of packed codes, such as their scales; see packed_tensors.h
 };
 
 /// The native tensors that a checkpoint fills: what a trainer of this layout would hold, in the order of the

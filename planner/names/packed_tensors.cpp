@@ -98,8 +98,8 @@ std::optional<Grid> grid_of_numbers(const Shape& shape, const Shape& weight_shap
   return grid;
 }
 
-/// What files hold of an encoded weight, but for its shape, which says how it is packed. Throws Error(mismatch)
-/// as encoding_of().
+/// What files hold of an encoded weight, but for its shape, which says how it is packed. Throws
+/// Error(mismatch) as encoding_of().
 std::vector<StoredTensor> stored_tensors(const Catalog& catalog, std::span<const SourceTensor> weight) {
   const Shape shape = Catalog::global_shape(weight);
   const std::string& name = weight.front().name;
@@ -159,7 +159,8 @@ class PackedWeight {
       try {
         if (auto tensor = tensor_with(ending)) all.push_back(std::move(*tensor));
       } catch (const Error& error) {
-        throw Error(error.kind, (ending.text.empty() ? "codes" : ending.text) + std::string(": ") + error.what());
+        throw Error(error.kind,
+                    (ending.text.empty() ? "codes" : ending.text) + std::string(": ") + error.what());
       }
     }
     return all;
@@ -213,7 +214,8 @@ class PackedWeight {
 /// What to do about a weight that cannot be held packed.
 std::string refusal(const std::string& fqn, const std::string& fault) {
   return fqn + ": cannot be held packed: " + fault +
-         "; hold it in BF16, F16 or F32, which decodes it, or load it under layout \"huggingface\", the files' own "
+         "; hold it in BF16, F16 or F32, which decodes it, or load it under layout \"huggingface\", the "
+         "files' own "
          "names and shapes";
 }
 
@@ -229,7 +231,8 @@ void see_in_units(Catalog& catalog, const PackedTensors& packed) {
   }
 }
 
-Packed with(const Catalog& catalog, const WeightMap& map, PackedTensors packed, std::vector<std::string> problems) {
+Packed with(const Catalog& catalog, const WeightMap& map, PackedTensors packed,
+            std::vector<std::string> problems) {
   Packed all{catalog, map, std::move(problems)};
   see_in_units(all.catalog, packed);
   all.map.packed = std::make_shared<const PackedTensors>(std::move(packed));
@@ -264,7 +267,8 @@ PackedTensors packed_tensors(const Catalog& catalog, const WeightMap& map) {
   packed.rules = std::make_shared<const WeightMap>(map);
   for (const NativeTensor& native : native_tensors(catalog, *packed.rules)) {
     std::vector<Piece> pieces = pieces_of(*packed.rules, native.fqn, native.shape, &catalog);
-    if (std::none_of(pieces.begin(), pieces.end(), [&](const Piece& piece) { return is_encoded(catalog, piece); }))
+    if (std::none_of(pieces.begin(), pieces.end(),
+                     [&](const Piece& piece) { return is_encoded(catalog, piece); }))
       continue;
     try {
       for (PackedTensor& tensor : PackedWeight(catalog, native, std::move(pieces)).tensors()) {
@@ -293,8 +297,8 @@ Packed as_packed(const Catalog& catalog, const WeightMap& map, const HeldDtypes&
       decoded.insert(tensor.weight);
     } else if (tensor.is_needed && !held.contains(fqn)) {
       problems.push_back(tensor.weight + ": holds packed codes, which " + fqn + " decodes; expected that, " +
-                         std::string(name_of(tensor.native.dtype)) + " of shape " + to_string(tensor.native.shape) +
-                         ", beside it, found no tensor of that name");
+                         std::string(name_of(tensor.native.dtype)) + " of shape " +
+                         to_string(tensor.native.shape) + ", beside it, found no tensor of that name");
     }
   }
   for (std::string& problem : seen_as_both(packed, decoded)) problems.push_back(std::move(problem));
@@ -309,8 +313,8 @@ Packed as_packed(const Catalog& catalog, const WeightMap& map) {
   PackedTensors packed = packed_tensors(catalog, map);
   Problems problems;
   for (const auto& [fqn, fault] : packed.faults) problems.add(refusal(fqn, fault));
-  problems.throw_if_any(ErrorKind::mismatch,
-                        "not all weights of " + catalog.directory.string() + " can be held packed in layout " + map.layout + ":");
+  problems.throw_if_any(ErrorKind::mismatch, "not all weights of " + catalog.directory.string() +
+                                                 " can be held packed in layout " + map.layout + ":");
   return with(catalog, map, std::move(packed), {});
 }
 

@@ -58,9 +58,9 @@ std::vector<const Rule*> rules_of(const WeightMap& map, const std::string& fqn, 
 /// The pieces of a tensor that holds what files do.
 std::vector<Piece> packed_pieces(const PackedTensor& tensor, const Shape& native_shape) {
   if (tensor.native.shape != native_shape) {
-    throw Error(ErrorKind::mismatch, tensor.native.fqn + ": expected " + std::string(name_of(tensor.native.dtype)) +
-                                         " of shape " + to_string(tensor.native.shape) +
-                                         ", which holds " + tensor.weight +
+    throw Error(ErrorKind::mismatch, tensor.native.fqn + ": expected " +
+                                         std::string(name_of(tensor.native.dtype)) + " of shape " +
+                                         to_string(tensor.native.shape) + ", which holds " + tensor.weight +
                                          " packed, found shape " + to_string(native_shape));
   }
   return tensor.pieces;

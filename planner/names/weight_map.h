@@ -78,8 +78,8 @@ struct WeightMap {
   Dialect dialect;               ///< of the checkpoint at hand; empty where names are those of the rules
   Sizes sizes;                   ///< that the axes may name: of the model's config
 
-  /// Native tensors that hold encoded weights as files do, in place of what the rules make of these. Null: all
-  /// are decoded.
+  /// Native tensors that hold encoded weights as files do, in place of what the rules make of these. Null:
+  /// all are decoded.
   std::shared_ptr<const PackedTensors> packed = nullptr;
 };
 

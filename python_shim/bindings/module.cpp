@@ -7,7 +7,6 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <memory>
 #include <set>
@@ -193,7 +192,8 @@ void bind_catalog(py::module_& m) {
         return catalog;
       },
       py::arg("tensors"), py::arg("config") = "",
-      "A catalog of tensors in memory, from (name, dtype, shape, offset), sorted. Packed weights are seen as in "
+      "A catalog of tensors in memory, from (name, dtype, shape, offset), sorted. Packed weights are seen as "
+      "in "
       "files.");
   m.def(
       "read_catalog",
@@ -353,7 +353,8 @@ void bind_weight_map(py::module_& m) {
                           std::make_shared<WeightMap>(std::move(packed.map)), std::move(packed.problems));
       },
       py::arg("catalog"), py::arg("map"), py::arg("specs") = py::none(),
-      "(catalog, map, problems) by which encoded weights are held as files do; those of the specs that are no "
+      "(catalog, map, problems) by which encoded weights are held as files do; those of the specs that are "
+      "no "
       "wide floats, or all.");
   py::class_<MeshDimension>(m, "MeshDimension")
       .def_readonly("name", &MeshDimension::name)
@@ -498,20 +499,21 @@ void bind_load(py::module_& m) {
         return items;
       },
       py::arg("plan"), py::arg("catalog"),
-      "[(transfer, part, stored name, stored dtype, offset of the chunk, offset in it, size)] of what another reader "
+      "[(transfer, part, stored name, stored dtype, offset of the chunk, offset in it, size)] of what "
+      "another reader "
       "is to read; part 0 is the transfer's elements, 1 its scales, 2 its global scale.");
   m.def(
       "place_items",
-      [](const LoadPlan& plan, std::size_t index, const Catalog& catalog,
-         const std::array<std::uintptr_t, 3>& addresses, const std::vector<TensorSpec>& specs) {
+      [](const LoadPlan& plan, std::size_t index, const Catalog& catalog, std::uintptr_t elements,
+         std::uintptr_t scales, std::uintptr_t global, const std::vector<TensorSpec>& specs) {
         const Transfer& transfer = plan.transfers.at(index);
         const py::gil_scoped_release release;
-        place_items(transfer, catalog,
-                    {bytes_at(addresses[0]), bytes_at(addresses[1]), bytes_at(addresses[2])},
+        place_items(transfer, catalog, {bytes_at(elements), bytes_at(scales), bytes_at(global)},
                     specs.at(transfer.destination));
       },
-      py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("addresses"), py::arg("specs"),
-      "Runs one transfer whose items, in the order of their parts, lie contiguous in memory at these addresses.");
+      py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("elements"), py::arg("scales"),
+      py::arg("global_scale"), py::arg("specs"),
+      "Runs one transfer whose items lie contiguous in memory at these addresses; 0 where it has none.");
 }
 
 void bind_progress(py::module_& m) {

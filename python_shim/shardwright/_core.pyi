@@ -878,12 +878,13 @@ def native_tensors(catalog: Catalog, map: WeightMap, dtype: str | bytes = ...) -
 def needs_scales(catalog: Catalog, name: str | bytes) -> bool: ...
 def next_order(directory: os.PathLike[str] | str | bytes | bytes) -> tuple[int, list[str]]: ...
 def parse_mesh(text: str | bytes) -> list[MeshDimension]: ...
-def place_transfer(
+def place_items(
     plan: LoadPlan,
     index: int,
     catalog: Catalog,
     elements: int,
     scales: int,
+    global_scale: int,
     specs: collections.abc.Sequence[TensorSpec],
 ) -> None: ...
 def placements_on_mesh(

@@ -10,6 +10,7 @@
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/packed_tensors.h"
+#include "planner/names/packed_weights.h"
 #include "storage/files/printable.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/manifest.h"
@@ -84,8 +85,8 @@ LoadReport resume_checkpoint(const std::vector<TensorSpec>& specs, const std::fi
     Manifest manifest;
     const bool is_listed = has_manifest(directory);
     if (is_listed) manifest = read_manifest(directory);
-    planned.catalog =
-        is_listed ? catalog_of(manifest, directory) : read_catalog(directory, options.reading.threads);
+    planned.catalog = is_listed ? catalog_of(manifest, directory)
+                                : as_stored(read_catalog(directory, options.reading.threads));
     LoadPlanOptions how;
     how.strict = false;
     how.allow_missing = options.allow_missing;

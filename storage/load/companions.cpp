@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "planner/error.h"
 #include "planner/problems.h"
 #include "storage/boxes/scale_checks.h"
+#include "storage/threads.h"
 
 namespace shardwright {
 namespace {
@@ -37,41 +39,86 @@ std::vector<std::int64_t> integers_in(const SourceTensor& tensor, const std::vec
 
 /// Dimensions of a weight are few.
 constexpr std::int64_t most_dimensions = 8;
+constexpr std::uint64_t most_bytes = 8 * most_dimensions;
+
+/// Whether a tensor, or the chunk of one, may hold the shape of a weight.
+bool is_shape_like(const SourceTensor& tensor) {
+  return (tensor.dtype == DType::I32 || tensor.dtype == DType::I64) && tensor.shape.size() == 1 &&
+         tensor.shape[0] <= most_dimensions;
+}
+
+/// A small tensor to read, whole, and a transfer that it is for.
+struct Wanted {
+  const Transfer* transfer;
+  std::span<const SourceTensor> chunks;
+  std::vector<std::byte> bytes;
+};
+
+/// The shape that is told of each packed weight, and each global scale.
+std::vector<Wanted> wanted_of(const LoadPlan& plan, const Catalog& catalog) {
+  std::vector<Wanted> wanted;
+  std::set<std::int64_t> seen;
+  const auto want = [&](const Transfer& transfer, std::span<const SourceTensor> chunks) {
+    if (seen.insert(chunks.data() - catalog.tensors.data()).second) wanted.push_back({&transfer, chunks, {}});
+  };
+  std::uint32_t previous = 0;
+  bool is_first = true;
+  for (const Transfer& transfer : plan.transfers) {
+    if (!is_packed(transfer.encoding.element)) continue;
+    if (transfer.global >= 0)
+      want(transfer, std::span(catalog.tensors).subspan(static_cast<std::size_t>(transfer.global), 1));
+    if (!is_first && transfer.source == previous)
+      continue;  // a plan's transfers of one source follow each other
+    is_first = false;
+    previous = transfer.source;
+    const auto told = catalog.find(catalog.tensors[transfer.source].name + "_shape");
+    if (!told.empty()) want(transfer, told);
+  }
+  return wanted;
+}
+
+/// Why a tensor does not tell the shape of the weight that it belongs to; empty if it does.
+std::string fault_of_shape(const Wanted& told, const Catalog& catalog) {
+  const SourceTensor& tensor = told.chunks.front();
+  const SourceTensor& chunk = catalog.tensors[told.transfer->source];
+  const Shape shape = Catalog::global_shape(catalog.find(chunk.name));
+  const bool is_shape = is_shape_like(tensor);
+  const Shape found = is_shape ? integers_in(tensor, told.bytes) : Shape();
+  if (is_shape && found == shape) return "";
+  return where(catalog, tensor) + ": expected " + to_string(shape) + ", the shape of " +
+         where(catalog, chunk) + " unpacked, found " +
+         (is_shape ? to_string(found)
+                   : std::string(name_of(tensor.dtype)) + " of shape " + to_string(tensor.shape));
+}
 
 }  // namespace
 
-Companions::Companions(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files) {
+Companions::Companions(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files, int threads) {
+  std::vector<Wanted> wanted = wanted_of(plan, catalog);
+  for_each_index(wanted.size(), threads, [&](std::size_t i) {
+    for (const SourceTensor& chunk : wanted[i].chunks) {
+      const std::size_t size = chunk.end - chunk.begin;
+      std::vector<std::byte>& bytes = wanted[i].bytes;
+      if (size > most_bytes) return;  // it is no companion, which is told below
+      bytes.resize(bytes.size() + size);
+      const OpenFiles::Uses uses = files.use(chunk, nullptr);
+      read_of(*uses.weights, chunk, chunk.begin, bytes.data() + bytes.size() - size, size);
+    }
+  });
   Problems problems;
-  const auto bytes_in = [&](const SourceTensor& tensor) {
-    std::vector<std::byte> bytes(tensor.end - tensor.begin);
-    const OpenFiles::Uses uses = files.use(tensor, nullptr);
-    read_of(*uses.weights, tensor, tensor.begin, bytes.data(), bytes.size());
-    bytes_read_ += bytes.size();
-    ++requests_;
-    return bytes;
-  };
-  std::set<std::uint32_t> seen;
-  for (const Transfer& transfer : plan.transfers) {
-    if (!is_packed(transfer.encoding.element) || !seen.insert(transfer.source).second) continue;
-    const SourceTensor& source = catalog.tensors[transfer.source];
-    if (transfer.global >= 0 && !globals_.contains(transfer.global)) {
-      const SourceTensor& tensor = catalog.tensors[static_cast<std::size_t>(transfer.global)];
-      float& global = globals_[transfer.global];
-      std::memcpy(&global, bytes_in(tensor).data(), sizeof global);
-      std::string fault = fault_of_global(transfer, global, catalog);
-      if (!fault.empty()) problems.add(std::move(fault));
+  for (const Wanted& one : wanted) {
+    bytes_read_ += one.bytes.size();
+    requests_ += one.bytes.empty() ? 0 : one.chunks.size();
+    const std::int64_t index = one.chunks.data() - catalog.tensors.data();
+    std::string fault;
+    if (index == one.transfer->global) {
+      float& global = globals_[index];
+      std::memcpy(&global, one.bytes.data(), sizeof global);
+      fault = fault_of_global(*one.transfer, global, catalog);
+    } else {
+      fault = fault_of_shape(one, catalog);
     }
-    const std::span<const SourceTensor> told = catalog.find(source.name + "_shape");
-    if (told.empty()) continue;
-    const SourceTensor& tensor = told.front();
-    const bool is_shape = (tensor.dtype == DType::I32 || tensor.dtype == DType::I64) &&
-                          tensor.shape.size() == 1 && tensor.shape[0] <= most_dimensions;
-    if (!is_shape || integers_in(tensor, bytes_in(tensor)) != source.shape) {
-      problems.add(where(catalog, tensor) + ": expected " + to_string(source.shape) + ", the shape of " +
-                   where(catalog, source) + " unpacked, found " +
-                   (is_shape ? to_string(Shape(integers_in(tensor, bytes_in(tensor))))
-                             : std::string(name_of(tensor.dtype)) + " of shape " + to_string(tensor.shape)));
-    }
+    if (!fault.empty()) problems.add(std::move(fault));
   }
   problems.throw_if_any(ErrorKind::mismatch,
                         "cannot decode " + catalog.directory.string() + "; nothing has been written:");

@@ -13,10 +13,10 @@ namespace shardwright {
 /// scales, and the shapes that compressed-tensors writes.
 class Companions {
  public:
-  /// Reads those of all transfers of the plan. Throws Error(io) as InputFile, and Error(mismatch), naming the
-  /// tensors, for a global scale that is negative, zero where it divides, or not finite, and for a shape that
-  /// is not the weight's. Nothing has been written then.
-  Companions(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files);
+  /// Reads those of all transfers of the plan, on so many threads (0: all processors). Throws Error(io) as
+  /// InputFile, and Error(mismatch), naming the tensors, for a global scale that is negative, zero where it
+  /// divides, or not finite, and for a shape that is not the weight's. Nothing has been written then.
+  Companions(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files, int threads);
 
   /// The global scale of a transfer; 1 if it has none.
   float global_of(const Transfer& transfer) const;

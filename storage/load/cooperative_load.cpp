@@ -90,7 +90,7 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
       devices_(plan, catalog, specs_, options_, written_),
       files_(catalog, direct_io_of(options_)),
       reading_(open_files_of(plan.transfers, catalog, files_, options.reads)),
-      companions_(plan, catalog, files_),
+      companions_(plan, catalog, files_, options_.threads),
       resources_(resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan),
                                {devices_.block_bytes(), 0})) {
   expect_memory(plan, specs_);

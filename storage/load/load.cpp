@@ -85,7 +85,7 @@ class Engine {
     const Resources resources = resources_for(options_, reading_, some_direct, most_tasks_of(plan_),
                                               {devices_.block_bytes(), devices_.gpu_direct_bytes()});
     const std::size_t task_bytes = TaskReader::task_bytes_of(resources.buffer_bytes);
-    const Companions companions(plan_, catalog_, files_);
+    const Companions companions(plan_, catalog_, files_, resources.threads);
     companions_ = &companions;
     report_.bytes_read += companions.bytes_read();
     report_.read_requests += companions.requests();

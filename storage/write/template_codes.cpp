@@ -131,6 +131,15 @@ std::vector<std::byte> TemplateCodes::bytes_of(const std::string& name) const {
   return bytes_of_box(tensor, tensor.shape, whole(tensor.shape));
 }
 
+float TemplateCodes::global_of(const Encoding& encoding, const std::string& weight) const {
+  const auto of_weight = global_scale_of(template_, encoding, weight);
+  if (of_weight.empty()) return 1;
+  const std::lock_guard hold(lock_);
+  const auto [known, is_new] = globals_.try_emplace(weight, 1.0F);
+  if (is_new) std::memcpy(&known->second, bytes_of(of_weight.front().name).data(), sizeof known->second);
+  return known->second;
+}
+
 std::vector<std::byte> TemplateCodes::encode(const Transfer& transfer, const SourceTensor& stored,
                                              const Box& box, const Values& values, DType dtype) const {
   const SourceTensor& weight = template_.find(stored.name).front();
@@ -141,9 +150,7 @@ std::vector<std::byte> TemplateCodes::encode(const Transfer& transfer, const Sou
   std::vector<std::byte> codes = bytes_of_box(weight, shape, box);
   const std::vector<std::byte> scale_bytes =
       bytes_of_box(scales, seen_scale_shape(transfer, scales), scale_box);
-  float global = 1;
-  if (const auto of_weight = global_scale_of(template_, encoding, stored.name); !of_weight.empty())
-    std::memcpy(&global, bytes_of(of_weight.front().name).data(), sizeof global);
+  const float global = global_of(encoding, stored.name);
 
   const std::size_t rank = box.size.size();
   const Shape rows_of_codes = contiguous_strides(in_units(encoding.element, box).size);

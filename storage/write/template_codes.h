@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
+#include <mutex>
+#include <string>
 #include <vector>
 
 #include "planner/load/load_plan.h"
@@ -36,8 +39,13 @@ class TemplateCodes {
  private:
   std::vector<std::byte> bytes_of_box(const SourceTensor& tensor, const Shape& shape, const Box& box) const;
 
+  /// The global scale of a weight, which is read once; 1 if it has none.
+  float global_of(const Encoding& encoding, const std::string& weight) const;
+
   const Catalog& template_;
   mutable OpenFiles files_;
+  mutable std::mutex lock_;  // of the next
+  mutable std::map<std::string, float> globals_;
 };
 
 }  // namespace shardwright

@@ -25,6 +25,27 @@ TEST(native_tensors, the_released_model_fills_the_native_tensors_of_the_referenc
   EXPECT_EQ(elements / 100'000'000, 4345);
 }
 
+TEST(native_tensors, experts_that_files_have_stacked_are_a_stack_in_every_layout) {
+  const Catalog catalog = catalog_of({
+      {"model.layers.0.mlp.experts.gate_up_proj", DType::BF16, {4, 6, 8}},
+      {"model.layers.0.mlp.experts.gate_up_proj_bias", DType::BF16, {4, 8}},
+      {"model.layers.0.mlp.experts.down_proj", DType::BF16, {4, 4, 6}},
+      {"model.layers.0.mlp.router.weight", DType::BF16, {4, 6}},
+      {"model.layers.0.self_attn.sinks", DType::BF16, {2}},
+  });
+  for (const char* layout : {"automodel", "transformers", "torchtitan", "huggingface"}) {
+    int stacks = 0;
+    for (const NativeTensor& tensor : native_tensors(catalog, weight_map_for(catalog, "gpt_oss", layout)))
+      stacks += tensor.stacked ? 1 : 0;
+    EXPECT_EQ(stacks, 3) << layout;
+  }
+  const Catalog one_by_one = catalog_of(
+      {{"a.experts.3.w1.weight", DType::BF16, {4, 6}}, {"a.shared_experts.w1.weight", DType::BF16, {4, 6}}});
+  for (const NativeTensor& tensor :
+       native_tensors(one_by_one, weight_map_for(one_by_one, "auto", "huggingface")))
+    EXPECT_FALSE(tensor.stacked) << tensor.fqn;
+}
+
 TEST(native_tensors, block_scaled_weights_get_the_dtype_asked_for_and_others_keep_theirs) {
   const Catalog catalog = preset_catalog("tiny");
   std::map<std::string, DType> dtypes;

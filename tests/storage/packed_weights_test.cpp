@@ -2,11 +2,18 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "planner/load/plan_wire.h"
+#include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
+#include "planner/names/packed_tensors.h"
+#include "storage/files/input_file.h"
 #include "storage/format/read_catalog.h"
+#include "storage/jobs/export_checkpoint.h"
+#include "storage/jobs/load_checkpoint.h"
 #include "storage/load/load.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
@@ -126,6 +133,55 @@ TEST(packed_weights, devices_get_what_the_cpu_gets_and_plans_come_back_from_the_
       ASSERT_EQ(std::memcmp(moved[n], on_cpu.memory[n].data(), on_cpu.memory[n].size() * 2), 0)
           << on_cpu.specs[n].fqn << " round " << round;
   }
+}
+
+TEST(packed_weights, a_job_loads_them_as_they_are_and_an_export_writes_them_back) {
+  const TemporaryDirectory directory;
+  Random random(3);
+  const std::vector<Written> tensors = packed_weights(random);
+  std::filesystem::create_directory(directory / "from");
+  write(directory / "from" / "model.safetensors", tensors);
+  const Catalog catalog = read_catalog(directory / "from");
+  const Packed packed = as_packed(catalog, weight_map_for(catalog, "auto", "huggingface"));
+  std::map<std::string, std::string> memory;
+  std::vector<TensorSpec> specs;
+  for (const NativeTensor& native : native_tensors(packed.catalog, packed.map)) {
+    std::string& bytes = memory[native.fqn];
+    bytes.resize(static_cast<std::size_t>(volume(native.shape) * bytes_of(native.dtype)), '\x5A');
+    specs.push_back(whole_tensor(native.fqn, native.dtype, native.shape, bytes.data()));
+  }
+  EXPECT_EQ(specs.size(), tensors.size() - 1);  // the shape says how the words are packed
+  CheckpointLoadOptions how;
+  how.layout = "huggingface";
+  how.packed = true;
+  load_checkpoint(specs, directory / "from", {}, how);
+  for (const Written& tensor : tensors) {
+    if (tensor.name == "int.weight_shape") continue;
+    const std::string ending = "_packed";
+    const bool is_codes = tensor.name.ends_with(ending);
+    EXPECT_EQ(memory.at(is_codes ? tensor.name.substr(0, tensor.name.size() - ending.size()) : tensor.name),
+              tensor.bytes)
+        << tensor.name;
+  }
+
+  ExportOptions to;
+  to.layout = "huggingface";
+  to.template_directory = directory / "from";
+  export_checkpoint(specs, directory / "to", {}, to);
+  const Catalog back = as_stored(read_catalog(directory / "to"));
+  EXPECT_EQ(back.tensors.size(), tensors.size());
+  for (const Written& tensor : tensors) {
+    const SourceTensor& found = back.find(tensor.name).front();
+    const InputFile file(back.path_of(found));
+    std::string bytes(found.end - found.begin, '\0');
+    file.read(found.begin, bytes.data(), bytes.size());
+    EXPECT_EQ(bytes, tensor.bytes) << tensor.name;
+  }
+
+  specs.erase(std::find_if(specs.begin(), specs.end(),
+                           [](const TensorSpec& spec) { return spec.fqn == "nv.weight_scale_2"; }));
+  expect_error(ErrorKind::mismatch, {"nv.weight: holds packed codes", "nv.weight_scale_2"},
+               [&] { load_checkpoint(specs, directory / "from", {}, how); });
 }
 
 TEST(packed_weights, are_seen_by_their_own_names_and_go_back_to_those_of_the_files) {

@@ -74,3 +74,16 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
         "--ranks", type=number_of_ranks, default=1, help="Gloo ranks on this machine, sharding dimension 0"
     )
     parser.add_argument("--threads", type=whole_number, help="per rank")
+
+
+def add_quantization(
+    parser: argparse.ArgumentParser, names: list[str], default: str | None, help_text: str
+) -> None:
+    parser.add_argument("--quantization", choices=names, default=default, help=help_text)
+    parser.add_argument(
+        "--quantized-weights",
+        nargs="+",
+        metavar="PATTERN",
+        help='exactly these matrices, by patterns of HF names such as "*.mlp.*"; default: those that the template, or '
+        "source, has encoded, else those that releases of the family have",
+    )

@@ -23,6 +23,7 @@ def _export(rank: int, options: argparse.Namespace) -> tuple[dict[str, Any], lis
         options.source,
         options.destination,
         quantization=options.quantization,
+        quantized_weights=options.quantized_weights,
         max_shard_size=options.max_shard_size,
         template=template,
         model=options.model,

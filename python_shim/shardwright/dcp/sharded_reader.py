@@ -79,7 +79,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             self._torchs = TorchStorageReader(self.path, self.weights_only, self._extension_registry)
             self._torchs.load_id = self.load_id
             return self._torchs.read_metadata(name)
-        return CatalogMetadata.of(self._read_catalog, self.load_id, trainers_names=True)
+        return CatalogMetadata.of(lambda: self._read_catalog().as_stored(), self.load_id, trainers_names=True)
 
     def _read_manifest(self) -> tuple[Any, Any]:
         start = time.perf_counter()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import Any
 
+from shardwright import _core
 from shardwright.cli.answer import Answer
-from shardwright.cli.options import whole_number
+from shardwright.cli.options import add_quantization, number_of_ranks, whole_number
 
-HELP = "a checkpoint of torch's FileSystemWriter to one of ours, and ours to another format"
+HELP = (
+    "a checkpoint of torch's FileSystemWriter to one of ours, ours to another format, or a Hugging Face checkpoint to "
+    "another encoding"
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +23,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format", choices=["torch", "safetensors"], help="torch: torch alone reads it as well"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another kind of checkpoint")
-    parser.add_argument("--threads", type=whole_number)
+    parser.add_argument("--threads", type=whole_number, help="per rank")
+    add_quantization(parser, [*_core.quantizations(), "bf16", "none"], None, "of a Hugging Face checkpoint")
+    parser.add_argument("--model", default="auto", help="the family; default: by config.json or the names")
+    parser.add_argument("--max-shard-size", default="5GB", help="of tensors in a file; default: 5GB")
+    parser.add_argument(
+        "--ranks",
+        type=number_of_ranks,
+        default=1,
+        help="with --quantization: Gloo ranks on this machine",
+    )
 
 
 def run(options: argparse.Namespace) -> Answer:
+    if options.ranks > 1 and options.quantization is None:
+        raise ValueError("--ranks: expected --quantization with it; other conversions run in one process")
+    from shardwright.cli.of_ranks import answer_of, on_each_rank
+
+    return answer_of(on_each_rank(options.ranks, _convert, options))
+
+
+def _convert(rank: int, options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     from shardwright.converting import convert
 
     report = convert(
@@ -30,5 +52,9 @@ def run(options: argparse.Namespace) -> Answer:
         format=options.format,
         threads=options.threads or None,
         overwrite=options.overwrite or None,
+        quantization=options.quantization,
+        quantized_weights=options.quantized_weights,
+        model=options.model,
+        max_shard_size=options.max_shard_size,
     )
-    return Answer(dataclasses.asdict(report), str(report))
+    return dataclasses.asdict(report), report.rows()

@@ -8,7 +8,7 @@ from pathlib import Path
 from shardwright import _core
 from shardwright.catalog import read_catalog
 from shardwright.cli.answer import Answer
-from shardwright.cli.options import add_ranks, add_rules
+from shardwright.cli.options import add_quantization, add_ranks, add_rules
 from shardwright.local_path import local_path
 
 HELP = "load a checkpoint and write it as another"
@@ -17,11 +17,11 @@ HELP = "load a checkpoint and write it as another"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a checkpoint: Hugging Face, or of training (sharded, .distcp)")
     parser.add_argument("destination", help="the directory that it goes into, beside what is there")
-    parser.add_argument(
-        "--quantization",
-        choices=["mxfp8", "template", "none"],
-        default="none",
-        help="mxfp8, the template's encodings and scales, or BF16 (default)",
+    add_quantization(
+        parser,
+        [*_core.quantizations(), "template", "none"],
+        "none",
+        "of the weights; template: its encodings and scales; none, the default: BF16",
     )
     parser.add_argument(
         "--template",
