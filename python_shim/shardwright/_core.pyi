@@ -40,6 +40,24 @@ class Catalog:
 
 class CheckpointFormatError(ValueError): ...
 
+class Conversion:
+    def __init__(
+        self,
+        source: os.PathLike[str] | str | bytes | bytes,
+        quantization: str | bytes,
+        quantized_weights: collections.abc.Sequence[str | bytes],
+        model: str | bytes,
+        max_file_bytes: int,
+        threads: int,
+        buffer_bytes: int,
+        rank: int,
+        ranks: int,
+    ) -> None: ...
+    def describe(self) -> bytes: ...
+    def write(self, told: str | bytes) -> ExportReport: ...
+    @property
+    def request(self) -> ExportRequest: ...
+
 class CooperativeLoad:
     def __init__(
         self,
@@ -125,13 +143,13 @@ class ExportRequest:
         template: Catalog | None,
         model: str | bytes,
         layout: str | bytes,
-        quantise: bool,
+        quantization: str | bytes,
+        quantized_weights: collections.abc.Sequence[str | bytes],
         strict: bool,
         max_file_bytes: int,
         file_numbers: collections.abc.Mapping[str, int],
         strict_dtypes: bool = ...,
         map: WeightMap = ...,
-        as_template: bool = ...,
     ) -> None: ...
 
 class Family:
@@ -724,7 +742,12 @@ def checksums_of(
     directory: os.PathLike[str] | str | bytes | bytes,
 ) -> dict[str, tuple[list[int], list[int]]]: ...
 def chunks_read(plan: LoadPlan, catalog: Catalog) -> list[tuple[str, list[int]]]: ...
-def config_of(text: str | bytes, quantised: bool, file: str | bytes) -> bytes: ...
+def config_of(
+    text: str | bytes,
+    quantization: str | bytes,
+    plain_modules: collections.abc.Sequence[str | bytes],
+    file: str | bytes,
+) -> bytes: ...
 def copy_out(
     parts: collections.abc.Sequence[
         tuple[int, int, collections.abc.Sequence[int], collections.abc.Sequence[int], int, int]
@@ -795,6 +818,7 @@ def generated_catalog(
     family: str | bytes = ...,
     form: str | bytes = ...,
     config: str | bytes = ...,
+    encoding: str | bytes = ...,
 ) -> Catalog: ...
 def generated_encodings() -> list[str]: ...
 def grouped_names(names: collections.abc.Sequence[str | bytes]) -> list[str]: ...
@@ -890,6 +914,7 @@ def plan_reads(
 def plan_resume(specs: collections.abc.Sequence[TensorSpec], catalog: Catalog) -> LoadPlan: ...
 def projection_names(stack: str | bytes) -> list[str]: ...
 def quantised_patterns(map: WeightMap) -> list[str]: ...
+def quantizations() -> list[str]: ...
 def read_bytes(
     path: os.PathLike[str] | str | bytes | bytes, begin: int = ..., end: int | None = ...
 ) -> bytes: ...
