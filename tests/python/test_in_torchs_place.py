@@ -92,6 +92,16 @@ def test_torchs_first_arguments_are_not_taken_for_a_model_and_a_layout():
             sw.LoadPlanner(*arguments)
 
 
+@pytest.mark.parametrize("writer", [sw.ShardedStorageWriter, sw.HuggingFaceStorageWriter])
+def test_a_plan_that_another_writer_prepared_is_refused_by_name(writer: Any, tmp_path: Path):
+    planner = dcp.DefaultSavePlanner()
+    planner.set_up_planner({"w": torch.ones(2)}, is_coordinator=True)
+    plan = dataclasses.replace(planner.create_local_plan(), storage_data={"shard_index": 1})
+    with pytest.raises(ValueError, match="prepare_global_plan.*dict"):
+        writer(tmp_path / "it").write_data(plan, planner)
+    assert not (tmp_path / "it").exists()
+
+
 class Backwards(StreamTransformExtension):
     """Each byte is its complement."""
 
