@@ -367,7 +367,7 @@ READERS = [TorchHuggingFaceReader, sw.HuggingFaceStorageReader]
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_family_that_nobody_knows_is_loaded_under_its_own_names(reader: Any, tmp_path: Path):
+def test_what_says_of_no_family_that_it_is_of_it_is_loaded_under_its_own_names(reader: Any, tmp_path: Path):
     values = {"tower.proj": torch.rand(4, 6), "tower.norm": torch.rand(6)}
     save_file(values, tmp_path / "model.safetensors")
     for planner in (dcp.DefaultLoadPlanner, sw.LoadPlanner):
@@ -386,6 +386,16 @@ def test_a_family_that_nobody_knows_is_loaded_under_its_own_names(reader: Any, t
         dcp.load(
             {"x": torch.zeros(1)},
             storage_reader=reader(str(tmp_path)),
+            planner=sw.LoadPlanner(),
+            no_dist=True,
+        )
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
+    with pytest.raises(
+        CheckpointException, match="unheard_of"
+    ):  # a family with layouts, perhaps; what says so is asked
+        dcp.load(
+            empty(values),
+            storage_reader=sw.HuggingFaceStorageReader(tmp_path),
             planner=sw.LoadPlanner(),
             no_dist=True,
         )
