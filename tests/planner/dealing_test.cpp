@@ -4,6 +4,7 @@
 
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "planner/save/global_save_plan.h"
 #include "tests/planner/random_layouts.h"
@@ -220,6 +221,32 @@ TEST(dealing, a_small_tensor_is_written_by_one_rank) {
   for (const std::vector<WrittenBox>& share : deal_out(states_of(holdings), along_the_first))
     writers += share.empty() ? 0 : 1;
   EXPECT_EQ(writers, 1);
+}
+
+TEST(dealing, the_lowest_rank_that_holds_a_box_writes_it_if_that_is_asked_for) {
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    Random random(seed);
+    const std::vector<RankState> states = states_of(random_holdings(random, random.between(1, 5), 40));
+    ValuesByHash known;
+    for (const RankState& state : states) learn_values(state, known);
+    Dealing lowest;
+    lowest.to_lowest = true;
+    const GlobalSavePlan plan = plan_save(states, known, [&](const SavedValues&) { return lowest; });
+    std::set<std::pair<std::string, std::pair<Shape, Shape>>> seen;  // by lower ranks
+    for (std::size_t r = 0; r < states.size(); ++r) {
+      std::set<std::pair<std::string, std::pair<Shape, Shape>>> written;
+      each_written(states[r], known, {plan.left_to_others[r], {}},
+                   [&](const SavedValue& value, const Box& box) {
+                     written.insert({value.fqn, {box.offset, box.size}});
+                   });
+      each_written(states[r], known, {LeftToOthers(states[r].holdings.size()), {}},
+                   [&](const SavedValue& value, const Box& box) {
+                     const std::pair one{value.fqn, std::pair{box.offset, box.size}};
+                     EXPECT_EQ(written.contains(one), seen.insert(one).second)
+                         << one.first << " on rank " << r;
+                   });
+    }
+  }
 }
 
 TEST(dealing, nothing_is_dealt_out_before_ranks_agree) {

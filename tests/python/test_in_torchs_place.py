@@ -92,6 +92,16 @@ def test_torchs_first_arguments_are_not_taken_for_a_model_and_a_layout():
             sw.LoadPlanner(*arguments)
 
 
+@pytest.mark.parametrize("writer", [sw.ShardedStorageWriter, sw.HuggingFaceStorageWriter])
+def test_a_plan_that_another_writer_prepared_is_refused_by_name(writer: Any, tmp_path: Path):
+    planner = dcp.DefaultSavePlanner()
+    planner.set_up_planner({"w": torch.ones(2)}, is_coordinator=True)
+    plan = dataclasses.replace(planner.create_local_plan(), storage_data={"shard_index": 1})
+    with pytest.raises(ValueError, match="prepare_global_plan.*dict"):
+        writer(tmp_path / "it").write_data(plan, planner)
+    assert not (tmp_path / "it").exists()
+
+
 class Backwards(StreamTransformExtension):
     """Each byte is its complement."""
 
@@ -357,7 +367,7 @@ READERS = [TorchHuggingFaceReader, sw.HuggingFaceStorageReader]
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_family_that_nobody_knows_is_loaded_under_its_own_names(reader: Any, tmp_path: Path):
+def test_what_says_of_no_family_that_it_is_of_it_is_loaded_under_its_own_names(reader: Any, tmp_path: Path):
     values = {"tower.proj": torch.rand(4, 6), "tower.norm": torch.rand(6)}
     save_file(values, tmp_path / "model.safetensors")
     for planner in (dcp.DefaultLoadPlanner, sw.LoadPlanner):
@@ -376,6 +386,16 @@ def test_a_family_that_nobody_knows_is_loaded_under_its_own_names(reader: Any, t
         dcp.load(
             {"x": torch.zeros(1)},
             storage_reader=reader(str(tmp_path)),
+            planner=sw.LoadPlanner(),
+            no_dist=True,
+        )
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
+    with pytest.raises(
+        CheckpointException, match="unheard_of"
+    ):  # a family with layouts, perhaps; what says so is asked
+        dcp.load(
+            empty(values),
+            storage_reader=sw.HuggingFaceStorageReader(tmp_path),
             planner=sw.LoadPlanner(),
             no_dist=True,
         )

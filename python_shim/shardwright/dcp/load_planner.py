@@ -30,8 +30,8 @@ class LoadPlanner(ResumePlanner):
 
     With :class:`shardwright.HuggingFaceStorageReader` the plans stay on their ranks, and what ``dcp.load`` gathers is
     empty. With another reader of HF checkpoints, torch's own say, the plans are ordinary ReadItems, and what is read is
-    decoded when it is committed. A checkpoint of a family that nobody knows is loaded under its own names, where the
-    state dict has these.
+    decoded when it is committed. Where neither config.json nor the names say which family a checkpoint is of, it is
+    loaded under its own names, if the state dict has these.
 
     With any other reader, :class:`shardwright.ShardedStorageReader` or torch's FileSystemReader say, the names are the
     trainer's own: It does what torch's DefaultLoadPlanner does, and takes strided shards, too.
@@ -161,7 +161,11 @@ class LoadPlanner(ResumePlanner):
         except _core.PlanError as unknown:
             own = {name for name, *_ in self.catalog.whole_tensors}
             lacking = [name for name in self.state_dict if name not in own]
-            if self.model != "auto" or len(lacking) == len(self.state_dict):
+            is_asked_for = (self.model, self.layout) != ("auto", "automodel")
+            is_told = '"model_type"' in self.catalog.config or _core.has_table(
+                self.catalog, "auto", self.layout
+            )
+            if is_asked_for or is_told or len(lacking) == len(self.state_dict):
                 raise
             if lacking and not self.allow_partial_load:
                 names = ", ".join(_core.grouped_names(lacking))

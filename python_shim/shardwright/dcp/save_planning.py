@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
 from shardwright import _core
+
+T = TypeVar("T")
 
 
 class PackedItems(Sequence[WriteItem]):
@@ -49,6 +51,20 @@ def is_refused(answers: Sequence[bytes]) -> bool:
 def is_given_up(plans: Sequence[SavePlan]) -> bool:
     """True where the planner has made no plan, so that every rank will refuse to go on."""
     return is_refused([plan.items.message for plan in plans if isinstance(plan.items, PackedItems)])
+
+
+def share_of(plan: SavePlan, share: type[T], writer: Any) -> T:
+    """What a writer of ours has told this rank by the plan.
+
+    Raises:
+        ValueError: something else has been put into the plan since.
+    """
+    if not isinstance(plan.storage_data, share):
+        raise ValueError(
+            f"expected the plan as {type(writer).__name__}'s prepare_global_plan made it, found one with a "
+            f"{type(plan.storage_data).__name__} as its storage_data; hand that on as it is"
+        )
+    return plan.storage_data
 
 
 def signature_of(fqn: str, value: Any) -> Any:

@@ -30,7 +30,7 @@ from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import next_order
 from shardwright.dcp.planned_metadata import PlannedMetadata, tell_published
 from shardwright.dcp.save_description import number_values
-from shardwright.dcp.save_planning import is_given_up
+from shardwright.dcp.save_planning import is_given_up, share_of
 from shardwright.dcp.storage_reader import default_threads
 from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import current_streams, is_reached
@@ -130,8 +130,10 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         self.format = _format_of(format, serialization_format)
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
-        self.thread_count = default_threads() if thread_count is None else thread_count
-        self.per_thread_copy_ahead = per_thread_copy_ahead
+        self.thread_count = (
+            default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
+        )
+        self.per_thread_copy_ahead = whole_number("per_thread_copy_ahead", per_thread_copy_ahead)
         self.overwrite = overwrite
         self.async_staging_bytes = async_staging_bytes
         self.device_memory = (
@@ -176,7 +178,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     # --- writing -----------------------------------------------------------------------------------------------
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        share: _Share = plan.storage_data
+        share = share_of(plan, _Share, self)
         try:
             told = self._write(plan.items, planner, self._directory(share), share.rank)
         except Exception as error:

@@ -24,6 +24,7 @@ from shardwright.byte_sizes import bytes_of_size
 from shardwright.catalog import catalog_of
 from shardwright.dcp.save_description import global_rank
 from shardwright.dcp.save_planner import ExportMeta
+from shardwright.dcp.save_planning import share_of
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import default_threads
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
@@ -318,7 +319,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             written = self._shards.write_data(plan, planner)
             self.report = self._shards.report
             return written
-        outcome = RankOutcome(plan.storage_data.rank)
+        outcome = RankOutcome(share_of(plan, _Share, self).rank)
         try:
             self.report, outcome.row_sums = self._write_share(plan.storage_data, planner)
         except Exception as error:
