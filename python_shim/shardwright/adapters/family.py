@@ -23,11 +23,14 @@ from shardwright.weight_maps import imported_map, model_name, weight_map_for
 class FamilyStateDictAdapter(StateDictAdapter):
     """Converts state dicts in memory as :func:`shardwright.load` and :func:`shardwright.export` do.
 
+    In layout "automodel" it converts LoRA, too: to a module for each expert, and from these or ParamWrappers.
+
     Args:
         model: the family, such as "qwen3_moe". Where no table has it in layout "transformers": a config or a model of
             transformers.
         layout: the trainer's names and shapes, as for :class:`shardwright.LoadPlanner`.
-        experts: how many a layer has over all ranks; -1: as many as a state dict brings.
+        experts: how many a layer has over all ranks; -1: as many as a state dict brings. LoRA of experts in peft's
+            ParamWrappers needs the number.
         dtype: of decoded weights and of grouped experts.
         checkpoint: a directory, or a DCP storage reader of it, with the names and the config.json of the state dicts
             that are converted. Needed where a family has several forms, or the layout needs sizes of the config.

@@ -1,1 +1,1 @@
-"""Trainers of others, whose saves and loads one line hands to Shardwright. None is imported unless it is asked for."""
+"""Shardwright in place of what trainers bring: a module for each trainer. None is imported unless it is asked for."""

@@ -203,7 +203,7 @@ class Checkpointer(TheirCheckpointer):
                     return AsyncSaveResponse(_done(), _Upload(future, writer))
                 dcp.save(state_dict, storage_writer=writer, planner=SavePlanner(), process_group=group)
         except CheckpointException as failure:
-            raise told(failure) from failure
+            raise _with_advice(told(failure)) from failure
         finally:
             if not self.config.is_async:
                 writer.abandon()
@@ -243,6 +243,15 @@ def _is_extra_state(name: str) -> bool:
     return "_extra_state" in name
 
 
+def _with_advice(failure: Exception) -> Exception:
+    if not isinstance(failure, FileExistsError):
+        return failure
+    return FileExistsError(
+        failure.errno,
+        f"{failure.strerror}. nemo-automodel has no such option: move those files away, or save into another folder",
+    )
+
+
 def _done() -> Future[None]:
     done: Future[None] = Future()
     done.set_result(None)
@@ -263,6 +272,6 @@ class _Upload:
         try:
             self._future.result()
         except CheckpointException as failure:
-            raise told(failure) from failure
+            raise _with_advice(told(failure)) from failure
         finally:
             self._writer.abandon()
