@@ -77,7 +77,7 @@ def test_killed_in_a_save_it_resumes_the_one_before_and_says_so(uninterrupted: P
     fail(tmp_path, killed_saving=4, checkpoint=FULL)
     (tmp_path / "losses.json").unlink()
     output = run_well(WORKER, tmp_path, {"manager": "ours", "steps": 6, "checkpoint": FULL})
-    assert "step-4 hold no whole checkpoint, and are passed over" in output
+    assert "passed over, without a whole checkpoint: step-4" in output
     assert "fresh start" not in output
     whole = losses_in(uninterrupted)
     assert losses_in(tmp_path) == {step: whole[step] for step in "3456"}
@@ -285,7 +285,7 @@ def test_what_holds_the_model_alone_is_passed_over_and_files_of_others_stay(save
         WORKER, tmp_path, {"manager": "ours", "steps": 7, "checkpoint": kept}
     )  # ends with the model alone
     output = run_well(WORKER, tmp_path, {"manager": "ours", "steps": 8, "checkpoint": kept | FULL})
-    assert "step-7 hold the model alone; training goes on from step-6" in output
+    assert "passed over, with the model alone: step-7; training goes on from step-6" in output
     assert (tmp_path / "checkpoint" / "step-3" / "notes.txt").read_text() == "mine"
     assert {"old-step-900", "step-3", "step-8"} <= steps_in(tmp_path)
     output = fail(tmp_path, 9, checkpoint=FULL | {"load_step": 7})

@@ -36,6 +36,7 @@ from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import lasting_path
 from shardwright.ranks.cooperation import failing_together
 from shardwright.saving import PendingSave, background_group, save
+from shardwright.system_calls import is_there
 from shardwright.weight_maps import weight_map_for
 
 expect_version("torchtitan", ("0.3.0",))
@@ -156,7 +157,7 @@ class CheckpointManager(TitanCheckpointManager):
         """The writer has done it. What it leaves alone is said, once."""
         if not self._should_purge():
             return
-        others = [step for step, path in self._steps() if not _core.has_manifest(str(path))]
+        others = [step for step, path in self._steps() if not (_is_ours(path) or _is_being_saved(path))]
         kept = [step for step in others if step not in self._left_alone]
         if kept and len(others) > self.keep_latest_k:
             logger.warning(
@@ -258,16 +259,13 @@ class CheckpointManager(TitanCheckpointManager):
             dist.broadcast_object_list(found, dist.get_global_rank(self._group, 0), self._group)
         steps: Steps = found[0]
         where = folder or self.folder
-        begins = "training goes on from" if steps.newest >= 0 else "there is no other to go on from"
+        goes_on = f"training goes on from step-{steps.newest}" if steps.newest >= 0 else "there is no other"
         if steps.of_weights:
             logger.warning(
-                f"{where}: {_steps(steps.of_weights)} hold the model alone; {begins}"
-                + (f" step-{steps.newest}" if steps.newest >= 0 else "")
+                f"{where}: passed over, with the model alone: {_steps(steps.of_weights)}; {goes_on}"
             )
         if steps.unfinished:
-            logger.warning(
-                f"{where}: {_steps(steps.unfinished)} hold no whole checkpoint, and are passed over"
-            )
+            logger.warning(f"{where}: passed over, without a whole checkpoint: {_steps(steps.unfinished)}")
         return steps.newest
 
     def _create_checkpoint_id(self, step: int, folder: str = "") -> str:
@@ -277,7 +275,7 @@ class CheckpointManager(TitanCheckpointManager):
         return str(there if there.is_dir() else root / f"step-{step}")
 
     def _steps(self) -> list[tuple[int, Path]]:
-        found = ((step_of(entry), entry) for entry in Path(self.folder).iterdir())
+        found = ((step_of(entry), entry) for entry in Path(self.folder).iterdir() if entry.is_dir())
         return sorted((step, entry) for step, entry in found if step is not None)
 
     # --- exporting ---------------------------------------------------------------------------------------------
@@ -353,6 +351,14 @@ class CheckpointManager(TitanCheckpointManager):
                 'whose dtypes are taken over, an export is in BF16; expected export_dtype="bfloat16"'
             )
         weight_map_for(None, self._family(), "huggingface")
+
+
+def _is_ours(step: Path) -> bool:
+    return bool(_core.has_manifest(str(step)))
+
+
+def _is_being_saved(step: Path) -> bool:
+    return is_there(step / _core.saving_name) or not any(step.iterdir())
 
 
 def _steps(steps: list[int]) -> str:
