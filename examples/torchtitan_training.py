@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 WORKER = Path(__file__).parent.parent / "tests" / "peers" / "titan_training.py"
-TOLD = ("hold no whole", "Loading the checkpoint", "fresh start", "Exporting", "no place for", "Read ")
+TOLD = ("passed over", "Loading the checkpoint", "fresh start", "Exporting", "no place for", "Read ")
 
 
 def released_in_fp8(path: Path) -> None:

@@ -40,7 +40,7 @@ class PendingSave:
 
     @property
     def future(self) -> Any:
-        """torch's future of the save, for those who wait for that. :meth:`wait` says what went wrong."""
+        """torch's future of the save, for those who wait for that. ``wait()`` says what went wrong."""
         return self._future
 
     def wait(self) -> SaveReport:

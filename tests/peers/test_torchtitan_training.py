@@ -77,7 +77,7 @@ def test_killed_in_a_save_it_resumes_the_one_before_and_says_so(uninterrupted: P
     fail(tmp_path, killed_saving=4, checkpoint=FULL)
     (tmp_path / "losses.json").unlink()
     output = run_well(WORKER, tmp_path, {"manager": "ours", "steps": 6, "checkpoint": FULL})
-    assert "step-4 hold no whole checkpoint, and are passed over" in output
+    assert "passed over, without a whole checkpoint: step-4" in output
     assert "fresh start" not in output
     whole = losses_in(uninterrupted)
     assert losses_in(tmp_path) == {step: whole[step] for step in "3456"}
@@ -186,6 +186,27 @@ def test_the_last_step_is_exported_as_torchtitan_exports_it(released: Path, tmp_
     assert [name for name in theirs if not same(state[name], theirs[name])] == []
 
 
+def test_without_weights_in_the_assets_an_export_is_in_bf16_and_has_their_config(
+    released: Path, tmp_path: Path
+):
+    assets = tmp_path / "assets"
+    shutil.copytree(released, assets, ignore=shutil.ignore_patterns("*.safetensors"))
+    last = {"last_save_model_only": True, "last_save_in_hf": True}
+    output = fail(tmp_path / "a", 1, assets=str(assets), checkpoint=last)
+    assert 'expected export_dtype="bfloat16"' in output and not (tmp_path / "a" / "losses.json").exists()
+    train(tmp_path / "b", 1, assets=str(assets), checkpoint=last | {"export_dtype": "bfloat16"})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "b" / "checkpoint" / "step-1")
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}
+
+
+def test_a_seed_checkpoint_is_what_ranks_begin_with(tmp_path: Path):
+    """Of one process; two train on from it."""
+    seed = FULL | {"create_seed_checkpoint": True}
+    run_well(WORKER, tmp_path, {"manager": "ours", "steps": 2, "checkpoint": seed}, ranks=1)
+    assert steps_in(tmp_path) == {"step-0"}
+    assert list(train(tmp_path, 2, checkpoint=FULL)) == ["1", "2"]
+
+
 # --- LoRA ----------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +285,7 @@ def test_what_holds_the_model_alone_is_passed_over_and_files_of_others_stay(save
         WORKER, tmp_path, {"manager": "ours", "steps": 7, "checkpoint": kept}
     )  # ends with the model alone
     output = run_well(WORKER, tmp_path, {"manager": "ours", "steps": 8, "checkpoint": kept | FULL})
-    assert "step-7 hold the model alone; training goes on from step-6" in output
+    assert "passed over, with the model alone: step-7; training goes on from step-6" in output
     assert (tmp_path / "checkpoint" / "step-3" / "notes.txt").read_text() == "mine"
     assert {"old-step-900", "step-3", "step-8"} <= steps_in(tmp_path)
     output = fail(tmp_path, 9, checkpoint=FULL | {"load_step": 7})

@@ -97,6 +97,25 @@ def test_a_state_whose_optimizer_was_not_finished_is_refused(released: Path, tmp
     assert "optimizer_0" in output and "the save of 2 has not ended" in output
 
 
+def test_transformers_own_trainer_is_killed_and_resumed(released: Path, tmp_path: Path):
+    options: dict[str, Any] = {"released": str(released), "by": "theirs"}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    run_well("trainer_on_ranks.py", tmp_path / "whole", options)
+    whole = json.loads((tmp_path / "whole" / "losses.json").read_text())
+    assert len(set(whole.values())) == 4
+    folder, options = tmp_path / "killed", options | {"by": "ours"}
+    run_badly("trainer_on_ranks.py", folder, options | {"killed_at": 3})
+    checkpoint = folder / "training" / "checkpoint-2"
+    assert (checkpoint / "pytorch_model_fsdp_0" / "shardwright.manifest").exists()
+    run_well("trainer_on_ranks.py", folder, options | {"resume": True})
+    assert json.loads((folder / "losses.json").read_text()) == {step: whole[step] for step in "34"}
+
+    shutil.rmtree(folder / "training" / "checkpoint-4" / "optimizer_0")  # Trainer would begin with a new one
+    output = run_badly("trainer_on_ranks.py", folder, options | {"resume": True})
+    assert "the save of checkpoint-4 has not ended" in output
+
+
 def test_adapters_are_resumed_and_stored_for_peft_and_in_the_weights(released: Path, tmp_path: Path):
     expected = train(tmp_path / "whole", released, lora=True)
     folder = tmp_path / "killed"

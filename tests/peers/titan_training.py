@@ -171,7 +171,10 @@ def main(folder: Path, options: dict[str, Any]) -> None:
             _core.write_manifest = lambda *_: die()
 
     trainer.metrics_processor.log = log
-    trainer.train()
+    if trainer.config.checkpoint.create_seed_checkpoint:  # as torchtitan's train.py does it
+        trainer.checkpointer.save(curr_step=0, last_step=True)
+    else:
+        trainer.train()
     trainer.close()
     dist.destroy_process_group()
     sys.stdout.flush()

@@ -50,7 +50,7 @@ class AnyCheckpoint(DistributedMetadataFormat):
     """What is passed as ``metadata_format`` to load what Shardwright loads: released checkpoints, quantised or not, as
     the item "model"; and those of ``shardwright.save`` and torch's FileSystemWriter, an item for each of their keys.
 
-    Each item needs a :class:`Resharder`.
+    Each item needs a ``Resharder``.
     """
 
     @classmethod

@@ -15,6 +15,8 @@ Nothing of torchtitan is patched: the class derives from its own, and takes the 
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import lasting_path
 from shardwright.ranks.cooperation import failing_together
 from shardwright.saving import PendingSave, background_group, save
+from shardwright.system_calls import is_there
+from shardwright.weight_maps import weight_map_for
 
 expect_version("torchtitan", ("0.3.0",))
 
@@ -47,6 +51,9 @@ __all__ = ["CheckpointManager", "checkpoints"]
 
 #: Names in a message; more would hide the rest.
 _TOLD = 8
+
+#: Of the files beside weights that a released model consists of.
+_ASSETS = (".json", ".jinja", ".model", ".txt")
 
 
 class CheckpointManager(TitanCheckpointManager):
@@ -62,8 +69,8 @@ class CheckpointManager(TitanCheckpointManager):
     * ``async_mode`` "async" and "async_with_pinned_mem" are the same: the state is copied before ``save`` returns (from
       devices by way of pinned memory), and a thread writes it.
     * ``last_save_in_hf`` writes the files of ``hf_assets_path`` anew, in their names, order and dtypes, with its config
-      and tokenizer; LoRA adapters are added to the weights that they adapt. Where there are no weights,
-      ``export_dtype`` has to be bfloat16.
+      and tokenizer; LoRA adapters are added to the weights that they adapt. Where there are no weights, the export is
+      in BF16, which ``export_dtype`` has to say.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -150,7 +157,7 @@ class CheckpointManager(TitanCheckpointManager):
         """The writer has done it. What it leaves alone is said, once."""
         if not self._should_purge():
             return
-        others = [step for step, path in self._steps() if not _core.has_manifest(str(path))]
+        others = [step for step, path in self._steps() if not (_is_ours(path) or _is_being_saved(path))]
         kept = [step for step in others if step not in self._left_alone]
         if kept and len(others) > self.keep_latest_k:
             logger.warning(
@@ -252,16 +259,13 @@ class CheckpointManager(TitanCheckpointManager):
             dist.broadcast_object_list(found, dist.get_global_rank(self._group, 0), self._group)
         steps: Steps = found[0]
         where = folder or self.folder
-        begins = "training goes on from" if steps.newest >= 0 else "there is no other to go on from"
+        goes_on = f"training goes on from step-{steps.newest}" if steps.newest >= 0 else "there is no other"
         if steps.of_weights:
             logger.warning(
-                f"{where}: {_steps(steps.of_weights)} hold the model alone; {begins}"
-                + (f" step-{steps.newest}" if steps.newest >= 0 else "")
+                f"{where}: passed over, with the model alone: {_steps(steps.of_weights)}; {goes_on}"
             )
         if steps.unfinished:
-            logger.warning(
-                f"{where}: {_steps(steps.unfinished)} hold no whole checkpoint, and are passed over"
-            )
+            logger.warning(f"{where}: passed over, without a whole checkpoint: {_steps(steps.unfinished)}")
         return steps.newest
 
     def _create_checkpoint_id(self, step: int, folder: str = "") -> str:
@@ -271,23 +275,28 @@ class CheckpointManager(TitanCheckpointManager):
         return str(there if there.is_dir() else root / f"step-{step}")
 
     def _steps(self) -> list[tuple[int, Path]]:
-        found = ((step_of(entry), entry) for entry in Path(self.folder).iterdir())
+        found = ((step_of(entry), entry) for entry in Path(self.folder).iterdir() if entry.is_dir())
         return sorted((step, entry) for step, entry in found if step is not None)
 
     # --- exporting ---------------------------------------------------------------------------------------------
 
     def _export(self, path: str) -> None:
-        model = self.states[MODEL]
+        model, template = self.states[MODEL], self._template()
         with adapters_in_weights(model.model) as merged:
             weights = without_adapters(model.state_dict(), model.model)
+            if template is None:  # the tables need sizes, which torchtitan's own adapter knows
+                weights = self.sd_adapter.to_hf(weights)
             report = export(
                 weights,
                 path,
                 quantization=self.quantization,
-                template=self._template(),
-                model=self.model,
-                layout="torchtitan",
+                template=template,
+                model=self._family(),
+                layout="huggingface" if template is None else "torchtitan",
             )
+        with failing_together(self._group):
+            if template is None and (self._group is None or dist.get_rank(self._group) == 0):
+                self._copy_assets(path)
         if merged:
             logger.info(f"The adapters of {merged} modules are in the weights that {path} has.")
         if report.left_out:
@@ -303,16 +312,53 @@ class CheckpointManager(TitanCheckpointManager):
             return None
         return str(assets)
 
+    def _family(self) -> str:
+        """Whose names an export gets. Those of torchtitan's tensors may be several families'."""
+        if self.model != "auto" or self._template() is not None:
+            return self.model
+        file = Path(getattr(self.sd_adapter, "hf_assets_path", None) or "", "config.json")
+        family = json.loads(file.read_text()).get("model_type") if file.is_file() else None
+        if not isinstance(family, str):
+            raise ValueError(
+                "checkpoint.last_save_in_hf: nothing says which family the model is of; expected the released "
+                "config.json in hf_assets_path, or checkpoint.model"
+            )
+        return family
+
+    def _copy_assets(self, path: str) -> None:
+        """What hf_assets_path has beside weights, for an export that has no template to take it from."""
+        assets = Path(getattr(self.sd_adapter, "hf_assets_path", None) or "")
+        copied = [
+            shutil.copyfile(file, Path(path, file.name)).name
+            for file in sorted(assets.glob("*.*") if assets.name else [])
+            if file.is_file() and file.suffix in _ASSETS and not file.name.startswith(".")
+        ]
+        if "config.json" not in copied:
+            logger.warning(
+                f"{path} has no config.json, as hf_assets_path has none; from_pretrained needs one"
+            )
+
     def _expect_exportable(self) -> None:
         """Before a training, what would keep its last step from being exported."""
         template = self._template()
         if template is not None:
-            read_catalog(template)
-        elif self.export_dtype != torch.bfloat16:
+            weight_map_for(read_catalog(template), self.model, "torchtitan")
+            logger.info(f"last_save_in_hf takes dtypes from {template}, not from export_dtype.")
+            return
+        if self.export_dtype != torch.bfloat16:
             raise ValueError(
                 f"checkpoint.last_save_in_hf with export_dtype {self.export_dtype}: without weights in hf_assets_path, "
                 'whose dtypes are taken over, an export is in BF16; expected export_dtype="bfloat16"'
             )
+        weight_map_for(None, self._family(), "huggingface")
+
+
+def _is_ours(step: Path) -> bool:
+    return bool(_core.has_manifest(str(step)))
+
+
+def _is_being_saved(step: Path) -> bool:
+    return is_there(step / _core.saving_name) or not any(step.iterdir())
 
 
 def _steps(steps: list[int]) -> str:
@@ -323,5 +369,5 @@ def _steps(steps: list[int]) -> str:
 @override(target=TitanCheckpointManager.Config, exact=True, description="checkpoints by Shardwright")
 def checkpoints(config: Any, **options: Any) -> Any:
     """For ``--override.imports``: torchtitan's config of a checkpoint manager, as one of ours. ``options`` are those of
-    :class:`CheckpointManager.Config`."""
+    ``CheckpointManager.Config``."""
     return derive(config, CheckpointManager.Config, **options)

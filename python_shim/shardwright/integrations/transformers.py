@@ -108,7 +108,7 @@ def save_pretrained(
     """Writes a model of transformers as the files that ``from_pretrained`` reads: weights, config.json and, where it
     has one, generation_config.json. No tensor is gathered. All ranks call it.
 
-    Of a model of peft the base model is written; :func:`save_adapter` writes the adapter.
+    Of a model of peft the base model is written; ``save_adapter`` writes the adapter.
 
     Args:
         merge_adapters: whether the written weights have in them what peft's adapters add. The model itself stays as
