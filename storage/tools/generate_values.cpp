@@ -98,8 +98,8 @@ std::uint64_t code_of(DType dtype, float number) {
     case DType::F8_E4M3:
       return nearest<e4m3fn>(exact);
     case DType::U8:
-    case DType::F8_E8M0:  //: the power of two that is not larger
-      return static_cast<std::uint64_t>(exact.exponent + highest_bit(exact.significand) + 127);
+    case DType::F8_E8M0:  // the power of two that is not larger
+      return static_cast<std::uint8_t>(exact.exponent + highest_bit(exact.significand) + 127);
     default:
       throw Error(ErrorKind::argument, "expected a dtype that the generator has trained values for, found " +
                                            std::string(name_of(dtype)));
