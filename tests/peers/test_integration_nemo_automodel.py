@@ -23,7 +23,7 @@ from nemo_training import model_of, qwen3_config
 from nemo_two_ranks import CHECKS
 from safetensors.torch import load_file
 from shardwright.adapters import StateDictAdapter
-from shardwright.integrations.nemo_automodel import package
+from shardwright.integrations.known_versions import expect_version
 from shardwright.models.minimax_m3_vl.state_dict_adapter import MiniMaxM3StateDictAdapter
 from transformers import AutoModelForCausalLM
 
@@ -169,7 +169,7 @@ def test_a_release_that_nobody_has_looked_at_is_refused_by_name(found: str | Non
 
     monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(ImportError, match=f"expected nemo-automodel 0.7.0, found {found or 'none'}"):
-        package.expect_known()
+        expect_version("nemo-automodel", ("0.7.0",))
 
 
 def test_the_command_of_nemo_automodel_runs_with_ours_in_its_place(tmp_path: Path):

@@ -15,9 +15,10 @@ What it saves, nemo-automodel without Shardwright reads, and the other way round
 Shardwright's state-dict adapters with nemo-automodel's ``StateDictAdapter``, so that a model may have either.
 """
 
-from shardwright.integrations.nemo_automodel.package import expect_known
+from shardwright.integrations.known_versions import expect_version
 
-expect_known()
+#: Its Checkpointer has been read, and is tested with ours. Its hooks are no public interface.
+expect_version("nemo-automodel", ("0.7.0",))
 
 from shardwright.integrations.nemo_automodel.checkpointer import Checkpointer  # noqa: E402
 from shardwright.integrations.nemo_automodel.installing import install, installed, uninstall  # noqa: E402
