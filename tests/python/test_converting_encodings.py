@@ -162,7 +162,14 @@ def test_a_kill_of_four_ranks_in_the_middle_leaves_no_checkpoint(tmp_path: Path)
     large = {f"layers.{n}.weight": torch.randn(1024, 512, generator=DRAW).bfloat16() for n in range(60)}
     source = source_in(tmp_path / "source", large)
     command = [sys.executable, "-m", "shardwright", "convert", str(source), str(tmp_path / "to")]
-    command += ["--quantization", "nvfp4-compressed-tensors", "--quantized-weights", "layers.*", "--ranks", "4"]
+    command += [
+        "--quantization",
+        "nvfp4-compressed-tensors",
+        "--quantized-weights",
+        "layers.*",
+        "--ranks",
+        "4",
+    ]
     process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         while not list((tmp_path / "to").glob("**/*.safetensors")) and process.poll() is None:
@@ -173,5 +180,7 @@ def test_a_kill_of_four_ranks_in_the_middle_leaves_no_checkpoint(tmp_path: Path)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "to" / "model.safetensors.index.json").exists()
     assert not list((tmp_path / "to").glob("*.json"))
-    sw.convert(source, tmp_path / "to", quantization="nvfp4-compressed-tensors", quantized_weights=["layers.*"])
+    sw.convert(
+        source, tmp_path / "to", quantization="nvfp4-compressed-tensors", quantized_weights=["layers.*"]
+    )
     assert sw.verify(tmp_path / "to").problems == []
