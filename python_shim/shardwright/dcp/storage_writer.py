@@ -103,7 +103,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             :func:`shardwright.quantizations`, such as "mxfp8" or "nvfp4-modelopt": codes, scales and names as that
             tool makes them, for the weights that the template (where it has no scales, or there is
             none: the model's rule of names) has quantised; None: BF16 for these. Other tensors get the template's
-            dtypes. Without a template, a known model's floats become BF16 and all else stays as it is.
+            dtypes. Without a template, a known model's floats become BF16 and all else stays as it is. On CUDA devices
+            MXFP8 is encoded there; for all other rules and a template values are brought to the CPU in bounded pieces.
         quantized_weights: patterns of HF names, such as "model.layers.*.mlp.*": exactly the matrices, and stacks of
             them, that fit one are quantised. A "*" stands for any characters, a "?" for one. None: as above.
         max_shard_size: bytes of tensors in a file, or text such as "5GB".
