@@ -120,10 +120,12 @@ class ReadPlanner {
                                catalog_.files[chunks.front().file].name;
     const std::string into = " into " + std::string(name_of(spec.dtype));
     const std::string weight = weight_in(catalog_, chunks.front());
-    if (!weight.empty() || !what_decodes(catalog_, chunks.front()).empty()) {
-      return cannot + into +
-             ": it holds packed codes, which are no numbers of that dtype; expected a destination of " +
-             std::string(name_of(element)) + ", which gets it as it is stored" +
+    const std::string scales = what_decodes(catalog_, chunks.front());
+    if (!weight.empty() || !scales.empty()) {
+      return cannot + into + ": it holds packed codes, " +
+             (scales.empty() ? "" : "which " + scales + " decodes, ") +
+             "and no numbers of that dtype; expected a destination of " + std::string(name_of(element)) +
+             ", which gets it as it is stored" +
              (weight.empty() ? "" : "; shardwright's LoadPlanner decodes it as " + weight);
     }
     if (!needs_scales(chunks)) return can_convert(element, spec.dtype) ? "" : cannot + into;

@@ -240,8 +240,10 @@ class LoadPlanner(ResumePlanner):
             if not all(part in self._arrived for part in self._parts[which]):
                 return
             parts = {part % 3: self._arrived.pop(part) for part in self._parts[which]}
-        addresses = [parts[part].data_ptr() if part in parts else 0 for part in range(3)]
-        _core.place_items(self.core_plan, which, self.catalog, *addresses, self.description.specs)
+        elements, scales, factor = (parts[part].data_ptr() if part in parts else 0 for part in range(3))
+        _core.place_items(
+            self.core_plan, which, self.catalog, elements, scales, factor, self.description.specs
+        )
         torch.autograd.graph.increment_version(
             self.description.local_tensors[self._transfers[which].destination]
         )
