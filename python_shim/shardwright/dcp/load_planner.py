@@ -122,7 +122,8 @@ class LoadPlanner(ResumePlanner):
         start = time.perf_counter()
         self.description = describe(self.state_dict)
         problems = self._problems()
-        layout, weight_map = self.layout, None
+        layout = self.layout
+        weight_map: Any = None
         if self.plan is None or self.dtype == "packed":
             layout, weight_map = self._layout()
         if self.dtype == "packed":
