@@ -102,10 +102,11 @@ void add_tensors(SampleTensors& tensors) {
   sizes.dense_layers = 0;
   while (tensors.kind("mlp_layer_types", sizes.dense_layers) == "dense") ++sizes.dense_layers;
   for (NamedShape& tensor : minimax_m3_checkpoint(sizes)) {
-    if (is_float8(tensor.dtype)) {
-      const bool is_expert = tensor.name.find(".experts.") != std::string::npos;
-      is_expert ? tensors.add_expert(tensor.name, std::move(tensor.shape))
-                : tensors.add_scaled(tensor.name, std::move(tensor.shape));
+    const bool is_expert = tensor.name.find(".experts.") != std::string::npos;
+    if (is_float8(tensor.dtype) && is_expert) {
+      tensors.add_expert(tensor.name, std::move(tensor.shape));
+    } else if (is_float8(tensor.dtype)) {
+      tensors.add_scaled(tensor.name, std::move(tensor.shape));
     } else if (!is_scale_name(tensor.name)) {
       tensors.add(tensor.name, tensor.dtype, std::move(tensor.shape));
     }
