@@ -26,8 +26,8 @@ Box hull_of(const Lattice& lattice) {
 Box needed_box(const Transfer& transfer, ReadItem::Part part, const Catalog& catalog) {
   const SourceTensor& tensor = catalog.tensors[static_cast<std::size_t>(tensor_of(transfer, part))];
   if (part == ReadItem::Part::global) return whole(tensor.shape);
-  const Lattice needed = part == ReadItem::Part::elements ? read_lattice(transfer, tensor)
-                                                          : scale_lattice(transfer, tensor);
+  const Lattice needed =
+      part == ReadItem::Part::elements ? read_lattice(transfer, tensor) : scale_lattice(transfer, tensor);
   return whole_in_file(tensor, hull_of(needed));
 }
 

@@ -8,7 +8,8 @@
 
 namespace shardwright {
 
-/// What a transfer needs of one stored tensor, for readers that know nothing but tensors and boxes: torch's, say.
+/// What a transfer needs of one stored tensor, for readers that know nothing but tensors and boxes: torch's,
+/// say.
 struct ReadItem {
   enum class Part : std::uint8_t { elements, scales, global };
 
@@ -18,8 +19,8 @@ struct ReadItem {
   Box box;                   ///< of that tensor (or chunk), in the shape, bytes and words that the file has
 };
 
-/// The smallest box of a source (of its elements, scales or global scale), in its own shape as it is seen, that
-/// holds all that the transfer needs and is whole in the file.
+/// The smallest box of a source (of its elements, scales or global scale), in its own shape as it is seen,
+/// that holds all that the transfer needs and is whole in the file.
 Box needed_box(const Transfer& transfer, ReadItem::Part part, const Catalog& catalog);
 
 /// All items of a plan. Scales come first: whatever has to wait for its other half is then small.

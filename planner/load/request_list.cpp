@@ -30,8 +30,8 @@ bool is_box(const Piece& piece) {
          std::find(axes.begin(), axes.end(), -1) == axes.end();
 }
 
-/// All that belongs to the weight that the last two entries are, and its scales: global scale, shape, scales of
-/// activations.
+/// All that belongs to the weight that the last two entries are, and its scales: global scale, shape, scales
+/// of activations.
 void add_companions(const Catalog& catalog, std::vector<Request>& requests) {
   const std::string weight = requests.end()[-2].name;
   const std::string scales = requests.back().name;

@@ -14,9 +14,9 @@ struct ItemsInMemory {
   const std::byte* global = nullptr;
 };
 
-/// Runs one transfer whose items, those of read_items(), have been read: decodes or copies them to their place.
-/// Throws Error(argument) for a destination that is not in CPU memory, Error(malformed) as expect_meant_scales(),
-/// and Error(mismatch) for a global scale that is no scale.
+/// Runs one transfer whose items, those of read_items(), have been read: decodes or copies them to their
+/// place. Throws Error(argument) for a destination that is not in CPU memory, Error(malformed) as
+/// expect_meant_scales(), and Error(mismatch) for a global scale that is no scale.
 void place_items(const Transfer& transfer, const Catalog& catalog, const ItemsInMemory& items,
                  const TensorSpec& destination);
 

@@ -25,12 +25,13 @@ struct ExportLayout {
   std::string index;                          ///< the text of model.safetensors.index.json
   std::uint64_t total_size = 0;               ///< bytes of all tensors
   const Catalog* template_catalog = nullptr;  ///< whose encodings and scales weights get; null: nobody's
-  std::shared_ptr<const Catalog> packed_template = nullptr;  ///< which that points to, if it is not the caller's
-  std::vector<std::uint32_t> copied;          ///< indices into Catalog::tensors of what is the template's
-  std::vector<Made> made;                     ///< what is neither the template's nor in a state dict
-  const Quantization* quantise = nullptr;     ///< by which weights with scales are encoded; null: as_template
-  bool has_holes = false;                     ///< what nobody writes of the files is zero
-  bool has_checksums = true;                  ///< a list of checksums will lie beside the files
+  std::shared_ptr<const Catalog> packed_template =
+      nullptr;                             ///< which that points to, if it is not the caller's
+  std::vector<std::uint32_t> copied;       ///< indices into Catalog::tensors of what is the template's
+  std::vector<Made> made;                  ///< what is neither the template's nor in a state dict
+  const Quantization* quantise = nullptr;  ///< by which weights with scales are encoded; null: as_template
+  bool has_holes = false;                  ///< what nobody writes of the files is zero
+  bool has_checksums = true;               ///< a list of checksums will lie beside the files
 };
 
 /// Spreads the tensors over files, <start_of_names>-XXXXX-of-YYYYY.safetensors, in the order given. A new
