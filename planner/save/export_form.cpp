@@ -266,12 +266,17 @@ std::string fault_of_template(const ExportForm& form, const Piece& piece, const 
 }  // namespace
 
 void keep_packed(ExportForm& form, const std::vector<SavedTensor>& tensors) {
-  if (form.template_catalog == nullptr || !has_scales(*form.template_catalog)) return;
+  // What is held packed has codes, which no wide float is.
+  const bool may_have_codes = std::any_of(tensors.begin(), tensors.end(), [](const SavedTensor& tensor) {
+    return !is_wide_float(tensor.dtype) && bytes_of(tensor.dtype) <= bytes_of(DType::I32);
+  });
+  if (!may_have_codes || form.template_catalog == nullptr || !has_scales(*form.template_catalog)) return;
   HeldDtypes held;
   for (const SavedTensor& tensor : tensors) held.emplace(tensor.fqn, tensor.dtype);
   Packed packed = as_packed(*form.template_catalog, form.map, held);
   const bool any = std::any_of(tensors.begin(), tensors.end(), [&](const SavedTensor& tensor) {
-    return packed.map.packed->tensors.contains(tensor.fqn);
+    const auto found = packed.map.packed->tensors.find(tensor.fqn);
+    return found != packed.map.packed->tensors.end() && found->second.native.dtype == tensor.dtype;
   });
   if (!any) return;
   Problems problems{std::move(packed.problems)};

@@ -44,7 +44,8 @@ Shape index_of_scale(const SourceTensor& tensor, DType dtype, const Shape& grid,
     index.back() /= dtype == DType::F8_E4M3 ? 16 : 32;
     return index;
   }
-  if (grid.back() == 1 && tensor.shape.back() > 1 && grid[0] == tensor.shape[0] && grid[0] > 1)
+  if (!grid.empty() && grid.back() == 1 && tensor.shape.back() > 1 && grid[0] == tensor.shape[0] &&
+      grid[0] > 1)
     return {at[0], 0};  // one for each row
   if (dtype == DType::F8_E8M0) return {at[0] / 128, at[1] / 128};
   return scale_element(dtype, grid, at).index;

@@ -59,7 +59,9 @@ struct RandomExport {
     request.template_catalog = &template_catalog;
     request.model = "minimax_m3";
     request.map = map;
-    if (!random.once_in(3)) request.quantise = quantization_named("mxfp8");
+    const bool any_scaled = std::any_of(template_tensors.begin(), template_tensors.end(),
+                                        [](const Stored& one) { return is_float8(one.dtype); });
+    if (any_scaled && !random.once_in(3)) request.quantise = quantization_named("mxfp8");
     request.max_file_bytes = random.one_of<std::uint64_t>({1, 3000, 1 << 30});
   }
   RandomExport(const RandomExport&) = delete;
