@@ -169,6 +169,7 @@ void add_stored(std::vector<NamedShape>& tensors, const StoredEncoding& stored, 
 }
 
 Json quantization_config(const StoredEncoding* experts, const StoredEncoding* rest) {
+  if (experts == nullptr && rest == nullptr) return nullptr;
   const StoredEncoding& stored = experts != nullptr ? *experts : *rest;
   const bool is_of_experts_alone = experts != rest;
   switch (stored.names) {

@@ -58,7 +58,7 @@ void add_stored(std::vector<NamedShape>& tensors, const StoredEncoding& encoding
                 const Shape& shape);
 
 /// What config.json says of weights that are stored so: of routed experts, and of the rest; null: in BF16.
-/// At least one of them is not null.
+/// Both null: null.
 nlohmann::ordered_json quantization_config(const StoredEncoding* experts, const StoredEncoding* rest);
 
 }  // namespace shardwright

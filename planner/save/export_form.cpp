@@ -304,7 +304,7 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
     const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
     if (!stored.empty()) return encoding_of(*form.template_catalog, stored);
   }
-  if (is_quantised(form, piece)) {
+  if (form.quantise != nullptr && is_quantised(form, piece)) {
     Encoding encoding = encoding_by(*form.quantise, piece.hf_shape);
     if (form.quantise->rule != EncodingRule::mxfp8 || form.template_catalog == nullptr) return encoding;
     const std::span<const SourceTensor> scales = scales_of(*form.template_catalog, piece.hf_name);
@@ -362,7 +362,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
     }
     std::string fault;
     for (const Piece& piece : pieces) {
-      if (is_quantised(form, piece)) {
+      if (form.quantise != nullptr && is_quantised(form, piece)) {
         std::string unfit = fault_of_quantizing(*form.quantise, piece.hf_name, piece.hf_shape);
         if (!unfit.empty()) {
           problems.add(std::move(unfit));

@@ -1,7 +1,8 @@
 #include "planner/save/weight_numbers.h"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
+#include <cstdint>
 #include <utility>
 
 #include "kernels/encode.h"
@@ -37,8 +38,9 @@ std::optional<float> found_in(const std::unordered_map<std::int64_t, float>& num
 }
 
 bool is_same(const std::vector<float>& a, const std::vector<float>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                    [](float x, float y) { return std::memcmp(&x, &y, sizeof x) == 0; });
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
+    return std::bit_cast<std::uint32_t>(x) == std::bit_cast<std::uint32_t>(y);
+  });
 }
 
 }  // namespace
