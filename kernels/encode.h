@@ -150,9 +150,10 @@ struct BlockGrid {
 float larger_magnitude(float a, float b);
 
 /// Of each block that the tile touches the largest magnitude of the values that lie in the tile; NaN if one
-/// is. A block that several tiles share has the largest of theirs, and a tensor the largest of its blocks.
+/// is, unless NaNs are left out, as mxfp8 does. A block that several tiles share has the largest of theirs,
+/// and a tensor the largest of its blocks.
 void find_magnitudes(const ValueTile& values, const BlockGrid& grid, float* magnitudes,
-                     std::int64_t row_stride);
+                     std::int64_t row_stride, bool leaves_out_nan = false);
 
 /// The global scale of a tensor of `values` with this largest magnitude; 1 for a rule that has none, and, as
 /// compressed-tensors has it, where the largest is so small that it would be infinite. Throws

@@ -365,7 +365,8 @@ float larger_magnitude(float a, float b) {
 }
 
 void find_magnitudes(const ValueTile& values, const BlockGrid& grid, float* magnitudes,
-                     std::int64_t row_stride) {
+                     std::int64_t row_stride, bool leaves_out_nan) {
+  constexpr std::uint32_t infinity = 0x7F800000;
   expect_encodable(values.dtype, "blocks");
   if (values.rows <= 0 || values.columns <= 0) return;
   const std::int64_t last_row = (grid.first_row + values.rows - 1) / grid.block_rows;
@@ -380,7 +381,8 @@ void find_magnitudes(const ValueTile& values, const BlockGrid& grid, float* magn
           grid, panel.column, panel.columns, [&](std::int64_t block, std::int64_t begin, std::int64_t end) {
             std::uint32_t largest = 0;
             for (std::int64_t column = begin - panel.column; column < end - panel.column; ++column) {
-              largest = std::max(largest, magnitude_bits(panel.values[down][column]));
+              const std::uint32_t bits = magnitude_bits(panel.values[down][column]);
+              if (!leaves_out_nan || bits <= infinity) largest = std::max(largest, bits);
             }
             of_row[block] = larger_magnitude(of_row[block], float_of_bits(largest));
           });

@@ -1,5 +1,7 @@
 #include "planner/names/quantization_config.h"
 
+#include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
@@ -89,6 +91,12 @@ std::string fault_of_quantization_config(const Catalog& catalog) {
   return "config.json: expected weights of " + joined(told) + ", as its quantization_config says, found " +
          joined(found) + " among the tensors; give the config.json that belongs to these files, or take " +
          "quantization_config out of it";
+}
+
+bool is_known_method(std::string_view method) {
+  constexpr std::array<std::string_view, 7> known{
+      "fp8", "mxfp8", "mxfp4", "fbgemm_fp8", "nvfp4", "modelopt", "compressed-tensors"};
+  return std::find(known.begin(), known.end(), method) != known.end();
 }
 
 std::string unknown_encoding_of(const Catalog& catalog, const std::string& weight_name) {

@@ -16,4 +16,8 @@ std::string fault_of_quantization_config(const Catalog& catalog);
 /// and what decoding it would need; empty if it is not there so either.
 std::string unknown_encoding_of(const Catalog& catalog, const std::string& weight_name);
 
+/// True for a quantization_config's "quant_method" whose encodings are known. One that is not has weights
+/// that no one here can tell from plain ones.
+bool is_known_method(std::string_view method);
+
 }  // namespace shardwright

@@ -231,8 +231,8 @@ std::string fault_of_transposing(const ExportForm& form, const Piece& piece, con
     const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
     from_blocks = !stored.empty() && stored.front().stored != nullptr &&
                   stored.front().stored->shape.size() > stored.front().shape.size();
-  } else if (!is_of_a_model(form.map)) {
-    return "";  // the caller's matrices are what they are
+  } else if (!is_of_a_model(form.map) && piece.hf_shape.size() == 2) {
+    return "";  // the caller's matrix is what it is
   }
   if (to_blocks == from_blocks) return "";
   return piece.hf_name +

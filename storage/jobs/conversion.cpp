@@ -73,8 +73,8 @@ Conversion::Conversion(const fs::path& source, const ConvertOptions& options, in
   state_ = state_of(specs_, rank);
 }
 
-/// gpt-oss's blocks hold the transposes of the matrices that go under the name otherwise: gives the template
-/// what is written in place of what is read, and the rules of loading the way between the two.
+/// gpt-oss's blocks of a stack hold the transposes of the matrices that go under the name otherwise: gives
+/// the template what is written in place of what is read, and the rules of loading the way between the two.
 void Conversion::transpose_blocks() {
   const Quantization* const how = request_.quantise;
   const bool to_blocks = how != nullptr && how->rule == EncodingRule::mxfp4_gpt_oss;
@@ -91,7 +91,7 @@ void Conversion::transpose_blocks() {
     const bool begins_blocks = to_blocks && !from_blocks && is_stack && is_named(tensor);
     const bool ends_blocks = from_blocks && how == nullptr;
     if (!begins_blocks && !ends_blocks) continue;
-    std::swap(tensor.shape[tensor.shape.size() - 2], tensor.shape.back());
+    if (is_stack) std::swap(tensor.shape[tensor.shape.size() - 2], tensor.shape.back());
     tensor.stored = nullptr;
     if (begins_blocks) {
       tensor.dtype = DType::F4;
@@ -103,9 +103,9 @@ void Conversion::transpose_blocks() {
       tensor.dtype = DType::BF16;
       without_scales.push_back(std::string(scales_of(catalog_, tensor.name).front().name));
     }
-    const bool is_matrix = tensor.shape.size() == 2;
+    if (!is_stack) continue;
     Rule rule{NamePattern(tensor.name), NamePattern(tensor.name)};
-    rule.axes = AxisExpression(is_matrix ? "o i -> i o" : "e o i -> e i o");
+    rule.axes = AxisExpression("e o i -> e i o");
     load_map_.rules.insert(load_map_.rules.begin(), std::move(rule));
   }
   if (scales.empty() && without_scales.empty()) return;

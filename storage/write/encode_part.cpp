@@ -93,14 +93,22 @@ class PartEncoder {
     magnitudes_.resize(count);
     factors_.resize(count);
     stored_.resize(count * static_cast<std::size_t>(bytes_of(part_.encoding.scale)));
-    find_magnitudes(tile, grid_at(part_.encoding, part_.box), magnitudes_.data(), matrix.block_columns);
-    add_what_others_hold(matrix);
     const bool takes_any = part_.quantization.rule == EncodingRule::mxfp8;
+    find_magnitudes(tile, grid_at(part_.encoding, part_.box), magnitudes_.data(), matrix.block_columns,
+                    takes_any);
+    add_what_others_hold(matrix);
     if (!takes_any && std::any_of(magnitudes_.begin(), magnitudes_.end(),
                                   [](float magnitude) { return !std::isfinite(magnitude); }))
       refuse_values(part_, tile, matrix);
     scales_of_magnitudes(part_.quantization.rule, tile.dtype, magnitudes_.data(),
                          static_cast<std::int64_t>(count), global_, stored_.data(), factors_.data());
+    if (std::any_of(factors_.begin(), factors_.end(), [](float factor) { return !std::isfinite(factor); })) {
+      throw Error(ErrorKind::mismatch,
+                  part_.fqn + ": a block of " + part_.weight.name + " has values so small that " +
+                      std::string(part_.quantization.name) +
+                      " finds no scale for them; set them to zero, or leave the weight out "
+                      "of quantized_weights");
+    }
     write_scales(matrix);
     write_codes(matrix, tile);
   }

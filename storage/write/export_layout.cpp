@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <set>
+#include <string_view>
 #include <utility>
 
 #include "planner/error.h"
 #include "planner/names/encodings.h"
+#include "planner/names/packed_weights.h"
 #include "storage/files/printable.h"
 #include "storage/format/hf_index.h"
 #include "storage/format/safetensors.h"
@@ -70,6 +73,12 @@ void sort_tensors(Catalog& catalog) {
       throw Error(ErrorKind::mismatch,
                   "two tensors of the state dict would be stored as " + in_quotes(catalog.tensors[t].name));
     }
+  }
+  std::set<std::string_view> stored;  // under which a tensor may be that is packed
+  for (const SourceTensor& tensor : catalog.tensors) {
+    if (!stored.insert(stored_name(tensor)).second)
+      throw Error(ErrorKind::mismatch,
+                  "two tensors of the state dict would be stored as " + in_quotes(stored_name(tensor)));
   }
 }
 

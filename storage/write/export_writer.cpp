@@ -229,7 +229,8 @@ class Writer {
 
   /// Of its elements, as the file has them.
   std::uint64_t bytes_of_task(const ExportTask& task) const {
-    return stored_bytes(catalog_.tensors[transfer_of(task).source].dtype, task.box.size);
+    return static_cast<std::uint64_t>(
+        bytes_of_box(catalog_.tensors[transfer_of(task).source].dtype, task.box));
   }
 
   /// Encodes, converts or regroups values in CPU memory, and writes them.

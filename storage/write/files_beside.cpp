@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "planner/error.h"
+#include "planner/names/quantization_config.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
@@ -191,6 +192,18 @@ std::string config_of(const std::string& text, const ToldQuantization& told, con
         first.is_object() && first.value("weight_block_size", Json()) == Json::array({1, 32});
     if (told.how->rule == EncodingRule::mxfp8 ? tells_mxfp8 : first == config_of_quantization(told))
       return text;
+  }
+  for (const Json* holder : having) {
+    const Json& old = holder->at("quantization_config");
+    const Json told_method = old.is_object() ? old.value("quant_method", Json()) : Json();
+    const std::string method = told_method.is_string() ? told_method.get<std::string>() : "";
+    if (!method.empty() && !is_known_method(method))
+      throw Error(
+          ErrorKind::mismatch,
+          file + ": its quantization_config has the quant_method '" + method +
+              "', which is known by name only: its weights would go on as they are and nothing would say "
+              "what they are; expected one of fp8, mxfp8, mxfp4, modelopt, compressed-tensors. Convert it "
+              "with the tool that made it first");
   }
   for (Json* holder : having) holder->erase("quantization_config");
   if (told.how != nullptr) config["quantization_config"] = config_of_quantization(told);

@@ -60,7 +60,9 @@ void find_in(const Values& values, DType dtype, const Look& look, KnownNumbers& 
   const std::int64_t columns = blocks.size[rank - 1];
   std::vector<float> magnitudes(static_cast<std::size_t>(blocks.size[rank - 2] * columns));
   for_each_matrix(values, dtype, look.part, [&](const Shape& index, const ValueTile& tile) {
-    find_magnitudes(tile, grid_at(held.encoding, look.part), magnitudes.data(), columns);
+    // Of the rules only mxfp8 has scales of powers of two for FP8, and it leaves NaNs out.
+    const bool is_mxfp8 = held.encoding.element == DType::F8_E4M3 && bytes_of(held.encoding.scale) == 1;
+    find_magnitudes(tile, grid_at(held.encoding, look.part), magnitudes.data(), columns, is_mxfp8);
     if (look.sought == Sought::largest) {
       float largest = 0;
       for (const float magnitude : magnitudes) largest = larger_magnitude(largest, magnitude);

@@ -50,6 +50,8 @@ def checked_quantization(
         raise ValueError(f"quantized_weights is {weights!r}; expected a list of patterns of names")
     if weights is not None and name in ("none", "template"):
         raise ValueError("quantized_weights: expected a quantization= by which to encode them")
+    if weights is not None and len(weights) == 0:
+        raise ValueError("quantized_weights is empty; expected patterns of names, or None for the default")
     return name, list(weights or [])
 
 
