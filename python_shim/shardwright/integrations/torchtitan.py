@@ -16,7 +16,6 @@ Nothing of torchtitan is patched: the class derives from its own, and takes the 
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from shardwright.catalog import read_catalog
 from shardwright.checkpoints import step_path
 from shardwright.dcp.fitting import with_hints
 from shardwright.exporting import export
+from shardwright.integrations.files_beside import expect_replaceable, write_beside
 from shardwright.integrations.known_versions import expect_version
 from shardwright.integrations.resumable_steps import Steps, step_of, steps_in
 from shardwright.integrations.titan_adapters import adapters_in_weights, without_adapters
@@ -282,6 +282,11 @@ class CheckpointManager(TitanCheckpointManager):
 
     def _export(self, path: str) -> None:
         model, template = self.states[MODEL], self._template()
+        assets: dict[str, bytes] = {}
+        with failing_together(self._group):
+            if template is None and (self._group is None or dist.get_rank(self._group) == 0):
+                assets = self._assets()
+                expect_replaceable(Path(path), assets, None, f"Move {path} away")
         with adapters_in_weights(model.model) as merged:
             weights = without_adapters(model.state_dict(), model.model)
             if template is None:  # the tables need sizes, which torchtitan's own adapter knows
@@ -295,8 +300,8 @@ class CheckpointManager(TitanCheckpointManager):
                 layout="huggingface" if template is None else "torchtitan",
             )
         with failing_together(self._group):
-            if template is None and (self._group is None or dist.get_rank(self._group) == 0):
-                self._copy_assets(path)
+            if assets:
+                write_beside(Path(path), assets)
         if merged:
             logger.info(f"The adapters of {merged} modules are in the weights that {path} has.")
         if report.left_out:
@@ -325,18 +330,19 @@ class CheckpointManager(TitanCheckpointManager):
             )
         return family
 
-    def _copy_assets(self, path: str) -> None:
+    def _assets(self) -> dict[str, bytes]:
         """What hf_assets_path has beside weights, for an export that has no template to take it from."""
-        assets = Path(getattr(self.sd_adapter, "hf_assets_path", None) or "")
-        copied = [
-            shutil.copyfile(file, Path(path, file.name)).name
-            for file in sorted(assets.glob("*.*") if assets.name else [])
+        folder = Path(getattr(self.sd_adapter, "hf_assets_path", None) or "")
+        assets = {
+            file.name: file.read_bytes()
+            for file in sorted(folder.glob("*.*") if folder.name else [])
             if file.is_file() and file.suffix in _ASSETS and not file.name.startswith(".")
-        ]
-        if "config.json" not in copied:
+        }
+        if "config.json" not in assets:
             logger.warning(
-                f"{path} has no config.json, as hf_assets_path has none; from_pretrained needs one"
+                "The export has no config.json, as hf_assets_path has none; from_pretrained needs one"
             )
+        return assets
 
     def _expect_exportable(self) -> None:
         """Before a training, what would keep its last step from being exported."""
