@@ -203,7 +203,7 @@ def _expect_one_save(model: Path, optimizer: Path) -> None:
     if state[_MODEL_SUM] != _sum_of(model):
         raise ValueError(
             f"{optimizer.name} in {model.parent} was saved with another model than {model.name} there is: a save into "
-            "this folder has ended between the two. Go on from an earlier one, and save each state into a folder of its own"
+            "this folder has ended between the two. Go on from an earlier one, and save each state into its own folder"
         )
 
 

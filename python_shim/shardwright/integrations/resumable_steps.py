@@ -74,6 +74,23 @@ def steps_in(folder: Path, is_of_training: Callable[[str], bool]) -> Steps:
     return steps
 
 
+def in_the_way(folder: Path, step: int) -> list[Path]:
+    """The folders of later steps that a save of that step would refuse to replace: exports and checkpoints of torch's,
+    sorted by step."""
+    if not is_folder(folder):
+        return []
+    found = [(step_of(entry), entry) for entry in uninterrupted(lambda: list(folder.iterdir()))]
+    later = sorted((number, entry) for number, entry in found if number is not None and number > step)
+    return [entry for _, entry in later if is_folder(entry) and _stays(entry)]
+
+
+def _stays(folder: Path) -> bool:
+    if _core.has_manifest(str(folder)):
+        return False
+    is_of_torch = is_file(folder / METADATA_NAME) and not is_there(folder / _core.saving_name)
+    return is_of_torch or _is_export(folder)
+
+
 def _first_of_training(
     candidates: list[int],
     paths: dict[int, Path],

@@ -15,6 +15,7 @@ Nothing of torchtitan is patched: the class derives from its own, and takes the 
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from shardwright.dcp.fitting import with_hints
 from shardwright.exporting import export
 from shardwright.integrations.files_beside import expect_replaceable, write_beside
 from shardwright.integrations.known_versions import expect_version
-from shardwright.integrations.resumable_steps import Steps, step_of, steps_in
+from shardwright.integrations.resumable_steps import Steps, in_the_way, step_of, steps_in
 from shardwright.integrations.titan_adapters import adapters_in_weights, without_adapters
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import lasting_path
@@ -177,6 +178,15 @@ class CheckpointManager(TitanCheckpointManager):
 
     # --- loading -----------------------------------------------------------------------------------------------
 
+    def load(self, step: int = -1) -> bool:
+        """As torchtitan's. Raises FileExistsError on all ranks where later steps are in the way of saves."""
+        with failing_together(self._group if self.enable else None):
+            is_first = self.enable and (self._group is None or dist.get_rank(self._group) == 0)
+            if step >= 0 and is_first:
+                self._expect_room_after(step, Path(self.folder))
+        loaded: bool = super().load(step)
+        return loaded
+
     def dcp_load(
         self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
     ) -> None:
@@ -255,6 +265,7 @@ class CheckpointManager(TitanCheckpointManager):
         with failing_together(self._group):
             if self._group is None or dist.get_rank(self._group) == 0:
                 found = [steps_in(Path(folder or self.folder), self._is_of_state)]
+                self._expect_room_after(found[0].newest, Path(folder or self.folder))
         if self._group is not None:
             dist.broadcast_object_list(found, dist.get_global_rank(self._group, 0), self._group)
         steps: Steps = found[0]
@@ -267,6 +278,19 @@ class CheckpointManager(TitanCheckpointManager):
         if steps.unfinished:
             logger.warning(f"{where}: passed over, without a whole checkpoint: {_steps(steps.unfinished)}")
         return steps.newest
+
+    def _expect_room_after(self, step: int, folder: Path) -> None:
+        """Before a training: it would come to a step whose save is refused, and end there."""
+        others = [] if self.load_only else in_the_way(folder, step)
+        if not others:
+            return
+        goes_on = f"goes on from step-{step}" if step >= 0 else "begins"
+        raise FileExistsError(
+            errno.EEXIST,
+            f"{folder}: training {goes_on}, and its saves do not replace what is in "
+            f"{_listed([entry.name for entry in others])}, exports or checkpoints of torch's. Move these folders away, "
+            "or give another checkpoint.folder",
+        )
 
     def _create_checkpoint_id(self, step: int, folder: str = "") -> str:
         """step-N as torchtitan calls it, or the folder of that step that is there, such as step-00000007."""
@@ -368,8 +392,12 @@ def _is_being_saved(step: Path) -> bool:
 
 
 def _steps(steps: list[int]) -> str:
-    more = f", … {len(steps)} in all" if len(steps) > _TOLD else ""
-    return ", ".join(f"step-{step}" for step in steps[:_TOLD]) + more
+    return _listed([f"step-{step}" for step in steps])
+
+
+def _listed(names: list[str]) -> str:
+    more = f", … {len(names)} in all" if len(names) > _TOLD else ""
+    return ", ".join(names[:_TOLD]) + more
 
 
 @override(target=TitanCheckpointManager.Config, exact=True, description="checkpoints by Shardwright")
