@@ -99,18 +99,20 @@ def _first_of_training(
 ) -> int:
     """The first candidate that holds more than the model; -1: none does. Step 0 is what trainings begin with."""
     for step in candidates:
-        if step == 0 or any(is_of_training(name) for name in _names_in(paths[step])):
+        if step == 0 or any(is_of_training(name) for name in names_in(paths[step])):
             return step
         of_weights.append(step)
     return -1
 
 
-def _names_in(checkpoint: Path) -> list[str]:
+def names_in(checkpoint: Path) -> list[str]:
     """What a checkpoint of a trainer holds."""
     if _core.has_manifest(str(checkpoint)):
         manifest = _core.read_manifest(str(checkpoint))
         return [name for name, *_ in [*manifest.objects, *manifest.tensors]]
-    return list(read_torch_metadata(checkpoint).state_dict_metadata)
+    if is_file(checkpoint / METADATA_NAME):
+        return list(read_torch_metadata(checkpoint).state_dict_metadata)
+    return [tensor.name for tensor in _core.read_catalog(str(checkpoint), 0).tensors]
 
 
 def _is_export(folder: Path) -> bool:

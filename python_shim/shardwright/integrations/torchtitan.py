@@ -36,6 +36,7 @@ from shardwright.integrations.titan_adapters import adapters_in_weights, without
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import lasting_path
 from shardwright.ranks.cooperation import failing_together
+from shardwright.ranks.together import lacking_everywhere
 from shardwright.saving import PendingSave, background_group, save
 from shardwright.system_calls import is_there
 from shardwright.weight_maps import weight_map_for
@@ -195,7 +196,7 @@ class CheckpointManager(TitanCheckpointManager):
             report = self._loaded(state_dict, checkpoint_id, from_hf)
         if MODEL in self.states:
             self.states[MODEL].load_state_dict(state_dict)
-        self._tell_unused(checkpoint_id, self._unused_everywhere(report.unused), from_hf)
+        self._tell_unused(checkpoint_id, lacking_everywhere(self._group, report.unused), from_hf)
         logger.info(
             f"Read {report.bytes_read:,} bytes of {report.tensors:,} tensors in {report.seconds['total']:.2f} seconds."
         )
@@ -229,15 +230,6 @@ class CheckpointManager(TitanCheckpointManager):
                 'checkpoint.exclude_from_loading=["dataloader"], which begins the data anew'
             )
         return hints
-
-    def _unused_everywhere(self, unused: list[str]) -> list[str]:
-        """What no rank has taken: stages of a pipeline take a part each."""
-        if self._group is None:
-            return unused
-        of_ranks: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(of_ranks, unused, self._group)
-        taken_somewhere = set.intersection(*map(set, of_ranks))
-        return [name for name in unused if name in taken_somewhere]
 
     def _tell_unused(self, path: str, unused: list[str], from_hf: bool) -> None:
         of_model = [name for name in unused if from_hf or not self._is_of_state(name)]
