@@ -291,3 +291,19 @@ def test_what_holds_the_model_alone_is_passed_over_and_files_of_others_stay(save
     output = fail(tmp_path, 9, checkpoint=FULL | {"load_step": 7})
     assert "a checkpoint of the model alone" in output
     assert sw.latest(tmp_path / "checkpoint").name == "step-8"
+
+
+def test_training_does_not_begin_where_a_save_would_be_refused(saved: Path, released: Path, tmp_path: Path):
+    """An export of an earlier end, or a checkpoint of torch's, in the folder of a step that is still to come."""
+    steps = tmp_path / "checkpoint"
+    shutil.copytree(saved / "checkpoint" / "step-4", steps / "step-4")
+    shutil.copytree(released, steps / "step-6")
+    for checkpoint in (FULL, FULL | {"load_step": 4}):
+        output = fail(tmp_path, 8, ranks=1, checkpoint=checkpoint)
+        assert "training goes on from step-4, and its saves do not replace what is in step-6" in output
+        assert "Move these folders away" in output and not (tmp_path / "losses.json").exists()
+    shutil.rmtree(steps / "step-6")
+    dcp.save({"layers.0.w": torch.zeros(2)}, checkpoint_id=steps / "step-6", no_dist=True)
+    assert "is in step-6" in fail(tmp_path, 8, ranks=1, checkpoint=FULL)
+    (steps / "step-6").rename(tmp_path / "away")
+    assert list(train(tmp_path, 6, checkpoint=FULL)) == ["5", "6"]

@@ -97,6 +97,25 @@ def test_a_state_whose_optimizer_was_not_finished_is_refused(released: Path, tmp
     assert "optimizer_0" in output and "the save of 2 has not ended" in output
 
 
+@pytest.mark.parametrize(
+    ("case", "folder", "expected"),
+    [
+        ("more layers", "pytorch_model_fsdp_0", "model.layers.2."),
+        ("optimizer of others", "optimizer_0", "optimizer.state.layers.2."),
+    ],
+)
+def test_a_state_of_another_model_is_refused(tmp_path: Path, case: str, folder: str, expected: str):
+    output = run_badly("accelerate_states.py", tmp_path, case, ranks=1)
+    assert f"{folder} holds what no rank has a place for" in output and expected in output
+
+
+def test_a_state_of_two_saves_is_refused(tmp_path: Path):
+    assert "loaded True" in run_well("accelerate_states.py", tmp_path / "well", "twice")
+    output = run_badly("accelerate_states.py", tmp_path / "killed", "killed between", ranks=1)
+    assert "ended between model and optimizer" in output
+    assert "optimizer_0 in " in output and "was saved with another model than pytorch_model_fsdp_0" in output
+
+
 def test_transformers_own_trainer_is_killed_and_resumed(released: Path, tmp_path: Path):
     options: dict[str, Any] = {"released": str(released), "by": "theirs"}
     for name in ("whole", "killed"):

@@ -12,15 +12,20 @@ have the names that accelerate looks for, and accelerate alone reads them. ``uni
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
+from shardwright import _core
 from shardwright.integrations.known_versions import expect_version
 from shardwright.loading import is_of_trainer, load
 from shardwright.ranks.cooperation import failing_together
+from shardwright.ranks.together import lacking_everywhere
 from shardwright.saving import background_group, save
 
 expect_version("accelerate", ("1.15.0",))
@@ -34,6 +39,9 @@ from torch.distributed.checkpoint.state_dict import (  # noqa: E402
 from torch.distributed.fsdp import StateDictType  # noqa: E402
 
 __all__ = ["install", "uninstall"]
+
+#: The object of an optimizer's checkpoint that says which model it was saved with: the SHA-256 of its manifest.
+_MODEL_SUM = "shardwright_model"
 
 
 def install() -> None:
@@ -87,7 +95,8 @@ def load_fsdp_model(
     adapter_only: bool = False,
     use_dcp: bool = True,
 ) -> Any:
-    """Raises on all ranks what keeps one from loading, and for a checkpoint whose optimizer was never finished."""
+    """Raises on all ranks what keeps one from loading, for a checkpoint of another model, and for one whose optimizer
+    was never finished, or is of another save."""
     if not _is_sharded(plugin, use_dcp):
         return _THEIRS["load_fsdp_model"](
             plugin, accelerator, model, input_dir, model_index, adapter_only, use_dcp
@@ -98,8 +107,11 @@ def load_fsdp_model(
     with failing_together(background_group()):
         _expect_finished(path)
         if accelerator._optimizers and path != Path(input_dir):
-            _expect_finished(_folder(input_dir, f"{OPTIMIZER_NAME}_{model_index}"))
-        load(state, path)
+            optimizer = _folder(input_dir, f"{OPTIMIZER_NAME}_{model_index}")
+            _expect_finished(optimizer)
+            _expect_one_save(path, optimizer)
+        report = load(state, path)
+    _expect_all_taken(path, report.unused)
     return fsdp_utils._set_model_state_dict(
         model, state["model"], adapter_only=adapter_only, sd_options=options
     )
@@ -122,7 +134,11 @@ def save_fsdp_optimizer(
         return
     options = fsdp_utils._prepare_sd_options(plugin)
     state = get_optimizer_state_dict(model, optimizer, options=options)
-    save({"optimizer": state}, Path(output_dir, f"{OPTIMIZER_NAME}_{optimizer_index}"))
+    saved_with = _sum_of_saved_model(Path(output_dir, f"{FSDP_MODEL_NAME}_{optimizer_index}"))
+    save(
+        {"optimizer": state} | ({_MODEL_SUM: saved_with} if saved_with else {}),
+        Path(output_dir, f"{OPTIMIZER_NAME}_{optimizer_index}"),
+    )
 
 
 def load_fsdp_optimizer(
@@ -135,7 +151,7 @@ def load_fsdp_optimizer(
     adapter_only: bool = False,
     use_dcp: bool = True,
 ) -> None:
-    """Raises on all ranks what keeps one from loading."""
+    """Raises on all ranks what keeps one from loading, and for a checkpoint of another optimizer."""
     if not _is_sharded(plugin, use_dcp):
         _THEIRS["load_fsdp_optimizer"](
             plugin, accelerator, optimizer, model, input_dir, optimizer_index, adapter_only, use_dcp
@@ -146,7 +162,8 @@ def load_fsdp_optimizer(
     state = {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
     with failing_together(background_group()):
         _expect_finished(path)
-        load(state, path)
+        report = load(state, path)
+    _expect_all_taken(path, [name for name in report.unused if name != _MODEL_SUM])
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
 
 
@@ -162,6 +179,51 @@ def _expect_finished(path: Path) -> None:
             f"{os.fspath(path)}: expected the checkpoint of a training, found none; the save of {path.parent.name} has "
             "not ended: go on from an earlier one",
         )
+
+
+def _expect_all_taken(path: Path, unused: list[str]) -> None:
+    left = lacking_everywhere(background_group(), unused)
+    if left:
+        raise _core.PlanError(
+            f"{path} holds what no rank has a place for; it is of another model, optimizer or number of layers. "
+            "Expected the checkpoint of this one; do not train on:\n  "
+            + "\n  ".join(_core.grouped_names(left))
+        )
+
+
+def _expect_one_save(model: Path, optimizer: Path) -> None:
+    """A save into a folder that has one already replaces first the model, then the optimizer. What accelerate alone has
+    saved does not say what it was saved with."""
+    if not _core.has_manifest(str(optimizer)):
+        return
+    if _MODEL_SUM not in {name for name, *_ in _core.read_manifest(str(optimizer)).objects}:
+        return
+    state = {_MODEL_SUM: ""}
+    load(state, optimizer)
+    if state[_MODEL_SUM] != _sum_of(model):
+        raise ValueError(
+            f"{optimizer.name} in {model.parent} was saved with another model than {model.name} there is: a save into "
+            "this folder has ended between the two. Go on from an earlier one, and save each state into its own folder"
+        )
+
+
+def _sum_of_saved_model(model: Path) -> str:
+    """That of rank 0, on all ranks."""
+    group = background_group()
+    found = [""]
+    with failing_together(group):
+        if group is None or dist.get_rank(group) == 0:
+            found = [_sum_of(model)]
+    if group is not None:
+        dist.broadcast_object_list(found, dist.get_global_rank(group, 0), group)
+    return found[0]
+
+
+def _sum_of(checkpoint: Path) -> str:
+    """Empty where Shardwright has saved nothing."""
+    if not _core.has_manifest(str(checkpoint)):
+        return ""
+    return hashlib.sha256((checkpoint / _core.manifest_name).read_bytes()).hexdigest()
 
 
 _OURS: dict[str, Callable[..., Any]] = {

@@ -74,6 +74,23 @@ def steps_in(folder: Path, is_of_training: Callable[[str], bool]) -> Steps:
     return steps
 
 
+def in_the_way(folder: Path, step: int) -> list[Path]:
+    """The folders of later steps that a save of that step would refuse to replace: exports and checkpoints of torch's,
+    sorted by step."""
+    if not is_folder(folder):
+        return []
+    found = [(step_of(entry), entry) for entry in uninterrupted(lambda: list(folder.iterdir()))]
+    later = sorted((number, entry) for number, entry in found if number is not None and number > step)
+    return [entry for _, entry in later if is_folder(entry) and _stays(entry)]
+
+
+def _stays(folder: Path) -> bool:
+    if _core.has_manifest(str(folder)):
+        return False
+    is_of_torch = is_file(folder / METADATA_NAME) and not is_there(folder / _core.saving_name)
+    return is_of_torch or _is_export(folder)
+
+
 def _first_of_training(
     candidates: list[int],
     paths: dict[int, Path],
@@ -82,18 +99,20 @@ def _first_of_training(
 ) -> int:
     """The first candidate that holds more than the model; -1: none does. Step 0 is what trainings begin with."""
     for step in candidates:
-        if step == 0 or any(is_of_training(name) for name in _names_in(paths[step])):
+        if step == 0 or any(is_of_training(name) for name in names_in(paths[step])):
             return step
         of_weights.append(step)
     return -1
 
 
-def _names_in(checkpoint: Path) -> list[str]:
+def names_in(checkpoint: Path) -> list[str]:
     """What a checkpoint of a trainer holds."""
     if _core.has_manifest(str(checkpoint)):
         manifest = _core.read_manifest(str(checkpoint))
         return [name for name, *_ in [*manifest.objects, *manifest.tensors]]
-    return list(read_torch_metadata(checkpoint).state_dict_metadata)
+    if is_file(checkpoint / METADATA_NAME):
+        return list(read_torch_metadata(checkpoint).state_dict_metadata)
+    return [tensor.name for tensor in _core.read_catalog(str(checkpoint), 0).tensors]
 
 
 def _is_export(folder: Path) -> bool:

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 
-from shardwright import _core
-from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
 from shardwright.integrations.known_versions import expect_version
+from shardwright.integrations.resumable_steps import names_in
 from shardwright.loading import is_of_trainer, load
 from shardwright.report import LoadReport
 
@@ -60,7 +59,7 @@ class AnyCheckpoint(DistributedMetadataFormat):
         if not os.path.isdir(checkpoint_dir):
             return None
         if is_of_trainer(checkpoint_dir):
-            items = {name.partition(".")[0] for name in _names_in(checkpoint_dir)}
+            items = {name.partition(".")[0] for name in names_in(Path(checkpoint_dir))}
             return _metadata_of(sorted(items), of_trainer=True)
         if not any(Path(checkpoint_dir).glob("*.safetensors*")):
             return None
@@ -71,15 +70,6 @@ def _metadata_of(items: list[str], of_trainer: bool) -> DistributedMetadata:
     return DistributedMetadata(
         metadata={item: _ForShardwright({}, {0: None}, of_trainer) for item in items}, world_size=1
     )
-
-
-def _names_in(checkpoint: Path) -> list[str]:
-    if _core.has_manifest(os.fspath(checkpoint)):
-        manifest = _core.read_manifest(os.fspath(checkpoint))
-        return [name for name, *_ in [*manifest.objects, *manifest.tensors]]
-    if os.path.isfile(checkpoint / METADATA_NAME):
-        return list(read_torch_metadata(checkpoint).state_dict_metadata)
-    return [tensor.name for tensor in _core.read_catalog(os.fspath(checkpoint), 0).tensors]
 
 
 class Resharder(DefaultResharder):

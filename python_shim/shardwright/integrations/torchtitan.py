@@ -15,8 +15,8 @@ Nothing of torchtitan is patched: the class derives from its own, and takes the 
 
 from __future__ import annotations
 
+import errno
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from shardwright.catalog import read_catalog
 from shardwright.checkpoints import step_path
 from shardwright.dcp.fitting import with_hints
 from shardwright.exporting import export
+from shardwright.integrations.files_beside import expect_replaceable, write_beside
 from shardwright.integrations.known_versions import expect_version
-from shardwright.integrations.resumable_steps import Steps, step_of, steps_in
+from shardwright.integrations.resumable_steps import Steps, in_the_way, step_of, steps_in
 from shardwright.integrations.titan_adapters import adapters_in_weights, without_adapters
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import lasting_path
 from shardwright.ranks.cooperation import failing_together
+from shardwright.ranks.together import lacking_everywhere
 from shardwright.saving import PendingSave, background_group, save
 from shardwright.system_calls import is_there
 from shardwright.weight_maps import weight_map_for
@@ -177,6 +179,15 @@ class CheckpointManager(TitanCheckpointManager):
 
     # --- loading -----------------------------------------------------------------------------------------------
 
+    def load(self, step: int = -1) -> bool:
+        """As torchtitan's. Raises FileExistsError on all ranks where later steps are in the way of saves."""
+        with failing_together(self._group if self.enable else None):
+            is_first = self.enable and (self._group is None or dist.get_rank(self._group) == 0)
+            if step >= 0 and is_first:
+                self._expect_room_after(step, Path(self.folder))
+        loaded: bool = super().load(step)
+        return loaded
+
     def dcp_load(
         self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
     ) -> None:
@@ -185,7 +196,7 @@ class CheckpointManager(TitanCheckpointManager):
             report = self._loaded(state_dict, checkpoint_id, from_hf)
         if MODEL in self.states:
             self.states[MODEL].load_state_dict(state_dict)
-        self._tell_unused(checkpoint_id, self._unused_everywhere(report.unused), from_hf)
+        self._tell_unused(checkpoint_id, lacking_everywhere(self._group, report.unused), from_hf)
         logger.info(
             f"Read {report.bytes_read:,} bytes of {report.tensors:,} tensors in {report.seconds['total']:.2f} seconds."
         )
@@ -220,15 +231,6 @@ class CheckpointManager(TitanCheckpointManager):
             )
         return hints
 
-    def _unused_everywhere(self, unused: list[str]) -> list[str]:
-        """What no rank has taken: stages of a pipeline take a part each."""
-        if self._group is None:
-            return unused
-        of_ranks: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(of_ranks, unused, self._group)
-        taken_somewhere = set.intersection(*map(set, of_ranks))
-        return [name for name in unused if name in taken_somewhere]
-
     def _tell_unused(self, path: str, unused: list[str], from_hf: bool) -> None:
         of_model = [name for name in unused if from_hf or not self._is_of_state(name)]
         if not of_model:
@@ -255,6 +257,7 @@ class CheckpointManager(TitanCheckpointManager):
         with failing_together(self._group):
             if self._group is None or dist.get_rank(self._group) == 0:
                 found = [steps_in(Path(folder or self.folder), self._is_of_state)]
+                self._expect_room_after(found[0].newest, Path(folder or self.folder))
         if self._group is not None:
             dist.broadcast_object_list(found, dist.get_global_rank(self._group, 0), self._group)
         steps: Steps = found[0]
@@ -267,6 +270,19 @@ class CheckpointManager(TitanCheckpointManager):
         if steps.unfinished:
             logger.warning(f"{where}: passed over, without a whole checkpoint: {_steps(steps.unfinished)}")
         return steps.newest
+
+    def _expect_room_after(self, step: int, folder: Path) -> None:
+        """Before a training: it would come to a step whose save is refused, and end there."""
+        others = [] if self.load_only else in_the_way(folder, step)
+        if not others:
+            return
+        goes_on = f"goes on from step-{step}" if step >= 0 else "begins"
+        raise FileExistsError(
+            errno.EEXIST,
+            f"{folder}: training {goes_on}, and its saves do not replace what is in "
+            f"{_listed([entry.name for entry in others])}, exports or checkpoints of torch's. Move these folders away, "
+            "or give another checkpoint.folder",
+        )
 
     def _create_checkpoint_id(self, step: int, folder: str = "") -> str:
         """step-N as torchtitan calls it, or the folder of that step that is there, such as step-00000007."""
@@ -282,6 +298,11 @@ class CheckpointManager(TitanCheckpointManager):
 
     def _export(self, path: str) -> None:
         model, template = self.states[MODEL], self._template()
+        assets: dict[str, bytes] = {}
+        with failing_together(self._group):
+            if template is None and (self._group is None or dist.get_rank(self._group) == 0):
+                assets = self._assets()
+                expect_replaceable(Path(path), assets, None, f"Move {path} away")
         with adapters_in_weights(model.model) as merged:
             weights = without_adapters(model.state_dict(), model.model)
             if template is None:  # the tables need sizes, which torchtitan's own adapter knows
@@ -295,8 +316,8 @@ class CheckpointManager(TitanCheckpointManager):
                 layout="huggingface" if template is None else "torchtitan",
             )
         with failing_together(self._group):
-            if template is None and (self._group is None or dist.get_rank(self._group) == 0):
-                self._copy_assets(path)
+            if assets:
+                write_beside(Path(path), assets)
         if merged:
             logger.info(f"The adapters of {merged} modules are in the weights that {path} has.")
         if report.left_out:
@@ -325,18 +346,19 @@ class CheckpointManager(TitanCheckpointManager):
             )
         return family
 
-    def _copy_assets(self, path: str) -> None:
+    def _assets(self) -> dict[str, bytes]:
         """What hf_assets_path has beside weights, for an export that has no template to take it from."""
-        assets = Path(getattr(self.sd_adapter, "hf_assets_path", None) or "")
-        copied = [
-            shutil.copyfile(file, Path(path, file.name)).name
-            for file in sorted(assets.glob("*.*") if assets.name else [])
+        folder = Path(getattr(self.sd_adapter, "hf_assets_path", None) or "")
+        assets = {
+            file.name: file.read_bytes()
+            for file in sorted(folder.glob("*.*") if folder.name else [])
             if file.is_file() and file.suffix in _ASSETS and not file.name.startswith(".")
-        ]
-        if "config.json" not in copied:
+        }
+        if "config.json" not in assets:
             logger.warning(
-                f"{path} has no config.json, as hf_assets_path has none; from_pretrained needs one"
+                "The export has no config.json, as hf_assets_path has none; from_pretrained needs one"
             )
+        return assets
 
     def _expect_exportable(self) -> None:
         """Before a training, what would keep its last step from being exported."""
@@ -362,8 +384,12 @@ def _is_being_saved(step: Path) -> bool:
 
 
 def _steps(steps: list[int]) -> str:
-    more = f", … {len(steps)} in all" if len(steps) > _TOLD else ""
-    return ", ".join(f"step-{step}" for step in steps[:_TOLD]) + more
+    return _listed([f"step-{step}" for step in steps])
+
+
+def _listed(names: list[str]) -> str:
+    more = f", … {len(names)} in all" if len(names) > _TOLD else ""
+    return ", ".join(names[:_TOLD]) + more
 
 
 @override(target=TitanCheckpointManager.Config, exact=True, description="checkpoints by Shardwright")

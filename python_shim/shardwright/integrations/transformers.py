@@ -33,9 +33,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shardwright import _core
 from shardwright.exporting import export
+from shardwright.integrations.files_beside import expect_replaceable, write_beside
 from shardwright.integrations.known_versions import expect_version
 from shardwright.loading import is_of_trainer, load
-from shardwright.local_path import lasting_path
+from shardwright.local_path import expect_overwrite, lasting_path
 from shardwright.ranks.cooperation import failing_together
 from shardwright.report import LoadReport, SaveReport
 from shardwright.saving import background_group
@@ -49,6 +50,11 @@ __all__ = ["load_pretrained", "save_adapter", "save_pretrained"]
 
 #: What a buffer holds until its model computes it; no initialisation leaves all of a buffer so.
 _UNSET = 0xA5
+
+#: Of peft. The last one makes an adapter of them.
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+_ADVICE = "Give another path, or pass overwrite=True to replace it"
 
 
 def load_pretrained(
@@ -117,30 +123,48 @@ def save_pretrained(
             files, the tokenizer among them, are taken over), ``quantization``, which needs one, or ``max_shard_size``.
             Without a template floats become BF16.
 
-    Raises, on all ranks, what :func:`shardwright.export` raises.
+    Raises, on all ranks, what :func:`shardwright.export` raises, and
+        FileExistsError: config.json or generation_config.json of others is there; ``overwrite=True`` replaces it.
     """
     group = background_group()
     path = lasting_path(path)
+    configs: dict[str, bytes] = {}
     with failing_together(group):
         base = base_model_of(model)
         if options.get("quantization") not in (None, "none") and options.get("template") is None:
             raise ValueError(
                 "quantization: expected template= as well, a release whose config.json says how weights are quantised"
             )
+        if options.get("template") is None and (group is None or dist.get_rank(group) == 0):
+            configs = _configs_of(base)
+            expect_replaceable(Path(path), configs, options.get("overwrite"), _ADVICE)
     with _adapters_in_weights(model) if merge_adapters else nullcontext():
         options = {"model": base, "layout": "transformers"} | options
         report = export(weights_of(model), path, **options)
     with failing_together(group):
-        if options.get("template") is None and (group is None or dist.get_rank(group) == 0):
-            _write_config(base, path)
+        if configs:
+            write_beside(Path(path), configs)
     return report
 
 
-def save_adapter(model: Any, path: str | os.PathLike[str], adapter: str = "default") -> None:
+def save_adapter(
+    model: Any,
+    path: str | os.PathLike[str],
+    adapter: str = "default",
+    *,
+    overwrite: bool | None = None,
+) -> None:
     """Writes an adapter of a model of peft as ``PeftModel.from_pretrained`` reads it, by peft itself.
 
     All ranks call it. The adapter's tensors, and nothing else, are gathered, on each rank. Both files are written aside
     first; ``adapter_config.json`` gets its name last.
+
+    Args:
+        overwrite: None replaces an adapter that this function has written. True replaces any. False replaces none.
+
+    Raises, on all ranks:
+        ValueError: the model has no such adapter.
+        FileExistsError: an adapter is there that may not be replaced; names its files.
     """
     group = background_group()
     path = Path(lasting_path(path))
@@ -149,6 +173,9 @@ def save_adapter(model: Any, path: str | os.PathLike[str], adapter: str = "defau
             raise ValueError(
                 f"expected a model of peft with the adapter {adapter!r}, found {type(model).__name__}"
             )
+        expect_overwrite(overwrite)
+        if group is None or dist.get_rank(group) == 0:
+            expect_replaceable(path, dict.fromkeys(_ADAPTER_FILES), overwrite, _ADVICE)
     whole = {
         name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         for name, tensor in model.state_dict().items()
@@ -162,8 +189,7 @@ def save_adapter(model: Any, path: str | os.PathLike[str], adapter: str = "defau
                     aside, state_dict=whole, selected_adapters=[adapter], save_embedding_layers=False
                 )
                 written = Path(aside) if adapter == "default" else Path(aside, adapter)
-                for name in ("adapter_model.safetensors", "adapter_config.json"):
-                    os.replace(written / name, path / name)
+                write_beside(path, {name: (written / name).read_bytes() for name in _ADAPTER_FILES})
 
 
 def base_model_of(model: nn.Module) -> PreTrainedModel:
@@ -358,14 +384,16 @@ def _adapters_in_weights(model: nn.Module) -> Iterator[None]:
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def _write_config(model: PreTrainedModel, path: str) -> None:
+def _configs_of(model: PreTrainedModel) -> dict[str, bytes]:
     """config.json, which no longer calls the weights quantised, and generation_config.json."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__.removeprefix("FSDP")]
     for part in (config, config.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
-    config.save_pretrained(path)
-    generation = getattr(model, "generation_config", None)
-    if model.can_generate() and generation is not None:
-        generation.save_pretrained(path)
+    with tempfile.TemporaryDirectory() as aside:
+        config.save_pretrained(aside)
+        generation = getattr(model, "generation_config", None)
+        if model.can_generate() and generation is not None:
+            generation.save_pretrained(aside)
+        return {file.name: file.read_bytes() for file in Path(aside).glob("*.json")}
