@@ -176,8 +176,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
         # Not super(): it would build the storage data of every tensor, which nobody here asks for. The metadata may
-        # have come from another reader; where things lie in the files, this one looks up by itself.
-        self._metadata = metadata if isinstance(metadata, CatalogMetadata) else self.read_metadata()
+        # have come from another reader, or been changed by one that derives from this; where things lie in the files,
+        # this one looks up by itself.
+        own = isinstance(metadata, CatalogMetadata)
+        self._metadata = metadata if own else HuggingFaceStorageReader.read_metadata(self)
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else the plan's items, decoding what has scales."""
