@@ -35,7 +35,7 @@ def default_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
-def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
+def trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
     """Where this rank's trace goes, and its rank."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     if path is not None and not Path(path).name:
@@ -155,7 +155,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             reads,
             direct_io,
             huge_pages,
-            *_trace_of_rank(trace),
+            *trace_of_rank(trace),
             device_memory,
             verify,
         )

@@ -262,7 +262,7 @@ def _made_of_fields(made: type, values: tuple[Any, ...]) -> Any:
     names = [field.name for field in dataclasses.fields(made)]
     if len(values) != len(names):
         raise pickle.UnpicklingError(f"it makes {_kind(made)} of {len(values)} fields, expected {len(names)}")
-    whole = object.__new__(made)
+    whole: Any = object.__new__(made)
     _set_fields(whole, dict(zip(names, values, strict=True)))
     return whole
 
