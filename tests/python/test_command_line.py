@@ -1,6 +1,8 @@
 """The command line prints for people and for programs; a failure is a message and an exit code."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import reference
 import shardwright as sw
 from checkpoints import Tensor, config_of, made_up_m3, without, write_checkpoint
+from shardwright.cli.command_line import main
 
 TENSORS_OF_M3 = 46_521
 
@@ -192,3 +195,69 @@ def test_the_version_is_that_of_the_project():
     declared = (Path(__file__).parents[2] / "CMakeLists.txt").read_text()
     assert f"project(shardwright VERSION {sw.__version__} " in declared
     assert output_of("--version") == f"shardwright {sw.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "DIR", "--layers", "99999999999"),
+        ("generate", "DIR", "--layers", "0"),
+        ("generate", "DIR", "--seed", str(1 << 63)),
+        ("plan", "DIR", "--rank", str(1 << 31)),
+        ("simulate", "DIR", "--sample", "-1"),
+        ("simulate", "DIR", "--ranks-per-node", str(1 << 40)),
+        ("simulate", "DIR", "--threads", "0"),
+        ("load", "DIR", "--threads", "9223372036854775807"),
+        ("load", "DIR", "--threads", "0"),
+        ("load", "DIR", "--ranks", "0"),
+        ("load", "DIR", "--staging-bytes", str(1 << 49)),
+        ("verify", "DIR", "--threads", "1025"),
+        ("convert", "DIR", "DIR", "--threads", "9" * 5000),
+        ("export", "DIR", "DIR", "--threads", "two"),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:50],
+)
+def test_a_number_out_of_its_bounds_is_refused_with_them(arguments: tuple[str, ...], capsys, tmp_path: Path):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "new") if part == "DIR" else part for part in arguments])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {arguments[-2]}: expected a whole number from " in last
+    assert len(last) < 200 + len(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mesh", ["dp=9223372036854775808", "dp=" + "9" * 5000, "dp=-1", "dp=0"])
+def test_a_mesh_size_out_of_its_bounds_is_refused(mesh: str, tiny: Path, capsys):
+    for command in ("plan", "simulate"):
+        assert main([command, str(tiny), "--mesh", mesh]) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"shardwright {command}: ")
+
+
+def in_shell(line: str, tiny: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = f"{shlex.quote(sys.executable)} -m shardwright"
+    return subprocess.run(
+        ["bash", "-c", line.replace("shardwright", command).replace("TINY", shlex.quote(str(tiny)))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("command", ["inspect TINY", "inspect TINY --json", "--help", "plan --help"])
+def test_a_stdout_that_is_closed_is_no_failure(command: str, tiny: Path):
+    found = in_shell(f"shardwright {command} >&-", tiny)
+    assert (found.returncode, found.stdout) == (0, "")
+    assert "Traceback" not in found.stderr and ("help" in command or not found.stderr)  # help goes there then
+    found = in_shell(f"shardwright {command} | true; echo ${{PIPESTATUS[0]}}", tiny)
+    assert (found.stdout, found.stderr) in (("141\n", ""), ("0\n", ""))
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "plan --help", "simulate TINY --mesh ep=2,ep_shard=2", "inspect /ä×"]
+)
+def test_an_encoding_that_lacks_a_character_is_no_failure(command: str, tiny: Path):
+    found = in_shell(f"shardwright {command}", tiny, PYTHONIOENCODING="ascii")
+    assert "Traceback" not in found.stderr and "codec" not in found.stderr
+    assert found.returncode == (1 if "inspect" in command else 0)
+    assert ("\\xd7" in found.stdout + found.stderr) == ("help" not in command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import pytest
 import shardwright as sw
+import torch
+from safetensors.torch import save_file
 from shardwright.cli.command_line import main
 
 
@@ -109,7 +112,7 @@ def test_what_a_link_points_to_is_replaced_and_the_link_stays(name: str, tiny: P
     for target in ("there", "new"):
         (tmp_path / f"to {target}").symlink_to(tmp_path / "elsewhere" / target)
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/there").write_bytes(b"old")
+    (tmp_path / "elsewhere/there").write_bytes(expected + b"old")
     for target in ("there", "new"):
         WRITERS[name](tiny, tmp_path / f"to {target}")
         assert (tmp_path / f"to {target}").is_symlink()
@@ -180,11 +183,30 @@ def test_ranks_that_name_a_pipe_write_one_text(tiny: Path, tmp_path: Path):
 
 def test_a_plan_that_cannot_be_written_leaves_the_one_of_before(tiny: Path, tmp_path: Path):
     plan = tmp_path / "plan"
-    plan.write_bytes(b"old")
+    plan.write_bytes(b"\x08\x03\x12old")
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # noqa: E731
     line = [sys.executable, "-m", "shardwright", "plan", tiny, "--mesh", "dp=2", "--save", plan]
     failed = subprocess.run(line, capture_output=True, text=True, preexec_fn=small)
     assert failed.returncode != 0
     assert f"{plan}: cannot write: File too large" in failed.stderr
-    assert plan.read_bytes() == b"old"
+    assert plan.read_bytes() == b"\x08\x03\x12old"
     assert os.listdir(tmp_path) == ["plan"]
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if "--" in name])
+@pytest.mark.parametrize("there", ["model.safetensors", "config.json", ".metadata", "notes"])
+def test_a_command_replaces_only_what_it_writes(name: str, there: str, tiny: Path, tmp_path: Path, capsys):
+    """A mistyped name may be that of a weight. What the command wrote itself is replaced, and an empty file."""
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "notes").write_text("mine")
+    before = (tmp_path / there).read_bytes()
+    with pytest.raises(OSError):
+        WRITERS[name](tiny, tmp_path / there)
+    assert f"{there}: is there and was not written by this option" in capsys.readouterr().err
+    assert (tmp_path / there).read_bytes() == before
+    (tmp_path / there).write_bytes(b"")
+    for _ in range(2):
+        WRITERS[name](tiny, tmp_path / there)
+        assert (tmp_path / there).read_bytes()

@@ -1,7 +1,12 @@
 """Functions that the command line runs on several ranks."""
 
 import atexit
+import multiprocessing
+import os
+import signal
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -20,3 +25,25 @@ def one_fails_and_is_the_last_to_end(rank: int) -> None:
 def test_the_rank_that_failed_is_named_and_not_one_that_missed_it():
     with pytest.raises(ValueError, match="^rank 1: the disk is gone$"):
         run_on_ranks(2, one_fails_and_is_the_last_to_end)
+
+
+def one_is_waited_for(rank: int, folder: Path) -> None:
+    (folder / f"{rank}").touch()
+    if rank == 1:
+        time.sleep(300)
+    dist.barrier()
+
+
+def test_ctrl_c_leaves_no_rank_behind(tmp_path: Path):
+    def stop() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopping = threading.Thread(target=stop, daemon=True)
+    stopping.start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_on_ranks(2, one_is_waited_for, tmp_path)
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - begin < 100

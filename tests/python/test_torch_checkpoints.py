@@ -14,7 +14,9 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
+from nested_states import differing
 from shardwright.cli.command_line import main
+from torch.distributed.checkpoint.metadata import Metadata
 
 
 @dataclass
@@ -201,3 +203,45 @@ def test_verify_finds_flipped_bits_missing_files_and_missing_chunks(path: Path, 
     for file in (tmp_path / "copy").glob("*.distcp"):
         file.unlink()
     assert set(sw.verify(tmp_path / "copy").damaged) == {index.fqn for index in places}
+
+
+def test_what_our_planner_saves_with_torchs_writer_is_read_by_all(tmp_path: Path):
+    """Its metadata is made lazily, and pickled by the classes that it stands for, called with their fields."""
+    dcp.save(
+        state(2.0),
+        storage_writer=dcp.FileSystemWriter(tmp_path / "it"),
+        planner=sw.SavePlanner(),
+        no_dist=True,
+    )
+    assert sw.verify(tmp_path / "it").problems == []
+    sw.convert(tmp_path / "it", tmp_path / "ours")
+    readers = [dcp.FileSystemReader(tmp_path / "it"), sw.ShardedStorageReader(tmp_path / "it")]
+    for reader in [*readers, sw.ShardedStorageReader(tmp_path / "ours")]:
+        found = state(0.0)
+        dcp.load(found, storage_reader=reader, no_dist=True)
+        assert differing(found, state(2.0)) == []
+    found = state(0.0)
+    sw.load(found, tmp_path / "it")
+    assert differing(found, state(2.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ((), "of 0 fields"),
+        (({}, None, {}, None), "of 4 fields"),
+        (([], None, {}, None, "1.0"), "list for 'state_dict_metadata'"),
+        (({}, None, {}, 7, "1.0"), "int for 'storage_meta'"),
+    ],
+)
+def test_metadata_by_position_has_every_field_of_its_type(
+    fields: tuple, words: str, path: Path, tmp_path: Path
+):
+    class Made:
+        def __reduce__(self) -> tuple:
+            return Metadata, fields
+
+    shutil.copytree(path, tmp_path / "copy")
+    (tmp_path / "copy/.metadata").write_bytes(pickle.dumps(Made()))
+    with pytest.raises(ValueError, match=words):
+        sw.load(state(0.0), tmp_path / "copy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -39,14 +40,21 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status. The last line on stderr says what failed, if anything did."""
-    options = parser().parse_args(arguments)
+    _take_any_text()
+    try:
+        options = parser().parse_args(arguments)
+    except SystemExit:
+        if not _is_flushed():  # a help that nobody reads to its end
+            return 141
+        raise
     try:
         with shown():
             answer = COMMANDS[options.command].run(options)
         print(json.dumps(answer.facts, indent=1) if getattr(options, "json", False) else answer.text)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not _is_flushed():
+            return 141
+    except BrokenPipeError:
+        _drop_output()
         return 141
     except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
         return _fail(options.command, _message_of(error))
@@ -54,6 +62,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"shardwright {options.command}: stopped", file=sys.stderr)
         return 130
     return _fail(options.command, answer.failure) if answer.failure else 0
+
+
+def _take_any_text() -> None:
+    """A character that a terminal's or file's encoding lacks is written by its number, and is no failure."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, if it is closed
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_flushed() -> bool:
+    """Whether what was printed has been taken; False: whoever read it has seen enough, and closed it."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return False
+    return True
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,22 +5,35 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 
-def whole_number(text: str) -> int:
-    """An argument that counts something; kept to 63 bits, which the library can take."""
-    number = int(text)
-    if not 0 <= number < 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^63 - 1")
+def _number_from(least: int, most: int, bound: str = "") -> Callable[[str], int]:
+    """The type of an argument that is a whole number from ``least`` to ``most``."""
+
+    def number(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:  # which int() raises for too many digits as well
+            found = -1
+        if not least <= found <= most:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {least} to {bound or f'{most:,}'}, found {text[:40]!r}"
+            )
+        return found
+
     return number
 
 
-def number_of_ranks(text: str) -> int:
-    number = whole_number(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("expected 1 or more")
-    return number
+#: What counts bytes, or is a seed: 63 bits, which the library can take.
+whole_number = _number_from(0, (1 << 63) - 1, "2^63 - 1")
+#: What counts ranks of a cluster, or numbers one.
+number_on_cluster = _number_from(0, (1 << 31) - 1, "2^31 - 1")
+number_of_threads = _number_from(1, 1024)
+number_of_ranks = _number_from(1, 1024)  #: on this machine
+number_of_layers = _number_from(1, 10_000)
+number_of_bytes = _number_from(1, 1 << 48, "2^48")
 
 
 def positive_number(text: str) -> float:
@@ -45,7 +58,7 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh",
         default="",
-        metavar="NAME=SIZE,…",
+        metavar="NAME=SIZE,...",
         help="in any order; sizes multiply to the ranks. pp: pipeline stages; dp: data parallel, sharding "
         "dimension 0, and dimension 1 of experts; ep, ep_shard: dimensions 0 and 1 of experts; fsdp: "
         "dimension 0 of all others; shard: of both; ep_replicate, replicate: copies of experts, of everything",
@@ -73,7 +86,7 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=number_of_ranks, default=1, help="Gloo ranks on this machine, sharding dimension 0"
     )
-    parser.add_argument("--threads", type=whole_number, help="per rank")
+    parser.add_argument("--threads", type=number_of_threads, help="per rank")
 
 
 def add_quantization(

@@ -96,7 +96,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         elif (
             self._torchs is None
         ):  # it comes from another reader, or was changed: this one looks up for itself
-            metadata = self.read_metadata()
+            metadata = ShardedStorageReader.read_metadata(self)  # not what a derived class makes of it
         self._metadata: Any = metadata
         if self.verify and not isinstance(metadata, ShardedMetadata):
             raise ValueError(

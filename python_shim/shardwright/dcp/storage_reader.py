@@ -35,7 +35,7 @@ def default_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
-def _trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
+def trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
     """Where this rank's trace goes, and its rank."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     if path is not None and not Path(path).name:
@@ -155,7 +155,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             reads,
             direct_io,
             huge_pages,
-            *_trace_of_rank(trace),
+            *trace_of_rank(trace),
             device_memory,
             verify,
         )
@@ -176,8 +176,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
         # Not super(): it would build the storage data of every tensor, which nobody here asks for. The metadata may
-        # have come from another reader; where things lie in the files, this one looks up by itself.
-        self._metadata = metadata if isinstance(metadata, CatalogMetadata) else self.read_metadata()
+        # have come from another reader, or been changed by one that derives from this; where things lie in the files,
+        # this one looks up by itself.
+        own = isinstance(metadata, CatalogMetadata)
+        self._metadata = metadata if own else HuggingFaceStorageReader.read_metadata(self)
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else the plan's items, decoding what has scales."""

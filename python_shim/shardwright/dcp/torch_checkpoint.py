@@ -215,9 +215,9 @@ def verify_torch_checkpoint(directory: Path) -> Any:
             progress.set(hashed, total)
         files.add(place.relative_path)
         path = directory / place.relative_path
-        if _is_stream_of_ours(path, place, index, metadata):
+        if is_stream_of_ours(path, place, index, metadata):
             continue  # whose checksums only the manifest has, which is not there
-        fault = _fault_of_archive(path, place.offset, place.length)
+        fault = fault_of_archive(path, place.offset, place.length)
         hashed += place.length
         if fault:
             problems.append(f'{path}: "{index.fqn}" is damaged: {fault}')
@@ -258,7 +258,7 @@ def part_of_file(file: BinaryIO, offset: int, length: int) -> BinaryIO:
     return io.BufferedReader(_Part(file, offset, length))
 
 
-def _is_stream_of_ours(path: Path, place: Any, index: MetadataIndex, metadata: Metadata) -> bool:
+def is_stream_of_ours(path: Path, place: Any, index: MetadataIndex, metadata: Metadata) -> bool:
     """Whether a chunk is there as ShardedStorageWriter(format="torch") writes it, by its header and its length."""
     stored = metadata.state_dict_metadata.get(index.fqn)
     if not isinstance(stored, TensorStorageMetadata):
@@ -280,7 +280,8 @@ def _is_stream_of_ours(path: Path, place: Any, index: MetadataIndex, metadata: M
         return False
 
 
-def _fault_of_archive(path: Path, offset: int, length: int) -> str:
+def fault_of_archive(path: Path, offset: int, length: int) -> str:
+    """What is wrong with the zip archive in those bytes, by its checksums too; empty if nothing is."""
     try:
         if (size := _core.size_of_file(os.fspath(path))) < offset + length:
             return f"expected {offset + length} bytes or more, found {size}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import os
@@ -64,6 +65,10 @@ _FIELDS: dict[type, dict[str, tuple[type, ...]]] = {
         "transform_descriptors": (_NONE, list, tuple),
     },
 }
+
+#: The classes that a pickle may call with all of their fields: what our lazy metadata writes (see LazyMetadata), as
+#: pickle's own form, __new__ and a state, is refused to an object of a derived class.
+_BY_POSITION = (Metadata, TensorStorageMetadata)
 
 #: What fields of a later torch may hold.
 _PLAIN = (_NONE, bool, int, float, str, torch.dtype)
@@ -177,6 +182,9 @@ class _MetadataUnpickler(_PlainUnpickler):
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
         called = self.stack[-1]
+        if isinstance(called, type) and called in _BY_POSITION and type(arguments) is tuple:
+            self.stack[-1] = _made_of_fields(called, arguments)
+            return
         takes = _CALLS.get(called) if isinstance(called, type) or called is _get_layout else None
         if takes is None or type(arguments) is not tuple or not takes(arguments):
             raise pickle.UnpicklingError(f"it calls {_kind(called)} in a way that DCP's metadata does not")
@@ -248,6 +256,15 @@ def _set_properties(made: Any, state: Any) -> None:
     if not fits or not all(isinstance(value, kind) for value, kind in zip(state, types, strict=True)):
         raise pickle.UnpicklingError("it has a TensorProperties whose fields are not those of DCP's")
     made.__setstate__(state)
+
+
+def _made_of_fields(made: type, values: tuple[Any, ...]) -> Any:
+    names = [field.name for field in dataclasses.fields(made)]
+    if len(values) != len(names):
+        raise pickle.UnpicklingError(f"it makes {_kind(made)} of {len(values)} fields, expected {len(names)}")
+    whole: Any = object.__new__(made)
+    _set_fields(whole, dict(zip(names, values, strict=True)))
+    return whole
 
 
 def _set_fields(made: Any, state: Any) -> None:

@@ -55,6 +55,23 @@ def _failure_file(folder: str, rank: int) -> Path:
     return Path(folder, f"failure_of_rank_{rank}")
 
 
+def _run_all(world_size: int, arguments: tuple[Any, ...]) -> None:
+    """Starts the ranks and waits for all. None of them outlives this call, whatever ends it."""
+    others = set(multiprocessing.active_children())
+    try:
+        context: Any = multiprocessing.spawn(_run_rank, arguments, nprocs=world_size, join=False, daemon=True)
+        while not context.join():
+            pass
+    except BaseException:
+        # Ctrl-C reaches the ranks too, but one that waits for another in Gloo hears it only when that ends.
+        ranks = set(multiprocessing.active_children()) - others
+        for rank in ranks:
+            rank.kill()
+        for rank in ranks:
+            rank.join()
+        raise
+
+
 def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """Calls ``work(rank, *arguments)`` in ``world_size`` new processes that form a Gloo process group.
 
@@ -64,7 +81,7 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> 
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            multiprocessing.spawn(_run_rank, (world_size, folder, work, arguments), nprocs=world_size)
+            _run_all(world_size, (world_size, folder, work, arguments))
         except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException):
             # Of the latter, too: a rank that is left by another one may be the first to end.
             for rank in range(world_size):

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.cli.answer import Answer
-from shardwright.cli.options import add_quantization, number_of_ranks, whole_number
+from shardwright.cli.options import add_quantization, number_of_ranks, number_of_threads
 
 HELP = (
     "a checkpoint of torch's FileSystemWriter to one of ours, ours to another format, or a Hugging Face checkpoint to "
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format", choices=["torch", "safetensors"], help="torch: torch alone reads it as well"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another kind of checkpoint")
-    parser.add_argument("--threads", type=whole_number, help="per rank")
+    parser.add_argument("--threads", type=number_of_threads, help="per rank")
     add_quantization(parser, [*_core.quantizations(), "bf16", "none"], None, "of a Hugging Face checkpoint")
     parser.add_argument("--model", default="auto", help="the family; default: by config.json or the names")
     parser.add_argument("--max-shard-size", default="5GB", help="of tensors in a file; default: 5GB")
@@ -50,7 +50,7 @@ def _convert(rank: int, options: argparse.Namespace) -> tuple[dict[str, Any], li
         options.source,
         options.destination,
         format=options.format,
-        threads=options.threads or None,
+        threads=options.threads,
         overwrite=options.overwrite or None,
         quantization=options.quantization,
         quantized_weights=options.quantized_weights,

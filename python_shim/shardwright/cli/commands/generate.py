@@ -7,7 +7,7 @@ import argparse
 from shardwright import _core
 from shardwright.catalog import generate
 from shardwright.cli.answer import Answer
-from shardwright.cli.options import json_object, whole_number
+from shardwright.cli.options import json_object, number_of_layers, whole_number
 
 HELP = "write a checkpoint of a released model's names and shapes with random values"
 
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout-only", action="store_true", help="true headers and index, sparse files")
     parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument(
-        "--layers", type=whole_number, default=0, help="instead of the preset's number of them"
+        "--layers", type=number_of_layers, default=0, help="instead of the preset's number of them"
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from shardwright.catalog import read_catalog
 from shardwright.cli.answer import Answer
-from shardwright.cli.options import add_ranks, add_rules, whole_number
+from shardwright.cli.options import add_ranks, add_rules, number_of_bytes
 
 HELP = "load a checkpoint into new tensors and report"
 
@@ -14,7 +14,7 @@ HELP = "load a checkpoint into new tensors and report"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path")
     add_ranks(parser)
-    parser.add_argument("--staging-bytes", type=whole_number, help="per rank")
+    parser.add_argument("--staging-bytes", type=number_of_bytes, help="per rank")
     parser.add_argument("--reads", choices=["auto", "io_uring", "pread"], default="auto")
     parser.add_argument(
         "--direct-io", choices=["auto", "yes", "no"], default="auto", help="past the page cache"

@@ -10,7 +10,8 @@ from shardwright import _core
 from shardwright.catalog import read_catalog
 from shardwright.cli.answer import Answer
 from shardwright.cli.explain import explain, transfer_facts
-from shardwright.cli.options import add_mesh, add_rules, whole_number
+from shardwright.cli.named_output import PLAN, expect_replaceable
+from shardwright.cli.options import add_mesh, add_rules, number_on_cluster
 from shardwright.cli.table import table
 from shardwright.weight_maps import weight_map_for
 
@@ -20,7 +21,7 @@ HELP = "say what one rank of a mesh would read, without reading it"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path")
     add_mesh(parser)
-    parser.add_argument("--rank", type=whole_number, default=0)
+    parser.add_argument("--rank", type=number_on_cluster, default=0)
     parser.add_argument(
         "--save", metavar="FILE", help="keep the plan, as protobuf bytes (planner/wire/plan.proto)"
     )
@@ -34,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
+    expect_replaceable("--save", options.save, PLAN)
     catalog = read_catalog(options.path)
     weight_map = weight_map_for(catalog, options.model, options.layout)
     mesh = _core.parse_mesh(options.mesh)

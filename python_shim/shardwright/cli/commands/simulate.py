@@ -8,7 +8,15 @@ import dataclasses
 from shardwright import _core
 from shardwright.catalog import read_catalog
 from shardwright.cli.answer import Answer
-from shardwright.cli.options import add_mesh, add_rules, positive_number, whole_number
+from shardwright.cli.named_output import PAGE, expect_replaceable
+from shardwright.cli.options import (
+    add_mesh,
+    add_rules,
+    number_of_layers,
+    number_of_threads,
+    number_on_cluster,
+    positive_number,
+)
 from shardwright.cli.simulate import Speeds, simulate, text_of
 from shardwright.cli.simulate_page import page
 
@@ -21,18 +29,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=["tiny", "small", "bench", "full"], help="as generate would write it"
     )
     parser.add_argument(
-        "--layers", type=whole_number, default=0, help="instead of the preset's number of them"
+        "--layers", type=number_of_layers, default=0, help="instead of the preset's number of them"
     )
     add_mesh(parser)
-    parser.add_argument("--ranks-per-node", type=whole_number, default=8, metavar="N")
+    parser.add_argument("--ranks-per-node", type=number_on_cluster, default=8, metavar="N")
     parser.add_argument(
         "--sample",
-        type=whole_number,
+        type=number_on_cluster,
         default=0,
         metavar="N",
         help="about N ranks, on whole nodes spread over the mesh",
     )
-    parser.add_argument("--threads", type=whole_number, default=0, help="default: one for each processor")
+    parser.add_argument(
+        "--threads", type=number_of_threads, default=0, help="default: one for each processor"
+    )
     _add_speeds(parser)
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures, which needs no network")
     add_rules(parser)
@@ -63,6 +73,7 @@ def run(options: argparse.Namespace) -> Answer:
         raise ValueError("expected a checkpoint's path or --preset, and not both")
     if options.layers and options.preset is None:
         raise ValueError("--layers goes with --preset")
+    expect_replaceable("--html", options.html, PAGE)
     if options.preset is None:
         catalog = read_catalog(options.path)
     else:

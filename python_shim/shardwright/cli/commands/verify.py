@@ -6,7 +6,7 @@ import argparse
 
 from shardwright.checkpoints import expect_no_steps, verify
 from shardwright.cli.answer import Answer
-from shardwright.cli.options import whole_number
+from shardwright.cli.options import number_of_threads
 from shardwright.cli.table import table
 
 HELP = "check headers, index, coverage and checksums; exit status 1 if something is wrong"
@@ -14,7 +14,7 @@ HELP = "check headers, index, coverage and checksums; exit status 1 if something
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path")
-    parser.add_argument("--threads", type=whole_number)
+    parser.add_argument("--threads", type=number_of_threads)
 
 
 def run(options: argparse.Namespace) -> Answer:
