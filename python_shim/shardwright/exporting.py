@@ -128,7 +128,11 @@ def export(
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
         failure = told(wrapped)
-        if isinstance(failure, PlanError) and template is not None and "cannot export these tensors" in str(failure):
+        if (
+            isinstance(failure, PlanError)
+            and template is not None
+            and "cannot export these tensors" in str(failure)
+        ):
             names = flatten(weights)[0]
             failure = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
         raise failure from wrapped
