@@ -60,9 +60,56 @@ def test_stacks_are_quantised_matrix_by_matrix(rule: str, tmp_path: Path):
     stack = torch.stack(
         [weights(torch.Generator().manual_seed(n), 140, 160, torch.bfloat16) for n in range(3)]
     )
-    assert (
-        differing(exported(tmp_path, {"mlp.experts": stack}, rule), RULES[rule]("mlp.experts", stack)) == []
-    )
+    name = "experts.weight" if rule == "mxfp4-gpt-oss" else "mlp.experts"
+    assert differing(exported(tmp_path, {name: stack}, rule), RULES[rule](name, stack)) == []
+
+
+def test_a_stack_that_gpt_oss_would_have_transposed_is_refused(tmp_path: Path):
+    with pytest.raises(sw.PlanError, match="mlp.experts: as mxfp4-gpt-oss a matrix is the transpose"):
+        exported(tmp_path, {"mlp.experts": torch.ones(2, 64, 64)}, "mxfp4-gpt-oss")
+
+
+def test_a_nan_has_no_say_in_the_scale_of_its_block_in_a_stack(tmp_path: Path):
+    stack = torch.ones(2, 3, 32)
+    stack[1, 2, 5] = float("nan")
+    found = exported(tmp_path / "stack", {"mlp.experts": stack}, "mxfp8")
+    for expert in range(2):
+        alone = exported(tmp_path / str(expert), {"a.weight": stack[expert]}, "mxfp8")
+        assert torch.equal(
+            found["mlp.experts"][expert].view(torch.uint8), alone["a.weight"].view(torch.uint8)
+        )
+        assert torch.equal(found["mlp.experts_scale_inv"][expert], alone["a.weight_scale_inv"])
+
+
+@pytest.mark.parametrize("method", ["awq", "bitsandbytes"])
+def test_a_source_by_a_method_that_is_known_by_name_only_is_not_converted(method: str, tmp_path: Path):
+    (tmp_path / "from").mkdir()
+    save_file({"n.weight": torch.ones(64, 64)}, tmp_path / "from" / "model.safetensors")
+    config = {"quantization_config": {"quant_method": method}}
+    (tmp_path / "from" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(sw.PlanError, match=f"quant_method '{method}'"):
+        sw.convert(tmp_path / "from", tmp_path / "to", quantization="bf16")
+    assert not (tmp_path / "to" / "config.json").exists()
+
+
+def test_two_tensors_of_one_stored_name_are_refused(tmp_path: Path):
+    state = {"a.weight": torch.ones(128, 128), "a.weight_packed": torch.ones(128, 64, dtype=torch.uint8)}
+    with pytest.raises(
+        sw.PlanError, match="two tensors of the state dict would be stored as .a.weight_packed"
+    ):
+        sw.export(
+            state,
+            tmp_path,
+            quantization="nvfp4-compressed-tensors",
+            quantized_weights=["a.weight"],
+            layout="huggingface",
+        )
+
+
+def test_values_too_small_for_a_scale_are_refused_where_zeros_would_become_nan(tmp_path: Path):
+    small = torch.full((128, 128), 1e-37, dtype=torch.bfloat16)
+    with pytest.raises(sw.PlanError, match="a.weight has values so small that block_fp8"):
+        exported(tmp_path, {"a.weight": small}, "block_fp8")
 
 
 @pytest.mark.parametrize("rule", RULES)
