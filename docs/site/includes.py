@@ -87,15 +87,21 @@ def _header(path: str, holds: str) -> str:
     return f'??? header "`{path}`: {holds}"\n\n{block}'
 
 
+def _rows(path: str, row: str) -> list[str]:
+    """The names in a table of the sources: what the pattern has in brackets, row by row."""
+    names = re.findall(row, (TREE / path).read_text())
+    if not names:
+        raise ValueError(f"{path}: expected a table with rows such as {row}, found none")
+    return names
+
+
 def _commands() -> str:
     """From the parser itself; the compiled module, which it asks for the names of encodings, need not be built."""
     os.environ["COLUMNS"] = "88"
     os.environ["NO_COLOR"] = "1"
     core = MagicMock(spec_set=None, __version__="")
-    made = re.search(r"made\{(.*?)\}", (TREE / "planner/models/samples.cpp").read_text())
-    if made is None:
-        raise ValueError("planner/models/samples.cpp: expected the list of generated encodings, found none")
-    core.generated_encodings.return_value = re.findall(r'"(\w+)"', made[1])
+    core.generated_encodings.return_value = _rows("planner/models/stored_encodings.cpp", r'\{"(\w+)", "\w+", Names::')
+    core.quantizations.return_value = _rows("planner/save/quantization.cpp", r'\{"([\w-]+)",\s+(?:EncodingRule::|int4)')
     absent = types.ModuleType("shardwright._core")
     absent.__getattr__ = lambda name: getattr(core, name)  # type: ignore[method-assign]
     sys.modules["shardwright._core"] = absent

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shardwright.dcp.sharded_writer import ShardedStorageWriter
     from shardwright.dcp.storage_reader import HuggingFaceStorageReader
     from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
-    from shardwright.exporting import export
+    from shardwright.exporting import export, quantizations
     from shardwright.loading import load
     from shardwright.lora.load import LoraReport, load_lora
     from shardwright.lora.save import save_lora
