@@ -21,29 +21,14 @@ ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::files
   ExportRequest request;
   request.adapter = asked;
   RankState state;
-  std::unique_ptr<Publication> publication;  // on rank 0; its end removes what is not published
-  const std::string word = round_of(
+  return publish_together(
       job,
       [&] {
         state = state_of(lora, job.rank);
         return describe_export(lora, state, request, writing.devices);
       },
-      [&](const std::vector<std::string>& holdings) {
-        publication = std::make_unique<Publication>(directory, request, options.overwrite);
-        return publication->plan(holdings);
-      });
-  ExportReport report;
-  round_of(
-      job,
-      [&] {
-        report = write_share(word, lora, state, request, writing);
-        return report.row_sums;
-      },
-      [&](const std::vector<std::string>& row_sums) {
-        publication->publish(row_sums);
-        return std::vector<std::string>(row_sums.size());
-      });
-  return report;
+      [&] { return std::make_unique<Publication>(directory, request, options.overwrite); },
+      [&](const std::string& told) { return write_share(told, lora, state, request, writing); });
 }
 
 LoadReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,

@@ -7,6 +7,7 @@
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
 #include "planner/names/native_tensors.h"
+#include "planner/names/packed_weights.h"
 #include "storage/format/read_catalog.h"
 #include "storage/jobs/publication.h"
 #include "storage/load/load.h"
@@ -86,7 +87,7 @@ void Conversion::transpose_blocks() {
   std::vector<SourceTensor> scales;
   std::vector<std::string> without_scales;
   for (SourceTensor& tensor : template_.tensors) {
-    const bool from_blocks = tensor.stored != nullptr && tensor.stored->shape.size() > tensor.shape.size();
+    const bool from_blocks = has_blocks(tensor);
     const bool is_stack = tensor.shape.size() > 2 && !tensor.name.ends_with(".weight");
     const bool begins_blocks = to_blocks && !from_blocks && is_stack && is_named(tensor);
     const bool ends_blocks = from_blocks && how == nullptr;

@@ -15,30 +15,18 @@ ExportReport convert_checkpoint(const fs::path& source, const fs::path& destinat
                                 const ConvertOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   std::unique_ptr<Conversion> conversion;
-  std::unique_ptr<Publication> publication;  // on rank 0; whatever fails, its end removes what was written
-  const std::string word = round_of(
+  ExportReport report = publish_together(
       job,
       [&] {
         expect_local_path(destination);
         conversion = std::make_unique<Conversion>(source, options, job.rank, job.ranks);
         return conversion->describe();
       },
-      [&](const std::vector<std::string>& holdings) {
-        publication = std::make_unique<Publication>(destination, conversion->request(), options.overwrite,
-                                                    std::vector<fs::path>{source});
-        return publication->plan(holdings);
-      });
-  ExportReport report;
-  round_of(
-      job,
       [&] {
-        report = conversion->write(word);
-        return report.row_sums;
+        return std::make_unique<Publication>(destination, conversion->request(), options.overwrite,
+                                             std::vector<fs::path>{source});
       },
-      [&](const std::vector<std::string>& row_sums) {
-        publication->publish(row_sums);
-        return std::vector<std::string>(row_sums.size());
-      });
+      [&](const std::string& told) { return conversion->write(told); });
   report.total_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return report;
 }

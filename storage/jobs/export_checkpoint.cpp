@@ -16,8 +16,7 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::p
   Catalog template_catalog;
   ExportRequest request;
   RankState state;
-  std::unique_ptr<Publication> publication;  // on rank 0; whatever fails, its end removes what was written
-  const std::string word = round_of(
+  ExportReport report = publish_together(
       job,
       [&] {
         expect_local_path(directory);
@@ -34,22 +33,10 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::p
         state = state_of(specs, job.rank);
         return describe_export(specs, state, request, options.devices);
       },
-      [&](const std::vector<std::string>& holdings) {
-        publication = std::make_unique<Publication>(directory, request, options.overwrite);
-        return publication->plan(holdings);
-      });
-
-  ExportReport report;
-  round_of(
-      job,
-      [&] {
-        report = write_share(word, specs, state, request,
-                             {options.threads, options.staging_bytes, options.devices, nullptr});
-        return report.row_sums;
-      },
-      [&](const std::vector<std::string>& row_sums) {
-        publication->publish(row_sums);
-        return std::vector<std::string>(row_sums.size());
+      [&] { return std::make_unique<Publication>(directory, request, options.overwrite); },
+      [&](const std::string& told) {
+        return write_share(told, specs, state, request,
+                           {options.threads, options.staging_bytes, options.devices, nullptr});
       });
   report.total_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return report;

@@ -140,4 +140,26 @@ ExportReport write_share(const std::string& told, const std::vector<TensorSpec>&
   return report;
 }
 
+ExportReport publish_together(const Job& job, const std::function<std::string()>& describe,
+                              const std::function<std::unique_ptr<Publication>()>& begin,
+                              const std::function<ExportReport(const std::string& told)>& write) {
+  std::unique_ptr<Publication> publication;  // on rank 0; whatever fails, its end removes what was written
+  const std::string told = round_of(job, describe, [&](const std::vector<std::string>& holdings) {
+    publication = begin();
+    return publication->plan(holdings);
+  });
+  ExportReport report;
+  round_of(
+      job,
+      [&] {
+        report = write(told);
+        return report.row_sums;
+      },
+      [&](const std::vector<std::string>& row_sums) {
+        publication->publish(row_sums);
+        return std::vector<std::string>(row_sums.size());
+      });
+  return report;
+}
+
 }  // namespace shardwright

@@ -1,10 +1,13 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "planner/job.h"
 #include "storage/format/pending_checkpoint.h"
 #include "storage/write/export.h"
 #include "storage/write/files_beside.h"
@@ -50,5 +53,12 @@ class Publication {
 ExportReport write_share(const std::string& told, const std::vector<TensorSpec>& specs,
                          const RankState& state, const ExportRequest& request, const ExportWriting& options,
                          const ValuesElsewhere* values = nullptr);
+
+/// A publication in which the ranks of a job take part: all describe what they hold, rank 0 begins and plans,
+/// all write their shares, rank 0 publishes. `begin` is called on rank 0 alone; `write` gets what plan() has
+/// said to this rank. Throws the same on all ranks, and has published nothing then.
+ExportReport publish_together(const Job& job, const std::function<std::string()>& describe,
+                              const std::function<std::unique_ptr<Publication>()>& begin,
+                              const std::function<ExportReport(const std::string& told)>& write);
 
 }  // namespace shardwright
