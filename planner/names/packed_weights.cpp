@@ -198,12 +198,11 @@ std::int64_t elements_of_unit(const SourceTensor& tensor) {
   return is_packed(unit) ? 2 : 2 * bytes_of(unit);
 }
 
-namespace {
-
-/// Whether blocks of a row are a dimension of their own in the file, as gpt-oss has them.
 bool has_blocks(const SourceTensor& tensor) {
   return tensor.stored != nullptr && tensor.stored->shape.size() > tensor.shape.size();
 }
+
+namespace {
 
 /// Elements of a row that are one index in the file: of its last dimension, or of the one of the blocks.
 std::int64_t elements_of_index(const SourceTensor& tensor) {

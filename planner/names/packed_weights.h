@@ -37,6 +37,9 @@ std::string weight_in(const Catalog& stored, const SourceTensor& tensor);
 /// else 1.
 std::int64_t elements_of_unit(const SourceTensor& tensor);
 
+/// Whether blocks of a row are a dimension of their own in the file, as gpt-oss has them.
+bool has_blocks(const SourceTensor& tensor);
+
 /// The smallest box of a tensor (or chunk), as it is seen, that holds all of that box and is whole in the
 /// file: it begins and ends with bytes, words or, where blocks are a dimension of their own, blocks.
 Box whole_in_file(const SourceTensor& tensor, Box box);

@@ -16,6 +16,7 @@
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/packed_tensors.h"
+#include "planner/names/packed_weights.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -229,8 +230,7 @@ std::string fault_of_transposing(const ExportForm& form, const Piece& piece, con
   bool from_blocks = false;
   if (form.template_catalog != nullptr) {
     const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
-    from_blocks = !stored.empty() && stored.front().stored != nullptr &&
-                  stored.front().stored->shape.size() > stored.front().shape.size();
+    from_blocks = !stored.empty() && has_blocks(stored.front());
   } else if (!is_of_a_model(form.map) && piece.hf_shape.size() == 2) {
     return "";  // the caller's matrix is what it is
   }
@@ -255,9 +255,8 @@ std::string fault_of_template(const ExportForm& form, const Piece& piece, const 
   if (encoding.scaled && form.as_template &&
       (stored.size() > 1 || scales_of(*form.template_catalog, piece.hf_name).size() > 1))
     return piece.hf_name + ": the template stores it in several chunks; expected a template of whole tensors";
-  const auto& packed = stored.front().stored;
-  if (!encoding.scaled && packed != nullptr && packed->shape.size() > stored.front().shape.size())
-    return piece.hf_name + ": the template has it in MXFP4, as " + packed->name +
+  if (!encoding.scaled && has_blocks(stored.front()))
+    return piece.hf_name + ": the template has it in MXFP4, as " + stored_name(stored.front()) +
            ", where a matrix is the transpose of what goes under this name; export with " +
            "quantization=\"template\", or with a template in BF16";
   return "";
