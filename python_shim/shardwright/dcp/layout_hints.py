@@ -36,8 +36,6 @@ def hints_at_layout(names: Iterable[str], catalog: Any, model: Any, layout: str)
         if one == "torchtitan" != layout:  # whose short names are the ends of many others
             continue
         missing = [name for name in asked if name not in of_layout]
-        if one == layout and not missing:
-            return []
         if hints := _core.hints_at_names(missing, list(of_layout)):
             return list(hints) if one == layout else [*hints, f"and pass layout={one!r}"]
     return []
