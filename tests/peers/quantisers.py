@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import shardwright as sw
 import torch
 from tiny_models import Tensors
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, Qwen3Config, Qwen3ForCausalLM
@@ -150,3 +151,11 @@ def read_by_transformers(path: Path) -> Tensors:
         return state
 
     return quiet(work)
+
+
+def exported_as(theirs: Path, ours: Path) -> Tensors:
+    """Loads their checkpoint and exports it with itself as the template. Returns what was loaded."""
+    state = sw.empty_state_dict(theirs, layout="transformers")
+    sw.load(state, theirs, layout="transformers")
+    sw.export(state, ours, quantization="template", template=theirs, layout="transformers")
+    return state

@@ -11,7 +11,7 @@ import shardwright as sw
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from quantisers import dense_model, read_by_transformers, written_by_compressed_tensors
+from quantisers import dense_model, exported_as, read_by_transformers, written_by_compressed_tensors
 from test_families_transformers import differing
 from tiny_models import Tensors, held
 
@@ -109,15 +109,7 @@ def test_what_compressed_tensors_writes_loads_as_it_decompresses_it(config: str,
 @each
 def test_an_export_with_its_checkpoint_as_template_is_that_checkpoint(config: str, tmp_path: Path):
     written_by_compressed_tensors(dense_model(), CONFIGS[config][0], tmp_path / "theirs")
-    state = sw.empty_state_dict(tmp_path / "theirs", layout="transformers")
-    sw.load(state, tmp_path / "theirs", layout="transformers")
-    sw.export(
-        state,
-        tmp_path / "ours",
-        quantization="template",
-        template=tmp_path / "theirs",
-        layout="transformers",
-    )
+    state = exported_as(tmp_path / "theirs", tmp_path / "ours")
     assert differing(held(tmp_path / "ours"), held(tmp_path / "theirs")) == []
     if config not in MIXED:
         assert differing(read_by_transformers(tmp_path / "ours"), state) == []

@@ -7,7 +7,7 @@ import pytest
 import shardwright as sw
 import torch
 from modelopt.torch.quantization.qtensor import FP8QTensor, MXFP4QTensor, NVFP4QTensor
-from quantisers import decoded_by_modelopt, dense_model, written_by_modelopt
+from quantisers import decoded_by_modelopt, dense_model, exported_as, written_by_modelopt
 from safetensors.torch import save_file
 from test_families_transformers import differing
 from tiny_models import held
@@ -43,15 +43,7 @@ def test_what_modelopt_writes_loads_as_it_dequantises_it(config: str, tmp_path: 
 @each
 def test_an_export_with_its_checkpoint_as_template_is_that_checkpoint(config: str, tmp_path: Path):
     written_by_modelopt(dense_model(), config, tmp_path / "theirs")
-    state = sw.empty_state_dict(tmp_path / "theirs", layout="transformers")
-    sw.load(state, tmp_path / "theirs", layout="transformers")
-    sw.export(
-        state,
-        tmp_path / "ours",
-        quantization="template",
-        template=tmp_path / "theirs",
-        layout="transformers",
-    )
+    exported_as(tmp_path / "theirs", tmp_path / "ours")
     assert differing(held(tmp_path / "ours"), held(tmp_path / "theirs")) == []
     theirs = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert json.loads((tmp_path / "ours" / "config.json").read_text()) == theirs
