@@ -100,8 +100,12 @@ def _commands() -> str:
     os.environ["COLUMNS"] = "88"
     os.environ["NO_COLOR"] = "1"
     core = MagicMock(spec_set=None, __version__="")
-    core.generated_encodings.return_value = _rows("planner/models/stored_encodings.cpp", r'\{"(\w+)", "\w+", Names::')
-    core.quantizations.return_value = _rows("planner/save/quantization.cpp", r'\{"([\w-]+)",\s+(?:EncodingRule::|int4)')
+    core.generated_encodings.return_value = _rows(
+        "planner/models/stored_encodings.cpp", r'\{"(\w+)", "\w+", Names::'
+    )
+    core.quantizations.return_value = _rows(
+        "planner/save/quantization.cpp", r'\{"([\w-]+)",\s+(?:EncodingRule::|int4)'
+    )
     absent = types.ModuleType("shardwright._core")
     absent.__getattr__ = lambda name: getattr(core, name)  # type: ignore[method-assign]
     sys.modules["shardwright._core"] = absent

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torchtitan.components.checkpointer.utils import canonical_fqn
 
+from shardwright.integrations.restored_weights import restored
+
 
 def adapted_modules(models: Sequence[nn.Module]) -> dict[str, Any]:
     """The modules that torchtitan's LoRAConverter has given adapters, by their names in state dicts."""
@@ -38,18 +40,13 @@ def adapters_in_weights(models: Sequence[nn.Module]) -> Iterator[int]:
 
     The sum is made in F32 and rounded once. Beside the model, a copy of these weights is held.
     """
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    try:
+    modules = adapted_modules(models).values()
+    with restored(module.weight for module in modules):
         with torch.no_grad():
-            for module in adapted_modules(models).values():
+            for module in modules:
                 weight, a, b = module.weight, module.lora_a.weight, module.lora_b.weight
                 added = (b.to(torch.float32) @ a.to(torch.float32)) * module._lora_scaling
                 if hasattr(weight, "placements"):
                     added = added.redistribute(weight.device_mesh, weight.placements)
-                kept.append((weight, weight.detach().clone()))
                 weight.copy_((weight.to(torch.float32) + added).to(weight.dtype))
-        yield len(kept)
-    finally:
-        with torch.no_grad():
-            for weight, before in kept:
-                weight.copy_(before)
+        yield len(modules)

@@ -35,6 +35,7 @@ from shardwright import _core
 from shardwright.exporting import export
 from shardwright.integrations.files_beside import expect_replaceable, write_beside
 from shardwright.integrations.known_versions import expect_version
+from shardwright.integrations.restored_weights import restored
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import expect_overwrite, lasting_path
 from shardwright.ranks.cooperation import failing_together
@@ -362,12 +363,11 @@ def _begin_adapters(model: nn.Module, fresh: set[str]) -> None:
 @contextmanager
 def _adapters_in_weights(model: nn.Module) -> Iterator[None]:
     """Within it the base weights have in them what the active adapters add; afterwards they are as they were."""
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    try:
+    layers = [layer for _, layer in _lora_layers(model)]
+    with restored(layer.get_base_layer().weight for layer in layers):
         with torch.no_grad():
-            for _, layer in _lora_layers(model):
+            for layer in layers:
                 weight = layer.get_base_layer().weight
-                kept.append((weight, weight.detach().clone()))
                 for adapter in layer.active_adapters:
                     if adapter in layer.lora_A:
                         added = layer.get_delta_weight(adapter)
@@ -375,10 +375,6 @@ def _adapters_in_weights(model: nn.Module) -> Iterator[None]:
                             added = added.redistribute(weight.device_mesh, weight.placements)
                         weight.add_(added.to(weight.dtype))
         yield
-    finally:
-        with torch.no_grad():
-            for weight, before in kept:
-                weight.copy_(before)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
