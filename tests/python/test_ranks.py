@@ -40,10 +40,11 @@ def test_ctrl_c_leaves_no_rank_behind(tmp_path: Path):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    others = multiprocessing.active_children()  # torch keeps a process for saves in the background
     stopping = threading.Thread(target=stop, daemon=True)
     stopping.start()
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_on_ranks(2, one_is_waited_for, tmp_path)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(others)
     assert time.monotonic() - begin < 100
