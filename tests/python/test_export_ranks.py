@@ -19,6 +19,8 @@ def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize(
     "check",
     [
+        "pipeline_stages",
+        "some_of_the_ranks",
         "mxfp8_with_rows_over_ranks",
         "mxfp8_with_boundaries_inside_blocks",
         "bf16",

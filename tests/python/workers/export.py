@@ -6,6 +6,7 @@ RESULT.json gets, for each check below, what went wrong on which rank; an empty 
 """
 
 import contextlib
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from exported import bytes_of_files, problems_of_files, wrong_tensors
 from placements import held_indices, take
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
@@ -315,7 +316,96 @@ def mxfp8_where_one_rank_alone_has_a_mark_of_the_family(path: str, uneven: str) 
                 assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def stages_of_pipeline(path: str, parts: int) -> State:
+    """This rank's stage: some layers, on a mesh of the ranks that share the stage, which divide the experts."""
+    stages = dist.get_world_size() // parts
+    mesh = init_device_mesh("cpu", (stages, parts), mesh_dim_names=("pp", "ep"))
+    stage, experts = mesh.get_local_rank("pp"), mesh["ep"]
+    state: State = {}
+    for fqn, whole in reference.native(path).items():
+        layer = re.search(r"model[.]layers[.](\d+)[.]", fqn)
+        comes_last = "mtp" in fqn or fqn in ("lm_head.weight", "model.norm.weight")
+        if (int(layer[1]) % stages if layer else (stages - 1) * comes_last) != stage:
+            continue
+        if ".experts." in fqn:
+            held = held_indices(whole.shape, experts.shape, experts.get_coordinate(), [Shard(0)])
+            state[fqn] = DTensor.from_local(
+                take(whole, held).contiguous(),
+                experts,
+                [Shard(0)],
+                run_check=False,
+                shape=whole.shape,
+                stride=whole.stride(),
+            )
+        else:
+            state[fqn] = whole
+    return state
+
+
+def pipeline_stages(path: str, uneven: str) -> None:
+    """No rank has all names, and none of another stage's meshes."""
+    for source in (path, uneven):
+        for parts in {1, dist.get_world_size() // 2}:
+            state = stages_of_pipeline(source, parts)
+            for quantization in ("mxfp8", None):
+                with shared_folder() as folder:
+                    report = sw.export(
+                        state,
+                        folder / "to",
+                        quantization=quantization,
+                        template=source,
+                        max_shard_size="1MB",
+                    )
+                    assert report.left_out == []
+                    expect_files(folder / "to", source, quantized=quantization == "mxfp8")
+                    expect_loads_back(state, folder / "to")
+
+
+def some_of_the_ranks(path: str, uneven: str) -> None:
+    """Two groups export, save and load at the same time, each its own; ranks count from 0 in each."""
+    half = dist.get_world_size() // 2
+    members = [list(range(half)), list(range(half, 2 * half))]
+    groups = [dist.new_group(ranks) for ranks in members]
+    which = dist.get_rank() // half
+    mesh = DeviceMesh.from_group(groups[which], "cpu")
+    with shared_folder() as folder:
+        state: State = {}
+        for fqn, whole in reference.native((path, uneven)[which]).items():
+            held = held_indices(
+                whole.shape, mesh.shape, mesh.get_coordinate(), [rows(fqn, whole) or Replicate()]
+            )
+            state[fqn] = DTensor.from_local(
+                take(whole, held).contiguous(),
+                mesh,
+                [rows(fqn, whole) or Replicate()],
+                run_check=False,
+                shape=whole.shape,
+                stride=whole.stride(),
+            )
+        own = folder / f"{which}"
+        sw.export(
+            state,
+            own / "hf",
+            quantization="mxfp8",
+            template=(path, uneven)[which],
+            process_group=groups[which],
+        )
+        sw.save({"model": state}, own / "training", process_group=groups[which])
+        for together in (False, groups[which]):
+            back = empty_like(state)
+            sw.load(back, own / "hf", cooperative=together)
+            assert [n for n in state if not reference.same(local(back[n]), local(state[n]))] == []
+            back = empty_like(state)
+            sw.load({"model": back}, own / "training", cooperative=together)
+            assert [n for n in state if not reference.same(local(back[n]), local(state[n]))] == []
+        dist.barrier()
+        for group, source in enumerate((path, uneven)):
+            expect_files(folder / f"{group}" / "hf", source, quantized=True)
+
+
 CHECKS = [
+    pipeline_stages,
+    some_of_the_ranks,
     mxfp8_with_rows_over_ranks,
     mxfp8_with_boundaries_inside_blocks,
     bf16,
