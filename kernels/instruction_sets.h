@@ -57,13 +57,6 @@ using UnpackNibbles = void (*)(const std::uint8_t* packed, std::int64_t bytes, c
 using TransposePanel = void (*)(const void* source, std::int64_t row_stride, std::int64_t rows,
                                 std::int64_t columns, void* panel, std::int64_t pitch);
 
-/// Finds the scales of `blocks` neighbouring MXFP8 blocks of 32 elements.
-using FindScales = void (*)(const void* source, std::int64_t blocks, std::uint8_t* scales);
-
-/// Encodes `blocks` neighbouring MXFP8 blocks of 32 elements, each with its scale.
-using EncodeBlocks = void (*)(const void* source, const std::uint8_t* scales, std::int64_t blocks,
-                              std::uint8_t* elements);
-
 /// Writes the codes of `count` neighbouring values, each with its own factor, two in a byte for F4 and I4:
 /// then `count` is even. REQUIRES: `shortest_run` values or more, the default floating-point mode.
 using EncodeRun = void (*)(const void* source, const float* factors, std::int64_t count, std::uint8_t* codes);
@@ -87,6 +80,17 @@ struct MagnitudeRuns {
   FindMagnitudes of_f32 = nullptr;
 };
 
+/// Raises `largest`, one number for each of `count` neighbouring values, to their magnitudes: both are bits
+/// of the values' own dtype, which compare as the numbers do.
+using RaiseMagnitudes = void (*)(const void* source, std::int64_t count, void* largest);
+
+/// Those for each dtype of the values.
+struct RaiseRuns {
+  RaiseMagnitudes of_bf16 = nullptr;
+  RaiseMagnitudes of_f16 = nullptr;
+  RaiseMagnitudes of_f32 = nullptr;
+};
+
 /// Kernels over runs: contiguous in the source and in the destination. All tiles are made of these.
 /// A null entry means that the scalar definition is used. The results are the same either way.
 struct InstructionSet {
@@ -99,15 +103,11 @@ struct InstructionSet {
   DecodeRun decode_to_f16 = nullptr;
   DecodeRun decode_to_f32 = nullptr;
 
-  FindScales find_scales_bf16 = nullptr;
-  FindScales find_scales_f16 = nullptr;
-  FindScales find_scales_f32 = nullptr;
-  EncodeBlocks encode_bf16 = nullptr;
-  EncodeBlocks encode_f16 = nullptr;
-  EncodeBlocks encode_f32 = nullptr;
   std::array<EncodeRuns, code_rules.size()> encode_by_rule{};
   MagnitudeRuns magnitudes;
   MagnitudeRuns magnitudes_without_nan;
+  RaiseRuns raise;
+  RaiseRuns raise_without_nan;
   ScaleRunsOf scale_e4m3;
   ScaleRunsOf scale_e5m2;
   ScaleRunsOf scale_unpacked;  ///< e5m2 numbers that are zero or normal, and finite: what nibbles stand for

@@ -7,7 +7,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/decode.h"
 #include "kernels/encode.h"
+#include "kernels/encode_runs.h"
 #include "kernels/float_arithmetic.h"
 #include "kernels/floating_point_mode.h"
 
@@ -52,81 +54,63 @@ float epsilon(DType dtype) {
   return dtype == DType::BF16 ? 0x1p-7F : dtype == DType::F16 ? 0x1p-10F : 0x1p-23F;
 }
 
-float e4m3_value(std::uint8_t code) { return float_of_bits(float_bits<e4m3fn>(code)); }
-
-/// The e4m3 code nearest to a number; what is too large becomes 448.
-std::uint8_t e4m3_code(float value) { return encoded_float(bits_of_float(value), 127); }
-
 float e8m0_value(std::uint32_t byte) {
   return float_of_bits(float_bits_of_e8m0(static_cast<std::uint8_t>(byte)));
 }
 
-// The e8m0 bytes of powers of two. A byte is the exponent's field of an F32 number; what is added to the bits
-// carries into it.
+/// The e8m0 byte of the least power of two, from 2^-126 on, that is not below a number given by its F32 bits;
+/// 0 for zero. The byte is the exponent's field, into which any mantissa carries.
+std::uint32_t next_power(std::uint32_t bits) { return (bits + 0x007FFFFF) >> 23; }
 
-/// Of the least one, from 2^-127 on, that is not below a number.
-std::uint32_t power_not_below(float number) {
-  const std::uint32_t bits = bits_of_float(number);
-  return bits <= 0x00400000 ? 0 : (bits + 0x007FFFFF) >> 23;
-}
+constexpr std::uint8_t e4m3_eighth = 0x20;  // 2^-3
 
-/// A scale as it is stored, by its bits, and the factor for values.
+/// A scale as it is stored and the factor for values.
+template <class Stored>
 struct Scale {
-  std::uint32_t stored = 0;
-  float factor = 1;
+  Stored stored;
+  float factor;
 };
 
-template <EncodingRule rule>
-Scale scale_of(DType values, float largest, float global) {
-  if constexpr (rule == EncodingRule::mxfp8) {
-    const std::uint8_t byte = smallest_scale(exact_value<float32>(bits_of_float(largest)));
-    return {byte, e8m0_value(254U - byte)};
-  }
-  if constexpr (rule == EncodingRule::block_fp8) {
-    const float factor = largest > 0 ? 1.0F / largest * 448.0F : 1.0F;
-    return {bits_of_float(1.0F / factor), factor};
-  }
-  if constexpr (rule == EncodingRule::mxfp4_modelopt) {
-    const std::uint32_t byte = power_not_below(largest / 6.0F);
-    return {byte, e8m0_value(byte)};
-  }
-  if constexpr (rule == EncodingRule::mxfp4_ocp) {
-    // A mantissa of 1.75 or more carries.
-    const std::uint32_t exponent = (bits_of_float(largest) + 0x00200000) >> 23;
-    const std::uint32_t byte = std::max(exponent, 2U) - 2;
-    return {byte, e8m0_value(byte)};
-  }
-  if constexpr (rule == EncodingRule::mxfp4_gpt_oss) {
-    const std::uint32_t byte = (bits_of_float(largest / 6.0F) + 0x007FFFFF) >> 23;
-    return {byte, byte == 0 ? 0.0F : e8m0_value(254 - byte)};
-  }
-  if constexpr (rule == EncodingRule::nvfp4_modelopt) {
-    const float scale = largest == 0 ? 1 : largest / (6.0F * global);
-    const std::uint8_t code = e4m3_code(std::clamp(scale, 0x1p-9F, 448.0F));
-    return {code, e4m3_value(code) * global};
-  }
-  if constexpr (rule == EncodingRule::nvfp4_compressed_tensors) {
-    std::uint8_t code = e4m3_code(std::min(global * in_dtype(values, largest / 6.0F), 448.0F));
-    if (code == 0) code = e4m3_code(0.125F);
-    return {code, e4m3_value(code) / global};
-  }
-  if constexpr (rule == EncodingRule::int4_compressed_tensors) {
-    float scale = in_dtype(values, largest / 7.5F);
-    if (scale == 0) scale = epsilon(values);
-    const std::uint32_t stored = nearest_of_float<bfloat16>(bits_of_float(scale));
-    return {stored, float_of_bits(stored << 16)};
+Scale<std::uint8_t> e8m0_scale(std::uint32_t byte, float factor) {
+  return {static_cast<std::uint8_t>(byte), factor};
+}
+
+/// Calls scale_of(magnitude) for each, and writes what it returns.
+template <class ScaleOf>
+void write_scales(const float* magnitudes, std::int64_t count, void* scales, float* factors,
+                  ScaleOf scale_of) {
+  auto* to = static_cast<std::byte*>(scales);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto [stored, factor] = scale_of(magnitudes[i]);
+    std::memcpy(to + i * std::int64_t{sizeof stored}, &stored, sizeof stored);
+    factors[i] = factor;
   }
 }
 
-template <EncodingRule rule>
-void find_scales_by(DType values, const float* magnitudes, std::int64_t count, float global, void* scales,
-                    float* factors) {
-  const auto bytes = static_cast<std::size_t>(bytes_of(format_of(rule).scale));
-  auto* stored = static_cast<std::byte*>(scales);
-  for (std::int64_t i = 0; i < count; ++i, stored += bytes) {
-    const Scale scale = scale_of<rule>(values, magnitudes[i], global);
-    std::memcpy(stored, &scale.stored, bytes);
-    factors[i] = scale.factor;
+/// The same for scales of e4m3: nearest to wanted(magnitude), which is from 0 to 448; `least` for what would
+/// be zero. The factor is that of the scale's value.
+template <class Wanted, class FactorOf>
+void write_e4m3_scales(const float* magnitudes, std::int64_t count, void* scales, float* factors,
+                       std::uint8_t least, Wanted wanted, FactorOf factor_of) {
+  constexpr std::int64_t at_once = 256;
+  const InstructionSet& set = instruction_set_in_use();
+  const Encoder encoder = encoder_of(set, {DType::F8_E4M3, Change::multiply}, DType::F32);
+  std::array<float, at_once> numbers;
+  std::array<float, at_once> ones;
+  ones.fill(1.0F);
+  auto* codes = static_cast<std::uint8_t*>(scales);
+  for (std::int64_t begin = 0; begin < count; begin += at_once) {
+    const std::int64_t some = std::min(at_once, count - begin);
+    for (std::int64_t i = 0; i < some; ++i)
+      numbers[static_cast<std::size_t>(i)] = wanted(magnitudes[begin + i]);
+    encode_values(encoder, reinterpret_cast<const std::byte*>(numbers.data()), ones.data(), some, codes,
+                  begin);
+    for (std::int64_t i = begin; i < begin + some; ++i) {
+      if (codes[i] == 0) codes[i] = least;
+    }
+    place({codes + begin, DType::F8_E4M3, 1, some, some}, {numbers.data(), DType::F32, some, 1});
+    for (std::int64_t i = 0; i < some; ++i)
+      factors[begin + i] = factor_of(numbers[static_cast<std::size_t>(i)]);
   }
 }
 
@@ -171,24 +155,58 @@ void scales_of_magnitudes(EncodingRule rule, DType values, const float* magnitud
     for (std::int64_t i = 0; i < count; ++i) expect_finite(magnitudes[i], rule);
   }
   const DefaultFloatingPointMode mode;
-  const auto find = [&](auto find_by) { find_by(values, magnitudes, count, global, scales, factors); };
+  const auto write = [&](auto scale_of) { write_scales(magnitudes, count, scales, factors, scale_of); };
   switch (rule) {
     case EncodingRule::mxfp8:
-      return find(find_scales_by<EncodingRule::mxfp8>);
+      return write([](float largest) {
+        const std::uint8_t byte = smallest_scale_of_float(bits_of_float(largest));
+        return e8m0_scale(byte, e8m0_value(254U - byte));
+      });
     case EncodingRule::block_fp8:
-      return find(find_scales_by<EncodingRule::block_fp8>);
+      return write([](float largest) {
+        const float factor = largest > 0 ? 1.0F / largest * 448.0F : 1.0F;
+        return Scale<float>{1.0F / factor, factor};
+      });
     case EncodingRule::mxfp4_modelopt:
-      return find(find_scales_by<EncodingRule::mxfp4_modelopt>);
+      return write([](float largest) {
+        const std::uint32_t bits = bits_of_float(largest / 6.0F);
+        const std::uint32_t byte = bits <= 0x00400000 ? 0 : next_power(bits);  // 2^-127 is subnormal
+        return e8m0_scale(byte, e8m0_value(byte));
+      });
     case EncodingRule::mxfp4_ocp:
-      return find(find_scales_by<EncodingRule::mxfp4_ocp>);
+      return write([](float largest) {
+        const std::uint32_t exponent = (bits_of_float(largest) + 0x00200000) >> 23;  // 1.75 carries
+        const std::uint32_t byte = std::max(exponent, 2U) - 2;
+        return e8m0_scale(byte, e8m0_value(byte));
+      });
     case EncodingRule::mxfp4_gpt_oss:
-      return find(find_scales_by<EncodingRule::mxfp4_gpt_oss>);
-    case EncodingRule::nvfp4_modelopt:
-      return find(find_scales_by<EncodingRule::nvfp4_modelopt>);
+      return write([](float largest) {
+        const std::uint32_t byte = next_power(bits_of_float(largest / 6.0F));
+        return e8m0_scale(byte, byte == 0 ? 0.0F : e8m0_value(254 - byte));
+      });
+    case EncodingRule::nvfp4_modelopt: {
+      const float divisor = 6.0F * global;
+      return write_e4m3_scales(
+          magnitudes, count, scales, factors, 1,
+          [divisor](float largest) {
+            return std::clamp(largest == 0 ? 1 : largest / divisor, 0x1p-9F, 448.0F);
+          },
+          [global](float value) { return value * global; });
+    }
     case EncodingRule::nvfp4_compressed_tensors:
-      return find(find_scales_by<EncodingRule::nvfp4_compressed_tensors>);
+      return write_e4m3_scales(
+          magnitudes, count, scales, factors, e4m3_eighth,
+          [values, global](float largest) {
+            return std::min(global * in_dtype(values, largest / 6.0F), 448.0F);
+          },
+          [global](float value) { return value / global; });
     case EncodingRule::int4_compressed_tensors:
-      return find(find_scales_by<EncodingRule::int4_compressed_tensors>);
+      return write([values](float largest) {
+        float scale = in_dtype(values, largest / 7.5F);
+        if (scale == 0) scale = epsilon(values);
+        const auto stored = static_cast<std::uint16_t>(nearest_of_float<bfloat16>(bits_of_float(scale)));
+        return Scale<std::uint16_t>{stored, float_of_bits(std::uint32_t{stored} << 16)};
+      });
   }
 }
 

@@ -141,50 +141,86 @@ HWY_INLINE hn::TFromD<Lanes> largest_lane(Lanes lanes, hn::Vec<Lanes> vector) {
   }
 }
 
-template <class Bits, Bits infinity, bool leaves_out_nan>
-HWY_INLINE Bits largest_of(const Bits* source, std::size_t count) {
-  constexpr Bits magnitude_bits = static_cast<Bits>(~Bits{0}) >> 1;
+/// A dtype as bits.
+template <FloatFormat format>
+struct Magnitudes {
+  using Bits = std::conditional_t<format.mantissa_bits == 23, std::uint32_t, std::uint16_t>;
+  static constexpr auto all_bits = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+  static constexpr auto infinity =
+      static_cast<Bits>(((1U << format.exponent_bits) - 1) << format.mantissa_bits);
+};
+
+/// The magnitudes of as many values as there are lanes; zero for a NaN that is left out.
+template <FloatFormat format, bool leaves_out_nan, class Lanes>
+HWY_INLINE hn::Vec<Lanes> magnitudes_at(Lanes lanes, const void* source, std::size_t index) {
+  using Of = Magnitudes<format>;
+  const auto* values = static_cast<const typename Of::Bits*>(source);
+  const auto magnitudes = hn::And(hn::LoadU(lanes, values + index), hn::Set(lanes, Of::all_bits));
+  if constexpr (!leaves_out_nan) return magnitudes;
+  const hn::RebindToSigned<Lanes> comparable;
+  const auto infinity = hn::BitCast(comparable, hn::Set(lanes, Of::infinity));
+  const auto is_nan = hn::Gt(hn::BitCast(comparable, magnitudes), infinity);
+  return hn::IfThenZeroElse(hn::RebindMask(lanes, is_nan), magnitudes);
+}
+
+template <FloatFormat format, bool leaves_out_nan>
+HWY_INLINE typename Magnitudes<format>::Bits magnitude_at(const void* source, std::size_t index) {
+  using Of = Magnitudes<format>;
+  typename Of::Bits bits;
+  std::memcpy(&bits, static_cast<const std::byte*>(source) + index * sizeof bits, sizeof bits);
+  bits &= Of::all_bits;
+  return leaves_out_nan && bits > Of::infinity ? 0 : bits;
+}
+
+template <FloatFormat format, bool leaves_out_nan>
+HWY_INLINE typename Magnitudes<format>::Bits largest_of(const void* source, std::size_t begin,
+                                                        std::size_t end) {
+  using Bits = typename Magnitudes<format>::Bits;
   const hn::CappedTag<Bits, 16> lanes;  // the least block
   constexpr std::size_t step = hn::MaxLanes(lanes);
-  if (count < step) {
+  if (end - begin < step) {
     Bits largest = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-      const Bits magnitude = source[i] & magnitude_bits;
-      if (!leaves_out_nan || magnitude <= infinity) largest = std::max(largest, magnitude);
+    for (std::size_t i = begin; i < end; ++i) {
+      largest = std::max(largest, magnitude_at<format, leaves_out_nan>(source, i));
     }
     return largest;
   }
-  auto largest = hn::Zero(lanes);
-  const auto add = [&](std::size_t index) HWY_ATTR {
-    const hn::RebindToSigned<decltype(lanes)> comparable;
-    auto magnitude = hn::And(hn::LoadU(lanes, source + index), hn::Set(lanes, magnitude_bits));
-    if constexpr (leaves_out_nan) {
-      const auto is_nan = hn::Gt(hn::BitCast(comparable, magnitude),
-                                 hn::Set(comparable, static_cast<std::make_signed_t<Bits>>(infinity)));
-      magnitude = hn::IfThenZeroElse(hn::RebindMask(lanes, is_nan), magnitude);
-    }
-    largest = hn::Max(largest, magnitude);
-  };
-  std::size_t index = 0;
-  for (; index + step <= count; index += step) add(index);
-  if (index < count) add(count - step);
+  auto largest = magnitudes_at<format, leaves_out_nan>(lanes, source, end - step);
+  for (std::size_t i = begin; i + step < end; i += step) {
+    largest = hn::Max(largest, magnitudes_at<format, leaves_out_nan>(lanes, source, i));
+  }
   return largest_lane(lanes, largest);
 }
 
 template <FloatFormat format, bool leaves_out_nan>
 void find_magnitudes_of_pieces(const void* source, std::int64_t first_length, std::int64_t length,
                                std::int64_t total, float* magnitudes) {
-  using Bits = std::conditional_t<format.mantissa_bits == 23, std::uint32_t, std::uint16_t>;
-  constexpr auto infinity = static_cast<Bits>(((1U << format.exponent_bits) - 1) << format.mantissa_bits);
-  const auto* values = static_cast<const Bits*>(source);
   for (std::int64_t begin = 0, end = std::min(first_length, total); begin < total; ++magnitudes) {
-    const Bits largest =
-        largest_of<Bits, infinity, leaves_out_nan>(values + begin, static_cast<std::size_t>(end - begin));
+    const auto largest = largest_of<format, leaves_out_nan>(source, static_cast<std::size_t>(begin),
+                                                            static_cast<std::size_t>(end));
     // A NaN is the one with an otherwise empty payload.
-    const std::uint32_t wide = largest > infinity ? 0x7FC00000 : float_bits<format>(largest);
+    const std::uint32_t wide =
+        largest > Magnitudes<format>::infinity ? 0x7FC00000 : float_bits<format>(largest);
     *magnitudes = float_of_bits(std::max(bits_of_float(*magnitudes), wide));
     begin = end;
     end = std::min(end + length, total);
+  }
+}
+
+template <FloatFormat format, bool leaves_out_nan>
+void raise_magnitudes(const void* source, std::int64_t signed_count, void* largest) {
+  using Bits = typename Magnitudes<format>::Bits;
+  const hn::ScalableTag<Bits> lanes;
+  constexpr std::size_t step = hn::MaxLanes(lanes);
+  const auto count = static_cast<std::size_t>(signed_count);
+  auto* raised = static_cast<Bits*>(largest);
+  std::size_t index = 0;
+  for (; index + step <= count; index += step) {
+    const auto magnitudes = magnitudes_at<format, leaves_out_nan>(lanes, source, index);
+    hn::StoreU(hn::Max(hn::LoadU(lanes, raised + index), magnitudes), lanes, raised + index);
+  }
+  for (; index < count; ++index) {
+    raised[index] = std::max(raised[index], magnitude_at<format, leaves_out_nan>(source, index));
   }
 }
 
@@ -193,4 +229,10 @@ constexpr MagnitudeRuns magnitude_runs() {
   return {find_magnitudes_of_pieces<bfloat16, leaves_out_nan>,
           find_magnitudes_of_pieces<float16, leaves_out_nan>,
           find_magnitudes_of_pieces<float32, leaves_out_nan>};
+}
+
+template <bool leaves_out_nan>
+constexpr RaiseRuns raise_runs() {
+  return {raise_magnitudes<bfloat16, leaves_out_nan>, raise_magnitudes<float16, leaves_out_nan>,
+          raise_magnitudes<float32, leaves_out_nan>};
 }
