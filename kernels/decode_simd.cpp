@@ -348,8 +348,6 @@ constexpr InstructionSet kernels_of_target() {
   result.encode_by_rule = encode_runs(std::make_index_sequence<code_rules.size()>());
   result.magnitudes = magnitude_runs<false>();
   result.magnitudes_without_nan = magnitude_runs<true>();
-  result.raise = raise_runs<false>();
-  result.raise_without_nan = raise_runs<true>();
   result.scale_e4m3 = scale_runs_of<Fp8<E4M3> >();
   result.scale_e5m2 = scale_runs_of<Fp8<E5M2> >();
   result.scale_unpacked = scale_runs_of<Unpacked>();

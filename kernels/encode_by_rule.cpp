@@ -53,55 +53,6 @@ void encode_each(const CodeRule& rule, const ValueTile& values, const BlockGrid&
   });
 }
 
-/// The F32 number with the magnitude that some bits of a dtype are. A NaN is the one with an otherwise empty
-/// payload.
-template <FloatFormat format>
-float magnitude_of(std::uint32_t bits) {
-  const float magnitude = float_of_bits(float_bits<format>(bits));
-  return magnitude == magnitude ? magnitude : float_of_bits(0x7FC00000);
-}
-
-/// Raises the magnitudes of a column of blocks to those that were found for each of its rows.
-template <FloatFormat format, class Bits>
-void add_magnitudes(const std::byte* found, std::int64_t row, std::int64_t rows, const BlockGrid& grid,
-                    float* magnitudes, std::int64_t row_stride) {
-  const auto* of_rows = reinterpret_cast<const Bits*>(found);
-  for (std::int64_t begin = 0, end = 0; begin < rows; begin = end) {
-    const std::int64_t block_row = block_row_of(grid, row + begin);
-    end = std::min(rows, (block_row + 1) * grid.block_rows - grid.first_row - row);
-    const Bits largest = *std::max_element(of_rows + begin, of_rows + end);
-    float& magnitude = magnitudes[block_row * row_stride];
-    magnitude = larger_magnitude(magnitude, magnitude_of<format>(largest));
-  }
-}
-
-/// find_magnitudes() where rows lie along columns: many rows at once, and nothing is transposed.
-void find_magnitudes_down(RaiseMagnitudes raise, const ValueTile& values, const BlockGrid& grid,
-                          float* magnitudes, std::int64_t row_stride) {
-  constexpr std::int64_t most_rows = 512;
-  alignas(64) std::byte of_rows[most_rows * sizeof(float)];
-  const std::int64_t blocks = (grid.first_column + values.columns - 1) / grid.block_columns + 1;
-  for (std::int64_t row = 0; row < values.rows; row += most_rows) {
-    const std::int64_t rows = std::min(most_rows, values.rows - row);
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      const std::int64_t begin = std::max<std::int64_t>(block * grid.block_columns - grid.first_column, 0);
-      const std::int64_t end = std::min(values.columns, (block + 1) * grid.block_columns - grid.first_column);
-      std::memset(of_rows, 0, static_cast<std::size_t>(rows * bytes_of(values.dtype)));
-      for (std::int64_t column = begin; column < end; ++column) {
-        raise(value_at(values, row, column), rows, of_rows);
-      }
-      float* const of_block = magnitudes + block;
-      if (values.dtype == DType::BF16) {
-        add_magnitudes<bfloat16, std::uint16_t>(of_rows, row, rows, grid, of_block, row_stride);
-      } else if (values.dtype == DType::F16) {
-        add_magnitudes<float16, std::uint16_t>(of_rows, row, rows, grid, of_block, row_stride);
-      } else {
-        add_magnitudes<float32, std::uint32_t>(of_rows, row, rows, grid, of_block, row_stride);
-      }
-    }
-  }
-}
-
 /// What decode() multiplies elements by, for each of rows x columns scales.
 std::vector<float> factors_of(DType element, const BlockScales& scales, std::int64_t rows,
                               std::int64_t columns) {
@@ -145,10 +96,6 @@ void find_magnitudes(const ValueTile& values, const BlockGrid& grid, float* magn
     std::fill_n(magnitudes + row * row_stride, block_count, 0.0F);
   }
   const InstructionSet& set = instruction_set_in_use();
-  const RaiseMagnitudes raise = raise_kernel(set, values.dtype, leaves_out_nan);
-  if (raise != nullptr && values.row_stride == 1 && values.column_stride != 1) {
-    return find_magnitudes_down(raise, values, grid, magnitudes, row_stride);
-  }
   const FindMagnitudes find = magnitudes_kernel(set, values.dtype, leaves_out_nan);
   for_each_line(set, values, grid, [&](const Line& line) {
     const LineBlocks blocks = blocks_of(grid, line);

@@ -76,11 +76,6 @@ FindMagnitudes magnitudes_kernel(const InstructionSet& set, DType dtype, bool le
   return dtype == DType::BF16 ? runs->of_bf16 : dtype == DType::F16 ? runs->of_f16 : runs->of_f32;
 }
 
-RaiseMagnitudes raise_kernel(const InstructionSet& set, DType dtype, bool leaves_out_nan) {
-  const RaiseRuns& runs = leaves_out_nan ? set.raise_without_nan : set.raise;
-  return dtype == DType::BF16 ? runs.of_bf16 : dtype == DType::F16 ? runs.of_f16 : runs.of_f32;
-}
-
 Encoder encoder_of(const InstructionSet& set, const CodeRule& rule, DType dtype) {
   const std::size_t index = index_of(rule);
   const EncodeRuns& runs = set.encode_by_rule.at(index);

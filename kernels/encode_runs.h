@@ -12,9 +12,6 @@ namespace shardwright {
 
 FindMagnitudes magnitudes_kernel(const InstructionSet& set, DType dtype, bool leaves_out_nan);
 
-/// Null where there is none.
-RaiseMagnitudes raise_kernel(const InstructionSet& set, DType dtype, bool leaves_out_nan);
-
 /// The code of a value that may lie at any address.
 using EncodeOne = std::uint8_t (*)(const std::byte* value, float factor);
 

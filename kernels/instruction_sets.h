@@ -80,17 +80,6 @@ struct MagnitudeRuns {
   FindMagnitudes of_f32 = nullptr;
 };
 
-/// Raises `largest`, one number for each of `count` neighbouring values, to their magnitudes: both are bits
-/// of the values' own dtype, which compare as the numbers do.
-using RaiseMagnitudes = void (*)(const void* source, std::int64_t count, void* largest);
-
-/// Those for each dtype of the values.
-struct RaiseRuns {
-  RaiseMagnitudes of_bf16 = nullptr;
-  RaiseMagnitudes of_f16 = nullptr;
-  RaiseMagnitudes of_f32 = nullptr;
-};
-
 /// Kernels over runs: contiguous in the source and in the destination. All tiles are made of these.
 /// A null entry means that the scalar definition is used. The results are the same either way.
 struct InstructionSet {
@@ -106,8 +95,6 @@ struct InstructionSet {
   std::array<EncodeRuns, code_rules.size()> encode_by_rule{};
   MagnitudeRuns magnitudes;
   MagnitudeRuns magnitudes_without_nan;
-  RaiseRuns raise;
-  RaiseRuns raise_without_nan;
   ScaleRunsOf scale_e4m3;
   ScaleRunsOf scale_e5m2;
   ScaleRunsOf scale_unpacked;  ///< e5m2 numbers that are zero or normal, and finite: what nibbles stand for

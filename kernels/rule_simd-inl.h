@@ -207,32 +207,9 @@ void find_magnitudes_of_pieces(const void* source, std::int64_t first_length, st
   }
 }
 
-template <FloatFormat format, bool leaves_out_nan>
-void raise_magnitudes(const void* source, std::int64_t signed_count, void* largest) {
-  using Bits = typename Magnitudes<format>::Bits;
-  const hn::ScalableTag<Bits> lanes;
-  constexpr std::size_t step = hn::MaxLanes(lanes);
-  const auto count = static_cast<std::size_t>(signed_count);
-  auto* raised = static_cast<Bits*>(largest);
-  std::size_t index = 0;
-  for (; index + step <= count; index += step) {
-    const auto magnitudes = magnitudes_at<format, leaves_out_nan>(lanes, source, index);
-    hn::StoreU(hn::Max(hn::LoadU(lanes, raised + index), magnitudes), lanes, raised + index);
-  }
-  for (; index < count; ++index) {
-    raised[index] = std::max(raised[index], magnitude_at<format, leaves_out_nan>(source, index));
-  }
-}
-
 template <bool leaves_out_nan>
 constexpr MagnitudeRuns magnitude_runs() {
   return {find_magnitudes_of_pieces<bfloat16, leaves_out_nan>,
           find_magnitudes_of_pieces<float16, leaves_out_nan>,
           find_magnitudes_of_pieces<float32, leaves_out_nan>};
-}
-
-template <bool leaves_out_nan>
-constexpr RaiseRuns raise_runs() {
-  return {raise_magnitudes<bfloat16, leaves_out_nan>, raise_magnitudes<float16, leaves_out_nan>,
-          raise_magnitudes<float32, leaves_out_nan>};
 }
