@@ -13,7 +13,6 @@
 #include "kernels/floating_point_mode.h"
 #include "kernels/instruction_sets.h"
 #include "kernels/rule_codes.h"
-#include "kernels/scaled_element.h"
 #include "kernels/value_lines.h"
 
 namespace shardwright {
@@ -53,21 +52,41 @@ void encode_each(const CodeRule& rule, const ValueTile& values, const BlockGrid&
   });
 }
 
-/// What decode() multiplies elements by, for each of rows x columns scales.
-std::vector<float> factors_of(DType element, const BlockScales& scales, std::int64_t rows,
-                              std::int64_t columns) {
-  const Scaling scaling = scaling_of(element, scales, bits_of_float(scales.global));
+/// The number that the bits of a scale stand for; an e8m0 byte for a dtype that is no float.
+float scale_value(DType dtype, std::uint32_t bits) {
+  switch (dtype) {
+    case DType::F32:
+      return float_of_bits(bits);
+    case DType::BF16:
+      return float_of_bits(float_bits<bfloat16>(bits));
+    case DType::F16:
+      return float_of_bits(float_bits<float16>(bits));
+    case DType::F8_E4M3:
+      return float_of_bits(float_bits<e4m3fn>(bits));
+    default:
+      return float_of_bits(float_bits_of_e8m0(static_cast<std::uint8_t>(bits)));
+  }
+}
+
+/// What decode() multiplies elements by, for each of rows x columns scales: exact_factor() of
+/// scaled_element.h, rounded to F32.
+std::vector<float> factors_of(const BlockScales& scales, std::int64_t rows, std::int64_t columns) {
   const auto bytes = static_cast<std::size_t>(bytes_of(scales.dtype));
-  std::vector<float> factors;
-  factors.reserve(static_cast<std::size_t>(rows * columns));
+  std::vector<float> factors(static_cast<std::size_t>(rows * columns));
+  float* factor = factors.data();
   for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t column = 0; column < columns; ++column) {
-      const auto index = static_cast<std::size_t>(row * scales.row_stride + column);
-      std::uint64_t bits = 0;
-      std::memcpy(&bits, static_cast<const std::byte*>(scales.data) + index * bytes, bytes);
-      factors.push_back(
-          float_of_bits(static_cast<std::uint32_t>(nearest<float32>(exact_factor(scaling, bits)))));
+    const std::byte* from =
+        static_cast<const std::byte*>(scales.data) + row * scales.row_stride * bytes_of(scales.dtype);
+    for (std::int64_t column = 0; column < columns; ++column, from += bytes) {
+      std::uint32_t bits = 0;
+      std::memcpy(&bits, from, bytes);
+      *factor++ = scale_value(scales.dtype, bits);
     }
+  }
+  if (scales.product == Product::modelopt_nvfp4) {
+    for (float& one : factors) one *= scales.global;
+  } else if (scales.product == Product::compressed_tensors_nvfp4) {
+    for (float& one : factors) one /= scales.global;
   }
   return factors;
 }
@@ -124,7 +143,7 @@ void encode_with_scales(DType element, const ValueTile& values, const BlockScale
   const BlockGrid grid{scales.block_rows, scales.block_columns, scales.first_row, scales.first_column};
   const std::int64_t rows = block_row_of(grid, values.rows - 1) + 1;
   const std::int64_t columns = (grid.first_column + values.columns - 1) / grid.block_columns + 1;
-  const std::vector<float> factors = factors_of(element, scales, rows, columns);
+  const std::vector<float> factors = factors_of(scales, rows, columns);
   encode_each({element}, values, grid, factors.data(), columns, codes);
 }
 
