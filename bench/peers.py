@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from encoding_ways import ENCODING_WAYS, TIMED_ENCODINGS
+from encoding_ways import ENCODING_WAYS, TIMED_ENCODINGS, Sample
 from family_ways import FAMILY_WAYS, TIMED
 from ways import ADAPTERS, WAYS, read_limit, safetensors_files
 
@@ -74,6 +74,10 @@ def measure(way: str, warm_up: Path, path: Path, threads: int, cold: bool) -> di
     }
     if isinstance(result, LoadReport):
         measured |= {"bytes_needed": result.bytes_needed, "phases": result.seconds}
+    elif isinstance(result, Sample):
+        measured["fraction"] = result.fraction
+        measured["seconds"] /= result.fraction
+        measured["processor_seconds"] /= result.fraction
     elif isinstance(result, dict):
         measured["steps"] = result
     return measured
@@ -359,6 +363,7 @@ def in_short(found: list[dict[str, Any]]) -> dict[str, Any]:
         "processor_seconds": statistics.median(one["processor_seconds"] for one in found),
         "memory_above_destination": max(one["memory_above_destination"] for one in found),
         "bytes_read": statistics.median(one["bytes_read"] for one in found),
+        "fraction": min(one.get("fraction", 1) for one in found),
     }
 
 
@@ -410,6 +415,8 @@ def table_of_ways(result: dict[str, Any]) -> list[str]:
     for way, found in ways.items():
         memory = found["memory_above_destination"] / MEGABYTE
         read = found["bytes_read"] / MEGABYTE
+        if found.get("fraction", 1) < 1:
+            way += f" (from {100 * found['fraction']:.0f} % of the bytes)"
         lines.append(
             f"| {way} | {found['median']:.3f} | {found['median'] / ours:.2f} | {found['processor_seconds']:.2f} | "
             f"{memory:,.0f} | {read:,.0f} |"

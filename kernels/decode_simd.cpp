@@ -1,11 +1,15 @@
 // The run kernels, written once with Highway and compiled for each instruction set. Integer arithmetic
 // throughout, apart from two exact subtractions of normal numbers: no rounding mode and no FTZ or DAZ setting
-// can reach a result. Only FromTimesFloat multiplies floats, and has the mode set for it.
+// can reach a result. Only FromTimesFloat and rule_simd-inl.h calculate with floats, and have the mode set
+// for it.
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 // SSSE3 without SSE4 is older than any machine worth training on; lengthless vectors (SVE, RVV) do not fit
@@ -18,7 +22,9 @@
 //
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "kernels/float_arithmetic.h"
 #include "kernels/instruction_sets.h"
+#include "kernels/rule_codes.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace shardwright {
@@ -319,8 +325,9 @@ void decode_to_f32(const std::uint8_t* elements, const std::uint8_t* scales, std
   write_run(Widened<FromScaled>{{elements, scales}}, count, static_cast<std::uint32_t*>(destination), store);
 }
 
-#include "kernels/encode_simd-inl.h"
 #include "kernels/scale_simd-inl.h"
+//
+#include "kernels/rule_simd-inl.h"
 #include "kernels/transpose_simd-inl.h"
 
 void finish_streaming() { hwy::FlushStream(); }
@@ -338,12 +345,9 @@ constexpr InstructionSet kernels_of_target() {
   result.decode_to_bf16_in_range = decode_to_bf16_in_range;
   result.decode_to_f16 = decode_and_round<ToF16>;
   result.decode_to_f32 = decode_to_f32;
-  result.find_scales_bf16 = find_scales_of_blocks<FromBF16>;
-  result.find_scales_f16 = find_scales_of_blocks<FromF16>;
-  result.find_scales_f32 = find_scales_of_blocks<FromF32>;
-  result.encode_bf16 = encode_blocks<FromBF16>;
-  result.encode_f16 = encode_blocks<FromF16>;
-  result.encode_f32 = encode_blocks<FromF32>;
+  result.encode_by_rule = encode_runs(std::make_index_sequence<code_rules.size()>());
+  result.magnitudes = magnitude_runs<false>();
+  result.magnitudes_without_nan = magnitude_runs<true>();
   result.scale_e4m3 = scale_runs_of<Fp8<E4M3> >();
   result.scale_e5m2 = scale_runs_of<Fp8<E5M2> >();
   result.scale_unpacked = scale_runs_of<Unpacked>();

@@ -109,6 +109,14 @@ SHARDWRIGHT_HOST_DEVICE inline std::uint32_t nearest_of_float(std::uint32_t bits
   }
 }
 
+/// smallest_scale() of number_formats.h of the F32 number with these bits, which is no NaN and not below
+/// zero.
+SHARDWRIGHT_HOST_DEVICE constexpr std::uint8_t smallest_scale_of_float(std::uint32_t bits) {
+  // A mantissa beyond that of 1.75 carries into the exponent; 448 is 1.75 * 2^8.
+  const std::uint32_t carried = (bits + 0x1FFFFF) >> 23;
+  return static_cast<std::uint8_t>(carried > 8 ? carried - 8 : 0);
+}
+
 /// The e4m3 code of an F32 number divided by the scale that an e8m0 byte (not 255) stands for: encoded() of
 /// number_formats.h.
 SHARDWRIGHT_HOST_DEVICE inline std::uint8_t encoded_float(std::uint32_t bits, std::uint8_t scale) {

@@ -2,11 +2,13 @@
 
 // Internal: what each instruction set brings, beside the scalar definition that serves for everything else.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/dtype.h"
+#include "kernels/rule_codes.h"
 
 namespace shardwright {
 
@@ -55,12 +57,28 @@ using UnpackNibbles = void (*)(const std::uint8_t* packed, std::int64_t bytes, c
 using TransposePanel = void (*)(const void* source, std::int64_t row_stride, std::int64_t rows,
                                 std::int64_t columns, void* panel, std::int64_t pitch);
 
-/// Finds the scales of `blocks` neighbouring MXFP8 blocks of 32 elements.
-using FindScales = void (*)(const void* source, std::int64_t blocks, std::uint8_t* scales);
+/// Writes the codes of `count` neighbouring values, each with its own factor, two in a byte for F4 and I4:
+/// then `count` is even. REQUIRES: `shortest_run` values or more, the default floating-point mode.
+using EncodeRun = void (*)(const void* source, const float* factors, std::int64_t count, std::uint8_t* codes);
 
-/// Encodes `blocks` neighbouring MXFP8 blocks of 32 elements, each with its scale.
-using EncodeBlocks = void (*)(const void* source, const std::uint8_t* scales, std::int64_t blocks,
-                              std::uint8_t* elements);
+/// Those for each dtype of the values.
+struct EncodeRuns {
+  EncodeRun from_bf16 = nullptr;
+  EncodeRun from_f16 = nullptr;
+  EncodeRun from_f32 = nullptr;
+};
+
+/// Raises `magnitudes` to the largest magnitudes of the pieces that `total` neighbouring values consist of:
+/// the first of `first_length`, the others of `length` each, the last what is left.
+using FindMagnitudes = void (*)(const void* source, std::int64_t first_length, std::int64_t length,
+                                std::int64_t total, float* magnitudes);
+
+/// Those for each dtype of the values.
+struct MagnitudeRuns {
+  FindMagnitudes of_bf16 = nullptr;
+  FindMagnitudes of_f16 = nullptr;
+  FindMagnitudes of_f32 = nullptr;
+};
 
 /// Kernels over runs: contiguous in the source and in the destination. All tiles are made of these.
 /// A null entry means that the scalar definition is used. The results are the same either way.
@@ -74,12 +92,9 @@ struct InstructionSet {
   DecodeRun decode_to_f16 = nullptr;
   DecodeRun decode_to_f32 = nullptr;
 
-  FindScales find_scales_bf16 = nullptr;
-  FindScales find_scales_f16 = nullptr;
-  FindScales find_scales_f32 = nullptr;
-  EncodeBlocks encode_bf16 = nullptr;
-  EncodeBlocks encode_f16 = nullptr;
-  EncodeBlocks encode_f32 = nullptr;
+  std::array<EncodeRuns, code_rules.size()> encode_by_rule{};
+  MagnitudeRuns magnitudes;
+  MagnitudeRuns magnitudes_without_nan;
   ScaleRunsOf scale_e4m3;
   ScaleRunsOf scale_e5m2;
   ScaleRunsOf scale_unpacked;  ///< e5m2 numbers that are zero or normal, and finite: what nibbles stand for

@@ -1,4 +1,7 @@
 #include <gtest/gtest.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include <cmath>
 #include <limits>
@@ -253,6 +256,38 @@ TEST_P(EncodeByRule, WhatWasDecodedBecomesTheSameCodesAgainWithItsScales) {
     }
   }
 }
+
+#if defined(__x86_64__)
+TEST_P(EncodeByRule, DoesNotDependOnTheCallersFloatingPointMode) {
+  Random random(3);
+  const unsigned before = _mm_getcsr();
+  for (const DType dtype : {DType::BF16, DType::F16, DType::F32}) {
+    Values values(random, dtype, 40, 200);
+    for (std::int64_t column = 0; column < 200; ++column) {
+      const long double small = static_cast<long double>(random.number(0, 9));
+      values.set(3, column, std::ldexp(small, dtype == DType::F16 ? -24 : -133));
+    }
+    for (const EncodingRule rule : rules) {
+      const EncodedFormat& format = format_of(rule);
+      const std::vector<std::int64_t> rows = {0, 40};
+      const std::vector<std::int64_t> columns = {0, 77, 200};
+      const Encoded expected = encoded_in_tiles(values, format, rows, columns);
+      std::vector<std::uint8_t> scales(40 * 7);
+      find_scales(values.part(0, 40, 0, 200), 0, scales.data(), 7);
+      for (const unsigned rounding : {0x0000U, 0x2000U, 0x4000U, 0x6000U}) {
+        _mm_setcsr((before & ~0x6000U) | 0x8040U | rounding);  // FTZ, DAZ and a rounding mode
+        const Encoded found = encoded_in_tiles(values, format, rows, columns);
+        std::vector<std::uint8_t> scales_found(scales.size());
+        find_scales(values.part(0, 40, 0, 200), 0, scales_found.data(), 7);
+        _mm_setcsr(before);
+        ASSERT_TRUE(found.scales == expected.scales) << format.name << " of " << name_of(dtype);
+        ASSERT_TRUE(found.codes == expected.codes) << format.name << " of " << name_of(dtype);
+        ASSERT_TRUE(scales_found == scales) << name_of(dtype);
+      }
+    }
+  }
+}
+#endif
 
 TEST(EncodingRules, HaveNamesByWhichTheyAreFound) {
   for (const EncodingRule rule : rules) EXPECT_EQ(encoding_rule_named(format_of(rule).name), rule);

@@ -133,6 +133,17 @@ TEST(FloatArithmetic, EncodesEveryBF16NumberWithEveryScale) {
   }
 }
 
+TEST(FloatArithmetic, FindsTheSmallestScaleOfAnyMagnitude) {
+  for (std::uint32_t upper = 0; upper < 0x7F80; ++upper) {
+    for (const std::uint32_t lower : {0x0000U, 0x0001U, 0xFFFFU}) {
+      const std::uint32_t bits = upper << 16 | lower;
+      ASSERT_EQ(smallest_scale_of_float(bits), smallest_scale(exact_value<float32>(bits)))
+          << std::hex << bits;
+    }
+  }
+  EXPECT_EQ(smallest_scale_of_float(0x7F800000), smallest_scale(exact_value<float32>(0x7F800000)));
+}
+
 TEST(FloatArithmetic, EncodesFloatsAroundTiesToEven) {
   for (std::uint32_t upper = 0; upper < 0x10000; upper += 2) {
     for (const std::uint32_t lower : {0x0001U, 0x7FFFU, 0x8000U, 0xFFFFU}) {

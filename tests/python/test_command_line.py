@@ -95,6 +95,28 @@ def test_plan_says_what_a_rank_would_read(full: Path):
     assert str(needed) in numbers_in(output_of(*arguments))
 
 
+def test_plan_says_what_a_rank_holds_where_weights_stay_packed(tmp_path: Path):
+    sw.generate(tmp_path / "from", "tiny", encoding="nvfp4_modelopt")
+    state = sw.empty_state_dict(tmp_path / "from", dtype="packed")
+    experts = "model.layers.1.mlp.experts.gate_and_up_projs"
+    arguments = ["plan", tmp_path / "from", "--packed"]
+    facts = json.loads(output_of(*arguments, "--json"))
+    assert facts["bytes_needed"] == facts["bytes_written"] == sum(tensor.nbytes for tensor in state.values())
+    assert facts["bytes_needed"] == sum(of["bytes"] for of in facts["packed"])
+    held = {(of["holds"], of["dtype"]): (of["tensors"], of["bytes"]) for of in facts["packed"]}
+    for ending, dtype, kind in (("_scale_2", "F32", "_scale_2"), ("_scale", "F8_E4M3", "_scale")):
+        of_kind = [tensor for name, tensor in state.items() if name.endswith(f"_projs{ending}")]
+        assert held[kind, dtype] == (len(of_kind), sum(tensor.nbytes for tensor in of_kind))
+    codes = [tensor for name, tensor in state.items() if name.endswith("_projs")]
+    assert held["codes", "U8"] == (len(codes), sum(tensor.nbytes for tensor in codes))
+    assert "_scale_2" in output_of(*arguments)
+    half = json.loads(output_of(*arguments, "--mesh", "ep=2", "--rank", "1", "--json"))
+    of_half = {(of["holds"], of["dtype"]): of["bytes"] for of in half["packed"]}
+    assert of_half["codes", "U8"] == held["codes", "U8"][1] // 2
+    explained = output_of(*arguments, "--explain", f"{experts}_scale")
+    assert experts in explained and "w1.weight_scale" in explained
+
+
 def test_load_loads_on_one_rank_and_on_two(tiny: Path):
     for ranks in ([], ["--ranks", "2"]):
         text = output_of("load", tiny, *ranks)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from shardwright.cli.answer import Answer
 from shardwright.cli.explain import explain, transfer_facts
 from shardwright.cli.named_output import PLAN, expect_replaceable
 from shardwright.cli.options import add_mesh, add_rules, number_on_cluster
-from shardwright.cli.table import table
+from shardwright.cli.table import columns, table
 from shardwright.weight_maps import weight_map_for
 
 HELP = "say what one rank of a mesh would read, without reading it"
@@ -31,6 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TENSOR",
         help="say what becomes of one tensor, by its native name or the checkpoint's",
     )
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help='the plan of a load with dtype="packed": encoded weights stay codes and scales',
+    )
     add_rules(parser)
 
 
@@ -38,6 +45,8 @@ def run(options: argparse.Namespace) -> Answer:
     expect_replaceable("--save", options.save, PLAN)
     catalog = read_catalog(options.path)
     weight_map = weight_map_for(catalog, options.model, options.layout)
+    if options.packed:
+        catalog, weight_map, _ = _core.as_packed(catalog, weight_map)
     mesh = _core.parse_mesh(options.mesh)
     native = _core.native_tensors(catalog, weight_map)
     specs = _core.specs_on_mesh(native, mesh, options.rank, options.dense)
@@ -59,6 +68,8 @@ def run(options: argparse.Namespace) -> Answer:
         "boxes_with_gaps": reading.boxes_with_gaps,
         "boxes_in_pieces": reading.boxes_in_pieces,
     }
+    if options.packed:
+        facts["packed"] = _held_packed(specs)
     if options.json:  # every transfer, which may be many
         facts["transfers"] = [transfer_facts(one, tensors, catalog.files, specs) for one in transfers]
     sizes = " x ".join(f"{name} {size}" for name, size in facts["mesh"].items()) or "one rank"
@@ -75,7 +86,37 @@ def run(options: argparse.Namespace) -> Answer:
         ("boxes read with their gaps", reading.boxes_with_gaps),
         ("boxes read in pieces", reading.boxes_in_pieces),
     ]
-    return Answer(facts, table(rows))
+    text = table(rows)
+    if options.packed:
+        heads = ["this rank holds", "dtype", "tensors", "bytes"]
+        cells = [
+            [of["holds"], of["dtype"], f"{of['tensors']:,}", f"{of['bytes']:,}"] for of in facts["packed"]
+        ]
+        text += "\n\n" + columns(heads, cells)
+    return Answer(facts, text)
+
+
+#: What is held beside codes, under their name and such an ending.
+_COMPANION = re.compile(r"_(input_|global_)?scale(_inv|_2)?$")
+
+
+def _held_packed(specs: list[Any]) -> list[dict[str, Any]]:
+    """What this rank holds of codes, of each kind of companion and of what is not packed."""
+    names = {spec.fqn for spec in specs}
+    codes = {_COMPANION.sub("", name) for name in names if _COMPANION.search(name)} & names
+    held: dict[tuple[str, str], dict[str, Any]] = {}
+    for spec in specs:
+        ending = _COMPANION.search(spec.fqn)
+        kind = "codes" if spec.fqn in codes else "not packed"
+        if ending and spec.fqn[: ending.start()] in codes:
+            kind = ending.group()
+        of_kind = held.setdefault(
+            (kind, spec.dtype), {"holds": kind, "dtype": spec.dtype, "tensors": 0, "bytes": 0}
+        )
+        bits = re.search(r"\d+", spec.dtype)  # every dtype's name has them, but BOOL's
+        of_kind["tensors"] += 1
+        of_kind["bytes"] += math.prod(spec.local_shape) * (int(bits.group()) if bits else 8) // 8
+    return [held[key] for key in sorted(held)]
 
 
 def _keep_or_compare(options: argparse.Namespace, plan: Any, catalog: Any, specs: list[Any]) -> None:
