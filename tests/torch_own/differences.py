@@ -9,10 +9,6 @@ _MOCKS = (
     "looks inside: it gives torch's class a mock of safetensors, or a plan and results that only torch's own methods "
     "make; what the class writes and reads is in test_hf_safetensor_e2e"
 )
-_EXTENSIONS = (
-    "_extensions change the bytes of whole files, of which ours read and write parts: refused by name before anything "
-    "is written"
-)
 _CACHE = (
     "looks inside: at the plans that torch caches under the name of the planner's class, where any other planner finds "
     "them; ours keeps its own"
@@ -41,8 +37,6 @@ class Difference:
 
 DIFFERENCES = [
     Difference("test_hf_storage", "TestHfStorage.*", ("storage", "both"), _MOCKS, is_inside=True),
-    Difference("test_file_system_checkpoint_cpu", "*Rot13.*", ("storage", "both"), _EXTENSIONS),
-    Difference("test_file_system_checkpoint_cpu", "*ZStandard.*", ("storage", "both"), _EXTENSIONS),
     Difference("test_planner", "TestSavePlan.*_with_caching", ("planners", "both"), _CACHE, is_inside=True),
     Difference(
         "test_hf_safetensor_e2e", "TestDTensorReshardMeshChange.*_mesh_change", ("planners",), _LEFT_SHARDS
