@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import inspect
 import io
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -649,3 +650,44 @@ def several_shards_of_a_rank(rank: int, folder: Path) -> None:
 @pytest.mark.ranks
 def test_two_ranks(tmp_path: Path):
     mp.spawn(check_ranks, (tmp_path,), nprocs=2)
+
+
+def with_left_shards(path: Path, whole: torch.Tensor, left: torch.Tensor) -> Path:
+    """A folder to which torch's writer has saved twice, by fewer ranks the second time."""
+    save_file({"w": whole}, path / "shard-00001-model-00001-of-00001.safetensors")
+    saved_offsets = {"w": {"saved_offsets": [whole.shape[0] - left.shape[0], 0]}}
+    save_file(
+        {"w": left},
+        path / "shard-00002-model-00001-of-00001.safetensors",
+        {"DCP_SHARDING_INFO": json.dumps(saved_offsets)},
+    )
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_what_is_there_twice_is_read_where_both_are_the_same_bits(dtype: torch.dtype, tmp_path: Path):
+    whole = torch.arange(24.0).reshape(6, 4).to(dtype)
+    whole.view(torch.uint8)[-1, -1] = 0xFF  # a NaN, if it is a float: equal by its bits
+    with_left_shards(tmp_path, whole, whole[2:].clone())
+    state = {"w": torch.zeros_like(whole)}
+    dcp.load(
+        state,
+        storage_reader=TorchHuggingFaceReader(str(tmp_path)),
+        planner=sw.LoadPlanner(layout="huggingface"),
+        no_dist=True,
+    )
+    assert torch.equal(state["w"].view(torch.uint8), whole.view(torch.uint8))
+
+
+def test_what_is_there_twice_and_differs_is_refused_by_name(tmp_path: Path):
+    whole = torch.arange(24.0).reshape(6, 4)
+    left = whole[2:].clone()
+    left[-1, -1] += 1
+    with_left_shards(tmp_path, whole, left)
+    with pytest.raises(CheckpointException, match=r"w: \[4, 4\] at \[2, 0\] .* differ; remove the files"):
+        dcp.load(
+            {"w": torch.zeros_like(whole)},
+            storage_reader=TorchHuggingFaceReader(str(tmp_path)),
+            planner=sw.LoadPlanner(layout="huggingface"),
+            no_dist=True,
+        )

@@ -13,10 +13,6 @@ _CACHE = (
     "looks inside: at the plans that torch caches under the name of the planner's class, where any other planner finds "
     "them; ours keeps its own"
 )
-_LEFT_SHARDS = (
-    "torch's HuggingFaceStorageWriter leaves the shards of an earlier save in the folder, so that two of them hold the "
-    "same elements; torch's planner reads either, ours refuses to guess"
-)
 _NO_ENCODING = (
     "stores F32 elements with block scales, which is no released encoding; ours refuses by name what it cannot decode, "
     "and torch's reader decodes whatever has scales"
@@ -38,10 +34,6 @@ class Difference:
 DIFFERENCES = [
     Difference("test_hf_storage", "TestHfStorage.*", ("storage", "both"), _MOCKS, is_inside=True),
     Difference("test_planner", "TestSavePlan.*_with_caching", ("planners", "both"), _CACHE, is_inside=True),
-    Difference(
-        "test_hf_safetensor_e2e", "TestDTensorReshardMeshChange.*_mesh_change", ("planners",), _LEFT_SHARDS
-    ),
-    Difference("test_hf_safetensor_e2e", "*.test_2d_to_2d_reshard_*", ("planners",), _LEFT_SHARDS),
     Difference(
         "test_hf_safetensor_e2e", "*.test_quantized_checkpoint_loading", ("planners", "both"), _NO_ENCODING
     ),
