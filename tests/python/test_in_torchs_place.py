@@ -579,6 +579,7 @@ def check_ranks(rank: int, folder: Path) -> None:
     own_state_of_each_rank(rank, folder, mesh)
     the_lowest_rank_writes_replicas(rank, folder, mesh)
     several_shards_of_a_rank(rank, folder)
+    extensions_of_two_ranks(rank, folder, mesh)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -645,6 +646,22 @@ def several_shards_of_a_rank(rank: int, folder: Path) -> None:
             for shard in found.local_shards():
                 begin, _ = shard.metadata.shard_offsets
                 assert torch.equal(shard.tensor, whole[begin : begin + shard.metadata.shard_sizes[0]])
+
+
+def extensions_of_two_ranks(rank: int, folder: Path, mesh: Any) -> None:
+    """Where one rank's extension fails, all ranks hear of it and nothing is there."""
+    whole = torch.arange(24.0).reshape(6, 4)
+    state = {"d": distribute_tensor(whole, mesh, [Shard(0)]), "e": distribute_tensor(whole, mesh, [Shard(1)])}
+    path = folder / "extended"
+    with pytest.raises(CheckpointException, match="rank 1: .*no space left for it"):
+        broken = Broken() if rank == 1 else Backwards()
+        dcp.save(state, storage_writer=sw.ShardedStorageWriter(path, thread_count=1, _extensions=[broken]))
+    dist.barrier()
+    assert not path.exists()
+    dcp.save(state, storage_writer=sw.ShardedStorageWriter(path, _extensions=[Backwards()]))
+    found = {"d": distribute_tensor(torch.zeros(6, 4), mesh, [Shard(1)])}
+    dcp.load(found, storage_reader=sw.ShardedStorageReader(path, registry_of_extensions()))
+    assert torch.equal(found["d"].full_tensor(), whole)
 
 
 @pytest.mark.ranks
