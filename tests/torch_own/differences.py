@@ -15,8 +15,8 @@ _CACHE = (
 )
 _LEFT_SHARDS = (
     "torch's HuggingFaceStorageWriter leaves the shards of an earlier save in the folder, and two of them begin at one "
-    "offset, so that torch's reader finds one of the files alone, whichever it was; ours cannot compare them, and refuses "
-    "to guess"
+    "offset, so that torch's reader finds one of the files alone, whichever it was; ours cannot compare them, and "
+    "refuses to guess"
 )
 _NO_ENCODING = (
     "stores F32 elements with block scales, which is no released encoding; ours refuses by name what it cannot decode, "
