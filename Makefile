@@ -22,6 +22,7 @@ demo: module ## generate a small checkpoint, load it on two ranks, check it and 
 	@$(IN_VENV) examples/demo.py
 
 test: build ## run every C++ and Python test
+	@.ci/system_packages $(SHELLS) || echo 'Going on without: tests of completion are skipped.'
 	$(call say,C++ tests)
 	@ctest --test-dir build --parallel $(JOBS) --timeout 300 --output-on-failure
 	$(call say,Python tests)
@@ -45,6 +46,8 @@ check: build ## for every few minutes: formats, lint of what has changed, and th
 PACKAGES := g++ cmake ninja-build ccache libprotobuf-dev protobuf-compiler nlohmann-json3-dev libgtest-dev libhwy-dev \
   libbenchmark-dev liburing-dev libxxhash-dev
 LINT_PACKAGES := clang-format-14 clang-tidy-14
+# Whose completion is tested. Where they are not there, those tests are skipped.
+SHELLS := zsh fish
 has = $(shell $(PYTHON) -c 'import ensurepip, os, sysconfig; $(1)' 2>/dev/null && echo yes)
 PYTHON_PACKAGES = $(if $(call has,),,python3-venv) \
   $(if $(call has,os.stat(sysconfig.get_path("include") + "/Python.h")),,python3-dev)

@@ -222,7 +222,7 @@ void PendingCheckpoint::publish(const std::string& commit_name) {
     if (name != commit_name && !is_torchs(name)) folder_->publish(name, may_replace(name));
   }
   sync_directory(directory_);
-  if (std::any_of(names.begin(), names.end(), is_torchs)) {
+  if (commit_name != torch_metadata_name && std::any_of(names.begin(), names.end(), is_torchs)) {
     folder_->publish(torch_metadata_name, may_replace(torch_metadata_name));
     sync_directory(directory_);
   }

@@ -4,6 +4,8 @@ import json
 import os
 import pty
 import re
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,12 +247,71 @@ def test_bash_completes_commands_options_and_choices():
     assert completed_by_bash(script, "shardwright", "load", "x", "--trace", "") == set()
 
 
-def test_zsh_and_fish_are_told_the_same():
-    assert output_of("completion", "zsh").endswith(output_of("completion", "bash"))
-    fish = output_of("completion", "fish")
-    for command in COMMANDS:
-        assert f" -a {command} -d " in fish and f"'__fish_seen_subcommand_from {command}'" in fish
-    assert "-l preset -x -a 'tiny small bench full'" in fish
+def completed_by_fish(script: Path, line: str) -> set[str]:
+    code = f"source {script}; complete -C '{line}'"
+    run = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    return {found.split("\t")[0] for found in run.stdout.splitlines()}
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes_commands_options_and_choices(tmp_path: Path):
+    script = tmp_path / "shardwright.fish"
+    script.write_text(output_of("completion", "fish"))
+    assert completed_by_fish(script, "shardwright ") >= set(COMMANDS)
+    assert completed_by_fish(script, "shardwright ve") == {"verify"}
+    assert completed_by_fish(script, "shardwright load --st") == {"--staging-bytes"}
+    presets = completed_by_fish(script, "shardwright generate x --preset ")
+    assert presets == {"tiny", "small", "bench", "full"}
+    assert completed_by_fish(script, "shardwright completion ") == {"bash", "zsh", "fish"}
+    assert completed_by_fish(script, f"shardwright load {tmp_path}/sh") == {str(script)}
+    of_verify = completed_by_fish(script, "shardwright verify x --")
+    assert (
+        completed_by_fish(script, "shardwright verify export --") == of_verify
+    )  # a path of a command's name
+
+
+def typed_in_zsh(script: Path, setup: str, keys: str, until: str) -> str:
+    """What a zsh on a terminal shows once ``until`` is there, or after a minute."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="dumb", ZDOTDIR=str(script.parent), PS1="$ ")
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+    shown = ""
+
+    def read_until(text: str) -> None:
+        nonlocal shown
+        limit = time.monotonic() + 60
+        while text not in shown and time.monotonic() < limit:
+            if select.select([terminal], [], [], 1)[0]:
+                shown += os.read(terminal, 65536).decode(errors="replace")
+
+    try:
+        os.write(terminal, f"{setup}\nsource {script}\necho sour''ced\n".encode())
+        read_until("sourced\r")
+        assert "not found" not in shown, shown
+        os.write(terminal, keys.encode())
+        shown = ""
+        read_until(until)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+    return shown
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+@pytest.mark.parametrize("setup", ["true", "autoload -U compinit && compinit -i"], ids=["new", "set up"])
+def test_zsh_completes_commands_options_and_choices(setup: str, tmp_path: Path):
+    script = tmp_path / "shardwright.zsh"
+    script.write_text(output_of("completion", "zsh"))
+    for typed, completed in [
+        ("shardwright ve", "verify "),
+        ("shardwright load --st", "--staging-bytes "),
+        ("shardwright generate x --preset be", "bench "),
+        (f"shardwright load {tmp_path}/sh", "shardwright.zsh "),
+    ]:
+        assert completed in typed_in_zsh(script, setup, f"{typed}\t", completed)
 
 
 @pytest.mark.parametrize(

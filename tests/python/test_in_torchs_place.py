@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import inspect
 import io
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from nested_states import differing
 from safetensors.torch import save_file
 from torch.distributed._shard import sharded_tensor
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
-from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
+from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceReader
@@ -131,17 +132,107 @@ class Backwards(StreamTransformExtension):
         return io.BytesIO(bytes(byte ^ 255 for byte in input.read()))
 
 
-def test_extensions_are_refused_by_name_and_nothing_is_made(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"_extensions.*Backwards"):
-        sw.ShardedStorageWriter(tmp_path / "path", _extensions=[Backwards()])
+def registry_of_extensions() -> ExtensionRegistry:
+    registry = ExtensionRegistry()
+    registry.register(Backwards)
+    return registry
+
+
+def loaded_with_extensions(path: Path, reader: Any, like: Any = STATE) -> Any:
+    return loaded(path, lambda where: reader(where, registry_of_extensions()), like=like)
+
+
+@pytest.mark.parametrize("planner", [dcp.DefaultSavePlanner, sw.SavePlanner], ids=["torch's", "ours"])
+@pytest.mark.parametrize("who", PAIRS)
+def test_whoever_saved_with_extensions_either_reads(who: str, planner: Any, tmp_path: Path):
+    writer = PAIRS[who][0](tmp_path, thread_count=2, _extensions=[Backwards()])
+    metadata = dcp.save(STATE, storage_writer=writer, planner=planner(), no_dist=True)
+    for reader in (dcp.FileSystemReader, sw.ShardedStorageReader):
+        assert differing(loaded_with_extensions(tmp_path, reader), STATE) == []
+    assert metadata.version == CURRENT_DCP_VERSION and metadata.storage_meta == writer.storage_meta()
+    places = dcp.FileSystemReader(tmp_path).read_metadata().storage_data.values()
+    assert all(place.transform_descriptors == ["stream.complement/1"] for place in places)
+
+
+def test_a_save_with_extensions_replaces_what_it_may(tmp_path: Path):
+    def save(step: int, **options: Any) -> None:
+        writer = sw.ShardedStorageWriter(tmp_path, **options)
+        dcp.save({"step": step, "w": torch.full((3,), step)}, storage_writer=writer, no_dist=True)
+
+    like = {"step": 0, "w": torch.zeros(3, dtype=torch.long)}
+    save(1)
+    save(2, _extensions=[Backwards()])
+    for reader in (dcp.FileSystemReader, sw.ShardedStorageReader):
+        assert loaded_with_extensions(tmp_path, reader, like)["step"] == 2
+    assert {path.suffix or path.name for path in tmp_path.iterdir()} == {".metadata", ".distcp"}
+    with pytest.raises(CheckpointException, match="overwrite=True"):
+        save(3, _extensions=[Backwards()])
+    assert loaded_with_extensions(tmp_path, sw.ShardedStorageReader, like)["step"] == 2
+    save(4, _extensions=[Backwards()], overwrite=True)
+    assert loaded_with_extensions(tmp_path, sw.ShardedStorageReader, like)["step"] == 4
+    names = {
+        place.relative_path for place in dcp.FileSystemReader(tmp_path).read_metadata().storage_data.values()
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {".metadata", *names}
+    save(5, overwrite=True)
+    assert loaded(tmp_path, sw.ShardedStorageReader, like=like)["step"] == 5
+    assert not sw.verify(tmp_path).problems
+
+
+class Broken(Backwards):
+    """Fails on the second tensor or object."""
+
+    used = 0
+
+    def transform_to(self, output: Any) -> Any:
+        self.used += 1
+        if self.used > 1:
+            raise OSError(28, "no space left for it")
+        return super().transform_to(output)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_save_whose_extension_fails_leaves_what_was_there(threads: int, tmp_path: Path):
+    saved(tmp_path, "ours", {"step": 1})
+    with pytest.raises(CheckpointException, match="no space left for it.*Nothing was published"):
+        dcp.save(
+            {"step": 2, "w": torch.ones(3)},
+            storage_writer=sw.ShardedStorageWriter(tmp_path, thread_count=threads, _extensions=[Broken()]),
+            no_dist=True,
+        )
+    assert loaded(tmp_path, sw.ShardedStorageReader, like={"step": 0}) == {"step": 1}
+
+
+def test_extensions_that_cannot_be_run_are_refused_by_name_and_nothing_is_made(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"_extensions.*Backwards.*safetensors"):
+        sw.ShardedStorageWriter(tmp_path / "path", _extensions=[Backwards()], format="safetensors")
+    with pytest.raises(ValueError, match=r"_extensions.*StreamTransformExtension.*str"):
+        sw.ShardedStorageWriter(tmp_path / "path", _extensions=["zstd"])
     assert not (tmp_path / "path").exists()
 
 
-def test_what_torch_wrote_with_extensions_is_read(tmp_path: Path):
-    dcp.save(STATE, storage_writer=dcp.FileSystemWriter(tmp_path, _extensions=[Backwards()]), no_dist=True)
-    registry = ExtensionRegistry()
-    registry.register(Backwards)
-    assert differing(loaded(tmp_path, lambda path: sw.ShardedStorageReader(path, registry)), STATE) == []
+def test_verify_says_of_extensions_what_it_cannot_check(tmp_path: Path):
+    dcp.save(STATE, storage_writer=sw.ShardedStorageWriter(tmp_path, _extensions=[Backwards()]), no_dist=True)
+    (problem,) = sw.verify(tmp_path).problems
+    assert "stream.complement/1" in problem and "not checked" in problem
+
+
+def test_verify_undoes_extensions_that_torch_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ZStandard, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(ZStandard, "transform_to", Backwards.transform_to)
+    monkeypatch.setattr(ZStandard, "transform_from", Backwards.transform_from)
+    dcp.save(STATE, storage_writer=sw.ShardedStorageWriter(tmp_path, _extensions=[ZStandard()]), no_dist=True)
+    report = sw.verify(tmp_path)
+    assert not report.problems and report.bytes_hashed > 0
+    place = max(
+        dcp.FileSystemReader(tmp_path).read_metadata().storage_data.values(), key=lambda it: it.length
+    )
+    with open(tmp_path / place.relative_path, "r+b") as file:
+        file.seek(place.offset + place.length // 2)
+        byte = file.read(1)
+        file.seek(-1, io.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    assert len(sw.verify(tmp_path).problems) == 1
 
 
 # --- saves -------------------------------------------------------------------------------------------------------
@@ -489,6 +580,7 @@ def check_ranks(rank: int, folder: Path) -> None:
     own_state_of_each_rank(rank, folder, mesh)
     the_lowest_rank_writes_replicas(rank, folder, mesh)
     several_shards_of_a_rank(rank, folder)
+    extensions_of_two_ranks(rank, folder, mesh)
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # Gloo's thread may drop a tensor while the interpreter ends, which aborts it (torch 2.13)
@@ -558,6 +650,63 @@ def several_shards_of_a_rank(rank: int, folder: Path) -> None:
                 assert torch.equal(shard.tensor, whole[begin : begin + shard.metadata.shard_sizes[0]])
 
 
+def extensions_of_two_ranks(rank: int, folder: Path, mesh: Any) -> None:
+    """Where one rank's extension fails, all ranks hear of it and nothing is there."""
+    whole = torch.arange(24.0).reshape(6, 4)
+    state = {"d": distribute_tensor(whole, mesh, [Shard(0)]), "e": distribute_tensor(whole, mesh, [Shard(1)])}
+    path = folder / "extended"
+    with pytest.raises(CheckpointException, match="rank 1: .*no space left for it"):
+        broken = Broken() if rank == 1 else Backwards()
+        dcp.save(state, storage_writer=sw.ShardedStorageWriter(path, thread_count=1, _extensions=[broken]))
+    dist.barrier()
+    assert not path.exists()
+    dcp.save(state, storage_writer=sw.ShardedStorageWriter(path, _extensions=[Backwards()]))
+    found = {"d": distribute_tensor(torch.zeros(6, 4), mesh, [Shard(1)])}
+    dcp.load(found, storage_reader=sw.ShardedStorageReader(path, registry_of_extensions()))
+    assert torch.equal(found["d"].full_tensor(), whole)
+
+
 @pytest.mark.ranks
 def test_two_ranks(tmp_path: Path):
     mp.spawn(check_ranks, (tmp_path,), nprocs=2)
+
+
+def with_left_shards(path: Path, whole: torch.Tensor, left: torch.Tensor) -> Path:
+    """A folder to which torch's writer has saved twice, by fewer ranks the second time."""
+    save_file({"w": whole}, path / "shard-00001-model-00001-of-00001.safetensors")
+    saved_offsets = {"w": {"saved_offsets": [whole.shape[0] - left.shape[0], 0]}}
+    save_file(
+        {"w": left},
+        path / "shard-00002-model-00001-of-00001.safetensors",
+        {"DCP_SHARDING_INFO": json.dumps(saved_offsets)},
+    )
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_what_is_there_twice_is_read_where_both_are_the_same_bits(dtype: torch.dtype, tmp_path: Path):
+    whole = torch.arange(24.0).reshape(6, 4).to(dtype)
+    whole.view(torch.uint8)[-1, -1] = 0xFF  # a NaN, if it is a float: equal by its bits
+    with_left_shards(tmp_path, whole, whole[2:].clone())
+    state = {"w": torch.zeros_like(whole)}
+    dcp.load(
+        state,
+        storage_reader=TorchHuggingFaceReader(str(tmp_path)),
+        planner=sw.LoadPlanner(layout="huggingface"),
+        no_dist=True,
+    )
+    assert torch.equal(state["w"].view(torch.uint8), whole.view(torch.uint8))
+
+
+def test_what_is_there_twice_and_differs_is_refused_by_name(tmp_path: Path):
+    whole = torch.arange(24.0).reshape(6, 4)
+    left = whole[2:].clone()
+    left[-1, -1] += 1
+    with_left_shards(tmp_path, whole, left)
+    with pytest.raises(CheckpointException, match=r"w: \[4, 4\] at \[2, 0\] .* differ; remove the files"):
+        dcp.load(
+            {"w": torch.zeros_like(whole)},
+            storage_reader=TorchHuggingFaceReader(str(tmp_path)),
+            planner=sw.LoadPlanner(layout="huggingface"),
+            no_dist=True,
+        )

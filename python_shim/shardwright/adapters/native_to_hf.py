@@ -33,7 +33,7 @@ def catalog_of_checkpoint(checkpoint: Any) -> Any:
     if not hasattr(checkpoint, "read_metadata"):
         return catalog_of(checkpoint)
     metadata = checkpoint.read_metadata()
-    return metadata.catalog if isinstance(metadata, CatalogMetadata) else catalog_of_metadata(metadata)
+    return metadata.catalog if isinstance(metadata, CatalogMetadata) else catalog_of_metadata(metadata)[0]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,11 @@ complete -o default -F _shardwright shardwright"""
 
 
 def zsh(parser: argparse.ArgumentParser) -> str:
-    return f"autoload -U +X bashcompinit && bashcompinit\n{bash(parser)}"
+    """By zsh's own bashcompinit, which needs compinit: a .zshrc that is new may not have it."""
+    return (
+        "whence compdef >/dev/null || { autoload -U compinit && compinit -i; }\n"
+        f"autoload -U +X bashcompinit && bashcompinit\n{bash(parser)}"
+    )
 
 
 def fish(parser: argparse.ArgumentParser) -> str:
@@ -62,7 +66,8 @@ def fish(parser: argparse.ArgumentParser) -> str:
     for name, summary in _summaries(parser).items():
         lines.append(f"complete -c shardwright -n __fish_use_subcommand -f -a {name} -d {quoted(summary)}")
     for name, command in _commands(parser).items():
-        inside = f"complete -c shardwright -n '__fish_seen_subcommand_from {name}'"
+        # Not __fish_seen_subcommand_from, which takes a path called as a command for one.
+        inside = f"complete -c shardwright -n 'contains {name} (commandline -opc)[2]'"
         for option, action in _options(command):
             what = (action.help or "").replace("%%", "%")
             value = (

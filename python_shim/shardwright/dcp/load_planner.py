@@ -18,6 +18,7 @@ from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.fitting import with_hints
 from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.resume_planner import ResumePlanner
+from shardwright.dcp.twin_chunks import Twin, once
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
 from shardwright.regular_file import read_regular
 from shardwright.rounding import refuse_roundings
@@ -100,6 +101,7 @@ class LoadPlanner(ResumePlanner):
         self._parts: dict[int, list[int]] = {}  # numbers of the ReadItems of each transfer
         self._arrived: dict[int, torch.Tensor] = {}  # by number of the ReadItem
         self._awaited: dict[int, torch.Tensor] = {}
+        self._twins: list[Twin] = []
         self._lock = Lock()  # torch's reader may commit from several threads
 
     def set_up_planner(
@@ -113,7 +115,12 @@ class LoadPlanner(ResumePlanner):
             super().set_up_planner(state_dict, metadata, is_coordinator)
             return
         self.by_items = not isinstance(metadata, CatalogMetadata)
-        self.catalog = catalog_of_metadata(metadata) if self.by_items else metadata.catalog
+        self._twins = []
+        if self.by_items:
+            self.catalog, twins = catalog_of_metadata(metadata)
+            self._twins = twins if is_coordinator else []  # one rank that looks is enough
+        else:
+            self.catalog = metadata.catalog
         self._take(state_dict, metadata, is_coordinator)
 
     def create_local_plan(self) -> LoadPlan:
@@ -192,7 +199,7 @@ class LoadPlanner(ResumePlanner):
 
     # --- with another storage reader ---------------------------------------------------------------------------
     # Part p of transfer t (its elements, its scales, its global scale) is read by an item; 3 t + p travels as the index
-    # hint of the item's destination.
+    # hint of the item's destination. The two items of twin t have -1 - 2 t and -2 - 2 t.
 
     def _read_items(self) -> list[ReadItem]:
         self._transfers = self.core_plan.transfers
@@ -220,6 +227,10 @@ class LoadPlanner(ResumePlanner):
                     torch.Size(size),
                 )
             )
+        for at, twin in enumerate(self._twins):
+            for of_other, number in ((False, -1 - 2 * at), (True, -2 - 2 * at)):
+                self._dtypes[number] = twin.dtype
+                items.append(twin.item(of_other, number))
         return items
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
@@ -239,6 +250,9 @@ class LoadPlanner(ResumePlanner):
         number = read_item.dest_index.index
         if self.resumes or number is None:
             return
+        if number < 0:
+            self._expect_alike(number)
+            return
         which = number // 3
         with self._lock:
             self._arrived[number] = self._awaited.pop(number)
@@ -252,6 +266,21 @@ class LoadPlanner(ResumePlanner):
         torch.autograd.graph.increment_version(
             self.description.local_tensors[self._transfers[which].destination]
         )
+
+    def _expect_alike(self, number: int) -> None:
+        """Compares the two boxes of a twin, once both are there."""
+        at, sibling = (-1 - number) // 2, number - 1 if number % 2 else number + 1
+        with self._lock:
+            mine = self._awaited.pop(number)
+            if sibling not in self._arrived:
+                self._arrived[number] = mine
+                return
+            other = self._arrived.pop(sibling)
+        if not torch.equal(mine.view(-1).view(torch.uint8), other.view(-1).view(torch.uint8)):
+            raise _core.PlanError(
+                f"{self._twins[at]}, which differ; remove the files of the save that is not wanted: torch's writer "
+                "leaves those of earlier saves in the folder"
+            )
 
 
 #: Far more than any model's configuration has.
@@ -284,16 +313,19 @@ def _is_of_safetensors(metadata: Metadata) -> bool:
     return os.fspath(file).endswith(".safetensors")
 
 
-def catalog_of_metadata(metadata: Metadata) -> Any:
-    """The catalog that another storage reader's metadata amounts to."""
-    tensors: list[tuple[str, str, list[int], list[int]]] = [
-        (name, DTYPE_NAMES[stored.properties.dtype], list(chunk.sizes), list(chunk.offsets))
-        for name, stored in metadata.state_dict_metadata.items()
-        if isinstance(stored, TensorStorageMetadata)
-        for chunk in stored.chunks
-    ]
+def catalog_of_metadata(metadata: Metadata) -> tuple[Any, list[Twin]]:
+    """The catalog that another storage reader's metadata amounts to, and what is there twice."""
+    tensors: list[tuple[str, str, list[int], list[int]]] = []
+    twins: list[Twin] = []
+    for name, stored in metadata.state_dict_metadata.items():
+        if not isinstance(stored, TensorStorageMetadata):
+            continue
+        chunks, twice = once(name, stored)
+        twins += twice
+        dtype = DTYPE_NAMES[stored.properties.dtype]
+        tensors += [(name, dtype, list(chunk.sizes), list(chunk.offsets)) for chunk in chunks]
     tensors.sort(key=lambda tensor: (tensor[0].encode(), tensor[3]))  # as the catalog orders them
-    return _core.catalog_of_tensors(tensors, _config_beside(metadata))
+    return _core.catalog_of_tensors(tensors, _config_beside(metadata)), twins
 
 
 def _config_beside(metadata: Metadata) -> str:

@@ -28,6 +28,13 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import next_order
+from shardwright.dcp.extended_writing import (
+    expect_extensions,
+    files_of_torchs,
+    remove_replaced,
+    write_extended,
+    write_metadata,
+)
 from shardwright.dcp.planned_metadata import PlannedMetadata, tell_published
 from shardwright.dcp.save_description import number_values
 from shardwright.dcp.save_planning import is_given_up, share_of
@@ -82,6 +89,9 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         per_thread_copy_ahead: bytes that are copied at a time from devices that the engine does not reach, and of
             conjugated or negated views. What is on CUDA devices takes 8 MiB of pinned memory for each thread.
         cache_staged_state_dict: keep the memory of an asynchronous save for the next one.
+        _extensions: of torch's, such as compression. They change the bytes of each tensor, so that the files are
+            torch's own (``.distcp``), published in one step as well, with no checksums: ``format`` has to be "torch",
+            and replacing one of them takes ``overwrite=True``.
         format: "torch" writes torch's ``.metadata``, too, and files that its FileSystemReader reads: torch alone loads
             and converts the checkpoint, and trainers that look for ``.metadata`` find it. "safetensors" writes
             safetensors files, of which torch's HuggingFaceStorageReader reads the tensors, and what these cannot
@@ -117,17 +127,12 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         keep_last: int | None = None,
     ) -> None:
         BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
-        if _extensions:
-            raise ValueError(
-                f"_extensions: found {[type(extension).__name__ for extension in _extensions]}; ShardedStorageWriter "
-                "writes tensors as they lie in memory, so that ranks read parts of them: pass none, or save with "
-                "torch's FileSystemWriter, which ShardedStorageReader reads"
-            )
         if keep_last is not None:
             whole_number("keep_last", keep_last, 1, 1 << 48)
         expect_overwrite(overwrite)
         self.path = Path(lasting_path(path))
         self.format = _format_of(format, serialization_format)
+        self.extensions = expect_extensions(_extensions, self.format)
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
         self.thread_count = (
@@ -179,14 +184,19 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         share = share_of(plan, _Share, self)
+        results: list[WriteResult] = []
+        told = b""
         try:
-            told = self._write(plan.items, planner, self._directory(share), share.rank)
+            if self.extensions:
+                results = self._write_extended(plan, planner, self._directory(share), share.rank)
+            else:
+                told = self._write(plan.items, planner, self._directory(share), share.rank)
         except Exception as error:
             outcome = RankOutcome(share.rank)
             outcome.fail(error)
             told = outcome.encode()
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(MetadataIndex(""), 0, told)])
+        done.set_result([WriteResult(MetadataIndex(""), 0, told)] if told else results)
         return done
 
     def _directory(self, share: _Share) -> Path:
@@ -237,6 +247,22 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         report.seconds["flush"] = report.seconds["total"] - report.seconds["write"]
         self.report = report
         return told
+
+    def _write_extended(
+        self, plan: SavePlan, planner: SavePlanner, directory: Path, rank: int
+    ) -> list[WriteResult]:
+        start = time.perf_counter()
+        options = {
+            "single_file_per_rank": self.single_file_per_rank,
+            "sync_files": self.sync_files,
+            "per_thread_copy_ahead": self.per_thread_copy_ahead,
+            "_extensions": self.extensions,
+        }
+        results, report = write_extended(plan, planner, directory, rank, self.thread_count, options)
+        report.peak_staging_bytes = self.staged_bytes
+        report.seconds["write"] = report.seconds["total"] = time.perf_counter() - start
+        self.report = report
+        return results
 
     def _file_name_on(self, rank: int) -> Any:
         """The name of this rank's file number so many, which begins with a tensor of that name; None: ours."""
@@ -295,28 +321,38 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         """On the coordinator, when every rank has told its outcome: publishes, or removes everything and raises."""
         pending = self._pending
         try:
-            told: list[bytes] = [of_rank[-1].storage_data for of_rank in results]
+            last = [of_rank[-1].storage_data for of_rank in results if of_rank]
+            told: list[bytes] = [one for one in last if isinstance(one, bytes)]
             expect_success(failed_outcomes(told))
-            names = metadata.names if isinstance(metadata, PlannedMetadata) else metadata.state_dict_metadata
-            planner_data = io.BytesIO()
-            if metadata.planner_data is not None:
-                torch.save(metadata.planner_data, planner_data)
-            _core.write_manifest(
-                pending.path,
-                told,
-                list(names),
-                planner_data.getvalue(),
-                next_order(self.path),
-                self.sync_files,
-                self._torch_save(metadata.planner_data) if self.format == "torch" else None,
-            )
-            pending.publish(_core.manifest_name)
-            tell_published(metadata, self.storage_meta(), CURRENT_DCP_VERSION)
+            if self.extensions:
+                replaced = files_of_torchs(self.path)
+                write_metadata(pending.path, metadata, results, self.storage_meta(), self.sync_files)
+                pending.publish(_core.torch_metadata_name)
+                remove_replaced(self.path, replaced, metadata)
+            else:
+                self._write_manifest(pending, metadata, told)
+                pending.publish(_core.manifest_name)
+                tell_published(metadata, self.storage_meta(), CURRENT_DCP_VERSION)
         finally:
             self.abandon()
         if self.keep_last is not None:  # the save has succeeded by now, whatever becomes of those before it
             for line in _core.keep_last_steps(self.path.parent, self.keep_last):
                 warnings.warn(line, stacklevel=2)
+
+    def _write_manifest(self, pending: Any, metadata: Metadata, told: list[bytes]) -> None:
+        names = metadata.names if isinstance(metadata, PlannedMetadata) else metadata.state_dict_metadata
+        planner_data = io.BytesIO()
+        if metadata.planner_data is not None:
+            torch.save(metadata.planner_data, planner_data)
+        _core.write_manifest(
+            pending.path,
+            told,
+            list(names),
+            planner_data.getvalue(),
+            next_order(self.path),
+            self.sync_files,
+            self._torch_save(metadata.planner_data) if self.format == "torch" else None,
+        )
 
     def _torch_save(self, planner_data: Any) -> Any:
         """What torch's metadata is to tell beside what the manifest tells."""

@@ -22,10 +22,10 @@ from typing import Any
 import torch.distributed as dist
 
 from shardwright import _core
+from shardwright.integrations.all_taken import expect_all_taken
 from shardwright.integrations.known_versions import expect_version
 from shardwright.loading import is_of_trainer, load
 from shardwright.ranks.cooperation import failing_together
-from shardwright.ranks.together import lacking_everywhere
 from shardwright.saving import background_group, save
 
 expect_version("accelerate", ("1.15.0",))
@@ -111,7 +111,7 @@ def load_fsdp_model(
             _expect_finished(optimizer)
             _expect_one_save(path, optimizer)
         report = load(state, path)
-    _expect_all_taken(path, report.unused)
+    expect_all_taken(path, report.unused, background_group())
     return fsdp_utils._set_model_state_dict(
         model, state["model"], adapter_only=adapter_only, sd_options=options
     )
@@ -163,7 +163,8 @@ def load_fsdp_optimizer(
     with failing_together(background_group()):
         _expect_finished(path)
         report = load(state, path)
-    _expect_all_taken(path, [name for name in report.unused if name != _MODEL_SUM])
+    unused = [name for name in report.unused if name != _MODEL_SUM]
+    expect_all_taken(path, unused, background_group())
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
 
 
@@ -178,16 +179,6 @@ def _expect_finished(path: Path) -> None:
             2,
             f"{os.fspath(path)}: expected the checkpoint of a training, found none; the save of {path.parent.name} has "
             "not ended: go on from an earlier one",
-        )
-
-
-def _expect_all_taken(path: Path, unused: list[str]) -> None:
-    left = lacking_everywhere(background_group(), unused)
-    if left:
-        raise _core.PlanError(
-            f"{path} holds what no rank has a place for; it is of another model, optimizer or number of layers. "
-            "Expected the checkpoint of this one; do not train on:\n  "
-            + "\n  ".join(_core.grouped_names(left))
         )
 
 

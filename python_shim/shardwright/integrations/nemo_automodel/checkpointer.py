@@ -18,10 +18,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.futures import Future
 
-from shardwright import _core
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
+from shardwright.integrations.all_taken import expect_all_taken
 from shardwright.integrations.nemo_automodel import load_parts
 from shardwright.integrations.nemo_automodel.consolidated import save_with_consolidated
 from shardwright.integrations.nemo_automodel.released import load_released
@@ -29,7 +29,7 @@ from shardwright.integrations.nemo_automodel.trained_lora import load_trained_lo
 from shardwright.loading import load
 from shardwright.ranks.gone_ranks import naming_gone_ranks
 from shardwright.ranks.rank_outcome import told
-from shardwright.ranks.together import lacking_everywhere, together
+from shardwright.ranks.together import together
 from shardwright.saving import save
 
 logger = logging.getLogger(__name__)
@@ -227,13 +227,7 @@ class Checkpointer(TheirCheckpointer):
             ),
         )
         names = [name for name in report.unused if not _is_extra_state(name)]
-        left = lacking_everywhere(self.process_group, names)
-        if left:
-            raise _core.PlanError(
-                f"{path} holds what no rank has a place for; it is of another model, optimizer or number of layers. "
-                "Expected the checkpoint of this one; do not train on:\n  "
-                + "\n  ".join(_core.grouped_names(left))
-            )
+        expect_all_taken(path, names, self.process_group)
         logger.info("%s: %s", path, " ".join(str(report).split()))
         return state_dict
 
