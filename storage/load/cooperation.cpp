@@ -16,6 +16,9 @@ namespace {
 /// Smaller pieces would cost more in the asking than in the reading.
 constexpr std::uint64_t smallest_piece_bytes = 512;
 
+/// Of shared memory a disk wants many reads at a time more than long ones.
+constexpr std::uint64_t most_piece_bytes_in_memory = std::uint64_t{2} << 20;
+
 const SourceTensor& scales_in(const Catalog& catalog, std::int64_t scales) {
   return catalog.tensors[static_cast<std::size_t>(scales)];
 }
@@ -181,6 +184,8 @@ CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ra
   if (way == HandingOver::in_rounds) {
     const std::uint64_t to_all = limits.round_bytes / std::max<std::size_t>(1, terms_of_ranks.size());
     limits.piece_bytes = std::min(limits.piece_bytes, to_all);
+  } else {
+    limits.piece_bytes = std::min(limits.piece_bytes, most_piece_bytes_in_memory);
   }
   limits.piece_bytes = std::max(smallest_piece_bytes, limits.piece_bytes);
   return limits;

@@ -19,8 +19,9 @@ namespace {
 
 using Clock = Trace::Clock;
 
-/// Of a node, if the caller does not say: reads under way, and as many pieces that are being decoded.
-constexpr std::uint64_t most_ring_bytes = std::uint64_t{128} << 20;
+/// Of a node: some sixteen reads under way, and as many pieces that are being decoded. More would take longer
+/// to be made, page by page, than it saves.
+constexpr std::uint64_t most_ring_bytes = std::uint64_t{64} << 20;
 constexpr std::uint64_t fewest_slots = 2;
 constexpr std::size_t buffers_of_rounds = 4;
 

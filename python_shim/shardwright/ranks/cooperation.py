@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ class Readers:
 
 
 #: What a caller may say of reading together.
-Cooperative = bool | Literal["node", "job"] | dist.ProcessGroup | Readers
+Cooperative: TypeAlias = bool | Literal["node", "job"] | dist.ProcessGroup | Readers
 
 
 def _this_node() -> str:
