@@ -11,6 +11,7 @@
 #include "storage/boxes/box_reading.h"
 #include "storage/load/cooperative_load.h"
 #include "storage/load/load.h"
+#include "storage/load/shared_memory.h"
 
 namespace py = pybind11;
 
@@ -118,6 +119,11 @@ void bind_loads(py::module_& m) {
       .def_readonly("unknown", &LoadReport::unknown)
       .def_readonly("not_loaded", &LoadReport::not_loaded)
       .def_readonly("zeroed", &LoadReport::zeroed);
+  m.def("this_node", &this_node, "Names the machine and its namespace of processes; empty if unknown.");
+  py::class_<SharedMemory>(m, "SharedMemory", "Memory that processes of a node share, without a name.")
+      .def_static("create", &SharedMemory::create, py::arg("bytes"))
+      .def_static("open", &SharedMemory::open, py::arg("path"), py::arg("bytes"))
+      .def_property_readonly("path", &SharedMemory::path);
   py::class_<CooperativeLoad>(m, "CooperativeLoad")
       .def(py::init<const LoadPlan&, const Catalog&, std::vector<TensorSpec>, const LoadOptions&>(),
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),
@@ -136,17 +142,36 @@ void bind_loads(py::module_& m) {
           "begin",
           [](CooperativeLoad& load, const Catalog& catalog, const std::vector<std::string>& plans_of_ranks,
              const std::vector<std::tuple<std::uint64_t, std::uint64_t, std::vector<std::string>>>& terms,
-             int rank) {
+             int rank, bool by_shared_memory, bool cached_files_apart) {
             std::vector<std::vector<Transfer>> transfers;
             for (const std::string& bytes : plans_of_ranks) {
               transfers.push_back(decode_transfers(bytes, catalog));
             }
             std::vector<CooperationTerms> terms_of_ranks;
             for (const auto& [piece, round, files] : terms) terms_of_ranks.push_back({piece, round, files});
-            load.begin(transfers, terms_of_ranks, rank);
+            load.begin(transfers, terms_of_ranks, rank,
+                       {by_shared_memory ? HandingOver::by_shared_memory : HandingOver::in_rounds,
+                        cached_files_apart});
           },
           py::arg("catalog"), py::arg("plans_of_ranks"), py::arg("terms_of_ranks"), py::arg("rank"),
+          py::arg("by_shared_memory"), py::arg("cached_files_apart"),
           "`plans_of_ranks` are the ranks' plans as encode_plan gives them.")
+      .def_property_readonly("pieces", &CooperativeLoad::pieces, "That are read for several ranks.")
+      .def_property_readonly("node_bytes", &CooperativeLoad::node_bytes)
+      .def(
+          "join_node", [](CooperativeLoad& load, SharedMemory& memory) { load.join_node(std::move(memory)); },
+          py::arg("memory"), "Takes the memory over.")
+      .def("fail_on_node", &CooperativeLoad::fail_on_node)
+      .def(
+          "read_on_node",
+          [](CooperativeLoad& load, double timeout, const std::optional<py::function>& progress) {
+            const LoadOptions options = with_callbacks({}, progress);
+            const py::gil_scoped_release release;
+            return load.read_on_node(std::chrono::milliseconds(static_cast<std::int64_t>(timeout * 1000)),
+                                     options);
+          },
+          py::arg("timeout"), py::arg("progress") = py::none(),
+          "Reads with the ranks that have joined; `timeout` in seconds. False if another has failed.")
       .def_property_readonly("rounds", &CooperativeLoad::rounds)
       .def_property_readonly("bytes_done", &CooperativeLoad::bytes_done)
       .def_property_readonly("bytes_in_all", &CooperativeLoad::bytes_in_all)

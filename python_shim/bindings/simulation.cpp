@@ -6,6 +6,7 @@
 #include "python_shim/bindings/bindings.h"
 #include "python_shim/bindings/interruptible.h"
 #include "storage/tools/simulate.h"
+#include "storage/tools/simulated_ways.h"
 
 namespace py = pybind11;
 
@@ -57,8 +58,34 @@ void bind_simulate(py::module_& m) {
       .def_readonly("bytes_native", &Simulation::bytes_native)
       .def_readonly("bytes_checkpoint", &Simulation::bytes_checkpoint)
       .def_readonly("bytes_distinct", &Simulation::bytes_distinct)
+      .def_readonly("bytes_needed_by_job", &Simulation::bytes_needed_by_job)
       .def_readonly("save", &Simulation::save, "None on a mesh too large to plan a save of all its ranks.")
       .def_readonly("seconds", &Simulation::seconds);
+  py::class_<SimulatedWay>(m, "SimulatedWay")
+      .def_readonly("bytes_from_storage", &SimulatedWay::bytes_from_storage)
+      .def_readonly("bytes_in_nodes", &SimulatedWay::bytes_in_nodes)
+      .def_readonly("bytes_on_wire", &SimulatedWay::bytes_on_wire)
+      .def_readonly("requests", &SimulatedWay::requests)
+      .def_readonly("planning", &SimulatedWay::planning)
+      .def_readonly("waiting", &SimulatedWay::waiting)
+      .def_readonly("reading", &SimulatedWay::reading)
+      .def_readonly("on_wire", &SimulatedWay::on_wire)
+      .def_readonly("in_nodes", &SimulatedWay::in_nodes)
+      .def_readonly("decoding", &SimulatedWay::decoding)
+      .def_property_readonly("seconds", &SimulatedWay::seconds);
+  m.def(
+      "simulated_ways",
+      [](const Simulation& simulation, double storage, double node_reading, double node_memory,
+         double connection, double decoding, double request_wait, double requests_in_flight,
+         double exchange_wait, double exchange_bytes) {
+        return simulated_ways(simulation, {storage, node_reading, node_memory, connection, decoding,
+                                           request_wait, requests_in_flight, exchange_wait, exchange_bytes});
+      },
+      py::arg("simulation"), py::kw_only(), py::arg("storage"), py::arg("node_reading"),
+      py::arg("node_memory"), py::arg("connection"), py::arg("decoding"), py::arg("request_wait"),
+      py::arg("requests_in_flight"), py::arg("exchange_wait"), py::arg("exchange_bytes"),
+      "Each rank for itself, once a node, once a job: bytes and seconds at these rates, in bytes/s and "
+      "seconds.");
   m.def(
       "simulate",
       [](const Catalog& catalog, const WeightMap& map, const std::vector<MeshDimension>& mesh,

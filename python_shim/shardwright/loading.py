@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.distributed.checkpoint.stateful import Stateful
@@ -23,7 +22,7 @@ from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.local_path import local_path
-from shardwright.ranks.cooperation import naming_gone_readers, raise_if_any_failed, reading_group
+from shardwright.ranks.cooperation import Cooperative, naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.report import LoadReport
 from shardwright.system_calls import is_folder, uninterrupted
 
@@ -44,7 +43,7 @@ def load(
     direct_io: bool | str = "auto",
     huge_pages: bool = False,
     trace: str | os.PathLike[str] | None = None,
-    cooperative: bool | dist.ProcessGroup = False,
+    cooperative: Cooperative = False,
     plan: bytes | None = None,
     verify: bool | None = None,
     weights_only: bool = True,
@@ -113,7 +112,7 @@ def load(
     }
     hugging_face = {"model": model, "layout": layout, "strict": strict, "plan": plan, "dtype": dtype}
     either = {"allow_partial_load": allow_partial_load, "strict_dtypes": strict_dtypes}
-    with reading_group(cooperative) as group, naming_gone_readers(group):
+    with reading_group(cooperative) as readers, naming_gone_readers(readers):
         own_plan, failure = None, None
         try:
             expect_state_dict(state_dict)
@@ -126,12 +125,12 @@ def load(
             local_plan = reader.prepare_local_plan(planner.create_local_plan())
             own_plan = planner.finish_plan(planner.create_global_plan([local_plan])[0])
         except Exception as error:
-            if group is None:
+            if readers is None:
                 raise
             failure = error
-        if group is not None:  # or the others would wait for this rank
-            raise_if_any_failed(group, failure)
-            reader.cooperative = group
+        if readers is not None:  # or the others would wait for this rank
+            raise_if_any_failed(readers.group, failure)
+            reader.cooperative = readers
         assert own_plan is not None
         reader.read_data(own_plan, planner).wait()
     for key, value in state_dict.items():

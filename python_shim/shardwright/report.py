@@ -50,6 +50,7 @@ class LoadReport:
     files: int = 0  #: that something was read from
     files_direct: int = 0  #: of them, past the page cache (O_DIRECT)
     files_io_uring: int = 0  #: of them, by io_uring; the others by pread
+    cooperation: str = ""  #: how ranks have read together, and why, in words; empty if they were not to
     threads: int = 0
     instruction_set: str = ""  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
@@ -67,7 +68,12 @@ class LoadReport:
 
     @classmethod
     def of(
-        cls, core: Any, catalog_seconds: float, plan_seconds: float, rounded: dict[str, str]
+        cls,
+        core: Any,
+        catalog_seconds: float,
+        plan_seconds: float,
+        rounded: dict[str, str],
+        cooperation: str = "",
     ) -> LoadReport:
         seconds = {
             "catalog": catalog_seconds,
@@ -79,7 +85,8 @@ class LoadReport:
         }
         if core.together_seconds == 0:
             del seconds["together"]
-        return cls(**_figures_of(core, cls), seconds=seconds, rounded=rounded)
+        figures = _figures_of(core, cls)
+        return cls(**figures, seconds=seconds, rounded=rounded, cooperation=cooperation)
 
     @classmethod
     def of_torch(
@@ -115,6 +122,8 @@ class LoadReport:
             ("threads, kernels", f"{self.threads}, {self.instruction_set}"),
             ("peak staging bytes", f"{self.peak_staging_bytes:,}"),
         ]
+        if self.cooperation:
+            rows.insert(4, ("read together", self.cooperation))
         if self.devices > 0:
             rows += [
                 ("CUDA devices, batches", f"{self.devices}, {self.device_batches:,}"),

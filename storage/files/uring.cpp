@@ -68,6 +68,12 @@ class LinuxUring final : public Uring {
                 -status);
   }
 
+  std::optional<Completion> poll() override {
+    io_uring_cqe* entry = nullptr;
+    if (io_uring_peek_cqe(&ring_, &entry) != 0) return std::nullopt;
+    return taken(entry);
+  }
+
   unsigned in_flight() const override { return in_flight_; }
 
  private:
@@ -79,10 +85,15 @@ class LinuxUring final : public Uring {
       status = io_uring_wait_cqe(&ring_, &entry);
     } while (status == -EINTR || status == -EAGAIN);
     if (status < 0) return status;
-    completion = {io_uring_cqe_get_data64(entry), entry->res};
+    completion = taken(entry);
+    return 0;
+  }
+
+  Completion taken(io_uring_cqe* entry) noexcept {
+    const Completion completion{io_uring_cqe_get_data64(entry), entry->res};
     io_uring_cqe_seen(&ring_, entry);
     --in_flight_;
-    return 0;
+    return completion;
   }
 
   io_uring ring_{};

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 namespace shardwright {
 
@@ -30,6 +31,9 @@ class Uring {
 
   /// Waits for one of the reads in flight, of which there must be one.
   virtual Completion wait() = 0;
+
+  /// One that has ended; nothing if none has. Does not wait.
+  virtual std::optional<Completion> poll() = 0;
 
   virtual unsigned in_flight() const = 0;
 

@@ -16,6 +16,9 @@ namespace {
 /// Smaller pieces would cost more in the asking than in the reading.
 constexpr std::uint64_t smallest_piece_bytes = 512;
 
+/// Of shared memory a disk wants many reads at a time more than long ones.
+constexpr std::uint64_t most_piece_bytes_in_memory = std::uint64_t{2} << 20;
+
 const SourceTensor& scales_in(const Catalog& catalog, std::int64_t scales) {
   return catalog.tensors[static_cast<std::size_t>(scales)];
 }
@@ -42,6 +45,15 @@ struct Taker {
   std::uint32_t index;
   const Transfer* transfer;
 };
+
+bool is_cached(const Taker& taker, const Catalog& catalog, const CooperationLimits& limits) {
+  const auto cached = [&](const SourceTensor& tensor) {
+    return limits.costs[tensor.file] == costs_of_cached_files;
+  };
+  const Transfer& transfer = *taker.transfer;
+  return cached(catalog.tensors[transfer.source]) &&
+         (transfer.scales < 0 || cached(scales_in(catalog, transfer.scales)));
+}
 
 /// What the takers take of a box of their source.
 SharedPiece piece_of(const std::vector<Taker>& takers, const Box& within, const Catalog& catalog) {
@@ -154,7 +166,8 @@ ReadTask task_of(const SharedPiece& piece, const Catalog& catalog, const std::ve
   return task;
 }
 
-CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog) {
+CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog,
+                                HandingOver way) {
   CooperationLimits limits{std::vector<ReadCosts>(catalog.files.size(), costs_of_cached_files),
                            std::numeric_limits<std::uint64_t>::max(),
                            std::numeric_limits<std::uint64_t>::max()};
@@ -168,8 +181,13 @@ CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ra
       }
     }
   }
-  const std::uint64_t to_all = limits.round_bytes / std::max<std::size_t>(1, terms_of_ranks.size());
-  limits.piece_bytes = std::max(smallest_piece_bytes, std::min(limits.piece_bytes, to_all));
+  if (way == HandingOver::in_rounds) {
+    const std::uint64_t to_all = limits.round_bytes / std::max<std::size_t>(1, terms_of_ranks.size());
+    limits.piece_bytes = std::min(limits.piece_bytes, to_all);
+  } else {
+    limits.piece_bytes = std::min(limits.piece_bytes, most_piece_bytes_in_memory);
+  }
+  limits.piece_bytes = std::max(smallest_piece_bytes, limits.piece_bytes);
   return limits;
 }
 
@@ -195,6 +213,7 @@ Cooperation cooperate(const std::vector<std::vector<Transfer>>& transfers_of_ran
   Round round(ranks);
   cooperation.round_begins = {0};
   for (const auto& [place, takers] : sources) {
+    if (limits.cached_files_apart && is_cached(takers.front(), catalog, limits)) continue;
     std::uint64_t apart = 0;
     for (const Taker& taker : takers) {
       const Transfer& transfer = *taker.transfer;

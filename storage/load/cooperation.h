@@ -40,6 +40,12 @@ struct Cooperation {
   std::size_t rounds() const { return round_begins.size() - 1; }
 };
 
+/// How ranks that read together hand on what they have read.
+enum class HandingOver : std::uint8_t {
+  in_rounds,         ///< the reader sends each rank its share: see CooperativeLoad::read()
+  by_shared_memory,  ///< all ranks are of one node, and take their shares from memory: see PieceRing
+};
+
 /// What each rank can do, for all to agree on.
 struct CooperationTerms {
   std::uint64_t piece_bytes = 0;           ///< that it can stage at a time
@@ -54,11 +60,13 @@ struct CooperationLimits {
   std::vector<ReadCosts> costs;  ///< by index into Catalog::files
   std::uint64_t piece_bytes = 0;
   std::uint64_t round_bytes = 0;
+  bool cached_files_apart = false;  ///< each rank reads for itself what lies in the page cache of all
 };
 
-/// What all ranks can do. A file on a disk for one is so for all. A piece that goes to all others fits a
-/// round.
-CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog);
+/// What all ranks can do. A file on a disk for one is so for all. Of rounds, a piece that goes to all others
+/// fits one.
+CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog,
+                                HandingOver way = HandingOver::in_rounds);
 
 /// Reading the piece into staging, as a task whose `transfer` is not set.
 ReadTask task_of(const SharedPiece& piece, const Catalog& catalog, const std::vector<ReadCosts>& costs);

@@ -13,6 +13,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/placing.h"
 #include "storage/boxes/scale_checks.h"
+#include "storage/load/parts_of_pieces.h"
 #include "storage/no_memory.h"
 #include "storage/threads.h"
 
@@ -36,46 +37,6 @@ LoadOptions for_reading(LoadOptions options) {
 }
 
 double seconds_of(Trace::Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
-
-/// Where a box inside another lies in memory that holds the other with these strides (elements).
-const std::byte* address_in(const std::byte* memory, const Box& outer, const Shape& strides, const Box& inner,
-                            DType dtype) {
-  const Box all = in_units(dtype, outer);
-  const Box part = in_units(dtype, inner);
-  const Shape steps = strides_in_units(dtype, strides);
-  std::int64_t units = 0;
-  for (std::size_t d = 0; d < part.offset.size(); ++d) units += (part.offset[d] - all.offset[d]) * steps[d];
-  return memory + units * unit_bytes(dtype);
-}
-
-/// The end of a box in memory whose first element is at `first`.
-const std::byte* end_of(const std::byte* first, const Box& box, const Shape& strides, DType dtype) {
-  const Box units = in_units(dtype, box);
-  const Shape steps = strides_in_units(dtype, strides);
-  std::int64_t last = 0;
-  for (std::size_t d = 0; d < units.size.size(); ++d) last += (units.size[d] - 1) * steps[d];
-  return first + (last + 1) * unit_bytes(dtype);
-}
-
-/// Copies a box of so many units with those strides (units, 1 for the last dimension) to contiguous memory;
-/// returns its end.
-std::byte* pack_units(const std::byte* from, const Shape& size, const Shape& strides, std::size_t dimension,
-                      std::int64_t unit, std::byte* to) {
-  if (dimension + 1 >= size.size()) {
-    const auto bytes = static_cast<std::size_t>((size.empty() ? 1 : size.back()) * unit);
-    std::memcpy(to, from, bytes);
-    return to + bytes;
-  }
-  for (std::int64_t i = 0; i < size[dimension]; ++i)
-    to = pack_units(from + i * strides[dimension] * unit, size, strides, dimension + 1, unit, to);
-  return to;
-}
-
-/// The same for a box with strides of elements.
-std::byte* pack(const std::byte* from, const Box& box, const Shape& strides, DType dtype, std::byte* to) {
-  return pack_units(from, in_units(dtype, box).size, strides_in_units(dtype, strides), 0, unit_bytes(dtype),
-                    to);
-}
 
 }  // namespace
 
@@ -128,8 +89,7 @@ void CooperativeLoad::run(const std::function<void()>& work) {
   }
 }
 
-template <typename Work>
-void CooperativeLoad::naming_what_is_written(const Work& work) {
+void CooperativeLoad::naming_what_is_written(const std::function<void()>& work) {
   try {
     work();
   } catch (const Error& error) {
@@ -140,11 +100,25 @@ void CooperativeLoad::naming_what_is_written(const Work& work) {
 }
 
 void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_of_ranks,
-                            const std::vector<CooperationTerms>& terms_of_ranks, int rank) {
+                            const std::vector<CooperationTerms>& terms_of_ranks, int rank,
+                            ReadingTogether how) {
   rank_ = rank;
   ranks_ = transfers_of_ranks.size();
-  limits_ = agreed_limits(terms_of_ranks, catalog_);
+  way_ = how.way;
+  limits_ = agreed_limits(terms_of_ranks, catalog_, how.way);
+  limits_.cached_files_apart = how.cached_files_apart;
   cooperation_ = cooperate(transfers_of_ranks, catalog_, limits_);
+  bytes_in_all_ = 0;
+  if (!devices_are_open_) devices_.open();
+  devices_are_open_ = devices_.any();
+  left_ = Trace::Clock::now();
+  if (way_ == HandingOver::by_shared_memory) {
+    for (const SharedPiece& piece : cooperation_.pieces) {
+      for (const SharedPiece::Share& share : piece.shares)
+        if (share.rank == rank_) bytes_in_all_ += bytes_of_share(piece, share, catalog_);
+    }
+    return;
+  }
   for (const SharedPiece& piece : cooperation_.pieces) {
     if (piece.reader == rank_) bytes_in_all_ += task_of(piece, catalog_, limits_.costs).bytes();
   }
@@ -154,8 +128,6 @@ void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_
     readers_.emplace_back().tasks =
         std::make_unique<TaskReader>(catalog_, files_, reading_.in_background, buffers);
   }
-  devices_are_open_ = devices_.any();
-  devices_.open();
   std::size_t before = 0;
   for (std::size_t round = 0; round < rounds(); ++round) {
     std::size_t now = 0;
@@ -248,29 +220,14 @@ void CooperativeLoad::read_pieces(std::size_t round, std::byte* outgoing) {
 
 void CooperativeLoad::place_piece(const SharedPiece& piece, const StagedTask& staged,
                                   const std::vector<std::byte*>& places) {
-  const SourceTensor& source = catalog_.tensors[piece.source];
-  const SourceTensor* const scale_tensor =
-      piece.scales < 0 ? nullptr : &catalog_.tensors[static_cast<std::size_t>(piece.scales)];
-  const auto& [box, elements, strides, staged_scales, scale_strides, _] = staged.part();
+  const BoxInMemory read = staged.part();
   for (std::size_t s = 0; s < piece.shares.size(); ++s) {
-    const SharedPiece::Share& share = piece.shares[s];
-    const std::byte* first = address_in(elements, box, strides, share.box, source.dtype);
-    const std::byte* first_scale = nullptr;
-    if (scale_tensor != nullptr) {
-      first_scale =
-          address_in(staged_scales, piece.scale_box, scale_strides, share.scale_box, scale_tensor->dtype);
-    }
+    std::size_t bytes = 0;
+    const BoxInMemory part = part_of_share(piece, piece.shares[s], read, catalog_, bytes);
     if (places[s] == nullptr) {
-      const std::byte* const end =
-          scale_tensor == nullptr ? end_of(first, share.box, strides, source.dtype)
-                                  : end_of(first_scale, share.scale_box, scale_strides, scale_tensor->dtype);
-      place_part(share.transfer, {share.box, first, strides, first_scale, scale_strides},
-                 static_cast<std::size_t>(end - first));
-      continue;
-    }
-    std::byte* const end = pack(first, share.box, strides, source.dtype, places[s]);
-    if (scale_tensor != nullptr) {
-      pack(first_scale, share.scale_box, scale_strides, scale_tensor->dtype, end);
+      place_part(piece.shares[s].transfer, part, bytes);
+    } else {
+      pack(piece, piece.shares[s], part, catalog_, places[s]);
     }
   }
 }
@@ -330,14 +287,7 @@ void CooperativeLoad::place_shares(std::size_t round, const std::byte* incoming)
   run([&] {
     for_each_index(arrived.size(), resources_.threads, [&](std::size_t i) {
       const auto& [piece, share, from, size] = arrived[i];
-      const SourceTensor& source = catalog_.tensors[piece->source];
-      const Shape units = contiguous_strides(in_units(source.dtype, share->box).size);
-      BoxInMemory part{share->box, from, strides_in_elements(source.dtype, units), nullptr, {}};
-      if (piece->scales >= 0) {
-        part.scales = from + bytes_of_box(source.dtype, share->box);
-        part.scale_strides = contiguous_strides(share->scale_box.size);
-      }
-      place_part(share->transfer, part, size);
+      place_part(share->transfer, packed_part(*piece, *share, from, catalog_), size);
     });
   });
   left_ = Trace::Clock::now();
@@ -345,6 +295,7 @@ void CooperativeLoad::place_shares(std::size_t round, const std::byte* incoming)
 }
 
 LoadPlan CooperativeLoad::rest() const {
+  if (cooperation_.shared.empty()) return plan_;
   LoadPlan rest = plan_;
   rest.transfers.clear();
   const std::vector<bool>& shared = cooperation_.shared[static_cast<std::size_t>(rank_)];
@@ -372,10 +323,13 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
   if (trace_.is_wanted()) trace_.add("exchange", std::move(events_));
   naming_what_is_written([&] {
     run([&] {
-      devices_.use_one();
-      for (Reader& reader : readers_) reader.tasks->close();
+      if (devices_are_open_) devices_.use_one();
+      for (Reader& reader : readers_) {
+        reader.tasks->close();
+        if (reader.pinned) reader.pinned->close("");
+      }
       readers_.clear();  // their memory, and what is taken of devices, is for the rest now
-      devices_.finish();
+      if (devices_are_open_) devices_.finish();
       devices_are_open_ = false;
     });
   });
@@ -398,7 +352,7 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
   report.threads = std::max(report.threads, together.threads);
   report.read_seconds += together.read_seconds;
   report.decode_seconds += together.decode_seconds;
-  report.together_seconds = together_seconds;
+  if (!cooperation_.pieces.empty()) report.together_seconds = together_seconds;
   report.total_seconds = seconds_of(Trace::Clock::now() - begin_);
   return report;
 }
@@ -424,6 +378,7 @@ LoadReport CooperativeLoad::figures_of_rounds(const LoadPlan& rest) {
 
   std::set<std::uint32_t> of_the_rest;
   std::set<std::uint32_t> of_the_pieces;
+  for (const Reader& reader : readers_) of_the_pieces.insert(reader.files.begin(), reader.files.end());
   for (const Transfer& transfer : rest.transfers) {
     if (is_empty(transfer.source_box)) continue;
     of_the_rest.insert(catalog_.tensors[transfer.source].file);
@@ -431,7 +386,7 @@ LoadReport CooperativeLoad::figures_of_rounds(const LoadPlan& rest) {
       of_the_rest.insert(catalog_.tensors[static_cast<std::size_t>(transfer.scales)].file);
   }
   for (const SharedPiece& piece : cooperation_.pieces) {
-    if (piece.reader != rank_) continue;
+    if (piece.reader != rank_ || way_ != HandingOver::in_rounds) continue;
     for (const std::int64_t t : {std::int64_t{piece.source}, piece.scales}) {
       if (t < 0) continue;
       of_the_pieces.insert(catalog_.tensors[static_cast<std::size_t>(t)].file);

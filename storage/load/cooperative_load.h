@@ -1,9 +1,13 @@
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,6 +19,7 @@
 #include "storage/load/cooperation.h"
 #include "storage/load/load.h"
 #include "storage/load/load_devices.h"
+#include "storage/load/piece_ring.h"
 #include "storage/load/reading_resources.h"
 #include "storage/load/task_loop.h"
 #include "storage/load/task_reader.h"
@@ -23,10 +28,17 @@
 
 namespace shardwright {
 
+/// How ranks read together, the same on all of them.
+struct ReadingTogether {
+  HandingOver way = HandingOver::in_rounds;
+  bool cached_files_apart = false;  ///< see CooperationLimits
+};
+
 /// One rank's part of a load in which ranks read together: files are read as by load(). In each round it
 /// reads its pieces, places what it needs of them itself, and lays out the rest for the others; the caller
-/// exchanges the bytes (all-to-all) and gives those that came back. Plan, catalog and the specs' memory must
-/// outlive it. REQUIRES: one thread at a time. Errors name what they leave partly written.
+/// exchanges the bytes (all-to-all) and gives those that came back. Or, on one node, pieces pass through
+/// shared memory. Plan, catalog and the specs' memory must outlive it. REQUIRES: one thread at a time. Errors
+/// name what they leave partly written.
 class CooperativeLoad {
  public:
   /// Opens the files that the plan needs. Of options.staging_bytes half is for reading, half for four buffers
@@ -44,11 +56,30 @@ class CooperativeLoad {
   bool to_devices() const { return devices_.any(); }
 
   /// Settles who reads what, before all else. The vectors hold an entry for every rank, this one included.
-  /// Throws Error(device).
+  /// May be called again, for another way, before anything is read. Throws Error(device).
   void begin(const std::vector<std::vector<Transfer>>& transfers_of_ranks,
-             const std::vector<CooperationTerms>& terms_of_ranks, int rank);
+             const std::vector<CooperationTerms>& terms_of_ranks, int rank, ReadingTogether how = {});
+
+  /// Bytes of the memory that the ranks of a node share for this load: one of them makes it. The same on all
+  /// of them. REQUIRES: HandingOver::by_shared_memory, for this and the next two.
+  std::size_t node_bytes() const { return PieceRing::bytes_of(ring_sizes()); }
+
+  /// Takes part in what passes through that memory, which is given back with the last piece.
+  void join_node(SharedMemory memory);
+
+  /// Reads pieces, whichever nobody reads yet, and takes this rank's shares of all. REQUIRES: all ranks have
+  /// joined. `options` adds its progress and check_for_interrupt. False if another rank has failed: the load
+  /// is at its end. Throws as load() does, and Error(io) where a rank has ended, or where nothing happens for
+  /// as long as `timeout`.
+  bool read_on_node(std::chrono::milliseconds timeout, const LoadOptions& options);
+
+  /// Tells the others on the node that this rank has failed, where read_on_node() has not been called.
+  void fail_on_node() noexcept {
+    if (ring_) ring_->fail();
+  }
 
   std::size_t rounds() const { return cooperation_.rounds(); }
+  std::size_t pieces() const { return cooperation_.pieces.size(); }
 
   /// Bytes that go to, and come from, each rank in a round.
   std::vector<std::uint64_t> bytes_to(std::size_t round) const;
@@ -73,16 +104,16 @@ class CooperativeLoad {
   std::uint64_t bytes_done() const { return bytes_done_; }
   std::uint64_t bytes_in_all() const { return bytes_in_all_; }
 
-  /// Loads what this rank alone needs, and writes the trace of all. After the last round, once. `options`
-  /// adds its progress and check_for_interrupt to those of the constructor. Throws as load() does.
+  /// Loads what this rank alone needs, which is all if nothing was begun, and writes the trace of all. After
+  /// the last round or piece, once. `options` adds its progress and check_for_interrupt to those of the
+  /// constructor. Throws as load() does.
   LoadReport finish(const LoadOptions& options);
 
  private:
   template <typename Visit>
   void for_each_share(std::size_t round, const Visit& visit) const;
   void run(const std::function<void()>& work);
-  template <typename Work>
-  void naming_what_is_written(const Work& work);
+  void naming_what_is_written(const std::function<void()>& work);
   void read_pieces(std::size_t round, std::byte* outgoing);
   void place_shares(std::size_t round, const std::byte* incoming);
   void place_piece(const SharedPiece& piece, const StagedTask& staged, const std::vector<std::byte*>& places);
@@ -91,11 +122,23 @@ class CooperativeLoad {
   LoadReport figures_of_rounds(const LoadPlan& rest);
   void note_exchange(std::uint64_t bytes);
 
+  // Of ranks on a node: see node_load.cpp.
+  struct Reader;
+  class SharesToTake;
+  struct NodeRun;
+  PieceRing::Sizes ring_sizes() const;
+  bool run_on_node(std::chrono::milliseconds timeout, const LoadOptions& options);
+  void work_on_node(Reader& reader, NodeRun& run);
+  void publish(Reader& reader, const StagedTask& staged, NodeRun& run) const;
+  void take(Reader& reader, std::size_t piece, const SharedPiece::Share& share, NodeRun& run);
+
   /// What a thread keeps from one round to the next.
   struct Reader {
     std::unique_ptr<TaskReader> tasks;
+    std::unique_ptr<Staging> pinned;  // what devices copy from, of shared memory
     TaskFigures figures;
     std::vector<Trace::Event> events;
+    std::set<std::uint32_t> files;  // that it has read from, where pieces pass through shared memory
   };
 
   const LoadPlan& plan_;
@@ -117,6 +160,9 @@ class CooperativeLoad {
   std::size_t ranks_ = 0;
   CooperationLimits limits_;
   Cooperation cooperation_;
+  HandingOver way_ = HandingOver::in_rounds;
+  std::optional<SharedMemory> memory_;
+  std::optional<PieceRing> ring_;  // in it
   std::vector<Reader> readers_;
   std::vector<Trace::Event> events_;  // of the thread that exchanges
   Trace::Clock::time_point left_;     // when the last call came to its end

@@ -65,6 +65,7 @@ TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vect
       in_background_(in_background),
       may_read_pages_(buffers.bytes >= smallest_buffer_for_pages),
       in_place_(std::move(in_place)),
+      memory_(buffers.memory),
       device_of_(std::move(device_of)),
       smallest_staging_(buffers.devices == nullptr ? 0 : buffers.bytes),
       gpu_direct_(may_read_pages_ && device_of_ ? buffers.gpu_direct : nullptr) {
@@ -81,6 +82,11 @@ TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vect
 
 std::size_t TaskReader::task_bytes_of(std::size_t buffer_bytes) {
   return buffer_bytes >= smallest_buffer_for_pages ? buffer_bytes - room_for_pages : buffer_bytes;
+}
+
+std::size_t TaskReader::memory_bytes_of(std::size_t task_bytes) {
+  const bool for_pages = task_bytes + room_for_pages >= smallest_buffer_for_pages;
+  return rounded_up(task_bytes + (for_pages ? room_for_pages : 0), page);
 }
 
 std::size_t TaskReader::staging_bytes() const {
@@ -173,6 +179,7 @@ void TaskReader::lay_out(StagedTask& staged) {
     }
   }
 
+  if (memory_) return lay_out_in(memory_(task), staged);
   const std::size_t needed = staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0);
   lay_out_in(staged.staging.room_for(std::max(needed, smallest_staging_), source.name), staged);
 }
@@ -260,6 +267,15 @@ StagedTask* TaskReader::wait() {
   StagedTask* const task = ready_.front();
   ready_.pop_front();
   return task;
+}
+
+StagedTask* TaskReader::poll() {
+  while (ring_ != nullptr && ready_.empty() && tasks_under_way_ > 0) {
+    const std::optional<Uring::Completion> completion = ring_->poll();
+    if (!completion) break;
+    finish(*completion);
+  }
+  return ready_.empty() ? nullptr : wait();
 }
 
 void TaskReader::arrived(StagedTask& task) {

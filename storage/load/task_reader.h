@@ -52,6 +52,9 @@ class TaskReader {
     bool huge_pages = false;
     const DeviceCalls* devices = nullptr;        ///< they are pinned for these; see Staging
     const GpuDirectCalls* gpu_direct = nullptr;  ///< null: nothing is read straight into devices
+
+    /// Where a task is staged, aligned to pages, in place of memory of the reader's own; null: there.
+    std::function<std::byte*(const ReadTask&)> memory = nullptr;
   };
 
   /// Where the weights of a task belong if they need no decoding and lie there as in the file; else null.
@@ -71,6 +74,9 @@ class TaskReader {
   /// What a task may take of a buffer of that size, so that reads can be rounded out to whole pages.
   static std::size_t task_bytes_of(std::size_t buffer_bytes);
 
+  /// The size of a buffer for tasks of up to so many bytes, in whole pages.
+  static std::size_t memory_bytes_of(std::size_t task_bytes);
+
   bool has_room() const { return !free_.empty() && ready_.empty(); }
 
   /// Begins to read. Returns the task if it has arrived already, null if it is under way. REQUIRES:
@@ -82,6 +88,9 @@ class TaskReader {
 
   /// Waits for a task to arrive. REQUIRES: is_busy().
   StagedTask* wait();
+
+  /// A task that has arrived; null if none has. Does not wait.
+  StagedTask* poll();
 
   /// Gives the buffer of a task that was returned back for another.
   void release(StagedTask& task) { free_.push_back(&task); }
@@ -133,6 +142,7 @@ class TaskReader {
   const std::vector<bool>& in_background_;
   const bool may_read_pages_;  // buffers are large enough for it
   const InPlace in_place_;
+  const std::function<std::byte*(const ReadTask&)> memory_;
   const DeviceOf device_of_;
   const std::size_t smallest_staging_;  // pinned memory does not grow: that would wait for the device
   const GpuDirectCalls* const gpu_direct_;

@@ -169,6 +169,7 @@ class Simulator {
     for (const SourceTensor& tensor : catalog_.tensors)
       simulation_.bytes_checkpoint += bytes_in(tensor, tensor.shape);
     simulation_.bytes_distinct = bytes_in(catalog_, needed_);
+    count_job();
     if (mesh_.ranks() <= most_ranks_of_save) {
       simulation_.save = simulate_save(mesh_, options_.threads);
       for (SimulatedRank& rank : simulation_.ranks)
@@ -227,6 +228,21 @@ class Simulator {
       all = union_of(std::move(all));
     }
     return node;
+  }
+
+  /// What one rank that holds everything would read.
+  void count_job() {
+    const TensorsOnMesh whole(mesh_.tensors(), {}, DenseSharding::named);
+    const std::vector<TensorSpec> specs = whole.specs_of_rank(0);
+    const LoadPlan plan = plan_load(specs, catalog_, map_, options_.plan);
+    const Needed needed = needed_by(plan, catalog_, std::vector<bool>(specs.size(), true));
+    SimulatedNode job;
+    for (const auto& [seen, boxes] : needed) {
+      for (const Box& box : boxes) read_together(seen, box, job);
+    }
+    simulation_.bytes_needed_by_job = bytes_in(catalog_, needed);
+    simulation_.bytes_read_by_job = job.bytes_read_together;
+    simulation_.requests_of_job = job.requests_together;
   }
 
   /// The requests of a plan that moves this box as it is.

@@ -93,8 +93,13 @@ struct Simulation {
   std::uint64_t bytes_native = 0;      ///< of the native tensors over all ranks, copies not counted
   std::uint64_t bytes_checkpoint = 0;  ///< of all tensors in the catalog
   std::uint64_t bytes_distinct = 0;    ///< of the checkpoint that one or more of `ranks` need
-  std::optional<SimulatedSave> save;   ///< nothing on a mesh of more than most_ranks_of_save
-  double seconds = 0;                  ///< that the simulation took, all threads together
+
+  // Of all ranks of the mesh, sampled or not: together they hold every native tensor whole.
+  std::uint64_t bytes_needed_by_job = 0;  ///< of the checkpoint, each counted once
+  std::uint64_t bytes_read_by_job = 0;    ///< by requests for them, gaps included
+  std::uint64_t requests_of_job = 0;
+  std::optional<SimulatedSave> save;  ///< nothing on a mesh of more than most_ranks_of_save
+  double seconds = 0;                 ///< that the simulation took, all threads together
 };
 
 /// Plans a load on every rank of a mesh, without the ranks: each gets its specs, its plan with the proof that

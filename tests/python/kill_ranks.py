@@ -31,7 +31,7 @@ TIMEOUT = 20
 def load_together(path: Path, value: float) -> None:
     """All ranks hold all: each byte is read by one of them and handed on."""
     loaded = {f"t{i}": torch.zeros(2 * SIZE) for i in range(4)} | {"step": 0.0}
-    sw.load(loaded, path, cooperative=True)
+    sw.load(loaded, path, cooperative="node")
 
 
 def of_whole(path: Path) -> float:

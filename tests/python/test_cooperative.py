@@ -1,5 +1,7 @@
 """Ranks that read together, under torchrun with 2 and 4 Gloo ranks. The checks are in workers/cooperative.py."""
 
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,17 @@ from torchrun import outcome_of
 pytestmark = pytest.mark.ranks
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2_ranks", "4_ranks"])
-def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
+@pytest.fixture(
+    scope="module",
+    params=list(product([2, 4], ["memory", "c10d"])),
+    ids=lambda ways: f"{ways[0]}_by_{ways[1]}",
+)
+def outcome(request, tiny: Path, tmp_path_factory) -> Iterator[dict[str, str]]:
     """What each check of the worker found wrong, from one run for all tests."""
-    return outcome_of("cooperative.py", request.param, tiny, tmp_path_factory.mktemp("cooperative"))
+    ranks, way = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COOPERATIVE_WAY", way)
+        yield outcome_of("cooperative.py", ranks, tiny, tmp_path_factory.mktemp("cooperative"))
 
 
 def test_replicas_are_read_once_on_a_node_and_the_work_is_shared(outcome: dict[str, str]):

@@ -1,6 +1,7 @@
 """``shardwright simulate``: what it prints is what plans say, and its page needs nothing from elsewhere."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -126,6 +127,9 @@ def test_times_follow_from_the_counts_and_the_speeds():
         "decode-bandwidth": 4.0,
         "request-milliseconds": 5.0,
         "requests-in-flight": 6.0,
+        "connection-bandwidth": 7.0,
+        "exchange-milliseconds": 8.0,
+        "exchange-megabytes": 0.1,
     }
     arguments = [text for name, value in speeds.items() for text in (f"--{name}", str(value))]
     mesh = ["--preset", "tiny", "--mesh", "replicate=4,shard=2", "--ranks-per-node", "4"]
@@ -143,10 +147,45 @@ def test_times_follow_from_the_counts_and_the_speeds():
         == together["decoding"]
         == pytest.approx(facts["per_rank"]["bytes_held"]["max"] / 4e9)
     )
-    slow = simulated(*mesh, "--storage-bandwidth", "0.001")
+    job, ways = facts["seconds"]["job"], facts["ways"]
+    everything = facts["checkpoint_bytes"]  # all of which somebody needs, and nobody reads over
+    from_others = [node["bytes_distinct"] - everything / 2 for node in nodes]
+    assert job["reading"] == pytest.approx(everything / 2 / 2e9) and alone["between nodes"] == 0
+    rounds = math.ceil(max(from_others) / 1e5)
+    assert job["between nodes"] == pytest.approx(max(from_others) / 7e9 + rounds * 8e-3)
+    assert ways["alone"]["bytes_from_storage"] == sum(node["bytes_read"] for node in nodes)
+    assert ways["together"]["bytes_from_storage"] == sum(node["bytes_read_together"] for node in nodes)
+    assert ways["job"]["bytes_from_storage"] == everything == facts["job_bytes"]
+    assert ways["job"]["bytes_on_wire"] == pytest.approx(sum(from_others))
+    assert ways["alone"]["bytes_on_wire"] == ways["together"]["bytes_on_wire"] == 0
+    assert facts["best"] == min(facts["seconds"], key=lambda way: sum(facts["seconds"][way].values()))
+
+    slow = simulated(*mesh, "--storage-rate", "0.001")
+    assert slow["best"] == "job"
+    assert slow["seconds"]["job"]["reading"] == pytest.approx(everything / 1e6)
     assert slow["seconds"]["alone"]["reading"] == pytest.approx(
         sum(node["bytes_read"] for node in nodes) / 1e6
     )
+
+
+def test_a_sample_of_nodes_tells_of_the_whole_job():
+    mesh = ["--preset", "tiny", "--mesh", "replicate=4,shard=4", "--ranks-per-node", "2"]
+    every, some = simulated(*mesh), simulated(*mesh, "--sample", "2")
+    assert (some["simulated_nodes"], every["simulated_nodes"]) == (1, 8)
+    for way in ("alone", "together", "job"):
+        rate = some["ways"][way]["bytes_from_storage"] / every["ways"][way]["bytes_from_storage"]
+        assert 0.9 < rate < 1.1, (way, rate)
+    assert some["ways"]["job"]["bytes_from_storage"] == every["checkpoint_bytes"]
+
+
+def test_table_and_page_say_which_way_is_best_and_by_which_rates(tmp_path: Path):
+    page = tmp_path / "page.html"
+    mesh = ["--preset", "tiny", "--mesh", "replicate=4,shard=2", "--ranks-per-node", "2"]
+    mesh += ["--storage-rate", "0.001"]
+    text = output_of("simulate", *mesh, "--html", page)
+    assert "the job's ranks together (best)" in text
+    for words in ("the storage gives all nodes 0.001 GB/s", "a node gets 50 GB/s from others"):
+        assert words in text and words in page.read_text()
 
 
 def test_the_table_has_the_figures(facts: dict):
@@ -191,7 +230,7 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(mesh: str, tmp_path: Pa
     page.feed(text)
     page.close()
     assert not page.open
-    assert page.counts["svg"] == 4 and page.counts["rect"] > 20
+    assert page.counts["svg"] == 5 and page.counts["rect"] > 20
     assert (
         not {"script", "link", "img", "iframe", "object", "embed", "base", "image", "use"}
         & page.counts.keys()

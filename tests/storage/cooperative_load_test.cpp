@@ -2,16 +2,19 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 
 #include "planner/load/plan_wire.h"
 #include "storage/files/uring.h"
 #include "storage/load/load.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/device_destinations.h"
+#include "tests/storage/threads_as_ranks.h"
 #include "tests/storage/ways_to_read.h"
 
 namespace shardwright {
@@ -86,13 +89,46 @@ std::vector<LoadReport> load_together(const std::vector<LoadPlan>& plans, const 
   return reports;
 }
 
+/// The same, through memory that the ranks share, each on a thread.
+std::vector<LoadReport> load_on_node(const std::vector<LoadPlan>& plans, const Checkpoint& checkpoint,
+                                     const std::vector<std::vector<TensorSpec>>& specs,
+                                     const std::vector<LoadOptions>& options) {
+  const std::size_t count = specs.size();
+  std::vector<std::vector<Transfer>> transfers;
+  std::vector<std::unique_ptr<CooperativeLoad>> loads;
+  std::vector<CooperationTerms> terms;
+  for (std::size_t r = 0; r < count; ++r) {
+    transfers.push_back(plans[r].transfers);
+    loads.push_back(std::make_unique<CooperativeLoad>(plans[r], checkpoint.catalog, specs[r], options[r]));
+    terms.push_back(loads[r]->terms());
+  }
+  std::optional<SharedMemory> memory;  // of the first, for the others to open
+  for (std::size_t r = 0; r < count; ++r) {
+    loads[r]->begin(transfers, terms, static_cast<int>(r), {HandingOver::by_shared_memory});
+    if (!memory) memory.emplace(SharedMemory::create(loads[r]->node_bytes()));
+    loads[r]->join_node(SharedMemory::open(memory->path(), loads[r]->node_bytes()));
+  }
+  ThreadsAsRanks ranks(static_cast<int>(count));
+  const auto errors = ranks.run([&](const Job& job) {
+    EXPECT_TRUE(loads[static_cast<std::size_t>(job.rank)]->read_on_node(std::chrono::seconds(60), {}));
+  });
+  for (const auto& error : errors)
+    if (error) throw *error;
+  std::vector<LoadReport> reports;
+  for (std::size_t r = 0; r < count; ++r) {
+    EXPECT_EQ(loads[r]->bytes_done(), loads[r]->bytes_in_all());
+    reports.push_back(loads[r]->finish(options[r]));
+  }
+  return reports;
+}
+
 TEST(cooperative_load, ranks_of_any_shards_get_what_plain_decoding_gives_and_never_read_more_than_alone) {
   Random random(5);
   int saved = 0;
   int direct = 0;
   int in_background = 0;
   bool may_be_direct = true;
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 90; ++round) {
     const RandomModel model = random_model(random);
     const Checkpoint checkpoint(random, model.stored);
     may_be_direct = may_be_direct && allows_direct_reads(checkpoint);
@@ -115,7 +151,8 @@ TEST(cooperative_load, ranks_of_any_shards_get_what_plain_decoding_gives_and_nev
     std::uint64_t together = 0;
     std::vector<std::vector<TensorSpec>> specs;
     for (const auto& rank : ranks) specs.push_back(rank->specs);
-    const std::vector<LoadReport> reports = load_together(plans, checkpoint, specs, options);
+    const auto reports = round % 2 == 0 ? load_together(plans, checkpoint, specs, options)
+                                        : load_on_node(plans, checkpoint, specs, options);
     for (std::size_t r = 0; r < ranks.size(); ++r) {
       ASSERT_NO_FATAL_FAILURE(ranks[r]->expect_decoded(checkpoint)) << "round " << round;
       together += reports[r].bytes_read;
@@ -179,8 +216,9 @@ TEST(cooperative_load, tensors_on_devices_get_what_plain_decoding_gives) {
   std::uint64_t received = 0;
   for (std::uint64_t round = 0; round < 60; ++round) {
     RanksWithDevices job(random, round);
-    const std::vector<LoadReport> reports =
-        load_together(job.plans, job.checkpoint, job.specs, job.options, &job.moved.devices);
+    const auto reports =
+        round % 2 == 0 ? load_together(job.plans, job.checkpoint, job.specs, job.options, &job.moved.devices)
+                       : load_on_node(job.plans, job.checkpoint, job.specs, job.options);
     ASSERT_EQ(job.moved.devices.faults(), std::vector<std::string>()) << "round " << round;
     job.moved.collect();
     for (const auto& rank : job.ranks)

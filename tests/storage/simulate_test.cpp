@@ -179,6 +179,8 @@ TEST(simulate, counts_what_counting_every_byte_counts) {
       ASSERT_GE(node.bytes_read_together, node.bytes_distinct);
     }
     ASSERT_EQ(found.bytes_distinct, size_of(all));
+    ASSERT_EQ(found.bytes_needed_by_job, size_of(all));
+    ASSERT_EQ(found.bytes_read_by_job, size_of(all));
     ASSERT_EQ(found.bytes_distinct, found.bytes_checkpoint);  // the model takes all that is there
     ASSERT_EQ(saved, native_bytes);
     ASSERT_EQ(found.bytes_native, native_bytes);

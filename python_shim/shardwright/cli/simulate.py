@@ -34,6 +34,22 @@ NODE_FIGURES = (
     "bytes_read_together",
     "requests_together",
 )
+#: Ways to read, as the core gives them, and how they are called.
+WAYS = {
+    "alone": "each rank for itself",
+    "together": "a node's ranks together",
+    "job": "the job's ranks together",
+}
+#: Phases of a load, and how they are called.
+PHASES = {
+    "planning": "planning",
+    "waiting": "requests",
+    "reading": "reading",
+    "on_wire": "between nodes",
+    "in_nodes": "handing around",
+    "decoding": "decoding",
+}
+WAY_FIGURES = ("bytes_from_storage", "bytes_on_wire", "bytes_in_nodes", "requests")
 SAVE_FIGURES = (
     "bytes_exchanged",
     "bytes_unchanged",
@@ -54,9 +70,12 @@ class Speeds:
         None  #: GB/s that the file system gives all nodes together; None: no limit
     )
     node_bandwidth: float = 100.0  #: GB/s that the ranks of a node hand to each other
+    connection_bandwidth: float = 50.0  #: GB/s that a node gets from other nodes, and sends them meanwhile
     decode_bandwidth: float = 5.0  #: GB/s that a rank decodes, counted in what it holds afterwards
     request_milliseconds: float = 0.5  #: that a request waits before its bytes come
     requests_in_flight: int = 32  #: of a node
+    exchange_milliseconds: float = 0.1  #: that a round between nodes takes beside its bytes
+    exchange_megabytes: float = 64.0  #: MB that a node gets in a round
 
 
 def simulate(
@@ -105,6 +124,7 @@ def simulate(
         "native_tensors": run.native_tensors,
         "native_bytes": run.bytes_native,
         "distinct_bytes": run.bytes_distinct,
+        "job_bytes": run.bytes_needed_by_job,
         "bytes_exchanged_by_load": 0,  # every rank plans for itself from the headers
         "save": _save_facts(run.save),
         "simulation_seconds": run.seconds,
@@ -116,7 +136,12 @@ def simulate(
         "alone": sum(node["bytes_read"] for node in nodes) / distinct,
         "together": sum(node["bytes_read_together"] for node in nodes) / distinct,
     }
-    facts["seconds"] = _seconds(facts, nodes, speeds)
+    ways = dict(zip(WAYS, _core.simulated_ways(run, **_rates(speeds)), strict=True))
+    facts["seconds"] = {
+        way: {label: getattr(found, phase) for phase, label in PHASES.items()} for way, found in ways.items()
+    }
+    facts["ways"] = {way: {name: getattr(found, name) for name in WAY_FIGURES} for way, found in ways.items()}
+    facts["best"] = min(ways, key=lambda way: ways[way].seconds)
     facts["speeds"] = vars(speeds).copy()
     facts["files"] = _file_facts(catalog, run.ranks)
     facts["rank_list"] = ranks
@@ -169,42 +194,18 @@ def _file_facts(catalog: Any, ranks: Sequence[Any]) -> list[dict[str, Any]]:
     return files
 
 
-def _seconds(
-    facts: dict[str, Any], nodes: Sequence[dict[str, Any]], speeds: Speeds
-) -> dict[str, dict[str, float]]:
-    """Where the time would go, one phase after the other, on the rank or node that takes longest in each."""
-    ranks = facts["per_rank"]
-    everything = facts["ranks"] / facts["simulated_ranks"]  # a sample stands for all
-
-    def reading(name: str) -> float:
-        slowest: float = max(node[name] for node in nodes) / (speeds.read_bandwidth * GIGA)
-        if speeds.storage_bandwidth is None:
-            return slowest
-        total = everything * sum(node[name] for node in nodes)
-        return max(slowest, float(total / (speeds.storage_bandwidth * GIGA)))
-
-    def waiting(name: str) -> float:
-        requests: int = max(node[name] for node in nodes)
-        return requests * speeds.request_milliseconds / 1000 / speeds.requests_in_flight
-
-    handed = max(node["bytes_needed"] - node["bytes_distinct"] for node in nodes)
-    decoding = ranks["bytes_held"]["max"] / (speeds.decode_bandwidth * GIGA)
-    planning = ranks["planning_seconds"]["max"]
+def _rates(speeds: Speeds) -> dict[str, float]:
+    """In bytes a second, and seconds."""
     return {
-        "alone": {
-            "planning": planning,
-            "requests": waiting("requests"),
-            "reading": reading("bytes_read"),
-            "handing around": 0.0,
-            "decoding": decoding,
-        },
-        "together": {
-            "planning": planning,
-            "requests": waiting("requests_together"),
-            "reading": reading("bytes_read_together"),
-            "handing around": handed / (speeds.node_bandwidth * GIGA),
-            "decoding": decoding,
-        },
+        "storage": (speeds.storage_bandwidth or 0.0) * GIGA,
+        "node_reading": speeds.read_bandwidth * GIGA,
+        "node_memory": speeds.node_bandwidth * GIGA,
+        "connection": speeds.connection_bandwidth * GIGA,
+        "decoding": speeds.decode_bandwidth * GIGA,
+        "request_wait": speeds.request_milliseconds / 1000,
+        "requests_in_flight": speeds.requests_in_flight,
+        "exchange_wait": speeds.exchange_milliseconds / 1000,
+        "exchange_bytes": speeds.exchange_megabytes * 1e6,
     }
 
 
@@ -228,7 +229,7 @@ def whole_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("mesh", mesh_text(facts)),
         ("ranks simulated", simulated),
         ("checkpoint bytes", amount("bytes", facts["checkpoint_bytes"])),
-        ("of these needed by some rank", amount("bytes", facts["distinct_bytes"])),
+        ("of these needed by some rank", amount("bytes", facts["job_bytes"])),
         ("native tensors", f"{facts['native_tensors']:,}, {amount('bytes', facts['native_bytes'])}"),
         ("exchanged between ranks to plan a load", "0 B"),
         *save_rows(facts["save"]),
@@ -261,8 +262,57 @@ def save_rows(save: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 def text_of(facts: dict[str, Any]) -> str:
     """The figures for people, the estimated time first."""
-    parts = [_time_table(facts), table(whole_rows(facts)), _rank_table(facts), _stage_table(facts)]
+    rates = f"taken for granted: {rates_text(facts['speeds'])}"
+    parts = [_time_table(facts), _way_table(facts), rates]
+    parts += [table(whole_rows(facts)), _rank_table(facts), _stage_table(facts)]
     return "\n\n".join(parts)
+
+
+def way_rows(facts: dict[str, Any]) -> list[list[str]]:
+    """Of each way: its name, the time in all, and what it moves."""
+    rows = []
+    for way, label in WAYS.items():
+        figures = facts["ways"][way]
+        rows.append(
+            [
+                label + (" (best)" if way == facts["best"] else ""),
+                amount("seconds", sum(facts["seconds"][way].values())),
+                amount("bytes", figures["bytes_from_storage"]),
+                f"{figures['bytes_from_storage'] / max(facts['job_bytes'], 1):.3f}",
+                amount("bytes", figures["bytes_on_wire"]),
+                amount("bytes", figures["bytes_in_nodes"]),
+                amount("requests", figures["requests"]),
+            ]
+        )
+    return rows
+
+
+WAY_HEADS = (
+    "way to read",
+    "time",
+    "from storage",
+    "x the bytes needed",
+    "between nodes",
+    "in nodes",
+    "requests",
+)
+
+
+def rates_text(speeds: dict[str, Any]) -> str:
+    """What the machines are taken to do."""
+    total = speeds["storage_bandwidth"]
+    return (
+        (f"the storage gives all nodes {total:g} GB/s, a node" if total else "a node")
+        + f" reads {speeds['read_bandwidth']:g} GB/s, a request waits {speeds['request_milliseconds']:g} ms with"
+        f" {speeds['requests_in_flight']:g} in flight on a node; a node gets"
+        f" {speeds['connection_bandwidth']:g} GB/s from others in rounds of {speeds['exchange_megabytes']:g} MB"
+        f" that take {speeds['exchange_milliseconds']:g} ms more; the ranks of a node hand each other"
+        f" {speeds['node_bandwidth']:g} GB/s, and each decodes {speeds['decode_bandwidth']:g} GB/s"
+    )
+
+
+def _way_table(facts: dict[str, Any]) -> str:
+    return columns(list(WAY_HEADS), way_rows(facts))
 
 
 def _time_table(facts: dict[str, Any]) -> str:
@@ -272,7 +322,7 @@ def _time_table(facts: dict[str, Any]) -> str:
         [
             [label, amount("seconds", sum(facts["seconds"][way].values())),
              *(amount("seconds", facts["seconds"][way][phase]) for phase in phases)]
-            for way, label in (("alone", "each rank for itself"), ("together", "a node's ranks together"))
+            for way, label in WAYS.items()
         ],
     )  # fmt: skip
 

@@ -7,19 +7,27 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from shardwright.cli.simulate import RANK_FIGURES, mesh_text, whole_rows
+from shardwright.cli.simulate import (
+    PHASES,
+    RANK_FIGURES,
+    WAY_HEADS,
+    WAYS,
+    mesh_text,
+    rates_text,
+    way_rows,
+    whole_rows,
+)
 from shardwright.cli.table import amount
 
 WIDTH = 1060  #: of a picture, in its own units
 LEFT = 84  #: of the axis labels
 MOST_BARS = 490  #: more ranks than this share bars
 MOST_ROWS = 128  #: of the heat map
-PHASES = ("planning", "requests", "reading", "handing around", "decoding")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5d6b7a; --line: #d9dfe6; --paper: #f6f8fa; --card: #fff;
   --a: #2f6fb3; --b: #86b1dc; --mark: #d0552b;
-  --p0: #8a63b8; --p1: #d8a02a; --p2: #2f6fb3; --p3: #3b9b8f; --p4: #c2603f; }
+  --p0: #8a63b8; --p1: #d8a02a; --p2: #2f6fb3; --p3: #7d8a35; --p4: #3b9b8f; --p5: #c2603f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #9aa7b5; --line: #35404c; --paper: #12171d;
   --card: #1b222a; --a: #69a7e6; --b: #37618c; --mark: #f08a5d; --p2: #69a7e6; } }
 * { box-sizing: border-box }
@@ -58,6 +66,7 @@ def page(facts: dict[str, Any]) -> str:
         " time measured on this machine.</p>",
         _cards(facts),
         _section("How long a load would take", _speeds_text(facts), _time_bars(facts)),
+        _section("What each way to read moves", _ways_text(facts), _way_bars(facts) + _way_table(facts)),
         _section(
             "What each rank reads",
             "Bytes read by each rank, gaps that are read along included; where neighbours share a bar, its light"
@@ -103,6 +112,10 @@ def _cards(facts: dict[str, Any]) -> str:
     cards = [
         (amount("seconds", sum(facts["seconds"]["alone"].values())), "estimated time, each rank for itself"),
         (amount("seconds", together), "estimated time, a node's ranks together"),
+        (
+            amount("seconds", sum(facts["seconds"]["job"].values())),
+            "estimated time, the job's ranks together",
+        ),
         (amount("seconds", ranks["planning_seconds"]["mean"]), "planning on a rank, mean"),
         (amount("bytes", ranks["bytes_read"]["mean"]), "read by a rank, mean"),
         (f"{worst:.3f} ×", "largest read / mean of its stage"),
@@ -328,16 +341,44 @@ def _node_bars(facts: dict[str, Any]) -> str:
 
 
 def _speeds_text(facts: dict[str, Any]) -> str:
-    speeds = facts["speeds"]
-    total = speeds["storage_bandwidth"]
     return (
-        f"An estimate from the counts below: a node reads {speeds['read_bandwidth']:g} GB/s"
-        + (f" and all nodes together {total:g} GB/s" if total else "")
-        + f", a request waits {speeds['request_milliseconds']:g} ms with {speeds['requests_in_flight']:g} in flight"
-        f" on a node, the ranks of a node hand each other {speeds['node_bandwidth']:g} GB/s and each decodes"
-        f" {speeds['decode_bandwidth']:g} GB/s. Each phase on the rank or node that takes longest, one after the"
-        " other, although a load overlaps reading and decoding. Planning is the slowest rank's, as measured here."
+        f"An estimate from the counts below. Taken for granted: {rates_text(facts['speeds'])}."
+        " Each phase on the rank or node that takes longest, one after the other, although a load overlaps"
+        " reading and decoding. Planning is the slowest rank's, as measured here."
     )
+
+
+def _ways_text(facts: dict[str, Any]) -> str:
+    return (
+        f"All nodes together. The job needs {amount('bytes', facts['job_bytes'])} of the checkpoint. Best at these"
+        f" rates: {WAYS[facts['best']]}."
+    )
+
+
+def _way_bars(facts: dict[str, Any]) -> str:
+    """What leaves the storage, and what nodes hand to each other."""
+    left, row = 210.0, 46.0
+    most = max(figures["bytes_from_storage"] + figures["bytes_on_wire"] for figures in facts["ways"].values())
+    scale = (WIDTH - left - 330) / max(most, 1)
+    shapes = []
+    for i, (way, label) in enumerate(WAYS.items()):
+        figures, y = facts["ways"][way], i * row + 4
+        storage, wire = figures["bytes_from_storage"], figures["bytes_on_wire"]
+        shapes.append(_text(left - 10, y + 21, label, "end"))
+        shapes.append(
+            _rect(left, y, max(storage * scale, 1), row - 12, "p2", f"from the storage: {storage:,.0f} B")
+        )
+        shapes.append(
+            _rect(left + storage * scale, y, wire * scale, row - 12, "p3", f"between nodes: {wire:,.0f} B")
+        )
+        told = f"{amount('bytes', storage)} from the storage"
+        told += f", {amount('bytes', wire)} between nodes" if wire else ""
+        shapes.append(_text(left + (storage + wire) * scale + 8, y + 21, told, kind="strong"))
+    return _svg(len(WAYS) * row + 8, "bytes from the storage and between nodes", shapes)
+
+
+def _way_table(facts: dict[str, Any]) -> str:
+    return _table(WAY_HEADS, way_rows(facts))
 
 
 def _time_bars(facts: dict[str, Any]) -> str:
@@ -345,12 +386,10 @@ def _time_bars(facts: dict[str, Any]) -> str:
     totals = {way: sum(phases.values()) for way, phases in facts["seconds"].items()}
     scale = (WIDTH - left - 110) / max(*totals.values(), 1e-9)
     shapes = []
-    for i, (way, label) in enumerate(
-        (("alone", "each rank for itself"), ("together", "a node's ranks together"))
-    ):
+    for i, (way, label) in enumerate(WAYS.items()):
         y, x = i * row + 4, left
         shapes.append(_text(left - 10, y + 21, label, "end"))
-        for number, phase in enumerate(PHASES):
+        for number, phase in enumerate(PHASES.values()):
             seconds = facts["seconds"][way][phase]
             width = seconds * scale
             figure = amount("seconds", seconds)
@@ -359,8 +398,8 @@ def _time_bars(facts: dict[str, Any]) -> str:
                 shapes.append(_text(x + width / 2, y + 21, figure, "middle", "on"))
             x += width
         shapes.append(_text(x + 8, y + 21, amount("seconds", totals[way]), kind="strong"))
-    x, y = left, 2 * row + 8
-    for number, phase in enumerate(PHASES):
+    x, y = left, len(WAYS) * row + 8
+    for number, phase in enumerate(PHASES.values()):
         shapes.append(_rect(x, y, 12, 12, f"p{number}"))
         shapes.append(_text(x + 17, y + 10, phase))
         x += 42 + 7 * len(phase)

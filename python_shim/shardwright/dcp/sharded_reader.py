@@ -132,8 +132,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         tensors = [item for item in items if item.type == LoadItemType.TENSOR]
         objects = [item for item in plan.items if item.type == LoadItemType.BYTE_IO]
         ready, self._ready = self._ready, {}
-        with reading_group(self.cooperative) as group:
-            with failing_together(group):
+        with reading_group(self.cooperative) as readers:
+            with failing_together(readers and readers.group):
                 _expect_that_it_knows_gaps(planner)
                 planned = self._planned_reading(teller) if teller is planner else None
                 if isinstance(self._metadata, ShardedMetadata):
@@ -152,11 +152,11 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                 if self.strict_dtypes:
                     refuse_roundings(reading.all_rounded(), self.path)
             if planned is None:
-                report = self._run(reading, group, self.core_options)
+                report = self._run(reading, readers, self.core_options)
             else:
                 # Figures and trace are those of what the planner has planned, which is all but a few.
                 planned.rounded = reading.all_rounded()
-                report = self._run(planned, group, self.core_options)
+                report = self._run(planned, readers, self.core_options)
                 if reading.items:
                     self._run(reading, None, self.core_options.without_trace())
         self.report = with_what_was_left_out(report, self._metadata, plan, planner)

@@ -23,7 +23,13 @@ from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.local_path import local_path, whole_number
 from shardwright.progress import progress_callback
-from shardwright.ranks.cooperation import failing_together, read_together, reading_group
+from shardwright.ranks.cooperation import (
+    Cooperative,
+    Readers,
+    failing_together,
+    read_together,
+    reading_group,
+)
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of
 from shardwright.system_calls import is_file
@@ -111,8 +117,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
             ".rank<N>" goes before its suffix. What is no regular file, such as a pipe, is written into, by rank 0.
         cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
-            another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
-            them must load at the same time.
+            another: each byte once, handed on in shared memory, but what lies in the page cache, which each rank reads
+            for itself, as that is faster. "node": that, too. "job": all ranks of the job do, so that each byte leaves
+            the storage once, and is handed on over c10d where they are of several nodes. A process group (with CPU
+            tensors): its ranks do. All of them must load at the same time. The report says how they did.
         verify: None compares blocks that are read whole with the checkpoint's checksums, if it has some, where that
             costs next to nothing: of files that are not in the page cache, and in loads of up to 64 MiB. True compares
             all that is read, and the whole checkpoint before anything is written. False compares nothing.
@@ -134,7 +142,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         direct_io: bool | str = "auto",
         huge_pages: bool = False,
         trace: str | os.PathLike[str] | None = None,
-        cooperative: bool | dist.ProcessGroup = False,
+        cooperative: Cooperative = False,
         verify: bool | None = None,
         strict_dtypes: bool = False,
     ) -> None:
@@ -183,14 +191,14 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else the plan's items, decoding what has scales."""
-        with reading_group(self.cooperative) as group:
-            with failing_together(group):
+        with reading_group(self.cooperative) as readers:
+            with failing_together(readers and readers.group):
                 if self.verify:
                     expect_whole(self.path, self.thread_count)
                 reading = self._reading_for(plan, planner)
                 if self.strict_dtypes:
                     refuse_roundings(reading.all_rounded(), self.path)
-            self.report = self._run(reading, group, self.core_options)
+            self.report = self._run(reading, readers, self.core_options)
         reading.hand_over(planner)
         done: Future[None] = Future()
         done.set_result(None)
@@ -233,15 +241,15 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             return target  # decoded, or refused: what has scales is nothing to cast
         return torch.empty_like(target, dtype=dtype)
 
-    def _run(self, reading: Reading, group: dist.ProcessGroup | None, core_options: Any) -> LoadReport:
+    def _run(self, reading: Reading, readers: Readers | None, core_options: Any) -> LoadReport:
         description = reading.description
         options = core_options.after(current_streams(description.local_tensors))
         arguments = reading.core_plan, reading.catalog, description.specs, options
         with progress_callback(self.progress) as callback:
-            core = (
-                _core.run_load(*arguments, callback)
-                if group is None
-                else read_together(*arguments, group, callback)
+            core, way = (
+                (_core.run_load(*arguments, callback), "")
+                if readers is None
+                else read_together(*arguments, readers, callback)
             )
         description.mark_written()
-        return LoadReport.of(core, self._catalog_seconds, reading.plan_seconds, reading.all_rounded())
+        return LoadReport.of(core, self._catalog_seconds, reading.plan_seconds, reading.all_rounded(), way)

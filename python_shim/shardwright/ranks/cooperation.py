@@ -1,53 +1,74 @@
-"""Ranks of one node that read together: each needed byte once from the files, the rest from each other."""
+"""Ranks that read together: each needed byte once from the files, the rest from each other."""
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 from shardwright import _core
 from shardwright.ranks.gone_ranks import naming_gone_ranks, timeout_of
 
 
+@dataclass(frozen=True)
+class Readers:
+    """The ranks that read together."""
+
+    group: dist.ProcessGroup
+    even_cached_files: bool  #: else each rank reads for itself what lies in the page cache
+
+
+#: What a caller may say of reading together.
+Cooperative: TypeAlias = bool | Literal["node", "job"] | dist.ProcessGroup | Readers
+
+
 def _this_node() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
+    """The same on ranks that can share memory."""
+    return _core.this_node() or f"{socket.gethostname()} {os.getpid()}"
 
 
 @contextmanager
-def reading_group(cooperative: bool | dist.ProcessGroup) -> Iterator[dist.ProcessGroup | None]:
-    """The ranks to read with: those of this node, or of the group that is given; None if there are no others.
+def reading_group(cooperative: Cooperative) -> Iterator[Readers | None]:
+    """The ranks to read with: those of this node, of the job, or of the group that is given; None if there are no
+    others.
 
-    Collective over the default process group if ``cooperative`` is True. Where all ranks are of one node and that group
-    takes CPU tensors, it is the one to read with; else the ranks of each node form a Gloo group, the first time, as the
-    pieces travel in CPU memory. Forming one while a rank ends can take several times the group's timeout.
+    Collective over the default process group if ``cooperative`` is True, "node" or "job". Where all ranks are to read
+    together and that group takes CPU tensors, it is the one to read with; else the ranks form a Gloo group, the first
+    time. Forming one while a rank ends can take several times the group's timeout.
     """
-    if not isinstance(cooperative, (bool, dist.ProcessGroup)):
-        raise ValueError(f"cooperative: expected True, False or a process group, found {cooperative!r}")
-    if cooperative is not True:
-        alone = cooperative is False or dist.get_world_size(cooperative) == 1
-        yield None if alone else cooperative
+    if isinstance(cooperative, Readers):
+        yield cooperative
         return
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if cooperative not in (True, False, "node", "job") and not isinstance(cooperative, dist.ProcessGroup):
+        raise ValueError(
+            f'cooperative: expected True, False, "node", "job" or a process group, found {cooperative!r}'
+        )
+    if isinstance(cooperative, dist.ProcessGroup):
+        yield None if dist.get_world_size(cooperative) == 1 else Readers(cooperative, True)
+        return
+    if cooperative is False or not dist.is_initialized() or dist.get_world_size() == 1:
         yield None
         return
     nodes: list[str] = [""] * dist.get_world_size()
     with naming_gone_ranks(None, "forming groups to read"):
-        dist.all_gather_object(nodes, _this_node())
+        if cooperative != "job":
+            dist.all_gather_object(nodes, _this_node())
         group = _group_of_node(nodes)
-    yield group if dist.get_world_size(group) > 1 else None
+    yield Readers(group, cooperative is not True) if dist.get_world_size(group) > 1 else None
 
 
 _groups_of_nodes: dict[int, tuple[Any, list[str], dist.ProcessGroup]] = {}  # by id of the default group
 
 
 def _group_of_node(nodes: list[str]) -> dist.ProcessGroup:
+    """The ranks that have this rank's name among ``nodes``, by rank."""
     world = dist.group.WORLD
     if len(set(nodes)) == 1 and any(device.type == "cpu" for device in world._device_types):
         return world
@@ -56,7 +77,7 @@ def _group_of_node(nodes: list[str]) -> dist.ProcessGroup:
         ranks_of = {node: [r for r, at in enumerate(nodes) if at == node] for node in dict.fromkeys(nodes)}
         timeout = timeout_of(world)
         groups = {node: dist.new_group(ranks, timeout, "gloo") for node, ranks in ranks_of.items()}
-        known = _groups_of_nodes[id(world)] = world, nodes, groups[_this_node()]
+        known = _groups_of_nodes[id(world)] = world, nodes, groups[nodes[dist.get_rank()]]
     return known[2]
 
 
@@ -88,9 +109,9 @@ def raise_if_any_failed(
     raise of_others
 
 
-def naming_gone_readers(group: dist.ProcessGroup | None) -> AbstractContextManager[None]:
+def naming_gone_readers(readers: Readers | None) -> AbstractContextManager[None]:
     """As naming_gone_ranks, where there are others to read with."""
-    return nullcontext() if group is None else naming_gone_ranks(group, "reading")
+    return nullcontext() if readers is None else naming_gone_ranks(readers.group, "reading")
 
 
 def read_together(
@@ -98,19 +119,20 @@ def read_together(
     catalog: Any,
     specs: list[Any],
     options: Any,
-    group: dist.ProcessGroup,
+    readers: Readers,
     progress: Callable[[int, int], None] | None = None,
-) -> Any:
-    """Reads what the group's ranks need in common, each byte on one rank, and hands it over by all-to-all.
+) -> tuple[Any, str]:
+    """Reads what the ranks need in common, each byte on one rank, and hands it over: in shared memory where all are of
+    one node, else by all-to-all in rounds, where the bytes of the next round are read while those of one are under way.
 
-    While the bytes of one round are under way, those of the next are read. In the end each rank loads what is left to
-    it. Returns the core's report. A failure is raised on all ranks.
+    In the end each rank loads what is left to it. Returns the core's report, and in words how ranks have read together.
+    A failure is raised on all ranks.
 
     Raises:
         ConnectionResetError: a rank has ended meanwhile, which is named.
     """
-    with naming_gone_ranks(group, "reading"):
-        return _read_together(plan, catalog, specs, options, group, progress)
+    with naming_gone_ranks(readers.group, "reading"):
+        return _read_together(plan, catalog, specs, options, readers, progress)
 
 
 def _read_together(
@@ -118,27 +140,93 @@ def _read_together(
     catalog: Any,
     specs: list[Any],
     options: Any,
-    group: dist.ProcessGroup,
+    readers: Readers,
     progress: Callable[[int, int], None] | None,
-) -> Any:
+) -> tuple[Any, str]:
+    group = readers.group
     with failing_together(group):
         load = _core.CooperativeLoad(plan, catalog, specs, options)
-        mine = _core.encode_plan(plan, catalog, specs), load.terms
-    ranks: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(ranks, mine, group)
+        mine = load.terms, _this_node()
+    of_ranks: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(of_ranks, mine, group)
     try:
         with failing_together(group):
-            plans, terms = zip(*ranks, strict=True)
-            load.begin(catalog, plans, terms, dist.get_rank(group))
+            terms, nodes = zip(*of_ranks, strict=True)
+            all_cached = not any(files_on_disk for _, _, files_on_disk in terms)
+        if all_cached and not readers.even_cached_files:
+            way = "each rank by itself: the files are in the page cache"
+        else:
+            way = _hand_over(load, (plan, catalog, specs), terms, len(set(nodes)) == 1, readers, progress)
         with naming_gone_ranks(group, "reading", load.partly_written):
-            _run_rounds(load, group, progress)
             report = None
             with failing_together(group, load.partly_written):
                 report = load.finish(progress)
     except BaseException:
         load.abandon()
         raise
-    return report
+    return report, way
+
+
+def _hand_over(
+    load: Any,
+    planned: tuple[Any, Any, list[Any]],
+    terms: Any,
+    on_one_node: bool,
+    readers: Readers,
+    progress: Callable[[int, int], None] | None,
+) -> str:
+    """Reads what several ranks need. Returns how, in words."""
+    group = readers.group
+    plans: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(plans, _core.encode_plan(*planned), group)
+
+    def begin(in_memory: bool) -> None:
+        with failing_together(group):
+            catalog, rank = planned[1], dist.get_rank(group)
+            load.begin(catalog, plans, terms, rank, in_memory, not readers.even_cached_files)
+
+    begin(on_one_node)
+    if load.pieces == 0:
+        return "each rank by itself: none needs what another does"
+    why_not = _join_memory(load, group) if on_one_node else "they are of several nodes"
+    with naming_gone_ranks(group, "reading", load.partly_written):
+        if why_not is not None:
+            if on_one_node:
+                begin(False)
+            _run_rounds(load, group, progress)
+            return f"over c10d: {why_not}"
+        waits = timeout_of(group) or default_pg_timeout
+        with failing_together(group, load.partly_written):
+            try:
+                well = load.read_on_node(waits.total_seconds(), progress)
+            except BaseException:
+                load.fail_on_node()  # or the others would wait for this rank's pieces
+                raise
+        if not well:
+            raise OSError("a rank that this one reads together with has failed, and has not said why")
+    return "through shared memory"
+
+
+def _join_memory(load: Any, group: dist.ProcessGroup) -> str | None:
+    """Makes the memory that the group's ranks share, and has all take part. Returns why that cannot be."""
+    made: list[Any] = [None, None]
+    memory = None
+    if dist.get_rank(group) == 0:
+        try:
+            memory = _core.SharedMemory.create(load.node_bytes)
+            made = [memory.path, None]
+        except OSError as error:
+            made = [None, str(error)]
+    dist.broadcast_object_list(made, dist.get_global_rank(group, 0), group)
+    path, failure = made
+    if failure is None:
+        try:
+            load.join_node(memory or _core.SharedMemory.open(path, load.node_bytes))
+        except OSError as error:
+            failure = str(error)
+    failures: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(failures, failure, group)
+    return next((text for text in failures if text is not None), None)
 
 
 def _run_rounds(

@@ -54,13 +54,19 @@ def _add_speeds(parser: argparse.ArgumentParser) -> None:
         ("read_bandwidth", "GB/s", "that a node reads"),
         ("storage_bandwidth", "GB/s", "that all nodes read together; default: no limit"),
         ("node_bandwidth", "GB/s", "that the ranks of a node hand to each other"),
+        ("connection_bandwidth", "GB/s", "that a node gets from other nodes"),
         ("decode_bandwidth", "GB/s", "that a rank decodes"),
         ("request_milliseconds", "MS", "that a request waits"),
         ("requests_in_flight", "N", "of a node"),
+        ("exchange_milliseconds", "MS", "that a round between nodes takes beside its bytes"),
+        ("exchange_megabytes", "MB", "that a node gets in a round"),
     ):
         default = getattr(speeds, name)
+        names = [f"--{name.replace('_', '-')}"]
+        if name == "storage_bandwidth":
+            names.append("--storage-rate")
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
+            *names,
             type=positive_number,
             default=default,
             metavar=unit,
