@@ -37,7 +37,16 @@ void bind_handover(py::module_& m) {
       "Checksums of what a rank has handed over, for the next time to hand over what has "
       "changed.\n\nOne for each rank and receiver; `pieces(changed_since=)` compares with it, "
       "and renews it when its last piece has been asked for.")
-      .def(py::init<>())
+      .def(py::init([](std::uint64_t block_bytes) {
+             if (block_bytes < 32) {
+               throw py::value_error("block_bytes is " + std::to_string(block_bytes) +
+                                     "; expected 32 or more");
+             }
+             PieceSums sums;
+             sums.block_bytes = block_bytes;
+             return sums;
+           }),
+           py::arg("block_bytes") = PieceSums().block_bytes)
       .def("forget", &PieceSums::forget,
            "Makes the next time hand over everything, as to a receiver that has been started anew.")
       .def_property_readonly("blocks", [](const PieceSums& sums) { return sums.sums.size(); });
@@ -46,7 +55,8 @@ void bind_handover(py::module_& m) {
       .def_property_readonly("dtype",
                              [](const HandedTensor& tensor) { return std::string(name_of(tensor.dtype)); })
       .def_readonly("shape", &HandedTensor::shape)
-      .def_readonly("layer", &HandedTensor::layer);
+      .def_readonly("layer", &HandedTensor::layer)
+      .def_readonly("weight", &HandedTensor::weight);
   py::class_<Pieces>(m, "Pieces", "Keeps its request alive, not the memory of the specs.")
       .def(py::init([](const std::string& share, const std::vector<TensorSpec>& specs,
                        const std::string& state, const ExportRequest& request, std::size_t bucket_bytes,

@@ -1,5 +1,6 @@
 #include "storage/handover/changed_blocks.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -52,10 +53,10 @@ bool join(Box& a, const Box& b) {
 
 }  // namespace
 
-std::vector<Box> summed_blocks(const EncodingSource& source, const ExportTask& task) {
+std::vector<Box> summed_blocks(const EncodingSource& source, const ExportTask& task, std::uint64_t bytes) {
   const Transfer& transfer = source.transfer_of(task);
   std::vector<ExportTask> parts;
-  cut_task(task, transfer, source.layout().catalog.tensors[transfer.source].dtype, {summed_bytes, 0}, parts);
+  cut_task(task, transfer, source.layout().catalog.tensors[transfer.source].dtype, {bytes, 0}, parts);
   std::vector<Box> blocks;
   blocks.reserve(parts.size());
   for (ExportTask& part : parts) blocks.push_back(std::move(part.box));
@@ -81,14 +82,25 @@ std::uint64_t sum_of_block(const EncodingSource& source, const TaskInMemory& tas
 }
 
 std::vector<Box> joined_blocks(std::vector<Box> blocks) {
-  for (std::size_t before = blocks.size() + 1; blocks.size() < before;) {
-    before = blocks.size();
-    std::vector<Box> joined;
+  const auto join_neighbours = [&] {
+    std::size_t count = 0;
     for (Box& block : blocks) {
-      if (joined.empty() || !join(joined.back(), block)) joined.push_back(std::move(block));
+      if (count > 0 && join(blocks[count - 1], block)) continue;
+      if (&blocks[count] != &block) blocks[count] = std::move(block);
+      ++count;
     }
-    blocks = std::move(joined);
-  }
+    blocks.resize(count);
+  };
+  const auto by_rows = [](const Box& a, const Box& b) { return a.offset < b.offset; };
+  const auto by_columns = [](const Box& a, const Box& b) {
+    return std::lexicographical_compare(a.offset.rbegin(), a.offset.rend(), b.offset.rbegin(),
+                                        b.offset.rend());
+  };
+  join_neighbours();
+  std::sort(blocks.begin(), blocks.end(), by_columns);
+  join_neighbours();
+  std::sort(blocks.begin(), blocks.end(), by_rows);
+  join_neighbours();
   return blocks;
 }
 

@@ -9,12 +9,9 @@
 
 namespace shardwright {
 
-/// Encoded bytes of a block, scales included, that has one checksum; more where the encoding's own blocks are
-/// larger.
-inline constexpr std::uint64_t summed_bytes = 4096;
-
-/// The blocks that have a checksum each: boxes of a task, in a set order. They cut none of the encoding's.
-std::vector<Box> summed_blocks(const EncodingSource& source, const ExportTask& task);
+/// The blocks that have a checksum each: boxes of a task of so many bytes, in a set order. They cut none of
+/// the encoding's blocks, and are larger where these are.
+std::vector<Box> summed_blocks(const EncodingSource& source, const ExportTask& task, std::uint64_t bytes);
 
 /// What encoding a part of a task gives: its boxes lie inside those of the task.
 BoxesOfTask boxes_of_part(const EncodingSource& source, const ExportTask& task, const Box& part);
@@ -22,7 +19,7 @@ BoxesOfTask boxes_of_part(const EncodingSource& source, const ExportTask& task, 
 /// The checksum of a block, by the bytes of the task that lie in memory.
 std::uint64_t sum_of_block(const EncodingSource& source, const TaskInMemory& task, const Box& block);
 
-/// Fewer boxes that hold the same elements: neighbours, in the order of summed_blocks(), joined.
+/// Fewer boxes that hold the same elements: neighbours joined, along rows and then along columns.
 std::vector<Box> joined_blocks(std::vector<Box> blocks);
 
 /// Copies a box out of a larger one that lies row-major in memory, row behind row.

@@ -180,7 +180,7 @@ std::size_t fullest(const PieceSource& source) {
 /// Of what the units are: equal where each unit has the same blocks.
 std::uint64_t hash_of_units(const PieceSource& source) {
   const Catalog& catalog = source.encoding->layout().catalog;
-  std::uint64_t hash = 0;
+  std::uint64_t hash = source.sums->block_bytes;
   const auto add = [&](const std::string& text) { hash = checksum_of(text.data(), text.size(), hash); };
   for (const PieceUnit& unit : source.units) {
     const bool is_task = unit.task >= 0;

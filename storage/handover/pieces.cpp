@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <numeric>
 #include <span>
+#include <tuple>
 #include <utility>
 
 #include "storage/format/checksum.h"
@@ -109,7 +111,7 @@ class Bucket {
     Summed summed;
     if (source_.units[laid.unit].task >= 0) {
       const TaskInMemory& task = tasks_[laid.task];
-      summed.blocks = summed_blocks(*source_.encoding, task.task);
+      summed.blocks = summed_blocks(*source_.encoding, task.task, source_.sums->block_bytes);
       for (const Box& block : summed.blocks)
         summed.sums.push_back(sum_of_block(*source_.encoding, task, block));
     } else {
@@ -218,13 +220,30 @@ std::uint64_t Pieces::bytes() const { return source_->bytes; }
 std::size_t Pieces::peak_staging_bytes() const { return source_->peak_staging_bytes; }
 
 std::vector<HandedTensor> Pieces::tensors() const {
-  const std::vector<SourceTensor>& stored = source_->encoding->layout().catalog.tensors;
-  std::vector<HandedTensor> tensors(stored.size());
-  for (std::size_t t = 0; t < stored.size(); ++t) {
+  const ExportLayout& layout = source_->encoding->layout();
+  const std::vector<SourceTensor>& stored = layout.catalog.tensors;
+  std::vector<std::size_t> weights(stored.size());
+  const auto index_of = [&](std::string_view name, std::size_t otherwise) {
+    const std::span<const SourceTensor> found = layout.catalog.find(name);
+    return found.empty() ? otherwise : static_cast<std::size_t>(found.data() - stored.data());
+  };
+  for (std::size_t t = 0; t < stored.size(); ++t) weights[t] = index_of(weight_of(stored[t].name), t);
+  for (const Made& made : layout.made) {
+    if (!made.how.weight.empty()) weights[made.tensor] = index_of(made.how.weight, made.tensor);
+  }
+  std::vector<std::size_t> order(stored.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  const std::vector<std::uint32_t>& places = source_->order.places;
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return std::tuple(places[weights[a]], weights[a] != a, places[a]) <
+           std::tuple(places[weights[b]], weights[b] != b, places[b]);
+  });
+  std::vector<HandedTensor> tensors;
+  for (const std::size_t t : order) {
     const SourceTensor& tensor = stored[t];
-    tensors[source_->order.places[t]] = {
-        stored_name(tensor), tensor.stored == nullptr ? tensor.dtype : tensor.stored->dtype,
-        tensor.stored == nullptr ? tensor.shape : tensor.stored->shape, layer_of(weight_of(tensor.name))};
+    tensors.push_back({stored_name(tensor), tensor.stored == nullptr ? tensor.dtype : tensor.stored->dtype,
+                       tensor.stored == nullptr ? tensor.shape : tensor.stored->shape,
+                       layer_of(stored[weights[t]].name), stored_name(stored[weights[t]])});
   }
   return tensors;
 }

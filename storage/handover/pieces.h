@@ -64,7 +64,8 @@ struct HandedTensor {
   std::string name;  ///< as the files have it
   DType dtype = DType::BF16;
   Shape shape;
-  std::string layer;  ///< see EncodedPiece
+  std::string layer;   ///< see EncodedPiece
+  std::string weight;  ///< that it belongs to, as the files have it; its own name where it belongs to none
 };
 
 struct PieceSource;  // storage/handover/piece_source.h
@@ -84,7 +85,8 @@ class Pieces {
   /// Bytes of all pieces of this rank, those that have not changed included.
   std::uint64_t bytes() const;
 
-  /// The tensors of the whole checkpoint, in the order of handing over.
+  /// The tensors of the whole checkpoint, in the order of handing over: what belongs to a weight right behind
+  /// it. Pieces of a weight and of these come mixed.
   std::vector<HandedTensor> tensors() const;
 
   /// Memory beside the bucket that next() took, where it was most.

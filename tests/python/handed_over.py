@@ -24,7 +24,7 @@ def put_together(pieces: Iterable["sw.Piece"]) -> dict[str, torch.Tensor]:
     for piece in pieces:
         if piece.name not in tensors:
             tensors[piece.name] = torch.zeros(piece.shape, dtype=piece.dtype)
-            seen[piece.name] = torch.zeros_like(tensors[piece.name]).view(torch.uint8)
+            seen[piece.name] = torch.zeros(tensors[piece.name].nbytes, dtype=torch.uint8)
         whole = tensors[piece.name]
         assert tuple(whole.shape) == piece.shape and whole.dtype == piece.dtype, piece.name
         assert piece.tensor.is_contiguous()
@@ -81,13 +81,18 @@ def sharded_over(
 
 
 def of_all_ranks(
-    state: dict[str, torch.Tensor], mesh: tuple[int, ...], placements: dict[str, list[Placement]], **options
+    state: dict[str, torch.Tensor],
+    mesh: tuple[int, ...],
+    placements: dict[str, list[Placement]],
+    sums=None,
+    **options,
 ) -> Iterator["sw.Piece"]:
-    """What all ranks of a mesh hand over, one after the other, as sw.pieces plans it."""
+    """What all ranks of a mesh hand over, one after the other, as sw.pieces plans it. `sums`: of each rank."""
     ranks = []
     for rank in range(math.prod(mesh)):
         with fake_mesh(mesh, rank) as of_rank:
-            ranks.append(Described(sharded_over(state, of_rank, placements), **(DEFAULTS | options)))
+            own = {"changed_since": sums[rank]} if sums is not None else {}
+            ranks.append(Described(sharded_over(state, of_rank, placements), **(DEFAULTS | options | own)))
     for rank, share in zip(
         ranks, _core.plan_export([rank.holdings for rank in ranks], ranks[0].request, ""), strict=True
     ):
