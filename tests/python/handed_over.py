@@ -1,6 +1,5 @@
 """Pieces put together by plain torch, and the tensors that safetensors' own reader finds in an export."""
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -92,15 +91,8 @@ def of_all_ranks(
     for rank in range(math.prod(mesh)):
         with fake_mesh(mesh, rank) as of_rank:
             own = {"changed_since": sums[rank]} if sums is not None else {}
-            ranks.append(Described(sharded_over(state, of_rank, placements), **(DEFAULTS | options | own)))
+            ranks.append(Described(sharded_over(state, of_rank, placements), **(options | own)))
     for rank, share in zip(
         ranks, _core.plan_export([rank.holdings for rank in ranks], ranks[0].request, ""), strict=True
     ):
         yield from rank.handed_over(rank.source(share))
-
-
-DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(sw.pieces).parameters.items()
-    if name not in ("state_dict", "process_group")
-}

@@ -142,7 +142,9 @@ def test_ranks_of_a_mesh_change_a_sharded_engine(mesh: tuple[int, ...], tmp_path
     whole = put_together(sw.pieces(state, **MXFP8))
     by_rows = {name: [Shard(0)] for name in whole}
     with fake_mesh((3,), 1) as engines:
-        engine = sharded_over({name: torch.zeros_like(value) for name, value in whole.items()}, engines, by_rows)
+        engine = sharded_over(
+            {name: torch.zeros_like(value) for name, value in whole.items()}, engines, by_rows
+        )
         sw.apply_pieces(engine, sorted(streams, key=lambda piece: piece.place))
         sw.apply_pieces(engine, changed)
         expected = sharded_over(whole, engines, by_rows)

@@ -87,10 +87,11 @@ def pieces(
     Raises, on the rank that meets it, before a piece of that bucket:
         PlanError: a value that cannot be encoded so, such as a NaN in four bits; names tensor and element.
     """
-    return together(process_group, _DOING, lambda: Described(
+    described = together(process_group, _DOING, lambda: Described(
         state_dict, quantization, template, model, layout, strict, strict_dtypes, quantized_weights, bucket_bytes,
         changed_since, threads, staging_bytes, device_memory,
-    )).begin(process_group)  # fmt: skip
+    ))  # fmt: skip
+    return described.handed_over(described.begin(process_group))
 
 
 class Described:
@@ -99,18 +100,18 @@ class Described:
     def __init__(
         self,
         state_dict: dict[str, Any],
-        quantization: str | None,
-        template: Any,
-        model: Any,
-        layout: str,
-        strict: bool,
-        strict_dtypes: bool,
-        quantized_weights: Sequence[str] | None,
-        bucket_bytes: int | str,
-        changed_since: Any,
-        threads: int | None,
-        staging_bytes: int | None,
-        device_memory: int | None,
+        quantization: str | None = None,
+        template: Any = None,
+        model: Any = "auto",
+        layout: str = "automodel",
+        strict: bool = True,
+        strict_dtypes: bool = False,
+        quantized_weights: Sequence[str] | None = None,
+        bucket_bytes: int | str = "256MiB",
+        changed_since: Any = None,
+        threads: int | None = None,
+        staging_bytes: int | None = None,
+        device_memory: int | None = None,
     ) -> None:
         expect_state_dict(state_dict)
         quantization, weights = checked_quantization(quantization, quantized_weights)
@@ -152,9 +153,10 @@ class Described:
             self.description.specs, self.state, self.request, self.devices
         )
 
-    def begin(self, group: dist.ProcessGroup | None) -> Iterator[Piece]:
+    def begin(self, group: dist.ProcessGroup | None) -> Any:
+        """Plans with the other ranks; returns what hands over."""
         share = _planned(group, self.holdings, self.request)
-        return self.handed_over(together(group, _DOING, lambda: self.source(share)))
+        return together(group, _DOING, lambda: self.source(share))
 
     def source(self, share: bytes) -> Any:
         """What hands over this rank's share of the plan."""
