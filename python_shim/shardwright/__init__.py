@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from shardwright.dcp.storage_reader import HuggingFaceStorageReader
     from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
     from shardwright.exporting import export, quantizations
+    from shardwright.handover.apply_pieces import AppliedPieces, TensorPart, apply_pieces
+    from shardwright.handover.piece import Piece
+    from shardwright.handover.pieces import PieceSums, pieces
     from shardwright.loading import load
     from shardwright.lora.load import LoraReport, load_lora
     from shardwright.lora.save import save_lora
@@ -47,6 +50,11 @@ __all__ = [
     "LoadPlanner",
     "LoadReport",
     "PendingSave",
+    "AppliedPieces",
+    "Piece",
+    "PieceSums",
+    "TensorPart",
+    "apply_pieces",
     "LoraReport",
     "PlanError",
     "SavePlanner",
@@ -61,6 +69,7 @@ __all__ = [
     "latest",
     "load",
     "load_lora",
+    "pieces",
     "quantizations",
     "read_catalog",
     "request_list",
@@ -76,6 +85,11 @@ _MODULE_OF = {
     "LoadPlanner": "dcp.load_planner",
     "LoadReport": "report",
     "PendingSave": "saving",
+    "AppliedPieces": "handover.apply_pieces",
+    "Piece": "handover.piece",
+    "PieceSums": "handover.pieces",
+    "TensorPart": "handover.apply_pieces",
+    "apply_pieces": "handover.apply_pieces",
     "ShardedStorageReader": "dcp.sharded_reader",
     "ShardedStorageWriter": "dcp.sharded_writer",
     "LoraReport": "lora.load",
@@ -88,6 +102,7 @@ _MODULE_OF = {
     "latest": "checkpoints",
     "load": "loading",
     "load_lora": "lora.load",
+    "pieces": "handover.pieces",
     "quantizations": "exporting",
     "read_catalog": "catalog",
     "request_list": "catalog",
