@@ -85,6 +85,17 @@ std::string fault_of_part(const EngineTensor& tensor, const EnginePart& part, co
   return fault_of_place(tensor, part);
 }
 
+/// The part with all that is left to it said.
+EnginePart completed(EnginePart part, const EngineTensor& tensor, const Shape& stored) {
+  if (part.box.offset.empty() && part.box.size.empty()) part.box = whole(part.view.empty() ? stored : part.view);
+  if (part.at.empty()) part.at.assign(tensor.shape.size(), 0);
+  if (part.axes.empty()) {
+    const auto begin = static_cast<int>(tensor.shape.size()) - static_cast<int>(part.box.size.size());
+    for (std::size_t i = 0; i < part.box.size.size(); ++i) part.axes.push_back(begin + static_cast<int>(i));
+  }
+  return part;
+}
+
 }  // namespace
 
 std::vector<Transfer> transfers_into(const std::vector<EngineTensor>& tensors, const Catalog& catalog,
@@ -95,8 +106,9 @@ std::vector<Transfer> transfers_into(const std::vector<EngineTensor>& tensors, c
     const EngineTensor& tensor = tensors[t];
     const std::size_t first = transfers.size();
     bool fits = true;
-    for (const EnginePart& part : tensor.parts) {
-      const SourceTensor* stored = find_stored(catalog, part.hf_name);
+    for (const EnginePart& given : tensor.parts) {
+      const SourceTensor* stored = find_stored(catalog, given.hf_name);
+      const EnginePart part = stored == nullptr ? given : completed(given, tensor, stored_shape(*stored));
       const std::string fault = stored == nullptr
                                     ? "nobody can supply it: " + what + " has no tensor of this name" +
                                           advice_on(catalog, part.hf_name)

@@ -18,10 +18,12 @@ namespace shardwright {
 /// {{16, 0}, {16, 32}}, {64, 0}, {0, 1}}.
 struct EnginePart {
   std::string hf_name;  ///< as files hold it: codes and scales are two tensors
-  Box box;              ///< of it, as it is seen
-  Shape at;             ///< index of the box's first element in the engine's tensor
-  std::vector<int>
-      axes;          ///< the engine's dimension along which each one of the box runs; -1: it has one index
+  Box box = {};         ///< of it, as it is seen; of no dimensions: all of it
+  Shape at = {};        ///< index of the box's first element in the engine's tensor; empty: its first one
+
+  /// The engine's dimension along which each one of the box runs; -1: it has one index. Empty: the last ones of
+  /// the engine's tensor, in order.
+  std::vector<int> axes = {};
   Shape steps = {};  ///< from one index to the next along it; empty: 1 for all
   Shape view = {};   ///< see Transfer::source_view; empty: the tensor's own shape
 
