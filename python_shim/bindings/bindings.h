@@ -35,6 +35,10 @@ void bind_write_results(pybind11::module_& m);
 
 /// Exports. Defined in exports.cpp; the classes of module.cpp must be bound before.
 void bind_exports(pybind11::module_& m);
+
+/// Handing over without files. Defined in handover.cpp; TensorSpec and ExportRequest must be bound before.
+void bind_handover(pybind11::module_& m);
+
 /// Loads planned for a whole cluster; simulation.cpp.
 void bind_simulate(pybind11::module_& m);
 

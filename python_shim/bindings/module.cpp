@@ -602,6 +602,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_saves(m);
   shardwright::bind_adapters(m);
   shardwright::bind_exports(m);
+  shardwright::bind_handover(m);
   shardwright::bind_generate(m);
   shardwright::bind_simulate(m);
   m.def(

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from shardwright.dcp.storage_reader import HuggingFaceStorageReader
     from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
     from shardwright.exporting import export, quantizations
+    from shardwright.handover.piece import Piece
+    from shardwright.handover.pieces import pieces
     from shardwright.loading import load
     from shardwright.lora.load import LoraReport, load_lora
     from shardwright.lora.save import save_lora
@@ -47,6 +49,7 @@ __all__ = [
     "LoadPlanner",
     "LoadReport",
     "PendingSave",
+    "Piece",
     "LoraReport",
     "PlanError",
     "SavePlanner",
@@ -61,6 +64,7 @@ __all__ = [
     "latest",
     "load",
     "load_lora",
+    "pieces",
     "quantizations",
     "read_catalog",
     "request_list",
@@ -76,6 +80,7 @@ _MODULE_OF = {
     "LoadPlanner": "dcp.load_planner",
     "LoadReport": "report",
     "PendingSave": "saving",
+    "Piece": "handover.piece",
     "ShardedStorageReader": "dcp.sharded_reader",
     "ShardedStorageWriter": "dcp.sharded_writer",
     "LoraReport": "lora.load",
@@ -88,6 +93,7 @@ _MODULE_OF = {
     "latest": "checkpoints",
     "load": "loading",
     "load_lora": "lora.load",
+    "pieces": "handover.pieces",
     "quantizations": "exporting",
     "read_catalog": "catalog",
     "request_list": "catalog",

@@ -16,8 +16,8 @@ _UNITS = {
 }
 
 
-def bytes_of_size(size: int | str) -> int:
-    """A number of bytes, or text such as "5GB" or "512MiB", as transformers reads it."""
+def bytes_of_size(size: int | str, name: str = "max_shard_size") -> int:
+    """A number of bytes, or text such as "5GB" or "512MiB", as transformers reads it. ``name``: of the argument."""
     if isinstance(size, int) and size > 0:
         return size
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]I?B)?", str(size).upper())
@@ -26,5 +26,5 @@ def bytes_of_size(size: int | str) -> int:
         or (match[2] or "") not in _UNITS
         or (found := int(float(match[1]) * _UNITS[match[2] or ""])) < 1
     ):
-        raise ValueError(f'max_shard_size is {size!r}; expected bytes, or text such as "5GB" or "512MiB"')
+        raise ValueError(f'{name} is {size!r}; expected bytes, or text such as "5GB" or "512MiB"')
     return found

@@ -1,0 +1,193 @@
+"""Handing a trainer's tensors over piece by piece, as an export would write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shardwright import _core
+from shardwright.byte_sizes import bytes_of_size
+from shardwright.catalog import catalog_of
+from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
+from shardwright.dcp.save_description import describe_save
+from shardwright.dcp.storage_reader import default_threads
+from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
+from shardwright.describe import current_streams, describe
+from shardwright.handover.buckets import Bucket, Buckets
+from shardwright.handover.piece import Piece, piece_of
+from shardwright.local_path import whole_number
+from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.ranks.together import together
+from shardwright.tied_heads import tied_heads
+from shardwright.weight_maps import imported_map, model_name
+
+_DOING = "beginning to hand over tensors"
+
+#: Least memory for pieces: of two buckets, one of which is filled while pieces of the other are used.
+_SMALLEST = 2 << 20
+
+
+def pieces(
+    state_dict: dict[str, Any],
+    *,
+    quantization: str | None = None,
+    template: Any = None,
+    model: Any = "auto",
+    layout: str = "automodel",
+    strict: bool = True,
+    strict_dtypes: bool = False,
+    quantized_weights: Sequence[str] | None = None,
+    bucket_bytes: int | str = "256MiB",
+    threads: int | None = None,
+    staging_bytes: int | None = None,
+    device_memory: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> Iterator[Piece]:
+    """Hands a native state dict over as the tensors of a Hugging Face checkpoint, piece by piece: what
+    :func:`shardwright.export` would write with the same arguments, bit for bit, without files.
+
+    All ranks of the process group call this together, each with its shards; without a process group, one does. The
+    call itself is collective: it agrees on who hands over what, and on the scales of blocks that ranks cut. What it
+    returns is this rank's alone: the boxes that it would write. Each byte of the checkpoint is in one piece of one
+    rank, and no rank gathers a tensor.
+
+    Pieces come layer by layer, the scales of a weight, and what else belongs to it, right behind it; a weight that is
+    larger than half of ``bucket_bytes`` comes in several pieces. The tensors of the state dict must stay as they are
+    until the last piece.
+
+    Args:
+        state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
+            flattened. Without a template, a head that is the embedding's memory is not handed over.
+        quantization, template, model, layout, strict, strict_dtypes, quantized_weights: as :func:`export` has them.
+        bucket_bytes: memory that pieces take, or text such as "1GB". One half is filled by threads while pieces of the
+            other are used. Its memory is used again when no piece of it is referred to any more; who keeps pieces
+            makes it take more.
+        threads: of this rank, that encode; None: this process's share of the processors.
+        staging_bytes: memory between tensors and pieces; None: 1 MiB a thread, for CUDA devices 8 MiB a thread, which
+            is pinned, up to 128 MiB in all.
+        device_memory: bytes of each CUDA device that may be taken beside the tensors; None: 256 MiB.
+
+    Raises, from the call itself, the same on every rank:
+        PlanError: state dict and template do not fit, or ranks disagree; lists all that is wrong.
+        ValueError: an argument, or a CUDA device that refuses.
+        ConnectionResetError: a rank has ended meanwhile.
+
+    Raises, on the rank that meets it, before a piece of that bucket:
+        PlanError: a value that cannot be encoded so, such as a NaN in four bits; names tensor and element.
+    """
+    source, buckets, keep = together(process_group, _DOING, lambda: _Described(
+        state_dict, quantization, template, model, layout, strict, strict_dtypes, quantized_weights, bucket_bytes,
+        threads, staging_bytes, device_memory,
+    )).begin(process_group)  # fmt: skip
+    return _handed_over(source, buckets, keep)
+
+
+class _Described:
+    """What a rank has, described to the planner."""
+
+    def __init__(
+        self,
+        state_dict: dict[str, Any],
+        quantization: str | None,
+        template: Any,
+        model: Any,
+        layout: str,
+        strict: bool,
+        strict_dtypes: bool,
+        quantized_weights: Sequence[str] | None,
+        bucket_bytes: int | str,
+        threads: int | None,
+        staging_bytes: int | None,
+        device_memory: int | None,
+    ) -> None:
+        expect_state_dict(state_dict)
+        quantization, weights = checked_quantization(quantization, quantized_weights)
+        if quantization == "template" and template is None:
+            raise ValueError(
+                'quantization="template": expected template=, whose encodings and scales are meant'
+            )
+        self.bucket_bytes = whole_number(
+            "bucket_bytes", bytes_of_size(bucket_bytes, "bucket_bytes"), _SMALLEST
+        )
+        self.threads = default_threads() if threads is None else whole_number("threads", threads, 1, 1024)
+        self.staging_bytes = (
+            0 if staging_bytes is None else whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
+        )
+        catalog = None if template is None else catalog_of(template)
+        self.request = _core.ExportRequest(
+            catalog, model_name(model), layout, quantization, weights, strict, 5_000_000_000, {}, strict_dtypes,
+            imported_map(catalog, model, layout),
+        )  # fmt: skip
+        flat, paths = flatten(state_dict)
+        heads = tied_heads(flat) if template is None else []
+        flat = flatten_sharded_tensors({name: value for name, value in flat.items() if name not in heads})
+        self.description = describe(flat)
+        problems = self.description.problems + [
+            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(flat[fqn]).__name__}"
+            for fqn in self.description.passed_over
+        ]
+        if problems:
+            raise _core.PlanError("\n  ".join(["cannot hand over these values:", *problems]))
+        self.copied_bytes = copy_to_cpu(self.description)
+        self.devices = _core.DeviceOptions(device_memory, current_streams(self.description.local_tensors))
+        self.state = describe_save(flat, paths).encode()
+        self.holdings: bytes = _core.describe_export(
+            self.description.specs, self.state, self.request, self.devices
+        )
+
+    def begin(self, group: dist.ProcessGroup | None) -> tuple[Any, Buckets, list[torch.Tensor]]:
+        share = _planned(group, self.holdings, self.request)
+        source = together(group, _DOING, lambda: _core.Pieces(
+            share, self.description.specs, self.state, self.request, self.bucket_bytes // 2, self.threads,
+            self.staging_bytes, self.devices,
+        ))  # fmt: skip
+        return source, Buckets(source.bucket_bytes), self.description.local_tensors
+
+
+def _planned(group: dist.ProcessGroup | None, holdings: bytes, request: Any) -> bytes:
+    """What the first rank has planned for this one, by what all of them hold. Raises on all of them what it does."""
+    if not has_others(group):
+        share: bytes = _core.plan_export([holdings], request, "")[0]
+        return share
+    leader = dist.get_global_rank(group or dist.group.WORLD, 0)
+    is_leader = dist.get_rank(group) == 0
+    shares: list[bytes] = []
+    with naming_gone_ranks(group, _DOING):
+        gathered: list[Any] = [None] * dist.get_world_size(group)
+        dist.gather_object(holdings, gathered if is_leader else None, dst=leader, group=group)
+
+        def plan() -> None:
+            if is_leader:
+                shares.extend(_core.plan_export(gathered, request, ""))
+
+        together(group, _DOING, plan)
+        answer: list[Any] = [None]
+        dist.scatter_object_list(answer, shares if is_leader else None, src=leader, group=group)
+    return bytes(answer[0])
+
+
+def _handed_over(source: Any, buckets: Buckets, keep: list[torch.Tensor]) -> Iterator[Piece]:
+    """Pieces, one bucket being filled while those of the other are used. ``keep``: the tensors' memory."""
+    with ThreadPoolExecutor(1, "shardwright-pieces") as executor:
+
+        def begin() -> tuple[Bucket, Future[list[Any]]]:
+            bucket = buckets.next()
+            return bucket, executor.submit(source.next, bucket.tensor().data_ptr())
+
+        bucket, filling = begin()
+        try:
+            while facts := filling.result():
+                for number, fact in enumerate(facts):
+                    yield piece_of(fact, bucket.tensor())
+                    if number == 0:  # by now the caller has let go of the bucket before
+                        bucket_after, filling = begin()
+                bucket = bucket_after
+        finally:
+            with suppress(Exception):
+                filling.result()  # which writes to memory that must be there until it ends
+            keep.clear()
