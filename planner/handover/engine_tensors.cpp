@@ -67,13 +67,19 @@ std::string fault_of_place(const EngineTensor& tensor, const EnginePart& part) {
          tensor.name + " " + to_string(tensor.shape);
 }
 
+/// Whether the bytes of one are those of the other: e8m0 has a dtype of its own in newer releases of torch.
+bool are_alike(DType a, DType b) {
+  const auto plain = [](DType dtype) { return dtype == DType::F8_E8M0 ? DType::U8 : dtype; };
+  return plain(a) == plain(b);
+}
+
 std::string fault_of_part(const EngineTensor& tensor, const EnginePart& part, const SourceTensor& stored) {
   if (stored.stored != nullptr && in_units(stored.dtype, stored.shape) != stored.stored->shape)
     return "is packed in words or blocks (" + to_string(stored.stored->shape) + " of " +
            std::string(name_of(stored.stored->dtype)) +
            "), which engines are not handed yet; hand it over as "
            "\"mxfp4-modelopt\" or \"nvfp4-modelopt\", or export it";
-  if (stored_dtype(stored) != tensor.dtype)
+  if (!are_alike(stored_dtype(stored), tensor.dtype))
     return "expected " + std::string(name_of(tensor.dtype)) + ", as " + tensor.name + " is, found " +
            std::string(name_of(stored_dtype(stored)));
   const Shape& shape = stored_shape(stored);
@@ -87,7 +93,8 @@ std::string fault_of_part(const EngineTensor& tensor, const EnginePart& part, co
 
 /// The part with all that is left to it said.
 EnginePart completed(EnginePart part, const EngineTensor& tensor, const Shape& stored) {
-  if (part.box.offset.empty() && part.box.size.empty()) part.box = whole(part.view.empty() ? stored : part.view);
+  if (part.box.offset.empty() && part.box.size.empty())
+    part.box = whole(part.view.empty() ? stored : part.view);
   if (part.at.empty()) part.at.assign(tensor.shape.size(), 0);
   if (part.axes.empty()) {
     const auto begin = static_cast<int>(tensor.shape.size()) - static_cast<int>(part.box.size.size());

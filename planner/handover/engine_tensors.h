@@ -21,8 +21,8 @@ struct EnginePart {
   Box box = {};         ///< of it, as it is seen; of no dimensions: all of it
   Shape at = {};        ///< index of the box's first element in the engine's tensor; empty: its first one
 
-  /// The engine's dimension along which each one of the box runs; -1: it has one index. Empty: the last ones of
-  /// the engine's tensor, in order.
+  /// The engine's dimension along which each one of the box runs; -1: it has one index. Empty: the last ones
+  /// of the engine's tensor, in order.
   std::vector<int> axes = {};
   Shape steps = {};  ///< from one index to the next along it; empty: 1 for all
   Shape view = {};   ///< see Transfer::source_view; empty: the tensor's own shape

@@ -1,33 +1,18 @@
 #include "planner/handover/refit_plan.h"
 
 #include <algorithm>
-#include <map>
-#include <numeric>
 #include <optional>
-#include <unordered_map>
+#include <tuple>
+#include <utility>
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
 #include "planner/geometry/view.h"
-#include "planner/names/encodings.h"
 #include "planner/problems.h"
 
 namespace shardwright {
 namespace {
-
-/// The part of a name up to its first number, or the weight's name where there is none.
-std::string_view layer_name(std::string_view name) {
-  for (std::size_t begin = 0; begin < name.size();) {
-    const std::size_t end = std::min(name.find('.', begin), name.size());
-    const std::string_view part = name.substr(begin, end - begin);
-    if (!part.empty() && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; }))
-      return name.substr(0, end);
-    begin = end + 1;
-  }
-  const std::string_view weight = weight_name_of(name);
-  return weight == name ? weight_name_of_companion(name) : weight;
-}
 
 /// The boxes of elements that both have, in a view in which each is a box of a tensor of this shape.
 std::vector<ExportedBox> common_boxes(const ExportedBox& given, const ExportedBox& need,
@@ -80,25 +65,6 @@ void cut_and_add(ExportedBox part, std::size_t bytes, std::int64_t element_bytes
 
 }  // namespace
 
-HandedLayers layers_of(const Catalog& catalog) {
-  std::vector<std::uint32_t> order(catalog.tensors.size());
-  std::iota(order.begin(), order.end(), 0U);
-  std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-    const SourceTensor& left = catalog.tensors[a];
-    const SourceTensor& right = catalog.tensors[b];
-    return std::pair(left.file, left.begin) < std::pair(right.file, right.begin);
-  });
-  HandedLayers layers{{}, std::vector<std::uint32_t>(catalog.tensors.size())};
-  std::unordered_map<std::string_view, std::uint32_t> numbers;
-  for (const std::uint32_t t : order) {
-    const std::string_view name = layer_name(stored_name(catalog.tensors[t]));
-    const auto [found, is_new] = numbers.emplace(name, static_cast<std::uint32_t>(layers.names.size()));
-    if (is_new) layers.names.emplace_back(name);
-    layers.of_tensor[t] = found->second;
-  }
-  return layers;
-}
-
 std::vector<ExportedBox> needs_of(const std::vector<Transfer>& transfers) {
   std::vector<ExportedBox> needs;
   needs.reserve(transfers.size());
@@ -107,15 +73,18 @@ std::vector<ExportedBox> needs_of(const std::vector<Transfer>& transfers) {
   return needs;
 }
 
-std::vector<HandedBox> handed_boxes(const std::vector<ExportedBox>& given,
-                                    const std::vector<ExportedBox>& needs, const Catalog& catalog,
-                                    const HandedLayers& layers, std::size_t message_bytes) {
-  std::vector<std::vector<std::uint32_t>> of_tensor(catalog.tensors.size());
-  for (std::uint32_t g = 0; g < given.size(); ++g) of_tensor[given[g].tensor].push_back(g);
+GivenBoxes::GivenBoxes(std::vector<ExportedBox> given, const Catalog& catalog)
+    : boxes(std::move(given)), of_tensor(catalog.tensors.size()) {
+  for (std::uint32_t g = 0; g < boxes.size(); ++g) of_tensor[boxes[g].tensor].push_back(g);
+}
+
+std::vector<HandedBox> handed_boxes(const GivenBoxes& given, const std::vector<ExportedBox>& needs,
+                                    const Catalog& catalog, const HandedLayers& layers,
+                                    std::size_t message_bytes) {
   std::vector<HandedBox> handed;
   for (std::uint32_t n = 0; n < needs.size(); ++n) {
-    for (const std::uint32_t g : of_tensor[needs[n].tensor]) {
-      for (ExportedBox& part : common_boxes(given[g], needs[n], catalog))
+    for (const std::uint32_t g : given.of_tensor[needs[n].tensor]) {
+      for (ExportedBox& part : common_boxes(given.boxes[g], needs[n], catalog))
         cut_and_add(std::move(part), message_bytes, unit_bytes(catalog.tensors[needs[n].tensor].dtype), n,
                     handed);
     }

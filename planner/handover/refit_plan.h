@@ -13,7 +13,7 @@
 namespace shardwright {
 
 // Who hands what to whom, when a trainer gives its weights to an engine. The tensors are those that an export
-// of the trainer's state dict would write: a catalog of them, the same on all ranks, in whose order they go.
+// of the trainer's state dict would write: a catalog of them, the same on all ranks.
 // Boxes count bytes where elements share them (planner/geometry/byte_boxes.h), else elements.
 
 /// A box of an exported tensor: what a rank has to give, or needs.
@@ -41,14 +41,11 @@ struct HandedList {
   bool operator==(const HandedList&) const = default;
 };
 
-/// The layers of a hand-over, each of which is committed at once: tensors whose names begin alike, up to the
-/// first number in them; one that has none is a layer of its own, with its scales.
+/// The layers of a hand-over, each of which is committed at once.
 struct HandedLayers {
-  std::vector<std::string> names;        ///< in the order in which they go: that of the files
+  std::vector<std::string> names;        ///< in the order in which they go
   std::vector<std::uint32_t> of_tensor;  ///< by index into Catalog::tensors
 };
-
-HandedLayers layers_of(const Catalog& catalog);
 
 /// One rank's part of a hand-over.
 struct RefitPlan {
@@ -62,12 +59,19 @@ struct RefitPlan {
 /// What a rank of an engine needs, in the order of its Transfers.
 std::vector<ExportedBox> needs_of(const std::vector<Transfer>& transfers);
 
-/// What the rank that has `given`, no two of which overlap, sends to a rank of those needs; boxes of more
-/// than `message_bytes` are cut between rows. Throws Error(mismatch), naming the tensor, where both sides see
-/// it in views of their own.
-std::vector<HandedBox> handed_boxes(const std::vector<ExportedBox>& given,
-                                    const std::vector<ExportedBox>& needs, const Catalog& catalog,
-                                    const HandedLayers& layers, std::size_t message_bytes);
+/// What a rank of the trainer can give, no two boxes of which overlap.
+struct GivenBoxes {
+  std::vector<ExportedBox> boxes;
+  std::vector<std::vector<std::uint32_t>> of_tensor;  ///< numbers of those of each tensor of the catalog
+
+  GivenBoxes(std::vector<ExportedBox> given, const Catalog& catalog);
+};
+
+/// What a rank sends to one of those needs; boxes of more than `message_bytes` are cut between rows. Throws
+/// Error(mismatch), naming the tensor, where both sides see it in views of their own.
+std::vector<HandedBox> handed_boxes(const GivenBoxes& given, const std::vector<ExportedBox>& needs,
+                                    const Catalog& catalog, const HandedLayers& layers,
+                                    std::size_t message_bytes);
 
 /// Proves that the boxes that come fill each need once. Throws Error(mismatch) that lists the tensors of
 /// which parts are missing or come twice: a fault of the plan.
