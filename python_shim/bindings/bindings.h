@@ -38,6 +38,8 @@ void bind_exports(pybind11::module_& m);
 
 /// Handing over without files. Defined in handover.cpp; TensorSpec and ExportRequest must be bound before.
 void bind_handover(pybind11::module_& m);
+/// Handing weights to an engine. Defined in refits.cpp; TensorSpec and ExportRequest must be bound before.
+void bind_refits(pybind11::module_& m);
 
 /// Loads planned for a whole cluster; simulation.cpp.
 void bind_simulate(pybind11::module_& m);

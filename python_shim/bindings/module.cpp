@@ -603,6 +603,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_adapters(m);
   shardwright::bind_exports(m);
   shardwright::bind_handover(m);
+  shardwright::bind_refits(m);
   shardwright::bind_generate(m);
   shardwright::bind_simulate(m);
   m.def(

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/dtype.h"
+#include "planner/geometry/box.h"
+#include "planner/load/transfer.h"
+#include "planner/names/catalog.h"
+
+namespace shardwright {
+
+/// A box of a tensor that a checkpoint would hold, and where its elements lie in an engine's tensor.
+///
+/// Rank 1 of 4 has rows 16 to 31 of k_proj [64, 32] behind 64 rows of queries in its qkv_proj:
+/// {"k_proj.weight",
+/// {{16, 0}, {16, 32}}, {64, 0}, {0, 1}}.
+struct EnginePart {
+  std::string hf_name;  ///< as files hold it: codes and scales are two tensors
+  Box box = {};         ///< of it, as it is seen; of no dimensions: all of it
+  Shape at = {};        ///< index of the box's first element in the engine's tensor; empty: its first one
+
+  /// The engine's dimension along which each one of the box runs; -1: it has one index. Empty: the last ones
+  /// of the engine's tensor, in order.
+  std::vector<int> axes = {};
+  Shape steps = {};  ///< from one index to the next along it; empty: 1 for all
+  Shape view = {};   ///< see Transfer::source_view; empty: the tensor's own shape
+
+  bool operator==(const EnginePart&) const = default;
+};
+
+/// A tensor of one rank of an engine: what is in it, whatever its memory is like.
+struct EngineTensor {
+  std::string name;
+  DType dtype = DType::BF16;
+  Shape shape;  ///< of this rank's tensor
+  std::vector<EnginePart> parts;
+
+  bool operator==(const EngineTensor&) const = default;
+};
+
+/// The parts as Transfers from the tensors of a catalog, which are stored whole, to tensors[destination], in
+/// the order of the parts. Elements stay as they are stored: codes are not decoded.
+///
+/// Throws one Error(mismatch) that lists all that does not fit, by name: tensors that are not in the catalog,
+/// boxes that are not inside of them, another dtype, elements of the engine's tensors that no part or several
+/// write. `what` is what the catalog stands for in the message.
+std::vector<Transfer> transfers_into(const std::vector<EngineTensor>& tensors, const Catalog& catalog,
+                                     const std::string& what);
+
+}  // namespace shardwright

@@ -1,0 +1,310 @@
+"""Handing a trainer's weights to an engine, in place, rank to rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from shardwright import _core
+from shardwright.byte_sizes import bytes_of_size
+from shardwright.catalog import catalog_of
+from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
+from shardwright.dcp.save_description import describe_save
+from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
+from shardwright.describe import Description, current_streams, describe
+from shardwright.handover.engine import EngineTensor
+from shardwright.handover.group_transport import GroupTransport
+from shardwright.local_path import whole_number
+from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.ranks.together import together
+from shardwright.tied_heads import tied_heads
+from shardwright.weight_maps import imported_map, model_name
+
+_DOING = "handing weights over"
+
+
+@dataclass(frozen=True)
+class HandedBox:
+    """What goes from one rank to another: ``tensor.view(view)[box]`` of a tensor of the checkpoint."""
+
+    name: str
+    view: tuple[int, ...]  #: empty: the tensor's own shape; of codes of four bits, in bytes
+    box: tuple[slice, ...]
+
+
+class RefitPlan:
+    """Who hands what to whom, as far as this rank takes part; kept from one hand-over to the next."""
+
+    def __init__(self) -> None:
+        self._planned = _core.PlannedRefit()
+        self.is_new = False  #: whether it was made by the last call; otherwise it was up to date
+
+    @property
+    def sends(self) -> dict[int, list[HandedBox]]:
+        """For each rank of the process group what this one sends to it, in order."""
+        return _lists(self._planned.sends)
+
+    @property
+    def receives(self) -> dict[int, list[HandedBox]]:
+        """For each rank of the process group what this one gets from it, in order."""
+        return _lists(self._planned.receives)
+
+    @property
+    def bytes_to(self) -> dict[int, int]:
+        """Of the weights, for each rank that this one sends to."""
+        return dict(self._planned.bytes_to)
+
+    @property
+    def bytes_from(self) -> dict[int, int]:
+        return dict(self._planned.bytes_from)
+
+    def encode(self) -> bytes:
+        """The wire form (planner/wire/refit.proto)."""
+        encoded: bytes = self._planned.encode()
+        return encoded
+
+
+def _lists(facts: Mapping[int, list[Any]]) -> dict[int, list[HandedBox]]:
+    return {
+        rank: [
+            HandedBox(
+                name, tuple(view), tuple(slice(at, at + n) for at, n in zip(offset, size, strict=True))
+            )
+            for name, view, offset, size in boxes
+        ]
+        for rank, boxes in facts.items()
+    }
+
+
+@dataclass
+class RefitReport:
+    """What one rank did."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    bytes_kept: int = 0  #: that went from this rank to itself
+    messages: int = 0  #: sent
+    peak_staging_bytes: int = 0  #: of CPU memory for what was on the way
+    copied_bytes: int = 0  #: of tensors on devices without kernels, copied to CPU memory
+    layers: list[str] = field(default_factory=list)  #: of this rank's engine, all of them new
+    seconds: float = 0.0  #: planning and agreeing left out
+
+
+def refit_plan(
+    state_dict: dict[str, Any] | None,
+    engine: Sequence[EngineTensor] | None,
+    *,
+    plan: RefitPlan | None = None,
+    quantization: str | None = None,
+    template: Any = None,
+    model: Any = "auto",
+    layout: str = "automodel",
+    strict: bool = True,
+    strict_dtypes: bool = False,
+    quantized_weights: Sequence[str] | None = None,
+    staging_bytes: int | str = "128MiB",
+    threads: int | None = None,
+    device_memory: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> RefitPlan:
+    """Plans who hands what to whom, and moves nothing. Arguments and errors as :func:`refit` has them, which plans by
+    itself. ``plan``: an earlier one, which is returned if it still holds, else made anew in place."""
+    return _Refit(
+        state_dict, engine, plan, quantization, template, model, layout, strict, strict_dtypes, quantized_weights,
+        staging_bytes, threads, device_memory, process_group,
+    ).plan()  # fmt: skip
+
+
+def refit(
+    state_dict: dict[str, Any] | None,
+    engine: Sequence[EngineTensor] | None = None,
+    *,
+    plan: RefitPlan | None = None,
+    quantization: str | None = None,
+    template: Any = None,
+    model: Any = "auto",
+    layout: str = "automodel",
+    strict: bool = True,
+    strict_dtypes: bool = False,
+    quantized_weights: Sequence[str] | None = None,
+    staging_bytes: int | str = "128MiB",
+    threads: int | None = None,
+    device_memory: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> RefitReport:
+    """Hands a trainer's weights to an engine whose ranks are in the same process group: the engine's tensors become,
+    in place, the slices that their parts name of the checkpoint that :func:`shardwright.export` would write with the
+    same arguments, bit for bit.
+
+    All ranks of the process group call this together: those of the trainer with their shards, those of the engine with
+    their tensors, a rank of both with both; without a process group, one does. The trainer's ranks encode, and each
+    byte goes from the one that would write it in an export straight to the ranks that need it; no rank holds a tensor
+    that it does not own. An engine's rank receives a layer in full before it puts any of it in its place.
+
+    Args:
+        state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
+            flattened. None: this rank is none of the trainer's.
+        engine: this rank's tensors of the engine, and what they are made of. None: it is none of the engine's.
+        plan: what was planned before, by :func:`refit_plan` or an earlier call. Planning is left out while all ranks
+            bring what they did; else it is made anew, in place.
+        quantization, template, model, layout, strict, strict_dtypes, quantized_weights: as :func:`export` has them,
+            and the same on all ranks, the engine's too.
+        staging_bytes: memory of this rank for what is on the way, both directions together, or text such as "64MiB"; the
+            same on all ranks. A layer that takes more than half of it takes what it takes, which the report says.
+        threads: of this rank; None: this process's share of the processors.
+        device_memory: bytes of each CUDA device that may be taken beside the tensors; None: 256 MiB.
+
+    Raises, the same on every rank, before anything is sent:
+        PlanError: state dict, template and engine do not fit each other: shapes, dtypes, names that nobody can supply;
+            lists all that is wrong, by name.
+        ValueError: an argument.
+
+    Raises, the same on every rank, naming ranks:
+        PlanError, ValueError: a value that cannot be encoded so.
+        ConnectionResetError: a rank has ended meanwhile.
+
+    The text then says how far this rank's engine is new, as do the attributes ``new_layers`` and ``old_layers``: each
+    layer is whole, either new or as it was.
+    """
+    return _Refit(
+        state_dict, engine, plan, quantization, template, model, layout, strict, strict_dtypes, quantized_weights,
+        staging_bytes, threads, device_memory, process_group,
+    ).run()  # fmt: skip
+
+
+class _Refit:
+    """What a rank brings, described to the planner."""
+
+    def __init__(
+        self,
+        state_dict: dict[str, Any] | None,
+        engine: Sequence[EngineTensor] | None,
+        plan: RefitPlan | None,
+        quantization: str | None,
+        template: Any,
+        model: Any,
+        layout: str,
+        strict: bool,
+        strict_dtypes: bool,
+        quantized_weights: Sequence[str] | None,
+        staging_bytes: int | str,
+        threads: int | None,
+        device_memory: int | None,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self._group = group
+        self._rank, self._ranks = 0, 1
+        if has_others(group):
+            self._rank, self._ranks = dist.get_rank(group), dist.get_world_size(group)
+        self._plan = RefitPlan() if plan is None else plan
+        self._side = _core.RefitSide()
+        self._description = Description()
+        self._engine = list(engine or ())
+        self._copied_bytes = 0
+
+        def describe_sides() -> None:
+            self._staging_bytes = bytes_of_size(staging_bytes, "staging_bytes")
+            self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)
+            name, weights = checked_quantization(quantization, quantized_weights)
+            if name == "template" and template is None:
+                raise ValueError(
+                    'quantization="template": expected template=, whose encodings and scales are meant'
+                )
+            catalog = None if template is None else catalog_of(template)
+            self._request = _core.ExportRequest(
+                catalog, model_name(model), layout, name, weights, strict, 5_000_000_000, {}, strict_dtypes,
+                imported_map(catalog, model, layout),
+            )  # fmt: skip
+            if state_dict is not None:
+                self._describe_trainer(state_dict, template is not None)
+            for tensor in self._engine:
+                tensor.add_to(self._side)
+            self._devices = _core.DeviceOptions(
+                device_memory, current_streams(self._description.local_tensors)
+            )
+
+        together(group, _DOING, describe_sides)
+
+    def _describe_trainer(self, state_dict: dict[str, Any], has_template: bool) -> None:
+        expect_state_dict(state_dict)
+        flat, paths = flatten(state_dict)
+        heads = [] if has_template else tied_heads(flat)
+        flat = flatten_sharded_tensors({name: value for name, value in flat.items() if name not in heads})
+        self._description = describe(flat)
+        problems = self._description.problems + [
+            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(flat[fqn]).__name__}"
+            for fqn in self._description.passed_over
+        ]
+        if problems:
+            raise _core.PlanError("\n  ".join(["cannot hand over these values:", *problems]))
+        self._copied_bytes = copy_to_cpu(self._description)
+        self._side.set_trainer(self._description.specs, describe_save(flat, paths).encode())
+
+    def _round(self, mine: Callable[[], bytes], answers: Callable[[list[bytes]], list[bytes]]) -> bytes:
+        """A round over all ranks, as planner/job.h has it."""
+        told = together(self._group, _DOING, mine)
+        is_first = self._rank == 0
+        first = dist.get_global_rank(self._group or dist.group.WORLD, 0)
+        gathered: list[Any] = [None] * self._ranks
+        replies: list[bytes] = []
+        with naming_gone_ranks(self._group, _DOING):
+            dist.gather_object(told, gathered if is_first else None, dst=first, group=self._group)
+
+            def answer() -> None:
+                if is_first:
+                    replies.extend(answers(gathered))
+
+            together(self._group, _DOING, answer)
+            reply: list[Any] = [None]
+            dist.scatter_object_list(reply, replies if is_first else None, src=first, group=self._group)
+        return bytes(reply[0])
+
+    def plan(self) -> RefitPlan:
+        self._plan.is_new = not _core.plan_refit(
+            self._rank, self._ranks, self._round, self._side, self._request, self._plan._planned,
+            self._staging_bytes, self._threads, self._devices,
+        )  # fmt: skip
+        return self._plan
+
+    def run(self) -> RefitReport:
+        transport = GroupTransport(self._group)
+        outcome = _core.hand_over(
+            self._rank, self._ranks, self._round, self._side, self._request, self._plan._planned,
+            transport.send, transport.receive, transport.wait, self._staging_bytes, self._threads, self._devices,
+        )  # fmt: skip
+        torch.autograd.graph.increment_version([tensor.tensor for tensor in self._engine])
+        try:
+            together(self._group, _DOING, outcome.expect_success)
+        except Exception as error:
+            raise _saying_which(error, outcome) from error
+        return RefitReport(
+            outcome.bytes_sent,
+            outcome.bytes_received,
+            outcome.bytes_kept,
+            outcome.messages,
+            outcome.peak_staging_bytes,
+            self._copied_bytes,
+            outcome.committed,
+            outcome.seconds,
+        )
+
+
+def _saying_which(error: Exception, outcome: Any) -> Exception:
+    """The error, with what has become of this rank's engine."""
+    new, old = outcome.committed, outcome.left
+    if not new and not old:
+        return error
+    names = ", ".join(_core.grouped_names(new)) or "no layer"
+    others = ", ".join(_core.grouped_names(old)) or "none"
+    text = f"; of this rank's engine {names} is new, as it was is {others}"
+    told: Exception
+    if isinstance(error, OSError):
+        told = type(error)(error.errno, f"{error.strerror}{text}")
+    else:
+        told = type(error)(f"{error}{text}")
+    vars(told).update(vars(error), new_layers=new, old_layers=old)
+    return told

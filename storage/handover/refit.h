@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "planner/handover/refit_plan.h"
+#include "planner/load/transfer.h"
+#include "storage/handover/transport.h"
+
+namespace shardwright {
+
+/// A tensor of an engine in CPU memory, which the caller keeps alive.
+struct EngineMemory {
+  std::byte* data = nullptr;
+  Shape strides;  ///< elements
+};
+
+/// Bytes of a box of an exported tensor, as the trainer's rank has encoded it.
+struct GivenBytes {
+  ExportedBox part;
+  const std::byte* bytes = nullptr;  ///< of its first element
+  Shape strides;  ///< elements, or bytes where elements share them, for each dimension of the box
+};
+
+/// What a rank does in a hand-over.
+struct RefitWork {
+  int rank = 0;  ///< this one, among those of the plan
+  const RefitPlan& plan;
+  const Catalog& catalog;
+  const HandedLayers& layers;
+
+  /// Encodes all that this rank gives of a layer, and calls `take`, from any thread, until the bytes of all
+  /// of it have been taken. Null where it gives nothing.
+  std::function<void(std::uint32_t layer, const std::function<void(const GivenBytes&)>& take)> encode;
+
+  const std::vector<Transfer>& transfers;    ///< of this rank's needs, in their order
+  const std::vector<EngineMemory>& tensors;  ///< by Transfer::destination
+  std::size_t staging_bytes =
+      0;            ///< for what is on the way; beyond them only what a layer of the engine needs
+  int threads = 0;  ///< that put a layer in its place; 0: as many as this process may use processors
+};
+
+struct RefitReport {
+  std::uint64_t bytes_sent = 0;
+  std::uint64_t bytes_received = 0;
+  std::uint64_t bytes_kept = 0;  ///< that went from this rank to itself
+  std::uint64_t messages = 0;    ///< sent
+  std::size_t peak_staging_bytes = 0;
+  std::size_t layers = 0;  ///< of this rank's engine
+  double seconds = 0;
+};
+
+/// What became of it. The engine's tensors are new in `committed` layers, and as they were in `left` ones.
+struct RefitOutcome {
+  RefitReport report;
+  std::vector<std::string> committed;
+  std::vector<std::string> left;
+  std::exception_ptr failure;  ///< null: all is well
+};
+
+/// Runs this rank's part of a plan. A layer of the engine is received in full before any byte of it is put in
+/// its place; after a failure, no further one is. All ranks of the plan call it, and each of them comes to an
+/// end: one that cannot encode sends what others wait for, marked as void.
+RefitOutcome run_refit(const RefitWork& work, const Transport& transport);
+
+}  // namespace shardwright

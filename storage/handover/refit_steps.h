@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "planner/handover/engine_tensors.h"
+#include "planner/handover/refit_plan.h"
+#include "planner/save/saved_values.h"
+#include "storage/write/described_export.h"
+#include "storage/write/encode_tasks.h"
+#include "storage/write/export_share.h"
+#include "storage/write/export_tasks.h"
+
+namespace shardwright {
+
+/// A hand-over that is planned: what this rank sends and receives, as long as nothing but values changes.
+struct PlannedRefit {
+  RefitPlan plan;
+  Hash key{};  ///< of what it was planned from, on all ranks
+  std::shared_ptr<const DescribedExport> described;
+  HandedLayers layers;
+  std::vector<Transfer> transfers;  ///< into this rank's part of the engine
+};
+
+/// Begins to plan: settles where this rank's tensors of an engine come from. Throws as transfers_into().
+PlannedRefit begin_plan(DescribedExport described, const std::vector<EngineTensor>& engine,
+                        std::size_t message_bytes);
+
+/// What an encoded box is a box of, in words of a plan.
+ExportedBox exported_box(const EncodedBox& encoded, const Catalog& catalog);
+
+/// All that a rank of the trainer encodes; `work` is the tasks of its share.
+std::vector<ExportedBox> given_by(const ExportTasks& work, const PartsToWrite& parts,
+                                  const ExportLayout& layout);
+
+/// The small tensors among them that it gives whole: copies of the template's, and what the export makes.
+std::vector<std::uint32_t> given_whole(const PartsToWrite& parts, const ExportLayout& layout);
+
+/// Plans what this rank, which encodes `given`, sends. `needs` are what the ranks have told (encode_needs()),
+/// by rank; empty: a rank needs nothing. Returns what each rank is to be told: see plan_receives().
+std::vector<std::string> plan_sends(int rank, std::vector<ExportedBox> given,
+                                    const std::vector<std::string>& needs, PlannedRefit& planned);
+
+/// Plans what this rank receives, by what each rank has told it, and proves that it is all. Throws as
+/// expect_all(), Error(malformed) for what no rank can have meant.
+void plan_receives(const std::vector<std::string>& told, PlannedRefit& planned);
+
+}  // namespace shardwright

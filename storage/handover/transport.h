@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace shardwright {
+
+/// The way of bytes from one rank to another. What is sent to a rank arrives there in the order in which it
+/// was sent; both sides know how many bytes come. Whoever has another way (shared memory, CUDA IPC, NIXL)
+/// fills these in.
+///
+/// Called from two threads at a time, of which one sends and one receives; sends may come from several, one
+/// at a time.
+struct Transport {
+  /// Begins to send. The memory must not change until wait() of what is returned.
+  std::function<std::uint64_t(int rank, const std::byte* data, std::size_t bytes)> send;
+
+  /// Begins to receive; the memory is nobody else's until wait() of what is returned.
+  std::function<std::uint64_t(int rank, std::byte* data, std::size_t bytes)> receive;
+
+  /// Waits until it is done. Throws Error(io) if the other rank cannot be reached.
+  std::function<void(std::uint64_t begun)> wait;
+};
+
+}  // namespace shardwright
