@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from shardwright.exporting import export, quantizations
     from shardwright.handover.apply_pieces import AppliedPieces, TensorPart, apply_pieces
     from shardwright.handover.piece import Piece
-    from shardwright.handover.pieces import PieceSums, pieces
+    from shardwright.handover.piece_sums import PieceSums
+    from shardwright.handover.pieces import pieces
     from shardwright.loading import load
     from shardwright.lora.load import LoraReport, load_lora
     from shardwright.lora.save import save_lora
@@ -87,7 +88,7 @@ _MODULE_OF = {
     "PendingSave": "saving",
     "AppliedPieces": "handover.apply_pieces",
     "Piece": "handover.piece",
-    "PieceSums": "handover.pieces",
+    "PieceSums": "handover.piece_sums",
     "TensorPart": "handover.apply_pieces",
     "apply_pieces": "handover.apply_pieces",
     "ShardedStorageReader": "dcp.sharded_reader",

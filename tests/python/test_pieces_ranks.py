@@ -21,6 +21,7 @@ def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:
         "whole_tensors_are_an_export",
         "one_error_for_all",
         "sglang_gets_an_export",
+        "vllm_gets_an_export",
     ],
 )
 def test_pieces(outcome: dict[str, str], check: str):

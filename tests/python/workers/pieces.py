@@ -7,15 +7,16 @@ import random
 import sys
 from pathlib import Path
 
+import fake_vllm
 import shardwright as sw
 import torch
 import torch.distributed as dist
 from checks import run_checks
 from export import shared_folder
-from handed_over import exported, put_together, sharded_over, wrong_tensors
+from handed_over import bits, exported, put_together, sharded_over, wrong_tensors
 from shardwright.handover.pieces import Described
 from shardwright.handover.whole_tensors import whole_tensors
-from shardwright.integrations import sglang
+from shardwright.integrations import sglang, vllm
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
@@ -51,17 +52,26 @@ def pieces_of_all_ranks_are_an_export(path: str, uneven: str) -> None:
     for source in (path, uneven):
         state = shards_of(source)
         for quantization in QUANTIZATIONS:
+            options = {"quantization": quantization, "template": source, "bucket_bytes": "256KiB"}
             mine = [
-                piece._replace(tensor=piece.tensor.clone())
-                for piece in sw.pieces(
-                    state, quantization=quantization, template=source, bucket_bytes="256KiB"
+                (
+                    piece._replace(tensor=None),
+                    piece.tensor.dtype,
+                    piece.tensor.shape,
+                    bits(piece.tensor).clone(),
                 )
+                for piece in sw.pieces(state, **options)
             ]
             of_all = [mine] * dist.get_world_size()
             dist.all_gather_object(of_all, mine)
+            received = [
+                piece._replace(tensor=content.view(dtype).view(shape))
+                for of_rank in of_all
+                for piece, dtype, shape, content in of_rank
+            ]
             with shared_folder() as folder:
                 sw.export(state, folder / "to", quantization=quantization, template=source)
-                found = put_together(piece for of_rank in of_all for piece in of_rank)
+                found = put_together(received)
                 wrong = wrong_tensors(found, exported(folder / "to"))
             assert wrong == [], (quantization, wrong)
 
@@ -124,10 +134,28 @@ def sglang_gets_an_export(path: str, uneven: str) -> None:
             assert len(engine.loaded) == count
             assert engine.flushed == [False] * (len(engine.flushed) - 1) + [True] and len(engine.flushed) > 2
     assert wrong == []
-    told = refused(
-        lambda: sglang.update_weights(Engine("lm_head.weight") if engine else None, state, **options)
-    )
+    refusing = Engine(sorted(engine.loaded)[len(engine.loaded) // 2]) if engine else None
+    told = refused(lambda: sglang.update_weights(refusing, state, **options))
     assert "sglang could not load" in told and "no such parameter" in told, told
+
+
+def vllm_gets_an_export(path: str, uneven: str) -> None:
+    fake_vllm.install()
+    state = shards_of(uneven)
+    rank = dist.get_rank()
+    for everywhere in (True, False):
+        source = vllm.weight_source(
+            lambda: state, everywhere=everywhere, quantization="mxfp8", template=uneven, batch_bytes=20_000
+        )
+        engine = fake_vllm.Engine(source, rank)
+        for step in range(2):
+            for tensor in state.values():
+                tensor.to_local().mul_(1 + step)
+            engine.send_weights()
+            with shared_folder() as folder:
+                sw.export(state, folder / "to", quantization="mxfp8", template=uneven)
+                wrong = wrong_tensors(engine.loaded, exported(folder / "to")) if rank == 0 else []
+            assert wrong == [], (everywhere, step, wrong)
 
 
 if __name__ == "__main__":
@@ -138,5 +166,6 @@ if __name__ == "__main__":
             whole_tensors_are_an_export,
             one_error_for_all,
             sglang_gets_an_export,
+            vllm_gets_an_export,
         ]
     )
