@@ -35,6 +35,9 @@
 #include "storage/jobs/save_checkpoint.h"
 #include "storage/write/export_report.h"
 
+// The same without files.
+#include "storage/handover/pieces.h"
+
 // A load in its steps: what one rank asks for, plans and runs.
 #include "planner/load/load_plan.h"
 #include "planner/load/request_list.h"

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from shardwright.dcp.storage_reader import HuggingFaceStorageReader
     from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
     from shardwright.exporting import export, quantizations
+    from shardwright.handover.apply_pieces import AppliedPieces, TensorPart, apply_pieces
     from shardwright.handover.piece import Piece
-    from shardwright.handover.pieces import pieces
+    from shardwright.handover.pieces import PieceSums, pieces
     from shardwright.loading import load
     from shardwright.lora.load import LoraReport, load_lora
     from shardwright.lora.save import save_lora
@@ -49,7 +50,11 @@ __all__ = [
     "LoadPlanner",
     "LoadReport",
     "PendingSave",
+    "AppliedPieces",
     "Piece",
+    "PieceSums",
+    "TensorPart",
+    "apply_pieces",
     "LoraReport",
     "PlanError",
     "SavePlanner",
@@ -80,7 +85,11 @@ _MODULE_OF = {
     "LoadPlanner": "dcp.load_planner",
     "LoadReport": "report",
     "PendingSave": "saving",
+    "AppliedPieces": "handover.apply_pieces",
     "Piece": "handover.piece",
+    "PieceSums": "handover.pieces",
+    "TensorPart": "handover.apply_pieces",
+    "apply_pieces": "handover.apply_pieces",
     "ShardedStorageReader": "dcp.sharded_reader",
     "ShardedStorageWriter": "dcp.sharded_writer",
     "LoraReport": "lora.load",

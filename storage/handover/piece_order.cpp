@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <limits>
 #include <numeric>
 #include <tuple>
 #include <unordered_map>
@@ -40,7 +39,7 @@ std::string layer_of(std::string_view name) {
 
 std::string_view weight_of(std::string_view name) { return weight_name_of(weight_name_of_companion(name)); }
 
-std::vector<std::uint32_t> places_by_layer(const Catalog& catalog) {
+HandoverOrder order_by_layer(const Catalog& catalog) {
   const std::vector<SourceTensor>& tensors = catalog.tensors;
   std::vector<std::uint32_t> order(tensors.size());
   std::iota(order.begin(), order.end(), 0U);
@@ -55,9 +54,17 @@ std::vector<std::uint32_t> places_by_layer(const Catalog& catalog) {
     keys.emplace_back(lists.emplace(list, lists.size()).first->second, number, place);
   }
   std::sort(keys.begin(), keys.end());
-  std::vector<std::uint32_t> places(tensors.size());
-  for (std::uint32_t place = 0; place < keys.size(); ++place) places[order[std::get<2>(keys[place])]] = place;
-  return places;
+  HandoverOrder found{std::vector<std::uint32_t>(tensors.size()), std::vector<std::uint32_t>(tensors.size())};
+  std::uint32_t layer = 0;
+  for (std::uint32_t place = 0; place < keys.size(); ++place) {
+    const auto& [list, number, in_files] = keys[place];
+    if (place > 0 &&
+        std::pair(list, number) != std::pair(std::get<0>(keys[place - 1]), std::get<1>(keys[place - 1])))
+      ++layer;
+    found.places[order[in_files]] = place;
+    found.layers[order[in_files]] = layer;
+  }
+  return found;
 }
 
 }  // namespace shardwright

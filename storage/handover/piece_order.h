@@ -17,8 +17,14 @@ std::string layer_of(std::string_view name);
 /// The weight that a companion (scales, a global scale, a shape) belongs to; any other name unchanged.
 std::string_view weight_of(std::string_view name);
 
-/// By index into Catalog::tensors: their places in the order in which layers are handed over. Layers come as
-/// the files have them, those of one list by their numbers; tensors of a layer as the files have them.
-std::vector<std::uint32_t> places_by_layer(const Catalog& catalog);
+/// By index into Catalog::tensors.
+struct HandoverOrder {
+  std::vector<std::uint32_t> places;  ///< in the order in which tensors are handed over
+  std::vector<std::uint32_t> layers;  ///< place of its layer among the layers
+};
+
+/// Layers come as the files have them, those of one list by their numbers; tensors of a layer as the files
+/// have them.
+HandoverOrder order_by_layer(const Catalog& catalog);
 
 }  // namespace shardwright

@@ -9,17 +9,12 @@
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
-#include "storage/handover/piece_order.h"
+#include "storage/format/checksum.h"
 #include "storage/threads.h"
 #include "storage/write/made_tensors.h"
 
 namespace shardwright {
 namespace {
-
-/// Each piece begins at a multiple of it.
-constexpr std::size_t alignment = 64;
-
-std::size_t room_for(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
 /// Memory between tensors and bucket for each thread, if the caller does not say: what a core's cache holds,
 /// for encoded bytes to be copied from there.
@@ -60,7 +55,7 @@ class Orderer {
       : source_(source),
         layout_(source.encoding->layout()),
         catalog_(layout_.catalog),
-        places_(places_by_layer(catalog_)) {}
+        places_(source.order.places) {}
 
   void run() {
     find_given();
@@ -99,8 +94,8 @@ class Orderer {
     const ExportTask& task = encoding.work().tasks[number];
     const Transfer& transfer = encoding.transfer_of(task);
     const BoxesOfTask boxes = boxes_of(task, encoding.work(), encoding.parts(), layout_);
-    std::size_t bytes = room_for(bytes_of(boxes.elements, catalog_));
-    if (boxes.scales) bytes += room_for(bytes_of(*boxes.scales, catalog_));
+    std::size_t bytes = room_for_piece(bytes_of(boxes.elements, catalog_));
+    if (boxes.scales) bytes += room_for_piece(bytes_of(*boxes.scales, catalog_));
     const std::uint32_t place = places_[transfer.source];
     add({static_cast<std::int64_t>(number), -1, bytes}, place, task.box.offset);
     const bool is_first = std::all_of(task.box.offset.begin(), task.box.offset.end(),
@@ -137,13 +132,13 @@ class Orderer {
     if (volume(stored.shape) == 0) return;
     if (made != nullptr) {
       std::vector<std::byte> bytes = bytes_of_made(*made, layout_, source_.encoding->parts().numbers);
-      const std::size_t room = room_for(bytes.size());
+      const std::size_t room = room_for_piece(bytes.size());
       return add_given(tensor, whole(stored.shape), std::move(bytes), place, offset, room);
     }
     std::vector<Box> boxes;
-    cut_given(stored, whole(stored.shape), source_.bucket_bytes - alignment, boxes);
+    cut_given(stored, whole(stored.shape), source_.bucket_bytes - piece_alignment, boxes);
     for (Box& box : boxes) {
-      const std::size_t room = room_for(static_cast<std::size_t>(bytes_of_box(stored.dtype, box)));
+      const std::size_t room = room_for_piece(static_cast<std::size_t>(bytes_of_box(stored.dtype, box)));
       add_given(tensor, std::move(box), {}, place, offset, room);
     }
   }
@@ -162,7 +157,7 @@ class Orderer {
   PieceSource& source_;
   const ExportLayout& layout_;
   const Catalog& catalog_;
-  const std::vector<std::uint32_t> places_;
+  const std::vector<std::uint32_t>& places_;
   std::unordered_map<std::string, std::vector<Companion>> of_weight_;
   std::unordered_set<std::uint32_t> given_;    // tensors
   std::unordered_set<std::uint32_t> headers_;  // files
@@ -182,23 +177,60 @@ std::size_t fullest(const PieceSource& source) {
   return most;
 }
 
+/// Of what the units are: equal where each unit has the same blocks.
+std::uint64_t hash_of_units(const PieceSource& source) {
+  const Catalog& catalog = source.encoding->layout().catalog;
+  std::uint64_t hash = source.sums->block_bytes;
+  const auto add = [&](const std::string& text) { hash = checksum_of(text.data(), text.size(), hash); };
+  for (const PieceUnit& unit : source.units) {
+    const bool is_task = unit.task >= 0;
+    const ExportTask* task =
+        is_task ? &source.encoding->work().tasks[static_cast<std::size_t>(unit.task)] : nullptr;
+    const GivenBytes* given = is_task ? nullptr : &source.given[static_cast<std::size_t>(unit.given)];
+    const std::uint32_t tensor = is_task ? source.encoding->transfer_of(*task).source : given->tensor;
+    const SourceTensor& stored = catalog.tensors[tensor];
+    const Shape& seen = is_task ? seen_shape(source.encoding->transfer_of(*task), stored) : stored.shape;
+    add(stored_name(stored) + " " + std::string(name_of(stored.dtype)) + to_string(seen) +
+        to_string(is_task ? task->box : given->box));
+    if (!is_task) continue;
+    const Encoding& encoding = source.encoding->transfer_of(*task).encoding;
+    add(encoding.scaled ? std::string(name_of(encoding.element)) + std::string(name_of(encoding.scale)) +
+                              to_string(Shape{encoding.block_rows, encoding.block_columns})
+                        : "");
+  }
+  return hash;
+}
+
+/// Bytes of a task whose blocks have checksums: what has changed of it is put together beside the bucket.
+constexpr std::size_t most_summed = std::size_t{8} << 20;
+
 }  // namespace
 
 std::unique_ptr<PieceSource> piece_source(const std::string& share, const std::vector<TensorSpec>& specs,
                                           const RankState& state, const ExportRequest& request,
-                                          std::size_t bucket_bytes, const ExportWriting& options) {
+                                          std::size_t bucket_bytes, PieceSums* changed_since,
+                                          const ExportWriting& options) {
   if (bucket_bytes < smallest_bucket) {
     throw Error(ErrorKind::argument, "bucket_bytes is " + std::to_string(bucket_bytes) +
                                          "; expected at least " + std::to_string(smallest_bucket));
   }
   auto source = std::make_unique<PieceSource>();
   source->bucket_bytes = bucket_bytes;
+  const std::size_t most = changed_since == nullptr ? bucket_bytes : std::min(bucket_bytes, most_summed);
   source->encoding =
       std::make_unique<EncodingSource>(share, specs, state, request, PartsOfRank::written,
-                                       bucket_bytes - 2 * alignment, with_staging(options, specs));
+                                       most - 2 * piece_alignment, with_staging(options, specs));
+  source->order = order_by_layer(source->encoding->layout().catalog);
   Orderer(*source).run();
   source->room = fullest(*source);
   for (const PieceUnit& unit : source->units) source->bytes += unit.bytes;
+  if (changed_since == nullptr) return source;
+  source->sums = changed_since;
+  const std::uint64_t plan = hash_of_units(*source);
+  if (changed_since->plan != plan || changed_since->first_of_unit.size() != source->units.size()) {
+    changed_since->forget();
+    changed_since->plan = plan;
+  }
   return source;
 }
 

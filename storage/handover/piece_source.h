@@ -9,6 +9,7 @@
 #include "planner/names/catalog.h"
 #include "planner/save/rank_states.h"
 #include "storage/handover/encode_boxes.h"
+#include "storage/handover/piece_order.h"
 #include "storage/handover/pieces.h"
 
 namespace shardwright {
@@ -36,6 +37,8 @@ struct PieceSource {
   std::size_t bucket_bytes = 0;  ///< see Pieces
   std::size_t room = 0;          ///< that the fullest bucket takes
   std::uint64_t bytes = 0;
+  HandoverOrder order;
+  PieceSums* sums = nullptr;  ///< of the time before; see PieceOptions
   std::size_t peak_staging_bytes = 0;
 };
 
@@ -43,6 +46,14 @@ struct PieceSource {
 /// Throws as EncodingSource, Error(argument) for a bucket that is too small.
 std::unique_ptr<PieceSource> piece_source(const std::string& share, const std::vector<TensorSpec>& specs,
                                           const RankState& state, const ExportRequest& request,
-                                          std::size_t bucket_bytes, const ExportWriting& options);
+                                          std::size_t bucket_bytes, PieceSums* changed_since,
+                                          const ExportWriting& options);
+
+/// Each piece of a bucket begins at a multiple of it.
+inline constexpr std::size_t piece_alignment = 64;
+
+inline std::size_t room_for_piece(std::size_t bytes) {
+  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
+}
 
 }  // namespace shardwright

@@ -12,6 +12,7 @@
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
+#include "storage/handover/piece_sums.h"
 
 namespace shardwright {
 
@@ -22,14 +23,15 @@ namespace shardwright {
 /// one element (four-bit weights in I32: `unit` is U8), and where a box has gaps in the tensor's own shape
 /// (interleaved gate and up projections, of which a rank has one).
 struct EncodedPiece {
-  std::string name;   ///< of the tensor, as the files have it
-  std::string layer;  ///< that it is of: "model.layers.3", "lm_head"
+  std::string name;         ///< of the tensor, as the files have it
+  std::string layer;        ///< that it is of: "model.layers.3", "lm_head"
+  std::uint32_t place = 0;  ///< of the layer among the layers, the same on all ranks
   DType dtype = DType::BF16;
   Shape shape;  ///< of the whole tensor
   DType unit = DType::BF16;
   Shape view;
   Box box;
-  std::size_t offset = 0;  ///< of its bytes in the bucket; a multiple of 64
+  std::size_t offset = 0;  ///< of its bytes in the bucket; a multiple of 16
   std::size_t bytes = 0;
 };
 
@@ -46,12 +48,25 @@ struct PieceOptions {
   /// Memory that pieces are handed over in, at least smallest_bucket; larger tensors come in several pieces.
   std::size_t bucket_bytes = std::size_t{256} << 20;
 
+  /// Of what this rank has handed over before: only what has changed since is handed over. Must outlive the
+  /// pieces. Null: everything.
+  PieceSums* changed_since = nullptr;
+
   int threads = 0;                ///< of this rank; 0: as many as this process may use processors
   std::size_t staging_bytes = 0;  ///< between tensors and bucket; 0: 1 MiB a thread, more for CUDA devices
   DeviceOptions devices = {};     ///< for tensors on CUDA devices
 };
 
-inline constexpr std::size_t smallest_bucket = std::size_t{1} << 20;
+inline constexpr std::size_t smallest_bucket = std::size_t{64} << 10;
+
+/// A tensor of the checkpoint.
+struct HandedTensor {
+  std::string name;  ///< as the files have it
+  DType dtype = DType::BF16;
+  Shape shape;
+  std::string layer;   ///< see EncodedPiece
+  std::string weight;  ///< that it belongs to, as the files have it; its own name where it belongs to none
+};
 
 struct PieceSource;  // storage/handover/piece_source.h
 
@@ -67,8 +82,12 @@ class Pieces {
   /// Bytes that next() needs at most.
   std::size_t bucket_bytes() const;
 
-  /// Bytes of all pieces.
+  /// Bytes of all pieces of this rank, those that have not changed included.
   std::uint64_t bytes() const;
+
+  /// The tensors of the whole checkpoint, in the order of handing over: what belongs to a weight right behind
+  /// it. Pieces of a weight and of these come mixed.
+  std::vector<HandedTensor> tensors() const;
 
   /// Memory beside the bucket that next() took, where it was most.
   std::size_t peak_staging_bytes() const;
@@ -77,6 +96,10 @@ class Pieces {
   /// not have changed since the beginning. Throws Error(mismatch), naming tensor and element, for values that
   /// cannot be encoded so; Error(device), naming tensor and call.
   std::vector<EncodedPiece> next(std::byte* memory);
+
+  /// Says that all pieces have arrived: what next() compares with, the next time, is these. Only then: what
+  /// has been handed over without it is handed over again. REQUIRES: next() has returned none.
+  void keep_sums();
 
  private:
   std::unique_ptr<PieceSource> source_;

@@ -1,11 +1,19 @@
 """Pieces put together by plain torch, and the tensors that safetensors' own reader finds in an export."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import shardwright as sw
 import torch
+from placements import held_indices, take
 from safetensors import safe_open
+from shardwright import _core
+from shardwright.handover.pieces import Described
+from test_property import fake_mesh
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Placement
 
 
 def put_together(pieces: Iterable["sw.Piece"]) -> dict[str, torch.Tensor]:
@@ -15,7 +23,7 @@ def put_together(pieces: Iterable["sw.Piece"]) -> dict[str, torch.Tensor]:
     for piece in pieces:
         if piece.name not in tensors:
             tensors[piece.name] = torch.zeros(piece.shape, dtype=piece.dtype)
-            seen[piece.name] = torch.zeros_like(tensors[piece.name]).view(torch.uint8)
+            seen[piece.name] = torch.zeros(tensors[piece.name].nbytes, dtype=torch.uint8)
         whole = tensors[piece.name]
         assert tuple(whole.shape) == piece.shape and whole.dtype == piece.dtype, piece.name
         assert piece.tensor.is_contiguous()
@@ -55,3 +63,36 @@ def wrong_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def sharded_over(
+    state: dict[str, torch.Tensor], mesh: DeviceMesh, placements: dict[str, list[Placement]]
+) -> dict[str, torch.Tensor]:
+    """The state as a rank of the mesh holds it, by index arithmetic."""
+    shards = {}
+    for name, whole in state.items():
+        held = held_indices(whole.shape, mesh.shape, tuple(mesh.get_coordinate()), placements[name])
+        shards[name] = DTensor.from_local(
+            take(whole, held).contiguous(), mesh, placements[name], run_check=False, shape=whole.shape,
+            stride=whole.stride(),
+        )  # fmt: skip
+    return shards
+
+
+def of_all_ranks(
+    state: dict[str, torch.Tensor],
+    mesh: tuple[int, ...],
+    placements: dict[str, list[Placement]],
+    sums=None,
+    **options,
+) -> Iterator["sw.Piece"]:
+    """What all ranks of a mesh hand over, one after the other, as sw.pieces plans it. `sums`: of each rank."""
+    ranks = []
+    for rank in range(math.prod(mesh)):
+        with fake_mesh(mesh, rank) as of_rank:
+            own = {"changed_since": sums[rank]} if sums is not None else {}
+            ranks.append(Described(sharded_over(state, of_rank, placements), **(options | own)))
+    for rank, share in zip(
+        ranks, _core.plan_export([rank.holdings for rank in ranks], ranks[0].request, ""), strict=True
+    ):
+        yield from rank.handed_over(rank.source(share))

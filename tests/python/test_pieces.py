@@ -1,17 +1,158 @@
 """`sw.pieces` in one process: its pieces, put together, are the tensors of the files that `sw.export` writes."""
 
+import random
+import zlib
 from pathlib import Path
 
 import pytest
 import shardwright as sw
 import torch
-from handed_over import exported, put_together, wrong_tensors
+from handed_over import exported, of_all_ranks, put_together, sharded_over, wrong_tensors
+from shardwright import _core
+from shardwright.handover.buckets import Bucket
+from torch.distributed.tensor import Replicate, Shard
+
+FAMILIES = {one.name: one for one in _core.families()}
+FORMS = [(name, form) for name in FAMILIES for form in _core.sample_forms(name)]
+MESHES = [(1,), (2,), (4,), (2, 2)]
+
+
+def loaded(path: Path, layout: str = "automodel") -> dict[str, torch.Tensor]:
+    state = sw.empty_state_dict(path, layout=layout)
+    sw.load(state, path, layout=layout, strict=False)
+    return state
+
+
+@pytest.fixture(scope="module")
+def state(small: Path) -> dict[str, torch.Tensor]:
+    return loaded(small)
 
 
 @pytest.mark.parametrize("quantization", [None, "mxfp8", "template"])
-def test_they_are_the_files_of_an_export(small: Path, tmp_path: Path, quantization: str | None):
-    state = sw.empty_state_dict(small)
-    sw.load(state, small)
+def test_they_are_the_files_of_an_export(state, small: Path, tmp_path: Path, quantization: str | None):
     found = put_together(sw.pieces(state, quantization=quantization, template=small, bucket_bytes="2MiB"))
     sw.export(state, tmp_path / "to", quantization=quantization, template=small)
     assert wrong_tensors(found, exported(tmp_path / "to")) == []
+
+
+@pytest.mark.parametrize("family, form", FORMS, ids=[f"{name}, {form}" for name, form in FORMS])
+def test_of_any_family_on_any_mesh_in_any_encoding(family: str, form: str, tmp_path: Path):
+    """Shards of every rank, one rank after the other; what an export refuses, so do they, in the same words."""
+    chosen = random.Random(zlib.crc32(f"{family} {form}".encode()))
+    source = tmp_path / "from"
+    sw.generate(source, family=family, form=form)
+    layout = chosen.choice([*FAMILIES[family].layouts, "huggingface"])
+    state = loaded(source, layout)
+    compared = 0
+    for quantization in [None, "template", *chosen.sample(sw.quantizations(), 3)]:
+        options = {"quantization": quantization, "template": source, "layout": layout, "strict": False}
+        mesh = chosen.choice(MESHES)
+        placements = {
+            name: [chosen.choice([Replicate(), *map(Shard, range(tensor.dim()))]) for _ in mesh]
+            for name, tensor in state.items()
+        }
+        bucket = chosen.choice(["128KiB", "1MiB"])
+        try:
+            sw.export(state, tmp_path / f"{quantization}", **options)
+        except sw.PlanError as error:
+            with pytest.raises(sw.PlanError) as refused:
+                put_together(sw.pieces(state, **options))
+            assert lines(refused.value) == lines(error), quantization
+            continue
+        try:
+            found = put_together(of_all_ranks(state, mesh, placements, bucket_bytes=bucket, **options))
+        except sw.PlanError as error:
+            assert quantization == "template" and "shares a byte" in str(error)  # cut in the middle of a byte
+            continue
+        assert wrong_tensors(found, exported(tmp_path / f"{quantization}")) == [], (
+            quantization,
+            mesh,
+            bucket,
+        )
+        compared += 1
+    assert compared >= 1
+
+
+def lines(error: Exception) -> list[str]:
+    """What it says of tensors, without what an export says of files."""
+    return sorted(
+        line.removeprefix("rank 0: ").split("; nothing")[0] for line in str(error).split("\n  ")[1:]
+    )
+
+
+def test_layers_come_in_order_and_scales_right_behind_their_weights(state, small: Path):
+    pieces = list(sw.pieces(state, quantization="mxfp8", template=small, bucket_bytes="128KiB"))
+    places = [piece.place for piece in pieces]
+    assert places == sorted(places)
+    layers = list(dict.fromkeys(piece.layer for piece in pieces))
+    numbers = [int(name.rpartition(".")[2]) for name in layers if ".language_model.layers." in f".{name}"]
+    assert numbers == sorted(numbers) and len(set(layers)) == len(layers)
+    for before, piece in zip(pieces, pieces[1:], strict=False):
+        if piece.name.endswith("_scale_inv"):
+            assert before.name == piece.name.removesuffix("_scale_inv")
+            assert before.box[0] == piece.box[0]
+
+
+def test_memory_is_two_buckets_whatever_the_state_is(state, small: Path, monkeypatch):
+    made = []
+    monkeypatch.setattr("shardwright.handover.buckets.Bucket.__init__", lambda self, size: (made.append(size), init(self, size))[1])  # fmt: skip
+    largest = 0
+    for piece in sw.pieces(state, quantization="mxfp8", template=small, bucket_bytes="256KiB"):
+        largest = max(largest, piece.tensor.nbytes)
+    assert len(made) == 2 and sum(made) <= 256 << 10
+    assert 32 << 10 <= largest <= 128 << 10
+    del piece
+    kept = list(sw.pieces(state, quantization="mxfp8", template=small, bucket_bytes="256KiB"))
+    assert (
+        wrong_tensors(
+            put_together(kept), put_together(sw.pieces(state, quantization="mxfp8", template=small))
+        )
+        == []
+    )
+
+
+init = Bucket.__init__
+
+
+def test_a_run_that_is_left_early_ends(state, small: Path):
+    pieces = sw.pieces(state, template=small, bucket_bytes="128KiB")
+    next(pieces)
+    pieces.close()
+    assert list(pieces) == []
+    sw.pieces(state, template=small)  # and one that is never begun
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"quantization": "fp9"}, "quantization is 'fp9'"),
+        ({"quantization": "template"}, "expected template="),
+        ({"bucket_bytes": 1000}, "bucket_bytes is 1000"),
+        ({"bucket_bytes": "much"}, "bucket_bytes is 'much'"),
+        ({"threads": 0}, "threads is 0"),
+        ({"changed_since": {}}, "changed_since: expected"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(state, options, message: str):
+    with pytest.raises(ValueError, match=message):
+        sw.pieces(state, **options)
+
+
+def test_a_state_that_does_not_fit_its_template_is_refused_before_the_first_piece(state, small: Path):
+    other = dict(state)
+    name = next(name for name in other if name.endswith("norm.weight"))
+    other[name] = torch.zeros(3)
+    with pytest.raises(sw.PlanError, match=name.replace(".", r"\.")):
+        sw.pieces(other, template=small)
+    with pytest.raises(sw.PlanError, match="an HF checkpoint holds no others, found int"):
+        sw.pieces({**state, "step": 7}, template=small)
+
+
+def test_values_that_cannot_be_encoded_are_refused_by_name(tmp_path: Path):
+    weights = {"a.weight": torch.ones(64, 64), "b.weight": torch.ones(64, 64)}
+    weights["b.weight"][5, 7] = float("inf")
+    options = {"layout": "huggingface", "quantized_weights": ["*.weight"]}
+    with pytest.raises(sw.PlanError, match="b.weight: expected finite values"):
+        sw.pieces(weights, quantization="nvfp4-modelopt", **options)  # the ranks tell each other the largest
+    with pytest.raises(sw.PlanError, match=r"b.weight: is infinite at b.weight \[5, 7\]"):
+        list(sw.pieces(weights, quantization="block_fp8", **options))

@@ -27,6 +27,8 @@ class Piece(NamedTuple):
     #: one element (weights of four bits in int32), ``tensor`` is of uint8, and ``view`` counts bytes.
     view: tuple[int, ...]
 
+    place: int  #: of the layer among the layers, the same on all ranks
+
     def put_into(self, whole: torch.Tensor) -> None:
         """Copies the bytes to their place in the whole tensor, which must be without gaps, as a new one is."""
         whole.view(self.tensor.dtype).view(self.view)[self.box].copy_(self.tensor)
@@ -41,4 +43,6 @@ def piece_of(facts: Any, memory: torch.Tensor) -> Piece:
         slice(first, first + count) for first, count in zip(facts.box_offset, facts.box_size, strict=True)
     )
     dtype = DTYPES.get(facts.dtype, torch.uint8)
-    return Piece(facts.name, tuple(facts.shape), dtype, box, tensor, facts.layer, tuple(facts.view))
+    return Piece(
+        facts.name, tuple(facts.shape), dtype, box, tensor, facts.layer, tuple(facts.view), facts.place
+    )

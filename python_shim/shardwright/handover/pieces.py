@@ -26,10 +26,12 @@ from shardwright.ranks.together import together
 from shardwright.tied_heads import tied_heads
 from shardwright.weight_maps import imported_map, model_name
 
+PieceSums = _core.PieceSums
+
 _DOING = "beginning to hand over tensors"
 
 #: Least memory for pieces: of two buckets, one of which is filled while pieces of the other are used.
-_SMALLEST = 2 << 20
+_SMALLEST = 128 << 10
 
 
 def pieces(
@@ -43,6 +45,7 @@ def pieces(
     strict_dtypes: bool = False,
     quantized_weights: Sequence[str] | None = None,
     bucket_bytes: int | str = "256MiB",
+    changed_since: Any = None,
     threads: int | None = None,
     staging_bytes: int | None = None,
     device_memory: int | None = None,
@@ -67,6 +70,10 @@ def pieces(
         bucket_bytes: memory that pieces take, or text such as "1GB". One half is filled by threads while pieces of the
             other are used. Its memory is used again when no piece of it is referred to any more; who keeps pieces
             makes it take more.
+        changed_since: :class:`PieceSums` of this rank, which remembers what was handed over before: only blocks of about
+            4 KiB whose encoded bytes have changed since are, with their scales. A new one gets everything. It counts as
+            handed over when the pieces have been asked for to the last; what a run that ended early handed over comes
+            again. None: everything.
         threads: of this rank, that encode; None: this process's share of the processors.
         staging_bytes: memory between tensors and pieces; None: 1 MiB a thread, for CUDA devices 8 MiB a thread, which
             is pinned, up to 128 MiB in all.
@@ -80,30 +87,31 @@ def pieces(
     Raises, on the rank that meets it, before a piece of that bucket:
         PlanError: a value that cannot be encoded so, such as a NaN in four bits; names tensor and element.
     """
-    source, buckets, keep = together(process_group, _DOING, lambda: _Described(
+    described = together(process_group, _DOING, lambda: Described(
         state_dict, quantization, template, model, layout, strict, strict_dtypes, quantized_weights, bucket_bytes,
-        threads, staging_bytes, device_memory,
-    )).begin(process_group)  # fmt: skip
-    return _handed_over(source, buckets, keep)
+        changed_since, threads, staging_bytes, device_memory,
+    ))  # fmt: skip
+    return described.handed_over(described.begin(process_group))
 
 
-class _Described:
+class Described:
     """What a rank has, described to the planner."""
 
     def __init__(
         self,
         state_dict: dict[str, Any],
-        quantization: str | None,
-        template: Any,
-        model: Any,
-        layout: str,
-        strict: bool,
-        strict_dtypes: bool,
-        quantized_weights: Sequence[str] | None,
-        bucket_bytes: int | str,
-        threads: int | None,
-        staging_bytes: int | None,
-        device_memory: int | None,
+        quantization: str | None = None,
+        template: Any = None,
+        model: Any = "auto",
+        layout: str = "automodel",
+        strict: bool = True,
+        strict_dtypes: bool = False,
+        quantized_weights: Sequence[str] | None = None,
+        bucket_bytes: int | str = "256MiB",
+        changed_since: Any = None,
+        threads: int | None = None,
+        staging_bytes: int | None = None,
+        device_memory: int | None = None,
     ) -> None:
         expect_state_dict(state_dict)
         quantization, weights = checked_quantization(quantization, quantized_weights)
@@ -114,6 +122,11 @@ class _Described:
         self.bucket_bytes = whole_number(
             "bucket_bytes", bytes_of_size(bucket_bytes, "bucket_bytes"), _SMALLEST
         )
+        if changed_since is not None and not isinstance(changed_since, _core.PieceSums):
+            raise ValueError(
+                f"changed_since: expected a shardwright.PieceSums or None, found {changed_since!r}"
+            )
+        self.changed_since = changed_since
         self.threads = default_threads() if threads is None else whole_number("threads", threads, 1, 1024)
         self.staging_bytes = (
             0 if staging_bytes is None else whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
@@ -140,13 +153,20 @@ class _Described:
             self.description.specs, self.state, self.request, self.devices
         )
 
-    def begin(self, group: dist.ProcessGroup | None) -> tuple[Any, Buckets, list[torch.Tensor]]:
+    def begin(self, group: dist.ProcessGroup | None) -> Any:
+        """Plans with the other ranks; returns what hands over."""
         share = _planned(group, self.holdings, self.request)
-        source = together(group, _DOING, lambda: _core.Pieces(
-            share, self.description.specs, self.state, self.request, self.bucket_bytes // 2, self.threads,
-            self.staging_bytes, self.devices,
-        ))  # fmt: skip
-        return source, Buckets(source.bucket_bytes), self.description.local_tensors
+        return together(group, _DOING, lambda: self.source(share))
+
+    def source(self, share: bytes) -> Any:
+        """What hands over this rank's share of the plan."""
+        return _core.Pieces(
+            share, self.description.specs, self.state, self.request, self.bucket_bytes // 2, self.changed_since,
+            self.threads, self.staging_bytes, self.devices,
+        )  # fmt: skip
+
+    def handed_over(self, source: Any) -> Iterator[Piece]:
+        return _handed_over(source, Buckets(source.bucket_bytes), self.description.local_tensors)
 
 
 def _planned(group: dist.ProcessGroup | None, holdings: bytes, request: Any) -> bytes:
@@ -187,6 +207,7 @@ def _handed_over(source: Any, buckets: Buckets, keep: list[torch.Tensor]) -> Ite
                     if number == 0:  # by now the caller has let go of the bucket before
                         bucket_after, filling = begin()
                 bucket = bucket_after
+            source.keep_sums()
         finally:
             with suppress(Exception):
                 filling.result()  # which writes to memory that must be there until it ends
