@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
     from shardwright.exporting import export, quantizations
     from shardwright.handover.apply_pieces import AppliedPieces, TensorPart, apply_pieces
+    from shardwright.handover.engine import EnginePart, EngineTensor
     from shardwright.handover.piece import Piece
     from shardwright.handover.piece_sums import PieceSums
     from shardwright.handover.pieces import pieces
+    from shardwright.handover.refit import RefitPlan, RefitReport, refit, refit_plan
     from shardwright.loading import load
     from shardwright.lora.load import LoraReport, load_lora
     from shardwright.lora.save import save_lora
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from shardwright.saving import PendingSave, save
 
 __all__ = [
+    "EnginePart",
+    "EngineTensor",
     "CheckpointFormatError",
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
@@ -58,6 +62,8 @@ __all__ = [
     "apply_pieces",
     "LoraReport",
     "PlanError",
+    "RefitPlan",
+    "RefitReport",
     "SavePlanner",
     "SaveReport",
     "ShardedStorageReader",
@@ -73,6 +79,8 @@ __all__ = [
     "pieces",
     "quantizations",
     "read_catalog",
+    "refit",
+    "refit_plan",
     "request_list",
     "save",
     "verify",
@@ -81,6 +89,12 @@ __all__ = [
 
 # Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
 _MODULE_OF = {
+    "EnginePart": "handover.engine",
+    "EngineTensor": "handover.engine",
+    "RefitPlan": "handover.refit",
+    "RefitReport": "handover.refit",
+    "refit": "handover.refit",
+    "refit_plan": "handover.refit",
     "HuggingFaceStorageReader": "dcp.storage_reader",
     "HuggingFaceStorageWriter": "dcp.storage_writer",
     "LoadPlanner": "dcp.load_planner",

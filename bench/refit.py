@@ -1,0 +1,264 @@
+"""Hands the weights of four trainer ranks to an engine of two and of four other ranks, over Gloo on this machine.
+
+    python bench/refit.py [--layers 8] [--hidden 2048] [--engines 2 4] [--quantization mxfp8] [--turns 3] [--json]
+
+The model is a dense one in BF16, sharded on dimension 0; the engine is tensor parallel, with fused qkv_proj and
+gate_up_proj, and gets it encoded. In one run, in turns:
+
+  refit     sw.refit with a plan that is kept, the whole call
+  by hand   each tensor gathered by the trainer's ranks, encoded by torch, broadcast, and sliced by each engine's rank
+  limit     the same bytes between the same ranks, as isend and irecv of messages that large
+
+Times are the slowest rank's, the least of the turns. Memory is what a rank's peak (VmHWM) is above both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import shardwright as sw
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+TRAINERS = 4
+
+
+def shapes_of(layers: int, hidden: int) -> dict[str, tuple[int, int]]:
+    shapes = {}
+    for layer in range(layers):
+        name = f"model.layers.{layer}"
+        shapes |= {f"{name}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"}
+        shapes |= {f"{name}.mlp.{part}_proj.weight": (3 * hidden, hidden) for part in ("gate", "up")}
+        shapes[f"{name}.mlp.down_proj.weight"] = (hidden, 3 * hidden)
+    return shapes
+
+
+def engine_of(shapes: dict[str, tuple[int, int]], rank: int, ranks: int, encoded: bool) -> list[sw.EngineTensor]:
+    """A tensor-parallel rank's fused tensors, and their scales."""
+    tensors = []
+    kinds = [("", torch.float8_e4m3fn, 1), ("_scale_inv", torch.uint8, 32)] if encoded else [("", torch.bfloat16, 1)]
+
+    def fused(name: str, sources: list[str], cut: int) -> None:
+        for ending, dtype, block in kinds:
+            parts, begin = [], 0
+            size = [0, 0]
+            for source in sources:
+                rows, columns = shapes[source][0], shapes[source][1] // block
+                box = [slice(0, rows), slice(0, columns)]
+                step = (rows, columns)[cut] // ranks
+                box[cut] = slice(rank * step, (rank + 1) * step)
+                parts.append(sw.EnginePart(source + ending, box, (begin, 0)))
+                begin += box[0].stop - box[0].start
+                size = [begin, box[1].stop - box[1].start]
+            tensors.append(sw.EngineTensor(name + ending, torch.zeros(size, dtype=dtype), parts))
+
+    for layer in sorted({name.rsplit(".", 3)[0] for name in shapes}):
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        fused(f"{attention}.qkv_proj.weight", [f"{attention}.{part}_proj.weight" for part in "qkv"], 0)
+        fused(f"{attention}.o_proj.weight", [f"{attention}.o_proj.weight"], 1)
+        fused(f"{mlp}.gate_up_proj.weight", [f"{mlp}.{part}_proj.weight" for part in ("gate", "up")], 0)
+        fused(f"{mlp}.down_proj.weight", [f"{mlp}.down_proj.weight"], 1)
+    return tensors
+
+
+def encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """MXFP8 by torch's own operations."""
+    blocks = weight.float().unflatten(1, (-1, 32))
+    exponent = torch.floor(torch.log2(blocks.abs().amax(-1).clamp_min(2.0**-126))) - 8
+    codes = (blocks / torch.exp2(exponent).unsqueeze(-1)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return codes.flatten(1), (exponent + 127).to(torch.uint8)
+
+
+def by_hand(
+    shapes: dict[str, tuple[int, int]],
+    state: dict[str, Any] | None,
+    engine: list[sw.EngineTensor],
+    group: dist.ProcessGroup,
+    encoded: bool,
+) -> None:
+    """A tensor at a time, through whole ones."""
+    wanted: dict[str, list[tuple[torch.Tensor, sw.EnginePart]]] = {}
+    for tensor in engine:
+        for part in tensor.parts:
+            assert isinstance(part, sw.EnginePart)
+            wanted.setdefault(part.name, []).append((tensor.tensor, part))
+    for name, shape in shapes.items():
+        whole = torch.empty(shape, dtype=torch.bfloat16)
+        if state is not None:
+            dist.all_gather_into_tensor(whole, state[name].to_local(), group=group)
+        values = {"": whole}
+        if encoded:
+            codes = torch.empty(shape, dtype=torch.float8_e4m3fn)
+            scales = torch.empty(shape[0], shape[1] // 32, dtype=torch.uint8)
+            if dist.get_rank() == 0:
+                codes, scales = encode(whole)
+            values = {"": codes, "_scale_inv": scales}
+        for ending, value in values.items():
+            dist.broadcast(value.view(torch.uint8), 0)
+            for target, part in wanted.get(name + ending, []):
+                assert part.box is not None and part.at is not None
+                box = value[tuple(part.box)]
+                target[part.at[0] : part.at[0] + box.shape[0], : box.shape[1]] = box
+
+
+def raw(plan: sw.RefitPlan) -> None:
+    """The same bytes between the same ranks."""
+    message = 4 << 20
+    works, keep = [], []
+
+    def move(start: Callable[..., Any], peers: dict[int, int], word: str) -> None:
+        for rank, count in peers.items():
+            while count > 0:
+                keep.append(torch.empty(min(count, message), dtype=torch.uint8))
+                works.append(start(keep[-1], **{word: rank}))
+                count -= message
+
+    if plan.bytes_from:
+        move(dist.irecv, plan.bytes_from, "group_src")
+    if plan.bytes_to:
+        move(dist.isend, plan.bytes_to, "group_dst")
+    for work in works:
+        work.wait()
+
+
+def peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def memory_above(run: Callable[[], Any]) -> tuple[Any, int]:
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    result = run()
+    return result, peak() - before
+
+
+def slowest(run: Callable[[], Any]) -> float:
+    dist.barrier()
+    begin = time.perf_counter()
+    run()
+    seconds = torch.tensor(time.perf_counter() - begin)
+    dist.all_reduce(seconds, dist.ReduceOp.MAX)
+    return float(seconds)
+
+
+def worker(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, engines = dist.get_rank(), dist.get_world_size() - TRAINERS
+    shapes = shapes_of(options.layers, options.hidden)
+    encoded = options.quantization != "none"
+    group = dist.new_group(list(range(TRAINERS)))
+    state: dict[str, Any] | None = None
+    engine: list[sw.EngineTensor] = []
+    if rank < TRAINERS:
+        mesh = DeviceMesh.from_group(group, "cpu")
+        torch.manual_seed(rank)
+        state = {
+            name: DTensor.from_local(
+                torch.randn(rows // TRAINERS, columns, dtype=torch.bfloat16), mesh, [Shard(0)], run_check=False
+            )
+            for name, (rows, columns) in shapes.items()
+        }
+    else:
+        engine = engine_of(shapes, rank - TRAINERS, engines, encoded)
+    arguments: dict[str, Any] = {"layout": "huggingface", "threads": 1}
+    if encoded:
+        arguments |= {"quantization": options.quantization, "quantized_weights": ["*.weight"]}
+    plan = sw.RefitPlan()
+    planning = slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments))
+    unchanged = min(slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments)) for _ in range(3))
+    reports: list[sw.RefitReport] = []
+    _, above = memory_above(lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments)))
+    times: dict[str, list[float]] = {"refit": [], "moving": [], "by hand": [], "limit": []}
+    for _ in range(options.turns):
+        times["refit"].append(slowest(lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments))))
+        moving = torch.tensor(reports[-1].seconds)
+        dist.all_reduce(moving, dist.ReduceOp.MAX)
+        times["moving"].append(float(moving))
+        times["limit"].append(slowest(lambda: raw(plan)))
+        times["by hand"].append(slowest(lambda: by_hand(shapes, state, engine, group, encoded)))
+    figures = torch.tensor([above, reports[-1].peak_staging_bytes, -above], dtype=torch.int64)
+    dist.all_reduce(figures, dist.ReduceOp.MAX)
+    moved = torch.tensor(sum(plan.bytes_to.values()), dtype=torch.int64)
+    busiest = moved.clone()
+    dist.all_reduce(moved)
+    dist.all_reduce(busiest, dist.ReduceOp.MAX)
+    if rank == 0:
+        best = {name: min(of_turns) for name, of_turns in times.items()}
+        result = {
+            "trainer_ranks": TRAINERS,
+            "engine_ranks": engines,
+            "parameters": sum(rows * columns for rows, columns in shapes.values()),
+            "bytes_moved": int(moved),
+            "busiest_over_mean": int(busiest) * TRAINERS / int(moved),
+            "seconds": best,
+            "by_hand_over_refit": best["by hand"] / best["refit"],
+            "refit_over_limit": best["refit"] / best["limit"],
+            "moving_over_limit": best["moving"] / best["limit"],
+            "memory_above_both_sides": int(figures[0]),
+            "peak_staging_bytes": int(figures[1]),
+            "planning_seconds": planning,
+            "unchanged_seconds": unchanged,
+        }
+        Path(options.worker).write_text(json.dumps(result))
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--engines", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--quantization", default="mxfp8", help="or none: BF16 to BF16")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options)
+    results = []
+    for engines in options.engines:
+        out = Path(f"build/bench/refit_{engines}.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        command += [str(TRAINERS + engines), __file__, "--worker", str(out), "--layers", str(options.layers)]
+        command += ["--hidden", str(options.hidden), "--quantization", options.quantization]
+        command += ["--turns", str(options.turns)]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        results.append(json.loads(out.read_text()))
+    if options.json:
+        print(json.dumps(results, indent=2))
+        return
+    for one in results:
+        seconds = one["seconds"]
+        print(
+            f"{one['trainer_ranks']} trainer ranks to {one['engine_ranks']}: {one['parameters'] / 1e6:.0f} M parameters, "
+            f"{one['bytes_moved'] / 1e6:.0f} MB moved; busiest sender {one['busiest_over_mean']:.2f} x the mean"
+        )
+        print(
+            f"  refit {seconds['refit']:.2f} s (of which moving {seconds['moving']:.2f}), by hand {seconds['by hand']:.2f} s "
+            f"({one['by_hand_over_refit']:.1f} x), limit {seconds['limit']:.2f} s (refit is "
+            f"{one['refit_over_limit']:.2f} x, moving {one['moving_over_limit']:.2f} x)"
+        )
+        print(
+            f"  memory above both sides {one['memory_above_both_sides'] / 1e6:.0f} MB, staging "
+            f"{one['peak_staging_bytes'] / 1e6:.0f} MB; planning {one['planning_seconds']:.3f} s, unchanged "
+            f"{one['unchanged_seconds'] * 1e3:.1f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()
