@@ -21,7 +21,7 @@ from shardwright.dcp.flat_state import expect_state_dict, flatten
 from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.save_planner import SavePlanner
-from shardwright.dcp.saved_weights import load_weights
+from shardwright.dcp.saved_weights import content_of, load_weights
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
@@ -157,14 +157,17 @@ def _loaded(
         else init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
     )
     weights: dict[str, Any] = {}
+    words: list[str] = []
     outcome = RankOutcome(dist.get_rank(process_group))
     try:
         if refusal is not None:
             raise refusal
         weights = load_weights(source, mesh, **options)
+        words = content_of(source)
     except Exception as error:
         outcome.fail(error)
-    outcomes = [outcome] * mesh.size()
-    dist.all_gather_object(outcomes, outcome, process_group)
-    expect_success(outcomes)
+    outcomes = [(outcome, words)] * mesh.size()
+    dist.all_gather_object(outcomes, (outcome, words), process_group)
+    expect_success(of_rank for of_rank, _ in outcomes)
+    _core.expect_one_checkpoint([told_words for _, told_words in outcomes])
     return weights

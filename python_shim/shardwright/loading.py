@@ -119,6 +119,7 @@ def load(
             expect_state_dict(state_dict)
             path = local_path(path)
             reader, planner = _reader_and_planner(path, verify, weights_only, options, hugging_face, either)
+            reader.compares_ranks = False
             metadata = reader.read_metadata()
             states = {key: _state_of(key, value, metadata) for key, value in state_dict.items()}
             planner.set_up_planner(states, metadata, is_coordinator=True)

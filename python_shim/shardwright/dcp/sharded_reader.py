@@ -109,6 +109,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        plan = super().prepare_local_plan(plan)
         if self._torchs is not None:
             return self._torchs.prepare_local_plan(plan)
         names = [item.storage_index.fqn for item in plan.items if item.type == LoadItemType.BYTE_IO]

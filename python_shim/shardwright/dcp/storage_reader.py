@@ -20,6 +20,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import LoadPlanner
+from shardwright.dcp.one_checkpoint import expect_one_checkpoint, telling_content
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.local_path import local_path, whole_number
 from shardwright.progress import progress_callback
@@ -160,6 +161,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             verify,
         )
         self.verify = verify
+        self.compares_ranks = True  #: as dcp.load can, and a rank that loads for itself cannot
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
 
@@ -180,6 +182,16 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         # this one looks up by itself.
         own = isinstance(metadata, CatalogMetadata)
         self._metadata = metadata if own else HuggingFaceStorageReader.read_metadata(self)
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Adds which checkpoint this is, for the coordinator of ``dcp.load``."""
+        if not self.compares_ranks:
+            return plan
+        return telling_content(plan, self.path, self._metadata, self.thread_count)
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Raises a PlanError that names the ranks which were given another checkpoint."""
+        return expect_one_checkpoint(plans)
 
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else the plan's items, decoding what has scales."""

@@ -123,12 +123,14 @@ def _read_together(
 ) -> Any:
     with failing_together(group):
         load = _core.CooperativeLoad(plan, catalog, specs, options)
-        mine = _core.encode_plan(plan, catalog, specs), load.terms
+        words = _core.content_words(catalog)
+        mine = _core.encode_plan(plan, catalog, specs), load.terms, words
     ranks: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(ranks, mine, group)
     try:
         with failing_together(group):
-            plans, terms = zip(*ranks, strict=True)
+            plans, terms, contents = zip(*ranks, strict=True)
+            _core.expect_one_checkpoint(contents)
             load.begin(catalog, plans, terms, dist.get_rank(group))
         with naming_gone_ranks(group, "reading", load.partly_written):
             _run_rounds(load, group, progress)
