@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
                 if self.strict_dtypes:
                     refuse_roundings(reading.all_rounded(), self.path)
             self.report = self._run(reading, group, self.core_options)
+        if isinstance(planner, LoadPlanner):
+            self.report = replace(self.report, codes_alone=planner.codes_alone)
         reading.hand_over(planner)
         done: Future[None] = Future()
         done.set_result(None)
