@@ -113,7 +113,7 @@ Json weights_of_group(const Quantization& how, std::int64_t group) {
 Json modelopt_config(const Quantization& how, const ToldQuantization& told) {
   const std::int64_t group = format_of(how.rule).block_columns;
   return {{"quant_method", "modelopt"},
-          {"quant_algo", how.has_global() ? "NVFP4" : "MXFP4"},
+          {"quant_algo", how.has_global() ? "W4A16_NVFP4" : "MXFP4"},  // of weights alone
           {"config_groups",
            {{"group_0", {{"weights", weights_of_group(how, group)}, {"targets", Json::array({"Linear"})}}}}},
           {"ignore", told.plain_modules}};
