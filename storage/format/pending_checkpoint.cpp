@@ -150,6 +150,7 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
                       " that cannot be read, so that its files are not known: " + found.fault + hint,
                   found.fault_number == 0 ? EEXIST : found.fault_number);
     }
+    std::move(found.with_weights.begin(), found.with_weights.end(), std::back_inserter(found.files));
     if (overwrite != true && (found.kind != kind_ || !found.is_ours)) {
       throw Error(
           ErrorKind::io,
