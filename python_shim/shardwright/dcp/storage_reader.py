@@ -110,7 +110,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             straight into their device where NVIDIA's GPUDirect Storage (libcufile) is installed and works for the file.
         huge_pages: ask for staging in huge pages, 2 MiB a thread.
         trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
-            ".rank<N>" goes before its suffix. What is no regular file, such as a pipe, is written into, by rank 0.
+            ".rank<N>" goes before its suffix. A file that is there is replaced if it is empty or a trace, else a
+            ValueError. What is no regular file, such as a pipe, is written into, by rank 0.
         cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
             another: each byte once, handed on over c10d. A process group (with CPU tensors): its ranks do. All of
             them must load at the same time.
