@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,7 @@ from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.local_path import local_path
 from shardwright.ranks.cooperation import naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.report import LoadReport
-from shardwright.system_calls import is_folder, uninterrupted
+from shardwright.system_calls import is_folder
 
 
 def load(
@@ -175,14 +174,12 @@ def _state_of(key: str, value: Any, metadata: Metadata) -> Any:
 
 
 def is_of_trainer(path: str | os.PathLike[str]) -> bool:
-    """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter."""
-    return _is_sharded(path) or metadata_name(path) is not None
+    """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter.
 
-
-def _is_sharded(path: str | os.PathLike[str]) -> bool:
-    """True for a checkpoint of tensors under the trainer's names, in shards."""
-    if _core.has_manifest(os.fspath(path)):
-        return True
-    of_torch = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-    names = uninterrupted(lambda: os.listdir(path)) if is_folder(path) else []
-    return any(of_torch.fullmatch(name) for name in names)
+    Raises:
+        CheckpointFormatError: each rank has saved metadata of its own (use_collectives=False).
+    """
+    kind = _core.kind_of(os.fspath(path))
+    if kind == "torch_of_ranks":
+        metadata_name(path)  # which says what to do
+    return kind in ("sharded", "torch", "torch_safetensors")
