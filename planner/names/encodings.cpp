@@ -1,6 +1,7 @@
 #include "planner/names/encodings.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "kernels/decode.h"
 #include "planner/error.h"
@@ -309,6 +310,13 @@ std::string what_decodes(const Catalog& catalog, const SourceTensor& tensor) {
 
 bool is_companion(const Catalog& catalog, std::string_view name) {
   return !weight_of_companion(catalog, name).empty();
+}
+
+bool is_of_activations(const Catalog& catalog, std::string_view name) {
+  constexpr std::string_view of_weights[] = {".weight_scale_2", ".weight_global_scale", ".weight_shape"};
+  return is_companion(catalog, name) &&
+         std::none_of(std::begin(of_weights), std::end(of_weights),
+                      [&](std::string_view ending) { return name.ends_with(ending); });
 }
 
 namespace {

@@ -97,6 +97,10 @@ std::span<const SourceTensor> global_scale_of(const Catalog& catalog, const Enco
 /// them: its shape, or scales of activations, which training has no use for.
 bool is_companion(const Catalog& catalog, std::string_view name);
 
+/// Whether such a companion is for running the model, as scales of activations and of a KV cache are: the
+/// weight's elements can be decoded without it.
+bool is_of_activations(const Catalog& catalog, std::string_view name);
+
 /// The catalog's names of what belongs to an encoded weight: scales, global scale and all companions.
 std::vector<std::string> companions_of(const Catalog& catalog, std::string_view weight_name);
 

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "kernels/decode.h"
@@ -146,6 +147,20 @@ void add_companions(const Catalog& template_catalog, const std::string& weight_n
     companion.shape = Catalog::global_shape(template_catalog.find(name));
     exported.tensors.push_back(std::move(companion));
     exported.copied.push_back(name);
+  }
+}
+
+/// Adds the template's scales of activations that the export does not have: weights by another rule, or in
+/// BF16, take no such ones over.
+void note_left_activations(const Catalog& template_catalog, ExportedTensors& exported) {
+  std::unordered_set<std::string_view> written;
+  for (const SourceTensor& tensor : exported.tensors) written.insert(tensor.name);
+  const std::string* previous = nullptr;
+  for (const SourceTensor& tensor : template_catalog.tensors) {
+    const bool is_chunk = previous != nullptr && *previous == tensor.name;
+    previous = &tensor.name;
+    if (!is_chunk && !written.contains(tensor.name) && is_of_activations(template_catalog, tensor.name))
+      exported.left_out.push_back(tensor.name);
   }
 }
 
@@ -406,6 +421,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors (layout " + form.map.layout +
                                                  "); nothing has been written:");
   if (form.template_catalog != nullptr) {
+    note_left_activations(*form.template_catalog, result);
     const auto place = [&](const SourceTensor& tensor) {
       const std::span<const SourceTensor> stored =
           form.template_catalog->find(weight_name_of(weight_name_of_companion(tensor.name)));

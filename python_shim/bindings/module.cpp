@@ -17,6 +17,7 @@
 #include "kernels/decode.h"
 #include "kernels/value_range.h"
 #include "planner/error.h"
+#include "planner/load/codes_alone.h"
 #include "planner/load/load_plan.h"
 #include "planner/load/plan_wire.h"
 #include "planner/load/read_items.h"
@@ -32,6 +33,7 @@
 #include "planner/names/packed_tensors.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/quantization_config.h"
+#include "planner/names/tied_heads.h"
 #include "planner/names/weight_map.h"
 #include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
@@ -39,6 +41,8 @@
 #include "storage/boxes/place_items.h"
 #include "storage/device/device_calls.h"
 #include "storage/files/pending_file.h"
+#include "storage/format/content_words.h"
+#include "storage/format/kind_of.h"
 #include "storage/format/read_catalog.h"
 #include "storage/tools/generate.h"
 
@@ -356,6 +360,8 @@ void bind_weight_map(py::module_& m) {
       "(catalog, map, problems) by which encoded weights are held as files do; those of the specs that are "
       "no "
       "wide floats, or all.");
+  m.def("codes_alone", &codes_alone, py::arg("plan"), py::arg("specs"), py::arg("catalog"), py::arg("packed"),
+        "Names of packed codes of which this rank does not hold all the scales.");
   py::class_<MeshDimension>(m, "MeshDimension")
       .def_readonly("name", &MeshDimension::name)
       .def_readonly("size", &MeshDimension::size);
@@ -461,6 +467,20 @@ void bind_load(py::module_& m) {
         return std::make_shared<LoadPlan>(decode_plan(bytes, catalog, specs));
       },
       py::arg("bytes"), py::arg("catalog"), py::arg("specs"));
+  m.def(
+      "kind_of", [](const std::filesystem::path& path) { return std::string(name_of(kind_of(path))); },
+      py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+      "What a path is: sharded, torch, torch_of_ranks, torch_safetensors, huggingface, adapter or nothing.");
+  m.def("may_be_tied", &may_be_tied, py::arg("fqn"),
+        "Whether it may be a head, or an embedding that one is tied to, by its name.");
+  m.def(
+      "tied_heads", [](const std::vector<TensorSpec>& specs) { return tied_heads(specs); }, py::arg("specs"),
+      "Names of heads that are the memory of an embedding.");
+  m.def("content_words", &content_words, py::arg("catalog"), py::arg("threads") = 0,
+        py::call_guard<py::gil_scoped_release>(),
+        "What a checkpoint holds, in words to be compared between ranks.");
+  m.def("expect_one_checkpoint", &expect_one_checkpoint, py::arg("words_of_ranks"),
+        "Raises PlanError that names the ranks whose words are not those of rank 0.");
   m.def(
       "plan_reads",
       [](const std::vector<std::tuple<std::string, Shape, Shape, Shape>>& requests,

@@ -11,7 +11,6 @@ from typing import Any
 from shardwright import _core
 from shardwright.local_path import local_path, whole_number
 from shardwright.progress import counters_of
-from shardwright.system_calls import is_file
 
 #: What the folder of a training step is called; with zeros before the number, or without.
 STEP_NAME = re.compile(r"step-(\d+)")
@@ -70,7 +69,7 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     consist of.
     """
     path = local_path(path)
-    if is_file(Path(path, ".metadata")) and not _core.has_manifest(os.fspath(path)):
+    if _core.kind_of(path) == "torch":
         from shardwright.dcp.torch_checkpoint import verify_torch_checkpoint
 
         return verify_torch_checkpoint(Path(path))

@@ -22,7 +22,7 @@ from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import default_threads
 from shardwright.dcp.storage_writer import checked_quantization
-from shardwright.dcp.torch_checkpoint import METADATA_NAME, fault_of_archive, is_stream_of_ours, part_of_file
+from shardwright.dcp.torch_checkpoint import fault_of_archive, is_stream_of_ours, part_of_file
 from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.exporting import export
 from shardwright.loading import is_of_trainer
@@ -32,7 +32,6 @@ from shardwright.ranks.gone_ranks import naming_gone_ranks
 from shardwright.ranks.rank_outcome import round_of_ranks
 from shardwright.regular_file import open_regular
 from shardwright.report import SaveReport
-from shardwright.system_calls import is_file
 
 
 def convert(
@@ -97,6 +96,7 @@ def convert(
     writer = _ConvertingWriter(destination, thread_count=threads, overwrite=overwrite, format=format)
     if os.path.realpath(writer.path) == os.path.realpath(chunks.path):
         raise ValueError(f"{writer.path}: expected another directory than that of the source")
+    writer.sources.append(lasting_path(source))
     total = SaveReport(threads=writer.thread_count)
     try:
         writer.set_up_storage_writer(True)
@@ -212,12 +212,13 @@ class _StoredChunks:
         self.path = Path(path)
         self.manifest: Any = None
         self.metadata: Metadata
-        if _core.has_manifest(os.fspath(path)):
+        kind = _core.kind_of(os.fspath(path))
+        if kind == "sharded":
             of_ours: Any = ShardedStorageReader(path).read_metadata()
             self.manifest = of_ours.manifest
             assert of_ours.catalog  # which looks at the sizes of the files
             self.metadata = of_ours
-        elif is_file(Path(path, METADATA_NAME)):
+        elif kind == "torch":
             self.metadata = read_torch_metadata(path)
         else:
             _core.read_catalog(os.fspath(path))  # which says what is there

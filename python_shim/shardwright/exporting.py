@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -21,13 +20,12 @@ from shardwright.dcp.flat_state import expect_state_dict, flatten
 from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.save_planner import SavePlanner
-from shardwright.dcp.saved_weights import load_weights
+from shardwright.dcp.saved_weights import content_of, load_weights
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.rank_outcome import RankOutcome, expect_success, told
 from shardwright.report import SaveReport
-from shardwright.tied_heads import tied_heads
 
 
 def quantizations() -> list[str]:
@@ -112,8 +110,6 @@ def export(
         weights = _loaded(source, alone, process_group, options, refusal)
     if refusal is not None:
         weights = {}
-    heads = tied_heads(weights) if source is None and template is None else []
-    weights = {name: value for name, value in weights.items() if name not in heads}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
@@ -128,16 +124,12 @@ def export(
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
         failure = told(wrapped)
-        if (
-            isinstance(failure, PlanError)
-            and template is not None
-            and "cannot export these tensors" in str(failure)
-        ):
+        if isinstance(failure, PlanError) and template is not None:
             names = flatten(weights)[0]
             failure = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
         raise failure from wrapped
     assert writer.report is not None
-    return replace(writer.report, left_out=[*writer.report.left_out, *heads])
+    return writer.report
 
 
 def _loaded(
@@ -157,14 +149,17 @@ def _loaded(
         else init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
     )
     weights: dict[str, Any] = {}
+    words: list[str] = []
     outcome = RankOutcome(dist.get_rank(process_group))
     try:
         if refusal is not None:
             raise refusal
         weights = load_weights(source, mesh, **options)
+        words = content_of(source)
     except Exception as error:
         outcome.fail(error)
-    outcomes = [outcome] * mesh.size()
-    dist.all_gather_object(outcomes, outcome, process_group)
-    expect_success(outcomes)
+    outcomes = [(outcome, words)] * mesh.size()
+    dist.all_gather_object(outcomes, (outcome, words), process_group)
+    expect_success(of_rank for of_rank, _ in outcomes)
+    _core.expect_one_checkpoint([told_words for _, told_words in outcomes])
     return weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.local_path import local_path
 from shardwright.ranks.cooperation import Cooperative, naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.report import LoadReport
-from shardwright.system_calls import is_folder, uninterrupted
+from shardwright.system_calls import is_folder
 
 
 def load(
@@ -68,7 +67,7 @@ def load(
     and its own ending, such as "_scale_inv", "_scale", "_global_scale" or "_scale_2". Rules stack, join and transpose
     all of them in their own units: experts' codes of [out, in / 2] bytes become [experts, in / 2, out], their scales
     [experts, in / 32, out]. Each is sharded as its own tensor says; what decodes a shard of codes is on the same rank
-    where cuts fall between blocks. A weight that the state dict has in BF16, F16, F32 or F64 is decoded nonetheless.
+    where cuts fall between blocks. The report lists in ``codes_alone`` those of which it is not. A weight that the state dict has in BF16, F16, F32 or F64 is decoded nonetheless.
     :func:`shardwright.empty_state_dict` makes such a state dict, and :func:`shardwright.export`, given the checkpoint
     as template, writes it back byte for byte.
 
@@ -118,6 +117,7 @@ def load(
             expect_state_dict(state_dict)
             path = local_path(path)
             reader, planner = _reader_and_planner(path, verify, weights_only, options, hugging_face, either)
+            reader.compares_ranks = False
             metadata = reader.read_metadata()
             states = {key: _state_of(key, value, metadata) for key, value in state_dict.items()}
             planner.set_up_planner(states, metadata, is_coordinator=True)
@@ -173,14 +173,12 @@ def _state_of(key: str, value: Any, metadata: Metadata) -> Any:
 
 
 def is_of_trainer(path: str | os.PathLike[str]) -> bool:
-    """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter."""
-    return _is_sharded(path) or metadata_name(path) is not None
+    """True for a checkpoint of the trainer's own tensors: sharded, or of torch's FileSystemWriter.
 
-
-def _is_sharded(path: str | os.PathLike[str]) -> bool:
-    """True for a checkpoint of tensors under the trainer's names, in shards."""
-    if _core.has_manifest(os.fspath(path)):
-        return True
-    of_torch = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-    names = uninterrupted(lambda: os.listdir(path)) if is_folder(path) else []
-    return any(of_torch.fullmatch(name) for name in names)
+    Raises:
+        CheckpointFormatError: each rank has saved metadata of its own (use_collectives=False).
+    """
+    kind = _core.kind_of(os.fspath(path))
+    if kind == "torch_of_ranks":
+        metadata_name(path)  # which says what to do
+    return kind in ("sharded", "torch", "torch_safetensors")

@@ -17,7 +17,7 @@ def _rows_of_rounded(rounded: dict[str, str]) -> list[tuple[str, str]]:
 
 def _figures_of(core: Any, report: type[Any]) -> dict[str, Any]:
     """What the engine's report has under the names of this one."""
-    names = {one.name for one in dataclasses.fields(report)} - {"seconds", "rounded"}
+    names = {one.name for one in dataclasses.fields(report)} - {"seconds", "rounded", "codes_alone"}
     return {name: getattr(core, name) for name in sorted(names) if hasattr(core, name)}
 
 
@@ -63,6 +63,8 @@ class LoadReport:
     zeroed: list[str] = field(
         default_factory=list
     )  #: tensors that files lack as they are zero, and were set so
+    #: packed codes (dtype="packed") of which this rank does not hold all the scales, as a cut falls inside a block
+    codes_alone: list[str] = field(default_factory=list)
     #: tensors of a dtype that cannot hold all numbers of the stored one: name → "F32 -> BF16". Decoding is no cast.
     rounded: dict[str, str] = field(default_factory=dict)
 
@@ -134,7 +136,7 @@ class LoadReport:
             rows.append(("bytes by GPUDirect", f"{self.bytes_gpu_direct:,}"))
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
-        for what in ("unused", "unknown", "not_loaded", "zeroed"):
+        for what in ("unused", "unknown", "not_loaded", "zeroed", "codes_alone"):
             names = getattr(self, what)
             if names:
                 groups = _core.grouped_names(names)

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <sstream>
 #include <string>
 
 #include "planner/error.h"
@@ -43,6 +44,42 @@ std::int64_t first_not_meant(DType dtype, const std::byte* scales, std::int64_t 
   }
 }
 
+/// The number that so many bits stand for, all of which a float holds: a sign, an exponent, a mantissa.
+float number_of(std::uint32_t bits, int mantissa_bits, int bias, int sign_bit) {
+  const auto mantissa = static_cast<float>(bits & ((1U << mantissa_bits) - 1));
+  const int exponent = static_cast<int>((bits & ((1U << sign_bit) - 1)) >> mantissa_bits);
+  const float one = std::ldexp(1.0F, mantissa_bits);
+  const float size = exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                                   : std::ldexp(one + mantissa, exponent - bias - mantissa_bits);
+  return (bits >> sign_bit) != 0 ? -size : size;
+}
+
+/// A scale that is not meant, in words.
+std::string text_of(DType dtype, const std::byte* scale) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, scale, static_cast<std::size_t>(bytes_of(dtype)));
+  if (dtype == DType::U8 || dtype == DType::F8_E8M0) return "the byte 255, which is no number";
+  float number = 0;
+  switch (dtype) {
+    case DType::F8_E4M3:
+      number = (bits & 0x7F) == 0x7F ? std::nanf("") : number_of(bits, 3, 7, 7);
+      break;
+    case DType::F16:
+      number = (bits & 0x7FFF) > 0x7C00 ? std::nanf("") : number_of(bits, 10, 15, 15);
+      if ((bits & 0x7FFF) == 0x7C00) number = std::copysign(HUGE_VALF, number);
+      break;
+    case DType::BF16:
+      bits <<= 16;
+      [[fallthrough]];
+    default:
+      std::memcpy(&number, &bits, sizeof number);
+  }
+  if (std::isnan(number)) return "NaN";
+  std::ostringstream text;
+  text << number;
+  return text.str();
+}
+
 }  // namespace
 
 void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, const Catalog& catalog) {
@@ -66,10 +103,11 @@ void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, cons
       const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
       throw Error(ErrorKind::malformed,
                   stored_name(scales) + " in " + catalog.files[scales.file].name + ": the scale at " +
-                      to_string(at) + (transfer.source_view.empty() ? "" : " (in the rule's view)") +
-                      " is negative or no number; expected scales of " +
+                      to_string(at) + (transfer.source_view.empty() ? "" : " (in the rule's view)") + " is " +
+                      text_of(dtype, row + column * bytes_of(dtype)) +
+                      "; expected numbers of 0 or more, as encoders write the scales of " +
                       stored_name(catalog.tensors[transfer.source]) +
-                      " as an encoder writes them; the file is damaged, download it again");
+                      "; the file is damaged, download it again");
     }
   } while (next_index(index, box.size));
 }
@@ -80,7 +118,7 @@ std::string fault_of_global(const Transfer& transfer, float global, const Catalo
   const SourceTensor& tensor = catalog.tensors[static_cast<std::size_t>(transfer.global)];
   return stored_name(tensor) + " in " + catalog.files[tensor.file].name + ": expected a " +
          (divides ? "positive" : "finite") + " number, which is the global scale of a weight, found " +
-         std::to_string(global);
+         std::to_string(global) + "; the file is damaged, download it again";
 }
 
 }  // namespace shardwright

@@ -127,7 +127,10 @@ void add_exported(const fs::path& directory, const std::set<std::string>& names,
   }
   if (found.is_listed) ours.insert(hf_index_name);  // it is ours if all that it names is
   found.is_ours = std::all_of(found.files.begin(), found.files.end(),
-                              [&](const std::string& name) { return ours.contains(name); });
+                              [&](const std::string& name) { return ours.contains(name); }) &&
+                  std::all_of(found.with_weights.begin(), found.with_weights.end(), [&](const auto& name) {
+                    return std::find(beside.begin(), beside.end(), name) != beside.end();
+                  });
   found.files.insert(found.files.end(), ours.begin(), ours.end());
   if (found.is_ours) found.beside = std::move(beside);
 }
@@ -145,6 +148,7 @@ CheckpointInPlace huggingface_checkpoint(const fs::path& directory, const std::s
     } else {
       std::copy_if(names.begin(), names.end(), std::back_inserter(found.files), is_weights_of_huggingface);
     }
+    if (names.contains(modelopt_config_name)) found.with_weights = {modelopt_config_name};
     std::copy_if(std::begin(names_beside), std::end(names_beside), std::back_inserter(found.beside),
                  [&](const char* name) { return names.contains(name); });
     if (const std::optional<Checksums> checksums = read_checksums(directory))

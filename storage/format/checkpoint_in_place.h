@@ -15,6 +15,10 @@ inline constexpr char config_key[] = "shardwright.config";
 /// The file by which torch's FileSystemReader finds what a checkpoint holds.
 inline constexpr char torch_metadata_name[] = ".metadata";
 
+/// Where ModelOpt says again what config.json says of how weights are encoded: of no others, so that it goes
+/// with them.
+inline constexpr char modelopt_config_name[] = "hf_quant_config.json";
+
 /// The kinds of checkpoint that a directory can hold, each with the file that names its files.
 enum class CheckpointKind {
   sharded,      ///< shardwright.manifest
@@ -37,6 +41,8 @@ struct CheckpointInPlace {
       changed;           ///< relative; sorted. What its manifest names and somebody has written since
   std::string fault;     ///< why the manifest or index cannot be read; empty: it can
   int fault_number = 0;  ///< errno, if it is the operating system that refuses
+  std::vector<std::string> with_weights =
+      {};  ///< relative; what tells of its weights alone, and goes with them
 };
 
 /// Whether the name is one that only files of sharded checkpoints have.

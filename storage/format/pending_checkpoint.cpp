@@ -96,6 +96,28 @@ bool begins_with(const std::string& name, const std::string& start) {
   return end != std::string::npos && end > start.size() + 1 && name.compare(end, 4, "-of-") == 0;
 }
 
+/// Whether a path without links or ".." is that of the directory, or below it.
+bool is_in(const fs::path& directory, const fs::path& path) {
+  return std::mismatch(directory.begin(), directory.end(), path.begin(), path.end()).first == directory.end();
+}
+
+/// Whether what is read from `source` lies in the directory: it is that, or some of its files are links
+/// there.
+bool reads_from(const fs::path& source, const fs::path& directory) {
+  std::error_code code;
+  if (fs::equivalent(source, directory, code)) return true;
+  const fs::path folder = resolved_path(source);
+  if (!is_folder(folder)) return false;
+  const std::vector<std::string> names = files_below(folder);
+  return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+    const std::optional<struct stat> entry = entry_at(folder / name);
+    if (!entry || !S_ISLNK(entry->st_mode)) return false;
+    std::error_code leads_nowhere;
+    const fs::path target = fs::canonical(folder / name, leads_nowhere);
+    return !leads_nowhere && is_in(directory, target);
+  });
+}
+
 }  // namespace
 
 PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind kind,
@@ -129,11 +151,10 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
   const std::string hint =
       "; nothing was written. Give another path, or pass overwrite=True to replace it and keep all other "
       "files";
-  const bool is_source = std::any_of(sources.begin(), sources.end(), [&](const fs::path& source) {
-    std::error_code code;
-    return fs::equivalent(source, directory_, code);
-  });
-  if (overwrite != true && is_source) {
+  const bool is_source = overwrite != true &&
+                         std::any_of(sources.begin(), sources.end(),
+                                     [&](const fs::path& source) { return reads_from(source, directory_); });
+  if (is_source) {
     throw Error(ErrorKind::io,
                 where + ": this is what the checkpoint is made from, and would be replaced" + hint, EEXIST);
   }
@@ -150,6 +171,7 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
                       " that cannot be read, so that its files are not known: " + found.fault + hint,
                   found.fault_number == 0 ? EEXIST : found.fault_number);
     }
+    std::move(found.with_weights.begin(), found.with_weights.end(), std::back_inserter(found.files));
     if (overwrite != true && (found.kind != kind_ || !found.is_ours)) {
       throw Error(
           ErrorKind::io,
@@ -264,6 +286,18 @@ void remove_checkpoint(const fs::path& path) {
       folder.settle();
       throw Error(ErrorKind::malformed,
                   found.fault + "; this checkpoint is not removed: its files are not known");
+    }
+    std::vector<std::string> changed;
+    std::copy_if(found.changed.begin(), found.changed.end(), std::back_inserter(changed),
+                 [&](const std::string& name) { return entry_at(directory / name).has_value(); });
+    if (!changed.empty()) {
+      folder.settle();
+      throw Error(
+          ErrorKind::io,
+          printable(directory.native()) + ": " + listed(changed) + (changed.size() == 1 ? " has" : " have") +
+              " been changed since this checkpoint was saved, so that none of it is removed; remove it "
+              "by hand if nobody needs it",
+          EEXIST);
     }
     // A plan that counts as committed: what it names is removed once no manifest lists it.
     folder.write_intent(".", found.files);

@@ -105,7 +105,9 @@ class PendingCheckpoint {
 
 /// Deletes a sharded checkpoint: its manifest first, so that nobody finds half of it, then the files that it
 /// names, then the directory if nothing else is in it. Of a symbolic link, deletes the link.
-/// Throws Error(io): EBUSY if a save to it is running; naming the path if the operating system refuses.
+/// Throws Error, and has removed nothing then: io, EBUSY if a save to it is running; io, EEXIST, naming them,
+/// for files that are there and not as they were saved; malformed for a manifest that cannot be read; io,
+/// naming the path, if the operating system refuses.
 void remove_checkpoint(const std::filesystem::path& directory);
 
 /// Removes what a save that died has left in a directory, and the directory if it is then empty. Does nothing

@@ -48,7 +48,8 @@ std::filesystem::path step_path(const std::filesystem::path& root, std::uint64_t
 
 /// Deletes all but the `keep` published checkpoints of a root that were saved last, and what saves to its
 /// steps that died have left. Other people's files in the folders of steps stay, and so do the folders then.
-/// Of a step that is a symbolic link, deletes the link. Returns a line for each that was not removed, and
+/// Of a step that is a symbolic link, deletes the link. A step of which files have been changed stays whole.
+/// Returns a line for each that was not removed, and
 /// why.
 std::vector<std::string> keep_last_steps(const std::filesystem::path& root, std::size_t keep);
 

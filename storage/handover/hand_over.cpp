@@ -101,7 +101,7 @@ std::vector<std::string> answers_of(const std::vector<std::string>& bytes, const
     asked.push_back(unpack_texts(told.back().asked));
     if (told.back().is_trainer) holdings.push_back(told.back().holdings);
   }
-  expect_asked_alike(asked, request);
+  expect_asked_alike(asked);
   if (holdings.empty())
     throw Error(ErrorKind::argument,
                 "nobody can supply the engine: expected a state dict on some rank, found none");

@@ -1,8 +1,11 @@
 #include "storage/jobs/export_checkpoint.h"
 
 #include <chrono>
+#include <iterator>
 #include <memory>
+#include <utility>
 
+#include "planner/names/tied_heads.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/read_catalog.h"
 #include "storage/jobs/publication.h"
@@ -10,9 +13,12 @@
 namespace shardwright {
 namespace fs = std::filesystem;
 
-ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::path& directory,
-                               const Job& job, const ExportOptions& options) {
+ExportReport export_checkpoint(const std::vector<TensorSpec>& all, const fs::path& directory, const Job& job,
+                               const ExportOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
+  std::vector<TensorSpec> specs = all;
+  std::vector<std::string> tied;
+  if (options.template_directory.empty()) tied = take_tied_heads(specs);
   Catalog template_catalog;
   ExportRequest request;
   RankState state;
@@ -38,6 +44,7 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const fs::p
         return write_share(told, specs, state, request,
                            {options.threads, options.staging_bytes, options.devices, nullptr});
       });
+  std::move(tied.begin(), tied.end(), std::back_inserter(report.left_out));
   report.total_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return report;
 }

@@ -53,8 +53,9 @@ struct ExportOptions {
 /// final files; no tensor is gathered.
 ///
 /// The checkpoint is there when it returns, flushed to the device; files that other programs have in the
-/// directory are left alone. The report is this rank's; `rounded` and `left_out` are those of the whole
-/// export.
+/// directory are left alone. Without a template, a head that is the embedding's memory is not stored, as
+/// transformers stores none; the report lists it as left out. The report is this rank's; `rounded` and
+/// `left_out` are those of the whole export.
 ///
 /// Throws the same Error on all ranks, and has published nothing then: mismatch that lists all that does not
 /// fit, by name; io with errno, naming the file, if the operating system refuses, EEXIST where something is

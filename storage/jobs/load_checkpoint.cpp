@@ -13,8 +13,10 @@
 #include "planner/names/packed_weights.h"
 #include "storage/files/printable.h"
 #include "storage/format/checkpoint_place.h"
+#include "storage/format/content_words.h"
 #include "storage/format/manifest.h"
 #include "storage/format/read_catalog.h"
+#include "storage/jobs/packed_texts.h"
 #include "storage/tools/undamaged.h"
 
 namespace shardwright {
@@ -27,17 +29,25 @@ struct PlannedLoad {
   Roundings rounded;
 };
 
-/// Plans on every rank before any of them writes.
+/// Plans on every rank, of one checkpoint, before any of them writes.
 LoadReport run_on_all_ranks(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
                             const Job& job, const CheckpointLoadOptions& options,
                             const std::function<void(PlannedLoad&)>& plan) {
   PlannedLoad planned;
-  on_all_ranks(job, [&] {
+  const auto planning = [&] {
     expect_local_path(directory);
     plan(planned);
     planned.rounded = roundings_of(planned.plan, specs, planned.catalog);
     if (options.strict_dtypes)
       refuse(planned.rounded, printable(directory.native()) + ": strict_dtypes, and these would be rounded:");
+    if (job.ranks == 1) return std::string();
+    return pack_texts(content_words(planned.catalog, options.reading.threads));
+  };
+  round_of(job, planning, [&](const std::vector<std::string>& told) {
+    std::vector<std::vector<std::string>> words;
+    for (const std::string& of_rank : told) words.push_back(unpack_texts(of_rank));
+    expect_one_checkpoint(words);
+    return std::vector<std::string>(told.size());
   });
   LoadReport report;
   on_all_ranks(job, [&] { report = load(planned.plan, planned.catalog, specs, options.reading); });

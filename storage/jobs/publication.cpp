@@ -26,15 +26,21 @@ std::vector<fs::path> with_template(std::vector<fs::path> sources, const ExportR
 }
 
 /// What the weights of an export are, for its config.json.
-ToldQuantization told_of(const ExportLayout& layout) {
+ToldQuantization told_of(const ExportLayout& layout, const Catalog* template_catalog) {
   ToldQuantization told;
   if (layout.quantise == nullptr || !has_scales(layout.catalog)) return told;
   told.how = layout.quantise;
   constexpr std::string_view ending = ".weight";
   for (const SourceTensor& tensor : layout.catalog.tensors) {
-    if (tensor.shape.size() == 2 && tensor.name.ends_with(ending) &&
-        scales_of(layout.catalog, tensor.name).empty())
-      told.plain_modules.push_back(tensor.name.substr(0, tensor.name.size() - ending.size()));
+    if (!tensor.name.ends_with(ending)) continue;
+    const std::string module = tensor.name.substr(0, tensor.name.size() - ending.size());
+    if (!scales_of(layout.catalog, tensor.name).empty()) {
+      told.encoded_modules.push_back(module);
+    } else if (tensor.shape.size() == 2) {
+      told.plain_modules.push_back(module);
+      if (template_catalog != nullptr && !scales_of(*template_catalog, tensor.name).empty())
+        told.newly_plain.push_back(module);
+    }
   }
   return told;
 }
@@ -103,7 +109,7 @@ void Publication::gather_files_beside() {
     beside_ = {{adapter_config_name, planned_.adapter_config}};
     return;
   }
-  const ToldQuantization told = told_of(planned_.layout);
+  const ToldQuantization told = told_of(planned_.layout, request_.template_catalog);
   FileContents files = request_.template_catalog == nullptr
                            ? kept_files(pending_.final_path(), pending_.own_beside(), told)
                            : template_files(request_.template_catalog->directory, told,

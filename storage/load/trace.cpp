@@ -1,13 +1,40 @@
 #include "storage/load/trace.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <string_view>
 #include <utility>
 
+#include "planner/error.h"
+#include "storage/files/entries.h"
+#include "storage/files/input_file.h"
+#include "storage/files/printable.h"
+
 namespace shardwright {
+namespace {
+
+constexpr std::string_view begin_of_traces = R"({"displayTimeUnit":"ms","traceEvents":[)";
+
+/// A mistyped name may be that of a weight. What is no regular file has nothing to lose, and is not opened.
+void expect_trace_or_nothing(const std::filesystem::path& path) {
+  const std::optional<struct stat> there = target_at(path);
+  if (!there || !S_ISREG(there->st_mode) || there->st_size == 0) return;
+  const InputFile file(path);
+  std::string begin(std::min<std::uint64_t>(file.size(), begin_of_traces.size()), '\0');
+  file.read(0, begin.data(), begin.size());
+  if (begin == begin_of_traces) return;
+  throw Error(ErrorKind::argument,
+              "trace: " + printable(path.native()) +
+                  ": is there and was not written by this option; remove it, or name another file");
+}
+
+}  // namespace
 
 Trace::Trace(const std::filesystem::path& path, int process, const std::function<void()>& check_for_interrupt)
     : process_(process) {
-  if (!path.empty()) file_.emplace(path, check_for_interrupt);
+  if (path.empty()) return;
+  if (!is_written_into(path)) expect_trace_or_nothing(path);
+  file_.emplace(path, check_for_interrupt);
 }
 
 void Trace::add(std::string thread, std::vector<Event> events) {
@@ -21,7 +48,7 @@ void Trace::write(const Catalog& catalog) {
   const auto microseconds = [](Clock::duration duration) {
     return std::chrono::duration<double, std::micro>(duration).count();
   };
-  std::string lines = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n";
+  std::string lines = std::string(begin_of_traces) + "\n";
   const auto name = [&](const char* of, std::size_t thread, const std::string& is) {
     lines +=
         json{{"name", of}, {"ph", "M"}, {"pid", process_}, {"tid", thread}, {"args", {{"name", is}}}}.dump();

@@ -30,7 +30,8 @@ class Trace {
 
   /// A trace to be written to `path`; of nothing if that is empty. `process` is the number to show for this
   /// process: its rank. Creates the file now, as a load that has taken an hour must not fail for it, and
-  /// waits for a reader if it is a named pipe. `check_for_interrupt`: see PendingFile. Throws Error(io).
+  /// waits for a reader if it is a named pipe. `check_for_interrupt`: see PendingFile. Throws Error: argument
+  /// for a file that is there and is neither empty nor a trace; io.
   Trace(const std::filesystem::path& path, int process, const std::function<void()>& check_for_interrupt);
 
   /// False: events need not be gathered.

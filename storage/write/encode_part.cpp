@@ -57,7 +57,9 @@ struct Matrix {
     throw Error(ErrorKind::mismatch, part.fqn + ": is " + (std::isnan(*bad) ? "NaN" : "infinite") + " at " +
                                          part.weight.name + " " + to_string(at) +
                                          "; expected finite values for " +
-                                         std::string(part.quantization.name));
+                                         std::string(part.quantization.name) +
+                                         ": set it to a number, or leave the weight in BF16 "
+                                         "(quantized_weights)");
   }
   throw Error(ErrorKind::mismatch, part.weight.name + ": expected finite values for " +
                                        std::string(part.quantization.name) +

@@ -13,6 +13,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
+#include "planner/names/shared_inputs.h"
 #include "planner/names/torch_dtypes.h"
 #include "planner/problems.h"
 #include "planner/save/export_form.h"
@@ -183,6 +184,23 @@ std::size_t best_cut(const ExportForm& form, const SavedTensor& tensor, const Bo
   return static_cast<std::size_t>(correspondence.native_view.dimensions[static_cast<std::size_t>(factor)]);
 }
 
+/// ModelOpt gives weights that take one input, such as those of query, key and value, one global scale: an
+/// engine runs them as one matrix, which has one.
+void share_by_input(const ExportLayout& layout, std::vector<float>& largest) {
+  std::vector<std::string> inputs;
+  for (const Made& made : layout.made) {
+    if (made.how.kind == MadeTensor::Kind::global_scale) inputs.push_back(shared_input_of(made.how.weight));
+  }
+  std::unordered_map<std::string_view, float> of_input;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    float& shared = of_input.emplace(inputs[i], largest[i]).first->second;
+    shared = std::max(shared, largest[i]);
+  }
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].empty()) largest[i] = of_input.at(inputs[i]);
+  }
+}
+
 /// The largest magnitude of each weight with a global scale, in the order of what the layout makes. Throws
 /// Error(mismatch) for a weight of which nobody has told it.
 std::vector<float> largest_of_weights(const ExportLayout& layout,
@@ -207,6 +225,8 @@ std::vector<float> largest_of_weights(const ExportLayout& layout,
     }
   }
   problems.throw_if_any(ErrorKind::mismatch, "cannot quantise these weights; nothing has been written:");
+  if (layout.quantise != nullptr && layout.quantise->rule == EncodingRule::nvfp4_modelopt)
+    share_by_input(layout, largest);
   return largest;
 }
 
@@ -287,7 +307,7 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const RankStat
 PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,
                           const std::filesystem::path& directory) {
   AllHoldings all = all_holdings(holdings);
-  expect_asked_alike(all.asked, request);
+  expect_asked_alike(all.asked);
   PlannedExport planned;
   if (const auto lost = with_lost_values(all.states, all.known); !lost.empty()) {
     planned.is_refused = true;

@@ -6,6 +6,7 @@
 #include "planner/error.h"
 #include "planner/problems.h"
 #include "planner/save/rank_states.h"
+#include "storage/format/content_words.h"
 
 namespace shardwright {
 namespace {
@@ -17,14 +18,6 @@ std::string digest_of(std::string_view text) {
     digits += {hex[static_cast<unsigned char>(byte) >> 4], hex[static_cast<unsigned char>(byte) & 15]};
   }
   return digits;
-}
-
-std::string digest_of(const Catalog* template_catalog) {
-  if (template_catalog == nullptr) return "none";
-  std::string text;
-  for (const SourceTensor& tensor : template_catalog->tensors)
-    text += tensor.name + " " + std::string(name_of(tensor.dtype)) + " " + to_string(tensor.shape) + "\n";
-  return digest_of(text);
 }
 
 std::string digest_of(const WeightMap* map) {
@@ -54,9 +47,12 @@ std::vector<std::string> words_of(const ExportRequest& request) {
       std::string("strict_dtypes ") + (request.strict_dtypes ? "true" : "false"),
       "max_shard_size " + std::to_string(request.max_file_bytes),
       "file numbers " + (files.empty() ? "none" : digest_of(files)),
-      "template " + digest_of(request.template_catalog),
       "rules " + digest_of(request.map),
   };
+  if (request.template_catalog != nullptr) {
+    for (const std::string& word : content_words(*request.template_catalog, 0))
+      words.push_back("template's " + word);
+  }
   if (!request.adapter) return words;
   const AdapterAsked& adapter = *request.adapter;
   words.push_back("adapter's model " + adapter.model);
@@ -70,18 +66,8 @@ std::vector<std::string> words_of(const ExportRequest& request) {
   return words;
 }
 
-void expect_asked_alike(const std::vector<std::vector<std::string>>& ranks, const ExportRequest& request) {
-  const std::vector<std::string> expected = words_of(request);
-  Problems problems;
-  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
-    const std::vector<std::string>& found = ranks[rank];
-    if (found == expected) continue;
-    std::size_t i = 0;
-    while (i < found.size() && i < expected.size() && found[i] == expected[i]) ++i;
-    problems.add("rank " + std::to_string(rank) + ": expected " +
-                 (i < expected.size() ? expected[i] : "nothing more") + " as on rank 0, found " +
-                 (i < found.size() ? found[i] : "nothing more"));
-  }
+void expect_asked_alike(const std::vector<std::vector<std::string>>& ranks) {
+  Problems problems{differences_of_ranks(ranks)};
   problems.throw_if_any(ErrorKind::mismatch,
                         "the ranks have been given different arguments; nothing has been written:");
 }

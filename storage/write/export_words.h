@@ -12,6 +12,6 @@ namespace shardwright {
 std::vector<std::string> words_of(const ExportRequest& request);
 
 /// Throws Error(mismatch) that names the ranks whose arguments are others. `ranks`: the words of each.
-void expect_asked_alike(const std::vector<std::vector<std::string>>& ranks, const ExportRequest& request);
+void expect_asked_alike(const std::vector<std::vector<std::string>>& ranks);
 
 }  // namespace shardwright

@@ -1,5 +1,6 @@
 #include "storage/write/files_beside.h"
 
+#include <algorithm>
 #include <cctype>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -11,6 +12,7 @@
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
+#include "storage/format/checkpoint_in_place.h"
 
 namespace shardwright {
 namespace {
@@ -42,9 +44,6 @@ bool is_of_others(const std::string& name) {
 constexpr std::string_view templates_of_chats = "additional_chat_templates";
 
 constexpr std::string_view config_name = "config.json";
-
-/// Where ModelOpt says the same as in config.json: of the template's weights, not of those that are written.
-constexpr std::string_view modelopt_config_name = "hf_quant_config.json";
 
 std::string read_all(const fs::path& path) {
   const InputFile file(path);
@@ -113,7 +112,7 @@ Json weights_of_group(const Quantization& how, std::int64_t group) {
 Json modelopt_config(const Quantization& how, const ToldQuantization& told) {
   const std::int64_t group = format_of(how.rule).block_columns;
   return {{"quant_method", "modelopt"},
-          {"quant_algo", how.has_global() ? "NVFP4" : "MXFP4"},
+          {"quant_algo", how.has_global() ? "W4A16_NVFP4" : "MXFP4"},  // of weights alone
           {"config_groups",
            {{"group_0", {{"weights", weights_of_group(how, group)}, {"targets", Json::array({"Linear"})}}}}},
           {"ignore", told.plain_modules}};
@@ -172,6 +171,33 @@ Json config_of_quantization(const ToldQuantization& told) {
   return {};
 }
 
+/// Under which names tools list the modules that are not encoded.
+constexpr const char* lists_of_plain_modules[]{"modules_to_not_convert", "ignored_layers", "ignore"};
+
+/// Whether such a list means the module: by its name, or by that of a module that it is in.
+bool lists(const Json& names, const std::string& module) {
+  return names.is_array() && std::any_of(names.begin(), names.end(), [&](const Json& name) {
+           if (!name.is_string()) return false;
+           const std::string text = name.get<std::string>();
+           return module == text || module.starts_with(text + ".");
+         });
+}
+
+/// A template's quantization_config of the same rule with the list of those modules that it now is of, if
+/// what it lists is of other weights; else as it is.
+Json with_plain_modules(Json config, const ToldQuantization& told) {
+  const char* list = nullptr;
+  for (const char* const name : lists_of_plain_modules) {
+    if (list == nullptr && config.contains(name)) list = name;
+  }
+  const Json listed = list == nullptr ? Json::array() : config.at(list);
+  const auto is_listed = [&](const std::string& module) { return lists(listed, module); };
+  const bool is_true = std::none_of(told.encoded_modules.begin(), told.encoded_modules.end(), is_listed) &&
+                       std::all_of(told.newly_plain.begin(), told.newly_plain.end(), is_listed);
+  if (!is_true) config[list == nullptr ? lists_of_plain_modules[0] : list] = told.plain_modules;
+  return config;
+}
+
 }  // namespace
 
 std::string config_of(const std::string& text, const ToldQuantization& told, const std::string& file) {
@@ -190,8 +216,14 @@ std::string config_of(const std::string& text, const ToldQuantization& told, con
     const Json& first = having.front()->at("quantization_config");
     const bool tells_mxfp8 =
         first.is_object() && first.value("weight_block_size", Json()) == Json::array({1, 32});
-    if (told.how->rule == EncodingRule::mxfp8 ? tells_mxfp8 : first == config_of_quantization(told))
-      return text;
+    if (told.how->rule != EncodingRule::mxfp8) {
+      if (first == config_of_quantization(told)) return text;
+    } else if (tells_mxfp8) {
+      const Json kept = with_plain_modules(first, told);
+      if (kept == first) return text;
+      having.front()->at("quantization_config") = kept;
+      return with_words(config.dump(2)) + "\n";
+    }
   }
   for (const Json* holder : having) {
     const Json& old = holder->at("quantization_config");
@@ -231,7 +263,9 @@ FileContents template_files(const fs::path& directory, const ToldQuantization& t
 FileContents kept_files(const fs::path& directory, const std::vector<std::string>& names,
                         const ToldQuantization& told) {
   FileContents files;
-  for (const std::string& name : names) files.emplace(name, content_of(directory, name, told));
+  for (const std::string& name : names) {
+    if (name != modelopt_config_name) files.emplace(name, content_of(directory, name, told));
+  }
   return files;
 }
 

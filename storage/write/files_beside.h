@@ -14,8 +14,10 @@ using FileContents = std::map<std::string, std::string>;
 
 /// What a quantization_config tells of the weights.
 struct ToldQuantization {
-  const Quantization* how = nullptr;       ///< null: none is quantised
-  std::vector<std::string> plain_modules;  ///< HF names of modules whose matrices are not
+  const Quantization* how = nullptr;              ///< null: none is quantised
+  std::vector<std::string> plain_modules;         ///< HF names of modules whose matrices are not
+  std::vector<std::string> encoded_modules = {};  ///< the same of those whose matrices are
+  std::vector<std::string> newly_plain = {};      ///< of plain_modules, those that the template has encoded
 };
 
 /// What an export takes over from its template beside the tensors: every file that is of the model but its
@@ -26,8 +28,8 @@ struct ToldQuantization {
 FileContents template_files(const std::filesystem::path& directory, const ToldQuantization& told,
                             bool as_template = false);
 
-/// These files of an export that another one replaces without a template, as that writes them. Throws as
-/// template_files().
+/// These files of an export that another one replaces without a template, as that writes them; but
+/// hf_quant_config.json, which tells of the replaced weights alone. Throws as template_files().
 FileContents kept_files(const std::filesystem::path& directory, const std::vector<std::string>& names,
                         const ToldQuantization& told);
 

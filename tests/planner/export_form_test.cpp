@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/models/models.h"
+#include "planner/names/held_tensors.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"
 #include "tests/storage/checkpoint_files.h"
@@ -117,6 +118,35 @@ TEST(export_form, what_the_template_has_in_narrower_dtypes_is_rounded_and_refuse
     }
   }
   EXPECT_GT(rounded, 50);
+}
+
+/// What a weight by another rule, or in BF16, has no place for.
+TEST(export_form, scales_of_activations_that_are_not_taken_over_are_left_out_by_name) {
+  Catalog catalog;
+  catalog.files = {{"model.safetensors", 0}};
+  const auto add = [&](const std::string& name, DType dtype, Shape shape) {
+    const Shape offset(shape.size(), 0);
+    catalog.tensors.push_back({name, dtype, std::move(shape), offset});
+  };
+  add("k_proj.k_scale", DType::F32, {});
+  add("k_proj.weight", DType::F8_E4M3, {4, 64});
+  add("k_proj.weight_scale", DType::F32, {});
+  add("q_proj.input_scale", DType::F32, {});
+  add("q_proj.weight", DType::F4, {4, 64});
+  add("q_proj.weight_scale", DType::F8_E4M3, {4, 4});
+  add("q_proj.weight_scale_2", DType::F32, {});
+  ExportForm form = form_of(catalog, false);
+  form.map = unchanged_names();
+  const std::vector<SavedTensor> tensors{{"k_proj.weight", DType::BF16, {4, 64}},
+                                         {"q_proj.weight", DType::BF16, {4, 64}}};
+  const std::vector<std::string> expected{"k_proj.k_scale", "q_proj.input_scale"};
+  EXPECT_EQ(exported_tensors(tensors, form).left_out, expected);  // in BF16
+  form.quantise = quantization_named("nvfp4-modelopt");
+  form.by_rule_of_names = false;
+  EXPECT_EQ(exported_tensors(tensors, form).left_out, expected);
+  form.quantise = nullptr;
+  form.as_template = true;
+  EXPECT_EQ(exported_tensors(tensors, form).left_out, std::vector<std::string>());
 }
 
 TEST(export_form, what_the_template_has_and_the_state_dict_lacks_is_an_error_or_left_out) {

@@ -7,6 +7,7 @@ import families
 import pytest
 import shardwright as sw
 import torch
+import torch.distributed.checkpoint as dcp
 from decoder_families import ALL
 from families import EXPERTS, INTER, TEXT, Family, Tensors, held, native
 from reference import differing
@@ -162,6 +163,10 @@ def test_a_tied_head_is_not_stored_twice_without_a_template(layout: str, tmp_pat
     report = sw.export(state, tmp_path / "to", model="qwen3", layout=layout)
     assert differing(held(tmp_path / "to"), stored) == []
     assert report.left_out == ["lm_head.weight"]
+    writer = sw.HuggingFaceStorageWriter(tmp_path / "by_dcp", model="qwen3", layout=layout)
+    dcp.save(state, storage_writer=writer, planner=sw.SavePlanner(), no_dist=True)
+    assert differing(held(tmp_path / "by_dcp"), stored) == []
+    assert writer.report is not None and writer.report.left_out == ["lm_head.weight"]
     apart = state | {"lm_head.weight": state[embedding].clone()}
     sw.export(apart, tmp_path / "apart", model="qwen3", layout=layout)
     assert set(held(tmp_path / "apart")) == {*stored, "lm_head.weight"}

@@ -21,7 +21,7 @@ from placements import held_indices, take
 from shardwright import _core
 from test_property import fake_mesh, sharded
 from test_stored_weights import placements_of, write
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 GENERATOR = torch.Generator().manual_seed(4)
 WEIGHTS = fp8_weights(GENERATOR) + packed_weights(GENERATOR)
@@ -99,6 +99,35 @@ def test_every_shard_is_that_part_of_the_codes_and_of_each_companion(weight: Wei
                     state[name] = sharded(locals_[name], tensor, mesh, placements)
                 sw.load(state, path, layout="huggingface", dtype="packed", staging_bytes=1 << 16, threads=1)
             assert differing(locals_, expected) == [], (placements, rank)
+
+
+@pytest.mark.parametrize(
+    "name, dim, ranks, alone",
+    [
+        ("mxfp4.weight", 0, 3, []),  # each row has its own scales
+        ("mxfp4.weight", 1, 3, [1, 2]),  # 28, 28 and 24 of 80 columns, in blocks of 32
+        ("block_fp8.weight", 0, 2, [1]),
+    ],
+)
+def test_codes_whose_scales_are_on_another_rank_are_told(
+    name: str, dim: int, ranks: int, alone: list[int], tmp_path: Path
+):
+    if name == "mxfp4.weight":
+        weight = next(weight for weight in WEIGHTS if weight.name == name)
+    else:
+        codes = torch.zeros(200, 256, dtype=torch.float8_e4m3fn)
+        weight = Weight(name, {name: codes, f"{name}_scale_inv": torch.ones(2, 2)}, codes.float())
+    path, whole = write(tmp_path, weight), native_of(weight)
+    for rank in range(ranks):
+        with fake_mesh((ranks,), rank) as mesh:
+            state = {}
+            for key, tensor in whole.items():
+                held_here = held_indices(tensor.shape, (ranks,), (rank,), [Shard(dim)])
+                part = torch.zeros([len(one) for one in held_here], dtype=tensor.dtype)
+                state[key] = sharded(part, tensor, mesh, [Shard(dim)])
+            report = sw.load(state, path, layout="huggingface", dtype="packed")
+        assert report.codes_alone == ([name] if rank in alone else []), rank
+    assert sw.load(dict(whole), path, layout="huggingface", dtype="packed").codes_alone == []
 
 
 @pytest.mark.parametrize("model, layout", LAYOUTS, ids=[f"{m.name}-{layout}" for m, layout in LAYOUTS])

@@ -152,6 +152,68 @@ def test_a_template_of_another_encoding_says_which_weights_and_config_tells_the_
     assert sw.verify(tmp_path / "to").problems == []
 
 
+def test_what_modelopt_says_again_of_the_weights_goes_with_them(tmp_path: Path):
+    """Beside other weights, hf_quant_config.json would have an engine decode what is not encoded."""
+    weight = weights(torch.Generator().manual_seed(5), 40, 64, torch.bfloat16)
+    source, to = tmp_path / "source", tmp_path / "to"
+    source.mkdir()
+    save_file(RULES["nvfp4-modelopt"]("a.weight", weight), source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "modelopt"}}))
+    (source / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    state = {"a.weight": torch.zeros(40, 64, dtype=torch.bfloat16)}
+    sw.load(state, source, layout="huggingface")
+
+    def written_in_nvfp4() -> None:
+        sw.export(state, to, quantization="template", template=source, layout="huggingface")
+        assert (to / "hf_quant_config.json").exists()
+
+    plain = tmp_path / "plain"
+    sw.export(state, plain, layout="huggingface")
+    for template in (None, plain):
+        written_in_nvfp4()
+        sw.export(state, to, layout="huggingface", template=template)
+        assert not (to / "hf_quant_config.json").exists()
+        assert sw.verify(to).problems == []
+    written_in_nvfp4()
+    (to / "hf_quant_config.json").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"hf_quant_config\.json"):
+        sw.export(state, to, layout="huggingface")
+    assert (to / "hf_quant_config.json").read_text() == "mine"
+    sw.export(state, to, layout="huggingface", overwrite=True)
+    assert not (to / "hf_quant_config.json").exists()
+
+
+@pytest.mark.parametrize("listed", ["modules_to_not_convert", "ignored_layers", None])
+def test_a_list_of_plain_modules_is_that_of_the_weights_that_are_written(listed: str | None, tmp_path: Path):
+    """Of a template in mxfp8 config.json stays as it is, as long as its list is true."""
+    weight = weights(torch.Generator().manual_seed(6), 40, 64, torch.bfloat16)
+    source = tmp_path / "source"
+    source.mkdir()
+    plain = torch.ones(40, 64, dtype=torch.bfloat16)
+    stored = RULES["mxfp8"]("m.a.weight", weight) | {"m.b.weight": plain}
+    save_file(stored, source / "model.safetensors")
+    told = {"quant_method": "mxfp8", "weight_block_size": [1, 32]} | ({listed: ["m.b"]} if listed else {})
+    text = json.dumps({"x": 1, "quantization_config": told})
+    (source / "config.json").write_text(text)
+    state = {"m.a.weight": weight, "m.b.weight": plain}
+
+    def config_of(name: str, *patterns: str) -> dict:
+        path = tmp_path / name
+        options = {"quantized_weights": list(patterns)} if patterns else {}
+        sw.export(state, path, quantization="mxfp8", template=source, layout="huggingface", **options)
+        if name == "as before":
+            assert (path / "config.json").read_text() == text
+        config = json.loads((path / "config.json").read_text())
+        assert config["x"] == 1
+        return config["quantization_config"]
+
+    assert config_of("as before") == told
+    both = config_of("both", "m.*")
+    assert both == (told | {listed: []} if listed else told)
+    other = config_of("the other one", "m.b.*")
+    assert other == told | {listed or "modules_to_not_convert": ["m.a"]}
+
+
 # --- what is refused, with nothing published --------------------------------------------------------------------------
 
 

@@ -205,6 +205,24 @@ def test_verify_finds_flipped_bits_missing_files_and_missing_chunks(path: Path, 
     assert set(sw.verify(tmp_path / "copy").damaged) == {index.fqn for index in places}
 
 
+def test_a_load_that_verifies_refuses_flipped_bits_of_what_it_reads_before_anything_is_written(
+    path: Path, tmp_path: Path
+):
+    shutil.copytree(path, tmp_path / "copy")
+    sw.load(state(7), tmp_path / "copy", verify=True)
+    places = dcp.FileSystemReader(path).read_metadata().storage_data
+    place = next(place for index, place in places.items() if index.fqn == "model.w")
+    file = tmp_path / "copy" / place.relative_path
+    data = bytearray(file.read_bytes())
+    name, extra = struct.unpack_from("<HH", data, place.offset + 26)
+    data[place.offset + 30 + name + extra] ^= 4
+    file.write_bytes(data)
+    found = state(7)
+    with pytest.raises(sw.CheckpointFormatError, match=r'"model\.w" is damaged'):
+        sw.load(found, tmp_path / "copy", verify=True)
+    assert found["model"]["w"].eq(7).all()
+
+
 def test_what_our_planner_saves_with_torchs_writer_is_read_by_all(tmp_path: Path):
     """Its metadata is made lazily, and pickled by the classes that it stands for, called with their fields."""
     dcp.save(

@@ -5,6 +5,7 @@
 #include "planner/names/held_tensors.h"
 #include "planner/save/export_wire.h"
 #include "planner/save/rank_states.h"
+#include "storage/format/read_catalog.h"
 #include "storage/write/export.h"
 #include "tests/storage/checkpoint_files.h"
 #include "tests/storage/device_destinations.h"
@@ -85,6 +86,35 @@ TEST_F(ExportMessages, ranks_that_were_asked_for_something_else_are_named) {
   const WeightMap map = unchanged_names();
   other.map = &map;
   expect_named(other, "rules none as on rank 0, found rules ");
+}
+
+/// Two templates whose headers are alike to the byte, with and without checksums.
+TEST_F(ExportMessages, ranks_whose_templates_hold_other_bytes_are_named) {
+  const auto template_of = [&](const std::string& name, char byte) {
+    std::string bytes = one_tensor_file("lm_head.weight", 100'000);
+    bytes[bytes.size() / 2] = byte;
+    write_file(directory / name / "model.safetensors", bytes);
+    return read_catalog(directory / name);
+  };
+  const Catalog catalogs[]{template_of("one", 0), template_of("copy", 0), template_of("two", 1)};
+  const auto told_by = [&](std::size_t rank, const Catalog& catalog) {
+    ExportRequest asked = request;
+    asked.quantise = nullptr;
+    asked.template_catalog = &catalog;
+    return describe_export(specs[rank], states[rank], asked);
+  };
+  ExportRequest asked = request;
+  asked.quantise = nullptr;
+  asked.template_catalog = &catalogs[0];
+  const auto plan_with = [&](const Catalog& of_rank_2) {
+    plan_export({told_by(0, catalogs[0]), told_by(1, catalogs[1]), told_by(2, of_rank_2)}, asked,
+                directory.path);
+  };
+  expect_error(ErrorKind::mismatch,
+               {"different arguments", "rank 2: expected template's pages of files ", "as on rank 0"},
+               [&] { plan_with(catalogs[2]); });
+  expect_error(ErrorKind::mismatch, {"cannot export these tensors with the names of"},
+               [&] { plan_with(catalogs[1]); });  // which has no q_proj
 }
 
 TEST_F(ExportMessages, the_header_of_a_file_that_there_is_not_is_refused) {

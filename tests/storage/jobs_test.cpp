@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 
+#include "storage/format/read_catalog.h"
 #include "storage/format/steps.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
@@ -129,6 +130,61 @@ TEST(Jobs, WhatAnyRanksSaveAnyOthersResume) {
          })) {
       ASSERT_FALSE(error) << error->what() << " in round " << round;
     }
+  }
+}
+
+TEST(Jobs, AHeadThatIsTheEmbeddingIsExportedOnce) {
+  for (const bool is_tied : {true, false}) {
+    const TemporaryDirectory directory;
+    for (const auto& error : ThreadsAsRanks(2).run([&](const Job& job) {
+           std::vector<std::uint16_t> memory[2];
+           for (std::vector<std::uint16_t>& one : memory) one.assign(4 * 3, 0x3F80);
+           const auto part = [&](const char* fqn, std::vector<std::uint16_t>& of) {
+             return sharded_tensor(fqn, DType::BF16, {7, 3}, {2}, {job.rank},
+                                   {{Placement::Kind::shard, 0, 1}}, of.data());
+           };
+           ExportOptions options;
+           options.layout = "huggingface";
+           const ExportReport report = export_checkpoint(
+               {part("embed_tokens.weight", memory[0]), part("lm_head.weight", memory[is_tied ? 0 : 1])},
+               directory / "to", job, options);
+           if (report.left_out != std::vector<std::string>(is_tied ? 1 : 0, "lm_head.weight"))
+             throw Error(ErrorKind::mismatch, "other tensors left out");
+         })) {
+      ASSERT_FALSE(error) << error->what();
+    }
+    const Catalog catalog = read_catalog(directory / "to");
+    EXPECT_EQ(catalog.find("lm_head.weight").empty(), is_tied);
+    EXPECT_FALSE(catalog.find("embed_tokens.weight").empty());
+  }
+}
+
+TEST(Jobs, RanksThatLoadFromDifferentCheckpointsAreToldSoAndNothingIsWritten) {
+  const TemporaryDirectory directory;
+  std::string bytes = one_tensor_file("w", 100'000);
+  for (const char* name : {"one", "copy", "two"}) {
+    bytes[bytes.size() / 2] = name[0] == 't' ? 1 : 0;
+    write_file(directory / name / "model.safetensors", bytes);
+  }
+  const auto load_with = [&](const char* of_rank_1) {
+    std::vector<std::vector<char>> memory(2, std::vector<char>(200'000, 7));
+    const auto errors = ThreadsAsRanks(2).run([&](const Job& job) {
+      std::vector<TensorSpec> specs{whole_tensor("w", DType::BF16, {100'000})};
+      specs[0].data = memory[static_cast<std::size_t>(job.rank)].data();
+      CheckpointLoadOptions options;
+      options.layout = "huggingface";
+      load_checkpoint(specs, directory / (job.rank == 0 ? "one" : of_rank_1), job, options);
+    });
+    for (const auto& of_rank : memory)
+      EXPECT_EQ(of_rank == std::vector<char>(200'000, 7), errors[0].has_value());
+    return errors;
+  };
+  for (const auto& error : load_with("copy")) EXPECT_FALSE(error) << error->what();
+  for (const auto& error : load_with("two")) {
+    ASSERT_TRUE(error);
+    EXPECT_NE(std::string(error->what()).find("rank 1: expected a checkpoint's pages of files "),
+              std::string::npos)
+        << error->what();
   }
 }
 

@@ -302,8 +302,38 @@ TEST(PendingCheckpoint, TimesTellOfFilesWhoseNamesOthersUseAndOfNoOthers) {
   write_sharded(folder / "step", {shard, with_torchs_name});
   for (const std::string& name : {shard, with_torchs_name})
     fs::last_write_time(folder / "step" / name, fs::file_time_type::clock::now() + std::chrono::hours(1));
+  const Names before = names_in(folder / "step");
+  const Error error = error_of([&] { remove_checkpoint(folder / "step"); });
+  EXPECT_EQ(error.system_error, EEXIST);
+  EXPECT_NE(std::string(error.what()).find(with_torchs_name + " has been changed"), std::string::npos)
+      << error.what();
+  EXPECT_EQ(names_in(folder / "step"), before);  // all of it, or it would be half a checkpoint
+
+  fs::remove(folder / "step" / with_torchs_name);
   remove_checkpoint(folder / "step");
-  EXPECT_EQ(names_in(folder / "step"), Names{with_torchs_name});
+  EXPECT_FALSE(fs::exists(folder / "step"));
+}
+
+TEST(PendingCheckpoint, LinksIntoTheDirectoryAreASourceThatWouldBeReplaced) {
+  const TemporaryDirectory folder;
+  write_sharded(folder / "there", {"a"});
+  write_file(folder / "there" / "sub/weights", "mine");
+  fs::create_directory(folder / "links");
+  fs::create_symlink(folder / "there" / "a", folder / "links" / "first");
+  fs::create_symlink("first", folder / "links" / "second");  // a link to a link
+  fs::create_directory(folder / "deep");
+  fs::create_directory_symlink(folder / "there" / "sub", folder / "deep" / "sub");
+  fs::create_directory(folder / "other");
+  fs::create_symlink(folder / "therefore", folder / "other" / "dangling");
+  write_file(folder / "therefore", "a name that begins alike");
+  for (const char* source : {"links", "deep"}) {
+    const Error error =
+        error_of([&] { PendingCheckpoint(folder / "there", sharded, std::nullopt, {folder / source}); });
+    EXPECT_EQ(error.system_error, EEXIST);
+    EXPECT_NE(std::string(error.what()).find("this is what the checkpoint is made from"), std::string::npos);
+  }
+  PendingCheckpoint(folder / "there", sharded, true, {folder / "links"});
+  PendingCheckpoint(folder / "there", sharded, std::nullopt, {folder / "other", folder / "absent"});
 }
 
 TEST(PendingCheckpoint, AnIndexThatCannotBeReadKeepsNoShards) {

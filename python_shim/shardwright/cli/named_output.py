@@ -11,7 +11,6 @@ from shardwright.local_path import local_path
 #: How each begins that a command writes. Of a plan: its version, and the first of its lists (planner/wire/plan.proto).
 PLAN = re.compile(rb"\x08[\x01-\x7f](?:[\x12\x1a\x22]|$)")
 PAGE = re.compile(rb"<!doctype html>\n", re.IGNORECASE)
-TRACE = re.compile(rb'\{"displayTimeUnit":"ms","traceEvents":\[')
 
 
 def expect_replaceable(option: str, file: str | os.PathLike[str] | None, kind: re.Pattern[bytes]) -> None:

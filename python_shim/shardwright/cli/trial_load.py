@@ -13,10 +13,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 
 from shardwright.cli.answer import Answer
-from shardwright.cli.named_output import TRACE, expect_replaceable
 from shardwright.cli.of_ranks import answer_of, on_each_rank
 from shardwright.dcp.load_planner import LoadPlanner
-from shardwright.dcp.storage_reader import HuggingFaceStorageReader, trace_of_rank
+from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.native import empty_state_dict
 from shardwright.peak_memory import measure_peak_memory
 
@@ -33,7 +32,6 @@ def _load(rank: int, options: argparse.Namespace) -> tuple[dict[str, Any], list[
     alone = options.ranks == 1
     mesh = None if alone else init_device_mesh("cpu", (options.ranks,), mesh_dim_names=("shard",))
     state_dict = empty_state_dict(options.path, mesh, model=options.model, layout=options.layout)
-    expect_replaceable("--trace", trace_of_rank(options.trace)[0], TRACE)
     reader = HuggingFaceStorageReader(
         options.path,
         options.threads,

@@ -91,6 +91,7 @@ class LoadPlanner(ResumePlanner):
         self.plan_seconds = 0.0
         self.catalog: Any = None
         self.core_plan: Any = None  #: the rank's transfers, once planned
+        self.codes_alone: list[str] = []  #: see LoadReport
         self.description = Description()
         #: True if the storage reader is not Shardwright's: it is given ordinary ReadItems, and what they bring is
         #: decoded when it is committed.
@@ -133,6 +134,7 @@ class LoadPlanner(ResumePlanner):
         weight_map: Any = None
         if self.plan is None or self.dtype == "packed":
             layout, weight_map = self._layout()
+        stored = self.catalog
         if self.dtype == "packed":
             self.catalog, weight_map, more = _core.as_packed(self.catalog, weight_map, self.description.specs)
             problems += more
@@ -154,6 +156,9 @@ class LoadPlanner(ResumePlanner):
             raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
         else:
             self.core_plan = _core.decode_plan(self.plan, self.catalog, self.description.specs)
+        self.codes_alone = []
+        if self.dtype == "packed":
+            self.codes_alone = _core.codes_alone(self.core_plan, self.description.specs, stored, self.catalog)
         if self.strict_dtypes:
             rounded = _core.roundings_of(self.core_plan, self.description.specs, self.catalog)
             refuse_roundings(rounded, self.catalog.directory)

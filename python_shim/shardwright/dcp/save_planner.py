@@ -92,6 +92,8 @@ class SavePlanner(DefaultSavePlanner):
         if self.flatten_state_dict:
             state_dict, self.mappings = flatten(state_dict)
         self.state_dict = flatten_sharded_tensors(state_dict) if self.flatten_sharded_tensors else state_dict
+        if self._export is not None:
+            self.state_dict = self._export.without_tied_heads(self.state_dict)
         self.is_coordinator = is_coordinator
 
     def create_local_plan(self) -> SavePlan:

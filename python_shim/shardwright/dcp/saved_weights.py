@@ -11,7 +11,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from shardwright import _core
+from shardwright.dcp.one_checkpoint import words_of
 from shardwright.dcp.sharded_reader import ShardedStorageReader
+from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.loading import is_of_trainer, load
 from shardwright.native import empty_state_dict
 
@@ -51,6 +53,12 @@ def load_weights(
         nested = {part: nested}
     load(nested, source, threads=threads)
     return weights
+
+
+def content_of(source: str | os.PathLike[str]) -> list[str]:
+    """What a checkpoint of any kind holds, in words to be compared between ranks."""
+    reader = (ShardedStorageReader if is_of_trainer(source) else HuggingFaceStorageReader)(source)
+    return words_of(source, reader.read_metadata(), reader.thread_count)
 
 
 def _weights_of(

@@ -39,7 +39,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     :class:`LoadPlanner`, as torch's would read them wrongly.
 
     What torch's FileSystemWriter wrote (``.distcp``) it reads by torch's own reader, held to what is safe: of the
-    options ``weights_only`` holds, and ``verify=True`` is refused.
+    options ``weights_only`` holds, and ``verify=True``, which compares what is read with the sums of its zip archives.
 
     Args:
         path: the checkpoint directory.
@@ -76,7 +76,9 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         if rank is None and _core.has_manifest(os.fspath(self.path)):
             return ShardedMetadata.of(self._read_manifest, self.load_id, self.path)
         if name := metadata_name(self.path, rank):
-            self._torchs = TorchStorageReader(self.path, self.weights_only, self._extension_registry)
+            self._torchs = TorchStorageReader(
+                self.path, self.weights_only, self._extension_registry, self.verify
+            )
             self._torchs.load_id = self.load_id
             return self._torchs.read_metadata(name)
         return CatalogMetadata.of(lambda: self._read_catalog().as_stored(), self.load_id, trainers_names=True)
@@ -98,7 +100,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         ):  # it comes from another reader, or was changed: this one looks up for itself
             metadata = ShardedStorageReader.read_metadata(self)  # not what a derived class makes of it
         self._metadata: Any = metadata
-        if self.verify and not isinstance(metadata, ShardedMetadata):
+        if self.verify and self._torchs is None and not isinstance(metadata, ShardedMetadata):
             raise ValueError(
                 f"{self.path}: verify=True, but this checkpoint has no checksums to check; see sw.verify"
             )
@@ -109,6 +111,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        plan = super().prepare_local_plan(plan)
         if self._torchs is not None:
             return self._torchs.prepare_local_plan(plan)
         names = [item.storage_index.fqn for item in plan.items if item.type == LoadItemType.BYTE_IO]

@@ -147,6 +147,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         self.keep_last = keep_last
         self.save_id = str(uuid.uuid4())
         self.report: SaveReport | None = None
+        self.sources: list[str] = []  #: directories that the tensors come from
         self._pending: Any = None  # on the coordinator, from planning to publishing
 
     # --- planning ----------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         if is_given_up(plans):
             return plans  # the planner of every rank will say why; nothing is to be written
-        self._pending = _core.PendingCheckpoint(self.path, "sharded", self.overwrite)
+        self._pending = _core.PendingCheckpoint(self.path, "sharded", self.overwrite, self.sources)
         try:
             torchs = [_core.torch_metadata_name] if self.format == "torch" else []
             self._pending.expect_free([_core.manifest_name, *torchs])

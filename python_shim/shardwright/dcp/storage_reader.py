@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import LoadPlanner
+from shardwright.dcp.one_checkpoint import expect_one_checkpoint, telling_content
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.local_path import local_path, whole_number
 from shardwright.progress import progress_callback
@@ -115,7 +116,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             straight into their device where NVIDIA's GPUDirect Storage (libcufile) is installed and works for the file.
         huge_pages: ask for staging in huge pages, 2 MiB a thread.
         trace: a file to write what each thread did when, in Chrome's trace format; where there are several ranks,
-            ".rank<N>" goes before its suffix. What is no regular file, such as a pipe, is written into, by rank 0.
+            ".rank<N>" goes before its suffix. A file that is there is replaced if it is empty or a trace, else a
+            ValueError. What is no regular file, such as a pipe, is written into, by rank 0.
         cooperative: True: the ranks of a node read together what several of them need, or what one would read over for
             another: each byte once, handed on in shared memory, but what lies in the page cache, which each rank reads
             for itself, as that is faster. "node": that, too. "job": all ranks of the job do, so that each byte leaves
@@ -168,6 +170,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
             verify,
         )
         self.verify = verify
+        self.compares_ranks = True  #: as dcp.load can, and a rank that loads for itself cannot
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
 
@@ -189,6 +192,16 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         own = isinstance(metadata, CatalogMetadata)
         self._metadata = metadata if own else HuggingFaceStorageReader.read_metadata(self)
 
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Adds which checkpoint this is, for the coordinator of ``dcp.load``."""
+        if not self.compares_ranks:
+            return plan
+        return telling_content(plan, self.path, self._metadata, self.thread_count)
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Raises a PlanError that names the ranks which were given another checkpoint."""
+        return expect_one_checkpoint(plans)
+
     def read_data(self, plan: LoadPlan, planner: TorchLoadPlanner) -> Future[None]:
         """Runs the planner's transfers if it is Shardwright's, else the plan's items, decoding what has scales."""
         with reading_group(self.cooperative) as readers:
@@ -199,6 +212,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
                 if self.strict_dtypes:
                     refuse_roundings(reading.all_rounded(), self.path)
             self.report = self._run(reading, readers, self.core_options)
+        if isinstance(planner, LoadPlanner):
+            self.report = replace(self.report, codes_alone=planner.codes_alone)
         reading.hand_over(planner)
         done: Future[None] = Future()
         done.set_result(None)

@@ -198,6 +198,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._description: Description | None = None
         self._state = b""  # what this rank holds, as ranks plan by it
         self._items: list[WriteItem] = []
+        self._tied: list[str] = []  # heads that are not stored
         self._copied_bytes = 0
         self._publication: Any = None  # on the coordinator, from planning to publishing
         self._start = 0.0
@@ -208,6 +209,15 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         if self._shards is not None:
             return self._shards.storage_meta()
         return ExportMeta(checkpoint_id=self.checkpoint_id, save_id=self.save_id, writer=self)
+
+    def without_tied_heads(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """For ``SavePlanner``: without a template, a head that is the memory of an embedding is not stored, as
+        transformers stores none; the report has it as left out."""
+        self._tied = []
+        if self.template is None:
+            either = {name: value for name, value in state_dict.items() if _core.may_be_tied(name)}
+            self._tied = _core.tied_heads(describe(either).specs)
+        return {name: value for name, value in state_dict.items() if name not in self._tied}
 
     def describe_state_dict(self, state_dict: Mapping[str, Any], state: bytes) -> bytes:
         """For ``SavePlanner``, which gives the state as ranks plan by it: what this rank holds, as bytes for the
@@ -328,6 +338,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         except Exception as error:
             outcome.fail(error)
         self._description, self._items = None, []  # which hold on to the state, and to copies of it
+        self._tied = []
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
         return done
@@ -346,6 +357,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             counters_of("writing"),
         )
         report = SaveReport.of(core, time.perf_counter() - self._start)
+        report.left_out = [*report.left_out, *self._tied]
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
         return report, core.row_sums
 

@@ -58,14 +58,21 @@ class TorchStorageReader(CheckedFileSystemReader):
         path: the checkpoint directory.
         weights_only: False lets the pickled objects run whatever code they name; see ShardedStorageReader.
         extension_registry: see torch's FileSystemReader.
+        verify: True compares all that this rank reads with the sums of the zip archives, before anything is written to
+            a tensor; that is slower than reading it. Otherwise nothing is compared.
 
     After a load, ``report`` is its :class:`LoadReport`, as far as torch's reader shows what it does.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], weights_only: bool = True, extension_registry: Any = None
+        self,
+        path: str | os.PathLike[str],
+        weights_only: bool = True,
+        extension_registry: Any = None,
+        verify: bool | None = None,
     ) -> None:
         super().__init__(local_path(path), extension_registry)
+        self.verify = verify
         self.weights_only = weights_only
         self.report: LoadReport | None = None
         self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
@@ -87,6 +94,8 @@ class TorchStorageReader(CheckedFileSystemReader):
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
         self._expect_whole_files(plan)
+        if self.verify:
+            self._expect_undamaged(plan)
         self._ready = self._read_objects(plan) if self.weights_only else {}
         return super().prepare_local_plan(plan)
 
@@ -144,6 +153,25 @@ class TorchStorageReader(CheckedFileSystemReader):
                 problems.append(f"{file}: {what}")
         if problems:
             raise _core.CheckpointFormatError("\n  ".join(problems))
+
+    def _expect_undamaged(self, plan: LoadPlan) -> None:
+        problems = []
+        for index in dict.fromkeys(item.storage_index for item in plan.items):
+            place = self.storage_data[index]
+            path = Path(self.path, place.relative_path)
+            if place.transform_descriptors or is_stream_of_ours(path, place, index, self._metadata):
+                raise ValueError(
+                    f"{path}: {index.fqn}: verify=True, but there are no checksums to check: it is "
+                    + (
+                        "encoded by an extension of torch's writer"
+                        if place.transform_descriptors
+                        else f"Shardwright's, of which {_core.manifest_name} has them, and is gone"
+                    )
+                )
+            if fault := fault_of_archive(path, place.offset, place.length):
+                problems.append(f'{path}: "{index.fqn}" is damaged: {fault}')
+        if problems:
+            raise _core.CheckpointFormatError("\n  ".join(["the checkpoint is damaged", *problems]))
 
     def _read_objects(self, plan: LoadPlan, but: Container[str] = ()) -> dict[str, io.BytesIO]:
         """What the planner may unpickle: it does so without restraint."""
@@ -324,4 +352,9 @@ def fault_of_extended_archive(
         return str(error)
     except Exception as error:  # damaged archives raise anything
         return f"bytes {offset} to {offset + length} are no archive: {error}"
-    return f"{record} does not have the checksum that it was saved with" if record else ""
+    if record is None:
+        return ""
+    return (
+        f"{record} does not have the checksum that it was saved with, unless "
+        "torch.serialization.set_crc32_options(False) kept torch from writing one"
+    )

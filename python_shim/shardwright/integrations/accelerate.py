@@ -83,7 +83,7 @@ def save_fsdp_model(
         return
     options = fsdp_utils._prepare_sd_options(plugin)
     state = fsdp_utils._get_model_state_dict(model, adapter_only=adapter_only, sd_options=options)
-    save({"model": state}, Path(output_dir, f"{FSDP_MODEL_NAME}_{model_index}"))
+    _save({"model": state}, Path(output_dir, f"{FSDP_MODEL_NAME}_{model_index}"))
 
 
 def load_fsdp_model(
@@ -135,7 +135,7 @@ def save_fsdp_optimizer(
     options = fsdp_utils._prepare_sd_options(plugin)
     state = get_optimizer_state_dict(model, optimizer, options=options)
     saved_with = _sum_of_saved_model(Path(output_dir, f"{FSDP_MODEL_NAME}_{optimizer_index}"))
-    save(
+    _save(
         {"optimizer": state} | ({_MODEL_SUM: saved_with} if saved_with else {}),
         Path(output_dir, f"{OPTIMIZER_NAME}_{optimizer_index}"),
     )
@@ -166,6 +166,16 @@ def load_fsdp_optimizer(
     unused = [name for name in report.unused if name != _MODEL_SUM]
     expect_all_taken(path, unused, background_group())
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    try:
+        save(state, path)
+    except FileExistsError as error:
+        raise FileExistsError(
+            error.errno,
+            f"{error.strerror}. accelerate's save_state takes no overwrite=: remove {path}, or save to another folder",
+        ) from None
 
 
 def _folder(given: str, name: str) -> Path:

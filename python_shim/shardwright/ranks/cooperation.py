@@ -146,12 +146,13 @@ def _read_together(
     group = readers.group
     with failing_together(group):
         load = _core.CooperativeLoad(plan, catalog, specs, options)
-        mine = load.terms, _this_node()
+        mine = load.terms, _this_node(), _core.content_words(catalog)
     of_ranks: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(of_ranks, mine, group)
     try:
         with failing_together(group):
-            terms, nodes = zip(*of_ranks, strict=True)
+            terms, nodes, contents = zip(*of_ranks, strict=True)
+            _core.expect_one_checkpoint(contents)
             all_cached = not any(files_on_disk for _, _, files_on_disk in terms)
         if all_cached and not readers.even_cached_files:
             way = "each rank by itself: the files are in the page cache"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from shardwright import _core
 from shardwright.catalog import read_catalog
@@ -48,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Answer:
     local_path(options.destination)
-    if not _core.has_manifest(options.source) and not Path(options.source, ".metadata").exists():
+    if _core.kind_of(options.source) in ("huggingface", "nothing", "adapter"):
         read_catalog(options.source)  # a bad checkpoint is refused before torch is imported
     from shardwright.cli.trial_export import trial_export
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from shardwright import _core
 from shardwright.checkpoints import expect_no_steps
@@ -21,9 +20,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Answer:
     local_path(options.path)
     expect_no_steps(options.path)
-    if _core.has_manifest(options.path):
+    kind = _core.kind_of(options.path)
+    if kind == "sharded":
         facts = of_sharded(options.path)
-    elif Path(options.path, ".metadata").is_file():
+    elif kind == "torch":
         facts = of_torch(options.path)
     else:
         facts = of_hugging_face(options.path)
