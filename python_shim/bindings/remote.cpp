@@ -113,8 +113,8 @@ void bind_remote(py::module_& m) {
         };
         set_remote_calls(std::move(calls));
       },
-      py::arg("list"), py::arg("head"), py::arg("arriving"),
-      "How objects are reached. list(folder): (name, bytes, version, whether it is a folder) of each thing "
+      py::arg("listed"), py::arg("head"), py::arg("arriving"),
+      "How objects are reached. listed(folder): (name, bytes, version, whether it is a folder) of each thing "
       "directly below; head(address): the same of an object; arriving(address, version, begin, count): an "
       "iterator over buffers.");
 }

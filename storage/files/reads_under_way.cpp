@@ -1,6 +1,7 @@
 #include "storage/files/reads_under_way.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -9,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "planner/error.h"
 #include "storage/files/remote_objects.h"
 #include "storage/files/uring.h"
 
@@ -36,7 +38,8 @@ class ReadsByUring final : public ReadsUnderWay {
 /// Threads that each have a request of their own under way. They are started as requests come.
 class ReadsOfObjects final : public ReadsUnderWay {
  public:
-  explicit ReadsOfObjects(unsigned connections) : most_threads_(connections) {
+  ReadsOfObjects(unsigned connections, const std::atomic<bool>* given_up)
+      : most_threads_(connections), given_up_(given_up) {
     threads_.reserve(connections);
   }
 
@@ -69,7 +72,9 @@ class ReadsOfObjects final : public ReadsUnderWay {
 
   Completion wait() override {
     std::unique_lock lock(mutex_);
-    arrived_.wait(lock, [&] { return !done_.empty(); });
+    while (!arrived_.wait_for(lock, std::chrono::milliseconds(50), [&] { return !done_.empty(); })) {
+      if (given_up_ != nullptr && *given_up_) throw Error(ErrorKind::io, "the reads were given up");
+    }
     Completion completion = std::move(done_.front());
     done_.pop_front();
     return completion;
@@ -107,6 +112,7 @@ class ReadsOfObjects final : public ReadsUnderWay {
   }
 
   const std::size_t most_threads_;
+  const std::atomic<bool>* const given_up_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_, arrived_;
@@ -123,8 +129,8 @@ std::unique_ptr<ReadsUnderWay> reads_by_uring(unsigned depth) {
   return ring ? std::make_unique<ReadsByUring>(std::move(ring)) : nullptr;
 }
 
-std::unique_ptr<ReadsUnderWay> reads_of_objects(unsigned connections) {
-  return std::make_unique<ReadsOfObjects>(connections);
+std::unique_ptr<ReadsUnderWay> reads_of_objects(unsigned connections, const std::atomic<bool>* stopped) {
+  return std::make_unique<ReadsOfObjects>(connections, stopped);
 }
 
 }  // namespace shardwright

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -40,6 +41,8 @@ class ReadsUnderWay {
 std::unique_ptr<ReadsUnderWay> reads_by_uring(unsigned depth);
 
 /// Of remote objects: up to `connections` of them are read at a time, by a thread each; more wait their turn.
-std::unique_ptr<ReadsUnderWay> reads_of_objects(unsigned connections);
+/// A store can be silent for long: once `stopped` (may be null, else outlives this) is true, wait() throws
+/// Error(io).
+std::unique_ptr<ReadsUnderWay> reads_of_objects(unsigned connections, const std::atomic<bool>* stopped);
 
 }  // namespace shardwright

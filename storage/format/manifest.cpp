@@ -64,7 +64,15 @@ void keep_each_box_once(std::vector<StoredChunk>& chunks) {
 
 bool has_manifest(const fs::path& directory) {
   const fs::path path = directory / manifest_name;
-  if (is_remote(path)) return entry_at(path).has_value();
+  if (is_remote(path)) {
+    try {
+      remote_calls(path).head(path.native());
+      return true;
+    } catch (const Error& error) {
+      if (error.kind == ErrorKind::not_found) return false;
+      throw;
+    }
+  }
   struct stat status {};  // of the link, if it is one: one that leads nowhere is for reading it to tell
   if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0) return true;
   if (errno == ENOENT || errno == ENOTDIR) return false;

@@ -75,8 +75,8 @@ TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vect
   }
   if (std::count(in_background.begin(), in_background.end(), true) > 0) {
     const auto depth = static_cast<unsigned>(std::max(8, 2 * buffers.count));  // weights and scales
-    under_way_ =
-        reads_objects_ ? reads_of_objects(static_cast<unsigned>(buffers.count)) : reads_by_uring(depth);
+    under_way_ = reads_objects_ ? reads_of_objects(static_cast<unsigned>(buffers.count), buffers.stopped)
+                                : reads_by_uring(depth);
     reads_.resize(depth);
     for (std::uint64_t tag = 0; tag < depth; ++tag) unused_tags_.push_back(tag);
   }

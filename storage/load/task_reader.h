@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -52,6 +53,8 @@ class TaskReader {
     bool huge_pages = false;
     const DeviceCalls* devices = nullptr;        ///< they are pinned for these; see Staging
     const GpuDirectCalls* gpu_direct = nullptr;  ///< null: nothing is read straight into devices
+    const std::atomic<bool>* stopped =
+        nullptr;  ///< once it is true, wait() may throw: see reads_of_objects()
   };
 
   /// Where the weights of a task belong if they need no decoding and lie there as in the file; else null.

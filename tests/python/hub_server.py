@@ -28,11 +28,13 @@ class HubHandler(Handler):
 
     def do_GET(self) -> None:
         name, query = self._name_and_query()
-        if found := re.fullmatch(r"api/models/([^/]+/[^/]+)/revision/([^/]+)", name):
+        if found := re.fullmatch(r"api/models/(organisation/name)/revision/([^/]+)", name):
             return self._json({"id": found[1], "sha": COMMIT, "siblings": [], "tags": []})
         if found := re.fullmatch(rf"api/models/([^/]+/[^/]+)/tree/{COMMIT}", name):
             files = sorted((self.objects.folder / found[1]).iterdir())
             return self._json([self._entry(file) for file in files])
+        if name.startswith("api/"):
+            return self.answer(404, X_Error_Code="EntryNotFound" if COMMIT in name else "RepoNotFound")
         if found := re.fullmatch(rf"([^/]+/[^/]+)/resolve/{COMMIT}/(.+)", name):
             return self._resolve(found[1], found[2])
         if query.get("signature", "") != str(self.objects.signature):

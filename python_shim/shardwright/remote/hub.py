@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -53,7 +53,7 @@ class HubStore:
 
     def listed(self, folder: str = "") -> Listing:
         listing = Listing()
-        with self._naming(folder):
+        with suppress(FileNotFoundError), self._naming(folder):
             found = self._hub.HfApi().list_repo_tree(
                 self._repository, folder or None, revision=self._commit, repo_type=self._kind
             )
