@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from object_server import (
     serving,
 )
 from shardwright.remote.address import address_of, is_address, masked, root_and_key
+from shardwright.remote.store import open_store
 
 
 @pytest.fixture
@@ -378,3 +380,38 @@ def test_a_repository_of_the_hub_is_loaded_though_its_signed_addresses_expire(ti
                 time.sleep(0.02)
             assert run.returncode == 0, run.stderr.read().decode()
     assert server.bytes_asked("safetensors") > 0
+
+
+# --- a server that others have written -------------------------------------------------------------------------
+
+
+def test_moto_serves_what_is_loaded_resumed_and_verified(tiny, tmp_path, bucket, monkeypatch):
+    """moto is what many test their programs for S3 with."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://{host}:{port}/{bucket}", method="PUT", data=b"")
+        ).close()
+        sw.save(trained(), tmp_path / "run")
+        store = open_store(f"s3://{bucket}")
+        for folder in (tiny, tmp_path / "run"):
+            for file in folder.iterdir():
+                store.put(f"{folder.name}/{file.name}", file.read_bytes())
+        expected, _ = loaded(tiny, tiny)
+        state, _ = loaded(f"s3://{bucket}/tiny", tiny)
+        assert differing(state, expected) == []
+        resumed = {
+            n: torch.zeros_like(v) if isinstance(v, torch.Tensor) else None for n, v in trained().items()
+        }
+        sw.load(resumed, f"s3://{bucket}/run")
+        assert all(torch.equal(resumed[n], v) for n, v in trained().items() if isinstance(v, torch.Tensor))
+        assert sw.verify(f"s3://{bucket}/run").problems == []
+    finally:
+        server.stop()

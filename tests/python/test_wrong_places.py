@@ -75,6 +75,7 @@ def test_addresses_are_refused_everywhere_and_nothing_is_made(
 
 def test_a_checkpoint_id_of_dcp_that_is_an_address_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "0.5")
     with pytest.raises(BaseException, match="remote paths are not supported yet|s3://bucket"):
         dcp.save(
             {"t": torch.ones(2)}, checkpoint_id="s3://bucket/x", storage_writer=sw.ShardedStorageWriter("a")

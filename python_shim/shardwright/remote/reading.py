@@ -25,10 +25,14 @@ T = TypeVar("T")
 PATIENCE = "SHARDWRIGHT_REMOTE_PATIENCE"
 _DEFAULT_PATIENCE = 60.0
 
+#: The same for a store that has never answered: a wrong address is more likely than a pause.
+_FIRST_PATIENCE = 10.0
+
 _FIRST_PAUSE = 0.1  # seconds; twice as long after each try
 _LONGEST_PAUSE = 5.0
 _NAP = 0.05  # how soon a wait notices that it is not needed any more
 
+_answered: set[str] = set()  # roots of stores
 _connected = threading.Lock()
 _is_connected = False
 
@@ -62,24 +66,25 @@ class _Tries:
     """When to try again: pauses that grow, until nothing has come for as long as patience lasts."""
 
     def __init__(self, address: str) -> None:
-        self._address, self._patience = address, patience()
+        self._address, self._root, self._patience = address, root_and_key(address)[0], patience()
         self._count, self._renewed = 0, False
         self._began = time.monotonic()
 
     def progressed(self) -> None:
+        _answered.add(self._root)
         self._count, self._began = 0, time.monotonic()
 
     def pause_after(self, error: StoreError) -> float:
         """Seconds to wait. Raises the error where trying again is no use, or patience has run out."""
         if isinstance(error, DeniedError) and not self._renewed:
             self._renewed = True  # credentials and signed addresses expire: once they are looked up anew
-            reopen_store(root_and_key(self._address)[0])
+            reopen_store(self._root)
             return 0.0
         if not error.may_pass:
             raise error
         self._count += 1
         waited = time.monotonic() - self._began
-        if waited >= self._patience:
+        if waited >= (self._patience if self._root in _answered else min(self._patience, _FIRST_PATIENCE)):
             raise StoreError(
                 f"{error}; given up after {self._count} tries and {waited:.0f} s without a byte "
                 f"({PATIENCE} says how long to wait)"
@@ -120,7 +125,9 @@ def tried(address: str, act: Callable[[], T]) -> T:
     tries = _Tries(address)
     while True:
         try:
-            return act()
+            found = act()
+            tries.progressed()
+            return found
         except StoreError as error:
             time.sleep(tries.pause_after(error))
 
