@@ -6,11 +6,12 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from shardwright import _core
-from shardwright.local_path import local_path, whole_number
+from shardwright.local_path import location, whole_number
 from shardwright.progress import counters_of
+from shardwright.remote.address import is_address
 
 #: What the folder of a training step is called; with zeros before the number, or without.
 STEP_NAME = re.compile(r"step-(\d+)")
@@ -35,18 +36,26 @@ def next_order(path: str | os.PathLike[str]) -> int:
     return int(order)
 
 
-def latest(root: str | os.PathLike[str]) -> Path | None:
+@overload
+def latest(root: Path) -> Path | None: ...
+
+
+@overload
+def latest(root: str | os.PathLike[str]) -> Path | str | None: ...
+
+
+def latest(root: str | os.PathLike[str]) -> Path | str | None:
     """The checkpoint under ``root`` that was saved last, as ``save(..., step=...)`` writes them; None if there is none.
 
     After a training has been rolled back to an earlier step and saved anew, that is its newest save, though folders of
-    higher steps may still be there. What is found has been published: it is whole.
+    higher steps may still be there. What is found has been published: it is whole. Below an address, such as s3://bucket/run,
+    it is an address, as a text.
 
     Raises:
         ValueError: two folders are of one step, such as ``step-7`` and ``step-00000007``.
     """
-    local_path(root)
-    found = _core.latest_checkpoint(root)
-    return None if found is None else Path(found)
+    found = _core.latest_checkpoint(location(root))
+    return None if found is None else found if is_address(found) else Path(found)
 
 
 def expect_no_steps(path: str | os.PathLike[str]) -> None:
@@ -68,9 +77,9 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     ``bytes_hashed`` is 0. Checkpoints of torch's FileSystemWriter are checked by the sums of the archives that they
     consist of.
     """
-    path = local_path(path)
+    path = location(path)
     if _core.kind_of(path) == "torch":
         from shardwright.dcp.torch_checkpoint import verify_torch_checkpoint
 
-        return verify_torch_checkpoint(Path(path))
+        return verify_torch_checkpoint(path)
     return _core.verify_checkpoint(os.fspath(path), threads or 0, counters_of("verifying"))

@@ -93,6 +93,13 @@ def describe(state_dict: Mapping[str, Any]) -> Description:
     return description
 
 
+def tied_heads(state_dict: Mapping[str, Any]) -> list[str]:
+    """Names of heads that are the memory of an embedding, which files do not store."""
+    either = {name: value for name, value in state_dict.items() if _core.may_be_tied(name)}
+    heads: list[str] = _core.tied_heads(describe(either).specs)
+    return heads
+
+
 def _specs_of(fqn: str, value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
     """One spec, or one for each local chunk of a tensor that has several."""
     if isinstance(value, DTensor) and value.device_mesh.get_coordinate() is None:

@@ -25,6 +25,7 @@ from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.rank_outcome import RankOutcome, expect_success, told
+from shardwright.remote.address import is_address
 from shardwright.report import SaveReport
 
 
@@ -99,7 +100,7 @@ def export(
             strict_dtypes=strict_dtypes,
             quantized_weights=quantized_weights,
         )
-        if source is not None:
+        if source is not None and not is_address(source):
             writer.sources.append(lasting_path(source))
     except Exception as error:
         if not has_others(process_group):

@@ -20,7 +20,7 @@ from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.dcp.torch_checkpoint import metadata_name
-from shardwright.local_path import local_path
+from shardwright.local_path import location
 from shardwright.ranks.cooperation import Cooperative, naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.report import LoadReport
 from shardwright.system_calls import is_folder
@@ -116,7 +116,7 @@ def load(
         own_plan, failure = None, None
         try:
             expect_state_dict(state_dict)
-            path = local_path(path)
+            path = location(path)
             reader, planner = _reader_and_planner(path, verify, weights_only, options, hugging_face, either)
             reader.compares_ranks = False
             metadata = reader.read_metadata()

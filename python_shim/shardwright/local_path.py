@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from shardwright import _core
+from shardwright.remote.address import address_of, is_address
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
@@ -19,6 +20,26 @@ def local_path(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"{text!r}: expected a path, found a text with a NUL in it")
     _core.expect_local_path(text)
     return text
+
+
+def location(path: str | os.PathLike[str]) -> str:
+    """Where a checkpoint is read from: a path of this machine, or an address such as s3://bucket/run, in one form.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is a text that is not meant, such as file:///x, with what to do instead.
+    """
+    if not is_address(path):
+        return local_path(path)
+    from shardwright.remote.reading import connect
+
+    connect()
+    return address_of(path)
+
+
+def beside(folder: str | os.PathLike[str], name: str) -> str:
+    """The path or address of what has that name in a folder. pathlib would make s3:/bucket of s3://bucket."""
+    return os.path.join(address_of(folder) if is_address(folder) else os.fspath(folder), name)
 
 
 def lasting_path(path: str | os.PathLike[str]) -> str:

@@ -9,6 +9,7 @@
 #include "planner/problems.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
+#include "storage/files/remote_objects.h"
 #include "storage/format/checksum.h"
 #include "storage/threads.h"
 
@@ -45,7 +46,8 @@ std::uint64_t sample_of(const InputFile& file) {
 
 std::vector<std::string> content_words(const Catalog& catalog, int threads) {
   std::string files;
-  for (const SourceFile& file : catalog.files) files += file.name + " " + std::to_string(file.size) + "\n";
+  for (const SourceFile& file : catalog.files)
+    files += file.name + " " + std::to_string(file.size) + " " + file.version + "\n";
   std::string tensors;
   for (const SourceTensor& tensor : catalog.tensors) {
     tensors += stored_name(tensor) + " " + std::string(name_of(tensor.dtype)) + " " +
@@ -58,7 +60,8 @@ std::vector<std::string> content_words(const Catalog& catalog, int threads) {
       checksums = checksum_of(rows.sums.data(), rows.sums.size() * sizeof(rows.sums[0]), checksums);
   }
   std::vector<std::uint64_t> samples(catalog.files.size());
-  const bool is_here = target_at(catalog.directory).has_value();
+  // The version of an object tells its content, and its pages would be a request each.
+  const bool is_here = !is_remote(catalog.directory) && target_at(catalog.directory).has_value();
   if (is_here) {
     for_each_index(catalog.files.size(), threads, [&](std::size_t f) {
       samples[f] = sample_of(InputFile(catalog.directory / catalog.files[f].name));

@@ -108,6 +108,7 @@ class Engine {
     report_.bytes_checked = checks_.bytes();
     report_.files = files_.count();
     report_.files_direct = files_.count_direct();
+    report_.files_remote = reading_.are_objects ? report_.files : 0;
     report_.files_io_uring = had_ring_ ? reading_.files_in_background() : 0;
     report_.boxes_with_gaps = figures_.boxes_with_gaps;
     report_.boxes_in_pieces = figures_.boxes_in_pieces;
@@ -166,7 +167,7 @@ class Engine {
       TaskReader reader(
           catalog_, files_, reading_.in_background,
           {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages, devices_.calls(),
-           resources.gpu_direct ? devices_.gpu_direct() : nullptr},
+           resources.gpu_direct ? devices_.gpu_direct() : nullptr, &stopped_},
           [&](const ReadTask& task) { return place_of(task); },
           [&](const ReadTask& task) { return device_of(task); });
       const TaskLoop loop{[&](ReadTask& task) { return next_task(task); },

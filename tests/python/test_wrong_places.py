@@ -13,6 +13,8 @@ from shardwright.dcp.torch_checkpoint import TorchStorageReader
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4294967296\n"
 REMOTE = ("s3://bucket/x", "gs://bucket/x", "hf://owner/name", "https://host/x", "unheard-of://x/y")
+READS = ("load", "template", "source", "read_catalog", "empty_state_dict", "verify", "latest", "readers",
+         "sharded reader", "torch's reader")  # fmt: skip
 
 
 def entries(folder: Path) -> list[str]:
@@ -55,19 +57,25 @@ def test_addresses_are_refused_everywhere_and_nothing_is_made(
         "writers": lambda: sw.HuggingFaceStorageWriter(path),
         "sharded writer": lambda: sw.ShardedStorageWriter(path),
     }
+    if not str(path).startswith("file"):  # what is read may be anywhere: test_remote.py
+        calls = {name: call for name, call in calls.items() if name not in READS}
     for name, call in calls.items():
         with pytest.raises(ValueError, match=match):
             call()
             pytest.fail(f"{name} took {path}")
     text = str(path)
-    for command in (["inspect", text], ["plan", text], ["load", text], ["verify", text], ["export", str(tiny), text],
-                    ["export", text, "exported"], ["generate", text], ["simulate", text]):  # fmt: skip
+    commands = [["export", str(tiny), text], ["generate", text]]
+    if text.startswith("file"):
+        commands += [["inspect", text], ["plan", text], ["load", text], ["verify", text], ["simulate", text]]
+        commands += [["export", text, "exported"]]
+    for command in commands:
         assert match in told(capsys, *command), command
     assert entries(tmp_path) == []
 
 
 def test_a_checkpoint_id_of_dcp_that_is_an_address_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "0.5")
     with pytest.raises(BaseException, match="remote paths are not supported yet|s3://bucket"):
         dcp.save(
             {"t": torch.ones(2)}, checkpoint_id="s3://bucket/x", storage_writer=sw.ShardedStorageWriter("a")

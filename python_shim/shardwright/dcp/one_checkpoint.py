@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 from shardwright import _core
 from shardwright.dcp.lazy_metadata import LazyMetadata
 from shardwright.dcp.torch_checkpoint import METADATA_NAME
+from shardwright.local_path import beside
 from shardwright.regular_file import open_regular
 
 
@@ -31,7 +31,7 @@ def words_of(path: str | os.PathLike[str], metadata: Any, threads: int) -> list[
         return words
     if _core.kind_of(os.fspath(path)) != "torch":
         return []  # saved with use_collectives=False: each rank has metadata of its own
-    with open_regular(Path(path, METADATA_NAME)) as file:
+    with open_regular(beside(path, METADATA_NAME)) as file:
         return [f"{METADATA_NAME} {hashlib.file_digest(file, 'blake2b').hexdigest()[:16]}"]
 
 

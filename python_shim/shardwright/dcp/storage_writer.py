@@ -27,7 +27,15 @@ from shardwright.dcp.save_planner import ExportMeta
 from shardwright.dcp.save_planning import share_of
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import default_threads
-from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe, is_reached, spec_of_part
+from shardwright.describe import (
+    DTYPE_NAMES,
+    Description,
+    current_streams,
+    describe,
+    is_reached,
+    spec_of_part,
+    tied_heads,
+)
 from shardwright.local_path import expect_overwrite, lasting_path, whole_number
 from shardwright.progress import counters_of
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
@@ -215,8 +223,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         transformers stores none; the report has it as left out."""
         self._tied = []
         if self.template is None:
-            either = {name: value for name, value in state_dict.items() if _core.may_be_tied(name)}
-            self._tied = _core.tied_heads(describe(either).specs)
+            self._tied = tied_heads(state_dict)
         return {name: value for name, value in state_dict.items() if name not in self._tied}
 
     def describe_state_dict(self, state_dict: Mapping[str, Any], state: bytes) -> bytes:

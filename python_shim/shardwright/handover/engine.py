@@ -27,7 +27,9 @@ class EnginePart:
     #: The engine's dimension along which each one of the box runs, -1 for one of a single index; (1, 0) transposes.
     #: None: the last dimensions of the engine's tensor, in order.
     axes: Sequence[int] | None = None
-    steps: Sequence[int] | None = None  #: from one index to the next along it; None: 1. 2 leaves every other one out
+    steps: Sequence[int] | None = (
+        None  #: from one index to the next along it; None: 1. 2 leaves every other one out
+    )
     view: Sequence[int] | None = None  #: the tensor's dimensions, factored; ``box`` is then a box of that
 
     def described(self) -> Any:

@@ -17,14 +17,13 @@ from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_shard
 from shardwright.dcp.save_description import describe_save
 from shardwright.dcp.storage_reader import default_threads
 from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
-from shardwright.describe import current_streams, describe
+from shardwright.describe import current_streams, describe, tied_heads
 from shardwright.handover.buckets import Bucket, Buckets
 from shardwright.handover.piece import Piece, piece_of
 from shardwright.handover.piece_sums import PieceSums
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.together import together
-from shardwright.tied_heads import tied_heads
 from shardwright.weight_maps import imported_map, model_name
 
 _DOING = "beginning to hand over tensors"

@@ -15,13 +15,12 @@ from shardwright.catalog import catalog_of
 from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
 from shardwright.dcp.save_description import describe_save
 from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
-from shardwright.describe import Description, current_streams, describe
+from shardwright.describe import Description, current_streams, describe, tied_heads
 from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.together import together
-from shardwright.tied_heads import tied_heads
 from shardwright.weight_maps import imported_map, model_name
 
 _DOING = "handing weights over"
@@ -71,9 +70,7 @@ class RefitPlan:
 def _lists(facts: Mapping[int, list[Any]]) -> dict[int, list[HandedBox]]:
     return {
         rank: [
-            HandedBox(
-                name, tuple(view), tuple(slice(at, at + n) for at, n in zip(offset, size, strict=True))
-            )
+            HandedBox(name, tuple(view), tuple(slice(at, at + n) for at, n in zip(offset, size, strict=True)))
             for name, view, offset, size in boxes
         ]
         for rank, boxes in facts.items()

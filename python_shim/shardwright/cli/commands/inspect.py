@@ -8,7 +8,7 @@ from shardwright import _core
 from shardwright.checkpoints import expect_no_steps
 from shardwright.cli.answer import Answer
 from shardwright.cli.holdings import of_hugging_face, of_sharded, of_torch, text_of
-from shardwright.local_path import local_path
+from shardwright.local_path import location
 
 HELP = "say what a checkpoint holds, from headers, index and metadata"
 
@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    local_path(options.path)
+    options.path = location(options.path)
     expect_no_steps(options.path)
     kind = _core.kind_of(options.path)
     if kind == "sharded":
