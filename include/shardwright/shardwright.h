@@ -56,6 +56,7 @@
 #include "storage/progress.h"
 #include "storage/tools/generate.h"
 #include "storage/tools/simulate.h"
+#include "storage/tools/simulated_ways.h"
 #include "storage/tools/verify.h"
 
 // What all of it throws.

@@ -33,7 +33,7 @@ class LinuxUring final : public Uring {
     if (!usable_) return;
     Completion completion;
     // Where waiting fails the ring is broken, and closing it cancels what is left.
-    while (in_flight_ > 0 && wait_for(completion) == 0) continue;
+    while (in_flight_ > 0 && next(completion) == 0) continue;
     io_uring_queue_exit(&ring_);
   }
   LinuxUring(const LinuxUring&) = delete;
@@ -62,15 +62,17 @@ class LinuxUring final : public Uring {
 
   Completion wait() override {
     Completion completion;
-    const int status = wait_for(completion);
+    const int status = next(completion);
     if (status == 0) return completion;
     throw Error(ErrorKind::io, std::string("io_uring: cannot wait for a read: ") + std::strerror(-status),
                 -status);
   }
 
-  std::optional<Completion> poll() override {
+  std::optional<Completion> wait_for(std::chrono::microseconds longest) override {
     io_uring_cqe* entry = nullptr;
-    if (io_uring_peek_cqe(&ring_, &entry) != 0) return std::nullopt;
+    if (io_uring_peek_cqe(&ring_, &entry) == 0) return taken(entry);
+    __kernel_timespec time{longest.count() / 1'000'000, longest.count() % 1'000'000 * 1000};
+    if (longest.count() == 0 || io_uring_wait_cqe_timeout(&ring_, &entry, &time) != 0) return std::nullopt;
     return taken(entry);
   }
 
@@ -78,7 +80,7 @@ class LinuxUring final : public Uring {
 
  private:
   /// 0 or -errno. Allocates nothing: the destructor needs it where there may be no memory.
-  int wait_for(Completion& completion) noexcept {
+  int next(Completion& completion) noexcept {
     io_uring_cqe* entry = nullptr;
     int status = 0;
     do {

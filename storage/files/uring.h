@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -32,8 +33,8 @@ class Uring {
   /// Waits for one of the reads in flight, of which there must be one.
   virtual Completion wait() = 0;
 
-  /// One that has ended; nothing if none has. Does not wait.
-  virtual std::optional<Completion> poll() = 0;
+  /// The same, but waits no longer than that: nothing if none has ended by then.
+  virtual std::optional<Completion> wait_for(std::chrono::microseconds longest) = 0;
 
   virtual unsigned in_flight() const = 0;
 

@@ -109,8 +109,10 @@ void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_
   limits_.cached_files_apart = how.cached_files_apart;
   cooperation_ = cooperate(transfers_of_ranks, catalog_, limits_);
   bytes_in_all_ = 0;
-  if (!devices_are_open_) devices_.open();
-  devices_are_open_ = devices_.any();
+  if (!devices_are_open_) {
+    devices_are_open_ = devices_.any();
+    devices_.open();
+  }
   left_ = Trace::Clock::now();
   if (way_ == HandingOver::by_shared_memory) {
     for (const SharedPiece& piece : cooperation_.pieces) {

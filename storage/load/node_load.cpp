@@ -25,8 +25,9 @@ constexpr std::uint64_t most_ring_bytes = std::uint64_t{64} << 20;
 constexpr std::uint64_t fewest_slots = 2;
 constexpr std::size_t buffers_of_rounds = 4;
 
-/// A thread looks after its own reads, and after ranks that may have ended, as often as this.
-constexpr std::chrono::microseconds while_reading{100};
+/// Longest wait of a thread for its own reads, meanwhile it sees nothing of others; and for others, of which
+/// one may have ended.
+constexpr std::chrono::milliseconds while_reading{1};
 constexpr std::chrono::milliseconds while_idle{50};
 
 /// Notes when this began and has ended, for a thread's figures and trace.
@@ -200,7 +201,7 @@ void CooperativeLoad::work_on_node(Reader& reader, NodeRun& run) {
       idle = false;
     };
     const Clock::time_point begin = Clock::now();
-    while (StagedTask* const staged = tasks.poll()) arrived(*staged);
+    while (StagedTask* const staged = tasks.wait_for({})) arrived(*staged);
     while (tasks.has_room()) {
       const std::optional<std::uint64_t> piece = ring.next_to_read();
       if (!piece) break;
@@ -225,8 +226,12 @@ void CooperativeLoad::work_on_node(Reader& reader, NodeRun& run) {
       continue;
     }
     if (!tasks.is_busy() && run.shares.none_left() && ring.all_are_read()) break;
-    ring.wait(seen, tasks.is_busy() ? while_reading : std::chrono::microseconds(while_idle));
-    if (ring.events() != seen) last_event = Clock::now();
+    if (tasks.is_busy()) {
+      if (StagedTask* const staged = tasks.wait_for(while_reading)) arrived(*staged);
+    } else {
+      ring.wait(seen, while_idle);
+    }
+    if (!idle || ring.events() != seen) last_event = Clock::now();
     note("wait", -1, 0, begin, events, reader.figures.reading);
     if (tasks.is_busy() || Clock::now() - last_event < while_idle) continue;
     if (const std::optional<std::uint32_t> gone = ring.gone()) {

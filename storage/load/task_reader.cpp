@@ -272,9 +272,9 @@ StagedTask* TaskReader::wait() {
   return task;
 }
 
-StagedTask* TaskReader::poll() {
+StagedTask* TaskReader::wait_for(std::chrono::microseconds longest) {
   while (ring_ != nullptr && ready_.empty() && tasks_under_way_ > 0) {
-    const std::optional<Uring::Completion> completion = ring_->poll();
+    const std::optional<Uring::Completion> completion = ring_->wait_for(longest);
     if (!completion) break;
     finish(*completion);
   }

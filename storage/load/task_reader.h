@@ -94,8 +94,8 @@ class TaskReader {
   /// Waits for a task to arrive. REQUIRES: is_busy().
   StagedTask* wait();
 
-  /// A task that has arrived; null if none has. Does not wait.
-  StagedTask* poll();
+  /// The same, but waits no longer than that: null if none has arrived by then, or none is under way.
+  StagedTask* wait_for(std::chrono::microseconds longest);
 
   /// Gives the buffer of a task that was returned back for another.
   void release(StagedTask& task) { free_.push_back(&task); }

@@ -61,7 +61,7 @@ std::vector<SimulatedWay> simulated_ways(const Simulation& simulation, const Sim
     read[2].add(read_by_job / nodes);
     requests[2].add(static_cast<double>(simulation.requests_of_job) / nodes);
     handed.add(static_cast<double>(node.bytes_needed) - distinct);
-    from_others.add(std::max(0.0, distinct - read_by_job / nodes));
+    from_others.add(std::max(0.0, static_cast<double>(node.bytes_needed) - read_by_job / nodes));
   }
 
   std::vector<SimulatedWay> ways;
@@ -76,7 +76,7 @@ std::vector<SimulatedWay> simulated_ways(const Simulation& simulation, const Sim
     way.waiting = requests[which].most * rates.request_wait / rates.requests_in_flight;
     way.reading = read[which].most / rates.node_reading;
     if (rates.storage > 0) way.reading = std::max(way.reading, way.bytes_from_storage / rates.storage);
-    if (kind != SimulatedWay::Kind::apart) {
+    if (kind == SimulatedWay::Kind::once_a_node) {
       way.bytes_in_nodes = of_all * handed.sum;
       way.in_nodes = handed.most / rates.node_memory;
     }

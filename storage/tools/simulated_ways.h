@@ -25,13 +25,13 @@ struct SimulatedWay {
   enum class Kind : std::uint8_t {
     apart,        ///< each rank for itself
     once_a_node,  ///< what several ranks of a node need, one of them reads: cooperative=True
-    once_a_job,   ///< what several nodes need, one of them reads, and hands it on: cooperative="job"
+    once_a_job,   ///< what several ranks need, one of them reads, and sends it to each: cooperative="job"
   };
 
   Kind kind = Kind::apart;
   double bytes_from_storage = 0;  ///< to all nodes
   double bytes_in_nodes = 0;      ///< from rank to rank, of all nodes
-  double bytes_on_wire = 0;       ///< from node to node
+  double bytes_on_wire = 0;       ///< from rank to rank over c10d, counted as if all were between nodes
   double requests = 0;            ///< to the storage, of all nodes
 
   // Seconds of each phase, on the rank or node that takes longest in it. A load overlaps them.
@@ -40,8 +40,8 @@ struct SimulatedWay {
   double seconds() const { return planning + waiting + reading + on_wire + in_nodes + decoding; }
 };
 
-/// The ways, in the order of SimulatedWay::Kind. Once a job, nodes divide what the job needs evenly, and each
-/// sends on what it gets, so that none sends more than it gets. Throws Error(argument) for rates that are not
+/// The ways, in the order of SimulatedWay::Kind. Once a job, nodes divide what the job needs evenly, and none
+/// sends more than the one that gets most gets. Throws Error(argument) for rates that are not
 /// above zero, but the storage's.
 std::vector<SimulatedWay> simulated_ways(const Simulation& simulation, const SimulatedRates& rates);
 

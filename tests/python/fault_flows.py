@@ -635,7 +635,7 @@ def of_ranks(folder: Path) -> list[Flow]:
         )
 
     def together(into: dict[str, Any], path: Path) -> None:
-        sw.load(into, path, cooperative=True, threads=1)
+        sw.load(into, path, cooperative="node", threads=1)
 
     def lora(value: float, path: Path) -> None:
         tensors = {

@@ -43,6 +43,15 @@ def test_files_are_read_past_the_page_cache_within_the_staging_and_traced(outcom
     assert not outcome["past_the_page_cache"], outcome["past_the_page_cache"]
 
 
+def test_what_lies_in_the_page_cache_is_read_apart_and_nothing_is_left_behind(outcome: dict[str, str]):
+    check = "what_is_cached_is_read_apart_and_nothing_is_left"
+    assert not outcome[check], outcome[check]
+
+
+def test_ranks_without_memory_to_share_hand_on_over_c10d_and_say_so(outcome: dict[str, str]):
+    assert not outcome["memory_that_is_refused"], outcome["memory_that_is_refused"]
+
+
 def test_a_rank_that_cannot_read_is_named_on_all(outcome: dict[str, str]):
     assert not outcome["a_rank_that_cannot_read"], outcome["a_rank_that_cannot_read"]
 

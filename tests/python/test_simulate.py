@@ -149,7 +149,7 @@ def test_times_follow_from_the_counts_and_the_speeds():
     )
     job, ways = facts["seconds"]["job"], facts["ways"]
     everything = facts["checkpoint_bytes"]  # all of which somebody needs, and nobody reads over
-    from_others = [node["bytes_distinct"] - everything / 2 for node in nodes]
+    from_others = [node["bytes_needed"] - everything / 2 for node in nodes]
     assert job["reading"] == pytest.approx(everything / 2 / 2e9) and alone["between nodes"] == 0
     rounds = math.ceil(max(from_others) / 1e5)
     assert job["between nodes"] == pytest.approx(max(from_others) / 7e9 + rounds * 8e-3)

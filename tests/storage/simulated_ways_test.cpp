@@ -50,8 +50,9 @@ TEST(simulated_ways, are_what_the_counts_and_rates_come_to) {
   EXPECT_EQ(node.bytes_in_nodes, 2 * 700);
   EXPECT_EQ(node.in_nodes, 10);
   EXPECT_EQ(node.bytes_on_wire, 0);
-  EXPECT_EQ(job.bytes_on_wire, 2 * (500 + 700));
-  EXPECT_EQ(job.on_wire, 70 + 3 * 3);
+  EXPECT_EQ(job.bytes_on_wire, 2 * (1200 + 700));
+  EXPECT_EQ(job.on_wire, 120 + 5 * 3);
+  EXPECT_EQ(job.in_nodes, 0);
   for (const SimulatedWay& way : ways) {
     EXPECT_EQ(way.decoding, 100);
     EXPECT_EQ(way.planning, 0.25);

@@ -46,7 +46,8 @@ def reading_group(cooperative: Cooperative) -> Iterator[Readers | None]:
     if isinstance(cooperative, Readers):
         yield cooperative
         return
-    if cooperative not in (True, False, "node", "job") and not isinstance(cooperative, dist.ProcessGroup):
+    named = isinstance(cooperative, str) and cooperative in ("node", "job")
+    if not named and not isinstance(cooperative, (bool, dist.ProcessGroup)):
         raise ValueError(
             f'cooperative: expected True, False, "node", "job" or a process group, found {cooperative!r}'
         )

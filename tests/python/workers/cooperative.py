@@ -5,6 +5,7 @@ The environment's COOPERATIVE_WAY says how bytes are handed on: in "memory", or 
 
 import json
 import os
+import resource
 import shutil
 import tempfile
 from itertools import product
@@ -137,6 +138,53 @@ def past_the_page_cache(path: str, uneven: str) -> None:
             assert max(event["ts"] + event["dur"] for event in done) <= report.seconds["total"] * 1e6
 
 
+def what_is_cached_is_read_apart_and_nothing_is_left(path: str, uneven: str) -> None:
+    """Of a node; a process group is taken at its word."""
+    for file in Path(path).iterdir():
+        file.read_bytes()  # into the page cache
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    everything = file_bytes(path)
+    for how, times, words in (
+        (
+            True,
+            dist.get_world_size() if IN_MEMORY else 1,
+            "each rank by itself: the files are in the page cache",
+        ),
+        (
+            dist.group.WORLD,
+            1,
+            "through shared memory" if IN_MEMORY else "over c10d: they are of several nodes",
+        ),
+    ):
+        descriptors = os.listdir("/proc/self/fd")
+        report = check_sharded(path, lambda fqn, tensor: (mesh, [Replicate()]), cooperative=how)
+        if how is not True or IN_MEMORY:
+            read = sum(of_all_ranks(report.bytes_read))
+            assert (read, report.cooperation) == (times * everything, words), (
+                read,
+                everything,
+                report.cooperation,
+            )
+        assert not IN_MEMORY or len(os.listdir("/proc/self/fd")) == len(descriptors)  # Gloo opens connections
+        assert "memfd:shardwright" not in Path("/proc/self/maps").read_text()
+
+
+def memory_that_is_refused(path: str, uneven: str) -> None:
+    """The bytes go over c10d then, which the report says."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        report = check_sharded(path, lambda fqn, tensor: (mesh, [Replicate()]), cooperative=HOW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sum(of_all_ranks(report.bytes_read)) == file_bytes(path)
+    words = "shared memory: the system has no " if IN_MEMORY else "they are of several nodes"
+    assert report.cooperation.startswith("over c10d: ") and words in report.cooperation, report.cooperation
+    assert report.cooperation in str(report)
+
+
 def a_rank_that_cannot_read(path: str, uneven: str) -> None:
     """All ranks hear of it, by rank, and none waits for ever."""
     last = dist.get_world_size() - 1
@@ -240,6 +288,8 @@ CHECKS = [
     disjoint_rows,
     into_devices,
     past_the_page_cache,
+    what_is_cached_is_read_apart_and_nothing_is_left,
+    memory_that_is_refused,
     a_rank_that_cannot_read,
     a_rank_that_cannot_plan,
     a_rank_whose_bytes_are_damaged,
