@@ -31,6 +31,12 @@ class ReadsByUring final : public ReadsUnderWay {
     return {completion.tag, completion.result, nullptr};
   }
 
+  std::optional<Completion> wait_for(std::chrono::microseconds longest) override {
+    const std::optional<Uring::Completion> completion = ring_->wait_for(longest);
+    if (!completion) return std::nullopt;
+    return Completion{completion->tag, completion->result, nullptr};
+  }
+
  private:
   const std::unique_ptr<Uring> ring_;
 };
@@ -71,10 +77,15 @@ class ReadsOfObjects final : public ReadsUnderWay {
   }
 
   Completion wait() override {
-    std::unique_lock lock(mutex_);
-    while (!arrived_.wait_for(lock, std::chrono::milliseconds(50), [&] { return !done_.empty(); })) {
+    for (;;) {
+      if (std::optional<Completion> completion = wait_for(std::chrono::milliseconds(50))) return *completion;
       if (given_up_ != nullptr && *given_up_) throw Error(ErrorKind::io, "the reads were given up");
     }
+  }
+
+  std::optional<Completion> wait_for(std::chrono::microseconds longest) override {
+    std::unique_lock lock(mutex_);
+    if (!arrived_.wait_for(lock, longest, [&] { return !done_.empty(); })) return std::nullopt;
     Completion completion = std::move(done_.front());
     done_.pop_front();
     return completion;

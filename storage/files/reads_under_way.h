@@ -1,9 +1,12 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 
 #include "storage/files/input_file.h"
 
@@ -32,6 +35,9 @@ class ReadsUnderWay {
 
   /// Waits for one of the reads in flight, of which there must be one.
   virtual Completion wait() = 0;
+
+  /// The same, but waits no longer than that: nothing if none has ended by then.
+  virtual std::optional<Completion> wait_for(std::chrono::microseconds longest) = 0;
 
  protected:
   ReadsUnderWay() = default;

@@ -273,8 +273,8 @@ StagedTask* TaskReader::wait() {
 }
 
 StagedTask* TaskReader::wait_for(std::chrono::microseconds longest) {
-  while (ring_ != nullptr && ready_.empty() && tasks_under_way_ > 0) {
-    const std::optional<Uring::Completion> completion = ring_->wait_for(longest);
+  while (under_way_ != nullptr && ready_.empty() && tasks_under_way_ > 0) {
+    const std::optional<ReadsUnderWay::Completion> completion = under_way_->wait_for(longest);
     if (!completion) break;
     finish(*completion);
   }
