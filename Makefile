@@ -149,6 +149,7 @@ format: lint-system $(STAMP) ## format all C++ and Python
 
 bench: build peers ## measure kernels, loading beside the peers (a table, JSON and a picture in build/bench), saves, exports
 	$(call say,kernels)
+	@build/bench/encodings
 	@build/bench/kernels
 	$(call say,load)
 	@$(IN_PEERS) bench/peers.py

@@ -245,7 +245,7 @@ int main(int count, char** arguments) {
   }
   for (int round = 0; round < rounds; ++round) {
     measure(read);
-    // Encoding first: decoded are any codes, which are no trained weights.
+    // Encoding first: it leaves codes of trained weights, without NaNs, for all that follows.
     for (Measured& measured : all) {
       if (measured.encode) measure(*measured.encode);
       if (measured.encode_transposed) measure(*measured.encode_transposed);

@@ -75,6 +75,20 @@ Scale<std::uint8_t> e8m0_scale(std::uint32_t byte, float factor) {
   return {static_cast<std::uint8_t>(byte), factor};
 }
 
+/// Calls use with a function that rounds F32 numbers to the dtype: one without branches, so that the compiler
+/// makes vectors of what calls it, where that is BF16 or F32.
+template <class Use>
+void rounding_to(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::BF16:
+      return use([](float value) { return in_dtype(DType::BF16, value); });
+    case DType::F16:
+      return use([](float value) { return in_dtype(DType::F16, value); });
+    default:
+      return use([](float value) { return value; });
+  }
+}
+
 /// Calls scale_of(magnitude) for each, and writes what it returns.
 template <class ScaleOf>
 void write_scales(const float* magnitudes, std::int64_t count, void* scales, float* factors,
@@ -194,18 +208,21 @@ void scales_of_magnitudes(EncodingRule rule, DType values, const float* magnitud
           [global](float value) { return value * global; });
     }
     case EncodingRule::nvfp4_compressed_tensors:
-      return write_e4m3_scales(
-          magnitudes, count, scales, factors, e4m3_eighth,
-          [values, global](float largest) {
-            return std::min(global * in_dtype(values, largest / 6.0F), 448.0F);
-          },
-          [global](float value) { return value / global; });
+      return rounding_to(values, [&](auto rounded) {
+        write_e4m3_scales(
+            magnitudes, count, scales, factors, e4m3_eighth,
+            [rounded, global](float largest) { return std::min(global * rounded(largest / 6.0F), 448.0F); },
+            [global](float value) { return value / global; });
+      });
     case EncodingRule::int4_compressed_tensors:
-      return write([values](float largest) {
-        float scale = in_dtype(values, largest / 7.5F);
-        if (scale == 0) scale = epsilon(values);
-        const auto stored = static_cast<std::uint16_t>(nearest_of_float<bfloat16>(bits_of_float(scale)));
-        return Scale<std::uint16_t>{stored, float_of_bits(std::uint32_t{stored} << 16)};
+      return rounding_to(values, [&](auto rounded) {
+        const float least = epsilon(values);
+        write([rounded, least](float largest) {
+          const float found = rounded(largest / 7.5F);
+          const float scale = found == 0 ? least : found;
+          const auto stored = static_cast<std::uint16_t>(nearest_of_float<bfloat16>(bits_of_float(scale)));
+          return Scale<std::uint16_t>{stored, float_of_bits(std::uint32_t{stored} << 16)};
+        });
       });
   }
 }

@@ -320,7 +320,7 @@ void SampleTensors::add(const std::string& name, DType dtype, Shape shape) {
 
 void SampleTensors::add_stored_as(const std::optional<StoredEncoding>& encoding, const std::string& name,
                                   Shape shape) {
-  if (!encoding) return add(name, DType::BF16, std::move(shape));
+  if (!encoding || !quantises_) return add(name, DType::BF16, std::move(shape));
   check({name, DType::BF16, shape});
   add_stored(tensors_, *encoding, name, shape);
 }

@@ -84,6 +84,9 @@ class SampleTensors {
   void add_scaled(const std::string& name, Shape shape);  ///< BF16 where the form does not quantise it
   void add_expert(const std::string& name, Shape shape);  ///< the same of what routed experts have
 
+  /// Whether what is added from now on is quantised where the form is: a release may leave a part in BF16.
+  void quantise(bool yes) { quantises_ = yes; }
+
   /// A number of config.json, by its name there or one of those that SampleRow speaks of. Throws
   /// Error(argument) where there is none from 0 to 2^31 - 1.
   std::int64_t number(std::string_view name, std::string_view part = {}) const;
@@ -95,7 +98,7 @@ class SampleTensors {
   std::int64_t entries(std::string_view list, std::string_view part = {}) const;  ///< of a list; 0: no list
   std::int64_t number_or_none(std::string_view name) const;  ///< 0 where config.json has none
 
-  bool is_quantised() const { return experts_ || rest_; }
+  bool is_quantised() const { return quantises_ && (experts_ || rest_); }
   std::vector<NamedShape> take() { return std::move(tensors_); }
 
  private:
@@ -106,6 +109,7 @@ class SampleTensors {
 
   nlohmann::ordered_json config_;
   std::optional<StoredEncoding> experts_, rest_;
+  bool quantises_ = true;
   std::vector<NamedShape> tensors_;
 };
 

@@ -72,6 +72,28 @@ Json compressed_config(const StoredEncoding& encoding, bool is_of_experts_alone)
           {"quantization_status", "compressed"}};
 }
 
+/// `rest`: how all but routed experts is stored, where that is otherwise; null: it is not, or in BF16.
+Json modelopt_config(const StoredEncoding& experts, const StoredEncoding* rest) {
+  const Json fp8 = {{"quant_algo", "FP8"}};
+  if (!experts.is_of_experts()) return {{"quant_method", "modelopt"}, {"quant_algo", "FP8"}};
+  const std::string algorithm = experts.is_weight_only ? "W4A16_NVFP4" : "NVFP4";
+  const Json nvfp4 = {{"quant_algo", algorithm}, {"group_size", experts.blocks().columns}};
+  if (rest == nullptr) return {{"quant_method", "modelopt"}, {"quant_algo", algorithm}, {"group_size", 16}};
+  Json layers;
+  if (rest->names == Names::modelopt) {  // nvidia/Qwen3.6-35B-A3B-NVFP4
+    const std::string prefix = "model.language_model.layers.*.";
+    layers = {{prefix + "mlp.experts.*", nvfp4},
+              {prefix + "mlp.shared_expert.*", nvfp4},
+              {"lm_head", nvfp4},
+              {prefix + "self_attn.*", fp8},
+              {prefix + "linear_attn.*", fp8}};
+  } else {  // nvidia/MiniMax-M3-NVFP4
+    layers = {{"language_model.model.layers.*.block_sparse_moe.experts.*", nvfp4},
+              {"language_model.model.layers.*.self_attn.*", {{"quant_algo", "MXFP8"}}}};
+  }
+  return {{"quant_method", "modelopt"}, {"quant_algo", "MIXED_PRECISION"}, {"quantized_layers", layers}};
+}
+
 Json fp8_config(const KnownEncoding& blocks) {
   Json quantization = {{"quant_method", "fp8"}, {"fmt", "e4m3"}};
   if (blocks.name == "mxfp8") quantization["quant_method"] = "mxfp8";
@@ -99,7 +121,9 @@ const std::vector<StoredEncoding>& stored_encodings() {
       {"mxfp4", "mxfp4", Names::compressed_tensors},
       {"mxfp4_gpt_oss", "mxfp4", Names::gpt_oss},
       {"mxfp4_deepseek", "mxfp4", Names::deepseek, DType::F8_E8M0},
+      {"tensor_fp8_modelopt", "tensor_fp8", Names::modelopt, DType::F32},
       {"nvfp4_modelopt", "nvfp4_modelopt", Names::modelopt},
+      {"nvfp4_modelopt_w4a16", "nvfp4_modelopt", Names::modelopt, std::nullopt, true},
       {"nvfp4_compressed_tensors", "nvfp4_compressed_tensors", Names::compressed_tensors},
       {"int4_group32", "int4_group32", Names::compressed_tensors},
       {"int4_group128", "int4_group128", Names::compressed_tensors},
@@ -147,10 +171,16 @@ void add_stored(std::vector<NamedShape>& tensors, const StoredEncoding& stored, 
       return add(name + "_scales", scale, grid, values);
     }
     case Names::modelopt:
-      add(name, DType::U8, packed(name, shape, 2), SampleValues::codes);
-      add(name + "_scale", scale, grid, values);
-      add(name + "_scale_2", DType::F32, {}, values);
-      return add(module_of(name) + ".input_scale", DType::F32, {}, values);
+      if (is_packed(element)) {
+        add(name, DType::U8, packed(name, shape, 2), SampleValues::codes);
+        add(name + "_scale", scale, grid, values);
+        add(name + "_scale_2", DType::F32, {}, values);
+      } else {
+        add(name, element, shape, SampleValues::any);
+        add(name + "_scale", scale, {}, SampleValues::scales);
+      }
+      if (stored.is_weight_only) return;
+      return add(module_of(name) + ".input_scale", DType::F32, {}, SampleValues::scales);
     case Names::compressed_tensors:
       if (!is_packed(element)) {
         add(name, element, shape, SampleValues::any);
@@ -186,17 +216,8 @@ Json quantization_config(const StoredEncoding* experts, const StoredEncoding* re
       if (stored.is_of_experts()) quantization["expert_dtype"] = "fp4";
       return quantization;
     }
-    case Names::modelopt: {
-      const Json of_experts = {{"quant_algo", "NVFP4"}, {"group_size", stored.blocks().columns}};
-      if (rest == nullptr || !is_of_experts_alone) {
-        return {{"quant_method", "modelopt"}, {"quant_algo", "NVFP4"}, {"group_size", 16}};
-      }
-      return {{"quant_method", "modelopt"},
-              {"quant_algo", "MIXED_PRECISION"},
-              {"quantized_layers",
-               {{"language_model.model.layers.*.block_sparse_moe.experts.*", of_experts},
-                {"language_model.model.layers.*.self_attn.*", {{"quant_algo", "MXFP8"}}}}}};
-    }
+    case Names::modelopt:
+      return modelopt_config(stored, is_of_experts_alone ? rest : nullptr);
     case Names::scale_inv:
       return fp8_config(stored.blocks());
   }

@@ -39,6 +39,7 @@ struct StoredEncoding {
   std::string_view encoding;  ///< of known_encodings()
   Names names;
   std::optional<DType> scale = std::nullopt;  ///< where it is not the encoding's first
+  bool is_weight_only = false;                ///< of ModelOpt: there is no scale of inputs
 
   const KnownEncoding& blocks() const;
 

@@ -17,11 +17,17 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
+from shardwright.dcp.saved_weights import names_of_weights
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import default_threads
 from shardwright.dcp.storage_writer import checked_quantization
-from shardwright.dcp.torch_checkpoint import fault_of_archive, is_stream_of_ours, part_of_file
+from shardwright.dcp.torch_checkpoint import (
+    fault_of_archive,
+    is_stream_of_ours,
+    metadata_name,
+    part_of_file,
+)
 from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.exporting import export
 from shardwright.loading import is_of_trainer
@@ -62,8 +68,9 @@ def convert(
         quantization: one of :func:`shardwright.quantizations`, or "none" or "bf16": how the weights are stored that the
             source has encoded, under the names of the tool that has the rule; decoded first, to BF16. All ranks of the
             process group call this together then, and each holds ``buffer_bytes`` of values at a time (128 MiB), and
-            some staging. Whatever else the source has is taken over, and config.json tells of the new encoding. A
-            checkpoint of training is exported first, which takes memory for all weights.
+            some staging. Whatever else the source has is taken over, and config.json tells of the new encoding. Of a
+            checkpoint of training the weights are exported, as by :func:`export` of its path: a matrix, one of a stack
+            as well, is then held as a whole, and all weights of torch's ``.distcp``, which torch reads.
         quantized_weights: patterns of HF names: exactly these matrices are quantised. Of a source without encoded
             weights, the default is those that releases of its family (``model``) quantise, if it has any.
         max_shard_size: bytes of tensors in a file, or text such as "5GB"; with ``quantization``.
@@ -132,8 +139,8 @@ def _convert_encoding(
     process_group: dist.ProcessGroup | None,
 ) -> SaveReport:
     start = time.perf_counter()
-    if is_of_trainer(source):
-        return export(
+    if metadata_name(source) is not None and not _core.has_manifest(os.fspath(source)):
+        return export(  # torch's reader alone reads it
             source,
             destination,
             quantization=quantization,
@@ -164,6 +171,7 @@ def _convert_encoding(
             0 if buffer_bytes is None else whole_number("buffer_bytes", buffer_bytes, 1, 1 << 48),
             rank,
             ranks,
+            _saved_weights(source),
         )
         told: bytes = conversion.describe()
         return told
@@ -199,6 +207,13 @@ def _convert_encoding(
         if publication is not None:
             publication.abandon()
     return replace(SaveReport.of(report, time.perf_counter() - start), left_out=list(report.left_out))
+
+
+def _saved_weights(source: str | os.PathLike[str]) -> dict[str, str] | None:
+    """Of a checkpoint of training: for each weight of the model its name in the checkpoint."""
+    if not is_of_trainer(source):
+        return None
+    return names_of_weights(ShardedStorageReader(source).read_metadata(), os.fspath(source), None)[1]
 
 
 class _ConvertingWriter(ShardedStorageWriter):

@@ -1,16 +1,21 @@
 #include "storage/jobs/conversion.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "planner/error.h"
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
+#include "planner/names/held_tensors.h"
 #include "planner/names/native_tensors.h"
 #include "planner/names/packed_weights.h"
+#include "storage/files/printable.h"
+#include "storage/format/manifest.h"
 #include "storage/format/read_catalog.h"
 #include "storage/jobs/publication.h"
 #include "storage/load/load.h"
+#include "storage/tools/undamaged.h"
 
 namespace shardwright {
 namespace {
@@ -25,13 +30,15 @@ constexpr std::int64_t rows_together = 128;
 /// Fewer bytes are not worth dividing.
 constexpr std::int64_t smallest_part = std::int64_t{1} << 20;
 
-/// Which indices of a tensor's first dimension this rank converts; whole, if they are few, those that come
-/// round to it.
-Box part_of_rank(const NativeTensor& tensor, std::size_t number, int rank, int ranks) {
+/// Which indices of a tensor's first dimension this rank converts; whole, if they are few, or a matrix that
+/// is not to be cut, those that come round to it.
+Box part_of_rank(const NativeTensor& tensor, std::size_t number, bool has_whole_matrices, int rank,
+                 int ranks) {
   Box box = whole(tensor.shape);
   const std::int64_t bytes = volume(tensor.shape) * bytes_of(tensor.dtype);
   if (ranks == 1) return box;
-  if (tensor.shape.empty() || bytes < smallest_part) {
+  const bool is_whole = tensor.shape.size() == 2 && has_whole_matrices;
+  if (tensor.shape.empty() || bytes < smallest_part || is_whole) {
     const bool is_mine = number % static_cast<std::size_t>(ranks) == static_cast<std::size_t>(rank);
     if (!is_mine && !box.size.empty()) box.size[0] = 0;
     return box;  // a single number is told by each rank, and written by one
@@ -50,28 +57,66 @@ Conversion::Conversion(const fs::path& source, const ConvertOptions& options, in
     : catalog_(read_catalog(source, options.threads)),
       map_(weight_map_for(catalog_, options.model, "huggingface")),
       options_(options) {
+  ask_for(options);
+  request_.template_catalog = &template_;
+  request_.map = &map_;
+  request_.layout = "huggingface";
+  template_ = catalog_;
+  load_map_ = map_;
+  transpose_blocks();
+  for (const NativeTensor& tensor : native_tensors(template_, map_)) add_spec(tensor, rank, ranks);
+  state_ = state_of(specs_, rank);
+}
+
+Conversion::Conversion(const fs::path& source, const std::vector<SavedWeight>& weights,
+                       const ConvertOptions& options, int rank, int ranks)
+    : load_map_(unchanged_names()), options_(options) {
+  ask_for(options);
+  if (has_manifest(source)) {
+    const Manifest manifest = read_manifest(source);
+    catalog_ = catalog_of(manifest, source);
+    std::set<std::uint32_t> files;  // which the catalog numbers as the manifest does
+    for (const SavedWeight& weight : weights) {
+      for (const SourceTensor& chunk : catalog_.find(weight.stored)) files.insert(chunk.file);
+    }
+    expect_told_alike(manifest, source, files, options.threads);
+  } else {
+    catalog_ = as_stored(read_catalog(source, options.threads));
+  }
+  for (const SavedWeight& weight : weights) {
+    const auto chunks = catalog_.find(weight.stored);
+    if (chunks.empty())
+      throw Error(ErrorKind::mismatch, weight.stored + ": expected a tensor of safetensors' dtypes in " +
+                                           printable(source.native()) +
+                                           ", found none; leave it out of the weights");
+    const NativeTensor tensor{weight.fqn, chunks.front().dtype, Catalog::global_shape(chunks), false};
+    stored_.emplace(weight.fqn, weight.stored);
+    add_spec(tensor, rank, ranks);
+    const std::size_t rank_of_tensor = tensor.shape.size();
+    if (rank_of_tensor < 2) continue;
+    const std::int64_t elements = tensor.shape[rank_of_tensor - 2] * tensor.shape[rank_of_tensor - 1];
+    largest_matrix_ =
+        std::max(largest_matrix_, static_cast<std::size_t>(elements * bytes_of(tensor.dtype)) + 64);
+  }
+  state_ = state_of(specs_, rank);
+}
+
+void Conversion::ask_for(const ConvertOptions& options) {
   if (options.quantization == "template")
     throw Error(ErrorKind::argument,
                 "quantization is \"template\", which leaves all as it is; expected one of " +
                     names_of_quantizations() + ", or none");
-  request_.template_catalog = &template_;
-  request_.map = &map_;
   request_.model = options.model;
-  request_.layout = "huggingface";
   request_.max_file_bytes = options.max_file_bytes;
   request_.set_quantization(options.quantization, options.quantized_weights);
-  template_ = catalog_;
-  load_map_ = map_;
-  transpose_blocks();
-  const std::vector<NativeTensor> tensors = native_tensors(template_, map_);
-  for (std::size_t t = 0; t < tensors.size(); ++t) {
-    const Box box = part_of_rank(tensors[t], t, rank, ranks);
-    TensorSpec spec = whole_tensor(tensors[t].fqn, tensors[t].dtype, box.size);
-    spec.global_shape = tensors[t].shape;
-    spec.boxes = {{box, Shape(box.size.size(), 0)}};
-    specs_.push_back(std::move(spec));
-  }
-  state_ = state_of(specs_, rank);
+}
+
+void Conversion::add_spec(const NativeTensor& tensor, int rank, int ranks) {
+  const Box box = part_of_rank(tensor, specs_.size(), !stored_.empty(), rank, ranks);
+  TensorSpec spec = whole_tensor(tensor.fqn, tensor.dtype, box.size);
+  spec.global_shape = tensor.shape;
+  spec.boxes = {{box, Shape(box.size.size(), 0)}};
+  specs_.push_back(std::move(spec));
 }
 
 /// gpt-oss's blocks of a stack hold the transposes of the matrices that go under the name otherwise: gives
@@ -121,12 +166,17 @@ void Conversion::transpose_blocks() {
 
 ValuesElsewhere Conversion::values() const {
   const std::size_t bytes = options_.buffer_bytes > 0 ? options_.buffer_bytes : default_buffer_bytes;
-  return {bytes, [this](const std::vector<TensorSpec>& parts) {
+  return {std::max(bytes, largest_matrix_), [this](const std::vector<TensorSpec>& parts) {
             LoadPlanOptions how;
             how.strict = false;
+            how.resuming = !stored_.empty();
             LoadOptions reading;
             reading.threads = options_.threads;
-            load(plan_load(parts, catalog_, load_map_, how), catalog_, parts, reading);
+            std::vector<TensorSpec> named = parts;
+            if (!stored_.empty()) {
+              for (TensorSpec& part : named) part.fqn = stored_.at(part.fqn);
+            }
+            load(plan_load(named, catalog_, load_map_, how), catalog_, named, reading);
           }};
 }
 

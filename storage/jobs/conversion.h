@@ -1,10 +1,13 @@
 #pragma once
 
+#include <cstddef>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "planner/names/catalog.h"
+#include "planner/names/native_tensors.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/names/weight_map.h"
 #include "planner/save/rank_states.h"
@@ -14,12 +17,26 @@
 
 namespace shardwright {
 
-/// One rank's part of converting a Hugging Face checkpoint: rows of its tensors, that are read, decoded to
-/// BF16 where they are encoded, and written, a few at a time.
+/// A weight of a saved training: its name for the trainer's model, and that in the saved state dict.
+struct SavedWeight {
+  std::string fqn;
+  std::string stored;
+};
+
+/// One rank's part of converting a checkpoint: rows of its tensors, that are read, decoded to BF16 where they
+/// are encoded, and written, a few at a time.
 class Conversion {
  public:
-  /// Throws Error as read_catalog(), and Error(argument) for an unknown quantization.
+  /// Of a Hugging Face checkpoint. Throws Error as read_catalog(), and Error(argument) for an unknown
+  /// quantization.
   Conversion(const std::filesystem::path& source, const ConvertOptions& options, int rank, int ranks);
+
+  /// Of a sharded checkpoint of training: the weights become what an export of the trainer's model would be.
+  /// A matrix, one of a stack as well, is in memory as a whole, as blocks may lie anywhere in it. Throws
+  /// Error as read_manifest() and read_catalog(), Error(mismatch) for a weight that the checkpoint lacks, and
+  /// as above.
+  Conversion(const std::filesystem::path& source, const std::vector<SavedWeight>& weights,
+             const ConvertOptions& options, int rank, int ranks);
   Conversion(const Conversion&) = delete;
   Conversion& operator=(const Conversion&) = delete;
 
@@ -35,6 +52,8 @@ class Conversion {
  private:
   ValuesElsewhere values() const;
 
+  void ask_for(const ConvertOptions& options);
+  void add_spec(const NativeTensor& tensor, int rank, int ranks);
   void transpose_blocks();
 
   Catalog catalog_;
@@ -42,9 +61,11 @@ class Conversion {
   WeightMap map_;       ///< of the template
   WeightMap load_map_;  ///< of the catalog
   ExportRequest request_;
+  std::map<std::string, std::string> stored_;  ///< SavedWeight, by its fqn; empty: no training
   std::vector<TensorSpec> specs_;
   RankState state_;
   ConvertOptions options_;
+  std::size_t largest_matrix_ = 0;  ///< bytes; of a training
 };
 
 }  // namespace shardwright

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 #: What transformers 5.23 does not read: NVFP4 at all, and Kimi K2, which has no model of its own there.
-UNREAD = {("minimax_m3", "nvfp4"), ("deepseek_v3", "kimi_k2_int4")}
+UNREAD = {("minimax_m3", "nvfp4"), ("qwen3_5_moe", "nvfp4"), ("deepseek_v3", "kimi_k2_int4")}
 
 FORMS = [
     (one.name, form)

@@ -95,6 +95,83 @@ def test_a_checkpoint_of_training_is_exported(tmp_path: Path):
     assert differing(held(tmp_path / "to"), RULES["mxfp4-ocp"]("a.weight", VALUES)) == []
 
 
+def saved_training(folder: Path) -> Path:
+    """A model's experts in stacks of their transposes, gates and ups joined, and what else a training holds."""
+    sw.generate(folder / "released", "tiny")
+    state = sw.empty_state_dict(folder / "released")
+    sw.load(state, folder / "released")
+    masters = {name: tensor.float() if "layers.2." in name else tensor for name, tensor in state.items()}
+    sw.save({"model": masters, "step": 3, "other": {"x": torch.ones(5)}}, folder / "saved")
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("quantization", ["mxfp8", "block_fp8", "mxfp4-ocp", "nvfp4-modelopt", "bf16"])
+def test_a_checkpoint_of_training_becomes_what_its_export_is(quantization: str, tmp_path: Path):
+    source = saved_training(tmp_path)
+    how = {
+        "quantized_weights": None
+        if quantization in ("mxfp8", "bf16")
+        else ["*.experts.*", "*.self_attn.*_proj.*"]
+    }
+    expected = sw.export(
+        source, tmp_path / "exported", quantization="none" if quantization == "bf16" else quantization, **how
+    )
+    report = sw.convert(source, tmp_path / "to", quantization=quantization, buffer_bytes=1, **how)
+    assert report.left_out == expected.left_out
+    found, wanted = held(tmp_path / "to"), held(tmp_path / "exported")
+    assert found.keys() == wanted.keys() and differing(found, wanted) == []
+    config = [(tmp_path / name / "config.json") for name in ("to", "exported")]
+    assert config[0].exists() == config[1].exists()
+    assert not config[0].exists() or config[0].read_bytes() == config[1].read_bytes()
+    assert sw.verify(tmp_path / "to").problems == []
+
+
+@pytest.mark.ranks
+def test_ranks_convert_a_checkpoint_of_training_between_them(tmp_path: Path):
+    source = saved_training(tmp_path)
+    sw.export(
+        source,
+        tmp_path / "exported",
+        quantization="block_fp8",
+        quantized_weights=["*.experts.*", "*_proj.weight"],
+    )
+    command = ["convert", str(source), str(tmp_path / "to"), "--quantization", "block_fp8", "--ranks", "3"]
+    command += ["--quantized-weights", "*.experts.*", "*_proj.weight"]
+    done = subprocess.run([sys.executable, "-m", "shardwright", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert differing(held(tmp_path / "to"), held(tmp_path / "exported")) == []
+
+
+MEASURED = """
+import sys, shardwright as sw
+from shardwright.peak_memory import measure_peak_memory
+sw.convert(sys.argv[1], sys.argv[2] + "/warm", quantization="mxfp8", quantized_weights=["layers.0.weight"])
+with measure_peak_memory() as peak:
+    sw.convert(sys.argv[1], sys.argv[2] + "/to", quantization="mxfp8", quantized_weights=["*"], buffer_bytes=1 << 20)
+print(peak.bytes)
+"""
+
+
+def test_a_checkpoint_of_training_takes_memory_for_its_largest_matrix(tmp_path: Path):
+    sw.save(
+        {f"layers.{n}.weight": torch.zeros(1024, 1024, dtype=torch.bfloat16) for n in range(64)},
+        tmp_path / "saved",
+    )
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "saved"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 32 << 20  # of 128 MiB
+
+
+def test_a_damaged_checkpoint_of_training_is_not_converted(tmp_path: Path):
+    source = saved_training(tmp_path)
+    file = max(source.iterdir(), key=lambda one: one.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) * 3 // 4] ^= 0x10
+    file.write_bytes(data)
+    refused("damaged", source, tmp_path / "to", quantization="mxfp8")
+
+
 def refused(message: str, source: Path, to: Path, **options) -> None:
     with pytest.raises(ValueError, match=message):
         sw.convert(source, to, **options)

@@ -146,6 +146,7 @@ def test_seed_encoding_and_size_of_files_are_as_with_presets(tmp_path: Path):
         {"family": "deepseek_v4", "form": "fp4"},
         {"family": "glm4_moe", "form": "fp8"},
         {"family": "qwen3_moe", "form": "fp8"},
+        {"family": "qwen3_5_moe", "form": "nvfp4"},
         {"encoding": "nvfp4_modelopt"},
     ],
     ids=lambda options: options.get("family", "minimax_m3"),
@@ -165,6 +166,24 @@ def test_small_releases_of_each_encoding_load_and_resume(generated: dict, tmp_pa
     back = filled(state)
     sw.load(back, tmp_path / "saved")
     assert differing(back, state) == []
+
+
+def test_nvidias_mixed_release_of_qwen_says_what_is_stored_how(tmp_path: Path):
+    sw.generate(tmp_path, family="qwen3_5_moe", form="nvfp4")
+    told = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert told["quant_algo"] == "MIXED_PRECISION"
+    algorithms = {layer["quant_algo"] for layer in told["quantized_layers"].values()}
+    assert algorithms == {"FP8", "W4A16_NVFP4"}
+    stored = {tensor.name: tensor for tensor in sw.read_catalog(tmp_path).as_stored().tensors}
+    layer = "model.language_model.layers.1."
+    for module in ("mlp.experts.3.up_proj", "mlp.shared_expert.down_proj"):
+        assert stored[f"{layer}{module}.weight"].dtype == "U8"
+        assert f"{layer}{module}.weight_scale_2" in stored and f"{layer}{module}.input_scale" not in stored
+    assert stored["lm_head.weight"].dtype == "U8"
+    attention = stored[f"{layer}self_attn.q_proj.weight"], stored[f"{layer}self_attn.q_proj.weight_scale"]
+    assert [(of.dtype, len(of.shape)) for of in attention] == [("F8_E4M3", 2), ("F32", 0)]
+    assert stored["model.language_model.layers.0.linear_attn.in_proj_qkv.weight"].dtype == "F8_E4M3"
+    assert stored["mtp.layers.0.mlp.experts.gate_up_proj"].dtype == "BF16"
 
 
 def test_scales_are_of_the_dtype_that_releases_have(tmp_path: Path):

@@ -141,6 +141,17 @@ constexpr SampleRow linear_projections[] = {
 };
 constexpr SampleRow router[] = {{"gate.weight", "experts hidden"}};
 
+// What nvidia/Qwen3.6-35B-A3B-NVFP4 stores as it does routed experts.
+constexpr SampleRow shared_expert_as_experts[] = {
+    {"gate_proj.weight", "shared_inter hidden", StoredAs::experts},
+    {"up_proj.weight", "shared_inter hidden", StoredAs::experts},
+    {"down_proj.weight", "hidden shared_inter", StoredAs::experts},
+};
+constexpr SampleRow shared_expert_gate[] = {{"shared_expert_gate.weight", "1 hidden"}};
+constexpr SampleRow embedding_and_norm[] = {{"embed_tokens.weight", "vocab hidden"},
+                                            {"norm.weight", "hidden"}};
+constexpr SampleRow head_as_experts[] = {{"lm_head.weight", "vocab hidden", StoredAs::experts}};
+
 void add_mlp(SampleTensors& tensors, const std::string& module, bool is_split) {
   if (!is_split) {
     tensors.add(module, router);
@@ -171,6 +182,28 @@ void add_tensors(SampleTensors& tensors, bool has_experts, bool is_mtp_split) {
   add_sample_vision(tensors);
 }
 
+/// Attention of either kind in FP8, all that is an MLP and the head in NVFP4, MTP as it was.
+void add_mixture_by_nvidia(SampleTensors& tensors) {
+  const std::string model = "model.language_model.";
+  tensors.add(model, embedding_and_norm);
+  tensors.add("", head_as_experts);
+  for (std::int64_t layer = 0; layer < tensors.number("num_hidden_layers"); ++layer) {
+    const std::string prefix = layer_prefix(model, layer);
+    const bool is_linear = tensors.kind("layer_types", layer) == "linear_attention";
+    if (is_linear) tensors.add(prefix + "linear_attn.", linear_projections);
+    add_sample_gated_layer(tensors, prefix, is_linear);
+    add_sample_mixture(tensors, prefix + "mlp.");
+    tensors.add(prefix + "mlp.shared_expert.", shared_expert_as_experts);
+    tensors.add(prefix + "mlp.", shared_expert_gate);
+  }
+  tensors.quantise(false);
+  add_sample_gated_layer(tensors, "mtp.layers.0.", /*is_linear=*/false);
+  add_mlp(tensors, "mtp.layers.0.mlp.", /*is_split=*/false);
+  tensors.add("mtp.", sample_mtp_beside());
+  tensors.quantise(true);
+  add_sample_vision(tensors);
+}
+
 void add_dense(SampleTensors& tensors) { add_tensors(tensors, /*has_experts=*/false, false); }
 void add_mixture(SampleTensors& tensors) {
   add_tensors(tensors, /*has_experts=*/true, /*is_mtp_split=*/tensors.is_quantised());
@@ -190,7 +223,12 @@ std::vector<Sample> mixture_samples() {
            .config = std::string(mixture_config),
            .encoding = "block_fp8",
            .scale = DType::BF16,
-           .add_tensors = add_mixture}};
+           .add_tensors = add_mixture},
+          {.form = "nvfp4",
+           .config = std::string(mixture_config),
+           .encoding = "tensor_fp8_modelopt",
+           .expert_encoding = "nvfp4_modelopt_w4a16",
+           .add_tensors = add_mixture_by_nvidia}};
 }
 
 }  // namespace

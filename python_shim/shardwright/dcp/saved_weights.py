@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -46,8 +46,11 @@ def load_weights(
         load(state_dict, source, model=model, layout=layout, strict=strict, threads=threads)
         return state_dict
     metadata = ShardedStorageReader(source).read_metadata()
-    path, stored = _weights_of(metadata, os.fspath(source), key)
-    weights = {name: _empty(tensor, mesh) for name, tensor in stored.items()}
+    path, stored = names_of_weights(metadata, os.fspath(source), key)
+    weights = {
+        name: _empty(cast(TensorStorageMetadata, metadata.state_dict_metadata[fqn]), mesh)
+        for name, fqn in stored.items()
+    }
     nested: dict[str, Any] = weights
     for part in reversed(path):
         nested = {part: nested}
@@ -61,21 +64,22 @@ def content_of(source: str | os.PathLike[str]) -> list[str]:
     return words_of(source, reader.read_metadata(), reader.thread_count)
 
 
-def _weights_of(
+def names_of_weights(
     metadata: Metadata, source: str, key: str | None
-) -> tuple[tuple[str, ...], dict[str, TensorStorageMetadata]]:
-    """Where the weights are in the saved state dict, and the weights by their names there."""
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Where the weights are in the saved state dict; and for each, by its name there, that in the checkpoint."""
     paths = {
         fqn: tuple(str(part) for part in (metadata.planner_data or {}).get(fqn, (fqn,)))
         for fqn in metadata.state_dict_metadata
     }
     where = tuple(key.split(".")) if key is not None else _usual_place(paths, source)
-    found = {
-        ".".join(path[len(where) :]): metadata.state_dict_metadata[fqn]
+    weights = {
+        ".".join(path[len(where) :]): fqn
         for fqn, path in paths.items()
-        if path[: len(where)] == where and len(path) > len(where)
+        if path[: len(where)] == where
+        and len(path) > len(where)
+        and isinstance(metadata.state_dict_metadata[fqn], TensorStorageMetadata)
     }
-    weights = {name: stored for name, stored in found.items() if isinstance(stored, TensorStorageMetadata)}
     if not weights:
         raise _core.PlanError(
             f"{source}: expected weights under the key {'.'.join(where)!r} of the saved state dict, found none; it has "
