@@ -1,4 +1,4 @@
-"""sglang's ``update_weights_from_tensor``, with what an export would write."""
+"""sglang's ``update_weights_from_tensor``, as 0.5.23 has it, with what an export would write."""
 
 from __future__ import annotations
 
