@@ -10,6 +10,7 @@ import torch
 from handed_over import exported, of_all_ranks, put_together, wrong_tensors
 from shardwright import _core
 from shardwright.handover.buckets import Bucket
+from shardwright.peak_memory import measure_peak_memory
 from torch.distributed.tensor import Replicate, Shard
 
 FAMILIES = {one.name: one for one in _core.families()}
@@ -108,6 +109,23 @@ def test_memory_is_two_buckets_whatever_the_state_is(state, small: Path, monkeyp
     assert sum(sizes) > 4 * sum(made) and 32 << 10 <= max(sizes) <= 128 << 10
     kept = list(sw.pieces(state, **options))  # whose memory is not used again
     assert wrong_tensors(put_together(kept), put_together(sw.pieces(state, **options))) == []
+
+
+def test_resident_memory_stays_within_buckets_and_staging(capsys):
+    weights = {f"model.layers.{n}.weight": torch.randn(2048, 4096).bfloat16() for n in range(8)}
+    options = {"quantization": "mxfp8", "layout": "huggingface", "quantized_weights": ["*.weight"]}
+    options |= {"bucket_bytes": "16MiB", "threads": 2, "staging_bytes": 2 << 20}
+    for _ in sw.pieces({"a.weight": torch.randn(64, 64)}, **options):
+        pass  # so that what libraries take once is there
+    with measure_peak_memory() as peak:
+        handed = sum(piece.tensor.nbytes for piece in sw.pieces(weights, **options))
+    with capsys.disabled():
+        print(
+            f"\n{handed >> 20} MiB of pieces in 16 MiB of buckets and 2 of staging: {peak.bytes / 2**20:.1f} MiB",
+            end=" ",
+        )
+    assert handed > 64 << 20
+    assert peak.bytes <= (16 + 2 + 4) << 20
 
 
 def test_a_run_that_is_left_early_ends(state, small: Path):

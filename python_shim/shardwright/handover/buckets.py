@@ -15,7 +15,7 @@ class Bucket:
     """Memory for one bucket, without gaps between its pages and zero at first."""
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, max(size, 1))
+        self._memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def tensor(self) -> torch.Tensor:
         """The memory as bytes. It is there as long as this tensor or a view of it is."""

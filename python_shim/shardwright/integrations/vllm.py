@@ -1,4 +1,4 @@
-"""vLLM's pluggable weight transfer (0.30 and later): a ``WeightSource`` of what an export would write.
+"""vLLM's pluggable weight transfer, as 0.33 has it: a ``WeightSource`` of what an export would write.
 
 ::
 
@@ -53,6 +53,8 @@ def weight_source(
     """
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
+    if not hasattr(WeightSource, "iter_full"):
+        raise ImportError("vLLM's WeightSource has no iter_full; expected vLLM 0.33 or later")
     if options.get("changed_since") is not None:
         raise ValueError("changed_since: vLLM loads whole tensors; expected None")
     most = bytes_of_size(batch_bytes, "batch_bytes")
