@@ -155,6 +155,8 @@ bench: build peers ## measure kernels, loading beside the peers (a table, JSON a
 	@$(IN_PEERS) bench/peers.py
 	$(call say,adapter)
 	@$(IN_PEERS) bench/adapter.py
+	$(call say,ranks of a node)
+	@$(IN_VENV) bench/node.py
 	$(call say,save)
 	@$(IN_VENV) bench/save.py
 	$(call say,export)

@@ -25,6 +25,7 @@ from typing import Any
 
 from options import checkpoint
 from peers import HELD, dd, drop_from_page_cache, sharded
+from ways import read_limit
 
 ALL, TRANSPOSED = "all", "of experts its shard of the input dimension"
 LIMITS = {  # of times: (row, against, at most)
@@ -50,6 +51,8 @@ def load_as_rank(
         state_dict = sharded(state_dict, ranks, on_dimension_1)
     for tensor in state_dict.values():
         (tensor if on_dimension_1 is None else tensor.to_local()).fill_(1)
+    if rank == 0 and not any(options["cold"] for options in ways.values()):
+        read_limit(Path(path), threads)()  # into the page cache, from which others may have dropped them
     found: dict[str, dict[str, Any]] = {way: {"seconds": []} for way in ways}
     for turn in range(runs + 1):  # the first warms the code
         for way, options in ways.items():
