@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from shardwright.handover.apply_pieces import AppliedPieces, TensorPart, apply_pieces
     from shardwright.handover.engine import EnginePart, EngineTensor
     from shardwright.handover.piece import Piece
-    from shardwright.handover.pieces import PieceSums, pieces
+    from shardwright.handover.piece_sums import PieceSums
+    from shardwright.handover.pieces import pieces
     from shardwright.handover.refit import RefitPlan, RefitReport, refit, refit_plan
     from shardwright.loading import load
     from shardwright.lora.load import LoraReport, load_lora
@@ -101,7 +102,7 @@ _MODULE_OF = {
     "PendingSave": "saving",
     "AppliedPieces": "handover.apply_pieces",
     "Piece": "handover.piece",
-    "PieceSums": "handover.pieces",
+    "PieceSums": "handover.piece_sums",
     "TensorPart": "handover.apply_pieces",
     "apply_pieces": "handover.apply_pieces",
     "ShardedStorageReader": "dcp.sharded_reader",

@@ -4,6 +4,8 @@
 #include <shardwright/shardwright.h>
 #include <shardwright/torch.h>
 
+#include <cstring>
+#include <fstream>
 #include <map>
 
 #include "ranks.h"
@@ -32,6 +34,46 @@ Weights empty_weights(const std::filesystem::path& path, const shardwright::Job&
   return weights;
 }
 
+/// The bytes of a piece, which fills whole rows of its tensor, are those that the files have.
+void expect_stored(const shardwright::Catalog& exported, const shardwright::EncodedPiece& piece,
+                   const std::byte* bytes) {
+  const shardwright::SourceTensor& tensor = exported.find(piece.name).front();
+  expect(tensor.dtype == piece.dtype && tensor.shape == piece.shape, piece.name + " is the exported one");
+  expect(piece.view == piece.shape, piece.name + " is a box of its own shape");
+  if (piece.bytes == 0) return;
+  std::int64_t first = 0;
+  for (std::size_t d = 0; d < piece.shape.size(); ++d) first = first * piece.shape[d] + piece.box.offset[d];
+  const std::uint64_t of_element =
+      (tensor.end - tensor.begin) / static_cast<std::uint64_t>(shardwright::volume(piece.shape));
+  std::ifstream file(exported.path_of(tensor), std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(tensor.begin + static_cast<std::uint64_t>(first) * of_element));
+  std::vector<char> stored(piece.bytes);
+  file.read(stored.data(), static_cast<std::streamsize>(stored.size()));
+  expect(std::memcmp(stored.data(), bytes, stored.size()) == 0, piece.name + " is handed over as exported");
+}
+
+/// The same without files.
+void hand_over(const shardwright::Job& job, const std::vector<shardwright::TensorSpec>& specs,
+               const std::filesystem::path& released, const std::filesystem::path& exported) {
+  const shardwright::Catalog catalog = shardwright::read_catalog(exported);
+  std::size_t count = 0;
+  const auto send = [&](const shardwright::EncodedPiece& piece, const std::byte* bytes) {
+    expect_stored(catalog, piece, bytes);
+    ++count;
+  };
+  // README: hand over
+  shardwright::PieceOptions options;
+  options.template_directory = released;
+  options.quantization = "mxfp8";
+  shardwright::Pieces pieces = shardwright::begin_pieces(specs, job, options);
+  std::vector<std::byte> bucket(pieces.bucket_bytes());
+  for (auto some = pieces.next(bucket.data()); !some.empty(); some = pieces.next(bucket.data())) {
+    for (const shardwright::EncodedPiece& piece : some) send(piece, bucket.data() + piece.offset);
+  }
+  // README: end
+  expect(count > 0 && pieces.tensors().size() == catalog.tensors.size(), "all tensors are handed over");
+}
+
 void export_rank(const shardwright::Job& job, const std::filesystem::path& released,
                  const std::filesystem::path& folder) {
   const Weights weights = empty_weights(released, job);
@@ -45,6 +87,8 @@ void export_rank(const shardwright::Job& job, const std::filesystem::path& relea
       shardwright::export_checkpoint(weights.specs, folder / "exported", job, options);
   // README: end
   expect(report.left_out.empty() && report.rounded.empty(), "all of it, and nothing rounded");
+
+  hand_over(job, weights.specs, released, folder / "exported");
 
   options.quantization = "none";
   shardwright::export_checkpoint(weights.specs, folder / "bf16", job, options);

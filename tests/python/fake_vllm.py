@@ -1,7 +1,7 @@
 """What vLLM's weight transfer asks of a trainer's WeightSource, by its documented protocol (0.33), without vLLM.
 
-`ParamMeta` and `WeightSource` have the fields and methods of vllm.distributed.weight_transfer.base; the engine sends what a
-source yields as vLLM's NCCL engine does, to a model that loads names and tensors.
+`ParamMeta` and `WeightSource` have the fields and methods of vllm.distributed.weight_transfer.base. The engine sends
+what a source yields as vLLM's NCCL engine does, to a model that loads names and tensors.
 """
 
 import sys

@@ -6,6 +6,7 @@
 #include "storage/handover/piece_source.h"
 #include "storage/handover/stored_box.h"
 #include "tests/storage/random_export.h"
+#include "tests/storage/threads_as_ranks.h"
 
 namespace shardwright {
 namespace {
@@ -117,6 +118,114 @@ TEST(pieces, in_too_small_a_bucket_are_refused) {
   Random random(13);
   const RandomExport state(random, 20);
   EXPECT_THROW(hand_over({state.ranks.front().specs}, state.request, {}, 1000), Error);
+}
+
+/// A matrix of known values, of which each of three ranks holds some columns.
+struct Columns {
+  static constexpr std::int64_t rows = 40;
+  static constexpr std::int64_t columns = 100;
+  std::vector<float> values;
+  std::vector<TensorSpec> specs;
+
+  explicit Columns(const Job& job) {
+    const Placement by_columns{Placement::Kind::shard, 1};
+    const Shape local = local_shape({rows, columns}, {job.ranks}, {job.rank}, {by_columns});
+    const std::int64_t first = (columns + job.ranks - 1) / job.ranks * job.rank;
+    for (std::int64_t r = 0; r < local[0]; ++r) {
+      for (std::int64_t c = 0; c < local[1]; ++c)
+        values.push_back(static_cast<float>(r * columns + first + c));
+    }
+    specs = {sharded_tensor("model.layers.0.weight", DType::F32, {rows, columns}, {job.ranks}, {job.rank},
+                            {by_columns}, values.data())};
+  }
+};
+
+PieceOptions as_they_are() {
+  PieceOptions options;
+  options.layout = "huggingface";
+  options.bucket_bytes = smallest_bucket;
+  options.threads = 1;
+  return options;
+}
+
+std::vector<EncodedPiece> all_pieces(Pieces& pieces, std::vector<std::byte>& bucket) {
+  bucket.resize(pieces.bucket_bytes());
+  std::vector<EncodedPiece> all = pieces.next(bucket.data());
+  EXPECT_TRUE(pieces.next(bucket.data()).empty());
+  return all;
+}
+
+TEST(pieces, of_ranks_that_begin_together_are_what_each_holds) {
+  std::vector<std::string> seen(3);
+  const auto errors = ThreadsAsRanks(3).run([&](const Job& job) {
+    const Columns held(job);
+    Pieces pieces = begin_pieces(held.specs, job, as_they_are());
+    std::vector<std::byte> bucket;
+    for (const EncodedPiece& piece : all_pieces(pieces, bucket)) {
+      EXPECT_EQ(piece.layer, "model.layers.0");
+      EXPECT_EQ(piece.shape, (Shape{Columns::rows, Columns::columns}));
+      EXPECT_EQ(std::memcmp(bucket.data() + piece.offset, held.values.data(), piece.bytes), 0);
+      seen[static_cast<std::size_t>(job.rank)] += to_string(piece.box);
+    }
+    EXPECT_EQ(pieces.tensors().size(), 1U);
+  });
+  for (const auto& error : errors) EXPECT_FALSE(error) << error->what();
+  EXPECT_EQ(seen, (std::vector<std::string>{"[0:40, 0:34]", "[0:40, 34:68]", "[0:40, 68:100]"}));
+}
+
+TEST(pieces, of_ranks_that_differ_are_one_error_for_all) {
+  const auto refused = [](const std::function<void(const Job&, PieceOptions&)>& change) {
+    std::set<std::string> told;
+    for (const auto& error : ThreadsAsRanks(3).run([&](const Job& job) {
+           const Columns held(job);
+           PieceOptions options = as_they_are();
+           change(job, options);
+           begin_pieces(held.specs, job, options);
+         })) {
+      told.insert(error ? error->what() : "nothing");
+    }
+    EXPECT_EQ(told.size(), 1U);
+    return *told.begin();
+  };
+  EXPECT_NE(refused([](const Job& job, PieceOptions& options) {
+              options.strict = job.rank != 2;
+            }).find("rank 2: expected strict true as on rank 0, found strict false"),
+            std::string::npos);
+  EXPECT_NE(refused([](const Job& job, PieceOptions& options) {
+              options.bucket_bytes = job.rank == 1 ? 5 : smallest_bucket;
+            }).find("bucket_bytes is 5"),
+            std::string::npos);
+}
+
+TEST(pieces, that_have_not_changed_do_not_come_again) {
+  Columns held(Job{});
+  PieceSums sums;
+  PieceOptions options = as_they_are();
+  options.changed_since = &sums;
+  std::vector<std::byte> bucket;
+  const auto step = [&](bool keep) {
+    Pieces pieces = begin_pieces(held.specs, {}, options);
+    std::vector<EncodedPiece> all = all_pieces(pieces, bucket);
+    if (keep) pieces.keep_sums();
+    return all;
+  };
+  EXPECT_EQ(step(true).size(), 1U);
+  EXPECT_EQ(step(true).size(), 0U);
+  held.values[5 * Columns::columns + 7] = -1;
+  for (const bool keep : {false, true}) {  // what has not been kept comes again
+    const std::vector<EncodedPiece> changed = step(keep);
+    ASSERT_EQ(changed.size(), 1U);
+    EXPECT_LE(changed.front().bytes, sums.block_bytes);
+    const Box& box = changed.front().box;
+    EXPECT_TRUE(intersects(box, {{5, 7}, {1, 1}})) << to_string(box);
+    EXPECT_EQ(std::memcmp(bucket.data() + changed.front().offset,
+                          held.values.data() + box.offset[0] * Columns::columns + box.offset[1],
+                          changed.front().bytes),
+              0);
+  }
+  EXPECT_EQ(step(true).size(), 0U);
+  sums.forget();
+  EXPECT_EQ(step(true).size(), 1U);
 }
 
 TEST(piece_order, layers_go_by_their_numbers_and_come_as_the_files_have_them) {

@@ -46,7 +46,7 @@ def apply_pieces(tensors: Mapping[str, Any], *streams: Iterable[Piece], strict: 
     piece does not fit, the error says which layers have the new values; all others have the old ones.
 
     Args:
-        tensors: the checkpoint's name → a tensor that holds all of it, a DTensor, or a :class:`TensorPart`, or a list of
+        tensors: the checkpoint's name → a tensor that holds all of it, a DTensor, a :class:`TensorPart`, or a list of
             these; in the checkpoint's dtype. Parts of pieces that none of them holds are passed over.
         streams: what :func:`pieces` gives on each rank. Several are taken together, layer by layer.
         strict: a piece of a tensor that is not in ``tensors`` is an error.
@@ -129,8 +129,8 @@ def _copies(places: list[TensorPart], piece: Piece) -> Iterator[_Copy]:
         tensor, offset = part
         if tensor.dtype != piece.dtype or tensor.dim() != len(piece.shape):
             raise PlanError(
-                f"{piece.name}: expected a tensor of {piece.dtype} and {len(piece.shape)} dimensions, as the pieces are, "
-                f"found {tensor.dtype} {list(tensor.shape)}"
+                f"{piece.name}: expected a tensor of {piece.dtype} and {len(piece.shape)} dimensions, as the pieces "
+                f"are, found {tensor.dtype} {list(tensor.shape)}"
             )
         if any(
             at < 0 or at + size > of for at, size, of in zip(offset, tensor.shape, piece.shape, strict=True)
@@ -150,8 +150,8 @@ def _copies_into_part(tensor: torch.Tensor, offset: tuple[int, ...], piece: Piec
     in_pieces = (*piece.shape[:-1], piece.shape[-1] * scale) if piece.shape else ()
     if piece.view != in_pieces:
         raise PlanError(
-            f"{piece.name}: comes as boxes of {list(piece.view)}, which have gaps in {list(piece.shape)}; expected a whole "
-            "tensor without gaps to put them into"
+            f"{piece.name}: comes as boxes of {list(piece.view)}, which have gaps in {list(piece.shape)}; expected a "
+            "whole tensor without gaps to put them into"
         )
     if scale > 1:
         tensor = tensor.view(piece.tensor.dtype)

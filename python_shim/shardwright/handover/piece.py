@@ -23,8 +23,8 @@ class Piece(NamedTuple):
     layer: str  #: that the tensor is of, such as "model.layers.3" or "lm_head"
 
     #: The shape that the box is one of: ``shape``, or another one with as many elements where the box has gaps in that
-    #: (of interleaved gate and up projections, say, of which a rank has one). Where ranks cut what the checkpoint has as
-    #: one element (weights of four bits in int32), ``tensor`` is of uint8, and ``view`` counts bytes.
+    #: (of interleaved gate and up projections, say, of which a rank has one). Where ranks cut what the checkpoint has
+    #: as one element (weights of four bits in int32), ``tensor`` is of uint8, and ``view`` counts bytes.
     view: tuple[int, ...]
 
     place: int  #: of the layer among the layers, the same on all ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -20,13 +20,12 @@ from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
 from shardwright.describe import current_streams, describe
 from shardwright.handover.buckets import Bucket, Buckets
 from shardwright.handover.piece import Piece, piece_of
+from shardwright.handover.piece_sums import PieceSums
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.together import together
 from shardwright.tied_heads import tied_heads
 from shardwright.weight_maps import imported_map, model_name
-
-PieceSums = _core.PieceSums
 
 _DOING = "beginning to hand over tensors"
 
@@ -45,7 +44,7 @@ def pieces(
     strict_dtypes: bool = False,
     quantized_weights: Sequence[str] | None = None,
     bucket_bytes: int | str = "256MiB",
-    changed_since: Any = None,
+    changed_since: PieceSums | None = None,
     threads: int | None = None,
     staging_bytes: int | None = None,
     device_memory: int | None = None,
@@ -70,10 +69,10 @@ def pieces(
         bucket_bytes: memory that pieces take, or text such as "1GB". One half is filled by threads while pieces of the
             other are used. Its memory is used again when no piece of it is referred to any more; who keeps pieces
             makes it take more.
-        changed_since: :class:`PieceSums` of this rank, which remembers what was handed over before: only blocks of about
-            4 KiB whose encoded bytes have changed since are, with their scales. A new one gets everything. It counts as
-            handed over when the pieces have been asked for to the last; what a run that ended early handed over comes
-            again. None: everything.
+        changed_since: :class:`PieceSums` of this rank, which remembers what was handed over before: only blocks whose
+            encoded bytes have changed since are, with their scales. A new one gets everything. It counts as handed over
+            when the pieces have been asked for to the last; what a run that ended early handed over comes again. None:
+            everything.
         threads: of this rank, that encode; None: this process's share of the processors.
         staging_bytes: memory between tensors and pieces; None: 1 MiB a thread, for CUDA devices 8 MiB a thread, which
             is pinned, up to 128 MiB in all.
@@ -122,11 +121,11 @@ class Described:
         self.bucket_bytes = whole_number(
             "bucket_bytes", bytes_of_size(bucket_bytes, "bucket_bytes"), _SMALLEST
         )
-        if changed_since is not None and not isinstance(changed_since, _core.PieceSums):
+        if changed_since is not None and not isinstance(changed_since, PieceSums):
             raise ValueError(
                 f"changed_since: expected a shardwright.PieceSums or None, found {changed_since!r}"
             )
-        self.changed_since = changed_since
+        self.changed_since: Any = changed_since
         self.threads = default_threads() if threads is None else whole_number("threads", threads, 1, 1024)
         self.staging_bytes = (
             0 if staging_bytes is None else whole_number("staging_bytes", staging_bytes, 1, 1 << 48)

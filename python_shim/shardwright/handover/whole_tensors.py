@@ -36,8 +36,8 @@ def whole_tensors(
         source: the core's Pieces, which ``pieces`` are made of on this rank.
 
     Raises, the same on every rank:
-        PlanError, OSError, ValueError: what handing over raises on any of them; what is thrown into this generator by who
-            takes the tensors; and that a rank has closed it before its end.
+        PlanError, OSError, ValueError: what handing over raises on any of them; what is thrown into this generator by
+            who takes the tensors; and that a rank has closed it before its end.
     """
     here = everywhere or not has_others(group) or dist.get_rank(group) == 0
     upcoming = _Upcoming(pieces)
@@ -102,7 +102,7 @@ def _batches(tensors: list[Any], most: int) -> Iterator[list[Any]]:
 
 
 def _bytes_of(tensor: Any) -> int:
-    count = DTYPES.get(tensor.dtype, torch.uint8).itemsize
+    count: int = DTYPES.get(tensor.dtype, torch.uint8).itemsize
     for size in tensor.shape:
         count *= size
     return count
@@ -175,7 +175,7 @@ def _send(flat: torch.Tensor, rank: int, own: int, group: dist.ProcessGroup | No
 
 
 def _nbytes(dtype: torch.dtype, shape: torch.Size) -> int:
-    return dtype.itemsize * shape.numel()
+    return int(dtype.itemsize * shape.numel())
 
 
 def _aligned(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

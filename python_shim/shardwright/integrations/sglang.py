@@ -64,6 +64,10 @@ def update_weights(
     count = 0
     try:
         for batch, is_last in _batches(tensors, most, device):
+            if engine is None:
+                raise ValueError(
+                    "engine is None on the first rank; expected what has update_weights_from_tensor"
+                )
             payloads = _payloads(batch, load_format, engine, tp_size)
             for number, (named, of_batch) in enumerate(payloads):
                 answer = engine.update_weights_from_tensor(

@@ -38,7 +38,8 @@ def weight_source(
     the checkpoint that :func:`shardwright.export` would write with the same options.
 
     All ranks of the process group call this together, and iterate together: vLLM's engines take whole tensors, which
-    are put together of the ranks' pieces, up to ``batch_bytes`` at once. The group must carry CPU tensors, as Gloo does.
+    are put together of the ranks' pieces, up to ``batch_bytes`` at once. The group must carry CPU tensors, as Gloo
+    does.
 
     Args:
         state_dict: of this rank; or what gives it, which is asked at each round.
@@ -61,7 +62,7 @@ def weight_source(
         described = together(process_group, _DOING, lambda: Described(state, **options))
         return described, described.begin(process_group)
 
-    class PieceSource(WeightSource):  # type: ignore[misc]
+    class PieceSource(WeightSource):
         """Whole tensors of a checkpoint, put together of what ranks hand over."""
 
         @cached_property
