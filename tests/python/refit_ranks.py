@@ -198,6 +198,6 @@ def _fuse(expected: Expected, files: dict[str, torch.Tensor], draw: random.Rando
         expected.values.append(torch.stack([files[name] for name in same]))
 
 
-def request_of(template=None, quantization="none", model="auto", layout="automodel"):
+def request_of(template=None, quantization="none", model="auto", layout="automodel", weights=None):
     catalog = None if template is None else sw.read_catalog(template)
-    return _core.ExportRequest(catalog, model, layout, quantization, [], True, 5_000_000_000, {}, False, None)
+    return _core.ExportRequest(catalog, model, layout, quantization, weights or [], True, 5_000_000_000, {}, False, None)
