@@ -3,10 +3,10 @@
     python bench/refit_planning.py [--experts-over 64 --cut-over 16] [--tensor-parallel 8 --expert-parallel 32]
                                    [--every 16] [--json]
 
-The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the engine
-is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank does by
-itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an engine's rank,
-which says what it needs. `--every 1` looks at all trainer ranks, and at what an engine's rank then receives.
+The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the
+engine is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank
+does by itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an
+engine's rank, which says what it needs. `--every 1` looks at all trainer ranks, and at what an engine's rank then receives.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from shardwright import _core
 
 clock = time.process_time
 
-ROWS = re.compile(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3|embed_tokens|lm_head)\.weight(_scale_inv)?$")
+ROWS = re.compile(
+    r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3|embed_tokens|lm_head)\.weight(_scale_inv)?$"
+)
 COLUMNS = re.compile(r"\.(o_proj|down_proj|w2)\.weight(_scale_inv)?$")
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
-def engine_side(tensors: list[Any], rank: int, tensor_parallel: int, expert_parallel: int, experts: int) -> Any:
+def engine_side(
+    tensors: list[Any], rank: int, tensor_parallel: int, expert_parallel: int, experts: int
+) -> Any:
     """What a rank of the engine is made of, without memory."""
     side = _core.RefitSide()
     group, place = divmod(rank, tensor_parallel)
@@ -56,7 +60,9 @@ def specs_of(natives: list[Any], placements: list[Any], mesh: list[int], rank: i
         strides = [1] * len(local)
         for d in range(len(local) - 2, -1, -1):
             strides[d] = strides[d + 1] * max(1, local[d + 1])
-        specs.append(_core.TensorSpec(native.fqn, native.dtype, native.shape, local, strides, 0, "cpu", boxes))
+        specs.append(
+            _core.TensorSpec(native.fqn, native.dtype, native.shape, local, strides, 0, "cpu", boxes)
+        )
     return specs
 
 
@@ -87,7 +93,9 @@ def main() -> None:
     ]  # fmt: skip
     encoded = _core.encode_values(values, mesh, list(range(ranks)))
     states = [_core.encode_state(rank, [(encoded, None)]) for rank in range(ranks)]
-    holdings = [_core.describe_export(specs_of(natives, placements, mesh, 0), state, request) for state in states[:1]]
+    holdings = [
+        _core.describe_export(specs_of(natives, placements, mesh, 0), state, request) for state in states[:1]
+    ]
     holdings += [_core.describe_export([], state, request) for state in states[1:]]
     begin = clock()
     shares = _core.plan_export(holdings, request, "")
@@ -112,7 +120,9 @@ def main() -> None:
         planned = _core.PlannedRefit()
         begin = clock()
         _core.begin_refit_plan(shares[rank], _core.RefitSide(), request, 1 << 20, planned)
-        told = _core.plan_sends(rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, planned)
+        told = _core.plan_sends(
+            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, planned
+        )
         seconds_of_trainer = max(seconds_of_trainer, clock() - begin)
         told_first[rank] = told[ranks]
         bytes_of_plan = max(bytes_of_plan, len(planned.encode()))

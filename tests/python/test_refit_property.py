@@ -1,5 +1,5 @@
-"""Random families, layouts, meshes of both sides, placements and encodings: what arrives are the slices of the files that
-`sw.export` writes, read by safetensors and cut by plain torch; each byte goes once, and senders have as much to do."""
+"""Random families, layouts, meshes of both sides, placements and encodings: what arrives are the slices of the files
+that `sw.export` writes, read by safetensors and cut by plain torch; each byte goes once."""
 
 import math
 import tempfile
@@ -48,7 +48,9 @@ def on_mesh(whole: dict[str, torch.Tensor], mesh, shape, placements: dict) -> di
 def test_engines_get_slices_of_the_files(sources, data):
     family, form = data.draw(st.sampled_from(FORMS))
     source = sources(family, form)
-    layout = data.draw(st.sampled_from([*next(o for o in _core.families() if o.name == family).layouts, "huggingface"]))
+    layout = data.draw(
+        st.sampled_from([*next(o for o in _core.families() if o.name == family).layouts, "huggingface"])
+    )
     encodings = [None, "template", "mxfp8", "block_fp8", "mxfp4-modelopt", "nvfp4-modelopt"]
     quantization = data.draw(st.sampled_from(encodings))
     shape = data.draw(st.sampled_from([mesh for mesh in MESHES if len(mesh) < 3]))
@@ -59,13 +61,19 @@ def test_engines_get_slices_of_the_files(sources, data):
     placements = {}
     for fqn, tensor in whole.items():
         dims = st.integers(0, tensor.ndim - 1) if tensor.ndim else st.nothing()
-        one = st.just(Replicate()) | dims.map(Shard) | st.builds(_StridedShard, dims, split_factor=st.integers(1, 3))
+        one = (
+            st.just(Replicate())
+            | dims.map(Shard)
+            | st.builds(_StridedShard, dims, split_factor=st.integers(1, 3))
+        )
         placements[fqn] = data.draw(st.lists(one, min_size=len(shape), max_size=len(shape)))
     with tempfile.TemporaryDirectory() as folder:
         options = {"template": source, "layout": layout}
         weights = ["*_proj.weight", "*.w?.weight"] if quantization in _core.quantizations() else None
         try:
-            sw.export(whole, Path(folder, "to"), quantization=quantization, quantized_weights=weights, **options)
+            sw.export(
+                whole, Path(folder, "to"), quantization=quantization, quantized_weights=weights, **options
+            )
         except (sw.PlanError, ValueError):  # what cannot be exported so cannot be handed over so
             quantization, weights = None, None
             try:
@@ -91,7 +99,9 @@ def test_engines_get_slices_of_the_files(sources, data):
         else:
             sides.append(Side(None, expected.engine))
     plans = [_core.PlannedRefit() for _ in sides]
-    outcomes = hand_over(sides, request_of(source, quantization or "none", layout=layout, weights=weights), plans)
+    outcomes = hand_over(
+        sides, request_of(source, quantization or "none", layout=layout, weights=weights), plans
+    )
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome

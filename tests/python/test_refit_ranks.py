@@ -35,7 +35,9 @@ def test_refit(outcome: dict[str, str], check: str):
 def test_a_rank_that_is_killed_in_the_middle(tmp_path: Path):
     """All others are told which one it was; the engine's layers are whole new or whole old, and it is said which."""
     ranks = [
-        subprocess.Popen([sys.executable, "-W", "ignore", HERE / "workers" / "killed_refit.py", str(rank), tmp_path])
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", HERE / "workers" / "killed_refit.py", str(rank), tmp_path]
+        )
         for rank in range(4)
     ]
     for rank in ranks:

@@ -27,7 +27,9 @@ class EnginePart:
     #: The engine's dimension along which each one of the box runs, -1 for one of a single index; (1, 0) transposes.
     #: None: the last dimensions of the engine's tensor, in order.
     axes: Sequence[int] | None = None
-    steps: Sequence[int] | None = None  #: from one index to the next along it; None: 1. 2 leaves every other one out
+    steps: Sequence[int] | None = (
+        None  #: from one index to the next along it; None: 1. 2 leaves every other one out
+    )
     view: Sequence[int] | None = None  #: the tensor's dimensions, factored; ``box`` is then a box of that
 
     def described(self) -> Any:
@@ -51,7 +53,7 @@ class EnginePart:
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """A tensor of one rank of an engine, which :func:`shardwright.refit` writes in place: in CPU memory, of any strides.
+    """A tensor of one rank of an engine, which :func:`shardwright.refit` writes in place. CPU memory, of any strides.
 
     Each of its elements must be in one of the parts. Its dtype must be that of the checkpoint: BF16, or the codes or
     scales of the ``quantization`` that is asked for. float8_e8m0fnu and uint8 are taken for

@@ -73,9 +73,7 @@ class RefitPlan:
 def _lists(facts: Mapping[int, list[Any]]) -> dict[int, list[HandedBox]]:
     return {
         rank: [
-            HandedBox(
-                name, tuple(view), tuple(slice(at, at + n) for at, n in zip(offset, size, strict=True))
-            )
+            HandedBox(name, tuple(view), tuple(slice(at, at + n) for at, n in zip(offset, size, strict=True)))
             for name, view, offset, size in boxes
         ]
         for rank, boxes in facts.items()
@@ -86,7 +84,9 @@ def _answered(
     told: list[tuple[bytes, Exception | None]], answers: Callable[[list[bytes]], list[bytes]]
 ) -> list[tuple[bytes, Exception | None]]:
     """What the first rank answers each: bytes, or one error for all."""
-    failed: dict[int, Any] = {rank: (error, None) for rank, (_, error) in enumerate(told) if error is not None}
+    failed: dict[int, Any] = {
+        rank: (error, None) for rank, (_, error) in enumerate(told) if error is not None
+    }
     try:
         if failed:
             raise told_error(CheckpointException(_DOING, failed))
@@ -168,8 +168,8 @@ def refit(
             bring what they did; else it is made anew, in place.
         quantization, template, model, layout, strict, strict_dtypes, quantized_weights: as :func:`export` has them,
             and the same on all ranks, the engine's too.
-        staging_bytes: memory of this rank for what is on the way, both directions together, or text such as "64MiB"; the
-            same on all ranks. A layer that takes more than half of it takes what it takes, which the report says.
+        staging_bytes: memory of this rank for what is on the way, both directions together, or text such as "64MiB";
+            the same on all ranks. A layer that takes more than half of it takes what it takes, which the report says.
         threads: of this rank; None: this process's share of the processors.
         device_memory: bytes of each CUDA device that may be taken beside the tensors; None: 256 MiB.
 

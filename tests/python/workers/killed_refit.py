@@ -1,7 +1,7 @@
 """One rank of a hand-over of which one is killed in the middle: `killed_refit.py RANK FOLDER`.
 
-Ranks 0 and 1 are the trainer's, 2 and 3 the engine's. Rank 1 ends while it sends. The others write what they were told to
-FOLDER/RANK.json, and which layers of their engine have which values.
+Ranks 0 and 1 are the trainer's, 2 and 3 the engine's. Rank 1 ends while it sends. The others write what they were told
+to FOLDER/RANK.json, and which layers of their engine have which values.
 """
 
 import json
@@ -69,7 +69,9 @@ def main() -> None:
             "new": getattr(error, "new_layers", []),
             "old": getattr(error, "old_layers", []),
         }
-    told["values"] = {one.name.removesuffix(".weight"): sorted(set(one.tensor.view(-1).tolist())) for one in engine}
+    told["values"] = {
+        one.name.removesuffix(".weight"): sorted(set(one.tensor.view(-1).tolist())) for one in engine
+    }
     (folder / f"{rank}.json").write_text(json.dumps(told))
     sys.stdout.flush()
     os._exit(0)
