@@ -43,10 +43,16 @@ def shapes_of(layers: int, hidden: int) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def engine_of(shapes: dict[str, tuple[int, int]], rank: int, ranks: int, encoded: bool) -> list[sw.EngineTensor]:
+def engine_of(
+    shapes: dict[str, tuple[int, int]], rank: int, ranks: int, encoded: bool
+) -> list[sw.EngineTensor]:
     """A tensor-parallel rank's fused tensors, and their scales."""
     tensors = []
-    kinds = [("", torch.float8_e4m3fn, 1), ("_scale_inv", torch.uint8, 32)] if encoded else [("", torch.bfloat16, 1)]
+    kinds = (
+        [("", torch.float8_e4m3fn, 1), ("_scale_inv", torch.uint8, 32)]
+        if encoded
+        else [("", torch.bfloat16, 1)]
+    )
 
     def fused(name: str, sources: list[str], cut: int) -> None:
         for ending, dtype, block in kinds:
@@ -166,7 +172,10 @@ def worker(options: argparse.Namespace) -> None:
         torch.manual_seed(rank)
         state = {
             name: DTensor.from_local(
-                torch.randn(rows // TRAINERS, columns, dtype=torch.bfloat16), mesh, [Shard(0)], run_check=False
+                torch.randn(rows // TRAINERS, columns, dtype=torch.bfloat16),
+                mesh,
+                [Shard(0)],
+                run_check=False,
             )
             for name, (rows, columns) in shapes.items()
         }
@@ -182,7 +191,9 @@ def worker(options: argparse.Namespace) -> None:
     _, above = memory_above(lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments)))
     times: dict[str, list[float]] = {"refit": [], "moving": [], "by hand": [], "limit": []}
     for _ in range(options.turns):
-        times["refit"].append(slowest(lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments))))
+        times["refit"].append(
+            slowest(lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments)))
+        )
         moving = torch.tensor(reports[-1].seconds)
         dist.all_reduce(moving, dist.ReduceOp.MAX)
         times["moving"].append(float(moving))
@@ -245,11 +256,13 @@ def main() -> None:
     for one in results:
         seconds = one["seconds"]
         print(
-            f"{one['trainer_ranks']} trainer ranks to {one['engine_ranks']}: {one['parameters'] / 1e6:.0f} M parameters, "
+            f"{one['trainer_ranks']} trainer ranks to {one['engine_ranks']}: "
+            f"{one['parameters'] / 1e6:.0f} M parameters, "
             f"{one['bytes_moved'] / 1e6:.0f} MB moved; busiest sender {one['busiest_over_mean']:.2f} x the mean"
         )
         print(
-            f"  refit {seconds['refit']:.2f} s (of which moving {seconds['moving']:.2f}), by hand {seconds['by hand']:.2f} s "
+            f"  refit {seconds['refit']:.2f} s (of which moving {seconds['moving']:.2f}), "
+            f"by hand {seconds['by hand']:.2f} s "
             f"({one['by_hand_over_refit']:.1f} x), limit {seconds['limit']:.2f} s (refit is "
             f"{one['refit_over_limit']:.2f} x, moving {one['moving_over_limit']:.2f} x)"
         )

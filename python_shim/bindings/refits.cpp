@@ -199,6 +199,13 @@ void bind_steps(py::module_& m) {
       py::arg("share"), py::arg("side"), py::arg("request"), py::arg("message_bytes"), py::arg("planned"),
       "What a rank needs.");
   m.def(
+      "needs_beside",
+      [](const PlannedRefit& planned, const OwnedSide& owned) {
+        return py::bytes(encode_needs(needs_of(transfers_into(
+            owned.side.engine, planned.described->layout.catalog, "what the trainer hands over"))));
+      },
+      py::arg("planned"), py::arg("side"), "What another rank needs, by the description that this one has.");
+  m.def(
       "plan_sends",
       [](int rank, const std::string& share, const std::vector<TensorSpec>& specs, const std::string& state,
          const ExportRequest& request, const std::vector<std::string>& needs, PlannedRefit& planned) {

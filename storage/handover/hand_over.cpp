@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <set>
@@ -172,7 +173,7 @@ class Prepared {
         },
         [&](const std::vector<std::string>& told) { return answers_of(told, request_, options_); }));
     if (answered.is_unchanged) {
-      on_all_ranks(job_, [&] { begin_encoding(answered.share); });
+      share_ = answered.share;
       return true;
     }
     planned_ = {};
@@ -206,10 +207,17 @@ class Prepared {
   }
 
   RefitOutcome run(const Transport& transport) {
+    std::exception_ptr failure;  // told with the rest, for which the others wait
+    try {
+      if (source_ == nullptr) begin_encoding(share_);
+    } catch (...) {
+      failure = std::current_exception();
+    }
     const Catalog& catalog = planned_.described->layout.catalog;
     RefitWork work{job_.rank,       planned_.plan,      catalog,      planned_.layers,
                    nullptr,         planned_.transfers, side_.memory, options_.staging_bytes,
                    options_.threads};
+    if (failure) work.encode = [&](std::uint32_t, const auto&) { std::rethrow_exception(failure); };
     if (source_ == nullptr) return run_refit(work, transport);
     DevicesInUse devices(tensors_on_devices(source_->parts().specs), options_.devices);
     std::uint64_t bytes = 0;
@@ -281,6 +289,7 @@ class Prepared {
   const ExportRequest& request_;
   PlannedRefit& planned_;
   const RefitOptions& options_;
+  std::string share_;  ///< of an export, where the plan was up to date
   std::unique_ptr<EncodingSource> source_;
   std::optional<EncodingResources> resources_;
 };

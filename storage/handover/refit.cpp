@@ -1,11 +1,12 @@
 #include "storage/handover/refit.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -23,7 +24,13 @@
 namespace shardwright {
 namespace {
 
-using Bytes = std::unique_ptr<std::byte[]>;
+struct Bytes {
+  std::unique_ptr<std::byte[]> data;
+  std::size_t room = 0;
+
+  std::byte* get() const { return data.get(); }
+  explicit operator bool() const { return data != nullptr; }
+};
 
 /// Behind the boxes of each message: whether they are what they should be.
 constexpr std::size_t footer_bytes = alignment_in_message;
@@ -48,21 +55,54 @@ DType moved_as(std::int64_t element_bytes) {
   }
 }
 
-/// Memory of both directions, all that is on the way.
-class Account {
+/// Memory of both directions, all that is on the way, and some that waits to be used again: fresh pages cost
+/// more than what is copied into them.
+class Staging {
  public:
-  void take(std::size_t bytes) {
-    const std::size_t now = held_.fetch_add(bytes) + bytes;
-    std::size_t most = most_.load();
-    while (now > most && !most_.compare_exchange_weak(most, now)) {
+  explicit Staging(std::size_t most_kept) : most_kept_(most_kept) {}
+
+  Bytes take(std::size_t bytes) {
+    const std::scoped_lock lock(mutex_);
+    held_ += bytes;
+    most_ = std::max(most_, held_ + kept_);
+    const auto found = free_.lower_bound(bytes);
+    if (found == free_.end() || found->first > 2 * bytes) {
+      // Whatever is kept is too small, or too large to be spent on so little.
+      while (kept_ > 0 && held_ + kept_ > most_kept_) drop_largest();
+      return {std::make_unique_for_overwrite<std::byte[]>(bytes), bytes};
     }
+    kept_ -= found->first;
+    Bytes memory = std::move(found->second);
+    free_.erase(found);
+    return memory;
   }
-  void give_back(std::size_t bytes) { held_.fetch_sub(bytes); }
-  std::size_t most() const { return most_.load(); }
+
+  /// `bytes` as they were taken.
+  void give_back(Bytes memory, std::size_t bytes) {
+    const std::scoped_lock lock(mutex_);
+    held_ -= bytes;
+    if (!memory) return;
+    kept_ += memory.room;
+    const std::size_t room = memory.room;
+    free_.emplace(room, std::move(memory));
+    while (kept_ > 0 && held_ + kept_ > most_kept_) drop_largest();
+  }
+
+  std::size_t most() const { return most_; }
 
  private:
-  std::atomic<std::size_t> held_ = 0;
-  std::atomic<std::size_t> most_ = 0;
+  void drop_largest() {
+    const auto last = std::prev(free_.end());
+    kept_ -= last->first;
+    free_.erase(last);
+  }
+
+  const std::size_t most_kept_;
+  std::mutex mutex_;
+  std::multimap<std::size_t, Bytes> free_;
+  std::size_t held_ = 0;
+  std::size_t kept_ = 0;
+  std::size_t most_ = 0;
 };
 
 /// What a rank hands to itself.
@@ -79,7 +119,7 @@ class Mailbox {
   Bytes take(std::size_t bytes) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return !messages_.empty() || is_closed_; });
-    if (messages_.empty()) return nullptr;
+    if (messages_.empty()) return {};
     Bytes message = std::move(messages_.front());
     messages_.pop_front();
     waiting_ -= bytes;
@@ -134,8 +174,8 @@ class Failure {
 /// Gathers boxes into messages, and sends each once it is full.
 class Sender {
  public:
-  Sender(const RefitWork& work, const Transport& transport, Mailbox& own, Account& account, Failure& failure)
-      : work_(work), transport_(transport), own_(own), account_(account), failure_(failure) {
+  Sender(const RefitWork& work, const Transport& transport, Mailbox& own, Staging& staging, Failure& failure)
+      : work_(work), transport_(transport), own_(own), staging_(staging), failure_(failure) {
     of_tensor_.resize(work.catalog.tensors.size());
     for (const HandedList& list : work.plan.sends) {
       Stream& stream = streams_.emplace_back();
@@ -229,9 +269,8 @@ class Sender {
         if (waiting == 0) break;  // the rest is not full yet
         if (!own_.wait_for_less(waiting)) break;
       }
-      open.bytes = std::make_unique_for_overwrite<std::byte[]>(size);
+      open.bytes = staging_.take(size);
       held_ += size;
-      account_.take(size);
     }
     return open.bytes.get();
   }
@@ -340,9 +379,8 @@ class Sender {
   }
 
   void drop(Bytes& bytes, std::size_t size) {
-    bytes.reset();
     held_ -= size;
-    account_.give_back(size);
+    staging_.give_back(std::move(bytes), size);
   }
 
   void lose(std::size_t s) {
@@ -372,7 +410,7 @@ class Sender {
   const RefitWork& work_;
   const Transport& transport_;
   Mailbox& own_;
-  Account& account_;
+  Staging& staging_;
   Failure& failure_;
   std::vector<Stream> streams_;
   std::vector<std::vector<Place>> of_tensor_;
@@ -385,9 +423,9 @@ class Sender {
 /// Receives layer by layer, and puts each in its place.
 class Receiver {
  public:
-  Receiver(const RefitWork& work, const Transport& transport, Mailbox& own, Account& account,
+  Receiver(const RefitWork& work, const Transport& transport, Mailbox& own, Staging& staging,
            Failure& failure)
-      : work_(work), transport_(transport), own_(own), account_(account), failure_(failure) {
+      : work_(work), transport_(transport), own_(own), staging_(staging), failure_(failure) {
     for (const HandedList& list : work.plan.receives) {
       streams_.push_back(
           {&list, messages_of(list.boxes, work.catalog, work.layers, work.plan.message_bytes), 0, false});
@@ -414,7 +452,8 @@ class Receiver {
       failed_ = failed_ || !is_complete;
       (is_taken ? committed : left).push_back(work_.layers.names[layers_[l]]);
       posted_ -= layer.bytes;
-      account_.give_back(layer.bytes);
+      for (Coming& coming : layer.messages)
+        staging_.give_back(std::move(coming.bytes), coming.message.bytes + footer_bytes);
     }
   }
 
@@ -452,7 +491,6 @@ class Receiver {
 
   void begin(std::uint32_t number) {
     Layer& layer = coming_.emplace_back();
-    std::size_t counted = 0;
     for (std::size_t s = 0; s < streams_.size(); ++s) {
       Stream& stream = streams_[s];
       for (; stream.next < stream.messages.size() && stream.messages[stream.next].layer == number;
@@ -463,8 +501,7 @@ class Receiver {
         const std::size_t size = coming.message.bytes + footer_bytes;
         layer.bytes += size;
         if (stream.list->rank == work_.rank) continue;  // the sender has made it, and counted it
-        counted += size;
-        coming.bytes = std::make_unique_for_overwrite<std::byte[]>(size);
+        coming.bytes = staging_.take(size);
         coming.is_lost = stream.is_gone;
         if (stream.is_gone) continue;
         try {
@@ -475,7 +512,6 @@ class Receiver {
         }
       }
     }
-    account_.take(counted);
     posted_ += layer.bytes;
   }
 
@@ -562,7 +598,7 @@ class Receiver {
   const RefitWork& work_;
   const Transport& transport_;
   Mailbox& own_;
-  Account& account_;
+  Staging& staging_;
   Failure& failure_;
   std::vector<Stream> streams_;
   std::vector<std::uint32_t> layers_;
@@ -576,10 +612,10 @@ class Receiver {
 RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   const auto begin = std::chrono::steady_clock::now();
   Mailbox own;
-  Account account;
+  Staging staging(work.staging_bytes);
   Failure failure;
-  Sender sender(work, transport, own, account, failure);
-  Receiver receiver(work, transport, own, account, failure);
+  Sender sender(work, transport, own, staging, failure);
+  Receiver receiver(work, transport, own, staging, failure);
   std::thread receiving([&] {
     try {
       receiver.run();
@@ -600,7 +636,7 @@ RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   outcome.report.bytes_kept = sender.bytes_kept;
   outcome.report.messages = sender.messages_sent;
   outcome.report.bytes_received = receiver.bytes_received;
-  outcome.report.peak_staging_bytes = account.most();
+  outcome.report.peak_staging_bytes = staging.most();
   outcome.report.layers = receiver.committed.size() + receiver.left.size();
   outcome.report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   outcome.committed = std::move(receiver.committed);

@@ -143,8 +143,7 @@ class Expected:
 
 
 def random_engine(files: dict[str, torch.Tensor], ranks: int, seed: int) -> list[Expected]:
-    """Ranks of an engine that hold random slices of the tensors of a checkpoint: whole ones, slices along any dimension,
-    several one behind the other in one tensor, transposed, with gaps in memory."""
+    """Ranks of an engine that hold random slices of the tensors of a checkpoint: whole ones, along any dimension, several one behind the other in one tensor, transposed, with gaps in memory."""
     of_rank = [Expected() for _ in range(ranks)]
     draw = random.Random(seed)
     names = sorted(name for name, tensor in files.items() if tensor.numel())
@@ -198,6 +197,8 @@ def _fuse(expected: Expected, files: dict[str, torch.Tensor], draw: random.Rando
         expected.values.append(torch.stack([files[name] for name in same]))
 
 
-def request_of(template=None, quantization="none", model="auto", layout="automodel"):
+def request_of(template=None, quantization="none", model="auto", layout="automodel", weights=None):
     catalog = None if template is None else sw.read_catalog(template)
-    return _core.ExportRequest(catalog, model, layout, quantization, [], True, 5_000_000_000, {}, False, None)
+    return _core.ExportRequest(
+        catalog, model, layout, quantization, weights or [], True, 5_000_000_000, {}, False, None
+    )

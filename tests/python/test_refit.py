@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import shardwright as sw
-import torch
 from handed_over import exported
 from refit_ranks import Side, hand_over, random_engine, request_of
 
 
 @pytest.mark.parametrize("quantization", [None, "mxfp8", "template"])
-def test_an_engine_gets_slices_of_the_files_of_an_export(small: Path, tmp_path: Path, quantization: str | None):
+def test_an_engine_gets_slices_of_the_files_of_an_export(
+    small: Path, tmp_path: Path, quantization: str | None
+):
     state = sw.empty_state_dict(small)
     sw.load(state, small)
     sw.export(state, tmp_path / "to", quantization=quantization, template=small)

@@ -1,9 +1,13 @@
 """Handing weights to an engine on Gloo ranks. The checks are in workers/refit.py."""
 
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from torchrun import outcome_of
+from torchrun import HERE, outcome_of
 
 pytestmark = pytest.mark.ranks
 
@@ -26,3 +30,23 @@ def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:
 )
 def test_refit(outcome: dict[str, str], check: str):
     assert not outcome[check], outcome[check]
+
+
+def test_a_rank_that_is_killed_in_the_middle(tmp_path: Path):
+    """All others are told which one it was; the engine's layers are whole new or whole old, and it is said which."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", HERE / "workers" / "killed_refit.py", str(rank), tmp_path]
+        )
+        for rank in range(4)
+    ]
+    for rank in ranks:
+        rank.wait(timeout=120)
+    assert ranks[1].returncode == -signal.SIGKILL
+    for rank in (0, 2, 3):
+        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert told["type"] == "ConnectionResetError" and "rank 1 (process" in told["text"], told
+        assert set(told["new"]) | set(told["old"]) == set(told["values"])
+        for layer, values in told["values"].items():
+            assert values == ([2.0] if layer in told["new"] else [1.0]), (layer, told)
+        assert rank == 0 or told["old"], told

@@ -53,7 +53,7 @@ class EnginePart:
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """A tensor of one rank of an engine, which :func:`shardwright.refit` writes in place: in CPU memory, of any strides.
+    """A tensor of one rank of an engine, which :func:`shardwright.refit` writes in place. CPU memory, of any strides.
 
     Each of its elements must be in one of the parts. Its dtype must be that of the checkpoint: BF16, or the codes or
     scales of the ``quantization`` that is asked for. float8_e8m0fnu and uint8 are taken for

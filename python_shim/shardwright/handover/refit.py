@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
@@ -20,6 +21,7 @@ from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.ranks.rank_outcome import told as told_error
 from shardwright.ranks.together import together
 from shardwright.weight_maps import imported_map, model_name
 
@@ -75,6 +77,21 @@ def _lists(facts: Mapping[int, list[Any]]) -> dict[int, list[HandedBox]]:
         ]
         for rank, boxes in facts.items()
     }
+
+
+def _answered(
+    told: list[tuple[bytes, Exception | None]], answers: Callable[[list[bytes]], list[bytes]]
+) -> list[tuple[bytes, Exception | None]]:
+    """What the first rank answers each: bytes, or one error for all."""
+    failed: dict[int, Any] = {
+        rank: (error, None) for rank, (_, error) in enumerate(told) if error is not None
+    }
+    try:
+        if failed:
+            raise told_error(CheckpointException(_DOING, failed))
+        return [(answer, None) for answer in answers([one for one, _ in told])]
+    except Exception as error:
+        return [(b"", error)] * len(told)
 
 
 @dataclass
@@ -150,8 +167,8 @@ def refit(
             bring what they did; else it is made anew, in place.
         quantization, template, model, layout, strict, strict_dtypes, quantized_weights: as :func:`export` has them,
             and the same on all ranks, the engine's too.
-        staging_bytes: memory of this rank for what is on the way, both directions together, or text such as "64MiB"; the
-            same on all ranks. A layer that takes more than half of it takes what it takes, which the report says.
+        staging_bytes: memory of this rank for what is on the way, both directions together, or text such as "64MiB";
+            the same on all ranks. A layer that takes more than half of it takes what it takes, which the report says.
         threads: of this rank; None: this process's share of the processors.
         device_memory: bytes of each CUDA device that may be taken beside the tensors; None: 256 MiB.
 
@@ -224,7 +241,14 @@ class _Refit:
                 device_memory, current_streams(self._description.local_tensors)
             )
 
-        together(group, _DOING, describe_sides)
+        self._failure: Exception | None = None  # told in the first round, for which the others wait
+        self._staging_bytes, self._threads = 0, 0
+        self._request = _core.ExportRequest(None, "auto", layout, "none", [], strict, 5_000_000_000, {})
+        self._devices = _core.DeviceOptions()
+        try:
+            describe_sides()
+        except Exception as error:
+            self._failure = error
 
     def _describe_trainer(self, state_dict: dict[str, Any], has_template: bool) -> None:
         expect_state_dict(state_dict)
@@ -242,23 +266,31 @@ class _Refit:
         self._side.set_trainer(self._description.specs, describe_save(flat, paths).encode())
 
     def _round(self, mine: Callable[[], bytes], answers: Callable[[list[bytes]], list[bytes]]) -> bytes:
-        """A round over all ranks, as planner/job.h has it."""
-        told = together(self._group, _DOING, mine)
+        """A round over all ranks, as planner/job.h has it. Raises the same on all of them."""
+        if self._ranks == 1:
+            return answers([self._told(mine)])[0]
+        told: tuple[bytes, Exception | None] = b"", None
+        try:
+            told = self._told(mine), None
+        except Exception as error:
+            told = b"", error
         is_first = self._rank == 0
         first = dist.get_global_rank(self._group or dist.group.WORLD, 0)
         gathered: list[Any] = [None] * self._ranks
-        replies: list[bytes] = []
         with naming_gone_ranks(self._group, _DOING):
             dist.gather_object(told, gathered if is_first else None, dst=first, group=self._group)
-
-            def answer() -> None:
-                if is_first:
-                    replies.extend(answers(gathered))
-
-            together(self._group, _DOING, answer)
+            replies = _answered(gathered, answers) if is_first else []
             reply: list[Any] = [None]
             dist.scatter_object_list(reply, replies if is_first else None, src=first, group=self._group)
-        return bytes(reply[0])
+        answer, failure = reply[0]
+        if failure is not None:
+            raise failure from told[1]
+        return bytes(answer)
+
+    def _told(self, mine: Callable[[], bytes]) -> bytes:
+        if self._failure is not None:
+            raise self._failure
+        return mine()
 
     def plan(self) -> RefitPlan:
         self._plan.is_new = not _core.plan_refit(

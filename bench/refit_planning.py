@@ -1,0 +1,156 @@
+"""Plans the hand-over of MiniMax M3 in MXFP8 from many trainer ranks to many engine ranks, in one process.
+
+    python bench/refit_planning.py [--experts-over 64 --cut-over 16] [--tensor-parallel 8 --expert-parallel 32]
+                                   [--every 16] [--json]
+
+The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the
+engine is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank
+does by itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an
+engine's rank, which says what it needs. `--every 1` looks at all trainer ranks, and at what an engine's rank then receives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from typing import Any
+
+import shardwright as sw
+from shardwright import _core
+
+clock = time.process_time
+
+ROWS = re.compile(
+    r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3|embed_tokens|lm_head)\.weight(_scale_inv)?$"
+)
+COLUMNS = re.compile(r"\.(o_proj|down_proj|w2)\.weight(_scale_inv)?$")
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
+
+
+def engine_side(
+    tensors: list[Any], rank: int, tensor_parallel: int, expert_parallel: int, experts: int
+) -> Any:
+    """What a rank of the engine is made of, without memory."""
+    side = _core.RefitSide()
+    group, place = divmod(rank, tensor_parallel)
+    for tensor in tensors:
+        expert = EXPERT.search(tensor.name)
+        if expert and int(expert[1]) * expert_parallel // experts != group:
+            continue
+        shape = list(tensor.shape)
+        cut = 0 if ROWS.search(tensor.name) else 1 if COLUMNS.search(tensor.name) else None
+        offset = [0] * len(shape)
+        if cut is not None and shape[cut] % tensor_parallel == 0:
+            shape[cut] //= tensor_parallel
+            offset[cut] = place * shape[cut]
+        part = _core.EnginePart(tensor.name, offset, shape, [], [], [], [])
+        side.add_engine_tensor(tensor.name, tensor.dtype, shape, [part], 0, [0] * len(shape))
+    return side
+
+
+def specs_of(natives: list[Any], placements: list[Any], mesh: list[int], rank: int) -> list[Any]:
+    specs = []
+    coordinate = list(divmod(rank, mesh[1]))
+    for native, lies in zip(natives, placements, strict=True):
+        boxes = _core.local_boxes(native.shape, mesh, coordinate, lies)
+        local = _core.local_shape(native.shape, mesh, coordinate, lies)
+        strides = [1] * len(local)
+        for d in range(len(local) - 2, -1, -1):
+            strides[d] = strides[d + 1] * max(1, local[d + 1])
+        specs.append(
+            _core.TensorSpec(native.fqn, native.dtype, native.shape, local, strides, 0, "cpu", boxes)
+        )
+    return specs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="full")
+    parser.add_argument("--experts-over", type=int, default=64)
+    parser.add_argument("--cut-over", type=int, default=16)
+    parser.add_argument("--tensor-parallel", type=int, default=8)
+    parser.add_argument("--expert-parallel", type=int, default=32)
+    parser.add_argument("--every", type=int, default=16)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sw.generate(folder, options.preset, layout_only=True)
+        catalog = sw.read_catalog(folder)
+        natives = _core.native_tensors(catalog, _core.weight_map(catalog))
+        tensors = list(catalog.tensors)
+        request = _core.ExportRequest(catalog, "auto", "automodel", "mxfp8", [], False, 5_000_000_000, {})
+    mesh = [options.experts_over, options.cut_over]
+    ranks, engines = mesh[0] * mesh[1], options.tensor_parallel * options.expert_parallel
+    shard = _core.Placement.shard
+    placements = [[shard(0), shard(1)] if native.stacked else [shard(0), shard(0)] for native in natives]
+    values = [
+        (native.fqn, 0, "bfloat16" if native.dtype == "BF16" else "float32", "strided",
+         2 if native.dtype == "BF16" else 4, 0, native.shape, lies, [])
+        for native, lies in zip(natives, placements, strict=True)
+    ]  # fmt: skip
+    encoded = _core.encode_values(values, mesh, list(range(ranks)))
+    states = [_core.encode_state(rank, [(encoded, None)]) for rank in range(ranks)]
+    holdings = [
+        _core.describe_export(specs_of(natives, placements, mesh, 0), state, request) for state in states[:1]
+    ]
+    holdings += [_core.describe_export([], state, request) for state in states[1:]]
+    begin = clock()
+    shares = _core.plan_export(holdings, request, "")
+    first = clock() - begin
+    experts = max(int(found[1]) for tensor in tensors if (found := EXPERT.search(tensor.name))) + 1
+
+    needs: list[bytes] = []
+    seconds_of_engine = 0.0
+    plan_of_engine = _core.PlannedRefit()
+    for rank in range(engines):
+        side = engine_side(tensors, rank, options.tensor_parallel, options.expert_parallel, experts)
+        if rank > 0:
+            needs.append(_core.needs_beside(plan_of_engine, side))
+            continue
+        begin = clock()
+        needs.append(_core.begin_refit_plan(shares[0], side, request, 1 << 20, plan_of_engine))
+        seconds_of_engine = clock() - begin
+    seconds_of_trainer, bytes_of_plan, sent = 0.0, 0, []
+    told_first: list[bytes] = [b""] * (ranks + engines)
+    for rank in range(0, ranks, options.every):
+        specs = specs_of(natives, placements, mesh, rank)
+        planned = _core.PlannedRefit()
+        begin = clock()
+        _core.begin_refit_plan(shares[rank], _core.RefitSide(), request, 1 << 20, planned)
+        told = _core.plan_sends(
+            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, planned
+        )
+        seconds_of_trainer = max(seconds_of_trainer, clock() - begin)
+        told_first[rank] = told[ranks]
+        bytes_of_plan = max(bytes_of_plan, len(planned.encode()))
+        sent.append(sum(planned.bytes_to.values()))
+    result = {
+        "trainer_ranks": ranks,
+        "engine_ranks": engines,
+        "tensors": len(tensors),
+        "first_rank_seconds": first,
+        "trainer_rank_seconds": seconds_of_trainer,
+        "engine_rank_seconds": seconds_of_engine,
+        "plan_bytes": bytes_of_plan,
+        "needs_bytes": max(map(len, needs)),
+        "trainer_ranks_looked_at": len(sent),
+        "busiest_over_mean": max(sent) * len(sent) / sum(sent),
+        "bytes_sent_of_mean_rank": sum(sent) // len(sent),
+    }
+    if options.every == 1:
+        begin = clock()
+        _core.plan_receives(told_first, plan_of_engine)
+        result["engine_rank_receives_seconds"] = clock() - begin
+        result["engine_plan_bytes"] = len(plan_of_engine.encode())
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    for name, value in result.items():
+        print(f"{name:32} {value:.3f}" if isinstance(value, float) else f"{name:32} {value:,}")
+
+
+if __name__ == "__main__":
+    main()
