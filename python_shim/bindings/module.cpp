@@ -368,8 +368,6 @@ void bind_weight_map(py::module_& m) {
       "(catalog, map, problems) by which encoded weights are held as files do; those of the specs that are "
       "no "
       "wide floats, or all.");
-  m.def("codes_alone", &codes_alone, py::arg("plan"), py::arg("specs"), py::arg("catalog"), py::arg("packed"),
-        "Names of packed codes of which this rank does not hold all the scales.");
   py::class_<MeshDimension>(m, "MeshDimension")
       .def_readonly("name", &MeshDimension::name)
       .def_readonly("size", &MeshDimension::size);
@@ -479,6 +477,8 @@ void bind_load(py::module_& m) {
       "kind_of", [](const std::filesystem::path& path) { return std::string(name_of(kind_of(path))); },
       py::arg("path"), py::call_guard<py::gil_scoped_release>(),
       "What a path is: sharded, torch, torch_of_ranks, torch_safetensors, huggingface, adapter or nothing.");
+  m.def("codes_alone", &codes_alone, py::arg("plan"), py::arg("specs"), py::arg("catalog"), py::arg("packed"),
+        "Names of packed codes of which this rank does not hold all the scales.");
   m.def("may_be_tied", &may_be_tied, py::arg("fqn"),
         "Whether it may be a head, or an embedding that one is tied to, by its name.");
   m.def(

@@ -241,8 +241,8 @@ class _StoredChunks:
         else:
             _core.read_catalog(os.fspath(path))  # which says what is there
             raise ValueError(
-                f"{path}: expected a sharded checkpoint or one of torch's FileSystemWriter, found another kind; "
-                "shardwright.export makes and loads those"
+                f"{path}: expected a sharded checkpoint or one of torch's FileSystemWriter, found another kind; pass "
+                'quantization= for a Hugging Face checkpoint in another encoding, "bf16" for none'
             )
 
         self._bytes = sum(place.length for place in self.metadata.storage_data.values())

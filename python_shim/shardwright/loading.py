@@ -67,7 +67,7 @@ def load(
     and its own ending, such as "_scale_inv", "_scale", "_global_scale" or "_scale_2". Rules stack, join and transpose
     all of them in their own units: experts' codes of [out, in / 2] bytes become [experts, in / 2, out], their scales
     [experts, in / 32, out]. Each is sharded as its own tensor says; what decodes a shard of codes is on the same rank
-    where cuts fall between blocks. The report lists in ``codes_alone`` those of which it is not. A weight that the
+    where cuts fall between blocks; the report lists in ``codes_alone`` those of which it is not. A weight that the
     state dict has in BF16, F16, F32 or F64 is decoded nonetheless.
     :func:`shardwright.empty_state_dict` makes such a state dict, and :func:`shardwright.export`, given the checkpoint
     as template, writes it back byte for byte.

@@ -101,20 +101,20 @@ bool is_in(const fs::path& directory, const fs::path& path) {
   return std::mismatch(directory.begin(), directory.end(), path.begin(), path.end()).first == directory.end();
 }
 
-/// Whether what is read from `source` lies in the directory: it is that, or some of its files are links
-/// there.
+/// Whether what is read from `source` lies in the directory: it is that, or some of what it has by name, and
+/// of what its checkpoint lists in folders below, are links there.
 bool reads_from(const fs::path& source, const fs::path& directory) {
   std::error_code code;
   if (fs::equivalent(source, directory, code)) return true;
   const fs::path folder = resolved_path(source);
   if (!is_folder(folder)) return false;
-  const std::vector<std::string> names = files_below(folder);
+  std::vector<std::string> names = names_in(folder);
+  for (const CheckpointInPlace& found : checkpoints_in(folder))
+    names.insert(names.end(), found.files.begin(), found.files.end());
   return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
-    const std::optional<struct stat> entry = entry_at(folder / name);
-    if (!entry || !S_ISLNK(entry->st_mode)) return false;
     std::error_code leads_nowhere;
     const fs::path target = fs::canonical(folder / name, leads_nowhere);
-    return !leads_nowhere && is_in(directory, target);
+    return !leads_nowhere && is_in(directory, target) && !is_in(target, directory) && target != folder / name;
   });
 }
 

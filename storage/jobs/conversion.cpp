@@ -140,6 +140,8 @@ void Conversion::transpose_blocks() {
     if (is_stack) std::swap(tensor.shape[tensor.shape.size() - 2], tensor.shape.back());
     tensor.stored = nullptr;
     if (begins_blocks) {
+      if (const auto old = scales_of(catalog_, tensor.name); !old.empty())
+        without_scales.push_back(old.front().name);  // of another encoding, which is decoded
       tensor.dtype = DType::F4;
       if (fault_of_quantizing(*how, tensor.name, tensor.shape).empty()) store_as(*how, tensor);
       scales.push_back(scales_by(*how, encoding_by(*how, tensor.shape), tensor));

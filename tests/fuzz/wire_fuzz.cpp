@@ -15,11 +15,14 @@
 #include "planner/error.h"
 #include "planner/load/plan_wire.h"
 #include "planner/models/models.h"
+#include "planner/names/held_tensors.h"
 #include "planner/save/export_wire.h"
 #include "planner/save/global_save_plan.h"
 #include "planner/save/plan_together.h"
 #include "planner/save/save_wire.h"
 #include "planner/save/write_results.h"
+#include "storage/format/row_checksums.h"
+#include "storage/write/export.h"
 #include "tests/fuzz/entry.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/random_layouts.h"
@@ -41,6 +44,9 @@ enum Decoder : char {
   answered,
   holdings,
   share,
+  tensors,
+  row_sums,
+  whole_export,
   decoders
 };
 
@@ -75,7 +81,7 @@ const LoadJob& load_job() {
 const RankState& mine() {
   static const RankState state = [] {
     Random random(12);
-    return random_save(random, true, 4).states.front();
+    return random_save(random, true).states.front();  // on as many ranks as its mesh has
   }();
   return state;
 }
@@ -95,6 +101,36 @@ void plan_alone(std::string_view bytes) {
   for (const SavedItems& items : items_of(alone)) counts.push_back(items.value.size());
   const RankWrites writes{plan.left_to_others.front(), {}};
   require(decode_writes(encode(writes), counts) == writes);
+}
+
+/// What one rank tells of its part in an export, from its bytes to the plan; without meshes, as plan_alone().
+void plan_export_alone(std::string_view bytes) {
+  const ExportHoldings alone = decode_holdings(std::string(bytes));
+  ValuesByHash known;
+  learn_values(decode_state(alone.state), known);
+  for (const auto& [hash, described] : known) {
+    if (described->has_mesh()) return;
+  }
+  const WeightMap map = unchanged_names();
+  ExportRequest request;
+  request.map = &map;
+  request.layout = "huggingface";
+  request.set_quantization("nvfp4-modelopt", {"*"});
+  const PlannedExport planned = plan_export({std::string(bytes)}, request, "export");
+  for (const std::string& one : planned.shares) require(encode_share(decode_share(one)) == one);
+}
+
+/// What a rank holds of an export of a matrix to be quantised and of a vector.
+std::string holdings_of_export() {
+  static std::vector<std::uint16_t> memory(4 * 64, 0x3F80);
+  const WeightMap map = unchanged_names();
+  ExportRequest request;
+  request.map = &map;
+  request.layout = "huggingface";
+  request.set_quantization("nvfp4-modelopt", {"*"});
+  const std::vector<TensorSpec> specs{whole_tensor("q_proj.weight", DType::BF16, {4, 64}, memory.data()),
+                                      whole_tensor("norm.weight", DType::BF16, {64}, memory.data())};
+  return describe_export(specs, state_of(specs, 0), request);
 }
 
 void decode(char decoder, std::string_view bytes) {
@@ -155,6 +191,19 @@ void decode(char decoder, std::string_view bytes) {
       require(decode_share(encode_share(decoded)) == decoded);
       break;
     }
+    case tensors: {
+      const std::vector<SavedTensor> decoded = decode_tensors(std::string(bytes));
+      require(decode_tensors(encode_tensors(decoded)) == decoded);
+      break;
+    }
+    case row_sums: {
+      const auto& stored = load_job().catalog.tensors;
+      require(merged_row_sums({std::string(bytes)}, stored).size() == stored.size());
+      break;
+    }
+    case whole_export:
+      plan_export_alone(bytes);
+      break;
     default:
       plan_alone(bytes);
   }
@@ -190,6 +239,9 @@ void write_seeds(const std::filesystem::path& folder) {
   write(holdings, encode_holdings({"state", {1, 0}, {column}}));
   write(share, encode_share({"", encode_tensors({tensor}), "writes", {column}, {0, 3}}));
   write(writes, encode(RankWrites{{{0, 1, 4}, {}, {7, 8, 9, 600}}, {{0, 1, 2, 3, 4}}}));
+  write(tensors, encode_tensors({tensor}));
+  write(whole_export, holdings_of_export());
+  write(holdings, holdings_of_export());
   const auto& [catalog, specs] = load_job();
   const std::string plan =
       encode_plan(plan_load(specs, catalog, weight_map_for(catalog, "minimax_m3")), catalog, specs);

@@ -135,14 +135,15 @@ TEST(export_form, scales_of_activations_that_are_not_taken_over_are_left_out_by_
   add("q_proj.weight", DType::F4, {4, 64});
   add("q_proj.weight_scale", DType::F8_E4M3, {4, 4});
   add("q_proj.weight_scale_2", DType::F32, {});
-  ExportForm form = form_of(catalog, false);
+  ExportForm form;
   form.map = unchanged_names();
+  form.template_catalog = &catalog;
+  form.by_rule_of_names = false;
   const std::vector<SavedTensor> tensors{{"k_proj.weight", DType::BF16, {4, 64}},
                                          {"q_proj.weight", DType::BF16, {4, 64}}};
   const std::vector<std::string> expected{"k_proj.k_scale", "q_proj.input_scale"};
   EXPECT_EQ(exported_tensors(tensors, form).left_out, expected);  // in BF16
   form.quantise = quantization_named("nvfp4-modelopt");
-  form.by_rule_of_names = false;
   EXPECT_EQ(exported_tensors(tensors, form).left_out, expected);
   form.quantise = nullptr;
   form.as_template = true;

@@ -72,6 +72,20 @@ def test_blocks_of_gpt_oss_are_of_the_transposes_of_its_bf16_matrices(buffer_byt
     assert differing(held(tmp_path / "back"), {name: torch.stack(matrices)} | PLAIN) == []
 
 
+def test_stacks_in_mxfp8_become_blocks_of_gpt_oss(tmp_path: Path):
+    """Their scales have the name that those of the blocks have, until files call them otherwise."""
+    name = "layers.0.experts.gate_up_proj"
+    matrices = [weights(DRAW, 64, 160, torch.bfloat16) for _ in range(3)]
+    encoded = [RULES["mxfp8"](name, matrix) for matrix in matrices]
+    source = source_in(
+        tmp_path / "source", {end: torch.stack([one[end] for one in encoded]) for end in encoded[0]}
+    )
+    stack = torch.stack([decoded("mxfp8", name, one, torch.bfloat16) for one in encoded])
+    blocks = RULES["mxfp4-gpt-oss"](name, stack.transpose(1, 2).contiguous())
+    sw.convert(source, tmp_path / "to", quantization="mxfp4-gpt-oss", quantized_weights=["*_proj"])
+    assert differing(held(tmp_path / "to"), blocks | PLAIN) == []
+
+
 def test_the_command_line_on_two_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     source = source_in(tmp_path / "source", RULES["mxfp8"]("a.weight", VALUES))
     command = [

@@ -113,7 +113,7 @@ TEST_F(ExportMessages, ranks_whose_templates_hold_other_bytes_are_named) {
   expect_error(ErrorKind::mismatch,
                {"different arguments", "rank 2: expected template's pages of files ", "as on rank 0"},
                [&] { plan_with(catalogs[2]); });
-  expect_error(ErrorKind::mismatch, {"cannot export these tensors with the names of"},
+  expect_error(ErrorKind::mismatch, {"cannot export these tensors with the names and shapes of"},
                [&] { plan_with(catalogs[1]); });  // which has no q_proj
 }
 

@@ -305,7 +305,8 @@ TEST(PendingCheckpoint, TimesTellOfFilesWhoseNamesOthersUseAndOfNoOthers) {
   const Names before = names_in(folder / "step");
   const Error error = error_of([&] { remove_checkpoint(folder / "step"); });
   EXPECT_EQ(error.system_error, EEXIST);
-  EXPECT_NE(std::string(error.what()).find(with_torchs_name + " has been changed"), std::string::npos)
+  EXPECT_NE(std::string(error.what()).find("\"" + with_torchs_name + "\" has been changed"),
+            std::string::npos)
       << error.what();
   EXPECT_EQ(names_in(folder / "step"), before);  // all of it, or it would be half a checkpoint
 
@@ -323,10 +324,13 @@ TEST(PendingCheckpoint, LinksIntoTheDirectoryAreASourceThatWouldBeReplaced) {
   fs::create_symlink("first", folder / "links" / "second");  // a link to a link
   fs::create_directory(folder / "deep");
   fs::create_directory_symlink(folder / "there" / "sub", folder / "deep" / "sub");
+  write_file(folder / "listed" / hf_index_name, R"({"weight_map": {"w": "sub/weights"}})");
+  fs::create_directory(folder / "listed" / "sub");
+  fs::create_symlink(folder / "there" / "sub/weights", folder / "listed" / "sub/weights");
   fs::create_directory(folder / "other");
   fs::create_symlink(folder / "therefore", folder / "other" / "dangling");
   write_file(folder / "therefore", "a name that begins alike");
-  for (const char* source : {"links", "deep"}) {
+  for (const char* source : {"links", "deep", "listed"}) {
     const Error error =
         error_of([&] { PendingCheckpoint(folder / "there", sharded, std::nullopt, {folder / source}); });
     EXPECT_EQ(error.system_error, EEXIST);
