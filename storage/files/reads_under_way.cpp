@@ -31,6 +31,12 @@ class ReadsByUring final : public ReadsUnderWay {
     return {completion.tag, completion.result, nullptr};
   }
 
+  std::optional<Completion> poll() override {
+    const std::optional<Uring::Completion> completion = ring_->poll();
+    if (!completion) return std::nullopt;
+    return Completion{completion->tag, completion->result, nullptr};
+  }
+
  private:
   const std::unique_ptr<Uring> ring_;
 };
@@ -75,9 +81,13 @@ class ReadsOfObjects final : public ReadsUnderWay {
     while (!arrived_.wait_for(lock, std::chrono::milliseconds(50), [&] { return !done_.empty(); })) {
       if (given_up_ != nullptr && *given_up_) throw Error(ErrorKind::io, "the reads were given up");
     }
-    Completion completion = std::move(done_.front());
-    done_.pop_front();
-    return completion;
+    return taken();
+  }
+
+  std::optional<Completion> poll() override {
+    const std::lock_guard lock(mutex_);
+    if (done_.empty()) return std::nullopt;
+    return taken();
   }
 
  private:
@@ -88,6 +98,13 @@ class ReadsOfObjects final : public ReadsUnderWay {
     std::uint32_t length;
     std::uint64_t tag;
   };
+
+  /// REQUIRES: the mutex is held, and there is one.
+  Completion taken() {
+    Completion completion = std::move(done_.front());
+    done_.pop_front();
+    return completion;
+  }
 
   void work() {
     std::unique_lock lock(mutex_);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 
 #include "storage/files/input_file.h"
 
@@ -32,6 +33,9 @@ class ReadsUnderWay {
 
   /// Waits for one of the reads in flight, of which there must be one.
   virtual Completion wait() = 0;
+
+  /// One that has ended; nothing if none has. Does not wait.
+  virtual std::optional<Completion> poll() = 0;
 
  protected:
   ReadsUnderWay() = default;

@@ -273,8 +273,8 @@ StagedTask* TaskReader::wait() {
 }
 
 StagedTask* TaskReader::poll() {
-  while (ring_ != nullptr && ready_.empty() && tasks_under_way_ > 0) {
-    const std::optional<Uring::Completion> completion = ring_->poll();
+  while (under_way_ != nullptr && ready_.empty() && tasks_under_way_ > 0) {
+    const std::optional<ReadsUnderWay::Completion> completion = under_way_->poll();
     if (!completion) break;
     finish(*completion);
   }
