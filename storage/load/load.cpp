@@ -167,7 +167,7 @@ class Engine {
       TaskReader reader(
           catalog_, files_, reading_.in_background,
           {resources.buffers_per_thread, resources.buffer_bytes, resources.huge_pages, devices_.calls(),
-           resources.gpu_direct ? devices_.gpu_direct() : nullptr, &stopped_},
+           resources.gpu_direct ? devices_.gpu_direct() : nullptr, nullptr, &stopped_},
           [&](const ReadTask& task) { return place_of(task); },
           [&](const ReadTask& task) { return device_of(task); });
       const TaskLoop loop{[&](ReadTask& task) { return next_task(task); },
