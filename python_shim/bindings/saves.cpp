@@ -16,6 +16,7 @@
 #include "planner/error.h"
 #include "python_shim/bindings/bindings.h"
 #include "python_shim/bindings/interruptible.h"
+#include "python_shim/bindings/sending.h"
 #include "storage/device/copy_out.h"
 #include "storage/files/input_file.h"
 #include "storage/format/checkpoint_place.h"
@@ -107,20 +108,21 @@ void bind_writing(py::module_& m) {
                        const std::vector<std::tuple<std::uint32_t, Shape, Shape>>& items,
                        std::vector<std::uint64_t> object_bytes, bool single_file, bool flush,
                        std::function<std::string(const std::string&, std::size_t)> name,
-                       const std::string& format) {
+                       const std::string& format, const py::object& send) {
              RankItems what;
              what.values = decode_values(values);
              for (const auto& [index, offset, size] : items) what.items.add(index, offset, size);
              what.object_bytes = std::move(object_bytes);
              return std::make_unique<RankFiles>(
                  directory, rank, std::move(what),
-                 RankFilesOptions{single_file, flush, format_named(format), std::move(name)});
+                 RankFilesOptions{single_file, flush, format_named(format), std::move(name), send_by(send)});
            }),
            py::arg("directory"), py::arg("rank"), py::arg("values"), py::arg("items"),
            py::arg("object_bytes"), py::arg("single_file"), py::arg("flush"), py::arg("name") = py::none(),
-           py::arg("format") = "safetensors",
+           py::arg("format") = "safetensors", py::arg("send") = py::none(),
            "`items`: [(index of the value, offset, size)], in the order of the values; `object_bytes`: for "
-           "each of them, the size of an object.")
+           "each of them, the size of an object. `send`: takes (file, its size, byte, SentBytes) in place of a "
+           "directory.")
       .def("write", &write_parts, py::arg("parts"), py::arg("threads"), py::arg("devices"),
            py::call_guard<py::gil_scoped_release>(),
            "Of (item, address, shape, strides, bytes of an element, CUDA device or -1).")
@@ -138,7 +140,8 @@ void bind_writing(py::module_& m) {
             for (const StoredFile& file : results.files) written += file.size;
             return py::make_tuple(py::bytes(bytes), results.files.size(), written);
           },
-          "(what to tell the coordinator, files, their bytes)");
+          "(what to tell the coordinator, files, their bytes)")
+      .def_property_readonly("peak_bytes_to_send", &RankFiles::peak_bytes_to_send);
 }
 
 /// The ranges of these chunks (name, offset) and objects, and whose they are.
@@ -305,6 +308,7 @@ void bind_reading(py::module_& m) {
 }  // namespace
 
 void bind_saves(py::module_& m) {
+  bind_sending(m);
   bind_writing(m);
   bind_reading(m);
 }
