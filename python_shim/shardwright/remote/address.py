@@ -1,0 +1,58 @@
+"""Addresses such as s3://bucket/run, beside paths of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+#: What pathlib makes of one: it takes two slashes for one.
+_MANGLED = re.compile(
+    r"(s3a?|gs|gcs|az|azure|abfss?|adl|hf|https?|memory|r2|oss|cos|webhdfs|hdfs):/([^/].*)", re.DOTALL
+)
+_QUERY = re.compile(r"\?[^\s\"'>)]*")
+_USER = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]*@")
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """True for s3://bucket/run and the like, also as pathlib writes it, s3:/bucket/run. file:// means a path."""
+    text = os.fsdecode(path)
+    found = _ADDRESS.fullmatch(text)
+    return (found is not None and found[1].lower() != "file") or _MANGLED.fullmatch(text) is not None
+
+
+def address_of(path: str | os.PathLike[str]) -> str:
+    """The address in one form: two slashes after the scheme, none at the end."""
+    text = os.fsdecode(path)
+    mangled = _MANGLED.fullmatch(text)
+    if mangled is not None:
+        text = f"{mangled[1]}://{mangled[2]}"
+    scheme, rest = scheme_and_rest(text)
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def scheme_and_rest(address: str) -> tuple[str, str]:
+    """("s3", "bucket/run") of s3://bucket/run.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise ValueError(f"{masked(address)}: expected an address such as s3://bucket/run")
+    return found[1].lower(), found[2]
+
+
+def root_and_key(address: str) -> tuple[str, str]:
+    """What a store is opened by, and the name of what lies in it: ("s3://bucket", "run/model.safetensors")."""
+    scheme, rest = scheme_and_rest(address)
+    root, _, key = rest.partition("/")
+    if scheme == "hf":  # organisation, repository and revision; a data set or a space has its kind before
+        parts = 3 if root in ("datasets", "spaces") else 2
+        root, key = "/".join(rest.split("/")[:parts]), "/".join(rest.split("/")[parts:])
+    return f"{scheme}://{root}", key.strip("/")
+
+
+def masked(text: str) -> str:
+    """The text without what may be secret in the addresses that it holds: queries, which sign them, and passwords."""
+    return _USER.sub("***@", _QUERY.sub("?***", text))

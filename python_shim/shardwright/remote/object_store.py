@@ -1,0 +1,209 @@
+"""S3, Google Cloud Storage, Azure and plain HTTP, by obstore."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+from shardwright.remote.address import masked, scheme_and_rest
+from shardwright.remote.installed import imported
+from shardwright.remote.store import ChangedObjectError, DeniedError, Listing, StoredObject, StoreError
+
+#: Those that obstore opens.
+SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "azure", "adl", "abfs", "abfss", "http", "https"})
+
+#: Seconds in which a server must send something.
+STALL_SECONDS = 20
+
+#: What a checkpoint's folder can begin with, where a server lists nothing.
+KNOWN_NAMES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "config.json",
+    "shardwright.manifest",
+    "shardwright.checksums",
+    ".metadata",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)
+
+_STATUS = re.compile(
+    r"status code: (\d{3})|\b(\d{3}) (?:Too Many|Service Unavail|Forbidden|Unauthorized|Slow)"
+)
+_CHUNK_BYTES = 1 << 20
+
+
+class ObjectStore:
+    """A bucket, or a folder of one. Credentials, region and endpoint are found by obstore's own rules: environment
+    variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_REGION, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_…), then
+    the machine's role; for S3 what boto3 finds, such as a profile, where that is installed."""
+
+    def __init__(self, address: str) -> None:
+        self._obstore = imported("obstore", f"{masked(address)}: reading it")
+        from obstore.store import from_url
+
+        self.address = masked(address)
+        self._lists = not address.startswith("http")
+        scheme, rest = scheme_and_rest(address)
+        options: dict[str, Any] = {
+            # The first is for each read; the time of a whole request says nothing of a slow line.
+            "client_options": {
+                "allow_http": True,
+                "read_timeout": timedelta(seconds=STALL_SECONDS),
+                "timeout": timedelta(hours=1),
+            },
+            "retry_config": {"max_retries": 0},  # retries.py does, and counts
+        }
+        if scheme in ("s3", "s3a"):
+            options |= _s3_options()
+        scheme = {"gcs": "gs", "azure": "az"}.get(scheme, scheme)
+        try:
+            self._store = from_url(f"{scheme}://{rest}", **options)
+        except Exception as error:
+            raise ValueError(f"{self.address}: cannot open this store: {masked(str(error))}") from None
+
+    def head(self, name: str) -> StoredObject:
+        with self._naming(name):
+            return _object_of(name, self._obstore.head(self._store, name))
+
+    def listed(self, folder: str = "") -> Listing:
+        if not self._lists:
+            return self._probed(folder)
+        with self._naming(folder):
+            found = self._obstore.list_with_delimiter(self._store, folder or None)
+        listing = Listing(folders=[prefix.rstrip("/") for prefix in found["common_prefixes"]])
+        for meta in found["objects"]:
+            if meta["path"].rstrip("/") != folder.rstrip("/"):  # a folder's own marker
+                listing.objects.append(_object_of(meta["path"], meta))
+        return listing
+
+    def get(self, name: str, begin: int, length: int, version: str = "") -> Iterator[Any]:
+        asked: dict[str, Any] = {"range": (begin, begin + length)}
+        if version:
+            asked["if_match"] = version
+        with self._naming(name):
+            result = self._obstore.get(self._store, name, options=asked)
+            found = result.meta["e_tag"] or ""
+            if version and found and found != version:
+                raise ChangedObjectError(f"{self.address}/{name}: expected version {version}, found {found}")
+            if result.range[0] != begin:
+                raise StoreError(
+                    f"{self.address}/{name}: asked for bytes from {begin} on, the server sent those from "
+                    f"{result.range[0]} on: it does not know ranges"
+                )
+            chunks = iter(result.stream(min_chunk_size=_CHUNK_BYTES))
+        while True:
+            with self._naming(name):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def put(self, name: str, data: Any, only_new: bool = False) -> StoredObject:
+        with self._naming(name):
+            how = {"mode": "create"} if only_new else {"use_multipart": False}
+            done = self._obstore.put(self._store, name, data, **how)
+        return StoredObject(name, memoryview(data).nbytes, done["e_tag"] or done["version"] or "")
+
+    def open_upload(self, name: str, part_bytes: int = 16 << 20) -> ObjectUpload:
+        return ObjectUpload(self, name, part_bytes)
+
+    def delete(self, name: str) -> None:
+        with suppress(FileNotFoundError), self._naming(name):
+            self._obstore.delete(self._store, name)
+
+    def _probed(self, folder: str) -> Listing:
+        """A server of plain HTTP lists nothing: it is asked for the files that a checkpoint can begin with."""
+
+        def find(known: str) -> StoredObject | None:
+            with suppress(FileNotFoundError):
+                return self.head(f"{folder}/{known}" if folder else known)
+            return None
+
+        with ThreadPoolExecutor(len(KNOWN_NAMES)) as pool:
+            return Listing([found for found in pool.map(find, KNOWN_NAMES) if found is not None])
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Turns what obstore raises into errors that say of which object, and whether trying again can help."""
+        where = f"{self.address}/{name}".rstrip("/")
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{where}: there is no such object") from None
+        except Exception as error:
+            raise _told(error, where) from None
+
+
+class ObjectUpload:
+    """A multipart upload: parts leave while others are written."""
+
+    def __init__(self, store: ObjectStore, name: str, part_bytes: int) -> None:
+        self._in, self._name, self._size = store, name, 0
+        with store._naming(name):
+            self._writer: Any = store._obstore.open_writer(store._store, name, buffer_size=part_bytes)
+
+    def write(self, data: Any) -> None:
+        with self._in._naming(self._name):
+            self._writer.write(data)
+        self._size += memoryview(data).nbytes
+
+    def finish(self) -> StoredObject:
+        with self._in._naming(self._name):
+            self._writer.close()
+        found = self._in.head(self._name)
+        if found.size != self._size:
+            where = f"{self._in.address}/{self._name}"
+            raise ChangedObjectError(f"{where}: {self._size} bytes were written, the store has {found.size}")
+        return found
+
+    def abandon(self) -> None:
+        self._writer = None  # dropped unfinished, it publishes nothing
+
+
+def _s3_options() -> dict[str, Any]:
+    """boto3, where it is installed, knows profiles and single sign-on, which obstore does not."""
+    if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_SKIP_SIGNATURE"):
+        return {}
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return {}
+    session = boto3.Session()
+    if session.get_credentials() is None:
+        return {}
+    return {"credential_provider": Boto3CredentialProvider(session)}
+
+
+def _object_of(name: str, meta: Any) -> StoredObject:
+    changed = meta.get("last_modified")
+    stamp = changed.isoformat() if changed is not None else ""
+    return StoredObject(name, meta["size"], meta.get("e_tag") or meta.get("version") or stamp)
+
+
+def _told(error: Exception, where: str) -> Exception:
+    from obstore import exceptions
+
+    text = masked(str(error))
+    found = _STATUS.search(text)
+    status = int(found[1] or found[2]) if found else 0
+    cause = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, exceptions.AlreadyExistsError):
+        return FileExistsError(f"{where}: there is such an object already")
+    if isinstance(error, exceptions.PreconditionError) or status == 412:
+        return ChangedObjectError(f"{where}: the object is not the one that was looked at first ({cause})")
+    denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    if isinstance(error, denied) or status in (401, 403):
+        return DeniedError(
+            f"{where}: access was denied; the credentials are missing, expired or not good for it ({cause})"
+        )
+    may_pass = isinstance(error, exceptions.GenericError) and (status in (0, 408, 425, 429) or status >= 500)
+    return StoreError(f"{where}: {cause}", may_pass)

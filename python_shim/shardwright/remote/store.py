@@ -1,0 +1,133 @@
+"""What every store can do. `open_store` finds the one that an address means."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shardwright.remote.address import masked, root_and_key, scheme_and_rest
+
+
+class StoreError(OSError):
+    """A store refuses or fails. ``may_pass`` says whether trying again can help."""
+
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        super().__init__(masked(message))
+        self.may_pass = may_pass
+
+
+class ChangedObjectError(StoreError):
+    """An object is no longer the one that was looked at: another version, another length, or gone."""
+
+
+class DeniedError(StoreError, PermissionError):
+    """Credentials are missing, expired, or not good for it."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """``name`` is relative to the store, ``size`` in bytes. ``version`` changes when the object does: its etag, or what
+    else the store tells; empty where it tells nothing."""
+
+    name: str
+    size: int
+    version: str = ""
+
+
+@dataclass
+class Listing:
+    """What lies directly below a folder. Names are relative to the store; those of folders have no slash at the end."""
+
+    objects: list[StoredObject] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+
+
+class Upload(Protocol):
+    """An object that is being written, in parts. It is there, whole, once `finish` has returned, and not before."""
+
+    def write(self, data: Any) -> None:
+        """Appends bytes (any contiguous buffer). They may be changed once this has returned."""
+
+    def finish(self) -> StoredObject:
+        """Publishes the object."""
+
+    def abandon(self) -> None:
+        """Leaves nothing of it, as far as the store can. Never raises."""
+
+
+class Store(Protocol):
+    """Names are relative to ``address`` and have no slash before or after. Any number of threads may call.
+
+    Nothing is tried again here, see `retries`. All raise FileNotFoundError for what is not there, `DeniedError`,
+    `ChangedObjectError` and `StoreError`, each naming the object. No message holds a query or a password.
+    """
+
+    address: str
+
+    def head(self, name: str) -> StoredObject: ...
+
+    def listed(self, folder: str = "") -> Listing:
+        """Empty where nothing has names below the folder."""
+
+    def get(self, name: str, begin: int, length: int, version: str = "") -> Iterator[Any]:
+        """The bytes [begin, begin + length), in buffers as they arrive. Fewer come where the object ends before.
+
+        With a version: of that version alone, otherwise `ChangedObjectError`.
+        """
+
+    def put(self, name: str, data: Any, only_new: bool = False) -> StoredObject:
+        """Writes an object at once. ``only_new``: raises FileExistsError where there is one."""
+
+    def open_upload(self, name: str, part_bytes: int = 16 << 20) -> Upload: ...
+
+    def delete(self, name: str) -> None:
+        """Deletes an object. One that is not there is deleted already."""
+
+
+_open: dict[str, Store] = {}
+_lock = threading.Lock()
+
+
+def open_store(address: str) -> Store:
+    """The store at an address; names are relative to that. Stays open, and is shared, while the process runs.
+
+    s3, gs, az (and their other names), http and https are opened by obstore, hf by huggingface_hub, the rest by fsspec.
+
+    Raises:
+        ImportError: the library is not installed; says how to install it.
+        ValueError: no library knows such an address.
+    """
+    with _lock:
+        store = _open.get(address)
+        if store is None:
+            store = _open[address] = _opened(address)
+        return store
+
+
+def close_stores() -> None:
+    """Forgets the open stores, so that credentials and addresses are looked up anew."""
+    with _lock:
+        _open.clear()
+
+
+def store_and_name(address: str) -> tuple[Store, str]:
+    """For an address of an object or a folder: the store of its bucket, and its name in there."""
+    root, key = root_and_key(address)
+    return open_store(root), key
+
+
+def _opened(address: str) -> Store:
+    scheme, _ = scheme_and_rest(address)
+    if scheme == "hf":
+        from shardwright.remote.hub import HubStore
+
+        return HubStore(address)
+    from shardwright.remote.object_store import SCHEMES, ObjectStore
+
+    if scheme in SCHEMES:
+        return ObjectStore(address)
+    from shardwright.remote.filesystem import FilesystemStore
+
+    return FilesystemStore(address)
