@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,6 +21,12 @@ SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "azure", "adl", "abfs", "ab
 
 #: Seconds in which a server must send something.
 STALL_SECONDS = 20
+
+#: And in which one that is written to must have taken a part, of which a few leave at a time.
+WRITING_STALL_SECONDS = 120
+
+#: Parts of one object that are on their way at a time.
+PARTS_AT_ONCE = 8
 
 #: What a checkpoint's folder can begin with, where a server lists nothing.
 KNOWN_NAMES = (
@@ -59,11 +67,26 @@ class ObjectStore:
             },
             "retry_config": {"max_retries": 0},  # retries.py does, and counts
         }
+        # What is written is tried again by obstore, as only that knows the parts of an upload.
+        writing: dict[str, Any] = {
+            "client_options": options["client_options"]
+            | {"read_timeout": timedelta(seconds=WRITING_STALL_SECONDS)},
+            "retry_config": {
+                "max_retries": 10,
+                "retry_timeout": timedelta(seconds=180),
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=100),
+                    "max_backoff": timedelta(seconds=15),
+                    "base": 2,
+                },
+            },
+        }
         if scheme in ("s3", "s3a"):
             options |= _s3_options()
         scheme = {"gcs": "gs", "azure": "az"}.get(scheme, scheme)
         try:
             self._store = from_url(f"{scheme}://{rest}", **options)
+            self._writing = from_url(f"{scheme}://{rest}", **options | writing)
         except Exception as error:
             raise ValueError(f"{self.address}: cannot open this store: {masked(str(error))}") from None
 
@@ -104,10 +127,12 @@ class ObjectStore:
                 return
             yield chunk
 
-    def put(self, name: str, data: Any, only_new: bool = False) -> StoredObject:
+    def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
+        how: dict[str, Any] = {"use_multipart": False}
+        if only_new or only_over:
+            how = {"mode": {"e_tag": only_over} if only_over else "create"}
         with self._naming(name):
-            how = {"mode": "create"} if only_new else {"use_multipart": False}
-            done = self._obstore.put(self._store, name, data, **how)
+            done = self._obstore.put(self._writing, name, data, **how)
         return StoredObject(name, memoryview(data).nbytes, done["e_tag"] or done["version"] or "")
 
     def open_upload(self, name: str, part_bytes: int = 16 << 20) -> ObjectUpload:
@@ -115,7 +140,7 @@ class ObjectStore:
 
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError), self._naming(name):
-            self._obstore.delete(self._store, name)
+            self._obstore.delete(self._writing, name)
 
     def _probed(self, folder: str) -> Listing:
         """A server of plain HTTP lists nothing: it is asked for the files that a checkpoint can begin with."""
@@ -142,22 +167,31 @@ class ObjectStore:
             raise _told(error, where) from None
 
 
+class _AbandonedError(Exception):
+    pass
+
+
 class ObjectUpload:
-    """A multipart upload: parts leave while others are written."""
+    """A multipart upload: parts leave while others are written. obstore runs it in a thread that takes the parts from
+    a queue, and aborts it, so that the store forgets the parts, where taking one fails."""
 
     def __init__(self, store: ObjectStore, name: str, part_bytes: int) -> None:
         self._in, self._name, self._size = store, name, 0
-        with store._naming(name):
-            self._writer: Any = store._obstore.open_writer(store._store, name, buffer_size=part_bytes)
+        self._part_bytes = part_bytes
+        self._parts: queue.Queue[Any] = queue.Queue(1)
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"uploading {name}", daemon=True)
+        self._thread.start()
 
     def write(self, data: Any) -> None:
-        with self._in._naming(self._name):
-            self._writer.write(data)
         self._size += memoryview(data).nbytes
+        self._give(data)
 
     def finish(self) -> StoredObject:
-        with self._in._naming(self._name):
-            self._writer.close()
+        self._give(None)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
         found = self._in.head(self._name)
         if found.size != self._size:
             where = f"{self._in.address}/{self._name}"
@@ -165,7 +199,37 @@ class ObjectUpload:
         return found
 
     def abandon(self) -> None:
-        self._writer = None  # dropped unfinished, it publishes nothing
+        with suppress(Exception):
+            self._give(_AbandonedError())
+        self._thread.join(timeout=60)
+
+    def _run(self) -> None:
+        try:
+            with self._in._naming(self._name):
+                self._in._obstore.put(
+                    self._in._writing,
+                    self._name,
+                    self._given(),
+                    use_multipart=True,
+                    chunk_size=self._part_bytes,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
+        except Exception as error:
+            self._failure = error
+
+    def _given(self) -> Iterator[Any]:
+        while (part := self._parts.get()) is not None:
+            if isinstance(part, _AbandonedError):
+                raise part
+            yield part
+
+    def _give(self, part: Any) -> None:
+        """Waits until there is room. Raises why the upload has failed."""
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                return self._parts.put(part, timeout=0.5)
+        if self._failure is not None:
+            raise self._failure
 
 
 def _s3_options() -> dict[str, Any]:
@@ -186,7 +250,8 @@ def _s3_options() -> dict[str, Any]:
 def _object_of(name: str, meta: Any) -> StoredObject:
     changed = meta.get("last_modified")
     stamp = changed.isoformat() if changed is not None else ""
-    return StoredObject(name, meta["size"], meta.get("e_tag") or meta.get("version") or stamp)
+    modified = changed.timestamp() if changed is not None else 0.0
+    return StoredObject(name, meta["size"], meta.get("e_tag") or meta.get("version") or stamp, modified)
 
 
 def _told(error: Exception, where: str) -> Exception:
