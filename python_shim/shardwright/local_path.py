@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from shardwright import _core
+from shardwright.remote.address import address_of, is_address
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
@@ -33,6 +35,11 @@ def lasting_path(path: str | os.PathLike[str]) -> str:
     if name in ("", os.curdir, os.pardir):
         return resolved(text)
     return os.path.join(resolved(folder or os.curdir), name)
+
+
+def lasting_place(path: str | os.PathLike[str]) -> Path | str:
+    """As :func:`lasting_path`; of an address such as s3://bucket/run, its text."""
+    return address_of(path) if is_address(path) else Path(lasting_path(path))
 
 
 def resolved(path: str | os.PathLike[str]) -> str:

@@ -84,7 +84,7 @@ RankFiles::RankFiles(std::filesystem::path directory, std::int64_t rank, RankIte
 
 /// Decides which files there are, and which items they hold.
 void RankFiles::deal_out(const RankFilesOptions& options) {
-  const std::string tag = random_tag();
+  const std::string tag = options.tag.empty() ? random_tag() : options.tag;
   const bool is_torchs = format_ == ShardFormat::torch;
   std::unordered_map<std::uint32_t, std::size_t> boxes_of_value;
   std::vector<std::size_t> as_bytes;

@@ -158,7 +158,8 @@ GatherFigures ShardFile::write(std::span<const std::size_t> items, std::span<con
   std::vector<TensorOnDevice> on_devices;
   for (const Block& block : blocks) {
     const int device = block.tensor->cuda_device;
-    if (device >= 0 && block.number == 0 && block.bytes > 0) on_devices.push_back({names_[block.item], device});
+    if (device >= 0 && block.number == 0 && block.bytes > 0)
+      on_devices.push_back({names_[block.item], device});
   }
   DevicesInUse devices(on_devices, options);
   const GatherBounds bounds =

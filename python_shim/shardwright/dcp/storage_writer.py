@@ -68,15 +68,15 @@ class _TorchNamedShards(ShardedStorageWriter):
 
     file_numbers: dict[str, int] | None = None
 
-    def _file_name_on(self, rank: int) -> Callable[[str, int], str]:
-        tag = uuid.uuid4().hex[:12]
+    def _file_name_on(self, place: Any) -> Callable[[str, int], str]:
+        rank, tag = place.rank, place.tag or uuid.uuid4().hex[:12]
 
         def name_of(fqn: str, number: int) -> str:
             numbers = self.file_numbers or {fqn: 1}
             name = f"shard-{rank + 1:05d}-model-{numbers[fqn]:05d}-of-{max(numbers.values()):05d}"
             if number:
                 name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
-            is_taken = is_there(Path(self.path, name + ".safetensors"))
+            is_taken = place.tag or is_there(Path(self.path, name + ".safetensors"))
             return f"{name}-{tag}.safetensors" if is_taken else f"{name}.safetensors"
 
         return name_of

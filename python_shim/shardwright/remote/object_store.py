@@ -227,7 +227,8 @@ class ObjectUpload:
         """Waits until there is room. Raises why the upload has failed."""
         while self._thread.is_alive():
             with suppress(queue.Full):
-                return self._parts.put(part, timeout=0.5)
+                self._parts.put(part, timeout=0.5)
+                return
         if self._failure is not None:
             raise self._failure
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from shardwright.remote.object_store import PARTS_AT_ONCE
 from shardwright.remote.store import StoredObject, Upload, store_and_name
 
 #: Objects whose last part has been given and that may still be on their way.
@@ -27,6 +28,7 @@ class Sending:
         self._room = threading.BoundedSemaphore(_MOST_ENDING)
         self._ending: dict[str, Future[StoredObject]] = {}
         self._lock = threading.Lock()
+        self._peak_bytes = 0
 
     def send(self, name: str, file_bytes: int, begin: int, part: Any) -> None:
         """Takes bytes from ``begin`` on of the file of that name."""
@@ -37,11 +39,26 @@ class Sending:
         if begin == 0:
             upload = self._store.open_upload(self._name(name), len(part))
             with self._lock:
+                # One is filled while the others leave, and one waits in between.
+                parts = min(PARTS_AT_ONCE + 2, -(-file_bytes // len(part)))
+                self._peak_bytes = max(self._peak_bytes, parts * len(part))
                 self._uploads[name] = upload
         upload = self._uploads[name]
         upload.write(part)
         if is_last:
             self._end(name, upload.finish)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What parts that are on their way may have taken at a time, where it was most."""
+        return self._peak_bytes
+
+    def __enter__(self) -> Sending:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.abandon()
 
     def finish(self) -> None:
         """Returns once all objects are there. Raises why one is not."""
