@@ -11,142 +11,27 @@
 #include <unordered_map>
 #include <utility>
 
-#include "kernels/encode.h"
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
-#include "planner/load/load_plan.h"
-#include "planner/models/models.h"
-#include "planner/names/spec_parts.h"
 #include "planner/names/torch_dtypes.h"
 #include "planner/problems.h"
 #include "planner/save/export_form.h"
 #include "planner/save/export_wire.h"
 #include "planner/save/global_save_plan.h"
 #include "planner/save/plan_together.h"
-#include "storage/boxes/placing.h"
-#include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
 #include "storage/format/row_checksums.h"
-#include "storage/lora/adapter_file.h"
 #include "storage/write/cut_block_scales.h"
+#include "storage/write/described_export.h"
+#include "storage/write/export_share.h"
+#include "storage/write/export_words.h"
 #include "storage/write/export_writer.h"
 #include "storage/write/find_numbers.h"
+#include "storage/write/values_elsewhere.h"
 
 namespace shardwright {
 namespace {
-
-ExportForm form_of_adapter(const AdapterForm& adapter) {
-  ExportForm form;
-  form.map = adapter.map;
-  form.keeps_dtypes = true;
-  return form;
-}
-
-AdapterForm adapter_of(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
-  std::vector<NativeTensor> natives;
-  for (const SavedTensor& tensor : tensors)
-    natives.push_back({tensor.fqn, tensor.dtype, tensor.shape, false});
-  return adapter_form(natives, *request.adapter);
-}
-
-ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
-  ExportForm form;
-  form.template_catalog = request.template_catalog;
-  form.quantise = request.quantise;
-  form.weights = request.quantised_weights;
-  form.as_template = request.as_template;
-  form.strict = request.strict;
-  form.strict_dtypes = request.strict_dtypes;
-  form.by_rule_of_names = request.template_catalog == nullptr || !has_scales(*request.template_catalog);
-  if (request.map != nullptr) {
-    form.map = *request.map;
-  } else if (request.template_catalog != nullptr) {
-    form.map = weight_map_for(*request.template_catalog, request.model, request.layout);
-  } else {
-    form.map = weight_map_without_template(tensors, request.model, request.layout,
-                                           request.quantise != nullptr && request.quantised_weights.empty());
-  }
-  keep_packed(form, tensors);
-  return form;
-}
-
-std::string digest_of(std::string_view text) {
-  std::string digits;
-  for (const char byte : hash_of(text)) {
-    constexpr std::string_view hex = "0123456789abcdef";
-    digits += {hex[static_cast<unsigned char>(byte) >> 4], hex[static_cast<unsigned char>(byte) & 15]};
-  }
-  return digits;
-}
-
-std::string digest_of(const Catalog* template_catalog) {
-  if (template_catalog == nullptr) return "none";
-  std::string text;
-  for (const SourceTensor& tensor : template_catalog->tensors)
-    text += tensor.name + " " + std::string(name_of(tensor.dtype)) + " " + to_string(tensor.shape) + "\n";
-  return digest_of(text);
-}
-
-std::string digest_of(const WeightMap* map) {
-  if (map == nullptr) return "none";
-  std::string text;
-  for (const Rule& rule : map->rules)
-    text += rule.hf.text() + " " + rule.native.text() + " " + rule.axes.text() + "\n";
-  return digest_of(text);
-}
-
-/// All of a request that files depend on, in words. Each rank lays them out by its own, so that they must be
-/// asked for the same.
-std::vector<std::string> words_of(const ExportRequest& request) {
-  std::string files;
-  for (const auto& [name, number] : request.file_numbers) files += name + " " + std::to_string(number) + "\n";
-  std::string patterns;
-  for (const std::string& pattern : request.quantised_weights)
-    patterns += (patterns.empty() ? "" : " ") + pattern;
-  std::vector<std::string> words{
-      "model " + request.model,
-      "layout " + request.layout,
-      std::string("quantization ") + (request.as_template           ? "template"
-                                      : request.quantise != nullptr ? std::string(request.quantise->name)
-                                                                    : "none"),
-      "quantized_weights " + (patterns.empty() ? "none" : patterns),
-      std::string("strict ") + (request.strict ? "true" : "false"),
-      std::string("strict_dtypes ") + (request.strict_dtypes ? "true" : "false"),
-      "max_shard_size " + std::to_string(request.max_file_bytes),
-      "file numbers " + (files.empty() ? "none" : digest_of(files)),
-      "template " + digest_of(request.template_catalog),
-      "rules " + digest_of(request.map),
-  };
-  if (!request.adapter) return words;
-  const AdapterAsked& adapter = *request.adapter;
-  words.push_back("adapter's model " + adapter.model);
-  words.push_back("adapter's layout " + adapter.layout);
-  words.push_back(std::string("text_only ") + (adapter.text_only ? "true" : "false"));
-  words.push_back("param_wrapper " + std::string(name_of(adapter.sense)));
-  words.push_back("alpha " + std::to_string(adapter.alpha));
-  words.push_back(std::string("use_rslora ") + (adapter.use_rslora ? "true" : "false"));
-  words.push_back("base_model " + adapter.base_model);
-  words.push_back("task_type " + adapter.task_type.value_or("none"));
-  return words;
-}
-
-/// Throws Error(mismatch) that names the ranks whose arguments are others.
-void expect_asked_alike(const std::vector<std::vector<std::string>>& ranks, const ExportRequest& request) {
-  const std::vector<std::string> expected = words_of(request);
-  Problems problems;
-  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
-    const std::vector<std::string>& found = ranks[rank];
-    if (found == expected) continue;
-    std::size_t i = 0;
-    while (i < found.size() && i < expected.size() && found[i] == expected[i]) ++i;
-    problems.add("rank " + std::to_string(rank) + ": expected " +
-                 (i < expected.size() ? expected[i] : "nothing more") + " as on rank 0, found " +
-                 (i < found.size() ? found[i] : "nothing more"));
-  }
-  problems.throw_if_any(ErrorKind::mismatch,
-                        "the ranks have been given different arguments; nothing has been written:");
-}
 
 std::vector<SavedTensor> tensors_of(const std::vector<TensorSpec>& specs) {
   std::vector<SavedTensor> tensors;
@@ -298,83 +183,6 @@ std::size_t best_cut(const ExportForm& form, const SavedTensor& tensor, const Bo
   return static_cast<std::size_t>(correspondence.native_view.dimensions[static_cast<std::size_t>(factor)]);
 }
 
-/// The parts of the rank's tensors that it is to write.
-std::vector<TensorSpec> owned_parts(const std::vector<TensorSpec>& specs,
-                                    const std::vector<WrittenBox>& owned) {
-  std::unordered_multimap<std::string_view, const TensorSpec*> by_name;
-  for (const TensorSpec& spec : specs) by_name.emplace(spec.fqn, &spec);
-  std::vector<TensorSpec> parts;
-  for (const WrittenBox& written : owned) {
-    const Box& box = written.box;
-    if (is_empty(box)) continue;
-    const auto [begin, end] = by_name.equal_range(written.fqn);
-    const auto spec = std::find_if(begin, end, [&](const auto& entry) { return holds(*entry.second, box); });
-    if (spec == end)
-      throw Error(ErrorKind::argument,
-                  written.fqn + ": this rank has said that it holds " + to_string(box) + ", and does not");
-    parts.push_back(part_of(*spec->second, box));
-  }
-  return parts;
-}
-
-ExportLayout layout_of(const ExportRequest& request, std::vector<SourceTensor> tensors,
-                       const std::filesystem::path& directory) {
-  return lay_out(directory, std::move(tensors), request.max_file_bytes, request.file_numbers,
-                 request.start_of_names);
-}
-
-/// One file, the widest tensors first, so that each lies at a multiple of its size; then by name.
-ExportLayout layout_of_adapter(const AdapterForm& adapter, std::vector<SourceTensor> tensors,
-                               const std::filesystem::path& directory) {
-  std::sort(tensors.begin(), tensors.end(), [](const SourceTensor& a, const SourceTensor& b) {
-    return std::pair(-bytes_of(a.dtype), std::string_view(a.name)) <
-           std::pair(-bytes_of(b.dtype), std::string_view(b.name));
-  });
-  ExportLayout layout = lay_out_one_file(
-      directory, std::move(tensors), adapter_weights_name,
-      {{writer_key, "save_lora"},
-       {config_key, std::to_string(checksum_of(adapter.config.data(), adapter.config.size()))}});
-  layout.has_holes = std::any_of(adapter.map.rules.begin(), adapter.map.rules.end(),
-                                 [](const Rule& rule) { return rule.rest_is_zero; });
-  return layout;
-}
-
-/// What all ranks know of an export.
-struct Described {
-  ExportForm form;
-  ExportLayout layout;
-  std::vector<std::string> left_out;
-  Roundings rounded;
-  std::string adapter_config;
-};
-
-Described describe(const ExportRequest& request, const std::vector<SavedTensor>& tensors,
-                   const std::filesystem::path& directory) {
-  Described described;
-  AdapterForm adapter;
-  if (request.adapter) adapter = adapter_of(request, tensors);
-  described.form = request.adapter ? form_of_adapter(adapter) : form_of(request, tensors);
-  ExportedTensors exported = exported_tensors(tensors, described.form);
-  described.layout = request.adapter ? layout_of_adapter(adapter, std::move(exported.tensors), directory)
-                                     : layout_of(request, std::move(exported.tensors), directory);
-  const std::vector<SourceTensor>& stored = described.layout.catalog.tensors;
-  for (MadeTensor& made : exported.made) {
-    const auto tensor =
-        static_cast<std::uint32_t>(described.layout.catalog.find(made.name).data() - stored.data());
-    described.layout.made.push_back({tensor, std::move(made)});
-  }
-  described.layout.quantise = described.form.quantise;
-  for (const std::string& name : exported.copied)
-    described.layout.copied.push_back(
-        static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));
-  if (described.form.as_template) described.layout.template_catalog = described.form.template_catalog;
-  described.layout.packed_template = described.form.packed_template;
-  described.left_out = std::move(exported.left_out);
-  described.rounded = std::move(exported.rounded);
-  described.adapter_config = std::move(adapter.config);
-  return described;
-}
-
 /// The largest magnitude of each weight with a global scale, in the order of what the layout makes. Throws
 /// Error(mismatch) for a weight of which nobody has told it.
 std::vector<float> largest_of_weights(const ExportLayout& layout,
@@ -400,113 +208,6 @@ std::vector<float> largest_of_weights(const ExportLayout& layout,
   }
   problems.throw_if_any(ErrorKind::mismatch, "cannot quantise these weights; nothing has been written:");
   return largest;
-}
-
-/// The inverse, on each rank.
-void add_largest(const ExportLayout& layout, const std::vector<float>& largest, KnownNumbers& known) {
-  std::size_t n = 0;
-  for (const Made& made : layout.made) {
-    if (made.how.kind != MadeTensor::Kind::global_scale) continue;
-    if (n < largest.size()) known.add_largest(made.how.weight, largest[n]);
-    ++n;
-  }
-  if (n != largest.size())
-    throw Error(ErrorKind::malformed, "rank 0 has told the largest magnitudes of " +
-                                          std::to_string(largest.size()) + " weights; expected " +
-                                          std::to_string(n) +
-                                          "; do all ranks run the same version of shardwright?");
-}
-
-/// The forms that an export may have, as far as a rank's own tensors tell. Without a template it may take
-/// those of all ranks to tell the family, which plan_export() has: then it may be any that has names for
-/// these.
-std::vector<ExportForm> forms_of_rank(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
-  try {
-    return {form_of(request, tensors)};
-  } catch (const Error& error) {
-    if (error.kind != ErrorKind::mismatch || request.template_catalog != nullptr || request.model != "auto")
-      throw;
-  }
-  std::vector<ExportForm> forms;
-  for (const Model& model : models()) {
-    ExportRequest of_family = request;
-    of_family.model = model.family;
-    try {
-      forms.push_back(form_of(of_family, tensors));
-      for (const SavedTensor& tensor : tensors) pieces_of(forms.back().map, tensor.fqn, tensor.shape);
-    } catch (const Error&) {
-      if (!forms.empty() && forms.back().map.family == model.family) forms.pop_back();
-    }
-  }
-  return forms;
-}
-
-/// Rows of a matrix that are never parted: as many as the largest block has.
-constexpr std::int64_t rows_together = 128;
-
-/// A part of a spec without memory.
-TensorSpec part_elsewhere(const TensorSpec& spec, const Box& box) {
-  TensorSpec part = whole_tensor(spec.fqn, spec.dtype, box.size);
-  part.global_shape = spec.global_shape;
-  part.boxes = {{box, Shape(box.size.size(), 0)}};
-  return part;
-}
-
-/// Cuts a spec of one box along rows, or further out, into parts of so many bytes.
-void cut_into_parts(const TensorSpec& spec, std::size_t bytes, std::vector<TensorSpec>& parts) {
-  const Box& box = spec.boxes.front().global;
-  const std::int64_t all = volume(box.size) * bytes_of(spec.dtype);
-  std::size_t d = 0;
-  while (d + 2 < box.size.size() && box.size[d] == 1) ++d;
-  const std::int64_t grid = d + 2 == box.size.size() ? rows_together : 1;
-  if (all <= static_cast<std::int64_t>(bytes) || box.size.empty() || box.size[d] <= grid) {
-    parts.push_back(spec);
-    return;
-  }
-  std::int64_t strip = static_cast<std::int64_t>(bytes) / std::max<std::int64_t>(1, all / box.size[d]);
-  strip = std::max(grid, strip - strip % grid);
-  for (std::int64_t done = 0; done < box.size[d]; done += strip) {
-    Box part = box;
-    part.offset[d] += done;
-    part.size[d] = std::min(strip, box.size[d] - done);
-    cut_into_parts(part_elsewhere(spec, part), bytes, parts);
-  }
-}
-
-/// Fills the parts of specs without memory, as many at a time as there is room for, and calls use with them.
-void for_each_batch(const std::vector<TensorSpec>& specs, const ValuesElsewhere& values,
-                    const std::function<void(const std::vector<TensorSpec>&)>& use) {
-  std::vector<TensorSpec> parts;
-  for (const TensorSpec& spec : specs) {
-    for (const LocalBox& box : spec.boxes)
-      cut_into_parts(part_elsewhere(spec, box.global), values.bytes_at_once, parts);
-  }
-  constexpr std::size_t alignment = 64;
-  const auto room_for = [&](const TensorSpec& spec) {
-    const auto bytes = static_cast<std::size_t>(volume(spec.local_shape) * bytes_of(spec.dtype));
-    return (bytes + alignment - 1) / alignment * alignment;
-  };
-  std::vector<std::byte> memory;
-  for (std::size_t first = 0; first < parts.size();) {
-    std::size_t end = first;
-    std::size_t bytes = 0;
-    while (end < parts.size() && (end == first || bytes + room_for(parts[end]) <= values.bytes_at_once))
-      bytes += room_for(parts[end++]);
-    if (memory.size() < bytes) {
-      std::vector<std::byte>().swap(memory);  // before there is the other one
-      memory.resize(bytes);
-    }
-    std::vector<TensorSpec> batch(parts.begin() + static_cast<std::ptrdiff_t>(first),
-                                  parts.begin() + static_cast<std::ptrdiff_t>(end));
-    std::byte* next = memory.data();
-    for (TensorSpec& part : batch) {
-      part.data = next;
-      next += room_for(part);
-    }
-    values.fill(batch);
-    use(batch);
-    first = end;
-  }
 }
 
 /// Adds what writing a batch came to.
@@ -595,12 +296,12 @@ PlannedExport plan_export(const std::vector<std::string>& holdings, const Export
     return planned;
   }
   std::vector<SavedTensor> tensors;
-  Described described;
+  DescribedExport described;
   const GlobalSavePlan plan = plan_save(all.states, all.known, [&](const SavedValues& values) {
     tensors = tensors_of(all, values);
     if (tensors.empty() && !request.adapter)
       throw Error(ErrorKind::mismatch, "cannot export a state dict without tensors");
-    described = describe(request, tensors, directory);
+    described = described_export(request, tensors, directory);
     const ExportForm& form = described.form;
     return Dealing{
         [&](const SavedValue& value) { return bytes_of_element(form, tensor_of(value)); },
@@ -654,30 +355,14 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   const auto seconds = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   };
-  ExportShare share = decode_share(bytes);
-  if (!share.refusal.empty()) throw_refusal(share.refusal, state);
-  Described described = describe(request, decode_tensors(share.tensors), directory);
-  const ExportLayout& layout = described.layout;
-  for (const std::uint32_t file : share.headers) {
-    if (file >= layout.headers.size())
-      throw Error(ErrorKind::malformed, "this rank is to write the header of file " + std::to_string(file) +
-                                            " of " + std::to_string(layout.headers.size()) +
-                                            "; do all ranks run the same version of shardwright?");
-  }
-  const std::vector<WrittenBox> owned = boxes_to_write(state, read_writes(share.writes, state));
-  PartsToWrite parts{owned_parts(specs, owned), std::move(share.columns), std::move(share.headers), {}};
-  for (const WeightNumbers& numbers : share.numbers) parts.numbers.add(numbers);
-  add_largest(layout, share.largest, parts.numbers);
-  LoadPlanOptions reversed;
-  reversed.exporting = true;
-  reversed.strict = false;
+  SharedExport share = shared_export(bytes, specs, state, request, directory);
+  PartsToWrite& parts = share.parts;
+  const ExportLayout& layout = share.described.layout;
   ExportReport report;
-  report.rounded = std::move(described.rounded);
+  report.rounded = std::move(share.described.rounded);
   for (std::uint32_t file : parts.headers) report.bytes_needed += layout.headers[file].size();
   if (values == nullptr) {
-    complete_numbers(specs, parts.specs, described.form, options.devices, parts.numbers);
-    const LoadPlan plan = plan_load(parts.specs, layout.catalog, described.form.map, reversed);
-    expect_memory(plan, parts.specs);
+    const LoadPlan plan = plan_with_memory(share, specs, options.devices);
     report.tensors = plan.tensors;
     report.bytes_needed += plan.bytes_needed;
     report.plan_seconds = seconds();
@@ -688,7 +373,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   const std::vector<TensorSpec> all = std::move(parts.specs);
   const auto write_batch = [&](const std::vector<TensorSpec>& batch) {
     parts.specs = batch;
-    const LoadPlan plan = plan_load(batch, layout.catalog, described.form.map, reversed);
+    const LoadPlan plan = plan_of_parts(batch, share.described);
     ExportReport of_batch;
     write_parts(parts, layout, plan, directory, options, of_batch);
     parts.headers.clear();  // they are written now

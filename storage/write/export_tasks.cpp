@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
@@ -18,35 +19,6 @@ std::uint64_t staged_bytes(const Transfer& transfer, const Box& box, DType store
   return elements +
          unsigned_of(volume(scale_box_of(transfer.encoding, box).size) * bytes_of(transfer.encoding.scale)) +
          unsigned_of(box.size[0]) * bounds.more_for_each_row;
-}
-
-/// Cuts along the outermost dimension that it can, between blocks, where the box is too large.
-void cut(std::size_t number, const Transfer& transfer, DType stored, const Box& box, const TaskBounds& bounds,
-         std::vector<ExportTask>& tasks) {
-  if (is_empty(box)) return;
-  const std::uint64_t bytes = staged_bytes(transfer, box, stored, bounds);
-  std::int64_t grid = 1;
-  std::int64_t strip = 0;
-  std::size_t d = 0;
-  for (; bytes > bounds.bytes && d < box.size.size(); ++d) {
-    const std::uint64_t per_index = (bytes + unsigned_of(box.size[d]) - 1) / unsigned_of(box.size[d]);
-    strip = static_cast<std::int64_t>(std::max<std::uint64_t>(1, bounds.bytes / per_index));
-    grid = transfer.encoding.scaled ? block_along(transfer.encoding, box.size.size(), d) : 1;
-    strip = std::max(grid, strip - strip % grid);
-    if (strip - box.offset[d] % grid < box.size[d]) break;
-  }
-  if (bytes <= bounds.bytes || d == box.size.size()) {
-    tasks.push_back({number, box});
-    return;
-  }
-  const std::int64_t end = box.offset[d] + box.size[d];
-  for (std::int64_t begin = box.offset[d]; begin < end;) {
-    Box part = box;
-    part.offset[d] = begin;
-    part.size[d] = std::min(strip - begin % grid, end - begin);
-    begin += part.size[d];
-    cut(number, transfer, stored, part, bounds, tasks);
-  }
 }
 
 /// The shared scales by weight, so that a transfer finds those of its rows.
@@ -90,6 +62,36 @@ void find_shared(const SourceTensor& stored, const SharedColumns& shared, Export
 
 }  // namespace
 
+void cut_task(const ExportTask& task, const Transfer& transfer, DType stored, const TaskBounds& bounds,
+              std::vector<ExportTask>& tasks) {
+  const Box& box = task.box;
+  if (is_empty(box)) return;
+  // Cut along the outermost dimension that it can be, between blocks, where the box is too large.
+  const std::uint64_t bytes = staged_bytes(transfer, box, stored, bounds);
+  std::int64_t grid = 1;
+  std::int64_t strip = 0;
+  std::size_t d = 0;
+  for (; bytes > bounds.bytes && d < box.size.size(); ++d) {
+    const std::uint64_t per_index = (bytes + unsigned_of(box.size[d]) - 1) / unsigned_of(box.size[d]);
+    strip = static_cast<std::int64_t>(std::max<std::uint64_t>(1, bounds.bytes / per_index));
+    grid = transfer.encoding.scaled ? block_along(transfer.encoding, box.size.size(), d) : 1;
+    strip = std::max(grid, strip - strip % grid);
+    if (strip - box.offset[d] % grid < box.size[d]) break;
+  }
+  if (bytes <= bounds.bytes || d == box.size.size()) {
+    tasks.push_back(task);
+    return;
+  }
+  const std::int64_t end = box.offset[d] + box.size[d];
+  for (std::int64_t begin = box.offset[d]; begin < end;) {
+    Box part = box;
+    part.offset[d] = begin;
+    part.size[d] = std::min(strip - begin % grid, end - begin);
+    begin += part.size[d];
+    cut_task({task.transfer, std::move(part)}, transfer, stored, bounds, tasks);
+  }
+}
+
 Values values_of(const Lattice& in_local, const TensorSpec& spec) {
   Values values{static_cast<const std::byte*>(spec.data), strides_along(in_local, spec.local_strides)};
   values.data += elements_to(in_local.first, spec.local_strides) * bytes_of(spec.dtype);
@@ -130,8 +132,8 @@ ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, cons
     found.transfers.push_back({&transfer, {}, {}});
     if (transfer.encoding.scaled && shares_scales(stored))
       find_shared(stored, shared, found.transfers.back());
-    cut(found.transfers.size() - 1, transfer, stored.dtype, transfer.source_box,
-        bounds(parts.specs[transfer.destination]), found.tasks);
+    cut_task({found.transfers.size() - 1, transfer.source_box}, transfer, stored.dtype,
+             bounds(parts.specs[transfer.destination]), found.tasks);
   }
   return found;
 }

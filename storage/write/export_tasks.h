@@ -7,8 +7,7 @@
 
 #include "kernels/encode.h"
 #include "planner/load/load_plan.h"
-#include "planner/save/shared_blocks.h"
-#include "storage/write/export_writer.h"
+#include "storage/write/export_share.h"
 
 namespace shardwright {
 
@@ -52,6 +51,10 @@ struct TaskBounds {
   std::uint64_t bytes = 0;
   std::uint64_t more_for_each_row = 0;
 };
+
+/// Cuts a task of a transfer into tasks within bounds, and adds them. `stored`: the dtype that is stored.
+void cut_task(const ExportTask& task, const Transfer& transfer, DType stored, const TaskBounds& bounds,
+              std::vector<ExportTask>& tasks);
 
 /// The tasks that the plan comes to. `shares_scales` tells for which weights scales are told by columns of
 /// blocks. Throws Error(mismatch) for

@@ -131,6 +131,11 @@ std::vector<std::byte> TemplateCodes::bytes_of(const std::string& name) const {
   return bytes_of_box(tensor, tensor.shape, whole(tensor.shape));
 }
 
+std::vector<std::byte> TemplateCodes::bytes_of(const std::string& name, const Box& box) const {
+  const SourceTensor& tensor = template_.find(name).front();
+  return bytes_of_box(tensor, tensor.shape, box);
+}
+
 float TemplateCodes::global_of(const Encoding& encoding, const std::string& weight) const {
   const auto of_weight = global_scale_of(template_, encoding, weight);
   if (of_weight.empty()) return 1;

@@ -36,6 +36,9 @@ class TemplateCodes {
   /// All bytes of a tensor of the template that is seen under that name.
   std::vector<std::byte> bytes_of(const std::string& name) const;
 
+  /// The bytes of a box of it.
+  std::vector<std::byte> bytes_of(const std::string& name, const Box& box) const;
+
  private:
   std::vector<std::byte> bytes_of_box(const SourceTensor& tensor, const Shape& shape, const Box& box) const;
 
