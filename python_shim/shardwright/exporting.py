@@ -64,7 +64,8 @@ def export(
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened. Without a template, a head that is the embedding's memory is not stored, as transformers stores
             none. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
-        path: the directory that the checkpoint goes into, beside all else that is there.
+        path: the directory that the checkpoint goes into, beside all else that is there; or an address, such as
+            s3://bucket/model.
         quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite,
             strict_dtypes, quantized_weights: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
@@ -87,7 +88,7 @@ def export(
         if source is None:
             expect_state_dict(state_dict)
         writer = HuggingFaceStorageWriter(
-            lasting_path(path),
+            path,
             thread_count=threads,
             quantization=quantization,
             max_shard_size=max_shard_size,
@@ -100,6 +101,7 @@ def export(
             overwrite=overwrite,
             strict_dtypes=strict_dtypes,
             quantized_weights=quantized_weights,
+            process_group=process_group,
         )
         if source is not None:
             writer.sources.append(lasting_path(source))

@@ -28,7 +28,6 @@ std::uint64_t bytes_of_part(std::uint64_t file_bytes) {
 Upload::Upload(std::string name, std::uint64_t size, SendPart send)
     : name_(std::move(name)), size_(size), part_bytes_(bytes_of_part(size)), send_(std::move(send)) {
   parts_.resize(static_cast<std::size_t>((size_ + part_bytes_ - 1) / part_bytes_));
-  for (std::size_t part = 0; part < parts_.size(); ++part) parts_[part].missing = bytes_in(part);
 }
 
 void Upload::write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count) {
@@ -41,12 +40,12 @@ void Upload::write(std::uint64_t offset, const std::byte* bytes, std::uint64_t c
     const auto part = static_cast<std::size_t>(offset / part_bytes_);
     const std::uint64_t into = offset - part * part_bytes_;
     const std::uint64_t taken = std::min(count, bytes_in(part) - into);
-    std::memcpy(memory_of(part) + into, bytes, taken);
+    std::memcpy(memory_of(part, taken) + into, bytes, taken);
     bytes += taken;
     offset += taken;
     count -= taken;
     std::unique_lock lock(mutex_);
-    parts_[part].missing -= taken;
+    parts_[part].written += taken;
     send_what_is_whole(lock);
   }
 }
@@ -57,17 +56,23 @@ void Upload::finish() {
   sent_.wait(lock, [&] { return failure_ != nullptr || waiting() == 0; });
   if (failure_ != nullptr) std::rethrow_exception(failure_);
   if (next_ == parts_.size()) return;
-  throw Error(ErrorKind::argument, printable(name_) + ": " + std::to_string(parts_[next_].missing) +
-                                       " bytes from byte " + std::to_string(next_ * part_bytes_) +
-                                       " on have not been written");
+  throw Error(ErrorKind::argument,
+              printable(name_) + ": " + std::to_string(bytes_in(next_) - parts_[next_].written) +
+                  " bytes from byte " + std::to_string(next_ * part_bytes_) + " on have not been written");
 }
 
 /// Waits while parts are whole faster than they are sent. Whatever they wait for does not wait for this.
-std::byte* Upload::memory_of(std::size_t part) {
+std::byte* Upload::memory_of(std::size_t part, std::uint64_t bytes) {
   std::unique_lock lock(mutex_);
   sent_.wait(lock, [&] { return failure_ != nullptr || waiting() <= most_waiting; });
   if (failure_ != nullptr) std::rethrow_exception(failure_);
   Part& own = parts_[part];
+  if (own.promised + bytes > bytes_in(part)) {
+    throw Error(ErrorKind::malformed, printable(name_) + ": expected each byte once, found more of them in " +
+                                          std::to_string(bytes_in(part)) + " bytes from byte " +
+                                          std::to_string(part * part_bytes_) + " on");
+  }
+  own.promised += bytes;
   if (own.bytes == nullptr) {
     own.bytes = std::make_unique_for_overwrite<std::byte[]>(bytes_in(part));
     held_bytes_ += bytes_in(part);
@@ -102,7 +107,7 @@ void Upload::send_what_is_whole(std::unique_lock<std::mutex>& lock) {
 
 std::size_t Upload::waiting() const {
   std::size_t end = next_;
-  while (end < parts_.size() && parts_[end].missing == 0) ++end;
+  while (end < parts_.size() && parts_[end].written == bytes_in(end)) ++end;
   return end - next_;
 }
 

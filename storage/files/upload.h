@@ -34,7 +34,7 @@ class Upload {
   Upload(std::string name, std::uint64_t size, SendPart send);
 
   /// Writes at byte `offset`. Throws what sending threw, on each thread that writes from then on;
-  /// Error(argument) for bytes outside the file.
+  /// Error: argument for bytes outside the file; malformed for more bytes than there is room for.
   void write(std::uint64_t offset, const std::byte* bytes, std::uint64_t count);
 
   /// Returns once all has been sent. Throws what sending threw; Error(argument) for a file that lacks bytes.
@@ -46,10 +46,11 @@ class Upload {
  private:
   struct Part {
     std::unique_ptr<std::byte[]> bytes;  // null: nothing has been written to it, or it has been sent
-    std::uint64_t missing = 0;
+    std::uint64_t promised = 0;          // bytes that somebody writes, or has written
+    std::uint64_t written = 0;
   };
 
-  std::byte* memory_of(std::size_t part);
+  std::byte* memory_of(std::size_t part, std::uint64_t bytes);
   void send_what_is_whole(std::unique_lock<std::mutex>& lock);
   std::size_t waiting() const;  // parts that only sending holds up; needs the mutex
   std::uint64_t bytes_in(std::size_t part) const;

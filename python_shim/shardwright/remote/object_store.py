@@ -25,6 +25,9 @@ STALL_SECONDS = 20
 #: And in which one that is written to must have taken a part, of which a few leave at a time.
 WRITING_STALL_SECONDS = 120
 
+#: How often what is written is tried again, with pauses of up to 15 s between.
+WRITING_RETRIES = 10
+
 #: Parts of one object that are on their way at a time.
 PARTS_AT_ONCE = 8
 
@@ -72,7 +75,7 @@ class ObjectStore:
             "client_options": options["client_options"]
             | {"read_timeout": timedelta(seconds=WRITING_STALL_SECONDS)},
             "retry_config": {
-                "max_retries": 10,
+                "max_retries": WRITING_RETRIES,
                 "retry_timeout": timedelta(seconds=180),
                 "backoff": {
                     "init_backoff": timedelta(milliseconds=100),

@@ -56,7 +56,7 @@ class PendingObjects:
         self._shadow: Shadow | None = Shadow(address)
         try:
             with self._shadow.naming():
-                self._folder = begin(self._shadow.path)
+                self.decides = begin(self._shadow.path)
         except BaseException:
             self._shadow.remove()
             raise
@@ -77,14 +77,14 @@ class PendingObjects:
     @property
     def path(self) -> Path:
         """A folder of this machine, in which the small files are written that are published."""
-        return Path(self._folder.path)
+        return Path(self.decides.path)
 
     def call(self, name: str, *args: Any) -> Any:
         """Calls a function of what decides, and gives everything up where that fails."""
         assert self._shadow is not None
         try:
             with self._shadow.naming():
-                return getattr(self._folder, name)(*args)
+                return getattr(self.decides, name)(*args)
         except BaseException:
             self.abandon()
             raise
@@ -104,7 +104,7 @@ class PendingObjects:
                 raise OSError(f"{masked(self.address)}: this save has been given up; nothing was saved")
             self._expect(shadow, expected)
             with shadow.naming():
-                self._folder.publish(*args)
+                self.decides.publish(*args)
             written, gone = shadow.changes()
             before = [name for name in written if name not in (commit_name, _TORCHS)]
             before += [name for name in written if name == _TORCHS != commit_name]
@@ -126,7 +126,7 @@ class PendingObjects:
 
     def _give_up(self) -> None:
         shadow, self._shadow = self._shadow, None
-        self._folder.abandon()
+        self.decides.abandon()
         if shadow is not None:
             shadow.remove()
 
