@@ -36,18 +36,30 @@ void Upload::write(std::uint64_t offset, const std::byte* bytes, std::uint64_t c
                                          std::to_string(size_) + ", found " + std::to_string(count) +
                                          " of them from " + std::to_string(offset) + " on");
   }
-  while (count > 0) {
-    const auto part = static_cast<std::size_t>(offset / part_bytes_);
-    const std::uint64_t into = offset - part * part_bytes_;
-    const std::uint64_t taken = std::min(count, bytes_in(part) - into);
-    std::memcpy(memory_of(part, taken) + into, bytes, taken);
-    bytes += taken;
-    offset += taken;
-    count -= taken;
+  if (count == 0) return;
+  const auto first = static_cast<std::size_t>(offset / part_bytes_);
+  const auto last = static_cast<std::size_t>((offset + count - 1) / part_bytes_);
+  const auto overlap = [&](std::size_t part) {
+    const std::uint64_t begin = std::max(offset, part * part_bytes_);
+    return std::pair(begin, std::min(offset + count, part * part_bytes_ + bytes_in(part)) - begin);
+  };
+  std::vector<std::byte*> memory;
+  {
+    // Waits while parts are whole faster than they are sent, which does not wait for this.
     std::unique_lock lock(mutex_);
-    parts_[part].written += taken;
-    send_what_is_whole(lock);
+    sent_.wait(lock, [&] { return failure_ != nullptr || waiting() <= most_waiting; });
+    if (failure_ != nullptr) std::rethrow_exception(failure_);
+    for (std::size_t part = first; part <= last; ++part)
+      memory.push_back(memory_of(part, overlap(part).second));
   }
+  for (std::size_t part = first; part <= last; ++part) {
+    const auto [begin, taken] = overlap(part);
+    std::memcpy(memory[part - first] + (begin - part * part_bytes_), bytes + (begin - offset), taken);
+  }
+  // Only now: a part of these that lacks bytes while others are sent would hold up all behind it.
+  std::unique_lock lock(mutex_);
+  for (std::size_t part = first; part <= last; ++part) parts_[part].written += overlap(part).second;
+  send_what_is_whole(lock);
 }
 
 void Upload::finish() {
@@ -61,11 +73,7 @@ void Upload::finish() {
                   " bytes from byte " + std::to_string(next_ * part_bytes_) + " on have not been written");
 }
 
-/// Waits while parts are whole faster than they are sent. Whatever they wait for does not wait for this.
 std::byte* Upload::memory_of(std::size_t part, std::uint64_t bytes) {
-  std::unique_lock lock(mutex_);
-  sent_.wait(lock, [&] { return failure_ != nullptr || waiting() <= most_waiting; });
-  if (failure_ != nullptr) std::rethrow_exception(failure_);
   Part& own = parts_[part];
   if (own.promised + bytes > bytes_in(part)) {
     throw Error(ErrorKind::malformed, printable(name_) + ": expected each byte once, found more of them in " +

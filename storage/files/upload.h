@@ -50,7 +50,7 @@ class Upload {
     std::uint64_t written = 0;
   };
 
-  std::byte* memory_of(std::size_t part, std::uint64_t bytes);
+  std::byte* memory_of(std::size_t part, std::uint64_t bytes);  // needs the mutex
   void send_what_is_whole(std::unique_lock<std::mutex>& lock);
   std::size_t waiting() const;  // parts that only sending holds up; needs the mutex
   std::uint64_t bytes_in(std::size_t part) const;

@@ -172,7 +172,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             return plans  # the planner of every rank will say why; nothing is to be written
         names = [_core.manifest_name, *([_core.torch_metadata_name] if self.format == "torch" else [])]
         if isinstance(self.path, str):
-            self._pending = PendingObjects(self.path, self._begin)
+            self._pending = PendingObjects(self.path, _core.manifest_name, self._begin)
             self._pending.call("expect_free", names)
             self._pending.mark()
             return [
@@ -352,9 +352,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 self._torch_save(metadata.planner_data) if self.format == "torch" else None,
             )
             if isinstance(self.path, str):
-                pending.publish(
-                    _core.manifest_name, _core.manifest_name, expected=_uploaded_files(pending.path)
-                )
+                pending.publish(_core.manifest_name, expected=_uploaded_files(pending.path))
             else:
                 pending.publish(_core.manifest_name)
             tell_published(metadata, self.storage_meta(), CURRENT_DCP_VERSION)

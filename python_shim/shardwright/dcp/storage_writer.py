@@ -61,6 +61,9 @@ def checked_quantization(
     return name, list(weights or [])
 
 
+HF_INDEX_NAME = "model.safetensors.index.json"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Share:
     """From the coordinator to a rank: what it writes, and where. ``ranks`` is how many do."""
@@ -307,9 +310,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         holdings = [plan.storage_data for plan in plans]
         if is_address(self.path):
             self._refuse_source()
-            self._publication = PendingObjects(address_of(self.path), self._begin)
-            told = self._publication.call("plan", holdings)
-            self._publication.mark(self._publication.decides.files)
+            self._publication = PendingObjects(address_of(self.path), HF_INDEX_NAME, self._begin)
+            told = self._planned_elsewhere(self._publication, holdings)
         else:
             self._publication = self._begin(self.path)
             try:
@@ -325,6 +327,18 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def _begin(self, folder: Any) -> Any:
         sources = [source for source in self.sources if not is_address(source)]
         return _core.Publication(folder, self._request, self.overwrite, sources, is_address(self.path))
+
+    def _planned_elsewhere(self, pending: PendingObjects, holdings: list[bytes]) -> list[bytes]:
+        """The same at an address, where what names of files begin with is taken for as long as the save runs."""
+        while True:
+            told: list[bytes] = pending.call("plan", holdings)
+            files = pending.decides.files
+            if not files:
+                return told  # the ranks are told why
+            pending.tag = _start_of(next(iter(files)))
+            if pending.mark(files):
+                return told
+            pending.take(f"{pending.tag}-0-of-0.unpublished")
 
     def _refuse_source(self) -> None:
         """As the rules of folders do, which see a folder of this machine in place of an address."""
@@ -353,7 +367,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             row_sums = [outcome.row_sums for outcome in outcomes]
             if is_address(self.path):
                 files = self._publication.decides.files
-                self._publication.publish("model.safetensors.index.json", row_sums, expected=files)
+                self._publication.publish(row_sums, expected=files)
             else:
                 self._publication.publish(row_sums)
         finally:
@@ -438,6 +452,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             description.local_tensors.append(local)
         self._copied_bytes = copy_to_cpu(description)
         return description
+
+
+def _start_of(name: str) -> str:
+    """What names of files begin with: "model-2" of model-2-00001-of-00003.safetensors."""
+    return name.rsplit("-", 3)[0]
 
 
 def copy_to_cpu(description: Description) -> int:

@@ -134,7 +134,7 @@ class ObjectStore:
         how: dict[str, Any] = {"use_multipart": False}
         if only_new or only_over:
             how = {"mode": {"e_tag": only_over} if only_over else "create"}
-        with self._naming(name):
+        with self._naming(name, "cannot write there: there is no such bucket"):
             done = self._obstore.put(self._writing, name, data, **how)
         return StoredObject(name, memoryview(data).nbytes, done["e_tag"] or done["version"] or "")
 
@@ -157,7 +157,7 @@ class ObjectStore:
             return Listing([found for found in pool.map(find, KNOWN_NAMES) if found is not None])
 
     @contextmanager
-    def _naming(self, name: str) -> Iterator[None]:
+    def _naming(self, name: str, absent: str = "there is no such object") -> Iterator[None]:
         """Turns what obstore raises into errors that say of which object, and whether trying again can help."""
         where = f"{self.address}/{name}".rstrip("/")
         try:
@@ -165,7 +165,7 @@ class ObjectStore:
         except StoreError:
             raise
         except FileNotFoundError:
-            raise FileNotFoundError(f"{where}: there is no such object") from None
+            raise FileNotFoundError(f"{where}: {absent}") from None
         except Exception as error:
             raise _told(error, where) from None
 
@@ -208,7 +208,7 @@ class ObjectUpload:
 
     def _run(self) -> None:
         try:
-            with self._in._naming(self._name):
+            with self._in._naming(self._name, "cannot write there: there is no such bucket"):
                 self._in._obstore.put(
                     self._in._writing,
                     self._name,

@@ -50,6 +50,10 @@ class Shadow:
         except BaseException:
             self.remove()
             raise
+        self.seen()
+
+    def seen(self) -> None:
+        """What is there now counts as what was there before."""
         self._before = self._looks()
 
     def name(self, relative: str) -> str:

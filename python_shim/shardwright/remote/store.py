@@ -62,7 +62,8 @@ class Store(Protocol):
     """Names are relative to ``address`` and have no slash before or after. Any number of threads may call.
 
     Reads are not tried again here, see `retries`; what is written is, as far as a store can. All raise
-    FileNotFoundError for what is not there, `DeniedError`, `ChangedObjectError` and `StoreError`, each naming the object. No message holds a query or a password.
+    FileNotFoundError for what is not there, `DeniedError`, `ChangedObjectError` and `StoreError`, each naming the
+    object. No message holds a query or a password.
     """
 
     address: str
