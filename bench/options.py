@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def options(description: str | None, check: str, writes: bool = False) -> argparse.Namespace:
-    """``check`` says what ``--check`` fails on; ``writes``: what is measured writes, which can be told where to."""
+def options(
+    description: str | None, check: str, writes: bool = False, remote: bool = False
+) -> argparse.Namespace:
+    """``check`` says what ``--check`` fails on; ``writes``: what is measured writes, which can be told where to;
+    ``remote``: it comes over a line, which can be shaped."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -20,6 +23,11 @@ def options(description: str | None, check: str, writes: bool = False) -> argpar
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint that is there already")
     if writes:
         parser.add_argument("--folder", type=Path, help="where to write: the device that is measured")
+    if remote:
+        parser.add_argument(
+            "--latency", type=float, default=0, help="milliseconds that an answer takes longer"
+        )
+        parser.add_argument("--rate", type=float, default=0, help="of the line, in Mbit/s; 0: as it is")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help=check)
     return parser.parse_args()

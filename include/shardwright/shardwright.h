@@ -40,6 +40,7 @@
 #include "planner/load/request_list.h"
 #include "planner/load/transfer.h"
 #include "storage/device/device_options.h"
+#include "storage/files/remote_objects.h"
 #include "storage/files/ways_to_read.h"
 #include "storage/load/load.h"
 

@@ -41,6 +41,8 @@ inline const std::string& stored_name(const SourceTensor& tensor) {
 struct SourceFile {
   std::string name;        ///< relative to the directory
   std::uint64_t size = 0;  ///< bytes
+  std::string version =
+      {};  ///< of an object at an address, see RemoteObject; empty for files of this machine
 };
 
 /// Checksums of a stored tensor, by rows: see storage/format/row_checksums.h.
@@ -54,7 +56,7 @@ struct RowChecksums {
 /// What a checkpoint directory holds. Every field has been checked against the files: sizes equal shape times
 /// dtype, byte ranges lie inside the file and do not overlap.
 struct Catalog {
-  std::filesystem::path directory;
+  std::filesystem::path directory;    ///< or an address, such as s3://bucket/run
   std::vector<SourceFile> files;      ///< sorted by name
   std::vector<SourceTensor> tensors;  ///< sorted by name, then by offset
   std::string config;                 ///< text of config.json; empty where there is none

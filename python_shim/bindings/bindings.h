@@ -11,6 +11,9 @@ namespace shardwright {
 /// thread; only Python's main thread runs handlers. Defined in module.cpp.
 void check_for_interrupt();
 
+/// How objects at addresses are reached. Defined in remote.cpp.
+void bind_remote(pybind11::module_& m);
+
 /// CUDA devices, and how they are reached. Defined in devices.cpp.
 void bind_devices(pybind11::module_& m);
 

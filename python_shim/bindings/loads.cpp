@@ -107,6 +107,7 @@ void bind_loads(py::module_& m) {
       .def_readonly("device_batches", &LoadReport::device_batches)
       .def_readonly("files", &LoadReport::files)
       .def_readonly("files_direct", &LoadReport::files_direct)
+      .def_readonly("files_remote", &LoadReport::files_remote)
       .def_readonly("files_io_uring", &LoadReport::files_io_uring)
       .def_readonly("threads", &LoadReport::threads)
       .def_readonly("instruction_set", &LoadReport::instruction_set)

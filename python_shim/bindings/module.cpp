@@ -39,6 +39,7 @@
 #include "storage/boxes/place_items.h"
 #include "storage/device/device_calls.h"
 #include "storage/files/pending_file.h"
+#include "storage/files/remote_objects.h"
 #include "storage/format/read_catalog.h"
 #include "storage/tools/generate.h"
 
@@ -139,9 +140,16 @@ void bind_catalog(py::module_& m) {
                                return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefaultAndSize(
                                    file.name.data(), static_cast<Py_ssize_t>(file.name.size())));
                              })
-      .def_readonly("size", &SourceFile::size);
+      .def_readonly("size", &SourceFile::size)
+      .def_readonly("version", &SourceFile::version, "Of an object at an address; empty for a file.");
   py::class_<Catalog, std::shared_ptr<Catalog>>(m, "Catalog", "What a checkpoint directory holds.")
-      .def_readonly("directory", &Catalog::directory)
+      .def_property_readonly(
+          "directory",
+          [](const Catalog& catalog) -> py::object {
+            if (is_remote(catalog.directory)) return py::str(catalog.directory.native());
+            return py::cast(catalog.directory);
+          },
+          "A pathlib.Path, or an address as a text: pathlib would take its two slashes for one.")
       .def_readonly("files", &Catalog::files)
       .def_readonly("tensors", &Catalog::tensors)
       .def_readonly("config", &Catalog::config, "Text of config.json; empty where there is none.")
@@ -594,6 +602,7 @@ PYBIND11_MODULE(_core, m) {
   shardwright::bind_weight_map(m);
   shardwright::bind_load(m);
   shardwright::bind_devices(m);
+  shardwright::bind_remote(m);
   shardwright::bind_loads(m);
   shardwright::bind_state_dicts(m);
   shardwright::bind_imported_rules(m);

@@ -18,6 +18,7 @@
 #include "python_shim/bindings/interruptible.h"
 #include "python_shim/bindings/sending.h"
 #include "storage/device/copy_out.h"
+#include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checkpoint_place.h"
@@ -222,7 +223,7 @@ void bind_reading(py::module_& m) {
           [](const Manifest& manifest, const std::filesystem::path& directory) {
             return std::make_shared<Catalog>(catalog_of(manifest, directory));
           },
-          py::arg("directory"))
+          py::arg("directory"), py::call_guard<py::gil_scoped_release>())
       .def(
           "expect_told_alike",
           [](const Manifest& manifest, const std::filesystem::path& directory,
@@ -244,6 +245,29 @@ void bind_reading(py::module_& m) {
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
   m.def("resolved_path", &resolved_path, py::arg("path"));
+  m.def(
+      "has_file",
+      [](const std::filesystem::path& path) {
+        const auto entry = target_at(path);
+        return entry && S_ISREG(entry->st_mode);
+      },
+      py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+      "Whether a file or an object has this name.");
+  m.def(
+      "names_in",
+      [](const std::filesystem::path& directory) {
+        std::vector<std::string> names;
+        {
+          const py::gil_scoped_release release;
+          names = names_in(directory);
+        }
+        py::list listed;
+        for (const std::string& name : names)  // as Python spells those that are no UTF-8
+          listed.append(py::reinterpret_steal<py::str>(
+              PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()))));
+        return listed;
+      },
+      py::arg("directory"), "The names in a directory or below an address, sorted; none if it is not there.");
   m.def("expect_local_path", &expect_local_path, py::arg("path"));
   m.def(
       "read_bytes",
@@ -266,15 +290,17 @@ void bind_reading(py::module_& m) {
       py::arg("path"), py::arg("begin") = 0, py::arg("end") = py::none(),
       "Bytes of a regular file, or of one that a link leads to; anything else is refused, by name.");
   m.def("size_of_file", &size_of_file, py::arg("path"), py::call_guard<py::gil_scoped_release>());
-  m.def("has_manifest", &has_manifest, py::arg("directory"));
+  m.def("has_manifest", &has_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "next_order",
       [](const std::filesystem::path& directory) {
         SaveOrder next = next_order(directory);
         return std::pair(next.order, std::move(next.unread));
       },
-      py::arg("directory"), "(order, a line for each step that is not known): see storage/format/steps.h.");
-  m.def("step_path", &step_path, py::arg("root"), py::arg("step"), "See storage/format/steps.h.");
+      py::arg("directory"), py::call_guard<py::gil_scoped_release>(),
+      "(order, a line for each step that is not known): see storage/format/steps.h.");
+  m.def("step_path", &step_path, py::arg("root"), py::arg("step"), py::call_guard<py::gil_scoped_release>(),
+        "See storage/format/steps.h.");
   m.def(
       "saved_steps",
       [](const std::filesystem::path& root) {
@@ -282,7 +308,7 @@ void bind_reading(py::module_& m) {
         for (SavedStep& one : saved_steps(root)) paths.push_back(std::move(one.path));
         return paths;
       },
-      py::arg("root"), "See storage/format/steps.h.");
+      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("directory"),
         "See storage/format/pending_checkpoint.h.");
   m.def(
@@ -297,7 +323,13 @@ void bind_reading(py::module_& m) {
       },
       py::arg("directory"),
       "What the checkpoints of a directory name: storage/format/checkpoint_in_place.h.");
-  m.def("latest_checkpoint", &latest_checkpoint, py::arg("root"), "See storage/format/steps.h.");
+  m.def(
+      "latest_checkpoint",
+      [](const std::filesystem::path& root) -> std::optional<std::string> {
+        const auto found = latest_checkpoint(root);
+        return found ? std::optional(found->string()) : std::nullopt;
+      },
+      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
   m.def("keep_last_steps", &keep_last_steps, py::arg("root"), py::arg("keep"),
         py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());

@@ -9,7 +9,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
-from shardwright.local_path import local_path
+from shardwright.local_path import local_path, location
 from shardwright.progress import counters_of
 from shardwright.weight_maps import weight_map_for
 
@@ -19,7 +19,7 @@ def read_catalog(path: str | os.PathLike[str], threads: int = 0) -> Any:
 
     Reads and checks the headers and the index, no tensor data. Raises FileNotFoundError or CheckpointFormatError.
     """
-    return _core.read_catalog(local_path(path), threads)
+    return _core.read_catalog(location(path), threads)
 
 
 def catalog_of(source: Any) -> Any:

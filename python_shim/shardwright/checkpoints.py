@@ -6,10 +6,10 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from shardwright import _core
-from shardwright.local_path import local_path, whole_number
+from shardwright.local_path import beside, location, whole_number
 from shardwright.progress import counters_of
 from shardwright.remote import steps as remote_steps
 from shardwright.remote.address import address_of, is_address
@@ -27,18 +27,14 @@ def step_path(root: str | os.PathLike[str], step: int) -> Path | str:
         ValueError: two folders are of that step.
     """
     whole_number("step", step, 0, (1 << 64) - 1)
-    if is_address(root):
-        return remote_steps.step_path(address_of(root), step)
-    return Path(_core.step_path(root, step))
+    found = Path(_core.step_path(location(root), step))
+    return f"{address_of(root)}/{found.name}" if is_address(root) else found
 
 
 def next_order(path: str | os.PathLike[str]) -> int:
     """The order of a save to ``path`` among those of its training: one more than any other step's; 0 for a folder that
     is not called as those of steps are. Warns of steps whose place in it is not known."""
-    if is_address(path):
-        order, unread = remote_steps.next_order(address_of(path))
-    else:
-        order, unread = _core.next_order(os.fspath(path))
+    order, unread = _core.next_order(location(path))
     for line in unread:
         warnings.warn(line, stacklevel=2)
     return int(order)
@@ -53,21 +49,26 @@ def keep_last_steps(path: Path | str, keep: int) -> list[str]:
     return lines
 
 
+@overload
+def latest(root: Path) -> Path | None: ...
+
+
+@overload
+def latest(root: str | os.PathLike[str]) -> Path | str | None: ...
+
+
 def latest(root: str | os.PathLike[str]) -> Path | str | None:
     """The checkpoint under ``root`` that was saved last, as ``save(..., step=...)`` writes them; None if there is none.
 
     After a training has been rolled back to an earlier step and saved anew, that is its newest save, though folders of
-    higher steps may still be there. What is found has been published: it is whole. Below an address such as
-    s3://bucket/run it is an address.
+    higher steps may still be there. What is found has been published: it is whole. Below an address, such as
+    s3://bucket/run, it is an address, as a text.
 
     Raises:
         ValueError: two folders are of one step, such as ``step-7`` and ``step-00000007``.
     """
-    if is_address(root):
-        return remote_steps.latest(address_of(root))
-    local_path(root)
-    found = _core.latest_checkpoint(root)
-    return None if found is None else Path(found)
+    found = _core.latest_checkpoint(location(root))
+    return None if found is None else found if is_address(found) else Path(found)
 
 
 def expect_no_steps(path: str | os.PathLike[str]) -> None:
@@ -89,9 +90,9 @@ def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
     ``bytes_hashed`` is 0. Checkpoints of torch's FileSystemWriter are checked by the sums of the archives that they
     consist of.
     """
-    path = local_path(path)
-    if is_file(Path(path, ".metadata")) and not _core.has_manifest(os.fspath(path)):
+    path = location(path)
+    if is_file(beside(path, ".metadata")) and not _core.has_manifest(os.fspath(path)):
         from shardwright.dcp.torch_checkpoint import verify_torch_checkpoint
 
-        return verify_torch_checkpoint(Path(path))
+        return verify_torch_checkpoint(path)
     return _core.verify_checkpoint(os.fspath(path), threads or 0, counters_of("verifying"))

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -26,11 +25,12 @@ from shardwright.dcp.torch_checkpoint import METADATA_NAME, fault_of_archive, is
 from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.exporting import export
 from shardwright.loading import is_of_trainer
-from shardwright.local_path import expect_overwrite, lasting_path, local_path, whole_number
+from shardwright.local_path import beside, expect_overwrite, lasting_path, location, whole_number
 from shardwright.progress import counters_of
 from shardwright.ranks.gone_ranks import naming_gone_ranks
 from shardwright.ranks.rank_outcome import round_of_ranks
 from shardwright.regular_file import open_regular
+from shardwright.remote.address import is_address
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_file
 
@@ -93,7 +93,7 @@ def convert(
     if quantized_weights is not None:
         raise ValueError("quantized_weights: expected a quantization= by which to encode them")
     start = time.perf_counter()
-    chunks = _StoredChunks(local_path(source))
+    chunks = _StoredChunks(location(source))
     writer = _ConvertingWriter(destination, thread_count=threads, overwrite=overwrite, format=format)
     if os.path.realpath(writer.path) == os.path.realpath(chunks.path):
         raise ValueError(f"{writer.path}: expected another directory than that of the source")
@@ -155,7 +155,7 @@ def _convert_encoding(
         name, weights = checked_quantization(quantization, quantized_weights)
         expect_overwrite(overwrite)
         conversion = _core.Conversion(
-            local_path(source),
+            location(source),
             name,
             weights,
             model,
@@ -171,7 +171,10 @@ def _convert_encoding(
     def plan(holdings: list[bytes]) -> list[bytes]:
         nonlocal publication
         publication = _core.Publication(
-            lasting_path(destination), conversion.request, overwrite, [lasting_path(source)]
+            lasting_path(destination),
+            conversion.request,
+            overwrite,
+            [] if is_address(source) else [lasting_path(source)],
         )
         shares: list[bytes] = publication.plan(holdings)
         return shares
@@ -209,7 +212,7 @@ class _StoredChunks:
     """What is in a checkpoint, read when a writer asks for it: in place of a planner and of a state."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = os.fspath(path)
         self.manifest: Any = None
         self.metadata: Metadata
         if _core.has_manifest(os.fspath(path)):
@@ -217,7 +220,7 @@ class _StoredChunks:
             self.manifest = of_ours.manifest
             assert of_ours.catalog  # which looks at the sizes of the files
             self.metadata = of_ours
-        elif is_file(Path(path, METADATA_NAME)):
+        elif is_file(beside(path, METADATA_NAME)):
             self.metadata = read_torch_metadata(path)
         else:
             _core.read_catalog(os.fspath(path))  # which says what is there
@@ -259,7 +262,7 @@ class _StoredChunks:
     def resolve_data(self, item: WriteItem) -> torch.Tensor | io.BytesIO:
         """The chunk or object itself, checked against its checksums."""
         place = self._place(item.index)
-        path = self.path / place.relative_path
+        path = beside(self.path, place.relative_path)
         if self._progress is not None:
             self._progress.set(self._progress.done + place.length, self._bytes)
         self._expect_undamaged(item, path, place)
@@ -293,7 +296,7 @@ class _StoredChunks:
             )
         return tensor
 
-    def _expect_undamaged(self, item: WriteItem, path: Path, place: Any) -> None:
+    def _expect_undamaged(self, item: WriteItem, path: str, place: Any) -> None:
         fqn = item.index.fqn
         if self.manifest is None:
             if is_stream_of_ours(path, place, item.index, self.metadata):
@@ -309,7 +312,7 @@ class _StoredChunks:
             self.manifest.expect_undamaged(os.fspath(self.path), [(fqn, offset)], [], 1)
 
 
-def _bytes_of(file: BinaryIO, path: Path, place: Any) -> bytearray:
+def _bytes_of(file: BinaryIO, path: str, place: Any) -> bytearray:
     data = bytearray(place.length)
     file.seek(place.offset)
     found = file.readinto(data)  # type: ignore[attr-defined]

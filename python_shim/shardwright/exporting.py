@@ -26,6 +26,7 @@ from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.rank_outcome import RankOutcome, expect_success, told
+from shardwright.remote.address import address_of, is_address
 from shardwright.report import SaveReport
 from shardwright.tied_heads import tied_heads
 
@@ -104,7 +105,7 @@ def export(
             process_group=process_group,
         )
         if source is not None:
-            writer.sources.append(lasting_path(source))
+            writer.sources.append(address_of(source) if is_address(source) else lasting_path(source))
     except Exception as error:
         if not has_others(process_group):
             raise

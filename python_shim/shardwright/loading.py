@@ -22,10 +22,10 @@ from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.dcp.torch_checkpoint import metadata_name
-from shardwright.local_path import local_path
+from shardwright.local_path import location
 from shardwright.ranks.cooperation import naming_gone_readers, raise_if_any_failed, reading_group
 from shardwright.report import LoadReport
-from shardwright.system_calls import is_folder, uninterrupted
+from shardwright.system_calls import is_folder
 
 
 def load(
@@ -117,7 +117,7 @@ def load(
         own_plan, failure = None, None
         try:
             expect_state_dict(state_dict)
-            path = local_path(path)
+            path = location(path)
             reader, planner = _reader_and_planner(path, verify, weights_only, options, hugging_face, either)
             metadata = reader.read_metadata()
             states = {key: _state_of(key, value, metadata) for key, value in state_dict.items()}
@@ -183,5 +183,5 @@ def _is_sharded(path: str | os.PathLike[str]) -> bool:
     if _core.has_manifest(os.fspath(path)):
         return True
     of_torch = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-    names = uninterrupted(lambda: os.listdir(path)) if is_folder(path) else []
+    names = _core.names_in(os.fspath(path))
     return any(of_torch.fullmatch(name) for name in names)

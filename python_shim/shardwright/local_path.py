@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from shardwright import _core
-from shardwright.remote.address import address_of, is_address
+from shardwright.remote.address import address_of, is_address, masked
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
@@ -21,6 +21,26 @@ def local_path(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"{text!r}: expected a path, found a text with a NUL in it")
     _core.expect_local_path(text)
     return text
+
+
+def location(path: str | os.PathLike[str]) -> str:
+    """Where a checkpoint is read from: a path of this machine, or an address such as s3://bucket/run, in one form.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is a text that is not meant, such as file:///x, with what to do instead.
+    """
+    if not is_address(path):
+        return local_path(path)
+    from shardwright.remote.reading import connect
+
+    connect()
+    return address_of(path)
+
+
+def beside(folder: str | os.PathLike[str], name: str) -> str:
+    """The path or address of what has that name in a folder. pathlib would make s3:/bucket of s3://bucket."""
+    return os.path.join(address_of(folder) if is_address(folder) else os.fspath(folder), name)
 
 
 def lasting_path(path: str | os.PathLike[str]) -> str:
@@ -38,8 +58,20 @@ def lasting_path(path: str | os.PathLike[str]) -> str:
 
 
 def lasting_place(path: str | os.PathLike[str]) -> Path | str:
-    """As :func:`lasting_path`; of an address such as s3://bucket/run, its text."""
-    return address_of(path) if is_address(path) else Path(lasting_path(path))
+    """As :func:`lasting_path`; of an address such as s3://bucket/run, its text.
+
+    Raises:
+        TypeError, ValueError: as :func:`local_path`; for an address to which nothing is written.
+    """
+    if not is_address(path):
+        return Path(lasting_path(path))
+    address = address_of(path)
+    if address.startswith(("hf://", "http://", "https://")):
+        raise ValueError(
+            f"{masked(address)}: expected a directory or a store such as s3://bucket/run, found an address that is "
+            "only read; write to a directory and upload that, to the Hub with hf upload"
+        )
+    return address
 
 
 def resolved(path: str | os.PathLike[str]) -> str:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from shardwright import _core
 from shardwright._core import CheckpointFormatError
+from shardwright.remote.address import address_of, is_address
 from shardwright.system_calls import naming, uninterrupted
 
 #: How a pointer of Git LFS begins, which lies where a file should.
@@ -20,11 +21,15 @@ IS_POINTER = (
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file, open for reading.
+    """The file, or the object at an address, open for reading.
 
     Raises:
         OSError: it is a pipe, a device or a directory; or cannot be opened.
     """
+    if is_address(path):
+        from shardwright.remote.opened import open_object
+
+        return open_object(address_of(path))
     # O_NONBLOCK: opening a named pipe without a writer would otherwise wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

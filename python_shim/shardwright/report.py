@@ -49,6 +49,7 @@ class LoadReport:
     device_batches: int = 0  #: of tiles that kernels decoded and placed there
     files: int = 0  #: that something was read from
     files_direct: int = 0  #: of them, past the page cache (O_DIRECT)
+    files_remote: int = 0  #: of them, objects at an address
     files_io_uring: int = 0  #: of them, by io_uring; the others by pread
     threads: int = 0
     instruction_set: str = ""  #: of the decoding kernels

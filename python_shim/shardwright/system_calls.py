@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from shardwright import _core
+from shardwright.remote.address import address_of, is_address
+
 T = TypeVar("T")
 F = TypeVar("F", bound=IO[Any])
 
@@ -23,19 +26,29 @@ def uninterrupted(look: Callable[[], T]) -> T:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
+    """The same for an object at an address."""
+    if is_address(path):
+        return bool(_core.has_file(address_of(path)))
     return uninterrupted(Path(path).is_file)
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
+    """At an address: whether something has names below it."""
+    if is_address(path):
+        return bool(_core.names_in(address_of(path)))
     return uninterrupted(Path(path).is_dir)
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
+    if is_address(path):
+        return is_file(path) or is_folder(path)
     return uninterrupted(Path(path).exists)
 
 
 def has_entry(path: str | os.PathLike[str]) -> bool:
     """Whether anything has that name, be it a link that leads nowhere. Raises OSError where that cannot be told."""
+    if is_address(path):
+        return is_there(path)
     try:
         uninterrupted(lambda: os.lstat(path))
     except (FileNotFoundError, NotADirectoryError):

@@ -26,4 +26,7 @@ inline constexpr ReadCosts costs_of_cached_files{0.4e-6, 1 / 26e9, 4096};
 /// second.
 inline constexpr ReadCosts costs_of_files_on_disk{10e-6, 1 / 3e9};
 
+/// An object of a store: an answer begins after 20 ms, and one connection brings 100 MB/s.
+inline constexpr ReadCosts costs_of_remote_objects{20e-3, 1 / 100e6};
+
 }  // namespace shardwright

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
 
 namespace shardwright {
@@ -20,6 +21,22 @@ namespace fs = std::filesystem;
 
 [[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
   throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
+}
+
+/// What an address has, as if it were a file or folder of this machine.
+std::optional<struct stat> remote_entry(const fs::path& address) {
+  struct stat status {};
+  const RemoteCalls& calls = remote_calls(address);
+  try {
+    status.st_size = static_cast<off_t>(calls.head(address.native()).size);
+    status.st_mode = S_IFREG;
+    return status;
+  } catch (const Error& error) {
+    if (error.kind != ErrorKind::not_found) throw;
+  }
+  if (calls.list(address.native()).empty()) return std::nullopt;
+  status.st_mode = S_IFDIR;
+  return status;
 }
 
 struct Closes {
@@ -40,6 +57,7 @@ std::string path_inside(const std::string& text) {
 }
 
 std::optional<struct stat> entry_at(const fs::path& path) {
+  if (is_remote(path)) return remote_entry(path);
   struct stat status {};
   if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0) return status;
   if (errno != ENOENT && errno != ENOTDIR) fail(path, "cannot look at this", errno);
@@ -47,6 +65,7 @@ std::optional<struct stat> entry_at(const fs::path& path) {
 }
 
 std::optional<struct stat> target_at(const fs::path& path) {
+  if (is_remote(path)) return remote_entry(path);
   struct stat status {};
   if (uninterrupted([&] { return ::stat(path.c_str(), &status); }) == 0) return status;
   if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP) fail(path, "cannot look at this", errno);
@@ -65,6 +84,13 @@ bool are_one_file(const fs::path& one, const fs::path& other) {
 }
 
 std::vector<std::string> names_in(const fs::path& path) {
+  if (is_remote(path)) {
+    std::vector<std::string> names;
+    for (RemoteObject& object : remote_calls(path).list(path.native()))
+      names.push_back(std::move(object.name));
+    std::sort(names.begin(), names.end());
+    return names;
+  }
   const auto refused = [&](int code) -> std::vector<std::string> {
     if (code == ENOENT || code == ENOTDIR) return {};
     fail(path, "cannot list this directory", code);

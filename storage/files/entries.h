@@ -14,6 +14,8 @@ namespace shardwright {
 /// "a/./b//c" as "a/b/c"; empty for a path that is absolute, leaves the directory or names no file in it.
 std::string path_inside(const std::string& text);
 
+// Of what is at an address, an object counts as a regular file, and as a folder what has names below it.
+
 /// What a name is, links not followed; nothing if there is no such entry. Throws Error(io), naming it, if the
 /// operating system refuses to say: that is no absence.
 std::optional<struct stat> entry_at(const std::filesystem::path& path);

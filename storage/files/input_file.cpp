@@ -6,9 +6,11 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "planner/error.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
 
 namespace shardwright {
@@ -38,12 +40,35 @@ std::uint64_t size_of_regular(const struct stat& status, const std::filesystem::
 }  // namespace
 
 std::uint64_t size_of_file(const std::filesystem::path& path) {
+  if (is_remote(path)) return remote_calls(path).head(path.native()).size;
   struct stat status {};
   if (uninterrupted([&] { return ::stat(path.c_str(), &status); }) != 0) cannot_open(path, errno);
   return size_of_regular(status, path);
 }
 
-InputFile::InputFile(const std::filesystem::path& path) : path_(path), size_(size_of_file(path)) {
+InputFile::InputFile(const std::filesystem::path& path) : path_(path), is_object_(is_remote(path)) {
+  if (is_object_) {
+    RemoteObject object = remote_calls(path).head(path.native());
+    size_ = object.size;
+    version_ = std::move(object.version);
+  } else {
+    open();
+  }
+}
+
+InputFile::InputFile(const std::filesystem::path& path, std::uint64_t size, const std::string& version)
+    : path_(path), is_object_(is_remote(path)) {
+  if (is_object_) {
+    size_ = size;
+    version_ = version;
+  } else {
+    open();
+  }
+}
+
+void InputFile::open() {
+  const std::filesystem::path& path = path_;
+  size_ = size_of_file(path);
   // It may have been replaced since it was looked at. O_NONBLOCK: opening a named pipe without a writer would
   // otherwise wait for ever.
   descriptor_ = uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
@@ -58,9 +83,26 @@ InputFile::InputFile(const std::filesystem::path& path) : path_(path), size_(siz
   }
 }
 
-InputFile::~InputFile() { ::close(descriptor_); }
+InputFile::~InputFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void InputFile::read_object(std::uint64_t offset, std::byte* into, std::size_t count,
+                            const std::atomic<bool>& stopped) const {
+  if (offset > size_ || count > size_ - offset) {
+    throw Error(ErrorKind::io,
+                printable(path_.native()) + ": expected " + std::to_string(count) + " bytes at offset " +
+                    std::to_string(offset) + ", found an object of " + std::to_string(size_) + " bytes",
+                EIO);
+  }
+  if (count > 0) remote_calls(path_).read(path_.native(), version_, offset, into, count, stopped);
+}
 
 void InputFile::read(std::uint64_t offset, char* into, std::size_t count) const {
+  if (is_object_) {
+    const std::atomic<bool> stopped{false};
+    return read_object(offset, reinterpret_cast<std::byte*>(into), count, stopped);
+  }
   while (count > 0) {
     const ssize_t got =
         uninterrupted([&] { return ::pread(descriptor_, into, count, static_cast<off_t>(offset)); });

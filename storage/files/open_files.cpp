@@ -38,8 +38,13 @@ OpenFiles::OpenFiles(const Catalog& catalog, DirectIo direct_io)
 
 std::shared_ptr<OpenFile> OpenFiles::open(const SourceTensor& tensor, const Slot& slot) const {
   auto opened = std::make_shared<OpenFile>();
-  opened->file = std::make_unique<const InputFile>(catalog_.path_of(tensor));
-  const std::uint64_t expected = catalog_.files[tensor.file].size;
+  const SourceFile& known = catalog_.files[tensor.file];
+  opened->file = std::make_unique<const InputFile>(catalog_.path_of(tensor), known.size, known.version);
+  if (opened->file->is_object()) {
+    opened->is_cached = false;
+    return opened;
+  }
+  const std::uint64_t expected = known.size;
   const std::uint64_t found = opened->file->size();
   if (found != expected) {
     throw Error(ErrorKind::io,
@@ -182,8 +187,12 @@ bool OpenFiles::close_the_oldest() {
 
 void read_of(const OpenFile& file, const SourceTensor& tensor, std::uint64_t offset, std::byte* to,
              std::uint64_t length) {
+  naming_read(tensor, offset, [&] { file.file->read(offset, reinterpret_cast<char*>(to), length); });
+}
+
+void naming_read(const SourceTensor& tensor, std::uint64_t offset, const std::function<void()>& read) {
   try {
-    file.file->read(offset, reinterpret_cast<char*>(to), length);
+    read();
   } catch (const Error& error) {
     throw Error(ErrorKind::io,
                 std::string(error.what()) + "; reading from byte " + std::to_string(offset) +

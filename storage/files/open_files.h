@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -36,6 +37,9 @@ struct OpenFile {
 /// Throws Error(io) naming file, offset and tensor.
 void read_of(const OpenFile& file, const SourceTensor& tensor, std::uint64_t offset, std::byte* to,
              std::uint64_t length);
+
+/// Calls `read`, and adds to an Error(io) of it which tensor was read from which byte on.
+void naming_read(const SourceTensor& tensor, std::uint64_t offset, const std::function<void()>& read);
 
 class OpenFiles;
 

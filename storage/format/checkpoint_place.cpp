@@ -10,6 +10,7 @@
 #include "planner/error.h"
 #include "storage/files/entries.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/manifest.h"
 
@@ -54,6 +55,7 @@ bool looks_like_hub_id(const fs::path& path) {
 }
 
 bool is_there(const fs::path& path) {
+  if (is_remote(path)) return entry_at(path).has_value();
   std::error_code code;
   return fs::exists(path, code);
 }
@@ -80,6 +82,7 @@ std::vector<fs::path> entries_of(const fs::path& directory) {
 
 bool holds_checkpoint(const fs::path& directory) {
   std::error_code code;
+  if (is_remote(directory)) return false;  // not worth a request for each
   if (!fs::is_directory(directory, code) || directory.filename().native().front() == '.') return false;
   const std::vector<fs::path> entries = entries_of(directory);
   return std::any_of(entries.begin(), entries.end(), [](const fs::path& entry) {
@@ -124,7 +127,16 @@ void expect_local_path(const fs::path& path) {
                                        "://); remote paths are not supported yet: " + advice);
 }
 
+void expect_location(const fs::path& path) {
+  if (is_remote(path)) {
+    remote_calls(path);
+  } else {
+    expect_local_path(path);
+  }
+}
+
 fs::path resolved_path(const fs::path& path) {
+  if (is_remote(path)) return path;
   std::error_code code;
   fs::path whole;
   do {

@@ -13,8 +13,12 @@ inline constexpr char unfinished_save_name[] = ".shardwright.saving";
 /// s3:/bucket/x, which Python's pathlib makes of it.
 void expect_local_path(const std::filesystem::path& path);
 
+/// Throws as expect_local_path(), but takes addresses such as s3://bucket/x, where this program can reach
+/// what is there: see storage/files/remote_objects.h.
+void expect_location(const std::filesystem::path& path);
+
 /// The path from the root on, links and ".." resolved as far as there is something; the rest need not be
-/// there. Throws Error (io), naming it, if the operating system refuses.
+/// there. An address is what it was. Throws Error (io), naming it, if the operating system refuses.
 std::filesystem::path resolved_path(const std::filesystem::path& path);
 
 /// What to do about a directory that is not there: says so where it looks like a Hugging Face hub id.

@@ -9,6 +9,7 @@
 #include "planner/error.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums.pb.h"
 #include "storage/format/row_checksums.h"
@@ -126,7 +127,7 @@ void add_checksums(Catalog& catalog, int threads) {
   if (!listed) return;
   std::map<std::string, const StoredFile*> by_name;
   for (const StoredFile& file : listed->files) by_name.emplace(file.name, &file);
-  for_each_index(catalog.files.size(), threads, [&](std::size_t f) {
+  for_each_index(catalog.files.size(), threads_for(catalog.directory, threads), [&](std::size_t f) {
     const SourceFile& file = catalog.files[f];
     const auto found = by_name.find(file.name);
     if (found == by_name.end()) return;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -22,6 +23,7 @@
 #include "storage/files/input_file.h"
 #include "storage/files/output_file.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checkpoint_place.h"
@@ -62,6 +64,7 @@ void keep_each_box_once(std::vector<StoredChunk>& chunks) {
 
 bool has_manifest(const fs::path& directory) {
   const fs::path path = directory / manifest_name;
+  if (is_remote(path)) return entry_at(path).has_value();
   struct stat status {};  // of the link, if it is one: one that leads nowhere is for reading it to tell
   if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) == 0) return true;
   if (errno == ENOENT || errno == ENOTDIR) return false;
@@ -156,9 +159,18 @@ Catalog catalog_of(const Manifest& manifest, const fs::path& directory) {
   Catalog catalog;
   catalog.directory = directory;
   Problems problems;
+  std::map<std::string, RemoteObject> listed;
+  if (is_remote(directory)) {
+    for (RemoteObject& object : remote_calls(directory).list(directory.native()))
+      listed.emplace(object.name, std::move(object));
+  }
   for (const StoredFile& file : manifest.files) {
     catalog.files.push_back({file.name, file.size});
     const fs::path path = directory / file.name;
+    if (const auto found = listed.find(file.name); found != listed.end() && found->second.size == file.size) {
+      catalog.files.back().version = found->second.version;
+      continue;
+    }
     try {
       // Torch's, which nothing is read from here. Another one is that of another checkpoint, unless a save
       // has given its names and not ended.

@@ -18,6 +18,7 @@
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/checksums_file.h"
@@ -37,9 +38,8 @@ namespace fs = std::filesystem;
 constexpr std::uint64_t max_index_bytes = 1'000'000'000;
 constexpr std::uint64_t max_config_bytes = 100'000'000;
 
-/// All names *.safetensors, sorted. Hidden files are left out, as a shell's * leaves them out: such are the
-/// ._ files that macOS puts beside others.
-std::vector<std::string> list_safetensors(const fs::path& directory) {
+/// Throws unless there is such a directory.
+void expect_directory(const fs::path& directory) {
   const std::string where = printable(directory.native());
   struct stat status {};
   if (uninterrupted([&] { return ::stat(directory.c_str(), &status); }) != 0) {
@@ -59,15 +59,51 @@ std::vector<std::string> list_safetensors(const fs::path& directory) {
             printable(fs::absolute(directory).parent_path().native()),
         ENOTDIR);
   }
-  std::vector<std::string> names = names_in(directory);
-  std::erase_if(names, [](const std::string& name) {
-    return name.front() == '.' || fs::path(name).extension() != ".safetensors";
-  });
+}
+
+/// What lies directly in a directory. Of a local one the sizes are looked up when its files are opened.
+std::vector<RemoteObject> list(const fs::path& directory) {
+  if (!is_remote(directory)) {
+    expect_directory(directory);
+    std::vector<RemoteObject> found;
+    for (std::string& name : names_in(directory)) found.push_back({std::move(name), 0, {}, false});
+    return found;
+  }
+  std::vector<RemoteObject> found = remote_calls(directory).list(directory.native());
+  if (found.empty()) {
+    throw Error(
+        ErrorKind::not_found,
+        printable(directory.native()) +
+            ": expected a checkpoint, found nothing at this address; give that of a folder that holds "
+            "one",
+        ENOENT);
+  }
+  std::sort(found.begin(), found.end(),
+            [](const RemoteObject& a, const RemoteObject& b) { return a.name < b.name; });
+  return found;
+}
+
+/// All names *.safetensors, sorted. Hidden files are left out, as a shell's * leaves them out: such are the
+/// ._ files that macOS puts beside others.
+std::vector<std::string> safetensors_of(const std::vector<RemoteObject>& listed) {
+  std::vector<std::string> names;
+  for (const RemoteObject& one : listed) {
+    if (one.name.front() != '.' && fs::path(one.name).extension() == ".safetensors")
+      names.push_back(one.name);
+  }
   return names;
 }
 
 /// The text of a file of the directory, if there is such a file.
 std::optional<std::string> read_if_there(const fs::path& path, std::uint64_t max_bytes) {
+  if (is_remote(path)) {
+    try {
+      return read_text(path, max_bytes);
+    } catch (const Error& error) {
+      if (error.kind == ErrorKind::not_found) return std::nullopt;
+      throw;
+    }
+  }
   try {
     return read_text(path, max_bytes);
   } catch (const Error& error) {
@@ -95,6 +131,10 @@ std::string read_config(const fs::path& directory) {
 void check_presence(const Catalog& catalog, const fs::path& index) {
   std::vector<std::string> absent;
   for (const SourceFile& file : catalog.files) {
+    if (is_remote(catalog.directory)) {
+      if (file.size == 0 && !entry_at(catalog.directory / file.name)) absent.push_back(file.name);
+      continue;
+    }
     std::error_code code;
     const fs::file_status status = fs::status(catalog.directory / file.name, code);
     if (status.type() == fs::file_type::not_found) absent.push_back(file.name);
@@ -110,10 +150,15 @@ void check_presence(const Catalog& catalog, const fs::path& index) {
 void read_headers(Catalog& catalog, int threads) {
   std::vector<std::vector<SourceTensor>> tensors(catalog.files.size());
   std::vector<std::string> faults(tensors.size());
-  for_each_index(tensors.size(), threads, [&](std::size_t i) {
+  for_each_index(tensors.size(), threads_for(catalog.directory, threads), [&](std::size_t i) {
     SourceFile& file = catalog.files[i];
     try {
-      tensors[i] = read_safetensors_header(catalog.directory / file.name, file.size).tensors;
+      const fs::path path = catalog.directory / file.name;
+      const bool is_known = file.size > 0;  // of an object that was listed
+      const InputFile input = is_known ? InputFile(path, file.size, file.version) : InputFile(path);
+      tensors[i] = read_safetensors_header(input).tensors;
+      file.size = input.size();
+      file.version = input.version();
     } catch (const Error& error) {
       if (error.kind != ErrorKind::malformed) throw;
       faults[i] = error.what();
@@ -255,11 +300,12 @@ Catalog read_catalog(const fs::path& directory, int threads) {
     throw Error(ErrorKind::argument, "threads: expected 0 or more, found " + std::to_string(threads));
   }
 
-  expect_local_path(directory);
+  expect_location(directory);
   const auto begin = std::chrono::steady_clock::now();
   Catalog catalog;
   catalog.directory = directory;
-  std::vector<std::string> names = list_safetensors(directory);
+  const std::vector<RemoteObject> listed = list(directory);
+  std::vector<std::string> names = safetensors_of(listed);
   const fs::path index_path = directory / hf_index_name;
   std::optional<HfIndex> index;
   if (const auto text = read_if_there(index_path, max_index_bytes)) {
@@ -272,13 +318,24 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   }
   const bool are_shards = std::all_of(names.begin(), names.end(),
                                       [](const std::string& name) { return name.starts_with("rank-"); });
-  if (!index && are_shards && is_unfinished_save(directory)) {
+  // The files of an export lie in a store before its index does.
+  if (!index && (are_shards || is_remote(directory)) && is_unfinished_save(directory)) {
     throw Error(ErrorKind::not_found,
                 printable(directory.native()) +
                     ": expected a checkpoint, found the files of a save that has not been published; it "
                     "still runs or was interrupted: give a checkpoint whose save has ended");
   }
-  for (std::string& name : names) catalog.files.push_back({std::move(name), 0});
+  for (std::string& name : names) {
+    SourceFile file{std::move(name), 0};
+    const auto found = std::find_if(listed.begin(), listed.end(), [&](const RemoteObject& one) {
+      return one.name == file.name && !one.is_folder;
+    });
+    if (found != listed.end()) {
+      file.size = found->size;
+      file.version = found->version;
+    }
+    catalog.files.push_back(std::move(file));
+  }
   if (index) check_presence(catalog, index_path);
   catalog.config = read_config(directory);
   read_headers(catalog, threads);

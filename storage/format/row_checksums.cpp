@@ -335,7 +335,8 @@ std::vector<std::string> faults_of_rows(const Catalog& catalog, std::size_t tens
   const RowChecksums& listed = (*catalog.checksums)[tensor];
   const SourceTensor& source = catalog.tensors[tensor];
   const RowGeometry geometry = rows_of(source);
-  const InputFile file(catalog.path_of(source));
+  const SourceFile& known = catalog.files[source.file];
+  const InputFile file(catalog.path_of(source), known.size, known.version);
   std::vector<char> buffer;
   for (std::uint64_t block = 0; block < listed.sums.size(); ++block) {
     const std::uint64_t begin = block * checksum_block_bytes;

@@ -324,8 +324,13 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t 
 
 SafetensorsHeader read_safetensors_header(const std::filesystem::path& path, std::uint64_t& size) {
   const InputFile input(path);
-  const std::string file = printable(path.native());
   size = input.size();
+  return read_safetensors_header(input);
+}
+
+SafetensorsHeader read_safetensors_header(const InputFile& input) {
+  const std::string file = printable(input.path().native());
+  const std::uint64_t size = input.size();
   if (size < length_bytes) {
     malformed(file, "expected at least 8 bytes, the length of the header, found " + std::to_string(size));
   }

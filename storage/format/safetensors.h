@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "planner/names/catalog.h"
+#include "storage/files/input_file.h"
 
 namespace shardwright {
 
@@ -42,6 +43,9 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t 
 /// Reads the header of a file, and no further; `size` receives the file's size. Checks and throws as
 /// parse_safetensors_header().
 SafetensorsHeader read_safetensors_header(const std::filesystem::path& path, std::uint64_t& size);
+
+/// The same of a file that is open.
+SafetensorsHeader read_safetensors_header(const InputFile& input);
 
 /// The first bytes of a file that holds these tensors one after the other in the order given: length field,
 /// JSON, and spaces up to a multiple of 8 bytes. Sets begin and end of each. Throws Error (argument) for a

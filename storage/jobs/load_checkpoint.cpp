@@ -33,7 +33,7 @@ LoadReport run_on_all_ranks(const std::vector<TensorSpec>& specs, const std::fil
                             const std::function<void(PlannedLoad&)>& plan) {
   PlannedLoad planned;
   on_all_ranks(job, [&] {
-    expect_local_path(directory);
+    expect_location(directory);
     plan(planned);
     planned.rounded = roundings_of(planned.plan, specs, planned.catalog);
     if (options.strict_dtypes)

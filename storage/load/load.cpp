@@ -108,6 +108,7 @@ class Engine {
     report_.bytes_checked = checks_.bytes();
     report_.files = files_.count();
     report_.files_direct = files_.count_direct();
+    report_.files_remote = reading_.are_objects ? report_.files : 0;
     report_.files_io_uring = had_ring_ ? reading_.files_in_background() : 0;
     report_.boxes_with_gaps = figures_.boxes_with_gaps;
     report_.boxes_in_pieces = figures_.boxes_in_pieces;

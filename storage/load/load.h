@@ -69,6 +69,7 @@ struct LoadReport {
   std::int64_t device_batches = 0;     ///< of tiles that kernels decoded and placed there
   std::int64_t files = 0;              ///< that something was read from
   std::int64_t files_direct = 0;       ///< of them, past the page cache (O_DIRECT)
+  std::int64_t files_remote = 0;       ///< of them, objects at an address
   std::int64_t files_io_uring = 0;     ///< of them, by io_uring; the others by pread
   int threads = 0;
   std::string instruction_set;  ///< of the kernels

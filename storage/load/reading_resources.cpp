@@ -7,6 +7,8 @@
 
 #include "planner/error.h"
 #include "storage/device/staging.h"
+#include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/files/uring.h"
 #include "storage/load/task_reader.h"
 #include "storage/threads.h"
@@ -30,6 +32,13 @@ constexpr std::size_t most_reads = 8;  // of one thread
 constexpr std::size_t staging_for_disks = std::size_t{64} << 20;
 constexpr std::size_t threads_that_wait = 4;  // for each processor, where a read makes its thread wait
 
+/// For objects: what comes in one request takes longer than its latency, also of stores whose connections
+/// bring 100 MB/s; and the many requests fill lines that are much faster than one connection.
+constexpr std::size_t object_buffer_bytes = std::size_t{8} << 20;
+constexpr std::size_t requests_at_once = 24;
+constexpr std::size_t most_object_requests = 256;  // where the caller gives the staging for it
+constexpr std::size_t least_requests_of_thread = 2;
+
 /// Buffers of a thread that are being copied to a device while it fills others.
 constexpr std::size_t copies_of_thread = 2;
 
@@ -47,6 +56,18 @@ DirectIo direct_io_of(const LoadOptions& options) {
 
 FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog& catalog, OpenFiles& files,
                           Reads reads) {
+  FileReading reading;
+  if (is_remote(catalog.directory)) {
+    if (reads != Reads::automatic) {
+      throw Error(ErrorKind::argument, "reads: expected \"auto\" for " +
+                                           printable(catalog.directory.native()) +
+                                           ", which is no directory of this machine; leave it out");
+    }
+    reading.costs.assign(catalog.files.size(), costs_of_remote_objects);
+    reading.in_background.assign(catalog.files.size(), true);
+    reading.are_objects = true;
+    return reading;
+  }
   if (reads == Reads::io_uring && !has_io_uring()) {
     throw Error(ErrorKind::argument,
                 "reads: io_uring was asked for, but this build or this kernel does not offer it; use "
@@ -60,7 +81,6 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
       if (companion >= 0) tensors.insert(static_cast<std::uint32_t>(companion));
     }
   }
-  FileReading reading;
   reading.costs.assign(catalog.files.size(), costs_of_cached_files);
   reading.in_background.assign(catalog.files.size(), false);
   const bool may_use_uring = reads != Reads::pread && has_io_uring();
@@ -77,12 +97,36 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
   return reading;
 }
 
+namespace {
+
+/// Threads decode, and each has several requests under way.
+Resources resources_for_objects(const LoadOptions& options, std::size_t most_tasks,
+                                const DeviceRoom& device) {
+  std::size_t buffer_bytes = object_buffer_bytes;
+  std::size_t buffers = requests_at_once;
+  if (options.staging_bytes > 0) {
+    buffers = std::clamp<std::size_t>(options.staging_bytes / buffer_bytes, 1, most_object_requests);
+    buffer_bytes = std::min(buffer_bytes, options.staging_bytes / buffers);
+  }
+  std::size_t threads = static_cast<std::size_t>(options.threads > 0 ? options.threads : processors());
+  threads = std::min({threads, std::max<std::size_t>(1, buffers / least_requests_of_thread), most_tasks});
+  std::size_t reads = buffers / threads;
+  if (device.block_bytes > 0) {
+    if (options.staging_bytes == 0) reads += copies_of_thread;
+    buffer_bytes = std::min(buffer_bytes, device.block_bytes);
+  }
+  return {static_cast<int>(threads), static_cast<int>(reads), buffer_bytes, false, false};
+}
+
+}  // namespace
+
 Resources resources_for(const LoadOptions& options, const FileReading& reading, bool some_file_is_direct,
                         std::size_t most_tasks, const DeviceRoom& device) {
   if (options.staging_bytes > 0 && options.staging_bytes < smallest_buffer_bytes) {
     throw Error(ErrorKind::argument, "staging_bytes is " + std::to_string(options.staging_bytes) +
                                          "; expected at least " + std::to_string(smallest_buffer_bytes));
   }
+  if (reading.are_objects) return resources_for_objects(options, most_tasks, device);
   const bool background = reading.files_in_background() > 0;
   const bool from_disk = reading.some_on_disk || some_file_is_direct;
   std::size_t threads = static_cast<std::size_t>(options.threads > 0 ? options.threads : processors());

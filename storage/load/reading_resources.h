@@ -17,6 +17,7 @@ struct FileReading {
   std::vector<ReadCosts> costs;
   std::vector<bool> in_background;  ///< by io_uring
   bool some_on_disk = false;        ///< some file is not in the page cache
+  bool are_objects = false;         ///< at an address
 
   std::int64_t files_in_background() const;
 };
@@ -26,7 +27,8 @@ struct FileReading {
 DirectIo direct_io_of(const LoadOptions& options);
 
 /// Opens all files that the transfers need, and decides for each of them how it is read. Throws Error(io)
-/// where a file cannot be opened, Error(argument) for Reads::io_uring where there is none.
+/// where a file cannot be opened, Error(argument) for Reads::io_uring where there is none. Of objects nothing
+/// is asked yet.
 FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog& catalog, OpenFiles& files,
                           Reads reads);
 

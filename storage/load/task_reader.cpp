@@ -10,6 +10,7 @@
 #include "planner/error.h"
 #include "storage/files/page_cache.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
 
 namespace shardwright {
@@ -63,6 +64,7 @@ TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vect
     : catalog_(catalog),
       files_(files),
       in_background_(in_background),
+      reads_objects_(is_remote(catalog.directory)),
       may_read_pages_(buffers.bytes >= smallest_buffer_for_pages),
       in_place_(std::move(in_place)),
       device_of_(std::move(device_of)),
@@ -73,7 +75,8 @@ TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vect
   }
   if (std::count(in_background.begin(), in_background.end(), true) > 0) {
     const auto depth = static_cast<unsigned>(std::max(8, 2 * buffers.count));  // weights and scales
-    ring_ = Uring::create(depth);
+    under_way_ =
+        reads_objects_ ? reads_of_objects(static_cast<unsigned>(buffers.count)) : reads_by_uring(depth);
     reads_.resize(depth);
     for (std::uint64_t tag = 0; tag < depth; ++tag) unused_tags_.push_back(tag);
   }
@@ -96,7 +99,7 @@ std::size_t TaskReader::staging_bytes_on(int device) const {
 }
 
 void TaskReader::give_up() {
-  if (tasks_under_way_ > 0) ring_.reset();  // waits for the kernel
+  if (tasks_under_way_ > 0) under_way_.reset();  // waits for the kernel
   for (StagedTask& task : tasks_) task.files = {};
 }
 
@@ -121,7 +124,7 @@ OpenFiles::Uses TaskReader::files_for(const ReadTask& task) {
   while (tasks_under_way_ > 0) {
     OpenFiles::Uses uses = files_.try_to_use(weights, scales);
     if (uses.weights) return uses;
-    finish(ring_->wait());
+    finish(under_way_->wait());
   }
   return files_.use(weights, scales);
 }
@@ -237,8 +240,8 @@ StagedTask* TaskReader::begin(const ReadTask& task) {
   }
   lay_out(staged);
   const bool in_background =
-      ring_ && std::any_of(extents_.begin(), extents_.end(),
-                           [&](const Extent& extent) { return in_background_[extent.tensor->file]; });
+      under_way_ && std::any_of(extents_.begin(), extents_.end(),
+                                [&](const Extent& extent) { return in_background_[extent.tensor->file]; });
   if (!in_background) {
     for (const Extent& extent : extents_) read_now(extent);
     staged.files = {};
@@ -248,7 +251,7 @@ StagedTask* TaskReader::begin(const ReadTask& task) {
   staged.begun = std::chrono::steady_clock::now();
   staged.reads_under_way = 1;  // stands for this call: the task has not arrived before all reads are begun
   for (const Extent& extent : extents_) {
-    while (unused_tags_.empty()) finish(ring_->wait());
+    while (unused_tags_.empty()) finish(under_way_->wait());
     begin_read(staged, extent);
   }
   arrived(staged);
@@ -256,7 +259,7 @@ StagedTask* TaskReader::begin(const ReadTask& task) {
 }
 
 StagedTask* TaskReader::wait() {
-  while (ready_.empty()) finish(ring_->wait());
+  while (ready_.empty()) finish(under_way_->wait());
   StagedTask* const task = ready_.front();
   ready_.pop_front();
   return task;
@@ -293,8 +296,9 @@ void TaskReader::begin_read(StagedTask& task, const Extent& extent) {
   const std::uint64_t length = extent.whole_pages ? rounded_up(before + extent.length, page) : extent.length;
   const std::uint64_t tag = unused_tags_.back();
   try {
-    ring_->read(extent.whole_pages ? extent.file->direct_descriptor : extent.file->file->descriptor(),
-                extent.begin - before, extent.to - before, static_cast<std::uint32_t>(length), tag);
+    under_way_->read(*extent.file->file,
+                     extent.whole_pages ? extent.file->direct_descriptor : extent.file->file->descriptor(),
+                     extent.begin - before, extent.to - before, static_cast<std::uint32_t>(length), tag);
   } catch (const Error& error) {
     throw Error(error.kind,
                 printable(extent.file->file->path().native()) + ": " + error.what() + "; reading tensor " +
@@ -309,9 +313,12 @@ void TaskReader::begin_read(StagedTask& task, const Extent& extent) {
 
 /// Takes note of a read that has ended. One that failed or fell short is made again through the page cache,
 /// by the call that names what is wrong if it fails again.
-void TaskReader::finish(const Uring::Completion& completion) {
+void TaskReader::finish(const ReadsUnderWay::Completion& completion) {
   const ReadUnderWay read = reads_[completion.tag];
   unused_tags_.push_back(completion.tag);
+  if (completion.failure) {
+    naming_read(*read.extent.tensor, read.extent.begin, [&] { std::rethrow_exception(completion.failure); });
+  }
   const std::uint64_t before = read.extent.whole_pages ? read.extent.begin % page : 0;
   if (completion.result >= 0 &&
       static_cast<std::uint64_t>(completion.result) >= before + read.extent.length) {

@@ -14,7 +14,7 @@
 #include "storage/device/device_staging.h"
 #include "storage/device/staging.h"
 #include "storage/files/open_files.h"
-#include "storage/files/uring.h"
+#include "storage/files/reads_under_way.h"
 
 namespace shardwright {
 
@@ -60,8 +60,9 @@ class TaskReader {
   /// The CUDA device that the task is for; -1: none, it is for CPU memory.
   using DeviceOf = std::function<int(const ReadTask&)>;
 
-  /// `in_background` says for each of the catalog's files whether it is read by io_uring. Where this thread
-  /// gets no ring, everything is read at once. Without `in_place` all is read into staging.
+  /// `in_background` says for each of the catalog's files whether it is read while others are decoded: files
+  /// by io_uring, objects by a thread for each buffer. Where this thread gets no ring, files are read at
+  /// once. Without `in_place` all is read into staging.
   TaskReader(const Catalog& catalog, OpenFiles& files, const std::vector<bool>& in_background,
              const Buffers& buffers, InPlace in_place = nullptr, DeviceOf device_of = nullptr);
 
@@ -98,7 +99,7 @@ class TaskReader {
   std::uint64_t requests() const { return requests_; }
   std::size_t staging_bytes() const;
   std::size_t staging_bytes_on(int device) const;
-  bool has_ring() const { return ring_ != nullptr; }
+  bool has_ring() const { return under_way_ != nullptr && !reads_objects_; }
 
  private:
   /// Bytes of a file that are wanted at a place in memory.
@@ -125,12 +126,13 @@ class TaskReader {
   void read_now(const Extent& extent);
   void read_through_cache(const Extent& extent);
   void begin_read(StagedTask& task, const Extent& extent);
-  void finish(const Uring::Completion& completion);
+  void finish(const ReadsUnderWay::Completion& completion);
   void arrived(StagedTask& task);
 
   const Catalog& catalog_;
   OpenFiles& files_;
   const std::vector<bool>& in_background_;
+  const bool reads_objects_;   // the catalog is at an address
   const bool may_read_pages_;  // buffers are large enough for it
   const InPlace in_place_;
   const DeviceOf device_of_;
@@ -148,7 +150,7 @@ class TaskReader {
   std::uint64_t bytes_read_ = 0;
   std::uint64_t bytes_gpu_direct_ = 0;
   std::uint64_t requests_ = 0;
-  std::unique_ptr<Uring> ring_;  // last: it waits for the kernel before the memory above goes
+  std::unique_ptr<ReadsUnderWay> under_way_;  // last: it waits for reads before the memory above goes
 };
 
 }  // namespace shardwright

@@ -18,6 +18,7 @@
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
 #include "storage/format/read_catalog.h"
@@ -69,7 +70,11 @@ class Findings {
 class Files {
  public:
   Files(const Manifest& manifest, const fs::path& directory, Findings& findings)
-      : manifest_(manifest), directory_(directory), findings_(findings), files_(manifest.files.size()) {}
+      : manifest_(manifest), directory_(directory), findings_(findings), files_(manifest.files.size()) {
+    if (!is_remote(directory)) return;
+    for (RemoteObject& object : remote_calls(directory).list(directory.native()))
+      listed_.emplace(object.name, std::move(object));
+  }
 
   std::shared_ptr<InputFile> open(std::size_t index) {
     const std::lock_guard lock(mutex_);
@@ -77,7 +82,11 @@ class Files {
     std::shared_ptr<InputFile> file = slot.file.lock();
     if (file || slot.is_lost) return file;
     try {
-      file = std::make_shared<InputFile>(directory_ / manifest_.files[index].name);
+      const std::string& name = manifest_.files[index].name;
+      const auto known = listed_.find(name);
+      file = known == listed_.end()
+                 ? std::make_shared<InputFile>(directory_ / name)
+                 : std::make_shared<InputFile>(directory_ / name, known->second.size, known->second.version);
     } catch (const Error& error) {
       if (error.system_error == EMFILE || error.system_error == ENFILE) throw;  // no fault of the checkpoint
       slot.is_lost = true;
@@ -97,6 +106,7 @@ class Files {
   const Manifest& manifest_;
   const fs::path& directory_;
   Findings& findings_;
+  std::map<std::string, RemoteObject> listed_;  // of an address: opening one asks for nothing more
   std::mutex mutex_;
   std::vector<Slot> files_;
   std::shared_ptr<InputFile> last_;
@@ -375,7 +385,8 @@ void throw_if_any(Findings& findings) {
 
 }  // namespace
 
-VerifyReport verify_checkpoint(const fs::path& directory, int threads, Progress* progress) {
+VerifyReport verify_checkpoint(const fs::path& directory, int given_threads, Progress* progress) {
+  const int threads = threads_for(directory, given_threads);
   VerifyReport report;
   Findings findings;
   const bool sharded = has_manifest(directory);
@@ -399,12 +410,13 @@ void expect_undamaged(const Manifest& manifest, const fs::path& directory,
                       int threads) {
   Findings findings;
   Files files(manifest, directory, findings);
-  check_ranges(manifest, ranges, names, files, findings, threads, nullptr);
+  check_ranges(manifest, ranges, names, files, findings, threads_for(directory, threads), nullptr);
   throw_if_any(findings);
 }
 
 void expect_told_alike(const Manifest& manifest, const fs::path& directory,
-                       const std::set<std::uint32_t>& read, int threads) {
+                       const std::set<std::uint32_t>& read, int given_threads) {
+  const int threads = threads_for(directory, given_threads);
   Findings findings;
   Files files(manifest, directory, findings);
   const std::vector<std::uint32_t> indices(read.begin(), read.end());

@@ -73,7 +73,9 @@ class ObjectServer:
 
     def asked(self, part: str = "") -> list[Request]:
         with self.lock:
-            return [one for one in self.log if one.method == "GET" and part in one.name and one.end > 0]
+            return [
+                one for one in self.log if one.method == "GET" and re.search(part, one.name) and one.end > 0
+            ]
 
     def bytes_asked(self, part: str = "") -> int:
         return sum(one.end - one.begin for one in self.asked(part))

@@ -73,7 +73,7 @@ def blank() -> dict:
     return tensors | {"step": {"number": 0, "value": 0.0}}
 
 
-def expect_saved(folder: Path, value: float = 1.0) -> None:
+def expect_saved(folder: Path | str, value: float = 1.0) -> None:
     """What the server has is a checkpoint that is whole, and holds the state of that value."""
     assert sw.verify(folder).problems == []
     loaded = blank()
@@ -138,6 +138,15 @@ def test_what_torchs_writers_take_goes_to_an_address_too(place: Place):
     shards = sw.HuggingFaceStorageWriter(place.address("shards"), save_distributed=True)
     dcp.save({"w": torch.ones(5)}, storage_writer=shards, planner=sw.SavePlanner())
     assert sw.verify(place.folder("shards")).problems == []
+
+
+def test_a_planner_that_keeps_its_plans_saves_again(place: Place):
+    planner = dcp.DefaultSavePlanner(enable_plan_caching=True)
+    writer = sw.ShardedStorageWriter(place.address())
+    for value in (1.0, 2.0, 3.0):
+        dcp.save(state(value), storage_writer=writer, planner=planner)
+        expect_saved(place.folder(), value)
+    assert len(place.names()) == 3
 
 
 def test_a_path_of_pathlib_means_the_address(place: Place):
@@ -217,6 +226,17 @@ def test_steps_are_kept_and_the_latest_is_that_saved_last(place: Place):
     assert place.names("run/step-00000009") == [] == place.names("run/step-00000005")
     with pytest.raises(ValueError, match="keep_last says how many steps"):
         sw.save({}, place.address("run/x"), keep_last=1)
+
+
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_what_was_uploaded_is_verified_and_resumed_at_its_address(place: Place, format: str):
+    sw.save(state(2.0), place.address(), step=4, format=format)
+    expect_saved(sw.latest(place.address()), 2.0)
+    export(weights(), place.address("model"))
+    assert sw.verify(place.address("model")).bytes_hashed > 0
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in weights().items()}
+    sw.load(loaded, place.address("model"), layout="huggingface")
+    assert all(tensor.abs().sum() > 0 for tensor in loaded.values())
 
 
 # --- exports ---------------------------------------------------------------------------------------------------------
@@ -432,6 +452,34 @@ def test_a_kill_leaves_the_earlier_one_whole_and_the_next_save_tidies(place: Pla
     if flow == "save":
         expect_saved(place.folder(), 3.0)
         assert len(place.names()) == 3
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("flow", ["save", "export"])
+def test_what_a_killed_first_save_leaves_is_no_checkpoint(place: Place, flow: str):
+    def kill(method: str, path: str) -> None:
+        if "manifest" in path or "index" in path:
+            child.kill()
+            child.wait()
+            place.server.write_faults = [hanging_up(times=1000, where="")]
+
+    place.server.before = kill
+    here = str(Path(__file__).parent)
+    child = subprocess.Popen([sys.executable, "-c", KILLED, place.address(), here, flow])
+    child.wait(timeout=120)
+    place.server.before, place.server.write_faults = lambda *_: None, []
+    assert any(name.startswith(("rank-", "model-")) for name in place.names())
+    for look in (sw.read_catalog, sw.verify, lambda path: sw.load({"w": torch.zeros(3)}, path)):
+        with pytest.raises((OSError, ValueError), match="not been published|unfinished save|expected"):
+            look(place.address())
+    if flow == "save":
+        sw.save(state(3.0), place.address())
+        expect_saved(place.folder(), 3.0)
+        assert len(place.names()) == 3
+    else:
+        export(weights(3.0), place.address())
+        assert sw.verify(place.folder()).problems == []
+        assert not any(name.startswith("model-0") for name in place.names())
 
 
 def test_no_message_holds_a_secret_and_states_pickle(place: Place):

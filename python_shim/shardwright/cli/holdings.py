@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from shardwright import _core
@@ -73,7 +72,7 @@ def of_torch(path: str) -> dict[str, Any]:
 
     from shardwright.dcp.torch_metadata import read_torch_metadata
 
-    metadata = read_torch_metadata(Path(path))
+    metadata = read_torch_metadata(path)
     names, dtypes, chunks, size, objects = {}, Counter[str](), 0, 0, []
     for name, stored in metadata.state_dict_metadata.items():
         if not isinstance(stored, TensorStorageMetadata):

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from shardwright.dcp.lazy_metadata import LazyMetadata, StoredTensor
 from shardwright.describe import DTYPES
+from shardwright.local_path import beside
 
 
 class CatalogMetadata(LazyMetadata):
@@ -71,7 +72,7 @@ class CatalogMetadata(LazyMetadata):
 
     @cached_property
     def storage_data(self) -> dict[MetadataIndex, _HFStorageInfo]:
-        files = [str(self.stored.directory / file.name) for file in self.stored.files]
+        files = [beside(self.stored.directory, file.name) for file in self.stored.files]
         return {
             MetadataIndex(tensor.name, torch.Size(tensor.offset)): _HFStorageInfo(
                 files[tensor.file], torch.Size(tensor.shape), _torch_dtype(tensor.name, tensor.dtype)

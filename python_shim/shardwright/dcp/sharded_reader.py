@@ -6,7 +6,6 @@ import io
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from shardwright.dcp.resume_planner import ResumePlanner, has_gaps, teller_of
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading
 from shardwright.dcp.torch_checkpoint import TorchStorageReader, metadata_name
 from shardwright.describe import Description, describe, is_reached
+from shardwright.local_path import beside
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.ranks.cooperation import failing_together, reading_group
 from shardwright.report import with_what_was_left_out
@@ -218,11 +218,11 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             return safe_pickles(names, self._object)
         return {name: self._object(name)[1] for name in names}
 
-    def _object(self, fqn: str) -> tuple[Path, io.BytesIO]:
+    def _object(self, fqn: str) -> tuple[str, io.BytesIO]:
         """The file that a pickle is in, and the pickle."""
         name, begin, end = self._metadata.objects[fqn]
-        file = Path(self.path, name)
-        return file, io.BytesIO(_core.read_bytes(os.fspath(file), begin, end))
+        file = beside(self.path, name)
+        return file, io.BytesIO(_core.read_bytes(file, begin, end))
 
     # --- tensors -----------------------------------------------------------------------------------------------
 

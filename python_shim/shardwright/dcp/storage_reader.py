@@ -21,9 +21,10 @@ from shardwright import _core
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
-from shardwright.local_path import local_path, whole_number
+from shardwright.local_path import beside, location, whole_number
 from shardwright.progress import progress_callback
 from shardwright.ranks.cooperation import failing_together, read_together, reading_group
+from shardwright.remote.address import is_address
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of
 from shardwright.system_calls import is_file
@@ -76,7 +77,7 @@ class Reading:
 
 def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
     """Raises if a Hugging Face checkpoint is not as it was exported, or has no checksums to tell."""
-    if not is_file(Path(path, _core.checksums_name)):
+    if not is_file(beside(path, _core.checksums_name)):
         raise ValueError(f"{path}: verify=True, but this checkpoint has no checksums to check")
     report = _core.verify_checkpoint(os.fspath(path), threads)
     if report.problems:
@@ -141,7 +142,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         threads = (
             default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
         )
-        super().__init__(local_path(path), threads)
+        super().__init__(location(path), threads)
+        self.path: Any = self._place_of(path)
         if staging_bytes is not None:
             staging_bytes = whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
         if device_memory is not None:
@@ -162,6 +164,15 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self.verify = verify
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        super().reset(checkpoint_id)
+        if checkpoint_id:
+            self.path = self._place_of(checkpoint_id)
+
+    def _place_of(self, path: str | os.PathLike[str]) -> Any:
+        """As torch has it, but an address stays one: pathlib takes the two slashes of s3:// for one."""
+        return location(path) if is_address(path) else self.path
 
     def read_metadata(self) -> Metadata:
         return CatalogMetadata.of(self._read_catalog, self.load_id)

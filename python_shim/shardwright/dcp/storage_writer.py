@@ -433,10 +433,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                 share.ranks,
                 sending.send,
             )
-            core = send_export(export, sending, share.ranks, self.process_group)
+            core, peak = send_export(export, sending, share.ranks, self.process_group)
         report = SaveReport.of(core, time.perf_counter() - self._start)
-        report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
-        report.peak_staging_bytes += export.peak_bytes_to_send + sending.peak_bytes
+        report.peak_staging_bytes += self.staged_bytes + self._copied_bytes + peak
         return report, core.row_sums
 
     def _resolved(self, planner: TorchSavePlanner) -> Description:

@@ -9,7 +9,6 @@ import time
 import zipfile
 from collections.abc import Container
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -20,13 +19,15 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
 from shardwright.dcp.torch_reading import CheckedFileSystemReader
-from shardwright.local_path import local_path
+from shardwright.local_path import beside, location
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.progress import counters_of
 from shardwright.regular_file import GIT_LFS, IS_POINTER, open_regular
+from shardwright.remote.address import is_address
+from shardwright.remote.opened import ObjectFileSystem
 from shardwright.report import LoadReport, with_what_was_left_out
 from shardwright.rounding import roundings_of
-from shardwright.system_calls import is_there
+from shardwright.system_calls import has_entry, is_there
 
 __all__ = ["METADATA_NAME", "TorchStorageReader", "read_torch_metadata", "verify_torch_checkpoint"]
 
@@ -38,9 +39,9 @@ def metadata_name(directory: str | os.PathLike[str], rank: int | None = None) ->
         CheckpointFormatError: there is none of all ranks, as each has saved for itself.
     """
     name = METADATA_NAME if rank is None else f"__{rank}{METADATA_NAME}"
-    if is_there(Path(directory, name)):
+    if is_there(beside(directory, name)):
         return name
-    if rank is not None or not is_there(Path(directory, f"__0{METADATA_NAME}")):
+    if rank is not None or not is_there(beside(directory, f"__0{METADATA_NAME}")):
         return None
     raise _core.CheckpointFormatError(
         f"{os.fspath(directory)}: was saved with use_collectives=False, so that each rank's metadata is its own; load "
@@ -62,7 +63,10 @@ class TorchStorageReader(CheckedFileSystemReader):
     def __init__(
         self, path: str | os.PathLike[str], weights_only: bool = True, extension_registry: Any = None
     ) -> None:
-        super().__init__(local_path(path), extension_registry)
+        super().__init__(location(path), extension_registry)
+        if is_address(path):
+            self.path: Any = location(path)
+            self.fs: Any = ObjectFileSystem()
         self.weights_only = weights_only
         self.report: LoadReport | None = None
         self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
@@ -129,10 +133,10 @@ class TorchStorageReader(CheckedFileSystemReader):
             ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
         problems = []
         for name, end in ends.items():
-            file = Path(self.path, name)
-            if not os.path.lexists(file):
+            file = beside(self.path, name)
+            if not has_entry(file):
                 problems.append(f"{file}: expected a file of {end} bytes or more, found none; copy it again")
-            elif (size := _core.size_of_file(os.fspath(file))) < end:
+            elif (size := _core.size_of_file(file)) < end:
                 with open_regular(file) as stream:
                     is_pointer = stream.read(len(GIT_LFS)) == GIT_LFS
                 what = (
@@ -150,9 +154,9 @@ class TorchStorageReader(CheckedFileSystemReader):
             if item.type == LoadItemType.BYTE_IO and item.storage_index.fqn not in but
         }
 
-        def read(name: str) -> tuple[Path, io.BytesIO]:
+        def read(name: str) -> tuple[str, io.BytesIO]:
             place = self.storage_data[items[name].storage_index]
-            file = Path(self.path, place.relative_path)
+            file = beside(self.path, place.relative_path)
             with open_regular(file) as stream:
                 part = self._slice_file(stream, place)
                 descriptors = place.transform_descriptors or ()
@@ -193,7 +197,7 @@ class _SafePlanner:
         return getattr(self._planner, name)
 
 
-def verify_torch_checkpoint(directory: Path) -> Any:
+def verify_torch_checkpoint(directory: str) -> Any:
     """A VerifyReport: coverage, and the sums of the zip archive that every tensor and object is."""
     problems: list[str] = []
     damaged: set[str] = set()
@@ -214,7 +218,7 @@ def verify_torch_checkpoint(directory: Path) -> Any:
         if progress is not None:
             progress.set(hashed, total)
         files.add(place.relative_path)
-        path = directory / place.relative_path
+        path = beside(directory, place.relative_path)
         if is_stream_of_ours(path, place, index, metadata):
             continue  # whose checksums only the manifest has, which is not there
         fault = fault_of_archive(path, place.offset, place.length)
@@ -258,7 +262,7 @@ def part_of_file(file: BinaryIO, offset: int, length: int) -> BinaryIO:
     return io.BufferedReader(_Part(file, offset, length))
 
 
-def is_stream_of_ours(path: Path, place: Any, index: MetadataIndex, metadata: Metadata) -> bool:
+def is_stream_of_ours(path: str, place: Any, index: MetadataIndex, metadata: Metadata) -> bool:
     """Whether a chunk is there as ShardedStorageWriter(format="torch") writes it, by its header and its length."""
     stored = metadata.state_dict_metadata.get(index.fqn)
     if not isinstance(stored, TensorStorageMetadata):
@@ -280,7 +284,7 @@ def is_stream_of_ours(path: Path, place: Any, index: MetadataIndex, metadata: Me
         return False
 
 
-def fault_of_archive(path: Path, offset: int, length: int) -> str:
+def fault_of_archive(path: str, offset: int, length: int) -> str:
     """What is wrong with the zip archive in those bytes, by its checksums too; empty if nothing is."""
     try:
         if (size := _core.size_of_file(os.fspath(path))) < offset + length:

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.serialization import _get_layout
 
 from shardwright import _core
+from shardwright.local_path import beside
 from shardwright.regular_file import GIT_LFS, IS_POINTER, read_regular
 
 METADATA_NAME = ".metadata"
@@ -285,7 +286,7 @@ def read_torch_metadata(directory: str | os.PathLike[str], name: str = METADATA_
             directory.
         OSError: it cannot be read.
     """
-    file = Path(directory, name)
+    file = beside(directory, name)
     data = read_regular(file, _MOST_BYTES)
     if data.startswith(GIT_LFS):
         raise _core.CheckpointFormatError(f"{file}: {IS_POINTER}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.regular_file import open_regular
+from shardwright.local_path import beside
 
 
 class CheckedFileSystemReader(FileSystemReader):
@@ -56,10 +54,9 @@ class CheckedFileSystemReader(FileSystemReader):
                 raise _core.CheckpointFormatError(
                     f"{self.path}: {name}: the metadata does not say where it is"
                 )
-            path = Path(self.path, place.relative_path)
+            path = beside(self.path, place.relative_path)
             if place.relative_path not in sizes:
-                with open_regular(path) as file:
-                    sizes[place.relative_path] = os.fstat(file.fileno()).st_size
+                sizes[place.relative_path] = _core.size_of_file(path)
             if place.offset + place.length > sizes[place.relative_path]:
                 raise _core.CheckpointFormatError(
                     f"{path}: {name}: expected {place.offset + place.length} bytes or more, found "

@@ -48,7 +48,7 @@ class FilesystemStore:
             if info["type"] == "directory":
                 listing.folders.append(name)
             elif info["name"].rstrip("/") != self._path(folder).rstrip("/"):
-                listing.objects.append(_object_of(name, info))
+                listing.objects.append(self.head(name))  # a listing may tell other versions than a look
         return listing
 
     def get(self, name: str, begin: int, length: int, version: str = "") -> Iterator[Any]:

@@ -18,14 +18,19 @@ from shardwright.remote.store import (
     StoreError,
 )
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 256 << 10
 
 
 class HubStore:
-    """A repository at one commit: the revision is looked up once. Tokens are found by huggingface_hub's own rules."""
+    """A repository at one commit, which is the version of each file: the revision is looked up once.
+
+    Tokens are found by huggingface_hub's own rules.
+    """
 
     def __init__(self, address: str) -> None:
         self._hub = imported("huggingface_hub", f"{masked(address)}: reading it")
+        for part in ("constants", "errors", "hf_api", "utils"):
+            imported(f"huggingface_hub.{part}", f"{masked(address)}: reading it")
         _, rest = scheme_and_rest(address)
         self._kind = "model"
         for kind in ("datasets", "spaces"):
@@ -56,16 +61,15 @@ class HubStore:
                 if isinstance(entry, self._hub.hf_api.RepoFolder):
                     listing.folders.append(entry.path)
                 else:
-                    lfs = getattr(entry, "lfs", None)
-                    version = lfs.sha256 if lfs is not None else entry.blob_id
-                    listing.objects.append(StoredObject(entry.path, entry.size, version))
+                    listing.objects.append(StoredObject(entry.path, entry.size, self._commit))
         return listing
 
     def get(self, name: str, begin: int, length: int, version: str = "") -> Iterator[Any]:
-        place, found = self._place_of(name)
-        if version and found.version != version:
+        place, _ = self._place_of(name)
+        if version and version != self._commit:
             raise ChangedObjectError(
-                f"{self.address}/{name}: expected version {version}, found {found.version}"
+                f"{self.address}/{name}: was read at commit {version} first, and is at {self._commit} now; give the "
+                "commit as revision, or load again"
             )
         with self._naming(name):
             headers = {"Range": f"bytes={begin}-{begin + length - 1}", "Accept-Encoding": "identity"}
@@ -104,7 +108,7 @@ class HubStore:
             url = self._hub.hf_hub_url(self._repository, name, revision=self._commit, repo_type=self._kind)
             meta = self._hub.get_hf_file_metadata(url)
             location = url if urlsplit(meta.location).path == urlsplit(url).path else meta.location
-            place = (location, StoredObject(name, meta.size, meta.etag or ""))
+            place = (location, StoredObject(name, meta.size, self._commit))
         with self._lock:
             self._places[name] = place
         return place

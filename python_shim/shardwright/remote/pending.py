@@ -30,6 +30,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.remote.address import masked
+from shardwright.remote.reading import tried
 from shardwright.remote.shadow import Shadow, read_bytes
 from shardwright.remote.store import ChangedObjectError, Store, StoredObject, StoreError, store_and_name
 
@@ -163,7 +164,8 @@ class PendingObjects:
 
     def _expect(self, shadow: Shadow, expected: dict[str, int]) -> None:
         """Another save that has published meanwhile has deleted what it took for that of a dead one."""
-        found = {one.name: one.size for one in self._store.listed(shadow.folder).objects}
+        listing = tried(self.address, lambda: self._store.listed(shadow.folder))
+        found = {one.name: one.size for one in listing.objects}
         for name, size in expected.items():
             there = found.get(shadow.name(name))
             if there != size:
@@ -238,17 +240,12 @@ class PendingObjects:
 
     def _found(self, name: str, data: bytes) -> StoredObject | None:
         """The object if it holds these bytes."""
-        for last in (False, False, True):
-            try:
-                found = self._store.head(name)
-                is_same = found.size == len(data) and read_bytes(self._store, found, 0, found.size) == data
-                return found if is_same else None
-            except FileNotFoundError:
-                return None
-            except StoreError:
-                if last:
-                    raise
-        return None
+        try:
+            found = tried(self.address, lambda: self._store.head(name))
+        except FileNotFoundError:
+            return None
+        is_same = found.size == len(data) and read_bytes(self._store, found, 0, found.size) == data
+        return found if is_same else None
 
     def _delete(self, shadow: Shadow, gone: list[str]) -> None:
         """Deletes what was replaced, the lists first; what cannot be deleted is nobody's, and stays."""

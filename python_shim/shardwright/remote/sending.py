@@ -28,12 +28,16 @@ class Sending:
         self._room = threading.BoundedSemaphore(_MOST_ENDING)
         self._ending: dict[str, Future[StoredObject]] = {}
         self._lock = threading.Lock()
-        self._peak_bytes = 0
+        self._peak_bytes = 0  # of objects of several parts
+        self._small_files, self._small_bytes = 0, 0  # of one part: how many, and the largest
 
     def send(self, name: str, file_bytes: int, begin: int, part: Any) -> None:
         """Takes bytes from ``begin`` on of the file of that name."""
         is_last = begin + len(part) == file_bytes
         if begin == 0 and is_last:
+            with self._lock:
+                self._small_files += 1
+                self._small_bytes = max(self._small_bytes, file_bytes)
             self._end(name, lambda: self._store.put(self._name(name), part))
             return
         if begin == 0:
@@ -51,7 +55,7 @@ class Sending:
     @property
     def peak_bytes(self) -> int:
         """What parts that are on their way may have taken at a time, where it was most."""
-        return self._peak_bytes
+        return self._peak_bytes + min(_MOST_ENDING, self._small_files) * self._small_bytes
 
     def __enter__(self) -> Sending:
         return self

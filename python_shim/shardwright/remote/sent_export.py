@@ -18,9 +18,11 @@ from shardwright.remote.sending import Sending
 _FAILED = -1
 
 
-def send_export(export: Any, sending: Sending, ranks: int, group: dist.ProcessGroup | None) -> Any:
+def send_export(
+    export: Any, sending: Sending, ranks: int, group: dist.ProcessGroup | None
+) -> tuple[Any, int]:
     """Runs all rounds of a `_core.SentExport` of so many ranks, and returns the core's report once all objects of
-    this rank are there.
+    this rank are there, and the most memory that messages and parts took.
 
     While the bytes of one round are under way between ranks, those of the next are encoded. A failure ends all ranks.
 
@@ -28,15 +30,16 @@ def send_export(export: Any, sending: Sending, ranks: int, group: dist.ProcessGr
         PlanError, OSError, ValueError: what one of them has raised while there were rounds, which is named.
         ConnectionResetError: a rank has ended meanwhile, which is named.
     """
+    exchanged = 0
     if ranks == 1:
         for turn in range(export.rounds):
             export.encode(turn)
     else:
         with naming_gone_ranks(group, "exporting"):
-            _Rounds(export, ranks, group).run()
+            exchanged = _Rounds(export, ranks, group).run()
     report = export.finish()
     sending.finish()
-    return report
+    return report, exchanged + export.peak_bytes_to_send + sending.peak_bytes
 
 
 class _Rounds:
@@ -45,7 +48,9 @@ class _Rounds:
         self.failure: Exception | None = None
         self.under_way: list[tuple[dist.Work, torch.Tensor, torch.Tensor, list[int]]] = []
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Returns the most memory that messages of two rounds took."""
+        most = 0
         for turn in range(self.export.rounds):
             messages = [bytearray()] * self.ranks
             with self._noting_failure():
@@ -57,6 +62,7 @@ class _Rounds:
             if outgoing.numel():
                 outgoing.copy_(torch.frombuffer(bytearray().join(messages), dtype=torch.uint8))
             incoming = torch.empty(sum(come_from), dtype=torch.uint8)
+            most = max(most, 2 * (outgoing.numel() + incoming.numel()))
             work = dist.all_to_all_single(incoming, outgoing, come_from, to, group=self.group, async_op=True)
             with self._noting_failure():
                 self._take()
@@ -64,6 +70,7 @@ class _Rounds:
         with self._noting_failure():
             self._take()
         self._told_alike([0] * self.ranks)
+        return most
 
     def _take(self) -> None:
         """Takes what the round before has brought."""

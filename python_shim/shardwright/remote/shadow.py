@@ -14,6 +14,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.remote.address import masked
+from shardwright.remote.reading import arriving, tried
 from shardwright.remote.store import Store, StoredObject, store_and_name
 
 #: Requests for small objects that are under way at a time.
@@ -86,12 +87,12 @@ class Shadow:
             raise
 
     def _fill(self) -> None:
-        self.saving = self.store.listed(self.name(_core.saving_name)).objects
-        listing = self.store.listed(self.folder)
+        self.saving = self._listed(_core.saving_name)
+        listing = tried(self.address, lambda: self.store.listed(self.folder))
         found = listing.objects
         for folder in _FOLDERS_BESIDE:
             if self.name(folder) in listing.folders:
-                found = found + self.store.listed(self.name(folder)).objects
+                found = found + self._listed(folder)
         for one in sorted(found, key=lambda one: one.name):
             relative = one.name[len(self.folder) + 1 :] if self.folder else one.name
             if _is_file_name(relative) and self._made(relative, one.size):
@@ -104,6 +105,9 @@ class Shadow:
         for relative, one in self.objects.items():
             if one.modified:
                 os.utime(self.path / relative, (one.modified, one.modified))
+
+    def _listed(self, folder: str) -> list[StoredObject]:
+        return tried(self.address, lambda: self.store.listed(self.name(folder))).objects
 
     def _made(self, relative: str, size: int) -> bool:
         """False for an object that no file can stand for, such as one whose name another's goes on from."""
@@ -155,11 +159,6 @@ def _is_file_name(relative: str) -> bool:
 
 def read_bytes(store: Store, found: StoredObject, begin: int, length: int) -> bytes:
     """Bytes of the object, of the version that was found."""
-    if length == 0:
-        return b""
-    data = b"".join(bytes(part) for part in store.get(found.name, begin, length, found.version))
-    if len(data) != length:
-        raise OSError(
-            f"{masked(store.address)}/{found.name}: expected {length} bytes from {begin} on, found {len(data)}"
-        )
-    return data
+    return b"".join(
+        bytes(part) for part in arriving(f"{store.address}/{found.name}", found.version, begin, length)
+    )

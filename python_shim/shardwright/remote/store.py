@@ -109,10 +109,10 @@ def open_store(address: str) -> Store:
         return store
 
 
-def close_stores() -> None:
-    """Forgets the open stores, so that credentials and addresses are looked up anew."""
+def reopen_store(address: str) -> None:
+    """Forgets an open store, so that credentials are looked up anew when it is opened again."""
     with _lock:
-        _open.clear()
+        _open.pop(address, None)
 
 
 def store_and_name(address: str) -> tuple[Store, str]:

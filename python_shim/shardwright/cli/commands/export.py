@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from shardwright import _core
 from shardwright.catalog import read_catalog
 from shardwright.cli.answer import Answer
 from shardwright.cli.options import add_quantization, add_ranks, add_rules
-from shardwright.local_path import local_path
+from shardwright.local_path import beside, lasting_place, location
+from shardwright.system_calls import is_there
 
 HELP = "load a checkpoint and write it as another"
 
@@ -47,8 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    local_path(options.destination)
-    if not _core.has_manifest(options.source) and not Path(options.source, ".metadata").exists():
+    lasting_place(options.destination)
+    options.source = location(options.source)
+    if not _core.has_manifest(options.source) and not is_there(beside(options.source, ".metadata")):
         read_catalog(options.source)  # a bad checkpoint is refused before torch is imported
     from shardwright.cli.trial_export import trial_export
 

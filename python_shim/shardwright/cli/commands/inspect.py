@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from shardwright import _core
 from shardwright.checkpoints import expect_no_steps
 from shardwright.cli.answer import Answer
 from shardwright.cli.holdings import of_hugging_face, of_sharded, of_torch, text_of
-from shardwright.local_path import local_path
+from shardwright.local_path import beside, location
+from shardwright.system_calls import is_file
 
 HELP = "say what a checkpoint holds, from headers, index and metadata"
 
@@ -19,11 +19,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    local_path(options.path)
+    options.path = location(options.path)
     expect_no_steps(options.path)
     if _core.has_manifest(options.path):
         facts = of_sharded(options.path)
-    elif Path(options.path, ".metadata").is_file():
+    elif is_file(beside(options.path, ".metadata")):
         facts = of_torch(options.path)
     else:
         facts = of_hugging_face(options.path)

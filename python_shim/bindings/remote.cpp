@@ -1,0 +1,122 @@
+// Objects at addresses, which Python's libraries reach.
+
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cerrno>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+#include "planner/error.h"
+#include "python_shim/bindings/bindings.h"
+#include "storage/files/remote_objects.h"
+
+namespace py = pybind11;
+
+namespace shardwright {
+namespace {
+
+/// Turns what Python raises into the errors that the storage layer treats differently. Anything else goes on
+/// as it is, so that an ImportError stays one.
+template <typename Call>
+auto with_errors_of_python(const Call& call) {
+  try {
+    return call();
+  } catch (py::error_already_set& error) {
+    const std::string message = py::str(error.value()).cast<std::string>();
+    if (error.matches(PyExc_FileNotFoundError)) throw Error(ErrorKind::not_found, message, ENOENT);
+    if (error.matches(PyExc_PermissionError)) throw Error(ErrorKind::io, message, EACCES);
+    if (error.matches(PyExc_OSError)) throw Error(ErrorKind::io, message, EIO);
+    if (error.matches(PyExc_ValueError)) throw Error(ErrorKind::argument, message);
+    throw;
+  }
+}
+
+using Described = std::tuple<std::string, std::uint64_t, std::string, bool>;
+
+RemoteObject object_from(Described described) {
+  auto& [name, size, version, is_folder] = described;
+  return {std::move(name), size, std::move(version), is_folder};
+}
+
+/// A view of a Python object's bytes.
+class Bytes {
+ public:
+  explicit Bytes(const py::handle& object) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) throw py::error_already_set();
+  }
+  ~Bytes() { PyBuffer_Release(&view_); }
+  Bytes(const Bytes&) = delete;
+  Bytes& operator=(const Bytes&) = delete;
+
+  const void* data() const { return view_.buf; }
+  std::size_t size() const { return static_cast<std::size_t>(view_.len); }
+
+ private:
+  Py_buffer view_{};
+};
+
+/// Copies what an iterator over buffers brings, without the interpreter while it copies.
+void take(const py::object& buffers, std::byte* to, std::size_t count, const std::atomic<bool>& stopped,
+          const std::string& address) {
+  const py::iterator iterator = py::iter(buffers);
+  std::size_t done = 0;
+  while (!stopped) {
+    const auto buffer = py::reinterpret_steal<py::object>(PyIter_Next(iterator.ptr()));
+    if (!buffer) {
+      if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+      break;
+    }
+    const Bytes bytes(buffer);
+    if (bytes.size() > count - done) {
+      throw Error(ErrorKind::io,
+                  address + ": expected " + std::to_string(count) + " bytes, found more of them", EIO);
+    }
+    const py::gil_scoped_release release;
+    std::memcpy(to + done, bytes.data(), bytes.size());
+    done += bytes.size();
+  }
+  if (stopped || done == count) return;
+  throw Error(
+      ErrorKind::io,
+      address + ": expected " + std::to_string(count) + " bytes, found " + std::to_string(done) + " of them",
+      EIO);
+}
+
+}  // namespace
+
+void bind_remote(py::module_& m) {
+  m.def(
+      "set_remote_calls",
+      [](const py::function& list, const py::function& head, const py::function& arriving) {
+        RemoteCalls calls;
+        calls.list = [list](const std::string& folder) {
+          const py::gil_scoped_acquire acquire;
+          return with_errors_of_python([&] {
+            std::vector<RemoteObject> objects;
+            for (Described& one : list(folder).cast<std::vector<Described>>())
+              objects.push_back(object_from(std::move(one)));
+            return objects;
+          });
+        };
+        calls.head = [head](const std::string& address) {
+          const py::gil_scoped_acquire acquire;
+          return with_errors_of_python([&] { return object_from(head(address).cast<Described>()); });
+        };
+        calls.read = [arriving](const std::string& address, const std::string& version, std::uint64_t offset,
+                                std::byte* to, std::size_t count, const std::atomic<bool>& stopped) {
+          const py::gil_scoped_acquire acquire;
+          with_errors_of_python(
+              [&] { take(arriving(address, version, offset, count), to, count, stopped, address); });
+        };
+        set_remote_calls(std::move(calls));
+      },
+      py::arg("listed"), py::arg("head"), py::arg("arriving"),
+      "How objects are reached. list(folder): (name, bytes, version, whether it is a folder) of each thing "
+      "directly below; head(address): the same of an object; arriving(address, version, begin, count): an "
+      "iterator over buffers.");
+}
+
+}  // namespace shardwright

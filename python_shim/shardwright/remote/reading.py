@@ -1,0 +1,151 @@
+"""Ranges of objects for the engine: tried again while that may help, and resumed in the middle."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from shardwright import _core
+from shardwright.remote.address import masked, root_and_key
+from shardwright.remote.store import (
+    DeniedError,
+    StoredObject,
+    StoreError,
+    reopen_store,
+    store_and_name,
+)
+
+T = TypeVar("T")
+
+#: Seconds without a byte after which a request is given up, all its tries together.
+PATIENCE = "SHARDWRIGHT_REMOTE_PATIENCE"
+_DEFAULT_PATIENCE = 60.0
+
+_FIRST_PAUSE = 0.1  # seconds; twice as long after each try
+_LONGEST_PAUSE = 5.0
+_NAP = 0.05  # how soon a wait notices that it is not needed any more
+
+_connected = threading.Lock()
+_is_connected = False
+
+
+def connect() -> None:
+    """Tells the engine how objects are reached. Before the first address, once."""
+    global _is_connected
+    with _connected:
+        if not _is_connected:
+            _core.set_remote_calls(_list, _head, arriving)
+            _is_connected = True
+
+
+def patience() -> float:
+    """Seconds, of the environment variable, or 60.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    text = os.environ.get(PATIENCE, "")
+    try:
+        seconds = float(text) if text else _DEFAULT_PATIENCE
+    except ValueError:
+        raise ValueError(f"{PATIENCE} is {text!r}; expected seconds, such as 60") from None
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{PATIENCE} is {text!r}; expected seconds, such as 60")
+    return seconds
+
+
+class _Tries:
+    """When to try again: pauses that grow, until nothing has come for as long as patience lasts."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._patience = address, patience()
+        self._count, self._renewed = 0, False
+        self._began = time.monotonic()
+
+    def progressed(self) -> None:
+        self._count, self._began = 0, time.monotonic()
+
+    def pause_after(self, error: StoreError) -> float:
+        """Seconds to wait. Raises the error where trying again is no use, or patience has run out."""
+        if isinstance(error, DeniedError) and not self._renewed:
+            self._renewed = True  # credentials and signed addresses expire: once they are looked up anew
+            reopen_store(root_and_key(self._address)[0])
+            return 0.0
+        if not error.may_pass:
+            raise error
+        self._count += 1
+        waited = time.monotonic() - self._began
+        if waited >= self._patience:
+            raise StoreError(
+                f"{error}; given up after {self._count} tries and {waited:.0f} s without a byte "
+                f"({PATIENCE} says how long to wait)"
+            ) from None
+        longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self._count - 1))
+        return float(random.uniform(longest / 2, longest))
+
+
+def arriving(address: str, version: str, begin: int, count: int) -> Iterator[Any]:
+    """The bytes [begin, begin + count) of an object, as buffers. Those that have come are not asked for again.
+
+    An empty buffer comes now and then while it waits, so that whoever takes them can end it.
+    """
+    tries, done = _Tries(address), 0
+    while done < count:
+        try:
+            store, name = store_and_name(address)
+            for buffer in store.get(name, begin + done, count - done, version):
+                done += len(buffer)
+                if done > count:
+                    raise StoreError(f"{masked(address)}: asked for {count} bytes, the server sent {done}")
+                tries.progressed()
+                yield buffer
+            if done < count:
+                raise StoreError(
+                    f"{masked(address)}: asked for {count} bytes from {begin} on, the server sent {done}",
+                    True,
+                )
+        except StoreError as error:
+            until = time.monotonic() + tries.pause_after(error)
+            while (left := until - time.monotonic()) > 0:
+                time.sleep(min(_NAP, left))
+                yield b""
+
+
+def tried(address: str, act: Callable[[], T]) -> T:
+    """What ``act`` gives, again while that may help."""
+    tries = _Tries(address)
+    while True:
+        try:
+            return act()
+        except StoreError as error:
+            time.sleep(tries.pause_after(error))
+
+
+def look_at(address: str) -> StoredObject:
+    """The object's size and version now."""
+
+    def look() -> StoredObject:
+        store, name = store_and_name(address)
+        return store.head(name)
+
+    return tried(address, look)
+
+
+def _head(address: str) -> tuple[str, int, str, bool]:
+    found = look_at(address)
+    return found.name, found.size, found.version, False
+
+
+def _list(folder: str) -> list[tuple[str, int, str, bool]]:
+    def look() -> list[tuple[str, int, str, bool]]:
+        store, name = store_and_name(folder)
+        listing = store.listed(name)
+        start = len(name) + 1 if name else 0
+        objects = [(one.name[start:], one.size, one.version, False) for one in listing.objects]
+        return objects + [(one[start:], 0, "", True) for one in listing.folders]
+
+    return tried(folder, look)

@@ -1,0 +1,130 @@
+#include "storage/files/reads_under_way.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "storage/files/remote_objects.h"
+#include "storage/files/uring.h"
+
+namespace shardwright {
+namespace {
+
+class ReadsByUring final : public ReadsUnderWay {
+ public:
+  explicit ReadsByUring(std::unique_ptr<Uring> ring) : ring_(std::move(ring)) {}
+
+  void read(const InputFile&, int descriptor, std::uint64_t offset, std::byte* to, std::uint32_t length,
+            std::uint64_t tag) override {
+    ring_->read(descriptor, offset, to, length, tag);
+  }
+
+  Completion wait() override {
+    const Uring::Completion completion = ring_->wait();
+    return {completion.tag, completion.result, nullptr};
+  }
+
+ private:
+  const std::unique_ptr<Uring> ring_;
+};
+
+/// Threads that each have a request of their own under way. They are started as requests come.
+class ReadsOfObjects final : public ReadsUnderWay {
+ public:
+  explicit ReadsOfObjects(unsigned connections) : most_threads_(connections) {
+    threads_.reserve(connections);
+  }
+
+  ~ReadsOfObjects() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+      wanted_.clear();
+    }
+    changed_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void read(const InputFile& file, int, std::uint64_t offset, std::byte* to, std::uint32_t length,
+            std::uint64_t tag) override {
+    bool needs_thread = false;
+    {
+      const std::lock_guard lock(mutex_);
+      wanted_.push_back({&file, offset, to, length, tag});
+      needs_thread = wanted_.size() > idle_ && threads_.size() < most_threads_;
+    }
+    changed_.notify_one();
+    if (!needs_thread) return;
+    try {
+      threads_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {  // the process may have no more threads: fewer do the work
+      if (threads_.empty()) throw;
+    }
+  }
+
+  Completion wait() override {
+    std::unique_lock lock(mutex_);
+    arrived_.wait(lock, [&] { return !done_.empty(); });
+    Completion completion = std::move(done_.front());
+    done_.pop_front();
+    return completion;
+  }
+
+ private:
+  struct Wanted {
+    const InputFile* file;
+    std::uint64_t offset;
+    std::byte* to;
+    std::uint32_t length;
+    std::uint64_t tag;
+  };
+
+  void work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      ++idle_;
+      changed_.wait(lock, [&] { return stopped_ || !wanted_.empty(); });
+      --idle_;
+      if (stopped_) return;
+      const Wanted wanted = wanted_.front();
+      wanted_.pop_front();
+      lock.unlock();
+      Completion completion{wanted.tag, wanted.length, nullptr};
+      try {
+        wanted.file->read_object(wanted.offset, wanted.to, wanted.length, stopped_);
+      } catch (...) {
+        completion.failure = std::current_exception();
+      }
+      lock.lock();
+      done_.push_back(std::move(completion));
+      arrived_.notify_one();
+    }
+  }
+
+  const std::size_t most_threads_;
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_, arrived_;
+  std::deque<Wanted> wanted_;
+  std::deque<Completion> done_;
+  std::size_t idle_ = 0;
+  std::atomic<bool> stopped_{false};
+};
+
+}  // namespace
+
+std::unique_ptr<ReadsUnderWay> reads_by_uring(unsigned depth) {
+  std::unique_ptr<Uring> ring = Uring::create(depth);
+  return ring ? std::make_unique<ReadsByUring>(std::move(ring)) : nullptr;
+}
+
+std::unique_ptr<ReadsUnderWay> reads_of_objects(unsigned connections) {
+  return std::make_unique<ReadsOfObjects>(connections);
+}
+
+}  // namespace shardwright

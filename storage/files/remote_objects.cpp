@@ -1,0 +1,57 @@
+#include "storage/files/remote_objects.h"
+
+#include <algorithm>
+#include <cctype>
+#include <memory>
+#include <mutex>
+#include <string_view>
+#include <utility>
+
+#include "planner/error.h"
+#include "storage/files/printable.h"
+
+namespace shardwright {
+namespace {
+
+std::mutex calls_mutex;
+
+/// Never given back: threads may still ask when the process ends.
+const RemoteCalls*& calls_of_process() {
+  static const RemoteCalls* calls = nullptr;
+  return calls;
+}
+
+}  // namespace
+
+void set_remote_calls(RemoteCalls calls) {
+  const std::lock_guard lock(calls_mutex);
+  calls_of_process() = new RemoteCalls(std::move(calls));
+}
+
+const RemoteCalls& remote_calls(const std::filesystem::path& address) {
+  const std::lock_guard lock(calls_mutex);
+  if (const RemoteCalls* const calls = calls_of_process()) return *calls;
+  throw Error(
+      ErrorKind::argument,
+      printable(address.native()) +
+          ": expected a path on this machine, found an address; this program has not said how objects "
+          "are reached: set_remote_calls()");
+}
+
+bool is_remote(const std::filesystem::path& path) {
+  const std::string_view text = path.native();
+  const std::size_t end = text.find("://");
+  if (end == std::string_view::npos || end < 2) return false;
+  const std::string_view scheme = text.substr(0, end);
+  const auto is_of_scheme = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '+' || c == '-' || c == '.';
+  };
+  return std::isalpha(static_cast<unsigned char>(scheme.front())) != 0 &&
+         std::all_of(scheme.begin(), scheme.end(), is_of_scheme) && scheme != "file";
+}
+
+int threads_for(const std::filesystem::path& path, int threads) {
+  return is_remote(path) ? std::max(threads, small_requests_at_once) : threads;
+}
+
+}  // namespace shardwright

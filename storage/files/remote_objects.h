@@ -1,0 +1,53 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace shardwright {
+
+/// An object at an address, such as s3://bucket/run/model.safetensors, or a folder of such.
+struct RemoteObject {
+  std::string name;        ///< relative to the folder that was listed
+  std::uint64_t size = 0;  ///< bytes
+  std::string version;     ///< its etag, or what else changes when it does; empty: the store tells nothing
+  bool is_folder = false;
+};
+
+/// How objects are reached. The Python package has one by the libraries of the stores; another program gives
+/// its own. All are thread-safe, try again what may pass, and throw Error: not_found; io, with EACCES where
+/// access is denied. Messages name the object and hold no secrets.
+struct RemoteCalls {
+  /// What lies directly below a folder; empty where nothing does.
+  std::function<std::vector<RemoteObject>(const std::string& folder)> list;
+
+  /// Throws Error(not_found) where there is no object of that name.
+  std::function<RemoteObject(const std::string& address)> head;
+
+  /// Fills `to` with `count` bytes from `offset` on. With a version: of that version, or throws. Returns
+  /// early once `stopped` is true; what `to` then holds is undefined.
+  std::function<void(const std::string& address, const std::string& version, std::uint64_t offset,
+                     std::byte* to, std::size_t count, const std::atomic<bool>& stopped)>
+      read;
+};
+
+/// Sets how this process reaches objects, once, before the first is needed.
+void set_remote_calls(RemoteCalls calls);
+
+/// Throws Error(argument), naming the address, where none were set.
+const RemoteCalls& remote_calls(const std::filesystem::path& address);
+
+/// Whether this is an address with a scheme, such as s3://bucket/run. file:// is none.
+bool is_remote(const std::filesystem::path& path);
+
+/// Requests for small things, such as headers, that are worth having under way at a time.
+inline constexpr int small_requests_at_once = 32;
+
+/// `threads` for what lies at this path: those that wait for a store may be many.
+int threads_for(const std::filesystem::path& path, int threads);
+
+}  // namespace shardwright

@@ -1,0 +1,379 @@
+"""Checkpoints at addresses: loaded, resumed, verified and inspected from servers on this machine, which also fail."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import shardwright as sw
+import torch
+import torch.distributed.checkpoint as dcp
+from hub_server import hub
+from object_server import (
+    Fault,
+    ObjectServer,
+    answering_short,
+    breaking_off,
+    refusing,
+    sending_elsewhere,
+    serving,
+)
+from shardwright.remote.address import address_of, is_address, masked, root_and_key
+
+
+@pytest.fixture
+def bucket() -> str:
+    """A name that no other test has: open stores are kept while the process runs."""
+    return f"bucket-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, bucket: str, tiny: Path, monkeypatch) -> ObjectServer:
+    """Serves the tiny checkpoint as BUCKET/tiny."""
+    shutil.copytree(tiny, tmp_path / "served" / bucket / "tiny")
+    with serving(tmp_path / "served") as found:
+        for name, value in found.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "1")
+        yield found
+
+
+def loaded(path: object, like: Path) -> tuple[dict[str, torch.Tensor], sw.LoadReport]:
+    state = {name: torch.full_like(tensor, 7) for name, tensor in sw.empty_state_dict(like).items()}
+    return state, sw.load(state, path)
+
+
+def differing(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    assert state.keys() == expected.keys()
+    return [n for n in state if not torch.equal(state[n].view(torch.uint8), expected[n].view(torch.uint8))]
+
+
+def bytes_of_tensors(path: Path) -> int:
+    return sum(tensor.end - tensor.begin for tensor in sw.read_catalog(path).tensors)
+
+
+# --- what arrives ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_load_from_an_address_equals_that_of_the_files(scheme, server, bucket, tiny):
+    url = f"s3://{bucket}/tiny" if scheme == "s3" else f"{server.http}/{bucket}/tiny"
+    expected, _ = loaded(tiny, tiny)
+    state, report = loaded(url, tiny)
+    assert differing(state, expected) == []
+    assert report.files_remote == report.files == len(sw.read_catalog(tiny).files)
+
+
+def test_an_address_that_pathlib_has_mangled_is_understood(server, bucket, tiny):
+    expected, _ = loaded(tiny, tiny)
+    state, _ = loaded(Path(f"s3://{bucket}/tiny"), tiny)
+    assert differing(state, expected) == []
+
+
+def test_what_fsspec_opens_is_loaded(tiny, bucket):
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    for file in tiny.iterdir():
+        files.pipe_file(f"/{bucket}/{file.name}", file.read_bytes())
+    expected, _ = loaded(tiny, tiny)
+    state, _ = loaded(f"memory://{bucket}", tiny)
+    assert differing(state, expected) == []
+
+
+def test_dcp_loads_through_the_reader(server, bucket, tiny):
+    expected, _ = loaded(tiny, tiny)
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    reader = sw.HuggingFaceStorageReader(f"s3://{bucket}/tiny")
+    dcp.load(state, storage_reader=reader, planner=sw.LoadPlanner(), no_dist=True)
+    assert differing(state, expected) == []
+
+
+def test_catalogs_and_request_lists_are_those_of_the_files(server, bucket, tiny):
+    url = f"s3://{bucket}/tiny"
+    there, here = sw.read_catalog(url), sw.read_catalog(tiny)
+    facts = [[(t.name, t.dtype, t.shape, t.begin, t.end) for t in c.tensors] for c in (there, here)]
+    assert facts[0] == facts[1] and there.config == here.config
+    assert sw.request_list(url) == sw.request_list(tiny)
+
+
+def trained() -> dict[str, object]:
+    torch.manual_seed(0)
+    weights = {f"layer.{n}.weight": torch.randn(33, 17) for n in range(5)}
+    return {**weights, "half": torch.randn(300).bfloat16(), "lr": 0.25, "names": ["a", "b"]}
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_training_is_resumed_found_and_verified(format, server, bucket, tmp_path):
+    root = server.folder / bucket / "run"
+    for step in (3, 12):
+        writer = sw.ShardedStorageWriter(root / f"step-{step:08d}", format=format)
+        dcp.save(trained() | {"step": step}, storage_writer=writer, no_dist=True)
+    newest = sw.latest(f"s3://{bucket}/run")
+    assert newest == f"s3://{bucket}/run/step-00000012"
+    state = {n: torch.zeros_like(v) if isinstance(v, torch.Tensor) else None for n, v in trained().items()}
+    state["step"] = None
+    sw.load(state, newest)
+    for name, value in (trained() | {"step": 12}).items():
+        same = torch.equal(state[name], value) if isinstance(value, torch.Tensor) else state[name] == value
+        assert same, name
+    report = sw.verify(newest)
+    assert report.problems == [] and report.bytes_hashed > 0 and report.tensors == 6
+
+
+def test_torchs_own_checkpoint_is_read(server, bucket):
+    state = trained()
+    dcp.save(state, checkpoint_id=server.folder / bucket / "torchs", no_dist=True)
+    found = {n: torch.zeros_like(v) if isinstance(v, torch.Tensor) else None for n, v in state.items()}
+    sw.load(found, f"s3://{bucket}/torchs")
+    assert all(torch.equal(found[n], v) for n, v in state.items() if isinstance(v, torch.Tensor))
+    assert sw.verify(f"s3://{bucket}/torchs").problems == []
+
+
+def test_damage_is_found(server, bucket):
+    folder = server.folder / bucket / "run"
+    sw.save(trained(), folder)
+    file = next(folder.glob("rank-*"))
+    content = bytearray(file.read_bytes())
+    content[-8] ^= 1
+    file.write_bytes(content)
+    report = sw.verify(f"s3://{bucket}/run")
+    assert len(report.problems) == 1 and f"s3://{bucket}/run/{file.name}" in report.problems[0]
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["plan"], ["load"], ["verify"]])
+def test_commands_take_addresses(command, server, bucket, tiny):
+    answers = []
+    for path in (f"s3://{bucket}/tiny", str(tiny)):
+        run = subprocess.run(
+            [sys.executable, "-m", "shardwright", *command, path, "--json"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert run.returncode == 0, run.stderr
+        answers.append(json.loads(run.stdout))
+    for fact in ("tensors", "bytes", "bytes_needed", "bytes_written", "kind"):
+        assert answers[0].get(fact) == answers[1].get(fact)
+
+
+def test_a_checkpoint_of_training_is_converted_from_an_address(server, bucket, tmp_path):
+    state = trained()
+    dcp.save(state, checkpoint_id=server.folder / bucket / "torchs", no_dist=True)
+    sw.convert(f"s3://{bucket}/torchs", tmp_path / "converted")
+    found = {n: torch.zeros_like(v) if isinstance(v, torch.Tensor) else None for n, v in state.items()}
+    sw.load(found, tmp_path / "converted")
+    assert all(torch.equal(found[n], v) for n, v in state.items() if isinstance(v, torch.Tensor))
+
+
+# --- what is asked for -----------------------------------------------------------------------------------------
+
+
+def test_each_byte_is_asked_for_once(server, bucket, small):
+    shutil.copytree(small, server.folder / bucket / "small")
+    loaded(f"s3://{bucket}/small", small)
+    needed = bytes_of_tensors(small)
+    asked = server.bytes_asked(r"\.safetensors$")
+    assert needed * 0.5 < asked <= 1.02 * needed, (asked, needed)
+
+
+def test_nothing_is_asked_of_tensors_that_nobody_needs(server, bucket, tiny):
+    sw.read_catalog(f"s3://{bucket}/tiny")
+    headers = server.bytes_asked(r"\.safetensors$")
+    expected = sum(int.from_bytes(f.read_bytes()[:8], "little") + 8 for f in tiny.glob("*.safetensors"))
+    assert headers == expected
+    state = {n: t[:0] for n, t in sw.empty_state_dict(tiny).items() if n.endswith("norm.weight")}
+    with pytest.raises(sw.PlanError):  # which is found before anything is asked
+        sw.load(state, f"s3://{bucket}/tiny")
+    assert server.bytes_asked(r"\.safetensors$") == 2 * expected
+
+
+def test_headers_are_asked_for_side_by_side(server, bucket, tiny):
+    """Each request waits until another is there: one at a time would never end."""
+    files = len(list(tiny.glob("*.safetensors")))
+    if files < 2:
+        pytest.skip("one file")
+    gate = threading.Barrier(files, timeout=20)
+
+    def act(handler, name, begin, end):
+        gate.wait()
+        return False
+
+    server.fault = Fault(act, times=files, least=1)
+    sw.read_catalog(f"s3://{bucket}/tiny")
+
+
+# --- faults ----------------------------------------------------------------------------------------------------
+
+PASSING = {
+    "429": lambda: refusing(429, times=3),
+    "503": lambda: refusing(503, times=3),
+    "500": lambda: refusing(500, times=1),
+    "reset": lambda: breaking_off(1000, times=3, reset=True),
+    "ends early": lambda: breaking_off(1000, times=3),
+    "answers short": lambda: answering_short(times=3),
+    "403 once": lambda: refusing(403, times=1),
+}
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_what_passes_is_tried_again(kind, server, bucket, tiny):
+    expected, _ = loaded(tiny, tiny)
+    server.fault = PASSING[kind]()
+    state, _ = loaded(f"s3://{bucket}/tiny", tiny)
+    assert server.fault.times == 0 and differing(state, expected) == []
+
+
+def test_a_broken_answer_is_resumed_where_it_broke_off(server, bucket, tiny):
+    server.fault = breaking_off(1500, times=1)
+    loaded(f"s3://{bucket}/tiny", tiny)
+    whole = [(one.name, one.begin, one.end) for one in server.asked(r"\.safetensors$")]
+    rests = [
+        (name, begin, end)
+        for name, begin, end in whole
+        if (name, begin - 1500, end) in whole and begin > 1500
+    ]
+    assert len(rests) == 1
+
+
+LASTING = {
+    "429": (lambda: refusing(429, times=10**6), "429"),
+    "503": (lambda: refusing(503, times=10**6), "503"),
+    "403": (lambda: refusing(403, times=10**6), "denied"),
+    "404": (lambda: refusing(404, times=10**6), "no such object"),
+    "wrong place": (lambda: sending_elsewhere(times=10**6), "asked for"),
+    "never more": (lambda: breaking_off(0, times=10**6), "given up"),
+}
+
+
+@pytest.mark.parametrize("kind", LASTING)
+def test_what_lasts_is_one_error_that_names_object_and_tensor(kind, server, bucket, tiny):
+    server.fault, words = LASTING[kind][0](), LASTING[kind][1]
+    state = sw.empty_state_dict(tiny)
+    began = time.monotonic()
+    with pytest.raises((OSError, FileNotFoundError)) as caught:
+        sw.load(state, f"s3://{bucket}/tiny")
+    message = str(caught.value)
+    assert f"s3://{bucket}/tiny/model" in message and words in message, message
+    assert "for tensor " in message or "tensor" in message, message
+    assert "secret" not in message and "Signature" not in message
+    assert hasattr(caught.value, "partly_written")
+    assert time.monotonic() - began < 30
+
+
+def test_an_object_that_changes_is_an_error_that_names_it(server, bucket, tiny):
+    catalog = sw.read_catalog(f"s3://{bucket}/tiny")
+    assert all(file.version for file in catalog.files)
+    name = catalog.files[0].name
+
+    def act(handler, asked, begin, end):
+        server.etags[f"{bucket}/tiny/{name}"] = '"another"'
+        return False
+
+    server.fault = Fault(act, times=1, where=name)
+    with pytest.raises(OSError, match="not the one that was looked at first|expected version") as caught:
+        loaded(f"s3://{bucket}/tiny", tiny)
+    assert name in str(caught.value)
+
+
+def test_a_server_that_stalls_is_left(server, bucket, tiny, monkeypatch):
+    from shardwright.remote import object_store
+
+    monkeypatch.setattr(object_store, "STALL_SECONDS", 1)
+    expected, _ = loaded(tiny, tiny)
+    server.fault = breaking_off(1000, times=1, stall=6)
+    began = time.monotonic()
+    state, _ = loaded(f"s3://{bucket}/tiny", tiny)
+    assert differing(state, expected) == [] and time.monotonic() - began < 5
+
+
+def test_an_address_without_a_checkpoint_says_so(server, bucket):
+    with pytest.raises(FileNotFoundError, match=f"s3://{bucket}/nothing"):
+        sw.load({"a": torch.zeros(1)}, f"s3://{bucket}/nothing")
+
+
+def test_ctrl_c_ends_a_load(server, bucket, tiny):
+    server.fault = refusing(503, times=10**6)
+    os.environ["SHARDWRIGHT_REMOTE_PATIENCE"] = "60"
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        loaded(f"s3://{bucket}/tiny", tiny)
+    assert time.monotonic() - began < 10
+
+
+# --- addresses -------------------------------------------------------------------------------------------------
+
+
+def test_addresses_are_told_from_paths():
+    assert is_address("s3://b/x") and is_address(Path("s3://b/x")) and is_address("hf://a/b@main")
+    assert not any(map(is_address, ["/s3/x", "x:y", "file:///x", "c:/x", "a/b", "s3"]))
+    assert address_of(Path("s3://b/x/")) == address_of("s3://b/x//") == "s3://b/x"
+    assert root_and_key("hf://a/b@main/c/d") == ("hf://a/b@main", "c/d")
+    assert root_and_key("https://h:1/c/d/") == ("https://h:1", "c/d")
+
+
+def test_secrets_of_addresses_are_not_shown():
+    text = "GET https://user:word@host/x?X-Amz-Signature=abc&y=1 failed"
+    assert masked(text) == "GET https://***@host/x?*** failed"
+
+
+@pytest.mark.parametrize("text", ["file:///x", "nosuchthing://x/y"])
+def test_addresses_that_nothing_opens_are_refused(text, monkeypatch):
+    with pytest.raises((ValueError, ImportError), match="file:|nosuchthing"):
+        sw.read_catalog(text)
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ImportError, match=r"pip install 'shardwright\[remote\]'"):
+        sw.read_catalog("s3://never-opened-before/x")
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------
+
+FROM_HUB = """
+import sys
+import shardwright as sw
+import torch
+from shardwright.remote.store import open_store
+
+local = sys.argv[1]
+expected, state = sw.empty_state_dict(local), sw.empty_state_dict(local)
+sw.load(expected, local)
+catalog = sw.read_catalog("hf://organisation/name@main")
+open("signature", "w").close()  # now the addresses that were given out expire
+while open("signature").read() != "expired":
+    pass
+sw.load(state, "hf://organisation/name@main")
+assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+assert {file.version for file in catalog.files} == {"0123456789abcdef0123456789abcdef01234567"}
+try:
+    sw.read_catalog("hf://organisation/another")
+except FileNotFoundError as error:
+    assert "hf auth login" in str(error), error
+print("done")
+"""
+
+
+def test_a_repository_of_the_hub_is_loaded_though_its_signed_addresses_expire(tiny, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    shutil.copytree(tiny, tmp_path / "served" / "organisation" / "name")
+    with hub(tmp_path / "served") as server:
+        environment = os.environ | {"HF_ENDPOINT": server.http, "SHARDWRIGHT_REMOTE_PATIENCE": "5"}
+        with subprocess.Popen(
+            [sys.executable, "-c", FROM_HUB, str(tiny)], env=environment, cwd=tmp_path, stderr=subprocess.PIPE
+        ) as run:
+            while run.poll() is None:
+                if (tmp_path / "signature").exists() and server.signature == 0:
+                    server.signature = 1
+                    (tmp_path / "signature").write_text("expired")
+                time.sleep(0.02)
+            assert run.returncode == 0, run.stderr.read().decode()
+    assert server.bytes_asked("safetensors") > 0
