@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import FileSystemReader
 STARTED = """
 import sys, threading
 from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0)
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
 threading.Event().wait()

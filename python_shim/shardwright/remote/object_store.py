@@ -279,5 +279,7 @@ def _told(error: Exception, where: str) -> Exception:
         return DeniedError(
             f"{where}: access was denied; the credentials are missing, expired or not good for it ({cause})"
         )
+    if status == 404:
+        return FileNotFoundError(f"{where}: there is no such bucket")
     may_pass = isinstance(error, exceptions.GenericError) and (status in (0, 408, 425, 429) or status >= 500)
     return StoreError(f"{where}: {cause}", may_pass)
