@@ -202,11 +202,11 @@ void bind_exports(py::module_& m) {
                        const std::string& state, const ExportRequest& request, int threads,
                        std::size_t staging_bytes, const DeviceOptions& devices, Progress* progress,
                        std::size_t rank, std::size_t ranks, const py::object& send) {
-             SendPart send_part = send_by(send);
+             const SendPart send_part = send_by(send);
              const py::gil_scoped_release release;
              return std::make_unique<SentExport>(told, specs, decode_state(state), request,
                                                  ExportWriting{threads, staging_bytes, devices, progress},
-                                                 rank, ranks, std::move(send_part));
+                                                 rank, ranks, send_part);
            }),
            py::arg("told"), py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("threads"),
            py::arg("staging_bytes"), py::arg("devices"), py::arg("progress"), py::arg("rank"),

@@ -170,7 +170,7 @@ struct SentExport::Work {
 
 SentExport::SentExport(const std::string& told, const std::vector<TensorSpec>& specs, const RankState& state,
                        const ExportRequest& request, const ExportWriting& options, std::size_t rank,
-                       std::size_t ranks, SendPart send) {
+                       std::size_t ranks, const SendPart& send) {
   if (ranks == 0 || rank >= ranks) {
     throw Error(ErrorKind::argument, "rank " + std::to_string(rank) + " of " + std::to_string(ranks) +
                                          ": expected one below the number of ranks");

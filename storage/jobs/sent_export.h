@@ -31,7 +31,7 @@ class SentExport {
   /// the memory must outlive this, and what `request` points to. Throws as run_export().
   SentExport(const std::string& told, const std::vector<TensorSpec>& specs, const RankState& state,
              const ExportRequest& request, const ExportWriting& options, std::size_t rank, std::size_t ranks,
-             SendPart send);
+             const SendPart& send);
   ~SentExport();
 
   std::size_t rounds() const;
