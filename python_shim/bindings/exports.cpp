@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "python_shim/bindings/bindings.h"
+#include "python_shim/bindings/sending.h"
 #include "storage/format/checksums_file.h"
 #include "storage/jobs/conversion.h"
 #include "storage/jobs/publication.h"
+#include "storage/jobs/sent_export.h"
 #include "storage/write/export.h"
 #include "storage/write/files_beside.h"
 
@@ -155,10 +157,10 @@ void bind_exports(py::module_& m) {
       py::arg("holdings"), py::arg("request"), py::arg("directory"), "The shares of the ranks.");
   py::class_<Publication>(m, "Publication", "See storage/jobs/publication.h.")
       .def(py::init<const std::filesystem::path&, const ExportRequest&, std::optional<bool>,
-                    std::vector<std::filesystem::path>>(),
+                    std::vector<std::filesystem::path>, bool>(),
            py::arg("directory"), py::arg("request"), py::arg("overwrite") = py::none(),
-           py::arg("sources") = std::vector<std::filesystem::path>(), py::keep_alive<1, 3>(),
-           py::call_guard<py::gil_scoped_release>())
+           py::arg("sources") = std::vector<std::filesystem::path>(), py::arg("sends_weights") = false,
+           py::keep_alive<1, 3>(), py::call_guard<py::gil_scoped_release>())
       .def(
           "plan",
           [](Publication& publication, const std::vector<std::string>& holdings) {
@@ -170,6 +172,14 @@ void bind_exports(py::module_& m) {
             return as_bytes(told);
           },
           py::arg("holdings"))
+      .def_property_readonly(
+          "files",
+          [](const Publication& publication) {
+            std::map<std::string, std::uint64_t> files;
+            for (const SourceFile& file : publication.files()) files[file.name] = file.size;
+            return files;
+          },
+          "Bytes of the files of weights, by name; known once planned.")
       .def("publish", &Publication::publish, py::arg("row_sums"), py::call_guard<py::gil_scoped_release>())
       .def("abandon", &Publication::abandon, py::call_guard<py::gil_scoped_release>());
   py::class_<ExportReport>(m, "ExportReport")
@@ -193,6 +203,37 @@ void bind_exports(py::module_& m) {
       .def_readonly("write_seconds", &ExportReport::write_seconds)
       .def_readonly("sync_seconds", &ExportReport::sync_seconds)
       .def_readonly("total_seconds", &ExportReport::total_seconds);
+  py::class_<SentExport>(m, "SentExport", "See storage/jobs/sent_export.h.")
+      .def(py::init([](const std::string& told, const std::vector<TensorSpec>& specs,
+                       const std::string& state, const ExportRequest& request, int threads,
+                       std::size_t staging_bytes, const DeviceOptions& devices, Progress* progress,
+                       std::size_t rank, std::size_t ranks, const py::object& send) {
+             const SendPart send_part = send_by(send);
+             const py::gil_scoped_release release;
+             return std::make_unique<SentExport>(told, specs, decode_state(state), request,
+                                                 ExportWriting{threads, staging_bytes, devices, progress},
+                                                 rank, ranks, send_part);
+           }),
+           py::arg("told"), py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("threads"),
+           py::arg("staging_bytes"), py::arg("devices"), py::arg("progress"), py::arg("rank"),
+           py::arg("ranks"), py::arg("send"), py::keep_alive<1, 5>())
+      .def_property_readonly("rounds", &SentExport::rounds)
+      .def("encode", &SentExport::encode, py::arg("round"), py::call_guard<py::gil_scoped_release>())
+      .def("messages",
+           [](SentExport& sent) {
+             std::vector<py::bytearray> messages;
+             for (const std::string& message : sent.messages()) messages.emplace_back(message);
+             return messages;
+           })
+      .def(
+          "receive",
+          [](SentExport& sent, std::size_t from, std::uintptr_t address, std::size_t bytes) {
+            sent.receive(from, {reinterpret_cast<const std::byte*>(address),  // NOLINT
+                                bytes});
+          },
+          py::arg("rank"), py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
+      .def("finish", &SentExport::finish, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("peak_bytes_to_send", &SentExport::peak_bytes_to_send);
   m.def(
       "checksums_of",
       [](const std::filesystem::path& directory) {

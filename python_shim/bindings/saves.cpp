@@ -16,9 +16,11 @@
 #include "planner/error.h"
 #include "python_shim/bindings/bindings.h"
 #include "python_shim/bindings/interruptible.h"
+#include "python_shim/bindings/sending.h"
 #include "storage/device/copy_out.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
+#include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
@@ -108,20 +110,23 @@ void bind_writing(py::module_& m) {
                        const std::vector<std::tuple<std::uint32_t, Shape, Shape>>& items,
                        std::vector<std::uint64_t> object_bytes, bool single_file, bool flush,
                        std::function<std::string(const std::string&, std::size_t)> name,
-                       const std::string& format) {
+                       const std::string& format, std::string tag, const py::object& send) {
              RankItems what;
              what.values = decode_values(values);
              for (const auto& [index, offset, size] : items) what.items.add(index, offset, size);
              what.object_bytes = std::move(object_bytes);
              return std::make_unique<RankFiles>(
                  directory, rank, std::move(what),
-                 RankFilesOptions{single_file, flush, format_named(format), std::move(name)});
+                 RankFilesOptions{single_file, flush, format_named(format), std::move(name), std::move(tag),
+                                  send_by(send)});
            }),
            py::arg("directory"), py::arg("rank"), py::arg("values"), py::arg("items"),
            py::arg("object_bytes"), py::arg("single_file"), py::arg("flush"), py::arg("name") = py::none(),
-           py::arg("format") = "safetensors",
+           py::arg("format") = "safetensors", py::arg("tag") = "", py::arg("send") = py::none(),
            "`items`: [(index of the value, offset, size)], in the order of the values; `object_bytes`: for "
-           "each of them, the size of an object.")
+           "each of them, the size of an object. `send`: takes (file, its size, byte, SentBytes) in place of "
+           "a "
+           "directory.")
       .def("write", &write_parts, py::arg("parts"), py::arg("threads"), py::arg("devices"),
            py::call_guard<py::gil_scoped_release>(),
            "Of (item, address, shape, strides, bytes of an element, CUDA device or -1).")
@@ -139,7 +144,8 @@ void bind_writing(py::module_& m) {
             for (const StoredFile& file : results.files) written += file.size;
             return py::make_tuple(py::bytes(bytes), results.files.size(), written);
           },
-          "(what to tell the coordinator, files, their bytes)");
+          "(what to tell the coordinator, files, their bytes)")
+      .def_property_readonly("peak_bytes_to_send", &RankFiles::peak_bytes_to_send);
 }
 
 /// The ranges of these chunks (name, offset) and objects, and whose they are.
@@ -189,6 +195,14 @@ void bind_reading(py::module_& m) {
   py::class_<Manifest>(m, "Manifest", "See storage/format/manifest.h.")
       .def_property_readonly("tensors", &tensors_of,
                              "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory).")
+      .def_property_readonly(
+          "files",
+          [](const Manifest& manifest) {
+            std::vector<std::pair<std::string, std::uint64_t>> files;
+            for (const StoredFile& file : manifest.files) files.emplace_back(file.name, file.size);
+            return files;
+          },
+          "(name, bytes).")
       .def_property_readonly("file_count", [](const Manifest& manifest) { return manifest.files.size(); })
       .def("chunks", &chunks_of, py::arg("tensor"),
            "(offset, shape, file, begin, end) of the chunks of a tensor, by its number.")
@@ -283,8 +297,32 @@ void bind_reading(py::module_& m) {
         SaveOrder next = next_order(directory);
         return std::pair(next.order, std::move(next.unread));
       },
-      py::arg("directory"), "(order, a line for each step that is not known): see storage/format/steps.h.");
-  m.def("step_path", &step_path, py::arg("root"), py::arg("step"), "See storage/format/steps.h.");
+      py::arg("directory"), py::call_guard<py::gil_scoped_release>(),
+      "(order, a line for each step that is not known): see storage/format/steps.h.");
+  m.def("step_path", &step_path, py::arg("root"), py::arg("step"), py::call_guard<py::gil_scoped_release>(),
+        "See storage/format/steps.h.");
+  m.def(
+      "saved_steps",
+      [](const std::filesystem::path& root) {
+        std::vector<std::filesystem::path> paths;
+        for (SavedStep& one : saved_steps(root)) paths.push_back(std::move(one.path));
+        return paths;
+      },
+      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
+  m.def("remove_checkpoint", &remove_checkpoint, py::arg("directory"),
+        "See storage/format/pending_checkpoint.h.");
+  m.def(
+      "names_of_checkpoints",
+      [](const std::filesystem::path& directory) {
+        std::vector<std::string> names;
+        for (const CheckpointInPlace& found : checkpoints_in(directory)) {
+          for (const auto* some : {&found.files, &found.beside, &found.changed})
+            names.insert(names.end(), some->begin(), some->end());
+        }
+        return names;
+      },
+      py::arg("directory"),
+      "What the checkpoints of a directory name: storage/format/checkpoint_in_place.h.");
   m.def(
       "latest_checkpoint",
       [](const std::filesystem::path& root) -> std::optional<std::string> {
@@ -335,6 +373,7 @@ void bind_reading(py::module_& m) {
 }  // namespace
 
 void bind_saves(py::module_& m) {
+  bind_sending(m);
   bind_writing(m);
   bind_reading(m);
 }

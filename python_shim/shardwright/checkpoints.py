@@ -11,29 +11,41 @@ from typing import Any, overload
 from shardwright import _core
 from shardwright.local_path import location, whole_number
 from shardwright.progress import counters_of
-from shardwright.remote.address import is_address
+from shardwright.remote import steps as remote_steps
+from shardwright.remote.address import address_of, is_address
 
 #: What the folder of a training step is called; with zeros before the number, or without.
 STEP_NAME = re.compile(r"step-(\d+)")
 
 
-def step_path(root: str | os.PathLike[str], step: int) -> Path:
-    """Where the checkpoint of a training step goes: ``step-00000007``, or as a folder of that number is called.
+def step_path(root: str | os.PathLike[str], step: int) -> Path | str:
+    """Where the checkpoint of a training step goes: ``step-00000007``, or as a folder of that number is called. Below
+    an address, an address.
 
     Raises:
         ValueError: two folders are of that step.
     """
     whole_number("step", step, 0, (1 << 64) - 1)
-    return Path(_core.step_path(root, step))
+    found = Path(_core.step_path(location(root), step))
+    return f"{address_of(root)}/{found.name}" if is_address(root) else found
 
 
 def next_order(path: str | os.PathLike[str]) -> int:
     """The order of a save to ``path`` among those of its training: one more than any other step's; 0 for a folder that
     is not called as those of steps are. Warns of steps whose place in it is not known."""
-    order, unread = _core.next_order(os.fspath(path))
+    order, unread = _core.next_order(location(path))
     for line in unread:
         warnings.warn(line, stacklevel=2)
     return int(order)
+
+
+def keep_last_steps(path: Path | str, keep: int) -> list[str]:
+    """Deletes all but so many of the steps beside ``path``, those that were saved last. Returns a line for each that
+    was not deleted, and why."""
+    if isinstance(path, str):
+        return remote_steps.keep_last_steps(path.rpartition("/")[0], keep)
+    lines: list[str] = _core.keep_last_steps(path.parent, keep)
+    return lines
 
 
 @overload
@@ -48,8 +60,8 @@ def latest(root: str | os.PathLike[str]) -> Path | str | None:
     """The checkpoint under ``root`` that was saved last, as ``save(..., step=...)`` writes them; None if there is none.
 
     After a training has been rolled back to an earlier step and saved anew, that is its newest save, though folders of
-    higher steps may still be there. What is found has been published: it is whole. Below an address, such as s3://bucket/run,
-    it is an address, as a text.
+    higher steps may still be there. What is found has been published: it is whole. Below an address, such as
+    s3://bucket/run, it is an address, as a text.
 
     Raises:
         ValueError: two folders are of one step, such as ``step-7`` and ``step-00000007``.

@@ -25,7 +25,7 @@ from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.rank_outcome import RankOutcome, expect_success, told
-from shardwright.remote.address import is_address
+from shardwright.remote.address import address_of, is_address
 from shardwright.report import SaveReport
 
 
@@ -63,7 +63,8 @@ def export(
         state_dict: FQN → tensor (plain, DTensor or ShardedTensor) in CPU memory or on CUDA devices; nested dicts are
             flattened. Without a template, a head that is the embedding's memory is not stored, as transformers stores
             none. Or the path of a checkpoint, Hugging Face or of training, which is then loaded, each rank a part.
-        path: the directory that the checkpoint goes into, beside all else that is there.
+        path: the directory that the checkpoint goes into, beside all else that is there; or an address, such as
+            s3://bucket/model.
         quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite,
             strict_dtypes, quantized_weights: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
@@ -86,7 +87,7 @@ def export(
         if source is None:
             expect_state_dict(state_dict)
         writer = HuggingFaceStorageWriter(
-            lasting_path(path),
+            path,
             thread_count=threads,
             quantization=quantization,
             max_shard_size=max_shard_size,
@@ -99,9 +100,10 @@ def export(
             overwrite=overwrite,
             strict_dtypes=strict_dtypes,
             quantized_weights=quantized_weights,
+            process_group=process_group,
         )
-        if source is not None and not is_address(source):
-            writer.sources.append(lasting_path(source))
+        if source is not None:
+            writer.sources.append(address_of(source) if is_address(source) else lasting_path(source))
     except Exception as error:
         if not has_others(process_group):
             raise

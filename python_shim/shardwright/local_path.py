@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from shardwright import _core
-from shardwright.remote.address import address_of, is_address
+from shardwright.remote.address import address_of, is_address, masked
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
@@ -54,6 +55,23 @@ def lasting_path(path: str | os.PathLike[str]) -> str:
     if name in ("", os.curdir, os.pardir):
         return resolved(text)
     return os.path.join(resolved(folder or os.curdir), name)
+
+
+def lasting_place(path: str | os.PathLike[str]) -> Path | str:
+    """As :func:`lasting_path`; of an address such as s3://bucket/run, its text.
+
+    Raises:
+        TypeError, ValueError: as :func:`local_path`; for an address to which nothing is written.
+    """
+    if not is_address(path):
+        return Path(lasting_path(path))
+    address = address_of(path)
+    if address.startswith(("hf://", "http://", "https://")):
+        raise ValueError(
+            f"{masked(address)}: expected a directory or a store such as s3://bucket/run, found an address that is "
+            "only read; write to a directory and upload that, to the Hub with hf upload"
+        )
+    return address
 
 
 def resolved(path: str | os.PathLike[str]) -> str:

@@ -19,7 +19,7 @@ from shardwright.dcp.flat_state import expect_state_dict
 from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
-from shardwright.local_path import lasting_path
+from shardwright.local_path import lasting_place
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks, timeout_of
 from shardwright.ranks.rank_outcome import told
 from shardwright.report import SaveReport
@@ -29,7 +29,7 @@ from shardwright.report import SaveReport
 class PendingSave:
     """A save in the background."""
 
-    path: Path
+    path: Path | str
     _future: Future[Any]
     _writer: ShardedStorageWriter | RefusedSave
     _group: Any = None
@@ -84,7 +84,7 @@ def save(
 
     Args:
         path: the directory that the checkpoint goes into; with ``step``, the directory that holds the checkpoints of
-            all steps, where :func:`latest` finds the one that was saved last.
+            all steps, where :func:`latest` finds the one that was saved last. Or an address, such as s3://bucket/run.
         step: which training step this is; the checkpoint goes into ``path/step-<step>``.
         keep_last: once this one is there, delete all but so many steps, those that were saved last. Needs ``step``, or
             a ``path`` that is called as a step.
@@ -108,14 +108,14 @@ def save(
     writer: ShardedStorageWriter | RefusedSave
     try:
         expect_state_dict(state_dict)
-        path = lasting_path(path)
-        if keep_last is not None and step is None and not STEP_NAME.fullmatch(Path(path).name):
+        place = lasting_place(path)
+        if keep_last is not None and step is None and not STEP_NAME.fullmatch(os.path.basename(place)):
             raise ValueError(
                 "keep_last says how many steps to keep: expected step as well, or a path such as training/step-7, "
-                f"found {path}"
+                f"found {place}"
             )
         writer = ShardedStorageWriter(
-            Path(path) if step is None else step_path(path, step),
+            place if step is None else step_path(place, step),
             thread_count=threads,
             overwrite=overwrite,
             format=format,
@@ -137,7 +137,7 @@ def save(
                     state_dict, storage_writer=writer, planner=planner, process_group=group
                 )
             assert isinstance(future, Future) or hasattr(future, "result")
-            _running = PendingSave(Path(getattr(writer, "path", path)), future, writer, group)
+            _running = PendingSave(getattr(writer, "path", lasting_place(path)), future, writer, group)
             return _running
         try:
             with naming_gone_ranks(process_group, "saving"):

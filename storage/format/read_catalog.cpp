@@ -318,7 +318,8 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   }
   const bool are_shards = std::all_of(names.begin(), names.end(),
                                       [](const std::string& name) { return name.starts_with("rank-"); });
-  if (!index && are_shards && is_unfinished_save(directory)) {
+  // The files of an export lie in a store before its index does.
+  if (!index && (are_shards || is_remote(directory)) && is_unfinished_save(directory)) {
     throw Error(ErrorKind::not_found,
                 printable(directory.native()) +
                     ": expected a checkpoint, found the files of a save that has not been published; it "

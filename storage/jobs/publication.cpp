@@ -59,10 +59,11 @@ bool has_content(const fs::path& path, const std::string& content) {
 }  // namespace
 
 Publication::Publication(const fs::path& directory, const ExportRequest& request,
-                         std::optional<bool> overwrite, std::vector<fs::path> sources)
+                         std::optional<bool> overwrite, std::vector<fs::path> sources, bool sends_weights)
     : request_(request),
       pending_(directory, request.adapter ? CheckpointKind::adapter : CheckpointKind::huggingface, overwrite,
-               with_template(std::move(sources), request)) {}
+               with_template(std::move(sources), request)),
+      sends_weights_(sends_weights) {}
 
 const char* Publication::commit_name() const {
   return request_.adapter ? adapter_weights_name : hf_index_name;
@@ -80,7 +81,7 @@ std::vector<std::string> Publication::plan(const std::vector<std::string>& holdi
     for (const auto& [name, content] : beside_) names.push_back(name);
     if (!request_.adapter) names.emplace_back(checksums_name);
     pending_.expect_free(names);
-    expect_space();
+    if (!sends_weights_) expect_space();
   }
   std::vector<std::string> told;
   for (const std::string& share : planned_.shares) {

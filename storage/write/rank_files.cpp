@@ -55,7 +55,8 @@ RankFiles::RankFiles(std::filesystem::path directory, std::int64_t rank, RankIte
     : directory_(std::move(directory)),
       what_(std::move(what)),
       flush_(options.flush),
-      format_(options.format) {
+      format_(options.format),
+      send_(options.send) {
   results_.rank = rank;
   const std::size_t count = what_.items.value.size();
   file_of_item_.resize(count);
@@ -83,7 +84,7 @@ RankFiles::RankFiles(std::filesystem::path directory, std::int64_t rank, RankIte
 
 /// Decides which files there are, and which items they hold.
 void RankFiles::deal_out(const RankFilesOptions& options) {
-  const std::string tag = random_tag();
+  const std::string tag = options.tag.empty() ? random_tag() : options.tag;
   const bool is_torchs = format_ == ShardFormat::torch;
   std::unordered_map<std::uint32_t, std::size_t> boxes_of_value;
   std::vector<std::size_t> as_bytes;
@@ -159,6 +160,7 @@ WriteResults RankFiles::finish() {
   for (std::size_t f = 0; f < files_.size(); ++f) {
     ShardFile& file = *files_[f].file;
     file.finish();
+    peak_bytes_to_send_ = std::max(peak_bytes_to_send_, file.peak_bytes_to_send());
     StoredFile& told = results_.files[f];
     told = {told.name, file.size(), file.header_bytes(), file.header_checksum()};
   }
@@ -177,7 +179,7 @@ void RankFiles::open(std::size_t number) {
   if (file.holds_bytes) {
     std::vector<RowsInFile> rows;
     for (const std::size_t item : file.items) rows.push_back(rows_in_file(item));
-    file.file = std::make_unique<ShardFile>(path, std::move(rows), flush_);
+    file.file = std::make_unique<ShardFile>(path, std::move(rows), flush_, send_);
     return;
   }
   std::vector<SourceTensor> chunks;
@@ -186,7 +188,7 @@ void RankFiles::open(std::size_t number) {
     Box box = box_of(item);
     chunks.push_back({value.fqn, *dtype_in_file(value), std::move(box.size), std::move(box.offset), 0, 0, 0});
   }
-  file.file = std::make_unique<ShardFile>(path, std::move(chunks), flush_);
+  file.file = std::make_unique<ShardFile>(path, std::move(chunks), flush_, send_);
 }
 
 RowsInFile RankFiles::rows_in_file(std::size_t item) const {

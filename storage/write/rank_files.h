@@ -28,9 +28,14 @@ struct RankFilesOptions {
   ShardFormat format = ShardFormat::safetensors;
 
   /// The name of the safetensors file, of this rank the how many-eth from 0, that this tensor is the first
-  /// of. Null: "rank-RRRRR-NNNNN-<tag>.safetensors", with a new tag for each RankFiles, so that files keep
-  /// clear of those of a checkpoint that is to be replaced. Files of torch's format end in .distcp.
+  /// of. Null: "rank-RRRRR-NNNNN-<tag>.safetensors", so that files keep clear of those of a checkpoint that
+  /// is to be replaced. Files of torch's format end in .distcp.
   std::function<std::string(const std::string& fqn, std::size_t number)> name;
+
+  std::string tag;  ///< of names; empty: a new one for each RankFiles
+
+  /// Takes the bytes of all files, which are then not written to the directory. Null: they are.
+  SendPart send;
 };
 
 /// The files of one rank of a sharded save. As safetensors: one file, more of them for further boxes of one
@@ -53,6 +58,9 @@ class RankFiles {
   /// for an item that has not been written.
   WriteResults finish();
 
+  /// The most memory that what was to be sent took, of the file that took most.
+  std::uint64_t peak_bytes_to_send() const { return peak_bytes_to_send_; }
+
  private:
   struct File;
   void deal_out(const RankFilesOptions& options);
@@ -67,13 +75,15 @@ class RankFiles {
   RankItems what_;
   bool flush_;
   ShardFormat format_;
+  SendPart send_;
   WriteResults results_;
   std::vector<File> files_;
   std::vector<std::size_t> file_of_item_;
   std::vector<std::size_t> place_in_file_;
   std::vector<std::size_t> corners_of_item_;  // where its box begins in what_.items.corners
   std::vector<std::size_t> written_;          // files that are, and may still be open
-  std::size_t closed_ = 0;                    // how many of them are not
+  std::uint64_t peak_bytes_to_send_ = 0;
+  std::size_t closed_ = 0;  // how many of them are not
 };
 
 }  // namespace shardwright

@@ -65,23 +65,42 @@ struct ShardFile::Block {
   std::uint64_t bytes;
 };
 
-ShardFile::ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush)
+ShardFile::ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush,
+                     SendPart send)
     : header_(header_of(chunks)),
       names_(names_of(chunks)),
       items_(places_of(chunks)),
       geometries_(geometries_of(chunks)),
-      size_(items_.empty() ? header_.size() : items_.back().end),
-      file_(path, size_, flush) {
-  file_.write(0, reinterpret_cast<const std::byte*>(header_.data()), header_.size(), "the header");
+      size_(items_.empty() ? header_.size() : items_.back().end) {
+  open(path, flush, std::move(send));
+  write_bytes(0, reinterpret_cast<const std::byte*>(header_.data()), header_.size(), "the header");
 }
 
-ShardFile::ShardFile(const std::filesystem::path& path, std::vector<RowsInFile> items, bool flush)
-    : items_(places_of(items)), size_(items_.empty() ? 0 : items_.back().end), file_(path, size_, flush) {
-  for (RowsInFile& item : items) {
+ShardFile::ShardFile(const std::filesystem::path& path, std::vector<RowsInFile> items, bool flush,
+                     SendPart send)
+    : items_(places_of(items)), size_(items_.empty() ? 0 : items_.back().end) {
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    RowsInFile& item = items[i];
+    // With what lies between the item before and it, so that every byte of the file is written.
+    const std::uint64_t padding = items_[i].begin - item.header.size() - (i == 0 ? 0 : items_[i - 1].end);
     names_.push_back(std::move(item.name));
     geometries_.push_back(item.rows);
-    item_headers_.push_back(std::move(item.header));
+    item_headers_.push_back(std::string(padding, '\0') + item.header);
   }
+  open(path, flush, std::move(send));
+}
+
+void ShardFile::open(const std::filesystem::path& path, bool flush, SendPart send) {
+  if (send != nullptr) {
+    upload_.emplace(path.filename().string(), size_, std::move(send));
+  } else {
+    file_.emplace(path, size_, flush);
+  }
+}
+
+void ShardFile::finish() {
+  if (upload_) upload_->finish();
+  if (file_) file_->finish();
 }
 
 std::vector<ShardFile::Block> ShardFile::blocks_of(std::span<const std::size_t> items,
@@ -98,35 +117,49 @@ std::vector<ShardFile::Block> ShardFile::blocks_of(std::span<const std::size_t> 
                                            std::to_string(tensor.element_bytes) + " bytes");
     }
     item.checksums.assign(checksum_blocks(bytes), 0);
-    for (std::uint64_t number = 0; number < item.checksums.size(); ++number) {
+    const std::uint64_t count = std::max<std::uint64_t>(1, item.checksums.size());  // one has the header
+    for (std::uint64_t number = 0; number < count; ++number) {
       const std::uint64_t begin = number * checksum_block_bytes;
       blocks.push_back({items[t], &tensor, number, begin, std::min(checksum_block_bytes, bytes - begin)});
     }
   }
+  // In the order of the file, which is what sending needs least memory for.
+  std::sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) {
+    return a.item != b.item ? a.item < b.item : a.number < b.number;
+  });
   return blocks;
 }
 
 void ShardFile::write_block(const Block& block, const std::byte* bytes) {
   StoredBytes& item = items_[block.item];
+  if (block.number == 0 && !item_headers_.empty()) {
+    const std::string& header = item_headers_[block.item];
+    write_bytes(item.begin - header.size(), reinterpret_cast<const std::byte*>(header.data()), header.size(),
+                "the header of " + in_quotes(names_[block.item]));
+  }
+  if (block.bytes == 0) return;
   // Hashed first: what is then written comes from the processor's cache.
   item.checksums[block.number] = sum_of_block(geometries_[block.item], {}, bytes, block.begin, block.bytes);
-  file_.write(item.begin + block.begin, bytes, block.bytes, in_quotes(names_[block.item]));
+  write_bytes(item.begin + block.begin, bytes, block.bytes, in_quotes(names_[block.item]));
+}
+
+void ShardFile::write_bytes(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
+                            const std::string& what) {
+  if (upload_) {
+    upload_->write(offset, bytes, count);
+  } else {
+    file_->write(offset, bytes, count, what);
+  }
 }
 
 GatherFigures ShardFile::write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
                                int threads, const DeviceOptions& options) {
   const std::vector<Block> blocks = blocks_of(items, tensors);
-  if (!item_headers_.empty()) {
-    for (const std::size_t item : items) {
-      const std::string& header = item_headers_[item];
-      file_.write(items_[item].begin - header.size(), reinterpret_cast<const std::byte*>(header.data()),
-                  header.size(), "the header of " + in_quotes(names_[item]));
-    }
-  }
   std::vector<TensorOnDevice> on_devices;
   for (const Block& block : blocks) {
     const int device = block.tensor->cuda_device;
-    if (device >= 0 && block.number == 0) on_devices.push_back({names_[block.item], device});
+    if (device >= 0 && block.number == 0 && block.bytes > 0)
+      on_devices.push_back({names_[block.item], device});
   }
   DevicesInUse devices(on_devices, options);
   const GatherBounds bounds =
@@ -139,7 +172,9 @@ GatherFigures ShardFile::write(std::span<const std::size_t> items, std::span<con
         [&](std::size_t index, std::size_t thread, DeviceGatherers& gatherers) {
           const Block& block = blocks[index];
           const TensorInMemory& tensor = *block.tensor;
-          if (tensor.cuda_device >= 0) {
+          if (block.bytes == 0) {
+            write_block(block, nullptr);
+          } else if (tensor.cuda_device >= 0) {
             DeviceGatherer& gatherer = gatherers.of(tensor.cuda_device);
             gatherer.begin(block.bytes, names_[block.item],
                            [this, &block](const std::byte* bytes) { write_block(block, bytes); });

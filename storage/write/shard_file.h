@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,6 +13,7 @@
 #include "storage/boxes/gather.h"
 #include "storage/device/device_gatherers.h"
 #include "storage/files/output_file.h"
+#include "storage/files/upload.h"
 #include "storage/format/row_checksums.h"
 
 namespace shardwright {
@@ -31,11 +32,13 @@ class ShardFile {
   /// A safetensors file of chunks, each under the name of its whole tensor, with the DCP sharding metadata
   /// that torch's HuggingFaceStorageReader looks for. Of each chunk name, dtype, shape and offset count; a
   /// name may be there once. Throws Error: argument for what safetensors cannot hold; io.
-  /// `flush`: see OutputFile.
-  ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush);
+  /// `flush`: see OutputFile. `send` takes the bytes in place of a file, under the last name of the path.
+  ShardFile(const std::filesystem::path& path, std::vector<SourceTensor> chunks, bool flush,
+            SendPart send = nullptr);
 
   /// A file of these, one after the other, each behind its own header.
-  ShardFile(const std::filesystem::path& path, std::vector<RowsInFile> items, bool flush);
+  ShardFile(const std::filesystem::path& path, std::vector<RowsInFile> items, bool flush,
+            SendPart send = nullptr);
 
   /// Writes items[i] of the file from tensors[i], on up to `threads` threads (0: all processors). Takes at
   /// most 4 MiB of memory for each, which only what is not contiguous needs, and twice that, pinned, for each
@@ -45,8 +48,9 @@ class ShardFile {
   GatherFigures write(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors,
                       int threads, const DeviceOptions& options = {});
 
-  /// Flushes to the device, unless that was not wanted, and closes; does nothing the second time.
-  void finish() { file_.finish(); }
+  /// Flushes to the device, unless that was not wanted, and closes; does nothing the second time. What is
+  /// sent has then been handed on.
+  void finish();
 
   const std::vector<StoredBytes>& items() const { return items_; }
   std::uint64_t size() const { return size_; }
@@ -55,10 +59,16 @@ class ShardFile {
   /// The checksum of the header, length field included; that of no bytes where there is no header.
   std::uint64_t header_checksum() const;
 
+  /// The most memory that what was to be sent took.
+  std::uint64_t peak_bytes_to_send() const { return upload_ ? upload_->peak_bytes() : 0; }
+
  private:
   struct Block;
   std::vector<Block> blocks_of(std::span<const std::size_t> items, std::span<const TensorInMemory> tensors);
+  void open(const std::filesystem::path& path, bool flush, SendPart send);
   void write_block(const Block& block, const std::byte* bytes);
+  void write_bytes(std::uint64_t offset, const std::byte* bytes, std::uint64_t count,
+                   const std::string& what);
 
   std::string header_;
   std::vector<std::string> names_;
@@ -66,7 +76,8 @@ class ShardFile {
   std::vector<RowGeometry> geometries_;    // of the items
   std::vector<std::string> item_headers_;  // empty, or of each of the items
   std::uint64_t size_;
-  OutputFile file_;
+  std::optional<OutputFile> file_;  // one of the two
+  std::optional<Upload> upload_;
 };
 
 }  // namespace shardwright

@@ -15,6 +15,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 +
 REMOTE = ("s3://bucket/x", "gs://bucket/x", "hf://owner/name", "https://host/x", "unheard-of://x/y")
 READS = ("load", "template", "source", "read_catalog", "empty_state_dict", "verify", "latest", "readers",
          "sharded reader", "torch's reader")  # fmt: skip
+WRITES = ("save", "save of a step", "export", "writers", "sharded writer")
 
 
 def entries(folder: Path) -> list[str]:
@@ -57,28 +58,43 @@ def test_addresses_are_refused_everywhere_and_nothing_is_made(
         "writers": lambda: sw.HuggingFaceStorageWriter(path),
         "sharded writer": lambda: sw.ShardedStorageWriter(path),
     }
-    if not str(path).startswith("file"):  # what is read may be anywhere: test_remote.py
-        calls = {name: call for name, call in calls.items() if name not in READS}
+    if not str(path).startswith("file"):  # what is read may be anywhere: test_remote.py, and test_uploads.py
+        calls = {name: call for name, call in calls.items() if name not in (*READS, *WRITES)}
     for name, call in calls.items():
         with pytest.raises(ValueError, match=match):
             call()
             pytest.fail(f"{name} took {path}")
     text = str(path)
-    commands = [["export", str(tiny), text], ["generate", text]]
+    commands = [["generate", text]]
     if text.startswith("file"):
         commands += [["inspect", text], ["plan", text], ["load", text], ["verify", text], ["simulate", text]]
-        commands += [["export", text, "exported"]]
+        commands += [["export", text, "exported"], ["export", str(tiny), text]]
     for command in commands:
         assert match in told(capsys, *command), command
     assert entries(tmp_path) == []
 
 
+@pytest.mark.parametrize("path", ["hf://owner/name", "https://host/x", Path("hf://a/b")])
+def test_nothing_is_written_to_addresses_that_are_only_read(path, tiny: Path, capsys):
+    state = {"t": torch.ones(2)}
+    for write in (
+        lambda: sw.save(state, path),
+        lambda: sw.save(state, path, step=3),
+        lambda: sw.export(state, path),
+        lambda: sw.HuggingFaceStorageWriter(path),
+        lambda: sw.ShardedStorageWriter(path),
+    ):
+        with pytest.raises(ValueError, match="an address that is only read"):
+            write()
+    assert "an address that is only read" in told(capsys, "export", str(tiny), str(path))
+
+
 def test_a_checkpoint_id_of_dcp_that_is_an_address_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "0.5")
-    with pytest.raises(BaseException, match="remote paths are not supported yet|s3://bucket"):
+    with pytest.raises(BaseException, match="only read|hf://owner/x"):
         dcp.save(
-            {"t": torch.ones(2)}, checkpoint_id="s3://bucket/x", storage_writer=sw.ShardedStorageWriter("a")
+            {"t": torch.ones(2)}, checkpoint_id="hf://owner/x", storage_writer=sw.ShardedStorageWriter("a")
         )
     with pytest.raises(BaseException, match="remote paths are not supported yet|s3://bucket"):
         dcp.load(

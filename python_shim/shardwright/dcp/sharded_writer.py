@@ -10,6 +10,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
-from shardwright.checkpoints import next_order
+from shardwright.checkpoints import keep_last_steps, next_order
 from shardwright.dcp.extended_writing import (
     expect_extensions,
     files_of_torchs,
@@ -42,10 +43,13 @@ from shardwright.dcp.storage_reader import default_threads
 from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
-from shardwright.local_path import expect_overwrite, lasting_path, whole_number
+from shardwright.local_path import expect_overwrite, lasting_place, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
+from shardwright.remote.address import is_address, masked
+from shardwright.remote.pending import PendingObjects, tag_of_save_under_way
+from shardwright.remote.sending import Sending
 from shardwright.report import SaveReport
-from shardwright.system_calls import is_folder
+from shardwright.system_calls import is_folder, is_there
 
 #: Of the files of a save that is not told another one.
 DEFAULT_FORMAT = "torch"
@@ -66,10 +70,12 @@ class StoredPart:
 
 @dataclass(frozen=True)
 class _Share:
-    """What the coordinator tells a rank."""
+    """What the coordinator tells a rank: the folder that it writes in, or the address that it uploads to, and the tag
+    that names then end in."""
 
-    directory: Path
+    directory: Path | str
     rank: int
+    tag: str = ""
 
 
 class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
@@ -82,7 +88,8 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     left alone. :class:`ShardedStorageReader` reads it, and so does torch without Shardwright: see ``format``.
 
     Args:
-        path: the directory that the checkpoint goes into; made if need be.
+        path: the directory that the checkpoint goes into, made if need be; or an address, such as s3://bucket/run, to
+            which each rank uploads its part while it writes it.
         single_file_per_rank: False gives every tensor a file of its own.
         sync_files: whether to flush to the device. Without, a crash of the machine can cost the checkpoint.
         thread_count: threads that write; None: this process's share of the processors.
@@ -130,9 +137,10 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         if keep_last is not None:
             whole_number("keep_last", keep_last, 1, 1 << 48)
         expect_overwrite(overwrite)
-        self.path = Path(lasting_path(path))
+        self.path = lasting_place(path)
         self.format = _format_of(format, serialization_format)
         self.extensions = expect_extensions(_extensions, self.format)
+        self._expect_no_extensions_at_address()
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
         self.thread_count = (
@@ -149,14 +157,23 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         self.report: SaveReport | None = None
         self.sources: list[str] = []  #: directories that the tensors come from
         self._pending: Any = None  # on the coordinator, from planning to publishing
+        self._used_tags: set[str] = set()  # of saves to an address
 
     # --- planning ----------------------------------------------------------------------------------------------
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         self.abandon()
         if checkpoint_id:
-            self.path = Path(lasting_path(checkpoint_id))
+            self.path = lasting_place(checkpoint_id)
+            self._expect_no_extensions_at_address()
         self.save_id = str(uuid.uuid4())
+
+    def _expect_no_extensions_at_address(self) -> None:
+        if self.extensions and isinstance(self.path, str):
+            raise ValueError(
+                f"_extensions: found {[type(extension).__name__ for extension in self.extensions]} and the address "
+                f"{masked(self.path)}; torch's extensions write to folders of this machine alone: pass none, or a path"
+            )
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.abandon()
@@ -169,10 +186,18 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         if is_given_up(plans):
             return plans  # the planner of every rank will say why; nothing is to be written
-        self._pending = _core.PendingCheckpoint(self.path, "sharded", self.overwrite, self.sources)
+        names = [_core.manifest_name, *([_core.torch_metadata_name] if self.format == "torch" else [])]
+        if isinstance(self.path, str):
+            self._pending = PendingObjects(self.path, _core.manifest_name, self._begin)
+            self._pending.call("expect_free", names)
+            self._pending.mark()
+            return [
+                dataclasses.replace(plan, storage_data=_Share(self.path, rank, self._pending.tag))
+                for rank, plan in enumerate(plans)
+            ]
+        self._pending = self._begin(self.path)
         try:
-            torchs = [_core.torch_metadata_name] if self.format == "torch" else []
-            self._pending.expect_free([_core.manifest_name, *torchs])
+            self._pending.expect_free(names)
         except OSError:
             self.abandon()
             raise
@@ -181,6 +206,11 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             dataclasses.replace(plan, storage_data=_Share(directory, rank)) for rank, plan in enumerate(plans)
         ]
 
+    def _begin(self, folder: Path) -> Any:
+        return _core.PendingCheckpoint(
+            folder, "sharded", self.overwrite, [one for one in self.sources if not is_address(one)]
+        )
+
     # --- writing -----------------------------------------------------------------------------------------------
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -188,10 +218,12 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         results: list[WriteResult] = []
         told = b""
         try:
+            place = self._place(share)
             if self.extensions:
-                results = self._write_extended(plan, planner, self._directory(share), share.rank)
+                assert isinstance(place.directory, Path)  # refused at an address
+                results = self._write_extended(plan, planner, place.directory, place.rank)
             else:
-                told = self._write(plan.items, planner, self._directory(share), share.rank)
+                told = self._write(plan.items, planner, place)
         except Exception as error:
             outcome = RankOutcome(share.rank)
             outcome.fail(error)
@@ -200,18 +232,32 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         done.set_result([WriteResult(MetadataIndex(""), 0, told)] if told else results)
         return done
 
-    def _directory(self, share: _Share) -> Path:
+    def _place(self, share: _Share) -> _Share:
         """Where to write. A planner that caches its plans hands back that of an earlier save: then it is the one that
         is being written now, of which there is one."""
+        if isinstance(self.path, str):
+            tag = share.tag
+            if share.directory != self.path or tag in self._used_tags:
+                tag = tag_of_save_under_way(self.path)
+            self._used_tags.add(tag)
+            return _Share(self.path, share.rank, tag)
         if is_folder(share.directory):
-            return share.directory
+            return share
         directory = Path(os.path.realpath(self.path), _core.saving_name, "files")
         if not is_folder(directory):
             raise FileNotFoundError(2, f"{directory}: the directory of this save is not there")
-        return directory
+        return _Share(directory, share.rank)
 
-    def _write(self, items: Sequence[WriteItem], planner: SavePlanner, directory: Path, rank: int) -> bytes:
+    def _write(self, items: Sequence[WriteItem], planner: SavePlanner, place: _Share) -> bytes:
         """Writes this rank's files. Returns what the coordinator is to be told."""
+        if not isinstance(place.directory, str):
+            return self._write_files(items, planner, place, None)
+        with Sending(place.directory) as sending:
+            return self._write_files(items, planner, place, sending)
+
+    def _write_files(
+        self, items: Sequence[WriteItem], planner: SavePlanner, place: _Share, sending: Sending | None
+    ) -> bytes:
         start = time.perf_counter()
         facts, boxes = number_values(items, {})
         order = sorted(range(len(items)), key=lambda number: boxes[number][0])
@@ -221,28 +267,36 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             if items[number].type == WriteItemType.BYTE_IO
         }
         files = _core.RankFiles(
-            directory,
-            rank,
+            "" if sending else place.directory,
+            place.rank,
             _core.encode_values(facts),
             [boxes[number] for number in order],
             [pickles[at].nbytes if at in pickles else 0 for at in range(len(order))],
             self.single_file_per_rank,
             self.sync_files,
-            self._file_name_on(rank),
+            self._file_name_on(place),
             self.format,
+            place.tag,
+            sending.send if sending else None,
         )
         report = SaveReport(threads=self.thread_count, peak_staging_bytes=self.staged_bytes)
-        in_reach = (
-            (pickles[at], False)
-            if at in pickles
-            else self._in_reach(items[number].index.fqn, planner, items[number])
-            for at, number in enumerate(order)
+        # Objects lie behind tensors in their file, and what is sent goes from its beginning to its end.
+        in_reach = chain(
+            (
+                (at, *self._in_reach(items[number].index.fqn, planner, items[number]))
+                for at, number in enumerate(order)
+                if at not in pickles
+            ),
+            ((at, pickle, False) for at, pickle in pickles.items()),
         )
-        for first, tensors, copies in self._batches(in_reach):
-            self._write_tensors(files, first, tensors, copies, report)
+        for numbered, copies in self._batches(in_reach):
+            self._write_tensors(files, numbered, copies, report)
         report.seconds["write"] = time.perf_counter() - start
         told: bytes
         told, report.files, report.bytes_written = files.finish()
+        if sending:
+            sending.finish()
+            report.peak_staging_bytes += files.peak_bytes_to_send + sending.peak_bytes
         report.tensors, report.objects = len(items) - len(pickles), len(pickles)
         report.seconds["total"] = time.perf_counter() - start
         report.seconds["flush"] = report.seconds["total"] - report.seconds["write"]
@@ -265,16 +319,17 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         self.report = report
         return results
 
-    def _file_name_on(self, rank: int) -> Any:
+    def _file_name_on(self, place: _Share) -> Any:
         """The name of this rank's file number so many, which begins with a tensor of that name; None: ours."""
         return None
 
     def _write_tensors(
-        self, files: Any, first: int, tensors: list[torch.Tensor], copies: int, report: SaveReport
+        self, files: Any, numbered: list[tuple[int, torch.Tensor]], copies: int, report: SaveReport
     ) -> None:
-        """Writes the items from number ``first`` on; ``copies``: bytes of those that are."""
+        """Writes the items of these numbers; ``copies``: bytes of those that are."""
+        tensors = [tensor for _, tensor in numbered]
         done = files.write(
-            [(first + i, *memory_of(tensor)) for i, tensor in enumerate(tensors)],
+            [(at, *memory_of(tensor)) for at, tensor in numbered],
             self.thread_count,
             _core.DeviceOptions(self.device_memory, current_streams(tensors)),
         )
@@ -301,20 +356,20 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         return tensor.cpu().resolve_conj().resolve_neg(), True
 
     def _batches(
-        self, in_reach: Iterable[tuple[torch.Tensor, bool]]
-    ) -> Iterator[tuple[int, list[torch.Tensor], int]]:
-        """(number of the first item, tensors to read where they are, bytes of the copies among them), so many that the
-        copies stay within per_thread_copy_ahead, or are one."""
-        first, copied = 0, 0
-        tensors: list[torch.Tensor] = []
-        for number, (tensor, is_copy) in enumerate(in_reach):
-            if is_copy and tensors and copied + tensor.nbytes > self.per_thread_copy_ahead:
-                yield first, tensors, copied
-                first, tensors, copied = number, [], 0
-            tensors.append(tensor)
+        self, in_reach: Iterable[tuple[int, torch.Tensor, bool]]
+    ) -> Iterator[tuple[list[tuple[int, torch.Tensor]], int]]:
+        """(numbers of items and their tensors, to be read where they are; bytes of the copies among them), so many that
+        the copies stay within per_thread_copy_ahead, or are one."""
+        copied = 0
+        numbered: list[tuple[int, torch.Tensor]] = []
+        for at, tensor, is_copy in in_reach:
+            if is_copy and numbered and copied + tensor.nbytes > self.per_thread_copy_ahead:
+                yield numbered, copied
+                copied, numbered = 0, []
+            numbered.append((at, tensor))
             copied += tensor.nbytes if is_copy else 0
-        if tensors:
-            yield first, tensors, copied
+        if numbered:
+            yield numbered, copied
 
     # --- publishing --------------------------------------------------------------------------------------------
 
@@ -332,12 +387,15 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
                 remove_replaced(self.path, replaced, metadata)
             else:
                 self._write_manifest(pending, metadata, told)
-                pending.publish(_core.manifest_name)
+                if isinstance(self.path, str):
+                    pending.publish(_core.manifest_name, expected=_uploaded_files(pending.path))
+                else:
+                    pending.publish(_core.manifest_name)
                 tell_published(metadata, self.storage_meta(), CURRENT_DCP_VERSION)
         finally:
             self.abandon()
         if self.keep_last is not None:  # the save has succeeded by now, whatever becomes of those before it
-            for line in _core.keep_last_steps(self.path.parent, self.keep_last):
+            for line in keep_last_steps(self.path, self.keep_last):
                 warnings.warn(line, stacklevel=2)
 
     def _write_manifest(self, pending: Any, metadata: Metadata, told: list[bytes]) -> None:
@@ -383,7 +441,13 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return "://" not in os.fspath(checkpoint_id)
+        return True
+
+
+def _uploaded_files(directory: Path) -> dict[str, int]:
+    """Sizes of the files that the manifest in this folder names, but those that lie beside it."""
+    files: dict[str, int] = dict(_core.read_manifest(directory).files)
+    return {name: size for name, size in files.items() if not is_there(directory / name)}
 
 
 def _format_of(name: str | None, torchs_word: SerializationFormat | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 import uuid
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchHuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
@@ -36,9 +38,13 @@ from shardwright.describe import (
     spec_of_part,
     tied_heads,
 )
-from shardwright.local_path import expect_overwrite, lasting_path, whole_number
+from shardwright.local_path import expect_overwrite, lasting_place, whole_number
 from shardwright.progress import counters_of
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
+from shardwright.remote.address import address_of, is_address
+from shardwright.remote.pending import PendingObjects
+from shardwright.remote.sending import Sending
+from shardwright.remote.sent_export import send_export
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there
 from shardwright.weight_maps import imported_map, model_name
@@ -63,12 +69,16 @@ def checked_quantization(
     return name, list(weights or [])
 
 
+HF_INDEX_NAME = "model.safetensors.index.json"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Share:
-    """From the coordinator to a rank: what it writes, and where."""
+    """From the coordinator to a rank: what it writes, and where. ``ranks`` is how many do."""
 
     rank: int
     told: bytes
+    ranks: int = 1
 
 
 class _TorchNamedShards(ShardedStorageWriter):
@@ -76,15 +86,15 @@ class _TorchNamedShards(ShardedStorageWriter):
 
     file_numbers: dict[str, int] | None = None
 
-    def _file_name_on(self, rank: int) -> Callable[[str, int], str]:
-        tag = uuid.uuid4().hex[:12]
+    def _file_name_on(self, place: Any) -> Callable[[str, int], str]:
+        rank, tag = place.rank, place.tag or uuid.uuid4().hex[:12]
 
         def name_of(fqn: str, number: int) -> str:
             numbers = self.file_numbers or {fqn: 1}
             name = f"shard-{rank + 1:05d}-model-{numbers[fqn]:05d}-of-{max(numbers.values()):05d}"
             if number:
                 name += f"-{number + 1}"  # a further chunk of a tensor that the first file has a chunk of
-            is_taken = is_there(Path(self.path, name + ".safetensors"))
+            is_taken = place.tag or is_there(Path(self.path, name + ".safetensors"))
             return f"{name}-{tag}.safetensors" if is_taken else f"{name}.safetensors"
 
         return name_of
@@ -101,7 +111,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     memory first, all that this rank holds, which ``report`` counts.
 
     Args:
-        path: the directory that the checkpoint goes into; made if need be.
+        path: the directory that the checkpoint goes into, made if need be; or an address, such as s3://bucket/model:
+            then each file is uploaded by one rank, to which the others give their bytes of it.
         fqn_to_index_mapping: HF name → number of the file (from 1); by default files are filled up to max_shard_size.
         thread_count: threads of each rank that encode and write; None: this process's share of the processors.
         save_distributed, enable_consolidation, thread_count_consolidation: as torch's class of this name has them.
@@ -132,6 +143,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         strict_dtypes: a tensor that would be stored in a dtype that cannot hold all of its numbers, such as F32 as BF16
             because the template has that, is an error; otherwise it is rounded, which ``report.rounded`` lists. What
             ``quantization`` encodes is no such cast.
+        process_group: of the ranks that save to an address, which takes CPU tensors; in the background, one that nobody
+            else uses meanwhile. None: all ranks.
 
     After a save, ``report`` is this rank's :class:`SaveReport`.
     """
@@ -157,8 +170,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         overwrite: bool | None = None,
         strict_dtypes: bool = False,
         quantized_weights: Sequence[str] | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        path = lasting_path(path)
+        path = os.fspath(lasting_place(path))
         expect_overwrite(overwrite)
         quantization, weights = checked_quantization(quantization, quantized_weights)
         if quantization == "template" and template is None:
@@ -174,14 +188,16 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                 "shards of each rank, as save_distributed writes them, take no quantization or template"
             )
         # Not with consolidation: that would make torch's class write to a folder below the path.
+        # And not with an address, which torch's class would open itself.
         super().__init__(
-            os.fspath(path),
+            os.curdir if is_address(path) else path,
             fqn_to_index_mapping,
             threads,
             save_distributed,
             False,
             thread_count_consolidation,
         )
+        self.path = path
         self._shards = (
             None
             if is_export
@@ -201,6 +217,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         )
         self.async_staging_bytes = async_staging_bytes
         self.strict_dtypes = strict_dtypes
+        self.process_group = process_group
         self.report: SaveReport | None = None
         self._request: Any = None
         self._description: Description | None = None
@@ -210,6 +227,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._copied_bytes = 0
         self._publication: Any = None  # on the coordinator, from planning to publishing
         self._start = 0.0
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        super().reset(None if checkpoint_id and is_address(checkpoint_id) else checkpoint_id)
+        if checkpoint_id and is_address(checkpoint_id):
+            self.path = address_of(checkpoint_id)
 
     # --- what each rank holds ------------------------------------------------------------------------------------
 
@@ -270,7 +292,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self.expect_staged()
         if self._shards is not None:
-            self._shards.path = Path(lasting_path(os.fspath(self.path)))
+            self._shards.path = lasting_place(os.fspath(self.path))
             self._shards.file_numbers = self.fqn_to_index_mapping
             self._shards.set_up_storage_writer(is_coordinator, *args, **kwargs)
             return
@@ -302,16 +324,55 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         if self._shards is not None:
             return self._shards.prepare_global_plan(plans)
         self.abandon()
-        self._publication = _core.Publication(self.path, self._request, self.overwrite, self.sources)
-        try:
-            told = self._publication.plan([plan.storage_data for plan in plans])
-        except BaseException:
-            self.abandon()
-            raise
+        holdings = [plan.storage_data for plan in plans]
+        if is_address(self.path):
+            self._refuse_source()
+            self._publication = PendingObjects(address_of(self.path), HF_INDEX_NAME, self._begin)
+            told = self._planned_elsewhere(self._publication, holdings)
+        else:
+            self._publication = self._begin(self.path)
+            try:
+                told = self._publication.plan(holdings)
+            except BaseException:
+                self.abandon()
+                raise
         return [
-            dataclasses.replace(plan, storage_data=_Share(rank, share))
+            dataclasses.replace(plan, storage_data=_Share(rank, share, len(plans)))
             for rank, (plan, share) in enumerate(zip(plans, told, strict=True))
         ]
+
+    def _begin(self, folder: Any) -> Any:
+        sources = [source for source in self.sources if not is_address(source)]
+        return _core.Publication(folder, self._request, self.overwrite, sources, is_address(self.path))
+
+    def _planned_elsewhere(self, pending: PendingObjects, holdings: list[bytes]) -> list[bytes]:
+        """The same at an address, where what names of files begin with is taken for as long as the save runs."""
+        while True:
+            told: list[bytes] = pending.call("plan", holdings)
+            files = pending.decides.files
+            if not files:
+                return told  # the ranks are told why
+            pending.tag = _start_of(next(iter(files)))
+            if pending.mark(files):
+                return told
+            pending.take(f"{pending.tag}-0-of-0.unpublished")
+
+    def _refuse_source(self) -> None:
+        """As the rules of folders do, which see a folder of this machine in place of an address."""
+        place = address_of(self.path)
+        template = (
+            self.template if self.template is None else getattr(self.template, "directory", self.template)
+        )
+        for source in [*self.sources, template]:
+            is_place = (
+                isinstance(source, (str, os.PathLike)) and is_address(source) and address_of(source) == place
+            )
+            if is_place and self.overwrite is not True:
+                raise FileExistsError(
+                    errno.EEXIST,
+                    f"{place}: this is what the checkpoint is made from, and would be replaced; nothing was written. "
+                    "Give another path, or pass overwrite=True to replace it and keep all other files",
+                )
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         if self._shards is not None:
@@ -320,7 +381,12 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         try:
             outcomes = [of_rank[-1].storage_data for of_rank in results]
             expect_success(outcomes)
-            self._publication.publish([outcome.row_sums for outcome in outcomes])
+            row_sums = [outcome.row_sums for outcome in outcomes]
+            if is_address(self.path):
+                files = self._publication.decides.files
+                self._publication.publish(row_sums, expected=files)
+            else:
+                self._publication.publish(row_sums)
         finally:
             self.abandon()
 
@@ -353,6 +419,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
         """What was done, and checksums of what was written."""
         description = self._description or self._resolved(planner)
+        if is_address(self.path):
+            return self._send_share(share, description)
         core = _core.write_share(
             share.told,
             description.specs,
@@ -368,6 +436,27 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
         return report, core.row_sums
 
+    def _send_share(self, share: _Share, description: Description) -> tuple[SaveReport, bytes]:
+        """The same where files are uploaded."""
+        with Sending(address_of(self.path)) as sending:
+            export = _core.SentExport(
+                share.told,
+                description.specs,
+                self._state,
+                self._request,
+                self.thread_count,
+                self.staging_bytes or 0,
+                self._devices(description),
+                counters_of("writing"),
+                share.rank,
+                share.ranks,
+                sending.send,
+            )
+            core, peak = send_export(export, sending, share.ranks, self.process_group)
+        report = SaveReport.of(core, time.perf_counter() - self._start)
+        report.peak_staging_bytes += self.staged_bytes + self._copied_bytes + peak
+        return report, core.row_sums
+
     def _resolved(self, planner: TorchSavePlanner) -> Description:
         """The tensors of another planner's items."""
         description = Description()
@@ -381,6 +470,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             description.local_tensors.append(local)
         self._copied_bytes = copy_to_cpu(description)
         return description
+
+
+def _start_of(name: str) -> str:
+    """What names of files begin with: "model-2" of model-2-00001-of-00003.safetensors."""
+    return name.rsplit("-", 3)[0]
 
 
 def copy_to_cpu(description: Description) -> int:

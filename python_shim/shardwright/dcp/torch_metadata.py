@@ -31,6 +31,8 @@ from torch.serialization import _get_layout
 from shardwright import _core
 from shardwright.local_path import beside
 from shardwright.regular_file import GIT_LFS, IS_POINTER, read_regular
+from shardwright.remote.address import is_address
+from shardwright.system_calls import is_there
 
 METADATA_NAME = ".metadata"
 
@@ -284,9 +286,15 @@ def read_torch_metadata(directory: str | os.PathLike[str], name: str = METADATA_
     Raises:
         CheckpointFormatError: it is damaged, names code that DCP's metadata does not consist of, or places outside the
             directory.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is that of a save to a store that has not been published.
     """
     file = beside(directory, name)
+    is_unpublished = is_address(directory) and is_there(beside(directory, _core.saving_name))
+    if is_unpublished and not _core.has_manifest(os.fspath(directory)):
+        raise FileNotFoundError(
+            f"{directory}: expected a checkpoint, found the files of a save that has not been published; it still runs "
+            "or was interrupted: give a checkpoint whose save has ended"
+        )
     data = read_regular(file, _MOST_BYTES)
     if data.startswith(GIT_LFS):
         raise _core.CheckpointFormatError(f"{file}: {IS_POINTER}")

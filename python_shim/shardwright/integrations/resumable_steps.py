@@ -57,7 +57,7 @@ def steps_in(folder: Path, is_of_training: Callable[[str], bool]) -> Steps:
             others[step] = entry
         else:
             (steps.of_weights if _is_export(entry) else steps.unfinished).append(step)
-    saved_last = None if last is None else step_of(last)
+    saved_last = None if last is None else step_of(Path(last))
     # What ends a training may hold the model alone. Steps beyond it are of a training that was rolled back.
     candidates = sorted((s for s in ours if saved_last is None or s <= saved_last), reverse=True)
     of_ours = _first_of_training(candidates, ours, is_of_training, steps.of_weights)

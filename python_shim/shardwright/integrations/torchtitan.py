@@ -287,7 +287,7 @@ class CheckpointManager(TitanCheckpointManager):
     def _create_checkpoint_id(self, step: int, folder: str = "") -> str:
         """step-N as torchtitan calls it, or the folder of that step that is there, such as step-00000007."""
         root = Path(folder or self.folder)
-        there = step_path(root, step)
+        there = Path(step_path(root, step))
         return str(there if there.is_dir() else root / f"step-{step}")
 
     def _steps(self) -> list[tuple[int, Path]]:

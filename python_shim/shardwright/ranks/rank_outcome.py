@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class RankOutcome:
 
     def fail(self, error: Exception) -> None:
         self.failure = text_of(error) or type(error).__name__
-        self.errno = error.errno or 0 if isinstance(error, OSError) else 0
+        self.errno = _errno_of(error)
         self.misfit = isinstance(error, PlanError)
 
     def encode(self) -> bytes:
@@ -112,7 +113,7 @@ def told(failure: CheckpointException) -> Exception:
     causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
     first = next(iter(causes.values()))
     text = _lines({rank: text_of(cause) for rank, cause in causes.items()})
-    return _error(first.errno or 0 if isinstance(first, OSError) else 0, isinstance(first, PlanError), text)
+    return _error(_errno_of(first), isinstance(first, PlanError), text)
 
 
 def text_of(error: BaseException) -> str:
@@ -136,7 +137,19 @@ def _lines(text_of_rank: dict[int, str]) -> str:
     return "; ".join(lines)
 
 
-def _error(errno: int, misfit: bool, text: str) -> Exception:
-    if errno:
-        return OSError(errno, text)
+def _errno_of(error: BaseException) -> int:
+    """The number of an OSError, or of its class where it has none: stores give none. 0 for other errors."""
+    if not isinstance(error, OSError):
+        return 0
+    classes = (
+        (FileNotFoundError, errno.ENOENT),
+        (FileExistsError, errno.EEXIST),
+        (PermissionError, errno.EACCES),
+    )
+    return error.errno or next((number for kind, number in classes if isinstance(error, kind)), errno.EIO)
+
+
+def _error(number: int, misfit: bool, text: str) -> Exception:
+    if number:
+        return OSError(number, text)
     return PlanError(text) if misfit else ValueError(text)

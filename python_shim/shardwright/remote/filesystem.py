@@ -59,8 +59,12 @@ class FilesystemStore:
         with self._naming(name):
             yield self._files.cat_file(self._path(name), start=begin, end=begin + length)
 
-    def put(self, name: str, data: Any, only_new: bool = False) -> StoredObject:
+    def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
         with self._naming(name):
+            if only_over and self.head(name).version != only_over:
+                raise ChangedObjectError(
+                    f"{self.address}/{name}: the object is not the one that was looked at first"
+                )
             if only_new and self._files.exists(self._path(name)):
                 raise FileExistsError
             self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)

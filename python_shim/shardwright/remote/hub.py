@@ -83,7 +83,7 @@ class HubStore:
                     self._refused(name, answer.status_code)
                 yield from answer.iter_bytes(_CHUNK_BYTES)
 
-    def put(self, name: str, data: Any, only_new: bool = False) -> StoredObject:
+    def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
         self._read_only()
 
     def open_upload(self, name: str, part_bytes: int = 16 << 20) -> Any:

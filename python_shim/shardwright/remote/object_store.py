@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,6 +21,15 @@ SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "azure", "adl", "abfs", "ab
 
 #: Seconds in which a server must send something.
 STALL_SECONDS = 20
+
+#: And in which one that is written to must have taken a part, of which a few leave at a time.
+WRITING_STALL_SECONDS = 120
+
+#: How often what is written is tried again, with pauses of up to 15 s between.
+WRITING_RETRIES = 10
+
+#: Parts of one object that are on their way at a time.
+PARTS_AT_ONCE = 8
 
 #: What a checkpoint's folder can begin with, where a server lists nothing.
 KNOWN_NAMES = (
@@ -59,11 +70,26 @@ class ObjectStore:
             },
             "retry_config": {"max_retries": 0},  # retries.py does, and counts
         }
+        # What is written is tried again by obstore, as only that knows the parts of an upload.
+        writing: dict[str, Any] = {
+            "client_options": options["client_options"]
+            | {"read_timeout": timedelta(seconds=WRITING_STALL_SECONDS)},
+            "retry_config": {
+                "max_retries": WRITING_RETRIES,
+                "retry_timeout": timedelta(seconds=180),
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=100),
+                    "max_backoff": timedelta(seconds=15),
+                    "base": 2,
+                },
+            },
+        }
         if scheme in ("s3", "s3a"):
             options |= _s3_options()
         scheme = {"gcs": "gs", "azure": "az"}.get(scheme, scheme)
         try:
             self._store = from_url(f"{scheme}://{rest}", **options)
+            self._writing = from_url(f"{scheme}://{rest}", **options | writing)
         except Exception as error:
             raise ValueError(f"{self.address}: cannot open this store: {masked(str(error))}") from None
 
@@ -104,10 +130,12 @@ class ObjectStore:
                 return
             yield chunk
 
-    def put(self, name: str, data: Any, only_new: bool = False) -> StoredObject:
-        with self._naming(name):
-            how = {"mode": "create"} if only_new else {"use_multipart": False}
-            done = self._obstore.put(self._store, name, data, **how)
+    def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
+        how: dict[str, Any] = {"use_multipart": False}
+        if only_new or only_over:
+            how = {"mode": {"e_tag": only_over} if only_over else "create"}
+        with self._naming(name, "cannot write there: there is no such bucket"):
+            done = self._obstore.put(self._writing, name, data, **how)
         return StoredObject(name, memoryview(data).nbytes, done["e_tag"] or "")
 
     def open_upload(self, name: str, part_bytes: int = 16 << 20) -> ObjectUpload:
@@ -115,7 +143,7 @@ class ObjectStore:
 
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError), self._naming(name):
-            self._obstore.delete(self._store, name)
+            self._obstore.delete(self._writing, name)
 
     def _probed(self, folder: str) -> Listing:
         """A server of plain HTTP lists nothing: it is asked for the files that a checkpoint can begin with."""
@@ -129,7 +157,7 @@ class ObjectStore:
             return Listing([found for found in pool.map(find, KNOWN_NAMES) if found is not None])
 
     @contextmanager
-    def _naming(self, name: str) -> Iterator[None]:
+    def _naming(self, name: str, absent: str = "there is no such object") -> Iterator[None]:
         """Turns what obstore raises into errors that say of which object, and whether trying again can help."""
         where = f"{self.address}/{name}".rstrip("/")
         try:
@@ -137,27 +165,36 @@ class ObjectStore:
         except StoreError:
             raise
         except FileNotFoundError:
-            raise FileNotFoundError(f"{where}: there is no such object") from None
+            raise FileNotFoundError(f"{where}: {absent}") from None
         except Exception as error:
             raise _told(error, where) from None
 
 
+class _AbandonedError(Exception):
+    pass
+
+
 class ObjectUpload:
-    """A multipart upload: parts leave while others are written."""
+    """A multipart upload: parts leave while others are written. obstore runs it in a thread that takes the parts from
+    a queue, and aborts it, so that the store forgets the parts, where taking one fails."""
 
     def __init__(self, store: ObjectStore, name: str, part_bytes: int) -> None:
         self._in, self._name, self._size = store, name, 0
-        with store._naming(name):
-            self._writer: Any = store._obstore.open_writer(store._store, name, buffer_size=part_bytes)
+        self._part_bytes = part_bytes
+        self._parts: queue.Queue[Any] = queue.Queue(1)
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"uploading {name}", daemon=True)
+        self._thread.start()
 
     def write(self, data: Any) -> None:
-        with self._in._naming(self._name):
-            self._writer.write(data)
         self._size += memoryview(data).nbytes
+        self._give(data)
 
     def finish(self) -> StoredObject:
-        with self._in._naming(self._name):
-            self._writer.close()
+        self._give(None)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
         found = self._in.head(self._name)
         if found.size != self._size:
             where = f"{self._in.address}/{self._name}"
@@ -165,7 +202,38 @@ class ObjectUpload:
         return found
 
     def abandon(self) -> None:
-        self._writer = None  # dropped unfinished, it publishes nothing
+        with suppress(Exception):
+            self._give(_AbandonedError())
+        self._thread.join(timeout=60)
+
+    def _run(self) -> None:
+        try:
+            with self._in._naming(self._name, "cannot write there: there is no such bucket"):
+                self._in._obstore.put(
+                    self._in._writing,
+                    self._name,
+                    self._given(),
+                    use_multipart=True,
+                    chunk_size=self._part_bytes,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
+        except Exception as error:
+            self._failure = error
+
+    def _given(self) -> Iterator[Any]:
+        while (part := self._parts.get()) is not None:
+            if isinstance(part, _AbandonedError):
+                raise part
+            yield part
+
+    def _give(self, part: Any) -> None:
+        """Waits until there is room. Raises why the upload has failed."""
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._parts.put(part, timeout=0.5)
+                return
+        if self._failure is not None:
+            raise self._failure
 
 
 def _s3_options() -> dict[str, Any]:
@@ -184,7 +252,9 @@ def _s3_options() -> dict[str, Any]:
 
 
 def _object_of(name: str, meta: Any) -> StoredObject:
-    return StoredObject(name, meta["size"], _version_of(meta))
+    changed = meta.get("last_modified")
+    modified = changed.timestamp() if changed is not None else 0.0
+    return StoredObject(name, meta["size"], _version_of(meta), modified)
 
 
 def _version_of(meta: Any) -> str:
@@ -209,5 +279,7 @@ def _told(error: Exception, where: str) -> Exception:
         return DeniedError(
             f"{where}: access was denied; the credentials are missing, expired or not good for it ({cause})"
         )
+    if status == 404:
+        return FileNotFoundError(f"{where}: there is no such bucket")
     may_pass = isinstance(error, exceptions.GenericError) and (status in (0, 408, 425, 429) or status >= 500)
     return StoreError(f"{where}: {cause}", may_pass)

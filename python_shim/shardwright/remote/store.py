@@ -29,11 +29,12 @@ class DeniedError(StoreError, PermissionError):
 @dataclass(frozen=True)
 class StoredObject:
     """``name`` is relative to the store, ``size`` in bytes. ``version`` changes when the object does: its etag, or what
-    else the store tells; empty where it tells nothing."""
+    else the store tells; empty where it tells nothing. ``modified`` is in seconds since 1970; 0: not told."""
 
     name: str
     size: int
     version: str = ""
+    modified: float = 0.0
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Upload(Protocol):
     """An object that is being written, in parts. It is there, whole, once `finish` has returned, and not before."""
 
     def write(self, data: Any) -> None:
-        """Appends bytes (any contiguous buffer). They may be changed once this has returned."""
+        """Appends bytes (any contiguous buffer), which nobody changes from then on. Waits while much is under way."""
 
     def finish(self) -> StoredObject:
         """Publishes the object."""
@@ -60,8 +61,9 @@ class Upload(Protocol):
 class Store(Protocol):
     """Names are relative to ``address`` and have no slash before or after. Any number of threads may call.
 
-    Nothing is tried again here, see `retries`. All raise FileNotFoundError for what is not there, `DeniedError`,
-    `ChangedObjectError` and `StoreError`, each naming the object. No message holds a query or a password.
+    Reads are not tried again here, see `retries`; what is written is, as far as a store can. All raise
+    FileNotFoundError for what is not there, `DeniedError`, `ChangedObjectError` and `StoreError`, each naming the
+    object. No message holds a query or a password.
     """
 
     address: str
@@ -77,8 +79,9 @@ class Store(Protocol):
         With a version: of that version alone, otherwise `ChangedObjectError`.
         """
 
-    def put(self, name: str, data: Any, only_new: bool = False) -> StoredObject:
-        """Writes an object at once. ``only_new``: raises FileExistsError where there is one."""
+    def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
+        """Writes an object at once. ``only_new``: raises FileExistsError where there is one. ``only_over``: raises
+        ChangedObjectError where that version is no longer there."""
 
     def open_upload(self, name: str, part_bytes: int = 16 << 20) -> Upload: ...
 

@@ -8,7 +8,7 @@ from shardwright import _core
 from shardwright.catalog import read_catalog
 from shardwright.cli.answer import Answer
 from shardwright.cli.options import add_quantization, add_ranks, add_rules
-from shardwright.local_path import local_path, location
+from shardwright.local_path import lasting_place, location
 
 HELP = "load a checkpoint and write it as another"
 
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    local_path(options.destination)
+    lasting_place(options.destination)
     options.source = location(options.source)
     if _core.kind_of(options.source) in ("huggingface", "nothing", "adapter"):
         read_catalog(options.source)  # a bad checkpoint is refused before torch is imported
