@@ -6,7 +6,8 @@
 The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the
 engine is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank
 does by itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an
-engine's rank, which says what it needs. `--every 1` looks at all trainer ranks, and at what an engine's rank then receives.
+engine's rank, which says what it needs. `--every 1` looks at all trainer ranks, and at what an engine's rank then
+receives.
 """
 
 from __future__ import annotations
