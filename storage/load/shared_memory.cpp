@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <utility>
 
@@ -70,6 +71,16 @@ void take_huge_pages(std::byte* memory, std::size_t bytes) {
   if (whole > 0) ::madvise(memory, whole, collapse);
 }
 
+/// Bytes that the system can still give, by its own estimate; the most there can be where it does not tell.
+std::size_t available_memory() {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  for (std::size_t kilobytes = 0; file >> name >> kilobytes;
+       file.ignore(std::numeric_limits<int>::max(), '\n'))
+    if (name == "MemAvailable:") return kilobytes * 1024;
+  return std::numeric_limits<std::size_t>::max();
+}
+
 std::string target_of_link(const char* path) {
   char target[PATH_MAX];
   const ssize_t length = ::readlink(path, target, sizeof target);
@@ -112,6 +123,9 @@ SharedMemory::~SharedMemory() {
 }
 
 SharedMemory SharedMemory::create(std::size_t bytes) {
+  // The system would end processes, any of them, before it refused.
+  if (bytes > available_memory())
+    refuse("the system has no " + std::to_string(bytes) + " bytes for it", ENOMEM);
   Closes made{::memfd_create("shardwright", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
   if (made.descriptor < 0) refuse("memfd_create", errno);
   const auto size = static_cast<off_t>(bytes);

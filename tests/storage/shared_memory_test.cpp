@@ -70,6 +70,12 @@ TEST(shared_memory, what_is_none_is_refused) {
   expect_error(ErrorKind::io, {"cannot open"}, [] { SharedMemory::open("/proc/1/fd/none", bytes); });
 }
 
+TEST(shared_memory, more_than_there_is_is_refused_before_any_is_taken) {
+  constexpr std::size_t petabyte = std::size_t{1} << 50;
+  expect_error(ErrorKind::io, {"shared memory: the system has no 1125899906842624 bytes for it"},
+               [] { SharedMemory::create(petabyte); });
+}
+
 TEST(shared_memory, more_than_the_system_gives_is_an_error_that_says_so) {
   EXPECT_TRUE(ended_well(in_child([] {
     ::signal(SIGXFSZ, SIG_IGN);
