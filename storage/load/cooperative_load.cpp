@@ -109,6 +109,7 @@ void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_
   limits_.cached_files_apart = how.cached_files_apart;
   cooperation_ = cooperate(transfers_of_ranks, catalog_, limits_);
   bytes_in_all_ = 0;
+  leave_node();
   if (!devices_are_open_) {
     devices_are_open_ = devices_.any();
     devices_.open();

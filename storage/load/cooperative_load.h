@@ -127,6 +127,7 @@ class CooperativeLoad {
   class SharesToTake;
   struct NodeRun;
   PieceRing::Sizes ring_sizes() const;
+  void leave_node() noexcept;
   bool run_on_node(std::chrono::milliseconds timeout, const LoadOptions& options);
   void work_on_node(Reader& reader, NodeRun& run);
   void publish(Reader& reader, const StagedTask& staged, NodeRun& run) const;

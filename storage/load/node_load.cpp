@@ -108,11 +108,16 @@ void CooperativeLoad::join_node(SharedMemory memory) {
   ring_->join();
 }
 
+void CooperativeLoad::leave_node() noexcept {
+  ring_.reset();
+  memory_.reset();
+}
+
 bool CooperativeLoad::read_on_node(std::chrono::milliseconds timeout, const LoadOptions& options) {
   try {
     const bool all_well = run_on_node(timeout, options);
     for (Reader& reader : readers_) reader.tasks->give_up();
-    if (all_well) memory_.reset();
+    if (all_well) leave_node();
     return all_well;
   } catch (...) {
     ring_->fail();

@@ -18,6 +18,7 @@ std::size_t rounded_up(std::size_t value, std::size_t unit) { return (value + un
 }  // namespace
 
 /// All of these begin as zeros. Each stands in cache lines of its own, as many threads write them.
+// NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding)
 struct alignas(64) PieceRing::Head {
   std::atomic<std::uint64_t> next;  // piece to be read
   alignas(64) std::atomic<std::uint32_t> events;

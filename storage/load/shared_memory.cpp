@@ -87,19 +87,27 @@ std::string target_of_link(const char* path) {
   return length <= 0 ? std::string() : std::string(target, static_cast<std::size_t>(length));
 }
 
-/// State and start of a process, as /proc tells; a state of 0 where it is gone.
+/// State and start of a process, as /proc tells; a state of 0 where there is none, '?' where that cannot be
+/// known now, as when this process has too many files open.
 std::pair<char, unsigned long long> state_of(long long process) {
-  std::ifstream file("/proc/" + std::to_string(process) + "/stat");
-  std::string line;
-  if (!std::getline(file, line)) return {0, 0};
-  std::istringstream fields(line.substr(line.rfind(')') + 1));  // its name before may hold anything
+  constexpr std::pair<char, unsigned long long> unknown{'?', 0};
+  const std::string path = "/proc/" + std::to_string(process) + "/stat";
+  const Closes file{uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); })};
+  if (file.descriptor < 0) return errno == ENOENT ? std::pair{char{0}, 0ULL} : unknown;
+  char line[1024];
+  const ssize_t length = uninterrupted([&] { return ::read(file.descriptor, line, sizeof line); });
+  if (length < 0) return errno == ESRCH ? std::pair{char{0}, 0ULL} : unknown;
+  const std::string text(line, static_cast<std::size_t>(length));
+  const std::size_t name_ends = text.rfind(')');  // it may hold anything
+  if (name_ends == std::string::npos) return unknown;
+  std::istringstream fields(text.substr(name_ends + 1));
   char state = 0;
   fields >> state;
   std::string skipped;
   for (int field = 4; field < 22; ++field) fields >> skipped;
   unsigned long long started = 0;
   fields >> started;
-  return {fields ? state : char{0}, started};
+  return fields ? std::pair{state, started} : unknown;
 }
 
 }  // namespace
@@ -172,7 +180,8 @@ NodeProcess NodeProcess::own() { return {::getpid(), state_of(::getpid()).second
 
 bool NodeProcess::is_gone() const {
   const auto [state, start] = state_of(number);
-  return state == 0 || state == 'Z' || state == 'X' || start != started;
+  if (state == '?') return false;
+  return state == 0 || state == 'Z' || state == 'X' || (started != 0 && start != started);
 }
 
 }  // namespace shardwright

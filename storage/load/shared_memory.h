@@ -45,11 +45,11 @@ std::string this_node();
 /// A process of this node. Trivial, so that it can lie in shared memory.
 struct NodeProcess {
   long long number = 0;
-  unsigned long long started = 0;  ///< tells it from a later process of that number
+  unsigned long long started = 0;  ///< tells it from a later process of that number; 0: not known
 
   static NodeProcess own();
 
-  /// True once it has ended.
+  /// True once it has ended; false where that cannot be known.
   bool is_gone() const;
 };
 

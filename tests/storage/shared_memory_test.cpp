@@ -104,6 +104,11 @@ TEST(shared_memory, a_process_that_has_ended_is_seen_even_before_its_parent_asks
   EXPECT_TRUE(process.is_gone()) << "a zombie";
   EXPECT_FALSE(ended_well(child));
   EXPECT_TRUE(process.is_gone());
+  EXPECT_TRUE(ended_well(in_child([] {
+    const NodeProcess parent{::getppid(), 0};
+    const rlimit none{0, 0};
+    return !parent.is_gone() && ::setrlimit(RLIMIT_NOFILE, &none) == 0 && !parent.is_gone();
+  }))) << "where no file can be opened, nothing is known";
   process = NodeProcess::own();
   process.started += 1;
   EXPECT_TRUE(process.is_gone()) << "another process of that number";
