@@ -6,7 +6,8 @@
 The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the
 engine is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank
 does by itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an
-engine's rank, which says what it needs. `--every 1` looks at all trainer ranks, and at what an engine's rank then receives.
+engine's rank, which says what it needs. With `--every 1` it looks at all trainer ranks, and at what an engine's rank
+then receives.
 """
 
 from __future__ import annotations
@@ -93,10 +94,9 @@ def main() -> None:
     ]  # fmt: skip
     encoded = _core.encode_values(values, mesh, list(range(ranks)))
     states = [_core.encode_state(rank, [(encoded, None)]) for rank in range(ranks)]
-    holdings = [
-        _core.describe_export(specs_of(natives, placements, mesh, 0), state, request) for state in states[:1]
-    ]
-    holdings += [_core.describe_export([], state, request) for state in states[1:]]
+    specs = specs_of(natives, placements, mesh, 0)
+    holdings = [_core.describe_export(specs, states[0], request)]
+    holdings += [_core.describe_export(specs[:1], state, request) for state in states[1:]]
     begin = clock()
     shares = _core.plan_export(holdings, request, "")
     first = clock() - begin
@@ -119,9 +119,8 @@ def main() -> None:
         specs = specs_of(natives, placements, mesh, rank)
         planned = _core.PlannedRefit()
         begin = clock()
-        _core.begin_refit_plan(shares[rank], _core.RefitSide(), request, 1 << 20, planned)
         told = _core.plan_sends(
-            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, planned
+            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, 1 << 20, planned
         )
         seconds_of_trainer = max(seconds_of_trainer, clock() - begin)
         told_first[rank] = told[ranks]
