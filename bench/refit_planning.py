@@ -85,6 +85,7 @@ def main() -> None:
         request = _core.ExportRequest(catalog, "auto", "automodel", "mxfp8", [], False, 5_000_000_000, {})
     mesh = [options.experts_over, options.cut_over]
     ranks, engines = mesh[0] * mesh[1], options.tensor_parallel * options.expert_parallel
+    message_bytes = min(4 << 20, (128 << 20) // (2 * engines))  # as sw.refit has it
     shard = _core.Placement.shard
     placements = [[shard(0), shard(1)] if native.stacked else [shard(0), shard(0)] for native in natives]
     values = [
@@ -111,7 +112,7 @@ def main() -> None:
             needs.append(_core.needs_beside(plan_of_engine, side))
             continue
         begin = clock()
-        needs.append(_core.begin_refit_plan(shares[0], side, request, 1 << 20, plan_of_engine))
+        needs.append(_core.begin_refit_plan(shares[0], side, request, message_bytes, plan_of_engine))
         seconds_of_engine = clock() - begin
     seconds_of_trainer, bytes_of_plan, sent = 0.0, 0, []
     told_first: list[bytes] = [b""] * (ranks + engines)
@@ -120,7 +121,7 @@ def main() -> None:
         planned = _core.PlannedRefit()
         begin = clock()
         told = _core.plan_sends(
-            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, 1 << 20, planned
+            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, message_bytes, planned
         )
         seconds_of_trainer = max(seconds_of_trainer, clock() - begin)
         told_first[rank] = told[ranks]
