@@ -6,8 +6,8 @@
 The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the
 engine is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank
 does by itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an
-engine's rank, which says what it needs. `--every 1` looks at all trainer ranks, and at what an engine's rank then
-receives.
+engine's rank, which says what it needs. With `--every 1` it looks at all trainer ranks, and at what an engine's rank
+then receives.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def main() -> None:
         request = _core.ExportRequest(catalog, "auto", "automodel", "mxfp8", [], False, 5_000_000_000, {})
     mesh = [options.experts_over, options.cut_over]
     ranks, engines = mesh[0] * mesh[1], options.tensor_parallel * options.expert_parallel
+    message_bytes = min(4 << 20, (128 << 20) // (2 * engines))  # as sw.refit has it
     shard = _core.Placement.shard
     placements = [[shard(0), shard(1)] if native.stacked else [shard(0), shard(0)] for native in natives]
     values = [
@@ -94,10 +95,9 @@ def main() -> None:
     ]  # fmt: skip
     encoded = _core.encode_values(values, mesh, list(range(ranks)))
     states = [_core.encode_state(rank, [(encoded, None)]) for rank in range(ranks)]
-    holdings = [
-        _core.describe_export(specs_of(natives, placements, mesh, 0), state, request) for state in states[:1]
-    ]
-    holdings += [_core.describe_export([], state, request) for state in states[1:]]
+    specs = specs_of(natives, placements, mesh, 0)
+    holdings = [_core.describe_export(specs, states[0], request)]
+    holdings += [_core.describe_export(specs[:1], state, request) for state in states[1:]]
     begin = clock()
     shares = _core.plan_export(holdings, request, "")
     first = clock() - begin
@@ -112,7 +112,7 @@ def main() -> None:
             needs.append(_core.needs_beside(plan_of_engine, side))
             continue
         begin = clock()
-        needs.append(_core.begin_refit_plan(shares[0], side, request, 1 << 20, plan_of_engine))
+        needs.append(_core.begin_refit_plan(shares[0], side, request, message_bytes, plan_of_engine))
         seconds_of_engine = clock() - begin
     seconds_of_trainer, bytes_of_plan, sent = 0.0, 0, []
     told_first: list[bytes] = [b""] * (ranks + engines)
@@ -120,9 +120,8 @@ def main() -> None:
         specs = specs_of(natives, placements, mesh, rank)
         planned = _core.PlannedRefit()
         begin = clock()
-        _core.begin_refit_plan(shares[rank], _core.RefitSide(), request, 1 << 20, planned)
         told = _core.plan_sends(
-            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, planned
+            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, message_bytes, planned
         )
         seconds_of_trainer = max(seconds_of_trainer, clock() - begin)
         told_first[rank] = told[ranks]

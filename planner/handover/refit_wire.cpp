@@ -17,7 +17,7 @@ namespace shardwright {
 namespace {
 
 constexpr unsigned refit_wire_version = 1;
-constexpr std::int64_t most_dimensions = 64;
+constexpr std::uint64_t most_dimensions = 64;
 
 void check(bool holds, const char* why) {
   if (!holds) throw Error(ErrorKind::malformed, std::string("this plan of a hand-over is damaged: ") + why);
@@ -39,12 +39,14 @@ class BoxWriter {
   void add(const ExportedBox& part) {
     to_.add_boxes(zigzag(std::int64_t{part.tensor} - last_));
     last_ = part.tensor;
-    to_.add_boxes(number_of(part.view));
-    to_.add_boxes(part.box.size.size());
-    for (std::size_t d = 0; d < part.box.size.size(); ++d) {
-      to_.add_boxes(static_cast<std::uint64_t>(part.box.size[d]));
-      to_.add_boxes(static_cast<std::uint64_t>(part.box.offset[d]));
+    const std::size_t dimensions = part.box.size.size();
+    to_.add_boxes(number_of(part.view) * most_dimensions + dimensions);
+    if (last_box_.size.size() != dimensions) last_box_ = {Shape(dimensions, 0), Shape(dimensions, 0)};
+    for (std::size_t d = 0; d < dimensions; ++d) {
+      to_.add_boxes(zigzag(part.box.size[d] - last_box_.size[d]));
+      to_.add_boxes(zigzag(part.box.offset[d] - last_box_.offset[d]));
     }
+    last_box_ = part.box;
     to_.set_count(to_.count() + 1);
   }
 
@@ -61,14 +63,20 @@ class BoxWriter {
 
   wire::StoredBoxes& to_;
   std::int64_t last_ = 0;
+  Box last_box_;
   std::map<Shape, std::uint64_t> views_;
 };
+
+/// A number and its distance to the next one, whatever they are.
+std::int64_t plus(std::int64_t a, std::int64_t distance) {
+  return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(distance));
+}
 
 std::vector<Shape> views_of(const wire::StoredBoxes& message) {
   std::vector<Shape> views(1);
   int extent = 0;
   for (const std::uint32_t dimensions : message.view_dimensions()) {
-    check(dimensions > 0 && dimensions <= most_dimensions &&
+    check(dimensions > 0 && dimensions < most_dimensions &&
               std::cmp_less_equal(dimensions, message.view_extent_size() - extent),
           "a view is cut short");
     Shape& view = views.emplace_back();
@@ -88,23 +96,27 @@ std::vector<ExportedBox> boxes_from(const wire::StoredBoxes& message, const Cata
     return message.boxes(at++);
   };
   std::int64_t tensor = 0;
+  Box last;
   for (std::uint64_t b = 0; b < message.count(); ++b) {
     const std::int64_t step = from_zigzag(next());
     check(step >= -tensor && step < std::ssize(catalog.tensors) - tensor,
           "a box is of a tensor that there is not");
     tensor += step;
     const SourceTensor& source = catalog.tensors[static_cast<std::size_t>(tensor)];
-    const std::uint64_t view = next();
+    const std::uint64_t head = next();
+    const std::uint64_t view = head / most_dimensions;
     check(view < views.size(), "a box is of a view that there is not");
     const Shape own = in_units(source.dtype, source.shape);
     check(view == 0 || view_with(views[view], own).has_value(), "a view is none of its tensor");
     const Shape& shape = view == 0 ? own : views[view];
-    check(next() == shape.size(), "a box has other dimensions than its tensor");
+    check(head % most_dimensions == shape.size(), "a box has other dimensions than its tensor");
+    if (last.size.size() != shape.size()) last = {Shape(shape.size(), 0), Shape(shape.size(), 0)};
     ExportedBox& part = boxes.emplace_back(ExportedBox{static_cast<std::uint32_t>(tensor), views[view], {}});
     for (std::size_t d = 0; d < shape.size(); ++d) {
-      part.box.size.push_back(static_cast<std::int64_t>(next()));
-      part.box.offset.push_back(static_cast<std::int64_t>(next()));
+      last.size[d] = plus(last.size[d], from_zigzag(next()));
+      last.offset[d] = plus(last.offset[d], from_zigzag(next()));
     }
+    part.box = last;
     check(lies_inside(part.box, shape) && !is_empty(part.box), "a box does not lie inside of its tensor");
   }
   check(at == message.boxes_size(), "there are more numbers than boxes");
@@ -114,9 +126,11 @@ std::vector<ExportedBox> boxes_from(const wire::StoredBoxes& message, const Cata
 void fill(wire::HandedList& to, const HandedList& list) {
   to.set_rank(list.rank);
   BoxWriter writer(*to.mutable_boxes());
+  std::uint32_t last = 0;
   for (const HandedBox& handed : list.boxes) {
     writer.add(handed.part);
-    to.mutable_boxes()->add_need(handed.need);
+    to.mutable_boxes()->add_need(static_cast<std::int32_t>(handed.need - last));
+    last = handed.need;
   }
 }
 
@@ -124,8 +138,11 @@ HandedList list_from(const wire::HandedList& message, const Catalog& catalog) {
   HandedList list{message.rank(), {}};
   std::vector<ExportedBox> boxes = boxes_from(message.boxes(), catalog);
   check(std::cmp_equal(message.boxes().need_size(), boxes.size()), "boxes have no needs");
-  for (std::size_t b = 0; b < boxes.size(); ++b)
-    list.boxes.push_back({message.boxes().need(static_cast<int>(b)), std::move(boxes[b])});
+  std::uint32_t need = 0;
+  for (std::size_t b = 0; b < boxes.size(); ++b) {
+    need += static_cast<std::uint32_t>(message.boxes().need(static_cast<int>(b)));
+    list.boxes.push_back({need, std::move(boxes[b])});
+  }
   return list;
 }
 

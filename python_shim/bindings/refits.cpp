@@ -168,9 +168,7 @@ void bind_sides(py::module_& m) {
 }
 
 /// What a trainer's rank gives, of tensors that need no memory.
-std::vector<ExportedBox> given_by_rank(const std::string& share, const std::vector<TensorSpec>& specs,
-                                       const RankState& state, const ExportRequest& request) {
-  const SharedExport shared = shared_export(share, specs, state, request, {});
+std::vector<ExportedBox> given_by_rank(const SharedExport& shared) {
   const ExportLayout& layout = shared.described.layout;
   const LoadPlan plan = plan_of_parts(shared.parts.specs, shared.described);
   const ExportTasks work = export_tasks(
@@ -208,13 +206,21 @@ void bind_steps(py::module_& m) {
   m.def(
       "plan_sends",
       [](int rank, const std::string& share, const std::vector<TensorSpec>& specs, const std::string& state,
-         const ExportRequest& request, const std::vector<std::string>& needs, PlannedRefit& planned) {
-        const std::vector<std::string> told =
-            plan_sends(rank, given_by_rank(share, specs, decode_state(state), request), needs, planned);
+         const ExportRequest& request, const std::vector<std::string>& needs, std::size_t message_bytes,
+         PlannedRefit& planned) {
+        std::vector<std::string> told;
+        {
+          const py::gil_scoped_release released;
+          SharedExport shared = shared_export(share, specs, decode_state(state), request, {});
+          std::vector<ExportedBox> given = given_by_rank(shared);
+          planned = begin_plan(std::move(shared.described), {}, message_bytes);
+          told = plan_sends(rank, std::move(given), needs, planned);
+        }
         return std::vector<py::bytes>(told.begin(), told.end());
       },
       py::arg("rank"), py::arg("share"), py::arg("specs"), py::arg("state"), py::arg("request"),
-      py::arg("needs"), py::arg("planned"), "What each rank is told of what this one sends.");
+      py::arg("needs"), py::arg("message_bytes"), py::arg("planned"),
+      "What each rank is told of what this one sends.");
   m.def("plan_receives", &plan_receives, py::arg("told"), py::arg("planned"));
 }
 

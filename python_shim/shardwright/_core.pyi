@@ -1195,6 +1195,7 @@ def plan_sends(
     state: str | bytes,
     request: ExportRequest,
     needs: collections.abc.Sequence[str | bytes],
+    message_bytes: int,
     planned: PlannedRefit,
 ) -> list[bytes]: ...
 def projection_names(stack: str | bytes) -> list[str]: ...

@@ -120,7 +120,8 @@ std::vector<std::string> answers_of(const std::vector<std::string>& bytes, const
   }
   const auto engines = static_cast<std::size_t>(
       std::count_if(told.begin(), told.end(), [](const Told& one) { return !one.engine.empty(); }));
-  const std::size_t streams = 4 * std::max<std::size_t>(1, std::max(engines, holdings.size()));
+  // A sender has a message for each of them in the making, in its half of the memory.
+  const std::size_t streams = 2 * std::max<std::size_t>(1, engines);
   common.message_bytes = std::clamp(options.staging_bytes / streams, smallest_message, largest_message);
   keys += told.front().asked + common.tensors + std::to_string(common.message_bytes);
   for (const Told& one : told) keys += (one.is_trainer ? "trainer" : "") + one.engine;

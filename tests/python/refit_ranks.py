@@ -143,8 +143,8 @@ class Expected:
 
 
 def random_engine(files: dict[str, torch.Tensor], ranks: int, seed: int) -> list[Expected]:
-    """Ranks of an engine that hold random slices of the tensors of a checkpoint: whole ones, along any dimension, several
-    one behind the other in one tensor, transposed, with gaps in memory."""
+    """Ranks of an engine that hold random slices of the tensors of a checkpoint: whole ones, along any dimension,
+    several one behind the other in one tensor, transposed, with gaps in memory."""
     of_rank = [Expected() for _ in range(ranks)]
     draw = random.Random(seed)
     names = sorted(name for name, tensor in files.items() if tensor.numel())
