@@ -43,32 +43,32 @@ constexpr int tiles_at_once = 64;
 
 struct Encoding {
   const char* name;
+  std::int64_t block_rows;
+  std::int64_t block_columns;
   DType element;
   DType scale;
   Product product;
-  std::int64_t block_rows;
-  std::int64_t block_columns;
   std::optional<EncodingRule> rule;
 };
 
 constexpr Encoding encodings[] = {
-    {"mxfp8", DType::F8_E4M3, DType::F8_E8M0, Product::exact_once, 1, 32, EncodingRule::mxfp8},
-    {"block_fp8", DType::F8_E4M3, DType::F32, Product::to_f32_first, 128, 128, EncodingRule::block_fp8},
-    {"block_fp8_e8m0", DType::F8_E4M3, DType::F8_E8M0, Product::exact_once, 128, 128, {}},
-    {"channel_fp8", DType::F8_E4M3, DType::BF16, Product::to_f32_first, 1, columns, {}},
-    {"tensor_fp8", DType::F8_E4M3, DType::F32, Product::to_f32_first, rows, columns, {}},
-    {"mxfp4, ModelOpt's rule", DType::F4, DType::F8_E8M0, Product::exact_once, 1, 32,
+    {"mxfp8", 1, 32, DType::F8_E4M3, DType::F8_E8M0, Product::exact_once, EncodingRule::mxfp8},
+    {"block_fp8", 128, 128, DType::F8_E4M3, DType::F32, Product::to_f32_first, EncodingRule::block_fp8},
+    {"block_fp8_e8m0", 128, 128, DType::F8_E4M3, DType::F8_E8M0, Product::exact_once, {}},
+    {"channel_fp8", 1, columns, DType::F8_E4M3, DType::BF16, Product::to_f32_first, {}},
+    {"tensor_fp8", rows, columns, DType::F8_E4M3, DType::F32, Product::to_f32_first, {}},
+    {"mxfp4, ModelOpt's rule", 1, 32, DType::F4, DType::F8_E8M0, Product::exact_once,
      EncodingRule::mxfp4_modelopt},
-    {"mxfp4, OCP's rule", DType::F4, DType::F8_E8M0, Product::exact_once, 1, 32, EncodingRule::mxfp4_ocp},
-    {"mxfp4, gpt-oss's rule", DType::F4, DType::F8_E8M0, Product::exact_once, 1, 32,
+    {"mxfp4, OCP's rule", 1, 32, DType::F4, DType::F8_E8M0, Product::exact_once, EncodingRule::mxfp4_ocp},
+    {"mxfp4, gpt-oss's rule", 1, 32, DType::F4, DType::F8_E8M0, Product::exact_once,
      EncodingRule::mxfp4_gpt_oss},
-    {"nvfp4, ModelOpt's", DType::F4, DType::F8_E4M3, Product::modelopt_nvfp4, 1, 16,
+    {"nvfp4, ModelOpt's", 1, 16, DType::F4, DType::F8_E4M3, Product::modelopt_nvfp4,
      EncodingRule::nvfp4_modelopt},
-    {"nvfp4, compressed-tensors'", DType::F4, DType::F8_E4M3, Product::compressed_tensors_nvfp4, 1, 16,
+    {"nvfp4, compressed-tensors'", 1, 16, DType::F4, DType::F8_E4M3, Product::compressed_tensors_nvfp4,
      EncodingRule::nvfp4_compressed_tensors},
-    {"int4, groups of 32", DType::I4, DType::BF16, Product::exact_once, 1, 32,
+    {"int4, groups of 32", 1, 32, DType::I4, DType::BF16, Product::exact_once,
      EncodingRule::int4_compressed_tensors},
-    {"int4, groups of 128", DType::I4, DType::BF16, Product::exact_once, 1, 128, {}},
+    {"int4, groups of 128", 1, 128, DType::I4, DType::BF16, Product::exact_once, {}},
 };
 
 /// Touched memory far larger than any cache, with huge pages where the system has them; weights of all
