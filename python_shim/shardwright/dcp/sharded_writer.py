@@ -381,6 +381,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             told: list[bytes] = [one for one in last if isinstance(one, bytes)]
             expect_success(failed_outcomes(told))
             if self.extensions:
+                assert isinstance(self.path, Path)  # refused at an address
                 replaced = files_of_torchs(self.path)
                 write_metadata(pending.path, metadata, results, self.storage_meta(), self.sync_files)
                 pending.publish(_core.torch_metadata_name)
