@@ -103,7 +103,8 @@ def convert(
     writer = _ConvertingWriter(destination, thread_count=threads, overwrite=overwrite, format=format)
     if os.path.realpath(writer.path) == os.path.realpath(chunks.path):
         raise ValueError(f"{writer.path}: expected another directory than that of the source")
-    writer.sources.append(lasting_path(source))
+    if not is_address(source):
+        writer.sources.append(lasting_path(source))
     total = SaveReport(threads=writer.thread_count)
     try:
         writer.set_up_storage_writer(True)
