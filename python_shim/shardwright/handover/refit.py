@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,10 +217,11 @@ class _Refit:
         self._plan = RefitPlan() if plan is None else plan
         self._side = _core.RefitSide()
         self._description = Description()
-        self._engine = list(engine or ())
+        self._engine: list[EngineTensor] = []
         self._copied_bytes = 0
 
         def describe_sides() -> None:
+            self._engine = _expect_engine(engine)
             self._staging_bytes = bytes_of_size(staging_bytes, "staging_bytes")
             self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)
             name, weights = checked_quantization(quantization, quantized_weights)
@@ -243,11 +244,13 @@ class _Refit:
 
         self._failure: Exception | None = None  # told in the first round, for which the others wait
         self._staging_bytes, self._threads = 0, 0
-        self._request = _core.ExportRequest(None, "auto", layout, "none", [], strict, 5_000_000_000, {})
+        self._request = _core.ExportRequest(None, "auto", "automodel", "none", [], True, 5_000_000_000, {})
         self._devices = _core.DeviceOptions()
         try:
             describe_sides()
         except Exception as error:
+            if self._ranks == 1:
+                raise
             self._failure = error
 
     def _describe_trainer(self, state_dict: dict[str, Any], has_template: bool) -> None:
@@ -320,6 +323,18 @@ class _Refit:
             outcome.committed,
             outcome.seconds,
         )
+
+
+def _expect_engine(engine: Sequence[EngineTensor] | None) -> list[EngineTensor]:
+    if engine is None:
+        return []
+    found = list(engine) if isinstance(engine, Iterable) and not isinstance(engine, torch.Tensor) else [engine]
+    for one in found:
+        if not isinstance(one, EngineTensor):
+            raise ValueError(
+                f"engine: expected a list of shardwright.EngineTensor, found {type(one).__name__}"
+            )
+    return found
 
 
 def _saying_which(error: Exception, outcome: Any) -> Exception:
