@@ -21,6 +21,7 @@ from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.ranks.rank_outcome import as_sent
 from shardwright.ranks.rank_outcome import told as told_error
 from shardwright.ranks.together import together
 from shardwright.weight_maps import imported_map, model_name
@@ -91,7 +92,7 @@ def _answered(
             raise told_error(CheckpointException(_DOING, failed))
         return [(answer, None) for answer in answers([one for one, _ in told])]
     except Exception as error:
-        return [(b"", error)] * len(told)
+        return [(b"", as_sent(error))] * len(told)
 
 
 @dataclass
@@ -273,10 +274,12 @@ class _Refit:
         if self._ranks == 1:
             return answers([self._told(mine)])[0]
         told: tuple[bytes, Exception | None] = b"", None
+        failed: Exception | None = None
         try:
             told = self._told(mine), None
         except Exception as error:
-            told = b"", error
+            failed = error
+            told = b"", as_sent(error)
         is_first = self._rank == 0
         first = dist.get_global_rank(self._group or dist.group.WORLD, 0)
         gathered: list[Any] = [None] * self._ranks
@@ -287,7 +290,7 @@ class _Refit:
             dist.scatter_object_list(reply, replies if is_first else None, src=first, group=self._group)
         answer, failure = reply[0]
         if failure is not None:
-            raise failure from told[1]
+            raise failure from failed
         return bytes(answer)
 
     def _told(self, mine: Callable[[], bytes]) -> bytes:
@@ -328,7 +331,9 @@ class _Refit:
 def _expect_engine(engine: Sequence[EngineTensor] | None) -> list[EngineTensor]:
     if engine is None:
         return []
-    found = list(engine) if isinstance(engine, Iterable) and not isinstance(engine, torch.Tensor) else [engine]
+    found = (
+        list(engine) if isinstance(engine, Iterable) and not isinstance(engine, torch.Tensor) else [engine]
+    )
     for one in found:
         if not isinstance(one, EngineTensor):
             raise ValueError(
