@@ -220,3 +220,20 @@ def test_what_does_not_fit_is_refused_and_its_layer_stays(change, message: str):
     if message.startswith("there is"):
         applied = sw.apply_pieces(engine, pieces, strict=False)
         assert applied.passed_over == {name}
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_second_run_with_the_same_sums_ends_the_first(taken: int):
+    """In the middle of a bucket that is being filled, as where a sender begins anew after an error."""
+    state = matrices(64, 512)
+    sums = sw.PieceSums()
+    options = {"changed_since": sums, "layout": "huggingface", "bucket_bytes": "128KiB"}
+    first = sw.pieces(state, **options)
+    for _ in range(taken):
+        next(first)
+    second = sw.pieces(state, **options)
+    with pytest.raises(ValueError, match="another handing over has begun with these PieceSums"):
+        for _ in first:
+            pass
+    assert wrong_tensors(put_together(second), state) == []
+    assert list(sw.pieces(state, **options)) == []
