@@ -124,7 +124,7 @@ class Described:
             raise ValueError(
                 f"changed_since: expected a shardwright.PieceSums or None, found {changed_since!r}"
             )
-        self.changed_since: PieceSums | None = changed_since
+        self.changed_since: Any = changed_since
         self._run = 0  # with these sums
         self.threads = default_threads() if threads is None else whole_number("threads", threads, 1, 1024)
         self.staging_bytes = (

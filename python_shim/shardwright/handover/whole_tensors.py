@@ -42,6 +42,7 @@ def whole_tensors(
     """
     here = everywhere or not has_others(group) or dist.get_rank(group) == 0
     upcoming = _Upcoming(pieces)
+    left = len(source.tensors())
     for batch in _batches(source.tensors(), batch_bytes):
         names = {tensor.name for tensor in batch}
         wholes = {
@@ -53,10 +54,12 @@ def whole_tensors(
             if here:
                 piece.put_into(wholes[piece.name])
         try:
-            yield from wholes.items()
-        except GeneratorExit:  # the others, who would wait, hear of it
+            for name_and_tensor in wholes.items():
+                left -= 1
+                yield name_and_tensor
+        except GeneratorExit:  # the others, who would wait, hear of it; but who has the last tensor has all
             with suppress(Exception):
-                _told_by_all(group, [], ValueError("has stopped taking tensors"))
+                _told_by_all(group, [], ValueError("has stopped taking tensors") if left > 0 else None)
             raise
         except Exception as error:  # thrown in by who takes them
             _told_by_all(group, [], error)

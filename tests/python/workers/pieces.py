@@ -173,6 +173,17 @@ def a_failure_of_one_rank_is_told_to_all(path: str, uneven: str) -> None:
     assert "rank 1:" in told and "NaN" in told, told
 
 
+def who_has_the_last_tensor_has_all(path: str, uneven: str) -> None:
+    """Whoever counts tensors asks for none behind the last one."""
+    fake_vllm.install()
+    state = shards_of(uneven)
+    source = vllm.weight_source(state, everywhere=False, template=uneven, batch_bytes=20_000)
+    taken = zip(source.metadata, source.iter_full(), strict=False)
+    found = sum(meta.name == name for meta, (name, _) in taken)
+    del taken
+    assert found == (len(source.metadata) if dist.get_rank() == 0 else 0)
+
+
 def vllm_gets_an_export(path: str, uneven: str) -> None:
     fake_vllm.install()
     state = shards_of(uneven)
@@ -201,6 +212,7 @@ if __name__ == "__main__":
             one_error_for_all,
             sglang_gets_an_export,
             a_failure_of_one_rank_is_told_to_all,
+            who_has_the_last_tensor_has_all,
             vllm_gets_an_export,
         ]
     )
