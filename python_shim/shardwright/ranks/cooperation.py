@@ -96,7 +96,8 @@ def raise_if_any_failed(
     if not failed.item():
         return
     messages: list[str | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(messages, None if failure is None else str(failure), group)
+    mine = None if failure is None else str(failure) or type(failure).__name__  # an interrupt says nothing
+    dist.all_gather_object(messages, mine, group)
     if failure is not None:
         raise failure
     lines = [
