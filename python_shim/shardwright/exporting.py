@@ -127,7 +127,9 @@ def export(
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
         failure = told(wrapped)
-        if isinstance(failure, PlanError) and template is not None:
+        # Of ranks that were given different templates each would see hints of its own.
+        ranks_differ = "the ranks have been given different arguments" in str(failure)
+        if isinstance(failure, PlanError) and template is not None and not ranks_differ:
             names = flatten(weights)[0]
             failure = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
         raise failure from wrapped
