@@ -8,6 +8,7 @@
 #include <tuple>
 #include <utility>
 
+#include "planner/error.h"
 #include "storage/format/checksum.h"
 #include "storage/format/read_catalog.h"
 #include "storage/handover/changed_blocks.h"
@@ -148,6 +149,10 @@ class Bucket {
       known.sums.resize(known.sums.size() + found.size());
       known.is_known.resize(known.sums.size(), false);
     }
+    if (unit >= known.first_of_unit.size() || known.first_of_unit[unit] + found.size() > known.sums.size())
+      throw Error(ErrorKind::argument,
+                  "changed_since: another run has begun with these sums meanwhile; give each run its own, or "
+                  "end the one before the next");
     const std::size_t first = known.first_of_unit[unit];
     std::vector<bool> changed(found.size());
     for (std::size_t b = 0; b < found.size(); ++b) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "planner/geometry/byte_boxes.h"
+#include "storage/files/remote_objects.h"
 
 namespace shardwright {
 namespace {
@@ -168,7 +169,8 @@ ReadTask task_of(const SharedPiece& piece, const Catalog& catalog, const std::ve
 
 CooperationLimits agreed_limits(const std::vector<CooperationTerms>& terms_of_ranks, const Catalog& catalog,
                                 HandingOver way) {
-  CooperationLimits limits{std::vector<ReadCosts>(catalog.files.size(), costs_of_cached_files),
+  const ReadCosts& costs = is_remote(catalog.directory) ? costs_of_remote_objects : costs_of_cached_files;
+  CooperationLimits limits{std::vector<ReadCosts>(catalog.files.size(), costs),
                            std::numeric_limits<std::uint64_t>::max(),
                            std::numeric_limits<std::uint64_t>::max()};
   for (const CooperationTerms& terms : terms_of_ranks) {

@@ -67,7 +67,12 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
 }
 
 void CooperativeLoad::abandon() noexcept {
-  if (!devices_are_open_) return;
+  if (!devices_are_open_) {
+    readers_.clear();  // before the memory that they read into
+    ring_.reset();
+    memory_.reset();
+    return;
+  }
   devices_are_open_ = false;
   try {
     on_its_own_thread([&] {
