@@ -1,5 +1,6 @@
 """A hand-over whose ranks are threads of one process, and engines whose tensors are cut by plain torch."""
 
+import itertools
 import queue
 import random
 import threading
@@ -25,7 +26,10 @@ class Ranks:
         self._barrier = threading.Barrier(count)
         self._told: list = [None] * count
         self._replies: list = []
-        self._messages: dict = defaultdict(queue.Queue)
+        # All of them now: were each made when it is asked for, a sender and a receiver that ask at a time might
+        # get one each, for Python switches threads within a dict's factory.
+        pairs = itertools.product(range(count), repeat=2)
+        self._messages: dict[tuple[int, int], queue.Queue] = {pair: queue.Queue() for pair in pairs}
 
     def round_of(self, rank: int):
         def round_(mine, answers):
@@ -49,21 +53,22 @@ class Ranks:
         return round_
 
     def transport_of(self, rank: int):
-        begun: list = []
+        numbers = itertools.count()  # of sends and receives, which are begun on threads of their own
+        receives: dict[int, tuple[int, memoryview]] = {}
 
         def send(to: int, memory: memoryview) -> int:
             self._messages[rank, to].put(bytes(memory))
-            begun.append(None)
-            return len(begun) - 1
+            return next(numbers)
 
         def receive(source: int, memory: memoryview) -> int:
-            begun.append((source, memory))
-            return len(begun) - 1
+            number = next(numbers)
+            receives[number] = source, memory
+            return number
 
         def wait(number: int) -> None:
-            if begun[number] is None:
+            if number not in receives:
                 return
-            source, memory = begun[number]
+            source, memory = receives.pop(number)
             memory[:] = self._messages[source, rank].get(timeout=60)
 
         return send, receive, wait

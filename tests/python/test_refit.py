@@ -3,13 +3,17 @@
 The ranks are threads of one process here; test_refit_ranks.py has real ones.
 """
 
+import queue
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import refit_ranks
 import shardwright as sw
 import torch
 from handed_over import exported
-from refit_ranks import Side, hand_over, random_engine, request_of
+from refit_ranks import Ranks, Side, hand_over, on_ranks, random_engine, request_of
 
 
 @pytest.mark.parametrize("quantization", [None, "mxfp8", "template"])
@@ -48,3 +52,28 @@ def test_a_rank_alone_is_told_what_is_wrong_and_nothing_has_been_written():
     assert not first.any()
     sw.refit(state, [whole], layout="huggingface")
     assert (first == 1).all()
+
+
+def test_a_sender_and_a_receiver_that_meet_have_the_same_queue(monkeypatch: pytest.MonkeyPatch):
+    """Of the ranks that are threads: queues that each of them made for itself lost messages, once in a long while."""
+
+    class SlowQueue(queue.Queue):
+        def __init__(self) -> None:
+            time.sleep(0.05)
+            super().__init__()
+
+    monkeypatch.setattr(refit_ranks.queue, "Queue", SlowQueue)
+    ranks = Ranks(2)
+    met = threading.Barrier(2)
+    came = bytearray(7)
+
+    def run(rank: int) -> None:
+        send, receive, wait = ranks.transport_of(rank)
+        met.wait()
+        if rank == 0:
+            wait(send(1, memoryview(b"message")))
+        else:
+            wait(receive(0, memoryview(came)))
+
+    assert on_ranks(2, run) == [None, None]
+    assert came == b"message"
