@@ -196,18 +196,28 @@ class PendingObjects:
         """Writes all others, then what commits. Brings back what was replaced where that fails."""
         done: dict[str, StoredObject] = {}
         try:
-            for name in [*before, commit_name]:
-                done[name] = self._put(shadow, name, (shadow.path / name).read_bytes(), name == commit_name)
-        except _UnknownError:
-            self._is_marked = False  # what may have been published is not deleted
-            raise
+            for name in before:
+                done[name] = self._put(shadow, name, (shadow.path / name).read_bytes(), commits=False)
+            self._commit(shadow, commit_name)
         except BaseException:
+            if not self._is_marked:
+                raise  # what it names may have been published
             for name, written in done.items():
                 with suppress(Exception):
                     if name in replaced:
                         self._store.put(shadow.name(name), replaced[name], only_over=written.version)
                     elif self._store.head(shadow.name(name)).version == written.version:
                         self._store.delete(shadow.name(name))
+            raise
+
+    def _commit(self, shadow: Shadow, name: str) -> None:
+        """Writes what publishes. From here on nothing is deleted, unless it is known that it has not been written: an
+        interrupt may come when it is there already."""
+        self._is_marked = False
+        try:
+            self._put(shadow, name, (shadow.path / name).read_bytes(), commits=True)
+        except Exception as failure:
+            self._is_marked = not isinstance(failure, _UnknownError)
             raise
 
     def _put(self, shadow: Shadow, name: str, data: bytes, commits: bool) -> StoredObject:
@@ -319,10 +329,13 @@ def delete_what_a_save_wrote(
     if told is None:
         return
     tag = marker.rpartition("/")[2]
+    is_tag = (
+        _TAG.fullmatch(tag) is not None
+    )  # else what an export's names begin with: its sizes tell which are its
     for one in store.listed(folder).objects:
         relative = one.name[len(folder) + 1 :] if folder else one.name
         is_of_save = (
-            relative.partition(".")[0].endswith("-" + tag)
+            (is_tag and relative.partition(".")[0].endswith("-" + tag))
             or told["writes"].get(relative) == one.size
             or (is_published and told["removes"].get(relative) == one.version)
             or (
