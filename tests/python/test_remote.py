@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from hub_server import hub
 from object_server import (
     Fault,
+    Handler,
     ObjectServer,
     answering_short,
     breaking_off,
@@ -71,6 +72,31 @@ def test_a_load_from_an_address_equals_that_of_the_files(scheme, server, bucket,
     state, report = loaded(url, tiny)
     assert differing(state, expected) == []
     assert report.files_remote == report.files == len(sw.read_catalog(tiny).files)
+
+
+def test_a_public_bucket_that_denies_what_is_not_there_is_loaded(server, bucket, tiny, monkeypatch):
+    """Amazon's do, to those who may not list them."""
+    answer = Handler.answer
+
+    def denying(self: Handler, status: int, *body: bytes, **headers: str) -> None:
+        answer(self, 403 if status == 404 else status, *body, **headers)
+
+    monkeypatch.setattr(Handler, "answer", denying)
+    expected, _ = loaded(tiny, tiny)
+    state, _ = loaded(f"{server.http}/{bucket}/tiny", tiny)
+    assert differing(state, expected) == []
+    with pytest.raises(PermissionError, match="denied"):
+        loaded(f"{server.http}/{bucket}/another", tiny)
+
+
+@pytest.mark.parametrize(
+    "host", ["bucket.s3.us-east-1.amazonaws.com", "account.blob.core.windows.net", "example.com"]
+)
+def test_an_address_of_http_is_read_by_http_whoever_serves_it(host):
+    """obstore's from_url would take the first for a bucket that needs credentials, and refuse the second."""
+    from obstore.store import HTTPStore
+
+    assert isinstance(open_store(f"https://{host}")._store, HTTPStore)
 
 
 def test_an_address_that_pathlib_has_mangled_is_understood(server, bucket, tiny):
