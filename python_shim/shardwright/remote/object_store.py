@@ -94,7 +94,8 @@ class ObjectStore:
             self._store = opened(f"{scheme}://{rest}", **options)
             self._writing = opened(f"{scheme}://{rest}", **options | writing)
         except Exception as error:
-            raise ValueError(f"{self.address}: cannot open this store: {masked(str(error))}") from None
+            cause = str(error).partition("\n")[0]  # what follows is for obstore's developers
+            raise ValueError(f"{self.address}: cannot open this store: {masked(cause)}") from None
 
     def head(self, name: str) -> StoredObject:
         try:
