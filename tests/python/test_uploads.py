@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
-from shardwright.remote import object_store
-from shardwright.remote.store import ChangedObjectError
+from shardwright.remote import object_store, pending
+from shardwright.remote.store import ChangedObjectError, open_store
 from writing_server import WriteFault, WrittenServer, answering, hanging_up, serving_writes
 
 PARTS = 3 << 20  # elements of F32: more than a part of an upload
@@ -454,6 +455,51 @@ def test_what_a_dead_export_leaves_is_told_from_files_of_others(
     assert sw.verify(place.folder()).problems == []
     assert set(others) <= set(place.names())
     assert not any(name.startswith((".shardwright.saving", "model-0")) for name in place.names())
+
+
+def test_saves_that_died_one_after_the_other_are_undone_in_whatever_order(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    """Each has replaced torch's metadata and not the manifest. Tags are random; these come in both orders."""
+    putting = object_store.ObjectStore.put
+
+    def put(self: object, name: str, *given: object, **more: object) -> object:
+        if name.endswith("shardwright.manifest"):
+            raise KeyboardInterrupt
+        return putting(self, name, *given, **more)
+
+    for first, second in (("aaaaaaaaaaaa", "bbbbbbbbbbbb"), ("bbbbbbbbbbbb", "aaaaaaaaaaaa")):
+        place.server.folder.joinpath(place.bucket, "run").mkdir(exist_ok=True)
+        for tag in (first, second):
+            with monkeypatch.context() as dying, pytest.raises((KeyboardInterrupt, ValueError)):
+                dying.setattr(pending.secrets, "token_hex", lambda _, tag=tag: tag)
+                dying.setattr(object_store.ObjectStore, "put", put)
+                sw.save(state(1.0), place.address())
+        assert len([name for name in place.names() if ".shardwright.saving" in name]) == 2
+        sw.save(state(3.0), place.address())
+        expect_saved(place.address(), 3.0)
+        assert len(place.names()) == 3
+        shutil.rmtree(place.folder())
+
+
+@pytest.mark.parametrize("content", ["[]", "no JSON", "[" * 100_000, "{}", "writes", "publishes", "previous"])
+def test_a_marker_that_no_save_has_written_does_no_harm(place: Place, content: str):
+    sw.save(state(1.0), place.address())
+    place.put("run/notes.txt", b"hello")
+    told = {
+        "commit": "shardwright.manifest",
+        "over": open_store(f"s3://{place.bucket}").head("run/shardwright.manifest").version,
+        "writes": {},
+    }
+    told |= {"publishes": {}, "previous": {}, "removes": {}}
+    if content in told:
+        told[content] = {"notes.txt": 7, "../../elsewhere": "?"}
+        content = json.dumps(told)
+    for tag in ("cccccccccccc", "model", "dddddddddddd"):
+        place.put(f"run/.shardwright.saving/{tag}", content.encode())
+    sw.save(state(2.0), place.address())
+    expect_saved(place.address(), 2.0)
+    assert (place.folder() / "notes.txt").read_bytes() == b"hello"
 
 
 class GooglesServer(BaseHTTPRequestHandler):
