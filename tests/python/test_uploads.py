@@ -1,5 +1,6 @@
 """Saves and exports to a store: what is written, when it is there, what is replaced, and what a failure leaves."""
 
+import gc
 import json
 import os
 import pickle
@@ -15,11 +16,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import fsspec
 import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 from shardwright.remote import object_store, pending
+from shardwright.remote.sending import Sending
 from shardwright.remote.store import ChangedObjectError, open_store
 from writing_server import WriteFault, WrittenServer, answering, hanging_up, serving_writes
 
@@ -542,6 +547,64 @@ def test_googles_store_replaces_an_object_on_condition_of_its_generation(monkeyp
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Buffered(MemoryFileSystem):
+    """Shows a file once it is closed, and closes it when nobody holds it any more, as most of fsspec's do."""
+
+    protocol = "buffered"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    def open(self, path: str, mode: str = "rb", block_size: int | None = None, **more: object) -> object:
+        if mode != "wb":
+            return super().open(path, mode, **more)
+        return BufferedFile(self, self._strip_protocol(path), mode, block_size=block_size)
+
+    def pipe_file(self, path: str, value: bytes, **more: object) -> None:
+        path = self._strip_protocol(path)
+        self.store[path] = MemoryFile(self, path, value)
+
+
+class BufferedFile(AbstractBufferedFile):
+    def _initiate_upload(self) -> None:
+        self.sent = b""
+
+    def _upload_chunk(self, final: bool = False) -> bool:
+        self.sent += self.buffer.getvalue()
+        if final:
+            self.fs.pipe_file(self.path, self.sent)
+        return True
+
+
+@pytest.mark.parametrize("scheme", ["memory", "buffered"])
+def test_what_fsspec_opens_is_written_and_an_abandoned_file_leaves_nothing(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+):
+    fsspec.register_implementation("buffered", Buffered, clobber=True)
+    root = f"{scheme}://{uuid.uuid4().hex[:12]}"
+    files = fsspec.filesystem(scheme)
+    sw.save(state(1.0), f"{root}/run")
+    sw.save(state(2.0), f"{root}/run")
+    expect_saved(f"{root}/run", 2.0)
+    export(weights(1.0), f"{root}/model")
+    assert sw.verify(f"{root}/model").problems == []
+    before = files.find(root)
+    assert len(before) == 3 + 6
+    sending = Sending.send
+
+    def failing(self: Sending, name: str, size: int, begin: int, part: object) -> None:
+        if begin > 0:
+            raise OSError("the line is cut")
+        sending(self, name, size, begin, part)
+
+    monkeypatch.setattr(Sending, "send", failing)
+    for act in (lambda: sw.save(state(3.0), f"{root}/run"), lambda: export(weights(3.0), f"{root}/model")):
+        with pytest.raises(OSError, match="the line is cut"):
+            act()
+    gc.collect()
+    assert files.find(root) == before
+    expect_saved(f"{root}/run", 2.0)
 
 
 KILLED = """
