@@ -35,9 +35,7 @@ def test_addresses_are_refused_everywhere_and_nothing_is_made(
     monkeypatch.chdir(tmp_path)
     state = {"t": torch.ones(2)}
     match = (
-        "leave out file://"
-        if str(path).startswith("file")
-        else "addresses are not taken here: download it"
+        "leave out file://" if str(path).startswith("file") else "addresses are not taken here: download it"
     )
     calls = {
         "load": lambda: sw.load(state, path),
