@@ -170,6 +170,10 @@ std::string vision_models_text(const Catalog& catalog) {
   return is_text_only ? "model." : "model.language_model.";
 }
 
+std::string vision_models_native_text(const Catalog& catalog) {
+  return model_type_of(catalog).ends_with("_text") ? "model." : vision_models_text(catalog);
+}
+
 void add_layers(WeightMap& map, const TextModel& text, std::span<const Row> rows, int alternative) {
   add_rules(map.rules, rows, text.hf_layer(), text.native_layer(), /*known=*/true, alternative);
 }

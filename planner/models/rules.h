@@ -57,6 +57,10 @@ TextModel text_model(std::string_view layout);
 /// where the checkpoint is a text model alone.
 std::string vision_models_text(const Catalog& catalog);
 
+/// The same of the trainer's names: where config.json is of the text model alone ("qwen3_5_text"), the
+/// trainer has made that, whatever the files' names begin with.
+std::string vision_models_native_text(const Catalog& catalog);
+
 /// Rows of each layer.
 void add_layers(WeightMap& map, const TextModel& text, std::span<const Row> rows, int alternative = 0);
 void add_layers(WeightMap& map, const TextModel& text, std::span<const std::string_view> names);

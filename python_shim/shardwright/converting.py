@@ -36,7 +36,7 @@ from shardwright.progress import counters_of
 from shardwright.ranks.gone_ranks import naming_gone_ranks
 from shardwright.ranks.rank_outcome import round_of_ranks
 from shardwright.regular_file import open_regular
-from shardwright.remote.address import address_of, is_address
+from shardwright.remote.address import is_address
 from shardwright.report import SaveReport
 
 
@@ -104,7 +104,8 @@ def convert(
     places = [path if is_address(path) else os.path.realpath(path) for path in (writer.path, chunks.path)]
     if places[0] == places[1]:
         raise ValueError(f"{writer.path}: expected another directory than that of the source")
-    writer.sources.append(address_of(source) if is_address(source) else lasting_path(source))
+    if not is_address(source):
+        writer.sources.append(lasting_path(source))
     total = SaveReport(threads=writer.thread_count)
     try:
         writer.set_up_storage_writer(True)

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "storage/files/entries.h"
 #include "storage/files/page_cache.h"
 
 namespace shardwright {
@@ -30,7 +31,14 @@ std::string bytes_of_tensor(const SourceTensor& tensor) {
 std::size_t most_open_files() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 256;
-  return std::clamp<std::size_t>(limit.rlim_cur / 4, 1, 1024);
+  std::size_t used = 0;
+  try {
+    used = names_in("/proc/self/fd").size();
+  } catch (const Error&) {
+    return 1;  // that took one, too, and there was none
+  }
+  const std::size_t left = limit.rlim_cur > used ? limit.rlim_cur - used : 0;
+  return std::clamp<std::size_t>(left / 4, 1, 1024);
 }
 
 OpenFiles::OpenFiles(const Catalog& catalog, DirectIo direct_io)

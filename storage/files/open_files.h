@@ -15,8 +15,8 @@
 
 namespace shardwright {
 
-/// A quarter of the descriptors that this process may have, at least 1: so many files may be kept open, each
-/// of which may take two, while the rest of the process needs some.
+/// A quarter of the descriptors that this process may still get, at least 1: so many files may be kept open,
+/// each of which may take two, while the rest of the process needs some.
 std::size_t most_open_files();
 
 /// A file that a load reads from.

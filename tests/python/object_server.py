@@ -24,6 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from shardwright.remote.store import close_stores
+
 
 @dataclass(frozen=True)
 class Request:
@@ -345,6 +347,7 @@ def serving(folder: str | os.PathLike[str]) -> Iterator[ObjectServer]:
     try:
         yield objects
     finally:
+        close_stores()  # or each test would leave some 50 connections
         server.shutdown()
         server.server_close()
         thread.join()

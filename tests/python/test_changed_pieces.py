@@ -220,3 +220,37 @@ def test_what_does_not_fit_is_refused_and_its_layer_stays(change, message: str):
     if message.startswith("there is"):
         applied = sw.apply_pieces(engine, pieces, strict=False)
         assert applied.passed_over == {name}
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_second_run_with_the_same_sums_ends_the_first(taken: int):
+    """In the middle of a bucket that is being filled, as where a sender begins anew after an error."""
+    state = matrices(64, 512)
+    sums = sw.PieceSums()
+    options = {"changed_since": sums, "layout": "huggingface", "bucket_bytes": "128KiB"}
+    first = sw.pieces(state, **options)
+    for _ in range(taken):
+        next(first)
+    second = sw.pieces(state, **options)
+    with pytest.raises(ValueError, match="another handing over has begun with these PieceSums"):
+        for _ in first:
+            pass
+    assert wrong_tensors(put_together(second), state) == []
+    assert list(sw.pieces(state, **options)) == []
+
+
+def test_what_cannot_be_written_is_refused_before_it_counts_as_handed_over():
+    """The last layer is written when all pieces have been asked for."""
+    state = matrices(64, 512)
+    last = "model.layers.2.mlp.up_proj.weight"
+    sums = sw.PieceSums()
+    options = {"changed_since": sums, "layout": "huggingface"}
+    engine = {name: torch.zeros_like(value) for name, value in state.items()}
+    expanded = torch.zeros(1, 512).bfloat16().expand(64, 512)
+    for place in (expanded, sw.TensorPart(expanded, (0, 0))):
+        with pytest.raises(sw.PlanError, match=f"{last}: expected memory for each element"):
+            sw.apply_pieces(engine | {last: place}, sw.pieces(state, **options))
+    sw.apply_pieces(engine, sw.pieces(state, **options))
+    assert wrong_tensors(engine, state) == []
+    with pytest.raises(sw.PlanError, match="last: expected memory for each element"):
+        sw.refit(state, [sw.EngineTensor("last", expanded, [last])], layout="huggingface")

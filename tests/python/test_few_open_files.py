@@ -3,9 +3,10 @@
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
 import reference
 import shardwright as sw
 import torch
@@ -40,12 +41,16 @@ def test_a_file_for_each_tensor_is_saved_verified_and_loaded(tmp_path: Path):
     assert [name for name in state if not torch.equal(state[name], found[name])] == []
 
 
-def test_an_export_of_many_files(tmp_path: Path):
+@pytest.mark.parametrize("others", [0, 400], ids=["", "beside many of the process's own"])
+def test_an_export_of_many_files(others: int, tmp_path: Path):
     source = write_m3(tmp_path / "from")
     expected = reference.native(source)
     destinations = destinations_like(expected)
     sw.load(state_of(destinations), source)
-    with few_files_open():
+    with ExitStack() as held:
+        for _ in range(others):
+            held.enter_context(open(os.devnull))
+        held.enter_context(few_files_open())
         report = sw.export(
             state_of(destinations), tmp_path / "to", template=source, max_shard_size=1, threads=3
         )

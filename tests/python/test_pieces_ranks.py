@@ -21,6 +21,8 @@ def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:
         "whole_tensors_are_an_export",
         "one_error_for_all",
         "sglang_gets_an_export",
+        "a_failure_of_one_rank_is_told_to_all",
+        "who_has_the_last_tensor_has_all",
         "vllm_gets_an_export",
     ],
 )

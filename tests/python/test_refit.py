@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import shardwright as sw
+import torch
 from handed_over import exported
 from refit_ranks import Side, hand_over, random_engine, request_of
 
@@ -27,3 +28,23 @@ def test_an_engine_gets_slices_of_the_files_of_an_export(
         outcome.expect_success()
         assert rank.wrong() == []
         assert outcome.left == [] and outcome.bytes_received > 0
+
+
+def test_a_rank_alone_is_told_what_is_wrong_and_nothing_has_been_written():
+    names = ["model.layers.0.w.weight", "model.layers.1.w.weight"]
+    state = {name: torch.ones(8, 16).bfloat16() for name in names}
+    first = torch.zeros(8, 16).bfloat16()
+    whole = sw.EngineTensor("first", first, names[:1])
+    on_meta = sw.EngineTensor("second", torch.zeros(8, 16, device="meta").bfloat16(), names[1:])
+    wrong = [
+        ({"engine": [whole, on_meta]}, "second: expected CPU memory, found it on meta"),
+        ({"engine": [whole, first]}, "expected a list of shardwright.EngineTensor, found Tensor"),
+        ({"engine": first}, "expected a list of shardwright.EngineTensor, found Tensor"),
+        ({"engine": [whole], "staging_bytes": 0}, "staging_bytes is 0"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            sw.refit(state, layout="huggingface", **arguments)
+    assert not first.any()
+    sw.refit(state, [whole], layout="huggingface")
+    assert (first == 1).all()

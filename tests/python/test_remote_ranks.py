@@ -39,10 +39,11 @@ def test_ranks_load_and_resume_what_the_files_hold(ranks: int, tiny: Path, tmp_p
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_ask_for_each_byte_once_where_they_need_different_ones(
-    ranks: int, small: Path, tmp_path: Path, monkeypatch
+@pytest.mark.parametrize("checks", ["loads_together", "replicas_load_together"])
+def test_ranks_that_read_together_ask_for_each_byte_once(
+    ranks: int, checks: str, small: Path, tmp_path: Path, monkeypatch
 ):
-    outcome, server = run(ranks, small, tmp_path, "loads_together", monkeypatch)
+    outcome, server = run(ranks, small, tmp_path, checks, monkeypatch)
     assert not any(outcome.values()), outcome
     needed = sum(tensor.end - tensor.begin for tensor in sw.read_catalog(small).tensors)
     assert server.bytes_asked("checkpoint") <= 1.02 * needed, (server.bytes_asked("checkpoint"), needed)

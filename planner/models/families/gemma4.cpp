@@ -33,7 +33,8 @@ constexpr std::array mixture_of_automodel = {
 WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   WeightMap map;
   TextModel text = text_model(layout);
-  text.hf = text.native = vision_models_text(catalog);
+  text.hf = vision_models_text(catalog);
+  text.native = vision_models_native_text(catalog);
   if (layout == "automodel") add_layers(map, text, mixture_of_automodel);
   add_layers(map, text, layer);
   add_rules(map.rules, around_layers, text.hf, text.native);

@@ -89,7 +89,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog, bool has_e
     const auto width = number_in_config(catalog, "linear_key_head_dim");
     if (heads && width) map.sizes.emplace("key", *heads * *width);
   } else {
-    text.native = text.hf;
+    text.native = vision_models_native_text(catalog);
     add_rules(map.rules, vision, "", "");
   }
   add_layers_of(map, text, has_experts);

@@ -99,11 +99,21 @@ def _told(error: Exception, applied: AppliedPieces) -> Exception:
     return found
 
 
+def expect_memory_for_each(name: str, tensor: torch.Tensor) -> None:
+    """Refuses what expand() gives, before anything is taken: it cannot be written."""
+    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise PlanError(
+            f"{name}: expected memory for each element, found {list(tensor.shape)} of strides "
+            f"{list(tensor.stride())}, as expand() gives"
+        )
+
+
 def _places_of(name: str, value: Any) -> list[TensorPart]:
     """What a destination holds, as parts of the checkpoint's tensor."""
     if isinstance(value, list):
         return [part for one in value for part in _places_of(name, one)]
     if isinstance(value, TensorPart):
+        expect_memory_for_each(name, value.tensor)
         return [value]
     if isinstance(value, DTensor):
         if value.device_mesh.get_coordinate() is None:
@@ -119,6 +129,7 @@ def _places_of(name: str, value: Any) -> list[TensorPart]:
             for box in boxes_of_dtensor(value)
         ]
     if isinstance(value, torch.Tensor):
+        expect_memory_for_each(name, value)
         return [TensorPart(value.detach(), (0,) * value.dim())]
     raise TypeError(f"{name}: expected a tensor or a TensorPart, found {type(value).__name__}")
 

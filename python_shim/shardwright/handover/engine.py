@@ -10,6 +10,7 @@ import torch
 
 from shardwright import _core
 from shardwright.describe import DTYPE_NAMES
+from shardwright.handover.apply_pieces import expect_memory_for_each
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class EngineTensor:
             raise ValueError(f"{self.name}: expected CPU memory, found it on {tensor.device}")
         if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
             raise ValueError(f"{self.name}: expected a strided tensor of a dtype that safetensors has")
+        expect_memory_for_each(self.name, tensor)
         parts = [EnginePart(part) if isinstance(part, str) else part for part in self.parts]
         side.add_engine_tensor(
             self.name,

@@ -12,7 +12,7 @@ from shardwright.describe import DTYPES
 class Piece(NamedTuple):
     """What one rank hands over of a tensor of the checkpoint.
 
-    ``whole[piece.box] = piece.tensor`` puts it into the tensor, nearly always; :meth:`put_into` always does.
+    ``whole[piece.box] = piece.tensor`` puts it into the tensor, nearly always; ``put_into`` always does.
     """
 
     name: str  #: as the checkpoint has it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -125,6 +125,7 @@ class Described:
                 f"changed_since: expected a shardwright.PieceSums or None, found {changed_since!r}"
             )
         self.changed_since: Any = changed_since
+        self._run = 0  # with these sums
         self.threads = default_threads() if threads is None else whole_number("threads", threads, 1, 1024)
         self.staging_bytes = (
             0 if staging_bytes is None else whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
@@ -158,13 +159,24 @@ class Described:
 
     def source(self, share: bytes) -> Any:
         """What hands over this rank's share of the plan."""
+        if self.changed_since is not None:
+            self._run = self.changed_since.begin_run()
         return _core.Pieces(
             share, self.description.specs, self.state, self.request, self.bucket_bytes // 2, self.changed_since,
             self.threads, self.staging_bytes, self.devices,
         )  # fmt: skip
 
     def handed_over(self, source: Any) -> Iterator[Piece]:
-        return _handed_over(source, Buckets(source.bucket_bytes), self.description.local_tensors)
+        sums, run = self.changed_since, self._run
+
+        def begin_filling(begin: Callable[[], Future[list[Any]]]) -> Future[list[Any]]:
+            return begin() if sums is None else sums.begin_filling(run, begin)
+
+        yield from _handed_over(
+            source, Buckets(source.bucket_bytes), self.description.local_tensors, begin_filling
+        )
+        if sums is not None:
+            sums.keep(run, source)
 
 
 def _planned(group: dist.ProcessGroup | None, holdings: bytes, request: Any) -> bytes:
@@ -189,13 +201,20 @@ def _planned(group: dist.ProcessGroup | None, holdings: bytes, request: Any) -> 
     return bytes(answer[0])
 
 
-def _handed_over(source: Any, buckets: Buckets, keep: list[torch.Tensor]) -> Iterator[Piece]:
-    """Pieces, one bucket being filled while those of the other are used. ``keep``: the tensors' memory."""
+def _handed_over(
+    source: Any,
+    buckets: Buckets,
+    keep: list[torch.Tensor],
+    begin_filling: Callable[[Callable[[], Future[list[Any]]]], Future[list[Any]]],
+) -> Iterator[Piece]:
+    """Pieces, one bucket being filled while those of the other are used. ``keep``: the tensors' memory.
+    ``begin_filling`` runs what begins to fill one."""
     with ThreadPoolExecutor(1, "shardwright-pieces") as executor:
 
         def begin() -> tuple[Bucket, Future[list[Any]]]:
             bucket = buckets.next()
-            return bucket, executor.submit(source.next, bucket.tensor().data_ptr())
+            memory = bucket.tensor()
+            return bucket, begin_filling(lambda: executor.submit(source.next, memory.data_ptr()))
 
         bucket, filling = begin()
         try:
@@ -205,7 +224,6 @@ def _handed_over(source: Any, buckets: Buckets, keep: list[torch.Tensor]) -> Ite
                     if number == 0:  # by now the caller has let go of the bucket before
                         bucket_after, filling = begin()
                 bucket = bucket_after
-            source.keep_sums()
         finally:
             with suppress(Exception):
                 filling.result()  # which writes to memory that must be there until it ends

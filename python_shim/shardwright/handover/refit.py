@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.ranks.rank_outcome import as_sent
 from shardwright.ranks.rank_outcome import told as told_error
 from shardwright.ranks.together import together
 from shardwright.weight_maps import imported_map, model_name
@@ -91,7 +92,7 @@ def _answered(
             raise told_error(CheckpointException(_DOING, failed))
         return [(answer, None) for answer in answers([one for one, _ in told])]
     except Exception as error:
-        return [(b"", error)] * len(told)
+        return [(b"", as_sent(error))] * len(told)
 
 
 @dataclass
@@ -217,10 +218,11 @@ class _Refit:
         self._plan = RefitPlan() if plan is None else plan
         self._side = _core.RefitSide()
         self._description = Description()
-        self._engine = list(engine or ())
+        self._engine: list[EngineTensor] = []
         self._copied_bytes = 0
 
         def describe_sides() -> None:
+            self._engine = _expect_engine(engine)
             self._staging_bytes = bytes_of_size(staging_bytes, "staging_bytes")
             self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)
             name, weights = checked_quantization(quantization, quantized_weights)
@@ -243,11 +245,13 @@ class _Refit:
 
         self._failure: Exception | None = None  # told in the first round, for which the others wait
         self._staging_bytes, self._threads = 0, 0
-        self._request = _core.ExportRequest(None, "auto", layout, "none", [], strict, 5_000_000_000, {})
+        self._request = _core.ExportRequest(None, "auto", "automodel", "none", [], True, 5_000_000_000, {})
         self._devices = _core.DeviceOptions()
         try:
             describe_sides()
         except Exception as error:
+            if self._ranks == 1:
+                raise
             self._failure = error
 
     def _describe_trainer(self, state_dict: dict[str, Any], has_template: bool) -> None:
@@ -270,10 +274,12 @@ class _Refit:
         if self._ranks == 1:
             return answers([self._told(mine)])[0]
         told: tuple[bytes, Exception | None] = b"", None
+        failed: Exception | None = None
         try:
             told = self._told(mine), None
         except Exception as error:
-            told = b"", error
+            failed = error
+            told = b"", as_sent(error)
         is_first = self._rank == 0
         first = dist.get_global_rank(self._group or dist.group.WORLD, 0)
         gathered: list[Any] = [None] * self._ranks
@@ -284,7 +290,7 @@ class _Refit:
             dist.scatter_object_list(reply, replies if is_first else None, src=first, group=self._group)
         answer, failure = reply[0]
         if failure is not None:
-            raise failure from told[1]
+            raise failure from failed
         return bytes(answer)
 
     def _told(self, mine: Callable[[], bytes]) -> bytes:
@@ -320,6 +326,20 @@ class _Refit:
             outcome.committed,
             outcome.seconds,
         )
+
+
+def _expect_engine(engine: Sequence[EngineTensor] | None) -> list[EngineTensor]:
+    if engine is None:
+        return []
+    found = (
+        list(engine) if isinstance(engine, Iterable) and not isinstance(engine, torch.Tensor) else [engine]
+    )
+    for one in found:
+        if not isinstance(one, EngineTensor):
+            raise ValueError(
+                f"engine: expected a list of shardwright.EngineTensor, found {type(one).__name__}"
+            )
+    return found
 
 
 def _saying_which(error: Exception, outcome: Any) -> Exception:

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from shardwright.describe import DTYPES
 from shardwright.handover.piece import Piece
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.ranks.rank_outcome import as_sent
 from shardwright.ranks.rank_outcome import told as told_error
 
 _DOING = "putting pieces together"
@@ -41,6 +42,7 @@ def whole_tensors(
     """
     here = everywhere or not has_others(group) or dist.get_rank(group) == 0
     upcoming = _Upcoming(pieces)
+    left = len(source.tensors())
     for batch in _batches(source.tensors(), batch_bytes):
         names = {tensor.name for tensor in batch}
         wholes = {
@@ -52,10 +54,12 @@ def whole_tensors(
             if here:
                 piece.put_into(wholes[piece.name])
         try:
-            yield from wholes.items()
-        except GeneratorExit:  # the others, who would wait, hear of it
+            for name_and_tensor in wholes.items():
+                left -= 1
+                yield name_and_tensor
+        except GeneratorExit:  # the others, who would wait, hear of it; but who has the last tensor has all
             with suppress(Exception):
-                _told_by_all(group, [], ValueError("has stopped taking tensors"))
+                _told_by_all(group, [], ValueError("has stopped taking tensors") if left > 0 else None)
             raise
         except Exception as error:  # thrown in by who takes them
             _told_by_all(group, [], error)
@@ -70,11 +74,15 @@ class _Upcoming:
 
     def __init__(self, pieces: Iterator[Piece]) -> None:
         self._pieces = pieces
-        self.next = next(pieces, None)
+        self._has_begun = False
+        self.next: Piece | None = None
 
     def of(self, names: set[str]) -> list[Piece]:
         """Takes all that come before a piece of another tensor; the bytes are copied."""
         taken = []
+        if not self._has_begun:  # not before: it may fail, which the others have to be told
+            self._has_begun = True
+            self.next = next(self._pieces, None)
         while self.next is not None and self.next.name in names:
             taken.append(self.next._replace(tensor=self.next.tensor.clone()))
             self.next = next(self._pieces, None)
@@ -154,7 +162,8 @@ def _told_by_all(group: dist.ProcessGroup | None, facts: list[Any], failure: Exc
         return [facts]
     with naming_gone_ranks(group, _DOING):
         told: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(told, (facts, failure), group)
+        mine = facts, None if failure is None else as_sent(failure)
+        dist.all_gather_object(told, mine, group)
     failures = {rank: error for rank, (_, error) in enumerate(told) if error is not None}
     if failures:
         causes: Any = {rank: (error, None) for rank, error in failures.items()}

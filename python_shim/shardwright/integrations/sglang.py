@@ -63,7 +63,7 @@ def update_weights(
     )
     count = 0
     try:
-        for batch, is_last in _batches(tensors, most, device):
+        for batch, is_last in _batches(tensors, len(source.tensors()), most, device):
             if engine is None:
                 raise ValueError(
                     "engine is None on the first rank; expected what has update_weights_from_tensor"
@@ -84,19 +84,22 @@ def update_weights(
 
 
 def _batches(
-    tensors: Iterator[tuple[str, torch.Tensor]], most: int, device: Any
+    tensors: Iterator[tuple[str, torch.Tensor]], count: int, most: int, device: Any
 ) -> Iterator[tuple[Named, bool]]:
-    """Tensors for one call of the engine, and whether these are the last."""
+    """Tensors for one call of the engine, and whether these are the last of so many.
+
+    The last come before ``tensors`` has ended: until then the other ranks can be told that the engine refuses them.
+    """
     batch: Named = []
     used = 0
-    for name, tensor in tensors:
+    for number, (name, tensor) in enumerate(tensors, 1):
         if batch and used + tensor.nbytes > most:
             yield batch, False
             batch, used = [], 0
         batch.append((name, tensor if device is None else tensor.to(device)))
         used += tensor.nbytes
-    if batch:
-        yield batch, True
+        if number == count:
+            yield batch, True
 
 
 def _payloads(

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -22,7 +22,9 @@ class Readers:
     """The ranks that read together."""
 
     group: dist.ProcessGroup
-    even_cached_files: bool  #: else each rank reads for itself what lies in the page cache
+    even_cached_files: (
+        bool  #: else each rank reads for itself what lies in the page cache: no object of a store does
+    )
 
 
 #: What a caller may say of reading together.
@@ -94,7 +96,8 @@ def raise_if_any_failed(
     if not failed.item():
         return
     messages: list[str | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(messages, None if failure is None else str(failure), group)
+    mine = None if failure is None else str(failure) or type(failure).__name__  # an interrupt says nothing
+    dist.all_gather_object(messages, mine, group)
     if failure is not None:
         raise failure
     lines = [
@@ -145,6 +148,8 @@ def _read_together(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Any, str]:
     group = readers.group
+    if isinstance(catalog.directory, str):  # an address
+        readers = replace(readers, even_cached_files=True)
     with failing_together(group):
         load = _core.CooperativeLoad(plan, catalog, specs, options)
         mine = load.terms, _this_node(), _core.content_words(catalog)

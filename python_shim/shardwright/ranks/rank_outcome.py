@@ -116,6 +116,11 @@ def told(failure: CheckpointException) -> Exception:
     return _error(_errno_of(first), isinstance(first, PlanError), text)
 
 
+def as_sent(error: Exception) -> Exception:
+    """What others are told of a failure, as one that can be pickled there and back: classes of callers' own may not."""
+    return _error(_errno_of(error), isinstance(error, PlanError), text_of(error) or type(error).__name__)
+
+
 def text_of(error: BaseException) -> str:
     """What an error says, without its number, with the file that it concerns."""
     if not isinstance(error, OSError) or not error.strerror:

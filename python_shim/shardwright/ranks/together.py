@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
-from shardwright.ranks.rank_outcome import told
+from shardwright.ranks.rank_outcome import as_sent, told
 
 T = TypeVar("T")
 
@@ -31,7 +31,8 @@ def together(group: dist.ProcessGroup | None, doing: str, run: Callable[[], T]) 
         except Exception as error:
             failure = error
         failures: list[Exception | None] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(failures, failure, group)
+        mine = None if failure is None else as_sent(failure)
+        dist.all_gather_object(failures, mine, group)
     failed: dict[int, Any] = {rank: (error, None) for rank, error in enumerate(failures) if error is not None}
     if failed:
         raise told(CheckpointException(doing, failed)) from failure

@@ -115,6 +115,12 @@ def reopen_store(address: str) -> None:
         _open.pop(address, None)
 
 
+def close_stores() -> None:
+    """Forgets all open stores, and so ends the connections that they keep for later."""
+    with _lock:
+        _open.clear()
+
+
 def store_and_name(address: str) -> tuple[Store, str]:
     """For an address of an object or a folder: the store of its bucket, and its name in there."""
     root, key = root_and_key(address)

@@ -5,6 +5,7 @@ torchrun --nproc-per-node N pieces.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 
 import random
 import sys
+import threading
 from pathlib import Path
 
 import fake_vllm
@@ -137,6 +138,50 @@ def sglang_gets_an_export(path: str, uneven: str) -> None:
     refusing = Engine(sorted(engine.loaded)[len(engine.loaded) // 2]) if engine else None
     told = refused(lambda: sglang.update_weights(refusing, state, **options))
     assert "sglang could not load" in told and "no such parameter" in told, told
+    refusing = Engine(list(engine.loaded)[-1]) if engine else None
+    told = refused(lambda: sglang.update_weights(refusing, state, **options | {"batch_bytes": "1GiB"}))
+    assert "sglang could not load" in told, told
+
+
+class OwnError(Exception):
+    """Cannot be sent to other ranks: a lock is none of a pickle's."""
+
+    def __init__(self, text: str, more: int) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+def a_failure_of_one_rank_is_told_to_all(path: str, uneven: str) -> None:
+    state = shards_of(uneven)
+    rank = dist.get_rank()
+
+    class Failing(Engine):
+        def update_weights_from_tensor(self, named_tensors, load_format=None, flush_cache=True):
+            raise OwnError("the engine is out of order", 1)
+
+    engine = Failing() if rank == 0 else None
+    told = refused(lambda: sglang.update_weights(engine, state, template=uneven, batch_bytes=20_000))
+    assert "rank 0: the engine is out of order" in told, told
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    wholes = {"model.layers.0.w.weight": torch.ones(8 * dist.get_world_size(), 64).bfloat16()}
+    state = sharded_over(wholes, mesh, {name: [Shard(0)] for name in wholes})
+    if rank == 1:
+        state["model.layers.0.w.weight"].to_local().fill_(float("nan"))  # in its first bucket
+    engine = Engine() if rank == 0 else None
+    options = {"quantization": "mxfp4-modelopt", "quantized_weights": ["*"], "layout": "huggingface"}
+    told = refused(lambda: sglang.update_weights(engine, state, **options))
+    assert "rank 1:" in told and "NaN" in told, told
+
+
+def who_has_the_last_tensor_has_all(path: str, uneven: str) -> None:
+    """Whoever counts tensors asks for none behind the last one."""
+    fake_vllm.install()
+    state = shards_of(uneven)
+    source = vllm.weight_source(state, everywhere=False, template=uneven, batch_bytes=20_000)
+    taken = zip(source.metadata, source.iter_full(), strict=False)
+    found = sum(meta.name == name for meta, (name, _) in taken)
+    del taken
+    assert found == (len(source.metadata) if dist.get_rank() == 0 else 0)
 
 
 def vllm_gets_an_export(path: str, uneven: str) -> None:
@@ -166,6 +211,8 @@ if __name__ == "__main__":
             whole_tensors_are_an_export,
             one_error_for_all,
             sglang_gets_an_export,
+            a_failure_of_one_rank_is_told_to_all,
+            who_has_the_last_tensor_has_all,
             vllm_gets_an_export,
         ]
     )

@@ -60,6 +60,15 @@ def loads_together(path: str, uneven: str) -> None:
     assert differing(state, expected) == []
 
 
+def replicas_load_together(path: str, uneven: str) -> None:
+    expected = sw.empty_state_dict(path)
+    sw.load(expected, path)
+    state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    report = sw.load(state, f"{ADDRESS}/checkpoint", cooperative=True)
+    assert differing(state, expected) == []
+    assert report.cooperation == "through shared memory"
+
+
 def resumes(path: str, uneven: str) -> None:
     """What one process has saved, on all ranks."""
     folder = Path(os.environ["REMOTE_FOLDER"], "run")
@@ -90,7 +99,14 @@ def one_message_on_every_rank(path: str, uneven: str) -> None:
     assert all(everywhere), caught
 
 
-CHECKS = [loads, loads_through_dcp, loads_together, resumes, one_message_on_every_rank]
+CHECKS = [
+    loads,
+    loads_through_dcp,
+    loads_together,
+    replicas_load_together,
+    resumes,
+    one_message_on_every_rank,
+]
 
 if __name__ == "__main__":
     run_checks([check for check in CHECKS if check.__name__ in os.environ["REMOTE_CHECKS"].split(",")])
