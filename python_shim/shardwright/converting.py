@@ -101,7 +101,8 @@ def convert(
     start = time.perf_counter()
     chunks = _StoredChunks(location(source))
     writer = _ConvertingWriter(destination, thread_count=threads, overwrite=overwrite, format=format)
-    if os.path.realpath(writer.path) == os.path.realpath(chunks.path):
+    places = [path if is_address(path) else os.path.realpath(path) for path in (writer.path, chunks.path)]
+    if places[0] == places[1]:
         raise ValueError(f"{writer.path}: expected another directory than that of the source")
     if not is_address(source):
         writer.sources.append(lasting_path(source))

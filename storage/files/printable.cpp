@@ -30,9 +30,37 @@ std::size_t sequence_length(std::string_view text) {
   return 0;
 }
 
+/// As the Python package's masked(): without the passwords and queries of the addresses in it.
+std::string without_secrets(std::string_view text) {
+  std::string result;
+  for (;;) {
+    const std::size_t scheme = text.find("://");
+    if (scheme == std::string_view::npos) return result.append(text);
+    const std::size_t begin = scheme + 3;
+    const bool is_http =
+        text.substr(0, scheme).ends_with("http") || text.substr(0, scheme).ends_with("https");
+    result.append(text.substr(0, begin));
+    text.remove_prefix(begin);
+    std::string_view address = text.substr(0, text.find_first_of(" \t\n\"'>)"));
+    text.remove_prefix(address.size());
+    // In abfss://container@account the user is none.
+    const std::string_view host = address.substr(0, address.find('/'));
+    const std::size_t user_end = host.rfind('@');
+    if (user_end != std::string_view::npos && (is_http || host.substr(0, user_end).find(':') != host.npos)) {
+      result += "***@";
+      address.remove_prefix(user_end + 1);
+    }
+    const std::size_t query = address.find('?');
+    result.append(address.substr(0, query));
+    if (query != std::string_view::npos) result += "?***";
+  }
+}
+
 }  // namespace
 
-std::string printable(std::string_view text, std::size_t max_bytes) {
+std::string printable(std::string_view shown, std::size_t max_bytes) {
+  const std::string without = shown.find("://") == shown.npos ? "" : without_secrets(shown);
+  const std::string_view text = without.empty() ? shown : without;
   static constexpr char digits[] = "0123456789abcdef";
   std::string result;
   std::size_t at = 0;

@@ -124,7 +124,7 @@ void expect_local_path(const fs::path& path) {
       scheme == "hf" ? "download it first: hf download REPOSITORY --local-dir DIRECTORY"
                      : "download it first, or save to a directory of this machine and upload that";
   throw Error(ErrorKind::argument, shown + ": expected a path on this machine, found an address (" + scheme +
-                                       "://); remote paths are not supported yet: " + advice);
+                                       "://); addresses are not taken here: " + advice);
 }
 
 void expect_location(const fs::path& path) {

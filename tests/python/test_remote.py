@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from hub_server import hub
 from object_server import (
     Fault,
+    Handler,
     ObjectServer,
     answering_short,
     breaking_off,
@@ -71,6 +72,31 @@ def test_a_load_from_an_address_equals_that_of_the_files(scheme, server, bucket,
     state, report = loaded(url, tiny)
     assert differing(state, expected) == []
     assert report.files_remote == report.files == len(sw.read_catalog(tiny).files)
+
+
+def test_a_public_bucket_that_denies_what_is_not_there_is_loaded(server, bucket, tiny, monkeypatch):
+    """Amazon's do, to those who may not list them."""
+    answer = Handler.answer
+
+    def denying(self: Handler, status: int, *body: bytes, **headers: str) -> None:
+        answer(self, 403 if status == 404 else status, *body, **headers)
+
+    monkeypatch.setattr(Handler, "answer", denying)
+    expected, _ = loaded(tiny, tiny)
+    state, _ = loaded(f"{server.http}/{bucket}/tiny", tiny)
+    assert differing(state, expected) == []
+    with pytest.raises(PermissionError, match="denied"):
+        loaded(f"{server.http}/{bucket}/another", tiny)
+
+
+@pytest.mark.parametrize(
+    "host", ["bucket.s3.us-east-1.amazonaws.com", "account.blob.core.windows.net", "example.com"]
+)
+def test_an_address_of_http_is_read_by_http_whoever_serves_it(host):
+    """obstore's from_url would take the first for a bucket that needs credentials, and refuse the second."""
+    from obstore.store import HTTPStore
+
+    assert isinstance(open_store(f"https://{host}")._store, HTTPStore)
 
 
 def test_an_address_that_pathlib_has_mangled_is_understood(server, bucket, tiny):
@@ -136,6 +162,26 @@ def test_torchs_own_checkpoint_is_read(server, bucket):
     sw.load(found, f"s3://{bucket}/torchs")
     assert all(torch.equal(found[n], v) for n, v in state.items() if isinstance(v, torch.Tensor))
     assert sw.verify(f"s3://{bucket}/torchs").problems == []
+
+
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_a_sharded_checkpoint_is_converted_from_and_to_addresses(format, server, bucket, tmp_path):
+    other = {"torch": "safetensors", "safetensors": "torch"}[format]
+    sw.save(trained(), server.folder / bucket / "run", format=other)
+    sw.convert(f"s3://{bucket}/run", tmp_path / "converted", format=format)
+    sw.convert(f"s3://{bucket}/run", f"s3://{bucket}/converted", format=format)
+    for place in (tmp_path / "converted", server.folder / bucket / "converted"):
+        assert sw.verify(place).problems == []
+        state = {
+            n: torch.zeros_like(v) if isinstance(v, torch.Tensor) else None for n, v in trained().items()
+        }
+        sw.load(state, place)
+        assert all(
+            torch.equal(v, state[n]) if isinstance(v, torch.Tensor) else v == state[n]
+            for n, v in trained().items()
+        )
+    with pytest.raises(ValueError, match="another directory"):
+        sw.convert(f"s3://{bucket}/run", f"s3://{bucket}/run/", format=format)
 
 
 def test_damage_is_found(server, bucket):
@@ -316,7 +362,7 @@ def test_ctrl_c_ends_a_load(server, bucket, tiny, monkeypatch):
 
 def test_addresses_are_told_from_paths():
     assert is_address("s3://b/x") and is_address(Path("s3://b/x")) and is_address("hf://a/b@main")
-    assert not any(map(is_address, ["/s3/x", "x:y", "file:///x", "c:/x", "a/b", "s3"]))
+    assert not any(map(is_address, ["/s3/x", "x:y", "file:///x", "local:///x", "c:/x", "a/b", "s3"]))
     assert address_of(Path("s3://b/x/")) == address_of("s3://b/x//") == "s3://b/x"
     assert root_and_key("hf://a/b@main/c/d") == ("hf://a/b@main", "c/d")
     assert root_and_key("https://h:1/c/d/") == ("https://h:1", "c/d")
@@ -325,6 +371,25 @@ def test_addresses_are_told_from_paths():
 def test_secrets_of_addresses_are_not_shown():
     text = "GET https://user:word@host/x?X-Amz-Signature=abc&y=1 failed"
     assert masked(text) == "GET https://***@host/x?*** failed"
+    assert masked("sftp://user:p@ss@host/x, http://token@host/x") == "sftp://***@host/x, http://***@host/x"
+    assert (
+        masked("abfss://container@account/x and s3://b/a@b") == "abfss://container@account/x and s3://b/a@b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("https://host/x/model.safetensors?X-Amz-Signature=secret", "address of a folder"),
+        ("hf://name", "hf://organisation/name@revision"),
+        ("hf://datasets/name", "hf://organisation/name@revision"),
+    ],
+)
+def test_addresses_of_no_folder_are_refused_before_anything_is_asked(text, words):
+    for call in (sw.read_catalog, sw.verify, sw.latest, lambda path: sw.load({}, path)):
+        with pytest.raises(ValueError, match=words) as caught:
+            call(text)
+        assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["file:///x", "nosuchthing://x/y"])

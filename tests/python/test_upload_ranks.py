@@ -34,6 +34,7 @@ def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
         "through_dcp",
         "a_store_that_denies_a_rank",
         "a_state_that_one_rank_cannot_save",
+        "an_export_that_one_rank_cannot_begin",
     ],
 )
 def test_uploads(outcome: dict[str, str], check: str):

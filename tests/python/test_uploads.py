@@ -1,20 +1,31 @@
 """Saves and exports to a store: what is written, when it is there, what is replaced, and what a failure leaves."""
 
+import gc
+import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
-from shardwright.remote import object_store
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
+from shardwright.remote import object_store, pending
+from shardwright.remote.sending import Sending
+from shardwright.remote.store import ChangedObjectError, open_store
 from writing_server import WriteFault, WrittenServer, answering, hanging_up, serving_writes
 
 PARTS = 3 << 20  # elements of F32: more than a part of an upload
@@ -397,6 +408,203 @@ def test_an_interrupt_leaves_nothing(place: Place):
     )
     assert contents(place.folder()) == before
     assert not any(".shardwright.saving" in name for name in place.names())
+
+
+@pytest.mark.parametrize("moment", ["as the manifest is written", "as the earlier one goes"])
+def test_an_interrupt_after_publishing_leaves_what_is_published_whole(
+    place: Place, moment: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The handler of a signal runs when the store has answered, so that the manifest is there already."""
+    sw.save(state(1.0), place.address())
+    act = "put" if moment == "as the manifest is written" else "delete"
+    doing = getattr(object_store.ObjectStore, act)
+
+    def interrupted(self: object, name: str, *arguments: object, **more: object) -> None:
+        doing(self, name, *arguments, **more)
+        if name.endswith("shardwright.manifest" if act == "put" else ".distcp"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as while_saving, pytest.raises((KeyboardInterrupt, ValueError)):
+        while_saving.setattr(object_store.ObjectStore, act, interrupted)
+        sw.save(state(2.0), place.address())
+    expect_saved(place.address(), 2.0)
+    sw.save(state(3.0), place.address())
+    expect_saved(place.address(), 3.0)
+    assert len(place.names()) == 3 and not any(".shardwright.saving" in name for name in place.names())
+
+
+def test_what_a_dead_export_leaves_is_told_from_files_of_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    """Its names begin with "model", with which those of others may end."""
+
+    def die(self: object, name: str, *arguments: object, **more: object) -> None:
+        raise OSError("the rank is dead")
+
+    with monkeypatch.context() as while_dying, pytest.raises(OSError, match="dead"):
+        while_dying.setattr(object_store.ObjectStore, "delete", die)
+        putting = object_store.ObjectStore.put
+        while_dying.setattr(
+            object_store.ObjectStore,
+            "put",
+            lambda self, name, *given, **more: (die if name.endswith("index.json") else putting)(
+                self, name, *given, **more
+            ),
+        )
+        export(weights(1.0), place.address())
+    assert ".shardwright.saving/model" in place.names()
+    others = ["reward-model.bin", "my-model.json", "vae-model.pt.md"]
+    for name in others:
+        place.put(f"run/{name}")
+    export(weights(2.0), place.address())
+    assert sw.verify(place.folder()).problems == []
+    assert set(others) <= set(place.names())
+    assert not any(name.startswith((".shardwright.saving", "model-0")) for name in place.names())
+
+
+def test_saves_that_died_one_after_the_other_are_undone_in_whatever_order(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    """Each has replaced torch's metadata and not the manifest. Tags are random; these come in both orders."""
+    putting = object_store.ObjectStore.put
+
+    def put(self: object, name: str, *given: object, **more: object) -> object:
+        if name.endswith("shardwright.manifest"):
+            raise KeyboardInterrupt
+        return putting(self, name, *given, **more)
+
+    for first, second in (("aaaaaaaaaaaa", "bbbbbbbbbbbb"), ("bbbbbbbbbbbb", "aaaaaaaaaaaa")):
+        place.server.folder.joinpath(place.bucket, "run").mkdir(exist_ok=True)
+        for tag in (first, second):
+            with monkeypatch.context() as dying, pytest.raises((KeyboardInterrupt, ValueError)):
+                dying.setattr(pending.secrets, "token_hex", lambda _, tag=tag: tag)
+                dying.setattr(object_store.ObjectStore, "put", put)
+                sw.save(state(1.0), place.address())
+        assert len([name for name in place.names() if ".shardwright.saving" in name]) == 2
+        sw.save(state(3.0), place.address())
+        expect_saved(place.address(), 3.0)
+        assert len(place.names()) == 3
+        shutil.rmtree(place.folder())
+
+
+@pytest.mark.parametrize("content", ["[]", "no JSON", "[" * 100_000, "{}", "writes", "publishes", "previous"])
+def test_a_marker_that_no_save_has_written_does_no_harm(place: Place, content: str):
+    sw.save(state(1.0), place.address())
+    place.put("run/notes.txt", b"hello")
+    told = {
+        "commit": "shardwright.manifest",
+        "over": open_store(f"s3://{place.bucket}").head("run/shardwright.manifest").version,
+        "writes": {},
+    }
+    told |= {"publishes": {}, "previous": {}, "removes": {}}
+    if content in told:
+        told[content] = {"notes.txt": 7, "../../elsewhere": "?"}
+        content = json.dumps(told)
+    for tag in ("cccccccccccc", "model", "dddddddddddd"):
+        place.put(f"run/.shardwright.saving/{tag}", content.encode())
+    sw.save(state(2.0), place.address())
+    expect_saved(place.address(), 2.0)
+    assert (place.folder() / "notes.txt").read_bytes() == b"hello"
+
+
+class GooglesServer(BaseHTTPRequestHandler):
+    """Has one object of generation 17; conditions are on generations."""
+
+    conditions: ClassVar[list[str | None]] = []
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.conditions.append(self.headers["x-goog-if-generation-match"])
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        self.send_response(200)
+        for key, value in {"ETag": '"one"', "x-goog-generation": "17", "Content-Length": "0"}.items():
+            self.send_header(key, value)
+        self.send_header("Last-Modified", self.date_time_string())
+        self.end_headers()
+
+
+def test_googles_store_replaces_an_object_on_condition_of_its_generation(monkeypatch: pytest.MonkeyPatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), GooglesServer)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    account = {"gcs_base_url": f"http://127.0.0.1:{server.server_port}", "disable_oauth": True}
+    account |= {"client_email": "", "private_key": "", "private_key_id": ""}
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))
+    try:
+        store = object_store.ObjectStore("gs://bucket")
+        assert store.put("run/shardwright.manifest", b"new", only_over='"one"').version == '"one"'
+        assert GooglesServer.conditions == ["17"]
+        with pytest.raises(ChangedObjectError, match="run/shardwright.manifest"):
+            store.put("run/shardwright.manifest", b"new", only_over='"another"')
+        assert GooglesServer.conditions == ["17"]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Buffered(MemoryFileSystem):
+    """Shows a file once it is closed, and closes it when nobody holds it any more, as most of fsspec's do."""
+
+    protocol = "buffered"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    def open(self, path: str, mode: str = "rb", block_size: int | None = None, **more: object) -> object:
+        if mode != "wb":
+            return super().open(path, mode, **more)
+        return BufferedFile(self, self._strip_protocol(path), mode, block_size=block_size)
+
+    def pipe_file(self, path: str, value: bytes, **more: object) -> None:
+        path = self._strip_protocol(path)
+        self.store[path] = MemoryFile(self, path, value)
+
+
+class BufferedFile(AbstractBufferedFile):
+    def _initiate_upload(self) -> None:
+        self.sent = b""
+
+    def _upload_chunk(self, final: bool = False) -> bool:
+        self.sent += self.buffer.getvalue()
+        if final:
+            self.fs.pipe_file(self.path, self.sent)
+        return True
+
+
+@pytest.mark.parametrize("scheme", ["memory", "buffered"])
+def test_what_fsspec_opens_is_written_and_an_abandoned_file_leaves_nothing(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+):
+    fsspec.register_implementation("buffered", Buffered, clobber=True)
+    root = f"{scheme}://{uuid.uuid4().hex[:12]}"
+    files = fsspec.filesystem(scheme)
+    sw.save(state(1.0), f"{root}/run")
+    sw.save(state(2.0), f"{root}/run")
+    expect_saved(f"{root}/run", 2.0)
+    export(weights(1.0), f"{root}/model")
+    assert sw.verify(f"{root}/model").problems == []
+    before = files.find(root)
+    assert len(before) == 3 + 6
+    sending = Sending.send
+
+    def failing(self: Sending, name: str, size: int, begin: int, part: object) -> None:
+        if begin > 0:
+            raise OSError("the line is cut")
+        sending(self, name, size, begin, part)
+
+    monkeypatch.setattr(Sending, "send", failing)
+    for act in (lambda: sw.save(state(3.0), f"{root}/run"), lambda: export(weights(3.0), f"{root}/model")):
+        with pytest.raises(OSError, match="the line is cut"):
+            act()
+    gc.collect()
+    assert files.find(root) == before
+    expect_saved(f"{root}/run", 2.0)
 
 
 KILLED = """

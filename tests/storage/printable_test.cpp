@@ -21,6 +21,14 @@ TEST(printable, long_text_is_cut_and_its_length_told) {
   EXPECT_EQ(printable(std::string(1000, 'x'), 5), "xxxxx... (1000 bytes)");
 }
 
+TEST(printable, addresses_are_shown_without_what_may_be_secret) {
+  EXPECT_EQ(printable("sftp://user:p@ss@host/x"), "sftp://***@host/x");
+  EXPECT_EQ(printable("http://token@host/x?key=1"), "http://***@host/x?***");
+  EXPECT_EQ(printable("\"https://u:p@h/x?y\" and s3://b/z?w"), "\"https://***@h/x?***\" and s3://b/z?***");
+  EXPECT_EQ(printable("abfss://container@account/x, s3://b/a@b"), "abfss://container@account/x, s3://b/a@b");
+  EXPECT_EQ(printable("a/b?c and ://"), "a/b?c and ://");
+}
+
 TEST(printable, long_lists_are_cut_and_counted) {
   EXPECT_EQ(listed(std::vector<std::string>{"a", "b"}), "\"a\", \"b\"");
   const std::string text = listed(std::vector<std::string>(23, "n"));

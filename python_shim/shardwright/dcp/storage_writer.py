@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -418,9 +419,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 
     def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
         """What was done, and checksums of what was written."""
-        description = self._description or self._resolved(planner)
         if is_address(self.path):
-            return self._send_share(share, description)
+            return self._send_share(share, planner)
+        description = self._description or self._resolved(planner)
         core = _core.write_share(
             share.told,
             description.specs,
@@ -436,23 +437,29 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
         return report, core.row_sums
 
-    def _send_share(self, share: _Share, description: Description) -> tuple[SaveReport, bytes]:
+    def _send_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
         """The same where files are uploaded."""
-        with Sending(address_of(self.path)) as sending:
-            export = _core.SentExport(
-                share.told,
-                description.specs,
-                self._state,
-                self._request,
-                self.thread_count,
-                self.staging_bytes or 0,
-                self._devices(description),
-                counters_of("writing"),
-                share.rank,
-                share.ranks,
-                sending.send,
-            )
-            core, peak = send_export(export, sending, share.ranks, self.process_group)
+        with ExitStack() as until_sent:
+
+            def begin() -> tuple[Any, Sending]:
+                description = self._description or self._resolved(planner)
+                sending = until_sent.enter_context(Sending(address_of(self.path)))
+                export = _core.SentExport(
+                    share.told,
+                    description.specs,
+                    self._state,
+                    self._request,
+                    self.thread_count,
+                    self.staging_bytes or 0,
+                    self._devices(description),
+                    counters_of("writing"),
+                    share.rank,
+                    share.ranks,
+                    sending.send,
+                )
+                return export, sending
+
+            core, peak = send_export(begin, share.ranks, self.process_group)
         report = SaveReport.of(core, time.perf_counter() - self._start)
         report.peak_staging_bytes += self.staged_bytes + self._copied_bytes + peak
         return report, core.row_sums

@@ -10,25 +10,45 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _MANGLED = re.compile(
     r"(s3a?|gs|gcs|az|azure|abfss?|adl|hf|https?|memory|r2|oss|cos|webhdfs|hdfs):/([^/].*)", re.DOTALL
 )
+_KINDS_OF_REPOSITORIES = ("datasets", "spaces")  # of the Hub, beside those of models
 _QUERY = re.compile(r"\?[^\s\"'>)]*")
-_USER = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]*@")
+#: A password may hold an @. A user alone is a token for a server of HTTP; in abfss://container@account it is none.
+_USER = re.compile(r"(?<=://)[^/\s@:]*:[^/\s]*@|(?<=http://)[^/\s]*@|(?<=https://)[^/\s]*@")
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """True for s3://bucket/run and the like, also as pathlib writes it, s3:/bucket/run. file:// means a path."""
+    """True for s3://bucket/run and the like, also as pathlib writes it, s3:/bucket/run. file:// means a path,
+    and so does fsspec's local://."""
     text = os.fsdecode(path)
     found = _ADDRESS.fullmatch(text)
-    return (found is not None and found[1].lower() != "file") or _MANGLED.fullmatch(text) is not None
+    return (found is not None and found[1].lower() not in ("file", "local")) or _MANGLED.fullmatch(
+        text
+    ) is not None
 
 
 def address_of(path: str | os.PathLike[str]) -> str:
-    """The address in one form: two slashes after the scheme, none at the end."""
+    """The address in one form: two slashes after the scheme, none at the end.
+
+    Raises:
+        ValueError: it is none of a folder, such as one with a query, or hf://name, which lacks the organisation.
+    """
     text = os.fsdecode(path)
     mangled = _MANGLED.fullmatch(text)
     if mangled is not None:
         text = f"{mangled[1]}://{mangled[2]}"
     scheme, rest = scheme_and_rest(text)
-    return f"{scheme}://{rest.rstrip('/')}"
+    rest = rest.rstrip("/")
+    if scheme in ("http", "https") and "?" in rest:
+        raise ValueError(
+            f"{masked(text)}: expected the address of a folder, found one with a query, as the signed address of a "
+            "single file has; give the folder's, of a server that takes it without, or download it first"
+        )
+    parts = rest.split("/")
+    if scheme == "hf" and len(parts) < (3 if parts[0] in _KINDS_OF_REPOSITORIES else 2):
+        raise ValueError(
+            f"{masked(text)}: expected hf://organisation/name or hf://organisation/name@revision"
+        )
+    return f"{scheme}://{rest}"
 
 
 def scheme_and_rest(address: str) -> tuple[str, str]:
@@ -48,7 +68,7 @@ def root_and_key(address: str) -> tuple[str, str]:
     scheme, rest = scheme_and_rest(address)
     root, _, key = rest.partition("/")
     if scheme == "hf":  # organisation, repository and revision; a data set or a space has its kind before
-        parts = 3 if root in ("datasets", "spaces") else 2
+        parts = 3 if root in _KINDS_OF_REPOSITORIES else 2
         root, key = "/".join(rest.split("/")[:parts]), "/".join(rest.split("/")[parts:])
     return f"{scheme}://{root}", key.strip("/")
 

@@ -120,6 +120,13 @@ class FileUpload:
     def abandon(self) -> None:
         with suppress(Exception):
             self._file.discard()
+        with suppress(Exception):
+            self._file.forced = (
+                True  # else a buffered file is published by its closing, which comes with its end
+            )
+            self._file.close()
+        with suppress(Exception):
+            self._in.delete(self._name)  # many file systems show a file from its first byte on
 
 
 def _object_of(name: str, info: Any) -> StoredObject:

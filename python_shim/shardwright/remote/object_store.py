@@ -56,7 +56,7 @@ class ObjectStore:
 
     def __init__(self, address: str) -> None:
         self._obstore = imported("obstore", f"{masked(address)}: reading it")
-        from obstore.store import from_url
+        from obstore.store import HTTPStore, from_url
 
         self.address = masked(address)
         self._lists = not address.startswith("http")
@@ -87,19 +87,34 @@ class ObjectStore:
         if scheme in ("s3", "s3a"):
             options |= _s3_options()
         scheme = {"gcs": "gs", "azure": "az"}.get(scheme, scheme)
+        self._takes_generations = scheme == "gs"
+        # from_url takes https:// addresses of Amazon's and Azure's hosts for buckets, and looks for credentials.
+        opened: Any = from_url if self._lists else HTTPStore.from_url
         try:
-            self._store = from_url(f"{scheme}://{rest}", **options)
-            self._writing = from_url(f"{scheme}://{rest}", **options | writing)
+            self._store = opened(f"{scheme}://{rest}", **options)
+            self._writing = opened(f"{scheme}://{rest}", **options | writing)
         except Exception as error:
-            raise ValueError(f"{self.address}: cannot open this store: {masked(str(error))}") from None
+            cause = str(error).partition("\n")[0]  # what follows is for obstore's developers
+            raise ValueError(f"{self.address}: cannot open this store: {masked(cause)}") from None
 
     def head(self, name: str) -> StoredObject:
+        try:
+            return self._head(name)
+        except DeniedError:
+            if name.endswith(".safetensors") or not self._denies_what_is_absent(name):
+                raise
+        raise FileNotFoundError(f"{self.address}/{name}: there is no such object, or it is denied")
+
+    def _head(self, name: str) -> StoredObject:
         with self._naming(name):
             return _object_of(name, self._obstore.head(self._store, name))
 
     def listed(self, folder: str = "") -> Listing:
         if not self._lists:
-            return self._probed(folder)
+            objects, denied = self._probed(folder)
+            if denied is not None and not objects and not self._denies_what_is_absent(folder):
+                raise denied
+            return Listing(objects)
         with self._naming(folder):
             found = self._obstore.list_with_delimiter(self._store, folder or None)
         listing = Listing(folders=[prefix.rstrip("/") for prefix in found["common_prefixes"]])
@@ -132,11 +147,25 @@ class ObjectStore:
 
     def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
         how: dict[str, Any] = {"use_multipart": False}
-        if only_new or only_over:
-            how = {"mode": {"e_tag": only_over} if only_over else "create"}
+        if only_over:
+            how = {"mode": self._condition_on(name, only_over)}
+        elif only_new:
+            how = {"mode": "create"}
         with self._naming(name, "cannot write there: there is no such bucket"):
             done = self._obstore.put(self._writing, name, data, **how)
         return StoredObject(name, memoryview(data).nbytes, done["e_tag"] or "")
+
+    def _condition_on(self, name: str, version: str) -> dict[str, str]:
+        """Google's store has conditions on generations alone, which its listings do not tell."""
+        if not self._takes_generations:
+            return {"e_tag": version}
+        with self._naming(name):
+            found = self._obstore.head(self._store, name)
+        if _version_of(found) != version:
+            raise ChangedObjectError(
+                f"{self.address}/{name}: expected version {version}, found {_version_of(found)}"
+            )
+        return {"e_tag": version, "version": found["version"]}
 
     def open_upload(self, name: str, part_bytes: int = 16 << 20) -> ObjectUpload:
         return ObjectUpload(self, name, part_bytes)
@@ -145,16 +174,26 @@ class ObjectStore:
         with suppress(FileNotFoundError), self._naming(name):
             self._obstore.delete(self._writing, name)
 
-    def _probed(self, folder: str) -> Listing:
-        """A server of plain HTTP lists nothing: it is asked for the files that a checkpoint can begin with."""
+    def _denies_what_is_absent(self, name: str) -> bool:
+        """As public buckets do by HTTP, to those who may not list them: true if not all beside it is denied."""
+        return not self._lists and bool(self._probed(name.rpartition("/")[0])[0])
 
-        def find(known: str) -> StoredObject | None:
-            with suppress(FileNotFoundError):
-                return self.head(f"{folder}/{known}" if folder else known)
-            return None
+    def _probed(self, folder: str) -> tuple[list[StoredObject], DeniedError | None]:
+        """A server of plain HTTP lists nothing: it is asked for the files that a checkpoint can begin with. Returns
+        those that are there, and the denial of another."""
+
+        def find(known: str) -> StoredObject | DeniedError | None:
+            try:
+                return self._head(f"{folder}/{known}" if folder else known)
+            except FileNotFoundError:
+                return None
+            except DeniedError as denied:
+                return denied
 
         with ThreadPoolExecutor(len(KNOWN_NAMES)) as pool:
-            return Listing([found for found in pool.map(find, KNOWN_NAMES) if found is not None])
+            found = list(pool.map(find, KNOWN_NAMES))
+        denied = next((one for one in found if isinstance(one, DeniedError)), None)
+        return [one for one in found if isinstance(one, StoredObject)], denied
 
     @contextmanager
     def _naming(self, name: str, absent: str = "there is no such object") -> Iterator[None]:

@@ -196,18 +196,28 @@ class PendingObjects:
         """Writes all others, then what commits. Brings back what was replaced where that fails."""
         done: dict[str, StoredObject] = {}
         try:
-            for name in [*before, commit_name]:
-                done[name] = self._put(shadow, name, (shadow.path / name).read_bytes(), name == commit_name)
-        except _UnknownError:
-            self._is_marked = False  # what may have been published is not deleted
-            raise
+            for name in before:
+                done[name] = self._put(shadow, name, (shadow.path / name).read_bytes(), commits=False)
+            self._commit(shadow, commit_name)
         except BaseException:
+            if not self._is_marked:
+                raise  # what it names may have been published
             for name, written in done.items():
                 with suppress(Exception):
                     if name in replaced:
                         self._store.put(shadow.name(name), replaced[name], only_over=written.version)
                     elif self._store.head(shadow.name(name)).version == written.version:
                         self._store.delete(shadow.name(name))
+            raise
+
+    def _commit(self, shadow: Shadow, name: str) -> None:
+        """Writes what publishes. From here on nothing is deleted, unless it is known that it has not been written: an
+        interrupt may come when it is there already."""
+        self._is_marked = False
+        try:
+            self._put(shadow, name, (shadow.path / name).read_bytes(), commits=True)
+        except Exception as failure:
+            self._is_marked = not isinstance(failure, _UnknownError)
             raise
 
     def _put(self, shadow: Shadow, name: str, data: bytes, commits: bool) -> StoredObject:
@@ -269,23 +279,36 @@ class _UnknownError(StoreError):
 
 def _undo_unpublished(shadow: Shadow) -> None:
     """Has the shadow show the folder as it was before saves that have not been published. The objects stay."""
+    published: list[tuple[str, str, str | None]] = []  # name, digest, and what was there before, in base 64
     for marker in shadow.saving:
         told = _read_marker(shadow.store, marker)
         if told is None or _version(shadow, told["commit"]) != told["over"]:
             continue
         for name in told["writes"]:
-            if name in shadow.objects:  # no name of weights, but one that they may not begin with
+            if _is_shown(shadow, name):  # no name of weights, but one that they may not begin with
                 os.rename(shadow.path / name, shadow.path / f"{name}.unpublished")
-        for name, digest in told["publishes"].items():
-            if name not in shadow.objects or _digest((shadow.path / name).read_bytes()) != digest:
-                continue
-            if name in told["previous"]:
-                (shadow.path / name).write_bytes(base64.b64decode(told["previous"][name]))
-            else:
-                (shadow.path / name).unlink()
+        published += [
+            (name, digest, told["previous"].get(name)) for name, digest in told["publishes"].items()
+        ]
         if not _TAG.fullmatch(marker.name.rpartition("/")[2]):
             (shadow.path / f"{marker.name.rpartition('/')[2]}-0-of-0.unpublished").touch()
+    # One that died after another has written over what that had: the later one is undone first.
+    while undone := [one for one in published if _is_shown(shadow, one[0], one[1])]:
+        name, _, previous = undone[0]
+        published.remove(undone[0])
+        if previous is None:
+            (shadow.path / name).unlink()
+        else:
+            (shadow.path / name).write_bytes(base64.b64decode(previous))
     shadow.seen()
+
+
+def _is_shown(shadow: Shadow, name: str, digest: str | None = None) -> bool:
+    """Whether the shadow has a file in place of that object, and of that digest."""
+    file = shadow.path / name
+    if name not in shadow.objects or not file.is_file():
+        return False
+    return digest is None or _digest(file.read_bytes()) == digest
 
 
 _TAG = re.compile("[0-9a-f]{12}")
@@ -296,10 +319,15 @@ def _read_marker(store: Store, marker: StoredObject) -> dict[str, Any] | None:
     kinds = {"commit": str, "over": str, "writes": dict, "publishes": dict, "previous": dict, "removes": dict}
     try:
         told = json.loads(read_bytes(store, marker, 0, marker.size))
-    except (ValueError, FileNotFoundError, ChangedObjectError):
+        if not isinstance(told, dict) or not all(
+            isinstance(told.get(key), kind) for key, kind in kinds.items()
+        ):
+            return None
+        for previous in told["previous"].values():
+            base64.b64decode(previous, validate=True)
+    except (ValueError, TypeError, RecursionError, FileNotFoundError, ChangedObjectError):
         return None
-    is_ours = isinstance(told, dict) and all(isinstance(told.get(key), kind) for key, kind in kinds.items())
-    return told if is_ours else None
+    return told
 
 
 def _version(shadow: Shadow, name: str) -> str:
@@ -319,10 +347,13 @@ def delete_what_a_save_wrote(
     if told is None:
         return
     tag = marker.rpartition("/")[2]
+    is_tag = (
+        _TAG.fullmatch(tag) is not None
+    )  # else what an export's names begin with: its sizes tell which are its
     for one in store.listed(folder).objects:
         relative = one.name[len(folder) + 1 :] if folder else one.name
         is_of_save = (
-            relative.partition(".")[0].endswith("-" + tag)
+            (is_tag and relative.partition(".")[0].endswith("-" + tag))
             or told["writes"].get(relative) == one.size
             or (is_published and told["removes"].get(relative) == one.version)
             or (

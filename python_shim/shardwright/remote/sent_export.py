@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,34 +19,43 @@ _FAILED = -1
 
 
 def send_export(
-    export: Any, sending: Sending, ranks: int, group: dist.ProcessGroup | None
+    begin: Callable[[], tuple[Any, Sending]], ranks: int, group: dist.ProcessGroup | None
 ) -> tuple[Any, int]:
-    """Runs all rounds of a `_core.SentExport` of so many ranks, and returns the core's report once all objects of
-    this rank are there, and the most memory that messages and parts took.
+    """Runs all rounds of the `_core.SentExport` of so many ranks that ``begin`` makes, and returns the core's report
+    once all objects of this rank are there, and the most memory that messages and parts took.
 
     While the bytes of one round are under way between ranks, those of the next are encoded. A failure ends all ranks.
 
     Raises, the same on all ranks:
-        PlanError, OSError, ValueError: what one of them has raised while there were rounds, which is named.
+        PlanError, OSError, ValueError: what one of them has raised in the beginning or while there were rounds, which
+            is named.
         ConnectionResetError: a rank has ended meanwhile, which is named.
     """
     exchanged = 0
     if ranks == 1:
+        export, sending = begin()
         for turn in range(export.rounds):
             export.encode(turn)
     else:
         with naming_gone_ranks(group, "exporting"):
-            exchanged = _Rounds(export, ranks, group).run()
+            rounds = _Rounds(begin, ranks, group)
+            exchanged = rounds.run()
+        export, sending = rounds.export, rounds.sending
     report = export.finish()
     sending.finish()
     return report, exchanged + export.peak_bytes_to_send + sending.peak_bytes
 
 
 class _Rounds:
-    def __init__(self, export: Any, ranks: int, group: dist.ProcessGroup | None) -> None:
-        self.export, self.ranks, self.group = export, ranks, group
+    def __init__(
+        self, begin: Callable[[], tuple[Any, Sending]], ranks: int, group: dist.ProcessGroup | None
+    ) -> None:
+        self.ranks, self.group = ranks, group
         self.failure: Exception | None = None
         self.under_way: list[tuple[dist.Work, torch.Tensor, torch.Tensor, list[int]]] = []
+        with self._noting_failure():
+            self.export, self.sending = begin()
+        self._told_alike([0] * self.ranks)
 
     def run(self) -> int:
         """Returns the most memory that messages of two rounds took."""

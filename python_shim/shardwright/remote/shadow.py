@@ -83,7 +83,9 @@ class Shadow:
 
             error.args = tuple(told(part) for part in error.args)
             if isinstance(error, OSError):
-                error.strerror, error.filename = told(error.strerror), told(error.filename)
+                error.strerror = told(error.strerror)
+                if error.filename is not None:  # one that is set to None is shown
+                    error.filename = told(error.filename)
             raise
 
     def _fill(self) -> None:

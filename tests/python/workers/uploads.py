@@ -10,12 +10,14 @@ import tempfile
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import shardwright as sw
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from checks import run_checks
+from shardwright.dcp import storage_writer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from writing_server import answering, serving_writes
@@ -204,6 +206,21 @@ def a_state_that_one_rank_cannot_save(path: str, uneven: str) -> None:
         assert vars(serve)["server"].uploads == {}
 
 
+def an_export_that_one_rank_cannot_begin(path: str, uneven: str) -> None:
+    """Such as one where the library of the store is not installed: no rank waits for it."""
+    last = dist.get_world_size() - 1
+    with ExitStack() as until_refused:
+        if dist.get_rank() == last:
+            until_refused.enter_context(
+                mock.patch.object(storage_writer, "Sending", side_effect=OSError("no library"))
+            )
+        message = outcome_of(lambda: sw.export(state(), "s3://bucket/unbegun", layout="huggingface"))
+    assert f"rank {last}: " in message and "no library" in message, message
+    dist.barrier()
+    sw.export(state(), "s3://bucket/unbegun", layout="huggingface")
+    assert sw.verify(FOLDER / "unbegun").problems == []
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -216,6 +233,7 @@ if __name__ == "__main__":
         through_dcp,
         a_store_that_denies_a_rank,
         a_state_that_one_rank_cannot_save,
+        an_export_that_one_rank_cannot_begin,
     ]
 
     def begin(path: str, uneven: str) -> None:
