@@ -36,6 +36,7 @@
 #include "storage/write/export_report.h"
 
 // The same without files.
+#include "storage/handover/piece_sums.h"
 #include "storage/handover/pieces.h"
 
 // A load in its steps: what one rank asks for, plans and runs.
