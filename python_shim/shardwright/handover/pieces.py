@@ -12,19 +12,15 @@ import torch.distributed as dist
 
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
-from shardwright.catalog import catalog_of
-from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
-from shardwright.dcp.save_description import describe_save
 from shardwright.dcp.storage_reader import default_threads
-from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
-from shardwright.describe import current_streams, describe, tied_heads
+from shardwright.describe import current_streams
 from shardwright.handover.buckets import Bucket, Buckets
+from shardwright.handover.handed_state import handed_state, request_of
 from shardwright.handover.piece import Piece, piece_of
 from shardwright.handover.piece_sums import PieceSums
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.together import together
-from shardwright.weight_maps import imported_map, model_name
 
 _DOING = "beginning to hand over tensors"
 
@@ -111,12 +107,9 @@ class Described:
         staging_bytes: int | None = None,
         device_memory: int | None = None,
     ) -> None:
-        expect_state_dict(state_dict)
-        quantization, weights = checked_quantization(quantization, quantized_weights)
-        if quantization == "template" and template is None:
-            raise ValueError(
-                'quantization="template": expected template=, whose encodings and scales are meant'
-            )
+        self.request = request_of(
+            quantization, template, model, layout, strict, strict_dtypes, quantized_weights
+        )
         self.bucket_bytes = whole_number(
             "bucket_bytes", bytes_of_size(bucket_bytes, "bucket_bytes"), _SMALLEST
         )
@@ -130,24 +123,13 @@ class Described:
         self.staging_bytes = (
             0 if staging_bytes is None else whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
         )
-        catalog = None if template is None else catalog_of(template)
-        self.request = _core.ExportRequest(
-            catalog, model_name(model), layout, quantization, weights, strict, 5_000_000_000, {}, strict_dtypes,
-            imported_map(catalog, model, layout),
-        )  # fmt: skip
-        flat, paths = flatten(state_dict)
-        heads = tied_heads(flat) if template is None else []
-        flat = flatten_sharded_tensors({name: value for name, value in flat.items() if name not in heads})
-        self.description = describe(flat)
-        problems = self.description.problems + [
-            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(flat[fqn]).__name__}"
-            for fqn in self.description.passed_over
-        ]
-        if problems:
-            raise _core.PlanError("\n  ".join(["cannot hand over these values:", *problems]))
-        self.copied_bytes = copy_to_cpu(self.description)
+        handed = handed_state(state_dict, template is not None)
+        self.description, self.copied_bytes, self.state = (
+            handed.description,
+            handed.copied_bytes,
+            handed.state,
+        )
         self.devices = _core.DeviceOptions(device_memory, current_streams(self.description.local_tensors))
-        self.state = describe_save(flat, paths).encode()
         self.holdings: bytes = _core.describe_export(
             self.description.specs, self.state, self.request, self.devices
         )

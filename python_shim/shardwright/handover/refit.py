@@ -12,19 +12,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
-from shardwright.catalog import catalog_of
-from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
-from shardwright.dcp.save_description import describe_save
-from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
-from shardwright.describe import Description, current_streams, describe, tied_heads
+from shardwright.describe import Description, current_streams
 from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
+from shardwright.handover.handed_state import handed_state, request_of
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.rank_outcome import as_sent
 from shardwright.ranks.rank_outcome import told as told_error
 from shardwright.ranks.together import together
-from shardwright.weight_maps import imported_map, model_name
 
 _DOING = "handing weights over"
 
@@ -225,18 +221,13 @@ class _Refit:
             self._engine = _expect_engine(engine)
             self._staging_bytes = bytes_of_size(staging_bytes, "staging_bytes")
             self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)
-            name, weights = checked_quantization(quantization, quantized_weights)
-            if name == "template" and template is None:
-                raise ValueError(
-                    'quantization="template": expected template=, whose encodings and scales are meant'
-                )
-            catalog = None if template is None else catalog_of(template)
-            self._request = _core.ExportRequest(
-                catalog, model_name(model), layout, name, weights, strict, 5_000_000_000, {}, strict_dtypes,
-                imported_map(catalog, model, layout),
-            )  # fmt: skip
+            self._request = request_of(
+                quantization, template, model, layout, strict, strict_dtypes, quantized_weights
+            )
             if state_dict is not None:
-                self._describe_trainer(state_dict, template is not None)
+                handed = handed_state(state_dict, template is not None)
+                self._description, self._copied_bytes = handed.description, handed.copied_bytes
+                self._side.set_trainer(handed.description.specs, handed.state)
             for tensor in self._engine:
                 tensor.add_to(self._side)
             self._devices = _core.DeviceOptions(
@@ -253,21 +244,6 @@ class _Refit:
             if self._ranks == 1:
                 raise
             self._failure = error
-
-    def _describe_trainer(self, state_dict: dict[str, Any], has_template: bool) -> None:
-        expect_state_dict(state_dict)
-        flat, paths = flatten(state_dict)
-        heads = [] if has_template else tied_heads(flat)
-        flat = flatten_sharded_tensors({name: value for name, value in flat.items() if name not in heads})
-        self._description = describe(flat)
-        problems = self._description.problems + [
-            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(flat[fqn]).__name__}"
-            for fqn in self._description.passed_over
-        ]
-        if problems:
-            raise _core.PlanError("\n  ".join(["cannot hand over these values:", *problems]))
-        self._copied_bytes = copy_to_cpu(self._description)
-        self._side.set_trainer(self._description.specs, describe_save(flat, paths).encode())
 
     def _round(self, mine: Callable[[], bytes], answers: Callable[[list[bytes]], list[bytes]]) -> bytes:
         """A round over all ranks, as planner/job.h has it. Raises the same on all of them."""

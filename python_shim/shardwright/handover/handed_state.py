@@ -1,0 +1,69 @@
+"""What is asked for of a hand-over, and what a trainer's rank has for it: the same for pieces and for an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardwright import _core
+from shardwright.catalog import catalog_of
+from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
+from shardwright.dcp.save_description import describe_save
+from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
+from shardwright.describe import Description, describe, tied_heads
+from shardwright.weight_maps import imported_map, model_name
+
+
+def request_of(
+    quantization: str | None,
+    template: Any,
+    model: Any,
+    layout: str,
+    strict: bool,
+    strict_dtypes: bool,
+    quantized_weights: Sequence[str] | None,
+) -> Any:
+    """The export whose bits are handed over, as ``shardwright.export`` takes these arguments.
+
+    Raises:
+        ValueError: a quantization that is not known, or "template" without one.
+    """
+    name, weights = checked_quantization(quantization, quantized_weights)
+    if name == "template" and template is None:
+        raise ValueError('quantization="template": expected template=, whose encodings and scales are meant')
+    catalog = None if template is None else catalog_of(template)
+    return _core.ExportRequest(
+        catalog, model_name(model), layout, name, weights, strict, 5_000_000_000, {}, strict_dtypes,
+        imported_map(catalog, model, layout),
+    )  # fmt: skip
+
+
+@dataclass
+class HandedState:
+    """A state dict, described to the planner."""
+
+    description: Description
+    copied_bytes: int  #: of tensors on devices without kernels, copied to CPU memory
+    state: bytes  #: as ranks plan by it
+
+
+def handed_state(state_dict: dict[str, Any], has_template: bool) -> HandedState:
+    """Of a nested state dict. Without a template, a head that is the embedding's memory is left out.
+
+    Raises:
+        PlanError: values that are no tensors, or that cannot be described; lists all of them.
+    """
+    expect_state_dict(state_dict)
+    flat, paths = flatten(state_dict)
+    heads = [] if has_template else tied_heads(flat)
+    flat = flatten_sharded_tensors({name: value for name, value in flat.items() if name not in heads})
+    description = describe(flat)
+    problems = description.problems + [
+        f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(flat[fqn]).__name__}"
+        for fqn in description.passed_over
+    ]
+    if problems:
+        raise _core.PlanError("\n  ".join(["cannot hand over these values:", *problems]))
+    copied_bytes = copy_to_cpu(description)
+    return HandedState(description, copied_bytes, describe_save(flat, paths).encode())
