@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from object_server import Handler, ObjectServer, _Server
+from object_server import Handler, ObjectServer, running
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -76,14 +75,5 @@ class HubHandler(Handler):
 
 @contextmanager
 def hub(folder: Path) -> Iterator[HubServer]:
-    objects = HubServer(folder)
-    server = _Server(("127.0.0.1", 0), type("BoundHandler", (HubHandler,), {"objects": objects}))
-    objects.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(HubServer(folder), HubHandler) as objects:
         yield objects
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

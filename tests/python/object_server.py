@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 from xml.sax.saxutils import escape
 
 from shardwright.remote.store import close_stores
@@ -335,12 +336,13 @@ class _Server(ThreadingHTTPServer):
         pass  # clients hang up, and so do we
 
 
+Server = TypeVar("Server", bound=ObjectServer)
+
+
 @contextmanager
-def serving(folder: str | os.PathLike[str]) -> Iterator[ObjectServer]:
-    """Serves the files of the folder until the block ends."""
-    objects = ObjectServer(Path(folder))
-    handler = type("BoundHandler", (Handler,), {"objects": objects})
-    server = _Server(("127.0.0.1", 0), handler)
+def running(objects: Server, handler: type[Handler]) -> Iterator[Server]:
+    """Serves the objects by handlers of that class until the block ends."""
+    server = _Server(("127.0.0.1", 0), type("BoundHandler", (handler,), {"objects": objects}))
     objects.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -351,6 +353,13 @@ def serving(folder: str | os.PathLike[str]) -> Iterator[ObjectServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving(folder: str | os.PathLike[str]) -> Iterator[ObjectServer]:
+    """Serves the files of the folder until the block ends."""
+    with running(ObjectServer(Path(folder)), Handler) as objects:
+        yield objects
 
 
 def main() -> None:

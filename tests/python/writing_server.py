@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from object_server import Handler, ObjectServer, _Server
+from object_server import Handler, ObjectServer, running
 
 
 @dataclass
@@ -106,14 +105,5 @@ def hanging_up(times: int = 1, written: bool = False, **more: object) -> WriteFa
 @contextmanager
 def serving_writes(folder: str | os.PathLike[str]) -> Iterator[WrittenServer]:
     """Serves the files of the folder until the block ends, and takes more of them."""
-    objects = WrittenServer(Path(folder))
-    server = _Server(("127.0.0.1", 0), type("BoundHandler", (WritingHandler,), {"objects": objects}))
-    objects.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(WrittenServer(Path(folder)), WritingHandler) as objects:
         yield objects
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
