@@ -95,7 +95,7 @@ void bind_writing(py::module_& m) {
       .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
            py::call_guard<py::gil_scoped_release>())
       .def("abandon", &PendingCheckpoint::abandon, py::call_guard<py::gil_scoped_release>());
-  m.attr("saving_name") = saving_name;
+  m.attr("saving_name") = unfinished_save_name;
   m.attr("checksums_name") = checksums_name;
   py::class_<GatherFigures>(m, "GatherFigures", "Of tensors on CUDA devices.")
       .def_readonly("pinned_bytes", &GatherFigures::pinned_bytes)

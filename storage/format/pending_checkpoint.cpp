@@ -129,7 +129,7 @@ PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind k
       throw Error(ErrorKind::io,
                   left.why + "; a save that was ended had replaced it, and nothing is saved to " +
                       printable(directory_.native()) + " until it is back. Free the name or remove " +
-                      printable((directory_ / saving_name).native()),
+                      printable((directory_ / unfinished_save_name).native()),
                   left.number == 0 ? EBUSY : left.number);
     }
     folder_ = taken(directory_);

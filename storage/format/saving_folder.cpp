@@ -22,6 +22,7 @@
 #include "storage/files/printable.h"
 #include "storage/files/uninterrupted.h"
 #include "storage/format/checkpoint_in_place.h"
+#include "storage/format/checkpoint_place.h"
 #include "storage/format/hf_index.h"
 #include "storage/format/manifest.h"
 #include "storage/format/text_file.h"
@@ -202,7 +203,7 @@ Listed listed_in(const fs::path& directory, const std::vector<SavingFolder::Remo
 }  // namespace
 
 SavingFolder::SavingFolder(const fs::path& directory)
-    : directory_(directory), folder_(directory / saving_name), lock_(take_lock(folder_)) {
+    : directory_(directory), folder_(directory / unfinished_save_name), lock_(take_lock(folder_)) {
   if (lock_ < 0) {
     throw Error(ErrorKind::io,
                 printable(directory_.native()) + ": another save to this directory is running (it holds " +
@@ -212,11 +213,11 @@ SavingFolder::SavingFolder(const fs::path& directory)
 }
 
 SavingFolder::SavingFolder(fs::path directory, int lock)
-    : directory_(std::move(directory)), folder_(directory_ / saving_name), lock_(lock) {}
+    : directory_(std::move(directory)), folder_(directory_ / unfinished_save_name), lock_(lock) {}
 
 std::unique_ptr<SavingFolder> SavingFolder::of_dead_save(const fs::path& directory) {
-  if (!is_folder(directory / saving_name)) return nullptr;
-  const int lock = take_lock(directory / saving_name);
+  if (!is_folder(directory / unfinished_save_name)) return nullptr;
+  const int lock = take_lock(directory / unfinished_save_name);
   if (lock < 0) return nullptr;
   return std::unique_ptr<SavingFolder>(new SavingFolder(directory, lock));
 }

@@ -8,7 +8,7 @@
 
 namespace shardwright {
 
-/// The folder of a directory that a save writes in until it is published.
+/// The folder of a directory that a save writes in until it is published, unfinished_save_name:
 ///
 ///     .shardwright.saving/lock       locked (flock) by the saving process as long as it lives
 ///                         files/     what is written, under its names in the directory
@@ -23,9 +23,8 @@ namespace shardwright {
 /// A save is committed once the name that commits is in the directory and no longer in files/. Removing a
 /// checkpoint is a plan that "." commits: it is always so, and what the plan names goes once no manifest
 /// lists it.
-inline constexpr char saving_name[] = ".shardwright.saving";
-
-/// The folder of a save, locked. REQUIRES: one thread at a time.
+///
+/// The class holds the lock. REQUIRES: one thread at a time.
 class SavingFolder {
  public:
   /// A file that goes once the save is committed, if it still is the one that has this inode.

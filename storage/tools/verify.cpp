@@ -19,6 +19,8 @@
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
 #include "storage/files/remote_objects.h"
+#include "storage/format/checkpoint_in_place.h"
+#include "storage/format/checkpoint_place.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
 #include "storage/format/read_catalog.h"
@@ -74,6 +76,14 @@ class Files {
     if (!is_remote(directory)) return;
     for (RemoteObject& object : remote_calls(directory).list(directory.native()))
       listed_.emplace(object.name, std::move(object));
+  }
+
+  /// True where a save that did not end, or runs, has left its folder.
+  bool are_beside_an_unfinished_save() const {
+    if (!is_remote(directory_)) return fs::exists(directory_ / unfinished_save_name);
+    return std::any_of(listed_.begin(), listed_.end(), [](const auto& object) {
+      return object.first.starts_with(std::string(unfinished_save_name) + "/");
+    });
   }
 
   std::shared_ptr<InputFile> open(std::size_t index) {
@@ -240,7 +250,15 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
   const std::shared_ptr<InputFile> file = files.open(index);
   if (!file) return;
   const std::string path = printable(file->path().native());
+  // A save gives torch's metadata its name just before the manifest, which commits.
+  const bool may_be_of_the_next =
+      expected.name == torch_metadata_name && files.are_beside_an_unfinished_save();
+  const std::string of_the_next =
+      path + ": is of a save that has not ended (" + unfinished_save_name +
+      " is there), or damaged: torch's readers find that save here, Shardwright finds the one before; "
+      "the next save or export to this path puts it right";
   if (file->size() != expected.size) {
+    if (may_be_of_the_next) return findings.add(index, "", of_the_next);
     findings.add(index, "",
                  path + ": expected " + std::to_string(expected.size) + " bytes, found " +
                      std::to_string(file->size()));
@@ -253,6 +271,7 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
     return findings.add(index, "", "", error);
   }
   if (checksum_of(header.data(), header.size()) != expected.header_checksum) {
+    if (may_be_of_the_next) return findings.add(index, "", of_the_next);
     findings.add(index, "",
                  path + ": the header is damaged: it does not have the checksum that it was saved with");
     for (const auto& [tensor, chunk] : listed)  // other readers find these by the header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -40,11 +41,15 @@ OF_BOTH = ("shardwright.checksums", "config.json", "tokenizer.json", ".metadata"
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder; a folder counts as one without content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"/"
-        for path in sorted(folder.rglob("*"))
-    }
+    """Every file below a folder; a folder counts as one without content. What goes meanwhile, as where a save
+    in the background tidies, counts as gone."""
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        found |= {str((Path(parent) / name).relative_to(folder)): b"/" for name in folders}
+        for path in (Path(parent) / name for name in files):
+            with contextlib.suppress(FileNotFoundError):
+                found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() else b"/"
+    return found
 
 
 def put_strangers(folder: Path) -> None:

@@ -400,3 +400,13 @@ def test_planner_data_that_torchs_metadata_cannot_hold_is_refused(tmp_path: Path
     with pytest.raises(dcp.api.CheckpointException, match="the planner's data"):
         dcp.save({"w": torch.ones(5)}, storage_writer=writer, planner=Planner())
     assert names_in(tmp_path) == []
+
+
+def test_metadata_of_a_save_that_has_not_ended_is_called_that(tmp_path: Path):
+    for name in ("run", "next"):
+        sw.save({"w": torch.ones(5)}, tmp_path / name, format="torch")
+    shutil.copyfile(tmp_path / "next" / ".metadata", tmp_path / "run" / ".metadata")
+    assert ".metadata: the header is damaged" in sw.verify(tmp_path / "run").problems[-1]
+    (tmp_path / "run" / ".shardwright.saving").mkdir()
+    (problem,) = sw.verify(tmp_path / "run").problems
+    assert ".metadata: is of a save that has not ended" in problem

@@ -651,7 +651,10 @@ def test_a_kill_leaves_the_earlier_one_whole_and_the_next_save_tidies(place: Pla
     after = contents(place.folder())
     if "manifest" not in moment:  # the server may still do what it was asked for
         assert {name: after[name] for name in before} == before
-    assert sw.verify(place.folder()).problems == []
+    problems = sw.verify(place.folder()).problems
+    if "manifest" in moment:  # torch's metadata is there before the manifest, which may not have come
+        problems = [line for line in problems if "is of a save that has not ended" not in line]
+    assert problems == []
     assert any(".shardwright.saving" in name for name in place.names())
     place.server.uploads.clear()  # as the rule of a bucket's life cycle does
     act(3.0)

@@ -158,7 +158,7 @@ std::string inode_of(const fs::path& path) {
 /// What a save that was killed before it committed leaves: a plan, and some names given.
 void die_before_the_commit(const fs::path& directory, const std::vector<std::string>& files,
                            const std::vector<std::string>& removed) {
-  const fs::path saving = directory / saving_name;
+  const fs::path saving = directory / unfinished_save_name;
   write_file(saving / "lock", "");
   std::string plan = inode_of(saving / "lock") + '\0' + std::string(manifest_name) + '\0';
   for (const std::string& name : removed) {
@@ -221,7 +221,7 @@ TEST(PendingCheckpoint, ACutPlanIsNoPlan) {
   const TemporaryDirectory folder;
   write_sharded(folder.path, {"old"});
   const Names before = names_in(folder.path);
-  const fs::path saving = folder / saving_name;
+  const fs::path saving = folder / unfinished_save_name;
   write_file(saving / "lock", "");
   write_file(saving / "plan", inode_of(saving / "lock") + '\0' + std::string(manifest_name) + '\0' +
                                   inode_of(folder / "old") + " old" + '\0');
@@ -235,7 +235,7 @@ TEST(PendingCheckpoint, APlanThatCameWithAnArchiveIsNoPlan) {
   write_file(folder / "victim", "mine");
   const Names before = names_in(folder.path);
   const std::string victim = (folder / "victim").native();
-  const fs::path saving = folder / "step" / saving_name;
+  const fs::path saving = folder / "step" / unfinished_save_name;
   for (const bool knows_inodes : {false, true}) {
     write_file(saving / "lock", "");
     const auto inode = [&](const fs::path& path) { return knows_inodes ? inode_of(path) : "123"; };
@@ -251,7 +251,7 @@ TEST(PendingCheckpoint, WhatSomebodyWroteOverAFileThatADeadSaveGaveOrWasToRemove
   const TemporaryDirectory folder;
   write_file(folder / "mine", "mine");
   die_before_the_commit(folder.path, {"new"}, {"old"});
-  const fs::path saving = folder / saving_name;
+  const fs::path saving = folder / unfinished_save_name;
   // It had replaced this one, and somebody has edited it since, as editors do: by a rename.
   write_file(saving / "files/config.json", "of the save");
   write_file(saving / "previous/config.json", "of before");
