@@ -8,10 +8,10 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/wire/packed_texts.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/files/printable.h"
 #include "storage/format/row_checksums.h"
-#include "storage/jobs/packed_texts.h"
 #include "storage/write/encode_tasks.h"
 #include "storage/write/export_share.h"
 #include "storage/write/export_tasks.h"
