@@ -88,19 +88,21 @@ DeviceEvent DevicePlacer::submit(std::uint32_t index, const BoxInMemory& staged,
       open_stream(*block, index);
       add(*block, index, part);
       place(*block);
-    } else if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.strides, spec)) {
+    } else if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.elements.strides, spec)) {
       open_stream(*block, index);
       written_.begin(transfer.destination, elements);
-      expect(calls_.copy_to_device(place, part.elements, bytes, block->stream), "cudaMemcpyAsync", index);
+      expect(calls_.copy_to_device(place, part.elements.data, bytes, block->stream), "cudaMemcpyAsync",
+             index);
       in_streams_[transfer.destination] += elements;
       bytes_copied_ += bytes;
     } else {
       block = &block_with_room(bytes, index);
       std::byte* const in_block = block->memory + block->used;
-      expect(calls_.copy_to_device(in_block, part.elements, bytes, block->stream), "cudaMemcpyAsync", index);
+      expect(calls_.copy_to_device(in_block, part.elements.data, bytes, block->stream), "cudaMemcpyAsync",
+             index);
       block->used += aligned(bytes);
-      if (part.scales != nullptr) part.scales = in_block + (part.scales - part.elements);
-      part.elements = in_block;
+      if (part.scales.data != nullptr) part.scales.data = in_block + (part.scales.data - part.elements.data);
+      part.elements.data = in_block;
       add(*block, index, part);
       bytes_copied_ += bytes;
     }

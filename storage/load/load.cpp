@@ -225,13 +225,13 @@ class Engine {
   void check(const StagedTask& staged) {
     if (!checks_.any() || staged.is_on_device) return;
     BoxInMemory part = staged.part();
-    if (staged.is_in_place) part.elements = place_in_memory(staged.task);
+    if (staged.is_in_place) part.elements.data = place_in_memory(staged.task);
     if (is_checked(staged.task.source))
-      checks_.add(staged.task.source, staged.task.shape, part.box, {part.elements, part.strides});
-    if (part.scales == nullptr) return;
+      checks_.add(staged.task.source, staged.task.shape, part.box, part.elements);
+    if (part.scales.data == nullptr) return;
     const auto scales = static_cast<std::uint32_t>(staged.task.scale_source);
     if (!is_checked(scales)) return;
-    checks_.add(scales, staged.task.scale_shape, staged.task.scale_box, {part.scales, part.scale_strides});
+    checks_.add(scales, staged.task.scale_shape, staged.task.scale_box, part.scales);
   }
 
   DevicePlacer* place(const StagedTask& staged) {

@@ -280,9 +280,8 @@ void CooperativeLoad::take(Reader& reader, std::size_t number, const SharedPiece
                                    catalog_.tensors[piece.source].name + " lies outside its place");
   }
   const std::byte* const slot = run.ring.slot_of(number);
-  const BoxInMemory read{task.box, slot + place.elements, task.weights.staged_strides,
-                         piece.scales < 0 ? nullptr : slot + place.scales,
-                         piece.scales < 0 ? Shape{} : task.scales.staged_strides};
+  BoxInMemory read{task.box, {slot + place.elements, task.weights.staged_strides}};
+  if (piece.scales >= 0) read.scales = {slot + place.scales, task.scales.staged_strides};
   std::size_t bytes = 0;
   BoxInMemory part = part_of_share(piece, share, read, catalog_, bytes);
   const std::uint64_t size = bytes_of_share(piece, share, catalog_);

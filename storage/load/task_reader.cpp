@@ -46,12 +46,10 @@ std::uint64_t read_pages(int descriptor, std::uint64_t begin, std::uint64_t leng
 }  // namespace
 
 BoxInMemory StagedTask::part() const {
-  return {task.box,
-          elements,
-          task.weights.staged_strides,
-          scales,
-          scales == nullptr ? Shape{} : task.scales.staged_strides,
-          task.global};
+  BoxInMemory part{task.box, {elements, task.weights.staged_strides}};
+  if (scales != nullptr) part.scales = {scales, task.scales.staged_strides};
+  part.global = task.global;
+  return part;
 }
 
 std::size_t StagedTask::span() const {
