@@ -12,12 +12,11 @@
 #include "storage/device/staging.h"
 #include "storage/load/cooperative_load.h"
 #include "storage/load/parts_of_pieces.h"
+#include "storage/seconds.h"
 #include "storage/threads.h"
 
 namespace shardwright {
 namespace {
-
-using Clock = Trace::Clock;
 
 /// Of a node: some sixteen reads under way, and as many pieces that are being decoded. More would take longer
 /// to be made, page by page, than it saves.

@@ -1,7 +1,6 @@
 #include "storage/write/encode_tasks.h"
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,14 +9,13 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/placing.h"
+#include "storage/seconds.h"
 #include "storage/threads.h"
 #include "storage/write/encode_part.h"
 #include "storage/write/find_numbers.h"
 
 namespace shardwright {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 /// Staging that a thread gets if the caller does not say: one request writes that much.
 constexpr std::size_t default_buffer_bytes = std::size_t{4} << 20;
@@ -199,7 +197,7 @@ class Encoder {
       if (scales.row_bytes >= 0) ++scales.bytes;  // of the block that begins to the left
       receive_(number, scales);
     }
-    thread.receiving += std::chrono::duration<double>(Clock::now() - begin).count();
+    thread.receiving += seconds_since(begin);
   }
 
   const PartsToWrite& parts_;
