@@ -2,22 +2,20 @@
 
 #include <algorithm>
 #include <chrono>
-#include <iterator>
 #include <map>
-#include <numeric>
 #include <optional>
 #include <tuple>
-#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
 #include "kernels/decode.h"
 #include "planner/geometry/byte_boxes.h"
-#include "planner/load/cut_layers.h"
+#include "planner/load/rest_of_checkpoint.h"
 #include "planner/load/scaled_parts.h"
 #include "planner/load/seen_boxes.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/quantization_config.h"
+#include "planner/names/tied_heads.h"
 #include "planner/problems.h"
 
 namespace shardwright {
@@ -34,15 +32,21 @@ std::vector<Lattice> lattices_written(std::span<const Transfer> transfers) {
   return written;
 }
 
-bool is_same_memory(const TensorSpec& a, const TensorSpec& b) {
-  const auto of = [](const TensorSpec& spec) {
-    return std::tie(spec.data, spec.dtype, spec.global_shape, spec.local_shape, spec.local_strides);
-  };
-  const auto same_box = [](const LocalBox& x, const LocalBox& y) {
-    return x.global == y.global && x.local_offset == y.local_offset;
-  };
-  return of(a) == of(b) &&
-         std::equal(a.boxes.begin(), a.boxes.end(), b.boxes.begin(), b.boxes.end(), same_box);
+/// Why elements that are stored so cannot become the trainer's, for messages; empty: they can.
+std::string fault_of_decoding(const Encoding& encoding, DType destination) {
+  const std::string element(name_of(encoding.element));
+  if (bytes_of(encoding.element) == 0 && !encoding.scaled)
+    return "cannot load the packed format " + element + "; expected a dtype of whole bytes";
+  if (encoding.scaled ? is_wide_float(destination) : can_convert(encoding.element, destination)) return "";
+  return "cannot turn " + element + (encoding.scaled ? " with scales" : "") + " into the trainer's " +
+         std::string(name_of(destination)) + "; expected BF16, F16, F32" +
+         (encoding.scaled ? " or F64" : ", F64 or the same dtype");
+}
+
+/// Where a piece lies, as messages begin.
+std::string place_of(const TensorSpec& spec, const Piece& piece, const Catalog& catalog,
+                     const SourceTensor& chunk) {
+  return spec.fqn + ": " + piece.hf_name + " in " + catalog.files[chunk.file].name;
 }
 
 class LoadPlanner {
@@ -67,7 +71,10 @@ class LoadPlanner {
     }
     for (std::string& fault : shared_memory(std::span<const TensorSpec* const>(apart)))
       problems_.add(std::move(fault));
-    account_for_the_rest();
+    RestOfCheckpoint rest = rest_of_checkpoint(specs_, catalog_, map_, used_, options_);
+    plan_.unused = std::move(rest.unused);
+    plan_.unknown = std::move(rest.unknown);
+    for (std::string& fault : rest.faults) problems_.add(std::move(fault));
     if (writes_once && !catalog_.fault_of_config.empty()) problems_.add(catalog_.fault_of_config);
     if (is_nested_) {
       problems_.add("the checkpoint has all of these without \"" + prefix_ +
@@ -221,63 +228,25 @@ class LoadPlanner {
 
   bool add_piece(std::uint32_t index, const Piece& piece, std::span<const SourceTensor> chunks) {
     const TensorSpec& spec = specs_[index];
-    const auto where = [&] {
-      return spec.fqn + ": " + piece.hf_name + " in " + catalog_.files[chunks.front().file].name;
-    };
     const Shape found = Catalog::global_shape(chunks);
     if (found != piece.hf_shape) {
-      problems_.add(where() + ": expected shape " + to_string(piece.hf_shape) + " for the trainer's " +
-                    to_string(spec.global_shape) + ", found " + to_string(found));
+      problems_.add(place_of(spec, piece, catalog_, chunks.front()) + ": expected shape " +
+                    to_string(piece.hf_shape) + " for the trainer's " + to_string(spec.global_shape) +
+                    ", found " + to_string(found));
       return false;
     }
     if (piece.rule->repeats && !options_.exporting) return true;
-    Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
     const bool is_multiplied = !piece.multiplier.empty() && !options_.exporting;
     const std::span<const SourceTensor> multiplier =
         is_multiplied ? catalog_.find(piece.multiplier) : std::span<const SourceTensor>();
     if (is_multiplied && multiplier.empty()) {
-      problems_.add(where() + ": the checkpoint lacks " + piece.multiplier + ", which multiplies it");
+      problems_.add(place_of(spec, piece, catalog_, chunks.front()) + ": the checkpoint lacks " +
+                    piece.multiplier + ", which multiplies it");
       return false;
     }
-    if (piece.as_stored && chunks.front().dtype != spec.dtype) {
-      problems_.add(where() + ": expected " + std::string(name_of(chunks.front().dtype)) +
-                    ", as it is held packed, found the trainer's " + std::string(name_of(spec.dtype)));
-      return false;
-    }
-    if (options_.resuming && chunks.front().dtype != spec.dtype) {
-      const std::string codes_of = weight_in(catalog_, chunks.front());
-      const std::string scales =
-          codes_of.empty() ? what_decodes(catalog_, chunks.front()) : codes_of + "_scale";
-      if (!scales.empty()) {
-        problems_.add(where() + ": holds packed codes, which " + scales +
-                      " decodes, and no numbers; expected " + std::string(name_of(chunks.front().dtype)) +
-                      ", which gets them as they are, found the trainer's " +
-                      std::string(name_of(spec.dtype)));
-        return false;
-      }
-    }
-    if (!piece.as_stored && (!options_.resuming || chunks.front().dtype != spec.dtype)) {
-      try {
-        encoding =
-            encoding_of(catalog_, chunks, options_.resuming ? known_exact_encodings() : options_.encodings);
-        if (is_multiplied) encoding = multiplied_by(catalog_, chunks, multiplier);
-      } catch (const Error& error) {
-        if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
-        return false;
-      }
-    }
-    if (bytes_of(encoding.element) == 0 && !encoding.scaled) {
-      problems_.add(where() + ": cannot load the packed format " + std::string(name_of(encoding.element)) +
-                    "; expected a dtype of whole bytes");
-      return false;
-    }
-    if (encoding.scaled ? !is_wide_float(spec.dtype) : !can_convert(encoding.element, spec.dtype)) {
-      problems_.add(where() + ": cannot turn " + std::string(name_of(encoding.element)) +
-                    (encoding.scaled ? " with scales" : "") + " into the trainer's " +
-                    std::string(name_of(spec.dtype)) + "; expected BF16, F16, F32" +
-                    (encoding.scaled ? " or F64" : ", F64 or the same dtype"));
-      return false;
-    }
+    const std::optional<Encoding> known = encoding_for(spec, piece, chunks, multiplier);
+    if (!known) return false;
+    const Encoding& encoding = *known;
     std::span<const SourceTensor> scales;
     if (encoding.scaled) scales = is_multiplied ? multiplier : scales_of(catalog_, piece.hf_name);
     const bool in_own_shape =
@@ -295,6 +264,47 @@ class LoadPlanner {
       }
     }
     return true;
+  }
+
+  /// How the elements of a piece are stored; nothing if the trainer's tensor cannot have them, which has then
+  /// been noted.
+  std::optional<Encoding> encoding_for(const TensorSpec& spec, const Piece& piece,
+                                       std::span<const SourceTensor> chunks,
+                                       std::span<const SourceTensor> multiplier) {
+    const DType stored = chunks.front().dtype;
+    const auto refused = [&](const std::string& fault) {
+      problems_.add(place_of(spec, piece, catalog_, chunks.front()) + ": " + fault);
+      return std::nullopt;
+    };
+    Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
+    const bool as_it_is = piece.as_stored || (options_.resuming && stored == spec.dtype);
+    if (piece.as_stored && stored != spec.dtype) {
+      return refused("expected " + std::string(name_of(stored)) +
+                     ", as it is held packed, found the trainer's " + std::string(name_of(spec.dtype)));
+    }
+    if (options_.resuming && !as_it_is) {
+      const std::string codes_of = weight_in(catalog_, chunks.front());
+      const std::string scales =
+          codes_of.empty() ? what_decodes(catalog_, chunks.front()) : codes_of + "_scale";
+      if (!scales.empty()) {
+        return refused("holds packed codes, which " + scales + " decodes, and no numbers; expected " +
+                       std::string(name_of(stored)) + ", which gets them as they are, found the trainer's " +
+                       std::string(name_of(spec.dtype)));
+      }
+    }
+    if (!as_it_is) {
+      try {
+        encoding =
+            encoding_of(catalog_, chunks, options_.resuming ? known_exact_encodings() : options_.encodings);
+        if (!multiplier.empty()) encoding = multiplied_by(catalog_, chunks, multiplier);
+      } catch (const Error& error) {
+        if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
+        return std::nullopt;
+      }
+    }
+    if (const std::string fault = fault_of_decoding(encoding, spec.dtype); !fault.empty())
+      return refused(fault);
+    return encoding;
   }
 
   void add_box(std::uint32_t index, const LocalBox& local, const Encoding& encoding,
@@ -358,81 +368,6 @@ class LoadPlanner {
     const std::string fault = rest_is_zero ? overlap_fault(spec.local_shape, lattices_written(transfers))
                                            : fault_of_writing(spec.local_shape, transfers);
     if (!fault.empty()) problems_.add(spec.fqn + ": " + fault);
-  }
-
-  /// What the checkpoint holds beyond what the trainer's tensors take: unknown, known but not asked for, or
-  /// too much.
-  void account_for_the_rest() {
-    std::unordered_map<std::string_view, const TensorSpec*> destinations;
-    for (const TensorSpec& spec : specs_) destinations.emplace(spec.fqn, &spec);
-    std::vector<std::string> unknown;
-    std::vector<std::string> left;  // that have a place in the layout, and no destination
-    std::vector<std::string> lone_scales;
-    std::map<std::string, std::vector<std::int64_t>> surplus;  // experts by trainer's tensor
-    std::string_view previous;
-    for (std::size_t i = 0; i < catalog_.tensors.size(); ++i) {
-      const SourceTensor& tensor = catalog_.tensors[i];
-      if (used_[i] || tensor.name == previous || is_ignored(map_, tensor.name)) continue;
-      previous = tensor.name;
-      if (is_scale_name(tensor.name) && !catalog_.find(weight_name_of(tensor.name)).empty()) continue;
-      if (is_companion(catalog_, tensor.name)) continue;
-      if (is_scale_name(tensor.name)) {
-        lone_scales.push_back(tensor.name);
-        continue;
-      }
-      if (is_without_place(map_, tensor.name)) {
-        plan_.unused.push_back(tensor.name);
-        continue;
-      }
-      const std::vector<NameMatch> matches = native_matches_of(map_, tensor.name);
-      if (matches.empty() || !matches.front().rule->known) {
-        unknown.push_back(tensor.name);
-        continue;
-      }
-      bool is_wanted = false;
-      for (const NameMatch& match : matches) {
-        const auto destination = destinations.find(match.fqn);
-        if (destination == destinations.end()) continue;
-        is_wanted = true;
-        // All else that has a destination was not used because of a problem that has been noted.
-        const Shape& shape = destination->second->global_shape;
-        if (match.rule->stacked() && !shape.empty() && match.captures.expert >= shape[0])
-          surplus[match.fqn].push_back(match.captures.expert);
-      }
-      if (is_wanted) continue;
-      left.push_back(tensor.name);
-      plan_.unused.push_back(tensor.name);
-    }
-    note_surplus(surplus);
-    if (options_.strict && !options_.exporting) {
-      const std::string fault = fault_of_cut_layers(catalog_, map_, used_, left);
-      if (!fault.empty()) problems_.add(fault);
-    }
-    if (!options_.strict) {
-      std::merge(unknown.begin(), unknown.end(), lone_scales.begin(), lone_scales.end(),
-                 std::back_inserter(plan_.unknown));
-      return;
-    }
-    for (const std::string& name : grouped_names(lone_scales)) {
-      problems_.add(name +
-                    ": a scale without its weight, which the checkpoint lacks; strict=False leaves it out");
-    }
-    for (const std::string& name : grouped_names(unknown)) {
-      problems_.add(name + ": no rule of " + map_.family +
-                    " knows this tensor of the checkpoint; strict=False leaves such tensors out");
-    }
-  }
-
-  void note_surplus(std::map<std::string, std::vector<std::int64_t>>& surplus) {
-    for (auto& [fqn, experts] : surplus) {
-      std::sort(experts.begin(), experts.end());
-      experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
-      const auto spec = std::find_if(specs_.begin(), specs_.end(),
-                                     [&name = fqn](const TensorSpec& s) { return s.fqn == name; });
-      problems_.add(fqn + ": expected as many experts as the trainer's shape " +
-                    to_string(spec->global_shape) + " has, but the checkpoint has experts " +
-                    ranges_of(experts) + " as well");
-    }
   }
 
   bool is_news(const std::string& name) { return noted_.insert(name).second; }

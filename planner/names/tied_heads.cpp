@@ -16,6 +16,8 @@ bool is_embedding(std::string_view fqn) {
                      [&](std::string_view ending) { return fqn.ends_with(ending); });
 }
 
+}  // namespace
+
 bool is_same_memory(const TensorSpec& a, const TensorSpec& b) {
   if (a.device == DeviceKind::meta || b.device == DeviceKind::meta) return false;
   if (a.dtype != b.dtype || a.global_shape != b.global_shape || a.local_shape != b.local_shape ||
@@ -25,8 +27,6 @@ bool is_same_memory(const TensorSpec& a, const TensorSpec& b) {
   return a.data != nullptr && a.data == b.data && a.device_name == b.device_name &&
          a.local_strides == b.local_strides;
 }
-
-}  // namespace
 
 bool may_be_tied(std::string_view fqn) { return fqn.ends_with(head_ending) || is_embedding(fqn); }
 

@@ -9,6 +9,10 @@
 
 namespace shardwright {
 
+/// Whether two tensors of a rank are the same memory, seen alike. Empty parts are, and what has no memory is
+/// not.
+bool is_same_memory(const TensorSpec& a, const TensorSpec& b);
+
 /// Whether a tensor of this name may be a head, or an embedding that one is tied to.
 bool may_be_tied(std::string_view fqn);
 

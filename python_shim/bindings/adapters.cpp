@@ -14,7 +14,7 @@
 
 #include "planner/error.h"
 #include "python_shim/bindings/bindings.h"
-#include "storage/lora/adapter_file.h"
+#include "storage/format/adapter_file.h"
 #include "storage/lora/load_adapter.h"
 
 namespace py = pybind11;

@@ -79,9 +79,7 @@ void bind_conversion(py::module_& m) {
            "Writes what Publication.plan has said to this rank.");
 }
 
-}  // namespace
-
-void bind_exports(py::module_& m) {
+void bind_requests(py::module_& m) {
   py::class_<ExportRequest>(m, "ExportRequest", "What is asked for; keeps its template and its map alive.")
       .def(py::init([](const Catalog* template_catalog, std::string model, std::string layout,
                        const std::string& quantization, std::vector<std::string> quantized_weights,
@@ -129,6 +127,9 @@ void bind_exports(py::module_& m) {
       py::arg("model"), py::arg("layout"), py::arg("text_only"), py::arg("sense"), py::arg("alpha"),
       py::arg("use_rslora"), py::arg("base_model"), py::arg("task_type"),
       "The request for LoRA tensors to become an adapter.");
+}
+
+void bind_planning(py::module_& m) {
   m.def(
       "describe_export",
       [](const std::vector<TensorSpec>& specs, const std::string& state, const ExportRequest& request,
@@ -155,6 +156,9 @@ void bind_exports(py::module_& m) {
         return as_bytes(plan_export(holdings, request, directory).shares);
       },
       py::arg("holdings"), py::arg("request"), py::arg("directory"), "The shares of the ranks.");
+}
+
+void bind_publication(py::module_& m) {
   py::class_<Publication>(m, "Publication", "See storage/jobs/publication.h.")
       .def(py::init<const std::filesystem::path&, const ExportRequest&, std::optional<bool>,
                     std::vector<std::filesystem::path>, bool>(),
@@ -203,6 +207,9 @@ void bind_exports(py::module_& m) {
       .def_readonly("write_seconds", &ExportReport::write_seconds)
       .def_readonly("sync_seconds", &ExportReport::sync_seconds)
       .def_readonly("total_seconds", &ExportReport::total_seconds);
+}
+
+void bind_sent_export(py::module_& m) {
   py::class_<SentExport>(m, "SentExport", "See storage/jobs/sent_export.h.")
       .def(py::init([](const std::string& told, const std::vector<TensorSpec>& specs,
                        const std::string& state, const ExportRequest& request, int threads,
@@ -234,6 +241,9 @@ void bind_exports(py::module_& m) {
           py::arg("rank"), py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
       .def("finish", &SentExport::finish, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("peak_bytes_to_send", &SentExport::peak_bytes_to_send);
+}
+
+void bind_writing(py::module_& m) {
   m.def(
       "checksums_of",
       [](const std::filesystem::path& directory) {
@@ -256,6 +266,16 @@ void bind_exports(py::module_& m) {
       py::arg("told"), py::arg("specs"), py::arg("state"), py::arg("request"), py::arg("threads") = 0,
       py::arg("staging_bytes") = 0, py::arg("devices") = DeviceOptions{}, py::arg("progress") = nullptr,
       py::call_guard<py::gil_scoped_release>(), "Writes what Publication.plan has said to this rank.");
+}
+
+}  // namespace
+
+void bind_exports(py::module_& m) {
+  bind_requests(m);
+  bind_planning(m);
+  bind_publication(m);
+  bind_sent_export(m);
+  bind_writing(m);
   bind_files_beside(m);
   bind_conversion(m);
 }

@@ -70,9 +70,7 @@ LoadOptions with_callbacks(LoadOptions options, const std::optional<py::function
   return options;
 }
 
-}  // namespace
-
-void bind_loads(py::module_& m) {
+void bind_options(py::module_& m) {
   py::class_<LoadOptions>(m, "LoadOptions")
       .def(py::init(&options_from), py::arg("threads") = 0, py::arg("staging_bytes") = 0,
            py::arg("reads") = "auto", py::arg("direct_io") = "auto", py::arg("huge_pages") = false,
@@ -120,11 +118,17 @@ void bind_loads(py::module_& m) {
       .def_readonly("unknown", &LoadReport::unknown)
       .def_readonly("not_loaded", &LoadReport::not_loaded)
       .def_readonly("zeroed", &LoadReport::zeroed);
+}
+
+void bind_shared_memory(py::module_& m) {
   m.def("this_node", &this_node, "Names the machine and its namespace of processes; empty if unknown.");
   py::class_<SharedMemory>(m, "SharedMemory", "Memory that processes of a node share, without a name.")
       .def_static("create", &SharedMemory::create, py::arg("bytes"))
       .def_static("open", &SharedMemory::open, py::arg("path"), py::arg("bytes"))
       .def_property_readonly("path", &SharedMemory::path);
+}
+
+void bind_cooperation(py::module_& m) {
   py::class_<CooperativeLoad>(m, "CooperativeLoad")
       .def(py::init<const LoadPlan&, const Catalog&, std::vector<TensorSpec>, const LoadOptions&>(),
            py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options"), py::keep_alive<1, 2>(),
@@ -199,6 +203,9 @@ void bind_loads(py::module_& m) {
                        reinterpret_cast<const std::byte*>(incoming));  // NOLINT(performance-no-int-to-ptr)
           },
           py::arg("round"), py::arg("incoming"), py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_running(py::module_& m) {
   py::class_<ReadingFigures>(m, "ReadingFigures")
       .def_readonly("bytes", &ReadingFigures::bytes)
       .def_readonly("requests", &ReadingFigures::requests)
@@ -218,6 +225,15 @@ void bind_loads(py::module_& m) {
       },
       py::arg("plan"), py::arg("catalog"), py::arg("specs"), py::arg("options") = LoadOptions(),
       py::arg("progress") = py::none());
+}
+
+}  // namespace
+
+void bind_loads(py::module_& m) {
+  bind_options(m);
+  bind_shared_memory(m);
+  bind_cooperation(m);
+  bind_running(m);
 }
 
 }  // namespace shardwright

@@ -190,7 +190,7 @@ py::list chunks_of(const Manifest& manifest, std::size_t tensor) {
   return chunks;
 }
 
-void bind_reading(py::module_& m) {
+void bind_manifest(py::module_& m) {
   m.attr("manifest_name") = manifest_name;
   py::class_<Manifest>(m, "Manifest", "See storage/format/manifest.h.")
       .def_property_readonly("tensors", &tensors_of,
@@ -244,6 +244,9 @@ void bind_reading(py::module_& m) {
             expect_undamaged(manifest, directory, ranges, names, threads);
           },
           py::arg("directory"), py::arg("chunks"), py::arg("objects"), py::arg("threads"));
+}
+
+void bind_paths(py::module_& m) {
   m.def("resolved_path", &resolved_path, py::arg("path"));
   m.def(
       "has_file",
@@ -290,6 +293,9 @@ void bind_reading(py::module_& m) {
       py::arg("path"), py::arg("begin") = 0, py::arg("end") = py::none(),
       "Bytes of a regular file, or of one that a link leads to; anything else is refused, by name.");
   m.def("size_of_file", &size_of_file, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_steps(py::module_& m) {
   m.def("has_manifest", &has_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "next_order",
@@ -333,6 +339,9 @@ void bind_reading(py::module_& m) {
   m.def("keep_last_steps", &keep_last_steps, py::arg("root"), py::arg("keep"),
         py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_verify(py::module_& m) {
   py::class_<VerifyReport>(m, "VerifyReport", "What a checkpoint was found to be.")
       .def(py::init([](std::string kind, std::int64_t files, std::int64_t tensors, std::int64_t objects,
                        std::uint64_t bytes_hashed, std::vector<std::string> problems,
@@ -375,7 +384,10 @@ void bind_reading(py::module_& m) {
 void bind_saves(py::module_& m) {
   bind_sending(m);
   bind_writing(m);
-  bind_reading(m);
+  bind_manifest(m);
+  bind_paths(m);
+  bind_steps(m);
+  bind_verify(m);
 }
 
 }  // namespace shardwright

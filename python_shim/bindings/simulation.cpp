@@ -11,8 +11,9 @@
 namespace py = pybind11;
 
 namespace shardwright {
+namespace {
 
-void bind_simulate(py::module_& m) {
+void bind_figures(py::module_& m) {
   py::class_<SimulatedRank>(m, "SimulatedRank")
       .def_readonly("rank", &SimulatedRank::rank)
       .def_readonly("stage", &SimulatedRank::stage)
@@ -73,6 +74,12 @@ void bind_simulate(py::module_& m) {
       .def_readonly("in_nodes", &SimulatedWay::in_nodes)
       .def_readonly("decoding", &SimulatedWay::decoding)
       .def_property_readonly("seconds", &SimulatedWay::seconds);
+}
+
+}  // namespace
+
+void bind_simulate(py::module_& m) {
+  bind_figures(m);
   m.def(
       "simulated_ways",
       [](const Simulation& simulation, double storage, double node_reading, double node_memory,

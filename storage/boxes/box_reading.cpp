@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "planner/geometry/byte_boxes.h"
+#include "storage/rounded_up.h"
 
 namespace shardwright {
 namespace {
@@ -79,7 +80,7 @@ void for_each_run(const BoxReading& reading, const std::function<void(std::uint6
 }
 
 std::uint64_t scales_offset_in_staging(const ReadTask& task) {
-  return (task.weights.staged_bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
+  return rounded_up(task.weights.staged_bytes, staging_alignment);
 }
 
 std::uint64_t staged_bytes(const ReadTask& task) {

@@ -45,16 +45,13 @@ std::vector<Strip> cut_into_strips(const LoadPlan& plan) {
   return strips;
 }
 
-const std::byte* address(const std::byte* data, const Shape& strides, DType dtype, const Shape& offset) {
-  return data + bytes_to(dtype, elements_to(offset, strides));
+/// The memory from the element at that offset on; the strides may be those of a view of it.
+StridedMemory from(const StridedMemory& memory, Shape strides, DType dtype, const Shape& offset) {
+  const std::byte* const first = memory.data + bytes_to(dtype, elements_to(offset, strides));
+  return {first, std::move(strides)};
 }
 
-/// Of the factors in which a transfer sees a tensor of these strides.
-Shape strides_as_seen(const Transfer& transfer, const SourceTensor& source, const Shape& strides) {
-  return transfer.source_view.empty() ? strides : strides_along(read_lattice(transfer, source), strides);
-}
-
-void check(const SourceTensor& tensor, const SourceMemory& memory, bool rows_must_be_contiguous) {
+void check(const SourceTensor& tensor, const StridedMemory& memory, bool rows_must_be_contiguous) {
   const bool fits = memory.data != nullptr && memory.strides.size() == tensor.shape.size();
   if (fits && (!rows_must_be_contiguous || memory.strides.empty() || memory.strides.back() == 1 ||
                tensor.shape.back() <= 1)) {
@@ -68,8 +65,9 @@ void check(const SourceTensor& tensor, const SourceMemory& memory, bool rows_mus
 
 }  // namespace
 
-void place_from_memory(const LoadPlan& plan, const Catalog& catalog, const std::vector<SourceMemory>& sources,
-                       const std::vector<TensorSpec>& specs, int threads) {
+void place_from_memory(const LoadPlan& plan, const Catalog& catalog,
+                       const std::vector<StridedMemory>& sources, const std::vector<TensorSpec>& specs,
+                       int threads) {
   expect_cpu_memory(plan, specs, "placing from memory");
   for (const Transfer& transfer : plan.transfers) {
     check(catalog.tensors[transfer.source], sources.at(transfer.source), transfer.encoding.scaled);
@@ -88,21 +86,23 @@ void place_from_memory(const LoadPlan& plan, const Catalog& catalog, const std::
     const Strip& strip = strips[i];
     const Transfer& transfer = plan.transfers[strip.transfer];
     const DType dtype = catalog.tensors[transfer.source].dtype;
-    const SourceMemory& source = sources[transfer.source];
-    Shape strides = strides_as_seen(transfer, catalog.tensors[transfer.source], source.strides);
-    const std::byte* elements = address(source.data, strides, dtype, strip.box.offset);
-    BoxInMemory part{strip.box, elements, std::move(strides), nullptr, {}};
+    const bool is_seen = !transfer.source_view.empty();
+    const auto strides_of = [&](const StridedMemory& memory, const auto& lattice) {
+      return is_seen ? strides_along(lattice(), memory.strides) : memory.strides;
+    };
+    const StridedMemory& source = sources[transfer.source];
+    Shape strides =
+        strides_of(source, [&] { return read_lattice(transfer, catalog.tensors[transfer.source]); });
+    BoxInMemory part{strip.box, from(source, std::move(strides), dtype, strip.box.offset)};
     if (transfer.global >= 0)
       std::memcpy(&part.global, sources[static_cast<std::size_t>(transfer.global)].data, sizeof part.global);
     if (transfer.scales >= 0) {
-      const SourceMemory& scales = sources[static_cast<std::size_t>(transfer.scales)];
-      const Box box = scale_box_of_part(transfer, strip.box);
-      part.scale_strides = scales.strides;
-      if (!transfer.source_view.empty())
-        part.scale_strides =
-            strides_along(scale_lattice(transfer, catalog.tensors[static_cast<std::size_t>(transfer.scales)]),
-                          scales.strides);
-      part.scales = address(scales.data, part.scale_strides, transfer.encoding.scale, box.offset);
+      const StridedMemory& scales = sources[static_cast<std::size_t>(transfer.scales)];
+      Shape scale_strides = strides_of(scales, [&] {
+        return scale_lattice(transfer, catalog.tensors[static_cast<std::size_t>(transfer.scales)]);
+      });
+      part.scales = from(scales, std::move(scale_strides), transfer.encoding.scale,
+                         scale_box_of_part(transfer, strip.box).offset);
     }
     place_box(transfer, dtype, part, specs[transfer.destination]);
   });

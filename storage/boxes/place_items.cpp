@@ -2,7 +2,6 @@
 
 #include <cstring>
 #include <string>
-#include <utility>
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
@@ -13,13 +12,8 @@
 namespace shardwright {
 namespace {
 
-/// Where the first element of a lattice is in memory that holds a box around it.
-struct InBox {
-  const std::byte* first;
-  Shape strides;  ///< elements, of each factor
-};
-
-InBox in_box(const std::byte* memory, const Box& box, const Lattice& lattice, DType dtype) {
+/// Where a lattice lies in memory that holds a box around it, with a stride for each factor.
+StridedMemory in_box(const std::byte* memory, const Box& box, const Lattice& lattice, DType dtype) {
   const Shape strides = contiguous_strides(box.size);
   Shape from_box = lattice.first;
   for (std::size_t d = 0; d < from_box.size(); ++d) from_box[d] -= box.offset[d];
@@ -36,15 +30,13 @@ void place_items(const Transfer& transfer, const Catalog& catalog, const ItemsIn
                     ", where only shardwright's own storage readers write; load with one of them");
   }
   const SourceTensor& source = catalog.tensors[transfer.source];
-  InBox elements = in_box(items.elements, needed_box(transfer, ReadItem::Part::elements, catalog),
-                          read_lattice(transfer, source), source.dtype);
-  BoxInMemory part{transfer.source_box, elements.first, std::move(elements.strides), nullptr, {}};
+  BoxInMemory part{transfer.source_box,
+                   in_box(items.elements, needed_box(transfer, ReadItem::Part::elements, catalog),
+                          read_lattice(transfer, source), source.dtype)};
   if (transfer.scales >= 0) {
     const SourceTensor& tensor = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
-    InBox scales = in_box(items.scales, needed_box(transfer, ReadItem::Part::scales, catalog),
-                          scale_lattice(transfer, tensor), tensor.dtype);
-    part.scales = scales.first;
-    part.scale_strides = std::move(scales.strides);
+    part.scales = in_box(items.scales, needed_box(transfer, ReadItem::Part::scales, catalog),
+                         scale_lattice(transfer, tensor), tensor.dtype);
     expect_meant_scales(transfer, part, catalog);
   }
   if (transfer.global >= 0) {

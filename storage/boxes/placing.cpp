@@ -31,14 +31,6 @@ Target target_of(const Transfer& transfer, const Box& box, const TensorSpec& spe
   return target;
 }
 
-std::vector<CopiedDimension> dimensions_of(const Box& box, const Shape& strides, const Target& target) {
-  std::vector<CopiedDimension> dimensions;
-  for (std::size_t i = 0; i < box.size.size(); ++i) {
-    dimensions.push_back({box.size[i], strides[i], target.strides[i]});
-  }
-  return joined_dimensions(dimensions);
-}
-
 /// Visits a box of a source with scales: the last dimension as columns and the innermost other one that has
 /// several indices as rows, for each index of those further out.
 template <class Visit>
@@ -50,12 +42,12 @@ void for_each_scaled_tile(const Transfer& transfer, const BoxInMemory& part, con
   std::size_t rows = rank - 2;
   while (rows > 0 && part.box.size[rows] == 1) --rows;
   if (part.box.size[rows] == 1) rows = rank - 2;
-  Shape scale_strides = part.scale_strides;  // 0 along what the scales have no dimension for
+  Shape scale_strides = part.scales.strides;  // 0 along what the scales have no dimension for
   scale_strides.resize(rank, 0);
   const auto first_in_block = [&](std::size_t d, std::int64_t first) {
     return (first + part.box.offset[d] - transfer.source_box.offset[d]) % block_along(encoding, rank, d);
   };
-  const BlockScales scales{part.scales,
+  const BlockScales scales{part.scales.data,
                            scale_strides[rows],
                            block_along(encoding, rank, rows),
                            encoding.block_columns,
@@ -65,10 +57,11 @@ void for_each_scaled_tile(const Transfer& transfer, const BoxInMemory& part, con
                            encoding.product,
                            part.global,
                            encoding.code_eight_is_plus_zero};
-  cuda::Placing tile{{part.elements, encoding.element, part.box.size[rows], part.box.size[columns],
-                      part.strides[rows], is_packed(encoding.element) && part.box.offset[columns] % 2 != 0},
-                     scales,
-                     {target.data, destination, target.strides[rows], target.strides[columns]}};
+  cuda::Placing tile{
+      {part.elements.data, encoding.element, part.box.size[rows], part.box.size[columns],
+       part.elements.strides[rows], is_packed(encoding.element) && part.box.offset[columns] % 2 != 0},
+      scales,
+      {target.data, destination, target.strides[rows], target.strides[columns]}};
   Shape index(rank, 0);  // of the dimensions further out
   for (;;) {
     visit(static_cast<const cuda::Placing&>(tile));
@@ -80,7 +73,7 @@ void for_each_scaled_tile(const Transfer& transfer, const BoxInMemory& part, con
       const auto moved = [&](const void* data, std::int64_t elements, DType dtype) {
         return static_cast<const std::byte*>(data) + steps * bytes_to(dtype, elements);
       };
-      tile.source.data = moved(tile.source.data, part.strides[d], encoding.element);
+      tile.source.data = moved(tile.source.data, part.elements.strides[d], encoding.element);
       tile.scales.data = moved(tile.scales.data, scale_strides[d], encoding.scale);
       tile.destination.data =
           static_cast<std::byte*>(tile.destination.data) + steps * target.strides[d] * bytes_of(destination);
@@ -154,6 +147,20 @@ void place_tile(const cuda::Placing& tile) {
 
 }  // namespace
 
+std::vector<CopiedDimension> copied_dimensions(const Shape& size, const Shape& source_strides,
+                                               const Shape& destination_strides) {
+  std::vector<CopiedDimension> dimensions;
+  for (std::size_t d = 0; d < size.size(); ++d)
+    dimensions.push_back({size[d], source_strides[d], destination_strides[d]});
+  return dimensions;
+}
+
+bool is_one_run(const std::vector<CopiedDimension>& dimensions) {
+  const std::vector<CopiedDimension> joined = joined_dimensions(dimensions);
+  return joined.empty() ||
+         (joined.size() == 1 && joined[0].source_stride == 1 && joined[0].destination_stride == 1);
+}
+
 std::vector<CopiedDimension> joined_dimensions(const std::vector<CopiedDimension>& dimensions) {
   std::vector<CopiedDimension> simple;
   for (const CopiedDimension& inner : dimensions) {
@@ -185,8 +192,9 @@ void for_each_tile(const Transfer& transfer, DType source, const BoxInMemory& pa
   if (transfer.encoding.scaled) {
     for_each_scaled_tile(transfer, part, target, destination.dtype, visit);
   } else {
-    for_each_plain_tile(dimensions_of(part.box, part.strides, target), source, destination.dtype,
-                        part.elements, target.data, visit);
+    for_each_plain_tile(
+        joined_dimensions(copied_dimensions(part.box.size, part.elements.strides, target.strides)), source,
+        destination.dtype, part.elements.data, target.data, visit);
   }
 }
 
@@ -199,10 +207,7 @@ std::byte* place_as_it_is(const Transfer& transfer, DType source, const Box& box
                           const TensorSpec& destination) {
   if (transfer.encoding.scaled || source != destination.dtype) return nullptr;
   const Target target = target_of(transfer, box, destination);
-  const std::vector<CopiedDimension> dimensions = dimensions_of(box, strides, target);
-  const bool alike = dimensions.empty() || (dimensions.size() == 1 && dimensions[0].source_stride == 1 &&
-                                            dimensions[0].destination_stride == 1);
-  return alike ? target.data : nullptr;
+  return is_one_run(copied_dimensions(box.size, strides, target.strides)) ? target.data : nullptr;
 }
 
 void fill_with_zeros(const TensorSpec& spec) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -10,19 +9,17 @@
 #include "planner/geometry/box.h"
 #include "planner/load/load_plan.h"
 #include "planner/names/tensor_spec.h"
+#include "storage/strided_memory.h"
 
 namespace shardwright {
 
 /// A part of a transfer's source box as it lies in memory (in staging, or in a tensor), with the scales it
 /// needs.
 struct BoxInMemory {
-  Box box;                              ///< of the source as it is seen, inside the transfer's source_box
-  const std::byte* elements = nullptr;  ///< the box's first element
-  Shape strides;  ///< elements, for each dimension of the box; 1 for the last, if it has several
-  const std::byte* scales =
-      nullptr;          ///< of the block that the first element is in; null where there are none
-  Shape scale_strides;  ///< scales, for each dimension of the scale box; 1 for the last, if it has several
-  float global = 1;     ///< of encodings that have a global scale
+  Box box;                    ///< of the source as it is seen, inside the transfer's source_box
+  StridedMemory elements;     ///< of the box
+  StridedMemory scales = {};  ///< of the scale box, from that of the block that the first element is in
+  float global = 1;           ///< of encodings that have a global scale
 };
 
 /// One dimension of a box that is copied: how many indices, and elements between them on either side.
@@ -32,8 +29,15 @@ struct CopiedDimension {
   std::int64_t destination_stride;
 };
 
+/// The dimensions of a box of that size, with the strides (elements) of each side.
+std::vector<CopiedDimension> copied_dimensions(const Shape& size, const Shape& source_strides,
+                                               const Shape& destination_strides);
+
 /// Leaves out dimensions of one index and joins neighbours that run on without a gap on both sides.
 std::vector<CopiedDimension> joined_dimensions(const std::vector<CopiedDimension>& dimensions);
+
+/// True if the elements lie in the same order, without gaps, on both sides.
+bool is_one_run(const std::vector<CopiedDimension>& dimensions);
 
 /// Copies a box of any rank, converting as `place` does. The dimensions may come in any order.
 void copy_box(const std::vector<CopiedDimension>& dimensions, DType source, DType destination,

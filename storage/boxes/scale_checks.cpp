@@ -83,7 +83,7 @@ std::string text_of(DType dtype, const std::byte* scale) {
 }  // namespace
 
 void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, const Catalog& catalog) {
-  if (!is_packed(transfer.encoding.element) || part.scales == nullptr || is_empty(part.box)) return;
+  if (!is_packed(transfer.encoding.element) || part.scales.data == nullptr || is_empty(part.box)) return;
   const DType dtype = transfer.encoding.scale;
   const Box box = scale_box_of_part(transfer, part.box);
   const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
@@ -91,9 +91,9 @@ void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, cons
   Shape index(outer, 0);
   do {
     const std::byte* const row =
-        part.scales +
-        elements_to(index, Shape(part.scale_strides.begin(),
-                                 part.scale_strides.begin() + static_cast<std::ptrdiff_t>(outer))) *
+        part.scales.data +
+        elements_to(index, Shape(part.scales.strides.begin(),
+                                 part.scales.strides.begin() + static_cast<std::ptrdiff_t>(outer))) *
             bytes_of(dtype);
     const std::int64_t column = first_not_meant(dtype, row, columns);
     if (column < columns) {

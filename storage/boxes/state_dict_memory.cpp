@@ -13,9 +13,9 @@
 namespace shardwright {
 namespace {
 
-using Chunk = std::pair<SourceTensor, SourceMemory>;
+using Chunk = std::pair<SourceTensor, StridedMemory>;
 
-SourceMemory memory_at(const TensorSpec& spec, const Shape& local_offset) {
+StridedMemory memory_at(const TensorSpec& spec, const Shape& local_offset) {
   const auto* data = static_cast<const std::byte*>(spec.data);
   if (data != nullptr) data += elements_to(local_offset, spec.local_strides) * bytes_of(spec.dtype);
   return {data, spec.local_strides};
@@ -63,9 +63,9 @@ void see_packed(StateDictMemory& held) {
     held.catalog.tensors[t].begin = t;  // which are in no file: tells where each has gone
   }
   see_packed_weights(held.catalog);
-  std::vector<SourceMemory> memory;
+  std::vector<StridedMemory> memory;
   for (SourceTensor& tensor : held.catalog.tensors) {
-    SourceMemory& of_tensor = memory.emplace_back(held.memory[tensor.begin]);
+    StridedMemory& of_tensor = memory.emplace_back(held.memory[tensor.begin]);
     of_tensor.strides = strides_as_seen(tensor, of_tensor.strides);
     tensor.begin = 0;
   }

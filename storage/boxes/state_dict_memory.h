@@ -4,14 +4,14 @@
 
 #include "planner/load/load_plan.h"
 #include "planner/names/tensor_spec.h"
-#include "storage/boxes/place_from_memory.h"
+#include "storage/strided_memory.h"
 
 namespace shardwright {
 
 /// The tensors of an HF state dict as the sources of a load: what this rank holds of them, in memory.
 struct StateDictMemory {
-  Catalog catalog;                   ///< without files; the chunks are this rank's
-  std::vector<SourceMemory> memory;  ///< of each of catalog.tensors
+  Catalog catalog;                    ///< without files; the chunks are this rank's
+  std::vector<StridedMemory> memory;  ///< of each of catalog.tensors
 };
 
 /// Describes the tensors of an HF state dict. A tensor of which the rank holds a part is a chunk for each of

@@ -59,21 +59,19 @@ void expect_all_filled(const LoadPlan& plan, const StateDictMemory& held,
                         "these tensors cannot be filled from the native ones; none has been changed:");
 }
 
-void copy_to_source(const Transfer& transfer, const SourceTensor& source, const SourceMemory& memory,
+void copy_to_source(const Transfer& transfer, const SourceTensor& source, const StridedMemory& memory,
                     const TensorSpec& native) {
   const Lattice in_native = written_lattice(transfer);
   const Shape native_strides = strides_along(in_native, native.local_strides);
   const Shape hf_strides = transfer.source_view.empty()
                                ? memory.strides
                                : strides_along(read_lattice(transfer, source), memory.strides);
-  std::vector<CopiedDimension> dimensions;
-  for (std::size_t d = 0; d < transfer.source_box.size.size(); ++d)
-    dimensions.push_back({transfer.source_box.size[d], native_strides[d], hf_strides[d]});
   const auto* from = static_cast<const std::byte*>(native.data) +
                      elements_to(in_native.first, native.local_strides) * bytes_of(native.dtype);
   auto* to = const_cast<std::byte*>(memory.data) +  // the caller's own, handed over to be written
              elements_to(transfer.source_box.offset, hf_strides) * bytes_of(source.dtype);
-  copy_box(dimensions, native.dtype, source.dtype, from, to);
+  copy_box(copied_dimensions(transfer.source_box.size, native_strides, hf_strides), native.dtype,
+           source.dtype, from, to);
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "storage/rounded_up.h"
+
 namespace shardwright {
 namespace {
 
@@ -14,7 +16,7 @@ static_assert(DeviceGatherer::slack >= 3 * alignment);
 /// Tiles that wait to be launched.
 constexpr std::size_t most_tiles = 1024;
 
-std::size_t aligned(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
+std::size_t aligned(std::size_t bytes) { return rounded_up(bytes, alignment); }
 
 std::size_t size_of(std::int64_t count) { return static_cast<std::size_t>(count); }
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <vector>
 
+#include "storage/seconds.h"
 #include "storage/threads.h"
 
 namespace shardwright {
@@ -64,7 +64,6 @@ GatherFigures DeviceGatherers::finish() {
 GatherFigures gather_on_threads(
     std::size_t count, const DevicesInUse& devices, const GatherBounds& bounds,
     const std::function<void(std::size_t index, std::size_t thread, DeviceGatherers& gatherers)>& work) {
-  using Clock = std::chrono::steady_clock;
   std::vector<GatherFigures> done(std::min(static_cast<std::size_t>(std::max(1, bounds.threads)), count));
   std::atomic<std::size_t> next = 0;
   std::atomic<bool> failed = false;
@@ -75,7 +74,7 @@ GatherFigures gather_on_threads(
       for (std::size_t index = next++; index < count && !failed; index = next++)
         work(index, thread, gatherers);
       if (!failed) done[thread] = gatherers.finish();
-      done[thread].seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+      done[thread].seconds = seconds_since(begin);
     } catch (...) {
       failed = true;
       throw;

@@ -8,6 +8,7 @@
 
 #include "storage/device/device_error.h"
 #include "storage/files/page_cache.h"
+#include "storage/rounded_up.h"
 
 namespace shardwright {
 
@@ -24,7 +25,7 @@ std::byte* Staging::room_for(std::size_t bytes, const std::string& tensor) {
     return memory_;
   }
   const std::size_t unit = huge_pages_ ? huge_page_bytes : direct_alignment;
-  const std::size_t whole = (bytes + unit - 1) / unit * unit;
+  const std::size_t whole = rounded_up(bytes, unit);
   memory_ = static_cast<std::byte*>(std::aligned_alloc(unit, whole));
   if (memory_ == nullptr) throw std::bad_alloc();
   if (huge_pages_) ::madvise(memory_, whole, MADV_HUGEPAGE);  // a wish: the kernel may have none left

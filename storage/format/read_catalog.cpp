@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <iterator>
 #include <optional>
@@ -26,6 +25,7 @@
 #include "storage/format/json_events.h"
 #include "storage/format/safetensors.h"
 #include "storage/format/text_file.h"
+#include "storage/seconds.h"
 #include "storage/threads.h"
 
 namespace shardwright {
@@ -301,7 +301,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   }
 
   expect_location(directory);
-  const auto begin = std::chrono::steady_clock::now();
+  const Clock::time_point begin = Clock::now();
   Catalog catalog;
   catalog.directory = directory;
   const std::vector<RemoteObject> listed = list(directory);
@@ -344,7 +344,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   add_checksums(catalog, threads);
   see_packed_weights(catalog);
   catalog.fault_of_config = fault_of_quantization_config(catalog);
-  catalog.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  catalog.seconds = seconds_since(begin);
   return catalog;
 }
 

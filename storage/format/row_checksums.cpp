@@ -23,7 +23,7 @@ std::int64_t last_of(const Shape& shape) { return shape.empty() ? 1 : shape.back
 /// box of a tensor that is seen in that shape.
 template <typename Visit>
 void for_each_run_in_memory(const Shape& shape, std::int64_t element, const Box& box,
-                            const RowsInMemory& rows, const Visit& visit) {
+                            const StridedMemory& rows, const Visit& visit) {
   if (is_empty(box)) return;
   const Shape strides = contiguous_strides(shape);
   const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
@@ -31,7 +31,7 @@ void for_each_run_in_memory(const Shape& shape, std::int64_t element, const Box&
   Shape index(outer, 0);
   std::int64_t at = 0;
   for (;;) {
-    visit(unsigned_of(offset * element), rows.elements + at * element);
+    visit(unsigned_of(offset * element), rows.data + at * element);
     std::size_t d = outer;
     for (;;) {
       if (d == 0) return;
@@ -132,14 +132,14 @@ std::uint64_t sum_of_block(const RowGeometry& geometry, const std::vector<std::u
   return sum;
 }
 
-void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows) {
+void RowSums::add(std::uint32_t tensor, const Shape& shape, const Box& box, const StridedMemory& rows) {
   const SourceTensor& stored = tensors_[tensor];
   const RowGeometry geometry = rows_of(stored);
   if (stored.stored != nullptr && stored.stored->shape.size() != stored.shape.size())
     return;  // rows are blocks
   const std::int64_t element = unit_bytes(stored.dtype);
   const Box units = in_units(stored.dtype, box);
-  const RowsInMemory in_memory{rows.elements, strides_in_units(stored.dtype, rows.strides)};
+  const StridedMemory in_memory{rows.data, strides_in_units(stored.dtype, rows.strides)};
   const std::uint64_t length = unsigned_of(last_of(units.size) * element);
   std::map<Columns, std::map<std::uint64_t, Sum>> all_columns;
   std::map<std::uint64_t, Sum>* sums = nullptr;  // of the columns that the last run was of
@@ -290,7 +290,7 @@ RowChecks::RowChecks(const LoadPlan& plan, const Catalog& catalog) : catalog_(ca
 
 RowChecks::~RowChecks() = default;
 
-void RowChecks::add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows) {
+void RowChecks::add(std::uint32_t tensor, const Shape& shape, const Box& box, const StridedMemory& rows) {
   const auto found = tensors_.find(tensor);
   if (found == tensors_.end()) return;
   const SourceTensor& source = catalog_.tensors[tensor];
@@ -300,7 +300,7 @@ void RowChecks::add(std::uint32_t tensor, const Shape& shape, const Box& box, co
   const std::int64_t element = unit_bytes(source.dtype);
   const Box units = in_units(source.dtype, box);
   const std::uint64_t length = unsigned_of(last_of(units.size) * element);
-  const RowsInMemory in_memory{rows.elements, strides_in_units(source.dtype, rows.strides)};
+  const StridedMemory in_memory{rows.data, strides_in_units(source.dtype, rows.strides)};
   const auto add = [&](std::uint64_t number, std::uint64_t bytes, std::uint64_t sum) {
     Blocks::Block& block = of_tensor.blocks[number];
     block.sum += sum;

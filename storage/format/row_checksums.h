@@ -11,6 +11,7 @@
 #include "planner/geometry/box.h"
 #include "planner/load/load_plan.h"
 #include "planner/names/catalog.h"
+#include "storage/strided_memory.h"
 
 namespace shardwright {
 
@@ -40,21 +41,16 @@ RowGeometry rows_of(const SourceTensor& tensor);
 std::uint64_t sum_of_block(const RowGeometry& geometry, const std::vector<std::uint64_t>& cuts,
                            const std::byte* bytes, std::uint64_t begin, std::uint64_t count);
 
-/// A box of a stored tensor as it lies in memory.
-struct RowsInMemory {
-  const std::byte* elements = nullptr;  ///< the box's first element
-  Shape strides;                        ///< elements, for each dimension of the box; 1 for the last
-};
-
 /// Sums of what one rank of an export has written. Thread-safe.
 class RowSums {
  public:
   /// `tensors` must outlive it.
   explicit RowSums(const std::vector<SourceTensor>& tensors) : tensors_(tensors) {}
 
-  /// Adds a box of tensor number `tensor`, seen in that shape, which is its own or a view of it. Each element
-  /// of a tensor is added once, on whatever rank.
-  void add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows);
+  /// Adds a box of tensor number `tensor`, seen in that shape, which is its own or a view of it. `rows` begin
+  /// with the box's first element; the last stride is 1. Each element of a tensor is added once, on whatever
+  /// rank.
+  void add(std::uint32_t tensor, const Shape& shape, const Box& box, const StridedMemory& rows);
 
   /// Bytes for the coordinator (storage/format/checksums.proto).
   std::string encode() const;
@@ -86,9 +82,9 @@ class RowChecks {
 
   bool any() const { return !tensors_.empty(); }
 
-  /// Adds a box of the catalog's tensor of that index, seen in that shape. Throws Error(malformed), naming
+  /// Adds a box of the catalog's tensor of that index, as RowSums does. Throws Error(malformed), naming
   /// tensor, file and bytes, if that completes a block whose sum is not the one that is listed.
-  void add(std::uint32_t tensor, const Shape& shape, const Box& box, const RowsInMemory& rows);
+  void add(std::uint32_t tensor, const Shape& shape, const Box& box, const StridedMemory& rows);
 
   /// Bytes that have been compared.
   std::uint64_t bytes() const;

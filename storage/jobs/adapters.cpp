@@ -7,8 +7,8 @@
 
 #include "planner/error.h"
 #include "storage/boxes/placing.h"
+#include "storage/format/adapter_file.h"
 #include "storage/jobs/publication.h"
-#include "storage/lora/adapter_file.h"
 #include "storage/lora/load_adapter.h"
 
 namespace shardwright {

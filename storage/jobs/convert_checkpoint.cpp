@@ -1,11 +1,11 @@
 #include "storage/jobs/convert_checkpoint.h"
 
-#include <chrono>
 #include <memory>
 
 #include "storage/format/checkpoint_place.h"
 #include "storage/jobs/conversion.h"
 #include "storage/jobs/publication.h"
+#include "storage/seconds.h"
 
 namespace shardwright {
 
@@ -13,7 +13,7 @@ namespace fs = std::filesystem;
 
 ExportReport convert_checkpoint(const fs::path& source, const fs::path& destination, const Job& job,
                                 const ConvertOptions& options) {
-  const auto begin = std::chrono::steady_clock::now();
+  const Clock::time_point begin = Clock::now();
   std::unique_ptr<Conversion> conversion;
   ExportReport report = publish_together(
       job,
@@ -27,7 +27,7 @@ ExportReport convert_checkpoint(const fs::path& source, const fs::path& destinat
                                              std::vector<fs::path>{source});
       },
       [&](const std::string& told) { return conversion->write(told); });
-  report.total_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  report.total_seconds = seconds_since(begin);
   return report;
 }
 

@@ -1,6 +1,5 @@
 #include "storage/jobs/export_checkpoint.h"
 
-#include <chrono>
 #include <iterator>
 #include <memory>
 #include <utility>
@@ -9,13 +8,14 @@
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/read_catalog.h"
 #include "storage/jobs/publication.h"
+#include "storage/seconds.h"
 
 namespace shardwright {
 namespace fs = std::filesystem;
 
 ExportReport export_checkpoint(const std::vector<TensorSpec>& all, const fs::path& directory, const Job& job,
                                const ExportOptions& options) {
-  const auto begin = std::chrono::steady_clock::now();
+  const Clock::time_point begin = Clock::now();
   std::vector<TensorSpec> specs = all;
   std::vector<std::string> tied;
   if (options.template_directory.empty()) tied = take_tied_heads(specs);
@@ -45,7 +45,7 @@ ExportReport export_checkpoint(const std::vector<TensorSpec>& all, const fs::pat
                            {options.threads, options.staging_bytes, options.devices, nullptr});
       });
   std::move(tied.begin(), tied.end(), std::back_inserter(report.left_out));
-  report.total_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  report.total_seconds = seconds_since(begin);
   return report;
 }
 

@@ -11,12 +11,12 @@
 #include "planner/names/held_tensors.h"
 #include "planner/names/packed_tensors.h"
 #include "planner/names/packed_weights.h"
+#include "planner/wire/packed_texts.h"
 #include "storage/files/printable.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/content_words.h"
 #include "storage/format/manifest.h"
 #include "storage/format/read_catalog.h"
-#include "storage/jobs/packed_texts.h"
 #include "storage/tools/undamaged.h"
 
 namespace shardwright {

@@ -6,14 +6,14 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/wire/packed_texts.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
 #include "storage/files/uninterrupted.h"
+#include "storage/format/adapter_file.h"
 #include "storage/format/checksums_file.h"
 #include "storage/format/hf_index.h"
-#include "storage/jobs/packed_texts.h"
-#include "storage/lora/adapter_file.h"
 
 namespace shardwright {
 namespace {

@@ -1,6 +1,5 @@
 #include "storage/jobs/save_checkpoint.h"
 
-#include <chrono>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -22,16 +21,11 @@
 #include "storage/format/pending_checkpoint.h"
 #include "storage/format/steps.h"
 #include "storage/format/torch_metadata.h"
+#include "storage/seconds.h"
 #include "storage/write/rank_files.h"
 
 namespace shardwright {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 /// Throws Error(mismatch) that names the tensors which cannot be read or saved.
 void expect_savable(const std::vector<TensorSpec>& specs, const DeviceOptions& devices) {

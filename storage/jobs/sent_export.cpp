@@ -1,31 +1,25 @@
 #include "storage/jobs/sent_export.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <optional>
 #include <tuple>
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/wire/packed_texts.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/files/printable.h"
 #include "storage/format/row_checksums.h"
-#include "storage/jobs/packed_texts.h"
+#include "storage/seconds.h"
 #include "storage/write/encode_tasks.h"
 #include "storage/write/export_share.h"
 #include "storage/write/export_tasks.h"
-#include "storage/write/made_tensors.h"
 #include "storage/write/template_codes.h"
+#include "storage/write/write_boxes.h"
 
 namespace shardwright {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 /// Bytes of a file that are encoded in a round.
 constexpr std::uint64_t window_bytes = std::uint64_t{64} << 20;
@@ -123,7 +117,7 @@ struct SentExport::Work {
   }
 
   /// Gives bytes of a file to its upload, or to the message for its owner.
-  void write(std::size_t file, std::uint64_t offset, const std::byte* bytes, std::uint64_t count) {
+  void write_bytes(std::size_t file, std::uint64_t offset, const std::byte* bytes, std::uint64_t count) {
     const std::size_t owner = owner_of(file);
     if (owner == rank) return uploads[file]->write(offset, bytes, count);
     const Place place{file, offset, count};
@@ -131,40 +125,6 @@ struct SentExport::Work {
     std::string& message = outgoing[owner];
     message.append(reinterpret_cast<const char*>(&place), sizeof place);
     message.append(reinterpret_cast<const char*>(bytes), count);
-  }
-
-  void write_box(const EncodedBox& encoded) {
-    const SourceTensor& stored = catalog().tensors[encoded.tensor];
-    if (layout().has_checksums)
-      row_sums->add(encoded.tensor, encoded.shape, encoded.box,
-                    {encoded.bytes, strides_of(encoded, stored.dtype)});
-    const BoxReading place = reading_of(stored, encoded.shape, encoded.box);
-    const std::uint64_t step =
-        encoded.row_bytes < 0 ? place.run_bytes : static_cast<std::uint64_t>(encoded.row_bytes);
-    const std::byte* bytes = encoded.bytes;
-    for_each_run(place, [&](std::uint64_t offset) {
-      write(stored.file, offset, bytes, place.run_bytes);
-      bytes += step;
-    });
-  }
-
-  void write_whole(std::uint32_t tensor, const std::vector<std::byte>& bytes) {
-    const Shape& shape = catalog().tensors[tensor].shape;
-    if (!bytes.empty()) write_box({tensor, shape, whole(shape), bytes.data(), -1});
-  }
-
-  /// The header of a file, and what no rank has values of.
-  void write_header(std::uint32_t file) {
-    const std::string& header = layout().headers[file];
-    write(file, 0, reinterpret_cast<const std::byte*>(header.data()), header.size());
-    for (const std::uint32_t tensor : layout().copied) {
-      if (catalog().tensors[tensor].file == file)
-        write_whole(tensor, templates->bytes_of(catalog().tensors[tensor].name));
-    }
-    for (const Made& made : layout().made) {
-      if (catalog().tensors[made.tensor].file == file)
-        write_whole(made.tensor, bytes_of_made(made, layout(), share.parts.numbers));
-    }
   }
 };
 
@@ -219,16 +179,21 @@ void SentExport::encode(std::size_t round) {
   const std::size_t begin = round == 0 ? 0 : work.ends_of_rounds.at(round - 1);
   const std::span<const ExportTask> tasks(work.tasks.tasks.data() + begin,
                                           work.ends_of_rounds.at(round) - begin);
+  const TemplateCodes* templates = work.templates ? &*work.templates : nullptr;
+  const WriteBytes write = [&](std::size_t file, std::uint64_t offset, const std::byte* bytes,
+                               std::uint64_t count,
+                               const std::string&) { work.write_bytes(file, offset, bytes, count); };
   for (const std::uint32_t file : work.share.parts.headers) {
-    if (work.first_rounds.at(file / work.ranks) == round) work.write_header(file);
+    if (work.first_rounds.at(file / work.ranks) == round)
+      write_header(file, work.layout(), templates, work.share.parts.numbers, *work.row_sums, write);
   }
   ExportReport& report = work.report;
-  const TemplateCodes* templates = work.templates ? &*work.templates : nullptr;
   EncodingFigures done;
   work.devices->run([&] {
     done = encode_tasks(work.share.parts, work.layout(), work.tasks, tasks, templates, *work.devices,
-                        work.resources, work.options.progress,
-                        [&](std::size_t, const EncodedBox& encoded) { work.write_box(encoded); });
+                        work.resources, work.options.progress, [&](std::size_t, const EncodedBox& encoded) {
+                          write_box(encoded, work.layout(), *work.row_sums, write);
+                        });
   });
   std::uint64_t outgoing = 0;
   for (const std::string& message : work.outgoing) outgoing += message.size();

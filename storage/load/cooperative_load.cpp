@@ -15,6 +15,7 @@
 #include "storage/boxes/scale_checks.h"
 #include "storage/load/parts_of_pieces.h"
 #include "storage/no_memory.h"
+#include "storage/seconds.h"
 #include "storage/threads.h"
 
 namespace shardwright {
@@ -35,8 +36,6 @@ LoadOptions for_reading(LoadOptions options) {
   options.staging_bytes /= 2;
   return options;
 }
-
-double seconds_of(Trace::Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
 
@@ -119,7 +118,7 @@ void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_
     devices_are_open_ = devices_.any();
     devices_.open();
   }
-  left_ = Trace::Clock::now();
+  left_ = Clock::now();
   if (way_ == HandingOver::by_shared_memory) {
     for (const SharedPiece& piece : cooperation_.pieces) {
       for (const SharedPiece::Share& share : piece.shares)
@@ -144,7 +143,7 @@ void CooperativeLoad::begin(const std::vector<std::vector<Transfer>>& transfers_
     most_on_their_way_ = std::max(most_on_their_way_, before + now);
     before = now;
   }
-  left_ = Trace::Clock::now();
+  left_ = Clock::now();
 }
 
 /// Calls visit(piece, index of the share, bytes) for each share of the round that travels.
@@ -223,7 +222,7 @@ void CooperativeLoad::read_pieces(std::size_t round, std::byte* outgoing) {
     });
   });
   bytes_done_ += bytes_done;
-  left_ = Trace::Clock::now();
+  left_ = Clock::now();
 }
 
 void CooperativeLoad::place_piece(const SharedPiece& piece, const StagedTask& staged,
@@ -260,7 +259,7 @@ void CooperativeLoad::place_part(std::uint32_t transfer, BoxInMemory part, std::
 
 /// What happened between two calls was the exchange.
 void CooperativeLoad::note_exchange(std::uint64_t bytes) {
-  if (trace_.is_wanted()) events_.push_back({"exchange", -1, bytes, left_, Trace::Clock::now()});
+  if (trace_.is_wanted()) events_.push_back({"exchange", -1, bytes, left_, Clock::now()});
 }
 
 void CooperativeLoad::place(std::size_t round, const std::byte* incoming) {
@@ -278,7 +277,7 @@ void CooperativeLoad::place_shares(std::size_t round, const std::byte* incoming)
   const std::vector<std::uint64_t> bytes = bytes_from(round);
   const std::uint64_t bytes_in_all = std::accumulate(bytes.begin(), bytes.end(), std::uint64_t{0});
   note_exchange(bytes_in_all);
-  const Trace::Clock::time_point begin = Trace::Clock::now();
+  const Clock::time_point begin = Clock::now();
   for (std::size_t r = 0; r < ranks_; ++r) {
     next[r] = incoming;
     incoming += bytes[r];
@@ -298,7 +297,7 @@ void CooperativeLoad::place_shares(std::size_t round, const std::byte* incoming)
       place_part(share->transfer, packed_part(*piece, *share, from, catalog_), size);
     });
   });
-  left_ = Trace::Clock::now();
+  left_ = Clock::now();
   if (trace_.is_wanted()) events_.push_back({"decode", -1, bytes_in_all, begin, left_});
 }
 
@@ -322,7 +321,7 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
       options.progress(bytes_done_ + done, bytes_in_all_ + in_all);
     };
   }
-  const double together_seconds = seconds_of(Trace::Clock::now() - begin_);
+  const double together_seconds = seconds_since(begin_);
   const LoadPlan rest = this->rest();
   LoadReport together = figures_of_rounds(rest);
   for (std::size_t i = 0; i < readers_.size() && trace_.is_wanted(); ++i) {
@@ -361,7 +360,7 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
   report.read_seconds += together.read_seconds;
   report.decode_seconds += together.decode_seconds;
   if (!cooperation_.pieces.empty()) report.together_seconds = together_seconds;
-  report.total_seconds = seconds_of(Trace::Clock::now() - begin_);
+  report.total_seconds = seconds_since(begin_);
   return report;
 }
 

@@ -25,6 +25,7 @@
 #include "storage/load/task_reader.h"
 #include "storage/load/trace.h"
 #include "storage/load/written_parts.h"
+#include "storage/seconds.h"
 
 namespace shardwright {
 
@@ -146,7 +147,7 @@ class CooperativeLoad {
   const Catalog& catalog_;
   const std::vector<TensorSpec> specs_;
   const LoadOptions options_;
-  const Trace::Clock::time_point begin_ = Trace::Clock::now();
+  const Clock::time_point begin_ = Clock::now();
   Trace trace_;
   WrittenParts written_;
   LoadDevices devices_;
@@ -166,7 +167,7 @@ class CooperativeLoad {
   std::optional<PieceRing> ring_;  // in it
   std::vector<Reader> readers_;
   std::vector<Trace::Event> events_;  // of the thread that exchanges
-  Trace::Clock::time_point left_;     // when the last call came to its end
+  Clock::time_point left_;            // when the last call came to its end
 
   std::size_t most_on_their_way_ = 0;  // bytes in buffers of two rounds
   std::uint64_t bytes_done_ = 0;

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "storage/boxes/placing.h"
+#include "storage/rounded_up.h"
 
 namespace shardwright {
 namespace {
@@ -13,10 +14,6 @@ constexpr std::size_t task_alignment = 64;
 
 /// Tiles that wait for a block to be full; a tile takes a fraction of a microsecond to put into a launch.
 constexpr std::size_t most_placings = 1024;
-
-std::size_t aligned(std::size_t bytes) {
-  return (bytes + task_alignment - 1) / task_alignment * task_alignment;
-}
 
 }  // namespace
 
@@ -88,19 +85,21 @@ DeviceEvent DevicePlacer::submit(std::uint32_t index, const BoxInMemory& staged,
       open_stream(*block, index);
       add(*block, index, part);
       place(*block);
-    } else if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.strides, spec)) {
+    } else if (std::byte* place = place_as_it_is(transfer, dtype, part.box, part.elements.strides, spec)) {
       open_stream(*block, index);
       written_.begin(transfer.destination, elements);
-      expect(calls_.copy_to_device(place, part.elements, bytes, block->stream), "cudaMemcpyAsync", index);
+      expect(calls_.copy_to_device(place, part.elements.data, bytes, block->stream), "cudaMemcpyAsync",
+             index);
       in_streams_[transfer.destination] += elements;
       bytes_copied_ += bytes;
     } else {
       block = &block_with_room(bytes, index);
       std::byte* const in_block = block->memory + block->used;
-      expect(calls_.copy_to_device(in_block, part.elements, bytes, block->stream), "cudaMemcpyAsync", index);
-      block->used += aligned(bytes);
-      if (part.scales != nullptr) part.scales = in_block + (part.scales - part.elements);
-      part.elements = in_block;
+      expect(calls_.copy_to_device(in_block, part.elements.data, bytes, block->stream), "cudaMemcpyAsync",
+             index);
+      block->used += rounded_up(bytes, task_alignment);
+      if (part.scales.data != nullptr) part.scales.data = in_block + (part.scales.data - part.elements.data);
+      part.elements.data = in_block;
       add(*block, index, part);
       bytes_copied_ += bytes;
     }

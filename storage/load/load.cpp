@@ -26,15 +26,10 @@
 #include "storage/load/trace.h"
 #include "storage/load/written_parts.h"
 #include "storage/no_memory.h"
+#include "storage/seconds.h"
 
 namespace shardwright {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_between(Clock::time_point begin, Clock::time_point end) {
-  return std::chrono::duration<double>(end - begin).count();
-}
 
 /// A load of so few bytes takes longer to plan than to check.
 constexpr std::uint64_t small_load_bytes = std::uint64_t{64} << 20;
@@ -112,8 +107,8 @@ class Engine {
     report_.files_io_uring = had_ring_ ? reading_.files_in_background() : 0;
     report_.boxes_with_gaps = figures_.boxes_with_gaps;
     report_.boxes_in_pieces = figures_.boxes_in_pieces;
-    report_.read_seconds = std::chrono::duration<double>(figures_.reading).count() / report_.threads;
-    report_.decode_seconds = std::chrono::duration<double>(figures_.decoding).count() / report_.threads;
+    report_.read_seconds = seconds_of(figures_.reading) / report_.threads;
+    report_.decode_seconds = seconds_of(figures_.decoding) / report_.threads;
   }
 
   /// What no file has, before the rest: a device does it in the order of its streams.
@@ -225,13 +220,13 @@ class Engine {
   void check(const StagedTask& staged) {
     if (!checks_.any() || staged.is_on_device) return;
     BoxInMemory part = staged.part();
-    if (staged.is_in_place) part.elements = place_in_memory(staged.task);
+    if (staged.is_in_place) part.elements.data = place_in_memory(staged.task);
     if (is_checked(staged.task.source))
-      checks_.add(staged.task.source, staged.task.shape, part.box, {part.elements, part.strides});
-    if (part.scales == nullptr) return;
+      checks_.add(staged.task.source, staged.task.shape, part.box, part.elements);
+    if (part.scales.data == nullptr) return;
     const auto scales = static_cast<std::uint32_t>(staged.task.scale_source);
     if (!is_checked(scales)) return;
-    checks_.add(scales, staged.task.scale_shape, staged.task.scale_box, {part.scales, part.scale_strides});
+    checks_.add(scales, staged.task.scale_shape, staged.task.scale_box, part.scales);
   }
 
   DevicePlacer* place(const StagedTask& staged) {
@@ -324,7 +319,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
     throw;
   }
   trace.write(catalog);
-  report.total_seconds = seconds_between(begin, Clock::now());
+  report.total_seconds = seconds_since(begin);
   return report;
 }
 

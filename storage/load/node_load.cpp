@@ -12,12 +12,11 @@
 #include "storage/device/staging.h"
 #include "storage/load/cooperative_load.h"
 #include "storage/load/parts_of_pieces.h"
+#include "storage/seconds.h"
 #include "storage/threads.h"
 
 namespace shardwright {
 namespace {
-
-using Clock = Trace::Clock;
 
 /// Of a node: some sixteen reads under way, and as many pieces that are being decoded. More would take longer
 /// to be made, page by page, than it saves.
@@ -280,9 +279,8 @@ void CooperativeLoad::take(Reader& reader, std::size_t number, const SharedPiece
                                    catalog_.tensors[piece.source].name + " lies outside its place");
   }
   const std::byte* const slot = run.ring.slot_of(number);
-  const BoxInMemory read{task.box, slot + place.elements, task.weights.staged_strides,
-                         piece.scales < 0 ? nullptr : slot + place.scales,
-                         piece.scales < 0 ? Shape{} : task.scales.staged_strides};
+  BoxInMemory read{task.box, {slot + place.elements, task.weights.staged_strides}};
+  if (piece.scales >= 0) read.scales = {slot + place.scales, task.scales.staged_strides};
   std::size_t bytes = 0;
   BoxInMemory part = part_of_share(piece, share, read, catalog_, bytes);
   const std::uint64_t size = bytes_of_share(piece, share, catalog_);

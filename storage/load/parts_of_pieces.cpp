@@ -7,24 +7,23 @@
 namespace shardwright {
 namespace {
 
-/// Where a box inside another lies in memory that holds the other with these strides (elements).
-const std::byte* address_in(const std::byte* memory, const Box& outer, const Shape& strides, const Box& inner,
-                            DType dtype) {
+/// Where a box inside another lies in the memory that holds the other.
+StridedMemory at_box(const StridedMemory& memory, const Box& outer, const Box& inner, DType dtype) {
   const Box all = in_units(dtype, outer);
   const Box part = in_units(dtype, inner);
-  const Shape steps = strides_in_units(dtype, strides);
+  const Shape steps = strides_in_units(dtype, memory.strides);
   std::int64_t units = 0;
   for (std::size_t d = 0; d < part.offset.size(); ++d) units += (part.offset[d] - all.offset[d]) * steps[d];
-  return memory + units * unit_bytes(dtype);
+  return {memory.data + units * unit_bytes(dtype), memory.strides};
 }
 
-/// The end of a box in memory whose first element is at `first`.
-const std::byte* end_of(const std::byte* first, const Box& box, const Shape& strides, DType dtype) {
+/// The end of a box that lies in that memory.
+const std::byte* end_of(const StridedMemory& memory, const Box& box, DType dtype) {
   const Box units = in_units(dtype, box);
-  const Shape steps = strides_in_units(dtype, strides);
+  const Shape steps = strides_in_units(dtype, memory.strides);
   std::int64_t last = 0;
   for (std::size_t d = 0; d < units.size.size(); ++d) last += (units.size[d] - 1) * steps[d];
-  return first + (last + 1) * unit_bytes(dtype);
+  return memory.data + (last + 1) * unit_bytes(dtype);
 }
 
 /// Copies a box of so many units with those strides (units, 1 for the last dimension) to contiguous memory;
@@ -42,9 +41,9 @@ std::byte* pack_units(const std::byte* from, const Shape& size, const Shape& str
 }
 
 /// The same for a box with strides of elements.
-std::byte* pack(const std::byte* from, const Box& box, const Shape& strides, DType dtype, std::byte* to) {
-  return pack_units(from, in_units(dtype, box).size, strides_in_units(dtype, strides), 0, unit_bytes(dtype),
-                    to);
+std::byte* pack(const StridedMemory& from, const Box& box, DType dtype, std::byte* to) {
+  return pack_units(from.data, in_units(dtype, box).size, strides_in_units(dtype, from.strides), 0,
+                    unit_bytes(dtype), to);
 }
 
 }  // namespace
@@ -52,36 +51,31 @@ std::byte* pack(const std::byte* from, const Box& box, const Shape& strides, DTy
 BoxInMemory part_of_share(const SharedPiece& piece, const SharedPiece::Share& share, const BoxInMemory& read,
                           const Catalog& catalog, std::size_t& bytes) {
   const DType dtype = catalog.tensors[piece.source].dtype;
-  BoxInMemory part{share.box, address_in(read.elements, piece.box, read.strides, share.box, dtype),
-                   read.strides, nullptr, read.scale_strides};
-  const std::byte* end = end_of(part.elements, share.box, read.strides, dtype);
+  BoxInMemory part{share.box, at_box(read.elements, piece.box, share.box, dtype)};
+  const std::byte* end = end_of(part.elements, share.box, dtype);
   if (piece.scales >= 0) {
     const DType of_scales = catalog.tensors[static_cast<std::size_t>(piece.scales)].dtype;
-    part.scales = address_in(read.scales, piece.scale_box, read.scale_strides, share.scale_box, of_scales);
-    end = end_of(part.scales, share.scale_box, read.scale_strides, of_scales);
+    part.scales = at_box(read.scales, piece.scale_box, share.scale_box, of_scales);
+    end = end_of(part.scales, share.scale_box, of_scales);
   }
-  bytes = static_cast<std::size_t>(end - part.elements);
+  bytes = static_cast<std::size_t>(end - part.elements.data);
   return part;
 }
 
 void pack(const SharedPiece& piece, const SharedPiece::Share& share, const BoxInMemory& part,
           const Catalog& catalog, std::byte* to) {
-  std::byte* const end =
-      pack(part.elements, share.box, part.strides, catalog.tensors[piece.source].dtype, to);
+  std::byte* const end = pack(part.elements, share.box, catalog.tensors[piece.source].dtype, to);
   if (piece.scales < 0) return;
-  pack(part.scales, share.scale_box, part.scale_strides,
-       catalog.tensors[static_cast<std::size_t>(piece.scales)].dtype, end);
+  pack(part.scales, share.scale_box, catalog.tensors[static_cast<std::size_t>(piece.scales)].dtype, end);
 }
 
 BoxInMemory packed_part(const SharedPiece& piece, const SharedPiece::Share& share, const std::byte* from,
                         const Catalog& catalog) {
   const DType dtype = catalog.tensors[piece.source].dtype;
   const Shape units = contiguous_strides(in_units(dtype, share.box).size);
-  BoxInMemory part{share.box, from, strides_in_elements(dtype, units), nullptr, {}};
-  if (piece.scales >= 0) {
-    part.scales = from + bytes_of_box(dtype, share.box);
-    part.scale_strides = contiguous_strides(share.scale_box.size);
-  }
+  BoxInMemory part{share.box, {from, strides_in_elements(dtype, units)}};
+  if (piece.scales >= 0)
+    part.scales = {from + bytes_of_box(dtype, share.box), contiguous_strides(share.scale_box.size)};
   return part;
 }
 

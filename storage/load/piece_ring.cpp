@@ -8,12 +8,12 @@
 #include <ctime>
 #include <stdexcept>
 
+#include "storage/rounded_up.h"
+
 namespace shardwright {
 namespace {
 
 constexpr std::size_t page = 4096;
-
-std::size_t rounded_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
 

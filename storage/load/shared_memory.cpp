@@ -18,6 +18,7 @@
 #include "storage/device/staging.h"
 #include "storage/files/printable.h"
 #include "storage/files/uninterrupted.h"
+#include "storage/rounded_up.h"
 
 namespace shardwright {
 namespace {
@@ -47,7 +48,7 @@ void* mapped(int descriptor, std::size_t bytes) {
   std::byte* const begin = static_cast<std::byte*>(reserved) + before;
   void* const memory = ::mmap(begin, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, 0);
   const int error = errno;
-  const std::size_t end = (bytes + page - 1) / page * page;
+  const std::size_t end = rounded_up(bytes, page);
   if (memory == MAP_FAILED) {
     ::munmap(reserved, room);
   } else {

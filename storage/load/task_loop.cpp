@@ -22,7 +22,6 @@ void TaskFigures::add(const TaskFigures& other) {
 
 void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
                std::vector<Trace::Event>* events) {
-  using Clock = Trace::Clock;
   ReadingFigures boxes;
   const GivesUp gives_up{reader};
   CopiesUnderWay copies(reader);

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -9,6 +8,7 @@
 #include "storage/load/device_placer.h"
 #include "storage/load/task_reader.h"
 #include "storage/load/trace.h"
+#include "storage/seconds.h"
 
 namespace shardwright {
 
@@ -16,8 +16,8 @@ namespace shardwright {
 struct TaskFigures {
   std::int64_t boxes_with_gaps = 0;
   std::int64_t boxes_in_pieces = 0;
-  Trace::Clock::duration reading{};  ///< or waiting for reads
-  Trace::Clock::duration decoding{};
+  Clock::duration reading{};  ///< or waiting for reads
+  Clock::duration decoding{};
 
   void add(const TaskFigures& other);
 };

@@ -12,6 +12,7 @@
 #include "storage/files/printable.h"
 #include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
+#include "storage/rounded_up.h"
 
 namespace shardwright {
 namespace {
@@ -21,8 +22,6 @@ constexpr std::uint64_t cache_line = 64;
 
 /// Weights and scales may each begin and end inside a page, and so may pinned memory.
 constexpr std::size_t room_for_pages = 5 * page;
-
-std::uint64_t rounded_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 /// Reads the pages that hold [begin, begin + length) past the page cache. `to` stands for `begin`. Returns
 /// the bytes read; 0 if the kernel refuses or the file has ended: the caller reads again, through the page
@@ -46,12 +45,10 @@ std::uint64_t read_pages(int descriptor, std::uint64_t begin, std::uint64_t leng
 }  // namespace
 
 BoxInMemory StagedTask::part() const {
-  return {task.box,
-          elements,
-          task.weights.staged_strides,
-          scales,
-          scales == nullptr ? Shape{} : task.scales.staged_strides,
-          task.global};
+  BoxInMemory part{task.box, {elements, task.weights.staged_strides}};
+  if (scales != nullptr) part.scales = {scales, task.scales.staged_strides};
+  part.global = task.global;
+  return part;
 }
 
 std::size_t StagedTask::span() const {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -11,14 +10,13 @@
 
 #include "planner/names/catalog.h"
 #include "storage/files/pending_file.h"
+#include "storage/seconds.h"
 
 namespace shardwright {
 
 /// What each thread of a load did when: for chrome://tracing or Perfetto.
 class Trace {
  public:
-  using Clock = std::chrono::steady_clock;
-
   struct Event {
     const char* what = "";     ///< "read", "wait" (for reads in the background), "decode", "exchange"
     std::int64_t tensor = -1;  ///< index into Catalog::tensors; -1: of no tensor alone

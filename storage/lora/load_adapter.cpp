@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "storage/lora/adapter_file.h"
+#include "storage/format/adapter_file.h"
 #include "storage/lora/adapter_values.h"
 
 namespace shardwright {

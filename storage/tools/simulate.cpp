@@ -1,7 +1,6 @@
 #include "storage/tools/simulate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -12,17 +11,12 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/box_reading.h"
+#include "storage/seconds.h"
 #include "storage/threads.h"
 #include "storage/tools/simulate_save.h"
 
 namespace shardwright {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 std::uint64_t bytes_in(const SourceTensor& tensor, const Shape& size) {
   return static_cast<std::uint64_t>(volume(size) * unit_bytes(tensor.dtype));

@@ -6,9 +6,9 @@
 
 #include "planner/error.h"
 #include "planner/models/models.h"
+#include "storage/format/adapter_file.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checksum.h"
-#include "storage/lora/adapter_file.h"
 
 namespace shardwright {
 namespace {

@@ -226,8 +226,8 @@ PartBoxes boxes_of(const WeightPart& part) {
   return boxes;
 }
 
-void encode_part(const WeightPart& part, const Values& values, DType dtype, const KnownNumbers& numbers,
-                 std::byte* codes, std::byte* scales) {
+void encode_part(const WeightPart& part, const StridedMemory& values, DType dtype,
+                 const KnownNumbers& numbers, std::byte* codes, std::byte* scales) {
   PartEncoder encoder(part, numbers, dtype, codes, scales);
   for_each_matrix(values, dtype, part.box,
                   [&](const Shape& index, const ValueTile& tile) { encoder.encode(index, tile); });

@@ -34,7 +34,7 @@ PartBoxes boxes_of(const WeightPart& part);
 /// Writes the bytes of both boxes, row-major. `values` are those of the part's box. Throws Error(mismatch),
 /// naming weight and tensor: for a value that is not finite, and for a block, or a value that shares a byte,
 /// of which the ranks have not told each other.
-void encode_part(const WeightPart& part, const Values& values, DType dtype, const KnownNumbers& numbers,
-                 std::byte* codes, std::byte* scales);
+void encode_part(const WeightPart& part, const StridedMemory& values, DType dtype,
+                 const KnownNumbers& numbers, std::byte* codes, std::byte* scales);
 
 }  // namespace shardwright

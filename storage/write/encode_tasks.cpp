@@ -1,7 +1,6 @@
 #include "storage/write/encode_tasks.h"
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,14 +9,13 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/placing.h"
+#include "storage/seconds.h"
 #include "storage/threads.h"
 #include "storage/write/encode_part.h"
 #include "storage/write/find_numbers.h"
 
 namespace shardwright {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 /// Staging that a thread gets if the caller does not say: one request writes that much.
 constexpr std::size_t default_buffer_bytes = std::size_t{4} << 20;
@@ -28,22 +26,6 @@ constexpr int most_threads = 1024;
 constexpr std::size_t default_pinned_bytes = std::size_t{128} << 20;
 
 std::uint64_t unsigned_of(std::int64_t value) { return static_cast<std::uint64_t>(value); }
-
-/// The dimensions of a plain box, from where its values are to where they follow each other.
-std::vector<CopiedDimension> dimensions_of(const Values& values, const Box& box) {
-  const Shape staged = contiguous_strides(box.size);
-  std::vector<CopiedDimension> dimensions;
-  for (std::size_t i = 0; i < staged.size(); ++i)
-    dimensions.push_back({box.size[i], values.strides[i], staged[i]});
-  return dimensions;
-}
-
-/// Whether the values lie in memory as they are to be in the file.
-bool is_stored_alike(const std::vector<CopiedDimension>& dimensions, DType native, DType stored) {
-  if (stored != native) return false;
-  const std::vector<CopiedDimension> simple = joined_dimensions(dimensions);
-  return simple.empty() || (simple.size() == 1 && simple[0].source_stride == 1);
-}
 
 /// The scales of a task in columns: those of blocks that begin in its box.
 EncodedBox scales_in_columns(const ExportTask& task, const Transfer& transfer, const SourceTensor& scales) {
@@ -123,7 +105,7 @@ class Encoder {
   void encode(std::size_t number, const TensorSpec& spec, Thread& thread) {
     const ExportTask& task = tasks_[number];
     const Transfer& transfer = transfer_of(task);
-    const Values values = values_of(transfer, task.box, spec);
+    const StridedMemory values = values_of(transfer, task.box, spec);
     if (transfer.encoding.scaled && template_ != nullptr)
       return encode_as_template(number, values, spec.dtype, thread);
     if (transfer.encoding.scaled && !is_in_columns(layout_, catalog_.tensors[transfer.source]))
@@ -139,15 +121,16 @@ class Encoder {
       return hand_on(number, room, thread);
     }
     const DType stored = catalog_.tensors[transfer.source].dtype;
-    const std::vector<CopiedDimension> dimensions = dimensions_of(values, task.box);
-    if (is_stored_alike(dimensions, spec.dtype, stored)) return hand_on(number, values.data, thread);
+    const std::vector<CopiedDimension> dimensions =
+        copied_dimensions(task.box.size, values.strides, contiguous_strides(task.box.size));
+    if (stored == spec.dtype && is_one_run(dimensions)) return hand_on(number, values.data, thread);
     std::byte* room = thread.room_for(unsigned_of(volume(task.box.size) * bytes_of(stored)));
     copy_box(dimensions, spec.dtype, stored, values.data, room);
     hand_on(number, room, thread);
   }
 
   /// The same with the template's scales.
-  void encode_as_template(std::size_t number, const Values& values, DType dtype, Thread& thread) {
+  void encode_as_template(std::size_t number, const StridedMemory& values, DType dtype, Thread& thread) {
     const ExportTask& task = tasks_[number];
     const Transfer& transfer = transfer_of(task);
     const SourceTensor& stored = catalog_.tensors[transfer.source];
@@ -156,7 +139,8 @@ class Encoder {
   }
 
   /// The same by the layout's rule.
-  void encode_by_rule(std::size_t number, const Values& values, const TensorSpec& spec, Thread& thread) {
+  void encode_by_rule(std::size_t number, const StridedMemory& values, const TensorSpec& spec,
+                      Thread& thread) {
     const ExportTask& task = tasks_[number];
     const Transfer& transfer = transfer_of(task);
     const WeightPart part{*layout_.quantise, transfer.encoding, catalog_.tensors[transfer.source], spec.fqn,
@@ -172,13 +156,13 @@ class Encoder {
     const ExportTask& task = tasks_[number];
     const Transfer& transfer = transfer_of(task);
     const SourceTensor& stored = catalog_.tensors[transfer.source];
-    const Values values = values_of(transfer, task.box, spec);
+    const StridedMemory values = values_of(transfer, task.box, spec);
     const std::string name = spec.fqn + " (to " + stored.name + ")";
     if (transfer.encoding.scaled && (template_ != nullptr || !is_in_columns(layout_, stored))) {
       // Values come as they are, and are encoded here.
       return gather_values(gatherer, values, spec.dtype, task.box, name,
                            [this, number, &task, &spec, &thread](const std::byte* bytes) {
-                             const Values brought{bytes, contiguous_strides(task.box.size)};
+                             const StridedMemory brought{bytes, contiguous_strides(task.box.size)};
                              if (template_ != nullptr)
                                return encode_as_template(number, brought, spec.dtype, thread);
                              encode_by_rule(number, brought, spec, thread);
@@ -190,10 +174,11 @@ class Encoder {
                              task.box.offset[1] % transfer.encoding.block_columns, work_.shared_scales(task),
                              name, receive);
     }
-    const std::vector<CopiedDimension> dimensions = dimensions_of(values, task.box);
+    const std::vector<CopiedDimension> dimensions =
+        copied_dimensions(task.box.size, values.strides, contiguous_strides(task.box.size));
     const auto bytes = static_cast<std::size_t>(volume(task.box.size) * bytes_of(stored.dtype));
     gatherer.begin(bytes, name, receive);
-    if (is_stored_alike(dimensions, spec.dtype, stored.dtype)) return gatherer.copy(values.data, bytes);
+    if (stored.dtype == spec.dtype && is_one_run(dimensions)) return gatherer.copy(values.data, bytes);
     for_each_tile(dimensions, spec.dtype, stored.dtype, values.data, gatherer.stretch(bytes),
                   [&](const cuda::Placing& placing) { gatherer.place(placing); });
   }
@@ -212,7 +197,7 @@ class Encoder {
       if (scales.row_bytes >= 0) ++scales.bytes;  // of the block that begins to the left
       receive_(number, scales);
     }
-    thread.receiving += std::chrono::duration<double>(Clock::now() - begin).count();
+    thread.receiving += seconds_since(begin);
   }
 
   const PartsToWrite& parts_;

@@ -1,7 +1,6 @@
 #include "storage/write/export.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <iterator>
 #include <numeric>
@@ -23,6 +22,7 @@
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
 #include "storage/format/row_checksums.h"
+#include "storage/seconds.h"
 #include "storage/write/cut_block_scales.h"
 #include "storage/write/described_export.h"
 #include "storage/write/export_share.h"
@@ -371,10 +371,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
                         const RankState& state, const ExportRequest& request,
                         const std::filesystem::path& directory, const ExportWriting& options,
                         const ValuesElsewhere* values) {
-  const auto begin = std::chrono::steady_clock::now();
-  const auto seconds = [&] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  };
+  const Clock::time_point begin = Clock::now();
   SharedExport share = shared_export(bytes, specs, state, request, directory);
   PartsToWrite& parts = share.parts;
   const ExportLayout& layout = share.described.layout;
@@ -385,9 +382,9 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
     const LoadPlan plan = plan_with_memory(share, specs, options.devices);
     report.tensors = plan.tensors;
     report.bytes_needed += plan.bytes_needed;
-    report.plan_seconds = seconds();
+    report.plan_seconds = seconds_since(begin);
     write_parts(parts, layout, plan, directory, options, report);
-    report.total_seconds = seconds();
+    report.total_seconds = seconds_since(begin);
     return report;
   }
   const std::vector<TensorSpec> all = std::move(parts.specs);
@@ -406,7 +403,7 @@ ExportReport run_export(const std::string& bytes, const std::vector<TensorSpec>&
   };
   if (all.empty()) write_batch({});
   for_each_batch(all, *values, write_batch);
-  report.total_seconds = seconds();
+  report.total_seconds = seconds_since(begin);
   return report;
 }
 

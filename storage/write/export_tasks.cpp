@@ -92,14 +92,14 @@ void cut_task(const ExportTask& task, const Transfer& transfer, DType stored, co
   }
 }
 
-Values values_of(const Lattice& in_local, const TensorSpec& spec) {
-  Values values{static_cast<const std::byte*>(spec.data), strides_along(in_local, spec.local_strides)};
+StridedMemory values_of(const Lattice& in_local, const TensorSpec& spec) {
+  StridedMemory values{static_cast<const std::byte*>(spec.data), strides_along(in_local, spec.local_strides)};
   values.data += elements_to(in_local.first, spec.local_strides) * bytes_of(spec.dtype);
   return values;
 }
 
-Values values_of(const Transfer& transfer, const Box& part, const TensorSpec& spec) {
-  Values values = values_of(written_lattice(transfer), spec);
+StridedMemory values_of(const Transfer& transfer, const Box& part, const TensorSpec& spec) {
+  StridedMemory values = values_of(written_lattice(transfer), spec);
   std::int64_t offset = 0;
   for (std::size_t i = 0; i < part.offset.size(); ++i)
     offset += (part.offset[i] - transfer.source_box.offset[i]) * values.strides[i];
@@ -107,7 +107,7 @@ Values values_of(const Transfer& transfer, const Box& part, const TensorSpec& sp
   return values;
 }
 
-ValueTile tile_of(const Values& values, DType dtype, const Box& box) {
+ValueTile tile_of(const StridedMemory& values, DType dtype, const Box& box) {
   return {values.data, dtype, box.size[0], box.size[1], values.strides[0], values.strides[1]};
 }
 

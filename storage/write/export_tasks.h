@@ -7,23 +7,18 @@
 
 #include "kernels/encode.h"
 #include "planner/load/load_plan.h"
+#include "storage/strided_memory.h"
 #include "storage/write/export_share.h"
 
 namespace shardwright {
 
-/// The native elements of an HF box: address of the first, and the stride of each HF dimension.
-struct Values {
-  const std::byte* data;
-  Shape strides;
-};
-
 /// The values of a lattice of the local tensor, with a stride for each factor.
-Values values_of(const Lattice& in_local, const TensorSpec& spec);
+StridedMemory values_of(const Lattice& in_local, const TensorSpec& spec);
 
-/// The values of a part of the transfer's source box.
-Values values_of(const Transfer& transfer, const Box& part, const TensorSpec& spec);
+/// The native values of a part of the transfer's source box, with a stride for each dimension of that.
+StridedMemory values_of(const Transfer& transfer, const Box& part, const TensorSpec& spec);
 
-ValueTile tile_of(const Values& values, DType dtype, const Box& box);
+ValueTile tile_of(const StridedMemory& values, DType dtype, const Box& box);
 
 /// A transfer, and the scales of the blocks that it cuts, one for each of its rows.
 struct ExportTransfer {

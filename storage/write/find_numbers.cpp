@@ -51,7 +51,7 @@ void add_look(const HeldBox& held, const Box& part, Sought sought, std::int64_t 
 }
 
 /// The magnitudes of all blocks that a part has something of.
-void find_in(const Values& values, DType dtype, const Look& look, KnownNumbers& known) {
+void find_in(const StridedMemory& values, DType dtype, const Look& look, KnownNumbers& known) {
   const HeldBox& held = *look.held;
   const Box blocks = scale_box_of(held.encoding, look.part);
   const Shape grid = scale_shape_of(held.encoding, held.shape);
@@ -78,20 +78,11 @@ void find_in(const Values& values, DType dtype, const Look& look, KnownNumbers& 
   });
 }
 
-/// The dimensions of a box of values, from where they are to where they follow each other.
-std::vector<CopiedDimension> dimensions_of(const Values& values, const Box& box) {
-  const Shape dense = contiguous_strides(box.size);
-  std::vector<CopiedDimension> dimensions;
-  for (std::size_t d = 0; d < dense.size(); ++d)
-    dimensions.push_back({box.size[d], values.strides[d], dense[d]});
-  return dimensions;
-}
-
-void look_at(const Values& values, DType dtype, const Look& look, KnownNumbers& known) {
+void look_at(const StridedMemory& values, DType dtype, const Look& look, KnownNumbers& known) {
   if (look.sought != Sought::values) return find_in(values, dtype, look, known);
   std::vector<float> numbers(static_cast<std::size_t>(volume(look.part.size)));
-  copy_box(dimensions_of(values, look.part), dtype, DType::F32, values.data,
-           reinterpret_cast<std::byte*>(numbers.data()));
+  copy_box(copied_dimensions(look.part.size, values.strides, contiguous_strides(look.part.size)), dtype,
+           DType::F32, values.data, reinterpret_cast<std::byte*>(numbers.data()));
   std::size_t n = 0;
   for_each_number(look.part, look.held->shape,
                   [&](std::int64_t element) { known.add_value(look.held->weight, element, numbers[n++]); });
@@ -124,7 +115,7 @@ void run(const std::vector<Look>& looks, const std::vector<TensorSpec>& specs, c
         cut.size(), devices, bounds, [&](std::size_t n, std::size_t thread, DeviceGatherers& gatherers) {
           const Look& look = cut[n];
           const TensorSpec& spec = specs[look.held->spec];
-          Values values = values_of(look.held->in_local, spec);
+          StridedMemory values = values_of(look.held->in_local, spec);
           for (std::size_t d = 0; d < look.part.offset.size(); ++d) {
             values.data +=
                 (look.part.offset[d] - look.held->box.offset[d]) * values.strides[d] * bytes_of(spec.dtype);
@@ -152,7 +143,7 @@ BlockGrid grid_at(const Encoding& encoding, const Box& box) {
           box.offset[rank - 1] % encoding.block_columns};
 }
 
-void for_each_matrix(const Values& values, DType dtype, const Box& box,
+void for_each_matrix(const StridedMemory& values, DType dtype, const Box& box,
                      const std::function<void(const Shape& index, const ValueTile& tile)>& visit) {
   const std::size_t leading = box.size.size() - 2;
   const Shape counts(box.size.begin(), box.size.begin() + static_cast<std::ptrdiff_t>(leading));
@@ -165,9 +156,10 @@ void for_each_matrix(const Values& values, DType dtype, const Box& box,
   } while (next_index(index, counts));
 }
 
-void gather_values(DeviceGatherer& gatherer, const Values& values, DType dtype, const Box& box,
+void gather_values(DeviceGatherer& gatherer, const StridedMemory& values, DType dtype, const Box& box,
                    const std::string& name, const DeviceGatherer::Receive& receive) {
-  const std::vector<CopiedDimension> dimensions = dimensions_of(values, box);
+  const std::vector<CopiedDimension> dimensions =
+      copied_dimensions(box.size, values.strides, contiguous_strides(box.size));
   const auto bytes = static_cast<std::size_t>(volume(box.size) * bytes_of(dtype));
   if (bytes + DeviceGatherer::slack > gatherer.block_bytes()) {
     throw Error(ErrorKind::argument, name + ": expected room on the device for " + std::to_string(bytes) +
@@ -176,9 +168,7 @@ void gather_values(DeviceGatherer& gatherer, const Values& values, DType dtype, 
                                          "; raise device_memory (and staging_bytes, if it is given)");
   }
   gatherer.begin(bytes, name, receive);
-  const std::vector<CopiedDimension> joined = joined_dimensions(dimensions);
-  if (joined.empty() || (joined.size() == 1 && joined[0].source_stride == 1))
-    return gatherer.copy(values.data, bytes);
+  if (is_one_run(dimensions)) return gatherer.copy(values.data, bytes);
   for_each_tile(dimensions, dtype, dtype, values.data, gatherer.stretch(bytes),
                 [&](const cuda::Placing& placing) { gatherer.place(placing); });
 }

@@ -25,11 +25,11 @@ void complete_numbers(const std::vector<TensorSpec>& specs, const std::vector<Te
                       const ExportForm& form, const DeviceOptions& options, KnownNumbers& known);
 
 /// Calls visit(index of the dimensions before the last two, tile) for each matrix of a box of values.
-void for_each_matrix(const Values& values, DType dtype, const Box& box,
+void for_each_matrix(const StridedMemory& values, DType dtype, const Box& box,
                      const std::function<void(const Shape& index, const ValueTile& tile)>& visit);
 
 /// Adds a part to the gatherer that is a box of values of a device's tensor as they are, row behind row.
-void gather_values(DeviceGatherer& gatherer, const Values& values, DType dtype, const Box& box,
+void gather_values(DeviceGatherer& gatherer, const StridedMemory& values, DType dtype, const Box& box,
                    const std::string& name, const DeviceGatherer::Receive& receive);
 
 /// The place of a matrix's first row and column in the blocks.

@@ -146,7 +146,7 @@ float TemplateCodes::global_of(const Encoding& encoding, const std::string& weig
 }
 
 std::vector<std::byte> TemplateCodes::encode(const Transfer& transfer, const SourceTensor& stored,
-                                             const Box& box, const Values& values, DType dtype) const {
+                                             const Box& box, const StridedMemory& values, DType dtype) const {
   const SourceTensor& weight = template_.find(stored.name).front();
   const SourceTensor& scales = scales_of(template_, stored.name).front();
   const Encoding& encoding = transfer.encoding;

@@ -31,7 +31,7 @@ class TemplateCodes {
   /// code for, as it is too large; and where the upper half of a byte whose lower half is another's has
   /// changed. Throws Error(io) as InputFile. Thread-safe.
   std::vector<std::byte> encode(const Transfer& transfer, const SourceTensor& stored, const Box& box,
-                                const Values& values, DType dtype) const;
+                                const StridedMemory& values, DType dtype) const;
 
   /// All bytes of a tensor of the template that is seen under that name.
   std::vector<std::byte> bytes_of(const std::string& name) const;

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "storage/rounded_up.h"
+
 namespace shardwright {
 namespace {
 
@@ -50,8 +52,7 @@ void for_each_batch(const std::vector<TensorSpec>& specs, const ValuesElsewhere&
   }
   constexpr std::size_t alignment = 64;
   const auto room_for = [&](const TensorSpec& spec) {
-    const auto bytes = static_cast<std::size_t>(volume(spec.local_shape) * bytes_of(spec.dtype));
-    return (bytes + alignment - 1) / alignment * alignment;
+    return rounded_up(static_cast<std::size_t>(volume(spec.local_shape) * bytes_of(spec.dtype)), alignment);
   };
   std::vector<std::byte> memory;
   for (std::size_t first = 0; first < parts.size();) {

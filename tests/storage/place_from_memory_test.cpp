@@ -11,7 +11,7 @@ namespace {
 /// by side.
 struct Sources {
   std::vector<Memory> memory;
-  std::vector<SourceMemory> sources;
+  std::vector<StridedMemory> sources;
 
   Sources(Random& random, const Checkpoint& checkpoint) : memory(checkpoint.catalog.tensors.size()) {
     for (std::size_t t = 0; t < memory.size(); ++t) {
@@ -57,7 +57,7 @@ TEST(place_from_memory,
   Destinations destinations(random, model);
   destinations.specs = {whole_tensor("lm_head.weight", DType::BF16, shape)};
   destinations.memory[0].give(random, destinations.specs[0]);
-  const auto expect_refusal = [&](std::size_t index, SourceMemory source, std::string_view text) {
+  const auto expect_refusal = [&](std::size_t index, StridedMemory source, std::string_view text) {
     Sources memory(random, checkpoint);
     memory.sources[index] = std::move(source);
     expect_error(ErrorKind::argument, {checkpoint.catalog.tensors[index].name, text}, [&] {

@@ -75,7 +75,7 @@ std::vector<Box> cut(Random& random, const Shape& shape, const std::vector<std::
   return done;
 }
 
-RowsInMemory part_of(const Example& example, const Box& box) {
+StridedMemory part_of(const Example& example, const Box& box) {
   const Shape strides = strides_of(example.tensor.shape);
   std::int64_t at = 0;
   for (std::size_t d = 0; d < strides.size(); ++d) at += box.offset[d] * strides[d];

@@ -1,4 +1,4 @@
-#include "storage/jobs/packed_texts.h"
+#include "planner/wire/packed_texts.h"
 
 #include <cstring>
 

@@ -1,4 +1,4 @@
-#include "storage/lora/adapter_file.h"
+#include "storage/format/adapter_file.h"
 
 #include <algorithm>
 #include <tuple>
