@@ -20,7 +20,7 @@ from shardwright.byte_sizes import bytes_of_size
 from shardwright.dcp.saved_weights import names_of_weights
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
-from shardwright.dcp.storage_reader import default_threads
+from shardwright.dcp.storage_reader import threads_of
 from shardwright.dcp.storage_writer import checked_quantization
 from shardwright.dcp.torch_checkpoint import (
     fault_of_archive,
@@ -31,7 +31,7 @@ from shardwright.dcp.torch_checkpoint import (
 from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.exporting import export
 from shardwright.loading import is_of_trainer
-from shardwright.local_path import beside, expect_overwrite, lasting_path, location, whole_number
+from shardwright.local_path import beside, bytes_or_none, expect_overwrite, lasting_path, location
 from shardwright.progress import counters_of
 from shardwright.ranks.gone_ranks import naming_gone_ranks
 from shardwright.ranks.rank_outcome import round_of_ranks
@@ -169,8 +169,8 @@ def _convert_encoding(
             weights,
             model,
             bytes_of_size(max_shard_size),
-            default_threads() if threads is None else whole_number("threads", threads, 1, 1024),
-            0 if buffer_bytes is None else whole_number("buffer_bytes", buffer_bytes, 1, 1 << 48),
+            threads_of(threads, "threads"),
+            bytes_or_none("buffer_bytes", buffer_bytes) or 0,
             rank,
             ranks,
             _saved_weights(source),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,17 +43,18 @@ DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.ite
 class Description:
     """A state dict as the planner sees it."""
 
-    specs: list[Any] = field(
-        default_factory=list
-    )  #: a TensorSpec for each tensor (or chunk) that this rank holds
-    local_tensors: list[torch.Tensor] = field(
-        default_factory=list
-    )  #: whose memory the specs point to, one for one
-    tensors: list[torch.Tensor] = field(
-        default_factory=list
-    )  #: the values of the state dict that will be written
+    #: a TensorSpec for each tensor (or chunk) that this rank holds
+    specs: list[Any] = field(default_factory=list)
+    #: whose memory the specs point to, one for one
+    local_tensors: list[torch.Tensor] = field(default_factory=list)
+    #: the values of the state dict that will be written
+    tensors: list[torch.Tensor] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)  #: names of values that are no tensors
     problems: list[str] = field(default_factory=list)  #: what cannot be loaded into, and why
+
+    def add(self, other: Description) -> None:
+        for field_of in dataclasses.fields(self):
+            getattr(self, field_of.name).extend(getattr(other, field_of.name))
 
     def mark_written(self) -> None:
         """Tells autograd that the tensors have changed behind its back."""
@@ -111,19 +113,34 @@ def _specs_of(fqn: str, value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
     elif isinstance(value, ShardedTensor):
         for shard in value.local_shards():
             offset, size = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-            yield spec_of_part(fqn, shard.tensor, value.size(), [_whole_box(offset, size)]), shard.tensor
+            yield spec_of_part(fqn, shard.tensor, value.size(), [whole_box(offset, size)]), shard.tensor
     elif hasattr(value, "__create_chunk_list__"):
         for chunk in value.__create_chunk_list__():
             local = value.__get_tensor_shard__(MetadataIndex(fqn, chunk.offsets))
-            yield spec_of_part(fqn, local, value.size(), [_whole_box(chunk.offsets, chunk.sizes)]), local
+            yield spec_of_part(fqn, local, value.size(), [whole_box(chunk.offsets, chunk.sizes)]), local
     else:
         shape = list(value.shape)
-        boxes = [_whole_box([0] * len(shape), shape)] if 0 not in shape else []
+        boxes = [whole_box([0] * len(shape), shape)] if 0 not in shape else []
         yield spec_of_part(fqn, value, value.shape, boxes), value
 
 
-def _whole_box(offset: Sequence[int], size: Sequence[int]) -> Any:
+def whole_box(offset: Sequence[int], size: Sequence[int]) -> Any:
+    """The box of a global tensor that is all of a local one."""
     return _core.LocalBox(list(offset), list(size), [0] * len(size))
+
+
+def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(torch.empty(tuple(shape), device="meta").stride())
+
+
+def spec_without_memory(
+    fqn: str, dtype: torch.dtype, shape: Sequence[int], local_shape: Sequence[int], boxes: list[Any]
+) -> Any:
+    """The TensorSpec of a tensor that is only planned for."""
+    if dtype not in DTYPE_NAMES:
+        raise ValueError(f"{dtype} is a dtype that safetensors does not have")
+    stride = list(contiguous_stride(local_shape))
+    return _core.TensorSpec(fqn, DTYPE_NAMES[dtype], list(shape), list(local_shape), stride, 0, "cpu", boxes)
 
 
 def spec_of_part(fqn: str, local: torch.Tensor, global_shape: Sequence[int], boxes: list[Any]) -> Any:

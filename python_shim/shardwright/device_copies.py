@@ -34,9 +34,8 @@ class DeviceCopies:
     """
 
     def __init__(self) -> None:
-        self._kept: list[
-            torch.Tensor
-        ] = []  # copies of the last state, whose memory those of the next may take
+        #: copies of the last state, whose memory those of the next may take
+        self._kept: list[torch.Tensor] = []
 
     def without(self, state: Any) -> tuple[Any, list[str]]:
         """The state with None in the place of what is copied here, and the names of that."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shardwright import _core
@@ -19,12 +16,13 @@ from shardwright.dcp.fitting import with_hints
 from shardwright.dcp.flat_state import expect_state_dict, flatten
 from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.refused_save import RefusedSave
+from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.saved_weights import content_of, load_weights
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
-from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
-from shardwright.ranks.rank_outcome import RankOutcome, expect_success, told
+from shardwright.ranks.gone_ranks import has_others
+from shardwright.ranks.together import together
 from shardwright.remote.address import address_of, is_address
 from shardwright.report import SaveReport
 
@@ -78,7 +76,6 @@ def export(
 
     Nothing has been published then.
     """
-    alone = not (dist.is_available() and dist.is_initialized())
     source = state_dict if isinstance(state_dict, (str, os.PathLike)) else None
     weights: Any = state_dict
     refusal: Exception | None = None
@@ -110,61 +107,45 @@ def export(
         writer, refusal = RefusedSave(error), error
     if source is not None:
         options = {"key": key, "model": model, "layout": layout, "strict": strict, "threads": threads}
-        weights = _loaded(source, alone, process_group, options, refusal)
+        weights = _loaded(source, process_group, options, refusal)
     if refusal is not None:
         weights = {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
-            with naming_gone_ranks(process_group, "exporting"):
-                dcp.save(
-                    weights,
-                    storage_writer=writer,
-                    planner=SavePlanner(),
-                    process_group=process_group,
-                    no_dist=alone,
-                )
-    except CheckpointException as wrapped:
-        writer.abandon()  # by now no rank writes any more
-        failure = told(wrapped)
+        report: SaveReport = run_save(weights, writer, SavePlanner(), process_group, "exporting")
+    except PlanError as failure:
         # Of ranks that were given different templates each would see hints of its own.
         ranks_differ = "the ranks have been given different arguments" in str(failure)
-        if isinstance(failure, PlanError) and template is not None and not ranks_differ:
-            names = flatten(weights)[0]
-            failure = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
-        raise failure from wrapped
-    assert writer.report is not None
-    return writer.report
+        if template is None or ranks_differ:
+            raise
+        names = flatten(weights)[0]
+        hinted = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
+        raise hinted from failure.__cause__
+    return report
 
 
 def _loaded(
     source: str | os.PathLike[str],
-    alone: bool,
     process_group: dist.ProcessGroup | None,
     options: dict[str, Any],
     refusal: Exception | None,
 ) -> dict[str, Any]:
     """The weights of a checkpoint, of which each rank has a part. Raises the same on every rank, and that of a rank
     that has refused its arguments."""
-    if alone:
+    if not (dist.is_available() and dist.is_initialized()):
         return load_weights(source, **options)
     mesh = (
         DeviceMesh.from_group(process_group, "cpu", mesh_dim_names=("shard",))
         if process_group is not None
         else init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
     )
-    weights: dict[str, Any] = {}
-    words: list[str] = []
-    outcome = RankOutcome(dist.get_rank(process_group))
-    try:
+
+    def load_part() -> tuple[dict[str, Any], list[str]]:
         if refusal is not None:
             raise refusal
-        weights = load_weights(source, mesh, **options)
-        words = content_of(source)
-    except Exception as error:
-        outcome.fail(error)
-    outcomes = [(outcome, words)] * mesh.size()
-    dist.all_gather_object(outcomes, (outcome, words), process_group)
-    expect_success(of_rank for of_rank, _ in outcomes)
-    _core.expect_one_checkpoint([told_words for _, told_words in outcomes])
+        return load_weights(source, mesh, **options), content_of(source)
+
+    weights, words = together(process_group, "exporting", load_part)
+    of_ranks = [words] * mesh.size()
+    dist.all_gather_object(of_ranks, words, process_group)
+    _core.expect_one_checkpoint(of_ranks)
     return weights

@@ -1,4 +1,4 @@
-"""Paths as callers give them."""
+"""Paths as callers give them, and numbers."""
 
 from __future__ import annotations
 
@@ -91,6 +91,11 @@ def whole_number(name: str, value: int, least: int = 0, most: int | None = None)
         bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; expected a whole number {bounds}")
     return value
+
+
+def bytes_or_none(name: str, value: int | None) -> int | None:
+    """``value``, which is None or a number of bytes, from 1 on."""
+    return None if value is None else whole_number(name, value, 1, 1 << 48)
 
 
 def expect_overwrite(overwrite: bool | None) -> None:

@@ -6,11 +6,12 @@ from typing import Any, Literal, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor import Replicate, Shard
 
 from shardwright import _core
 from shardwright.catalog import catalog_of
 from shardwright.describe import DTYPE_NAMES, DTYPES
+from shardwright.sharding import Sharding
 from shardwright.weight_maps import weight_map_for
 
 
@@ -62,27 +63,12 @@ def decoded_dtype(dtype: Any) -> torch.dtype:
     return cast(torch.dtype, dtype)
 
 
-def _empty_dtensor(tensor: Any, mesh: DeviceMesh) -> DTensor:
+def _empty_dtensor(tensor: Any, mesh: DeviceMesh) -> torch.Tensor:
     dimensions = _core.parse_mesh(
         ",".join(f"{name}={size}" for name, size in zip(mesh.mesh_dim_names or (), mesh.shape, strict=True))
     )
-    placements: list[Placement] = [
+    placements = tuple(
         Shard(placement.dimension) if placement.is_shard else Replicate()
         for placement in _core.placements_on_mesh(tensor, dimensions)
-    ]
-    shape = torch.Size(tensor.shape)
-    stride = torch.empty(shape, device="meta").stride()
-    coordinate = mesh.get_coordinate()
-    if coordinate is None:  # this rank is not on the mesh; torch gives it an empty local tensor
-        return DTensor.from_local(
-            torch.zeros(0, dtype=DTYPES[tensor.dtype]),
-            mesh,
-            placements,
-            run_check=False,
-            shape=shape,
-            stride=stride,
-        )
-    core_placements = _core.placements_on_mesh(tensor, dimensions)
-    local_shape = _core.local_shape(tensor.shape, list(mesh.shape), list(coordinate), core_placements)
-    local = torch.zeros(local_shape, dtype=DTYPES[tensor.dtype])
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
+    )
+    return Sharding(tuple(tensor.shape), mesh, placements).zeros(DTYPES[tensor.dtype])

@@ -9,10 +9,15 @@ from typing import Any
 from shardwright import _core
 
 
-def _rows_of_rounded(rounded: dict[str, str]) -> list[tuple[str, str]]:
-    groups = _core.grouped_names([f"{name}: {cast}" for name, cast in rounded.items()])
+def _row_of(what: str, names: list[str]) -> list[tuple[str, str]]:
+    """How many names there are, and some of them; no row where there are none."""
+    groups = _core.grouped_names(names)
     more = " …" if len(groups) > 3 else ""
-    return [("rounded", f"{len(rounded):,}: {'; '.join(groups[:3])}{more}")] if rounded else []
+    return [(what, f"{len(names):,}: {'; '.join(groups[:3])}{more}")] if names else []
+
+
+def _row_of_rounded(rounded: dict[str, str]) -> list[tuple[str, str]]:
+    return _row_of("rounded", [f"{name}: {cast}" for name, cast in rounded.items()])
 
 
 def _figures_of(core: Any, report: type[Any]) -> dict[str, Any]:
@@ -37,9 +42,8 @@ class LoadReport:
     bytes_checked: int = 0  #: that were compared with the checkpoint's checksums
     bytes_written: int = 0  #: to the destination tensors
     read_requests: int = 0  #: to the operating system
-    boxes_with_gaps: int = (
-        0  #: boxes, a staging buffer at most, that were read with the gaps between their rows
-    )
+    #: boxes, a staging buffer at most, that were read with the gaps between their rows
+    boxes_with_gaps: int = 0
     boxes_in_pieces: int = 0  #: and those that were read row by row, as that cost less
     peak_staging_bytes: int = 0  #: CPU memory between files and shards, all threads; pinned for CUDA tensors
     devices: int = 0  #: CUDA devices that were written to
@@ -56,14 +60,12 @@ class LoadReport:
     instruction_set: str = ""  #: of the decoding kernels
     seconds: dict[str, float] = field(default_factory=dict)
     # What was left out, so that nothing is silent:
-    unused: list[str] = field(
-        default_factory=list
-    )  #: what the checkpoint has and no tensor (or object) takes
+    #: what the checkpoint has and no tensor (or object) takes
+    unused: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)  #: HF tensors that no rule knows (strict=False)
     not_loaded: list[str] = field(default_factory=list)  #: tensors without a source (allow_partial_load)
-    zeroed: list[str] = field(
-        default_factory=list
-    )  #: tensors that files lack as they are zero, and were set so
+    #: tensors that files lack as they are zero, and were set so
+    zeroed: list[str] = field(default_factory=list)
     #: packed codes (dtype="packed") of which this rank does not hold all the scales, as a cut falls inside a block
     codes_alone: list[str] = field(default_factory=list)
     #: tensors of a dtype that cannot hold all numbers of the stored one: name → "F32 -> BF16". Decoding is no cast.
@@ -138,12 +140,8 @@ class LoadReport:
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
         rows.append(("GB/s read", f"{self.gigabytes_per_second:.2f}"))
         for what in ("unused", "unknown", "not_loaded", "zeroed", "codes_alone"):
-            names = getattr(self, what)
-            if names:
-                groups = _core.grouped_names(names)
-                more = " …" if len(groups) > 3 else ""
-                rows.append((what.replace("_", " "), f"{len(names):,}: {'; '.join(groups[:3])}{more}"))
-        return rows + _rows_of_rounded(self.rounded)
+            rows += _row_of(what.replace("_", " "), getattr(self, what))
+        return rows + _row_of_rounded(self.rounded)
 
     def __str__(self) -> str:
         return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())
@@ -178,9 +176,8 @@ class SaveReport:
     bytes_needed: int = 0  #: that its parts and headers take in the files
     bytes_written: int = 0  #: headers included
     write_requests: int = 0  #: to the operating system; of an export
-    peak_staging_bytes: int = (
-        0  #: CPU memory: to the files (pinned for devices), copies for asynchronous saving
-    )
+    #: CPU memory: to the files (pinned for devices), copies for asynchronous saving
+    peak_staging_bytes: int = 0
     devices: int = 0  #: CUDA devices that were read from
     peak_device_bytes: int = 0  #: memory of a device beside the tensors, where it was most
     bytes_from_devices: int = 0  #: copied from there, encoded as the files have them
@@ -221,11 +218,7 @@ class SaveReport:
                 ("peak device bytes", f"{self.peak_device_bytes:,}"),
             ]
         rows += [(f"seconds, {phase}", f"{seconds:.4f}") for phase, seconds in self.seconds.items()]
-        if self.left_out:
-            groups = _core.grouped_names(self.left_out)
-            more = " …" if len(groups) > 3 else ""
-            rows.append(("left out", f"{len(self.left_out):,}: {'; '.join(groups[:3])}{more}"))
-        return rows + _rows_of_rounded(self.rounded)
+        return rows + _row_of("left out", self.left_out) + _row_of_rounded(self.rounded)
 
     def __str__(self) -> str:
         return "\n".join(f"{what:<20} {figure}" for what, figure in self.rows())

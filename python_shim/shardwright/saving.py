@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.futures import Future
 from shardwright.checkpoints import STEP_NAME, step_path
 from shardwright.dcp.flat_state import expect_state_dict
 from shardwright.dcp.refused_save import RefusedSave
+from shardwright.dcp.run_save import quietly_alone, run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.local_path import lasting_place
@@ -127,27 +127,23 @@ def save(
         if not has_others(process_group):
             raise
         writer, state_dict, planner = RefusedSave(refusal), {}, SavePlanner()
-    with warnings.catch_warnings():
-        # Torch warns that a save without a process group is one. What the planner warns of is to be heard.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        if asynchronous:
-            group = process_group or background_group()
-            with naming_gone_ranks(group, "saving"):
-                future = dcp.async_save(
-                    state_dict, storage_writer=writer, planner=planner, process_group=group
-                )
-            assert isinstance(future, Future) or hasattr(future, "result")
-            _running = PendingSave(getattr(writer, "path", lasting_place(path)), future, writer, group)
-            return _running
-        try:
-            with naming_gone_ranks(process_group, "saving"):
-                dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
-        except CheckpointException as failure:
-            raise told(failure) from failure
-        finally:
-            writer.abandon()
-    assert writer.report is not None
-    return writer.report
+    if asynchronous:
+        group = process_group or background_group()
+        _running = begin_save(state_dict, writer, planner, group, getattr(writer, "path", path))
+        return _running
+    report: SaveReport = run_save(state_dict, writer, planner, process_group)
+    return report
+
+
+def begin_save(
+    state_dict: dict[str, Any], writer: Any, planner: Any, process_group: Any, path: Any
+) -> PendingSave:
+    """``dcp.async_save`` with one of our storage writers, to ``path``. All ranks of the group call it together."""
+    with quietly_alone(), naming_gone_ranks(process_group, "saving"):
+        future: Any = dcp.async_save(
+            state_dict, storage_writer=writer, planner=planner, process_group=process_group
+        )
+    return PendingSave(path, future, writer, process_group)
 
 
 @cache

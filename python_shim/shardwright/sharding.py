@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from shardwright import _core
-from shardwright.describe import core_placement, spec_of_part
+from shardwright.describe import contiguous_stride, core_placement, spec_of_part, spec_without_memory
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
@@ -101,9 +101,17 @@ class Sharding:
         with _naming(fqn):
             return spec_of_part(fqn, local, self.shape, self.boxes)
 
+    def planning_spec(self, fqn: str, dtype: torch.dtype) -> Any:
+        """The spec of a tensor that lies so and is only planned for."""
+        return spec_without_memory(fqn, dtype, self.shape, self.local_shape, self.boxes)
+
     def empty(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A tensor that lies so, its memory not initialised."""
         return self.wrap(torch.empty(self.local_shape, dtype=dtype, device=device))
+
+    def zeros(self, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in CPU memory that lies so."""
+        return self.wrap(torch.zeros(self.local_shape, dtype=dtype))
 
     def wrap(self, local: torch.Tensor, stride: Sequence[int] | None = None) -> torch.Tensor:
         """The tensor of which this is the local part. ``stride`` is the whole tensor's; None: contiguous."""
@@ -122,15 +130,6 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except ValueError as problem:
         raise ValueError(f"{name}: {problem}") from None
-
-
-def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.insert(0, step)
-        step *= max(1, size)
-    return tuple(strides)
 
 
 def is_shard(placement: Placement, dimension: int | None = None) -> bool:

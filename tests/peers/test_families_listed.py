@@ -2,7 +2,7 @@
 
 import test_families_automodel
 import test_families_torchtitan
-from shardwright.cli.families import PEERS, families
+from shardwright.cli.commands.families import PEERS, families
 from tiny_models import TINY
 
 #: Checked by tests of their own: test_nemo_automodel.py, test_transformers.py; as a part of Mistral 3; by its file.

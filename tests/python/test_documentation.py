@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import shardwright as sw
-from shardwright.cli.families import PEERS, families
+from shardwright.cli.commands.families import PEERS, families
 
 TREE = Path(__file__).parents[2]
 README = TREE / "README.md"

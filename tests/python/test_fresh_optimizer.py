@@ -10,7 +10,7 @@ import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
 from shardwright.dcp.resume_planner import ResumePlanner
-from shardwright.dcp.torch_checkpoint import TorchStorageReader
+from shardwright.dcp.torch_reading import TorchStorageReader
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim.optimizer import register_optimizer_step_pre_hook

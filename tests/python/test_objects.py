@@ -249,7 +249,7 @@ def test_all_refusals_are_one_error_before_any_tensor_is_written(save, through_d
         save({"a": Position(1), "b": torch.ones(9), "c": 3, "d": Colour.red}, tmp_path / "saved")
     loaded = {"a": None, "b": torch.zeros(9), "c": None, "d": None}
     if through_dcp:
-        from shardwright.dcp.torch_checkpoint import TorchStorageReader
+        from shardwright.dcp.torch_reading import TorchStorageReader
 
         reader = (sw.ShardedStorageReader if save is save_ours else TorchStorageReader)(tmp_path / "saved")
         with pytest.raises(dcp.api.CheckpointException) as refused:

@@ -8,11 +8,10 @@ import shardwright as sw
 import torch
 from safetensors.torch import save_file
 from shardwright import _core
+from shardwright._core import NoBox
 from shardwright.describe import describe
-from shardwright.imported.axis_text import axis_text
-from shardwright.imported.geometry import NoBox
 from shardwright.imported.recorded_tensor import RecordedTensor
-from shardwright.imported.rows import Row, general_names, general_rows
+from shardwright.imported.transformers_mapping import Row
 
 
 def numbers(*shape: int, start: int = 0) -> torch.Tensor:
@@ -87,9 +86,9 @@ def test_a_chain_of_operations_loads_as_torch_makes_it(seed: int, tmp_path):
     for i, tensor in enumerate(recorded):
         assert tensor.shape == real[i].shape
         for part in tensor.parts:
-            axes = axis_text(part)
-            sizes |= axes.sizes
-            rows.append(Row(part.source, f"n.{i}", axes.text))
+            axes, of_axes = part.axis_text()
+            sizes |= of_axes
+            rows.append(Row(part.source, f"n.{i}", axes))
     weight_map = _core.weight_map_of("test", "transformers", rows, sizes=sizes)
     found = {f"n.{i}": torch.full_like(tensor.contiguous(), -1) for i, tensor in enumerate(real)}
     specs = describe(found).specs
@@ -130,8 +129,16 @@ def test_indices_and_steps_are_recorded_too(tmp_path):
     ):
         made = call(recorded)
         assert made.shape == call(source).shape
-    assert axis_text(recorded[::2].parts[0]).text == "(o 0/2) i -> o i"
-    assert axis_text(recorded.parts[0]).text == ""
+    assert recorded[::2].parts[0].axis_text() == ("(o 0/2) i -> o i", {})
+    assert recorded.parts[0].axis_text() == ("", {})
+
+
+def test_what_has_no_elements_is_no_part_of_anything():
+    empty = RecordedTensor.of_source("s", [4, 0])
+    assert torch.cat([empty, empty]).reshape(0, 8).parts == []
+    assert RecordedTensor.of_source("s", [6, 6]).narrow(0, 3, 0).parts == []
+    with pytest.raises(ValueError, match="s: expected elements, found none"):
+        _core.RecordedPart.whole("s", [4, 0])
 
 
 def test_rows_that_differ_in_numbers_alone_become_one():
@@ -140,13 +147,13 @@ def test_rows_that_differ_in_numbers_alone_become_one():
         for layer in range(2)
         for expert in range(3)
     ]
-    assert general_rows(rows) == [Row("l.{layer+4}.e.{expert}.w", "m.{layer}.w", "o i -> {expert} o i")]
+    assert _core.general_rows(rows) == [Row("l.{layer+4}.e.{expert}.w", "m.{layer}.w", "o i -> {expert} o i")]
     halves = [Row(f"e.{n}.w", f"{'a' if n < 2 else 'b'}.w", f"o i -> {n % 2}/2 o i") for n in range(4)]
-    assert general_rows(halves) == [
+    assert _core.general_rows(halves) == [
         Row("e.{expert+2}.w", "b.w", "o i -> {expert} o i"),
         Row("e.{expert}.w", "a.w", "o i -> {expert} o i"),
     ]
-    assert general_names([f"l.3.e.{n}.w" for n in range(3)]) == ["l.3.e.{shard}.w"]
+    assert _core.general_names([f"l.3.e.{n}.w" for n in range(3)]) == ["l.3.e.{shard}.w"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed")

@@ -134,7 +134,7 @@ def test_the_metadata_equals_that_of_torchs_planner(data):
     assert _validate_global_plan(plans, expected) == []
     for states in (job.described(), job.enumerated()):
         cache = planned(states)
-        assert facts(PlannedMetadata.of(cache.plan.metadata, True)) == facts(expected)
+        assert facts(PlannedMetadata(cache.plan.metadata, True)) == facts(expected)
         written = [cache.items(rank) for rank in range(len(states))]
         names = sorted((value[0], offset) for of_rank in written for value, offset, _ in of_rank)
         expected_names = sorted(

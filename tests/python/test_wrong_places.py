@@ -9,7 +9,7 @@ import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
 from shardwright.cli.command_line import main
-from shardwright.dcp.torch_checkpoint import TorchStorageReader
+from shardwright.dcp.torch_reading import TorchStorageReader
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4294967296\n"
 REMOTE = ("s3://bucket/x", "gs://bucket/x", "hf://owner/name", "https://host/x", "unheard-of://x/y")

@@ -10,8 +10,7 @@ import torch
 
 from shardwright import _core
 from shardwright.dcp.storage_reader import default_threads
-from shardwright.describe import DTYPE_NAMES
-from shardwright.sharding import Sharding, contiguous_stride, local_part
+from shardwright.sharding import Sharding, local_part
 
 #: The formats that come with scales.
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -44,20 +43,6 @@ class Part:
         if scaled and local.dim() > 0 and local.stride(-1) != 1:
             local = local.contiguous()
         return Part(self.sharding, local)
-
-
-def planning_spec(name: str, sharding: Sharding, dtype: torch.dtype) -> Any:
-    """The spec of a tensor that is only planned for; it has no memory."""
-    return _core.TensorSpec(
-        name,
-        DTYPE_NAMES[dtype],
-        list(sharding.shape),
-        list(sharding.local_shape),
-        list(contiguous_stride(sharding.local_shape)),
-        0,
-        "cpu",
-        sharding.boxes,
-    )
 
 
 def fill(

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from shardwright import _core
-from shardwright.adapters.decoding import Part, fill, planning_spec
+from shardwright.adapters.decoding import Part, fill
 from shardwright.adapters.native_to_hf import Origin
 from shardwright.sharding import Sharding, local_part, on_dimension, sharding_of_whole, submesh
 
@@ -111,7 +111,7 @@ def native_tensors(
             "converted:\n  " + "\n  ".join(_core.grouped_names(missing))
         )
     _settle_views(targets, parts, origin_of, natives)
-    memory.plan([planning_spec(t.held.fqn, t.sharding, t.dtype) for t in targets], weight_map)
+    memory.plan([t.sharding.planning_spec(t.held.fqn, t.dtype) for t in targets], weight_map)
     for batch in _batches(targets):
         _fill_batch(batch, parts, weight_map)
         for target in batch:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from shardwright import _core
-from shardwright.adapters.decoding import planning_spec
 from shardwright.sharding import Sharding, local_part, sharding_of_part
 
 
@@ -58,14 +57,14 @@ class Joined:
             raise _core.PlanError(f"{name} is made of {', '.join(fqns)}; expected them to be sharded alike")
         dtype = dtypes.pop()
         specs = [sharding.spec(fqn, local_part(tensor)) for fqn, (tensor, sharding) in natives.items()]
-        parts = _core.hf_parts(weight_map, planning_spec(name, lies[0], dtype), specs, shapes)
+        parts = _core.hf_parts(weight_map, lies[0].planning_spec(name, dtype), specs, shapes)
         if not parts.is_view:
             return cls(lies[0], natives, parts.parts, None)
         ((fqn, (_, sharding)),) = natives.items()
         whole = _core.hf_parts(
             weight_map,
-            planning_spec(name, Sharding(tuple(request.seen_shape)), dtype),
-            [planning_spec(fqn, Sharding(sharding.shape), dtype)],
+            Sharding(tuple(request.seen_shape)).planning_spec(name, dtype),
+            [Sharding(sharding.shape).planning_spec(fqn, dtype)],
             shapes,
         )
         return cls(lies[0], natives, parts.parts, whole.parts[0].native_strides)

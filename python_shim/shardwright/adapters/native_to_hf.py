@@ -15,14 +15,8 @@ from shardwright.adapters.joined import Joined
 from shardwright.catalog import catalog_of
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import catalog_of_metadata
-from shardwright.describe import DTYPES
-from shardwright.sharding import (
-    Sharding,
-    contiguous_stride,
-    local_part,
-    sharding_in_file,
-    sharding_of_part,
-)
+from shardwright.describe import DTYPES, contiguous_stride
+from shardwright.sharding import Sharding, local_part, sharding_in_file, sharding_of_part
 
 #: The e8m0 byte of the scale 1.
 IDENTITY_SCALE = 127
@@ -66,9 +60,8 @@ class Untouched:
 
     version: int  #: of this rank's part, which torch counts up where it sees a write
     address: int
-    bytes: (
-        tuple[int, ...] | None
-    )  #: some elements, for writes that torch does not see; None: these have been made NaN
+    #: some elements, for writes that torch does not see; None: these have been made NaN
+    bytes: tuple[int, ...] | None
 
     @classmethod
     def of(cls, tensor: torch.Tensor, *, marked: bool) -> Untouched | None:

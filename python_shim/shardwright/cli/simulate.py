@@ -66,9 +66,8 @@ class Speeds:
     """What the machines are taken to do; everything else in a simulation is counted or measured."""
 
     read_bandwidth: float = 10.0  #: GB/s that a node reads
-    storage_bandwidth: float | None = (
-        None  #: GB/s that the file system gives all nodes together; None: no limit
-    )
+    #: GB/s that the file system gives all nodes together; None: no limit
+    storage_bandwidth: float | None = None
     node_bandwidth: float = 100.0  #: GB/s that the ranks of a node hand to each other
     connection_bandwidth: float = 50.0  #: GB/s that a node gets from other nodes, and sends them meanwhile
     decode_bandwidth: float = 5.0  #: GB/s that a rank decodes, counted in what it holds afterwards

@@ -28,18 +28,12 @@ class CatalogMetadata(LazyMetadata):
     ``read_metadata`` itself raises, ``dcp.load`` turns into an AssertionError.
     """
 
-    _read_catalog: Callable[[], Any]
-    trainers_names: bool  #: rather than HF names
-
-    @classmethod
-    def of(
-        cls, read_catalog: Callable[[], Any], load_id: str | None = None, trainers_names: bool = False
-    ) -> CatalogMetadata:
-        metadata: CatalogMetadata = cls.__new__(cls)
-        metadata._read_catalog = read_catalog
-        metadata.trainers_names = trainers_names
-        metadata.storage_meta = StorageMeta(load_id=load_id)
-        return metadata
+    def __init__(
+        self, read_catalog: Callable[[], Any], load_id: str | None = None, trainers_names: bool = False
+    ) -> None:
+        self._read_catalog = read_catalog
+        self.trainers_names = trainers_names  #: rather than HF names
+        self.storage_meta = StorageMeta(load_id=load_id)
 
     @cached_property
     def catalog(self) -> Any:

@@ -17,14 +17,14 @@ from torch.distributed.checkpoint.metadata import (
 
 
 class LazyMetadata(Metadata):
-    """Metadata whose fields may be cached properties of a subclass, which makes its objects without ``__init__``.
+    """Metadata whose fields may be cached properties of a subclass.
 
     It equals, and is copied, pickled and replaced as, the Metadata of the same fields.
     """
 
-    def __new__(cls, *fields: Any, **named: Any) -> Any:
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
         """``dataclasses.replace`` calls the class with all fields: what has changed has no checkpoint behind it."""
-        return Metadata(*fields, **named) if fields or named else super().__new__(cls)
+        return Metadata(**named) if "state_dict_metadata" in named else super().__new__(cls)
 
     def __eq__(self, other: object) -> bool:
         return fields_of(self) == fields_of(other) if isinstance(other, Metadata) else NotImplemented
@@ -46,9 +46,9 @@ class StoredTensor(TensorStorageMetadata):
         chunks_of: returns (offset, size, ...) of each chunk.
     """
 
-    def __new__(cls, *fields: Any, **named: Any) -> Any:
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
         """As that of LazyMetadata."""
-        return TensorStorageMetadata(*fields, **named) if "chunks" in named else super().__new__(cls)
+        return TensorStorageMetadata(**named) if "chunks" in named else super().__new__(cls)
 
     def __init__(
         self, properties: TensorProperties, size: torch.Size, chunks_of: Callable[[], list[tuple[Any, ...]]]

@@ -211,10 +211,8 @@ class LoadPlanner(ResumePlanner):
         for zero in self.core_plan.zeros:
             self.description.local_tensors[zero].detach().zero_()
         items, self._dtypes, self._parts = [], {}, {}
-        self._arrived, self._awaited = (
-            {},
-            {},
-        )  # a load that failed leaves parts of another checkpoint's tensors
+        # A load that failed leaves parts of another checkpoint's tensors.
+        self._arrived, self._awaited = {}, {}
         for transfer, part, name, dtype, chunk, offset, size in _core.read_items(
             self.core_plan, self.catalog
         ):

@@ -30,19 +30,14 @@ class ShardedMetadata(LazyMetadata):
 
     trainers_names = True
     version = CURRENT_DCP_VERSION  # torch's word for how names are made of nested keys
-    _read: Callable[[], tuple[Any, Any]]
-    where: Any = None  #: the checkpoint, for messages
 
-    @classmethod
-    def of(
-        cls, read: Callable[[], tuple[Any, Any]], load_id: str | None = None, where: Any = None
-    ) -> ShardedMetadata:
-        """``read`` returns the manifest and its catalog."""
-        metadata: ShardedMetadata = cls.__new__(cls)
-        metadata._read = read
-        metadata.where = where
-        metadata.storage_meta = StorageMeta(checkpoint_id=where, load_id=load_id)
-        return metadata
+    def __init__(
+        self, read: Callable[[], tuple[Any, Any]], load_id: str | None = None, where: Any = None
+    ) -> None:
+        """``read`` returns the manifest and its catalog; ``where`` is the checkpoint, for messages."""
+        self._read = read
+        self.where = where
+        self.storage_meta = StorageMeta(checkpoint_id=where, load_id=load_id)
 
     @cached_property
     def _manifest_and_catalog(self) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 
 from shardwright import _core
 from shardwright.dcp.lazy_metadata import LazyMetadata
-from shardwright.dcp.torch_checkpoint import METADATA_NAME
+from shardwright.dcp.torch_metadata import METADATA_NAME
 from shardwright.local_path import beside
 from shardwright.regular_file import open_regular
 

@@ -28,21 +28,16 @@ class PlannedMetadata(LazyMetadata):
     is what torch's writers put on disk.
     """
 
-    _planned: Any = None
-    _flattened = False
     _published = False  #: whether storage_meta and version are those that our writers give it
 
-    @classmethod
-    def of(cls, planned: Any, flattened: bool) -> PlannedMetadata:
+    def __init__(self, planned: Any, flattened: bool) -> None:
         """From the planner's GlobalMetadata. ``flattened``: whether names are made of nested keys, to be told."""
-        metadata: PlannedMetadata = cls.__new__(cls)
-        metadata._planned = planned
-        metadata._flattened = flattened
-        return metadata
+        self._planned = planned
+        self._flattened = flattened
 
     @property
     def names(self) -> list[str]:
-        if self._planned is None or "state_dict_metadata" in vars(self):
+        if "state_dict_metadata" in vars(self):
             return list(self.state_dict_metadata)
         names: list[str] = self._planned.names
         return names
@@ -71,7 +66,7 @@ class PlannedMetadata(LazyMetadata):
         told = {"_planned", "_flattened"} | (
             {"_published", "storage_meta", "version"} if self._published else set()
         )
-        if self._planned is not None and set(vars(self)) <= told:
+        if set(vars(self)) <= told:
             return _decoded, (self._planned.encode(), self._flattened, self.storage_meta, self.version)
         return super().__reduce__()
 
@@ -79,7 +74,7 @@ class PlannedMetadata(LazyMetadata):
 def _decoded(
     planned: bytes, flattened: bool, storage_meta: StorageMeta | None, version: str | None
 ) -> Metadata:
-    metadata = PlannedMetadata.of(_core.decode_metadata(planned), flattened)
+    metadata = PlannedMetadata(_core.decode_metadata(planned), flattened)
     tell_published(metadata, storage_meta, version)
     return metadata
 

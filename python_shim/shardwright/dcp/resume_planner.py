@@ -175,9 +175,7 @@ class ResumePlanner(DefaultLoadPlanner):
                 continue
             if is_decoded or value.dtype == stored.properties.dtype:
                 planned.add(fqn)
-                self.description.specs += one.specs
-                self.description.local_tensors += one.local_tensors
-                self.description.tensors += one.tensors
+                self.description.add(one)
         self.core_plan = _core.plan_resume(self.description.specs, catalog)
         return planned
 

@@ -151,7 +151,7 @@ class SavePlanner(DefaultSavePlanner):
         answers = _core.answer(told, self._cache, self.dedup_save_to_lowest_rank)
         self.metadata = Metadata({})
         if not is_refused(answers):
-            self.metadata = PlannedMetadata.of(self._cache.plan.metadata, self.flatten_state_dict)
+            self.metadata = PlannedMetadata(self._cache.plan.metadata, self.flatten_state_dict)
         self.global_plan = [
             SavePlan(PackedItems(message, partial(self._items_of, at)), plan.storage_data)
             for at, (message, plan) in enumerate(zip(answers, all_plans, strict=True))

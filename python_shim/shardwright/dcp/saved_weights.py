@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 
 from shardwright import _core
 from shardwright.dcp.one_checkpoint import words_of
@@ -16,6 +16,7 @@ from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.loading import is_of_trainer, load
 from shardwright.native import empty_state_dict
+from shardwright.sharding import Sharding
 
 #: Keys of a saved state under which the weights are, if the caller does not say.
 _USUAL_KEY = "model"
@@ -105,17 +106,6 @@ def _keys(paths: dict[str, tuple[str, ...]]) -> str:
 
 
 def _empty(stored: TensorStorageMetadata, mesh: DeviceMesh | None) -> torch.Tensor:
-    size, dtype = torch.Size(stored.size), stored.properties.dtype
-    if mesh is None or not size:
-        return torch.zeros(size, dtype=dtype)
-    coordinate = mesh.get_coordinate()
-    assert coordinate is not None and mesh.ndim == 1
-    shape = _core.local_shape(list(size), list(mesh.shape), list(coordinate), [_core.Placement.shard(0)])
-    return DTensor.from_local(
-        torch.zeros(shape, dtype=dtype),
-        mesh,
-        [Shard(0)],
-        run_check=False,
-        shape=size,
-        stride=torch.empty(size, device="meta").stride(),
-    )
+    is_cut = mesh is not None and len(stored.size) > 0
+    sharding = Sharding(tuple(stored.size), mesh, (Shard(0),)) if is_cut else Sharding(tuple(stored.size))
+    return sharding.zeros(stored.properties.dtype)

@@ -18,8 +18,9 @@ from shardwright import _core
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.manifest_metadata import ShardedMetadata
 from shardwright.dcp.resume_planner import ResumePlanner, has_gaps, teller_of
-from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading
-from shardwright.dcp.torch_checkpoint import TorchStorageReader, metadata_name
+from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading, request_of
+from shardwright.dcp.torch_checkpoint import metadata_name
+from shardwright.dcp.torch_reading import TorchStorageReader
 from shardwright.describe import Description, describe, is_reached
 from shardwright.local_path import beside
 from shardwright.objects.safe_objects import safe_pickles
@@ -74,14 +75,14 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         self._torchs = None
         rank = kwargs.get("rank")
         if rank is None and _core.has_manifest(os.fspath(self.path)):
-            return ShardedMetadata.of(self._read_manifest, self.load_id, self.path)
+            return ShardedMetadata(self._read_manifest, self.load_id, self.path)
         if name := metadata_name(self.path, rank):
             self._torchs = TorchStorageReader(
                 self.path, self.weights_only, self._extension_registry, self.verify
             )
             self._torchs.load_id = self.load_id
             return self._torchs.read_metadata(name)
-        return CatalogMetadata.of(lambda: self._read_catalog().as_stored(), self.load_id, trainers_names=True)
+        return CatalogMetadata(lambda: self._read_catalog().as_stored(), self.load_id, trainers_names=True)
 
     def _read_manifest(self) -> tuple[Any, Any]:
         start = time.perf_counter()
@@ -95,9 +96,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     ) -> None:
         if isinstance(metadata, (CatalogMetadata, ShardedMetadata)):
             self._torchs = None
-        elif (
-            self._torchs is None
-        ):  # it comes from another reader, or was changed: this one looks up for itself
+        elif self._torchs is None:
+            # It comes from another reader, or was changed: this one looks up for itself.
             metadata = ShardedStorageReader.read_metadata(self)  # not what a derived class makes of it
         self._metadata: Any = metadata
         if self.verify and self._torchs is None and not isinstance(metadata, ShardedMetadata):
@@ -144,12 +144,9 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                 names = [item.storage_index.fqn for item in objects]
                 ready |= self._read_objects([name for name in names if name not in ready])
                 reading, others = self._straight_reading_of(tensors, planner)
+                stored = self._metadata.stored_dtypes
                 reading.rounded = roundings_of(
-                    (
-                        item.storage_index.fqn,
-                        self._metadata.stored_dtypes[item.storage_index.fqn][0],
-                        target.dtype,
-                    )
+                    (item.storage_index.fqn, stored[item.storage_index.fqn][0], target.dtype)
                     for item, target in others
                 )
                 if self.strict_dtypes:
@@ -263,9 +260,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             if one.problems:
                 others.append((item, target))
                 continue
-            requests.append(_request(item, None))
-            description.specs += one.specs
-            description.local_tensors += one.local_tensors
+            requests.append(request_of(item))
+            description.add(one)
             straight.append((item, target, buffer))
         plan = _core.plan_reads(requests, description.specs, catalog)
         return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
@@ -280,10 +276,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                 buffer = torch.empty(item.lengths, dtype=dtype)
             else:
                 buffer = torch.empty([*item.lengths, dtype.itemsize], dtype=torch.uint8)
-            one = describe({item.storage_index.fqn: buffer})
-            requests.append(_request(item, None if known else dtype.itemsize))
-            description.specs += one.specs
-            description.local_tensors += one.local_tensors
+            requests.append(request_of(item, None if known else dtype.itemsize))
+            description.add(describe({item.storage_index.fqn: buffer}))
             filled.append((item, target, buffer if known else buffer.view(dtype).squeeze(-1)))
         catalog = self._metadata.catalog
         reading = Reading(
@@ -314,15 +308,6 @@ def _from_its_begin(data: io.BytesIO) -> io.BytesIO:
 
 def _chunks_of(items: list[ReadItem]) -> set[tuple[str, tuple[int, ...]]]:
     return {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in items}
-
-
-def _request(item: ReadItem, element_bytes: int | None) -> tuple[str, list[int], list[int], list[int]]:
-    """(name, chunk, offset in it, size); with a last dimension of bytes where the dtype is not safetensors'."""
-    index = item.storage_index
-    offset = [0] * len(item.lengths) if index.offset is None else list(index.offset)
-    if element_bytes is None:
-        return index.fqn, offset, list(item.storage_offsets), list(item.lengths)
-    return index.fqn, [*offset, 0], [*item.storage_offsets, 0], [*item.lengths, element_bytes]
 
 
 def _batches(

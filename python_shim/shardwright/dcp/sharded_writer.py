@@ -39,11 +39,11 @@ from shardwright.dcp.extended_writing import (
 from shardwright.dcp.planned_metadata import PlannedMetadata, tell_published
 from shardwright.dcp.save_description import number_values
 from shardwright.dcp.save_planning import is_given_up, share_of
-from shardwright.dcp.storage_reader import default_threads
+from shardwright.dcp.storage_reader import threads_of
 from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
-from shardwright.local_path import expect_overwrite, lasting_place, whole_number
+from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
 from shardwright.remote.address import is_address, masked
 from shardwright.remote.pending import PendingObjects, tag_of_save_under_way
@@ -143,15 +143,11 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         self._expect_no_extensions_at_address()
         self.single_file_per_rank = single_file_per_rank
         self.sync_files = sync_files
-        self.thread_count = (
-            default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
-        )
+        self.thread_count = threads_of(thread_count)
         self.per_thread_copy_ahead = whole_number("per_thread_copy_ahead", per_thread_copy_ahead)
         self.overwrite = overwrite
         self.async_staging_bytes = async_staging_bytes
-        self.device_memory = (
-            None if device_memory is None else whole_number("device_memory", device_memory, 1, 1 << 48)
-        )
+        self.device_memory = bytes_or_none("device_memory", device_memory)
         self.keep_last = keep_last
         self.save_id = str(uuid.uuid4())
         self.report: SaveReport | None = None

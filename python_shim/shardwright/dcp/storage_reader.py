@@ -22,7 +22,7 @@ from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.dcp.one_checkpoint import expect_one_checkpoint, telling_content
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
-from shardwright.local_path import beside, location, whole_number
+from shardwright.local_path import beside, bytes_or_none, location, whole_number
 from shardwright.progress import progress_callback
 from shardwright.ranks.cooperation import (
     Cooperative,
@@ -41,6 +41,11 @@ def default_threads() -> int:
     """This process's share of the processors: those it may use, divided among the ranks that torchrun started here."""
     ranks_here = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(1, len(os.sched_getaffinity(0)) // ranks_here)
+
+
+def threads_of(threads: int | None, name: str = "thread_count") -> int:
+    """A number of threads as callers give it."""
+    return default_threads() if threads is None else whole_number(name, threads, 1, 1024)
 
 
 def trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
@@ -63,12 +68,10 @@ class Reading:
     catalog: Any
     description: Description  #: of the buffers that are read into
     plan_seconds: float = 0.0
-    items: list[tuple[ReadItem, torch.Tensor, torch.Tensor]] = field(
-        default_factory=list
-    )  #: the tensor that each is for, and its buffer, which may be the tensor itself
-    rounded: dict[str, str] = field(
-        default_factory=dict
-    )  #: see LoadReport; of what copies from buffers round
+    #: the tensor that each is for, and its buffer, which may be the tensor itself
+    items: list[tuple[ReadItem, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    #: see LoadReport; of what copies from buffers round
+    rounded: dict[str, str] = field(default_factory=dict)
 
     def all_rounded(self) -> dict[str, str]:
         """What reading and copying round."""
@@ -80,6 +83,18 @@ class Reading:
             if buffer is not target:
                 target.copy_(buffer)
             planner.commit_tensor(item, target)
+
+
+def request_of(
+    item: ReadItem, element_bytes: int | None = None
+) -> tuple[str, list[int], list[int], list[int]]:
+    """(name, chunk, offset in it, size) as _core.plan_reads takes them; with a last dimension of bytes where the dtype
+    is not safetensors'."""
+    index = item.storage_index
+    chunk = [0] * len(item.lengths) if index.offset is None else list(index.offset)
+    if element_bytes is None:
+        return index.fqn, chunk, list(item.storage_offsets), list(item.lengths)
+    return index.fqn, [*chunk, 0], [*item.storage_offsets, 0], [*item.lengths, element_bytes]
 
 
 def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
@@ -149,26 +164,20 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         verify: bool | None = None,
         strict_dtypes: bool = False,
     ) -> None:
-        threads = (
-            default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
-        )
+        threads = threads_of(thread_count)
         super().__init__(location(path), threads)
         self.path: Any = self._place_of(path)
-        if staging_bytes is not None:
-            staging_bytes = whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
-        if device_memory is not None:
-            device_memory = whole_number("device_memory", device_memory, 1, 1 << 48)
         self.progress = progress
         self.cooperative = cooperative
         self.strict_dtypes = strict_dtypes
         self.core_options = _core.LoadOptions(
             threads,
-            staging_bytes or 0,
+            bytes_or_none("staging_bytes", staging_bytes) or 0,
             reads,
             direct_io,
             huge_pages,
             *trace_of_rank(trace),
-            device_memory,
+            bytes_or_none("device_memory", device_memory),
             verify,
         )
         self.verify = verify
@@ -186,7 +195,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         return location(path) if is_address(path) else self.path
 
     def read_metadata(self) -> Metadata:
-        return CatalogMetadata.of(self._read_catalog, self.load_id)
+        return CatalogMetadata(self._read_catalog, self.load_id)
 
     def _read_catalog(self) -> Any:
         start = time.perf_counter()
@@ -237,19 +246,12 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         catalog = self._metadata.stored
         targets = [planner.resolve_tensor(item).detach() for item in plan.items]
         buffers = [self._buffer_for(item, target) for item, target in zip(plan.items, targets, strict=True)]
-        requests = []
         description = Description()
         for item, buffer in zip(plan.items, buffers, strict=True):
-            index = item.storage_index
-            offset = [0] * len(item.lengths) if index.offset is None else list(index.offset)
-            requests.append((index.fqn, offset, list(item.storage_offsets), list(item.lengths)))
-            one = describe({index.fqn: buffer})
-            description.specs += one.specs
-            description.local_tensors += one.local_tensors
-            description.problems += one.problems
+            description.add(describe({item.storage_index.fqn: buffer}))
         if description.problems:
             raise _core.PlanError("\n  ".join([f"cannot read {self.path}:", *description.problems]))
-        core_plan = _core.plan_reads(requests, description.specs, catalog)
+        core_plan = _core.plan_reads([request_of(item) for item in plan.items], description.specs, catalog)
         items = list(zip(plan.items, targets, buffers, strict=True))
         rounded = roundings_of((item.storage_index.fqn, buffer.dtype, to.dtype) for item, to, buffer in items)
         return Reading(core_plan, catalog, description, time.perf_counter() - start, items, rounded)

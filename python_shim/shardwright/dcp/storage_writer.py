@@ -29,17 +29,18 @@ from shardwright.dcp.save_description import global_rank
 from shardwright.dcp.save_planner import ExportMeta
 from shardwright.dcp.save_planning import share_of
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
-from shardwright.dcp.storage_reader import default_threads
+from shardwright.dcp.storage_reader import threads_of
 from shardwright.describe import (
-    DTYPE_NAMES,
     Description,
     current_streams,
     describe,
     is_reached,
     spec_of_part,
+    spec_without_memory,
     tied_heads,
+    whole_box,
 )
-from shardwright.local_path import expect_overwrite, lasting_place, whole_number
+from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place
 from shardwright.progress import counters_of
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.remote.address import address_of, is_address
@@ -180,9 +181,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             raise ValueError(
                 'quantization="template": expected template=, whose encodings and scales are meant'
             )
-        threads = (
-            default_threads() if thread_count is None else whole_number("thread_count", thread_count, 1, 1024)
-        )
+        threads = threads_of(thread_count)
         is_export = enable_consolidation or not save_distributed
         if not is_export and (quantization != "none" or template is not None):
             raise ValueError(
@@ -210,12 +209,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.template = template
         self.sources: list[str] = []  #: directories that the tensors come from; the template is another
         self.model, self.layout, self.strict = model, layout, strict
-        self.staging_bytes = (
-            None if staging_bytes is None else whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
-        )
-        self.device_memory = (
-            None if device_memory is None else whole_number("device_memory", device_memory, 1, 1 << 48)
-        )
+        self.staging_bytes = bytes_or_none("staging_bytes", staging_bytes) or 0
+        self.device_memory = bytes_or_none("device_memory", device_memory)
         self.async_staging_bytes = async_staging_bytes
         self.strict_dtypes = strict_dtypes
         self.process_group = process_group
@@ -420,49 +415,38 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
         """What was done, and checksums of what was written."""
         if is_address(self.path):
-            return self._send_share(share, planner)
-        description = self._description or self._resolved(planner)
-        core = _core.write_share(
-            share.told,
-            description.specs,
-            self._state,
-            self._request,
-            self.thread_count,
-            self.staging_bytes or 0,
-            self._devices(description),
-            counters_of("writing"),
-        )
+            core, sent_bytes = self._send_share(share, planner)
+        else:
+            core, sent_bytes = _core.write_share(**self._what_to_write(share, planner)), 0
         report = SaveReport.of(core, time.perf_counter() - self._start)
         report.left_out = [*report.left_out, *self._tied]
-        report.peak_staging_bytes += self.staged_bytes + self._copied_bytes
+        report.peak_staging_bytes += self.staged_bytes + self._copied_bytes + sent_bytes
         return report, core.row_sums
 
-    def _send_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
-        """The same where files are uploaded."""
+    def _send_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[Any, int]:
+        """Uploads it. Returns the core's report, and the most bytes that were on their way."""
         with ExitStack() as until_sent:
 
             def begin() -> tuple[Any, Sending]:
-                description = self._description or self._resolved(planner)
+                what = self._what_to_write(share, planner)
                 sending = until_sent.enter_context(Sending(address_of(self.path)))
-                export = _core.SentExport(
-                    share.told,
-                    description.specs,
-                    self._state,
-                    self._request,
-                    self.thread_count,
-                    self.staging_bytes or 0,
-                    self._devices(description),
-                    counters_of("writing"),
-                    share.rank,
-                    share.ranks,
-                    sending.send,
-                )
+                export = _core.SentExport(**what, rank=share.rank, ranks=share.ranks, send=sending.send)
                 return export, sending
 
-            core, peak = send_export(begin, share.ranks, self.process_group)
-        report = SaveReport.of(core, time.perf_counter() - self._start)
-        report.peak_staging_bytes += self.staged_bytes + self._copied_bytes + peak
-        return report, core.row_sums
+            return send_export(begin, share.ranks, self.process_group)
+
+    def _what_to_write(self, share: _Share, planner: TorchSavePlanner) -> dict[str, Any]:
+        description = self._description or self._resolved(planner)
+        return {
+            "told": share.told,
+            "specs": description.specs,
+            "state": self._state,
+            "request": self._request,
+            "threads": self.thread_count,
+            "staging_bytes": self.staging_bytes,
+            "devices": self._devices(description),
+            "progress": counters_of("writing"),
+        }
 
     def _resolved(self, planner: TorchSavePlanner) -> Description:
         """The tensors of another planner's items."""
@@ -472,7 +456,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             local = planner.resolve_data(item)
             assert data is not None and isinstance(local, torch.Tensor)
             local = local.detach()
-            box = _core.LocalBox(list(data.chunk.offsets), list(data.chunk.sizes), [0] * local.dim())
+            box = whole_box(data.chunk.offsets, data.chunk.sizes)
             description.specs.append(spec_of_part(item.index.fqn, local, data.size, [box]))
             description.local_tensors.append(local)
         self._copied_bytes = copy_to_cpu(description)
@@ -501,12 +485,14 @@ def copy_to_cpu(description: Description) -> int:
 def _spec_without_memory(item: WriteItem) -> Any:
     data = item.tensor_data
     assert data is not None
-    size = list(data.chunk.sizes)
-    strides = list(torch.empty(size, device="meta").stride())
-    box = _core.LocalBox(list(data.chunk.offsets), size, [0] * len(size))
-    name = DTYPE_NAMES.get(data.properties.dtype)
-    if name is None:
-        raise _core.PlanError(
-            f"{item.index.fqn}: {data.properties.dtype} is a dtype that safetensors does not have"
+    chunk = data.chunk
+    try:
+        return spec_without_memory(
+            item.index.fqn,
+            data.properties.dtype,
+            data.size,
+            chunk.sizes,
+            [whole_box(chunk.offsets, chunk.sizes)],
         )
-    return _core.TensorSpec(item.index.fqn, name, list(data.size), size, strides, 0, "cpu", [box])
+    except ValueError as problem:
+        raise _core.PlanError(f"{item.index.fqn}: {problem}") from None

@@ -122,42 +122,9 @@ _NAMES: dict[tuple[str, str], Any] = {
 #: All that pickle writes for such values, whatever its protocol. What is left out (persistent objects, extensions,
 #: sets, arguments by name, ...) has no part in them.
 _OPCODES = (
-    pickle.PROTO,
-    pickle.FRAME,
-    pickle.STOP,
-    pickle.MARK,
-    pickle.NONE,
-    pickle.NEWTRUE,
-    pickle.NEWFALSE,
-    pickle.BININT,
-    pickle.BININT1,
-    pickle.BININT2,
-    pickle.LONG1,
-    pickle.BINFLOAT,
-    pickle.BINUNICODE,
-    pickle.SHORT_BINUNICODE,
-    pickle.BINUNICODE8,
-    pickle.EMPTY_TUPLE,
-    pickle.TUPLE,
-    pickle.TUPLE1,
-    pickle.TUPLE2,
-    pickle.TUPLE3,
-    pickle.EMPTY_LIST,
-    pickle.APPEND,
-    pickle.APPENDS,
-    pickle.EMPTY_DICT,
-    pickle.SETITEM,
-    pickle.SETITEMS,
-    pickle.BINGET,
-    pickle.LONG_BINGET,
-    pickle.BINPUT,
-    pickle.LONG_BINPUT,
-    pickle.MEMOIZE,
-    pickle.GLOBAL,
-    pickle.STACK_GLOBAL,
-    pickle.REDUCE,
-    pickle.NEWOBJ,
-    pickle.BUILD,
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
+    "BINUNICODE8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINGET "
+    "LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD"
 )
 
 
@@ -173,7 +140,10 @@ class _MetadataUnpickler(_PlainUnpickler):
     recursion, ends the process; and the state that it gives an object may be given to a class.
     """
 
-    dispatch: ClassVar = {code[0]: _PlainUnpickler.dispatch[code[0]] for code in _OPCODES}
+    dispatch: ClassVar = {
+        code[0]: _PlainUnpickler.dispatch[code[0]]
+        for code in (getattr(pickle, name) for name in _OPCODES.split())
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NAMES:
@@ -225,17 +195,17 @@ class _MetadataUnpickler(_PlainUnpickler):
     def load_setitems(self) -> None:
         self._set(self.pop_mark())
 
-    def load_appends(self) -> None:
-        items, into = self.pop_mark(), self.stack[-1]
+    def _append(self, items: list[Any]) -> None:
+        into = self.stack[-1]
         if type(into) is not list:
             raise pickle.UnpicklingError(f"expected a list to append to, found {_kind(into)}")
         into.extend(items)
 
+    def load_appends(self) -> None:
+        self._append(self.pop_mark())
+
     def load_append(self) -> None:
-        item, into = self.stack.pop(), self.stack[-1]
-        if type(into) is not list:
-            raise pickle.UnpicklingError(f"expected a list to append to, found {_kind(into)}")
-        into.append(item)
+        self._append([self.stack.pop()])
 
     dispatch |= {
         pickle.REDUCE[0]: load_reduce,

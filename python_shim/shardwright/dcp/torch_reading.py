@@ -1,85 +1,242 @@
-"""torch's FileSystemReader, of which every failure is an error that says which file and what has been written."""
+"""torch's FileSystemReader of ``.distcp``, held to what is safe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+import os
+import time
+from collections.abc import Container
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.local_path import beside
+from shardwright.dcp.torch_checkpoint import fault_of_archive, is_stream_of_ours
+from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
+from shardwright.local_path import beside, location
+from shardwright.objects.safe_objects import safe_pickles
+from shardwright.regular_file import GIT_LFS, IS_POINTER, open_regular
+from shardwright.remote.address import is_address
+from shardwright.remote.opened import ObjectFileSystem
+from shardwright.report import LoadReport, with_what_was_left_out
+from shardwright.rounding import roundings_of
+from shardwright.system_calls import has_entry
 
 
-class CheckedFileSystemReader(FileSystemReader):
-    """Reads as torch's does, from regular files alone.
+class TorchStorageReader(FileSystemReader):
+    """torch's FileSystemReader, of regular files alone, which runs no code that a checkpoint names.
 
-    What goes wrong after a tensor has been written is an error with ``partly_written``, the names of the tensors that
+    What goes wrong once a tensor has been written is an error with ``partly_written``, the names of the tensors that
     may be neither whole nor as they were.
+
+    Args:
+        path: the checkpoint directory.
+        weights_only: False lets the pickled objects run whatever code they name; see ShardedStorageReader.
+        extension_registry: see torch's FileSystemReader.
+        verify: True compares all that this rank reads with the sums of the zip archives, before anything is written to
+            a tensor; that is slower than reading it. Otherwise nothing is compared.
+
+    After a load, ``report`` is its :class:`LoadReport`, as far as torch's reader shows what it does.
     """
 
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        weights_only: bool = True,
+        extension_registry: Any = None,
+        verify: bool | None = None,
+    ) -> None:
+        super().__init__(location(path), extension_registry)
+        self.verify = verify
+        if is_address(path):
+            self.path: Any = location(path)
+            self.fs: Any = ObjectFileSystem()
+        self.weights_only = weights_only
+        self.report: LoadReport | None = None
+        self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
+        self._place: Any = None  #: that is being read
+
+    def read_metadata(self, name: str = METADATA_NAME, *args: Any, **kwargs: Any) -> Metadata:
+        metadata = read_torch_metadata(self.path, name)
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        vars(metadata)["where"] = self.path  # for messages
+        return metadata
+
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
+        self._metadata = metadata
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        self._expect_whole_files(plan)
+        if self.verify:
+            self._expect_undamaged(plan)
+        self._ready = self._read_objects(plan) if self.weights_only else {}
+        return super().prepare_local_plan(plan)
+
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        names = self._expect_places(plan)
-        self._place: Any = None  # that is being read
-        watched = _WatchedPlanner(planner)
+        start = time.perf_counter()
+        self._expect_whole_files(plan)
+        rounded = roundings_of(self._casts(plan, planner))
+        ready, self._ready = self._ready, {}
+        if self.weights_only:
+            ready |= self._read_objects(plan, ready)
+        self._place = None
+        held = _HeldPlanner(planner, ready if self.weights_only else None)
         try:
-            return super().read_data(plan, watched)
-        except (OSError, _core.CheckpointFormatError, _core.PlanError) as error:
-            _note(error, watched.written)
-            raise
-        except Exception as error:  # damaged archives raise anything
-            text = str(error) or type(error).__name__
-            wrapped = _core.CheckpointFormatError(
-                f"{names.get(id(self._place), self.path)}: cannot be read: {text}; the file is damaged: copy or save "
-                "it again"
-            )
-            _note(wrapped, watched.written)
-            raise wrapped from error
+            done = super().read_data(plan, held)
+        except Exception as error:
+            failure = self._failure_of(error, plan)
+            vars(failure)["partly_written"] = list(held.written)
+            if failure is error:
+                raise
+            raise failure from error
+        self.report = replace(self._report(plan, planner, time.perf_counter() - start), rounded=rounded)
+        return done
 
     def _slice_file(self, file: Any, sinfo: Any) -> Any:
         self._place = sinfo
         return super()._slice_file(file, sinfo)
 
-    def _expect_places(self, plan: LoadPlan) -> dict[int, str]:
-        """Regular files, as long as they have to be. Returns what to call the place of each item."""
-        sizes: dict[str, int] = {}
-        names: dict[int, str] = {}
+    def _failure_of(self, error: Exception, plan: LoadPlan) -> Exception:
+        """The error itself, or for what damaged archives raise, which is anything, one that names the file."""
+        if isinstance(error, (OSError, _core.CheckpointFormatError, _core.PlanError)):
+            return error
+        concerned: Any = self.path
+        for item in plan.items:
+            if self.storage_data[item.storage_index] is self._place:
+                concerned = f"{beside(self.path, self._place.relative_path)}: {item.storage_index.fqn}"
+        text = str(error) or type(error).__name__
+        return _core.CheckpointFormatError(
+            f"{concerned}: cannot be read: {text}; the file is damaged: copy or save it again"
+        )
+
+    def _casts(self, plan: LoadPlan, planner: LoadPlanner) -> list[tuple[str, torch.dtype, torch.dtype]]:
+        """(name, stored dtype, destination's dtype) of the tensors. Raises a PlanError for what is stored with scales
+        and asked for without, which torch's reader would cast as if there were none."""
+        stored = self._metadata.state_dict_metadata
+        casts, problems = {}, {}
+        for item in plan.items:
+            if item.type != LoadItemType.TENSOR:
+                continue
+            name = item.storage_index.fqn
+            dtype, wanted = stored[name].properties.dtype, planner.resolve_tensor(item).dtype
+            casts[name] = (name, dtype, wanted)
+            scales = [scale for scale in _core.scale_names_of(name) if scale in stored]
+            if dtype != wanted and dtype.itemsize == 1 and dtype.is_floating_point and scales:
+                problems[name] = (
+                    f"{name}: is stored as {dtype} with scales, {scales[0]}, and asked for as {wanted}, but torch's "
+                    "checkpoints are not decoded; load both as they are stored"
+                )
+        if problems:
+            raise _core.PlanError("\n  ".join([f"cannot load {self.path}:", *problems.values()]))
+        return list(casts.values())
+
+    def _expect_whole_files(self, plan: LoadPlan) -> None:
+        ends: dict[str, int] = {}
         for item in plan.items:
             place = self.storage_data.get(item.storage_index)
-            name = item.storage_index.fqn
             if place is None:
                 raise _core.CheckpointFormatError(
-                    f"{self.path}: {name}: the metadata does not say where it is"
+                    f"{self.path}: {item.storage_index.fqn}: the metadata does not say where it is"
                 )
+            ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
+        problems = []
+        for name, end in ends.items():
+            file = beside(self.path, name)
+            if not has_entry(file):
+                problems.append(f"{file}: expected a file of {end} bytes or more, found none; copy it again")
+            elif (size := _core.size_of_file(file)) < end:
+                with open_regular(file) as stream:
+                    is_pointer = stream.read(len(GIT_LFS)) == GIT_LFS
+                what = (
+                    IS_POINTER if is_pointer else f"expected {end} bytes or more, found {size}; copy it again"
+                )
+                problems.append(f"{file}: {what}")
+        if problems:
+            raise _core.CheckpointFormatError("\n  ".join(problems))
+
+    def _expect_undamaged(self, plan: LoadPlan) -> None:
+        problems = []
+        for index in dict.fromkeys(item.storage_index for item in plan.items):
+            place = self.storage_data[index]
             path = beside(self.path, place.relative_path)
-            if place.relative_path not in sizes:
-                sizes[place.relative_path] = _core.size_of_file(path)
-            if place.offset + place.length > sizes[place.relative_path]:
-                raise _core.CheckpointFormatError(
-                    f"{path}: {name}: expected {place.offset + place.length} bytes or more, found "
-                    f"{sizes[place.relative_path]}; the file has been cut short: copy or save it again"
+            if place.transform_descriptors or is_stream_of_ours(path, place, index, self._metadata):
+                raise ValueError(
+                    f"{path}: {index.fqn}: verify=True, but there are no checksums to check: it is "
+                    + (
+                        "encoded by an extension of torch's writer"
+                        if place.transform_descriptors
+                        else f"Shardwright's, of which {_core.manifest_name} has them, and is gone"
+                    )
                 )
-            names[id(place)] = f"{path}: {name}"
-        return names
+            if fault := fault_of_archive(path, place.offset, place.length):
+                problems.append(f'{path}: "{index.fqn}" is damaged: {fault}')
+        if problems:
+            raise _core.CheckpointFormatError("\n  ".join(["the checkpoint is damaged", *problems]))
+
+    def _read_objects(self, plan: LoadPlan, but: Container[str] = ()) -> dict[str, io.BytesIO]:
+        """What the planner may unpickle: it does so without restraint."""
+        items = {
+            item.storage_index.fqn: item
+            for item in plan.items
+            if item.type == LoadItemType.BYTE_IO and item.storage_index.fqn not in but
+        }
+
+        def read(name: str) -> tuple[str, io.BytesIO]:
+            place = self.storage_data[items[name].storage_index]
+            file = beside(self.path, place.relative_path)
+            with open_regular(file) as stream:
+                part = self._slice_file(stream, place)
+                descriptors = place.transform_descriptors or ()
+                data = self.transforms.transform_load_stream(items[name], descriptors, part).read(-1)
+            return file, io.BytesIO(data)
+
+        return safe_pickles(items, read)
+
+    def _report(self, plan: LoadPlan, planner: LoadPlanner, seconds: float) -> LoadReport:
+        places = {item.storage_index: self.storage_data[item.storage_index] for item in plan.items}
+        tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
+        sizes = self._metadata.state_dict_metadata
+        report = LoadReport.of_torch(
+            tensors=len({item.storage_index.fqn for item in tensors}),
+            bytes_read=sum(place.length for place in places.values()),
+            bytes_written=sum(
+                item.lengths.numel() * sizes[item.storage_index.fqn].properties.dtype.itemsize
+                for item in tensors
+            ),
+            files=len({place.relative_path for place in places.values()}),
+            seconds=seconds,
+        )
+        return with_what_was_left_out(report, self._metadata, plan, planner)
 
 
-def _note(error: Any, written: Iterable[str]) -> None:
-    error.partly_written = list(written)
+class _HeldPlanner:
+    """The planner, as a reader sees it, with a note of what has been written. Where ``objects`` are given, which have
+    been found safe, it unpickles these alone."""
 
-
-class _WatchedPlanner:
-    """The planner, as a reader sees it, with a note of what has been written."""
-
-    def __init__(self, planner: Any) -> None:
-        self._planner = planner
+    def __init__(self, planner: LoadPlanner, objects: dict[str, io.BytesIO] | None) -> None:
+        self._planner, self._objects = planner, objects
         self.written: dict[str, None] = {}
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         self.written[read_item.dest_index.fqn] = None
         self._planner.commit_tensor(read_item, tensor)
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        if self._objects is not None:
+            value = self._objects[read_item.storage_index.fqn]
+            value.seek(0)
+        self._planner.load_bytes(read_item, value)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._planner, name)

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from shardwright.imported.geometry import NoBox, Part, joined, narrowed, permuted, reshaped, whole
+from shardwright._core import NoBox, RecordedPart
 
 
 class RecordedTensor(torch.Tensor):
-    """A tensor on the meta device, and the parts of sources that it is made of.
+    """A tensor on the meta device, and the parts of sources that it is made of (planner/geometry/recorded_part.h).
 
     It goes through torch's functions that cut, join and regroup. Any other one raises NoBox, saying its name: what it
     makes is no part of anything.
     """
 
-    parts: list[Part]
+    parts: list[RecordedPart]
 
     @staticmethod
     def of_source(name: str, shape: Sequence[int]) -> RecordedTensor:
-        return _made_of([whole(name, shape)], shape)
+        return _made_of([] if 0 in shape else [RecordedPart.whole(name, list(shape))], shape)
 
     @classmethod
     def __torch_function__(
@@ -46,7 +46,7 @@ class RecordedTensor(torch.Tensor):
         return recorded
 
 
-def _made_of(parts: list[Part], shape: Sequence[int]) -> RecordedTensor:
+def _made_of(parts: list[RecordedPart], shape: Sequence[int]) -> RecordedTensor:
     made: RecordedTensor = torch.empty(tuple(shape), device="meta").as_subclass(RecordedTensor)
     made.parts = parts
     return made
@@ -67,7 +67,7 @@ def _same(input: RecordedTensor, **kwargs: Any) -> RecordedTensor:
 
 def _permute(input: RecordedTensor, *dims: Any) -> RecordedTensor:
     order = [_dimension(input, d) for d in _numbers(dims)]
-    return _made_of([permuted(part, order) for part in input.parts], [input.shape[d] for d in order])
+    return _made_of([part.permuted(order) for part in input.parts], [input.shape[d] for d in order])
 
 
 def _transpose(input: RecordedTensor, dim0: int, dim1: int) -> RecordedTensor:
@@ -90,7 +90,7 @@ def _reshape(input: RecordedTensor, *shape: Any) -> RecordedTensor:
     if -1 in sizes:
         rest = -math.prod(sizes)
         sizes[sizes.index(-1)] = input.numel() // rest if rest else 0
-    return _made_of([reshaped(part, sizes) for part in input.parts], sizes)
+    return _made_of([part.reshaped(sizes) for part in input.parts], sizes)
 
 
 def _flatten(input: RecordedTensor, start_dim: int = 0, end_dim: int = -1) -> RecordedTensor:
@@ -119,7 +119,7 @@ def _squeeze(input: RecordedTensor, dim: Any = None) -> RecordedTensor:
 
 def _narrow(input: RecordedTensor, dim: int, start: int, length: int) -> RecordedTensor:
     at = _dimension(input, dim)
-    found = [narrowed(part, at, start, start + length) for part in input.parts]
+    found = [part.narrowed(at, start, start + length) for part in input.parts]
     shape = [*input.shape[:at], length, *input.shape[at + 1 :]]
     return _made_of([part for part in found if part is not None], shape)
 
@@ -152,7 +152,7 @@ def _cat(tensors: Sequence[RecordedTensor], dim: int = 0) -> RecordedTensor:
     total = sum(tensor.shape[at] for tensor in tensors)
     parts, begin = [], 0
     for tensor in tensors:
-        parts += [joined(part, at, begin, total) for part in tensor.parts]
+        parts += [part.joined(at, begin, total) for part in tensor.parts]
         begin += tensor.shape[at]
     first = tensors[0].shape
     return _made_of(parts, [*first[:at], total, *first[at + 1 :]])

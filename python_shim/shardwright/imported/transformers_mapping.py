@@ -13,18 +13,25 @@ import re
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardwright import _core
-from shardwright.imported.axis_text import axis_text
-from shardwright.imported.geometry import NoBox, elements
+from shardwright._core import NoBox
 from shardwright.imported.recorded_tensor import RecordedTensor
-from shardwright.imported.rows import Row, general_names, general_rows
 from shardwright.imported.transformers_model import model_without_elements, transformers_at_hand
 
 LAYOUT = "transformers"
 
 Shapes = dict[str, list[int]]
+
+
+class Row(NamedTuple):
+    """See ImportedRow in planner/models/imported_rules.h."""
+
+    hf: str
+    native: str
+    axes: str = ""
+    only_read: bool = False
 
 
 @dataclass
@@ -251,13 +258,13 @@ def _add_made(
         other = next(row.hf for row in result.rows if row.native == native)
         result.problems.append(_given_twice(native, other, names[0]))
         return
-    if sum(elements(part) for part in tensor.parts) != tensor.numel():
+    if sum(part.elements for part in tensor.parts) != tensor.numel():
         raise NoBox(f"leaves parts of {native} empty, or fills them twice")
     result.shapes[native] = shape
     for part in tensor.parts:
-        axes = axis_text(part)
-        result.rows.append(Row(part.source, native, axes.text))
-        result.sizes |= axes.sizes
+        axes, sizes = part.axis_text()
+        result.rows.append(Row(part.source, native, axes))
+        result.sizes |= sizes
 
 
 def _add_tied(result: Conversion, model: Any) -> None:
@@ -281,10 +288,11 @@ def _add_tied(result: Conversion, model: Any) -> None:
 def weight_map_of(catalog: Any, conversion: Conversion, family: str) -> Any:
     """The rows as patterns, as far as the patterns say just what they do of the checkpoint's tensors."""
     single: list[Row] = []
-    ignored, unknown = general_names(conversion.ignored), general_names(conversion.unknown)
+    ignored, unknown = _core.general_names(conversion.ignored), _core.general_names(conversion.unknown)
     while True:
         stays = set(single)
-        rows = [*single, *general_rows(row for row in conversion.rows if row not in stays)]
+        others = [row for row in conversion.rows if row not in stays]
+        rows = [*single, *map(Row._make, _core.general_rows(others))]
         weight_map = _core.weight_map_of(
             family,
             LAYOUT,

@@ -19,13 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from shardwright import _core
 from shardwright.integrations.all_taken import expect_all_taken
 from shardwright.integrations.known_versions import expect_version
 from shardwright.loading import is_of_trainer, load
 from shardwright.ranks.cooperation import failing_together
+from shardwright.ranks.together import of_first
 from shardwright.saving import background_group, save
 
 expect_version("accelerate", ("1.15.0",))
@@ -210,14 +209,7 @@ def _expect_one_save(model: Path, optimizer: Path) -> None:
 
 def _sum_of_saved_model(model: Path) -> str:
     """That of rank 0, on all ranks."""
-    group = background_group()
-    found = [""]
-    with failing_together(group):
-        if group is None or dist.get_rank(group) == 0:
-            found = [_sum_of(model)]
-    if group is not None:
-        dist.broadcast_object_list(found, dist.get_global_rank(group, 0), group)
-    return found[0]
+    return of_first(background_group(), lambda: _sum_of(model))
 
 
 def _sum_of(checkpoint: Path) -> str:

@@ -22,9 +22,8 @@ def step_of(path: Path) -> int | None:
 class Steps:
     """What is in a folder of steps, by what it is; each list is sorted by step."""
 
-    newest: int = (
-        -1
-    )  #: the checkpoint to go on from: of those that hold more than the model, what was saved last
+    #: the checkpoint to go on from: of those that hold more than the model, what was saved last
+    newest: int = -1
     of_weights: list[int] = field(default_factory=list)  #: later ones of the model alone, exports among them
     unfinished: list[int] = field(default_factory=list)  #: no checkpoint, or one whose save has not ended
 

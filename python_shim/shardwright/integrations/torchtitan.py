@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from shardwright import _core
 from shardwright.catalog import read_catalog
@@ -36,7 +35,7 @@ from shardwright.integrations.titan_adapters import adapters_in_weights, without
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import lasting_path
 from shardwright.ranks.cooperation import failing_together
-from shardwright.ranks.together import lacking_everywhere
+from shardwright.ranks.together import is_first, lacking_everywhere, of_first
 from shardwright.saving import PendingSave, background_group, save
 from shardwright.system_calls import is_there
 from shardwright.weight_maps import weight_map_for
@@ -182,8 +181,7 @@ class CheckpointManager(TitanCheckpointManager):
     def load(self, step: int = -1) -> bool:
         """As torchtitan's. Raises FileExistsError on all ranks where later steps are in the way of saves."""
         with failing_together(self._group if self.enable else None):
-            is_first = self.enable and (self._group is None or dist.get_rank(self._group) == 0)
-            if step >= 0 and is_first:
+            if self.enable and step >= 0 and is_first(self._group):
                 self._expect_room_after(step, Path(self.folder))
         loaded: bool = super().load(step)
         return loaded
@@ -253,15 +251,14 @@ class CheckpointManager(TitanCheckpointManager):
 
     def _find_load_step(self, folder: str = "") -> int:
         """The step to go on from, the same on all ranks; -1: there is none."""
-        found: list[Any] = [None]
-        with failing_together(self._group):
-            if self._group is None or dist.get_rank(self._group) == 0:
-                found = [steps_in(Path(folder or self.folder), self._is_of_state)]
-                self._expect_room_after(found[0].newest, Path(folder or self.folder))
-        if self._group is not None:
-            dist.broadcast_object_list(found, dist.get_global_rank(self._group, 0), self._group)
-        steps: Steps = found[0]
         where = folder or self.folder
+
+        def find() -> Steps:
+            found = steps_in(Path(where), self._is_of_state)
+            self._expect_room_after(found.newest, Path(where))
+            return found
+
+        steps = of_first(self._group, find)
         goes_on = f"training goes on from step-{steps.newest}" if steps.newest >= 0 else "there is no other"
         if steps.of_weights:
             logger.warning(
@@ -300,7 +297,7 @@ class CheckpointManager(TitanCheckpointManager):
         model, template = self.states[MODEL], self._template()
         assets: dict[str, bytes] = {}
         with failing_together(self._group):
-            if template is None and (self._group is None or dist.get_rank(self._group) == 0):
+            if template is None and is_first(self._group):
                 assets = self._assets()
                 expect_replaceable(Path(path), assets, None, f"Move {path} away")
         with adapters_in_weights(model.model) as merged:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -39,6 +38,7 @@ from shardwright.integrations.restored_weights import restored
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import expect_overwrite, lasting_path
 from shardwright.ranks.cooperation import failing_together
+from shardwright.ranks.together import is_first
 from shardwright.report import LoadReport, SaveReport
 from shardwright.saving import background_group
 
@@ -136,7 +136,7 @@ def save_pretrained(
             raise ValueError(
                 "quantization: expected template= as well, a release whose config.json says how weights are quantised"
             )
-        if options.get("template") is None and (group is None or dist.get_rank(group) == 0):
+        if options.get("template") is None and is_first(group):
             configs = _configs_of(base)
             expect_replaceable(Path(path), configs, options.get("overwrite"), _ADVICE)
     with _adapters_in_weights(model) if merge_adapters else nullcontext():
@@ -175,7 +175,7 @@ def save_adapter(
                 f"expected a model of peft with the adapter {adapter!r}, found {type(model).__name__}"
             )
         expect_overwrite(overwrite)
-        if group is None or dist.get_rank(group) == 0:
+        if is_first(group):
             expect_replaceable(path, dict.fromkeys(_ADAPTER_FILES), overwrite, _ADVICE)
     whole = {
         name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -183,7 +183,7 @@ def save_adapter(
         if f".{adapter}." in f"{name}."
     }
     with failing_together(group):
-        if group is None or dist.get_rank(group) == 0:
+        if is_first(group):
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".adapter-", dir=path) as aside:
                 model.save_pretrained(

@@ -54,9 +54,8 @@ class LoraConfig:
     use_rslora: bool = False
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     target_parameters: tuple[str, ...] = ()
-    param_wrapper: str = (
-        ""  #: the sense of ParamWrappers that the writer says it has used; empty if it says nothing
-    )
+    #: the sense of ParamWrappers that the writer says it has used; empty if it says nothing
+    param_wrapper: str = ""
 
     def scaling_of(self, module: str, rank: int) -> float:
         """What B A is multiplied by at a module of that rank, named as in the model (without ``base_model.model.``)."""

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
+from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import local_path
 from shardwright.lora.adapter_file import LAYOUTS
 from shardwright.lora.config import finite_number
 from shardwright.lora.load import SENSES, lora_tensors
-from shardwright.ranks.gone_ranks import ending_together
-from shardwright.ranks.rank_outcome import told
 
 
 class _AdapterWriter(HuggingFaceStorageWriter):
@@ -36,7 +32,6 @@ class _AdapterWriter(HuggingFaceStorageWriter):
         return _core.adapter_request(**self._adapter)
 
 
-@ending_together("saving an adapter")
 def save_lora(
     state_dict: Mapping[str, Any],
     path: str | os.PathLike[str],
@@ -102,16 +97,4 @@ def save_lora(
         "task_type": task_type,
     }
     writer = _AdapterWriter(local_path(path), adapter, overwrite)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that a save without a process group is one
-            dcp.save(
-                dict(lora_tensors(state_dict)),
-                storage_writer=writer,
-                planner=SavePlanner(),
-                process_group=process_group,
-                no_dist=not (dist.is_available() and dist.is_initialized()),
-            )
-    except CheckpointException as wrapped:
-        writer.abandon()  # by now no rank writes any more
-        raise told(wrapped) from wrapped
+    run_save(lora_tensors(state_dict), writer, SavePlanner(), process_group, "saving an adapter")

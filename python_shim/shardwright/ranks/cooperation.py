@@ -22,9 +22,8 @@ class Readers:
     """The ranks that read together."""
 
     group: dist.ProcessGroup
-    even_cached_files: (
-        bool  #: else each rank reads for itself what lies in the page cache: no object of a store does
-    )
+    #: else each rank reads for itself what lies in the page cache: no object of a store does
+    even_cached_files: bool
 
 
 #: What a caller may say of reading together.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import socket
 import time
@@ -11,15 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 #: Seconds that a rank which ends may take to be seen ending, after its connections have closed.
 _PATIENCE = 5.0
@@ -122,21 +118,6 @@ def naming_gone_ranks(
         error = ConnectionResetError(errno.ECONNRESET, text)
         vars(error)["partly_written"] = names
         raise error from failure
-
-
-def ending_together(doing: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """The same for a function that all ranks of its ``process_group`` call."""
-
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        @functools.wraps(function)
-        def decorated(*args: P.args, **kwargs: P.kwargs) -> T:
-            group: Any = kwargs.get("process_group")
-            with naming_gone_ranks(group, doing):
-                return function(*args, **kwargs)
-
-        return decorated
-
-    return decorate
 
 
 def _words_of_transport(failure: BaseException) -> str | None:

@@ -30,9 +30,7 @@ def _run_rank(
         answer = work(rank, *arguments)
         if rank == 0:
             Path(folder, "answer").write_bytes(pickle.dumps(answer))
-    except (
-        CheckpointException
-    ) as wrapped:  # dcp's account of what happened on each rank, the same on all of them
+    except CheckpointException as wrapped:  # dcp's account of all ranks, the same on each
         _tell_failure(folder, rank, told(wrapped))
     except (OSError, ValueError) as error:
         _tell_failure(folder, rank, error)

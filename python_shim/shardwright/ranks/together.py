@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from shardwright.ranks.cooperation import failing_together
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.rank_outcome import as_sent, told
 
@@ -37,6 +38,22 @@ def together(group: dist.ProcessGroup | None, doing: str, run: Callable[[], T]) 
     if failed:
         raise told(CheckpointException(doing, failed)) from failure
     return cast(T, result)
+
+
+def is_first(group: dist.ProcessGroup | None) -> bool:
+    """Whether this rank does what one of a group does for all; the only one does where there is no group."""
+    return group is None or dist.get_rank(group) == 0
+
+
+def of_first(group: dist.ProcessGroup | None, find: Callable[[], T]) -> T:
+    """What the first rank of the group finds, on all of them. Raises on all what it raises there."""
+    found: list[Any] = [None]
+    with failing_together(group):
+        if is_first(group):
+            found = [find()]
+    if group is not None:
+        dist.broadcast_object_list(found, dist.get_global_rank(group, 0), group)
+    return cast(T, found[0])
 
 
 def lacking_everywhere(group: dist.ProcessGroup | None, names: list[str]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from typing import Any
 
 from shardwright import _core
 from shardwright.catalog import read_catalog
@@ -50,6 +52,29 @@ def run(options: argparse.Namespace) -> Answer:
     options.source = location(options.source)
     if _core.kind_of(options.source) in ("huggingface", "nothing", "adapter"):
         read_catalog(options.source)  # a bad checkpoint is refused before torch is imported
-    from shardwright.cli.trial_export import trial_export
+    from shardwright.cli.of_ranks import answer_of, on_each_rank
 
-    return trial_export(options)
+    return answer_of(on_each_rank(options.ranks, _export, options))
+
+
+def _export(rank: int, options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    from shardwright.exporting import export
+    from shardwright.loading import is_of_trainer
+
+    template = options.template or (None if is_of_trainer(options.source) else options.source)
+    report = export(
+        options.source,
+        options.destination,
+        quantization=options.quantization,
+        quantized_weights=options.quantized_weights,
+        max_shard_size=options.max_shard_size,
+        template=template,
+        model=options.model,
+        layout=options.layout,
+        strict=not options.not_strict,
+        threads=options.threads,
+        key=options.key,
+        overwrite=options.overwrite,
+        strict_dtypes=options.strict_dtypes,
+    )
+    return dataclasses.asdict(report), report.rows()

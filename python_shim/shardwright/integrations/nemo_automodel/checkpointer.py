@@ -6,18 +6,18 @@ import errno
 import glob
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from nemo_automodel.components.checkpoint import checkpointing
 from nemo_automodel.components.checkpoint.checkpointing import Checkpointer as TheirCheckpointer
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.futures import Future
 
+from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
@@ -27,10 +27,8 @@ from shardwright.integrations.nemo_automodel.consolidated import save_with_conso
 from shardwright.integrations.nemo_automodel.released import load_released
 from shardwright.integrations.nemo_automodel.trained_lora import load_trained_lora
 from shardwright.loading import load
-from shardwright.ranks.gone_ranks import naming_gone_ranks
-from shardwright.ranks.rank_outcome import told
 from shardwright.ranks.together import together
-from shardwright.saving import save
+from shardwright.saving import PendingSave, begin_save, save
 
 logger = logging.getLogger(__name__)
 load_parts.register()
@@ -191,22 +189,12 @@ class Checkpointer(TheirCheckpointer):
         if is_theirs or checkpointing.is_cloud_path(path) or (self.config.is_peft and is_model):
             return super()._do_save(state_dict, path, storage_writer)
         writer = storage_writer or ShardedStorageWriter(path)
-        context = self._model_ctx if is_model else self._optim_ctx
-        group = context.process_group if self.config.is_async else self.process_group
-        doing = f"saving {path}"
-        try:
-            with naming_gone_ranks(group, doing):
-                if self.config.is_async:
-                    future = dcp.async_save(
-                        state_dict, storage_writer=writer, planner=SavePlanner(), process_group=group
-                    )
-                    return AsyncSaveResponse(_done(), _Upload(future, writer))
-                dcp.save(state_dict, storage_writer=writer, planner=SavePlanner(), process_group=group)
-        except CheckpointException as failure:
-            raise _with_advice(told(failure)) from failure
-        finally:
-            if not self.config.is_async:
-                writer.abandon()
+        if self.config.is_async:
+            context = self._model_ctx if is_model else self._optim_ctx
+            pending = begin_save(state_dict, writer, SavePlanner(), context.process_group, path)
+            return AsyncSaveResponse(_done(), _Upload(pending))
+        with _advising():
+            run_save(state_dict, writer, SavePlanner(), self.process_group, f"saving {path}")
         return None
 
     def _do_load(
@@ -237,13 +225,13 @@ def _is_extra_state(name: str) -> bool:
     return "_extra_state" in name
 
 
-def _with_advice(failure: Exception) -> Exception:
-    if not isinstance(failure, FileExistsError):
-        return failure
-    return FileExistsError(
-        failure.errno,
-        f"{failure.strerror}. nemo-automodel has no such option: move those files away, or save into another folder",
-    )
+@contextmanager
+def _advising() -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as failure:
+        advice = "nemo-automodel has no such option: move those files away, or save into another folder"
+        raise FileExistsError(failure.errno, f"{failure.strerror}. {advice}") from failure.__cause__
 
 
 def _done() -> Future[None]:
@@ -255,17 +243,13 @@ def _done() -> Future[None]:
 class _Upload:
     """The end of a save in the background, as nemo-automodel waits for it."""
 
-    def __init__(self, future: Any, writer: Any) -> None:
-        self._future, self._writer = future, writer
+    def __init__(self, pending: PendingSave) -> None:
+        self._pending = pending
 
     def done(self) -> bool:
-        return bool(self._future.done())
+        return self._pending.done()
 
     def result(self) -> None:
         """Raises what went wrong, the same on all ranks."""
-        try:
-            self._future.result()
-        except CheckpointException as failure:
-            raise _with_advice(told(failure)) from failure
-        finally:
-            self._writer.abandon()
+        with _advising():
+            self._pending.wait()

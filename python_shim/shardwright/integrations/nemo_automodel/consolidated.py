@@ -7,17 +7,14 @@ import os
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from nemo_automodel.components.checkpoint import checkpointing
 from nemo_automodel.components.checkpoint.stateful_wrappers import ModelState
-from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
+from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.describe import DTYPES
-from shardwright.ranks.gone_ranks import naming_gone_ranks
-from shardwright.ranks.rank_outcome import told
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +64,8 @@ def save_with_consolidated(
     checkpointer._maybe_write_offline_consolidation_script(model_dir)
     writer = checkpointer._get_storage_writer(None, files, dtypes, model_dir, True)
     checkpointer._do_save(weights, model_dir, writer)
-    _export(_in_dtypes(weights, dtypes or {}), consolidated, files, group)
+    export = HuggingFaceStorageWriter(consolidated, files, layout="huggingface")
+    run_save(_in_dtypes(weights, dtypes or {}), export, SavePlanner(), group, f"exporting {consolidated}")
     for addon in checkpointer._addons:
         addon.post_save(consolidated_path=consolidated, hf_metadata_path=metadata, process_group=addon_group)
     if config.diffusers_compatible and checkpointing.is_rank_0():
@@ -86,14 +84,3 @@ def _in_dtypes(weights: dict[str, torch.Tensor], dtypes: dict[str, str]) -> dict
         kinds = sorted(f"{name}: {weights[name].dtype} -> {value.dtype}" for name, value in cast.items())
         logger.info("consolidated in the base checkpoint's dtypes: %s", "; ".join(_core.grouped_names(kinds)))
     return weights | cast
-
-
-def _export(weights: dict[str, torch.Tensor], path: str, files: dict[str, int] | None, group: Any) -> None:
-    writer = HuggingFaceStorageWriter(path, files, layout="huggingface")
-    try:
-        with naming_gone_ranks(group, f"exporting {path}"):
-            dcp.save(weights, storage_writer=writer, planner=SavePlanner(), process_group=group)
-    except CheckpointException as failure:
-        raise told(failure) from failure
-    finally:
-        writer.abandon()

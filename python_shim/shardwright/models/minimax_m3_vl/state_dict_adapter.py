@@ -365,8 +365,6 @@ class MiniMaxM3VLStateDictAdapter(StateDictAdapter):
         return text._from_hf(hf_state_dict, device_mesh, consume=False, mtp=text._mtp_enabled, **kwargs)
 
 
-#: nemo-automodel's words for the senses of ParamWrappers.
-
 #: How the text part's names begin in the table, on either side.
 _HF_TEXT = "language_model.model."
 _NATIVE_TEXT = "model."
