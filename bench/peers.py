@@ -2,7 +2,7 @@
 
     .venv-peers/bin/python bench/peers.py [--preset bench] [--runs 5] [--threads 2] [--out build/bench]
     .venv-peers/bin/python bench/peers.py --family qwen3_5_moe|deepseek_v3 [--runs 5] [--threads 2]
-    .venv-peers/bin/python bench/peers.py --encoding nvfp4_modelopt|int4_group32|... [--runs 5] [--threads 2]
+    .venv-peers/bin/python bench/peers.py --encoding nvfp4_modelopt|int4_group32|...|all [--runs 5] [--threads 2]
 
 Each measurement has a process of its own, so that no way profits or suffers from the memory that another left behind.
 In each round every way is taken once; medians over the rounds are quoted. A process loads the preset `tiny` first, to
@@ -27,6 +27,7 @@ from typing import Any
 
 from encoding_ways import ENCODING_WAYS, TIMED_ENCODINGS, Sample
 from family_ways import FAMILY_WAYS, TIMED
+from peers_tables import picture, table
 from ways import ADAPTERS, WAYS, read_limit, safetensors_files
 
 # --- one measurement, in a process of its own ------------------------------------------------------------------------
@@ -219,8 +220,6 @@ def read_cold(path: Path) -> dict[str, float]:
 
 # --- all together ----------------------------------------------------------------------------------------------------
 
-MEGABYTE = 1e6
-
 
 def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     import shardwright as sw
@@ -356,6 +355,16 @@ def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any
     }
 
 
+def measure_each_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    for name in TIMED_ENCODINGS:
+        print(f"# {name}", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            one = argparse.Namespace(**vars(options) | {"encoding": name})
+            found[name] = measure_encoding(Path(place), one) | {"tool": TIMED_ENCODINGS[name].tool}
+    return {"machine": machine(), "threads": options.threads, "runs": options.runs, "encodings": found}
+
+
 def in_short(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seconds": sorted(one["seconds"] for one in found),
@@ -384,111 +393,6 @@ def machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GiB, Linux {platform.release()}"
 
 
-def table(result: dict[str, Any]) -> str:
-    lines = table_of_ways(result)
-    if "scaling" in result:
-        lines += table_of_sizes(result["scaling"])
-    if "ranks_with_one_thread_each" in result:
-        lines += table_of_ranks(result["ranks_with_one_thread_each"])
-    if "cold" in result:
-        cold, best = result["cold"], result["cold"]["best_reading"]
-        lines += [
-            "",
-            "| cold | seconds |",
-            "| --- | --- |",
-            f"| shardwright | {cold['shardwright']['median']:.3f} |",
-            f"| reading the files at best: {best} | {cold['reading'][best]:.3f} |",
-        ]
-    return "\n".join(lines)
-
-
-def table_of_ways(result: dict[str, Any]) -> list[str]:
-    ways, ours = result["ways"], result["ways"]["shardwright"]["median"]
-    lines = [
-        f"{result['machine']}; {result['threads']} threads; medians of {result['runs']}; "
-        f"{result['checkpoint_bytes']:,} bytes of files, warm",
-        "",
-        "| way to load | seconds | times ours | seconds of processors | MB above the destination | "
-        "MB read (mapped files do not count) |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for way, found in ways.items():
-        memory = found["memory_above_destination"] / MEGABYTE
-        read = found["bytes_read"] / MEGABYTE
-        if found.get("fraction", 1) < 1:
-            way += f" (from {100 * found['fraction']:.0f} % of the bytes)"
-        lines.append(
-            f"| {way} | {found['median']:.3f} | {found['median'] / ours:.2f} | {found['processor_seconds']:.2f} | "
-            f"{memory:,.0f} | {read:,.0f} |"
-        )
-    if "read limit" in ways and "fill limit" in ways:
-        limit = ways["read limit"]["median"] + ways["fill limit"]["median"]
-        lines.append(f"| read + fill limit | {limit:.3f} | {limit / ours:.2f} | | | |")
-    return lines
-
-
-def table_of_sizes(scaling: dict[str, Any]) -> list[str]:
-    lines = [
-        "",
-        "| checkpoint | bytes | seconds | GB/s | MB above the destination |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name, found in scaling.items():
-        size, seconds = found["checkpoint_bytes"], found["median"]
-        memory = found["memory_above_destination"] / MEGABYTE
-        lines.append(f"| {name} | {size:,} | {seconds:.3f} | {size / seconds / 1e9:.2f} | {memory:,.0f} |")
-    return lines
-
-
-def table_of_ranks(ranks: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "",
-        "| ranks, one thread each | each holds | cooperative | seconds | bytes needed by a rank | read by a rank | "
-        "received from others | read by the node | read / needed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for found in ranks:
-        needed, read, received = (
-            f"{max(found[key]):,}" for key in ("bytes_needed", "bytes_read", "bytes_received")
-        )
-        ratio = sum(found["bytes_read"]) / sum(found["bytes_needed"])
-        lines.append(
-            f"| {found['ranks']} | {found['held']} | {'yes' if found.get('cooperative') else ''} | "
-            f"{found['median']:.3f} | {needed} | {read} | {received} | {sum(found['bytes_read']):,} | {ratio:.3f} |"
-        )
-    return lines
-
-
-def picture(result: dict[str, Any], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    ways = dict(sorted(result["ways"].items(), key=lambda item: item[1]["median"], reverse=True))
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(12, 4.5), width_ratios=(3, 2), layout="constrained"
-    )
-    seconds = [found["median"] for found in ways.values()]
-    colours = ["#c2410c" if way == "shardwright" else "#94a3b8" for way in ways]
-    bars = left.barh(list(ways), seconds, color=colours)
-    left.bar_label(bars, [f" {value:.2f} s" for value in seconds])
-    left.set(xscale="log", xlim=(min(seconds) / 2, max(seconds) * 3), xlabel="seconds (logarithmic)")
-    left.set_title(
-        f"Loading {result['checkpoint_bytes'] / 1e9:.2f} GB of MXFP8, warm, {result['threads']} threads"
-    )
-    scaling = result["scaling"].values()
-    gigabytes = [found["checkpoint_bytes"] / 1e9 for found in scaling]
-    right.plot(gigabytes, [found["median"] for found in scaling], "o-", color="#c2410c", label="seconds")
-    memory = [found["memory_above_destination"] / 1e9 for found in scaling]
-    right.plot(gigabytes, memory, "s--", color="#64748b", label="GB above the destination")
-    right.set(xlabel="checkpoint, GB", xlim=(0, None), ylim=(0, None), title="shardwright by checkpoint size")
-    right.legend(loc="upper left")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=110)
-
-
 def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
         way, warm_up, path, threads, cold = sys.argv[2:]
@@ -502,7 +406,9 @@ def main() -> None:
         "--family", choices=[*TIMED], help="another family, large enough, instead of a preset"
     )
     parser.add_argument(
-        "--encoding", choices=[*TIMED_ENCODINGS], help="a checkpoint in this encoding, beside its own tool"
+        "--encoding",
+        choices=[*TIMED_ENCODINGS, "all"],
+        help="a checkpoint in this encoding, beside its own tool; all: one after another, in one table",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
@@ -512,9 +418,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        measured = measure_family if options.family else measure_encoding if options.encoding else measure_all
+        measured = measure_all
+        if options.family:
+            measured = measure_family
+        elif options.encoding:
+            measured = measure_each_encoding if options.encoding == "all" else measure_encoding
         result = measured(Path(folder), options)
-    chosen = options.family or options.encoding
+    chosen = options.family or {"all": "encodings"}.get(options.encoding, options.encoding)
     name = f"peers_{chosen}" if chosen else "peers"
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (options.out / f"{name}.md").write_text(table(result) + "\n")

@@ -42,27 +42,33 @@ void bind_files_beside(py::module_& m) {
 void bind_conversion(py::module_& m) {
   py::class_<Conversion>(m, "Conversion", "One rank's part of converting a checkpoint.")
       .def(py::init([](const std::filesystem::path& source, std::string quantization,
-                       std::vector<std::string> quantized_weights, std::string model,
+                       std::vector<std::string> quantized_weights, std::string model, std::string layout,
                        std::uint64_t max_file_bytes, int threads, std::size_t buffer_bytes, int rank,
-                       int ranks, const std::optional<std::map<std::string, std::string>>& saved_weights) {
+                       int ranks, const std::optional<std::map<std::string, std::string>>& saved_weights,
+                       const std::shared_ptr<Catalog>& catalog, const Catalog* template_catalog,
+                       const WeightMap* map) {
              ConvertOptions options;
              options.quantization = std::move(quantization);
              options.quantized_weights = std::move(quantized_weights);
              options.model = std::move(model);
+             options.layout = std::move(layout);
              options.max_file_bytes = max_file_bytes;
              options.threads = threads;
              options.buffer_bytes = buffer_bytes;
              if (!saved_weights) return std::make_unique<Conversion>(source, options, rank, ranks);
              std::vector<SavedWeight> weights;
              for (const auto& [fqn, stored] : *saved_weights) weights.push_back({fqn, stored});
-             return std::make_unique<Conversion>(source, weights, options, rank, ranks);
+             return std::make_unique<Conversion>(
+                 catalog ? *catalog : catalog_of_training(source, weights, threads), weights, options, rank,
+                 ranks, template_catalog, map);
            }),
            py::arg("source"), py::arg("quantization"), py::arg("quantized_weights"), py::arg("model"),
-           py::arg("max_file_bytes"), py::arg("threads"), py::arg("buffer_bytes"), py::arg("rank"),
-           py::arg("ranks"), py::arg("saved_weights") = py::none(), py::call_guard<py::gil_scoped_release>(),
-           "`saved_weights`: of a sharded checkpoint of training, by their names for the model those in the "
-           "saved "
-           "state dict.")
+           py::arg("layout"), py::arg("max_file_bytes"), py::arg("threads"), py::arg("buffer_bytes"),
+           py::arg("rank"), py::arg("ranks"), py::arg("saved_weights") = py::none(),
+           py::arg("catalog") = py::none(), py::arg("template") = nullptr, py::arg("map") = nullptr,
+           py::keep_alive<1, 14>(), py::keep_alive<1, 15>(), py::call_guard<py::gil_scoped_release>(),
+           "`saved_weights`: of a checkpoint of training, by their names for the model those in the saved "
+           "state dict. `catalog`: what the checkpoint has stored, where C++ cannot read it.")
       .def_property_readonly("request", &Conversion::request, py::return_value_policy::reference_internal)
       .def(
           "describe",

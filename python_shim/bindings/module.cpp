@@ -208,6 +208,31 @@ void bind_catalog(py::module_& m) {
       "in "
       "files.");
   m.def(
+      "catalog_of_chunks",
+      [](const std::filesystem::path& directory,
+         const std::vector<std::pair<std::string, std::uint64_t>>& files,
+         const std::vector<std::tuple<std::string, std::string, Shape, Shape, std::uint32_t, std::uint64_t>>&
+             chunks) {
+        auto catalog = std::make_shared<Catalog>();
+        catalog->directory = directory;
+        for (const auto& [name, size] : files) catalog->files.push_back({name, size});
+        for (const auto& [name, dtype_name, shape, offset, file, begin] : chunks) {
+          const DType dtype = dtype_from(dtype_name);
+          const std::uint64_t size = static_cast<std::uint64_t>(volume(shape) * bytes_of(dtype));
+          if (begin > files.at(file).second || size > files.at(file).second - begin)
+            throw Error(ErrorKind::malformed, files.at(file).first + ": " + name + ": expected " +
+                                                  std::to_string(size) + " bytes at byte " +
+                                                  std::to_string(begin) + ", found a file of " +
+                                                  std::to_string(files.at(file).second) + "; copy it again");
+          catalog->tensors.push_back({name, dtype, shape, offset, file, begin, begin + size});
+        }
+        std::sort(catalog->tensors.begin(), catalog->tensors.end(), by_name_and_offset);
+        return catalog;
+      },
+      py::arg("directory"), py::arg("files"), py::arg("chunks"), py::call_guard<py::gil_scoped_release>(),
+      "A catalog of what lies row by row in files: (name, bytes), sorted, and of each chunk (name, dtype, "
+      "shape, offset, file, first byte).");
+  m.def(
       "read_catalog",
       [](const std::filesystem::path& directory, int threads) {
         return std::make_shared<Catalog>(read_catalog(directory, threads));

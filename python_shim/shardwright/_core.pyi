@@ -47,12 +47,16 @@ class Conversion:
         quantization: str | bytes,
         quantized_weights: collections.abc.Sequence[str | bytes],
         model: str | bytes,
+        layout: str | bytes,
         max_file_bytes: int,
         threads: int,
         buffer_bytes: int,
         rank: int,
         ranks: int,
         saved_weights: collections.abc.Mapping[str, str | bytes] | None = ...,
+        catalog: Catalog = ...,
+        template: Catalog = ...,
+        map: WeightMap = ...,
     ) -> None: ...
     def describe(self) -> bytes: ...
     def write(self, told: str | bytes) -> ExportReport: ...
@@ -984,6 +988,15 @@ def begin_refit_plan(
     share: str | bytes, side: RefitSide, request: ExportRequest, message_bytes: int, planned: PlannedRefit
 ) -> bytes: ...
 def can_convert(source: str | bytes, destination: str | bytes) -> bool: ...
+def catalog_of_chunks(
+    directory: os.PathLike[str] | str | bytes | bytes,
+    files: collections.abc.Sequence[tuple[str | bytes, int]],
+    chunks: collections.abc.Sequence[
+        tuple[
+            str | bytes, str | bytes, collections.abc.Sequence[int], collections.abc.Sequence[int], int, int
+        ]
+    ],
+) -> Catalog: ...
 def catalog_of_tensors(
     tensors: collections.abc.Sequence[
         tuple[str | bytes, str | bytes, collections.abc.Sequence[int], collections.abc.Sequence[int]]

@@ -17,19 +17,19 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
+from shardwright.catalog import catalog_of
 from shardwright.dcp.saved_weights import names_of_weights
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import threads_of
 from shardwright.dcp.storage_writer import checked_quantization
+from shardwright.dcp.torch_catalog import read_torch_catalog
 from shardwright.dcp.torch_checkpoint import (
     fault_of_archive,
     is_stream_of_ours,
-    metadata_name,
     part_of_file,
 )
 from shardwright.dcp.torch_metadata import read_torch_metadata
-from shardwright.exporting import export
 from shardwright.loading import is_of_trainer
 from shardwright.local_path import beside, bytes_or_none, expect_overwrite, lasting_path, location
 from shardwright.progress import counters_of
@@ -38,6 +38,7 @@ from shardwright.ranks.rank_outcome import round_of_ranks
 from shardwright.regular_file import open_regular
 from shardwright.remote.address import is_address
 from shardwright.report import SaveReport
+from shardwright.weight_maps import imported_map, model_name
 
 
 def convert(
@@ -49,7 +50,10 @@ def convert(
     overwrite: bool | None = None,
     quantization: str | None = None,
     quantized_weights: Sequence[str] | None = None,
-    model: str = "auto",
+    model: Any = "auto",
+    template: Any = None,
+    layout: str | None = None,
+    key: str | None = None,
     max_shard_size: int | str = "5GB",
     buffer_bytes: int | None = None,
     process_group: dist.ProcessGroup | None = None,
@@ -70,9 +74,11 @@ def convert(
             process group call this together then, and each holds ``buffer_bytes`` of values at a time (128 MiB), and
             some staging. Whatever else the source has is taken over, and config.json tells of the new encoding. Of a
             checkpoint of training the weights are exported, as by :func:`export` of its path: a matrix, one of a stack
-            as well, is then held as a whole, and all weights of torch's ``.distcp``, which torch reads.
+            as well, is then held as a whole.
         quantized_weights: patterns of HF names: exactly these matrices are quantised. Of a source without encoded
             weights, the default is those that releases of its family (``model``) quantise, if it has any.
+        model, template, layout, key: see :func:`export`; all but ``model`` are of checkpoints of training, with
+            ``quantization``, which may then be "template" as well.
         max_shard_size: bytes of tensors in a file, or text such as "5GB"; with ``quantization``.
 
     Raises:
@@ -90,14 +96,23 @@ def convert(
             quantization="none" if quantization == "bf16" else quantization,
             quantized_weights=quantized_weights,
             model=model,
+            template=template,
+            layout=layout,
+            key=key,
             max_shard_size=max_shard_size,
             buffer_bytes=buffer_bytes,
             threads=threads,
             overwrite=overwrite,
             process_group=process_group,
         )
-    if quantized_weights is not None:
-        raise ValueError("quantized_weights: expected a quantization= by which to encode them")
+    of_encodings = {
+        "quantized_weights": quantized_weights,
+        "template": template,
+        "layout": layout,
+        "key": key,
+    }
+    if given := [name for name, value in of_encodings.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)}: expected a quantization= with it, by which weights are stored")
     start = time.perf_counter()
     chunks = _StoredChunks(location(source))
     writer = _ConvertingWriter(destination, thread_count=threads, overwrite=overwrite, format=format)
@@ -133,7 +148,10 @@ def _convert_encoding(
     *,
     quantization: str,
     quantized_weights: Sequence[str] | None,
-    model: str,
+    model: Any,
+    template: Any,
+    layout: str | None,
+    key: str | None,
     max_shard_size: int | str,
     buffer_bytes: int | None,
     threads: int | None,
@@ -141,18 +159,6 @@ def _convert_encoding(
     process_group: dist.ProcessGroup | None,
 ) -> SaveReport:
     start = time.perf_counter()
-    if metadata_name(source) is not None and not _core.has_manifest(os.fspath(source)):
-        return export(  # torch's reader alone reads it
-            source,
-            destination,
-            quantization=quantization,
-            quantized_weights=quantized_weights,
-            model=model,
-            max_shard_size=max_shard_size,
-            threads=threads,
-            overwrite=overwrite,
-            process_group=process_group,
-        )
     together = dist.is_available() and dist.is_initialized()
     rank = dist.get_rank(process_group) if together else 0
     ranks = dist.get_world_size(process_group) if together else 1
@@ -163,17 +169,33 @@ def _convert_encoding(
         nonlocal conversion
         name, weights = checked_quantization(quantization, quantized_weights)
         expect_overwrite(overwrite)
+        thread_count = threads_of(threads, "threads")
+        saved, catalog = _saved_weights(source, key, thread_count, rank, ranks)
+        of_training = {"template": template, "layout": layout, "key": key}
+        if saved is None and (
+            given := [option for option, value in of_training.items() if value is not None]
+        ):
+            raise ValueError(
+                f"{', '.join(given)}: expected none for {os.fspath(source)}, which is no checkpoint of training"
+            )
+        of_template: Any = None if template is None else catalog_of(template)
+        layout_of_trainer = layout or "automodel"
+        rules: Any = None if saved is None else imported_map(of_template, model, layout_of_trainer)
         conversion = _core.Conversion(
             location(source),
             name,
             weights,
-            model,
+            model_name(model),
+            layout_of_trainer,
             bytes_of_size(max_shard_size),
-            threads_of(threads, "threads"),
+            thread_count,
             bytes_or_none("buffer_bytes", buffer_bytes) or 0,
             rank,
             ranks,
-            _saved_weights(source),
+            saved,
+            catalog,
+            of_template,
+            rules,
         )
         told: bytes = conversion.describe()
         return told
@@ -211,11 +233,18 @@ def _convert_encoding(
     return replace(SaveReport.of(report, time.perf_counter() - start), left_out=list(report.left_out))
 
 
-def _saved_weights(source: str | os.PathLike[str]) -> dict[str, str] | None:
-    """Of a checkpoint of training: for each weight of the model its name in the checkpoint."""
+def _saved_weights(
+    source: str | os.PathLike[str], key: str | None, threads: int, rank: int, ranks: int
+) -> tuple[dict[str, str] | None, Any]:
+    """Of a checkpoint of training: for each weight of the model its name in the checkpoint, and a catalog of what
+    torch's own writer has written, which is read here."""
     if not is_of_trainer(source):
-        return None
-    return names_of_weights(ShardedStorageReader(source).read_metadata(), os.fspath(source), None)[1]
+        return None, None
+    metadata = ShardedStorageReader(source).read_metadata()
+    saved = names_of_weights(metadata, os.fspath(source), key)[1]
+    if _core.kind_of(os.fspath(source)) != "torch":
+        return saved, None
+    return saved, read_torch_catalog(location(source), metadata, saved.values(), threads, rank, ranks)
 
 
 class _ConvertingWriter(ShardedStorageWriter):

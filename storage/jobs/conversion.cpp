@@ -53,6 +53,18 @@ Box part_of_rank(const NativeTensor& tensor, std::size_t number, bool has_whole_
 
 }  // namespace
 
+Catalog catalog_of_training(const fs::path& source, const std::vector<SavedWeight>& weights, int threads) {
+  if (!has_manifest(source)) return as_stored(read_catalog(source, threads));
+  const Manifest manifest = read_manifest(source);
+  Catalog catalog = catalog_of(manifest, source);
+  std::set<std::uint32_t> files;  // which the catalog numbers as the manifest does
+  for (const SavedWeight& weight : weights) {
+    for (const SourceTensor& chunk : catalog.find(weight.stored)) files.insert(chunk.file);
+  }
+  expect_told_alike(manifest, source, files, threads);
+  return catalog;
+}
+
 Conversion::Conversion(const fs::path& source, const ConvertOptions& options, int rank, int ranks)
     : catalog_(read_catalog(source, options.threads)),
       map_(weight_map_for(catalog_, options.model, "huggingface")),
@@ -68,26 +80,18 @@ Conversion::Conversion(const fs::path& source, const ConvertOptions& options, in
   state_ = state_of(specs_, rank);
 }
 
-Conversion::Conversion(const fs::path& source, const std::vector<SavedWeight>& weights,
-                       const ConvertOptions& options, int rank, int ranks)
-    : load_map_(unchanged_names()), options_(options) {
+Conversion::Conversion(Catalog source, const std::vector<SavedWeight>& weights, const ConvertOptions& options,
+                       int rank, int ranks, const Catalog* template_catalog, const WeightMap* map)
+    : catalog_(std::move(source)), load_map_(unchanged_names()), options_(options) {
+  request_.template_catalog = template_catalog;
+  request_.map = map;
   ask_for(options);
-  if (has_manifest(source)) {
-    const Manifest manifest = read_manifest(source);
-    catalog_ = catalog_of(manifest, source);
-    std::set<std::uint32_t> files;  // which the catalog numbers as the manifest does
-    for (const SavedWeight& weight : weights) {
-      for (const SourceTensor& chunk : catalog_.find(weight.stored)) files.insert(chunk.file);
-    }
-    expect_told_alike(manifest, source, files, options.threads);
-  } else {
-    catalog_ = as_stored(read_catalog(source, options.threads));
-  }
+  request_.layout = options.layout;
   for (const SavedWeight& weight : weights) {
     const auto chunks = catalog_.find(weight.stored);
     if (chunks.empty())
       throw Error(ErrorKind::mismatch, weight.stored + ": expected a tensor of safetensors' dtypes in " +
-                                           printable(source.native()) +
+                                           printable(catalog_.directory.native()) +
                                            ", found none; leave it out of the weights");
     const NativeTensor tensor{weight.fqn, chunks.front().dtype, Catalog::global_shape(chunks), false};
     stored_.emplace(weight.fqn, weight.stored);
@@ -102,7 +106,7 @@ Conversion::Conversion(const fs::path& source, const std::vector<SavedWeight>& w
 }
 
 void Conversion::ask_for(const ConvertOptions& options) {
-  if (options.quantization == "template")
+  if (options.quantization == "template" && request_.template_catalog == nullptr)
     throw Error(ErrorKind::argument,
                 "quantization is \"template\", which leaves all as it is; expected one of " +
                     names_of_quantizations() + ", or none");

@@ -23,6 +23,12 @@ struct SavedWeight {
   std::string stored;
 };
 
+/// What a checkpoint of training that is sharded, or of safetensors, has stored; headers of the files of
+/// these weights have been compared with what the manifest says. Throws Error as read_manifest() and
+/// read_catalog().
+Catalog catalog_of_training(const std::filesystem::path& source, const std::vector<SavedWeight>& weights,
+                            int threads);
+
 /// One rank's part of converting a checkpoint: rows of its tensors, that are read, decoded to BF16 where they
 /// are encoded, and written, a few at a time.
 class Conversion {
@@ -31,12 +37,13 @@ class Conversion {
   /// quantization.
   Conversion(const std::filesystem::path& source, const ConvertOptions& options, int rank, int ranks);
 
-  /// Of a sharded checkpoint of training: the weights become what an export of the trainer's model would be.
-  /// A matrix, one of a stack as well, is in memory as a whole, as blocks may lie anywhere in it. Throws
-  /// Error as read_manifest() and read_catalog(), Error(mismatch) for a weight that the checkpoint lacks, and
-  /// as above.
-  Conversion(const std::filesystem::path& source, const std::vector<SavedWeight>& weights,
-             const ConvertOptions& options, int rank, int ranks);
+  /// Of a checkpoint of training, whose tensors the catalog has under the names of the saved state dict: the
+  /// weights become what an export of the trainer's model would be, with this template and by these rules, to
+  /// which it refers; null: without one, and by those of model and layout. A matrix, one of a stack as well,
+  /// is in memory as a whole, as blocks may lie anywhere in it. Throws Error(mismatch) for a weight that the
+  /// catalog lacks, and as above.
+  Conversion(Catalog source, const std::vector<SavedWeight>& weights, const ConvertOptions& options, int rank,
+             int ranks, const Catalog* template_catalog = nullptr, const WeightMap* map = nullptr);
   Conversion(const Conversion&) = delete;
   Conversion& operator=(const Conversion&) = delete;
 

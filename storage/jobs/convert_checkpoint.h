@@ -17,6 +17,7 @@ struct ConvertOptions {
   std::string quantization = "none";                ///< as ExportOptions has it, but "template"
   std::vector<std::string> quantized_weights = {};  ///< likewise
   std::string model = "auto";                       ///< the family, whose rule of names may count
+  std::string layout = "automodel";                 ///< of a training: whose names its weights have
   std::uint64_t max_file_bytes = 5'000'000'000;     ///< of the tensors of a file
   std::optional<bool> overwrite = std::nullopt;     ///< as ExportOptions has it
   int threads = 0;                                  ///< 0: as many as this process may use processors

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import shardwright as sw
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from shardwright.cli.command_line import main
 
 
@@ -73,3 +73,19 @@ def test_a_layout_is_advised_only_where_it_helps(tmp_path: Path):
     with pytest.raises(sw.PlanError) as told:  # one of the three is a name of torchtitan's
         sw.load(tensors("norm.weight", "stray.weight", "other.weight"), tmp_path)
     assert "pass layout=" not in str(told.value)
+
+
+@pytest.mark.parametrize("layout", ["automodel", "transformers", "huggingface"])
+def test_one_absent_weight_is_not_advised_to_be_another_layout(layout: str, tiny: Path, tmp_path: Path):
+    """Names of one layout of M3 are ends of those of another: most of them would be found below a key there."""
+    state = sw.empty_state_dict(tiny, layout=layout)
+    tiny_files = {
+        name: tensor for file in tiny.glob("*.safetensors") for name, tensor in load_file(file).items()
+    }
+    absent = "language_model.model.layers.1.self_attn.v_proj.weight"
+    del tiny_files[absent], tiny_files[f"{absent}_scale_inv"]
+    save_file(tiny_files, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    with pytest.raises(sw.PlanError, match=rf"the checkpoint lacks {absent}") as told:
+        sw.load(state, tmp_path, layout=layout)
+    assert "layout=" not in str(told.value).replace("(layout ", "") and "pass" not in str(told.value)

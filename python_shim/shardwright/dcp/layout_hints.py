@@ -32,7 +32,9 @@ def hints_at_layout(names: Iterable[str], catalog: Any, model: Any, layout: str)
             f"{fitting[best]} of {len(asked)} names are those of layout={best!r}, {fitting.get(layout, 0)} those of "
             f"layout={layout!r}: pass layout={best!r}"
         ]
-    for one, of_layout in known.items():
+    # Where most names fit, others are missing for another reason than a key or a layout that all would share.
+    mostly_fits = 2 * fitting.get(layout, 0) >= len(asked)
+    for one, of_layout in ({layout: known[layout]} if mostly_fits else known).items():
         if one == "torchtitan" != layout:  # whose short names are the ends of many others
             continue
         missing = [name for name in asked if name not in of_layout]

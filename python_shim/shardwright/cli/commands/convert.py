@@ -24,8 +24,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another kind of checkpoint")
     parser.add_argument("--threads", type=number_of_threads, help="per rank")
-    add_quantization(parser, [*_core.quantizations(), "bf16", "none"], None, "of a Hugging Face checkpoint")
+    add_quantization(
+        parser,
+        [*_core.quantizations(), "bf16", "none", "template"],
+        None,
+        "of the weights of a Hugging Face checkpoint, or of one of training, which becomes one",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="DIR",
+        help="of training: a checkpoint whose names, dtypes and other files the result gets",
+    )
     parser.add_argument("--model", default="auto", help="the family; default: by config.json or the names")
+    parser.add_argument(
+        "--layout", help="of a checkpoint of training: whose names it has; default: automodel"
+    )
+    parser.add_argument(
+        "--key",
+        help='of training: where the saved state dict has the weights, such as app.model; default: "model"',
+    )
     parser.add_argument("--max-shard-size", default="5GB", help="of tensors in a file; default: 5GB")
     parser.add_argument(
         "--ranks",
@@ -55,6 +72,9 @@ def _convert(rank: int, options: argparse.Namespace) -> tuple[dict[str, Any], li
         quantization=options.quantization,
         quantized_weights=options.quantized_weights,
         model=options.model,
+        template=options.template,
+        layout=options.layout,
+        key=options.key,
         max_shard_size=options.max_shard_size,
     )
     return dataclasses.asdict(report), report.rows()
