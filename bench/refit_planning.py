@@ -6,17 +6,19 @@
 The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the
 engine is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank
 does by itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an
-engine's rank, which says what it needs. With `--every 1` it looks at all trainer ranks, and at what an engine's rank
-then receives.
+engine's rank, which says what it needs; and the first one again, where nothing has changed. With `--every 1` it looks
+at all trainer ranks, and at what an engine's rank then receives.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import shardwright as sw
@@ -67,6 +69,28 @@ def specs_of(natives: list[Any], placements: list[Any], mesh: list[int], rank: i
     return specs
 
 
+class Asked(Exception):
+    """Ends planning after the first round."""
+
+
+def seconds_of_first_round(side: Any, request: Any, ranks: int) -> float:
+    """What rank 0 does to find that all ranks bring what they did, of a side that has not changed."""
+    side.keep_digest(request)
+    seconds = []
+
+    def round_of(mine: Callable[[], bytes], answers: Callable[[list[bytes]], list[bytes]]) -> bytes:
+        begin = clock()
+        answers([mine()] * ranks)
+        seconds.append(clock() - begin)
+        raise Asked
+
+    with contextlib.suppress(Asked):
+        _core.plan_refit(
+            0, ranks, round_of, side, request, _core.PlannedRefit(), 128 << 20, 1, _core.DeviceOptions()
+        )
+    return seconds[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="full")
@@ -104,13 +128,14 @@ def main() -> None:
     experts = max(int(found[1]) for tensor in tensors if (found := EXPERT.search(tensor.name))) + 1
 
     needs: list[bytes] = []
-    seconds_of_engine = 0.0
+    seconds_of_engine = first_round = 0.0
     plan_of_engine = _core.PlannedRefit()
     for rank in range(engines):
         side = engine_side(tensors, rank, options.tensor_parallel, options.expert_parallel, experts)
         if rank > 0:
             needs.append(_core.needs_beside(plan_of_engine, side))
             continue
+        first_round = seconds_of_first_round(side, request, ranks + engines)
         begin = clock()
         needs.append(_core.begin_refit_plan(shares[0], side, request, message_bytes, plan_of_engine))
         seconds_of_engine = clock() - begin
@@ -134,6 +159,7 @@ def main() -> None:
         "first_rank_seconds": first,
         "trainer_rank_seconds": seconds_of_trainer,
         "engine_rank_seconds": seconds_of_engine,
+        "unchanged_seconds": first_round,
         "plan_bytes": bytes_of_plan,
         "needs_bytes": max(map(len, needs)),
         "trainer_ranks_looked_at": len(sent),
