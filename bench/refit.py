@@ -200,7 +200,10 @@ def worker(options: argparse.Namespace) -> None:
         arguments |= {"quantization": options.quantization, "quantized_weights": ["*.weight"]}
     plan = sw.RefitPlan()
     planning = slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments))
-    unchanged = min(slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments)) for _ in range(3))
+    again: list[float] = []
+    unchanged = min(
+        slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments), again) for _ in range(5)
+    )
     reports: list[sw.RefitReport] = []
     _, above = memory_above(lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments)))
     runs: dict[str, Callable[[], Any]] = {
@@ -241,6 +244,7 @@ def worker(options: argparse.Namespace) -> None:
             "peak_staging_bytes": int(figures[1]),
             "planning_seconds": planning,
             "unchanged_seconds": unchanged,
+            "unchanged_processor_seconds": min(again),
         }
         Path(options.worker).write_text(json.dumps(result))
     dist.barrier()
@@ -292,7 +296,7 @@ def main() -> None:
         print(
             f"  memory above both sides {one['memory_above_both_sides'] / 1e6:.0f} MB, staging "
             f"{one['peak_staging_bytes'] / 1e6:.0f} MB; planning {one['planning_seconds']:.3f} s, unchanged "
-            f"{one['unchanged_seconds'] * 1e3:.1f} ms"
+            f"{one['unchanged_seconds'] * 1e3:.1f} ms ({one['unchanged_processor_seconds'] * 1e3:.1f} ms of processors)"
         )
 
 

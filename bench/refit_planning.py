@@ -34,17 +34,15 @@ EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 def engine_side(
-    tensors: list[Any], rank: int, tensor_parallel: int, expert_parallel: int, experts: int
+    tensors: list[Any], cuts: list[tuple[int, int | None]], rank: int, tensor_parallel: int
 ) -> Any:
-    """What a rank of the engine is made of, without memory."""
+    """What a rank of the engine is made of, without memory. ``cuts``: see cuts_of."""
     side = _core.RefitSide()
     group, place = divmod(rank, tensor_parallel)
-    for tensor in tensors:
-        expert = EXPERT.search(tensor.name)
-        if expert and int(expert[1]) * expert_parallel // experts != group:
+    for tensor, (of_group, cut) in zip(tensors, cuts, strict=True):
+        if of_group not in (-1, group):
             continue
         shape = list(tensor.shape)
-        cut = 0 if ROWS.search(tensor.name) else 1 if COLUMNS.search(tensor.name) else None
         offset = [0] * len(shape)
         if cut is not None and shape[cut] % tensor_parallel == 0:
             shape[cut] //= tensor_parallel
@@ -52,6 +50,16 @@ def engine_side(
         part = _core.EnginePart(tensor.name, offset, shape, [], [], [], [])
         side.add_engine_tensor(tensor.name, tensor.dtype, shape, [part], 0, [0] * len(shape))
     return side
+
+
+def cuts_of(tensors: list[Any], expert_parallel: int, experts: int) -> list[tuple[int, int | None]]:
+    """Of each tensor the group that has it, -1 for all, and the dimension along which its ranks cut it."""
+    cuts = []
+    for tensor in tensors:
+        expert = EXPERT.search(tensor.name)
+        group = int(expert[1]) * expert_parallel // experts if expert else -1
+        cuts.append((group, 0 if ROWS.search(tensor.name) else 1 if COLUMNS.search(tensor.name) else None))
+    return cuts
 
 
 def specs_of(natives: list[Any], placements: list[Any], mesh: list[int], rank: int) -> list[Any]:
@@ -127,11 +135,13 @@ def main() -> None:
     first = clock() - begin
     experts = max(int(found[1]) for tensor in tensors if (found := EXPERT.search(tensor.name))) + 1
 
+    cuts = cuts_of(tensors, options.expert_parallel, experts)
+
     needs: list[bytes] = []
     seconds_of_engine = first_round = 0.0
     plan_of_engine = _core.PlannedRefit()
     for rank in range(engines):
-        side = engine_side(tensors, rank, options.tensor_parallel, options.expert_parallel, experts)
+        side = engine_side(tensors, cuts, rank, options.tensor_parallel)
         if rank > 0:
             needs.append(_core.needs_beside(plan_of_engine, side))
             continue

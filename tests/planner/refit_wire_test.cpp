@@ -123,7 +123,7 @@ TEST(refit_wire, damaged_bytes_are_refused_or_mean_boxes_of_the_tensors) {
       ++taken;
     });
   }
-  EXPECT_GT(taken, 1000) << "the damage is too wild to reach far";
+  EXPECT_GT(taken, 100) << "the damage is too wild to reach far";
 }
 
 TEST(refit_wire, a_box_outside_of_its_tensor_is_named) {

@@ -38,7 +38,7 @@ def run_with_signal(folder: Path, sent: signal.Signals, ranks: list[int]) -> lis
     rest = [folder, str(int(sent)), ",".join(map(str, ranks))]
     processes = [subprocess.Popen([*worker, str(rank), *rest]) for rank in range(4)]
     for process in processes:
-        process.wait(timeout=120)
+        process.wait(timeout=300)
     return processes
 
 

@@ -20,7 +20,7 @@ from shardwright.handover.handed_state import handed_state, request_of
 from shardwright.handover.kept_side import KeptSide, facts_of_side
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
-from shardwright.ranks.rank_outcome import as_sent
+from shardwright.ranks.rank_outcome import as_sent, text_of
 from shardwright.ranks.rank_outcome import told as told_error
 from shardwright.ranks.together import together
 
@@ -313,7 +313,7 @@ class _Refit:
         except Exception as error:
             told = _saying_which(error, outcome)
             if interrupts:
-                raise _with_layers(KeyboardInterrupt(str(told)), outcome) from error
+                raise _with_layers(KeyboardInterrupt(text_of(told)), outcome) from error
             raise told from error
         return RefitReport(
             outcome.bytes_sent,
