@@ -8,6 +8,8 @@ gate_up_proj, and gets it encoded. In one run, in turns:
   refit     sw.refit with a plan that is kept, the whole call
   by hand   each tensor gathered by the trainer's ranks, encoded by torch, broadcast, and sliced by each engine's rank
   limit     the same bytes between the same ranks, as isend and irecv of messages that large
+  encoding  what the trainer's ranks encode, sw.pieces of it, which go nowhere: ranks that share processors take this
+            time beside the limit's
 
 Times are the slowest rank's, the least of the turns. Memory is what a rank's peak (VmHWM) is above both sides.
 """
@@ -137,6 +139,13 @@ def raw(plan: sw.RefitPlan) -> None:
         work.wait()
 
 
+def encode_alone(state: dict[str, Any] | None, group: dist.ProcessGroup, arguments: dict[str, Any]) -> None:
+    """Of a trainer's rank."""
+    if state is not None:
+        for _ in sw.pieces(state, process_group=group, bucket_bytes="16MiB", **arguments):
+            pass
+
+
 def peak() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
@@ -149,12 +158,17 @@ def memory_above(run: Callable[[], Any]) -> tuple[Any, int]:
     return result, peak() - before
 
 
-def slowest(run: Callable[[], Any]) -> float:
+def slowest(run: Callable[[], Any], processor: list[float] | None = None) -> float:
+    """Seconds of the slowest rank; adds those of processors, of all ranks together."""
     dist.barrier()
-    begin = time.perf_counter()
+    begin, begin_of_processor = time.perf_counter(), time.process_time()
     run()
     seconds = torch.tensor(time.perf_counter() - begin)
+    of_processor = torch.tensor(time.process_time() - begin_of_processor)
     dist.all_reduce(seconds, dist.ReduceOp.MAX)
+    dist.all_reduce(of_processor)
+    if processor is not None:
+        processor.append(float(of_processor))
     return float(seconds)
 
 
@@ -186,19 +200,26 @@ def worker(options: argparse.Namespace) -> None:
         arguments |= {"quantization": options.quantization, "quantized_weights": ["*.weight"]}
     plan = sw.RefitPlan()
     planning = slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments))
-    unchanged = min(slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments)) for _ in range(3))
+    again: list[float] = []
+    unchanged = min(
+        slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments), again) for _ in range(5)
+    )
     reports: list[sw.RefitReport] = []
     _, above = memory_above(lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments)))
-    times: dict[str, list[float]] = {"refit": [], "moving": [], "by hand": [], "limit": []}
+    runs: dict[str, Callable[[], Any]] = {
+        "refit": lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments)),
+        "limit": lambda: raw(plan),
+        "encoding": lambda: encode_alone(state, group, arguments),
+        "by hand": lambda: by_hand(shapes, state, engine, group, encoded),
+    }
+    times: dict[str, list[float]] = {name: [] for name in (*runs, "moving")}
+    processor: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.turns):
-        times["refit"].append(
-            slowest(lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments)))
-        )
+        for name, run in runs.items():
+            times[name].append(slowest(run, processor[name]))
         moving = torch.tensor(reports[-1].seconds)
         dist.all_reduce(moving, dist.ReduceOp.MAX)
         times["moving"].append(float(moving))
-        times["limit"].append(slowest(lambda: raw(plan)))
-        times["by hand"].append(slowest(lambda: by_hand(shapes, state, engine, group, encoded)))
     figures = torch.tensor([above, reports[-1].peak_staging_bytes, -above], dtype=torch.int64)
     dist.all_reduce(figures, dist.ReduceOp.MAX)
     moved = torch.tensor(sum(plan.bytes_to.values()), dtype=torch.int64)
@@ -214,13 +235,16 @@ def worker(options: argparse.Namespace) -> None:
             "bytes_moved": int(moved),
             "busiest_over_mean": int(busiest) * TRAINERS / int(moved),
             "seconds": best,
+            "processor_seconds": {name: min(of_turns) for name, of_turns in processor.items()},
             "by_hand_over_refit": best["by hand"] / best["refit"],
             "refit_over_limit": best["refit"] / best["limit"],
             "moving_over_limit": best["moving"] / best["limit"],
+            "moving_over_limit_and_encoding": best["moving"] / (best["limit"] + best["encoding"]),
             "memory_above_both_sides": int(figures[0]),
             "peak_staging_bytes": int(figures[1]),
             "planning_seconds": planning,
             "unchanged_seconds": unchanged,
+            "unchanged_processor_seconds": min(again),
         }
         Path(options.worker).write_text(json.dumps(result))
     dist.barrier()
@@ -264,12 +288,15 @@ def main() -> None:
             f"  refit {seconds['refit']:.2f} s (of which moving {seconds['moving']:.2f}), "
             f"by hand {seconds['by hand']:.2f} s "
             f"({one['by_hand_over_refit']:.1f} x), limit {seconds['limit']:.2f} s (refit is "
-            f"{one['refit_over_limit']:.2f} x, moving {one['moving_over_limit']:.2f} x)"
+            f"{one['refit_over_limit']:.2f} x, moving {one['moving_over_limit']:.2f} x), encoding alone "
+            f"{seconds['encoding']:.2f} s (moving is {one['moving_over_limit_and_encoding']:.2f} x both)"
         )
+        of_all = ", ".join(f"{name} {spent:.2f}" for name, spent in one["processor_seconds"].items())
+        print(f"  seconds of processors, all ranks together: {of_all}")
         print(
             f"  memory above both sides {one['memory_above_both_sides'] / 1e6:.0f} MB, staging "
             f"{one['peak_staging_bytes'] / 1e6:.0f} MB; planning {one['planning_seconds']:.3f} s, unchanged "
-            f"{one['unchanged_seconds'] * 1e3:.1f} ms"
+            f"{one['unchanged_seconds'] * 1e3:.1f} ms ({one['unchanged_processor_seconds'] * 1e3:.1f} ms of processors)"
         )
 
 

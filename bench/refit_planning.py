@@ -6,17 +6,19 @@
 The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the
 engine is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank
 does by itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an
-engine's rank, which says what it needs. With `--every 1` it looks at all trainer ranks, and at what an engine's rank
-then receives.
+engine's rank, which says what it needs; and the first one again, where nothing has changed. With `--every 1` it looks
+at all trainer ranks, and at what an engine's rank then receives.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import shardwright as sw
@@ -32,17 +34,15 @@ EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 def engine_side(
-    tensors: list[Any], rank: int, tensor_parallel: int, expert_parallel: int, experts: int
+    tensors: list[Any], cuts: list[tuple[int, int | None]], rank: int, tensor_parallel: int
 ) -> Any:
-    """What a rank of the engine is made of, without memory."""
+    """What a rank of the engine is made of, without memory. ``cuts``: see cuts_of."""
     side = _core.RefitSide()
     group, place = divmod(rank, tensor_parallel)
-    for tensor in tensors:
-        expert = EXPERT.search(tensor.name)
-        if expert and int(expert[1]) * expert_parallel // experts != group:
+    for tensor, (of_group, cut) in zip(tensors, cuts, strict=True):
+        if of_group not in (-1, group):
             continue
         shape = list(tensor.shape)
-        cut = 0 if ROWS.search(tensor.name) else 1 if COLUMNS.search(tensor.name) else None
         offset = [0] * len(shape)
         if cut is not None and shape[cut] % tensor_parallel == 0:
             shape[cut] //= tensor_parallel
@@ -50,6 +50,16 @@ def engine_side(
         part = _core.EnginePart(tensor.name, offset, shape, [], [], [], [])
         side.add_engine_tensor(tensor.name, tensor.dtype, shape, [part], 0, [0] * len(shape))
     return side
+
+
+def cuts_of(tensors: list[Any], expert_parallel: int, experts: int) -> list[tuple[int, int | None]]:
+    """Of each tensor the group that has it, -1 for all, and the dimension along which its ranks cut it."""
+    cuts = []
+    for tensor in tensors:
+        expert = EXPERT.search(tensor.name)
+        group = int(expert[1]) * expert_parallel // experts if expert else -1
+        cuts.append((group, 0 if ROWS.search(tensor.name) else 1 if COLUMNS.search(tensor.name) else None))
+    return cuts
 
 
 def specs_of(natives: list[Any], placements: list[Any], mesh: list[int], rank: int) -> list[Any]:
@@ -65,6 +75,28 @@ def specs_of(natives: list[Any], placements: list[Any], mesh: list[int], rank: i
             _core.TensorSpec(native.fqn, native.dtype, native.shape, local, strides, 0, "cpu", boxes)
         )
     return specs
+
+
+class Asked(Exception):
+    """Ends planning after the first round."""
+
+
+def seconds_of_first_round(side: Any, request: Any, ranks: int) -> float:
+    """What rank 0 does to find that all ranks bring what they did, of a side that has not changed."""
+    side.keep_digest(request)
+    seconds = []
+
+    def round_of(mine: Callable[[], bytes], answers: Callable[[list[bytes]], list[bytes]]) -> bytes:
+        begin = clock()
+        answers([mine()] * ranks)
+        seconds.append(clock() - begin)
+        raise Asked
+
+    with contextlib.suppress(Asked):
+        _core.plan_refit(
+            0, ranks, round_of, side, request, _core.PlannedRefit(), 128 << 20, 1, _core.DeviceOptions()
+        )
+    return seconds[0]
 
 
 def main() -> None:
@@ -103,14 +135,17 @@ def main() -> None:
     first = clock() - begin
     experts = max(int(found[1]) for tensor in tensors if (found := EXPERT.search(tensor.name))) + 1
 
+    cuts = cuts_of(tensors, options.expert_parallel, experts)
+
     needs: list[bytes] = []
-    seconds_of_engine = 0.0
+    seconds_of_engine = first_round = 0.0
     plan_of_engine = _core.PlannedRefit()
     for rank in range(engines):
-        side = engine_side(tensors, rank, options.tensor_parallel, options.expert_parallel, experts)
+        side = engine_side(tensors, cuts, rank, options.tensor_parallel)
         if rank > 0:
             needs.append(_core.needs_beside(plan_of_engine, side))
             continue
+        first_round = seconds_of_first_round(side, request, ranks + engines)
         begin = clock()
         needs.append(_core.begin_refit_plan(shares[0], side, request, message_bytes, plan_of_engine))
         seconds_of_engine = clock() - begin
@@ -134,6 +169,7 @@ def main() -> None:
         "first_rank_seconds": first,
         "trainer_rank_seconds": seconds_of_trainer,
         "engine_rank_seconds": seconds_of_engine,
+        "unchanged_seconds": first_round,
         "plan_bytes": bytes_of_plan,
         "needs_bytes": max(map(len, needs)),
         "trainer_ranks_looked_at": len(sent),

@@ -1,14 +1,13 @@
 #include <google/protobuf/repeated_field.h>
 
-#include <algorithm>
-#include <limits>
 #include <map>
-#include <optional>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
+#include "planner/geometry/view.h"
 #include "planner/handover/refit_plan.h"
 #include "planner/wire/protobuf_message.h"
 #include "planner/wire/refit.pb.h"
@@ -16,11 +15,16 @@
 namespace shardwright {
 namespace {
 
-constexpr unsigned refit_wire_version = 1;
+constexpr unsigned refit_wire_version = 2;
 constexpr std::uint64_t most_dimensions = 64;
 
+[[noreturn]] void throw_damaged(const std::string& why) {
+  throw Error(ErrorKind::malformed, "what a rank told of a hand-over is damaged: " + why +
+                                        "; do all ranks run the same version of shardwright?");
+}
+
 void check(bool holds, const char* why) {
-  if (!holds) throw Error(ErrorKind::malformed, std::string("this plan of a hand-over is damaged: ") + why);
+  if (!holds) throw_damaged(why);
 }
 
 std::uint64_t zigzag(std::int64_t value) {
@@ -31,26 +35,51 @@ std::int64_t from_zigzag(std::uint64_t value) {
   return static_cast<std::int64_t>(value >> 1) ^ -static_cast<std::int64_t>(value & 1);
 }
 
-/// Fills a message; the shapes of tensors are not known here, so that a dimension is whole nowhere.
-class BoxWriter {
- public:
-  explicit BoxWriter(wire::StoredBoxes& to) : to_(to) {}
+/// A step, as numbers side by side.
+using Step = std::vector<std::uint64_t>;
 
-  void add(const ExportedBox& part) {
-    to_.add_boxes(zigzag(std::int64_t{part.tensor} - last_));
-    last_ = part.tensor;
-    const std::size_t dimensions = part.box.size.size();
-    to_.add_boxes(number_of(part.view) * most_dimensions + dimensions);
-    if (last_box_.size.size() != dimensions) last_box_ = {Shape(dimensions, 0), Shape(dimensions, 0)};
-    for (std::size_t d = 0; d < dimensions; ++d) {
-      to_.add_boxes(zigzag(part.box.size[d] - last_box_.size[d]));
-      to_.add_boxes(zigzag(part.box.offset[d] - last_box_.offset[d]));
+struct HashOfStep {
+  std::size_t operator()(const Step& step) const {
+    std::uint64_t hash = step.size();
+    for (const std::uint64_t number : step) hash = (hash ^ number) * 0x9fb21c651e98df25U + (hash >> 29);
+    return hash;
+  }
+};
+
+/// Numbers the steps of all lists of a message.
+class StepWriter {
+ public:
+  explicit StepWriter(wire::BoxSteps& to) : to_(to) {}
+
+  /// Adds the numbers of the steps from box to box.
+  void add(const std::vector<HandedBox>& list, google::protobuf::RepeatedField<std::uint32_t>& numbers) {
+    numbers.Reserve(static_cast<int>(list.size()));
+    std::int64_t tensor = 0;
+    std::int64_t need = 0;
+    for (const HandedBox& handed : list) {
+      const Box& box = handed.part.box;
+      step_.assign({zigzag(handed.part.tensor - tensor), zigzag(handed.need - need),
+                    number_of(handed.part.view) * most_dimensions + box.size.size()});
+      for (std::size_t d = 0; d < box.size.size(); ++d) {
+        step_.push_back(static_cast<std::uint64_t>(box.size[d]));
+        step_.push_back(static_cast<std::uint64_t>(box.offset[d]));
+      }
+      tensor = handed.part.tensor;
+      need = handed.need;
+      numbers.Add(number_of(step_));
     }
-    last_box_ = part.box;
-    to_.set_count(to_.count() + 1);
   }
 
  private:
+  std::uint32_t number_of(const Step& step) {
+    const auto [found, is_new] = steps_.emplace(step, to_.count());
+    if (is_new) {
+      to_.mutable_numbers()->Add(step.begin(), step.end());
+      to_.set_count(to_.count() + 1);
+    }
+    return found->second;
+  }
+
   std::uint64_t number_of(const Shape& view) {
     if (view.empty()) return 0;
     const auto [found, is_new] = views_.emplace(view, views_.size() + 1);
@@ -61,18 +90,13 @@ class BoxWriter {
     return found->second;
   }
 
-  wire::StoredBoxes& to_;
-  std::int64_t last_ = 0;
-  Box last_box_;
+  wire::BoxSteps& to_;
+  Step step_;
+  std::unordered_map<Step, std::uint32_t, HashOfStep> steps_;
   std::map<Shape, std::uint64_t> views_;
 };
 
-/// A number and its distance to the next one, whatever they are.
-std::int64_t plus(std::int64_t a, std::int64_t distance) {
-  return static_cast<std::int64_t>(static_cast<std::uint64_t>(a) + static_cast<std::uint64_t>(distance));
-}
-
-std::vector<Shape> views_of(const wire::StoredBoxes& message) {
+std::vector<Shape> views_of(const wire::BoxSteps& message) {
   std::vector<Shape> views(1);
   int extent = 0;
   for (const std::uint32_t dimensions : message.view_dimensions()) {
@@ -82,77 +106,97 @@ std::vector<Shape> views_of(const wire::StoredBoxes& message) {
     Shape& view = views.emplace_back();
     for (std::uint32_t d = 0; d < dimensions; ++d) view.push_back(message.view_extent(extent++));
   }
+  check(extent == message.view_extent_size(), "there are more sizes than views have");
   return views;
 }
 
-std::vector<ExportedBox> boxes_from(const wire::StoredBoxes& message, const Catalog& catalog) {
-  const std::vector<Shape> views = views_of(message);
-  check(message.count() <= static_cast<std::uint64_t>(message.boxes_size()), "boxes are missing");
-  std::vector<ExportedBox> boxes;
-  boxes.reserve(message.count());
-  int at = 0;
-  const auto next = [&] {
-    check(at < message.boxes_size(), "a box is cut short");
-    return message.boxes(at++);
-  };
-  std::int64_t tensor = 0;
-  Box last;
-  for (std::uint64_t b = 0; b < message.count(); ++b) {
-    const std::int64_t step = from_zigzag(next());
-    check(step >= -tensor && step < std::ssize(catalog.tensors) - tensor,
-          "a box is of a tensor that there is not");
-    tensor += step;
-    const SourceTensor& source = catalog.tensors[static_cast<std::size_t>(tensor)];
-    const std::uint64_t head = next();
-    const std::uint64_t view = head / most_dimensions;
-    check(view < views.size(), "a box is of a view that there is not");
-    const Shape own = in_units(source.dtype, source.shape);
-    check(view == 0 || view_with(views[view], own).has_value(), "a view is none of its tensor");
-    const Shape& shape = view == 0 ? own : views[view];
-    check(head % most_dimensions == shape.size(), "a box has other dimensions than its tensor");
-    if (last.size.size() != shape.size()) last = {Shape(shape.size(), 0), Shape(shape.size(), 0)};
-    ExportedBox& part = boxes.emplace_back(ExportedBox{static_cast<std::uint32_t>(tensor), views[view], {}});
-    for (std::size_t d = 0; d < shape.size(); ++d) {
-      last.size[d] = plus(last.size[d], from_zigzag(next()));
-      last.offset[d] = plus(last.offset[d], from_zigzag(next()));
+/// The steps of a message, and the boxes that they lead to.
+class StepReader {
+ public:
+  StepReader(const wire::BoxSteps& message, const Catalog& catalog)
+      : catalog_(catalog), views_(views_of(message)) {
+    check(message.count() <= static_cast<std::uint32_t>(message.numbers_size()), "steps are missing");
+    int at = 0;
+    const auto next = [&] {
+      check(at < message.numbers_size(), "a step is cut short");
+      return message.numbers(at++);
+    };
+    steps_.reserve(message.count());
+    for (std::uint32_t n = 0; n < message.count(); ++n) {
+      Read& step = steps_.emplace_back();
+      step.tensor = from_zigzag(next());
+      step.need = from_zigzag(next());
+      const std::uint64_t head = next();
+      step.view = head / most_dimensions;
+      check(step.view < views_.size(), "a box is of a view that there is not");
+      for (std::uint64_t d = 0; d < head % most_dimensions; ++d) {
+        step.box.size.push_back(static_cast<std::int64_t>(next()));
+        step.box.offset.push_back(static_cast<std::int64_t>(next()));
+      }
     }
-    part.box = last;
-    check(lies_inside(part.box, shape) && !is_empty(part.box), "a box does not lie inside of its tensor");
+    check(at == message.numbers_size(), "there are more numbers than steps");
   }
-  check(at == message.boxes_size(), "there are more numbers than boxes");
+
+  std::vector<HandedBox> list_of(const google::protobuf::RepeatedField<std::uint32_t>& numbers) {
+    std::vector<HandedBox> list;
+    list.reserve(static_cast<std::size_t>(numbers.size()));
+    std::int64_t tensor = 0;
+    std::int64_t need = 0;
+    for (const std::uint32_t number : numbers) {
+      check(number < steps_.size(), "a box is reached by a step that there is not");
+      const Read& step = steps_[number];
+      check(step.tensor >= -tensor && step.tensor < std::ssize(catalog_.tensors) - tensor,
+            "a box is of a tensor that there is not");
+      check(step.need >= -need && step.need <= std::int64_t{UINT32_MAX} - need,
+            "a box is of a need that there cannot be");
+      tensor += step.tensor;
+      need += step.need;
+      expect_inside(step, catalog_.tensors[static_cast<std::size_t>(tensor)]);
+      list.push_back({static_cast<std::uint32_t>(need),
+                      {static_cast<std::uint32_t>(tensor), views_[step.view], step.box}});
+    }
+    return list;
+  }
+
+ private:
+  struct Read {
+    std::int64_t tensor = 0;
+    std::int64_t need = 0;
+    std::uint64_t view = 0;
+    Box box;
+  };
+
+  void expect_inside(const Read& step, const SourceTensor& tensor) const {
+    const Shape own = in_units(tensor.dtype, tensor.shape);
+    const Shape& view = views_[step.view];
+    if (step.view != 0 && !view_with(view, own))
+      throw_damaged(stored_name(tensor) + ": " + to_string(view) + " is no view of its shape " +
+                    to_string(own));
+    const Shape& shape = step.view == 0 ? own : view;
+    if (!lies_inside(step.box, shape) || is_empty(step.box))
+      throw_damaged(stored_name(tensor) + ": expected a box of " + to_string(shape) + ", found one of " +
+                    to_string(step.box.size) + " at " + to_string(step.box.offset));
+  }
+
+  const Catalog& catalog_;
+  std::vector<Shape> views_;
+  std::vector<Read> steps_;
+};
+
+std::vector<HandedBox> as_handed(const std::vector<ExportedBox>& needs) {
+  std::vector<HandedBox> boxes;
+  boxes.reserve(needs.size());
+  for (const ExportedBox& need : needs) boxes.push_back({0, need});
   return boxes;
 }
 
-void fill(wire::HandedList& to, const HandedList& list) {
-  to.set_rank(list.rank);
-  BoxWriter writer(*to.mutable_boxes());
-  std::uint32_t last = 0;
-  for (const HandedBox& handed : list.boxes) {
-    writer.add(handed.part);
-    to.mutable_boxes()->add_need(static_cast<std::int32_t>(handed.need - last));
-    last = handed.need;
-  }
-}
-
-HandedList list_from(const wire::HandedList& message, const Catalog& catalog) {
-  HandedList list{message.rank(), {}};
-  std::vector<ExportedBox> boxes = boxes_from(message.boxes(), catalog);
-  check(std::cmp_equal(message.boxes().need_size(), boxes.size()), "boxes have no needs");
-  std::uint32_t need = 0;
-  for (std::size_t b = 0; b < boxes.size(); ++b) {
-    need += static_cast<std::uint32_t>(message.boxes().need(static_cast<int>(b)));
-    list.boxes.push_back({need, std::move(boxes[b])});
-  }
-  return list;
-}
-
 template <typename Lists>
-std::vector<HandedList> lists_from(const Lists& messages, const Catalog& catalog) {
+std::vector<HandedList> lists_from(const Lists& messages, StepReader& steps) {
   std::vector<HandedList> lists;
   for (const wire::HandedList& message : messages) {
     check(message.rank() >= 0 && (lists.empty() || lists.back().rank < message.rank()),
           "its ranks do not rise");
-    lists.push_back(list_from(message, catalog));
+    lists.push_back({message.rank(), steps.list_of(message.boxes())});
   }
   return lists;
 }
@@ -160,9 +204,9 @@ std::vector<HandedList> lists_from(const Lists& messages, const Catalog& catalog
 }  // namespace
 
 std::string encode_needs(const std::vector<ExportedBox>& needs) {
-  wire::StoredBoxes message;
-  BoxWriter writer(message);
-  for (const ExportedBox& need : needs) writer.add(need);
+  wire::EngineNeeds message;
+  StepWriter steps(*message.mutable_steps());
+  steps.add(as_handed(needs), *message.mutable_boxes());
   message.set_version(refit_wire_version);
   message.set_end(true);
   return bytes_of_message(message);
@@ -170,13 +214,22 @@ std::string encode_needs(const std::vector<ExportedBox>& needs) {
 
 std::vector<ExportedBox> decode_needs(std::string_view bytes, const Catalog& catalog) {
   const auto message =
-      parse_message<wire::StoredBoxes>(bytes, refit_wire_version, "what a rank of an engine needs");
+      parse_message<wire::EngineNeeds>(bytes, refit_wire_version, "what a rank of an engine needs");
   check(message.end(), "it has been cut short");
-  return boxes_from(message, catalog);
+  StepReader steps(message.steps(), catalog);
+  std::vector<ExportedBox> needs;
+  needs.reserve(static_cast<std::size_t>(message.boxes_size()));
+  for (HandedBox& box : steps.list_of(message.boxes())) needs.push_back(std::move(box.part));
+  return needs;
 }
 
 std::string encode(const RefitPlan& plan) {
   wire::RefitPlan message;
+  StepWriter steps(*message.mutable_steps());
+  const auto fill = [&](wire::HandedList& to, const HandedList& list) {
+    to.set_rank(list.rank);
+    steps.add(list.boxes, *to.mutable_boxes());
+  };
   for (const HandedList& list : plan.sends) fill(*message.add_sends(), list);
   for (const HandedList& list : plan.receives) fill(*message.add_receives(), list);
   message.set_message_bytes(plan.message_bytes);
@@ -188,11 +241,8 @@ std::string encode(const RefitPlan& plan) {
 RefitPlan decode_refit_plan(std::string_view bytes, const Catalog& catalog) {
   const auto message = parse_message<wire::RefitPlan>(bytes, refit_wire_version, "a plan of a hand-over");
   check(message.end(), "it has been cut short");
-  RefitPlan plan;
-  plan.sends = lists_from(message.sends(), catalog);
-  plan.receives = lists_from(message.receives(), catalog);
-  plan.message_bytes = message.message_bytes();
-  return plan;
+  StepReader steps(message.steps(), catalog);
+  return {lists_from(message.sends(), steps), lists_from(message.receives(), steps), message.message_bytes()};
 }
 
 }  // namespace shardwright

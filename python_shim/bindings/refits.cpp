@@ -19,6 +19,7 @@
 #include "planner/handover/refit_plan.h"
 #include "planner/save/export_wire.h"
 #include "python_shim/bindings/bindings.h"
+#include "storage/handover/digest_of_side.h"
 #include "storage/handover/hand_over.h"
 #include "storage/handover/refit_steps.h"
 #include "storage/write/export_share.h"
@@ -56,8 +57,14 @@ Job job_of(int rank, int ranks, const py::function& round) {
   return job;
 }
 
-/// begin_to_send(rank, memory) and begin_to_receive(rank, memory) return a number, which wait(number) gets.
-Transport transport_of(const py::function& send, const py::function& receive, const py::function& wait) {
+/// What `transport` does: send(rank, memory) and receive(rank, memory) return a number, which wait(number)
+/// gets; post(key, text) and look(key) are its board.
+Transport transport_of(const py::object& object) {
+  const py::object send = object.attr("send");
+  const py::object receive = object.attr("receive");
+  const py::object wait = object.attr("wait");
+  const py::object post = object.attr("post");
+  const py::object look = object.attr("look");
   Transport transport;
   transport.send = [send](int rank, const std::byte* data, std::size_t bytes) {
     const py::gil_scoped_acquire acquired;
@@ -74,6 +81,14 @@ Transport transport_of(const py::function& send, const py::function& receive, co
   transport.wait = [wait](std::uint64_t begun) {
     const py::gil_scoped_acquire acquired;
     wait(begun);
+  };
+  transport.post = [post](const std::string& key, const std::string& text) {
+    const py::gil_scoped_acquire acquired;
+    post(key, text);
+  };
+  transport.look = [look](const std::string& key) {
+    const py::gil_scoped_acquire acquired;
+    return look(key).cast<std::optional<std::string>>();
   };
   return transport;
 }
@@ -153,6 +168,12 @@ void bind_sides(py::module_& m) {
             owned.side.state = &owned.state;
           },
           py::arg("specs"), py::arg("state"))
+      .def(
+          "keep_digest",
+          [](OwnedSide& owned, const ExportRequest& request) {
+            owned.side.digest = digest_of_side(owned.side, request);
+          },
+          py::arg("request"), "Of a side that stays as it is, and is brought with this request alone.")
       .def(
           "add_engine_tensor",
           [](OwnedSide& owned, std::string name, const std::string& dtype, Shape shape,
@@ -245,23 +266,24 @@ void bind_refits(py::module_& m) {
          PlannedRefit& planned, std::size_t staging_bytes, int threads, const DeviceOptions& devices) {
         const Job job = job_of(rank, ranks, round);
         const py::gil_scoped_release released;
-        return plan_refit_together(job, owned.side, request, planned, {staging_bytes, threads, devices});
+        return plan_refit_together(job, owned.side, request, planned, {staging_bytes, threads, devices, {}});
       },
       py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("side"), py::arg("request"),
       py::arg("planned"), py::arg("staging_bytes"), py::arg("threads"), py::arg("devices"));
   m.def(
       "hand_over",
       [](int rank, int ranks, const py::function& round, const OwnedSide& owned, const ExportRequest& request,
-         PlannedRefit& planned, const py::function& send, const py::function& receive,
-         const py::function& wait, std::size_t staging_bytes, int threads, const DeviceOptions& devices) {
+         PlannedRefit& planned, const py::object& transport, std::size_t staging_bytes, int threads,
+         const DeviceOptions& devices) {
         const Job job = job_of(rank, ranks, round);
-        const Transport transport = transport_of(send, receive, wait);
+        const Transport way = transport_of(transport);
         const py::gil_scoped_release released;
-        return hand_over(job, owned.side, request, planned, transport, {staging_bytes, threads, devices});
+        return hand_over(job, owned.side, request, planned, way,
+                         {staging_bytes, threads, devices, check_for_interrupt});
       },
       py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("side"), py::arg("request"),
-      py::arg("planned"), py::arg("send"), py::arg("receive"), py::arg("wait"), py::arg("staging_bytes"),
-      py::arg("threads"), py::arg("devices"));
+      py::arg("planned"), py::arg("transport"), py::arg("staging_bytes"), py::arg("threads"),
+      py::arg("devices"));
   bind_steps(m);
 }
 

@@ -636,6 +636,7 @@ class RefitSide:
         address: int,
         strides: collections.abc.Sequence[int],
     ) -> None: ...
+    def keep_digest(self, request: ExportRequest) -> None: ...
     def set_trainer(self, specs: collections.abc.Sequence[TensorSpec], state: str | bytes) -> None: ...
 
 class Request:
@@ -1107,9 +1108,7 @@ def hand_over(
     side: RefitSide,
     request: ExportRequest,
     planned: PlannedRefit,
-    send: collections.abc.Callable[..., typing.Any],
-    receive: collections.abc.Callable[..., typing.Any],
-    wait: collections.abc.Callable[..., typing.Any],
+    transport: object,
     staging_bytes: int,
     threads: int,
     devices: DeviceOptions,

@@ -1,7 +1,6 @@
 #include "storage/handover/hand_over.h"
 
 #include <algorithm>
-#include <charconv>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -12,7 +11,9 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/save/export_wire.h"
 #include "planner/wire/packed_texts.h"
+#include "storage/handover/digest_of_side.h"
 #include "storage/handover/encode_boxes.h"
+#include "storage/handover/refit_rounds.h"
 #include "storage/handover/refit_steps.h"
 #include "storage/threads.h"
 #include "storage/write/export_words.h"
@@ -24,133 +25,10 @@ namespace {
 /// Bytes that are encoded at a time.
 constexpr std::size_t task_bytes = std::size_t{1} << 20;
 
-constexpr std::size_t largest_message = std::size_t{4} << 20;
-constexpr std::size_t smallest_message = std::size_t{64} << 10;
-
-std::string text_of(const Hash& hash) { return {hash.begin(), hash.end()}; }
-
-std::string digest_of(const std::vector<EngineTensor>& tensors) {
-  std::string text;
-  const auto add = [&](std::string_view word) { text.append(word).push_back('\n'); };
-  for (const EngineTensor& tensor : tensors) {
-    add(tensor.name);
-    add(name_of(tensor.dtype));
-    add(to_string(tensor.shape));
-    for (const EnginePart& part : tensor.parts) {
-      add(part.hf_name);
-      add(to_string(part.box));
-      add(to_string(part.at));
-      for (const int axis : part.axes) add(std::to_string(axis));
-      add(to_string(part.steps));
-      add(to_string(part.view));
-    }
-  }
-  return tensors.empty() ? std::string() : text_of(hash_of(text));
-}
-
-/// What a rank tells rank 0 first.
-struct Told {
-  bool is_trainer = false;
-  std::string holdings;  ///< see describe_export()
-  std::string engine;    ///< digest; empty: it has nothing of an engine
-  std::string key;       ///< of the plan that it holds
-  std::string asked;     ///< words_of() its request
-
-  std::string pack() const { return pack_texts({is_trainer ? "trainer" : "", holdings, engine, key, asked}); }
-  static Told unpack(const std::string& bytes) {
-    std::vector<std::string> texts = unpack_texts(bytes);
-    if (texts.size() != 5)
-      throw Error(ErrorKind::malformed, "what a rank has told of a hand-over is cut short");
-    return {texts[0] == "trainer", std::move(texts[1]), std::move(texts[2]), std::move(texts[3]),
-            std::move(texts[4])};
-  }
-};
-
-/// What rank 0 answers.
-struct Answered {
-  std::string share;    ///< of a trainer's rank
-  std::string tensors;  ///< of all of them
-  Hash key{};
-  bool is_unchanged = false;
-  std::size_t message_bytes = 0;
-
-  std::string pack() const {
-    return pack_texts(
-        {share, tensors, text_of(key), is_unchanged ? "unchanged" : "", std::to_string(message_bytes)});
-  }
-  static Answered unpack(const std::string& bytes) {
-    std::vector<std::string> texts = unpack_texts(bytes);
-    Answered answered;
-    if (texts.size() != 5 || texts[2].size() != answered.key.size())
-      throw Error(ErrorKind::malformed, "what rank 0 has told of a hand-over is cut short");
-    std::copy(texts[2].begin(), texts[2].end(), answered.key.begin());
-    std::from_chars(texts[4].data(), texts[4].data() + texts[4].size(), answered.message_bytes);
-    answered.share = std::move(texts[0]);
-    answered.tensors = std::move(texts[1]);
-    answered.is_unchanged = texts[3] == "unchanged";
-    return answered;
-  }
-};
-
-std::vector<std::string> answers_of(const std::vector<std::string>& bytes, const ExportRequest& request,
-                                    const RefitOptions& options) {
-  std::vector<Told> told;
-  std::vector<std::string> holdings;
-  std::vector<std::vector<std::string>> asked;
-  for (const std::string& one : bytes) {
-    told.push_back(Told::unpack(one));
-    asked.push_back(unpack_texts(told.back().asked));
-    if (told.back().is_trainer) holdings.push_back(told.back().holdings);
-  }
-  expect_asked_alike(asked);
-  if (holdings.empty())
-    throw Error(ErrorKind::argument,
-                "nobody can supply the engine: expected a state dict on some rank, found none");
-  const PlannedExport planned = plan_export(holdings, request, {});
-  if (planned.is_refused)
-    throw Error(ErrorKind::mismatch,
-                "the trainer's ranks do not know of each other's tensors: expected all ranks of "
-                "its meshes among those of the process group");
-  Answered common;
-  std::string keys;
-  for (const std::string& share : planned.shares) {
-    const ExportShare of_rank = decode_share(share);
-    common.tensors = of_rank.tensors;
-    keys += of_rank.writes;
-  }
-  const auto engines = static_cast<std::size_t>(
-      std::count_if(told.begin(), told.end(), [](const Told& one) { return !one.engine.empty(); }));
-  // A sender has a message for each of them in the making, in its half of the memory.
-  const std::size_t streams = 2 * std::max<std::size_t>(1, engines);
-  common.message_bytes = std::clamp(options.staging_bytes / streams, smallest_message, largest_message);
-  keys += told.front().asked + common.tensors + std::to_string(common.message_bytes);
-  for (const Told& one : told) keys += (one.is_trainer ? "trainer" : "") + one.engine;
-  common.key = hash_of(keys);
-  common.is_unchanged =
-      std::all_of(told.begin(), told.end(), [&](const Told& one) { return one.key == text_of(common.key); });
-  std::vector<std::string> answers;
-  std::size_t share = 0;
-  for (const Told& one : told) {
-    Answered answered = common;
-    if (one.is_trainer) answered.share = planned.shares[share++];
-    answers.push_back(answered.pack());
-  }
-  return answers;
-}
-
-/// What is told to each rank, of what each rank tells it: both in the order of the ranks.
-std::vector<std::string> turned(const std::vector<std::string>& told) {
-  std::vector<std::vector<std::string>> texts;
-  for (const std::string& one : told) texts.push_back(unpack_texts(one));
-  std::vector<std::string> answers;
-  for (std::size_t to = 0; to < told.size(); ++to) {
-    std::vector<std::string> answer(told.size());
-    for (std::size_t from = 0; from < told.size(); ++from) {
-      if (to < texts[from].size()) answer[from] = std::move(texts[from][to]);
-    }
-    answers.push_back(pack_texts(answer));
-  }
-  return answers;
+/// Whether a rank has told of values, which may be others in the next hand-over.
+bool has_values(const std::string& told) {
+  const ExportHoldings holdings = decode_holdings(told);
+  return !holdings.columns.empty() || !holdings.numbers.empty();
 }
 
 /// A hand-over in the making: what the ranks have told each other, and what this one has to encode.
@@ -162,19 +40,28 @@ class Prepared {
 
   /// Returns whether the plan was up to date.
   bool prepare() {
-    const Answered answered = Answered::unpack(round_of(
+    const AnsweredPlan known = AnsweredPlan::unpack(round_of(
         job_,
         [&] {
-          Told told{side_.specs != nullptr, "", digest_of(side_.engine),
-                    planned_.described == nullptr ? "" : text_of(planned_.key),
-                    pack_texts(words_of(request_))};
-          if (side_.specs != nullptr)
+          return ToldPlan{digest(), planned_.key, planned_.tells_values}.pack();
+        },
+        answers_of_plans));
+    name_ = known.name;
+    if (known.is_held && !known.needs_values) return true;
+    bool tells_values = false;
+    AnsweredSide answered = AnsweredSide::unpack(round_of(
+        job_,
+        [&] {
+          ToldSide told{side_.specs != nullptr, !side_.engine.empty(), "", pack_texts(words_of(request_))};
+          if (side_.specs != nullptr) {
             told.holdings = describe_export(*side_.specs, *side_.state, request_, options_.devices);
+            tells_values = has_values(told.holdings);
+          }
           return told.pack();
         },
-        [&](const std::vector<std::string>& told) { return answers_of(told, request_, options_); }));
-    if (answered.is_unchanged) {
-      share_ = answered.share;
+        [&](const std::vector<std::string>& told) { return answers_of_sides(told, request_, options_); }));
+    if (known.is_held) {
+      planned_.share = std::move(answered.share);
       return true;
     }
     planned_ = {};
@@ -203,21 +90,31 @@ class Prepared {
         },
         turned);
     on_all_ranks(job_, [&] { plan_receives(unpack_texts(received), planned_); });
-    planned_.key = answered.key;
+    planned_.key = known.key;
+    planned_.share = std::move(answered.share);
+    planned_.tells_values = tells_values;
     return false;
   }
 
   RefitOutcome run(const Transport& transport) {
     std::exception_ptr failure;  // told with the rest, for which the others wait
     try {
-      if (source_ == nullptr) begin_encoding(share_);
+      if (source_ == nullptr) begin_encoding(planned_.share);
     } catch (...) {
       failure = std::current_exception();
     }
     const Catalog& catalog = planned_.described->layout.catalog;
-    RefitWork work{job_.rank,       planned_.plan,      catalog,      planned_.layers,
-                   nullptr,         planned_.transfers, side_.memory, options_.staging_bytes,
-                   options_.threads};
+    RefitWork work{job_.rank,
+                   planned_.plan,
+                   catalog,
+                   planned_.layers,
+                   nullptr,
+                   planned_.transfers,
+                   side_.memory,
+                   options_.staging_bytes,
+                   options_.threads,
+                   name_,
+                   options_.check_for_interrupt};
     if (failure) work.encode = [&](std::uint32_t, const auto&) { std::rethrow_exception(failure); };
     if (source_ == nullptr) return run_refit(work, transport);
     DevicesInUse devices(tensors_on_devices(source_->parts().specs), options_.devices);
@@ -242,6 +139,12 @@ class Prepared {
   }
 
  private:
+  /// Of all that this rank plans by.
+  std::string digest() const {
+    return pack_texts({side_.digest.empty() ? digest_of_side(side_, request_) : side_.digest,
+                       std::to_string(job_.rank), std::to_string(options_.staging_bytes)});
+  }
+
   void begin_encoding(const std::string& share) {
     if (side_.specs == nullptr) return;
     ExportWriting writing;
@@ -290,7 +193,7 @@ class Prepared {
   const ExportRequest& request_;
   PlannedRefit& planned_;
   const RefitOptions& options_;
-  std::string share_;  ///< of an export, where the plan was up to date
+  std::string name_;  ///< of this hand-over
   std::unique_ptr<EncodingSource> source_;
   std::optional<EncodingResources> resources_;
 };

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,10 @@ struct RefitSide {
   const RankState* state = nullptr;  ///< of them; see describe_export()
   std::vector<EngineTensor> engine;
   std::vector<EngineMemory> memory;  ///< of each of them
+
+  /// digest_of_side(), of a caller that keeps the side and the request as they are; empty: made anew each
+  /// time.
+  std::string digest = {};
 };
 
 struct RefitOptions {
@@ -34,6 +39,10 @@ struct RefitOptions {
 
   int threads = 0;             ///< of this rank; 0: as many as this process may use processors
   DeviceOptions devices = {};  ///< for the trainer's tensors on CUDA devices
+
+  /// Called some times a second by the calling thread while weights are on the way. What it throws ends the
+  /// hand-over on all ranks, where the transport has a board. May be null.
+  std::function<void()> check_for_interrupt = {};
 };
 
 /// Plans a hand-over and runs it: the engine's tensors become what an export of the trainer's would hold, by

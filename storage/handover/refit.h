@@ -39,9 +39,18 @@ struct RefitWork {
 
   const std::vector<Transfer>& transfers;    ///< of this rank's needs, in their order
   const std::vector<EngineMemory>& tensors;  ///< by Transfer::destination
-  std::size_t staging_bytes =
-      0;            ///< for what is on the way; beyond them only what a layer of the engine needs
+
+  /// For what is on the way; beyond them only what a layer of the engine needs.
+  std::size_t staging_bytes = 0;
+
   int threads = 0;  ///< that put a layer in its place; 0: as many as this process may use processors
+
+  /// Of this hand-over on the transport's board, the same on all ranks and no other's.
+  std::string name = {};
+
+  /// Called some times a second by the thread that waits; what it throws ends the hand-over on all ranks, if
+  /// the transport has a board. May be null.
+  std::function<void()> check_for_interrupt = {};
 };
 
 struct RefitReport {
@@ -64,7 +73,8 @@ struct RefitOutcome {
 
 /// Runs this rank's part of a plan. A layer of the engine is received in full before any byte of it is put in
 /// its place; after a failure, no further one is. All ranks of the plan call it, and each of them comes to an
-/// end: one that cannot encode sends what others wait for, marked as void.
+/// end: one that cannot encode sends what others wait for, marked as void; one that is interrupted tells the
+/// others, which then begin nothing more, and complete what they have begun with each other.
 RefitOutcome run_refit(const RefitWork& work, const Transport& transport);
 
 }  // namespace shardwright

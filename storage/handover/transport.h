@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <string>
 
 namespace shardwright {
 
@@ -10,8 +12,8 @@ namespace shardwright {
 /// was sent; both sides know how many bytes come. Whoever has another way (shared memory, CUDA IPC, NIXL)
 /// fills these in.
 ///
-/// Called from two threads at a time, of which one sends and one receives; sends may come from several, one
-/// at a time.
+/// Called from three threads at a time, of which one sends and one receives; sends may come from several, one
+/// at a time. The third does either once the others have ended to.
 struct Transport {
   /// Begins to send. The memory must not change until wait() of what is returned.
   std::function<std::uint64_t(int rank, const std::byte* data, std::size_t bytes)> send;
@@ -21,6 +23,11 @@ struct Transport {
 
   /// Waits until it is done. Throws Error(io) if the other rank cannot be reached.
   std::function<void(std::uint64_t begun)> wait;
+
+  /// A board that all ranks see: puts a text there, and finds one, if it has been put. Called by a thread
+  /// that waits, some times a second. Null: no rank can end a hand-over before all of it has gone.
+  std::function<void(const std::string& key, const std::string& text)> post = {};
+  std::function<std::optional<std::string>(const std::string& key)> look = {};
 };
 
 }  // namespace shardwright

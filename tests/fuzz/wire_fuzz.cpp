@@ -8,11 +8,15 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "planner/error.h"
+#include "planner/geometry/byte_boxes.h"
+#include "planner/handover/refit_plan.h"
 #include "planner/load/plan_wire.h"
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
@@ -22,6 +26,8 @@
 #include "planner/save/save_wire.h"
 #include "planner/save/write_results.h"
 #include "storage/format/row_checksums.h"
+#include "storage/handover/refit_rounds.h"
+#include "storage/handover/refit_steps.h"
 #include "storage/write/export.h"
 #include "tests/fuzz/entry.h"
 #include "tests/planner/random_checkpoint.h"
@@ -47,6 +53,9 @@ enum Decoder : char {
   tensors,
   row_sums,
   whole_export,
+  engine_needs,
+  refit_plan,
+  refit_rounds,
   decoders
 };
 
@@ -118,6 +127,33 @@ void plan_export_alone(std::string_view bytes) {
   request.set_quantization("nvfp4-modelopt", {"*"});
   const PlannedExport planned = plan_export({std::string(bytes)}, request, "export");
   for (const std::string& one : planned.shares) require(encode_share(decode_share(one)) == one);
+}
+
+/// Hands all tensors over to whoever needs parts of them, each element of a need once.
+void supply_whole(const std::vector<ExportedBox>& needs, const Catalog& catalog) {
+  std::vector<ExportedBox> all;
+  for (std::uint32_t t = 0; t < catalog.tensors.size(); ++t)
+    all.push_back({t, {}, whole(in_units(catalog.tensors[t].dtype, catalog.tensors[t].shape))});
+  const HandedLayers layers{{"layer"}, std::vector<std::uint32_t>(catalog.tensors.size(), 0)};
+  const std::vector<HandedBox> handed = handed_boxes(GivenBoxes(all, catalog), needs, catalog, layers, 256);
+  expect_all(needs, {{0, handed}}, catalog);
+  std::size_t count = 0;
+  for (const Message& message : messages_of(handed, catalog, layers, 256)) count += message.count;
+  require(count == handed.size());
+}
+
+/// What a sender tells to a rank that needs each tensor once.
+void receive_whole(std::string_view told, const Catalog& catalog) {
+  auto described = std::make_shared<DescribedExport>();
+  described->layout.catalog = catalog;
+  PlannedRefit planned;
+  planned.described = std::move(described);
+  for (std::uint32_t t = 0; t < catalog.tensors.size(); ++t) {
+    Transfer& transfer = planned.transfers.emplace_back();
+    transfer.source = t;
+    transfer.source_box = whole(in_units(catalog.tensors[t].dtype, catalog.tensors[t].shape));
+  }
+  plan_receives({std::string(told)}, planned);
 }
 
 /// What a rank holds of an export of a matrix to be quantised and of a vector.
@@ -204,6 +240,27 @@ void decode(char decoder, std::string_view bytes) {
     case whole_export:
       plan_export_alone(bytes);
       break;
+    case engine_needs: {
+      const Catalog& catalog = load_job().catalog;
+      const std::vector<ExportedBox> decoded = decode_needs(bytes, catalog);
+      require(decode_needs(encode_needs(decoded), catalog) == decoded);
+      supply_whole(decoded, catalog);
+      break;
+    }
+    case refit_plan: {
+      const Catalog& catalog = load_job().catalog;
+      const RefitPlan decoded = decode_refit_plan(bytes, catalog);
+      require(decode_refit_plan(encode(decoded), catalog) == decoded);
+      receive_whole(bytes, catalog);
+      break;
+    }
+    case refit_rounds: {
+      const std::string text(bytes);
+      require(answers_of_plans({text}).size() == 1);
+      ToldSide::unpack(text);
+      AnsweredSide::unpack(text);
+      break;
+    }
     default:
       plan_alone(bytes);
   }
@@ -243,6 +300,15 @@ void write_seeds(const std::filesystem::path& folder) {
   write(whole_export, holdings_of_export());
   write(holdings, holdings_of_export());
   const auto& [catalog, specs] = load_job();
+  std::vector<ExportedBox> needs;
+  for (std::uint32_t t = 0; t < catalog.tensors.size(); ++t)
+    needs.push_back({t, {}, whole(in_units(catalog.tensors[t].dtype, catalog.tensors[t].shape))});
+  HandedList all{0, {}};
+  for (std::uint32_t n = 0; n < needs.size(); ++n) all.boxes.push_back({n, needs[n]});
+  write(engine_needs, encode_needs(needs));
+  write(refit_plan, encode(RefitPlan{{}, {all}, 4096}));
+  write(refit_rounds, ToldPlan{"digest", "key", false}.pack());
+  write(refit_rounds, ToldSide{true, false, "holdings", "asked"}.pack());
   const std::string plan =
       encode_plan(plan_load(specs, catalog, weight_map_for(catalog, "minimax_m3")), catalog, specs);
   write(load_plan, plan);

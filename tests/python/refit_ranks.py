@@ -28,6 +28,7 @@ class Ranks:
         self._replies: list = []
         # All of them now: were each made when it is asked for, a sender and a receiver that ask at a time might
         # get one each, for Python switches threads within a dict's factory.
+        self._board: dict[str, str] = {}
         pairs = itertools.product(range(count), repeat=2)
         self._messages: dict[tuple[int, int], queue.Queue] = {pair: queue.Queue() for pair in pairs}
 
@@ -52,26 +53,38 @@ class Ranks:
 
         return round_
 
-    def transport_of(self, rank: int):
-        numbers = itertools.count()  # of sends and receives, which are begun on threads of their own
-        receives: dict[int, tuple[int, memoryview]] = {}
+    def transport_of(self, rank: int) -> "ThreadTransport":
+        return ThreadTransport(self._messages, self._board, rank)
 
-        def send(to: int, memory: memoryview) -> int:
-            self._messages[rank, to].put(bytes(memory))
-            return next(numbers)
 
-        def receive(source: int, memory: memoryview) -> int:
-            number = next(numbers)
-            receives[number] = source, memory
-            return number
+class ThreadTransport:
+    """One rank's, over queues of whole messages."""
 
-        def wait(number: int) -> None:
-            if number not in receives:
-                return
-            source, memory = receives.pop(number)
-            memory[:] = self._messages[source, rank].get(timeout=60)
+    def __init__(self, messages: dict, board: dict, rank: int) -> None:
+        self._messages, self._board, self._rank = messages, board, rank
+        self._numbers = itertools.count()  # of sends and receives, which are begun on threads of their own
+        self._receives: dict[int, tuple[int, memoryview]] = {}
 
-        return send, receive, wait
+    def send(self, to: int, memory: memoryview) -> int:
+        self._messages[self._rank, to].put(bytes(memory))
+        return next(self._numbers)
+
+    def receive(self, source: int, memory: memoryview) -> int:
+        number = next(self._numbers)
+        self._receives[number] = source, memory
+        return number
+
+    def wait(self, number: int) -> None:
+        if number not in self._receives:
+            return
+        source, memory = self._receives.pop(number)
+        memory[:] = self._messages[source, self._rank].get(timeout=60)
+
+    def post(self, key: str, text: str) -> None:
+        self._board[key] = text
+
+    def look(self, key: str) -> str | None:
+        return self._board.get(key)
 
 
 @dataclass
@@ -122,7 +135,7 @@ def hand_over(sides: list[Side], request, plans: list | None = None) -> list:
     def run(rank: int):
         return _core.hand_over(
             rank, len(sides), ranks.round_of(rank), core_sides[rank], request, plans[rank],
-            *ranks.transport_of(rank), STAGING, THREADS, _core.DeviceOptions(),
+            ranks.transport_of(rank), STAGING, THREADS, _core.DeviceOptions(),
         )  # fmt: skip
 
     return on_ranks(len(sides), run)

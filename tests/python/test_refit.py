@@ -14,6 +14,10 @@ import shardwright as sw
 import torch
 from handed_over import exported
 from refit_ranks import Ranks, Side, hand_over, on_ranks, random_engine, request_of
+from shardwright import _core
+from test_property import fake_mesh
+from test_refit_property import on_mesh
+from torch.distributed.tensor import Shard
 
 
 @pytest.mark.parametrize("quantization", [None, "mxfp8", "template"])
@@ -54,6 +58,76 @@ def test_a_rank_alone_is_told_what_is_wrong_and_nothing_has_been_written():
     assert (first == 1).all()
 
 
+NAME = "model.layers.0.w.weight"
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(shape).bfloat16()
+
+
+def into(*tensors: torch.Tensor) -> list[sw.EngineTensor]:
+    """The first rows of the weight, and those behind them."""
+    begin, engine = 0, []
+    for tensor in tensors:
+        rows, columns = tensor.shape
+        part = sw.EnginePart(NAME, (slice(begin, begin + rows), slice(0, columns)))
+        engine.append(sw.EngineTensor(f"rows from {begin}", tensor, [part]))
+        begin += rows
+    return engine
+
+
+def test_what_is_as_it_was_is_not_described_again(monkeypatch: pytest.MonkeyPatch):
+    state, first, plan = {NAME: numbers(8, 16)}, torch.zeros(8, 16).bfloat16(), sw.RefitPlan()
+    sw.refit(state, into(first), plan=plan, layout="huggingface")
+    monkeypatch.setattr("shardwright.handover.refit.handed_state", None)
+    monkeypatch.setattr("shardwright.handover.refit.request_of", None)
+    state[NAME].mul_(2)
+    sw.refit({NAME: state[NAME].detach()}, into(first), plan=plan, layout="huggingface")
+    assert torch.equal(first, state[NAME])
+    assert not sw.refit_plan(state, into(first), plan=plan, layout="huggingface").is_new
+
+
+@pytest.mark.parametrize(
+    ("second", "engine", "is_new"),
+    [
+        (lambda first: first.clone().add_(1), lambda: into(torch.zeros(8, 16).bfloat16()), False),
+        (lambda first: numbers(16, 8).T, lambda: into(torch.zeros(8, 16).bfloat16()), True),
+        (
+            lambda first: first,
+            lambda: into(torch.zeros(3, 16).bfloat16(), torch.zeros(5, 16).bfloat16()),
+            True,
+        ),
+        (lambda first: first, lambda: into(torch.zeros(16, 8).bfloat16().T), False),
+        (lambda first: numbers(6, 16), lambda: into(torch.zeros(6, 16).bfloat16()), True),
+        (lambda first: first.float(), lambda: into(torch.zeros(8, 16)), True),
+    ],
+    ids=["memory", "strides", "parts", "memory of the engine", "shape", "dtype"],
+)
+def test_what_has_changed_since_the_last_time_is_seen(second, engine, is_new: bool):
+    first, plan = numbers(8, 16), sw.RefitPlan()
+    sw.refit({NAME: first}, into(torch.zeros(8, 16).bfloat16()), plan=plan, layout="huggingface")
+    state, tensors = {NAME: second(first)}, engine()
+    assert sw.refit_plan(state, tensors, plan=plan, layout="huggingface").is_new == is_new
+    sw.refit(state, tensors, plan=plan, layout="huggingface")
+    assert torch.equal(torch.cat([tensor.tensor for tensor in tensors]), state[NAME])
+
+
+def test_a_trainer_that_shards_otherwise_is_planned_anew():
+    whole = numbers(8, 16)
+    plans = [_core.PlannedRefit() for _ in range(3)]
+    for placements in ([Shard(0)], [Shard(1)]):
+        sides = []
+        for rank in range(2):
+            with fake_mesh((2,), rank) as mesh:
+                sides.append(Side(on_mesh({NAME: whole}, mesh, (2,), {NAME: placements})))
+                sides[-1].describe()
+        came = torch.zeros(8, 16).bfloat16()
+        request = request_of(layout="huggingface")
+        for outcome in hand_over([*sides, Side(None, into(came))], request, plans):
+            outcome.expect_success()
+        assert torch.equal(came, whole)
+
+
 def test_a_sender_and_a_receiver_that_meet_have_the_same_queue(monkeypatch: pytest.MonkeyPatch):
     """Of the ranks that are threads: queues that each of them made for itself lost messages, once in a long while."""
 
@@ -68,12 +142,12 @@ def test_a_sender_and_a_receiver_that_meet_have_the_same_queue(monkeypatch: pyte
     came = bytearray(7)
 
     def run(rank: int) -> None:
-        send, receive, wait = ranks.transport_of(rank)
+        transport = ranks.transport_of(rank)
         met.wait()
         if rank == 0:
-            wait(send(1, memoryview(b"message")))
+            transport.wait(transport.send(1, memoryview(b"message")))
         else:
-            wait(receive(0, memoryview(came)))
+            transport.wait(transport.receive(0, memoryview(came)))
 
     assert on_ranks(2, run) == [None, None]
     assert came == b"message"

@@ -32,21 +32,44 @@ def test_refit(outcome: dict[str, str], check: str):
     assert not outcome[check], outcome[check]
 
 
+def run_with_signal(folder: Path, sent: signal.Signals, ranks: list[int]) -> list[subprocess.Popen]:
+    """Four ranks, of which these get a signal in the middle."""
+    worker = [sys.executable, "-W", "ignore", HERE / "workers" / "ended_refit.py"]
+    rest = [folder, str(int(sent)), ",".join(map(str, ranks))]
+    processes = [subprocess.Popen([*worker, str(rank), *rest]) for rank in range(4)]
+    for process in processes:
+        process.wait(timeout=300)
+    return processes
+
+
+def expect_whole_layers(told: dict) -> None:
+    """New or old, as is said."""
+    assert set(told["new"]) | set(told["old"]) == set(told["values"])
+    for layer, values in told["values"].items():
+        assert values == ([2.0] if layer in told["new"] else [1.0]), (layer, told)
+
+
 def test_a_rank_that_is_killed_in_the_middle(tmp_path: Path):
     """All others are told which one it was; the engine's layers are whole new or whole old, and it is said which."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", HERE / "workers" / "killed_refit.py", str(rank), tmp_path]
-        )
-        for rank in range(4)
-    ]
-    for rank in ranks:
-        rank.wait(timeout=120)
+    ranks = run_with_signal(tmp_path, signal.SIGKILL, [1])
     assert ranks[1].returncode == -signal.SIGKILL
     for rank in (0, 2, 3):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
         assert told["type"] == "ConnectionResetError" and "rank 1 (process" in told["text"], told
-        assert set(told["new"]) | set(told["old"]) == set(told["values"])
-        for layer, values in told["values"].items():
-            assert values == ([2.0] if layer in told["new"] else [1.0]), (layer, told)
+        expect_whole_layers(told)
         assert rank == 0 or told["old"], told
+
+
+@pytest.mark.parametrize("interrupted", [[1], [3], [0, 1, 2, 3]], ids=["trainer", "engine", "all"])
+def test_ctrl_c_in_the_middle(tmp_path: Path, interrupted: list[int]):
+    """All ranks end at once, and are told by whom; the next hand-over finds the group as it was."""
+    ranks = run_with_signal(tmp_path, signal.SIGINT, interrupted)
+    assert [rank.returncode for rank in ranks] == [0] * 4
+    for rank in range(4):
+        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert told["type"] == ("KeyboardInterrupt" if rank in interrupted else "InterruptedError"), told
+        assert f"rank {interrupted[0]}: interrupted while handing weights over" in told["text"], told
+        assert rank not in interrupted or told["seconds"] < 5, told  # a second, on a machine that is not busy
+        expect_whole_layers(told)
+        assert rank < 2 or told["old"], told
+        assert all(values == [2.0] for values in told["values_after"].values()), told

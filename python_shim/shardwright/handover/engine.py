@@ -33,6 +33,11 @@ class EnginePart:
     )
     view: Sequence[int] | None = None  #: the tensor's dimensions, factored; ``box`` is then a box of that
 
+    def __post_init__(self) -> None:  # a part is kept from one hand-over to the next, and stays what it was
+        for field_ in ("box", "at", "axes", "steps", "view"):
+            if (value := getattr(self, field_)) is not None:
+                object.__setattr__(self, field_, tuple(value))
+
     def described(self) -> Any:
         offset: list[int] = []
         size: list[int] = []

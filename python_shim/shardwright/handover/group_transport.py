@@ -8,7 +8,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from shardwright.ranks.gone_ranks import has_others
+
 _TAG = 7252  #: any number that other messages of the job do not use
+
+
+def store_of(group: dist.ProcessGroup | None) -> dist.Store:
+    """That the group's ranks met over."""
+    store: dist.Store = dist.distributed_c10d._get_process_group_store(group or dist.group.WORLD)
+    return store
 
 
 class GroupTransport:
@@ -16,6 +24,7 @@ class GroupTransport:
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
+        self._store = store_of(group) if has_others(group) else dist.HashStore()
         self._begun: dict[int, Any] = {}
         self._numbers = itertools.count()
 
@@ -30,6 +39,12 @@ class GroupTransport:
     def wait(self, number: int) -> None:
         work, _ = self._begun.pop(number)
         work.wait()
+
+    def post(self, key: str, text: str) -> None:
+        self._store.set(key, text)
+
+    def look(self, key: str) -> str | None:
+        return self._store.get(key).decode() if self._store.check([key]) else None
 
     def _begin(self, work: Any, tensor: torch.Tensor) -> int:
         number = next(self._numbers)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,11 +17,14 @@ from shardwright.describe import Description, current_streams
 from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
 from shardwright.handover.handed_state import handed_state, request_of
+from shardwright.handover.kept_side import KeptSide, facts_of_side
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
-from shardwright.ranks.rank_outcome import as_sent
+from shardwright.ranks.rank_outcome import as_sent, text_of
 from shardwright.ranks.rank_outcome import told as told_error
 from shardwright.ranks.together import together
+
+E = TypeVar("E", bound=BaseException)
 
 _DOING = "handing weights over"
 
@@ -39,6 +43,7 @@ class RefitPlan:
 
     def __init__(self) -> None:
         self._planned = _core.PlannedRefit()
+        self._kept: KeptSide | None = None
         self.is_new = False  #: whether it was made by the last call; otherwise it was up to date
 
     @property
@@ -177,6 +182,7 @@ def refit(
     Raises, the same on every rank, naming ranks:
         PlanError, ValueError: a value that cannot be encoded so.
         ConnectionResetError: a rank has ended meanwhile.
+        KeyboardInterrupt on a rank that is interrupted (Ctrl-C), and InterruptedError on the others, within a second.
 
     The text then says how far this rank's engine is new, as do the attributes ``new_layers`` and ``old_layers``: each
     layer is whole, either new or as it was.
@@ -221,15 +227,21 @@ class _Refit:
             self._engine = _expect_engine(engine)
             self._staging_bytes = bytes_of_size(staging_bytes, "staging_bytes")
             self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)
-            self._request = request_of(
-                quantization, template, model, layout, strict, strict_dtypes, quantized_weights
-            )
-            if state_dict is not None:
-                handed = handed_state(state_dict, template is not None)
-                self._description, self._copied_bytes = handed.description, handed.copied_bytes
-                self._side.set_trainer(handed.description.specs, handed.state)
-            for tensor in self._engine:
-                tensor.add_to(self._side)
+            arguments = quantization, model, layout, strict, strict_dtypes, quantized_weights
+            facts = facts_of_side(state_dict, self._engine, template, *arguments)
+            kept = self._plan._kept
+            if kept is not None and kept.facts == facts:
+                self._side, self._request = kept.side, kept.request
+            else:
+                self._request = request_of(quantization, template, *arguments[1:])
+                if state_dict is not None:
+                    handed = handed_state(state_dict, template is not None)
+                    self._description, self._copied_bytes = handed.description, handed.copied_bytes
+                    self._side.set_trainer(handed.description.specs, handed.state)
+                for tensor in self._engine:
+                    tensor.add_to(self._side)
+                self._side.keep_digest(self._request)
+                self._plan._kept = KeptSide(facts, self._side, self._request)
             self._devices = _core.DeviceOptions(
                 device_memory, current_streams(self._description.local_tensors)
             )
@@ -282,16 +294,27 @@ class _Refit:
         return self._plan
 
     def run(self) -> RefitReport:
-        transport = GroupTransport(self._group)
         outcome = _core.hand_over(
             self._rank, self._ranks, self._round, self._side, self._request, self._plan._planned,
-            transport.send, transport.receive, transport.wait, self._staging_bytes, self._threads, self._devices,
+            GroupTransport(self._group), self._staging_bytes, self._threads, self._devices,
         )  # fmt: skip
         torch.autograd.graph.increment_version([tensor.tensor for tensor in self._engine])
+        interrupts: list[KeyboardInterrupt] = []
+
+        def expect_success() -> None:
+            try:
+                outcome.expect_success()
+            except KeyboardInterrupt as interrupt:  # others are told in place of being left alone
+                interrupts.append(interrupt)
+                raise InterruptedError(errno.EINTR, f"interrupted while {_DOING}") from interrupt
+
         try:
-            together(self._group, _DOING, outcome.expect_success)
+            together(self._group, _DOING, expect_success)
         except Exception as error:
-            raise _saying_which(error, outcome) from error
+            told = _saying_which(error, outcome)
+            if interrupts:
+                raise _with_layers(KeyboardInterrupt(text_of(told)), outcome) from error
+            raise told from error
         return RefitReport(
             outcome.bytes_sent,
             outcome.bytes_received,
@@ -331,5 +354,10 @@ def _saying_which(error: Exception, outcome: Any) -> Exception:
         told = type(error)(error.errno, f"{error.strerror}{text}")
     else:
         told = type(error)(f"{error}{text}")
-    vars(told).update(vars(error), new_layers=new, old_layers=old)
-    return told
+    vars(told).update(vars(error))
+    return _with_layers(told, outcome)
+
+
+def _with_layers(error: E, outcome: Any) -> E:
+    vars(error).update(new_layers=outcome.committed, old_layers=outcome.left)
+    return error

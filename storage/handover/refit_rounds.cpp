@@ -1,0 +1,137 @@
+#include "storage/handover/refit_rounds.h"
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "planner/error.h"
+#include "planner/save/export_wire.h"
+#include "planner/save/saved_values.h"
+#include "storage/files/random_number.h"
+#include "storage/jobs/packed_texts.h"
+#include "storage/write/export_words.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::size_t largest_message = std::size_t{4} << 20;
+constexpr std::size_t smallest_message = std::size_t{64} << 10;
+
+std::string word_of(bool holds) { return holds ? "yes" : ""; }
+
+/// So many texts. `who` is the rank, or ranks, that told them.
+std::vector<std::string> unpack_some(const std::string& bytes, std::size_t count, const char* who) {
+  std::vector<std::string> texts = unpack_texts(bytes);
+  if (texts.size() != count)
+    throw Error(ErrorKind::malformed,
+                "what " + std::string(who) + " has told of a hand-over is cut short: expected " +
+                    std::to_string(count) + " texts, found " + std::to_string(texts.size()) +
+                    "; do all ranks run the same version of shardwright?");
+  return texts;
+}
+
+}  // namespace
+
+std::string ToldPlan::pack() const { return pack_texts({digest, key, word_of(tells_values)}); }
+
+ToldPlan ToldPlan::unpack(const std::string& bytes) {
+  std::vector<std::string> texts = unpack_some(bytes, 3, "a rank");
+  return {std::move(texts[0]), std::move(texts[1]), !texts[2].empty()};
+}
+
+std::string AnsweredPlan::pack() const {
+  return pack_texts({key, word_of(is_held), word_of(needs_values), name});
+}
+
+AnsweredPlan AnsweredPlan::unpack(const std::string& bytes) {
+  std::vector<std::string> texts = unpack_some(bytes, 4, "rank 0");
+  return {std::move(texts[0]), !texts[1].empty(), !texts[2].empty(), std::move(texts[3])};
+}
+
+std::vector<std::string> answers_of_plans(const std::vector<std::string>& told) {
+  std::vector<ToldPlan> plans;
+  std::vector<std::string> digests;
+  for (const std::string& one : told) {
+    plans.push_back(ToldPlan::unpack(one));
+    digests.push_back(plans.back().digest);
+  }
+  AnsweredPlan answered;
+  const Hash key = hash_of(pack_texts(digests));
+  answered.key.assign(key.begin(), key.end());
+  answered.is_held =
+      std::all_of(plans.begin(), plans.end(), [&](const ToldPlan& one) { return one.key == answered.key; });
+  answered.needs_values =
+      std::any_of(plans.begin(), plans.end(), [](const ToldPlan& one) { return one.tells_values; });
+  answered.name = "shardwright/refit/" + std::to_string(random_number());
+  return std::vector<std::string>(told.size(), answered.pack());
+}
+
+std::string ToldSide::pack() const {
+  return pack_texts({word_of(is_trainer), word_of(is_engine), holdings, asked});
+}
+
+ToldSide ToldSide::unpack(const std::string& bytes) {
+  std::vector<std::string> texts = unpack_some(bytes, 4, "a rank");
+  return {!texts[0].empty(), !texts[1].empty(), std::move(texts[2]), std::move(texts[3])};
+}
+
+std::string AnsweredSide::pack() const { return pack_texts({share, tensors, std::to_string(message_bytes)}); }
+
+AnsweredSide AnsweredSide::unpack(const std::string& bytes) {
+  std::vector<std::string> texts = unpack_some(bytes, 3, "rank 0");
+  AnsweredSide answered{std::move(texts[0]), std::move(texts[1])};
+  std::from_chars(texts[2].data(), texts[2].data() + texts[2].size(), answered.message_bytes);
+  return answered;
+}
+
+std::vector<std::string> answers_of_sides(const std::vector<std::string>& told, const ExportRequest& request,
+                                          const RefitOptions& options) {
+  std::vector<ToldSide> sides;
+  std::vector<std::string> holdings;
+  std::vector<std::vector<std::string>> asked;
+  for (const std::string& one : told) {
+    sides.push_back(ToldSide::unpack(one));
+    asked.push_back(unpack_texts(sides.back().asked));
+    if (sides.back().is_trainer) holdings.push_back(std::move(sides.back().holdings));
+  }
+  expect_asked_alike(asked);
+  if (holdings.empty())
+    throw Error(ErrorKind::argument,
+                "nobody can supply the engine: expected a state dict on some rank, found none");
+  PlannedExport planned = plan_export(holdings, request, {});
+  if (planned.is_refused)
+    throw Error(ErrorKind::mismatch,
+                "the trainer's ranks do not know of each other's tensors: expected all ranks of "
+                "its meshes among those of the process group");
+  AnsweredSide common;
+  common.tensors = decode_share(planned.shares.front()).tensors;
+  const auto engines = static_cast<std::size_t>(
+      std::count_if(sides.begin(), sides.end(), [](const ToldSide& one) { return one.is_engine; }));
+  // A sender has a message for each of them in the making, in its half of the memory.
+  const std::size_t streams = 2 * std::max<std::size_t>(1, engines);
+  common.message_bytes = std::clamp(options.staging_bytes / streams, smallest_message, largest_message);
+  std::vector<std::string> answers;
+  std::size_t share = 0;
+  for (const ToldSide& one : sides) {
+    AnsweredSide answered = common;
+    if (one.is_trainer) answered.share = std::move(planned.shares[share++]);
+    answers.push_back(answered.pack());
+  }
+  return answers;
+}
+
+std::vector<std::string> turned(const std::vector<std::string>& told) {
+  std::vector<std::vector<std::string>> texts;
+  for (const std::string& one : told) texts.push_back(unpack_texts(one));
+  std::vector<std::string> answers;
+  for (std::size_t to = 0; to < told.size(); ++to) {
+    std::vector<std::string> answer(told.size());
+    for (std::size_t from = 0; from < told.size(); ++from) {
+      if (to < texts[from].size()) answer[from] = std::move(texts[from][to]);
+    }
+    answers.push_back(pack_texts(answer));
+  }
+  return answers;
+}
+
+}  // namespace shardwright

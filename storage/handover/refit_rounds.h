@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "storage/handover/hand_over.h"
+
+namespace shardwright {
+
+// What the ranks of a hand-over tell each other before anything is sent. Round by round: whether all of them
+// hold a plan for what they bring; if not, or if values have a say in it, what the trainer's ranks hold, and
+// with it what each one encodes; what the engine's ranks need; what the trainer's ranks will send. Decoding
+// throws Error(malformed) for bytes that are cut short.
+
+/// What a rank tells in the first round.
+struct ToldPlan {
+  std::string digest;         ///< of all that it plans by
+  std::string key;            ///< of the plan that it holds; empty: it has none
+  bool tells_values = false;  ///< PlannedRefit::tells_values
+
+  std::string pack() const;
+  static ToldPlan unpack(const std::string& bytes);
+};
+
+/// Rank 0's answer, the same to all.
+struct AnsweredPlan {
+  std::string key;            ///< of what the ranks bring now
+  bool is_held = false;       ///< by all ranks: a plan of this key
+  bool needs_values = false;  ///< some rank has to tell of them
+  std::string name;           ///< of this hand-over; see RefitWork::name
+
+  std::string pack() const;
+  static AnsweredPlan unpack(const std::string& bytes);
+};
+
+std::vector<std::string> answers_of_plans(const std::vector<std::string>& told);
+
+/// What a rank tells of what it brings.
+struct ToldSide {
+  bool is_trainer = false;
+  bool is_engine = false;
+  std::string holdings;  ///< of a trainer's rank; see describe_export()
+  std::string asked;     ///< words_of() its request
+
+  std::string pack() const;
+  static ToldSide unpack(const std::string& bytes);
+};
+
+/// What rank 0 answers.
+struct AnsweredSide {
+  std::string share;    ///< of a trainer's rank; see plan_export()
+  std::string tensors;  ///< of all of them; see encode_tensors()
+  std::size_t message_bytes = 0;
+
+  std::string pack() const;
+  static AnsweredSide unpack(const std::string& bytes);
+};
+
+/// Throws as plan_export(), Error(argument) where nobody brings a trainer.
+std::vector<std::string> answers_of_sides(const std::vector<std::string>& told, const ExportRequest& request,
+                                          const RefitOptions& options);
+
+/// What is told to each rank, of what each rank tells it: both in the order of the ranks.
+std::vector<std::string> turned(const std::vector<std::string>& told);
+
+}  // namespace shardwright
