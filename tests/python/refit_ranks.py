@@ -69,7 +69,7 @@ class Ranks:
             if number not in receives:
                 return
             source, memory = receives.pop(number)
-            memory[:] = self._messages[source, rank].get(timeout=60)
+            memory[:] = self._messages[source, rank].get(timeout=300)
 
         return send, receive, wait
 

@@ -645,7 +645,7 @@ def test_a_kill_leaves_the_earlier_one_whole_and_the_next_save_tidies(place: Pla
     place.server.before = kill
     here = str(Path(__file__).parent)
     child = subprocess.Popen([sys.executable, "-c", KILLED, place.address(), here, flow])
-    child.wait(timeout=120)
+    child.wait(timeout=300)
     place.server.before = lambda *_: None
     assert child.returncode == -signal.SIGKILL
     after = contents(place.folder())
@@ -674,7 +674,7 @@ def test_what_a_killed_first_save_leaves_is_no_checkpoint(place: Place, flow: st
     place.server.before = kill
     here = str(Path(__file__).parent)
     child = subprocess.Popen([sys.executable, "-c", KILLED, place.address(), here, flow])
-    child.wait(timeout=120)
+    child.wait(timeout=300)
     place.server.before, place.server.write_faults = lambda *_: None, []
     assert any(name.startswith(("rank-", "model-")) for name in place.names())
     for look in (sw.read_catalog, sw.verify, lambda path: sw.load({"w": torch.zeros(3)}, path)):
