@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import shardwright as sw
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from test_strangers import assert_untouched, holds, read, state
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
@@ -84,6 +85,30 @@ def test_a_path_that_cannot_be_meant_is_refused_and_makes_nothing(
         with pytest.raises((ValueError, OSError), match=words):
             call()
     assert names(tmp_path) == ["dangling"]
+
+
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_a_folder_of_any_name_is_saved_to(format: str, tmp_path):
+    for name in (b"caf\xe9", b"a\nb", b"\xff\xfe"):
+        path = tmp_path / os.fsdecode(name)
+        sw.save(state(3), path, format=format)
+        assert holds(path, 3) and sw.verify(path).problems == []
+    found = {"a.weight": torch.zeros(4, 6)}
+    sw.save({"a.weight": WEIGHTS["a.weight"]}, tmp_path / os.fsdecode(b"\xff\xfe"), format="torch")
+    dcp.load(found, checkpoint_id=tmp_path / os.fsdecode(b"\xff\xfe"))
+    assert torch.equal(found["a.weight"], WEIGHTS["a.weight"])
+
+
+def test_a_working_directory_that_is_gone_is_told_by_the_path(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for call in (sw.save, sw.export):
+        with pytest.raises(
+            FileNotFoundError, match=r"\] \.: cannot resolve this path: No such file or directory"
+        ):
+            call(WEIGHTS, "run")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
