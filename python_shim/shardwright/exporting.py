@@ -126,7 +126,7 @@ def export(
                 )
     except CheckpointException as wrapped:
         writer.abandon()  # by now no rank writes any more
-        failure = told(wrapped)
+        failure = told(wrapped, process_group)
         # Of ranks that were given different templates each would see hints of its own.
         ranks_differ = "the ranks have been given different arguments" in str(failure)
         if isinstance(failure, PlanError) and template is not None and not ranks_differ:

@@ -50,7 +50,7 @@ class PendingSave:
             with naming_gone_ranks(self._group, "saving"):
                 self._future.result()
         except CheckpointException as failure:
-            raise told(failure) from failure
+            raise told(failure, self._group) from failure
         finally:
             # A wait that was interrupted leaves the save to its thread, which publishes it or removes what it wrote.
             if self._future.done():
@@ -143,7 +143,7 @@ def save(
             with naming_gone_ranks(process_group, "saving"):
                 dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
         except CheckpointException as failure:
-            raise told(failure) from failure
+            raise told(failure, process_group) from failure
         finally:
             writer.abandon()
     assert writer.report is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,36 @@ def test_a_working_directory_that_is_gone_is_told_by_the_path(tmp_path, monkeypa
         ):
             call(WEIGHTS, "run")
     assert names(tmp_path) == []
+
+
+class Interrupted:
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_no_failure_of_a_save_that_a_trainer_could_take_for_another(tmp_path):
+    sw.save(state(1), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        sw.save(state(2) | {"object": Interrupted()}, tmp_path / "run")
+    assert holds(tmp_path / "run", 1) and not (tmp_path / "run" / ".shardwright.saving").exists()
+
+
+def test_ctrl_c_in_an_export_at_any_moment_is_told_as_that(tmp_path):
+    weights = {f"layers.{number}.weight": torch.ones(512, 1024) for number in range(24)}
+    sw.export(weights, tmp_path / "out", quantization="mxfp8", quantized_weights=["*"], layout="huggingface")
+    for moment in range(6):
+        stop = threading.Timer(0.02 + 0.05 * moment, os.kill, [os.getpid(), signal.SIGINT])
+        with pytest.raises(KeyboardInterrupt):
+            stop.start()
+            while True:
+                sw.export(
+                    weights,
+                    tmp_path / "out",
+                    quantization="mxfp8",
+                    quantized_weights=["*"],
+                    layout="huggingface",
+                )
+        assert sw.verify(tmp_path / "out").problems == []
 
 
 @pytest.mark.parametrize(
