@@ -165,7 +165,7 @@ std::string fault_of(const TensorSpec& spec, bool only_read) {
   }
   if (!only_read && shares_memory_with_itself(spec)) {
     return "several of its elements share memory (shape " + to_string(spec.local_shape) + ", strides " +
-           to_string(spec.local_strides) + "), as in an expanded view; load into a tensor of its own";
+           to_string(spec.local_strides) + "), as in an expanded view; pass a tensor of its own";
   }
   return "";
 }
@@ -197,7 +197,7 @@ std::vector<std::string> shared_memory(std::span<const TensorSpec* const> specs)
     for (const auto& [earlier_range, earlier] : open) {
       if (share_memory(*earlier, *spec)) {
         faults.push_back(earlier->fqn + " and " + spec->fqn +
-                         " share memory; a load writes each element once, so pass one of the two");
+                         " share memory; each element is written once, so pass one of the two");
       }
     }
     open.emplace_back(range, spec);

@@ -50,7 +50,7 @@ class PendingSave:
             with naming_gone_ranks(self._group, "saving"):
                 self._future.result()
         except CheckpointException as failure:
-            raise told(failure) from failure
+            raise told(failure, self._group) from failure
         finally:
             # A wait that was interrupted leaves the save to its thread, which publishes it or removes what it wrote.
             if self._future.done():

@@ -140,7 +140,8 @@ fs::path resolved_path(const fs::path& path) {
   std::error_code code;
   fs::path whole;
   do {
-    whole = fs::weakly_canonical(fs::absolute(path), code);
+    whole = fs::absolute(path, code);  // which fails where the working directory has been removed
+    if (!code) whole = fs::weakly_canonical(whole, code);
   } while (code == std::errc::interrupted);
   if (code) {
     throw Error(ErrorKind::io, printable(path.native()) + ": cannot resolve this path: " + code.message(),

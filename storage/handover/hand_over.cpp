@@ -13,6 +13,7 @@
 #include "planner/wire/packed_texts.h"
 #include "storage/handover/digest_of_side.h"
 #include "storage/handover/encode_boxes.h"
+#include "storage/handover/engine_memory.h"
 #include "storage/handover/refit_rounds.h"
 #include "storage/handover/refit_steps.h"
 #include "storage/threads.h"
@@ -69,8 +70,7 @@ class Prepared {
         job_,
         [&] {
           begin_encoding(answered.share);
-          if (side_.memory.size() != side_.engine.size())
-            throw Error(ErrorKind::argument, "expected memory for each of the engine's tensors");
+          expect_memory_for_each(side_.engine, side_.memory);
           planned_ = begin_plan(source_ != nullptr
                                     ? source_->described()
                                     : described_export(request_, decode_tensors(answered.tensors), {}),

@@ -13,6 +13,7 @@
 
 #include "planner/error.h"
 #include "storage/format/checksum.h"
+#include "storage/format/checksums_file.h"
 #include "storage/format/hf_index.h"
 #include "storage/format/manifest.h"
 #include "storage/format/safetensors.h"
@@ -21,7 +22,7 @@
 namespace shardwright {
 namespace {
 
-enum Reader : char { header, index, manifest, readers };
+enum Reader : char { header, index, manifest, checksums, readers };
 
 void require(bool holds) {
   if (!holds) std::abort();
@@ -33,8 +34,9 @@ std::string varint(std::uint64_t number) {
   return bytes + static_cast<char>(number);
 }
 
-/// The file of a manifest, whose checksum is right: else no fuzzer gets past it (wire::ManifestFile).
-std::string manifest_file(std::string_view bytes) {
+/// The file of a manifest or of checksums, whose own checksum is right: else no fuzzer gets past it
+/// (wire::ManifestFile, wire::ChecksumsFile).
+std::string checked_file(std::string_view bytes) {
   std::uint64_t checksum = checksum_of(bytes.data(), bytes.size());
   std::string file = "\x0a" + varint(bytes.size()) + std::string(bytes) + "\x11";
   for (int byte = 0; byte < 8; ++byte, checksum >>= 8) file += static_cast<char>(checksum);
@@ -51,9 +53,13 @@ void read(char reader, std::string_view bytes) {
       for (const HfIndex index = parse_hf_index(bytes, "file"); const HfIndex::Entry& entry : index.entries)
         require(entry.file < index.files.size());
       break;
+    case manifest:
+      decode_manifest(encode_manifest(decode_manifest(checked_file(bytes), "file")), "file");
+      break;
     default: {
-      const Manifest decoded = decode_manifest(manifest_file(bytes), "file");
-      decode_manifest(encode_manifest(decoded), "file");
+      const Checksums decoded = decode_checksums(checked_file(bytes), "file");
+      const Checksums again = decode_checksums(encode_checksums(decoded), "file");
+      require(again.files.size() == decoded.files.size() && again.tensors.size() == decoded.tensors.size());
     }
   }
 }
@@ -79,9 +85,14 @@ void write_seeds(const std::filesystem::path& folder) {
                     false,
                     {{{{0, 0}, {1, 3}}, {0, {100, 106, {7}}}}, {{{1, 0}, {1, 3}}, {1, {0, 6, {8}}}}}}};
   whole.objects = {{"object", {1, {8, 20, {13}}}}};
-  const std::string file = encode_manifest(whole);
-  write(manifest,
-        std::string_view(file).substr(2, file.size() - 11));  // a tag and a byte of length; a checksum
+  const auto write_unchecked = [&](Reader reader, std::string_view file) {
+    const std::size_t begin = file[1] < 0 ? 3 : 2;  // behind a tag, and a length of one byte or two
+    write(reader, file.substr(begin, file.size() - begin - 9));
+  };
+  write_unchecked(manifest, encode_manifest(whole));
+  write_unchecked(checksums, encode_checksums({{{"model.safetensors", 110, 100, 1}},
+                                               {{"config.json", 20, 0, 2}},
+                                               {{"t", {{4, 12}, {7, 8}}}, {"u", {{12}, {9}}}}}));
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
     python tests/python/mutate_checkpoints.py [--count 20000] [--seed 0] [--kind NAME] [--jobs 2]
 
-Each batch runs in a process of its own, so that a crash, a hang (20 s), memory out of proportion or the code of a
+Each batch runs in a process of its own, so that a crash, a hang (60 s), memory out of proportion or the code of a
 pickle is found and said. mutated_flows.py says what is expected. `--first N --count 1` repeats one of a kind.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from mutated_flows import KINDS, Arena, Broken, Kind, try_one
 
-SECONDS = 20
+SECONDS = 60
 MEMORY = 1 << 30  #: that a load may take beside what the process has: far more than these checkpoints are
 BATCH = 200
 

@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -164,7 +164,11 @@ class Handler(BaseHTTPRequestHandler):
         end = end if stop is None else begin + stop
         with open(file, "rb") as opened:
             while begin < end:
-                begin += os.sendfile(self.connection.fileno(), opened.fileno(), begin, end - begin)
+                sent = os.sendfile(self.connection.fileno(), opened.fileno(), begin, end - begin)
+                if sent == 0:  # a shorter one has taken its place meanwhile
+                    self.close_connection = True
+                    return
+                begin += sent
 
     def do_PUT(self) -> None:
         name, query = self._name_and_query()
@@ -245,12 +249,14 @@ class Handler(BaseHTTPRequestHandler):
             if delimiter and delimiter in rest:
                 prefixes.add(prefix + rest.partition(delimiter)[0] + delimiter)
                 continue
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(file.stat().st_mtime))
-            contents.append(
-                f"<Contents><Key>{escape(key)}</Key><LastModified>{stamp}</LastModified>"
-                f"<ETag>{escape(self.etag_of(f'{bucket}/{key}', file))}</ETag>"
-                f"<Size>{file.stat().st_size}</Size></Contents>"
-            )
+            with suppress(FileNotFoundError):  # it has been deleted meanwhile
+                status = file.stat()
+                stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(status.st_mtime))
+                contents.append(
+                    f"<Contents><Key>{escape(key)}</Key><LastModified>{stamp}</LastModified>"
+                    f"<ETag>{escape(self.etag_of(f'{bucket}/{key}', file))}</ETag>"
+                    f"<Size>{status.st_size}</Size></Contents>"
+                )
         folders = [
             f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in sorted(prefixes)
         ]

@@ -78,7 +78,7 @@ class ThreadTransport:
         if number not in self._receives:
             return
         source, memory = self._receives.pop(number)
-        memory[:] = self._messages[source, self._rank].get(timeout=60)
+        memory[:] = self._messages[source, self._rank].get(timeout=300)
 
     def post(self, key: str, text: str) -> None:
         self._board[key] = text

@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -77,6 +78,17 @@ def taken() -> dict[str, int]:
     }
 
 
+def taken_in_the_end(first: dict[str, int]) -> dict[str, int]:
+    """What is still taken when threads that were ending have ended."""
+    limit = time.monotonic() + 60
+    while True:
+        last = taken()
+        grown = [what for what in first if what != "resident bytes" and last[what] > first[what]]
+        if not grown or time.monotonic() > limit:
+            return last
+        time.sleep(0.1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=200)
@@ -93,7 +105,7 @@ def main() -> int:
             one_round(folder, folder / "released", number)
             if number == max(5, rounds // 5):  # caches have filled
                 first, names = taken(), files_in(folder, number)
-        last = taken()
+        last = taken_in_the_end(first)
         last_names = files_in(folder, rounds - 1)
     print(f"{rounds} rounds of five saves, loads and exports, then {len(last_names)} files and folders")
     before, after = Counter(names), Counter(last_names)

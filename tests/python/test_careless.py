@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import shardwright as sw
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from test_strangers import assert_untouched, holds, read, state
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
@@ -84,6 +87,60 @@ def test_a_path_that_cannot_be_meant_is_refused_and_makes_nothing(
         with pytest.raises((ValueError, OSError), match=words):
             call()
     assert names(tmp_path) == ["dangling"]
+
+
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_a_folder_of_any_name_is_saved_to(format: str, tmp_path):
+    for name in (b"caf\xe9", b"a\nb", b"\xff\xfe"):
+        path = tmp_path / os.fsdecode(name)
+        sw.save(state(3), path, format=format)
+        assert holds(path, 3) and sw.verify(path).problems == []
+    found = {"a.weight": torch.zeros(4, 6)}
+    sw.save({"a.weight": WEIGHTS["a.weight"]}, tmp_path / os.fsdecode(b"\xff\xfe"), format="torch")
+    dcp.load(found, checkpoint_id=tmp_path / os.fsdecode(b"\xff\xfe"))
+    assert torch.equal(found["a.weight"], WEIGHTS["a.weight"])
+
+
+def test_a_working_directory_that_is_gone_is_told_by_the_path(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for call in (sw.save, sw.export):
+        with pytest.raises(
+            FileNotFoundError, match=r"\] \.: cannot resolve this path: No such file or directory"
+        ):
+            call(WEIGHTS, "run")
+    assert names(tmp_path) == []
+
+
+class Interrupted:
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_no_failure_of_a_save_that_a_trainer_could_take_for_another(tmp_path):
+    sw.save(state(1), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        sw.save(state(2) | {"object": Interrupted()}, tmp_path / "run")
+    assert holds(tmp_path / "run", 1) and not (tmp_path / "run" / ".shardwright.saving").exists()
+
+
+def test_ctrl_c_in_an_export_at_any_moment_is_told_as_that(tmp_path):
+    weights = {f"layers.{number}.weight": torch.ones(512, 1024) for number in range(24)}
+    sw.export(weights, tmp_path / "out", quantization="mxfp8", quantized_weights=["*"], layout="huggingface")
+    for moment in range(6):
+        stop = threading.Timer(0.02 + 0.05 * moment, os.kill, [os.getpid(), signal.SIGINT])
+        with pytest.raises(KeyboardInterrupt):
+            stop.start()
+            while True:
+                sw.export(
+                    weights,
+                    tmp_path / "out",
+                    quantization="mxfp8",
+                    quantized_weights=["*"],
+                    layout="huggingface",
+                )
+        assert sw.verify(tmp_path / "out").problems == []
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,10 @@ def test_parts_of_tensors_get_their_parts():
             lambda engine, name: engine.update({name: sw.TensorPart(engine[name], (1, 0))}),
             "expected a part of",
         ),
+        (
+            lambda engine, name: engine.update({name: engine[name][:100]}),
+            r"expected a tensor of \[256, 4096\], found \[100, 4096\]; say with a shardwright.TensorPart",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_and_its_layer_stays(change, message: str):
@@ -220,6 +224,29 @@ def test_what_does_not_fit_is_refused_and_its_layer_stays(change, message: str):
     if message.startswith("there is"):
         applied = sw.apply_pieces(engine, pieces, strict=False)
         assert applied.passed_over == {name}
+
+
+def test_what_is_no_tensors_and_no_pieces_is_told():
+    pieces = list(sw.pieces(matrices(64, 512), layout="huggingface"))
+    for tensors, stream, message in [
+        (None, pieces, "expected a dict of names and tensors, found NoneType"),
+        ({}, "abc", "expected what shardwright.pieces gives, found str"),
+        ({}, [*pieces, 3], "expected what shardwright.pieces gives, found int"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            sw.apply_pieces(tensors, stream, strict=False)
+
+
+def test_an_error_of_a_stream_says_its_number_once():
+    def broken():
+        raise OSError(5, "the line is cut", "socket")
+        yield
+
+    with pytest.raises(
+        OSError, match=r"^\[Errno 5\] socket: the line is cut; no layer has the new values"
+    ) as error:
+        sw.apply_pieces({}, broken())
+    assert error.value.errno == 5
 
 
 @pytest.mark.parametrize("taken", [0, 1])

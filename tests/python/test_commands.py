@@ -137,7 +137,7 @@ def on_a_terminal(code: str) -> tuple[str, str]:
             break
         shown_there += more
     os.close(master)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     return shown_there.decode(), output
 
@@ -230,7 +230,7 @@ def test_a_line_says_what_is_done_and_what_is_left():
 def completed_by_bash(script: str, *words: str) -> set[str]:
     line = " ".join(f"'{word}'" for word in words)
     code = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _shardwright; echo ${{COMPREPLY[@]}}"
-    run = subprocess.run(["bash", "-uc", code], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(["bash", "-uc", code], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
 
@@ -249,7 +249,7 @@ def test_bash_completes_commands_options_and_choices():
 
 def completed_by_fish(script: Path, line: str) -> set[str]:
     code = f"source {script}; complete -C '{line}'"
-    run = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0 and not run.stderr, run.stderr
     return {found.split("\t")[0] for found in run.stdout.splitlines()}
 
@@ -272,7 +272,7 @@ def test_fish_completes_commands_options_and_choices(tmp_path: Path):
 
 
 def typed_in_zsh(script: Path, setup: str, keys: str, until: str) -> str:
-    """What a zsh on a terminal shows once ``until`` is there, or after a minute."""
+    """What a zsh on a terminal shows once ``until`` is there, or after two minutes."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(TERM="dumb", ZDOTDIR=str(script.parent), PS1="$ ")
@@ -281,7 +281,7 @@ def typed_in_zsh(script: Path, setup: str, keys: str, until: str) -> str:
 
     def read_until(text: str) -> None:
         nonlocal shown
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 120
         while text not in shown and time.monotonic() < limit:
             if select.select([terminal], [], [], 1)[0]:
                 shown += os.read(terminal, 65536).decode(errors="replace")
@@ -314,6 +314,23 @@ def test_zsh_completes_commands_options_and_choices(setup: str, tmp_path: Path):
         assert completed in typed_in_zsh(script, setup, f"{typed}\t", completed)
 
 
+#: Says when the engine has begun.
+TELLING = """
+import sys, threading, time
+from shardwright.cli.command_line import main
+from shardwright.progress import watched
+
+def tell(watch):
+    while watch.counters.done == 0:
+        time.sleep(0.001)
+    print("begun", flush=True)
+
+with watched() as watch:
+    threading.Thread(target=tell, args=[watch], daemon=True).start()
+    sys.exit(main({arguments!r}))
+"""
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -323,14 +340,16 @@ def test_zsh_completes_commands_options_and_choices(setup: str, tmp_path: Path):
     ids=lambda command: command[0],
 )
 def test_ctrl_c_stops_what_the_engine_does(command: list[str], tmp_path: Path):
-    """Each takes several seconds, and is asked to stop when it has begun."""
-    code = f"import sys\nfrom shardwright.cli.command_line import main\nsys.exit(main({command!r}))"
+    """Each takes several seconds, and is asked to stop when the engine has counted something."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        [sys.executable, "-c", TELLING.format(arguments=command)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
     )
-    time.sleep(1.5)
-    assert process.poll() is None
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
-    output, error = process.communicate(timeout=60)
+    output, error = process.communicate(timeout=300)
     assert (process.returncode, output, error) == (130, "", f"shardwright {command[0]}: stopped\n")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

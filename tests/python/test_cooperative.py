@@ -49,7 +49,8 @@ def test_what_lies_in_the_page_cache_is_read_apart_and_nothing_is_left_behind(ou
 
 
 def test_ranks_without_memory_to_share_hand_on_over_c10d_and_say_so(outcome: dict[str, str]):
-    assert not outcome["memory_that_is_refused"], outcome["memory_that_is_refused"]
+    for check in ("memory_that_is_refused", "address_space_that_is_refused"):
+        assert not outcome[check], outcome[check]
 
 
 def test_a_rank_that_cannot_read_is_named_on_all(outcome: dict[str, str]):

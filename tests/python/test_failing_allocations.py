@@ -20,7 +20,7 @@ def test_each_allocation_of_a_load_that_fails_is_a_memory_error(tmp_path: Path, 
         env=os.environ | {"LD_PRELOAD": str(library)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
     )
     if "io_uring was asked for" in run.stderr:
         pytest.skip("no io_uring here")

@@ -3,12 +3,14 @@
 import random
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import shardwright as sw
 import torch
 from handed_over import exported, of_all_ranks, put_together, wrong_tensors
 from shardwright import _core
+from shardwright.handover import buckets
 from shardwright.handover.buckets import Bucket
 from shardwright.peak_memory import measure_peak_memory
 from torch.distributed.tensor import Replicate, Shard
@@ -170,3 +172,12 @@ def test_values_that_cannot_be_encoded_are_refused_by_name(tmp_path: Path):
         sw.pieces(weights, quantization="nvfp4-modelopt", **options)  # the ranks tell each other the largest
     with pytest.raises(sw.PlanError, match=r"b.weight: is infinite at b.weight \[5, 7\]"):
         list(sw.pieces(weights, quantization="block_fp8", **options))
+
+
+def test_memory_that_the_system_refuses_is_told_by_the_option_that_asks_for_less(monkeypatch):
+    state = {f"model.layers.{number}.w.weight": torch.ones(64, 512) for number in range(40)}
+    monkeypatch.setattr(buckets.mmap, "mmap", mock.Mock(side_effect=OSError(12, "Cannot allocate memory")))
+    with pytest.raises(
+        MemoryError, match=r"cannot take \d+ bytes for pieces .*; pass a smaller bucket_bytes"
+    ):
+        list(sw.pieces(state, layout="huggingface"))

@@ -49,6 +49,9 @@ def test_a_rank_alone_is_told_what_is_wrong_and_nothing_has_been_written():
         ({"engine": [whole, first]}, "expected a list of shardwright.EngineTensor, found Tensor"),
         ({"engine": first}, "expected a list of shardwright.EngineTensor, found Tensor"),
         ({"engine": [whole], "staging_bytes": 0}, "staging_bytes is 0"),
+        ({"engine": [whole], "plan": 3}, "plan: expected a shardwright.RefitPlan or None, found 3"),
+        ({"engine": [sw.EngineTensor("e", first, names[0])]}, f"e: expected a list .* found '{names[0]}'"),
+        ({"engine": [sw.EngineTensor("e", first, [3])]}, r"e: expected a list .* found \[3\]"),
     ]
     for arguments, message in wrong:
         with pytest.raises(ValueError, match=message):
@@ -126,6 +129,36 @@ def test_a_trainer_that_shards_otherwise_is_planned_anew():
         for outcome in hand_over([*sides, Side(None, into(came))], request, plans):
             outcome.expect_success()
         assert torch.equal(came, whole)
+
+
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        (lambda whole: (whole[:8], whole[4:12]), "first and second share memory"),
+        (
+            lambda whole: (whole.view(-1).as_strided((8, 16), (8, 1)), whole[8:]),
+            "first: several of its elements",
+        ),
+    ],
+    ids=["two tensors", "a tensor and itself"],
+)
+def test_an_engines_elements_that_share_memory_are_refused(tensors, message: str):
+    """Of what is written to one place, the last would stay."""
+    names = ["model.layers.0.w.weight", "model.layers.1.w.weight"]
+    state = {name: torch.full((8, 16), number + 1.0) for number, name in enumerate(names)}
+    whole = torch.zeros(16, 16)
+    first, second = tensors(whole)
+    engine = [sw.EngineTensor("first", first, names[:1]), sw.EngineTensor("second", second, names[1:])]
+    with pytest.raises(sw.PlanError, match=message):
+        sw.refit(state, engine, layout="huggingface")
+    assert not whole.any()
+    halves = [slice(0, 8), slice(8, 16)]
+    columns = [
+        sw.EngineTensor(name, whole[:8, half], [sw.EnginePart(name, (slice(0, 8), half))])
+        for name, half in zip(names, halves, strict=True)
+    ]
+    sw.refit(state, columns, layout="huggingface")
+    assert (whole[:8, :8] == 1).all() and (whole[:8, 8:] == 2).all() and not whole[8:].any()
 
 
 def test_a_sender_and_a_receiver_that_meet_have_the_same_queue(monkeypatch: pytest.MonkeyPatch):

@@ -48,7 +48,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 import shardwright as sw
 store, rank, flow, address = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=timedelta(seconds=20))
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=timedelta(seconds=60))
 mesh = init_device_mesh("cpu", (2,))
 held = {f"t{n}": distribute_tensor(torch.full((6000, 1000), 2.0), mesh, [Shard(0)]) for n in range(3)}
 if flow == "save":
@@ -95,7 +95,7 @@ def test_a_rank_that_dies_while_it_uploads_publishes_nothing(flow: str, tmp_path
             for rank in range(2)
         ]
         try:
-            _, told = ranks[0].communicate(timeout=120)
+            _, told = ranks[0].communicate(timeout=300)
         finally:
             for rank in ranks:
                 rank.kill()

@@ -32,7 +32,7 @@ def run_save(
         with quietly_alone(), naming_gone_ranks(process_group, doing):
             dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
     except CheckpointException as failure:
-        raise told(failure) from failure
+        raise told(failure, process_group) from failure
     finally:
         writer.abandon()  # by now no rank writes any more
     assert writer.report is not None

@@ -421,7 +421,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             paths = [
                 (name, [(str(key), type(key) is int) for key in keys]) for name, keys in planner_data.items()
             ]
-        return _core.TorchSave(os.fspath(self.path), self.save_id, paths)
+        return _core.TorchSave(_name_of_place(self.path), self.save_id, paths)
 
     def abandon(self) -> None:
         """Removes what an unfinished save has written, if this rank is its coordinator. Safe to call at any time."""
@@ -445,6 +445,11 @@ def _uploaded_files(directory: Path) -> dict[str, int]:
     """Sizes of the files that the manifest in this folder names, but those that lie beside it."""
     files: dict[str, int] = dict(_core.read_manifest(directory).files)
     return {name: size for name, size in files.items() if not is_there(directory / name)}
+
+
+def _name_of_place(path: Path | str) -> str:
+    """What others may read of where a save went: no secret of an address, and no byte that is not of UTF-8."""
+    return masked(path) if isinstance(path, str) else os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _format_of(name: str | None, torchs_word: SerializationFormat | None) -> str:

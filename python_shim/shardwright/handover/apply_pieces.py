@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from shardwright._core import PlanError
 from shardwright.describe import boxes_of_dtensor
 from shardwright.handover.piece import Piece
+from shardwright.ranks.rank_outcome import text_of
 
 
 class TensorPart(NamedTuple):
@@ -39,6 +40,13 @@ class AppliedPieces:
 _Copy = tuple[torch.Tensor, torch.Tensor]
 
 
+class _Places(NamedTuple):
+    """What a destination holds of a checkpoint's tensor."""
+
+    parts: list[TensorPart]
+    shape: tuple[int, ...] | None  #: that the checkpoint's tensor must have; None: any that the parts lie in
+
+
 def apply_pieces(tensors: Mapping[str, Any], *streams: Iterable[Piece], strict: bool = True) -> AppliedPieces:
     """Copies pieces into tensors, a layer at a time: each layer's tensors are whole old or whole new.
 
@@ -56,9 +64,14 @@ def apply_pieces(tensors: Mapping[str, Any], *streams: Iterable[Piece], strict: 
         Exception: what a stream raises, its text followed by which layers are new; ``applied`` of it is an
             :class:`AppliedPieces`.
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors: expected a dict of names and tensors, found {type(tensors).__name__}")
     applied = AppliedPieces()
-    places = {name: _places_of(name, value) for name, value in tensors.items()}
-    pieces = heapq.merge(*streams, key=attrgetter("place"))
+    places = {
+        name: [_places_of(name, one) for one in (value if isinstance(value, list) else [value])]
+        for name, value in tensors.items()
+    }
+    pieces = heapq.merge(*map(_only_pieces, streams), key=attrgetter("place"))
     try:
         for _, of_layer in groupby(pieces, key=attrgetter("place")):
             copies: list[_Copy] = []
@@ -66,7 +79,8 @@ def apply_pieces(tensors: Mapping[str, Any], *streams: Iterable[Piece], strict: 
             for piece in of_layer:
                 layer = piece.layer
                 if piece.name in places:
-                    copies += _copies(places[piece.name], piece)
+                    for held in places[piece.name]:
+                        copies += _copies(held, piece)
                 elif strict:
                     raise PlanError(
                         f"{piece.name}: comes in pieces, and there is no tensor for it; pass strict=False to leave "
@@ -88,7 +102,7 @@ def apply_pieces(tensors: Mapping[str, Any], *streams: Iterable[Piece], strict: 
 def _told(error: Exception, applied: AppliedPieces) -> Exception:
     """The same error that says which layers are new as well."""
     new = ", ".join(applied.layers) if applied.layers else "no layer"
-    text = f"{error}; {new} has the new values, all others have the old ones"
+    text = f"{text_of(error)}; {new} has the new values, all others have the old ones"
     try:
         found = (
             OSError(error.errno, text) if isinstance(error, OSError) and error.errno else type(error)(text)
@@ -108,18 +122,23 @@ def expect_memory_for_each(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def _places_of(name: str, value: Any) -> list[TensorPart]:
+def _only_pieces(stream: Iterable[Any]) -> Iterator[Piece]:
+    for piece in stream:
+        if not isinstance(piece, Piece):
+            raise TypeError(f"streams: expected what shardwright.pieces gives, found {type(piece).__name__}")
+        yield piece
+
+
+def _places_of(name: str, value: Any) -> _Places:
     """What a destination holds, as parts of the checkpoint's tensor."""
-    if isinstance(value, list):
-        return [part for one in value for part in _places_of(name, one)]
     if isinstance(value, TensorPart):
         expect_memory_for_each(name, value.tensor)
-        return [value]
+        return _Places([value], None)
     if isinstance(value, DTensor):
         if value.device_mesh.get_coordinate() is None:
-            return []
+            return _Places([], None)
         local = value.to_local().detach()
-        return [
+        parts = [
             TensorPart(
                 local[
                     tuple(slice(at, at + size) for at, size in zip(box.local_offset, box.size, strict=True))
@@ -128,20 +147,26 @@ def _places_of(name: str, value: Any) -> list[TensorPart]:
             )
             for box in boxes_of_dtensor(value)
         ]
+        return _Places(parts, tuple(value.shape))
     if isinstance(value, torch.Tensor):
         expect_memory_for_each(name, value)
-        return [TensorPart(value.detach(), (0,) * value.dim())]
+        return _Places([TensorPart(value.detach(), (0,) * value.dim())], tuple(value.shape))
     raise TypeError(f"{name}: expected a tensor or a TensorPart, found {type(value).__name__}")
 
 
-def _copies(places: list[TensorPart], piece: Piece) -> Iterator[_Copy]:
+def _copies(places: _Places, piece: Piece) -> Iterator[_Copy]:
     """Copies of a piece into the parts that hold some of it; the bytes are staged."""
-    for part in places:
+    for part in places.parts:
         tensor, offset = part
         if tensor.dtype != piece.dtype or tensor.dim() != len(piece.shape):
             raise PlanError(
                 f"{piece.name}: expected a tensor of {piece.dtype} and {len(piece.shape)} dimensions, as the pieces "
                 f"are, found {tensor.dtype} {list(tensor.shape)}"
+            )
+        if places.shape is not None and places.shape != piece.shape:
+            raise PlanError(
+                f"{piece.name}: expected a tensor of {list(piece.shape)}, found {list(places.shape)}; say with a "
+                "shardwright.TensorPart which part of it this is"
             )
         if any(
             at < 0 or at + size > of for at, size, of in zip(offset, tensor.shape, piece.shape, strict=True)

@@ -15,7 +15,12 @@ class Bucket:
     """Memory for one bucket, without gaps between its pages and zero at first."""
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self._memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:  # as of a process that may take no more
+            raise MemoryError(
+                f"cannot take {size} bytes for pieces ({error}); pass a smaller bucket_bytes"
+            ) from error
 
     def tensor(self) -> torch.Tensor:
         """The memory as bytes. It is there as long as this tensor or a view of it is."""

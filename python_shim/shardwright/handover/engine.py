@@ -79,6 +79,10 @@ class EngineTensor:
         if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
             raise ValueError(f"{self.name}: expected a strided tensor of a dtype that safetensors has")
         expect_memory_for_each(self.name, tensor)
+        if isinstance(self.parts, str) or not all(isinstance(part, (str, EnginePart)) for part in self.parts):
+            raise ValueError(
+                f"{self.name}: expected a list of shardwright.EnginePart and names as parts, found {self.parts!r}"
+            )
         parts = [EnginePart(part) if isinstance(part, str) else part for part in self.parts]
         side.add_engine_tensor(
             self.name,

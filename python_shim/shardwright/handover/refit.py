@@ -217,13 +217,15 @@ class _Refit:
         self._rank, self._ranks = 0, 1
         if has_others(group):
             self._rank, self._ranks = dist.get_rank(group), dist.get_world_size(group)
-        self._plan = RefitPlan() if plan is None else plan
+        self._plan = plan if isinstance(plan, RefitPlan) else RefitPlan()
         self._side = _core.RefitSide()
         self._description = Description()
         self._engine: list[EngineTensor] = []
         self._copied_bytes = 0
 
         def describe_sides() -> None:
+            if plan is not None and plan is not self._plan:
+                raise ValueError(f"plan: expected a shardwright.RefitPlan or None, found {plan!r}")
             self._engine = _expect_engine(engine)
             self._staging_bytes = bytes_of_size(staging_bytes, "staging_bytes")
             self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)

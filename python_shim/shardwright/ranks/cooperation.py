@@ -221,14 +221,14 @@ def _join_memory(load: Any, group: dist.ProcessGroup) -> str | None:
         try:
             memory = _core.SharedMemory.create(load.node_bytes)
             made = [memory.path, None]
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             made = [None, str(error)]
     dist.broadcast_object_list(made, dist.get_global_rank(group, 0), group)
     path, failure = made
     if failure is None:
         try:
             load.join_node(memory or _core.SharedMemory.open(path, load.node_bytes))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             failure = str(error)
     failures: list[str | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(failures, failure, group)

@@ -108,11 +108,18 @@ def round_of_ranks(
     return answer
 
 
-def told(failure: CheckpointException) -> Exception:
-    """dcp's account of what happened on each rank as one ordinary exception, the same on all of them."""
+def told(failure: CheckpointException, group: dist.ProcessGroup | None = None) -> Exception:
+    """dcp's account of what happened on each rank of the group as one ordinary exception, the same on all of them.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: what has ended this rank's part, which dcp takes for a failure like others.
+    """
     causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
+    here = dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
+    if isinstance(causes.get(here), (KeyboardInterrupt, SystemExit)):
+        raise causes[here] from failure
     first = next(iter(causes.values()))
-    text = _lines({rank: text_of(cause) for rank, cause in causes.items()})
+    text = _lines({rank: text_of(cause) or type(cause).__name__ for rank, cause in causes.items()})
     return _error(_errno_of(first), isinstance(first, PlanError), text)
 
 

@@ -185,6 +185,31 @@ def memory_that_is_refused(path: str, uneven: str) -> None:
     assert report.cooperation in str(report)
 
 
+def address_space_that_is_refused(path: str, uneven: str) -> None:
+    """As of a process that may take no more (ulimit -v), which is another error to Python."""
+    usual = _core.SharedMemory
+
+    class Limited(usual):
+        @staticmethod
+        def create(count):
+            limits = resource.getrlimit(resource.RLIMIT_AS)
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.setrlimit(resource.RLIMIT_AS, (taken, limits[1]))
+            try:
+                return usual.create(count)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, limits)
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    _core.SharedMemory = Limited
+    try:
+        report = check_sharded(path, lambda fqn, tensor: (mesh, [Replicate()]), cooperative=HOW)
+    finally:
+        _core.SharedMemory = usual
+    words = "shared memory: cannot map " if IN_MEMORY else "they are of several nodes"
+    assert report.cooperation.startswith("over c10d: ") and words in report.cooperation, report.cooperation
+
+
 def a_rank_that_cannot_read(path: str, uneven: str) -> None:
     """All ranks hear of it, by rank, and none waits for ever."""
     last = dist.get_world_size() - 1
@@ -290,6 +315,7 @@ CHECKS = [
     past_the_page_cache,
     what_is_cached_is_read_apart_and_nothing_is_left,
     memory_that_is_refused,
+    address_space_that_is_refused,
     a_rank_that_cannot_read,
     a_rank_that_cannot_plan,
     a_rank_whose_bytes_are_damaged,

@@ -61,7 +61,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), 4)
-    timeout = timedelta(seconds=20 if sent == signal.SIGKILL else 100)
+    timeout = timedelta(seconds=60 if sent == signal.SIGKILL else 100)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=4, timeout=timeout)
     group = dist.new_group([0, 1])
     state, engine = None, []
