@@ -120,6 +120,21 @@ def test_a_reader_that_has_seen_enough_is_no_failure(tiny: Path):
     assert run.stderr == "" and run.stdout == "{\n"
 
 
+def test_what_a_terminal_would_obey_is_written_by_its_number(tmp_path: Path):
+    """Names are a stranger's: one that clears the screen hides what is said of it."""
+    name = "a\x1b[2J\x9b31m\x07\u00e9.weight"
+    sw.save({name: torch.ones(3)}, tmp_path / "saved")
+    sw.export({name: torch.ones(3)}, tmp_path / "exported", layout="huggingface")
+    damaged = next((tmp_path / "exported").glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    outputs = []
+    for command, path in (("inspect", "saved"), ("verify", "exported")):
+        run = shardwright(command, tmp_path / path)
+        outputs.append(run.stdout + run.stderr)
+    assert any("a\\x1b[2J\\x9b31m\\x07\u00e9.weight" in output for output in outputs), outputs
+    assert not any(character in output for output in outputs for character in "\x1b\x9b\x07")
+
+
 def on_a_terminal(code: str) -> tuple[str, str]:
     """What a Python program writes on stderr, a terminal, and on stdout, which is none."""
     master, slave = pty.openpty()

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 
 from shardwright import _core
@@ -50,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with shown():
             answer = COMMANDS[options.command].run(options)
-        print(json.dumps(answer.facts, indent=1) if getattr(options, "json", False) else answer.text)
+        is_json = getattr(options, "json", False)
+        print(json.dumps(answer.facts, indent=1) if is_json else _without_controls(answer.text))
         if not _is_flushed():
             return 141
     except BrokenPipeError:
@@ -109,8 +111,14 @@ def _message_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _without_controls(text: str) -> str:
+    """The names in a checkpoint of strangers may hold what a terminal obeys: it is written by its number."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def _fail(command: str, message: str) -> int:
     """A message of several lines is summed up by its first one, below it."""
+    message = _without_controls(message)
     first, _, rest = message.partition("\n")
     if rest:
         print(message, file=sys.stderr)
