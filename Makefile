@@ -89,10 +89,13 @@ CCACHE = $(if $(shell command -v ccache),\
   -D CMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 
 
+# nvcc takes half a minute for each architecture. Without a GPU it compiles for the oldest alone, whose PTX any later one runs.
+CUDA = $(if $(wildcard /dev/nvidia[0-9]* /dev/dxg),,-D CMAKE_CUDA_ARCHITECTURES=80)
+
 build/build.ninja: $(STAMP)
 	$(call say,build: configure)
 	@cmake --fresh -G Ninja -S . -B build -D Python3_EXECUTABLE="$(CURDIR)/$(IN_VENV)" \
-	  -D SHARDWRIGHT_MODULE_DIR="$(CURDIR)/python_shim/shardwright" $(CCACHE)
+	  -D SHARDWRIGHT_MODULE_DIR="$(CURDIR)/python_shim/shardwright" $(CUDA) $(CCACHE)
 	@touch $@
 
 build: system build/build.ninja ## compile
@@ -132,11 +135,16 @@ CHANGED = $(shell git diff --name-only --diff-filter=d HEAD~1 2>/dev/null; git l
 tidy-changed: $(patsubst %,build/tidy/%.ok,$(filter $(CHANGED),$(TIDY_FILES)))
 	@:
 
+# clang-tidy cannot read what g++ has precompiled; and each file has to include what it uses.
+build/tidy/compile_commands.json: build/build.ninja
+	@mkdir -p $(@D)
+	@sed 's/ -include [^ ]*cmake_pch.hxx//' build/compile_commands.json >$@
+
 # One file is looked at again when it, a header or the rules have changed.
-build/tidy/%.ok: % .clang-tidy $(filter %.h,$(CXX_FILES))
+build/tidy/%.ok: % .clang-tidy $(filter %.h,$(CXX_FILES)) | build/tidy/compile_commands.json
 	@echo $<
 	@mkdir -p $(@D)
-	@clang-tidy-14 -p build --quiet --extra-arg=-Wno-unknown-warning-option $< >$@.log 2>&1 || { cat $@.log; exit 1; }
+	@clang-tidy-14 -p build/tidy --quiet --extra-arg=-Wno-unknown-warning-option $< >$@.log 2>&1 || { cat $@.log; exit 1; }
 	@touch $@
 
 stub: module ## write the stub of the compiled module anew

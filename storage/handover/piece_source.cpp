@@ -186,7 +186,7 @@ std::uint64_t hash_of_units(const PieceSource& source) {
     const bool is_task = unit.task >= 0;
     const ExportTask* task =
         is_task ? &source.encoding->work().tasks[static_cast<std::size_t>(unit.task)] : nullptr;
-    const GivenBytes* given = is_task ? nullptr : &source.given[static_cast<std::size_t>(unit.given)];
+    const ReadyBytes* given = is_task ? nullptr : &source.given[static_cast<std::size_t>(unit.given)];
     const std::uint32_t tensor = is_task ? source.encoding->transfer_of(*task).source : given->tensor;
     const SourceTensor& stored = catalog.tensors[tensor];
     const Shape& seen = is_task ? seen_shape(source.encoding->transfer_of(*task), stored) : stored.shape;

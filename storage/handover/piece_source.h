@@ -15,7 +15,7 @@
 namespace shardwright {
 
 /// Bytes of a piece that no task gives: a part of what is the template's, or a small tensor that is made.
-struct GivenBytes {
+struct ReadyBytes {
   std::uint32_t tensor = 0;
   Box box;
   std::vector<std::byte> made;  ///< empty: the template's
@@ -31,7 +31,7 @@ struct PieceUnit {
 struct PieceSource {
   std::unique_ptr<Catalog> template_catalog;  ///< that the request points at, if nobody else keeps it
   std::unique_ptr<EncodingSource> encoding;
-  std::vector<GivenBytes> given;
+  std::vector<ReadyBytes> given;
   std::vector<PieceUnit> units;  ///< in their order
   std::size_t next = 0;          ///< the first that has not been handed over
   std::size_t bucket_bytes = 0;  ///< see Pieces

@@ -57,7 +57,7 @@ class Bucket {
     std::size_t begin;
   };
 
-  void add_given(const GivenBytes& given) {
+  void add_given(const ReadyBytes& given) {
     const SourceTensor& tensor = catalog_.tensors[given.tensor];
     std::byte* to = add_piece({given.tensor, tensor.shape, given.box, nullptr, -1});
     const bool is_read = given.made.empty() && !is_empty(given.box);
