@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 
 from shardwright import _core
 from shardwright.cli.commands import (
@@ -95,12 +96,22 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, command in COMMANDS.items():
         one = commands.add_parser(
-            name, help=command.HELP, description=f"{command.HELP[0].upper()}{command.HELP[1:]}."
+            name,
+            help=command.HELP,
+            description=f"{command.HELP[0].upper()}{command.HELP[1:]}.",
+            formatter_class=_WholeNames,
         )
         command.add_options(one)
         if command is not completion:
             one.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
     return whole
+
+
+class _WholeNames(argparse.HelpFormatter):
+    """Wraps help between words alone, as names of encodings and options have hyphens and are to be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def _message_of(error: Exception) -> str:

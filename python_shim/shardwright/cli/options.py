@@ -89,10 +89,18 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=number_of_threads, help="per rank")
 
 
+def add_choice(
+    parser: argparse.ArgumentParser, option: str, names: list[str], help_text: str, default: str | None = None
+) -> None:
+    """An option that is one of many names, which the help has as words: in braces they would be one long line."""
+    text = f"{help_text}. One of: {', '.join(names)}"
+    parser.add_argument(option, choices=names, default=default, metavar="NAME", help=text)
+
+
 def add_quantization(
     parser: argparse.ArgumentParser, names: list[str], default: str | None, help_text: str
 ) -> None:
-    parser.add_argument("--quantization", choices=names, default=default, help=help_text)
+    add_choice(parser, "--quantization", names, help_text, default=default)
     parser.add_argument(
         "--quantized-weights",
         nargs="+",
