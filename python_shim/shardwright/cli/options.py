@@ -38,16 +38,19 @@ number_of_bytes = _number_from(1, 1 << 48, "2^48")
 
 def positive_number(text: str) -> float:
     """A finite argument above 0."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text[:40]!r}")
     return number
 
 
 def json_object(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError("expected a JSON object")
