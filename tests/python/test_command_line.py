@@ -11,6 +11,7 @@ import pytest
 import reference
 import shardwright as sw
 from checkpoints import Tensor, config_of, made_up_m3, without, write_checkpoint
+from shardwright import _core
 from shardwright.cli.command_line import main
 
 TENSORS_OF_M3 = 46_521
@@ -127,6 +128,23 @@ def test_load_loads_on_one_rank_and_on_two(tiny: Path):
 def test_every_command_explains_itself(command: str):
     assert "usage" in output_of(command, "--help").lower()
     assert command in output_of("--help")
+
+
+@pytest.mark.parametrize(
+    "command, names",
+    [
+        ("generate", _core.generated_encodings()),
+        ("convert", [*sw.quantizations(), "--quantized-weights"]),
+        ("export", [*sw.quantizations(), "--quantized-weights"]),
+    ],
+)
+def test_help_fits_a_terminal_and_has_names_in_one_piece(command: str, names: list[str], capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 80
+    assert {word.strip(",.[]") for line in lines for word in line.split()} >= set(names)
 
 
 def assert_fails(*arguments: str | Path, words: list[str]) -> None:
@@ -249,6 +267,31 @@ def test_a_number_out_of_its_bounds_is_refused_with_them(arguments: tuple[str, .
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (
+            ("simulate", "--preset", "tiny", "--read-bandwidth", "fast"),
+            "expected a number above 0, found 'fast'",
+        ),
+        (
+            ("simulate", "--preset", "tiny", "--read-bandwidth", "nan"),
+            "expected a number above 0, found 'nan'",
+        ),
+        (("generate", "DIR", "--config", "[1]"), "expected a JSON object"),
+        (("generate", "DIR", "--config", "[" * 100_000), "expected a JSON object: "),
+    ],
+    ids=lambda part: part[-1][:20] if isinstance(part, tuple) else "",
+)
+def test_a_value_of_another_kind_is_refused(
+    arguments: tuple[str, ...], expected: str, capsys, tmp_path: Path
+):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "new") if part == "DIR" else part for part in arguments])
+    assert ended.value.code == 2
+    assert f"argument {arguments[-2]}: {expected}" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("mesh", ["dp=9223372036854775808", "dp=" + "9" * 5000, "dp=-1", "dp=0"])
 def test_a_mesh_size_out_of_its_bounds_is_refused(mesh: str, tiny: Path, capsys):
     for command in ("plan", "simulate"):
@@ -273,6 +316,13 @@ def test_a_stdout_that_is_closed_is_no_failure(command: str, tiny: Path):
     assert "Traceback" not in found.stderr and ("help" in command or not found.stderr)  # help goes there then
     found = in_shell(f"shardwright {command} | true; echo ${{PIPESTATUS[0]}}", tiny)
     assert (found.stdout, found.stderr) in (("141\n", ""), ("0\n", ""))
+
+
+@pytest.mark.parametrize("command", ["inspect TINY", "inspect TINY --json", "--help"])
+def test_what_a_full_disk_does_not_take_is_a_failure(command: str, tiny: Path):
+    found = in_shell(f"shardwright {command} >/dev/full", tiny, PYTHONUNBUFFERED="")
+    name = "shardwright" if command == "--help" else "shardwright inspect"
+    assert (found.returncode, found.stderr) == (1, f"{name}: No space left on device\n")
 
 
 @pytest.mark.parametrize(

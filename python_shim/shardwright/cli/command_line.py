@@ -8,6 +8,9 @@ import json
 import os
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from shardwright import _core
 from shardwright.cli.commands import (
@@ -42,28 +45,24 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status. The last line on stderr says what failed, if anything did."""
     _take_any_text()
+    name = "shardwright"
     try:
-        options = parser().parse_args(arguments)
-    except SystemExit:
-        if not _is_flushed():  # a help that nobody reads to its end
-            return 141
-        raise
-    try:
+        with _flushed():
+            options = parser().parse_args(arguments)
+        name = f"shardwright {options.command}"
         with shown():
             answer = COMMANDS[options.command].run(options)
-        is_json = getattr(options, "json", False)
-        print(json.dumps(answer.facts, indent=1) if is_json else _without_controls(answer.text))
-        if not _is_flushed():
-            return 141
-    except BrokenPipeError:
-        _drop_output()
+        with _flushed():
+            is_json = getattr(options, "json", False)
+            print(json.dumps(answer.facts, indent=1) if is_json else _without_controls(answer.text))
+    except BrokenPipeError:  # whoever read it has seen enough
         return 141
     except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
-        return _fail(options.command, _message_of(error))
+        return _fail(name, _message_of(error))
     except KeyboardInterrupt:
-        print(f"shardwright {options.command}: stopped", file=sys.stderr)
+        print(f"{name}: stopped", file=sys.stderr)
         return 130
-    return _fail(options.command, answer.failure) if answer.failure else 0
+    return _fail(name, answer.failure) if answer.failure else 0
 
 
 def _take_any_text() -> None:
@@ -73,19 +72,19 @@ def _take_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _is_flushed() -> bool:
-    """Whether what was printed has been taken; False: whoever read it has seen enough, and closed it."""
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Has what the ``with`` block prints taken, or raises. What nobody takes is dropped: Python would try to
+    write it once more when it ends, and fail with a trace and a status of its own."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_output()
-        return False
-    return True
-
-
-def _drop_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,12 +96,22 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, command in COMMANDS.items():
         one = commands.add_parser(
-            name, help=command.HELP, description=f"{command.HELP[0].upper()}{command.HELP[1:]}."
+            name,
+            help=command.HELP,
+            description=f"{command.HELP[0].upper()}{command.HELP[1:]}.",
+            formatter_class=_WholeNames,
         )
         command.add_options(one)
         if command is not completion:
             one.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
     return whole
+
+
+class _WholeNames(argparse.HelpFormatter):
+    """Wraps help between words alone, as names of encodings and options have hyphens and are to be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def _message_of(error: Exception) -> str:
@@ -116,11 +125,11 @@ def _without_controls(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
-def _fail(command: str, message: str) -> int:
+def _fail(name: str, message: str) -> int:
     """A message of several lines is summed up by its first one, below it."""
     message = _without_controls(message)
     first, _, rest = message.partition("\n")
     if rest:
         print(message, file=sys.stderr)
-    print(f"shardwright {command}: {first.removesuffix(':')}", file=sys.stderr)
+    print(f"{name}: {first.removesuffix(':')}", file=sys.stderr)
     return 1

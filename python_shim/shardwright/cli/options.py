@@ -38,16 +38,19 @@ number_of_bytes = _number_from(1, 1 << 48, "2^48")
 
 def positive_number(text: str) -> float:
     """A finite argument above 0."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text[:40]!r}")
     return number
 
 
 def json_object(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError("expected a JSON object")
@@ -89,10 +92,18 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=number_of_threads, help="per rank")
 
 
+def add_choice(
+    parser: argparse.ArgumentParser, option: str, names: list[str], help_text: str, default: str | None = None
+) -> None:
+    """An option that is one of many names, which the help has as words: in braces they would be one long line."""
+    text = f"{help_text}. One of: {', '.join(names)}"
+    parser.add_argument(option, choices=names, default=default, metavar="NAME", help=text)
+
+
 def add_quantization(
     parser: argparse.ArgumentParser, names: list[str], default: str | None, help_text: str
 ) -> None:
-    parser.add_argument("--quantization", choices=names, default=default, help=help_text)
+    add_choice(parser, "--quantization", names, help_text, default=default)
     parser.add_argument(
         "--quantized-weights",
         nargs="+",

@@ -7,7 +7,7 @@ import argparse
 from shardwright import _core
 from shardwright.catalog import generate
 from shardwright.cli.answer import Answer
-from shardwright.cli.options import json_object, number_of_layers, whole_number
+from shardwright.cli.options import add_choice, json_object, number_of_layers, whole_number
 
 HELP = "write a checkpoint of a released model's names and shapes with random values"
 
@@ -30,10 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="values for the family's config.json, which decides all sizes",
     )
-    parser.add_argument(
+    add_choice(
+        parser,
         "--encoding",
-        choices=_core.generated_encodings(),
-        help="of what releases quantise, one of four bits of their experts; default: as released",
+        _core.generated_encodings(),
+        "of what releases quantise, one of four bits of their experts; default: as released",
     )
     parser.add_argument(
         "--values",
