@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from typing import Any
 
 from shardwright import _core
 from shardwright.catalog import read_catalog
 from shardwright.cli.table import table
+from shardwright.local_path import shown
 from shardwright.weight_maps import weight_map_for
 
 
@@ -18,7 +18,7 @@ def of_hugging_face(path: str) -> dict[str, Any]:
     tensors = catalog.tensors
     encodings = _core.scaled_weights(catalog)
     facts = {
-        "directory": os.fspath(catalog.directory),
+        "directory": shown(catalog.directory),
         "kind": "Hugging Face",
         "files": len(catalog.files),
         "tensors": len({tensor.name for tensor in tensors}),
@@ -98,7 +98,7 @@ def _of_training(
     objects: list[str],
 ) -> dict[str, Any]:
     return {
-        "directory": path,
+        "directory": shown(path),
         "kind": kind,
         "files": files,
         "tensors": len(names),

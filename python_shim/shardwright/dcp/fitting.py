@@ -59,7 +59,7 @@ def expect_fit(
             problems.append(f"no name is in the checkpoint, which has {', '.join(shown[:3])}{more}")
     if problems:
         where = getattr(metadata, "where", None)
-        headline = f"{where}: " if where else ""
+        headline = f"{shown(where)}: " if where else ""
         words = f" ({', '.join(kinds)})" if kinds else ""  # torch's, for who looks for them
         raise _core.PlanError(
             "\n  ".join([f"{headline}the state dict and the checkpoint do not fit{words}:", *problems])

@@ -21,7 +21,7 @@ from shardwright.dcp.resume_planner import ResumePlanner, has_gaps, teller_of
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading
 from shardwright.dcp.torch_checkpoint import TorchStorageReader, metadata_name
 from shardwright.describe import Description, describe, is_reached
-from shardwright.local_path import beside
+from shardwright.local_path import beside, shown
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.ranks.cooperation import failing_together, reading_group
 from shardwright.report import with_what_was_left_out
@@ -102,7 +102,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         self._metadata: Any = metadata
         if self.verify and self._torchs is None and not isinstance(metadata, ShardedMetadata):
             raise ValueError(
-                f"{self.path}: verify=True, but this checkpoint has no checksums to check; see sw.verify"
+                f"{shown(self.path)}: verify=True, but this checkpoint has no checksums to check; see sw.verify"
             )
         if self._torchs is not None:
             self._torchs.set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)

@@ -22,7 +22,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
 from shardwright.dcp.torch_reading import CheckedFileSystemReader
-from shardwright.local_path import beside, location
+from shardwright.local_path import beside, location, shown
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.progress import counters_of
 from shardwright.regular_file import GIT_LFS, IS_POINTER, open_regular
@@ -47,7 +47,7 @@ def metadata_name(directory: str | os.PathLike[str], rank: int | None = None) ->
     if rank is not None or not is_there(beside(directory, f"__0{METADATA_NAME}")):
         return None
     raise _core.CheckpointFormatError(
-        f"{os.fspath(directory)}: was saved with use_collectives=False, so that each rank's metadata is its own; load "
+        f"{shown(directory)}: was saved with use_collectives=False, so that each rank's metadata is its own; load "
         "it with dcp.load, on the ranks that saved it"
     )
 
@@ -131,7 +131,7 @@ class TorchStorageReader(CheckedFileSystemReader):
                     "checkpoints are not decoded; load both as they are stored"
                 )
         if problems:
-            raise _core.PlanError("\n  ".join([f"cannot load {self.path}:", *problems.values()]))
+            raise _core.PlanError("\n  ".join([f"cannot load {shown(self.path)}:", *problems.values()]))
         return list(casts.values())
 
     def _expect_whole_files(self, plan: LoadPlan) -> None:
@@ -140,21 +140,21 @@ class TorchStorageReader(CheckedFileSystemReader):
             place = self.storage_data.get(item.storage_index)
             if place is None:
                 raise _core.CheckpointFormatError(
-                    f"{self.path}: {item.storage_index.fqn}: the metadata does not say where it is"
+                    f"{shown(self.path)}: {item.storage_index.fqn}: the metadata does not say where it is"
                 )
             ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
         problems = []
         for name, end in ends.items():
             file = beside(self.path, name)
             if not has_entry(file):
-                problems.append(f"{file}: expected a file of {end} bytes or more, found none; copy it again")
+                problems.append(f"{shown(file)}: expected a file of {end} bytes or more, found none; copy it again")
             elif (size := _core.size_of_file(file)) < end:
                 with open_regular(file) as stream:
                     is_pointer = stream.read(len(GIT_LFS)) == GIT_LFS
                 what = (
                     IS_POINTER if is_pointer else f"expected {end} bytes or more, found {size}; copy it again"
                 )
-                problems.append(f"{file}: {what}")
+                problems.append(f"{shown(file)}: {what}")
         if problems:
             raise _core.CheckpointFormatError("\n  ".join(problems))
 
@@ -165,7 +165,7 @@ class TorchStorageReader(CheckedFileSystemReader):
             path = beside(self.path, place.relative_path)
             if place.transform_descriptors or is_stream_of_ours(path, place, index, self._metadata):
                 raise ValueError(
-                    f"{path}: {index.fqn}: verify=True, but there are no checksums to check: it is "
+                    f"{shown(path)}: {index.fqn}: verify=True, but there are no checksums to check: it is "
                     + (
                         "encoded by an extension of torch's writer"
                         if place.transform_descriptors
@@ -173,7 +173,7 @@ class TorchStorageReader(CheckedFileSystemReader):
                     )
                 )
             if fault := fault_of_archive(path, place.offset, place.length):
-                problems.append(f'{path}: "{index.fqn}" is damaged: {fault}')
+                problems.append(f'{shown(path)}: "{index.fqn}" is damaged: {fault}')
         if problems:
             raise _core.CheckpointFormatError("\n  ".join(["the checkpoint is damaged", *problems]))
 
@@ -243,7 +243,7 @@ def verify_torch_checkpoint(directory: str) -> Any:
             tensors += 1
             chunks = [(list(chunk.offsets), list(chunk.sizes)) for chunk in stored.chunks]
             if fault := _core.tiling_fault(list(stored.size), chunks):
-                problems.append(f'{directory}: "{fqn}": its chunks do not make up the whole: {fault}')
+                problems.append(f'{shown(directory)}: "{fqn}": its chunks do not make up the whole: {fault}')
                 damaged.add(fqn)
     progress, total = counters_of("verifying"), sum(place.length for place in metadata.storage_data.values())
     for index, place in metadata.storage_data.items():
@@ -265,12 +265,12 @@ def verify_torch_checkpoint(directory: str) -> Any:
             fault = fault_of_archive(path, place.offset, place.length)
         hashed += place.length
         if fault:
-            problems.append(f'{path}: "{index.fqn}" is damaged: {fault}')
+            problems.append(f'{shown(path)}: "{index.fqn}" is damaged: {fault}')
             damaged.add(index.fqn)
     if unknown:
         problems.append(
-            f"{directory}: was written with extensions, {', '.join(sorted(unknown))}, which are not known here: what "
-            "they have changed is not checked; load it with ShardedStorageReader(path, registry)"
+            f"{shown(directory)}: was written with extensions, {', '.join(sorted(unknown))}, which are not known here: "
+            "what they have changed is not checked; load it with ShardedStorageReader(path, registry)"
         )
     objects = len(metadata.state_dict_metadata) - tensors
     return _core.VerifyReport("torch", len(files), tensors, objects, hashed, problems, sorted(damaged))

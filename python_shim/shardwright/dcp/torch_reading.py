@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.local_path import beside
+from shardwright.local_path import beside, shown
 
 
 class CheckedFileSystemReader(FileSystemReader):
@@ -33,8 +33,8 @@ class CheckedFileSystemReader(FileSystemReader):
         except Exception as error:  # damaged archives raise anything
             text = str(error) or type(error).__name__
             wrapped = _core.CheckpointFormatError(
-                f"{names.get(id(self._place), self.path)}: cannot be read: {text}; the file is damaged: copy or save "
-                "it again"
+                f"{names.get(id(self._place), shown(self.path))}: cannot be read: {text}; the file is damaged: copy or "
+                "save it again"
             )
             _note(wrapped, watched.written)
             raise wrapped from error
@@ -52,17 +52,17 @@ class CheckedFileSystemReader(FileSystemReader):
             name = item.storage_index.fqn
             if place is None:
                 raise _core.CheckpointFormatError(
-                    f"{self.path}: {name}: the metadata does not say where it is"
+                    f"{shown(self.path)}: {name}: the metadata does not say where it is"
                 )
             path = beside(self.path, place.relative_path)
             if place.relative_path not in sizes:
                 sizes[place.relative_path] = _core.size_of_file(path)
             if place.offset + place.length > sizes[place.relative_path]:
                 raise _core.CheckpointFormatError(
-                    f"{path}: {name}: expected {place.offset + place.length} bytes or more, found "
+                    f"{shown(path)}: {name}: expected {place.offset + place.length} bytes or more, found "
                     f"{sizes[place.relative_path]}; the file has been cut short: copy or save it again"
                 )
-            names[id(place)] = f"{path}: {name}"
+            names[id(place)] = f"{shown(path)}: {name}"
         return names
 
 
