@@ -54,9 +54,9 @@ def expect_fit(
         unasked = [fqn for fqn in stored if fqn not in flat]
         problems += _core.hints_at_names(names, unasked)
         if names and not any(fqn in stored for fqn in flat) and unasked:
-            shown = _core.grouped_names(unasked)
-            more = ", …" if len(shown) > 3 else ""
-            problems.append(f"no name is in the checkpoint, which has {', '.join(shown[:3])}{more}")
+            stored = _core.grouped_names(unasked)
+            more = ", …" if len(stored) > 3 else ""
+            problems.append(f"no name is in the checkpoint, which has {', '.join(stored[:3])}{more}")
     if problems:
         where = getattr(metadata, "where", None)
         headline = f"{shown(where)}: " if where else ""

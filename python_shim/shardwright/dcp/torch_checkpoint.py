@@ -147,7 +147,9 @@ class TorchStorageReader(CheckedFileSystemReader):
         for name, end in ends.items():
             file = beside(self.path, name)
             if not has_entry(file):
-                problems.append(f"{shown(file)}: expected a file of {end} bytes or more, found none; copy it again")
+                problems.append(
+                    f"{shown(file)}: expected a file of {end} bytes or more, found none; copy it again"
+                )
             elif (size := _core.size_of_file(file)) < end:
                 with open_regular(file) as stream:
                     is_pointer = stream.read(len(GIT_LFS)) == GIT_LFS
