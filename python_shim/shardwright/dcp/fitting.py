@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from shardwright import _core
 from shardwright.dcp.fresh_optimizer import faults_of_optimizers
+from shardwright.local_path import shown
 
 #: Lines of a message that concern one kind of misfit; more would hide the cause.
 _TOLD = 50
@@ -54,9 +55,9 @@ def expect_fit(
         unasked = [fqn for fqn in stored if fqn not in flat]
         problems += _core.hints_at_names(names, unasked)
         if names and not any(fqn in stored for fqn in flat) and unasked:
-            stored = _core.grouped_names(unasked)
-            more = ", …" if len(stored) > 3 else ""
-            problems.append(f"no name is in the checkpoint, which has {', '.join(stored[:3])}{more}")
+            others = _core.grouped_names(unasked)
+            more = ", …" if len(others) > 3 else ""
+            problems.append(f"no name is in the checkpoint, which has {', '.join(others[:3])}{more}")
     if problems:
         where = getattr(metadata, "where", None)
         headline = f"{shown(where)}: " if where else ""
