@@ -42,6 +42,7 @@
 #include "storage/device/device_calls.h"
 #include "storage/files/pending_file.h"
 #include "storage/files/remote_objects.h"
+#include "storage/files/secrets.h"
 #include "storage/format/content_words.h"
 #include "storage/format/kind_of.h"
 #include "storage/format/read_catalog.h"
@@ -65,7 +66,7 @@ py::str text_of(const std::string& bytes) {
 }
 
 void raise_in_python(const Error& error, PyObject* format_error, PyObject* plan_error) {
-  const py::str message = text_of(error.what());
+  const py::str message = text_of(without_secrets(error.what()));
   const auto raise_exception = [&](const py::object& exception) {
     py::list partly_written;
     for (const std::string& name : error.partly_written) partly_written.append(text_of(name));

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from shardwright import _core
-from shardwright.local_path import location, whole_number
+from shardwright.local_path import location, shown, whole_number
 from shardwright.progress import counters_of
 from shardwright.remote import steps as remote_steps
 from shardwright.remote.address import address_of, is_address
@@ -75,7 +75,7 @@ def expect_no_steps(path: str | os.PathLike[str]) -> None:
     newest = latest(path)
     if newest is not None:
         raise ValueError(
-            f"{os.fspath(path)} holds the checkpoints of several steps; expected one of them, such as the latest, "
+            f"{shown(path)} holds the checkpoints of several steps; expected one of them, such as the latest, "
             f"shardwright.latest(...): {newest}"
         )
 

@@ -31,7 +31,7 @@ from shardwright.dcp.torch_checkpoint import (
 )
 from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.loading import is_of_trainer
-from shardwright.local_path import beside, bytes_or_none, expect_overwrite, lasting_path, location
+from shardwright.local_path import beside, bytes_or_none, expect_overwrite, lasting_path, location, shown
 from shardwright.progress import counters_of
 from shardwright.ranks.gone_ranks import naming_gone_ranks
 from shardwright.ranks.rank_outcome import round_of_ranks
@@ -176,7 +176,7 @@ def _convert_encoding(
             given := [option for option, value in of_training.items() if value is not None]
         ):
             raise ValueError(
-                f"{', '.join(given)}: expected none for {os.fspath(source)}, which is no checkpoint of training"
+                f"{', '.join(given)}: expected none for {shown(source)}, which is no checkpoint of training"
             )
         of_template: Any = None if template is None else catalog_of(template)
         layout_of_trainer = layout or "automodel"
@@ -272,8 +272,8 @@ class _StoredChunks:
         else:
             _core.read_catalog(os.fspath(path))  # which says what is there
             raise ValueError(
-                f"{path}: expected a sharded checkpoint or one of torch's FileSystemWriter, found another kind; pass "
-                'quantization= for a Hugging Face checkpoint in another encoding, "bf16" for none'
+                f"{shown(path)}: expected a sharded checkpoint or one of torch's FileSystemWriter, found another kind; "
+                'pass quantization= for a Hugging Face checkpoint in another encoding, "bf16" for none'
             )
 
         self._bytes = sum(place.length for place in self.metadata.storage_data.values())
@@ -297,11 +297,11 @@ class _StoredChunks:
         place = self.metadata.storage_data.get(index)
         if place is None:
             raise _core.CheckpointFormatError(
-                f"{self.path}: {index.fqn}: the metadata does not say where it is"
+                f"{shown(self.path)}: {index.fqn}: the metadata does not say where it is"
             )
         if getattr(place, "transform_descriptors", None):
             raise _core.CheckpointFormatError(
-                f"{self.path}: {index.fqn}: is encoded by an extension of torch's writer "
+                f"{shown(self.path)}: {index.fqn}: is encoded by an extension of torch's writer "
                 f"({', '.join(place.transform_descriptors)}), which is not undone here; expected none"
             )
         return place
@@ -332,14 +332,14 @@ class _StoredChunks:
                 raise
             except Exception as error:  # damaged archives raise anything
                 raise _core.CheckpointFormatError(
-                    f"{path}: {item.index.fqn}: cannot be read: {error}; the file is damaged: copy it again"
+                    f"{shown(path)}: {item.index.fqn}: cannot be read: {error}; the file is damaged: copy it again"
                 ) from error
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tensor.shape != shape:
             found = (
                 f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "no tensor"
             )
             raise _core.CheckpointFormatError(
-                f"{path}: {item.index.fqn}: expected {dtype} {list(shape)}, as the metadata says, found {found}"
+                f"{shown(path)}: {item.index.fqn}: expected {dtype} {list(shape)}, as the metadata says, found {found}"
             )
         return tensor
 
@@ -350,7 +350,7 @@ class _StoredChunks:
                 return  # whose checksums only the manifest had
             if fault := fault_of_archive(path, place.offset, place.length):
                 raise _core.CheckpointFormatError(
-                    f"{path}: {fqn}: is damaged: {fault}; copy or save it again"
+                    f"{shown(path)}: {fqn}: is damaged: {fault}; copy or save it again"
                 )
         elif item.type == WriteItemType.BYTE_IO:
             self.manifest.expect_undamaged(os.fspath(self.path), [], [fqn], 1)
@@ -365,6 +365,6 @@ def _bytes_of(file: BinaryIO, path: str, place: Any) -> bytearray:
     found = file.readinto(data)  # type: ignore[attr-defined]
     if found != place.length:
         raise _core.CheckpointFormatError(
-            f"{path}: expected {place.length} bytes at byte {place.offset}, found {found}; copy it again"
+            f"{shown(path)}: expected {place.length} bytes at byte {place.offset}, found {found}; copy it again"
         )
     return data

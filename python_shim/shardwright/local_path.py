@@ -38,6 +38,11 @@ def location(path: str | os.PathLike[str]) -> str:
     return address_of(path)
 
 
+def shown(path: str | os.PathLike[str]) -> str:
+    """The path or address as messages and reports name it: without a password or a query."""
+    return masked(os.fsdecode(path))
+
+
 def beside(folder: str | os.PathLike[str], name: str) -> str:
     """The path or address of what has that name in a folder. pathlib would make s3:/bucket of s3://bucket."""
     return os.path.join(address_of(folder) if is_address(folder) else os.fspath(folder), name)

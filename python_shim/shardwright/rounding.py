@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 import torch
 
 from shardwright import _core
 from shardwright.describe import DTYPE_NAMES
+from shardwright.local_path import shown
 
 
 def holds_all(to: torch.dtype, source: torch.dtype) -> bool:
@@ -31,11 +33,11 @@ def _name(dtype: torch.dtype) -> str:
     return DTYPE_NAMES.get(dtype) or str(dtype).removeprefix("torch.")
 
 
-def refuse_roundings(rounded: Mapping[str, str], where: object) -> None:
+def refuse_roundings(rounded: Mapping[str, str], where: str | os.PathLike[str]) -> None:
     """Raises a PlanError that lists all, if there are any."""
     lines = _core.grouped_names(sorted(f"{name}: {cast}" for name, cast in rounded.items()))
     if lines:
         raise _core.PlanError(
-            f"cannot load {where} into tensors of these dtypes without loss; nothing has been written "
+            f"cannot load {shown(where)} into tensors of these dtypes without loss; nothing has been written "
             "(strict_dtypes=False rounds):\n  " + "\n  ".join(lines)
         )

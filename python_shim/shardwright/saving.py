@@ -19,13 +19,13 @@ from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.run_save import quietly_alone, run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
-from shardwright.local_path import lasting_place
+from shardwright.local_path import lasting_place, shown
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks, timeout_of
 from shardwright.ranks.rank_outcome import told
 from shardwright.report import SaveReport
 
 
-@dataclass
+@dataclass(repr=False)
 class PendingSave:
     """A save in the background."""
 
@@ -34,6 +34,9 @@ class PendingSave:
     _writer: ShardedStorageWriter | RefusedSave
     _group: Any = None
     _seen: bool = False
+
+    def __repr__(self) -> str:
+        return f"PendingSave({shown(self.path)!r}, done={self.done()})"
 
     def done(self) -> bool:
         return bool(self._future.done())

@@ -5,12 +5,14 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
 #include "planner/error.h"
 #include "storage/files/printable.h"
 #include "storage/files/remote_objects.h"
+#include "storage/files/store_speed.h"
 #include "storage/files/uninterrupted.h"
 
 namespace shardwright {
@@ -95,7 +97,12 @@ void InputFile::read_object(std::uint64_t offset, std::byte* into, std::size_t c
                     std::to_string(offset) + ", found an object of " + std::to_string(size_) + " bytes",
                 EIO);
   }
-  if (count > 0) remote_calls(path_).read(path_.native(), version_, offset, into, count, stopped);
+  if (count == 0) return;
+  const auto begin = std::chrono::steady_clock::now();
+  remote_calls(path_).read(path_.native(), version_, offset, into, count, stopped);
+  if (stopped) return;
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+  note_request(path_, count, taken.count());
 }
 
 void InputFile::read(std::uint64_t offset, char* into, std::size_t count) const {

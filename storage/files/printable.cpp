@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "storage/files/secrets.h"
+
 namespace shardwright {
 
 namespace {
@@ -28,32 +30,6 @@ std::size_t sequence_length(std::string_view text) {
     return continues(1) && continues(2) && continues(3) ? 4 : 0;
   }
   return 0;
-}
-
-/// As the Python package's masked(): without the passwords and queries of the addresses in it.
-std::string without_secrets(std::string_view text) {
-  std::string result;
-  for (;;) {
-    const std::size_t scheme = text.find("://");
-    if (scheme == std::string_view::npos) return result.append(text);
-    const std::size_t begin = scheme + 3;
-    const bool is_http =
-        text.substr(0, scheme).ends_with("http") || text.substr(0, scheme).ends_with("https");
-    result.append(text.substr(0, begin));
-    text.remove_prefix(begin);
-    std::string_view address = text.substr(0, text.find_first_of(" \t\n\"'>)"));
-    text.remove_prefix(address.size());
-    // In abfss://container@account the user is none.
-    const std::string_view host = address.substr(0, address.find('/'));
-    const std::size_t user_end = host.rfind('@');
-    if (user_end != std::string_view::npos && (is_http || host.substr(0, user_end).find(':') != host.npos)) {
-      result += "***@";
-      address.remove_prefix(user_end + 1);
-    }
-    const std::size_t query = address.find('?');
-    result.append(address.substr(0, query));
-    if (query != std::string_view::npos) result += "?***";
-  }
 }
 
 }  // namespace

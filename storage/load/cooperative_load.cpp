@@ -13,6 +13,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/placing.h"
 #include "storage/boxes/scale_checks.h"
+#include "storage/files/remote_objects.h"
 #include "storage/load/parts_of_pieces.h"
 #include "storage/no_memory.h"
 #include "storage/seconds.h"
@@ -49,8 +50,8 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
       written_(plan, specs_.size()),
       devices_(plan, catalog, specs_, options_, written_),
       files_(catalog, direct_io_of(options_)),
-      reading_(open_files_of(plan.transfers, catalog, files_, options.reads)),
-      companions_(plan, catalog, files_, options_.threads),
+      reading_(open_files_of(plan, catalog, files_, options.reads)),
+      companions_(plan, catalog, files_, threads_for(catalog.directory, options_.threads)),
       resources_(resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan),
                                {devices_.block_bytes(), 0})) {
   expect_memory(plan, specs_);
@@ -201,11 +202,11 @@ void CooperativeLoad::read_pieces(std::size_t round, std::byte* outgoing) {
   }
   std::atomic<std::uint32_t> next_piece = 0;
   std::atomic<std::uint64_t> bytes_done = 0;
-  const TaskLoop loop{[&](ReadTask& task) {
+  const TaskLoop loop{[&](JoinedTasks& alone) {
                         const std::uint32_t p = next_piece++;
                         if (p >= pieces.size()) return false;
-                        task = task_of(*pieces[p], catalog_, limits_.costs);
-                        task.transfer = p;
+                        alone.tasks = {task_of(*pieces[p], catalog_, limits_.costs)};
+                        alone.tasks.front().transfer = p;
                         return true;
                       },
                       [&](const StagedTask& staged) {

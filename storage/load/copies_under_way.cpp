@@ -13,24 +13,24 @@ CopiesUnderWay::~CopiesUnderWay() {
 }
 
 void CopiesUnderWay::begin(StagedTask& task, DevicePlacer& placer) {
-  copies_.push_back({&task, &placer, nullptr});
+  copies_.push_back({&task, task.task.transfer, &placer, nullptr});
   try {
     copies_.back().done = placer.submit(task.task.transfer, task.part(), task.span(), task.is_on_device);
   } catch (...) {
     copies_.pop_back();
     throw;
   }
+  ++task.copies;
 }
 
 void CopiesUnderWay::release_done() {
-  while (any() &&
-         copies_.front().placer->has_happened(copies_.front().done, copies_.front().task->task.transfer)) {
+  while (any() && copies_.front().placer->has_happened(copies_.front().done, copies_.front().transfer)) {
     release_first();
   }
 }
 
 void CopiesUnderWay::wait_for_one() {
-  copies_.front().placer->wait_for(copies_.front().done, copies_.front().task->task.transfer);
+  copies_.front().placer->wait_for(copies_.front().done, copies_.front().transfer);
   release_first();
 }
 
@@ -38,7 +38,7 @@ void CopiesUnderWay::release_first() {
   const Copy copy = copies_.front();
   copies_.pop_front();
   copy.placer->give_back(copy.done);
-  reader_.release(*copy.task);
+  if (--copy.task->copies == 0) reader_.release(*copy.task);
 }
 
 }  // namespace shardwright

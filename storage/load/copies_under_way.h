@@ -7,8 +7,8 @@
 
 namespace shardwright {
 
-/// The tasks of one thread that are being copied to devices: their buffers go back to the reader once the
-/// copies are done.
+/// The tasks of one thread that are being copied to devices: their buffers go back to the reader once all
+/// copies of a buffer are done.
 class CopiesUnderWay {
  public:
   explicit CopiesUnderWay(TaskReader& reader) : reader_(reader) {}
@@ -20,10 +20,10 @@ class CopiesUnderWay {
 
   bool any() const { return !copies_.empty(); }
 
-  /// Begins to copy. Throws Error(device), like the next two.
+  /// Begins to copy the task that is looked at. Throws Error(device), like the next two.
   void begin(StagedTask& task, DevicePlacer& placer);
 
-  /// Releases the tasks whose copies are done.
+  /// Releases the tasks whose copies are done. REQUIRES: all of them have begun, like the next.
   void release_done();
 
   /// Waits for the one that was begun first, and releases it. REQUIRES: any().
@@ -32,6 +32,7 @@ class CopiesUnderWay {
  private:
   struct Copy {
     StagedTask* task;
+    std::uint32_t transfer;
     DevicePlacer* placer;
     DeviceEvent done;
   };

@@ -17,6 +17,7 @@
 #include "storage/boxes/placing.h"
 #include "storage/boxes/scale_checks.h"
 #include "storage/files/open_files.h"
+#include "storage/files/remote_objects.h"
 #include "storage/format/row_checksums.h"
 #include "storage/load/companions.h"
 #include "storage/load/load_devices.h"
@@ -48,7 +49,7 @@ class Engine {
         written_(written),
         devices_(plan, catalog, specs, options, written_),
         files_(catalog, direct_io_of(options)),
-        reading_(open_files_of(plan.transfers, catalog, files_, options.reads)),
+        reading_(open_files_of(plan, catalog, files_, options.reads)),
         checks_(plan, catalog) {}
 
   void run() {
@@ -80,12 +81,14 @@ class Engine {
     const Resources resources = resources_for(options_, reading_, some_direct, most_tasks_of(plan_),
                                               {devices_.block_bytes(), devices_.gpu_direct_bytes()});
     const std::size_t task_bytes = TaskReader::task_bytes_of(resources.buffer_bytes);
-    const Companions companions(plan_, catalog_, files_, resources.threads);
+    const Companions companions(plan_, catalog_, files_, threads_for(catalog_.directory, resources.threads));
     companions_ = &companions;
     report_.bytes_read += companions.bytes_read();
     report_.read_requests += companions.requests();
     TaskCutter cutter(plan_, catalog_, task_bytes, reading_.costs);
-    cutter_ = &cutter;
+    TaskJoiner joiner(cutter, catalog_,
+                      joining_of(reading_, TaskReader::request_bytes_of(resources.buffer_bytes)));
+    joiner_ = &joiner;
     const std::uint64_t bytes_in_all = options_.progress ? bytes_to_read(task_bytes) : 0;
 
     fill_zeros();
@@ -147,10 +150,10 @@ class Engine {
     return bytes;
   }
 
-  bool next_task(ReadTask& task) {
+  bool next_tasks(JoinedTasks& joined) {
     const std::lock_guard lock(tasks_mutex_);
-    if (stopped_ || !cutter_->next(task)) return false;
-    task.global = companions_->global_of(plan_.transfers[task.transfer]);
+    if (stopped_ || !joiner_->next(joined)) return false;
+    for (ReadTask& task : joined.tasks) task.global = companions_->global_of(plan_.transfers[task.transfer]);
     return true;
   }
 
@@ -165,7 +168,7 @@ class Engine {
            resources.gpu_direct ? devices_.gpu_direct() : nullptr, nullptr, &stopped_},
           [&](const ReadTask& task) { return place_of(task); },
           [&](const ReadTask& task) { return device_of(task); });
-      const TaskLoop loop{[&](ReadTask& task) { return next_task(task); },
+      const TaskLoop loop{[&](JoinedTasks& joined) { return next_tasks(joined); },
                           [&](const StagedTask& staged) { return place(staged); },
                           [&] { return stopped_.load(); }};
       run_tasks(reader, loop, figures, trace_.is_wanted() ? &events : nullptr);
@@ -280,7 +283,7 @@ class Engine {
   const Companions* companions_ = nullptr;  // while it runs
 
   std::mutex tasks_mutex_;  // guards the next
-  TaskCutter* cutter_ = nullptr;
+  TaskJoiner* joiner_ = nullptr;
   std::atomic<std::uint64_t> bytes_read_{0};  // as the tasks count them, for the progress
   std::atomic<bool> stopped_{false};
 

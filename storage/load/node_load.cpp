@@ -215,7 +215,8 @@ void CooperativeLoad::work_on_node(Reader& reader, NodeRun& run) {
       reader.files.insert(catalog_.tensors[task.source].file);
       if (task.scale_source >= 0)
         reader.files.insert(catalog_.tensors[static_cast<std::size_t>(task.scale_source)].file);
-      StagedTask* const staged = tasks.begin(task);
+      JoinedTasks alone{{task}};
+      StagedTask* const staged = tasks.begin(alone);
       if (staged == nullptr) continue;
       note("read", task.source, task.bytes(), begin, events, reader.figures.reading);
       arrived(*staged);

@@ -9,6 +9,7 @@
 #include "storage/device/staging.h"
 #include "storage/files/printable.h"
 #include "storage/files/remote_objects.h"
+#include "storage/files/store_speed.h"
 #include "storage/files/uring.h"
 #include "storage/load/task_reader.h"
 #include "storage/threads.h"
@@ -32,15 +33,28 @@ constexpr std::size_t most_reads = 8;  // of one thread
 constexpr std::size_t staging_for_disks = std::size_t{64} << 20;
 constexpr std::size_t threads_that_wait = 4;  // for each processor, where a read makes its thread wait
 
-/// For objects: what comes in one request takes longer than its latency, also of stores whose connections
-/// bring 100 MB/s; and the many requests fill lines that are much faster than one connection.
-constexpr std::size_t object_buffer_bytes = std::size_t{8} << 20;
+/// For objects: many requests fill lines that are much faster than one connection. What one brings takes
+/// several times its latency; of a small load each connection gets a part, as far as that allows.
+constexpr std::size_t most_request_bytes = std::size_t{8} << 20;
+constexpr std::size_t fewest_request_bytes = std::size_t{256} << 10;
+constexpr std::uint64_t latencies_of_request = 4;
+constexpr std::uint64_t needed_per_gap = 100;  // so much more is read than what lies in gaps
 constexpr std::size_t requests_at_once = 24;
 constexpr std::size_t most_object_requests = 256;  // where the caller gives the staging for it
 constexpr std::size_t least_requests_of_thread = 2;
 
 /// Buffers of a thread that are being copied to a device while it fills others.
 constexpr std::size_t copies_of_thread = 2;
+
+void ask_for_objects(std::uint64_t bytes_needed, const StoreSpeed& speed, FileReading& reading) {
+  reading.are_objects = true;
+  const std::uint64_t worth_asking =
+      std::max<std::uint64_t>(fewest_request_bytes, latencies_of_request * speed.bytes_of_latency());
+  reading.request_bytes =
+      std::min<std::uint64_t>(most_request_bytes, std::max(worth_asking, bytes_needed / requests_at_once));
+  reading.gap_bytes = speed.bytes_of_latency();
+  reading.gaps_bytes = bytes_needed / needed_per_gap;
+}
 
 }  // namespace
 
@@ -54,8 +68,7 @@ DirectIo direct_io_of(const LoadOptions& options) {
   return room ? options.direct_io : DirectIo::never;
 }
 
-FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog& catalog, OpenFiles& files,
-                          Reads reads) {
+FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files, Reads reads) {
   FileReading reading;
   if (is_remote(catalog.directory)) {
     if (reads != Reads::automatic) {
@@ -65,7 +78,7 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
     }
     reading.costs.assign(catalog.files.size(), costs_of_remote_objects);
     reading.in_background.assign(catalog.files.size(), true);
-    reading.are_objects = true;
+    ask_for_objects(plan.bytes_needed, speed_of_store(catalog.directory), reading);
     return reading;
   }
   if (reads == Reads::io_uring && !has_io_uring()) {
@@ -74,7 +87,7 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
                 "\"auto\" or \"pread\"");
   }
   std::set<std::uint32_t> tensors;
-  for (const Transfer& transfer : transfers) {
+  for (const Transfer& transfer : plan.transfers) {
     if (is_empty(transfer.source_box)) continue;
     tensors.insert(transfer.source);
     for (const std::int64_t companion : {transfer.scales, transfer.global}) {
@@ -97,12 +110,17 @@ FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog&
   return reading;
 }
 
+Joining joining_of(const FileReading& reading, std::size_t request_bytes) {
+  if (!reading.are_objects) return {};
+  return {request_bytes, reading.gap_bytes, reading.gaps_bytes};
+}
+
 namespace {
 
 /// Threads decode, and each has several requests under way.
 Resources resources_for_objects(const LoadOptions& options, std::size_t most_tasks,
-                                const DeviceRoom& device) {
-  std::size_t buffer_bytes = object_buffer_bytes;
+                                const FileReading& reading, const DeviceRoom& device) {
+  std::size_t buffer_bytes = reading.request_bytes;
   std::size_t buffers = requests_at_once;
   if (options.staging_bytes > 0) {
     buffers = std::clamp<std::size_t>(options.staging_bytes / buffer_bytes, 1, most_object_requests);
@@ -126,7 +144,7 @@ Resources resources_for(const LoadOptions& options, const FileReading& reading, 
     throw Error(ErrorKind::argument, "staging_bytes is " + std::to_string(options.staging_bytes) +
                                          "; expected at least " + std::to_string(smallest_buffer_bytes));
   }
-  if (reading.are_objects) return resources_for_objects(options, most_tasks, device);
+  if (reading.are_objects) return resources_for_objects(options, most_tasks, reading, device);
   const bool background = reading.files_in_background() > 0;
   const bool from_disk = reading.some_on_disk || some_file_is_direct;
   std::size_t threads = static_cast<std::size_t>(options.threads > 0 ? options.threads : processors());

@@ -7,6 +7,7 @@
 #include "planner/load/load_plan.h"
 #include "planner/names/catalog.h"
 #include "storage/boxes/box_reading.h"
+#include "storage/boxes/joined_tasks.h"
 #include "storage/files/open_files.h"
 #include "storage/load/load.h"
 
@@ -18,6 +19,9 @@ struct FileReading {
   std::vector<bool> in_background;  ///< by io_uring
   bool some_on_disk = false;        ///< some file is not in the page cache
   bool are_objects = false;         ///< at an address
+  std::uint64_t request_bytes = 0;  ///< of objects: the most that is worth asking for at a time,
+  std::uint64_t gap_bytes = 0;      ///< and what is read along sooner than asked for apart,
+  std::uint64_t gaps_bytes = 0;     ///< of all that is read
 
   std::int64_t files_in_background() const;
 };
@@ -26,11 +30,13 @@ struct FileReading {
 /// it.
 DirectIo direct_io_of(const LoadOptions& options);
 
-/// Opens all files that the transfers need, and decides for each of them how it is read. Throws Error(io)
-/// where a file cannot be opened, Error(argument) for Reads::io_uring where there is none. Of objects nothing
-/// is asked yet.
-FileReading open_files_of(const std::vector<Transfer>& transfers, const Catalog& catalog, OpenFiles& files,
-                          Reads reads);
+/// Opens all files that the plan needs, and decides for each of them how it is read. Throws Error(io) where a
+/// file cannot be opened, Error(argument) for Reads::io_uring where there is none. Of objects nothing is
+/// asked yet: how they are read follows from what their store was measured to do.
+FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files, Reads reads);
+
+/// Which tasks one request brings, of at most so many bytes. Those of files are read one by one.
+Joining joining_of(const FileReading& reading, std::size_t request_bytes);
 
 /// What a load takes, settled before it begins.
 struct Resources {

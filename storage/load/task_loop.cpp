@@ -25,13 +25,13 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
   ReadingFigures boxes;
   const GivesUp gives_up{reader};
   CopiesUnderWay copies(reader);
-  ReadTask task;
+  JoinedTasks joined;
   for (;;) {
     const Clock::time_point begin = Clock::now();
     StagedTask* staged = nullptr;
     copies.release_done();
     // Fills the buffers before it waits; a read that needs no waiting is decoded while it is in cache.
-    while (staged == nullptr && reader.has_room() && loop.next(task)) staged = reader.begin(task);
+    while (staged == nullptr && reader.has_room() && loop.next(joined)) staged = reader.begin(joined);
     if (staged == nullptr && !reader.is_busy() && copies.any() && !loop.stopped()) {
       copies.wait_for_one();
       figures.reading += Clock::now() - begin;
@@ -40,22 +40,28 @@ void run_tasks(TaskReader& reader, const TaskLoop& loop, TaskFigures& figures,
     if (staged == nullptr && (loop.stopped() || !reader.is_busy())) break;
     const bool in_background = staged == nullptr;
     if (in_background) staged = reader.wait();
-    const Clock::time_point read = Clock::now();
-    DevicePlacer* const device = loop.place(*staged);
-    if (device != nullptr) copies.begin(*staged, *device);
-    const Clock::time_point placed = Clock::now();
-    figures.reading += read - begin;
-    figures.decoding += placed - read;
-    boxes.count(staged->task.weights);
-    boxes.count(staged->task.scales);
+    Clock::time_point ready = Clock::now();
+    figures.reading += ready - begin;
     if (events != nullptr) {
       const std::uint32_t tensor = staged->task.source;
-      const std::uint64_t bytes = staged->task.bytes();
+      const std::uint64_t bytes = staged->requested_bytes();
       if (in_background) events->push_back({"read", tensor, bytes, staged->begun, staged->arrived, true});
-      events->push_back({in_background ? "wait" : "read", tensor, bytes, begin, read});
-      events->push_back({device == nullptr ? "decode" : "copy", tensor, bytes, read, placed});
+      events->push_back({in_background ? "wait" : "read", tensor, bytes, begin, ready});
     }
-    if (device == nullptr) reader.release(*staged);
+    do {
+      DevicePlacer* const device = loop.place(*staged);
+      if (device != nullptr) copies.begin(*staged, *device);
+      const Clock::time_point placed = Clock::now();
+      figures.decoding += placed - ready;
+      boxes.count(staged->task.weights);
+      boxes.count(staged->task.scales);
+      if (events != nullptr) {
+        events->push_back({device == nullptr ? "decode" : "copy", staged->task.source, staged->task.bytes(),
+                           ready, placed});
+      }
+      ready = placed;
+    } while (staged->turn_to_next());
+    if (staged->copies == 0) reader.release(*staged);
   }
   figures.boxes_with_gaps += boxes.boxes_with_gaps;
   figures.boxes_in_pieces += boxes.boxes_in_pieces;

@@ -24,7 +24,7 @@ struct TaskFigures {
 
 /// What the threads that run tasks share. The functions are thread-safe.
 struct TaskLoop {
-  std::function<bool(ReadTask&)> next;  ///< gives the next task; false when there is none left
+  std::function<bool(JoinedTasks&)> next;  ///< gives the next tasks; false when there are none left
 
   /// Puts what has arrived where it belongs, and returns null; or returns the device that it is to be copied
   /// to.

@@ -51,6 +51,22 @@ BoxInMemory StagedTask::part() const {
   return part;
 }
 
+std::uint64_t StagedTask::requested_bytes() const {
+  return joined.tasks.size() > 1 ? joined.end - joined.begin : task.bytes();
+}
+
+bool StagedTask::turn_to_next() {
+  if (turn + 1 >= joined.tasks.size()) return false;
+  std::swap(task, joined.tasks[++turn]);
+  find_in_request();
+  return true;
+}
+
+void StagedTask::find_in_request() {
+  elements = request_ + (task.weights.begin - joined.begin);
+  scales = task.scale_source < 0 ? nullptr : request_ + (task.scales.begin - joined.begin);
+}
+
 std::size_t StagedTask::span() const {
   if (scales == nullptr) return task.weights.staged_bytes;
   return static_cast<std::size_t>(scales - elements) + task.scales.staged_bytes;
@@ -82,6 +98,10 @@ TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vect
 
 std::size_t TaskReader::task_bytes_of(std::size_t buffer_bytes) {
   return buffer_bytes >= smallest_buffer_for_pages ? buffer_bytes - room_for_pages : buffer_bytes;
+}
+
+std::size_t TaskReader::request_bytes_of(std::size_t buffer_bytes) {
+  return task_bytes_of(buffer_bytes) - cache_line;
 }
 
 std::size_t TaskReader::memory_bytes_of(std::size_t task_bytes) {
@@ -170,6 +190,7 @@ void TaskReader::lay_out(StagedTask& staged) {
   const OpenFile& file = *staged.files.weights;
   extents_.clear();
   staged.scales = nullptr;
+  if (staged.joined.tasks.size() > 1) return lay_out_joined(staged);
 
   if (in_place_ && task.weights.in_one_request && !reads_pages(file)) {
     if (std::byte* place = in_place_(task)) {
@@ -182,6 +203,18 @@ void TaskReader::lay_out(StagedTask& staged) {
   if (memory_) return lay_out_in(memory_(task), staged);
   const std::size_t needed = staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0);
   lay_out_in(staged.staging.room_for(std::max(needed, smallest_staging_), source.name), staged);
+}
+
+/// The same for several tasks, which one read brings.
+void TaskReader::lay_out_joined(StagedTask& staged) {
+  const SourceTensor& first = catalog_.tensors[staged.task.source];
+  const std::uint64_t bytes = staged.joined.end - staged.joined.begin;
+  std::byte* const memory =
+      staged.staging.room_for(std::max(bytes + cache_line, smallest_staging_), first.name);
+  staged.request_ = memory + staged.joined.begin % cache_line;  // all are then as aligned as in the file
+  extents_.push_back(
+      {&first, staged.files.weights.get(), staged.joined.begin, bytes, staged.request_, false});
+  staged.find_in_request();
 }
 
 /// The same for staging that begins at `memory` and has room enough.
@@ -231,10 +264,13 @@ std::byte* TaskReader::add_extents(const SourceTensor& tensor, const OpenFile& f
   return place;
 }
 
-StagedTask* TaskReader::begin(const ReadTask& task) {
+StagedTask* TaskReader::begin(JoinedTasks& joined) {
   StagedTask& staged = *free_.back();
   free_.pop_back();
-  staged.task = task;
+  std::swap(staged.joined, joined);
+  staged.turn = 0;
+  std::swap(staged.task, staged.joined.tasks.front());
+  const ReadTask& task = staged.task;
   staged.is_in_place = false;
   staged.is_on_device = false;
   staged.files = files_for(task);

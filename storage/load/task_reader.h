@@ -11,6 +11,7 @@
 
 #include "planner/names/catalog.h"
 #include "storage/boxes/box_reading.h"
+#include "storage/boxes/joined_tasks.h"
 #include "storage/boxes/placing.h"
 #include "storage/device/device_staging.h"
 #include "storage/device/staging.h"
@@ -19,7 +20,7 @@
 
 namespace shardwright {
 
-/// A task whose bytes have arrived.
+/// Tasks whose bytes have arrived, of which one is looked at.
 struct StagedTask {
   ReadTask task;
   const std::byte* elements = nullptr;  ///< where the weights' first element lies, in memory of the CPU or
@@ -32,15 +33,29 @@ struct StagedTask {
   OpenFiles::Uses files;  ///< while they are read
   int reads_under_way = 0;
   std::chrono::steady_clock::time_point begun, arrived;  ///< of reads in the background
+  JoinedTasks joined;                                    ///< all of them, but for `task`
+  std::size_t turn = 0;                                  ///< of `task` among them
+  int copies = 0;                                        ///< of them to devices, under way
 
   StagedTask(bool huge_pages, const DeviceCalls* devices, const GpuDirectCalls* gpu_direct,
              std::size_t device_bytes)
       : staging(huge_pages, devices), device_staging(devices, gpu_direct, device_bytes) {}
 
+  /// Bytes of all of them, with the gaps between them.
+  std::uint64_t requested_bytes() const;
+
   BoxInMemory part() const;
+
+  /// Turns to the next of the tasks that the same request has brought; false where `task` was the last.
+  bool turn_to_next();
 
   /// Bytes from the first element to the end of the scales, or of the elements where there are none.
   std::size_t span() const;
+
+ private:
+  friend class TaskReader;
+  void find_in_request();
+  std::byte* request_ = nullptr;  // where the request of several tasks is staged
 };
 
 /// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files and
@@ -79,14 +94,18 @@ class TaskReader {
   /// What a task may take of a buffer of that size, so that reads can be rounded out to whole pages.
   static std::size_t task_bytes_of(std::size_t buffer_bytes);
 
+  /// What one request for several tasks may bring.
+  static std::size_t request_bytes_of(std::size_t buffer_bytes);
+
   /// The size of a buffer for tasks of up to so many bytes, in whole pages.
   static std::size_t memory_bytes_of(std::size_t task_bytes);
 
   bool has_room() const { return !free_.empty() && ready_.empty(); }
 
-  /// Begins to read. Returns the task if it has arrived already, null if it is under way. REQUIRES:
-  /// has_room(). Throws Error(io) naming file, offset and tensor.
-  StagedTask* begin(const ReadTask& task);
+  /// Begins to read tasks, which are taken, with their memory left for others. Returns them if they have
+  /// arrived already, null if they are under way. REQUIRES: has_room(). Throws Error(io) naming file, offset
+  /// and tensor, of several the first.
+  StagedTask* begin(JoinedTasks& joined);
 
   /// True while a task is under way, or has arrived and was not returned yet.
   bool is_busy() const { return !ready_.empty() || tasks_under_way_ > 0; }
@@ -132,6 +151,7 @@ class TaskReader {
   bool reads_pages(const OpenFile& file) const;
   OpenFiles::Uses files_for(const ReadTask& task);
   void lay_out(StagedTask& staged);
+  void lay_out_joined(StagedTask& staged);
   void lay_out_in(std::byte* memory, StagedTask& staged);
   bool read_into_device(StagedTask& staged);
   std::byte* add_extents(const SourceTensor& tensor, const OpenFile& file, const BoxReading& reading,

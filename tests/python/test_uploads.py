@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -633,9 +634,16 @@ else:
 @pytest.mark.ranks
 @pytest.mark.parametrize("flow", ["save", "export"])
 @pytest.mark.parametrize("moment", ["partNumber=1|rank-|model-", "uploadId", "manifest|index"])
-def test_a_kill_leaves_the_earlier_one_whole_and_the_next_save_tidies(place: Place, flow: str, moment: str):
+def test_a_kill_leaves_the_earlier_one_whole_and_the_next_save_tidies(
+    place: Place, flow: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The process is killed when the server gets that request, before it does anything about it."""
     import re
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
 
     def act(value: float) -> None:
         if flow == "save":
@@ -668,7 +676,9 @@ def test_a_kill_leaves_the_earlier_one_whole_and_the_next_save_tidies(place: Pla
     assert problems == []
     assert any(".shardwright.saving" in name for name in place.names())
     place.server.uploads.clear()  # as the rule of a bucket's life cycle does
+    assert len(os.listdir(temporary)) == 1
     act(3.0)
+    assert os.listdir(temporary) == []
     assert sw.verify(place.folder()).problems == []
     assert not any(".shardwright.saving" in name for name in place.names())
     if flow == "save":

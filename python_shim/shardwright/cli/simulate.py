@@ -8,6 +8,7 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.cli.table import amount, columns, table
+from shardwright.local_path import shown
 from shardwright.progress import counters_of
 from shardwright.weight_maps import weight_map_for
 
@@ -105,7 +106,7 @@ def simulate(
     ranks = [_rank_facts(rank) for rank in run.ranks]
     nodes = [{name: getattr(node, name) for name in ("node", *NODE_FIGURES)} for node in run.nodes]
     facts: dict[str, Any] = {
-        "source": str(catalog.directory),
+        "source": shown(catalog.directory),
         "mesh": {dimension.name: dimension.size for dimension in dimensions},
         "dense": dense,
         "layout": layout,

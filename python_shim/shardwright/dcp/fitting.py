@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from shardwright import _core
 from shardwright.dcp.fresh_optimizer import faults_of_optimizers
+from shardwright.local_path import shown
 
 #: Lines of a message that concern one kind of misfit; more would hide the cause.
 _TOLD = 50
@@ -54,12 +55,12 @@ def expect_fit(
         unasked = [fqn for fqn in stored if fqn not in flat]
         problems += _core.hints_at_names(names, unasked)
         if names and not any(fqn in stored for fqn in flat) and unasked:
-            shown = _core.grouped_names(unasked)
-            more = ", …" if len(shown) > 3 else ""
-            problems.append(f"no name is in the checkpoint, which has {', '.join(shown[:3])}{more}")
+            others = _core.grouped_names(unasked)
+            more = ", …" if len(others) > 3 else ""
+            problems.append(f"no name is in the checkpoint, which has {', '.join(others[:3])}{more}")
     if problems:
         where = getattr(metadata, "where", None)
-        headline = f"{where}: " if where else ""
+        headline = f"{shown(where)}: " if where else ""
         words = f" ({', '.join(kinds)})" if kinds else ""  # torch's, for who looks for them
         raise _core.PlanError(
             "\n  ".join([f"{headline}the state dict and the checkpoint do not fit{words}:", *problems])

@@ -15,6 +15,7 @@ from shardwright.dcp.one_checkpoint import words_of
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.loading import is_of_trainer, load
+from shardwright.local_path import shown
 from shardwright.native import empty_state_dict
 from shardwright.sharding import Sharding
 
@@ -83,8 +84,8 @@ def names_of_weights(
     }
     if not weights:
         raise _core.PlanError(
-            f"{source}: expected weights under the key {'.'.join(where)!r} of the saved state dict, found none; it has "
-            f"{_keys(paths)}"
+            f"{shown(source)}: expected weights under the key {'.'.join(where)!r} of the saved state dict, found none; "
+            f"it has {_keys(paths)}"
         )
     return where, weights
 
@@ -95,8 +96,8 @@ def _usual_place(paths: dict[str, tuple[str, ...]], source: str) -> tuple[str, .
     places = {path[: path.index(_USUAL_KEY) + 1] for path in paths.values() if _USUAL_KEY in path[:-1]}
     if len(places) != 1:
         raise _core.PlanError(
-            f"{source}: expected the key {_USUAL_KEY!r} in the saved state dict, found {_keys(paths)}; say under which "
-            "key the weights are (key=, --key)"
+            f"{shown(source)}: expected the key {_USUAL_KEY!r} in the saved state dict, found {_keys(paths)}; say "
+            "under which key the weights are (key=, --key)"
         )
     return places.pop()
 

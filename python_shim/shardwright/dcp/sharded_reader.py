@@ -22,7 +22,7 @@ from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading, re
 from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.dcp.torch_reading import TorchStorageReader
 from shardwright.describe import Description, describe, is_reached
-from shardwright.local_path import beside
+from shardwright.local_path import beside, shown
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.ranks.cooperation import failing_together, reading_group
 from shardwright.report import with_what_was_left_out
@@ -102,7 +102,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         self._metadata: Any = metadata
         if self.verify and self._torchs is None and not isinstance(metadata, ShardedMetadata):
             raise ValueError(
-                f"{self.path}: verify=True, but this checkpoint has no checksums to check; see sw.verify"
+                f"{shown(self.path)}: verify=True, but this checkpoint has no checksums to check; see sw.verify"
             )
         if self._torchs is not None:
             self._torchs.set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)

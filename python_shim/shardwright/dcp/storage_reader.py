@@ -22,7 +22,7 @@ from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.dcp.one_checkpoint import expect_one_checkpoint, telling_content
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
-from shardwright.local_path import beside, bytes_or_none, location, whole_number
+from shardwright.local_path import beside, bytes_or_none, location, shown, whole_number
 from shardwright.progress import progress_callback
 from shardwright.ranks.cooperation import (
     Cooperative,
@@ -100,7 +100,7 @@ def request_of(
 def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
     """Raises if a Hugging Face checkpoint is not as it was exported, or has no checksums to tell."""
     if not is_file(beside(path, _core.checksums_name)):
-        raise ValueError(f"{path}: verify=True, but this checkpoint has no checksums to check")
+        raise ValueError(f"{shown(path)}: verify=True, but this checkpoint has no checksums to check")
     report = _core.verify_checkpoint(os.fspath(path), threads)
     if report.problems:
         raise _core.CheckpointFormatError("\n  ".join(["the checkpoint is damaged", *report.problems]))
@@ -250,7 +250,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         for item, buffer in zip(plan.items, buffers, strict=True):
             description.add(describe({item.storage_index.fqn: buffer}))
         if description.problems:
-            raise _core.PlanError("\n  ".join([f"cannot read {self.path}:", *description.problems]))
+            raise _core.PlanError("\n  ".join([f"cannot read {shown(self.path)}:", *description.problems]))
         core_plan = _core.plan_reads([request_of(item) for item in plan.items], description.specs, catalog)
         items = list(zip(plan.items, targets, buffers, strict=True))
         rounded = roundings_of((item.storage_index.fqn, buffer.dtype, to.dtype) for item, to, buffer in items)

@@ -40,7 +40,7 @@ from shardwright.describe import (
     tied_heads,
     whole_box,
 )
-from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place
+from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place, shown
 from shardwright.progress import counters_of
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.remote.address import address_of, is_address
@@ -366,8 +366,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             if is_place and self.overwrite is not True:
                 raise FileExistsError(
                     errno.EEXIST,
-                    f"{place}: this is what the checkpoint is made from, and would be replaced; nothing was written. "
-                    "Give another path, or pass overwrite=True to replace it and keep all other files",
+                    f"{shown(place)}: this is what the checkpoint is made from, and would be replaced; nothing was "
+                    "written. Give another path, or pass overwrite=True to replace it and keep all other files",
                 )
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:

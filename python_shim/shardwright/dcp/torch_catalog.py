@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from shardwright import _core
 from shardwright.dcp.torch_checkpoint import fault_of_archive, is_stream_of_ours, part_of_file
 from shardwright.describe import DTYPE_NAMES
-from shardwright.local_path import beside
+from shardwright.local_path import beside, shown
 from shardwright.regular_file import open_regular
 
 #: Of a record of a zip archive: the bytes of its header before its name, and where in them the lengths of name and
@@ -52,7 +52,7 @@ def read_torch_catalog(
             place = metadata.storage_data.get(index)
             if place is None:
                 raise _core.CheckpointFormatError(
-                    f"{directory}: {name}: the metadata does not say where it is; copy or save it again"
+                    f"{shown(directory)}: {name}: the metadata does not say where it is; copy or save it again"
                 )
             chunks.append(_Chunk(index, stored.properties.dtype, list(chunk.sizes), place))
 
@@ -103,7 +103,9 @@ def _first_byte(
     if is_stream_of_ours(path, place, index, metadata):
         return int(place.offset + place.length - size)
     if is_compared and (fault := fault_of_archive(path, place.offset, place.length)):
-        raise _core.CheckpointFormatError(f"{path}: {index.fqn}: is damaged: {fault}; copy or save it again")
+        raise _core.CheckpointFormatError(
+            f"{shown(path)}: {index.fqn}: is damaged: {fault}; copy or save it again"
+        )
     try:
         with open_regular(path) as file:
             part = part_of_file(file, place.offset, place.length)
@@ -114,7 +116,7 @@ def _first_byte(
         raise
     except Exception as error:  # damaged archives raise anything
         raise _core.CheckpointFormatError(
-            f"{path}: {index.fqn}: cannot be read: {error}; the file is damaged: copy or save it again"
+            f"{shown(path)}: {index.fqn}: cannot be read: {error}; the file is damaged: copy or save it again"
         ) from error
     is_tensor = isinstance(tensor, torch.Tensor)
     if (
@@ -124,7 +126,7 @@ def _first_byte(
         or tensor.layout != torch.strided
     ):
         raise _core.CheckpointFormatError(
-            f"{path}: {index.fqn}: expected {dtype} {chunk.sizes}, as the metadata says, found "
+            f"{shown(path)}: {index.fqn}: expected {dtype} {chunk.sizes}, as the metadata says, found "
             + (f"{tensor.dtype} {list(tensor.shape)}" if is_tensor else "no tensor")
             + "; copy or save it again"
         )
@@ -133,7 +135,7 @@ def _first_byte(
     skipped = int(tensor.storage_offset()) * dtype.itemsize
     if skipped + size > length:
         raise _core.CheckpointFormatError(
-            f"{path}: {index.fqn}: expected {skipped + size} bytes in its archive, found {length}; copy it again"
+            f"{shown(path)}: {index.fqn}: expected {skipped + size} bytes in its archive, found {length}; copy it again"
         )
     return int(place.offset + begin + skipped)
 
@@ -155,6 +157,6 @@ def _record_of_bytes(archive: BinaryIO) -> tuple[int, int]:
 
 def _not_row_by_row(path: str, name: str, how: str) -> ValueError:
     return ValueError(
-        f"{path}: {name}: expected a tensor row by row, to convert it in place, found it {how}; "
+        f"{shown(path)}: {name}: expected a tensor row by row, to convert it in place, found it {how}; "
         "shardwright.export() takes the checkpoint's path as well, and holds all weights in memory"
     )

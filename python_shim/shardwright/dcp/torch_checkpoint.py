@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 
 from shardwright import _core
 from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
-from shardwright.local_path import beside
+from shardwright.local_path import beside, shown
 from shardwright.progress import counters_of
 from shardwright.regular_file import open_regular
 from shardwright.system_calls import is_there
@@ -34,7 +34,7 @@ def metadata_name(directory: str | os.PathLike[str], rank: int | None = None) ->
     if rank is not None or not is_there(beside(directory, f"__0{METADATA_NAME}")):
         return None
     raise _core.CheckpointFormatError(
-        f"{os.fspath(directory)}: was saved with use_collectives=False, so that each rank's metadata is its own; load "
+        f"{shown(directory)}: was saved with use_collectives=False, so that each rank's metadata is its own; load "
         "it with dcp.load, on the ranks that saved it"
     )
 
@@ -54,7 +54,7 @@ def verify_torch_checkpoint(directory: str) -> Any:
             tensors += 1
             chunks = [(list(chunk.offsets), list(chunk.sizes)) for chunk in stored.chunks]
             if fault := _core.tiling_fault(list(stored.size), chunks):
-                problems.append(f'{directory}: "{fqn}": its chunks do not make up the whole: {fault}')
+                problems.append(f'{shown(directory)}: "{fqn}": its chunks do not make up the whole: {fault}')
                 damaged.add(fqn)
     progress, total = counters_of("verifying"), sum(place.length for place in metadata.storage_data.values())
     for index, place in metadata.storage_data.items():
@@ -76,12 +76,12 @@ def verify_torch_checkpoint(directory: str) -> Any:
             fault = fault_of_archive(path, place.offset, place.length)
         hashed += place.length
         if fault:
-            problems.append(f'{path}: "{index.fqn}" is damaged: {fault}')
+            problems.append(f'{shown(path)}: "{index.fqn}" is damaged: {fault}')
             damaged.add(index.fqn)
     if unknown:
         problems.append(
-            f"{directory}: was written with extensions, {', '.join(sorted(unknown))}, which are not known here: what "
-            "they have changed is not checked; load it with ShardedStorageReader(path, registry)"
+            f"{shown(directory)}: was written with extensions, {', '.join(sorted(unknown))}, which are not known here: "
+            "what they have changed is not checked; load it with ShardedStorageReader(path, registry)"
         )
     objects = len(metadata.state_dict_metadata) - tensors
     return _core.VerifyReport("torch", len(files), tensors, objects, hashed, problems, sorted(damaged))

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.serialization import _get_layout
 
 from shardwright import _core
-from shardwright.local_path import beside
+from shardwright.local_path import beside, shown
 from shardwright.regular_file import GIT_LFS, IS_POINTER, read_regular
 from shardwright.remote.address import is_address
 from shardwright.system_calls import is_there
@@ -262,26 +262,28 @@ def read_torch_metadata(directory: str | os.PathLike[str], name: str = METADATA_
     is_unpublished = is_address(directory) and is_there(beside(directory, _core.saving_name))
     if is_unpublished and not _core.has_manifest(os.fspath(directory)):
         raise FileNotFoundError(
-            f"{directory}: expected a checkpoint, found the files of a save that has not been published; it still runs "
-            "or was interrupted: give a checkpoint whose save has ended"
+            f"{shown(directory)}: expected a checkpoint, found the files of a save that has not been published; it "
+            "still runs or was interrupted: give a checkpoint whose save has ended"
         )
     data = read_regular(file, _MOST_BYTES)
     if data.startswith(GIT_LFS):
-        raise _core.CheckpointFormatError(f"{file}: {IS_POINTER}")
+        raise _core.CheckpointFormatError(f"{shown(file)}: {IS_POINTER}")
     collects = gc.isenabled()
     gc.disable()  # which would look again and again at a million objects that are all in use
     try:
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # damaged pickles raise anything
         text = str(error) or type(error).__name__
-        raise _core.CheckpointFormatError(f"{file}: cannot be read safely: {text}") from error
+        raise _core.CheckpointFormatError(f"{shown(file)}: cannot be read safely: {text}") from error
     finally:
         if collects:
             gc.enable()
     if not isinstance(metadata, Metadata):
-        raise _core.CheckpointFormatError(f"{file}: expected DCP's Metadata, found {_kind(metadata)}")
+        raise _core.CheckpointFormatError(f"{shown(file)}: expected DCP's Metadata, found {_kind(metadata)}")
     if fault := _fault_of(metadata):
-        raise _core.CheckpointFormatError(f"{file}: {fault}; the file is damaged: save or copy it again")
+        raise _core.CheckpointFormatError(
+            f"{shown(file)}: {fault}; the file is damaged: save or copy it again"
+        )
     return metadata
 
 

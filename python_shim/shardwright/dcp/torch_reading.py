@@ -18,7 +18,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.dcp.torch_checkpoint import fault_of_archive, is_stream_of_ours
 from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
-from shardwright.local_path import beside, location
+from shardwright.local_path import beside, location, shown
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.regular_file import GIT_LFS, IS_POINTER, open_regular
 from shardwright.remote.address import is_address
@@ -138,7 +138,7 @@ class TorchStorageReader(FileSystemReader):
                     "checkpoints are not decoded; load both as they are stored"
                 )
         if problems:
-            raise _core.PlanError("\n  ".join([f"cannot load {self.path}:", *problems.values()]))
+            raise _core.PlanError("\n  ".join([f"cannot load {shown(self.path)}:", *problems.values()]))
         return list(casts.values())
 
     def _expect_whole_files(self, plan: LoadPlan) -> None:
@@ -147,21 +147,23 @@ class TorchStorageReader(FileSystemReader):
             place = self.storage_data.get(item.storage_index)
             if place is None:
                 raise _core.CheckpointFormatError(
-                    f"{self.path}: {item.storage_index.fqn}: the metadata does not say where it is"
+                    f"{shown(self.path)}: {item.storage_index.fqn}: the metadata does not say where it is"
                 )
             ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
         problems = []
         for name, end in ends.items():
             file = beside(self.path, name)
             if not has_entry(file):
-                problems.append(f"{file}: expected a file of {end} bytes or more, found none; copy it again")
+                problems.append(
+                    f"{shown(file)}: expected a file of {end} bytes or more, found none; copy it again"
+                )
             elif (size := _core.size_of_file(file)) < end:
                 with open_regular(file) as stream:
                     is_pointer = stream.read(len(GIT_LFS)) == GIT_LFS
                 what = (
                     IS_POINTER if is_pointer else f"expected {end} bytes or more, found {size}; copy it again"
                 )
-                problems.append(f"{file}: {what}")
+                problems.append(f"{shown(file)}: {what}")
         if problems:
             raise _core.CheckpointFormatError("\n  ".join(problems))
 
@@ -172,7 +174,7 @@ class TorchStorageReader(FileSystemReader):
             path = beside(self.path, place.relative_path)
             if place.transform_descriptors or is_stream_of_ours(path, place, index, self._metadata):
                 raise ValueError(
-                    f"{path}: {index.fqn}: verify=True, but there are no checksums to check: it is "
+                    f"{shown(path)}: {index.fqn}: verify=True, but there are no checksums to check: it is "
                     + (
                         "encoded by an extension of torch's writer"
                         if place.transform_descriptors
@@ -180,7 +182,7 @@ class TorchStorageReader(FileSystemReader):
                     )
                 )
             if fault := fault_of_archive(path, place.offset, place.length):
-                problems.append(f'{path}: "{index.fqn}" is damaged: {fault}')
+                problems.append(f'{shown(path)}: "{index.fqn}" is damaged: {fault}')
         if problems:
             raise _core.CheckpointFormatError("\n  ".join(["the checkpoint is damaged", *problems]))
 

@@ -300,15 +300,15 @@ def _undo_unpublished(shadow: Shadow) -> None:
             (shadow.path / name).unlink()
         else:
             (shadow.path / name).write_bytes(base64.b64decode(previous))
+    shadow.look_into_what_is_told_of()
     shadow.seen()
 
 
 def _is_shown(shadow: Shadow, name: str, digest: str | None = None) -> bool:
     """Whether the shadow has a file in place of that object, and of that digest."""
-    file = shadow.path / name
-    if name not in shadow.objects or not file.is_file():
+    if name not in shadow.objects or not (shadow.path / name).is_file():
         return False
-    return digest is None or _digest(file.read_bytes()) == digest
+    return digest is None or _digest(shadow.content(name)) == digest
 
 
 _TAG = re.compile("[0-9a-f]{12}")

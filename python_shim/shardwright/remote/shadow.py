@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from shardwright import _core
 from shardwright.remote.address import masked
+from shardwright.remote.own_folder import OwnFolder, remove_folders_of_dead_processes
 from shardwright.remote.reading import arriving, tried
 from shardwright.remote.store import Store, StoredObject, store_and_name
 
 #: Requests for small objects that are under way at a time.
 _AT_ONCE = 16
 
-#: Objects by which the rules tell what a checkpoint is, read whole.
-_LISTS = (_core.manifest_name, _core.checksums_name, "model.safetensors.index.json", ".metadata")
+#: Objects that say of others how they were written: the rules look into those.
+_TELLS_OF_OTHERS = (_core.manifest_name, _core.checksums_name)
+
+#: Objects that the rules look into whatever else is there.
+_ALWAYS = ("model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors")
+
+_TORCHS = ".metadata"
 
 #: What is larger and of no known name is nothing that lies beside weights.
 _MOST_BYTES_BESIDE = 64 << 20
@@ -33,8 +36,8 @@ _WEIGHTS = (".safetensors", ".distcp", ".bin", ".pt", ".pth", ".ckpt", ".gguf", 
 
 
 class Shadow:
-    """``path`` has a file for each object below the address: of its size, with the contents of those that are read to
-    tell what the folder holds, and holes in place of weights. What is done to it is then done to the objects.
+    """``path`` has a file for each object below the address: of its size, with the contents of those that the rules of
+    folders look into, and holes in place of the rest. What is done to it is then done to the objects.
 
     ``objects`` are those that were there, by their names below the address. What lies in the folder of saves under way
     is left out; ``saving`` has it.
@@ -43,9 +46,12 @@ class Shadow:
     def __init__(self, address: str) -> None:
         self.address = address
         self.store, self.folder = store_and_name(address)
-        self.path = Path(tempfile.mkdtemp(prefix="shardwright-"))
+        remove_folders_of_dead_processes()
+        self._own = OwnFolder()
+        self.path = self._own.path
         self.objects: dict[str, StoredObject] = {}
         self.saving: list[StoredObject] = []
+        self._fetched: set[str] = set()
         try:
             self._fill()
         except BaseException:
@@ -61,14 +67,27 @@ class Shadow:
         """The object's name in the store."""
         return f"{self.folder}/{relative}" if self.folder else relative
 
+    def look_into_what_is_told_of(self) -> None:
+        """Fetches what the rules look into: also once more, after what tells of others has changed here."""
+        tells = [self.path / name for name in _TELLS_OF_OTHERS]
+        told = b"\n".join(file.read_bytes() for file in tells if file.is_file())
+        # Names stand in there as they are; one that is found by chance is read for nothing.
+        self._fetch_all(name for name in self.objects if name in _ALWAYS or name.encode() in told)
+
     def changes(self) -> tuple[list[str], list[str]]:
         """Names of the files that were written since, and of those that are gone, each sorted."""
         now = self._looks()
         written = [name for name, look in now.items() if self._before.get(name) != look]
         return sorted(written), sorted(set(self._before) - set(now))
 
+    def content(self, relative: str) -> bytes:
+        """What the folder has in place of the object: its own bytes, unless they were changed here."""
+        if relative in self.objects:
+            self._fetch(relative)
+        return (self.path / relative).read_bytes()
+
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._own.remove()
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -99,14 +118,10 @@ class Shadow:
             relative = one.name[len(self.folder) + 1 :] if self.folder else one.name
             if _is_file_name(relative) and self._made(relative, one.size):
                 self.objects[relative] = one
-        holds_lists = [name for name in self.objects if os.path.basename(name) in _LISTS]
-        holds_weights = any(name.endswith(".safetensors") for name in self.objects)
-        if holds_lists or holds_weights:
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(pool.map(self._fetch, self.objects))
-        for relative, one in self.objects.items():
-            if one.modified:
-                os.utime(self.path / relative, (one.modified, one.modified))
+        for relative in self.objects:
+            self._set_time(relative)
+        self._fetch_all(_TELLS_OF_OTHERS)
+        self.look_into_what_is_told_of()
 
     def _listed(self, folder: str) -> list[StoredObject]:
         return tried(self.address, lambda: self.store.listed(self.name(folder))).objects
@@ -122,9 +137,18 @@ class Shadow:
             return False
         return True
 
+    def _fetch_all(self, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            wanted = [name for name in names if name in self.objects and (self.path / name).is_file()]
+            list(pool.map(self._fetch, wanted))
+
     def _fetch(self, relative: str) -> None:
+        """Gives the file what is looked into of the object, the first time."""
+        if relative in self._fetched:
+            return
+        self._fetched.add(relative)
         found = self.objects[relative]
-        if os.path.basename(relative) in _LISTS:
+        if relative in _TELLS_OF_OTHERS or relative in _ALWAYS[:1] or relative == _TORCHS:
             self._write(relative, self._read(found, 0, found.size))
         elif relative.endswith(".safetensors"):
             length = self._read(found, 0, min(8, found.size))
@@ -139,6 +163,11 @@ class Shadow:
     def _write(self, relative: str, data: bytes) -> None:
         with open(self.path / relative, "r+b") as file:
             file.write(data)
+        self._set_time(relative)
+
+    def _set_time(self, relative: str) -> None:
+        if modified := self.objects[relative].modified:
+            os.utime(self.path / relative, (modified, modified))
 
     def _looks(self) -> dict[str, tuple[int, int, int]]:
         looks = {}

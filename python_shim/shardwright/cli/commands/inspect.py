@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections import Counter
 from typing import Any
 
@@ -13,7 +12,7 @@ from shardwright.catalog import read_catalog
 from shardwright.checkpoints import expect_no_steps
 from shardwright.cli.answer import Answer
 from shardwright.cli.table import table
-from shardwright.local_path import location
+from shardwright.local_path import location, shown
 from shardwright.weight_maps import weight_map_for
 
 HELP = "say what a checkpoint holds, from headers, index and metadata"
@@ -41,7 +40,7 @@ def _of_hugging_face(path: str) -> dict[str, Any]:
     tensors = catalog.tensors
     encodings = _core.scaled_weights(catalog)
     facts = {
-        "directory": os.fspath(catalog.directory),
+        "directory": shown(catalog.directory),
         "kind": "Hugging Face",
         "files": len(catalog.files),
         "tensors": len({tensor.name for tensor in tensors}),
@@ -121,7 +120,7 @@ def _of_training(
     objects: list[str],
 ) -> dict[str, Any]:
     return {
-        "directory": path,
+        "directory": shown(path),
         "kind": kind,
         "files": files,
         "tensors": len(names),

@@ -8,6 +8,7 @@ from shardwright.checkpoints import expect_no_steps, verify
 from shardwright.cli.answer import Answer
 from shardwright.cli.options import number_of_threads
 from shardwright.cli.table import table
+from shardwright.local_path import shown
 
 HELP = "check headers, index, coverage and checksums; exit status 1 if something is wrong"
 
@@ -32,7 +33,9 @@ def run(options: argparse.Namespace) -> Answer:
     lines += [f"damaged: {name}" for name in report.damaged]
     failure = ""
     if report.problems:
-        failure = f"{options.path}: {len(report.problems)} problem{'s' * (len(report.problems) > 1)} found"
+        failure = (
+            f"{shown(options.path)}: {len(report.problems)} problem{'s' * (len(report.problems) > 1)} found"
+        )
     else:
         sums = "" if report.bytes_hashed else "; no checksums to check"
         lines.append(f"nothing wrong was found{sums}")
