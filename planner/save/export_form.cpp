@@ -277,6 +277,22 @@ std::string fault_of_template(const ExportForm& form, const Piece& piece, const 
   return "";
 }
 
+/// Puts tensors in the order of the template's files: companions with their weights, and first what it does
+/// not have.
+void order_as_template(const ExportForm& form, std::vector<SourceTensor>& tensors) {
+  const auto place = [&](const SourceTensor& tensor) {
+    const std::span<const SourceTensor> stored =
+        form.template_catalog->find(weight_name_of(weight_name_of_companion(tensor.name)));
+    if (const auto own = form.template_catalog->find(tensor.name); form.as_template && !own.empty())
+      return std::tuple{own.front().file, own.front().begin};
+    if (stored.empty())
+      return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a multiplier it does not have
+    return std::tuple{stored.front().file, stored.front().begin};
+  };
+  std::stable_sort(tensors.begin(), tensors.end(),
+                   [&](const SourceTensor& a, const SourceTensor& b) { return place(a) < place(b); });
+}
+
 }  // namespace
 
 void keep_packed(ExportForm& form, const std::vector<SavedTensor>& tensors) {
@@ -422,17 +438,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
                                                  "); nothing has been written:");
   if (form.template_catalog != nullptr) {
     note_left_activations(*form.template_catalog, result);
-    const auto place = [&](const SourceTensor& tensor) {
-      const std::span<const SourceTensor> stored =
-          form.template_catalog->find(weight_name_of(weight_name_of_companion(tensor.name)));
-      if (const auto own = form.template_catalog->find(tensor.name); form.as_template && !own.empty())
-        return std::tuple{own.front().file, own.front().begin};
-      if (stored.empty())
-        return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a multiplier it does not have
-      return std::tuple{stored.front().file, stored.front().begin};
-    };
-    std::stable_sort(result.tensors.begin(), result.tensors.end(),
-                     [&](const SourceTensor& a, const SourceTensor& b) { return place(a) < place(b); });
+    order_as_template(form, result.tensors);
   }
   return result;
 }
