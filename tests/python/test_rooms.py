@@ -1,9 +1,11 @@
-"""Dependencies of C++ point one way: CONTRIBUTING.md's list of folders and rooms is the order."""
+"""Dependencies of C++ point one way, in the order of CONTRIBUTING.md's list of folders and rooms, and the glossary's
+words are those of the code."""
 
 import re
 from pathlib import Path
 
 TREE = Path(__file__).parents[2]
+FOLDERS = ("kernels", "planner", "storage", "python_shim")
 
 
 def order_of_rooms() -> dict[str, int]:
@@ -28,7 +30,7 @@ def test_a_file_includes_what_stands_in_its_room_or_above_it_in_the_list():
     order = order_of_rooms()
     files = [
         path.relative_to(TREE)
-        for folder in ("kernels", "planner", "storage", "python_shim/bindings")
+        for folder in FOLDERS
         for ending in ("*.h", "*.cpp", "*.cu")
         for path in (TREE / folder).rglob(ending)
     ]
@@ -41,3 +43,23 @@ def test_a_file_includes_what_stands_in_its_room_or_above_it_in_the_list():
             if order[room_of(header)] > order[room_of(str(file))]:
                 below.append(f"{file} includes {header}")
     assert not below, "\n".join(below)
+
+
+def test_what_the_glossary_names_is_in_the_code():
+    glossary = (TREE / "storage" / "README.md").read_text().partition("## Glossary")[2]
+    rows = re.findall(r"^\| ([^|\n]+) \| .+ \| ([^|\n]*)\|$", glossary, re.MULTILINE)
+    assert len(rows) > 100
+    files = [path for folder in FOLDERS for path in (TREE / folder).rglob("*")]
+    code = [path.read_text() for path in files if path.suffix in (".h", ".cpp", ".cu", ".py")]
+    words = {word for text in code for word in re.findall(r"\w+", text)}
+    structs = re.compile(r"^(?:struct|class) ([\w:]+)[^;{\n]*{(.*?)^};", re.MULTILINE | re.DOTALL)
+    members = {name: set(re.findall(r"\w+", body)) for text in code for name, body in structs.findall(text)}
+    for word, where in rows:
+        for name in re.findall(r"`([^`]+)`", where):
+            first, _, member = name.partition("::")
+            if "/" in name:
+                assert (TREE / name).exists(), f"{word}: {name}"
+            elif member:
+                assert member in members[first], f"{word}: {name}"
+            else:
+                assert first in words, f"{word}: {name}"
