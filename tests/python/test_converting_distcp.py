@@ -174,6 +174,19 @@ def test_a_file_cut_short_is_told(tmp_path: Path):
     refused(path, tmp_path / "to", file.name, "a.weight", "expected", "found")
 
 
+@pytest.mark.parametrize("what", ["a_gap", "twice"])
+def test_chunks_that_do_not_make_up_a_matrix_are_told(what: str, tmp_path: Path):
+    path = saved_by_torch(tmp_path / "saved", {"a.weight": STATE["a.weight"]})
+    metadata = dcp.FileSystemReader(path).read_metadata()
+    stored = metadata.state_dict_metadata["a.weight"]
+    if what == "a_gap":
+        stored.size = torch.Size([301, 256])
+    else:
+        stored.chunks = stored.chunks * 2
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    refused(path, tmp_path / "to", "a.weight", str(path))
+
+
 def test_a_matrix_stored_transposed_is_told_and_the_way_out(tmp_path: Path):
     path = saved_by_torch(tmp_path / "saved", {"a.weight": STATE["a.weight"].t()})
     refused(path, tmp_path / "to", ".distcp", "a.weight", "strides [1, 256]", "shardwright.export()")

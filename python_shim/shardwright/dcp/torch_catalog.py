@@ -47,6 +47,11 @@ def read_torch_catalog(
         assert isinstance(stored, TensorStorageMetadata)
         if stored.properties.dtype not in DTYPE_NAMES:
             continue
+        boxes = [(list(chunk.offsets), list(chunk.sizes)) for chunk in stored.chunks]
+        if fault := _core.tiling_fault(list(stored.size), boxes):
+            raise _core.CheckpointFormatError(
+                f"{directory}: {name}: its chunks do not make up the whole: {fault}; copy or save it again"
+            )
         for chunk in stored.chunks:
             index = MetadataIndex(name, chunk.offsets)
             place = metadata.storage_data.get(index)
