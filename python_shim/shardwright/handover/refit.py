@@ -182,7 +182,7 @@ def refit(
     Raises, the same on every rank, naming ranks:
         PlanError, ValueError: a value that cannot be encoded so.
         ConnectionResetError: a rank has ended meanwhile.
-        KeyboardInterrupt on a rank that is interrupted (Ctrl-C), and InterruptedError on the others, within a second.
+        KeyboardInterrupt on a rank that is interrupted (Ctrl-C) while weights move, InterruptedError on the others.
 
     The text then says how far this rank's engine is new, as do the attributes ``new_layers`` and ``old_layers``: each
     layer is whole, either new or as it was.
