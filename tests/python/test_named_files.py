@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from shardwright.cli.command_line import main
 
 
-def load_trace(tiny: Path, name: Path) -> None:
+def load_trace(tiny: Path, name: Path | str) -> None:
     sw.load(sw.empty_state_dict(tiny), tiny, trace=name)
 
 
@@ -211,3 +211,11 @@ def test_what_is_replaced_was_written_so(name: str, there: str, tiny: Path, tmp_
     for _ in range(2):
         WRITERS[name](tiny, tmp_path / there)
         assert (tmp_path / there).read_bytes()
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3://bucket/trace.json"])
+def test_a_trace_goes_to_no_address(address: str, tiny: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"trace: expected a file of this machine .* found '{address}'"):
+        load_trace(tiny, address)
+    assert list(tmp_path.iterdir()) == []

@@ -51,8 +51,8 @@ def threads_of(threads: int | None, name: str = "thread_count") -> int:
 def trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
     """Where this rank's trace goes, and its rank."""
     rank = dist.get_rank() if dist.is_initialized() else 0
-    if path is not None and not Path(path).name:
-        raise ValueError(f"trace: expected a file to write to, found {path!r}")
+    if path is not None and (is_address(path) or not Path(path).name):
+        raise ValueError(f"trace: expected a file of this machine to write to, found {os.fspath(path)!r}")
     if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
         return (None if path is None else Path(path)), rank
     if _core.is_written_into(path):  # a terminal or pipe, which takes one text
