@@ -19,7 +19,7 @@ namespace py = pybind11;
 namespace shardwright {
 namespace {
 
-using BoxFacts = std::tuple<std::uint32_t, Shape, Shape>;  // index of the value, offset, size
+using ValueBox = std::tuple<std::uint32_t, Shape, Shape>;  // index of the value, offset, size
 
 py::tuple tuple_of(const std::int64_t* first, std::size_t count) {
   py::tuple tuple(count);
@@ -60,7 +60,7 @@ py::list written_items(const RankState& state, const ValuesByHash& known,
   return written;
 }
 
-SavedItems items_from(const std::vector<BoxFacts>& boxes, const SavedValues& values) {
+SavedItems items_from(const std::vector<ValueBox>& boxes, const SavedValues& values) {
   SavedItems items;
   for (const auto& [index, offset, size] : boxes) {
     const std::size_t rank = values.values.at(index).shape.size();
@@ -106,7 +106,7 @@ void bind_descriptions(py::module_& m) {
   m.def(
       "encode_state",
       [](std::int64_t rank,
-         const std::vector<std::pair<std::string, std::optional<std::vector<BoxFacts>>>>& holdings) {
+         const std::vector<std::pair<std::string, std::optional<std::vector<ValueBox>>>>& holdings) {
         RankState state;
         state.rank = rank;
         for (const auto& [values, boxes] : holdings) {
