@@ -135,16 +135,11 @@ CHANGED = $(shell git diff --name-only --diff-filter=d HEAD~1 2>/dev/null; git l
 tidy-changed: $(patsubst %,build/tidy/%.ok,$(filter $(CHANGED),$(TIDY_FILES)))
 	@:
 
-# clang-tidy cannot read what g++ has precompiled; and each file has to include what it uses.
-build/tidy/compile_commands.json: build/build.ninja
-	@mkdir -p $(@D)
-	@sed 's/ -include [^ ]*cmake_pch.hxx//' build/compile_commands.json >$@
-
 # One file is looked at again when it, a header or the rules have changed.
-build/tidy/%.ok: % .clang-tidy $(filter %.h,$(CXX_FILES)) | build/tidy/compile_commands.json
+build/tidy/%.ok: % .clang-tidy $(filter %.h,$(CXX_FILES))
 	@echo $<
 	@mkdir -p $(@D)
-	@clang-tidy-14 -p build/tidy --quiet --extra-arg=-Wno-unknown-warning-option $< >$@.log 2>&1 || { cat $@.log; exit 1; }
+	@clang-tidy-14 -p build --quiet --extra-arg=-Wno-unknown-warning-option $< >$@.log 2>&1 || { cat $@.log; exit 1; }
 	@touch $@
 
 stub: module ## write the stub of the compiled module anew

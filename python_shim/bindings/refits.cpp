@@ -201,7 +201,7 @@ std::vector<ExportedBox> given_by_rank(const SharedExport& shared) {
 }
 
 /// The steps of planning, one by one, for who has all ranks in one process.
-void bind_steps(py::module_& m) {
+void bind_refit_steps(py::module_& m) {
   m.def(
       "begin_refit_plan",
       [](const std::string& share, const OwnedSide& owned, const ExportRequest& request,
@@ -284,7 +284,7 @@ void bind_refits(py::module_& m) {
       py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("side"), py::arg("request"),
       py::arg("planned"), py::arg("transport"), py::arg("staging_bytes"), py::arg("threads"),
       py::arg("devices"));
-  bind_steps(m);
+  bind_refit_steps(m);
 }
 
 }  // namespace shardwright

@@ -14,6 +14,7 @@
 #include "planner/names/held_tensors.h"
 #include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
+#include "storage/boxes/place_from_memory.h"
 #include "storage/boxes/state_dict_memory.h"
 #include "storage/lora/adapter_values.h"
 
