@@ -7,8 +7,8 @@
 #include "planner/error.h"
 #include "planner/save/export_wire.h"
 #include "planner/save/saved_values.h"
-#include "storage/files/random_number.h"
 #include "planner/wire/packed_texts.h"
+#include "storage/files/random_number.h"
 #include "storage/write/export_words.h"
 
 namespace shardwright {
