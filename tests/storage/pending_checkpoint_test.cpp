@@ -8,6 +8,7 @@
 #include <set>
 #include <thread>
 
+#include "storage/format/checkpoint_place.h"
 #include "storage/format/hf_index.h"
 #include "storage/format/manifest.h"
 #include "tests/storage/checkpoint_files.h"
