@@ -28,6 +28,10 @@ class EarlyEnd {
   /// second, by the thread that waits for sender and receiver.
   void look();
 
+  /// False where this rank is to end it, or has, and others may yet tell what they have begun with it. They
+  /// may do so when all that this rank has begun is done.
+  bool has_heard_from_all() const { return has_ended_ ? incomplete_.empty() : !ends_here_; }
+
   /// After sender and receiver have ended: waits for what look() has begun.
   void finish();
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <exception>
 #include <future>
+#include <thread>
 #include <utility>
 
 #include "storage/handover/early_end.h"
@@ -15,6 +16,9 @@ namespace shardwright {
 namespace {
 
 constexpr std::chrono::milliseconds between_looks{50};
+
+/// What others have begun is completed once they tell it. One that does not for half a minute is gone.
+constexpr int looks_for_others = 600;
 
 }  // namespace
 
@@ -39,6 +43,10 @@ RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   for (const std::future<void>& side : sides) {
     while (side.wait_for(between_looks) != std::future_status::ready) early_end.look();
   }
+  for (int looks = 0; !early_end.has_heard_from_all() && looks < looks_for_others; ++looks) {
+    std::this_thread::sleep_for(between_looks);
+    early_end.look();
+  }
   early_end.finish();
   RefitOutcome outcome;
   outcome.report.bytes_sent = sender.bytes_sent;
@@ -51,6 +59,11 @@ RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   outcome.committed = std::move(receiver.committed);
   outcome.left = std::move(receiver.left);
   outcome.failure = failure.first();
+  try {  // what came meanwhile: where several ranks are interrupted at once, one of them ends it for all
+    if (work.check_for_interrupt) work.check_for_interrupt();
+  } catch (...) {
+    outcome.failure = std::current_exception();
+  }
   return outcome;
 }
 

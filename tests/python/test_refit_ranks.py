@@ -60,16 +60,20 @@ def test_a_rank_that_is_killed_in_the_middle(tmp_path: Path):
         assert rank == 0 or told["old"], told
 
 
-@pytest.mark.parametrize("interrupted", [[1], [3]], ids=["trainer", "engine"])
+@pytest.mark.parametrize("interrupted", [[1], [3], [0, 1, 2, 3]], ids=["trainer", "engine", "all"])
 def test_ctrl_c_in_the_middle(tmp_path: Path, interrupted: list[int]):
     """All ranks end at once, and are told by whom; the next hand-over finds the group as it was."""
     ranks = run_with_signal(tmp_path, signal.SIGINT, interrupted)
     assert [rank.returncode for rank in ranks] == [0] * 4
     for rank in range(4):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert told["type"] == ("KeyboardInterrupt" if rank in interrupted else "InterruptedError"), told
-        assert f"rank {interrupted[0]}: interrupted while handing weights over" in told["text"], told
-        assert rank not in interrupted or told["seconds"] < 5, told  # a second, on a machine that is not busy
+        assert told["type"] in ("KeyboardInterrupt", "InterruptedError"), told
+        if interrupted != [0, 1, 2, 3]:  # of all, some are ended by others before their own comes
+            assert (told["type"] == "KeyboardInterrupt") == (rank in interrupted), told
+            assert f"rank {interrupted[0]}: interrupted while handing weights over" in told["text"], told
+        assert told["type"] == "InterruptedError" or told["seconds"] < 5, (
+            told
+        )  # a second, on a machine that is not busy
         expect_whole_layers(told)
         assert rank < 2 or told["old"], told
         assert all(values == [2.0] for values in told["values_after"].values()), told

@@ -20,6 +20,7 @@ from shardwright.handover.handed_state import handed_state, request_of
 from shardwright.handover.kept_side import KeptSide, facts_of_side
 from shardwright.local_path import whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.ranks.held_interrupt import held_interrupt
 from shardwright.ranks.rank_outcome import as_sent, text_of
 from shardwright.ranks.rank_outcome import told as told_error
 from shardwright.ranks.together import together
@@ -311,10 +312,11 @@ class _Refit:
                 raise InterruptedError(errno.EINTR, f"interrupted while {_DOING}") from interrupt
 
         try:
-            together(self._group, _DOING, expect_success)
+            with held_interrupt() as held:
+                together(self._group, _DOING, expect_success)
         except Exception as error:
             told = _saying_which(error, outcome)
-            if interrupts:
+            if interrupts or held:
                 raise _with_layers(KeyboardInterrupt(text_of(told)), outcome) from error
             raise told from error
         return RefitReport(
