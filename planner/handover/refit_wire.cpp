@@ -18,6 +18,9 @@ namespace {
 constexpr unsigned refit_wire_version = 2;
 constexpr std::uint64_t most_dimensions = 64;
 
+/// Of a view: a tensor's few, each of a few factors. A box copies them, and one byte may ask for a box.
+constexpr std::uint64_t most_factors = 16;
+
 [[noreturn]] void throw_damaged(const std::string& why) {
   throw Error(ErrorKind::malformed, "what a rank told of a hand-over is damaged: " + why +
                                         "; do all ranks run the same version of shardwright?");
@@ -100,7 +103,7 @@ std::vector<Shape> views_of(const wire::BoxSteps& message) {
   std::vector<Shape> views(1);
   int extent = 0;
   for (const std::uint32_t dimensions : message.view_dimensions()) {
-    check(dimensions > 0 && dimensions < most_dimensions &&
+    check(dimensions > 0 && dimensions <= most_factors &&
               std::cmp_less_equal(dimensions, message.view_extent_size() - extent),
           "a view is cut short");
     Shape& view = views.emplace_back();

@@ -171,7 +171,7 @@ void bind_sides(py::module_& m) {
       .def(
           "keep_digest",
           [](OwnedSide& owned, const ExportRequest& request) {
-            owned.side.digest = digest_of_side(owned.side, request);
+            owned.side.digest = checked_digest_of_side(owned.side, request);
           },
           py::arg("request"), "Of a side that stays as it is, and is brought with this request alone.")
       .def(

@@ -26,6 +26,7 @@ from shardwright.dcp.storage_writer import checked_quantization
 from shardwright.dcp.torch_catalog import read_torch_catalog
 from shardwright.dcp.torch_checkpoint import (
     fault_of_archive,
+    fault_of_chunks,
     is_stream_of_ours,
     part_of_file,
 )
@@ -88,8 +89,6 @@ def convert(
         OSError: a file cannot be read or written. Nothing has then been published.
     """
     if quantization is not None:
-        if format is not None:
-            raise ValueError("format is of checkpoints of training; expected none together with quantization")
         return _convert_encoding(
             source,
             destination,
@@ -102,6 +101,7 @@ def convert(
             max_shard_size=max_shard_size,
             buffer_bytes=buffer_bytes,
             threads=threads,
+            format=format,
             overwrite=overwrite,
             process_group=process_group,
         )
@@ -155,9 +155,11 @@ def _convert_encoding(
     max_shard_size: int | str,
     buffer_bytes: int | None,
     threads: int | None,
+    format: str | None,
     overwrite: bool | None,
     process_group: dist.ProcessGroup | None,
 ) -> SaveReport:
+    """All ranks call it together; what one of them is given wrongly, all are told."""
     start = time.perf_counter()
     together = dist.is_available() and dist.is_initialized()
     rank = dist.get_rank(process_group) if together else 0
@@ -167,6 +169,8 @@ def _convert_encoding(
 
     def describe() -> bytes:
         nonlocal conversion
+        if format is not None:
+            raise ValueError("format is of checkpoints of training; expected none together with quantization")
         name, weights = checked_quantization(quantization, quantized_weights)
         expect_overwrite(overwrite)
         thread_count = threads_of(threads, "threads")
@@ -242,7 +246,7 @@ def _saved_weights(
         return None, None
     metadata = ShardedStorageReader(source).read_metadata()
     saved = names_of_weights(metadata, os.fspath(source), key)[1]
-    if _core.kind_of(os.fspath(source)) != "torch":
+    if _core.kind_of(location(source)) != "torch":
         return saved, None
     return saved, read_torch_catalog(location(source), metadata, saved.values(), threads, rank, ranks)
 
@@ -283,6 +287,10 @@ class _StoredChunks:
         """For each file what is in it."""
         by_file: dict[str, list[WriteItem]] = {}
         for fqn, stored in self.metadata.state_dict_metadata.items():
+            if isinstance(stored, TensorStorageMetadata) and (
+                fault := fault_of_chunks(self.path, fqn, stored)
+            ):
+                raise _core.CheckpointFormatError(f"{fault}; copy or save it again")
             if not isinstance(stored, TensorStorageMetadata):
                 item = WriteItem(MetadataIndex(fqn), WriteItemType.BYTE_IO)
                 by_file.setdefault(self._place(item.index).relative_path, []).append(item)

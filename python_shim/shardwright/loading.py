@@ -179,7 +179,7 @@ def is_of_trainer(path: str | os.PathLike[str]) -> bool:
     Raises:
         CheckpointFormatError: each rank has saved metadata of its own (use_collectives=False).
     """
-    kind = _core.kind_of(os.fspath(path))
+    kind = _core.kind_of(location(path))
     if kind == "torch_of_ranks":
         metadata_name(path)  # which says what to do
     return kind in ("sharded", "torch", "torch_safetensors")

@@ -40,7 +40,11 @@ def location(path: str | os.PathLike[str]) -> str:
 
 def shown(path: str | os.PathLike[str]) -> str:
     """The path or address as messages and reports name it: without a password or a query."""
-    return masked(os.fsdecode(path))
+    text = os.fsdecode(path)
+    if not is_address(text):
+        return text  # in a name of a file, a question mark asks for nothing
+    scheme, rest = text.split(":", 1)
+    return masked(f"{scheme}://{rest.lstrip('/')}")  # pathlib has made one slash of two
 
 
 def beside(folder: str | os.PathLike[str], name: str) -> str:

@@ -50,7 +50,7 @@ bool TaskJoiner::next(JoinedTasks& joined) {
            wanted.end - wanted.begin <= joining_.request_bytes;
   };
   if (!request || !may_read(*request, request->gap)) return true;
-  joining_.gaps_bytes -= request->gap;
+  std::uint64_t own_gap = request->gap;  // is read along only where something joins
   // Half of a request is long enough, and what comes alone can be read to where it belongs.
   while (request->end - request->begin < joining_.request_bytes / 2 && cutter_.next(ahead_)) {
     is_ahead_ = true;
@@ -59,8 +59,8 @@ bool TaskJoiner::next(JoinedTasks& joined) {
     const Request both{request->file, std::min(request->begin, more->begin),
                        std::max(request->end, more->end), 0};
     const std::uint64_t gap = between(*request, *more) + more->gap;
-    if (!may_read(both, gap)) break;
-    joining_.gaps_bytes -= gap;
+    if (!may_read(both, gap) || own_gap + gap > joining_.gaps_bytes) break;
+    joining_.gaps_bytes -= std::exchange(own_gap, 0) + gap;
     request = both;
     joined.tasks.push_back(std::move(ahead_));
     is_ahead_ = false;

@@ -14,10 +14,14 @@ std::string without_secrets(std::string_view text) {
     text.remove_prefix(begin);
     std::string_view address = text.substr(0, text.find_first_of(" \t\n\"'>)"));
     text.remove_prefix(address.size());
-    // In abfss://container@account the user is none.
+    // In abfss://container@account the user is none. Keys of AWS hold slashes; digits before a slash are a
+    // port.
     const std::string_view host = address.substr(0, address.find('/'));
-    const std::size_t user_end = host.rfind('@');
-    if (user_end != std::string_view::npos && (is_http || host.substr(0, user_end).find(':') != host.npos)) {
+    std::size_t user_end = host.rfind('@');
+    const std::size_t colon = host.find(':');
+    const bool is_port = colon != host.npos && host.find_first_not_of("0123456789", colon + 1) == host.npos;
+    if (user_end == host.npos && colon != host.npos && !is_port) user_end = address.find('@');
+    if (user_end != std::string_view::npos && (is_http || colon < user_end)) {
       result += "***@";
       address.remove_prefix(user_end + 1);
     }

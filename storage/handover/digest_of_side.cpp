@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "planner/save/saved_values.h"
+#include "storage/handover/engine_memory.h"
 #include "storage/handover/hand_over.h"
 #include "storage/write/export_words.h"
 
@@ -82,7 +83,8 @@ void add(const RankState& state, Described& described) {
 
 }  // namespace
 
-std::string digest_of_side(const RefitSide& side, const ExportRequest& request) {
+std::string checked_digest_of_side(const RefitSide& side, const ExportRequest& request) {
+  expect_memory_for_each(side.engine, side.memory);
   Described described;
   for (const std::string& word : words_of(request)) described.add(word);
   described.add(side.specs == nullptr ? 0 : std::ssize(*side.specs) + 1);

@@ -45,6 +45,7 @@ void EarlyEnd::look() {
   if (!transport_.post || !transport_.look) return;
   try {  // an interrupt may come in any of the calls, which are then made again
     if (!has_ended_ && !ends_here_ && work_.check_for_interrupt) work_.check_for_interrupt();
+    ends_here_ = ends_here_ || failure_.is_end();
     if (ends_here_ && !has_ended_) transport_.post(work_.name + ended, std::to_string(work_.rank));
     const auto is_told = [&] {
       return looks_++ % looks_between == 0 && transport_.look(work_.name + ended).has_value();

@@ -15,10 +15,11 @@
 
 namespace shardwright {
 
-/// Ends a hand-over on all ranks where one is interrupted. What two ranks have begun with each other has to
-/// be completed, since a transport takes nothing back: each rank puts on the board how many messages it has
-/// begun with each other one, and then begins, as void ones, those that only the other side has begun. A rank
-/// that has all of its messages need not take part: what it has begun, the others have.
+/// Ends a hand-over on all ranks where one is interrupted, or gets no memory for its messages. What two ranks
+/// have begun with each other has to be completed, since a transport takes nothing back: each rank puts on
+/// the board how many messages it has begun with each other one, and then begins, as void ones, those that
+/// only the other side has begun. A rank that has all of its messages need not take part: what it has begun,
+/// the others have.
 class EarlyEnd {
  public:
   EarlyEnd(const RefitWork& work, const Transport& transport, MessageSender& sender,
@@ -30,7 +31,9 @@ class EarlyEnd {
 
   /// False where this rank is to end it, or has, and others may yet tell what they have begun with it. They
   /// may do so when all that this rank has begun is done.
-  bool has_heard_from_all() const { return has_ended_ ? incomplete_.empty() : !ends_here_; }
+  bool has_heard_from_all() const {
+    return has_ended_ ? incomplete_.empty() : !ends_here_ && !failure_.is_end();
+  }
 
   /// After sender and receiver have ended: waits for what look() has begun.
   void finish();

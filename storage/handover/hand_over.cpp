@@ -13,7 +13,6 @@
 #include "planner/wire/packed_texts.h"
 #include "storage/handover/digest_of_side.h"
 #include "storage/handover/encode_boxes.h"
-#include "storage/handover/engine_memory.h"
 #include "storage/handover/refit_rounds.h"
 #include "storage/handover/refit_steps.h"
 #include "storage/threads.h"
@@ -70,7 +69,6 @@ class Prepared {
         job_,
         [&] {
           begin_encoding(answered.share);
-          expect_memory_for_each(side_.engine, side_.memory);
           planned_ = begin_plan(source_ != nullptr
                                     ? source_->described()
                                     : described_export(request_, decode_tensors(answered.tensors), {}),
@@ -141,7 +139,7 @@ class Prepared {
  private:
   /// Of all that this rank plans by.
   std::string digest() const {
-    return pack_texts({side_.digest.empty() ? digest_of_side(side_, request_) : side_.digest,
+    return pack_texts({side_.digest.empty() ? checked_digest_of_side(side_, request_) : side_.digest,
                        std::to_string(job_.rank), std::to_string(options_.staging_bytes)});
   }
 

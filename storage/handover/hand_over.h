@@ -26,8 +26,8 @@ struct RefitSide {
   std::vector<EngineTensor> engine;
   std::vector<EngineMemory> memory;  ///< of each of them
 
-  /// digest_of_side(), of a caller that keeps the side and the request as they are; empty: made anew each
-  /// time.
+  /// checked_digest_of_side(), of a caller that keeps the side and the request as they are; empty: made anew
+  /// each time.
   std::string digest = {};
 };
 

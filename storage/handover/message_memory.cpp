@@ -1,21 +1,43 @@
 #include "storage/handover/message_memory.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <iterator>
+#include <new>
+#include <string>
 #include <utility>
 
+#include "planner/error.h"
+
 namespace shardwright {
+namespace {
+
+MessageBytes allocated(std::size_t bytes) {
+  try {
+    return {std::make_unique_for_overwrite<std::byte[]>(bytes), bytes};
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorKind::io,
+                "cannot take " + std::to_string(bytes) +
+                    " bytes for a message of a hand-over; pass a smaller staging_bytes",
+                ENOMEM);
+  }
+}
+
+}  // namespace
 
 MessageBytes MessageMemory::take(std::size_t bytes) {
   const std::scoped_lock lock(mutex_);
-  held_ += bytes;
-  most_ = std::max(most_, held_ + kept_);
   const auto found = free_.lower_bound(bytes);
   if (found == free_.end() || found->first > 2 * bytes) {
     // Whatever is kept is too small, or too large to be spent on so little.
-    while (kept_ > 0 && held_ + kept_ > most_kept_) drop_largest();
-    return {std::make_unique_for_overwrite<std::byte[]>(bytes), bytes};
+    while (kept_ > 0 && held_ + bytes + kept_ > most_kept_) drop_largest();
+    MessageBytes fresh = allocated(bytes);
+    held_ += bytes;
+    most_ = std::max(most_, held_ + kept_);
+    return fresh;
   }
+  held_ += bytes;
+  most_ = std::max(most_, held_ + kept_);
   kept_ -= found->first;
   MessageBytes memory = std::move(found->second);
   free_.erase(found);
@@ -40,6 +62,7 @@ void MessageMemory::drop_largest() {
 
 void OwnMessages::put(MessageBytes message, std::size_t bytes) {
   const std::scoped_lock lock(mutex_);
+  if (is_closed_) return;
   messages_.push_back(std::move(message));
   waiting_ += bytes;
   changed_.notify_all();

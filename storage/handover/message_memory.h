@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -65,7 +66,7 @@ class OwnMessages {
   /// Waits until less than so many bytes are left in it. False if nobody takes any more.
   bool wait_for_less(std::size_t bytes);
 
-  /// Nobody puts, or nobody takes any more.
+  /// Nobody puts, or nobody takes any more: what is put from here on is dropped.
   void close();
 
   std::size_t waiting();
@@ -81,6 +82,13 @@ class OwnMessages {
 /// The first thing that went wrong.
 class FirstFailure {
  public:
+  /// Of a rank that cannot begin what the others wait for: it ends the hand-over on all of them.
+  void note_end(std::exception_ptr what) {
+    note(std::move(what));
+    is_end_ = true;
+  }
+  bool is_end() const { return is_end_; }
+
   void note(std::exception_ptr what) {
     const std::scoped_lock lock(mutex_);
     if (!first_) first_ = std::move(what);
@@ -93,6 +101,7 @@ class FirstFailure {
  private:
   std::mutex mutex_;
   std::exception_ptr first_;
+  std::atomic<bool> is_end_ = false;
 };
 
 /// How many messages have been begun with each rank, in one direction.

@@ -34,7 +34,12 @@ void MessageReceiver::run() {
     coming_.pop_front();
     const bool is_complete = finish(layer);
     const bool is_taken = is_complete && !failed_;
-    if (is_taken) place(layer);
+    try {
+      if (is_taken) place(layer);
+    } catch (...) {  // as where memory for its threads is refused: of this layer some may be new
+      failure_.note_end(std::current_exception());
+      failed_ = true;
+    }
     failed_ = failed_ || !is_complete;
     (is_taken ? committed : left).push_back(work_.layers.names[layers_[l]]);
     posted_ -= layer.bytes;
@@ -72,7 +77,13 @@ void MessageReceiver::begin(Coming& coming) {
   Stream& stream = streams_[coming.stream];
   const int rank = stream.list->rank;
   const std::size_t size = size_with_footer(coming.message);
-  coming.bytes = memory_.take(size);
+  try {
+    coming.bytes = memory_.take(size);
+  } catch (...) {
+    failure_.note_end(std::current_exception());
+    stream.is_gone = coming.is_lost = true;
+    return;
+  }
   try {
     coming.is_lost = stream.is_gone || !begun.count(rank, [&] {
       coming.begun = transport_.receive(rank, coming.bytes.get(), size);

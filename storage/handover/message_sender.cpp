@@ -108,7 +108,13 @@ void MessageSender::finish(std::uint32_t layer, bool is_lost) {
                                                              "of shardwright?")));
         failed_ = true;
       }
-      room_of(open);
+      try {
+        room_of(open);
+      } catch (...) {  // no memory even for a void message: the others are told otherwise
+        failure_.note_end(std::current_exception());
+        failed_ = true;
+        return;
+      }
       const std::scoped_lock lock(mutex_);
       send(s, is_void);
     }

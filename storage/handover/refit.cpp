@@ -34,7 +34,7 @@ RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
     try {
       side.run();
     } catch (...) {
-      failure.note(std::current_exception());
+      failure.note_end(std::current_exception());
     }
     own.close();
   };

@@ -80,7 +80,10 @@ std::string AnsweredSide::pack() const { return pack_texts({share, tensors, std:
 AnsweredSide AnsweredSide::unpack(const std::string& bytes) {
   std::vector<std::string> texts = unpack_some(bytes, 3, "rank 0");
   AnsweredSide answered{std::move(texts[0]), std::move(texts[1])};
-  std::from_chars(texts[2].data(), texts[2].data() + texts[2].size(), answered.message_bytes);
+  const char* const end = texts[2].data() + texts[2].size();
+  const auto [read, fault] = std::from_chars(texts[2].data(), end, answered.message_bytes);
+  if (fault != std::errc() || read != end)
+    throw Error(ErrorKind::malformed, "rank 0: expected the bytes of a message, found \"" + texts[2] + "\"");
   return answered;
 }
 

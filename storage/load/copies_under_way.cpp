@@ -15,7 +15,8 @@ CopiesUnderWay::~CopiesUnderWay() {
 void CopiesUnderWay::begin(StagedTask& task, DevicePlacer& placer) {
   copies_.push_back({&task, task.task.transfer, &placer, nullptr});
   try {
-    copies_.back().done = placer.submit(task.task.transfer, task.part(), task.span(), task.is_on_device);
+    copies_.back().done =
+        placer.submit(task.task.transfer, task.part(), task.span(), task.is_on_device, task.scales_apart());
   } catch (...) {
     copies_.pop_back();
     throw;

@@ -69,7 +69,7 @@ void DevicePlacer::add(Block& block, std::uint32_t index, const BoxInMemory& par
 }
 
 DeviceEvent DevicePlacer::submit(std::uint32_t index, const BoxInMemory& staged, std::size_t bytes,
-                                 bool is_on_device) {
+                                 bool is_on_device, std::size_t scales_apart) {
   const Transfer& transfer = plan_.transfers[index];
   const TensorSpec& spec = specs_[transfer.destination];
   const DType dtype = catalog_.tensors[transfer.source].dtype;
@@ -93,15 +93,24 @@ DeviceEvent DevicePlacer::submit(std::uint32_t index, const BoxInMemory& staged,
       in_streams_[transfer.destination] += elements;
       bytes_copied_ += bytes;
     } else {
-      block = &block_with_room(bytes, index);
+      const std::size_t scales_at = rounded_up(bytes, task_alignment);
+      const std::size_t taken = scales_apart > 0 ? scales_at + scales_apart : bytes;
+      block = &block_with_room(taken, index);
       std::byte* const in_block = block->memory + block->used;
-      expect(calls_.copy_to_device(in_block, part.elements.data, bytes, block->stream), "cudaMemcpyAsync",
-             index);
-      block->used += rounded_up(bytes, task_alignment);
-      if (part.scales.data != nullptr) part.scales.data = in_block + (part.scales.data - part.elements.data);
+      const auto copy = [&](std::byte* to, const std::byte* from, std::size_t count) {
+        expect(calls_.copy_to_device(to, from, count, block->stream), "cudaMemcpyAsync", index);
+      };
+      copy(in_block, part.elements.data, bytes);
+      if (scales_apart > 0) {
+        copy(in_block + scales_at, part.scales.data, scales_apart);
+        part.scales.data = in_block + scales_at;
+      } else if (part.scales.data != nullptr) {
+        part.scales.data = in_block + (part.scales.data - part.elements.data);
+      }
+      block->used += rounded_up(taken, task_alignment);
       part.elements.data = in_block;
       add(*block, index, part);
-      bytes_copied_ += bytes;
+      bytes_copied_ += bytes + scales_apart;
     }
     expect(calls_.event_record(copied, block->stream), "cudaEventRecord", index);
   } catch (...) {

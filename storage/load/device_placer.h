@@ -42,7 +42,9 @@ class DevicePlacer {
   /// The memory, `bytes` from the first element to the end of its scales, or of its elements if it has none,
   /// must stay as it is until the event that is returned has happened. If this throws, nothing is under way
   /// there.
-  DeviceEvent submit(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes, bool is_on_device);
+  /// `scales_apart`: bytes of scales that lie elsewhere; `bytes` are then those of the elements alone.
+  DeviceEvent submit(std::uint32_t transfer, const BoxInMemory& part, std::size_t bytes, bool is_on_device,
+                     std::size_t scales_apart = 0);
 
   /// Begins to fill a destination with zeros. Its memory is no transfer's.
   void fill_with_zeros(std::uint32_t destination);

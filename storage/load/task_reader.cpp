@@ -68,8 +68,14 @@ void StagedTask::find_in_request() {
 }
 
 std::size_t StagedTask::span() const {
-  if (scales == nullptr) return task.weights.staged_bytes;
+  if (scales == nullptr || scales_apart() > 0) return task.weights.staged_bytes;
   return static_cast<std::size_t>(scales - elements) + task.scales.staged_bytes;
+}
+
+std::size_t StagedTask::scales_apart() const {
+  const std::byte* const end = elements + task.weights.staged_bytes;
+  if (scales == nullptr || (scales >= end && scales - end < static_cast<std::ptrdiff_t>(2 * page))) return 0;
+  return task.scales.staged_bytes;
 }
 
 TaskReader::TaskReader(const Catalog& catalog, OpenFiles& files, const std::vector<bool>& in_background,

@@ -49,8 +49,12 @@ struct StagedTask {
   /// Turns to the next of the tasks that the same request has brought; false where `task` was the last.
   bool turn_to_next();
 
-  /// Bytes from the first element to the end of the scales, or of the elements where there are none.
+  /// Bytes from the first element to the end of the scales, or of the elements where there are none or where
+  /// the scales lie apart, as they may in a request for several tasks.
   std::size_t span() const;
+
+  /// Bytes of scales that span() leaves out.
+  std::size_t scales_apart() const;
 
  private:
   friend class TaskReader;

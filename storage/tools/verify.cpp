@@ -80,7 +80,7 @@ class Files {
 
   /// True where a save that did not end, or runs, has left its folder.
   bool are_beside_an_unfinished_save() const {
-    if (!is_remote(directory_)) return fs::exists(directory_ / unfinished_save_name);
+    if (!is_remote(directory_)) return entry_at(directory_ / unfinished_save_name).has_value();
     return std::any_of(listed_.begin(), listed_.end(), [](const auto& object) {
       return object.first.starts_with(std::string(unfinished_save_name) + "/");
     });

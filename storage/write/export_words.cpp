@@ -23,8 +23,13 @@ std::string digest_of(std::string_view text) {
 std::string digest_of(const WeightMap* map) {
   if (map == nullptr) return "none";
   std::string text;
-  for (const Rule& rule : map->rules)
-    text += rule.hf.text() + " " + rule.native.text() + " " + rule.axes.text() + "\n";
+  for (const Rule& rule : map->rules) {
+    text += rule.hf.text() + " " + rule.native.text() + " " + rule.axes.text() + " " +
+            std::to_string(rule.alternative) + (rule.only_read ? " only read" : "") +
+            (rule.repeats ? " repeats" : "") + (rule.rest_is_zero ? " zero" : "") +
+            (rule.multiplier ? " " + rule.multiplier->text() : "") + "\n";
+  }
+  for (const auto& [name, size] : map->sizes) text += name + " " + std::to_string(size) + "\n";
   return digest_of(text);
 }
 

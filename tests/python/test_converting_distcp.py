@@ -185,6 +185,13 @@ def test_chunks_that_do_not_make_up_a_matrix_are_told(what: str, tmp_path: Path)
         stored.chunks = stored.chunks * 2
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     refused(path, tmp_path / "to", "a.weight", str(path))
+    good = {"a.weight": torch.ones(3)}
+    sw.save(good, tmp_path / "ours")
+    with pytest.raises(ValueError, match="a.weight.*do not make up the whole"):
+        sw.convert(path, tmp_path / "ours")
+    loaded = {"a.weight": torch.zeros(3)}
+    sw.load(loaded, tmp_path / "ours")
+    assert torch.equal(loaded["a.weight"], good["a.weight"])
 
 
 def test_a_matrix_stored_transposed_is_told_and_the_way_out(tmp_path: Path):

@@ -161,6 +161,20 @@ def test_an_engines_elements_that_share_memory_are_refused(tensors, message: str
     assert (whole[:8, :8] == 1).all() and (whole[:8, 8:] == 2).all() and not whole[8:].any()
 
 
+def test_a_kept_plan_asks_for_memory_of_their_own_as_well():
+    names = ["model.layers.0.w.weight", "model.layers.1.w.weight"]
+    state, plan = {name: torch.ones(8, 16) for name in names}, sw.RefitPlan()
+    apart, shared = torch.zeros(16, 16), torch.zeros(12, 16)
+    for first, second in ((apart[:8], apart[8:]), (shared[:8], shared[4:])):
+        engine = [sw.EngineTensor("first", first, names[:1]), sw.EngineTensor("second", second, names[1:])]
+        if first.data_ptr() == shared.data_ptr():
+            with pytest.raises(sw.PlanError, match="first and second share memory"):
+                sw.refit(state, engine, plan=plan, layout="huggingface")
+        else:
+            sw.refit(state, engine, plan=plan, layout="huggingface")
+    assert (apart == 1).all() and not shared.any()
+
+
 def test_a_sender_and_a_receiver_that_meet_have_the_same_queue(monkeypatch: pytest.MonkeyPatch):
     """Of the ranks that are threads: queues that each of them made for itself lost messages, once in a long while."""
 

@@ -77,3 +77,15 @@ def test_ctrl_c_in_the_middle(tmp_path: Path, interrupted: list[int]):
         expect_whole_layers(told)
         assert rank < 2 or told["old"], told
         assert all(values == [2.0] for values in told["values_after"].values()), told
+
+
+def test_a_rank_that_gets_no_memory(tmp_path: Path):
+    """Nobody waits for it until the group's timeout, and the engine is as it was."""
+    worker = [sys.executable, "-W", "ignore", HERE / "workers" / "refused_refit.py"]
+    for process in [subprocess.Popen([*worker, str(rank), tmp_path]) for rank in range(2)]:
+        assert process.wait(timeout=300) == 0
+    for rank in range(2):
+        kind, text, seconds, values = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert kind == "ValueError" and "rank 1: cannot take" in text and "staging_bytes" in text, text
+        assert seconds < 60, "waited for the timeout"
+        assert values == ([[1.0, 1.0]] * 2 if rank == 1 else [])

@@ -9,7 +9,9 @@ import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
 from object_server import ObjectServer, serving
+from shardwright import _core
 from shardwright.cli.command_line import main
+from shardwright.local_path import shown
 from torch.distributed.checkpoint.api import CheckpointException
 
 SECRET = "p4ssw0rd"
@@ -40,7 +42,7 @@ def calls(address: str, out: Path) -> dict[str, Callable[[], object]]:
         "load verified": lambda: sw.load(state, address, verify=True),
         "load the released names": lambda: sw.load(state, address, layout="huggingface"),
         "catalog": lambda: repr(sw.read_catalog(address)),
-        "request list": lambda: sw.request_list(state, address),
+        "request list": lambda: sw.request_list(address, state),
         "verify": lambda: sw.verify(address),
         "latest": lambda: sw.latest(address),
         "save": lambda: sw.save(state, address),
@@ -84,3 +86,24 @@ def test_no_password_is_shown(call: str, server: ObjectServer, tmp_path: Path, m
         told = told_by(calls(address, tmp_path / name)[call])
         told += "".join(capfd.readouterr())
         assert SECRET not in told, (name, told)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (Path("/data/sweep?lr=1/run"), "/data/sweep?lr=1/run"),
+        (Path(f"s3://user:{SECRET}@bucket/x"), "s3://***@bucket/x"),
+        (f"s3://AKIA:ab/{SECRET}@bucket/x", "s3://***@bucket/x"),
+        (f"s3://user:se?{SECRET}@bucket/x", "s3://***@bucket/x"),
+        (f"https://{SECRET}@host/x?key={SECRET}", "https://***@host/x?***"),
+        ("http://host:8080/name@4", "http://host:8080/name@4"),
+        ("hf://org/name@main", "hf://org/name@main"),
+        ("abfss://container@account/x", "abfss://container@account/x"),
+    ],
+)
+def test_what_is_shown_of_a_path(path: Path | str, expected: str):
+    assert shown(path) == expected
+    if not isinstance(path, Path):  # the same of messages that come from C++
+        with pytest.raises(ValueError) as failure:
+            _core.expect_one_checkpoint([[str(path)], ["another"]])
+        assert SECRET not in str(failure.value)

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 from shardwright import _core
 from shardwright.dcp.lazy_metadata import LazyMetadata
 from shardwright.dcp.torch_metadata import METADATA_NAME
-from shardwright.local_path import beside
+from shardwright.local_path import beside, location
 from shardwright.regular_file import open_regular
 
 
@@ -29,7 +29,7 @@ def words_of(path: str | os.PathLike[str], metadata: Any, threads: int) -> list[
     if isinstance(metadata, LazyMetadata):
         words: list[str] = _core.content_words(metadata.catalog, threads)
         return words
-    if _core.kind_of(os.fspath(path)) != "torch":
+    if _core.kind_of(location(path)) != "torch":
         return []  # saved with use_collectives=False: each rank has metadata of its own
     digest = hashlib.blake2b(digest_size=8)
     with open_regular(beside(path, METADATA_NAME)) as file:

@@ -15,7 +15,12 @@ import torch
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from shardwright import _core
-from shardwright.dcp.torch_checkpoint import fault_of_archive, is_stream_of_ours, part_of_file
+from shardwright.dcp.torch_checkpoint import (
+    fault_of_archive,
+    fault_of_chunks,
+    is_stream_of_ours,
+    part_of_file,
+)
 from shardwright.describe import DTYPE_NAMES
 from shardwright.local_path import beside, shown
 from shardwright.regular_file import open_regular
@@ -47,11 +52,8 @@ def read_torch_catalog(
         assert isinstance(stored, TensorStorageMetadata)
         if stored.properties.dtype not in DTYPE_NAMES:
             continue
-        boxes = [(list(chunk.offsets), list(chunk.sizes)) for chunk in stored.chunks]
-        if fault := _core.tiling_fault(list(stored.size), boxes):
-            raise _core.CheckpointFormatError(
-                f"{directory}: {name}: its chunks do not make up the whole: {fault}; copy or save it again"
-            )
+        if fault := fault_of_chunks(directory, name, stored):
+            raise _core.CheckpointFormatError(f"{fault}; copy or save it again")
         for chunk in stored.chunks:
             index = MetadataIndex(name, chunk.offsets)
             place = metadata.storage_data.get(index)
@@ -100,10 +102,10 @@ def _first_byte(
     path = beside(directory, place.relative_path)
     size = math.prod(chunk.sizes) * dtype.itemsize
     if place.transform_descriptors:
-        raise _not_row_by_row(
-            path,
-            index.fqn,
-            f"changed by extensions of torch's writer ({', '.join(place.transform_descriptors)})",
+        raise ValueError(
+            f"{shown(path)}: {index.fqn}: expected a tensor as it is in memory, found it changed by extensions of "
+            f"torch's writer ({', '.join(place.transform_descriptors)}); load it by shardwright.ShardedStorageReader "
+            "with a registry of them, and save it again without"
         )
     if is_stream_of_ours(path, place, index, metadata):
         return int(place.offset + place.length - size)

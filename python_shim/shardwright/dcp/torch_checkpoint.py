@@ -39,6 +39,13 @@ def metadata_name(directory: str | os.PathLike[str], rank: int | None = None) ->
     )
 
 
+def fault_of_chunks(directory: str | os.PathLike[str], fqn: str, stored: TensorStorageMetadata) -> str:
+    """What hinders the chunks of a tensor to be all of it, each element once; empty: nothing does."""
+    boxes = [(list(chunk.offsets), list(chunk.sizes)) for chunk in stored.chunks]
+    fault = _core.tiling_fault(list(stored.size), boxes)
+    return fault and f'{shown(directory)}: "{fqn}": its chunks do not make up the whole: {fault}'
+
+
 def verify_torch_checkpoint(directory: str) -> Any:
     """A VerifyReport: coverage, and the sums of the zip archive that every tensor and object is."""
     problems: list[str] = []
@@ -52,9 +59,8 @@ def verify_torch_checkpoint(directory: str) -> Any:
     for fqn, stored in metadata.state_dict_metadata.items():
         if isinstance(stored, TensorStorageMetadata):
             tensors += 1
-            chunks = [(list(chunk.offsets), list(chunk.sizes)) for chunk in stored.chunks]
-            if fault := _core.tiling_fault(list(stored.size), chunks):
-                problems.append(f'{shown(directory)}: "{fqn}": its chunks do not make up the whole: {fault}')
+            if fault := fault_of_chunks(directory, fqn, stored):
+                problems.append(fault)
                 damaged.add(fqn)
     progress, total = counters_of("verifying"), sum(place.length for place in metadata.storage_data.values())
     for index, place in metadata.storage_data.items():

@@ -117,7 +117,7 @@ class TorchStorageReader(FileSystemReader):
                 concerned = f"{beside(self.path, self._place.relative_path)}: {item.storage_index.fqn}"
         text = str(error) or type(error).__name__
         return _core.CheckpointFormatError(
-            f"{concerned}: cannot be read: {text}; the file is damaged: copy or save it again"
+            f"{shown(concerned)}: cannot be read: {text}; the file is damaged: copy or save it again"
         )
 
     def _casts(self, plan: LoadPlan, planner: LoadPlanner) -> list[tuple[str, torch.dtype, torch.dtype]]:

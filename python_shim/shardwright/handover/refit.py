@@ -45,7 +45,7 @@ class RefitPlan:
     def __init__(self) -> None:
         self._planned = _core.PlannedRefit()
         self._kept: KeptSide | None = None
-        self.is_new = False  #: whether it was made by the last call; otherwise it was up to date
+        self.is_new = False  #: whether refit_plan() has made it anew; otherwise it was up to date
 
     @property
     def sends(self) -> dict[int, list[HandedBox]]:

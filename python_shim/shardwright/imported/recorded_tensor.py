@@ -33,6 +33,8 @@ class RecordedTensor(torch.Tensor):
             name = {torch.Tensor.T.__get__: "t", torch.Tensor.mT.__get__: "mT"}.get(func, name)
         with torch._C.DisableTorchFunctionSubclass():
             meta = func(*args, **(kwargs or {}))
+        if name in ("__setitem__", "__set__"):
+            raise NoBox(f"changes a tensor in place, by torch's {name}")
         results = meta if isinstance(meta, (tuple, list)) else [meta]
         if not any(isinstance(result, torch.Tensor) for result in results):
             return meta  # a shape, a size, a dtype

@@ -10,6 +10,8 @@ from typing import Any
 import torch.distributed as dist
 
 from shardwright import _core
+from shardwright.dcp.flat_state import expect_state_dict
+from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
@@ -17,6 +19,7 @@ from shardwright.local_path import local_path
 from shardwright.lora.adapter_file import LAYOUTS
 from shardwright.lora.config import finite_number
 from shardwright.lora.load import SENSES, lora_tensors
+from shardwright.ranks.gone_ranks import has_others
 
 
 class _AdapterWriter(HuggingFaceStorageWriter):
@@ -74,27 +77,42 @@ def save_lora(
         PlanError: the tensors do not make an adapter of that layout; lists all that is wrong. Nothing has been written.
         OSError: the system refuses. What was there before is still there.
     """
-    for name, value, values in (("layout", layout, LAYOUTS), ("param_wrapper", param_wrapper, SENSES[1:])):
-        if value not in values:
-            raise ValueError(f"{name}: expected one of {', '.join(values)}, found {value!r}")
-    options: tuple[tuple[str, Any, Any, str], ...] = (
-        ("text_only", text_only, bool, "True or False"),
-        ("use_rslora", use_rslora, bool, "True or False"),
-        ("base_model", base_model, str, "a str"),
-        ("task_type", task_type, (str, NoneType), "a str or None"),
-    )
-    for name, given, types, expected in options:
-        if not isinstance(given, types):
-            raise ValueError(f"{name}: expected {expected}, found {given!r}")
-    adapter = {
-        "model": model,
-        "layout": layout,
-        "text_only": text_only,
-        "sense": param_wrapper,
-        "alpha": float(finite_number("alpha", alpha)),
-        "use_rslora": use_rslora,
-        "base_model": base_model,
-        "task_type": task_type,
-    }
-    writer = _AdapterWriter(local_path(path), adapter, overwrite)
-    run_save(lora_tensors(state_dict), writer, SavePlanner(), process_group, "saving an adapter")
+
+    def begin() -> tuple[dict[str, Any], Any]:
+        expect_state_dict(state_dict)
+        for name, value, values in (
+            ("layout", layout, LAYOUTS),
+            ("param_wrapper", param_wrapper, SENSES[1:]),
+        ):
+            if value not in values:
+                raise ValueError(f"{name}: expected one of {', '.join(values)}, found {value!r}")
+        options: tuple[tuple[str, Any, Any, str], ...] = (
+            ("text_only", text_only, bool, "True or False"),
+            ("use_rslora", use_rslora, bool, "True or False"),
+            ("base_model", base_model, str, "a str"),
+            ("task_type", task_type, (str, NoneType), "a str or None"),
+        )
+        for name, given, types, expected in options:
+            if not isinstance(given, types):
+                raise ValueError(f"{name}: expected {expected}, found {given!r}")
+        adapter = {
+            "model": model,
+            "layout": layout,
+            "text_only": text_only,
+            "sense": param_wrapper,
+            "alpha": float(finite_number("alpha", alpha)),
+            "use_rslora": use_rslora,
+            "base_model": base_model,
+            "task_type": task_type,
+        }
+        return lora_tensors(state_dict), _AdapterWriter(local_path(path), adapter, overwrite)
+
+    tensors: dict[str, Any] = {}
+    writer: Any
+    try:
+        tensors, writer = begin()
+    except Exception as refusal:  # which the other ranks have to hear of
+        if not has_others(process_group):
+            raise
+        writer = RefusedSave(refusal)
+    run_save(tensors, writer, SavePlanner(), process_group, "saving an adapter")

@@ -13,7 +13,10 @@ _MANGLED = re.compile(
 _KINDS_OF_REPOSITORIES = ("datasets", "spaces")  # of the Hub, beside those of models
 _QUERY = re.compile(r"\?[^\s\"'>)]*")
 #: A password may hold an @. A user alone is a token for a server of HTTP; in abfss://container@account it is none.
-_USER = re.compile(r"(?<=://)[^/\s@:]*:[^/\s]*@|(?<=http://)[^/\s]*@|(?<=https://)[^/\s]*@")
+#: Keys of AWS hold slashes; digits before a slash are a port.
+_USER = re.compile(
+    r"(?<=://)[^/\s@:]*:(?:[^/\s]*|(?!\d+/)[^\s@]*)@|(?<=http://)[^/\s]*@|(?<=https://)[^/\s]*@"
+)
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
@@ -75,4 +78,4 @@ def root_and_key(address: str) -> tuple[str, str]:
 
 def masked(text: str) -> str:
     """The text without what may be secret in the addresses that it holds: queries, which sign them, and passwords."""
-    return _USER.sub("***@", _QUERY.sub("?***", text))
+    return _QUERY.sub("?***", _USER.sub("***@", text))
