@@ -307,7 +307,7 @@ def test_what_passes_is_tried_again(kind, server, bucket, tiny):
 
 
 def test_a_broken_answer_is_resumed_where_it_broke_off(server, bucket):
-    tensor = torch.arange(1 << 20, dtype=torch.float32)
+    tensor = torch.arange(1 << 23, dtype=torch.float32)
     writer = sw.ShardedStorageWriter(server.folder / bucket / "run", format="safetensors")
     dcp.save({"w": tensor}, storage_writer=writer, no_dist=True)
     server.fault = breaking_off(600_000)

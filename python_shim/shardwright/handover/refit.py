@@ -183,7 +183,8 @@ def refit(
     Raises, the same on every rank, naming ranks:
         PlanError, ValueError: a value that cannot be encoded so.
         ConnectionResetError: a rank has ended meanwhile.
-        KeyboardInterrupt on a rank that is interrupted (Ctrl-C) while weights move, InterruptedError on the others.
+        KeyboardInterrupt: this rank has been interrupted (Ctrl-C) while weights move.
+        InterruptedError: another one has.
 
     The text then says how far this rank's engine is new, as do the attributes ``new_layers`` and ``old_layers``: each
     layer is whole, either new or as it was.
