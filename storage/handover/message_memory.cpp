@@ -27,20 +27,19 @@ MessageBytes allocated(std::size_t bytes) {
 
 MessageBytes MessageMemory::take(std::size_t bytes) {
   const std::scoped_lock lock(mutex_);
+  MessageBytes memory;
   const auto found = free_.lower_bound(bytes);
   if (found == free_.end() || found->first > 2 * bytes) {
     // Whatever is kept is too small, or too large to be spent on so little.
     while (kept_ > 0 && held_ + bytes + kept_ > most_kept_) drop_largest();
-    MessageBytes fresh = allocated(bytes);
-    held_ += bytes;
-    most_ = std::max(most_, held_ + kept_);
-    return fresh;
+    memory = allocated(bytes);
+  } else {
+    kept_ -= found->first;
+    memory = std::move(found->second);
+    free_.erase(found);
   }
   held_ += bytes;
   most_ = std::max(most_, held_ + kept_);
-  kept_ -= found->first;
-  MessageBytes memory = std::move(found->second);
-  free_.erase(found);
   return memory;
 }
 
