@@ -67,6 +67,7 @@ Objects& objects() {
 }
 
 Catalog at_an_address(Catalog catalog) {
+  objects();
   catalog.directory = std::string(scheme) + catalog.directory.string();
   for (SourceFile& file : catalog.files) {
     file.size = size_of_file(Objects::path_of((catalog.directory / file.name).string()));
