@@ -25,6 +25,7 @@ from shardwright.dcp.storage_reader import threads_of
 from shardwright.dcp.storage_writer import checked_quantization
 from shardwright.dcp.torch_catalog import read_torch_catalog
 from shardwright.dcp.torch_checkpoint import (
+    damaged_archive,
     fault_of_archive,
     fault_of_chunks,
     is_stream_of_ours,
@@ -338,10 +339,8 @@ class _StoredChunks:
                     )
             except OSError:
                 raise
-            except Exception as error:  # damaged archives raise anything
-                raise _core.CheckpointFormatError(
-                    f"{shown(path)}: {item.index.fqn}: cannot be read: {error}; the file is damaged: copy it again"
-                ) from error
+            except Exception as error:
+                raise damaged_archive(f"{shown(path)}: {item.index.fqn}", error) from error
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tensor.shape != shape:
             found = (
                 f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "no tensor"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from shardwright import _core
-from shardwright.remote.address import address_of, is_address, masked
+from shardwright.remote.address import address_of, is_address, masked, unmangled
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
@@ -41,10 +41,8 @@ def location(path: str | os.PathLike[str]) -> str:
 def shown(path: str | os.PathLike[str]) -> str:
     """The path or address as messages and reports name it: without a password or a query."""
     text = os.fsdecode(path)
-    if not is_address(text):
-        return text  # in a name of a file, a question mark asks for nothing
-    scheme, rest = text.split(":", 1)
-    return masked(f"{scheme}://{rest.lstrip('/')}")  # pathlib has made one slash of two
+    # In a name of a file, a question mark asks for nothing.
+    return masked(unmangled(text)) if is_address(text) else text
 
 
 def beside(folder: str | os.PathLike[str], name: str) -> str:

@@ -65,14 +65,11 @@ void copy_into_message(const GivenBytes& given, const CommonBox& common, const E
                        const Catalog& catalog, std::byte* to) {
   const std::int64_t element_bytes = unit_bytes(catalog.tensors[part.tensor].dtype);
   const Shape packed = contiguous_strides(part.box.size);
-  std::vector<CopiedDimension> dimensions;
   std::int64_t first = 0;
-  for (std::size_t d = 0; d < common.box.size.size(); ++d) {
-    dimensions.push_back({common.box.size[d], common.strides[d], packed[d]});
+  for (std::size_t d = 0; d < packed.size(); ++d)
     first += (common.box.offset[d] - part.box.offset[d]) * packed[d];
-  }
-  copy_elements(dimensions, element_bytes, given.bytes + common.first * element_bytes,
-                to + first * element_bytes);
+  copy_elements(copied_dimensions(common.box.size, common.strides, packed), element_bytes,
+                given.bytes + common.first * element_bytes, to + first * element_bytes);
 }
 
 void place_from_message(const ExportedBox& part, const std::byte* from, const Transfer& transfer,
@@ -98,10 +95,8 @@ void place_from_message(const ExportedBox& part, const std::byte* from, const Tr
   for (std::size_t d = 0; d < begin.size(); ++d)
     first += (begin[d] - transfer.source_box.offset[d]) * steps[d];
   const Shape packed = contiguous_strides(part.box.size);
-  std::vector<CopiedDimension> dimensions;
-  for (std::size_t i = 0; i < strides.size(); ++i)
-    dimensions.push_back({part.box.size[i], packed[i], strides[i]});
-  copy_elements(dimensions, element_bytes, from, memory.data + first * element_bytes);
+  copy_elements(copied_dimensions(part.box.size, packed, strides), element_bytes, from,
+                memory.data + first * element_bytes);
 }
 
 }  // namespace shardwright

@@ -7,6 +7,7 @@
 #include "planner/handover/refit_plan.h"
 #include "planner/load/transfer.h"
 #include "storage/handover/refit.h"
+#include "storage/rounded_up.h"
 
 namespace shardwright {
 
@@ -14,9 +15,7 @@ namespace shardwright {
 // tensor.
 
 /// Bytes that a box takes in a message.
-inline std::size_t padded(std::size_t bytes) {
-  return (bytes + alignment_in_message - 1) / alignment_in_message * alignment_in_message;
-}
+inline std::size_t padded(std::size_t bytes) { return rounded_up(bytes, alignment_in_message); }
 
 /// A box that lies in what is given and in what is handed over.
 struct CommonBox {

@@ -11,6 +11,7 @@
 #include "storage/handover/encode_boxes.h"
 #include "storage/handover/piece_order.h"
 #include "storage/handover/pieces.h"
+#include "storage/rounded_up.h"
 
 namespace shardwright {
 
@@ -52,8 +53,6 @@ std::unique_ptr<PieceSource> piece_source(const std::string& share, const std::v
 /// Each piece of a bucket begins at a multiple of it.
 inline constexpr std::size_t piece_alignment = 64;
 
-inline std::size_t room_for_piece(std::size_t bytes) {
-  return (bytes + piece_alignment - 1) / piece_alignment * piece_alignment;
-}
+inline std::size_t room_for_piece(std::size_t bytes) { return rounded_up(bytes, piece_alignment); }
 
 }  // namespace shardwright

@@ -15,6 +15,7 @@
 #include "storage/handover/piece_order.h"
 #include "storage/handover/piece_source.h"
 #include "storage/handover/stored_box.h"
+#include "storage/rounded_up.h"
 #include "storage/threads.h"
 
 namespace shardwright {
@@ -185,7 +186,7 @@ class Bucket {
     const auto add = [&](const EncodedBox& whole, const std::byte* memory, const EncodedBox& part) {
       if (is_empty(part.box)) return;
       constexpr std::size_t grid = 16;  // no element is larger
-      const std::size_t at = (put_together_.size() + grid - 1) / grid * grid;
+      const std::size_t at = rounded_up(put_together_.size(), grid);
       put_together_.resize(at + bytes_of(part, catalog_));
       copy_out_of(whole, memory, part, catalog_.tensors[part.tensor].dtype, put_together_.data() + at);
       pieces.push_back(piece_at(part, used_ + at));

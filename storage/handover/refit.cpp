@@ -11,6 +11,7 @@
 #include "storage/handover/message_memory.h"
 #include "storage/handover/message_receiver.h"
 #include "storage/handover/message_sender.h"
+#include "storage/seconds.h"
 
 namespace shardwright {
 namespace {
@@ -23,7 +24,7 @@ constexpr int looks_for_others = 600;
 }  // namespace
 
 RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
-  const auto begin = std::chrono::steady_clock::now();
+  const Clock::time_point begin = Clock::now();
   OwnMessages own;
   MessageMemory memory(work.staging_bytes);
   FirstFailure failure;
@@ -55,7 +56,7 @@ RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   outcome.report.bytes_received = receiver.bytes_received;
   outcome.report.peak_staging_bytes = memory.most();
   outcome.report.layers = receiver.committed.size() + receiver.left.size();
-  outcome.report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  outcome.report.seconds = seconds_since(begin);
   outcome.committed = std::move(receiver.committed);
   outcome.left = std::move(receiver.left);
   outcome.failure = failure.first();

@@ -250,15 +250,17 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
   const std::shared_ptr<InputFile> file = files.open(index);
   if (!file) return;
   const std::string path = printable(file->path().native());
-  // A save gives torch's metadata its name just before the manifest, which commits.
-  const bool may_be_of_the_next =
-      expected.name == torch_metadata_name && files.are_beside_an_unfinished_save();
-  const std::string of_the_next =
-      path + ": is of a save that has not ended (" + unfinished_save_name +
-      " is there), or damaged: torch's readers find that save here, Shardwright finds the one before; "
-      "the next save or export to this path puts it right";
+  // A save gives torch's metadata its name just before the manifest, which commits. True: that is all.
+  const auto is_of_the_next = [&] {
+    if (expected.name != torch_metadata_name || !files.are_beside_an_unfinished_save()) return false;
+    findings.add(index, "",
+                 path + ": is of a save that has not ended (" + unfinished_save_name +
+                     " is there), or damaged: torch's readers find that save here, Shardwright finds the "
+                     "one before; the next save or export to this path puts it right");
+    return true;
+  };
   if (file->size() != expected.size) {
-    if (may_be_of_the_next) return findings.add(index, "", of_the_next);
+    if (is_of_the_next()) return;
     findings.add(index, "",
                  path + ": expected " + std::to_string(expected.size) + " bytes, found " +
                      std::to_string(file->size()));
@@ -271,7 +273,7 @@ void check_header(const Manifest& manifest, const std::vector<Listed>& listed, s
     return findings.add(index, "", "", error);
   }
   if (checksum_of(header.data(), header.size()) != expected.header_checksum) {
-    if (may_be_of_the_next) return findings.add(index, "", of_the_next);
+    if (is_of_the_next()) return;
     findings.add(index, "",
                  path + ": the header is damaged: it does not have the checksum that it was saved with");
     for (const auto& [tensor, chunk] : listed)  // other readers find these by the header

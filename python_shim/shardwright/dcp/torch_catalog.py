@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 
 from shardwright import _core
 from shardwright.dcp.torch_checkpoint import (
+    damaged_archive,
     fault_of_archive,
     fault_of_chunks,
     is_stream_of_ours,
@@ -121,10 +122,8 @@ def _first_byte(
             tensor = torch.load(part, "meta", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # damaged archives raise anything
-        raise _core.CheckpointFormatError(
-            f"{shown(path)}: {index.fqn}: cannot be read: {error}; the file is damaged: copy or save it again"
-        ) from error
+    except Exception as error:
+        raise damaged_archive(f"{shown(path)}: {index.fqn}", error) from error
     is_tensor = isinstance(tensor, torch.Tensor)
     if (
         not is_tensor

@@ -39,6 +39,14 @@ def metadata_name(directory: str | os.PathLike[str], rank: int | None = None) ->
     )
 
 
+def damaged_archive(where: str, error: Exception) -> Exception:
+    """What torch's own archives raise when they are damaged is anything: this names the file, as ``where`` does."""
+    text = str(error) or type(error).__name__
+    return _core.CheckpointFormatError(
+        f"{where}: cannot be read: {text}; the file is damaged: copy or save it again"
+    )
+
+
 def fault_of_chunks(directory: str | os.PathLike[str], fqn: str, stored: TensorStorageMetadata) -> str:
     """What hinders the chunks of a tensor to be all of it, each element once; empty: nothing does."""
     boxes = [(list(chunk.offsets), list(chunk.sizes)) for chunk in stored.chunks]

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.dcp.torch_checkpoint import fault_of_archive, is_stream_of_ours
+from shardwright.dcp.torch_checkpoint import damaged_archive, fault_of_archive, is_stream_of_ours
 from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
 from shardwright.local_path import beside, location, shown
 from shardwright.objects.safe_objects import safe_pickles
@@ -115,10 +115,7 @@ class TorchStorageReader(FileSystemReader):
         for item in plan.items:
             if self.storage_data[item.storage_index] is self._place:
                 concerned = f"{beside(self.path, self._place.relative_path)}: {item.storage_index.fqn}"
-        text = str(error) or type(error).__name__
-        return _core.CheckpointFormatError(
-            f"{shown(concerned)}: cannot be read: {text}; the file is damaged: copy or save it again"
-        )
+        return damaged_archive(shown(concerned), error)
 
     def _casts(self, plan: LoadPlan, planner: LoadPlanner) -> list[tuple[str, torch.dtype, torch.dtype]]:
         """(name, stored dtype, destination's dtype) of the tensors. Raises a PlanError for what is stored with scales

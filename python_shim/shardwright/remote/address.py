@@ -35,10 +35,7 @@ def address_of(path: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: it is none of a folder, such as one with a query, or hf://name, which lacks the organisation.
     """
-    text = os.fsdecode(path)
-    mangled = _MANGLED.fullmatch(text)
-    if mangled is not None:
-        text = f"{mangled[1]}://{mangled[2]}"
+    text = unmangled(os.fsdecode(path))
     scheme, rest = scheme_and_rest(text)
     rest = rest.rstrip("/")
     if scheme in ("http", "https") and "?" in rest:
@@ -52,6 +49,12 @@ def address_of(path: str | os.PathLike[str]) -> str:
             f"{masked(text)}: expected hf://organisation/name or hf://organisation/name@revision"
         )
     return f"{scheme}://{rest}"
+
+
+def unmangled(text: str) -> str:
+    """The text, with the two slashes that pathlib takes for one."""
+    found = _MANGLED.fullmatch(text)
+    return text if found is None else f"{found[1]}://{found[2]}"
 
 
 def scheme_and_rest(address: str) -> tuple[str, str]:
