@@ -17,6 +17,7 @@ using Json = nlohmann::json;
 constexpr std::string_view fp8 = "FP8";
 constexpr std::string_view fp4 = "FP4, two in a byte";
 constexpr std::string_view int4 = "4-bit integers";
+constexpr std::string_view qweight = "AWQ's or GPTQ's .qweight";
 
 using Kinds = std::set<std::string_view>;
 
@@ -45,6 +46,7 @@ void add_kinds(const std::string& name, Kinds& kinds) {
   if (has("fp4") || has("FP4")) kinds.insert(fp4);
   if (has("fp8") || has("FP8") || name == "float-quantized") kinds.insert(fp8);
   if (name == "pack-quantized") kinds.insert(int4);
+  if (name == "awq" || name == "gptq") kinds.insert(qweight);
 }
 
 Kinds declared(const Json& config) {
@@ -67,6 +69,7 @@ Kinds present(const Catalog& catalog) {
   for (const SourceTensor& tensor : catalog.tensors) {
     if (tensor.dtype == DType::F4) kinds.insert(fp4);
     if (tensor.dtype == DType::I4) kinds.insert(int4);
+    if (tensor.name.ends_with(".qweight")) kinds.insert(qweight);
     if (is_float8(tensor.dtype) && !is_scale_name(tensor.name)) kinds.insert(fp8);
   }
   return kinds;

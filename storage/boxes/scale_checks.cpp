@@ -83,7 +83,9 @@ std::string text_of(DType dtype, const std::byte* scale) {
 }  // namespace
 
 void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, const Catalog& catalog) {
-  if (!is_packed(transfer.encoding.element) || part.scales.data == nullptr || is_empty(part.box)) return;
+  const DType element = transfer.encoding.element;
+  if (!is_packed(element) && !is_float8(element)) return;
+  if (part.scales.data == nullptr || is_empty(part.box)) return;
   const DType dtype = transfer.encoding.scale;
   const Box box = scale_box_of_part(transfer, part.box);
   const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
@@ -99,7 +101,7 @@ void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, cons
     if (column < columns) {
       Shape at = box.offset;
       for (std::size_t d = 0; d < outer; ++d) at[d] += index[d];
-      at.back() += column;
+      if (!at.empty()) at.back() += column;
       const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
       throw Error(ErrorKind::malformed,
                   stored_name(scales) + " in " + catalog.files[scales.file].name + ": the scale at " +

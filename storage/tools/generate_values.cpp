@@ -7,6 +7,7 @@
 
 #include "kernels/number_formats.h"
 #include "planner/error.h"
+#include "planner/names/encodings.h"
 #include "storage/tools/random.h"
 
 namespace shardwright {
@@ -175,7 +176,8 @@ RandomValues any_values(const NamedShape& tensor) {
     case SampleValues::scales:
       return {tensor.dtype, RandomValues::Kind::scales};
     default:
-      return {tensor.dtype, RandomValues::Kind::any};
+      return {tensor.dtype,
+              is_scale_name(tensor.name) ? RandomValues::Kind::magnitudes : RandomValues::Kind::any};
   }
 }
 
@@ -227,15 +229,22 @@ void fill_random(RandomValues values, std::uint64_t key, std::uint64_t offset, s
         refuse();
     }
   }
+  const bool has_signs = values.kind != RandomValues::Kind::magnitudes;
   switch (dtype) {
     case DType::F8_E4M3:
       return fill_words(first, into, [key](std::uint64_t i) { return finite_e4m3(random_word(key, i)); });
     case DType::U8:
       return fill_words(first, into, [key](std::uint64_t i) { return scales(key, i); });
     case DType::BF16:
-      return fill_words(first, into, [key](std::uint64_t i) { return finite_bf16(random_word(key, i)); });
+      return fill_words(first, into,
+                        [key, bits = has_signs ? ~0ULL : 0x7FFF7FFF7FFF7FFFULL](std::uint64_t i) {
+                          return finite_bf16(random_word(key, i)) & bits;
+                        });
     case DType::F32:
-      return fill_words(first, into, [key](std::uint64_t i) { return finite_f32(random_word(key, i)); });
+      return fill_words(first, into,
+                        [key, bits = has_signs ? ~0ULL : 0x7FFFFFFF7FFFFFFFULL](std::uint64_t i) {
+                          return finite_f32(random_word(key, i)) & bits;
+                        });
     case DType::I64:
       return fill_words(first, into, [key](std::uint64_t i) { return random_word(key, i) & 3; });
     default:

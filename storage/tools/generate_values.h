@@ -13,9 +13,10 @@ namespace shardwright {
 struct RandomValues {
   enum class Kind : std::uint8_t {
     any,
-    codes,   ///< any bytes
-    scales,  ///< positive numbers, none extreme
-    normal,  ///< of this mean and deviation, none more than 3.46 deviations away
+    magnitudes,  ///< as any, but not negative
+    codes,       ///< any bytes
+    scales,      ///< positive numbers, none extreme
+    normal,      ///< of this mean and deviation, none more than 3.46 deviations away
   };
   DType dtype;
   Kind kind = Kind::any;
@@ -23,7 +24,7 @@ struct RandomValues {
   float deviation = 0;
 };
 
-/// Values that reach everywhere a format does, to test those who read it.
+/// Values that reach everywhere a format does, to test those who read it. Scales are not negative.
 RandomValues any_values(const NamedShape& tensor);
 
 /// Values of the size that a trained model has, so that it can be run: weights of deviation 0.02 when they

@@ -1,6 +1,7 @@
 """Encoded weights that are not what they should be: named, and nothing is written."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ import torch
 from destinations import Destination
 from encoded import (
     Tensors,
+    each_matrix,
+    each_row,
+    in_blocks,
     int4,
+    mxfp8,
     mxfp4_blocks,
     mxfp4_packed,
     nvfp4_compressed_tensors,
@@ -27,6 +32,11 @@ NVFP4 = nvfp4_compressed_tensors(generator(), "a", (20, 64)).stored
 MXFP4 = mxfp4_packed(generator(), "a", (20, 64)).stored
 BLOCKS = mxfp4_blocks(generator(), "a.weight", (3, 10, 64)).stored
 INT4 = int4(generator(), "a", (20, 64), 32, False).stored
+MXFP8 = mxfp8(generator(), "a.weight", (20, 64)).stored
+BLOCK_FP8 = in_blocks(generator(), "a.weight", (20, 64)).stored
+CHANNEL_FP8 = each_row(generator(), "a.weight", (20, 64), torch.bfloat16, True).stored
+ROW_FP8 = each_row(generator(), "a.weight", (20, 64), torch.bfloat16, False).stored
+TENSOR_FP8 = each_matrix(generator(), "a.weight", (20, 64), (), torch.float32).stored
 
 
 def without(tensors: Tensors, *names: str) -> Tensors:
@@ -125,6 +135,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
         ({"quant_method": "mxfp4"}, INT4, True),
         ({"config_groups": {"0": {"format": "nvfp4-pack-quantized"}}}, INT4, True),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, {"a.weight": torch.ones(20, 64)}, True),
+        ({"quant_method": "awq"}, {"a.weight": torch.ones(20, 64)}, True),
+        ({"quant_method": "gptq"}, INT4, True),
         ({"quant_method": "something else"}, INT4, False),
     ],
 )  # fmt: skip
@@ -143,24 +155,52 @@ def test_a_config_that_speaks_of_other_weights_is_refused(
     assert destination.untouched()
 
 
-def with_last(scales: torch.Tensor, code: int) -> torch.Tensor:
-    """The scales, the last of which has these bits."""
+def with_last(scales: torch.Tensor, value: int | float) -> torch.Tensor:
+    """The scales, the last of which has this value; of a whole number, these bits."""
     changed = scales.clone()
-    bits = changed.view(torch.uint8 if scales.itemsize == 1 else torch.int16)
-    bits[-1, -1] = code
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[scales.itemsize]
+    last = changed if isinstance(value, float) else changed.view(bits)
+    last[(-1,) * changed.dim()] = value
     return changed
 
 
+MINUS, INFINITE, NOT_A_NUMBER = -0.5, float("inf"), float("nan")
+
+
 @pytest.mark.parametrize(
-    "tensors, code",
-    [(MXFP4, 255), (MODELOPT, 0x7F), (MODELOPT, 0x81), (NVFP4, 0xFF), (INT4, 0x7F80), (INT4, 0x7FC0), (INT4, -0x4080)],
-)  # fmt: skip
-def test_a_scale_that_no_encoder_writes_is_named(tensors: Tensors, code: int, tmp_path: Path):
-    tensors = tensors | {"a.weight_scale": with_last(tensors["a.weight_scale"], code)}
+    "tensors, value, at",
+    [
+        *[
+            (MXFP4, 255, [19, 1]),
+            (MODELOPT, 0x7F, [19, 3]),
+            (MODELOPT, 0x81, [19, 3]),
+            (NVFP4, 0xFF, [19, 3]),
+        ],
+        *[(INT4, 0x7F80, [19, 1]), (INT4, 0x7FC0, [19, 1]), (INT4, -0x4080, [19, 1])],
+        (MXFP8, 255, [19, 1]),
+        *[(BLOCK_FP8, value, [0, 0]) for value in (MINUS, INFINITE, NOT_A_NUMBER)],
+        *[(CHANNEL_FP8, value, [19, 0]) for value in (MINUS, INFINITE, NOT_A_NUMBER)],
+        *[(ROW_FP8, value, [19]) for value in (MINUS, INFINITE, NOT_A_NUMBER)],
+        *[(TENSOR_FP8, value, []) for value in (MINUS, INFINITE, NOT_A_NUMBER)],
+    ],
+)
+def test_a_scale_that_no_encoder_writes_is_named(
+    tensors: Tensors, value: int | float, at: list[int], tmp_path: Path
+):
+    name = next(name for name in ("a.weight_scale", "a.weight_scale_inv") if name in tensors)
+    tensors = tensors | {name: with_last(tensors[name], value)}
     save_file(tensors, tmp_path / "model.safetensors")
     destination = Destination((20, 64), torch.bfloat16)
-    with pytest.raises(
-        sw.CheckpointFormatError, match=r"a.weight_scale in model.safetensors: the scale at \[19, [13]\]"
-    ):
+    found = re.escape(f"{name} in model.safetensors: the scale at {at}")
+    with pytest.raises(sw.CheckpointFormatError, match=found):
         sw.load({"a.weight": destination.tensor}, tmp_path, layout="huggingface")
     assert destination.untouched()
+
+
+@pytest.mark.parametrize("tensors", [BLOCK_FP8, CHANNEL_FP8, ROW_FP8, TENSOR_FP8, MODELOPT, NVFP4, INT4])
+def test_a_scale_of_zero_is_that_of_zeros(tensors: Tensors, tmp_path: Path):
+    name = next(name for name in ("a.weight_scale", "a.weight_scale_inv") if name in tensors)
+    save_file(tensors | {name: torch.zeros_like(tensors[name])}, tmp_path / "model.safetensors")
+    loaded = torch.ones(20, 64, dtype=torch.bfloat16)
+    sw.load({"a.weight": loaded}, tmp_path, layout="huggingface")
+    assert not loaded.any()

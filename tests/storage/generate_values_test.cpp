@@ -69,6 +69,21 @@ TEST(generate_values, wide_floats_are_finite_of_both_signs_and_of_every_exponent
   for (const float number : floats) ASSERT_TRUE(std::isfinite(number));
 }
 
+TEST(generate_values, scales_of_fp8_are_as_other_numbers_but_never_negative) {
+  for (const DType dtype : {DType::BF16, DType::F32}) {
+    const NamedShape scales{"a.weight_scale_inv", dtype, {4, 4}};
+    ASSERT_EQ(any_values(scales).kind, RandomValues::Kind::magnitudes);
+    std::string signed_numbers(1 << 12, '\0');
+    std::string magnitudes = signed_numbers;
+    fill_random({dtype}, 7, 0, signed_numbers);
+    fill_random(any_values(scales), 7, 0, magnitudes);
+    const std::size_t bytes = static_cast<std::size_t>(bytes_of(dtype));
+    for (std::size_t i = bytes - 1; i < magnitudes.size(); i += bytes)
+      signed_numbers[i] = static_cast<char>(signed_numbers[i] & 0x7F);
+    EXPECT_EQ(magnitudes, signed_numbers);
+  }
+}
+
 TEST(generate_values, scales_of_packed_elements_are_positive_and_none_is_extreme) {
   const auto scales = [](DType dtype) {
     std::string text(1 << 16, '\0');
