@@ -44,17 +44,18 @@ constexpr const char* names_beside[] = {
     "vocab.txt",
 };
 
-/// Whether `text` has the form of `pattern`, in which each # stands for one digit or more.
+/// Whether `text` has the form of `pattern`, in which each # stands for one digit or more, each ~ for
+/// hexadecimal ones.
 bool has_form(std::string_view text, std::string_view pattern) {
-  const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
   std::size_t at = 0;
   for (const char c : pattern) {
-    if (c != '#') {
+    if (c != '#' && c != '~') {
       if (at == text.size() || text[at++] != c) return false;
       continue;
     }
+    const std::string_view digits = std::string_view("0123456789abcdef").substr(0, c == '#' ? 10 : 16);
     const std::size_t begin = at;
-    while (at < text.size() && is_digit(text[at])) ++at;
+    while (at < text.size() && digits.find(text[at]) != std::string_view::npos) ++at;
     if (at == begin) return false;
   }
   return at == text.size();
@@ -222,9 +223,16 @@ std::vector<CheckpointInPlace> checkpoints_in(const fs::path& directory) {
   // One that the manifest names, as it was written, has been taken from the others.
   if (others.contains(torch_metadata_name)) {
     CheckpointInPlace torch{CheckpointKind::torch, false, false, {torch_metadata_name}, {}, {}, {}, 0};
+    bool some_are_torchs = false;
+    bool some_are_ours = false;
     for (const std::string& name : names) {
-      if (has_form(name, "__#_#.distcp")) torch.files.push_back(name);
+      const bool is_ours = has_form(name, "__#_#_~_#.distcp");
+      const bool is_torchs = has_form(name, "__#_#.distcp");
+      if (is_ours || is_torchs) torch.files.push_back(name);
+      some_are_ours |= is_ours;
+      some_are_torchs |= is_torchs;
     }
+    torch.is_ours = some_are_ours && !some_are_torchs;
     found.push_back(std::move(torch));
   }
   if (names.contains("adapter_model.safetensors") || names.contains("adapter_config.json"))

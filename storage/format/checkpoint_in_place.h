@@ -23,7 +23,8 @@ inline constexpr char modelopt_config_name[] = "hf_quant_config.json";
 enum class CheckpointKind {
   sharded,      ///< shardwright.manifest
   huggingface,  ///< model.safetensors.index.json; without it, files named as transformers or torch name them
-  torch,        ///< .metadata, of torch's FileSystemWriter, that no manifest names
+  torch,        ///< .metadata, of torch's FileSystemWriter, that no manifest names; a save of ours with
+                ///< torch's extensions is one, and is told by the names of its files
   adapter,      ///< none: adapter_model.safetensors and adapter_config.json, of peft
 };
 

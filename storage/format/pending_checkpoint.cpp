@@ -172,7 +172,9 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
                   found.fault_number == 0 ? EEXIST : found.fault_number);
     }
     std::move(found.with_weights.begin(), found.with_weights.end(), std::back_inserter(found.files));
-    if (overwrite != true && (found.kind != kind_ || !found.is_ours)) {
+    const bool is_alike =
+        found.kind == kind_ || (kind_ == CheckpointKind::sharded && found.kind == CheckpointKind::torch);
+    if (overwrite != true && (!is_alike || !found.is_ours)) {
       throw Error(
           ErrorKind::io,
           where + ": holds " + name_of(found.kind) +

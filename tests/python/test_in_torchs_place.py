@@ -165,18 +165,31 @@ def test_a_save_with_extensions_replaces_what_it_may(tmp_path: Path):
     for reader in (dcp.FileSystemReader, sw.ShardedStorageReader):
         assert loaded_with_extensions(tmp_path, reader, like)["step"] == 2
     assert {path.suffix or path.name for path in tmp_path.iterdir()} == {".metadata", ".distcp"}
-    with pytest.raises(CheckpointException, match="overwrite=True"):
-        save(3, _extensions=[Backwards()])
-    assert loaded_with_extensions(tmp_path, sw.ShardedStorageReader, like)["step"] == 2
+    save(3, _extensions=[Backwards()])
+    assert loaded_with_extensions(tmp_path, sw.ShardedStorageReader, like)["step"] == 3
+    with pytest.raises(CheckpointException, match="overwrite=False"):
+        save(4, _extensions=[Backwards()], overwrite=False)
     save(4, _extensions=[Backwards()], overwrite=True)
     assert loaded_with_extensions(tmp_path, sw.ShardedStorageReader, like)["step"] == 4
     names = {
         place.relative_path for place in dcp.FileSystemReader(tmp_path).read_metadata().storage_data.values()
     }
     assert {path.name for path in tmp_path.iterdir()} == {".metadata", *names}
-    save(5, overwrite=True)
+    save(5)
     assert loaded(tmp_path, sw.ShardedStorageReader, like=like)["step"] == 5
     assert not sw.verify(tmp_path).problems
+    assert not list(tmp_path.glob("__*_*_*"))
+
+
+def test_a_save_of_torchs_own_is_not_taken_for_one_of_ours_with_extensions(tmp_path: Path):
+    ours, torchs = sw.ShardedStorageWriter, dcp.FileSystemWriter
+    for writer in (ours, torchs):
+        dcp.save(STATE, storage_writer=writer(tmp_path, _extensions=[Backwards()]), no_dist=True)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for options in ({}, {"_extensions": [Backwards()]}):
+        with pytest.raises(CheckpointException, match="checkpoint of torch's FileSystemWriter"):
+            dcp.save(STATE, storage_writer=ours(tmp_path, **options), no_dist=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 class Broken(Backwards):
@@ -707,4 +720,28 @@ def test_what_is_there_twice_and_differs_is_refused_by_name(tmp_path: Path):
             storage_reader=TorchHuggingFaceReader(str(tmp_path)),
             planner=sw.LoadPlanner(layout="huggingface"),
             no_dist=True,
+        )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        sw.ShardedStorageWriter,
+        sw.ShardedStorageReader,
+        sw.HuggingFaceStorageWriter,
+        sw.HuggingFaceStorageReader,
+    ],
+)
+def test_whoever_asks_whether_a_checkpoint_can_be_there_is_told(kind: Any, tmp_path: Path):
+    for known in (
+        tmp_path / "x",
+        str(tmp_path / "x"),
+        "s3://bucket/run",
+        "hf://organisation/name",
+        "memory://run",
+    ):
+        assert kind.validate_checkpoint_id(known), known
+    for unknown in ("abc://abc.abc", "/nowhere/else/at/all"):
+        assert kind.validate_checkpoint_id(unknown) == (
+            "://" not in unknown and dcp.FileSystemReader.validate_checkpoint_id(unknown)
         )

@@ -14,9 +14,9 @@ from encoded import (
     each_row,
     in_blocks,
     int4,
-    mxfp8,
     mxfp4_blocks,
     mxfp4_packed,
+    mxfp8,
     nvfp4_compressed_tensors,
     nvfp4_modelopt,
 )

@@ -29,6 +29,7 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import keep_last_steps, next_order
+from shardwright.dcp.checkpoint_ids import is_checkpoint_id
 from shardwright.dcp.extended_writing import (
     expect_extensions,
     files_of_torchs,
@@ -97,8 +98,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             conjugated or negated views. What is on CUDA devices takes 8 MiB of pinned memory for each thread.
         cache_staged_state_dict: keep the memory of an asynchronous save for the next one.
         _extensions: of torch's, such as compression. They change the bytes of each tensor, so that the files are
-            torch's own (``.distcp``), published in one step as well, with no checksums: ``format`` has to be "torch",
-            and replacing one of them takes ``overwrite=True``.
+            torch's own (``.distcp``), published in one step as well, with no checksums: ``format`` has to be "torch".
         format: "torch" writes torch's ``.metadata``, too, and files that its FileSystemReader reads: torch alone loads
             and converts the checkpoint, and trainers that look for ``.metadata`` find it. "safetensors" writes
             safetensors files, of which torch's HuggingFaceStorageReader reads the tensors, and what these cannot
@@ -438,7 +438,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return True
+        return is_checkpoint_id(checkpoint_id)
 
 
 def _uploaded_files(directory: Path) -> dict[str, int]:

@@ -19,6 +19,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.dcp.catalog_metadata import CatalogMetadata
+from shardwright.dcp.checkpoint_ids import is_checkpoint_id
 from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.dcp.one_checkpoint import expect_one_checkpoint, telling_content
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
@@ -184,6 +185,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self.compares_ranks = True  #: as dcp.load can, and a rank that loads for itself cannot
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return is_checkpoint_id(checkpoint_id)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         super().reset(checkpoint_id)

@@ -25,6 +25,7 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.byte_sizes import bytes_of_size
 from shardwright.catalog import catalog_of
+from shardwright.dcp.checkpoint_ids import is_checkpoint_id
 from shardwright.dcp.save_description import global_rank
 from shardwright.dcp.save_planner import ExportMeta
 from shardwright.dcp.save_planning import share_of
@@ -223,6 +224,10 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._copied_bytes = 0
         self._publication: Any = None  # on the coordinator, from planning to publishing
         self._start = 0.0
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return is_checkpoint_id(checkpoint_id)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         super().reset(None if checkpoint_id and is_address(checkpoint_id) else checkpoint_id)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shardwright.remote.address import masked, root_and_key, scheme_and_rest
+from shardwright.remote.address import masked, root_and_key, scheme_and_rest, unmangled
 
 
 class StoreError(OSError):
@@ -107,6 +107,20 @@ def open_store(address: str) -> Store:
         if store is None:
             store = _open[address] = _opened(address)
         return store
+
+
+def is_opened_by_some(address: str) -> bool:
+    """Whether a library opens such addresses; whether it is installed, and what lies there, is not asked."""
+    from shardwright.remote.object_store import SCHEMES
+
+    scheme, _ = scheme_and_rest(unmangled(address))
+    if scheme == "hf" or scheme in SCHEMES:
+        return True
+    try:
+        import fsspec
+    except ImportError:
+        return False
+    return scheme in fsspec.available_protocols()
 
 
 def reopen_store(address: str) -> None:
