@@ -28,10 +28,8 @@ def test_decoding_equals_transformers_dequantisation(
         return torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator).view(dtype).view(shape)
 
     weight, scales = random((256, 384), element), random(shape, scale_dtype)
-    if scale_dtype == torch.uint8:
-        scales = scales.clamp(max=254)  # 255 is NaN in e8m0, which transformers reads as 2^128
-    else:
-        scales = scales.abs().nan_to_num(1, 1)  # loads refuse what is no magnitude
+    # 255 is NaN in e8m0, which transformers reads as 2^128; loads refuse it, and what is no magnitude.
+    scales = scales.clamp(max=254) if scale_dtype == torch.uint8 else scales.abs().nan_to_num(1, 1)
     save_file({NAME: weight, NAME + "_scale_inv": scales}, tmp_path / "model.safetensors")
     state = {"model.layers.0.self_attn.q_proj.weight": torch.zeros(256, 384, dtype=dtype)}
     sw.load(state, tmp_path, model="minimax_m3")
