@@ -21,12 +21,15 @@ demo: module ## generate a small checkpoint, load it on two ranks, check it and 
 	$(call say,demo)
 	@$(IN_VENV) examples/demo.py
 
+# Tests of one file share what they set up. In the order of conftest.py: what takes long begins first.
+SEVERAL_FILES := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: build ## run every C++ and Python test
 	@.ci/system_packages $(SHELLS) || echo 'Going on without: tests of completion are skipped.'
 	$(call say,C++ tests)
 	@ctest --test-dir build --parallel $(JOBS) --timeout 300 --output-on-failure
 	$(call say,Python tests)
-	@$(IN_VENV) -m pytest
+	@$(IN_VENV) -m pytest $(SEVERAL_FILES)
 
 check: build ## for every few minutes: formats, lint of what has changed, and the tests that need no ranks
 	$(call say,formats and types)
@@ -38,7 +41,7 @@ check: build ## for every few minutes: formats, lint of what has changed, and th
 	$(call say,C++ tests)
 	@cd build && tests/shardwright_planner_test --gtest_brief=1 && tests/shardwright_storage_test --gtest_brief=1
 	$(call say,Python tests)
-	@$(IN_VENV) -m pytest --quiet --numprocesses $(JOBS) --dist loadfile -m "not ranks"
+	@$(IN_VENV) -m pytest --quiet $(SEVERAL_FILES) -m "not ranks"
 
 # --- system packages ---------------------------------------------------------------------------------------------------
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
