@@ -138,12 +138,11 @@ CHANGED = $(shell git diff --name-only --diff-filter=d HEAD~1 2>/dev/null; git l
 tidy-changed: $(patsubst %,build/tidy/%.ok,$(filter $(CHANGED),$(TIDY_FILES)))
 	@:
 
-# One file is looked at again when it, a header or the rules have changed.
-build/tidy/%.ok: % .clang-tidy $(filter %.h,$(CXX_FILES))
+# One file is looked at again when it, a header or the rules have changed; ccache knows which headers are its own.
+build/tidy/%.ok: % .clang-tidy .ci/tidy.py $(filter %.h,$(CXX_FILES))
 	@echo $<
 	@mkdir -p $(@D)
-	@clang-tidy-14 -p build --quiet --extra-arg=-Wno-unknown-warning-option $< >$@.log 2>&1 || { cat $@.log; exit 1; }
-	@touch $@
+	@.ci/tidy.py $< $@
 
 stub: module ## write the stub of the compiled module anew
 	@$(IN_VENV) .ci/core_stub.py
