@@ -21,12 +21,15 @@ demo: module ## generate a small checkpoint, load it on two ranks, check it and 
 	$(call say,demo)
 	@$(IN_VENV) examples/demo.py
 
+# Tests of one file share what they set up. In the order of conftest.py: what takes long begins first.
+SEVERAL_FILES := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: build ## run every C++ and Python test
 	@.ci/system_packages $(SHELLS) || echo 'Going on without: tests of completion are skipped.'
 	$(call say,C++ tests)
 	@ctest --test-dir build --parallel $(JOBS) --timeout 300 --output-on-failure
 	$(call say,Python tests)
-	@$(IN_VENV) -m pytest
+	@$(IN_VENV) -m pytest $(SEVERAL_FILES)
 
 check: build ## for every few minutes: formats, lint of what has changed, and the tests that need no ranks
 	$(call say,formats and types)
@@ -38,7 +41,7 @@ check: build ## for every few minutes: formats, lint of what has changed, and th
 	$(call say,C++ tests)
 	@cd build && tests/shardwright_planner_test --gtest_brief=1 && tests/shardwright_storage_test --gtest_brief=1
 	$(call say,Python tests)
-	@$(IN_VENV) -m pytest --quiet --numprocesses $(JOBS) --dist loadfile -m "not ranks"
+	@$(IN_VENV) -m pytest --quiet $(SEVERAL_FILES) -m "not ranks"
 
 # --- system packages ---------------------------------------------------------------------------------------------------
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
@@ -109,8 +112,8 @@ module: system build/build.ninja
 # --- lint --------------------------------------------------------------------------------------------------------------
 
 CXX_FILES := $(shell find include kernels planner storage python_shim tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-# torch's headers take a minute a file and are not ours; CUDA's are not on every machine.
-TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec grep -LE '^.include.*(<(torch|ATen|c10)/|<cuda_|torch_tensor|exchange\.h)' {} +)
+# torch's headers take a minute a file and are not ours; CUDA's are not on every machine. Large files come first.
+TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec grep -LE '^.include.*(<(torch|ATen|c10)/|<cuda_|torch_tensor|exchange\.h)' {} + | xargs ls -S)
 
 .PHONY: lint-python lint-cpp
 lint: lint-python lint-cpp ## check format, types and common mistakes
@@ -135,12 +138,11 @@ CHANGED = $(shell git diff --name-only --diff-filter=d HEAD~1 2>/dev/null; git l
 tidy-changed: $(patsubst %,build/tidy/%.ok,$(filter $(CHANGED),$(TIDY_FILES)))
 	@:
 
-# One file is looked at again when it, a header or the rules have changed.
-build/tidy/%.ok: % .clang-tidy $(filter %.h,$(CXX_FILES))
+# One file is looked at again when it, a header or the rules have changed; ccache knows which headers are its own.
+build/tidy/%.ok: % .clang-tidy .ci/tidy.py $(filter %.h,$(CXX_FILES))
 	@echo $<
 	@mkdir -p $(@D)
-	@clang-tidy-14 -p build --quiet --extra-arg=-Wno-unknown-warning-option $< >$@.log 2>&1 || { cat $@.log; exit 1; }
-	@touch $@
+	@.ci/tidy.py $< $@
 
 stub: module ## write the stub of the compiled module anew
 	@$(IN_VENV) .ci/core_stub.py

@@ -12,11 +12,6 @@ namespace {
 /// The file's pairs at some modules: in a model they are called so.
 constexpr std::array<char, 2> letters = {'A', 'B'};
 
-std::optional<Shape> shape_in(const Catalog& catalog, const std::string& name) {
-  const auto chunks = catalog.find(name);
-  return chunks.empty() ? std::nullopt : std::optional(Catalog::global_shape(chunks));
-}
-
 bool ends_with_name(const std::string& name, const std::string& ending) {
   return name == ending || name.ends_with("." + ending);
 }
@@ -139,8 +134,8 @@ class Fitting {
     for (const FittedPair& one : placed) {
       for (const std::string& wrapper : one.fit.wrappers) {
         has_wrappers = true;
-        const auto a = shape_in(catalog_, lora_tensor(wrapper, 'A'));
-        const auto b = shape_in(catalog_, lora_tensor(wrapper, 'B'));
+        const auto a = catalog_.shape_of(lora_tensor(wrapper, 'A'));
+        const auto b = catalog_.shape_of(lora_tensor(wrapper, 'B'));
         if (!a || !b) continue;  // told as missing
         std::set<WrapperSense> found;
         const std::int64_t in = one.pair.inputs();
@@ -219,7 +214,7 @@ class Fitting {
       for (const std::string& module : one.place.modules) {
         for (const char letter : letters) {
           if (of_a_alone && letter == 'B') continue;
-          const auto shape = shape_in(catalog_, lora_tensor(of_expert(module, expert), letter));
+          const auto shape = catalog_.shape_of(lora_tensor(of_expert(module, expert), letter));
           if (shape && shape->size() == 2) ranks.insert((*shape)[letter == 'A' ? 0 : 1]);
         }
       }

@@ -57,11 +57,6 @@ std::vector<NamePattern> patterns_of(const std::vector<std::string>& texts) {
   return patterns;
 }
 
-std::optional<Shape> shape_in(const Catalog& catalog, const std::string& name) {
-  const std::span<const SourceTensor> chunks = catalog.find(name);
-  return chunks.empty() ? std::nullopt : std::optional(Catalog::global_shape(chunks));
-}
-
 /// One HF tensor's box in a native tensor, as a row claims it.
 using Claim = std::tuple<std::string, View, Box, View, Box, std::vector<int>, bool>;
 
@@ -82,7 +77,7 @@ std::vector<Claim> claims_by_rows(const std::vector<const ImportedRow*>& rows, c
   std::vector<Claim> claims;
   for (const ImportedRow* row : rows) {
     const AxisExpression axes = row->axes.empty() ? AxisExpression() : AxisExpression(row->axes);
-    const AxisExpression::Resolved resolved = axes.resolve(shape_in(catalog, row->hf), shape, map.sizes);
+    const AxisExpression::Resolved resolved = axes.resolve(catalog.shape_of(row->hf), shape, map.sizes);
     claims.push_back(
         claim_of(row->hf, resolved.correspondence, resolved.correspondence.native_box, row->only_read));
   }

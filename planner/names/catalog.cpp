@@ -18,6 +18,11 @@ std::span<const SourceTensor> Catalog::find(std::string_view name) const {
   return {first, last};
 }
 
+std::optional<Shape> Catalog::shape_of(std::string_view name) const {
+  const std::span<const SourceTensor> chunks = find(name);
+  return chunks.empty() ? std::nullopt : std::optional(global_shape(chunks));
+}
+
 Shape Catalog::global_shape(std::span<const SourceTensor> chunks) {
   if (chunks.empty()) return {};
   Shape shape = chunks.front().shape;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -68,6 +69,9 @@ struct Catalog {
 
   /// All chunks of a tensor; an empty span if there is no such tensor. The span lives as long as `tensors`.
   std::span<const SourceTensor> find(std::string_view name) const;
+
+  /// Shape of the whole tensor of this name, if there is one.
+  std::optional<Shape> shape_of(std::string_view name) const;
 
   /// Shape of the whole tensor that these chunks make up.
   static Shape global_shape(std::span<const SourceTensor> chunks);

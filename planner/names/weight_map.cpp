@@ -26,12 +26,6 @@ bool fits_any(const std::vector<NamePattern>& patterns, std::string_view name) {
                      [&](const NamePattern& pattern) { return pattern.match(name).has_value(); });
 }
 
-/// The shape of an HF tensor, if the catalog has it.
-std::optional<Shape> shape_in(const Catalog& catalog, const std::string& hf_name) {
-  const std::span<const SourceTensor> chunks = catalog.find(hf_name);
-  return chunks.empty() ? std::nullopt : std::optional(Catalog::global_shape(chunks));
-}
-
 /// The first row that has an HF tensor of this name, in the rules' spelling; null if there is none.
 const Rule* rule_of_hf(const WeightMap& map, std::string_view name) {
   const auto rule = std::find_if(map.rules.begin(), map.rules.end(),
@@ -132,7 +126,7 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
     if (rule->stacked()) captures.expert = 0;
     if (rule->axes.counts_shards()) captures.shard = 0;
     if (catalog != nullptr && rule->axes.needs_hf_shape())
-      hf_shape = shape_in(*catalog, to_checkpoint_spelling(map.dialect, rule->hf.fill(captures)));
+      hf_shape = catalog->shape_of(to_checkpoint_spelling(map.dialect, rule->hf.fill(captures)));
     try {
       resolved.push_back(rule->axes.resolve(hf_shape, native_shape, map.sizes));
     } catch (const Error& error) {
@@ -328,12 +322,12 @@ Shape native_shape_of(const WeightMap& map, const Catalog& catalog, const NameMa
   Sizes sizes = map.sizes;
   if (match.rule->stacked()) sizes.insert_or_assign("{expert}", experts);
   try {
-    const std::optional<Shape> shape = shape_in(catalog, hf_name);
+    const std::optional<Shape> shape = catalog.shape_of(hf_name);
     if (match.rule->axes.is_identity()) return *shape;
     for (const Rule& sibling : map.rules) {
       if (&sibling == match.rule || sibling.native.text() != match.rule->native.text()) continue;
       const std::string name = to_checkpoint_spelling(map.dialect, sibling.hf.fill(match.captures));
-      if (const auto of_sibling = shape_in(catalog, name)) sibling.axes.settle_sizes(*of_sibling, sizes);
+      if (const auto of_sibling = catalog.shape_of(name)) sibling.axes.settle_sizes(*of_sibling, sizes);
     }
     return match.rule->axes.resolve(shape, std::nullopt, sizes).native_shape;
   } catch (const Error& error) {

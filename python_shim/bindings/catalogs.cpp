@@ -40,7 +40,9 @@ DType dtype_from(const std::string& name) {
   return *dtype;
 }
 
-void bind_catalog(py::module_& m) {
+namespace {
+
+void bind_catalog_types(py::module_& m) {
   py::class_<SourceTensor>(m, "SourceTensor", "One tensor of a checkpoint, or one chunk of a larger one.")
       .def_readonly("name", &SourceTensor::name)
       .def_property_readonly("dtype", [](const SourceTensor& t) { return std::string(name_of(t.dtype)); })
@@ -96,6 +98,9 @@ void bind_catalog(py::module_& m) {
             return is_as_stored(*catalog) ? catalog : std::make_shared<Catalog>(as_stored(*catalog));
           },
           "The same with the names, dtypes and shapes that the files have, packed weights and all.");
+}
+
+void bind_makers_of_catalogs(py::module_& m) {
   m.def(
       "catalog_of_tensors",
       [](const std::vector<std::tuple<std::string, std::string, Shape, Shape>>& tensors, std::string config) {
@@ -149,6 +154,9 @@ void bind_catalog(py::module_& m) {
         return std::make_shared<Catalog>(read_catalog(directory, threads));
       },
       py::arg("directory"), py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_stored_encodings(py::module_& m) {
   m.def(
       "encodings",
       [] {
@@ -185,6 +193,14 @@ void bind_catalog(py::module_& m) {
   m.def("scaled_weights", &scaled_weights, py::arg("catalog"),
         "How many weights have scales, by encoding; those whose scales fit none that is known under "
         "\"unknown\".");
+}
+
+}  // namespace
+
+void bind_catalog(py::module_& m) {
+  bind_catalog_types(m);
+  bind_makers_of_catalogs(m);
+  bind_stored_encodings(m);
 }
 
 }  // namespace shardwright

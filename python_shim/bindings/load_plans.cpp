@@ -39,9 +39,7 @@ const std::byte* bytes_at(std::uintptr_t address) {
   return reinterpret_cast<const std::byte*>(address);  // NOLINT(performance-no-int-to-ptr)
 }
 
-}  // namespace
-
-void bind_load(py::module_& m) {
+void bind_load_plan(py::module_& m) {
   py::class_<Transfer>(m, "Transfer")
       .def_readonly("source", &Transfer::source, "Index into Catalog.tensors.")
       .def_readonly("scales", &Transfer::scales, "Index into Catalog.tensors; -1 where there are none.")
@@ -62,6 +60,9 @@ void bind_load(py::module_& m) {
       .def_readonly("unknown", &LoadPlan::unknown)
       .def_readonly("not_loaded", &LoadPlan::not_loaded)
       .def_readonly("zeros", &LoadPlan::zeros, "Indices into the specs of what is filled with zeros.");
+}
+
+void bind_load_planning(py::module_& m) {
   m.def(
       "plan_load",
       [](const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map, bool strict,
@@ -110,6 +111,9 @@ void bind_load(py::module_& m) {
         return std::make_shared<LoadPlan>(decode_plan(bytes, catalog, specs));
       },
       py::arg("bytes"), py::arg("catalog"), py::arg("specs"));
+}
+
+void bind_checks_before_a_load(py::module_& m) {
   m.def(
       "kind_of", [](const std::filesystem::path& path) { return std::string(name_of(kind_of(path))); },
       py::arg("path"), py::call_guard<py::gil_scoped_release>(),
@@ -126,6 +130,9 @@ void bind_load(py::module_& m) {
         "What a checkpoint holds, in words to be compared between ranks.");
   m.def("expect_one_checkpoint", &expect_one_checkpoint, py::arg("words_of_ranks"),
         "Raises PlanError that names the ranks whose words are not those of rank 0.");
+}
+
+void bind_reads(py::module_& m) {
   m.def(
       "plan_reads",
       [](const std::vector<std::tuple<std::string, Shape, Shape, Shape>>& requests,
@@ -179,6 +186,15 @@ void bind_load(py::module_& m) {
       py::arg("plan"), py::arg("index"), py::arg("catalog"), py::arg("elements"), py::arg("scales"),
       py::arg("global_scale"), py::arg("specs"),
       "Runs one transfer whose items lie contiguous in memory at these addresses; 0 where it has none.");
+}
+
+}  // namespace
+
+void bind_load(py::module_& m) {
+  bind_load_plan(m);
+  bind_load_planning(m);
+  bind_checks_before_a_load(m);
+  bind_reads(m);
 }
 
 }  // namespace shardwright

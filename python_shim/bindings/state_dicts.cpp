@@ -108,7 +108,7 @@ void bind_requests(py::module_& m) {
       "fit together.");
 }
 
-void bind_memory(py::module_& m) {
+void bind_held_tensors(py::module_& m) {
   py::class_<HeldTensor>(m, "HeldTensor", "A native tensor that an HF state dict brings something for.")
       .def_readonly("fqn", &HeldTensor::fqn)
       .def_readonly("shape", &HeldTensor::shape)
@@ -119,6 +119,30 @@ void bind_memory(py::module_& m) {
       .def_readonly("experts", &HeldTensor::experts)
       .def_readonly("axes", &HeldTensor::axes)
       .def_readonly("joined", &HeldTensor::joined);
+}
+
+std::shared_ptr<WeightMap> lora_map_of(const StateDictMemory& held, const std::string& family,
+                                       std::int64_t experts, std::optional<std::int64_t> width,
+                                       const std::string& sense, const py::function& bytes_of) {
+  AdapterFit fit = fit_state_dict(held.catalog, {family, experts, width, wrapper_sense_named(sense)});
+  std::vector<TensorSpec> specs;
+  for (const FittedPair& one : fit.pairs)
+    specs.push_back(whole_tensor(one.pair.a.fqn, one.pair.a.dtype, one.pair.a.shape));
+  const auto bytes_of_tensor = [&](const SourceTensor& tensor) {
+    const std::string bytes = bytes_of(tensor.name).cast<std::string>();
+    const auto* data = reinterpret_cast<const std::byte*>(bytes.data());
+    return std::vector<std::byte>(data, data + bytes.size());
+  };
+  Problems problems{std::move(fit.problems)};
+  for (std::string& fault :
+       faults_of_values(fit, held.catalog, specs, /*strict=*/false, "the state dict", bytes_of_tensor))
+    problems.add(std::move(fault));
+  problems.throw_if_any(ErrorKind::mismatch,
+                        "the LoRA tensors in HF's names do not fit together; nothing has been converted:");
+  return std::make_shared<WeightMap>(std::move(fit.map));
+}
+
+void bind_memory(py::module_& m) {
   py::class_<StateDictMemory>(m, "StateDictMemory", "What this rank holds of an HF state dict, in memory.")
       .def(py::init(&memory_of), py::arg("hf_tensors"))
       .def(
@@ -127,32 +151,10 @@ void bind_memory(py::module_& m) {
             return std::make_shared<WeightMap>(weight_map_for(held.catalog, model, layout));
           },
           py::arg("model"), py::arg("layout") = "automodel")
-      .def(
-          "lora_map",
-          [](const StateDictMemory& held, const std::string& family, std::int64_t experts,
-             std::optional<std::int64_t> width, const std::string& sense, const py::function& bytes_of) {
-            LoraStateDict asked{family, experts, width, wrapper_sense_named(sense)};
-            AdapterFit fit = fit_state_dict(held.catalog, asked);
-            std::vector<TensorSpec> specs;
-            for (const FittedPair& one : fit.pairs)
-              specs.push_back(whole_tensor(one.pair.a.fqn, one.pair.a.dtype, one.pair.a.shape));
-            Problems problems{std::move(fit.problems)};
-            for (std::string& fault :
-                 faults_of_values(fit, held.catalog, specs, /*strict=*/false, "the state dict",
-                                  [&](const SourceTensor& tensor) {
-                                    const std::string bytes = bytes_of(tensor.name).cast<std::string>();
-                                    const auto* data = reinterpret_cast<const std::byte*>(bytes.data());
-                                    return std::vector<std::byte>(data, data + bytes.size());
-                                  }))
-              problems.add(std::move(fault));
-            problems.throw_if_any(
-                ErrorKind::mismatch,
-                "the LoRA tensors in HF's names do not fit together; nothing has been converted:");
-            return std::make_shared<WeightMap>(std::move(fit.map));
-          },
-          py::arg("family"), py::arg("experts"), py::arg("width"), py::arg("sense"), py::arg("bytes_of"),
-          "The rules that make a trainer's LoRA tensors of these; raises PlanError with all that does not "
-          "fit. bytes_of(name) gives a tensor's bytes.")
+      .def("lora_map", &lora_map_of, py::arg("family"), py::arg("experts"), py::arg("width"),
+           py::arg("sense"), py::arg("bytes_of"),
+           "The rules that make a trainer's LoRA tensors of these; raises PlanError with all that does not "
+           "fit. bytes_of(name) gives a tensor's bytes.")
       .def(
           "native_tensors",
           [](const StateDictMemory& held, const WeightMap& map, std::int64_t experts) {
@@ -196,6 +198,7 @@ void bind_memory(py::module_& m) {
 void bind_state_dicts(py::module_& m) {
   bind_names(m);
   bind_requests(m);
+  bind_held_tensors(m);
   bind_memory(m);
 }
 

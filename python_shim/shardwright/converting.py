@@ -143,9 +143,10 @@ def convert(
     return total
 
 
-def _convert_encoding(
+def _conversion(
     source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
+    rank: int,
+    ranks: int,
     *,
     quantization: str,
     quantized_weights: Sequence[str] | None,
@@ -157,10 +158,48 @@ def _convert_encoding(
     buffer_bytes: int | None,
     threads: int | None,
     format: str | None,
+) -> Any:
+    """What this rank has of the work, of arguments that are looked at here."""
+    if format is not None:
+        raise ValueError("format is of checkpoints of training; expected none together with quantization")
+    name, weights = checked_quantization(quantization, quantized_weights)
+    thread_count = threads_of(threads, "threads")
+    saved, catalog = _saved_weights(source, key, thread_count, rank, ranks)
+    of_training = {"template": template, "layout": layout, "key": key}
+    if saved is None and (given := [option for option, value in of_training.items() if value is not None]):
+        raise ValueError(
+            f"{', '.join(given)}: expected none for {shown(source)}, which is no checkpoint of training"
+        )
+    of_template: Any = None if template is None else catalog_of(template)
+    layout_of_trainer = layout or "automodel"
+    rules: Any = None if saved is None else imported_map(of_template, model, layout_of_trainer)
+    return _core.Conversion(
+        location(source),
+        name,
+        weights,
+        model_name(model),
+        layout_of_trainer,
+        bytes_of_size(max_shard_size),
+        thread_count,
+        bytes_or_none("buffer_bytes", buffer_bytes) or 0,
+        rank,
+        ranks,
+        saved,
+        catalog,
+        of_template,
+        rules,
+    )
+
+
+def _convert_encoding(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
     overwrite: bool | None,
     process_group: dist.ProcessGroup | None,
+    **options: Any,
 ) -> SaveReport:
-    """All ranks call it together; what one of them is given wrongly, all are told."""
+    """All ranks call it together, with the options of `_conversion`; what one is given wrongly, all are told."""
     start = time.perf_counter()
     together = dist.is_available() and dist.is_initialized()
     rank = dist.get_rank(process_group) if together else 0
@@ -170,38 +209,8 @@ def _convert_encoding(
 
     def describe() -> bytes:
         nonlocal conversion
-        if format is not None:
-            raise ValueError("format is of checkpoints of training; expected none together with quantization")
-        name, weights = checked_quantization(quantization, quantized_weights)
         expect_overwrite(overwrite)
-        thread_count = threads_of(threads, "threads")
-        saved, catalog = _saved_weights(source, key, thread_count, rank, ranks)
-        of_training = {"template": template, "layout": layout, "key": key}
-        if saved is None and (
-            given := [option for option, value in of_training.items() if value is not None]
-        ):
-            raise ValueError(
-                f"{', '.join(given)}: expected none for {shown(source)}, which is no checkpoint of training"
-            )
-        of_template: Any = None if template is None else catalog_of(template)
-        layout_of_trainer = layout or "automodel"
-        rules: Any = None if saved is None else imported_map(of_template, model, layout_of_trainer)
-        conversion = _core.Conversion(
-            location(source),
-            name,
-            weights,
-            model_name(model),
-            layout_of_trainer,
-            bytes_of_size(max_shard_size),
-            thread_count,
-            bytes_or_none("buffer_bytes", buffer_bytes) or 0,
-            rank,
-            ranks,
-            saved,
-            catalog,
-            of_template,
-            rules,
-        )
+        conversion = _conversion(source, rank, ranks, **options)
         told: bytes = conversion.describe()
         return told
 

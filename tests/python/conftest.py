@@ -27,6 +27,12 @@ settings.register_profile(
 settings.load_profile("shardwright")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests of ranks come first: they take long, and short ones fill what is left of several processes."""
+    with_ranks = {item.path for item in items if item.get_closest_marker("ranks")}
+    items.sort(key=lambda item: item.path not in with_ranks)
+
+
 def generated(tmp_path_factory: pytest.TempPathFactory, preset: str) -> Path:
     path = tmp_path_factory.mktemp("generated") / preset
     sw.generate(path, preset=preset, seed=0, values="any")

@@ -155,16 +155,17 @@ MAGNITUDES = {"F8_E4M3": e4m3, "F8_E5M2": e5m2}
 def mx_table(element: str, dtype: torch.dtype) -> np.ndarray:
     """table[scale byte, element byte] is the bits of element × 2^(scale − 127) in `dtype`, rounded once."""
     to = FLOATS[dtype]
+    sign = 1 << (to.bits - 1)
     table = np.empty((256, 256), dtype=f"u{to.bits // 8}")
-    for code in range(256):
-        magnitude, sign = MAGNITUDES[element](code), code >> 7 << (to.bits - 1)
+    for code in range(128):
+        magnitude = MAGNITUDES[element](code)
         for scale in range(256):
             if scale == 255 or magnitude != magnitude:
-                table[scale, code] = to.nan
-            elif magnitude == math.inf:
-                table[scale, code] = sign | to.infinity
-            else:
-                table[scale, code] = sign | round_fraction(magnitude * Fraction(2) ** (scale - 127), to)
+                table[scale, [code, code | 128]] = to.nan
+                continue
+            infinite = magnitude == math.inf
+            bits = to.infinity if infinite else round_fraction(magnitude * Fraction(2) ** (scale - 127), to)
+            table[scale, [code, code | 128]] = bits, sign | bits
     return table
 
 

@@ -13,11 +13,11 @@ from checkpoints import Tensor, Tensors, random_tensor, scale_shape, without, wr
 from deepseek import made_up_deepseek, write_deepseek
 from destinations import Destination, destinations_like, state_of, wrong
 from hf_state import hf_state_dict
+from outcomes import outcome_of
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.quantized_hf_storage import QuantizedHuggingFaceStorageReader
-from torchrun import outcome_of
 
 pytestmark = pytest.mark.ranks
 

@@ -13,10 +13,10 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
+from outcomes import outcome_of
 from safetensors.torch import load_file, save_file
 from test_strangers import assert_untouched, holds, read, state
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
-from torchrun import outcome_of
 
 pytestmark = pytest.mark.ranks
 

@@ -1,11 +1,11 @@
-"""Ranks that read together, under torchrun with 2 and 4 Gloo ranks. The checks are in workers/cooperative.py."""
+"""Ranks that read together, 2 and 4 over Gloo. The checks are in workers/cooperative.py."""
 
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import pytest
-from torchrun import outcome_of
+from outcomes import outcome_of
 
 pytestmark = pytest.mark.ranks
 

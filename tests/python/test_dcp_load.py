@@ -1,9 +1,9 @@
-"""`dcp.load` under torchrun with 2 and 4 Gloo ranks. The checks themselves are in workers/dcp_load.py."""
+"""`dcp.load` on 2 and 4 Gloo ranks. The checks themselves are in workers/dcp_load.py."""
 
 from pathlib import Path
 
 import pytest
-from torchrun import outcome_of
+from outcomes import outcome_of
 
 pytestmark = pytest.mark.ranks
 

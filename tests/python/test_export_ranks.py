@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import shardwright as sw
-from torchrun import outcome_of
+from outcomes import outcome_of
 
 pytestmark = pytest.mark.ranks
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from torchrun import HERE
+from outcomes import HERE
 
 
 @pytest.mark.parametrize("reads", ["pread", "io_uring"])

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from torchrun import HERE, outcome_of
+from outcomes import HERE, outcome_of
 
 pytestmark = pytest.mark.ranks
 
@@ -49,17 +49,16 @@ def failing_writes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcome(failing_writes: Path, tmp_path_factory) -> dict[str, str]:
-    directory = tmp_path_factory.mktemp("failing_save")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LD_PRELOAD", str(failing_writes))
-        return outcome_of("failing_save.py", 2, directory, tmp_path_factory.mktemp("failing_save_result"))
+    checkpoint, directory = (
+        tmp_path_factory.mktemp(name) for name in ("failing_save", "failing_save_result")
+    )
+    return outcome_of("failing_save.py", 2, checkpoint, directory, failing_writes)
 
 
 @pytest.fixture(scope="module")
 def outcome_of_exports(failing_writes: Path, tiny: Path, tmp_path_factory) -> dict[str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LD_PRELOAD", str(failing_writes))
-        return outcome_of("failing_export.py", 2, tiny, tmp_path_factory.mktemp("failing_export"))
+    directory = tmp_path_factory.mktemp("failing_export")
+    return outcome_of("failing_export.py", 2, tiny, directory, failing_writes)
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -18,9 +18,9 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import xxhash
 from families import lora_of
+from outcomes import run_forked
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -386,7 +386,7 @@ def on_ranks(rank: int, directory: Path) -> None:
 @pytest.fixture(scope="module")
 def by_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("ranks")
-    mp.spawn(on_ranks, (directory,), nprocs=2)
+    run_forked(2, on_ranks, directory)
     return directory
 
 

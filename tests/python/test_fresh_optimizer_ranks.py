@@ -1,7 +1,7 @@
 """FSDP2 training that resumes into optimizers that have taken no step, on 1 and 2 Gloo ranks; see the worker."""
 
 import pytest
-from torchrun import outcome_of
+from outcomes import outcome_of
 
 pytestmark = pytest.mark.ranks
 

@@ -19,8 +19,8 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from nested_states import differing
+from outcomes import run_forked
 from safetensors.torch import save_file
 from torch.distributed._shard import sharded_tensor
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
@@ -679,7 +679,7 @@ def extensions_of_two_ranks(rank: int, folder: Path, mesh: Any) -> None:
 
 @pytest.mark.ranks
 def test_two_ranks(tmp_path: Path):
-    mp.spawn(check_ranks, (tmp_path,), nprocs=2)
+    run_forked(2, check_ranks, tmp_path)
 
 
 def with_left_shards(path: Path, whole: torch.Tensor, left: torch.Tensor) -> Path:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from torchrun import HERE
+from outcomes import HERE
 
 
 def test_every_flow_goes_on_though_half_of_its_calls_are_interrupted(tiny: Path, tmp_path: Path):

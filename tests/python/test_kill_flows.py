@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kill_flows import leftovers, prepared
-from torchrun import HERE
+from outcomes import HERE
 
 pytestmark = pytest.mark.ranks
 

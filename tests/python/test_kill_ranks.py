@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from torchrun import HERE
+from outcomes import HERE
 
 pytestmark = pytest.mark.ranks
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from mutate_checkpoints import run_batch
 from mutated_flows import Broken, Kind
-from torchrun import HERE
+from outcomes import HERE
 
 pytestmark = pytest.mark.ranks
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_m3
-from torchrun import outcome_of
+from outcomes import outcome_of
 
 pytestmark = pytest.mark.ranks
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from torchrun import HERE, outcome_of
+from outcomes import HERE, outcome_of
 
 pytestmark = pytest.mark.ranks
 

@@ -1,9 +1,9 @@
-"""Training saved and resumed under torchrun on 2, 1 and 4 Gloo ranks. The checks are in workers/resume.py."""
+"""Training saved and resumed on 2, 1 and 4 Gloo ranks. The checks are in workers/resume.py."""
 
 from pathlib import Path
 
 import pytest
-from torchrun import outcome_of
+from outcomes import outcome_of
 
 pytestmark = pytest.mark.ranks
 

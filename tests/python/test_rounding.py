@@ -10,12 +10,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 from checkpoints import Sizes, Tensor, write_checkpoint, write_m3
 from destinations import destinations_like, state_of
+from outcomes import outcome_of
 from shardwright import _core
 from shardwright.cli.command_line import main
 from shardwright.describe import DTYPES
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
-from torchrun import outcome_of
 
 pytestmark = pytest.mark.ranks
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from torchrun import outcome_of
+from outcomes import outcome_of
 
 pytestmark = pytest.mark.ranks
 

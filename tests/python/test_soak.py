@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import soak
-from torchrun import HERE
+from outcomes import HERE
 
 pytestmark = pytest.mark.ranks
 

@@ -16,15 +16,14 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from nested_states import differing, filled
+from outcomes import HERE, run_forked
 from shardwright import _core
 from torch import nn
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torchrun import HERE
 
 MANIFEST, METADATA = "shardwright.manifest", ".metadata"
 
@@ -203,7 +202,7 @@ def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("torch_format_ranks")
     values = {**training(5), "odd": {"half": bits((9, 7), torch.bfloat16, 4)}, "step": 5}
     torch.save(values, folder / "expected.pt")
-    mp.spawn(on_two_ranks, (folder, True), nprocs=2)
+    run_forked(2, on_two_ranks, folder, True)
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import shardwright as sw
 import torch
-from torchrun import HERE, outcome_of
+from outcomes import HERE, outcome_of
 from writing_server import serving_writes
 
 pytestmark = pytest.mark.ranks

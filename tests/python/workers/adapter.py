@@ -1,4 +1,4 @@
-"""Runs under torchrun: the adapter on several ranks, each check compared with the reference on every rank.
+"""Runs on ranks: the adapter on several ranks, each check compared with the reference on every rank.
 
     torchrun --nproc-per-node N adapter.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

@@ -1,4 +1,4 @@
-"""Runs under torchrun: torch's planner and our reader, for shards of a checkpoint of an unknown family.
+"""Runs on ranks: torch's planner and our reader, for shards of a checkpoint of an unknown family.
 
     torchrun --nproc-per-node N any_planner.py CHECKPOINT IGNORED RESULT.json
 

@@ -1,4 +1,4 @@
-"""Runs under torchrun: loads with `cooperative`, each compared with the reference on every rank.
+"""Runs on ranks: loads with `cooperative`, each compared with the reference on every rank.
 
 The environment's COOPERATIVE_WAY says how bytes are handed on: in "memory", or over "c10d" as if each rank were a node.
 """

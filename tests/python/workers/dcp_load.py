@@ -1,4 +1,4 @@
-"""Runs under torchrun: `dcp.load` of every kind of sharding, each compared with the reference on every rank.
+"""Runs on ranks: `dcp.load` of every kind of sharding, each compared with the reference on every rank.
 
     torchrun --nproc-per-node N dcp_load.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

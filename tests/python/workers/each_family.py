@@ -1,4 +1,4 @@
-"""Runs under torchrun: loads, resumes, exports, LoRA and adapters of the families beside MiniMax M3.
+"""Runs on ranks: loads, resumes, exports, LoRA and adapters of the families beside MiniMax M3.
 
     torchrun --nproc-per-node N each_family.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

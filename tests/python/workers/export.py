@@ -1,4 +1,4 @@
-"""Runs under torchrun: exports of every kind of sharding, each compared with the reference.
+"""Runs on ranks: exports of every kind of sharding, each compared with the reference.
 
     torchrun --nproc-per-node N export.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

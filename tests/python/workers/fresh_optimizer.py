@@ -1,4 +1,4 @@
-"""Runs under torchrun: FSDP2 training that resumes into optimizers that have taken no step.
+"""Runs on ranks: FSDP2 training that resumes into optimizers that have taken no step.
 
 torchrun --nproc-per-node N fresh_optimizer.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 """

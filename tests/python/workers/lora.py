@@ -1,4 +1,4 @@
-"""Runs under torchrun: LoRA tensors sharded over ranks, each check compared with plain index arithmetic on every rank.
+"""Runs on ranks: LoRA tensors sharded over ranks, each check compared with plain index arithmetic on every rank.
 
 torchrun --nproc-per-node N lora.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 """

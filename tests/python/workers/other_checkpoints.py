@@ -1,4 +1,4 @@
-"""Two ranks are given checkpoints that differ in values alone, or copies of one; see torchrun.py."""
+"""Two ranks are given checkpoints that differ in values alone, or copies of one; see outcomes.py."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Runs under torchrun: encoded weights that stay packed, loaded and written back by several ranks.
+"""Runs on ranks: encoded weights that stay packed, loaded and written back by several ranks.
 
     torchrun --nproc-per-node N packed.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

@@ -1,4 +1,4 @@
-"""Runs under torchrun: what ranks hand over together, compared with an export's files.
+"""Runs on ranks: what ranks hand over together, compared with an export's files.
 
 torchrun --nproc-per-node N pieces.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 """

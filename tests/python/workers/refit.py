@@ -1,4 +1,4 @@
-"""Runs under torchrun: a trainer's weights go to an engine whose ranks are others, the same, or some of both.
+"""Runs on ranks: a trainer's weights go to an engine whose ranks are others, the same, or some of both.
 
     torchrun --nproc-per-node N refit.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

@@ -1,4 +1,4 @@
-"""One of two ranks calls with something that is refused before the ranks talk; see torchrun.py."""
+"""One of two ranks calls with something that is refused before the ranks talk; see outcomes.py."""
 
 import time
 from collections.abc import Callable

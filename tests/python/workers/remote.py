@@ -1,4 +1,4 @@
-"""Runs under torchrun: loads and resumes from the address in REMOTE_ADDRESS, each compared with that of the files."""
+"""Runs on ranks: loads and resumes from the address in REMOTE_ADDRESS, each compared with that of the files."""
 
 import os
 from pathlib import Path

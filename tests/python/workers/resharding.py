@@ -1,4 +1,4 @@
-"""Runs under torchrun: sharded checkpoints planned by sw.SavePlanner, from any placement into any other.
+"""Runs on ranks: sharded checkpoints planned by sw.SavePlanner, from any placement into any other.
 
     torchrun --nproc-per-node N resharding.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

@@ -1,4 +1,4 @@
-"""Runs under torchrun: training that is saved, and resumed from a checkpoint of other ranks.
+"""Runs on ranks: training that is saved, and resumed from a checkpoint of other ranks.
 
     torchrun --nproc-per-node N resume.py DIRECTORY UNEVEN_CHECKPOINT RESULT.json
 

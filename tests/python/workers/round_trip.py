@@ -1,4 +1,4 @@
-"""Runs under torchrun: a checkpoint is loaded, exported as MXFP8 and loaded again, and every bit is the same.
+"""Runs on ranks: a checkpoint is loaded, exported as MXFP8 and loaded again, and every bit is the same.
 
     torchrun --nproc-per-node N round_trip.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

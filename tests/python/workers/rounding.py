@@ -1,4 +1,4 @@
-"""Runs under torchrun: what an export rounds, each rank holding other rows.
+"""Runs on ranks: what an export rounds, each rank holding other rows.
 
 torchrun --nproc-per-node N rounding.py TEMPLATE IGNORED RESULT.json
 """

@@ -1,4 +1,4 @@
-"""Runs under torchrun: exports by named rules of weights that are cut anywhere, and conversions by several ranks.
+"""Runs on ranks: exports by named rules of weights that are cut anywhere, and conversions by several ranks.
 
     torchrun --nproc-per-node N rules.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

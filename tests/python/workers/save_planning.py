@@ -1,4 +1,4 @@
-"""Runs under torchrun: saves planned by sw.SavePlanner under `dcp.save`.
+"""Runs on ranks: saves planned by sw.SavePlanner under `dcp.save`.
 
     torchrun --nproc-per-node N save_planning.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

@@ -1,4 +1,4 @@
-"""Runs under torchrun: weights in the encodings of released checkpoints, each sharded in every way.
+"""Runs on ranks: weights in the encodings of released checkpoints, each sharded in every way.
 
     torchrun --nproc-per-node N stored_weights.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

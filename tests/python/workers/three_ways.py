@@ -1,4 +1,4 @@
-"""Runs under torchrun: every way of loading, compared with the reference on every rank.
+"""Runs on ranks: every way of loading, compared with the reference on every rank.
 
     torchrun --nproc-per-node N three_ways.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

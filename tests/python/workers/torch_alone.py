@@ -50,6 +50,7 @@ if __name__ == "__main__":
         if ranks == 1:
             load(0, 1, path, expected, dimension, folder)
         else:
-            mp.spawn(load, (ranks, path, expected, dimension, folder), nprocs=ranks)
+            arguments = (ranks, path, expected, dimension, folder)
+            mp.start_processes(load, arguments, nprocs=ranks, start_method="fork")  # torch is imported once
     sys.stdout.flush()
     os._exit(0)  # Gloo's thread may abort an interpreter that ends

@@ -1,4 +1,4 @@
-"""Runs under torchrun: saves and exports to a store that rank 0 serves.
+"""Runs on ranks: saves and exports to a store that rank 0 serves.
 
     torchrun --nproc-per-node N uploads.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 

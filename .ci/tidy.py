@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Runs clang-tidy on a file, and touches a stamp if it is clean: .ci/tidy.py FILE STAMP
+
+ccache, where it is there, takes this program for a compiler and the stamp for an object: what was clean with the same
+flags, rules and clang-tidy, and the same bytes of the file and of all that it includes, is not looked at again.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+TIDY = "clang-tidy-14"
+
+
+def as_compiler(arguments: list[str]) -> None:
+    """Writes the stamp, and the list of included files that ccache asks for."""
+    stamp, source = arguments[arguments.index("-o") + 1], arguments[-1]
+    quiet = ["--quiet", "--extra-arg=-Wno-unknown-warning-option"]
+    checked = subprocess.run([TIDY, "-p", "build", *quiet, source], capture_output=True, text=True)
+    if checked.returncode:
+        sys.exit(checked.stdout + checked.stderr)
+    flags = [flag for flag in arguments if flag not in ("-c", "-MD", "-o", stamp)]
+    subprocess.run(["c++", *flags, "-M", "-MT", stamp], check=True)
+    Path(stamp).write_text("clean\n")
+
+
+def main(source: str, stamp: str) -> None:
+    commands = json.loads(Path("build/compile_commands.json").read_text())
+    (command,) = (shlex.split(one["command"]) for one in commands if one["file"] == os.path.abspath(source))
+    flags = command[1 : command.index("-o")]
+    binary = os.path.realpath(shutil.which(TIDY) or sys.exit(f"{TIDY} is not there"))
+    known_by = f"string:{binary} {os.stat(binary).st_size} {Path(__file__).read_text()}"
+    os.environ |= {"CCACHE_DEPEND": "1", "CCACHE_COMPILERTYPE": "gcc", "CCACHE_COMPILERCHECK": known_by}
+    os.environ["CCACHE_EXTRAFILES"] = os.path.abspath(".clang-tidy")
+    ccache = [found] if (found := shutil.which("ccache")) else []
+    run = [*ccache, os.path.abspath(__file__), *flags, "-MD", "-MF", f"{stamp}.d", "-o", stamp, "-c", source]
+    sys.exit(subprocess.run(run).returncode)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:]) if len(sys.argv) == 3 else as_compiler(sys.argv[1:])
