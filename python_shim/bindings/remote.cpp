@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -58,10 +59,12 @@ class Bytes {
   Py_buffer view_{};
 };
 
-/// Copies what an iterator over buffers brings, without the interpreter while it copies.
-void take(const py::object& buffers, std::byte* to, std::size_t count, const std::atomic<bool>& stopped,
-          const std::string& address) {
+/// What an iterator over buffers brings: the first of them if it has all, otherwise a copy, made without the
+/// interpreter.
+ArrivedBytes take(const py::object& buffers, std::size_t count, const std::atomic<bool>& stopped,
+                  const std::string& address) {
   const py::iterator iterator = py::iter(buffers);
+  std::shared_ptr<std::byte[]> memory;
   std::size_t done = 0;
   while (!stopped) {
     const auto buffer = py::reinterpret_steal<py::object>(PyIter_Next(iterator.ptr()));
@@ -69,16 +72,26 @@ void take(const py::object& buffers, std::byte* to, std::size_t count, const std
       if (PyErr_Occurred() != nullptr) throw py::error_already_set();
       break;
     }
-    const Bytes bytes(buffer);
+    auto whole = std::make_unique<const Bytes>(buffer);
+    const Bytes& bytes = *whole;
+    if (bytes.size() == count && done == 0) {
+      const auto* const data = static_cast<const std::byte*>(bytes.data());
+      const auto give_back = [](const Bytes* taken) {
+        const py::gil_scoped_acquire acquire;
+        delete taken;
+      };
+      return {std::shared_ptr<const Bytes>(whole.release(), give_back), data};
+    }
     if (bytes.size() > count - done) {
       throw Error(ErrorKind::io,
                   address + ": expected " + std::to_string(count) + " bytes, found more of them", EIO);
     }
     const py::gil_scoped_release release;
-    std::memcpy(to + done, bytes.data(), bytes.size());
+    if (memory == nullptr) memory = std::make_shared_for_overwrite<std::byte[]>(count);
+    std::memcpy(memory.get() + done, bytes.data(), bytes.size());
     done += bytes.size();
   }
-  if (stopped || done == count) return;
+  if (stopped || done == count) return {memory, memory.get()};
   throw Error(
       ErrorKind::io,
       address + ": expected " + std::to_string(count) + " bytes, found " + std::to_string(done) + " of them",
@@ -106,10 +119,10 @@ void bind_remote(py::module_& m) {
           return with_errors_of_python([&] { return object_from(head(address).cast<Described>()); });
         };
         calls.read = [arriving](const std::string& address, const std::string& version, std::uint64_t offset,
-                                std::byte* to, std::size_t count, const std::atomic<bool>& stopped) {
+                                std::size_t count, const std::atomic<bool>& stopped) {
           const py::gil_scoped_acquire acquire;
-          with_errors_of_python(
-              [&] { take(arriving(address, version, offset, count), to, count, stopped, address); });
+          return with_errors_of_python(
+              [&] { return take(arriving(address, version, offset, count), count, stopped, address); });
         };
         set_remote_calls(std::move(calls));
       },

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -11,7 +12,6 @@
 
 #include "planner/error.h"
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
 #include "storage/files/store_speed.h"
 #include "storage/files/uninterrupted.h"
 
@@ -89,26 +89,29 @@ InputFile::~InputFile() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
-void InputFile::read_object(std::uint64_t offset, std::byte* into, std::size_t count,
-                            const std::atomic<bool>& stopped) const {
+ArrivedBytes InputFile::read_object(std::uint64_t offset, std::size_t count,
+                                    const std::atomic<bool>& stopped) const {
   if (offset > size_ || count > size_ - offset) {
     throw Error(ErrorKind::io,
                 printable(path_.native()) + ": expected " + std::to_string(count) + " bytes at offset " +
                     std::to_string(offset) + ", found an object of " + std::to_string(size_) + " bytes",
                 EIO);
   }
-  if (count == 0) return;
+  if (count == 0) return nullptr;
   const auto begin = std::chrono::steady_clock::now();
-  remote_calls(path_).read(path_.native(), version_, offset, into, count, stopped);
-  if (stopped) return;
+  ArrivedBytes bytes = remote_calls(path_).read(path_.native(), version_, offset, count, stopped);
+  if (stopped) return nullptr;
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   note_request(path_, count, taken.count());
+  return bytes;
 }
 
 void InputFile::read(std::uint64_t offset, char* into, std::size_t count) const {
   if (is_object_) {
     const std::atomic<bool> stopped{false};
-    return read_object(offset, reinterpret_cast<std::byte*>(into), count, stopped);
+    const ArrivedBytes bytes = read_object(offset, count, stopped);
+    std::copy_n(reinterpret_cast<const char*>(bytes.get()), count, into);
+    return;
   }
   while (count > 0) {
     const ssize_t got =

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <string>
 
+#include "storage/files/remote_objects.h"
+
 namespace shardwright {
 
 /// A regular file, or one that a link leads to, open for reading; closes itself. Anything else is refused
@@ -41,9 +43,9 @@ class InputFile {
   /// Fills `into` with the `count` bytes from `offset` on. Throws Error (io) if the file ends before.
   void read(std::uint64_t offset, char* into, std::size_t count) const;
 
-  /// The same of a remote object; returns early once `stopped` is true, and what `into` holds is undefined.
-  void read_object(std::uint64_t offset, std::byte* into, std::size_t count,
-                   const std::atomic<bool>& stopped) const;
+  /// The same of a remote object, in memory of its store. Returns early once `stopped` is true, and what it
+  /// then gives is undefined, and may be null.
+  ArrivedBytes read_object(std::uint64_t offset, std::size_t count, const std::atomic<bool>& stopped) const;
 
  private:
   void open();

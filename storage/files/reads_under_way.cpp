@@ -1,5 +1,6 @@
 #include "storage/files/reads_under_way.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -11,7 +12,6 @@
 #include <vector>
 
 #include "planner/error.h"
-#include "storage/files/remote_objects.h"
 #include "storage/files/uring.h"
 
 namespace shardwright {
@@ -28,18 +28,28 @@ class ReadsByUring final : public ReadsUnderWay {
 
   Completion wait() override {
     const Uring::Completion completion = ring_->wait();
-    return {completion.tag, completion.result, nullptr};
+    return {completion.tag, completion.result, nullptr, nullptr};
   }
 
   std::optional<Completion> wait_for(std::chrono::microseconds longest) override {
     const std::optional<Uring::Completion> completion = ring_->wait_for(longest);
     if (!completion) return std::nullopt;
-    return Completion{completion->tag, completion->result, nullptr};
+    return Completion{completion->tag, completion->result, nullptr, nullptr};
   }
 
  private:
   const std::unique_ptr<Uring> ring_;
 };
+
+/// Makes the bytes as aligned as in their file, where numbers of 8 bytes may begin at multiples of 8.
+ArrivedBytes aligned_as_in_file(ArrivedBytes bytes, std::uint64_t offset, std::size_t length) {
+  constexpr std::uint64_t alignment = 8;
+  const std::uint64_t shift = offset % alignment;
+  if (reinterpret_cast<std::uintptr_t>(bytes.get()) % alignment == shift) return bytes;
+  const auto memory = std::make_shared_for_overwrite<std::byte[]>(shift + length);
+  std::copy_n(bytes.get(), length, memory.get() + shift);
+  return {memory, memory.get() + shift};
+}
 
 /// Threads that each have a request of their own under way. They are started as requests come.
 class ReadsOfObjects final : public ReadsUnderWay {
@@ -100,6 +110,16 @@ class ReadsOfObjects final : public ReadsUnderWay {
     std::uint64_t tag;
   };
 
+  /// Brings the bytes to where they are wanted, if that has been said.
+  static void place(const Wanted& wanted, ArrivedBytes& bytes) {
+    if (wanted.to == nullptr) {
+      bytes = aligned_as_in_file(std::move(bytes), wanted.offset, wanted.length);
+    } else {
+      std::copy_n(bytes.get(), wanted.length, wanted.to);
+      bytes = nullptr;
+    }
+  }
+
   void work() {
     std::unique_lock lock(mutex_);
     for (;;) {
@@ -110,9 +130,10 @@ class ReadsOfObjects final : public ReadsUnderWay {
       const Wanted wanted = wanted_.front();
       wanted_.pop_front();
       lock.unlock();
-      Completion completion{wanted.tag, wanted.length, nullptr};
+      Completion completion{wanted.tag, wanted.length, nullptr, nullptr};
       try {
-        wanted.file->read_object(wanted.offset, wanted.to, wanted.length, stopped_);
+        completion.bytes = wanted.file->read_object(wanted.offset, wanted.length, stopped_);
+        if (completion.bytes != nullptr) place(wanted, completion.bytes);
       } catch (...) {
         completion.failure = std::current_exception();
       }

@@ -21,15 +21,16 @@ class ReadsUnderWay {
     std::uint64_t tag = 0;       ///< of the read
     std::int64_t result = 0;     ///< bytes read, fewer than asked for at the end of the file; or -errno
     std::exception_ptr failure;  ///< of an object, for good; null: see result
+    ArrivedBytes bytes;          ///< of an object for which no place was given
   };
 
   virtual ~ReadsUnderWay() = default;
   ReadsUnderWay(const ReadsUnderWay&) = delete;
   ReadsUnderWay& operator=(const ReadsUnderWay&) = delete;
 
-  /// Begins to read `length` bytes at `offset`. Of a file, `descriptor` is one of its own. `file` and `to`
-  /// must stay valid until the completion. No more may be in flight than the depth. Throws Error(io) if the
-  /// kernel refuses.
+  /// Begins to read `length` bytes at `offset`. Of a file, `descriptor` is one of its own; of an object, `to`
+  /// may be null: the bytes then stay where they arrive. `file` and `to` must stay valid until the
+  /// completion. No more may be in flight than the depth. Throws Error(io) if the kernel refuses.
   virtual void read(const InputFile& file, int descriptor, std::uint64_t offset, std::byte* to,
                     std::uint32_t length, std::uint64_t tag) = 0;
 

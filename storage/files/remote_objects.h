@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,9 @@ struct RemoteObject {
   bool is_folder = false;
 };
 
+/// Bytes that have come, and what keeps them until nobody looks at them any more.
+using ArrivedBytes = std::shared_ptr<const std::byte>;
+
 /// How objects are reached. The Python package has one by the libraries of the stores; another program gives
 /// its own. All are thread-safe, try again what may pass, and throw Error: not_found; io, with EACCES where
 /// access is denied. Messages name the object and hold no secrets.
@@ -28,10 +32,10 @@ struct RemoteCalls {
   /// Throws Error(not_found) where there is no object of that name.
   std::function<RemoteObject(const std::string& address)> head;
 
-  /// Fills `to` with `count` bytes from `offset` on. With a version: of that version, or throws. Returns
-  /// early once `stopped` is true; what `to` then holds is undefined.
-  std::function<void(const std::string& address, const std::string& version, std::uint64_t offset,
-                     std::byte* to, std::size_t count, const std::atomic<bool>& stopped)>
+  /// Gives the `count` bytes from `offset` on, in memory that this has. With a version: of that version, or
+  /// throws. Returns early once `stopped` is true; what it then gives is undefined.
+  std::function<ArrivedBytes(const std::string& address, const std::string& version, std::uint64_t offset,
+                             std::size_t count, const std::atomic<bool>& stopped)>
       read;
 };
 

@@ -38,6 +38,8 @@ namespace fs = std::filesystem;
 constexpr std::uint64_t max_index_bytes = 1'000'000'000;
 constexpr std::uint64_t max_config_bytes = 100'000'000;
 
+constexpr char config_name[] = "config.json";
+
 /// Throws unless there is such a directory.
 void expect_directory(const fs::path& directory) {
   const std::string where = printable(directory.native());
@@ -94,15 +96,21 @@ std::vector<std::string> safetensors_of(const std::vector<RemoteObject>& listed)
   return names;
 }
 
-/// The text of a file of the directory, if there is such a file.
-std::optional<std::string> read_if_there(const fs::path& path, std::uint64_t max_bytes) {
+const RemoteObject* find(const std::vector<RemoteObject>& listed, const std::string& name) {
+  const auto found = std::find_if(listed.begin(), listed.end(), [&](const RemoteObject& one) {
+    return one.name == name && !one.is_folder;
+  });
+  return found == listed.end() ? nullptr : &*found;
+}
+
+/// The text of a file of the directory, if there is such a file. A store is asked for what it has listed.
+std::optional<std::string> read_if_there(const fs::path& directory, const std::vector<RemoteObject>& listed,
+                                         const std::string& name, std::uint64_t max_bytes) {
+  const fs::path path = directory / name;
   if (is_remote(path)) {
-    try {
-      return read_text(path, max_bytes);
-    } catch (const Error& error) {
-      if (error.kind == ErrorKind::not_found) return std::nullopt;
-      throw;
-    }
+    const RemoteObject* const object = find(listed, name);
+    if (object == nullptr) return std::nullopt;
+    return read_text(InputFile(path, object->size, object->version), max_bytes);
   }
   try {
     return read_text(path, max_bytes);
@@ -114,9 +122,9 @@ std::optional<std::string> read_if_there(const fs::path& path, std::uint64_t max
   }
 }
 
-std::string read_config(const fs::path& directory) {
-  const fs::path path = directory / "config.json";
-  std::optional<std::string> config = read_if_there(path, max_config_bytes);
+std::string read_config(const fs::path& directory, const std::vector<RemoteObject>& listed) {
+  const fs::path path = directory / config_name;
+  std::optional<std::string> config = read_if_there(directory, listed, config_name, max_config_bytes);
   if (!config) return {};
   JsonEvents events;
   if (const auto fault = parse_json_object(*config, events)) {
@@ -308,7 +316,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   std::vector<std::string> names = safetensors_of(listed);
   const fs::path index_path = directory / hf_index_name;
   std::optional<HfIndex> index;
-  if (const auto text = read_if_there(index_path, max_index_bytes)) {
+  if (const auto text = read_if_there(directory, listed, hf_index_name, max_index_bytes)) {
     index = parse_hf_index(*text, printable(index_path.native()));
     names = index->files;
   }
@@ -327,17 +335,14 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   }
   for (std::string& name : names) {
     SourceFile file{std::move(name), 0};
-    const auto found = std::find_if(listed.begin(), listed.end(), [&](const RemoteObject& one) {
-      return one.name == file.name && !one.is_folder;
-    });
-    if (found != listed.end()) {
-      file.size = found->size;
-      file.version = found->version;
+    if (const RemoteObject* const object = find(listed, file.name)) {
+      file.size = object->size;
+      file.version = object->version;
     }
     catalog.files.push_back(std::move(file));
   }
   if (index) check_presence(catalog, index_path);
-  catalog.config = read_config(directory);
+  catalog.config = read_config(directory, listed);
   read_headers(catalog, threads);
   if (index) check_index(catalog, *index, index_path);
   check_all_chunks(catalog);

@@ -17,6 +17,11 @@ namespace shardwright {
 namespace {
 
 constexpr std::uint64_t length_bytes = 8;
+
+/// What is read of an object at first, in place of the length alone: so small a part of it, and no more.
+constexpr std::uint64_t part_of_object = 512;
+constexpr std::uint64_t most_of_first_read = std::uint64_t{256} << 10;
+
 constexpr char metadata_key[] = "__metadata__";
 constexpr char advice[] = "; the file is damaged or its writer is faulty: download or save it again";
 
@@ -322,6 +327,17 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t 
   return header;
 }
 
+namespace {
+
+/// The length of the header; of an object as much as costs little beside the rest of it, and holds most
+/// headers: a second request would take as long as the first.
+std::size_t first_read_of(const InputFile& input) {
+  if (!input.is_object()) return length_bytes;
+  return std::clamp<std::uint64_t>(input.size() / part_of_object, length_bytes, most_of_first_read);
+}
+
+}  // namespace
+
 SafetensorsHeader read_safetensors_header(const std::filesystem::path& path, std::uint64_t& size) {
   const InputFile input(path);
   size = input.size();
@@ -334,11 +350,11 @@ SafetensorsHeader read_safetensors_header(const InputFile& input) {
   if (size < length_bytes) {
     malformed(file, "expected at least 8 bytes, the length of the header, found " + std::to_string(size));
   }
-  char raw[length_bytes];
-  input.read(0, raw, length_bytes);
+  std::string begin(first_read_of(input), '\0');
+  input.read(0, begin.data(), begin.size());
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < length_bytes; ++i) {
-    length |= std::uint64_t{static_cast<std::uint8_t>(raw[i])} << (8 * i);
+    length |= std::uint64_t{static_cast<std::uint8_t>(begin[i])} << (8 * i);
   }
   if (length == 0) malformed(file, "expected a header, found a header length of 0");
   if (length > max_safetensors_header_bytes) {
@@ -353,7 +369,8 @@ SafetensorsHeader read_safetensors_header(const InputFile& input) {
                         std::to_string(size) + " bytes");
   }
   std::string json(length, '\0');
-  input.read(length_bytes, json.data(), length);
+  const std::size_t there = begin.copy(json.data(), length, length_bytes);
+  input.read(length_bytes + there, json.data() + there, length - there);
   return parse_safetensors_header(json, size, file);
 }
 

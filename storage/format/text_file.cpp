@@ -8,7 +8,11 @@
 namespace shardwright {
 
 std::string read_text(const std::filesystem::path& path, std::uint64_t max_bytes) {
-  const InputFile file(path);
+  return read_text(InputFile(path), max_bytes);
+}
+
+std::string read_text(const InputFile& file, std::uint64_t max_bytes) {
+  const std::filesystem::path& path = file.path();
   if (file.size() > max_bytes) {
     throw Error(ErrorKind::malformed, printable(path.native()) + ": expected at most " +
                                           std::to_string(max_bytes) + " bytes of JSON, found " +

@@ -64,7 +64,11 @@ bool StagedTask::turn_to_next() {
 
 void StagedTask::find_in_request() {
   elements = request_ + (task.weights.begin - joined.begin);
-  scales = task.scale_source < 0 ? nullptr : request_ + (task.scales.begin - joined.begin);
+  if (task.scale_source < 0) {
+    scales = nullptr;
+  } else {
+    scales = scale_bytes_ ? scale_bytes_.get() : request_ + (task.scales.begin - joined.begin);
+  }
 }
 
 std::size_t StagedTask::span() const {
@@ -117,7 +121,7 @@ std::size_t TaskReader::memory_bytes_of(std::size_t task_bytes) {
 
 std::size_t TaskReader::staging_bytes() const {
   std::size_t bytes = 0;
-  for (const StagedTask& task : tasks_) bytes += task.staging.size();
+  for (const StagedTask& task : tasks_) bytes += std::max(task.staging.size(), task.most_arrived_);
   return bytes;
 }
 
@@ -207,20 +211,61 @@ void TaskReader::lay_out(StagedTask& staged) {
   }
 
   if (memory_) return lay_out_in(memory_(task), staged);
+  if (leave_where_it_arrives(staged)) return;
   const std::size_t needed = staged_bytes(task) + (may_read_pages_ ? room_for_pages : 0);
   lay_out_in(staged.staging.room_for(std::max(needed, smallest_staging_), source.name), staged);
 }
 
 /// The same for several tasks, which one read brings.
 void TaskReader::lay_out_joined(StagedTask& staged) {
+  if (leave_where_it_arrives(staged)) return;
   const SourceTensor& first = catalog_.tensors[staged.task.source];
   const std::uint64_t bytes = staged.joined.end - staged.joined.begin;
   std::byte* const memory =
       staged.staging.room_for(std::max(bytes + cache_line, smallest_staging_), first.name);
-  staged.request_ = memory + staged.joined.begin % cache_line;  // all are then as aligned as in the file
-  extents_.push_back(
-      {&first, staged.files.weights.get(), staged.joined.begin, bytes, staged.request_, false});
+  std::byte* const place =
+      memory + staged.joined.begin % cache_line;  // all are then as aligned as in the file
+  extents_.push_back({&first, staged.files.weights.get(), staged.joined.begin, bytes, place, false});
+  staged.request_ = place;
   staged.find_in_request();
+}
+
+/// Lists reads whose bytes are decoded where they arrive. False where they are needed elsewhere: in pinned
+/// memory, or together, of runs apart. Staging that is there is used instead: there are never both.
+bool TaskReader::leave_where_it_arrives(StagedTask& staged) {
+  const ReadTask& task = staged.task;
+  const bool has_scales = task.scale_source >= 0;
+  const bool is_joined = staged.joined.tasks.size() > 1;
+  if (!reads_objects_ || smallest_staging_ > 0 || staged.staging.size() > 0) return false;
+  if (!task.weights.in_one_request || (has_scales && !task.scales.in_one_request)) return false;
+  const SourceTensor& source = catalog_.tensors[task.source];
+  const OpenFile& file = *staged.files.weights;
+  JoinedTasks& joined = staged.joined;
+  if (!is_joined) {
+    joined.begin = task.weights.begin;
+    joined.end = task.weights.begin + task.weights.staged_bytes;
+    if (has_scales) {
+      const SourceTensor& scales = catalog_.tensors[static_cast<std::size_t>(task.scale_source)];
+      if (scales.file == source.file && task.scales.begin == joined.end) {
+        joined.end += task.scales.staged_bytes;
+      } else {
+        const OpenFile& scale_file = staged.files.scales ? *staged.files.scales : file;
+        extents_.push_back(
+            {&scales, &scale_file, task.scales.begin, task.scales.staged_bytes, nullptr, false});
+      }
+    }
+  }
+  extents_.push_back({&source, &file, joined.begin, joined.end - joined.begin, nullptr, false});
+  std::size_t bytes = 0;
+  for (const Extent& extent : extents_) bytes += extent.length;
+  staged.most_arrived_ = std::max(staged.most_arrived_, bytes);
+  return true;
+}
+
+void TaskReader::release(StagedTask& task) {
+  task.bytes_ = nullptr;
+  task.scale_bytes_ = nullptr;
+  free_.push_back(&task);
 }
 
 /// The same for staging that begins at `memory` and has room enough.
@@ -322,6 +367,10 @@ StagedTask* TaskReader::wait_for(std::chrono::microseconds longest) {
 
 void TaskReader::arrived(StagedTask& task) {
   if (--task.reads_under_way > 0) return;
+  if (task.bytes_) {
+    task.request_ = task.bytes_.get();
+    task.find_in_request();
+  }
   --tasks_under_way_;
   task.files = {};
   task.arrived = std::chrono::steady_clock::now();
@@ -373,6 +422,10 @@ void TaskReader::finish(const ReadsUnderWay::Completion& completion) {
   unused_tags_.push_back(completion.tag);
   if (completion.failure) {
     naming_read(*read.extent.tensor, read.extent.begin, [&] { std::rethrow_exception(completion.failure); });
+  }
+  if (read.extent.to == nullptr) {
+    const bool are_scales = read.extent.tensor != &catalog_.tensors[read.task->task.source];
+    (are_scales ? read.task->scale_bytes_ : read.task->bytes_) = completion.bytes;
   }
   const std::uint64_t before = read.extent.whole_pages ? read.extent.begin % page : 0;
   if (completion.result >= 0 &&

@@ -59,7 +59,9 @@ struct StagedTask {
  private:
   friend class TaskReader;
   void find_in_request();
-  std::byte* request_ = nullptr;  // where the request of several tasks is staged
+  const std::byte* request_ = nullptr;  // where what one request brings begins
+  ArrivedBytes bytes_, scale_bytes_;    // of objects, left where they arrived; the second of scales apart
+  std::size_t most_arrived_ = 0;        // bytes of such, of any of the tasks
 };
 
 /// Reads the tasks of one thread into staging, one at a time or several at once in the background. Files and
@@ -121,7 +123,7 @@ class TaskReader {
   StagedTask* wait_for(std::chrono::microseconds longest);
 
   /// Gives the buffer of a task that was returned back for another.
-  void release(StagedTask& task) { free_.push_back(&task); }
+  void release(StagedTask& task);
 
   /// Ends the reads that are under way, whose tasks are given up, and gives their files back: others may wait
   /// for them.
@@ -144,7 +146,7 @@ class TaskReader {
     const OpenFile* file;        ///< that the task keeps open
     std::uint64_t begin;
     std::uint64_t length;
-    std::byte* to;
+    std::byte* to;     ///< null: they stay where they arrive
     bool whole_pages;  ///< read past the page cache, with the rest of the first and the last page around it
   };
   struct ReadUnderWay {
@@ -156,6 +158,7 @@ class TaskReader {
   OpenFiles::Uses files_for(const ReadTask& task);
   void lay_out(StagedTask& staged);
   void lay_out_joined(StagedTask& staged);
+  bool leave_where_it_arrives(StagedTask& staged);
   void lay_out_in(std::byte* memory, StagedTask& staged);
   bool read_into_device(StagedTask& staged);
   std::byte* add_extents(const SourceTensor& tensor, const OpenFile& file, const BoxReading& reading,

@@ -28,6 +28,7 @@ from object_server import (
     serving,
 )
 from safetensors.torch import save_file
+from shardwright.remote import reading
 from shardwright.remote.address import address_of, is_address, masked, root_and_key
 from shardwright.remote.store import open_store
 
@@ -320,6 +321,29 @@ def test_a_broken_answer_is_resumed_where_it_broke_off(server, bucket):
     assert len(resumed) == 1
     (begin, _), (resumed_at, _) = resumed[0]
     assert begin + 250_000 < resumed_at <= begin + 600_000
+
+
+def test_a_quick_store_is_asked_again_for_what_broke_off(server, bucket, monkeypatch):
+    tensor = torch.arange(1 << 23, dtype=torch.float32)
+    writer = sw.ShardedStorageWriter(server.folder / bucket / "run", format="safetensors")
+    dcp.save({"w": tensor}, storage_writer=writer, no_dist=True)
+    monkeypatch.setattr(reading, "_quick", {f"s3://{bucket}"})
+    server.fault = breaking_off(600_000)
+    state = {"w": torch.zeros_like(tensor)}
+    sw.load(state, f"s3://{bucket}/run")
+    assert torch.equal(state["w"], tensor)
+    asked = [(one.begin, one.end) for one in server.asked(r"\.safetensors$") if one.begin > 0]
+    assert len(asked) == len(set(asked)) + 1, "one range was asked for twice"
+
+
+def test_a_listed_checkpoint_is_asked_for_what_it_has_and_once_for_each_header(server, bucket):
+    folder = server.folder / bucket / "two"
+    folder.mkdir()
+    for part in ("a", "b"):
+        save_file({part: torch.zeros(1 << 20)}, folder / f"{part}.safetensors")
+    sw.read_catalog(f"s3://{bucket}/two")
+    assert sorted(one.name for one in server.asked()) == [f"{bucket}/two/{part}.safetensors" for part in "ab"]
+    assert not [one for one in server.log if one.name.endswith((".json", "config"))]
 
 
 LASTING = {

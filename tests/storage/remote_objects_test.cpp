@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -30,22 +31,26 @@ struct Objects {
 
   static std::string path_of(const std::string& address) { return address.substr(scheme.size()); }
 
-  void read(const std::string& address, const std::string& version, std::uint64_t offset, std::byte* to,
-            std::size_t count, const std::atomic<bool>& stopped) {
+  /// At addresses that are aligned and at such that are not, as other libraries' may be.
+  ArrivedBytes read(const std::string& address, const std::string& version, std::uint64_t offset,
+                    std::size_t count, const std::atomic<bool>& stopped) {
+    std::size_t shift = 0;
     if (version != "first") throw Error(ErrorKind::io, address + ": another version was asked for");
     {
       const std::lock_guard lock(mutex);
       bytes_asked += count;
-      ++requests;
+      shift = static_cast<std::size_t>(++requests % 4);
     }
     if (fails.exchange(false)) throw Error(ErrorKind::io, address + ": the store is gone", EIO);
     if (offset % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
     if (stopped) {
       ++given_up;
-      return;
+      return nullptr;
     }
     const InputFile file(path_of(address));
-    file.read(offset, reinterpret_cast<char*>(to), count);
+    const auto memory = std::make_shared<std::byte[]>(shift + count);
+    file.read(offset, reinterpret_cast<char*>(memory.get() + shift), count);
+    return {memory, memory.get() + shift};
   }
 };
 
@@ -58,8 +63,8 @@ Objects& objects() {
                         return RemoteObject{"", size_of_file(Objects::path_of(address)), "first", false};
                       },
                       [made](const std::string& address, const std::string& version, std::uint64_t offset,
-                             std::byte* to, std::size_t count, const std::atomic<bool>& stopped) {
-                        made->read(address, version, offset, to, count, stopped);
+                             std::size_t count, const std::atomic<bool>& stopped) {
+                        return made->read(address, version, offset, count, stopped);
                       }});
     return made;
   }();

@@ -51,7 +51,9 @@ class FilesystemStore:
                 listing.objects.append(self.head(name))  # a listing may tell other versions than a look
         return listing
 
-    def get(self, name: str, begin: int, length: int, version: str = "") -> Iterator[Any]:
+    def get(
+        self, name: str, begin: int, length: int, version: str = "", at_once: bool = False
+    ) -> Iterator[Any]:
         if version and self.head(name).version != version:
             raise ChangedObjectError(
                 f"{self.address}/{name}: the object is not the one that was looked at first"

@@ -64,7 +64,9 @@ class HubStore:
                     listing.objects.append(StoredObject(entry.path, entry.size, self._commit))
         return listing
 
-    def get(self, name: str, begin: int, length: int, version: str = "") -> Iterator[Any]:
+    def get(
+        self, name: str, begin: int, length: int, version: str = "", at_once: bool = False
+    ) -> Iterator[Any]:
         place, _ = self._place_of(name)
         if version and version != self._commit:
             raise ChangedObjectError(

@@ -32,7 +32,12 @@ _FIRST_PAUSE = 0.1  # seconds; twice as long after each try
 _LONGEST_PAUSE = 5.0
 _NAP = 0.05  # how soon a wait notices that it is not needed any more
 
+#: A request that takes no longer is worth asking for anew where it breaks off, and nobody waits long for its end.
+_QUICK_SECONDS = 0.5
+_LARGE_REQUEST = 1 << 20  # bytes, from which on a request tells how quick its store is
+
 _answered: set[str] = set()  # roots of stores
+_quick: set[str] = set()  # those whose last large request was
 _connected = threading.Lock()
 _is_connected = False
 
@@ -72,6 +77,9 @@ class _Tries:
 
     def progressed(self) -> None:
         _answered.add(self._root)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
         self._count, self._began = 0, time.monotonic()
 
     def pause_after(self, error: StoreError) -> float:
@@ -96,17 +104,21 @@ class _Tries:
 def arriving(address: str, version: str, begin: int, count: int) -> Iterator[Any]:
     """The bytes [begin, begin + count) of an object, as buffers. Those that have come are not asked for again.
 
-    An empty buffer comes now and then while it waits, so that whoever takes them can end it.
+    An empty buffer comes now and then while it waits, so that whoever takes them can end it. Of a quick store they
+    come in one buffer.
     """
-    tries, done = _Tries(address), 0
+    tries, done, root = _Tries(address), 0, root_and_key(address)[0]
     while done < count:
+        at_once, began, before = root in _quick, time.monotonic(), done
         try:
             store, name = store_and_name(address)
-            for buffer in store.get(name, begin + done, count - done, version):
+            for buffer in store.get(name, begin + done, count - done, version, at_once):
                 done += len(buffer)
                 if done > count:
                     raise StoreError(f"{masked(address)}: asked for {count} bytes, the server sent {done}")
                 tries.progressed()
+                if done == count and done - before >= _LARGE_REQUEST:
+                    _note(root, time.monotonic() - began)
                 yield buffer
             if done < count:
                 raise StoreError(
@@ -114,10 +126,20 @@ def arriving(address: str, version: str, begin: int, count: int) -> Iterator[Any
                     True,
                 )
         except StoreError as error:
+            _quick.discard(root)
+            if at_once:
+                tries.begin_anew()  # bytes may have come until just now
             until = time.monotonic() + tries.pause_after(error)
             while (left := until - time.monotonic()) > 0:
                 time.sleep(min(_NAP, left))
                 yield b""
+
+
+def _note(root: str, seconds: float) -> None:
+    if seconds <= _QUICK_SECONDS:
+        _quick.add(root)
+    else:
+        _quick.discard(root)
 
 
 def tried(address: str, act: Callable[[], T]) -> T:

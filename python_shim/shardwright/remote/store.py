@@ -73,10 +73,13 @@ class Store(Protocol):
     def listed(self, folder: str = "") -> Listing:
         """Empty where nothing has names below the folder."""
 
-    def get(self, name: str, begin: int, length: int, version: str = "") -> Iterator[Any]:
+    def get(
+        self, name: str, begin: int, length: int, version: str = "", at_once: bool = False
+    ) -> Iterator[Any]:
         """The bytes [begin, begin + length), in buffers as they arrive. Fewer come where the object ends before.
 
-        With a version: of that version alone, otherwise `ChangedObjectError`.
+        With a version: of that version alone, otherwise `ChangedObjectError`. ``at_once``: in one buffer where that
+        takes less work; what has come is lost where it breaks off.
         """
 
     def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
