@@ -10,10 +10,13 @@ std::int64_t encode_mxfp8_blocks(const void* source, std::int64_t blocks, std::u
   constexpr std::uint32_t infinity = 0x7F80;
   constexpr int mantissa_bits = 7;
   constexpr int bias = 7;  // of e4m3
+  // A block is a cache line, and has to be there in full before anything of it is known.
+  constexpr std::size_t blocks_ahead = 40;
   const hn::RebindToSigned<decltype(words)> comparable;
   const hn::Rebind<std::uint8_t, decltype(words)> narrow;
   const auto* values = static_cast<const std::uint16_t*>(source);
   for (std::int64_t block = 0; block < blocks; ++block, values += length, codes += length) {
+    hwy::Prefetch(values + blocks_ahead * length);
     const auto magnitudes = [&](std::size_t v) HWY_ATTR {
       return hn::And(hn::LoadU(words, values + v * word_count), hn::Set(words, 0x7FFF));
     };
