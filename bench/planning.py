@@ -122,7 +122,7 @@ def measure_planner(ranks: int) -> dict[str, Any]:
     """sw.SavePlanner on rank 0 of a process group of that size that moves nothing."""
     import torch
     import torch.distributed as dist
-    from shardwright.dcp.save_planning import SavePlanner
+    from shardwright.dcp.save_planner import SavePlanner
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
     from torch.testing._internal.distributed.fake_pg import FakeStore

@@ -6,7 +6,7 @@
 The trainer has experts over the first number of ranks and each cut over the second, all else sharded over all; the
 engine is tensor parallel in all, experts over groups. What is measured is processor time, one thread, of what each rank
 does by itself: the first one, which plans who encodes what; a trainer's rank, which finds what it sends to whom; an
-engine's rank, which says what it needs; and the first one again, where nothing has changed. With `--every 1` it looks
+engine's rank, which says what it needs; and any rank again, where nothing has changed. With `--every 1` it looks
 at all trainer ranks, and at what an engine's rank then receives.
 """
 
@@ -33,10 +33,18 @@ COLUMNS = re.compile(r"\.(o_proj|down_proj|w2)\.weight(_scale_inv)?$")
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
+def row_major(shape: list[int]) -> list[int]:
+    strides = [1] * len(shape)
+    for d in range(len(shape) - 2, -1, -1):
+        strides[d] = strides[d + 1] * max(1, shape[d + 1])
+    return strides
+
+
 def engine_side(
     tensors: list[Any], cuts: list[tuple[int, int | None]], rank: int, tensor_parallel: int
 ) -> Any:
-    """What a rank of the engine is made of, without memory. ``cuts``: see cuts_of."""
+    """What a rank of the engine is made of: memory of its own for each tensor, which is not there, as nothing is
+    handed over. ``cuts``: see cuts_of."""
     side = _core.RefitSide()
     group, place = divmod(rank, tensor_parallel)
     for tensor, (of_group, cut) in zip(tensors, cuts, strict=True):
@@ -48,7 +56,7 @@ def engine_side(
             shape[cut] //= tensor_parallel
             offset[cut] = place * shape[cut]
         part = _core.EnginePart(tensor.name, offset, shape, [], [], [], [])
-        side.add_engine_tensor(tensor.name, tensor.dtype, shape, [part], 0, [0] * len(shape))
+        side.add_engine_tensor(tensor.name, tensor.dtype, shape, [part], 0, row_major(shape))
     return side
 
 
@@ -68,9 +76,7 @@ def specs_of(natives: list[Any], placements: list[Any], mesh: list[int], rank: i
     for native, lies in zip(natives, placements, strict=True):
         boxes = _core.local_boxes(native.shape, mesh, coordinate, lies)
         local = _core.local_shape(native.shape, mesh, coordinate, lies)
-        strides = [1] * len(local)
-        for d in range(len(local) - 2, -1, -1):
-            strides[d] = strides[d + 1] * max(1, local[d + 1])
+        strides = row_major(local)
         specs.append(
             _core.TensorSpec(native.fqn, native.dtype, native.shape, local, strides, 0, "cpu", boxes)
         )
@@ -78,24 +84,26 @@ def specs_of(natives: list[Any], placements: list[Any], mesh: list[int], rank: i
 
 
 class Asked(Exception):
-    """Ends planning after the first round."""
+    """Ends planning after the first step."""
 
 
-def seconds_of_first_round(side: Any, request: Any, ranks: int) -> float:
-    """What rank 0 does to find that all ranks bring what they did, of a side that has not changed."""
+def seconds_of_first_step(side: Any, request: Any, ranks: int) -> float:
+    """What a rank does to find that all ranks bring what they did, of a side that has not changed."""
     side.keep_digest(request)
     seconds = []
 
+    def gather(_: int, mine: Callable[[], bytes]) -> list[bytes]:
+        return [mine()] * ranks
+
     def round_of(mine: Callable[[], bytes], answers: Callable[[list[bytes]], list[bytes]]) -> bytes:
-        begin = clock()
-        answers([mine()] * ranks)
         seconds.append(clock() - begin)
         raise Asked
 
+    begin = clock()
     with contextlib.suppress(Asked):
         _core.plan_refit(
-            0, ranks, round_of, side, request, _core.PlannedRefit(), 128 << 20, 1, _core.DeviceOptions()
-        )
+            0, ranks, round_of, gather, side, request, _core.PlannedRefit(), 128 << 20, 1, _core.DeviceOptions()
+        )  # fmt: skip
     return seconds[0]
 
 
@@ -138,14 +146,14 @@ def main() -> None:
     cuts = cuts_of(tensors, options.expert_parallel, experts)
 
     needs: list[bytes] = []
-    seconds_of_engine = first_round = 0.0
+    seconds_of_engine = first_step = 0.0
     plan_of_engine = _core.PlannedRefit()
     for rank in range(engines):
         side = engine_side(tensors, cuts, rank, options.tensor_parallel)
         if rank > 0:
             needs.append(_core.needs_beside(plan_of_engine, side))
             continue
-        first_round = seconds_of_first_round(side, request, ranks + engines)
+        first_step = seconds_of_first_step(side, request, ranks + engines)
         begin = clock()
         needs.append(_core.begin_refit_plan(shares[0], side, request, message_bytes, plan_of_engine))
         seconds_of_engine = clock() - begin
@@ -169,7 +177,7 @@ def main() -> None:
         "first_rank_seconds": first,
         "trainer_rank_seconds": seconds_of_trainer,
         "engine_rank_seconds": seconds_of_engine,
-        "unchanged_seconds": first_round,
+        "unchanged_seconds": first_step,
         "plan_bytes": bytes_of_plan,
         "needs_bytes": max(map(len, needs)),
         "trainer_ranks_looked_at": len(sent),

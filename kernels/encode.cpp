@@ -22,27 +22,50 @@ void expect_encodable(DType dtype) {
                               " elements as MXFP8; expected BF16, F16 or F32");
 }
 
-/// Calls use(instruction set, line, its blocks, a scale for each of them) for lines that make up the tile, in
-/// the default floating-point mode. No block is cut that the tile does not cut.
+/// Blocks that go the plain way at once where the kernel of whole blocks stops.
+constexpr std::int64_t plain_blocks = 8;
+
+constexpr BlockGrid grid_from(std::int64_t first_column) { return {1, mxfp8_block_columns, 0, first_column}; }
+
+/// Finds the scales of a line's blocks.
+void find_scales_of(FindMagnitudes find, const Line& line, const LineBlocks& blocks, std::uint8_t* scales) {
+  std::array<float, most_blocks> magnitudes;
+  std::fill_n(magnitudes.begin(), blocks.count, 0.0F);
+  find(line.values, blocks.first_length, mxfp8_block_columns, line.columns, magnitudes.data());
+  for (std::size_t i = 0; i < static_cast<std::size_t>(blocks.count); ++i)
+    scales[i] = smallest_scale_of_float(bits_of_float(magnitudes[i]));
+}
+
+/// Calls use(instruction set, line, its blocks) for lines that make up the tile, in the default
+/// floating-point mode. No block is cut that the tile does not cut.
 template <class Use>
-void for_each_scaled_line(const ValueTile& values, std::int64_t first_column, Use use) {
+void for_each_line_of_blocks(const ValueTile& values, std::int64_t first_column, Use use) {
   expect_encodable(values.dtype);
   if (values.rows <= 0 || values.columns <= 0) return;
   const DefaultFloatingPointMode mode;
   const InstructionSet& set = instruction_set_in_use();
-  const FindMagnitudes find = magnitudes_kernel(set, values.dtype, true);
-  const BlockGrid grid{1, mxfp8_block_columns, 0, first_column};
-  std::array<float, most_blocks> magnitudes;
-  std::array<std::uint8_t, most_blocks> scales;
-  for_each_line(set, values, grid, [&](const Line& line) {
-    const LineBlocks blocks = blocks_of(grid, line);
-    std::fill_n(magnitudes.begin(), blocks.count, 0.0F);
-    find(line.values, blocks.first_length, mxfp8_block_columns, line.columns, magnitudes.data());
-    for (std::size_t i = 0; i < static_cast<std::size_t>(blocks.count); ++i) {
-      scales[i] = smallest_scale_of_float(bits_of_float(magnitudes[i]));
-    }
-    use(set, line, blocks, scales.data());
-  });
+  const BlockGrid grid = grid_from(first_column);
+  for_each_line(set, values, grid, [&](const Line& line) { use(set, line, blocks_of(grid, line)); });
+}
+
+/// Calls use(line) for what is left of a line, in parts, once the kernel of whole blocks has encoded what it
+/// can.
+template <class Use>
+void encode_whole_blocks(EncodeBlocks encode_blocks, const Line& line, const LineBlocks& blocks,
+                         const EncodedTile& to, Use use) {
+  const std::int64_t whole = line.columns / mxfp8_block_columns;
+  const std::int64_t size = bytes_of(DType::BF16);
+  for (std::int64_t done = 0, column = 0; column < line.columns;) {
+    done += encode_blocks(line.values + column * size, whole - done,
+                          to.elements + line.row * to.row_stride + line.column + column,
+                          to.scales + line.row * to.scale_row_stride + blocks.first + done);
+    column = done * mxfp8_block_columns;
+    const std::int64_t columns = std::min(plain_blocks * mxfp8_block_columns, line.columns - column);
+    if (columns == 0) return;
+    use(Line{line.values + column * size, line.row, line.column + column, columns});
+    done = std::min(done + plain_blocks, whole);
+    column += columns;
+  }
 }
 
 }  // namespace
@@ -54,33 +77,44 @@ void encode(const ValueTile& values, std::int64_t first_column, const SharedScal
   expect_encodable(values.dtype);
   const std::int64_t last_block = (first_column + values.columns - 1) / mxfp8_block_columns;
   const Encoder encoder = encoder_of(instruction_set_in_use(), products, values.dtype);
+  const FindMagnitudes find = magnitudes_kernel(instruction_set_in_use(), values.dtype, true);
+  const BlockGrid grid = grid_from(first_column);
+  std::array<std::uint8_t, most_blocks> scales;
   std::array<float, most_blocks> factors;
   alignas(64) std::array<float, line_columns + most_spread_beyond> spread;
-  for_each_scaled_line(
-      values, first_column,
-      [&](const InstructionSet& set, const Line& line, const LineBlocks& blocks, std::uint8_t* scales) {
-        const std::int64_t end = blocks.first + blocks.count;
-        if (shared.last != nullptr && end == last_block + 1) scales[blocks.count - 1] = shared.last[line.row];
-        if (shared.first != nullptr && blocks.first == 0) scales[0] = shared.first[line.row];
-        std::copy_n(scales, blocks.count, to.scales + line.row * to.scale_row_stride + blocks.first);
-        for (std::size_t i = 0; i < static_cast<std::size_t>(blocks.count); ++i) {
-          factors[i] = float_of_bits(float_bits_of_e8m0(static_cast<std::uint8_t>(254 - scales[i])));
-        }
-        spread_factors(set, factors.data(), blocks.first_length, mxfp8_block_columns, line.columns,
-                       spread.data());
-        encode_values(encoder, line.values, spread.data(), line.columns, to.elements,
-                      line.row * to.row_stride + line.column);
+  const auto encode_line = [&](const InstructionSet& set, const Line& line, const LineBlocks& blocks) {
+    find_scales_of(find, line, blocks, scales.data());
+    const std::int64_t end = blocks.first + blocks.count;
+    if (shared.last != nullptr && end == last_block + 1) scales[blocks.count - 1] = shared.last[line.row];
+    if (shared.first != nullptr && blocks.first == 0) scales[0] = shared.first[line.row];
+    std::copy_n(scales.begin(), blocks.count, to.scales + line.row * to.scale_row_stride + blocks.first);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(blocks.count); ++i) {
+      factors[i] = float_of_bits(float_bits_of_e8m0(static_cast<std::uint8_t>(254 - scales[i])));
+    }
+    spread_factors(set, factors.data(), blocks.first_length, mxfp8_block_columns, line.columns,
+                   spread.data());
+    encode_values(encoder, line.values, spread.data(), line.columns, to.elements,
+                  line.row * to.row_stride + line.column);
+  };
+  for_each_line_of_blocks(
+      values, first_column, [&](const InstructionSet& set, const Line& line, const LineBlocks& blocks) {
+        const bool has_shared = (shared.first != nullptr && blocks.first == 0) ||
+                                (shared.last != nullptr && blocks.first + blocks.count == last_block + 1);
+        if (set.encode_mxfp8_blocks == nullptr || values.dtype != DType::BF16 || has_shared ||
+            blocks.first_length != mxfp8_block_columns)
+          return encode_line(set, line, blocks);
+        encode_whole_blocks(set.encode_mxfp8_blocks, line, blocks, to,
+                            [&](const Line& part) { encode_line(set, part, blocks_of(grid, part)); });
       });
 }
 
 void find_scales(const ValueTile& values, std::int64_t first_column, std::uint8_t* scales,
                  std::int64_t scale_row_stride) {
-  for_each_scaled_line(values, first_column,
-                       [&](const InstructionSet& /*set*/, const Line& line, const LineBlocks& blocks,
-                           const std::uint8_t* of_line) {
-                         std::copy_n(of_line, blocks.count,
-                                     scales + line.row * scale_row_stride + blocks.first);
-                       });
+  const FindMagnitudes find = magnitudes_kernel(instruction_set_in_use(), values.dtype, true);
+  for_each_line_of_blocks(
+      values, first_column, [&](const InstructionSet& /*set*/, const Line& line, const LineBlocks& blocks) {
+        find_scales_of(find, line, blocks, scales + line.row * scale_row_stride + blocks.first);
+      });
 }
 
 }  // namespace shardwright

@@ -68,6 +68,11 @@ struct EncodeRuns {
   EncodeRun from_f32 = nullptr;
 };
 
+/// Encodes neighbouring blocks of 32 BF16 values each as MXFP8, a code for each value and a scale for each
+/// block, and returns how many: it stops at one that has an infinity, a NaN or a subnormal code.
+using EncodeBlocks = std::int64_t (*)(const void* source, std::int64_t blocks, std::uint8_t* codes,
+                                      std::uint8_t* scales);
+
 /// Raises `magnitudes` to the largest magnitudes of the pieces that `total` neighbouring values consist of:
 /// the first of `first_length`, the others of `length` each, the last what is left.
 using FindMagnitudes = void (*)(const void* source, std::int64_t first_length, std::int64_t length,
@@ -93,6 +98,7 @@ struct InstructionSet {
   DecodeRun decode_to_f32 = nullptr;
 
   std::array<EncodeRuns, code_rules.size()> encode_by_rule{};
+  EncodeBlocks encode_mxfp8_blocks = nullptr;
   MagnitudeRuns magnitudes;
   MagnitudeRuns magnitudes_without_nan;
   ScaleRunsOf scale_e4m3;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <string>
 #include <vector>
@@ -19,6 +20,11 @@ struct Job {
   /// `answers`, called on rank 0 alone, has for this rank. Where one of the two throws, all ranks throw an
   /// Error that names the ranks concerned and what each has said. Null where `ranks` is 1.
   std::function<std::string(const std::function<std::string()>& mine, const Answers& answers)> round;
+
+  /// What a round may be spared by: what `mine`, of so many bytes, is on all ranks, in their order. Where it
+  /// throws on some, all ranks throw as of a round. Null: there is nothing quicker than a round.
+  std::function<std::vector<std::string>(std::size_t bytes, const std::function<std::string()>& mine)>
+      gather = {};
 };
 
 /// Calls job.round. A process alone gives its bytes to itself. Throws Error(argument) for a job of several

@@ -36,11 +36,15 @@ std::vector<std::pair<Cut, std::int64_t>> cuts_of(const std::string& name) {
 
 }  // namespace
 
+std::string in_lines(std::string headline, const std::vector<std::string>& lines) {
+  for (std::size_t i = 0; i < std::min(lines.size(), lines_told); ++i) headline += "\n  " + lines[i];
+  if (lines.size() > lines_told) headline += "\n  and " + std::to_string(lines.size() - lines_told) + " more";
+  return headline;
+}
+
 void Problems::throw_if_any(ErrorKind kind, const std::string& headline) const {
-  if (lines.empty()) return;
-  std::string message = headline;
-  for (const std::string& line : lines) message += "\n  " + line;
-  throw Error(kind, message);
+  if (lines.empty() && of_all.empty()) return;
+  throw Error(kind, in_lines(in_lines(headline, lines), of_all));
 }
 
 std::string ranges_of(const std::vector<std::int64_t>& numbers) {

@@ -75,11 +75,12 @@ class LoadPlanner {
     plan_.unused = std::move(rest.unused);
     plan_.unknown = std::move(rest.unknown);
     for (std::string& fault : rest.faults) problems_.add(std::move(fault));
-    if (writes_once && !catalog_.fault_of_config.empty()) problems_.add(catalog_.fault_of_config);
+    if (writes_once && !catalog_.fault_of_config.empty())
+      problems_.of_all.push_back(catalog_.fault_of_config);
     if (is_nested_) {
-      problems_.add("the checkpoint has all of these without \"" + prefix_ +
-                    ".\" before their names: load into the inner dict, state_dict['" + prefix_ +
-                    "'], or take that from the names");
+      problems_.of_all.push_back("the checkpoint has all of these without \"" + prefix_ +
+                                 ".\" before their names: load into the inner dict, state_dict['" + prefix_ +
+                                 "'], or take that from the names");
     }
     const std::string directory = options_.what.empty() ? catalog_.directory.string() : options_.what;
     problems_.throw_if_any(

@@ -311,7 +311,7 @@ void keep_packed(ExportForm& form, const std::vector<SavedTensor>& tensors) {
   if (!any) return;
   Problems problems{std::move(packed.problems)};
   if (form.quantise != nullptr)
-    problems.add(
+    problems.of_all.emplace_back(
         "some weights are packed, and are written as the template has them; expected "
         "quantization=\"template\" or None");
   problems.throw_if_any(ErrorKind::mismatch, "cannot export these tensors (layout " + form.map.layout +

@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "planner/error.h"
+#include "planner/problems.h"
 
 namespace shardwright {
 namespace {
@@ -63,10 +64,9 @@ void throw_refusal(std::string_view answer, const RankState& mine) {
     for (const std::string& own : mine.values) {
       const SavedValues found = decode_values(own);
       if (!found.has_mesh() || found.mesh_ranks != expected.mesh_ranks) continue;
-      for (const std::string& line :
-           differences(expected, "rank " + std::to_string(expected.mesh_ranks.front()), found,
-                       "rank " + std::to_string(mine.rank)))
-        text += "\n  " + line;
+      text = in_lines(std::move(text),
+                      differences(expected, "rank " + std::to_string(expected.mesh_ranks.front()), found,
+                                  "rank " + std::to_string(mine.rank)));
     }
   }
   throw Error(ErrorKind::mismatch, text);

@@ -68,8 +68,8 @@ void bind_errors(py::module_& m) {
   static py::exception<Error> plan_error(m, "PlanError", PyExc_ValueError);
   format_error.attr("__doc__") = "What is on disk breaks its format; names the file and the tensor.";
   plan_error.attr("__doc__") =
-      "Checkpoint and trainer do not fit together; lists every tensor concerned, with what was expected and "
-      "found.";
+      "Checkpoint and trainer do not fit together; lists the tensors concerned, with what was expected and "
+      "found: the first 20 of them, and how many more there are.";
   py::register_exception_translator([](std::exception_ptr failure) {
     try {
       if (failure) std::rethrow_exception(failure);

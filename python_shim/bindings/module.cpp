@@ -53,6 +53,8 @@ PYBIND11_MODULE(_core, m) {
         "Whether a file of this name would be written into, as /dev/null is, and not made or replaced.");
   m.def("hints_at_names", &shardwright::hints_at_names, py::arg("missing"), py::arg("available"),
         "See planner/names/name_hints.h.");
+  m.def("in_lines", &shardwright::in_lines, py::arg("headline"), py::arg("lines"),
+        "The headline, and below it the first 20 of the lines; \"and 7 more\" for the rest.");
   m.def("grouped_names", &shardwright::grouped_names, py::arg("names"),
         "One line for each group of names that differ in one number, the numbers as ranges.");
 }

@@ -30,20 +30,24 @@ namespace py = pybind11;
 namespace shardwright {
 namespace {
 
-/// A job whose rounds are run by round(mine, answers), of bytes.
-Job job_of(int rank, int ranks, const py::function& round) {
+/// What a rank tells, as bytes. Valid while `mine` is.
+py::cpp_function bytes_of(const std::function<std::string()>& mine) {
+  return py::cpp_function([&mine] {
+    std::string told;
+    {
+      const py::gil_scoped_release released;
+      told = mine();
+    }
+    return py::bytes(told);
+  });
+}
+
+/// A job whose rounds are run by round(mine, answers), and by gather(mine), of bytes.
+Job job_of(int rank, int ranks, const py::function& round, const py::function& gather) {
   Job job{rank, ranks, nullptr};
   if (ranks == 1) return job;
   job.round = [round](const std::function<std::string()>& mine, const Job::Answers& answers) {
     const py::gil_scoped_acquire acquired;
-    const py::cpp_function of_rank([&] {
-      std::string told;
-      {
-        const py::gil_scoped_release released;
-        told = mine();
-      }
-      return py::bytes(told);
-    });
     const py::cpp_function of_first([&](const std::vector<std::string>& told) {
       std::vector<std::string> answered;
       {
@@ -52,7 +56,11 @@ Job job_of(int rank, int ranks, const py::function& round) {
       }
       return std::vector<py::bytes>(answered.begin(), answered.end());
     });
-    return round(of_rank, of_first).cast<std::string>();
+    return round(bytes_of(mine), of_first).cast<std::string>();
+  };
+  job.gather = [gather](std::size_t bytes, const std::function<std::string()>& mine) {
+    const py::gil_scoped_acquire acquired;
+    return gather(bytes, bytes_of(mine)).cast<std::vector<std::string>>();
   };
   return job;
 }
@@ -262,28 +270,30 @@ void bind_refits(py::module_& m) {
       .def("encode", [](const PlannedRefit& one) { return py::bytes(encode(one.plan)); });
   m.def(
       "plan_refit",
-      [](int rank, int ranks, const py::function& round, const OwnedSide& owned, const ExportRequest& request,
-         PlannedRefit& planned, std::size_t staging_bytes, int threads, const DeviceOptions& devices) {
-        const Job job = job_of(rank, ranks, round);
+      [](int rank, int ranks, const py::function& round, const py::function& gather, const OwnedSide& owned,
+         const ExportRequest& request, PlannedRefit& planned, std::size_t staging_bytes, int threads,
+         const DeviceOptions& devices) {
+        const Job job = job_of(rank, ranks, round, gather);
         const py::gil_scoped_release released;
         return plan_refit_together(job, owned.side, request, planned, {staging_bytes, threads, devices, {}});
       },
-      py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("side"), py::arg("request"),
-      py::arg("planned"), py::arg("staging_bytes"), py::arg("threads"), py::arg("devices"));
+      py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("gather"), py::arg("side"),
+      py::arg("request"), py::arg("planned"), py::arg("staging_bytes"), py::arg("threads"),
+      py::arg("devices"));
   m.def(
       "hand_over",
-      [](int rank, int ranks, const py::function& round, const OwnedSide& owned, const ExportRequest& request,
-         PlannedRefit& planned, const py::object& transport, std::size_t staging_bytes, int threads,
-         const DeviceOptions& devices) {
-        const Job job = job_of(rank, ranks, round);
+      [](int rank, int ranks, const py::function& round, const py::function& gather, const OwnedSide& owned,
+         const ExportRequest& request, PlannedRefit& planned, const py::object& transport,
+         std::size_t staging_bytes, int threads, const DeviceOptions& devices) {
+        const Job job = job_of(rank, ranks, round, gather);
         const Transport way = transport_of(transport);
         const py::gil_scoped_release released;
         return hand_over(job, owned.side, request, planned, way,
                          {staging_bytes, threads, devices, check_for_interrupt});
       },
-      py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("side"), py::arg("request"),
-      py::arg("planned"), py::arg("transport"), py::arg("staging_bytes"), py::arg("threads"),
-      py::arg("devices"));
+      py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("gather"), py::arg("side"),
+      py::arg("request"), py::arg("planned"), py::arg("transport"), py::arg("staging_bytes"),
+      py::arg("threads"), py::arg("devices"));
   bind_refit_steps(m);
 }
 

@@ -1105,6 +1105,7 @@ def hand_over(
     rank: int,
     ranks: int,
     round: collections.abc.Callable[..., typing.Any],
+    gather: collections.abc.Callable[..., typing.Any],
     side: RefitSide,
     request: ExportRequest,
     planned: PlannedRefit,
@@ -1125,6 +1126,7 @@ def hints_at_names(
     missing: collections.abc.Sequence[str | bytes], available: collections.abc.Sequence[str | bytes]
 ) -> list[str]: ...
 def holds_all(to: str | bytes, source: str | bytes) -> bool: ...
+def in_lines(headline: str | bytes, lines: collections.abc.Sequence[str | bytes]) -> str: ...
 def is_ignored(map: WeightMap, hf_name: str | bytes) -> bool: ...
 def is_lora_name(key: str | bytes) -> bool: ...
 def is_multiplier(map: WeightMap, hf_name: str | bytes) -> bool: ...
@@ -1214,6 +1216,7 @@ def plan_refit(
     rank: int,
     ranks: int,
     round: collections.abc.Callable[..., typing.Any],
+    gather: collections.abc.Callable[..., typing.Any],
     side: RefitSide,
     request: ExportRequest,
     planned: PlannedRefit,

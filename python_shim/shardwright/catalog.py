@@ -109,6 +109,6 @@ def request_list(
         if is_packed:
             catalog, weight_map, problems = _core.as_packed(catalog, weight_map, specs)
             if problems:
-                raise _core.PlanError("\n  ".join(["the state dict holds no packed weights:", *problems]))
+                raise _core.PlanError(_core.in_lines("the state dict holds no packed weights:", problems))
     requests: list[tuple[str, str, list[int]]] = _core.request_list(specs, weight_map, catalog)
     return requests

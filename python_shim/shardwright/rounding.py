@@ -38,6 +38,9 @@ def refuse_roundings(rounded: Mapping[str, str], where: str | os.PathLike[str]) 
     lines = _core.grouped_names(sorted(f"{name}: {cast}" for name, cast in rounded.items()))
     if lines:
         raise _core.PlanError(
-            f"cannot load {shown(where)} into tensors of these dtypes without loss; nothing has been written "
-            "(strict_dtypes=False rounds):\n  " + "\n  ".join(lines)
+            _core.in_lines(
+                f"cannot load {shown(where)} into tensors of these dtypes without loss; nothing has been written "
+                "(strict_dtypes=False rounds):",
+                lines,
+            )
         )

@@ -6,6 +6,7 @@
 
 #include "planner/error.h"
 #include "planner/names/tensor_spec.h"
+#include "planner/problems.h"
 
 namespace shardwright {
 
@@ -14,18 +15,16 @@ void expect_memory_for_each(const std::vector<EngineTensor>& tensors,
   if (memory.size() != tensors.size())
     throw Error(ErrorKind::argument, "expected memory for each of the engine's tensors");
   std::vector<TensorSpec> specs;
-  std::vector<std::string> faults;
+  Problems problems;
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     TensorSpec spec = whole_tensor(tensors[t].name, tensors[t].dtype, tensors[t].shape, memory[t].data);
     spec.local_strides = memory[t].strides;
-    if (std::string fault = fault_of(spec); !fault.empty()) faults.push_back(spec.fqn + ": " + fault);
+    if (std::string fault = fault_of(spec); !fault.empty()) problems.add(spec.fqn + ": " + fault);
     specs.push_back(std::move(spec));
   }
-  if (faults.empty()) faults = shared_memory(specs);
-  if (faults.empty()) return;
-  std::string text = "the engine's tensors cannot be written; nothing has been sent:";
-  for (const std::string& fault : faults) text += "\n  " + fault;
-  throw Error(ErrorKind::mismatch, text);
+  if (problems.lines.empty()) problems.lines = shared_memory(specs);
+  problems.throw_if_any(ErrorKind::mismatch,
+                        "the engine's tensors cannot be written; nothing has been sent:");
 }
 
 }  // namespace shardwright

@@ -11,6 +11,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/save/export_wire.h"
 #include "planner/wire/packed_texts.h"
+#include "storage/files/random_number.h"
 #include "storage/handover/digest_of_side.h"
 #include "storage/handover/encode_boxes.h"
 #include "storage/handover/refit_rounds.h"
@@ -40,13 +41,12 @@ class Prepared {
 
   /// Returns whether the plan was up to date.
   bool prepare() {
-    const AnsweredPlan known = AnsweredPlan::unpack(round_of(
-        job_,
-        [&] {
-          return ToldPlan{digest(), planned_.key, planned_.tells_values}.pack();
-        },
-        answers_of_plans));
-    name_ = known.name;
+    const auto mine = [&] {
+      return ToldPlan{digest(), planned_.key, planned_.tells_values, random_number()}.pack();
+    };
+    AgreedPlan known =
+        agreed_plan(job_.gather ? job_.gather(told_plan_bytes, mine) : told_by_all(job_, mine));
+    name_ = std::move(known.name);
     if (known.is_held && !known.needs_values) return true;
     bool tells_values = false;
     AnsweredSide answered = AnsweredSide::unpack(round_of(
@@ -65,26 +65,20 @@ class Prepared {
       return true;
     }
     planned_ = {};
-    const std::string needs = round_of(
-        job_,
-        [&] {
-          begin_encoding(answered.share);
-          planned_ = begin_plan(source_ != nullptr
-                                    ? source_->described()
-                                    : described_export(request_, decode_tensors(answered.tensors), {}),
-                                side_.engine, answered.message_bytes);
-          return planned_.transfers.empty() ? std::string() : encode_needs(needs_of(planned_.transfers));
-        },
-        [&](const std::vector<std::string>& told) {
-          return std::vector<std::string>(told.size(), pack_texts(told));
-        });
+    const std::vector<std::string> needs = told_by_all(job_, [&] {
+      begin_encoding(answered.share);
+      planned_ =
+          begin_plan(source_ != nullptr ? source_->described()
+                                        : described_export(request_, decode_tensors(answered.tensors), {}),
+                     side_.engine, answered.message_bytes);
+      return planned_.transfers.empty() ? std::string() : encode_needs(needs_of(planned_.transfers));
+    });
     const std::string received = round_of(
         job_,
         [&] {
-          const std::vector<std::string> all = unpack_texts(needs);
-          if (source_ == nullptr) return pack_texts(std::vector<std::string>(all.size()));
+          if (source_ == nullptr) return pack_texts(std::vector<std::string>(needs.size()));
           return pack_texts(plan_sends(
-              job_.rank, given_by(source_->work(), source_->parts(), source_->layout()), all, planned_));
+              job_.rank, given_by(source_->work(), source_->parts(), source_->layout()), needs, planned_));
         },
         turned);
     on_all_ranks(job_, [&] { plan_receives(unpack_texts(received), planned_); });
@@ -138,9 +132,9 @@ class Prepared {
 
  private:
   /// Of all that this rank plans by.
-  std::string digest() const {
-    return pack_texts({side_.digest.empty() ? checked_digest_of_side(side_, request_) : side_.digest,
-                       std::to_string(job_.rank), std::to_string(options_.staging_bytes)});
+  Hash digest() const {
+    return hash_of(pack_texts({side_.digest.empty() ? checked_digest_of_side(side_, request_) : side_.digest,
+                               std::to_string(job_.rank), std::to_string(options_.staging_bytes)}));
   }
 
   void begin_encoding(const std::string& share) {

@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <utility>
 
 #include "planner/error.h"
 #include "planner/save/export_wire.h"
-#include "planner/save/saved_values.h"
 #include "planner/wire/packed_texts.h"
-#include "storage/files/random_number.h"
 #include "storage/write/export_words.h"
 
 namespace shardwright {
@@ -32,38 +31,55 @@ std::vector<std::string> unpack_some(const std::string& bytes, std::size_t count
 
 }  // namespace
 
-std::string ToldPlan::pack() const { return pack_texts({digest, key, word_of(tells_values)}); }
+std::vector<std::string> told_by_all(const Job& job, const std::function<std::string()>& mine) {
+  return unpack_texts(round_of(job, mine, [](const std::vector<std::string>& told) {
+    return std::vector<std::string>(told.size(), pack_texts(told));
+  }));
+}
+
+std::string ToldPlan::pack() const {
+  std::string bytes(digest.begin(), digest.end());
+  bytes.append(key.begin(), key.end());
+  bytes.push_back(static_cast<char>(tells_values));
+  for (std::size_t b = 0; b < sizeof(number); ++b) bytes.push_back(static_cast<char>(number >> (8 * b)));
+  return bytes;
+}
 
 ToldPlan ToldPlan::unpack(const std::string& bytes) {
-  std::vector<std::string> texts = unpack_some(bytes, 3, "a rank");
-  return {std::move(texts[0]), std::move(texts[1]), !texts[2].empty()};
+  ToldPlan told;
+  if (bytes.size() != told_plan_bytes)
+    throw Error(ErrorKind::malformed, "what a rank has told of its plan is cut short: expected " +
+                                          std::to_string(told_plan_bytes) + " bytes, found " +
+                                          std::to_string(bytes.size()) +
+                                          "; do all ranks run the same version of shardwright?");
+  auto at = bytes.begin();
+  const auto take = [&at](Hash& hash) {
+    std::copy_n(at, hash.size(), hash.begin());
+    at += std::ssize(hash);
+  };
+  take(told.digest);
+  take(told.key);
+  told.tells_values = *at++ != 0;
+  for (int b = 0; at != bytes.end(); ++at, ++b)
+    told.number |= static_cast<std::uint64_t>(static_cast<unsigned char>(*at)) << (8 * b);
+  return told;
 }
 
-std::string AnsweredPlan::pack() const {
-  return pack_texts({key, word_of(is_held), word_of(needs_values), name});
-}
-
-AnsweredPlan AnsweredPlan::unpack(const std::string& bytes) {
-  std::vector<std::string> texts = unpack_some(bytes, 4, "rank 0");
-  return {std::move(texts[0]), !texts[1].empty(), !texts[2].empty(), std::move(texts[3])};
-}
-
-std::vector<std::string> answers_of_plans(const std::vector<std::string>& told) {
+AgreedPlan agreed_plan(const std::vector<std::string>& told) {
   std::vector<ToldPlan> plans;
-  std::vector<std::string> digests;
+  std::string digests;
   for (const std::string& one : told) {
     plans.push_back(ToldPlan::unpack(one));
-    digests.push_back(plans.back().digest);
+    digests.append(plans.back().digest.begin(), plans.back().digest.end());
   }
-  AnsweredPlan answered;
-  const Hash key = hash_of(pack_texts(digests));
-  answered.key.assign(key.begin(), key.end());
-  answered.is_held =
-      std::all_of(plans.begin(), plans.end(), [&](const ToldPlan& one) { return one.key == answered.key; });
-  answered.needs_values =
+  AgreedPlan agreed;
+  agreed.key = hash_of(digests);
+  agreed.is_held =
+      std::all_of(plans.begin(), plans.end(), [&](const ToldPlan& one) { return one.key == agreed.key; });
+  agreed.needs_values =
       std::any_of(plans.begin(), plans.end(), [](const ToldPlan& one) { return one.tells_values; });
-  answered.name = "shardwright/refit/" + std::to_string(random_number());
-  return std::vector<std::string>(told.size(), answered.pack());
+  agreed.name = "shardwright/refit/" + std::to_string(plans.at(0).number);
+  return agreed;
 }
 
 std::string ToldSide::pack() const {

@@ -1,40 +1,48 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "planner/job.h"
+#include "planner/save/saved_values.h"
 #include "storage/handover/hand_over.h"
 
 namespace shardwright {
 
-// What the ranks of a hand-over tell each other before anything is sent. Round by round: whether all of them
+// What the ranks of a hand-over tell each other before anything is sent. Step by step: whether all of them
 // hold a plan for what they bring; if not, or if values have a say in it, what the trainer's ranks hold, and
 // with it what each one encodes; what the engine's ranks need; what the trainer's ranks will send. Decoding
 // throws Error(malformed) for bytes that are cut short.
 
-/// What a rank tells in the first round.
+/// What the ranks tell, in their order, on all of them.
+std::vector<std::string> told_by_all(const Job& job, const std::function<std::string()>& mine);
+
+/// What a rank tells at first.
 struct ToldPlan {
-  std::string digest;         ///< of all that it plans by
-  std::string key;            ///< of the plan that it holds; empty: it has none
+  Hash digest = {};           ///< of all that it plans by
+  Hash key = {};              ///< of the plan that it holds; zeros: it has none
   bool tells_values = false;  ///< PlannedRefit::tells_values
+  std::uint64_t number = 0;   ///< any; that of rank 0 tells this hand-over from others
 
   std::string pack() const;
   static ToldPlan unpack(const std::string& bytes);
 };
 
-/// Rank 0's answer, the same to all.
-struct AnsweredPlan {
-  std::string key;            ///< of what the ranks bring now
+inline constexpr std::size_t told_plan_bytes =
+    2 * sizeof(Hash) + sizeof(char) + sizeof(std::uint64_t);  ///< packed
+
+/// What follows from that, the same on all ranks.
+struct AgreedPlan {
+  Hash key = {};              ///< of what the ranks bring now
   bool is_held = false;       ///< by all ranks: a plan of this key
   bool needs_values = false;  ///< some rank has to tell of them
   std::string name;           ///< of this hand-over; see RefitWork::name
-
-  std::string pack() const;
-  static AnsweredPlan unpack(const std::string& bytes);
 };
 
-std::vector<std::string> answers_of_plans(const std::vector<std::string>& told);
+AgreedPlan agreed_plan(const std::vector<std::string>& told);
 
 /// What a rank tells of what it brings.
 struct ToldSide {

@@ -8,6 +8,7 @@
 
 #include "planner/handover/engine_tensors.h"
 #include "planner/handover/refit_plan.h"
+#include "planner/save/saved_values.h"
 #include "storage/write/described_export.h"
 #include "storage/write/encode_tasks.h"
 #include "storage/write/export_share.h"
@@ -18,7 +19,7 @@ namespace shardwright {
 /// A hand-over that is planned: what this rank sends and receives, as long as nothing but values changes.
 struct PlannedRefit {
   RefitPlan plan;
-  std::string key;    ///< digest of what it was planned from, on all ranks; empty: there is no plan
+  Hash key = {};      ///< digest of what it was planned from, on all ranks; zeros: there is no plan
   std::string share;  ///< what this rank encodes; see plan_export()
 
   /// Whether this rank has to tell of values each time: scales of blocks that ranks cut, magnitudes that all

@@ -25,8 +25,7 @@ Error WrittenParts::with_names(const Error& error, const std::vector<TensorSpec>
   std::vector<std::string> names = partly_written(specs);
   std::string message = error.what();
   if (!names.empty()) {
-    message += "\npartly written:";
-    for (const std::string& line : grouped_names(names)) message += "\n  " + line;
+    message = in_lines(message + "\npartly written:", grouped_names(names));
   }
   Error named(error.kind, message, error.system_error);
   named.partly_written = std::move(names);

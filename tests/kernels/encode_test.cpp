@@ -142,6 +142,26 @@ TEST_P(Encode, EveryBf16ValueAsABlocksLargest) {
   EXPECT_TRUE(found.elements == all.expected.elements);
 }
 
+/// Long lines, most of whose blocks are of numbers near each other: what stands between them ends a run of
+/// such blocks anywhere.
+TEST_P(Encode, BlocksOfAllKindsInOneLine) {
+  Random random(6);
+  for (int repeat = 0; repeat < 40; ++repeat) {
+    const std::int64_t columns = random.number(1, 90 * block);
+    const auto scarce = static_cast<int>(random.number(1, 40));
+    std::vector<std::uint16_t> values(static_cast<std::size_t>(3 * columns));
+    for (std::size_t at = 0; at < values.size(); ++at) {
+      // Down to 2^-13 times the largest, below which codes are subnormal.
+      const auto exponent = static_cast<std::uint16_t>(random.number(20, 34) << 7);
+      values[at] = static_cast<std::uint16_t>(random.number(0, 0x7F) | exponent | random.number(0, 1) << 15);
+      if (!random.chance(scarce * block)) continue;
+      values[at] = random.one_of<std::uint16_t>({0, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0x0001, 0x0080, 0x7F7F,
+                                                 static_cast<std::uint16_t>(exponent - (14 << 7))});
+    }
+    expect_same({values.data(), DType::BF16, 3, columns, columns, 1});
+  }
+}
+
 TEST_P(Encode, ScalesOfZerosInfinitiesAndNans) {
   const auto scale_of = [](const std::vector<std::uint16_t>& bf16) {
     return fast({bf16.data(), DType::BF16, 1, std::ssize(bf16), std::ssize(bf16), 1});

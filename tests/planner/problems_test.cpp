@@ -80,5 +80,26 @@ TEST(problems, all_are_told_at_once) {
                [&] { problems.throw_if_any(ErrorKind::mismatch, "headline:"); });
 }
 
+TEST(problems, of_many_the_first_are_told_and_how_many_more_there_are) {
+  Problems problems;
+  std::string twenty = "headline:";
+  for (int i = 0; i < 3300; ++i) {
+    problems.add("tensor " + std::to_string(i));
+    if (i < 20) twenty += "\n  tensor " + std::to_string(i);
+    const std::string rest = i < 20 ? "" : "\n  and " + std::to_string(i - 19) + " more";
+    ASSERT_EQ(in_lines("headline:", problems.lines), twenty + rest);
+  }
+  problems.of_all.emplace_back("all lie elsewhere");
+  expect_error(ErrorKind::mismatch, {twenty + "\n  and 3280 more\n  all lie elsewhere"},
+               [&] { problems.throw_if_any(ErrorKind::mismatch, "headline:"); });
+}
+
+TEST(problems, a_fault_of_all_together_is_one_without_any_line) {
+  Problems problems;
+  problems.of_all.emplace_back("all lie elsewhere");
+  expect_error(ErrorKind::mismatch, {"headline:\n  all lie elsewhere"},
+               [&] { problems.throw_if_any(ErrorKind::mismatch, "headline:"); });
+}
+
 }  // namespace
 }  // namespace shardwright

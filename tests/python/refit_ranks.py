@@ -53,6 +53,14 @@ class Ranks:
 
         return round_
 
+    def gather_of(self, rank: int):
+        def gather(count: int, mine):
+            told = self.round_of(rank)(mine, lambda told: [b"".join(told)] * self.count)
+            assert len(told) == self.count * count
+            return [told[at : at + count] for at in range(0, len(told), count)]
+
+        return gather
+
     def transport_of(self, rank: int) -> "ThreadTransport":
         return ThreadTransport(self._messages, self._board, rank)
 
@@ -134,8 +142,8 @@ def hand_over(sides: list[Side], request, plans: list | None = None) -> list:
 
     def run(rank: int):
         return _core.hand_over(
-            rank, len(sides), ranks.round_of(rank), core_sides[rank], request, plans[rank],
-            ranks.transport_of(rank), STAGING, THREADS, _core.DeviceOptions(),
+            rank, len(sides), ranks.round_of(rank), ranks.gather_of(rank), core_sides[rank], request,
+            plans[rank], ranks.transport_of(rank), STAGING, THREADS, _core.DeviceOptions(),
         )  # fmt: skip
 
     return on_ranks(len(sides), run)

@@ -206,9 +206,10 @@ def test_another_rank(tmp_path: Path):
     refused(
         path,
         trainers(Sizes(rank=3)),
-        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.mlp.experts.lora_gate_and_up_A: ",
         "expected shape [3, 10]",
         "found [2, 10]",
+        "and 32 more",
     )
 
 

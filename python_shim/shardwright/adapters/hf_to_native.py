@@ -107,8 +107,11 @@ def native_tensors(
             natives.uneven[one.fqn] = sharding.experts
     if missing:
         raise RuntimeError(
-            f"the state dict lacks weights of experts that this rank holds{_position(device_mesh)}; nothing has been "
-            "converted:\n  " + "\n  ".join(_core.grouped_names(missing))
+            _core.in_lines(
+                f"the state dict lacks weights of experts that this rank holds{_position(device_mesh)}; nothing has "
+                "been converted:",
+                _core.grouped_names(missing),
+            )
         )
     _settle_views(targets, parts, origin_of, natives)
     memory.plan([t.sharding.planning_spec(t.held.fqn, t.dtype) for t in targets], weight_map)
@@ -191,9 +194,11 @@ def _refuse_unloaded(
                 unloaded.append(name)
     if unloaded:
         raise _core.PlanError(
-            "nothing has been loaded into these tensors since to_hf(quantization=True) made them; load the checkpoint "
-            "into all of them first, as with dcp.load. No tensor has been changed:\n  "
-            + "\n  ".join(_core.grouped_names(unloaded))
+            _core.in_lines(
+                "nothing has been loaded into these tensors since to_hf(quantization=True) made them; load the "
+                "checkpoint into all of them first, as with dcp.load. No tensor has been changed:",
+                _core.grouped_names(unloaded),
+            )
         )
 
 

@@ -118,4 +118,4 @@ def _casts(dtype: torch.dtype, to: torch.dtype) -> bool:
 def with_hints(error: Exception, hints: Callable[[], list[str]]) -> Exception:
     """A PlanError that says more; the same one where there is no more to say."""
     lines = hints()
-    return _core.PlanError("\n  ".join([str(error), *lines])) if lines else error
+    return _core.PlanError(_core.in_lines(str(error), lines)) if lines else error

@@ -153,7 +153,7 @@ class LoadPlanner(ResumePlanner):
                     error, lambda: hints_at_layout(self.state_dict, self.catalog, self.model, layout)
                 ) from None
         elif problems:
-            raise _core.PlanError("\n  ".join(["the plan does not fit these tensors:", *problems]))
+            raise _core.PlanError(_core.in_lines("the plan does not fit these tensors:", problems))
         else:
             self.core_plan = _core.decode_plan(self.plan, self.catalog, self.description.specs)
         self.codes_alone = []

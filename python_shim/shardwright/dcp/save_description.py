@@ -131,7 +131,7 @@ def describe_save(state_dict: Mapping[str, Any], paths: Mapping[str, Path]) -> S
             else:
                 by_mesh.setdefault(mesh, (mesh, []))[1].append(facts)
     if problems:
-        raise _core.PlanError("\n  ".join(["this state cannot be saved:", *problems]))
+        raise _core.PlanError(_core.in_lines("this state cannot be saved:", problems))
     for mesh, values in by_mesh.values():
         ranks = mesh.mesh.flatten().tolist()
         encoded = _core.encode_values(values, list(mesh.shape), ranks)

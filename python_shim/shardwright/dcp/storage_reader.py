@@ -104,7 +104,7 @@ def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
         raise ValueError(f"{shown(path)}: verify=True, but this checkpoint has no checksums to check")
     report = _core.verify_checkpoint(os.fspath(path), threads)
     if report.problems:
-        raise _core.CheckpointFormatError("\n  ".join(["the checkpoint is damaged", *report.problems]))
+        raise _core.CheckpointFormatError(_core.in_lines("the checkpoint is damaged", report.problems))
 
 
 class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
@@ -255,7 +255,7 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         for item, buffer in zip(plan.items, buffers, strict=True):
             description.add(describe({item.storage_index.fqn: buffer}))
         if description.problems:
-            raise _core.PlanError("\n  ".join([f"cannot read {shown(self.path)}:", *description.problems]))
+            raise _core.PlanError(_core.in_lines(f"cannot read {shown(self.path)}:", description.problems))
         core_plan = _core.plan_reads([request_of(item) for item in plan.items], description.specs, catalog)
         items = list(zip(plan.items, targets, buffers, strict=True))
         rounded = roundings_of((item.storage_index.fqn, buffer.dtype, to.dtype) for item, to, buffer in items)

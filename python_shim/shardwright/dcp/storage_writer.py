@@ -258,9 +258,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             for fqn in description.passed_over
         ]
         if problems:
-            raise _core.PlanError(
-                "cannot export these values; nothing has been written:\n  " + "\n  ".join(problems)
-            )
+            headline = "cannot export these values; nothing has been written:"
+            raise _core.PlanError(_core.in_lines(headline, problems))
         self._copied_bytes = copy_to_cpu(description)
         self._description, self._state = description, state
         holdings: bytes = _core.describe_export(

@@ -135,7 +135,7 @@ class TorchStorageReader(FileSystemReader):
                     "checkpoints are not decoded; load both as they are stored"
                 )
         if problems:
-            raise _core.PlanError("\n  ".join([f"cannot load {shown(self.path)}:", *problems.values()]))
+            raise _core.PlanError(_core.in_lines(f"cannot load {shown(self.path)}:", list(problems.values())))
         return list(casts.values())
 
     def _expect_whole_files(self, plan: LoadPlan) -> None:
@@ -162,7 +162,7 @@ class TorchStorageReader(FileSystemReader):
                 )
                 problems.append(f"{shown(file)}: {what}")
         if problems:
-            raise _core.CheckpointFormatError("\n  ".join(problems))
+            raise _core.CheckpointFormatError(_core.in_lines(problems[0], problems[1:]))
 
     def _expect_undamaged(self, plan: LoadPlan) -> None:
         problems = []
@@ -181,7 +181,7 @@ class TorchStorageReader(FileSystemReader):
             if fault := fault_of_archive(path, place.offset, place.length):
                 problems.append(f'{shown(path)}: "{index.fqn}" is damaged: {fault}')
         if problems:
-            raise _core.CheckpointFormatError("\n  ".join(["the checkpoint is damaged", *problems]))
+            raise _core.CheckpointFormatError(_core.in_lines("the checkpoint is damaged", problems))
 
     def _read_objects(self, plan: LoadPlan, but: Container[str] = ()) -> dict[str, io.BytesIO]:
         """What the planner may unpickle: it does so without restraint."""

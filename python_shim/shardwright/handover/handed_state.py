@@ -64,6 +64,6 @@ def handed_state(state_dict: dict[str, Any], has_template: bool) -> HandedState:
         for fqn in description.passed_over
     ]
     if problems:
-        raise _core.PlanError("\n  ".join(["cannot hand over these values:", *problems]))
+        raise _core.PlanError(_core.in_lines("cannot hand over these values:", problems))
     copied_bytes = copy_to_cpu(description)
     return HandedState(description, copied_bytes, describe_save(flat, paths).encode())

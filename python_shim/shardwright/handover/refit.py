@@ -285,6 +285,21 @@ class _Refit:
             raise failure from failed
         return bytes(answer)
 
+    def _gather(self, count: int, mine: Callable[[], bytes]) -> list[bytes]:
+        """What all ranks tell, so many bytes each, in one collective. Raises as :meth:`_round` does."""
+        own = torch.zeros(count + 1, dtype=torch.uint8)  # the last one: whether it has failed
+        try:
+            own[:count] = torch.frombuffer(bytearray(self._told(mine)), dtype=torch.uint8)
+        except Exception as error:
+            self._failure = error
+            own[count] = 1
+        told = torch.empty(self._ranks, count + 1, dtype=torch.uint8)
+        with naming_gone_ranks(self._group, _DOING):
+            dist.all_gather(list(told), own, group=self._group)
+        if bool(told[:, count].any()):
+            self._round(bytes, lambda told: told)  # in which those that have failed say why
+        return [bytes(one) for one in told[:, :count].tolist()]
+
     def _told(self, mine: Callable[[], bytes]) -> bytes:
         if self._failure is not None:
             raise self._failure
@@ -292,14 +307,14 @@ class _Refit:
 
     def plan(self) -> RefitPlan:
         self._plan.is_new = not _core.plan_refit(
-            self._rank, self._ranks, self._round, self._side, self._request, self._plan._planned,
+            self._rank, self._ranks, self._round, self._gather, self._side, self._request, self._plan._planned,
             self._staging_bytes, self._threads, self._devices,
         )  # fmt: skip
         return self._plan
 
     def run(self) -> RefitReport:
         outcome = _core.hand_over(
-            self._rank, self._ranks, self._round, self._side, self._request, self._plan._planned,
+            self._rank, self._ranks, self._round, self._gather, self._side, self._request, self._plan._planned,
             GroupTransport(self._group), self._staging_bytes, self._threads, self._devices,
         )  # fmt: skip
         torch.autograd.graph.increment_version([tensor.tensor for tensor in self._engine])

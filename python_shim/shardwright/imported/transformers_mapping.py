@@ -103,12 +103,10 @@ def imported_weight_map(catalog: Any, model: Any = "auto") -> Any:
     model_type = transformers_model.config.model_type
     if conversion.problems:
         raise _core.PlanError(
-            "\n  ".join(
-                [
-                    f"cannot make rules of transformers' mapping for {type(transformers_model).__name__} and these "
-                    "tensors; nothing has been written:",
-                    *conversion.problems,
-                ]
+            _core.in_lines(
+                f"cannot make rules of transformers' mapping for {type(transformers_model).__name__} and these "
+                "tensors; nothing has been written:",
+                conversion.problems,
             )
         )
     return weight_map_of(catalog, conversion, model_type)

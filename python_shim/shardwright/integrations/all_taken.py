@@ -18,7 +18,9 @@ def expect_all_taken(
     left = lacking_everywhere(group, unused)
     if left:
         raise _core.PlanError(
-            f"{os.fspath(path)} holds what no rank has a place for; it is of another model, optimizer or number of "
-            "layers. Expected the checkpoint of this one; do not train on:\n  "
-            + "\n  ".join(_core.grouped_names(left))
+            _core.in_lines(
+                f"{os.fspath(path)} holds what no rank has a place for; it is of another model, optimizer or number "
+                "of layers. Expected the checkpoint of this one; do not train on:",
+                _core.grouped_names(left),
+            )
         )

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 
+from shardwright import _core
 from shardwright.objects.safe_unpickler import load_safely
-
-#: Objects of which a message tells; more would hide the cause.
-_TOLD = 20
 
 
 def safe_pickle(fqn: str, file: str | Path, data: io.BytesIO) -> io.BytesIO:
@@ -54,10 +52,8 @@ def safe_pickles(
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        lines = [str(error) for error in refused[:_TOLD]]
-        if len(refused) > _TOLD:
-            lines.append(f"and {len(refused) - _TOLD} more")
-        raise ValueError("\n  ".join(["objects of this checkpoint cannot be loaded safely:", *lines]))
+        headline = "objects of this checkpoint cannot be loaded safely:"
+        raise ValueError(_core.in_lines(headline, [str(error) for error in refused]))
     return safe
 
 
@@ -104,9 +100,8 @@ def warn_of_refused_objects(objects: Mapping[str, Any]) -> None:
         refused.append(f"{fqn}: {kind} ({reason}{advice})")
     if not refused:
         return
-    more = [f"and {len(refused) - _TOLD} more"] if len(refused) > _TOLD else []
     text = (
         "this save holds objects that a load refuses, since making them runs code; save plain data in their place, or "
         "load with weights_only=False, or after torch.serialization.add_safe_globals:"
     )
-    warnings.warn("\n  ".join([text, *refused[:_TOLD], *more]), UserWarning, stacklevel=2)
+    warnings.warn(_core.in_lines(text, refused), UserWarning, stacklevel=2)

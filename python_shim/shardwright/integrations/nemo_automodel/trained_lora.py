@@ -98,7 +98,7 @@ def _expect_all(
     lines += [f"{name}: the adapter has it, the model does not" for name in _core.grouped_names(unexpected)]
     if lines:
         raise _core.PlanError(
-            f"{path}: adapter and model do not fit; nothing has been loaded:\n  " + "\n  ".join(lines)
+            _core.in_lines(f"{path}: adapter and model do not fit; nothing has been loaded:", lines)
         )
 
 
