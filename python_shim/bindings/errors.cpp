@@ -70,6 +70,9 @@ void bind_errors(py::module_& m) {
   plan_error.attr("__doc__") =
       "Checkpoint and trainer do not fit together; lists every tensor concerned, with what was expected and "
       "found.";
+  m.def(
+      "without_secrets", [](const std::string& text) { return py::bytes(without_secrets(text)); },
+      py::arg("text"), "See storage/files/secrets.h.");
   py::register_exception_translator([](std::exception_ptr failure) {
     try {
       if (failure) std::rethrow_exception(failure);

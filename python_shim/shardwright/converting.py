@@ -35,8 +35,9 @@ from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.loading import is_of_trainer
 from shardwright.local_path import beside, bytes_or_none, expect_overwrite, lasting_path, location, shown
 from shardwright.progress import counters_of
-from shardwright.ranks.gone_ranks import naming_gone_ranks
+from shardwright.ranks.gone_ranks import naming_gone_ranks, rank_among
 from shardwright.ranks.rank_outcome import round_of_ranks
+from shardwright.ranks.together import together, words_of
 from shardwright.regular_file import open_regular
 from shardwright.remote.address import is_address
 from shardwright.report import SaveReport
@@ -162,9 +163,8 @@ def _convert_encoding(
 ) -> SaveReport:
     """All ranks call it together; what one of them is given wrongly, all are told."""
     start = time.perf_counter()
-    together = dist.is_available() and dist.is_initialized()
-    rank = dist.get_rank(process_group) if together else 0
-    ranks = dist.get_world_size(process_group) if together else 1
+    alike = words_of(source=source, destination=destination, overwrite=overwrite)
+    rank, ranks = together(process_group, "converting", lambda: rank_among(process_group), alike)
     conversion: Any = None
     publication: Any = None
 

@@ -353,10 +353,17 @@ def outcome(tiny: Path, tmp_path_factory) -> dict[str, str]:
     [
         "save",
         "save_in_the_background",
+        "save_after_one_that_failed",
+        "save_as_others_do_not",
         "save_to_an_address",
+        "another_call",
         "export",
         "export_of_a_path",
+        "export_of_a_path_or_of_a_state_dict",
+        "no_process_group",
+        "none_of_the_group",
         "load",
+        "load_in_no_way_that_there_is",
         "afterwards",
     ],
 )

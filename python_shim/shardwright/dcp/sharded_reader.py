@@ -24,7 +24,8 @@ from shardwright.dcp.torch_reading import TorchStorageReader
 from shardwright.describe import Description, describe, is_reached
 from shardwright.local_path import beside, shown
 from shardwright.objects.safe_objects import safe_pickles
-from shardwright.ranks.cooperation import failing_together, reading_group
+from shardwright.ranks.cooperation import reading_group
+from shardwright.ranks.together import failing_together
 from shardwright.report import with_what_was_left_out
 from shardwright.rounding import refuse_roundings, roundings_of
 

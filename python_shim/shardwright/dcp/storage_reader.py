@@ -24,13 +24,8 @@ from shardwright.dcp.one_checkpoint import expect_one_checkpoint, telling_conten
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
 from shardwright.local_path import beside, bytes_or_none, location, shown, whole_number
 from shardwright.progress import progress_callback
-from shardwright.ranks.cooperation import (
-    Cooperative,
-    Readers,
-    failing_together,
-    read_together,
-    reading_group,
-)
+from shardwright.ranks.cooperation import Cooperative, Readers, read_together, reading_group
+from shardwright.ranks.together import failing_together
 from shardwright.remote.address import is_address
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of

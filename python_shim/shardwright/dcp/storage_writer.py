@@ -40,7 +40,14 @@ from shardwright.describe import (
     tied_heads,
     whole_box,
 )
-from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place, shown
+from shardwright.local_path import (
+    bytes_or_none,
+    expect_flags,
+    expect_overwrite,
+    expect_text,
+    lasting_place,
+    shown,
+)
 from shardwright.progress import counters_of
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.remote.address import address_of, is_address
@@ -176,6 +183,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     ) -> None:
         path = os.fspath(lasting_place(path))
         expect_overwrite(overwrite)
+        expect_flags(strict=strict, strict_dtypes=strict_dtypes)
+        expect_text("layout", layout)
         quantization, weights = checked_quantization(quantization, quantized_weights)
         if quantization == "template" and template is None:
             raise ValueError(
@@ -211,7 +220,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.model, self.layout, self.strict = model, layout, strict
         self.staging_bytes = bytes_or_none("staging_bytes", staging_bytes) or 0
         self.device_memory = bytes_or_none("device_memory", device_memory)
-        self.async_staging_bytes = async_staging_bytes
+        self.async_staging_bytes = bytes_or_none("async_staging_bytes", async_staging_bytes)
         self.strict_dtypes = strict_dtypes
         self.process_group = process_group
         self.report: SaveReport | None = None
