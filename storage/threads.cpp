@@ -26,6 +26,8 @@ double processor_seconds() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
+void prepare_for_exceptions() { static_cast<void>(std::uncaught_exceptions()); }
+
 void for_each_index(std::size_t count, int threads, const std::function<void(std::size_t)>& work) {
   std::atomic<std::size_t> next = 0;
   std::atomic<bool> failed = false;
@@ -33,6 +35,7 @@ void for_each_index(std::size_t count, int threads, const std::function<void(std
   std::exception_ptr fault;
   std::size_t faulty = count;
   const auto run = [&] {
+    prepare_for_exceptions();
     for (std::size_t i = next++; i < count && !failed; i = next++) {
       try {
         work(i);
@@ -64,6 +67,7 @@ void for_each_index(std::size_t count, int threads, const std::function<void(std
 void on_its_own_thread(const std::function<void()>& work) {
   std::exception_ptr failure;
   std::thread([&] {
+    prepare_for_exceptions();
     try {
       work();
     } catch (...) {

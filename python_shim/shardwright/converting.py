@@ -33,7 +33,15 @@ from shardwright.dcp.torch_checkpoint import (
 )
 from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.loading import is_of_trainer
-from shardwright.local_path import beside, bytes_or_none, expect_overwrite, lasting_path, location, shown
+from shardwright.local_path import (
+    beside,
+    bytes_or_none,
+    expect_overwrite,
+    expect_text,
+    lasting_path,
+    location,
+    shown,
+)
 from shardwright.progress import counters_of
 from shardwright.ranks.gone_ranks import naming_gone_ranks, rank_among
 from shardwright.ranks.rank_outcome import round_of_ranks
@@ -174,6 +182,8 @@ def _convert_encoding(
             raise ValueError("format is of checkpoints of training; expected none together with quantization")
         name, weights = checked_quantization(quantization, quantized_weights)
         expect_overwrite(overwrite)
+        if layout is not None:
+            expect_text("layout", layout)
         thread_count = threads_of(threads, "threads")
         saved, catalog = _saved_weights(source, key, thread_count, rank, ranks)
         of_training = {"template": template, "layout": layout, "key": key}
@@ -244,6 +254,11 @@ def _saved_weights(
     """Of a checkpoint of training: for each weight of the model its name in the checkpoint, and a catalog of what
     torch's own writer has written, which is read here."""
     if not is_of_trainer(source):
+        if _core.kind_of(location(source)) == "adapter":
+            raise ValueError(
+                f"{shown(source)}: holds a LoRA adapter, whose encoding is not changed; expected a model or a "
+                "checkpoint of training"
+            )
         return None, None
     metadata = ShardedStorageReader(source).read_metadata()
     saved = names_of_weights(metadata, os.fspath(source), key)[1]
@@ -278,7 +293,7 @@ class _StoredChunks:
             _core.read_catalog(os.fspath(path))  # which says what is there
             raise ValueError(
                 f"{shown(path)}: expected a sharded checkpoint or one of torch's FileSystemWriter, found another kind; "
-                'pass quantization= for a Hugging Face checkpoint in another encoding, "bf16" for none'
+                'pass quantization= (--quantization) for a Hugging Face checkpoint in another encoding, "bf16" for none'
             )
 
         self._bytes = sum(place.length for place in self.metadata.storage_data.values())

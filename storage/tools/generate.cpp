@@ -20,6 +20,7 @@
 #include "storage/files/printable.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/hf_index.h"
+#include "storage/format/kind_of.h"
 #include "storage/format/safetensors.h"
 #include "storage/threads.h"
 #include "storage/tools/generate_tokenizer.h"
@@ -147,14 +148,17 @@ std::vector<Layout> lay_out(std::vector<NamedShape> tensors, std::uint64_t max_f
 
 /// The directory must not hold a checkpoint, whose files would mix with the new ones.
 void expect_no_checkpoint(const fs::path& directory) {
+  const auto refuse = [&](const std::string& found) {
+    throw Error(ErrorKind::argument, printable(directory.native()) +
+                                         ": expected a directory without a checkpoint, found " + found +
+                                         "; give an empty directory, or empty this one");
+  };
+  if (is_of_trainer(kind_of(directory))) refuse("one of training");
   for (const std::string& file : names_in(directory)) {
     const fs::path name = file;
     if (name.extension() == ".safetensors" || name == hf_index_name || name == "config.json" ||
-        is_beside_generated(file)) {
-      throw Error(ErrorKind::argument,
-                  printable(directory.native()) + ": expected a directory without a checkpoint, found " +
-                      in_quotes(name.native()) + "; give an empty directory, or empty this one");
-    }
+        is_beside_generated(file))
+      refuse(in_quotes(name.native()));
   }
 }
 

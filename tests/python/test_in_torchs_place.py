@@ -154,6 +154,17 @@ def test_whoever_saved_with_extensions_either_reads(who: str, planner: Any, tmp_
     assert all(place.transform_descriptors == ["stream.complement/1"] for place in places)
 
 
+def test_an_extension_that_is_not_known_is_named_and_is_no_damage(tmp_path: Path):
+    save_to = PAIRS["torch"][0](tmp_path, thread_count=2, _extensions=[Backwards()])
+    dcp.save(STATE, storage_writer=save_to, no_dist=True)
+    tensor = next(name for name, value in STATE.items() if isinstance(value, torch.Tensor))
+    for state in ({tensor: torch.zeros_like(STATE[tensor])}, dict(STATE)):
+        with pytest.raises(
+            ValueError, match="extensions, stream.complement/1, which are not known here.*registry"
+        ):
+            sw.load(state, tmp_path)
+
+
 def test_a_save_with_extensions_replaces_what_it_may(tmp_path: Path):
     def save(step: int, **options: Any) -> None:
         writer = sw.ShardedStorageWriter(tmp_path, **options)

@@ -18,7 +18,7 @@ from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
 from shardwright.handover.handed_state import handed_state, request_of
 from shardwright.handover.kept_side import KeptSide, facts_of_side
-from shardwright.local_path import whole_number
+from shardwright.local_path import bytes_or_none, whole_number
 from shardwright.ranks.gone_ranks import group_to_tell, naming_gone_ranks, rank_among
 from shardwright.ranks.held_interrupt import held_interrupt
 from shardwright.ranks.rank_outcome import as_sent, text_of
@@ -247,7 +247,8 @@ class _Refit:
                 self._side.keep_digest(self._request)
                 self._plan._kept = KeptSide(facts, self._side, self._request)
             self._devices = _core.DeviceOptions(
-                device_memory, current_streams(self._description.local_tensors)
+                bytes_or_none("device_memory", device_memory),
+                current_streams(self._description.local_tensors),
             )
 
         self._failure: Exception | None = None  # told in the first round, for which the others wait

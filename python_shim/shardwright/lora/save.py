@@ -87,6 +87,7 @@ def save_lora(
             if value not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, found {value!r}")
         options: tuple[tuple[str, Any, Any, str], ...] = (
+            ("model", model, str, "a str"),
             ("base_model", base_model, str, "a str"),
             ("task_type", task_type, (str, NoneType), "a str or None"),
         )

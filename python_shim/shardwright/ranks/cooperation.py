@@ -27,6 +27,8 @@ class Readers:
     even_cached_files: bool
 
 
+_FORMING = "forming groups to read"
+
 #: What a caller may say of reading together.
 Cooperative: TypeAlias = bool | Literal["node", "job"] | dist.ProcessGroup | Readers
 
@@ -41,27 +43,27 @@ def reading_group(cooperative: Cooperative) -> Iterator[Readers | None]:
     """The ranks to read with: those of this node, of the job, or of the group that is given; None if there are no
     others.
 
-    Collective over the default process group if ``cooperative`` is True, "node" or "job". Where all ranks are to read
-    together and that group takes CPU tensors, it is the one to read with; else the ranks form a Gloo group, the first
-    time. Forming one while a rank ends can take several times the group's timeout.
+    Collective over the group that is given; over the default one if ``cooperative`` is True, "node" or "job". Where all
+    ranks are to read together and that group takes CPU tensors, it is the one to read with; else the ranks form a Gloo
+    group, the first time. Forming one while a rank ends can take several times the group's timeout.
     """
     if isinstance(cooperative, Readers):
         yield cooperative
         return
-    if isinstance(cooperative, dist.ProcessGroup):
-        yield None if dist.get_world_size(cooperative) == 1 else Readers(cooperative, True)
-        return
     if cooperative is False:
         yield None
         return
-    together(
-        None, "forming groups to read", lambda: _expect_known(cooperative), [f"cooperative {cooperative}"]
-    )
-    if not has_others(None):
+    own = cooperative if isinstance(cooperative, dist.ProcessGroup) else None
+    way = "a process group" if own is not None else cooperative
+    together(own, _FORMING, lambda: _expect_known(cooperative), [f"cooperative {way}"])
+    if not has_others(own):
         yield None
         return
+    if own is not None:
+        yield Readers(own, True)
+        return
     nodes: list[str] = [""] * dist.get_world_size()
-    with naming_gone_ranks(None, "forming groups to read"):
+    with naming_gone_ranks(None, _FORMING):
         if cooperative != "job":
             dist.all_gather_object(nodes, _this_node())
         group = _group_of_node(nodes)
@@ -69,7 +71,8 @@ def reading_group(cooperative: Cooperative) -> Iterator[Readers | None]:
 
 
 def _expect_known(cooperative: Any) -> None:
-    if cooperative is not True and not (isinstance(cooperative, str) and cooperative in ("node", "job")):
+    named = isinstance(cooperative, str) and cooperative in ("node", "job")
+    if not named and cooperative is not True and not isinstance(cooperative, dist.ProcessGroup):
         raise ValueError(
             f'cooperative: expected True, False, "node", "job" or a process group, found {cooperative!r}'
         )

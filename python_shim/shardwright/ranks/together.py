@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
 from shardwright.ranks.gone_ranks import group_to_tell, has_others, naming_gone_ranks
-from shardwright.ranks.rank_outcome import as_sent, told
+from shardwright.ranks.rank_outcome import as_sent, text_of, told
 
 T = TypeVar("T")
 
@@ -115,7 +115,9 @@ def raise_if_any_failed(
     if not failed.item():
         return
     messages: list[str | None] = [None] * dist.get_world_size(group)
-    mine = None if failure is None else str(failure) or type(failure).__name__  # an interrupt says nothing
+    mine = (
+        None if failure is None else text_of(failure) or type(failure).__name__
+    )  # an interrupt says nothing
     dist.all_gather_object(messages, mine, group)
     if failure is not None:
         raise failure

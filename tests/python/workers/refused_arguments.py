@@ -125,7 +125,14 @@ def load(path: str, ignored: str) -> None:
 
 
 def load_in_no_way_that_there_is(path: str, ignored: str) -> None:
-    for fine, odd in ((True, "nodes"), ("job", 3), ("node", None), ("node", "job"), (True, "node")):
+    for fine, odd in (
+        (True, "nodes"),
+        ("job", 3),
+        ("node", None),
+        ("node", "job"),
+        (True, "node"),
+        (dist.group.WORLD, "all"),
+    ):
         way = of_rank(fine, odd)
         state = sw.empty_state_dict(path)
         expect_refused(lambda state=state, way=way: sw.load(state, path, cooperative=way), f"{odd}")
