@@ -26,7 +26,12 @@ double processor_seconds() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
-void prepare_for_exceptions() { static_cast<void>(std::uncaught_exceptions()); }
+void prepare_for_exceptions() {
+  // What this library keeps in each thread, and what the runtime does. Its answer has to go somewhere, or the
+  // compiler leaves the question out.
+  [[maybe_unused]] thread_local volatile int uncaught = 0;
+  uncaught = std::uncaught_exceptions();
+}
 
 void for_each_index(std::size_t count, int threads, const std::function<void(std::size_t)>& work) {
   std::atomic<std::size_t> next = 0;

@@ -64,7 +64,8 @@ def export(
         quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite,
             strict_dtypes, quantized_weights: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
-        key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
+        key: of the path of a saved training, and of nothing else: where its state dict has the weights, as dotted keys;
+            None: "model".
 
     Raises, the same on every rank, naming the rank concerned:
         PlanError: state dict and template do not fit, or ranks disagree; lists all that is wrong.

@@ -92,7 +92,9 @@ def save(
         keep_last: once this one is there, delete all but so many steps, those that were saved last. Needs ``step``, or
             a ``path`` that is called as a step.
         asynchronous: return a :class:`PendingSave` as soon as this rank's state has been copied; training may go on and
-            change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
+            change it. One save runs at a time: the next one waits for it, and raises its failure, on all ranks, if one
+            of them has not asked for it yet. Arguments that are refused, or not the same on all ranks, are raised by
+            the call itself.
         planner: a DCP save planner; None: a new :class:`SavePlanner`.
         process_group: of the ranks that save; in the background, one that nobody else uses meanwhile. None: all ranks.
         threads, async_staging_bytes, device_memory, overwrite, format: see :class:`ShardedStorageWriter`.

@@ -155,7 +155,7 @@ def test_whoever_saved_with_extensions_either_reads(who: str, planner: Any, tmp_
 
 
 def test_an_extension_that_is_not_known_is_named_and_is_no_damage(tmp_path: Path):
-    save_to = PAIRS["torch"][0](tmp_path, thread_count=2, _extensions=[Backwards()])
+    save_to = PAIRS["torch's"][0](tmp_path, thread_count=2, _extensions=[Backwards()])
     dcp.save(STATE, storage_writer=save_to, no_dist=True)
     tensor = next(name for name, value in STATE.items() if isinstance(value, torch.Tensor))
     for state in ({tensor: torch.zeros_like(STATE[tensor])}, dict(STATE)):
