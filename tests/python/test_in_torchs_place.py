@@ -157,8 +157,7 @@ def test_whoever_saved_with_extensions_either_reads(who: str, planner: Any, tmp_
 def test_an_extension_that_is_not_known_is_named_and_is_no_damage(tmp_path: Path):
     save_to = PAIRS["torch's"][0](tmp_path, thread_count=2, _extensions=[Backwards()])
     dcp.save(STATE, storage_writer=save_to, no_dist=True)
-    tensor = next(name for name, value in STATE.items() if isinstance(value, torch.Tensor))
-    for state in ({tensor: torch.zeros_like(STATE[tensor])}, dict(STATE)):
+    for state in ({"model": {"w": torch.zeros(2, 3)}}, {"step": 0}):
         with pytest.raises(
             ValueError, match="extensions, stream.complement/1, which are not known here.*registry"
         ):
