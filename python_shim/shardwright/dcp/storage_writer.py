@@ -69,7 +69,8 @@ def checked_quantization(
         raise ValueError(
             f"quantization is {quantization!r}; expected one of {', '.join(_core.quantizations())}, template, or None"
         )
-    if weights is not None and (isinstance(weights, str) or not all(isinstance(one, str) for one in weights)):
+    is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
+    if weights is not None and not (is_list and all(isinstance(one, str) for one in weights)):
         raise ValueError(f"quantized_weights is {weights!r}; expected a list of patterns of names")
     if weights is not None and name in ("none", "template"):
         raise ValueError("quantized_weights: expected a quantization= by which to encode them")
