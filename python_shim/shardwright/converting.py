@@ -22,7 +22,6 @@ from shardwright.dcp.saved_weights import names_of_weights
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import threads_of
-from shardwright.dcp.storage_writer import checked_quantization
 from shardwright.dcp.torch_catalog import read_torch_catalog
 from shardwright.dcp.torch_checkpoint import (
     damaged_archive,
@@ -43,6 +42,7 @@ from shardwright.local_path import (
     shown,
 )
 from shardwright.progress import counters_of
+from shardwright.quantization import checked_quantization
 from shardwright.ranks.gone_ranks import naming_gone_ranks, rank_among
 from shardwright.ranks.rank_outcome import round_of_ranks
 from shardwright.ranks.together import together, words_of

@@ -10,9 +10,10 @@ from shardwright import _core
 from shardwright.catalog import catalog_of
 from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
 from shardwright.dcp.save_description import describe_save
-from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
+from shardwright.dcp.storage_writer import copy_to_cpu
 from shardwright.describe import Description, describe, tied_heads
 from shardwright.local_path import expect_flags, expect_text
+from shardwright.quantization import checked_quantization
 from shardwright.weight_maps import imported_map, model_name
 
 
