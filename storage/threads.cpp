@@ -26,6 +26,13 @@ double processor_seconds() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
+void prepare_for_exceptions() {
+  // What this library keeps in each thread, and what the runtime does. Its answer has to go somewhere, or the
+  // compiler leaves the question out.
+  [[maybe_unused]] thread_local volatile int uncaught = 0;
+  uncaught = std::uncaught_exceptions();
+}
+
 void for_each_index(std::size_t count, int threads, const std::function<void(std::size_t)>& work) {
   std::atomic<std::size_t> next = 0;
   std::atomic<bool> failed = false;
@@ -33,6 +40,7 @@ void for_each_index(std::size_t count, int threads, const std::function<void(std
   std::exception_ptr fault;
   std::size_t faulty = count;
   const auto run = [&] {
+    prepare_for_exceptions();
     for (std::size_t i = next++; i < count && !failed; i = next++) {
       try {
         work(i);
@@ -64,6 +72,7 @@ void for_each_index(std::size_t count, int threads, const std::function<void(std
 void on_its_own_thread(const std::function<void()>& work) {
   std::exception_ptr failure;
   std::thread([&] {
+    prepare_for_exceptions();
     try {
       work();
     } catch (...) {

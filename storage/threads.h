@@ -17,6 +17,10 @@ double processor_seconds();
 /// once all threads have stopped.
 void for_each_index(std::size_t count, int threads, const std::function<void(std::size_t)>& work);
 
+/// What a thread calls before it does anything: has the runtime allocate what this library and its exceptions
+/// keep in each thread. Where memory is short when they first need that, the runtime ends the process.
+void prepare_for_exceptions();
+
 /// Runs work on a thread of its own, and throws here what it throws.
 void on_its_own_thread(const std::function<void()>& work);
 

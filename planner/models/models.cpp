@@ -76,6 +76,11 @@ std::string other_ways(std::string_view layout) {
 const Model& recognise(const Catalog& catalog, std::string_view layout) {
   const std::vector<const Model*> found = candidates(catalog);
   if (found.size() == 1) return *found.front();
+  if (catalog.files.size() == 1 && catalog.files.front().name == "adapter_model.safetensors") {
+    throw Error(ErrorKind::mismatch, catalog.directory.string() +
+                                         ": holds a LoRA adapter and no model: load it with load_lora, or "
+                                         "give the directory of the model that it is for");
+  }
   const std::string model_type = model_type_of(catalog);
   throw Error(
       ErrorKind::mismatch,

@@ -26,17 +26,24 @@ std::string text_in(const Json& object, const char* name) {
   return found != object.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
-Json object_in(const Json& object, const char* name) {
+// Parts of a config are looked at in place. A copy that memory does not suffice for ends the process:
+// nlohmann's destructor takes memory.
+const Json& object_in(const Json& object, const char* name) {
+  static const Json none = Json::object();
   const auto found = object.find(name);
-  return found != object.end() && found->is_object() ? *found : Json::object();
+  return found != object.end() && found->is_object() ? *found : none;
+}
+
+/// The config.json of a checkpoint; an empty object if it has none.
+Json config_of(const Catalog& catalog) {
+  if (catalog.config.empty()) return Json::object();
+  Json config = Json::parse(catalog.config, nullptr, /*allow_exceptions=*/false);
+  return config.is_object() ? config : Json::object();
 }
 
 /// The quantization_config, which models with vision may have in a part.
-Json quantization_of(const Catalog& catalog) {
-  if (catalog.config.empty()) return Json::object();
-  const Json config = Json::parse(catalog.config, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object()) return Json::object();
-  Json own = object_in(config, "quantization_config");
+const Json& quantization_of(const Json& config) {
+  const Json& own = object_in(config, "quantization_config");
   return own.empty() ? object_in(object_in(config, "text_config"), "quantization_config") : own;
 }
 
@@ -53,12 +60,10 @@ Kinds declared(const Json& config) {
   Kinds kinds;
   for (const char* name : {"quant_method", "quant_algo", "format"}) add_kinds(text_in(config, name), kinds);
   if (text_in(config, "quant_method") == "fp8" && text_in(config, "expert_dtype") == "fp4") kinds.insert(fp4);
-  const Json groups = object_in(config, "config_groups");
-  for (const auto& group : groups) {
+  for (const auto& group : object_in(config, "config_groups")) {
     if (group.is_object()) add_kinds(text_in(group, "format"), kinds);
   }
-  const Json layers = object_in(config, "quantized_layers");
-  for (const auto& layer : layers) {
+  for (const auto& layer : object_in(config, "quantized_layers")) {
     if (layer.is_object()) add_kinds(text_in(layer, "quant_algo"), kinds);
   }
   return kinds;
@@ -84,8 +89,8 @@ std::string joined(const Kinds& kinds) {
 }  // namespace
 
 std::string fault_of_quantization_config(const Catalog& catalog) {
-  const Json config = quantization_of(catalog);
-  const Kinds told = declared(config);
+  const Json config = config_of(catalog);
+  const Kinds told = declared(quantization_of(config));
   if (told.empty()) return "";
   const Kinds found = present(catalog);
   for (const std::string_view kind : found) {

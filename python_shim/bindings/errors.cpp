@@ -70,6 +70,9 @@ void bind_errors(py::module_& m) {
   plan_error.attr("__doc__") =
       "Checkpoint and trainer do not fit together; lists the tensors concerned, with what was expected and "
       "found: the first 20 of them, and how many more there are.";
+  m.def(
+      "without_secrets", [](const std::string& text) { return py::bytes(without_secrets(text)); },
+      py::arg("text"), "See storage/files/secrets.h.");
   py::register_exception_translator([](std::exception_ptr failure) {
     try {
       if (failure) std::rethrow_exception(failure);

@@ -17,6 +17,7 @@
 #include "storage/jobs/publication.h"
 #include "storage/jobs/sent_export.h"
 #include "storage/write/export.h"
+#include "storage/write/export_words.h"
 #include "storage/write/files_beside.h"
 
 namespace py = pybind11;
@@ -37,6 +38,8 @@ void bind_files_beside(py::module_& m) {
       },
       py::arg("text"), py::arg("quantization"), py::arg("plain_modules"), py::arg("file"),
       "See storage/write/files_beside.h.");
+  m.def("expect_asked_alike", &expect_asked_alike, py::arg("words_of_ranks"),
+        "Raises PlanError that names the ranks whose arguments, in words, are not those of rank 0.");
 }
 
 void bind_conversion(py::module_& m) {

@@ -5,6 +5,7 @@
 
 #include "python_shim/bindings/bindings.h"
 #include "storage/progress.h"
+#include "storage/threads.h"
 
 namespace shardwright {
 
@@ -15,7 +16,10 @@ template <typename Work>
 auto interruptible(Progress* watched, const Work& work) {
   Progress own;
   Progress& progress = watched != nullptr ? *watched : own;
-  auto result = std::async(std::launch::async, [&] { return work(progress); });
+  auto result = std::async(std::launch::async, [&] {
+    prepare_for_exceptions();
+    return work(progress);
+  });
   while (result.wait_for(std::chrono::milliseconds(50)) != std::future_status::ready) {
     try {
       check_for_interrupt();

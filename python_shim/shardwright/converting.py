@@ -22,7 +22,6 @@ from shardwright.dcp.saved_weights import names_of_weights
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import threads_of
-from shardwright.dcp.storage_writer import checked_quantization
 from shardwright.dcp.torch_catalog import read_torch_catalog
 from shardwright.dcp.torch_checkpoint import (
     damaged_archive,
@@ -33,10 +32,20 @@ from shardwright.dcp.torch_checkpoint import (
 )
 from shardwright.dcp.torch_metadata import read_torch_metadata
 from shardwright.loading import is_of_trainer
-from shardwright.local_path import beside, bytes_or_none, expect_overwrite, lasting_path, location, shown
+from shardwright.local_path import (
+    beside,
+    bytes_or_none,
+    expect_overwrite,
+    expect_text,
+    lasting_path,
+    location,
+    shown,
+)
 from shardwright.progress import counters_of
-from shardwright.ranks.gone_ranks import naming_gone_ranks
+from shardwright.quantization import checked_quantization
+from shardwright.ranks.gone_ranks import naming_gone_ranks, rank_among
 from shardwright.ranks.rank_outcome import round_of_ranks
+from shardwright.ranks.together import together, words_of
 from shardwright.regular_file import open_regular
 from shardwright.remote.address import is_address
 from shardwright.report import SaveReport
@@ -163,6 +172,8 @@ def _conversion(
     if format is not None:
         raise ValueError("format is of checkpoints of training; expected none together with quantization")
     name, weights = checked_quantization(quantization, quantized_weights)
+    if layout is not None:
+        expect_text("layout", layout)
     thread_count = threads_of(threads, "threads")
     saved, catalog = _saved_weights(source, key, thread_count, rank, ranks)
     of_training = {"template": template, "layout": layout, "key": key}
@@ -201,9 +212,8 @@ def _convert_encoding(
 ) -> SaveReport:
     """All ranks call it together, with the options of `_conversion`; what one is given wrongly, all are told."""
     start = time.perf_counter()
-    together = dist.is_available() and dist.is_initialized()
-    rank = dist.get_rank(process_group) if together else 0
-    ranks = dist.get_world_size(process_group) if together else 1
+    alike = words_of(source=source, destination=destination, overwrite=overwrite)
+    rank, ranks = together(process_group, "converting", lambda: rank_among(process_group), alike)
     conversion: Any = None
     publication: Any = None
 
@@ -253,6 +263,11 @@ def _saved_weights(
     """Of a checkpoint of training: for each weight of the model its name in the checkpoint, and a catalog of what
     torch's own writer has written, which is read here."""
     if not is_of_trainer(source):
+        if _core.kind_of(location(source)) == "adapter":
+            raise ValueError(
+                f"{shown(source)}: holds a LoRA adapter, whose encoding is not changed; expected a model or a "
+                "checkpoint of training"
+            )
         return None, None
     metadata = ShardedStorageReader(source).read_metadata()
     saved = names_of_weights(metadata, os.fspath(source), key)[1]
@@ -287,7 +302,7 @@ class _StoredChunks:
             _core.read_catalog(os.fspath(path))  # which says what is there
             raise ValueError(
                 f"{shown(path)}: expected a sharded checkpoint or one of torch's FileSystemWriter, found another kind; "
-                'pass quantization= for a Hugging Face checkpoint in another encoding, "bf16" for none'
+                'pass quantization= (--quantization) for a Hugging Face checkpoint in another encoding, "bf16" for none'
             )
 
         self._bytes = sum(place.length for place in self.metadata.storage_data.values())

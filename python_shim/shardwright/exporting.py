@@ -15,14 +15,12 @@ from shardwright.catalog import catalog_of
 from shardwright.dcp.fitting import with_hints
 from shardwright.dcp.flat_state import expect_state_dict, flatten
 from shardwright.dcp.layout_hints import hints_at_layout
-from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.saved_weights import content_of, load_weights
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
-from shardwright.ranks.gone_ranks import has_others
-from shardwright.ranks.together import together
+from shardwright.ranks.together import together, words_of
 from shardwright.remote.address import address_of, is_address
 from shardwright.report import SaveReport
 
@@ -66,7 +64,8 @@ def export(
         quantization, max_shard_size, template, model, layout, strict, staging_bytes, device_memory, overwrite,
             strict_dtypes, quantized_weights: see
             :class:`HuggingFaceStorageWriter`. ``threads`` is its ``thread_count``.
-        key: of the path of a saved training: where its state dict has the weights, as dotted keys; None: "model".
+        key: of the path of a saved training, and of nothing else: where its state dict has the weights, as dotted keys;
+            None: "model".
 
     Raises, the same on every rank, naming the rank concerned:
         PlanError: state dict and template do not fit, or ranks disagree; lists all that is wrong.
@@ -77,12 +76,14 @@ def export(
     Nothing has been published then.
     """
     source = state_dict if isinstance(state_dict, (str, os.PathLike)) else None
-    weights: Any = state_dict
-    refusal: Exception | None = None
-    writer: HuggingFaceStorageWriter | RefusedSave
-    try:
+
+    def begin() -> HuggingFaceStorageWriter:
         if source is None:
             expect_state_dict(state_dict)
+            if key is not None:
+                raise ValueError(
+                    "key: expected none with a state dict; it is of the path of a saved training"
+                )
         writer = HuggingFaceStorageWriter(
             path,
             thread_count=threads,
@@ -101,15 +102,14 @@ def export(
         )
         if source is not None:
             writer.sources.append(address_of(source) if is_address(source) else lasting_path(source))
-    except Exception as error:
-        if not has_others(process_group):
-            raise
-        writer, refusal = RefusedSave(error), error
+        return writer
+
+    alike = words_of(state_dict="of tensors" if source is None else source, path=path, overwrite=overwrite)
+    writer = together(process_group, "exporting", begin, alike)
+    weights: Any = state_dict
     if source is not None:
         options = {"key": key, "model": model, "layout": layout, "strict": strict, "threads": threads}
-        weights = _loaded(source, process_group, options, refusal)
-    if refusal is not None:
-        weights = {}
+        weights = _loaded(source, process_group, options)
     try:
         report: SaveReport = run_save(weights, writer, SavePlanner(), process_group, "exporting")
     except PlanError as failure:
@@ -124,13 +124,9 @@ def export(
 
 
 def _loaded(
-    source: str | os.PathLike[str],
-    process_group: dist.ProcessGroup | None,
-    options: dict[str, Any],
-    refusal: Exception | None,
+    source: str | os.PathLike[str], process_group: dist.ProcessGroup | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """The weights of a checkpoint, of which each rank has a part. Raises the same on every rank, and that of a rank
-    that has refused its arguments."""
+    """The weights of a checkpoint, of which each rank has a part. Raises the same on every rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return load_weights(source, **options)
     mesh = (
@@ -140,8 +136,6 @@ def _loaded(
     )
 
     def load_part() -> tuple[dict[str, Any], list[str]]:
-        if refusal is not None:
-            raise refusal
         return load_weights(source, mesh, **options), content_of(source)
 
     weights, words = together(process_group, "exporting", load_part)

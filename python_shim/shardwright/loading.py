@@ -21,7 +21,8 @@ from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.local_path import location
-from shardwright.ranks.cooperation import Cooperative, naming_gone_readers, raise_if_any_failed, reading_group
+from shardwright.ranks.cooperation import Cooperative, naming_gone_readers, reading_group
+from shardwright.ranks.together import raise_if_any_failed
 from shardwright.report import LoadReport
 from shardwright.system_calls import is_folder
 

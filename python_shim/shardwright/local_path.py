@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from shardwright import _core
-from shardwright.remote.address import address_of, is_address, masked, unmangled
+from shardwright.remote.address import address_of, is_address, unmangled, without_secrets
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
@@ -42,7 +42,7 @@ def shown(path: str | os.PathLike[str]) -> str:
     """The path or address as messages and reports name it: without a password or a query."""
     text = os.fsdecode(path)
     # In a name of a file, a question mark asks for nothing.
-    return masked(unmangled(text)) if is_address(text) else text
+    return without_secrets(unmangled(text)) if is_address(text) else text
 
 
 def beside(folder: str | os.PathLike[str], name: str) -> str:
@@ -75,8 +75,8 @@ def lasting_place(path: str | os.PathLike[str]) -> Path | str:
     address = address_of(path)
     if address.startswith(("hf://", "http://", "https://")):
         raise ValueError(
-            f"{masked(address)}: expected a directory or a store such as s3://bucket/run, found an address that is "
-            "only read; write to a directory and upload that, to the Hub with hf upload"
+            f"{without_secrets(address)}: expected a directory or a store such as s3://bucket/run, found an address "
+            "that is only read; write to a directory and upload that, to the Hub with hf upload"
         )
     return address
 
@@ -103,6 +103,19 @@ def whole_number(name: str, value: int, least: int = 0, most: int | None = None)
 def bytes_or_none(name: str, value: int | None) -> int | None:
     """``value``, which is None or a number of bytes, from 1 on."""
     return None if value is None else whole_number(name, value, 1, 1 << 48)
+
+
+def expect_flags(**flags: bool) -> None:
+    """Raises ValueError for anything but True and False, naming it."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected True or False, found {value!r}")
+
+
+def expect_text(name: str, value: str) -> None:
+    """Raises ValueError for anything but text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected text, found {value!r}")
 
 
 def expect_overwrite(overwrite: bool | None) -> None:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from shardwright import _core
 from shardwright._core import CheckpointFormatError
-from shardwright.remote.address import address_of, is_address, masked
+from shardwright.remote.address import address_of, is_address, without_secrets
 from shardwright.system_calls import naming, uninterrupted
 
 #: How a pointer of Git LFS begins, which lies where a file should.
@@ -54,6 +54,8 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     """
     size = _core.size_of_file(os.fspath(path))
     if size > most:
-        raise CheckpointFormatError(f"{masked(os.fspath(path))}: expected at most {most} bytes, found {size}")
+        raise CheckpointFormatError(
+            f"{without_secrets(os.fspath(path))}: expected at most {most} bytes, found {size}"
+        )
     content: bytes = _core.read_bytes(os.fspath(path), 0, size)
     return content

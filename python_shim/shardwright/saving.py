@@ -15,13 +15,13 @@ from torch.futures import Future
 
 from shardwright.checkpoints import STEP_NAME, step_path
 from shardwright.dcp.flat_state import expect_state_dict
-from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.run_save import quietly_alone, run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
-from shardwright.local_path import lasting_place, shown
-from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks, timeout_of
+from shardwright.local_path import expect_flags, lasting_place, shown
+from shardwright.ranks.gone_ranks import naming_gone_ranks, timeout_of
 from shardwright.ranks.rank_outcome import told
+from shardwright.ranks.together import together, words_of
 from shardwright.report import SaveReport
 
 
@@ -31,7 +31,7 @@ class PendingSave:
 
     path: Path | str
     _future: Future[Any]
-    _writer: ShardedStorageWriter | RefusedSave
+    _writer: ShardedStorageWriter
     _group: Any = None
     _seen: bool = False
 
@@ -92,7 +92,9 @@ def save(
         keep_last: once this one is there, delete all but so many steps, those that were saved last. Needs ``step``, or
             a ``path`` that is called as a step.
         asynchronous: return a :class:`PendingSave` as soon as this rank's state has been copied; training may go on and
-            change it. One save runs at a time: the next one waits for it, and raises its failure if nobody has yet.
+            change it. One save runs at a time: the next one waits for it, and raises its failure, on all ranks, if one
+            of them has not asked for it yet. Arguments that are refused, or not the same on all ranks, are raised by
+            the call itself.
         planner: a DCP save planner; None: a new :class:`SavePlanner`.
         process_group: of the ranks that save; in the background, one that nobody else uses meanwhile. None: all ranks.
         threads, async_staging_bytes, device_memory, overwrite, format: see :class:`ShardedStorageWriter`.
@@ -105,19 +107,21 @@ def save(
     """
     global _running
     earlier, _running = _running, None
-    if earlier is not None and not earlier._seen:
-        earlier.wait()
-    planner = planner or SavePlanner()
-    writer: ShardedStorageWriter | RefusedSave
-    try:
+
+    def begin() -> ShardedStorageWriter:
+        if earlier is not None and not earlier._seen:
+            earlier.wait()
         expect_state_dict(state_dict)
+        expect_flags(asynchronous=asynchronous)
+        if planner is not None and not hasattr(planner, "set_up_planner"):
+            raise ValueError(f"planner is {planner!r}; expected a save planner of DCP, or None")
         place = lasting_place(path)
         if keep_last is not None and step is None and not STEP_NAME.fullmatch(os.path.basename(place)):
             raise ValueError(
                 "keep_last says how many steps to keep: expected step as well, or a path such as training/step-7, "
                 f"found {place}"
             )
-        writer = ShardedStorageWriter(
+        return ShardedStorageWriter(
             place if step is None else step_path(place, step),
             thread_count=threads,
             overwrite=overwrite,
@@ -126,13 +130,20 @@ def save(
             device_memory=device_memory,
             keep_last=keep_last,
         )
-    except Exception as refusal:
-        if not has_others(process_group):
-            raise
-        writer, state_dict, planner = RefusedSave(refusal), {}, SavePlanner()
+
+    alike = words_of(
+        path=path,
+        step=step,
+        keep_last=keep_last,
+        asynchronous=asynchronous,
+        overwrite=overwrite,
+        format=format,
+    )
+    writer = together(process_group, "saving", begin, alike)
+    planner = planner or SavePlanner()
     if asynchronous:
         group = process_group or background_group()
-        _running = begin_save(state_dict, writer, planner, group, getattr(writer, "path", path))
+        _running = begin_save(state_dict, writer, planner, group, writer.path)
         return _running
     report: SaveReport = run_save(state_dict, writer, planner, process_group)
     return report

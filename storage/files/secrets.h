@@ -6,7 +6,7 @@
 namespace shardwright {
 
 /// The text with *** in place of what may be secret in the addresses in it: passwords, and queries, which
-/// sign them. As the Python package's masked().
+/// sign them.
 std::string without_secrets(std::string_view text);
 
 }  // namespace shardwright

@@ -28,6 +28,7 @@
 #include "storage/load/written_parts.h"
 #include "storage/no_memory.h"
 #include "storage/seconds.h"
+#include "storage/threads.h"
 
 namespace shardwright {
 namespace {
@@ -132,7 +133,10 @@ class Engine {
     running_ = resources.threads;
     for (int t = 0; t < resources.threads; ++t) {
       try {
-        workers.emplace_back([&, t] { work(resources, t); });
+        workers.emplace_back([&, t] {
+          prepare_for_exceptions();
+          work(resources, t);
+        });
       } catch (const std::system_error&) {  // the process may have no more threads: fewer do the work
         if (workers.empty()) throw;
         const std::lock_guard lock(mutex_);

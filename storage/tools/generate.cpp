@@ -15,9 +15,12 @@
 #include "planner/names/catalog.h"
 #include "planner/names/packed_weights.h"
 #include "storage/files/entries.h"
+#include "storage/files/made_directories.h"
 #include "storage/files/pending_file.h"
 #include "storage/files/printable.h"
+#include "storage/format/checkpoint_place.h"
 #include "storage/format/hf_index.h"
+#include "storage/format/kind_of.h"
 #include "storage/format/safetensors.h"
 #include "storage/threads.h"
 #include "storage/tools/generate_tokenizer.h"
@@ -143,23 +146,19 @@ std::vector<Layout> lay_out(std::vector<NamedShape> tensors, std::uint64_t max_f
   return files;
 }
 
-[[noreturn]] void io_error(const fs::path& path, const std::string& what, const std::error_code& code) {
-  throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + code.message(), code.value());
-}
-
-/// Makes the directory if need be. It must not hold a checkpoint, whose files would mix with the new ones.
-void prepare_directory(const fs::path& directory) {
-  std::error_code code;
-  fs::create_directories(directory, code);
-  if (code) io_error(directory, "cannot make this directory", code);
+/// The directory must not hold a checkpoint, whose files would mix with the new ones.
+void expect_no_checkpoint(const fs::path& directory) {
+  const auto refuse = [&](const std::string& found) {
+    throw Error(ErrorKind::argument, printable(directory.native()) +
+                                         ": expected a directory without a checkpoint, found " + found +
+                                         "; give an empty directory, or empty this one");
+  };
+  if (is_of_trainer(kind_of(directory))) refuse("one of training");
   for (const std::string& file : names_in(directory)) {
     const fs::path name = file;
     if (name.extension() == ".safetensors" || name == hf_index_name || name == "config.json" ||
-        is_beside_generated(file)) {
-      throw Error(ErrorKind::argument,
-                  printable(directory.native()) + ": expected a directory without a checkpoint, found " +
-                      in_quotes(name.native()) + "; give an empty directory, or empty this one");
-    }
+        is_beside_generated(file))
+      refuse(in_quotes(name.native()));
   }
 }
 
@@ -272,20 +271,26 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
   report.tensors = static_cast<std::int64_t>(entries.size());
   report.files = static_cast<std::int64_t>(layouts.size());
 
-  prepare_directory(directory);
-  if (!options.layout_only) {
-    check_space(directory, report.bytes);
-    expect_in_all(options.progress, report.bytes);
-  }
+  const std::vector<fs::path> made = make_directories(resolved_path(directory));
+  try {
+    expect_no_checkpoint(directory);
+    if (!options.layout_only) {
+      check_space(directory, report.bytes);
+      expect_in_all(options.progress, report.bytes);
+    }
 
-  // Nothing takes its final name before all is written, and the index takes it last: a checkpoint that has
-  // its index is whole, and after a failure the directory is as it was.
-  std::vector<PendingFile> files = write_files(directory, layouts, options);
-  files.push_back(write_text(directory / "config.json", wanted_one.checkpoint.config));
-  for (const auto& [name, text] : beside_generated(wanted_one.checkpoint.config))
-    files.push_back(write_text(directory / name, text));
-  files.push_back(write_text(directory / hf_index_name, make_hf_index(names, entries, report.bytes)));
-  for (PendingFile& file : files) file.publish();
+    // Nothing takes its final name before all is written, and the index takes it last: a checkpoint that has
+    // its index is whole, and after a failure the directory is as it was.
+    std::vector<PendingFile> files = write_files(directory, layouts, options);
+    files.push_back(write_text(directory / "config.json", wanted_one.checkpoint.config));
+    for (const auto& [name, text] : beside_generated(wanted_one.checkpoint.config))
+      files.push_back(write_text(directory / name, text));
+    files.push_back(write_text(directory / hf_index_name, make_hf_index(names, entries, report.bytes)));
+    for (PendingFile& file : files) file.publish();
+  } catch (...) {
+    remove_directories(made);
+    throw;
+  }
   return report;
 }
 

@@ -90,6 +90,7 @@ LoadPlan plan_of_parts(const std::vector<TensorSpec>& parts, const DescribedExpo
   LoadPlanOptions reversed;
   reversed.exporting = true;
   reversed.strict = false;
+  reversed.what = "the checkpoint that is to be written";
   return plan_load(parts, described.layout.catalog, described.form.map, reversed);
 }
 

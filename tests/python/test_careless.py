@@ -340,6 +340,54 @@ def test_a_directory_in_the_place_of_an_old_shard_ends_no_save(tmp_path):
     assert shard.is_dir() and not (tmp_path / ".shardwright.saving").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strict": "no"},
+        {"allow_partial_load": 1},
+        {"strict_dtypes": "yes"},
+        {"verify": "yes"},
+        {"progress": 1},
+        {"plan": "plan"},
+        {"key": "x"},
+    ],
+)
+def test_an_odd_option_of_a_load_or_an_export_is_refused_by_its_name(options: dict, tiny: Path, tmp_path):
+    state = sw.empty_state_dict(tiny)
+    (name,) = options
+    if name != "key":
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            sw.load(state, tiny, **options)
+    if name in ("strict", "strict_dtypes", "key"):
+        for source in (state, tiny):
+            with pytest.raises(ValueError, match=f"{name}: expected"):
+                sw.export(source, tmp_path / "out", **options)
+    if name in ("strict", "strict_dtypes"):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            sw.pieces(state, **options)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"asynchronous": "no"}, {"planner": 3}, {"async_staging_bytes": "1GB"}, {"process_group": "all"}],
+)
+def test_an_odd_option_of_a_save_is_refused_by_its_name(options: dict, tmp_path):
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"{name}(:| is .*;) expected"):
+        sw.save(state(1), tmp_path / "run", **options)
+    assert names(tmp_path) == []
+
+
+def test_an_adapter_in_the_place_of_a_model_is_told(tmp_path):
+    module = "model.layers.0.self_attn.o_proj"
+    lora = {f"{module}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
+    sw.save_lora(lora, tmp_path, alpha=8, model="minimax_m3")
+    for call in (lambda: sw.load(dict(WEIGHTS), tmp_path), lambda: sw.empty_state_dict(tmp_path)):
+        with pytest.raises(sw.PlanError, match="LoRA adapter.*load_lora"):
+            call()
+
+
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
 
@@ -353,10 +401,17 @@ def outcome(tiny: Path, tmp_path_factory) -> dict[str, str]:
     [
         "save",
         "save_in_the_background",
+        "save_after_one_that_failed",
+        "save_as_others_do_not",
         "save_to_an_address",
+        "another_call",
         "export",
         "export_of_a_path",
+        "export_of_a_path_or_of_a_state_dict",
+        "no_process_group",
+        "none_of_the_group",
         "load",
+        "load_in_no_way_that_there_is",
         "afterwards",
     ],
 )

@@ -110,6 +110,28 @@ def test_a_checkpoint_of_training_is_exported(tmp_path: Path):
     assert differing(held(tmp_path / "to"), RULES["mxfp4-ocp"]("a.weight", VALUES)) == []
 
 
+def test_fp8_without_scales_is_refused_by_name_and_not_by_where_it_would_be_written(tmp_path: Path):
+    sw.save({"a.weight": torch.ones(128, 128).to(torch.float8_e4m3fn)}, tmp_path / "saved")
+    for write in (
+        lambda: sw.convert(tmp_path / "saved", tmp_path / "to", quantization="bf16"),
+        lambda: sw.export(tmp_path / "saved", tmp_path / "to", layout="huggingface"),
+    ):
+        with pytest.raises(
+            sw.PlanError, match="(?s)the checkpoint that is to be written.*a.weight"
+        ) as refused:
+            write()
+        assert "shardwright.saving" not in str(refused.value)
+
+
+def test_an_adapter_is_not_converted(tmp_path: Path):
+    module = "model.layers.0.self_attn.o_proj"
+    lora = {f"{module}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
+    sw.save_lora(lora, tmp_path / "adapter", alpha=8, model="minimax_m3")
+    with pytest.raises(ValueError, match="holds a LoRA adapter"):
+        sw.convert(tmp_path / "adapter", tmp_path / "to", quantization="bf16")
+    assert not (tmp_path / "to").exists()
+
+
 def saved_training(folder: Path) -> Path:
     """A model's experts in stacks of their transposes, gates and ups joined, and what else a training holds."""
     sw.generate(folder / "released", "tiny")

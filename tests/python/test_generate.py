@@ -76,6 +76,24 @@ def test_a_directory_that_holds_a_checkpoint_is_refused(tiny: Path):
     assert contents(tiny) == before
 
 
+def test_files_of_a_model_do_not_go_among_those_of_a_training(tmp_path: Path):
+    sw.save({"w": torch.ones(3)}, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match="found one of training"):
+        sw.generate(tmp_path / "run", preset="tiny")
+    assert contents(tmp_path / "run") == before
+
+
+def test_what_was_made_goes_when_the_disk_is_full(tmp_path: Path):
+    with pytest.raises(OSError, match="bytes of free space"):
+        sw.generate(tmp_path / "above" / "new", preset="full")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OSError, match="bytes of free space"):
+        sw.generate(tmp_path / "mine", preset="full")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_an_unknown_preset_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="(?s)huge.*tiny"):
         sw.generate(tmp_path / "new", preset="huge")

@@ -154,6 +154,16 @@ def test_whoever_saved_with_extensions_either_reads(who: str, planner: Any, tmp_
     assert all(place.transform_descriptors == ["stream.complement/1"] for place in places)
 
 
+def test_an_extension_that_is_not_known_is_named_and_is_no_damage(tmp_path: Path):
+    save_to = PAIRS["torch's"][0](tmp_path, thread_count=2, _extensions=[Backwards()])
+    dcp.save(STATE, storage_writer=save_to, no_dist=True)
+    for state in ({"model": {"w": torch.zeros(2, 3)}}, {"step": 0}):
+        with pytest.raises(
+            ValueError, match="extensions, stream.complement/1, which are not known here.*registry"
+        ):
+            sw.load(state, tmp_path)
+
+
 def test_a_save_with_extensions_replaces_what_it_may(tmp_path: Path):
     def save(step: int, **options: Any) -> None:
         writer = sw.ShardedStorageWriter(tmp_path, **options)

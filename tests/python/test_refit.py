@@ -115,6 +115,26 @@ def test_what_has_changed_since_the_last_time_is_seen(second, engine, is_new: bo
     assert torch.equal(torch.cat([tensor.tensor for tensor in tensors]), state[NAME])
 
 
+class Config:
+    """Of a model, as transformers' are: it can be changed in place."""
+
+    def __init__(self, model_type: str) -> None:
+        self.model_type = model_type
+
+    def to_dict(self) -> dict[str, str]:
+        return dict(vars(self))
+
+
+def test_a_config_that_was_changed_in_place_is_seen():
+    config, plan, state = Config("llama"), sw.RefitPlan(), {NAME: numbers(8, 16)}
+    for _ in range(2):
+        sw.refit_plan(state, into(torch.zeros(8, 16).bfloat16()), plan=plan, model=config)
+    assert not plan.is_new
+    config.model_type = "unheard of"
+    with pytest.raises(ValueError, match="unheard of"):
+        sw.refit_plan(state, into(torch.zeros(8, 16).bfloat16()), plan=plan, model=config)
+
+
 def test_a_trainer_that_shards_otherwise_is_planned_anew():
     whole = numbers(8, 16)
     plans = [_core.PlannedRefit() for _ in range(3)]

@@ -20,6 +20,7 @@ from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.dcp.twin_chunks import Twin, once
 from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
+from shardwright.local_path import expect_flags
 from shardwright.regular_file import read_regular
 from shardwright.rounding import refuse_roundings
 from shardwright.system_calls import is_file
@@ -79,6 +80,9 @@ class LoadPlanner(ResumePlanner):
         super().__init__(
             flatten_state_dict, flatten_sharded_tensors, allow_partial_load, strict_dtypes=strict_dtypes
         )
+        expect_flags(strict=strict)
+        if plan is not None and not isinstance(plan, bytes):
+            raise ValueError(f"plan: expected the bytes of a kept plan, or None, found {type(plan).__name__}")
         if dtype not in (None, "packed"):
             raise ValueError(
                 f'dtype: expected "packed" or None, since tensors have dtypes of their own, found {dtype!r}'

@@ -28,6 +28,7 @@ from shardwright import _core
 from shardwright.dcp.fitting import expect_fit, is_tensor
 from shardwright.dcp.flat_state import flatten_sharded_tensors
 from shardwright.describe import Description, boxes_of_dtensor, describe, is_reached
+from shardwright.local_path import expect_flags
 from shardwright.rounding import refuse_roundings, roundings_of
 
 #: Modules whose planners know what becomes of items.
@@ -110,6 +111,7 @@ class ResumePlanner(DefaultLoadPlanner):
         *,
         strict_dtypes: bool = False,
     ) -> None:
+        expect_flags(allow_partial_load=allow_partial_load, strict_dtypes=strict_dtypes)
         super().__init__(flatten_state_dict, flatten_sharded_tensors, allow_partial_load)
         self.strict_dtypes = strict_dtypes
         self.plan_seconds = 0.0

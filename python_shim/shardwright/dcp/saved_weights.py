@@ -15,7 +15,7 @@ from shardwright.dcp.one_checkpoint import words_of
 from shardwright.dcp.sharded_reader import ShardedStorageReader
 from shardwright.dcp.storage_reader import HuggingFaceStorageReader
 from shardwright.loading import is_of_trainer, load
-from shardwright.local_path import shown
+from shardwright.local_path import expect_text, shown
 from shardwright.native import empty_state_dict
 from shardwright.sharding import Sharding
 
@@ -44,6 +44,8 @@ def load_weights(
             checkpoint.
     """
     if not is_of_trainer(source):
+        if key is not None:
+            raise ValueError(f"key: expected none for {shown(source)}, which is no checkpoint of training")
         state_dict = empty_state_dict(source, mesh, model=model, layout=layout)
         load(state_dict, source, model=model, layout=layout, strict=strict, threads=threads)
         return state_dict
@@ -74,6 +76,8 @@ def names_of_weights(
         fqn: tuple(str(part) for part in (metadata.planner_data or {}).get(fqn, (fqn,)))
         for fqn in metadata.state_dict_metadata
     }
+    if key is not None:
+        expect_text("key", key)
     where = tuple(key.split(".")) if key is not None else _usual_place(paths, source)
     weights = {
         ".".join(path[len(where) :]): fqn

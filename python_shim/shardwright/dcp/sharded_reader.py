@@ -22,9 +22,10 @@ from shardwright.dcp.storage_reader import HuggingFaceStorageReader, Reading, re
 from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.dcp.torch_reading import TorchStorageReader
 from shardwright.describe import Description, describe, is_reached
-from shardwright.local_path import beside, shown
+from shardwright.local_path import beside, expect_flags, shown
 from shardwright.objects.safe_objects import safe_pickles
-from shardwright.ranks.cooperation import failing_together, reading_group
+from shardwright.ranks.cooperation import reading_group
+from shardwright.ranks.together import failing_together
 from shardwright.report import with_what_was_left_out
 from shardwright.rounding import refuse_roundings, roundings_of
 
@@ -64,6 +65,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         thread_count: int | None = None,
         **options: Any,
     ) -> None:
+        expect_flags(weights_only=weights_only)
         super().__init__(path, thread_count, verify=verify, **options)
         self.weights_only = weights_only
         self._extension_registry = _extension_registry

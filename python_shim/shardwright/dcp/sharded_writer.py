@@ -46,7 +46,7 @@ from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place, whole_number
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
-from shardwright.remote.address import is_address, masked
+from shardwright.remote.address import is_address, without_secrets
 from shardwright.remote.pending import PendingObjects, tag_of_save_under_way
 from shardwright.remote.sending import Sending
 from shardwright.report import SaveReport
@@ -146,7 +146,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         self.thread_count = threads_of(thread_count)
         self.per_thread_copy_ahead = whole_number("per_thread_copy_ahead", per_thread_copy_ahead)
         self.overwrite = overwrite
-        self.async_staging_bytes = async_staging_bytes
+        self.async_staging_bytes = bytes_or_none("async_staging_bytes", async_staging_bytes)
         self.device_memory = bytes_or_none("device_memory", device_memory)
         self.keep_last = keep_last
         self.save_id = str(uuid.uuid4())
@@ -168,7 +168,8 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         if self.extensions and isinstance(self.path, str):
             raise ValueError(
                 f"_extensions: found {[type(extension).__name__ for extension in self.extensions]} and the address "
-                f"{masked(self.path)}; torch's extensions write to folders of this machine alone: pass none, or a path"
+                f"{without_secrets(self.path)}; torch's extensions write to folders of this machine alone: pass none, "
+                "or a path"
             )
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -449,7 +450,11 @@ def _uploaded_files(directory: Path) -> dict[str, int]:
 
 def _name_of_place(path: Path | str) -> str:
     """What others may read of where a save went: no secret of an address, and no byte that is not of UTF-8."""
-    return masked(path) if isinstance(path, str) else os.fsencode(path).decode(errors="backslashreplace")
+    return (
+        without_secrets(path)
+        if isinstance(path, str)
+        else os.fsencode(path).decode(errors="backslashreplace")
+    )
 
 
 def _format_of(name: str | None, torchs_word: SerializationFormat | None) -> str:

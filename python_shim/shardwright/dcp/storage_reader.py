@@ -23,15 +23,10 @@ from shardwright.dcp.checkpoint_ids import is_checkpoint_id
 from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.dcp.one_checkpoint import expect_one_checkpoint, telling_content
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
-from shardwright.local_path import beside, bytes_or_none, location, shown, whole_number
+from shardwright.local_path import beside, bytes_or_none, expect_flags, location, shown, whole_number
 from shardwright.progress import progress_callback
-from shardwright.ranks.cooperation import (
-    Cooperative,
-    Readers,
-    failing_together,
-    read_together,
-    reading_group,
-)
+from shardwright.ranks.cooperation import Cooperative, Readers, read_together, reading_group
+from shardwright.ranks.together import failing_together
 from shardwright.remote.address import is_address
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of
@@ -166,6 +161,11 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         strict_dtypes: bool = False,
     ) -> None:
         threads = threads_of(thread_count)
+        expect_flags(strict_dtypes=strict_dtypes)
+        if verify is not None:
+            expect_flags(verify=verify)
+        if not callable(progress):
+            expect_flags(progress=progress)
         super().__init__(location(path), threads)
         self.path: Any = self._place_of(path)
         self.progress = progress

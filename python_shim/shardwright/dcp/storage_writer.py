@@ -41,8 +41,16 @@ from shardwright.describe import (
     tied_heads,
     whole_box,
 )
-from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place, shown
+from shardwright.local_path import (
+    bytes_or_none,
+    expect_flags,
+    expect_overwrite,
+    expect_text,
+    lasting_place,
+    shown,
+)
 from shardwright.progress import counters_of
+from shardwright.quantization import checked_quantization
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.remote.address import address_of, is_address
 from shardwright.remote.pending import PendingObjects
@@ -51,26 +59,6 @@ from shardwright.remote.sent_export import send_export
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there
 from shardwright.weight_maps import imported_map, model_name
-
-
-def checked_quantization(
-    quantization: str | None, weights: Sequence[str] | None = None
-) -> tuple[str, list[str]]:
-    """The name of a quantization, "template" or "none", and patterns of the weights that it is for. Raises ValueError,
-    with the names that there are, for another name; and for patterns without a quantization."""
-    name = "none" if quantization is None else quantization
-    if name not in ("none", "template", *_core.quantizations()):
-        raise ValueError(
-            f"quantization is {quantization!r}; expected one of {', '.join(_core.quantizations())}, template, or None"
-        )
-    if isinstance(weights, str):
-        raise ValueError(f"quantized_weights is {weights!r}; expected a list of patterns of names")
-    if weights is not None and name in ("none", "template"):
-        raise ValueError("quantized_weights: expected a quantization= by which to encode them")
-    if weights is not None and len(weights) == 0:
-        raise ValueError("quantized_weights is empty; expected patterns of names, or None for the default")
-    return name, list(weights or [])
-
 
 HF_INDEX_NAME = "model.safetensors.index.json"
 
@@ -177,6 +165,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     ) -> None:
         path = os.fspath(lasting_place(path))
         expect_overwrite(overwrite)
+        expect_flags(strict=strict, strict_dtypes=strict_dtypes)
+        expect_text("layout", layout)
         quantization, weights = checked_quantization(quantization, quantized_weights)
         if quantization == "template" and template is None:
             raise ValueError(
@@ -212,7 +202,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.model, self.layout, self.strict = model, layout, strict
         self.staging_bytes = bytes_or_none("staging_bytes", staging_bytes) or 0
         self.device_memory = bytes_or_none("device_memory", device_memory)
-        self.async_staging_bytes = async_staging_bytes
+        self.async_staging_bytes = bytes_or_none("async_staging_bytes", async_staging_bytes)
         self.strict_dtypes = strict_dtypes
         self.process_group = process_group
         self.report: SaveReport | None = None

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
@@ -78,11 +78,10 @@ def verify_torch_checkpoint(directory: str) -> Any:
         path = beside(directory, place.relative_path)
         descriptors = list(place.transform_descriptors or ())
         if descriptors:
-            try:
-                extensions = ExtensionRegistry().from_descriptor_list(descriptors)
-            except ValueError:
-                unknown.update(descriptors)
+            if lacking := unknown_extensions(ExtensionRegistry(), descriptors):
+                unknown.update(lacking)
                 continue
+            extensions = ExtensionRegistry().from_descriptor_list(descriptors)
             fault = fault_of_extended_archive(path, place.offset, place.length, extensions)
         elif is_stream_of_ours(path, place, index, metadata):
             continue  # whose checksums only the manifest has, which is not there
@@ -94,11 +93,30 @@ def verify_torch_checkpoint(directory: str) -> Any:
             damaged.add(index.fqn)
     if unknown:
         problems.append(
-            f"{shown(directory)}: was written with extensions, {', '.join(sorted(unknown))}, which are not known here: "
-            "what they have changed is not checked; load it with ShardedStorageReader(path, registry)"
+            f"{are_unknown(directory, unknown)}: what they have changed is not checked; {REGISTER}"
         )
     objects = len(metadata.state_dict_metadata) - tensors
     return _core.VerifyReport("torch", len(files), tensors, objects, hashed, problems, sorted(damaged))
+
+
+#: What to do about extensions that are not known.
+REGISTER = "load it with ShardedStorageReader(path, registry), of a registry that has them"
+
+
+def unknown_extensions(registry: ExtensionRegistry, descriptors: Iterable[str]) -> set[str]:
+    """Those of the descriptors that are of no extension of the registry."""
+    unknown = set()
+    for descriptor in descriptors:
+        try:
+            registry.from_descriptor_list([descriptor])
+        except ValueError:
+            unknown.add(descriptor)
+    return unknown
+
+
+def are_unknown(directory: str | os.PathLike[str], unknown: Iterable[str]) -> str:
+    """Says so of extensions."""
+    return f"{shown(directory)}: was written with extensions, {', '.join(sorted(unknown))}, which are not known here"
 
 
 class _Part(io.RawIOBase):

@@ -16,7 +16,14 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from shardwright import _core
-from shardwright.dcp.torch_checkpoint import damaged_archive, fault_of_archive, is_stream_of_ours
+from shardwright.dcp.torch_checkpoint import (
+    REGISTER,
+    are_unknown,
+    damaged_archive,
+    fault_of_archive,
+    is_stream_of_ours,
+    unknown_extensions,
+)
 from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
 from shardwright.local_path import beside, location, shown
 from shardwright.objects.safe_objects import safe_pickles
@@ -77,6 +84,7 @@ class TorchStorageReader(FileSystemReader):
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Reads the objects, as long as ``dcp.load`` can still tell all ranks that one of them is refused."""
+        self._expect_known_extensions(plan)
         self._expect_whole_files(plan)
         if self.verify:
             self._expect_undamaged(plan)
@@ -85,6 +93,7 @@ class TorchStorageReader(FileSystemReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         start = time.perf_counter()
+        self._expect_known_extensions(plan)
         self._expect_whole_files(plan)
         rounded = roundings_of(self._casts(plan, planner))
         ready, self._ready = self._ready, {}
@@ -137,6 +146,12 @@ class TorchStorageReader(FileSystemReader):
         if problems:
             raise _core.PlanError(_core.in_lines(f"cannot load {shown(self.path)}:", list(problems.values())))
         return list(casts.values())
+
+    def _expect_known_extensions(self, plan: LoadPlan) -> None:
+        places = (self.storage_data.get(item.storage_index) for item in plan.items)
+        used = {name for place in places if place for name in place.transform_descriptors or ()}
+        if unknown := unknown_extensions(self.transforms.extension_registry, used):
+            raise ValueError(f"{are_unknown(self.path, unknown)}; {REGISTER}")
 
     def _expect_whole_files(self, plan: LoadPlan) -> None:
         ends: dict[str, int] = {}

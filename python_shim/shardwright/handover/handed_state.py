@@ -10,8 +10,10 @@ from shardwright import _core
 from shardwright.catalog import catalog_of
 from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
 from shardwright.dcp.save_description import describe_save
-from shardwright.dcp.storage_writer import checked_quantization, copy_to_cpu
+from shardwright.dcp.storage_writer import copy_to_cpu
 from shardwright.describe import Description, describe, tied_heads
+from shardwright.local_path import expect_flags, expect_text
+from shardwright.quantization import checked_quantization
 from shardwright.weight_maps import imported_map, model_name
 
 
@@ -29,6 +31,8 @@ def request_of(
     Raises:
         ValueError: a quantization that is not known, or "template" without one.
     """
+    expect_flags(strict=strict, strict_dtypes=strict_dtypes)
+    expect_text("layout", layout)
     name, weights = checked_quantization(quantization, quantized_weights)
     if name == "template" and template is None:
         raise ValueError('quantization="template": expected template=, whose encodings and scales are meant')

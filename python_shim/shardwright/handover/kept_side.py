@@ -35,13 +35,18 @@ class KeptSide:
 
 
 def facts_of_side(
-    state_dict: Mapping[str, Any] | None, engine: Sequence[EngineTensor], template: Any, *arguments: Any
+    state_dict: Mapping[str, Any] | None,
+    engine: Sequence[EngineTensor],
+    template: Any,
+    model: Any,
+    *arguments: Any,
 ) -> Any:
     """Equal facts have equal descriptions, as far as a hand-over is planned and run by them."""
     return (
         None if state_dict is None else _facts_of_state(state_dict),
         [_facts_of_engine_tensor(tensor) for tensor in engine],
         _facts_of_template(template),
+        _facts_of_model(model),
         [tuple(argument) if isinstance(argument, list) else argument for argument in arguments],
     )
 
@@ -88,3 +93,12 @@ def _facts_of_template(template: Any) -> Any:
     except (OSError, TypeError):  # an address, or nothing that could be told again
         return _UnlikeAll()
     return path, sorted((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in files)
+
+
+def _facts_of_model(model: Any) -> Any:
+    """Of a config or a model of transformers what its config says now: both can be changed in place."""
+    if isinstance(model, (str, type)):
+        return model
+    config = getattr(model, "config", model)
+    to_dict = getattr(config, "to_dict", None)
+    return (type(model), type(config), to_dict()) if callable(to_dict) else _UnlikeAll()

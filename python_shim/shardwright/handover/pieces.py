@@ -18,7 +18,7 @@ from shardwright.handover.buckets import Bucket, Buckets
 from shardwright.handover.handed_state import handed_state, request_of
 from shardwright.handover.piece import Piece, piece_of
 from shardwright.handover.piece_sums import PieceSums
-from shardwright.local_path import whole_number
+from shardwright.local_path import bytes_or_none, whole_number
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
 from shardwright.ranks.together import together
 
@@ -129,7 +129,9 @@ class Described:
             handed.copied_bytes,
             handed.state,
         )
-        self.devices = _core.DeviceOptions(device_memory, current_streams(self.description.local_tensors))
+        self.devices = _core.DeviceOptions(
+            bytes_or_none("device_memory", device_memory), current_streams(self.description.local_tensors)
+        )
         self.holdings: bytes = _core.describe_export(
             self.description.specs, self.state, self.request, self.devices
         )

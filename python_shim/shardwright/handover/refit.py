@@ -18,8 +18,8 @@ from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
 from shardwright.handover.handed_state import handed_state, request_of
 from shardwright.handover.kept_side import KeptSide, facts_of_side
-from shardwright.local_path import whole_number
-from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
+from shardwright.local_path import bytes_or_none, whole_number
+from shardwright.ranks.gone_ranks import group_to_tell, naming_gone_ranks, rank_among
 from shardwright.ranks.held_interrupt import held_interrupt
 from shardwright.ranks.rank_outcome import as_sent, text_of
 from shardwright.ranks.rank_outcome import told as told_error
@@ -215,10 +215,8 @@ class _Refit:
         device_memory: int | None,
         group: dist.ProcessGroup | None,
     ) -> None:
-        self._group = group
-        self._rank, self._ranks = 0, 1
-        if has_others(group):
-            self._rank, self._ranks = dist.get_rank(group), dist.get_world_size(group)
+        self._group, refusal = group_to_tell(group)
+        self._rank, self._ranks = rank_among(self._group)
         self._plan = plan if isinstance(plan, RefitPlan) else RefitPlan()
         self._side = _core.RefitSide()
         self._description = Description()
@@ -226,18 +224,20 @@ class _Refit:
         self._copied_bytes = 0
 
         def describe_sides() -> None:
+            if refusal is not None:
+                raise refusal
             if plan is not None and plan is not self._plan:
                 raise ValueError(f"plan: expected a shardwright.RefitPlan or None, found {plan!r}")
             self._engine = _expect_engine(engine)
             self._staging_bytes = bytes_of_size(staging_bytes, "staging_bytes")
             self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)
-            arguments = quantization, model, layout, strict, strict_dtypes, quantized_weights
-            facts = facts_of_side(state_dict, self._engine, template, *arguments)
+            arguments = layout, strict, strict_dtypes, quantized_weights
+            facts = facts_of_side(state_dict, self._engine, template, model, quantization, *arguments)
             kept = self._plan._kept
             if kept is not None and kept.facts == facts:
                 self._side, self._request = kept.side, kept.request
             else:
-                self._request = request_of(quantization, template, *arguments[1:])
+                self._request = request_of(quantization, template, model, *arguments)
                 if state_dict is not None:
                     handed = handed_state(state_dict, template is not None)
                     self._description, self._copied_bytes = handed.description, handed.copied_bytes
@@ -247,7 +247,8 @@ class _Refit:
                 self._side.keep_digest(self._request)
                 self._plan._kept = KeptSide(facts, self._side, self._request)
             self._devices = _core.DeviceOptions(
-                device_memory, current_streams(self._description.local_tensors)
+                bytes_or_none("device_memory", device_memory),
+                current_streams(self._description.local_tensors),
             )
 
         self._failure: Exception | None = None  # told in the first round, for which the others wait

@@ -23,8 +23,7 @@ from shardwright import _core
 from shardwright.integrations.all_taken import expect_all_taken
 from shardwright.integrations.known_versions import expect_version
 from shardwright.loading import is_of_trainer, load
-from shardwright.ranks.cooperation import failing_together
-from shardwright.ranks.together import of_first
+from shardwright.ranks.together import failing_together, of_first
 from shardwright.saving import background_group, save
 
 expect_version("accelerate", ("1.15.0",))

@@ -34,8 +34,7 @@ from shardwright.integrations.resumable_steps import Steps, in_the_way, step_of,
 from shardwright.integrations.titan_adapters import adapters_in_weights, without_adapters
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import lasting_path
-from shardwright.ranks.cooperation import failing_together
-from shardwright.ranks.together import is_first, lacking_everywhere, of_first
+from shardwright.ranks.together import failing_together, is_first, lacking_everywhere, of_first
 from shardwright.saving import PendingSave, background_group, save
 from shardwright.system_calls import is_there
 from shardwright.weight_maps import weight_map_for

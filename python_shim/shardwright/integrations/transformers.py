@@ -37,8 +37,7 @@ from shardwright.integrations.known_versions import expect_version
 from shardwright.integrations.restored_weights import restored
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import expect_overwrite, lasting_path
-from shardwright.ranks.cooperation import failing_together
-from shardwright.ranks.together import is_first
+from shardwright.ranks.together import failing_together, is_first
 from shardwright.report import LoadReport, SaveReport
 from shardwright.saving import background_group
 

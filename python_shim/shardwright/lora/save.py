@@ -11,15 +11,14 @@ import torch.distributed as dist
 
 from shardwright import _core
 from shardwright.dcp.flat_state import expect_state_dict
-from shardwright.dcp.refused_save import RefusedSave
 from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
-from shardwright.local_path import local_path
+from shardwright.local_path import expect_flags, local_path
 from shardwright.lora.adapter_file import LAYOUTS
 from shardwright.lora.config import finite_number
 from shardwright.lora.load import SENSES, lora_tensors
-from shardwright.ranks.gone_ranks import has_others
+from shardwright.ranks.together import together, words_of
 
 
 class _AdapterWriter(HuggingFaceStorageWriter):
@@ -80,6 +79,7 @@ def save_lora(
 
     def begin() -> tuple[dict[str, Any], Any]:
         expect_state_dict(state_dict)
+        expect_flags(text_only=text_only, use_rslora=use_rslora)
         for name, value, values in (
             ("layout", layout, LAYOUTS),
             ("param_wrapper", param_wrapper, SENSES[1:]),
@@ -87,8 +87,7 @@ def save_lora(
             if value not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, found {value!r}")
         options: tuple[tuple[str, Any, Any, str], ...] = (
-            ("text_only", text_only, bool, "True or False"),
-            ("use_rslora", use_rslora, bool, "True or False"),
+            ("model", model, str, "a str"),
             ("base_model", base_model, str, "a str"),
             ("task_type", task_type, (str, NoneType), "a str or None"),
         )
@@ -107,12 +106,6 @@ def save_lora(
         }
         return lora_tensors(state_dict), _AdapterWriter(local_path(path), adapter, overwrite)
 
-    tensors: dict[str, Any] = {}
-    writer: Any
-    try:
-        tensors, writer = begin()
-    except Exception as refusal:  # which the other ranks have to hear of
-        if not has_others(process_group):
-            raise
-        writer = RefusedSave(refusal)
+    alike = words_of(path=path, overwrite=overwrite)
+    tensors, writer = together(process_group, "saving an adapter", begin, alike)
     run_save(tensors, writer, SavePlanner(), process_group, "saving an adapter")

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
 from shardwright import _core
-from shardwright.ranks.gone_ranks import naming_gone_ranks, timeout_of
+from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks, timeout_of
+from shardwright.ranks.together import failing_together, together
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Readers:
     #: else each rank reads for itself what lies in the page cache: no object of a store does
     even_cached_files: bool
 
+
+_FORMING = "forming groups to read"
 
 #: What a caller may say of reading together.
 Cooperative: TypeAlias = bool | Literal["node", "job"] | dist.ProcessGroup | Readers
@@ -40,30 +43,39 @@ def reading_group(cooperative: Cooperative) -> Iterator[Readers | None]:
     """The ranks to read with: those of this node, of the job, or of the group that is given; None if there are no
     others.
 
-    Collective over the default process group if ``cooperative`` is True, "node" or "job". Where all ranks are to read
-    together and that group takes CPU tensors, it is the one to read with; else the ranks form a Gloo group, the first
-    time. Forming one while a rank ends can take several times the group's timeout.
+    Collective over the group that is given; over the default one if ``cooperative`` is True, "node" or "job". Where all
+    ranks are to read together and that group takes CPU tensors, it is the one to read with; else the ranks form a Gloo
+    group, the first time. Forming one while a rank ends can take several times the group's timeout.
     """
     if isinstance(cooperative, Readers):
         yield cooperative
         return
-    named = isinstance(cooperative, str) and cooperative in ("node", "job")
-    if not named and not isinstance(cooperative, (bool, dist.ProcessGroup)):
-        raise ValueError(
-            f'cooperative: expected True, False, "node", "job" or a process group, found {cooperative!r}'
-        )
-    if isinstance(cooperative, dist.ProcessGroup):
-        yield None if dist.get_world_size(cooperative) == 1 else Readers(cooperative, True)
-        return
-    if cooperative is False or not dist.is_initialized() or dist.get_world_size() == 1:
+    if cooperative is False:
         yield None
         return
+    own = cooperative if isinstance(cooperative, dist.ProcessGroup) else None
+    way = "a process group" if own is not None else cooperative
+    together(own, _FORMING, lambda: _expect_known(cooperative), [f"cooperative {way}"])
+    if not has_others(own):
+        yield None
+        return
+    if own is not None:
+        yield Readers(own, True)
+        return
     nodes: list[str] = [""] * dist.get_world_size()
-    with naming_gone_ranks(None, "forming groups to read"):
+    with naming_gone_ranks(None, _FORMING):
         if cooperative != "job":
             dist.all_gather_object(nodes, _this_node())
         group = _group_of_node(nodes)
     yield Readers(group, cooperative is not True) if dist.get_world_size(group) > 1 else None
+
+
+def _expect_known(cooperative: Any) -> None:
+    named = isinstance(cooperative, str) and cooperative in ("node", "job")
+    if not named and cooperative is not True and not isinstance(cooperative, dist.ProcessGroup):
+        raise ValueError(
+            f'cooperative: expected True, False, "node", "job" or a process group, found {cooperative!r}'
+        )
 
 
 _groups_of_nodes: dict[int, tuple[Any, list[str], dist.ProcessGroup]] = {}  # by id of the default group
@@ -81,35 +93,6 @@ def _group_of_node(nodes: list[str]) -> dist.ProcessGroup:
         groups = {node: dist.new_group(ranks, timeout, "gloo") for node, ranks in ranks_of.items()}
         known = _groups_of_nodes[id(world)] = world, nodes, groups[nodes[dist.get_rank()]]
     return known[2]
-
-
-def raise_if_any_failed(
-    group: dist.ProcessGroup,
-    failure: BaseException | None,
-    partly_written: Callable[[], list[str]] = list,
-) -> None:
-    """Raises on all ranks if one brings a failure: its own where there is one, else one that names the others', and
-    what they leave partly written here."""
-    failed = torch.tensor([failure is not None], dtype=torch.int32)
-    dist.all_reduce(failed, dist.ReduceOp.MAX, group)
-    if not failed.item():
-        return
-    messages: list[str | None] = [None] * dist.get_world_size(group)
-    mine = None if failure is None else str(failure) or type(failure).__name__  # an interrupt says nothing
-    dist.all_gather_object(messages, mine, group)
-    if failure is not None:
-        raise failure
-    lines = [
-        f"rank {dist.get_global_rank(group, rank)}: {text}"
-        for rank, text in enumerate(messages)
-        if text is not None
-    ]
-    names = partly_written()
-    if names:
-        lines += ["partly written on this rank:", *(f"  {line}" for line in _core.grouped_names(names))]
-    of_others = OSError("a rank that this one reads together with has failed:\n" + "\n".join(lines))
-    vars(of_others)["partly_written"] = names
-    raise of_others
 
 
 def naming_gone_readers(readers: Readers | None) -> AbstractContextManager[None]:
@@ -252,22 +235,6 @@ def _run_rounds(
         under_way.append((turn, work, outgoing, incoming))
     with failing_together(group, load.partly_written):
         _place(load, under_way)
-
-
-@contextmanager
-def failing_together(
-    group: dist.ProcessGroup | None, partly_written: Callable[[], list[str]] = list
-) -> Iterator[None]:
-    """Ends on all ranks together: well, or with the failure of each that has one, which the others name."""
-    failure = None
-    try:
-        yield
-    except BaseException as error:
-        if group is None:
-            raise
-        failure = error
-    if group is not None:
-        raise_if_any_failed(group, failure, partly_written)
 
 
 def _place(load: Any, under_way: list[tuple[int, dist.Work, torch.Tensor, torch.Tensor]]) -> None:

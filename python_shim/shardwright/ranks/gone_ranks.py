@@ -60,6 +60,28 @@ def has_others(group: dist.ProcessGroup | None) -> bool:
     return bool(dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1)
 
 
+def rank_among(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """This rank's number in the group, and how many there are; (0, 1) where no others take part."""
+    return (dist.get_rank(group), dist.get_world_size(group)) if has_others(group) else (0, 1)
+
+
+def group_to_tell(group: Any) -> tuple[dist.ProcessGroup | None, ValueError | None]:
+    """The group itself; or, for what is none, that of all ranks, which are to hear of it, and what to tell them.
+
+    Raises:
+        ValueError: this rank is none of the group's, which then talk without it.
+    """
+    if group is None or isinstance(group, dist.ProcessGroup):
+        return group, None
+    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "process_group: this rank is none of that group's; expected only those to call this, together"
+        )
+    return None, ValueError(
+        f"process_group: expected a process group of torch.distributed or None, found {group!r}"
+    )
+
+
 def timeout_of(group: dist.ProcessGroup) -> timedelta | None:
     """How long a group's ranks wait for each other; None where its transports do not tell. A group that is made of its
     ranks needs to be told: it waits half an hour otherwise, whatever the job's timeout is."""

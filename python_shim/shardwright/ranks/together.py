@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from shardwright.ranks.cooperation import failing_together
-from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
-from shardwright.ranks.rank_outcome import as_sent, told
+from shardwright import _core
+from shardwright.ranks.gone_ranks import group_to_tell, has_others, naming_gone_ranks
+from shardwright.ranks.rank_outcome import as_sent, text_of, told
 
 T = TypeVar("T")
 
 
-def together(group: dist.ProcessGroup | None, doing: str, run: Callable[[], T]) -> T:
+def together(
+    group: dist.ProcessGroup | None, doing: str, run: Callable[[], T], alike: Sequence[str] = ()
+) -> T:
     """Runs a function on every rank of the group, and returns what it gives on this one.
+
+    What begins something on all ranks calls this first, with what checks its arguments, and in ``alike`` with those
+    that decide how ranks go on (see :func:`words_of`): one rank would wait for another that has refused, or that does
+    something else.
 
     Raises:
         PlanError, OSError, ValueError: what it raised on any rank, naming the ranks, the same on all of them.
+        PlanError: ranks differ in ``alike``; names them, with what each has.
         ConnectionResetError: a rank has ended meanwhile.
     """
+    group, refusal = group_to_tell(group)
     if not has_others(group):
+        if refusal is not None:
+            raise refusal
         return run()
+    words = [word.encode(errors="surrogateescape") for word in (f"call of {doing}", *alike)] if alike else []
     with naming_gone_ranks(group, doing):
         result: T | None = None
-        failure: Exception | None = None
-        try:
-            result = run()
-        except Exception as error:
-            failure = error
-        failures: list[Exception | None] = [None] * dist.get_world_size(group)
-        mine = None if failure is None else as_sent(failure)
-        dist.all_gather_object(failures, mine, group)
-    failed: dict[int, Any] = {rank: (error, None) for rank, error in enumerate(failures) if error is not None}
-    if failed:
-        raise told(CheckpointException(doing, failed)) from failure
+        failure: Exception | None = refusal
+        if failure is None:
+            try:
+                result = run()
+            except Exception as error:
+                failure = error
+        of_ranks: list[Any] = [None] * dist.get_world_size(group)
+        mine = None if failure is None else as_sent(failure), _digest_of(words)
+        dist.all_gather_object(of_ranks, mine, group)
+        failed: dict[int, Any] = {rank: (error, None) for rank, (error, _) in enumerate(of_ranks) if error}
+        if failed:
+            raise told(CheckpointException(doing, failed)) from failure
+        if len({digest for _, digest in of_ranks}) > 1:
+            dist.all_gather_object(of_ranks, words, group)
+            _core.expect_asked_alike(of_ranks)
     return cast(T, result)
+
+
+def words_of(**arguments: Any) -> list[str]:
+    """Arguments as ranks compare them: by what they say, not by which objects they are."""
+    return [
+        f"{name} {os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else repr(value)}"
+        for name, value in arguments.items()
+    ]
+
+
+def _digest_of(words: list[bytes]) -> bytes:
+    """A few bytes for what every rank would have to be sent by each."""
+    return hashlib.blake2b(b"\0".join(words), digest_size=8).digest() if words else b""
 
 
 def is_first(group: dist.ProcessGroup | None) -> bool:
@@ -69,3 +101,50 @@ def lacking_everywhere(group: dist.ProcessGroup | None, names: list[str]) -> lis
     bits: list[bytes] = [b""] * dist.get_world_size(group)
     dist.all_gather_object(bits, bytes(name in own for name in first[0]), group)
     return [name for name, *lacked in zip(first[0], *bits, strict=True) if all(lacked)]
+
+
+def raise_if_any_failed(
+    group: dist.ProcessGroup,
+    failure: BaseException | None,
+    partly_written: Callable[[], list[str]] = list,
+) -> None:
+    """Raises on all ranks if one brings a failure: its own where there is one, else one that names the others', and
+    what they leave partly written here."""
+    failed = torch.tensor([failure is not None], dtype=torch.int32)
+    dist.all_reduce(failed, dist.ReduceOp.MAX, group)
+    if not failed.item():
+        return
+    messages: list[str | None] = [None] * dist.get_world_size(group)
+    mine = (
+        None if failure is None else text_of(failure) or type(failure).__name__
+    )  # an interrupt says nothing
+    dist.all_gather_object(messages, mine, group)
+    if failure is not None:
+        raise failure
+    lines = [
+        f"rank {dist.get_global_rank(group, rank)}: {text}"
+        for rank, text in enumerate(messages)
+        if text is not None
+    ]
+    names = partly_written()
+    if names:
+        lines += ["partly written on this rank:", *(f"  {line}" for line in _core.grouped_names(names))]
+    of_others = OSError("a rank that this one reads together with has failed:\n" + "\n".join(lines))
+    vars(of_others)["partly_written"] = names
+    raise of_others
+
+
+@contextmanager
+def failing_together(
+    group: dist.ProcessGroup | None, partly_written: Callable[[], list[str]] = list
+) -> Iterator[None]:
+    """Ends on all ranks together: well, or with the failure of each that has one, which the others name."""
+    failure = None
+    try:
+        yield
+    except BaseException as error:
+        if group is None:
+            raise
+        failure = error
+    if group is not None:
+        raise_if_any_failed(group, failure, partly_written)

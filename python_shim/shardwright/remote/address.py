@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import re
 
+from shardwright import _core
+
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 #: What pathlib makes of one: it takes two slashes for one.
 _MANGLED = re.compile(
     r"(s3a?|gs|gcs|az|azure|abfss?|adl|hf|https?|memory|r2|oss|cos|webhdfs|hdfs):/([^/].*)", re.DOTALL
 )
 _KINDS_OF_REPOSITORIES = ("datasets", "spaces")  # of the Hub, beside those of models
-_QUERY = re.compile(r"\?[^\s\"'>)]*")
-#: A password may hold an @. A user alone is a token for a server of HTTP; in abfss://container@account it is none.
-#: Keys of AWS hold slashes; digits before a slash are a port.
-_USER = re.compile(
-    r"(?<=://)[^/\s@:]*:(?:[^/\s]*|(?!\d+/)[^\s@]*)@|(?<=http://)[^/\s]*@|(?<=https://)[^/\s]*@"
-)
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
@@ -40,13 +36,13 @@ def address_of(path: str | os.PathLike[str]) -> str:
     rest = rest.rstrip("/")
     if scheme in ("http", "https") and "?" in rest:
         raise ValueError(
-            f"{masked(text)}: expected the address of a folder, found one with a query, as the signed address of a "
-            "single file has; give the folder's, of a server that takes it without, or download it first"
+            f"{without_secrets(text)}: expected the address of a folder, found one with a query, as the signed address "
+            "of a single file has; give the folder's, of a server that takes it without, or download it first"
         )
     parts = rest.split("/")
     if scheme == "hf" and len(parts) < (3 if parts[0] in _KINDS_OF_REPOSITORIES else 2):
         raise ValueError(
-            f"{masked(text)}: expected hf://organisation/name or hf://organisation/name@revision"
+            f"{without_secrets(text)}: expected hf://organisation/name or hf://organisation/name@revision"
         )
     return f"{scheme}://{rest}"
 
@@ -65,7 +61,7 @@ def scheme_and_rest(address: str) -> tuple[str, str]:
     """
     found = _ADDRESS.fullmatch(address)
     if found is None:
-        raise ValueError(f"{masked(address)}: expected an address such as s3://bucket/run")
+        raise ValueError(f"{without_secrets(address)}: expected an address such as s3://bucket/run")
     return found[1].lower(), found[2]
 
 
@@ -79,6 +75,6 @@ def root_and_key(address: str) -> tuple[str, str]:
     return f"{scheme}://{root}", key.strip("/")
 
 
-def masked(text: str) -> str:
+def without_secrets(text: str) -> str:
     """The text without what may be secret in the addresses that it holds: queries, which sign them, and passwords."""
-    return _QUERY.sub("?***", _USER.sub("***@", text))
+    return os.fsdecode(_core.without_secrets(os.fsencode(text)))

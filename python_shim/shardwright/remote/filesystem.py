@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from shardwright.remote.address import masked
+from shardwright.remote.address import without_secrets
 from shardwright.remote.installed import imported
 from shardwright.remote.store import ChangedObjectError, DeniedError, Listing, StoredObject, StoreError
 
@@ -15,15 +15,15 @@ class FilesystemStore:
     """A folder of one of fsspec's file systems. Credentials are found by its own rules."""
 
     def __init__(self, address: str) -> None:
-        fsspec = imported("fsspec", f"{masked(address)}: reading it")
-        self.address = masked(address)
+        fsspec = imported("fsspec", f"{without_secrets(address)}: reading it")
+        self.address = without_secrets(address)
         try:
             self._files, self._root = fsspec.core.url_to_fs(address)
         except ImportError as error:
             raise ImportError(f"{self.address}: fsspec cannot open it: {error}") from None
         except ValueError as error:
             raise ValueError(
-                f"{self.address}: no library opens such an address ({masked(str(error))})"
+                f"{self.address}: no library opens such an address ({without_secrets(str(error))})"
             ) from None
 
     def head(self, name: str) -> StoredObject:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from shardwright.remote.address import masked, scheme_and_rest
+from shardwright.remote.address import scheme_and_rest, without_secrets
 from shardwright.remote.installed import imported
 from shardwright.remote.store import (
     ChangedObjectError,
@@ -28,9 +28,9 @@ class HubStore:
     """
 
     def __init__(self, address: str) -> None:
-        self._hub = imported("huggingface_hub", f"{masked(address)}: reading it")
+        self._hub = imported("huggingface_hub", f"{without_secrets(address)}: reading it")
         for part in ("constants", "errors", "hf_api", "utils"):
-            imported(f"huggingface_hub.{part}", f"{masked(address)}: reading it")
+            imported(f"huggingface_hub.{part}", f"{without_secrets(address)}: reading it")
         _, rest = scheme_and_rest(address)
         self._kind = "model"
         for kind in ("datasets", "spaces"):
@@ -39,9 +39,9 @@ class HubStore:
         repository, _, revision = rest.partition("@")
         if repository.count("/") != 1:
             raise ValueError(
-                f"{masked(address)}: expected hf://organisation/name or hf://organisation/name@revision"
+                f"{without_secrets(address)}: expected hf://organisation/name or hf://organisation/name@revision"
             )
-        self.address, self._repository = masked(address), repository
+        self.address, self._repository = without_secrets(address), repository
         with self._naming(""):
             info = self._hub.HfApi().repo_info(repository, revision=revision or None, repo_type=self._kind)
         self._commit: str = info.sha

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
-from shardwright.remote.address import masked, scheme_and_rest
+from shardwright.remote.address import scheme_and_rest, without_secrets
 from shardwright.remote.installed import imported
 from shardwright.remote.store import ChangedObjectError, DeniedError, Listing, StoredObject, StoreError
 
@@ -55,10 +55,10 @@ class ObjectStore:
     the machine's role; for S3 what boto3 finds, such as a profile, where that is installed."""
 
     def __init__(self, address: str) -> None:
-        self._obstore = imported("obstore", f"{masked(address)}: reading it")
+        self._obstore = imported("obstore", f"{without_secrets(address)}: reading it")
         from obstore.store import HTTPStore, from_url
 
-        self.address = masked(address)
+        self.address = without_secrets(address)
         self._lists = not address.startswith("http")
         scheme, rest = scheme_and_rest(address)
         options: dict[str, Any] = {
@@ -95,7 +95,7 @@ class ObjectStore:
             self._writing = opened(f"{scheme}://{rest}", **options | writing)
         except Exception as error:
             cause = str(error).partition("\n")[0]  # what follows is for obstore's developers
-            raise ValueError(f"{self.address}: cannot open this store: {masked(cause)}") from None
+            raise ValueError(f"{self.address}: cannot open this store: {without_secrets(cause)}") from None
 
     def head(self, name: str) -> StoredObject:
         try:
@@ -308,7 +308,7 @@ def _version_of(meta: Any) -> str:
 def _told(error: Exception, where: str) -> Exception:
     from obstore import exceptions
 
-    text = masked(str(error))
+    text = without_secrets(str(error))
     found = _STATUS.search(text)
     status = int(found[1] or found[2]) if found else 0
     cause = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

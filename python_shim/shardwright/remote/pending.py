@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
-from shardwright.remote.address import masked
+from shardwright.remote.address import without_secrets
 from shardwright.remote.reading import tried
 from shardwright.remote.shadow import Shadow, read_bytes
 from shardwright.remote.store import ChangedObjectError, Store, StoredObject, StoreError, store_and_name
@@ -47,7 +47,7 @@ def tag_of_save_under_way(address: str) -> str:
     saving = f"{folder}/{_core.saving_name}" if folder else _core.saving_name
     markers = [one for one in store.listed(saving).objects if _TAG.fullmatch(one.name.rpartition("/")[2])]
     if not markers:
-        raise FileNotFoundError(2, f"{masked(address)}: no save to this folder is under way")
+        raise FileNotFoundError(2, f"{without_secrets(address)}: no save to this folder is under way")
     return max(markers, key=lambda marker: marker.modified).name.rpartition("/")[2]
 
 
@@ -127,7 +127,9 @@ class PendingObjects:
         with self._lock:
             shadow = self._shadow
             if shadow is None:
-                raise OSError(f"{masked(self.address)}: this save has been given up; nothing was saved")
+                raise OSError(
+                    f"{without_secrets(self.address)}: this save has been given up; nothing was saved"
+                )
             self._expect(shadow, expected)
             with shadow.naming():
                 self.decides.publish(*args)
@@ -170,9 +172,9 @@ class PendingObjects:
             there = found.get(shadow.name(name))
             if there != size:
                 raise ChangedObjectError(
-                    f"{masked(self.address)}/{name}: expected the {size} bytes that a rank has uploaded, found "
-                    f"{'no such object' if there is None else f'{there} bytes'}; nothing was published. Did another "
-                    "save to the same place run?"
+                    f"{without_secrets(self.address)}/{name}: expected the {size} bytes that a rank has uploaded, "
+                    f"found {'no such object' if there is None else f'{there} bytes'}; nothing was published. Did "
+                    "another save to the same place run?"
                 )
 
     def _previous(self, shadow: Shadow, name: str) -> bytes:
@@ -230,7 +232,7 @@ class PendingObjects:
         except Exception as failure:
             refusal = failure
         # An answer that was lost looks like a refusal when the same is written again.
-        where = f"{masked(self.address)}/{name}"
+        where = f"{without_secrets(self.address)}/{name}"
         try:
             found = self._found(shadow.name(name), data)
         except Exception:

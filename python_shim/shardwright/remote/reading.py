@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from shardwright import _core
-from shardwright.remote.address import masked, root_and_key
+from shardwright.remote.address import root_and_key, without_secrets
 from shardwright.remote.store import (
     DeniedError,
     StoredObject,
@@ -115,14 +115,16 @@ def arriving(address: str, version: str, begin: int, count: int) -> Iterator[Any
             for buffer in store.get(name, begin + done, count - done, version, at_once):
                 done += len(buffer)
                 if done > count:
-                    raise StoreError(f"{masked(address)}: asked for {count} bytes, the server sent {done}")
+                    raise StoreError(
+                        f"{without_secrets(address)}: asked for {count} bytes, the server sent {done}"
+                    )
                 tries.progressed()
                 if done == count and done - before >= _LARGE_REQUEST:
                     _note(root, time.monotonic() - began)
                 yield buffer
             if done < count:
                 raise StoreError(
-                    f"{masked(address)}: asked for {count} bytes from {begin} on, the server sent {done}",
+                    f"{without_secrets(address)}: asked for {count} bytes from {begin} on, the server sent {done}",
                     True,
                 )
         except StoreError as error:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from shardwright import _core
-from shardwright.remote.address import masked
+from shardwright.remote.address import without_secrets
 from shardwright.remote.own_folder import OwnFolder, remove_folders_of_dead_processes
 from shardwright.remote.reading import arriving, tried
 from shardwright.remote.store import Store, StoredObject, store_and_name
@@ -95,7 +95,7 @@ class Shadow:
         try:
             yield
         except (OSError, ValueError, _core.PlanError) as error:
-            shown = masked(self.address)
+            shown = without_secrets(self.address)
 
             def told(text: Any) -> Any:
                 return text.replace(str(self.path), shown) if isinstance(text, str) else text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shardwright import _core
 from shardwright.local_path import location
-from shardwright.remote.address import masked
+from shardwright.remote.address import without_secrets
 from shardwright.remote.pending import delete_what_a_save_wrote
 from shardwright.remote.reading import tried
 from shardwright.remote.shadow import Shadow
@@ -28,12 +28,12 @@ def keep_last_steps(root: str, keep: int) -> list[str]:
         store, folder = store_and_name(root)
         folders = tried(root, lambda: store.listed(folder)).folders
     except Exception as error:
-        return [f"{start}not all of {masked(root)} was looked at: {error}"]
+        return [f"{start}not all of {without_secrets(root)} was looked at: {error}"]
     for name in names[:-keep]:
         try:
             remove_checkpoint(f"{root}/{name}")
         except Exception as error:
-            problems.append(f"{start}{masked(root)}/{name} was not removed: {error}")
+            problems.append(f"{start}{without_secrets(root)}/{name} was not removed: {error}")
     for name in folders:
         if name.rpartition("/")[2].startswith("step-"):
             with suppress(Exception):

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shardwright.remote.address import masked, root_and_key, scheme_and_rest, unmangled
+from shardwright.remote.address import root_and_key, scheme_and_rest, unmangled, without_secrets
 
 
 class StoreError(OSError):
     """A store refuses or fails. ``may_pass`` says whether trying again can help."""
 
     def __init__(self, message: str, may_pass: bool = False) -> None:
-        super().__init__(masked(message))
+        super().__init__(without_secrets(message))
         self.may_pass = may_pass
 
 
