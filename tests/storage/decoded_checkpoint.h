@@ -22,6 +22,21 @@ namespace shardwright {
 
 using Bytes = std::vector<std::uint8_t>;
 
+/// Makes scales of any bytes ones that loads take: neither the byte 255 of e8m0, nor negative, infinite or
+/// NaN.
+inline void make_magnitudes(DType dtype, Bytes& scales) {
+  const auto size = static_cast<std::size_t>(bytes_of(dtype));
+  for (std::size_t last = size - 1; last < scales.size(); last += size) {
+    if (dtype == DType::U8 || dtype == DType::F8_E8M0) {
+      if (scales[last] == 255) scales[last] = 254;
+      continue;
+    }
+    scales[last] &= 0x7F;
+    if (size >= 2 && scales[last] == 0x7F) scales[last - 1] &= 0x7F;  // the largest exponent becomes the next
+    if (size == 1 && scales[last] == 0x7F) scales[last] = 0x7E;
+  }
+}
+
 /// A checkpoint on disk and, for the reference, in memory: the bytes of each whole tensor by name.
 struct Checkpoint {
   TemporaryDirectory directory;
@@ -35,6 +50,7 @@ struct Checkpoint {
       Bytes& data = bytes[tensor.name];
       data.resize(static_cast<std::size_t>(volume(tensor.shape) * bytes_of(tensor.dtype)));
       for (std::uint8_t& byte : data) byte = static_cast<std::uint8_t>(random.between(0, 255));
+      if (is_scale_name(tensor.name)) make_magnitudes(tensor.dtype, data);
     }
     const Catalog layout = catalog_of(random, stored);
     for (std::uint32_t file = 0; file < layout.files.size(); ++file) write(layout, file);

@@ -244,7 +244,7 @@ TEST(generate, an_unknown_preset_is_an_error_that_lists_them) {
 TEST(generate, a_directory_that_cannot_be_made_is_an_io_error) {
   const TemporaryDirectory directory;
   write_file(directory / "file", "");
-  expect_error(ErrorKind::io, {"file/new"}, [&] { make(directory / "file/new", "tiny"); });
+  expect_error(ErrorKind::io, {"/file: expected a directory"}, [&] { make(directory / "file/new", "tiny"); });
 }
 
 TEST(generate, a_disk_without_space_for_all_of_it_is_an_io_error_before_any_file_is_written) {
