@@ -2,7 +2,8 @@
 """Runs clang-tidy on a file, and touches a stamp if it is clean: .ci/tidy.py FILE STAMP
 
 ccache, where it is there, takes this program for a compiler and the stamp for an object: what was clean with the same
-flags, rules and clang-tidy, and the same bytes of the file and of all that it includes, is not looked at again.
+flags, rules and clang-tidy, and the same bytes of the file and of all that it includes, is not looked at again. What
+gcc would not include (under __clang__, or a header that has come to be there since) is not seen to change.
 """
 
 import json
@@ -30,10 +31,13 @@ def as_compiler(arguments: list[str]) -> None:
 
 def main(source: str, stamp: str) -> None:
     commands = json.loads(Path("build/compile_commands.json").read_text())
-    (command,) = (shlex.split(one["command"]) for one in commands if one["file"] == os.path.abspath(source))
+    found = [shlex.split(one["command"]) for one in commands if one["file"] == os.path.abspath(source)]
+    if len(found) != 1:
+        sys.exit(f"{source}: expected one command in build/compile_commands.json, found {len(found)}")
+    (command,) = found
     flags = command[1 : command.index("-o")]
     binary = os.path.realpath(shutil.which(TIDY) or sys.exit(f"{TIDY} is not there"))
-    known_by = f"string:{binary} {os.stat(binary).st_size} {Path(__file__).read_text()}"
+    known_by = f"string:{binary} {os.stat(binary).st_size} {os.stat(binary).st_mtime_ns} {Path(__file__).read_text()}"
     os.environ |= {"CCACHE_DEPEND": "1", "CCACHE_COMPILERTYPE": "gcc", "CCACHE_COMPILERCHECK": known_by}
     os.environ["CCACHE_EXTRAFILES"] = os.path.abspath(".clang-tidy")
     ccache = [found] if (found := shutil.which("ccache")) else []

@@ -68,7 +68,7 @@ def export(
             None: "model".
 
     Raises, the same on every rank, naming the rank concerned:
-        PlanError: state dict and template do not fit, or ranks disagree; lists all that is wrong.
+        PlanError: state dict and template do not fit, or ranks disagree; lists what is wrong.
         FileExistsError: a checkpoint is there that may not be replaced, or a file of a name that is needed.
         OSError: the destination is a file, the disk is full, permission is denied, ...
         ValueError: an argument, or a CUDA device that refuses: out of memory, a driver that is too old, ...

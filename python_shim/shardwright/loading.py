@@ -94,7 +94,7 @@ def load(
     Raises:
         FileNotFoundError: the directory is missing or holds no safetensors.
         CheckpointFormatError: a header or the index breaks its format.
-        PlanError: checkpoint and state dict do not fit; lists all that is wrong. Nothing has been written.
+        PlanError: checkpoint and state dict do not fit; lists what is wrong. Nothing has been written.
         OSError: a file cannot be read or has been cut short.
         RuntimeError: a CUDA device refuses: out of memory, a driver that is too old, no kernels for the card, ...
 

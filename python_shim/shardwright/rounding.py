@@ -34,7 +34,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def refuse_roundings(rounded: Mapping[str, str], where: str | os.PathLike[str]) -> None:
-    """Raises a PlanError that lists all, if there are any."""
+    """Raises a PlanError that lists it, if there are any."""
     lines = _core.grouped_names(sorted(f"{name}: {cast}" for name, cast in rounded.items()))
     if lines:
         raise _core.PlanError(

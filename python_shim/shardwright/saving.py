@@ -65,6 +65,19 @@ class PendingSave:
 _running: PendingSave | None = None
 
 
+def _wait_for_the_earlier() -> None:
+    """Raises the failure of a save in the background that nobody has asked for yet."""
+    global _running
+    earlier = _running
+    try:
+        if earlier is not None and not earlier._seen:
+            earlier.wait()
+    except Exception:
+        _running = None
+        raise
+    _running = None
+
+
 def save(
     state_dict: dict[str, Any],
     path: str | os.PathLike[str],
@@ -106,11 +119,9 @@ def save(
             cause. Nothing has then been published.
     """
     global _running
-    earlier, _running = _running, None
 
     def begin() -> ShardedStorageWriter:
-        if earlier is not None and not earlier._seen:
-            earlier.wait()
+        _wait_for_the_earlier()
         expect_state_dict(state_dict)
         expect_flags(asynchronous=asynchronous)
         if planner is not None and not hasattr(planner, "set_up_planner"):

@@ -11,19 +11,21 @@ namespace shardwright {
 namespace {
 
 /// The first of so many scales side by side that is not meant; `count` if there is none. A number is meant if
-/// its bits, without a sign, are less than those of infinity.
+/// its bits, without a sign, are less than those of infinity, or if it is -0.
 template <class Bits>
 std::int64_t first_above(const std::byte* scales, std::int64_t count, Bits most) {
+  constexpr Bits minus_zero = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+  const auto is_meant = [most](Bits bits) { return bits <= most || bits == minus_zero; };
   bool any = false;  // a loop without an exit is a few instructions for a whole vector
   for (std::int64_t i = 0; i < count; ++i) {
     Bits bits = 0;
     std::memcpy(&bits, scales + i * static_cast<std::int64_t>(sizeof bits), sizeof bits);
-    any |= bits > most;
+    any |= !is_meant(bits);
   }
   for (std::int64_t i = 0; any && i < count; ++i) {
     Bits bits = 0;
     std::memcpy(&bits, scales + i * static_cast<std::int64_t>(sizeof bits), sizeof bits);
-    if (bits > most) return i;
+    if (!is_meant(bits)) return i;
   }
   return count;
 }

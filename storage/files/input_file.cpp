@@ -101,6 +101,12 @@ ArrivedBytes InputFile::read_object(std::uint64_t offset, std::size_t count,
   const auto begin = std::chrono::steady_clock::now();
   ArrivedBytes bytes = remote_calls(path_).read(path_.native(), version_, offset, count, stopped);
   if (stopped) return nullptr;
+  if (bytes == nullptr) {
+    throw Error(ErrorKind::io,
+                printable(path_.native()) + ": expected " + std::to_string(count) + " bytes at offset " +
+                    std::to_string(offset) + ", found that whoever reads the store gives none",
+                EIO);
+  }
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   note_request(path_, count, taken.count());
   return bytes;

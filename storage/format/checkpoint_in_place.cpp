@@ -190,6 +190,21 @@ CheckpointInPlace adapter(const fs::path& directory) {
   return found;
 }
 
+/// Of torch's, of a checkpoint of tens of thousands of tensors on thousands of ranks.
+constexpr std::uint64_t most_metadata_bytes = std::uint64_t{4} << 30;
+
+/// Whether torch's metadata is of the checkpoint that has these files: it holds their names, as they are.
+bool metadata_names(const fs::path& directory, const std::vector<std::string>& files) {
+  try {
+    const std::string metadata = read_text(directory / torch_metadata_name, most_metadata_bytes);
+    return std::all_of(files.begin(), files.end(), [&](const std::string& name) {
+      return name == torch_metadata_name || metadata.find(name) != std::string::npos;
+    });
+  } catch (const Error&) {  // then nobody can tell
+    return false;
+  }
+}
+
 }  // namespace
 
 bool is_name_of_shards(const std::string& name) { return name.starts_with("rank-"); }
@@ -232,7 +247,7 @@ std::vector<CheckpointInPlace> checkpoints_in(const fs::path& directory) {
       some_are_ours |= is_ours;
       some_are_torchs |= is_torchs;
     }
-    torch.is_ours = some_are_ours && !some_are_torchs;
+    torch.is_ours = some_are_ours && !some_are_torchs && metadata_names(directory, torch.files);
     found.push_back(std::move(torch));
   }
   if (names.contains("adapter_model.safetensors") || names.contains("adapter_config.json"))

@@ -271,21 +271,22 @@ GenerateReport generate(const fs::path& directory, const GenerateOptions& option
   report.tensors = static_cast<std::int64_t>(entries.size());
   report.files = static_cast<std::int64_t>(layouts.size());
 
-  const std::vector<fs::path> made = make_directories(resolved_path(directory));
+  const fs::path place = resolved_path(directory);
+  const std::vector<fs::path> made = make_directories(place);
   try {
-    expect_no_checkpoint(directory);
+    expect_no_checkpoint(place);
     if (!options.layout_only) {
-      check_space(directory, report.bytes);
+      check_space(place, report.bytes);
       expect_in_all(options.progress, report.bytes);
     }
 
     // Nothing takes its final name before all is written, and the index takes it last: a checkpoint that has
     // its index is whole, and after a failure the directory is as it was.
-    std::vector<PendingFile> files = write_files(directory, layouts, options);
-    files.push_back(write_text(directory / "config.json", wanted_one.checkpoint.config));
+    std::vector<PendingFile> files = write_files(place, layouts, options);
+    files.push_back(write_text(place / "config.json", wanted_one.checkpoint.config));
     for (const auto& [name, text] : beside_generated(wanted_one.checkpoint.config))
-      files.push_back(write_text(directory / name, text));
-    files.push_back(write_text(directory / hf_index_name, make_hf_index(names, entries, report.bytes)));
+      files.push_back(write_text(place / name, text));
+    files.push_back(write_text(place / hf_index_name, make_hf_index(names, entries, report.bytes)));
     for (PendingFile& file : files) file.publish();
   } catch (...) {
     remove_directories(made);

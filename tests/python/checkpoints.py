@@ -4,7 +4,7 @@ import json
 import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,16 @@ Tensors = dict[str, Tensor]
 def random_tensor(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Tensor:
     """Any bits at all, so that subnormals, infinities and NaN come up."""
     return Tensor(dtype, shape, rng.bytes(math.prod(shape) * ITEM_BYTES[dtype]))
+
+
+def random_scales(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """Any bits of those that loads take: not the byte 255 of e8m0, nor a negative number, an infinity or a NaN."""
+    scales = random_tensor(rng, dtype, shape)
+    if dtype in ("U8", "F8_E8M0"):
+        return replace(scales, data=scales.data.replace(b"\xff", b"\xfe"))
+    kind, most = {"BF16": (np.uint16, 0x7F7F), "F32": (np.uint32, 0x7F7FFFFF)}[dtype]
+    bits = np.frombuffer(scales.data, kind) & (np.iinfo(kind).max >> 1)
+    return replace(scales, data=np.minimum(bits, most).astype(kind).tobytes())
 
 
 def header_of(tensors: Tensors) -> dict[str, dict]:
@@ -130,7 +140,7 @@ def made_up_m3(
         if quantized:
             shape = scale_shape(encoding, rows, columns)
             tensors[name] = random_tensor(rng, element_dtype, (rows, columns))
-            tensors[name + scale_suffix] = random_tensor(rng, scale_dtype or SCALE_DTYPES[encoding], shape)
+            tensors[name + scale_suffix] = random_scales(rng, scale_dtype or SCALE_DTYPES[encoding], shape)
         else:
             plain(name, rows, columns)
 

@@ -74,7 +74,9 @@ def _run_in_forks(worker: Path, ranks: int, arguments: list[str], output: Path) 
     try:
         run_forked(ranks, _rank, environment, output, worker, arguments)
     except Exception as failure:
-        raise AssertionError(f"{worker.name}: {failure}\n{output.read_text()}") from failure
+        raise AssertionError(
+            f"{worker.name}: {failure}\n{output.read_text() if output.exists() else ''}"
+        ) from failure
 
 
 def _run_under_torchrun(worker: Path, ranks: int, arguments: list[str], preloaded: Path) -> None:

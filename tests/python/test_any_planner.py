@@ -9,7 +9,7 @@ import reference
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
-from checkpoints import Tensor, Tensors, random_tensor, scale_shape, without, write_checkpoint
+from checkpoints import Tensor, Tensors, random_scales, random_tensor, scale_shape, without, write_checkpoint
 from deepseek import made_up_deepseek, write_deepseek
 from destinations import Destination, destinations_like, state_of, wrong
 from hf_state import hf_state_dict
@@ -40,7 +40,7 @@ def made_up(rng: np.random.Generator, way: tuple[str, str, str, str], shape: tup
     return {
         "tower.3.norm.weight": random_tensor(rng, "BF16", (7,)),
         WEIGHT: random_tensor(rng, element, shape),
-        WEIGHT + suffix: random_tensor(rng, scale, scale_shape(encoding, *shape)),
+        WEIGHT + suffix: random_scales(rng, scale, scale_shape(encoding, *shape)),
         "head": random_tensor(rng, "F32", (3, 5)),
     }
 

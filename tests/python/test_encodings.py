@@ -13,7 +13,7 @@ from checkpoints import (
     Tensor,
     config_of,
     made_up_m3,
-    random_tensor,
+    random_scales,
     scale_shape,
     without,
     write_checkpoint,
@@ -100,7 +100,7 @@ def test_encodings_may_be_mixed_in_one_checkpoint(tmp_path: Path):
         encoding = ("mxfp8", "block_fp8", "tensor_fp8")[number % 3]
         if encoding != "mxfp8":
             shape = scale_shape(encoding, *tensors[name].shape)
-            tensors[name + "_scale_inv"] = random_tensor(rng, "F32", shape)
+            tensors[name + "_scale_inv"] = random_scales(rng, "F32", shape)
     path = write_checkpoint(tmp_path, tensors, config=config_of(SEVERAL_BLOCKS))
     check(path, lambda state: sw.load(state, path))
     counts = _core.scaled_weights(sw.read_catalog(path))

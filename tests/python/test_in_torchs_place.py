@@ -202,6 +202,15 @@ def test_a_save_of_torchs_own_is_not_taken_for_one_of_ours_with_extensions(tmp_p
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_metadata_of_files_of_other_names_is_not_ours_beside_such_of_ours(tmp_path: Path):
+    writer = sw.ShardedStorageWriter(tmp_path, _extensions=[Backwards()])
+    dcp.save(STATE, storage_writer=writer, no_dist=True)
+    (tmp_path / ".metadata").write_bytes(b"of shard0.bin")
+    with pytest.raises(CheckpointException, match="checkpoint of torch's FileSystemWriter"):
+        dcp.save(STATE, storage_writer=sw.ShardedStorageWriter(tmp_path), no_dist=True)
+    assert (tmp_path / ".metadata").read_bytes() == b"of shard0.bin"
+
+
 class Broken(Backwards):
     """Fails on the second tensor or object."""
 

@@ -96,6 +96,7 @@ def test_no_password_is_shown(call: str, server: ObjectServer, tmp_path: Path, m
         (f"s3://AKIA:ab/{SECRET}@bucket/x", "s3://***@bucket/x"),
         (f"s3://user:se?{SECRET}@bucket/x", "s3://***@bucket/x"),
         (f"https://{SECRET}@host/x?key={SECRET}", "https://***@host/x?***"),
+        (f"http://user:'{SECRET})@host/x", "http://***@host/x"),
         ("http://host:8080/name@4", "http://host:8080/name@4"),
         ("hf://org/name@main", "hf://org/name@main"),
         ("abfss://container@account/x", "abfss://container@account/x"),

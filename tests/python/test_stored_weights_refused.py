@@ -200,7 +200,9 @@ def test_a_scale_that_no_encoder_writes_is_named(
 @pytest.mark.parametrize("tensors", [BLOCK_FP8, CHANNEL_FP8, ROW_FP8, TENSOR_FP8, MODELOPT, NVFP4, INT4])
 def test_a_scale_of_zero_is_that_of_zeros(tensors: Tensors, tmp_path: Path):
     name = next(name for name in ("a.weight_scale", "a.weight_scale_inv") if name in tensors)
-    save_file(tensors | {name: torch.zeros_like(tensors[name])}, tmp_path / "model.safetensors")
-    loaded = torch.ones(20, 64, dtype=torch.bfloat16)
-    sw.load({"a.weight": loaded}, tmp_path, layout="huggingface")
-    assert not loaded.any()
+    zeros = torch.zeros_like(tensors[name])
+    for zero in (zeros, with_last(zeros, -0.0)):
+        save_file(tensors | {name: zero}, tmp_path / "model.safetensors")
+        loaded = torch.ones(20, 64, dtype=torch.bfloat16)
+        sw.load({"a.weight": loaded}, tmp_path, layout="huggingface")
+        assert not loaded.any()

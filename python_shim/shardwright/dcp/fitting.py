@@ -24,7 +24,7 @@ def expect_fit(
     """Compares names, shapes, dtypes and kinds of a flattened state dict with what a checkpoint has.
 
     Raises:
-        PlanError: lists all that does not fit, with what was expected and found.
+        PlanError: lists what does not fit, with what was expected and found.
     """
     stored = metadata.state_dict_metadata
     problems = [

@@ -56,7 +56,7 @@ class LoadPlanner(ResumePlanner):
             state dict has in BF16, F16, F32 or F64: see :func:`shardwright.load`.
 
     Raises:
-        PlanError: lists everything that does not fit, before anything is written.
+        PlanError: lists what does not fit, before anything is written.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ def handed_state(state_dict: dict[str, Any], has_template: bool) -> HandedState:
     """Of a nested state dict. Without a template, a head that is the embedding's memory is left out.
 
     Raises:
-        PlanError: values that are no tensors, or that cannot be described; lists all of them.
+        PlanError: values that are no tensors, or that cannot be described; lists them.
     """
     expect_state_dict(state_dict)
     flat, paths = flatten(state_dict)

@@ -98,7 +98,11 @@ def _facts_of_template(template: Any) -> Any:
 def _facts_of_model(model: Any) -> Any:
     """Of a config or a model of transformers what its config says now: both can be changed in place."""
     if isinstance(model, (str, type)):
-        return model
+        return model, getattr(getattr(model, "config_class", None), "model_type", None)
     config = getattr(model, "config", model)
     to_dict = getattr(config, "to_dict", None)
-    return (type(model), type(config), to_dict()) if callable(to_dict) else _UnlikeAll()
+    return (
+        (type(model), type(config), getattr(config, "model_type", None), to_dict())
+        if callable(to_dict)
+        else _UnlikeAll()
+    )

@@ -74,7 +74,7 @@ def pieces(
         device_memory: bytes of each CUDA device that may be taken beside the tensors; None: 256 MiB.
 
     Raises, from the call itself, the same on every rank:
-        PlanError: state dict and template do not fit, or ranks disagree; lists all that is wrong.
+        PlanError: state dict and template do not fit, or ranks disagree; lists what is wrong.
         ValueError: an argument, or a CUDA device that refuses.
         ConnectionResetError: a rank has ended meanwhile.
 

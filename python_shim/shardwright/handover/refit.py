@@ -177,7 +177,7 @@ def refit(
 
     Raises, the same on every rank, before anything is sent:
         PlanError: state dict, template and engine do not fit each other: shapes, dtypes, names that nobody can supply;
-            lists all that is wrong, by name.
+            lists what is wrong, by name.
         ValueError: an argument.
 
     Raises, the same on every rank, naming ranks:
@@ -288,13 +288,13 @@ class _Refit:
 
     def _gather(self, count: int, mine: Callable[[], bytes]) -> list[bytes]:
         """What all ranks tell, so many bytes each, in one collective. Raises as :meth:`_round` does."""
-        own = torch.zeros(count + 1, dtype=torch.uint8)  # the last one: whether it has failed
+        own = torch.zeros(count + 1, dtype=torch.uint8, device="cpu")  # the last one: whether it has failed
         try:
             own[:count] = torch.frombuffer(bytearray(self._told(mine)), dtype=torch.uint8)
         except Exception as error:
             self._failure = error
             own[count] = 1
-        told = torch.empty(self._ranks, count + 1, dtype=torch.uint8)
+        told = torch.empty(self._ranks, count + 1, dtype=torch.uint8, device="cpu")
         with naming_gone_ranks(self._group, _DOING):
             dist.all_gather(list(told), own, group=self._group)
         if bool(told[:, count].any()):

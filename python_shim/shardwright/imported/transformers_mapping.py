@@ -90,7 +90,7 @@ def imported_weight_map(catalog: Any, model: Any = "auto") -> Any:
     Raises:
         ValueError: transformers is missing, or does not know the model.
         PlanError: the mapping does what no rule says, naming operation and tensor, or the checkpoint's tensors do not
-            fit it; lists all.
+            fit it; lists what does not.
     """
     transformers_model = model_without_elements(model, "" if catalog is None else catalog.config)
     if catalog is None:

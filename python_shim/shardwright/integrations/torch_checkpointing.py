@@ -82,7 +82,7 @@ class Resharder(DefaultResharder):
         model, layout, strict: see :class:`shardwright.LoadPlanner`. The layout "huggingface" is the checkpoint's names.
         options: for DefaultResharder.
 
-    What does not fit is one PlanError that lists all, before anything is written; no path is handed back unhandled.
+    What does not fit is one PlanError that lists it, before anything is written; no path is handed back unhandled.
     """
 
     def __init__(

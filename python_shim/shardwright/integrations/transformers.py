@@ -81,7 +81,7 @@ def load_pretrained(
         What the load did; ``unused`` are tensors of the checkpoint that the model has no place for.
 
     Raises, on all ranks:
-        PlanError: model and checkpoint do not fit; lists all. Buffers and adapters may have been written by then.
+        PlanError: model and checkpoint do not fit; lists what. Buffers and adapters may have been written by then.
         ValueError: the model is none of transformers', or has a buffer that nothing computes.
     """
     group = background_group()

@@ -76,7 +76,7 @@ def load_lora(
 
     Raises:
         FileNotFoundError, CheckpointFormatError: there is no adapter, or it breaks its format.
-        PlanError: adapter and state dict do not fit; lists all that is wrong. Nothing has been written.
+        PlanError: adapter and state dict do not fit; lists what is wrong. Nothing has been written.
     """
     check_sense(param_wrapper)
     start = time.perf_counter()

@@ -73,7 +73,7 @@ def save_lora(
     Raises, the same on every rank:
         ValueError: an argument; alpha has to be a finite number.
         FileExistsError: an adapter is there that may not be replaced.
-        PlanError: the tensors do not make an adapter of that layout; lists all that is wrong. Nothing has been written.
+        PlanError: the tensors do not make an adapter of that layout; lists what is wrong. Nothing has been written.
         OSError: the system refuses. What was there before is still there.
     """
 

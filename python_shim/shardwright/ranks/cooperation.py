@@ -53,6 +53,10 @@ def reading_group(cooperative: Cooperative) -> Iterator[Readers | None]:
     if cooperative is False:
         yield None
         return
+    if type(cooperative) is int and cooperative == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "cooperative: this rank is none of that group's; expected only those to call this, together"
+        )
     own = cooperative if isinstance(cooperative, dist.ProcessGroup) else None
     way = "a process group" if own is not None else cooperative
     together(own, _FORMING, lambda: _expect_known(cooperative), [f"cooperative {way}"])
@@ -225,8 +229,10 @@ def _run_rounds(
     for turn in range(load.rounds):
         with failing_together(group, load.partly_written):
             to, come_from = load.bytes_to(turn), load.bytes_from(turn)
-            outgoing = torch.empty(sum(to), dtype=torch.uint8)
-            incoming = torch.empty(sum(come_from), dtype=torch.uint8, pin_memory=load.to_devices)
+            outgoing = torch.empty(sum(to), dtype=torch.uint8, device="cpu")
+            incoming = torch.empty(
+                sum(come_from), dtype=torch.uint8, device="cpu", pin_memory=load.to_devices
+            )
             load.read(turn, outgoing.data_ptr())
             _place(load, under_way)
             if progress is not None:

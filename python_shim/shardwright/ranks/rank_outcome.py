@@ -123,7 +123,7 @@ def told(failure: CheckpointException, group: dist.ProcessGroup | None = None) -
     return _error(_errno_of(first), isinstance(first, PlanError), text)
 
 
-def as_sent(error: Exception) -> Exception:
+def as_sent(error: BaseException) -> Exception:
     """What others are told of a failure, as one that can be pickled there and back: classes of callers' own may not."""
     return _error(_errno_of(error), isinstance(error, PlanError), text_of(error) or type(error).__name__)
 

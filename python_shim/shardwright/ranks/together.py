@@ -38,19 +38,21 @@ def together(
         if refusal is not None:
             raise refusal
         return run()
-    words = [word.encode(errors="surrogateescape") for word in (f"call of {doing}", *alike)] if alike else []
+    words = [word.encode(errors="backslashreplace") for word in (f"call of {doing}", *alike)] if alike else []
     with naming_gone_ranks(group, doing):
         result: T | None = None
-        failure: Exception | None = refusal
+        failure: BaseException | None = refusal
         if failure is None:
             try:
                 result = run()
-            except Exception as error:
+            except BaseException as error:
                 failure = error
         of_ranks: list[Any] = [None] * dist.get_world_size(group)
         mine = None if failure is None else as_sent(failure), _digest_of(words)
         dist.all_gather_object(of_ranks, mine, group)
         failed: dict[int, Any] = {rank: (error, None) for rank, (error, _) in enumerate(of_ranks) if error}
+        if isinstance(failure, (KeyboardInterrupt, SystemExit)):
+            raise failure
         if failed:
             raise told(CheckpointException(doing, failed)) from failure
         if len({digest for _, digest in of_ranks}) > 1:
@@ -61,10 +63,14 @@ def together(
 
 def words_of(**arguments: Any) -> list[str]:
     """Arguments as ranks compare them: by what they say, not by which objects they are."""
-    return [
-        f"{name} {os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else repr(value)}"
-        for name, value in arguments.items()
-    ]
+    return [f"{name} {_text_of(value)}" for name, value in arguments.items()]
+
+
+def _text_of(value: Any) -> str:
+    try:
+        return os.fsdecode(value)
+    except Exception:  # it is no path, or one that whoever uses it is going to refuse
+        return repr(value)
 
 
 def _digest_of(words: list[bytes]) -> bytes:
@@ -110,7 +116,7 @@ def raise_if_any_failed(
 ) -> None:
     """Raises on all ranks if one brings a failure: its own where there is one, else one that names the others', and
     what they leave partly written here."""
-    failed = torch.tensor([failure is not None], dtype=torch.int32)
+    failed = torch.tensor([failure is not None], dtype=torch.int32, device="cpu")
     dist.all_reduce(failed, dist.ReduceOp.MAX, group)
     if not failed.item():
         return

@@ -25,6 +25,9 @@ STALL_SECONDS = 20
 #: And in which one that is written to must have taken a part, of which a few leave at a time.
 WRITING_STALL_SECONDS = 120
 
+#: A request whose bytes come in one buffer cannot be ended before it has them; after so many seconds it is given up.
+AT_ONCE_SECONDS = 2
+
 #: How often what is written is tried again, with pauses of up to 15 s between.
 WRITING_RETRIES = 10
 
@@ -84,6 +87,9 @@ class ObjectStore:
                 },
             },
         }
+        at_once: dict[str, Any] = {
+            "client_options": options["client_options"] | {"timeout": timedelta(seconds=AT_ONCE_SECONDS)}
+        }
         if scheme in ("s3", "s3a"):
             options |= _s3_options()
         scheme = {"gcs": "gs", "azure": "az"}.get(scheme, scheme)
@@ -93,6 +99,7 @@ class ObjectStore:
         try:
             self._store = opened(f"{scheme}://{rest}", **options)
             self._writing = opened(f"{scheme}://{rest}", **options | writing)
+            self._at_once = opened(f"{scheme}://{rest}", **options | at_once)
         except Exception as error:
             cause = str(error).partition("\n")[0]  # what follows is for obstore's developers
             raise ValueError(f"{self.address}: cannot open this store: {without_secrets(cause)}") from None
@@ -130,7 +137,7 @@ class ObjectStore:
         if version.startswith('"'):  # a strong etag; others are compared with what comes
             asked["if_match"] = version
         with self._naming(name):
-            result = self._obstore.get(self._store, name, options=asked)
+            result = self._obstore.get(self._at_once if at_once else self._store, name, options=asked)
             found = _version_of(result.meta)
             if version and found != version:
                 raise ChangedObjectError(f"{self.address}/{name}: expected version {version}, found {found}")

@@ -34,6 +34,9 @@ _NAP = 0.05  # how soon a wait notices that it is not needed any more
 
 #: A request that takes no longer is worth asking for anew where it breaks off, and nobody waits long for its end.
 _QUICK_SECONDS = 0.5
+
+#: What is longer would take as much memory; the engine's requests are no longer.
+_MOST_AT_ONCE = 8 << 20
 _LARGE_REQUEST = 1 << 20  # bytes, from which on a request tells how quick its store is
 
 _answered: set[str] = set()  # roots of stores
@@ -107,9 +110,10 @@ def arriving(address: str, version: str, begin: int, count: int) -> Iterator[Any
     An empty buffer comes now and then while it waits, so that whoever takes them can end it. Of a quick store they
     come in one buffer.
     """
-    tries, done, root = _Tries(address), 0, root_and_key(address)[0]
+    tries, done, root, broke_off = _Tries(address), 0, root_and_key(address)[0], False
     while done < count:
-        at_once, began, before = root in _quick, time.monotonic(), done
+        at_once = root in _quick and not broke_off and count - done <= _MOST_AT_ONCE
+        began, before = time.monotonic(), done
         try:
             store, name = store_and_name(address)
             for buffer in store.get(name, begin + done, count - done, version, at_once):
@@ -129,6 +133,7 @@ def arriving(address: str, version: str, begin: int, count: int) -> Iterator[Any
                 )
         except StoreError as error:
             _quick.discard(root)
+            broke_off = True
             if at_once:
                 tries.begin_anew()  # bytes may have come until just now
             until = time.monotonic() + tries.pause_after(error)

@@ -67,10 +67,10 @@ class _Rounds:
                 messages = self.export.messages()
             to = [len(message) for message in messages]
             come_from = self._told_alike(to)
-            outgoing = torch.empty(sum(to), dtype=torch.uint8)
+            outgoing = torch.empty(sum(to), dtype=torch.uint8, device="cpu")
             if outgoing.numel():
                 outgoing.copy_(torch.frombuffer(bytearray().join(messages), dtype=torch.uint8))
-            incoming = torch.empty(sum(come_from), dtype=torch.uint8)
+            incoming = torch.empty(sum(come_from), dtype=torch.uint8, device="cpu")
             most = max(most, 2 * (outgoing.numel() + incoming.numel()))
             work = dist.all_to_all_single(incoming, outgoing, come_from, to, group=self.group, async_op=True)
             with self._noting_failure():
@@ -102,7 +102,9 @@ class _Rounds:
 
     def _told_alike(self, to: list[int]) -> list[int]:
         """How many bytes come from each rank, where so many go to each. Raises on all ranks if one has failed."""
-        told = torch.tensor(to if self.failure is None else [_FAILED] * self.ranks, dtype=torch.int64)
+        told = torch.tensor(
+            to if self.failure is None else [_FAILED] * self.ranks, dtype=torch.int64, device="cpu"
+        )
         come_from = torch.empty_like(told)
         dist.all_to_all_single(come_from, told, group=self.group)
         if self.failure is None and come_from.min().item() >= 0:

@@ -119,6 +119,19 @@ def none_of_the_group(path: str, ignored: str) -> None:
     dist.barrier()
 
 
+def load_as_none_of_the_group(path: str, ignored: str) -> None:
+    """The other must not take part in what all ranks do next."""
+    group = dist.new_group([0])
+    state = sw.empty_state_dict(path)
+    if dist.get_rank() == 0:
+        sw.load(state, path, cooperative=group)
+    else:
+        expect_refused(lambda: sw.load(state, path, cooperative=group), "none of that group's")
+    told: list[Any] = [None, None]
+    dist.all_gather_object(told, dist.get_rank())
+    assert told == [0, 1]
+
+
 def load(path: str, ignored: str) -> None:
     state = sw.empty_state_dict(path)
     expect_refused(lambda: sw.load(of_rank(state, None), path, cooperative=True), "state dict")
@@ -163,6 +176,7 @@ if __name__ == "__main__":
             export_of_a_path_or_of_a_state_dict,
             no_process_group,
             none_of_the_group,
+            load_as_none_of_the_group,
             load,
             load_in_no_way_that_there_is,
             afterwards,

@@ -98,7 +98,7 @@ class Checkpointer(TheirCheckpointer):
         """Loads a released checkpoint (``is_init_step``), or what ``save_model`` has saved, ours or nemo-automodel's.
 
         Raises:
-            PlanError: model and checkpoint do not fit; lists all that is wrong.
+            PlanError: model and checkpoint do not fit; lists what is wrong.
         """
         parts = [model] if isinstance(model, torch.nn.Module) else list(model)
         with torch.no_grad():

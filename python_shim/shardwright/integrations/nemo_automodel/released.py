@@ -27,7 +27,7 @@ def load_released(checkpointer: Any, parts: list[torch.nn.Module], path: str, al
         logged.
 
     Raises:
-        PlanError: model and checkpoint do not fit; lists all that is wrong. No tensor has been changed.
+        PlanError: model and checkpoint do not fit; lists what is wrong. No tensor has been changed.
     """
     if (
         checkpointing.is_cloud_path(path)
