@@ -145,7 +145,8 @@ def loaded_with_extensions(path: Path, reader: Any, like: Any = STATE) -> Any:
 @pytest.mark.parametrize("planner", [dcp.DefaultSavePlanner, sw.SavePlanner], ids=["torch's", "ours"])
 @pytest.mark.parametrize("who", PAIRS)
 def test_whoever_saved_with_extensions_either_reads(who: str, planner: Any, tmp_path: Path):
-    writer = PAIRS[who][0](tmp_path, thread_count=2, _extensions=[Backwards()])
+    threads = 1 if who == "torch's" else 2  # with two, torch's writer leaves an object as it is now and then
+    writer = PAIRS[who][0](tmp_path, thread_count=threads, _extensions=[Backwards()])
     metadata = dcp.save(STATE, storage_writer=writer, planner=planner(), no_dist=True)
     for reader in (dcp.FileSystemReader, sw.ShardedStorageReader):
         assert differing(loaded_with_extensions(tmp_path, reader), STATE) == []
