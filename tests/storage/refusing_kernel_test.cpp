@@ -199,24 +199,23 @@ bool tells_what_is_cached(int descriptor) {
 
 TEST(refusing_kernel, what_is_in_the_page_cache_is_sampled_where_it_is_not_counted) {
   const TemporaryDirectory directory;
-  write_file(directory / "file", std::string(8 << 20, 'x'));
-  const int descriptor = ::open((directory / "file").c_str(), O_RDONLY);
-  ASSERT_GE(descriptor, 0);
-  ::fsync(descriptor);
   for (const int error : {ENOSYS, EPERM}) {
-    where({{cachestat, error}}, [&] {
-      for (const int kept : {8, 5, 0}) {  // MiB
+    for (const int kept : {8, 5, 0}) {  // MiB
+      // A file of its own: newer kernels read what was asked for before, which arrives after it was dropped.
+      const auto path = directory / (std::to_string(error) + "-" + std::to_string(kept));
+      write_file(path, std::string(8 << 20, 'x'));
+      const int descriptor = ::open(path.c_str(), O_RDONLY);
+      ASSERT_GE(descriptor, 0);
+      ::fsync(descriptor);
+      where({{cachestat, error}}, [&] {
         ASSERT_EQ(::posix_fadvise(descriptor, kept << 20, 0, POSIX_FADV_DONTNEED), 0);
-        const double resident =
-            resident_share(descriptor, 8 << 20);  // first: newer kernels read what is asked for
+        const double resident = resident_share(descriptor, 8 << 20);
         EXPECT_NEAR(fraction_in_page_cache(descriptor, 8 << 20).value_or(-1),
                     tells_what_is_cached(descriptor) ? resident : -1, 0.1);
-      }
-      std::string all(8 << 20, ' ');
-      EXPECT_EQ(::pread(descriptor, all.data(), all.size(), 0), std::ssize(all));
-    });
+      });
+      ::close(descriptor);
+    }
   }
-  ::close(descriptor);
 }
 
 TEST(refusing_kernel, a_page_cache_that_cannot_be_asked_counts_as_full) {
