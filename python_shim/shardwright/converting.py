@@ -212,7 +212,7 @@ def _convert_encoding(
 ) -> SaveReport:
     """All ranks call it together, with the options of `_conversion`; what one is given wrongly, all are told."""
     start = time.perf_counter()
-    alike = words_of(source=source, destination=destination, overwrite=overwrite)
+    alike = words_of(destination=destination, overwrite=overwrite)
     rank, ranks = together(process_group, "converting", lambda: rank_among(process_group), alike)
     conversion: Any = None
     publication: Any = None

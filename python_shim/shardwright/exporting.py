@@ -104,7 +104,9 @@ def export(
             writer.sources.append(address_of(source) if is_address(source) else lasting_path(source))
         return writer
 
-    alike = words_of(state_dict="of tensors" if source is None else source, path=path, overwrite=overwrite)
+    alike = words_of(
+        state_dict="of tensors" if source is None else "of a path", path=path, overwrite=overwrite
+    )
     writer = together(process_group, "exporting", begin, alike)
     weights: Any = state_dict
     if source is not None:
