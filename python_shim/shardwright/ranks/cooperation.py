@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
 from shardwright import _core
-from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks, timeout_of
+from shardwright.ranks.gone_ranks import expect_member, has_others, naming_gone_ranks, timeout_of
 from shardwright.ranks.together import failing_together, together
 
 
@@ -53,10 +53,7 @@ def reading_group(cooperative: Cooperative) -> Iterator[Readers | None]:
     if cooperative is False:
         yield None
         return
-    if type(cooperative) is int and cooperative == dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(
-            "cooperative: this rank is none of that group's; expected only those to call this, together"
-        )
+    expect_member("cooperative", cooperative)
     own = cooperative if isinstance(cooperative, dist.ProcessGroup) else None
     way = "a process group" if own is not None else cooperative
     together(own, _FORMING, lambda: _expect_known(cooperative), [f"cooperative {way}"])

@@ -65,6 +65,17 @@ def rank_among(group: dist.ProcessGroup | None) -> tuple[int, int]:
     return (dist.get_rank(group), dist.get_world_size(group)) if has_others(group) else (0, 1)
 
 
+def expect_member(name: str, group: Any) -> None:
+    """Raises ValueError, naming the argument, for what torch gives a rank for a group that it is none of.
+
+    The others talk without it.
+    """
+    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"{name}: this rank is none of that group's; expected only those to call this, together"
+        )
+
+
 def group_to_tell(group: Any) -> tuple[dist.ProcessGroup | None, ValueError | None]:
     """The group itself; or, for what is none, that of all ranks, which are to hear of it, and what to tell them.
 
@@ -73,10 +84,7 @@ def group_to_tell(group: Any) -> tuple[dist.ProcessGroup | None, ValueError | No
     """
     if group is None or isinstance(group, dist.ProcessGroup):
         return group, None
-    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(
-            "process_group: this rank is none of that group's; expected only those to call this, together"
-        )
+    expect_member("process_group", group)
     return None, ValueError(
         f"process_group: expected a process group of torch.distributed or None, found {group!r}"
     )
