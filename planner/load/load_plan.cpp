@@ -63,14 +63,16 @@ class LoadPlanner {
     const auto begin = std::chrono::steady_clock::now();
     problems_.lines = options_.problems;
     const bool writes_once = !options_.exporting && !options_.resuming;
-    std::vector<const TensorSpec*> apart;  // those that do not share memory with what they are read from
-    for (std::size_t i = 0; i < specs_.size(); ++i) {
-      if (writes_once && is_filled_by_another(specs_[i])) continue;
-      if (writes_once) apart.push_back(&specs_[i]);
-      add_destination(static_cast<std::uint32_t>(i));
+    std::vector<const TensorSpec*> wanted;  // but for those that share memory with what they are read from
+    for (const TensorSpec& spec : specs_) {
+      if (!writes_once || !is_filled_by_another(spec)) wanted.push_back(&spec);
     }
-    for (std::string& fault : shared_memory(std::span<const TensorSpec* const>(apart)))
-      problems_.add(std::move(fault));
+    if (writes_once) {  // first, as of many lines only the first are told
+      for (std::string& fault : shared_memory(std::span<const TensorSpec* const>(wanted)))
+        problems_.add(std::move(fault));
+    }
+    for (const TensorSpec* const spec : wanted)
+      add_destination(static_cast<std::uint32_t>(spec - specs_.data()));
     RestOfCheckpoint rest = rest_of_checkpoint(specs_, catalog_, map_, used_, options_);
     plan_.unused = std::move(rest.unused);
     plan_.unknown = std::move(rest.unknown);

@@ -2,11 +2,14 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "planner/error.h"
 #include "planner/problems.h"
@@ -118,17 +121,23 @@ class Exchange {
       std::string& message = messages[static_cast<std::size_t>(r)];
       message = receive(r, std::move(message));
     }
-    Problems problems;
     std::optional<Error> first;
+    std::vector<std::pair<std::string, std::vector<std::int64_t>>> told;  // a text, and the ranks that say it
     for (std::size_t r = 0; r < messages.size(); ++r) {
-      if (messages[r][0] == is_error) {
-        const Error error = error_from(messages[r]);
-        if (!first) first = error;
-        problems.add("rank " + std::to_string(r) + ": " + error.what());
-      } else {
+      if (messages[r][0] != is_error) {
         messages[r].erase(0, 1);
+        continue;
       }
+      const Error error = error_from(messages[r]);
+      if (!first) first = error;
+      const std::string text = error.what();
+      auto same = std::find_if(told.begin(), told.end(), [&](const auto& one) { return one.first == text; });
+      if (same == told.end()) same = told.insert(told.end(), {text, {}});
+      same->second.push_back(static_cast<std::int64_t>(r));
     }
+    Problems problems;
+    for (const auto& [text, ranks] : told)
+      problems.add((ranks.size() == 1 ? "rank " : "ranks ") + ranges_of(ranks) + ": " + text);
     try {
       problems.throw_if_any(first ? first->kind : ErrorKind::mismatch,
                             peers_.name + ": no rank goes on, because of");

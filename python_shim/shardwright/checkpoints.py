@@ -81,7 +81,8 @@ def expect_no_steps(path: str | os.PathLike[str]) -> None:
 
 
 def verify(path: str | os.PathLike[str], threads: int | None = None) -> Any:
-    """Checks headers, index, coverage and, where the format has them, checksums of a checkpoint.
+    """Checks headers, index, coverage and, where the format has them, checksums of a checkpoint; of encoded weights in
+    Hugging Face's format the scales, too, which loads refuse where no encoder writes them.
 
     Returns a report: ``problems`` has a line for each thing that is wrong (none: nothing was found), ``damaged`` the
     names of the tensors and objects concerned; ``kind``, ``files``, ``tensors``, ``objects`` and ``bytes_hashed`` say

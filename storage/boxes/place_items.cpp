@@ -41,7 +41,8 @@ void place_items(const Transfer& transfer, const Catalog& catalog, const ItemsIn
   }
   if (transfer.global >= 0) {
     std::memcpy(&part.global, items.global, sizeof part.global);
-    const std::string fault = fault_of_global(transfer, part.global, catalog);
+    const SourceTensor& global = catalog.tensors[static_cast<std::size_t>(transfer.global)];
+    const std::string fault = fault_of_global(part.global, transfer.encoding.product, global, catalog);
     if (!fault.empty()) throw Error(ErrorKind::mismatch, fault);
   }
   place_box(transfer, source.dtype, part, destination);

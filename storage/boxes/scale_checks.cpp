@@ -84,6 +84,12 @@ std::string text_of(DType dtype, const std::byte* scale) {
 
 }  // namespace
 
+std::optional<OddScale> odd_scale_in(DType dtype, const std::byte* scales, std::int64_t count) {
+  const std::int64_t index = first_not_meant(dtype, scales, count);
+  if (index == count) return std::nullopt;
+  return OddScale{index, text_of(dtype, scales + index * bytes_of(dtype))};
+}
+
 void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, const Catalog& catalog) {
   const DType element = transfer.encoding.element;
   if (!is_packed(element) && !is_float8(element)) return;
@@ -99,27 +105,25 @@ void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, cons
         elements_to(index, Shape(part.scales.strides.begin(),
                                  part.scales.strides.begin() + static_cast<std::ptrdiff_t>(outer))) *
             bytes_of(dtype);
-    const std::int64_t column = first_not_meant(dtype, row, columns);
-    if (column < columns) {
+    if (const std::optional<OddScale> odd = odd_scale_in(dtype, row, columns)) {
       Shape at = box.offset;
       for (std::size_t d = 0; d < outer; ++d) at[d] += index[d];
-      if (!at.empty()) at.back() += column;
+      if (!at.empty()) at.back() += odd->index;
       const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
       throw Error(ErrorKind::malformed,
                   stored_name(scales) + " in " + catalog.files[scales.file].name + ": the scale at " +
                       to_string(at) + (transfer.source_view.empty() ? "" : " (in the rule's view)") + " is " +
-                      text_of(dtype, row + column * bytes_of(dtype)) +
-                      "; expected numbers of 0 or more, as encoders write the scales of " +
+                      odd->text + "; expected numbers of 0 or more, as encoders write the scales of " +
                       stored_name(catalog.tensors[transfer.source]) +
                       "; the file is damaged, download it again");
     }
   } while (next_index(index, box.size));
 }
 
-std::string fault_of_global(const Transfer& transfer, float global, const Catalog& catalog) {
-  const bool divides = transfer.encoding.product == Product::compressed_tensors_nvfp4;
+std::string fault_of_global(float global, Product product, const SourceTensor& tensor,
+                            const Catalog& catalog) {
+  const bool divides = product == Product::compressed_tensors_nvfp4;
   if (std::isfinite(global) && (global > 0 || (global == 0 && !divides))) return "";
-  const SourceTensor& tensor = catalog.tensors[static_cast<std::size_t>(transfer.global)];
   return stored_name(tensor) + " in " + catalog.files[tensor.file].name + ": expected a " +
          (divides ? "positive" : "finite") + " number, which is the global scale of a weight, found " +
          std::to_string(global) + "; the file is damaged, download it again";

@@ -114,7 +114,7 @@ Companions::Companions(const LoadPlan& plan, const Catalog& catalog, OpenFiles& 
     if (index == one.transfer->global) {
       float& global = globals_[index];
       std::memcpy(&global, one.bytes.data(), sizeof global);
-      fault = fault_of_global(*one.transfer, global, catalog);
+      fault = fault_of_global(global, one.transfer->encoding.product, one.chunks.front(), catalog);
     } else {
       fault = fault_of_shape(one, catalog);
     }

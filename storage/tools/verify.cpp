@@ -30,6 +30,7 @@
 #include "storage/format/torch_stream.h"
 #include "storage/threads.h"
 #include "storage/tools/undamaged.h"
+#include "storage/tools/verify_scales.h"
 
 namespace shardwright {
 
@@ -360,6 +361,8 @@ void verify_hugging_face(const fs::path& directory, int threads, Progress* progr
     count_done(progress, bytes);
   });
   report.bytes_hashed = hashed;
+  for (ScaleFault& fault : faults_of_scales(catalog, threads, progress))
+    findings.add(fault.tensor, stored_name(catalog.tensors[fault.tensor]), std::move(fault.line));
   if (const std::optional<Checksums> listed = read_checksums(directory)) {
     for (const StoredFile& file : listed->beside) {
       try {

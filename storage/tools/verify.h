@@ -20,9 +20,10 @@ struct VerifyReport {
   std::vector<std::string> damaged;   ///< names of tensors and objects that a problem concerns; sorted
 };
 
-/// Checks headers, index, coverage and checksums of a checkpoint, on up to `threads` threads (0: all
+/// Checks headers, index, coverage and checksums of a checkpoint, and of encoded weights in Hugging Face's
+/// format the scales, which loads refuse where no encoder writes them, on up to `threads` threads (0: all
 /// processors). What is wrong with the checkpoint is in the report; throws Error (not_found, io) only if
-/// there is nothing to look at. `progress` counts bytes that are hashed.
+/// there is nothing to look at. `progress` counts bytes that are read for it.
 VerifyReport verify_checkpoint(const std::filesystem::path& directory, int threads = 0,
                                Progress* progress = nullptr);
 

@@ -7,6 +7,7 @@
 #include "planner/models/models.h"
 #include "planner/names/mesh.h"
 #include "planner/names/native_tensors.h"
+#include "planner/problems.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"
 #include "tests/storage/checkpoint_files.h"
@@ -398,6 +399,18 @@ TEST(load_plan_problems, a_tensor_that_cannot_be_written_to_is_one_problem) {
     job.spec(fqn).data = data.data();
     job.expect_problem({fqn, "rank"});
   }
+}
+
+TEST(load_plan_problems, destinations_that_overlap_are_told_before_names_that_thousands_have_wrong) {
+  Job job;
+  std::vector<std::uint16_t> data(100);
+  job.spec("model.norm.weight").data = data.data();
+  job.spec("model.layers.0.input_layernorm.weight").data = data.data() + 32;
+  for (int i = 0; i < 30; ++i)
+    job.specs.push_back(whole_tensor("model.layers." + std::to_string(i) + ".odd.weight", DType::BF16, {4}));
+  const std::vector<std::string> lines = job.problems();
+  ASSERT_GT(lines.size(), lines_told);
+  EXPECT_NE(lines[0].find("share memory"), std::string::npos) << lines[0];
 }
 
 TEST(load_plan_problems, destinations_that_overlap) {

@@ -215,6 +215,20 @@ std::string one_rank_has_a_problem(const Peers& peers) {
       ErrorKind::mismatch, {"rank 1: model.norm.weight is missing"});
 }
 
+/// A text that several ranks say stands there once: of many lines only the first are told.
+std::string all_ranks_but_one_have_a_problem(const Peers& peers) {
+  const std::string last = std::to_string(peers.ranks - 1);
+  return expect_failure(
+      [&] {
+        on_all_ranks(job_over(peers), [&] {
+          if (peers.rank != 0) throw Error(ErrorKind::mismatch, "model.norm.weight is missing");
+        });
+      },
+      ErrorKind::mismatch,
+      {"because of\n  " + (peers.ranks == 2 ? std::string("rank 1") : "ranks 1-" + last) +
+       ": model.norm.weight is missing"});
+}
+
 std::string nobody_has_a_problem(const Peers& peers) {
   on_all_ranks(job_over(peers), [] {});
   return "";
@@ -298,6 +312,7 @@ int main() {
       check("ranks plan together what one process plans, and again with hashes alone", trial, plans_twice);
       check("ranks without a problem go on", trial, nobody_has_a_problem);
       check("all ranks hear of one rank's problem", trial, one_rank_has_a_problem);
+      check("all ranks hear once of a problem that several have", trial, all_ranks_but_one_have_a_problem);
       check("all ranks of a job hear of one that fails", trial, one_rank_of_a_job_fails);
       check("all ranks hear which ranks differ in which tensor", trial, last_rank_differs);
       check("a rank that does not come is named by all others", trial, last_rank_is_missing, ranks - 1);

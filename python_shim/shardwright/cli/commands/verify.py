@@ -10,7 +10,7 @@ from shardwright.cli.options import number_of_threads
 from shardwright.cli.table import table
 from shardwright.local_path import shown
 
-HELP = "check headers, index, coverage and checksums; exit status 1 if something is wrong"
+HELP = "check headers, index, coverage, checksums and scales; exit status 1 if something is wrong"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

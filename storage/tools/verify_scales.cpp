@@ -1,0 +1,103 @@
+#include "storage/tools/verify_scales.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "planner/error.h"
+#include "planner/names/encodings.h"
+#include "storage/boxes/scale_checks.h"
+#include "storage/files/input_file.h"
+#include "storage/threads.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::uint64_t bytes_at_a_time = std::uint64_t{1} << 20;
+
+/// A tensor of scales, or a chunk of one, and what a load makes of its numbers.
+struct Scales {
+  std::size_t tensor;
+  Product product;
+  bool is_global;
+};
+
+/// Those of each weight that a load can decode; what it cannot is no matter of its scales.
+std::vector<Scales> scales_in(const Catalog& catalog) {
+  std::vector<Scales> found;
+  const auto add = [&](std::span<const SourceTensor> chunks, Product product, bool is_global) {
+    for (const SourceTensor& chunk : chunks)
+      found.push_back({static_cast<std::size_t>(&chunk - catalog.tensors.data()), product, is_global});
+  };
+  for (const SourceTensor& tensor : catalog.tensors) {
+    const std::span<const SourceTensor> weight = catalog.find(tensor.name);
+    const std::span<const SourceTensor> scales = scales_of(catalog, tensor.name);
+    if (&weight.front() != &tensor || scales.empty()) continue;
+    try {
+      const Encoding encoding = encoding_of(catalog, weight);
+      if (!encoding.scaled) continue;
+      add(scales, encoding.product, false);
+      add(global_scale_of(catalog, encoding, tensor.name), encoding.product, true);
+    } catch (const Error& error) {
+      if (error.kind != ErrorKind::mismatch) throw;
+    }
+  }
+  return found;
+}
+
+/// The first fault of one of them; empty if it has none.
+std::string fault_of(const Catalog& catalog, const Scales& scales, Progress* progress) {
+  const SourceTensor& tensor = catalog.tensors[scales.tensor];
+  const SourceFile& known = catalog.files[tensor.file];
+  const InputFile file(catalog.path_of(tensor), known.size, known.version);
+  const auto bytes_each = static_cast<std::uint64_t>(bytes_of(tensor.dtype));
+  std::vector<std::byte> buffer;
+  for (std::uint64_t begin = tensor.begin; begin < tensor.end; begin += buffer.size()) {
+    buffer.resize(std::min(bytes_at_a_time, tensor.end - begin));
+    file.read(begin, reinterpret_cast<char*>(buffer.data()), buffer.size());
+    count_done(progress, buffer.size());
+    if (scales.is_global) {
+      float global = 0;
+      for (std::size_t at = 0; at + sizeof global <= buffer.size(); at += sizeof global) {
+        std::memcpy(&global, buffer.data() + at, sizeof global);
+        std::string fault = fault_of_global(global, scales.product, tensor, catalog);
+        if (!fault.empty()) return fault;
+      }
+      continue;
+    }
+    const auto count = static_cast<std::int64_t>(buffer.size() / bytes_each);
+    const std::optional<OddScale> odd = odd_scale_in(tensor.dtype, buffer.data(), count);
+    if (!odd) continue;
+    const std::int64_t index = static_cast<std::int64_t>((begin - tensor.begin) / bytes_each) + odd->index;
+    return stored_name(tensor) + " in " + known.name + ": scale number " + std::to_string(index) +
+           " of the tensor is " + odd->text + "; expected numbers of 0 or more, which loads take alone";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::vector<ScaleFault> faults_of_scales(const Catalog& catalog, int threads, Progress* progress) {
+  const std::vector<Scales> scales = scales_in(catalog);
+  for (const Scales& one : scales) {
+    const SourceTensor& tensor = catalog.tensors[one.tensor];
+    expect_in_all(progress, tensor.end - tensor.begin);
+  }
+  std::vector<ScaleFault> faults;
+  std::mutex mutex;
+  for_each_index(scales.size(), threads, [&](std::size_t i) {
+    std::string fault = fault_of(catalog, scales[i], progress);
+    if (fault.empty()) return;
+    const std::lock_guard lock(mutex);
+    faults.push_back({scales[i].tensor, std::move(fault)});
+  });
+  std::sort(faults.begin(), faults.end(),
+            [](const ScaleFault& a, const ScaleFault& b) { return a.tensor < b.tensor; });
+  return faults;
+}
+
+}  // namespace shardwright
