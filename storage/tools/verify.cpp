@@ -349,6 +349,9 @@ void verify_hugging_face(const fs::path& directory, int threads, Progress* progr
                          Findings& findings) {
   const Catalog catalog = read_catalog(directory, threads);
   report.files = static_cast<std::int64_t>(catalog.files.size());
+  const std::vector<StoredScales> scales = scales_in(catalog);
+  for (const StoredScales& one : scales)
+    expect_in_all(progress, catalog.tensors[one.tensor].end - catalog.tensors[one.tensor].begin);
   std::atomic<std::uint64_t> hashed = 0;
   if (catalog.checksums != nullptr) {
     for (const SourceTensor& tensor : catalog.tensors) expect_in_all(progress, tensor.end - tensor.begin);
@@ -361,7 +364,7 @@ void verify_hugging_face(const fs::path& directory, int threads, Progress* progr
     count_done(progress, bytes);
   });
   report.bytes_hashed = hashed;
-  for (ScaleFault& fault : faults_of_scales(catalog, threads, progress))
+  for (ScaleFault& fault : faults_of_scales(catalog, scales, threads, progress))
     findings.add(fault.tensor, stored_name(catalog.tensors[fault.tensor]), std::move(fault.line));
   if (const std::optional<Checksums> listed = read_checksums(directory)) {
     for (const StoredFile& file : listed->beside) {

@@ -19,38 +19,8 @@ namespace {
 
 constexpr std::uint64_t bytes_at_a_time = std::uint64_t{1} << 20;
 
-/// A tensor of scales, or a chunk of one, and what a load makes of its numbers.
-struct Scales {
-  std::size_t tensor;
-  Product product;
-  bool is_global;
-};
-
-/// Those of each weight that a load can decode; what it cannot is no matter of its scales.
-std::vector<Scales> scales_in(const Catalog& catalog) {
-  std::vector<Scales> found;
-  const auto add = [&](std::span<const SourceTensor> chunks, Product product, bool is_global) {
-    for (const SourceTensor& chunk : chunks)
-      found.push_back({static_cast<std::size_t>(&chunk - catalog.tensors.data()), product, is_global});
-  };
-  for (const SourceTensor& tensor : catalog.tensors) {
-    const std::span<const SourceTensor> weight = catalog.find(tensor.name);
-    const std::span<const SourceTensor> scales = scales_of(catalog, tensor.name);
-    if (&weight.front() != &tensor || scales.empty()) continue;
-    try {
-      const Encoding encoding = encoding_of(catalog, weight);
-      if (!encoding.scaled) continue;
-      add(scales, encoding.product, false);
-      add(global_scale_of(catalog, encoding, tensor.name), encoding.product, true);
-    } catch (const Error& error) {
-      if (error.kind != ErrorKind::mismatch) throw;
-    }
-  }
-  return found;
-}
-
 /// The first fault of one of them; empty if it has none.
-std::string fault_of(const Catalog& catalog, const Scales& scales, Progress* progress) {
+std::string fault_of(const Catalog& catalog, const StoredScales& scales, Progress* progress) {
   const SourceTensor& tensor = catalog.tensors[scales.tensor];
   const SourceFile& known = catalog.files[tensor.file];
   const InputFile file(catalog.path_of(tensor), known.size, known.version);
@@ -81,12 +51,30 @@ std::string fault_of(const Catalog& catalog, const Scales& scales, Progress* pro
 
 }  // namespace
 
-std::vector<ScaleFault> faults_of_scales(const Catalog& catalog, int threads, Progress* progress) {
-  const std::vector<Scales> scales = scales_in(catalog);
-  for (const Scales& one : scales) {
-    const SourceTensor& tensor = catalog.tensors[one.tensor];
-    expect_in_all(progress, tensor.end - tensor.begin);
+std::vector<StoredScales> scales_in(const Catalog& catalog) {
+  std::vector<StoredScales> found;
+  const auto add = [&](std::span<const SourceTensor> chunks, Product product, bool is_global) {
+    for (const SourceTensor& chunk : chunks)
+      found.push_back({static_cast<std::size_t>(&chunk - catalog.tensors.data()), product, is_global});
+  };
+  for (const SourceTensor& tensor : catalog.tensors) {
+    const std::span<const SourceTensor> weight = catalog.find(tensor.name);
+    const std::span<const SourceTensor> scales = scales_of(catalog, tensor.name);
+    if (&weight.front() != &tensor || scales.empty()) continue;
+    try {
+      const Encoding encoding = encoding_of(catalog, weight);
+      if (!encoding.scaled) continue;
+      add(scales, encoding.product, false);
+      add(global_scale_of(catalog, encoding, tensor.name), encoding.product, true);
+    } catch (const Error& error) {
+      if (error.kind != ErrorKind::mismatch) throw;
+    }
   }
+  return found;
+}
+
+std::vector<ScaleFault> faults_of_scales(const Catalog& catalog, const std::vector<StoredScales>& scales,
+                                         int threads, Progress* progress) {
   std::vector<ScaleFault> faults;
   std::mutex mutex;
   for_each_index(scales.size(), threads, [&](std::size_t i) {
