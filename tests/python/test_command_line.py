@@ -333,3 +333,14 @@ def test_an_encoding_that_lacks_a_character_is_no_failure(command: str, tiny: Pa
     assert "Traceback" not in found.stderr and "codec" not in found.stderr
     assert found.returncode == (1 if "inspect" in command else 0)
     assert ("\\xd7" in found.stdout + found.stderr) == ("help" not in command)
+
+
+def test_advice_names_the_options_that_the_command_has(tmp_path: Path):
+    copy = write_checkpoint(tmp_path / "copy", made_up_m3(), config=config_of())
+    found = shardwright("convert", copy, copy, "--quantization", "bf16")
+    assert found.returncode == 1 and "or pass --overwrite to replace it" in found.stderr
+    odd = made_up_m3() | {"odd.table": Tensor("F32", (1,), bytes(4))}
+    write_checkpoint(copy, odd, config=config_of())
+    assert "--not-strict leaves such tensors out" in shardwright("load", copy).stderr
+    with pytest.raises(sw.PlanError, match="strict=False leaves such tensors out"):  # as Python says it
+        sw.load(sw.empty_state_dict(copy), copy)

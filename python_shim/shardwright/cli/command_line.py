@@ -46,10 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status. The last line on stderr says what failed, if anything did."""
     _take_any_text()
     name = "shardwright"
+    known: set[str] = set()
     try:
+        whole = parser()
         with _flushed():
-            options = parser().parse_args(arguments)
+            options = whole.parse_args(arguments)
         name = f"shardwright {options.command}"
+        known = _options_of(whole, options.command)
         with shown():
             answer = COMMANDS[options.command].run(options)
         with _flushed():
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read it has seen enough
         return 141
     except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
-        return _fail(name, _message_of(error))
+        return _fail(name, _in_options(_message_of(error), known))
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         return 130
@@ -112,6 +115,23 @@ class _WholeNames(argparse.HelpFormatter):
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def _options_of(whole: argparse.ArgumentParser, command: str) -> set[str]:
+    (commands,) = (action for action in whole._actions if isinstance(action, argparse._SubParsersAction))
+    return set(commands.choices[command]._option_string_actions)
+
+
+def _in_options(message: str, known: set[str]) -> str:
+    """Errors advise in Python's words, such as ``strict=False``: said as an option where the command has it."""
+
+    def option(found: re.Match[str]) -> str:
+        flags = {"overwrite=True": "--overwrite", "strict=False": "--not-strict"}
+        name = flags.get(found[0], "--" + found["name"].replace("_", "-"))
+        value = "" if found[0] in flags else found["value"].strip('"')
+        return f"{name} {value}".strip() if name in known else found[0]
+
+    return re.sub(r'\b(?P<name>[a-z_]+)=(?P<value>True|False|"[^"]*"|(?![\w"]))', option, message)
 
 
 def _message_of(error: Exception) -> str:
