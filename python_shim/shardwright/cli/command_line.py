@@ -105,7 +105,9 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=_WholeNames,
         )
         command.add_options(one)
-        if command is not completion:
+        if command is completion:
+            one.set_defaults(whole=whole)  # whose commands and options it completes
+        else:
             one.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
     return whole
 

@@ -97,6 +97,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Answer:
-    from shardwright.cli.command_line import parser
-
-    return Answer(text=SCRIPTS[options.shell](parser()))
+    return Answer(text=SCRIPTS[options.shell](options.whole))
