@@ -27,6 +27,8 @@ def lora_to_hf(
     What stands before the model's own names (``base_model.model.``) is kept; ``text`` is how HF's names of the text
     part begin. Nothing for modules that no rule knows.
     """
+    if not lora:  # an imported family has none, and no table to ask for it
+        return
     weight_map = _core.lora_map_of_names(list(lora), family, text)
     natives = [Native(key, tensor, Sharding.of(key, tensor)) for key, tensor in lora.items()]
     for _, name, tensor in hf_tensors(natives, weight_map):
@@ -58,6 +60,8 @@ def lora_from_hf(
         RuntimeError: tensors of experts that this rank holds are missing.
     """
     check_sense(sense)
+    if not hf_state_dict:
+        return {}
 
     def bytes_of(name: str) -> bytes:
         local = local_part(hf_state_dict[name])
