@@ -276,6 +276,7 @@ CASES = [
             ("head_dim", 8),
         ),
     ),
+    Case("laguna", "LagunaStateDictAdapter", "laguna"),
     Case("step3p5", "Step3p5StateDictAdapter", changed=step, config=(("model_type", "step3p5"),)),
     Case("step3p7", "Step3p7StateDictAdapter", "step3p7"),
 ]

@@ -374,6 +374,7 @@ TINY = [
         KIMI_LINEAR,
         released=renamed((r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj")),
     ),
+    Tiny("laguna", MIXTURE | SHARED | {"num_attention_heads_per_layer": [4, 6]}),
     Tiny("deepseek_v4", DEEPSEEK_V4, "deepseek_v4, as transformers stores it"),
     Tiny(
         "deepseek_v4",

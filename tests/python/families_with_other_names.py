@@ -15,6 +15,7 @@ from families import (
     attention,
     fused,
     grouped,
+    mlp,
     named,
     norms,
     others,
@@ -56,6 +57,40 @@ def minimax_m2_automodel(tensors: Tensors) -> Tensors:
 def block_sparse_transformers(tensors: Tensors) -> Tensors:
     usual = with_usual_names(tensors)
     return others(usual) | fused(usual)
+
+
+# --- Laguna ----------------------------------------------------------------------------------------------------------
+
+
+def laguna(generator: torch.Generator) -> Tensors:
+    """The second layer has more heads."""
+    tensors = outside_layers(generator)
+    for layer, rows in enumerate((16, 24)):
+        prefix = f"model.layers.{layer}."
+        tensors |= attention(generator, prefix) | norms(generator, prefix)
+        tensors |= named(
+            generator,
+            prefix + "self_attn.",
+            q_proj__weight=(rows, HIDDEN),
+            o_proj__weight=(HIDDEN, rows),
+            g_proj__weight=(rows // 4, HIDDEN),
+        )
+        if layer == 0:
+            tensors |= mlp(generator, prefix + "mlp.", 28)
+            continue
+        tensors |= split_experts(generator, prefix)
+        tensors |= named(generator, prefix + "mlp.", gate__weight=(EXPERTS, HIDDEN))
+        tensors |= mlp(generator, prefix + "mlp.shared_expert.", 14)
+        tensors[prefix + "mlp.experts.e_score_correction_bias"] = random_tensor(generator, EXPERTS)
+    return tensors
+
+
+def laguna_trained(tensors: Tensors) -> Tensors:
+    return renamed(
+        tensors,
+        (r"\.mlp\.experts\.e_score", ".mlp.gate.e_score"),
+        (r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),
+    )
 
 
 # --- Nemotron 3 ------------------------------------------------------------------------------------------------------
@@ -134,6 +169,16 @@ WITH_OTHER_NAMES = [
         {"model_type": "minimax_m2"},
         lambda generator: block_sparse(generator, True),
         {"automodel": minimax_m2_automodel, "transformers": block_sparse_transformers},
+    ),
+    Family(
+        "laguna",
+        "laguna",
+        {"model_type": "laguna"},
+        laguna,
+        {
+            "automodel": lambda tensors: others(laguna_trained(tensors)) | grouped(laguna_trained(tensors)),
+            "transformers": lambda tensors: others(laguna_trained(tensors)) | fused(laguna_trained(tensors)),
+        },
     ),
     Family(
         "nemotron_h",
