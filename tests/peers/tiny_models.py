@@ -375,6 +375,17 @@ TINY = [
         released=renamed((r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj")),
     ),
     Tiny("laguna", MIXTURE | SHARED | {"num_attention_heads_per_layer": [4, 6]}),
+    Tiny(
+        "mimo_v2_flash",
+        TEXT
+        | {
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "v_head_dim": 6,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
     Tiny("deepseek_v4", DEEPSEEK_V4, "deepseek_v4, as transformers stores it"),
     Tiny(
         "deepseek_v4",

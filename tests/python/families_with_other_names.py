@@ -93,6 +93,47 @@ def laguna_trained(tensors: Tensors) -> Tensors:
     )
 
 
+# --- MiMo V2 Flash ---------------------------------------------------------------------------------------------------
+
+
+def mimo_v2_flash(generator: torch.Generator) -> Tensors:
+    """The second layer has a sliding window, with twice the heads of keys and values."""
+    tensors = outside_layers(generator) | named(generator, "model.mtp.layers.0.", enorm__weight=(HIDDEN,))
+    for layer, heads in enumerate((2, 4)):
+        prefix = f"model.layers.{layer}."
+        tensors |= norms(generator, prefix)
+        tensors |= named(
+            generator,
+            prefix + "self_attn.",
+            q_proj__weight=(16, HIDDEN),
+            k_proj__weight=(4 * heads, HIDDEN),
+            v_proj__weight=(3 * heads, HIDDEN),
+            o_proj__weight=(HIDDEN, 12),
+        )
+        if layer == 0:
+            tensors |= mlp(generator, prefix + "mlp.", 28)
+            continue
+        tensors |= split_experts(generator, prefix)
+        tensors |= named(generator, prefix, self_attn__attention_sink_bias=(4,))
+        tensors |= named(
+            generator, prefix + "mlp.gate.", weight=(EXPERTS, HIDDEN), e_score_correction_bias=(EXPERTS,)
+        )
+    return tensors
+
+
+def without_mtp(tensors: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("model.mtp.")}
+
+
+def mimo_automodel(tensors: Tensors) -> Tensors:
+    return others(without_mtp(tensors)) | grouped(tensors)
+
+
+def mimo_transformers(tensors: Tensors) -> Tensors:
+    sinks = (r"\.attention_sink_bias$", ".sinks")
+    return renamed(others(without_mtp(tensors)), sinks) | fused(tensors)
+
+
 # --- Nemotron 3 ------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +220,14 @@ WITH_OTHER_NAMES = [
             "automodel": lambda tensors: others(laguna_trained(tensors)) | grouped(laguna_trained(tensors)),
             "transformers": lambda tensors: others(laguna_trained(tensors)) | fused(laguna_trained(tensors)),
         },
+    ),
+    Family(
+        "mimo_v2_flash",
+        "mimo_v2_flash",
+        {"model_type": "mimo_v2_flash"},
+        mimo_v2_flash,
+        {"automodel": mimo_automodel, "transformers": mimo_transformers},
+        lambda layout, name: layout != "huggingface" and name.startswith("model.mtp."),
     ),
     Family(
         "nemotron_h",
