@@ -278,6 +278,7 @@ CASES = [
     ),
     Case("laguna", "LagunaStateDictAdapter", "laguna"),
     Case("mimo_v2_flash", "MiMoV2FlashStateDictAdapter", "mimo_v2_flash"),
+    Case("gemma4_unified", "Gemma4UnifiedStateDictAdapter", "gemma4_unified"),
     Case("step3p5", "Step3p5StateDictAdapter", changed=step, config=(("model_type", "step3p5"),)),
     Case("step3p7", "Step3p7StateDictAdapter", "step3p7"),
 ]
@@ -308,7 +309,7 @@ def adapter_of(case: Case, path: Path, dtype: torch.dtype = torch.bfloat16, back
         expert_bias=False,
         expert_activation="swiglu" if case.is_gated else "relu2",
     )
-    if case.module == "qwen3_5":
+    if case.module in ("qwen3_5", "gemma4_unified"):
         return made()
     if case.module == "mistral3":
         return made.for_vlm_full(config)

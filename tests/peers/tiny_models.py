@@ -189,6 +189,12 @@ GEMMA4 = TEXT | {
     "moe_intermediate_size": 16,
 }
 
+GEMMA4_UNIFIED = TEXT | {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "global_head_dim": 12,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+}
 KIMI_LINEAR = LATENT | {
     "num_experts": 4,
     "linear_attn_config": {
@@ -288,6 +294,22 @@ TINY = [
                 "position_embedding_size": 16,
             },
             "audio_config": None,
+        },
+        is_vision_model=True,
+    ),
+    Tiny("gemma4_unified_text", GEMMA4_UNIFIED),
+    Tiny(
+        "gemma4_unified",
+        {
+            "text_config": GEMMA4_UNIFIED,
+            "vision_config": {
+                "patch_size": 2,
+                "pooling_kernel_size": 3,
+                "mm_embed_dim": 14,
+                "mm_posemb_size": 9,
+                "output_proj_dims": 14,
+            },
+            "audio_config": {"audio_embed_dim": 10},
         },
         is_vision_model=True,
     ),

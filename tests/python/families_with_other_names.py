@@ -59,6 +59,41 @@ def block_sparse_transformers(tensors: Tensors) -> Tensors:
     return others(usual) | fused(usual)
 
 
+# --- Gemma 4 without towers ------------------------------------------------------------------------------------------
+
+
+def gemma4_unified(generator: torch.Generator) -> Tensors:
+    text = outside_layers(generator)
+    del text["lm_head.weight"]
+    prefix = "model.layers.0."
+    text |= attention(generator, prefix) | norms(generator, prefix) | mlp(generator, prefix + "mlp.", 28)
+    text |= named(
+        generator,
+        prefix,
+        pre_feedforward_layernorm__weight=(HIDDEN,),
+        post_feedforward_layernorm__weight=(HIDDEN,),
+        layer_scalar=(1,),
+    )
+    return renamed(text, (r"^model\.", "model.language_model.")) | named(
+        generator,
+        "model.",
+        vision_embedder__patch_dense__weight=(14, 27),
+        vision_embedder__patch_dense__bias=(14,),
+        vision_embedder__pos_embedding=(9, 2, 14),
+        embed_vision__embedding_projection__weight=(HIDDEN, 14),
+        embed_audio__embedding_projection__weight=(HIDDEN, 10),
+    )
+
+
+def gemma4_unified_trained(tensors: Tensors) -> Tensors:
+    names = renamed(
+        tensors,
+        (r"\.embed_vision\.", ".embed_vision.multimodal_embedder."),
+        (r"\.vision_embedder\.", ".embed_vision."),
+    )
+    return names | {"lm_head.weight": tensors["model.language_model.embed_tokens.weight"]}
+
+
 # --- Laguna ----------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +245,13 @@ WITH_OTHER_NAMES = [
         {"model_type": "minimax_m2"},
         lambda generator: block_sparse(generator, True),
         {"automodel": minimax_m2_automodel, "transformers": block_sparse_transformers},
+    ),
+    Family(
+        "gemma4_unified, tied",
+        "gemma4_unified",
+        {"model_type": "gemma4_unified", "tie_word_embeddings": True},
+        gemma4_unified,
+        {"automodel": gemma4_unified_trained, "transformers": gemma4_unified_trained},
     ),
     Family(
         "laguna",
