@@ -279,6 +279,13 @@ CASES = [
     Case("laguna", "LagunaStateDictAdapter", "laguna"),
     Case("mimo_v2_flash", "MiMoV2FlashStateDictAdapter", "mimo_v2_flash"),
     Case("gemma4_unified", "Gemma4UnifiedStateDictAdapter", "gemma4_unified"),
+    Case(
+        "glm5_next",
+        "Glm5NextStateDictAdapter",
+        "glm5_next",
+        mtp_after_the_last_layer,
+        left_out="model.language_model.layers.2.",
+    ),
     Case("step3p5", "Step3p5StateDictAdapter", changed=step, config=(("model_type", "step3p5"),)),
     Case("step3p7", "Step3p7StateDictAdapter", "step3p7"),
 ]
@@ -340,6 +347,7 @@ FP8 = [
     Case("glm_moe_dsa", "GlmMoeDsaStateDictAdapter", "glm_moe_dsa"),
     Case("minimax_m2", "MiniMaxM2StateDictAdapter", "minimax_m2"),
     Case("mimo_v2_flash", "MiMoV2FlashStateDictAdapter", "mimo_v2_flash"),
+    Case("glm5_next", "Glm5NextStateDictAdapter", "glm5_next"),
 ]
 
 

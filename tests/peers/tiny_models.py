@@ -241,6 +241,25 @@ TINY = [
     Tiny("glm4_moe", TEXT | ROUTED | {"use_qk_norm": True, "attention_bias": True}),
     Tiny("glm4_moe_lite", LATENT),
     Tiny("glm_moe_dsa", LATENT | INDEXER),
+    Tiny(
+        "glm5_next",
+        {
+            "text_config": LATENT
+            | INDEXER
+            | {
+                "qk_rope_head_dim": 0,
+                "layer_types": ["linear_attention", "indexed_attention"],
+                "mlp_layer_types": ["dense", "sparse"],
+                "indexer_types": ["full", "full"],
+                "linear_head_dim": 8,
+                "linear_num_heads": 3,
+                "index_kpool": 4,
+                "hc_mult": 2,
+            },
+            "vision_config": VISION | {"depth": 1, "projection_intermediate_size": 28},
+        },
+        is_vision_model=True,
+    ),
     Tiny("gpt_oss", LOCAL),
     Tiny("deepseek_v3", LATENT),
     Tiny("deepseek_v3", LATENT | {"q_lora_rank": None}, "deepseek_v3, queries of full rank"),

@@ -94,6 +94,67 @@ def gemma4_unified_trained(tensors: Tensors) -> Tensors:
     return names | {"lm_head.weight": tensors["model.language_model.embed_tokens.weight"]}
 
 
+# --- GLM 5 Next ------------------------------------------------------------------------------------------------------
+
+GLM5 = "model.language_model.layers."
+
+
+def glm5_next(generator: torch.Generator) -> Tensors:
+    """A layer of linear attention with experts, and what is left of one of multi-token prediction."""
+    text = outside_layers(generator)
+    head = text.pop("lm_head.weight")
+    tensors = renamed(text, (r"^model\.", "model.language_model.")) | {"lm_head.weight": head}
+    prefix = GLM5 + "0."
+    tensors |= norms(generator, prefix) | named(generator, GLM5 + "1.", enorm__weight=(HIDDEN,))
+    tensors |= named(
+        generator,
+        prefix + "self_attn.",
+        f_a_proj__weight=(4, HIDDEN),
+        f_b_proj__weight=(12, 4),
+        q_conv1d__weight=(12, 1, 4),
+        k_conv1d__weight=(12, 1, 4),
+        v_conv1d__weight=(12, 1, 4),
+        o_proj__weight=(HIDDEN, 12),
+    )
+    for name, shape in (("A_log", (3,)), ("dt_bias", (12,))):
+        tensors[f"{prefix}self_attn.{name}"] = random_tensor(generator, *shape)
+    for site in ("attn", "ffn"):
+        for name, shape in (("fn", (8, 2 * HIDDEN)), ("base", (8,)), ("scale", (3,))):
+            tensors[f"{prefix}hc_{site}_{name}"] = random_tensor(generator, *shape)
+    tensors |= named(generator, prefix + "mlp.", gate__weight=(EXPERTS, HIDDEN))
+    tensors |= mlp(generator, prefix + "mlp.shared_experts.", 14) | split_experts(generator, prefix)
+    return tensors | named(generator, "model.visual.", post_layernorm__weight=(6,))
+
+
+def is_of_glm5_mtp(layout: str, name: str) -> bool:
+    return layout != "huggingface" and name.startswith(GLM5 + "1.")
+
+
+def trained_of_glm5(tensors: Tensors) -> Tensors:
+    kept = {name: tensor for name, tensor in tensors.items() if not is_of_glm5_mtp("automodel", name)}
+    return renamed(kept, (r"\.hc_(attn|ffn)_", r".\1_hc."))
+
+
+def glm5_automodel(tensors: Tensors) -> Tensors:
+    made = renamed(
+        others(trained_of_glm5(tensors)),
+        (r"_hc\.(base|scale)$", r"_hc._fp32_params.\1"),
+        (r"\.(A_log|dt_bias)$", r"._fp32_params.\1"),
+    )
+    made = {name: tensor.float() if "_fp32_params" in name else tensor for name, tensor in made.items()}
+    return made | grouped(tensors)
+
+
+def glm5_transformers(tensors: Tensors) -> Tensors:
+    made = renamed(
+        others(trained_of_glm5(tensors)),
+        (r"\.self_attn\.(A_log|dt_bias|f_a_proj|f_b_proj)", r".self_attn.forget_gate.\1"),
+    )
+    convolutions = [made.pop(f"{GLM5}0.self_attn.{name}_conv1d.weight") for name in "qkv"]
+    made[GLM5 + "0.self_attn.conv1d.weight"] = torch.cat(convolutions)
+    return made | fused(tensors)
+
+
 # --- Laguna ----------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +313,14 @@ WITH_OTHER_NAMES = [
         {"model_type": "gemma4_unified", "tie_word_embeddings": True},
         gemma4_unified,
         {"automodel": gemma4_unified_trained, "transformers": gemma4_unified_trained},
+    ),
+    Family(
+        "glm5_next",
+        "glm5_next",
+        {"model_type": "glm5_next", "text_config": {"num_hidden_layers": 1}},
+        glm5_next,
+        {"automodel": glm5_automodel, "transformers": glm5_transformers},
+        is_of_glm5_mtp,
     ),
     Family(
         "laguna",
