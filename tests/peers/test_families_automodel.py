@@ -276,6 +276,16 @@ CASES = [
             ("head_dim", 8),
         ),
     ),
+    Case("laguna", "LagunaStateDictAdapter", "laguna"),
+    Case("mimo_v2_flash", "MiMoV2FlashStateDictAdapter", "mimo_v2_flash"),
+    Case("gemma4_unified", "Gemma4UnifiedStateDictAdapter", "gemma4_unified"),
+    Case(
+        "glm5_next",
+        "Glm5NextStateDictAdapter",
+        "glm5_next",
+        mtp_after_the_last_layer,
+        left_out="model.language_model.layers.2.",
+    ),
     Case("step3p5", "Step3p5StateDictAdapter", changed=step, config=(("model_type", "step3p5"),)),
     Case("step3p7", "Step3p7StateDictAdapter", "step3p7"),
 ]
@@ -295,7 +305,7 @@ def write(case: Case, path: Path) -> Tensors:
     return tensors
 
 
-def adapter_of(case: Case, path: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+def adapter_of(case: Case, path: Path, dtype: torch.dtype = torch.bfloat16, backend: Any = BACKEND) -> Any:
     module = importlib.import_module(f"nemo_automodel.components.models.{case.module}.state_dict_adapter")
     made = getattr(module, case.adapter)
     config = AutoConfig.from_pretrained(path) if case.tiny else SimpleNamespace(**dict(case.config))
@@ -306,13 +316,13 @@ def adapter_of(case: Case, path: Path, dtype: torch.dtype = torch.bfloat16) -> A
         expert_bias=False,
         expert_activation="swiglu" if case.is_gated else "relu2",
     )
-    if case.module == "qwen3_5":
+    if case.module in ("qwen3_5", "gemma4_unified"):
         return made()
     if case.module == "mistral3":
         return made.for_vlm_full(config)
     if case.adapter == "Ernie4_5StateDictAdapter":
         return made(config)
-    return made(config, moe, BACKEND, dtype)
+    return made(config, moe, backend, dtype)
 
 
 def as_fp8(tensors: Tensors, is_stored_so: Callable[[str], bool]) -> Tensors:
@@ -336,6 +346,8 @@ FP8 = [
     Case("deepseek_v32", "DeepSeekV32StateDictAdapter", "deepseek_v32"),
     Case("glm_moe_dsa", "GlmMoeDsaStateDictAdapter", "glm_moe_dsa"),
     Case("minimax_m2", "MiniMaxM2StateDictAdapter", "minimax_m2"),
+    Case("mimo_v2_flash", "MiMoV2FlashStateDictAdapter", "mimo_v2_flash"),
+    Case("glm5_next", "Glm5NextStateDictAdapter", "glm5_next"),
 ]
 
 
@@ -345,6 +357,23 @@ def test_weights_in_fp8_are_decoded_as_theirs(case: Case, tmp_path: Path):
     decoded_by_theirs = ".experts." if case.module == "qwen3_5_moe" else "layers."  # the rest stays FP8 there
     stored = as_fp8(held(tmp_path), lambda name: is_matrix_of_a_layer(name) and decoded_by_theirs in name)
     assert sum(tensor.dtype == torch.float8_e4m3fn for tensor in stored.values()) >= 12
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expected = adapter_of(case, tmp_path).from_hf(dict(stored))
+    expected = {name: tensor.contiguous() for name, tensor in expected.items()}
+    state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
+    sw.load(state, tmp_path)
+    assert differing(state, expected) == []
+
+
+def test_rows_of_scales_to_spare_are_read_as_theirs(tmp_path: Path):
+    """Keys of MiMo's full attention have eight rows of scales for six blocks. nemo-automodel takes the first six;
+    transformers divides rows among the eight, which no definition does."""
+    case = Case("mimo_v2_flash", "MiMoV2FlashStateDictAdapter", "mimo_v2_flash")
+    generator = torch.Generator().manual_seed(3)
+    stored = write(case, tmp_path)
+    keys = "model.layers.0.self_attn.k_proj.weight"
+    stored[keys] = torch.randn(768, 24, generator=generator).to(torch.float8_e4m3fn)
+    stored[keys + "_scale_inv"] = torch.rand(8, 1, generator=generator) + 0.5
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     expected = adapter_of(case, tmp_path).from_hf(dict(stored))
     expected = {name: tensor.contiguous() for name, tensor in expected.items()}
@@ -387,12 +416,19 @@ def test_theirs_and_ours_make_the_same_state_dict_and_the_same_checkpoint(case: 
     assert differing({name: tensor.to(kept[name].dtype) for name, tensor in back.items()}, kept) == []
 
 
-def test_sinks_have_another_name_where_transformer_engine_attends(tmp_path: Path):
-    module = importlib.import_module("nemo_automodel.components.models.gpt_oss.state_dict_adapter")
-    stored = write(Case("gpt_oss", "GPTOSSStateDictAdapter", "gpt_oss"), tmp_path)
-    theirs = module.GPTOSSStateDictAdapter(None, None, SimpleNamespace(attn="te"), torch.bfloat16)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("gpt_oss", "GPTOSSStateDictAdapter", "gpt_oss"),
+        Case("mimo_v2_flash", "MiMoV2FlashStateDictAdapter", "mimo_v2_flash"),
+    ],
+    ids=lambda case: case.id,
+)
+def test_sinks_have_another_name_where_transformer_engine_attends(case: Case, tmp_path: Path):
+    stored = write(case, tmp_path)
+    theirs = adapter_of(case, tmp_path, backend=SimpleNamespace(attn="te"))
     expected = {name: tensor.contiguous() for name, tensor in theirs.from_hf(dict(stored)).items()}
-    assert "model.layers.0.self_attn.attn_module.softmax_offset" in expected
+    assert "model.layers.1.self_attn.attn_module.softmax_offset" in expected
     state = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
     assert sw.load(state, tmp_path).unused == []
     assert differing(state, expected) == []

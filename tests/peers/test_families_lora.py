@@ -43,7 +43,10 @@ def has_place_in_transformers(case: Case, name: str) -> bool:
 
 def peft_takes_it(model_type: str, name: str) -> bool:
     """peft refuses some modules of Mamba; and of families whose experts' projections it maps to parameters, it takes
-    each module of such a name, such as a shared expert's, for an expert's."""
+    each module of such a name, such as a shared expert's, for an expert's. Of Laguna's shared expert it does not load
+    what it saves itself: transformers' mapping renames its new name again."""
+    if model_type == "laguna" and ".shared_experts." in name:
+        return False
     pattern = _MODEL_TO_CONVERSION_PATTERN.get(model_type)
     is_expert_like = re.search(r"\.(gate|up|down)_proj\.weight$", name) is not None
     return not name.endswith(".out_proj.weight") and not (

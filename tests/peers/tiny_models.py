@@ -189,6 +189,12 @@ GEMMA4 = TEXT | {
     "moe_intermediate_size": 16,
 }
 
+GEMMA4_UNIFIED = TEXT | {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "global_head_dim": 12,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+}
 KIMI_LINEAR = LATENT | {
     "num_experts": 4,
     "linear_attn_config": {
@@ -235,6 +241,25 @@ TINY = [
     Tiny("glm4_moe", TEXT | ROUTED | {"use_qk_norm": True, "attention_bias": True}),
     Tiny("glm4_moe_lite", LATENT),
     Tiny("glm_moe_dsa", LATENT | INDEXER),
+    Tiny(
+        "glm5_next",
+        {
+            "text_config": LATENT
+            | INDEXER
+            | {
+                "qk_rope_head_dim": 0,
+                "layer_types": ["linear_attention", "indexed_attention"],
+                "mlp_layer_types": ["dense", "sparse"],
+                "indexer_types": ["full", "full"],
+                "linear_head_dim": 8,
+                "linear_num_heads": 3,
+                "index_kpool": 4,
+                "hc_mult": 2,
+            },
+            "vision_config": VISION | {"depth": 1, "projection_intermediate_size": 28},
+        },
+        is_vision_model=True,
+    ),
     Tiny("gpt_oss", LOCAL),
     Tiny("deepseek_v3", LATENT),
     Tiny("deepseek_v3", LATENT | {"q_lora_rank": None}, "deepseek_v3, queries of full rank"),
@@ -288,6 +313,22 @@ TINY = [
                 "position_embedding_size": 16,
             },
             "audio_config": None,
+        },
+        is_vision_model=True,
+    ),
+    Tiny("gemma4_unified_text", GEMMA4_UNIFIED),
+    Tiny(
+        "gemma4_unified",
+        {
+            "text_config": GEMMA4_UNIFIED,
+            "vision_config": {
+                "patch_size": 2,
+                "pooling_kernel_size": 3,
+                "mm_embed_dim": 14,
+                "mm_posemb_size": 9,
+                "output_proj_dims": 14,
+            },
+            "audio_config": {"audio_embed_dim": 10},
         },
         is_vision_model=True,
     ),
@@ -373,6 +414,18 @@ TINY = [
         "kimi_linear",
         KIMI_LINEAR,
         released=renamed((r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj")),
+    ),
+    Tiny("laguna", MIXTURE | SHARED | {"num_attention_heads_per_layer": [4, 6]}),
+    Tiny(
+        "mimo_v2_flash",
+        TEXT
+        | {
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "v_head_dim": 6,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
     ),
     Tiny("deepseek_v4", DEEPSEEK_V4, "deepseek_v4, as transformers stores it"),
     Tiny(

@@ -4,57 +4,32 @@ Names and operations are written down from transformers 5.23, nemo-automodel 0.7
 compares with those themselves.
 """
 
-import re
-
 import torch
 from families import (
     EXPERTS,
     FAMILIES,
     HIDDEN,
     INTER,
-    VOCABULARY,
     Family,
     Tensors,
     attention,
     fused,
     grouped,
+    mlp,
+    named,
     norms,
     others,
+    outside_layers,
     prefixes_of_experts,
     random_tensor,
+    renamed,
     split_experts,
     stack,
 )
+from families_with_other_names import WITH_OTHER_NAMES
 
 DENSE_INTER = 28
 MTP_LAYER = 2
-
-
-def named(generator: torch.Generator, prefix: str, **shapes: tuple[int, ...]) -> Tensors:
-    """Tensors whose names have a dot for each double underscore."""
-    return {
-        prefix + name.replace("__", "."): random_tensor(generator, *shape) for name, shape in shapes.items()
-    }
-
-
-def outside_layers(generator: torch.Generator) -> Tensors:
-    return named(
-        generator,
-        "",
-        model__embed_tokens__weight=(VOCABULARY, HIDDEN),
-        model__norm__weight=(HIDDEN,),
-        lm_head__weight=(VOCABULARY, HIDDEN),
-    )
-
-
-def mlp(generator: torch.Generator, prefix: str, inter: int) -> Tensors:
-    return named(
-        generator,
-        prefix,
-        gate_proj__weight=(inter, HIDDEN),
-        up_proj__weight=(inter, HIDDEN),
-        down_proj__weight=(HIDDEN, inter),
-    )
 
 
 def dense_layers(generator: torch.Generator) -> Tensors:
@@ -64,16 +39,6 @@ def dense_layers(generator: torch.Generator) -> Tensors:
         tensors |= attention(generator, prefix) | norms(generator, prefix)
         tensors |= mlp(generator, prefix + "mlp.", DENSE_INTER)
     return tensors
-
-
-def renamed(tensors: Tensors, *pairs: tuple[str, str]) -> Tensors:
-    """Each name with all replacements, regular expressions, in turn."""
-    result = {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in pairs:
-            name = re.sub(pattern, replacement, name)
-        result[name] = tensor
-    return result
 
 
 TORCHTITAN = (
@@ -300,99 +265,6 @@ def gpt_oss_torchtitan(tensors: Tensors) -> Tensors:
     )
 
 
-# --- Mixtral, MiniMax M2 ---------------------------------------------------------------------------------------------
-
-PROJECTIONS = (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2"))
-
-
-def block_sparse(generator: torch.Generator, has_bias: bool) -> Tensors:
-    tensors = outside_layers(generator)
-    for layer in range(2):
-        prefix = f"model.layers.{layer}."
-        tensors |= attention(generator, prefix) | norms(generator, prefix)
-        tensors |= named(generator, prefix + "mlp.", gate__weight=(EXPERTS, HIDDEN))
-        if has_bias:
-            tensors |= named(generator, prefix + "mlp.", e_score_correction_bias=(EXPERTS,))
-        tensors |= split_experts(generator, prefix)
-    names = [(rf"(\.experts\.\d+)\.{usual}\.", rf"\1.{theirs}.") for usual, theirs in PROJECTIONS]
-    return renamed(tensors, *names, (r"\.mlp\.", ".block_sparse_moe."))
-
-
-def with_usual_names(tensors: Tensors) -> Tensors:
-    names = [(rf"\.{theirs}\.", f".{usual}.") for usual, theirs in PROJECTIONS]
-    return renamed(tensors, (r"\.block_sparse_moe\.", ".mlp."), *names)
-
-
-def minimax_m2_automodel(tensors: Tensors) -> Tensors:
-    usual = renamed(with_usual_names(tensors), (r"\.mlp\.e_score", ".mlp.gate.e_score"))
-    return others(usual) | grouped(usual)
-
-
-def block_sparse_transformers(tensors: Tensors) -> Tensors:
-    usual = with_usual_names(tensors)
-    return others(usual) | fused(usual)
-
-
-# --- Nemotron 3 ------------------------------------------------------------------------------------------------------
-
-
-def nemotron_h(generator: torch.Generator) -> Tensors:
-    tensors = named(
-        generator,
-        "",
-        backbone__embeddings__weight=(VOCABULARY, HIDDEN),
-        backbone__norm_f__weight=(HIDDEN,),
-        lm_head__weight=(VOCABULARY, HIDDEN),
-        mtp__layers__0__enorm__weight=(HIDDEN,),
-        mtp__layers__0__eh_proj__weight=(HIDDEN, 2 * HIDDEN),
-    )
-    mamba = {
-        "in_proj.weight": (30, HIDDEN),
-        "conv1d.weight": (12, 1, 4),
-        "A_log": (3,),
-        "D": (3,),
-        "dt_bias": (3,),
-    }
-    for name, shape in mamba.items():
-        tensors["backbone.layers.0.mixer." + name] = random_tensor(generator, *shape)
-    for prefix in ("backbone.layers.1.", "mtp.layers.1."):
-        tensors |= named(generator, prefix, norm__weight=(HIDDEN,), mixer__gate__weight=(EXPERTS, HIDDEN))
-        for expert in range(EXPERTS):
-            tensors |= named(
-                generator,
-                f"{prefix}mixer.experts.{expert}.",
-                up_proj__weight=(INTER, HIDDEN),
-                down_proj__weight=(HIDDEN, INTER),
-            )
-    return tensors
-
-
-def without_gates(tensors: Tensors, up_name: str, down_name: str, is_transposed: bool) -> Tensors:
-    result = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
-    for prefix in ("backbone.layers.1.", "mtp.layers.1."):
-        for name, native in (("up", up_name), ("down", down_name)):
-            stacked = stack(tensors, prefix + "mixer.experts.", name)
-            whole = prefix + "mixer.experts." + native
-            result[whole] = stacked.transpose(1, 2) if is_transposed else stacked
-    return result
-
-
-def nemotron_automodel(tensors: Tensors) -> Tensors:
-    result = renamed(
-        without_gates(tensors, "gate_and_up_projs", "down_projs", True),
-        (r"^backbone\.embeddings\.", "model.embed_tokens."),
-        (r"^backbone\.norm_f\.", "model.norm."),
-        (r"^backbone\.", "model."),
-        (r"\.mixer\.(A_log|D|dt_bias)$", r".mixer._fp32_params.\1"),
-    )
-    return {name: tensor.float() if "_fp32_params" in name else tensor for name, tensor in result.items()}
-
-
-def nemotron_transformers(tensors: Tensors) -> Tensors:
-    made = renamed(without_gates(tensors, "up_proj", "down_proj", False), (r"^backbone\.", "model."))
-    return {name: tensor for name, tensor in made.items() if not name.startswith("mtp.")}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 
 ALL = [
@@ -453,25 +325,5 @@ ALL = [
         gpt_oss,
         {"automodel": gpt_oss_automodel, "transformers": dict, "torchtitan": gpt_oss_torchtitan},
     ),
-    Family(
-        "mixtral",
-        "mixtral",
-        {"model_type": "mixtral"},
-        lambda generator: block_sparse(generator, False),
-        {"transformers": block_sparse_transformers},
-    ),
-    Family(
-        "minimax_m2",
-        "minimax_m2",
-        {"model_type": "minimax_m2"},
-        lambda generator: block_sparse(generator, True),
-        {"automodel": minimax_m2_automodel, "transformers": block_sparse_transformers},
-    ),
-    Family(
-        "nemotron_h",
-        "nemotron_h",
-        {"model_type": "nemotron_h"},
-        nemotron_h,
-        {"automodel": nemotron_automodel, "transformers": nemotron_transformers},
-    ),
+    *WITH_OTHER_NAMES,
 ]

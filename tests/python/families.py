@@ -4,6 +4,7 @@ Names and operations are written down from transformers 5.23 and nemo-automodel 
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,43 @@ def write(family: Family, path: Path, seed: int = 0) -> Tensors:
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     (path / "config.json").write_text(json.dumps(family.config))
     return tensors
+
+
+def named(generator: torch.Generator, prefix: str, **shapes: tuple[int, ...]) -> Tensors:
+    """Tensors whose names have a dot for each double underscore."""
+    return {
+        prefix + name.replace("__", "."): random_tensor(generator, *shape) for name, shape in shapes.items()
+    }
+
+
+def outside_layers(generator: torch.Generator) -> Tensors:
+    return named(
+        generator,
+        "",
+        model__embed_tokens__weight=(VOCABULARY, HIDDEN),
+        model__norm__weight=(HIDDEN,),
+        lm_head__weight=(VOCABULARY, HIDDEN),
+    )
+
+
+def mlp(generator: torch.Generator, prefix: str, inter: int) -> Tensors:
+    return named(
+        generator,
+        prefix,
+        gate_proj__weight=(inter, HIDDEN),
+        up_proj__weight=(inter, HIDDEN),
+        down_proj__weight=(HIDDEN, inter),
+    )
+
+
+def renamed(tensors: Tensors, *pairs: tuple[str, str]) -> Tensors:
+    """Each name with all replacements, regular expressions, in turn."""
+    result = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in pairs:
+            name = re.sub(pattern, replacement, name)
+        result[name] = tensor
+    return result
 
 
 # --- Qwen3-MoE -------------------------------------------------------------------------------------------------------
