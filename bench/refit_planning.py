@@ -103,7 +103,7 @@ def seconds_of_first_step(side: Any, request: Any, ranks: int) -> float:
     begin = clock()
     with contextlib.suppress(Asked):
         _core.plan_refit(
-            0, ranks, round_of, gather, side, request, _core.PlannedRefit(), 128 << 20, 1, _core.DeviceOptions()
+            0, ranks, round_of, gather, side, request, _core.PlannedRefit(), 128 << 20, 1, _core.DeviceOptions(), ""
         )  # fmt: skip
     return seconds[0]
 

@@ -38,6 +38,11 @@ def test_refit(outcome: dict[str, str], check: str):
     assert not outcome[check], outcome[check]
 
 
+def is_stopped(process: subprocess.Popen) -> bool:
+    stat = Path(f"/proc/{process.pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
 def run_with_signal(
     folder: Path, sent: signal.Signals, ranks: list[int], transport: str
 ) -> list[subprocess.Popen]:
@@ -47,8 +52,9 @@ def run_with_signal(
     names = set(os.listdir("/dev/shm"))
     processes = [subprocess.Popen([*worker, str(rank), *rest]) for rank in range(4)]
     if transport == "auto":
-        while not (folder / "middle").exists() and all(process.poll() is None for process in processes):
+        while not is_stopped(processes[3]) and all(process.poll() is None for process in processes):
             time.sleep(0.01)
+        assert (folder / "middle").exists()
         (folder / "begun").write_text(str(time.monotonic()))
         for rank in ranks:
             processes[rank].send_signal(sent)
