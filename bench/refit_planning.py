@@ -19,6 +19,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import shardwright as sw
@@ -102,9 +103,142 @@ def seconds_of_first_step(side: Any, request: Any, ranks: int) -> float:
     begin = clock()
     with contextlib.suppress(Asked):
         _core.plan_refit(
-            0, ranks, round_of, gather, side, request, _core.PlannedRefit(), 128 << 20, 1, _core.DeviceOptions()
+            0, ranks, round_of, gather, side, request, _core.PlannedRefit(), 128 << 20, 1, _core.DeviceOptions(), ""
         )  # fmt: skip
     return seconds[0]
+
+
+@dataclass
+class Case:
+    """What is planned: a checkpoint's tensors, as the trainer has them and as the engine does."""
+
+    mesh: list[int]
+    engines: int
+    tensor_parallel: int
+    natives: list[Any]
+    placements: list[Any]
+    tensors: list[Any]
+    cuts: list[tuple[int, int | None]]
+    request: Any
+
+    @property
+    def ranks(self) -> int:
+        return self.mesh[0] * self.mesh[1]
+
+    @property
+    def message_bytes(self) -> int:  # as sw.refit has it
+        return min(4 << 20, (128 << 20) // (2 * self.engines))
+
+    def specs(self, rank: int) -> list[Any]:
+        return specs_of(self.natives, self.placements, self.mesh, rank)
+
+    def states(self) -> list[bytes]:
+        """What each of the trainer's ranks says that it holds."""
+        values = [
+            (native.fqn, 0, "bfloat16" if native.dtype == "BF16" else "float32", "strided",
+             2 if native.dtype == "BF16" else 4, 0, native.shape, lies, [])
+            for native, lies in zip(self.natives, self.placements, strict=True)
+        ]  # fmt: skip
+        encoded = _core.encode_values(values, self.mesh, list(range(self.ranks)))
+        return [_core.encode_state(rank, [(encoded, None)]) for rank in range(self.ranks)]
+
+
+def case_of(options: argparse.Namespace) -> Case:
+    with tempfile.TemporaryDirectory() as folder:
+        sw.generate(folder, options.preset, layout_only=True)
+        catalog = sw.read_catalog(folder)
+        natives = _core.native_tensors(catalog, _core.weight_map(catalog))
+        tensors = list(catalog.tensors)
+        request = _core.ExportRequest(catalog, "auto", "automodel", "mxfp8", [], False, 5_000_000_000, {})
+    shard = _core.Placement.shard
+    experts = max(int(found[1]) for tensor in tensors if (found := EXPERT.search(tensor.name))) + 1
+    return Case(
+        [options.experts_over, options.cut_over],
+        options.tensor_parallel * options.expert_parallel,
+        options.tensor_parallel,
+        natives,
+        [[shard(0), shard(1)] if native.stacked else [shard(0), shard(0)] for native in natives],
+        tensors,
+        cuts_of(tensors, options.expert_parallel, experts),
+        request,
+    )
+
+
+def plan_of_first(case: Case, states: list[bytes]) -> tuple[list[bytes], dict[str, Any]]:
+    """What rank 0 tells each of the trainer's ranks to encode."""
+    specs = case.specs(0)
+    holdings = [_core.describe_export(specs, states[0], case.request)]
+    holdings += [_core.describe_export(specs[:1], state, case.request) for state in states[1:]]
+    begin = clock()
+    shares = _core.plan_export(holdings, case.request, "")
+    return shares, {"first_rank_seconds": clock() - begin}
+
+
+def needs_of_engine(case: Case, share: bytes, planned: Any) -> tuple[list[bytes], dict[str, Any]]:
+    """What each of its ranks needs; the first one plans for it."""
+    first = engine_side(case.tensors, case.cuts, 0, case.tensor_parallel)
+    unchanged = seconds_of_first_step(first, case.request, case.ranks + case.engines)
+    begin = clock()
+    needs = [_core.begin_refit_plan(share, first, case.request, case.message_bytes, planned)]
+    seconds = clock() - begin
+    for rank in range(1, case.engines):
+        side = engine_side(case.tensors, case.cuts, rank, case.tensor_parallel)
+        needs.append(_core.needs_beside(planned, side))
+    return needs, {
+        "engine_rank_seconds": seconds,
+        "unchanged_seconds": unchanged,
+        "needs_bytes": max(map(len, needs)),
+    }
+
+
+def sends_of_trainer(
+    case: Case, shares: list[bytes], states: list[bytes], needs: list[bytes], every: int
+) -> tuple[list[bytes], dict[str, Any]]:
+    """What the engine's first rank is told by the trainer's, of which some plan."""
+    told_first = [b""] * (case.ranks + case.engines)
+    all_needs = [b""] * case.ranks + needs
+    seconds, bytes_of_plan, sent = [], [], []
+    for rank in range(0, case.ranks, every):
+        specs = case.specs(rank)
+        planned = _core.PlannedRefit()
+        begin = clock()
+        told = _core.plan_sends(
+            rank, shares[rank], specs, states[rank], case.request, all_needs, case.message_bytes, planned
+        )
+        seconds.append(clock() - begin)
+        told_first[rank] = told[case.ranks]
+        bytes_of_plan.append(len(planned.encode()))
+        sent.append(sum(planned.bytes_to.values()))
+    return told_first, {
+        "trainer_rank_seconds": max(seconds),
+        "plan_bytes": max(bytes_of_plan),
+        "trainer_ranks_looked_at": len(sent),
+        "busiest_over_mean": max(sent) * len(sent) / sum(sent),
+        "bytes_sent_of_mean_rank": sum(sent) // len(sent),
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    case = case_of(options)
+    states = case.states()
+    shares, of_first = plan_of_first(case, states)
+    planned = _core.PlannedRefit()
+    needs, of_engine = needs_of_engine(case, shares[0], planned)
+    told_first, of_trainer = sends_of_trainer(case, shares, states, needs, options.every)
+    result = {
+        "trainer_ranks": case.ranks,
+        "engine_ranks": case.engines,
+        "tensors": len(case.tensors),
+        **of_first,
+        **of_engine,
+        **of_trainer,
+    }
+    if options.every == 1:
+        begin = clock()
+        _core.plan_receives(told_first, planned)
+        result["engine_rank_receives_seconds"] = clock() - begin
+        result["engine_plan_bytes"] = len(planned.encode())
+    return result
 
 
 def main() -> None:
@@ -117,78 +251,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=16)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        sw.generate(folder, options.preset, layout_only=True)
-        catalog = sw.read_catalog(folder)
-        natives = _core.native_tensors(catalog, _core.weight_map(catalog))
-        tensors = list(catalog.tensors)
-        request = _core.ExportRequest(catalog, "auto", "automodel", "mxfp8", [], False, 5_000_000_000, {})
-    mesh = [options.experts_over, options.cut_over]
-    ranks, engines = mesh[0] * mesh[1], options.tensor_parallel * options.expert_parallel
-    message_bytes = min(4 << 20, (128 << 20) // (2 * engines))  # as sw.refit has it
-    shard = _core.Placement.shard
-    placements = [[shard(0), shard(1)] if native.stacked else [shard(0), shard(0)] for native in natives]
-    values = [
-        (native.fqn, 0, "bfloat16" if native.dtype == "BF16" else "float32", "strided",
-         2 if native.dtype == "BF16" else 4, 0, native.shape, lies, [])
-        for native, lies in zip(natives, placements, strict=True)
-    ]  # fmt: skip
-    encoded = _core.encode_values(values, mesh, list(range(ranks)))
-    states = [_core.encode_state(rank, [(encoded, None)]) for rank in range(ranks)]
-    specs = specs_of(natives, placements, mesh, 0)
-    holdings = [_core.describe_export(specs, states[0], request)]
-    holdings += [_core.describe_export(specs[:1], state, request) for state in states[1:]]
-    begin = clock()
-    shares = _core.plan_export(holdings, request, "")
-    first = clock() - begin
-    experts = max(int(found[1]) for tensor in tensors if (found := EXPERT.search(tensor.name))) + 1
-
-    cuts = cuts_of(tensors, options.expert_parallel, experts)
-
-    needs: list[bytes] = []
-    seconds_of_engine = first_step = 0.0
-    plan_of_engine = _core.PlannedRefit()
-    for rank in range(engines):
-        side = engine_side(tensors, cuts, rank, options.tensor_parallel)
-        if rank > 0:
-            needs.append(_core.needs_beside(plan_of_engine, side))
-            continue
-        first_step = seconds_of_first_step(side, request, ranks + engines)
-        begin = clock()
-        needs.append(_core.begin_refit_plan(shares[0], side, request, message_bytes, plan_of_engine))
-        seconds_of_engine = clock() - begin
-    seconds_of_trainer, bytes_of_plan, sent = 0.0, 0, []
-    told_first: list[bytes] = [b""] * (ranks + engines)
-    for rank in range(0, ranks, options.every):
-        specs = specs_of(natives, placements, mesh, rank)
-        planned = _core.PlannedRefit()
-        begin = clock()
-        told = _core.plan_sends(
-            rank, shares[rank], specs, states[rank], request, [b""] * ranks + needs, message_bytes, planned
-        )
-        seconds_of_trainer = max(seconds_of_trainer, clock() - begin)
-        told_first[rank] = told[ranks]
-        bytes_of_plan = max(bytes_of_plan, len(planned.encode()))
-        sent.append(sum(planned.bytes_to.values()))
-    result = {
-        "trainer_ranks": ranks,
-        "engine_ranks": engines,
-        "tensors": len(tensors),
-        "first_rank_seconds": first,
-        "trainer_rank_seconds": seconds_of_trainer,
-        "engine_rank_seconds": seconds_of_engine,
-        "unchanged_seconds": first_step,
-        "plan_bytes": bytes_of_plan,
-        "needs_bytes": max(map(len, needs)),
-        "trainer_ranks_looked_at": len(sent),
-        "busiest_over_mean": max(sent) * len(sent) / sum(sent),
-        "bytes_sent_of_mean_rank": sum(sent) // len(sent),
-    }
-    if options.every == 1:
-        begin = clock()
-        _core.plan_receives(told_first, plan_of_engine)
-        result["engine_rank_receives_seconds"] = clock() - begin
-        result["engine_plan_bytes"] = len(plan_of_engine.encode())
+    result = measure(options)
     if options.json:
         print(json.dumps(result, indent=2))
         return

@@ -36,8 +36,12 @@
 #include "storage/write/export_report.h"
 
 // The same without files.
+#include "planner/handover/engine_tensors.h"
+#include "planner/handover/transport.h"
 #include "storage/handover/piece_sums.h"
 #include "storage/handover/pieces.h"
+#include "storage/handover/refit_outcome.h"
+#include "storage/jobs/refit_engine.h"
 
 // A load in its steps: what one rank asks for, plans and runs.
 #include "planner/load/load_plan.h"

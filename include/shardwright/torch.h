@@ -5,3 +5,4 @@
 
 #include "planner/torch/exchange.h"
 #include "planner/torch/torch_tensor.h"
+#include "planner/torch/transport_over.h"

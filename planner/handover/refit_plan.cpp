@@ -14,6 +14,14 @@
 namespace shardwright {
 namespace {
 
+/// Whether there are elements in both: most boxes of many ranks have none in common, and need no memory for
+/// that.
+bool have_common(const Box& a, const Box& b) {
+  for (std::size_t d = 0; d < a.size.size(); ++d)
+    if (a.offset[d] >= b.offset[d] + b.size[d] || b.offset[d] >= a.offset[d] + a.size[d]) return false;
+  return true;
+}
+
 /// The boxes of elements that both have, in a view in which each is a box of a tensor of this shape.
 std::vector<ExportedBox> common_boxes(const ExportedBox& given, const ExportedBox& need,
                                       const Catalog& catalog) {
@@ -22,7 +30,7 @@ std::vector<ExportedBox> common_boxes(const ExportedBox& given, const ExportedBo
     if (!is_empty(box)) common.push_back({given.tensor, view, box});
   };
   if (given.view == need.view) {
-    add(given.view, intersection(given.box, need.box));
+    if (have_common(given.box, need.box)) add(given.view, intersection(given.box, need.box));
     return common;
   }
   const SourceTensor& tensor = catalog.tensors[given.tensor];

@@ -99,7 +99,11 @@ std::vector<Message> messages_of(const std::vector<HandedBox>& boxes, const Cata
 /// damaged or of another version, and for boxes that are not inside tensors of the catalog, or of needs that
 /// are not there.
 std::string encode_needs(const std::vector<ExportedBox>& needs);
-std::vector<ExportedBox> decode_needs(std::string_view bytes, const Catalog& catalog);
+
+/// `given`: what a rank asks this for that gives a few of all tensors. Needs of others keep their number,
+/// have no box, and are not looked at. Null: all are wanted.
+std::vector<ExportedBox> decode_needs(std::string_view bytes, const Catalog& catalog,
+                                      const GivenBoxes* given = nullptr);
 std::string encode(const RefitPlan& plan);
 RefitPlan decode_refit_plan(std::string_view bytes, const Catalog& catalog);
 

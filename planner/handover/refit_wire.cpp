@@ -140,7 +140,10 @@ class StepReader {
     check(at == message.numbers_size(), "there are more numbers than steps");
   }
 
-  std::vector<HandedBox> list_of(const google::protobuf::RepeatedField<std::uint32_t>& numbers) {
+  /// Boxes of tensors that `is_wanted` is false of are left empty.
+  template <typename IsWanted>
+  std::vector<HandedBox> list_of(const google::protobuf::RepeatedField<std::uint32_t>& numbers,
+                                 const IsWanted& is_wanted) {
     std::vector<HandedBox> list;
     list.reserve(static_cast<std::size_t>(numbers.size()));
     std::int64_t tensor = 0;
@@ -154,9 +157,13 @@ class StepReader {
             "a box is of a need that there cannot be");
       tensor += step.tensor;
       need += step.need;
-      expect_inside(step, catalog_.tensors[static_cast<std::size_t>(tensor)]);
-      list.push_back({static_cast<std::uint32_t>(need),
-                      {static_cast<std::uint32_t>(tensor), views_[step.view], step.box}});
+      HandedBox& handed = list.emplace_back();
+      handed.need = static_cast<std::uint32_t>(need);
+      handed.part.tensor = static_cast<std::uint32_t>(tensor);
+      if (!is_wanted(handed.part.tensor)) continue;
+      expect_inside(step, catalog_.tensors[handed.part.tensor]);
+      handed.part.view = views_[step.view];
+      handed.part.box = step.box;
     }
     return list;
   }
@@ -199,7 +206,7 @@ std::vector<HandedList> lists_from(const Lists& messages, StepReader& steps) {
   for (const wire::HandedList& message : messages) {
     check(message.rank() >= 0 && (lists.empty() || lists.back().rank < message.rank()),
           "its ranks do not rise");
-    lists.push_back({message.rank(), steps.list_of(message.boxes())});
+    lists.push_back({message.rank(), steps.list_of(message.boxes(), [](std::uint32_t) { return true; })});
   }
   return lists;
 }
@@ -215,14 +222,18 @@ std::string encode_needs(const std::vector<ExportedBox>& needs) {
   return bytes_of_message(message);
 }
 
-std::vector<ExportedBox> decode_needs(std::string_view bytes, const Catalog& catalog) {
+std::vector<ExportedBox> decode_needs(std::string_view bytes, const Catalog& catalog,
+                                      const GivenBoxes* given) {
   const auto message =
       parse_message<wire::EngineNeeds>(bytes, refit_wire_version, "what a rank of an engine needs");
   check(message.end(), "it has been cut short");
   StepReader steps(message.steps(), catalog);
   std::vector<ExportedBox> needs;
   needs.reserve(static_cast<std::size_t>(message.boxes_size()));
-  for (HandedBox& box : steps.list_of(message.boxes())) needs.push_back(std::move(box.part));
+  const auto is_wanted = [&](std::uint32_t tensor) {
+    return given == nullptr || !given->of_tensor[tensor].empty();
+  };
+  for (HandedBox& box : steps.list_of(message.boxes(), is_wanted)) needs.push_back(std::move(box.part));
   return needs;
 }
 

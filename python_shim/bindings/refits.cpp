@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -21,6 +22,7 @@
 #include "python_shim/bindings/bindings.h"
 #include "storage/handover/digest_of_side.h"
 #include "storage/handover/hand_over.h"
+#include "storage/handover/node_board.h"
 #include "storage/handover/refit_steps.h"
 #include "storage/write/export_share.h"
 #include "storage/write/export_tasks.h"
@@ -63,6 +65,10 @@ Job job_of(int rank, int ranks, const py::function& round, const py::function& g
     return gather(bytes, bytes_of(mine)).cast<std::vector<std::string>>();
   };
   return job;
+}
+
+std::chrono::milliseconds milliseconds_of(double seconds) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::duration<double>(seconds));
 }
 
 /// What `transport` does: send(rank, memory) and receive(rank, memory) return a number, which wait(number)
@@ -146,7 +152,11 @@ void bind_outcome(py::module_& m) {
       .def_property_readonly("messages", [](const RefitOutcome& one) { return one.report.messages; })
       .def_property_readonly("peak_staging_bytes",
                              [](const RefitOutcome& one) { return one.report.peak_staging_bytes; })
+      .def_property_readonly("bytes_in_memory",
+                             [](const RefitOutcome& one) { return one.report.bytes_in_memory; })
+      .def_readonly("not_shared", &RefitOutcome::not_shared)
       .def_property_readonly("seconds", [](const RefitOutcome& one) { return one.report.seconds; })
+      .def_property_readonly("has_failed", [](const RefitOutcome& one) { return one.failure != nullptr; })
       .def(
           "expect_success",
           [](const RefitOutcome& one) {
@@ -253,9 +263,30 @@ void bind_refit_steps(py::module_& m) {
   m.def("plan_receives", &plan_receives, py::arg("told"), py::arg("planned"));
 }
 
+void bind_board(py::module_& m) {
+  py::class_<NodeBoard>(m, "NodeBoard", "See storage/handover/node_board.h.")
+      .def(py::init([](SharedMemory& memory, std::size_t ranks, std::size_t rank, std::size_t bytes) {
+             return NodeBoard(std::move(memory), ranks, rank, bytes);
+           }),
+           py::arg("memory"), py::arg("ranks"), py::arg("rank"), py::arg("bytes"))
+      .def_static("bytes_of", &NodeBoard::bytes_of, py::arg("ranks"), py::arg("bytes"))
+      .def(
+          "gather",
+          [](NodeBoard& board, const std::string& mine, double timeout) {
+            std::vector<std::string> told;
+            {
+              const py::gil_scoped_release released;
+              told = board.gather(mine, milliseconds_of(timeout));
+            }
+            return std::vector<py::bytes>(told.begin(), told.end());
+          },
+          py::arg("mine"), py::arg("timeout"), "What all ranks tell, as many bytes on each.");
+}
+
 }  // namespace
 
 void bind_refits(py::module_& m) {
+  bind_board(m);
   bind_sides(m);
   bind_outcome(m);
   py::class_<PlannedRefit>(m, "PlannedRefit", "See storage/handover/hand_over.h; empty at first.")
@@ -272,28 +303,31 @@ void bind_refits(py::module_& m) {
       "plan_refit",
       [](int rank, int ranks, const py::function& round, const py::function& gather, const OwnedSide& owned,
          const ExportRequest& request, PlannedRefit& planned, std::size_t staging_bytes, int threads,
-         const DeviceOptions& devices) {
+         const DeviceOptions& devices, const std::string& node) {
         const Job job = job_of(rank, ranks, round, gather);
         const py::gil_scoped_release released;
-        return plan_refit_together(job, owned.side, request, planned, {staging_bytes, threads, devices, {}});
+        return plan_refit_together(job, owned.side, request, planned,
+                                   {staging_bytes, threads, devices, {}, node});
       },
       py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("gather"), py::arg("side"),
       py::arg("request"), py::arg("planned"), py::arg("staging_bytes"), py::arg("threads"),
-      py::arg("devices"));
+      py::arg("devices"), py::arg("node"));
   m.def(
       "hand_over",
       [](int rank, int ranks, const py::function& round, const py::function& gather, const OwnedSide& owned,
          const ExportRequest& request, PlannedRefit& planned, const py::object& transport,
-         std::size_t staging_bytes, int threads, const DeviceOptions& devices) {
+         std::size_t staging_bytes, int threads, const DeviceOptions& devices, const std::string& node,
+         double timeout) {
         const Job job = job_of(rank, ranks, round, gather);
         const Transport way = transport_of(transport);
         const py::gil_scoped_release released;
-        return hand_over(job, owned.side, request, planned, way,
-                         {staging_bytes, threads, devices, check_for_interrupt});
+        return hand_over(
+            job, owned.side, request, planned, way,
+            {staging_bytes, threads, devices, check_for_interrupt, node, milliseconds_of(timeout)});
       },
       py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("gather"), py::arg("side"),
       py::arg("request"), py::arg("planned"), py::arg("transport"), py::arg("staging_bytes"),
-      py::arg("threads"), py::arg("devices"));
+      py::arg("threads"), py::arg("devices"), py::arg("node"), py::arg("timeout"));
   bind_refit_steps(m);
 }
 

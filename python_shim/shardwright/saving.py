@@ -78,6 +78,21 @@ def _wait_for_the_earlier() -> None:
     _running = None
 
 
+def expect_no_save_over(group: dist.ProcessGroup | None) -> None:
+    """Raises ValueError where a save in the background has the group.
+
+    What one of two threads sends over it may meet what the other one waits for on another rank, at which Gloo ends the
+    process. It has the group until wait(), which all ranks call at the same point: when each finds it done differs.
+    """
+    if _running is None or _running._seen or _running._group is None:
+        return
+    if _running._group is (group or dist.group.WORLD):
+        raise ValueError(
+            f"process_group: an asynchronous save to {shown(_running.path)} has it until its wait(); expected another "
+            "group for one of the two, or none for the save, which then makes its own"
+        )
+
+
 def save(
     state_dict: dict[str, Any],
     path: str | os.PathLike[str],

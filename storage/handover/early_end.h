@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "planner/handover/transport.h"
 #include "storage/handover/message_memory.h"
 #include "storage/handover/message_receiver.h"
 #include "storage/handover/message_sender.h"
 #include "storage/handover/refit.h"
-#include "storage/handover/transport.h"
 
 namespace shardwright {
 
@@ -35,6 +35,8 @@ class EarlyEnd {
     return has_ended_ ? incomplete_.empty() : !ends_here_ && !failure_.is_end();
   }
 
+  bool has_ended() const { return has_ended_; }
+
   /// After sender and receiver have ended: waits for what look() has begun.
   void finish();
 
@@ -46,7 +48,7 @@ class EarlyEnd {
 
   void end();
   void complete_with(int rank, const std::string& told);
-  void begin_void(int rank, const Message& message, bool is_sent);
+  void begin_void(int rank, std::size_t number, const Message& message, bool is_sent);
   std::string key_of(int rank) const { return work_.name + "/begun/" + std::to_string(rank); }
 
   const RefitWork& work_;

@@ -42,11 +42,34 @@ class Prepared {
   /// Returns whether the plan was up to date.
   bool prepare() {
     const auto mine = [&] {
-      return ToldPlan{digest(), planned_.key, planned_.tells_values, random_number()}.pack();
+      return ToldPlan{digest(), planned_.key, planned_.tells_values, planned_.joined.has_value(),
+                      random_number()}
+          .pack();
     };
     AgreedPlan known =
         agreed_plan(job_.gather ? job_.gather(told_plan_bytes, mine) : told_by_all(job_, mine));
     name_ = std::move(known.name);
+    const bool was_held = plan(known);
+    if (!was_held || !known.have_joined) {
+      planned_.joined.reset();  // before others are made
+      planned_.joined = join_node(job_, planned_.plan, planned_.described->layout.catalog, planned_.layers,
+                                  planned_.nodes, options_.staging_bytes);
+    }
+    return was_held;
+  }
+
+  RefitOutcome run(const Transport& transport) {
+    NodeMessages* const node = planned_.joined ? planned_.joined->messages.get() : nullptr;
+    if (node != nullptr) node->begin(options_.timeout);
+    RefitOutcome outcome = run_over(transport, node);
+    if (planned_.joined) outcome.not_shared = planned_.joined->refused;
+    if (outcome.has_ended_early || outcome.failure) planned_.joined.reset();
+    return outcome;
+  }
+
+ private:
+  /// Returns whether the plan was up to date.
+  bool plan(const AgreedPlan& known) {
     if (known.is_held && !known.needs_values) return true;
     bool tells_values = false;
     AnsweredSide answered = AnsweredSide::unpack(round_of(
@@ -65,14 +88,23 @@ class Prepared {
       return true;
     }
     planned_ = {};
-    const std::vector<std::string> needs = told_by_all(job_, [&] {
+    const std::vector<std::string> told = told_by_all(job_, [&] {
       begin_encoding(answered.share);
       planned_ =
           begin_plan(source_ != nullptr ? source_->described()
                                         : described_export(request_, decode_tensors(answered.tensors), {}),
                      side_.engine, answered.message_bytes);
-      return planned_.transfers.empty() ? std::string() : encode_needs(needs_of(planned_.transfers));
+      return ToldNeeds{
+          planned_.transfers.empty() ? std::string() : encode_needs(needs_of(planned_.transfers)),
+          options_.node}
+          .pack();
     });
+    std::vector<std::string> needs;
+    for (const std::string& one : told) {
+      ToldNeeds of_rank = ToldNeeds::unpack(one);
+      needs.push_back(std::move(of_rank.needs));
+      planned_.nodes.push_back(std::move(of_rank.node));
+    }
     const std::string received = round_of(
         job_,
         [&] {
@@ -88,7 +120,7 @@ class Prepared {
     return false;
   }
 
-  RefitOutcome run(const Transport& transport) {
+  RefitOutcome run_over(const Transport& transport, NodeMessages* node) {
     std::exception_ptr failure;  // told with the rest, for which the others wait
     try {
       if (source_ == nullptr) begin_encoding(planned_.share);
@@ -106,7 +138,8 @@ class Prepared {
                    options_.staging_bytes,
                    options_.threads,
                    name_,
-                   options_.check_for_interrupt};
+                   options_.check_for_interrupt,
+                   node};
     if (failure) work.encode = [&](std::uint32_t, const auto&) { std::rethrow_exception(failure); };
     if (source_ == nullptr) return run_refit(work, transport);
     DevicesInUse devices(tensors_on_devices(source_->parts().specs), options_.devices);
@@ -130,11 +163,11 @@ class Prepared {
     return outcome;
   }
 
- private:
   /// Of all that this rank plans by.
   Hash digest() const {
-    return hash_of(pack_texts({side_.digest.empty() ? checked_digest_of_side(side_, request_) : side_.digest,
-                               std::to_string(job_.rank), std::to_string(options_.staging_bytes)}));
+    return hash_of(
+        pack_texts({side_.digest.empty() ? checked_digest_of_side(side_, request_) : side_.digest,
+                    std::to_string(job_.rank), std::to_string(options_.staging_bytes), options_.node}));
   }
 
   void begin_encoding(const std::string& share) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -8,12 +9,12 @@
 
 #include "planner/handover/engine_tensors.h"
 #include "planner/handover/refit_plan.h"
+#include "planner/handover/transport.h"
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/save/rank_states.h"
 #include "storage/handover/refit.h"
 #include "storage/handover/refit_steps.h"
-#include "storage/handover/transport.h"
 #include "storage/write/export.h"
 
 namespace shardwright {
@@ -43,6 +44,13 @@ struct RefitOptions {
   /// Called some times a second by the calling thread while weights are on the way. What it throws ends the
   /// hand-over on all ranks, where the transport has a board. May be null.
   std::function<void()> check_for_interrupt = {};
+
+  /// Ranks that give the same hand over through memory that they share: this_node(). Empty: all that this
+  /// rank sends or gets goes by the transport.
+  std::string node = {};
+
+  /// How long a rank waits where another one of its node does nothing.
+  std::chrono::milliseconds timeout = std::chrono::minutes(30);
 };
 
 /// Plans a hand-over and runs it: the engine's tensors become what an export of the trainer's would hold, by

@@ -27,8 +27,7 @@ void MessageReceiver::run() {
   std::size_t next = 0;  // to be begun
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     // Of the layers behind this one as many as there is room for.
-    while (next < layers_.size() &&
-           (next <= l || posted_ + bytes_of_layer(layers_[next]) <= work_.staging_bytes / 2))
+    while (next < layers_.size() && (next <= l || has_room_for(layers_[next], layers_[l])))
       begin(layers_[next++]);
     Layer layer = std::move(coming_.front());
     coming_.pop_front();
@@ -44,8 +43,13 @@ void MessageReceiver::run() {
     (is_taken ? committed : left).push_back(work_.layers.names[layers_[l]]);
     posted_ -= layer.bytes;
     for (Coming& coming : layer.messages)
-      memory_.give_back(std::move(coming.bytes), size_with_footer(coming.message));
+      if (coming.bytes) memory_.give_back(std::move(coming.bytes), size_with_footer(coming.message));
   }
+}
+
+bool MessageReceiver::has_room_for(std::uint32_t number, std::uint32_t placed) const {
+  return posted_ + bytes_of_layer(number) <= work_.staging_bytes / 2 &&
+         (work_.node == nullptr || work_.node->is_free(number, placed));
 }
 
 std::size_t MessageReceiver::bytes_of_layer(std::uint32_t number) const {
@@ -65,20 +69,28 @@ void MessageReceiver::begin(std::uint32_t number) {
          ++stream.next) {
       Coming& coming = layer.messages.emplace_back();
       coming.stream = s;
+      coming.number = stream.next;
       coming.message = stream.messages[stream.next];
       layer.bytes += size_with_footer(coming.message);
       if (stream.list->rank != work_.rank) begin(coming);  // else the sender has made it, and counted it
     }
   }
   posted_ += layer.bytes;
+  if (work_.node != nullptr) work_.node->open(number);
 }
 
 void MessageReceiver::begin(Coming& coming) {
   Stream& stream = streams_[coming.stream];
   const int rank = stream.list->rank;
   const std::size_t size = size_with_footer(coming.message);
+  if (work_.node != nullptr) coming.data = work_.node->message_from(rank, coming.number);
+  if (coming.data != nullptr) {
+    coming.is_lost = stream.is_gone || !begun.count(rank, [] {});
+    return;
+  }
   try {
     coming.bytes = memory_.take(size);
+    coming.data = coming.bytes.get();
   } catch (...) {
     failure_.note_end(std::current_exception());
     stream.is_gone = coming.is_lost = true;
@@ -94,6 +106,17 @@ void MessageReceiver::begin(Coming& coming) {
   }
 }
 
+void MessageReceiver::wait_for(const Coming& coming) {
+  const std::size_t size = size_with_footer(coming.message);
+  if (coming.bytes) {
+    transport_.wait(coming.begun);
+  } else {
+    work_.node->wait_for(streams_[coming.stream].list->rank, coming.number);
+    bytes_in_memory += size;
+  }
+  bytes_received += size;
+}
+
 bool MessageReceiver::finish(Layer& layer) {
   bool is_complete = true;
   for (Coming& coming : layer.messages) {
@@ -101,18 +124,18 @@ bool MessageReceiver::finish(Layer& layer) {
     const std::size_t size = size_with_footer(coming.message);
     if (stream.list->rank == work_.rank) {
       coming.bytes = own_.take(size);
+      coming.data = coming.bytes.get();
       coming.is_lost = !coming.bytes;
     } else if (!coming.is_lost) {
       try {
-        transport_.wait(coming.begun);
-        bytes_received += size;
+        wait_for(coming);
       } catch (...) {
         failure_.note(std::current_exception());
         stream.is_gone = coming.is_lost = true;
       }
     }
     std::uint64_t word = is_void;
-    if (!coming.is_lost) std::memcpy(&word, coming.bytes.get() + coming.message.bytes, sizeof(word));
+    if (!coming.is_lost) std::memcpy(&word, coming.data + coming.message.bytes, sizeof(word));
     is_complete = is_complete && word == is_whole;
     if (!coming.is_lost && word != is_whole && word != is_void) {
       failure_.note(std::make_exception_ptr(Error(
@@ -132,7 +155,7 @@ void MessageReceiver::place(const Layer& layer) {
     for (std::size_t b = coming.message.first; b < coming.message.first + coming.message.count; ++b) {
       const HandedBox& handed = list.boxes[b];
       const Transfer& transfer = work_.transfers[handed.need];
-      place_from_message(handed.part, coming.bytes.get() + offset, transfer, work_.catalog,
+      place_from_message(handed.part, coming.data + offset, transfer, work_.catalog,
                          work_.tensors[transfer.destination]);
       offset += padded(bytes_of_part(handed.part, work_.catalog));
     }

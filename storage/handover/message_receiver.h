@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "planner/handover/refit_plan.h"
+#include "planner/handover/transport.h"
 #include "storage/handover/message_memory.h"
 #include "storage/handover/refit.h"
-#include "storage/handover/transport.h"
 
 namespace shardwright {
 
@@ -27,6 +27,7 @@ class MessageReceiver {
   std::vector<std::string> committed;
   std::vector<std::string> left;
   std::uint64_t bytes_received = 0;
+  std::uint64_t bytes_in_memory = 0;  ///< of those, from ranks of this node
 
  private:
   struct Stream {
@@ -37,8 +38,10 @@ class MessageReceiver {
   };
   struct Coming {
     std::size_t stream;
+    std::size_t number;  ///< of those of the stream
     Message message;
-    MessageBytes bytes;
+    const std::byte* data = nullptr;  ///< where it comes: in this rank's inbox, or in
+    MessageBytes bytes;               ///< memory of its own
     std::uint64_t begun = 0;
     bool is_lost = false;
   };
@@ -48,8 +51,11 @@ class MessageReceiver {
   };
 
   std::size_t bytes_of_layer(std::uint32_t number) const;
+  bool has_room_for(std::uint32_t number, std::uint32_t placed) const;
   void begin(std::uint32_t number);
   void begin(Coming& coming);
+
+  void wait_for(const Coming& coming);
 
   /// Waits for all of a layer. False if some of it is void or lost.
   bool finish(Layer& layer);

@@ -68,10 +68,10 @@ void MessageSender::take(const GivenBytes& given) {
     const std::vector<CommonBox> common = common_boxes(given, *place.part, work_.catalog);
     if (common.empty()) continue;
     Open& open = streams_[place.stream].messages[place.message];
-    std::byte* room = room_of(open) + place.offset;
+    std::byte* const room = room_of(place.stream, place.message);
     std::size_t copied = 0;
     for (const CommonBox& box : common) {
-      copy_into_message(given, box, *place.part, work_.catalog, room);
+      if (room != nullptr) copy_into_message(given, box, *place.part, work_.catalog, room + place.offset);
       copied += bytes_of_part({place.part->tensor, {}, box.box}, work_.catalog);
     }
     const std::scoped_lock lock(mutex_);
@@ -80,9 +80,13 @@ void MessageSender::take(const GivenBytes& given) {
   }
 }
 
-std::byte* MessageSender::room_of(Open& open) {
+std::byte* MessageSender::room_of(std::size_t s, std::size_t m) {
+  Stream& stream = streams_[s];
+  Open& open = stream.messages[m];
+  std::byte* const on_node = work_.node == nullptr ? nullptr : work_.node->message_to(stream.list->rank, m);
+  if (on_node != nullptr) return room_on_node(s, m, on_node);
   const std::scoped_lock lock(mutex_);
-  if (!open.bytes) {
+  if (open.data == nullptr) {
     const std::size_t size = size_with_footer(open.planned);
     while (held_ + own_.waiting() + size > work_.staging_bytes / 2) {
       if (oldest_is_done()) continue;
@@ -91,16 +95,37 @@ std::byte* MessageSender::room_of(Open& open) {
       if (!own_.wait_for_less(waiting)) break;
     }
     open.bytes = memory_.take(size);
+    open.data = open.bytes.get();
     held_ += size;
   }
-  return open.bytes.get();
+  return open.data;
+}
+
+std::byte* MessageSender::room_on_node(std::size_t s, std::size_t m, std::byte* room) {
+  Stream& stream = streams_[s];
+  Open& open = stream.messages[m];
+  {
+    const std::scoped_lock lock(mutex_);
+    if (open.data != nullptr || stream.is_gone) return open.data;
+  }
+  try {
+    if (!work_.node->wait_for_room(stream.list->rank, open.planned.layer, [&] { return begun.is_stopped(); }))
+      throw Stopped();
+  } catch (const Stopped&) {
+    throw;
+  } catch (...) {
+    const std::scoped_lock lock(mutex_);
+    lose(s);
+    return nullptr;
+  }
+  const std::scoped_lock lock(mutex_);
+  return open.data = room;
 }
 
 void MessageSender::finish(std::uint32_t layer, bool is_lost) {
   for (std::size_t s = 0; s < streams_.size(); ++s) {
     Stream& stream = streams_[s];
     while (stream.next < stream.messages.size() && stream.messages[stream.next].planned.layer <= layer) {
-      Open& open = stream.messages[stream.next];
       if (!is_lost && !failed_ && !begun.is_stopped()) {
         failure_.note(std::make_exception_ptr(Error(
             ErrorKind::mismatch, work_.layers.names[layer] + ": this rank has not encoded all that it is to "
@@ -109,7 +134,9 @@ void MessageSender::finish(std::uint32_t layer, bool is_lost) {
         failed_ = true;
       }
       try {
-        room_of(open);
+        room_of(s, stream.next);
+      } catch (const Stopped&) {
+        return;
       } catch (...) {  // no memory even for a void message: the others are told otherwise
         failure_.note_end(std::current_exception());
         failed_ = true;
@@ -124,24 +151,26 @@ void MessageSender::finish(std::uint32_t layer, bool is_lost) {
 void MessageSender::send_what_is_full(std::size_t s) {
   Stream& stream = streams_[s];
   while (stream.next < stream.messages.size() && stream.messages[stream.next].missing == 0 &&
-         stream.messages[stream.next].bytes)
+         (stream.is_gone || stream.messages[stream.next].data != nullptr))
     send(s, is_whole);
 }
 
 void MessageSender::send(std::size_t s, std::uint64_t word) {
   Stream& stream = streams_[s];
-  Open& open = stream.messages[stream.next++];
+  const std::size_t number = stream.next++;
+  Open& open = stream.messages[number];
   const std::size_t size = size_with_footer(open.planned);
-  std::memcpy(open.bytes.get() + open.planned.bytes, &word, sizeof(word));
+  if (open.data != nullptr) std::memcpy(open.data + open.planned.bytes, &word, sizeof(word));
   if (stream.list->rank == work_.rank) {
     held_ -= size;
     bytes_kept += size;
     own_.put(std::move(open.bytes), size);
     return;
   }
+  const int rank = stream.list->rank;
+  if (open.data != nullptr && !open.bytes) return send_on_node(rank, number, size);
   if (stream.is_gone) return drop(open.bytes, size);
   try {
-    const int rank = stream.list->rank;
     std::uint64_t sending = 0;
     if (!begun.count(rank, [&] { sending = transport_.send(rank, open.bytes.get(), size); }))
       return drop(open.bytes, size);
@@ -154,7 +183,15 @@ void MessageSender::send(std::size_t s, std::uint64_t word) {
   }
 }
 
+void MessageSender::send_on_node(int rank, std::size_t number, std::size_t size) {
+  if (!begun.count(rank, [&] { work_.node->send(rank, number); })) return;
+  bytes_sent += size;
+  bytes_in_memory += size;
+  ++messages_sent;
+}
+
 void MessageSender::drop(MessageBytes& bytes, std::size_t size) {
+  if (!bytes) return;
   held_ -= size;
   memory_.give_back(std::move(bytes), size);
 }

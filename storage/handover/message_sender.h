@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "planner/handover/refit_plan.h"
+#include "planner/handover/transport.h"
 #include "storage/handover/boxes_in_messages.h"
 #include "storage/handover/message_memory.h"
 #include "storage/handover/refit.h"
-#include "storage/handover/transport.h"
 
 namespace shardwright {
 
@@ -28,12 +28,14 @@ class MessageSender {
 
   std::uint64_t bytes_sent = 0;
   std::uint64_t bytes_kept = 0;
+  std::uint64_t bytes_in_memory = 0;  ///< of those sent, to ranks of this node
   std::uint64_t messages_sent = 0;
 
  private:
   struct Open {
     Message planned;
-    MessageBytes bytes;
+    MessageBytes bytes;         ///< of this rank's own
+    std::byte* data = nullptr;  ///< where it is made: there, or in the inbox of a rank of this node
     std::size_t missing = 0;
   };
   struct Stream {
@@ -56,15 +58,19 @@ class MessageSender {
   };
 
   void take(const GivenBytes& given);
-  std::byte* room_of(Open& open);
+
+  /// Null if the other rank is gone.
+  std::byte* room_of(std::size_t stream, std::size_t message);
+  std::byte* room_on_node(std::size_t stream, std::size_t message, std::byte* room);
 
   /// Sends all messages of a layer that have not gone yet, as void if the layer is lost, or if it was not
   /// given in full.
   void finish(std::uint32_t layer, bool is_lost);
 
-  /// REQUIRES: the mutex is held, as for the next four.
+  /// REQUIRES: the mutex is held, as for the next five.
   void send_what_is_full(std::size_t stream);
   void send(std::size_t stream, std::uint64_t word);
+  void send_on_node(int rank, std::size_t number, std::size_t size);
   void drop(MessageBytes& bytes, std::size_t size);
   void lose(std::size_t stream);
 

@@ -54,12 +54,14 @@ RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   outcome.report.bytes_kept = sender.bytes_kept;
   outcome.report.messages = sender.messages_sent;
   outcome.report.bytes_received = receiver.bytes_received;
-  outcome.report.peak_staging_bytes = memory.most();
+  outcome.report.bytes_in_memory = sender.bytes_in_memory + receiver.bytes_in_memory;
+  outcome.report.peak_staging_bytes = memory.most() + (work.node != nullptr ? work.node->bytes() : 0);
   outcome.report.layers = receiver.committed.size() + receiver.left.size();
   outcome.report.seconds = seconds_since(begin);
   outcome.committed = std::move(receiver.committed);
   outcome.left = std::move(receiver.left);
   outcome.failure = failure.first();
+  outcome.has_ended_early = early_end.has_ended();
   try {  // what came meanwhile: where several ranks are interrupted at once, one of them ends it for all
     if (work.check_for_interrupt) work.check_for_interrupt();
   } catch (...) {

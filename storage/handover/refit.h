@@ -2,22 +2,17 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "planner/handover/refit_plan.h"
+#include "planner/handover/transport.h"
 #include "planner/load/transfer.h"
-#include "storage/handover/transport.h"
+#include "storage/handover/node_messages.h"
+#include "storage/handover/refit_outcome.h"
 
 namespace shardwright {
-
-/// A tensor of an engine in CPU memory, which the caller keeps alive.
-struct EngineMemory {
-  std::byte* data = nullptr;
-  Shape strides;  ///< elements
-};
 
 /// Bytes of a box of an exported tensor, as the trainer's rank has encoded it.
 struct GivenBytes {
@@ -51,24 +46,10 @@ struct RefitWork {
   /// Called some times a second by the thread that waits; what it throws ends the hand-over on all ranks, if
   /// the transport has a board. May be null.
   std::function<void()> check_for_interrupt = {};
-};
 
-struct RefitReport {
-  std::uint64_t bytes_sent = 0;
-  std::uint64_t bytes_received = 0;
-  std::uint64_t bytes_kept = 0;  ///< that went from this rank to itself
-  std::uint64_t messages = 0;    ///< sent
-  std::size_t peak_staging_bytes = 0;
-  std::size_t layers = 0;  ///< of this rank's engine
-  double seconds = 0;
-};
-
-/// What became of it. The engine's tensors are new in `committed` layers, and as they were in `left` ones.
-struct RefitOutcome {
-  RefitReport report;
-  std::vector<std::string> committed;
-  std::vector<std::string> left;
-  std::exception_ptr failure;  ///< null: all is well
+  /// Of the ranks of this one's node, joined for this plan, with which messages go through shared memory.
+  /// Null: all of them go by the transport.
+  NodeMessages* node = nullptr;
 };
 
 /// Runs this rank's part of a plan. A layer of the engine is received in full before any byte of it is put in

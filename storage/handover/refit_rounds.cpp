@@ -41,6 +41,7 @@ std::string ToldPlan::pack() const {
   std::string bytes(digest.begin(), digest.end());
   bytes.append(key.begin(), key.end());
   bytes.push_back(static_cast<char>(tells_values));
+  bytes.push_back(static_cast<char>(has_joined));
   for (std::size_t b = 0; b < sizeof(number); ++b) bytes.push_back(static_cast<char>(number >> (8 * b)));
   return bytes;
 }
@@ -60,6 +61,7 @@ ToldPlan ToldPlan::unpack(const std::string& bytes) {
   take(told.digest);
   take(told.key);
   told.tells_values = *at++ != 0;
+  told.has_joined = *at++ != 0;
   for (int b = 0; at != bytes.end(); ++at, ++b)
     told.number |= static_cast<std::uint64_t>(static_cast<unsigned char>(*at)) << (8 * b);
   return told;
@@ -78,6 +80,8 @@ AgreedPlan agreed_plan(const std::vector<std::string>& told) {
       std::all_of(plans.begin(), plans.end(), [&](const ToldPlan& one) { return one.key == agreed.key; });
   agreed.needs_values =
       std::any_of(plans.begin(), plans.end(), [](const ToldPlan& one) { return one.tells_values; });
+  agreed.have_joined =
+      std::all_of(plans.begin(), plans.end(), [](const ToldPlan& one) { return one.has_joined; });
   agreed.name = "shardwright/refit/" + std::to_string(plans.at(0).number);
   return agreed;
 }
@@ -101,6 +105,13 @@ AnsweredSide AnsweredSide::unpack(const std::string& bytes) {
   if (fault != std::errc() || read != end)
     throw Error(ErrorKind::malformed, "rank 0: expected the bytes of a message, found \"" + texts[2] + "\"");
   return answered;
+}
+
+std::string ToldNeeds::pack() const { return pack_texts({needs, node}); }
+
+ToldNeeds ToldNeeds::unpack(const std::string& bytes) {
+  std::vector<std::string> texts = unpack_some(bytes, 2, "a rank");
+  return {std::move(texts[0]), std::move(texts[1])};
 }
 
 std::vector<std::string> answers_of_sides(const std::vector<std::string>& told, const ExportRequest& request,

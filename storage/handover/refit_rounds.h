@@ -25,6 +25,7 @@ struct ToldPlan {
   Hash digest = {};           ///< of all that it plans by
   Hash key = {};              ///< of the plan that it holds; zeros: it has none
   bool tells_values = false;  ///< PlannedRefit::tells_values
+  bool has_joined = false;    ///< whether PlannedRefit::joined is there
   std::uint64_t number = 0;   ///< any; that of rank 0 tells this hand-over from others
 
   std::string pack() const;
@@ -32,13 +33,14 @@ struct ToldPlan {
 };
 
 inline constexpr std::size_t told_plan_bytes =
-    2 * sizeof(Hash) + sizeof(char) + sizeof(std::uint64_t);  ///< packed
+    2 * sizeof(Hash) + 2 * sizeof(char) + sizeof(std::uint64_t);  ///< packed
 
 /// What follows from that, the same on all ranks.
 struct AgreedPlan {
   Hash key = {};              ///< of what the ranks bring now
   bool is_held = false;       ///< by all ranks: a plan of this key
   bool needs_values = false;  ///< some rank has to tell of them
+  bool have_joined = false;   ///< all ranks
   std::string name;           ///< of this hand-over; see RefitWork::name
 };
 
@@ -63,6 +65,15 @@ struct AnsweredSide {
 
   std::string pack() const;
   static AnsweredSide unpack(const std::string& bytes);
+};
+
+/// What a rank tells of what it gets.
+struct ToldNeeds {
+  std::string needs;  ///< see encode_needs(); empty: nothing
+  std::string node;   ///< RefitOptions::node
+
+  std::string pack() const;
+  static ToldNeeds unpack(const std::string& bytes);
 };
 
 /// Throws as plan_export(), Error(argument) where nobody brings a trainer.

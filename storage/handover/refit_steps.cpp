@@ -58,8 +58,8 @@ std::vector<std::string> plan_sends(int rank, std::vector<ExportedBox> given,
   std::vector<std::string> told(needs.size());
   for (std::size_t to = 0; to < needs.size(); ++to) {
     if (needs[to].empty()) continue;
-    HandedList list{static_cast<int>(to), handed_boxes(boxes, decode_needs(needs[to], catalog), catalog,
-                                                       planned.layers, planned.plan.message_bytes)};
+    HandedList list{static_cast<int>(to), handed_boxes(boxes, decode_needs(needs[to], catalog, &boxes),
+                                                       catalog, planned.layers, planned.plan.message_bytes)};
     if (list.boxes.empty()) continue;
     told[to] = encode(RefitPlan{{}, {{rank, list.boxes}}, planned.plan.message_bytes});
     planned.plan.sends.push_back(std::move(list));

@@ -3,12 +3,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "planner/handover/engine_tensors.h"
 #include "planner/handover/refit_plan.h"
 #include "planner/save/saved_values.h"
+#include "storage/handover/node_messages.h"
 #include "storage/write/described_export.h"
 #include "storage/write/encode_tasks.h"
 #include "storage/write/export_share.h"
@@ -29,6 +31,9 @@ struct PlannedRefit {
   std::shared_ptr<const DescribedExport> described;
   HandedLayers layers;
   std::vector<Transfer> transfers;  ///< into this rank's part of the engine
+
+  std::vector<std::string> nodes;    ///< of the ranks, see RefitOptions::node
+  std::optional<JoinedNode> joined;  ///< nothing until they have tried, and where they have to again
 };
 
 /// Begins to plan: settles where this rank's tensors of an engine come from. Throws as transfers_into().

@@ -1,13 +1,8 @@
 #include "storage/load/piece_ring.h"
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <climits>
-#include <ctime>
 #include <stdexcept>
 
+#include "storage/load/shared_events.h"
 #include "storage/rounded_up.h"
 
 namespace shardwright {
@@ -21,9 +16,8 @@ constexpr std::size_t page = 4096;
 // NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding)
 struct alignas(64) PieceRing::Head {
   std::atomic<std::uint64_t> next;  // piece to be read
-  alignas(64) std::atomic<std::uint32_t> events;
-  std::atomic<std::uint32_t> waiting;  // threads that want to be woken
-  std::atomic<std::uint32_t> failed;   // rank + 1
+  SharedEvents events;
+  std::atomic<std::uint32_t> failed;  // rank + 1
 };
 
 struct alignas(64) PieceRing::Member {
@@ -38,8 +32,7 @@ struct alignas(64) PieceRing::Slot {
   Place place;
 };
 
-static_assert(std::atomic<std::uint64_t>::is_always_lock_free &&
-              std::atomic<std::uint32_t>::is_always_lock_free);
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
 std::size_t PieceRing::bytes_of(const Sizes& sizes) {
   const std::size_t before = sizeof(Head) + sizes.ranks * sizeof(Member) + sizes.slots * sizeof(Slot);
@@ -104,21 +97,12 @@ void PieceRing::give_back(std::uint64_t piece) {
   happened();
 }
 
-std::uint32_t PieceRing::events() const { return head().events.load(); }
+std::uint32_t PieceRing::events() const { return head().events.number.load(); }
 
-// Either the waiter sees the new number, or this sees the waiter: both are sequentially consistent.
-void PieceRing::happened() {
-  head().events.fetch_add(1);
-  if (head().waiting.load() == 0) return;
-  ::syscall(SYS_futex, &head().events, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-}
+void PieceRing::happened() { head().events.happened(); }
 
 void PieceRing::wait(std::uint32_t since, std::chrono::microseconds longest) {
-  const timespec time{longest.count() / 1'000'000, longest.count() % 1'000'000 * 1000};
-  head().waiting.fetch_add(1);
-  if (head().events.load() == since)
-    ::syscall(SYS_futex, &head().events, FUTEX_WAIT, since, &time, nullptr, 0);
-  head().waiting.fetch_sub(1);
+  head().events.wait(since, longest);
 }
 
 void PieceRing::fail() {

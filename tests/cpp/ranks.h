@@ -26,9 +26,8 @@ inline std::filesystem::path new_folder() {
   return name;
 }
 
-/// Runs `work` on so many ranks, each a process of its own, which meet over a FileStore. A trainer has its
-/// ranks already, and gives job_over() its store or its process group.
-inline void on_ranks(int ranks, const std::function<void(const shardwright::Job&)>& work) {
+/// Runs `work` on so many ranks, each a process of its own, which meet over a FileStore.
+inline void on_peers(int ranks, const std::function<void(const shardwright::Peers&)>& work) {
   const std::filesystem::path folder = new_folder();
   std::vector<pid_t> children;
   for (int rank = 0; rank < ranks; ++rank) {
@@ -36,7 +35,7 @@ inline void on_ranks(int ranks, const std::function<void(const shardwright::Job&
     if (children.back() != 0) continue;
     try {
       const auto store = c10::make_intrusive<c10d::FileStore>((folder / "store").string(), ranks);
-      work(shardwright::job_over({rank, ranks, store, nullptr, "example"}));
+      work({rank, ranks, store, nullptr, "example"});
       std::_Exit(0);
     } catch (const std::exception& error) {
       std::cerr << "rank " << rank << ": " << error.what() << std::endl;
@@ -51,4 +50,9 @@ inline void on_ranks(int ranks, const std::function<void(const shardwright::Job&
   }
   std::filesystem::remove_all(folder);
   expect(all, "every rank has succeeded");
+}
+
+/// The same, as a job. A trainer has its ranks already, and gives job_over() its store or its process group.
+inline void on_ranks(int ranks, const std::function<void(const shardwright::Job&)>& work) {
+  on_peers(ranks, [&](const shardwright::Peers& peers) { work(shardwright::job_over(peers)); });
 }

@@ -94,6 +94,18 @@ TEST(refit_wire, plans_and_needs_come_back) {
   EXPECT_EQ(decode_needs(encode_needs(needs_of_layers(4)), catalog), needs_of_layers(4));
 }
 
+TEST(refit_wire, needs_of_what_a_rank_does_not_give_keep_their_numbers_alone) {
+  const Catalog catalog = catalog_of_layers(4);
+  const std::vector<ExportedBox> needs = needs_of_layers(4);
+  const GivenBoxes given({{needs[1].tensor, {}, whole(catalog.tensors[needs[1].tensor].shape)}}, catalog);
+  const std::vector<ExportedBox> decoded = decode_needs(encode_needs(needs), catalog, &given);
+  ASSERT_EQ(decoded.size(), needs.size());
+  for (std::size_t n = 0; n < needs.size(); ++n) {
+    const bool is_given = needs[n].tensor == needs[1].tensor;
+    EXPECT_EQ(decoded[n], is_given ? needs[n] : (ExportedBox{needs[n].tensor, {}, {}}));
+  }
+}
+
 TEST(refit_wire, boxes_of_alike_layers_take_a_byte_or_two_each) {
   constexpr int ranks = 50;
   EXPECT_LT(encode(plan_of_layers(ranks, 4)).size(), 2 * 2 * layers * ranks);

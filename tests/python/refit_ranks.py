@@ -5,7 +5,7 @@ import queue
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import shardwright as sw
@@ -16,6 +16,7 @@ from shardwright.describe import describe
 from shardwright.handover.engine import EnginePart, EngineTensor
 
 THREADS, STAGING = 1, 1 << 20
+SECONDS = 300.0  #: that a rank waits for another one
 
 
 class Ranks:
@@ -127,8 +128,11 @@ def on_ranks(count: int, run: Callable[[int], object]) -> list:
     return results
 
 
-def hand_over(sides: list[Side], request, plans: list | None = None) -> list:
-    """The outcome of each rank."""
+def hand_over(
+    sides: list[Side], request, plans: list | None = None, nodes: Sequence[str] = ("node",)
+) -> list:
+    """The outcome of each rank. Ranks of the same of `nodes`, which they are given in turns, share memory; those of ""
+    do not."""
     ranks = Ranks(len(sides))
     plans = plans or [_core.PlannedRefit() for _ in sides]
     core_sides = []
@@ -141,9 +145,11 @@ def hand_over(sides: list[Side], request, plans: list | None = None) -> list:
         core_sides.append(one)
 
     def run(rank: int):
+        node = nodes[rank % len(nodes)]
         return _core.hand_over(
             rank, len(sides), ranks.round_of(rank), ranks.gather_of(rank), core_sides[rank], request,
-            plans[rank], ranks.transport_of(rank), STAGING, THREADS, _core.DeviceOptions(),
+            plans[rank], ranks.transport_of(rank), STAGING, THREADS, _core.DeviceOptions(), node,
+            SECONDS,
         )  # fmt: skip
 
     return on_ranks(len(sides), run)
@@ -159,6 +165,10 @@ class Expected:
 
     engine: list[EngineTensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
+
+    def clear(self) -> None:
+        for tensor in self.engine:
+            tensor.tensor.zero_()
 
     def wrong(self) -> list[str]:
         return [

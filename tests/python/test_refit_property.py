@@ -99,14 +99,18 @@ def test_engines_get_slices_of_the_files(sources, data):
         else:
             sides.append(Side(None, expected.engine))
     plans = [_core.PlannedRefit() for _ in sides]
-    outcomes = hand_over(
-        sides, request_of(source, quantization or "none", layout=layout, weights=weights), plans
-    )
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-        outcome.expect_success()
-    assert [expected.wrong() for expected in engine] == [[]] * engine_ranks
+    nodes = data.draw(st.sampled_from([("",), ("one",), ("one", "other"), ("one", "")]))
+    request = request_of(source, quantization or "none", layout=layout, weights=weights)
+    for _ in range(2):  # as it is planned, and with the plan that is kept
+        for expected in engine:
+            expected.clear()
+        for outcome in hand_over(sides, request, plans, nodes):
+            if isinstance(outcome, Exception):
+                raise outcome
+            outcome.expect_success()
+            assert nodes != ("one",) or outcome.bytes_in_memory == outcome.bytes_sent + outcome.bytes_received
+        assert [expected.wrong() for expected in engine] == [[]] * engine_ranks
+    event(f"nodes {nodes}")
     event(f"handed over as {quantization}")
     received = sum(sum(plan.bytes_from.values()) for plan in plans)
     assert received == sum(value.nbytes for expected in engine for value in expected.values)

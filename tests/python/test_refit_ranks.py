@@ -1,9 +1,11 @@
 """Handing weights to an engine on Gloo ranks. The checks are in workers/refit.py."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,10 @@ def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:
     [
         "bf16_to_other_ranks",
         "mxfp8_to_other_ranks",
+        "mxfp8_over_c10d",
+        "mxfp8_between_nodes",
+        "memory_that_is_refused",
+        "beside_an_asynchronous_save",
         "mxfp8_to_the_same_ranks",
         "block_fp8_of_odd_sizes_to_some_of_the_ranks",
         "one_error_for_all",
@@ -32,13 +38,30 @@ def test_refit(outcome: dict[str, str], check: str):
     assert not outcome[check], outcome[check]
 
 
-def run_with_signal(folder: Path, sent: signal.Signals, ranks: list[int]) -> list[subprocess.Popen]:
+def is_stopped(process: subprocess.Popen) -> bool:
+    stat = Path(f"/proc/{process.pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+def run_with_signal(
+    folder: Path, sent: signal.Signals, ranks: list[int], transport: str
+) -> list[subprocess.Popen]:
     """Four ranks, of which these get a signal in the middle."""
     worker = [sys.executable, "-W", "ignore", HERE / "workers" / "ended_refit.py"]
-    rest = [folder, str(int(sent)), ",".join(map(str, ranks))]
+    rest = [folder, str(int(sent)), ",".join(map(str, ranks)), transport]
+    names = set(os.listdir("/dev/shm"))
     processes = [subprocess.Popen([*worker, str(rank), *rest]) for rank in range(4)]
+    if transport == "auto":
+        while not is_stopped(processes[3]) and all(process.poll() is None for process in processes):
+            time.sleep(0.01)
+        assert (folder / "middle").exists()
+        (folder / "begun").write_text(str(time.monotonic()))
+        for rank in ranks:
+            processes[rank].send_signal(sent)
+        processes[3].send_signal(signal.SIGCONT)
     for process in processes:
         process.wait(timeout=300)
+    assert set(os.listdir("/dev/shm")) <= names
     return processes
 
 
@@ -49,9 +72,13 @@ def expect_whole_layers(told: dict) -> None:
         assert values == ([2.0] if layer in told["new"] else [1.0]), (layer, told)
 
 
-def test_a_rank_that_is_killed_in_the_middle(tmp_path: Path):
+BOTH = pytest.mark.parametrize("transport", ["auto", "c10d"])
+
+
+@BOTH
+def test_a_rank_that_is_killed_in_the_middle(tmp_path: Path, transport: str):
     """All others are told which one it was; the engine's layers are whole new or whole old, and it is said which."""
-    ranks = run_with_signal(tmp_path, signal.SIGKILL, [1])
+    ranks = run_with_signal(tmp_path, signal.SIGKILL, [1], transport)
     assert ranks[1].returncode == -signal.SIGKILL
     for rank in (0, 2, 3):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -61,9 +88,10 @@ def test_a_rank_that_is_killed_in_the_middle(tmp_path: Path):
 
 
 @pytest.mark.parametrize("interrupted", [[1], [3], [0, 1, 2, 3]], ids=["trainer", "engine", "all"])
-def test_ctrl_c_in_the_middle(tmp_path: Path, interrupted: list[int]):
+@BOTH
+def test_ctrl_c_in_the_middle(tmp_path: Path, interrupted: list[int], transport: str):
     """All ranks end at once, and are told by whom; the next hand-over finds the group as it was."""
-    ranks = run_with_signal(tmp_path, signal.SIGINT, interrupted)
+    ranks = run_with_signal(tmp_path, signal.SIGINT, interrupted, transport)
     assert [rank.returncode for rank in ranks] == [0] * 4
     for rank in range(4):
         told = json.loads((tmp_path / f"{rank}.json").read_text())

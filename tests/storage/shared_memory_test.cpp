@@ -12,24 +12,12 @@
 
 #include "storage/load/piece_ring.h"
 #include "tests/storage/checkpoint_files.h"
+#include "tests/storage/child_processes.h"
 
 namespace shardwright {
 namespace {
 
 constexpr std::size_t bytes = std::size_t{1} << 20;
-
-/// Runs in a process of its own, and says whether that ended well.
-template <typename Work>
-pid_t in_child(const Work& work) {
-  const pid_t child = ::fork();
-  if (child == 0) ::_exit(work() ? 0 : 1);
-  return child;
-}
-
-bool ended_well(pid_t child) {
-  int status = 0;
-  return ::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
 
 TEST(shared_memory, another_process_that_opens_it_sees_what_is_written) {
   const SharedMemory memory = SharedMemory::create(bytes);

@@ -20,7 +20,7 @@ def store_of(group: dist.ProcessGroup | None) -> dist.Store:
 
 
 class GroupTransport:
-    """See storage/handover/transport.h. Called from several threads, which Python lets in one by one."""
+    """See planner/handover/transport.h. Called from several threads, which Python lets in one by one."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group

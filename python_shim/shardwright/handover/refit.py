@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,11 @@ from shardwright.handover.kept_side import KeptSide, facts_of_side
 from shardwright.local_path import bytes_or_none, whole_number
 from shardwright.ranks.gone_ranks import group_to_tell, naming_gone_ranks, rank_among
 from shardwright.ranks.held_interrupt import held_interrupt
+from shardwright.ranks.node_memory import board_of, waiting_time
 from shardwright.ranks.rank_outcome import as_sent, text_of
 from shardwright.ranks.rank_outcome import told as told_error
 from shardwright.ranks.together import together
+from shardwright.saving import expect_no_save_over
 
 E = TypeVar("E", bound=BaseException)
 
@@ -107,6 +109,8 @@ class RefitReport:
     messages: int = 0  #: sent
     peak_staging_bytes: int = 0  #: of CPU memory for what was on the way
     copied_bytes: int = 0  #: of tensors on devices without kernels, copied to CPU memory
+    bytes_in_memory: int = 0  #: of those sent and received, through memory that ranks of a node share
+    not_shared: str = ""  #: why ranks of this node share none, where they were to
     layers: list[str] = field(default_factory=list)  #: of this rank's engine, all of them new
     seconds: float = 0.0  #: planning and agreeing left out
 
@@ -126,13 +130,14 @@ def refit_plan(
     staging_bytes: int | str = "128MiB",
     threads: int | None = None,
     device_memory: int | None = None,
+    transport: Literal["auto", "c10d"] = "auto",
     process_group: dist.ProcessGroup | None = None,
 ) -> RefitPlan:
     """Plans who hands what to whom, and moves nothing. Arguments and errors as :func:`refit` has them, which plans by
     itself. ``plan``: an earlier one, which is returned if it still holds, else made anew in place."""
     return _Refit(
         state_dict, engine, plan, quantization, template, model, layout, strict, strict_dtypes, quantized_weights,
-        staging_bytes, threads, device_memory, process_group,
+        staging_bytes, threads, device_memory, transport, process_group,
     ).plan()  # fmt: skip
 
 
@@ -151,6 +156,7 @@ def refit(
     staging_bytes: int | str = "128MiB",
     threads: int | None = None,
     device_memory: int | None = None,
+    transport: Literal["auto", "c10d"] = "auto",
     process_group: dist.ProcessGroup | None = None,
 ) -> RefitReport:
     """Hands a trainer's weights to an engine whose ranks are in the same process group: the engine's tensors become,
@@ -174,11 +180,14 @@ def refit(
             the same on all ranks. A layer that takes more than half of it takes what it takes, which the report says.
         threads: of this rank; None: this process's share of the processors.
         device_memory: bytes of each CUDA device that may be taken beside the tensors; None: 256 MiB.
+        transport: "auto": between ranks of one node through memory that they share, in which each byte is encoded and
+            from which the engine copies it; elsewhere over the process group. The memory is a part of
+            ``staging_bytes``, and kept with the plan. "c10d": over the process group alone.
 
     Raises, the same on every rank, before anything is sent:
         PlanError: state dict, template and engine do not fit each other: shapes, dtypes, names that nobody can supply;
             lists what is wrong, by name.
-        ValueError: an argument.
+        ValueError: an argument; a process group that an asynchronous save has.
 
     Raises, the same on every rank, naming ranks:
         PlanError, ValueError: a value that cannot be encoded so.
@@ -191,7 +200,7 @@ def refit(
     """
     return _Refit(
         state_dict, engine, plan, quantization, template, model, layout, strict, strict_dtypes, quantized_weights,
-        staging_bytes, threads, device_memory, process_group,
+        staging_bytes, threads, device_memory, transport, process_group,
     ).run()  # fmt: skip
 
 
@@ -213,9 +222,11 @@ class _Refit:
         staging_bytes: int | str,
         threads: int | None,
         device_memory: int | None,
+        transport: str,
         group: dist.ProcessGroup | None,
     ) -> None:
         self._group, refusal = group_to_tell(group)
+        expect_no_save_over(self._group)
         self._rank, self._ranks = rank_among(self._group)
         self._plan = plan if isinstance(plan, RefitPlan) else RefitPlan()
         self._side = _core.RefitSide()
@@ -230,6 +241,9 @@ class _Refit:
                 raise ValueError(f"plan: expected a shardwright.RefitPlan or None, found {plan!r}")
             self._engine = _expect_engine(engine)
             self._staging_bytes = bytes_of_size(staging_bytes, "staging_bytes")
+            if transport not in ("auto", "c10d"):
+                raise ValueError(f'transport: expected "auto" or "c10d", found {transport!r}')
+            self._node = _core.this_node() if transport == "auto" else ""
             self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)
             arguments = layout, strict, strict_dtypes, quantized_weights
             facts = facts_of_side(state_dict, self._engine, template, model, quantization, *arguments)
@@ -252,7 +266,8 @@ class _Refit:
             )
 
         self._failure: Exception | None = None  # told in the first round, for which the others wait
-        self._staging_bytes, self._threads = 0, 0
+        self._staging_bytes, self._threads, self._node = 0, 0, ""
+        self._timeout = waiting_time(self._group or dist.group.WORLD) if self._ranks > 1 else 0.0
         self._request = _core.ExportRequest(None, "auto", "automodel", "none", [], True, 5_000_000_000, {})
         self._devices = _core.DeviceOptions()
         try:
@@ -288,18 +303,16 @@ class _Refit:
 
     def _gather(self, count: int, mine: Callable[[], bytes]) -> list[bytes]:
         """What all ranks tell, so many bytes each, in one collective. Raises as :meth:`_round` does."""
-        own = torch.zeros(count + 1, dtype=torch.uint8, device="cpu")  # the last one: whether it has failed
+        own = bytes(count + 1)  # the last one: whether it has not failed
         try:
-            own[:count] = torch.frombuffer(bytearray(self._told(mine)), dtype=torch.uint8)
+            own = self._told(mine) + b"\1"
         except Exception as error:
             self._failure = error
-            own[count] = 1
-        told = torch.empty(self._ranks, count + 1, dtype=torch.uint8, device="cpu")
         with naming_gone_ranks(self._group, _DOING):
-            dist.all_gather(list(told), own, group=self._group)
-        if bool(told[:, count].any()):
+            told = gathered(self._group, own)
+        if not all(one[count] for one in told):
             self._round(bytes, lambda told: told)  # in which those that have failed say why
-        return [bytes(one) for one in told[:, :count].tolist()]
+        return [one[:count] for one in told]
 
     def _told(self, mine: Callable[[], bytes]) -> bytes:
         if self._failure is not None:
@@ -309,14 +322,22 @@ class _Refit:
     def plan(self) -> RefitPlan:
         self._plan.is_new = not _core.plan_refit(
             self._rank, self._ranks, self._round, self._gather, self._side, self._request, self._plan._planned,
-            self._staging_bytes, self._threads, self._devices,
+            self._staging_bytes, self._threads, self._devices, self._node,
         )  # fmt: skip
         return self._plan
+
+    def _any_failed(self, outcome: Any) -> bool:
+        """On any rank."""
+        if self._ranks == 1:
+            return bool(outcome.has_failed)
+        with naming_gone_ranks(self._group, _DOING):
+            return not all(told == b"\1" for told in gathered(self._group, bytes([not outcome.has_failed])))
 
     def run(self) -> RefitReport:
         outcome = _core.hand_over(
             self._rank, self._ranks, self._round, self._gather, self._side, self._request, self._plan._planned,
-            GroupTransport(self._group), self._staging_bytes, self._threads, self._devices,
+            GroupTransport(self._group), self._staging_bytes, self._threads, self._devices, self._node,
+            self._timeout,
         )  # fmt: skip
         torch.autograd.graph.increment_version([tensor.tensor for tensor in self._engine])
         interrupts: list[KeyboardInterrupt] = []
@@ -330,7 +351,8 @@ class _Refit:
 
         try:
             with held_interrupt() as held:
-                together(self._group, _DOING, expect_success)
+                if self._any_failed(outcome):
+                    together(self._group, _DOING, expect_success)
         except Exception as error:
             told = _saying_which(error, outcome)
             if interrupts or held:
@@ -343,9 +365,21 @@ class _Refit:
             outcome.messages,
             outcome.peak_staging_bytes,
             self._copied_bytes,
+            outcome.bytes_in_memory,
+            outcome.not_shared,
             outcome.committed,
             outcome.seconds,
         )
+
+
+def gathered(group: dist.ProcessGroup | None, mine: bytes) -> list[bytes]:
+    """What all ranks tell, as many bytes on each: in memory where they share some, else by a collective."""
+    if (board := board_of(group)) is not None:
+        return board.gather(mine)
+    told = torch.empty(dist.get_world_size(group), len(mine), dtype=torch.uint8, device="cpu")
+    own = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+    dist.all_gather(list(told), own, group=group)
+    return [bytes(one) for one in told.tolist()]
 
 
 def _expect_engine(engine: Sequence[EngineTensor] | None) -> list[EngineTensor]:

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch.distributed.constants import default_pg_timeout
 
 from shardwright import _core
 from shardwright.ranks.gone_ranks import expect_member, has_others, naming_gone_ranks, timeout_of
+from shardwright.ranks.node_memory import join_memory, waiting_time
 from shardwright.ranks.together import failing_together, together
 
 
@@ -178,45 +178,24 @@ def _hand_over(
     begin(on_one_node)
     if load.pieces == 0:
         return "each rank by itself: none needs what another does"
-    why_not = _join_memory(load, group) if on_one_node else "they are of several nodes"
+    why_not = (
+        join_memory(group, load.node_bytes, load.join_node) if on_one_node else "they are of several nodes"
+    )
     with naming_gone_ranks(group, "reading", load.partly_written):
         if why_not is not None:
             if on_one_node:
                 begin(False)
             _run_rounds(load, group, progress)
             return f"over c10d: {why_not}"
-        waits = timeout_of(group) or default_pg_timeout
         with failing_together(group, load.partly_written):
             try:
-                well = load.read_on_node(waits.total_seconds(), progress)
+                well = load.read_on_node(waiting_time(group), progress)
             except BaseException:
                 load.fail_on_node()  # or the others would wait for this rank's pieces
                 raise
         if not well:
             raise OSError("a rank that this one reads together with has failed, and has not said why")
     return "through shared memory"
-
-
-def _join_memory(load: Any, group: dist.ProcessGroup) -> str | None:
-    """Makes the memory that the group's ranks share, and has all take part. Returns why that cannot be."""
-    made: list[Any] = [None, None]
-    memory = None
-    if dist.get_rank(group) == 0:
-        try:
-            memory = _core.SharedMemory.create(load.node_bytes)
-            made = [memory.path, None]
-        except (OSError, MemoryError) as error:
-            made = [None, str(error)]
-    dist.broadcast_object_list(made, dist.get_global_rank(group, 0), group)
-    path, failure = made
-    if failure is None:
-        try:
-            load.join_node(memory or _core.SharedMemory.open(path, load.node_bytes))
-        except (OSError, MemoryError) as error:
-            failure = str(error)
-    failures: list[str | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(failures, failure, group)
-    return next((text for text in failures if text is not None), None)
 
 
 def _run_rounds(

@@ -5,10 +5,13 @@
 What arrives is compared with slices, by plain torch, of what `sw.export` writes and safetensors reads.
 """
 
+import resource
 import warnings
 from collections.abc import Callable
+from typing import Literal
 from unittest import mock
 
+import pytest
 import shardwright as sw
 import torch
 import torch.distributed as dist
@@ -17,8 +20,9 @@ from export import inside_blocks, shared_folder
 from handed_over import exported
 from placements import held_indices, take
 from refit_ranks import Expected, bits, random_engine
+from shardwright import _core
 from shardwright.handover.engine import EnginePart, EngineTensor
-from shardwright.handover.refit import RefitPlan, refit, refit_plan
+from shardwright.handover.refit import RefitPlan, RefitReport, refit, refit_plan
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -52,7 +56,14 @@ def engines(files: State, count: int) -> Expected:
     return random_engine(files, count, seed=3)[rank] if rank >= 0 else Expected()
 
 
-def arrives(path: str, trainers: int, engine_ranks: int, quantization: str | None) -> None:
+def arrives(
+    path: str,
+    trainers: int,
+    engine_ranks: int,
+    quantization: str | None,
+    transport: Literal["auto", "c10d"] = "auto",
+) -> list[RefitReport]:
+    """The reports of all ranks, of the last hand-over."""
     state, group = trainers_of(trainers, path)
     with shared_folder() as folder:
         if state is not None:
@@ -62,21 +73,54 @@ def arrives(path: str, trainers: int, engine_ranks: int, quantization: str | Non
         dist.barrier()
     plan = RefitPlan()
     problems: list[str] = []
+    report = RefitReport()
     for turn in range(2):
-        for tensor in expected.engine:
-            tensor.tensor.zero_()
-        report = refit(state, expected.engine, plan=plan, quantization=quantization, template=path)
+        expected.clear()
+        report = refit(
+            state, expected.engine, plan=plan, quantization=quantization, template=path, transport=transport
+        )
         problems += [f"turn {turn}: {name} differs" for name in expected.wrong()[:4]]
         if bool(report.layers) != bool(expected.engine):
             problems.append(f"turn {turn}: layers {report.layers}")
         if report.peak_staging_bytes > 128 << 20:
             problems.append(f"turn {turn}: {report.peak_staging_bytes} bytes of staging")
     with mock.patch.object(dist, "gather_object", wraps=dist.gather_object) as rounds:
-        kept = refit_plan(state, expected.engine, plan=plan, quantization=quantization, template=path)
+        kept = refit_plan(
+            state, expected.engine, plan=plan, quantization=quantization, template=path, transport=transport
+        )
     if kept.is_new:
         problems.append("planned anew, though nothing has changed")
     if quantization is None and rounds.called:
         problems.append("told in a round, though nothing has changed and no values have a say")
+    expect_none_anywhere(problems)
+    reports: list[RefitReport] = [report] * dist.get_world_size()
+    dist.all_gather_object(reports, report)
+    return reports
+
+
+def beside_an_asynchronous_save(path: str, uneven: str) -> None:
+    """Both have a group of their own; over that of the save nothing is handed over before its wait()."""
+    state, _ = trainers_of(dist.get_world_size(), path)
+    assert state is not None
+    group = dist.new_group(list(range(dist.get_world_size())))
+    problems: list[str] = []
+    with shared_folder() as folder:
+        sw.export(state, folder / "to", template=path)
+        expected = engines(exported(folder / "to"), dist.get_world_size())
+        for turn in range(4):
+            expected.clear()
+            own = group if turn % 2 else None
+            pending = sw.save(state, folder / "saved", step=turn, asynchronous=True, process_group=own)
+            assert isinstance(pending, sw.PendingSave)
+            refit(state, expected.engine, template=path, transport="c10d")
+            if own is not None:
+                with pytest.raises(ValueError, match=r"asynchronous save to .* has it until its wait\(\)"):
+                    refit(state, expected.engine, template=path, process_group=own)
+            pending.wait()
+            refit(state, expected.engine, template=path, transport="c10d", process_group=group)
+            problems += [f"turn {turn}: {name} differs" for name in expected.wrong()[:4]]
+        problems += sw.verify(sw.latest(folder / "saved")).problems
+        dist.barrier()
     expect_none_anywhere(problems)
 
 
@@ -92,7 +136,40 @@ def bf16_to_other_ranks(path: str, uneven: str) -> None:
 
 
 def mxfp8_to_other_ranks(path: str, uneven: str) -> None:
-    arrives(path, dist.get_world_size() // 2, dist.get_world_size() - dist.get_world_size() // 2, "mxfp8")
+    half = dist.get_world_size() // 2
+    for report in arrives(path, half, dist.get_world_size() - half, "mxfp8"):
+        assert report.bytes_in_memory == report.bytes_sent + report.bytes_received, report
+        assert not report.not_shared, report
+
+
+def mxfp8_over_c10d(path: str, uneven: str) -> None:
+    half = dist.get_world_size() // 2
+    for report in arrives(path, half, dist.get_world_size() - half, "mxfp8", "c10d"):
+        assert report.bytes_in_memory == 0 and not report.not_shared, report
+
+
+def mxfp8_between_nodes(path: str, uneven: str) -> None:
+    """Ranks 1 and 2 are of one node, each of the others of its own: some goes through memory, some does not."""
+    half, rank = dist.get_world_size() // 2, dist.get_rank()
+    with mock.patch.object(_core, "this_node", lambda: ("first", "second", "second", "third")[rank]):
+        reports = arrives(path, half, dist.get_world_size() - half, "mxfp8")
+    through_memory = [report.bytes_in_memory > 0 for report in reports]
+    assert through_memory == ([False] * 2 if half == 1 else [False, True, True, False]), reports
+
+
+def memory_that_is_refused(path: str, uneven: str) -> None:
+    """To one rank: all go over c10d, and are told why."""
+    half = dist.get_world_size() // 2
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == dist.get_world_size() - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        reports = arrives(path, half, dist.get_world_size() - half, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for report in reports:
+        assert report.bytes_in_memory == 0, report
+        assert f"rank {len(reports) - 1}: shared memory" in report.not_shared, report
 
 
 def mxfp8_to_the_same_ranks(path: str, uneven: str) -> None:
@@ -204,6 +281,10 @@ def main() -> None:
     checks = [
         bf16_to_other_ranks,
         mxfp8_to_other_ranks,
+        mxfp8_over_c10d,
+        mxfp8_between_nodes,
+        memory_that_is_refused,
+        beside_an_asynchronous_save,
         mxfp8_to_the_same_ranks,
         block_fp8_of_odd_sizes_to_some_of_the_ranks,
         one_error_for_all,

@@ -9,8 +9,8 @@
 namespace shardwright {
 
 /// The way of bytes from one rank to another. What is sent to a rank arrives there in the order in which it
-/// was sent; both sides know how many bytes come. Whoever has another way (shared memory, CUDA IPC, NIXL)
-/// fills these in.
+/// was sent; both sides know how many bytes come. Whoever has another way (CUDA IPC, NIXL) fills these in.
+/// Ranks of one node that share memory have no use for it.
 ///
 /// Called from three threads at a time, of which one sends and one receives; sends may come from several, one
 /// at a time. The third does either once the others have ended to.

@@ -1,0 +1,90 @@
+#include "storage/handover/node_board.h"
+
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include "planner/error.h"
+#include "storage/load/shared_events.h"
+#include "storage/rounded_up.h"
+#include "storage/seconds.h"
+
+namespace shardwright {
+namespace {
+
+constexpr std::size_t cache_line = 64;
+
+/// Longest wait after which a rank looks whether the others are still there.
+constexpr std::chrono::milliseconds between_looks{50};
+
+}  // namespace
+
+struct NodeBoard::Head {
+  SharedEvents told;
+};
+
+/// Behind it are the bytes of two turns: who tells the next one may be ahead of who still reads.
+struct alignas(cache_line) NodeBoard::Place {
+  std::atomic<std::uint64_t> turn;
+  std::atomic<std::uint32_t> has_joined;
+  NodeProcess process;
+};
+
+std::size_t NodeBoard::bytes_of(std::size_t ranks, std::size_t bytes) {
+  return sizeof(Head) + ranks * (sizeof(Place) + 2 * rounded_up(bytes, cache_line));
+}
+
+NodeBoard::NodeBoard(SharedMemory memory, std::size_t ranks, std::size_t rank, std::size_t bytes)
+    : memory_(std::move(memory)), ranks_(ranks), rank_(rank), bytes_(bytes) {
+  if (memory_.size() < bytes_of(ranks, bytes) || rank >= ranks)
+    throw std::logic_error("NodeBoard: too little memory, or a rank that is none");
+  place(rank).process = NodeProcess::own();
+  place(rank).has_joined.store(1, std::memory_order_release);
+}
+
+NodeBoard::Head& NodeBoard::head() const { return *reinterpret_cast<Head*>(memory_.data()); }
+
+NodeBoard::Place& NodeBoard::place(std::size_t rank) const {
+  return *reinterpret_cast<Place*>(memory_.data() + sizeof(Head) +
+                                   rank * (sizeof(Place) + 2 * rounded_up(bytes_, cache_line)));
+}
+
+char* NodeBoard::text(std::size_t rank) const {
+  return reinterpret_cast<char*>(&place(rank) + 1) + turn_ % 2 * rounded_up(bytes_, cache_line);
+}
+
+std::vector<std::string> NodeBoard::gather(const std::string& mine, std::chrono::milliseconds timeout) {
+  if (mine.size() > bytes_)
+    throw Error(ErrorKind::argument, "a board for " + std::to_string(bytes_) + " bytes a rank cannot take " +
+                                         std::to_string(mine.size()));
+  ++turn_;
+  std::memcpy(text(rank_), mine.data(), mine.size());
+  place(rank_).turn.store(turn_);
+  SharedEvents& events = head().told;
+  // The last one wakes the others: each is woken once. Of two that are last at a time one sees the other, as
+  // these are sequentially consistent.
+  const auto missing = [&] {
+    std::size_t rank = 0;
+    while (rank < ranks_ && place(rank).turn.load() >= turn_) ++rank;
+    return rank;
+  };
+  const Clock::time_point begin = Clock::now();
+  if (missing() == ranks_) events.happened();
+  for (std::uint32_t seen = events.number.load(); missing() < ranks_; seen = events.number.load()) {
+    events.wait(seen, between_looks);
+    const std::size_t rank = missing();
+    if (rank == ranks_ || events.number.load() != seen) continue;
+    const Place& other = place(rank);
+    if (other.has_joined.load(std::memory_order_acquire) != 0 && other.process.is_gone())
+      throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has ended; connection lost");
+    if (Clock::now() - begin > timeout)
+      throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has not come for " +
+                                     std::to_string(timeout.count() / 1000) + " s; timed out");
+  }
+  std::vector<std::string> told;
+  for (std::size_t rank = 0; rank < ranks_; ++rank) told.emplace_back(text(rank), mine.size());
+  return told;
+}
+
+}  // namespace shardwright
