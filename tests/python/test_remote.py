@@ -356,6 +356,19 @@ LASTING = {
 }
 
 
+def test_a_load_looks_at_the_folder_once(server, bucket, tiny):
+    address = f"s3://{bucket}/tiny"
+    loaded(address, tiny)
+    with server.lock:
+        looks = [one for one in server.log if one.end == 0]
+    assert [(one.method, one.name) for one in looks] == [("GET", bucket)], looks
+    # And the next load looks anew.
+    (server.folder / bucket / "tiny" / "model.safetensors.index.json").unlink()
+    (server.folder / bucket / "tiny" / "shardwright.manifest").write_bytes(b"")
+    with pytest.raises(sw.CheckpointFormatError, match="manifest"):
+        loaded(address, tiny)
+
+
 @pytest.mark.parametrize("kind", LASTING)
 def test_what_lasts_is_one_error_that_names_object_and_tensor(kind, server, bucket, tiny):
     server.fault, words = LASTING[kind][0](), LASTING[kind][1]

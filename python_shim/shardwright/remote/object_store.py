@@ -62,7 +62,7 @@ class ObjectStore:
         from obstore.store import HTTPStore, from_url
 
         self.address = without_secrets(address)
-        self._lists = not address.startswith("http")
+        self.lists = not address.startswith("http")
         scheme, rest = scheme_and_rest(address)
         options: dict[str, Any] = {
             # The first is for each read; the time of a whole request says nothing of a slow line.
@@ -95,7 +95,7 @@ class ObjectStore:
         scheme = {"gcs": "gs", "azure": "az"}.get(scheme, scheme)
         self._takes_generations = scheme == "gs"
         # from_url takes https:// addresses of Amazon's and Azure's hosts for buckets, and looks for credentials.
-        opened: Any = from_url if self._lists else HTTPStore.from_url
+        opened: Any = from_url if self.lists else HTTPStore.from_url
         try:
             self._store = opened(f"{scheme}://{rest}", **options)
             self._writing = opened(f"{scheme}://{rest}", **options | writing)
@@ -117,7 +117,7 @@ class ObjectStore:
             return _object_of(name, self._obstore.head(self._store, name))
 
     def listed(self, folder: str = "") -> Listing:
-        if not self._lists:
+        if not self.lists:
             objects, denied = self._probed(folder)
             if denied is not None and not objects and not self._denies_what_is_absent(folder):
                 raise denied
@@ -186,7 +186,7 @@ class ObjectStore:
 
     def _denies_what_is_absent(self, name: str) -> bool:
         """As public buckets do by HTTP, to those who may not list them: true if not all beside it is denied."""
-        return not self._lists and bool(self._probed(name.rpartition("/")[0])[0])
+        return not self.lists and bool(self._probed(name.rpartition("/")[0])[0])
 
     def _probed(self, folder: str) -> tuple[list[StoredObject], DeniedError | None]:
         """A server of plain HTTP lists nothing: it is asked for the files that a checkpoint can begin with. Returns
