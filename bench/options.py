@@ -27,7 +27,7 @@ def options(
         parser.add_argument(
             "--latency", type=float, default=0, help="milliseconds that an answer takes longer"
         )
-        parser.add_argument("--server", default="ours", choices=["ours", "moto", "rclone"])
+        parser.add_argument("--server", default="ours", choices=["ours", "moto"])
         parser.add_argument("--rate", type=float, default=0, help="of the line, in Mbit/s; 0: as it is")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help=check)

@@ -1,13 +1,12 @@
 """Loads a checkpoint from an object server on this machine, beside what its library does at best, all in one run.
 
     python bench/remote.py [--preset bench] [--threads 2] [--runs 3] [--checkpoint DIR] [--json] [--check]
-    python bench/remote.py --server moto                 # or rclone
+    python bench/remote.py --server moto
     python bench/remote.py --latency 50 --rate 1000      # milliseconds, Mbit/s: through a proxy that shapes
 
 Servers, each in a process of its own, as is the proxy:
   ours          tests/python/object_server.py: the kernel sends the files
   moto          moto's S3, which reads a whole object for each range of it: objects have 16 MB
-  rclone        rclone serve s3, where it is installed
 The destination is allocated and touched beforehand. Measured in turns, medians are quoted, with the processor time
 of this process and of the server:
   shardwright   sw.load into native BF16 tensors: asks, decodes, regroups
@@ -19,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -62,34 +60,7 @@ def process_with_port(*command: str) -> Iterator[Served]:
             process.terminate()
 
 
-@contextmanager
-def rclone(folder: Path) -> Iterator[Served]:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    command = [
-        "rclone",
-        "serve",
-        "s3",
-        str(folder),
-        "--addr",
-        f"127.0.0.1:{port}",
-        "--auth-key",
-        "key,secret",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            while process.poll() is None:
-                with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-                    break
-            yield Served(port, process.pid)
-        finally:
-            process.terminate()
-
-
 def serving(server: str, path: Path) -> AbstractContextManager[Served]:
-    if server == "rclone":
-        return rclone(path.parent)
     if server == "moto":
         return process_with_port(str(TESTS / "moto_server.py"), str(path))
     return process_with_port(str(TESTS / "object_server.py"), str(path.parent))
