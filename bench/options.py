@@ -13,7 +13,7 @@ def options(
     description: str | None, check: str, writes: bool = False, remote: bool = False
 ) -> argparse.Namespace:
     """``check`` says what ``--check`` fails on; ``writes``: what is measured writes, which can be told where to;
-    ``remote``: it comes over a line, which can be shaped."""
+    ``remote``: it comes from a server, over a line that can be shaped."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -27,6 +27,7 @@ def options(
         parser.add_argument(
             "--latency", type=float, default=0, help="milliseconds that an answer takes longer"
         )
+        parser.add_argument("--server", default="ours", choices=["ours", "moto"])
         parser.add_argument("--rate", type=float, default=0, help="of the line, in Mbit/s; 0: as it is")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help=check)
@@ -34,7 +35,7 @@ def options(
 
 
 @contextmanager
-def checkpoint(chosen: argparse.Namespace) -> Iterator[Path]:
+def checkpoint(chosen: argparse.Namespace, max_shard_size: str | None = None) -> Iterator[Path]:
     """The checkpoint that is there already, or a generated one for as long as it is needed."""
     if chosen.checkpoint is not None:
         yield chosen.checkpoint
@@ -43,5 +44,5 @@ def checkpoint(chosen: argparse.Namespace) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, chosen.preset)
-        sw.generate(path, chosen.preset)
+        sw.generate(path, chosen.preset, max_shard_size=max_shard_size)
         yield path

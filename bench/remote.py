@@ -1,10 +1,14 @@
 """Loads a checkpoint from an object server on this machine, beside what its library does at best, all in one run.
 
     python bench/remote.py [--preset bench] [--threads 2] [--runs 3] [--checkpoint DIR] [--json] [--check]
+    python bench/remote.py --server moto
     python bench/remote.py --latency 50 --rate 1000      # milliseconds, Mbit/s: through a proxy that shapes
 
-The server is tests/python/object_server.py, in a process of its own; so is the proxy. The destination is allocated and
-touched beforehand. Measured in turns, medians are quoted:
+Servers, each in a process of its own, as is the proxy:
+  ours          tests/python/object_server.py: the kernel sends the files
+  moto          moto's S3, which reads a whole object for each range of it: objects have 16 MB
+The destination is allocated and touched beforehand. Measured in turns, medians are quoted, with the processor time
+of this process and of the server:
   shardwright   sw.load into native BF16 tensors: asks, decodes, regroups
   obstore       the same library reads the whole objects, as many ranges at a time, and throws them away
   streamer      runai-model-streamer, where it is installed with its part for S3: whole files into CPU tensors
@@ -17,9 +21,11 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +37,55 @@ BYTES_OF_REQUEST = 8 << 20
 REQUESTS_AT_ONCE = 24
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that has the checkpoint's folder as a bucket."""
+
+    port: int
+    process: int
+
+    def processor_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def process_with_port(*command: str) -> Iterator[int]:
+def process_with_port(*command: str) -> Iterator[Served]:
     """A server that prints its port, for as long as it is needed."""
     with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield int(process.stdout.readline())
+            yield Served(int(process.stdout.readline()), process.pid)
         finally:
             process.terminate()
 
 
+def serving(server: str, path: Path) -> AbstractContextManager[Served]:
+    if server == "moto":
+        return process_with_port(str(TESTS / "moto_server.py"), str(path))
+    return process_with_port(str(TESTS / "object_server.py"), str(path.parent))
+
+
 @contextmanager
-def served(folder: Path, latency: float, rate: float) -> Iterator[int]:
-    """The port at which the folder is served, through the proxy where something is to be shaped."""
-    with process_with_port(str(TESTS / "object_server.py"), str(folder)) as port:
-        if not latency and not rate:
-            yield port
-            return
-        shaping = [str(Path(__file__).parent / "shaping_proxy.py"), str(port), str(latency), str(rate)]
-        with process_with_port(*shaping) as shaped:
-            yield shaped
+def shaped(served: Served, latency: float, rate: float) -> Iterator[int]:
+    """The port that leads to the server, through the proxy where something is to be shaped."""
+    if not latency and not rate:
+        yield served.port
+        return
+    proxy = str(Path(__file__).parent / "shaping_proxy.py")
+    with process_with_port(proxy, str(served.port), str(latency), str(rate)) as between:
+        yield between.port
+
+
+def counting(work: Callable[[], object], served: Served, found: list[dict[str, float]]) -> Callable[[], None]:
+    """The work, which notes the processor time that it takes here and in the server."""
+
+    def run() -> None:
+        loader, server = time.process_time(), served.processor_seconds()
+        work()
+        found.append({"loader": time.process_time() - loader, "server": served.processor_seconds() - server})
+
+    return run
 
 
 def discard_all(address: str) -> Callable[[], None]:
@@ -93,12 +127,12 @@ def streamer(address: str, names: list[str]) -> Callable[[], None]:
     return read_all
 
 
-def measure(path: Path, threads: int, runs: int, latency: float, rate: float) -> dict[str, Any]:
+def measure(path: Path, server: str, threads: int, runs: int, latency: float, rate: float) -> dict[str, Any]:
     import shardwright as sw
     from ways import safetensors_files, touched_native
 
     total = sum(file.stat().st_size for file in safetensors_files(path))
-    with served(path.parent, latency, rate) as port:
+    with serving(server, path) as served, shaped(served, latency, rate) as port:
         os.environ |= {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "key",
@@ -107,7 +141,6 @@ def measure(path: Path, threads: int, runs: int, latency: float, rate: float) ->
             "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
             "RUNAI_STREAMER_S3_ENDPOINT": f"http://127.0.0.1:{port}",
         }
-        # The server's folder is the bucket's parent.
         address = f"s3://{path.name}"
         state_dict = touched_native(path)
         works: dict[str, Callable[[], object]] = {
@@ -121,16 +154,24 @@ def measure(path: Path, threads: int, runs: int, latency: float, rate: float) ->
             works["streamer"] = theirs
         except Exception as error:  # it is not installed, or does not reach the server
             left_out["streamer"] = f"{type(error).__name__}: {str(error)[:200]}"
-        seconds = seconds_in_turns(works, runs)
+        worked: dict[str, list[dict[str, float]]] = {name: [] for name in works}
+        seconds = seconds_in_turns(
+            {name: counting(work, served, worked[name]) for name, work in works.items()}, runs
+        )
         report = sw.load(state_dict, address, threads=threads)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
+        "server": server,
         "checkpoint_bytes": total,
         "latency_ms": latency,
         "rate_mbit": rate,
         "threads": threads,
         "runs": runs,
         "seconds": seconds,
+        "processor_seconds": {
+            name: {side: statistics.median(one[side] for one in found) for side in ("loader", "server")}
+            for name, found in worked.items()
+        },
         "gigabytes_per_second": {name: total / median / 1e9 for name, median in medians.items()},
         "of_obstore": medians["obstore"] / medians["shardwright"],
         "of_line": total * 8 / (rate * 1e6) / medians["shardwright"] if rate else None,
@@ -145,15 +186,22 @@ def main() -> None:
     chosen = options(
         __doc__, "fail below 0.85 of obstore's rate, or below 0.9 of the line where one is given", remote=True
     )
-    with checkpoint(chosen) as path:
-        facts = measure(path, chosen.threads, chosen.runs, chosen.latency, chosen.rate)
+    with checkpoint(chosen, "16MB" if chosen.server == "moto" else None) as path:
+        facts = measure(path, chosen.server, chosen.threads, chosen.runs, chosen.latency, chosen.rate)
     if chosen.json:
         print(json.dumps(facts))
     else:
         from shardwright.cli.table import print_table
 
-        rows: list[tuple[str, object]] = [("checkpoint bytes", facts["checkpoint_bytes"])]
+        rows: list[tuple[str, object]] = [
+            ("server", facts["server"]),
+            ("checkpoint bytes", facts["checkpoint_bytes"]),
+        ]
         rows += [(f"{name}, GB/s", f"{rate:.3f}") for name, rate in facts["gigabytes_per_second"].items()]
+        rows += [
+            (f"{name}, processor seconds", f"{found['loader']:.2f}, of the server {found['server']:.2f}")
+            for name, found in facts["processor_seconds"].items()
+        ]
         rows += [("of obstore's rate", f"{facts['of_obstore']:.3f}")]
         if facts["of_line"] is not None:
             rows += [("of the line", f"{facts['of_line']:.3f}")]

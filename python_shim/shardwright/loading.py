@@ -23,6 +23,7 @@ from shardwright.dcp.torch_checkpoint import metadata_name
 from shardwright.local_path import location
 from shardwright.ranks.cooperation import Cooperative, naming_gone_readers, reading_group
 from shardwright.ranks.together import raise_if_any_failed
+from shardwright.remote.reading import looking_once
 from shardwright.report import LoadReport
 from shardwright.system_calls import is_folder
 
@@ -118,14 +119,17 @@ def load(
         try:
             expect_state_dict(state_dict)
             path = location(path)
-            reader, planner = _reader_and_planner(path, verify, weights_only, options, hugging_face, either)
-            reader.compares_ranks = False
-            metadata = reader.read_metadata()
-            states = {key: _state_of(key, value, metadata) for key, value in state_dict.items()}
-            planner.set_up_planner(states, metadata, is_coordinator=True)
-            reader.set_up_storage_reader(metadata, is_coordinator=True)
-            local_plan = reader.prepare_local_plan(planner.create_local_plan())
-            own_plan = planner.finish_plan(planner.create_global_plan([local_plan])[0])
+            with looking_once(path):
+                reader, planner = _reader_and_planner(
+                    path, verify, weights_only, options, hugging_face, either
+                )
+                reader.compares_ranks = False
+                metadata = reader.read_metadata()
+                states = {key: _state_of(key, value, metadata) for key, value in state_dict.items()}
+                planner.set_up_planner(states, metadata, is_coordinator=True)
+                reader.set_up_storage_reader(metadata, is_coordinator=True)
+                local_plan = reader.prepare_local_plan(planner.create_local_plan())
+                own_plan = planner.finish_plan(planner.create_global_plan([local_plan])[0])
         except Exception as error:
             if readers is None:
                 raise

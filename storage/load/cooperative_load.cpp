@@ -50,7 +50,7 @@ CooperativeLoad::CooperativeLoad(const LoadPlan& plan, const Catalog& catalog, s
       written_(plan, specs_.size()),
       devices_(plan, catalog, specs_, options_, written_),
       files_(catalog, direct_io_of(options_)),
-      reading_(open_files_of(plan, catalog, files_, options.reads)),
+      reading_(open_files_of(plan, catalog, files_, options)),
       companions_(plan, catalog, files_, threads_for(catalog.directory, options_.threads)),
       resources_(resources_for(options_, reading_, files_.count_direct() > 0, most_tasks_of(plan),
                                {devices_.block_bytes(), 0})) {

@@ -50,7 +50,7 @@ class Engine {
         written_(written),
         devices_(plan, catalog, specs, options, written_),
         files_(catalog, direct_io_of(options)),
-        reading_(open_files_of(plan, catalog, files_, options.reads)),
+        reading_(open_files_of(plan, catalog, files_, options)),
         checks_(plan, catalog) {}
 
   void run() {

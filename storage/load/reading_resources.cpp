@@ -39,19 +39,36 @@ constexpr std::size_t most_request_bytes = std::size_t{8} << 20;
 constexpr std::size_t fewest_request_bytes = std::size_t{256} << 10;
 constexpr std::uint64_t latencies_of_request = 4;
 constexpr std::uint64_t needed_per_gap = 200;  // so much more is read than what lies in gaps
-constexpr std::size_t requests_at_once = 24;
+constexpr std::size_t most_requests_at_once = 24;
+
+/// Of a store that answers at once, fewer requests bring as much: their buffers are used again while a cache
+/// still has them, and not given back to the system and taken anew.
+constexpr double quick_latency = 0.005;  // seconds
+constexpr std::size_t fewest_requests_at_once = 8;
+constexpr std::size_t quick_requests_of_thread = 4;
+
 constexpr std::size_t most_object_requests = 256;  // where the caller gives the staging for it
 constexpr std::size_t least_requests_of_thread = 2;
 
 /// Buffers of a thread that are being copied to a device while it fills others.
 constexpr std::size_t copies_of_thread = 2;
 
-void ask_for_objects(std::uint64_t bytes_needed, const StoreSpeed& speed, FileReading& reading) {
+std::size_t threads_of(const LoadOptions& options) {
+  return static_cast<std::size_t>(options.threads > 0 ? options.threads : processors());
+}
+
+void ask_for_objects(std::uint64_t bytes_needed, const StoreSpeed& speed, std::size_t threads,
+                     FileReading& reading) {
   reading.are_objects = true;
+  reading.requests_at_once = most_requests_at_once;
+  if (speed.latency <= quick_latency) {
+    reading.requests_at_once =
+        std::clamp(quick_requests_of_thread * threads, fewest_requests_at_once, most_requests_at_once);
+  }
   const std::uint64_t worth_asking =
       std::max<std::uint64_t>(fewest_request_bytes, latencies_of_request * speed.bytes_of_latency());
-  reading.request_bytes =
-      std::min<std::uint64_t>(most_request_bytes, std::max(worth_asking, bytes_needed / requests_at_once));
+  reading.request_bytes = std::min<std::uint64_t>(
+      most_request_bytes, std::max(worth_asking, bytes_needed / reading.requests_at_once));
   reading.gap_bytes = speed.bytes_of_latency();
   reading.gaps_bytes = bytes_needed / needed_per_gap;
 }
@@ -68,20 +85,21 @@ DirectIo direct_io_of(const LoadOptions& options) {
   return room ? options.direct_io : DirectIo::never;
 }
 
-FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files, Reads reads) {
+FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files,
+                          const LoadOptions& options) {
   FileReading reading;
   if (is_remote(catalog.directory)) {
-    if (reads != Reads::automatic) {
+    if (options.reads != Reads::automatic) {
       throw Error(ErrorKind::argument, "reads: expected \"auto\" for " +
                                            printable(catalog.directory.native()) +
                                            ", which is no directory of this machine; leave it out");
     }
     reading.costs.assign(catalog.files.size(), costs_of_remote_objects);
     reading.in_background.assign(catalog.files.size(), true);
-    ask_for_objects(plan.bytes_needed, speed_of_store(catalog.directory), reading);
+    ask_for_objects(plan.bytes_needed, speed_of_store(catalog.directory), threads_of(options), reading);
     return reading;
   }
-  if (reads == Reads::io_uring && !has_io_uring()) {
+  if (options.reads == Reads::io_uring && !has_io_uring()) {
     throw Error(ErrorKind::argument,
                 "reads: io_uring was asked for, but this build or this kernel does not offer it; use "
                 "\"auto\" or \"pread\"");
@@ -96,7 +114,7 @@ FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFile
   }
   reading.costs.assign(catalog.files.size(), costs_of_cached_files);
   reading.in_background.assign(catalog.files.size(), false);
-  const bool may_use_uring = reads != Reads::pread && has_io_uring();
+  const bool may_use_uring = options.reads != Reads::pread && has_io_uring();
   for (const std::uint32_t t : tensors) {
     const SourceTensor& tensor = catalog.tensors[t];
     const OpenFiles::Use file = files.use(tensor, nullptr).weights;
@@ -104,8 +122,8 @@ FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFile
       reading.costs[tensor.file] = costs_of_files_on_disk;
       reading.some_on_disk = true;
     }
-    reading.in_background[tensor.file] =
-        may_use_uring && (reads == Reads::io_uring || !file->is_cached || file->direct_descriptor >= 0);
+    reading.in_background[tensor.file] = may_use_uring && (options.reads == Reads::io_uring ||
+                                                           !file->is_cached || file->direct_descriptor >= 0);
   }
   return reading;
 }
@@ -121,12 +139,12 @@ namespace {
 Resources resources_for_objects(const LoadOptions& options, std::size_t most_tasks,
                                 const FileReading& reading, const DeviceRoom& device) {
   std::size_t buffer_bytes = reading.request_bytes;
-  std::size_t buffers = requests_at_once;
+  std::size_t buffers = reading.requests_at_once;
   if (options.staging_bytes > 0) {
     buffers = std::clamp<std::size_t>(options.staging_bytes / buffer_bytes, 1, most_object_requests);
     buffer_bytes = std::min(buffer_bytes, options.staging_bytes / buffers);
   }
-  std::size_t threads = static_cast<std::size_t>(options.threads > 0 ? options.threads : processors());
+  std::size_t threads = threads_of(options);
   threads = std::min({threads, std::max<std::size_t>(1, buffers / least_requests_of_thread), most_tasks});
   std::size_t reads = buffers / threads;
   if (device.block_bytes > 0) {
@@ -147,7 +165,7 @@ Resources resources_for(const LoadOptions& options, const FileReading& reading, 
   if (reading.are_objects) return resources_for_objects(options, most_tasks, reading, device);
   const bool background = reading.files_in_background() > 0;
   const bool from_disk = reading.some_on_disk || some_file_is_direct;
-  std::size_t threads = static_cast<std::size_t>(options.threads > 0 ? options.threads : processors());
+  std::size_t threads = threads_of(options);
   const bool to_devices = device.block_bytes > 0;
   const bool gpu_direct = device.gpu_direct_bytes > 0;
   if (from_disk && (!background || gpu_direct)) threads *= threads_that_wait;

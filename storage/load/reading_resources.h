@@ -16,12 +16,13 @@ namespace shardwright {
 /// How each of a catalog's files is read. The vectors are by index into Catalog::files.
 struct FileReading {
   std::vector<ReadCosts> costs;
-  std::vector<bool> in_background;  ///< by io_uring
-  bool some_on_disk = false;        ///< some file is not in the page cache
-  bool are_objects = false;         ///< at an address
-  std::uint64_t request_bytes = 0;  ///< of objects: the most that is worth asking for at a time,
-  std::uint64_t gap_bytes = 0;      ///< and what is read along sooner than asked for apart,
-  std::uint64_t gaps_bytes = 0;     ///< of all that is read
+  std::vector<bool> in_background;   ///< by io_uring
+  bool some_on_disk = false;         ///< some file is not in the page cache
+  bool are_objects = false;          ///< at an address
+  std::size_t requests_at_once = 0;  ///< of objects, where the caller does not give the staging for them,
+  std::uint64_t request_bytes = 0;   ///< the most that is worth asking for at a time,
+  std::uint64_t gap_bytes = 0;       ///< and what is read along sooner than asked for apart,
+  std::uint64_t gaps_bytes = 0;      ///< of all that is read
 
   std::int64_t files_in_background() const;
 };
@@ -33,7 +34,8 @@ DirectIo direct_io_of(const LoadOptions& options);
 /// Opens all files that the plan needs, and decides for each of them how it is read. Throws Error(io) where a
 /// file cannot be opened, Error(argument) for Reads::io_uring where there is none. Of objects nothing is
 /// asked yet: how they are read follows from what their store was measured to do.
-FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files, Reads reads);
+FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files,
+                          const LoadOptions& options);
 
 /// Which tasks one request brings, of at most so many bytes. Those of files are read one by one.
 Joining joining_of(const FileReading& reading, std::size_t request_bytes);

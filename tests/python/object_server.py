@@ -57,6 +57,7 @@ class ObjectServer:
     log: list[Request] = field(default_factory=list)
     fault: Fault | None = None
     etags: dict[str, str] = field(default_factory=dict)  # by name, in place of what the files give
+    lists_bare_etags: bool = False  # without the quotes that they have in answers
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -252,9 +253,12 @@ class Handler(BaseHTTPRequestHandler):
             with suppress(FileNotFoundError):  # it has been deleted meanwhile
                 status = file.stat()
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(status.st_mtime))
+                etag = self.etag_of(f"{bucket}/{key}", file)
+                if self.objects.lists_bare_etags:
+                    etag = etag.strip('"')
                 contents.append(
                     f"<Contents><Key>{escape(key)}</Key><LastModified>{stamp}</LastModified>"
-                    f"<ETag>{escape(self.etag_of(f'{bucket}/{key}', file))}</ETag>"
+                    f"<ETag>{escape(etag)}</ETag>"
                     f"<Size>{status.st_size}</Size></Contents>"
                 )
         folders = [
@@ -308,6 +312,20 @@ def breaking_off(after: int, times: int = 1, reset: bool = False, stall: float =
         return True
 
     return Fault(act, times)
+
+
+def answering_whole(where: str, even_parts: bool = False) -> Fault:
+    """Answers a range that is all of an object as if no range had been asked for; with ``even_parts`` any range."""
+
+    def act(handler: Handler, name: str, begin: int, end: int) -> bool:
+        file = handler.objects.folder / name
+        size = file.stat().st_size
+        if (begin, end) != (0, size) and not even_parts:
+            return False
+        handler.send_bytes(file, 0, size, size, handler.etag_of(name, file), 200)
+        return True
+
+    return Fault(act, 10**6, where, of_headers=True)
 
 
 def answering_short(less: int = 100, times: int = 1) -> Fault:

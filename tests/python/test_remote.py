@@ -22,6 +22,7 @@ from object_server import (
     Handler,
     ObjectServer,
     answering_short,
+    answering_whole,
     breaking_off,
     refusing,
     sending_elsewhere,
@@ -354,6 +355,40 @@ LASTING = {
     "wrong place": (lambda: sending_elsewhere(times=10**6), "Requested"),
     "never more": (lambda: breaking_off(0, times=10**6), "given up"),
 }
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_server_that_takes_a_range_of_all_for_none_is_read(scheme, server, bucket, tiny):
+    server.fault = answering_whole(r"\.(json|safetensors)$")
+    state, _ = loaded(f"s3://{bucket}/tiny" if scheme == "s3" else f"{server.http}/{bucket}/tiny", tiny)
+    assert differing(state, loaded(tiny, tiny)[0]) == []
+
+
+def test_a_server_that_lists_etags_without_quotes_is_read(server, bucket, tiny):
+    server.lists_bare_etags = True
+    state, _ = loaded(f"s3://{bucket}/tiny", tiny)
+    assert differing(state, loaded(tiny, tiny)[0]) == []
+
+
+def test_a_server_that_knows_no_ranges_is_refused_at_once(server, bucket, tiny, monkeypatch):
+    monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "60")
+    server.fault = answering_whole(r"\.safetensors$", even_parts=True)
+    with pytest.raises(OSError, match=r"safetensors.*does not know ranges"):
+        loaded(f"s3://{bucket}/tiny", tiny)
+    assert len(server.asked(r"\.safetensors$")) <= 20
+
+
+def test_a_load_looks_at_the_folder_once(server, bucket, tiny):
+    address = f"s3://{bucket}/tiny"
+    loaded(address, tiny)
+    with server.lock:
+        looks = [one for one in server.log if one.end == 0]
+    assert [(one.method, one.name) for one in looks] == [("GET", bucket)], looks
+    # And the next load looks anew.
+    (server.folder / bucket / "tiny" / "model.safetensors.index.json").unlink()
+    (server.folder / bucket / "tiny" / "shardwright.manifest").write_bytes(b"")
+    with pytest.raises(sw.CheckpointFormatError, match="manifest"):
+        loaded(address, tiny)
 
 
 @pytest.mark.parametrize("kind", LASTING)

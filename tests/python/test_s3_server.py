@@ -13,20 +13,13 @@ import torch
 from test_uploads import export, state, weights
 from torch.distributed.checkpoint import FileSystemReader
 
-STARTED = """
-import sys, threading
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
-"""
+SERVER = Path(__file__).with_name("moto_server.py")
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     with subprocess.Popen(
-        [sys.executable, "-c", STARTED], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, str(SERVER)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
         assert server.stdout is not None
         yield f"http://127.0.0.1:{server.stdout.readline().strip()}"

@@ -28,6 +28,7 @@ from shardwright.progress import progress_callback
 from shardwright.ranks.cooperation import Cooperative, Readers, read_together, reading_group
 from shardwright.ranks.together import failing_together
 from shardwright.remote.address import is_address
+from shardwright.remote.reading import looking_once
 from shardwright.report import LoadReport
 from shardwright.rounding import refuse_roundings, roundings_of
 from shardwright.system_calls import is_file
@@ -204,7 +205,8 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
 
     def _read_catalog(self) -> Any:
         start = time.perf_counter()
-        catalog = _core.read_catalog(os.fspath(self.path), self.thread_count)
+        with looking_once(self.path):
+            catalog = _core.read_catalog(os.fspath(self.path), self.thread_count)
         self._catalog_seconds = time.perf_counter() - start
         return catalog
 

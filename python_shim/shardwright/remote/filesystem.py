@@ -14,6 +14,8 @@ from shardwright.remote.store import ChangedObjectError, DeniedError, Listing, S
 class FilesystemStore:
     """A folder of one of fsspec's file systems. Credentials are found by its own rules."""
 
+    lists = True
+
     def __init__(self, address: str) -> None:
         fsspec = imported("fsspec", f"{without_secrets(address)}: reading it")
         self.address = without_secrets(address)

@@ -27,6 +27,8 @@ class HubStore:
     Tokens are found by huggingface_hub's own rules.
     """
 
+    lists = True
+
     def __init__(self, address: str) -> None:
         self._hub = imported("huggingface_hub", f"{without_secrets(address)}: reading it")
         for part in ("constants", "errors", "hf_api", "utils"):

@@ -49,6 +49,7 @@ KNOWN_NAMES = (
 _STATUS = re.compile(
     r"status code: (\d{3})|\b(\d{3}) (?:Too Many|Service Unavail|Forbidden|Unauthorized|Slow)"
 )
+_NO_RANGE = re.compile("non-partial response|Range request not supported")
 _CHUNK_BYTES = 256 << 10  # small enough to be copied from the cache, as measured
 
 
@@ -62,7 +63,7 @@ class ObjectStore:
         from obstore.store import HTTPStore, from_url
 
         self.address = without_secrets(address)
-        self._lists = not address.startswith("http")
+        self.lists = not address.startswith("http")
         scheme, rest = scheme_and_rest(address)
         options: dict[str, Any] = {
             # The first is for each read; the time of a whole request says nothing of a slow line.
@@ -95,7 +96,7 @@ class ObjectStore:
         scheme = {"gcs": "gs", "azure": "az"}.get(scheme, scheme)
         self._takes_generations = scheme == "gs"
         # from_url takes https:// addresses of Amazon's and Azure's hosts for buckets, and looks for credentials.
-        opened: Any = from_url if self._lists else HTTPStore.from_url
+        opened: Any = from_url if self.lists else HTTPStore.from_url
         try:
             self._store = opened(f"{scheme}://{rest}", **options)
             self._writing = opened(f"{scheme}://{rest}", **options | writing)
@@ -117,7 +118,7 @@ class ObjectStore:
             return _object_of(name, self._obstore.head(self._store, name))
 
     def listed(self, folder: str = "") -> Listing:
-        if not self._lists:
+        if not self.lists:
             objects, denied = self._probed(folder)
             if denied is not None and not objects and not self._denies_what_is_absent(folder):
                 raise denied
@@ -137,15 +138,12 @@ class ObjectStore:
         if version.startswith('"'):  # a strong etag; others are compared with what comes
             asked["if_match"] = version
         with self._naming(name):
-            result = self._obstore.get(self._at_once if at_once else self._store, name, options=asked)
+            result = self._answer_to(name, asked, self._at_once if at_once else self._store)
             found = _version_of(result.meta)
             if version and found != version:
                 raise ChangedObjectError(f"{self.address}/{name}: expected version {version}, found {found}")
             if result.range[0] != begin:
-                raise StoreError(
-                    f"{self.address}/{name}: asked for bytes from {begin} on, the server sent those from "
-                    f"{result.range[0]} on: it does not know ranges"
-                )
+                raise self._knows_no_ranges(name, asked)
             # All of it costs no copy of ours, and Python nothing for each chunk.
             chunks = iter([result.bytes()] if at_once else result.stream(min_chunk_size=_CHUNK_BYTES))
         while True:
@@ -154,6 +152,27 @@ class ObjectStore:
             if chunk is None:
                 return
             yield chunk
+
+    def _answer_to(self, name: str, asked: dict[str, Any], store: Any) -> Any:
+        """Some servers answer a range that is all of an object without saying that it is a range, which obstore
+        refuses: they are asked for the object."""
+        try:
+            return self._obstore.get(store, name, options=asked)
+        except Exception as error:
+            if not _NO_RANGE.search(str(error)):
+                raise
+        without_range = {option: value for option, value in asked.items() if option != "range"}
+        result = self._obstore.get(store, name, options=without_range)
+        if asked["range"] != (0, result.meta["size"]):
+            raise self._knows_no_ranges(name, asked)
+        return result
+
+    def _knows_no_ranges(self, name: str, asked: dict[str, Any]) -> StoreError:
+        begin, end = asked["range"]
+        return StoreError(
+            f"{self.address}/{name}: asked for the bytes from {begin} to {end}, the server sent others: it does not "
+            "know ranges"
+        )
 
     def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
         how: dict[str, Any] = {"use_multipart": False}
@@ -186,7 +205,7 @@ class ObjectStore:
 
     def _denies_what_is_absent(self, name: str) -> bool:
         """As public buckets do by HTTP, to those who may not list them: true if not all beside it is denied."""
-        return not self._lists and bool(self._probed(name.rpartition("/")[0])[0])
+        return not self.lists and bool(self._probed(name.rpartition("/")[0])[0])
 
     def _probed(self, folder: str) -> tuple[list[StoredObject], DeniedError | None]:
         """A server of plain HTTP lists nothing: it is asked for the files that a checkpoint can begin with. Returns
@@ -309,7 +328,10 @@ def _object_of(name: str, meta: Any) -> StoredObject:
 def _version_of(meta: Any) -> str:
     changed = meta.get("last_modified")
     stamp = f"of {changed.isoformat()}" if changed is not None else ""
-    return meta.get("e_tag") or stamp
+    tag: str = meta.get("e_tag") or ""
+    if tag and not tag.endswith('"'):
+        tag = f'"{tag}"'  # as answers have it; listings of some servers leave the quotes out
+    return tag or stamp
 
 
 def _told(error: Exception, where: str) -> Exception:

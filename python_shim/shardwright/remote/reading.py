@@ -7,14 +7,16 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from shardwright import _core
-from shardwright.remote.address import root_and_key, without_secrets
+from shardwright.remote.address import address_of, is_address, root_and_key, without_secrets
 from shardwright.remote.store import (
     DeniedError,
     StoredObject,
     StoreError,
+    open_store,
     reopen_store,
     store_and_name,
 )
@@ -171,13 +173,62 @@ def look_at(address: str) -> StoredObject:
     return tried(address, look)
 
 
-def _head(address: str) -> tuple[str, int, str, bool]:
-    found = look_at(address)
-    return found.name, found.size, found.version, False
+Entry = tuple[str, int, str, bool]  # name, bytes, version, whether it is a folder
+
+_held = threading.local()
 
 
-def _list(folder: str) -> list[tuple[str, int, str, bool]]:
-    def look() -> list[tuple[str, int, str, bool]]:
+@contextmanager
+def looking_once(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Has this thread list the folder at an address once, and see from that what lies directly in it: what a load asks
+    of a folder before it reads is then one request, and of one moment."""
+    if getattr(_held, "folder", None) is not None or not is_address(path):
+        yield
+        return
+    _held.folder, _held.entries = address_of(path), None
+    try:
+        yield
+    finally:
+        _held.folder = _held.entries = None
+
+
+def _entries_of_held() -> dict[str, Entry]:
+    if _held.entries is None:
+        _held.entries = {entry[0]: entry for entry in _listed(_held.folder)}
+    found: dict[str, Entry] = _held.entries
+    return found
+
+
+def _in_held(address: str) -> str | None:
+    """The name of what lies directly in the folder that is looked at once; None if this does not, or none is."""
+    folder: str | None = getattr(_held, "folder", None)
+    if folder is None or address.rpartition("/")[0] != folder:
+        return None
+    return address.rpartition("/")[2] if open_store(root_and_key(folder)[0]).lists else None
+
+
+def _head(address: str) -> Entry:
+    name = _in_held(address)
+    if name is None:
+        found = look_at(address)
+        return found.name, found.size, found.version, False
+    entry = _entries_of_held().get(name)
+    if entry is None or entry[3]:
+        raise FileNotFoundError(f"{without_secrets(address)}: there is no such object")
+    return entry
+
+
+def _list(folder: str) -> list[Entry]:
+    if folder == getattr(_held, "folder", None):
+        return list(_entries_of_held().values())
+    name = _in_held(folder)
+    if name is not None and name not in _entries_of_held():
+        return []
+    return _listed(folder)
+
+
+def _listed(folder: str) -> list[Entry]:
+    def look() -> list[Entry]:
         store, name = store_and_name(folder)
         listing = store.listed(name)
         start = len(name) + 1 if name else 0

@@ -67,6 +67,7 @@ class Store(Protocol):
     """
 
     address: str
+    lists: bool  #: what there is; else `listed` has only what it knows to ask for
 
     def head(self, name: str) -> StoredObject: ...
 
