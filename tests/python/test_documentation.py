@@ -153,6 +153,9 @@ def test_the_versions_are_those_of_the_code():
         "what ranks tell each other in a save": constant(
             "planner/save/save_wire.h", r"save_wire_version = (\d+);"
         ),
+        "what ranks tell each other in an export": constant(
+            "planner/save/export_wire.cpp", r"uint32_t version = (\d+);"
+        ),
     }
     rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \|", (TREE / "docs/versions.md").read_text(), re.MULTILINE)
     assert dict(rows) == versions

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,29 @@ def test_overwrite_false_says_that_a_checkpoint_exists(who: str, tmp_path: Path)
         dcp.save({"step": 6}, storage_writer=writer(tmp_path, overwrite=False), no_dist=True)
     dcp.save({"step": 6}, storage_writer=writer(tmp_path, overwrite=True), no_dist=True)
     assert loaded(tmp_path, reader, like={"step": 0}) == {"step": 6}
+
+
+@pytest.mark.parametrize("planner", [dcp.DefaultSavePlanner, sw.SavePlanner])
+def test_torchs_quantised_tensors_are_refused_before_a_scale_is_lost_and_read_where_torch_saved_them(
+    planner: Any, tmp_path: Path
+):
+    def state(number: float) -> dict[str, torch.Tensor]:
+        numbers, halves = torch.full((4, 6), number), torch.full((4,), 0.5)
+        return {
+            "one": torch.quantize_per_tensor(numbers, 0.5, 3, torch.qint8),
+            "rows": torch.quantize_per_channel(numbers, halves, torch.zeros(4), 0, torch.quint8),
+        }
+
+    writer = sw.ShardedStorageWriter(tmp_path / "ours")
+    with pytest.raises(CheckpointException, match="int_repr") as refused:
+        dcp.save(state(2.0), planner=planner(), storage_writer=writer, no_dist=True)
+    assert re.search("one: .*qint8", str(refused.value)) and re.search("rows: .*quint8", str(refused.value))
+    assert list(tmp_path.glob("ours/*")) == []
+    writer = dcp.FileSystemWriter(tmp_path / "theirs")
+    dcp.save(state(2.0), planner=dcp.DefaultSavePlanner(), storage_writer=writer, no_dist=True)
+    found = state(0.0)
+    dcp.load(found, storage_reader=sw.ShardedStorageReader(tmp_path / "theirs"), no_dist=True)
+    assert all(torch.equal(found[name].dequantize(), torch.full((4, 6), 2.0)) for name in found)
 
 
 @pytest.mark.parametrize("who", PAIRS)

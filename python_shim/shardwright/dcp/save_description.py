@@ -25,6 +25,9 @@ _MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last, torch.preserve_
 
 _SHAPE = 6  #: where `_facts` has the shape
 
+#: torch keeps their scales and zero points outside of their memory, where no box of a file could hold them.
+_QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+
 #: Where a value stood in a nested state dict: (key, whether it is a number), …
 Path = Sequence[Any]
 
@@ -47,10 +50,15 @@ def _facts(
     placements: list[Any],
     path: Path | None,
 ) -> tuple[Any, ...]:
-    """A value as the planner takes it."""
+    """A value as the planner takes it. Raises ValueError where its memory does not say its numbers."""
     keys = [] if path is None or tuple(path) == (fqn,) else [(str(key), type(key) is int) for key in path]
     if properties is None:
         return fqn, KINDS.index(kind), "", "", 0, 0, [], placements, keys
+    if properties.dtype in _QUANTISED:
+        raise ValueError(
+            f"expected a tensor that holds its numbers, found {properties.dtype}, whose scale and zero point lie "
+            "apart; save int_repr() and these, or dequantize()"
+        )
     flags = (
         int(properties.requires_grad)
         | int(properties.pin_memory) << 1
@@ -130,8 +138,7 @@ def describe_save(state_dict: Mapping[str, Any], paths: Mapping[str, Path]) -> S
                 problems.append(f"{fqn}: {problem}")
             else:
                 by_mesh.setdefault(mesh, (mesh, []))[1].append(facts)
-    if problems:
-        raise _core.PlanError(_core.in_lines("this state cannot be saved:", problems))
+    _refuse(problems)
     for mesh, values in by_mesh.values():
         ranks = mesh.mesh.flatten().tolist()
         encoded = _core.encode_values(values, list(mesh.shape), ranks)
@@ -165,20 +172,34 @@ def _facts_of_dtensor(fqn: str, tensor: DTensor, path: Path | None) -> tuple[Any
 def number_values(
     items: Iterable[WriteItem], paths: Mapping[str, Path]
 ) -> tuple[list[tuple[Any, ...]], list[tuple[int, list[int], list[int]]]]:
-    """The values that the items are of, each once, and each item as (index of its value, offset, size)."""
+    """The values that the items are of, each once, and each item as (index of its value, offset, size).
+
+    Raises:
+        PlanError: lists the values that cannot be saved as they are (torch's quantised tensors).
+    """
     number: dict[str, int] = {}
     facts: list[tuple[Any, ...]] = []
     boxes: list[tuple[int, list[int], list[int]]] = []
+    problems = []
     for item in items:
         fqn, data = item.index.fqn, item.tensor_data
         if fqn not in number:
             number[fqn] = len(facts)
             shape = data.size if data else ()
             properties = data.properties if data else None
-            facts.append(_facts(fqn, item.type, properties, shape, [], paths.get(fqn)))
+            try:
+                facts.append(_facts(fqn, item.type, properties, shape, [], paths.get(fqn)))
+            except ValueError as problem:
+                problems.append(f"{fqn}: {problem}")
         chunk = data.chunk if data else None
         boxes.append((number[fqn], list(chunk.offsets) if chunk else [], list(chunk.sizes) if chunk else []))
+    _refuse(problems)
     return facts, boxes
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise _core.PlanError(_core.in_lines("this state cannot be saved:", problems))
 
 
 def holding_of_items(items: Iterable[WriteItem], paths: Mapping[str, Path]) -> Holding:
