@@ -366,8 +366,8 @@ def test_weights_in_fp8_are_decoded_as_theirs(case: Case, tmp_path: Path):
 
 
 def test_rows_of_scales_to_spare_are_read_as_theirs(tmp_path: Path):
-    """Keys of MiMo's full attention have eight rows of scales for six blocks. nemo-automodel takes the first six;
-    transformers divides rows among the eight, which no definition does."""
+    """Keys of MiMo's full attention have eight rows of scales for six blocks. nemo-automodel takes the first six,
+    and so do we; transformers divides the rows among the eight, which is 96 rows a block."""
     case = Case("mimo_v2_flash", "MiMoV2FlashStateDictAdapter", "mimo_v2_flash")
     generator = torch.Generator().manual_seed(3)
     stored = write(case, tmp_path)
