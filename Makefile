@@ -91,9 +91,8 @@ CCACHE = $(if $(shell command -v ccache),\
   -D CMAKE_CXX_COMPILER_LAUNCHER="cmake;-E;env;CCACHE_SLOPPINESS=pch_defines$(comma)time_macros;ccache" \
   -D CMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 
-
-# nvcc takes half a minute for each architecture. Without a GPU it compiles for the oldest alone, whose PTX any later one runs.
-CUDA = $(if $(wildcard /dev/nvidia[0-9]* /dev/dxg),,-D CMAKE_CUDA_ARCHITECTURES=80)
+# Machine code takes half a minute for each architecture. Without a GPU there is PTX alone, of the oldest: any later one runs it.
+CUDA = $(if $(wildcard /dev/nvidia[0-9]* /dev/dxg),,-D CMAKE_CUDA_ARCHITECTURES=80-virtual)
 
 build/build.ninja: $(STAMP)
 	$(call say,build: configure)

@@ -19,13 +19,14 @@ TIDY = "clang-tidy-14"
 
 def as_compiler(arguments: list[str]) -> None:
     """Writes the stamp, and the list of included files that ccache asks for."""
-    stamp, source = arguments[arguments.index("-o") + 1], arguments[-1]
-    quiet = ["--quiet", "--extra-arg=-Wno-unknown-warning-option"]
-    checked = subprocess.run([TIDY, "-p", "build", *quiet, source], capture_output=True, text=True)
+    stamp, included = (arguments[arguments.index(option) + 1] for option in ("-o", "-MF"))
+    source = arguments[-1]
+    flags = [flag for flag in arguments if flag not in ("-c", "-MD", "-MF", "-o", stamp, included, source)]
+    tidy = [TIDY, "--quiet", source, "--", *flags, "-Wno-unknown-warning-option"]
+    checked = subprocess.run(tidy, capture_output=True, text=True)
     if checked.returncode:
         sys.exit(checked.stdout + checked.stderr)
-    flags = [flag for flag in arguments if flag not in ("-c", "-MD", "-o", stamp)]
-    subprocess.run(["c++", *flags, "-M", "-MT", stamp], check=True)
+    subprocess.run(["c++", *flags, "-M", "-MF", included, "-MT", stamp, source], check=True)
     Path(stamp).write_text("clean\n")
 
 
@@ -36,6 +37,9 @@ def main(source: str, stamp: str) -> None:
         sys.exit(f"{source}: expected one command in build/compile_commands.json, found {len(found)}")
     (command,) = found
     flags = command[1 : command.index("-o")]
+    if "-include" in flags:  # what g++ has precompiled clang cannot read; each source includes what it uses
+        at = flags.index("-include")
+        flags = [flag for flag in flags[:at] + flags[at + 2 :] if flag != "-Winvalid-pch"]
     binary = os.path.realpath(shutil.which(TIDY) or sys.exit(f"{TIDY} is not there"))
     known_by = f"string:{binary} {os.stat(binary).st_size} {os.stat(binary).st_mtime_ns} {Path(__file__).read_text()}"
     os.environ |= {"CCACHE_DEPEND": "1", "CCACHE_COMPILERTYPE": "gcc", "CCACHE_COMPILERCHECK": known_by}

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "planner/error.h"
@@ -219,12 +220,12 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
 
 SampleTensors::SampleTensors(Json config, std::optional<StoredEncoding> experts,
                              std::optional<StoredEncoding> rest)
-    : config_(std::move(config)), experts_(experts), rest_(rest) {}
+    : config_(std::make_shared<const Json>(std::move(config))), experts_(experts), rest_(rest) {}
 
 const Json* SampleTensors::find(std::string_view name, std::string_view part) const {
   const auto in = [&](std::string_view of) -> const Json* {
-    const auto place = config_.find(of);
-    if (place == config_.end() || !place->is_object()) return nullptr;
+    const auto place = config_->find(of);
+    if (place == config_->end() || !place->is_object()) return nullptr;
     const auto found = place->find(name);
     return found == place->end() ? nullptr : &*found;
   };
@@ -232,8 +233,8 @@ const Json* SampleTensors::find(std::string_view name, std::string_view part) co
     if (const Json* found = in(part)) return found;
   }
   if (const Json* found = in("text_config")) return found;
-  const auto found = config_.find(name);
-  return found == config_.end() ? nullptr : &*found;
+  const auto found = config_->find(name);
+  return found == config_->end() ? nullptr : &*found;
 }
 
 std::int64_t SampleTensors::number(std::string_view name, std::string_view part) const {

@@ -2,7 +2,8 @@
 
 #include <cstdint>
 #include <initializer_list>
-#include <nlohmann/json.hpp>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
 #include <string>
@@ -107,7 +108,7 @@ class SampleTensors {
   void add_stored_as(const std::optional<StoredEncoding>& encoding, const std::string& name, Shape shape);
   void check(const NamedShape& tensor) const;
 
-  nlohmann::ordered_json config_;
+  std::shared_ptr<const nlohmann::ordered_json> config_;  ///< behind a pointer: its header takes long
   std::optional<StoredEncoding> experts_, rest_;
   bool quantises_ = true;
   std::vector<NamedShape> tensors_;

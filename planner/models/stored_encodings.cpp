@@ -1,6 +1,7 @@
 #include "planner/models/stored_encodings.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "planner/error.h"

@@ -70,11 +70,8 @@ def native_tensors(
         PlanError: what is there does not fit together, or nothing has been loaded into a request; names it all.
             Nothing has been written.
     """
-    parts: dict[str, Part] = {}
+    parts = {name: Part.of(name, value) for name, value in hf_state_dict.items() if torch.is_tensor(value)}
     tensors: dict[str, Any] = {}
-    for name, value in hf_state_dict.items():
-        if isinstance(value, torch.Tensor):
-            parts[name] = Part.of(name, value)
     memory = _core.StateDictMemory([part.spec(name) for name, part in parts.items()])
     weight_map = weight_map_of(memory)
     for name, value in hf_state_dict.items():
@@ -106,13 +103,9 @@ def native_tensors(
         if sharding.experts is not None:
             natives.uneven[one.fqn] = sharding.experts
     if missing:
-        raise RuntimeError(
-            _core.in_lines(
-                f"the state dict lacks weights of experts that this rank holds{_position(device_mesh)}; nothing has "
-                "been converted:",
-                _core.grouped_names(missing),
-            )
-        )
+        headline = f"the state dict lacks weights of experts that this rank holds{_position(device_mesh)}"
+        names = _core.grouped_names(missing)
+        raise RuntimeError(_core.in_lines(f"{headline}; nothing has been converted:", names))
     _settle_views(targets, parts, origin_of, natives)
     memory.plan([t.sharding.planning_spec(t.held.fqn, t.dtype) for t in targets], weight_map)
     for batch in _batches(targets):

@@ -7,7 +7,6 @@ not used.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from families import FAMILIES, Family, expected_adapter, held, lora_of, native
 from lora_forms import FORMS
 from placements import held_indices, take
 from shardwright.adapters import StateDictAdapter
+from shared_folder import shared_folder
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
@@ -32,14 +32,11 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 @contextlib.contextmanager
 def checkpoint_of(family: Family) -> Iterator[tuple[Path, families.Tensors]]:
     """A folder that all ranks see, with the checkpoint in "from"."""
-    with contextlib.ExitStack() as stack:
-        name: list[str] = [""]
+    with shared_folder() as folder:
         if dist.get_rank() == 0:
-            name = [stack.enter_context(tempfile.TemporaryDirectory())]
-            families.write(family, Path(name[0], "from"))
-        dist.broadcast_object_list(name)
-        yield Path(name[0]), family.make(torch.Generator().manual_seed(0))
+            families.write(family, folder / "from")
         dist.barrier()
+        yield folder, family.make(torch.Generator().manual_seed(0))
 
 
 def placements_of(tensor: torch.Tensor, variant: int) -> list[Placement]:

@@ -5,11 +5,8 @@
 RESULT.json gets, for each check below, what went wrong on which rank; an empty text if nothing did.
 """
 
-import contextlib
 import re
-import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import reference
@@ -20,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from checks import run_checks
 from exported import bytes_of_files, problems_of_files, wrong_tensors
 from placements import held_indices, take
+from shared_folder import shared_folder
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -28,18 +26,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 State = dict[str, torch.Tensor]
-
-
-@contextlib.contextmanager
-def shared_folder() -> Iterator[Path]:
-    """A new folder that all ranks see."""
-    with contextlib.ExitStack() as stack:
-        name: list[str] = [""]
-        if dist.get_rank() == 0:
-            name = [stack.enter_context(tempfile.TemporaryDirectory())]
-        dist.broadcast_object_list(name)
-        yield Path(name[0])
-        dist.barrier()
 
 
 def sharded_state(path: str | Path, placements_of) -> State:

@@ -2,11 +2,9 @@
 
     torchrun --nproc-per-node N packed.py CHECKPOINT UNEVEN_CHECKPOINT RESULT.json
 
-The checkpoints are not used.
+CHECKPOINT is a folder with a checkpoint for each of `MODELS`, and one of gpt-oss. The other is not used.
 """
 
-import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,25 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from checks import run_checks
-from packed_models import MODELS, PackedModel, Tensors, differing, gpt_oss, held, packed_gpt_oss
+from packed_models import MODELS, PackedModel, Tensors, differing, held, packed_gpt_oss
 from placements import held_indices, take
+from shared_folder import shared_folder
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-
-
-@contextlib.contextmanager
-def checkpoints() -> Iterator[Path]:
-    """A folder that all ranks see, with one checkpoint for each model."""
-    with contextlib.ExitStack() as stack:
-        name: list[str] = [""]
-        if dist.get_rank() == 0:
-            name = [stack.enter_context(tempfile.TemporaryDirectory())]
-            for model in MODELS:
-                model.write(Path(name[0], model.name))
-            gpt_oss(Path(name[0], "gpt_oss"))
-        dist.broadcast_object_list(name)
-        yield Path(name[0])
-        dist.barrier()
 
 
 def expected_of(path: Path, model: PackedModel | None) -> Tensors:
@@ -62,52 +46,50 @@ def check_parts(state: Tensors, expected: Tensors) -> None:
     assert wrong == [], wrong
 
 
-def each_model(folder: Path) -> Iterator[tuple[Path, Tensors]]:
+def each_model(folder: str) -> Iterator[tuple[Path, Tensors]]:
     for model in [*MODELS, None]:
-        path = folder / ("gpt_oss" if model is None else model.name)
+        path = Path(folder, "gpt_oss" if model is None else model.name)
         yield path, expected_of(path, model)
 
 
-def load_all(**how) -> None:
-    with checkpoints() as folder:
-        for path, expected in each_model(folder):
-            for names, shape in meshes():
-                mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-                state = sw.empty_state_dict(path, mesh, dtype="packed")
-                sw.load(state, path, dtype="packed", **how)
-                check_parts(state, expected)
-
-
-def alone(*_: str) -> None:
-    load_all()
-
-
-def together(*_: str) -> None:
-    load_all(cooperative=True)
-
-
-def by_dcp(*_: str) -> None:
-    with checkpoints() as folder:
-        for path, expected in each_model(folder):
-            mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
+def load_all(folder: str, **how) -> None:
+    for path, expected in each_model(folder):
+        for names, shape in meshes():
+            mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
             state = sw.empty_state_dict(path, mesh, dtype="packed")
-            dcp.load(
-                state,
-                storage_reader=sw.HuggingFaceStorageReader(path),
-                planner=sw.LoadPlanner(dtype="packed"),
-            )
+            sw.load(state, path, dtype="packed", **how)
             check_parts(state, expected)
 
 
-def exported(*_: str) -> None:
+def alone(folder: str, _: str) -> None:
+    load_all(folder)
+
+
+def together(folder: str, _: str) -> None:
+    load_all(folder, cooperative=True)
+
+
+def by_dcp(folder: str, _: str) -> None:
+    for path, expected in each_model(folder):
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
+        state = sw.empty_state_dict(path, mesh, dtype="packed")
+        dcp.load(
+            state,
+            storage_reader=sw.HuggingFaceStorageReader(path),
+            planner=sw.LoadPlanner(dtype="packed"),
+        )
+        check_parts(state, expected)
+
+
+def exported(folder: str, _: str) -> None:
     """What was loaded is written as it was, byte for byte."""
-    with checkpoints() as folder:
+    with shared_folder() as written:
         for path, _expected in each_model(folder):
             for number, (names, shape) in enumerate(meshes()):
                 mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
                 state = sw.empty_state_dict(path, mesh, dtype="packed")
                 sw.load(state, path, dtype="packed")
-                to = folder / f"{path.name}-{number}"
+                to = written / f"{path.name}-{number}"
                 sw.export(state, to, template=path)
                 if dist.get_rank() == 0:
                     before, after = held(path), held(to)
@@ -116,20 +98,20 @@ def exported(*_: str) -> None:
                 dist.barrier()
 
 
-def resumed(*_: str) -> None:
+def resumed(folder: str, _: str) -> None:
     """Saved by shards of one dimension, resumed by shards of the other."""
-    with checkpoints() as folder:
+    with shared_folder() as written:
         for path, expected in each_model(folder):
             world = dist.get_world_size()
             state = sw.empty_state_dict(
                 path, init_device_mesh("cpu", (world,), mesh_dim_names=("shard",)), dtype="packed"
             )
             sw.load(state, path, dtype="packed")
-            sw.save(state, folder / f"{path.name}-saved")
+            sw.save(state, written / f"{path.name}-saved")
             other = sw.empty_state_dict(
                 path, init_device_mesh("cpu", (world,), mesh_dim_names=("ep_shard",)), dtype="packed"
             )
-            sw.load(other, folder / f"{path.name}-saved")
+            sw.load(other, written / f"{path.name}-saved")
             check_parts(other, expected)
 
 

@@ -5,11 +5,7 @@
 The checkpoints are not used.
 """
 
-import contextlib
 import random
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import shardwright as sw
 import torch
@@ -17,22 +13,13 @@ import torch.distributed as dist
 from checks import run_checks
 from placements import held_indices, take
 from safetensors.torch import save_file
+from shared_folder import shared_folder
 from slow_rules import RULES, decoded
 from test_rules import weights
 from test_template_encodings import differing, held
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
-
-
-@contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """One that all ranks see."""
-    with contextlib.ExitStack() as stack:
-        name = [stack.enter_context(tempfile.TemporaryDirectory()) if dist.get_rank() == 0 else ""]
-        dist.broadcast_object_list(name)
-        yield Path(name[0])
-        dist.barrier()
 
 
 def ways() -> list[tuple[tuple[int, ...], list[Placement]]]:
@@ -58,7 +45,7 @@ def sharded(whole: torch.Tensor, shape: tuple[int, ...], placements: list[Placem
 
 def any_shards(*_: str) -> None:
     """Blocks, bytes and words lie on several ranks: the bits are those of the whole tensor."""
-    with folder() as path:
+    with shared_folder() as path:
         for seed, (shape, placements) in enumerate(ways()):
             for rule in RULES:
                 choice = random.Random(f"{seed} {rule}")  # the same on every rank
@@ -87,7 +74,7 @@ def any_shards(*_: str) -> None:
 
 def converted(*_: str) -> None:
     """From each encoding to each other and to BF16."""
-    with folder() as path:
+    with shared_folder() as path:
         draw = torch.Generator().manual_seed(5)
         plain = {"b.weight": weights(draw, 300, 96, torch.float32), "norm.weight": torch.ones(96)}
         names = list(RULES)
@@ -110,7 +97,7 @@ def converted(*_: str) -> None:
 
 def one_rank_finds_a_nan(*_: str) -> None:
     """All ranks are told which, and nothing is published."""
-    with folder() as path:
+    with shared_folder() as path:
         for rule in RULES:
             if rule == "mxfp8":
                 continue

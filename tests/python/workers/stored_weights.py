@@ -6,7 +6,6 @@ The checkpoints are not used.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from checks import run_checks
 from encoded import fp8_weights, packed_weights
 from placements import held_indices, take
 from safetensors.torch import load_file, save_file
+from shared_folder import shared_folder
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
@@ -29,15 +29,12 @@ WEIGHTS = fp8_weights(GENERATOR) + packed_weights(GENERATOR)
 @contextlib.contextmanager
 def checkpoint() -> Iterator[Path]:
     """A folder that all ranks see, with all of the weights."""
-    with contextlib.ExitStack() as stack:
-        name: list[str] = [""]
+    with shared_folder() as folder:
         if dist.get_rank() == 0:
-            name = [stack.enter_context(tempfile.TemporaryDirectory())]
             stored = {name: tensor for weight in WEIGHTS for name, tensor in weight.stored.items()}
-            save_file(stored, Path(name[0], "model.safetensors"), metadata={"format": "pt"})
-        dist.broadcast_object_list(name)
-        yield Path(name[0])
+            save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
         dist.barrier()
+        yield folder
 
 
 def meshes() -> list[tuple[int, ...]]:
