@@ -27,6 +27,20 @@ def test_the_rank_that_failed_is_named_and_not_one_that_missed_it():
         run_on_ranks(2, one_fails_and_is_the_last_to_end)
 
 
+def one_ends(rank: int, how: str) -> None:
+    if rank == 1 and how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 1:
+        raise RuntimeError("two lines\nof it")
+    time.sleep(300)
+
+
+@pytest.mark.parametrize("how, why", [("killed", "SIGKILL"), ("raised", "of it")])
+def test_a_rank_that_could_not_say_why_is_named_in_one_line(how: str, why: str):
+    with pytest.raises(RuntimeError, match=f"^rank 1 has ended: .*{why}$"):
+        run_on_ranks(2, one_ends, how)
+
+
 def one_is_waited_for(rank: int, folder: Path) -> None:
     (folder / f"{rank}").touch()
     if rank == 1:

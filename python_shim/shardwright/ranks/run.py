@@ -75,12 +75,12 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> 
 
     Returns what rank 0 returns.
 
-    Raises ValueError with the message of the first rank that says what went wrong.
+    Raises ValueError with the message of the first rank that says what went wrong; RuntimeError if none has said it.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
             _run_all(world_size, (world_size, folder, work, arguments))
-        except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException):
+        except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as ended:
             # Of the latter, too: a rank that is left by another one may be the first to end.
             for rank in range(world_size):
                 if _failure_file(folder, rank).exists():
@@ -88,5 +88,6 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> 
                     if not message.startswith("rank "):
                         message = f"rank {rank}: {message}"
                     raise ValueError(message) from None
-            raise
+            *_, why = ended.msg.strip().splitlines()  # what ended the process, or the last line of its trace
+            raise RuntimeError(f"rank {ended.error_index} has ended: {why}") from ended
         return pickle.loads(Path(folder, "answer").read_bytes())
