@@ -210,7 +210,7 @@ $(PEERS_STAMP): .ci/requirements-peers.txt | system
 
 peers: $(PEERS_STAMP) ## set up the libraries that ours is compared with
 
-compare: build peers ## check that results equal those of the peers: trainers, peft, quantisers
+compare: build peers ## check that results equal those of the peers: trainers, peft, quantizers
 	$(call say,comparison with peers)
 	@$(IN_PEERS) -m pytest tests/peers
 	$(if $(SHARDWRIGHT_TORCH_SOURCE),$(call say,torch's own tests with ours in torch's place))

@@ -127,7 +127,7 @@ def shardwright_adapter(path: Path, threads: int) -> Load:
 
 
 def transformers(path: Path, threads: int) -> Load:
-    """from_pretrained with dequantisation, which allocates the model too (transformers' own layout, no MTP)."""
+    """from_pretrained with dequantization, which allocates the model too (transformers' own layout, no MTP)."""
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""torchtitan's own Trainer on two Gloo ranks: begun from a quantised release, killed, resumed, exported.
+"""torchtitan's own Trainer on two Gloo ranks: begun from a quantized release, killed, resumed, exported.
 
     make peers
     .venv-peers/bin/python examples/torchtitan_training.py

@@ -1,4 +1,4 @@
-"""transformers and FSDP2 on two Gloo ranks: a quantised release is loaded, trained, resumed and stored.
+"""transformers and FSDP2 on two Gloo ranks: a quantized release is loaded, trained, resumed and stored.
 
     make peers
     .venv-peers/bin/python examples/transformers_training.py

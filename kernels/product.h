@@ -11,7 +11,7 @@ enum class Product : std::uint8_t {
   /// FP8 with e8m0 scales; plain elements times a factor.
   exact_once,
 
-  /// Rounded to F32 first, whatever the destination. So do the dequantisations of DeepSeek V3
+  /// Rounded to F32 first, whatever the destination. So do the dequantizations of DeepSeek V3
   /// (inference/kernel.py, weight_dequant) and of transformers (Fp8Dequantize) with F32 and BF16 scales.
   to_f32_first,
 

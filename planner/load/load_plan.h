@@ -61,7 +61,7 @@ struct LoadPlanOptions {
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source
-/// that is there with the shape and a dtype that fit. Throws one Error(mismatch) that lists all that is
+/// that is there with the shape and a dtype that fit. Throws one Error(mismatch) that tells what is
 /// wrong, by name, with what was expected and found. Reads no tensor data and writes nothing.
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
                    const LoadPlanOptions& options = {});

@@ -22,7 +22,7 @@ bool needs_scales(const Catalog& catalog, std::string_view name);
 
 /// Plans the reading of requests[i] into specs[i], which must be of the box's size; no names are mapped. A
 /// spec of the stored dtype gets what is stored; into another one a tensor that needs_scales() is decoded,
-/// and any other converted, where can_convert allows it. Throws one Error(mismatch) that lists all that does
+/// and any other converted, where can_convert allows it. Throws one Error(mismatch) that tells what does
 /// not fit, among it what cannot be decoded.
 LoadPlan plan_reads(const std::vector<ReadRequest>& requests, const std::vector<TensorSpec>& specs,
                     const Catalog& catalog);

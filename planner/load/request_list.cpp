@@ -17,7 +17,7 @@ Encoding encoding_for(const Piece& piece, DType native, const Catalog* catalog) 
   if (catalog != nullptr) {
     const std::span<const SourceTensor> chunks = catalog->find(piece.hf_name);
     if (!chunks.empty()) return encoding_of(*catalog, chunks);
-  } else if (piece.rule->quantised && piece.hf_shape.size() == 2) {
+  } else if (piece.rule->quantized && piece.hf_shape.size() == 2) {
     return encoding_with(known_encodings().front(), piece.hf_shape);
   }
   return {native, false, DType::U8, 1, 1};

@@ -16,7 +16,7 @@ struct AdapterForm {
 
 /// The form of an adapter of these tensors. Modules of the file that several of the trainer's pairs make up
 /// get a pair of the sum of their ranks, B block-diagonal, and as many times the alpha. Throws one
-/// Error(mismatch) that lists all that does not make an adapter of that kind, Error(argument) for an unknown
+/// Error(mismatch) that tells what does not make an adapter of that kind, Error(argument) for an unknown
 /// model or layout.
 AdapterForm adapter_form(const std::vector<NativeTensor>& tensors, const AdapterAsked& asked);
 

@@ -39,7 +39,7 @@ std::span<const MiniMaxM3Preset> minimax_m3_presets();
 /// Nothing if there is no such preset.
 const MiniMaxM3Preset* find_minimax_m3_preset(std::string_view name);
 
-/// How a release of MiniMax M3 stores its routed experts, and the rest of what it quantises.
+/// How a release of MiniMax M3 stores its routed experts, and the rest of what it quantizes.
 struct MiniMaxM3Encodings {
   StoredEncoding experts;
   StoredEncoding rest;
@@ -50,7 +50,7 @@ struct MiniMaxM3Encodings {
 MiniMaxM3Encodings minimax_m3_encodings(std::string_view name = "mxfp8");
 
 /// All tensors of a checkpoint of such a model, under their Hugging Face names, in the order of the model's
-/// layers: what is quantised is followed by its scales. The released model's are MXFP8.
+/// layers: what is quantized is followed by its scales. The released model's are MXFP8.
 std::vector<NamedShape> minimax_m3_checkpoint(const MiniMaxM3Preset& preset,
                                               const MiniMaxM3Encodings& encodings = minimax_m3_encodings());
 

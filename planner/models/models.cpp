@@ -131,7 +131,7 @@ WeightMap own_names(const Model& model, const Catalog& catalog) {
     if (!spellings.insert(native).second) return;
     Rule& rule = map.rules.emplace_back(Rule{like.hf, NamePattern(native)});
     rule.known = known;
-    rule.quantised = like.quantised;
+    rule.quantized = like.quantized;
   };
   for (const Rule& rule : names.rules) {
     if (rule.known) add(rule, to_checkpoint_spelling(map.dialect, rule.hf.text()), true);

@@ -207,7 +207,7 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
     const auto [experts, rest] = encodings_of(sample, config, changes.encoding);
     SampleTensors tensors(config, experts, rest);
     sample.add_tensors(tensors);
-    if (tensors.is_quantised()) {
+    if (tensors.is_quantized()) {
       const bool are_alike = experts && rest && experts->name == rest->name;
       config["quantization_config"] = quantization_config(experts ? &*experts : nullptr, are_alike ? &*experts
                                                                                          : rest    ? &*rest
@@ -321,7 +321,7 @@ void SampleTensors::add(const std::string& name, DType dtype, Shape shape) {
 
 void SampleTensors::add_stored_as(const std::optional<StoredEncoding>& encoding, const std::string& name,
                                   Shape shape) {
-  if (!encoding || !quantises_) return add(name, DType::BF16, std::move(shape));
+  if (!encoding || !quantizes_) return add(name, DType::BF16, std::move(shape));
   check({name, DType::BF16, shape});
   add_stored(tensors_, *encoding, name, shape);
 }

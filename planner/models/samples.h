@@ -29,7 +29,7 @@ struct SampleCheckpoint {
 struct Sample {
   std::string_view form;           ///< as users spell it: "bf16", "fp8", "tied", ...
   std::string config;              ///< JSON, with what differs from sample_defaults
-  std::string_view encoding = {};  ///< of what it quantises, see stored_encodings(); empty: nothing
+  std::string_view encoding = {};  ///< of what it quantizes, see stored_encodings(); empty: nothing
   std::optional<DType> scale = std::nullopt;  ///< of the scales, where that is not the encoding's own
   std::string_view expert_encoding = {};      ///< of routed experts; empty: as the rest
   void (*add_tensors)(class SampleTensors& tensors) = nullptr;
@@ -43,7 +43,7 @@ std::vector<Sample> bf16_and_block_fp8(std::string_view config, void (*add_tenso
 
 /// What is asked for instead of what the form says.
 struct SampleChanges {
-  /// Of the weights that releases quantise, see stored_encodings(); one of four bits: of routed experts,
+  /// Of the weights that releases quantize, see stored_encodings(); one of four bits: of routed experts,
   /// where there are any, and the rest is as released. Empty: as released.
   std::string encoding;
   std::string size;    ///< "small" or "bench": see sizes in samples.cpp; "tiny" or empty: as small as can be
@@ -56,7 +56,7 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
 
 // --- how a family file says it ---
 
-/// How a tensor is stored: as the model is (BF16), in another dtype, or quantised where the form is: `scaled`
+/// How a tensor is stored: as the model is (BF16), in another dtype, or quantized where the form is: `scaled`
 /// as a routed expert where its name has a number of one, `experts` as a stack of them.
 enum class StoredAs : std::uint8_t { bf16, f32, i64, scaled, experts };
 
@@ -82,11 +82,11 @@ class SampleTensors {
   void add(const std::string& prefix, std::span<const SampleRow> rows, std::string_view part = {});
 
   void add(const std::string& name, DType dtype, Shape shape);
-  void add_scaled(const std::string& name, Shape shape);  ///< BF16 where the form does not quantise it
+  void add_scaled(const std::string& name, Shape shape);  ///< BF16 where the form does not quantize it
   void add_expert(const std::string& name, Shape shape);  ///< the same of what routed experts have
 
-  /// Whether what is added from now on is quantised where the form is: a release may leave a part in BF16.
-  void quantise(bool yes) { quantises_ = yes; }
+  /// Whether what is added from now on is quantized where the form is: a release may leave a part in BF16.
+  void quantize(bool yes) { quantizes_ = yes; }
 
   /// A number of config.json, by its name there or one of those that SampleRow speaks of. Throws
   /// Error(argument) where there is none from 0 to 2^31 - 1.
@@ -99,7 +99,7 @@ class SampleTensors {
   std::int64_t entries(std::string_view list, std::string_view part = {}) const;  ///< of a list; 0: no list
   std::int64_t number_or_none(std::string_view name) const;  ///< 0 where config.json has none
 
-  bool is_quantised() const { return quantises_ && (experts_ || rest_); }
+  bool is_quantized() const { return quantizes_ && (experts_ || rest_); }
   std::vector<NamedShape> take() { return std::move(tensors_); }
 
  private:
@@ -110,7 +110,7 @@ class SampleTensors {
 
   std::shared_ptr<const nlohmann::ordered_json> config_;  ///< behind a pointer: its header takes long
   std::optional<StoredEncoding> experts_, rest_;
-  bool quantises_ = true;
+  bool quantizes_ = true;
   std::vector<NamedShape> tensors_;
 };
 

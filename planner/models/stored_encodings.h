@@ -30,7 +30,7 @@ struct NamedShape {
   Shape given = {};  ///< numbers of an I32 or I64 tensor
 };
 
-/// How releases hold what they quantise: an encoding, under a tool's names.
+/// How releases hold what they quantize: an encoding, under a tool's names.
 struct StoredEncoding {
   /// Names of weights and companions, and their packing: see planner/names/packed_weights.h.
   enum class Names : std::uint8_t { scale_inv, compressed_tensors, modelopt, deepseek, gpt_oss };

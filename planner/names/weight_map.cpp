@@ -164,10 +164,10 @@ std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fq
   return names;
 }
 
-std::vector<std::string> quantised_patterns(const WeightMap& map) {
+std::vector<std::string> quantized_patterns(const WeightMap& map) {
   std::vector<std::string> patterns;
   for (const Rule& rule : map.rules) {
-    if (rule.quantised) patterns.push_back(rule.hf.text());
+    if (rule.quantized) patterns.push_back(rule.hf.text());
   }
   return patterns;
 }

@@ -28,7 +28,7 @@ struct Rule {
 
   /// The documented rule of names counts these weights as block-scaled. Serves only where there is no
   /// checkpoint: with one, a weight is block-scaled if its scale tensor is there.
-  bool quantised = false;
+  bool quantized = false;
 
   /// False for the catch-all rows ("all else keeps its name"): such a row finds the source of a trainer's
   /// tensor, but does not make a checkpoint's tensor a known one.
@@ -134,7 +134,7 @@ std::vector<Piece> pieces_of(const WeightMap& map, const std::string& fqn, const
 std::vector<std::string> hf_names_of(const WeightMap& map, const std::string& fqn, std::int64_t expert);
 
 /// The patterns of the HF names that the documented rule counts as block-scaled, in the rules' spelling.
-std::vector<std::string> quantised_patterns(const WeightMap& map);
+std::vector<std::string> quantized_patterns(const WeightMap& map);
 
 /// The native name that a rule gives an HF name.
 struct NameMatch {

@@ -55,7 +55,7 @@ std::vector<std::string> fit_to_template(const std::vector<SavedTensor>& tensors
 
 std::string fault_of_encoding(const ExportForm& form, const Encoding& encoding, const SavedTensor& tensor) {
   if (encoding.scaled ? can_encode(tensor.dtype) : can_convert(tensor.dtype, encoding.element)) return "";
-  const std::string how = form.quantise != nullptr ? std::string(form.quantise->name)
+  const std::string how = form.quantize != nullptr ? std::string(form.quantize->name)
                                                    : std::string(name_of(encoding.element)) + " with scales";
   return tensor.fqn + ": cannot store " + std::string(name_of(tensor.dtype)) + " as " +
          (encoding.scaled ? how + "; expected BF16, F16 or F32"
@@ -186,20 +186,20 @@ std::map<std::string_view, std::string_view> packed_names(const ExportForm& form
   return names;
 }
 
-/// Whether the form has the HF tensor quantised anew.
-bool is_quantised(const ExportForm& form, const Piece& piece) {
-  if (form.quantise == nullptr) return false;
+/// Whether the form has the HF tensor quantized anew.
+bool is_quantized(const ExportForm& form, const Piece& piece) {
+  if (form.quantize == nullptr) return false;
   if (!form.weights.empty()) {
     return piece.hf_shape.size() >= 2 &&
            std::any_of(form.weights.begin(), form.weights.end(),
                        [&](const std::string& pattern) { return fits_pattern(piece.hf_name, pattern); });
   }
-  if (form.by_rule_of_names) return piece.rule->quantised && piece.hf_shape.size() == 2;
+  if (form.by_rule_of_names) return piece.rule->quantized && piece.hf_shape.size() == 2;
   return form.template_catalog != nullptr && !scales_of(*form.template_catalog, piece.hf_name).empty();
 }
 
 /// Adds the weight, and behind it what belongs to it: its scales, and what else the tool writes.
-void add_quantised(const Quantization& quantization, const Encoding& encoding, SourceTensor weight,
+void add_quantized(const Quantization& quantization, const Encoding& encoding, SourceTensor weight,
                    DType values, ExportedTensors& exported) {
   store_as(quantization, weight);
   exported.tensors.push_back(weight);
@@ -218,13 +218,13 @@ void add_quantised(const Quantization& quantization, const Encoding& encoding, S
   if (quantization.has_shape) make(weight.name + "_shape", MadeTensor::Kind::shape, DType::I64, {2});
 }
 
-/// Tells what was asked to be quantised and is not there: silence would leave it in BF16.
-void expect_quantised(const ExportForm& form, const std::vector<SourceTensor>& tensors, Problems& problems) {
-  if (form.quantise == nullptr) return;
+/// Tells what was asked to be quantized and is not there: silence would leave it in BF16.
+void expect_quantized(const ExportForm& form, const std::vector<SourceTensor>& tensors, Problems& problems) {
+  if (form.quantize == nullptr) return;
   const bool has_any = std::any_of(tensors.begin(), tensors.end(),
                                    [](const SourceTensor& tensor) { return is_scale_name(tensor.name); });
   if (form.weights.empty() && !has_any && problems.lines.empty()) {
-    problems.add("quantization=\"" + std::string(form.quantise->name) +
+    problems.add("quantization=\"" + std::string(form.quantize->name) +
                  "\": the template has no encoded weights, and releases of " + form.map.family +
                  " have none that these tensors are; name those that are meant with quantized_weights=");
   }
@@ -240,8 +240,8 @@ void expect_quantised(const ExportForm& form, const std::vector<SourceTensor>& t
 /// Why what goes under a name in BF16 cannot be stored as gpt-oss stores it, or the other way round: each
 /// matrix of a stack is the other's transpose. Empty if it can.
 std::string fault_of_transposing(const ExportForm& form, const Piece& piece, const Encoding& encoding) {
-  if (!encoding.scaled || form.quantise == nullptr || piece.hf_name.ends_with(".weight")) return "";
-  const bool to_blocks = form.quantise->rule == EncodingRule::mxfp4_gpt_oss;
+  if (!encoding.scaled || form.quantize == nullptr || piece.hf_name.ends_with(".weight")) return "";
+  const bool to_blocks = form.quantize->rule == EncodingRule::mxfp4_gpt_oss;
   bool from_blocks = false;
   if (form.template_catalog != nullptr) {
     const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
@@ -310,7 +310,7 @@ void keep_packed(ExportForm& form, const std::vector<SavedTensor>& tensors) {
   });
   if (!any) return;
   Problems problems{std::move(packed.problems)};
-  if (form.quantise != nullptr)
+  if (form.quantize != nullptr)
     problems.of_all.emplace_back(
         "some weights are packed, and are written as the template has them; expected "
         "quantization=\"template\" or None");
@@ -334,9 +334,9 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
     const std::span<const SourceTensor> stored = form.template_catalog->find(piece.hf_name);
     if (!stored.empty()) return encoding_of(*form.template_catalog, stored);
   }
-  if (form.quantise != nullptr && is_quantised(form, piece)) {
-    Encoding encoding = encoding_by(*form.quantise, piece.hf_shape);
-    if (form.quantise->rule != EncodingRule::mxfp8 || form.template_catalog == nullptr) return encoding;
+  if (form.quantize != nullptr && is_quantized(form, piece)) {
+    Encoding encoding = encoding_by(*form.quantize, piece.hf_shape);
+    if (form.quantize->rule != EncodingRule::mxfp8 || form.template_catalog == nullptr) return encoding;
     const std::span<const SourceTensor> scales = scales_of(*form.template_catalog, piece.hf_name);
     if (!scales.empty() && scales.front().dtype == DType::F8_E8M0) encoding.scale = DType::F8_E8M0;
     return encoding;
@@ -354,14 +354,14 @@ Encoding stored_as(const ExportForm& form, const Piece& piece, DType native) {
 }
 
 WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
-                                      std::string_view layout, bool quantise) {
+                                      std::string_view layout, bool quantize) {
   std::vector<std::string> names;
   for (const SavedTensor& tensor : tensors) names.push_back(tensor.fqn);
   WeightMap map = family != "auto" ? weight_map_for_natives(names, family, layout)
                                    : weight_map_by_native_names(names, layout);
   if (layout != "huggingface") expect_no_other_layout(map, names);
   if (family != "auto") return map;
-  if (quantise && !is_of_a_model(map)) {
+  if (quantize && !is_of_a_model(map)) {
     throw Error(ErrorKind::mismatch,
                 "cannot say which weights MXFP8 is for: no family has names such as these in layout " +
                     std::string(layout) +
@@ -375,7 +375,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
   ExportedTensors result;
   if (form.template_catalog != nullptr) result.left_out = fit_to_template(tensors, form);
   Problems problems;
-  PartsOfTensors parts(form.quantise != nullptr && form.quantise->rule != EncodingRule::mxfp8);
+  PartsOfTensors parts(form.quantize != nullptr && form.quantize->rule != EncodingRule::mxfp8);
   const auto packed = packed_names(form, tensors, problems);
   for (const SavedTensor& tensor : tensors) {
     const std::vector<Piece> pieces = pieces_of(form.map, tensor.fqn, tensor.shape, form.template_catalog);
@@ -392,8 +392,8 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
     }
     std::string fault;
     for (const Piece& piece : pieces) {
-      if (form.quantise != nullptr && is_quantised(form, piece)) {
-        std::string unfit = fault_of_quantizing(*form.quantise, piece.hf_name, piece.hf_shape);
+      if (form.quantize != nullptr && is_quantized(form, piece)) {
+        std::string unfit = fault_of_quantizing(*form.quantize, piece.hf_name, piece.hf_shape);
         if (!unfit.empty()) {
           problems.add(std::move(unfit));
           continue;
@@ -412,7 +412,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
       if ((encoding.scaled || piece.as_stored) && form.as_template)
         weight.stored = form.template_catalog->find(piece.hf_name).front().stored;
       if (encoding.scaled && !form.as_template) {
-        add_quantised(*form.quantise, encoding, std::move(weight), tensor.dtype, result);
+        add_quantized(*form.quantize, encoding, std::move(weight), tensor.dtype, result);
       } else {
         result.tensors.push_back(std::move(weight));
       }
@@ -428,7 +428,7 @@ ExportedTensors exported_tensors(const std::vector<SavedTensor>& tensors, const 
     if (!fault.empty()) problems.add(fault);
   }
   parts.expect_whole(problems);
-  expect_quantised(form, result.tensors, problems);
+  expect_quantized(form, result.tensors, problems);
   if (form.strict_dtypes) {
     for (const std::string& line : lines_of(result.rounded)) {
       problems.add(line + "; strict_dtypes=False rounds, a template with a wider dtype keeps all");

@@ -22,13 +22,13 @@ struct SavedTensor {
   bool operator==(const SavedTensor&) const = default;
 };
 
-/// What an export looks like on disk: whose names and dtypes, and how weights are quantised.
+/// What an export looks like on disk: whose names and dtypes, and how weights are quantized.
 struct ExportForm {
   WeightMap map;
   const Catalog* template_catalog = nullptr;  ///< the template: a checkpoint with these names; null: none
   std::shared_ptr<const Catalog> packed_template = nullptr;  ///< that, where weights are held packed
-  const Quantization* quantise =
-      nullptr;  ///< of the weights that the template, or else the rule of names, has quantised; null: none
+  const Quantization* quantize =
+      nullptr;  ///< of the weights that the template, or else the rule of names, has quantized; null: none
   bool by_rule_of_names =
       true;  ///< ... which is the rule's matter: there is no template, or none of its weights has scales
 
@@ -50,17 +50,17 @@ bool has_scales(const Catalog& template_catalog);
 
 /// How the HF tensor is stored.
 ///  * A weight that the template has scales for (without a template: that the rule of names counts; or that
-///    `weights` names) is quantised if `quantise` is set, MXFP8's scales in the template's dtype; otherwise
+///    `weights` names) is quantized if `quantize` is set, MXFP8's scales in the template's dtype; otherwise
 ///    one with scales is BF16.
 ///  * Every other one has the template's dtype. Without a template, the wide floats of a known model become
 ///    BF16 (not with `keeps_dtypes`), and all else stays what it is.
 Encoding stored_as(const ExportForm& form, const Piece& piece, DType native);
 
 /// The tables for state dicts that come without a template: see weight_map_by_native_names. `family` other
-/// than "auto" decides. Throws Error(mismatch) if it cannot be told, or `quantise` is set and no family has a
-/// rule that says what to quantise.
+/// than "auto" decides. Throws Error(mismatch) if it cannot be told, or `quantize` is set and no family has a
+/// rule that says what to quantize.
 WeightMap weight_map_without_template(const std::vector<SavedTensor>& tensors, std::string_view family,
-                                      std::string_view layout, bool quantise);
+                                      std::string_view layout, bool quantize);
 
 /// A small tensor that an export makes.
 struct MadeTensor {

@@ -39,7 +39,7 @@ struct Dealing {
 /// the one of its owners that has least to write so far, largest boxes first; the lower rank where several
 /// have as little; see Dealing for others.
 ///
-/// Throws one Error(mismatch) that lists all that is wrong, naming tensors and ranks: a description that no
+/// Throws one Error(mismatch) that tells what is wrong, naming tensors and ranks: a description that no
 /// rank has sent, ranks that differ in dtype or shape of a tensor, boxes that overlap, elements that no rank
 /// holds, and ranks of a mesh that are missing. Error(malformed) for items outside their tensors.
 ///

@@ -11,7 +11,7 @@
 
 namespace shardwright {
 
-/// A way to quantise weights: the rule by which scales and codes are found, and the names and dtypes under
+/// A way to quantize weights: the rule by which scales and codes are found, and the names and dtypes under
 /// which the tool that has the rule stores them.
 struct Quantization {
   std::string_view name;  ///< such as "nvfp4-modelopt"; what callers ask for

@@ -43,7 +43,7 @@ void add_cuts(const HeldBox& held, std::vector<CutBlocks>& cuts) {
 
 std::vector<HeldBox> held_boxes(const std::vector<TensorSpec>& specs, const ExportForm& form) {
   std::vector<HeldBox> all;
-  if (form.quantise == nullptr) return all;
+  if (form.quantize == nullptr) return all;
   for (std::size_t s = 0; s < specs.size(); ++s) {
     const TensorSpec& spec = specs[s];
     for (const Piece& piece : pieces_of(form.map, spec.fqn, spec.global_shape, form.template_catalog)) {
@@ -74,7 +74,7 @@ std::vector<HeldBox> held_boxes(const std::vector<TensorSpec>& specs, const Expo
 
 std::vector<CutBlocks> cut_blocks(const std::vector<TensorSpec>& specs, const ExportForm& form) {
   std::vector<CutBlocks> cuts;
-  if (form.quantise == nullptr || form.quantise->rule != EncodingRule::mxfp8) return cuts;
+  if (form.quantize == nullptr || form.quantize->rule != EncodingRule::mxfp8) return cuts;
   for (const HeldBox& held : held_boxes(specs, form)) {
     if (held.shape.size() == 2) add_cuts(held, cuts);
   }

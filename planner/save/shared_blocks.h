@@ -10,7 +10,7 @@
 
 namespace shardwright {
 
-/// A box of an HF weight that is quantised, and where a tensor holds it.
+/// A box of an HF weight that is quantized, and where a tensor holds it.
 struct HeldBox {
   std::string weight;  ///< HF name
   Shape shape;         ///< of the whole weight
@@ -20,7 +20,7 @@ struct HeldBox {
   Lattice in_local;        ///< the box's elements in the local tensor, a factor for each of its dimensions
 };
 
-/// All that these specs hold of weights that the form quantises.
+/// All that these specs hold of weights that the form quantizes.
 std::vector<HeldBox> held_boxes(const std::vector<TensorSpec>& specs, const ExportForm& form);
 
 /// The scales of one column of blocks of an HF weight, over some of its rows: blocks that a box of the weight

@@ -52,8 +52,8 @@ bool WeightNumbers::operator==(const WeightNumbers& other) const {
 }
 
 bool is_told_by_numbers(const ExportForm& form, const Encoding& encoding, std::size_t dimensions) {
-  if (form.quantise == nullptr || !encoding.scaled) return false;
-  return form.quantise->rule != EncodingRule::mxfp8 || dimensions != 2;
+  if (form.quantize == nullptr || !encoding.scaled) return false;
+  return form.quantize->rule != EncodingRule::mxfp8 || dimensions != 2;
 }
 
 std::vector<Box> in_cut_blocks(const Encoding& encoding, const Box& box, const Shape& weight_shape) {

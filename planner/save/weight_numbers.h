@@ -13,7 +13,7 @@
 
 namespace shardwright {
 
-/// What ranks tell each other of a weight that they hold parts of and quantise by a rule, so that each can
+/// What ranks tell each other of a weight that they hold parts of and quantize by a rule, so that each can
 /// write its part as one rank that holds all of it would.
 struct WeightNumbers {
   std::string weight;  ///< HF name
@@ -36,7 +36,7 @@ struct WeightNumbers {
   bool operator==(const WeightNumbers& other) const;  ///< of the same bits: a NaN is what it is
 };
 
-/// Whether a weight of so many dimensions is quantised by such numbers; else by those of shared_blocks.h.
+/// Whether a weight of so many dimensions is quantized by such numbers; else by those of shared_blocks.h.
 bool is_told_by_numbers(const ExportForm& form, const Encoding& encoding, std::size_t dimensions);
 
 /// The parts of a box of a weight of this shape that lie in blocks of which it has only a part.

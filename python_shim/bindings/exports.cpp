@@ -117,7 +117,7 @@ void bind_requests(py::module_& m) {
         for (const Quantization& one : quantizations()) names.emplace_back(one.name);
         return names;
       },
-      "The names by which weights can be quantised: see planner/save/quantization.h.");
+      "The names by which weights can be quantized: see planner/save/quantization.h.");
   m.def(
       "adapter_request",
       [](std::string model, std::string layout, bool text_only, const std::string& sense, double alpha,

@@ -67,7 +67,7 @@ void bind_names(py::module_& m) {
   m.def("is_ignored", &is_ignored, py::arg("map"), py::arg("hf_name"));
   m.def("is_multiplier", &is_multiplier, py::arg("map"), py::arg("hf_name"));
   m.def("hf_names_of", &hf_names_of, py::arg("map"), py::arg("fqn"), py::arg("expert") = 0);
-  m.def("quantised_patterns", &quantised_patterns, py::arg("map"));
+  m.def("quantized_patterns", &quantized_patterns, py::arg("map"));
 }
 
 void bind_requests(py::module_& m) {

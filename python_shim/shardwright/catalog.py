@@ -52,7 +52,7 @@ def generate(
 
     Without a family: MiniMax M3 in a ``preset``, also "full"; ``layers`` replaces the preset's number of layers.
 
-    ``encoding`` is how weights are stored that releases quantise, one of those that the command line lists, such as
+    ``encoding`` is how weights are stored that releases quantize, one of those that the command line lists, such as
     "block_fp8" or "nvfp4_modelopt"; four bits are of routed experts alone, where there are any. The default is as
     released. ``max_shard_size`` bounds the files, in bytes or as "5GB". Equal seeds give equal bytes.
 

@@ -86,8 +86,8 @@ def convert(
             some staging. Whatever else the source has is taken over, and config.json tells of the new encoding. Of a
             checkpoint of training the weights are exported, as by :func:`export` of its path: a matrix, one of a stack
             as well, is then held as a whole.
-        quantized_weights: patterns of HF names: exactly these matrices are quantised. Of a source without encoded
-            weights, the default is those that releases of its family (``model``) quantise, if it has any.
+        quantized_weights: patterns of HF names: exactly these matrices are quantized. Of a source without encoded
+            weights, the default is those that releases of its family (``model``) quantize, if it has any.
         model, template, layout, key: see :func:`export`; all but ``model`` are of checkpoints of training, with
             ``quantization``, which may then be "template" as well.
         max_shard_size: bytes of tensors in a file, or text such as "5GB"; with ``quantization``.

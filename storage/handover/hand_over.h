@@ -59,7 +59,7 @@ struct RefitOptions {
 /// ranks describe what they did.
 ///
 /// Throws the same Error on all ranks, before anything is sent, where the two sides do not fit each other or
-/// values cannot be encoded as far as that is known by then: mismatch that lists all that is wrong by name.
+/// values cannot be encoded as far as that is known by then: mismatch that tells what is wrong by name.
 /// What goes wrong later is in the outcome of the ranks that met it, and says which layers of this rank's
 /// engine are new.
 RefitOutcome hand_over(const Job& job, const RefitSide& side, const ExportRequest& request,

@@ -107,7 +107,7 @@ class Pieces {
 
 /// Begins to hand over the trainer's tensors. All ranks of the job call it, each with its own parts, whose
 /// memory must stay as it is until the last bucket; what follows needs no other rank. Reads the values of
-/// blocks that are cut by ranks. Throws the same Error on all ranks: mismatch that lists all that does not
+/// blocks that are cut by ranks. Throws the same Error on all ranks: mismatch that tells what does not
 /// fit, by name, argument.
 Pieces begin_pieces(const std::vector<TensorSpec>& specs, const Job& job = {},
                     const PieceOptions& options = {});

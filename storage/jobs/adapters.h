@@ -29,7 +29,7 @@ struct SaveAdapterOptions {
 /// LoRA tensors' are passed over. It is an export, with the proof of one: each rank writes its bytes to their
 /// final place, and the two files get their names when all have.
 ///
-/// Throws the same Error on all ranks, and has published nothing then: mismatch that lists all that makes no
+/// Throws the same Error on all ranks, and has published nothing then: mismatch that tells what makes no
 /// adapter of that kind; argument for an unknown model or layout; io, EEXIST where an adapter may not be
 /// replaced.
 ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
@@ -38,7 +38,7 @@ ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::files
 
 /// Plans and loads adapter_model.safetensors of `directory` into tensors in CPU memory. Each rank calls it by
 /// itself, with its parts. With `strict`, tensors of the file that no pair has are an error. Throws one
-/// Error(mismatch) that lists all that does not fit; argument for an unknown model, and for tensors on
+/// Error(mismatch) that tells what does not fit; argument for an unknown model, and for tensors on
 /// devices that have to be zero first; as load(). Nothing is written if the plan fails.
 LoadReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
                         const AdapterRequest& request = {}, bool strict = true,

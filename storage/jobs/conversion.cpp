@@ -126,10 +126,10 @@ void Conversion::add_spec(const NativeTensor& tensor, int rank, int ranks) {
 /// gpt-oss's blocks of a stack hold the transposes of the matrices that go under the name otherwise: gives
 /// the template what is written in place of what is read, and the rules of loading the way between the two.
 void Conversion::transpose_blocks() {
-  const Quantization* const how = request_.quantise;
+  const Quantization* const how = request_.quantize;
   const bool to_blocks = how != nullptr && how->rule == EncodingRule::mxfp4_gpt_oss;
   const auto is_named = [&](const SourceTensor& tensor) {
-    const std::vector<std::string>& patterns = request_.quantised_weights;
+    const std::vector<std::string>& patterns = request_.quantized_weights;
     return std::any_of(patterns.begin(), patterns.end(),
                        [&](const std::string& pattern) { return fits_pattern(tensor.name, pattern); });
   };

@@ -26,7 +26,7 @@ struct ConvertOptions {
 
 /// Writes a Hugging Face checkpoint as another one, its weights stored as options.quantization says, under
 /// the names of the tool that has the rule: from any encoding to any, or to BF16. Weights are those that the
-/// source has encoded; of a source without any those that its family's releases quantise, or that are named.
+/// source has encoded; of a source without any those that its family's releases quantize, or that are named.
 /// All other tensors and files are taken over. Weights of one encoding become those of another by way of
 /// BF16.
 ///

@@ -22,7 +22,7 @@ struct ExportOptions {
   std::string model = "auto";        ///< the family, by the template, else by the native names
   std::string layout = "automodel";  ///< the trainer's, see weight_map_for()
 
-  /// How the weights are stored that the template, or else the family's rule of names, has quantised, or that
+  /// How the weights are stored that the template, or else the family's rule of names, has quantized, or that
   /// `quantized_weights` names: by one of quantizations() (planner/save/quantization.h), such as "mxfp8" or
   /// "nvfp4-modelopt"; "template": every weight in the template's encoding, with the template's scales;
   /// "none": BF16. All others get the template's dtypes; without a template the floats of a known family
@@ -30,7 +30,7 @@ struct ExportOptions {
   std::string quantization = "none";
 
   /// Patterns of HF names, in which * stands for any characters: exactly these matrices, and stacks of them,
-  /// are quantised. Empty: as the template or the family has it.
+  /// are quantized. Empty: as the template or the family has it.
   std::vector<std::string> quantized_weights = {};
 
   bool strict = true;          ///< a tensor that the template has and the ranks lack is an error
@@ -57,7 +57,7 @@ struct ExportOptions {
 /// transformers stores none; the report lists it as left out. The report is this rank's; `rounded` and
 /// `left_out` are those of the whole export.
 ///
-/// Throws the same Error on all ranks, and has published nothing then: mismatch that lists all that does not
+/// Throws the same Error on all ranks, and has published nothing then: mismatch that tells what does not
 /// fit, by name; io with errno, naming the file, if the operating system refuses, EEXIST where something is
 /// in the place, ENOSPC where there is too little of it; device, naming tensor and call.
 ExportReport export_checkpoint(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,

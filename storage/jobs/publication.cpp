@@ -28,8 +28,8 @@ std::vector<fs::path> with_template(std::vector<fs::path> sources, const ExportR
 /// What the weights of an export are, for its config.json.
 ToldQuantization told_of(const ExportLayout& layout, const Catalog* template_catalog) {
   ToldQuantization told;
-  if (layout.quantise == nullptr || !has_scales(layout.catalog)) return told;
-  told.how = layout.quantise;
+  if (layout.quantize == nullptr || !has_scales(layout.catalog)) return told;
+  told.how = layout.quantize;
   constexpr std::string_view ending = ".weight";
   for (const SourceTensor& tensor : layout.catalog.tensors) {
     if (!tensor.name.ends_with(ending)) continue;

@@ -74,7 +74,7 @@ class KeptRefit {
 /// the checkpoint that export_checkpoint() would write, bit for bit. All ranks of the job call it;
 /// `transport` speaks of the job's ranks, and `kept` is each rank's own.
 ///
-/// Throws the same Error on all ranks, before anything is sent: mismatch that lists all that does not fit, by
+/// Throws the same Error on all ranks, before anything is sent: mismatch that tells what does not fit, by
 /// name, argument. What goes wrong later, on any rank, is a failure in the outcome of all of them, which says
 /// what has become of this rank's engine.
 RefitOutcome refit_engine(const TrainerAndEngine& side, const Job& job, const Transport& transport,

@@ -31,7 +31,7 @@ struct AdapterPlan {
 /// Plans a load of an adapter, and proves it as plan_load does. `tensors` are the trainer's, with their
 /// global shapes, also those of which this rank holds nothing; `specs` what it holds. Names that are no LoRA
 /// tensors' are passed over. With `strict`, tensors of the file that no pair has are an error. Reads those
-/// tensors whose values must be alike, or zero. Throws one Error(mismatch) that lists all that does not fit,
+/// tensors whose values must be alike, or zero. Throws one Error(mismatch) that tells what does not fit,
 /// Error(argument) for an unknown model, Error(io).
 AdapterPlan plan_adapter(const std::vector<NativeTensor>& tensors, const std::vector<TensorSpec>& specs,
                          const Catalog& catalog, AdapterRequest request, bool strict = true);

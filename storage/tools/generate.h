@@ -14,7 +14,7 @@ namespace shardwright {
 /// What checkpoint to generate: MiniMax M3's in one of its presets, or one of any family.
 struct GenerateOptions {
   std::string preset = {};    ///< tiny (also where it is empty), small or bench; of MiniMax M3 also full
-  std::string encoding = {};  ///< of what releases quantise, see stored_encodings(); empty: as released
+  std::string encoding = {};  ///< of what releases quantize, see stored_encodings(); empty: as released
   bool layout_only = false;   ///< true headers, index and config.json, but sparse files behind them
   bool any_values = false;    ///< all that the formats can hold, instead of what a trained model has
   std::uint64_t seed = 0;     ///< equal seeds give equal bytes, on any machine and with any number of threads

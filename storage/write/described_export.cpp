@@ -30,8 +30,8 @@ AdapterForm adapter_of(const ExportRequest& request, const std::vector<SavedTens
 ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>& tensors) {
   ExportForm form;
   form.template_catalog = request.template_catalog;
-  form.quantise = request.quantise;
-  form.weights = request.quantised_weights;
+  form.quantize = request.quantize;
+  form.weights = request.quantized_weights;
   form.as_template = request.as_template;
   form.strict = request.strict;
   form.strict_dtypes = request.strict_dtypes;
@@ -42,7 +42,7 @@ ExportForm form_of(const ExportRequest& request, const std::vector<SavedTensor>&
     form.map = weight_map_for(*request.template_catalog, request.model, request.layout);
   } else {
     form.map = weight_map_without_template(tensors, request.model, request.layout,
-                                           request.quantise != nullptr && request.quantised_weights.empty());
+                                           request.quantize != nullptr && request.quantized_weights.empty());
   }
   keep_packed(form, tensors);
   return form;
@@ -87,7 +87,7 @@ DescribedExport described_export(const ExportRequest& request, const std::vector
         static_cast<std::uint32_t>(described.layout.catalog.find(made.name).data() - stored.data());
     described.layout.made.push_back({tensor, std::move(made)});
   }
-  described.layout.quantise = described.form.quantise;
+  described.layout.quantize = described.form.quantize;
   for (const std::string& name : exported.copied)
     described.layout.copied.push_back(
         static_cast<std::uint32_t>(described.layout.catalog.find(name).data() - stored.data()));

@@ -11,7 +11,7 @@
 
 namespace shardwright {
 
-/// A box of a weight that is quantised by a rule. All references must outlive it.
+/// A box of a weight that is quantized by a rule. All references must outlive it.
 struct WeightPart {
   const Quantization& quantization;
   const Encoding& encoding;

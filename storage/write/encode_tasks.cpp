@@ -143,7 +143,7 @@ class Encoder {
                       Thread& thread) {
     const ExportTask& task = tasks_[number];
     const Transfer& transfer = transfer_of(task);
-    const WeightPart part{*layout_.quantise, transfer.encoding, catalog_.tensors[transfer.source], spec.fqn,
+    const WeightPart part{*layout_.quantize, transfer.encoding, catalog_.tensors[transfer.source], spec.fqn,
                           task.box};
     const PartBoxes boxes = shardwright::boxes_of(part);
     std::byte* codes = thread.room_for(boxes.code_bytes + boxes.scale_bytes);
@@ -247,12 +247,12 @@ TaskBounds task_bounds(const EncodingResources& resources, const ExportLayout& l
   if (spec.device != DeviceKind::cuda) return TaskBounds{resources.buffer_bytes, 0};
   const std::size_t room = resources.gathering.block_bytes - DeviceGatherer::slack;
   // Values that are encoded here come in their own dtype: up to 8 times as many bytes as their codes.
-  const bool is_encoded_here = layout.template_catalog != nullptr || layout.quantise != nullptr;
+  const bool is_encoded_here = layout.template_catalog != nullptr || layout.quantize != nullptr;
   return TaskBounds{is_encoded_here ? room / 8 : room, 2};
 }
 
 bool is_in_columns(const ExportLayout& layout, const SourceTensor& weight) {
-  return layout.quantise != nullptr && layout.quantise->rule == EncodingRule::mxfp8 &&
+  return layout.quantize != nullptr && layout.quantize->rule == EncodingRule::mxfp8 &&
          weight.shape.size() == 2;
 }
 
@@ -278,7 +278,7 @@ BoxesOfTask boxes_of(const ExportTask& task, const ExportTasks& work, const Part
     boxes.scales = scales_in_columns(task, transfer, scales);
     return boxes;
   }
-  const PartBoxes of_part = boxes_of(WeightPart{*layout.quantise, transfer.encoding, stored,
+  const PartBoxes of_part = boxes_of(WeightPart{*layout.quantize, transfer.encoding, stored,
                                                 parts.specs[transfer.destination].fqn, task.box});
   boxes.elements.shape = stored.shape;
   boxes.elements.box = of_part.codes;

@@ -224,8 +224,8 @@ std::vector<float> largest_of_weights(const ExportLayout& layout,
                    (std::isnan(largest.back()) ? "a NaN" : "an infinity") + ", found one");
     }
   }
-  problems.throw_if_any(ErrorKind::mismatch, "cannot quantise these weights; nothing has been written:");
-  if (layout.quantise != nullptr && layout.quantise->rule == EncodingRule::nvfp4_modelopt)
+  problems.throw_if_any(ErrorKind::mismatch, "cannot quantize these weights; nothing has been written:");
+  if (layout.quantize != nullptr && layout.quantize->rule == EncodingRule::nvfp4_modelopt)
     share_by_input(layout, largest);
   return largest;
 }
@@ -249,21 +249,21 @@ void add(const ExportReport& of_batch, ExportReport& report) {
 
 void ExportRequest::set_quantization(std::string_view name, std::vector<std::string> weights) {
   as_template = name == "template";
-  quantise = quantization_named(name);
-  if (quantise == nullptr && !as_template && name != "none") {
+  quantize = quantization_named(name);
+  if (quantize == nullptr && !as_template && name != "none") {
     throw Error(ErrorKind::argument, "quantization is \"" + std::string(name) + "\"; expected one of " +
                                          names_of_quantizations() + ", template, or none");
   }
-  if (quantise == nullptr && !weights.empty())
+  if (quantize == nullptr && !weights.empty())
     throw Error(ErrorKind::argument, "quantized_weights: expected a quantization= by which to encode them");
-  quantised_weights = std::move(weights);
+  quantized_weights = std::move(weights);
 }
 
 std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
                             const ExportRequest& request, const ValuesElsewhere& values) {
   ExportHoldings holdings{told_state(state), order_of(specs, state), {}, words_of(request)};
   // Nothing is cut, so that only what all values have a say in has to be told.
-  if (request.quantise != nullptr && request.quantise->has_global()) {
+  if (request.quantize != nullptr && request.quantize->has_global()) {
     const std::vector<ExportForm> forms = forms_of_rank(request, tensors_of(specs));
     KnownNumbers known;
     for_each_batch(specs, values, [&](const std::vector<TensorSpec>& batch) {
@@ -293,7 +293,7 @@ std::string describe_export(const std::vector<TensorSpec>& specs, const RankStat
   const bool has_memory = std::none_of(specs.begin(), specs.end(), [](const TensorSpec& spec) {
     return spec.data == nullptr && volume(spec.local_shape) > 0;
   });
-  if (request.quantise != nullptr && has_memory) {
+  if (request.quantize != nullptr && has_memory) {
     for (const ExportForm& form : forms_of_rank(request, tensors_of(specs))) {
       std::vector<BlockColumn> columns = scales_of_cut_blocks(specs, form, devices);
       std::move(columns.begin(), columns.end(), std::back_inserter(holdings.columns));

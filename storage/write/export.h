@@ -26,12 +26,12 @@ struct ExportRequest {
   const Catalog* template_catalog = nullptr;  ///< the template: whose names, dtypes and order; null: none
   std::string model = "auto";
   std::string layout = "automodel";
-  const Quantization* quantise = nullptr;      ///< see ExportForm
-  std::vector<std::string> quantised_weights;  ///< ExportForm::weights
+  const Quantization* quantize = nullptr;      ///< see ExportForm
+  std::vector<std::string> quantized_weights;  ///< ExportForm::weights
   bool as_template = false;                    ///< see ExportForm
 
   /// Sets these from the name of a quantization, "template" or "none". Throws Error(argument), with the names
-  /// that there are, for another one, and for weights without a rule to quantise them by.
+  /// that there are, for another one, and for weights without a rule to quantize them by.
   void set_quantization(std::string_view name, std::vector<std::string> weights);
   bool strict = true;
   std::uint64_t max_file_bytes = 5'000'000'000;  ///< of tensors; see lay_out
@@ -76,7 +76,7 @@ struct PlannedExport {
   std::string adapter_config;  ///< the text of adapter_config.json; empty: it is no adapter
 };
 
-/// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that lists all that does
+/// Step 2, on one rank: the files, and who writes what. Throws one Error(mismatch) that tells what does
 /// not fit, by name, or the ranks that were asked for something else. `holdings` are what the ranks said in
 /// step 1.
 PlannedExport plan_export(const std::vector<std::string>& holdings, const ExportRequest& request,

@@ -29,7 +29,7 @@ struct ExportLayout {
       nullptr;                             ///< which that points to, if it is not the caller's
   std::vector<std::uint32_t> copied;       ///< indices into Catalog::tensors of what is the template's
   std::vector<Made> made;                  ///< what is neither the template's nor in a state dict
-  const Quantization* quantise = nullptr;  ///< by which weights with scales are encoded; null: as_template
+  const Quantization* quantize = nullptr;  ///< by which weights with scales are encoded; null: as_template
   bool has_holes = false;                  ///< what nobody writes of the files is zero
   bool has_checksums = true;               ///< a list of checksums will lie beside the files
 };

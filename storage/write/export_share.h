@@ -18,7 +18,7 @@ struct PartsToWrite {
   std::vector<TensorSpec> specs;           ///< each a single box
   std::vector<BlockColumn> shared_scales;  ///< of all blocks that these boxes cut
   std::vector<std::uint32_t> headers;      ///< indices into Catalog::files, which this rank writes
-  KnownNumbers numbers;                    ///< of all weights that the layout's rule quantises
+  KnownNumbers numbers;                    ///< of all weights that the layout's rule quantizes
 };
 
 /// One rank's share of an export.

@@ -39,13 +39,13 @@ std::vector<std::string> words_of(const ExportRequest& request) {
   std::string files;
   for (const auto& [name, number] : request.file_numbers) files += name + " " + std::to_string(number) + "\n";
   std::string patterns;
-  for (const std::string& pattern : request.quantised_weights)
+  for (const std::string& pattern : request.quantized_weights)
     patterns += (patterns.empty() ? "" : " ") + pattern;
   std::vector<std::string> words{
       "model " + request.model,
       "layout " + request.layout,
       std::string("quantization ") + (request.as_template           ? "template"
-                                      : request.quantise != nullptr ? std::string(request.quantise->name)
+                                      : request.quantize != nullptr ? std::string(request.quantize->name)
                                                                     : "none"),
       "quantized_weights " + (patterns.empty() ? "none" : patterns),
       std::string("strict ") + (request.strict ? "true" : "false"),

@@ -14,7 +14,7 @@ using FileContents = std::map<std::string, std::string>;
 
 /// What a quantization_config tells of the weights.
 struct ToldQuantization {
-  const Quantization* how = nullptr;              ///< null: none is quantised
+  const Quantization* how = nullptr;              ///< null: none is quantized
   std::vector<std::string> plain_modules;         ///< HF names of modules whose matrices are not
   std::vector<std::string> encoded_modules = {};  ///< the same of those whose matrices are
   std::vector<std::string> newly_plain = {};      ///< of plain_modules, those that the template has encoded

@@ -182,7 +182,7 @@ std::vector<WeightNumbers> find_numbers(const std::vector<TensorSpec>& specs, co
   for (const HeldBox& held : all) {
     if (is_empty(held.box) || !is_told_by_numbers(form, held.encoding, held.shape.size())) continue;
     if (!can_encode(specs[held.spec].dtype)) continue;  // which planning refuses, by name
-    if (form.quantise->has_global()) looks.push_back({&held, held.box, Sought::largest});
+    if (form.quantize->has_global()) looks.push_back({&held, held.box, Sought::largest});
     for (Box& part : in_cut_blocks(held.encoding, held.box, held.shape))
       looks.push_back({&held, std::move(part), Sought::magnitudes});
     if (auto column = column_for_another(held.encoding, held.box))

@@ -19,7 +19,7 @@ std::vector<std::byte> bytes_of_made(const Made& made, const ExportLayout& layou
   float number = 1;
   if (made.how.kind == MadeTensor::Kind::global_scale) {
     number =
-        global_scale(layout.quantise->rule, made.how.values, numbers.largest(made.how.weight).value_or(0));
+        global_scale(layout.quantize->rule, made.how.values, numbers.largest(made.how.weight).value_or(0));
   }
   copy_box({{volume(stored.shape), 0, 1}}, DType::F32, stored.dtype,
            reinterpret_cast<const std::byte*>(&number), bytes.data());

@@ -156,7 +156,7 @@ void receive_whole(std::string_view told, const Catalog& catalog) {
   plan_receives({std::string(told)}, planned);
 }
 
-/// What a rank holds of an export of a matrix to be quantised and of a vector.
+/// What a rank holds of an export of a matrix to be quantized and of a vector.
 std::string holdings_of_export() {
   static std::vector<std::uint16_t> memory(4 * 64, 0x3F80);
   const WeightMap map = unchanged_names();

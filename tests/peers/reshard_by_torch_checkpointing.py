@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node N reshard_by_torch_checkpointing.py FOLDER
 
-FOLDER holds "quantised", a released checkpoint, and expected.safetensors, its decoded tensors. Each rank writes
+FOLDER holds "quantized", a released checkpoint, and expected.safetensors, its decoded tensors. Each rank writes
 RANK.json, the names of what came out otherwise, by what was tried.
 """
 
@@ -76,14 +76,14 @@ def main(folder: Path) -> None:
         for dimension in (0, -1):
             state = empty(dimension)
             manager.load(
-                folder / "quantised", into={"model": state}, metadata_format=metadata_format, strict=True
+                folder / "quantized", into={"model": state}, metadata_format=metadata_format, strict=True
             )
-            wrong[f"quantised, {kind}, {dimension}"] = differing(state, placed(dimension))
+            wrong[f"quantized, {kind}, {dimension}"] = differing(state, placed(dimension))
     assert resharder.report is not None and resharder.report.bytes_read > 0
 
     theirs = empty(0)
     manager_of(DefaultResharder()).load(
-        folder / "quantised",
+        folder / "quantized",
         into={"model": theirs},
         metadata_format=HuggingFaceSafetensorsDistributedMetadataFormat,
     )
@@ -105,7 +105,7 @@ def main(folder: Path) -> None:
     misfit = empty(0)
     misfit["another.weight"] = misfit["model.norm.weight"]
     try:
-        manager.load(folder / "quantised", into={"model": misfit}, metadata_format=AnyCheckpoint)
+        manager.load(folder / "quantized", into={"model": misfit}, metadata_format=AnyCheckpoint)
         wrong["misfit"] = ["nothing was said"]
     except sw.PlanError as error:
         wrong["misfit"] = [] if "another.weight" in str(error) else [str(error)]

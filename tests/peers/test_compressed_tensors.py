@@ -11,7 +11,7 @@ import shardwright as sw
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from quantisers import dense_model, exported_as, read_by_transformers, written_by_compressed_tensors
+from quantizers import dense_model, exported_as, read_by_transformers, written_by_compressed_tensors
 from test_families_transformers import differing
 from tiny_models import Tensors, held
 

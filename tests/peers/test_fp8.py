@@ -18,7 +18,7 @@ NAME = "language_model.model.layers.0.self_attn.q_proj.weight"
     [(torch.uint8, (256, 12)), (torch.float32, (2, 3)), (torch.bfloat16, (2, 3)), (torch.float32, ())],
     ids=["mxfp8", "block_fp8", "block_fp8_bf16", "tensor_fp8"],
 )
-def test_decoding_equals_transformers_dequantisation(
+def test_decoding_equals_transformers_dequantization(
     dtype: torch.dtype, element: torch.dtype, scale_dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path
 ):
     generator = torch.Generator().manual_seed(0)

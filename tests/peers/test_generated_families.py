@@ -34,8 +34,8 @@ FORMS = [
 each = pytest.mark.parametrize("family, form", FORMS, ids=[f"{name}, {form}" for name, form in FORMS])
 
 
-#: How transformers is told to dequantise, by the "quant_method" of config.json.
-DEQUANTISING = {
+#: How transformers is told to dequantize, by the "quant_method" of config.json.
+DEQUANTIZING = {
     "fp8": lambda config: FineGrainedFP8Config(**config | {"dequantize": True}),
     "mxfp8": lambda config: FineGrainedFP8Config(dequantize=True),
     "mxfp4": lambda config: Mxfp4Config(dequantize=True),
@@ -51,7 +51,7 @@ def model_of_transformers(path: Path) -> tuple[torch.nn.Module, dict]:
     more = {}
     if quantization is not None:
         method = quantization.pop("quant_method")
-        more = {"quantization_config": DEQUANTISING[method](quantization)}
+        more = {"quantization_config": DEQUANTIZING[method](quantization)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, info = auto.from_pretrained(path, dtype="auto", output_loading_info=True, **more)

@@ -203,13 +203,13 @@ def test_block_scaled_weights_are_decoded_on_the_way(checkpoint, tmp_path: Path)
     path, theirs, _ = checkpoint
     scale = torch.tensor([[0.25]])
 
-    def quantised(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def quantized(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         small = {name: t for name, t in stored.items() if ".experts." in name and max(t.shape) <= 128}
         assert small
         scales = {f"{name}_scale_inv": scale.clone() for name in small}
         return stored | {name: (t / 0.25).to(torch.float8_e4m3fn) for name, t in small.items()} | scales
 
-    fp8 = rewrite(path, tmp_path / "fp8", quantised)
+    fp8 = rewrite(path, tmp_path / "fp8", quantized)
     decoded = rewrite(
         path,
         tmp_path / "decoded",

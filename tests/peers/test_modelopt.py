@@ -1,4 +1,4 @@
-"""What nvidia-modelopt 0.47 writes on the CPU is loaded as it dequantises it, bit for bit. Run by `make compare`."""
+"""What nvidia-modelopt 0.47 writes on the CPU is loaded as it dequantizes it, bit for bit. Run by `make compare`."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import shardwright as sw
 import torch
 from modelopt.torch.quantization.qtensor import FP8QTensor, MXFP4QTensor, NVFP4QTensor
-from quantisers import decoded_by_modelopt, dense_model, exported_as, written_by_modelopt
+from quantizers import decoded_by_modelopt, dense_model, exported_as, written_by_modelopt
 from safetensors.torch import save_file
 from test_families_transformers import differing
 from tiny_models import held
@@ -24,7 +24,7 @@ each = pytest.mark.parametrize("config", CONFIGS)
 
 
 @each
-def test_what_modelopt_writes_loads_as_it_dequantises_it(config: str, tmp_path: Path):
+def test_what_modelopt_writes_loads_as_it_dequantizes_it(config: str, tmp_path: Path):
     written_by_modelopt(dense_model(), config, tmp_path / "theirs")
     stored = held(tmp_path / "theirs")
     for dtype in (torch.bfloat16, torch.float32):

@@ -67,7 +67,7 @@ def test_packed_experts_load_as_those_that_transformers_has_unpacked(layout: str
 
 
 def test_an_export_by_gpt_oss_rule_is_read_by_transformers(tmp_path: Path):
-    """transformers quantises on GPUs alone: that the bits are the rule's is shown by tests/python/test_rules.py."""
+    """transformers quantizes on GPUs alone: that the bits are the rule's is shown by tests/python/test_rules.py."""
     sw.generate(tmp_path / "packed", family="gpt_oss", form="mxfp4")
     state = sw.empty_state_dict(tmp_path / "packed", layout="transformers")
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""torch_checkpointing 0.1.1 loads quantised releases, its own checkpoints and ours by our resharder, on two ranks."""
+"""torch_checkpointing 0.1.1 loads quantized releases, its own checkpoints and ours by our resharder, on two ranks."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch_checkpointing.storage.filesystem import LocalFileSystemStorage, Local
 BLOCK = 128
 
 
-def quantised(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantized(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """FP8 values, the F32 scale of each 128 × 128 block, and what they mean in BF16."""
     rows, columns = (-(-size // BLOCK) for size in tensor.shape)
     scales = torch.empty(rows, columns)
@@ -32,7 +32,7 @@ def quantised(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> list[dict[str, list[str]]]:
     folder = tmp_path_factory.mktemp("reshard")
-    (folder / "quantised").mkdir()
+    (folder / "quantized").mkdir()
     generator = torch.Generator().manual_seed(0)
     stored: dict[str, torch.Tensor] = {}
     expected: dict[str, torch.Tensor] = {}
@@ -41,10 +41,10 @@ def outcomes(tmp_path_factory) -> list[dict[str, list[str]]]:
         ("model.layers.0.mlp.up_proj.weight", (257, 64)),
     ):
         values = torch.randn(shape, generator=generator)
-        stored[name], stored[name + "_scale_inv"], expected[name] = quantised(values)
+        stored[name], stored[name + "_scale_inv"], expected[name] = quantized(values)
     stored["model.norm.weight"] = expected["model.norm.weight"] = torch.randn(64).to(torch.bfloat16)
-    save_file(stored, folder / "quantised" / "model.safetensors", metadata={"format": "pt"})
-    (folder / "quantised" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    save_file(stored, folder / "quantized" / "model.safetensors", metadata={"format": "pt"})
+    (folder / "quantized" / "config.json").write_text(json.dumps({"model_type": "llama"}))
     save_file(expected, folder / "expected.safetensors")
     run_well("reshard_by_torch_checkpointing.py", folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]

@@ -151,7 +151,7 @@ def test_it_begins_with_a_released_checkpoint_as_torchtitan_does(released: Path,
     assert train(tmp_path / "ours", 2, checkpoint=begin_from(released)) == theirs
 
 
-def test_a_quantised_one_trains_as_its_decoded_values_do(released: Path, tmp_path: Path):
+def test_a_quantized_one_trains_as_its_decoded_values_do(released: Path, tmp_path: Path):
     meant = in_fp8(released, tmp_path / "fp8")
     shutil.copytree(released, tmp_path / "decoded")
     save_file(meant, tmp_path / "decoded" / "model.safetensors", metadata={"format": "pt"})

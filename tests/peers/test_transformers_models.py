@@ -53,7 +53,7 @@ def test_tied_weights_are_one_and_are_stored_once(tied: bool, tmp_path: Path):
     assert [name for name in expected if not same(again[name], expected[name])] == []
 
 
-def test_what_was_quantised_is_stored_plain_and_said_to_be(tmp_path: Path):
+def test_what_was_quantized_is_stored_plain_and_said_to_be(tmp_path: Path):
     sw.generate(tmp_path / "released", family="qwen3", form="fp8")
     model = on_meta(tmp_path / "released")
     load_pretrained(model, tmp_path / "released")

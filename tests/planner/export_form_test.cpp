@@ -21,11 +21,11 @@ std::vector<SavedTensor> saved(const RandomModel& model) {
   return tensors;
 }
 
-ExportForm form_of(const Catalog& template_catalog, bool quantise) {
+ExportForm form_of(const Catalog& template_catalog, bool quantize) {
   ExportForm form;
   form.map = weight_map_for(template_catalog);
   form.template_catalog = &template_catalog;
-  if (quantise) form.quantise = quantization_named("mxfp8");
+  if (quantize) form.quantize = quantization_named("mxfp8");
   form.by_rule_of_names = !has_scales(template_catalog);
   return form;
 }
@@ -42,7 +42,7 @@ TEST(export_form, names_dtypes_and_scales_are_those_of_the_template) {
   for (int round = 0; round < 200; ++round) {
     const RandomModel model = random_model(random);
     const Catalog template_catalog = catalog_of(random, model.stored);
-    const bool quantise = has_scales(template_catalog) && random.once_in(2);
+    const bool quantize = has_scales(template_catalog) && random.once_in(2);
     // The slow definition: what is stored is stored again; scales decide what is MXFP8.
     std::map<std::string, Expected> expected;
     for (const Stored& stored : model.stored) {
@@ -53,7 +53,7 @@ TEST(export_form, names_dtypes_and_scales_are_those_of_the_template) {
       });
       if (scales == model.stored.end()) {
         expected[stored.name] = {stored.dtype, stored.shape};
-      } else if (!quantise) {
+      } else if (!quantize) {
         expected[stored.name] = {DType::BF16, stored.shape};
       } else {
         const DType scale = scales->dtype == DType::F8_E8M0 ? DType::F8_E8M0 : DType::U8;
@@ -62,7 +62,7 @@ TEST(export_form, names_dtypes_and_scales_are_those_of_the_template) {
       }
     }
 
-    const ExportedTensors exported = exported_tensors(saved(model), form_of(template_catalog, quantise));
+    const ExportedTensors exported = exported_tensors(saved(model), form_of(template_catalog, quantize));
     EXPECT_TRUE(exported.left_out.empty());
     std::map<std::string, Expected> found;
     std::pair<std::uint32_t, std::uint64_t> place;
@@ -99,7 +99,7 @@ TEST(export_form, what_the_template_has_in_narrower_dtypes_is_rounded_and_refuse
         const std::string name = hf_element(native, at).name;
         const bool scaled = !scales_of(template_catalog, name).empty();
         const DType stored = scaled ? DType::BF16 : template_catalog.find(name).front().dtype;
-        if (!(scaled && form.quantise != nullptr) && narrowing.contains({native.dtype, stored}))
+        if (!(scaled && form.quantize != nullptr) && narrowing.contains({native.dtype, stored}))
           expected.insert(native.fqn);
       });
     }
@@ -143,9 +143,9 @@ TEST(export_form, scales_of_activations_that_are_not_taken_over_are_left_out_by_
                                          {"q_proj.weight", DType::BF16, {4, 64}}};
   const std::vector<std::string> expected{"k_proj.k_scale", "q_proj.input_scale"};
   EXPECT_EQ(exported_tensors(tensors, form).left_out, expected);  // in BF16
-  form.quantise = quantization_named("nvfp4-modelopt");
+  form.quantize = quantization_named("nvfp4-modelopt");
   EXPECT_EQ(exported_tensors(tensors, form).left_out, expected);
-  form.quantise = nullptr;
+  form.quantize = nullptr;
   form.as_template = true;
   EXPECT_EQ(exported_tensors(tensors, form).left_out, std::vector<std::string>());
 }
@@ -195,12 +195,12 @@ TEST(export_form, a_dtype_that_cannot_be_stored_so_is_an_error_that_names_the_te
                [&] { exported_tensors(tensors, form_of(template_catalog, true)); });
 }
 
-TEST(export_form, without_a_template_the_names_tell_the_family_and_its_rule_what_to_quantise) {
+TEST(export_form, without_a_template_the_names_tell_the_family_and_its_rule_what_to_quantize) {
   std::vector<SavedTensor> tensors;
   for (const auto& [name, shape] : released_shapes("minimax_m3_vl.native.txt"))
     tensors.push_back({name, DType::F32, shape});
   ExportForm form;
-  form.quantise = quantization_named("mxfp8");
+  form.quantize = quantization_named("mxfp8");
   form.map = weight_map_without_template(tensors, "auto", "automodel", true);
   EXPECT_EQ(form.map.family, "minimax_m3");
   const std::map<std::string, Shape> released = released_shapes("minimax_m3_vl.hf.txt");
@@ -221,7 +221,7 @@ TEST(export_form, without_a_template_the_names_tell_the_family_and_its_rule_what
   }
 }
 
-TEST(export_form, names_of_no_family_stay_as_they_are_and_cannot_be_quantised) {
+TEST(export_form, names_of_no_family_stay_as_they_are_and_cannot_be_quantized) {
   const std::vector<SavedTensor> tensors{{"a.weight", DType::F32, {3, 4}}, {"b", DType::I64, {}}};
   ExportForm form;
   form.map = weight_map_without_template(tensors, "auto", "automodel", false);

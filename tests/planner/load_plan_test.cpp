@@ -374,9 +374,9 @@ TEST(load_plan_problems, a_dtype_that_cannot_become_the_trainers) {
   Job job;
   job.tensor("language_model.model.norm.weight").dtype = DType::I64;
   job.expect_problem({"model.norm.weight", "model.safetensors", "I64", "BF16"});
-  Job quantised;
-  quantised.spec(q_proj).dtype = DType::F8_E4M3;
-  quantised.expect_problem({q_proj, "F8_E4M3", "BF16, F16, F32"});
+  Job quantized;
+  quantized.spec(q_proj).dtype = DType::F8_E4M3;
+  quantized.expect_problem({q_proj, "F8_E4M3", "BF16, F16, F32"});
 }
 
 TEST(load_plan_problems, packed_formats_are_not_moved) {

@@ -201,15 +201,15 @@ TEST(minimax_m3_layouts, a_trainer_with_huggingface_names_may_spell_them_in_any_
   }
 }
 
-TEST(minimax_m3_layouts, a_layout_has_no_say_in_what_is_quantised) {
+TEST(minimax_m3_layouts, a_layout_has_no_say_in_what_is_quantized) {
   const std::vector<NamedShape> tensors = preset_tensors("tiny");
   for (const char* layout : {"transformers", "huggingface"}) {
     const WeightMap map = m3(layout, catalog_of(tensors));
     for (const NamedShape& tensor : tensors) {
       const std::vector<NameMatch> places = native_matches_of(map, tensor.name);
       if (places.empty()) continue;
-      ASSERT_EQ(places.front().rule->quantised,
-                native_matches_of(m3("automodel"), tensor.name).at(0).rule->quantised)
+      ASSERT_EQ(places.front().rule->quantized,
+                native_matches_of(m3("automodel"), tensor.name).at(0).rule->quantized)
           << tensor.name;
     }
     // What is asked for is what the checkpoint holds, MTP aside where it has no place.

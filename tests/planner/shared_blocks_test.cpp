@@ -46,7 +46,7 @@ TEST(shared_blocks, are_those_of_which_a_box_holds_some_elements_and_not_all) {
     ExportForm form;
     form.map = weight_map_for(catalog);
     form.template_catalog = &catalog;
-    form.quantise = quantization_named("mxfp8");
+    form.quantize = quantization_named("mxfp8");
     form.by_rule_of_names = false;
     const std::map<std::string, Shape> scaled = scaled_weights_of(model, catalog);
     const std::vector<TensorSpec> specs = specs_of_a_rank(random, model);
@@ -102,7 +102,7 @@ TEST(shared_blocks, are_those_of_which_a_box_holds_some_elements_and_not_all) {
     }
     ASSERT_EQ(seen, expected);
     found += static_cast<int>(cuts.size());
-    form.quantise = nullptr;
+    form.quantize = nullptr;
     ASSERT_TRUE(cut_blocks(specs, form).empty());
   }
   EXPECT_GT(found, 100);

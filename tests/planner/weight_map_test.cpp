@@ -174,7 +174,7 @@ TEST(weight_map, mtp_outside_the_text_part_is_ignored) {
   EXPECT_FALSE(is_ignored(map, "language_model.model.mtp.layers.0.enorm.weight"));
 }
 
-TEST(weight_map, the_rule_of_names_counts_what_the_reference_says_as_quantised) {
+TEST(weight_map, the_rule_of_names_counts_what_the_reference_says_as_quantized) {
   const WeightMap map = m3();
   std::int64_t scaled = 0;
   const std::vector<NamedShape> tensors = preset_tensors("full");
@@ -182,18 +182,18 @@ TEST(weight_map, the_rule_of_names_counts_what_the_reference_says_as_quantised) 
     if (tensors[i].name.ends_with("_scale_inv")) continue;
     const bool has_scale = i + 1 < tensors.size() && tensors[i + 1].name.ends_with("_scale_inv");
     const bool is_eh_proj = tensors[i].name == "language_model.model.mtp.layers.0.eh_proj.weight";
-    ASSERT_EQ(native_matches_of(map, tensors[i].name).at(0).rule->quantised, has_scale && !is_eh_proj)
+    ASSERT_EQ(native_matches_of(map, tensors[i].name).at(0).rule->quantized, has_scale && !is_eh_proj)
         << tensors[i].name;
     scaled += has_scale;
   }
   const std::map<std::string, Shape> released = released_shapes("minimax_m3_vl.hf.txt");
   EXPECT_EQ(scaled, std::count_if(released.begin(), released.end(),
                                   [](const auto& tensor) { return tensor.first.ends_with("_scale_inv"); }));
-  const auto quantised = [&](const char* name) { return native_matches_of(map, name).at(0).rule->quantised; };
-  EXPECT_TRUE(quantised("language_model.model.mtp.layers.0.transformer_layer.self_attn.q_proj.weight"));
-  EXPECT_FALSE(quantised("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"));
-  EXPECT_FALSE(quantised("vision_tower.vision_model.layers.0.self_attn.q_proj.weight"));
-  EXPECT_FALSE(quantised("language_model.model.layers.3.self_attn.index_q_proj.weight"));
+  const auto quantized = [&](const char* name) { return native_matches_of(map, name).at(0).rule->quantized; };
+  EXPECT_TRUE(quantized("language_model.model.mtp.layers.0.transformer_layer.self_attn.q_proj.weight"));
+  EXPECT_FALSE(quantized("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"));
+  EXPECT_FALSE(quantized("vision_tower.vision_model.layers.0.self_attn.q_proj.weight"));
+  EXPECT_FALSE(quantized("language_model.model.layers.3.self_attn.index_q_proj.weight"));
 }
 
 TEST(weight_map, shapes_that_cannot_be_what_the_rule_says_are_refused) {

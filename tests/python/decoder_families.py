@@ -314,7 +314,7 @@ ALL = [
             "torchtitan": deepseek_torchtitan,
         },
         is_of_mtp_layer,
-        is_quantised=True,
+        is_quantized=True,
         own=decoded,
         needs_config=True,
     ),

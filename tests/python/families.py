@@ -32,7 +32,7 @@ class Family:
         layout == "transformers" and name.startswith("mtp.")
     )
     """Whether a tensor of the file has no place in a layout: (layout, name)."""
-    is_quantised: bool = False
+    is_quantized: bool = False
     own: Callable[[Tensors], Tensors] = dict  #: in the layout "huggingface"
     needs_config: bool = False  #: for a layout's shapes, so that an adapter needs the checkpoint
 

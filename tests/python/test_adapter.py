@@ -347,7 +347,7 @@ def test_without_a_checkpoint_the_rule_of_names_decides(tiny: Path, natives: Sd)
 
 
 @pytest.mark.parametrize("layout", ["automodel", "transformers", "huggingface"])
-def test_without_a_checkpoint_quantised_weights_are_casts_that_come_back(tiny: Path, layout: str):
+def test_without_a_checkpoint_quantized_weights_are_casts_that_come_back(tiny: Path, layout: str):
     natives = reference.native(tiny, layout=layout)
     kept = {fqn: tensor.clone() for fqn, tensor in natives.items()}
     plain, cast = vl(layout=layout).to_hf(natives), vl(layout=layout).to_hf(natives, quantization=True)

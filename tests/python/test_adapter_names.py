@@ -37,7 +37,7 @@ def test_non_text_names_map_both_ways(tiny: Path):
     assert MiniMaxM3VLStateDictAdapter._map_non_text_from_hf("model.mtp.layers.0.enorm.weight") is None
 
 
-def test_the_names_counted_as_quantised_are_those_with_scales(tiny: Path):
+def test_the_names_counted_as_quantized_are_those_with_scales(tiny: Path):
     stored = reference.read_checkpoint(tiny)
     for name in stored:
         if not name.endswith("_scale_inv") and not name.endswith("eh_proj.weight"):

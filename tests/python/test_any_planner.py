@@ -154,7 +154,7 @@ def test_fp8_of_a_checkpoint_without_any_scales_is_cast(tmp_path: Path):
 
 @pytest.mark.parametrize("pieces", [False, True])
 @pytest.mark.parametrize("dtype", WIDE)
-def test_it_equals_what_torchs_quantised_reader_gives(dtype: torch.dtype, pieces: bool, tmp_path: Path):
+def test_it_equals_what_torchs_quantized_reader_gives(dtype: torch.dtype, pieces: bool, tmp_path: Path):
     """To float32 that reader rounds as we do; what follows is one more rounding, which is ours as well."""
     path = write_deepseek(tmp_path)
     names = [name for name in made_up_deepseek() if not name.endswith("_scale_inv")]

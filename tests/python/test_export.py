@@ -77,7 +77,7 @@ def test_the_template_gives_names_order_and_scale_dtype(dialect: str, tmp_path: 
     assert wrong_tensors(tmp_path / "to", source, None, quantized=True) == []
 
 
-def test_without_a_template_the_rule_of_names_says_what_to_quantise(tiny: Path, tmp_path: Path):
+def test_without_a_template_the_rule_of_names_says_what_to_quantize(tiny: Path, tmp_path: Path):
     state = loaded(tiny)
     sw.export(state, tmp_path / "to", quantization="mxfp8")
     written, template = reference.read_checkpoint(tmp_path / "to"), reference.read_checkpoint(tiny)
@@ -240,12 +240,12 @@ def test_a_template_that_is_not_there(tiny: Path, tmp_path: Path):
     )
 
 
-def test_names_that_no_family_has_cannot_be_quantised(tmp_path: Path):
+def test_names_that_no_family_has_cannot_be_quantized(tmp_path: Path):
     assert_refused(sw.PlanError, ["template"], tmp_path, PLAIN, tmp_path / "to", quantization="mxfp8")
 
 
 @pytest.mark.parametrize(("dtype", "word"), [(torch.float64, "mxfp8"), (torch.int32, "F8_E4M3 with scales")])
-def test_a_dtype_that_cannot_be_quantised(dtype: torch.dtype, word: str, tiny: Path, tmp_path: Path):
+def test_a_dtype_that_cannot_be_quantized(dtype: torch.dtype, word: str, tiny: Path, tmp_path: Path):
     fqn = "model.layers.0.mlp.down_proj.weight"
     state = loaded(tiny)
     state[fqn] = state[fqn].to(dtype)

@@ -24,7 +24,7 @@ def each(families: list[Family]) -> pytest.MarkDecorator:
 
 
 MARKED = ("qwen3_5_moe", "gpt_oss", "nemotron_h")  # have names that no other family has
-PLAIN = [family for family in ALL if not family.is_quantised]
+PLAIN = [family for family in ALL if not family.is_quantized]
 each_family = pytest.mark.parametrize("family", ALL, ids=lambda family: family.name)
 
 

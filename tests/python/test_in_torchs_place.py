@@ -283,7 +283,7 @@ def test_overwrite_false_says_that_a_checkpoint_exists(who: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("planner", [dcp.DefaultSavePlanner, sw.SavePlanner])
-def test_torchs_quantised_tensors_are_refused_before_a_scale_is_lost_and_read_where_torch_saved_them(
+def test_torchs_quantized_tensors_are_refused_before_a_scale_is_lost_and_read_where_torch_saved_them(
     planner: Any, tmp_path: Path
 ):
     def state(number: float) -> dict[str, torch.Tensor]:

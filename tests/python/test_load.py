@@ -194,7 +194,7 @@ def test_eh_proj_is_scaled_although_no_name_rule_says_so(tmp_path: Path):
     assert (weight == 8).all()
 
 
-def test_the_checkpoint_decides_what_is_quantised(tmp_path: Path):
+def test_the_checkpoint_decides_what_is_quantized(tmp_path: Path):
     """One weight in BF16 that the rule calls FP8, and one with scales that it does not name."""
     tensors = made_up_m3()
     q_proj = "language_model.model.layers.0.self_attn.q_proj.weight"

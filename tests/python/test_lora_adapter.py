@@ -60,7 +60,7 @@ def test_a_single_tensor_and_exclusion():
     assert len(left) == SIZES.experts
 
 
-def test_lora_tensors_are_not_quantised():
+def test_lora_tensors_are_not_quantized():
     lora = trainers()
     assert differing(vl().to_hf(prefixed(lora), quantization=True), file_tensors(lora, "automodel")) == []
 

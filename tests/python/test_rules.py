@@ -56,7 +56,7 @@ def test_bits_are_those_of_the_rule(rule, rows, groups, dtype, seed, tmp_path_fa
 
 
 @pytest.mark.parametrize("rule", ["block_fp8", "mxfp4-gpt-oss", "mxfp8"])
-def test_stacks_are_quantised_matrix_by_matrix(rule: str, tmp_path: Path):
+def test_stacks_are_quantized_matrix_by_matrix(rule: str, tmp_path: Path):
     stack = torch.stack(
         [weights(torch.Generator().manual_seed(n), 140, 160, torch.bfloat16) for n in range(3)]
     )

@@ -33,22 +33,22 @@ values = st.recursive(
 quantization = st.sampled_from([None, MXFP8, {"weight_block_size": [128, 128]}, {"quant_method": "fp8"}])
 
 
-def expected(config: dict[str, Any], text: bytes, quantised: bool) -> bytes:
+def expected(config: dict[str, Any], text: bytes, quantized: bool) -> bytes:
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     having = [part for part in parts if "quantization_config" in part]
     tells = bool(having) and having[0]["quantization_config"].get("weight_block_size") == [1, 32]
-    if quantised == tells and quantised == bool(having):
+    if quantized == tells and quantized == bool(having):
         return text
     for part in having:
         del part["quantization_config"]
-    if quantised:
+    if quantized:
         config["quantization_config"] = MXFP8
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.dictionaries(st.text("abc", min_size=1), values), values, quantization, quantization, st.booleans())
-def test_a_config_tells_the_truth_about_the_weights(config, text_part, outer, inner, quantised):
+def test_a_config_tells_the_truth_about_the_weights(config, text_part, outer, inner, quantized):
     config["text_config"] = text_part
     if outer is not None:
         config["quantization_config"] = outer
@@ -56,8 +56,8 @@ def test_a_config_tells_the_truth_about_the_weights(config, text_part, outer, in
         text_part["quantization_config"] = inner
     for ensure_ascii in (True, False):
         text = json.dumps(config, ensure_ascii=ensure_ascii).encode()
-        found = _core.config_of(text, "mxfp8" if quantised else "none", [], "config.json")
-        assert found == expected(json.loads(text), text, quantised)
+        found = _core.config_of(text, "mxfp8" if quantized else "none", [], "config.json")
+        assert found == expected(json.loads(text), text, quantized)
 
 
 def test_a_nan_stays_what_it_is():

@@ -30,7 +30,7 @@ def outcome(request, tiny: Path, tmp_path_factory) -> dict[str, str]:
         "steps_are_kept",
         "an_asynchronous_save",
         "an_export_is_that_of_a_folder",
-        "a_quantised_export_by_a_template",
+        "a_quantized_export_by_a_template",
         "through_dcp",
         "a_store_that_denies_a_rank",
         "a_state_that_one_rank_cannot_save",

@@ -268,7 +268,7 @@ def test_an_export_is_bit_for_bit_what_a_folder_gets(place: Place, tmp_path: Pat
     )
 
 
-def test_an_export_with_a_template_and_quantised(place: Place, tmp_path: Path, tiny: Path):
+def test_an_export_with_a_template_and_quantized(place: Place, tmp_path: Path, tiny: Path):
     held = sw.empty_state_dict(tiny, layout="huggingface")
     held = {name: torch.randn(tensor.shape).to(tensor.dtype) for name, tensor in held.items()}
     for quantization in (None, "mxfp8"):

@@ -15,7 +15,7 @@ struct Job {
   int last_operations = 0;  // done on the devices by the last export
 
   explicit Job(std::uint64_t seed) : random(seed), state(random, 60) {
-    state.request.quantise = quantization_named("mxfp8");
+    state.request.quantize = quantization_named("mxfp8");
     state.request.max_file_bytes = 1 << 30;
     expected = state.expected();
   }

@@ -79,7 +79,7 @@ TEST(device_export, by_any_rule_files_of_tensors_on_devices_are_those_of_cpu_mem
   int compared = 0;
   for (std::uint64_t round = 0; round < 60; ++round) {
     RandomExport state(random, random.once_in(6) ? 200 : 70);
-    state.request.quantise = quantization_named(random.one_of<std::string_view>(
+    state.request.quantize = quantization_named(random.one_of<std::string_view>(
         {"block_fp8", "mxfp4-ocp", "nvfp4-modelopt", "nvfp4-compressed-tensors"}));
     const TemporaryDirectory folder;
     ExportLayout layout;
@@ -97,7 +97,7 @@ TEST(device_export, by_any_rule_files_of_tensors_on_devices_are_those_of_cpu_mem
     for (const SourceFile& file : layout.catalog.files)
       EXPECT_TRUE(read_file(folder.path / "to" / file.name) ==
                   read_file(folder.path / "of the host" / file.name))
-          << "round " << round << " " << state.request.quantise->name;
+          << "round " << round << " " << state.request.quantize->name;
     ++compared;
   }
   EXPECT_GE(compared, 8);

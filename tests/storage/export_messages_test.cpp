@@ -18,7 +18,7 @@ class ExportMessages : public testing::Test {
  protected:
   ExportMessages() {
     request.model = "minimax_m3";
-    request.quantise = quantization_named("mxfp8");
+    request.quantize = quantization_named("mxfp8");
     for (std::int64_t rank = 0; rank < 3; ++rank) {
       specs.push_back({sharded_tensor("lm_head.weight", DType::F32, {8, 64}, {3}, {rank},
                                       {{Placement::Kind::shard, 1, 1}}),
@@ -77,7 +77,7 @@ TEST_F(ExportMessages, ranks_that_were_asked_for_something_else_are_named) {
   other.max_file_bytes = 1200;
   expect_named(other, "max_shard_size 5000000000 as on rank 0, found max_shard_size 1200");
   other = request;
-  other.quantise = nullptr;
+  other.quantize = nullptr;
   expect_named(other, "quantization mxfp8 as on rank 0, found quantization none");
   other = request;
   other.file_numbers = {{"lm_head.weight", 1}};
@@ -99,12 +99,12 @@ TEST_F(ExportMessages, ranks_whose_templates_hold_other_bytes_are_named) {
   const Catalog catalogs[]{template_of("one", 0), template_of("copy", 0), template_of("two", 1)};
   const auto told_by = [&](std::size_t rank, const Catalog& catalog) {
     ExportRequest asked = request;
-    asked.quantise = nullptr;
+    asked.quantize = nullptr;
     asked.template_catalog = &catalog;
     return describe_export(specs[rank], states[rank], asked);
   };
   ExportRequest asked = request;
-  asked.quantise = nullptr;
+  asked.quantize = nullptr;
   asked.template_catalog = &catalogs[0];
   const auto plan_with = [&](const Catalog& of_rank_2) {
     plan_export({told_by(0, catalogs[0]), told_by(1, catalogs[1]), told_by(2, of_rank_2)}, asked,

@@ -61,7 +61,7 @@ struct RandomExport {
     request.map = map;
     const bool any_scaled = std::any_of(template_tensors.begin(), template_tensors.end(),
                                         [](const Stored& one) { return is_float8(one.dtype); });
-    if (any_scaled && !random.once_in(3)) request.quantise = quantization_named("mxfp8");
+    if (any_scaled && !random.once_in(3)) request.quantize = quantization_named("mxfp8");
     request.max_file_bytes = random.one_of<std::uint64_t>({1, 3000, 1 << 30});
   }
   RandomExport(const RandomExport&) = delete;
@@ -81,7 +81,7 @@ struct RandomExport {
                             [&](const Stored& one) { return one.name == of; });
       };
       const auto scales = stored(name + "_scale_inv");
-      if (scales == template_tensors.end() || request.quantise == nullptr) {
+      if (scales == template_tensors.end() || request.quantize == nullptr) {
         const DType dtype = scales != template_tensors.end() ? DType::BF16 : stored(name)->dtype;
         Expected& result = all[name] = {dtype, plain.shape, {}};
         for (const std::uint64_t bits : plain.bits)

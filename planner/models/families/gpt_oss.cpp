@@ -120,7 +120,7 @@ void add_tensors(SampleTensors& tensors) {
     const std::string prefix = layer_prefix("model.", layer);
     add_sample_layer(tensors, prefix, {sample_attention(), sample_attention_biases(), more_of_attention});
     tensors.add(prefix + "mlp.",
-                tensors.is_quantised() ? std::span<const SampleRow>(sample_packed_mixture) : sample_mixture);
+                tensors.is_quantized() ? std::span<const SampleRow>(sample_packed_mixture) : sample_mixture);
   }
 }
 

@@ -19,7 +19,7 @@ namespace {
 
 /// The documented rule of names: the weights of a decoder layer that are block-scaled where no checkpoint
 /// says so. MTP's eh_proj is not among them, although the released files store it as FP8.
-constexpr std::array<std::string_view, 13> quantised = {
+constexpr std::array<std::string_view, 13> quantized = {
     ".self_attn.q_proj.weight",
     ".self_attn.k_proj.weight",
     ".self_attn.v_proj.weight",
@@ -43,8 +43,8 @@ constexpr std::string_view layers = "language_model.model.layers.{layer}.{*}";
 constexpr std::array<std::string_view, 3> after_layers = {
     "language_model.model.norm.{*}", "language_model.model.mtp.{*}", "language_model.lm_head.{*}"};
 
-bool is_quantised(const NamePattern& hf) {
-  return std::any_of(quantised.begin(), quantised.end(),
+bool is_quantized(const NamePattern& hf) {
+  return std::any_of(quantized.begin(), quantized.end(),
                      [&](std::string_view ending) { return hf.text().ends_with(ending); });
 }
 
@@ -70,7 +70,7 @@ WeightMap weight_map(std::string_view layout, const Catalog& catalog) {
   map.dialect = dialect_of(catalog);
   if (layout == "automodel") add_automodel_rules(map);
   if (layout == "transformers") add_transformers_rules(map);
-  for (Rule& rule : map.rules) rule.quantised = is_quantised(rule.hf);
+  for (Rule& rule : map.rules) rule.quantized = is_quantized(rule.hf);
   for (std::string_view pattern : ignored) map.ignored.emplace_back(pattern);
   map.layers.emplace_back(layers);
   for (std::string_view pattern : after_layers) map.after_layers.emplace_back(pattern);

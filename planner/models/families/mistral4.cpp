@@ -24,7 +24,7 @@ Dialect nested_names() {
 }
 
 /// Modules whose FP8 releases have scales of activations, which training has no use for.
-constexpr std::array<std::string_view, 14> quantised = {"self_attn.q_proj",
+constexpr std::array<std::string_view, 14> quantized = {"self_attn.q_proj",
                                                         "self_attn.k_proj",
                                                         "self_attn.v_proj",
                                                         "self_attn.o_proj",
@@ -40,7 +40,7 @@ constexpr std::array<std::string_view, 14> quantised = {"self_attn.q_proj",
                                                         "mlp.shared_experts.down_proj"};
 
 void ignore_scales_of_activations(WeightMap& map, const std::string& layer) {
-  for (const std::string_view module : quantised)
+  for (const std::string_view module : quantized)
     map.ignored.emplace_back(layer + std::string(module) + ".activation_scale");
   for (const char* stack : {"gate_up_proj", "down_proj"})
     map.ignored.emplace_back(layer + "mlp.experts." + stack + "_activation_scale");
@@ -188,7 +188,7 @@ void add_of_3(SampleTensors& tensors) {
   const std::string model = "language_model.model.";
   add_sample_ends(tensors, model, "language_model.lm_head.weight");
   add_dense_decoder(tensors, model, {sample_attention()});
-  if (tensors.is_quantised()) add_scales_of_activations(tensors, model);
+  if (tensors.is_quantized()) add_scales_of_activations(tensors, model);
   add_vision(tensors);
 }
 void add_nested_of_3(SampleTensors& tensors) {

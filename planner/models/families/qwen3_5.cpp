@@ -176,7 +176,7 @@ void add_tensors(SampleTensors& tensors, bool has_experts, bool is_mtp_split) {
   add_sample_ends(tensors, model);
   for (std::int64_t layer = 0; layer < tensors.number("num_hidden_layers"); ++layer)
     add_layer(layer_prefix(model, layer), tensors.kind("layer_types", layer) == "linear_attention",
-              tensors.is_quantised());
+              tensors.is_quantized());
   add_layer("mtp.layers.0.", /*is_linear=*/false, is_mtp_split);
   tensors.add("mtp.", sample_mtp_beside());
   add_sample_vision(tensors);
@@ -196,17 +196,17 @@ void add_mixture_by_nvidia(SampleTensors& tensors) {
     tensors.add(prefix + "mlp.shared_expert.", shared_expert_as_experts);
     tensors.add(prefix + "mlp.", shared_expert_gate);
   }
-  tensors.quantise(false);
+  tensors.quantize(false);
   add_sample_gated_layer(tensors, "mtp.layers.0.", /*is_linear=*/false);
   add_mlp(tensors, "mtp.layers.0.mlp.", /*is_split=*/false);
   tensors.add("mtp.", sample_mtp_beside());
-  tensors.quantise(true);
+  tensors.quantize(true);
   add_sample_vision(tensors);
 }
 
 void add_dense(SampleTensors& tensors) { add_tensors(tensors, /*has_experts=*/false, false); }
 void add_mixture(SampleTensors& tensors) {
-  add_tensors(tensors, /*has_experts=*/true, /*is_mtp_split=*/tensors.is_quantised());
+  add_tensors(tensors, /*has_experts=*/true, /*is_mtp_split=*/tensors.is_quantized());
 }
 void add_mixture_with_mtp_apart(SampleTensors& tensors) {
   add_tensors(tensors, /*has_experts=*/true, /*is_mtp_split=*/true);

@@ -82,7 +82,7 @@ class FamilyStateDictAdapter(StateDictAdapter):
             return weight_map_for(self._catalog, self.model, self.layout)
         return imported_map(None, self.model, self.layout)
 
-    def _quantised_in(self) -> tuple[bool, Any]:
+    def _quantized_in(self) -> tuple[bool, Any]:
         return self.checkpoint is not None, self.checkpoint
 
     def _weight_map_of(self, memory: Any) -> Any:

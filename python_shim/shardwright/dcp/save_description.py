@@ -26,7 +26,7 @@ _MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last, torch.preserve_
 _SHAPE = 6  #: where `_facts` has the shape
 
 #: torch keeps their scales and zero points outside of their memory, where no box of a file could hold them.
-_QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+_QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 
 #: Where a value stood in a nested state dict: (key, whether it is a number), …
 Path = Sequence[Any]
@@ -54,7 +54,7 @@ def _facts(
     keys = [] if path is None or tuple(path) == (fqn,) else [(str(key), type(key) is int) for key in path]
     if properties is None:
         return fqn, KINDS.index(kind), "", "", 0, 0, [], placements, keys
-    if properties.dtype in _QUANTISED:
+    if properties.dtype in _QUANTIZED:
         raise ValueError(
             f"expected a tensor that holds its numbers, found {properties.dtype}, whose scale and zero point lie "
             "apart; save int_repr() and these, or dequantize()"
@@ -175,7 +175,7 @@ def number_values(
     """The values that the items are of, each once, and each item as (index of its value, offset, size).
 
     Raises:
-        PlanError: lists the values that cannot be saved as they are (torch's quantised tensors).
+        PlanError: lists the values that cannot be saved as they are (torch's quantized tensors).
     """
     number: dict[str, int] = {}
     facts: list[tuple[Any, ...]] = []

@@ -114,11 +114,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             from it is written as it was; a weight that is too large for its scale is an error. A name of
             :func:`shardwright.quantizations`, such as "mxfp8" or "nvfp4-modelopt": codes, scales and names as that
             tool makes them, for the weights that the template (where it has no scales, or there is
-            none: the model's rule of names) has quantised; None: BF16 for these. Other tensors get the template's
+            none: the model's rule of names) has quantized; None: BF16 for these. Other tensors get the template's
             dtypes. Without a template, a known model's floats become BF16 and all else stays as it is. On CUDA devices
             MXFP8 is encoded there; for all other rules and a template values are brought to the CPU in bounded pieces.
         quantized_weights: patterns of HF names, such as "model.layers.*.mlp.*": exactly the matrices, and stacks of
-            them, that fit one are quantised. A "*" stands for any characters, a "?" for one. None: as above.
+            them, that fit one are quantized. A "*" stands for any characters, a "?" for one. None: as above.
         max_shard_size: bytes of tensors in a file, or text such as "5GB".
         template: a checkpoint directory, or its catalog: its names, dtypes, order and non-weight files are taken over.
         model, layout: whose tables relate native to HF names; see LoadPlanner. "auto": by the template, else by the

@@ -30,7 +30,7 @@ def update_weights(
     process_group: dist.ProcessGroup | None = None,
     **options: Any,
 ) -> int:
-    """Gives an engine a trainer's tensors, named, encoded and quantised as the checkpoint that
+    """Gives an engine a trainer's tensors, named, encoded and quantized as the checkpoint that
     :func:`shardwright.export` would write with the same options.
 
     All ranks of the process group call this together. The first has the engine, and gets whole tensors, which are put

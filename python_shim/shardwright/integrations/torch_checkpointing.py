@@ -46,7 +46,7 @@ class _ForShardwright(DistributedItemMetadata):
 
 
 class AnyCheckpoint(DistributedMetadataFormat):
-    """What is passed as ``metadata_format`` to load what Shardwright loads: released checkpoints, quantised or not, as
+    """What is passed as ``metadata_format`` to load what Shardwright loads: released checkpoints, quantized or not, as
     the item "model"; and those of ``shardwright.save`` and torch's FileSystemWriter, an item for each of their keys.
 
     Each item needs a ``Resharder``.

@@ -62,7 +62,7 @@ class CheckpointManager(TitanCheckpointManager):
     * A checkpoint ``step-N`` is there or it is not, whenever the job ends. torch and torchtitan's own manager read it.
     * The newest checkpoint is the one that was saved last, also after a training was rolled back to an earlier step.
       One of the model alone is none to go on from: it is passed over, which the log says.
-    * ``initial_load_in_hf`` takes quantised checkpoints, too. The files say what is quantised;
+    * ``initial_load_in_hf`` takes quantized checkpoints, too. The files say what is quantized;
       ``initial_load_in_hf_quantized`` is not needed. Tensors that the model has no place for are logged.
     * ``keep_latest_k`` goes by the order of saves, and deletes when the new checkpoint is there. It deletes what this
       manager has saved; what else is in the folder stays.
@@ -79,7 +79,7 @@ class CheckpointManager(TitanCheckpointManager):
         """The model's family or model_type; "auto": by the config.json of what is loaded, or by the names."""
 
         quantization: str | None = None
-        """Encoding of ``last_save_in_hf``; see shardwright.export. None: what hf_assets_path has quantised becomes
+        """Encoding of ``last_save_in_hf``; see shardwright.export. None: what hf_assets_path has quantized becomes
         BF16."""
 
         verify: bool | None = None

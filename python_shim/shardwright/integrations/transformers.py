@@ -64,7 +64,7 @@ def load_pretrained(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> LoadReport:
-    """Fills a model of transformers from a checkpoint, its shards alone, whatever the checkpoint quantises.
+    """Fills a model of transformers from a checkpoint, its shards alone, whatever the checkpoint quantizes.
 
     All ranks call it. What the model has on meta gets memory first. Then there are, as ``from_pretrained`` has them:
     weights and persistent buffers, from the files; buffers that no file has (rotary frequencies, position ids), by
@@ -133,7 +133,7 @@ def save_pretrained(
         base = base_model_of(model)
         if options.get("quantization") not in (None, "none") and options.get("template") is None:
             raise ValueError(
-                "quantization: expected template= as well, a release whose config.json says how weights are quantised"
+                "quantization: expected template= as well, a release whose config.json says how weights are quantized"
             )
         if options.get("template") is None and is_first(group):
             configs = _configs_of(base)
@@ -380,7 +380,7 @@ def _adapters_in_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _configs_of(model: PreTrainedModel) -> dict[str, bytes]:
-    """config.json, which no longer calls the weights quantised, and generation_config.json."""
+    """config.json, which no longer calls the weights quantized, and generation_config.json."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__.removeprefix("FSDP")]
     for part in (config, config.get_text_config()):

@@ -34,7 +34,7 @@ def weight_source(
     process_group: dist.ProcessGroup | None = None,
     **options: Any,
 ) -> Any:
-    """A ``vllm.distributed.weight_transfer.base.WeightSource`` of a trainer's tensors, named, encoded and quantised as
+    """A ``vllm.distributed.weight_transfer.base.WeightSource`` of a trainer's tensors, named, encoded and quantized as
     the checkpoint that :func:`shardwright.export` would write with the same options.
 
     All ranks of the process group call this together, and iterate together: vLLM's engines take whole tensors, which

@@ -20,19 +20,19 @@ class StateDictAdapter:
     def iter_checkpoint_load_parts(
         self, model_state_dict: dict[str, Any], device_mesh: DeviceMesh | None = None
     ) -> Iterator[Any] | None:
-        """For nemo-automodel: a quantised checkpoint in parts, of which each is read and decoded before the next.
+        """For nemo-automodel: a quantized checkpoint in parts, of which each is read and decoded before the next.
 
-        None, where nothing says what is quantised; the state dict is then loaded in one go.
+        None, where nothing says what is quantized; the state dict is then loaded in one go.
         """
-        knows, checkpoint = self._quantised_in()
+        knows, checkpoint = self._quantized_in()
         if not knows:
             return None
         from shardwright.integrations.nemo_automodel.load_parts import load_parts
 
         return load_parts(self, model_state_dict, checkpoint)
 
-    def _quantised_in(self) -> tuple[bool, Any]:
-        """Whether this adapter knows what is quantised, and the checkpoint that says it; None: its rule of names."""
+    def _quantized_in(self) -> tuple[bool, Any]:
+        """Whether this adapter knows what is quantized, and the checkpoint that says it; None: its rule of names."""
         return True, None
 
     def map_peft_target_module_to_hf(self, name: str, *, v4_compatible: bool = False) -> str:

@@ -99,7 +99,7 @@ def resumes(path: str, uneven: str) -> None:
 
 
 def exports(path: str, uneven: str) -> None:
-    for family in (family for family in ALL if not family.is_quantised):
+    for family in (family for family in ALL if not family.is_quantized):
         with checkpoint_of(family) as (folder, tensors):
             for layout in family.layouts:
                 for variant in (0, 1):

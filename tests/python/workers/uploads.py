@@ -141,7 +141,7 @@ def an_export_is_that_of_a_folder(path: str, uneven: str) -> None:
         assert sw.verify(FOLDER / f"export-{size}").problems == []
 
 
-def a_quantised_export_by_a_template(path: str, uneven: str) -> None:
+def a_quantized_export_by_a_template(path: str, uneven: str) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     torch.manual_seed(5)
     held = {}
@@ -229,7 +229,7 @@ if __name__ == "__main__":
         steps_are_kept,
         an_asynchronous_save,
         an_export_is_that_of_a_folder,
-        a_quantised_export_by_a_template,
+        a_quantized_export_by_a_template,
         through_dcp,
         a_store_that_denies_a_rank,
         a_state_that_one_rank_cannot_save,

@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "--encoding",
         _core.generated_encodings(),
-        "of what releases quantise, one of four bits of their experts; default: as released",
+        "of what releases quantize, one of four bits of their experts; default: as released",
     )
     parser.add_argument(
         "--values",

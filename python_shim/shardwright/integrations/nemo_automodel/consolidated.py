@@ -26,7 +26,7 @@ def save_with_consolidated(
 
     nemo-automodel reads its shards again for that. Here each rank writes its bytes to their place in the final files,
     which are published in one step. Names, files and dtypes are those that nemo-automodel chooses: the base
-    checkpoint's, but that what this has quantised stays as it was trained.
+    checkpoint's, but that what this has quantized stays as it was trained.
     """
     config, group = checkpointer.config, checkpointer.process_group
     model_dir = os.path.join(weights_path, "model")

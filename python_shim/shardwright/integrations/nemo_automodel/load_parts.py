@@ -25,13 +25,13 @@ def register() -> None:
 def load_parts(
     adapter: Any, model_state_dict: dict[str, Any], checkpoint: Any
 ) -> Iterator[CheckpointLoadPart]:
-    """A quantised checkpoint in parts, each of one layer, or of all that is of no layer.
+    """A quantized checkpoint in parts, each of one layer, or of all that is of no layer.
 
     What is stored as the model has it is read into the model's memory. What is decoded needs room for the layer as it
     is stored, on each rank for what it holds, until the part is finished.
 
     Args:
-        checkpoint: a directory or a storage reader, which says what is quantised; None: the adapter's rule of names.
+        checkpoint: a directory or a storage reader, which says what is quantized; None: the adapter's rule of names.
     """
     by_layer: dict[str, dict[str, Any]] = {}
     for name, value in model_state_dict.items():

@@ -1,4 +1,4 @@
-"""Released checkpoints, quantised ones too, straight into the tensors of nemo-automodel's models."""
+"""Released checkpoints, quantized ones too, straight into the tensors of nemo-automodel's models."""
 
 from __future__ import annotations
 

@@ -18,16 +18,16 @@ _MXFP8_SCALE_INV_IDENTITY = IDENTITY_SCALE
 FAMILY = "minimax_m3"
 
 
-def _quantised_names() -> re.Pattern[str]:
+def _quantized_names() -> re.Pattern[str]:
     """The rule of names in the form of a regular expression for the ends of HF names, made from the table."""
-    patterns = _core.quantised_patterns(_core.weight_map_for_names(["language_model."], FAMILY))
+    patterns = _core.quantized_patterns(_core.weight_map_for_names(["language_model."], FAMILY))
     endings = dict.fromkeys(pattern.partition("layers.{layer}.")[2] for pattern in patterns)
     choices = "|".join(re.escape(ending).replace(re.escape("{expert}"), r"\d+") for ending in endings)
-    # The vision tower has layers with projections of the same names, none of which is quantised.
+    # The vision tower has layers with projections of the same names, none of which is quantized.
     return re.compile(rf"^(?!(?:.*\.)?vision_tower\.)(?:.*\.)?layers\.\d+\.(?:{choices})$")
 
 
-_MXFP8_QUANT_KEY_RE = _quantised_names()
+_MXFP8_QUANT_KEY_RE = _quantized_names()
 
 
 def _should_quantize_mxfp8_key(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""A tiny model, quantised on the CPU by nvidia-modelopt 0.47 and compressed-tensors 0.20, and saved as they save it."""
+"""A tiny model, quantized on the CPU by nvidia-modelopt 0.47 and compressed-tensors 0.20, and saved as they save it."""
 
 import copy
 import warnings
@@ -56,14 +56,14 @@ def written_by_modelopt(model: torch.nn.Module, config: str, path: Path) -> None
         from modelopt.torch.export import export_hf_checkpoint
 
         tokens = torch.arange(SIZES["vocab_size"])[None]
-        quantised = mtq.quantize(copy.deepcopy(model), getattr(mtq, config), lambda one: one(tokens))
-        export_hf_checkpoint(quantised, export_dir=str(path))
+        quantized = mtq.quantize(copy.deepcopy(model), getattr(mtq, config), lambda one: one(tokens))
+        export_hf_checkpoint(quantized, export_dir=str(path))
 
     quiet(work)
 
 
 def decoded_by_modelopt(stored: Tensors, dtype: torch.dtype) -> Tensors:
-    """Every weight as ModelOpt dequantises it; what else has ``.weight`` as it is, in ``dtype``."""
+    """Every weight as ModelOpt dequantizes it; what else has ``.weight`` as it is, in ``dtype``."""
     from modelopt.torch.quantization.qtensor import FP8QTensor, MXFP4QTensor, MXFP8QTensor, NVFP4QTensor
 
     decoded: Tensors = {}
@@ -120,10 +120,10 @@ def written_by_compressed_tensors(model: torch.nn.Module, groups: dict[str, Any]
         from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
         from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
-        quantised = copy.deepcopy(model)
+        quantized = copy.deepcopy(model)
         config = QuantizationConfig(config_groups=groups, ignore=["lm_head"])
-        apply_quantization_config(quantised, config)
-        for module in quantised.modules():
+        apply_quantization_config(quantized, config)
+        for module in quantized.modules():
             scheme = getattr(module, "quantization_scheme", None)
             if scheme is None:
                 continue
@@ -133,9 +133,9 @@ def written_by_compressed_tensors(model: torch.nn.Module, groups: dict[str, Any]
                 module.weight_global_scale.data = whole
             scales, _ = calculate_qparams(*minima_and_maxima(weight, scheme.weights), scheme.weights, whole)
             module.weight_scale.data = scales.reshape(module.weight_scale.shape)
-        compressor = ModelCompressor.from_pretrained_model(quantised)
-        compressor.compress_model(quantised)
-        quantised.save_pretrained(path)
+        compressor = ModelCompressor.from_pretrained_model(quantized)
+        compressor.compress_model(quantized)
+        quantized.save_pretrained(path)
         compressor.update_config(str(path))
 
     quiet(work)
