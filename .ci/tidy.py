@@ -16,13 +16,17 @@ from pathlib import Path
 
 TIDY = "clang-tidy-14"
 
+#: How far the static analyzer goes: with its own limits it takes nine tenths of the time of a large file.
+ANALYZER = "c++-stdlib-inlining=false,max-nodes=40000"
+
 
 def as_compiler(arguments: list[str]) -> None:
     """Writes the stamp, and the list of included files that ccache asks for."""
     stamp, included = (arguments[arguments.index(option) + 1] for option in ("-o", "-MF"))
     source = arguments[-1]
     flags = [flag for flag in arguments if flag not in ("-c", "-MD", "-MF", "-o", stamp, included, source)]
-    tidy = [TIDY, "--quiet", source, "--", *flags, "-Wno-unknown-warning-option"]
+    analyzer = [f"--extra-arg={word}" for word in ("-Xclang", "-analyzer-config", "-Xclang", ANALYZER)]
+    tidy = [TIDY, "--quiet", source, *analyzer, "--", *flags, "-Wno-unknown-warning-option"]
     checked = subprocess.run(tidy, capture_output=True, text=True)
     if checked.returncode:
         sys.exit(checked.stdout + checked.stderr)
