@@ -14,7 +14,7 @@ constexpr const char* name = "model.layers.0.mlp.down_proj.weight";
 void refit_rank(const shardwright::Peers& peers, bool share_memory) {
   const shardwright::Job job = shardwright::job_over(peers);
   const at::Tensor whole = at::arange(48, at::kFloat).view({6, 8}).to(at::kBFloat16);
-  const at::Tensor rows = whole.chunk(2, 0)[static_cast<std::size_t>(job.rank)].contiguous();
+  const at::Tensor rows = whole.chunk(2, 0)[static_cast<std::size_t>(job.rank)].clone();
   const at::Tensor columns = at::zeros({6, 4}, at::kBFloat16);
   // README: refit
   const shardwright::Placement shard_0{shardwright::Placement::Kind::shard, 0};
