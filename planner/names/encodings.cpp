@@ -81,6 +81,17 @@ bool has_rows_to_spare(const Shape& found, const Shape& needed) {
   return fewer == needed && found[rows] > needed[rows] && 2 * found[rows] <= 3 * needed[rows];
 }
 
+/// In how many equal parts, whose last blocks are cut short, a weight would need just so many rows of scales;
+/// 0: in none.
+std::int64_t parts_with_rows(std::int64_t found, std::int64_t weight_rows, std::int64_t block_rows) {
+  for (std::int64_t parts = 2; parts <= found; ++parts) {
+    if (weight_rows % parts != 0 || found % parts != 0) continue;
+    const std::int64_t rows = weight_rows / parts;
+    if (rows % block_rows != 0 && found / parts == (rows + block_rows - 1) / block_rows) return parts;
+  }
+  return 0;
+}
+
 enum class Grid { exact, larger };
 
 bool has(const std::vector<DType>& dtypes, DType dtype) {
@@ -100,6 +111,24 @@ bool fits(const KnownEncoding& known, DType element, DType dtype, const Shape& s
 
 [[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
 
+/// Throws where rows of scales may be to spare, or those of equal parts of the weight, such as heads: which of
+/// the two, no file says, and the numbers would be others.
+void expect_one_reading(const Catalog& catalog, std::span<const SourceTensor> weight,
+                        std::span<const SourceTensor> scales, const KnownEncoding& known) {
+  const Shape shape = Catalog::global_shape(weight);
+  const Shape scale_shape = Catalog::global_shape(scales);
+  const std::int64_t rows = shape[shape.size() - 2];
+  const std::int64_t found = scale_shape[scale_shape.size() - 2];
+  const std::int64_t parts = parts_with_rows(found, rows, known.rows);
+  if (parts == 0) return;
+  refuse(stored_name(scales.front()) + " in " + catalog.files[scales.front().file].name + ": " +
+         std::to_string(found) + " rows of scales for the " + std::to_string(rows) + " rows of " +
+         stored_name(weight.front()) + " are either those of " + std::to_string(parts) + " parts of " +
+         std::to_string(rows / parts) + " rows, or some are to spare; expected " +
+         std::to_string((rows + known.rows - 1) / known.rows) +
+         ", as nothing says which; use a release that is not quantized");
+}
+
 /// An encoding with a global scale is told by it.
 bool has_its_global_scale(const KnownEncoding& known, const Catalog& catalog,
                           const std::string& weight_name) {
@@ -116,7 +145,9 @@ const KnownEncoding& blocks_of(const Catalog& catalog, std::span<const SourceTen
       return fits(one, weight.front().dtype, scales.front().dtype, scale_shape, weight_shape, grid) &&
              has_its_global_scale(one, catalog, weight.front().name);
     });
-    if (found != known.end()) return *found;
+    if (found == known.end()) continue;
+    if (grid == Grid::larger) expect_one_reading(catalog, weight, scales, *found);
+    return *found;
   }
   std::vector<std::string> expected;
   if (weight.front().dtype == DType::F4 && scales.front().dtype == DType::F8_E4M3) {

@@ -1,6 +1,9 @@
 #include "storage/handover/hand_over.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -41,9 +44,10 @@ class Prepared {
 
   /// Returns whether the plan was up to date.
   bool prepare() {
+    if (planned_.joined_by != ::getpid()) part();
     const auto mine = [&] {
-      return ToldPlan{digest(), planned_.key, planned_.tells_values, planned_.joined.has_value(),
-                      random_number()}
+      return ToldPlan{digest(), planned_.key, planned_.tells_values, planned_.joined_in,
+                      std::max<std::uint64_t>(1, random_number())}
           .pack();
     };
     AgreedPlan known =
@@ -51,9 +55,11 @@ class Prepared {
     name_ = std::move(known.name);
     const bool was_held = plan(known);
     if (!was_held || !known.have_joined) {
-      planned_.joined.reset();  // before others are made
+      part();  // before others are made
       planned_.joined = join_node(job_, planned_.plan, planned_.described->layout.catalog, planned_.layers,
                                   planned_.nodes, options_.staging_bytes);
+      planned_.joined_in = known.number;
+      planned_.joined_by = ::getpid();
     }
     return was_held;
   }
@@ -63,11 +69,17 @@ class Prepared {
     if (node != nullptr) node->begin(options_.timeout);
     RefitOutcome outcome = run_over(transport, node);
     if (planned_.joined) outcome.not_shared = planned_.joined->refused;
-    if (outcome.has_ended_early || outcome.failure) planned_.joined.reset();
+    if (outcome.has_ended_early || outcome.failure) part();
     return outcome;
   }
 
  private:
+  /// From the memory that is shared with others.
+  void part() {
+    planned_.joined.reset();
+    planned_.joined_in = 0;
+  }
+
   /// Returns whether the plan was up to date.
   bool plan(const AgreedPlan& known) {
     if (known.is_held && !known.needs_values) return true;

@@ -1,6 +1,7 @@
 #include "storage/handover/inbox.h"
 
 #include <atomic>
+#include <cerrno>
 #include <new>
 #include <span>
 #include <utility>
@@ -89,11 +90,13 @@ bool wait_until(const std::atomic<std::uint64_t>& counter, std::uint64_t expecte
     events.wait(seen, between_looks);
     if (events.number.load() != seen || counter.load(std::memory_order_acquire) != before) continue;
     if (has_ended())
-      throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has ended in the middle of a hand-over");
+      throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has ended in the middle of a hand-over",
+                  ECONNRESET);
     if (Clock::now() - last < waiting.timeout) continue;
-    throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has done nothing for " +
-                                   std::to_string(waiting.timeout.count() / 1000) +
-                                   " s in the middle of a hand-over");
+    throw Error(ErrorKind::io,
+                "rank " + std::to_string(rank) + " has done nothing for " +
+                    std::to_string(waiting.timeout.count() / 1000) + " s in the middle of a hand-over",
+                ETIMEDOUT);
   }
 }
 

@@ -30,6 +30,7 @@ class Inbox {
 
   const InboxPlaces& places() const { return places_; }
   std::string path() const { return memory_.path(); }
+  void forget_path() { memory_.forget_path(); }  ///< once all that send to it have opened it
   std::size_t size() const { return memory_.size(); }
 
   /// A hand-over begins: none of its messages has come.

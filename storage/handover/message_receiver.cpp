@@ -48,15 +48,21 @@ void MessageReceiver::run() {
 }
 
 bool MessageReceiver::has_room_for(std::uint32_t number, std::uint32_t placed) const {
-  return posted_ + bytes_of_layer(number) <= work_.staging_bytes / 2 &&
-         (work_.node == nullptr || work_.node->is_free(number, placed));
+  if (work_.node != nullptr && !work_.node->is_free(number, placed)) return false;
+  const std::size_t inbox = work_.node == nullptr ? 0 : work_.node->bytes();
+  const std::size_t beside = bytes_beside_inbox(number);
+  return beside == 0 || inbox + posted_ + beside <= work_.staging_bytes / 2;
 }
 
-std::size_t MessageReceiver::bytes_of_layer(std::uint32_t number) const {
+bool MessageReceiver::is_in_inbox(const Stream& stream, std::size_t number) const {
+  return work_.node != nullptr && work_.node->message_from(stream.list->rank, number) != nullptr;
+}
+
+std::size_t MessageReceiver::bytes_beside_inbox(std::uint32_t number) const {
   std::size_t bytes = 0;
   for (const Stream& stream : streams_) {
     for (std::size_t m = stream.next; m < stream.messages.size() && stream.messages[m].layer == number; ++m)
-      bytes += size_with_footer(stream.messages[m]);
+      if (!is_in_inbox(stream, m)) bytes += size_with_footer(stream.messages[m]);
   }
   return bytes;
 }
@@ -71,7 +77,7 @@ void MessageReceiver::begin(std::uint32_t number) {
       coming.stream = s;
       coming.number = stream.next;
       coming.message = stream.messages[stream.next];
-      layer.bytes += size_with_footer(coming.message);
+      if (!is_in_inbox(stream, stream.next)) layer.bytes += size_with_footer(coming.message);
       if (stream.list->rank != work_.rank) begin(coming);  // else the sender has made it, and counted it
     }
   }
@@ -126,6 +132,8 @@ bool MessageReceiver::finish(Layer& layer) {
       coming.bytes = own_.take(size);
       coming.data = coming.bytes.get();
       coming.is_lost = !coming.bytes;
+    } else if (stream.is_gone && !coming.bytes) {
+      coming.is_lost = true;  // in the inbox nothing is under way that would have to end
     } else if (!coming.is_lost) {
       try {
         wait_for(coming);

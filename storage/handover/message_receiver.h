@@ -47,10 +47,11 @@ class MessageReceiver {
   };
   struct Layer {
     std::vector<Coming> messages;
-    std::size_t bytes = 0;
+    std::size_t bytes = 0;  ///< but for those in the inbox
   };
 
-  std::size_t bytes_of_layer(std::uint32_t number) const;
+  bool is_in_inbox(const Stream& stream, std::size_t number) const;
+  std::size_t bytes_beside_inbox(std::uint32_t number) const;  ///< of a layer
   bool has_room_for(std::uint32_t number, std::uint32_t placed) const;
   void begin(std::uint32_t number);
   void begin(Coming& coming);

@@ -1,6 +1,7 @@
 #include "storage/handover/node_board.h"
 
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
@@ -77,10 +78,12 @@ std::vector<std::string> NodeBoard::gather(const std::string& mine, std::chrono:
     if (rank == ranks_ || events.number.load() != seen) continue;
     const Place& other = place(rank);
     if (other.has_joined.load(std::memory_order_acquire) != 0 && other.process.is_gone())
-      throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has ended; connection lost");
+      throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has ended; connection lost", ECONNRESET);
     if (Clock::now() - begin > timeout)
-      throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has not come for " +
-                                     std::to_string(timeout.count() / 1000) + " s; timed out");
+      throw Error(ErrorKind::io,
+                  "rank " + std::to_string(rank) + " has not come for " +
+                      std::to_string(timeout.count() / 1000) + " s; timed out",
+                  ETIMEDOUT);
   }
   std::vector<std::string> told;
   for (std::size_t rank = 0; rank < ranks_; ++rank) told.emplace_back(text(rank), mine.size());

@@ -146,6 +146,7 @@ JoinedNode join_node(const Job& job, const RefitPlan& plan, const Catalog& catal
     });
   });
   if (std::string refused = first_refusal(refusals); !refused.empty()) return {nullptr, std::move(refused)};
+  if (inbox) inbox->forget_path();
   return {std::make_shared<NodeMessages>(std::move(inbox), std::move(outboxes)), {}};
 }
 

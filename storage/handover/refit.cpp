@@ -1,5 +1,6 @@
 #include "storage/handover/refit.h"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <exception>
@@ -26,7 +27,8 @@ constexpr int looks_for_others = 600;
 RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   const Clock::time_point begin = Clock::now();
   OwnMessages own;
-  MessageMemory memory(work.staging_bytes);
+  const std::size_t inbox = work.node != nullptr ? work.node->bytes() : 0;
+  MessageMemory memory(work.staging_bytes - std::min(inbox, work.staging_bytes));
   FirstFailure failure;
   MessageSender sender(work, transport, own, memory, failure);
   MessageReceiver receiver(work, transport, own, memory, failure);
@@ -55,7 +57,7 @@ RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   outcome.report.messages = sender.messages_sent;
   outcome.report.bytes_received = receiver.bytes_received;
   outcome.report.bytes_in_memory = sender.bytes_in_memory + receiver.bytes_in_memory;
-  outcome.report.peak_staging_bytes = memory.most() + (work.node != nullptr ? work.node->bytes() : 0);
+  outcome.report.peak_staging_bytes = memory.most() + inbox;
   outcome.report.layers = receiver.committed.size() + receiver.left.size();
   outcome.report.seconds = seconds_since(begin);
   outcome.committed = std::move(receiver.committed);

@@ -41,8 +41,9 @@ std::string ToldPlan::pack() const {
   std::string bytes(digest.begin(), digest.end());
   bytes.append(key.begin(), key.end());
   bytes.push_back(static_cast<char>(tells_values));
-  bytes.push_back(static_cast<char>(has_joined));
-  for (std::size_t b = 0; b < sizeof(number); ++b) bytes.push_back(static_cast<char>(number >> (8 * b)));
+  for (const std::uint64_t one : {joined_in, number}) {
+    for (std::size_t b = 0; b < sizeof(one); ++b) bytes.push_back(static_cast<char>(one >> (8 * b)));
+  }
   return bytes;
 }
 
@@ -61,9 +62,10 @@ ToldPlan ToldPlan::unpack(const std::string& bytes) {
   take(told.digest);
   take(told.key);
   told.tells_values = *at++ != 0;
-  told.has_joined = *at++ != 0;
-  for (int b = 0; at != bytes.end(); ++at, ++b)
-    told.number |= static_cast<std::uint64_t>(static_cast<unsigned char>(*at)) << (8 * b);
+  for (std::uint64_t* const one : {&told.joined_in, &told.number}) {
+    for (std::size_t b = 0; b < sizeof(*one); ++b)
+      *one |= static_cast<std::uint64_t>(static_cast<unsigned char>(*at++)) << (8 * b);
+  }
   return told;
 }
 
@@ -80,9 +82,13 @@ AgreedPlan agreed_plan(const std::vector<std::string>& told) {
       std::all_of(plans.begin(), plans.end(), [&](const ToldPlan& one) { return one.key == agreed.key; });
   agreed.needs_values =
       std::any_of(plans.begin(), plans.end(), [](const ToldPlan& one) { return one.tells_values; });
-  agreed.have_joined =
-      std::all_of(plans.begin(), plans.end(), [](const ToldPlan& one) { return one.has_joined; });
-  agreed.name = "shardwright/refit/" + std::to_string(plans.at(0).number);
+  // A rank may have joined others since, of another group: memory holds for those who joined at one time.
+  const std::uint64_t joined_in = plans.at(0).joined_in;
+  agreed.have_joined = joined_in != 0 && std::all_of(plans.begin(), plans.end(), [&](const ToldPlan& one) {
+                         return one.joined_in == joined_in;
+                       });
+  agreed.number = plans[0].number;
+  agreed.name = "shardwright/refit/" + std::to_string(agreed.number);
   return agreed;
 }
 

@@ -22,26 +22,27 @@ std::vector<std::string> told_by_all(const Job& job, const std::function<std::st
 
 /// What a rank tells at first.
 struct ToldPlan {
-  Hash digest = {};           ///< of all that it plans by
-  Hash key = {};              ///< of the plan that it holds; zeros: it has none
-  bool tells_values = false;  ///< PlannedRefit::tells_values
-  bool has_joined = false;    ///< whether PlannedRefit::joined is there
-  std::uint64_t number = 0;   ///< any; that of rank 0 tells this hand-over from others
+  Hash digest = {};             ///< of all that it plans by
+  Hash key = {};                ///< of the plan that it holds; zeros: it has none
+  bool tells_values = false;    ///< PlannedRefit::tells_values
+  std::uint64_t joined_in = 0;  ///< see PlannedRefit
+  std::uint64_t number = 0;     ///< any but 0; that of rank 0 tells this hand-over from others
 
   std::string pack() const;
   static ToldPlan unpack(const std::string& bytes);
 };
 
 inline constexpr std::size_t told_plan_bytes =
-    2 * sizeof(Hash) + 2 * sizeof(char) + sizeof(std::uint64_t);  ///< packed
+    2 * sizeof(Hash) + sizeof(char) + 2 * sizeof(std::uint64_t);  ///< packed
 
 /// What follows from that, the same on all ranks.
 struct AgreedPlan {
   Hash key = {};              ///< of what the ranks bring now
   bool is_held = false;       ///< by all ranks: a plan of this key
   bool needs_values = false;  ///< some rank has to tell of them
-  bool have_joined = false;   ///< all ranks
-  std::string name;           ///< of this hand-over; see RefitWork::name
+  bool have_joined = false;   ///< all ranks, with each other
+  std::uint64_t number = 0;   ///< of this hand-over
+  std::string name;           ///< of it; see RefitWork::name
 };
 
 AgreedPlan agreed_plan(const std::vector<std::string>& told);

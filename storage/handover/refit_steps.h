@@ -34,6 +34,8 @@ struct PlannedRefit {
 
   std::vector<std::string> nodes;    ///< of the ranks, see RefitOptions::node
   std::optional<JoinedNode> joined;  ///< nothing until they have tried, and where they have to again
+  std::uint64_t joined_in = 0;       ///< number of the hand-over in which they did; 0: in none
+  int joined_by = 0;                 ///< process that did: what it shares, a child of it does not
 };
 
 /// Begins to plan: settles where this rank's tensors of an engine come from. Throws as transfers_into().

@@ -119,15 +119,18 @@ SharedMemory::SharedMemory(int descriptor, std::size_t bytes) : bytes_(bytes) {
   ::madvise(memory, bytes, MADV_DONTFORK);  // or a child would keep it
   memory_ = static_cast<std::byte*>(memory);
   descriptor_ = descriptor;
+  process_ = ::getpid();
 }
 
 SharedMemory::SharedMemory(SharedMemory&& other) noexcept
     : descriptor_(std::exchange(other.descriptor_, -1)),
       memory_(std::exchange(other.memory_, nullptr)),
-      bytes_(std::exchange(other.bytes_, 0)) {}
+      bytes_(std::exchange(other.bytes_, 0)),
+      process_(other.process_) {}
 
 SharedMemory::~SharedMemory() {
-  if (memory_ != nullptr) ::munmap(memory_, bytes_);
+  // A child has it not, and may have something else there.
+  if (memory_ != nullptr && ::getpid() == process_) ::munmap(memory_, bytes_);
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
@@ -155,14 +158,20 @@ SharedMemory SharedMemory::open(const std::string& path, std::size_t bytes) {
       uninterrupted([&] { return ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK); })};
   if (opened.descriptor < 0) refuse("cannot open " + printable(path), errno);
   struct stat status {};
-  const bool is_sealed = (::fcntl(opened.descriptor, F_GET_SEALS) & seals) == seals;
+  const int found = ::fcntl(opened.descriptor, F_GET_SEALS);  // -1 of what can have none
+  const bool is_sealed = found >= 0 && (found & seals) == seals;
   if (!is_sealed || ::fstat(opened.descriptor, &status) != 0 || status.st_size != static_cast<off_t>(bytes)) {
     throw Error(ErrorKind::io, "shared memory: " + printable(path) + " is not sealed memory of " +
                                    std::to_string(bytes) + " bytes");
   }
   SharedMemory memory(opened.descriptor, bytes);
   opened.descriptor = -1;
+  memory.forget_path();
   return memory;
+}
+
+void SharedMemory::forget_path() {
+  if (descriptor_ >= 0) ::close(std::exchange(descriptor_, -1));
 }
 
 std::string SharedMemory::path() const {

@@ -27,8 +27,12 @@ class SharedMemory {
   std::byte* data() const { return memory_; }
   std::size_t size() const { return bytes_; }
 
-  /// By which processes of the same user and the same namespace of processes can open it.
+  /// By which processes of the same user and the same namespace of processes can open it. REQUIRES: create()
+  /// has made it, and forget_path() was not called.
   std::string path() const;
+
+  /// No other process opens it from here on: the descriptor is closed, which children would inherit.
+  void forget_path();
 
  private:
   SharedMemory(int descriptor, std::size_t bytes);
@@ -36,6 +40,7 @@ class SharedMemory {
   int descriptor_ = -1;
   std::byte* memory_ = nullptr;
   std::size_t bytes_ = 0;
+  int process_ = -1;  // that mapped it
 };
 
 /// Names the machine and its namespace of processes: where two processes get the same, they can share memory

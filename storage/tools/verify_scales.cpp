@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -19,6 +19,15 @@ namespace {
 
 constexpr std::uint64_t bytes_at_a_time = std::uint64_t{1} << 20;
 
+/// Bytes of whole scales that a weight of this shape needs. Of chunks, or of matrices of a stack, it is told
+/// of none which of their rows are to spare: all are looked at.
+std::uint64_t bytes_needed(const Encoding& encoding, const Shape& weight,
+                           std::span<const SourceTensor> scales) {
+  if (scales.size() > 1 || scales.front().shape.size() > 2) return std::numeric_limits<std::uint64_t>::max();
+  return static_cast<std::uint64_t>(volume(scale_shape_of(encoding, weight)) *
+                                    bytes_of(scales.front().dtype));
+}
+
 /// The first fault of one of them; empty if it has none.
 std::string fault_of(const Catalog& catalog, const StoredScales& scales, Progress* progress) {
   const SourceTensor& tensor = catalog.tensors[scales.tensor];
@@ -26,8 +35,9 @@ std::string fault_of(const Catalog& catalog, const StoredScales& scales, Progres
   const InputFile file(catalog.path_of(tensor), known.size, known.version);
   const auto bytes_each = static_cast<std::uint64_t>(bytes_of(tensor.dtype));
   std::vector<std::byte> buffer;
-  for (std::uint64_t begin = tensor.begin; begin < tensor.end; begin += buffer.size()) {
-    buffer.resize(std::min(bytes_at_a_time, tensor.end - begin));
+  const std::uint64_t end = tensor.begin + scales.bytes;
+  for (std::uint64_t begin = tensor.begin; begin < end; begin += buffer.size()) {
+    buffer.resize(std::min(bytes_at_a_time, end - begin));
     file.read(begin, reinterpret_cast<char*>(buffer.data()), buffer.size());
     count_done(progress, buffer.size());
     if (scales.is_global) {
@@ -44,7 +54,8 @@ std::string fault_of(const Catalog& catalog, const StoredScales& scales, Progres
     if (!odd) continue;
     const std::int64_t index = static_cast<std::int64_t>((begin - tensor.begin) / bytes_each) + odd->index;
     return stored_name(tensor) + " in " + known.name + ": scale number " + std::to_string(index) +
-           " of the tensor is " + odd->text + "; expected numbers of 0 or more, which loads take alone";
+           " of the tensor is " + odd->text +
+           "; expected numbers of 0 or more, which loads take alone; download the file again";
   }
   return "";
 }
@@ -53,10 +64,13 @@ std::string fault_of(const Catalog& catalog, const StoredScales& scales, Progres
 
 std::vector<StoredScales> scales_in(const Catalog& catalog) {
   std::vector<StoredScales> found;
-  const auto add = [&](std::span<const SourceTensor> chunks, Product product, bool is_global) {
+  const auto add = [&](std::span<const SourceTensor> chunks, Product product, bool is_global,
+                       std::uint64_t most_bytes) {
     for (const SourceTensor& chunk : chunks)
-      found.push_back({static_cast<std::size_t>(&chunk - catalog.tensors.data()), product, is_global});
+      found.push_back({static_cast<std::size_t>(&chunk - catalog.tensors.data()), product, is_global,
+                       std::min(chunk.end - chunk.begin, most_bytes)});
   };
+  constexpr std::uint64_t all = std::numeric_limits<std::uint64_t>::max();
   for (const SourceTensor& tensor : catalog.tensors) {
     const std::span<const SourceTensor> weight = catalog.find(tensor.name);
     const std::span<const SourceTensor> scales = scales_of(catalog, tensor.name);
@@ -64,8 +78,8 @@ std::vector<StoredScales> scales_in(const Catalog& catalog) {
     try {
       const Encoding encoding = encoding_of(catalog, weight);
       if (!encoding.scaled) continue;
-      add(scales, encoding.product, false);
-      add(global_scale_of(catalog, encoding, tensor.name), encoding.product, true);
+      add(scales, encoding.product, false, bytes_needed(encoding, Catalog::global_shape(weight), scales));
+      add(global_scale_of(catalog, encoding, tensor.name), encoding.product, true, all);
     } catch (const Error& error) {
       if (error.kind != ErrorKind::mismatch) throw;
     }

@@ -344,3 +344,5 @@ def test_advice_names_the_options_that_the_command_has(tmp_path: Path):
     assert "--not-strict leaves such tensors out" in shardwright("load", copy).stderr
     with pytest.raises(sw.PlanError, match="strict=False leaves such tensors out"):  # as Python says it
         sw.load(sw.empty_state_dict(copy), copy)
+    odd_path = tmp_path / "runs" / "overwrite=True,template=" / "strict=False"  # as Hydra names folders
+    assert f"{odd_path}: no such directory" in shardwright("load", odd_path).stderr

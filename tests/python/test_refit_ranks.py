@@ -28,6 +28,7 @@ def outcome(request, small: Path, tmp_path_factory) -> dict[str, str]:
         "mxfp8_between_nodes",
         "memory_that_is_refused",
         "beside_an_asynchronous_save",
+        "one_plan_over_two_groups",
         "mxfp8_to_the_same_ranks",
         "block_fp8_of_odd_sizes_to_some_of_the_ranks",
         "one_error_for_all",

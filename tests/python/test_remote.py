@@ -370,6 +370,16 @@ def test_a_server_that_lists_etags_without_quotes_is_read(server, bucket, tiny):
     assert differing(state, loaded(tiny, tiny)[0]) == []
 
 
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_server_whose_etags_have_no_quotes_at_all_is_read(server, bucket, tiny, scheme):
+    """They are no condition then, but compared."""
+    for number, file in enumerate(sorted(tiny.iterdir())):
+        server.etags[f"{bucket}/tiny/{file.name}"] = f"version{number}"
+    address = f"s3://{bucket}/tiny" if scheme == "s3" else f"{server.http}/{bucket}/tiny"
+    state, _ = loaded(address, tiny)
+    assert differing(state, loaded(tiny, tiny)[0]) == []
+
+
 def test_a_server_that_knows_no_ranges_is_refused_at_once(server, bucket, tiny, monkeypatch):
     monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "60")
     server.fault = answering_whole(r"\.safetensors$", even_parts=True)

@@ -2,12 +2,16 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstring>
+#include <fstream>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "storage/load/piece_ring.h"
@@ -56,6 +60,25 @@ TEST(shared_memory, what_is_none_is_refused) {
   expect_error(ErrorKind::io, {"/dev/null", "is not sealed memory"},
                [] { SharedMemory::open("/dev/null", bytes); });
   expect_error(ErrorKind::io, {"cannot open"}, [] { SharedMemory::open("/proc/1/fd/none", bytes); });
+  const std::string plain =
+      ::testing::TempDir() + "shared_memory_test_plain";  // can be cut short at any time
+  std::ofstream(plain) << std::string(bytes, 'a');
+  expect_error(ErrorKind::io, {"is not sealed memory"}, [&] { SharedMemory::open(plain, bytes); });
+  ::unlink(plain.c_str());
+}
+
+TEST(shared_memory, a_child_lets_go_of_it_without_touching_what_lies_there_now) {
+  std::optional<SharedMemory> memory = SharedMemory::create(bytes);
+  memory->forget_path();
+  EXPECT_TRUE(ended_well(in_child([&] {
+    void* const own = ::mmap(memory->data(), bytes, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (own != memory->data()) return false;
+    std::byte* const data = memory->data();
+    memory.reset();
+    data[0] = std::byte{1};  // is still there
+    return true;
+  })));
 }
 
 TEST(shared_memory, more_than_there_is_is_refused_before_any_is_taken) {

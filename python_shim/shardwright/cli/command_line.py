@@ -119,21 +119,31 @@ class _WholeNames(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
+#: What errors say of arguments that are flags here.
+_FLAGS = {"overwrite=True": "--overwrite", "strict=False": "--not-strict"}
+
+_ADVICE = re.compile(
+    r'(?:(?<=[\s(])|^)(?P<name>[a-z_]+)=(?P<value>True|False|"[^"]*"|(?=[\s,;.)]|$))(?=[\s,;.)]|$)'
+)
+
+
 def _options_of(whole: argparse.ArgumentParser, command: str) -> set[str]:
     (commands,) = (action for action in whole._actions if isinstance(action, argparse._SubParsersAction))
     return set(commands.choices[command]._option_string_actions)
 
 
 def _in_options(message: str, known: set[str]) -> str:
-    """Errors advise in Python's words, such as ``strict=False``: said as an option where the command has it."""
+    """Errors advise in Python's words, such as ``strict=False``: said as an option where the command has it. What has
+    other signs around it may be a part of somebody's path, and stays."""
 
     def option(found: re.Match[str]) -> str:
-        flags = {"overwrite=True": "--overwrite", "strict=False": "--not-strict"}
-        name = flags.get(found[0], "--" + found["name"].replace("_", "-"))
-        value = "" if found[0] in flags else found["value"].strip('"')
+        name = _FLAGS.get(found[0], "--" + found["name"].replace("_", "-"))
+        value = found["value"].strip('"')
+        if value in ("True", "False"):
+            return name if found[0] in _FLAGS and name in known else found[0]
         return f"{name} {value}".strip() if name in known else found[0]
 
-    return re.sub(r'\b(?P<name>[a-z_]+)=(?P<value>True|False|"[^"]*"|(?![\w"]))', option, message)
+    return _ADVICE.sub(option, message)
 
 
 def _message_of(error: Exception) -> str:

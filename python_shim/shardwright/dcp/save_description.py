@@ -121,7 +121,7 @@ def describe_save(state_dict: Mapping[str, Any], paths: Mapping[str, Path]) -> S
     """What this rank has to save of a flat state dict. ``paths``: of the names that nested keys make up.
 
     Raises:
-        PlanError: lists the DTensors that cannot be saved as they are (partial sums).
+        PlanError: tells of tensors that cannot be saved as they are: DTensors of partial sums, torch's quantized ones.
     """
     description = SaveDescription(global_rank())
     by_mesh: dict[Any, tuple[Any, list[tuple[Any, ...]]]] = {}

@@ -101,7 +101,7 @@ def _usual_place(paths: dict[str, tuple[str, ...]], source: str) -> tuple[str, .
     if len(places) != 1:
         raise _core.PlanError(
             f"{shown(source)}: expected the key {_USUAL_KEY!r} in the saved state dict, found {_keys(paths)}; say "
-            "under which key the weights are (key=, --key)"
+            "under which key the weights are: key="
         )
     return places.pop()
 

@@ -182,7 +182,8 @@ def refit(
         device_memory: bytes of each CUDA device that may be taken beside the tensors; None: 256 MiB.
         transport: "auto": between ranks of one node through memory that they share, in which each byte is encoded and
             from which the engine copies it; elsewhere over the process group. The memory is a part of
-            ``staging_bytes``, and kept with the plan. "c10d": over the process group alone.
+            ``staging_bytes``, and kept with the plan. "c10d": weights go over the process group alone; a few bytes, by
+            which ranks agree, still go through memory where all of them are of one node.
 
     Raises, the same on every rank, before anything is sent:
         PlanError: state dict, template and engine do not fit each other: shapes, dtypes, names that nobody can supply;

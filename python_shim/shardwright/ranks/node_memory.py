@@ -65,7 +65,7 @@ class Board:
         try:
             told: list[bytes] = self._board.gather(mine, self._timeout)
         except OSError as error:
-            raise ConnectionResetError(errno.ECONNRESET, str(error)) from error
+            raise ConnectionResetError(errno.ECONNRESET, error.strerror or str(error)) from error
         return told
 
 
@@ -83,5 +83,9 @@ def board_of(group: dist.ProcessGroup | None) -> Board | None:
         board = Board(group) if nodes[0] and len(set(nodes)) == 1 else None
         if board is not None and board.refusal is not None:
             board = None
+        for gone in [
+            key for key, one in _boards.items() if one[0] not in dist.distributed_c10d._world.pg_map
+        ]:
+            del _boards[gone]  # destroyed
         known = _boards[id(group)] = group, os.getpid(), board
     return known[2]

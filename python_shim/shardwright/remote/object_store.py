@@ -14,7 +14,14 @@ from typing import Any
 
 from shardwright.remote.address import scheme_and_rest, without_secrets
 from shardwright.remote.installed import imported
-from shardwright.remote.store import ChangedObjectError, DeniedError, Listing, StoredObject, StoreError
+from shardwright.remote.store import (
+    ChangedObjectError,
+    DeniedError,
+    Listing,
+    StoredObject,
+    StoreError,
+    is_same_version,
+)
 
 #: Those that obstore opens.
 SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "azure", "adl", "abfs", "abfss", "http", "https"})
@@ -140,7 +147,7 @@ class ObjectStore:
         with self._naming(name):
             result = self._answer_to(name, asked, self._at_once if at_once else self._store)
             found = _version_of(result.meta)
-            if version and found != version:
+            if version and not is_same_version(found, version):
                 raise ChangedObjectError(f"{self.address}/{name}: expected version {version}, found {found}")
             if result.range[0] != begin:
                 raise self._knows_no_ranges(name, asked)
@@ -185,15 +192,18 @@ class ObjectStore:
         return StoredObject(name, memoryview(data).nbytes, done["e_tag"] or "")
 
     def _condition_on(self, name: str, version: str) -> dict[str, str]:
-        """Google's store has conditions on generations alone, which its listings do not tell."""
-        if not self._takes_generations:
+        """Google's store has conditions on generations alone, which its listings do not tell; an etag without quotes is
+        asked for as answers have it."""
+        if not self._takes_generations and version.startswith('"'):
             return {"e_tag": version}
         with self._naming(name):
             found = self._obstore.head(self._store, name)
-        if _version_of(found) != version:
+        if not is_same_version(_version_of(found), version):
             raise ChangedObjectError(
                 f"{self.address}/{name}: expected version {version}, found {_version_of(found)}"
             )
+        if not self._takes_generations:
+            return {"e_tag": _version_of(found)}
         return {"e_tag": version, "version": found["version"]}
 
     def open_upload(self, name: str, part_bytes: int = 16 << 20) -> ObjectUpload:
@@ -329,8 +339,6 @@ def _version_of(meta: Any) -> str:
     changed = meta.get("last_modified")
     stamp = f"of {changed.isoformat()}" if changed is not None else ""
     tag: str = meta.get("e_tag") or ""
-    if tag and not tag.endswith('"'):
-        tag = f'"{tag}"'  # as answers have it; listings of some servers leave the quotes out
     return tag or stamp
 
 

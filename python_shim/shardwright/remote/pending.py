@@ -32,7 +32,14 @@ from shardwright import _core
 from shardwright.remote.address import without_secrets
 from shardwright.remote.reading import tried
 from shardwright.remote.shadow import Shadow, read_bytes
-from shardwright.remote.store import ChangedObjectError, Store, StoredObject, StoreError, store_and_name
+from shardwright.remote.store import (
+    ChangedObjectError,
+    Store,
+    StoredObject,
+    StoreError,
+    is_same_version,
+    store_and_name,
+)
 
 _TORCHS = ".metadata"
 
@@ -208,7 +215,7 @@ class PendingObjects:
                 with suppress(Exception):
                     if name in replaced:
                         self._store.put(shadow.name(name), replaced[name], only_over=written.version)
-                    elif self._store.head(shadow.name(name)).version == written.version:
+                    elif is_same_version(self._store.head(shadow.name(name)).version, written.version):
                         self._store.delete(shadow.name(name))
             raise
 
@@ -357,7 +364,11 @@ def delete_what_a_save_wrote(
         is_of_save = (
             (is_tag and relative.partition(".")[0].endswith("-" + tag))
             or told["writes"].get(relative) == one.size
-            or (is_published and told["removes"].get(relative) == one.version)
+            or (
+                is_published
+                and relative in told["removes"]
+                and is_same_version(told["removes"][relative], one.version)
+            )
             or (
                 relative in told["publishes"]
                 and relative not in told["previous"]

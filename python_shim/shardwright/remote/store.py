@@ -37,6 +37,11 @@ class StoredObject:
     modified: float = 0.0
 
 
+def is_same_version(version: str, other: str) -> bool:
+    """Listings of some servers leave out the quotes of etags that answers have."""
+    return version.strip('"') == other.strip('"')
+
+
 @dataclass
 class Listing:
     """What lies directly below a folder. Names are relative to the store; those of folders have no slash at the end."""

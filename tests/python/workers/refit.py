@@ -172,6 +172,26 @@ def memory_that_is_refused(path: str, uneven: str) -> None:
         assert f"rank {len(reports) - 1}: shared memory" in report.not_shared, report
 
 
+def one_plan_over_two_groups(path: str, uneven: str) -> None:
+    """A trainer hands to two replicas of an engine in turns, by one plan: what each shares with it is its own."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    rank, others = dist.get_rank(), (1, 2) if dist.get_world_size() > 2 else (1, 1)
+    groups = [dist.new_group([0, other]) for other in others]
+    state, plan = {name: torch.zeros(6, 8)}, RefitPlan()
+    engine = [EngineTensor("replica", torch.zeros(6, 8), [name])]
+    problems = []
+    for turn in range(1, 4):
+        state[name].fill_(turn)
+        for group, other in zip(groups, others, strict=True):
+            if rank == 0:
+                refit(state, plan=plan, layout="huggingface", process_group=group)
+            elif rank == other:
+                refit(None, engine, plan=plan, layout="huggingface", process_group=group)
+                if not torch.equal(engine[0].tensor, torch.full((6, 8), float(turn))):
+                    problems.append(f"turn {turn}: {engine[0].tensor.flatten()[:3]}")
+    expect_none_anywhere(problems)
+
+
 def mxfp8_to_the_same_ranks(path: str, uneven: str) -> None:
     arrives(path, dist.get_world_size(), dist.get_world_size(), "mxfp8")
 
@@ -285,6 +305,7 @@ def main() -> None:
         mxfp8_between_nodes,
         memory_that_is_refused,
         beside_an_asynchronous_save,
+        one_plan_over_two_groups,
         mxfp8_to_the_same_ranks,
         block_fp8_of_odd_sizes_to_some_of_the_ranks,
         one_error_for_all,
