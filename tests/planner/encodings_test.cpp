@@ -131,16 +131,16 @@ TEST(encodings, stacks_have_scales_for_each_matrix_along_dimensions_of_their_own
     std::int64_t block_rows;
     std::int64_t block_columns;
   };
-  const Shape weight = {5, 300, 200};
-  for (const Case& known : std::vector<Case>{{DType::U8, {5, 300, 7}, 1, 32},
+  const Shape weight = {5, 293, 200};
+  for (const Case& known : std::vector<Case>{{DType::U8, {5, 293, 7}, 1, 32},
                                              {DType::F32, {5, 3, 2}, 128, 128},
                                              {DType::F8_E8M0, {5, 3, 2}, 128, 128},
-                                             {DType::BF16, {5, 1, 1}, 300, 200},
-                                             {DType::F32, {5, 1}, 300, 200},
-                                             {DType::F32, {5}, 300, 200},
-                                             {DType::F32, {}, 300, 200},
-                                             {DType::BF16, {5, 300, 1}, 1, 200},
-                                             {DType::BF16, {5, 300}, 1, 200},
+                                             {DType::BF16, {5, 1, 1}, 293, 200},
+                                             {DType::F32, {5, 1}, 293, 200},
+                                             {DType::F32, {5}, 293, 200},
+                                             {DType::F32, {}, 293, 200},
+                                             {DType::BF16, {5, 293, 1}, 1, 200},
+                                             {DType::BF16, {5, 293}, 1, 200},
                                              {DType::F32, {5, 4, 2}, 128, 128}}) {
     const Catalog catalog = catalog_of(
         {tensor("a.weight", DType::F8_E4M3, weight), tensor("a.weight_scale_inv", known.scale, known.shape)});
@@ -150,10 +150,20 @@ TEST(encodings, stacks_have_scales_for_each_matrix_along_dimensions_of_their_own
     EXPECT_EQ(found.scale_rank, std::ssize(known.shape)) << to_string(known.shape);
   }
   for (const Shape& other :
-       std::vector<Shape>{{4, 3, 2}, {1, 1, 1}, {1}, {5, 5, 2}, {5, 3, 3}, {5, 300, 2}}) {
+       std::vector<Shape>{{4, 3, 2}, {1, 1, 1}, {1}, {5, 5, 2}, {5, 3, 3}, {5, 293, 2}}) {
     const Catalog catalog = catalog_of(
         {tensor("a.weight", DType::F8_E4M3, weight), tensor("a.weight_scale_inv", DType::F32, other)});
     expect_error(ErrorKind::mismatch, {"a.weight_scale_inv", to_string(other)},
+                 [&] { encoding_of(catalog, catalog.find("a.weight")); });
+  }
+}
+
+TEST(encodings, rows_of_scales_that_may_be_those_of_equal_parts_are_refused) {
+  for (const auto& [rows, found] : {std::pair{768, 8}, std::pair{300, 4}}) {
+    const Catalog catalog = catalog_of({tensor("a.weight", DType::F8_E4M3, {rows, 200}),
+                                        tensor("a.weight_scale_inv", DType::F32, {found, 2})});
+    expect_error(ErrorKind::mismatch,
+                 {"a.weight_scale_inv in ", std::to_string(found) + " rows of scales", "parts of"},
                  [&] { encoding_of(catalog, catalog.find("a.weight")); });
   }
 }
