@@ -280,17 +280,22 @@ std::string fault_of_template(const ExportForm& form, const Piece& piece, const 
 /// Puts tensors in the order of the template's files: companions with their weights, and first what it does
 /// not have.
 void order_as_template(const ExportForm& form, std::vector<SourceTensor>& tensors) {
-  const auto place = [&](const SourceTensor& tensor) {
-    const std::span<const SourceTensor> stored =
-        form.template_catalog->find(weight_name_of(weight_name_of_companion(tensor.name)));
-    if (const auto own = form.template_catalog->find(tensor.name); form.as_template && !own.empty())
-      return std::tuple{own.front().file, own.front().begin};
+  std::vector<std::tuple<std::uint32_t, std::uint64_t, std::size_t>> places;  // the file, where in it; which
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    std::span<const SourceTensor> stored;
+    if (form.as_template) stored = form.template_catalog->find(tensors[t].name);
     if (stored.empty())
-      return std::tuple{std::uint32_t{0}, std::uint64_t{0}};  // a multiplier it does not have
-    return std::tuple{stored.front().file, stored.front().begin};
-  };
-  std::stable_sort(tensors.begin(), tensors.end(),
-                   [&](const SourceTensor& a, const SourceTensor& b) { return place(a) < place(b); });
+      stored = form.template_catalog->find(weight_name_of(weight_name_of_companion(tensors[t].name)));
+    if (stored.empty())
+      places.emplace_back(0, 0, t);  // a multiplier it does not have
+    else
+      places.emplace_back(stored.front().file, stored.front().begin, t);
+  }
+  std::sort(places.begin(), places.end());
+  std::vector<SourceTensor> ordered;
+  ordered.reserve(tensors.size());
+  for (const auto& [file, begin, t] : places) ordered.push_back(std::move(tensors[t]));
+  tensors = std::move(ordered);
 }
 
 }  // namespace
