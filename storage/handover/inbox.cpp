@@ -33,9 +33,8 @@ struct Head {
 
 struct alignas(64) Stream {
   std::atomic<std::uint64_t> sent;
-  std::atomic<std::uint32_t> has_joined;
   std::int32_t rank;
-  NodeProcess sender;
+  NodeMember sender;
   std::uint64_t first;  // of all places
   std::uint64_t messages;
 };
@@ -135,9 +134,8 @@ const std::byte* Inbox::message(std::size_t stream, std::size_t number) const {
 void Inbox::wait_for(std::size_t stream, std::size_t number, const InboxWaiting& waiting) {
   const InboxPlaces::Stream& of = places_.streams[stream];
   Stream& shared = streams_of(memory_, places_.streams.size())[stream];
-  wait_until(
-      shared.sent, told(turn_, of.messages.size(), number), head_of(memory_).arrived, of.rank, waiting,
-      [&] { return shared.has_joined.load(std::memory_order_acquire) != 0 && shared.sender.is_gone(); });
+  wait_until(shared.sent, told(turn_, of.messages.size(), number), head_of(memory_).arrived, of.rank, waiting,
+             [&] { return shared.sender.is_gone(); });
 }
 
 Outbox::Outbox(int receiver, const std::string& path, std::size_t size, int rank,
@@ -172,8 +170,7 @@ Outbox::Outbox(int receiver, const std::string& path, std::size_t size, int rank
       refuse();
     messages_.push_back(has_place ? memory_.data() + before + offset : nullptr);
   }
-  mine.sender = NodeProcess::own();
-  mine.has_joined.store(1, std::memory_order_release);
+  mine.sender.join();
 }
 
 std::byte* Outbox::message(std::size_t number) const { return messages_[number]; }

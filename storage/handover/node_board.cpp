@@ -28,8 +28,7 @@ struct NodeBoard::Head {
 /// Behind it are the bytes of two turns: who tells the next one may be ahead of who still reads.
 struct alignas(cache_line) NodeBoard::Place {
   std::atomic<std::uint64_t> turn;
-  std::atomic<std::uint32_t> has_joined;
-  NodeProcess process;
+  NodeMember member;
 };
 
 std::size_t NodeBoard::bytes_of(std::size_t ranks, std::size_t bytes) {
@@ -40,8 +39,7 @@ NodeBoard::NodeBoard(SharedMemory memory, std::size_t ranks, std::size_t rank, s
     : memory_(std::move(memory)), ranks_(ranks), rank_(rank), bytes_(bytes) {
   if (memory_.size() < bytes_of(ranks, bytes) || rank >= ranks)
     throw std::logic_error("NodeBoard: too little memory, or a rank that is none");
-  place(rank).process = NodeProcess::own();
-  place(rank).has_joined.store(1, std::memory_order_release);
+  place(rank).member.join();
 }
 
 NodeBoard::Head& NodeBoard::head() const { return *reinterpret_cast<Head*>(memory_.data()); }
@@ -76,8 +74,7 @@ std::vector<std::string> NodeBoard::gather(const std::string& mine, std::chrono:
     events.wait(seen, between_looks);
     const std::size_t rank = missing();
     if (rank == ranks_ || events.number.load() != seen) continue;
-    const Place& other = place(rank);
-    if (other.has_joined.load(std::memory_order_acquire) != 0 && other.process.is_gone())
+    if (place(rank).member.is_gone())
       throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has ended; connection lost", ECONNRESET);
     if (Clock::now() - begin > timeout)
       throw Error(ErrorKind::io,

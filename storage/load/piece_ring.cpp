@@ -21,8 +21,7 @@ struct alignas(64) PieceRing::Head {
 };
 
 struct alignas(64) PieceRing::Member {
-  NodeProcess process;
-  std::atomic<std::uint32_t> has_joined;
+  NodeMember node;
 };
 
 struct alignas(64) PieceRing::Slot {
@@ -61,10 +60,7 @@ std::byte* PieceRing::slot_of(std::uint64_t piece) const {
   return memory_ + before + piece % sizes_.slots * sizes_.slot_bytes;
 }
 
-void PieceRing::join() {
-  member(rank_).process = NodeProcess::own();
-  member(rank_).has_joined.store(1, std::memory_order_release);
-}
+void PieceRing::join() { member(rank_).node.join(); }
 
 std::optional<std::uint64_t> PieceRing::next_to_read() {
   std::uint64_t piece = head().next.load();
@@ -118,12 +114,11 @@ std::optional<std::uint32_t> PieceRing::failed() const {
 
 std::optional<std::uint32_t> PieceRing::gone() const {
   for (std::uint32_t rank = 0; rank < sizes_.ranks; ++rank) {
-    const Member& of_rank = member(rank);
-    if (of_rank.has_joined.load(std::memory_order_acquire) != 0 && of_rank.process.is_gone()) return rank;
+    if (member(rank).node.is_gone()) return rank;
   }
   return std::nullopt;
 }
 
-NodeProcess PieceRing::process_of(std::uint32_t rank) const { return member(rank).process; }
+NodeProcess PieceRing::process_of(std::uint32_t rank) const { return member(rank).node.process; }
 
 }  // namespace shardwright

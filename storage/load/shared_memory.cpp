@@ -194,4 +194,13 @@ bool NodeProcess::is_gone() const {
   return state == 0 || state == 'Z' || state == 'X' || (started != 0 && start != started);
 }
 
+void NodeMember::join() {
+  process = NodeProcess::own();
+  has_joined.store(1, std::memory_order_release);
+}
+
+bool NodeMember::is_gone() const {
+  return has_joined.load(std::memory_order_acquire) != 0 && process.is_gone();
+}
+
 }  // namespace shardwright

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace shardwright {
@@ -55,6 +57,17 @@ struct NodeProcess {
   static NodeProcess own();
 
   /// True once it has ended; false where that cannot be known.
+  bool is_gone() const;
+};
+
+/// A process that uses shared memory, in which this lies, as zeros at first.
+struct NodeMember {
+  NodeProcess process;
+  std::atomic<std::uint32_t> has_joined;  ///< once `process` says which
+
+  void join();
+
+  /// True once it has joined and ended.
   bool is_gone() const;
 };
 

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _flushed():
             options = whole.parse_args(arguments)
         name = f"shardwright {options.command}"
-        known = _options_of(whole, options.command)
+        known = set(completion.commands_of(whole)[options.command]._option_string_actions)
         with shown():
             answer = COMMANDS[options.command].run(options)
         with _flushed():
@@ -125,11 +125,6 @@ _FLAGS = {"overwrite=True": "--overwrite", "strict=False": "--not-strict"}
 _ADVICE = re.compile(
     r'(?:(?<=[\s(])|^)(?P<name>[a-z_]+)=(?P<value>True|False|"[^"]*"|(?=[\s,;.)]|$))(?=[\s,;.)]|$)'
 )
-
-
-def _options_of(whole: argparse.ArgumentParser, command: str) -> set[str]:
-    (commands,) = (action for action in whole._actions if isinstance(action, argparse._SubParsersAction))
-    return set(commands.choices[command]._option_string_actions)
 
 
 def _in_options(message: str, known: set[str]) -> str:

@@ -10,7 +10,8 @@ from shardwright.cli.answer import Answer
 HELP = "print the lines by which a shell completes this command"
 
 
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """By name."""
     (found,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return dict(found.choices)
 
@@ -34,7 +35,7 @@ def _words(action: argparse.Action) -> str:
 def bash(parser: argparse.ArgumentParser) -> str:
     """Files are what is left where nothing else is known: paths, and values of options."""
     cases = []
-    for name, command in _commands(parser).items():
+    for name, command in commands_of(parser).items():
         names = " ".join(option for option, _ in _options(command))
         places = " ".join(_words(action) for action in command._actions if not action.option_strings).strip()
         lines = [
@@ -46,7 +47,7 @@ def bash(parser: argparse.ArgumentParser) -> str:
         cases.append(f"    {name})\n      case $before in\n" + "\n".join(lines) + "\n      esac ;;")
     return f"""_shardwright() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
-  if ((COMP_CWORD == 1)); then words='{" ".join(_commands(parser))} --help --version'; else case ${{COMP_WORDS[1]}} in
+  if ((COMP_CWORD == 1)); then words='{" ".join(commands_of(parser))} --help --version'; else case ${{COMP_WORDS[1]}} in
 {chr(10).join(cases)}
   esac; fi
   COMPREPLY=($(compgen -W "$words" -- "$word"))
@@ -69,7 +70,7 @@ def fish(parser: argparse.ArgumentParser) -> str:
     lines = []
     for name, summary in _summaries(parser).items():
         lines.append(f"complete -c shardwright -n __fish_use_subcommand -f -a {name} -d {quoted(summary)}")
-    for name, command in _commands(parser).items():
+    for name, command in commands_of(parser).items():
         # Not __fish_seen_subcommand_from, which takes a path called as a command for one.
         inside = f"complete -c shardwright -n 'contains {name} (commandline -opc)[2]'"
         for option, action in _options(command):
