@@ -111,8 +111,8 @@ bool fits(const KnownEncoding& known, DType element, DType dtype, const Shape& s
 
 [[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
 
-/// Throws where rows of scales may be to spare, or those of equal parts of the weight, such as heads: which of
-/// the two, no file says, and the numbers would be others.
+/// Throws where rows of scales may be to spare, or those of equal parts of the weight, such as heads: which
+/// of the two, no file says, and the numbers would be others.
 void expect_one_reading(const Catalog& catalog, std::span<const SourceTensor> weight,
                         std::span<const SourceTensor> scales, const KnownEncoding& known) {
   const Shape shape = Catalog::global_shape(weight);

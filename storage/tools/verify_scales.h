@@ -12,10 +12,10 @@ namespace shardwright {
 
 /// A tensor of scales, or a chunk of one, of an encoded weight.
 struct StoredScales {
-  std::size_t tensor;  ///< index into Catalog::tensors
-  Product product;     ///< by which a load decodes the weight
-  bool is_global;      ///< one more factor of all the weight's scales
-  std::uint64_t bytes; ///< from the tensor's first one on, that loads look at: rows to spare they do not
+  std::size_t tensor;   ///< index into Catalog::tensors
+  Product product;      ///< by which a load decodes the weight
+  bool is_global;       ///< one more factor of all the weight's scales
+  std::uint64_t bytes;  ///< from the tensor's first one on, that loads look at: rows to spare they do not
 };
 
 /// Those of all weights that a load can decode.

@@ -1,7 +1,8 @@
 /// MiMo V2 Flash, text alone. Source of names and shapes: MiMoV2FlashForCausalLM of transformers 5.23 and the
 /// adapter of nemo-automodel 0.7.0. Layers with a sliding window have sinks and heads of their own numbers.
 /// In FP8, keys of full attention have a row of scales for each block of a head, or some to spare: packages
-/// differ, and a load refuses them (names/encodings.cpp). MiMo V2.5 and later store queries, keys and values as one, in parts: another family.
+/// differ, and a load refuses them (names/encodings.cpp). MiMo V2.5 and later store queries, keys and values
+/// as one, in parts: another family.
 
 #include <array>
 
