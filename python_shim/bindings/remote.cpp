@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <tuple>
@@ -103,7 +104,8 @@ ArrivedBytes take(const py::object& buffers, std::size_t count, const std::atomi
 void bind_remote(py::module_& m) {
   m.def(
       "set_remote_calls",
-      [](const py::function& list, const py::function& head, const py::function& arriving) {
+      [](const py::function& list, const py::function& head, const py::function& arriving,
+         const py::function& plain_url) {
         RemoteCalls calls;
         calls.list = [list](const std::string& folder) {
           const py::gil_scoped_acquire acquire;
@@ -124,12 +126,20 @@ void bind_remote(py::module_& m) {
           return with_errors_of_python(
               [&] { return take(arriving(address, version, offset, count), count, stopped, address); });
         };
+        calls.plain_url = [plain_url](const std::string& address) {
+          const py::gil_scoped_acquire acquire;
+          auto [url, good_for, stall] =
+              plain_url(address).cast<std::tuple<std::string, std::int64_t, std::int64_t>>();
+          return PlainUrl{std::move(url), std::chrono::seconds(good_for), std::chrono::seconds(stall)};
+        };
         set_remote_calls(std::move(calls));
       },
-      py::arg("listed"), py::arg("head"), py::arg("arriving"),
+      py::arg("listed"), py::arg("head"), py::arg("arriving"), py::arg("plain_url"),
       "How objects are reached. listed(folder): (name, bytes, version, whether it is a folder) of each thing "
       "directly below; head(address): the same of an object; arriving(address, version, begin, count): an "
-      "iterator over buffers.");
+      "iterator over buffers; plain_url(address): where it is had by HTTP without TLS, or an empty text, and "
+      "for how "
+      "many seconds; raises nothing.");
 }
 
 }  // namespace shardwright

@@ -1297,6 +1297,7 @@ def set_remote_calls(
     listed: collections.abc.Callable[..., typing.Any],
     head: collections.abc.Callable[..., typing.Any],
     arriving: collections.abc.Callable[..., typing.Any],
+    plain_url: collections.abc.Callable[..., typing.Any],
 ) -> None: ...
 def simulate(
     catalog: Catalog,

@@ -51,8 +51,9 @@ bool TaskJoiner::next(JoinedTasks& joined) {
   };
   if (!request || !may_read(*request, request->gap)) return true;
   std::uint64_t own_gap = request->gap;  // is read along only where something joins
-  // Half of a request is long enough, and what comes alone can be read to where it belongs.
-  while (request->end - request->begin < joining_.request_bytes / 2 && cutter_.next(ahead_)) {
+  // Half of a request is long enough for what can be read to where it belongs, as what comes alone.
+  const bool is_long = request->end - request->begin >= joining_.request_bytes / 2;
+  while (!is_long && cutter_.next(ahead_)) {
     is_ahead_ = true;
     const std::optional<Request> more = request_of(ahead_, catalog_);
     if (!more || more->file != request->file) break;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "planner/error.h"
+#include "storage/files/plain_http.h"
 #include "storage/files/uring.h"
 
 namespace shardwright {
@@ -111,16 +112,22 @@ class ReadsOfObjects final : public ReadsUnderWay {
   };
 
   /// Brings the bytes to where they are wanted, if that has been said.
-  static void place(const Wanted& wanted, ArrivedBytes& bytes) {
+  ArrivedBytes bytes_of(const Wanted& wanted, PlainHttp& plain_http) const {
+    const InputFile& file = *wanted.file;
     if (wanted.to == nullptr) {
-      bytes = aligned_as_in_file(std::move(bytes), wanted.offset, wanted.length);
-    } else {
-      std::copy_n(bytes.get(), wanted.length, wanted.to);
-      bytes = nullptr;
+      ArrivedBytes bytes = file.read_object(wanted.offset, wanted.length, stopped_);
+      return bytes == nullptr ? bytes : aligned_as_in_file(std::move(bytes), wanted.offset, wanted.length);
     }
+    const std::size_t there = plain_http.receive(file, wanted.offset, wanted.length, wanted.to, stopped_);
+    const std::size_t left = wanted.length - there;
+    if (left == 0) return nullptr;
+    const ArrivedBytes rest = file.read_object(wanted.offset + there, left, stopped_);
+    if (rest != nullptr) std::copy_n(rest.get(), left, wanted.to + there);
+    return nullptr;
   }
 
   void work() {
+    PlainHttp plain_http;
     std::unique_lock lock(mutex_);
     for (;;) {
       ++idle_;
@@ -132,8 +139,7 @@ class ReadsOfObjects final : public ReadsUnderWay {
       lock.unlock();
       Completion completion{wanted.tag, wanted.length, nullptr, nullptr};
       try {
-        completion.bytes = wanted.file->read_object(wanted.offset, wanted.length, stopped_);
-        if (completion.bytes != nullptr) place(wanted, completion.bytes);
+        completion.bytes = bytes_of(wanted, plain_http);
       } catch (...) {
         completion.failure = std::current_exception();
       }

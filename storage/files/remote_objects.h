@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -22,6 +23,13 @@ struct RemoteObject {
 /// Bytes that have come, and what keeps them until nobody looks at them any more.
 using ArrivedBytes = std::shared_ptr<const std::byte>;
 
+/// Where an object is had by HTTP without TLS. It may be signed, and is then a secret.
+struct PlainUrl {
+  std::string url;                   ///< "http://…"; empty: nowhere
+  std::chrono::seconds good_for{0};  ///< it is asked for anew then
+  std::chrono::seconds stall{20};    ///< in which the server must send something
+};
+
 /// How objects are reached. The Python package has one by the libraries of the stores; another program gives
 /// its own. All are thread-safe, try again what may pass, and throw Error: not_found; io, with EACCES where
 /// access is denied. Messages name the object and hold no secrets.
@@ -37,6 +45,10 @@ struct RemoteCalls {
   std::function<ArrivedBytes(const std::string& address, const std::string& version, std::uint64_t offset,
                              std::size_t count, const std::atomic<bool>& stopped)>
       read;
+
+  /// Where the engine may get an object itself: what it gets so is not asked of `read`. May be null. Throws
+  /// nothing.
+  std::function<PlainUrl(const std::string& address)> plain_url = nullptr;
 };
 
 /// Sets how this process reaches objects, once, before the first is needed.

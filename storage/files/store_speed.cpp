@@ -29,13 +29,13 @@ std::map<std::string, Measured>& measured_stores() {
   return *stores;
 }
 
+}  // namespace
+
 std::string store_of(const std::filesystem::path& address) {
   const std::string& text = address.native();
   const std::size_t host = text.find("://");
   return host == std::string::npos ? text : text.substr(0, text.find('/', host + 3));
 }
-
-}  // namespace
 
 std::uint64_t StoreSpeed::bytes_of_latency() const {
   return static_cast<std::uint64_t>(latency * bytes_per_second);

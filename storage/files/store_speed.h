@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 
 namespace shardwright {
 
@@ -13,6 +14,9 @@ struct StoreSpeed {
   /// Bytes that a connection could bring while it waits for an answer: a gap of fewer is read along.
   std::uint64_t bytes_of_latency() const;
 };
+
+/// Scheme and host of an address: s3://bucket.
+std::string store_of(const std::filesystem::path& address);
 
 /// Of the store at this address.
 StoreSpeed speed_of_store(const std::filesystem::path& address);

@@ -35,11 +35,12 @@ constexpr std::size_t threads_that_wait = 4;  // for each processor, where a rea
 
 /// For objects: many requests fill lines that are much faster than one connection. What one brings takes
 /// several times its latency; of a small load each connection gets a part, as far as that allows.
-constexpr std::size_t most_request_bytes = std::size_t{8} << 20;
+/// Two matrices of 4 MiB, or one of 8, fit into a request with their scales.
+constexpr std::size_t most_request_bytes = std::size_t{17} << 19;
 constexpr std::size_t fewest_request_bytes = std::size_t{256} << 10;
 constexpr std::uint64_t latencies_of_request = 4;
 constexpr std::uint64_t needed_per_gap = 200;  // so much more is read than what lies in gaps
-constexpr std::size_t most_requests_at_once = 24;
+constexpr std::size_t most_requests_at_once = 20;
 
 /// Of a store that answers at once, fewer requests bring as much: their buffers are used again while a cache
 /// still has them, and not given back to the system and taken anew.

@@ -9,6 +9,7 @@
 
 #include "planner/error.h"
 #include "storage/files/page_cache.h"
+#include "storage/files/plain_http.h"
 #include "storage/files/printable.h"
 #include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
@@ -231,7 +232,8 @@ void TaskReader::lay_out_joined(StagedTask& staged) {
 }
 
 /// Lists reads whose bytes are decoded where they arrive. False where they are needed elsewhere: in pinned
-/// memory, or together, of runs apart. Staging that is there is used instead: there are never both.
+/// memory, together, of runs apart, or where plain HTTP brings them without a copy. Staging that is there is
+/// used instead: there are never both.
 bool TaskReader::leave_where_it_arrives(StagedTask& staged) {
   const ReadTask& task = staged.task;
   const bool has_scales = task.scale_source >= 0;
@@ -240,6 +242,7 @@ bool TaskReader::leave_where_it_arrives(StagedTask& staged) {
   if (!task.weights.in_one_request || (has_scales && !task.scales.in_one_request)) return false;
   const SourceTensor& source = catalog_.tensors[task.source];
   const OpenFile& file = *staged.files.weights;
+  if (is_had_by_plain_http(file.file->path())) return false;
   JoinedTasks& joined = staged.joined;
   if (!is_joined) {
     joined.begin = task.weights.begin;

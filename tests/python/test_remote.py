@@ -12,6 +12,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+import object_server
 import pytest
 import shardwright as sw
 import torch
@@ -31,6 +32,7 @@ from object_server import (
 from safetensors.torch import save_file
 from shardwright.remote import reading
 from shardwright.remote.address import address_of, is_address, root_and_key, without_secrets
+from shardwright.remote.object_store import ObjectStore
 from shardwright.remote.store import open_store
 
 
@@ -49,6 +51,18 @@ def server(tmp_path: Path, bucket: str, tiny: Path, monkeypatch) -> ObjectServer
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "1")
         yield found
+
+
+@pytest.fixture
+def by_obstore(monkeypatch) -> None:
+    """Has nothing received by the engine itself."""
+    monkeypatch.setattr(ObjectStore, "plain_url", lambda self, name: ("", 0))
+
+
+@pytest.fixture(params=["engine", "obstore"])
+def by_either(request) -> None:
+    if request.param == "obstore":
+        request.getfixturevalue("by_obstore")
 
 
 def loaded(path: object, like: Path) -> tuple[dict[str, torch.Tensor], sw.LoadReport]:
@@ -75,6 +89,60 @@ def test_a_load_from_an_address_equals_that_of_the_files(scheme, server, bucket,
     state, report = loaded(url, tiny)
     assert differing(state, expected) == []
     assert report.files_remote == report.files == len(sw.read_catalog(tiny).files)
+
+
+@pytest.fixture
+def agents(monkeypatch) -> list[str]:
+    """Who has asked for ranges of tensors, by the names that they give themselves."""
+    found: list[str] = []
+    answer = Handler.send_bytes
+
+    def noting(self: Handler, file: Path, begin: int, *rest: object, **more: object) -> None:
+        if begin >= object_server.header_bytes(file) > 0:
+            found.append(self.headers.get("User-Agent", ""))
+        answer(self, file, begin, *rest, **more)
+
+    monkeypatch.setattr(Handler, "send_bytes", noting)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_what_is_had_by_plain_http_is_received_by_the_engine(scheme, server, bucket, tiny, agents):
+    loaded(f"s3://{bucket}/tiny" if scheme == "s3" else f"{server.http}/{bucket}/tiny", tiny)
+    assert agents and set(agents) == {"shardwright"}
+
+
+def test_a_public_bucket_is_left_to_obstore(server, bucket, tiny, agents, monkeypatch):
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    state, _ = loaded(f"s3://{bucket}/tiny", tiny)
+    assert differing(state, loaded(tiny, tiny)[0]) == []
+    assert agents and "shardwright" not in agents
+
+
+def test_what_a_proxy_of_the_environment_is_for_is_left_to_obstore(server, bucket, monkeypatch):
+    address = f"s3://{bucket}/tiny/model.safetensors"
+    url, seconds, stall = reading._plain_url(address)
+    assert url.startswith(f"{server.http}/{bucket}/tiny/model.safetensors?") and seconds > 0 and stall > 0
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, "http://proxy.invalid:1")
+            assert reading._plain_url(address) == ("", 0, 0)
+            changed.setenv("no_proxy", "127.0.0.1")
+            assert reading._plain_url(address)[0].startswith(f"{server.http}/")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.com/x",
+        "hf://a/b/x",
+        "memory://x/y",
+        "http://example.com/a%20b",
+        "http://a:b@example.com/x",
+    ],
+)
+def test_other_addresses_have_no_plain_url(address):
+    assert reading._plain_url(address) == ("", 0, 0)
 
 
 def test_a_public_bucket_that_denies_what_is_not_there_is_loaded(server, bucket, tiny, monkeypatch):
@@ -302,14 +370,14 @@ PASSING = {
 
 
 @pytest.mark.parametrize("kind", PASSING)
-def test_what_passes_is_tried_again(kind, server, bucket, tiny):
+def test_what_passes_is_tried_again(kind, server, bucket, tiny, by_either):
     expected, _ = loaded(tiny, tiny)
     server.fault = PASSING[kind]()
     state, _ = loaded(f"s3://{bucket}/tiny", tiny)
     assert server.fault.times == 0 and differing(state, expected) == []
 
 
-def test_a_broken_answer_is_resumed_where_it_broke_off(server, bucket):
+def test_a_broken_answer_is_resumed_where_it_broke_off(server, bucket, by_either):
     tensor = torch.arange(1 << 23, dtype=torch.float32)
     writer = sw.ShardedStorageWriter(server.folder / bucket / "run", format="safetensors")
     dcp.save({"w": tensor}, storage_writer=writer, no_dist=True)
@@ -324,7 +392,7 @@ def test_a_broken_answer_is_resumed_where_it_broke_off(server, bucket):
     assert begin + 250_000 < resumed_at <= begin + 600_000
 
 
-def test_a_quick_store_is_asked_again_for_what_broke_off(server, bucket, monkeypatch):
+def test_a_quick_store_is_asked_again_for_what_broke_off(server, bucket, monkeypatch, by_obstore):
     tensor = torch.arange(1 << 23, dtype=torch.float32)
     writer = sw.ShardedStorageWriter(server.folder / bucket / "run", format="safetensors")
     dcp.save({"w": tensor}, storage_writer=writer, no_dist=True)
@@ -380,7 +448,7 @@ def test_a_server_whose_etags_have_no_quotes_at_all_is_read(server, bucket, tiny
     assert differing(state, loaded(tiny, tiny)[0]) == []
 
 
-def test_a_server_that_knows_no_ranges_is_refused_at_once(server, bucket, tiny, monkeypatch):
+def test_a_server_that_knows_no_ranges_is_refused_at_once(server, bucket, tiny, monkeypatch, by_either):
     monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "60")
     server.fault = answering_whole(r"\.safetensors$", even_parts=True)
     with pytest.raises(OSError, match=r"safetensors.*does not know ranges"):
@@ -402,7 +470,7 @@ def test_a_load_looks_at_the_folder_once(server, bucket, tiny):
 
 
 @pytest.mark.parametrize("kind", LASTING)
-def test_what_lasts_is_one_error_that_names_object_and_tensor(kind, server, bucket, tiny):
+def test_what_lasts_is_one_error_that_names_object_and_tensor(kind, server, bucket, tiny, by_either):
     server.fault, words = LASTING[kind][0](), LASTING[kind][1]
     state = sw.empty_state_dict(tiny)
     began = time.monotonic()
@@ -416,7 +484,7 @@ def test_what_lasts_is_one_error_that_names_object_and_tensor(kind, server, buck
     assert time.monotonic() - began < 120
 
 
-def test_an_object_that_changes_is_an_error_that_names_it(server, bucket, tiny):
+def test_an_object_that_changes_is_an_error_that_names_it(server, bucket, tiny, by_either):
     catalog = sw.read_catalog(f"s3://{bucket}/tiny")
     assert all(file.version for file in catalog.files)
     name = catalog.files[0].name
@@ -435,7 +503,7 @@ def test_an_object_that_changes_is_an_error_that_names_it(server, bucket, tiny):
     assert name in str(caught.value)
 
 
-def test_a_server_that_stalls_is_left(server, bucket, tiny, monkeypatch):
+def test_a_server_that_stalls_is_left(server, bucket, tiny, monkeypatch, by_either):
     from shardwright.remote import object_store
 
     monkeypatch.setattr(object_store, "STALL_SECONDS", 1)
@@ -452,7 +520,7 @@ def test_an_address_without_a_checkpoint_says_so(server, bucket):
         sw.load({"a": torch.zeros(1)}, f"s3://{bucket}/nothing")
 
 
-def test_ctrl_c_ends_a_load(server, bucket, tiny, monkeypatch):
+def test_ctrl_c_ends_a_load(server, bucket, tiny, monkeypatch, by_either):
     server.fault = refusing(503, times=10**6)
     monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "600")
     began = time.monotonic()

@@ -63,6 +63,9 @@ class FilesystemStore:
         with self._naming(name):
             yield self._files.cat_file(self._path(name), start=begin, end=begin + length)
 
+    def plain_url(self, name: str) -> tuple[str, int]:
+        return "", 0
+
     def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
         with self._naming(name):
             if only_over and self.head(name).version != only_over:

@@ -38,6 +38,10 @@ AT_ONCE_SECONDS = 2
 #: How often what is written is tried again, with pauses of up to 15 s between.
 WRITING_RETRIES = 10
 
+#: For so long an address is signed, and for so long used: clocks differ, and what has begun must end.
+SIGNED_SECONDS = 3600
+USED_SECONDS = 2700
+
 #: Parts of one object that are on their way at a time.
 PARTS_AT_ONCE = 8
 
@@ -57,6 +61,7 @@ _STATUS = re.compile(
     r"status code: (\d{3})|\b(\d{3}) (?:Too Many|Service Unavail|Forbidden|Unauthorized|Slow)"
 )
 _NO_RANGE = re.compile("non-partial response|Range request not supported")
+_PLAIN_NAME = re.compile(r"[\w./~-]*", re.ASCII)  # is written in an address as it is
 _CHUNK_BYTES = 256 << 10  # small enough to be copied from the cache, as measured
 
 
@@ -98,6 +103,8 @@ class ObjectStore:
         at_once: dict[str, Any] = {
             "client_options": options["client_options"] | {"timeout": timedelta(seconds=AT_ONCE_SECONDS)}
         }
+        self._signs = scheme in ("s3", "s3a") and not os.environ.get("AWS_SKIP_SIGNATURE")
+        self._http = f"http://{rest}" if scheme == "http" and "@" not in rest else ""
         if scheme in ("s3", "s3a"):
             options |= _s3_options()
         scheme = {"gcs": "gs", "azure": "az"}.get(scheme, scheme)
@@ -180,6 +187,14 @@ class ObjectStore:
             f"{self.address}/{name}: asked for the bytes from {begin} to {end}, the server sent others: it does not "
             "know ranges"
         )
+
+    def plain_url(self, name: str) -> tuple[str, int]:
+        if self._http and _PLAIN_NAME.fullmatch(name):
+            return f"{self._http}/{name}", USED_SECONDS
+        if not self._signs:
+            return "", 0
+        signed = self._obstore.sign(self._store, "GET", name, expires_in=timedelta(seconds=SIGNED_SECONDS))
+        return signed, USED_SECONDS
 
     def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
         how: dict[str, Any] = {"use_multipart": False}

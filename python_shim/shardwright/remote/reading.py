@@ -7,10 +7,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 from shardwright import _core
+from shardwright.remote import object_store
 from shardwright.remote.address import address_of, is_address, root_and_key, without_secrets
 from shardwright.remote.store import (
     DeniedError,
@@ -52,7 +55,7 @@ def connect() -> None:
     global _is_connected
     with _connected:
         if not _is_connected:
-            _core.set_remote_calls(_list, _head, arriving)
+            _core.set_remote_calls(_list, _head, arriving, _plain_url)
             _is_connected = True
 
 
@@ -142,6 +145,23 @@ def arriving(address: str, version: str, begin: int, count: int) -> Iterator[Any
             while (left := until - time.monotonic()) > 0:
                 time.sleep(min(_NAP, left))
                 yield b""
+
+
+def _plain_url(address: str) -> tuple[str, int, int]:
+    """Where the engine may read the object by plain HTTP, or an empty text; seconds for which it may, and seconds in
+    which the server must send something."""
+    with suppress(Exception):  # `arriving` says what is wrong
+        store, name = store_and_name(address)
+        url, seconds = store.plain_url(name)
+        if url.startswith("http://") and not _leads_to_proxy(url):
+            return url, seconds, object_store.STALL_SECONDS
+    return "", 0, 0
+
+
+def _leads_to_proxy(url: str) -> bool:
+    proxies = getproxies_environment()
+    host = urlsplit(url).netloc
+    return bool(proxies.keys() & {"http", "all"}) and not proxy_bypass_environment(host, proxies)
 
 
 def _note(root: str, seconds: float) -> None:

@@ -88,6 +88,12 @@ class Store(Protocol):
         takes less work; what has come is lost where it breaks off.
         """
 
+    def plain_url(self, name: str) -> tuple[str, int]:
+        """Where the object is had by HTTP without TLS, and for how many seconds; an empty text where it is not.
+
+        It may be signed: it is a secret.
+        """
+
     def put(self, name: str, data: Any, only_new: bool = False, only_over: str = "") -> StoredObject:
         """Writes an object at once. ``only_new``: raises FileExistsError where there is one. ``only_over``: raises
         ChangedObjectError where that version is no longer there."""
