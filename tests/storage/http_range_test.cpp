@@ -207,6 +207,7 @@ std::vector<Unclean> unclean_answers() {
   const auto status = [](const char* text) { return [text](const std::string&) { return status_of(text); }; };
   return {
       {"another range", put("bytes 100-199", "bytes 101-200"), true},
+      {"a range that begins before", put("bytes 100-199", "bytes 99-199"), true},
       {"a longer range", put("bytes 100-199", "bytes 100-200"), true},
       {"a shorter range", put("bytes 100-199", "bytes 100-198"), true},
       {"no range", put("Content-Range", "X-Range"), true},

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 from shardwright import _core
 from shardwright.remote import object_store
@@ -159,9 +159,9 @@ def _plain_url(address: str) -> tuple[str, int, int]:
 
 
 def _leads_to_proxy(url: str) -> bool:
-    proxies = getproxies_environment()
+    proxies = getproxies()
     host = urlsplit(url).netloc
-    return bool(proxies.keys() & {"http", "all"}) and not proxy_bypass_environment(host, proxies)
+    return bool(proxies.keys() & {"http", "all"}) and not proxy_bypass(host)
 
 
 def _note(root: str, seconds: float) -> None:
