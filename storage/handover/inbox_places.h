@@ -40,4 +40,9 @@ struct InboxPlaces {
 InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const HandedLayers& layers,
                          const std::vector<bool>& shares_memory, std::size_t most_bytes);
 
+/// In most of the staging where that has a place for each layer, and nothing else of this rank needs staging;
+/// in half of it otherwise.
+InboxPlaces inbox_places_in_staging(const RefitPlan& plan, const Catalog& catalog, const HandedLayers& layers,
+                                    const std::vector<bool>& shares_memory, std::size_t staging_bytes);
+
 }  // namespace shardwright
