@@ -14,7 +14,7 @@ engine is tensor parallel, with fused qkv_proj, gate_up_proj and experts, and ge
             time beside the limit's
 
 Times are the slowest rank's, the least of the turns. Memory is what a rank's peak (VmHWM) is above both sides, planning
-included; what ranks share counts on each rank that has touched it.
+included; what ranks share counts on the rank of the engine that has made it.
 """
 
 from __future__ import annotations
@@ -106,16 +106,18 @@ def encode_alone(state: dict[str, Any] | None, group: dist.ProcessGroup, argumen
             pass
 
 
-def peak() -> int:
+def of_status(word: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(word))
 
 
-def memory_above(run: Callable[[], Any]) -> tuple[Any, int]:
+def memory_above(run: Callable[[], Any], is_engine: bool) -> tuple[Any, int]:
+    """Also the bytes of this process's peak above what it had. What ranks share is the engine's."""
     Path("/proc/self/clear_refs").write_text("5")
-    before = peak()
+    before, shared = of_status("VmHWM"), of_status("RssShmem")
     result = run()
-    return result, peak() - before
+    of_others = 0 if is_engine else of_status("RssShmem") - shared
+    return result, of_status("VmHWM") - before - of_others
 
 
 def slowest(run: Callable[[], Any], processor: list[float] | None = None) -> float:
@@ -166,7 +168,7 @@ def worker(options: argparse.Namespace) -> None:
         reports.append(sw.refit(state, engine, plan=plan, **arguments))
         return seconds
 
-    planning, above = memory_above(plan_and_refit)
+    planning, above = memory_above(plan_and_refit, bool(engine))
     again: list[float] = []
     unchanged = min(
         slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments), again) for _ in range(5)

@@ -101,7 +101,7 @@ _FUSED = (
     (re.compile(r"[qkv]_proj\.weight$"), "qkv_proj.weight", 0),
     (re.compile(r"(?:gate|up)_proj\.weight$"), "gate_up_proj.weight", 0),
     (re.compile(r"(?:o|down)_proj\.weight$"), None, 1),
-    (re.compile(r"(?:embed_tokens|lm_head)\.weight$"), None, 0),
+    (re.compile(r"(?:embed_tokens|lm_head|eh_proj|index_q_proj)\.weight$"), None, 0),
 )
 
 

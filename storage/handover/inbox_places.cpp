@@ -53,7 +53,7 @@ InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const Ha
     if (of_layer > most_bytes) of_layer = 0;
     largest = std::max(largest, of_layer);
   }
-  places.bytes = std::min<std::uint64_t>(most_bytes, 2 * largest);
+  places.bytes = 2 * largest <= most_bytes ? 2 * largest : largest;
   std::uint64_t end = 0;
   for (const std::uint64_t of_layer : bytes) {
     const std::uint64_t begin = end + of_layer > places.bytes ? 0 : end;
@@ -76,9 +76,11 @@ InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const Ha
 InboxPlaces inbox_places_in_staging(const RefitPlan& plan, const Catalog& catalog, const HandedLayers& layers,
                                     const std::vector<bool>& shares_memory, std::size_t staging_bytes) {
   if (!is_in_part_beside(plan, shares_memory)) {
-    InboxPlaces places =
-        inbox_places(plan, catalog, layers, shares_memory, staging_bytes - staging_bytes / 8);
-    if (has_place_for_all(places)) return places;
+    // Two layers leave some of it to what else a rank holds meanwhile; one may need all.
+    for (const std::size_t most : {staging_bytes - staging_bytes / 8, staging_bytes}) {
+      InboxPlaces places = inbox_places(plan, catalog, layers, shares_memory, most);
+      if (has_place_for_all(places)) return places;
+    }
   }
   return inbox_places(plan, catalog, layers, shares_memory, staging_bytes / 2);
 }
