@@ -1,9 +1,10 @@
 """Hands the weights of four trainer ranks to an engine of two and of four other ranks, over Gloo on this machine.
 
     python bench/refit.py [--layers 8] [--hidden 2048] [--engines 2 4] [--quantization mxfp8] [--turns 3] [--json]
+    python bench/refit.py --preset bench
 
-The model is a dense one in BF16, sharded on dimension 0; the engine is tensor parallel, with fused qkv_proj and
-gate_up_proj, and gets it encoded. In one run, in turns:
+The model is a dense one in BF16, or a generated MiniMax M3 as nemo-automodel trains it, sharded on dimension 0; the
+engine is tensor parallel, with fused qkv_proj, gate_up_proj and experts, and gets it encoded. In one run, in turns:
 
   refit     sw.refit with a plan that is kept, the whole call: through memory that the ranks share
   c10d      the same over the process group alone (transport="c10d")
@@ -13,7 +14,7 @@ gate_up_proj, and gets it encoded. In one run, in turns:
             time beside the limit's
 
 Times are the slowest rank's, the least of the turns. Memory is what a rank's peak (VmHWM) is above both sides, planning
-included; what ranks share counts on each rank that has touched it.
+included; what ranks share counts on the rank of the engine that has made it.
 """
 
 from __future__ import annotations
@@ -31,94 +32,51 @@ from typing import Any
 import shardwright as sw
 import torch
 import torch.distributed as dist
+from refit_models import Model, dense, encode, engine_of, minimax_m3
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 TRAINERS = 4
 
 
-def shapes_of(layers: int, hidden: int) -> dict[str, tuple[int, int]]:
-    shapes = {}
-    for layer in range(layers):
-        name = f"model.layers.{layer}"
-        shapes |= {f"{name}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"}
-        shapes |= {f"{name}.mlp.{part}_proj.weight": (3 * hidden, hidden) for part in ("gate", "up")}
-        shapes[f"{name}.mlp.down_proj.weight"] = (hidden, 3 * hidden)
-    return shapes
-
-
-def engine_of(
-    shapes: dict[str, tuple[int, int]], rank: int, ranks: int, encoded: bool
-) -> list[sw.EngineTensor]:
-    """A tensor-parallel rank's fused tensors, and their scales."""
-    tensors = []
-    kinds = (
-        [("", torch.float8_e4m3fn, 1), ("_scale_inv", torch.uint8, 32)]
-        if encoded
-        else [("", torch.bfloat16, 1)]
-    )
-
-    def fused(name: str, sources: list[str], cut: int) -> None:
-        for ending, dtype, block in kinds:
-            parts, begin = [], 0
-            size = [0, 0]
-            for source in sources:
-                rows, columns = shapes[source][0], shapes[source][1] // block
-                box = [slice(0, rows), slice(0, columns)]
-                step = (rows, columns)[cut] // ranks
-                box[cut] = slice(rank * step, (rank + 1) * step)
-                parts.append(sw.EnginePart(source + ending, box, (begin, 0)))
-                begin += box[0].stop - box[0].start
-                size = [begin, box[1].stop - box[1].start]
-            tensors.append(sw.EngineTensor(name + ending, torch.zeros(size, dtype=dtype), parts))
-
-    for layer in sorted({name.rsplit(".", 3)[0] for name in shapes}):
-        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-        fused(f"{attention}.qkv_proj.weight", [f"{attention}.{part}_proj.weight" for part in "qkv"], 0)
-        fused(f"{attention}.o_proj.weight", [f"{attention}.o_proj.weight"], 1)
-        fused(f"{mlp}.gate_up_proj.weight", [f"{mlp}.{part}_proj.weight" for part in ("gate", "up")], 0)
-        fused(f"{mlp}.down_proj.weight", [f"{mlp}.down_proj.weight"], 1)
-    return tensors
-
-
-def encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """MXFP8 by torch's own operations."""
-    blocks = weight.float().unflatten(1, (-1, 32))
-    exponent = torch.floor(torch.log2(blocks.abs().amax(-1).clamp_min(2.0**-126))) - 8
-    codes = (blocks / torch.exp2(exponent).unsqueeze(-1)).clamp(-448, 448).to(torch.float8_e4m3fn)
-    return codes.flatten(1), (exponent + 127).to(torch.uint8)
-
-
 def by_hand(
-    shapes: dict[str, tuple[int, int]],
+    model: Model,
     state: dict[str, Any] | None,
     engine: list[sw.EngineTensor],
     group: dist.ProcessGroup,
     encoded: bool,
 ) -> None:
-    """A tensor at a time, through whole ones."""
+    """A native tensor at a time, through whole ones."""
     wanted: dict[str, list[tuple[torch.Tensor, sw.EnginePart]]] = {}
     for tensor in engine:
         for part in tensor.parts:
             assert isinstance(part, sw.EnginePart)
             wanted.setdefault(part.name, []).append((tensor.tensor, part))
-    for name, shape in shapes.items():
-        whole = torch.empty(shape, dtype=torch.bfloat16)
+    for name, native in model.natives.items():
+        gathered = torch.empty_like(native, device="cpu")
         if state is not None:
-            dist.all_gather_into_tensor(whole, state[name].to_local(), group=group)
-        values = {"": whole}
-        if encoded:
-            codes = torch.empty(shape, dtype=torch.float8_e4m3fn)
-            scales = torch.empty(shape[0], shape[1] // 32, dtype=torch.uint8)
-            if dist.get_rank() == 0:
-                codes, scales = encode(whole)
-            values = {"": codes, "_scale_inv": scales}
-        for ending, value in values.items():
-            dist.broadcast(value.view(torch.uint8), 0)
-            for target, part in wanted.get(name + ending, []):
-                assert part.box is not None and part.at is not None
-                box = value[tuple(part.box)]
-                target[part.at[0] : part.at[0] + box.shape[0], : box.shape[1]] = box
+            dist.all_gather_into_tensor(gathered, state[name].to_local(), group=group)
+        for hf, view in model.hf_of(name, gathered):
+            whole = view.contiguous()
+            values = {"": whole}
+            if encoded and model.is_quantized(hf):
+                codes = torch.empty(whole.shape, dtype=torch.float8_e4m3fn)
+                scales = torch.empty(whole.shape[0], whole.shape[1] // 32, dtype=torch.uint8)
+                if dist.get_rank() == 0:
+                    codes, scales = encode(whole)
+                values = {"": codes, "_scale_inv": scales}
+            for ending, value in values.items():
+                dist.broadcast(value.view(torch.uint8), 0)
+                for target, part in wanted.get(hf + ending, []):
+                    assert part.box is not None and part.at is not None
+                    box = value[tuple(part.box)]
+                    place = target[part.at[0]] if target.dim() > box.dim() else target
+                    begin = part.at[-box.dim()]
+                    place[begin : begin + box.shape[0]] = box
+
+
+def differing(a: torch.Tensor, b: torch.Tensor) -> int:
+    return int((a.view(torch.uint8) != b.view(torch.uint8)).sum())
 
 
 def raw(plan: sw.RefitPlan) -> None:
@@ -148,16 +106,18 @@ def encode_alone(state: dict[str, Any] | None, group: dist.ProcessGroup, argumen
             pass
 
 
-def peak() -> int:
+def of_status(word: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(word))
 
 
-def memory_above(run: Callable[[], Any]) -> tuple[Any, int]:
+def memory_above(run: Callable[[], Any], is_engine: bool) -> tuple[Any, int]:
+    """Also the bytes of this process's peak above what it had. What ranks share is the engine's."""
     Path("/proc/self/clear_refs").write_text("5")
-    before = peak()
+    before, shared = of_status("VmHWM"), of_status("RssShmem")
     result = run()
-    return result, peak() - before
+    of_others = 0 if is_engine else of_status("RssShmem") - shared
+    return result, of_status("VmHWM") - before - of_others
 
 
 def slowest(run: Callable[[], Any], processor: list[float] | None = None) -> float:
@@ -178,7 +138,7 @@ def worker(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, engines = dist.get_rank(), dist.get_world_size() - TRAINERS
-    shapes = shapes_of(options.layers, options.hidden)
+    model = minimax_m3(options.preset) if options.preset else dense(options.layers, options.hidden)
     encoded = options.quantization != "none"
     group = dist.new_group(list(range(TRAINERS)))
     state: dict[str, Any] | None = None
@@ -188,18 +148,18 @@ def worker(options: argparse.Namespace) -> None:
         torch.manual_seed(rank)
         state = {
             name: DTensor.from_local(
-                torch.randn(rows // TRAINERS, columns, dtype=torch.bfloat16),
+                torch.randn(native.shape[0] // TRAINERS, *native.shape[1:]).to(native.dtype),
                 mesh,
                 [Shard(0)],
                 run_check=False,
             )
-            for name, (rows, columns) in shapes.items()
+            for name, native in model.natives.items()
         }
     else:
-        engine = engine_of(shapes, rank - TRAINERS, engines, encoded)
-    arguments: dict[str, Any] = {"layout": "huggingface", "threads": 1}
+        engine = engine_of(model, rank - TRAINERS, engines, encoded)
+    arguments: dict[str, Any] = {"layout": model.layout, "threads": 1}
     if encoded:
-        arguments |= {"quantization": options.quantization, "quantized_weights": ["*.weight"]}
+        arguments |= {"quantization": options.quantization, "quantized_weights": model.quantized_weights}
     plan = sw.RefitPlan()
     reports: list[sw.RefitReport] = []
 
@@ -208,7 +168,7 @@ def worker(options: argparse.Namespace) -> None:
         reports.append(sw.refit(state, engine, plan=plan, **arguments))
         return seconds
 
-    planning, above = memory_above(plan_and_refit)
+    planning, above = memory_above(plan_and_refit, bool(engine))
     again: list[float] = []
     unchanged = min(
         slowest(lambda: sw.refit_plan(state, engine, plan=plan, **arguments), again) for _ in range(5)
@@ -220,7 +180,7 @@ def worker(options: argparse.Namespace) -> None:
         "c10d": lambda: sw.refit(state, engine, **over_c10d),
         "limit": lambda: raw(plan),
         "encoding": lambda: encode_alone(state, group, arguments),
-        "by hand": lambda: by_hand(shapes, state, engine, group, encoded),
+        "by hand": lambda: by_hand(model, state, engine, group, encoded),
     }
     times: dict[str, list[float]] = {name: [] for name in (*runs, "moving")}
     processor: dict[str, list[float]] = {name: [] for name in runs}
@@ -230,6 +190,10 @@ def worker(options: argparse.Namespace) -> None:
         moving = torch.tensor(reports[-1].seconds)
         dist.all_reduce(moving, dist.ReduceOp.MAX)
         times["moving"].append(float(moving))
+    by_hands = [one.tensor.clone() for one in engine]
+    sw.refit(state, engine, plan=plan, **arguments)
+    differ = torch.tensor(sum(differing(a, b.tensor) for a, b in zip(by_hands, engine, strict=True)))
+    dist.all_reduce(differ)
     figures = torch.tensor([above, reports[-1].peak_staging_bytes, -above], dtype=torch.int64)
     dist.all_reduce(figures, dist.ReduceOp.MAX)
     moved = torch.tensor(sum(plan.bytes_to.values()), dtype=torch.int64)
@@ -241,7 +205,7 @@ def worker(options: argparse.Namespace) -> None:
         result = {
             "trainer_ranks": TRAINERS,
             "engine_ranks": engines,
-            "parameters": sum(rows * columns for rows, columns in shapes.values()),
+            "parameters": model.parameters,
             "bytes_moved": int(moved),
             "busiest_over_mean": int(busiest) * TRAINERS / int(moved),
             "seconds": best,
@@ -252,6 +216,7 @@ def worker(options: argparse.Namespace) -> None:
             "not_shared": reports[-1].not_shared,
             "moving_over_limit": best["moving"] / best["limit"],
             "moving_over_limit_and_encoding": best["moving"] / (best["limit"] + best["encoding"]),
+            "bytes_that_by_hand_differ": int(differ),
             "memory_above_both_sides": int(figures[0]),
             "peak_staging_bytes": int(figures[1]),
             "planning_seconds": planning,
@@ -266,6 +231,7 @@ def worker(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", help="a generated MiniMax M3, such as bench, in place of the dense model")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--engines", type=int, nargs="+", default=[2, 4])
@@ -284,6 +250,7 @@ def main() -> None:
         command += [str(TRAINERS + engines), __file__, "--worker", str(out), "--layers", str(options.layers)]
         command += ["--hidden", str(options.hidden), "--quantization", options.quantization]
         command += ["--turns", str(options.turns)]
+        command += ["--preset", options.preset] if options.preset else []
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         results.append(json.loads(out.read_text()))
     if options.json:
@@ -307,6 +274,7 @@ def main() -> None:
             f"  over c10d {seconds['c10d']:.2f} s ({one['c10d_over_limit']:.2f} x)"
             + (f"; no memory was shared: {one['not_shared']}" if one["not_shared"] else "")
         )
+        print(f"  bytes of the engine that are others by hand: {one['bytes_that_by_hand_differ']:,}")
         of_all = ", ".join(f"{name} {spent:.2f}" for name, spent in one["processor_seconds"].items())
         print(f"  seconds of processors, all ranks together: {of_all}")
         print(

@@ -80,7 +80,7 @@ std::string fault_of_part(const EngineTensor& tensor, const EnginePart& part, co
            "), which engines are not handed yet; hand it over as "
            "\"mxfp4-modelopt\" or \"nvfp4-modelopt\", or export it";
   if (!are_alike(stored_dtype(stored), tensor.dtype))
-    return "expected " + std::string(name_of(tensor.dtype)) + ", as " + tensor.name + " is, found " +
+    return "expected " + std::string(name_of(tensor.dtype)) + ", as the engine's tensor is, found " +
            std::string(name_of(stored_dtype(stored)));
   const Shape& shape = stored_shape(stored);
   if (!part.view.empty() && !view_with(part.view, shape))
@@ -121,7 +121,8 @@ std::vector<Transfer> transfers_into(const std::vector<EngineTensor>& tensors, c
                                           advice_on(catalog, part.hf_name)
                                     : fault_of_part(tensor, part, *stored);
       if (!fault.empty()) {
-        problems.add(tensor.name + ": " + part.hf_name + ": " + fault);
+        const std::string in_tensor = tensor.name == part.hf_name ? "" : tensor.name + ": ";
+        problems.add(in_tensor + part.hf_name + ": " + fault);
         fits = false;
         continue;
       }

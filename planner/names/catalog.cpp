@@ -6,16 +6,17 @@ namespace shardwright {
 
 namespace {
 
-struct ByName {
-  bool operator()(const SourceTensor& tensor, std::string_view name) const { return tensor.name < name; }
-  bool operator()(std::string_view name, const SourceTensor& tensor) const { return name < tensor.name; }
-};
+bool is_behind(std::string_view name, const SourceTensor& tensor) { return name < tensor.name; }
+bool is_before(const SourceTensor& tensor, std::string_view name) { return tensor.name < name; }
 
 }  // namespace
 
 std::span<const SourceTensor> Catalog::find(std::string_view name) const {
-  const auto [first, last] = std::equal_range(tensors.begin(), tensors.end(), name, ByName{});
-  return {first, last};
+  const auto first = std::lower_bound(tensors.begin(), tensors.end(), name, is_before);
+  const auto is_of_it = [&](auto tensor) { return tensor != tensors.end() && tensor->name == name; };
+  if (!is_of_it(first)) return {first, first};
+  if (!is_of_it(first + 1)) return {first, first + 1};  // as most are, without a second search
+  return {first, std::upper_bound(first, tensors.end(), name, is_behind)};
 }
 
 std::optional<Shape> Catalog::shape_of(std::string_view name) const {

@@ -13,6 +13,20 @@ constexpr std::size_t cache_line = 64;
 
 std::uint64_t room_for(const Message& message) { return rounded_up(size_with_footer(message), cache_line); }
 
+/// Whether some of what this rank gets or sends needs staging beside its inbox.
+bool is_in_part_beside(const RefitPlan& plan, const std::vector<bool>& shares) {
+  const auto is_beside = [&](const HandedList& list) { return !shares[static_cast<std::size_t>(list.rank)]; };
+  return std::any_of(plan.receives.begin(), plan.receives.end(), is_beside) ||
+         std::any_of(plan.sends.begin(), plan.sends.end(), is_beside);
+}
+
+bool has_place_for_all(const InboxPlaces& places) {
+  return std::all_of(places.streams.begin(), places.streams.end(), [](const InboxPlaces::Stream& stream) {
+    return std::find(stream.messages.begin(), stream.messages.end(), InboxPlaces::nowhere) ==
+           stream.messages.end();
+  });
+}
+
 }  // namespace
 
 bool InboxPlaces::is_free(std::uint32_t layer, std::uint32_t placed) const {
@@ -39,7 +53,7 @@ InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const Ha
     if (of_layer > most_bytes) of_layer = 0;
     largest = std::max(largest, of_layer);
   }
-  places.bytes = std::min<std::uint64_t>(most_bytes, 2 * largest);
+  places.bytes = 2 * largest <= most_bytes ? 2 * largest : largest;
   std::uint64_t end = 0;
   for (const std::uint64_t of_layer : bytes) {
     const std::uint64_t begin = end + of_layer > places.bytes ? 0 : end;
@@ -57,6 +71,18 @@ InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const Ha
     }
   }
   return places;
+}
+
+InboxPlaces inbox_places_in_staging(const RefitPlan& plan, const Catalog& catalog, const HandedLayers& layers,
+                                    const std::vector<bool>& shares_memory, std::size_t staging_bytes) {
+  if (!is_in_part_beside(plan, shares_memory)) {
+    // Two layers leave some of it to what else a rank holds meanwhile; one may need all.
+    for (const std::size_t most : {staging_bytes - staging_bytes / 8, staging_bytes}) {
+      InboxPlaces places = inbox_places(plan, catalog, layers, shares_memory, most);
+      if (has_place_for_all(places)) return places;
+    }
+  }
+  return inbox_places(plan, catalog, layers, shares_memory, staging_bytes / 2);
 }
 
 }  // namespace shardwright

@@ -34,10 +34,15 @@ struct InboxPlaces {
   bool is_free(std::uint32_t layer, std::uint32_t placed) const;
 };
 
-/// Of what this rank gets from those for which `shares_memory`, by rank; two layers at a time, in at most so
-/// many bytes. Layers of more than these have no place: the inbox is kept from one hand-over to the next, and
-/// what is received aside from it is not.
+/// Of what this rank gets from those for which `shares_memory`, by rank; two layers at a time where
+/// these take at most so many bytes, else one. Layers of more than these have no place: the inbox is kept
+/// from one hand-over to the next, and what is received aside from it is not.
 InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const HandedLayers& layers,
                          const std::vector<bool>& shares_memory, std::size_t most_bytes);
+
+/// In all of the staging, if need be, where that has a place for each layer and nothing else of this rank
+/// needs staging; in half of it otherwise.
+InboxPlaces inbox_places_in_staging(const RefitPlan& plan, const Catalog& catalog, const HandedLayers& layers,
+                                    const std::vector<bool>& shares_memory, std::size_t staging_bytes);
 
 }  // namespace shardwright

@@ -120,7 +120,7 @@ JoinedNode join_node(const Job& job, const RefitPlan& plan, const Catalog& catal
   const std::vector<bool> shares = sharing_with(job.rank, nodes);
   std::optional<Inbox> inbox;
   const std::vector<std::string> told = told_by_all(job, [&] {
-    InboxPlaces places = inbox_places(plan, catalog, layers, shares, staging_bytes / 2);
+    InboxPlaces places = inbox_places_in_staging(plan, catalog, layers, shares, staging_bytes);
     if (places.streams.empty()) return ToldInbox{}.pack();
     std::string refused = refused_by([&] { inbox.emplace(std::move(places)); });
     if (!inbox) return ToldInbox{{}, {}, std::move(refused)}.pack();

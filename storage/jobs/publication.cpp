@@ -119,7 +119,7 @@ void Publication::gather_files_beside() {
     if (pending_.may_replace(name) || !has_content(pending_.final_path() / name, content))
       beside_.emplace(name, std::move(content));
   }
-  beside_.insert_or_assign(hf_index_name, planned_.layout.index);
+  beside_.insert_or_assign(hf_index_name, hf_index_of(planned_.layout));
 }
 
 void Publication::expect_space() const {

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <set>
 #include <string_view>
+#include <tuple>
+#include <unordered_set>
 #include <utility>
 
 #include "planner/error.h"
@@ -74,7 +75,8 @@ void sort_tensors(Catalog& catalog) {
                   "two tensors of the state dict would be stored as " + in_quotes(catalog.tensors[t].name));
     }
   }
-  std::set<std::string_view> stored;  // under which a tensor may be that is packed
+  std::unordered_set<std::string_view> stored;  // under which a tensor may be that is packed
+  stored.reserve(catalog.tensors.size());
   for (const SourceTensor& tensor : catalog.tensors) {
     if (!stored.insert(stored_name(tensor)).second)
       throw Error(ErrorKind::mismatch,
@@ -91,19 +93,13 @@ ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceT
       file_numbers.empty() ? split_by_size(tensors, max_file_bytes) : split_by_number(tensors, file_numbers);
   ExportLayout layout;
   layout.catalog.directory = directory;
-  std::vector<HfIndex::Entry> entries;
-  std::vector<std::string> names;
   for (std::size_t f = 0; f < files.size(); ++f) {
     if (files[f].empty()) continue;
     char name[64];
     std::snprintf(name, sizeof name, "-%05zu-of-%05zu.safetensors", f + 1, files.size());
-    const auto file = static_cast<std::uint32_t>(names.size());
-    names.push_back(start_of_names + name);
-    for (const SourceTensor& tensor : files[f]) entries.push_back({stored_name(tensor), file});
-    add_file(layout, names.back(), std::move(files[f]), {{"format", "pt"}});
+    add_file(layout, start_of_names + name, std::move(files[f]), {{"format", "pt"}});
   }
   sort_tensors(layout.catalog);
-  layout.index = make_hf_index(names, entries, layout.total_size);
   return layout;
 }
 
@@ -116,6 +112,19 @@ ExportLayout lay_out_one_file(const std::filesystem::path& directory, std::vecto
   add_file(layout, name, std::move(tensors), metadata);
   sort_tensors(layout.catalog);
   return layout;
+}
+
+std::string hf_index_of(const ExportLayout& layout) {
+  std::vector<const SourceTensor*> in_files;
+  for (const SourceTensor& tensor : layout.catalog.tensors) in_files.push_back(&tensor);
+  std::sort(in_files.begin(), in_files.end(), [](const SourceTensor* a, const SourceTensor* b) {
+    return std::tie(a->file, a->begin, a->end, a->name) < std::tie(b->file, b->begin, b->end, b->name);
+  });
+  std::vector<HfIndex::Entry> entries;
+  for (const SourceTensor* tensor : in_files) entries.push_back({stored_name(*tensor), tensor->file});
+  std::vector<std::string> names;
+  for (const SourceFile& file : layout.catalog.files) names.push_back(file.name);
+  return make_hf_index(names, entries, layout.total_size);
 }
 
 }  // namespace shardwright

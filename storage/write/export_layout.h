@@ -22,7 +22,6 @@ struct Made {
 struct ExportLayout {
   Catalog catalog;                            ///< what the directory will hold
   std::vector<std::string> headers;           ///< by index into Catalog::files: the bytes before the tensors
-  std::string index;                          ///< the text of model.safetensors.index.json
   std::uint64_t total_size = 0;               ///< bytes of all tensors
   const Catalog* template_catalog = nullptr;  ///< whose encodings and scales weights get; null: nobody's
   std::shared_ptr<const Catalog> packed_template =
@@ -46,5 +45,8 @@ ExportLayout lay_out(const std::filesystem::path& directory, std::vector<SourceT
 /// own. Nothing lies beside it that this library knows of.
 ExportLayout lay_out_one_file(const std::filesystem::path& directory, std::vector<SourceTensor> tensors,
                               const std::string& name, std::map<std::string, std::string> metadata);
+
+/// The text of its model.safetensors.index.json: tensors in the order in which they lie in the files.
+std::string hf_index_of(const ExportLayout& layout);
 
 }  // namespace shardwright

@@ -146,8 +146,9 @@ TEST(EngineTensors, AreListedByNameWhereTheyDoNotFit) {
             std::string::npos);
   EXPECT_NE(told({"qk", DType::BF16, {5, 6}, {q, k}}).find("does not lie inside of qk [5, 6]"),
             std::string::npos);
-  EXPECT_NE(told({"qk", DType::F32, {6, 6}, {q, k}}).find("expected F32, as qk is, found BF16"),
-            std::string::npos);
+  EXPECT_NE(
+      told({"qk", DType::F32, {6, 6}, {q, k}}).find("expected F32, as the engine's tensor is, found BF16"),
+      std::string::npos);
   EXPECT_NE(told({"v", DType::BF16, {1}, {{"v.weight"}}}).find("v.weight: nobody can supply it"),
             std::string::npos);
   EXPECT_EQ(told({"k", DType::BF16, {6, 4}, {{"k.weight", {}, {}, {1, 0}}}}), "");

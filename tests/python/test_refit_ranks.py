@@ -56,10 +56,13 @@ def run_with_signal(
         while not is_stopped(processes[3]) and all(process.poll() is None for process in processes):
             time.sleep(0.01)
         assert (folder / "middle").exists()
+        processes[0].send_signal(signal.SIGSTOP)  # without it the others do not come to the end meanwhile
         (folder / "begun").write_text(str(time.monotonic()))
         for rank in ranks:
             processes[rank].send_signal(sent)
         processes[3].send_signal(signal.SIGCONT)
+        time.sleep(1)
+        processes[0].send_signal(signal.SIGCONT)
     for process in processes:
         process.wait(timeout=300)
     assert set(os.listdir("/dev/shm")) <= names

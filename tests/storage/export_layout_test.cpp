@@ -77,8 +77,9 @@ void expect_layout(const ExportLayout& layout, const std::vector<SourceTensor>& 
     }
     EXPECT_EQ(layout.catalog.files[f].size, at);
   }
-  const HfIndex index = parse_hf_index(layout.index, "index");
-  EXPECT_NE(layout.index.find("\"total_size\": " + std::to_string(total)), std::string::npos) << layout.index;
+  const HfIndex index = parse_hf_index(hf_index_of(layout), "index");
+  EXPECT_NE(hf_index_of(layout).find("\"total_size\": " + std::to_string(total)), std::string::npos)
+      << hf_index_of(layout);
   ASSERT_EQ(index.entries.size(), tensors.size());
   std::map<std::string, std::string> files;
   for (const HfIndex::Entry& entry : index.entries) files[entry.tensor] = index.files[entry.file];

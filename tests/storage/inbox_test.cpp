@@ -90,6 +90,34 @@ TEST(InboxPlaces, MessagesThatMayBeThereAtATimeLieApart) {
   }
 }
 
+TEST(InboxPlaces, TakeAllOfTheStagingWhereNothingElseNeedsIt) {
+  std::mt19937 random(7);
+  Received received(5, 2, random);
+  std::vector<std::uint64_t> in_layer(received.layers.names.size());
+  for (std::size_t s = 0; s < received.plan.receives.size(); ++s)
+    for (const Message& message : received.messages(s)) in_layer[message.layer] += size_with_footer(message);
+  const std::uint64_t largest = *std::max_element(in_layer.begin(), in_layer.end());
+  const std::size_t staging =
+      largest + 64 * 64;  // of which a layer takes nearly all, with what messages lie apart by
+  const auto places = [&](const std::vector<bool>& shares) {
+    return inbox_places_in_staging(received.plan, received.catalog, received.layers, shares, staging);
+  };
+  const auto has_all = [](const InboxPlaces& found) {
+    for (const InboxPlaces::Stream& stream : found.streams)
+      for (const std::uint64_t begin : stream.messages)
+        if (begin == InboxPlaces::nowhere) return false;
+    return true;
+  };
+  EXPECT_TRUE(has_all(places({false, true, true})));
+  EXPECT_LE(places({false, true, true}).bytes, staging);
+  EXPECT_LE(places({false, false, true}).bytes, staging / 2);  // rank 1 is on another node
+  received.plan.sends.push_back({2, received.plan.receives.front().boxes});
+  EXPECT_TRUE(has_all(places({false, true, true})));
+  received.plan.sends.push_back({0, received.plan.receives.front().boxes});  // to itself
+  EXPECT_FALSE(has_all(places({false, true, true})));
+  EXPECT_LE(places({false, true, true}).bytes, staging / 2);
+}
+
 /// Makes each message of the number that it is, three hand-overs long.
 bool send_all(Outbox& outbox, const std::vector<Message>& messages) {
   for (int turn = 1; turn <= 3; ++turn) {

@@ -177,7 +177,7 @@ def refit(
         quantization, template, model, layout, strict, strict_dtypes, quantized_weights: as :func:`export` has them,
             and the same on all ranks, the engine's too.
         staging_bytes: memory of this rank for what is on the way, both directions together, or text such as "64MiB";
-            the same on all ranks. A layer that takes more than half of it takes what it takes, which the report says.
+            the same on all ranks. A layer that has no room in it takes what it takes, which the report says.
         threads: of this rank; None: this process's share of the processors.
         device_memory: bytes of each CUDA device that may be taken beside the tensors; None: 256 MiB.
         transport: "auto": between ranks of one node through memory that they share, in which each byte is encoded and

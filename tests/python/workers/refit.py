@@ -236,7 +236,7 @@ def one_error_for_all(path: str, uneven: str) -> None:
         torch.zeros(4, 4, dtype=torch.float8_e4m3fn),
         [EnginePart(gate, (slice(0, 4), slice(0, 4)))],
     )
-    assert "expected F8_E4M3, as engine.codes is, found BF16" in with_engine(codes)
+    assert "expected F8_E4M3, as the engine's tensor is, found BF16" in with_engine(codes)
     scales = EngineTensor("engine.scales", torch.zeros(4, 1, dtype=torch.uint8), [gate + "_scale_inv"])
     assert "without such scales" in with_engine(scales)
     asked = refused(
