@@ -95,6 +95,40 @@ def describe(state_dict: Mapping[str, Any]) -> Description:
     return description
 
 
+def no_tensors(state_dict: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """A line for each of these values, which are no tensors."""
+    return [
+        f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(state_dict[fqn]).__name__}"
+        for fqn in names
+    ]
+
+
+def describe_weights(state_dict: Mapping[str, Any], headline: str) -> tuple[Description, int]:
+    """The TensorSpecs of a flat state dict to be stored, in memory that the engine reaches, and bytes copied for that.
+
+    Raises:
+        PlanError: values that are no tensors, or that cannot be described; lists them below the headline.
+    """
+    description = describe(state_dict)
+    if problems := description.problems + no_tensors(state_dict, description.passed_over):
+        raise _core.PlanError(_core.in_lines(headline, problems))
+    return description, copy_to_cpu(description)
+
+
+def copy_to_cpu(description: Description) -> int:
+    """Replaces what is on devices that this build does not reach by copies. Returns their bytes."""
+    copied = 0
+    for number, local in enumerate(description.local_tensors):
+        if local.is_meta or is_reached(local):
+            continue
+        spec = description.specs[number]
+        copy = local.detach().cpu().contiguous()
+        description.local_tensors[number] = copy
+        description.specs[number] = spec_of_part(spec.fqn, copy, spec.global_shape, spec.boxes)
+        copied += copy.nbytes
+    return copied
+
+
 def tied_heads(state_dict: Mapping[str, Any]) -> list[str]:
     """Names of heads that are the memory of an embedding, which files do not store."""
     either = {name: value for name, value in state_dict.items() if _core.may_be_tied(name)}

@@ -120,8 +120,8 @@ def export(
         if template is None or ranks_differ:
             raise
         names = flatten(weights)[0]
-        hinted = with_hints(failure, lambda: hints_at_layout(names, catalog_of(template), model, layout))
-        raise hinted from failure.__cause__
+        hints = hints_at_layout(names, catalog_of(template), model, layout)
+        raise with_hints(failure, hints) from failure.__cause__
     return report
 
 

@@ -8,10 +8,11 @@ from shardwright import _core
 
 
 def checked_quantization(
-    quantization: str | None, weights: Sequence[str] | None = None
+    quantization: str | None, weights: Sequence[str] | None = None, *, has_template: bool = True
 ) -> tuple[str, list[str]]:
     """The name of a quantization, "template" or "none", and patterns of the weights that it is for. Raises ValueError,
-    with the names that there are, for another name; and for patterns without a quantization."""
+    with the names that there are, for another name; for "template" where there is none; and for patterns without a
+    quantization."""
     name = "none" if quantization is None else quantization
     if name not in ("none", "template", *_core.quantizations()):
         raise ValueError(
@@ -24,4 +25,6 @@ def checked_quantization(
         raise ValueError("quantized_weights: expected a quantization= by which to encode them")
     if weights is not None and len(weights) == 0:
         raise ValueError("quantized_weights is empty; expected patterns of names, or None for the default")
+    if name == "template" and not has_template:
+        raise ValueError('quantization="template": expected template=, whose encodings and scales are meant')
     return name, list(weights or [])

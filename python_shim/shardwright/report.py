@@ -93,22 +93,6 @@ class LoadReport:
         figures = _figures_of(core, cls)
         return cls(**figures, seconds=seconds, rounded=rounded, cooperation=cooperation)
 
-    @classmethod
-    def of_torch(
-        cls, tensors: int, bytes_read: int, bytes_written: int, files: int, seconds: float
-    ) -> LoadReport:
-        """What is known of a load that torch's reader did; it reads each stored chunk as a whole, in one thread."""
-        return cls(
-            tensors=tensors,
-            bytes_needed=bytes_read,
-            bytes_read=bytes_read,
-            bytes_written=bytes_written,
-            files=files,
-            threads=1,
-            instruction_set="torch",
-            seconds={"total": seconds},
-        )
-
     @property
     def gigabytes_per_second(self) -> float:
         """Bytes read over total wall time, in 10^9 bytes a second."""

@@ -10,7 +10,7 @@ import torch
 from checkpoints import write_m3
 from shardwright import _core
 from shardwright.dcp import sharded_writer, storage_writer
-from shardwright.describe import current_streams, describe
+from shardwright.describe import copy_to_cpu, current_streams, describe
 from shardwright.report import SaveReport
 
 
@@ -95,9 +95,9 @@ def test_what_the_engine_does_not_reach_is_copied(monkeypatch: pytest.MonkeyPatc
     there.detach = lambda: SimpleNamespace(cpu=values.t)
     description.local_tensors[1] = there
     monkeypatch.setattr(_core, "has_cuda", lambda: True)
-    assert storage_writer.copy_to_cpu(description) == 0
+    assert copy_to_cpu(description) == 0
     monkeypatch.setattr(_core, "has_cuda", lambda: False)
-    assert storage_writer.copy_to_cpu(description) == 6 * 4
+    assert copy_to_cpu(description) == 6 * 4
     assert description.local_tensors[0] is values
     copy = description.local_tensors[1]
     assert copy.is_contiguous() and torch.equal(copy, values.t())

@@ -51,7 +51,6 @@ def fill(
     weight_map: Any,
     *,
     mxfp8_block: int | None = None,
-    threads: int | None = None,
 ) -> None:
     """Decodes and places ``sources`` (HF tensors, scales included) in ``destinations`` (native tensors), in place.
 
@@ -72,7 +71,7 @@ def fill(
     memory = _core.StateDictMemory([part.spec(name) for name, part in staged.items()])
     specs = [part.spec(name) for name, part in targets.items()]
     plan = memory.plan(specs, weight_map, mxfp8_block)
-    memory.place(plan, specs, default_threads() if threads is None else threads)
+    memory.place(plan, specs, default_threads())
     for name, part in destinations.items():
         if targets[name] is not part:
             part.local.copy_(targets[name].local)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from shardwright import _core
 from shardwright.adapters.decoding import Part, fill
 from shardwright.adapters.native_to_hf import Origin
+from shardwright.batches import in_batches
 from shardwright.sharding import Sharding, local_part, on_dimension, sharding_of_whole, submesh
 
 #: Native tensors are filled this many bytes at a time, so that their HF tensors can be let go in between.
@@ -31,6 +33,11 @@ class Target:
     dtype: torch.dtype
     device: torch.device
     tensor: torch.Tensor | None = None  #: that the HF tensors came from, to be filled in place
+
+    @property
+    def bytes(self) -> int:
+        """That this rank holds of it."""
+        return int(math.prod(self.sharding.local_shape) * self.dtype.itemsize)
 
     def allocate(self) -> torch.Tensor:
         if self.tensor is None:
@@ -108,7 +115,7 @@ def native_tensors(
         raise RuntimeError(_core.in_lines(f"{headline}; nothing has been converted:", names))
     _settle_views(targets, parts, origin_of, natives)
     memory.plan([t.sharding.planning_spec(t.held.fqn, t.dtype) for t in targets], weight_map)
-    for batch in _batches(targets):
+    for batch in in_batches(targets, lambda target: target.bytes, BATCH_BYTES):
         _fill_batch(batch, parts, weight_map)
         for target in batch:
             tensors[target.held.fqn] = target.tensor
@@ -130,19 +137,6 @@ def _fill_batch(batch: list[Target], parts: dict[str, Part], weight_map: Any) ->
         {name: parts[name] for name in sorted(names)},
         weight_map,
     )
-
-
-def _batches(targets: list[Target]) -> list[list[Target]]:
-    batches: list[list[Target]] = []
-    room = 0
-    for target in targets:
-        size = torch.Size(target.sharding.local_shape).numel() * target.dtype.itemsize
-        if not batches or size > room:
-            batches.append([])
-            room = BATCH_BYTES
-        batches[-1].append(target)
-        room -= size
-    return batches
 
 
 def _target(

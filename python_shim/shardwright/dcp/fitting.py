@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -115,7 +115,6 @@ def _casts(dtype: torch.dtype, to: torch.dtype) -> bool:
     return True
 
 
-def with_hints(error: Exception, hints: Callable[[], list[str]]) -> Exception:
+def with_hints(error: Exception, hints: list[str]) -> Exception:
     """A PlanError that says more; the same one where there is no more to say."""
-    lines = hints()
-    return _core.PlanError(_core.in_lines(str(error), lines)) if lines else error
+    return _core.PlanError(_core.in_lines(str(error), hints)) if hints else error

@@ -19,7 +19,7 @@ from shardwright.dcp.fitting import with_hints
 from shardwright.dcp.layout_hints import hints_at_layout
 from shardwright.dcp.resume_planner import ResumePlanner
 from shardwright.dcp.twin_chunks import Twin, once
-from shardwright.describe import DTYPE_NAMES, DTYPES, Description, describe
+from shardwright.describe import DTYPE_NAMES, DTYPES, describe, no_tensors
 from shardwright.local_path import expect_flags
 from shardwright.regular_file import read_regular
 from shardwright.rounding import refuse_roundings
@@ -92,11 +92,8 @@ class LoadPlanner(ResumePlanner):
         self.layout = layout
         self.strict = strict
         self.plan = plan
-        self.plan_seconds = 0.0
         self.catalog: Any = None
-        self.core_plan: Any = None  #: the rank's transfers, once planned
         self.codes_alone: list[str] = []  #: see LoadReport
-        self.description = Description()
         #: True if the storage reader is not Shardwright's: it is given ordinary ReadItems, and what they bring is
         #: decoded when it is committed.
         self.by_items = False
@@ -153,9 +150,8 @@ class LoadPlanner(ResumePlanner):
                     problems,
                 )
             except _core.PlanError as error:
-                raise with_hints(
-                    error, lambda: hints_at_layout(self.state_dict, self.catalog, self.model, layout)
-                ) from None
+                hints = hints_at_layout(self.state_dict, self.catalog, self.model, layout)
+                raise with_hints(error, hints) from None
         elif problems:
             raise _core.PlanError(_core.in_lines("the plan does not fit these tensors:", problems))
         else:
@@ -186,19 +182,13 @@ class LoadPlanner(ResumePlanner):
                 raise
             if lacking and not self.allow_partial_load:
                 names = ", ".join(_core.grouped_names(lacking))
-                raise with_hints(
-                    unknown, lambda: [f"{names}: not in the checkpoint, which has all others by these names"]
-                ) from None
+                hint = f"{names}: not in the checkpoint, which has all others by these names"
+                raise with_hints(unknown, [hint]) from None
             return "huggingface", weight_map_for(self.catalog, "auto", "huggingface")
 
     def _problems(self) -> list[str]:
         values = [] if self.allow_partial_load else self.description.passed_over
-        no_tensors = [
-            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found "
-            + type(self.state_dict[fqn]).__name__
-            for fqn in values
-        ]
-        return no_tensors + self.description.problems
+        return no_tensors(self.state_dict, values) + self.description.problems
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
         return global_plan

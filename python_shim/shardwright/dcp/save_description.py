@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import _create_write_items
@@ -19,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from shardwright import _core
 from shardwright.describe import core_placement
+from shardwright.ranks.gone_ranks import rank_among
 
 KINDS = [WriteItemType.SHARD, WriteItemType.TENSOR, WriteItemType.BYTE_IO]
 _MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last, torch.preserve_format]
@@ -104,10 +104,6 @@ def write_item(facts: tuple[Any, ...], offset: tuple[int, ...], size: tuple[int,
     return WriteItem(MetadataIndex(fqn, offset), KINDS[kind], tensor_data=data)
 
 
-def global_rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
 def is_derived(value: Any) -> bool:
     """Whether mesh and placements say what each rank holds of a value, which must be something."""
     return (
@@ -123,7 +119,7 @@ def describe_save(state_dict: Mapping[str, Any], paths: Mapping[str, Path]) -> S
     Raises:
         PlanError: tells of tensors that cannot be saved as they are: DTensors of partial sums, torch's quantized ones.
     """
-    description = SaveDescription(global_rank())
+    description = SaveDescription(rank_among(None)[0])
     by_mesh: dict[Any, tuple[Any, list[tuple[Any, ...]]]] = {}
     enumerated: list[WriteItem] = []
     problems = []

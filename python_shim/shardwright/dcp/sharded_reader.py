@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner as TorchLoadPlanner
 from torch.futures import Future
 
 from shardwright import _core
+from shardwright.batches import in_batches
 from shardwright.dcp.catalog_metadata import CatalogMetadata
 from shardwright.dcp.manifest_metadata import ShardedMetadata
 from shardwright.dcp.resume_planner import ResumePlanner, has_gaps, teller_of
@@ -140,7 +140,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         with reading_group(self.cooperative) as readers:
             with failing_together(readers and readers.group):
                 _expect_that_it_knows_gaps(planner)
-                planned = self._planned_reading(teller) if teller is planner else None
+                planned = self._planned_reading(teller) if teller and teller is planner else None
                 if isinstance(self._metadata, ShardedMetadata):
                     self._expect_told_alike(tensors, planned)
                 names = [item.storage_index.fqn for item in objects]
@@ -163,7 +163,7 @@ class ShardedStorageReader(HuggingFaceStorageReader):
                     self._run(reading, None, self.core_options.without_trace())
         self.report = with_what_was_left_out(report, self._metadata, plan, planner)
         reading.hand_over(planner)
-        for batch in _batches(others, self._metadata.stored_dtypes):
+        for batch in in_batches(others, lambda one: self._stored_bytes(one[0]), _BUFFER_BYTES):
             self._read_by_buffers(batch, planner)
         for item in objects:
             planner.load_bytes(item, _from_its_begin(ready[item.storage_index.fqn]))
@@ -171,10 +171,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         done.set_result(None)
         return done
 
-    def _planned_reading(self, planner: ResumePlanner | None) -> Reading | None:
-        """What a planner of ours has planned by itself; None: it has planned items."""
-        if planner is None:
-            return None
+    def _planned_reading(self, planner: ResumePlanner) -> Reading:
+        """What a planner of ours has planned by itself."""
         return Reading(planner.core_plan, self._metadata.catalog, planner.description, planner.plan_seconds)
 
     def _expect_told_alike(self, tensors: list[ReadItem], planned: Reading | None) -> None:
@@ -268,6 +266,10 @@ class ShardedStorageReader(HuggingFaceStorageReader):
         plan = _core.plan_reads(requests, description.specs, catalog)
         return Reading(plan, catalog, description, time.perf_counter() - start, straight), others
 
+    def _stored_bytes(self, item: ReadItem) -> int:
+        dtype, _ = self._metadata.stored_dtypes[item.storage_index.fqn]
+        return int(item.lengths.numel() * dtype.itemsize)
+
     def _read_by_buffers(self, batch: list[tuple[ReadItem, torch.Tensor]], planner: TorchLoadPlanner) -> None:
         requests = []
         description = Description()
@@ -310,20 +312,3 @@ def _from_its_begin(data: io.BytesIO) -> io.BytesIO:
 
 def _chunks_of(items: list[ReadItem]) -> set[tuple[str, tuple[int, ...]]]:
     return {(item.storage_index.fqn, tuple(item.storage_index.offset or ())) for item in items}
-
-
-def _batches(
-    items: list[tuple[ReadItem, torch.Tensor]], stored: dict[str, tuple[torch.dtype, bool]]
-) -> Iterator[list[tuple[ReadItem, torch.Tensor]]]:
-    """So many that their buffers stay within bounds, or are one."""
-    batch: list[tuple[ReadItem, torch.Tensor]] = []
-    filled = 0
-    for item, target in items:
-        size = item.lengths.numel() * stored[item.storage_index.fqn][0].itemsize
-        if batch and filled + size > _BUFFER_BYTES:
-            yield batch
-            batch, filled = [], 0
-        batch.append((item, target))
-        filled += size
-    if batch:
-        yield batch

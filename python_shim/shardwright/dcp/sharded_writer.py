@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from shardwright import _core
+from shardwright.batches import in_batches
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import keep_last_steps, next_order
 from shardwright.dcp.checkpoint_ids import is_checkpoint_id
@@ -57,6 +58,9 @@ DEFAULT_FORMAT = "torch"
 
 #: What gathering a strided shard takes, for each thread (storage/format/checksum.h).
 _BLOCK_BYTES = 4 << 20
+
+#: The number of an item, its tensor, to be read where it is, and whether that is a copy.
+_InReach = tuple[int, torch.Tensor, bool]
 
 
 @dataclass(frozen=True)
@@ -286,8 +290,8 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             ),
             ((at, pickle, False) for at, pickle in pickles.items()),
         )
-        for numbered, copies in self._batches(in_reach):
-            self._write_tensors(files, numbered, copies, report)
+        for batch in in_batches(in_reach, _copied_bytes, self.per_thread_copy_ahead):
+            self._write_tensors(files, batch, report)
         report.seconds["write"] = time.perf_counter() - start
         told: bytes
         told, report.files, report.bytes_written = files.finish()
@@ -320,18 +324,16 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         """The name of this rank's file number so many, which begins with a tensor of that name; None: ours."""
         return None
 
-    def _write_tensors(
-        self, files: Any, numbered: list[tuple[int, torch.Tensor]], copies: int, report: SaveReport
-    ) -> None:
-        """Writes the items of these numbers; ``copies``: bytes of those that are."""
-        tensors = [tensor for _, tensor in numbered]
+    def _write_tensors(self, files: Any, batch: list[_InReach], report: SaveReport) -> None:
+        tensors = [tensor for _, tensor, _ in batch]
         done = files.write(
-            [(at, *memory_of(tensor)) for at, tensor in numbered],
+            [(at, *memory_of(tensor)) for at, tensor, _ in batch],
             self.thread_count,
             _core.DeviceOptions(self.device_memory, current_streams(tensors)),
         )
         strided = any(tensor.is_cpu and not tensor.is_contiguous() for tensor in tensors)
-        staging = copies + done.pinned_bytes + (self.thread_count * _BLOCK_BYTES if strided else 0)
+        gathered = self.thread_count * _BLOCK_BYTES if strided else 0
+        staging = sum(map(_copied_bytes, batch)) + done.pinned_bytes + gathered
         report.peak_staging_bytes = max(report.peak_staging_bytes, self.staged_bytes + staging)
         report.devices = max(report.devices, len({tensor.device for tensor in tensors if tensor.is_cuda}))
         report.peak_device_bytes = max(report.peak_device_bytes, done.peak_device_bytes)
@@ -351,22 +353,6 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         if is_reached(tensor) and shows_its_memory(tensor):
             return tensor, False
         return tensor.cpu().resolve_conj().resolve_neg(), True
-
-    def _batches(
-        self, in_reach: Iterable[tuple[int, torch.Tensor, bool]]
-    ) -> Iterator[tuple[list[tuple[int, torch.Tensor]], int]]:
-        """(numbers of items and their tensors, to be read where they are; bytes of the copies among them), so many that
-        the copies stay within per_thread_copy_ahead, or are one."""
-        copied = 0
-        numbered: list[tuple[int, torch.Tensor]] = []
-        for at, tensor, is_copy in in_reach:
-            if is_copy and numbered and copied + tensor.nbytes > self.per_thread_copy_ahead:
-                yield numbered, copied
-                copied, numbered = 0, []
-            numbered.append((at, tensor))
-            copied += tensor.nbytes if is_copy else 0
-        if numbered:
-            yield numbered, copied
 
     # --- publishing --------------------------------------------------------------------------------------------
 
@@ -440,6 +426,11 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         return is_checkpoint_id(checkpoint_id)
+
+
+def _copied_bytes(one: _InReach) -> int:
+    _, tensor, is_copy = one
+    return int(tensor.nbytes) if is_copy else 0
 
 
 def _uploaded_files(directory: Path) -> dict[str, int]:

@@ -24,23 +24,22 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.byte_sizes import bytes_of_size
-from shardwright.catalog import catalog_of
 from shardwright.dcp.checkpoint_ids import is_checkpoint_id
-from shardwright.dcp.save_description import global_rank
 from shardwright.dcp.save_planner import ExportMeta
 from shardwright.dcp.save_planning import share_of
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import threads_of
 from shardwright.describe import (
     Description,
+    copy_to_cpu,
     current_streams,
-    describe,
-    is_reached,
+    describe_weights,
     spec_of_part,
     spec_without_memory,
     tied_heads,
     whole_box,
 )
+from shardwright.export_request import export_request
 from shardwright.local_path import (
     bytes_or_none,
     expect_flags,
@@ -51,6 +50,7 @@ from shardwright.local_path import (
 )
 from shardwright.progress import counters_of
 from shardwright.quantization import checked_quantization
+from shardwright.ranks.gone_ranks import rank_among
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.remote.address import address_of, is_address
 from shardwright.remote.pending import PendingObjects
@@ -58,7 +58,6 @@ from shardwright.remote.sending import Sending
 from shardwright.remote.sent_export import send_export
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there
-from shardwright.weight_maps import imported_map, model_name
 
 HF_INDEX_NAME = "model.safetensors.index.json"
 
@@ -167,11 +166,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         expect_overwrite(overwrite)
         expect_flags(strict=strict, strict_dtypes=strict_dtypes)
         expect_text("layout", layout)
-        quantization, weights = checked_quantization(quantization, quantized_weights)
-        if quantization == "template" and template is None:
-            raise ValueError(
-                'quantization="template": expected template=, whose encodings and scales are meant'
-            )
+        quantization, weights = checked_quantization(
+            quantization, quantized_weights, has_template=template is not None
+        )
         threads = threads_of(thread_count)
         is_export = enable_consolidation or not save_distributed
         if not is_export and (quantization != "none" or template is not None):
@@ -242,15 +239,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def describe_state_dict(self, state_dict: Mapping[str, Any], state: bytes) -> bytes:
         """For ``SavePlanner``, which gives the state as ranks plan by it: what this rank holds, as bytes for the
         coordinator."""
-        description = describe(state_dict)
-        problems = description.problems + [
-            f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(state_dict[fqn]).__name__}"
-            for fqn in description.passed_over
-        ]
-        if problems:
-            headline = "cannot export these values; nothing has been written:"
-            raise _core.PlanError(_core.in_lines(headline, problems))
-        self._copied_bytes = copy_to_cpu(description)
+        headline = "cannot export these values; nothing has been written:"
+        description, self._copied_bytes = describe_weights(state_dict, headline)
         self._description, self._state = description, state
         holdings: bytes = _core.describe_export(
             description.specs, state, self._request, self._devices(description)
@@ -275,7 +265,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
                     f"{item.index.fqn}: expected a tensor, since an HF checkpoint holds no others"
                 )
             specs.append(_spec_without_memory(item))
-        self._state = _core.state_of(specs, global_rank())
+        self._state = _core.state_of(specs, rank_among(None)[0])
         holdings = _core.describe_export(specs, self._state, self._request)
         return dataclasses.replace(plan, storage_data=holdings)
 
@@ -294,18 +284,16 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._request = self._make_request()
 
     def _make_request(self) -> Any:
-        catalog = None if self.template is None else catalog_of(self.template)
-        return _core.ExportRequest(
-            catalog,
-            model_name(self.model),
+        return export_request(
+            self.template,
+            self.model,
             self.layout,
             self.quantization,
             self.quantized_weights,
-            self.strict,
-            self.max_file_bytes,
-            self.fqn_to_index_mapping or {},
-            self.strict_dtypes,
-            imported_map(catalog, self.model, self.layout),
+            strict=self.strict,
+            strict_dtypes=self.strict_dtypes,
+            max_file_bytes=self.max_file_bytes,
+            file_numbers=self.fqn_to_index_mapping,
         )
 
     # --- the coordinator -----------------------------------------------------------------------------------------
@@ -460,20 +448,6 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
 def _start_of(name: str) -> str:
     """What names of files begin with: "model-2" of model-2-00001-of-00003.safetensors."""
     return name.rsplit("-", 3)[0]
-
-
-def copy_to_cpu(description: Description) -> int:
-    """Replaces what is on devices that this build does not reach by copies. Returns their bytes."""
-    copied = 0
-    for number, local in enumerate(description.local_tensors):
-        if local.is_meta or is_reached(local):
-            continue
-        spec = description.specs[number]
-        copy = local.detach().cpu().contiguous()
-        description.local_tensors[number] = copy
-        description.specs[number] = spec_of_part(spec.fqn, copy, spec.global_shape, spec.boxes)
-        copied += copy.nbytes
-    return copied
 
 
 def _spec_without_memory(item: WriteItem) -> Any:

@@ -77,18 +77,14 @@ def verify_torch_checkpoint(directory: str) -> Any:
         files.add(place.relative_path)
         path = beside(directory, place.relative_path)
         descriptors = list(place.transform_descriptors or ())
-        if descriptors:
-            if lacking := unknown_extensions(ExtensionRegistry(), descriptors):
-                unknown.update(lacking)
-                continue
-            extensions = ExtensionRegistry().from_descriptor_list(descriptors)
-            fault = fault_of_extended_archive(path, place.offset, place.length, extensions)
-        elif is_stream_of_ours(path, place, index, metadata):
+        if lacking := unknown_extensions(ExtensionRegistry(), descriptors):
+            unknown.update(lacking)
+            continue
+        if not descriptors and is_stream_of_ours(path, place, index, metadata):
             continue  # whose checksums only the manifest has, which is not there
-        else:
-            fault = fault_of_archive(path, place.offset, place.length)
+        extensions = ExtensionRegistry().from_descriptor_list(descriptors)
         hashed += place.length
-        if fault:
+        if fault := fault_of_archive(path, place.offset, place.length, extensions):
             problems.append(f'{shown(path)}: "{index.fqn}" is damaged: {fault}')
             damaged.add(index.fqn)
     if unknown:
@@ -165,26 +161,24 @@ def is_stream_of_ours(path: str, place: Any, index: MetadataIndex, metadata: Met
     if place.length != len(header) + math.prod(sizes) * dtype.itemsize:
         return False
     try:
-        if _core.size_of_file(os.fspath(path)) < place.offset + place.length:
+        if _core.size_of_file(path) < place.offset + place.length:
             return False
-        found: bytes = _core.read_bytes(os.fspath(path), place.offset, place.offset + len(header))
+        found: bytes = _core.read_bytes(path, place.offset, place.offset + len(header))
         return found == header
     except OSError:
         return False
 
 
-def fault_of_archive(path: str, offset: int, length: int) -> str:
-    """What is wrong with the zip archive in those bytes, by its checksums too; empty if nothing is."""
-    return fault_of_extended_archive(path, offset, length, ())
-
-
-def fault_of_extended_archive(
-    path: str, offset: int, length: int, extensions: Sequence[StreamTransformExtension]
+def fault_of_archive(
+    path: str, offset: int, length: int, extensions: Sequence[StreamTransformExtension] = ()
 ) -> str:
-    """The same of bytes that extensions have changed, the last of them first. The archive goes to a temporary file, as
-    its index is at its end."""
+    """What is wrong with the zip archive in those bytes, by its checksums too; empty if nothing is.
+
+    What ``extensions`` have changed, the last of them first, goes to a temporary file, as an archive's index is at its
+    end.
+    """
     try:
-        if (size := _core.size_of_file(os.fspath(path))) < offset + length:
+        if (size := _core.size_of_file(path)) < offset + length:
             return f"expected {offset + length} bytes or more, found {size}"
         with open_regular(path) as file, tempfile.TemporaryFile() as undone:
             part: BinaryIO = part_of_file(file, offset, length)

@@ -6,7 +6,6 @@ import io
 import os
 import time
 from collections.abc import Container
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,7 +108,7 @@ class TorchStorageReader(FileSystemReader):
             if failure is error:
                 raise
             raise failure from error
-        self.report = replace(self._report(plan, planner, time.perf_counter() - start), rounded=rounded)
+        self.report = self._report(plan, planner, rounded, time.perf_counter() - start)
         return done
 
     def _slice_file(self, file: Any, sinfo: Any) -> Any:
@@ -217,19 +216,27 @@ class TorchStorageReader(FileSystemReader):
 
         return safe_pickles(items, read)
 
-    def _report(self, plan: LoadPlan, planner: LoadPlanner, seconds: float) -> LoadReport:
+    def _report(
+        self, plan: LoadPlan, planner: LoadPlanner, rounded: dict[str, str], seconds: float
+    ) -> LoadReport:
+        """torch's reader reads each stored chunk as a whole, in one thread."""
         places = {item.storage_index: self.storage_data[item.storage_index] for item in plan.items}
         tensors = [item for item in plan.items if item.type == LoadItemType.TENSOR]
         sizes = self._metadata.state_dict_metadata
-        report = LoadReport.of_torch(
+        bytes_read = sum(place.length for place in places.values())
+        report = LoadReport(
             tensors=len({item.storage_index.fqn for item in tensors}),
-            bytes_read=sum(place.length for place in places.values()),
+            bytes_needed=bytes_read,
+            bytes_read=bytes_read,
             bytes_written=sum(
                 item.lengths.numel() * sizes[item.storage_index.fqn].properties.dtype.itemsize
                 for item in tensors
             ),
             files=len({place.relative_path for place in places.values()}),
-            seconds=seconds,
+            threads=1,
+            instruction_set="torch",
+            seconds={"total": seconds},
+            rounded=rounded,
         )
         return with_what_was_left_out(report, self._metadata, plan, planner)
 

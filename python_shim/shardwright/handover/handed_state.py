@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardwright import _core
-from shardwright.catalog import catalog_of
 from shardwright.dcp.flat_state import expect_state_dict, flatten, flatten_sharded_tensors
 from shardwright.dcp.save_description import describe_save
-from shardwright.dcp.storage_writer import copy_to_cpu
-from shardwright.describe import Description, describe, tied_heads
+from shardwright.describe import Description, describe_weights, tied_heads
+from shardwright.export_request import export_request
 from shardwright.local_path import expect_flags, expect_text
 from shardwright.quantization import checked_quantization
-from shardwright.weight_maps import imported_map, model_name
 
 
 def request_of(
@@ -33,14 +30,8 @@ def request_of(
     """
     expect_flags(strict=strict, strict_dtypes=strict_dtypes)
     expect_text("layout", layout)
-    name, weights = checked_quantization(quantization, quantized_weights)
-    if name == "template" and template is None:
-        raise ValueError('quantization="template": expected template=, whose encodings and scales are meant')
-    catalog = None if template is None else catalog_of(template)
-    return _core.ExportRequest(
-        catalog, model_name(model), layout, name, weights, strict, 5_000_000_000, {}, strict_dtypes,
-        imported_map(catalog, model, layout),
-    )  # fmt: skip
+    name, weights = checked_quantization(quantization, quantized_weights, has_template=template is not None)
+    return export_request(template, model, layout, name, weights, strict=strict, strict_dtypes=strict_dtypes)
 
 
 @dataclass
@@ -62,12 +53,5 @@ def handed_state(state_dict: dict[str, Any], has_template: bool) -> HandedState:
     flat, paths = flatten(state_dict)
     heads = [] if has_template else tied_heads(flat)
     flat = flatten_sharded_tensors({name: value for name, value in flat.items() if name not in heads})
-    description = describe(flat)
-    problems = description.problems + [
-        f"{fqn}: expected a tensor, since an HF checkpoint holds no others, found {type(flat[fqn]).__name__}"
-        for fqn in description.passed_over
-    ]
-    if problems:
-        raise _core.PlanError(_core.in_lines("cannot hand over these values:", problems))
-    copied_bytes = copy_to_cpu(description)
+    description, copied_bytes = describe_weights(flat, "cannot hand over these values:")
     return HandedState(description, copied_bytes, describe_save(flat, paths).encode())

@@ -211,8 +211,7 @@ class CheckpointManager(TitanCheckpointManager):
         try:
             return load(state_dict, path, verify=self.verify)
         except _core.PlanError as error:
-            hints = self._hints(str(error))
-            raise with_hints(error, lambda: hints) from None
+            raise with_hints(error, self._hints(str(error))) from None
 
     def _hints(self, misfit: str) -> list[str]:
         hints = []

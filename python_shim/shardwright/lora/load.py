@@ -15,7 +15,7 @@ from shardwright import _core
 from shardwright.dcp.storage_reader import default_threads
 from shardwright.describe import DTYPE_NAMES, current_streams
 from shardwright.local_path import local_path
-from shardwright.lora.adapter_file import AdapterFile
+from shardwright.lora.adapter_file import open_adapter
 from shardwright.lora.config import LoraConfig
 from shardwright.report import LoadReport
 from shardwright.sharding import Sharding, local_part
@@ -80,7 +80,7 @@ def load_lora(
     """
     check_sense(param_wrapper)
     start = time.perf_counter()
-    file = AdapterFile.open(Path(local_path(path)))
+    config, catalog = open_adapter(Path(local_path(path)))
     catalog_seconds = time.perf_counter() - start
     start = time.perf_counter()
     tensors = lora_tensors(state_dict)
@@ -92,11 +92,10 @@ def load_lora(
         specs.append(sharding.spec(key, local))
         facts.append((key, DTYPE_NAMES[tensor.dtype], list(tensor.shape)))
         locals_[key] = local
-    config = file.config
     adapter = _core.plan_adapter(
         facts,
         specs,
-        file.catalog,
+        catalog,
         model,
         param_wrapper,
         config.param_wrapper,
@@ -109,7 +108,7 @@ def load_lora(
     for key in adapter.zeroed:
         locals_[key].zero_()
     try:
-        report = _core.run_load(plan, file.catalog, specs, options, None)
+        report = _core.run_load(plan, catalog, specs, options, None)
     except (OSError, ValueError, RuntimeError) as error:
         vars(error)["partly_written"] = sorted({*getattr(error, "partly_written", []), *adapter.zeroed})
         raise
@@ -119,7 +118,5 @@ def load_lora(
         {weight: config.scaling_of(module, rank) for weight, module, rank in adapter.scaled},
         adapter.layout,
         adapter.sense,
-        LoadReport.of(
-            report, catalog_seconds, plan_seconds, dict(_core.roundings_of(plan, specs, file.catalog))
-        ),
+        LoadReport.of(report, catalog_seconds, plan_seconds, dict(_core.roundings_of(plan, specs, catalog))),
     )

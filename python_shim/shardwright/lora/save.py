@@ -15,10 +15,12 @@ from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import expect_flags, local_path
-from shardwright.lora.adapter_file import LAYOUTS
 from shardwright.lora.config import finite_number
 from shardwright.lora.load import SENSES, lora_tensors
 from shardwright.ranks.together import together, words_of
+
+#: Of the models that adapters are for.
+LAYOUTS = ("transformers", "huggingface", "automodel")
 
 
 class _AdapterWriter(HuggingFaceStorageWriter):

@@ -148,23 +148,16 @@ def _path_maker(name: str, class_: type[pathlib.PurePath]) -> Maker:
 
 
 #: What a defaultdict may make its values with.
-_FACTORIES = (list, dict, set, frozenset, tuple, int, float, complex, bool, str, bytes)
-_FACTORIES_OF_COLLECTIONS = (
-    collections.OrderedDict,
-    collections.Counter,
-    collections.deque,
-    collections.defaultdict,
+_FACTORIES = (
+    *(list, dict, set, frozenset, tuple, int, float, complex, bool, str, bytes),
+    *(collections.OrderedDict, collections.Counter, collections.deque, collections.defaultdict),
 )
 
 
 def _defaultdict(factory: Any = None) -> collections.defaultdict[Any, Any]:
-    if isinstance(factory, Maker):
-        factory = factory.type
-        _expect(factory in (*_FACTORIES, *_FACTORIES_OF_COLLECTIONS), "a factory of empty values")
-    _expect(
-        factory is None or any(factory is known for known in (*_FACTORIES, *_FACTORIES_OF_COLLECTIONS)),
-        "a factory of empty values",
-    )
+    if factory is not None:
+        factory = factory.type if isinstance(factory, Maker) else factory
+        _expect(any(factory is known for known in _FACTORIES), "a factory of empty values")
     return collections.defaultdict(factory)
 
 
@@ -225,13 +218,12 @@ def _set_state_of_uuid(value: uuid.UUID, state: Any) -> None:
 
 def _set_state_of_buffer(value: io.BytesIO, state: Any) -> None:
     _expect(type(state) is tuple and len(state) == 3 and state[2] in (None, {}), "bytes and a position")
-    _expect(
-        type(state[0]) is bytes and type(state[1]) is int and 0 <= state[1] < 1 << 62, "bytes and a position"
-    )
+    data, position, _ = state
+    _expect(type(data) is bytes and type(position) is int and 0 <= position < 1 << 62, "bytes and a position")
     value.seek(0)
     value.truncate()
-    value.write(state[0])
-    value.seek(state[1])
+    value.write(data)
+    value.seek(position)
 
 
 def _set_attributes(value: Any, state: Any) -> None:
