@@ -43,9 +43,9 @@ from shardwright.local_path import (
 )
 from shardwright.progress import counters_of
 from shardwright.quantization import checked_quantization
-from shardwright.ranks.gone_ranks import naming_gone_ranks, rank_among
-from shardwright.ranks.rank_outcome import round_of_ranks
-from shardwright.ranks.together import together, words_of
+from shardwright.ranks.gone_ranks import rank_among
+from shardwright.ranks.rank_outcome import NOT_PUBLISHED
+from shardwright.ranks.together import round_of_ranks, together, words_of
 from shardwright.regular_file import open_regular
 from shardwright.remote.address import is_address
 from shardwright.report import SaveReport
@@ -248,9 +248,8 @@ def _convert_encoding(
         return sums
 
     try:
-        with naming_gone_ranks(process_group, "converting"):
-            share = round_of_ranks(rank, ranks, describe, plan, process_group)
-            round_of_ranks(rank, ranks, write, publish, process_group)
+        share = round_of_ranks(process_group, "converting", describe, plan, NOT_PUBLISHED)
+        round_of_ranks(process_group, "converting", write, publish, NOT_PUBLISHED)
     finally:
         if publication is not None:
             publication.abandon()
@@ -286,11 +285,11 @@ class _ConvertingWriter(ShardedStorageWriter):
 class _StoredChunks:
     """What is in a checkpoint, read when a writer asks for it: in place of a planner and of a state."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.manifest: Any = None
         self.metadata: Metadata
-        kind = _core.kind_of(os.fspath(path))
+        kind = _core.kind_of(path)
         if kind == "sharded":
             of_ours: Any = ShardedStorageReader(path).read_metadata()
             self.manifest = of_ours.manifest
@@ -299,7 +298,7 @@ class _StoredChunks:
         elif kind == "torch":
             self.metadata = read_torch_metadata(path)
         else:
-            _core.read_catalog(os.fspath(path))  # which says what is there
+            _core.read_catalog(path)  # which says what is there
             raise ValueError(
                 f"{shown(path)}: expected a sharded checkpoint or one of torch's FileSystemWriter, found another kind; "
                 'pass quantization= (--quantization) for a Hugging Face checkpoint in another encoding, "bf16" for none'
@@ -312,17 +311,19 @@ class _StoredChunks:
         """For each file what is in it."""
         by_file: dict[str, list[WriteItem]] = {}
         for fqn, stored in self.metadata.state_dict_metadata.items():
-            if isinstance(stored, TensorStorageMetadata) and (
-                fault := fault_of_chunks(self.path, fqn, stored)
-            ):
-                raise _core.CheckpointFormatError(f"{fault}; copy or save it again")
-            if not isinstance(stored, TensorStorageMetadata):
-                item = WriteItem(MetadataIndex(fqn), WriteItemType.BYTE_IO)
-                by_file.setdefault(self._place(item.index).relative_path, []).append(item)
-                continue
-            for chunk in stored.chunks:
-                data = TensorWriteData(chunk, stored.properties, stored.size)
-                item = WriteItem(MetadataIndex(fqn, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
+            items = [WriteItem(MetadataIndex(fqn), WriteItemType.BYTE_IO)]
+            if isinstance(stored, TensorStorageMetadata):
+                if fault := fault_of_chunks(self.path, fqn, stored):
+                    raise _core.CheckpointFormatError(f"{fault}; copy or save it again")
+                items = [
+                    WriteItem(
+                        MetadataIndex(fqn, chunk.offsets),
+                        WriteItemType.SHARD,
+                        tensor_data=TensorWriteData(chunk, stored.properties, stored.size),
+                    )
+                    for chunk in stored.chunks
+                ]
+            for item in items:
                 by_file.setdefault(self._place(item.index).relative_path, []).append(item)
         return [SavePlan(by_file[name]) for name in sorted(by_file)]
 
@@ -384,10 +385,10 @@ class _StoredChunks:
                     f"{shown(path)}: {fqn}: is damaged: {fault}; copy or save it again"
                 )
         elif item.type == WriteItemType.BYTE_IO:
-            self.manifest.expect_undamaged(os.fspath(self.path), [], [fqn], 1)
+            self.manifest.expect_undamaged(self.path, [], [fqn], 1)
         else:
             offset = list(item.index.offset or ())
-            self.manifest.expect_undamaged(os.fspath(self.path), [(fqn, offset)], [], 1)
+            self.manifest.expect_undamaged(self.path, [(fqn, offset)], [], 1)
 
 
 def _bytes_of(file: BinaryIO, path: str, place: Any) -> bytearray:

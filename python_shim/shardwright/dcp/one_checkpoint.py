@@ -7,13 +7,13 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch.distributed as dist
 from torch.distributed.checkpoint.planner import LoadPlan
 
 from shardwright import _core
 from shardwright.dcp.lazy_metadata import LazyMetadata
 from shardwright.dcp.torch_metadata import METADATA_NAME
 from shardwright.local_path import beside, location
+from shardwright.ranks.gone_ranks import has_others
 from shardwright.regular_file import open_regular
 
 
@@ -40,8 +40,7 @@ def words_of(path: str | os.PathLike[str], metadata: Any, threads: int) -> list[
 
 def telling_content(plan: LoadPlan, path: str | os.PathLike[str], metadata: Any, threads: int) -> LoadPlan:
     """The rank's plan, with the words for the coordinator where there are several ranks."""
-    alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
-    if alone or plan.storage_data is not None:
+    if not has_others(None) or plan.storage_data is not None:
         return plan
     return replace(plan, storage_data=Content(words_of(path, metadata, threads)))
 

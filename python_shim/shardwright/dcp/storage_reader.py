@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchHuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
@@ -26,6 +25,7 @@ from shardwright.describe import DTYPE_NAMES, Description, current_streams, desc
 from shardwright.local_path import beside, bytes_or_none, expect_flags, location, shown, whole_number
 from shardwright.progress import progress_callback
 from shardwright.ranks.cooperation import Cooperative, Readers, read_together, reading_group
+from shardwright.ranks.gone_ranks import rank_among
 from shardwright.ranks.together import failing_together
 from shardwright.remote.address import is_address
 from shardwright.remote.reading import looking_once
@@ -47,10 +47,10 @@ def threads_of(threads: int | None, name: str = "thread_count") -> int:
 
 def trace_of_rank(path: str | os.PathLike[str] | None) -> tuple[Path | None, int]:
     """Where this rank's trace goes, and its rank."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank, ranks = rank_among(None)
     if path is not None and (is_address(path) or not Path(path).name):
         raise ValueError(f"trace: expected a file of this machine to write to, found {os.fspath(path)!r}")
-    if path is None or not dist.is_initialized() or dist.get_world_size() == 1:
+    if path is None or ranks == 1:
         return (None if path is None else Path(path)), rank
     if _core.is_written_into(path):  # a terminal or pipe, which takes one text
         return (Path(path) if rank == 0 else None), rank

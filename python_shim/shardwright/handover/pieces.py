@@ -12,15 +12,14 @@ import torch.distributed as dist
 
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
-from shardwright.dcp.storage_reader import default_threads
+from shardwright.dcp.storage_reader import threads_of
 from shardwright.describe import current_streams
 from shardwright.handover.buckets import Bucket, Buckets
 from shardwright.handover.handed_state import handed_state, request_of
 from shardwright.handover.piece import Piece, piece_of
 from shardwright.handover.piece_sums import PieceSums
 from shardwright.local_path import bytes_or_none, whole_number
-from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
-from shardwright.ranks.together import together
+from shardwright.ranks.together import round_of_ranks, together
 
 _DOING = "beginning to hand over tensors"
 
@@ -119,16 +118,10 @@ class Described:
             )
         self.changed_since: Any = changed_since
         self._run = 0  # with these sums
-        self.threads = default_threads() if threads is None else whole_number("threads", threads, 1, 1024)
-        self.staging_bytes = (
-            0 if staging_bytes is None else whole_number("staging_bytes", staging_bytes, 1, 1 << 48)
-        )
+        self.threads = threads_of(threads, "threads")
+        self.staging_bytes = bytes_or_none("staging_bytes", staging_bytes) or 0
         handed = handed_state(state_dict, template is not None)
-        self.description, self.copied_bytes, self.state = (
-            handed.description,
-            handed.copied_bytes,
-            handed.state,
-        )
+        self.description, self.state = handed.description, handed.state
         self.devices = _core.DeviceOptions(
             bytes_or_none("device_memory", device_memory), current_streams(self.description.local_tensors)
         )
@@ -138,7 +131,12 @@ class Described:
 
     def begin(self, group: dist.ProcessGroup | None) -> Any:
         """Plans with the other ranks; returns what hands over."""
-        share = _planned(group, self.holdings, self.request)
+        share = round_of_ranks(
+            group,
+            _DOING,
+            lambda: self.holdings,
+            lambda holdings: list(_core.plan_export(holdings, self.request, "")),
+        )
         return together(group, _DOING, lambda: self.source(share))
 
     def source(self, share: bytes) -> Any:
@@ -161,28 +159,6 @@ class Described:
         )
         if sums is not None:
             sums.keep(run, source)
-
-
-def _planned(group: dist.ProcessGroup | None, holdings: bytes, request: Any) -> bytes:
-    """What the first rank has planned for this one, by what all of them hold. Raises on all of them what it does."""
-    if not has_others(group):
-        share: bytes = _core.plan_export([holdings], request, "")[0]
-        return share
-    leader = dist.get_global_rank(group or dist.group.WORLD, 0)
-    is_leader = dist.get_rank(group) == 0
-    shares: list[bytes] = []
-    with naming_gone_ranks(group, _DOING):
-        gathered: list[Any] = [None] * dist.get_world_size(group)
-        dist.gather_object(holdings, gathered if is_leader else None, dst=leader, group=group)
-
-        def plan() -> None:
-            if is_leader:
-                shares.extend(_core.plan_export(gathered, request, ""))
-
-        together(group, _DOING, plan)
-        answer: list[Any] = [None]
-        dist.scatter_object_list(answer, shares if is_leader else None, src=leader, group=group)
-    return bytes(answer[0])
 
 
 def _handed_over(

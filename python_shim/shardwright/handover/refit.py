@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
 from shardwright.describe import Description, current_streams
+from shardwright.export_request import export_request
 from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
 from shardwright.handover.handed_state import handed_state, request_of
@@ -22,9 +22,8 @@ from shardwright.local_path import bytes_or_none, whole_number
 from shardwright.ranks.gone_ranks import group_to_tell, naming_gone_ranks, rank_among
 from shardwright.ranks.held_interrupt import held_interrupt
 from shardwright.ranks.node_memory import board_of, waiting_time
-from shardwright.ranks.rank_outcome import as_sent, text_of
-from shardwright.ranks.rank_outcome import told as told_error
-from shardwright.ranks.together import together
+from shardwright.ranks.rank_outcome import text_of
+from shardwright.ranks.together import round_of_ranks, together
 from shardwright.saving import expect_no_save_over
 
 E = TypeVar("E", bound=BaseException)
@@ -82,21 +81,6 @@ def _lists(facts: Mapping[int, list[Any]]) -> dict[int, list[HandedBox]]:
         ]
         for rank, boxes in facts.items()
     }
-
-
-def _answered(
-    told: list[tuple[bytes, Exception | None]], answers: Callable[[list[bytes]], list[bytes]]
-) -> list[tuple[bytes, Exception | None]]:
-    """What the first rank answers each: bytes, or one error for all."""
-    failed: dict[int, Any] = {
-        rank: (error, None) for rank, (_, error) in enumerate(told) if error is not None
-    }
-    try:
-        if failed:
-            raise told_error(CheckpointException(_DOING, failed))
-        return [(answer, None) for answer in answers([one for one, _ in told])]
-    except Exception as error:
-        return [(b"", as_sent(error))] * len(told)
 
 
 @dataclass
@@ -269,7 +253,7 @@ class _Refit:
         self._failure: Exception | None = None  # told in the first round, for which the others wait
         self._staging_bytes, self._threads, self._node = 0, 0, ""
         self._timeout = waiting_time(self._group or dist.group.WORLD) if self._ranks > 1 else 0.0
-        self._request = _core.ExportRequest(None, "auto", "automodel", "none", [], True, 5_000_000_000, {})
+        self._request = export_request()
         self._devices = _core.DeviceOptions()
         try:
             describe_sides()
@@ -280,27 +264,7 @@ class _Refit:
 
     def _round(self, mine: Callable[[], bytes], answers: Callable[[list[bytes]], list[bytes]]) -> bytes:
         """A round over all ranks, as planner/job.h has it. Raises the same on all of them."""
-        if self._ranks == 1:
-            return answers([self._told(mine)])[0]
-        told: tuple[bytes, Exception | None] = b"", None
-        failed: Exception | None = None
-        try:
-            told = self._told(mine), None
-        except Exception as error:
-            failed = error
-            told = b"", as_sent(error)
-        is_first = self._rank == 0
-        first = dist.get_global_rank(self._group or dist.group.WORLD, 0)
-        gathered: list[Any] = [None] * self._ranks
-        with naming_gone_ranks(self._group, _DOING):
-            dist.gather_object(told, gathered if is_first else None, dst=first, group=self._group)
-            replies = _answered(gathered, answers) if is_first else []
-            reply: list[Any] = [None]
-            dist.scatter_object_list(reply, replies if is_first else None, src=first, group=self._group)
-        answer, failure = reply[0]
-        if failure is not None:
-            raise failure from failed
-        return bytes(answer)
+        return round_of_ranks(self._group, _DOING, lambda: self._told(mine), answers)
 
     def _gather(self, count: int, mine: Callable[[], bytes]) -> list[bytes]:
         """What all ranks tell, so many bytes each, in one collective. Raises as :meth:`_round` does."""

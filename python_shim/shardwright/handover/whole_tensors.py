@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 
+from shardwright.batches import in_batches
 from shardwright.describe import DTYPES
 from shardwright.handover.piece import Piece
 from shardwright.ranks.gone_ranks import has_others, naming_gone_ranks
-from shardwright.ranks.rank_outcome import as_sent
-from shardwright.ranks.rank_outcome import told as told_error
+from shardwright.ranks.together import told_by_all
 
 _DOING = "putting pieces together"
 
@@ -43,7 +44,9 @@ def whole_tensors(
     here = everywhere or not has_others(group) or dist.get_rank(group) == 0
     upcoming = _Upcoming(pieces)
     left = len(source.tensors())
-    for batch in _batches(source.tensors(), batch_bytes):
+    of_weights = [list(weight) for _, weight in groupby(source.tensors(), attrgetter("weight"))]
+    for weights in in_batches(of_weights, lambda weight: sum(map(_bytes_of, weight)), batch_bytes):
+        batch = list(chain.from_iterable(weights))
         names = {tensor.name for tensor in batch}
         wholes = {
             tensor.name: torch.empty(tensor.shape, dtype=DTYPES.get(tensor.dtype, torch.uint8))
@@ -89,31 +92,8 @@ class _Upcoming:
         return taken
 
 
-def _batches(tensors: list[Any], most: int) -> Iterator[list[Any]]:
-    """Tensors that are exchanged at once: weights with what belongs to them."""
-    batch: list[Any] = []
-    used = 0
-    of_weight: list[Any] = []
-    for number, tensor in enumerate(tensors):
-        of_weight.append(tensor)
-        if number + 1 < len(tensors) and tensors[number + 1].weight == tensor.weight:
-            continue
-        size = sum(_bytes_of(one) for one in of_weight)
-        if batch and used + size > most:
-            yield batch
-            batch, used = [], 0
-        batch += of_weight
-        used += size
-        of_weight = []
-    if batch:
-        yield batch
-
-
 def _bytes_of(tensor: Any) -> int:
-    count: int = DTYPES.get(tensor.dtype, torch.uint8).itemsize
-    for size in tensor.shape:
-        count *= size
-    return count
+    return _nbytes(DTYPES.get(tensor.dtype, torch.uint8), torch.Size(tensor.shape))
 
 
 def _exchanged(
@@ -161,14 +141,7 @@ def _told_by_all(group: dist.ProcessGroup | None, facts: list[Any], failure: Exc
     if not has_others(group):
         return [facts]
     with naming_gone_ranks(group, _DOING):
-        told: list[Any] = [None] * dist.get_world_size(group)
-        mine = facts, None if failure is None else as_sent(failure)
-        dist.all_gather_object(told, mine, group)
-    failures = {rank: error for rank, (_, error) in enumerate(told) if error is not None}
-    if failures:
-        causes: Any = {rank: (error, None) for rank, error in failures.items()}
-        raise told_error(CheckpointException(_DOING, causes)) from failure
-    return [of_rank for of_rank, _ in told]
+        return told_by_all(group, _DOING, facts, failure)
 
 
 def _send(flat: torch.Tensor, rank: int, own: int, group: dist.ProcessGroup | None, everywhere: bool) -> None:

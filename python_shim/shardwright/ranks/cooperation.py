@@ -118,43 +118,32 @@ def read_together(
     Raises:
         ConnectionResetError: a rank has ended meanwhile, which is named.
     """
-    with naming_gone_ranks(readers.group, "reading"):
-        return _read_together(plan, catalog, specs, options, readers, progress)
-
-
-def _read_together(
-    plan: Any,
-    catalog: Any,
-    specs: list[Any],
-    options: Any,
-    readers: Readers,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Any, str]:
     group = readers.group
     if isinstance(catalog.directory, str):  # an address
         readers = replace(readers, even_cached_files=True)
-    with failing_together(group):
-        load = _core.CooperativeLoad(plan, catalog, specs, options)
-        mine = load.terms, _this_node(), _core.content_words(catalog)
-    of_ranks: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(of_ranks, mine, group)
-    try:
+    with naming_gone_ranks(group, "reading"):
         with failing_together(group):
-            terms, nodes, contents = zip(*of_ranks, strict=True)
-            _core.expect_one_checkpoint(contents)
-            all_cached = not any(files_on_disk for _, _, files_on_disk in terms)
-        if all_cached and not readers.even_cached_files:
-            way = "each rank by itself: the files are in the page cache"
-        else:
-            way = _hand_over(load, (plan, catalog, specs), terms, len(set(nodes)) == 1, readers, progress)
-        with naming_gone_ranks(group, "reading", load.partly_written):
-            report = None
-            with failing_together(group, load.partly_written):
-                report = load.finish(progress)
-    except BaseException:
-        load.abandon()
-        raise
-    return report, way
+            load = _core.CooperativeLoad(plan, catalog, specs, options)
+            mine = load.terms, _this_node(), _core.content_words(catalog)
+        of_ranks: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(of_ranks, mine, group)
+        try:
+            with failing_together(group):
+                terms, nodes, contents = zip(*of_ranks, strict=True)
+                _core.expect_one_checkpoint(contents)
+                all_cached = not any(files_on_disk for _, _, files_on_disk in terms)
+            if all_cached and not readers.even_cached_files:
+                way = "each rank by itself: the files are in the page cache"
+            else:
+                way = _hand_over(load, (plan, catalog, specs), terms, len(set(nodes)) == 1, readers, progress)
+            with naming_gone_ranks(group, "reading", load.partly_written):
+                report = None
+                with failing_together(group, load.partly_written):
+                    report = load.finish(progress)
+        except BaseException:
+            load.abandon()
+            raise
+        return report, way
 
 
 def _hand_over(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
 from shardwright._core import PlanError
+from shardwright.ranks.gone_ranks import has_others, rank_among
+
+#: What an error of ranks that save ends in.
+NOT_PUBLISHED = ". Nothing was published, and what had been written is removed"
 
 #: Ranks whose failures a message tells; more would hide the cause.
 _TOLD = 8
@@ -51,8 +55,7 @@ def failed_outcomes(told: list[bytes]) -> list[RankOutcome]:
 
 def expect_collectives(options: Mapping[str, Any]) -> None:
     """Refuses dcp.save(use_collectives=False) of several ranks; ``options``: what dcp sets a storage writer up with."""
-    alone = not dist.is_initialized() or dist.get_world_size() == 1
-    if not options.get("use_collectives", True) and not alone:
+    if not options.get("use_collectives", True) and has_others(None):
         raise ValueError(
             "use_collectives=False: a checkpoint is published when all ranks have written their part, which they have "
             "to tell each other; expected use_collectives=True"
@@ -65,47 +68,7 @@ def expect_success(outcomes: Iterable[RankOutcome]) -> None:
     if not failed:
         return
     text = _lines({outcome.rank: outcome.failure for outcome in failed})
-    text += ". Nothing was published, and what had been written is removed"
-    raise _error(failed[0].errno, failed[0].misfit, text)
-
-
-def round_of_ranks(
-    rank: int,
-    ranks: int,
-    mine: Callable[[], bytes],
-    answers: Callable[[list[bytes]], list[bytes]],
-    process_group: dist.ProcessGroup | None = None,
-) -> bytes:
-    """One round over all ranks: gives rank 0 the bytes of ``mine``, and returns what ``answers``, which rank 0 alone
-    calls, has for this rank. Where one of the two raises, all ranks raise an error that names the ranks."""
-    if ranks == 1:
-        return answers([mine()])[0]
-    outcome = RankOutcome(rank)
-    payload = b""
-    try:
-        payload = mine()
-    except Exception as error:
-        outcome.fail(error)
-    gathered: list[Any] = [None] * ranks
-    leader = dist.get_global_rank(process_group, 0) if process_group is not None else 0
-    dist.gather_object((outcome, payload), gathered if rank == 0 else None, dst=leader, group=process_group)
-    replies: list[Any] = [(outcome, b"")] * ranks
-    if rank == 0:
-        outcomes = [of_rank for of_rank, _ in gathered]
-        try:
-            expect_success(outcomes)
-            replies = [(RankOutcome(0), reply) for reply in answers([told for _, told in gathered])]
-        except Exception as error:
-            failed = RankOutcome(0)
-            failed.fail(error)
-            replies = [(failed, b"")] * ranks
-    reply: list[Any] = [None]
-    dist.scatter_object_list(reply, replies if rank == 0 else None, src=leader, group=process_group)
-    of_leader, answer = reply[0]
-    if of_leader.failure:
-        raise _error(of_leader.errno, of_leader.misfit, of_leader.failure)
-    assert isinstance(answer, bytes)
-    return answer
+    raise _error(failed[0].errno, failed[0].misfit, text + NOT_PUBLISHED)
 
 
 def told(failure: CheckpointException, group: dist.ProcessGroup | None = None) -> Exception:
@@ -115,7 +78,7 @@ def told(failure: CheckpointException, group: dist.ProcessGroup | None = None) -
         KeyboardInterrupt, SystemExit: what has ended this rank's part, which dcp takes for a failure like others.
     """
     causes = {rank: cause for rank, (cause, _) in sorted(failure.failures.items())}
-    here = dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
+    here, _ = rank_among(group)
     if isinstance(causes.get(here), (KeyboardInterrupt, SystemExit)):
         raise causes[here] from failure
     first = next(iter(causes.values()))
@@ -123,9 +86,11 @@ def told(failure: CheckpointException, group: dist.ProcessGroup | None = None) -
     return _error(_errno_of(first), isinstance(first, PlanError), text)
 
 
-def as_sent(error: BaseException) -> Exception:
-    """What others are told of a failure, as one that can be pickled there and back: classes of callers' own may not."""
-    return _error(_errno_of(error), isinstance(error, PlanError), text_of(error) or type(error).__name__)
+def as_sent(error: BaseException, ending: str = "") -> Exception:
+    """What others are told of a failure, as one that can be pickled there and back: classes of callers' own may not.
+    ``ending`` is said after it."""
+    text = text_of(error) or type(error).__name__
+    return _error(_errno_of(error), isinstance(error, PlanError), text + ending)
 
 
 def text_of(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright import _core
-from shardwright.ranks.gone_ranks import group_to_tell, has_others, naming_gone_ranks
+from shardwright.ranks.gone_ranks import group_to_tell, has_others, naming_gone_ranks, rank_among
 from shardwright.ranks.rank_outcome import as_sent, text_of, told
 
 T = TypeVar("T")
@@ -47,18 +47,83 @@ def together(
                 result = run()
             except BaseException as error:
                 failure = error
-        of_ranks: list[Any] = [None] * dist.get_world_size(group)
-        mine = None if failure is None else as_sent(failure), _digest_of(words)
-        dist.all_gather_object(of_ranks, mine, group)
-        failed: dict[int, Any] = {rank: (error, None) for rank, (error, _) in enumerate(of_ranks) if error}
-        if isinstance(failure, (KeyboardInterrupt, SystemExit)):
-            raise failure
-        if failed:
-            raise told(CheckpointException(doing, failed)) from failure
-        if len({digest for _, digest in of_ranks}) > 1:
+        of_ranks = told_by_all(group, doing, _digest_of(words), failure)
+        if len(set(of_ranks)) > 1:
             dist.all_gather_object(of_ranks, words, group)
             _core.expect_asked_alike(of_ranks)
     return cast(T, result)
+
+
+def told_by_all(
+    group: dist.ProcessGroup | None, doing: str, mine: Any, failure: BaseException | None
+) -> list[Any]:
+    """What each rank of the group tells. Raises on all of them where some bring a failure, naming these ranks."""
+    of_ranks: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(of_ranks, (mine, None if failure is None else as_sent(failure)), group)
+    if isinstance(failure, (KeyboardInterrupt, SystemExit)):
+        raise failure
+    if failed := _failed_of(doing, [error for _, error in of_ranks]):
+        raise failed from failure
+    return [one for one, _ in of_ranks]
+
+
+def _failed_of(doing: str, errors: Sequence[Exception | None]) -> Exception | None:
+    """One error for those of ranks, by number of the rank; None where there are none."""
+    causes: dict[int, Any] = {rank: (error, None) for rank, error in enumerate(errors) if error is not None}
+    return told(CheckpointException(doing, causes)) if causes else None
+
+
+def round_of_ranks(
+    group: dist.ProcessGroup | None,
+    doing: str,
+    mine: Callable[[], bytes],
+    answers: Callable[[list[bytes]], list[bytes]],
+    ending: str = "",
+) -> bytes:
+    """One round over all ranks: gives the first one the bytes of ``mine``, and returns what ``answers``, which that one
+    alone calls, has for this rank.
+
+    Raises, the same on all ranks:
+        PlanError, OSError, ValueError: what one of the two has raised; of ``mine`` it names the ranks, and says
+            ``ending`` after that.
+        ConnectionResetError: a rank has ended meanwhile.
+    """
+    rank, ranks = rank_among(group)
+    if ranks == 1:
+        return answers([mine()])[0]
+    failure: Exception | None = None
+    told_here: tuple[bytes, Exception | None] = b"", None
+    try:
+        told_here = mine(), None
+    except Exception as error:
+        failure, told_here = error, (b"", as_sent(error))
+    first = dist.get_global_rank(group or dist.group.WORLD, 0)
+    gathered: list[Any] = [None] * ranks
+    reply: list[Any] = [None]
+    with naming_gone_ranks(group, doing):
+        dist.gather_object(told_here, gathered if rank == 0 else None, dst=first, group=group)
+        replies = _answered(gathered, answers, doing, ending) if rank == 0 else None
+        dist.scatter_object_list(reply, replies, src=first, group=group)
+    answer, failed = reply[0]
+    if failed is not None:
+        raise failed from failure
+    return bytes(answer)
+
+
+def _answered(
+    told_by: list[tuple[bytes, Exception | None]],
+    answers: Callable[[list[bytes]], list[bytes]],
+    doing: str,
+    ending: str,
+) -> list[tuple[bytes, Exception | None]]:
+    """What the first rank answers each: bytes, or one error for all."""
+    failed = _failed_of(doing, [error for _, error in told_by])
+    if failed is not None:
+        return [(b"", as_sent(failed, ending))] * len(told_by)
+    try:
+        return [(answer, None) for answer in answers([one for one, _ in told_by])]
+    except Exception as error:
+        return [(b"", as_sent(error))] * len(told_by)
 
 
 def words_of(**arguments: Any) -> list[str]:
