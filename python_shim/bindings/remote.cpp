@@ -13,6 +13,7 @@
 
 #include "planner/error.h"
 #include "python_shim/bindings/bindings.h"
+#include "storage/files/plain_http.h"
 #include "storage/files/remote_objects.h"
 
 namespace py = pybind11;
@@ -137,9 +138,11 @@ void bind_remote(py::module_& m) {
       py::arg("listed"), py::arg("head"), py::arg("arriving"), py::arg("plain_url"),
       "How objects are reached. listed(folder): (name, bytes, version, whether it is a folder) of each thing "
       "directly below; head(address): the same of an object; arriving(address, version, begin, count): an "
-      "iterator over buffers; plain_url(address): where it is had by HTTP without TLS, or an empty text, and "
-      "for how "
-      "many seconds; raises nothing.");
+      "iterator over buffers; plain_url(address): where it is had by HTTP without TLS, or an empty text, for "
+      "how many seconds, and in how many the server must send something.");
+  m.def(
+      "forget_plain_urls", &forget_plain_urls,
+      "What is known of plain addresses is asked anew: stores have been opened anew, by other credentials.");
 }
 
 }  // namespace shardwright

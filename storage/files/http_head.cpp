@@ -67,6 +67,7 @@ bool read_range(std::string_view text, HttpHead& head) {
   const std::optional<std::uint64_t> first = number_of(text.substr(0, dash));
   const std::optional<std::uint64_t> last = number_of(text.substr(dash + 1));
   if (!first || !last || *last < *first || *last == UINT64_MAX || (size && *last >= *size)) return false;
+  head.total = size;
   head.begin = *first;
   head.end = *last + 1;
   return true;

@@ -13,6 +13,7 @@ struct HttpHead {
   int status = 0;
   std::optional<std::uint64_t> length;  ///< bytes of the body
   std::uint64_t begin = 0, end = 0;     ///< the range of the object that it is; both 0: none is named
+  std::optional<std::uint64_t> total;   ///< bytes of the object
   std::string etag;                     ///< as it came, with its quotes; empty: there is none
   bool is_encoded = false;              ///< in chunks, or compressed: the body is not the object's bytes
   bool keeps_open = false;              ///< the connection can be asked again

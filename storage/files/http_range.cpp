@@ -1,7 +1,6 @@
 #include "storage/files/http_range.h"
 
 #include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -12,9 +11,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <memory>
 #include <optional>
 
+#include "storage/files/host_addresses.h"
 #include "storage/files/http_head.h"
 
 namespace shardwright {
@@ -25,7 +24,7 @@ using Clock = std::chrono::steady_clock;
 /// How soon a wait notices that it is not needed any more.
 constexpr std::chrono::milliseconds nap{50};
 
-/// In which a server must take a connection.
+/// In which a host must be found, and one of its addresses take a connection.
 constexpr std::chrono::seconds longest_connecting{5};
 
 constexpr std::string_view scheme = "http://";
@@ -64,13 +63,12 @@ bool is_clean(const std::optional<HttpHead>& head, const HttpRange& range, HttpR
   const bool tells_version = range.version.empty() || (head && !head->etag.empty());
   result.may_pass = is_partial && !head->is_encoded && tells_version;
   return result.may_pass && head->length == range.count && head->begin == range.begin &&
-         head->end == range.begin + range.count &&
+         head->end == range.begin + range.count && (!head->total || head->total == range.of_bytes) &&
          (range.version.empty() || without_quotes(head->etag) == without_quotes(range.version));
 }
 
 /// Waits until the socket can be written to, as it can once it is connected.
-bool has_connected(int socket, const std::atomic<bool>& stopped) {
-  const Clock::time_point until = Clock::now() + longest_connecting;
+bool has_connected(int socket, Clock::time_point until, const std::atomic<bool>& stopped) {
   pollfd waiting{socket, POLLOUT, 0};
   while (!stopped && Clock::now() < until) {
     const int ready = ::poll(&waiting, 1, static_cast<int>(nap.count()));
@@ -120,16 +118,14 @@ void HttpConnection::close() {
 
 bool HttpConnection::open(const HttpAddress& address, const std::atomic<bool>& stopped) {
   close();
-  addrinfo wanted{};
-  wanted.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (::getaddrinfo(address.host.c_str(), address.port.c_str(), &wanted, &found) != 0) return false;
-  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> all(found, ::freeaddrinfo);
-  for (const addrinfo* one = all.get(); one != nullptr && !stopped; one = one->ai_next) {
-    socket_ = ::socket(one->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, one->ai_protocol);
+  const Clock::time_point until = Clock::now() + longest_connecting;
+  for (const SocketAddress& one :
+       addresses_of_host(address.host, address.port, stopped, longest_connecting)) {
+    socket_ = ::socket(one.bytes.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, one.protocol);
     if (socket_ < 0) continue;
-    const bool begun = ::connect(socket_, one->ai_addr, one->ai_addrlen) == 0 || errno == EINPROGRESS;
-    if (begun && has_connected(socket_, stopped) && make_waiting_short(socket_)) {
+    const auto* const bytes = reinterpret_cast<const sockaddr*>(&one.bytes);
+    const bool begun = ::connect(socket_, bytes, one.size) == 0 || errno == EINPROGRESS;
+    if (begun && has_connected(socket_, until, stopped) && make_waiting_short(socket_)) {
       authority_ = address.authority;
       return true;
     }

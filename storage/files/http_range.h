@@ -23,6 +23,7 @@ bool read_http_address(std::string_view url, HttpAddress& address);
 struct HttpRange {
   std::uint64_t begin = 0;
   std::size_t count = 0;           ///< bytes, at least 1
+  std::uint64_t of_bytes = 0;      ///< that the object has
   std::string version;             ///< its etag, with quotes or without; empty: any
   std::chrono::seconds stall{20};  ///< in which a server must send something
 };

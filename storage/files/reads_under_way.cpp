@@ -52,6 +52,9 @@ ArrivedBytes aligned_as_in_file(ArrivedBytes bytes, std::uint64_t offset, std::s
   return {memory, memory.get() + shift};
 }
 
+/// Of a range that plain HTTP has not brought, at a time.
+constexpr std::size_t bytes_of_rest = std::size_t{1} << 20;
+
 /// Threads that each have a request of their own under way. They are started as requests come.
 class ReadsOfObjects final : public ReadsUnderWay {
  public:
@@ -118,11 +121,17 @@ class ReadsOfObjects final : public ReadsUnderWay {
       ArrivedBytes bytes = file.read_object(wanted.offset, wanted.length, stopped_);
       return bytes == nullptr ? bytes : aligned_as_in_file(std::move(bytes), wanted.offset, wanted.length);
     }
-    const std::size_t there = plain_http.receive(file, wanted.offset, wanted.length, wanted.to, stopped_);
-    const std::size_t left = wanted.length - there;
-    if (left == 0) return nullptr;
-    const ArrivedBytes rest = file.read_object(wanted.offset + there, left, stopped_);
-    if (rest != nullptr) std::copy_n(rest.get(), left, wanted.to + there);
+    const std::optional<std::size_t> there =
+        plain_http.receive(file, wanted.offset, wanted.length, wanted.to, stopped_);
+    // What is to be had so and has not come is read in small pieces, as its place is taken already.
+    const std::size_t piece = there ? bytes_of_rest : wanted.length;
+    for (std::size_t done = there.value_or(0); done < wanted.length;) {
+      const std::size_t count = std::min(wanted.length - done, piece);
+      const ArrivedBytes rest = file.read_object(wanted.offset + done, count, stopped_);
+      if (rest == nullptr) break;
+      std::copy_n(rest.get(), count, wanted.to + done);
+      done += count;
+    }
     return nullptr;
   }
 

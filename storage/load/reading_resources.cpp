@@ -45,7 +45,6 @@ constexpr std::size_t most_requests_at_once = 20;
 /// Of a store that answers at once, fewer requests bring as much: their buffers are used again while a cache
 /// still has them, and not given back to the system and taken anew.
 constexpr double quick_latency = 0.005;  // seconds
-constexpr double quick_rate = 500e6;     // bytes a second; a store that is slower may be so by connection
 constexpr std::size_t fewest_requests_at_once = 8;
 constexpr std::size_t quick_requests_of_thread = 4;
 
@@ -63,7 +62,7 @@ void ask_for_objects(std::uint64_t bytes_needed, const StoreSpeed& speed, std::s
                      FileReading& reading) {
   reading.are_objects = true;
   reading.requests_at_once = most_requests_at_once;
-  if (speed.latency <= quick_latency && speed.bytes_per_second >= quick_rate) {
+  if (speed.latency <= quick_latency) {
     reading.requests_at_once =
         std::clamp(quick_requests_of_thread * threads, fewest_requests_at_once, most_requests_at_once);
   }
@@ -148,7 +147,8 @@ Resources resources_for_objects(const LoadOptions& options, std::size_t most_tas
   }
   std::size_t threads = threads_of(options);
   threads = std::min({threads, std::max<std::size_t>(1, buffers / least_requests_of_thread), most_tasks});
-  std::size_t reads = buffers / threads;
+  const bool is_bounded = options.staging_bytes > 0;
+  std::size_t reads = (buffers + (is_bounded ? 0 : threads - 1)) / threads;
   if (device.block_bytes > 0) {
     if (options.staging_bytes == 0) reads += copies_of_thread;
     buffer_bytes = std::min(buffer_bytes, device.block_bytes);

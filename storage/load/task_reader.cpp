@@ -232,17 +232,17 @@ void TaskReader::lay_out_joined(StagedTask& staged) {
 }
 
 /// Lists reads whose bytes are decoded where they arrive. False where they are needed elsewhere: in pinned
-/// memory, together, of runs apart, or where plain HTTP brings them without a copy. Staging that is there is
-/// used instead: there are never both.
+/// memory, together, of runs apart, or where plain HTTP brings them without a copy.
 bool TaskReader::leave_where_it_arrives(StagedTask& staged) {
   const ReadTask& task = staged.task;
   const bool has_scales = task.scale_source >= 0;
   const bool is_joined = staged.joined.tasks.size() > 1;
-  if (!reads_objects_ || smallest_staging_ > 0 || staged.staging.size() > 0) return false;
+  if (!reads_objects_ || smallest_staging_ > 0) return false;
   if (!task.weights.in_one_request || (has_scales && !task.scales.in_one_request)) return false;
   const SourceTensor& source = catalog_.tensors[task.source];
   const OpenFile& file = *staged.files.weights;
   if (is_had_by_plain_http(file.file->path())) return false;
+  staged.staging.close(source.name);  // there are never both
   JoinedTasks& joined = staged.joined;
   if (!is_joined) {
     joined.begin = task.weights.begin;

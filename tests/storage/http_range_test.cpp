@@ -145,7 +145,7 @@ Came receive(HttpConnection& connection, const HttpAddress& address, const HttpR
 }
 
 HttpRange range_of(std::size_t begin, std::size_t count) {
-  return {begin, count, "\"one\"", std::chrono::seconds(20)};
+  return {begin, count, content().size(), "\"one\"", std::chrono::seconds(20)};
 }
 
 TEST(http_range, ranges_come_as_they_are_over_one_connection) {
@@ -169,13 +169,13 @@ TEST(http_range, a_request_says_what_is_wanted_and_of_which_version) {
     return Reply{clean(request)};
   });
   HttpConnection connection;
-  receive(connection, server.address, {10, 5, "\"one\""});
+  receive(connection, server.address, {10, 5, content().size(), "\"one\""});
   EXPECT_TRUE(asked.starts_with(
       "GET /bucket/name?signed=secret HTTP/1.1\r\nHost: " + server.address.authority + "\r\n"));
   EXPECT_NE(asked.find("\r\nRange: bytes=10-14\r\n"), std::string::npos);
   EXPECT_NE(asked.find("\r\nIf-Match: \"one\"\r\n"), std::string::npos);
   for (const char* version : {"one", "", "W/\"one\"", "\"o\r\nX: ne\""}) {
-    receive(connection, server.address, {10, 5, version});
+    receive(connection, server.address, {10, 5, content().size(), version});
     EXPECT_EQ(asked.find("If-Match"), std::string::npos) << version;
   }
 }
@@ -183,9 +183,11 @@ TEST(http_range, a_request_says_what_is_wanted_and_of_which_version) {
 TEST(http_range, etags_are_the_same_with_quotes_and_without) {
   Server server([&](const std::string& request) { return Reply{clean(request)}; });
   HttpConnection connection;
-  EXPECT_EQ(receive(connection, server.address, {10, 5, "one"}).bytes, content().substr(10, 5));
-  EXPECT_EQ(receive(connection, server.address, {10, 5, ""}).bytes, content().substr(10, 5));
-  EXPECT_EQ(receive(connection, server.address, {10, 5, "on"}).bytes, "");
+  EXPECT_EQ(receive(connection, server.address, {10, 5, content().size(), "one"}).bytes,
+            content().substr(10, 5));
+  EXPECT_EQ(receive(connection, server.address, {10, 5, content().size(), ""}).bytes,
+            content().substr(10, 5));
+  EXPECT_EQ(receive(connection, server.address, {10, 5, content().size(), "on"}).bytes, "");
 }
 
 struct Unclean {

@@ -41,7 +41,7 @@ _NAP = 0.05  # how soon a wait notices that it is not needed any more
 _QUICK_SECONDS = 0.5
 
 #: What is longer would take as much memory; the engine's requests are no longer.
-_MOST_AT_ONCE = 8 << 20
+_MOST_AT_ONCE = 9 << 20
 _LARGE_REQUEST = 1 << 20  # bytes, from which on a request tells how quick its store is
 
 _answered: set[str] = set()  # roots of stores
@@ -154,7 +154,7 @@ def _plain_url(address: str) -> tuple[str, int, int]:
         store, name = store_and_name(address)
         url, seconds = store.plain_url(name)
         if url.startswith("http://") and not _leads_to_proxy(url):
-            return url, seconds, object_store.STALL_SECONDS
+            return url, seconds, max(1, int(min(object_store.STALL_SECONDS, patience())))
     return "", 0, 0
 
 

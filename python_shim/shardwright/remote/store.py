@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shardwright import _core
 from shardwright.remote.address import root_and_key, scheme_and_rest, unmangled, without_secrets
 
 
@@ -142,12 +143,14 @@ def reopen_store(address: str) -> None:
     """Forgets an open store, so that credentials are looked up anew when it is opened again."""
     with _lock:
         _open.pop(address, None)
+    _core.forget_plain_urls()
 
 
 def close_stores() -> None:
     """Forgets all open stores, and so ends the connections that they keep for later."""
     with _lock:
         _open.clear()
+    _core.forget_plain_urls()
 
 
 def store_and_name(address: str) -> tuple[Store, str]:
