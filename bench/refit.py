@@ -79,22 +79,18 @@ def differing(a: torch.Tensor, b: torch.Tensor) -> int:
     return int((a.view(torch.uint8) != b.view(torch.uint8)).sum())
 
 
-def raw(plan: sw.RefitPlan) -> None:
-    """The same bytes between the same ranks."""
-    message = 4 << 20
-    works, keep = [], []
-
-    def move(start: Callable[..., Any], peers: dict[int, int], word: str) -> None:
-        for rank, count in peers.items():
-            while count > 0:
-                keep.append(torch.empty(min(count, message), dtype=torch.uint8))
-                works.append(start(keep[-1], **{word: rank}))
-                count -= message
-
-    if plan.bytes_from:
-        move(dist.irecv, plan.bytes_from, "group_src")
-    if plan.bytes_to:
-        move(dist.isend, plan.bytes_to, "group_dst")
+def raw(plan: sw.RefitPlan, landing: torch.Tensor) -> None:
+    """The same bytes between the same ranks: out of one message's memory, as what is encoded is sent while a cache has
+    it, into places of their own, which have been touched before."""
+    message = torch.zeros(4 << 20, dtype=torch.uint8)
+    works, begin = [], 0
+    for rank, count in plan.bytes_from.items():
+        for place in landing[begin : begin + count].split(len(message)):
+            works.append(dist.irecv(place, group_src=rank))
+        begin += count
+    for rank, count in plan.bytes_to.items():
+        for done in range(0, count, len(message)):
+            works.append(dist.isend(message[: count - done], group_dst=rank))
     for work in works:
         work.wait()
 
@@ -175,10 +171,11 @@ def worker(options: argparse.Namespace) -> None:
     )
     over_c10d = arguments | {"plan": sw.RefitPlan(), "transport": "c10d"}
     sw.refit(state, engine, **over_c10d)
+    landing = torch.zeros(sum(plan.bytes_from.values()), dtype=torch.uint8)
     runs: dict[str, Callable[[], Any]] = {
         "refit": lambda: reports.append(sw.refit(state, engine, plan=plan, **arguments)),
         "c10d": lambda: sw.refit(state, engine, **over_c10d),
-        "limit": lambda: raw(plan),
+        "limit": lambda: raw(plan, landing),
         "encoding": lambda: encode_alone(state, group, arguments),
         "by hand": lambda: by_hand(model, state, engine, group, encoded),
     }
@@ -190,7 +187,12 @@ def worker(options: argparse.Namespace) -> None:
         moving = torch.tensor(reports[-1].seconds)
         dist.all_reduce(moving, dist.ReduceOp.MAX)
         times["moving"].append(float(moving))
+    for one in engine:
+        one.tensor.view(torch.uint8).fill_(0x5A)
+    by_hand(model, state, engine, group, encoded)
     by_hands = [one.tensor.clone() for one in engine]
+    for one in engine:
+        one.tensor.view(torch.uint8).fill_(0xA5)
     sw.refit(state, engine, plan=plan, **arguments)
     differ = torch.tensor(sum(differing(a, b.tensor) for a, b in zip(by_hands, engine, strict=True)))
     dist.all_reduce(differ)

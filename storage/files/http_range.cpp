@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
+#include <vector>
 
 #include "storage/files/host_addresses.h"
 #include "storage/files/http_head.h"
@@ -25,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds nap{50};
 
 /// In which a host must be found, and one of its addresses take a connection.
-constexpr std::chrono::seconds longest_connecting{5};
+constexpr std::chrono::milliseconds longest_connecting{5000};
 
 constexpr std::string_view scheme = "http://";
 

@@ -35,7 +35,6 @@ struct Known {
 struct Rest {
   Clock::time_point until;
   std::chrono::seconds next = first_rest;
-  bool has_failed = false;  // else it has no plain address
 };
 
 /// What has been found of stores, and addresses of objects. Never given back: threads may still look when the
@@ -57,24 +56,21 @@ void leave_to_library(const std::string& address) {
   rest.until = std::max(rest.until, Clock::now() + rest_without_address);
 }
 
-/// After a failure; for good if that will not pass.
-void leave_to_library(const std::string& address, bool may_pass) {
+/// After a failure of what was begun then; for good if that will not pass. What was begun before the last
+/// rest has met the same failure as that.
+void leave_to_library(const std::string& address, bool may_pass, Clock::time_point begin) {
   const std::lock_guard lock(found().mutex);
   Rest& rest = found().rests[store_of(address)];
-  rest.has_failed = true;
-  rest.until = may_pass ? std::max(rest.until, Clock::now() + rest.next) : Clock::time_point::max();
+  if (may_pass && begin < rest.until) return;
+  rest.until = may_pass ? Clock::now() + rest.next : Clock::time_point::max();
   rest.next = std::min(2 * rest.next, longest_rest);
 }
 
-void end_rest(const std::string& address) {
-  const std::lock_guard lock(found().mutex);
-  found().rests.erase(store_of(address));
-}
-
-bool has_failed(const std::string& address) {
+/// After a success of what was begun then.
+void end_rest(const std::string& address, Clock::time_point begin) {
   const std::lock_guard lock(found().mutex);
   const auto rest = found().rests.find(store_of(address));
-  return rest != found().rests.end() && rest->second.has_failed;
+  if (rest != found().rests.end() && begin >= rest->second.until) found().rests.erase(rest);
 }
 
 void forget(const std::string& address) {
@@ -122,17 +118,17 @@ std::optional<std::size_t> PlainHttp::receive(const InputFile& object, std::uint
   if (count == 0 || offset > object.size() || count > object.size() - offset) return std::nullopt;
   const std::string& address = object.path().native();
   const std::optional<Known> known = known_of(address);
-  if (!known) return has_failed(address) ? std::optional<std::size_t>(0) : std::nullopt;
+  if (!known) return std::nullopt;
   const Clock::time_point begin = Clock::now();
   const HttpRange range{offset, count, object.size(), object.version(), known->stall};
   const HttpReceived received = connection_.receive(known->address, range, to, stopped);
   if (received.bytes == count) {
     const std::chrono::duration<double> taken = Clock::now() - begin;
     note_request(object.path(), count, taken.count());
-    end_rest(address);
+    end_rest(address, begin);
   } else if (!stopped) {
     if (!received.is_address_good) forget(address);
-    leave_to_library(address, received.may_pass);
+    leave_to_library(address, received.may_pass, begin);
   }
   return received.bytes;
 }

@@ -123,7 +123,7 @@ class ReadsOfObjects final : public ReadsUnderWay {
     }
     const std::optional<std::size_t> there =
         plain_http.receive(file, wanted.offset, wanted.length, wanted.to, stopped_);
-    // What is to be had so and has not come is read in small pieces, as its place is taken already.
+    // What has not come so is read in small pieces: its place is taken already, and so is the others'.
     const std::size_t piece = there ? bytes_of_rest : wanted.length;
     for (std::size_t done = there.value_or(0); done < wanted.length;) {
       const std::size_t count = std::min(wanted.length - done, piece);

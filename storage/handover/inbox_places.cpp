@@ -53,7 +53,7 @@ InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const Ha
     if (of_layer > most_bytes) of_layer = 0;
     largest = std::max(largest, of_layer);
   }
-  places.bytes = 2 * largest <= most_bytes ? 2 * largest : largest;
+  places.bytes = std::min<std::uint64_t>(most_bytes, 2 * largest);
   std::uint64_t end = 0;
   for (const std::uint64_t of_layer : bytes) {
     const std::uint64_t begin = end + of_layer > places.bytes ? 0 : end;
@@ -76,11 +76,15 @@ InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const Ha
 InboxPlaces inbox_places_in_staging(const RefitPlan& plan, const Catalog& catalog, const HandedLayers& layers,
                                     const std::vector<bool>& shares_memory, std::size_t staging_bytes) {
   if (!is_in_part_beside(plan, shares_memory)) {
-    // Two layers leave some of it to what else a rank holds meanwhile; one may need all.
-    for (const std::size_t most : {staging_bytes - staging_bytes / 8, staging_bytes}) {
-      InboxPlaces places = inbox_places(plan, catalog, layers, shares_memory, most);
-      if (has_place_for_all(places)) return places;
-    }
+    // Some of it is left to what else a rank holds meanwhile, unless one layer needs nearly all.
+    InboxPlaces places =
+        inbox_places(plan, catalog, layers, shares_memory, staging_bytes - staging_bytes / 8);
+    if (has_place_for_all(places)) return places;
+    places = inbox_places(plan, catalog, layers, shares_memory, staging_bytes);
+    std::uint64_t largest = 0;
+    for (const InboxPlaces::Range& layer : places.layers)
+      largest = std::max(largest, layer.end - layer.begin);
+    if (has_place_for_all(places)) return inbox_places(plan, catalog, layers, shares_memory, largest);
   }
   return inbox_places(plan, catalog, layers, shares_memory, staging_bytes / 2);
 }

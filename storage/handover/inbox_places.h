@@ -34,8 +34,8 @@ struct InboxPlaces {
   bool is_free(std::uint32_t layer, std::uint32_t placed) const;
 };
 
-/// Of what this rank gets from those for which `shares_memory`, by rank; two layers at a time where
-/// these take at most so many bytes, else one. Layers of more than these have no place: the inbox is kept
+/// Of what this rank gets from those for which `shares_memory`, by rank; two layers at a time, in at most so
+/// many bytes. Layers of more than these have no place: the inbox is kept
 /// from one hand-over to the next, and what is received aside from it is not.
 InboxPlaces inbox_places(const RefitPlan& plan, const Catalog& catalog, const HandedLayers& layers,
                          const std::vector<bool>& shares_memory, std::size_t most_bytes);

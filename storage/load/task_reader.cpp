@@ -242,6 +242,7 @@ bool TaskReader::leave_where_it_arrives(StagedTask& staged) {
   const SourceTensor& source = catalog_.tensors[task.source];
   const OpenFile& file = *staged.files.weights;
   if (is_had_by_plain_http(file.file->path())) return false;
+  staged.most_arrived_ = std::max(staged.most_arrived_, staged.staging.size());
   staged.staging.close(source.name);  // there are never both
   JoinedTasks& joined = staged.joined;
   if (!is_joined) {

@@ -87,23 +87,29 @@ def round_of_ranks(
         PlanError, OSError, ValueError: what one of the two has raised; of ``mine`` it names the ranks, and says
             ``ending`` after that.
         ConnectionResetError: a rank has ended meanwhile.
+        KeyboardInterrupt, SystemExit: one of the two has raised it, on this rank; others have an error that says so.
     """
     rank, ranks = rank_among(group)
     if ranks == 1:
         return answers([mine()])[0]
-    failure: Exception | None = None
+    failure: BaseException | None = None
     told_here: tuple[bytes, Exception | None] = b"", None
     try:
         told_here = mine(), None
-    except Exception as error:
+    except BaseException as error:
         failure, told_here = error, (b"", as_sent(error))
     first = dist.get_global_rank(group or dist.group.WORLD, 0)
     gathered: list[Any] = [None] * ranks
     reply: list[Any] = [None]
     with naming_gone_ranks(group, doing):
         dist.gather_object(told_here, gathered if rank == 0 else None, dst=first, group=group)
-        replies = _answered(gathered, answers, doing, ending) if rank == 0 else None
+        replies = None
+        if rank == 0:
+            replies, of_answers = _answered(gathered, answers, doing, ending)
+            failure = failure or of_answers
         dist.scatter_object_list(reply, replies, src=first, group=group)
+    if isinstance(failure, (KeyboardInterrupt, SystemExit)):
+        raise failure
     answer, failed = reply[0]
     if failed is not None:
         raise failed from failure
@@ -115,15 +121,15 @@ def _answered(
     answers: Callable[[list[bytes]], list[bytes]],
     doing: str,
     ending: str,
-) -> list[tuple[bytes, Exception | None]]:
-    """What the first rank answers each: bytes, or one error for all."""
+) -> tuple[list[tuple[bytes, Exception | None]], BaseException | None]:
+    """What the first rank answers each: bytes, or one error for all; and what ``answers`` has raised."""
     failed = _failed_of(doing, [error for _, error in told_by])
     if failed is not None:
-        return [(b"", as_sent(failed, ending))] * len(told_by)
+        return [(b"", as_sent(failed, ending))] * len(told_by), None
     try:
-        return [(answer, None) for answer in answers([one for one, _ in told_by])]
-    except Exception as error:
-        return [(b"", as_sent(error))] * len(told_by)
+        return [(answer, None) for answer in answers([one for one, _ in told_by])], None
+    except BaseException as error:
+        return [(b"", as_sent(error))] * len(told_by), error
 
 
 def words_of(**arguments: Any) -> list[str]:
