@@ -171,6 +171,11 @@ def adapters(path: str, uneven: str) -> None:
                     with pytest.raises(sw.PlanError, match="between heads"):  # of which there are two
                         adapter.to_hf(state, quantization=True, checkpoint=folder / "from")
                     continue
+                if layout == "transformers" and family.name == "glm5_next" and dist.get_world_size() > 1:
+                    # Its convolution joins three tensors along the dimension that is sharded.
+                    with pytest.raises(ValueError, match="joins several HF tensors"):
+                        adapter.to_hf(state, quantization=True, checkpoint=folder / "from")
+                    continue
                 hf = adapter.to_hf(state, quantization=True, checkpoint=folder / "from")
                 dcp.load(hf, storage_reader=sw.HuggingFaceStorageReader(folder / "from"))
                 found = adapter.from_hf(hf)
