@@ -45,6 +45,7 @@ constexpr std::size_t most_requests_at_once = 20;
 /// Of a store that answers at once, fewer requests bring as much: their buffers are used again while a cache
 /// still has them, and not given back to the system and taken anew.
 constexpr double quick_latency = 0.005;  // seconds
+constexpr double quick_rate = 500e6;     // bytes a second; a store that is slower may be so by connection
 constexpr std::size_t fewest_requests_at_once = 8;
 constexpr std::size_t quick_requests_of_thread = 4;
 
@@ -62,7 +63,7 @@ void ask_for_objects(std::uint64_t bytes_needed, const StoreSpeed& speed, std::s
                      FileReading& reading) {
   reading.are_objects = true;
   reading.requests_at_once = most_requests_at_once;
-  if (speed.latency <= quick_latency) {
+  if (speed.latency <= quick_latency && speed.bytes_per_second >= quick_rate) {
     reading.requests_at_once =
         std::clamp(quick_requests_of_thread * threads, fewest_requests_at_once, most_requests_at_once);
   }
