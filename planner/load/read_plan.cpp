@@ -65,20 +65,21 @@ class ReadPlanner {
     const auto found = std::find_if(chunks.begin(), chunks.end(), [&](const SourceTensor& candidate) {
       return candidate.offset == request.chunk_offset;
     });
-    const SourceTensor* chunk = found == chunks.end() ? nullptr : &*found;
-    std::string fault = fault_of_request(request, spec, chunk);
-    Encoding encoding{spec.dtype, false, DType::U8, 1, 1};
-    if (fault.empty()) {
-      encoding.element = chunk->dtype;
-      if (chunk->dtype != spec.dtype) fault = choose_encoding(chunks, spec, encoding);
+    if (found == chunks.end()) {
+      note(request.name + ": the checkpoint has no chunk of it at " + to_string(request.chunk_offset));
+      return;
     }
+    const SourceTensor& chunk = *found;
+    std::string fault = fault_of_request(request, spec, chunk);
+    Encoding encoding{chunk.dtype, false, DType::U8, 1, 1};
+    if (fault.empty() && chunk.dtype != spec.dtype) fault = choose_encoding(chunks, spec, encoding);
     if (!fault.empty()) {
       note(request.name + ": " + fault);
       return;
     }
     if (is_empty(request.box)) return;
     Transfer transfer;
-    transfer.source = static_cast<std::uint32_t>(chunk - catalog_.tensors.data());
+    transfer.source = static_cast<std::uint32_t>(&chunk - catalog_.tensors.data());
     transfer.encoding = encoding;
     transfer.source_box = request.box;
     transfer.destination = index;
@@ -86,7 +87,7 @@ class ReadPlanner {
     transfer.axes.resize(spec.local_shape.size());
     std::iota(transfer.axes.begin(), transfer.axes.end(), 0);
     if (encoding.scaled) {
-      add_scaled(std::move(transfer), chunks, *chunk);
+      add_scaled(std::move(transfer), chunks, chunk);
     } else {
       plan_.transfers.push_back(std::move(transfer));
     }
@@ -94,19 +95,18 @@ class ReadPlanner {
 
   /// What makes a request impossible, whatever the dtypes; empty if nothing does.
   std::string fault_of_request(const ReadRequest& request, const TensorSpec& spec,
-                               const SourceTensor* chunk) const {
-    if (chunk == nullptr) return "the checkpoint has no chunk of it at " + to_string(request.chunk_offset);
-    if (request.box.size.size() != chunk->shape.size() ||
-        intersection(request.box, whole(chunk->shape)) != request.box) {
-      return "expected a box inside the stored shape " + to_string(chunk->shape) + ", found " +
+                               const SourceTensor& chunk) const {
+    if (request.box.size.size() != chunk.shape.size() ||
+        intersection(request.box, whole(chunk.shape)) != request.box) {
+      return "expected a box inside the stored shape " + to_string(chunk.shape) + ", found " +
              to_string(request.box);
     }
     if (spec.local_shape != request.box.size) {
       return "expected a tensor of shape " + to_string(request.box.size) + " to read into, found " +
              to_string(spec.local_shape);
     }
-    if (bytes_of(chunk->dtype) == 0 && scales_of(catalog_, request.name).empty()) {
-      return "cannot read the packed format " + std::string(name_of(chunk->dtype)) +
+    if (bytes_of(chunk.dtype) == 0 && scales_of(catalog_, request.name).empty()) {
+      return "cannot read the packed format " + std::string(name_of(chunk.dtype)) +
              "; expected a dtype of whole bytes";
     }
     return fault_of(spec);
