@@ -329,8 +329,9 @@ void decode_to_f32(const std::uint8_t* elements, const std::uint8_t* scales, std
 //
 #include "kernels/rule_simd-inl.h"
 //
-#include "kernels/mxfp8_simd-inl.h"
 #include "kernels/transpose_simd-inl.h"
+//
+#include "kernels/mxfp8_simd-inl.h"
 
 void finish_streaming() { hwy::FlushStream(); }
 
@@ -349,6 +350,7 @@ constexpr InstructionSet kernels_of_target() {
   result.decode_to_f32 = decode_to_f32;
   result.encode_by_rule = encode_runs(std::make_index_sequence<code_rules.size()>());
   result.encode_mxfp8_blocks = encode_mxfp8_blocks;
+  result.encode_mxfp8_upright = encode_mxfp8_upright;
   result.magnitudes = magnitude_runs<false>();
   result.magnitudes_without_nan = magnitude_runs<true>();
   result.scale_e4m3 = scale_runs_of<Fp8<E4M3> >();

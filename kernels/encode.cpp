@@ -68,13 +68,9 @@ void encode_whole_blocks(EncodeBlocks encode_blocks, const Line& line, const Lin
   }
 }
 
-}  // namespace
-
-bool can_encode(DType dtype) { return dtype == DType::BF16 || dtype == DType::F16 || dtype == DType::F32; }
-
-void encode(const ValueTile& values, std::int64_t first_column, const SharedScales& shared,
-            const EncodedTile& to) {
-  expect_encodable(values.dtype);
+/// Encodes a tile's lines, whatever their blocks are.
+void encode_lines(const ValueTile& values, std::int64_t first_column, const SharedScales& shared,
+                  const EncodedTile& to) {
   const std::int64_t last_block = (first_column + values.columns - 1) / mxfp8_block_columns;
   const Encoder encoder = encoder_of(instruction_set_in_use(), products, values.dtype);
   const FindMagnitudes find = magnitudes_kernel(instruction_set_in_use(), values.dtype, true);
@@ -106,6 +102,74 @@ void encode(const ValueTile& values, std::int64_t first_column, const SharedScal
         encode_whole_blocks(set.encode_mxfp8_blocks, line, blocks, to,
                             [&](const Line& part) { encode_line(set, part, blocks_of(grid, part)); });
       });
+}
+
+/// Columns of a tile, of rows that lie side by side.
+struct Columns {
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+/// The part of a tile that encode_lines() is given.
+void encode_part(const ValueTile& values, std::int64_t first_column, const EncodedTile& to, std::int64_t row,
+                 std::int64_t rows, Columns columns, const SharedScales& shared) {
+  if (columns.begin == columns.end) return;
+  const std::int64_t block = (first_column + columns.begin) / mxfp8_block_columns;
+  const auto of_rows = [row](const std::uint8_t* scales) {
+    return scales == nullptr ? nullptr : scales + row;
+  };
+  encode_lines({value_at(values, row, columns.begin), values.dtype, rows, columns.end - columns.begin,
+                values.row_stride, values.column_stride},
+               (first_column + columns.begin) % mxfp8_block_columns,
+               {of_rows(columns.begin == 0 ? shared.first : nullptr),
+                of_rows(columns.end == values.columns ? shared.last : nullptr)},
+               {to.elements + row * to.row_stride + columns.begin, to.row_stride,
+                to.scales + row * to.scale_row_stride + block, to.scale_row_stride});
+}
+
+/// Encodes a tile whose rows lie side by side: many rows of a block column, then of the next, so that what is
+/// written stays in the second-level cache until its lines are whole.
+void encode_upright(EncodeUpright encode_blocks, const ValueTile& values, std::int64_t first_column,
+                    const SharedScales& shared, const EncodedTile& to) {
+  const std::int64_t first_whole =
+      std::min((mxfp8_block_columns - first_column) % mxfp8_block_columns, values.columns);
+  const std::int64_t end_of_whole = values.columns - (values.columns - first_whole) % mxfp8_block_columns;
+  const auto plainly = [&](std::int64_t row, std::int64_t rows, Columns columns) {
+    encode_part(values, first_column, to, row, rows, columns, shared);
+  };
+  plainly(0, values.rows, {0, first_whole});
+  if (values.rows < upright_rows) {
+    plainly(0, values.rows, {first_whole, end_of_whole});
+  } else {
+    for (std::int64_t begin = 0, rows = 0; begin < values.rows; begin += rows) {
+      const std::int64_t rest = std::max(values.rows - begin, upright_rows);
+      rows = std::min(most_upright_rows, rest - rest % upright_rows);
+      const std::int64_t row = std::min(begin, values.rows - rows);  // the last may be encoded twice
+      for (std::int64_t column = first_whole; column < end_of_whole; column += mxfp8_block_columns) {
+        const std::int64_t block = (first_column + column) / mxfp8_block_columns;
+        const bool is_done =
+            encode_blocks(value_at(values, row, column), values.column_stride, rows,
+                          to.elements + row * to.row_stride + column, to.row_stride,
+                          to.scales + row * to.scale_row_stride + block, to.scale_row_stride);
+        if (!is_done) plainly(row, rows, {column, column + mxfp8_block_columns});
+      }
+    }
+  }
+  plainly(0, values.rows, {end_of_whole, values.columns});
+}
+
+}  // namespace
+
+bool can_encode(DType dtype) { return dtype == DType::BF16 || dtype == DType::F16 || dtype == DType::F32; }
+
+void encode(const ValueTile& values, std::int64_t first_column, const SharedScales& shared,
+            const EncodedTile& to) {
+  expect_encodable(values.dtype);
+  const InstructionSet& set = instruction_set_in_use();
+  const bool is_upright = values.row_stride == 1 && values.column_stride != 1;
+  if (set.encode_mxfp8_upright != nullptr && values.dtype == DType::BF16 && is_upright)
+    return encode_upright(set.encode_mxfp8_upright, values, first_column, shared, to);
+  encode_lines(values, first_column, shared, to);
 }
 
 void find_scales(const ValueTile& values, std::int64_t first_column, std::uint8_t* scales,

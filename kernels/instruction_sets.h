@@ -69,9 +69,22 @@ struct EncodeRuns {
 };
 
 /// Encodes neighbouring blocks of 32 BF16 values each as MXFP8, a code for each value and a scale for each
-/// block, and returns how many: it stops at one that has an infinity, a NaN or a subnormal code.
+/// block, and returns how many: it stops at one that has an infinity or a NaN, or only numbers close to zero.
 using EncodeBlocks = std::int64_t (*)(const void* source, std::int64_t blocks, std::uint8_t* codes,
                                       std::uint8_t* scales);
+
+/// The same of blocks that stand side by side, one a row: value (row, column) is source[row + column *
+/// column_stride]. Writes code (row, column) to codes[row * row_stride + column] and a row's scale to
+/// scales[row * scale_row_stride]. Returns false where EncodeBlocks would stop; then what it has written
+/// means nothing. REQUIRES: a multiple of upright_rows, at most most_upright_rows.
+using EncodeUpright = bool (*)(const void* source, std::int64_t column_stride, std::int64_t rows,
+                               std::uint8_t* codes, std::int64_t row_stride, std::uint8_t* scales,
+                               std::int64_t scale_row_stride);
+
+inline constexpr std::int64_t upright_rows = 64;
+
+/// So many that a run of values is worth fetching, and few enough that blocks of them fit the first cache.
+inline constexpr std::int64_t most_upright_rows = 256;
 
 /// Raises `magnitudes` to the largest magnitudes of the pieces that `total` neighbouring values consist of:
 /// the first of `first_length`, the others of `length` each, the last what is left.
@@ -99,6 +112,7 @@ struct InstructionSet {
 
   std::array<EncodeRuns, code_rules.size()> encode_by_rule{};
   EncodeBlocks encode_mxfp8_blocks = nullptr;
+  EncodeUpright encode_mxfp8_upright = nullptr;
   MagnitudeRuns magnitudes;
   MagnitudeRuns magnitudes_without_nan;
   ScaleRunsOf scale_e4m3;

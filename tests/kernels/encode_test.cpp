@@ -142,23 +142,54 @@ TEST_P(Encode, EveryBf16ValueAsABlocksLargest) {
   EXPECT_TRUE(found.elements == all.expected.elements);
 }
 
+/// The same values, column behind column.
+TEST_P(Encode, EveryBf16ValueAsTheLargestOfABlockThatStandsUpright) {
+  static const AllLargest all;
+  std::vector<std::uint16_t> upright(all.values.size());
+  for (std::size_t row = 0; row < 65536; ++row) {
+    for (std::size_t column = 0; column < block; ++column)
+      upright[column * 65536 + row] = all.values[row * block + column];
+  }
+  const Encoded found = fast({upright.data(), DType::BF16, 65536, block, 1, 65536});
+  EXPECT_TRUE(found.scales == all.expected.scales);
+  EXPECT_TRUE(found.elements == all.expected.elements);
+}
+
+/// Numbers near each other, and one in `scarce` that is something else.
+std::vector<std::uint16_t> values_of_all_kinds(Random& random, std::int64_t count, std::int64_t scarce) {
+  std::vector<std::uint16_t> values(static_cast<std::size_t>(count));
+  for (std::uint16_t& value : values) {
+    // Down to 2^-13 times the largest, below which codes are subnormal.
+    const auto exponent = static_cast<std::uint16_t>(random.number(20, 34) << 7);
+    value = static_cast<std::uint16_t>(random.number(0, 0x7F) | exponent | random.number(0, 1) << 15);
+    if (!random.chance(static_cast<int>(scarce))) continue;
+    value = random.one_of<std::uint16_t>({0, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0x0001, 0x0080, 0x7F7F,
+                                          static_cast<std::uint16_t>(exponent - (14 << 7)),
+                                          static_cast<std::uint16_t>(exponent - (19 << 7))});
+  }
+  return values;
+}
+
 /// Long lines, most of whose blocks are of numbers near each other: what stands between them ends a run of
 /// such blocks anywhere.
 TEST_P(Encode, BlocksOfAllKindsInOneLine) {
   Random random(6);
   for (int repeat = 0; repeat < 40; ++repeat) {
     const std::int64_t columns = random.number(1, 90 * block);
-    const auto scarce = static_cast<int>(random.number(1, 40));
-    std::vector<std::uint16_t> values(static_cast<std::size_t>(3 * columns));
-    for (std::size_t at = 0; at < values.size(); ++at) {
-      // Down to 2^-13 times the largest, below which codes are subnormal.
-      const auto exponent = static_cast<std::uint16_t>(random.number(20, 34) << 7);
-      values[at] = static_cast<std::uint16_t>(random.number(0, 0x7F) | exponent | random.number(0, 1) << 15);
-      if (!random.chance(scarce * block)) continue;
-      values[at] = random.one_of<std::uint16_t>({0, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0x0001, 0x0080, 0x7F7F,
-                                                 static_cast<std::uint16_t>(exponent - (14 << 7))});
-    }
+    const auto values = values_of_all_kinds(random, 3 * columns, random.number(1, 40) * block);
     expect_same({values.data(), DType::BF16, 3, columns, columns, 1});
+  }
+}
+
+/// The same of blocks that stand upright, many side by side, whole ones and cut ones.
+TEST_P(Encode, BlocksOfAllKindsThatStandUpright) {
+  Random random(7);
+  for (int repeat = 0; repeat < 40; ++repeat) {
+    const std::int64_t rows = random.number(1, 700);
+    const std::int64_t columns = random.number(1, 4 * block);
+    const auto values = values_of_all_kinds(random, rows * columns, random.number(1, 400) * block);
+    const std::int64_t first_column = random.chance(2) ? 0 : random.number(0, block - 1);
+    expect_same({values.data(), DType::BF16, rows, columns, 1, rows}, first_column);
   }
 }
 
