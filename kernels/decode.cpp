@@ -174,7 +174,7 @@ bool spread_over_columns(const Scales& scales, std::int64_t first_block, std::in
 template <class Scales>
 bool gather_over_rows(const Scales& scales, std::int64_t row, std::int64_t rows, std::int64_t block,
                       typename Scales::Spread* gathered) {
-  typename Scales::Spread of_blocks[panel_rows];
+  typename Scales::Spread of_blocks[most_panel_rows];
   of_blocks[0] = {};
   const std::int64_t length = scales.scales.block_rows;
   const std::int64_t row_stride = scales.scales.row_stride;
@@ -213,27 +213,39 @@ class UnpackedLines {
   }
   static std::int64_t element_bytes() { return 1; }
 
-  /// Up to panel_rows of panel_row_bytes, or a row of spread_columns; what was unpacked before is gone.
+  /// A panel's lines, or a row of spread_columns; what was unpacked before is gone.
   Lines operator()(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) const {
-    const std::int64_t first = column + (source_.begins_in_high_nibble ? 1 : 0);
+    const std::int64_t first = element_of(column);
     const std::int64_t before = first % 2;
-    const auto* packed =
-        static_cast<const std::uint8_t*>(source_.data) + (row * source_.row_stride + first) / 2;
+    const std::byte* packed = stored(row, first);
     for (std::int64_t down = 0; down < rows; ++down) {
-      unpack_(packed + down * source_.row_stride / 2, (before + columns + 1) / 2, table_.data(),
-              unpacked_ + down * pitch);
+      unpack_(reinterpret_cast<const std::uint8_t*>(packed + down * source_.row_stride / 2),
+              (before + columns + 1) / 2, table_.data(), unpacked_ + down * pitch);
     }
     return {reinterpret_cast<const std::byte*>(unpacked_) + before, pitch};
   }
 
+  LinesAhead ahead(std::int64_t row, std::int64_t column, std::int64_t row_bytes) const {
+    return {stored(row, element_of(column)), source_.row_stride / 2, source_.rows - row, row_bytes / 2};
+  }
+
  private:
-  static constexpr std::int64_t pitch = panel_row_bytes + 16;  // room for a nibble more on both sides
-  static_assert(panel_rows * pitch >= spread_columns + 2);
+  static constexpr std::int64_t pitch = most_panel_row_bytes + 16;  // room for a nibble more on both sides
+  static_assert(most_panel_rows * pitch >= spread_columns + 2);
+
+  std::int64_t element_of(std::int64_t column) const {
+    return column + (source_.begins_in_high_nibble ? 1 : 0);
+  }
+
+  /// The byte that an element of a row lies in.
+  const std::byte* stored(std::int64_t row, std::int64_t first) const {
+    return static_cast<const std::byte*>(source_.data) + (row * source_.row_stride + first) / 2;
+  }
 
   UnpackNibbles unpack_;
   const SourceTile& source_;
   std::array<std::uint8_t, 16> table_;
-  alignas(64) mutable std::uint8_t unpacked_[panel_rows * pitch];
+  alignas(64) mutable std::uint8_t unpacked_[most_panel_rows * pitch];
 };
 
 template <class Scales, class LinesOf>
@@ -263,8 +275,9 @@ void decode_transposed(const InstructionSet& set, const SourceTile& source, cons
   const Stores stores(set, source, destination);
   const std::int64_t size = lines_of.element_bytes();
   const auto decode_panel = [&](const std::byte* panel, std::int64_t pitch, std::int64_t row,
-                                std::int64_t rows, std::int64_t column, std::int64_t columns) {
-    alignas(64) typename Scales::Spread scale_of_row[panel_rows + most_spread_beyond];
+                                std::int64_t rows, std::int64_t column, std::int64_t columns,
+                                const LinesAhead& ahead) {
+    alignas(64) typename Scales::Spread scale_of_row[most_panel_rows + most_spread_beyond];
     const std::int64_t block_columns = scales.scales.block_columns;
     // The columns of one block share their scales.
     for (std::int64_t begin = 0, end = 0; begin < columns; begin = end) {
@@ -273,6 +286,7 @@ void decode_transposed(const InstructionSet& set, const SourceTile& source, cons
       const bool in_range = gather_over_rows(scales, row, rows, block, scale_of_row);
       const auto run = in_range ? scales.in_range : scales.any;
       for (std::int64_t right = begin; right < end; ++right) {
+        ahead.fetch(right);
         run(reinterpret_cast<const std::uint8_t*>(panel) + right * pitch * size, scale_of_row, rows,
             element(destination, row, column + right), stores.kind);
       }

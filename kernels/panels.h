@@ -12,10 +12,25 @@
 
 namespace shardwright {
 
-// A panel is what is transposed at once: one cache line of each of these many rows. It stays in the
-// first-level cache, and each destination row gets its elements of a panel as one run of whole cache lines.
-inline constexpr std::int64_t panel_rows = 256;
-inline constexpr std::int64_t panel_row_bytes = 64;
+/// A panel is what is transposed at once: a few cache lines of each of many rows. It stays in the first-level
+/// cache, and each destination row gets its elements of a panel as one run of whole cache lines.
+struct PanelShape {
+  std::int64_t rows;
+  std::int64_t row_bytes;
+  bool is_fetched_ahead;
+};
+
+/// Of a tile that lies in a cache: long runs are written.
+inline constexpr PanelShape panel_from_cache = {256, 64, false};
+
+/// Of one that comes from memory: long runs are read as well, and the next while one is written.
+inline constexpr PanelShape panel_from_memory = {128, 128, true};
+
+inline constexpr std::int64_t most_panel_rows = 256;
+inline constexpr std::int64_t most_panel_row_bytes = 128;
+
+/// Less than a core's second-level cache.
+inline constexpr std::int64_t most_bytes_in_cache = std::int64_t{3} << 19;
 
 // Between rows of a transposed panel, so that they do not all fall into the same few sets of the cache.
 inline constexpr std::int64_t panel_padding_bytes = 64;
@@ -52,16 +67,21 @@ struct Stores {
   }
 };
 
-/// How many rows the panel at `row` takes: up to the limit, ending with a cache line of the destination if
+inline PanelShape panel_shape_of(const SourceTile& source) {
+  const std::int64_t bytes = source.rows * source.columns * bits_of(source.dtype) / 8;
+  return bytes <= most_bytes_in_cache ? panel_from_cache : panel_from_memory;
+}
+
+/// How many rows the panel at `row` takes: up to `most`, ending with a cache line of the destination if
 /// its rows are aligned alike, and leaving no rest that would be too short for a run.
 inline std::int64_t rows_of_panel(const SourceTile& source, const DestinationTile& destination,
-                                  std::int64_t row, std::int64_t shortest_run) {
+                                  std::int64_t row, std::int64_t shortest_run, std::int64_t most) {
   const std::int64_t size = bytes_of(destination.dtype);
   const std::int64_t rest = source.rows - row;
-  if (rest <= panel_rows) return rest;
-  if (rest < panel_rows + shortest_run) return panel_rows / 2;
+  if (rest <= most) return rest;
+  if (rest < most + shortest_run) return most / 2;
   const auto address = reinterpret_cast<std::uintptr_t>(element(destination, row, 0));
-  return panel_rows - static_cast<std::int64_t>(address % 64) / size;
+  return most - static_cast<std::int64_t>(address % 64) / size;
 }
 
 inline TransposePanel transpose_kernel(const InstructionSet& set, std::int64_t element_bytes) {
@@ -83,6 +103,22 @@ struct Lines {
   std::int64_t stride = 0;
 };
 
+/// What the next panel is made of. Its rows lie too far apart for the processor to fetch them by itself.
+struct LinesAhead {
+  const std::byte* first = nullptr;
+  std::int64_t stride = 0;  ///< bytes
+  std::int64_t rows = 0;
+  std::int64_t bytes = 0;  ///< of each
+
+  /// Begins to fetch a row, if there is one. Inline, as gcc takes a function that only fetches for one that
+  /// does nothing, and leaves its calls out.
+  [[gnu::always_inline]] void fetch(std::int64_t row) const {
+    if (row >= rows) return;
+    const std::byte* line = first + row * stride;
+    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(line + at);
+  }
+};
+
 /// The lines of a tile whose elements have bytes of their own.
 struct LinesInPlace {
   const SourceTile& source;
@@ -91,26 +127,42 @@ struct LinesInPlace {
                    std::int64_t /*columns*/) const {
     return {element(source, row, column), source.row_stride * bytes_of(source.dtype)};
   }
+  LinesAhead ahead(std::int64_t row, std::int64_t column, std::int64_t row_bytes) const {
+    return {element(source, row, column), source.row_stride * bytes_of(source.dtype), source.rows - row,
+            row_bytes};
+  }
 };
 
-/// Calls use(panel, pitch in elements, row, rows, column, columns) for each transposed panel of the tile,
-/// whose elements are lines(row, rows, column, columns). Goes down all rows before it goes right, so that few
-/// rows (pages) of the destination are written at a time.
+/// Calls use(panel, pitch in elements, row, rows, column, columns, ahead) for each transposed panel of the
+/// tile, whose elements are lines(row, rows, column, columns). Goes down all rows before it goes right, so
+/// that few rows (pages) of the destination are written at a time. `use` fetches the rows ahead one by one,
+/// between what it writes.
 template <class LinesOf, class Use>
 void for_each_panel(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
                     const DestinationTile& destination, Use use) {
-  alignas(64) std::byte panel[static_cast<std::size_t>(panel_row_bytes * (panel_rows + panel_padding_bytes))];
+  constexpr std::int64_t panel_bytes =
+      std::max(panel_from_cache.row_bytes * (panel_from_cache.rows + panel_padding_bytes),
+               panel_from_memory.row_bytes * (panel_from_memory.rows + panel_padding_bytes));
+  alignas(64) std::byte panel[static_cast<std::size_t>(panel_bytes)];
+  const PanelShape shape = panel_shape_of(source);
   const std::int64_t size = lines_of.element_bytes();
-  const std::int64_t pitch = panel_rows + panel_padding_bytes / size;
-  const std::int64_t panel_columns = panel_row_bytes / size;
+  const std::int64_t pitch = shape.rows + panel_padding_bytes / size;
+  const std::int64_t panel_columns = shape.row_bytes / size;
   const TransposePanel transpose = transpose_kernel(set, size);
   for (std::int64_t column = 0; column < source.columns; column += panel_columns) {
     const std::int64_t columns = std::min(panel_columns, source.columns - column);
     for (std::int64_t row = 0, rows = 0; row < source.rows; row += rows) {
-      rows = rows_of_panel(source, destination, row, set.shortest_run);
+      rows = rows_of_panel(source, destination, row, set.shortest_run, shape.rows);
       const Lines lines = lines_of(row, rows, column, columns);
       transpose(lines.first, lines.stride / size, rows, columns, panel, pitch);
-      use(panel, pitch, row, rows, column, columns);
+      LinesAhead ahead;
+      if (shape.is_fetched_ahead) {
+        const bool is_last = row + rows == source.rows;
+        const std::int64_t row_ahead = is_last ? 0 : row + rows;
+        const std::int64_t column_ahead = is_last ? column + panel_columns : column;
+        if (column_ahead < source.columns) ahead = lines_of.ahead(row_ahead, column_ahead, shape.row_bytes);
+      }
+      use(panel, pitch, row, rows, column, columns, ahead);
     }
   }
 }
