@@ -53,7 +53,7 @@ class HttpConnection {
   void close();
   bool is_still_open() const;
   bool send(std::string_view request, const std::atomic<bool>& stopped, std::chrono::seconds stall) const;
-  std::size_t some(std::byte* to, std::size_t count, bool all, const std::atomic<bool>& stopped,
+  std::size_t some(std::byte* to, std::size_t count, const std::atomic<bool>& stopped,
                    std::chrono::seconds stall) const;
   bool ask(const std::string& request, const HttpRange& range, const std::atomic<bool>& stopped,
            std::string& answer) const;
