@@ -35,15 +35,16 @@ constexpr std::size_t threads_that_wait = 4;  // for each processor, where a rea
 
 /// For objects: many requests fill lines that are much faster than one connection. What one brings takes
 /// several times its latency; of a small load each connection gets a part, as far as that allows.
-/// Two matrices of 4 MiB, or one of 8, fit into a request with their scales.
-constexpr std::size_t most_request_bytes = std::size_t{17} << 19;
+/// Two matrices of 8 MiB, or one of 16, fit into a request with their scales: servers take time for each.
+constexpr std::size_t most_request_bytes = std::size_t{17} << 20;
 constexpr std::size_t fewest_request_bytes = std::size_t{256} << 10;
 constexpr std::uint64_t latencies_of_request = 4;
 constexpr std::uint64_t needed_per_gap = 200;  // so much more is read than what lies in gaps
-constexpr std::size_t most_requests_at_once = 20;
+constexpr std::size_t most_requests_at_once = 16;
 
-/// Of a store that answers at once, fewer requests bring as much: their buffers are used again while a cache
-/// still has them, and not given back to the system and taken anew.
+/// Of a store that answers at once, fewer and shorter requests bring as much: their buffers are used again
+/// while a cache still has them, and not given back to the system and taken anew.
+constexpr std::size_t most_quick_request_bytes = std::size_t{17} << 19;
 constexpr double quick_latency = 0.005;  // seconds
 constexpr double quick_rate = 500e6;     // bytes a second; a store that is slower may be so by connection
 constexpr std::size_t fewest_requests_at_once = 8;
@@ -63,14 +64,16 @@ void ask_for_objects(std::uint64_t bytes_needed, const StoreSpeed& speed, std::s
                      FileReading& reading) {
   reading.are_objects = true;
   reading.requests_at_once = most_requests_at_once;
+  std::size_t most_bytes = most_request_bytes;
   if (speed.latency <= quick_latency && speed.bytes_per_second >= quick_rate) {
     reading.requests_at_once =
         std::clamp(quick_requests_of_thread * threads, fewest_requests_at_once, most_requests_at_once);
+    most_bytes = most_quick_request_bytes;
   }
   const std::uint64_t worth_asking =
       std::max<std::uint64_t>(fewest_request_bytes, latencies_of_request * speed.bytes_of_latency());
-  reading.request_bytes = std::min<std::uint64_t>(
-      most_request_bytes, std::max(worth_asking, bytes_needed / reading.requests_at_once));
+  reading.request_bytes =
+      std::min<std::uint64_t>(most_bytes, std::max(worth_asking, bytes_needed / reading.requests_at_once));
   reading.gap_bytes = speed.bytes_of_latency();
   reading.gaps_bytes = bytes_needed / needed_per_gap;
 }
