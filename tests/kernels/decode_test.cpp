@@ -237,6 +237,17 @@ TEST_P(Decode, WritesTilesLargeEnoughToBeStreamedToTheirPlaceAndNothingElse) {
   expect_same_as_slow(random, 2 * 256 + 31, 130, Strides::transposed);
 }
 
+/// More than a second-level cache holds, where panels have another shape.
+TEST_P(Decode, WritesTransposedTilesThatNoCacheHoldsToTheirPlaceAndNothingElse) {
+  Random random(6);
+  for (int round = 0; round < 4; ++round) {
+    const std::int64_t rows = random.number(700, 2800);
+    const std::int64_t columns = (std::int64_t{7} << 19) / rows + random.number(0, 140);  // of half a byte
+    expect_same_as_slow(random, rows, columns, Strides::transposed);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(Decode, ReadsNothingOutsideTheTileAndItsScales) {
   Random random(3);
   for (const auto& [rows, columns] : {std::pair<std::int64_t, std::int64_t>{1, 1},

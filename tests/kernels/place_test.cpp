@@ -156,6 +156,21 @@ TEST_P(Place, WritesTilesLargeEnoughToBeStreamedToTheirPlaceAndNothingElse) {
   }
 }
 
+/// More than a second-level cache holds, where panels have another shape.
+TEST_P(Place, WritesTransposedTilesThatNoCacheHoldsToTheirPlaceAndNothingElse) {
+  Random random(6);
+  for (const DType from : {DType::U8, DType::BF16, DType::F32, DType::F64}) {
+    const std::int64_t elements = (std::int64_t{7} << 18) / bytes_of(from);
+    for (const DType to : {from, DType::BF16}) {
+      if (!can_convert(from, to)) continue;
+      const std::int64_t rows = random.number(300, 2000);
+      expect_same_as_slow(random, from, to, rows, elements / rows + random.number(0, 70),
+                          Strides::transposed);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(Place, CopiesEveryBitOfNaNsWhoseDtypeStaysTheSame) {
   std::vector<std::uint16_t> source(100, 0xFFA1);
   std::vector<std::uint16_t> destination(100);
