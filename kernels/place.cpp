@@ -78,8 +78,13 @@ void place(const SourceTile& given_source, const DestinationTile& given_destinat
   const ConvertRun kernel = convert_kernel(set, source.dtype, destination.dtype);
   if (kernel != nullptr && is_straight(destination) && source.columns >= set.shortest_run) {
     const Stores stores(set, source, destination);
+    // Rows may be short and many.
+    const auto* from = static_cast<const std::byte*>(source.data);
+    auto* to = static_cast<std::byte*>(destination.data);
+    const std::int64_t step_from = source.row_stride * bytes_of(source.dtype);
+    const std::int64_t step_to = destination.row_stride * bytes_of(destination.dtype);
     for (std::int64_t row = 0; row < source.rows; ++row) {
-      kernel(element(source, row, 0), source.columns, element(destination, row, 0), stores.kind);
+      kernel(from + row * step_from, source.columns, to + row * step_to, stores.kind);
     }
   } else if (kernel != nullptr && is_transposed(destination) && source.rows >= set.shortest_run) {
     const Stores stores(set, source, destination);
