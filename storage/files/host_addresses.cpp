@@ -13,6 +13,8 @@
 #include <thread>
 #include <utility>
 
+#include "storage/files/random_number.h"
+
 namespace shardwright {
 namespace {
 
@@ -99,7 +101,7 @@ std::vector<SocketAddress> addresses_of_host(const std::string& host, const std:
   std::unique_lock lock(lookup->mutex);
   while (!lookup->is_done && !stopped && Clock::now() < until) lookup->changed.wait_for(lock, nap);
   std::vector<SocketAddress> addresses = lookup->addresses;
-  std::shuffle(addresses.begin(), addresses.end(), std::mt19937(std::random_device{}()));
+  std::shuffle(addresses.begin(), addresses.end(), std::mt19937_64(random_number()));
   return addresses;
 }
 
