@@ -286,7 +286,7 @@ void decode_transposed(const InstructionSet& set, const SourceTile& source, cons
       const bool in_range = gather_over_rows(scales, row, rows, block, scale_of_row);
       const auto run = in_range ? scales.in_range : scales.any;
       for (std::int64_t right = begin; right < end; ++right) {
-        ahead.fetch(right);
+        ahead.fetch(right, columns);
         run(reinterpret_cast<const std::uint8_t*>(panel) + right * pitch * size, scale_of_row, rows,
             element(destination, row, column + right), stores.kind);
       }

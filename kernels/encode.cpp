@@ -115,14 +115,9 @@ void encode_part(const ValueTile& values, std::int64_t first_column, const Encod
                  std::int64_t rows, Columns columns, const SharedScales& shared) {
   if (columns.begin == columns.end) return;
   const std::int64_t block = (first_column + columns.begin) / mxfp8_block_columns;
-  const auto of_rows = [row](const std::uint8_t* scales) {
-    return scales == nullptr ? nullptr : scales + row;
-  };
   encode_lines({value_at(values, row, columns.begin), values.dtype, rows, columns.end - columns.begin,
                 values.row_stride, values.column_stride},
-               (first_column + columns.begin) % mxfp8_block_columns,
-               {of_rows(columns.begin == 0 ? shared.first : nullptr),
-                of_rows(columns.end == values.columns ? shared.last : nullptr)},
+               (first_column + columns.begin) % mxfp8_block_columns, shared,
                {to.elements + row * to.row_stride + columns.begin, to.row_stride,
                 to.scales + row * to.scale_row_stride + block, to.scale_row_stride});
 }
@@ -131,11 +126,18 @@ void encode_part(const ValueTile& values, std::int64_t first_column, const Encod
 /// written stays in the second-level cache until its lines are whole.
 void encode_upright(EncodeUpright encode_blocks, const ValueTile& values, std::int64_t first_column,
                     const SharedScales& shared, const EncodedTile& to) {
-  const std::int64_t first_whole =
-      std::min((mxfp8_block_columns - first_column) % mxfp8_block_columns, values.columns);
-  const std::int64_t end_of_whole = values.columns - (values.columns - first_whole) % mxfp8_block_columns;
+  constexpr std::int64_t length = mxfp8_block_columns;
+  std::int64_t first_whole = (length - first_column) % length;
+  if (shared.first != nullptr && first_whole == 0) first_whole = length;
+  first_whole = std::min(first_whole, values.columns);
+  std::int64_t end_of_whole = values.columns - (values.columns - first_whole) % length;
+  if (shared.last != nullptr && end_of_whole == values.columns)
+    end_of_whole = std::max(first_whole, end_of_whole - length);
   const auto plainly = [&](std::int64_t row, std::int64_t rows, Columns columns) {
-    encode_part(values, first_column, to, row, rows, columns, shared);
+    const bool is_first = columns.begin == 0;
+    const bool is_last = columns.end == values.columns;
+    encode_part(values, first_column, to, row, rows, columns,
+                {is_first ? shared.first : nullptr, is_last ? shared.last : nullptr});
   };
   plainly(0, values.rows, {0, first_whole});
   if (values.rows < upright_rows) {
@@ -145,13 +147,13 @@ void encode_upright(EncodeUpright encode_blocks, const ValueTile& values, std::i
       const std::int64_t rest = std::max(values.rows - begin, upright_rows);
       rows = std::min(most_upright_rows, rest - rest % upright_rows);
       const std::int64_t row = std::min(begin, values.rows - rows);  // the last may be encoded twice
-      for (std::int64_t column = first_whole; column < end_of_whole; column += mxfp8_block_columns) {
+      for (std::int64_t column = first_whole; column < end_of_whole; column += length) {
         const std::int64_t block = (first_column + column) / mxfp8_block_columns;
         const bool is_done =
             encode_blocks(value_at(values, row, column), values.column_stride, rows,
                           to.elements + row * to.row_stride + column, to.row_stride,
                           to.scales + row * to.scale_row_stride + block, to.scale_row_stride);
-        if (!is_done) plainly(row, rows, {column, column + mxfp8_block_columns});
+        if (!is_done) plainly(row, rows, {column, column + length});
       }
     }
   }

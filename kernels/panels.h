@@ -110,12 +110,14 @@ struct LinesAhead {
   std::int64_t rows = 0;
   std::int64_t bytes = 0;  ///< of each
 
-  /// Begins to fetch a row, if there is one. Inline, as gcc takes a function that only fetches for one that
-  /// does nothing, and leaves its calls out.
-  [[gnu::always_inline]] void fetch(std::int64_t row) const {
-    if (row >= rows) return;
-    const std::byte* line = first + row * stride;
-    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(line + at);
+  /// Begins to fetch one of `parts` parts of the rows. Inline, as gcc takes a function that only fetches for
+  /// one that does nothing, and leaves its calls out.
+  [[gnu::always_inline]] void fetch(std::int64_t part, std::int64_t parts) const {
+    for (std::int64_t row = part; row < rows; row += parts) {
+      const std::byte* line = first + row * stride;
+      for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(line + at);
+      __builtin_prefetch(line + bytes - 1);  // where a row does not begin with a cache line
+    }
   }
 };
 
@@ -135,8 +137,8 @@ struct LinesInPlace {
 
 /// Calls use(panel, pitch in elements, row, rows, column, columns, ahead) for each transposed panel of the
 /// tile, whose elements are lines(row, rows, column, columns). Goes down all rows before it goes right, so
-/// that few rows (pages) of the destination are written at a time. `use` fetches the rows ahead one by one,
-/// between what it writes.
+/// that few rows (pages) of the destination are written at a time. `use` fetches what is ahead in as
+/// many parts as there are columns, between what it writes.
 template <class LinesOf, class Use>
 void for_each_panel(const InstructionSet& set, const SourceTile& source, const LinesOf& lines_of,
                     const DestinationTile& destination, Use use) {
@@ -161,6 +163,7 @@ void for_each_panel(const InstructionSet& set, const SourceTile& source, const L
         const std::int64_t row_ahead = is_last ? 0 : row + rows;
         const std::int64_t column_ahead = is_last ? column + panel_columns : column;
         if (column_ahead < source.columns) ahead = lines_of.ahead(row_ahead, column_ahead, shape.row_bytes);
+        ahead.rows = std::min(ahead.rows, shape.rows);
       }
       use(panel, pitch, row, rows, column, columns, ahead);
     }

@@ -92,7 +92,7 @@ void place(const SourceTile& given_source, const DestinationTile& given_destinat
                    [&](const std::byte* panel, std::int64_t pitch, std::int64_t row, std::int64_t rows,
                        std::int64_t column, std::int64_t columns, const LinesAhead& ahead) {
                      for (std::int64_t right = 0; right < columns; ++right) {
-                       ahead.fetch(right);
+                       ahead.fetch(right, columns);
                        kernel(panel + right * pitch * bytes_of(source.dtype), rows,
                               element(destination, row, column + right), stores.kind);
                      }

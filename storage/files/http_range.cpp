@@ -97,7 +97,7 @@ bool make_waiting_short(int socket) {
          ::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &longest, sizeof longest) == 0;
 }
 
-/// Calls then wait until so many bytes are there, or for a nap.
+/// The socket can be read from once so many bytes are there.
 void wait_for(std::size_t bytes, int socket) {
   const int least = static_cast<int>(bytes);
   ::setsockopt(socket, SOL_SOCKET, SO_RCVLOWAT, &least, sizeof least);
@@ -171,8 +171,11 @@ bool HttpConnection::send(std::string_view request, const std::atomic<bool>& sto
 std::size_t HttpConnection::some(std::byte* to, std::size_t count, const std::atomic<bool>& stopped,
                                  std::chrono::seconds stall) const {
   const Clock::time_point begin = Clock::now();
+  pollfd waiting{socket_, POLLIN, 0};
   while (!stopped) {
-    const ssize_t got = ::recv(socket_, to, count, 0);
+    // Not recv() itself: once it has taken a part, it waits for as many bytes again, which may never come.
+    ::poll(&waiting, 1, static_cast<int>(nap.count()));
+    const ssize_t got = ::recv(socket_, to, count, MSG_DONTWAIT);
     if (got > 0) return static_cast<std::size_t>(got);
     if (got == 0) return 0;
     if (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK) return 0;

@@ -146,13 +146,15 @@ Resources resources_for_objects(const LoadOptions& options, std::size_t most_tas
   std::size_t buffer_bytes = reading.request_bytes;
   std::size_t buffers = reading.requests_at_once;
   if (options.staging_bytes > 0) {
+    // Of little staging shorter ones, so that several are under way.
+    buffer_bytes = std::clamp(options.staging_bytes / fewest_requests_at_once,
+                              std::min(buffer_bytes, most_quick_request_bytes), buffer_bytes);
     buffers = std::clamp<std::size_t>(options.staging_bytes / buffer_bytes, 1, most_object_requests);
     buffer_bytes = std::min(buffer_bytes, options.staging_bytes / buffers);
   }
   std::size_t threads = threads_of(options);
   threads = std::min({threads, std::max<std::size_t>(1, buffers / least_requests_of_thread), most_tasks});
-  const bool is_bounded = options.staging_bytes > 0;
-  std::size_t reads = (buffers + (is_bounded ? 0 : threads - 1)) / threads;
+  std::size_t reads = buffers / threads;
   if (device.block_bytes > 0) {
     if (options.staging_bytes == 0) reads += copies_of_thread;
     buffer_bytes = std::min(buffer_bytes, device.block_bytes);

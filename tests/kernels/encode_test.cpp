@@ -189,7 +189,11 @@ TEST_P(Encode, BlocksOfAllKindsThatStandUpright) {
     const std::int64_t columns = random.number(1, 4 * block);
     const auto values = values_of_all_kinds(random, rows * columns, random.number(1, 400) * block);
     const std::int64_t first_column = random.chance(2) ? 0 : random.number(0, block - 1);
-    expect_same({values.data(), DType::BF16, rows, columns, 1, rows}, first_column);
+    std::vector<std::uint8_t> scales = random.bytes(rows);
+    for (std::uint8_t& scale : scales) scale = 127 + scale % 100;
+    const SharedScales shared{random.chance(3) ? scales.data() : nullptr,
+                              random.chance(3) ? scales.data() : nullptr};
+    expect_same({values.data(), DType::BF16, rows, columns, 1, rows}, first_column, shared);
   }
 }
 

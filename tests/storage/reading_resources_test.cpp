@@ -47,5 +47,25 @@ TEST(reading_resources, a_few_threads_get_what_keeps_a_disk_busy_and_a_cache_war
   EXPECT_TRUE(found.huge_pages);
 }
 
+TEST(reading_resources, staging_for_objects_stays_within_bounds_and_several_requests_are_under_way) {
+  constexpr std::size_t most = std::size_t{272} << 20;  // docs/how-to/remote.md
+  Random random(2);
+  for (int round = 0; round < 2000; ++round) {
+    LoadOptions options;
+    options.threads = static_cast<int>(random.between(1, 16));
+    if (random.once_in(2)) options.staging_bytes = static_cast<std::size_t>(random.between(1 << 16, 1 << 29));
+    FileReading reading;
+    reading.are_objects = true;
+    reading.request_bytes = static_cast<std::size_t>(random.between(1 << 18, 17 << 20));
+    reading.requests_at_once = static_cast<std::size_t>(random.between(8, 16));
+    const Resources found = resources_for(options, reading, false, 1 << 20);
+    const auto buffers = static_cast<std::size_t>(found.threads * found.buffers_per_thread);
+    EXPECT_GE(found.threads, 1);
+    EXPECT_LE(buffers * found.buffer_bytes, options.staging_bytes > 0 ? options.staging_bytes : most);
+    const bool has_some = options.staging_bytes == 0 || options.staging_bytes >= std::size_t{64} << 20;
+    EXPECT_GE(buffers, has_some ? 6U : 1U) << options.threads << " " << options.staging_bytes;
+  }
+}
+
 }  // namespace
 }  // namespace shardwright
