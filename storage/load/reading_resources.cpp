@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "storage/device/staging.h"
+#include "storage/files/plain_http.h"
 #include "storage/files/printable.h"
 #include "storage/files/remote_objects.h"
 #include "storage/files/store_speed.h"
@@ -35,12 +36,19 @@ constexpr std::size_t threads_that_wait = 4;  // for each processor, where a rea
 
 /// For objects: many requests fill lines that are much faster than one connection. What one brings takes
 /// several times its latency; of a small load each connection gets a part, as far as that allows.
+struct RequestBounds {
+  std::size_t bytes;  ///< of a request
+  std::size_t at_once;
+};
+
 /// Two matrices of 8 MiB, or one of 16, fit into a request with their scales: servers take time for each.
-constexpr std::size_t most_request_bytes = std::size_t{17} << 20;
+constexpr RequestBounds by_plain_http = {std::size_t{17} << 20, 16};
+
+/// What the library receives as a whole is in memory a second time meanwhile: half as long.
+constexpr RequestBounds by_library = {std::size_t{17} << 19, 20};
 constexpr std::size_t fewest_request_bytes = std::size_t{256} << 10;
 constexpr std::uint64_t latencies_of_request = 4;
 constexpr std::uint64_t needed_per_gap = 200;  // so much more is read than what lies in gaps
-constexpr std::size_t most_requests_at_once = 16;
 
 /// Of a store that answers at once, fewer and shorter requests bring as much: their buffers are used again
 /// while a cache still has them, and not given back to the system and taken anew.
@@ -60,14 +68,18 @@ std::size_t threads_of(const LoadOptions& options) {
   return static_cast<std::size_t>(options.threads > 0 ? options.threads : processors());
 }
 
-void ask_for_objects(std::uint64_t bytes_needed, const StoreSpeed& speed, std::size_t threads,
+void ask_for_objects(std::uint64_t bytes_needed, const Catalog& catalog, std::size_t threads,
                      FileReading& reading) {
+  const StoreSpeed speed = speed_of_store(catalog.directory);
+  const bool is_plain =
+      !catalog.files.empty() && is_had_by_plain_http(catalog.directory / catalog.files.front().name);
+  const RequestBounds bounds = is_plain ? by_plain_http : by_library;
   reading.are_objects = true;
-  reading.requests_at_once = most_requests_at_once;
-  std::size_t most_bytes = most_request_bytes;
+  reading.requests_at_once = bounds.at_once;
+  std::size_t most_bytes = bounds.bytes;
   if (speed.latency <= quick_latency && speed.bytes_per_second >= quick_rate) {
     reading.requests_at_once =
-        std::clamp(quick_requests_of_thread * threads, fewest_requests_at_once, most_requests_at_once);
+        std::clamp(quick_requests_of_thread * threads, fewest_requests_at_once, bounds.at_once);
     most_bytes = most_quick_request_bytes;
   }
   const std::uint64_t worth_asking =
@@ -101,7 +113,7 @@ FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFile
     }
     reading.costs.assign(catalog.files.size(), costs_of_remote_objects);
     reading.in_background.assign(catalog.files.size(), true);
-    ask_for_objects(plan.bytes_needed, speed_of_store(catalog.directory), threads_of(options), reading);
+    ask_for_objects(plan.bytes_needed, catalog, threads_of(options), reading);
     return reading;
   }
   if (options.reads == Reads::io_uring && !has_io_uring()) {

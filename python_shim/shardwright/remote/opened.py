@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 from shardwright.local_path import beside
 from shardwright.remote.reading import arriving, connect, look_at
 
-_BUFFER_BYTES = 1 << 20
+#: What a request brings: torch's reader goes through each tensor from its first byte to its last.
+_BUFFER_BYTES = 8 << 20
 
 
 class _ObjectFile(io.RawIOBase):

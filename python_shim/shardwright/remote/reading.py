@@ -40,7 +40,7 @@ _NAP = 0.05  # how soon a wait notices that it is not needed any more
 #: A request that takes no longer is worth asking for anew where it breaks off, and nobody waits long for its end.
 _QUICK_SECONDS = 0.5
 
-#: What is longer would take as much memory; the engine's requests are no longer.
+#: What is longer would take as much memory again; the engine's requests are no longer, but of what it receives itself.
 _MOST_AT_ONCE = 9 << 20
 _LARGE_REQUEST = 1 << 20  # bytes, from which on a request tells how quick its store is
 
