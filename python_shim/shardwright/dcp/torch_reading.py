@@ -113,7 +113,12 @@ class TorchStorageReader(FileSystemReader):
 
     def _slice_file(self, file: Any, sinfo: Any) -> Any:
         self._place = sinfo
-        return super()._slice_file(file, sinfo)
+        if not is_address(self.path):
+            return super()._slice_file(file, sinfo)
+        # An archive is gone through forth and back, which would be a request each time.
+        whole = bytearray(sinfo.length)
+        file.seek(sinfo.offset)
+        return io.BytesIO(memoryview(whole)[: file.readinto(whole)])
 
     def _failure_of(self, error: Exception, plan: LoadPlan) -> Exception:
         """The error itself, or for what damaged archives raise, which is anything, one that names the file."""

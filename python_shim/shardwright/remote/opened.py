@@ -9,8 +9,7 @@ from typing import Any, BinaryIO
 from shardwright.local_path import beside
 from shardwright.remote.reading import arriving, connect, look_at
 
-#: What a request brings: torch's reader goes through each tensor from its first byte to its last.
-_BUFFER_BYTES = 8 << 20
+_BUFFER_BYTES = 1 << 20
 
 
 class _ObjectFile(io.RawIOBase):
