@@ -34,7 +34,7 @@ def main() -> None:
     plan = sw.refit_plan(state, engine, **arguments)
     if rank == 1:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + (150 << 20),) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (taken + (300 << 20),) * 2)  # a layer is of 400 MB
     begin, told = time.monotonic(), ["", ""]
     try:
         sw.refit(state, engine, plan=plan, **arguments)
