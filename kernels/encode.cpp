@@ -148,7 +148,7 @@ void encode_upright(EncodeUpright encode_blocks, const ValueTile& values, std::i
       rows = std::min(most_upright_rows, rest - rest % upright_rows);
       const std::int64_t row = std::min(begin, values.rows - rows);  // the last may be encoded twice
       for (std::int64_t column = first_whole; column < end_of_whole; column += length) {
-        const std::int64_t block = (first_column + column) / mxfp8_block_columns;
+        const std::int64_t block = (first_column + column) / length;
         const bool is_done =
             encode_blocks(value_at(values, row, column), values.column_stride, rows,
                           to.elements + row * to.row_stride + column, to.row_stride,

@@ -26,8 +26,9 @@ inline constexpr PanelShape panel_from_cache = {256, 64, false};
 /// Of one that comes from memory: long runs are read as well, and the next while one is written.
 inline constexpr PanelShape panel_from_memory = {128, 128, true};
 
-inline constexpr std::int64_t most_panel_rows = 256;
-inline constexpr std::int64_t most_panel_row_bytes = 128;
+inline constexpr std::int64_t most_panel_rows = std::max(panel_from_cache.rows, panel_from_memory.rows);
+inline constexpr std::int64_t most_panel_row_bytes =
+    std::max(panel_from_cache.row_bytes, panel_from_memory.row_bytes);
 
 /// Less than a core's second-level cache.
 inline constexpr std::int64_t most_bytes_in_cache = std::int64_t{3} << 19;

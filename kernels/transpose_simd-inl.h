@@ -59,7 +59,7 @@ void transpose_panel(const void* source, std::int64_t row_stride, std::int64_t r
     for (std::int64_t line = 0; line < square; ++line) {
       // Below the last row its values are repeated; nobody uses them.
       lines[line] = from + std::min(row + line, rows - 1) * row_stride;
-      hwy::Prefetch(lines[line] + cache_line / sizeof(T));  // of the next panel
+      hwy::Prefetch(lines[line] + cache_line / sizeof(T));  // of what is transposed after it
     }
     std::int64_t column = 0;
     for (; column + lanes <= columns; column += lanes) {

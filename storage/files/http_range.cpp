@@ -86,15 +86,14 @@ bool has_connected(int socket, Clock::time_point until, const std::atomic<bool>&
   return false;
 }
 
-/// Calls then wait no longer than a nap.
+/// Sending then waits no longer than a nap; receiving waits by poll().
 bool make_waiting_short(int socket) {
   const int flags = ::fcntl(socket, F_GETFL);
   if (flags < 0 || ::fcntl(socket, F_SETFL, flags & ~O_NONBLOCK) != 0) return false;
   const timeval longest{0, std::chrono::microseconds(nap).count()};
   const int at_once = 1;
   ::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &at_once, sizeof at_once);
-  return ::setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &longest, sizeof longest) == 0 &&
-         ::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &longest, sizeof longest) == 0;
+  return ::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &longest, sizeof longest) == 0;
 }
 
 /// The socket can be read from once so many bytes are there.

@@ -34,8 +34,7 @@ constexpr std::size_t most_reads = 8;  // of one thread
 constexpr std::size_t staging_for_disks = std::size_t{64} << 20;
 constexpr std::size_t threads_that_wait = 4;  // for each processor, where a read makes its thread wait
 
-/// For objects: many requests fill lines that are much faster than one connection. What one brings takes
-/// several times its latency; of a small load each connection gets a part, as far as that allows.
+/// For objects: many requests fill lines that are much faster than one connection.
 struct RequestBounds {
   std::size_t bytes;  ///< of a request
   std::size_t at_once;
@@ -46,13 +45,16 @@ constexpr RequestBounds by_plain_http = {std::size_t{17} << 20, 16};
 
 /// What the library receives as a whole is in memory a second time meanwhile: half as long.
 constexpr RequestBounds by_library = {std::size_t{17} << 19, 20};
+
+/// What a request brings takes several times its latency; of a small load each connection gets a part, as far
+/// as that allows.
 constexpr std::size_t fewest_request_bytes = std::size_t{256} << 10;
 constexpr std::uint64_t latencies_of_request = 4;
 constexpr std::uint64_t needed_per_gap = 200;  // so much more is read than what lies in gaps
 
 /// Of a store that answers at once, fewer and shorter requests bring as much: their buffers are used again
 /// while a cache still has them, and not given back to the system and taken anew.
-constexpr std::size_t most_quick_request_bytes = std::size_t{17} << 19;
+constexpr std::size_t most_quick_request_bytes = by_library.bytes;
 constexpr double quick_latency = 0.005;  // seconds
 constexpr double quick_rate = 500e6;     // bytes a second; a store that is slower may be so by connection
 constexpr std::size_t fewest_requests_at_once = 8;

@@ -311,6 +311,17 @@ def many_small(server, bucket) -> dict[str, torch.Tensor]:
     return held
 
 
+def test_a_chunk_of_torchs_archives_is_asked_for_once(server, bucket):
+    state = {name: torch.randn(700, 700) for name in "abc"}
+    dcp.save(state, checkpoint_id=server.folder / bucket / "torchs", no_dist=True)
+    found = {name: torch.zeros(700, 700) for name in state}
+    sw.load(found, f"s3://{bucket}/torchs")
+    assert differing(found, state) == []
+    assert len(server.asked(r"\.distcp$")) == len(state)
+    stored = sum(file.stat().st_size for file in (server.folder / bucket / "torchs").glob("*.distcp"))
+    assert server.bytes_asked(r"\.distcp$") <= stored
+
+
 def test_small_tensors_that_lie_close_come_in_few_requests(server, bucket, many_small):
     state = {name: torch.zeros(64, 64) for name in many_small}
     report = sw.load(state, f"s3://{bucket}/many", layout="huggingface")

@@ -116,9 +116,12 @@ class TorchStorageReader(FileSystemReader):
         if not is_address(self.path):
             return super()._slice_file(file, sinfo)
         # An archive is gone through forth and back, which would be a request each time.
-        whole = bytearray(sinfo.length)
+        part = io.BytesIO(bytes(sinfo.length))
         file.seek(sinfo.offset)
-        return io.BytesIO(memoryview(whole)[: file.readinto(whole)])
+        with part.getbuffer() as memory:
+            count = file.readinto(memory)
+        part.truncate(count)
+        return part
 
     def _failure_of(self, error: Exception, plan: LoadPlan) -> Exception:
         """The error itself, or for what damaged archives raise, which is anything, one that names the file."""
