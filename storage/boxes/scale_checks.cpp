@@ -15,19 +15,19 @@ namespace {
 template <class Bits>
 std::int64_t first_above(const std::byte* scales, std::int64_t count, Bits most) {
   constexpr Bits minus_zero = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
-  const auto is_meant = [most](Bits bits) { return bits <= most || bits == minus_zero; };
-  bool any = false;  // a loop without an exit is a few instructions for a whole vector
-  for (std::int64_t i = 0; i < count; ++i) {
+  const auto bits_at = [scales](std::int64_t i) {
     Bits bits = 0;
     std::memcpy(&bits, scales + i * static_cast<std::int64_t>(sizeof bits), sizeof bits);
-    any |= !is_meant(bits);
-  }
-  for (std::int64_t i = 0; any && i < count; ++i) {
-    Bits bits = 0;
-    std::memcpy(&bits, scales + i * static_cast<std::int64_t>(sizeof bits), sizeof bits);
-    if (!is_meant(bits)) return i;
-  }
-  return count;
+    return bits;
+  };
+  const auto is_meant = [most](Bits bits) { return (bits <= most) | (bits == minus_zero); };
+  // A loop without an exit, whose sum is as wide as what it looks at: the compiler makes vectors of it.
+  Bits others = 0;
+  for (std::int64_t i = 0; i < count; ++i) others |= is_meant(bits_at(i)) ? Bits{0} : Bits{1};
+  if (others == 0) return count;
+  std::int64_t first = 0;
+  while (is_meant(bits_at(first))) ++first;
+  return first;
 }
 
 std::int64_t first_not_meant(DType dtype, const std::byte* scales, std::int64_t count) {
@@ -96,19 +96,20 @@ void expect_meant_scales(const Transfer& transfer, const BoxInMemory& part, cons
   if (part.scales.data == nullptr || is_empty(part.box)) return;
   const DType dtype = transfer.encoding.scale;
   const Box box = scale_box_of_part(transfer, part.box);
-  const std::size_t outer = box.size.empty() ? 0 : box.size.size() - 1;
-  const std::int64_t columns = box.size.empty() ? 1 : box.size.back();
-  Shape index(outer, 0);
+  Shape strides = part.scales.strides;  // of the dimensions outside what lies side by side
+  std::int64_t count = 1;
+  while (!strides.empty() && (strides.back() == count || box.size[strides.size() - 1] == 1)) {
+    count *= box.size[strides.size() - 1];
+    strides.pop_back();
+  }
+  Shape index(strides.size(), 0);
   do {
-    const std::byte* const row =
-        part.scales.data +
-        elements_to(index, Shape(part.scales.strides.begin(),
-                                 part.scales.strides.begin() + static_cast<std::ptrdiff_t>(outer))) *
-            bytes_of(dtype);
-    if (const std::optional<OddScale> odd = odd_scale_in(dtype, row, columns)) {
+    const std::byte* const first = part.scales.data + elements_to(index, strides) * bytes_of(dtype);
+    if (const std::optional<OddScale> odd = odd_scale_in(dtype, first, count)) {
       Shape at = box.offset;
-      for (std::size_t d = 0; d < outer; ++d) at[d] += index[d];
-      if (!at.empty()) at.back() += odd->index;
+      for (std::size_t d = 0; d < index.size(); ++d) at[d] += index[d];
+      std::int64_t rest = odd->index;
+      for (std::size_t d = at.size(); d-- > index.size(); rest /= box.size[d]) at[d] += rest % box.size[d];
       const SourceTensor& scales = catalog.tensors[static_cast<std::size_t>(transfer.scales)];
       throw Error(ErrorKind::malformed,
                   stored_name(scales) + " in " + catalog.files[scales.file].name + ": the scale at " +
