@@ -7,7 +7,6 @@
 namespace shardwright {
 namespace {
 
-constexpr std::string_view weight_end = ".weight";
 constexpr std::string_view stack_end = "_projs";
 
 bool is_stack_word(std::string_view word) {

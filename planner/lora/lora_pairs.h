@@ -13,6 +13,9 @@ namespace shardwright {
 /// What peft puts before the names of a model's modules.
 inline constexpr std::string_view peft_prefix = "base_model.model.";
 
+/// How the name of a module's weight, or of its A or B, ends. Names of stacked experts do not.
+inline constexpr std::string_view weight_end = ".weight";
+
 /// What the name of a trainer's LoRA tensor says.
 struct LoraName {
   std::string prefix;  ///< peft's, or empty

@@ -8,7 +8,6 @@
 namespace shardwright {
 namespace {
 
-constexpr std::string_view weight_end = ".weight";
 constexpr std::string_view expert_variable = "{expert}";
 constexpr std::string_view automodel = "automodel";
 constexpr std::string_view transformers = "transformers";

@@ -11,7 +11,6 @@
 namespace shardwright {
 namespace {
 
-constexpr std::string_view weight_end = ".weight";
 constexpr std::string_view experts_end = ".experts";
 constexpr std::string_view inner_end = ".base_layer";
 

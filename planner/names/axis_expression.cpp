@@ -31,7 +31,7 @@ bool is_name(std::string_view text) {
   });
 }
 
-[[noreturn]] void refuse(std::string_view what, std::string_view found) {
+[[noreturn]] void refuse_expression(std::string_view what, std::string_view found) {
   throw std::invalid_argument("an axis expression: expected " + std::string(what) + ", found '" +
                               std::string(found) + "'");
 }
@@ -39,7 +39,7 @@ bool is_name(std::string_view text) {
 std::int64_t number_of(std::string_view text) {
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) refuse("a number", text);
+  if (error != std::errc() || end != text.data() + text.size()) refuse_expression("a number", text);
   return value;
 }
 
@@ -81,7 +81,7 @@ std::optional<std::int64_t> size_named(std::string_view name, const Sizes& sizes
 
 AxisExpression::AxisExpression(std::string_view text) : text_(text) {
   const std::size_t arrow = text.find("->");
-  if (arrow == std::string_view::npos) refuse("HF axes -> native axes", text);
+  if (arrow == std::string_view::npos) refuse_expression("HF axes -> native axes", text);
   hf_ = parse_side(text.substr(0, arrow));
   native_ = parse_side(text.substr(arrow + 2));
   expect_partners();
@@ -99,12 +99,12 @@ AxisExpression::Side AxisExpression::parse_side(std::string_view text) {
         text.front() == '(' && text.substr(0, text.find(')')).find('|') == std::string_view::npos;
     const bool is_parts = text.front() == '(' && !is_group;
     const std::size_t end = text.front() == '(' ? text.find(')') : std::min(text.find(' '), text.size());
-    if (end == std::string_view::npos) refuse("a closing parenthesis", text);
+    if (end == std::string_view::npos) refuse_expression("a closing parenthesis", text);
     const std::string_view inside =
         text.substr(text.front() == '(' ? 1 : 0, end - (text.front() == '(' ? 1 : 0));
     text.remove_prefix(std::min(end + (is_group || is_parts ? 1 : 0), text.size()));
     for (std::string_view word : words(inside)) dimension.push_back(parse_factor(word));
-    if (dimension.empty()) refuse("factors in parentheses", inside);
+    if (dimension.empty()) refuse_expression("factors in parentheses", inside);
   }
 }
 
@@ -118,27 +118,28 @@ AxisExpression::Factor AxisExpression::parse_factor(std::string_view text) {
     bool taken = false;
     for (std::string_view part : split(text, '|')) {
       if (part.size() > 2 && part.front() == '[' && part.back() == ']') {
-        if (taken) refuse("one part in brackets", text);
+        if (taken) refuse_expression("one part in brackets", text);
         taken = true;
         part = part.substr(1, part.size() - 2);
         factor.taken = factor.parts.size();
         factor.name = part;
       }
-      if (!is_name(part) && !is_number(part)) refuse("names and numbers with | between them", text);
+      if (!is_name(part) && !is_number(part))
+        refuse_expression("names and numbers with | between them", text);
       factor.parts.emplace_back(part);
     }
-    if (!taken) refuse("one part in brackets", text);
+    if (!taken) refuse_expression("one part in brackets", text);
   } else if (const std::size_t slash = text.find('/'); slash != std::string_view::npos) {
     factor.kind = Factor::Kind::index;
     factor.index = number_of(text.substr(0, slash));
     factor.size = number_of(text.substr(slash + 1));
-    if (factor.index >= factor.size) refuse("an index below the number behind it", text);
+    if (factor.index >= factor.size) refuse_expression("an index below the number behind it", text);
   } else if (is_number(text)) {
     factor.kind = Factor::Kind::number;
     factor.size = number_of(text);
-    if (factor.size == 0) refuse("a number of 1 or more", text);
+    if (factor.size == 0) refuse_expression("a number of 1 or more", text);
   } else {
-    if (!is_name(text)) refuse("an axis, a number, i/n, {expert}, {shard} or parts", text);
+    if (!is_name(text)) refuse_expression("an axis, a number, i/n, {expert}, {shard} or parts", text);
     factor.name = text;
   }
   return factor;
@@ -161,13 +162,14 @@ void AxisExpression::expect_partners() const {
     return names;
   };
   const std::vector<std::string> hf = partners(hf_);
-  if (hf != partners(native_)) refuse("each axis on both sides", text_);
+  if (hf != partners(native_)) refuse_expression("each axis on both sides", text_);
   for (std::size_t i = 1; i < hf.size(); ++i) {
-    if (hf[i] == hf[i - 1] && !is_number(hf[i])) refuse("each axis once on a side", text_);
+    if (hf[i] == hf[i - 1] && !is_number(hf[i])) refuse_expression("each axis once on a side", text_);
   }
   for (const std::vector<Factor>& dimension : hf_) {
     for (const Factor& factor : dimension) {
-      if (factor.kind == Factor::Kind::counted) refuse(factor.counter + " on the native side", text_);
+      if (factor.kind == Factor::Kind::counted)
+        refuse_expression(factor.counter + " on the native side", text_);
     }
   }
 }

@@ -105,13 +105,13 @@ std::set<int> numbered_axes(const RecordedPart& part) {
   return numbered;
 }
 
-using Names = std::map<int, std::string>;
+using NamesOfAxes = std::map<int, std::string>;
 
 /// A letter for each HF dimension; where several axes share one, numbers behind it.
-Names names_of(const RecordedPart& part, Sizes& sizes) {
+NamesOfAxes names_of(const RecordedPart& part, Sizes& sizes) {
   static const std::map<std::size_t, std::string> usual{{1, "o"}, {2, "oi"}, {3, "eoi"}};
   const auto letters = usual.find(part.there.size());
-  Names names;
+  NamesOfAxes names;
   for (std::size_t d = 0; d < part.there.size(); ++d) {
     const std::string letter(1, letters != usual.end()
                                     ? letters->second[d]
@@ -140,7 +140,8 @@ Names names_of(const RecordedPart& part, Sizes& sizes) {
   return names;
 }
 
-std::vector<std::string> words_of(const RecordedPart& part, const PartFactor& factor, const Names& names) {
+std::vector<std::string> words_of(const RecordedPart& part, const PartFactor& factor,
+                                  const NamesOfAxes& names) {
   const auto fraction = [](std::int64_t index, std::int64_t of) {
     return std::to_string(index) + "/" + std::to_string(of);
   };
@@ -155,7 +156,7 @@ std::vector<std::string> words_of(const RecordedPart& part, const PartFactor& fa
           (after > 0 ? "|" + std::to_string(after) : "")};
 }
 
-std::string side_text(const RecordedPart& part, const PartSide& side, const Names& names) {
+std::string side_text(const RecordedPart& part, const PartSide& side, const NamesOfAxes& names) {
   std::string text;
   for (const auto& factors : side) {
     std::string words;
@@ -182,7 +183,7 @@ AxisText axis_text(RecordedPart part) {
   } while (join_neighbours(part));
   if (is_identity(part)) return {};
   AxisText result;
-  const Names names = names_of(part, result.sizes);
+  const NamesOfAxes names = names_of(part, result.sizes);
   result.text = side_text(part, part.there, names) + " -> " + side_text(part, part.here, names);
   return result;
 }

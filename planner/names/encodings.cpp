@@ -92,24 +92,25 @@ std::int64_t parts_with_rows(std::int64_t found, std::int64_t weight_rows, std::
   return 0;
 }
 
-enum class Grid { exact, larger };
+enum class ScaleGrid { exact, larger };
 
 bool has(const std::vector<DType>& dtypes, DType dtype) {
   return std::find(dtypes.begin(), dtypes.end(), dtype) != dtypes.end();
 }
 
 bool fits(const KnownEncoding& known, DType element, DType dtype, const Shape& scale_shape,
-          const Shape& weight_shape, Grid grid) {
+          const Shape& weight_shape, ScaleGrid grid) {
   if (!has(known.elements, element) || !has(known.dtypes, dtype)) return false;
   if (!may_have_rank(known, scale_shape.size(), weight_shape.size())) return false;
   Encoding encoding = encoding_with(known, weight_shape);
   encoding.scale_rank = static_cast<int>(scale_shape.size());
   const Shape needed = scale_shape_of(encoding, weight_shape);
-  return grid == Grid::exact ? scale_shape == needed
-                             : known.spares_rows && known.rows > 1 && has_rows_to_spare(scale_shape, needed);
+  return grid == ScaleGrid::exact
+             ? scale_shape == needed
+             : known.spares_rows && known.rows > 1 && has_rows_to_spare(scale_shape, needed);
 }
 
-[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
+[[noreturn]] void refuse_scales(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
 
 /// Throws where rows of scales may be to spare, or those of equal parts of the weight, such as heads: which
 /// of the two, no file says, and the numbers would be others.
@@ -121,12 +122,12 @@ void expect_one_reading(const Catalog& catalog, std::span<const SourceTensor> we
   const std::int64_t found = scale_shape[scale_shape.size() - 2];
   const std::int64_t parts = parts_with_rows(found, rows, known.rows);
   if (parts == 0) return;
-  refuse(stored_name(scales.front()) + " in " + catalog.files[scales.front().file].name + ": " +
-         std::to_string(found) + " rows of scales for the " + std::to_string(rows) + " rows of " +
-         stored_name(weight.front()) + " are either those of " + std::to_string(parts) + " parts of " +
-         std::to_string(rows / parts) + " rows, or some are to spare; expected " +
-         std::to_string((rows + known.rows - 1) / known.rows) +
-         ", as nothing says which; use a release that is not quantized");
+  refuse_scales(stored_name(scales.front()) + " in " + catalog.files[scales.front().file].name + ": " +
+                std::to_string(found) + " rows of scales for the " + std::to_string(rows) + " rows of " +
+                stored_name(weight.front()) + " are either those of " + std::to_string(parts) + " parts of " +
+                std::to_string(rows / parts) + " rows, or some are to spare; expected " +
+                std::to_string((rows + known.rows - 1) / known.rows) +
+                ", as nothing says which; use a release that is not quantized");
 }
 
 /// An encoding with a global scale is told by it.
@@ -140,13 +141,13 @@ const KnownEncoding& blocks_of(const Catalog& catalog, std::span<const SourceTen
                                const std::vector<KnownEncoding>& known) {
   const Shape weight_shape = Catalog::global_shape(weight);
   const Shape scale_shape = Catalog::global_shape(scales);
-  for (const Grid grid : {Grid::exact, Grid::larger}) {
+  for (const ScaleGrid grid : {ScaleGrid::exact, ScaleGrid::larger}) {
     const auto found = std::find_if(known.begin(), known.end(), [&](const KnownEncoding& one) {
       return fits(one, weight.front().dtype, scales.front().dtype, scale_shape, weight_shape, grid) &&
              has_its_global_scale(one, catalog, weight.front().name);
     });
     if (found == known.end()) continue;
-    if (grid == Grid::larger) expect_one_reading(catalog, weight, scales, *found);
+    if (grid == ScaleGrid::larger) expect_one_reading(catalog, weight, scales, *found);
     return *found;
   }
   std::vector<std::string> expected;
@@ -154,17 +155,17 @@ const KnownEncoding& blocks_of(const Catalog& catalog, std::span<const SourceTen
     const std::string& name = weight.front().name;
     if (catalog.find(name + std::string(global_suffixes[0])).empty() &&
         catalog.find(name + std::string(global_suffixes[1])).empty()) {
-      refuse(describe(catalog, weight) + ": an NVFP4 weight needs its global scale; expected " + name +
-             std::string(global_suffixes[0]) + " or " + name + std::string(global_suffixes[1]) +
-             ", found no tensor of that name");
+      refuse_scales(describe(catalog, weight) + ": an NVFP4 weight needs its global scale; expected " + name +
+                    std::string(global_suffixes[0]) + " or " + name + std::string(global_suffixes[1]) +
+                    ", found no tensor of that name");
     }
   }
   for (const KnownEncoding& one : known) {
     if (has(one.elements, weight.front().dtype)) expected.push_back(describe(one, weight_shape));
   }
-  refuse(describe(catalog, scales) + ": fits no known block shape of the weight " +
-         describe(catalog, weight) + "; expected " + joined(expected) +
-         "; convert the checkpoint to one of these");
+  refuse_scales(describe(catalog, scales) + ": fits no known block shape of the weight " +
+                describe(catalog, weight) + "; expected " + joined(expected) +
+                "; convert the checkpoint to one of these");
 }
 
 }  // namespace
@@ -358,8 +359,9 @@ void expect_one_of_each(const Catalog& catalog, std::span<const SourceTensor> we
   const std::string& name = weight.front().name;
   const auto refuse_both = [&](const char* what, std::span<const SourceTensor> one,
                                std::span<const SourceTensor> other) {
-    refuse(describe(catalog, weight) + ": expected " + what + " under one name, found both " +
-           describe(catalog, one) + " and " + describe(catalog, other) + "; remove those that are not meant");
+    refuse_scales(describe(catalog, weight) + ": expected " + what + " under one name, found both " +
+                  describe(catalog, one) + " and " + describe(catalog, other) +
+                  "; remove those that are not meant");
   };
   for (const std::string& other : scale_names_of(name)) {
     if (other != scales.front().name && !catalog.find(other).empty())
@@ -377,8 +379,8 @@ void expect_global_scale(const Catalog& catalog, std::span<const SourceTensor> w
   if (global.empty()) return;
   if (global.front().dtype != DType::F32 || volume(Catalog::global_shape(global)) != 1 ||
       global.size() != 1) {
-    refuse(describe(catalog, global) + ": expected one F32 number, the global scale of " +
-           describe(catalog, weight));
+    refuse_scales(describe(catalog, global) + ": expected one F32 number, the global scale of " +
+                  describe(catalog, weight));
   }
 }
 
@@ -391,26 +393,28 @@ Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weigh
   const std::span<const SourceTensor> scales = scales_of(catalog, name);
   if (scales.empty()) {
     if (is_float8(element) || is_packed(element)) {
-      refuse(describe(catalog, weight) + ": " + (is_packed(element) ? "a packed" : "an FP8") +
-             " weight needs its scales; expected " + joined(scale_names_of(name)) +
-             ", found no tensor of that name");
+      refuse_scales(describe(catalog, weight) + ": " + (is_packed(element) ? "a packed" : "an FP8") +
+                    " weight needs its scales; expected " + joined(scale_names_of(name)) +
+                    ", found no tensor of that name");
     }
     return {element, false, DType::U8, 1, 1};
   }
   expect_one_of_each(catalog, weight, scales);
   const Shape shape = Catalog::global_shape(weight);
   if ((!is_float8(element) && !is_packed(element)) || shape.size() < 2) {
-    refuse(describe(catalog, weight) +
-           ": expected F8_E4M3, F8_E5M2 or two elements in a byte, in a matrix or a stack of them, since " +
-           scales.front().name + " says that it is block-scaled");
+    refuse_scales(
+        describe(catalog, weight) +
+        ": expected F8_E4M3, F8_E5M2 or two elements in a byte, in a matrix or a stack of them, since " +
+        scales.front().name + " says that it is block-scaled");
   }
   if (is_packed(element) && shape.back() % 2 != 0) {
-    refuse(describe(catalog, weight) +
-           ": expected rows of whole bytes, found an odd number of elements, two of which share a byte");
+    refuse_scales(
+        describe(catalog, weight) +
+        ": expected rows of whole bytes, found an odd number of elements, two of which share a byte");
   }
   if (is_packed(element) && !catalog.find(name + "_zero_point").empty()) {
-    refuse(describe(catalog, weight) + ": its elements are counted from " + name +
-           "_zero_point, which is not supported; expected symmetric ones");
+    refuse_scales(describe(catalog, weight) + ": its elements are counted from " + name +
+                  "_zero_point, which is not supported; expected symmetric ones");
   }
   Encoding encoding = encoding_with(blocks_of(catalog, weight, scales, known), shape);
   encoding.element = element;
@@ -429,8 +433,9 @@ Encoding multiplied_by(const Catalog& catalog, std::span<const SourceTensor> wei
   const Shape of_multiplier = Catalog::global_shape(multiplier);
   if (!can_decode(weight.front().dtype, multiplier.front().dtype) || is_float8(weight.front().dtype) ||
       shape.size() < 3 || of_multiplier != Shape(shape.begin(), shape.end() - 2)) {
-    refuse(describe(catalog, multiplier) + ": expected one number of F16, BF16 or F32 for each matrix of " +
-           describe(catalog, weight) + ", which it multiplies");
+    refuse_scales(describe(catalog, multiplier) +
+                  ": expected one number of F16, BF16 or F32 for each matrix of " +
+                  describe(catalog, weight) + ", which it multiplies");
   }
   Encoding encoding{weight.front().dtype, true, multiplier.front().dtype,
                     std::max<std::int64_t>(1, shape.end()[-2]), std::max<std::int64_t>(1, shape.back())};

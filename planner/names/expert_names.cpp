@@ -6,7 +6,7 @@
 namespace shardwright {
 namespace {
 
-bool is_number(std::string_view text) {
+bool is_decimal(std::string_view text) {
   return !text.empty() &&
          std::all_of(text.begin(), text.end(), [](char one) { return one >= '0' && one <= '9'; });
 }
@@ -21,7 +21,7 @@ bool names_all_experts(std::string_view fqn) {
     begin = end + 1;
     if (part != experts && (!part.ends_with("_experts") || part == "shared_experts")) continue;
     if (begin >= fqn.size()) return false;
-    return !is_number(fqn.substr(begin, std::min(fqn.find('.', begin), fqn.size()) - begin));
+    return !is_decimal(fqn.substr(begin, std::min(fqn.find('.', begin), fqn.size()) - begin));
   }
   return false;
 }

@@ -23,7 +23,7 @@ struct Word {
   int of_others_over_stage;  ///< DenseSharding::stage
 };
 
-constexpr std::array words = {
+constexpr std::array mesh_words = {
     Word{"pp", whole_tensor_dimension, whole_tensor_dimension, whole_tensor_dimension},
     Word{"dp", 1, 0, 0},
     Word{"ep", 0, whole_tensor_dimension, 0},
@@ -35,9 +35,9 @@ constexpr std::array words = {
 };
 
 const Word* find_word(std::string_view name) {
-  const auto* word =
-      std::find_if(words.begin(), words.end(), [&](const Word& candidate) { return candidate.name == name; });
-  return word == words.end() ? nullptr : word;
+  const auto* word = std::find_if(mesh_words.begin(), mesh_words.end(),
+                                  [&](const Word& candidate) { return candidate.name == name; });
+  return word == mesh_words.end() ? nullptr : word;
 }
 
 bool has_dimension(const std::vector<MeshDimension>& mesh, std::string_view name) {
@@ -107,7 +107,7 @@ std::vector<MeshDimension> parse_mesh(const std::string& text) {
     if (error != std::errc{} || stop != last || dimension.size < 1 ||
         __builtin_mul_overflow(ranks, dimension.size, &ranks) || find_word(dimension.name) == nullptr) {
       std::string names;
-      for (const Word& word : words) names += std::string(word.name) + ", ";
+      for (const Word& word : mesh_words) names += std::string(word.name) + ", ";
       throw Error(ErrorKind::argument, "mesh '" + text + "': expected NAME=SIZE,... with the names " + names +
                                            "sizes of 1 or more and at most 2^63 - 1 ranks, found '" + part +
                                            "'");

@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-[[noreturn]] void fail(const fs::path& path, const std::string& what, int code) {
+[[noreturn]] void fail_to_make(const fs::path& path, const std::string& what, int code) {
   throw Error(ErrorKind::io, printable(path.native()) + ": " + what + ": " + std::strerror(code), code);
 }
 
@@ -32,7 +32,7 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
       at = at.parent_path();
       continue;  // to the file that is there in place of a directory
     }
-    if (errno != ENOENT) fail(at, "cannot look at this directory", errno);
+    if (errno != ENOENT) fail_to_make(at, "cannot look at this directory", errno);
     lacking.push_back(at);
     at = at.parent_path();
   }
@@ -54,10 +54,10 @@ std::vector<fs::path> make_directories(const fs::path& directory) {
     if (has_entry) code = uninterrupted([&] { return ::stat(path.c_str(), &status); }) == 0 ? 0 : errno;
     if (code != 0) {
       remove_directories(made);
-      fail(path,
-           has_entry ? "expected a directory, found a link to one that is not there"
-                     : "cannot create this directory",
-           code);
+      fail_to_make(path,
+                   has_entry ? "expected a directory, found a link to one that is not there"
+                             : "cannot create this directory",
+                   code);
     }
   }
   return made;

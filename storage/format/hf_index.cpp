@@ -15,7 +15,7 @@ namespace shardwright {
 
 namespace {
 
-[[noreturn]] void malformed(const std::string& file, const std::string& what) {
+[[noreturn]] void malformed_index(const std::string& file, const std::string& what) {
   throw Error(ErrorKind::malformed, file + ": " + what);
 }
 
@@ -48,7 +48,7 @@ class IndexReader : public JsonEvents {
     if (in_weight_map_) {
       index_.entries.emplace_back().tensor = std::move(text);
     } else if (depth_ == 1 && text == "weight_map") {
-      if (has_weight_map) malformed(file_, "weight_map is there twice; keep one of them");
+      if (has_weight_map) malformed_index(file_, "weight_map is there twice; keep one of them");
       has_weight_map = true;
       is_weight_map_next_ = true;
     }
@@ -85,10 +85,11 @@ class IndexReader : public JsonEvents {
 
   [[noreturn]] void refuse(const std::string& found) {
     if (!in_weight_map_) {
-      malformed(file_, "weight_map: expected an object of tensor names and files, found " + printable(found));
+      malformed_index(file_,
+                      "weight_map: expected an object of tensor names and files, found " + printable(found));
     }
-    malformed(file_, "weight_map: expected the name of a file for tensor " +
-                         in_quotes(index_.entries.back().tensor) + ", found " + printable(found));
+    malformed_index(file_, "weight_map: expected the name of a file for tensor " +
+                               in_quotes(index_.entries.back().tensor) + ", found " + printable(found));
   }
 
   std::uint32_t file_number(const std::string& text) {
@@ -137,28 +138,28 @@ HfIndex parse_hf_index(std::string_view json, const std::string& file) {
   HfIndex index;
   IndexReader reader(index, file);
   if (const auto fault = parse_json_object(json, reader)) {
-    malformed(file, "expected the JSON of an index, but " + *fault + "; download it again");
+    malformed_index(file, "expected the JSON of an index, but " + *fault + "; download it again");
   }
   if (!reader.has_weight_map) {
-    malformed(
+    malformed_index(
         file,
         "expected a weight_map of tensor names and files, found none; download it again, or remove it if " +
             std::string("all safetensors files of the directory are to be read"));
   }
   if (!reader.files_outside.empty()) {
-    malformed(file, "weight_map: expected files inside the directory of the index, found " +
-                        listed(reader.files_outside) + "; do not trust this index");
+    malformed_index(file, "weight_map: expected files inside the directory of the index, found " +
+                              listed(reader.files_outside) + "; do not trust this index");
   }
-  if (index.entries.empty()) malformed(file, "weight_map: expected at least one tensor, found none");
+  if (index.entries.empty()) malformed_index(file, "weight_map: expected at least one tensor, found none");
   const auto by_tensor = [](const HfIndex::Entry& a, const HfIndex::Entry& b) { return a.tensor < b.tensor; };
   std::sort(index.entries.begin(), index.entries.end(), by_tensor);
   const auto twice = std::adjacent_find(
       index.entries.begin(), index.entries.end(),
       [](const HfIndex::Entry& a, const HfIndex::Entry& b) { return a.tensor == b.tensor; });
   if (twice != index.entries.end()) {
-    malformed(file, "weight_map: tensor " + in_quotes(twice->tensor) + " is there twice, in " +
-                        in_quotes(index.files[twice->file]) + " and in " +
-                        in_quotes(index.files[std::next(twice)->file]));
+    malformed_index(file, "weight_map: tensor " + in_quotes(twice->tensor) + " is there twice, in " +
+                              in_quotes(index.files[twice->file]) + " and in " +
+                              in_quotes(index.files[std::next(twice)->file]));
   }
   sort_files(index);
   return index;

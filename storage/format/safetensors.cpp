@@ -25,7 +25,7 @@ constexpr std::uint64_t most_of_first_read = std::uint64_t{256} << 10;
 constexpr char metadata_key[] = "__metadata__";
 constexpr char advice[] = "; the file is damaged or its writer is faulty: download or save it again";
 
-[[noreturn]] void malformed(const std::string& file, const std::string& what) {
+[[noreturn]] void malformed_header(const std::string& file, const std::string& what) {
   throw Error(ErrorKind::malformed, file + ": " + what + advice);
 }
 
@@ -82,13 +82,14 @@ class HeaderReader : public JsonEvents {
   bool string(std::string& text) override {
     if (level_ == Level::metadata_value) {
       if (!header_.metadata.emplace(metadata_name_, std::move(text)).second) {
-        malformed(file_, "__metadata__ names " + in_quotes(metadata_name_) + " twice");
+        malformed_header(file_, "__metadata__ names " + in_quotes(metadata_name_) + " twice");
       }
       level_ = Level::metadata_keys;
     } else if (level_ == Level::field_value && field_ == Field::dtype) {
       const std::optional<DType> dtype = dtype_named(text);
       if (!dtype) {
-        malformed(file_, tensor() + ": expected a dtype that safetensors has, found " + in_quotes(text));
+        malformed_header(file_,
+                         tensor() + ": expected a dtype that safetensors has, found " + in_quotes(text));
       }
       header_.tensors.back().dtype = *dtype;
       level_ = Level::fields;
@@ -112,12 +113,12 @@ class HeaderReader : public JsonEvents {
       if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
         refuse(std::to_string(value));
       if (entry.shape.size() == max_rank) {
-        malformed(file_, tensor() + ": expected at most " + std::to_string(max_rank) +
-                             " dimensions, found more: shardwright does not read such tensors");
+        malformed_header(file_, tensor() + ": expected at most " + std::to_string(max_rank) +
+                                    " dimensions, found more: shardwright does not read such tensors");
       }
       entry.shape.push_back(static_cast<std::int64_t>(value));
     } else {
-      if (offsets_found_ == 2) malformed(file_, tensor() + ": expected two data_offsets, found more");
+      if (offsets_found_ == 2) malformed_header(file_, tensor() + ": expected two data_offsets, found more");
       (offsets_found_ == 0 ? entry.begin : entry.end) = value;
       ++offsets_found_;
     }
@@ -126,7 +127,8 @@ class HeaderReader : public JsonEvents {
 
   bool end_array() override {
     if (field_ == Field::data_offsets && offsets_found_ != 2) {
-      malformed(file_, tensor() + ": expected two data_offsets, found " + std::to_string(offsets_found_));
+      malformed_header(file_,
+                       tensor() + ": expected two data_offsets, found " + std::to_string(offsets_found_));
     }
     level_ = Level::fields;
     return true;
@@ -136,8 +138,8 @@ class HeaderReader : public JsonEvents {
     if (level_ == Level::fields) {
       for (const Field field : {Field::dtype, Field::shape, Field::data_offsets}) {
         if (!has(field))
-          malformed(file_,
-                    tensor() + ": expected the field " + in_quotes(field_name(field)) + ", found none");
+          malformed_header(
+              file_, tensor() + ": expected the field " + in_quotes(field_name(field)) + ", found none");
       }
     }
     level_ = level_ == Level::names ? Level::outside : Level::names;
@@ -171,14 +173,14 @@ class HeaderReader : public JsonEvents {
   void begin_member(std::string& name) {
     is_metadata_ = name == metadata_key;
     if (is_metadata_) {
-      if (has_metadata_) malformed(file_, "__metadata__ is there twice");
+      if (has_metadata_) malformed_header(file_, "__metadata__ is there twice");
       has_metadata_ = true;
     } else {
       header_.tensors.emplace_back();
       header_.tensors.back().name = std::move(name);
-      if (tensor_name().empty()) malformed(file_, "expected a tensor's name, found an empty text");
+      if (tensor_name().empty()) malformed_header(file_, "expected a tensor's name, found an empty text");
       if (tensor_name().find('\0') != std::string::npos) {
-        malformed(file_, tensor() + ": expected a name without NUL characters");
+        malformed_header(file_, tensor() + ": expected a name without NUL characters");
       }
       fields_found_ = 0;
     }
@@ -193,10 +195,10 @@ class HeaderReader : public JsonEvents {
     } else if (name == "data_offsets") {
       field_ = Field::data_offsets;
     } else {
-      malformed(file_,
-                tensor() + ": expected the fields dtype, shape and data_offsets, found " + in_quotes(name));
+      malformed_header(
+          file_, tensor() + ": expected the fields dtype, shape and data_offsets, found " + in_quotes(name));
     }
-    if (has(field_)) malformed(file_, tensor() + ": the field " + in_quotes(name) + " is there twice");
+    if (has(field_)) malformed_header(file_, tensor() + ": the field " + in_quotes(name) + " is there twice");
     fields_found_ |= static_cast<std::uint8_t>(field_);
     level_ = Level::field_value;
   }
@@ -207,19 +209,20 @@ class HeaderReader : public JsonEvents {
   [[noreturn]] void refuse(const std::string& found) {
     switch (level_) {
       case Level::name_value:
-        if (is_metadata_) malformed(file_, "__metadata__: expected an object, found " + found);
-        malformed(file_,
-                  tensor() + ": expected an object with dtype, shape and data_offsets, found " + found);
+        if (is_metadata_) malformed_header(file_, "__metadata__: expected an object, found " + found);
+        malformed_header(
+            file_, tensor() + ": expected an object with dtype, shape and data_offsets, found " + found);
       case Level::metadata_value:
-        malformed(file_, "__metadata__: expected text for " + in_quotes(metadata_name_) + ", found " + found);
+        malformed_header(file_,
+                         "__metadata__: expected text for " + in_quotes(metadata_name_) + ", found " + found);
       case Level::field_value:
-        malformed(file_, tensor() + ": expected " + (field_ == Field::dtype ? "text" : "an array") + " for " +
-                             in_quotes(field_name(field_)) + ", found " + found);
+        malformed_header(file_, tensor() + ": expected " + (field_ == Field::dtype ? "text" : "an array") +
+                                    " for " + in_quotes(field_name(field_)) + ", found " + found);
       case Level::numbers:
-        malformed(file_, tensor() + ": expected whole numbers from 0 to 2^63 - 1 in " +
-                             in_quotes(field_name(field_)) + ", found " + found);
+        malformed_header(file_, tensor() + ": expected whole numbers from 0 to 2^63 - 1 in " +
+                                    in_quotes(field_name(field_)) + ", found " + found);
       default:
-        malformed(file_, "expected an object of tensors, found " + found);
+        malformed_header(file_, "expected an object of tensors, found " + found);
     }
   }
 
@@ -242,18 +245,20 @@ std::string range(std::uint64_t begin, std::uint64_t end) {
 void check_tensor(const SourceTensor& tensor, std::uint64_t data_bytes, const std::string& file) {
   const std::string where = "tensor " + in_quotes(tensor.name) + ": ";
   const std::string stored = range(tensor.begin, tensor.end);
-  if (tensor.begin > tensor.end) malformed(file, where + "data_offsets " + stored + " end before they begin");
+  if (tensor.begin > tensor.end)
+    malformed_header(file, where + "data_offsets " + stored + " end before they begin");
   if (tensor.end > data_bytes) {
-    malformed(file, where + "data_offsets " + stored + " reach beyond the file, which holds " +
-                        std::to_string(data_bytes) + " bytes of tensors");
+    malformed_header(file, where + "data_offsets " + stored + " reach beyond the file, which holds " +
+                               std::to_string(data_bytes) + " bytes of tensors");
   }
   const std::string form =
       "dtype " + std::string(name_of(tensor.dtype)) + " and shape " + to_string(tensor.shape);
   const ByteCount need = count_bytes(tensor.dtype, tensor.shape);
-  if (need.fault != nullptr) malformed(file, where + form + " make " + need.fault);
+  if (need.fault != nullptr) malformed_header(file, where + form + " make " + need.fault);
   if (need.bytes != tensor.end - tensor.begin) {
-    malformed(file, where + "expected " + std::to_string(need.bytes) + " bytes for " + form + ", found " +
-                        std::to_string(tensor.end - tensor.begin) + " in data_offsets " + stored);
+    malformed_header(file, where + "expected " + std::to_string(need.bytes) + " bytes for " + form +
+                               ", found " + std::to_string(tensor.end - tensor.begin) + " in data_offsets " +
+                               stored);
   }
 }
 
@@ -263,7 +268,7 @@ void check_names(const std::vector<SourceTensor>& tensors, const std::string& fi
   for (const SourceTensor& tensor : tensors) names.push_back(tensor.name);
   std::sort(names.begin(), names.end());
   const auto twice = std::adjacent_find(names.begin(), names.end());
-  if (twice != names.end()) malformed(file, "tensor " + in_quotes(*twice) + " is there twice");
+  if (twice != names.end()) malformed_header(file, "tensor " + in_quotes(*twice) + " is there twice");
 }
 
 /// The tensors must fill the data exactly: torch and safetensors write no gaps, and the format forbids them.
@@ -279,21 +284,22 @@ void check_ranges(const std::vector<SourceTensor>& tensors, std::uint64_t data_b
   std::uint64_t filled = 0;
   for (const SourceTensor* tensor : in_order) {
     if (tensor->begin < filled) {
-      malformed(file, "tensors " + in_quotes(before->name) + " and " + in_quotes(tensor->name) +
-                          " overlap: their data_offsets are " + range(before->begin, before->end) + " and " +
-                          range(tensor->begin, tensor->end));
+      malformed_header(file, "tensors " + in_quotes(before->name) + " and " + in_quotes(tensor->name) +
+                                 " overlap: their data_offsets are " + range(before->begin, before->end) +
+                                 " and " + range(tensor->begin, tensor->end));
     }
     if (tensor->begin > filled) {
-      malformed(file, "tensor " + in_quotes(tensor->name) + ": expected to begin at data offset " +
-                          std::to_string(filled) + ", where the tensor before it ends, found " +
-                          std::to_string(tensor->begin) + ": no tensor owns the bytes between");
+      malformed_header(file, "tensor " + in_quotes(tensor->name) + ": expected to begin at data offset " +
+                                 std::to_string(filled) + ", where the tensor before it ends, found " +
+                                 std::to_string(tensor->begin) + ": no tensor owns the bytes between");
     }
     filled = tensor->end;
     before = tensor;
   }
   if (filled != data_bytes) {
-    malformed(file, "expected the file to end with its last tensor, after " + std::to_string(filled) +
-                        " bytes of tensors, found " + std::to_string(data_bytes - filled) + " bytes more");
+    malformed_header(file, "expected the file to end with its last tensor, after " + std::to_string(filled) +
+                               " bytes of tensors, found " + std::to_string(data_bytes - filled) +
+                               " bytes more");
   }
 }
 
@@ -302,17 +308,17 @@ void check_ranges(const std::vector<SourceTensor>& tensors, std::uint64_t data_b
 SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t file_size,
                                            const std::string& file) {
   if (json.empty() || json.front() != '{') {
-    malformed(file, "expected a header that begins with {, found " + in_quotes(json.substr(0, 1)));
+    malformed_header(file, "expected a header that begins with {, found " + in_quotes(json.substr(0, 1)));
   }
   SafetensorsHeader header;
   HeaderReader reader(header, file);
   if (const auto fault = parse_json_object(json, reader))
-    malformed(file, "the header is not valid JSON: " + *fault);
+    malformed_header(file, "the header is not valid JSON: " + *fault);
 
   const std::uint64_t data_start = length_bytes + json.size();
   if (data_start > file_size) {
-    malformed(file, "expected a header of " + std::to_string(json.size()) + " bytes, found a file of " +
-                        std::to_string(file_size));
+    malformed_header(file, "expected a header of " + std::to_string(json.size()) +
+                               " bytes, found a file of " + std::to_string(file_size));
   }
   const std::uint64_t data_bytes = file_size - data_start;
   for (const SourceTensor& tensor : header.tensors) check_tensor(tensor, data_bytes, file);
@@ -348,7 +354,8 @@ SafetensorsHeader read_safetensors_header(const InputFile& input) {
   const std::string file = printable(input.path().native());
   const std::uint64_t size = input.size();
   if (size < length_bytes) {
-    malformed(file, "expected at least 8 bytes, the length of the header, found " + std::to_string(size));
+    malformed_header(file,
+                     "expected at least 8 bytes, the length of the header, found " + std::to_string(size));
   }
   std::string begin(first_read_of(input), '\0');
   input.read(0, begin.data(), begin.size());
@@ -356,17 +363,17 @@ SafetensorsHeader read_safetensors_header(const InputFile& input) {
   for (std::size_t i = 0; i < length_bytes; ++i) {
     length |= std::uint64_t{static_cast<std::uint8_t>(begin[i])} << (8 * i);
   }
-  if (length == 0) malformed(file, "expected a header, found a header length of 0");
+  if (length == 0) malformed_header(file, "expected a header, found a header length of 0");
   if (length > max_safetensors_header_bytes) {
     std::string text(std::min<std::uint64_t>(size, 64), '\0');
     input.read(0, text.data(), text.size());
     expect_no_git_lfs_pointer(text, file);
-    malformed(file, "expected a header of at most " + std::to_string(max_safetensors_header_bytes) +
-                        " bytes, found a header length of " + std::to_string(length));
+    malformed_header(file, "expected a header of at most " + std::to_string(max_safetensors_header_bytes) +
+                               " bytes, found a header length of " + std::to_string(length));
   }
   if (length > size - length_bytes) {
-    malformed(file, "expected a header of " + std::to_string(length) + " bytes, found a file of " +
-                        std::to_string(size) + " bytes");
+    malformed_header(file, "expected a header of " + std::to_string(length) + " bytes, found a file of " +
+                               std::to_string(size) + " bytes");
   }
   std::string json(length, '\0');
   const std::size_t there = begin.copy(json.data(), length, length_bytes);

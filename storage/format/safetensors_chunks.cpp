@@ -16,7 +16,7 @@ namespace {
 constexpr char sharding_key[] = "DCP_SHARDING_INFO";
 constexpr char offsets_key[] = "saved_offsets";
 
-[[noreturn]] void malformed(const std::string& file, const std::string& what) {
+[[noreturn]] void malformed_sharding(const std::string& file, const std::string& what) {
   throw Error(ErrorKind::malformed, file + ": " + sharding_key + ": " + what + "; save the checkpoint again");
 }
 
@@ -42,12 +42,13 @@ class ShardingReader : public JsonEvents {
     if (level_ == Level::names) {
       name_ = std::move(text);
       if (!offsets.emplace(name_, Shape{}).second)
-        malformed(file_, "tensor " + in_quotes(name_) + " is there twice");
+        malformed_sharding(file_, "tensor " + in_quotes(name_) + " is there twice");
       has_offsets_ = false;
       level_ = Level::name_value;
     } else {
       if (text != offsets_key) refuse(in_quotes(text));
-      if (has_offsets_) malformed(file_, "tensor " + in_quotes(name_) + ": saved_offsets is there twice");
+      if (has_offsets_)
+        malformed_sharding(file_, "tensor " + in_quotes(name_) + ": saved_offsets is there twice");
       has_offsets_ = true;
       level_ = Level::field_value;
     }
@@ -95,10 +96,10 @@ class ShardingReader : public JsonEvents {
   enum class Level { outside, names, name_value, fields, field_value, numbers };
 
   [[noreturn]] void refuse(const std::string& found) {
-    malformed(file_,
-              "tensor " + in_quotes(name_) +
-                  ": expected {\"saved_offsets\": [...]} with whole numbers from 0 to 2^63 - 1, found " +
-                  found);
+    malformed_sharding(
+        file_, "tensor " + in_quotes(name_) +
+                   ": expected {\"saved_offsets\": [...]} with whole numbers from 0 to 2^63 - 1, found " +
+                   found);
   }
 
   std::string file_;
@@ -114,32 +115,32 @@ void read_chunk_offsets(SafetensorsHeader& header, const std::string& file) {
   if (entry == header.metadata.end() || entry->second.empty()) return;
   ShardingReader reader(file);
   if (const auto fault = parse_json_object(entry->second, reader))
-    malformed(file, "expected JSON: " + *fault);
+    malformed_sharding(file, "expected JSON: " + *fault);
 
   for (SourceTensor& tensor : header.tensors) {
     const auto found = reader.offsets.find(tensor.name);
     if (found == reader.offsets.end()) {
-      malformed(file, "expected saved_offsets for every tensor of the file, found none for " +
-                          in_quotes(tensor.name));
+      malformed_sharding(file, "expected saved_offsets for every tensor of the file, found none for " +
+                                   in_quotes(tensor.name));
     }
     const Shape& offset = found->second;
     if (offset.size() != tensor.shape.size()) {
-      malformed(file, "tensor " + in_quotes(tensor.name) + ": expected " +
-                          std::to_string(tensor.shape.size()) + " saved_offsets for shape " +
-                          to_string(tensor.shape) + ", found " + std::to_string(offset.size()));
+      malformed_sharding(file, "tensor " + in_quotes(tensor.name) + ": expected " +
+                                   std::to_string(tensor.shape.size()) + " saved_offsets for shape " +
+                                   to_string(tensor.shape) + ", found " + std::to_string(offset.size()));
     }
     for (std::size_t d = 0; d < offset.size(); ++d) {
       if (offset[d] > std::numeric_limits<std::int64_t>::max() - tensor.shape[d]) {
-        malformed(file, "tensor " + in_quotes(tensor.name) + ": saved_offsets " + to_string(offset) +
-                            " and shape " + to_string(tensor.shape) + " reach beyond 2^63 - 1");
+        malformed_sharding(file, "tensor " + in_quotes(tensor.name) + ": saved_offsets " + to_string(offset) +
+                                     " and shape " + to_string(tensor.shape) + " reach beyond 2^63 - 1");
       }
     }
     tensor.offset = std::move(found->second);
     reader.offsets.erase(found);
   }
   if (!reader.offsets.empty()) {
-    malformed(file,
-              "names tensor " + in_quotes(reader.offsets.begin()->first) + ", which the file does not hold");
+    malformed_sharding(
+        file, "names tensor " + in_quotes(reader.offsets.begin()->first) + ", which the file does not hold");
   }
 }
 

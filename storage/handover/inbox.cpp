@@ -9,6 +9,7 @@
 #include "planner/error.h"
 #include "storage/handover/message_memory.h"
 #include "storage/load/shared_events.h"
+#include "storage/nap.h"
 #include "storage/rounded_up.h"
 #include "storage/seconds.h"
 
@@ -16,9 +17,6 @@ namespace shardwright {
 namespace {
 
 constexpr std::size_t page = 4096;
-
-/// Longest wait after which a rank looks whether another one is still there.
-constexpr std::chrono::milliseconds between_looks{50};
 
 /// At the begin of an inbox; then a Stream for each rank that sends to it, then the places of their messages,
 /// and from the next page on the messages.
@@ -86,7 +84,7 @@ bool wait_until(const std::atomic<std::uint64_t>& counter, std::uint64_t expecte
     if (waiting.is_stopped && waiting.is_stopped()) return false;
     if (now != before) last = Clock::now();
     before = now;
-    events.wait(seen, between_looks);
+    events.wait(seen, nap);
     if (events.number.load() != seen || counter.load(std::memory_order_acquire) != before) continue;
     if (has_ended())
       throw Error(ErrorKind::io, "rank " + std::to_string(rank) + " has ended in the middle of a hand-over",

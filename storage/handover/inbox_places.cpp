@@ -3,13 +3,11 @@
 #include <algorithm>
 
 #include "storage/handover/message_memory.h"
+#include "storage/memory_units.h"
 #include "storage/rounded_up.h"
 
 namespace shardwright {
 namespace {
-
-/// Messages that processors write at a time begin in cache lines of their own.
-constexpr std::size_t cache_line = 64;
 
 std::uint64_t room_for(const Message& message) { return rounded_up(size_with_footer(message), cache_line); }
 

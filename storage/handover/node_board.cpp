@@ -8,18 +8,13 @@
 
 #include "planner/error.h"
 #include "storage/load/shared_events.h"
+#include "storage/memory_units.h"
+#include "storage/nap.h"
 #include "storage/rounded_up.h"
 #include "storage/seconds.h"
 
 namespace shardwright {
-namespace {
-
-constexpr std::size_t cache_line = 64;
-
-/// Longest wait after which a rank looks whether the others are still there.
-constexpr std::chrono::milliseconds between_looks{50};
-
-}  // namespace
+namespace {}  // namespace
 
 struct NodeBoard::Head {
   SharedEvents told;
@@ -71,7 +66,7 @@ std::vector<std::string> NodeBoard::gather(const std::string& mine, std::chrono:
   const Clock::time_point begin = Clock::now();
   if (missing() == ranks_) events.happened();
   for (std::uint32_t seen = events.number.load(); missing() < ranks_; seen = events.number.load()) {
-    events.wait(seen, between_looks);
+    events.wait(seen, nap);
     const std::size_t rank = missing();
     if (rank == ranks_ || events.number.load() != seen) continue;
     if (place(rank).member.is_gone())

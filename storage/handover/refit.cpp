@@ -12,12 +12,11 @@
 #include "storage/handover/message_memory.h"
 #include "storage/handover/message_receiver.h"
 #include "storage/handover/message_sender.h"
+#include "storage/nap.h"
 #include "storage/seconds.h"
 
 namespace shardwright {
 namespace {
-
-constexpr std::chrono::milliseconds between_looks{50};
 
 /// What others have begun is completed once they tell it. One that does not for half a minute is gone.
 constexpr int looks_for_others = 600;
@@ -44,10 +43,10 @@ RefitOutcome run_refit(const RefitWork& work, const Transport& transport) {
   const std::array<std::future<void>, 2> sides{std::async(std::launch::async, [&] { run(sender); }),
                                                std::async(std::launch::async, [&] { run(receiver); })};
   for (const std::future<void>& side : sides) {
-    while (side.wait_for(between_looks) != std::future_status::ready) early_end.look();
+    while (side.wait_for(nap) != std::future_status::ready) early_end.look();
   }
   for (int looks = 0; !early_end.has_heard_from_all() && looks < looks_for_others; ++looks) {
-    std::this_thread::sleep_for(between_looks);
+    std::this_thread::sleep_for(nap);
     early_end.look();
   }
   early_end.finish();

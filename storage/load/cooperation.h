@@ -46,6 +46,9 @@ enum class HandingOver : std::uint8_t {
   by_shared_memory,  ///< all ranks are of one node, and take their shares from memory: see PieceRing
 };
 
+/// Rounds that there is room for at a time.
+inline constexpr std::size_t buffers_of_rounds = 4;
+
 /// What each rank can do, for all to agree on.
 struct CooperationTerms {
   std::uint64_t piece_bytes = 0;           ///< that it can stage at a time

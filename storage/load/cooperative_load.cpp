@@ -25,7 +25,6 @@ namespace {
 /// Bytes that a rank reads, sends or receives at a time, if the caller does not say.
 constexpr std::uint64_t default_round_bytes = std::uint64_t{16} << 20;
 constexpr std::size_t smallest_staging = 8192;
-constexpr std::size_t buffers_of_rounds = 4;
 
 /// What is left of the caller's staging for reading.
 LoadOptions for_reading(LoadOptions options) {

@@ -22,7 +22,6 @@ namespace {
 /// to be made, page by page, than it saves.
 constexpr std::uint64_t most_ring_bytes = std::uint64_t{64} << 20;
 constexpr std::uint64_t fewest_slots = 2;
-constexpr std::size_t buffers_of_rounds = 4;
 
 /// Longest wait of a thread for its own reads, meanwhile it sees nothing of others; and for others, of which
 /// one may have ended.

@@ -3,14 +3,11 @@
 #include <stdexcept>
 
 #include "storage/load/shared_events.h"
+#include "storage/memory_units.h"
 #include "storage/rounded_up.h"
 
 namespace shardwright {
-namespace {
-
-constexpr std::size_t page = 4096;
-
-}  // namespace
+namespace {}  // namespace
 
 /// All of these begin as zeros. Each stands in cache lines of its own, as many threads write them.
 // NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding)

@@ -4,11 +4,13 @@
 #include <chrono>
 #include <cstdint>
 
+#include "storage/memory_units.h"
+
 namespace shardwright {
 
 /// Lies in memory that processes share, as zeros at first: a number that changes with whatever happens there,
 /// and how many wait for that. Each stands in a cache line that nothing else is written in.
-struct alignas(64) SharedEvents {
+struct alignas(cache_line) SharedEvents {
   std::atomic<std::uint32_t> number;
   std::atomic<std::uint32_t> waiting;  ///< threads that want to be woken
 

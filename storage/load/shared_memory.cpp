@@ -18,12 +18,11 @@
 #include "storage/device/staging.h"
 #include "storage/files/printable.h"
 #include "storage/files/uninterrupted.h"
+#include "storage/memory_units.h"
 #include "storage/rounded_up.h"
 
 namespace shardwright {
 namespace {
-
-constexpr std::size_t page = 4096;
 
 /// Where one could make the memory shorter, touching it would end the other processes.
 constexpr int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;

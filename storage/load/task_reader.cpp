@@ -13,32 +13,30 @@
 #include "storage/files/printable.h"
 #include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
+#include "storage/memory_units.h"
 #include "storage/rounded_up.h"
 
 namespace shardwright {
 namespace {
 
-constexpr std::uint64_t page = direct_alignment;
-constexpr std::uint64_t cache_line = 64;
-
 /// Weights and scales may each begin and end inside a page, and so may pinned memory.
-constexpr std::size_t room_for_pages = 5 * page;
+constexpr std::size_t room_for_pages = 5 * direct_alignment;
 
 /// Reads the pages that hold [begin, begin + length) past the page cache. `to` stands for `begin`. Returns
 /// the bytes read; 0 if the kernel refuses or the file has ended: the caller reads again, through the page
 /// cache, and learns why.
 std::uint64_t read_pages(int descriptor, std::uint64_t begin, std::uint64_t length, std::byte* to) {
-  const std::uint64_t before = begin % page;
+  const std::uint64_t before = begin % direct_alignment;
   const std::uint64_t wanted = before + length;
   std::uint64_t got = 0;
   while (got < wanted) {
     const ssize_t more = uninterrupted([&] {
-      return ::pread(descriptor, to - before + got, rounded_up(wanted, page) - got,
+      return ::pread(descriptor, to - before + got, rounded_up(wanted, direct_alignment) - got,
                      static_cast<off_t>(begin - before + got));
     });
     if (more <= 0) return 0;
     got += static_cast<std::uint64_t>(more);
-    if (got < wanted && got % page != 0) return 0;
+    if (got < wanted && got % direct_alignment != 0) return 0;
   }
   return got;
 }
@@ -79,7 +77,9 @@ std::size_t StagedTask::span() const {
 
 std::size_t StagedTask::scales_apart() const {
   const std::byte* const end = elements + task.weights.staged_bytes;
-  if (scales == nullptr || (scales >= end && scales - end < static_cast<std::ptrdiff_t>(2 * page))) return 0;
+  if (scales == nullptr ||
+      (scales >= end && scales - end < static_cast<std::ptrdiff_t>(2 * direct_alignment)))
+    return 0;
   return task.scales.staged_bytes;
 }
 
@@ -117,7 +117,7 @@ std::size_t TaskReader::request_bytes_of(std::size_t buffer_bytes) {
 
 std::size_t TaskReader::memory_bytes_of(std::size_t task_bytes) {
   const bool for_pages = task_bytes + room_for_pages >= smallest_buffer_for_pages;
-  return rounded_up(task_bytes + (for_pages ? room_for_pages : 0), page);
+  return rounded_up(task_bytes + (for_pages ? room_for_pages : 0), direct_alignment);
 }
 
 std::size_t TaskReader::staging_bytes() const {
@@ -177,12 +177,12 @@ bool TaskReader::read_into_device(StagedTask& staged) {
   if (memory == nullptr) return false;
   lay_out_in(memory, staged);
   for (const Extent& extent : extents_) {
-    const std::uint64_t before = extent.begin % page;
+    const std::uint64_t before = extent.begin % direct_alignment;
     const std::uint64_t wanted = before + extent.length;
     ++requests_;
     const std::int64_t got = gpu_direct_->read(extent.file->gpu_direct, memory,
                                                static_cast<std::size_t>(extent.to - before - memory),
-                                               rounded_up(wanted, page), extent.begin - before);
+                                               rounded_up(wanted, direct_alignment), extent.begin - before);
     if (got < 0 || static_cast<std::uint64_t>(got) < wanted) {
       files_.give_up_gpu_direct(*extent.tensor);
       return false;
@@ -302,8 +302,8 @@ void TaskReader::lay_out_in(std::byte* memory, StagedTask& staged) {
 std::byte* TaskReader::add_extents(const SourceTensor& tensor, const OpenFile& file,
                                    const BoxReading& reading, std::byte*& memory) {
   const bool whole_pages = reading.in_one_request && reads_pages(file);
-  const std::uint64_t before = whole_pages ? reading.begin % page : 0;
-  const std::uint64_t unit = whole_pages ? page : cache_line;
+  const std::uint64_t before = whole_pages ? reading.begin % direct_alignment : 0;
+  const std::uint64_t unit = whole_pages ? direct_alignment : cache_line;
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
   std::byte* const place = memory + (rounded_up(address, unit) - address) + before;
   memory = place - before + rounded_up(before + reading.staged_bytes, unit);
@@ -400,8 +400,9 @@ void TaskReader::read_through_cache(const Extent& extent) {
 }
 
 void TaskReader::begin_read(StagedTask& task, const Extent& extent) {
-  const std::uint64_t before = extent.whole_pages ? extent.begin % page : 0;
-  const std::uint64_t length = extent.whole_pages ? rounded_up(before + extent.length, page) : extent.length;
+  const std::uint64_t before = extent.whole_pages ? extent.begin % direct_alignment : 0;
+  const std::uint64_t length =
+      extent.whole_pages ? rounded_up(before + extent.length, direct_alignment) : extent.length;
   const std::uint64_t tag = unused_tags_.back();
   try {
     under_way_->read(*extent.file->file,
@@ -431,7 +432,7 @@ void TaskReader::finish(const ReadsUnderWay::Completion& completion) {
     const bool are_scales = read.extent.tensor != &catalog_.tensors[read.task->task.source];
     (are_scales ? read.task->scale_bytes_ : read.task->bytes_) = completion.bytes;
   }
-  const std::uint64_t before = read.extent.whole_pages ? read.extent.begin % page : 0;
+  const std::uint64_t before = read.extent.whole_pages ? read.extent.begin % direct_alignment : 0;
   if (completion.result >= 0 &&
       static_cast<std::uint64_t>(completion.result) >= before + read.extent.length) {
     bytes_read_ += static_cast<std::uint64_t>(completion.result);

@@ -25,8 +25,6 @@ constexpr int most_threads = 1024;
 /// Pinned memory for all threads if the caller does not say.
 constexpr std::size_t default_pinned_bytes = std::size_t{128} << 20;
 
-std::uint64_t unsigned_of(std::int64_t value) { return static_cast<std::uint64_t>(value); }
-
 /// The scales of a task in columns: those of blocks that begin in its box.
 EncodedBox scales_in_columns(const ExportTask& task, const Transfer& transfer, const SourceTensor& scales) {
   EncodedBox encoded{static_cast<std::uint32_t>(transfer.scales), scales.shape,

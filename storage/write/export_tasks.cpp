@@ -11,8 +11,6 @@
 namespace shardwright {
 namespace {
 
-std::uint64_t unsigned_of(std::int64_t value) { return static_cast<std::uint64_t>(value); }
-
 std::uint64_t staged_bytes(const Transfer& transfer, const Box& box, DType stored, const TaskBounds& bounds) {
   const std::uint64_t elements = unsigned_of(bytes_of_box(stored, box));
   if (!transfer.encoding.scaled) return elements;

@@ -12,6 +12,9 @@
 
 namespace shardwright {
 
+/// A size, none of which is negative, as bytes of memory are counted.
+inline std::uint64_t unsigned_of(std::int64_t size) { return static_cast<std::uint64_t>(size); }
+
 /// The values of a lattice of the local tensor, with a stride for each factor.
 StridedMemory values_of(const Lattice& in_local, const TensorSpec& spec);
 

@@ -20,7 +20,7 @@ namespace shardwright {
 namespace {
 
 /// Files that are open at a time, written and on their way to the device.
-constexpr std::size_t most_open_files = 32;
+constexpr std::size_t most_unfinished_files = 32;
 
 std::string random_tag() {
   char digits[17];
@@ -147,7 +147,7 @@ GatherFigures RankFiles::write(std::span<const std::size_t> items, std::span<con
     file.left -= places.size();
     if (file.left > 0) continue;
     written_.push_back(number);
-    if (written_.size() - closed_ > most_open_files) files_[written_[closed_++]].file->finish();
+    if (written_.size() - closed_ > most_unfinished_files) files_[written_[closed_++]].file->finish();
   }
   return figures;
 }
