@@ -24,14 +24,14 @@ demo: module ## generate a small checkpoint, load it on two ranks, check it and 
 # Tests of one file share what they set up. In the order of conftest.py: what takes long begins first.
 SEVERAL_FILES := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test: build ## run every C++ and Python test
+test: build $(TOOLS) ## run every C++ and Python test
 	@.ci/system_packages $(SHELLS) || echo 'Going on without: tests of completion are skipped.'
 	$(call say,C++ tests)
 	@ctest --test-dir build --parallel $(JOBS) --timeout 300 --output-on-failure
 	$(call say,Python tests)
 	@$(IN_VENV) -m pytest $(SEVERAL_FILES)
 
-check: build ## for every few minutes: formats, lint of what has changed, and the tests that need no ranks
+check: build $(TOOLS) ## for every few minutes: formats, lint of what has changed, and the tests that need no ranks
 	$(call say,formats and types)
 	@$(IN_VENV) -m ruff check --quiet
 	@$(IN_VENV) -m ruff format --check --quiet
@@ -83,6 +83,13 @@ $(STAMP): .ci/requirements.txt | system
 	@chmod +x $(VENV)/bin/shardwright
 	@$(PRINT_STATE) >$@
 
+# What tests, lints and measures, which `make demo` need not wait for.
+TOOLS := $(VENV)/tools
+$(TOOLS): .ci/requirements-tools.txt $(STAMP)
+	$(call say,.venv: what tests and lints)
+	@$(IN_VENV) -m pip install --quiet --quiet --requirement $<
+	@touch $@
+
 # --- build/ ------------------------------------------------------------------------------------------------------------
 # The Python module is built beside the package, which .venv finds where it lies: edits of Python need no build.
 
@@ -116,7 +123,7 @@ TIDY_FILES := $(shell find kernels planner storage bench -name '*.cpp' -exec gre
 
 .PHONY: lint-python lint-cpp
 lint: lint-python lint-cpp ## check format, types and common mistakes
-lint-python: $(STAMP)
+lint-python: $(TOOLS)
 	$(call say,ruff and mypy)
 	@$(IN_VENV) -m ruff check
 	@$(IN_VENV) -m ruff format --check
@@ -143,15 +150,15 @@ build/tidy/%.ok: % .clang-tidy .ci/tidy.py $(filter %.h,$(CXX_FILES))
 	@mkdir -p $(@D)
 	@.ci/tidy.py $< $@
 
-stub: module ## write the stub of the compiled module anew
+stub: module $(TOOLS) ## write the stub of the compiled module anew
 	@$(IN_VENV) .ci/core_stub.py
 
-format: lint-system $(STAMP) ## format all C++ and Python
+format: lint-system $(TOOLS) ## format all C++ and Python
 	@clang-format-14 -i $(CXX_FILES)
 	@$(IN_VENV) -m ruff format
 	@$(IN_VENV) -m ruff check --fix
 
-bench: build peers ## measure kernels, loading beside the peers (a table, JSON and a picture in build/bench), saves, exports
+bench: build $(TOOLS) peers ## measure kernels, loading beside the peers (a table, JSON and a picture in build/bench), saves, exports
 	$(call say,kernels)
 	@build/bench/encodings
 	@build/bench/kernels
@@ -257,7 +264,7 @@ python_under = (cd build/$(1)/python/shardwright && ln -sfn ../../../../python_s
   $(call in_sanitizers,$(3)) LD_PRELOAD="$(call run_time,$(2))" PYTHONMALLOC=malloc PYTHONPATH=build/$(1)/python \
   $(IN_VENV) -m pytest -q -p no:cacheprovider $(addprefix tests/python/test_,$(addsuffix .py,$(4)))
 
-sanitize: system $(STAMP) ## run the C++ tests and the Python module under address, undefined and thread sanitizers
+sanitize: system $(TOOLS) ## run the C++ tests and the Python module under address, undefined and thread sanitizers
 	$(call say,build/sanitize: address and undefined)
 	@$(call sanitized,sanitize,address) && nice ninja -C build/sanitize -j$(JOBS)
 	@$(call in_sanitizers,detect_leaks=1) ctest --test-dir build/sanitize --parallel $(JOBS) --timeout 1200 --output-on-failure
