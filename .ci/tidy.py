@@ -41,7 +41,9 @@ def compiles(file: str, source: str) -> bool:
 
 def main(source: str, stamp: str) -> None:
     commands = json.loads(Path("build/compile_commands.json").read_text())
-    found = [shlex.split(one["command"]) for one in commands if compiles(one["file"], os.path.abspath(source))]
+    found = [
+        shlex.split(one["command"]) for one in commands if compiles(one["file"], os.path.abspath(source))
+    ]
     if len(found) != 1:
         sys.exit(f"{source}: expected one command in build/compile_commands.json, found {len(found)}")
     (command,) = found
