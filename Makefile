@@ -72,11 +72,15 @@ ifneq ($(shell $(PRINT_STATE) 2>/dev/null),$(shell cat $(STAMP) 2>/dev/null))
 $(shell rm -f $(STAMP))
 endif
 
+# pip would compile all of torch, half of its time; the demo uses a tenth. What tests use is compiled with their tools.
+TO_BYTECODE := env -u PYTHONDONTWRITEBYTECODE $(IN_VENV)
+
 $(STAMP): .ci/requirements.txt | system
 	$(call say,.venv: Python environment with $(shell grep '^torch' $<))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=...")'
 	@$(IN_VENV) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(IN_VENV) -m pip install --quiet --quiet --requirement $<
+	@$(IN_VENV) -m pip install --no-compile --quiet --quiet --requirement $<
+	@$(TO_BYTECODE) -c 'import torch.distributed.checkpoint, torch.distributed.tensor'
 	@$(IN_VENV) -c 'import sysconfig; print("$(CURDIR)/python_shim", \
 	  file=open(sysconfig.get_path("purelib") + "/shardwright.pth", "w"))'
 	@printf '#!/bin/sh\nexec "$(CURDIR)/$(IN_VENV)" -m shardwright "$$@"\n' >$(VENV)/bin/shardwright
@@ -87,7 +91,8 @@ $(STAMP): .ci/requirements.txt | system
 TOOLS := $(VENV)/tools
 $(TOOLS): .ci/requirements-tools.txt $(STAMP)
 	$(call say,.venv: what tests and lints)
-	@$(IN_VENV) -m pip install --quiet --quiet --requirement $<
+	@$(IN_VENV) -m pip install --no-compile --quiet --quiet --requirement $<
+	@$(TO_BYTECODE) -m compileall -qq -j $(JOBS) $(VENV)/lib || true # templates among what is installed are no Python
 	@touch $@
 
 # --- build/ ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,12 @@
 """Dependencies of C++ point one way, in the order of CONTRIBUTING.md's list of folders and rooms, and the glossary's
 words are those of the code."""
 
+import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 TREE = Path(__file__).parents[2]
 FOLDERS = ("kernels", "planner", "storage", "python_shim")
@@ -43,6 +47,32 @@ def test_a_file_includes_what_stands_in_its_room_or_above_it_in_the_list():
             if order[room_of(header)] > order[room_of(str(file))]:
                 below.append(f"{file} includes {header}")
     assert not below, "\n".join(below)
+
+
+def imports_of(module: str, modules: dict[str, Path]) -> set[str]:
+    """The package's modules that one imports, wherever in its code; each named from the package on."""
+    found = set()
+    for node in ast.walk(ast.parse(modules[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: expected whole names of modules, found a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name in modules} - {module}
+
+
+def test_no_module_imports_one_that_imports_it():
+    package = TREE / "python_shim" / "shardwright"
+    modules = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts): path
+        for path in package.rglob("*.py")
+    }
+    modules = {name: path for name, path in modules.items() if path.name != "__init__.py"}
+    assert len(modules) > 140
+    try:
+        TopologicalSorter({name: imports_of(name, modules) for name in modules}).prepare()
+    except CycleError as error:
+        pytest.fail(f"each imports the one before it: {', '.join(error.args[1])}")
 
 
 def test_what_the_glossary_names_is_in_the_code():

@@ -1,4 +1,4 @@
-"""Shardwright's state-dict adapters as nemo-automodel's: known to its class, and loaded in bounded parts."""
+"""A quantized checkpoint through a state-dict adapter in bounded parts, as nemo-automodel takes them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ from typing import Any
 
 import torch
 from nemo_automodel.components.checkpoint.state_dict_adapter import CheckpointLoadPart
-from nemo_automodel.components.checkpoint.state_dict_adapter import StateDictAdapter as TheirAdapter
 
-from shardwright.models.state_dict_adapter import StateDictAdapter
 from shardwright.sharding import local_part
 
 #: What begins the names of a layer.
 _LAYER = re.compile(r".*?\.\d+\.")
-
-
-def register() -> None:
-    """Makes ``isinstance(adapter, StateDictAdapter)`` true of ours where nemo-automodel asks its own class."""
-    TheirAdapter.register(StateDictAdapter)
 
 
 def load_parts(

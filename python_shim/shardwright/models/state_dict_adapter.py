@@ -27,7 +27,7 @@ class StateDictAdapter:
         knows, checkpoint = self._quantized_in()
         if not knows:
             return None
-        from shardwright.integrations.nemo_automodel.load_parts import load_parts
+        from shardwright.models.load_parts import load_parts  # which needs nemo-automodel
 
         return load_parts(self, model_state_dict, checkpoint)
 

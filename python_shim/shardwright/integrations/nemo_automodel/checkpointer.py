@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from nemo_automodel.components.checkpoint import checkpointing
 from nemo_automodel.components.checkpoint.checkpointing import Checkpointer as TheirCheckpointer
+from nemo_automodel.components.checkpoint.state_dict_adapter import StateDictAdapter as TheirAdapter
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.futures import Future
 
@@ -22,16 +23,16 @@ from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.integrations.all_taken import expect_all_taken
-from shardwright.integrations.nemo_automodel import load_parts
 from shardwright.integrations.nemo_automodel.consolidated import save_with_consolidated
 from shardwright.integrations.nemo_automodel.released import load_released
 from shardwright.integrations.nemo_automodel.trained_lora import load_trained_lora
 from shardwright.loading import load
+from shardwright.models.state_dict_adapter import StateDictAdapter
 from shardwright.ranks.together import together
 from shardwright.saving import PendingSave, begin_save, save
 
 logger = logging.getLogger(__name__)
-load_parts.register()
+TheirAdapter.register(StateDictAdapter)  # so that isinstance() is true where it asks its own class
 
 
 class Checkpointer(TheirCheckpointer):
