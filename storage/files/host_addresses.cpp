@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "storage/files/nap.h"
 #include "storage/files/random_number.h"
 
 namespace shardwright {
@@ -21,9 +22,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds good_for{60};
-
-/// How soon a wait notices that it is not needed any more.
-constexpr std::chrono::milliseconds nap{50};
 
 struct Lookup {
   std::mutex mutex;

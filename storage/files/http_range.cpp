@@ -16,14 +16,12 @@
 
 #include "storage/files/host_addresses.h"
 #include "storage/files/http_head.h"
+#include "storage/files/nap.h"
 
 namespace shardwright {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-/// How soon a wait notices that it is not needed any more.
-constexpr std::chrono::milliseconds nap{50};
 
 /// In which a host must be found, and one of its addresses take a connection.
 constexpr std::chrono::milliseconds longest_connecting{5000};

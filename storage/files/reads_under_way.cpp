@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "planner/error.h"
+#include "storage/files/nap.h"
 #include "storage/files/plain_http.h"
 #include "storage/files/uring.h"
 
@@ -92,7 +93,7 @@ class ReadsOfObjects final : public ReadsUnderWay {
 
   Completion wait() override {
     for (;;) {
-      if (std::optional<Completion> completion = wait_for(std::chrono::milliseconds(50))) return *completion;
+      if (std::optional<Completion> completion = wait_for(nap)) return *completion;
       if (given_up_ != nullptr && *given_up_) throw Error(ErrorKind::io, "the reads were given up");
     }
   }
