@@ -123,8 +123,12 @@ class TorchStorageReader(FileSystemReader):
             raise failure from error
         report = self._report(plan, planner, rounded, time.perf_counter() - start)
         if ahead is not None:
-            of_ahead = {"read_requests": ahead.requests, "peak_staging_bytes": ahead.peak_bytes}
-            report = replace(report, files_remote=report.files, **of_ahead)
+            report = replace(
+                report,
+                files_remote=report.files,
+                read_requests=ahead.requests,
+                peak_staging_bytes=ahead.peak_bytes,
+            )
         self.report = report
         return done
 
