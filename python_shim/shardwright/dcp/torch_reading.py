@@ -106,9 +106,9 @@ class TorchStorageReader(FileSystemReader):
             ready |= self._read_objects(plan, ready)
         self._place = None
         held = _HeldPlanner(planner)
-        by_torch = [item for item in plan.items if item.storage_index.fqn not in ready]
+        by_torch = self._as_they_lie(item for item in plan.items if item.storage_index.fqn not in ready)
         try:
-            with self._reading_ahead(_by_file(by_torch, self.storage_data)) as ahead:
+            with self._reading_ahead(by_torch) as ahead:
                 done = super().read_data(replace(plan, items=by_torch), held)
             for item in plan.items:
                 if item.storage_index.fqn in ready:
@@ -146,8 +146,15 @@ class TorchStorageReader(FileSystemReader):
             finally:
                 self._ahead = None
 
+    def _as_they_lie(self, items: Iterable[ReadItem]) -> list[ReadItem]:
+        def place_of(item: ReadItem) -> tuple[str, int]:
+            place = self.storage_data[item.storage_index]
+            return place.relative_path, place.offset
+
+        return sorted(items, key=place_of)
+
     def _part(self, place: Any) -> Part:
-        return Part(beside(self.path, place.relative_path), place.offset, place.length)
+        return Part(beside(self.path, place.relative_path), place.offset, place.offset + place.length)
 
     def _slice_file(self, file: Any, sinfo: Any) -> Any:
         self._place = sinfo
@@ -239,11 +246,12 @@ class TorchStorageReader(FileSystemReader):
 
     def _read_objects(self, plan: LoadPlan, but: Container[str] = ()) -> dict[str, io.BytesIO]:
         """What the planner may unpickle: it does so without restraint."""
-        items = {
+        wanted = {
             item.storage_index.fqn: item
             for item in plan.items
             if item.type == LoadItemType.BYTE_IO and item.storage_index.fqn not in but
         }
+        items = {item.storage_index.fqn: item for item in self._as_they_lie(wanted.values())}
 
         def read(name: str) -> tuple[str, io.BytesIO]:
             place = self.storage_data[items[name].storage_index]
@@ -283,14 +291,6 @@ class TorchStorageReader(FileSystemReader):
             rounded=rounded,
         )
         return with_what_was_left_out(report, self._metadata, plan, planner)
-
-
-def _by_file(items: list[ReadItem], storage_data: Any) -> list[ReadItem]:
-    """In the order in which torch's reader reads them."""
-    per_file: dict[str, list[ReadItem]] = {}
-    for item in items:
-        per_file.setdefault(storage_data[item.storage_index].relative_path, []).append(item)
-    return [item for of_file in per_file.values() for item in of_file]
 
 
 class _HeldPlanner:
