@@ -116,10 +116,27 @@ std::size_t below(std::size_t bound, Random& random) {
 }
 
 std::string damaged(std::string head, Random& random) {
-  const std::string pieces[] = {"\r\n", "\r", "\n", ":", " ", "\t", "\"", "/", "-", "*", std::string(1, '\0'),
-                                "\xff", "18446744073709551615", "99999999999999999999", "0", "bytes ",
-                                "Content-Length: 7\r\n", "etag: \"b\"\r\n", "Connection: close\r\n",
-                                "Transfer-Encoding: chunked\r\n", "content-range: bytes 0-7/9\r\n"};
+  const std::string pieces[] = {"\r\n",
+                                "\r",
+                                "\n",
+                                ":",
+                                " ",
+                                "\t",
+                                "\"",
+                                "/",
+                                "-",
+                                "*",
+                                std::string(1, '\0'),
+                                "\xff",
+                                "18446744073709551615",
+                                "99999999999999999999",
+                                "0",
+                                "bytes ",
+                                "Content-Length: 7\r\n",
+                                "etag: \"b\"\r\n",
+                                "Connection: close\r\n",
+                                "Transfer-Encoding: chunked\r\n",
+                                "content-range: bytes 0-7/9\r\n"};
   for (std::int64_t count = random.between(1, 3); count > 0; --count) {
     const std::size_t at = below(head.size(), random);
     switch (random.between(0, 5)) {
