@@ -44,7 +44,7 @@ from turns import seconds_in_turns
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "python"
 OF_TESTS = ROOT / ".venv" / "bin" / "python"  # which has moto
-MOST_DISTCP_BYTES = 512 << 20
+MOST_DISTCP_BYTES = 256 << 20
 
 Works = dict[str, Callable[[], remote_ways.Work]]  # what makes each
 
