@@ -233,14 +233,14 @@ compare: build peers ## check that results equal those of the peers: trainers, p
 FUZZ_SECONDS ?= 600
 FUZZ_PACKAGES := clang-14 libclang-rt-14-dev
 
-fuzz: system ## fuzz the decoders of what comes from disk and from other ranks, FUZZ_SECONDS (600) each
+fuzz: system ## fuzz the decoders of what comes from disk, from other ranks and from servers, FUZZ_SECONDS (600) each
 	@.ci/system_packages $(FUZZ_PACKAGES)
 	$(call say,build/fuzz)
 	@cmake -G Ninja -S . -B build/fuzz -D SHARDWRIGHT_FUZZ=ON -D CMAKE_CXX_COMPILER=clang++-14 \
 	  -D SHARDWRIGHT_BUILD_PYTHON=OFF -D SHARDWRIGHT_BUILD_BENCHMARKS=OFF $(CCACHE)
-	@ninja -C build/fuzz shardwright_wire_fuzz shardwright_files_fuzz
+	@ninja -C build/fuzz shardwright_wire_fuzz shardwright_files_fuzz shardwright_http_fuzz
 	$(call say,fuzzing)
-	@cd build/fuzz && for target in wire files; do \
+	@cd build/fuzz && for target in wire files http; do \
 	  tests/shardwright_$${target}_fuzz --seeds=corpus_$$target; \
 	  tests/shardwright_$${target}_fuzz -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$$target- corpus_$$target; \
 	done

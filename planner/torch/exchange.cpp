@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -22,6 +24,11 @@ namespace {
 constexpr char is_bytes = 'b';
 constexpr char is_size = 's';
 constexpr char is_error = 'e';
+
+/// For so long, at most, rank 0 waits for others to take what it tells them of an error.
+constexpr std::chrono::milliseconds longest_hearing{5000};
+
+constexpr std::chrono::milliseconds between_looks{10};
 
 std::string message_of(const Error& error) {
   return std::string{is_error, static_cast<char>('0' + static_cast<int>(error.kind))} +
@@ -89,7 +96,10 @@ class Exchange {
         failure = message_of(error);  // what the ranks after it are told
       }
     }
-    if (!failure.empty()) throw error_from(failure);
+    if (!failure.empty()) {
+      wait_until_heard();
+      throw error_from(failure);
+    }
     return std::move(replies.front());
   }
 
@@ -166,6 +176,25 @@ class Exchange {
                       " have not come within " + seconds(1) + "; look for why they stopped",
                   ETIMEDOUT);
     }
+  }
+
+  /// Waits until the others have taken what they were told: whoever catches an error may end its process, and
+  /// with it the store, if that is the one that keeps it. Some may never have come.
+  void wait_until_heard() const {
+    const auto until = std::chrono::steady_clock::now() + std::min(longest_hearing, peers_.timeout);
+    try {
+      for (int r = 1; r < peers_.ranks; ++r) {
+        while (!has_heard(r) && std::chrono::steady_clock::now() < until)
+          std::this_thread::sleep_for(between_looks);
+      }
+    } catch (const std::exception&) {  // a store that is gone tells nobody anything
+    }
+  }
+
+  /// Whether a rank has taken an error, from one of the places where it may have waited for it.
+  bool has_heard(int rank) const {
+    return !peers_.store->check({key_of("to", rank)}) ||
+           (peers_.group && !peers_.store->check({key_of("go", rank)}));
   }
 
   bool goes_over_group(const std::string& message) const {

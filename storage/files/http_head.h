@@ -17,6 +17,8 @@ struct HttpHead {
   std::string etag;                     ///< as it came, with its quotes; empty: there is none
   bool is_encoded = false;              ///< in chunks, or compressed: the body is not the object's bytes
   bool keeps_open = false;              ///< the connection can be asked again
+
+  friend bool operator==(const HttpHead&, const HttpHead&) = default;
 };
 
 /// A head is no longer; stores' own take a few hundred bytes.

@@ -1,5 +1,7 @@
 import os
+import shutil
 import signal
+import uuid
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import shardwright as sw
 import torch
 from checkpoints import write_m3
 from hypothesis import HealthCheck, Phase, settings
+from object_server import ObjectServer, serving
 
 # A shell's background jobs ignore it, and so would the tests of being interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,3 +56,20 @@ def small(tmp_path_factory) -> Path:
 def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
     """The native tensors of the made-up model as it is by default."""
     return reference.native(write_m3(tmp_path_factory.mktemp("made_up")))
+
+
+@pytest.fixture
+def bucket() -> str:
+    """A name that no other test has: open stores are kept while the process runs."""
+    return f"bucket-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, bucket: str, tiny: Path, monkeypatch) -> ObjectServer:
+    """Serves the tiny checkpoint as BUCKET/tiny."""
+    shutil.copytree(tiny, tmp_path / "served" / bucket / "tiny")
+    with serving(tmp_path / "served") as found:
+        for name, value in found.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "1")
+        yield found

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import urllib.request
-import uuid
 from pathlib import Path
 
 import object_server
@@ -21,36 +20,17 @@ from hub_server import hub
 from object_server import (
     Fault,
     Handler,
-    ObjectServer,
     answering_short,
     answering_whole,
     breaking_off,
     refusing,
     sending_elsewhere,
-    serving,
 )
 from safetensors.torch import save_file
 from shardwright.remote import reading
 from shardwright.remote.address import address_of, is_address, root_and_key, without_secrets
 from shardwright.remote.object_store import ObjectStore
 from shardwright.remote.store import open_store
-
-
-@pytest.fixture
-def bucket() -> str:
-    """A name that no other test has: open stores are kept while the process runs."""
-    return f"bucket-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def server(tmp_path: Path, bucket: str, tiny: Path, monkeypatch) -> ObjectServer:
-    """Serves the tiny checkpoint as BUCKET/tiny."""
-    shutil.copytree(tiny, tmp_path / "served" / bucket / "tiny")
-    with serving(tmp_path / "served") as found:
-        for name, value in found.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("SHARDWRIGHT_REMOTE_PATIENCE", "1")
-        yield found
 
 
 @pytest.fixture
@@ -127,8 +107,12 @@ def test_what_a_proxy_of_the_environment_is_for_is_left_to_obstore(server, bucke
         with monkeypatch.context() as changed:
             changed.setenv(name, "http://proxy.invalid:1")
             assert reading._plain_url(address) == ("", 0, 0)
-            changed.setenv("no_proxy", "127.0.0.1")
-            assert reading._plain_url(address)[0].startswith(f"{server.http}/")
+            for exempt in ("127.0.0.1", "example.com, 127.0.0.0/8", "::1/128,127.0.0.9/24"):
+                changed.setenv("no_proxy", exempt)
+                assert reading._plain_url(address)[0].startswith(f"{server.http}/"), exempt
+            for other in ("10.0.0.0/8", "127.0.0.0/33", "example.com,::/0"):
+                changed.setenv("no_proxy", other)
+                assert reading._plain_url(address) == ("", 0, 0), other
 
 
 @pytest.mark.parametrize(
@@ -226,15 +210,6 @@ def test_training_is_resumed_found_and_verified(format, server, bucket, tmp_path
     assert report.problems == [] and report.bytes_hashed > 0 and report.tensors == 6
 
 
-def test_torchs_own_checkpoint_is_read(server, bucket):
-    state = trained()
-    dcp.save(state, checkpoint_id=server.folder / bucket / "torchs", no_dist=True)
-    found = {n: torch.zeros_like(v) if isinstance(v, torch.Tensor) else None for n, v in state.items()}
-    sw.load(found, f"s3://{bucket}/torchs")
-    assert all(torch.equal(found[n], v) for n, v in state.items() if isinstance(v, torch.Tensor))
-    assert sw.verify(f"s3://{bucket}/torchs").problems == []
-
-
 @pytest.mark.parametrize("format", ["torch", "safetensors"])
 def test_a_sharded_checkpoint_is_converted_from_and_to_addresses(format, server, bucket, tmp_path):
     other = {"torch": "safetensors", "safetensors": "torch"}[format]
@@ -309,17 +284,6 @@ def many_small(server, bucket) -> dict[str, torch.Tensor]:
     (server.folder / bucket / "many").mkdir()
     save_file(held, server.folder / bucket / "many" / "model.safetensors")
     return held
-
-
-def test_a_chunk_of_torchs_archives_is_asked_for_once(server, bucket):
-    state = {name: torch.randn(700, 700) for name in "abc"}
-    dcp.save(state, checkpoint_id=server.folder / bucket / "torchs", no_dist=True)
-    found = {name: torch.zeros(700, 700) for name in state}
-    sw.load(found, f"s3://{bucket}/torchs")
-    assert differing(found, state) == []
-    assert len(server.asked(r"\.distcp$")) == len(state)
-    stored = sum(file.stat().st_size for file in (server.folder / bucket / "torchs").glob("*.distcp"))
-    assert server.bytes_asked(r"\.distcp$") <= stored
 
 
 def test_small_tensors_that_lie_close_come_in_few_requests(server, bucket, many_small):

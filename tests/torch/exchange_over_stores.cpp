@@ -215,6 +215,13 @@ std::string one_rank_has_a_problem(const Peers& peers) {
       ErrorKind::mismatch, {"rank 1: model.norm.weight is missing"});
 }
 
+/// Rank 0 ends as soon as it has its error, and a TCPStore with it.
+std::string rank_0_ends_with_its_error(const Peers& peers) {
+  const std::string fault = one_rank_has_a_problem(peers);
+  if (peers.rank == 0) std::_Exit(fault.empty() ? 0 : 1);
+  return fault;
+}
+
 /// A text that several ranks say stands there once: of many lines only the first are told.
 std::string all_ranks_but_one_have_a_problem(const Peers& peers) {
   const std::string last = std::to_string(peers.ranks - 1);
@@ -312,6 +319,7 @@ int main() {
       check("ranks plan together what one process plans, and again with hashes alone", trial, plans_twice);
       check("ranks without a problem go on", trial, nobody_has_a_problem);
       check("all ranks hear of one rank's problem", trial, one_rank_has_a_problem);
+      check("all ranks hear of a problem though rank 0 ends then", trial, rank_0_ends_with_its_error);
       check("all ranks hear once of a problem that several have", trial, all_ranks_but_one_have_a_problem);
       check("all ranks of a job hear of one that fails", trial, one_rank_of_a_job_fails);
       check("all ranks hear which ranks differ in which tensor", trial, last_rank_differs);
@@ -321,6 +329,8 @@ int main() {
       const Trial with_group{folder, over_tcp, ranks, true};
       check("ranks plan over a process group what one process plans", with_group, plans_twice);
       check("all ranks of a group hear of one rank's problem", with_group, last_rank_differs);
+      check("all ranks of a group hear of a problem though rank 0 ends then", with_group,
+            rank_0_ends_with_its_error);
       check("a rank of a group that does not come is named by all others", with_group, last_rank_is_missing,
             ranks - 1);
     }

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from shardwright.ranks.gone_ranks import naming_gone_ranks
 from shardwright.ranks.rank_outcome import told
+from shardwright.ranks.together import wait_until_all_know
 
 
 def run_save(
@@ -32,6 +33,7 @@ def run_save(
         with quietly_alone(), naming_gone_ranks(process_group, doing):
             dcp.save(state_dict, storage_writer=writer, planner=planner, process_group=process_group)
     except CheckpointException as failure:
+        wait_until_all_know(process_group)
         raise told(failure, process_group) from failure
     finally:
         writer.abandon()  # by now no rank writes any more

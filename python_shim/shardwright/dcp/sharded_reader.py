@@ -41,7 +41,8 @@ class ShardedStorageReader(HuggingFaceStorageReader):
     :class:`LoadPlanner`, as torch's would read them wrongly.
 
     What torch's FileSystemWriter wrote (``.distcp``) it reads by torch's own reader, held to what is safe: of the
-    options ``weights_only`` holds, and ``verify=True``, which compares what is read with the sums of its zip archives.
+    options ``weights_only`` holds, ``verify=True``, which compares what is read with the sums of its zip archives, and
+    ``staging_bytes`` at an address.
 
     Args:
         path: the checkpoint directory.
@@ -80,7 +81,11 @@ class ShardedStorageReader(HuggingFaceStorageReader):
             return ShardedMetadata(self._read_manifest, self.load_id, self.path)
         if name := metadata_name(self.path, rank):
             self._torchs = TorchStorageReader(
-                self.path, self.weights_only, self._extension_registry, self.verify
+                self.path,
+                self.weights_only,
+                self._extension_registry,
+                self.verify,
+                self.staging_bytes,
             )
             self._torchs.load_id = self.load_id
             return self._torchs.read_metadata(name)

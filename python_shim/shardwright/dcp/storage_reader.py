@@ -172,9 +172,10 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self.progress = progress
         self.cooperative = cooperative
         self.strict_dtypes = strict_dtypes
+        self.staging_bytes = bytes_or_none("staging_bytes", staging_bytes)
         self.core_options = _core.LoadOptions(
             threads,
-            bytes_or_none("staging_bytes", staging_bytes) or 0,
+            self.staging_bytes or 0,
             reads,
             direct_io,
             huge_pages,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Container
-from typing import Any
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
@@ -28,7 +30,7 @@ from shardwright.local_path import beside, location, shown
 from shardwright.objects.safe_objects import safe_pickles
 from shardwright.regular_file import GIT_LFS, IS_POINTER, open_regular
 from shardwright.remote.address import is_address
-from shardwright.remote.opened import ObjectFileSystem
+from shardwright.remote.parts import Part, PartsAhead, PartsFileSystem
 from shardwright.report import LoadReport, with_what_was_left_out
 from shardwright.rounding import roundings_of
 from shardwright.system_calls import has_entry
@@ -44,6 +46,7 @@ class TorchStorageReader(FileSystemReader):
         path: the checkpoint directory.
         weights_only: False lets the pickled objects run whatever code they name; see ShardedStorageReader.
         extension_registry: see torch's FileSystemReader.
+        staging_bytes: of parts of objects at an address that are read ahead; None: 128 MiB. One part may take more.
         verify: True compares all that this rank reads with the sums of the zip archives, before anything is written to
             a tensor; that is slower than reading it. Otherwise nothing is compared.
 
@@ -56,12 +59,15 @@ class TorchStorageReader(FileSystemReader):
         weights_only: bool = True,
         extension_registry: Any = None,
         verify: bool | None = None,
+        staging_bytes: int | None = None,
     ) -> None:
         super().__init__(location(path), extension_registry)
         self.verify = verify
+        self._staging_bytes = staging_bytes
+        self._ahead: PartsAhead | None = None  #: at an address, what is being read
         if is_address(path):
             self.path: Any = location(path)
-            self.fs: Any = ObjectFileSystem()
+            self.fs: Any = PartsFileSystem()
         self.weights_only = weights_only
         self.report: LoadReport | None = None
         self._ready: dict[str, io.BytesIO] = {}  #: objects that have been read for the load to come
@@ -99,29 +105,62 @@ class TorchStorageReader(FileSystemReader):
         if self.weights_only:
             ready |= self._read_objects(plan, ready)
         self._place = None
-        held = _HeldPlanner(planner, ready if self.weights_only else None)
+        held = _HeldPlanner(planner)
+        by_torch = self._as_they_lie(item for item in plan.items if item.storage_index.fqn not in ready)
         try:
-            done = super().read_data(plan, held)
+            with self._reading_ahead(by_torch) as ahead:
+                done = super().read_data(replace(plan, items=by_torch), held)
+            for item in plan.items:
+                if item.storage_index.fqn in ready:
+                    self._place = self.storage_data[item.storage_index]
+                    ready[item.storage_index.fqn].seek(0)
+                    held.load_bytes(item, ready[item.storage_index.fqn])
         except Exception as error:
             failure = self._failure_of(error, plan)
             vars(failure)["partly_written"] = list(held.written)
             if failure is error:
                 raise
             raise failure from error
-        self.report = self._report(plan, planner, rounded, time.perf_counter() - start)
+        report = self._report(plan, planner, rounded, time.perf_counter() - start)
+        if ahead is not None:
+            report = replace(
+                report,
+                files_remote=report.files,
+                read_requests=ahead.requests,
+                peak_staging_bytes=ahead.peak_bytes,
+            )
+        self.report = report
         return done
+
+    @contextmanager
+    def _reading_ahead(self, items: Iterable[ReadItem]) -> Iterator[PartsAhead | None]:
+        """Meanwhile `_slice_file` gives parts of objects at an address, of these items in their order, which are read
+        before they are asked for. An archive is gone through forth and back, which would be a request each time."""
+        if not is_address(self.path):
+            yield None
+            return
+        parts = [self._part(self.storage_data[item.storage_index]) for item in items]
+        with PartsAhead(parts, self._staging_bytes) as self._ahead:
+            try:
+                yield self._ahead
+            finally:
+                self._ahead = None
+
+    def _as_they_lie(self, items: Iterable[ReadItem]) -> list[ReadItem]:
+        def place_of(item: ReadItem) -> tuple[str, int]:
+            place = self.storage_data[item.storage_index]
+            return place.relative_path, place.offset
+
+        return sorted(items, key=place_of)
+
+    def _part(self, place: Any) -> Part:
+        return Part(beside(self.path, place.relative_path), place.offset, place.offset + place.length)
 
     def _slice_file(self, file: Any, sinfo: Any) -> Any:
         self._place = sinfo
-        if not is_address(self.path):
-            return super()._slice_file(file, sinfo)
-        # An archive is gone through forth and back, which would be a request each time.
-        part = io.BytesIO(bytes(sinfo.length))
-        file.seek(sinfo.offset)
-        with part.getbuffer() as memory:
-            count = file.readinto(memory)
-        part.truncate(count)
-        return part
+        return (
+            super()._slice_file(file, sinfo) if self._ahead is None else self._ahead.take(self._part(sinfo))
+        )
 
     def _failure_of(self, error: Exception, plan: LoadPlan) -> Exception:
         """The error itself, or for what damaged archives raise, which is anything, one that names the file."""
@@ -207,22 +246,27 @@ class TorchStorageReader(FileSystemReader):
 
     def _read_objects(self, plan: LoadPlan, but: Container[str] = ()) -> dict[str, io.BytesIO]:
         """What the planner may unpickle: it does so without restraint."""
-        items = {
+        wanted = {
             item.storage_index.fqn: item
             for item in plan.items
             if item.type == LoadItemType.BYTE_IO and item.storage_index.fqn not in but
         }
+        items = {item.storage_index.fqn: item for item in self._as_they_lie(wanted.values())}
 
         def read(name: str) -> tuple[str, io.BytesIO]:
             place = self.storage_data[items[name].storage_index]
             file = beside(self.path, place.relative_path)
-            with open_regular(file) as stream:
+            with self._opened(file) as stream:
                 part = self._slice_file(stream, place)
                 descriptors = place.transform_descriptors or ()
                 data = self.transforms.transform_load_stream(items[name], descriptors, part).read(-1)
             return file, io.BytesIO(data)
 
-        return safe_pickles(items, read)
+        with self._reading_ahead(items.values()):
+            return safe_pickles(items, read)
+
+    def _opened(self, file: str) -> BinaryIO:
+        return open_regular(file) if self._ahead is None else self.fs.create_stream(file, "rb")
 
     def _report(
         self, plan: LoadPlan, planner: LoadPlanner, rounded: dict[str, str], seconds: float
@@ -250,22 +294,15 @@ class TorchStorageReader(FileSystemReader):
 
 
 class _HeldPlanner:
-    """The planner, as a reader sees it, with a note of what has been written. Where ``objects`` are given, which have
-    been found safe, it unpickles these alone."""
+    """The planner, as a reader sees it, with a note of what has been written."""
 
-    def __init__(self, planner: LoadPlanner, objects: dict[str, io.BytesIO] | None) -> None:
-        self._planner, self._objects = planner, objects
+    def __init__(self, planner: LoadPlanner) -> None:
+        self._planner = planner
         self.written: dict[str, None] = {}
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         self.written[read_item.dest_index.fqn] = None
         self._planner.commit_tensor(read_item, tensor)
-
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        if self._objects is not None:
-            value = self._objects[read_item.storage_index.fqn]
-            value.seek(0)
-        self._planner.load_bytes(read_item, value)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._planner, name)

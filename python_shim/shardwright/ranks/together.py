@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,6 +18,9 @@ from shardwright.ranks.gone_ranks import group_to_tell, has_others, naming_gone_
 from shardwright.ranks.rank_outcome import as_sent, text_of, told
 
 T = TypeVar("T")
+
+#: Seconds for which a rank that is about to raise waits, at most, until the others have heard what it has.
+_HEARING_SECONDS = 5.0
 
 
 def together(
@@ -50,8 +54,19 @@ def together(
         of_ranks = told_by_all(group, doing, _digest_of(words), failure)
         if len(set(of_ranks)) > 1:
             dist.all_gather_object(of_ranks, words, group)
+            wait_until_all_know(group)
             _core.expect_asked_alike(of_ranks)
     return cast(T, result)
+
+
+def wait_until_all_know(group: dist.ProcessGroup | None) -> None:
+    """Waits, for a while, until the group's other ranks have heard what this one has. All of them call this before they
+    raise: whoever catches that may end its process, and with it connections from which others still read."""
+    if not has_others(group):
+        return
+    with suppress(Exception):  # what was heard counts
+        here = torch.zeros(1, dtype=torch.int32, device="cpu")
+        dist.all_reduce(here, group=group, async_op=True).wait(timedelta(seconds=_HEARING_SECONDS))
 
 
 def told_by_all(
@@ -60,9 +75,10 @@ def told_by_all(
     """What each rank of the group tells. Raises on all of them where some bring a failure, naming these ranks."""
     of_ranks: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(of_ranks, (mine, None if failure is None else as_sent(failure)), group)
-    if isinstance(failure, (KeyboardInterrupt, SystemExit)):
-        raise failure
     if failed := _failed_of(doing, [error for _, error in of_ranks]):
+        wait_until_all_know(group)
+        if isinstance(failure, (KeyboardInterrupt, SystemExit)):
+            raise failure
         raise failed from failure
     return [one for one, _ in of_ranks]
 
@@ -108,9 +124,11 @@ def round_of_ranks(
             replies, of_answers = _answered(gathered, answers, doing, ending)
             failure = failure or of_answers
         dist.scatter_object_list(reply, replies, src=first, group=group)
+    answer, failed = reply[0]
+    if failed is not None:
+        wait_until_all_know(group)
     if isinstance(failure, (KeyboardInterrupt, SystemExit)):
         raise failure
-    answer, failed = reply[0]
     if failed is not None:
         raise failed from failure
     return bytes(answer)
@@ -196,6 +214,7 @@ def raise_if_any_failed(
         None if failure is None else text_of(failure) or type(failure).__name__
     )  # an interrupt says nothing
     dist.all_gather_object(messages, mine, group)
+    wait_until_all_know(group)
     if failure is not None:
         raise failure
     lines = [

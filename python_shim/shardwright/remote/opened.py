@@ -1,12 +1,10 @@
-"""Objects as files, for code that reads files: torch's own reader, zipfile."""
+"""Objects as files, for code that reads files, such as zipfile."""
 
 from __future__ import annotations
 
 import io
-import os
 from typing import Any, BinaryIO
 
-from shardwright.local_path import beside
 from shardwright.remote.reading import arriving, connect, look_at
 
 _BUFFER_BYTES = 1 << 20
@@ -46,18 +44,3 @@ class _ObjectFile(io.RawIOBase):
 def open_object(address: str) -> BinaryIO:
     """The object, open for reading. Raises FileNotFoundError and OSError as its store does."""
     return io.BufferedReader(_ObjectFile(address), _BUFFER_BYTES)
-
-
-class ObjectFileSystem:
-    """As much of torch's FileSystemBase as reading takes."""
-
-    def init_path(self, path: str | os.PathLike[str]) -> str:
-        return os.fspath(path)
-
-    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
-        return beside(path, suffix)
-
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> BinaryIO:
-        if mode != "rb":
-            raise ValueError(f"{os.fspath(path)}: expected to be read, found mode {mode!r}")
-        return open_object(os.fspath(path))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -159,9 +160,21 @@ def _plain_url(address: str) -> tuple[str, int, int]:
 
 
 def _leads_to_proxy(url: str) -> bool:
-    proxies = getproxies()
-    host = urlsplit(url).netloc
-    return bool(proxies.keys() & {"http", "all"}) and not proxy_bypass(host)
+    proxies, parts = getproxies(), urlsplit(url)
+    if not proxies.keys() & {"http", "all"} or proxy_bypass(parts.netloc):
+        return False
+    return not _is_within(parts.hostname or "", proxies.get("no", ""))
+
+
+def _is_within(host: str, no_proxy: str) -> bool:
+    """Whether a network of no_proxy, such as 10.0.0.0/8, has the address: urllib knows names there, obstore both."""
+    with suppress(ValueError):
+        address = ip_address(host)
+        for network in no_proxy.split(","):
+            with suppress(ValueError):
+                if address in ip_network(network.strip(), strict=False):
+                    return True
+    return False
 
 
 def _note(root: str, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from shardwright import _core
 from shardwright.remote.address import root_and_key, scheme_and_rest, unmangled, without_secrets
@@ -127,10 +127,8 @@ def open_store(address: str) -> Store:
 
 def is_opened_by_some(address: str) -> bool:
     """Whether a library opens such addresses; whether it is installed, and what lies there, is not asked."""
-    from shardwright.remote.object_store import SCHEMES
-
     scheme, _ = scheme_and_rest(unmangled(address))
-    if scheme == "hf" or scheme in SCHEMES:
+    if _library_of(scheme) != "fsspec":
         return True
     try:
         import fsspec
@@ -159,15 +157,24 @@ def store_and_name(address: str) -> tuple[Store, str]:
     return open_store(root), key
 
 
-def _opened(address: str) -> Store:
-    scheme, _ = scheme_and_rest(address)
+def _library_of(scheme: str) -> Literal["huggingface_hub", "obstore", "fsspec"]:
+    """Which opens such addresses; the last is asked for all that the others do not."""
+    from shardwright.remote.object_store import SCHEMES
+
     if scheme == "hf":
+        return "huggingface_hub"
+    return "obstore" if scheme in SCHEMES else "fsspec"
+
+
+def _opened(address: str) -> Store:
+    library = _library_of(scheme_and_rest(address)[0])
+    if library == "huggingface_hub":
         from shardwright.remote.hub import HubStore
 
         return HubStore(address)
-    from shardwright.remote.object_store import SCHEMES, ObjectStore
+    if library == "obstore":
+        from shardwright.remote.object_store import ObjectStore
 
-    if scheme in SCHEMES:
         return ObjectStore(address)
     from shardwright.remote.filesystem import FilesystemStore
 

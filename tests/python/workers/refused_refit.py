@@ -42,8 +42,6 @@ def main() -> None:
         told = [type(error).__name__, str(error)]
     values = [one.tensor.view(-1)[[0, -1]].tolist() for one in engine]
     (folder / f"{rank}.json").write_text(json.dumps([*told, time.monotonic() - begin, values]))
-    while not (folder / f"{1 - rank}.json").exists() and time.monotonic() - begin < 100:
-        time.sleep(0.1)  # who ends at once takes connections with it from which the other still reads
     os._exit(0)
 
 

@@ -1,0 +1,146 @@
+"""Parts of objects in memory, for code that reads files one after the other: torch's own reader."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+from shardwright.local_path import beside
+from shardwright.remote.reading import arriving, connect, look_at
+
+_RANGE_BYTES = 8 << 20  # of a request
+_RANGES_AT_ONCE = 16
+_MOST_BYTES = _RANGES_AT_ONCE * _RANGE_BYTES
+_FEWEST_RUNS = 4  # that little memory has room for
+
+
+class Part(NamedTuple):
+    """Bytes [begin, end) of an object."""
+
+    address: str
+    begin: int
+    end: int
+
+
+@dataclass
+class _Run:
+    """Parts of one object that lie side by side, and the memory that they are read into."""
+
+    parts: deque[Part]
+    whole: Part
+    memory: io.BytesIO
+    ranges: list[Future[None]]
+
+
+class PartsAhead:
+    """Reads parts before they are taken, in the order in which they are going to be: several requests at a time, of one
+    part or of many, and one for neighbours that are small. Objects are as they were when their first part was begun;
+    if one changes, taking raises.
+
+    At most ``most_bytes`` are in memory, or one part which alone is larger; those of a request until the next part is
+    taken that is not of it.
+    """
+
+    def __init__(self, parts: Iterable[Part], most_bytes: int | None = None) -> None:
+        connect()
+        self._most_bytes = _MOST_BYTES if most_bytes is None else most_bytes
+        self._waiting = _side_by_side(parts, min(_RANGE_BYTES, self._most_bytes // _FEWEST_RUNS))
+        self._begun: deque[_Run] = deque()
+        self._versions: dict[str, str] = {}
+        self._held = self.peak_bytes = self.requests = 0
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(_RANGES_AT_ONCE, thread_name_prefix="reading parts")
+
+    def __enter__(self) -> PartsAhead:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Ends what is under way."""
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def take(self, part: Part) -> io.BytesIO:
+        """The next part. Raises what its store does."""
+        if self._begun and not self._begun[0].parts:
+            self._held -= _length(self._begun.popleft().whole)
+        self._begin_some()
+        run = self._begun[0]
+        expected = run.parts.popleft()
+        if expected != part:
+            raise RuntimeError(f"expected {expected} to be taken, as was said, found that {part} is wanted")
+        for one in run.ranges:
+            one.result()
+        if part == run.whole:
+            return run.memory
+        with run.memory.getbuffer() as memory:
+            return io.BytesIO(memory[part.begin - run.whole.begin : part.end - run.whole.begin])
+
+    def _begin_some(self) -> None:
+        while self._waiting:
+            parts = self._waiting[0]
+            whole = Part(parts[0].address, parts[0].begin, parts[-1].end)
+            if self._begun and self._held + _length(whole) > self._most_bytes:
+                return
+            self._held += _length(whole)
+            self.peak_bytes = max(self.peak_bytes, self._held)
+            self._begun.append(self._run_of(self._waiting.popleft(), whole))
+
+    def _run_of(self, parts: deque[Part], whole: Part) -> _Run:
+        if whole.address not in self._versions:
+            self._versions[whole.address] = look_at(whole.address).version
+        memory = io.BytesIO(bytes(_length(whole)))
+        ranges = [
+            self._pool.submit(self._fill, whole, memory, begin, min(begin + _RANGE_BYTES, whole.end))
+            for begin in range(whole.begin, whole.end, _RANGE_BYTES)
+        ]
+        self.requests += len(ranges)
+        return _Run(parts, whole, memory, ranges)
+
+    def _fill(self, whole: Part, memory: io.BytesIO, begin: int, end: int) -> None:
+        with memory.getbuffer() as all_of_it:
+            at = begin - whole.begin
+            for buffer in arriving(whole.address, self._versions[whole.address], begin, end - begin):
+                if self._stopped.is_set():
+                    return
+                all_of_it[at : at + len(buffer)] = buffer
+                at += len(buffer)
+
+
+def _length(part: Part) -> int:
+    return part.end - part.begin
+
+
+def _side_by_side(parts: Iterable[Part], most_bytes: int) -> deque[deque[Part]]:
+    """The parts, in their order; in one deque those that one request brings, of at most so many bytes."""
+    runs: deque[deque[Part]] = deque()
+    for part in parts:
+        if runs:
+            first, last = runs[-1][0], runs[-1][-1]
+            follows = part.address == last.address and part.begin == last.end
+            if follows and part.end - first.begin <= most_bytes:
+                runs[-1].append(part)
+                continue
+        runs.append(deque([part]))
+    return runs
+
+
+class PartsFileSystem:
+    """As much of torch's FileSystemBase as reading takes where the parts are read by `PartsAhead`: what it opens is
+    empty."""
+
+    def init_path(self, path: str | os.PathLike[str]) -> str:
+        return os.fspath(path)
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
+        return beside(path, suffix)
+
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> BinaryIO:
+        if mode != "rb":
+            raise ValueError(f"{os.fspath(path)}: expected to be read, found mode {mode!r}")
+        return io.BytesIO()
