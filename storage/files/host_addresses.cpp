@@ -13,8 +13,8 @@
 #include <thread>
 #include <utility>
 
-#include "storage/nap.h"
 #include "storage/files/random_number.h"
+#include "storage/nap.h"
 
 namespace shardwright {
 namespace {

@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "planner/error.h"
-#include "storage/nap.h"
 #include "storage/files/plain_http.h"
 #include "storage/files/uring.h"
+#include "storage/nap.h"
 
 namespace shardwright {
 namespace {

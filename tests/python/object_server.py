@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 from xml.sax.saxutils import escape
 
-from shardwright.remote.store import close_stores
+from shardwright.remote.open_stores import close_stores
 
 
 @dataclass(frozen=True)

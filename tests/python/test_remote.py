@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from shardwright.remote import reading
 from shardwright.remote.address import address_of, is_address, root_and_key, without_secrets
 from shardwright.remote.object_store import ObjectStore
-from shardwright.remote.store import open_store
+from shardwright.remote.open_stores import open_store
 
 
 @pytest.fixture
@@ -569,7 +569,7 @@ FROM_HUB = """
 import sys
 import shardwright as sw
 import torch
-from shardwright.remote.store import open_store
+from shardwright.remote.open_stores import open_store
 
 local = sys.argv[1]
 expected, state = sw.empty_state_dict(local), sw.empty_state_dict(local)

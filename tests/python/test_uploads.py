@@ -25,8 +25,9 @@ import torch.distributed.checkpoint as dcp
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 from shardwright.remote import object_store, pending
+from shardwright.remote.open_stores import open_store
 from shardwright.remote.sending import Sending
-from shardwright.remote.store import ChangedObjectError, open_store
+from shardwright.remote.store import ChangedObjectError
 from writing_server import WriteFault, WrittenServer, answering, hanging_up, serving_writes
 
 PARTS = 3 << 20  # elements of F32: more than a part of an upload

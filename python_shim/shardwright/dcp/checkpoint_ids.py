@@ -7,7 +7,7 @@ import os
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from shardwright.remote.address import is_address
-from shardwright.remote.store import is_opened_by_some
+from shardwright.remote.open_stores import is_opened_by_some
 
 
 def is_checkpoint_id(checkpoint_id: str | os.PathLike[str]) -> bool:

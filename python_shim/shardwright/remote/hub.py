@@ -10,13 +10,7 @@ from urllib.parse import urlsplit
 
 from shardwright.remote.address import scheme_and_rest, without_secrets
 from shardwright.remote.installed import imported
-from shardwright.remote.store import (
-    ChangedObjectError,
-    DeniedError,
-    Listing,
-    StoredObject,
-    StoreError,
-)
+from shardwright.remote.store import ChangedObjectError, DeniedError, Listing, StoredObject, StoreError
 
 _CHUNK_BYTES = 256 << 10
 

@@ -30,16 +30,10 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.remote.address import without_secrets
+from shardwright.remote.open_stores import store_and_name
 from shardwright.remote.reading import tried
 from shardwright.remote.shadow import Shadow, read_bytes
-from shardwright.remote.store import (
-    ChangedObjectError,
-    Store,
-    StoredObject,
-    StoreError,
-    is_same_version,
-    store_and_name,
-)
+from shardwright.remote.store import ChangedObjectError, Store, StoredObject, StoreError, is_same_version
 
 _TORCHS = ".metadata"
 

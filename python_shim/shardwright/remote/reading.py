@@ -16,14 +16,8 @@ from urllib.request import getproxies, proxy_bypass
 from shardwright import _core
 from shardwright.remote import object_store
 from shardwright.remote.address import address_of, is_address, root_and_key, without_secrets
-from shardwright.remote.store import (
-    DeniedError,
-    StoredObject,
-    StoreError,
-    open_store,
-    reopen_store,
-    store_and_name,
-)
+from shardwright.remote.open_stores import open_store, reopen_store, store_and_name
+from shardwright.remote.store import DeniedError, StoredObject, StoreError
 
 T = TypeVar("T")
 

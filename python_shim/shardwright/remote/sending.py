@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from shardwright.remote.object_store import PARTS_AT_ONCE
-from shardwright.remote.store import StoredObject, Upload, store_and_name
+from shardwright.remote.open_stores import store_and_name
+from shardwright.remote.store import StoredObject, Upload
 
 #: Objects whose last part has been given and that may still be on their way.
 _MOST_ENDING = 16

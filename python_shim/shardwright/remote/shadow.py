@@ -11,9 +11,10 @@ from typing import Any
 
 from shardwright import _core
 from shardwright.remote.address import without_secrets
+from shardwright.remote.open_stores import store_and_name
 from shardwright.remote.own_folder import OwnFolder, remove_folders_of_dead_processes
 from shardwright.remote.reading import arriving, tried
-from shardwright.remote.store import Store, StoredObject, store_and_name
+from shardwright.remote.store import Store, StoredObject
 
 #: Requests for small objects that are under way at a time.
 _AT_ONCE = 16

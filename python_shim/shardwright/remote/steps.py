@@ -9,10 +9,11 @@ from pathlib import Path
 from shardwright import _core
 from shardwright.local_path import location
 from shardwright.remote.address import without_secrets
+from shardwright.remote.open_stores import store_and_name
 from shardwright.remote.pending import delete_what_a_save_wrote
 from shardwright.remote.reading import tried
 from shardwright.remote.shadow import Shadow
-from shardwright.remote.store import Store, store_and_name
+from shardwright.remote.store import Store
 
 #: How old the marker of a save to another step must be before what that has written is taken for a dead one's.
 _DEAD_SECONDS = 24 * 60 * 60
