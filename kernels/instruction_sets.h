@@ -138,6 +138,7 @@ struct InstructionSet {
   ConvertRun copy_2_bytes = nullptr;
   ConvertRun copy_4_bytes = nullptr;
   ConvertRun copy_8_bytes = nullptr;
+  void (*copy_from_memory)(const void* source, std::int64_t bytes, void* destination) = nullptr;
 
   TransposePanel transpose_1_byte = nullptr;
   TransposePanel transpose_2_bytes = nullptr;
