@@ -303,6 +303,31 @@ void copy_run(const void* source, std::int64_t count, void* destination, Store s
   write_run(Copied<T>{static_cast<const T*>(source)}, count, static_cast<T*>(destination), store);
 }
 
+/// From memory several parts of a run at a time come faster than one: a processor fetches ahead in each of
+/// them.
+void copy_from_memory(const void* source, std::int64_t count, void* destination) {
+  constexpr std::size_t parts = 4;
+  constexpr std::size_t least_part = std::size_t{16} << 10;
+  constexpr std::size_t lanes = hn::MaxLanes(bytes);
+  const auto* from = static_cast<const std::uint8_t*>(source);
+  auto* to = static_cast<std::uint8_t*>(destination);
+  const std::size_t address = reinterpret_cast<std::uintptr_t>(destination);
+  const std::size_t before_line = (cache_line - address % cache_line) % cache_line;
+  const auto size = static_cast<std::size_t>(count);
+  if (size < before_line + parts * least_part)
+    return copy_run<std::uint8_t>(source, count, destination, Store::streaming);
+  const std::size_t part = (size - before_line) / parts / cache_line * cache_line;
+  for (std::size_t line = before_line; line < before_line + part; line += cache_line) {
+    for (std::size_t at = line; at < line + parts * part; at += part) {
+      for (std::size_t lane = at; lane < at + cache_line; lane += lanes)
+        hn::Stream(hn::LoadU(bytes, from + lane), bytes, to + lane);
+    }
+  }
+  const std::size_t copied = before_line + parts * part;
+  std::memcpy(to, from, before_line);
+  std::memcpy(to + copied, from + copied, size - copied);
+}
+
 void decode_to_bf16_in_range(const std::uint8_t* elements, const std::uint8_t* scales, std::int64_t count,
                              void* destination, Store store) {
   write_run(ScaledInRange{elements, scales}, count, static_cast<std::uint16_t*>(destination), store);
@@ -377,6 +402,7 @@ constexpr InstructionSet kernels_of_target() {
   result.transpose_2_bytes = transpose_panel<std::uint16_t>;
   result.transpose_4_bytes = transpose_panel<std::uint32_t>;
   result.transpose_8_bytes = transpose_panel<std::uint64_t>;
+  result.copy_from_memory = copy_from_memory;
   result.finish_streaming = finish_streaming;
   return result;
 }

@@ -122,8 +122,8 @@ void encode_part(const ValueTile& values, std::int64_t first_column, const Encod
                 to.scales + row * to.scale_row_stride + block, to.scale_row_stride});
 }
 
-/// Encodes a tile whose rows lie side by side: many rows of a block column, then of the next, so that what is
-/// written stays in the second-level cache until its lines are whole.
+/// Encodes a tile whose rows lie side by side: all rows of a block column, whose values are neighbours, then
+/// of the next. What is written stays in the second-level cache until its lines are whole.
 void encode_upright(EncodeUpright encode_blocks, const ValueTile& values, std::int64_t first_column,
                     const SharedScales& shared, const EncodedTile& to) {
   constexpr std::int64_t length = mxfp8_block_columns;
@@ -143,16 +143,18 @@ void encode_upright(EncodeUpright encode_blocks, const ValueTile& values, std::i
   if (values.rows < upright_rows) {
     plainly(0, values.rows, {first_whole, end_of_whole});
   } else {
-    for (std::int64_t begin = 0, rows = 0; begin < values.rows; begin += rows) {
-      const std::int64_t rest = std::max(values.rows - begin, upright_rows);
-      rows = std::min(most_upright_rows, rest - rest % upright_rows);
-      const std::int64_t row = std::min(begin, values.rows - rows);  // the last may be encoded twice
-      for (std::int64_t column = first_whole; column < end_of_whole; column += length) {
-        const std::int64_t block = (first_column + column) / length;
-        const bool is_done =
-            encode_blocks(value_at(values, row, column), values.column_stride, rows,
-                          to.elements + row * to.row_stride + column, to.row_stride,
-                          to.scales + row * to.scale_row_stride + block, to.scale_row_stride);
+    for (std::int64_t column = first_whole; column < end_of_whole; column += length) {
+      const std::int64_t block = (first_column + column) / length;
+      for (std::int64_t begin = 0, rows = 0; begin < values.rows; begin += rows) {
+        const std::int64_t rest = std::max(values.rows - begin, upright_rows);
+        rows = std::min(most_upright_rows, rest - rest % upright_rows);
+        const std::int64_t row = std::min(begin, values.rows - rows);  // the last may be encoded twice
+        const std::int64_t next = row + rows;
+        const bool is_done = encode_blocks(
+            value_at(values, row, column), values.column_stride, rows,
+            next < values.rows ? value_at(values, next, column) : value_at(values, 0, column + length),
+            to.elements + row * to.row_stride + column, to.row_stride,
+            to.scales + row * to.scale_row_stride + block, to.scale_row_stride);
         if (!is_done) plainly(row, rows, {column, column + length});
       }
     }

@@ -75,15 +75,17 @@ using EncodeBlocks = std::int64_t (*)(const void* source, std::int64_t blocks, s
 
 /// The same of blocks that stand side by side, one a row: value (row, column) is source[row + column *
 /// column_stride]. Writes code (row, column) to codes[row * row_stride + column] and a row's scale to
-/// scales[row * scale_row_stride]. Returns false where EncodeBlocks would stop; then what it has written
-/// means nothing. REQUIRES: a multiple of upright_rows, at most most_upright_rows.
+/// scales[row * scale_row_stride]. Fetches as many values from `ahead` on meanwhile, which are encoded next.
+/// Returns false where EncodeBlocks would stop; then what it has written means nothing. REQUIRES: a multiple
+/// of upright_rows, at most most_upright_rows.
 using EncodeUpright = bool (*)(const void* source, std::int64_t column_stride, std::int64_t rows,
-                               std::uint8_t* codes, std::int64_t row_stride, std::uint8_t* scales,
-                               std::int64_t scale_row_stride);
+                               const void* ahead, std::uint8_t* codes, std::int64_t row_stride,
+                               std::uint8_t* scales, std::int64_t scale_row_stride);
 
 inline constexpr std::int64_t upright_rows = 64;
 
-/// So many that a run of values is worth fetching, and few enough that blocks of them fit the first cache.
+/// So many that a run of values is worth fetching, and few enough that two panels of them fit the second
+/// cache.
 inline constexpr std::int64_t most_upright_rows = 256;
 
 /// Raises `magnitudes` to the largest magnitudes of the pieces that `total` neighbouring values consist of:
@@ -136,6 +138,7 @@ struct InstructionSet {
   ConvertRun copy_2_bytes = nullptr;
   ConvertRun copy_4_bytes = nullptr;
   ConvertRun copy_8_bytes = nullptr;
+  void (*copy_from_memory)(const void* source, std::int64_t bytes, void* destination) = nullptr;
 
   TransposePanel transpose_1_byte = nullptr;
   TransposePanel transpose_2_bytes = nullptr;

@@ -85,37 +85,84 @@ std::int64_t encode_mxfp8_blocks(const void* source, std::int64_t blocks, std::u
   return blocks;
 }
 
-/// The codes are found as they stand, half as wide as the values, and lie down then.
-bool encode_mxfp8_upright(const void* source, std::int64_t column_stride, std::int64_t signed_rows,
-                          std::uint8_t* codes, std::int64_t row_stride, std::uint8_t* scales,
-                          std::int64_t scale_row_stride) {
-  constexpr std::size_t pitch =
-      static_cast<std::size_t>(most_upright_rows) + cache_line / sizeof(std::uint16_t);
-  const auto rows = static_cast<std::size_t>(signed_rows);
-  const hn::Rebind<std::uint8_t, decltype(words)> narrow;
-  alignas(64) std::uint16_t panel[mxfp8_block * pitch];
-  alignas(64) std::uint16_t largest[most_upright_rows];
-  alignas(64) std::uint16_t least[most_upright_rows];  // above zero, less one
-  // Each value is fetched once, in runs as long as they get: the rows of large tensors are in the way of each
-  // other in a cache.
-  for (std::size_t column = 0; column < mxfp8_block; ++column) {
-    const auto* from =
-        static_cast<const std::uint16_t*>(source) + static_cast<std::int64_t>(column) * column_stride;
-    std::uint16_t* to = panel + column * pitch;
-    for (std::size_t at = 0; at < rows; at += word_count) {
-      const Words bits = hn::LoadU(words, from + at);
-      hn::Store(bits, words, to + at);
-      const Words magnitude = hn::And(bits, hn::Set(words, bf16_magnitude));
-      const Words before = column == 0 ? hn::Zero(words) : hn::Load(words, largest + at);
-      hn::Store(hn::Max(before, magnitude), words, largest + at);
-      const Words less_one = hn::Sub(magnitude, hn::Set(words, 1));
-      hn::Store(column == 0 ? less_one : hn::Min(less_one, hn::Load(words, least + at)), words, least + at);
+/// Squares of 8 x 8 lanes, one for each 16 bytes of a vector, change rows and columns.
+HWY_INLINE void turn_squares(Words* lines) {
+  Words turned[8];
+  const auto turn = [](const Words* from, Words* to) HWY_ATTR {
+    for (int pair = 0; pair < 4; ++pair) {
+      to[2 * pair] = hn::InterleaveLower(words, from[pair], from[pair + 4]);
+      to[2 * pair + 1] = hn::InterleaveUpper(words, from[pair], from[pair + 4]);
     }
-  }
-  const auto* behind = static_cast<const std::uint16_t*>(source) + mxfp8_block * column_stride;
-  auto* narrow_panel = reinterpret_cast<std::uint8_t*>(panel);
-  for (std::size_t at = 0; at < rows; at += word_count) {
-    const Words most = hn::Load(words, largest + at);
+  };
+  turn(lines, turned);
+  turn(turned, lines);
+  turn(lines, turned);
+  for (int line = 0; line < 8; ++line) lines[line] = turned[line];
+}
+
+/// Writes rows of 32 bytes, the first 16 of each from one vector and the others from another one, `distance`
+/// bytes apart.
+HWY_INLINE void store_rows(Words first, Words second, std::uint8_t* rows, std::int64_t distance) {
+#if HWY_TARGET <= HWY_AVX2 && HWY_ARCH_X86
+  const auto even = hn::BitCast(bytes, hn::OddEvenBlocks(hn::SwapAdjacentBlocks(second), first));
+  const auto odd = hn::BitCast(bytes, hn::OddEvenBlocks(second, hn::SwapAdjacentBlocks(first)));
+#if HWY_TARGET <= HWY_AVX3
+  const hn::Half<decltype(bytes)> row;
+  hn::StoreU(hn::LowerHalf(row, even), row, rows);
+  hn::StoreU(hn::LowerHalf(row, odd), row, rows + distance);
+  hn::StoreU(hn::UpperHalf(row, even), row, rows + 2 * distance);
+  hn::StoreU(hn::UpperHalf(row, odd), row, rows + 3 * distance);
+#else
+  hn::StoreU(even, bytes, rows);
+  hn::StoreU(odd, bytes, rows + distance);
+#endif
+#else
+  (void)distance;
+  hn::StoreU(hn::BitCast(bytes, first), bytes, rows);
+  hn::StoreU(hn::BitCast(bytes, second), bytes, rows + 16);
+#endif
+}
+
+/// The codes of two columns, those of the left one in the lower halves of the lanes.
+template <bool has_subnormals>
+HWY_INLINE Words mxfp8_pairs(const std::uint16_t* left, Words less) {
+  const Words lower = mxfp8_codes<has_subnormals>(hn::Load(words, left), less);
+  return hn::Or(lower,
+                hn::ShiftLeft<8>(mxfp8_codes<has_subnormals>(hn::Load(words, left + word_count), less)));
+}
+
+/// A vector is of so many rows. Codes of two columns share a lane, and lie down as such.
+bool encode_mxfp8_upright(const void* source, std::int64_t column_stride, std::int64_t rows,
+                          const void* ahead, std::uint8_t* codes, std::int64_t row_stride,
+                          std::uint8_t* scales, std::int64_t scale_row_stride) {
+  constexpr auto step = static_cast<std::int64_t>(word_count);
+  constexpr std::size_t pairs = mxfp8_block / 2;
+  constexpr std::int64_t square = 8;
+  const hn::Rebind<std::uint8_t, decltype(words)> narrow;
+  alignas(64) std::uint16_t values[mxfp8_block * word_count];
+  alignas(64) std::uint8_t of_rows[word_count];
+  // Lines are fetched all the time, as few can be under way at once; those of a column one behind the other.
+  const auto* behind = static_cast<const std::uint16_t*>(ahead);
+  std::int64_t fetched = 0;
+  const auto fetch = [&]() HWY_ATTR {
+    hwy::Prefetch(behind + fetched);
+    fetched += step;
+    if (fetched < rows) return;
+    fetched = 0;
+    behind += column_stride;
+  };
+  for (std::int64_t at = 0; at < rows; at += step) {
+    Words most = hn::Zero(words);
+    Words least = hn::Set(words, bf16_magnitude);
+    for (std::size_t column = 0; column < mxfp8_block; ++column) {
+      const auto* from = static_cast<const std::uint16_t*>(source) + at;
+      const Words bits = hn::LoadU(words, from + static_cast<std::int64_t>(column) * column_stride);
+      // Rows of large tensors are in the way of each other in a cache: they are not looked for there again.
+      hn::Store(bits, words, values + column * word_count);
+      const Words magnitude = hn::And(bits, hn::Set(words, bf16_magnitude));
+      most = hn::Max(most, magnitude);
+      least = hn::Min(least, magnitude);
+    }
     // As smallest_scale_of_float(), of numbers whose last 16 bits are zeros.
     const Words carried = hn::ShiftRight<bf16_mantissa_bits>(hn::Add(most, hn::Set(words, 0x1F)));
     const Words scale = hn::SaturatedSub(carried, hn::Set(words, 8));
@@ -124,27 +171,24 @@ bool encode_mxfp8_upright(const void* source, std::int64_t column_stride, std::i
         hn::Eq(hn::Max(scale, hn::Set(words, least_mxfp8_scale - 1)), hn::Set(words, least_mxfp8_scale - 1));
     const auto is_zero = hn::Eq(most, hn::Zero(words));
     if (!hn::AllFalse(words, hn::Or(is_infinite, hn::AndNot(is_zero, is_small)))) return false;
-    alignas(64) std::uint8_t of_rows[word_count];
     hn::StoreU(hn::TruncateTo(narrow, scale), narrow, of_rows);
-    for (std::size_t row = 0; row < word_count; ++row)
-      scales[static_cast<std::int64_t>(at + row) * scale_row_stride] = of_rows[row];
+    for (std::int64_t row = 0; row < step; ++row) scales[(at + row) * scale_row_stride] = of_rows[row];
     const Words less = mxfp8_less(scale);
-    const auto bits = [&](std::size_t column)
-                          HWY_ATTR { return hn::Load(words, panel + column * pitch + at); };
-    const auto any = are_subnormal_codes(hn::Add(hn::Load(words, least + at), hn::Set(words, 1)), less);
-    // Over the values of the vectors before, which nobody reads any more. Meanwhile the block behind comes.
-    const auto write = [&](std::size_t column, Words of_vector) HWY_ATTR {
-      hwy::Prefetch(behind + static_cast<std::int64_t>(column) * column_stride + at);
-      hn::StoreU(hn::TruncateTo(narrow, of_vector), narrow, narrow_panel + column * pitch * 2 + at);
-    };
-    if (HWY_LIKELY(hn::AllFalse(words, any))) {
-      for (std::size_t column = 0; column < mxfp8_block; ++column)
-        write(column, mxfp8_codes<false>(bits(column), less));
-    } else {
-      for (std::size_t column = 0; column < mxfp8_block; ++column)
-        write(column, mxfp8_codes<true>(bits(column), less));
+    // Zeros count as such: weights have hardly any.
+    const Words least_normal = hn::Add(less, hn::Set(words, 1 << bf16_mantissa_bits));
+    const bool has_subnormals = !hn::AllTrue(words, hn::Eq(hn::Max(least, least_normal), least));
+    Words lines[pairs];
+    for (std::size_t pair = 0; pair < pairs; ++pair) {
+      fetch();
+      fetch();
+      const std::uint16_t* left = values + 2 * pair * word_count;
+      lines[pair] =
+          HWY_UNLIKELY(has_subnormals) ? mxfp8_pairs<true>(left, less) : mxfp8_pairs<false>(left, less);
     }
+    turn_squares(lines);
+    turn_squares(lines + square);
+    for (std::int64_t line = 0; line < square; ++line)
+      store_rows(lines[line], lines[square + line], codes + (at + line) * row_stride, square * row_stride);
   }
-  transpose_panel<std::uint8_t>(narrow_panel, pitch * 2, mxfp8_block, signed_rows, codes, row_stride);
   return true;
 }

@@ -3,6 +3,7 @@
 #include <optional>
 #include <utility>
 
+#include "kernels/copy.h"
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
@@ -95,8 +96,10 @@ void place_from_message(const ExportedBox& part, const std::byte* from, const Tr
   for (std::size_t d = 0; d < begin.size(); ++d)
     first += (begin[d] - transfer.source_box.offset[d]) * steps[d];
   const Shape packed = contiguous_strides(part.box.size);
-  copy_elements(copied_dimensions(part.box.size, packed, strides), element_bytes, from,
-                memory.data + first * element_bytes);
+  std::byte* const to = memory.data + first * element_bytes;
+  const std::vector<CopiedDimension> dimensions = copied_dimensions(part.box.size, packed, strides);
+  if (is_one_run(dimensions)) return copy_from_memory(from, bytes_of_part(part, catalog), to);
+  copy_elements(dimensions, element_bytes, from, to);
 }
 
 }  // namespace shardwright

@@ -26,8 +26,9 @@
 namespace shardwright {
 namespace {
 
-/// Bytes that are encoded at a time.
-constexpr std::size_t task_bytes = std::size_t{1} << 20;
+/// Bytes that are encoded at a time: with their values, less than a core's second-level cache holds, so
+/// that they are copied from there.
+constexpr std::size_t task_bytes = std::size_t{1} << 18;
 
 /// Whether a rank has told of values, which may be others in the next hand-over.
 bool has_values(const std::string& told) {
