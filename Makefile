@@ -10,6 +10,7 @@ PYTHON ?= python3
 JOBS ?= $(shell nproc)
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
+TOOLS := $(VENV)/tools
 comma := ,
 say = @printf '\n== %s\n' "$(1)"
 
@@ -88,7 +89,6 @@ $(STAMP): .ci/requirements.txt | system
 	@$(PRINT_STATE) >$@
 
 # What tests, lints and measures, which `make demo` need not wait for.
-TOOLS := $(VENV)/tools
 $(TOOLS): .ci/requirements-tools.txt $(STAMP)
 	$(call say,.venv: what tests and lints)
 	@$(IN_VENV) -m pip install --no-compile --quiet --quiet --requirement $<

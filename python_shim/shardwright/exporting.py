@@ -20,7 +20,7 @@ from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.saved_weights import content_of, load_weights
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import lasting_path
-from shardwright.ranks.together import together, words_of
+from shardwright.ranks.together import together, wait_until_all_know, words_of
 from shardwright.remote.address import address_of, is_address
 from shardwright.report import SaveReport
 
@@ -143,5 +143,7 @@ def _loaded(
     weights, words = together(process_group, "exporting", load_part)
     of_ranks = [words] * mesh.size()
     dist.all_gather_object(of_ranks, words, process_group)
+    if any(of_rank != words for of_rank in of_ranks):
+        wait_until_all_know(process_group)
     _core.expect_one_checkpoint(of_ranks)
     return weights

@@ -9,14 +9,13 @@
 #include "planner/error.h"
 #include "storage/handover/message_memory.h"
 #include "storage/load/shared_events.h"
+#include "storage/memory_units.h"
 #include "storage/nap.h"
 #include "storage/rounded_up.h"
 #include "storage/seconds.h"
 
 namespace shardwright {
 namespace {
-
-constexpr std::size_t page = 4096;
 
 /// At the begin of an inbox; then a Stream for each rank that sends to it, then the places of their messages,
 /// and from the next page on the messages.

@@ -14,8 +14,6 @@
 #include "storage/seconds.h"
 
 namespace shardwright {
-namespace {}  // namespace
-
 struct NodeBoard::Head {
   SharedEvents told;
 };

@@ -7,8 +7,6 @@
 #include "storage/rounded_up.h"
 
 namespace shardwright {
-namespace {}  // namespace
-
 /// All of these begin as zeros. Each stands in cache lines of its own, as many threads write them.
 // NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding)
 struct alignas(64) PieceRing::Head {

@@ -8,6 +8,7 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, BinaryIO
 
 import torch
@@ -65,6 +66,7 @@ class TorchStorageReader(FileSystemReader):
         self.verify = verify
         self._staging_bytes = staging_bytes
         self._ahead: PartsAhead | None = None  #: at an address, what is being read
+        self._read_ahead: list[PartsAhead] = []  #: and what has been, for the load to come
         if is_address(path):
             self.path: Any = location(path)
             self.fs: Any = PartsFileSystem()
@@ -93,6 +95,7 @@ class TorchStorageReader(FileSystemReader):
         self._expect_whole_files(plan)
         if self.verify:
             self._expect_undamaged(plan)
+        self._read_ahead = []
         self._ready = self._read_objects(plan) if self.weights_only else {}
         return super().prepare_local_plan(plan)
 
@@ -108,7 +111,7 @@ class TorchStorageReader(FileSystemReader):
         held = _HeldPlanner(planner)
         by_torch = self._as_they_lie(item for item in plan.items if item.storage_index.fqn not in ready)
         try:
-            with self._reading_ahead(by_torch) as ahead:
+            with self._reading_ahead(by_torch):
                 done = super().read_data(replace(plan, items=by_torch), held)
             for item in plan.items:
                 if item.storage_index.fqn in ready:
@@ -122,27 +125,30 @@ class TorchStorageReader(FileSystemReader):
                 raise
             raise failure from error
         report = self._report(plan, planner, rounded, time.perf_counter() - start)
-        if ahead is not None:
+        read_ahead, self._read_ahead = self._read_ahead, []
+        if is_address(self.path):
             report = replace(
                 report,
                 files_remote=report.files,
-                read_requests=ahead.requests,
-                peak_staging_bytes=ahead.peak_bytes,
+                read_requests=sum(ahead.requests for ahead in read_ahead),
+                peak_staging_bytes=max((ahead.peak_bytes for ahead in read_ahead), default=0),
             )
         self.report = report
         return done
 
     @contextmanager
-    def _reading_ahead(self, items: Iterable[ReadItem]) -> Iterator[PartsAhead | None]:
+    def _reading_ahead(self, items: Iterable[ReadItem]) -> Iterator[None]:
         """Meanwhile `_slice_file` gives parts of objects at an address, of these items in their order, which are read
         before they are asked for. An archive is gone through forth and back, which would be a request each time."""
         if not is_address(self.path):
-            yield None
+            yield
             return
-        parts = [self._part(self.storage_data[item.storage_index]) for item in items]
+        named = (self._part(self.storage_data[item.storage_index]) for item in items)
+        parts = [part for part, _ in groupby(named)]  # a part of which several boxes are wanted is read once
         with PartsAhead(parts, self._staging_bytes) as self._ahead:
+            self._read_ahead.append(self._ahead)
             try:
-                yield self._ahead
+                yield
             finally:
                 self._ahead = None
 

@@ -52,6 +52,7 @@ class PartsAhead:
         self._most_bytes = _MOST_BYTES if most_bytes is None else most_bytes
         self._waiting = _side_by_side(parts, min(_RANGE_BYTES, self._most_bytes // _FEWEST_RUNS))
         self._begun: deque[_Run] = deque()
+        self._taken: Part | None = None
         self._versions: dict[str, str] = {}
         self._held = self.peak_bytes = self.requests = 0
         self._stopped = threading.Event()
@@ -64,9 +65,12 @@ class PartsAhead:
         """Ends what is under way."""
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
+        self._begun.clear()
 
     def take(self, part: Part) -> io.BytesIO:
-        """The next part. Raises what its store does."""
+        """The next part, or the last one again. Raises what its store does."""
+        if part == self._taken:
+            return _part_of(self._begun[0], part)
         if self._begun and not self._begun[0].parts:
             self._held -= _length(self._begun.popleft().whole)
         self._begin_some()
@@ -76,10 +80,8 @@ class PartsAhead:
             raise RuntimeError(f"expected {expected} to be taken, as was said, found that {part} is wanted")
         for one in run.ranges:
             one.result()
-        if part == run.whole:
-            return run.memory
-        with run.memory.getbuffer() as memory:
-            return io.BytesIO(memory[part.begin - run.whole.begin : part.end - run.whole.begin])
+        self._taken = part
+        return run.memory if part == run.whole else _part_of(run, part)
 
     def _begin_some(self) -> None:
         while self._waiting:
@@ -105,11 +107,17 @@ class PartsAhead:
     def _fill(self, whole: Part, memory: io.BytesIO, begin: int, end: int) -> None:
         with memory.getbuffer() as all_of_it:
             at = begin - whole.begin
-            for buffer in arriving(whole.address, self._versions[whole.address], begin, end - begin):
+            version = self._versions[whole.address]
+            for buffer in arriving(whole.address, version, begin, end - begin, in_pieces=True):
                 if self._stopped.is_set():
                     return
                 all_of_it[at : at + len(buffer)] = buffer
                 at += len(buffer)
+
+
+def _part_of(run: _Run, part: Part) -> io.BytesIO:
+    with run.memory.getbuffer() as memory:
+        return io.BytesIO(memory[part.begin - run.whole.begin : part.end - run.whole.begin])
 
 
 def _length(part: Part) -> int:

@@ -104,15 +104,15 @@ class _Tries:
         return float(random.uniform(longest / 2, longest))
 
 
-def arriving(address: str, version: str, begin: int, count: int) -> Iterator[Any]:
+def arriving(address: str, version: str, begin: int, count: int, in_pieces: bool = False) -> Iterator[Any]:
     """The bytes [begin, begin + count) of an object, as buffers. Those that have come are not asked for again.
 
     An empty buffer comes now and then while it waits, so that whoever takes them can end it. Of a quick store they
-    come in one buffer.
+    come in one buffer, unless they are wanted ``in_pieces``, of which few are in memory.
     """
     tries, done, root, broke_off = _Tries(address), 0, root_and_key(address)[0], False
     while done < count:
-        at_once = root in _quick and not broke_off and count - done <= _MOST_AT_ONCE
+        at_once = not in_pieces and root in _quick and not broke_off and count - done <= _MOST_AT_ONCE
         began, before = time.monotonic(), done
         try:
             store, name = store_and_name(address)
