@@ -12,6 +12,7 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 from outcomes import run_forked
+from shardwright import exporting
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.ranks import together
 
@@ -49,7 +50,17 @@ def saving(rank: int, folder: Path) -> None:
     sw.save({"weight": torch.ones(4)}, folder / "saved")
 
 
-FLOWS = {flow.__name__: flow for flow in (in_together, in_a_round, in_its_answers, failing, saving)}
+def exporting_others(rank: int, folder: Path) -> None:
+    """The ranks find different checkpoints at one path."""
+    exporting.load_weights = lambda *_, **options: {}
+    exporting.content_of = lambda source: [f"{REASON} {rank}"]
+    sw.export(folder, folder / "exported")
+
+
+FLOWS = {
+    flow.__name__: flow
+    for flow in (in_together, in_a_round, in_its_answers, failing, saving, exporting_others)
+}
 
 
 def raise_in(rank: int, folder: Path, flow: str, late: int, seconds: float, patience: float) -> None:

@@ -104,10 +104,10 @@ def test_objects_are_asked_for_once(server, bucket):
     state = {"weight": torch.randn(30, 30), "lr": 0.25, "names": ["a", "b"], "text": "x"}
     address, stored = saved(server, bucket, state)
     found = empty(state)
-    sw.load(found, address)
+    report = sw.load(found, address)
     assert torch.equal(found.pop("weight"), state.pop("weight")) and found == state
     ranges = [(one.begin, one.end) for one in server.asked(ARCHIVES)]
-    assert sum(end - begin for begin, end in ranges) <= stored and len(ranges) == 2
+    assert sum(end - begin for begin, end in ranges) <= stored and len(ranges) == 2 == report.read_requests
 
 
 def test_what_breaks_off_goes_on(server, bucket):
@@ -143,3 +143,12 @@ def test_parts_are_taken_as_was_said(server, bucket):
         with PartsAhead(parts, most_bytes) as ahead:
             assert [ahead.take(part).read() for part in parts] == [bytes(range(*part[1:])) for part in parts]
             assert (ahead.requests, ahead.peak_bytes) == (requests, peak)
+
+
+def test_a_part_is_read_once_for_all_boxes_of_it(server, bucket):
+    (server.folder / bucket / "bytes").write_bytes(bytes(range(100)))
+    parts = [Part(f"s3://{bucket}/bytes", begin, begin + 10) for begin in (0, 50, 60)]
+    with PartsAhead(parts, 80) as ahead:
+        for part in parts:
+            assert [ahead.take(part).read() for _ in range(3)] == [bytes(range(*part[1:]))] * 3
+        assert ahead.requests == 2
