@@ -22,7 +22,7 @@ from shardwright.dcp.save_description import (
     is_derived,
     write_item,
 )
-from shardwright.dcp.save_planning import PackedItems, is_refused, signature_of
+from shardwright.dcp.save_planning import PackedItems, signature_of
 from shardwright.objects.safe_objects import warn_of_refused_objects
 
 
@@ -147,10 +147,13 @@ class SavePlanner(DefaultSavePlanner):
         if self._export is not None:
             self.global_plan, self.metadata = all_plans, Metadata({})
             return self.global_plan, self.metadata
-        told = [self._told(at, plan) for at, plan in enumerate(all_plans)]
+        told = [
+            plan.items.message if isinstance(plan.items, PackedItems) else self._told(at, plan)
+            for at, plan in enumerate(all_plans)
+        ]
         answers = _core.answer(told, self._cache, self.dedup_save_to_lowest_rank)
         self.metadata = Metadata({})
-        if not is_refused(answers):
+        if not _core.is_refused(answers):
             self.metadata = PlannedMetadata(self._cache.plan.metadata, self.flatten_state_dict)
         self.global_plan = [
             SavePlan(PackedItems(message, partial(self._items_of, at)), plan.storage_data)
@@ -159,9 +162,7 @@ class SavePlanner(DefaultSavePlanner):
         return self.global_plan, self.metadata
 
     def _told(self, position: int, plan: SavePlan) -> bytes:
-        if isinstance(plan.items, PackedItems):
-            return plan.items.message
-        # A storage writer has made the plan anew.
+        """What a rank tells whose plan a storage writer has made anew."""
         state = SaveDescription(position, [holding_of_items(plan.items, self.mappings)]).encode()
         told: bytes = _core.tell(_core.told_state(state), _core.SavePlanCache())
         return told

@@ -18,6 +18,8 @@ class PackedItems(Sequence[WriteItem]):
     """The items of a plan. Travels as the bytes of the planner's protocol (planner/save/plan_together.h), and becomes
     WriteItems only where someone looks at them."""
 
+    __slots__ = ("_items", "message", "unpack")
+
     def __init__(self, message: bytes, unpack: Callable[[], list[WriteItem]] | None = None) -> None:
         self.message = message
         self.unpack = unpack  #: makes the items; where it is None they are not known
@@ -44,13 +46,9 @@ class PackedItems(Sequence[WriteItem]):
         return iter(self.items)
 
 
-def is_refused(answers: Sequence[bytes]) -> bool:
-    return any(_core.is_refusal(answer) for answer in answers)
-
-
 def is_given_up(plans: Sequence[SavePlan]) -> bool:
     """True where the planner has made no plan, so that every rank will refuse to go on."""
-    return is_refused([plan.items.message for plan in plans if isinstance(plan.items, PackedItems)])
+    return _core.is_refused([plan.items.message for plan in plans if isinstance(plan.items, PackedItems)])
 
 
 def share_of(plan: SavePlan, share: type[T], writer: Any) -> T:
