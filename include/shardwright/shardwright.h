@@ -20,7 +20,6 @@
 #include "planner/names/axis_expression.h"
 #include "planner/names/name_pattern.h"
 #include "planner/names/native_tensors.h"
-#include "planner/names/packed_tensors.h"
 #include "planner/names/weight_map.h"
 
 // Ranks together: load, resume, save and export in one call.
@@ -45,7 +44,6 @@
 
 // A load in its steps: what one rank asks for, plans and runs.
 #include "planner/load/load_plan.h"
-#include "planner/load/request_list.h"
 #include "planner/load/transfer.h"
 #include "storage/device/device_options.h"
 #include "storage/files/remote_objects.h"
@@ -55,13 +53,9 @@
 // State dicts in memory, without files.
 #include "storage/boxes/state_dicts.h"
 
-// Checking, generating, and planning for ranks that are not there.
-#include "planner/names/mesh.h"
-#include "storage/boxes/read_costs.h"
+// Checking and generating.
 #include "storage/progress.h"
 #include "storage/tools/generate.h"
-#include "storage/tools/simulate.h"
-#include "storage/tools/simulated_ways.h"
 #include "storage/tools/verify.h"
 
 // What all of it throws.
