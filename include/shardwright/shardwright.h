@@ -7,7 +7,6 @@
 #include "kernels/dtype.h"
 #include "kernels/product.h"
 #include "planner/geometry/box.h"
-#include "planner/geometry/placement.h"
 #include "planner/names/tensor_spec.h"
 
 // What a checkpoint holds.
@@ -26,9 +25,7 @@
 #include "planner/job.h"
 #include "planner/lora/adapter_request.h"
 #include "storage/format/shard_format.h"
-#include "storage/format/steps.h"
 #include "storage/jobs/adapters.h"
-#include "storage/jobs/convert_checkpoint.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"
@@ -36,15 +33,11 @@
 
 // The same without files.
 #include "planner/handover/engine_tensors.h"
-#include "planner/handover/transport.h"
-#include "storage/handover/piece_sums.h"
 #include "storage/handover/pieces.h"
-#include "storage/handover/refit_outcome.h"
 #include "storage/jobs/refit_engine.h"
 
-// A load in its steps: what one rank asks for, plans and runs.
+// A load in its steps: what one rank plans and runs.
 #include "planner/load/load_plan.h"
-#include "planner/load/transfer.h"
 #include "storage/device/device_options.h"
 #include "storage/files/remote_objects.h"
 #include "storage/files/ways_to_read.h"

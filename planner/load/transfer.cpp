@@ -1,9 +1,8 @@
-#include "planner/load/transfer.h"
-
 #include <optional>
 
 #include "planner/geometry/lattice.h"
 #include "planner/geometry/view.h"
+#include "planner/load/load_plan.h"
 
 namespace shardwright {
 

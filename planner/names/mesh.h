@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "planner/geometry/placement.h"
 #include "planner/names/native_tensors.h"
 #include "planner/names/tensor_spec.h"
 

@@ -26,7 +26,7 @@
 #include "storage/format/checksums_file.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
-#include "storage/format/steps.h"
+#include "storage/jobs/save_checkpoint.h"
 #include "storage/tools/undamaged.h"
 #include "storage/tools/verify.h"
 #include "storage/write/rank_files.h"

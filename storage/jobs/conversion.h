@@ -11,7 +11,7 @@
 #include "planner/names/tensor_spec.h"
 #include "planner/names/weight_map.h"
 #include "planner/save/rank_states.h"
-#include "storage/jobs/convert_checkpoint.h"
+#include "storage/jobs/export_checkpoint.h"
 #include "storage/write/export.h"
 #include "storage/write/export_report.h"
 

@@ -19,7 +19,6 @@
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
-#include "storage/format/steps.h"
 #include "storage/format/torch_metadata.h"
 #include "storage/seconds.h"
 #include "storage/write/rank_files.h"
