@@ -5,13 +5,11 @@
 
 // What a tensor is, and where it lies.
 #include "kernels/dtype.h"
-#include "kernels/product.h"
 #include "planner/geometry/box.h"
 #include "planner/names/tensor_spec.h"
 
 // What a checkpoint holds.
 #include "planner/names/catalog.h"
-#include "planner/names/encodings.h"
 #include "storage/format/read_catalog.h"
 
 // How a trainer's names relate to a checkpoint's.
@@ -24,7 +22,6 @@
 // Ranks together: load, resume, save and export in one call.
 #include "planner/job.h"
 #include "planner/lora/adapter_request.h"
-#include "storage/format/shard_format.h"
 #include "storage/jobs/adapters.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
@@ -40,7 +37,6 @@
 #include "planner/load/load_plan.h"
 #include "storage/device/device_options.h"
 #include "storage/files/remote_objects.h"
-#include "storage/files/ways_to_read.h"
 #include "storage/load/load.h"
 
 // State dicts in memory, without files.

@@ -13,6 +13,7 @@
 #include "planner/load/rest_of_checkpoint.h"
 #include "planner/load/scaled_parts.h"
 #include "planner/load/seen_boxes.h"
+#include "planner/names/encodings.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/quantization_config.h"
 #include "planner/names/tied_heads.h"
@@ -57,6 +58,9 @@ class LoadPlanner {
         catalog_(catalog),
         map_(map),
         options_(options),
+        encodings_(options.resuming               ? known_exact_encodings()
+                   : options.encodings != nullptr ? *options.encodings
+                                                  : known_encodings()),
         used_(catalog.tensors.size(), false) {}
 
   LoadPlan plan() {
@@ -297,8 +301,7 @@ class LoadPlanner {
     }
     if (!as_it_is) {
       try {
-        encoding =
-            encoding_of(catalog_, chunks, options_.resuming ? known_exact_encodings() : options_.encodings);
+        encoding = encoding_of(catalog_, chunks, encodings_);
         if (!multiplier.empty()) encoding = multiplied_by(catalog_, chunks, multiplier);
       } catch (const Error& error) {
         if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
@@ -379,6 +382,7 @@ class LoadPlanner {
   const Catalog& catalog_;
   const WeightMap& map_;
   const LoadPlanOptions& options_;
+  const std::vector<KnownEncoding>& encodings_;
   std::vector<bool> used_;  // by index into Catalog::tensors; of weights, with which their scales go
   std::unordered_set<std::string> noted_;
   bool has_looked_ = false;  // for what follows

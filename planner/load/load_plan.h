@@ -7,14 +7,14 @@
 #include <vector>
 
 #include "planner/names/catalog.h"
-#include "planner/names/encodings.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/names/weight_map.h"
 
 namespace shardwright {
 
-struct Lattice;  // planner/geometry/lattice.h
-struct View;     // planner/geometry/view.h
+struct KnownEncoding;  // planner/names/encodings.h
+struct Lattice;        // planner/geometry/lattice.h
+struct View;           // planner/geometry/view.h
 
 /// This box of this source tensor, with the scales it needs, is those elements of that destination shard.
 ///
@@ -127,7 +127,7 @@ struct LoadPlanOptions {
   std::string what = {};
 
   /// What the scales of the catalog may be.
-  std::vector<KnownEncoding> encodings = known_encodings();
+  const std::vector<KnownEncoding>* encodings = nullptr;  ///< null: known_encodings()
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source

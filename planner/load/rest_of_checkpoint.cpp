@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "planner/load/cut_layers.h"
+#include "planner/names/encodings.h"
 #include "planner/problems.h"
 
 namespace shardwright {

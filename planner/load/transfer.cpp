@@ -3,6 +3,7 @@
 #include "planner/geometry/lattice.h"
 #include "planner/geometry/view.h"
 #include "planner/load/load_plan.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 

@@ -75,9 +75,9 @@ CheckpointKind kind_named(const std::string& name) {
   throw Error(ErrorKind::argument, "kind: expected sharded, huggingface or adapter, found '" + name + "'");
 }
 
-ShardFormat format_named(const std::string& name) {
-  if (name == "safetensors") return ShardFormat::safetensors;
-  if (name == "torch") return ShardFormat::torch;
+bool is_torchs_format(const std::string& name) {
+  if (name == "torch") return true;
+  if (name == "safetensors") return false;
   throw Error(ErrorKind::argument, "format: expected torch or safetensors, found '" + name + "'");
 }
 
@@ -117,8 +117,8 @@ void bind_writing(py::module_& m) {
              what.object_bytes = std::move(object_bytes);
              return std::make_unique<RankFiles>(
                  directory, rank, std::move(what),
-                 RankFilesOptions{single_file, flush, format_named(format), std::move(name), std::move(tag),
-                                  send_by(send)});
+                 RankFilesOptions{single_file, flush, is_torchs_format(format), std::move(name),
+                                  std::move(tag), send_by(send)});
            }),
            py::arg("directory"), py::arg("rank"), py::arg("values"), py::arg("items"),
            py::arg("object_bytes"), py::arg("single_file"), py::arg("flush"), py::arg("name") = py::none(),

@@ -11,9 +11,14 @@
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
-#include "storage/format/shard_format.h"
 
 namespace shardwright {
+
+/// What the files of a sharded checkpoint look like to other programs.
+enum class ShardFormat : std::uint8_t {
+  safetensors,  ///< safetensors files, and bytes for what safetensors cannot hold
+  torch,        ///< files and a .metadata that torch's FileSystemReader reads
+};
 
 /// How a save is made. `overwrite` and `keep_last` count on rank 0; the rest on each rank.
 struct SaveOptions {

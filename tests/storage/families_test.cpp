@@ -10,6 +10,7 @@
 
 #include "planner/lora/lora_pairs.h"
 #include "planner/models/models.h"
+#include "planner/names/encodings.h"
 #include "planner/names/native_tensors.h"
 #include "storage/format/read_catalog.h"
 #include "storage/jobs/adapters.h"
