@@ -14,9 +14,6 @@
 
 // How a trainer's names relate to a checkpoint's.
 #include "planner/models/models.h"
-#include "planner/names/axis_expression.h"
-#include "planner/names/name_pattern.h"
-#include "planner/names/native_tensors.h"
 #include "planner/names/weight_map.h"
 
 // Ranks together: load, resume, save and export in one call.

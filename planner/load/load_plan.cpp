@@ -16,6 +16,7 @@
 #include "planner/names/encodings.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/quantization_config.h"
+#include "planner/names/rule_pieces.h"
 #include "planner/names/tied_heads.h"
 #include "planner/problems.h"
 

@@ -9,6 +9,7 @@
 
 #include "planner/load/cut_layers.h"
 #include "planner/names/encodings.h"
+#include "planner/names/rule_pieces.h"
 #include "planner/problems.h"
 
 namespace shardwright {

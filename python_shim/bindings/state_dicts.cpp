@@ -13,6 +13,7 @@
 #include "planner/models/models.h"
 #include "planner/names/encodings.h"
 #include "planner/names/held_tensors.h"
+#include "planner/names/rule_pieces.h"
 #include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
 #include "storage/boxes/place_from_memory.h"

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "planner/names/catalog.h"
-#include "planner/names/native_tensors.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/names/weight_map.h"
 #include "planner/save/rank_states.h"
