@@ -1,11 +1,10 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
+#include "planner/geometry/box.h"
 #include "planner/names/catalog.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/names/weight_map.h"
@@ -13,8 +12,6 @@
 namespace shardwright {
 
 struct KnownEncoding;  // planner/names/encodings.h
-struct Lattice;        // planner/geometry/lattice.h
-struct View;           // planner/geometry/view.h
 
 /// This box of this source tensor, with the scales it needs, is those elements of that destination shard.
 ///
@@ -30,7 +27,7 @@ struct Transfer {
 
   /// The sizes of the view in which source_box is a box: the source's dimensions, each in one factor or more.
   /// Empty: the source's own shape. In another one, with scales, the last dimension is one factor, and a
-  /// block has one row; then the scales are seen in the same view: see seen_scale_shape().
+  /// block has one row; then the scales are seen in the same view.
   Shape source_view;
   Box source_box;  ///< inside the source tensor (or chunk), as it is seen
   Box scale_box;   ///< inside the tensor (or chunk) of scales, if there is one, as it is seen
@@ -51,37 +48,6 @@ struct Transfer {
 
   bool operator==(const Transfer&) const = default;
 };
-
-/// The shape that source_box is a box of.
-inline const Shape& seen_shape(const Transfer& transfer, const SourceTensor& source) {
-  return transfer.source_view.empty() ? source.shape : transfer.source_view;
-}
-
-/// The shape that scale_box is a box of, in a tensor (or chunk) of scales.
-Shape seen_scale_shape(const Transfer& transfer, const SourceTensor& scales);
-
-/// Whether scales in such blocks can be seen in a view of the weight's.
-bool can_see_scales(const Encoding& encoding, const Shape& view, const Shape& weight_shape);
-
-/// The scales that a transfer reads, of the tensor (or chunk) that has them.
-Lattice scale_lattice(const Transfer& transfer, const SourceTensor& scales);
-
-/// The elements of the source tensor that a transfer reads. Its source_view must be one of that tensor.
-Lattice read_lattice(const Transfer& transfer, const SourceTensor& source);
-
-/// The elements of the destination's local tensor that a transfer writes.
-Lattice written_lattice(const Transfer& transfer);
-
-/// Elements from one index of each factor to the next in a tensor of these strides; 0 for one without an
-/// axis.
-Shape strides_along(const Lattice& lattice, const Shape& tensor_strides);
-
-/// The scales that a part of a transfer's source box needs, in the coordinates of its scale_box. The transfer
-/// must be block-scaled.
-Box scale_box_of_part(const Transfer& transfer, const Box& part);
-
-/// How the dimensions of a tensor are factored in a view of these sizes; nothing if it is no view of it.
-std::optional<View> view_with(const Shape& sizes, const Shape& shape);
 
 /// What one rank does to load: a list of Transfers that together write every element of every destination
 /// once.
@@ -126,8 +92,8 @@ struct LoadPlanOptions {
   /// What is loaded, as messages call it; empty: the catalog's directory.
   std::string what = {};
 
-  /// What the scales of the catalog may be.
-  const std::vector<KnownEncoding>* encodings = nullptr;  ///< null: known_encodings()
+  /// What the scales of the catalog may be, which the caller keeps; null: any of known_encodings().
+  const std::vector<KnownEncoding>* encodings = nullptr;
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source
@@ -135,12 +101,5 @@ struct LoadPlanOptions {
 /// wrong, by name, with what was expected and found. Reads no tensor data and writes nothing.
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
                    const LoadPlanOptions& options = {});
-
-/// How the transfers, all to one destination, fail to write each element of its local tensor once, for
-/// messages; empty if they do write it. They must lie inside.
-std::string fault_of_writing(const Shape& local_shape, std::span<const Transfer> transfers);
-
-/// Puts the transfers of a plan in the order of the files and fills in its figures.
-void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const Catalog& catalog);
 
 }  // namespace shardwright

@@ -27,6 +27,7 @@
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"
+#include "storage/jobs/save_order.h"
 #include "storage/tools/undamaged.h"
 #include "storage/tools/verify.h"
 #include "storage/write/rank_files.h"

@@ -9,6 +9,7 @@
 #include "planner/error.h"
 #include "planner/geometry/lattice.h"
 #include "planner/load/load_plan.h"
+#include "planner/load/transfers.h"
 #include "planner/names/rule_pieces.h"
 #include "planner/names/spec_parts.h"
 #include "planner/problems.h"

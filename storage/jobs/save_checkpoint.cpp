@@ -20,6 +20,7 @@
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
 #include "storage/format/torch_metadata.h"
+#include "storage/jobs/save_order.h"
 #include "storage/seconds.h"
 #include "storage/write/rank_files.h"
 

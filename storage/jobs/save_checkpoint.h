@@ -93,17 +93,6 @@ std::vector<SavedStep> saved_steps(const std::filesystem::path& root);
 /// The one of them that was saved last: the one to resume. Nothing if there is none. Throws as saved_steps().
 std::optional<std::filesystem::path> latest_checkpoint(const std::filesystem::path& root);
 
-/// A place in the order of the saves of one training, which is told by manifests.
-struct SaveOrder {
-  std::uint64_t order = 0;
-  std::vector<std::string> unread;  ///< a line for each step whose place is not known, and why
-};
-
-/// The place of a save to `directory`: one more than that of any other step beside it; 0 for a directory that
-/// is not called as those of steps are. A step that cannot be read counts as saved now, in seconds since
-/// 1970, which is more than any that counting came to.
-SaveOrder next_order(const std::filesystem::path& directory);
-
 /// Where the checkpoint of a training step goes, below a root: step-00000007, or the folder of that step that
 /// is there already. Throws as saved_steps().
 std::filesystem::path step_path(const std::filesystem::path& root, std::uint64_t step);

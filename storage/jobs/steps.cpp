@@ -14,6 +14,7 @@
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"
+#include "storage/jobs/save_order.h"
 
 namespace shardwright {
 namespace {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "planner/geometry/byte_boxes.h"
+#include "planner/load/transfers.h"
 #include "planner/names/rule_pieces.h"
 #include "storage/files/remote_objects.h"
 

@@ -15,9 +15,6 @@
 
 namespace shardwright {
 
-class Trace;         // storage/load/trace.h
-class WrittenParts;  // storage/load/written_parts.h
-
 /// How files are read.
 enum class Reads : std::uint8_t {
   automatic,  ///< io_uring for files that are not in the page cache, where the kernel allows it; else pread
@@ -119,10 +116,5 @@ struct LoadReport {
 /// kernels for them.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
-
-/// Internal: the same for what is left of a load: with a trace that has begun before, to which it adds, and
-/// which it writes, not options.trace; and with an account of what was written before.
-LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options, Trace& trace, WrittenParts& written);
 
 }  // namespace shardwright
