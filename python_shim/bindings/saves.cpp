@@ -305,9 +305,9 @@ void bind_steps(py::module_& m) {
         return std::pair(next.order, std::move(next.unread));
       },
       py::arg("directory"), py::call_guard<py::gil_scoped_release>(),
-      "(order, a line for each step that is not known): see storage/format/steps.h.");
+      "(order, a line for each step that is not known): see storage/jobs/save_order.h.");
   m.def("step_path", &step_path, py::arg("root"), py::arg("step"), py::call_guard<py::gil_scoped_release>(),
-        "See storage/format/steps.h.");
+        "See storage/jobs/save_checkpoint.h.");
   m.def(
       "saved_steps",
       [](const std::filesystem::path& root) {
@@ -315,7 +315,7 @@ void bind_steps(py::module_& m) {
         for (SavedStep& one : saved_steps(root)) paths.push_back(std::move(one.path));
         return paths;
       },
-      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
+      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/jobs/save_checkpoint.h.");
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("directory"),
         "See storage/format/pending_checkpoint.h.");
   m.def(
@@ -336,9 +336,9 @@ void bind_steps(py::module_& m) {
         const auto found = latest_checkpoint(root);
         return found ? std::optional(found->string()) : std::nullopt;
       },
-      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
+      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/jobs/save_checkpoint.h.");
   m.def("keep_last_steps", &keep_last_steps, py::arg("root"), py::arg("keep"),
-        py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
+        py::call_guard<py::gil_scoped_release>(), "See storage/jobs/save_checkpoint.h.");
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
 }
 
