@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "planner/geometry/placement.h"
 #include "planner/names/tensor_spec.h"
 #include "python_shim/bindings/bindings.h"
 #include "storage/device/device_calls.h"

@@ -9,7 +9,6 @@
 
 #include "planner/handover/engine_tensors.h"
 #include "planner/handover/refit_plan.h"
-#include "planner/handover/transport.h"
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/save/rank_states.h"

@@ -9,11 +9,9 @@
 #include <vector>
 
 #include "planner/handover/engine_tensors.h"
-#include "planner/handover/transport.h"
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
-#include "storage/handover/refit_outcome.h"
 
 namespace shardwright {
 
