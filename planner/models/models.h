@@ -19,6 +19,10 @@ struct Model {
   std::vector<std::string_view> model_types;  ///< values of config.json's "model_type" that mean this family
   std::vector<std::string_view> layouts;  ///< native layouts with tables, as users spell them in layout="..."
 
+  /// Whether nemo-automodel trains it with transformers' own model: in layout "automodel", too, names and
+  /// shapes are those of transformers.
+  bool trained_as_transformers = false;
+
   /// Layouts that trainers have and rules cannot say yet, with the reason.
   std::vector<std::pair<std::string_view, std::string_view>> refused = {};
 

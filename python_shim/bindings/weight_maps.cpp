@@ -37,6 +37,7 @@ void bind_weight_map(py::module_& m) {
       .def_property_readonly("name", [](const Model& model) { return std::string(model.family); })
       .def_property_readonly("model_types", [](const Model& model) { return model.model_types; })
       .def_property_readonly("layouts", [](const Model& model) { return model.layouts; })
+      .def_readonly("trained_as_transformers", &Model::trained_as_transformers)
       .def_property_readonly("refused", [](const Model& model) { return model.refused; });
   m.def("families", &models, py::return_value_policy::reference, "All families that have tables.");
   m.def("has_table", &has_table, py::arg("catalog"), py::arg("model"), py::arg("layout"),

@@ -122,6 +122,7 @@ std::vector<Model> hunyuan() {
       {.family = "hunyuan_v1_dense",
        .model_types = {"hunyuan_v1_dense"},
        .layouts = {"automodel", "transformers"},
+       .trained_as_transformers = true,
        .weight_map = dense,
        .samples = dense_samples},
       {.family = "hunyuan_v1_moe",

@@ -60,11 +60,13 @@ std::vector<Model> qwen3() {
       {.family = "qwen2",
        .model_types = {"qwen2"},
        .layouts = {"automodel", "transformers"},
+       .trained_as_transformers = true,
        .weight_map = weight_map,
        .samples = qwen2_samples},
       {.family = "qwen3",
        .model_types = {"qwen3"},
        .layouts = {"automodel", "transformers", "torchtitan"},
+       .trained_as_transformers = true,
        .weight_map = weight_map,
        .samples = qwen3_samples},
   };

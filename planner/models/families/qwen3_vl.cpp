@@ -102,6 +102,7 @@ std::vector<Model> qwen3_vl() {
       {.family = "qwen3_vl",
        .model_types = {"qwen3_vl"},
        .layouts = {"automodel", "transformers"},
+       .trained_as_transformers = true,
        .text_names = {"model.language_model."},
        .weight_map = weight_map,
        .samples = dense_samples},

@@ -17,10 +17,6 @@ PEERS = {
     "torchtitan": "torchtitan 0.3.0",
 }
 
-#: Families that nemo-automodel 0.7.0 trains with transformers' own model: in layout "automodel", too, names and shapes
-#: are those of transformers.
-WITHOUT_ADAPTER = ("hunyuan_v1_dense", "llama", "mistral", "qwen2", "qwen3", "qwen3_vl")
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """None of its own."""
@@ -38,7 +34,7 @@ def families() -> dict[str, Any]:
             {
                 "family": one.name,
                 "model_types": one.model_types,
-                "layouts": {layout: checked_against(one.name, layout) for layout in one.layouts},
+                "layouts": {layout: checked_against(one, layout) for layout in one.layouts},
                 "refused": dict(one.refused),
                 "forms": _core.sample_forms(one.name),
             }
@@ -48,8 +44,9 @@ def families() -> dict[str, Any]:
     }
 
 
-def checked_against(family: str, layout: str) -> str:
-    return PEERS["transformers" if layout == "automodel" and family in WITHOUT_ADAPTER else layout]
+def checked_against(family: _core.Family, layout: str) -> str:
+    as_transformers = layout == "automodel" and family.trained_as_transformers
+    return PEERS["transformers" if as_transformers else layout]
 
 
 def _text_of(facts: dict[str, Any]) -> str:
