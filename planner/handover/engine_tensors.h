@@ -17,8 +17,8 @@ struct Transfer;  // planner/load/load_plan.h
 /// A box of a tensor that a checkpoint would hold, and where its elements lie in an engine's tensor.
 ///
 /// Rank 1 of 4 has rows 16 to 31 of k_proj [64, 32] behind 64 rows of queries in its qkv_proj:
-/// {"k_proj.weight",
-/// {{16, 0}, {16, 32}}, {64, 0}, {0, 1}}.
+///
+///     {"k_proj.weight", {{16, 0}, {16, 32}}, {64, 0}, {0, 1}}
 struct EnginePart {
   std::string hf_name;  ///< as files hold it: codes and scales are two tensors
   Box box = {};         ///< of it, as it is seen; of no dimensions: all of it
