@@ -26,6 +26,7 @@
 // Ranks together: load, resume, save and export in one call.
 #include "planner/job.h"
 #include "planner/lora/adapter_request.h"
+#include "storage/format/adapter_config.h"
 #include "storage/format/shard_format.h"
 #include "storage/format/steps.h"
 #include "storage/jobs/adapters.h"
