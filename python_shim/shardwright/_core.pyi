@@ -58,10 +58,6 @@ class Conversion:
         template: Catalog = ...,
         map: WeightMap = ...,
     ) -> None: ...
-    def describe(self) -> bytes: ...
-    def write(self, told: str | bytes) -> ExportReport: ...
-    @property
-    def request(self) -> ExportRequest: ...
 
 class CooperativeLoad:
     def __init__(
@@ -1037,6 +1033,14 @@ def config_of(
     file: str | bytes,
 ) -> bytes: ...
 def content_words(catalog: Catalog, threads: int = ...) -> list[str]: ...
+def convert_together(
+    rank: int,
+    ranks: int,
+    round: collections.abc.Callable[..., typing.Any],
+    begin: collections.abc.Callable[..., typing.Any],
+    place: collections.abc.Callable[..., typing.Any],
+    overwrite: bool | None,
+) -> ExportReport: ...
 def copy_out(
     parts: collections.abc.Sequence[
         tuple[int, int, collections.abc.Sequence[int], collections.abc.Sequence[int], int, int]
