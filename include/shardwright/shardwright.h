@@ -63,6 +63,7 @@
 #include "storage/tools/generate.h"
 #include "storage/tools/simulate.h"
 #include "storage/tools/simulated_ways.h"
+#include "storage/tools/simulation_facts.h"
 #include "storage/tools/verify.h"
 
 // What all of it throws.
