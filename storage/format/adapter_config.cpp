@@ -6,7 +6,6 @@
 #include <charconv>
 #include <cmath>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "planner/error.h"
 #include "planner/lora/adapter_fit.h"
@@ -18,8 +17,6 @@
 
 namespace shardwright {
 namespace {
-
-using Json = nlohmann::json;
 
 /// The names of all modules of the largest models, which a config may list, are 3 MB.
 constexpr std::uint64_t most_config_bytes = 32'000'000;
@@ -54,13 +51,25 @@ constexpr PlainSetting plain_settings[] = {
 /// Initialisations that change the weights beside the adapter: it fits those only, not the released ones.
 constexpr std::string_view initialisations_of_weights[] = {"pissa", "olora", "corda", "loftq", "lora_ga"};
 
+/// Entries of a member that a message shows.
+constexpr std::size_t most_shown = 8;
+
+struct Value {
+  enum class Kind : std::uint8_t { null, flag, number, text, list, object };
+
+  Kind kind = Kind::null;
+  std::string text = "null";  ///< of a text itself, of all others as JSON; of a list or an object none
+  double number = 0;          ///< of a number
+};
+
 /// A member of the file, as deep as anything asks for it.
 struct Member {
-  Json value;                                         ///< of a list or an object: an empty one
-  std::vector<std::pair<std::string, Json>> entries;  ///< of that, its first level; of a list, without names
+  Value value;
+  std::vector<std::pair<std::string, Value>> entries;  ///< of a list, without names, or an object
 
+  bool is_of_entries() const { return value.kind == Value::Kind::list || value.kind == Value::Kind::object; }
   bool says_nothing() const {
-    return value.is_null() || (value.is_structured() && value.empty() && entries.empty());
+    return value.kind == Value::Kind::null || (is_of_entries() && entries.empty());
   }
 };
 
@@ -75,14 +84,20 @@ class MemberReader : public JsonEvents {
   }
   bool has(std::string_view name) const { return members_.contains(name); }
 
-  bool null() override { return take(nullptr); }
-  bool boolean(bool truth) override { return take(truth); }
-  bool number_integer(std::int64_t number) override { return take(number); }
-  bool number_unsigned(std::uint64_t number) override { return take(number); }
-  bool number_float(double number, const std::string&) override { return take(number); }
-  bool string(std::string& text) override { return take(std::move(text)); }
-  bool start_object(std::size_t) override { return enter(Json::object()); }
-  bool start_array(std::size_t) override { return enter(Json::array()); }
+  bool null() override { return take({}); }
+  bool boolean(bool truth) override { return take({Value::Kind::flag, truth ? "true" : "false"}); }
+  bool number_integer(std::int64_t number) override {
+    return take({Value::Kind::number, std::to_string(number), static_cast<double>(number)});
+  }
+  bool number_unsigned(std::uint64_t number) override {
+    return take({Value::Kind::number, std::to_string(number), static_cast<double>(number)});
+  }
+  bool number_float(double number, const std::string& text) override {
+    return take({Value::Kind::number, text, number});
+  }
+  bool string(std::string& text) override { return take({Value::Kind::text, std::move(text)}); }
+  bool start_object(std::size_t) override { return enter(Value::Kind::object); }
+  bool start_array(std::size_t) override { return enter(Value::Kind::list); }
   bool end_object() override { return leave(); }
   bool end_array() override { return leave(); }
 
@@ -90,6 +105,7 @@ class MemberReader : public JsonEvents {
     if (depth_ == 1) {
       member_ = &members_[name];
       *member_ = {};  // of two members of a name the last counts, as for peft
+      is_kept_whole_ = name == "alpha_pattern" || name == "target_parameters";
     } else if (depth_ == 2) {
       name_ = name;
     }
@@ -97,14 +113,17 @@ class MemberReader : public JsonEvents {
   }
 
  private:
-  bool take(Json value) {
-    if (depth_ == 1) member_->value = std::move(value);
-    if (depth_ == 2) member_->entries.emplace_back(name_, std::move(value));
+  bool take(Value value) {
+    if (depth_ == 1) {
+      member_->value = std::move(value);
+    } else if (depth_ == 2 && (is_kept_whole_ || member_->entries.size() <= most_shown)) {
+      member_->entries.emplace_back(name_, std::move(value));
+    }
     return true;
   }
 
-  bool enter(Json empty) {
-    take(std::move(empty));
+  bool enter(Value::Kind kind) {
+    take({kind, ""});
     ++depth_;
     name_.clear();
     return true;
@@ -117,22 +136,34 @@ class MemberReader : public JsonEvents {
 
   std::map<std::string, Member, std::less<>> members_;
   Member* member_ = nullptr;  ///< the one whose value comes
-  std::string name_;          ///< of its entry that comes
+  bool is_kept_whole_ = false;
+  std::string name_;  ///< of its entry that comes
   int depth_ = 0;
 };
 
-std::string shown(const Json& value) { return printable(value.dump(), 100); }
+std::string shown(const Value& value) {
+  switch (value.kind) {
+    case Value::Kind::text:
+      return in_quotes(value.text);
+    case Value::Kind::list:
+      return "[]";
+    case Value::Kind::object:
+      return "{}";
+    default:
+      return printable(value.text, 100);
+  }
+}
 
 std::string shown(const Member& member) {
-  constexpr std::size_t most = 8;
-  if (!member.value.is_structured()) return shown(member.value);
+  if (!member.is_of_entries()) return shown(member.value);
+  const bool is_object = member.value.kind == Value::Kind::object;
   std::string text;
-  for (std::size_t i = 0; i < std::min(member.entries.size(), most); ++i) {
+  for (std::size_t i = 0; i < std::min(member.entries.size(), most_shown); ++i) {
     const auto& [name, value] = member.entries[i];
-    text += (i == 0 ? "" : ", ") + (member.value.is_object() ? in_quotes(name) + ": " : "") + shown(value);
+    text += (i == 0 ? "" : ", ") + (is_object ? in_quotes(name) + ": " : "") + shown(value);
   }
-  if (member.entries.size() > most) text += ", ...";
-  return member.value.is_object() ? "{" + text + "}" : "[" + text + "]";
+  if (member.entries.size() > most_shown) text += ", ...";
+  return is_object ? "{" + text + "}" : "[" + text + "]";
 }
 
 /// What a member is not, in words; caught by parse_adapter_config(), which names the file.
@@ -140,15 +171,15 @@ struct Unexpected {
   std::string what;
 };
 
-double finite_number(const std::string& name, const Json& value) {
-  if (!value.is_number() || !std::isfinite(value.get<double>()))
+double finite_number(const std::string& name, const Value& value) {
+  if (value.kind != Value::Kind::number || !std::isfinite(value.number))
     throw Unexpected{name + ": expected a finite number, found " + shown(value)};
-  return value.get<double>();
+  return value.number;
 }
 
-std::int64_t whole_rank(const Json& value) {
+std::int64_t whole_rank(const Value& value) {
   constexpr double most = 1LL << 53;
-  const double number = value.is_number() ? value.get<double>() : 0;
+  const double number = value.number;
   if (number < 1 || number > most || std::trunc(number) != number)
     throw Unexpected{"r: expected a whole number above 0, found " + shown(value)};
   return static_cast<std::int64_t>(number);
@@ -162,23 +193,23 @@ AdapterConfig settings_of(const MemberReader& members) {
   config.r = whole_rank(members.at("r").value);
   config.lora_alpha = finite_number("lora_alpha", members.at("lora_alpha").value);
   if (const Member& flag = members.at("use_rslora"); !flag.says_nothing()) {
-    if (!flag.value.is_boolean())
+    if (flag.value.kind != Value::Kind::flag)
       throw Unexpected{"use_rslora: expected true or false, found " + shown(flag)};
-    config.use_rslora = flag.value.get<bool>();
+    config.use_rslora = flag.value.text == "true";
   }
   if (const Member& alphas = members.at("alpha_pattern"); !alphas.says_nothing()) {
-    if (!alphas.value.is_object())
+    if (alphas.value.kind != Value::Kind::object)
       throw Unexpected{"alpha_pattern: expected an object of patterns and numbers, found " + shown(alphas)};
     for (const auto& [pattern, alpha] : alphas.entries)
       config.alpha_pattern.emplace_back(pattern, finite_number("alpha_pattern " + pattern, alpha));
   }
   if (const Member& parameters = members.at("target_parameters"); !parameters.says_nothing()) {
-    const bool are_texts = std::all_of(parameters.entries.begin(), parameters.entries.end(),
-                                       [](const auto& entry) { return entry.second.is_string(); });
-    if (!parameters.value.is_array() || !are_texts)
+    const bool are_texts =
+        std::all_of(parameters.entries.begin(), parameters.entries.end(),
+                    [](const auto& entry) { return entry.second.kind == Value::Kind::text; });
+    if (parameters.value.kind != Value::Kind::list || !are_texts)
       throw Unexpected{"target_parameters: expected a list of names, found " + shown(parameters)};
-    for (const auto& [none, name] : parameters.entries)
-      config.target_parameters.push_back(name.get<std::string>());
+    for (const auto& [none, name] : parameters.entries) config.target_parameters.push_back(name.text);
   }
   return config;
 }
@@ -212,7 +243,7 @@ std::optional<WrapperSense> noted_sense(const std::filesystem::path& directory) 
     if (error.kind == ErrorKind::malformed) return std::nullopt;
     throw;
   }
-  const Json& layout = note.at("paramwrapper_layout").value;
+  const std::string& layout = note.at("paramwrapper_layout").value.text;
   if (layout == "peft-0.19.1") return WrapperSense::modern;
   if (layout == "peft-0.18") return WrapperSense::legacy;
   return std::nullopt;
@@ -226,14 +257,14 @@ void expect_plain(const MemberReader& members, const std::string& file) {
                     ", a plain LoRA adapter, as other kinds of adapters are not converted; "
                     "merge it into the weights with peft, or train without it");
   };
-  if (members.has("peft_type") && members.at("peft_type").value != "LORA") refuse("peft_type", R"("LORA")");
+  if (members.has("peft_type") && shown(members.at("peft_type")) != R"("LORA")")
+    refuse("peft_type", R"("LORA")");
   for (const auto& [name, plain] : plain_settings) {
     const Member& found = members.at(name);
-    if (!found.says_nothing() && found.value != Json::parse(plain)) refuse(name, plain);
+    if (!found.says_nothing() && shown(found) != plain) refuse(name, plain);
   }
-  const Json& initial = members.at("init_lora_weights").value;
-  if (!initial.is_string()) return;
-  std::string way = initial.get<std::string>();
+  const Value& initial = members.at("init_lora_weights").value;
+  std::string way = initial.text;
   std::transform(way.begin(), way.end(), way.begin(),
                  [](char letter) { return letter >= 'A' && letter <= 'Z' ? char(letter + 32) : letter; });
   for (const std::string_view one : initialisations_of_weights) {
@@ -258,8 +289,7 @@ AdapterConfig parse_adapter_config(std::string_view text, const std::string& fil
   expect_plain(members, file);
   try {
     AdapterConfig config = settings_of(members);
-    if (const Json& version = members.at("peft_version").value; version.is_string())
-      config.written = sense_of_version(version.get_ref<const std::string&>());
+    config.written = sense_of_version(members.at("peft_version").value.text);
     return config;
   } catch (const Unexpected& unexpected) {
     throw malformed(printable(unexpected.what));

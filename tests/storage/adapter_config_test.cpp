@@ -115,6 +115,16 @@ TEST(adapter_config, what_is_nested_deeply_is_neither_kept_nor_told) {
   expect_refusal(ErrorKind::malformed, R"({"r": 4, "lora_alpha": )" + deep + end + "}", {"lora_alpha"});
 }
 
+TEST(adapter_config, a_long_list_is_told_by_its_first_entries) {
+  expect_refusal(ErrorKind::mismatch,
+                 config_with("\"modules_to_save\": [1, 2, 3, 4, \"a\", [7], {}, null, 9, 10]"),
+                 {"\"modules_to_save\" is [1, 2, 3, 4, \"a\", [], {}, null, ...]; expected null"});
+  EXPECT_EQ(
+      parsed("\"target_parameters\": [\"a\", \"b\", \"c\", \"d\", \"e\", \"f\", \"g\", \"h\", \"i\", \"j\"]")
+          .target_parameters.size(),
+      10u);
+}
+
 TEST(adapter_config, every_cut_and_every_changed_byte_is_a_config_or_an_error) {
   const std::string whole = config_with(
       R"("use_rslora": true, "alpha_pattern": {"a": 1.5}, "target_parameters": ["b"], "bias": "none")");
