@@ -13,8 +13,8 @@ enum class WrapperSense { modern, legacy };
 struct AdapterRequest {
   std::string model = "auto";           ///< the family; "auto": any of which the file has names
   std::optional<WrapperSense> sense;    ///< nothing: as the shapes say, and where these fit both, `written`
-  std::optional<WrapperSense> written;  ///< the sense of the version that adapter_config.json is of
-  std::vector<std::string> target_parameters;                 ///< of adapter_config.json
+  std::optional<WrapperSense> written;  ///< that adapter_config.json says; load_adapter() sets it
+  std::vector<std::string> target_parameters;                 ///< of adapter_config.json, set likewise
   std::vector<std::string> prefixes = {"base_model.model."};  ///< that modules' names may have
   std::string path;                                           ///< of the file, for messages
   std::string name;                                           ///< of the file, for messages

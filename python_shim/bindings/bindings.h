@@ -7,12 +7,18 @@
 #include <string>
 
 #include "kernels/dtype.h"
+#include "planner/job.h"
 
 namespace shardwright {
 
 /// Lets Ctrl-C stop what runs without the interpreter: throws what Python's signal handlers raise. For any
 /// thread; only Python's main thread runs handlers. Defined in interruptible.cpp.
 void check_for_interrupt();
+
+/// A job whose rounds are run by round(mine, answers), of bytes; and where it is given, by gather(size,
+/// mine). Copies and calls need the interpreter's lock, which a call takes. Defined in jobs.cpp.
+Job job_of(int rank, int ranks, const pybind11::function& round);
+Job job_of(int rank, int ranks, const pybind11::function& round, const pybind11::function& gather);
 
 /// How far a piece of work is. Defined in interruptible.cpp.
 void bind_progress(pybind11::module_& m);

@@ -71,21 +71,40 @@ void bind_conversion(py::module_& m) {
            py::arg("catalog") = py::none(), py::arg("template") = nullptr, py::arg("map") = nullptr,
            py::keep_alive<1, 14>(), py::keep_alive<1, 15>(), py::call_guard<py::gil_scoped_release>(),
            "`saved_weights`: of a checkpoint of training, by their names for the model those in the saved "
-           "state dict. `catalog`: what the checkpoint has stored, where C++ cannot read it.")
-      .def_property_readonly("request", &Conversion::request, py::return_value_policy::reference_internal)
-      .def(
-          "describe",
-          [](const Conversion& conversion) {
-            std::string told;
-            {
-              const py::gil_scoped_release released;
-              told = conversion.describe();
-            }
-            return py::bytes(told);
-          },
-          "What Publication.plan is to be given.")
-      .def("write", &Conversion::write, py::arg("told"), py::call_guard<py::gil_scoped_release>(),
-           "Writes what Publication.plan has said to this rank.");
+           "state dict. `catalog`: what the checkpoint has stored, where C++ cannot read it.");
+  m.def(
+      "convert_together",
+      [](int rank, int ranks, const py::function& round, const py::function& begin, const py::function& place,
+         std::optional<bool> overwrite) {
+        const Job job = job_of(rank, ranks, round);
+        py::object held;
+        const Conversion* conversion = nullptr;
+        const py::gil_scoped_release released;
+        return publish_together(
+            job,
+            [&] {
+              {
+                const py::gil_scoped_acquire acquired;
+                held = begin();
+                conversion = held.cast<const Conversion*>();
+              }
+              return conversion->describe();
+            },
+            [&] {
+              std::pair<std::filesystem::path, std::vector<std::filesystem::path>> found;
+              {
+                const py::gil_scoped_acquire acquired;
+                found = place().cast<decltype(found)>();
+              }
+              return std::make_unique<Publication>(found.first, conversion->request(), overwrite,
+                                                   found.second);
+            },
+            [&](const std::string& told) { return conversion->write(told); });
+      },
+      py::arg("rank"), py::arg("ranks"), py::arg("round"), py::arg("begin"), py::arg("place"),
+      py::arg("overwrite"),
+      "Publishes what the ranks convert. `begin` gives this rank's Conversion; `place`, called on rank 0 "
+      "alone, the directory and those that the source is in.");
 }
 
 void bind_requests(py::module_& m) {

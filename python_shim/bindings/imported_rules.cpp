@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "planner/geometry/recorded_part.h"
-#include "planner/models/general_rows.h"
+#include "planner/models/general_map.h"
 #include "planner/names/axis_text.h"
 #include "planner/names/rule_pieces.h"
 #include "python_shim/bindings/bindings.h"
@@ -28,13 +28,6 @@ std::vector<ImportedRow> rows_of(const std::vector<RowTuple>& tuples) {
   rows.reserve(tuples.size());
   for (const auto& [hf, native, axes, only_read] : tuples) rows.push_back({hf, native, axes, only_read});
   return rows;
-}
-
-std::vector<RowTuple> tuples_of(const std::vector<ImportedRow>& rows) {
-  std::vector<RowTuple> tuples;
-  tuples.reserve(rows.size());
-  for (const auto& [hf, native, axes, only_read] : rows) tuples.emplace_back(hf, native, axes, only_read);
-  return tuples;
 }
 
 void bind_recorded_part(py::module_& m) {
@@ -66,13 +59,6 @@ void bind_recorded_part(py::module_& m) {
 void bind_imported_rules(py::module_& m) {
   bind_recorded_part(m);
   m.def(
-      "general_rows",
-      [](const std::vector<RowTuple>& rows) { return tuples_of(general_rows(rows_of(rows))); },
-      py::arg("rows"),
-      "Rows of patterns that say the same of the tensors named, and of others that differ in numbers alone.");
-  m.def("general_names", &general_names, py::arg("names"),
-        "Patterns of names: of those that differ in one number, {shard} stands for it.");
-  m.def(
       "weight_map_of",
       [](std::string family, std::string layout, const std::vector<RowTuple>& rows,
          std::vector<std::string> without_place, std::vector<std::string> strangers,
@@ -96,13 +82,28 @@ void bind_imported_rules(py::module_& m) {
       py::arg("sizes") = std::map<std::string, std::int64_t>(),
       "The weight map of rows (HF pattern, native pattern, axis expression, whether it is only read).");
   m.def(
-      "said_otherwise",
-      [](const WeightMap& map, const Catalog& catalog, const std::vector<RowTuple>& rows,
-         const std::map<std::string, Shape>& shapes) {
-        return said_otherwise(map, catalog, rows_of(rows), shapes);
+      "general_map",
+      [](const Catalog& catalog, std::string family, std::string layout, const std::vector<RowTuple>& rows,
+         std::map<std::string, Shape> shapes, const std::map<std::string, std::int64_t>& sizes,
+         std::vector<std::string> ignored, std::vector<std::string> unknown, std::string layers,
+         std::vector<std::string> after_layers) {
+        ImportedConversion conversion;
+        conversion.family = std::move(family);
+        conversion.layout = std::move(layout);
+        conversion.rows = rows_of(rows);
+        conversion.shapes = std::move(shapes);
+        conversion.sizes = {sizes.begin(), sizes.end()};
+        conversion.ignored = std::move(ignored);
+        conversion.unknown = std::move(unknown);
+        conversion.layers = std::move(layers);
+        conversion.after_layers = std::move(after_layers);
+        const py::gil_scoped_release released;
+        return std::make_shared<WeightMap>(general_map(conversion, catalog));
       },
-      py::arg("map"), py::arg("catalog"), py::arg("rows"), py::arg("shapes"),
-      "The native tensors of which the map does not say what these rows, of single tensors, say of them.");
+      py::arg("catalog"), py::arg("family"), py::arg("layout"), py::arg("rows"), py::arg("shapes"),
+      py::arg("sizes"), py::arg("ignored"), py::arg("unknown"), py::arg("layers"), py::arg("after_layers"),
+      "See planner/models/general_map.h; a row is (HF name, native name, axis expression, whether it is only "
+      "read).");
   m.def(
       "rows_of",
       [](const WeightMap& map) {

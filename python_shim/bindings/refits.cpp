@@ -32,41 +32,6 @@ namespace py = pybind11;
 namespace shardwright {
 namespace {
 
-/// What a rank tells, as bytes. Valid while `mine` is.
-py::cpp_function bytes_of(const std::function<std::string()>& mine) {
-  return py::cpp_function([&mine] {
-    std::string told;
-    {
-      const py::gil_scoped_release released;
-      told = mine();
-    }
-    return py::bytes(told);
-  });
-}
-
-/// A job whose rounds are run by round(mine, answers), and by gather(mine), of bytes.
-Job job_of(int rank, int ranks, const py::function& round, const py::function& gather) {
-  Job job{rank, ranks, nullptr};
-  if (ranks == 1) return job;
-  job.round = [round](const std::function<std::string()>& mine, const Job::Answers& answers) {
-    const py::gil_scoped_acquire acquired;
-    const py::cpp_function of_first([&](const std::vector<std::string>& told) {
-      std::vector<std::string> answered;
-      {
-        const py::gil_scoped_release released;
-        answered = answers(told);
-      }
-      return std::vector<py::bytes>(answered.begin(), answered.end());
-    });
-    return round(bytes_of(mine), of_first).cast<std::string>();
-  };
-  job.gather = [gather](std::size_t bytes, const std::function<std::string()>& mine) {
-    const py::gil_scoped_acquire acquired;
-    return gather(bytes, bytes_of(mine)).cast<std::vector<std::string>>();
-  };
-  return job;
-}
-
 std::chrono::milliseconds milliseconds_of(double seconds) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::duration<double>(seconds));
 }

@@ -213,46 +213,20 @@ def _convert_encoding(
     """All ranks call it together, with the options of `_conversion`; what one is given wrongly, all are told."""
     start = time.perf_counter()
     alike = words_of(destination=destination, overwrite=overwrite)
-    rank, ranks = together(process_group, "converting", lambda: rank_among(process_group), alike)
-    conversion: Any = None
-    publication: Any = None
 
-    def describe() -> bytes:
-        nonlocal conversion
+    def rank_of_expected() -> tuple[int, int]:
         expect_overwrite(overwrite)
-        conversion = _conversion(source, rank, ranks, **options)
-        told: bytes = conversion.describe()
-        return told
+        return rank_among(process_group)
 
-    def plan(holdings: list[bytes]) -> list[bytes]:
-        nonlocal publication
-        publication = _core.Publication(
-            lasting_path(destination),
-            conversion.request,
-            overwrite,
-            [] if is_address(source) else [lasting_path(source)],
-        )
-        shares: list[bytes] = publication.plan(holdings)
-        return shares
-
-    def publish(row_sums: list[bytes]) -> list[bytes]:
-        publication.publish(row_sums)
-        return [b""] * ranks
-
-    report: Any = None
-
-    def write() -> bytes:
-        nonlocal report
-        report = conversion.write(share)
-        sums: bytes = report.row_sums
-        return sums
-
-    try:
-        share = round_of_ranks(process_group, "converting", describe, plan, NOT_PUBLISHED)
-        round_of_ranks(process_group, "converting", write, publish, NOT_PUBLISHED)
-    finally:
-        if publication is not None:
-            publication.abandon()
+    rank, ranks = together(process_group, "converting", rank_of_expected, alike)
+    report = _core.convert_together(
+        rank,
+        ranks,
+        lambda mine, answers: round_of_ranks(process_group, "converting", mine, answers, NOT_PUBLISHED),
+        lambda: _conversion(source, rank, ranks, **options),
+        lambda: (lasting_path(destination), [] if is_address(source) else [lasting_path(source)]),
+        overwrite,
+    )
     return replace(SaveReport.of(report, time.perf_counter() - start), left_out=list(report.left_out))
 
 

@@ -6,9 +6,34 @@ namespace {
 constexpr std::string_view spaces = " \t\n";
 constexpr std::string_view ends_of_addresses = " \t\n\"'>)";
 
-}  // namespace
+bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-std::string without_secrets(std::string_view text) {
+bool is_of_name(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' ||
+         c == '%' || c == '-' || (c & 0x80) != 0;
+}
+
+/// Hides queries of paths without a server before them: libraries quote requests so, "url: /run?name=value".
+std::string without_queries(std::string_view text) {
+  std::string result;
+  std::size_t at = 0;
+  for (std::size_t mark = text.find('?'); mark != text.npos; mark = text.find('?', at)) {
+    std::size_t end = mark + 1;
+    while (end < text.size() && is_of_name(text[end])) ++end;
+    const bool is_query =
+        mark > 0 && !is_space(text[mark - 1]) && end > mark + 1 && end < text.size() && text[end] == '=';
+    result.append(text.substr(at, mark + 1 - at));
+    at = mark + 1;
+    if (!is_query) continue;
+    result += "***";
+    while (end < text.size() && !is_space(text[end]) && ends_of_addresses.find(text[end]) == text.npos) ++end;
+    at = end;
+  }
+  return result.append(text.substr(at));
+}
+
+/// The same without what addresses have that begin with a scheme.
+std::string without_secrets_of_addresses(std::string_view text) {
   std::string result;
   for (;;) {
     const std::size_t scheme = text.find("://");
@@ -38,6 +63,12 @@ std::string without_secrets(std::string_view text) {
     result.append(address.substr(0, query));
     if (query != std::string_view::npos) result += "?***";
   }
+}
+
+}  // namespace
+
+std::string without_secrets(std::string_view text) {
+  return without_queries(without_secrets_of_addresses(text));
 }
 
 }  // namespace shardwright

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "planner/names/catalog.h"
+#include "storage/format/adapter_config.h"
 
 namespace shardwright {
 
@@ -10,8 +11,14 @@ namespace shardwright {
 inline constexpr char adapter_weights_name[] = "adapter_model.safetensors";
 inline constexpr char adapter_config_name[] = "adapter_config.json";
 
-/// The catalog of an adapter's weights, or of any other one safetensors file. Throws Error: not_found for a
-/// file that is missing; malformed, with file and tensor, for anything that breaks the format.
-Catalog read_adapter_catalog(const std::filesystem::path& file);
+/// What an adapter's two files say.
+struct StoredAdapter {
+  AdapterConfig config;
+  Catalog catalog;  ///< of its weights
+};
+
+/// Reads both, of the weights the header. Throws Error: not_found for a directory or file that is missing;
+/// malformed, with file and tensor, for anything that breaks the format; otherwise as read_adapter_config().
+StoredAdapter read_adapter(const std::filesystem::path& directory);
 
 }  // namespace shardwright

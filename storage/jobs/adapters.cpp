@@ -4,6 +4,7 @@
 #include <iterator>
 #include <memory>
 #include <set>
+#include <utility>
 
 #include "planner/error.h"
 #include "storage/boxes/placing.h"
@@ -31,20 +32,26 @@ ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::files
       [&](const std::string& told) { return write_share(told, lora, state, request, writing); });
 }
 
-LoadReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
-                        const AdapterRequest& request, bool strict, const LoadOptions& options) {
-  const Catalog catalog = read_adapter_catalog(directory / adapter_weights_name);
+AdapterReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
+                           const AdapterRequest& request, bool strict, const LoadOptions& options) {
+  StoredAdapter adapter = read_adapter(directory);
   std::vector<NativeTensor> tensors;
   std::set<std::string> seen;
   for (const TensorSpec& spec : specs) {
     if (seen.insert(spec.fqn).second) tensors.push_back({spec.fqn, spec.dtype, spec.global_shape, false});
   }
-  const AdapterPlan planned = plan_adapter(tensors, specs, catalog, request, strict);
+  AdapterPlan planned = plan_adapter(tensors, specs, adapter, request, strict);
   for (const TensorSpec& spec : specs) {
     if (std::find(planned.zeroed.begin(), planned.zeroed.end(), spec.fqn) != planned.zeroed.end())
       fill_with_zeros(spec);
   }
-  return load(planned.plan, catalog, specs, options);
+  AdapterReport report;
+  report.load = load(planned.plan, adapter.catalog, specs, options);
+  report.config = std::move(adapter.config);
+  report.layout = std::move(planned.layout);
+  report.sense = planned.sense;
+  report.scaled = std::move(planned.scaled);
+  return report;
 }
 
 }  // namespace shardwright

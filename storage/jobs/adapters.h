@@ -3,12 +3,14 @@
 #include <cstddef>
 #include <filesystem>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "planner/job.h"
 #include "planner/lora/adapter_request.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
+#include "storage/format/adapter_config.h"
 #include "storage/load/load.h"
 #include "storage/write/export_report.h"
 
@@ -36,12 +38,22 @@ ExportReport save_adapter(const std::vector<TensorSpec>& specs, const std::files
                           const AdapterAsked& asked, const Job& job = {},
                           const SaveAdapterOptions& options = {});
 
-/// Plans and loads adapter_model.safetensors of `directory` into tensors in CPU memory. Each rank calls it by
-/// itself, with its parts. With `strict`, tensors of the file that no pair has are an error. Throws one
-/// Error(mismatch) that tells what does not fit; argument for an unknown model, and for tensors on
-/// devices that have to be zero first; as load(). Nothing is written if the plan fails.
-LoadReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
-                        const AdapterRequest& request = {}, bool strict = true,
-                        const LoadOptions& options = {});
+/// What an adapter was, and what loading it did on this rank.
+struct AdapterReport {
+  LoadReport load;
+  AdapterConfig config;
+  std::string layout;                 ///< of the model that the adapter is for
+  std::optional<WrapperSense> sense;  ///< of its ParamWrappers; nothing: it has none
+  std::vector<ScaledWeight> scaled;
+};
+
+/// Plans and loads adapter_model.safetensors of `directory` into tensors in CPU memory, as
+/// adapter_config.json says that it is meant. Each rank calls it by itself, with its parts. With `strict`,
+/// tensors of the file that no pair has are an error. Throws as read_adapter_config(); one Error(mismatch)
+/// that tells what does not fit; argument for an unknown model, and for tensors on devices that have to be
+/// zero first; as load(). Nothing is written if the plan fails.
+AdapterReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
+                           const AdapterRequest& request = {}, bool strict = true,
+                           const LoadOptions& options = {});
 
 }  // namespace shardwright

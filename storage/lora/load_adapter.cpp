@@ -6,14 +6,14 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "storage/format/adapter_file.h"
 #include "storage/lora/adapter_values.h"
 
 namespace shardwright {
-namespace {}  // namespace
-
 AdapterPlan plan_adapter(const std::vector<NativeTensor>& tensors, const std::vector<TensorSpec>& specs,
-                         const Catalog& catalog, AdapterRequest request, bool strict) {
+                         const StoredAdapter& adapter, AdapterRequest request, bool strict) {
+  const Catalog& catalog = adapter.catalog;
+  request.written = adapter.config.written;
+  request.target_parameters = adapter.config.target_parameters;
   request.name = catalog.files.front().name;
   request.path = (catalog.directory / request.name).string();
   LoadPlanOptions options;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "planner/lora/adapter_fit.h"
+#include "storage/format/adapter_file.h"
 #include "storage/load/load.h"
 
 namespace shardwright {
@@ -18,14 +19,7 @@ struct AdapterPlan {
 
   /// Tensors that are to be zero before the plan is run: it writes the blocks on their diagonals.
   std::vector<std::string> zeroed;
-
-  /// Where the adapter has a weight's pair, which decides what B A is multiplied by.
-  struct Scaled {
-    std::string weight;
-    std::string module;  ///< as adapter_config.json names it; of several, the first
-    std::int64_t rank = 0;
-  };
-  std::vector<Scaled> scaled;
+  std::vector<ScaledWeight> scaled;
 };
 
 /// Plans a load of an adapter, and proves it as plan_load does. `tensors` are the trainer's, with their
@@ -34,6 +28,6 @@ struct AdapterPlan {
 /// tensors whose values must be alike, or zero. Throws one Error(mismatch) that tells what does not fit,
 /// Error(argument) for an unknown model, Error(io).
 AdapterPlan plan_adapter(const std::vector<NativeTensor>& tensors, const std::vector<TensorSpec>& specs,
-                         const Catalog& catalog, AdapterRequest request, bool strict = true);
+                         const StoredAdapter& adapter, AdapterRequest request, bool strict = true);
 
 }  // namespace shardwright

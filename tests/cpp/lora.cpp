@@ -58,12 +58,13 @@ void run(const shardwright::Job& job, const std::filesystem::path& folder) {
     const Lora loaded = lora_of(rank, 4, w1[1], w1[0]);
     // README: lora
     shardwright::save_adapter(saved.specs, path, {.layout = layout, .alpha = 8}, job);
-    const shardwright::LoadReport report = shardwright::load_adapter(path, loaded.specs);
+    const shardwright::AdapterReport report = shardwright::load_adapter(path, loaded.specs);
     // README: end
-    expect(report.bytes_written > 0, "something was loaded");
+    expect(report.load.bytes_written > 0, "something was loaded");
+    expect(report.layout == layout && report.config.lora_alpha >= 8, "the report says what it was");
     for (std::size_t t = 0; t < saved.tensors.size(); ++t)
       expect(at::equal(saved.tensors[t], loaded.tensors[t]), saved.specs[t].fqn + " comes back bit for bit");
-    if (rank == 0) std::cout << layout << ": " << report.bytes_read << " bytes read\n";
+    if (rank == 0) std::cout << layout << ": " << report.load.bytes_read << " bytes read\n";
   }
 }
 

@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "planner/error.h"
+#include "storage/format/adapter_config.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
 #include "storage/format/hf_index.h"
@@ -22,7 +23,7 @@
 namespace shardwright {
 namespace {
 
-enum Reader : char { header, index, manifest, checksums, readers };
+enum Reader : char { header, index, manifest, checksums, adapter, readers };
 
 void require(bool holds) {
   if (!holds) std::abort();
@@ -56,6 +57,9 @@ void read(char reader, std::string_view bytes) {
     case manifest:
       decode_manifest(encode_manifest(decode_manifest(checked_file(bytes), "file")), "file");
       break;
+    case adapter:
+      require(parse_adapter_config(bytes, "file").r > 0);
+      break;
     default: {
       const Checksums decoded = decode_checksums(checked_file(bytes), "file");
       const Checksums again = decode_checksums(encode_checksums(decoded), "file");
@@ -74,6 +78,8 @@ void write_seeds(const std::filesystem::path& folder) {
                 R"("a":{"dtype":"BF16","shape":[3,5],"data_offsets":[0,30]},)"
                 R"("b":{"dtype":"F4","shape":[24],"data_offsets":[30,42]}})");
   write(index, R"({"metadata":{"total_size":42},"weight_map":{"a":"x/1.safetensors","b":"2.safetensors"}})");
+  write(adapter, R"({"peft_type":"LORA","r":4,"lora_alpha":8,"alpha_pattern":{"q":1.5},"use_dora":false,)"
+                 R"("target_parameters":["a.b"],"peft_version":"0.19.1"})");
   Manifest whole;
   whole.files = {{"a.safetensors", 110, 100, 1}, {"b.bin", 20, 0, 2}};
   whole.tensors = {{"t",

@@ -398,19 +398,19 @@ def test_options_of_other_types(tmp_path: Path, option: str, value, expected: st
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"r": 2, "lora_alpha": NaN}', "lora_alpha: expected a finite number, found nan"),
-        ('{"r": 2, "lora_alpha": -Infinity}', "lora_alpha: expected a finite number, found -inf"),
-        ('{"r": 2, "lora_alpha": 1e999}', "lora_alpha: expected a finite number, found inf"),
-        ('{"r": 2, "lora_alpha": "4"}', "lora_alpha: expected a finite number, found '4'"),
-        ('{"r": 2, "lora_alpha": true}', "lora_alpha: expected a finite number, found True"),
-        ('{"r": true, "lora_alpha": 4}', "r: expected a whole number above 0, found True"),
+        ('{"r": 2, "lora_alpha": NaN}', "parsing value"),
+        ('{"r": 2, "lora_alpha": -Infinity}', "parsing value"),
+        ('{"r": 2, "lora_alpha": 1e999}', "1e999"),
+        ('{"r": 2, "lora_alpha": "4"}', 'lora_alpha: expected a finite number, found "4"'),
+        ('{"r": 2, "lora_alpha": true}', "lora_alpha: expected a finite number, found true"),
+        ('{"r": true, "lora_alpha": 4}', "r: expected a whole number above 0, found true"),
         ('{"r": 2.5, "lora_alpha": 4}', "r: expected a whole number above 0, found 2.5"),
         ('{"r": 0, "lora_alpha": 4}', "r: expected a whole number above 0, found 0"),
         (
             '{"r": 2, "lora_alpha": 4, "alpha_pattern": {"o_proj": NaN}}',
-            "alpha_pattern o_proj: expected a finite number, found nan",
+            "parsing value",
         ),
-        ('{"r": 2, "lora_alpha": 4, "use_rslora": "no"}', "use_rslora: expected true or false, found 'no'"),
+        ('{"r": 2, "lora_alpha": 4, "use_rslora": "no"}', 'use_rslora: expected true or false, found "no"'),
     ],
 )
 def test_a_config_with_numbers_that_no_alpha_or_rank_is(

@@ -141,21 +141,6 @@ def test_what_has_no_elements_is_no_part_of_anything():
         _core.RecordedPart.whole("s", [4, 0])
 
 
-def test_rows_that_differ_in_numbers_alone_become_one():
-    rows = [
-        Row(f"l.{layer + 4}.e.{expert}.w", f"m.{layer}.w", f"o i -> {expert}/3 o i")
-        for layer in range(2)
-        for expert in range(3)
-    ]
-    assert _core.general_rows(rows) == [Row("l.{layer+4}.e.{expert}.w", "m.{layer}.w", "o i -> {expert} o i")]
-    halves = [Row(f"e.{n}.w", f"{'a' if n < 2 else 'b'}.w", f"o i -> {n % 2}/2 o i") for n in range(4)]
-    assert _core.general_rows(halves) == [
-        Row("e.{expert+2}.w", "b.w", "o i -> {expert} o i"),
-        Row("e.{expert}.w", "a.w", "o i -> {expert} o i"),
-    ]
-    assert _core.general_names([f"l.3.e.{n}.w" for n in range(3)]) == ["l.3.e.{shard}.w"]
-
-
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed")
 def test_without_transformers_a_family_without_a_table_is_an_error_that_says_what_to_install(tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")

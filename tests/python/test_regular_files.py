@@ -11,7 +11,7 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
-from shardwright.lora.adapter_file import open_adapter
+from shardwright import _core
 
 
 def pipe(path: Path) -> None:
@@ -91,7 +91,7 @@ def test_of_an_adapter(tmp_path: Path, make, name: str):
     (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16}')
     make(tmp_path / name) if name != "adapter_config.json" else replaced(tmp_path / name, make)
     with pytest.raises(OSError, match=f"{name}: expected a regular file"):
-        open_adapter(tmp_path)
+        _core.read_adapter(tmp_path)
 
 
 @KINDS
@@ -99,7 +99,7 @@ def test_of_what_nemo_automodel_puts_beside_an_adapter(tmp_path: Path, make):
     (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16}')
     make(tmp_path / "automodel_peft_config.json")
     with pytest.raises(OSError, match=r"automodel_peft_config\.json: expected a regular file"):
-        open_adapter(tmp_path)
+        _core.read_adapter(tmp_path)
 
 
 def test_links_to_regular_files_are_read(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,39 +27,14 @@ RANK_FIGURES = {
     "bytes_saved": "written by a save",
     "bytes_exported": "written by an export",
 }
-NODE_FIGURES = (
-    "bytes_needed",
-    "bytes_read",
-    "requests",
-    "bytes_distinct",
-    "bytes_read_together",
-    "requests_together",
-)
-#: Ways to read, as the core gives them, and how they are called.
+#: Ways to read, and how they are called.
 WAYS = {
     "alone": "each rank for itself",
     "together": "a node's ranks together",
     "job": "the job's ranks together",
 }
-#: Phases of a load, and how they are called.
-PHASES = {
-    "planning": "planning",
-    "waiting": "requests",
-    "reading": "reading",
-    "on_wire": "between nodes",
-    "in_nodes": "handing around",
-    "decoding": "decoding",
-}
-WAY_FIGURES = ("bytes_from_storage", "bytes_on_wire", "bytes_in_nodes", "requests")
-SAVE_FIGURES = (
-    "bytes_exchanged",
-    "bytes_unchanged",
-    "most_bytes_of_rank",
-    "seconds",
-    "seconds_unchanged",
-    "chunks",
-    "bytes_metadata",
-)
+#: Phases of a load.
+PHASES = ("planning", "requests", "reading", "between nodes", "handing around", "decoding")
 
 
 @dataclass(frozen=True)
@@ -99,114 +74,42 @@ def simulate(
     """
     dimensions = _core.parse_mesh(mesh)
     weight_map = weight_map_for(catalog, model, layout)
-    progress = counters_of("simulating", "ranks")
-    run = _core.simulate(
-        catalog, weight_map, dimensions, dense, ranks_per_node, sample, threads, strict, progress
+    counted = _core.simulate(
+        catalog,
+        weight_map,
+        dimensions,
+        _rates(speeds),
+        dense,
+        ranks_per_node,
+        sample,
+        threads,
+        strict,
+        counters_of("simulating", "ranks"),
     )
-    ranks = [_rank_facts(rank) for rank in run.ranks]
-    nodes = [{name: getattr(node, name) for name in ("node", *NODE_FIGURES)} for node in run.nodes]
-    facts: dict[str, Any] = {
+    return {
         "source": shown(catalog.directory),
         "mesh": {dimension.name: dimension.size for dimension in dimensions},
         "dense": dense,
         "layout": layout,
-        "ranks": run.world,
-        "simulated_ranks": len(ranks),
         "ranks_per_node": ranks_per_node,
-        "simulated_nodes": len(nodes),
-        "stages": [
-            _stage_facts(stage, [rank for rank in ranks if rank["stage"] == stage])
-            for stage in _stages_of(ranks)
-        ],
-        "checkpoint_tensors": len(catalog.tensors),
-        "checkpoint_files": len(catalog.files),
-        "checkpoint_bytes": run.bytes_checkpoint,
-        "native_tensors": run.native_tensors,
-        "native_bytes": run.bytes_native,
-        "distinct_bytes": run.bytes_distinct,
-        "job_bytes": run.bytes_needed_by_job,
-        "bytes_exchanged_by_load": 0,  # every rank plans for itself from the headers
-        "save": _save_facts(run.save),
-        "simulation_seconds": run.seconds,
-        "per_rank": _spreads(ranks, RANK_FIGURES),
-        "per_node": _spreads(nodes, NODE_FIGURES),
+        "speeds": vars(speeds).copy(),
+        **json.loads(counted),
     }
-    distinct = max(sum(node["bytes_distinct"] for node in nodes), 1)
-    facts["amplification"] = {
-        "alone": sum(node["bytes_read"] for node in nodes) / distinct,
-        "together": sum(node["bytes_read_together"] for node in nodes) / distinct,
-    }
-    ways = dict(zip(WAYS, _core.simulated_ways(run, **_rates(speeds)), strict=True))
-    facts["seconds"] = {
-        way: {label: getattr(found, phase) for phase, label in PHASES.items()} for way, found in ways.items()
-    }
-    facts["ways"] = {way: {name: getattr(found, name) for name in WAY_FIGURES} for way, found in ways.items()}
-    facts["best"] = min(ways, key=lambda way: ways[way].seconds)
-    facts["speeds"] = vars(speeds).copy()
-    facts["files"] = _file_facts(catalog, run.ranks)
-    facts["rank_list"] = ranks
-    facts["node_list"] = nodes
-    return facts
 
 
-def _save_facts(save: Any) -> dict[str, Any] | None:
-    """What planning a save takes, over all ranks of the mesh, sampled or not; None on a mesh too large for that."""
-    return None if save is None else {name: getattr(save, name) for name in SAVE_FIGURES}
-
-
-def _rank_facts(rank: Any) -> dict[str, Any]:
-    facts = {name: getattr(rank, name) for name in ("rank", "stage", *RANK_FIGURES)}
-    facts["file_bytes"] = {str(file): count for file, count in rank.files}
-    facts["files"] = len(rank.files)
-    return facts
-
-
-def _stages_of(ranks: Sequence[dict[str, Any]]) -> list[int]:
-    return sorted({rank["stage"] for rank in ranks})
-
-
-def _spread(values: Iterable[float]) -> dict[str, float]:
-    numbers = list(values)
-    return {"min": min(numbers), "mean": sum(numbers) / len(numbers), "max": max(numbers)}
-
-
-def _spreads(items: Sequence[dict[str, Any]], figures: Iterable[str]) -> dict[str, dict[str, float]]:
-    return {name: _spread(item[name] for item in items) for name in figures}
-
-
-def _stage_facts(stage: int, ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "stage": stage,
-        "simulated_ranks": len(ranks),
-        "per_rank": _spreads(ranks, RANK_FIGURES),
-    }
-    read = facts["per_rank"]["bytes_read"]
-    facts["read_max_over_mean"] = read["max"] / read["mean"] if read["mean"] else 1.0
-    return facts
-
-
-def _file_facts(catalog: Any, ranks: Sequence[Any]) -> list[dict[str, Any]]:
-    files = [{"name": file.name, "bytes": file.size, "ranks": 0, "bytes_read": 0} for file in catalog.files]
-    for rank in ranks:
-        for file, count in rank.files:
-            files[file]["ranks"] += 1
-            files[file]["bytes_read"] += count
-    return files
-
-
-def _rates(speeds: Speeds) -> dict[str, float]:
+def _rates(speeds: Speeds) -> Any:
     """In bytes a second, and seconds."""
-    return {
-        "storage": (speeds.storage_bandwidth or 0.0) * GIGA,
-        "node_reading": speeds.read_bandwidth * GIGA,
-        "node_memory": speeds.node_bandwidth * GIGA,
-        "connection": speeds.connection_bandwidth * GIGA,
-        "decoding": speeds.decode_bandwidth * GIGA,
-        "request_wait": speeds.request_milliseconds / 1000,
-        "requests_in_flight": speeds.requests_in_flight,
-        "exchange_wait": speeds.exchange_milliseconds / 1000,
-        "exchange_bytes": speeds.exchange_megabytes * 1e6,
-    }
+    return _core.SimulatedRates(
+        storage=(speeds.storage_bandwidth or 0.0) * GIGA,
+        node_reading=speeds.read_bandwidth * GIGA,
+        node_memory=speeds.node_bandwidth * GIGA,
+        connection=speeds.connection_bandwidth * GIGA,
+        decoding=speeds.decode_bandwidth * GIGA,
+        request_wait=speeds.request_milliseconds / 1000,
+        requests_in_flight=speeds.requests_in_flight,
+        exchange_wait=speeds.exchange_milliseconds / 1000,
+        exchange_bytes=speeds.exchange_megabytes * 1e6,
+    )
 
 
 def mesh_text(facts: dict[str, Any]) -> str:

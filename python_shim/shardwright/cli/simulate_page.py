@@ -389,7 +389,7 @@ def _time_bars(facts: dict[str, Any]) -> str:
     for i, (way, label) in enumerate(WAYS.items()):
         y, x = i * row + 4, left
         shapes.append(_text(left - 10, y + 21, label, "end"))
-        for number, phase in enumerate(PHASES.values()):
+        for number, phase in enumerate(PHASES):
             seconds = facts["seconds"][way][phase]
             width = seconds * scale
             figure = amount("seconds", seconds)
@@ -399,7 +399,7 @@ def _time_bars(facts: dict[str, Any]) -> str:
             x += width
         shapes.append(_text(x + 8, y + 21, amount("seconds", totals[way]), kind="strong"))
     x, y = left, len(WAYS) * row + 8
-    for number, phase in enumerate(PHASES.values()):
+    for number, phase in enumerate(PHASES):
         shapes.append(_rect(x, y, 12, 12, f"p{number}"))
         shapes.append(_text(x + 17, y + 10, phase))
         x += 42 + 7 * len(phase)

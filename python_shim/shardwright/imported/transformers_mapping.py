@@ -285,48 +285,18 @@ def _add_tied(result: Conversion, model: Any) -> None:
 
 def weight_map_of(catalog: Any, conversion: Conversion, family: str) -> Any:
     """The rows as patterns, as far as the patterns say just what they do of the checkpoint's tensors."""
-    single: list[Row] = []
-    ignored, unknown = _core.general_names(conversion.ignored), _core.general_names(conversion.unknown)
-    while True:
-        stays = set(single)
-        others = [row for row in conversion.rows if row not in stays]
-        rows = [*single, *map(Row._make, _core.general_rows(others))]
-        weight_map = _core.weight_map_of(
-            family,
-            LAYOUT,
-            rows,
-            without_place=ignored,
-            strangers=unknown,
-            layers=[row.hf for row in rows if _is_of_layer(row, conversion.layers)],
-            after_layers=[row.hf for row in rows if row.native.startswith(conversion.after_layers)],
-            sizes=conversion.sizes,
-        )
-        otherwise = set(_core.said_otherwise(weight_map, catalog, conversion.rows, conversion.shapes))
-        if not otherwise:
-            return weight_map
-        wider = _with_neighbours(otherwise, conversion.rows)
-        if len(wider) == len(single):
-            raise _core.PlanError(
-                f"{min(otherwise)}: the rules made of transformers' mapping do not say of it what the mapping does; "
-                "this is a fault of Shardwright's importer, please report it"
-            )
-        single = wider
-        ignored, unknown = conversion.ignored, conversion.unknown
-
-
-def _is_of_layer(row: Row, layers: str) -> bool:
-    return layers != "" and row.native.startswith(layers + "{layer}")
-
-
-def _with_neighbours(natives: set[str], rows: Sequence[Row]) -> list[Row]:
-    """The rows of these native tensors, of all that have an HF tensor in common with them, and so on."""
-    found, grows = set(natives), True
-    while grows:
-        sources = {row.hf for row in rows if row.native in found}
-        wider = found | {row.native for row in rows if row.hf in sources}
-        grows = len(wider) > len(found)
-        found = wider
-    return [row for row in rows if row.native in found]
+    return _core.general_map(
+        catalog,
+        family,
+        LAYOUT,
+        conversion.rows,
+        conversion.shapes,
+        conversion.sizes,
+        conversion.ignored,
+        conversion.unknown,
+        conversion.layers,
+        list(conversion.after_layers),
+    )
 
 
 def saved_shapes(model: Any) -> Shapes:

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from shardwright import _core
 from shardwright.dcp.storage_reader import default_threads
 from shardwright.describe import DTYPE_NAMES, current_streams
 from shardwright.local_path import local_path
-from shardwright.lora.adapter_file import open_adapter
 from shardwright.lora.config import LoraConfig
 from shardwright.report import LoadReport
 from shardwright.sharding import Sharding, local_part
@@ -80,7 +78,9 @@ def load_lora(
     """
     check_sense(param_wrapper)
     start = time.perf_counter()
-    config, catalog = open_adapter(Path(local_path(path)))
+    directory = local_path(path)
+    stored = _core.read_adapter(directory)
+    config, catalog = LoraConfig.of(stored, directory), stored.catalog
     catalog_seconds = time.perf_counter() - start
     start = time.perf_counter()
     tensors = lora_tensors(state_dict)
@@ -92,16 +92,7 @@ def load_lora(
         specs.append(sharding.spec(key, local))
         facts.append((key, DTYPE_NAMES[tensor.dtype], list(tensor.shape)))
         locals_[key] = local
-    adapter = _core.plan_adapter(
-        facts,
-        specs,
-        catalog,
-        model,
-        param_wrapper,
-        config.param_wrapper,
-        list(config.target_parameters),
-        strict,
-    )
+    adapter = _core.plan_adapter(facts, specs, stored, model, param_wrapper, strict)
     plan = adapter.plan
     plan_seconds = time.perf_counter() - start
     options = _core.LoadOptions(threads or default_threads()).after(current_streams(locals_.values()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
 from collections.abc import Mapping
 from types import NoneType
@@ -15,7 +17,6 @@ from shardwright.dcp.run_save import run_save
 from shardwright.dcp.save_planner import SavePlanner
 from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
 from shardwright.local_path import expect_flags, local_path
-from shardwright.lora.config import finite_number
 from shardwright.lora.load import SENSES, lora_tensors
 from shardwright.ranks.together import together, words_of
 
@@ -34,6 +35,16 @@ class _AdapterWriter(HuggingFaceStorageWriter):
 
     def _make_request(self) -> Any:
         return _core.adapter_request(**self._adapter)
+
+
+def _finite_number(name: str, value: Any) -> float:
+    """An int or a float, as JSON has them."""
+    try:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an int beyond all floats
+        pass
+    raise ValueError(f"{name}: expected a finite number, found {value!r}")
 
 
 def save_lora(
@@ -101,7 +112,7 @@ def save_lora(
             "layout": layout,
             "text_only": text_only,
             "sense": param_wrapper,
-            "alpha": float(finite_number("alpha", alpha)),
+            "alpha": _finite_number("alpha", alpha),
             "use_rslora": use_rslora,
             "base_model": base_model,
             "task_type": task_type,
