@@ -32,7 +32,12 @@ test: build $(TOOLS) ## run every C++ and Python test
 	$(call say,Python tests)
 	@$(IN_VENV) -m pytest $(SEVERAL_FILES)
 
-check: build $(TOOLS) ## for every few minutes: formats, lint of what has changed, and the tests that need no ranks
+# What a check leaves to `make test`: ranks and processes, which first import torch; the C++ tests in which each call or
+# allocation fails in turn; kernels/, whose tests go through all codes; and four of five examples of each property.
+NOT_FAILING := --gtest_brief=1 --gtest_filter=-failing_allocations.*:*_failure.*
+on_all_cores = seq 0 7 | GTEST_TOTAL_SHARDS=8 xargs -P $(JOBS) -I% env GTEST_SHARD_INDEX=% $(1)
+
+check: build $(TOOLS) ## for every few minutes: formats, lint of what has changed, and the tests that start no processes
 	$(call say,formats and types)
 	@$(IN_VENV) -m ruff check --quiet
 	@$(IN_VENV) -m ruff format --check --quiet
@@ -40,9 +45,9 @@ check: build $(TOOLS) ## for every few minutes: formats, lint of what has change
 	@$(if $(shell command -v clang-format-14),clang-format-14 --dry-run -Werror $(CXX_FILES))
 	@$(if $(shell command -v clang-tidy-14),$(MAKE) -j$(JOBS) tidy-changed)
 	$(call say,C++ tests)
-	@cd build && tests/shardwright_planner_test --gtest_brief=1 && tests/shardwright_storage_test --gtest_brief=1
+	@cd build && for room in planner storage; do $(call on_all_cores,tests/shardwright_$${room}_test $(NOT_FAILING)); done
 	$(call say,Python tests)
-	@$(IN_VENV) -m pytest --quiet $(SEVERAL_FILES) -m "not ranks"
+	@SHARDWRIGHT_PROPERTY_EXAMPLES=20 $(IN_VENV) -m pytest --quiet $(SEVERAL_FILES) -m "not ranks and not process"
 
 # --- system packages ---------------------------------------------------------------------------------------------------
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
