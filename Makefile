@@ -30,7 +30,7 @@ test: build $(TOOLS) ## run every C++ and Python test
 	$(call say,C++ tests)
 	@ctest --test-dir build --parallel $(JOBS) --timeout 300 --output-on-failure
 	$(call say,Python tests)
-	@$(IN_VENV) -m pytest $(SEVERAL_FILES)
+	@$(TO_BYTECODE) -m pytest $(SEVERAL_FILES)
 
 # What a check leaves to `make test`: ranks and processes, which first import torch; the C++ tests in which each call or
 # allocation fails in turn; kernels/, whose tests go through all codes; and four of five examples of each property.
@@ -47,7 +47,7 @@ check: build $(TOOLS) ## for every few minutes: formats, lint of what has change
 	$(call say,C++ tests)
 	@cd build && for room in planner storage; do $(call on_all_cores,tests/shardwright_$${room}_test $(NOT_FAILING)); done
 	$(call say,Python tests)
-	@SHARDWRIGHT_PROPERTY_EXAMPLES=20 $(IN_VENV) -m pytest --quiet $(SEVERAL_FILES) -m "not ranks and not process"
+	@SHARDWRIGHT_PROPERTY_EXAMPLES=20 $(TO_BYTECODE) -m pytest --quiet $(SEVERAL_FILES) -m "not ranks and not process"
 
 # --- system packages ---------------------------------------------------------------------------------------------------
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
@@ -78,7 +78,8 @@ ifneq ($(shell $(PRINT_STATE) 2>/dev/null),$(shell cat $(STAMP) 2>/dev/null))
 $(shell rm -f $(STAMP))
 endif
 
-# pip would compile all of torch, half of its time; the demo uses a tenth. What tests use is compiled with their tools.
+# pip would compile all of torch, half of its time; the demo uses a tenth. What tests use is compiled with their tools, and
+# what they are and test by the first run of them, wherever Python is told to write no bytecode.
 TO_BYTECODE := env -u PYTHONDONTWRITEBYTECODE $(IN_VENV)
 
 $(STAMP): .ci/requirements.txt | system

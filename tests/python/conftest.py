@@ -15,8 +15,8 @@ from object_server import ObjectServer, serving
 # A shell's background jobs ignore it, and so would the tests of being interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Of several processes, each has a core: torch's threads would spin while they wait for each other, which took most of the
-# time. Processes that tests start are told the same.
+# Of several processes, each has a core: torch's threads would spin while they wait for each other, which took most of
+# the time. Processes that tests start are told the same.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
