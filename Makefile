@@ -30,9 +30,15 @@ test: build $(TOOLS) ## run every C++ and Python test
 	$(call say,C++ tests)
 	@ctest --test-dir build --parallel $(JOBS) --timeout 300 --output-on-failure
 	$(call say,Python tests)
-	@$(IN_VENV) -m pytest $(SEVERAL_FILES)
+	@$(TO_BYTECODE) -m pytest $(SEVERAL_FILES)
 
-check: build $(TOOLS) ## for every few minutes: formats, lint of what has changed, and the tests that need no ranks
+# What a check leaves to `make test`: ranks and processes, which first import torch; what goes through every family in Python,
+# as C++ does here; four of five examples of each property in Python; the C++ tests in which each allocation fails in turn, and
+# those of devices that are acted; and kernels/, whose tests go through all codes.
+SHORT := --gtest_brief=1 --gtest_filter=-failing_allocations.*:device_*
+on_all_cores = seq 0 7 | GTEST_TOTAL_SHARDS=8 xargs -P $(JOBS) -I% env GTEST_SHARD_INDEX=% $(1)
+
+check: build $(TOOLS) ## for every few minutes: formats, lint of what has changed, and the tests that start no processes
 	$(call say,formats and types)
 	@$(IN_VENV) -m ruff check --quiet
 	@$(IN_VENV) -m ruff format --check --quiet
@@ -40,9 +46,9 @@ check: build $(TOOLS) ## for every few minutes: formats, lint of what has change
 	@$(if $(shell command -v clang-format-14),clang-format-14 --dry-run -Werror $(CXX_FILES))
 	@$(if $(shell command -v clang-tidy-14),$(MAKE) -j$(JOBS) tidy-changed)
 	$(call say,C++ tests)
-	@cd build && tests/shardwright_planner_test --gtest_brief=1 && tests/shardwright_storage_test --gtest_brief=1
+	@cd build && for room in planner storage; do $(call on_all_cores,tests/shardwright_$${room}_test $(SHORT)); done
 	$(call say,Python tests)
-	@$(IN_VENV) -m pytest --quiet $(SEVERAL_FILES) -m "not ranks"
+	@SHARDWRIGHT_PROPERTY_EXAMPLES=20 $(TO_BYTECODE) -m pytest --quiet $(SEVERAL_FILES) -m "not (ranks or process or families)"
 
 # --- system packages ---------------------------------------------------------------------------------------------------
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.
@@ -73,7 +79,8 @@ ifneq ($(shell $(PRINT_STATE) 2>/dev/null),$(shell cat $(STAMP) 2>/dev/null))
 $(shell rm -f $(STAMP))
 endif
 
-# pip would compile all of torch, half of its time; the demo uses a tenth. What tests use is compiled with their tools.
+# pip would compile all of torch, half of its time; the demo uses a tenth. What tests use is compiled with their tools, and
+# what they are and test by the first run of them, wherever Python is told to write no bytecode.
 TO_BYTECODE := env -u PYTHONDONTWRITEBYTECODE $(IN_VENV)
 
 $(STAMP): .ci/requirements.txt | system

@@ -11,21 +11,11 @@ import pytest
 import reference
 import shardwright as sw
 from checkpoints import Tensor, config_of, made_up_m3, without, write_checkpoint
+from command import output_of, shardwright
 from shardwright import _core
 from shardwright.cli.command_line import main
 
 TENSORS_OF_M3 = 46_521
-
-
-def shardwright(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "shardwright", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def output_of(*arguments: str | Path) -> str:
-    run = shardwright(*arguments)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
 
 
 def numbers_in(text: str) -> str:
@@ -118,10 +108,10 @@ def test_plan_says_what_a_rank_holds_where_weights_stay_packed(tmp_path: Path):
     assert experts in explained and "w1.weight_scale" in explained
 
 
-def test_load_loads_on_one_rank_and_on_two(tiny: Path):
-    for ranks in ([], ["--ranks", "2"]):
-        text = output_of("load", tiny, *ranks)
-        assert "tensors" in text.lower() and "read" in text.lower()
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.ranks)])
+def test_load_loads_on_one_rank_and_on_two(ranks: str, tiny: Path):
+    text = output_of("load", tiny, *([] if ranks == "1" else ["--ranks", ranks]))
+    assert "tensors" in text.lower() and "read" in text.lower()
 
 
 @pytest.mark.parametrize("command", ["inspect", "plan", "load", "generate"])
@@ -205,6 +195,7 @@ def test_a_kept_plan_is_the_same_again_and_not_that_of_another_rank(tiny: Path, 
     assert_fails(*arguments, "1", "--compare", kept, words=["cut short"])
 
 
+@pytest.mark.ranks
 def test_a_kept_plan_is_replayed_by_its_own_rank_only(tiny: Path, tmp_path: Path):
     for rank in ("0", "1"):
         output_of("plan", tiny, "--mesh", "shard=2", "--rank", rank, "--save", tmp_path / rank)
@@ -309,6 +300,7 @@ def in_shell(line: str, tiny: Path, **environment: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["inspect TINY", "inspect TINY --json", "--help", "plan --help"])
 def test_a_stdout_that_is_closed_is_no_failure(command: str, tiny: Path):
     found = in_shell(f"shardwright {command} >&-", tiny)
@@ -318,6 +310,7 @@ def test_a_stdout_that_is_closed_is_no_failure(command: str, tiny: Path):
     assert (found.stdout, found.stderr) in (("141\n", ""), ("0\n", ""))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["inspect TINY", "inspect TINY --json", "--help"])
 def test_what_a_full_disk_does_not_take_is_a_failure(command: str, tiny: Path):
     found = in_shell(f"shardwright {command} >/dev/full", tiny, PYTHONUNBUFFERED="")
@@ -325,6 +318,7 @@ def test_what_a_full_disk_does_not_take_is_a_failure(command: str, tiny: Path):
     assert (found.returncode, found.stderr) == (1, f"{name}: No space left on device\n")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "command", ["--help", "plan --help", "simulate TINY --mesh ep=2,ep_shard=2", "inspect /ä×"]
 )

@@ -16,11 +16,11 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
+from command import output_of, shardwright
 from shardwright.cli.command_line import COMMANDS
 from shardwright.cli.progress import ERASE_LINE, line_of, shown
 from shardwright.cli.simulate import simulate
 from shardwright.progress import Watched, counters_of, watched
-from test_command_line import output_of, shardwright
 
 pytestmark = pytest.mark.ranks
 

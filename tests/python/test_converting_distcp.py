@@ -61,6 +61,7 @@ def expected_by(rule: str) -> dict[str, torch.Tensor]:
     return encoded | {name: STATE[name] for name in ("c.weight", "norm.weight")}
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mxfp4-gpt-oss"])
 def test_chunks_of_ranks_have_the_bits_that_the_rule_gives_whole_matrices(
     rule: str, of_ranks: Path, tmp_path: Path
@@ -141,6 +142,7 @@ print(peak.bytes)
 """
 
 
+@pytest.mark.process
 def test_it_takes_memory_for_the_largest_matrix(tmp_path: Path):
     matrices = {f"layers.{n}.weight": torch.zeros(1024, 1024, dtype=torch.bfloat16) for n in range(64)}
     saved_by_torch(tmp_path / "saved", matrices)

@@ -87,6 +87,7 @@ def test_stacks_in_mxfp8_become_blocks_of_gpt_oss(tmp_path: Path):
     assert differing(held(tmp_path / "to"), blocks | PLAIN) == []
 
 
+@pytest.mark.ranks
 def test_the_command_line_on_two_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     source = source_in(tmp_path / "source", RULES["mxfp8"]("a.weight", VALUES))
     command = [
@@ -189,6 +190,7 @@ print(peak.bytes)
 """
 
 
+@pytest.mark.process
 def test_a_checkpoint_of_training_takes_memory_for_its_largest_matrix(tmp_path: Path):
     sw.save(
         {f"layers.{n}.weight": torch.zeros(1024, 1024, dtype=torch.bfloat16) for n in range(64)},
@@ -254,6 +256,7 @@ def files_below(folder: Path) -> list[str]:
     return [name for _, _, files in os.walk(folder) for name in files if name.endswith(".safetensors")]
 
 
+@pytest.mark.ranks
 def test_a_kill_at_any_moment_leaves_no_checkpoint(tmp_path: Path):
     large = {f"layers.{n}.weight": torch.randn(512, 512, generator=DRAW).bfloat16() for n in range(40)}
     source = source_in(tmp_path / "source", large)

@@ -322,6 +322,7 @@ except PermissionError as refused:
 """
 
 
+@pytest.mark.process
 def test_permission_denied(tiny: Path, tmp_path: Path):
     (tmp_path / "locked").mkdir(mode=0o555)
     command = [sys.executable, "-c", RUN_AS_NOBODY]
@@ -350,7 +351,7 @@ def test_quantizations_that_there_are_not(tmp_path: Path):
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.ranks)])
 def test_the_command_exports(ranks: str, tiny: Path, tmp_path: Path, capfd):
     to = tmp_path / "to"
     assert main(["export", str(tiny), str(to), "--quantization", "mxfp8", "--ranks", ranks]) == 0
@@ -369,7 +370,7 @@ SAVES = {
 }
 
 
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.ranks)])
 @pytest.mark.parametrize("save", SAVES)
 def test_the_command_exports_a_saved_training(save: str, ranks: str, tiny: Path, tmp_path: Path, capsys):
     state = loaded(tiny)
@@ -399,7 +400,7 @@ def test_a_saved_training_is_exported_from_the_key_that_holds_the_weights(tiny: 
     assert_refused(sw.PlanError, words, tmp_path, tmp_path / "without", tmp_path / "refused", **options)
 
 
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.ranks)])
 def test_the_command_says_what_is_wrong_on_one_line(ranks: str, tiny: Path, tmp_path: Path, capsys):
     (tmp_path / "to").write_text("a file")
     assert main(["export", str(tiny), str(tmp_path / "to"), "--ranks", ranks]) == 1

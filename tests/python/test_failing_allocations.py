@@ -9,6 +9,7 @@ import pytest
 from outcomes import HERE
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("reads", ["pread", "io_uring"])
 def test_each_allocation_of_a_load_that_fails_is_a_memory_error(tmp_path: Path, reads: str):
     library = tmp_path / "failing_allocations.so"

@@ -55,6 +55,7 @@ def is_packed(stored: Tensors) -> bool:
     return any(tensor.dtype in integers and not is_scale(name) for name, tensor in stored.items())
 
 
+@pytest.mark.families
 @each
 def test_it_loads_exports_and_resumes(family: str, form: str, layout: str, tmp_path: Path):
     source = tmp_path / "from"

@@ -355,7 +355,10 @@ def test_a_state_without_tensors_is_saved_and_loaded(state: dict[str, Any], tmp_
             assert loaded(tmp_path / writer, reader, like=state) == state, (writes, reader)
 
 
-@pytest.mark.parametrize("kind", [AsyncCheckpointerType.THREAD, AsyncCheckpointerType.PROCESS])
+@pytest.mark.parametrize(
+    "kind",
+    [AsyncCheckpointerType.THREAD, pytest.param(AsyncCheckpointerType.PROCESS, marks=pytest.mark.process)],
+)
 @pytest.mark.parametrize("stager", ["the writer", "torch's", "torch's in the background"])
 def test_saves_in_the_background(kind: AsyncCheckpointerType, stager: str, tmp_path: Path):
     in_process = kind is AsyncCheckpointerType.PROCESS

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from outcomes import HERE
 
 
+@pytest.mark.process
 def test_every_flow_goes_on_though_half_of_its_calls_are_interrupted(tiny: Path, tmp_path: Path):
     library = tmp_path / "interrupted_calls.so"
     source = HERE.parent / "data" / "interrupted_calls.c"

@@ -10,11 +10,11 @@ import reference
 import shardwright as sw
 import torch.distributed.checkpoint as dcp
 from checkpoints import Sizes, config_of, made_up_m3, write_checkpoint, write_m3
+from command import output_of
 from destinations import Destination, destinations_like, state_of, wrong
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from placements import bytes_held, held_indices, take
-from test_command_line import output_of
 from test_property import MESHES, fake_mesh, sharded
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader as TorchReader
 from torch.distributed.tensor import Replicate, Shard
@@ -150,7 +150,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(layout, sizes, draw(st.integers(0, 2**32 - 1)), mesh, placements)
 
 
-@settings(max_examples=settings().max_examples // 2)
+@settings(max_examples=-(-settings().max_examples // 2))
 @given(case=cases())
 def test_each_shard_equals_its_slice_of_the_reference(case: Case):
     with tempfile.TemporaryDirectory() as directory:
@@ -200,9 +200,14 @@ def test_an_unknown_layout_is_told_with_those_that_are_known(tiny: Path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_command_line_plans_and_loads_the_layout(layout: str, tiny: Path):
+def test_the_command_line_plans_the_layout(layout: str, tiny: Path):
     expected = reference.native(tiny, layout=layout)
     written = sum(tensor.nbytes for tensor in expected.values())
     plan = output_of("plan", tiny, "--layout", layout)
     assert f"{written:,}" in plan
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_of_the_command_line_load_the_layout(layout: str, tiny: Path):
     assert "rank 1 of 2" in output_of("load", tiny, "--ranks", "2", "--layout", layout)

@@ -140,6 +140,7 @@ def test_a_socket_is_refused_and_stays(write: Callable[[Path, Path], None], tiny
         assert stat.S_ISSOCK(name.lstat().st_mode)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments",
     [("load", "--trace"), ("plan", "--mesh", "dp=2", "--save"), ("simulate", "--mesh", "dp=2", "--html")],
@@ -172,6 +173,7 @@ def test_a_load_that_waits_for_a_reader_of_its_trace_can_be_interrupted(tiny: Pa
     timer.join()
 
 
+@pytest.mark.ranks
 def test_ranks_that_name_a_pipe_write_one_text(tiny: Path, tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     reader = Reader(tmp_path / "pipe")
@@ -181,6 +183,7 @@ def test_ranks_that_name_a_pipe_write_one_text(tiny: Path, tmp_path: Path):
     assert os.listdir(tmp_path) == ["pipe"]
 
 
+@pytest.mark.process
 def test_a_plan_that_cannot_be_written_leaves_the_one_of_before(tiny: Path, tmp_path: Path):
     plan = tmp_path / "plan"
     plan.write_bytes(b"\x08\x03\x12old")

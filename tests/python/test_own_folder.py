@@ -33,6 +33,7 @@ def making() -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
+@pytest.mark.ranks
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_stays(place: Path):
     dead, left = making()
     living, held = making()

@@ -38,6 +38,7 @@ def test_they_are_the_files_of_an_export(state, small: Path, tmp_path: Path, qua
     assert wrong_tensors(found, exported(tmp_path / "to")) == []
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("family, form", FORMS, ids=[f"{name}, {form}" for name, form in FORMS])
 def test_of_any_family_on_any_mesh_in_any_encoding(family: str, form: str, tmp_path: Path):
     """Shards of every rank, one rank after the other; what an export refuses, so do they, in the same words."""

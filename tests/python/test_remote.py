@@ -16,6 +16,7 @@ import pytest
 import shardwright as sw
 import torch
 import torch.distributed.checkpoint as dcp
+from command import output_of
 from hub_server import hub
 from object_server import (
     Fault,
@@ -245,14 +246,7 @@ def test_damage_is_found(server, bucket):
 def test_commands_take_addresses(command, server, bucket, tiny):
     answers = []
     for path in (f"s3://{bucket}/tiny", str(tiny)):
-        run = subprocess.run(
-            [sys.executable, "-m", "shardwright", *command, path, "--json"],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert run.returncode == 0, run.stderr
-        answers.append(json.loads(run.stdout))
+        answers.append(json.loads(output_of(*command, path, "--json")))
     for fact in ("tensors", "bytes", "bytes_needed", "bytes_written", "kind"):
         assert answers[0].get(fact) == answers[1].get(fact)
 
@@ -589,6 +583,7 @@ print("done")
 """
 
 
+@pytest.mark.process
 def test_a_repository_of_the_hub_is_loaded_though_its_signed_addresses_expire(tiny, tmp_path):
     pytest.importorskip("huggingface_hub")
     shutil.copytree(tiny, tmp_path / "served" / "organisation" / "name")

@@ -39,7 +39,7 @@ def test_there_is_a_plain_definition_of_every_rule():
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=-(-settings().max_examples * 15 // 100), suppress_health_check=list(HealthCheck))
 @given(
     rows=st.integers(1, 300),
     groups=st.integers(1, 12),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import reference
 import shardwright as sw
+from command import output_of, shardwright
 from shardwright import _core
 from shardwright.cli.simulate import amount
-from test_command_line import output_of, shardwright
 
 MESH = "ep=2,pp=2,dp=3"
 RANKS = 12

@@ -46,7 +46,7 @@ def expected(config: dict[str, Any], text: bytes, quantized: bool) -> bytes:
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.dictionaries(st.text("abc", min_size=1), values), values, quantization, quantization, st.booleans())
 def test_a_config_tells_the_truth_about_the_weights(config, text_part, outer, inner, quantized):
     config["text_config"] = text_part

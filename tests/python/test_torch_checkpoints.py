@@ -77,6 +77,7 @@ HARMFUL = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("data", HARMFUL.values(), ids=HARMFUL)
 def test_metadata_that_harms_without_running_code_is_refused(data: bytes, path: Path, tmp_path: Path):
     """In a process of its own, with 4 GB: one ends the process, one takes 16 GB, one changes pathlib.Path."""

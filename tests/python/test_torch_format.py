@@ -139,6 +139,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- by torch alone ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_dcp_load_reads_it(alone: Callable[..., None], saved: Path):
     alone(HERE / "workers" / "torch_alone.py", saved / "checkpoint", saved / "expected.pt", 1, 0)
 
@@ -149,6 +150,7 @@ def test_dcp_load_reads_it_on_two_ranks(alone: Callable[..., None], saved: Path,
     alone(HERE / "workers" / "torch_alone.py", saved / "checkpoint", saved / "expected.pt", 2, dimension)
 
 
+@pytest.mark.process
 def test_torch_rebuilds_the_state_from_nothing(alone: Callable[..., None], saved: Path, tmp_path: Path):
     program = (
         "import sys\nfrom torch.distributed.checkpoint.format_utils import dcp_to_torch_save\n"
@@ -159,6 +161,7 @@ def test_torch_rebuilds_the_state_from_nothing(alone: Callable[..., None], saved
     assert differing(found, torch.load(saved / "converted.pt", weights_only=False)) == []
 
 
+@pytest.mark.process
 def test_torchs_command_converts_it(alone: Callable[..., None], saved: Path, tmp_path: Path):
     module = "torch.distributed.checkpoint.format_utils"
     alone("-m", module, "dcp_to_torch", saved / "checkpoint", tmp_path / "out.pt")

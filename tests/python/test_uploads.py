@@ -1,5 +1,6 @@
 """Saves and exports to a store: what is written, when it is there, what is replaced, and what a failure leaves."""
 
+import functools
 import gc
 import json
 import os
@@ -96,9 +97,15 @@ def expect_saved(folder: Path | str, value: float = 1.0) -> None:
         assert same, name
 
 
+@functools.cache
+def drawn() -> dict[str, torch.Tensor]:
+    layers = {f"model.layers.{n}.weight": torch.randn(700 + n, 2048) for n in range(6)}
+    return {"model.embed.weight": torch.randn(2000, 2048)} | layers
+
+
 def weights(value: float = 1.0) -> dict[str, torch.Tensor]:
-    layers = {f"model.layers.{n}.weight": torch.randn(700 + n, 2048) * value for n in range(6)}
-    return {"model.embed.weight": torch.randn(2000, 2048) * value} | layers
+    """Others at each call: drawing all anew would take most of a test's time."""
+    return {name: tensor * value + torch.rand(()) for name, tensor in drawn().items()}
 
 
 def export(held: dict, path: str | Path, **more) -> sw.SaveReport:
