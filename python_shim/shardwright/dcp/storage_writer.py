@@ -39,17 +39,14 @@ from shardwright.describe import (
     tied_heads,
     whole_box,
 )
-from shardwright.export_request import export_request
+from shardwright.export_request import AskedExport
 from shardwright.local_path import (
     bytes_or_none,
-    expect_flags,
     expect_overwrite,
-    expect_text,
     lasting_place,
     shown,
 )
 from shardwright.progress import counters_of
-from shardwright.quantization import checked_quantization
 from shardwright.ranks.gone_ranks import rank_among
 from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
 from shardwright.remote.address import address_of, is_address
@@ -164,14 +161,13 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     ) -> None:
         path = os.fspath(lasting_place(path))
         expect_overwrite(overwrite)
-        expect_flags(strict=strict, strict_dtypes=strict_dtypes)
-        expect_text("layout", layout)
-        quantization, weights = checked_quantization(
-            quantization, quantized_weights, has_template=template is not None
+        self.asked = AskedExport(
+            quantization, template, model, layout, strict, strict_dtypes, quantized_weights
         )
+        is_encoded = self.asked.checked_quantization()[0] != "none"
         threads = threads_of(thread_count)
         is_export = enable_consolidation or not save_distributed
-        if not is_export and (quantization != "none" or template is not None):
+        if not is_export and (is_encoded or self.asked.has_template):
             raise ValueError(
                 "shards of each rank, as save_distributed writes them, take no quantization or template"
             )
@@ -192,15 +188,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite, format="safetensors")
         )
         self.overwrite = overwrite
-        self.quantization, self.quantized_weights = quantization, weights
         self.max_file_bytes = bytes_of_size(max_shard_size)
-        self.template = template
         self.sources: list[str] = []  #: directories that the tensors come from; the template is another
-        self.model, self.layout, self.strict = model, layout, strict
         self.staging_bytes = bytes_or_none("staging_bytes", staging_bytes) or 0
         self.device_memory = bytes_or_none("device_memory", device_memory)
         self.async_staging_bytes = bytes_or_none("async_staging_bytes", async_staging_bytes)
-        self.strict_dtypes = strict_dtypes
         self.process_group = process_group
         self.report: SaveReport | None = None
         self._request: Any = None
@@ -232,7 +224,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         """For ``SavePlanner``: without a template, a head that is the memory of an embedding is not stored, as
         transformers stores none; the report has it as left out."""
         self._tied = []
-        if self.template is None:
+        if not self.asked.has_template:
             self._tied = tied_heads(state_dict)
         return {name: value for name, value in state_dict.items() if name not in self._tied}
 
@@ -281,20 +273,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self.abandon()
         self._start = time.perf_counter()
         self._description, self._items, self.report = None, [], None
-        self._request = self._make_request()
-
-    def _make_request(self) -> Any:
-        return export_request(
-            self.template,
-            self.model,
-            self.layout,
-            self.quantization,
-            self.quantized_weights,
-            strict=self.strict,
-            strict_dtypes=self.strict_dtypes,
-            max_file_bytes=self.max_file_bytes,
-            file_numbers=self.fqn_to_index_mapping,
-        )
+        self._request = self.asked.request(self.max_file_bytes, self.fqn_to_index_mapping)
 
     # --- the coordinator -----------------------------------------------------------------------------------------
 
@@ -338,9 +317,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def _refuse_source(self) -> None:
         """As the rules of folders do, which see a folder of this machine in place of an address."""
         place = address_of(self.path)
-        template = (
-            self.template if self.template is None else getattr(self.template, "directory", self.template)
-        )
+        template = getattr(self.asked.template, "directory", self.asked.template)
         for source in [*self.sources, template]:
             is_place = (
                 isinstance(source, (str, os.PathLike)) and is_address(source) and address_of(source) == place
