@@ -46,7 +46,7 @@ from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place, whole_number
-from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
+from shardwright.ranks.rank_outcome import expect_collectives, expect_success, told_failure
 from shardwright.remote.address import is_address, without_secrets
 from shardwright.remote.pending import PendingObjects, tag_of_save_under_way
 from shardwright.remote.sending import Sending
@@ -226,9 +226,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             else:
                 told = self._write(plan.items, planner, place)
         except Exception as error:
-            outcome = RankOutcome(share.rank)
-            outcome.fail(error)
-            told = outcome.encode()
+            told = told_failure(share.rank, error)
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(MetadataIndex(""), 0, told)] if told else results)
         return done
@@ -362,7 +360,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         try:
             last = [of_rank[-1].storage_data for of_rank in results if of_rank]
             told: list[bytes] = [one for one in last if isinstance(one, bytes)]
-            expect_success(failed_outcomes(told))
+            expect_success(told)
             if self.extensions:
                 assert isinstance(self.path, Path)  # refused at an address
                 replaced = files_of_torchs(self.path)

@@ -48,7 +48,7 @@ from shardwright.local_path import (
 )
 from shardwright.progress import counters_of
 from shardwright.ranks.gone_ranks import rank_among
-from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
+from shardwright.ranks.rank_outcome import expect_collectives, expect_success, told_failure
 from shardwright.remote.address import address_of, is_address
 from shardwright.remote.pending import PendingObjects
 from shardwright.remote.sending import Sending
@@ -334,9 +334,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self._shards.finish(metadata, results)
             return
         try:
-            outcomes = [of_rank[-1].storage_data for of_rank in results]
-            expect_success(outcomes)
-            row_sums = [outcome.row_sums for outcome in outcomes]
+            told: list[tuple[bytes, bytes]] = [of_rank[-1].storage_data for of_rank in results]
+            expect_success([failure for failure, _ in told if failure])
+            row_sums = [sums for _, sums in told]
             if is_address(self.path):
                 files = self._publication.decides.files
                 self._publication.publish(row_sums, expected=files)
@@ -360,15 +360,16 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             written = self._shards.write_data(plan, planner)
             self.report = self._shards.report
             return written
-        outcome = RankOutcome(share_of(plan, _Share, self).rank)
+        share = share_of(plan, _Share, self)
+        failure, row_sums = b"", b""
         try:
-            self.report, outcome.row_sums = self._write_share(plan.storage_data, planner)
+            self.report, row_sums = self._write_share(share, planner)
         except Exception as error:
-            outcome.fail(error)
+            failure = told_failure(share.rank, error)
         self._description, self._items = None, []  # which hold on to the state, and to copies of it
         self._tied = []
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
+        done.set_result([WriteResult(MetadataIndex(""), 0, (failure, row_sums))])
         return done
 
     def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:
