@@ -30,7 +30,7 @@ from shardwright import _core
 from shardwright.batches import in_batches
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import keep_last_steps, next_order
-from shardwright.dcp.checkpoint_ids import is_checkpoint_id
+from shardwright.dcp.checkpoint_ids import OfAnyPlace
 from shardwright.dcp.extended_writing import (
     expect_extensions,
     files_of_torchs,
@@ -40,7 +40,7 @@ from shardwright.dcp.extended_writing import (
 )
 from shardwright.dcp.planned_metadata import PlannedMetadata, tell_published
 from shardwright.dcp.save_description import number_values
-from shardwright.dcp.save_planning import is_given_up, share_of
+from shardwright.dcp.save_planner import is_given_up, share_of
 from shardwright.dcp.storage_reader import threads_of
 from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import current_streams, is_reached
@@ -83,7 +83,7 @@ class _Share:
     tag: str = ""
 
 
-class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
+class ShardedStorageWriter(OfAnyPlace, BoundedStaging, StorageWriter, BlockingAsyncStager):
     """Writes each rank's shards, with a manifest of sizes and checksums beside them.
 
     It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: its files
@@ -420,10 +420,6 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     @property
     def checkpoint_id(self) -> str | os.PathLike[str]:
         return self.path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return is_checkpoint_id(checkpoint_id)
 
 
 def _copied_bytes(one: _InReach) -> int:

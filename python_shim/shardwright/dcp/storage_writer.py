@@ -24,9 +24,8 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.byte_sizes import bytes_of_size
-from shardwright.dcp.checkpoint_ids import is_checkpoint_id
-from shardwright.dcp.save_planner import ExportMeta
-from shardwright.dcp.save_planning import share_of
+from shardwright.dcp.checkpoint_ids import OfAnyPlace
+from shardwright.dcp.save_planner import ExportMeta, share_of
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import threads_of
 from shardwright.describe import (
@@ -87,7 +86,7 @@ class _TorchNamedShards(ShardedStorageWriter):
         return name_of
 
 
-class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
+class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStorageWriter):
     """Writes a sharded native state dict as a Hugging Face checkpoint.
 
     Each rank writes its bytes to their final place in the final files: no tensor is gathered, and nothing is written
@@ -203,10 +202,6 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._copied_bytes = 0
         self._publication: Any = None  # on the coordinator, from planning to publishing
         self._start = 0.0
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return is_checkpoint_id(checkpoint_id)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         super().reset(None if checkpoint_id and is_address(checkpoint_id) else checkpoint_id)

@@ -20,10 +20,10 @@ from shardwright.handover.handed_state import handed_state
 from shardwright.handover.kept_side import KeptSide, facts_of_side
 from shardwright.local_path import bytes_or_none, whole_number
 from shardwright.ranks.gone_ranks import group_to_tell, naming_gone_ranks, rank_among
-from shardwright.ranks.held_interrupt import held_interrupt
 from shardwright.ranks.node_memory import board_of, waiting_time
 from shardwright.ranks.rank_outcome import text_of
-from shardwright.ranks.together import round_of_ranks, together
+from shardwright.ranks.together import held_interrupt, round_of_ranks, together
+from shardwright.report import figures_of
 from shardwright.saving import expect_no_save_over
 
 E = TypeVar("E", bound=BaseException)
@@ -319,16 +319,10 @@ class _Refit:
                 raise _with_layers(KeyboardInterrupt(text_of(told)), outcome) from error
             raise told from error
         return RefitReport(
-            outcome.bytes_sent,
-            outcome.bytes_received,
-            outcome.bytes_kept,
-            outcome.messages,
-            outcome.peak_staging_bytes,
-            self._copied_bytes,
-            outcome.bytes_in_memory,
-            outcome.not_shared,
-            outcome.committed,
-            outcome.seconds,
+            **figures_of(outcome, RefitReport),
+            copied_bytes=self._copied_bytes,
+            layers=outcome.committed,
+            seconds=outcome.seconds,
         )
 
 
