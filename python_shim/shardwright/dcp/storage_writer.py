@@ -268,7 +268,11 @@ class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStora
         self.abandon()
         self._start = time.perf_counter()
         self._description, self._items, self.report = None, [], None
-        self._request = self.asked.request(self.max_file_bytes, self.fqn_to_index_mapping)
+        self._request = self._make_request()
+
+    def _make_request(self) -> Any:
+        """What is planned by; a writer of adapters asks for another."""
+        return self.asked.request(self.max_file_bytes, self.fqn_to_index_mapping)
 
     # --- the coordinator -----------------------------------------------------------------------------------------
 
