@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def _held_packed(specs: list[Any], weight_of: dict[str, str]) -> list[dict[str, 
     held: dict[tuple[str, str], dict[str, Any]] = {}
     for spec in specs:
         weight = weight_of.get(spec.fqn)
-        kind = "not packed" if weight is None else spec.fqn.removeprefix(weight) or "codes"
+        kind = "not packed"
+        if weight is not None:  # "_scale_inv" of "projs_scale_inv", "input_scale" beside "proj.weight"
+            kind = spec.fqn[len(os.path.commonprefix([spec.fqn, weight])) :] or "codes"
         of_kind = held.setdefault(
             (kind, spec.dtype), {"holds": kind, "dtype": spec.dtype, "tensors": 0, "bytes": 0}
         )
