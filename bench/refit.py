@@ -113,11 +113,12 @@ def of_status(word: str) -> int:
 
 
 def memory_above(run: Callable[[], Any], is_engine: bool) -> tuple[Any, int]:
-    """Also the bytes of this process's peak above what it had. What ranks share is the engine's."""
+    """Also the bytes of this process's peak above what it had, without the pages of the library's own code, which
+    lie in the page cache for all. What ranks share is the engine's."""
     Path("/proc/self/clear_refs").write_text("5")
-    before, shared = of_status("VmHWM"), of_status("RssShmem")
+    before, code, shared = of_status("VmHWM"), of_status("RssFile"), of_status("RssShmem")
     result = run()
-    of_others = 0 if is_engine else of_status("RssShmem") - shared
+    of_others = of_status("RssFile") - code + (0 if is_engine else of_status("RssShmem") - shared)
     return result, of_status("VmHWM") - before - of_others
 
 

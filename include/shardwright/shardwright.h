@@ -5,31 +5,21 @@
 
 // What a tensor is, and where it lies.
 #include "kernels/dtype.h"
-#include "kernels/product.h"
 #include "planner/geometry/box.h"
-#include "planner/geometry/placement.h"
 #include "planner/names/tensor_spec.h"
 
 // What a checkpoint holds.
 #include "planner/names/catalog.h"
-#include "planner/names/encodings.h"
 #include "storage/format/read_catalog.h"
 
 // How a trainer's names relate to a checkpoint's.
 #include "planner/models/models.h"
-#include "planner/names/axis_expression.h"
-#include "planner/names/name_pattern.h"
-#include "planner/names/native_tensors.h"
-#include "planner/names/packed_tensors.h"
 #include "planner/names/weight_map.h"
 
 // Ranks together: load, resume, save and export in one call.
 #include "planner/job.h"
 #include "planner/lora/adapter_request.h"
-#include "storage/format/shard_format.h"
-#include "storage/format/steps.h"
 #include "storage/jobs/adapters.h"
-#include "storage/jobs/convert_checkpoint.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"
@@ -37,31 +27,21 @@
 
 // The same without files.
 #include "planner/handover/engine_tensors.h"
-#include "planner/handover/transport.h"
-#include "storage/handover/piece_sums.h"
 #include "storage/handover/pieces.h"
-#include "storage/handover/refit_outcome.h"
 #include "storage/jobs/refit_engine.h"
 
-// A load in its steps: what one rank asks for, plans and runs.
+// A load in its steps: what one rank plans and runs.
 #include "planner/load/load_plan.h"
-#include "planner/load/request_list.h"
-#include "planner/load/transfer.h"
 #include "storage/device/device_options.h"
 #include "storage/files/remote_objects.h"
-#include "storage/files/ways_to_read.h"
 #include "storage/load/load.h"
 
 // State dicts in memory, without files.
 #include "storage/boxes/state_dicts.h"
 
-// Checking, generating, and planning for ranks that are not there.
-#include "planner/names/mesh.h"
-#include "storage/boxes/read_costs.h"
+// Checking and generating.
 #include "storage/progress.h"
 #include "storage/tools/generate.h"
-#include "storage/tools/simulate.h"
-#include "storage/tools/simulated_ways.h"
 #include "storage/tools/verify.h"
 
 // What all of it throws.

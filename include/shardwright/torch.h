@@ -5,4 +5,3 @@
 
 #include "planner/torch/exchange.h"
 #include "planner/torch/torch_tensor.h"
-#include "planner/torch/transport_over.h"

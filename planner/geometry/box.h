@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -10,6 +12,9 @@ namespace shardwright {
 
 /// Sizes, offsets or strides, one for each dimension, outermost first.
 using Shape = std::vector<std::int64_t>;
+
+/// Sizes by name, such as a model's config has them.
+using Sizes = std::map<std::string, std::int64_t, std::less<>>;
 
 /// A rectangle of a tensor: along dimension d it covers offset[d] .. offset[d] + size[d] - 1.
 /// A box of rank 0 is the one element of a scalar. A box with a size of 0 is empty.

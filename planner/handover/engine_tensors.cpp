@@ -9,6 +9,8 @@
 #include "planner/geometry/lattice.h"
 #include "planner/geometry/view.h"
 #include "planner/load/load_plan.h"
+#include "planner/load/transfers.h"
+#include "planner/names/catalog.h"
 #include "planner/names/encodings.h"
 #include "planner/problems.h"
 

@@ -1,15 +1,18 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <string>
 #include <vector>
 
 #include "kernels/dtype.h"
 #include "planner/geometry/box.h"
-#include "planner/load/transfer.h"
-#include "planner/names/catalog.h"
 
 namespace shardwright {
+
+struct Catalog;   // planner/names/catalog.h
+struct Transfer;  // planner/load/load_plan.h
 
 /// A box of a tensor that a checkpoint would hold, and where its elements lie in an engine's tensor.
 ///
@@ -38,6 +41,38 @@ struct EngineTensor {
   std::vector<EnginePart> parts;
 
   bool operator==(const EngineTensor&) const = default;
+};
+
+/// A tensor of an engine in CPU memory, which the caller keeps alive.
+struct EngineMemory {
+  std::byte* data = nullptr;
+  Shape strides;  ///< elements
+};
+
+/// What a rank did in a hand-over.
+struct RefitReport {
+  std::uint64_t bytes_sent = 0;
+  std::uint64_t bytes_received = 0;
+  std::uint64_t bytes_kept = 0;       ///< that went from this rank to itself
+  std::uint64_t bytes_in_memory = 0;  ///< of those sent and received, through memory that ranks share
+  std::uint64_t messages = 0;         ///< sent
+  std::size_t peak_staging_bytes = 0;
+  std::size_t layers = 0;  ///< of this rank's engine
+  double seconds = 0;
+};
+
+/// What became of it. The engine's tensors are new in `committed` layers, and as they were in `left` ones.
+struct RefitOutcome {
+  RefitReport report = {};
+  std::vector<std::string> committed = {};
+  std::vector<std::string> left = {};
+  std::exception_ptr failure = nullptr;  ///< null: all is well
+
+  /// Whether it was ended before all messages had come.
+  bool has_ended_early = false;
+
+  /// Why ranks of this rank's node share no memory; empty where they do, or there are none.
+  std::string not_shared = {};
 };
 
 /// The parts as Transfers from the tensors of a catalog, which are stored whole, to tensors[destination], in

@@ -9,6 +9,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
 #include "planner/geometry/view.h"
+#include "planner/load/transfers.h"
 #include "planner/problems.h"
 
 namespace shardwright {

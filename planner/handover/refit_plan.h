@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "planner/geometry/box.h"
-#include "planner/load/transfer.h"
+#include "planner/load/load_plan.h"
 #include "planner/names/catalog.h"
 
 namespace shardwright {

@@ -9,6 +9,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/view.h"
 #include "planner/handover/refit_plan.h"
+#include "planner/load/transfers.h"
 #include "planner/wire/protobuf_message.h"
 #include "planner/wire/refit.pb.h"
 

@@ -6,6 +6,8 @@
 #include <set>
 
 #include "planner/geometry/lattice.h"
+#include "planner/load/transfers.h"
+#include "planner/names/encodings.h"
 #include "planner/names/packed_weights.h"
 
 namespace shardwright {

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <set>
 
-#include "planner/names/native_tensors.h"
 #include "planner/problems.h"
 
 namespace shardwright {

@@ -6,6 +6,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
+#include "planner/names/rule_pieces.h"
 
 namespace shardwright {
 namespace {

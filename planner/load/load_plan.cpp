@@ -9,12 +9,14 @@
 #include <utility>
 
 #include "kernels/decode.h"
-#include "planner/geometry/byte_boxes.h"
 #include "planner/load/rest_of_checkpoint.h"
 #include "planner/load/scaled_parts.h"
 #include "planner/load/seen_boxes.h"
+#include "planner/load/transfers.h"
+#include "planner/names/encodings.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/quantization_config.h"
+#include "planner/names/rule_pieces.h"
 #include "planner/names/tied_heads.h"
 #include "planner/problems.h"
 
@@ -23,13 +25,6 @@ namespace {
 
 std::uint32_t index_of(const Catalog& catalog, const SourceTensor& tensor) {
   return static_cast<std::uint32_t>(&tensor - catalog.tensors.data());
-}
-
-std::vector<Lattice> lattices_written(std::span<const Transfer> transfers) {
-  std::vector<Lattice> written;
-  written.reserve(transfers.size());
-  for (const Transfer& transfer : transfers) written.push_back(written_lattice(transfer));
-  return written;
 }
 
 /// Why elements that are stored so cannot become the trainer's, for messages; empty: they can.
@@ -57,6 +52,9 @@ class LoadPlanner {
         catalog_(catalog),
         map_(map),
         options_(options),
+        encodings_(options.resuming               ? known_exact_encodings()
+                   : options.encodings != nullptr ? *options.encodings
+                                                  : known_encodings()),
         used_(catalog.tensors.size(), false) {}
 
   LoadPlan plan() {
@@ -297,8 +295,7 @@ class LoadPlanner {
     }
     if (!as_it_is) {
       try {
-        encoding =
-            encoding_of(catalog_, chunks, options_.resuming ? known_exact_encodings() : options_.encodings);
+        encoding = encoding_of(catalog_, chunks, encodings_);
         if (!multiplier.empty()) encoding = multiplied_by(catalog_, chunks, multiplier);
       } catch (const Error& error) {
         if (is_news(piece.hf_name)) problems_.add(spec.fqn + ": " + error.what());
@@ -379,6 +376,7 @@ class LoadPlanner {
   const Catalog& catalog_;
   const WeightMap& map_;
   const LoadPlanOptions& options_;
+  const std::vector<KnownEncoding>& encodings_;
   std::vector<bool> used_;  // by index into Catalog::tensors; of weights, with which their scales go
   std::unordered_set<std::string> noted_;
   bool has_looked_ = false;  // for what follows
@@ -388,16 +386,6 @@ class LoadPlanner {
   LoadPlan plan_;
 };
 
-/// What a transfer without steps writes.
-Box written_box(const Transfer& transfer) {
-  Box box{transfer.destination_offset, Shape(transfer.destination_offset.size(), 1)};
-  for (std::size_t i = 0; i < transfer.axes.size(); ++i) {
-    if (transfer.axes[i] >= 0)
-      box.size[static_cast<std::size_t>(transfer.axes[i])] *= transfer.source_box.size[i];
-  }
-  return box;
-}
-
 }  // namespace
 
 bool LoadPlan::operator==(const LoadPlan& other) const {
@@ -406,68 +394,6 @@ bool LoadPlan::operator==(const LoadPlan& other) const {
                     plan.unknown, plan.not_loaded, plan.zeros);
   };
   return fields(*this) == fields(other);
-}
-
-void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const Catalog& catalog) {
-  std::stable_sort(plan.transfers.begin(), plan.transfers.end(), [&](const Transfer& a, const Transfer& b) {
-    const SourceTensor& left = catalog.tensors[a.source];
-    const SourceTensor& right = catalog.tensors[b.source];
-    return std::pair{left.file, left.begin} < std::pair{right.file, right.begin};
-  });
-  std::vector<std::vector<Box>> needed(catalog.tensors.size());
-  std::map<std::uint32_t, std::vector<Lattice>> needed_in_views;
-  for (const Transfer& transfer : plan.transfers) {
-    const SourceTensor& source = catalog.tensors[transfer.source];
-    if (transfer.source_view.empty()) {
-      needed[transfer.source].push_back(in_units(source.dtype, transfer.source_box));
-    } else {
-      needed_in_views[transfer.source].push_back(in_units(source.dtype, read_lattice(transfer, source)));
-    }
-    if (transfer.global >= 0) {
-      const auto global = static_cast<std::size_t>(transfer.global);
-      needed[global] = {whole(catalog.tensors[global].shape)};
-    }
-    if (transfer.scales >= 0) {
-      const auto scales = static_cast<std::uint32_t>(transfer.scales);
-      if (transfer.source_view.empty()) {
-        needed[scales].push_back(transfer.scale_box);
-      } else {
-        needed_in_views[scales].push_back(scale_lattice(transfer, catalog.tensors[scales]));
-      }
-    }
-    plan.bytes_written += static_cast<std::uint64_t>(volume(transfer.source_box.size) *
-                                                     bytes_of(specs[transfer.destination].dtype));
-  }
-  for (const std::uint32_t zero : plan.zeros)
-    plan.bytes_written +=
-        static_cast<std::uint64_t>(volume(specs[zero].local_shape) * bytes_of(specs[zero].dtype));
-  std::string_view previous;
-  for (std::size_t t = 0; t < needed.size(); ++t) {
-    const auto in_views = needed_in_views.find(static_cast<std::uint32_t>(t));
-    if (needed[t].empty() && in_views == needed_in_views.end()) continue;
-    const SourceTensor& tensor = catalog.tensors[t];
-    std::int64_t elements = 0;
-    if (in_views == needed_in_views.end()) {
-      elements = union_volume(needed[t]);
-    } else {
-      for (const Box& box : needed[t]) in_views->second.push_back(lattice_of(box));
-      elements = union_volume(in_units(tensor.dtype, tensor.shape), in_views->second);
-    }
-    plan.bytes_needed += static_cast<std::uint64_t>(elements * unit_bytes(tensor.dtype));
-    if (tensor.name != previous) ++plan.tensors;
-    previous = tensor.name;
-  }
-}
-
-std::string fault_of_writing(const Shape& local_shape, std::span<const Transfer> transfers) {
-  if (std::all_of(transfers.begin(), transfers.end(),
-                  [](const Transfer& transfer) { return transfer.steps.empty(); })) {
-    std::vector<Box> written;
-    written.reserve(transfers.size());
-    for (const Transfer& transfer : transfers) written.push_back(written_box(transfer));
-    return tiling_fault(whole(local_shape), std::move(written));
-  }
-  return tiling_fault(local_shape, lattices_written(transfers));
 }
 
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,

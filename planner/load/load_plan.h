@@ -1,17 +1,53 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
-#include "planner/load/transfer.h"
+#include "planner/geometry/box.h"
 #include "planner/names/catalog.h"
-#include "planner/names/encodings.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/names/weight_map.h"
 
 namespace shardwright {
+
+struct KnownEncoding;  // planner/names/encodings.h
+
+/// This box of this source tensor, with the scales it needs, is those elements of that destination shard.
+///
+/// A source [6, 10] whose even columns are the rows of a destination [5, 6] is seen in the view [6, 5, 2]:
+/// the source box is [0:6, 0:5, 0:1], the axes are {1, 0, -1}. Read from right to left it writes every other
+/// column.
+struct Transfer {
+  std::uint32_t source = 0;  ///< index into Catalog::tensors
+  std::int64_t scales =
+      -1;  ///< index into Catalog::tensors of the tensor (or chunk) with the scales; -1: none needed
+  std::int64_t global = -1;  ///< the same of the global scale: one number; -1: there is none
+  Encoding encoding;
+
+  /// The sizes of the view in which source_box is a box: the source's dimensions, each in one factor or more.
+  /// Empty: the source's own shape. In another one, with scales, the last dimension is one factor, and a
+  /// block has one row; then the scales are seen in the same view.
+  Shape source_view;
+  Box source_box;  ///< inside the source tensor (or chunk), as it is seen
+  Box scale_box;   ///< inside the tensor (or chunk) of scales, if there is one, as it is seen
+
+  /// Where the first row and column of source_box lie inside the first block of scale_box.
+  std::int64_t first_row_in_block = 0;
+  std::int64_t first_column_in_block = 0;
+
+  std::uint32_t destination = 0;  ///< index into the specs
+  Shape destination_offset;       ///< where source_box's first element goes in the local tensor
+
+  /// Factor i of the source runs along dimension axes[i] of the local tensor; -1: it has one index in
+  /// source_box.
+  std::vector<int> axes;
+
+  /// Indices of that dimension from one index of factor i to the next; at least 1. Empty: 1 for all.
+  Shape steps;
+
+  bool operator==(const Transfer&) const = default;
+};
 
 /// What one rank does to load: a list of Transfers that together write every element of every destination
 /// once.
@@ -56,8 +92,8 @@ struct LoadPlanOptions {
   /// What is loaded, as messages call it; empty: the catalog's directory.
   std::string what = {};
 
-  /// What the scales of the catalog may be.
-  std::vector<KnownEncoding> encodings = known_encodings();
+  /// What the scales of the catalog may be, which the caller keeps; null: any of known_encodings().
+  const std::vector<KnownEncoding>* encodings = nullptr;
 };
 
 /// Plans a load, and proves it: every element of every destination is written exactly once, from a source
@@ -65,12 +101,5 @@ struct LoadPlanOptions {
 /// wrong, by name, with what was expected and found. Reads no tensor data and writes nothing.
 LoadPlan plan_load(const std::vector<TensorSpec>& specs, const Catalog& catalog, const WeightMap& map,
                    const LoadPlanOptions& options = {});
-
-/// How the transfers, all to one destination, fail to write each element of its local tensor once, for
-/// messages; empty if they do write it. They must lie inside.
-std::string fault_of_writing(const Shape& local_shape, std::span<const Transfer> transfers);
-
-/// Puts the transfers of a plan in the order of the files and fills in its figures.
-void order_and_count(LoadPlan& plan, const std::vector<TensorSpec>& specs, const Catalog& catalog);
 
 }  // namespace shardwright

@@ -7,6 +7,8 @@
 #include "kernels/decode.h"
 #include "planner/geometry/lattice.h"
 #include "planner/geometry/view.h"
+#include "planner/load/transfers.h"
+#include "planner/names/encodings.h"
 #include "planner/problems.h"
 #include "planner/wire/plan.pb.h"
 #include "planner/wire/protobuf_message.h"

@@ -1,6 +1,7 @@
 #include "planner/load/read_items.h"
 
 #include "planner/geometry/lattice.h"
+#include "planner/load/transfers.h"
 #include "planner/names/packed_weights.h"
 
 namespace shardwright {

@@ -7,6 +7,7 @@
 #include "planner/geometry/correspondence.h"
 #include "planner/names/encodings.h"
 #include "planner/names/packed_weights.h"
+#include "planner/names/rule_pieces.h"
 
 namespace shardwright {
 namespace {

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "planner/names/native_tensors.h"
+#include "planner/names/weight_map.h"
 
 namespace shardwright {
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/names/rule_pieces.h"
 
 namespace shardwright {
 namespace {

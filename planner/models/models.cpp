@@ -11,6 +11,7 @@
 #include "planner/models/config.h"
 #include "planner/models/families.h"
 #include "planner/names/held_tensors.h"
+#include "planner/names/rule_pieces.h"
 
 namespace shardwright {
 namespace {

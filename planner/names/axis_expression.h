@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -10,9 +9,6 @@
 #include "planner/geometry/box.h"
 
 namespace shardwright {
-
-/// Sizes by name, such as a model's config has them.
-using Sizes = std::map<std::string, std::int64_t, std::less<>>;
 
 /// How the axes of an HF tensor become those of a native one, as a table writes it:
 ///

@@ -14,6 +14,8 @@
 
 namespace shardwright {
 
+enum class Product : std::uint8_t;  // kernels/product.h
+
 /// What a file calls a tensor and holds of it, where that is not what it is seen as: see packed_weights.h.
 struct StoredForm {
   std::string name;
@@ -44,6 +46,28 @@ struct SourceFile {
   std::uint64_t size = 0;  ///< bytes
   std::string version =
       {};  ///< of an object at an address, see RemoteObject; empty for files of this machine
+};
+
+/// How an HF tensor's numbers are stored: plainly, or with one scale for each block of elements.
+struct Encoding {
+  DType element = DType::BF16;
+  bool scaled = false;
+  DType scale = DType::U8;          ///< see BlockScales::dtype
+  std::int64_t block_rows = 1;      ///< elements that share a scale along the last dimension but one
+  std::int64_t block_columns = 32;  ///< and along the last
+  /// Dimensions of the scale tensor, which are the weight's first ones, from the outermost on: [E, R, C] has
+  /// scales [E, r, c], [E, 1, 1] or [E]. Along dimensions before the last two there is one for each index.
+  /// What the scale tensor has no dimension for shares its scales. 0: one for the whole tensor.
+  int scale_rank = 2;
+  std::string_view scale_suffix = "_scale_inv";  ///< the scale tensor is named as the weight, and then this
+  Product product{};                             ///< of an element and its scale: exact, and rounded once
+
+  /// A tensor named as the weight, and then this, has one more factor of all its scales (or a divisor: see
+  /// `product`), or one for each of the first indices; empty: there is none.
+  std::string_view global_suffix = {};
+  bool code_eight_is_plus_zero = false;  ///< see BlockScales
+
+  bool operator==(const Encoding&) const = default;
 };
 
 /// Checksums of a stored tensor, by rows: see storage/format/row_checksums.h.

@@ -7,6 +7,9 @@
 #include "planner/error.h"
 
 namespace shardwright {
+
+static_assert(Product{} == Product::exact_once, "what an Encoding begins with");
+
 namespace {
 
 /// A weight whose name ends so may have scales named as the weight, and then the suffix.

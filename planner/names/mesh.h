@@ -4,9 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "planner/geometry/placement.h"
-#include "planner/names/native_tensors.h"
 #include "planner/names/tensor_spec.h"
+#include "planner/names/weight_map.h"
 
 namespace shardwright {
 

@@ -6,8 +6,7 @@
 #include <vector>
 
 #include "planner/names/catalog.h"
-#include "planner/names/native_tensors.h"
-#include "planner/names/weight_map.h"
+#include "planner/names/rule_pieces.h"
 
 namespace shardwright {
 

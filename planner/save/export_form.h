@@ -8,7 +8,7 @@
 #include "planner/load/rounding.h"
 #include "planner/names/catalog.h"
 #include "planner/names/encodings.h"
-#include "planner/names/weight_map.h"
+#include "planner/names/rule_pieces.h"
 #include "planner/save/quantization.h"
 
 namespace shardwright {

@@ -245,6 +245,8 @@ class Planning {
       const SavedValue& value = values.values[v];
       const MeshLayout& lie = lies[lie_of_value[v]];
       const bool is_mine = sources_[global].size() == 1;
+      const BytesOf bytes_of_value = bytes_of(global);
+      const std::uint64_t element_bytes = value.properties.element_bytes;
       if (is_mine) {
         set_chunking(global, chunkings[lie_of_value[v]], [&](const Box& box) {
           std::vector<std::int64_t> owners;
@@ -261,9 +263,9 @@ class Planning {
       for (std::size_t c = 0; c < lie.places.size(); ++c) {
         if (lie.boxes[c] == 0) continue;
         if (is_mine) {
-          plan_.bytes_held += static_cast<std::uint64_t>(lie.elements[c]) * value.properties.element_bytes *
-                              lie.places[c].size();
-          add_owners(global, lie.elements[c], lie.places[c].size(), [&](std::size_t i) {
+          plan_.bytes_held +=
+              static_cast<std::uint64_t>(lie.elements[c]) * element_bytes * lie.places[c].size();
+          add_owners(global, bytes_of_value(lie.elements[c]), lie.places[c].size(), [&](std::size_t i) {
             const std::uint32_t place = lie.places[c][i];
             const std::uint32_t state = state_of_place[place];
             return Owner{state, holding_of_state[state], next_item[place], lie.boxes[c]};
@@ -343,6 +345,7 @@ class Planning {
     if (!std::is_sorted(first, last, before)) std::stable_sort(first, last, before);
     Chunking chunking{static_cast<std::uint32_t>(rank), {}};
     chunking.corners.reserve(2 * rank * static_cast<std::size_t>(last - first));
+    const BytesOf bytes_of_value = bytes_of(global);
     for (const std::uint32_t* at = first; at != last;) {
       const std::uint32_t* end = at + 1;
       while (end != last && std::equal(corners(*at), corners(*at) + 2 * rank, corners(*end))) ++end;
@@ -352,7 +355,7 @@ class Planning {
       if (is_chunk) chunking.corners.insert(chunking.corners.end(), corners(*at), corners(*at) + 2 * rank);
       plan_.bytes_held += bytes * static_cast<std::uint64_t>(end - at);
       const std::int64_t elements = volume(Shape(corners(*at) + rank, corners(*at) + 2 * rank));
-      add_owners(global, elements, static_cast<std::size_t>(end - at), [&](std::size_t i) {
+      add_owners(global, bytes_of_value(elements), static_cast<std::size_t>(end - at), [&](std::size_t i) {
         const Occurrence& o = occurrences_[at[i]];
         return Owner{o.state, o.holding, o.item, 1};
       });
@@ -375,19 +378,27 @@ class Planning {
 
   // --- who writes what
 
-  std::uint64_t bytes_of(std::uint32_t global, std::int64_t elements) const {
+  /// What so many elements of a value count for where its bytes are dealt.
+  struct BytesOf {
+    std::uint64_t of_element;
+    std::optional<double> dealt;  ///< in place of these
+
+    std::uint64_t operator()(std::int64_t elements) const {
+      if (dealt) return static_cast<std::uint64_t>(std::llround(*dealt * static_cast<double>(elements)));
+      return static_cast<std::uint64_t>(elements) * of_element;
+    }
+  };
+
+  BytesOf bytes_of(std::uint32_t global) const {
     const SavedValue& value = value_of(global);
-    if (value.kind == SavedValue::Kind::object) return 0;
-    if (!dealing_.bytes_of_element)
-      return static_cast<std::uint64_t>(elements) * value.properties.element_bytes;
-    return static_cast<std::uint64_t>(
-        std::llround(bytes_of_element_[global] * static_cast<double>(elements)));
+    if (value.kind == SavedValue::Kind::object) return {0, {}};
+    if (bytes_of_element_.empty()) return {value.properties.element_bytes, {}};
+    return {0, bytes_of_element_[global]};
   }
 
-  /// What the owners hold, each the same consecutive items, of so many elements together.
+  /// What the owners hold, each the same consecutive items, of so many bytes together.
   template <typename OwnerAt>
-  void add_owners(std::uint32_t global, std::int64_t elements, std::size_t count, const OwnerAt& owner_at) {
-    const std::uint64_t bytes = bytes_of(global, elements);
+  void add_owners(std::uint32_t global, std::uint64_t bytes, std::size_t count, const OwnerAt& owner_at) {
     if (count == 1) {
       dealt_.bytes_of_rank[owner_at(0).state] += bytes;
       return;

@@ -1,7 +1,8 @@
 #include "planner/save/mesh_layout.h"
 
 #include <algorithm>
-#include <map>
+#include <limits>
+#include <vector>
 
 #include "planner/save/chunks.h"
 
@@ -26,7 +27,8 @@ Chunking sorted(const std::vector<std::int64_t>& corners, std::size_t rank) {
 MeshLayout layout_on_mesh(const SavedValues& values, const SavedValue& value) {
   MeshLayout layout;
   std::vector<std::int64_t> corners;  // of all chunks, not in order
-  std::map<std::size_t, std::uint32_t> class_of_first;
+  constexpr std::uint32_t none = std::numeric_limits<std::uint32_t>::max();
+  std::vector<std::uint32_t> class_of_first(values.mesh_ranks.size(), none);
   Shape coordinate(values.mesh_shape.size(), 0);
   for (std::uint32_t place = 0; place < values.mesh_ranks.size(); ++place) {
     std::size_t first = 0;  // the place of the class that has no replica before it
@@ -35,9 +37,9 @@ MeshLayout layout_on_mesh(const SavedValues& values, const SavedValue& value) {
       first = first * static_cast<std::size_t>(values.mesh_shape[m]) +
               (replicated ? 0 : static_cast<std::size_t>(coordinate[m]));
     }
-    const auto [entry, is_new] =
-        class_of_first.emplace(first, static_cast<std::uint32_t>(layout.places.size()));
-    if (is_new) {
+    std::uint32_t& its_class = class_of_first[first];
+    if (its_class == none) {
+      its_class = static_cast<std::uint32_t>(layout.places.size());
       layout.places.emplace_back();
       std::int64_t elements = 0;
       const auto boxes = local_boxes(value.shape, values.mesh_shape, coordinate, value.placements);
@@ -49,7 +51,7 @@ MeshLayout layout_on_mesh(const SavedValues& values, const SavedValue& value) {
       layout.boxes.push_back(static_cast<std::uint32_t>(boxes.size()));
       layout.elements.push_back(elements);
     }
-    layout.places[entry->second].push_back(place);
+    layout.places[its_class].push_back(place);
     next_index(coordinate, values.mesh_shape);
   }
   layout.chunks = sorted(corners, value.shape.size());

@@ -59,6 +59,7 @@ Told read_all(const std::vector<std::string>& told, SavePlanCache& cache) {
 
 /// Forgets states that are not those of the last plan, which ranks may still refer to.
 void forget_others(SavePlanCache& cache) {
+  if (cache.states.size() == cache.states_of_ranks.size()) return;  // which are known and differ by rank
   const std::set<Hash> planned(cache.states_of_ranks.begin(), cache.states_of_ranks.end());
   std::erase_if(cache.states, [&](const auto& entry) { return !planned.contains(entry.first); });
 }
@@ -95,6 +96,7 @@ std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePl
     std::erase_if(known, [&](const auto& entry) { return !used.contains(entry.first); });
     cache.known = std::move(known);
     for (std::size_t r = 0; r < states.size(); ++r) {  // descriptions are kept once
+      if (states[r].values.empty()) continue;
       states[r].values.clear();
       cache.states[all.states[r]] = encode(states[r]);
     }

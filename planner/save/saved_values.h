@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "planner/geometry/box.h"
-#include "planner/geometry/placement.h"
+#include "planner/names/tensor_spec.h"
 
 namespace shardwright {
 

@@ -6,6 +6,7 @@
 
 #include "planner/load/load_plan.h"
 #include "planner/load/seen_boxes.h"
+#include "planner/names/rule_pieces.h"
 
 namespace shardwright {
 namespace {

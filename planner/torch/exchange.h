@@ -32,6 +32,11 @@ Peers peers_of(const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::string 
 /// one may be ahead of another in reading or writing its part. One thread at a time may use it.
 Job job_over(Peers peers);
 
+/// Messages between these ranks, over their process group, or over their store where they have none. All of
+/// them make one, and use it for one hand-over at a time. `peers.name` is as job_over() has it: another one
+/// for each of these over the same store. The store is its board.
+Transport transport_over(const Peers& peers);
+
 /// Every rank gives bytes; rank 0 turns those of all ranks, in their order, into an answer for each; every
 /// rank gets its own. `mine` and `answers` may throw: then all ranks throw the same Error, which names the
 /// ranks concerned and what each has said; its kind and errno are those of the first. If ranks have not come

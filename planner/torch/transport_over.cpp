@@ -1,5 +1,3 @@
-#include "planner/torch/transport_over.h"
-
 #include <ATen/ATen.h>
 
 #include <cstring>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "planner/error.h"
+#include "planner/torch/exchange.h"
 
 namespace shardwright {
 namespace {

@@ -13,6 +13,7 @@
 #include "planner/geometry/recorded_part.h"
 #include "planner/models/general_rows.h"
 #include "planner/names/axis_text.h"
+#include "planner/names/rule_pieces.h"
 #include "python_shim/bindings/bindings.h"
 
 namespace py = pybind11;

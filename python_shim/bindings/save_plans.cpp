@@ -6,7 +6,9 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
+#include <vector>
 
 #include "planner/error.h"
 #include "planner/save/global_save_plan.h"
@@ -214,7 +216,12 @@ void bind_planning_together(py::module_& m) {
       },
       py::arg("told"), py::arg("cache"), py::arg("to_lowest") = false,
       "On rank 0: plans, unless all is as it was, and answers each rank. PlanError lists all that is wrong.");
-  m.def("is_refusal", &is_refusal, py::arg("answer"));
+  m.def(
+      "is_refused",
+      [](const std::vector<std::string_view>& answers) {
+        return std::any_of(answers.begin(), answers.end(), is_refusal);
+      },
+      py::arg("answers"), "True where rank 0 has made no plan.");
   m.def(
       "understand",
       [](const std::string& answer, const std::string& state, SavePlanCache& cache) {

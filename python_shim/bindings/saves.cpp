@@ -26,7 +26,8 @@
 #include "storage/format/checksums_file.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
-#include "storage/format/steps.h"
+#include "storage/jobs/save_checkpoint.h"
+#include "storage/jobs/save_order.h"
 #include "storage/tools/undamaged.h"
 #include "storage/tools/verify.h"
 #include "storage/write/rank_files.h"
@@ -75,9 +76,9 @@ CheckpointKind kind_named(const std::string& name) {
   throw Error(ErrorKind::argument, "kind: expected sharded, huggingface or adapter, found '" + name + "'");
 }
 
-ShardFormat format_named(const std::string& name) {
-  if (name == "safetensors") return ShardFormat::safetensors;
-  if (name == "torch") return ShardFormat::torch;
+bool is_torchs_format(const std::string& name) {
+  if (name == "torch") return true;
+  if (name == "safetensors") return false;
   throw Error(ErrorKind::argument, "format: expected torch or safetensors, found '" + name + "'");
 }
 
@@ -117,8 +118,8 @@ void bind_writing(py::module_& m) {
              what.object_bytes = std::move(object_bytes);
              return std::make_unique<RankFiles>(
                  directory, rank, std::move(what),
-                 RankFilesOptions{single_file, flush, format_named(format), std::move(name), std::move(tag),
-                                  send_by(send)});
+                 RankFilesOptions{single_file, flush, is_torchs_format(format), std::move(name),
+                                  std::move(tag), send_by(send)});
            }),
            py::arg("directory"), py::arg("rank"), py::arg("values"), py::arg("items"),
            py::arg("object_bytes"), py::arg("single_file"), py::arg("flush"), py::arg("name") = py::none(),
@@ -305,10 +306,10 @@ void bind_steps(py::module_& m) {
         return std::pair(next.order, std::move(next.unread));
       },
       py::arg("directory"), py::call_guard<py::gil_scoped_release>(),
-      "(order, a line for each step that is not known): see storage/format/steps.h.");
-  m.def("step_of", &step_of, py::arg("directory"), "See storage/format/steps.h.");
+      "(order, a line for each step that is not known): see storage/jobs/save_order.h.");
+  m.def("step_of", &step_of, py::arg("directory"), "See storage/jobs/save_checkpoint.h.");
   m.def("step_path", &step_path, py::arg("root"), py::arg("step"), py::call_guard<py::gil_scoped_release>(),
-        "See storage/format/steps.h.");
+        "See storage/jobs/save_checkpoint.h.");
   m.def(
       "saved_steps",
       [](const std::filesystem::path& root) {
@@ -316,7 +317,7 @@ void bind_steps(py::module_& m) {
         for (SavedStep& one : saved_steps(root)) paths.push_back(std::move(one.path));
         return paths;
       },
-      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
+      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/jobs/save_checkpoint.h.");
   m.def("remove_checkpoint", &remove_checkpoint, py::arg("directory"),
         "See storage/format/pending_checkpoint.h.");
   m.def(
@@ -337,9 +338,9 @@ void bind_steps(py::module_& m) {
         const auto found = latest_checkpoint(root);
         return found ? std::optional(found->string()) : std::nullopt;
       },
-      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
+      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/jobs/save_checkpoint.h.");
   m.def("keep_last_steps", &keep_last_steps, py::arg("root"), py::arg("keep"),
-        py::call_guard<py::gil_scoped_release>(), "See storage/format/steps.h.");
+        py::call_guard<py::gil_scoped_release>(), "See storage/jobs/save_checkpoint.h.");
   m.def("read_manifest", &read_manifest, py::arg("directory"), py::call_guard<py::gil_scoped_release>());
 }
 

@@ -11,7 +11,9 @@
 #include "planner/load/request_list.h"
 #include "planner/lora/lora_state_dict.h"
 #include "planner/models/models.h"
+#include "planner/names/encodings.h"
 #include "planner/names/held_tensors.h"
+#include "planner/names/rule_pieces.h"
 #include "planner/problems.h"
 #include "python_shim/bindings/bindings.h"
 #include "storage/boxes/place_from_memory.h"
@@ -171,9 +173,11 @@ void bind_memory(py::module_& m) {
           [](const StateDictMemory& held, const std::vector<TensorSpec>& specs, const WeightMap& map,
              std::optional<std::int64_t> mxfp8_block) {
             LoadPlanOptions options = options_for_memory();
+            std::vector<KnownEncoding> encodings;
             if (mxfp8_block) {
-              options.encodings.resize(1);
-              options.encodings[0].columns = *mxfp8_block;
+              encodings = {known_encodings().front()};
+              encodings[0].columns = *mxfp8_block;
+              options.encodings = &encodings;
             }
             const py::gil_scoped_release release;
             return std::make_shared<LoadPlan>(plan_load(specs, held.catalog, map, options));

@@ -10,7 +10,6 @@
 
 #include "kernels/dtype.h"
 #include "planner/geometry/box.h"
-#include "planner/geometry/placement.h"
 #include "planner/names/tensor_spec.h"
 #include "python_shim/bindings/bindings.h"
 #include "storage/device/device_calls.h"

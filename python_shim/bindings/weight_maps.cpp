@@ -16,7 +16,6 @@
 #include "planner/models/models.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/mesh.h"
-#include "planner/names/native_tensors.h"
 #include "planner/names/packed_tensors.h"
 #include "planner/names/weight_map.h"
 #include "python_shim/bindings/bindings.h"

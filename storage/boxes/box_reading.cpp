@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "planner/geometry/byte_boxes.h"
+#include "planner/load/transfers.h"
 #include "storage/rounded_up.h"
 
 namespace shardwright {

@@ -8,6 +8,7 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
+#include "planner/load/transfers.h"
 #include "storage/boxes/placing.h"
 #include "storage/threads.h"
 

@@ -6,6 +6,7 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
+#include "planner/load/transfers.h"
 #include "storage/boxes/placing.h"
 #include "storage/boxes/scale_checks.h"
 

@@ -10,6 +10,8 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
+#include "planner/load/transfers.h"
+#include "planner/names/encodings.h"
 
 namespace shardwright {
 namespace {

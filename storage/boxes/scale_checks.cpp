@@ -6,6 +6,7 @@
 #include <string>
 
 #include "planner/error.h"
+#include "planner/load/transfers.h"
 
 namespace shardwright {
 namespace {

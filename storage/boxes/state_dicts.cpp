@@ -9,6 +9,8 @@
 #include "planner/error.h"
 #include "planner/geometry/lattice.h"
 #include "planner/load/load_plan.h"
+#include "planner/load/transfers.h"
+#include "planner/names/rule_pieces.h"
 #include "planner/names/spec_parts.h"
 #include "planner/problems.h"
 #include "storage/boxes/place_from_memory.h"

@@ -41,7 +41,7 @@ std::size_t most_open_files() {
   return std::clamp<std::size_t>(left / 4, 1, 1024);
 }
 
-OpenFiles::OpenFiles(const Catalog& catalog, DirectIo direct_io)
+OpenFiles::OpenFiles(const Catalog& catalog, std::optional<bool> direct_io)
     : catalog_(catalog), direct_io_(direct_io), most_open_(most_open_files()), slots_(catalog.files.size()) {}
 
 std::shared_ptr<OpenFile> OpenFiles::open(const SourceTensor& tensor, const Slot& slot) const {
@@ -65,8 +65,7 @@ std::shared_ptr<OpenFile> OpenFiles::open(const SourceTensor& tensor, const Slot
   // Where the kernel does not tell, the file counts as cached: that is right more often, and never bad.
   opened->is_cached =
       again ? slot.is_cached : fraction_in_page_cache(opened->file->descriptor(), found).value_or(1) >= 0.5;
-  const bool direct =
-      direct_io_ == DirectIo::always || (direct_io_ == DirectIo::automatic && !opened->is_cached);
+  const bool direct = direct_io_.value_or(!opened->is_cached);
   if (again ? slot.is_direct : direct) {
     opened->direct_descriptor = open_direct(opened->file->path().c_str(), opened->file->descriptor());
     if (opened->direct_descriptor < 0 && errno == EMFILE) {

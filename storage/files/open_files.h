@@ -6,12 +6,12 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "planner/names/catalog.h"
 #include "storage/files/gpu_direct.h"
 #include "storage/files/input_file.h"
-#include "storage/files/ways_to_read.h"
 
 namespace shardwright {
 
@@ -61,7 +61,9 @@ class OpenFiles {
     Use weights, scales;  ///< null scales: of the same file, or none were asked for
   };
 
-  OpenFiles(const Catalog& catalog, DirectIo direct_io);
+  /// Reads past the page cache all files whose file system allows it, or none; nothing: those that are not in
+  /// it.
+  OpenFiles(const Catalog& catalog, std::optional<bool> direct_io);
 
   /// The file that holds `weights`, and the one that holds `scales` (may be null) if that is another. Both
   /// are null if the process may not have them open until some that are in use are given back. Throws
@@ -110,7 +112,7 @@ class OpenFiles {
   Uses uses_of(const SourceTensor& weights, const SourceTensor* scales);
 
   const Catalog& catalog_;
-  const DirectIo direct_io_;
+  const std::optional<bool> direct_io_;
   const std::size_t most_open_;
   const GpuDirectCalls* gpu_direct_calls_ = nullptr;
   mutable std::mutex mutex_;  // guards what follows

@@ -7,6 +7,7 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
+#include "planner/load/transfers.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
 #include "storage/format/checksum.h"

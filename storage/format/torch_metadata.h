@@ -20,7 +20,7 @@ struct TorchSave {
   std::optional<std::vector<std::pair<std::string, std::vector<PathKey>>>> paths;
 };
 
-/// Whether the checkpoint is one of ShardFormat::torch: it has such a file, and every tensor is a torch
+/// Whether the checkpoint is in torch's format, too: it has such a file, and every tensor is a torch
 /// stream.
 bool is_readable_by_torch(const Manifest& manifest);
 

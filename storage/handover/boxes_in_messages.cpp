@@ -8,6 +8,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/geometry/lattice.h"
 #include "planner/geometry/view.h"
+#include "planner/load/transfers.h"
 #include "storage/boxes/placing.h"
 
 namespace shardwright {

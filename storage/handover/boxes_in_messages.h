@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "planner/handover/refit_plan.h"
-#include "planner/load/transfer.h"
+#include "planner/load/load_plan.h"
 #include "storage/handover/refit.h"
 #include "storage/rounded_up.h"
 

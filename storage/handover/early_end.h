@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "planner/handover/transport.h"
+#include "planner/job.h"
 #include "storage/handover/message_memory.h"
 #include "storage/handover/message_receiver.h"
 #include "storage/handover/message_sender.h"

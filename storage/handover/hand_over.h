@@ -9,7 +9,6 @@
 
 #include "planner/handover/engine_tensors.h"
 #include "planner/handover/refit_plan.h"
-#include "planner/handover/transport.h"
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/save/rank_states.h"
@@ -36,7 +35,7 @@ struct RefitOptions {
   /// Memory for what is on the way, both directions together. A layer of the engine is received in full
   /// before it is put in its place: one that has no room in this is given what it takes. The same on all
   /// ranks.
-  std::size_t staging_bytes = std::size_t{128} << 20;
+  std::size_t staging_bytes = std::size_t{120} << 20;
 
   int threads = 0;             ///< of this rank; 0: as many as this process may use processors
   DeviceOptions devices = {};  ///< for the trainer's tensors on CUDA devices

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "planner/handover/refit_plan.h"
-#include "planner/handover/transport.h"
+#include "planner/job.h"
 #include "storage/handover/message_memory.h"
 #include "storage/handover/refit.h"
 

@@ -9,6 +9,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
+#include "planner/load/transfers.h"
 #include "storage/format/checksum.h"
 #include "storage/threads.h"
 #include "storage/write/made_tensors.h"

@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "planner/handover/engine_tensors.h"
 #include "planner/handover/refit_plan.h"
-#include "planner/handover/transport.h"
-#include "planner/load/transfer.h"
+#include "planner/job.h"
+#include "planner/load/load_plan.h"
 #include "storage/handover/node_messages.h"
-#include "storage/handover/refit_outcome.h"
 
 namespace shardwright {
 

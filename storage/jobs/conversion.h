@@ -7,11 +7,10 @@
 #include <vector>
 
 #include "planner/names/catalog.h"
-#include "planner/names/native_tensors.h"
 #include "planner/names/tensor_spec.h"
 #include "planner/names/weight_map.h"
 #include "planner/save/rank_states.h"
-#include "storage/jobs/convert_checkpoint.h"
+#include "storage/jobs/export_checkpoint.h"
 #include "storage/write/export.h"
 #include "storage/write/export_report.h"
 

@@ -1,9 +1,8 @@
-#include "storage/jobs/convert_checkpoint.h"
-
 #include <memory>
 
 #include "storage/format/checkpoint_place.h"
 #include "storage/jobs/conversion.h"
+#include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/publication.h"
 #include "storage/seconds.h"
 

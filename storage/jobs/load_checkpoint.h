@@ -17,7 +17,10 @@ struct CheckpointLoadOptions {
   bool strict = true;                ///< an HF tensor that no rule knows, or last layers left out, are errors
   bool allow_missing = false;        ///< a tensor that the checkpoint lacks is left as it is, and reported
   bool strict_dtypes = false;        ///< a cast that loses bits is an error; otherwise it is reported
-  bool packed = false;  ///< encoded weights go as they are stored into specs of that dtype: see as_packed()
+
+  /// Encoded weights go into specs of floats decoded, into specs of the files' dtype as they are stored. What
+  /// decodes these goes into specs beside them: the weight's name and an ending, such as "_scale_inv".
+  bool packed = false;
   LoadOptions reading = {};  ///< of this rank
 };
 

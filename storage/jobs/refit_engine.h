@@ -9,11 +9,9 @@
 #include <vector>
 
 #include "planner/handover/engine_tensors.h"
-#include "planner/handover/transport.h"
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
-#include "storage/handover/refit_outcome.h"
 
 namespace shardwright {
 
@@ -36,7 +34,7 @@ struct RefitEngineOptions {
 
   /// Memory for what is on the way, both directions together. A layer of the engine is received in full
   /// before it is put in its place: where it takes more than half of this, it is given what it takes.
-  std::size_t staging_bytes = std::size_t{128} << 20;
+  std::size_t staging_bytes = std::size_t{120} << 20;
 
   /// Ranks of one node hand over through memory that they share, where the system lets them; it is a part of
   /// staging_bytes. Otherwise all goes by the transport.

@@ -19,8 +19,8 @@
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
-#include "storage/format/steps.h"
 #include "storage/format/torch_metadata.h"
+#include "storage/jobs/save_order.h"
 #include "storage/seconds.h"
 #include "storage/write/rank_files.h"
 
@@ -72,7 +72,7 @@ WriteResults write_boxes(const std::vector<TensorSpec>& specs, const RankState& 
   std::iota(items.begin(), items.end(), std::size_t{0});
   RankFilesOptions files_options;
   files_options.flush = options.sync;
-  files_options.format = options.format;
+  files_options.as_torch = options.format == ShardFormat::torch;
   RankFiles files(directory, state.rank, std::move(what), files_options);
   report.bytes_from_devices = files.write(items, memory, options.threads, options.devices).bytes_copied;
   WriteResults results = files.finish();

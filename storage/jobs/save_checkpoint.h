@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -10,9 +11,14 @@
 #include "planner/job.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
-#include "storage/format/shard_format.h"
 
 namespace shardwright {
+
+/// What the files of a sharded checkpoint look like to other programs.
+enum class ShardFormat : std::uint8_t {
+  safetensors,  ///< safetensors files, and bytes for what safetensors cannot hold
+  torch,        ///< files and a .metadata that torch's FileSystemReader reads
+};
 
 /// How a save is made. `overwrite` and `keep_last` count on rank 0; the rest on each rank.
 struct SaveOptions {
@@ -21,7 +27,7 @@ struct SaveOptions {
   std::optional<bool> overwrite = std::nullopt;
 
   /// Once the checkpoint is there: deletes all but so many checkpoints step-<number> beside it, those that
-  /// were saved last (storage/format/steps.h); 0: none. What cannot be deleted is a warning.
+  /// were saved last; 0: none. What cannot be deleted is a warning.
   std::size_t keep_last = 0;
 
   /// Torch: with torch's metadata, too, so that its FileSystemReader reads the checkpoint. The same on all
@@ -65,5 +71,37 @@ struct SaveReport {
 /// is in the place, EBUSY where another save is; device, naming tensor and call.
 SaveReport save_checkpoint(const std::vector<TensorSpec>& specs, const std::filesystem::path& directory,
                            const Job& job = {}, const SaveOptions& options = {});
+
+/// The training step of a directory that is called step-<number>; nothing for any other name.
+std::optional<std::uint64_t> step_of(const std::filesystem::path& directory);
+
+/// A published checkpoint of a training.
+struct SavedStep {
+  std::uint64_t order = 0;  ///< the how many-eth save of its training; 0: its manifest does not tell
+  std::uint64_t step = 0;
+  std::filesystem::path path;  ///< below the root as that was given
+
+  auto operator<=>(const SavedStep&) const = default;
+};
+
+/// The published checkpoints step-<number> below a root, in the order in which they were saved; those that do
+/// not tell come first, by their steps. None for a root that is not there. A link to another step of the root
+/// is that step, and no further one. Throws Error: argument, naming both, for two folders of one step, such
+/// as step-7 and step-00000007; io, naming it, for one that cannot be looked at.
+std::vector<SavedStep> saved_steps(const std::filesystem::path& root);
+
+/// The one of them that was saved last: the one to resume. Nothing if there is none. Throws as saved_steps().
+std::optional<std::filesystem::path> latest_checkpoint(const std::filesystem::path& root);
+
+/// Where the checkpoint of a training step goes, below a root: step-00000007, or the folder of that step that
+/// is there already. Throws as saved_steps().
+std::filesystem::path step_path(const std::filesystem::path& root, std::uint64_t step);
+
+/// Deletes all but the `keep` published checkpoints of a root that were saved last, and what saves to its
+/// steps that died have left. Other people's files in the folders of steps stay, and so do the folders then.
+/// Of a step that is a symbolic link, deletes the link. A step of which files have been changed stays whole.
+/// Returns a line for each that was not removed, and
+/// why.
+std::vector<std::string> keep_last_steps(const std::filesystem::path& root, std::size_t keep);
 
 }  // namespace shardwright

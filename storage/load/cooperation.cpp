@@ -9,6 +9,8 @@
 #include <utility>
 
 #include "planner/geometry/byte_boxes.h"
+#include "planner/load/transfers.h"
+#include "planner/names/rule_pieces.h"
 #include "storage/files/remote_objects.h"
 
 namespace shardwright {

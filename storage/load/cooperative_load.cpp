@@ -14,6 +14,7 @@
 #include "storage/boxes/placing.h"
 #include "storage/boxes/scale_checks.h"
 #include "storage/files/remote_objects.h"
+#include "storage/load/load_rest.h"
 #include "storage/load/parts_of_pieces.h"
 #include "storage/no_memory.h"
 #include "storage/seconds.h"
@@ -341,7 +342,7 @@ LoadReport CooperativeLoad::finish(const LoadOptions& options) {
     });
   });
 
-  LoadReport report = load(rest, catalog_, specs_, own, trace_, written_);
+  LoadReport report = load_rest(rest, catalog_, specs_, own, trace_, written_);
   devices_.report(together);
   report.devices = std::max(report.devices, together.devices);
   report.peak_device_bytes = std::max(report.peak_device_bytes, together.peak_device_bytes);

@@ -21,6 +21,7 @@
 #include "storage/format/row_checksums.h"
 #include "storage/load/companions.h"
 #include "storage/load/load_devices.h"
+#include "storage/load/load_rest.h"
 #include "storage/load/reading_resources.h"
 #include "storage/load/task_loop.h"
 #include "storage/load/task_reader.h"
@@ -301,8 +302,8 @@ class Engine {
 
 }  // namespace
 
-LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options, Trace& trace, WrittenParts& written) {
+LoadReport load_rest(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
+                     const LoadOptions& options, Trace& trace, WrittenParts& written) {
   const Clock::time_point begin = Clock::now();
   expect_memory(plan, specs);
   LoadReport report;
@@ -334,7 +335,7 @@ LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<
                 const LoadOptions& options) {
   Trace trace(options.trace, options.trace_process, options.check_for_interrupt);
   WrittenParts written(plan, specs.size());
-  return load(plan, catalog, specs, options, trace, written);
+  return load_rest(plan, catalog, specs, options, trace, written);
 }
 
 }  // namespace shardwright

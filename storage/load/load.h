@@ -12,12 +12,30 @@
 #include "planner/names/catalog.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
-#include "storage/files/ways_to_read.h"
 
 namespace shardwright {
 
-class Trace;         // storage/load/trace.h
-class WrittenParts;  // storage/load/written_parts.h
+/// How files are read.
+enum class Reads : std::uint8_t {
+  automatic,  ///< io_uring for files that are not in the page cache, where the kernel allows it; else pread
+  pread,      ///< each thread waits for its reads
+  io_uring,   ///< reads ahead, several at a time for each thread
+};
+
+/// Which of the catalog's checksums are compared while blocks are read. Blocks that are read in part, tensors
+/// that are read twice, and what goes straight into devices or is read together with other ranks are not.
+enum class Checks : std::uint8_t {
+  automatic,  ///< where it costs next to nothing: of files that are not in the page cache, and small loads
+  none,
+  all,
+};
+
+/// Which files are read past the page cache.
+enum class DirectIo : std::uint8_t {
+  automatic,  ///< for files that are not in the page cache
+  always,     ///< for all files whose file system allows it
+  never,
+};
 
 /// How a load is run. Nothing here changes what arrives.
 struct LoadOptions {
@@ -98,10 +116,5 @@ struct LoadReport {
 /// kernels for them.
 LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
                 const LoadOptions& options = {});
-
-/// Internal: the same for what is left of a load: with a trace that has begun before, to which it adds, and
-/// which it writes, not options.trace; and with an account of what was written before.
-LoadReport load(const LoadPlan& plan, const Catalog& catalog, const std::vector<TensorSpec>& specs,
-                const LoadOptions& options, Trace& trace, WrittenParts& written);
 
 }  // namespace shardwright

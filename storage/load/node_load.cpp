@@ -18,9 +18,9 @@
 namespace shardwright {
 namespace {
 
-/// Of a node: some sixteen reads under way, and as many pieces that are being decoded. More would take longer
-/// to be made, page by page, than it saves.
-constexpr std::uint64_t most_ring_bytes = std::uint64_t{64} << 20;
+/// Of each rank of a node: its reads under way, and pieces that it has yet to decode while others are ahead.
+/// More would take longer to be made, page by page, than it saves.
+constexpr std::uint64_t most_ring_bytes_of_rank = std::uint64_t{32} << 20;
 constexpr std::uint64_t fewest_slots = 2;
 
 /// Longest wait of a thread for its own reads, meanwhile it sees nothing of others; and for others, of which
@@ -94,8 +94,8 @@ PieceRing::Sizes CooperativeLoad::ring_sizes() const {
   sizes.ranks = static_cast<std::uint32_t>(ranks_);
   sizes.slot_bytes = TaskReader::memory_bytes_of(limits_.piece_bytes);
   sizes.pieces = cooperation_.pieces.size();
-  const std::uint64_t bytes = std::min(most_ring_bytes, limits_.round_bytes * buffers_of_rounds * ranks_);
-  const std::uint64_t most = std::max(fewest_slots, bytes / sizes.slot_bytes);
+  const std::uint64_t of_rank = std::min(most_ring_bytes_of_rank, limits_.round_bytes * buffers_of_rounds);
+  const std::uint64_t most = std::max(fewest_slots, of_rank * ranks_ / sizes.slot_bytes);
   sizes.slots = static_cast<std::uint32_t>(std::clamp(sizes.pieces, fewest_slots, most));
   return sizes;
 }

@@ -98,10 +98,12 @@ std::int64_t FileReading::files_in_background() const {
   return std::count(in_background.begin(), in_background.end(), true);
 }
 
-DirectIo direct_io_of(const LoadOptions& options) {
+std::optional<bool> direct_io_of(const LoadOptions& options) {
   const bool room =
       options.staging_bytes == 0 || options.staging_bytes >= TaskReader::smallest_buffer_for_pages;
-  return room ? options.direct_io : DirectIo::never;
+  if (!room || options.direct_io == DirectIo::never) return false;
+  if (options.direct_io == DirectIo::always) return true;
+  return std::nullopt;
 }
 
 FileReading open_files_of(const LoadPlan& plan, const Catalog& catalog, OpenFiles& files,

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "planner/load/load_plan.h"
@@ -27,9 +28,9 @@ struct FileReading {
   std::int64_t files_in_background() const;
 };
 
-/// Whether files may be read past the page cache: too little staging for whole pages means reading through
-/// it.
-DirectIo direct_io_of(const LoadOptions& options);
+/// Whether files are read past the page cache, as OpenFiles has it: too little staging for whole pages means
+/// reading through it.
+std::optional<bool> direct_io_of(const LoadOptions& options);
 
 /// Opens all files that the plan needs, and decides for each of them how it is read. Throws Error(io) where a
 /// file cannot be opened, Error(argument) for Reads::io_uring where there is none. Of objects nothing is

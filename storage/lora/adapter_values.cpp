@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
+#include "planner/names/rule_pieces.h"
 #include "storage/files/input_file.h"
 
 namespace shardwright {

@@ -10,6 +10,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
+#include "planner/load/transfers.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/seconds.h"
 #include "storage/threads.h"

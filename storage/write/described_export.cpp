@@ -6,6 +6,7 @@
 
 #include "planner/error.h"
 #include "planner/models/models.h"
+#include "planner/names/rule_pieces.h"
 #include "storage/format/adapter_file.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checksum.h"

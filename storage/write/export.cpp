@@ -12,6 +12,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
+#include "planner/names/rule_pieces.h"
 #include "planner/names/shared_inputs.h"
 #include "planner/names/torch_dtypes.h"
 #include "planner/problems.h"

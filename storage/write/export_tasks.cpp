@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
+#include "planner/load/transfers.h"
 
 namespace shardwright {
 namespace {

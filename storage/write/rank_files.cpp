@@ -55,7 +55,7 @@ RankFiles::RankFiles(std::filesystem::path directory, std::int64_t rank, RankIte
     : directory_(std::move(directory)),
       what_(std::move(what)),
       flush_(options.flush),
-      format_(options.format),
+      as_torch_(options.as_torch),
       send_(options.send) {
   results_.rank = rank;
   const std::size_t count = what_.items.value.size();
@@ -85,7 +85,7 @@ RankFiles::RankFiles(std::filesystem::path directory, std::int64_t rank, RankIte
 /// Decides which files there are, and which items they hold.
 void RankFiles::deal_out(const RankFilesOptions& options) {
   const std::string tag = options.tag.empty() ? random_tag() : options.tag;
-  const bool is_torchs = format_ == ShardFormat::torch;
+  const bool is_torchs = as_torch_;
   std::unordered_map<std::uint32_t, std::size_t> boxes_of_value;
   std::vector<std::size_t> as_bytes;
   std::unordered_set<std::string> names;
@@ -195,7 +195,7 @@ RowsInFile RankFiles::rows_in_file(std::size_t item) const {
   const SavedValue& value = value_of(item);
   const std::uint64_t bytes = bytes_of(item);
   RowsInFile rows{value.fqn, {bytes, bytes}};
-  if (format_ != ShardFormat::torch || value.kind == SavedValue::Kind::object) return rows;
+  if (!as_torch_ || value.kind == SavedValue::Kind::object) return rows;
   const Box box = box_of(item);
   const std::optional<DType> dtype = dtype_in_file(value);
   if (dtype) rows.rows = rows_of({value.fqn, *dtype, box.size, box.offset, 0, 0, bytes});

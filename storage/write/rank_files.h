@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "planner/save/write_results.h"
-#include "storage/format/shard_format.h"
 #include "storage/write/shard_file.h"
 
 namespace shardwright {
@@ -25,7 +24,7 @@ struct RankItems {
 struct RankFilesOptions {
   bool single_file = true;  ///< false: a file for each tensor
   bool flush = true;        ///< see OutputFile
-  ShardFormat format = ShardFormat::safetensors;
+  bool as_torch = false;    ///< in torch's format; else as safetensors
 
   /// The name of the safetensors file, of this rank the how many-eth from 0, that this tensor is the first
   /// of. Null: "rank-RRRRR-NNNNN-<tag>.safetensors", so that files keep clear of those of a checkpoint that
@@ -74,7 +73,7 @@ class RankFiles {
   std::filesystem::path directory_;
   RankItems what_;
   bool flush_;
-  ShardFormat format_;
+  bool as_torch_;
   SendPart send_;
   WriteResults results_;
   std::vector<File> files_;

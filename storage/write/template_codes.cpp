@@ -8,6 +8,7 @@
 #include "kernels/encode.h"
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
+#include "planner/load/transfers.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/boxes/placing.h"
 

@@ -20,7 +20,7 @@ class TemplateCodes {
  public:
   /// The template must outlive it.
   explicit TemplateCodes(const Catalog& template_catalog)
-      : template_(template_catalog), files_(template_catalog, DirectIo::never) {}
+      : template_(template_catalog), files_(template_catalog, false) {}
 
   /// The box of the weight of which encode() gives the bytes. Where elements share bytes, a byte is written
   /// by whoever has its lower half.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "planner/models/models.h"
+#include "planner/names/rule_pieces.h"
 
 namespace shardwright {
 namespace {

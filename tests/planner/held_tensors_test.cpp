@@ -7,7 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/models/models.h"
-#include "planner/names/native_tensors.h"
+#include "planner/names/weight_map.h"
 #include "tests/planner/released_model.h"
 
 namespace shardwright {

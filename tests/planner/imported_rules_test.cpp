@@ -4,6 +4,7 @@
 
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
+#include "planner/names/rule_pieces.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {

@@ -6,7 +6,7 @@
 
 #include "planner/models/models.h"
 #include "planner/names/mesh.h"
-#include "planner/names/native_tensors.h"
+#include "planner/names/weight_map.h"
 #include "planner/problems.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"

@@ -1,8 +1,7 @@
-#include "planner/names/native_tensors.h"
-
 #include <gtest/gtest.h>
 
 #include "planner/models/models.h"
+#include "planner/names/weight_map.h"
 #include "tests/planner/released_model.h"
 #include "tests/storage/checkpoint_files.h"
 

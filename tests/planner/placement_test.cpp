@@ -1,7 +1,6 @@
-#include "planner/geometry/placement.h"
-
 #include <gtest/gtest.h>
 
+#include "planner/names/tensor_spec.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "planner/error.h"
+#include "planner/load/transfers.h"
 #include "planner/models/models.h"
 #include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_checkpoint.h"

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "planner/names/weight_map.h"
+#include "planner/names/rule_pieces.h"
 #include "tests/planner/random_checkpoint.h"
 
 namespace shardwright {

@@ -1,4 +1,3 @@
-#include "planner/names/weight_map.h"
 
 #include <gtest/gtest.h>
 
@@ -7,6 +6,7 @@
 
 #include "planner/geometry/correspondence.h"
 #include "planner/models/models.h"
+#include "planner/names/rule_pieces.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/planner/released_model.h"
 #include "tests/storage/checkpoint_files.h"

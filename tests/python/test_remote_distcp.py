@@ -1,6 +1,9 @@
 """torch's own checkpoints, of ``.distcp`` files, at addresses."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +27,10 @@ def saved(server: ObjectServer, bucket: str, state: dict) -> tuple[str, int]:
 
 def empty(state: dict) -> dict:
     return {n: torch.zeros_like(v) if isinstance(v, torch.Tensor) else None for n, v in state.items()}
+
+
+def reading_parts() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name.startswith("reading parts")]
 
 
 def test_torchs_own_checkpoint_is_read(server, bucket):
@@ -120,6 +127,21 @@ def test_what_breaks_off_goes_on(server, bucket):
     assert server.fault.times == 0 and differing(found, state) == []
 
 
+def test_ctrl_c_is_heard_while_a_store_stalls(server, bucket):
+    state = {"a": torch.randn(2000, 700)}
+    address, _ = saved(server, bucket, state)
+    found = empty(state)
+    server.fault = breaking_off(1000, times=1, stall=6)
+    server.fault.where = ARCHIVES
+    threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        sw.load(found, address)
+    assert time.monotonic() - began < 4
+    for one in reading_parts():
+        one.join()
+
+
 def test_what_is_denied_is_an_error_that_names_it(server, bucket):
     state = {name: torch.randn(700, 700) for name in "abc"}
     address, _ = saved(server, bucket, state)
@@ -129,7 +151,7 @@ def test_what_is_denied_is_an_error_that_names_it(server, bucket):
     with pytest.raises(PermissionError, match=r"torchs/__0_0\.distcp: access was denied") as caught:
         sw.load(found, address)
     assert caught.value.partly_written == []
-    assert not [one for one in threading.enumerate() if one.name.startswith("reading parts")]
+    assert reading_parts() == []
 
 
 def test_parts_are_taken_as_was_said(server, bucket):

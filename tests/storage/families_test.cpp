@@ -10,7 +10,9 @@
 
 #include "planner/lora/lora_pairs.h"
 #include "planner/models/models.h"
-#include "planner/names/native_tensors.h"
+#include "planner/names/encodings.h"
+#include "planner/names/rule_pieces.h"
+#include "planner/names/weight_map.h"
 #include "storage/format/read_catalog.h"
 #include "storage/jobs/adapters.h"
 #include "storage/jobs/export_checkpoint.h"

@@ -6,7 +6,6 @@
 #include <map>
 
 #include "storage/format/read_catalog.h"
-#include "storage/format/steps.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"
 #include "storage/jobs/save_checkpoint.h"

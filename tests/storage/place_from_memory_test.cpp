@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "planner/names/encodings.h"
 #include "tests/storage/decoded_checkpoint.h"
 
 namespace shardwright {

@@ -96,7 +96,7 @@ TEST(rank_files, torchs_format_is_one_file_of_streams_and_objects_behind_them) {
                                            {bytes[3].data(), {2}, {1}, 16}};
   const TemporaryDirectory folder;
   RankFilesOptions options;
-  options.format = ShardFormat::torch;
+  options.as_torch = true;
   RankFiles files(folder.path, 2, what, options);
   files.write(std::vector<std::size_t>{0, 1, 2, 3}, memory, 2);
   const WriteResults results = files.finish();

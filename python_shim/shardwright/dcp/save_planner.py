@@ -41,6 +41,8 @@ class PackedItems(Sequence[WriteItem]):
     """The items of a plan. Travels as the bytes of the planner's protocol (planner/save/plan_together.h), and becomes
     WriteItems only where someone looks at them."""
 
+    __slots__ = ("_items", "message", "unpack")
+
     def __init__(self, message: bytes, unpack: Callable[[], list[WriteItem]] | None = None) -> None:
         self.message = message
         self.unpack = unpack  #: makes the items; where it is None they are not known
@@ -181,10 +183,13 @@ class SavePlanner(DefaultSavePlanner):
         if self._export is not None:
             self.global_plan, self.metadata = all_plans, Metadata({})
             return self.global_plan, self.metadata
-        told = [self._told(at, plan) for at, plan in enumerate(all_plans)]
+        told = [
+            plan.items.message if isinstance(plan.items, PackedItems) else self._told(at, plan)
+            for at, plan in enumerate(all_plans)
+        ]
         answers = _core.answer(told, self._cache, self.dedup_save_to_lowest_rank)
         self.metadata = Metadata({})
-        if not is_refused(answers):
+        if not _core.is_refused(answers):
             self.metadata = PlannedMetadata(self._cache.plan.metadata, self.flatten_state_dict)
         self.global_plan = [
             SavePlan(PackedItems(message, partial(self._items_of, at)), plan.storage_data)
@@ -193,9 +198,7 @@ class SavePlanner(DefaultSavePlanner):
         return self.global_plan, self.metadata
 
     def _told(self, position: int, plan: SavePlan) -> bytes:
-        if isinstance(plan.items, PackedItems):
-            return plan.items.message
-        # A storage writer has made the plan anew.
+        """What a rank tells whose plan a storage writer has made anew."""
         state = SaveDescription(position, [holding_of_items(plan.items, self.mappings)]).encode()
         told: bytes = _core.tell(_core.told_state(state), _core.SavePlanCache())
         return told
@@ -205,13 +208,9 @@ class SavePlanner(DefaultSavePlanner):
         return [write_item(*item) for item in self._cache.items(position)]
 
 
-def is_refused(answers: Sequence[bytes]) -> bool:
-    return any(_core.is_refusal(answer) for answer in answers)
-
-
 def is_given_up(plans: Sequence[SavePlan]) -> bool:
     """True where the planner has made no plan, so that every rank will refuse to go on."""
-    return is_refused([plan.items.message for plan in plans if isinstance(plan.items, PackedItems)])
+    return _core.is_refused([plan.items.message for plan in plans if isinstance(plan.items, PackedItems)])
 
 
 def share_of(plan: SavePlan, share: type[T], writer: Any) -> T:

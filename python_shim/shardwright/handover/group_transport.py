@@ -20,7 +20,7 @@ def store_of(group: dist.ProcessGroup | None) -> dist.Store:
 
 
 class GroupTransport:
-    """See planner/handover/transport.h. Called from several threads, which Python lets in one by one."""
+    """See `Transport` in planner/job.h. Called from several threads, which Python lets in one by one."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group

@@ -61,10 +61,11 @@ class PartsAhead:
     def __enter__(self) -> PartsAhead:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        """Ends what is under way."""
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        """Ends what is under way. Whoever presses Ctrl-C does not wait for a store that stalls: its request ends
+        later, by itself."""
         self._stopped.set()
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=error is None or issubclass(error, Exception), cancel_futures=True)
         self._begun.clear()
 
     def take(self, part: Part) -> io.BytesIO:

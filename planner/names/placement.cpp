@@ -1,9 +1,8 @@
-#include "planner/geometry/placement.h"
-
 #include <algorithm>
 #include <string>
 
 #include "planner/error.h"
+#include "planner/names/tensor_spec.h"
 
 namespace shardwright {
 namespace {
@@ -53,7 +52,7 @@ Interval chunk(Interval whole, std::int64_t parts, std::int64_t index) {
           std::min(whole.end, whole.begin + step * (index + 1))};
 }
 
-Runs split(const Runs& runs, const Placement& placement, std::int64_t parts, std::int64_t index) {
+Runs split_runs(const Runs& runs, const Placement& placement, std::int64_t parts, std::int64_t index) {
   Runs mine;
   const Interval all{0, length_of(runs)};
   const std::int64_t strips = placement.kind == Placement::Kind::strided_shard ? placement.split_factor : 1;
@@ -87,7 +86,7 @@ std::vector<Runs> runs_by_dimension(const Shape& global_shape, const Shape& mesh
                                            std::to_string(placements[m].split_factor));
     }
     Runs& along = runs[static_cast<std::size_t>(dimension)];
-    along = split(along, placements[m], mesh_shape[m], coordinate[m]);
+    along = split_runs(along, placements[m], mesh_shape[m], coordinate[m]);
   }
   return runs;
 }

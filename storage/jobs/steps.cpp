@@ -1,5 +1,3 @@
-#include "storage/format/steps.h"
-
 #include <algorithm>
 #include <charconv>
 #include <chrono>
@@ -15,6 +13,8 @@
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
+#include "storage/jobs/save_checkpoint.h"
+#include "storage/jobs/save_order.h"
 
 namespace shardwright {
 namespace {
