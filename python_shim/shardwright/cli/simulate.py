@@ -285,11 +285,11 @@ def rates_text(speeds: dict[str, Any]) -> str:
 
 
 def _time_table(facts: dict[str, Any]) -> Table:
-    rows = [
-        [label, *(amount("seconds", value) for value in (sum(phases.values()), *phases.values()))]
-        for label, phases in zip(WAYS.values(), facts["seconds"].values(), strict=True)
-    ]
-    return ["estimated time", "sum", *PHASES.values()], rows
+    rows = []
+    for way, label in WAYS.items():
+        phases = facts["seconds"][way].values()
+        rows.append([label, *(amount("seconds", value) for value in (sum(phases), *phases))])
+    return ["estimated time", "sum", *facts["seconds"]["alone"]], rows
 
 
 def way_table(facts: dict[str, Any]) -> Table:
